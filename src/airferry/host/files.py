@@ -1,0 +1,223 @@
+"""Files that are never half written, folders, locks and disk space.
+
+Every durable write goes: temporary file in the destination folder, fsync, rename, fsync of the folder. After each
+of these boundaries `boundary` is called, which tests replace to kill the process there.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from airferry.errors import HostError
+
+TEMPORARY_PREFIX = ".airferry-"
+
+
+def _no_boundary(what: str) -> None:
+    """Do nothing: the default for `boundary`."""
+
+
+boundary: Callable[[str], None] = _no_boundary
+
+
+def translate_os_error(error: OSError, *, doing: str, path: Path) -> HostError:
+    """Return the `HostError` for an `OSError`, with a hint for a full disk, permissions and read-only media."""
+    hint = None
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        hint = f"free space on the file system of `{path}`, or choose another output or cache folder; then rerun"
+    elif error.errno in (errno.EACCES, errno.EPERM):
+        hint = f"check the owner and mode of `{path}`"
+    elif error.errno == errno.EROFS:
+        hint = f"`{path}` is on a read-only file system; choose another folder"
+    return HostError(f"cannot {doing} `{path}`: {error.strerror or error}", hint=hint, path=str(path))
+
+
+def ensure_directory(path: Path) -> Path:
+    """Create a folder and its parents if they are missing, and return it. Idempotent.
+
+    Raises:
+        HostError: it cannot be created, or something else is there.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise translate_os_error(error, doing="create folder", path=path) from error
+    return path
+
+
+def fsync_directory(path: Path) -> None:
+    """Make the entries of a folder durable."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def atomic_file(path: Path, *, mode: int = 0o644) -> Iterator[IO[bytes]]:
+    """Open a temporary file beside `path` that takes its place, durably, when the block ends well.
+
+    If the block raises, the temporary file is removed and `path` is as it was.
+
+    Raises:
+        HostError: the folder is not writable or the disk is full.
+    """
+    temporary: str | None = None
+    try:
+        ensure_directory(path.parent)
+        descriptor, temporary = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=path.parent)
+        with os.fdopen(descriptor, "wb") as stream:
+            os.fchmod(stream.fileno(), mode)
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+            boundary(f"fsync {path.name}")
+        publish(Path(temporary), path)
+        temporary = None
+    except OSError as error:
+        raise translate_os_error(error, doing="write", path=path) from error
+    finally:
+        if temporary is not None:
+            with suppress(OSError):
+                Path(temporary).unlink()
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Rename a finished, fsynced file or folder to its final path and make the rename durable."""
+    temporary.replace(path)
+    boundary(f"rename {path.name}")
+    fsync_directory(path.parent)
+    boundary(f"fsync folder of {path.name}")
+
+
+def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Write a whole file atomically and durably. An equal file is left alone."""
+    with suppress(OSError):
+        if path.stat().st_size == len(data) and path.read_bytes() == data:
+            return
+    with atomic_file(path, mode=mode) as stream:
+        stream.write(data)
+
+
+def write_text(path: Path, text: str, *, mode: int = 0o644) -> None:
+    """Write a whole text file, UTF-8, atomically and durably. An equal file is left alone."""
+    write_bytes(path, text.encode(), mode=mode)
+
+
+def read_bounded(path: Path, *, limit_bytes: int) -> bytes:
+    """Return the content of a file that must not be larger than `limit_bytes`.
+
+    Raises:
+        HostError: it cannot be read or is larger.
+    """
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(limit_bytes + 1)
+    except OSError as error:
+        raise translate_os_error(error, doing="read", path=path) from error
+    if len(data) > limit_bytes:
+        raise HostError(f"`{path}` is larger than the limit of {limit_bytes} bytes", path=str(path))
+    return data
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a file or folder, read-only folders included. Idempotent; links are not followed."""
+    if path.is_symlink() or path.is_file():
+        path.unlink(missing_ok=True)
+        return
+
+    def unlock(function: Callable[..., Any], name: str, _error: object) -> None:
+        with suppress(OSError):
+            Path(name).parent.chmod(0o700)
+            Path(name).chmod(0o700)
+        with suppress(FileNotFoundError):
+            function(name)
+
+    try:
+        if path.exists():
+            shutil.rmtree(path, onerror=unlock)
+    except OSError as error:
+        raise translate_os_error(error, doing="remove", path=path) from error
+
+
+def remove_stale_temporaries(folder: Path) -> int:
+    """Remove what killed writers left in a folder (not below it) and return how many there were.
+
+    Call it only under the lock that all writers of the folder hold.
+    """
+    if not folder.is_dir():
+        return 0
+    stale = [entry for entry in folder.iterdir() if entry.name.startswith(TEMPORARY_PREFIX)]
+    for entry in stale:
+        remove_tree(entry)
+    return len(stale)
+
+
+@contextmanager
+def scratch_directory(parent: Path) -> Iterator[Path]:
+    """Make a temporary folder in `parent` that is removed when the block ends."""
+    ensure_directory(parent)
+    path = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=parent))
+    try:
+        yield path
+    finally:
+        remove_tree(path)
+
+
+@contextmanager
+def exclusive_lock(path: Path, *, purpose: str) -> Iterator[None]:
+    """Hold an advisory lock on a file, which is created and stays, for the length of the block.
+
+    The kernel frees it when the process dies, however it dies.
+
+    Raises:
+        HostError: another process holds it.
+    """
+    ensure_directory(path.parent)
+    try:
+        stream = path.open("a+b")
+    except OSError as error:
+        raise translate_os_error(error, doing="open lock", path=path) from error
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise HostError(
+                f"another airferry process is at work here: `{path}` is locked",
+                hint=f"wait until it ends, or use another folder to {purpose}",
+                path=str(path),
+            ) from error
+        yield
+
+
+@contextmanager
+def waiting_lock(path: Path) -> Iterator[None]:
+    """Hold an advisory lock on a file, waiting until it is free."""
+    ensure_directory(path.parent)
+    with path.open("a+b") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def free_bytes(path: Path) -> int:
+    """Return the bytes that an ordinary user may still write at `path` or its nearest existing parent."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def cache_directory() -> Path:
+    """Return airferry's cache: `AIRFERRY_CACHE`, else `$XDG_CACHE_HOME/airferry`, else `~/.cache/airferry`."""
+    if chosen := os.environ.get("AIRFERRY_CACHE"):
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "airferry"

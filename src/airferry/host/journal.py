@@ -1,0 +1,93 @@
+"""The journal of finished actions, each under the digest of all its inputs.
+
+What still matches is reused, what does not is done again; nobody ever has to delete the file. A state file of
+another tool at the same path is recognised and left alone (the journal then goes beside it).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from airferry.errors import ConfigurationError
+from airferry.host import files
+
+SCHEMA_VERSION = 1
+WRITTEN_BY = "airferry"
+MAX_BYTES = 64 * 1024 * 1024
+
+
+def inputs_digest(inputs: Mapping[str, Any]) -> str:
+    """Return `sha256:…` of compact JSON with sorted keys: the key of an action."""
+    text = json.dumps(inputs, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+class Journal:
+    """Finished actions: a name and the digest of its inputs, and what came out. Safe to use from threads."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the journal at `path`, which need not exist.
+
+        Raises:
+            ConfigurationError: the file was written by a newer airferry.
+        """
+        self.path = path
+        self._lock = threading.Lock()
+        self._actions: dict[str, dict[str, Any]] = {}
+        data = self._read(path)
+        if data is not None and data.get("written_by") != WRITTEN_BY:
+            self.path = path.with_name(f"airferry-{path.name}")
+            data = self._read(self.path)
+        if data is None:
+            return
+        if data.get("schema_version", 0) > SCHEMA_VERSION:
+            raise ConfigurationError(
+                f"`{self.path}` has schema_version {data['schema_version']}, this airferry knows {SCHEMA_VERSION}",
+                hint="use the newer airferry that wrote it, or another output folder",
+            )
+        actions = data.get("actions")
+        if isinstance(actions, dict):
+            self._actions = {k: v for k, v in actions.items() if isinstance(v, dict)}
+
+    @staticmethod
+    def _read(path: Path) -> dict[str, Any] | None:
+        if not path.is_file():
+            return None
+        try:
+            data = yaml.load(files.read_bounded(path, limit_bytes=MAX_BYTES), Loader=yaml.CSafeLoader)
+        except (yaml.YAMLError, UnicodeDecodeError):
+            return {}
+        return data if isinstance(data, dict) else {}
+
+    def result(self, action: str, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return what the action left when it was done with the same inputs, or None."""
+        with self._lock:
+            entry = self._actions.get(action)
+        if entry is None or entry.get("inputs") != inputs_digest(inputs):
+            return None
+        result = entry.get("result")
+        return result if isinstance(result, dict) else None
+
+    def record(self, action: str, inputs: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+        """Note durably that the action is done with these inputs. Replaces an older entry of that name."""
+        with self._lock:
+            self._actions[action] = {"inputs": inputs_digest(inputs), "result": dict(result)}
+            document = {
+                "schema_version": SCHEMA_VERSION,
+                "written_by": WRITTEN_BY,
+                "actions": dict(sorted(self._actions.items())),
+            }
+            text = yaml.dump(document, Dumper=yaml.CSafeDumper, sort_keys=False, allow_unicode=True)
+            files.write_text(self.path, text)
+
+    def forget_except(self, actions: set[str]) -> None:
+        """Drop entries of actions that no plan names any more; written with the next `record`."""
+        with self._lock:
+            self._actions = {name: entry for name, entry in self._actions.items() if name in actions}

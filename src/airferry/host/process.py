@@ -1,0 +1,294 @@
+"""The one door for child processes, and the only importer of `subprocess`.
+
+A list of arguments, never a shell; an environment from an allow-list; standard input closed unless given; a new
+process group, terminated and then killed on time-out and on any exception; a bounded tail of stderr for the error.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from airferry.errors import AirferryError, BuildError, HostError
+from airferry.events import CommandRun, Emit, silent
+
+TAIL_LINES = 40
+MAX_LINE_CHARACTERS = 2000
+MAX_STDOUT_BYTES = 64 * 1024 * 1024
+TERMINATE_GRACE_S = 10.0
+
+ALLOWED_ENVIRONMENT = (
+    "HOME",
+    "LOGNAME",
+    "PATH",
+    "TMPDIR",
+    "USER",
+    "XDG_CACHE_HOME",
+    "XDG_CONFIG_HOME",
+    "XDG_DATA_HOME",
+    "XDG_RUNTIME_DIR",
+    # how the host reaches networks
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+    "ALL_PROXY",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+    "all_proxy",
+    "SSL_CERT_DIR",
+    "SSL_CERT_FILE",
+    "REQUESTS_CA_BUNDLE",
+    "CURL_CA_BUNDLE",
+    "GIT_SSL_CAINFO",
+    # where credentials and policies are kept
+    "DOCKER_CONFIG",
+    "REGISTRY_AUTH_FILE",
+    "CONTAINERS_CONF",
+    "CONTAINERS_STORAGE_CONF",
+    "CONTAINERS_REGISTRIES_CONF",
+    "BUILDAH_ISOLATION",
+    "BUILDAH_RUNTIME",
+    "NETRC",
+    "GIT_ASKPASS",
+    "GIT_SSH_COMMAND",
+    "SSH_AUTH_SOCK",
+)
+ALLOWED_PREFIXES = ("PIP_",)
+
+
+class ProcessFailed(BuildError):
+    """A child process ended with a code other than 0, or was ended after its time-out.
+
+    `fields` holds `returncode` (None after a time-out), `command` and `tail`, the last lines of its stderr.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """What a child process that ended left: its code, all of stdout, the tail of stderr."""
+
+    returncode: int
+    stdout: bytes
+    tail: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """Standard output as text."""
+        return self.stdout.decode("utf-8", "replace")
+
+
+def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the environment that children get: the allow-list, `LC_ALL=C.UTF-8`, and `extra` over both."""
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name in ALLOWED_ENVIRONMENT or name.startswith(ALLOWED_PREFIXES)
+    }
+    environment["LC_ALL"] = "C.UTF-8"
+    environment.update(extra or {})
+    return environment
+
+
+def find_program(name: str) -> Path | None:
+    """Return the path of a program, looked for on `PATH` and in the system folders that users often lack."""
+    path = os.environ.get("PATH", os.defpath) + os.pathsep + "/usr/sbin:/sbin"
+    found = shutil.which(name, path=path)
+    return Path(found) if found else None
+
+
+def mask(text: str, secrets: Iterable[str]) -> str:
+    """Return `text` with every secret in it replaced by stars."""
+    for secret in secrets:
+        if secret:
+            text = text.replace(secret, "***")
+    return text
+
+
+def run(
+    argv: Sequence[str | Path],
+    *,
+    timeout_s: float,
+    environment: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    stdin: bytes | None = None,
+    check: bool = True,
+    emit: Emit = silent,
+    on_line: Callable[[str], None] | None = None,
+    secrets: Sequence[str] = (),
+) -> Completed:
+    """Run a child process to its end and return what it left.
+
+    `stdin` is closed unless bytes are given. `on_line` gets each line of stderr as it comes, secrets masked. Stdout
+    is kept whole and may not exceed 64 MiB. On a time-out, and when this thread is interrupted, the whole process
+    group is terminated and, 10 s later, killed.
+
+    Raises:
+        HostError: the program does not exist or cannot be started.
+        ProcessFailed: with `check`, the code is not 0; always, the time ran out or stdout is too long.
+    """
+    command = [str(part) for part in argv]
+    printable = mask(shlex.join(command), secrets)
+    emit(CommandRun(printable))
+    try:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=child_environment(environment),
+            cwd=cwd,
+            start_new_session=True,
+        )
+    except FileNotFoundError as error:
+        missing = cwd if cwd is not None and not cwd.exists() else command[0]
+        raise HostError(f"`{missing}` was not found", hint="run `airferry doctor`", program=command[0]) from error
+    except OSError as error:
+        raise HostError(f"cannot start `{command[0]}`: {error.strerror}", program=command[0]) from error
+
+    tail: deque[str] = deque(maxlen=TAIL_LINES)
+    stdout = bytearray()
+    overflow = threading.Event()
+    workers = [
+        threading.Thread(target=_read_lines, args=(child.stderr, tail, on_line, secrets), daemon=True),
+        threading.Thread(target=_read_all, args=(child.stdout, stdout, overflow, child), daemon=True),
+    ]
+    if stdin is not None:
+        workers.append(threading.Thread(target=_feed, args=(child.stdin, stdin), daemon=True))
+    for worker in workers:
+        worker.start()
+    try:
+        returncode = child.wait(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        end_process_group(child)
+        raise ProcessFailed(
+            f"`{command[0]}` did not end within {timeout_s:g} s",
+            hint="rerun; what was finished is reused",
+            command=printable,
+            returncode=None,
+            tail=tuple(tail),
+        ) from None
+    except BaseException:
+        end_process_group(child)
+        raise
+    for worker in workers:
+        worker.join(timeout=TERMINATE_GRACE_S)
+    if overflow.is_set():
+        raise ProcessFailed(
+            f"`{command[0]}` wrote more than {MAX_STDOUT_BYTES} bytes to stdout",
+            command=printable,
+            returncode=returncode,
+            tail=tuple(tail),
+        )
+    if check and returncode != 0:
+        raise ProcessFailed(
+            f"`{mask(shlex.join(command[:3]), secrets)} …` ended with code {returncode}: " + _last_words(tail),
+            command=printable,
+            returncode=returncode,
+            tail=tuple(tail),
+        )
+    return Completed(returncode, bytes(stdout), tuple(tail))
+
+
+def start(
+    argv: Sequence[str | Path],
+    *,
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start a server as a child whose output goes to `log`. End it with `end_process_group`.
+
+    Raises:
+        HostError: the program does not exist or cannot be started.
+    """
+    command = [str(part) for part in argv]
+    try:
+        with log.open("ab") as stream:
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
+                env=child_environment(environment),
+                cwd=cwd,
+                start_new_session=True,
+            )
+    except OSError as error:
+        raise HostError(f"cannot start `{command[0]}`: {error.strerror}", program=command[0]) from error
+
+
+def end_process_group(child: subprocess.Popen[bytes]) -> None:
+    """Terminate a child's process group and kill it if it has not ended 10 s later. Idempotent."""
+    for signal_number in (signal.SIGTERM, signal.SIGKILL):
+        if child.poll() is not None and signal_number == signal.SIGKILL:
+            return
+        try:
+            os.killpg(child.pid, signal_number)
+        except (ProcessLookupError, PermissionError):
+            child.poll()
+            return
+        try:
+            child.wait(timeout=TERMINATE_GRACE_S)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def failure_tail(error: AirferryError) -> tuple[str, ...]:
+    """Return the last lines of stderr that a failed process left in its error, if any."""
+    tail = error.fields.get("tail")
+    return tail if isinstance(tail, tuple) else ()
+
+
+def _last_words(tail: Iterable[str]) -> str:
+    lines = [line for line in tail if line.strip()]
+    return lines[-1] if lines else "no message"
+
+
+def _read_lines(
+    stream: IO[bytes] | None,
+    tail: deque[str],
+    on_line: Callable[[str], None] | None,
+    secrets: Sequence[str],
+) -> None:
+    if stream is None:
+        return
+    with stream:
+        while raw := stream.readline(MAX_LINE_CHARACTERS):
+            line = mask(raw.decode("utf-8", "replace").rstrip("\r\n"), secrets)
+            tail.append(line)
+            if on_line is not None:
+                on_line(line)
+
+
+def _read_all(
+    stream: IO[bytes] | None, into: bytearray, overflow: threading.Event, child: subprocess.Popen[bytes]
+) -> None:
+    if stream is None:
+        return
+    with stream:
+        while block := stream.read(1 << 16):
+            if len(into) + len(block) > MAX_STDOUT_BYTES:
+                overflow.set()
+                end_process_group(child)
+                return
+            into += block
+
+
+def _feed(stream: IO[bytes] | None, data: bytes) -> None:
+    if stream is None:
+        return
+    try:
+        with stream:
+            stream.write(data)
+    except BrokenPipeError:
+        return

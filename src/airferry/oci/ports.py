@@ -1,0 +1,65 @@
+"""The two narrow protocols that everything is a copy between: a Source and a Sink of blobs and manifests.
+
+A layout folder, an archive, a set of volumes and a registry repository each are one or both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import IO, Protocol
+
+from airferry.oci.documents import Descriptor
+
+BLOCK_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A manifest or index: its descriptor and its original bytes, which match it."""
+
+    descriptor: Descriptor
+    data: bytes
+
+
+class Source(Protocol):
+    """Where blobs and manifests come from. Everything that is returned has been verified or verifies itself."""
+
+    def resolve(self, reference: str) -> Descriptor:
+        """Return the descriptor that a tag, name or digest stands for."""
+        ...
+
+    def read_manifest(self, descriptor: Descriptor) -> Stored:
+        """Return a manifest's or index's bytes after checking size and digest."""
+        ...
+
+    def open_blob(self, descriptor: Descriptor) -> AbstractContextManager[IO[bytes]]:
+        """Open a blob for reading as a stream that raises `IntegrityError` at its end if it is not the blob."""
+        ...
+
+    def referrers(self, digest: str) -> list[Descriptor]:
+        """Return the descriptors of the artifacts whose subject is the digest, sorted by digest."""
+        ...
+
+
+class Sink(Protocol):
+    """Where blobs and manifests go. Puts are idempotent, verified, and never leave something half written."""
+
+    def has_blob(self, descriptor: Descriptor) -> bool:
+        """Tell whether the sink holds the blob already."""
+        ...
+
+    def put_blob(self, descriptor: Descriptor, stream: IO[bytes]) -> None:
+        """Store a blob from a stream, checked against digest and size."""
+        ...
+
+    def put_manifest(self, stored: Stored, *, reference: str | None = None) -> None:
+        """Store a manifest's or index's bytes, and let `reference`, if given, stand for it."""
+        ...
+
+
+def blocks(stream: IO[bytes]) -> Iterator[bytes]:
+    """Yield a stream's content in blocks of 1 MiB."""
+    while block := stream.read(BLOCK_BYTES):
+        yield block

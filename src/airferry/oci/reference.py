@@ -1,0 +1,94 @@
+"""Image references: OCI distribution-spec, "Pulling manifests", and the short forms that Docker made common."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+from airferry.errors import UsageError
+from airferry.oci.digest import is_digest
+
+DEFAULT_REGISTRY = "docker.io"
+_HOST = re.compile(
+    r"(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)*|\[[0-9a-fA-F:.]+\])"
+    r"(?::[0-9]{1,5})?"
+)
+_COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_REPOSITORY = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+MAX_NAME_CHARACTERS = 255
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A registry host (with port), a repository, and a tag, a digest or both."""
+
+    registry: str
+    repository: str
+    tag: str | None = None
+    digest: str | None = None
+
+    def __str__(self) -> str:
+        text = self.name
+        if self.tag:
+            text += f":{self.tag}"
+        if self.digest:
+            text += f"@{self.digest}"
+        return text
+
+    @property
+    def name(self) -> str:
+        """Host and repository, without tag and digest."""
+        return f"{self.registry}/{self.repository}"
+
+    @property
+    def target(self) -> str:
+        """What is asked of the registry: the digest if there is one, else the tag."""
+        return self.digest or self.tag or "latest"
+
+    def with_digest(self, digest: str) -> Reference:
+        """Return the same repository pinned to a digest, without tag."""
+        return replace(self, tag=None, digest=digest)
+
+
+def parse_reference(text: str, *, default_registry: str = DEFAULT_REGISTRY) -> Reference:
+    """Return the reference that `text` names, short forms completed as Docker completes them.
+
+    `python:3.12` is `docker.io/library/python:3.12`; with neither tag nor digest the tag is `latest`. A `docker://`
+    in front is dropped.
+
+    Raises:
+        UsageError: it is no reference.
+    """
+    rest = text.removeprefix("docker://").strip()
+    rest, at, digest = rest.partition("@")
+    if at and not is_digest(digest):
+        raise UsageError(f"`{text}`: `{digest}` is no digest, expected `sha256:` and 64 lower-case hex digits")
+    first, slash, remainder = rest.partition("/")
+    has_host = bool(slash) and ("." in first or ":" in first or first == "localhost" or first.startswith("["))
+    registry, path = (first, remainder) if has_host else (default_registry, rest)
+    repository, colon, tag = path.rpartition(":")
+    if not colon:
+        repository, tag = path, ""
+    if registry == "index.docker.io":
+        registry = DEFAULT_REGISTRY
+    if registry == DEFAULT_REGISTRY and "/" not in repository:
+        repository = f"library/{repository}"
+    if not _HOST.fullmatch(registry):
+        raise UsageError(f"`{text}`: `{registry}` is no registry host")
+    if not _REPOSITORY.fullmatch(repository) or len(registry) + 1 + len(repository) > MAX_NAME_CHARACTERS:
+        raise UsageError(
+            f"`{text}`: `{repository}` is no repository name",
+            hint="lower-case letters, digits and `.`, `_`, `__`, `-` between them, parts separated by `/`",
+        )
+    if colon and not _TAG.fullmatch(tag):
+        raise UsageError(f"`{text}`: `{tag}` is no tag")
+    if not colon and not at:
+        tag = "latest"
+    return Reference(registry, repository, tag or None, digest if at else None)
+
+
+def is_loopback(registry: str) -> bool:
+    """Tell whether a registry host (with or without port) is on this machine's loopback interface."""
+    host = registry.rpartition(":")[0] if re.search(r":[0-9]+$", registry) else registry
+    return host in ("localhost", "[::1]", "::1") or re.fullmatch(r"127(\.[0-9]{1,3}){3}", host) is not None
