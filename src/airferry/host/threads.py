@@ -1,0 +1,169 @@
+"""Threads, bounded: stages that overlap, and a map whose first failure cancels the rest.
+
+What is worth a thread here (hashing, compression, sockets, files) releases the interpreter's lock. Nothing else in
+the project starts threads for bulk data.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from types import TracebackType
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+DEFAULT_DEPTH = 4
+
+
+class Cancelled(Exception):
+    """Another part of the same work failed; this one gave up. Never leaves this module's callers."""
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+class _Channel(Generic[T]):
+    """A bounded queue between two threads that carries items, then an end or a failure."""
+
+    def __init__(self, depth: int) -> None:
+        self._items: deque[T] = deque()
+        self._depth = depth
+        self._ended = False
+        self._cancelled = False
+        self._failure: BaseException | None = None
+        self._changed = threading.Condition()
+
+    def put(self, item: T) -> None:
+        with self._changed:
+            while len(self._items) >= self._depth and not self._cancelled:
+                self._changed.wait()
+            if self._cancelled:
+                raise Cancelled
+            self._items.append(item)
+            self._changed.notify_all()
+
+    def end(self, failure: BaseException | None) -> None:
+        with self._changed:
+            self._ended = True
+            self._failure = failure
+            self._changed.notify_all()
+
+    def cancel(self) -> None:
+        with self._changed:
+            self._cancelled = True
+            self._changed.notify_all()
+
+    def __iter__(self) -> Iterator[T]:
+        while True:
+            with self._changed:
+                while not self._items and not self._ended and not self._cancelled:
+                    self._changed.wait()
+                if self._cancelled:
+                    raise Cancelled
+                if not self._items:
+                    if self._failure is not None:
+                        raise self._failure
+                    return
+                item = self._items.popleft()
+                self._changed.notify_all()
+            yield item
+
+
+class Pipeline:
+    """Stages of work on one stream, each in its own thread with a bounded queue behind it.
+
+    A failure in a stage is raised where the stage's output is read, so the first one surfaces at the end of the
+    chain. Leaving the block cancels what still runs and joins every thread.
+    """
+
+    def __init__(self) -> None:
+        self._channels: list[_Channel[bytes]] = []
+        self._threads: list[threading.Thread] = []
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for channel in self._channels:
+            channel.cancel()
+        for thread in self._threads:
+            thread.join()
+
+    def stage(self, items: Iterable[bytes], *, depth: int = DEFAULT_DEPTH) -> Iterator[bytes]:
+        """Run an iterable of blocks in a thread of its own, and return an iterator over what it yields."""
+        channel: _Channel[bytes] = _Channel(depth)
+
+        def work() -> None:
+            failure: BaseException | None = None
+            try:
+                for item in items:
+                    channel.put(item)
+            except BaseException as error:
+                failure = error
+            finally:
+                if isinstance(items, Generator):
+                    items.close()
+                channel.end(failure)
+
+        thread = threading.Thread(target=work, daemon=True)
+        self._channels.append(channel)
+        self._threads.append(thread)
+        thread.start()
+        return iter(channel)
+
+
+def parallel_map(
+    function: Callable[[T], R],
+    items: Iterable[T],
+    *,
+    jobs: int,
+    cancelled: threading.Event | None = None,
+) -> list[R]:
+    """Call a function for each item on at most `jobs` threads and return the results in the order of the items.
+
+    The first failure is raised after all threads have ended; no item is begun after it. `cancelled`, if given, is
+    set at that moment, so that calls under way can give up by raising `Cancelled`.
+    """
+    todo = deque(enumerate(items))
+    results: dict[int, R] = {}
+    failures: list[BaseException] = []
+    stop = cancelled or threading.Event()
+
+    def work() -> None:
+        while not stop.is_set():
+            try:
+                number, item = todo.popleft()
+            except IndexError:
+                return
+            try:
+                results[number] = function(item)
+            except BaseException as error:
+                failures.append(error)
+                stop.set()
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(max(1, jobs), len(todo)))]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    except BaseException:
+        stop.set()
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join()
+        raise
+    for failure in failures:
+        if not isinstance(failure, Cancelled):
+            raise failure
+    if stop.is_set():
+        raise Cancelled
+    return [results[number] for number in sorted(results)]

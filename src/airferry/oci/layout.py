@@ -1,0 +1,390 @@
+"""An OCI image layout in a folder, as a Source and a Sink: image-spec, *image-layout.md*.
+
+Blobs are written once, atomically, under their digest; index.json is replaced whole. Nothing is followed out of the
+folder: blobs are regular files, never links. Reading needs no write access. Processes that write one layout exclude
+each other by a lock of their own; this module only orders the threads of one process.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import os
+import stat
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from airferry.errors import ConfigurationError, HostError, IntegrityError
+from airferry.host import files
+from airferry.oci.digest import digest_hex, digest_of, is_digest
+from airferry.oci.documents import (
+    CONTAINERD_NAME,
+    CONTAINERD_SUBJECT,
+    IMAGE_INDEX,
+    MANIFEST_TYPES,
+    MAX_MANIFEST_BYTES,
+    REF_NAME,
+    Descriptor,
+    Index,
+    canonical_json,
+    descriptor_of,
+    parse_index,
+    parse_manifest,
+)
+from airferry.oci.ports import Stored, blocks
+from airferry.oci.streams import verifying
+
+LAYOUT_FILE = "oci-layout"
+INDEX_FILE = "index.json"
+LAYOUT_VERSION = "1.0.0"
+LAYOUT_BYTES = b'{"imageLayoutVersion":"1.0.0"}'
+MAX_INDEX_BYTES = 16 * 1024 * 1024
+MAX_LAYOUT_FILE_BYTES = 4096
+
+
+class BlobWriter:
+    """A blob in the making. `write` its bytes, then `commit`; without a commit nothing is left."""
+
+    def __init__(self, folder: Path) -> None:
+        """Make a temporary file in the folder; use `LayoutStore.new_blob`."""
+        self._folder = folder
+        with self._translated():
+            handle, name = tempfile.mkstemp(prefix=files.TEMPORARY_PREFIX, dir=folder)
+        self.path = Path(name)
+        self._stream = os.fdopen(handle, "wb")
+        self._hash = hashlib.sha256()
+        self._size = 0
+
+    def write(self, data: bytes) -> int:
+        """Append bytes and return how many."""
+        self._hash.update(data)
+        self._size += len(data)
+        with self._translated():
+            return self._stream.write(data)
+
+    def commit(self) -> tuple[str, int]:
+        """Put the blob, durably, under its digest, and return digest and size. Idempotent for equal content."""
+        digest = "sha256:" + self._hash.hexdigest()
+        with self._translated():
+            self._stream.flush()
+            os.fchmod(self._stream.fileno(), 0o644)
+            os.fsync(self._stream.fileno())
+            files.boundary(f"fsync {digest}")
+            self._stream.close()
+            files.publish(self.path, self._folder / digest_hex(digest))
+        return digest, self._size
+
+    def discard(self) -> None:
+        """Remove what was not committed. Idempotent."""
+        with suppress(OSError):
+            self._stream.close()
+        with suppress(OSError):
+            self.path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise files.translate_os_error(error, doing="write a blob into", path=self._folder) from error
+
+
+class LayoutStore:
+    """A Source and Sink over a layout folder."""
+
+    def __init__(self, path: Path, *, read_only: bool) -> None:
+        """Take a folder as it is; use `create` or `open`."""
+        self.path = path
+        self.read_only = read_only
+        self._blobs = path / "blobs" / "sha256"
+        self._lock = threading.Lock()
+
+    @classmethod
+    def create(cls, path: Path) -> LayoutStore:
+        """Make an empty layout, or open the one that is there. Idempotent; what it holds stays.
+
+        Raises:
+            HostError: the folder is not writable.
+            IntegrityError: the folder holds a layout of another version.
+        """
+        store = cls(path, read_only=False)
+        files.ensure_directory(store._blobs)
+        if not (path / LAYOUT_FILE).exists():
+            files.write_bytes(path / LAYOUT_FILE, LAYOUT_BYTES)
+        if not (path / INDEX_FILE).exists():
+            store.write_index([])
+        return cls.open(path)
+
+    @classmethod
+    def open(cls, path: Path, *, read_only: bool = False) -> LayoutStore:
+        """Open a layout that exists.
+
+        Raises:
+            IntegrityError: the folder is no layout of version 1.0.0.
+        """
+        store = cls(path, read_only=read_only)
+        data = store._read_file(path / LAYOUT_FILE, limit_bytes=MAX_LAYOUT_FILE_BYTES)
+        try:
+            version = json.loads(data).get("imageLayoutVersion")
+        except (ValueError, AttributeError, RecursionError) as error:
+            raise IntegrityError(f"`{path / LAYOUT_FILE}` is not valid JSON of a layout") from error
+        if version != LAYOUT_VERSION:
+            raise IntegrityError(f"`{path}` has imageLayoutVersion `{version}`, expected `{LAYOUT_VERSION}`")
+        return store
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def blob_path(self, digest: str) -> Path:
+        """Return the path where a blob is or would be."""
+        return self._blobs / digest_hex(digest)
+
+    def has_blob(self, descriptor: Descriptor) -> bool:
+        """Tell whether a regular file of the right name and size is there. Its content is checked when read."""
+        try:
+            found = self.blob_path(descriptor.digest).lstat()
+        except OSError:
+            return False
+        return stat.S_ISREG(found.st_mode) and found.st_size == descriptor.size
+
+    @contextmanager
+    def open_blob(self, descriptor: Descriptor) -> Iterator[IO[bytes]]:
+        """Open a blob as a stream that raises `IntegrityError` at its end if it is not the blob.
+
+        Raises:
+            IntegrityError: it is missing, no regular file, or of another size.
+        """
+        path = self.blob_path(descriptor.digest)
+        with _open_regular(path, what=f"blob `{descriptor.digest}`") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            if size != descriptor.size:
+                raise IntegrityError(
+                    f"blob `{descriptor.digest}` has {size} bytes, expected {descriptor.size}",
+                    digest=descriptor.digest,
+                    path=str(path),
+                )
+            yield verifying(stream, descriptor)
+
+    def read_bytes(self, descriptor: Descriptor, *, limit_bytes: int = MAX_MANIFEST_BYTES) -> bytes:
+        """Return a small blob whole, verified.
+
+        Raises:
+            IntegrityError: it is not the blob, or is declared larger than the limit.
+        """
+        if descriptor.size > limit_bytes:
+            raise IntegrityError(
+                f"blob `{descriptor.digest}` has {descriptor.size} bytes, more than the limit of {limit_bytes} for "
+                "documents",
+                digest=descriptor.digest,
+            )
+        with self.open_blob(descriptor) as stream:
+            return stream.read()
+
+    def read_manifest(self, descriptor: Descriptor) -> Stored:
+        """Return a manifest's or index's original bytes, verified."""
+        return Stored(descriptor, self.read_bytes(descriptor))
+
+    def read_index_bytes(self) -> bytes:
+        """Return the bytes of index.json. Their digest is the root of a bundle."""
+        return self._read_file(self.path / INDEX_FILE, limit_bytes=MAX_INDEX_BYTES)
+
+    def read_index(self) -> Index:
+        """Return the view of index.json.
+
+        Raises:
+            IntegrityError: it is missing, too large or no index.
+        """
+        return parse_index(self.read_index_bytes(), what=f"`{self.path / INDEX_FILE}`")
+
+    def root(self) -> str:
+        """Return the digest of index.json."""
+        return digest_of(self.read_index_bytes())
+
+    def resolve(self, reference: str) -> Descriptor:
+        """Return the descriptor that a name or digest stands for; an empty name stands for an only image.
+
+        Raises:
+            ConfigurationError: nothing, or more than one thing, has that name.
+        """
+        entries = self.read_index().manifests
+        if is_digest(reference):
+            found = [entry for entry in entries if entry.digest == reference]
+        elif reference:
+            found = [entry for entry in entries if reference in names_of(entry)]
+        else:
+            found = [entry for entry in entries if entry.artifact_type is None]
+        if len({entry.digest for entry in found}) == 1:
+            return found[0]
+        names = sorted({name for entry in entries for name in names_of(entry)})
+        wanted = f"`{reference}`" if reference else "one image without a name"
+        raise ConfigurationError(
+            f"layout `{self.path}` holds {len(found) or 'nothing'} under {wanted}, expected one",
+            hint="it holds " + ", ".join(f"`{name}`" for name in names[:20]) if names else "it holds no named image",
+        )
+
+    def referrers(self, digest: str) -> list[Descriptor]:
+        """Return the top-level descriptors of artifacts whose subject is the digest, sorted by digest.
+
+        Both marks are understood: the annotation `io.containerd.manifest.subject`, and the manifest's own field.
+        """
+        found: dict[str, Descriptor] = {}
+        for entry in self.read_index().manifests:
+            subject = (entry.annotations or {}).get(CONTAINERD_SUBJECT)
+            if subject is None and entry.media_type in MANIFEST_TYPES:
+                manifest = parse_manifest(self.read_bytes(entry), what=f"manifest `{entry.digest}`")
+                subject = manifest.subject.digest if manifest.subject else None
+            if subject == digest:
+                found[entry.digest] = entry
+        return [found[key] for key in sorted(found)]
+
+    def stored_digests(self) -> set[str]:
+        """Return the digests of all regular files in the blob folder whose names are digests."""
+        with os.scandir(self._blobs) as entries:
+            digests = {"sha256:" + entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
+        return {digest for digest in digests if is_digest(digest)}
+
+    # -- writing ------------------------------------------------------------------------------------------------
+
+    def put_blob(self, descriptor: Descriptor, stream: IO[bytes]) -> None:
+        """Store a blob from a stream, verified, atomically. A blob that is there is not read again."""
+        if self.has_blob(descriptor):
+            return
+        reader = verifying(stream, descriptor)
+        with self.new_blob() as writer:
+            for block in blocks(reader):
+                writer.write(block)
+            if descriptor.size == 0:
+                reader.read(1)
+            writer.commit()
+
+    def put_bytes(self, data: bytes, media_type: str, **fields: Any) -> Descriptor:
+        """Store a small blob that is at hand and return its descriptor with the given fields."""
+        descriptor = descriptor_of(data, media_type, **fields)
+        self.put_blob(descriptor, io.BytesIO(data))
+        return descriptor
+
+    def put_manifest(self, stored: Stored, *, reference: str | None = None) -> None:
+        """Store a manifest's or index's bytes; with a reference, index.json names it, in place of an older one.
+
+        Raises:
+            IntegrityError: the bytes are not what the descriptor says.
+        """
+        self.put_blob(stored.descriptor, io.BytesIO(stored.data))
+        if reference is None:
+            return
+        with self._lock:
+            kept = [entry for entry in self.read_index().manifests if reference not in names_of(entry)]
+            self.write_index([*kept, named(stored.descriptor, reference)])
+
+    @contextmanager
+    def new_blob(self) -> Iterator[BlobWriter]:
+        """Give a writer for a blob whose digest is not known yet; it must `commit` within the block.
+
+        Raises:
+            HostError: the disk is full, or the folder not writable.
+        """
+        self._ensure_writable()
+        writer = BlobWriter(self._blobs)
+        try:
+            yield writer
+        finally:
+            writer.discard()
+
+    def link_blob(self, source_path: Path, descriptor: Descriptor) -> None:
+        """Store a blob that is a file on this machine, verified; as a hard link where the file systems allow it.
+
+        Raises:
+            IntegrityError: the file is not the blob.
+        """
+        if self.has_blob(descriptor):
+            return
+        self._ensure_writable()
+        with _open_regular(source_path, what=f"`{source_path}`") as raw:
+            for _block in blocks(verifying(raw, descriptor, what=f"`{source_path}`")):
+                pass
+        if source_path.lstat().st_size != descriptor.size:
+            raise IntegrityError(f"`{source_path}` changed while it was read")
+        with files.scratch_directory(self._blobs) as scratch:
+            temporary = scratch / "blob"
+            try:
+                os.link(source_path, temporary, follow_symlinks=False)
+            except OSError as error:
+                if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EACCES, errno.ENOTSUP):
+                    raise files.translate_os_error(error, doing="link", path=source_path) from error
+                with source_path.open("rb") as stream:
+                    self.put_blob(descriptor, stream)
+                return
+            with temporary.open("rb") as stream:
+                os.fsync(stream.fileno())
+            files.publish(temporary, self.blob_path(descriptor.digest))
+
+    def write_index(self, entries: Iterable[Descriptor]) -> bytes:
+        """Replace index.json, durably, with these descriptors, sorted, and return its bytes."""
+        self._ensure_writable()
+        ordered = sorted(entries, key=_index_order)
+        data = canonical_json(Index(schema_version=2, media_type=IMAGE_INDEX, manifests=ordered))
+        if len(data) > MAX_INDEX_BYTES:
+            raise IntegrityError(f"index.json would have {len(data)} bytes, more than the limit of {MAX_INDEX_BYTES}")
+        files.write_bytes(self.path / INDEX_FILE, data)
+        return data
+
+    def remove_blob(self, digest: str) -> None:
+        """Remove a blob that nothing names any more. Idempotent."""
+        self._ensure_writable()
+        self.blob_path(digest).unlink(missing_ok=True)
+
+    def remove_stale_temporaries(self) -> int:
+        """Remove what killed writers left, under the lock that all writers of this layout hold; return the count."""
+        return files.remove_stale_temporaries(self._blobs) + files.remove_stale_temporaries(self.path)
+
+    def _ensure_writable(self) -> None:
+        if self.read_only:
+            raise HostError(f"layout `{self.path}` is open for reading only", path=str(self.path))
+
+    @staticmethod
+    def _read_file(path: Path, *, limit_bytes: int) -> bytes:
+        with _open_regular(path, what=f"`{path}`") as stream:
+            data = stream.read(limit_bytes + 1)
+        if len(data) > limit_bytes:
+            raise IntegrityError(f"`{path}` is larger than the limit of {limit_bytes} bytes", path=str(path))
+        return data
+
+
+def names_of(descriptor: Descriptor) -> set[str]:
+    """Return the names that index.json gives a descriptor."""
+    annotations = descriptor.annotations or {}
+    return {annotations[key] for key in (REF_NAME, CONTAINERD_NAME) if key in annotations}
+
+
+def named(descriptor: Descriptor, reference: str) -> Descriptor:
+    """Return the descriptor with a name in the two annotations that the tools of others look for."""
+    annotations = {**(descriptor.annotations or {}), REF_NAME: reference, CONTAINERD_NAME: reference}
+    return descriptor.annotated(annotations=annotations)
+
+
+def _index_order(entry: Descriptor) -> tuple[str, str, str, str]:
+    annotations = entry.annotations or {}
+    name = annotations.get(REF_NAME, "")
+    return (entry.artifact_type or "", name, annotations.get(CONTAINERD_SUBJECT, ""), entry.digest)
+
+
+@contextmanager
+def _open_regular(path: Path, *, what: str) -> Iterator[IO[bytes]]:
+    """Open a regular file for reading; a link, a FIFO or a device is refused without touching it."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise IntegrityError(f"{what} is missing", path=str(path)) from error
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.ENOTDIR, errno.EISDIR):
+            raise IntegrityError(f"{what} is no regular file", path=str(path)) from error
+        raise files.translate_os_error(error, doing="read", path=path) from error
+    with os.fdopen(handle, "rb", buffering=0) as stream:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise IntegrityError(f"{what} is no regular file", path=str(path))
+        yield stream

@@ -1,0 +1,112 @@
+"""A reader that verifies what passes through it. Everything that reads a blob goes through it; it stores nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import threading
+from typing import IO, cast
+
+from airferry.errors import IntegrityError
+from airferry.host.threads import Cancelled
+from airferry.oci.documents import Descriptor
+from airferry.oci.ports import BLOCK_BYTES
+
+
+class VerifyingReader(io.RawIOBase):
+    """A stream over a blob that never yields more than the declared size and checks the digest at its end.
+
+    The check runs when the last declared byte is read, before that byte is handed out, so whoever read the whole
+    blob without an error holds the right bytes. `cancelled`, if set, ends reading with `Cancelled`.
+    """
+
+    def __init__(
+        self,
+        stream: IO[bytes],
+        descriptor: Descriptor,
+        *,
+        what: str | None = None,
+        cancelled: threading.Event | None = None,
+    ) -> None:
+        super().__init__()
+        self.descriptor = descriptor
+        self._stream = stream
+        self._what = what or f"blob `{descriptor.digest}`"
+        self._hash = hashlib.sha256()
+        self._left = descriptor.size
+        self._checked = False
+        self._cancelled = cancelled
+
+    def readable(self) -> bool:
+        """Say that the stream can be read."""
+        return True
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Return up to `size` bytes, or all that is left.
+
+        Raises:
+            IntegrityError: the stream is shorter or longer than declared, or has another digest.
+        """
+        if size is None or size < 0:
+            return b"".join(iter(lambda: self.read(BLOCK_BYTES), b""))
+        if self._cancelled is not None and self._cancelled.is_set():
+            raise Cancelled
+        if self._left == 0:
+            self._check()
+            return b""
+        if size == 0:
+            return b""
+        block = self._stream.read(min(size, self._left))
+        if not block:
+            got = self.descriptor.size - self._left
+            raise IntegrityError(
+                f"{self._what} is truncated: {got} bytes, expected {self.descriptor.size}",
+                digest=self.descriptor.digest,
+            )
+        self._hash.update(block)
+        self._left -= len(block)
+        if self._left == 0:
+            self._check()
+        return block
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        """Fill a buffer with up to its length of verified bytes and return how many there are."""
+        block = self.read(len(buffer))
+        buffer[: len(block)] = block
+        return len(block)
+
+    def _check(self) -> None:
+        if self._checked:
+            return
+        if self._stream.read(1):
+            raise IntegrityError(
+                f"{self._what} is longer than the declared {self.descriptor.size} bytes", digest=self.descriptor.digest
+            )
+        observed = "sha256:" + self._hash.hexdigest()
+        if observed != self.descriptor.digest:
+            raise IntegrityError(
+                f"{self._what} has digest `{observed}`, expected `{self.descriptor.digest}`",
+                digest=self.descriptor.digest,
+                observed=observed,
+            )
+        self._checked = True
+
+
+def verifying(
+    stream: IO[bytes],
+    descriptor: Descriptor,
+    *,
+    what: str | None = None,
+    cancelled: threading.Event | None = None,
+) -> IO[bytes]:
+    """Return a stream over a blob that raises `IntegrityError` at its end if it is not the blob.
+
+    A stream that already verifies the same blob is returned as it is, unless it would have to be cancellable.
+    """
+    if cancelled is None and isinstance(stream, VerifyingReader) and _same(stream.descriptor, descriptor):
+        return cast(IO[bytes], stream)
+    return cast(IO[bytes], VerifyingReader(stream, descriptor, what=what, cancelled=cancelled))
+
+
+def _same(one: Descriptor, other: Descriptor) -> bool:
+    return (one.digest, one.size) == (other.digest, other.size)
