@@ -1,0 +1,237 @@
+"""Compression of layers: gzip and zstd, both ways, as iterators of blocks.
+
+Decoders are strict (nothing missing, nothing behind the end, bounded output per step) and encoders deterministic:
+what comes out depends on content, level and library version, not on threads, clocks or how the input was cut. gzip
+is written with zlib, whose output does not depend on the CPU, in blocks on several threads, as pigz does.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import IO, Literal, cast
+
+import zstandard
+from isal import isal_zlib
+
+from airferry.errors import IntegrityError
+from airferry.oci.ports import BLOCK_BYTES
+
+GZIP_ERROR = cast(type[Exception], isal_zlib.error)
+DEFAULT_ZSTD_LEVEL = 3
+DEFAULT_GZIP_LEVEL = 6
+GZIP_MAGIC = b"\x1f\x8b"
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+SKIPPABLE_MAGIC_SUFFIX = b"\x2a\x4d\x18"
+MAX_ZSTD_WINDOW_BYTES = 1 << 27
+GZIP_WINDOW_BYTES = 32 * 1024
+GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
+DEFLATE_END = b"\x03\x00"
+
+
+def inflate(source: Iterable[bytes], kind: Literal["zstd", "gzip", "none"], *, what: str) -> Iterator[bytes]:
+    """Yield the uncompressed content of a stream in blocks of at most 1 MiB.
+
+    Several gzip members and several zstd frames in a row are one stream, as RFC 1952 and RFC 8878 say.
+
+    Raises:
+        IntegrityError: the stream is not of that kind, is corrupt, ends early, or has something behind its end.
+    """
+    checked = _declared(source, kind, what)
+    if kind == "gzip":
+        return _gunzip(checked, what)
+    if kind == "zstd":
+        return _unzstd(checked, what)
+    return checked
+
+
+def _declared(source: Iterable[bytes], kind: str, what: str) -> Iterator[bytes]:
+    iterator = iter(source)
+    head = b""
+    while len(head) < len(ZSTD_MAGIC) and (block := next(iterator, b"")):
+        head += block
+    found = "gzip" if head.startswith(GZIP_MAGIC) else "zstd" if _is_zstd(head) else "none"
+    if found != kind:
+        names = {"none": "an uncompressed tar" if head else "empty", "gzip": "gzip", "zstd": "zstd"}
+        raise IntegrityError(f"{what} is declared as {names[kind]} but is {names[found]}")
+    if head:
+        yield head
+    yield from iterator
+
+
+def _is_zstd(head: bytes) -> bool:
+    return head.startswith(ZSTD_MAGIC) or (head[1:4] == SKIPPABLE_MAGIC_SUFFIX and 0x50 <= head[0] <= 0x5F)
+
+
+def _gunzip(source: Iterable[bytes], what: str) -> Iterator[bytes]:
+    member = isal_zlib.decompressobj(31)
+    pending = b""
+    try:
+        for block in source:
+            pending += block
+            while pending:
+                if member.eof:
+                    if len(pending) < len(GZIP_MAGIC):
+                        break
+                    if not pending.startswith(GZIP_MAGIC):
+                        raise IntegrityError(f"{what} has bytes behind the end of its gzip stream")
+                    member = isal_zlib.decompressobj(31)
+                plain = member.decompress(pending, BLOCK_BYTES)
+                pending = member.unused_data if member.eof else member.unconsumed_tail
+                if plain:
+                    yield plain
+        while not member.eof and (plain := member.decompress(b"", BLOCK_BYTES)):
+            yield plain
+    except GZIP_ERROR as error:
+        raise IntegrityError(f"{what} is corrupt gzip: {error}") from error
+    if not member.eof:
+        raise IntegrityError(f"{what} ends in the middle of its gzip stream")
+    if pending:
+        raise IntegrityError(f"{what} has bytes behind the end of its gzip stream")
+
+
+def _unzstd(source: Iterable[bytes], what: str) -> Iterator[bytes]:
+    decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_ZSTD_WINDOW_BYTES)
+    frames = _ZstdFrames(source, what)
+    reader = decompressor.stream_reader(
+        cast(IO[bytes], frames), read_size=BLOCK_BYTES, read_across_frames=True, closefd=False
+    )
+    try:
+        while plain := reader.read(BLOCK_BYTES):
+            yield plain
+    except zstandard.ZstdError as error:
+        raise IntegrityError(f"{what} is corrupt zstd: {error}") from error
+
+
+class _ZstdFrames:
+    """A readable over blocks that follows the frames in them (RFC 8878, section 3) and insists on whole ones.
+
+    zstandard's reader takes the end of its input for the end of a frame, wherever that is; this walks from block
+    header to block header beside it.
+    """
+
+    def __init__(self, source: Iterable[bytes], what: str) -> None:
+        self._source = iter(source)
+        self._what = what
+        self._rest = b""
+        self._skip = 0
+        self._head = b""
+        self._state: Literal["frame", "block", "checksum"] = "frame"
+        self._has_checksum = False
+
+    def read(self, size: int) -> bytes:
+        if not self._rest:
+            self._rest = next(self._source, b"")
+            if self._rest:
+                self._follow(self._rest)
+            elif self._skip or self._head or self._state != "frame":
+                raise IntegrityError(f"{self._what} ends in the middle of a zstd frame")
+        block, self._rest = self._rest[:size], self._rest[size:]
+        return block
+
+    def _follow(self, block: bytes) -> None:
+        position = 0
+        while True:
+            step = min(self._skip, len(block) - position)
+            self._skip -= step
+            position += step
+            if self._skip or position == len(block):
+                return
+            wanted = self._head_length()
+            taken = block[position : position + wanted - len(self._head)]
+            self._head += taken
+            position += len(taken)
+            if len(self._head) < wanted:
+                return
+            if self._head_length() == wanted:
+                self._enter()
+
+    def _head_length(self) -> int:
+        if self._state == "block":
+            return 3
+        if self._state == "checksum":
+            return 4
+        if len(self._head) < 5:
+            return 5
+        if self._head[1:4] == SKIPPABLE_MAGIC_SUFFIX:
+            return 8
+        flags = self._head[4]
+        single_segment = bool(flags & 0x20)
+        content_size = (1 if single_segment else 0, 2, 4, 8)[flags >> 6]
+        return 5 + (0 if single_segment else 1) + (0, 1, 2, 4)[flags & 3] + content_size
+
+    def _enter(self) -> None:
+        head, self._head = self._head, b""
+        if self._state == "checksum":
+            self._state = "frame"
+        elif self._state == "block":
+            header = int.from_bytes(head, "little")
+            repeated = (header >> 1) & 3 == 1
+            self._skip = 1 if repeated else header >> 3
+            if header & 1:
+                self._state = "checksum" if self._has_checksum else "frame"
+        elif not _is_zstd(head):
+            raise IntegrityError(f"{self._what} has bytes behind the end of its zstd stream")
+        elif head[1:4] == SKIPPABLE_MAGIC_SUFFIX:
+            self._skip = int.from_bytes(head[4:8], "little")
+        else:
+            self._has_checksum = bool(head[4] & 4)
+            self._state = "block"
+
+
+def zstd_blocks(source: Iterable[bytes], *, level: int, threads: int) -> Iterator[bytes]:
+    """Yield one zstd frame over the content, without a content size and without a checksum of its own.
+
+    `threads` is at least 1: zstd's single-threaded mode (0) would give other bytes than any number of threads.
+    """
+    compressor = zstandard.ZstdCompressor(
+        level=level, threads=max(1, threads), write_checksum=False, write_content_size=False
+    ).compressobj()
+    for block in source:
+        if packed := compressor.compress(block):
+            yield packed
+    yield compressor.flush()
+
+
+def gzip_blocks(source: Iterable[bytes], *, level: int, threads: int) -> Iterator[bytes]:
+    """Yield one gzip member over the content, without name and time, its blocks of 1 MiB compressed in parallel.
+
+    Each block has the 32 KiB before it for a dictionary, so the ratio is nearly that of one pass.
+    """
+    yield GZIP_HEADER
+    checksum = size = 0
+    window = b""
+    packing: deque[Future[bytes]] = deque()
+    with ThreadPoolExecutor(max_workers=max(1, threads)) as pool:
+        for block in _exact_blocks(source):
+            checksum = zlib.crc32(block, checksum)
+            size += len(block)
+            packing.append(pool.submit(_deflate, block, window, level))
+            window = block[-GZIP_WINDOW_BYTES:]
+            if len(packing) > threads:
+                yield packing.popleft().result()
+        while packing:
+            yield packing.popleft().result()
+    yield DEFLATE_END + checksum.to_bytes(4, "little") + (size & 0xFFFFFFFF).to_bytes(4, "little")
+
+
+def _deflate(block: bytes, window: bytes, level: int) -> bytes:
+    compressor = zlib.compressobj(level, zlib.DEFLATED, -15, zdict=window)
+    return compressor.compress(block) + compressor.flush(zlib.Z_SYNC_FLUSH)
+
+
+def _exact_blocks(source: Iterable[bytes]) -> Iterator[bytes]:
+    parts: list[bytes] = []
+    held = 0
+    for block in source:
+        while held + len(block) >= BLOCK_BYTES:
+            cut = BLOCK_BYTES - held
+            yield b"".join([*parts, block[:cut]])
+            parts, held, block = [], 0, block[cut:]
+        if block:
+            parts.append(block)
+            held += len(block)
+    if parts:
+        yield b"".join(parts)

@@ -1,0 +1,253 @@
+"""The layer pipeline: read, verify, inflate, observe, recompress, hash, in stages that overlap and hold no layer.
+
+Works on streams only: no layer is ever held in memory or unpacked to a folder. A layer's diff_id (the digest of its
+uncompressed tar) is the same on both sides of it (image-spec, *config.md*, "Layer DiffID").
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import IO, Literal
+
+from airferry.errors import IntegrityError
+from airferry.events import Emit, Progress, silent
+from airferry.host.threads import Pipeline, usable_cores
+from airferry.oci.codecs import DEFAULT_GZIP_LEVEL, DEFAULT_ZSTD_LEVEL, gzip_blocks, inflate, zstd_blocks
+from airferry.oci.documents import (
+    DOCKER_LAYER_GZIP,
+    DOCKER_LAYER_TAR,
+    LAYER_GZIP,
+    LAYER_TAR,
+    LAYER_ZSTD,
+    Descriptor,
+)
+from airferry.oci.layout import LayoutStore
+from airferry.oci.ports import BLOCK_BYTES, blocks
+from airferry.oci.streams import verifying
+
+Kind = Literal["zstd", "gzip", "none"]
+Observer = Callable[[bytes], None]
+
+MEDIA_TYPES: dict[Kind, str] = {"zstd": LAYER_ZSTD, "gzip": LAYER_GZIP, "none": LAYER_TAR}
+KINDS: dict[str, Kind] = {
+    LAYER_ZSTD: "zstd",
+    LAYER_GZIP: "gzip",
+    DOCKER_LAYER_GZIP: "gzip",
+    LAYER_TAR: "none",
+    DOCKER_LAYER_TAR: "none",
+}
+DEFAULT_LIMIT_BYTES = 1 << 40
+MAX_THREADS = 8
+PROGRESS_EVERY_BYTES = 16 * BLOCK_BYTES
+
+
+def _default_threads() -> int:
+    return min(usable_cores(), MAX_THREADS)
+
+
+@dataclass(frozen=True, slots=True)
+class Compression:
+    """How layers are compressed. `preserve` keeps the blobs of a base; `level` None is the kind's default.
+
+    The bytes that come out depend on kind and level, never on the number of threads.
+    """
+
+    kind: Literal["zstd", "gzip", "none", "preserve"] = "zstd"
+    level: int | None = None
+    threads: int = field(default_factory=_default_threads)
+
+    def matching(self, media_types: Iterable[str]) -> Compression:
+        """Return what new layers on top of layers of these types get, so that all have one compression.
+
+        Raises:
+            IntegrityError: `preserve` is asked for layers of several kinds.
+        """
+        if self.kind != "preserve":
+            return self
+        kinds = {layer_kind(media_type) for media_type in media_types}
+        if len(kinds) > 1:
+            raise IntegrityError(
+                "the base's layers have several compressions, which some importers misread: "
+                + ", ".join(sorted(kinds)),
+                hint="use `compression: zstd` or `gzip` instead of `preserve`",
+            )
+        return Compression(kinds.pop() if kinds else "zstd", self.level, self.threads)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerResult:
+    """A layer that a store holds now. `original` is the layer it was made from, if it came as a blob."""
+
+    descriptor: Descriptor
+    diff_id: str
+    unpacked_bytes: int
+    original: Descriptor | None = None
+
+
+def layer_kind(media_type: str) -> Kind:
+    """Return how layers of a media type are compressed.
+
+    Raises:
+        IntegrityError: it is no layer type of OCI or Docker that can be carried.
+    """
+    kind = KINDS.get(media_type)
+    if kind is None:
+        raise IntegrityError(
+            f"`{media_type}` is no layer type that airferry carries",
+            hint="layers are tar, gzip or zstd; foreign and encrypted layers cannot be carried",
+        )
+    return kind
+
+
+def recompress_layer(
+    stream: IO[bytes],
+    descriptor: Descriptor,
+    *,
+    diff_id: str | None,
+    compression: Compression,
+    into: LayoutStore,
+    observers: Iterable[Observer] = (),
+    emit: Emit = silent,
+    limit_bytes: int = DEFAULT_LIMIT_BYTES,
+) -> LayerResult:
+    """Carry a layer from a stream into a store in the wanted compression, and check all of it on the way.
+
+    The compressed bytes are checked against the descriptor, the uncompressed ones against `diff_id` where it is
+    known, and limited to `limit_bytes`. A layer that has the wanted compression already keeps its bytes, and is
+    checked all the same; a store that holds it is not written. The store changes only when everything was right.
+
+    Raises:
+        IntegrityError: digest, size, compression, diff_id or unpacked size are not what was declared.
+    """
+    kind = layer_kind(descriptor.media_type)
+    what = f"layer `{descriptor.digest}`"
+    keep = compression.kind in ("preserve", kind)
+    with Pipeline() as pipeline, into.new_blob() as writer:
+        tally = _Tally(what, observers, limit_bytes)
+        progress = _Progress(what, descriptor.size, emit)
+        packed = progress.watch(blocks(verifying(stream, descriptor, what=what)))
+        if keep:
+            packed = _tee(packed, None if into.has_blob(descriptor) else writer.write)
+        unpacked = pipeline.stage(inflate(pipeline.stage(packed), kind, what=what))
+        counted = tally.watch(unpacked)
+        if keep:
+            for _block in counted:
+                pass
+        else:
+            for block in pipeline.stage(_compress(pipeline.stage(counted), compression)):
+                writer.write(block)
+        if diff_id is not None and tally.digest() != diff_id:
+            raise IntegrityError(
+                f"{what} has diff_id `{tally.digest()}`, its image's config says `{diff_id}`",
+                digest=descriptor.digest,
+                diff_id=diff_id,
+                observed=tally.digest(),
+            )
+        progress.finish()
+        if keep:
+            result = Descriptor(media_type=MEDIA_TYPES[kind], digest=descriptor.digest, size=descriptor.size)
+            if not into.has_blob(descriptor):
+                writer.commit()
+        else:
+            digest, size = writer.commit()
+            result = Descriptor(media_type=_media_type(compression), digest=digest, size=size)
+        return LayerResult(result, tally.digest(), tally.total, descriptor)
+
+
+def compress_layer(
+    stream: IO[bytes] | Generator[bytes, None, None],
+    *,
+    compression: Compression,
+    into: LayoutStore,
+    observers: Iterable[Observer] = (),
+    limit_bytes: int = DEFAULT_LIMIT_BYTES,
+) -> LayerResult:
+    """Store an uncompressed tar, from a stream or a generator of blocks, as a layer.
+
+    `compression` must be settled: where `preserve` was asked for, give `compression.matching(…)`.
+
+    Raises:
+        IntegrityError: the layer is larger than `limit_bytes`.
+    """
+    source = stream if isinstance(stream, Generator) else blocks(stream)
+    with Pipeline() as pipeline, into.new_blob() as writer:
+        tally = _Tally("the new layer", observers, limit_bytes)
+        counted = tally.watch(pipeline.stage(source))
+        for block in pipeline.stage(_compress(pipeline.stage(counted), compression)):
+            writer.write(block)
+        digest, size = writer.commit()
+        descriptor = Descriptor(media_type=_media_type(compression), digest=digest, size=size)
+        return LayerResult(descriptor, tally.digest(), tally.total)
+
+
+def _media_type(compression: Compression) -> str:
+    if compression.kind == "preserve":
+        raise ValueError("`preserve` says nothing about a new layer: settle it with `Compression.matching`")
+    return MEDIA_TYPES[compression.kind]
+
+
+def _compress(source: Iterable[bytes], compression: Compression) -> Iterator[bytes]:
+    _media_type(compression)
+    level, threads = compression.level, max(1, compression.threads)
+    if compression.kind == "zstd":
+        return zstd_blocks(source, level=DEFAULT_ZSTD_LEVEL if level is None else level, threads=threads)
+    if compression.kind == "gzip":
+        return gzip_blocks(source, level=DEFAULT_GZIP_LEVEL if level is None else level, threads=threads)
+    return iter(source)
+
+
+def _tee(source: Iterable[bytes], write: Callable[[bytes], int] | None) -> Iterator[bytes]:
+    for block in source:
+        if write is not None:
+            write(block)
+        yield block
+
+
+class _Tally:
+    """Digest and size of the uncompressed bytes, with observers and a limit."""
+
+    def __init__(self, what: str, observers: Iterable[Observer], limit_bytes: int) -> None:
+        self._what = what
+        self._observers = tuple(observers)
+        self._limit_bytes = limit_bytes
+        self._hash = hashlib.sha256()
+        self.total = 0
+
+    def watch(self, source: Iterable[bytes]) -> Iterator[bytes]:
+        for block in source:
+            self.total += len(block)
+            if self.total > self._limit_bytes:
+                raise IntegrityError(
+                    f"{self._what} unpacks to more than the limit of {self._limit_bytes} bytes",
+                    hint="if the layer is really that large, raise the limit",
+                )
+            self._hash.update(block)
+            for observer in self._observers:
+                observer(block)
+            yield block
+
+    def digest(self) -> str:
+        return "sha256:" + self._hash.hexdigest()
+
+
+class _Progress:
+    """Progress in compressed bytes, said every 16 MiB and at the end."""
+
+    def __init__(self, task: str, total: int, emit: Emit) -> None:
+        self._task = task
+        self._total = total
+        self._emit = emit
+
+    def watch(self, source: Iterable[bytes]) -> Iterator[bytes]:
+        done = said = 0
+        for block in source:
+            done += len(block)
+            if done - said >= PROGRESS_EVERY_BYTES:
+                said = done
+                self._emit(Progress(self._task, done, self._total))
+            yield block
+
+    def finish(self) -> None:
+        self._emit(Progress(self._task, self._total, self._total))
