@@ -1,0 +1,88 @@
+"""What only the launcher image needs: the repository that Git tracks, and the project as an installable wheel."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import tomllib
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from packaging.utils import canonicalize_name
+
+from airferry.errors import ConfigurationError
+
+WHEEL_EPOCH = (1980, 1, 1, 0, 0, 0)
+FALLBACK_VERSION = "0.0.0"
+
+
+def project_wheel(pyproject: Path, *, source_path: str, version: str | None, into: Path) -> Path | None:
+    """Write a wheel that makes the catalogue's project importable from where it lies in the launcher image.
+
+    It holds the project's metadata, its entry points and a `.pth` file with `source_path`, so that commands and
+    `importlib.metadata` work while the code stays in the working tree: what an editable install would give. Its bytes
+    depend on the inputs alone. Returns None where the file declares no `[project]`. `version` serves where the
+    project's own is dynamic. See PEP 427, *Binary distribution format*, and PEP 660.
+
+    Raises:
+        ConfigurationError: `pyproject.toml` is not valid TOML.
+    """
+    try:
+        project = tomllib.loads(pyproject.read_text(encoding="utf-8")).get("project")
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{pyproject}: {error}", hint="correct the file") from error
+    if not isinstance(project, dict) or "name" not in project:
+        return None
+    name = str(project["name"])
+    number = str(project.get("version") or version or FALLBACK_VERSION)
+    stem = f"{canonicalize_name(name).replace('-', '_')}-{number}"
+    folder = f"{stem}.dist-info"
+    members = {
+        f"{stem.partition('-')[0]}.pth": source_path + "\n",
+        f"{folder}/METADATA": _metadata(project, name, number),
+        f"{folder}/WHEEL": "Wheel-Version: 1.0\nGenerator: airferry\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    if entry_points := _entry_points(project):
+        members[f"{folder}/entry_points.txt"] = entry_points
+    members[f"{folder}/RECORD"] = _record(members, f"{folder}/RECORD")
+    path = into / f"{stem}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for member in sorted(members):
+            info = zipfile.ZipInfo(member, WHEEL_EPOCH)
+            info.external_attr = 0o100644 << 16
+            info.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(info, members[member])
+    return path
+
+
+def _metadata(project: dict[str, Any], name: str, version: str) -> str:
+    lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}"]
+    if isinstance(summary := project.get("description"), str):
+        lines.append("Summary: " + " ".join(summary.split()))
+    if isinstance(python := project.get("requires-python"), str):
+        lines.append(f"Requires-Python: {python}")
+    lines += [f"Requires-Dist: {requirement}" for requirement in project.get("dependencies") or []]
+    return "\n".join(lines) + "\n"
+
+
+def _entry_points(project: dict[str, Any]) -> str:
+    groups: dict[str, dict[str, str]] = {
+        "console_scripts": project.get("scripts") or {},
+        "gui_scripts": project.get("gui-scripts") or {},
+        **(project.get("entry-points") or {}),
+    }
+    text = ""
+    for group, entries in sorted(groups.items()):
+        if entries:
+            text += f"[{group}]\n" + "".join(f"{name} = {target}\n" for name, target in sorted(entries.items())) + "\n"
+    return text
+
+
+def _record(members: dict[str, str], own_name: str) -> str:
+    lines = []
+    for member, text in sorted(members.items()):
+        data = text.encode()
+        digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+        lines.append(f"{member},sha256={digest},{len(data)}")
+    return "\n".join([*lines, f"{own_name},,"]) + "\n"

@@ -1,0 +1,128 @@
+"""What a base image holds: which modules can be imported there, and what its Python is like.
+
+This module makes the request and reads the answer. It starts nothing: whoever drives the container runs
+`probe_argv` in it with `probe_input` on stdin, once for all modules, and hands stdout to `parse_probe`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from importlib import resources
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from airferry.errors import BuildError
+
+MARK = "AIRFERRY-PROBE "
+SCHEMA_VERSION = 1
+DEFAULT_MODULE_TIMEOUT_S = 120.0
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class ModuleAnswer(_Frozen):
+    """What a real import says of one module.
+
+    `missing`: it, or a parent of it, is not there; `missing` names which. `incomplete`: it is there but imports a
+    module that is not, which `missing` names. `present`: it is there; `note` says why the import failed all the same,
+    for instance for want of a GPU library.
+    """
+
+    status: Literal["present", "missing", "incomplete"]
+    missing: str = ""
+    note: str = ""
+
+
+class InstalledDistribution(_Frozen):
+    """A distribution that the base holds, with its `Requires-Dist` lines."""
+
+    name: str
+    version: str
+    requires: tuple[str, ...] = ()
+
+
+class PythonFacts(_Frozen):
+    """The interpreter of a base, as installers and environment markers (PEP 508) see it."""
+
+    executable: str
+    implementation: str
+    version: str
+    prefix: str
+    base_prefix: str
+    in_venv: bool
+    externally_managed: bool
+    has_pip: bool
+    paths: dict[str, str]
+    libc: Literal["glibc", "musl", ""]
+    libc_version: str
+    machine: str
+    byte_order: Literal["little", "big"]
+    pointer_bits: int
+    abi: str
+    extension_suffix: str
+    markers: dict[str, str]
+
+
+class ProbeResult(_Frozen):
+    """Everything that one run of the probe found."""
+
+    schema_version: int = Field(le=SCHEMA_VERSION)
+    modules: dict[str, ModuleAnswer]
+    python: PythonFacts
+    distributions: tuple[InstalledDistribution, ...]
+
+    def to_json(self) -> str:
+        """Return the result as one line of JSON with sorted keys, for the journal."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> ProbeResult:
+        """Return the result that `to_json` wrote.
+
+        Raises:
+            BuildError: the text is no probe result of this version.
+        """
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "document"
+            raise BuildError(f"the probe's answer is not understood: `{where}`: {first['msg']}") from error
+
+
+def probe_argv(python: str) -> list[str]:
+    """Return the command that runs the probe with an interpreter of the base. It reads `probe_input` on stdin."""
+    script = resources.files(__package__).joinpath("probe_script.py").read_text(encoding="utf-8")
+    return [python, "-B", "-c", script]
+
+
+def probe_input(
+    modules: Iterable[str],
+    *,
+    path: Iterable[str] = (),
+    module_timeout_s: float = DEFAULT_MODULE_TIMEOUT_S,
+    jobs: int = 2,
+) -> bytes:
+    """Return the request for a run: the modules to import and folders to put before the base's own path."""
+    request = {"modules": sorted(set(modules)), "path": list(path), "timeout_s": module_timeout_s, "jobs": jobs}
+    return json.dumps(request, sort_keys=True).encode()
+
+
+def parse_probe(stdout: str | bytes) -> ProbeResult:
+    """Return the answer in the probe's standard output, whatever else was printed there.
+
+    Raises:
+        BuildError: there is no answer, or it is not understood.
+    """
+    text = stdout.decode("utf-8", "replace") if isinstance(stdout, bytes) else stdout
+    for line in reversed(text.splitlines()):
+        if line.startswith(MARK):
+            return ProbeResult.from_json(line.removeprefix(MARK))
+    raise BuildError(
+        "the probe of the base gave no answer",
+        hint="its interpreter must be Python 3.6 or newer; set `python:` of the image to another one",
+    )
