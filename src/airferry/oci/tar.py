@@ -1,0 +1,306 @@
+"""Tar streams: a strict reader of headers and a deterministic writer (POSIX.1-2001 pax, ustar, GNU extensions).
+
+Reads only forward, never unpacks, never holds an entry's content. What is malformed is an error, not the end of the
+archive. Sparse entries are refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import IO, Literal
+
+from airferry.errors import IntegrityError
+from airferry.oci.ports import BLOCK_BYTES
+
+RECORD_BYTES = 512
+END_OF_ARCHIVE = bytes(2 * RECORD_BYTES)
+MAX_META_BYTES = 1024 * 1024
+REGULAR, HARD_LINK, SYMLINK, CHARACTER, BLOCK, DIRECTORY, FIFO = b"0", b"1", b"2", b"3", b"4", b"5", b"6"
+REGULAR_TYPES = (REGULAR, b"\0", b"7")
+KNOWN_TYPES = (*REGULAR_TYPES, HARD_LINK, SYMLINK, CHARACTER, BLOCK, DIRECTORY, FIFO)
+MAX_OCTAL_7 = 0o7777777
+MAX_OCTAL_11 = 0o77777777777
+KEPT_PAX_PREFIXES = ("SCHILY.xattr.", "SCHILY.acl.", "LIBARCHIVE.xattr.")
+_PAX_LENGTH = re.compile(rb"([1-9][0-9]{0,7}) ")
+
+
+@dataclass(frozen=True, slots=True)
+class TarEntry:
+    """One entry's header. Names are text with undecodable bytes escaped; `xattrs` are its pax records for those."""
+
+    name: str
+    type: bytes = REGULAR
+    size: int = 0
+    mode: int = 0o644
+    uid: int = 0
+    gid: int = 0
+    mtime_s: int = 0
+    link_name: str = ""
+    device: tuple[int, int] = (0, 0)
+    xattrs: dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def path(self) -> str:
+        """The name without leading `./` and `/` and without trailing `/`."""
+        return plain_path(self.name)
+
+    @property
+    def is_regular(self) -> bool:
+        """Whether the entry is a file with content."""
+        return self.type in REGULAR_TYPES
+
+
+def plain_path(name: str) -> str:
+    """Return a tar name without leading `./` and `/` and without trailing `/`."""
+    return re.sub(r"^(\.?/+)+", "", name).rstrip("/").removesuffix("/.")
+
+
+class TarReader:
+    """Iterates over the entries of a tar stream; between two of them `content` yields the bytes of the last one.
+
+    `offset_bytes` is where the content of the last entry begins.
+    """
+
+    def __init__(self, stream: IO[bytes], *, what: str) -> None:
+        self.offset_bytes = 0
+        self._stream = stream
+        self._what = what
+        self._position = 0
+        self._content_left = 0
+        self._padding = 0
+
+    def __iter__(self) -> Iterator[TarEntry]:
+        """Yield each entry.
+
+        Raises:
+            IntegrityError: the stream is malformed or truncated, or an entry is of an unknown type.
+        """
+        while (entry := self._next()) is not None:
+            yield entry
+
+    def content(self) -> Iterator[bytes]:
+        """Yield the content of the last entry in blocks."""
+        while self._content_left:
+            block = self._stream.read(min(BLOCK_BYTES, self._content_left))
+            if not block:
+                raise IntegrityError(f"{self._what} is truncated in the middle of an entry")
+            self._content_left -= len(block)
+            self._position += len(block)
+            yield block
+
+    def skip_content(self, seek: bool = False) -> None:
+        """Pass over the content of the last entry, by seeking if the stream can."""
+        if seek:
+            self._stream.seek(self._content_left, 1)
+            self._position += self._content_left
+            self._content_left = 0
+            return
+        for _block in self.content():
+            pass
+
+    def _next(self) -> TarEntry | None:
+        pax: dict[str, bytes] = {}
+        long_name: bytes | None = None
+        long_link: bytes | None = None
+        while True:
+            self.skip_content()
+            self._read(self._padding)
+            header = self._read(RECORD_BYTES)
+            if not header.strip(b"\0"):
+                self._expect_end()
+                return None
+            entry = self._parse(header)
+            self.offset_bytes = self._position
+            self._content_left, self._padding = entry.size, -entry.size % RECORD_BYTES
+            if entry.type in (b"x", b"g", b"L", b"K"):
+                data = self._meta(entry)
+                if entry.type == b"x":
+                    pax = _parse_pax(data, self._what)
+                elif entry.type == b"L":
+                    long_name = data.split(b"\0", 1)[0]
+                elif entry.type == b"K":
+                    long_link = data.split(b"\0", 1)[0]
+                continue
+            if entry.type not in KNOWN_TYPES:
+                raise IntegrityError(f"{self._what}: entry `{entry.name}` has the unsupported type {entry.type!r}")
+            entry = self._complete(entry, pax, long_name, long_link)
+            if not entry.is_regular:
+                entry = replace(entry, size=0)
+            self._content_left, self._padding = entry.size, -entry.size % RECORD_BYTES
+            return entry
+
+    def _meta(self, entry: TarEntry) -> bytes:
+        if entry.size > MAX_META_BYTES:
+            raise IntegrityError(f"{self._what}: a header of {entry.size} bytes is larger than {MAX_META_BYTES}")
+        return b"".join(self.content())
+
+    def _complete(
+        self, entry: TarEntry, pax: dict[str, bytes], long_name: bytes | None, long_link: bytes | None
+    ) -> TarEntry:
+        if any(key.startswith("GNU.sparse.") for key in pax):
+            raise IntegrityError(f"{self._what}: entry `{entry.name}` is sparse, which is not supported")
+        try:
+            return replace(
+                entry,
+                name=_text(pax.get("path", long_name)) or entry.name,
+                link_name=_text(pax.get("linkpath", long_link)) or entry.link_name,
+                size=_number(pax, "size", entry.size),
+                uid=_number(pax, "uid", entry.uid),
+                gid=_number(pax, "gid", entry.gid),
+                mtime_s=int(float(pax.get("mtime", entry.mtime_s))),
+                xattrs={key: value for key, value in pax.items() if key.startswith(KEPT_PAX_PREFIXES)},
+            )
+        except (ValueError, OverflowError) as error:
+            raise IntegrityError(f"{self._what}: entry `{entry.name}` has a malformed pax record") from error
+
+    def _read(self, size: int) -> bytes:
+        parts = []
+        while size:
+            block = self._stream.read(size)
+            if not block:
+                raise IntegrityError(f"{self._what} is truncated: it has no end-of-archive mark")
+            parts.append(block)
+            size -= len(block)
+            self._position += len(block)
+        return b"".join(parts)
+
+    def _expect_end(self) -> None:
+        while block := self._stream.read(BLOCK_BYTES):
+            if block.strip(b"\0"):
+                raise IntegrityError(f"{self._what} has data behind its end-of-archive mark")
+
+    def _parse(self, header: bytes) -> TarEntry:
+        try:
+            stated = _octal(header[148:156])
+            if stated != sum(header) - sum(header[148:156]) + 8 * 32:
+                raise ValueError
+            name, magic = _field(header[0:100]), header[257:263]
+            prefix = _field(header[345:500]) if magic == b"ustar\0" else b""
+            return TarEntry(
+                name=_text(prefix + b"/" + name if prefix else name),
+                mode=_octal(header[100:108]) & 0o7777,
+                uid=_octal(header[108:116]),
+                gid=_octal(header[116:124]),
+                size=_octal(header[124:136]),
+                mtime_s=_octal(header[136:148]),
+                type=header[156:157],
+                link_name=_text(_field(header[157:257])),
+                device=(_octal(header[329:337]), _octal(header[337:345])) if magic[:5] == b"ustar" else (0, 0),
+            )
+        except ValueError as error:
+            raise IntegrityError(f"{self._what} is no tar: malformed header at byte {self._position}") from error
+
+
+def tar_header(entry: TarEntry, *, large: Literal["pax", "gnu"] = "pax") -> bytes:
+    """Return the header records of an entry, the same bytes for the same entry.
+
+    Long and non-ASCII names and large numbers go into pax records, sorted; with `gnu`, sizes over 8 GiB are written
+    in GNU's base-256 instead, and nothing else may be large. User and group names, atime and ctime are left out.
+    """
+    records = dict(entry.xattrs)
+    name, link = _bytes(entry.name), _bytes(entry.link_name)
+    for key, value in (("path", name), ("linkpath", link)):
+        if len(value) > 100 or not value.isascii():
+            records[key] = value
+    size = entry.size if entry.is_regular else 0
+    numbers = {"uid": (entry.uid, MAX_OCTAL_7), "gid": (entry.gid, MAX_OCTAL_7)}
+    if large == "pax":
+        numbers["size"] = (size, MAX_OCTAL_11)
+    for key, (number, most) in numbers.items():
+        if number > most:
+            records[key] = str(number).encode()
+    if large == "gnu" and records:
+        raise ValueError(f"`{entry.name}` needs pax records")
+    head = b""
+    if records:
+        data = b"".join(_pax_record(key, records[key]) for key in sorted(records))
+        pax = TarEntry("././@PaxHeader", type=b"x", size=len(data))
+        head = _ustar(pax, size=len(data)) + data + padding(len(data))
+    return head + _ustar(entry, size=size)
+
+
+def padding(size: int) -> bytes:
+    """Return the zeros that fill an entry of a size up to whole records."""
+    return bytes(-size % RECORD_BYTES)
+
+
+def _ustar(entry: TarEntry, *, size: int) -> bytes:
+    regular = REGULAR if entry.is_regular else entry.type
+    encoded_size = b"%011o\0" % size if size <= MAX_OCTAL_11 else b"\x80" + size.to_bytes(11, "big")
+    header = b"".join(
+        (
+            _bytes(entry.name)[:100].ljust(100, b"\0"),
+            b"%07o\0" % entry.mode,
+            b"%07o\0" % min(entry.uid, MAX_OCTAL_7),
+            b"%07o\0" % min(entry.gid, MAX_OCTAL_7),
+            encoded_size,
+            b"%011o\0" % entry.mtime_s,
+            b" " * 8,
+            regular,
+            _bytes(entry.link_name)[:100].ljust(100, b"\0"),
+            b"ustar\x0000",
+            bytes(64),
+            b"%07o\0" % entry.device[0],
+            b"%07o\0" % entry.device[1],
+        )
+    ).ljust(RECORD_BYTES, b"\0")
+    return header[:148] + b"%06o\0 " % sum(header) + header[156:]
+
+
+def _pax_record(key: str, value: bytes) -> bytes:
+    body = b" " + _bytes(key) + b"=" + value + b"\n"
+    length = len(body)
+    while length != len(body) + len(str(length)):
+        length = len(body) + len(str(length))
+    return str(length).encode() + body
+
+
+def _parse_pax(data: bytes, what: str) -> dict[str, bytes]:
+    records: dict[str, bytes] = {}
+    position = 0
+    while position < len(data) and data[position]:
+        match = _PAX_LENGTH.match(data, position)
+        end = position + int(match[1]) if match else 0
+        if match is None or end > len(data) or end <= match.end() or data[end - 1 : end] != b"\n":
+            raise IntegrityError(f"{what} has a malformed pax record")
+        key, equals, value = data[match.end() : end - 1].partition(b"=")
+        if not equals:
+            raise IntegrityError(f"{what} has a malformed pax record")
+        records[_text(key)] = value
+        position = end
+    return records
+
+
+def _number(pax: dict[str, bytes], key: str, default: int) -> int:
+    value = pax.get(key)
+    if value is None or value == b"":
+        return default
+    if not value.isdigit():
+        raise ValueError(key)
+    return int(value)
+
+
+def _octal(raw: bytes) -> int:
+    if raw[0] & 0x80:
+        number = int.from_bytes(bytes((raw[0] & 0x7F,)) + raw[1:], "big")
+        if raw[0] == 0xFF or number >= 1 << 63:
+            raise ValueError("negative or too large")
+        return number
+    text = raw.strip(b"\0 ")
+    if text and not all(0x30 <= digit <= 0x37 for digit in text):
+        raise ValueError("no octal number")
+    return int(text, 8) if text else 0
+
+
+def _field(raw: bytes) -> bytes:
+    return raw.split(b"\0", 1)[0]
+
+
+def _text(raw: bytes | None) -> str:
+    return (raw or b"").decode("utf-8", "surrogateescape")
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
