@@ -124,13 +124,14 @@ def run(
     check: bool = True,
     emit: Emit = silent,
     on_line: Callable[[str], None] | None = None,
+    merge_output: bool = False,
     secrets: Sequence[str] = (),
 ) -> Completed:
     """Run a child process to its end and return what it left.
 
     `stdin` is closed unless bytes are given. `on_line` gets each line of stderr as it comes, secrets masked. Stdout
-    is kept whole and may not exceed 64 MiB. On a time-out, and when this thread is interrupted, the whole process
-    group is terminated and, 10 s later, killed.
+    is kept whole and may not exceed 64 MiB; with `merge_output` it joins stderr, in order, and none is kept. On a
+    time-out, and when this thread is interrupted, the whole process group is terminated and, 10 s later, killed.
 
     Raises:
         HostError: the program does not exist or cannot be started.
@@ -144,7 +145,7 @@ def run(
             command,
             stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=subprocess.STDOUT if merge_output else subprocess.PIPE,
             env=child_environment(environment),
             cwd=cwd,
             start_new_session=True,
@@ -158,10 +159,10 @@ def run(
     tail: deque[str] = deque(maxlen=TAIL_LINES)
     stdout = bytearray()
     overflow = threading.Event()
-    workers = [
-        threading.Thread(target=_read_lines, args=(child.stderr, tail, on_line, secrets), daemon=True),
-        threading.Thread(target=_read_all, args=(child.stdout, stdout, overflow, child), daemon=True),
-    ]
+    spoken = child.stdout if merge_output else child.stderr
+    workers = [threading.Thread(target=_read_lines, args=(spoken, tail, on_line, secrets), daemon=True)]
+    if not merge_output:
+        workers.append(threading.Thread(target=_read_all, args=(child.stdout, stdout, overflow, child), daemon=True))
     if stdin is not None:
         workers.append(threading.Thread(target=_feed, args=(child.stdin, stdin), daemon=True))
     for worker in workers:
