@@ -20,14 +20,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from airferry.errors import ConfigurationError, HostError, IntegrityError
+from airferry.errors import HostError, IntegrityError
 from airferry.host import files
 from airferry.oci.digest import digest_hex, digest_of, is_digest
 from airferry.oci.documents import (
-    CONTAINERD_NAME,
     CONTAINERD_SUBJECT,
     IMAGE_INDEX,
-    MANIFEST_TYPES,
     MAX_MANIFEST_BYTES,
     REF_NAME,
     Descriptor,
@@ -35,8 +33,8 @@ from airferry.oci.documents import (
     canonical_json,
     descriptor_of,
     parse_index,
-    parse_manifest,
 )
+from airferry.oci.entries import as_referrer, find_entry, find_referrers, named, names_of
 from airferry.oci.ports import Stored, blocks
 from airferry.oci.streams import verifying
 
@@ -211,36 +209,14 @@ class LayoutStore:
         Raises:
             ConfigurationError: nothing, or more than one thing, has that name.
         """
-        entries = self.read_index().manifests
-        if is_digest(reference):
-            found = [entry for entry in entries if entry.digest == reference]
-        elif reference:
-            found = [entry for entry in entries if reference in names_of(entry)]
-        else:
-            found = [entry for entry in entries if entry.artifact_type is None]
-        if len({entry.digest for entry in found}) == 1:
-            return found[0]
-        names = sorted({name for entry in entries for name in names_of(entry)})
-        wanted = f"`{reference}`" if reference else "one image without a name"
-        raise ConfigurationError(
-            f"layout `{self.path}` holds {len(found) or 'nothing'} under {wanted}, expected one",
-            hint="it holds " + ", ".join(f"`{name}`" for name in names[:20]) if names else "it holds no named image",
-        )
+        return find_entry(self.read_index().manifests, reference, where=f"layout `{self.path}`")
 
     def referrers(self, digest: str) -> list[Descriptor]:
         """Return the top-level descriptors of artifacts whose subject is the digest, sorted by digest.
 
         Both marks are understood: the annotation `io.containerd.manifest.subject`, and the manifest's own field.
         """
-        found: dict[str, Descriptor] = {}
-        for entry in self.read_index().manifests:
-            subject = (entry.annotations or {}).get(CONTAINERD_SUBJECT)
-            if subject is None and entry.media_type in MANIFEST_TYPES:
-                manifest = parse_manifest(self.read_bytes(entry), what=f"manifest `{entry.digest}`")
-                subject = manifest.subject.digest if manifest.subject else None
-            if subject == digest:
-                found[entry.digest] = entry
-        return [found[key] for key in sorted(found)]
+        return find_referrers(self, self.read_index().manifests, digest)
 
     def stored_digests(self) -> set[str]:
         """Return the digests of all regular files in the blob folder whose names are digests."""
@@ -271,15 +247,21 @@ class LayoutStore:
     def put_manifest(self, stored: Stored, *, reference: str | None = None) -> None:
         """Store a manifest's or index's bytes; with a reference, index.json names it, in place of an older one.
 
+        A manifest with a subject is entered in index.json by its digest, so that it is found as a referrer.
+
         Raises:
             IntegrityError: the bytes are not what the descriptor says.
         """
         self.put_blob(stored.descriptor, io.BytesIO(stored.data))
-        if reference is None:
+        entry = as_referrer(stored)
+        if reference is not None:
+            entry = named(entry or stored.descriptor, reference)
+        if entry is None:
             return
         with self._lock:
-            kept = [entry for entry in self.read_index().manifests if reference not in names_of(entry)]
-            self.write_index([*kept, named(stored.descriptor, reference)])
+            entries = self.read_index().manifests
+            kept = [old for old in entries if not (names_of(old) & names_of(entry)) and not _same_unnamed(old, entry)]
+            self.write_index([*kept, entry])
 
     @contextmanager
     def new_blob(self) -> Iterator[BlobWriter]:
@@ -355,16 +337,8 @@ class LayoutStore:
         return data
 
 
-def names_of(descriptor: Descriptor) -> set[str]:
-    """Return the names that index.json gives a descriptor."""
-    annotations = descriptor.annotations or {}
-    return {annotations[key] for key in (REF_NAME, CONTAINERD_NAME) if key in annotations}
-
-
-def named(descriptor: Descriptor, reference: str) -> Descriptor:
-    """Return the descriptor with a name in the two annotations that the tools of others look for."""
-    annotations = {**(descriptor.annotations or {}), REF_NAME: reference, CONTAINERD_NAME: reference}
-    return descriptor.annotated(annotations=annotations)
+def _same_unnamed(old: Descriptor, new: Descriptor) -> bool:
+    return old.digest == new.digest and not names_of(old)
 
 
 def _index_order(entry: Descriptor) -> tuple[str, str, str, str]:

@@ -26,6 +26,7 @@ _MACHINES = {
     "386": "i686",
     "arm": "armv7l",
 }
+KNOWN_ARCHITECTURES = frozenset(_MACHINES)
 _QEMU = {
     "amd64": "x86_64",
     "arm64": "aarch64",

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
-import threading
+from collections.abc import Callable
 from typing import IO, cast
 
 from airferry.errors import IntegrityError
-from airferry.host.threads import Cancelled
 from airferry.oci.documents import Descriptor
 from airferry.oci.ports import BLOCK_BYTES
 
@@ -17,17 +16,13 @@ class VerifyingReader(io.RawIOBase):
     """A stream over a blob that never yields more than the declared size and checks the digest at its end.
 
     The check runs when the last declared byte is read, before that byte is handed out, so whoever read the whole
-    blob without an error holds the right bytes. `cancelled`, if set, ends reading with `Cancelled`.
+    blob without an error holds the right bytes. `on_block` gets the length of each block that passes; what it raises
+    ends the reading.
     """
 
-    def __init__(
-        self,
-        stream: IO[bytes],
-        descriptor: Descriptor,
-        *,
-        what: str | None = None,
-        cancelled: threading.Event | None = None,
-    ) -> None:
+    on_block: Callable[[int], None] | None = None
+
+    def __init__(self, stream: IO[bytes], descriptor: Descriptor, *, what: str | None = None) -> None:
         super().__init__()
         self.descriptor = descriptor
         self._stream = stream
@@ -35,7 +30,6 @@ class VerifyingReader(io.RawIOBase):
         self._hash = hashlib.sha256()
         self._left = descriptor.size
         self._checked = False
-        self._cancelled = cancelled
 
     def readable(self) -> bool:
         """Say that the stream can be read."""
@@ -49,8 +43,6 @@ class VerifyingReader(io.RawIOBase):
         """
         if size is None or size < 0:
             return b"".join(iter(lambda: self.read(BLOCK_BYTES), b""))
-        if self._cancelled is not None and self._cancelled.is_set():
-            raise Cancelled
         if self._left == 0:
             self._check()
             return b""
@@ -65,6 +57,8 @@ class VerifyingReader(io.RawIOBase):
             )
         self._hash.update(block)
         self._left -= len(block)
+        if self.on_block is not None:
+            self.on_block(len(block))
         if self._left == 0:
             self._check()
         return block
@@ -97,15 +91,20 @@ def verifying(
     descriptor: Descriptor,
     *,
     what: str | None = None,
-    cancelled: threading.Event | None = None,
+    on_block: Callable[[int], None] | None = None,
 ) -> IO[bytes]:
     """Return a stream over a blob that raises `IntegrityError` at its end if it is not the blob.
 
-    A stream that already verifies the same blob is returned as it is, unless it would have to be cancellable.
+    A stream that verifies the same blob already is returned as it is, so that nothing is hashed twice. `on_block`,
+    if given, gets the length of each block that passes.
     """
-    if cancelled is None and isinstance(stream, VerifyingReader) and _same(stream.descriptor, descriptor):
-        return cast(IO[bytes], stream)
-    return cast(IO[bytes], VerifyingReader(stream, descriptor, what=what, cancelled=cancelled))
+    if isinstance(stream, VerifyingReader) and _same(stream.descriptor, descriptor):
+        reader = stream
+    else:
+        reader = VerifyingReader(stream, descriptor, what=what)
+    if on_block is not None:
+        reader.on_block = on_block
+    return cast(IO[bytes], reader)
 
 
 def _same(one: Descriptor, other: Descriptor) -> bool:
