@@ -1,0 +1,42 @@
+"""What the user wrote: `airgap.yaml`, read once into frozen, valid models, with errors at file and line.
+
+Knows the file's keys and nothing of the catalogue, of Buildah or of a registry: it reads one file and no other.
+"""
+
+from airferry.config.load import load_config
+from airferry.config.models import (
+    ArchiveBase,
+    BaseImage,
+    BootstrapBase,
+    CompressionChoice,
+    Config,
+    ExecutionImage,
+    LauncherImage,
+    LayoutBase,
+    OverlaySpec,
+    Paths,
+    RegistryBase,
+    RegistryChoice,
+    Source,
+    Workflow,
+)
+from airferry.config.schema import json_schema
+
+__all__ = [
+    "ArchiveBase",
+    "BaseImage",
+    "BootstrapBase",
+    "CompressionChoice",
+    "Config",
+    "ExecutionImage",
+    "LauncherImage",
+    "LayoutBase",
+    "OverlaySpec",
+    "Paths",
+    "RegistryBase",
+    "RegistryChoice",
+    "Source",
+    "Workflow",
+    "json_schema",
+    "load_config",
+]

@@ -1,0 +1,163 @@
+"""YAML that people wrote, as plain values with the line of each.
+
+Only plain scalars, lists and mappings are made. Duplicate keys are errors; size, depth and what aliases expand to are
+bounded. Knows nothing of any key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from airferry.errors import ConfigurationError, HostError
+from airferry.host import files
+
+MAX_BYTES = 4 * 1024 * 1024
+MAX_NODES = 200_000
+MAX_DEPTH = 60
+
+KeyPath = tuple[str | int, ...]
+_Pairs = dict[str, tuple[yaml.Node, yaml.Node]]
+
+
+@dataclass(frozen=True)
+class Document:
+    """The values of one YAML document and, for each path of keys in it, the line (from 1) it begins on."""
+
+    path: Path
+    value: Any
+    lines: Mapping[KeyPath, int]
+
+    def line(self, key: KeyPath) -> int:
+        """Return the line of a path of keys, or of the nearest parent that is there."""
+        while key and key not in self.lines:
+            key = key[:-1]
+        return self.lines.get(key, 1)
+
+    def error(self, key: KeyPath, reason: str, *, hint: str | None = None) -> ConfigurationError:
+        """Return the error for one key, as `file:line: key: reason`."""
+        return ConfigurationError(self.problem(key, reason), hint=hint, path=str(self.path), line=self.line(key))
+
+    def problem(self, key: KeyPath, reason: str) -> str:
+        """Return `file:line: key: reason`."""
+        shown = format_key(key)
+        return f"{self.path}:{self.line(key)}: " + (f"`{shown}`: {reason}" if shown else reason)
+
+
+def format_key(key: KeyPath) -> str:
+    """Return a path of keys as people write it: `a.b[0].c`."""
+    text = ""
+    for part in key:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
+def read_document(path: Path) -> Document:
+    """Read a YAML file of one document. An empty one has the value None.
+
+    Raises:
+        ConfigurationError: it cannot be read, is too large, is no YAML, or says one key twice.
+    """
+    try:
+        data = files.read_bounded(path, limit_bytes=MAX_BYTES)
+    except HostError as error:
+        raise ConfigurationError(error.message, hint=error.hint, path=str(path)) from error
+    return parse_document(data, path)
+
+
+def parse_document(data: bytes, path: Path) -> Document:
+    """Parse the YAML of a file that was read already.
+
+    Raises:
+        ConfigurationError: it is no YAML, or says one key twice.
+    """
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigurationError(f"{path}:{line}: not UTF-8 text", path=str(path), line=line) from error
+    loader = yaml.CSafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        builder = _Builder(path, loader)
+        value = None if node is None else builder.build(node, ())
+        return Document(path, value, builder.lines)
+    except yaml.YAMLError as error:
+        raise _yaml_error(path, error) from error
+    except RecursionError as error:
+        raise ConfigurationError(f"{path}: nested too deeply", path=str(path)) from error
+    finally:
+        loader.dispose()
+
+
+def _yaml_error(path: Path, error: yaml.YAMLError) -> ConfigurationError:
+    mark = getattr(error, "problem_mark", None)
+    line = mark.line + 1 if mark is not None else 1
+    reason = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
+    return ConfigurationError(
+        f"{path}:{line}: no valid YAML: {reason}",
+        hint="look at the indentation, quotes and brackets of this line and of the one before",
+        path=str(path),
+        line=line,
+    )
+
+
+class _Builder:
+    """Makes plain values of nodes and remembers their lines."""
+
+    def __init__(self, path: Path, loader: yaml.CSafeLoader) -> None:
+        self.path = path
+        self.loader = loader
+        self.lines: dict[KeyPath, int] = {}
+        self._nodes = 0
+        self._pairs: dict[int, _Pairs] = {}
+
+    def build(self, node: yaml.Node, key: KeyPath) -> Any:
+        self._nodes += 1
+        if self._nodes > MAX_NODES or len(key) > MAX_DEPTH:
+            raise self._error(node, f"more than {MAX_NODES} values or {MAX_DEPTH} levels, aliases expanded")
+        self.lines.setdefault(key, node.start_mark.line + 1)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.build(item, (*key, index)) for index, item in enumerate(node.value)]
+        if isinstance(node, yaml.MappingNode):
+            result: dict[str, Any] = {}
+            for name, (key_node, value_node) in self._mapping(node, 0).items():
+                self.lines[(*key, name)] = key_node.start_mark.line + 1
+                result[name] = self.build(value_node, (*key, name))
+            return result
+        return self.loader.construct_object(node)
+
+    def _mapping(self, node: yaml.MappingNode, depth: int) -> _Pairs:
+        """Return the pairs of a mapping, those that merge keys (`<<`) bring in first."""
+        if (known := self._pairs.get(id(node))) is not None:
+            return known
+        if depth > MAX_DEPTH:
+            raise self._error(node, "merge keys are nested too deeply")
+        merged: _Pairs = {}
+        own: _Pairs = {}
+        for key_node, value_node in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                sources = value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
+                for source in reversed(sources):
+                    if not isinstance(source, yaml.MappingNode):
+                        raise self._error(key_node, "`<<` takes a mapping or a list of mappings")
+                    merged.update(self._mapping(source, depth + 1))
+                continue
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise self._error(key_node, "a key must be plain text")
+            name = str(key_node.value)
+            if name in own:
+                first = own[name][0].start_mark.line + 1
+                raise self._error(key_node, f"`{name}`: the key is there twice, first on line {first}")
+            own[name] = (key_node, value_node)
+        merged.update(own)
+        self._pairs[id(node)] = merged
+        return merged
+
+    def _error(self, node: yaml.Node, reason: str) -> ConfigurationError:
+        line = node.start_mark.line + 1
+        return ConfigurationError(f"{self.path}:{line}: {reason}", path=str(self.path), line=line)

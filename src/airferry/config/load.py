@@ -1,0 +1,113 @@
+"""Reads `airgap.yaml`, and tells all its problems at once, each at file and line."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from airferry.config.document import Document, KeyPath, read_document
+from airferry.config.models import Config
+from airferry.config.schema import allowed_keys
+from airferry.errors import ConfigurationError
+
+MAX_PROBLEMS = 50
+_REASONS = {
+    "string_type": "expected text",
+    "bool_type": "expected `true` or `false`",
+    "int_type": "expected a whole number",
+    "tuple_type": "expected a list",
+    "dict_type": "expected a mapping",
+    "model_type": "expected a mapping",
+    "model_attributes_type": "expected a mapping",
+    "path_type": "expected a path",
+    "missing": "is missing",
+    "too_short": "expected at least one entry",
+}
+
+
+def load_config(path: Path) -> Config:
+    """Read and check an `airgap.yaml`.
+
+    Relative `oci:` and `oci-archive:` bases and `containerfile` are made relative to the file's folder.
+
+    Raises:
+        ConfigurationError: all problems of the file, each as `file:line: key: reason`.
+    """
+    document = read_document(path)
+    if document.value is None:
+        raise ConfigurationError(
+            f"{path}:1: the file is empty",
+            hint="start from the shipped plan: `airferry plan` without `--config` shows it",
+            path=str(path),
+        )
+    if not isinstance(document.value, dict):
+        raise ConfigurationError(f"{path}:1: expected a mapping of keys at the top level", path=str(path))
+    folder = path.absolute().parent
+    try:
+        config = Config.model_validate(_without_nulls(document.value), context={"folder": folder})
+    except ValidationError as error:
+        raise _configuration_error(document, error) from error
+    config._path = path.absolute()
+    return config
+
+
+def _without_nulls(value: Any) -> Any:
+    """Drop keys without a value: `required_imports:` with nothing after it is the same as no key."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_without_nulls(item) for item in value]
+    return value
+
+
+def _configuration_error(document: Document, error: ValidationError) -> ConfigurationError:
+    found: dict[str, int] = {}
+    items = error.errors(include_url=False)
+    for item in items:
+        if item["type"] == "too_short" and any(item["loc"] == other["loc"][:-1] for other in items):
+            continue
+        key = _key_path(document.value, item["loc"], missing=item["type"] == "missing")
+        reason = _reason(item["type"], item["msg"], item["input"], key)
+        found.setdefault(document.problem(key, reason), document.line(key))
+    problems = sorted(found, key=lambda text: found[text])
+    shown = problems[:MAX_PROBLEMS]
+    if len(problems) > len(shown):
+        shown.append(f"… and {len(problems) - len(shown)} more")
+    return ConfigurationError(
+        "\n".join(shown),
+        hint="`airferry schema` prints what each key takes",
+        path=str(document.path),
+        problems=tuple(problems),
+    )
+
+
+def _key_path(value: Any, location: tuple[str | int, ...], *, missing: bool) -> KeyPath:
+    """Return the path in the file for a validator's location, which also holds names of union members."""
+    key: list[str | int] = []
+    for index, part in enumerate(location):
+        last = index == len(location) - 1
+        inside = (isinstance(value, dict) and part in value) or (
+            isinstance(value, list) and isinstance(part, int) and part < len(value)
+        )
+        if inside:
+            value = value[part]
+            key.append(part)
+        elif last and missing:
+            key.append(part)
+    return tuple(key)
+
+
+def _reason(kind: str, message: str, value: Any, key: KeyPath) -> str:
+    if kind == "extra_forbidden":
+        known = allowed_keys(key[:-1])
+        near = difflib.get_close_matches(str(key[-1]), known, n=1, cutoff=0.6)
+        if near:
+            return f"unknown key, did you mean `{near[0]}`?"
+        return "unknown key; here may be " + ", ".join(f"`{name}`" for name in known)
+    reason = _REASONS.get(kind) or message.removeprefix("Value error, ")
+    if kind.endswith("_type") and isinstance(value, str | int | float | bool):
+        reason += f", found `{value!r}`" if isinstance(value, str) else f", found `{str(value).lower()}`"
+    return reason

@@ -1,0 +1,245 @@
+"""What a plan consists of. Frozen values; nothing here reads or writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from airferry.config import BaseImage, CompressionChoice, Config, RegistryChoice
+from airferry.oci.platform import Platform
+
+SCHEMA_VERSION = 1
+Origin = Literal["required", "step", "catalogue", "reported"]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Target:
+    """A step of the catalogue, with one of its configs or with none."""
+
+    step_id: str
+    config: str | None = None
+
+    @property
+    def spec(self) -> str:
+        """`step_id:config`, or a bare `step_id`."""
+        return f"{self.step_id}:{self.config}" if self.config else self.step_id
+
+
+@dataclass(frozen=True, slots=True)
+class Overlay:
+    """A Git checkout that is baked into an image at `target`."""
+
+    repo: str
+    url: str
+    ref: str
+    target: str
+
+    @property
+    def key(self) -> str:
+        """The name of the checkout in the lock file: `url@ref`."""
+        return f"{self.url}@{self.ref}"
+
+    def to_document(self) -> dict[str, str]:
+        """Return the overlay as documents and hashes hold it."""
+        return {"repo": self.repo, "url": self.url, "ref": self.ref, "target": self.target}
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A module that steps may need and the base may lack.
+
+    `required` ones are named by the image, `step` ones are imported by a step's own files, `catalogue` ones by
+    modules that these load; `reported` ones are imported only under a condition, and are never installed.
+    """
+
+    module: str
+    origin: Origin
+    file: str
+    line: int
+
+    @property
+    def place(self) -> str:
+        """`file:line` of the import or of the key."""
+        return f"{self.file}:{self.line}" if self.line else self.file
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """A target whose files were found and read."""
+
+    target: Target
+    folder: Path
+    step_py: Path
+    step_toml: Path
+    config_path: Path | None
+    module: str
+    mounts: tuple[Any, ...] = ()
+    overlays: tuple[Overlay, ...] = ()
+    candidates: tuple[Candidate, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GroupPlan:
+    """The targets that share a base image and overlays, and the execution image that they will run in.
+
+    `steps` are step ids, `targets` are specs, both in the order of the expansion. `tar` is relative to the output
+    folder.
+    """
+
+    name: str
+    image_names: tuple[str, ...]
+    base_image: BaseImage
+    platforms: tuple[Platform, ...]
+    tag: str
+    tar: str
+    steps: tuple[str, ...]
+    targets: tuple[str, ...]
+    pip_no_deps: bool
+    required_imports: tuple[str, ...]
+    requirements: Mapping[str, str]
+    python: str | None
+    containerfile: Path | None
+    overlays: tuple[Overlay, ...]
+    candidates: tuple[Candidate, ...]
+    compression: CompressionChoice
+
+
+@dataclass(frozen=True, slots=True)
+class LauncherPlan:
+    """The image that carries the catalogue. `tar` is relative to the output folder."""
+
+    base_image: BaseImage
+    platforms: tuple[Platform, ...]
+    tag: str
+    tar: str
+    packages: tuple[str, ...]
+    python: str | None
+    containerfile: Path | None
+    compression: CompressionChoice
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that is going to be locked, built and sealed.
+
+    `stages` are in the order in which they run. `groups` are empty and `launcher` is None where no stage needs them.
+    """
+
+    config: Config
+    source_root: Path
+    output_dir: Path
+    lock_path: Path | None
+    stages: tuple[str, ...]
+    workflow_name: str | None
+    workflow_stages: tuple[str, ...]
+    steps: tuple[StepPlan, ...]
+    groups: tuple[GroupPlan, ...]
+    launcher: LauncherPlan | None
+    step_images: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def compression(self) -> CompressionChoice:
+        """How layers are compressed."""
+        return self.config.compression
+
+    @property
+    def archives(self) -> bool:
+        """Whether an OCI archive an image is written as well."""
+        return self.config.archives
+
+    @property
+    def registry(self) -> RegistryChoice:
+        """The private registry of the far side."""
+        return self.config.registry
+
+    @property
+    def platforms(self) -> tuple[Platform, ...]:
+        """Every platform that any image is built for, sorted."""
+        images: list[GroupPlan | LauncherPlan] = [*self.groups, *([self.launcher] if self.launcher else [])]
+        return tuple(sorted({platform for image in images for platform in image.platforms}))
+
+    @property
+    def overlays(self) -> tuple[Overlay, ...]:
+        """Every overlay of every group, once each, in the order of the groups."""
+        return tuple(dict.fromkeys(overlay for group in self.groups for overlay in group.overlays))
+
+    def to_document(self) -> dict[str, Any]:
+        """Return the plan in the manifest's shape, without what only a build knows. Paths are relative."""
+        document: dict[str, Any] = {
+            "schema_version": SCHEMA_VERSION,
+            "workflow": {"stages": list(self.workflow_stages)},
+            "build_stages": list(self.stages),
+            "output_dir": ".",
+            "targets": [self._target_document(step) for step in self.steps],
+            "execution_groups": [_group_document(group) for group in self.groups],
+            "persistent_assets": {
+                "policy": "models, datasets, checkpoints and customer data stay on storage that the executor sees",
+                "mounts_from_configs": [mount for step in self.steps for mount in step.mounts],
+                "baked_repo_overlays": [overlay.to_document() for overlay in self.overlays],
+            },
+            "step_execution_images": dict(self.step_images),
+        }
+        if self.workflow_name:
+            document["workflow"]["name"] = self.workflow_name
+        if self.launcher is not None:
+            document["launcher_image"] = _launcher_document(self.launcher)
+        return document
+
+    def _target_document(self, step: StepPlan) -> dict[str, Any]:
+        return {
+            "target": step.target.spec,
+            "step_py": step.step_py.relative_to(self.source_root).as_posix(),
+            "step_toml": step.step_toml.relative_to(self.source_root).as_posix(),
+            "config": step.config_path.relative_to(self.source_root).as_posix() if step.config_path else None,
+            "module": step.module,
+        }
+
+
+def base_document(base: BaseImage) -> Any:
+    """Return a base image as documents hold it: text as written, or the mapping."""
+    if base.key.startswith("{"):
+        return {"bootstrap": base.model_dump(mode="json", exclude_unset=True)}
+    return base.key
+
+
+def _platform_document(platforms: tuple[Platform, ...]) -> dict[str, Any]:
+    return {
+        "platform": str(platforms[0]) if len(platforms) == 1 else None,
+        "platforms": [str(platform) for platform in platforms],
+    }
+
+
+def _group_document(group: GroupPlan) -> dict[str, Any]:
+    wanted = [candidate for candidate in group.candidates if candidate.origin != "reported"]
+    reported = [candidate for candidate in group.candidates if candidate.origin == "reported"]
+    return {
+        "name": group.name,
+        "image_names": list(group.image_names),
+        "base_image": base_document(group.base_image),
+        **_platform_document(group.platforms),
+        "tag": group.tag,
+        "selected_image": group.tag,
+        "tar": group.tar,
+        "steps": list(group.steps),
+        "targets": list(group.targets),
+        "pip_no_deps": group.pip_no_deps,
+        "python": group.python,
+        "required_imports": list(group.required_imports),
+        "candidate_imports": sorted(candidate.module for candidate in wanted),
+        "conditional_imports": sorted(candidate.module for candidate in reported),
+        "requirements_by_module": dict(sorted(group.requirements.items())),
+        "repo_overlays": [overlay.to_document() for overlay in group.overlays],
+    }
+
+
+def _launcher_document(launcher: LauncherPlan) -> dict[str, Any]:
+    return {
+        "base_image": base_document(launcher.base_image),
+        **_platform_document(launcher.platforms),
+        "tag": launcher.tag,
+        "tar": launcher.tar,
+        "packages": list(launcher.packages),
+        "python": launcher.python,
+    }
