@@ -98,8 +98,9 @@ def verifying(
     A stream that verifies the same blob already is returned as it is, so that nothing is hashed twice. `on_block`,
     if given, gets the length of each block that passes.
     """
-    if isinstance(stream, VerifyingReader) and _same(stream.descriptor, descriptor):
-        reader = stream
+    given: object = stream
+    if isinstance(given, VerifyingReader) and _same(given.descriptor, descriptor):
+        reader = given
     else:
         reader = VerifyingReader(stream, descriptor, what=what)
     if on_block is not None:

@@ -1,0 +1,282 @@
+"""OCI archives: an image layout in a tar, written for the loaders of others and read in place.
+
+An archive that is written here also has the `manifest.json` of Docker's loader. Nothing is ever unpacked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, cast
+
+from airferry.errors import IntegrityError
+from airferry.events import Emit, Progress, silent
+from airferry.host import files
+from airferry.oci.copy import read_closure
+from airferry.oci.digest import digest_hex
+from airferry.oci.documents import (
+    IMAGE_INDEX,
+    INDEX_TYPES,
+    MAX_MANIFEST_BYTES,
+    Descriptor,
+    Index,
+    canonical_json,
+    parse_index,
+    parse_manifest,
+)
+from airferry.oci.entries import find_entry, find_referrers, named
+from airferry.oci.layout import INDEX_FILE, LAYOUT_BYTES, LAYOUT_FILE, LAYOUT_VERSION, MAX_INDEX_BYTES
+from airferry.oci.platform import Platform
+from airferry.oci.ports import Source, Stored, blocks
+from airferry.oci.streams import verifying
+from airferry.oci.tar import DIRECTORY, END_OF_ARCHIVE, TarEntry, TarReader, padding, tar_header
+
+DOCKER_FILE = "manifest.json"
+MAX_ENTRIES = 50_000
+PREFERRED_FOR_DOCKER = Platform("linux", "amd64")
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenArchive:
+    """An archive that was written: its path, size, and the digest of the whole file."""
+
+    path: Path
+    size_bytes: int
+    digest: str
+
+
+def write_oci_archive(
+    source: Source,
+    descriptor: Descriptor,
+    path: Path,
+    *,
+    reference: str,
+    docker_names: Sequence[str] | None = None,
+    emit: Emit = silent,
+) -> WrittenArchive:
+    """Write an image or an image index as one tar that `podman load`, `docker load` and `ctr image import` read.
+
+    The order suits readers of streams: `oci-layout`, `index.json`, Docker's `manifest.json`, manifests, configs,
+    layers. Docker's file names one platform, linux/amd64 if there is one, under `docker_names` (by default
+    `reference`). The same image gives the same bytes. Atomic; every blob is verified.
+
+    Raises:
+        IntegrityError: a blob is not what its descriptor says.
+    """
+    closure = read_closure(source, descriptor)
+    top = Descriptor(media_type=descriptor.media_type, digest=descriptor.digest, size=descriptor.size)
+    index = Index(schema_version=2, media_type=IMAGE_INDEX, manifests=[named(top, reference)])
+    manifests = {stored.descriptor.digest: stored for stored in reversed(closure.manifests)}
+    configs = {
+        manifest.config.digest
+        for stored in manifests.values()
+        if stored.descriptor.media_type not in INDEX_TYPES
+        for manifest in (parse_manifest(stored.data),)
+    }
+    names = [reference] if docker_names is None else list(docker_names)
+    ordered = sorted(closure.blobs.values(), key=lambda blob: blob.digest not in configs)
+    with files.atomic_file(path) as raw:
+        tar = _TarWriter(raw)
+        tar.add_bytes(LAYOUT_FILE, LAYOUT_BYTES)
+        tar.add_bytes(INDEX_FILE, canonical_json(index))
+        tar.add_bytes(DOCKER_FILE, _docker_manifest(closure.top, manifests, names))
+        for stored in manifests.values():
+            tar.add_bytes(_blob_name(stored.descriptor), stored.data)
+        done = 0
+        for blob in ordered:
+            with source.open_blob(blob) as stream:
+                tar.add(_blob_name(blob), blob.size, verifying(stream, blob))
+            done += blob.size
+            emit(Progress(f"archive {path.name}", done, closure.total_bytes))
+        tar.finish()
+    return WrittenArchive(path, tar.size_bytes, tar.digest())
+
+
+def _docker_manifest(top: Stored, manifests: dict[str, Stored], names: Sequence[str]) -> bytes:
+    chosen = top
+    if top.descriptor.media_type in INDEX_TYPES:
+        children = [child for child in parse_index(top.data).manifests if child.platform is not None]
+        if not children:
+            return b"[]"
+        preferred = (child for child in children if _prefers(child))
+        chosen = manifests[next(preferred, children[0]).digest]
+    manifest = parse_manifest(chosen.data)
+    entry = {
+        "Config": _blob_name(manifest.config),
+        "Layers": [_blob_name(layer) for layer in manifest.layers],
+        "RepoTags": list(names),
+    }
+    return canonical_json([entry])
+
+
+def _prefers(child: Descriptor) -> bool:
+    platform = child.platform_value()
+    return platform is not None and PREFERRED_FOR_DOCKER.accepts(platform)
+
+
+def _blob_name(descriptor: Descriptor) -> str:
+    return f"blobs/sha256/{digest_hex(descriptor.digest)}"
+
+
+class _TarWriter:
+    """A tar without pax records, times, owners and links, hashed as it is written."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._hash = hashlib.sha256()
+        self.size_bytes = 0
+
+    def add_bytes(self, name: str, data: bytes) -> None:
+        self.add(name, len(data), io.BytesIO(data))
+
+    def add(self, name: str, size: int, stream: IO[bytes]) -> None:
+        self._write(tar_header(TarEntry(name, size=size), large="gnu"))
+        for block in blocks(stream):
+            self._write(block)
+        self._write(padding(size))
+
+    def finish(self) -> None:
+        self._write(END_OF_ARCHIVE)
+
+    def digest(self) -> str:
+        return "sha256:" + self._hash.hexdigest()
+
+    def _write(self, data: bytes) -> None:
+        self._hash.update(data)
+        self._stream.write(data)
+        self.size_bytes += len(data)
+
+
+class ArchiveSource:
+    """A Source over an OCI archive, read in place.
+
+    Only `oci-layout`, `index.json` and blobs matter. Links, devices, names that leave the archive and names that
+    come twice are refused, whatever they are for.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open an archive and read its headers.
+
+        Raises:
+            HostError: the file cannot be read.
+            IntegrityError: it is no OCI archive.
+        """
+        self.path = path
+        self._entries = self._read_headers()
+        version = self._layout_version()
+        if version != LAYOUT_VERSION:
+            raise IntegrityError(f"`{path}` has imageLayoutVersion `{version}`, expected `{LAYOUT_VERSION}`")
+        self.index = parse_index(self._read_file(INDEX_FILE, MAX_INDEX_BYTES), what=f"`{INDEX_FILE}` in `{path}`")
+
+    def resolve(self, reference: str) -> Descriptor:
+        """Return the descriptor that a name or digest stands for; an empty name stands for an only image.
+
+        Raises:
+            ConfigurationError: nothing, or more than one thing, has that name.
+        """
+        return find_entry(self.index.manifests, reference, where=f"archive `{self.path}`")
+
+    def read_manifest(self, descriptor: Descriptor) -> Stored:
+        """Return a manifest's or index's original bytes, verified.
+
+        Raises:
+            IntegrityError: it is missing, too large or not what the descriptor says.
+        """
+        if descriptor.size > MAX_MANIFEST_BYTES:
+            raise IntegrityError(
+                f"manifest `{descriptor.digest}` has {descriptor.size} bytes, more than the limit of "
+                f"{MAX_MANIFEST_BYTES}"
+            )
+        with self.open_blob(descriptor) as stream:
+            return Stored(descriptor, stream.read())
+
+    @contextmanager
+    def open_blob(self, descriptor: Descriptor) -> Iterator[IO[bytes]]:
+        """Open a blob as a stream that raises `IntegrityError` at its end if it is not the blob.
+
+        Raises:
+            IntegrityError: it is missing or of another size.
+        """
+        place = self._entries.get(_blob_name(descriptor))
+        if place is None:
+            raise IntegrityError(f"blob `{descriptor.digest}` is missing in `{self.path}`", digest=descriptor.digest)
+        if place[1] != descriptor.size:
+            raise IntegrityError(
+                f"blob `{descriptor.digest}` in `{self.path}` has {place[1]} bytes, expected {descriptor.size}",
+                digest=descriptor.digest,
+            )
+        with self._open() as raw:
+            yield verifying(cast(IO[bytes], _Slice(raw, *place)), descriptor)
+
+    def referrers(self, digest: str) -> list[Descriptor]:
+        """Return the top-level descriptors of artifacts whose subject is the digest, sorted by digest."""
+        return find_referrers(self, self.index.manifests, digest)
+
+    def _open(self) -> IO[bytes]:
+        try:
+            return self.path.open("rb")
+        except OSError as error:
+            raise files.translate_os_error(error, doing="read", path=self.path) from error
+
+    def _read_headers(self) -> dict[str, tuple[int, int]]:
+        found: dict[str, tuple[int, int]] = {}
+        with self._open() as stream:
+            if stream.read(2) == b"\x1f\x8b":
+                raise IntegrityError(
+                    f"`{self.path}` is compressed, so it cannot be read in place", hint=f"run `gunzip {self.path}`"
+                )
+            stream.seek(0)
+            reader = TarReader(stream, what=f"`{self.path}`")
+            for number, entry in enumerate(reader):
+                if number >= MAX_ENTRIES:
+                    raise IntegrityError(f"`{self.path}` has more than {MAX_ENTRIES} entries")
+                if entry.type == DIRECTORY:
+                    continue
+                name = entry.path
+                if not entry.is_regular:
+                    raise IntegrityError(f"`{self.path}` has `{name}`, which is neither a file nor a folder")
+                if entry.name.startswith("/") or ".." in name.split("/") or name in found:
+                    raise IntegrityError(f"`{self.path}` has the unsafe or repeated name `{entry.name}`")
+                found[name] = (reader.offset_bytes, entry.size)
+                reader.skip_content(seek=True)
+        return found
+
+    def _layout_version(self) -> object:
+        data = self._read_file(LAYOUT_FILE, 4096)
+        try:
+            document = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise IntegrityError(f"`{LAYOUT_FILE}` in `{self.path}` is not valid JSON") from error
+        return document.get("imageLayoutVersion") if isinstance(document, dict) else None
+
+    def _read_file(self, name: str, limit_bytes: int) -> bytes:
+        offset, size = self._entries.get(name, (0, -1))
+        if size < 0:
+            raise IntegrityError(f"`{self.path}` is no OCI archive: it has no `{name}`")
+        if size > limit_bytes:
+            raise IntegrityError(f"`{name}` in `{self.path}` has {size} bytes, more than the limit of {limit_bytes}")
+        with self._open() as raw:
+            raw.seek(offset)
+            return raw.read(size)
+
+
+class _Slice(io.RawIOBase):
+    """A part of a file as a stream."""
+
+    def __init__(self, stream: IO[bytes], offset: int, size: int) -> None:
+        super().__init__()
+        self._stream = stream
+        self._left = size
+        stream.seek(offset, os.SEEK_SET)
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        wanted = self._left if size is None or size < 0 else min(size, self._left)
+        block = self._stream.read(wanted)
+        self._left -= len(block)
+        return block

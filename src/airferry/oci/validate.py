@@ -1,0 +1,296 @@
+"""Validation of what others, or a medium, hand over: the closure of images and artifacts, and every byte of it.
+
+Reads through a Source and trusts nothing in it. What is wrong becomes a `Finding` that says with which image; only
+what makes reading on impossible is raised.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+
+from airferry.errors import IntegrityError
+from airferry.events import Emit, Progress, silent
+from airferry.host.threads import parallel_map, usable_cores
+from airferry.oci.documents import (
+    EMPTY_CONFIG,
+    INDEX_TYPES,
+    MANIFEST_TYPES,
+    MAX_CONFIG_BYTES,
+    REF_NAME,
+    Descriptor,
+    ImageConfig,
+    Manifest,
+    parse_image_config,
+    parse_index,
+    parse_manifest,
+)
+from airferry.oci.layers import KINDS
+from airferry.oci.layout import LayoutStore
+from airferry.oci.platform import Platform
+from airferry.oci.ports import BLOCK_BYTES, Source, blocks
+from airferry.oci.streams import verifying
+
+PROGRESS_EVERY_BYTES = 64 * BLOCK_BYTES
+MAX_FINDINGS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something wrong: with what (an image and its platform, an artifact, a file), and what is wrong."""
+
+    subject: str
+    text: str
+    digest: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.subject}: {self.text}"
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePart:
+    """One platform of an image, as its documents describe it."""
+
+    platform: Platform
+    manifest: Descriptor
+    config: Descriptor
+    layers: tuple[Descriptor, ...]
+    diff_ids: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Wanted:
+    """A blob that something names: its descriptor and who names it."""
+
+    descriptor: Descriptor
+    role: str
+    subjects: list[str] = field(default_factory=list)
+
+
+class Inspector:
+    """Walks images and artifacts, collects findings, and remembers every blob that they name.
+
+    `wanted` maps digest to blob; `check_blobs` then reads each of them once.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.findings: list[Finding] = []
+        self.wanted: dict[str, Wanted] = {}
+        self.read_whole: set[str] = set()
+
+    def report(self, subject: str, text: str, digest: str | None = None) -> None:
+        """Note that something is wrong."""
+        if len(self.findings) < MAX_FINDINGS:
+            self.findings.append(Finding(subject, text, digest))
+
+    def image(self, descriptor: Descriptor, *, subject: str) -> tuple[ImagePart, ...]:
+        """Walk an image or image index and return its platforms; what cannot be read is reported and left out."""
+        if descriptor.media_type not in INDEX_TYPES:
+            part = self._manifest(descriptor, subject=subject, stated=descriptor.platform_value())
+            return () if part is None else (part,)
+        self._want(descriptor, "index", subject)
+        try:
+            data = self.source.read_manifest(descriptor).data
+            index = parse_index(data, what=f"index `{descriptor.digest}`")
+        except IntegrityError as error:
+            self.report(subject, error.message, descriptor.digest)
+            return ()
+        self.read_whole.add(descriptor.digest)
+        parts: list[ImagePart] = []
+        seen: set[Platform] = set()
+        for child in index.manifests:
+            platform = child.platform_value()
+            inner = f"{subject}, platform `{platform}`" if platform else subject
+            if child.media_type in INDEX_TYPES:
+                self.report(inner, f"index `{child.digest}` is nested in an index", child.digest)
+                continue
+            if platform is None:
+                self.report(inner, f"manifest `{child.digest}` is listed without a platform", child.digest)
+            elif platform in seen:
+                self.report(inner, "is listed twice", child.digest)
+            else:
+                seen.add(platform)
+            part = self._manifest(child, subject=inner, stated=platform)
+            if part is not None:
+                parts.append(part)
+        return tuple(parts)
+
+    def artifact(self, descriptor: Descriptor, *, subject: str) -> Manifest | None:
+        """Walk an artifact and return its manifest, or None if it cannot be read."""
+        manifest = self._read_manifest(descriptor, subject=subject)
+        if manifest is None:
+            return None
+        if manifest.config.media_type == EMPTY_CONFIG and not manifest.artifact_type:
+            self.report(subject, "has an empty config and no artifactType", descriptor.digest)
+        self._want(manifest.config, "config", subject)
+        for layer in manifest.layers:
+            self._want(layer, "content", subject)
+        return manifest
+
+    def check_blobs(self, *, jobs: int | None = None, emit: Emit = silent) -> int:
+        """Read every wanted blob that was not read yet, each once, and return the bytes of all; report what is wrong.
+
+        Blobs are hashed on `jobs` threads (all cores by default), the largest first.
+        """
+        todo = [wanted for digest, wanted in self.wanted.items() if digest not in self.read_whole]
+        todo.sort(key=lambda wanted: (-wanted.descriptor.size, wanted.descriptor.digest))
+        total = sum(wanted.descriptor.size for wanted in todo)
+        progress = _Progress(total, emit)
+        failures = parallel_map(
+            lambda wanted: _check_blob(self.source, wanted.descriptor, progress.advance),
+            todo,
+            jobs=jobs or usable_cores(),
+        )
+        for wanted, failure in zip(todo, failures, strict=True):
+            if failure is not None:
+                for subject in wanted.subjects:
+                    self.report(subject, f"{wanted.role}: {failure}", wanted.descriptor.digest)
+        return sum(wanted.descriptor.size for wanted in self.wanted.values())
+
+    def _read_manifest(self, descriptor: Descriptor, *, subject: str) -> Manifest | None:
+        self._want(descriptor, "manifest", subject)
+        if descriptor.media_type not in MANIFEST_TYPES:
+            self.report(
+                subject,
+                f"`{descriptor.digest}` has the unknown media type `{descriptor.media_type}`",
+                descriptor.digest,
+            )
+            return None
+        try:
+            data = self.source.read_manifest(descriptor).data
+            manifest = parse_manifest(data, what=f"manifest `{descriptor.digest}`")
+        except IntegrityError as error:
+            self.report(subject, error.message, descriptor.digest)
+            self.read_whole.add(descriptor.digest)
+            return None
+        self.read_whole.add(descriptor.digest)
+        return manifest
+
+    def _manifest(self, descriptor: Descriptor, *, subject: str, stated: Platform | None) -> ImagePart | None:
+        manifest = self._read_manifest(descriptor, subject=subject)
+        if manifest is None:
+            return None
+        for layer in manifest.layers:
+            self._want(layer, "layer", subject)
+        self._want(manifest.config, "config", subject)
+        kinds = {KINDS.get(layer.media_type) for layer in manifest.layers}
+        if None in kinds:
+            unknown = sorted({layer.media_type for layer in manifest.layers if layer.media_type not in KINDS})
+            self.report(subject, f"has layers of unknown type `{unknown[0]}`", descriptor.digest)
+        elif len(kinds) > 1:
+            names = ", ".join(sorted(str(kind) for kind in kinds))
+            self.report(subject, f"mixes compressions in its layers: {names}", descriptor.digest)
+        config = self._config(manifest.config, subject=subject)
+        if config is None:
+            return None
+        if len(config.rootfs.diff_ids) != len(manifest.layers):
+            self.report(
+                subject,
+                f"has {len(manifest.layers)} layers, its config lists {len(config.rootfs.diff_ids)} diff_ids",
+                descriptor.digest,
+            )
+        platform = config.platform_value()
+        if stated is not None and not (stated.accepts(platform) and platform.accepts(stated)):
+            self.report(subject, f"its config says platform `{platform}`, the index `{stated}`", descriptor.digest)
+        return ImagePart(
+            stated or platform, descriptor, manifest.config, tuple(manifest.layers), tuple(config.rootfs.diff_ids)
+        )
+
+    def _config(self, descriptor: Descriptor, *, subject: str) -> ImageConfig | None:
+        self.read_whole.add(descriptor.digest)
+        try:
+            if descriptor.size > MAX_CONFIG_BYTES:
+                raise IntegrityError(f"config `{descriptor.digest}` is larger than {MAX_CONFIG_BYTES} bytes")
+            with self.source.open_blob(descriptor) as stream:
+                data = verifying(stream, descriptor).read()
+            return parse_image_config(data, what=f"config `{descriptor.digest}`")
+        except IntegrityError as error:
+            self.report(subject, f"config: {error.message}", descriptor.digest)
+            return None
+
+    def _want(self, descriptor: Descriptor, role: str, subject: str) -> None:
+        wanted = self.wanted.setdefault(descriptor.digest, Wanted(descriptor, role))
+        if wanted.descriptor.size != descriptor.size:
+            self.report(
+                subject,
+                f"{role} `{descriptor.digest}` is declared with {descriptor.size} bytes, "
+                f"elsewhere with {wanted.descriptor.size}",
+                descriptor.digest,
+            )
+        if subject not in wanted.subjects:
+            wanted.subjects.append(subject)
+
+
+def validate_image(
+    source: Source,
+    descriptor: Descriptor,
+    *,
+    subject: str,
+    jobs: int | None = None,
+    emit: Emit = silent,
+) -> list[Finding]:
+    """Check one image of any source, every byte of it, and return what is wrong with it."""
+    inspector = Inspector(source)
+    inspector.image(descriptor, subject=subject)
+    inspector.check_blobs(jobs=jobs, emit=emit)
+    return inspector.findings
+
+
+def validate_layout(store: LayoutStore, *, jobs: int | None = None, emit: Emit = silent) -> list[Finding]:
+    """Check a whole layout, every byte of what its index.json names and what lies about, and return what is wrong.
+
+    Raises:
+        IntegrityError: index.json cannot be read.
+    """
+    inspector = Inspector(store)
+    for entry in store.read_index().manifests:
+        if entry.artifact_type is not None:
+            inspector.artifact(entry, subject=f"artifact `{entry.digest}` (`{entry.artifact_type}`)")
+        else:
+            inspector.image(entry, subject=f"image `{_name(entry)}`")
+    inspector.check_blobs(jobs=jobs, emit=emit)
+    report_unnamed(store.stored_digests(), inspector.wanted.keys(), inspector.report)
+    return inspector.findings
+
+
+def report_unnamed(
+    stored: Iterable[str], wanted: Collection[str], report: Callable[[str, str, str | None], None]
+) -> None:
+    """Report each stored digest that nothing wants."""
+    for digest in sorted(set(stored).difference(wanted)):
+        report(f"blob `{digest}`", "nothing names it", digest)
+
+
+def _name(entry: Descriptor) -> str:
+    return (entry.annotations or {}).get(REF_NAME, entry.digest)
+
+
+def _check_blob(source: Source, descriptor: Descriptor, on_block: Callable[[int], None]) -> str | None:
+    try:
+        with source.open_blob(descriptor) as stream:
+            for _block in blocks(verifying(stream, descriptor, on_block=on_block)):
+                pass
+    except IntegrityError as error:
+        return error.message
+    return None
+
+
+class _Progress:
+    """Bytes that were read, counted from several threads."""
+
+    def __init__(self, total: int, emit: Emit) -> None:
+        self._total = total
+        self._emit = emit
+        self._lock = threading.Lock()
+        self._done = 0
+        self._said = 0
+
+    def advance(self, size: int) -> None:
+        with self._lock:
+            self._done += size
+            if self._done - self._said < PROGRESS_EVERY_BYTES and self._done < self._total:
+                return
+            self._said = self._done
+            self._emit(Progress("verify", self._done, self._total))
