@@ -1,0 +1,287 @@
+"""airgap-manifest.yaml: what was built, under the key names that Nemotron's users know, with digests.
+
+Models and their builders only. The manifest that counts is an artifact inside the bundle; it names no root, as the
+root covers it. Paths in it are relative to the output folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from airferry.bundle.yaml_documents import read_document, to_yaml
+from airferry.errors import IntegrityError
+from airferry.oci.digest import Digest
+from airferry.oci.documents import MAX_CONFIG_BYTES, Descriptor, parse_image_config, parse_manifest
+from airferry.oci.layers import LayerResult
+from airferry.oci.layout import LayoutStore
+
+SCHEMA_VERSION = 1
+MANIFEST_FILE = "airgap-manifest.yaml"
+PERSISTENT_ASSETS_POLICY = (
+    "models, datasets, checkpoints, and customer data stay on executor-visible persistent storage"
+)
+
+Role = Literal["launcher", "execution"]
+
+
+class _Own(BaseModel):
+    """A part that only airferry defines."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class _Familiar(BaseModel):
+    """A part that Nemotron's runner defines, where more keys may stand."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class LayerEntry(_Own):
+    """A layer of one platform of an image. `original_digest` is the blob it was recompressed from."""
+
+    digest: Digest
+    size_bytes: int = Field(ge=0)
+    media_type: str
+    diff_id: Digest
+    unpacked_bytes: int = Field(ge=0)
+    original_digest: Digest | None = None
+    from_base: bool = False
+
+
+class Addition(_Own):
+    """A Python distribution that was added to a base."""
+
+    name: str
+    version: str
+    file: str
+    sha256: str
+
+
+class PlatformEntry(_Own):
+    """One platform of an image. `size_bytes` counts its manifest, config and layers; layers are bottom first."""
+
+    digest: Digest
+    size_bytes: int = Field(ge=0)
+    unpacked_bytes: int = Field(ge=0)
+    config_digest: Digest
+    base_digest: Digest | None = None
+    python: str | None = None
+    layers: tuple[LayerEntry, ...]
+    additions: tuple[Addition, ...] = ()
+
+
+class ImageEntry(_Own):
+    """An image of the bundle: `image` is the tag as planned, `reference` its full name in index.json."""
+
+    name: str
+    role: Role
+    image: str
+    reference: str
+    digest: Digest
+    platforms: dict[str, PlatformEntry]
+
+
+class ArtifactEntry(_Own):
+    """An artifact of the bundle other than this manifest."""
+
+    title: str
+    artifact_type: str
+    digest: Digest
+    size_bytes: int = Field(ge=0)
+    subject: Digest | None = None
+
+
+class ToolEntry(_Own):
+    """What built the bundle: airferry's version, and those of the tools and encoders that shape bytes."""
+
+    airferry: str
+    versions: dict[str, str] = Field(default_factory=dict)
+
+
+class LockEntry(_Own):
+    """A lock that was followed: its path, and the digest of its bytes."""
+
+    path: str
+    sha256: str
+
+
+class TargetEntry(_Familiar):
+    """A target and the files that it was validated from."""
+
+    target: str
+    step_py: str
+    step_toml: str
+    config: str | None = None
+    module: str | None = None
+
+
+class OverlayEntry(_Familiar):
+    """A Git checkout that was baked. `commit` is what `ref` was resolved to."""
+
+    repo: str
+    url: str
+    ref: str
+    target: str
+    commit: str | None = None
+
+
+class GroupEntry(_Familiar):
+    """An execution group, as Nemotron's runner writes it, with its platforms and targets."""
+
+    name: str
+    image_names: tuple[str, ...]
+    base_image: str | dict[str, Any]
+    platforms: tuple[str, ...]
+    tag: str
+    selected_image: str
+    tar: str
+    steps: tuple[str, ...]
+    targets: tuple[str, ...] = ()
+    pip_no_deps: bool = False
+    candidate_imports: tuple[str, ...] = ()
+    missing_imports: tuple[str, ...] = ()
+    missing_core_imports: tuple[str, ...] = ()
+    requirements: tuple[str, ...] = ()
+    requirements_path: str | None = None
+    repo_overlays: tuple[OverlayEntry, ...] = ()
+    repo_overlays_path: str | None = None
+
+
+class LauncherEntry(_Familiar):
+    """The launcher image, as Nemotron's runner writes it, with its platforms."""
+
+    base_image: str | dict[str, Any]
+    platforms: tuple[str, ...]
+    tag: str
+    tar: str
+
+
+class SavedImage(_Familiar):
+    """Where an image is: in the layout, under `reference`, and as an archive of its own where `tar` says so."""
+
+    role: Role
+    name: str
+    image: str
+    layout: str = "bundle"
+    reference: str
+    digest: Digest
+    tar: str | None = None
+    sha256: str | None = None
+
+
+class PersistentAssets(_Familiar):
+    """What does not travel in images, and the overlays that do."""
+
+    policy: str = PERSISTENT_ASSETS_POLICY
+    mounts_from_configs: tuple[Any, ...] = ()
+    baked_repo_overlays: tuple[OverlayEntry, ...] = ()
+
+
+class BundleManifest(_Own):
+    """The whole manifest. `root` stands only in the copy beside the bundle."""
+
+    schema_version: Literal[1] = 1
+    workflow: dict[str, Any]
+    build_stages: tuple[str, ...]
+    targets: tuple[TargetEntry, ...] = ()
+    execution_groups: tuple[GroupEntry, ...] = ()
+    launcher_image: LauncherEntry | None = None
+    step_execution_images: dict[str, str] = Field(default_factory=dict)
+    saved_images: tuple[SavedImage, ...] = ()
+    persistent_assets: PersistentAssets = PersistentAssets()
+    images: tuple[ImageEntry, ...] = ()
+    artifacts: tuple[ArtifactEntry, ...] = ()
+    compression: str
+    locks: tuple[LockEntry, ...] = ()
+    tool: ToolEntry
+    root: Digest | None = None
+
+    def to_yaml(self) -> bytes:
+        """Return the manifest as YAML, the same bytes for the same manifest."""
+        return to_yaml(self)
+
+    def with_root(self, root: str) -> BundleManifest:
+        """Return the copy that goes beside the bundle, which names its root."""
+        return self.model_copy(update={"root": root})
+
+
+def read_manifest(data: bytes, *, what: str = f"`{MANIFEST_FILE}`") -> BundleManifest:
+    """Return the manifest that YAML bytes hold.
+
+    Raises:
+        IntegrityError: they are no manifest, or one of a newer version.
+    """
+    return read_document(BundleManifest, data, schema_version=SCHEMA_VERSION, what=what)
+
+
+def describe_platform(
+    store: LayoutStore,
+    descriptor: Descriptor,
+    *,
+    layers: Iterable[LayerResult],
+    base_layers: int = 0,
+    base_digest: str | None = None,
+    python: str | None = None,
+    additions: Sequence[Addition] = (),
+) -> PlatformEntry:
+    """Return the entry of one platform, from its manifest in the store and what the layer pipeline said.
+
+    `layers` must cover every layer of the manifest, in any order; the first `base_layers` of it came with the base.
+
+    Raises:
+        IntegrityError: the store does not hold what the descriptor names, or a layer is not covered.
+    """
+    manifest = parse_manifest(store.read_bytes(descriptor), what=f"manifest `{descriptor.digest}`")
+    config = parse_image_config(store.read_bytes(manifest.config, limit_bytes=MAX_CONFIG_BYTES))
+    known = {(result.descriptor.digest, result.diff_id): result for result in layers}
+    if len(manifest.layers) != len(config.rootfs.diff_ids):
+        raise IntegrityError(
+            f"manifest `{descriptor.digest}` has {len(manifest.layers)} layers, its config "
+            f"{len(config.rootfs.diff_ids)} diff_ids"
+        )
+    entries = []
+    for number, (layer, diff_id) in enumerate(zip(manifest.layers, config.rootfs.diff_ids, strict=True)):
+        result = known.get((layer.digest, diff_id))
+        if result is None:
+            raise IntegrityError(f"nothing is known of layer `{layer.digest}` of manifest `{descriptor.digest}`")
+        original = result.original.digest if result.original else None
+        entries.append(
+            LayerEntry(
+                digest=layer.digest,
+                size_bytes=layer.size,
+                media_type=layer.media_type,
+                diff_id=diff_id,
+                unpacked_bytes=result.unpacked_bytes,
+                original_digest=original if original != layer.digest else None,
+                from_base=number < base_layers,
+            )
+        )
+    return PlatformEntry(
+        digest=descriptor.digest,
+        size_bytes=descriptor.size + manifest.config.size + sum(layer.size for layer in manifest.layers),
+        unpacked_bytes=sum(entry.unpacked_bytes for entry in entries),
+        config_digest=manifest.config.digest,
+        base_digest=base_digest,
+        python=python,
+        layers=tuple(entries),
+        additions=tuple(sorted(additions, key=lambda addition: (addition.name, addition.version))),
+    )
+
+
+def describe_image(
+    descriptor: Descriptor,
+    *,
+    name: str,
+    role: Role,
+    image: str,
+    reference: str,
+    platforms: Mapping[str, PlatformEntry],
+) -> ImageEntry:
+    """Return the entry of an image index, its platforms sorted."""
+    ordered = {platform: platforms[platform] for platform in sorted(platforms)}
+    return ImageEntry(
+        name=name, role=role, image=image, reference=reference, digest=descriptor.digest, platforms=ordered
+    )

@@ -1,0 +1,67 @@
+"""airgap-receipt.yaml: what the far side holds after a load, and under which references. Models only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from airferry.bundle.manifest import Role
+from airferry.bundle.yaml_documents import MAX_BYTES, read_document, to_yaml
+from airferry.host import files
+from airferry.oci.digest import Digest
+
+SCHEMA_VERSION = 1
+RECEIPT_FILE = "airgap-receipt.yaml"
+
+
+class ReceiptImage(BaseModel):
+    """An image in the registry: its tag, the same pinned by digest, and what the tag pointed at before the load."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    role: Role
+    image: str
+    reference: str
+    pinned: str
+    digest: Digest
+    previous_digest: Digest | None = None
+    platforms: tuple[str, ...] = ()
+
+
+class Receipt(BaseModel):
+    """What a load left. `root_verified` says whether the root was compared with one that came by another way."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = 1
+    bundle_root: Digest
+    root_verified: bool
+    registry: str
+    loaded_at: str
+    airferry: str
+    images: tuple[ReceiptImage, ...]
+    steps: dict[str, str] = Field(default_factory=dict)
+    artifacts: tuple[str, ...] = ()
+
+    def to_yaml(self) -> bytes:
+        """Return the receipt as YAML."""
+        return to_yaml(self)
+
+
+def write_receipt(receipt: Receipt, path: Path) -> None:
+    """Write a receipt, atomically and durably."""
+    files.write_bytes(path, receipt.to_yaml())
+
+
+def read_receipt(path: Path) -> Receipt:
+    """Read a receipt.
+
+    Raises:
+        HostError: the file cannot be read.
+        IntegrityError: it is no receipt, or one of a newer version.
+    """
+    data = files.read_bounded(path, limit_bytes=MAX_BYTES)
+    return read_document(Receipt, data, schema_version=SCHEMA_VERSION, what=f"receipt `{path}`")

@@ -1,0 +1,268 @@
+"""Opening and verifying a bundle that others, or a medium, hand over. Reads only, and trusts nothing in it.
+
+Integrity is that everything is what the root says; origin is the root itself, which must come by another way.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from airferry.bundle.artifacts import MANIFEST_ARTIFACT, MANIFEST_CONTENT, read_artifact_file
+from airferry.bundle.manifest import BundleManifest, ImageEntry, read_manifest
+from airferry.errors import AirferryError, IntegrityError, UsageError
+from airferry.events import Emit, silent
+from airferry.oci.digest import digest_of, parse_digest
+from airferry.oci.documents import Descriptor, Index, parse_index
+from airferry.oci.entries import names_of
+from airferry.oci.layout import INDEX_FILE, LAYOUT_FILE, LayoutStore
+from airferry.oci.reference import parse_reference
+from airferry.oci.validate import Finding, ImagePart, Inspector, report_unnamed
+
+BUNDLE_FOLDER = "bundle"
+SHOWN_FINDINGS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A bundle that was opened: its layout, its index and root, and the manifest inside it."""
+
+    store: LayoutStore
+    index: Index
+    root: str
+    manifest: BundleManifest
+    manifest_descriptor: Descriptor
+
+    @property
+    def images(self) -> dict[str, Descriptor]:
+        """The images by full reference, sorted."""
+        found = {
+            name: entry for entry in self.index.manifests if entry.artifact_type is None for name in names_of(entry)
+        }
+        return dict(sorted(found.items()))
+
+    @property
+    def artifacts(self) -> tuple[Descriptor, ...]:
+        """The artifacts, the manifest's own among them."""
+        return tuple(entry for entry in self.index.manifests if entry.artifact_type is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """What a verification saw. `root_verified` says whether a root was given and matched."""
+
+    path: Path
+    root: str
+    root_verified: bool
+    images: int
+    artifacts: int
+    blobs: int
+    size_bytes: int
+    findings: tuple[Finding, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.findings
+
+    def raise_if_wrong(self) -> None:
+        """Do nothing if nothing is wrong.
+
+        Raises:
+            IntegrityError: something is; `fields["report"]` is this report.
+        """
+        if self.ok:
+            return
+        shown = "; ".join(str(finding) for finding in self.findings[:SHOWN_FINDINGS])
+        more = len(self.findings) - SHOWN_FINDINGS
+        raise IntegrityError(
+            f"bundle `{self.path}` is damaged: {shown}" + (f"; and {more} more" if more > 0 else ""),
+            hint="copy the bundle again from where it came, and verify it before it is loaded",
+            report=self,
+        )
+
+
+def find_layout(path: Path) -> Path:
+    """Return the layout folder of a bundle, given as that folder or as the output folder that holds it.
+
+    Raises:
+        UsageError: neither is one.
+    """
+    for candidate in (path, path / BUNDLE_FOLDER):
+        if (candidate / LAYOUT_FILE).exists() or (candidate / INDEX_FILE).exists():
+            return candidate
+    raise UsageError(
+        f"`{path}` holds no bundle: there is no `{LAYOUT_FILE}` in it or in `{path / BUNDLE_FOLDER}`",
+        hint="name the output folder of `airferry build`, or the bundle in it",
+    )
+
+
+def open_bundle(path: Path, *, root: str | None = None) -> Bundle:
+    """Open a bundle for reading: `out/` or `out/bundle`. The root, if given, is compared before anything is parsed.
+
+    Raises:
+        UsageError: there is no bundle.
+        IntegrityError: the root is another, or layout, index or manifest cannot be read.
+    """
+    store, data, observed = _open_index(path, root)
+    index = parse_index(data, what=f"`{store.path / INDEX_FILE}`")
+    found = [entry for entry in index.manifests if entry.artifact_type == MANIFEST_ARTIFACT]
+    if len(found) != 1:
+        raise IntegrityError(f"bundle `{store.path}` has {len(found)} manifests of airferry, expected one")
+    manifest = read_manifest(read_artifact_file(store, found[0], media_type=MANIFEST_CONTENT))
+    return Bundle(store, index, observed, manifest, found[0])
+
+
+def verify_bundle(path: Path, *, root: str | None = None, jobs: int | None = None, emit: Emit = silent) -> VerifyReport:
+    """Check everything about a bundle and return what was seen. Each blob is read once, on `jobs` threads.
+
+    Checked are: the layout's files; the root, if given; every digest and size; that every image is whole for each
+    platform that the manifest names; that manifest and layout agree, both ways; that nothing is there that nothing
+    names. Links are never followed.
+
+    Raises:
+        UsageError: there is no bundle.
+        IntegrityError: the root is another, or there is no telling what the bundle should hold.
+    """
+    bundle = open_bundle(path, root=root)
+    inspector = Inspector(bundle.store)
+    _check_names(bundle.index, inspector)
+    expected = {entry.reference: entry for entry in bundle.manifest.images}
+    subjects = {entry.reference: f"image `{entry.name}`" for entry in bundle.manifest.images}
+    for reference, descriptor in bundle.images.items():
+        subject = subjects.get(reference, f"image `{reference}`")
+        parts = inspector.image(descriptor, subject=subject)
+        entry = expected.pop(reference, None)
+        if entry is None:
+            inspector.report(subject, "is in the layout, not in the manifest", descriptor.digest)
+        else:
+            _compare_image(inspector, entry, descriptor, parts)
+    for entry in expected.values():
+        inspector.report(f"image `{entry.name}`", f"`{entry.reference}` is in the manifest, not in the layout")
+    _check_artifacts(bundle, inspector)
+    for descriptor in bundle.index.manifests:
+        if descriptor.artifact_type is None and not names_of(descriptor):
+            inspector.image(descriptor, subject=f"image `{descriptor.digest}`")
+    size_bytes = inspector.check_blobs(jobs=jobs, emit=emit)
+    report_unnamed(bundle.store.stored_digests(), inspector.wanted.keys(), inspector.report)
+    for name, text in _stray_files(bundle.store.path):
+        inspector.report(f"file `{name}`", text)
+    return VerifyReport(
+        path=bundle.store.path,
+        root=bundle.root,
+        root_verified=root is not None,
+        images=len(bundle.images),
+        artifacts=len(bundle.artifacts),
+        blobs=len(inspector.wanted),
+        size_bytes=size_bytes,
+        findings=tuple(inspector.findings),
+    )
+
+
+def _open_index(path: Path, root: str | None) -> tuple[LayoutStore, bytes, str]:
+    layout = find_layout(path)
+    for folder in (layout / "blobs", layout / "blobs" / "sha256"):
+        try:
+            found = folder.lstat()
+        except OSError as error:
+            raise IntegrityError(f"bundle `{layout}` has no folder `{folder}`") from error
+        if not stat.S_ISDIR(found.st_mode):
+            raise IntegrityError(f"`{folder}` is no folder; links are not followed")
+    store = LayoutStore.open(layout, read_only=True)
+    data = store.read_index_bytes()
+    observed = digest_of(data)
+    if root is not None and observed != parse_digest(root):
+        raise IntegrityError(
+            f"bundle `{layout}` has root `{observed}`, expected `{root}`",
+            hint="this is not the bundle that was signed for, or its index.json was changed; do not load it",
+            root=observed,
+            expected=root,
+        )
+    return store, data, observed
+
+
+def _check_names(index: Index, inspector: Inspector) -> None:
+    seen: set[str] = set()
+    for entry in index.manifests:
+        names = names_of(entry)
+        if entry.artifact_type is None and len(names) != 1:
+            inspector.report(f"image `{entry.digest}`", f"has {len(names)} names in index.json, expected one")
+        for name in sorted(names):
+            try:
+                parse_reference(name)
+            except AirferryError as error:
+                inspector.report(f"image `{name}`", f"has a name that is no reference: {error.message}", entry.digest)
+            if name in seen:
+                inspector.report(f"image `{name}`", "is in index.json twice", entry.digest)
+            seen.add(name)
+
+
+def _compare_image(
+    inspector: Inspector, entry: ImageEntry, descriptor: Descriptor, parts: tuple[ImagePart, ...]
+) -> None:
+    subject = f"image `{entry.name}`"
+    if entry.digest != descriptor.digest:
+        inspector.report(subject, f"has digest `{descriptor.digest}`, the manifest says `{entry.digest}`")
+    found = {str(part.platform): part for part in parts}
+    for platform in sorted(found.keys() - entry.platforms.keys()):
+        inspector.report(f"{subject}, platform `{platform}`", "is in the layout, not in the manifest")
+    for platform, stated in entry.platforms.items():
+        inner = f"{subject}, platform `{platform}`"
+        part = found.get(platform)
+        if part is None:
+            inspector.report(inner, "is in the manifest, and missing or unreadable in the layout", stated.digest)
+            continue
+        observed = (
+            part.manifest.digest,
+            part.config.digest,
+            tuple((layer.digest, layer.size, layer.media_type) for layer in part.layers),
+            part.diff_ids,
+        )
+        expected = (
+            stated.digest,
+            stated.config_digest,
+            tuple((layer.digest, layer.size_bytes, layer.media_type) for layer in stated.layers),
+            tuple(layer.diff_id for layer in stated.layers),
+        )
+        for what, one, other in zip(("manifest", "config", "layers", "diff_ids"), observed, expected, strict=True):
+            if one != other:
+                inspector.report(inner, f"its {what} in the layout and in the manifest differ", part.manifest.digest)
+
+
+def _check_artifacts(bundle: Bundle, inspector: Inspector) -> None:
+    stated = {entry.digest: entry for entry in bundle.manifest.artifacts}
+    own = bundle.manifest_descriptor.digest
+    for descriptor in bundle.artifacts:
+        entry = stated.pop(descriptor.digest, None)
+        subject = f"artifact `{entry.title}`" if entry else f"artifact `{descriptor.digest}`"
+        if descriptor.digest == own:
+            subject = "the manifest"
+        elif entry is None:
+            inspector.report(subject, "is in the layout, not in the manifest", descriptor.digest)
+        manifest = inspector.artifact(descriptor, subject=subject)
+        kinds = {descriptor.artifact_type, manifest.artifact_type if manifest else descriptor.artifact_type}
+        if entry is not None:
+            kinds.add(entry.artifact_type)
+        if len(kinds) > 1:
+            inspector.report(subject, "has different types in index.json and elsewhere", descriptor.digest)
+    for entry in stated.values():
+        inspector.report(f"artifact `{entry.title}`", "is in the manifest, not in the layout", entry.digest)
+
+
+def _stray_files(layout: Path) -> Iterator[tuple[str, str]]:
+    """Yield what lies in the layout beside index.json, oci-layout and regular files named by digests."""
+    known = {"": {LAYOUT_FILE, INDEX_FILE, "blobs"}, "blobs": {"sha256"}}
+    for folder, names in known.items():
+        with os.scandir(layout / folder) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                if entry.name not in names:
+                    yield str(Path(folder) / entry.name), "nothing names it"
+    with os.scandir(layout / "blobs" / "sha256") as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if not entry.is_file(follow_symlinks=False):
+                yield f"blobs/sha256/{entry.name}", "is no regular file"
+            elif len(entry.name) != 64 or not set(entry.name) <= set("0123456789abcdef"):
+                yield f"blobs/sha256/{entry.name}", "nothing names it"
