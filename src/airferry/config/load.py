@@ -50,7 +50,7 @@ def load_config(path: Path) -> Config:
         config = Config.model_validate(_without_nulls(document.value), context={"folder": folder})
     except ValidationError as error:
         raise _configuration_error(document, error) from error
-    config._path = path.absolute()
+    config._document = Document(path.absolute(), document.value, document.lines)
     return config
 
 

@@ -20,6 +20,7 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    PrivateAttr,
     StrictBool,
     StrictInt,
     Tag,
@@ -29,7 +30,8 @@ from pydantic import (
     model_validator,
 )
 
-from airferry.errors import AirferryError
+from airferry.config.document import Document
+from airferry.errors import AirferryError, ConfigurationError
 from airferry.oci.platform import KNOWN_ARCHITECTURES, Platform, parse_platform
 from airferry.oci.reference import parse_reference
 
@@ -519,17 +521,25 @@ class Config(_Model):
     site: Annotated[dict[str, Any], Field(description="What is known of the far side.")] = {}
     registry: RegistryChoice = RegistryChoice()
 
-    _path: Path = Path("airgap.yaml")
+    _document: Document = PrivateAttr(default=Document(Path("airgap.yaml"), {}, {}))
 
     @property
     def path(self) -> Path:
         """The file that this was read from."""
-        return self._path
+        return self._document.path
+
+    def line(self, *key: str | int) -> int:
+        """Return the line of a key, or of the nearest parent that is there."""
+        return self._document.line(key)
+
+    def error(self, *key: str | int, reason: str, hint: str | None = None) -> ConfigurationError:
+        """Return the error for a key of the file, as `file:line: key: reason`."""
+        return self._document.error(key, reason, hint=hint)
 
     @property
     def folder(self) -> Path:
         """The folder that relative paths of the file start from."""
-        return self._path.parent
+        return self.path.parent
 
     @property
     def effective_dependencies(self) -> Mapping[str, tuple[str, ...]]:

@@ -1,0 +1,222 @@
+"""The step catalogue: where it is, what steps it has, and whether a target's files are there and agree."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from airferry.config import Config
+from airferry.errors import AirferryError, ConfigurationError
+from airferry.plan.models import Target
+
+_STEP_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
+
+
+@dataclass(frozen=True)
+class StepFiles:
+    """The files of a target that were found."""
+
+    target: Target
+    folder: Path
+    step_py: Path
+    step_toml: Path
+    config_path: Path | None
+    module: str
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """A repository with a folder of steps, `package` being the Python package of that folder."""
+
+    root: Path
+    steps_folder: Path
+    package: str
+
+    @property
+    def source_folder(self) -> Path:
+        """The folder that is on Python's path when a step runs."""
+        parts = self.package.split(".")
+        if list(self.steps_folder.parts[-len(parts) :]) == parts:
+            return self.steps_folder.parents[len(parts) - 1]
+        source = self.root / "src"
+        return source if source.is_dir() else self.root
+
+    def step_ids(self) -> list[str]:
+        """Return the ids of all steps, sorted."""
+        found: list[str] = []
+        for folder, names, file_names in os.walk(self.steps_folder):
+            names[:] = [name for name in names if not name.startswith((".", "__"))]
+            if "step.toml" in file_names or "step.py" in file_names:
+                found.append(Path(folder).relative_to(self.steps_folder).as_posix())
+        return sorted(found)
+
+    def relative(self, path: Path) -> str:
+        """Return a path of the catalogue as documents and messages show it."""
+        return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)
+
+
+def open_catalogue(config: Config, *, source_dir: Path | None = None) -> Catalogue:
+    """Find the catalogue: `source_dir`, else `source.root`, else the nearest folder that holds the steps.
+
+    Looked at, in this order, are the config file's folder and those above it, then the current one and those above.
+
+    Raises:
+        ConfigurationError: it is nowhere.
+    """
+    steps = config.source.steps
+    hint = "name the catalogue's repository with `--source DIR`, or as `source.root` in the configuration"
+    if source_dir is not None:
+        root = source_dir.absolute()
+        if not (root / steps).is_dir():
+            raise ConfigurationError(f"`{source_dir}` has no folder of steps `{steps}`", hint=hint)
+    elif config.source.root is not None:
+        root = Path(os.path.normpath(config.folder / config.source.root.expanduser()))
+        if not (root / steps).is_dir():
+            raise config.error("source", "root", reason=f"`{root}` has no folder of steps `{steps}`", hint=hint)
+    else:
+        here = Path.cwd()
+        nearest = next(
+            (
+                folder
+                for start in (config.folder, here)
+                for folder in (start, *start.parents)
+                if (folder / steps).is_dir()
+            ),
+            None,
+        )
+        if nearest is None:
+            raise ConfigurationError(
+                f"no folder of steps `{steps}` at or above `{config.folder}`, nor at or above `{here}`", hint=hint
+            )
+        root = nearest
+    return Catalogue(root, root / PurePosixPath(steps), config.source.steps_package)
+
+
+def parse_target(text: str) -> Target:
+    """Return the target that `step_id[:config]` names.
+
+    Raises:
+        ConfigurationError: it has another form.
+    """
+    step_id, colon, name = (part.strip() for part in text.partition(":"))
+    if not _STEP_ID.fullmatch(step_id) or (colon and name and not _STEP_ID.fullmatch(name)):
+        raise ConfigurationError(f"`{text}` is no target, expected `step/id:config` or `step/id`")
+    return Target(step_id, name or None)
+
+
+def find_step(catalogue: Catalogue, target: Target) -> StepFiles:
+    """Find a target's files and check that `step.toml` is about the folder that it is in.
+
+    Raises:
+        ConfigurationError: a file is missing or unreadable; nearest names are shown.
+    """
+    folder = catalogue.steps_folder / target.step_id
+    step_py, step_toml = folder / "step.py", folder / "step.toml"
+    if not folder.is_dir() or not (step_py.exists() or step_toml.exists()):
+        raise ConfigurationError(
+            f"there is no step `{target.step_id}` in `{catalogue.steps_folder}`",
+            hint=_nearest(target.step_id, catalogue.step_ids()),
+        )
+    for path in (step_py, step_toml):
+        if not path.is_file():
+            raise ConfigurationError(
+                f"step `{target.step_id}` has no `{path.name}`: `{path}` is missing",
+                hint="a step is a folder with `step.py`, `step.toml` and `config/<name>.yaml`",
+            )
+    _check_step_toml(step_toml, target)
+    config_path = None
+    if target.config is not None:
+        config_path = folder / "config" / f"{target.config}.yaml"
+        if not config_path.is_file():
+            names = sorted(
+                path.relative_to(folder / "config").with_suffix("").as_posix()
+                for path in (folder / "config").rglob("*.yaml")
+            )
+            raise ConfigurationError(
+                f"step `{target.step_id}` has no config `{target.config}`: `{config_path}` is missing",
+                hint=_nearest(target.config, names),
+            )
+    module = f"{catalogue.package}.{target.step_id.replace('/', '.')}.step"
+    return StepFiles(target, folder, step_py, step_toml, config_path, module)
+
+
+def _check_step_toml(path: Path, target: Target) -> None:
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        line = re.search(r"at line (\d+)", str(error))
+        raise ConfigurationError(f"{path}:{line.group(1) if line else 1}: no valid TOML: {error}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path}: cannot be read: {error}") from error
+    section = data.get("step")
+    step_id = section.get("id") if isinstance(section, dict) else None
+    if step_id != target.step_id:
+        raise ConfigurationError(
+            f"{path}:1: `step.id` is `{step_id}`, expected `{target.step_id}`, the folder that the file is in",
+            hint="correct `id` below `[step]`",
+        )
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or names[:8]
+    if not near:
+        return "there are none at all"
+    return "nearest are " + ", ".join(f"`{item}`" for item in near)
+
+
+def expand_targets(config: Config, targets: tuple[str, ...]) -> list[tuple[Target, tuple[str | int, ...]]]:
+    """Return all targets, prerequisites before dependants, each once, with the key that asked for each.
+
+    `targets` replace the configuration's `workflow.stages`; their key is empty.
+
+    Raises:
+        ConfigurationError: a target has a wrong form, or depends on itself; the cycle's path is shown.
+    """
+    own: tuple[str | int, ...] = ("dependencies",) if config.dependencies else ("workflow", "dependencies")
+    dependencies = config.effective_dependencies
+    result: dict[str, tuple[Target, tuple[str | int, ...]]] = {}
+    stack: list[str] = []
+
+    def parse(text: str, key: tuple[str | int, ...]) -> Target:
+        try:
+            return parse_target(text)
+        except AirferryError as error:
+            raise located(config, key, error) from error
+
+    def add(target: Target, key: tuple[str | int, ...]) -> None:
+        if target.spec in stack:
+            cycle = " → ".join(f"`{spec}`" for spec in [*stack[stack.index(target.spec) :], target.spec])
+            raise located(
+                config,
+                key,
+                ConfigurationError(f"steps depend on each other in a circle: {cycle}", hint="remove one of the edges"),
+            )
+        if target.spec in result:
+            return
+        stack.append(target.spec)
+        for index, text in enumerate(dependencies.get(target.step_id, ())):
+            below = (*own, target.step_id, index)
+            add(parse(text, below), below)
+        stack.pop()
+        result[target.spec] = (target, key)
+
+    if targets:
+        for text in targets:
+            add(parse(text, ()), ())
+    else:
+        for index, text in enumerate(config.workflow.stages):
+            add(parse(text, ("workflow", "stages", index)), ("workflow", "stages", index))
+    return list(result.values())
+
+
+def located(config: Config, key: tuple[str | int, ...], error: AirferryError) -> ConfigurationError:
+    """Return an error as one of the configuration's key that caused it, or as it is where no key did."""
+    if not key:
+        return ConfigurationError(error.message, hint=error.hint, **error.fields)
+    return config.error(*key, reason=error.message, hint=error.hint)

@@ -1,0 +1,199 @@
+"""Makes the plan of a configuration and a catalogue. Reads files, writes none."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from airferry.config import Config, LauncherImage
+from airferry.config.models import STAGES
+from airferry.errors import AirferryError, UsageError
+from airferry.host import files
+from airferry.oci.platform import Platform
+from airferry.plan.catalogue import Catalogue, expand_targets, find_step, located, open_catalogue
+from airferry.plan.catalogue_lock import find_catalogue_lock
+from airferry.plan.grouping import check_names, image_platforms, make_groups
+from airferry.plan.imports import ImportScanner
+from airferry.plan.models import GroupPlan, LauncherPlan, Plan, StepPlan
+from airferry.plan.step_config import StepConfigReader
+
+_PREREQUISITES = {
+    "discover-execution-deps": ("validate",),
+    "build-execution-images": ("validate", "discover-execution-deps"),
+    "save-images": ("validate", "discover-execution-deps", "build-launcher-image", "build-execution-images"),
+}
+_NEED_GROUPS = {"discover-execution-deps", "build-execution-images", "save-images"}
+_NEED_TARGETS = _NEED_GROUPS | {"validate"}
+
+
+def make_plan(
+    config: Config,
+    *,
+    source_dir: Path | None = None,
+    targets: Iterable[str] = (),
+    platforms: Iterable[Platform] = (),
+    stages: Iterable[str] = (),
+) -> Plan:
+    """Work out what a configuration means for a catalogue.
+
+    `targets` and `stages` replace those of the file and may hold several, separated by commas; `platforms` replace
+    those of all images. The result depends on the files alone, and on the host's CPU where nothing names a platform.
+
+    Raises:
+        ConfigurationError: something is missing or contradicts itself; see the functions of this package.
+        UsageError: a stage that was asked for does not exist.
+    """
+    chosen_stages = normalise_stages(_split(stages) or _split(config.effective_stages))
+    chosen_platforms = tuple(platforms)
+    catalogue = open_catalogue(config, source_dir=source_dir)
+    wanted = tuple(_split(targets))
+    steps: tuple[StepPlan, ...] = ()
+    groups: tuple[GroupPlan, ...] = ()
+    if _NEED_TARGETS.intersection(chosen_stages):
+        steps = _read_steps(config, catalogue, wanted)
+    if _NEED_GROUPS.intersection(chosen_stages):
+        groups = make_groups(config, steps, platforms=chosen_platforms)
+    launcher = _launcher(config, chosen_platforms) if "build-launcher-image" in chosen_stages else None
+    check_names(groups, launcher)
+    return Plan(
+        config=config,
+        source_root=catalogue.root,
+        output_dir=_output_dir(config, catalogue),
+        lock_path=_lock_path(config, catalogue),
+        stages=chosen_stages,
+        workflow_name=config.workflow.name,
+        workflow_stages=wanted or config.workflow.stages,
+        steps=steps,
+        groups=groups,
+        launcher=launcher,
+        step_images=_step_images(steps, groups),
+    )
+
+
+def normalise_stages(stages: Iterable[str]) -> tuple[str, ...]:
+    """Return stages with what each needs before it, in the order in which they run; all of them for none.
+
+    Raises:
+        UsageError: one does not exist.
+    """
+    wanted = set(stages) or set(STAGES)
+    if unknown := sorted(wanted.difference(STAGES)):
+        raise UsageError(f"`{unknown[0]}` is no stage", hint="there are " + ", ".join(f"`{name}`" for name in STAGES))
+    for stage in tuple(wanted):
+        wanted.update(_PREREQUISITES.get(stage, ()))
+    return tuple(stage for stage in STAGES if stage in wanted)
+
+
+def render_plan(document: dict[str, Any]) -> str:
+    """Return a plan's document as YAML, keys in the order in which people read them."""
+    return yaml.dump(document, Dumper=_PlainDumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def write_plan(document: dict[str, Any], path: Path) -> None:
+    """Write a plan's document atomically.
+
+    Raises:
+        HostError: the folder is not writable, or the disk is full.
+    """
+    files.write_text(path, render_plan(document))
+
+
+class _PlainDumper(yaml.SafeDumper):
+    """Writes each value out, even where two are the same."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _split(values: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(item.strip() for value in values for item in value.split(",") if item.strip()))
+
+
+def _read_steps(config: Config, catalogue: Catalogue, targets: tuple[str, ...]) -> tuple[StepPlan, ...]:
+    expanded = expand_targets(config, targets)
+    if not expanded:
+        raise config.error(
+            "workflow",
+            "stages",
+            reason="no step is named",
+            hint="list targets such as `sft/megatron_bridge:tiny`, or give them with `--target`",
+        )
+    reader, scanner = StepConfigReader(), ImportScanner(catalogue)
+    steps: list[StepPlan] = []
+    for target, key in expanded:
+        try:
+            found = find_step(catalogue, target)
+        except AirferryError as error:
+            raise located(config, key, error) from error
+        read = reader.read(found.config_path) if found.config_path else None
+        steps.append(
+            StepPlan(
+                target=target,
+                folder=found.folder,
+                step_py=found.step_py,
+                step_toml=found.step_toml,
+                config_path=found.config_path,
+                module=found.module,
+                mounts=read.mounts if read else (),
+                overlays=read.overlays if read else (),
+                candidates=scanner.candidates(found),
+            )
+        )
+    return tuple(steps)
+
+
+def _launcher(config: Config, platforms: tuple[Platform, ...]) -> LauncherPlan:
+    image = config.launcher_image or LauncherImage()
+    return LauncherPlan(
+        base_image=image.base_image,
+        platforms=image_platforms(platforms, image.platform_choice, config),
+        tag=image.tag,
+        tar=image.tar,
+        packages=image.packages,
+        python=image.python,
+        containerfile=image.containerfile,
+        compression=config.compression,
+    )
+
+
+def _output_dir(config: Config, catalogue: Catalogue) -> Path:
+    chosen = config.paths.output_dir
+    if chosen is None:
+        return config.folder / "out"
+    path = Path(os.path.normpath(catalogue.root / chosen.expanduser()))
+    if catalogue.root.is_relative_to(path):
+        raise config.error(
+            "paths",
+            "output_dir",
+            reason=f"`{path}` holds the catalogue itself",
+            hint="name a folder of its own, for example `out`",
+        )
+    return path
+
+
+def _lock_path(config: Config, catalogue: Catalogue) -> Path | None:
+    if config.source.lock is None:
+        return find_catalogue_lock(catalogue.root)
+    path = catalogue.root / config.source.lock
+    if not path.is_file():
+        raise config.error("source", "lock", reason=f"`{path}` is missing", hint="paths start at the catalogue's root")
+    return path
+
+
+def _step_images(steps: tuple[StepPlan, ...], groups: tuple[GroupPlan, ...]) -> dict[str, str]:
+    """Return step id to image; where configs of one step differ in their images, `step:config` to image."""
+    by_spec = {spec: group.tag for group in groups for spec in group.targets}
+    by_step: dict[str, set[str]] = {}
+    for step in steps:
+        if step.target.spec in by_spec:
+            by_step.setdefault(step.target.step_id, set()).add(by_spec[step.target.spec])
+    result: dict[str, str] = {}
+    for step in steps:
+        tags = by_step.get(step.target.step_id)
+        if tags:
+            result[step.target.step_id if len(tags) == 1 else step.target.spec] = by_spec[step.target.spec]
+    return result

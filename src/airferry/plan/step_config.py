@@ -1,0 +1,170 @@
+"""A step's config as it will count: with what it inherits through `defaults:`, and without resolving anything.
+
+Finds the Git overlays in its values (never in comments) and its mounts. The only module that knows OmegaConf.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from airferry.config.document import Document, KeyPath, read_document
+from airferry.config.models import parse_overlay
+from airferry.errors import ConfigurationError
+from airferry.plan.models import Overlay
+
+_MARK = re.compile(r"\$\{\s*auto_mount\s*:")
+_WHOLE = re.compile(r"\$\{\s*auto_mount\s*:([^{}]*)\}")
+
+
+@dataclass(frozen=True)
+class StepConfig:
+    """The mounts of a config (`run.env.mounts`, as written) and its overlays, in the order found."""
+
+    mounts: tuple[Any, ...] = ()
+    overlays: tuple[Overlay, ...] = ()
+
+
+class StepConfigReader:
+    """Reads configs, each file once."""
+
+    def __init__(self) -> None:
+        self._documents: dict[Path, Document] = {}
+
+    def read(self, path: Path) -> StepConfig:
+        """Read a config and what it inherits.
+
+        Raises:
+            ConfigurationError: a file is missing, no YAML or inherits itself; an overlay lacks its ref or target; two
+                overlays want one target.
+        """
+        chain = self._chain(path, ())
+        value = chain[-1].value
+        if len(chain) > 1 and any(_matters(document.value) for document in chain):
+            value = _merge(chain)
+        overlays = merge_overlays((), _overlays(value, chain))
+        run = value.get("run") if isinstance(value, dict) else None
+        environment = run.get("env") if isinstance(run, dict) else None
+        mounts = environment.get("mounts") if isinstance(environment, dict) else None
+        check_targets(overlays, where=str(path))
+        return StepConfig(tuple(mounts) if isinstance(mounts, list) else (), overlays)
+
+    def _chain(self, path: Path, above: tuple[Path, ...]) -> list[Document]:
+        """Return the documents that a config consists of, the weakest first."""
+        path = path.resolve()
+        if path in above:
+            raise ConfigurationError(
+                "configs inherit from each other in a circle: " + " → ".join(f"`{item}`" for item in (*above, path)),
+                hint="remove one of the `defaults:`",
+            )
+        document = self._document(path)
+        chain: list[Document] = []
+        for key, name in _bases(document.value):
+            base = path.parent / (name if Path(name).suffix else f"{name}.yaml")
+            if not base.is_file():
+                raise document.error(
+                    key, f"the config inherits from `{name}`, and `{base}` is missing", hint="correct `defaults:`"
+                )
+            chain += self._chain(base, (*above, path))
+        return [*chain, document]
+
+    def _document(self, path: Path) -> Document:
+        document = self._documents.get(path)
+        if document is None:
+            document = read_document(path)
+            if document.value is not None and not isinstance(document.value, dict):
+                raise document.error((), "expected a mapping of keys at the top level")
+            self._documents[path] = document
+        return document
+
+
+def merge_overlays(first: Iterable[Overlay], second: Iterable[Overlay]) -> tuple[Overlay, ...]:
+    """Return the overlays of both, each once, in the order found."""
+    return tuple(dict.fromkeys((*first, *second)))
+
+
+def check_targets(overlays: Iterable[Overlay], *, where: str) -> None:
+    """Check that no two overlays want the same target.
+
+    Raises:
+        ConfigurationError: two do.
+    """
+    taken: dict[str, Overlay] = {}
+    for overlay in overlays:
+        other = taken.setdefault(overlay.target.rstrip("/"), overlay)
+        if other != overlay:
+            raise ConfigurationError(
+                f"{where}: two overlays want `{overlay.target}`: `{other.key}` and `{overlay.key}`",
+                hint="give them different targets, or remove one",
+            )
+
+
+def make_overlay(url: str, ref: str, target: str) -> Overlay:
+    """Return the overlay, its `repo` being the last part of the URL without `.git`."""
+    return Overlay(url.rstrip("/").split("/")[-1].removesuffix(".git"), url, ref, target)
+
+
+def _bases(value: Any) -> Iterator[tuple[KeyPath, str]]:
+    defaults = value.get("defaults") if isinstance(value, dict) else None
+    if isinstance(defaults, str):
+        yield ("defaults",), defaults
+    elif isinstance(defaults, list) and all(isinstance(item, str) for item in defaults):
+        for index, item in enumerate(defaults):
+            if item != "_self_":
+                yield ("defaults", index), item
+
+
+def _matters(value: Any) -> bool:
+    """Tell whether a document has anything to say about overlays or mounts; most have not, and merging is slow."""
+    run = value.get("run") if isinstance(value, dict) else None
+    return isinstance(run, dict) or any(_MARK.search(text) for _, text in _strings(value))
+
+
+def _merge(chain: list[Document]) -> Any:
+    try:
+        parts = [
+            OmegaConf.create({key: item for key, item in (document.value or {}).items() if key != "defaults"})
+            for document in chain
+        ]
+        return OmegaConf.to_container(OmegaConf.merge(*parts), resolve=False)
+    except OmegaConfBaseException as error:
+        raise ConfigurationError(f"{chain[-1].path}: cannot be merged with what it inherits: {error}") from error
+
+
+def _strings(value: Any, key: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield from _strings(item, (*key, name))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _strings(item, (*key, index))
+
+
+def _overlays(value: Any, chain: list[Document]) -> Iterator[Overlay]:
+    for _, text in _strings(value):
+        found = _WHOLE.findall(text)
+        if len(found) != len(_MARK.findall(text)):
+            raise _error(text, chain, f"`{text}` is no overlay, expected `${{auto_mount:git+URL@REF,TARGET}}`")
+        for spec in found:
+            try:
+                yield make_overlay(*parse_overlay(spec))
+            except ValueError as error:
+                raise _error(text, chain, str(error)) from error
+
+
+def _error(text: str, chain: list[Document], reason: str) -> ConfigurationError:
+    """Return the error for a value, at the place in the strongest document that says it."""
+    hint = "an overlay is `${auto_mount:git+URL@REF,TARGET}`, for example with `@main,/opt/name`"
+    for document in reversed(chain):
+        for key, item in _strings(document.value):
+            if item == text:
+                return document.error(key, reason, hint=hint)
+    return chain[-1].error((), reason, hint=hint)
