@@ -267,8 +267,7 @@ class Engine:
             identity = folder / "id"
             argv: list[str | Path] = ["build", "--pull=never", "--layers=false", "--force-rm", "--format", "oci"]
             argv += ["--timestamp", str(epoch_s), "--platform", str(platform), *self.storage.isolation.arguments]
-            argv += ["--identity-label=false"] if self.program.kind == "buildah" else []
-            argv += ["--http-proxy=false"] if not network else []
+            argv += ["--identity-label=false", *(["--http-proxy=false"] if not network else [])]
             argv += ["--file", containerfile.resolve(), "--tag", tag, "--iidfile", identity]
             argv += ["--ignorefile", ignorefile.resolve()] if ignorefile else []
             for key, value in sorted((build_args or {}).items()):
