@@ -220,7 +220,7 @@ def import_all(modules, timeout_s, jobs):
     import time
 
     results = {}
-    groups = {}
+    groups = {}  # type: dict[str, list[str]]
     for module in modules:
         top = module.partition(".")[0]
         if find_spec(top, None) is None:
@@ -228,7 +228,7 @@ def import_all(modules, timeout_s, jobs):
         elif module not in groups.setdefault(top, []):
             groups[top].append(module)
     waiting = [groups[top] for top in sorted(groups)]
-    running = []
+    running = []  # type: list[Child]
     while waiting or running:
         while waiting and len(running) < jobs:
             running.append(Child(waiting.pop(0), timeout_s))
@@ -274,7 +274,7 @@ def headers(path):
 
 def distributions():
     """Return what is installed; the first on the path wins, as for imports."""
-    found = {}
+    found = {}  # type: dict[str, object]
     for folder in sys.path:
         try:
             entries = sorted(os.listdir(folder or "."))

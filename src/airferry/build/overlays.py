@@ -1,0 +1,435 @@
+"""Git checkouts at a commit, fetched into a cache and exported as plain trees.
+
+The only driver of Git for repositories that a plan names. What such a repository says is data: none of its hooks,
+filters, attributes or transports is ever run, no path in it leads out of the exported tree, and no `.git` goes along.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from airferry.errors import BuildError
+from airferry.events import Emit, Warned, silent
+from airferry.host import clock, files, process
+
+FETCH_TIMEOUT_S = 3600.0
+LIST_TIMEOUT_S = 300.0
+MAX_SUBMODULE_DEPTH = 10
+MAX_LISTED_REFS = 8
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
+LFS_POINTER_MAX_BYTES = 1024
+
+_COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_SHORT_COMMIT = re.compile(r"[0-9a-f]{7,63}")
+_TRANSPORT_HELPER = re.compile(r"[A-Za-z0-9][A-Za-z0-9+.-]*::")
+_SCP_LIKE = re.compile(r"[^/]+:(?!//)")
+_NETWORK_PROTOCOLS = "https:http:ssh:git"
+# The user's configuration is read, since credential helpers, proxies and rewritten addresses live there; these
+# settings win over it.
+_SETTINGS = (
+    "core.hooksPath=/dev/null",
+    "core.attributesFile=/dev/null",
+    "core.fsmonitor=false",
+    "core.autocrlf=false",
+    "core.symlinks=true",
+    "core.fileMode=true",
+    "core.protectHFS=true",
+    "core.protectNTFS=true",
+    "fetch.recurseSubmodules=false",
+    "submodule.recurse=false",
+    "fetch.parallel=1",
+    "gc.auto=0",
+    "maintenance.auto=false",
+    "http.lowSpeedLimit=1000",
+    "http.lowSpeedTime=60",
+    "protocol.ext.allow=never",
+)
+# the highest level of attributes: blobs come out as they are in the repository
+_RAW_ATTRIBUTES = "* -text -eol -ident -filter -working-tree-encoding\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Submodule:
+    """A submodule at the commit that its parent records. `path` is relative to the overlay."""
+
+    path: str
+    url: str
+    commit: str
+
+
+@dataclass(frozen=True, slots=True)
+class OverlayTree:
+    """An exported overlay: where it is, the digest of its content, and what was found in it."""
+
+    path: Path
+    digest: str
+    submodules: tuple[Submodule, ...]
+    lfs_pointers: tuple[str, ...]
+
+
+def resolve_commit(url: str, ref: str, *, cache: Path, emit: Emit = silent) -> str:
+    """Return the full commit id that a ref of a repository points at.
+
+    A full commit id passes unchecked. Annotated tags are peeled; tags come before branches of the same name; what
+    looks like a shortened commit id is looked up in the repository's history.
+
+    Raises:
+        BuildError: the repository cannot be read, or has no such ref.
+    """
+    if _COMMIT.fullmatch(ref):
+        return ref
+    remote = _remote(url)
+    if ref.startswith("-") or not ref.strip():
+        raise BuildError(f"`{ref}` is no ref of `{redact(url)}`", hint="name a branch, a tag or a full commit id")
+    done = _git(["ls-remote", "--", remote], url=url, timeout_s=LIST_TIMEOUT_S, emit=emit, doing="read the refs of")
+    refs = {name: commit for commit, _, name in (line.partition("\t") for line in done.text.splitlines()) if name}
+    for name in (ref, f"refs/tags/{ref}", f"refs/heads/{ref}", f"refs/{ref}"):
+        commit = refs.get(name + "^{}") or refs.get(name)
+        if commit is not None:
+            return commit
+    if _SHORT_COMMIT.fullmatch(ref) and (commit := _expand(url, ref, cache=cache, emit=emit)):
+        return commit
+    names = sorted({re.sub(r"^refs/(heads|tags)/|\^\{\}$", "", name) for name in refs})
+    near = difflib.get_close_matches(ref, names, n=MAX_LISTED_REFS, cutoff=0.5) or names[:MAX_LISTED_REFS]
+    raise BuildError(
+        f"`{redact(url)}` has no ref `{ref}`",
+        hint=f"the nearest that it has: {', '.join(f'`{name}`' for name in near)}" if near else "it has no refs at all",
+        url=redact(url),
+        ref=ref,
+        nearest=near,
+    )
+
+
+def fetch_overlay(url: str, commit: str, *, cache: Path, emit: Emit = silent) -> Path:
+    """Bring a commit and, recursively, the submodules that it records into the cache; return the bare repository.
+
+    Only the commit itself is fetched where the server allows that, all branches and tags where not. Idempotent, needs
+    no network when everything is there, and safe beside other processes.
+
+    Raises:
+        BuildError: the repository cannot be read or does not have the commit.
+    """
+    return _fetch(url, commit, cache=cache, emit=emit, depth=0, local=_is_local(url))
+
+
+def export_overlay(url: str, commit: str, *, cache: Path, into: Path, emit: Emit = silent) -> OverlayTree:
+    """Write a fetched commit with its submodules as a plain tree at `into`, which is replaced as a whole.
+
+    The same commit gives the same tree: modes 755 and 644, one time stamp, symlinks as they are. No network.
+
+    Raises:
+        BuildError: the commit was not fetched, or holds a symlink that leads out of the tree.
+    """
+    files.ensure_directory(into.parent)
+    with files.scratch_directory(into.parent) as scratch:
+        tree = scratch / "tree"
+        submodules = _export(url, commit, cache=cache, into=tree, prefix="", depth=0)
+        pointers = _settle(tree, what=f"{redact(url)}@{commit}")
+        digest = tree_digest(tree)
+        files.remove_tree(into)
+        files.publish(tree, into)
+    if pointers:
+        emit(
+            Warned(
+                f"`{redact(url)}` at `{commit}` holds {len(pointers)} Git LFS pointers, such as `{pointers[0]}`; "
+                "the files that they stand for are not carried along",
+                hint="add what the steps need of them to `assets:`",
+            )
+        )
+    return OverlayTree(into, digest, tuple(submodules), tuple(pointers))
+
+
+def tree_digest(path: Path) -> str:
+    """Return `sha256:…` of a tree: names, kinds, executable bits, contents and link targets, but no times."""
+    state = hashlib.sha256()
+    for entry in sorted(_walk(path), key=lambda item: os.fsencode(item.relative_to(path))):
+        name = os.fsencode(entry.relative_to(path))
+        mode = entry.lstat().st_mode
+        if stat.S_ISLNK(mode):
+            kind, content = b"l", hashlib.sha256(os.fsencode(entry.readlink())).digest()
+        elif stat.S_ISDIR(mode):
+            kind, content = b"d", b""
+        else:
+            kind = b"x" if mode & 0o100 else b"f"
+            with entry.open("rb") as stream:
+                content = hashlib.file_digest(stream, "sha256").digest()
+        state.update(kind + len(name).to_bytes(4, "big") + name + content)
+    return "sha256:" + state.hexdigest()
+
+
+def redact(url: str) -> str:
+    """Return a repository's address without user name and password."""
+    parts = urlsplit(url) if "://" in url else None
+    if parts is None or "@" not in parts.netloc:
+        return url
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def _fetch(url: str, commit: str, *, cache: Path, emit: Emit, depth: int, local: bool) -> Path:
+    if not _COMMIT.fullmatch(commit):
+        raise BuildError(f"`{commit}` is no full commit id", hint="resolve the ref first")
+    if depth > MAX_SUBMODULE_DEPTH:
+        raise BuildError(f"`{redact(url)}`: submodules are nested more than {MAX_SUBMODULE_DEPTH} deep")
+    with _locked_repository(url, cache) as repository:
+        if not _has(repository, commit):
+            _fetch_commit(repository, url, commit, local=local, emit=emit)
+        below = _submodules(repository, url, commit)
+    for submodule in below:
+        if _is_local(submodule.url) and not local:
+            raise BuildError(
+                f"submodule `{submodule.path}` of `{redact(url)}` points into this host: `{submodule.url}`",
+                url=redact(url),
+            )
+        _fetch(submodule.url, submodule.commit, cache=cache, emit=emit, depth=depth + 1, local=local)
+    return repository
+
+
+def _fetch_commit(repository: Path, url: str, commit: str, *, local: bool, emit: Emit) -> None:
+    """Fetch one commit, or everything where the server answers no request for a bare commit."""
+    remote = _remote(url)
+    common = [
+        "fetch",
+        "--quiet",
+        "--no-tags",
+        "--no-write-fetch-head",
+        "--no-recurse-submodules",
+        "--no-auto-maintenance",
+    ]
+    pin = f"refs/airferry/{commit}"
+    try:
+        argv = [*common, "--depth=1", "--", remote, f"+{commit}:{pin}"]
+        _git(argv, url=url, repository=repository, local=local, emit=emit, doing="fetch from")
+    except BuildError as refusal:
+        complete = ["--unshallow"] if (repository / "shallow").is_file() else []
+        refspecs = ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"]
+        _git(
+            [*common, *complete, "--", remote, *refspecs],
+            url=url,
+            repository=repository,
+            local=local,
+            emit=emit,
+            doing="fetch from",
+        )
+        found = _git(["cat-file", "-e", f"{commit}^{{commit}}"], url=url, repository=repository, check=False)
+        if found.returncode != 0:
+            raise BuildError(
+                f"`{redact(url)}` has no commit `{commit}`",
+                hint="check the ref; run `airferry lock --update` if the branch was rewritten",
+                url=redact(url),
+                commit=commit,
+            ) from refusal
+        _git(["update-ref", pin, commit], url=url, repository=repository)
+
+
+def _has(repository: Path, commit: str) -> bool:
+    argv = ["rev-parse", "--verify", "--quiet", f"refs/airferry/{commit}^{{commit}}"]
+    return _git(argv, url="", repository=repository, check=False).returncode == 0
+
+
+def _expand(url: str, short: str, *, cache: Path, emit: Emit) -> str | None:
+    """Return the commit that a shortened id stands for, from the whole history, or None."""
+    with _locked_repository(url, cache) as repository:
+        complete = ["--unshallow"] if (repository / "shallow").is_file() else []
+        refspecs = ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"]
+        argv = ["fetch", "--quiet", "--no-tags", "--no-write-fetch-head", *complete, "--", _remote(url), *refspecs]
+        _git(argv, url=url, repository=repository, local=_is_local(url), emit=emit, doing="fetch from")
+        argv = ["rev-parse", "--verify", "--quiet", "--end-of-options", f"{short}^{{commit}}"]
+        done = _git(argv, url=url, repository=repository, check=False)
+        # `--end-of-options` itself is printed by the versions of Git before 2.30
+        found = [line for line in done.text.split() if _COMMIT.fullmatch(line)]
+        return found[0] if done.returncode == 0 and found else None
+
+
+def _export(url: str, commit: str, *, cache: Path, into: Path, prefix: str, depth: int) -> list[Submodule]:
+    files.ensure_directory(into)
+    with _locked_repository(url, cache) as repository:
+        if depth > MAX_SUBMODULE_DEPTH or not _has(repository, commit):
+            raise BuildError(f"`{redact(url)}` at `{commit}` is not in the cache", hint="rerun with network")
+        with files.scratch_directory(repository) as scratch:
+            index = {"GIT_INDEX_FILE": str(scratch / "index")}
+            _git(["read-tree", commit], url=url, repository=repository, environment=index)
+            argv = [f"--work-tree={into}", "checkout-index", "--all", "--force", "--quiet"]
+            _git(argv, url=url, repository=repository, environment=index, cwd=into, doing="export")
+        below = _submodules(repository, url, commit)
+    found = []
+    for item in below:
+        target = into / item.path
+        if target.is_symlink() or not target.parent.resolve().is_relative_to(into.resolve()):
+            raise BuildError(f"submodule `{item.path}` of `{redact(url)}` leads out of the tree")
+        found.append(Submodule(prefix + item.path, redact(item.url), item.commit))
+        found += _export(
+            item.url, item.commit, cache=cache, into=target, prefix=f"{prefix}{item.path}/", depth=depth + 1
+        )
+    return found
+
+
+def _submodules(repository: Path, url: str, commit: str) -> list[Submodule]:
+    """Return the submodules that a commit records, their addresses made absolute."""
+    listing = _git(["ls-tree", "-r", "-z", "--full-tree", commit], url=url, repository=repository).text
+    links = {}
+    for line in listing.split("\0"):
+        fields, _, path = line.partition("\t")
+        if fields.startswith("160000 "):
+            links[path] = fields.split()[2]
+    if not links:
+        return []
+    argv = ["config", "--blob", f"{commit}:.gitmodules", "--null", "--list"]
+    done = _git(argv, url=url, repository=repository, check=False)
+    settings = dict(line.split("\n", 1) for line in done.text.split("\0") if "\n" in line)
+    addresses = {
+        path: settings.get(key.removesuffix(".path") + ".url", "")
+        for key, path in settings.items()
+        if key.startswith("submodule.") and key.endswith(".path")
+    }
+    found = []
+    for path, recorded in sorted(links.items()):
+        address = addresses.get(path, "")
+        if not address:
+            raise BuildError(
+                f"`{redact(url)}` at `{commit}` records a submodule at `{path}`, but its `.gitmodules` has no address",
+                hint="use a commit whose `.gitmodules` is whole",
+            )
+        found.append(Submodule(path, _relative_to(url, address), recorded))
+    return found
+
+
+def _relative_to(url: str, address: str) -> str:
+    """Return a submodule's address; one that begins with `./` or `../` is relative to its parent's."""
+    if not address.startswith(("./", "../")):
+        return address
+    base, separator = _remote(url).rstrip("/"), "/"
+    while address.startswith(("./", "../")):
+        if address.startswith("../"):
+            cut = max(base.rfind("/"), base.rfind(":"))
+            if cut <= 0:
+                raise BuildError(f"the submodule address `{address}` leads above `{redact(url)}`", url=redact(url))
+            base, separator, address = base[:cut], base[cut], address[3:]
+        else:
+            address = address[2:]
+    return f"{base}{separator}{address}"
+
+
+def _settle(tree: Path, *, what: str) -> list[str]:
+    """Give every entry its mode and time, refuse links that lead out, and return the Git LFS pointers."""
+    root = tree.resolve()
+    epoch_s = clock.source_date_epoch_s()
+    pointers = []
+    entries = sorted(_walk(tree), reverse=True)
+    for entry in [*entries, tree]:
+        mode = entry.lstat().st_mode
+        if stat.S_ISLNK(mode):
+            target = entry.readlink()
+            lexical = os.path.normpath(entry.parent.relative_to(tree) / target)
+            if target.is_absolute() or lexical.startswith("..") or not entry.resolve().is_relative_to(root):
+                raise BuildError(
+                    f"`{what}` holds the symlink `{entry.relative_to(tree)}`, which leads out of the tree: `{target}`",
+                    hint="use a commit without it, or name a fork in its stead",
+                )
+        elif stat.S_ISDIR(mode):
+            entry.chmod(0o755)
+        else:
+            entry.chmod(0o755 if mode & 0o100 else 0o644)
+            if entry.lstat().st_size <= LFS_POINTER_MAX_BYTES and entry.read_bytes().startswith(LFS_POINTER):
+                pointers.append(entry.relative_to(tree).as_posix())
+        os.utime(entry, (epoch_s, epoch_s), follow_symlinks=False)
+    return sorted(pointers)
+
+
+def _walk(path: Path) -> list[Path]:
+    found = []
+    for folder, folders, names in os.walk(path):
+        found += [Path(folder, name) for name in (*folders, *names)]
+    return found
+
+
+def _is_local(url: str) -> bool:
+    return url.startswith("file://") or not ("://" in url or _SCP_LIKE.match(url))
+
+
+def _remote(url: str) -> str:
+    """Return the address that Git gets: a path is made absolute; what could be an option or a helper is refused."""
+    if not url or url.startswith("-") or _TRANSPORT_HELPER.match(url) or any(ord(c) < 32 for c in url):
+        raise BuildError(
+            f"`{redact(url)}` is no address of a Git repository",
+            hint="give an https, ssh, git or file address, or a path",
+        )
+    if _is_local(url) and not url.startswith("file://"):
+        return str(Path(url).expanduser().absolute())
+    return url
+
+
+@contextmanager
+def _locked_repository(url: str, cache: Path) -> Iterator[Path]:
+    """Hold the lock of a repository's bare copy in the cache, made if it is missing, cleared of what kills left."""
+    folder = cache / "git"
+    name = hashlib.sha256(_remote(url).encode()).hexdigest()[:32]
+    repository = folder / f"{name}.git"
+    with files.waiting_lock(folder / f"{name}.lock"):
+        if not repository.is_dir():
+            with files.scratch_directory(folder) as scratch:
+                bare = scratch / "bare"
+                _git(["init", "--quiet", "--bare", "--template=", str(bare)], url=url)
+                files.write_text(bare / "info" / "attributes", _RAW_ATTRIBUTES)
+                files.publish(bare, repository)
+        files.remove_stale_temporaries(repository)
+        for pattern in ("*.lock", "refs/**/*.lock", "objects/pack/tmp_*"):
+            for left_over in repository.glob(pattern):
+                left_over.unlink(missing_ok=True)
+        yield repository
+
+
+def _git(
+    argv: Sequence[str],
+    *,
+    url: str,
+    repository: Path | None = None,
+    local: bool = True,
+    timeout_s: float = FETCH_TIMEOUT_S,
+    environment: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    emit: Emit = silent,
+    check: bool = True,
+    doing: str = "read",
+) -> process.Completed:
+    """Run Git with settings that leave no room for what a repository or a user's configuration might run."""
+    command = ["git", "--no-replace-objects"]
+    for setting in _SETTINGS:
+        command += ["-c", setting]
+    if repository is not None:
+        command += [f"--git-dir={repository}"]
+    allowed = f"{_NETWORK_PROTOCOLS}:file" if local else _NETWORK_PROTOCOLS
+    secret = urlsplit(url).netloc.rpartition("@")[0] if "://" in url else ""
+    done = process.run(
+        [*command, *argv],
+        timeout_s=timeout_s,
+        environment={
+            "GIT_TERMINAL_PROMPT": "0",
+            "GCM_INTERACTIVE": "never",
+            "GIT_ATTR_NOSYSTEM": "1",
+            "GIT_ALLOW_PROTOCOL": allowed,
+            "GIT_SSH_COMMAND": os.environ.get("GIT_SSH_COMMAND", "ssh -oBatchMode=yes"),
+            **(environment or {}),
+        },
+        cwd=cwd,
+        check=False,
+        emit=emit,
+        secrets=(secret,),
+    )
+    if check and done.returncode != 0:
+        said = [line for line in done.tail if line.startswith(("fatal: ", "error: ", "ERROR: "))] or list(done.tail)
+        raise BuildError(
+            f"cannot {doing} `{redact(url)}`: {said[0] if said else 'no message'}",
+            hint="check the address and your credentials: `git ls-remote` must work with it without asking",
+            url=redact(url),
+            tail=done.tail,
+        )
+    return done

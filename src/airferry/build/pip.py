@@ -1,0 +1,254 @@
+"""The only driver of pip, as a child process on the host.
+
+It respects the host's own pip configuration and never repeats index addresses, which may hold credentials. It
+decides nothing: what to fetch, whether it is what was locked, and where it is kept is for `wheels`.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging import tags
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
+from airferry.build.probe import PythonFacts
+from airferry.errors import BuildError, IntegrityError
+from airferry.events import Emit, silent
+from airferry.host import process
+
+TIMEOUT_S = 3600.0
+_BASE = ("-m", "pip", "--no-input", "--disable-pip-version-check", "--no-color")
+_NO_MATCH = re.compile(r"No matching distribution found for (\S.*)$")
+_VERSIONS = re.compile(r"satisfies the requirement .*\(from versions: (.*)\)")
+_WHEEL = re.compile(r"([A-Za-z0-9_.]+-[A-Za-z0-9_.!+]+(?:-\d\w*)?-[\w.]+-[\w.]+-[\w.]+\.whl)")
+_ADDRESS = re.compile(r"\b\w[\w+.-]*://\S+")
+_UNREACHABLE = re.compile(
+    r"connection broken|Connection refused|name resolution|timed out|HTTP error|SSLError|Client Error"
+)
+_MUSL_LOWEST, _GLIBC_LOWEST = 0, {"x86_64": 5, "i686": 5}
+_LEGACY = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
+_NARROW = {"x86_64": "i686", "aarch64": "armv7l"}
+
+
+@dataclass(frozen=True, slots=True)
+class WheelTarget:
+    """The interpreter and the C library that wheels must suit."""
+
+    python_version: tuple[int, int, int]
+    abi: str
+    libc: str
+    libc_version: tuple[int, int]
+    machine: str
+
+    def __str__(self) -> str:
+        version = ".".join(str(part) for part in self.python_version)
+        libc = ".".join(str(part) for part in self.libc_version)
+        return f"CPython {version} on {self.machine} with {self.libc} {libc}"
+
+    @property
+    def platforms(self) -> list[str]:
+        """The platform tags that the target accepts, best first (PEP 600, PEP 656)."""
+        major, minor = self.libc_version
+        found = []
+        if self.libc == "musl":
+            found = [f"musllinux_{major}_{low}_{self.machine}" for low in range(minor, _MUSL_LOWEST - 1, -1)]
+        else:
+            for low in range(minor, _GLIBC_LOWEST.get(self.machine, 17) - 1, -1):
+                found.append(f"manylinux_{major}_{low}_{self.machine}")
+                if low in _LEGACY:
+                    found.append(f"{_LEGACY[low]}_{self.machine}")
+        return [*found, f"linux_{self.machine}"]
+
+    @property
+    def tags(self) -> frozenset[tags.Tag]:
+        """Every wheel tag that the target accepts."""
+        version, platforms = self.python_version[:2], self.platforms
+        interpreter = f"cp{version[0]}{version[1]}"
+        return frozenset(
+            [
+                *tags.cpython_tags(version, abis=[self.abi], platforms=platforms),
+                *tags.compatible_tags(version, interpreter=interpreter, platforms=platforms),
+            ]
+        )
+
+    @property
+    def options(self) -> list[str]:
+        """The target as pip's options."""
+        version = ".".join(str(part) for part in self.python_version)
+        return [
+            *(f"--platform={platform}" for platform in self.platforms),
+            f"--python-version={version}",
+            "--implementation=cp",
+            f"--abi={self.abi}",
+        ]
+
+
+def wheel_target(python: PythonFacts) -> WheelTarget:
+    """Return what wheels must suit to run with the interpreter that a probe found.
+
+    Raises:
+        BuildError: it is not CPython on Linux with glibc or musl.
+    """
+    release = re.match(r"(\d+)\.(\d+)\.(\d+)", python.version)
+    libc = re.match(r"(\d+)\.(\d+)", python.libc_version)
+    if python.implementation != "cpython" or not release or not libc or python.libc not in ("glibc", "musl"):
+        raise BuildError(
+            f"no wheels can be chosen for `{python.executable}` ({python.implementation} {python.version}, C library "
+            f"`{python.libc} {python.libc_version}`): expected CPython with glibc or musl",
+            hint="set `python:` of the image to a CPython interpreter",
+        )
+    major, minor, micro = (int(part) for part in release.groups())
+    narrow = python.pointer_bits == 32
+    return WheelTarget(
+        python_version=(major, minor, micro),
+        abi=python.abi,
+        libc=python.libc,
+        libc_version=(int(libc[1]), int(libc[2])),
+        machine=_NARROW.get(python.machine, python.machine) if narrow else python.machine,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class NotFound:
+    """A requirement that pip found no file for. `versions` are those that it could have had."""
+
+    requirement: str
+    versions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pip:
+    """pip of the interpreter that runs airferry. `options` go to every call, for instance `--no-index`."""
+
+    options: tuple[str, ...] = ()
+    emit: Emit = silent
+
+    def download(self, requirements: Sequence[str], target: WheelTarget, *, into: Path) -> list[NotFound]:
+        """Download a wheel for each requirement, in as few calls as possible, and return those without one.
+
+        Raises:
+            BuildError: the index cannot be reached, or pip fails for another reason.
+        """
+        wanted = list(requirements)
+        failed: list[NotFound] = []
+        while wanted:
+            done = self._run(
+                ["download", "--no-deps", "--only-binary=:all:", f"--dest={into}", *target.options, "--", *wanted]
+            )
+            if done.returncode == 0:
+                break
+            missing = self._not_found(done, wanted)
+            failed.append(missing)
+            wanted.remove(missing.requirement)
+        return failed
+
+    def offered_wheels(self, requirement: str, target: WheelTarget, *, into: Path) -> list[str]:
+        """Return the file names of all wheels that the index has for a requirement's versions, whatever platform."""
+        done = self._run(
+            [
+                "download",
+                "-vv",
+                "--no-deps",
+                "--only-binary=:all:",
+                f"--dest={into}",
+                *target.options,
+                "--",
+                requirement,
+            ]
+        )
+        return sorted(set(_WHEEL.findall(done.text)))
+
+    def build(
+        self,
+        source: str | Path,
+        *,
+        into: Path,
+        hashes: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> NotFound | None:
+        """Build a wheel on the host, in isolation, from a folder or from a requirement's source distribution.
+
+        With `hashes` (SHA-256 in hex), pip unpacks nothing that has another hash.
+
+        Raises:
+            BuildError: it does not build.
+            IntegrityError: the source has none of the hashes.
+        """
+        argv = ["wheel", "--no-deps", "--no-cache-dir", "--ignore-requires-python", f"--wheel-dir={into}"]
+        if isinstance(source, Path):
+            argv += ["--", str(source)]
+        else:
+            line = " ".join([source, *(f"--hash=sha256:{value}" for value in sorted(hashes))])
+            listing = into / "source-requirement.txt"
+            listing.write_text(line + "\n", encoding="utf-8")
+            argv += [f"--no-binary={Requirement(source).name}", f"--requirement={listing}"]
+        done = self._run(argv, environment=environment)
+        if done.returncode == 0:
+            return None
+        if not isinstance(source, Path) and any(_NO_MATCH.search(line) for line in done.tail):
+            return self._not_found(done, [source])
+        if any("DO NOT MATCH THE HASHES" in line for line in done.tail):
+            raise IntegrityError(
+                f"the source of `{source}` has none of the hashes that the catalogue's lock names",
+                hint="find out why before anything else: the file changed, or the lock names another one",
+                expected=sorted(hashes),
+            )
+        raise BuildError(
+            f"`{source}` does not build into a wheel on this host: {last_words(done.tail)}",
+            hint="name a version that has a wheel under `requirements:` of the image",
+            tail=tuple(_redact(line) for line in done.tail),
+        )
+
+    def _run(self, argv: list[str], environment: Mapping[str, str] | None = None) -> process.Completed:
+        verb, *rest = argv
+        return process.run(
+            [sys.executable, *_BASE, verb, *self.options, *rest],
+            timeout_s=TIMEOUT_S,
+            environment=environment,
+            check=False,
+            emit=self.emit,
+        )
+
+    @staticmethod
+    def _not_found(done: process.Completed, wanted: Sequence[str]) -> NotFound:
+        if any(_UNREACHABLE.search(line) for line in done.tail):
+            raise BuildError(
+                f"the package index did not answer: {last_words(done.tail)}",
+                hint="check the network, the proxy and pip's configuration (`pip config debug`), then rerun",
+                tail=tuple(_redact(line) for line in done.tail),
+            )
+        versions: tuple[str, ...] = ()
+        for line in done.tail:
+            if offered := _VERSIONS.search(line):
+                versions = tuple(part.strip() for part in offered[1].split(",") if part.strip() != "none")
+            if match := _NO_MATCH.search(line):
+                name = _name(match[1])
+                for requirement in wanted:
+                    if _name(requirement) == name:
+                        return NotFound(requirement, versions)
+        raise BuildError(
+            f"pip failed for `{'`, `'.join(wanted)}`: {last_words(done.tail)}",
+            tail=tuple(_redact(line) for line in done.tail),
+        )
+
+
+def last_words(tail: Sequence[str]) -> str:
+    """Return the last line of an error that pip wrote, without addresses."""
+    errors = [line for line in tail if line.startswith("ERROR: ")] or [line for line in tail if line.strip()]
+    return _redact(errors[-1].removeprefix("ERROR: ").strip()) if errors else "no message"
+
+
+def _redact(line: str) -> str:
+    return _ADDRESS.sub("(address)", line)
+
+
+def _name(requirement: str) -> str:
+    try:
+        return canonicalize_name(Requirement(requirement.partition(" (")[0]).name)
+    except InvalidRequirement:
+        return requirement

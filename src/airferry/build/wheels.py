@@ -1,0 +1,376 @@
+"""Wheels for a target, fetched or built on the host and kept by the SHA-256 of their bytes.
+
+Every wheel is checked each time it is handed out: its hash against the lock, its name and version against its own
+metadata, its tags against the target. This module does not decide what is needed; `requirements` does.
+"""
+
+from __future__ import annotations
+
+import email.parser
+import hashlib
+import os
+import re
+import shutil
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from importlib import metadata
+from pathlib import Path
+
+from packaging.specifiers import SpecifierSet
+from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
+from packaging.version import InvalidVersion, Version
+
+from airferry.build import overlays
+from airferry.build.pip import NotFound, Pip, WheelTarget
+from airferry.errors import BuildError, IntegrityError
+from airferry.events import Emit, Notice, silent
+from airferry.host import clock, files
+from airferry.plan.catalogue_lock import GitSource
+
+MAX_METADATA_BYTES = 4 * 1024 * 1024
+_READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """What is wanted of one distribution.
+
+    `hashes`: SHA-256 in hex of files that the catalogue's lock names, any of which will do. `filename` and `sha256`:
+    the very wheel that was locked, taken from the cache without network when it is there.
+    """
+
+    name: str
+    specifier: str = ""
+    hashes: frozenset[str] = frozenset()
+    git: GitSource | None = None
+    filename: str = ""
+    sha256: str = ""
+
+    @property
+    def key(self) -> str:
+        """The normalised name."""
+        return canonicalize_name(self.name)
+
+    @property
+    def requirement(self) -> str:
+        """The pin as pip reads it."""
+        return f"{self.key}{self.specifier}"
+
+
+@dataclass(frozen=True, slots=True)
+class Wheel:
+    """A wheel in the cache. `origin` is `index`, `source` (built here) or a Git address with its commit."""
+
+    name: str
+    version: str
+    filename: str
+    sha256: str
+    path: Path = field(compare=False)
+    requires: tuple[str, ...] = ()
+    requires_python: str = ""
+    provides_extras: tuple[str, ...] = ()
+    origin: str = "index"
+
+
+@dataclass(frozen=True, slots=True)
+class WheelStore:
+    """The cache of wheels under `cache`, and pip to fill it."""
+
+    cache: Path
+    pip: Pip = field(default_factory=Pip)
+    emit: Emit = silent
+
+    @property
+    def folder(self) -> Path:
+        """Where wheels are kept: `wheels/<sha256>/<file name>` in the cache."""
+        return self.cache / "wheels"
+
+    def find(self, filename: str, sha256: str) -> Wheel | None:
+        """Return a wheel that is in the cache, verified, or None. A damaged one is removed and counts as absent."""
+        path = self.folder / sha256 / filename
+        if not path.is_file():
+            return None
+        if file_sha256(path) != sha256:
+            files.remove_tree(path.parent)
+            return None
+        return read_wheel(path, sha256=sha256)
+
+    def fetch(self, pins: Sequence[Pin], target: WheelTarget) -> list[Wheel]:
+        """Return a wheel for each pin, in the order of the pins. Needs no network for locked wheels in the cache.
+
+        A distribution without a wheel is built here from its source, if the result is pure Python.
+
+        Raises:
+            BuildError: one cannot be found, has no wheel for the target, or is not what its name says.
+            IntegrityError: a wheel has another hash than the lock says.
+        """
+        found: dict[str, Wheel] = {}
+        for pin in pins:
+            if pin.sha256 and (wheel := self.find(pin.filename, pin.sha256)):
+                _check_target(wheel, target)
+                found[pin.key] = wheel
+        wanted = [pin for pin in pins if pin.key not in found]
+        if wanted:
+            with files.waiting_lock(self.folder / ".lock"):
+                files.remove_stale_temporaries(self.folder)
+                found.update(self._fetch(wanted, target))
+        return [replace(found[pin.key], origin=_origin(pin, found[pin.key])) for pin in pins]
+
+    def _fetch(self, pins: Sequence[Pin], target: WheelTarget) -> dict[str, Wheel]:
+        found: dict[str, Wheel] = {}
+        from_index = [pin for pin in pins if pin.git is None]
+        with files.scratch_directory(self.folder) as scratch:
+            if from_index:
+                missing = self.pip.download([pin.requirement for pin in from_index], target, into=scratch)
+                reasons = {item.requirement: item for item in missing}
+                for path in sorted(scratch.glob("*.whl")):
+                    wheel = read_wheel(path, sha256=file_sha256(path))
+                    found[wheel.name] = wheel
+                for pin in from_index:
+                    if pin.requirement in reasons:
+                        found[pin.key] = self._build(pin, target, scratch=scratch, why=reasons[pin.requirement])
+            for pin in pins:
+                if pin.git is not None:
+                    found[pin.key] = self._build_git(pin, pin.git, target, scratch=scratch)
+            return {pin.key: self._admit(pin, found.get(pin.key), target) for pin in pins}
+
+    def _build(self, pin: Pin, target: WheelTarget, *, scratch: Path, why: NotFound) -> Wheel:
+        """Build from a source distribution what has no wheel."""
+        with files.scratch_directory(scratch) as out:
+            missing = self.pip.build(pin.requirement, into=out, hashes=sorted(pin.hashes), environment=_build_env(pin))
+            if missing is not None:
+                raise self._nothing_found(pin, target, why, scratch=out)
+            self.emit(Notice(f"`{pin.requirement}` has no wheel; it was built from its source on this host"))
+            return self._take_built(pin, target, out, into=scratch, origin="source")
+
+    def _build_git(self, pin: Pin, git: GitSource, target: WheelTarget, *, scratch: Path) -> Wheel:
+        """Build from a Git commit. Submodules included, `.git` left out, as in overlays."""
+        with files.scratch_directory(scratch) as out:
+            tree = out / "tree"
+            overlays.fetch_overlay(git.url, git.commit, cache=self.cache, emit=self.emit)
+            overlays.export_overlay(git.url, git.commit, cache=self.cache, into=tree)
+            source = tree / (git.subdirectory or "")
+            if not source.resolve().is_relative_to(tree.resolve()) or not source.is_dir():
+                raise BuildError(f"`{git_address(git)}` has no folder `{git.subdirectory}`", commit=git.commit)
+            self.pip.build(source, into=out, environment=_build_env(pin))
+            return self._take_built(pin, target, out, into=scratch, origin=git_address(git))
+
+    def _take_built(self, pin: Pin, target: WheelTarget, out: Path, *, into: Path, origin: str) -> Wheel:
+        built = sorted(out.glob("*.whl"))
+        if len(built) != 1:
+            raise BuildError(f"building `{pin.requirement}` left {len(built)} wheels, expected 1")
+        if not built[0].name.endswith("-none-any.whl"):
+            raise BuildError(
+                f"`{pin.requirement}` has no wheel for {target}, and its source builds `{built[0].name}`, which is "
+                "bound to this host",
+                hint="name a version that has a wheel for the platform under `requirements:` of the image, or leave "
+                "the platform out",
+            )
+        path = into / built[0].name
+        normalise_wheel(built[0], path)
+        return replace(read_wheel(path, sha256=file_sha256(path)), origin=origin)
+
+    def _nothing_found(self, pin: Pin, target: WheelTarget, why: NotFound, *, scratch: Path) -> BuildError:
+        wheels = [name for name in self.pip.offered_wheels(pin.requirement, target, into=scratch) if _suits(name, pin)]
+        if wheels:
+            platforms = sorted({name.removesuffix(".whl").rpartition("-")[2] for name in wheels})
+            return BuildError(
+                f"`{pin.requirement}` has no wheel for {target}; it has wheels for "
+                + ", ".join(f"`{platform}`" for platform in platforms[:12]),
+                hint="name another version under `requirements:` of the image, or leave the platform out",
+                platforms=platforms,
+            )
+        known = ", ".join(f"`{version}`" for version in why.versions[-8:])
+        return BuildError(
+            f"`{pin.requirement}` cannot be found for {target}"
+            + (f"; the latest versions that are there: {known}" if known else ""),
+            hint="check name and version, under `requirements:` of the image or in the catalogue's lock, and pip's "
+            "own configuration",
+        )
+
+    def _admit(self, pin: Pin, wheel: Wheel | None, target: WheelTarget) -> Wheel:
+        """Check a wheel against its pin and move it into the cache."""
+        if wheel is None or not SpecifierSet(pin.specifier).contains(wheel.version, prereleases=True):
+            got = "nothing" if wheel is None else f"`{wheel.filename}`"
+            raise BuildError(f"`{pin.requirement}` was asked for, and {got} came")
+        accepted = {pin.sha256} if pin.sha256 else pin.hashes if wheel.origin == "index" else frozenset[str]()
+        if accepted and wheel.sha256 not in accepted:
+            raise IntegrityError(
+                f"`{wheel.filename}` has SHA-256 `{wheel.sha256}`, expected "
+                + " or ".join(f"`{value}`" for value in sorted(accepted)[:3]),
+                hint=f"if the change is meant, run `airferry lock --update {pin.key}`",
+                expected=sorted(accepted),
+                observed=wheel.sha256,
+            )
+        _check_target(wheel, target)
+        path = self.folder / wheel.sha256 / wheel.filename
+        if not path.is_file():
+            files.ensure_directory(path.parent)
+            with wheel.path.open("rb") as stream:
+                os.fsync(stream.fileno())
+            files.publish(wheel.path, path)
+        return replace(wheel, path=path)
+
+    def pip_wheel(self, python_version: tuple[int, int, int]) -> Path:
+        """Return a pip that runs as `PYTHON FILE/pip install …` inside images that have none.
+
+        It is the pip of this host, packed; only for Pythons too old for that one is an older pip fetched.
+        """
+        lowest = SpecifierSet(metadata.metadata("pip")["Requires-Python"] or "")
+        if lowest.contains(".".join(str(part) for part in python_version), prereleases=True):
+            return self._packed_pip()
+        target = WheelTarget(python_version, f"cp{python_version[0]}{python_version[1]}", "glibc", (2, 17), "x86_64")
+        return self.fetch([Pin("pip")], target)[0].path
+
+    def _packed_pip(self) -> Path:
+        distribution = metadata.distribution("pip")
+        name = f"pip-{distribution.version}-py3-none-any.whl"
+        listed = sorted(distribution.files or (), key=str)
+        kept = [item for item in listed if item.parts[0] == "pip" and "__pycache__" not in item.parts]
+        kept += [item for item in listed if item.name == "METADATA" and item.parts[0].endswith(".dist-info")]
+        if not kept:
+            raise BuildError("the pip of this host does not list its files", hint="run `scripts/setup` again")
+        with files.scratch_directory(self.folder) as scratch:
+            packed = scratch / name
+            with zipfile.ZipFile(packed, "w") as archive:
+                for item in kept:
+                    _add(archive, str(item), Path(str(item.locate())).read_bytes())
+            path = self.folder / file_sha256(packed) / name
+            if not path.is_file():
+                files.ensure_directory(path.parent)
+                files.publish(packed, path)
+        return path
+
+
+def wheelhouse(wheels: Iterable[Wheel], into: Path, *, pip: Path | None = None) -> Path:
+    """Fill a folder of a build context with wheels, `requirements.txt` with hashes, and pip. Replaces what is there.
+
+    The list is closed: it is meant for `pip install --no-index --no-deps --require-hashes --find-links`.
+    Returns the path of `requirements.txt`.
+    """
+    files.remove_tree(into)
+    files.ensure_directory(into)
+    ordered = sorted(wheels, key=lambda wheel: wheel.name)
+    for source in [wheel.path for wheel in ordered] + ([pip] if pip else []):
+        if not (into / source.name).exists():
+            _link(source, into / source.name)
+    listing = into / "requirements.txt"
+    files.write_text(listing, requirements_text(ordered))
+    return listing
+
+
+def requirements_text(wheels: Iterable[Wheel]) -> str:
+    """Return the wheels as a requirements file with hashes, sorted by name."""
+    return "".join(
+        f"{wheel.name}=={wheel.version} --hash=sha256:{wheel.sha256}\n"
+        for wheel in sorted(wheels, key=lambda wheel: wheel.name)
+    )
+
+
+def read_wheel(path: Path, *, sha256: str) -> Wheel:
+    """Read a wheel's metadata and check it against the file name.
+
+    Raises:
+        BuildError: it is no wheel, or its name or version is not what its file name says.
+    """
+    try:
+        name, version, _, _ = parse_wheel_filename(path.name)
+        with zipfile.ZipFile(path) as archive:
+            inside = [item for item in archive.infolist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", item.filename)]
+            if len(inside) != 1 or inside[0].file_size > MAX_METADATA_BYTES:
+                raise BuildError(f"`{path.name}` has no single METADATA of a sane size")
+            text = archive.read(inside[0]).decode("utf-8", "replace")
+    except (InvalidWheelFilename, zipfile.BadZipFile, OSError) as error:
+        raise BuildError(f"`{path.name}` is no wheel: {error}") from error
+    headers = email.parser.HeaderParser().parsestr(text)
+    said_name, said_version = str(headers["Name"] or ""), str(headers["Version"] or "")
+    try:
+        agrees = canonicalize_name(said_name) == name and Version(said_version) == version
+    except InvalidVersion:
+        agrees = False
+    if not agrees:
+        raise BuildError(f"`{path.name}` says of itself that it is `{said_name}` `{said_version}`")
+    return Wheel(
+        name=name,
+        version=str(version),
+        filename=path.name,
+        sha256=sha256,
+        path=path,
+        requires=tuple(str(value) for value in headers.get_all("Requires-Dist", [])),
+        requires_python=str(headers["Requires-Python"] or ""),
+        provides_extras=tuple(str(value) for value in headers.get_all("Provides-Extra", [])),
+    )
+
+
+def normalise_wheel(source: Path, path: Path) -> None:
+    """Rewrite a wheel so that its bytes depend on nothing but the content of its files."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(path, "w") as new:
+        for item in sorted(old.infolist(), key=lambda item: item.filename):
+            if not item.is_dir():
+                _add(new, item.filename, old.read(item), executable=bool(item.external_attr >> 16 & 0o111))
+
+
+def git_address(git: GitSource) -> str:
+    """Return a Git source in one line, without credentials."""
+    tail = f"#subdirectory={git.subdirectory}" if git.subdirectory else ""
+    return f"git+{overlays.redact(git.url)}@{git.commit}{tail}"
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hex."""
+    state = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(_READ_BYTES):
+            state.update(block)
+    return state.hexdigest()
+
+
+def _add(archive: zipfile.ZipFile, name: str, data: bytes, *, executable: bool = False) -> None:
+    # stored, since deflate's output differs between versions of zlib
+    item = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+    item.external_attr = (0o100755 if executable else 0o100644) << 16
+    item.create_system = 3
+    archive.writestr(item, data)
+
+
+def _link(source: Path, path: Path) -> None:
+    with suppress(OSError):
+        os.link(source, path)
+        return
+    shutil.copyfile(source, path)
+
+
+def _build_env(pin: Pin) -> Mapping[str, str]:
+    environment = {"SOURCE_DATE_EPOCH": str(clock.source_date_epoch_s()), "PYTHONHASHSEED": "0"}
+    specifiers = list(SpecifierSet(pin.specifier))
+    if len(specifiers) == 1 and specifiers[0].operator == "==":
+        # a checkout without `.git` cannot tell its version to setuptools-scm or hatch-vcs
+        suffix = re.sub(r"\W", "_", pin.key).upper()
+        environment[f"SETUPTOOLS_SCM_PRETEND_VERSION_FOR_{suffix}"] = specifiers[0].version
+    return environment
+
+
+def _check_target(wheel: Wheel, target: WheelTarget) -> None:
+    tags = parse_wheel_filename(wheel.filename)[3]
+    version = ".".join(str(part) for part in target.python_version)
+    if tags.isdisjoint(target.tags):
+        raise BuildError(f"`{wheel.filename}` does not suit {target}", hint="run `airferry lock --update`")
+    if not SpecifierSet(wheel.requires_python).contains(version, prereleases=True):
+        raise BuildError(
+            f"`{wheel.filename}` needs Python `{wheel.requires_python}`, the base has {version}",
+            hint="name another version under `requirements:` of the image",
+        )
+
+
+def _suits(filename: str, pin: Pin) -> bool:
+    try:
+        name, version, _, _ = parse_wheel_filename(filename)
+    except InvalidWheelFilename:
+        return False
+    return name == pin.key and SpecifierSet(pin.specifier).contains(version, prereleases=True)
+
+
+def _origin(pin: Pin, wheel: Wheel) -> str:
+    return git_address(pin.git) if pin.git is not None else wheel.origin

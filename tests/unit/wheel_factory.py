@@ -1,0 +1,107 @@
+"""Wheels and probes made on the fly, so that tests need no package index."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from airferry.build.probe import InstalledDistribution, ModuleAnswer, ProbeResult, PythonFacts
+
+
+def make_wheel(
+    folder: Path,
+    name: str,
+    version: str,
+    *,
+    tag: str = "py3-none-any",
+    requires: Sequence[str] = (),
+    requires_python: str = "",
+    said_name: str = "",
+    extras: Sequence[str] = (),
+) -> Path:
+    """Write an installable wheel with one module and return its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = f"{name.replace('-', '_')}-{version}"
+    info = f"{stem}.dist-info"
+    lines = ["Metadata-Version: 2.1", f"Name: {said_name or name}", f"Version: {version}"]
+    lines += [f"Provides-Extra: {extra}" for extra in extras]
+    lines += [f"Requires-Dist: {line}" for line in requires]
+    lines += [f"Requires-Python: {requires_python}"] if requires_python else []
+    content = {
+        f"{name.replace('-', '_')}.py": f"VERSION = {version!r}\n",
+        f"{info}/METADATA": "\n".join(lines) + "\n\n",
+        f"{info}/WHEEL": f"Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: {tag}\n",
+    }
+    record = ""
+    for path, text in content.items():
+        digest = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
+        record += f"{path},sha256={digest},{len(text.encode())}\n"
+    content[f"{info}/RECORD"] = record + f"{info}/RECORD,,\n"
+    wheel = folder / f"{stem}-{tag}.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for path, text in content.items():
+            archive.writestr(zipfile.ZipInfo(path), text)
+    return wheel
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def make_probe(
+    *,
+    version: str = "3.11.2",
+    libc: tuple[str, str] = ("glibc", "2.36"),
+    machine: str = "x86_64",
+    implementation: str = "cpython",
+    installed: dict[str, str] | None = None,
+    requires: dict[str, tuple[str, ...]] | None = None,
+    modules: dict[str, ModuleAnswer] | None = None,
+) -> ProbeResult:
+    """Return what a probe of a base might have found."""
+    short = ".".join(version.split(".")[:2])
+    markers = {
+        "implementation_name": implementation,
+        "implementation_version": version,
+        "os_name": "posix",
+        "platform_machine": machine,
+        "platform_python_implementation": "CPython",
+        "platform_release": "",
+        "platform_system": "Linux",
+        "platform_version": "",
+        "python_full_version": version,
+        "python_version": short,
+        "sys_platform": "linux",
+    }
+    return ProbeResult(
+        schema_version=1,
+        modules=modules or {},
+        python=PythonFacts.model_validate(
+            {
+                "executable": "/usr/bin/python3",
+                "implementation": implementation,
+                "version": version,
+                "prefix": "/usr",
+                "base_prefix": "/usr",
+                "in_venv": False,
+                "externally_managed": True,
+                "has_pip": False,
+                "paths": {},
+                "libc": libc[0],
+                "libc_version": libc[1],
+                "machine": machine,
+                "byte_order": "little",
+                "pointer_bits": 64,
+                "abi": "cp" + short.replace(".", ""),
+                "extension_suffix": "",
+                "markers": markers,
+            }
+        ),
+        distributions=tuple(
+            InstalledDistribution(name=name, version=value, requires=(requires or {}).get(name, ()))
+            for name, value in (installed or {}).items()
+        ),
+    )
