@@ -1,0 +1,254 @@
+"""Base images in the cache: resolved to digests, copied blob by blob for the platforms wanted, verified, kept as
+they are.
+
+The cache is one layout that every plan shares; what lies there under its digest is never fetched again. Documents of
+Docker's media types get a twin in OCI's, since the engines' layouts and the bundle know only those; the original
+digest stays the one that is recorded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from airferry.buildah import bootstrap
+from airferry.config import ArchiveBase, BaseImage as BaseSpec, BootstrapBase, LayoutBase, RegistryBase
+from airferry.errors import AirferryError, BuildError, ConfigurationError, IntegrityError
+from airferry.events import Emit
+from airferry.host import clock, files
+from airferry.oci.archive import ArchiveSource
+from airferry.oci.copy import copy_image, select_platforms
+from airferry.oci.documents import (
+    DOCKER_CONFIG,
+    DOCKER_LAYER_GZIP,
+    DOCKER_LAYER_TAR,
+    DOCKER_MANIFEST,
+    IMAGE_CONFIG,
+    IMAGE_MANIFEST,
+    INDEX_TYPES,
+    LAYER_GZIP,
+    LAYER_TAR,
+    MAX_CONFIG_BYTES,
+    Descriptor,
+    ImageConfig,
+    canonical_json,
+    parse_image_config,
+    parse_index,
+    parse_manifest,
+)
+from airferry.oci.layers import Compression
+from airferry.oci.layout import LayoutStore
+from airferry.oci.platform import Platform
+from airferry.oci.ports import Source
+from airferry.oci.reference import Reference, parse_reference
+from airferry.plan.lockfile import LockedBase, LockedBasePlatform
+
+_OCI_TYPES = {
+    DOCKER_MANIFEST: IMAGE_MANIFEST,
+    DOCKER_CONFIG: IMAGE_CONFIG,
+    DOCKER_LAYER_GZIP: LAYER_GZIP,
+    DOCKER_LAYER_TAR: LAYER_TAR,
+}
+
+OpenRegistry = Callable[[Reference], Source]
+
+
+@dataclass(frozen=True, slots=True)
+class BaseImage:
+    """A base for one platform, whole in the cache.
+
+    `digest` is the manifest's digest where the base came from, `manifest` describes the one in the cache, which is
+    the same unless that was Docker's. `name` is the base as the plan writes it.
+    """
+
+    name: str
+    platform: Platform
+    digest: str
+    manifest: Descriptor
+    config: ImageConfig
+    config_bytes: bytes
+    layers: tuple[Descriptor, ...]
+
+    @property
+    def user(self) -> str:
+        """The user that the base's containers run as, `root` unless it says another."""
+        return str((self.config.config or {}).get("User") or "root")
+
+    @property
+    def size_bytes(self) -> int:
+        """The bytes of its layers as they are in the cache."""
+        return sum(layer.size for layer in self.layers)
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedBase:
+    """A base for all platforms wanted, and what the lock file says of it."""
+
+    images: Mapping[Platform, BaseImage]
+    locked: LockedBase = field(repr=False)
+
+
+class BaseCache:
+    """Brings bases into the cache. One process at a time may use it."""
+
+    def __init__(self, cache: Path, *, open_registry: OpenRegistry, emit: Emit) -> None:
+        """Open the cache's layout, made if it is missing."""
+        self.store = LayoutStore.create(cache / "bases")
+        self._cache = cache
+        self._open_registry = open_registry
+        self._emit = emit
+
+    def bring(self, base: BaseSpec, platforms: Sequence[Platform], *, locked: LockedBase | None) -> ResolvedBase:
+        """Return a base for the platforms, from the cache where it is there, else fetched or made.
+
+        What `locked` pins is followed, to the digest; what it does not pin is resolved now.
+
+        Raises:
+            ConfigurationError: the base lacks a wanted platform.
+            BuildError: it cannot be made, or is no longer what the lock file pins.
+            RegistryError: the registry does not answer or refuses.
+            IntegrityError: bytes are not what a digest says.
+        """
+        name = base.key
+        pinned = dict(locked.platforms) if locked else {}
+        wanted = [platform for platform in platforms if str(platform) in pinned]
+        images: dict[Platform, BaseImage] = {}
+        for platform in wanted:
+            if (image := self._cached(name, platform, pinned[str(platform)].manifest)) is not None:
+                images[platform] = image
+        missing = [platform for platform in platforms if platform not in images]
+        if not missing:
+            assert locked is not None
+            return ResolvedBase(images, locked)
+        if isinstance(base, BootstrapBase):
+            return self._bootstrap(base, missing, images, locked)
+        source, reference, kind = self._source(base)
+        return self._copy(source, reference, kind, name=name, missing=missing, images=images, locked=locked)
+
+    def _source(self, base: RegistryBase | LayoutBase | ArchiveBase) -> tuple[Source, str, str]:
+        if isinstance(base, RegistryBase):
+            reference = parse_reference(base.reference)
+            return self._open_registry(reference), reference.target, "registry"
+        if not base.path.exists():
+            raise ConfigurationError(f"`{base.key}`: `{base.path}` does not exist")
+        if isinstance(base, LayoutBase):
+            return LayoutStore.open(base.path, read_only=True), base.reference or "", "oci"
+        return ArchiveSource(base.path), base.reference or "", "oci-archive"
+
+    def _copy(
+        self,
+        source: Source,
+        reference: str,
+        kind: str,
+        *,
+        name: str,
+        missing: Sequence[Platform],
+        images: dict[Platform, BaseImage],
+        locked: LockedBase | None,
+    ) -> ResolvedBase:
+        pinned = dict(locked.platforms) if locked else {}
+        top = source.resolve(locked.index if locked and locked.index else reference)
+        children: dict[Platform, Descriptor] = {}
+        if top.media_type in INDEX_TYPES:
+            index = parse_index(source.read_manifest(top).data, what=f"the index of `{name}`")
+            for platform in missing:
+                try:
+                    children[platform] = select_platforms(index, [platform], what=f"base `{name}`")[0]
+                except BuildError as error:
+                    raise ConfigurationError(f"base `{name}` has no image for `{platform}`", hint=error.hint) from error
+        else:
+            children = dict.fromkeys(missing, top)
+        for platform, child in children.items():
+            if (pin := pinned.get(str(platform))) is not None and pin.manifest != child.digest:
+                raise BuildError(
+                    f"base `{name}` for `{platform}` is `{child.digest}` now, the lock file pins `{pin.manifest}`",
+                    hint=f"run `airferry lock --update {name}` to take the new one",
+                )
+            copy_image(source, self.store, child, emit=self._emit)
+            image = self._read(name, platform, child)
+            if not platform.accepts(image.config.platform_value()):
+                raise ConfigurationError(
+                    f"base `{name}` is for `{image.config.platform_value()}`, not for `{platform}`",
+                    hint="choose another base, or another `platforms:`",
+                )
+            images[platform] = image
+            pinned[str(platform)] = LockedBasePlatform(manifest=child.digest)
+        index_digest = top.digest if top.media_type in INDEX_TYPES else None
+        return ResolvedBase(images, LockedBase(kind=kind, index=index_digest, platforms=pinned))
+
+    def _bootstrap(
+        self,
+        base: BootstrapBase,
+        missing: Sequence[Platform],
+        images: dict[Platform, BaseImage],
+        locked: LockedBase | None,
+    ) -> ResolvedBase:
+        pinned = dict(locked.platforms) if locked else {}
+        for platform in missing:
+            pin = pinned.get(str(platform))
+            descriptor, packages = self._make_userland(base, platform, pins=pin.packages if pin else None)
+            if pin is not None and pin.manifest != descriptor.digest:
+                raise BuildError(
+                    f"the bootstrapped base for `{platform}` came out as `{descriptor.digest}`, the lock file pins "
+                    f"`{pin.manifest}`",
+                    hint="another mmdebstrap or airferry made it; run `airferry lock --update` to take the new one",
+                )
+            images[platform] = self._read(base.key, platform, descriptor)
+            pinned[str(platform)] = LockedBasePlatform(manifest=descriptor.digest, packages=packages)
+        return ResolvedBase(images, LockedBase(kind="bootstrap", index=None, platforms=pinned))
+
+    def _make_userland(
+        self, base: BootstrapBase, platform: Platform, *, pins: Mapping[str, str] | None
+    ) -> tuple[Descriptor, dict[str, str]]:
+        epoch_s = clock.source_date_epoch_s()
+        with files.scratch_directory(self._cache / "bootstrap") as folder:
+            made = bootstrap.bootstrap(
+                base,
+                platform=platform,
+                into=folder / "userland.tar",
+                cache=self._cache / "bootstrap",
+                epoch_s=epoch_s,
+                pins=pins,
+                emit=self._emit,
+            )
+            descriptor = bootstrap.store_userland(
+                made, base=base, platform=platform, epoch_s=epoch_s, store=self.store, compression=Compression()
+            )
+        return descriptor, made.packages
+
+    def _cached(self, name: str, platform: Platform, digest: str) -> BaseImage | None:
+        """Return the pinned image if all of it is in the cache."""
+        path = self.store.blob_path(digest)
+        if not path.is_file():
+            return None
+        try:
+            data = path.read_bytes()
+            media_type = json.loads(data).get("mediaType") or IMAGE_MANIFEST
+            image = self._read(name, platform, Descriptor(media_type=media_type, digest=digest, size=len(data)))
+        except (OSError, ValueError, AttributeError, AirferryError):
+            self.store.remove_blob(digest)
+            return None
+        return image if all(self.store.has_blob(layer) for layer in image.layers) else None
+
+    def _read(self, name: str, platform: Platform, descriptor: Descriptor) -> BaseImage:
+        data = self.store.read_manifest(descriptor).data
+        own = self._in_oci_types(descriptor, data)
+        manifest = parse_manifest(self.store.read_manifest(own).data, what=f"the manifest of `{name}`")
+        config_bytes = self.store.read_bytes(manifest.config, limit_bytes=MAX_CONFIG_BYTES)
+        config = parse_image_config(config_bytes, what=f"the config of `{name}`")
+        if len(config.rootfs.diff_ids) != len(manifest.layers):
+            raise IntegrityError(
+                f"base `{name}` has {len(manifest.layers)} layers, but its config names {len(config.rootfs.diff_ids)}"
+            )
+        return BaseImage(name, platform, descriptor.digest, own, config, config_bytes, tuple(manifest.layers))
+
+    def _in_oci_types(self, descriptor: Descriptor, data: bytes) -> Descriptor:
+        document = json.loads(data)
+        if document.get("mediaType", IMAGE_MANIFEST) == IMAGE_MANIFEST:
+            return descriptor
+        document["mediaType"] = IMAGE_MANIFEST
+        for part in (document["config"], *document["layers"]):
+            part["mediaType"] = _OCI_TYPES.get(part["mediaType"], part["mediaType"])
+        return self.store.put_bytes(canonical_json(document), IMAGE_MANIFEST)

@@ -1,0 +1,114 @@
+"""Build contexts: the folders that Containerfiles read from. Everything in them is pinned, and their digest is part of
+the digest of the image's inputs.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from airferry.build import overlays, wheels
+from airferry.errors import BuildError, ConfigurationError
+from airferry.events import Emit
+from airferry.host import files, process
+from airferry.host.shipped import shipped
+
+LISTING_S = 600.0
+MAX_TRACKED_FILES = 1_000_000
+NEVER_IN_LAUNCHER = (".env", "env.toml")
+
+
+def execution_context(
+    into: Path,
+    *,
+    additions: Sequence[wheels.Wheel],
+    pip: Path | None,
+    checkouts: Sequence[tuple[str, str, str]],
+    cache: Path,
+    emit: Emit,
+) -> None:
+    """Lay out the context of an execution image.
+
+    `checkouts` are URL, commit and target of the overlays, in the order in which they are put in place. `pip` is a
+    wheel of pip, needed where there are additions.
+
+    Raises:
+        BuildError: an overlay cannot be fetched, or cannot be carried.
+    """
+    files.ensure_directory(into)
+    shutil.copyfile(shipped("containerfiles") / "install-execution.sh", into / "install.sh")
+    wheels.wheelhouse(additions, into / "wheels", pip=pip if additions else None)
+    lines = []
+    for number, (url, commit, target) in enumerate(checkouts):
+        folder = f"{number}"
+        overlays.export_overlay(url, commit, cache=cache, into=into / "overlays" / folder, emit=emit)
+        lines.append(f"{folder}\t{target}\n")
+    (into / "overlays.tsv").write_text("".join(lines), encoding="utf-8")
+
+
+def launcher_context(
+    into: Path,
+    *,
+    source_root: Path,
+    excluded: Sequence[Path],
+    additions: Sequence[wheels.Wheel],
+    pip: Path,
+) -> None:
+    """Lay out the context of the launcher image: what Git tracks, without `excluded` folders, `.env` and `env.toml`.
+
+    Raises:
+        ConfigurationError: the catalogue is in no Git repository.
+    """
+    files.ensure_directory(into)
+    shutil.copyfile(shipped("containerfiles") / "install-launcher.sh", into / "install.sh")
+    wheels.wheelhouse(additions, into / "wheels", pip=pip if additions else None)
+    copy_tracked(source_root, into / "source", excluded=excluded)
+
+
+def tracked_files(source_root: Path) -> list[PurePosixPath]:
+    """Return the files that Git tracks below a folder, submodules included, relative to it and sorted.
+
+    Raises:
+        ConfigurationError: the folder is in no Git repository.
+    """
+    program = process.find_program("git") or "git"
+    argv = [program, "-C", source_root, "-c", "core.quotePath=false", "-c", "safe.directory=*"]
+    try:
+        done = process.run([*argv, "ls-files", "-z", "--cached", "--recurse-submodules"], timeout_s=LISTING_S)
+    except process.ProcessFailed as error:
+        raise ConfigurationError(
+            f"the launcher image carries what Git tracks in `{source_root}`, and that is no Git repository",
+            hint="clone the catalogue with Git, or name its root under `source.root`",
+        ) from error
+    names = sorted({PurePosixPath(name) for name in done.stdout.decode("utf-8", "surrogateescape").split("\0") if name})
+    if len(names) > MAX_TRACKED_FILES:
+        raise BuildError(f"`{source_root}` tracks {len(names)} files, more than the limit of {MAX_TRACKED_FILES}")
+    return names
+
+
+def copy_tracked(source_root: Path, into: Path, *, excluded: Sequence[Path]) -> None:
+    """Copy what Git tracks below a folder, as it is in the working tree, with modes 755 and 644 and links kept.
+
+    Files that are tracked but deleted are left out, as are `.env` and `env.toml` anywhere, since they hold secrets.
+    """
+    files.ensure_directory(into)
+    shut_out = [path.resolve() for path in excluded]
+    root = source_root.resolve()
+    for name in tracked_files(source_root):
+        source = root / name
+        if name.name in NEVER_IN_LAUNCHER or any(path == source or path in source.parents for path in shut_out):
+            continue
+        target = into / name
+        if source.is_symlink():
+            files.ensure_directory(target.parent)
+            target.symlink_to(source.readlink())
+        elif source.is_file():
+            files.ensure_directory(target.parent)
+            shutil.copyfile(source, target)
+            target.chmod(0o755 if source.stat().st_mode & 0o111 else 0o644)
+
+
+def context_digest(context: Path) -> str:
+    """Return the digest of a context's names, modes, links and contents."""
+    return overlays.tree_digest(context)

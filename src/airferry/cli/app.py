@@ -1,0 +1,96 @@
+"""The program `airferry`: global options, the order of the commands, and what becomes of errors."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import Annotated
+
+import click
+import typer
+
+from airferry import __version__
+from airferry.cli import far, near
+from airferry.cli.render import Reporter
+from airferry.errors import AirferryError
+
+INTERRUPTED = 130
+HELP = """Carry container images, and everything that goes with them, across an air gap.
+
+Near side: [bold]doctor[/], [bold]plan[/], [bold]lock[/], [bold]build[/]. Carry the output folder over.
+Far side: [bold]verify[/], [bold]load[/]. To see all of it at work: [bold]quickstart[/].
+
+Exit codes: 0 all done, 1 a bug of airferry, 2 usage, 3 configuration, 4 environment, 5 build, 6 integrity,
+7 registry, 8 a check found something.
+"""
+
+app = typer.Typer(
+    name="airferry",
+    help=HELP,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+near.register(app)
+far.register(app)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        sys.stdout.write(f"airferry {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", envvar="AIRFERRY_QUIET", help="Say nothing but errors.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar="AIRFERRY_DEBUG", help="Show commands and tracebacks.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Set up what all commands share."""
+    context.obj = Reporter(quiet=quiet, debug=debug)
+
+
+def main() -> None:
+    """Run the program and exit with the documented code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line and return its exit code. Errors are shown on stderr."""
+    debug = "--debug" in arguments or bool(os.environ.get("AIRFERRY_DEBUG"))
+    reporter = Reporter(debug=debug)
+    try:
+        result = app(arguments, standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except AirferryError as error:
+        if debug:
+            traceback.print_exc()
+        reporter.error(error)
+        return error.exit_code
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        reporter.console.print("interrupted; rerun the same command to go on")
+        return INTERRUPTED
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115,PTH123 (the interpreter flushes it at its end)
+        return 0
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        reporter.console.print(f"[bold red]bug:[/] {type(error).__name__}: {error}", markup=True)
+        reporter.console.print("This should not happen. Rerun with `--debug` and report what it shows.")
+        return 1

@@ -1,0 +1,207 @@
+"""The near side's commands: doctor, plan, lock, build, schema, quickstart."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from airferry import usecases
+from airferry.cli.render import Reporter, data, sizes
+from airferry.errors import HostError
+
+ConfigOption = Annotated[
+    Path,
+    typer.Option("--config", "-c", envvar="AIRFERRY_CONFIG", help="The plan's file.", show_default="airgap.yaml"),
+]
+SourceOption = Annotated[
+    Path | None,
+    typer.Option("--source", envvar="AIRFERRY_SOURCE", help="Root of the catalogue; beats `source.root` of the file."),
+]
+TargetOption = Annotated[
+    list[str] | None,
+    typer.Option("--target", "-t", help="STEP:CONFIG to carry, instead of the file's. Repeatable, takes commas."),
+]
+PlatformOption = Annotated[
+    list[str] | None,
+    typer.Option("--platform", "-p", help="Platform to build for, instead of the file's. Repeatable, takes commas."),
+]
+StageOption = Annotated[
+    list[str] | None,
+    typer.Option("--stage", "-s", help="Stage to run, with its prerequisites. Repeatable, takes commas."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
+EngineOption = Annotated[
+    str, typer.Option("--engine", envvar="AIRFERRY_ENGINE", help="auto, buildah or podman.", show_default=True)
+]
+JobsOption = Annotated[
+    int | None, typer.Option("--jobs", "-j", envvar="AIRFERRY_JOBS", min=1, max=64, help="Images built at a time.")
+]
+DEFAULT_CONFIG = Path("airgap.yaml")
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands in the order in which an operator needs them."""
+    app.command(rich_help_panel="Near side")(doctor)
+    app.command(rich_help_panel="Near side")(plan)
+    app.command(rich_help_panel="Near side")(lock)
+    app.command(rich_help_panel="Near side")(build)
+    app.command(rich_help_panel="Near side")(schema)
+    app.command(rich_help_panel="Try it")(quickstart)
+
+
+def _selection(
+    config: Path,
+    source: Path | None,
+    target: list[str] | None,
+    platform: list[str] | None,
+    stage: list[str] | None = None,
+) -> usecases.Selection:
+    return usecases.Selection(
+        config=config,
+        source=source,
+        targets=tuple(target or ()),
+        platforms=tuple(platform or ()),
+        stages=tuple(stage or ()),
+    )
+
+
+def doctor(
+    context: typer.Context,
+    config: ConfigOption = DEFAULT_CONFIG,
+    source: SourceOption = None,
+    target: TargetOption = None,
+    platform: PlatformOption = None,
+    engine: EngineOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Check this host before it hurts: what a build of the plan needs, and what to type where it is missing."""
+    reporter: Reporter = context.obj
+    report = usecases.doctor(_selection(config, source, target, platform), engine=engine, emit=reporter)
+    if as_json:
+        data(json.dumps([check.to_document() for check in report.checks], indent=2))
+    else:
+        marks = {"ok": "[green]✓[/]", "warn": "[yellow]![/]", "fail": "[red]✗[/]"}
+        table = Table(box=None, show_header=False, pad_edge=False)
+        for check in report.checks:
+            table.add_row(marks[check.status], check.name, check.detail)
+            if check.hint and check.status != "ok":
+                table.add_row("", "", f"[bold]→[/] {check.hint}")
+        reporter.console.print(table)
+    failed = [check for check in report.checks if check.status == "fail"]
+    if failed:
+        raise HostError(
+            f"{len(failed)} of {len(report.checks)} checks failed: " + ", ".join(check.name for check in failed),
+            hint="do what the arrows say, then run `airferry doctor` again",
+        )
+    reporter.console.print("This host can build the plan." if report.planned else "This host can build images.")
+
+
+def plan(
+    context: typer.Context,
+    config: ConfigOption = DEFAULT_CONFIG,
+    source: SourceOption = None,
+    target: TargetOption = None,
+    platform: PlatformOption = None,
+    stage: StageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what would be built, for which steps and platforms. Needs no network and no Buildah."""
+    reporter: Reporter = context.obj
+    result = usecases.plan(_selection(config, source, target, platform, stage))
+    if as_json:
+        data(json.dumps(result.document, indent=2))
+        return
+    data("\n".join(usecases.describe_plan(result.plan)))
+    reporter.console.print(f"wrote {result.path}; next: [bold]airferry build[/]")
+
+
+def lock(
+    context: typer.Context,
+    config: ConfigOption = DEFAULT_CONFIG,
+    source: SourceOption = None,
+    target: TargetOption = None,
+    platform: PlatformOption = None,
+    update: Annotated[bool, typer.Option("--update", help="Resolve anew: what NAMES say, or everything.")] = False,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="With --update: bases, overlays (URL@REF) or groups to resolve anew.")
+    ] = None,
+    engine: EngineOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Resolve what moves (bases, Git refs, versions) into airgap.lock.yaml, and show what changed."""
+    reporter: Reporter = context.obj
+    with reporter.display():
+        result = usecases.lock(
+            _selection(config, source, target, platform),
+            update=update,
+            names=tuple(names or ()),
+            engine=engine,
+            emit=reporter,
+        )
+    if as_json:
+        data(json.dumps({"path": str(result.path), "changes": result.changes}, indent=2))
+        return
+    data("\n".join(result.changes) if result.changes else "nothing changed")
+    reporter.console.print(f"wrote {result.path}; next: [bold]airferry build[/]")
+
+
+def build(
+    context: typer.Context,
+    config: ConfigOption = DEFAULT_CONFIG,
+    source: SourceOption = None,
+    target: TargetOption = None,
+    platform: PlatformOption = None,
+    stage: StageOption = None,
+    locked: Annotated[bool, typer.Option("--locked", help="Refuse to write airgap.lock.yaml.")] = False,
+    engine: EngineOption = "auto",
+    jobs: JobsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Build the plan's images into one bundle. Rerun it after any interruption: what is finished is reused."""
+    reporter: Reporter = context.obj
+    with reporter.display():
+        result = usecases.build(
+            _selection(config, source, target, platform, stage),
+            locked=locked,
+            engine=engine,
+            jobs=jobs,
+            emit=reporter,
+        )
+    if as_json:
+        data(json.dumps(result.to_document(), indent=2))
+        return
+    if result.root is None:
+        reporter.console.print("nothing is sealed yet; next: [bold]airferry build --stage save-images[/]")
+        return
+    for image in result.images:
+        data(f"{image.reference}  {image.digest}  {', '.join(image.platforms)}  {sizes(image.size_bytes)}")
+    data(f"bundle {result.bundle}  {sizes(result.bundle_bytes)}")
+    data(f"root   {result.root}")
+    reporter.console.print(
+        f"Carry [bold]{result.output}[/] over, and the root by another way. There: "
+        f"[bold]airferry verify OUT --root {result.root}[/], then [bold]airferry load OUT --to HOST:PORT/PREFIX[/]"
+    )
+
+
+def schema() -> None:
+    """Print the JSON Schema of airgap.yaml, for editors."""
+    data(json.dumps(usecases.schema(), indent=2))
+
+
+def quickstart(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Option("--dir", help="Where the example is laid out and built.")] = Path(
+        "airferry-quickstart"
+    ),
+    platform: PlatformOption = None,
+    engine: EngineOption = "auto",
+) -> None:
+    """Do the whole job on the built-in example: plan, build, verify, load into a registry, run without network."""
+    reporter: Reporter = context.obj
+    with reporter.display():
+        report = usecases.quickstart(folder, platforms=tuple(platform or ()), engine=engine, emit=reporter)
+    data("\n".join(report))

@@ -1,0 +1,153 @@
+"""What a person sees: progress and notices on stderr, data on stdout, errors with their hint.
+
+The only module that knows the terminal. `NO_COLOR`, a pipe instead of a terminal, and `--quiet` are honoured.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+from airferry.errors import AirferryError
+from airferry.events import CommandRun, Event, Notice, StageFinished, StageStarted, Warned
+from airferry.events import Progress as Progressed
+from airferry.host import clock
+from airferry.host.process import failure_tail
+
+PLAIN_INTERVAL_S = 10.0
+SHOWN_TAIL_LINES = 15
+
+
+def sizes(size_bytes: float) -> str:
+    """Return a number of bytes as a person reads it: powers of 1024."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(size_bytes) < 1024:
+            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1024
+    return f"{size_bytes:.1f} TiB"
+
+
+def seconds(elapsed_s: float) -> str:
+    """Return a duration as a person reads it."""
+    if elapsed_s < 60:
+        return f"{elapsed_s:.1f} s"
+    return f"{int(elapsed_s // 60)} min {int(elapsed_s % 60)} s"
+
+
+class Reporter:
+    """Renders events. Safe to call from several threads."""
+
+    def __init__(self, *, quiet: bool = False, debug: bool = False) -> None:
+        """Prepare for stderr as it is now: a live display on a terminal, plain lines elsewhere."""
+        self.quiet = quiet
+        self.debug = debug
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._lock = threading.Lock()
+        self._live: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._last_line: dict[str, float] = {}
+
+    @contextmanager
+    def display(self) -> Iterator[Reporter]:
+        """Show a live display while the block runs, if stderr is a terminal and nobody asked for quiet."""
+        if self.quiet or not self.console.is_terminal:
+            yield self
+            return
+        progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[amount]}"),
+            TimeElapsedColumn(),
+            console=self.console,
+            transient=True,
+        )
+        with progress:
+            self._live = progress
+            try:
+                yield self
+            finally:
+                self._live = None
+                self._tasks.clear()
+
+    def __call__(self, event: Event) -> None:
+        """Render one event."""
+        if self.quiet:
+            return
+        with self._lock:
+            self._render(event)
+
+    def _render(self, event: Event) -> None:
+        if isinstance(event, StageStarted):
+            self._begin(event)
+        elif isinstance(event, StageFinished):
+            self._finish(event)
+        elif isinstance(event, Progressed):
+            self._advance(event)
+        elif isinstance(event, Warned):
+            self._line(f"[yellow]warning:[/] {escape(event.text)}")
+            if event.hint:
+                self._line(f"         {escape(event.hint)}")
+        elif isinstance(event, Notice):
+            self._line(escape(event.text))
+        elif isinstance(event, CommandRun) and self.debug:
+            self._line(f"[dim]$ {escape(event.command)}[/]")
+
+    def _begin(self, event: StageStarted) -> None:
+        detail = f" {event.detail}" if event.detail else ""
+        if self._live is None:
+            self._line(f"[bold]{escape(event.stage)}[/]{escape(detail)} …")
+            return
+        self._tasks[event.stage] = self._live.add_task(escape(event.stage), total=None, amount=escape(event.detail))
+
+    def _finish(self, event: StageFinished) -> None:
+        detail = f": {event.detail}" if event.detail else ""
+        how = "unchanged" if event.reused else seconds(event.elapsed_s)
+        if self._live is not None and event.stage in self._tasks:
+            self._live.remove_task(self._tasks.pop(event.stage))
+        self._line(f"[green]✓[/] {escape(event.stage)}{escape(detail)} ({how})")
+
+    def _advance(self, event: Progressed) -> None:
+        amount = sizes(event.done) if event.unit == "bytes" else f"{event.done} {event.unit}"
+        if event.total is not None:
+            amount += f" of {sizes(event.total) if event.unit == 'bytes' else event.total}"
+        finished = event.total is not None and event.done >= event.total
+        if self._live is not None:
+            if finished:
+                if event.task in self._tasks:
+                    self._live.remove_task(self._tasks.pop(event.task))
+                return
+            if event.task not in self._tasks:
+                self._tasks[event.task] = self._live.add_task(escape(event.task), total=event.total, amount=amount)
+            self._live.update(self._tasks[event.task], completed=event.done, total=event.total, amount=amount)
+            return
+        now = clock.monotonic_s()
+        last = self._last_line.setdefault(event.task, now)
+        if now - last >= PLAIN_INTERVAL_S:
+            self._last_line[event.task] = now
+            self._line(f"  {escape(event.task)}: {amount}")
+
+    def _line(self, text: str) -> None:
+        target = self._live.console if self._live is not None else self.console
+        target.print(text)
+
+    def error(self, error: AirferryError) -> None:
+        """Show an error and what can be done about it, always on stderr, quiet or not."""
+        self.console.print(f"[bold red]error:[/] {escape(error.message)}")
+        tail = failure_tail(error)
+        for line in tail[-SHOWN_TAIL_LINES:]:
+            self.console.print(f"  [dim]|[/] {escape(line)}")
+        if error.hint:
+            self.console.print(f"[bold]hint:[/]  {escape(error.hint)}")
+
+
+def data(text: str) -> None:
+    """Write data to stdout, and nothing else."""
+    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,35 @@
+"""What all tests share: tools that must be there, and a host that gives every test its own cache."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from airferry.host.process import find_program
+
+
+@pytest.fixture(scope="session")
+def require_tool() -> Callable[[str], Path]:
+    """Return a function that finds a program; a missing one skips on a laptop and fails in CI."""
+
+    def require(name: str) -> Path:
+        path = find_program(name)
+        if path is None:
+            message = f"`{name}` is not installed (scripts/setup installs it)"
+            if os.environ.get("CI"):
+                pytest.fail(message)
+            pytest.skip(message)
+        return path
+
+    return require
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give every test its own cache, and no time of its own."""
+    if "AIRFERRY_CACHE" not in os.environ:
+        monkeypatch.setenv("AIRFERRY_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.delenv("SOURCE_DATE_EPOCH", raising=False)
