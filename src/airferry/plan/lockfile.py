@@ -1,0 +1,234 @@
+"""`airgap.lock.yaml`: what moving references were resolved to, so that a build can be repeated.
+
+Models, reading, writing and differences. Resolves nothing itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
+
+from airferry.config.document import KeyPath, read_document
+from airferry.errors import ConfigurationError
+from airferry.host import files
+from airferry.oci.digest import Digest
+from airferry.plan.models import Candidate, GroupPlan
+
+LOCK_FILE = "airgap.lock.yaml"
+LOCK_VERSION = 1
+_HEADER = "# Written by `airferry lock`. Keep it with the configuration; change it with `airferry lock --update`.\n"
+_RELOCK = "run `airferry lock` again"
+
+Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}([0-9a-f]{24})?$")]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LockedBasePlatform(_Model):
+    """A base for one platform: its manifest, or the packages that a bootstrap consists of."""
+
+    manifest: Digest | None = None
+    packages: dict[str, str] = {}
+
+
+class LockedBase(_Model):
+    """A base image. `index` is the digest that its reference had; a bootstrap has none."""
+
+    kind: Literal["registry", "layout", "archive", "bootstrap"]
+    index: Digest | None = None
+    platforms: dict[str, LockedBasePlatform] = {}
+
+
+class LockedOverlay(_Model):
+    """The commit that a ref of a Git repository pointed at."""
+
+    commit: Commit
+
+
+class LockedGit(_Model):
+    """The commit that a wheel was built of."""
+
+    url: str
+    commit: Commit
+    subdirectory: str | None = None
+
+
+class LockedAddition(_Model):
+    """A distribution to install: its wheel by name and digest, and the modules that it was added for.
+
+    `modules` are empty for one that only another addition requires.
+    """
+
+    name: str
+    version: str
+    file: str
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    modules: tuple[str, ...] = ()
+    source: LockedGit | None = None
+
+
+class LockedGroupPlatform(_Model):
+    """What a group's base lacks on one platform, and what is added to it."""
+
+    python: str
+    libc: str = ""
+    missing: tuple[str, ...] = ()
+    missing_core: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    additions: tuple[LockedAddition, ...] = ()
+
+
+class LockedGroup(_Model):
+    """A group, with the digest of the candidates that its base was asked for."""
+
+    candidates: Digest
+    platforms: dict[str, LockedGroupPlatform] = {}
+
+
+class LockedLauncherPlatform(_Model):
+    """The launcher's environment on one platform."""
+
+    python: str
+    libc: str = ""
+    notes: tuple[str, ...] = ()
+    additions: tuple[LockedAddition, ...] = ()
+
+
+class LockedLauncher(_Model):
+    """The launcher's environment, with the digest of the catalogue's lock file that it follows."""
+
+    catalogue_lock: Digest | None = None
+    platforms: dict[str, LockedLauncherPlatform] = {}
+
+
+class Lockfile(_Model):
+    """The whole of `airgap.lock.yaml`. Bases are under their key, overlays under `url@ref`, groups under their name."""
+
+    schema_version: StrictInt = LOCK_VERSION
+    bases: dict[str, LockedBase] = {}
+    overlays: dict[str, LockedOverlay] = {}
+    groups: dict[str, LockedGroup] = {}
+    launcher: LockedLauncher | None = None
+
+
+def candidates_digest(candidates: Iterable[Candidate], required: Mapping[str, str] | None = None) -> str:
+    """Return the digest of what a group asks its base for: modules with their origins, and named requirements."""
+    wanted = sorted([item.module, item.origin] for item in candidates if item.origin != "reported")
+    data = json.dumps([wanted, sorted((required or {}).items())], separators=(",", ":"))
+    return "sha256:" + hashlib.sha256(data.encode()).hexdigest()
+
+
+def group_digest(group: GroupPlan) -> str:
+    """Return `candidates_digest` of a group, with its `requirements` and `pip_no_deps`."""
+    named = {**group.requirements, "": f"pip_no_deps={group.pip_no_deps} python={group.python}"}
+    return candidates_digest(group.candidates, named)
+
+
+def read_lockfile(path: Path) -> Lockfile | None:
+    """Read a lock file, or return None if there is none.
+
+    Raises:
+        ConfigurationError: it is newer than this airferry, or not what `write_lockfile` writes.
+    """
+    if not path.exists():
+        return None
+    document = read_document(path)
+    value = document.value
+    if not isinstance(value, dict):
+        raise ConfigurationError(f"{path}:1: no lock file: expected a mapping", hint=_RELOCK, path=str(path))
+    version = value.get("schema_version")
+    if isinstance(version, int) and version > LOCK_VERSION:
+        raise document.error(
+            ("schema_version",),
+            f"the lock file has version {version}, this airferry reads version {LOCK_VERSION}",
+            hint="use the airferry that wrote it, or a newer one",
+        )
+    if version != LOCK_VERSION:
+        raise document.error(("schema_version",), f"expected {LOCK_VERSION}, found `{version}`", hint=_RELOCK)
+    try:
+        return Lockfile.model_validate(value)
+    except ValidationError as error:
+        problems: list[str] = []
+        for item in error.errors(include_url=False):
+            key: KeyPath = item["loc"]
+            problems.append(document.problem(key, item["msg"]))
+        raise ConfigurationError("\n".join(problems), hint=_RELOCK, path=str(path)) from error
+
+
+def render_lockfile(lockfile: Lockfile) -> str:
+    """Return a lock file's text: sorted keys, no default values, the same for the same content."""
+    document = lockfile.model_dump(mode="json", exclude_defaults=True)
+    document["schema_version"] = lockfile.schema_version
+    text: str = yaml.dump(document, Dumper=_PlainDumper, sort_keys=True, allow_unicode=True, width=1000)
+    return _HEADER + text
+
+
+def write_lockfile(lockfile: Lockfile, path: Path) -> None:
+    """Write a lock file atomically; an equal one is left alone.
+
+    Raises:
+        HostError: the folder is not writable, or the disk is full.
+    """
+    files.write_text(path, render_lockfile(lockfile))
+
+
+def differences(old: Lockfile | None, new: Lockfile) -> list[str]:
+    """Return what changed from one lock to another, a line each, sorted; empty if nothing did."""
+    before, after = _facts(old) if old is not None else {}, _facts(new)
+    lines: list[str] = []
+    for what in sorted(before.keys() | after.keys()):
+        if what not in before:
+            lines.append(f"+ {what}: {after[what]}")
+        elif what not in after:
+            lines.append(f"- {what}: {before[what]}")
+        elif before[what] != after[what]:
+            lines.append(f"~ {what}: {before[what]} → {after[what]}")
+    return lines
+
+
+def _facts(lockfile: Lockfile) -> dict[str, str]:
+    facts: dict[str, str] = {}
+    for key, base in lockfile.bases.items():
+        if base.index:
+            facts[f"base `{key}`"] = base.index
+        for platform, entry in base.platforms.items():
+            if entry.manifest:
+                facts[f"base `{key}` for {platform}"] = entry.manifest
+            for name, version in entry.packages.items():
+                facts[f"base `{key}` for {platform}, package {name}"] = version
+    for key, overlay in lockfile.overlays.items():
+        facts[f"overlay `{key}`"] = overlay.commit
+    for name, group in lockfile.groups.items():
+        facts[f"group {name}, candidates"] = group.candidates
+        for platform, found in group.platforms.items():
+            facts[f"group {name} for {platform}, interpreter"] = _interpreter(found)
+            if found.missing:
+                facts[f"group {name} for {platform}, missing"] = ", ".join(found.missing)
+            facts |= _addition_facts(f"group {name} for {platform}", found.additions)
+    for platform, environment in (lockfile.launcher.platforms if lockfile.launcher else {}).items():
+        facts[f"launcher for {platform}, interpreter"] = _interpreter(environment)
+        facts |= _addition_facts(f"launcher for {platform}", environment.additions)
+    return facts
+
+
+def _interpreter(found: LockedGroupPlatform | LockedLauncherPlatform) -> str:
+    return " ".join(part for part in (f"Python {found.python}", found.libc) if part)
+
+
+def _addition_facts(where: str, additions: Iterable[LockedAddition]) -> dict[str, str]:
+    return {f"{where}, addition {item.name}": f"{item.version} ({item.file}, {item.sha256[:12]})" for item in additions}
+
+
+class _PlainDumper(yaml.SafeDumper):
+    """Writes each value out, even where two are the same."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
