@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 from packaging.tags import Tag, sys_tags
-from wheel_factory import make_probe, make_wheel, sha256
+from wheel_factory import make_probe, make_wheel, sha256, source_distribution
 
 from airferry.build.pip import Pip, WheelTarget, wheel_target
 from airferry.build.probe import parse_probe, probe_argv, probe_input
 from airferry.build.wheels import Pin, Wheel, WheelStore, normalise_wheel, read_wheel, wheelhouse
 from airferry.errors import BuildError, IntegrityError
 from airferry.host import process
-from airferry.plan.catalogue_lock import GitSource
 
 AMD64 = wheel_target(make_probe().python)
 ARM64 = wheel_target(make_probe(machine="aarch64", libc=("glibc", "2.28")).python)
@@ -25,41 +23,6 @@ ARM64 = wheel_target(make_probe(machine="aarch64", libc=("glibc", "2.28")).pytho
 def store(cache: Path, index: Path | None) -> WheelStore:
     options = ("--no-index", f"--find-links={index}") if index else ("--no-index",)
     return WheelStore(cache, Pip(options))
-
-
-def source_distribution(folder: Path, *, name: str, setup: str) -> Path:
-    """Write a source distribution that builds with a backend of its own, so that nothing has to be downloaded."""
-    import io
-    import tarfile
-
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}-1.0.tar.gz"
-    with tarfile.open(path, "w:gz") as archive:
-        for inside, text in project(name, setup).items():
-            data = text.encode()
-            member = tarfile.TarInfo(f"{name}-1.0/{inside}")
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
-    return path
-
-
-def project(name: str, tag: str) -> dict[str, str]:
-    backend = f"""
-import os, zipfile
-def build_wheel(directory, config_settings=None, metadata_directory=None):
-    name = "{name}-1.0-{tag}.whl"
-    with zipfile.ZipFile(os.path.join(directory, name), "w") as archive:
-        archive.writestr("{name}.py", "EPOCH = " + os.environ["SOURCE_DATE_EPOCH"])
-        archive.writestr("{name}-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: {tag}\\n")
-        archive.writestr("{name}-1.0.dist-info/METADATA", "Metadata-Version: 2.1\\nName: {name}\\nVersion: 1.0\\n")
-        archive.writestr("{name}-1.0.dist-info/RECORD", "")
-    return name
-"""
-    return {
-        "pyproject.toml": '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n',
-        "backend.py": backend,
-        "PKG-INFO": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n",
-    }
 
 
 def test_the_newest_wheel_for_the_target_is_chosen_in_one_call(tmp_path: Path) -> None:
@@ -125,7 +88,7 @@ def test_a_wheel_whose_metadata_tells_another_name_is_refused(tmp_path: Path) ->
 
 def test_a_distribution_without_a_wheel_is_built_when_it_is_pure(tmp_path: Path) -> None:
     index = tmp_path / "index"
-    source = source_distribution(index, name="onlysource", setup="py3-none-any")
+    source = source_distribution(index, name="onlysource", tag="py3-none-any")
     make_wheel(index, "pure", "1.0")
     pins = [Pin("onlysource", "==1.0", hashes=frozenset({sha256(source)})), Pin("pure")]
     found = store(tmp_path / "cache", index).fetch(pins, ARM64)
@@ -139,14 +102,14 @@ def test_a_distribution_without_a_wheel_is_built_when_it_is_pure(tmp_path: Path)
 
 
 def test_a_source_with_another_hash_is_never_unpacked(tmp_path: Path) -> None:
-    source_distribution(tmp_path / "index", name="onlysource", setup="py3-none-any")
+    source_distribution(tmp_path / "index", name="onlysource", tag="py3-none-any")
     pin = Pin("onlysource", "==1.0", hashes=frozenset({"2" * 64}))
     with pytest.raises(IntegrityError, match="onlysource"):
         store(tmp_path / "cache", tmp_path / "index").fetch([pin], ARM64)
 
 
 def test_a_source_that_builds_a_native_wheel_is_refused(tmp_path: Path) -> None:
-    source_distribution(tmp_path / "index", name="native", setup="cp311-cp311-linux_x86_64")
+    source_distribution(tmp_path / "index", name="native", tag="cp311-cp311-linux_x86_64")
     with pytest.raises(BuildError, match="bound to this host") as caught:
         store(tmp_path / "cache", tmp_path / "index").fetch([Pin("native")], ARM64)
     assert "requirements:" in (caught.value.hint or "")
@@ -173,24 +136,6 @@ def test_an_index_that_does_not_answer_is_no_missing_distribution(tmp_path: Path
     with pytest.raises(BuildError, match="did not answer") as caught:
         WheelStore(tmp_path, pip).fetch([Pin("anything")], AMD64)
     assert "secret" not in f"{caught.value} {caught.value.fields}"
-
-
-def test_a_git_commit_builds_a_wheel(tmp_path: Path) -> None:
-    repository = tmp_path / "repository"
-    (repository / "sub").mkdir(parents=True)
-    for name, text in project("fromgit", "py3-none-any").items():
-        (repository / "sub" / name).write_text(text)
-    git = ["git", "-C", str(repository), "-c", "user.name=t", "-c", "user.email=t@example.org"]
-    for argv in (["init", "-q"], ["add", "."], ["commit", "-qm", "one"]):
-        subprocess.run([*git, *argv], check=True)
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
-    pin = Pin("fromgit", "==1.0", git=GitSource(repository.as_uri(), commit, "sub"))
-    wheel = store(tmp_path / "cache", None).fetch([pin], ARM64)[0]
-    assert wheel.origin == f"git+{repository.as_uri()}@{commit}#subdirectory=sub"
-    assert zipfile.ZipFile(wheel.path).read("fromgit.py") == b"EPOCH = 315532800"
-    outside = Pin("fromgit", "==1.0", git=GitSource(repository.as_uri(), commit, "../.."))
-    with pytest.raises(BuildError, match="has no folder"):
-        store(tmp_path / "cache", None).fetch([outside], ARM64)
 
 
 def test_the_wheelhouse_installs_with_the_packed_pip(tmp_path: Path) -> None:

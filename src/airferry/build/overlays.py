@@ -166,6 +166,37 @@ def tree_digest(path: Path) -> str:
     return "sha256:" + state.hexdigest()
 
 
+def check_submodules(url: str, submodules: Sequence[Submodule]) -> None:
+    """Refuse submodules of a distant repository that point into this host.
+
+    Raises:
+        BuildError: there is one.
+    """
+    for submodule in submodules:
+        if _is_local(submodule.url) and not _is_local(url):
+            raise BuildError(
+                f"submodule `{submodule.path}` of `{redact(url)}` points into this host: `{submodule.url}`",
+                hint="use a commit whose `.gitmodules` names an address that others can reach too",
+                url=redact(url),
+            )
+
+
+def submodule_address(url: str, address: str) -> str:
+    """Return a submodule's address; one that begins with `./` or `../` is relative to its parent's."""
+    if not address.startswith(("./", "../")):
+        return address
+    base, separator = _remote(url).rstrip("/"), "/"
+    while address.startswith(("./", "../")):
+        if address.startswith("../"):
+            cut = max(base.rfind("/"), base.rfind(":"))
+            if cut <= 0:
+                raise BuildError(f"the submodule address `{address}` leads above `{redact(url)}`", url=redact(url))
+            base, separator, address = base[:cut], base[cut], address[3:]
+        else:
+            address = address[2:]
+    return f"{base}{separator}{address}"
+
+
 def redact(url: str) -> str:
     """Return a repository's address without user name and password."""
     parts = urlsplit(url) if "://" in url else None
@@ -183,12 +214,8 @@ def _fetch(url: str, commit: str, *, cache: Path, emit: Emit, depth: int, local:
         if not _has(repository, commit):
             _fetch_commit(repository, url, commit, local=local, emit=emit)
         below = _submodules(repository, url, commit)
+    check_submodules(url, below)
     for submodule in below:
-        if _is_local(submodule.url) and not local:
-            raise BuildError(
-                f"submodule `{submodule.path}` of `{redact(url)}` points into this host: `{submodule.url}`",
-                url=redact(url),
-            )
         _fetch(submodule.url, submodule.commit, cache=cache, emit=emit, depth=depth + 1, local=local)
     return repository
 
@@ -298,24 +325,8 @@ def _submodules(repository: Path, url: str, commit: str) -> list[Submodule]:
                 f"`{redact(url)}` at `{commit}` records a submodule at `{path}`, but its `.gitmodules` has no address",
                 hint="use a commit whose `.gitmodules` is whole",
             )
-        found.append(Submodule(path, _relative_to(url, address), recorded))
+        found.append(Submodule(path, submodule_address(url, address), recorded))
     return found
-
-
-def _relative_to(url: str, address: str) -> str:
-    """Return a submodule's address; one that begins with `./` or `../` is relative to its parent's."""
-    if not address.startswith(("./", "../")):
-        return address
-    base, separator = _remote(url).rstrip("/"), "/"
-    while address.startswith(("./", "../")):
-        if address.startswith("../"):
-            cut = max(base.rfind("/"), base.rfind(":"))
-            if cut <= 0:
-                raise BuildError(f"the submodule address `{address}` leads above `{redact(url)}`", url=redact(url))
-            base, separator, address = base[:cut], base[cut], address[3:]
-        else:
-            address = address[2:]
-    return f"{base}{separator}{address}"
 
 
 def _settle(tree: Path, *, what: str) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
+import tarfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -105,3 +107,36 @@ def make_probe(
             for name, value in (installed or {}).items()
         ),
     )
+
+
+def source_distribution(folder: Path, *, name: str, tag: str) -> Path:
+    """Write a source distribution that builds with a backend of its own, so that nothing has to be downloaded."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}-1.0.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        for inside, text in project(name, tag).items():
+            data = text.encode()
+            member = tarfile.TarInfo(f"{name}-1.0/{inside}")
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return path
+
+
+def project(name: str, tag: str) -> dict[str, str]:
+    """Return the files of a project whose build backend is its own, so that a build needs no index."""
+    backend = f"""
+import os, zipfile
+def build_wheel(directory, config_settings=None, metadata_directory=None):
+    name = "{name}-1.0-{tag}.whl"
+    with zipfile.ZipFile(os.path.join(directory, name), "w") as archive:
+        archive.writestr("{name}.py", "EPOCH = " + os.environ["SOURCE_DATE_EPOCH"])
+        archive.writestr("{name}-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: {tag}\\n")
+        archive.writestr("{name}-1.0.dist-info/METADATA", "Metadata-Version: 2.1\\nName: {name}\\nVersion: 1.0\\n")
+        archive.writestr("{name}-1.0.dist-info/RECORD", "")
+    return name
+"""
+    return {
+        "pyproject.toml": '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n',
+        "backend.py": backend,
+        "PKG-INFO": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n",
+    }
