@@ -358,7 +358,8 @@ def _open_regular(path: Path, *, what: str) -> Iterator[IO[bytes]]:
         if error.errno in (errno.ELOOP, errno.ENXIO, errno.ENOTDIR, errno.EISDIR):
             raise IntegrityError(f"{what} is no regular file", path=str(path)) from error
         raise files.translate_os_error(error, doing="read", path=path) from error
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise IntegrityError(f"{what} is no regular file", path=str(path))
     with os.fdopen(handle, "rb", buffering=0) as stream:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise IntegrityError(f"{what} is no regular file", path=str(path))
         yield stream
