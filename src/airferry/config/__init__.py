@@ -20,7 +20,7 @@ from airferry.config.models import (
     Source,
     Workflow,
 )
-from airferry.config.schema import json_schema
+from airferry.config.schema import json_schema, render_schema
 
 __all__ = [
     "ArchiveBase",
@@ -39,4 +39,5 @@ __all__ = [
     "Workflow",
     "json_schema",
     "load_config",
+    "render_schema",
 ]

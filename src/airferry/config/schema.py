@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -36,8 +38,12 @@ def _schema() -> dict[str, Any]:
 
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema (2020-12) of `airgap.yaml`, of which `load_config` accepts the structure."""
-    result: dict[str, Any] = _copy(_schema())
-    return result
+    return copy.deepcopy(_schema())
+
+
+def render_schema() -> str:
+    """Return the JSON Schema as text, as the shipped file holds it."""
+    return json.dumps(_schema(), indent=2, ensure_ascii=False, sort_keys=True) + "\n"
 
 
 def allowed_keys(location: tuple[str | int, ...]) -> tuple[str, ...]:
@@ -97,11 +103,3 @@ def _loosen(node: dict[str, Any]) -> None:
                 _loosen(child)
             keep = {key: child.pop(key) for key in ("description",) if key in child}
             properties[name] = {**keep, "anyOf": [child, {"type": "null"}]}
-
-
-def _copy(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _copy(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_copy(item) for item in value]
-    return value

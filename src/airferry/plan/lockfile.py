@@ -5,9 +5,8 @@ Models, reading, writing and differences. Resolves nothing itself.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,8 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 from airferry.config.document import KeyPath, read_document
 from airferry.errors import ConfigurationError
 from airferry.host import files
-from airferry.oci.digest import Digest
-from airferry.plan.models import Candidate, GroupPlan
+from airferry.oci.digest import Digest, digest_of
+from airferry.plan.catalogue_lock import GitSource
+from airferry.plan.models import GroupPlan
 
 LOCK_FILE = "airgap.lock.yaml"
 LOCK_VERSION = 1
@@ -74,12 +74,24 @@ class LockedAddition(_Model):
     modules: tuple[str, ...] = ()
     source: LockedGit | None = None
 
+    @property
+    def git_source(self) -> GitSource | None:
+        """The commit to build the wheel of, where it comes from Git."""
+        return GitSource(self.source.url, self.source.commit, self.source.subdirectory) if self.source else None
 
-class LockedGroupPlatform(_Model):
-    """What a group's base lacks on one platform, and what is added to it."""
+
+class LockedPlatform(_Model):
+    """An interpreter of a base on one platform, what it lacks, and what is added to it.
+
+    `python` is the interpreter's path in the image; the fields after it say which wheels suit it.
+    """
 
     python: str
+    python_version: Annotated[str, Field(pattern=r"^[0-9]+\.[0-9]+(\.[0-9]+)?$")]
+    abi: str = ""
     libc: str = ""
+    libc_version: str = ""
+    machine: str = ""
     missing: tuple[str, ...] = ()
     missing_core: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -87,26 +99,17 @@ class LockedGroupPlatform(_Model):
 
 
 class LockedGroup(_Model):
-    """A group, with the digest of the candidates that its base was asked for."""
+    """A group, with the digest of what its base was asked for (`group_digest`)."""
 
     candidates: Digest
-    platforms: dict[str, LockedGroupPlatform] = {}
-
-
-class LockedLauncherPlatform(_Model):
-    """The launcher's environment on one platform."""
-
-    python: str
-    libc: str = ""
-    notes: tuple[str, ...] = ()
-    additions: tuple[LockedAddition, ...] = ()
+    platforms: dict[str, LockedPlatform] = {}
 
 
 class LockedLauncher(_Model):
     """The launcher's environment, with the digest of the catalogue's lock file that it follows."""
 
     catalogue_lock: Digest | None = None
-    platforms: dict[str, LockedLauncherPlatform] = {}
+    platforms: dict[str, LockedPlatform] = {}
 
 
 class Lockfile(_Model):
@@ -119,17 +122,14 @@ class Lockfile(_Model):
     launcher: LockedLauncher | None = None
 
 
-def candidates_digest(candidates: Iterable[Candidate], required: Mapping[str, str] | None = None) -> str:
-    """Return the digest of what a group asks its base for: modules with their origins, and named requirements."""
-    wanted = sorted([item.module, item.origin] for item in candidates if item.origin != "reported")
-    data = json.dumps([wanted, sorted((required or {}).items())], separators=(",", ":"))
-    return "sha256:" + hashlib.sha256(data.encode()).hexdigest()
-
-
 def group_digest(group: GroupPlan) -> str:
-    """Return `candidates_digest` of a group, with its `requirements` and `pip_no_deps`."""
-    named = {**group.requirements, "": f"pip_no_deps={group.pip_no_deps} python={group.python}"}
-    return candidates_digest(group.candidates, named)
+    """Return the digest of what a group asks its base for; a locked group with another one is out of date.
+
+    It covers the candidates that may be installed, with their origins, and the image's words on how to.
+    """
+    wanted = [[item.module, item.origin] for item in group.candidates if item.origin != "reported"]
+    asked = [sorted(wanted), sorted(group.requirements.items()), group.pip_no_deps, group.python]
+    return digest_of(json.dumps(asked, separators=(",", ":")).encode())
 
 
 def read_lockfile(path: Path) -> Lockfile | None:
@@ -219,8 +219,9 @@ def _facts(lockfile: Lockfile) -> dict[str, str]:
     return facts
 
 
-def _interpreter(found: LockedGroupPlatform | LockedLauncherPlatform) -> str:
-    return " ".join(part for part in (f"Python {found.python}", found.libc) if part)
+def _interpreter(found: LockedPlatform) -> str:
+    libc = f"{found.libc} {found.libc_version}".strip()
+    return ", ".join(part for part in (f"Python {found.python_version} at {found.python}", libc) if part)
 
 
 def _addition_facts(where: str, additions: Iterable[LockedAddition]) -> dict[str, str]:
