@@ -34,6 +34,7 @@ from airferry.oci.streams import verifying
 
 PROGRESS_EVERY_BYTES = 64 * BLOCK_BYTES
 MAX_FINDINGS = 1000
+MAX_SHOWN_CHARACTERS = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +82,9 @@ class Inspector:
         self.read_whole: set[str] = set()
 
     def report(self, subject: str, text: str, digest: str | None = None) -> None:
-        """Note that something is wrong."""
+        """Note that something is wrong; what others wrote is cut and made printable."""
         if len(self.findings) < MAX_FINDINGS:
-            self.findings.append(Finding(subject, text, digest))
+            self.findings.append(Finding(_shown(subject), _shown(text), digest))
 
     def image(self, descriptor: Descriptor, *, subject: str) -> tuple[ImagePart, ...]:
         """Walk an image or image index and return its platforms; what cannot be read is reported and left out."""
@@ -261,6 +262,11 @@ def report_unnamed(
     """Report each stored digest that nothing wants."""
     for digest in sorted(set(stored).difference(wanted)):
         report(f"blob `{digest}`", "nothing names it", digest)
+
+
+def _shown(text: str) -> str:
+    cut = text if len(text) <= MAX_SHOWN_CHARACTERS else text[:MAX_SHOWN_CHARACTERS] + "…"
+    return "".join(character if character.isprintable() else "\ufffd" for character in cut)
 
 
 def _name(entry: Descriptor) -> str:
