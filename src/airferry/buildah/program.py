@@ -76,6 +76,12 @@ class _Complaint:
 
 
 _COMPLAINTS = (
+    # First, as a limit on namespaces is reported with the same words as a full disk.
+    _Complaint(
+        re.compile(r"during unshare\(|CLONE_NEWUSER|cannot set up namespace|cannot clone", re.I),
+        "the host does not let this user create a user namespace",
+        "run `airferry doctor`, which says what forbids it",
+    ),
     _Complaint(
         re.compile(r"no space left on device|disk quota exceeded", re.I),
         "the disk is full",
@@ -90,11 +96,6 @@ _COMPLAINTS = (
         re.compile(r"newuidmap|newgidmap", re.I),
         "`newuidmap` or `newgidmap` is absent or not allowed to map subordinate IDs",
         "`sudo apt-get install uidmap`; then `airferry doctor`",
-    ),
-    _Complaint(
-        re.compile(r"during unshare\(|CLONE_NEWUSER|cannot set up namespace|cannot clone", re.I),
-        "the host does not let this user create a user namespace",
-        "run `airferry doctor`, which says what forbids it",
     ),
     _Complaint(
         re.compile(r"insufficient UIDs or GIDs|potentially insufficient|supplemental groups list", re.I),

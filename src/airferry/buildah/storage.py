@@ -280,6 +280,11 @@ class Storage:
         files.ensure_directory(self.temporary)
         self.temporary.chmod(0o700)
 
+    def remove_all(self) -> None:
+        """Remove the whole storage, images included."""
+        for path in (self.root, self.run_root, self.temporary):
+            self.remove_tree(path)
+
     def containers(self) -> list[str]:
         """Return the names of all containers in the storage, those of a build included."""
         names: list[str] = []
