@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 from packaging.tags import Tag, sys_tags
-from wheel_factory import make_probe, make_wheel, sha256, source_distribution
 
 from airferry.build.pip import Pip, WheelTarget, wheel_target
 from airferry.build.probe import parse_probe, probe_argv, probe_input
 from airferry.build.wheels import Pin, Wheel, WheelStore, normalise_wheel, read_wheel, wheelhouse
 from airferry.errors import BuildError, IntegrityError
 from airferry.host import process
+from wheel_factory import make_probe, make_wheel, sha256, source_distribution
 
 AMD64 = wheel_target(make_probe().python)
 ARM64 = wheel_target(make_probe(machine="aarch64", libc=("glibc", "2.28")).python)

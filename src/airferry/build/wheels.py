@@ -30,6 +30,7 @@ from airferry.host import clock, files
 from airferry.plan.catalogue_lock import GitSource
 
 MAX_METADATA_BYTES = 4 * 1024 * 1024
+MAX_NAMED = 12
 _READ_BYTES = 1 << 20
 
 
@@ -137,11 +138,29 @@ class WheelStore:
             return {pin.key: self._admit(pin, found.get(pin.key), target) for pin in pins}
 
     def _build(self, pin: Pin, target: WheelTarget, *, scratch: Path, why: NotFound) -> Wheel:
-        """Build from a source distribution what has no wheel."""
+        """Build from a source distribution what has no wheel at all.
+
+        What has wheels for other platforms only is compiled, and is refused before time is spent on it.
+        """
         with files.scratch_directory(scratch) as out:
+            offered = self.pip.offered_wheels(pin.requirement, target, into=out)
+            platforms = {name.removesuffix(".whl").rpartition("-")[2] for name in offered if _suits(name, pin)}
+            if platforms:
+                raise BuildError(
+                    f"`{pin.requirement}` has no wheel for {target}; it has wheels for "
+                    + ", ".join(f"`{platform}`" for platform in sorted(platforms)[:MAX_NAMED]),
+                    hint="name another version under `requirements:` of the image, or leave the platform out",
+                    platforms=sorted(platforms),
+                )
             missing = self.pip.build(pin.requirement, into=out, hashes=sorted(pin.hashes), environment=_build_env(pin))
             if missing is not None:
-                raise self._nothing_found(pin, target, why, scratch=out)
+                known = ", ".join(f"`{version}`" for version in (missing.versions or why.versions)[-MAX_NAMED:])
+                raise BuildError(
+                    f"`{pin.requirement}` cannot be found for {target}"
+                    + (f"; the latest versions that are there: {known}" if known else ""),
+                    hint="check name and version, under `requirements:` of the image or in the catalogue's lock, and "
+                    "pip's own configuration",
+                )
             self.emit(Notice(f"`{pin.requirement}` has no wheel; it was built from its source on this host"))
             return self._take_built(pin, target, out, into=scratch, origin="source")
 
@@ -171,24 +190,6 @@ class WheelStore:
         path = into / built[0].name
         normalise_wheel(built[0], path)
         return replace(read_wheel(path, sha256=file_sha256(path)), origin=origin)
-
-    def _nothing_found(self, pin: Pin, target: WheelTarget, why: NotFound, *, scratch: Path) -> BuildError:
-        wheels = [name for name in self.pip.offered_wheels(pin.requirement, target, into=scratch) if _suits(name, pin)]
-        if wheels:
-            platforms = sorted({name.removesuffix(".whl").rpartition("-")[2] for name in wheels})
-            return BuildError(
-                f"`{pin.requirement}` has no wheel for {target}; it has wheels for "
-                + ", ".join(f"`{platform}`" for platform in platforms[:12]),
-                hint="name another version under `requirements:` of the image, or leave the platform out",
-                platforms=platforms,
-            )
-        known = ", ".join(f"`{version}`" for version in why.versions[-8:])
-        return BuildError(
-            f"`{pin.requirement}` cannot be found for {target}"
-            + (f"; the latest versions that are there: {known}" if known else ""),
-            hint="check name and version, under `requirements:` of the image or in the catalogue's lock, and pip's "
-            "own configuration",
-        )
 
     def _admit(self, pin: Pin, wheel: Wheel | None, target: WheelTarget) -> Wheel:
         """Check a wheel against its pin and move it into the cache."""
