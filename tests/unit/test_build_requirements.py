@@ -1,0 +1,282 @@
+"""What is added to a base: named, closed, and never at the cost of what the base holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+from wheel_factory import make_probe, make_wheel, sha256
+
+from airferry.build.pip import Pip
+from airferry.build.probe import ModuleAnswer, ProbeResult
+from airferry.build.requirements import Additions, launcher_additions, modules_to_probe, resolve_additions
+from airferry.build.wheels import WheelStore
+from airferry.errors import BuildError, IntegrityError
+from airferry.plan.catalogue_lock import CatalogueLock, read_catalogue_lock
+from airferry.plan.models import Candidate, Origin
+
+MISSING = ModuleAnswer(status="missing", missing="x")
+PRESENT = ModuleAnswer(status="present")
+
+
+class Case:
+    """A package index, a lock and a base."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.index = root / "index"
+        self.index.mkdir()
+        self.calls: list[object] = []
+        pip = Pip(("--no-index", f"--find-links={self.index}"), emit=self.calls.append)
+        self.store = WheelStore(root / "cache", pip)
+        self.lock: CatalogueLock | None = None
+
+    def wheel(self, name: str, version: str, *requires: str, extras: Sequence[str] = ()) -> Path:
+        return make_wheel(self.index, name, version, requires=requires, extras=extras)
+
+    def locked(self, text: str) -> None:
+        path = self.root / "requirements.txt"
+        path.write_text(text)
+        self.lock = read_catalogue_lock(path)
+
+    def resolve(
+        self,
+        modules: Mapping[str, ModuleAnswer],
+        *,
+        origin: Origin = "step",
+        installed: dict[str, str] | None = None,
+        requires: dict[str, tuple[str, ...]] | None = None,
+        named: dict[str, str] | None = None,
+        pip_no_deps: bool = True,
+        version: str = "3.11.2",
+        extra_answers: Mapping[str, ModuleAnswer] | None = None,
+    ) -> Additions:
+        answers = {**modules, **(extra_answers or {})}
+        probe: ProbeResult = make_probe(installed=installed, requires=requires, modules=answers, version=version)
+        return resolve_additions(
+            [Candidate(name, origin, "steps/a/step.py", number) for number, name in enumerate(modules, start=7)],
+            probe,
+            base="registry.example/base:1",
+            requirements=named or {},
+            pip_no_deps=pip_no_deps,
+            lock=self.lock,
+            store=self.store,
+        )
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> Case:
+    return Case(tmp_path)
+
+
+def listed(additions: Additions) -> list[str]:
+    return [f"{item.wheel.name}=={item.wheel.version}" for item in additions.additions]
+
+
+def test_nothing_missing_asks_nobody(case: Case) -> None:
+    result = case.resolve({"yaml": PRESENT, "torch": ModuleAnswer(status="present", note="OSError: libcuda.so.1")})
+    assert result.additions == ()
+    assert result.missing == ()
+    assert result.notes == ("`torch` is there, but its import failed in the build: OSError: libcuda.so.1",)
+    assert case.calls == []
+
+
+def test_the_closure_follows_what_additions_require(case: Case) -> None:
+    case.wheel("tabulate", "0.9", "wide>=1; python_version >= '3.8'", "old; python_version < '3'", "opt; extra == 'o'")
+    case.wheel("wide", "1.5", "held>=2", "deep[more]")
+    case.wheel("deep", "3.0", "morehelp; extra == 'more'", "lesshelp; extra == 'less'", extras=("more", "less"))
+    case.wheel("morehelp", "1.0", "tabulate", "deep[less]")
+    case.wheel("lesshelp", "1.0")
+    result = case.resolve({"tabulate": MISSING}, installed={"Held": "2.1"})
+    assert listed(result) == ["deep==3.0", "lesshelp==1.0", "morehelp==1.0", "tabulate==0.9", "wide==1.5"]
+    assert {item.wheel.name: item.modules for item in result.additions}["tabulate"] == ("tabulate",)
+    assert {item.wheel.name: item.modules for item in result.additions}["wide"] == ()
+    assert result.notes == ()
+    assert result.missing == ("tabulate",)
+
+
+def test_versions_come_from_the_catalogues_lock(case: Case) -> None:
+    path = case.wheel("tabulate", "0.8", "wide")
+    case.wheel("tabulate", "0.9")
+    wide = case.wheel("wide", "1.0")
+    case.wheel("wide", "2.0")
+    case.locked(f"tabulate==0.8 --hash=sha256:{sha256(path)}\nwide==1.0 --hash=sha256:{sha256(wide)}\n")
+    assert listed(case.resolve({"tabulate": MISSING})) == ["tabulate==0.8", "wide==1.0"]
+
+
+def test_a_lock_with_another_hash_stops_everything(case: Case) -> None:
+    case.wheel("tabulate", "0.8")
+    case.locked(f"tabulate==0.8 --hash=sha256:{'0' * 64}\n")
+    with pytest.raises(IntegrityError):
+        case.resolve({"tabulate": MISSING})
+
+
+def test_the_images_own_requirement_beats_the_lock(case: Case) -> None:
+    path = case.wheel("tabulate", "0.8")
+    case.wheel("tabulate", "0.9")
+    case.locked(f"tabulate==0.8 --hash=sha256:{sha256(path)}\n")
+    result = case.resolve({"tabulate": MISSING}, named={"tabulate": "tabulate>=0.9"})
+    assert listed(result) == ["tabulate==0.9"]
+    assert any("0.8 of the catalogue's lock" in note for note in result.notes)
+
+
+def test_wishes_that_narrow_each_other_are_resolved_again(case: Case) -> None:
+    case.wheel("tabulate", "1.0", "shared", "wide")
+    case.wheel("wide", "1.0", "shared<2")
+    case.wheel("shared", "1.9")
+    case.wheel("shared", "2.0", "never")
+    result = case.resolve({"tabulate": MISSING}, installed={"never": "1"})
+    assert listed(result) == ["shared==1.9", "tabulate==1.0", "wide==1.0"]
+
+
+def test_wishes_that_exclude_each_other_name_who_asks(case: Case) -> None:
+    case.wheel("tabulate", "1.0", "shared>=2", "wide")
+    case.wheel("wide", "1.0", "shared<2")
+    case.wheel("shared", "1.9")
+    case.wheel("shared", "2.0")
+    with pytest.raises(BuildError, match=r"asked for by `tabulate` 1\.0, `wide` 1\.0"):
+        case.resolve({"tabulate": MISSING})
+
+
+def test_what_the_base_holds_stays_with_pip_no_deps(case: Case) -> None:
+    case.wheel("tabulate", "1.0", "held>=2")
+    result = case.resolve({"tabulate": MISSING}, installed={"held": "1.0"})
+    assert listed(result) == ["tabulate==1.0"]
+    assert result.notes == ("`tabulate` 1.0 asks for `held>=2`; the base has `held` 1.0, which stays",)
+
+
+def test_without_pip_no_deps_it_is_replaced_and_said_so(case: Case) -> None:
+    case.wheel("tabulate", "1.0", "held>=2", "numpy>=2")
+    case.wheel("held", "2.0")
+    result = case.resolve(
+        {"tabulate": MISSING},
+        installed={"held": "1.0", "numpy": "1.26", "user": "5"},
+        requires={"user": ("held<2",)},
+        pip_no_deps=False,
+    )
+    assert listed(result) == ["held==2.0", "tabulate==1.0"]
+    assert result.notes == (
+        "`held` 1.0 of the base is replaced by 2.0, for `tabulate` 1.0",
+        "`tabulate` 1.0 asks for `numpy>=2`; the base has `numpy` 1.26, which stays",
+        "`user` of the base asks for `held<2`, and gets 2.0",
+    )
+
+
+def test_an_extra_of_what_the_base_holds_is_closed_too(case: Case) -> None:
+    case.wheel("tabulate", "1.0", "held[speed]")
+    case.wheel("fast", "1.0")
+    result = case.resolve(
+        {"tabulate": MISSING}, installed={"held": "1.0"}, requires={"held": ("fast; extra == 'speed'", "gone")}
+    )
+    assert listed(result) == ["fast==1.0", "tabulate==1.0"]
+
+
+@pytest.mark.parametrize("origin", ["step", "required"])
+def test_a_core_module_that_is_missing_means_the_wrong_base(case: Case, origin: Origin) -> None:
+    with pytest.raises(
+        BuildError, match=r"`registry\.example/base:1` lacks .*steps/a/step\.py:7: `megatron\.core`"
+    ) as e:
+        case.resolve({"megatron.core": MISSING}, origin=origin)
+    assert "base_image" in (e.value.hint or "")
+
+
+def test_a_core_module_that_only_the_catalogue_imports_is_noted(case: Case) -> None:
+    result = case.resolve({"torch": MISSING}, origin="catalogue")
+    assert (result.missing_core, result.additions) == (("torch",), ())
+    assert "never installed" in result.notes[0]
+
+
+def test_a_core_distribution_is_never_installed(case: Case) -> None:
+    case.wheel("tabulate", "1.0", "torch>=2")
+    case.wheel("torch", "2.0")
+    with pytest.raises(BuildError, match=r"`tabulate` 1\.0 needs `torch`"):
+        case.resolve({"tabulate": MISSING})
+    with pytest.raises(BuildError, match="lacks what only a base can bring"):
+        case.resolve({"mytorch": MISSING}, named={"mytorch": "torch==2.0"})
+    result = case.resolve({"tabulate": MISSING}, extra_answers={"torch": PRESENT})
+    assert listed(result) == ["tabulate==1.0"]
+    assert "without its metadata" in result.notes[0]
+
+
+def test_a_module_that_nothing_names_is_never_guessed(case: Case) -> None:
+    case.wheel("wholly-unknown", "1.0")
+    with pytest.raises(BuildError, match=r"steps/a/step\.py:7: `wholly_unknown`") as caught:
+        case.resolve({"wholly_unknown": MISSING})
+    assert '`requirements: {wholly_unknown: "distribution==version"}`' in (caught.value.hint or "")
+    assert case.calls == []
+    named = case.resolve({"wholly_unknown": MISSING}, named={"wholly_unknown": "wholly-unknown==1.0"})
+    assert listed(named) == ["wholly-unknown==1.0"]
+
+
+def test_conditional_imports_are_reported_only(case: Case) -> None:
+    result = case.resolve({"tabulate": MISSING}, origin="reported")
+    assert (result.additions, result.missing) == ((), ())
+    assert result.notes[0].startswith("steps/a/step.py:7: `tabulate` is imported under a condition")
+
+
+def test_what_a_module_of_the_base_lacks_is_added_where_it_is_named(case: Case) -> None:
+    case.wheel("tabulate", "1.0")
+    needs = ModuleAnswer(status="incomplete", missing="tabulate")
+    strange = ModuleAnswer(status="incomplete", missing="nobody_knows")
+    held = ModuleAnswer(status="incomplete", missing="yaml.gone")
+    result = case.resolve({"a": needs, "b": strange, "c": held}, installed={"PyYAML": "6"})
+    assert listed(result) == ["tabulate==1.0"]
+    assert [note.split(";")[1].split(":")[0].strip() for note in result.notes] == [
+        "`tabulate` is added for it",
+        "it was left so",
+        "it was left so",
+    ]
+
+
+def test_a_base_that_has_the_version_without_the_module(case: Case) -> None:
+    case.wheel("protobuf", "4.0")
+    with pytest.raises(BuildError, match=r"has `protobuf` 4\.0, yet lacks `google\.protobuf`"):
+        case.resolve({"google.protobuf": MISSING}, installed={"protobuf": "4.0"})
+    result = case.resolve({"google.protobuf": MISSING}, installed={"protobuf": "3.0"})
+    assert result.notes == ("`protobuf` 3.0 of the base is replaced by 4.0, for module `google.protobuf`",)
+
+
+def test_an_addition_that_cannot_be_found_says_who_asked(case: Case) -> None:
+    case.wheel("tabulate", "1.0", "absent>=3")
+    with pytest.raises(BuildError, match=r"`absent>=3` cannot be found .* \(asked for by `tabulate` 1\.0\)"):
+        case.resolve({"tabulate": MISSING})
+
+
+def test_a_requirement_that_does_not_apply_is_noted(case: Case) -> None:
+    result = case.resolve({"tomli": MISSING}, named={"tomli": "tomli; python_version < '3.11'"})
+    assert result.additions == ()
+    assert "does not apply" in result.notes[0]
+
+
+@pytest.mark.parametrize("named", ["thing @ https://example.org/thing.whl", "thing @ git+https://example.org/t@main"])
+def test_an_address_that_is_not_pinned_is_refused(case: Case, named: str) -> None:
+    with pytest.raises(BuildError, match="cannot be carried"):
+        case.resolve({"thing": MISSING}, named={"thing": named})
+
+
+def test_what_the_probe_was_not_asked_for_is_an_error(case: Case) -> None:
+    with pytest.raises(BuildError, match="was not asked for `zzz`"):
+        resolve_additions(
+            [Candidate("zzz", "step", "s.py", 1)],
+            make_probe(),
+            base="b",
+            requirements={},
+            pip_no_deps=True,
+            lock=None,
+            store=case.store,
+        )
+    assert {"zzz", "torch"} <= set(modules_to_probe([Candidate("zzz", "step", "s.py", 1)]))
+
+
+def test_the_launcher_gets_the_whole_lock_for_its_python(case: Case) -> None:
+    one, two = case.wheel("one", "1.0"), case.wheel("two", "2.0")
+    case.locked(
+        f"one==1.0 --hash=sha256:{sha256(one)}\n"
+        f"two==2.0 ; python_version >= '3.9' --hash=sha256:{sha256(two)}\n"
+        "three==3.0 ; sys_platform == 'win32'\n"
+    )
+    assert case.lock is not None
+    probe = make_probe(installed={"one": "1.0"})
+    assert listed(launcher_additions(case.lock, probe, store=case.store)) == ["one==1.0", "two==2.0"]
+    assert len(case.calls) == 1
