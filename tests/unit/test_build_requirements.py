@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from wheel_factory import make_probe, make_wheel, sha256
 
 from airferry.build.pip import Pip
 from airferry.build.probe import ModuleAnswer, ProbeResult
@@ -15,6 +14,7 @@ from airferry.build.wheels import WheelStore
 from airferry.errors import BuildError, IntegrityError
 from airferry.plan.catalogue_lock import CatalogueLock, read_catalogue_lock
 from airferry.plan.models import Candidate, Origin
+from wheel_factory import make_probe, make_wheel, sha256
 
 MISSING = ModuleAnswer(status="missing", missing="x")
 PRESENT = ModuleAnswer(status="present")

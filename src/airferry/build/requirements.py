@@ -174,7 +174,7 @@ def _direct(
         listing = "; ".join(f"{item.place}: `{name}`" for name, item in sorted(unnamed.items()))
         raise BuildError(
             f"the base `{base}` lacks modules whose distribution nothing names: {listing}",
-            hint=f'name it under the image: `requirements: {{{first}: "distribution==version"}}`; names are never guessed',
+            hint=f'name it under the image, `requirements: {{{first}: "distribution==version"}}`; none is guessed',
             modules=sorted(unnamed),
         )
     pairs = [(requirement, module) for module, requirement in sorted(wanted.items())]
