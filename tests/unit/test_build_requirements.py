@@ -9,15 +9,39 @@ import pytest
 
 from airferry.build.pip import Pip
 from airferry.build.probe import ModuleAnswer, ProbeResult
-from airferry.build.requirements import Additions, launcher_additions, modules_to_probe, resolve_additions
+from airferry.build.requirements import Additions, modules_to_probe, resolve_additions, resolve_environment
 from airferry.build.wheels import WheelStore
+from airferry.config import CompressionChoice, RegistryBase
 from airferry.errors import BuildError, IntegrityError
+from airferry.oci.platform import parse_platform
 from airferry.plan.catalogue_lock import CatalogueLock, read_catalogue_lock
-from airferry.plan.models import Candidate, Origin
+from airferry.plan.models import Candidate, GroupPlan, Origin
 from wheel_factory import make_probe, make_wheel, sha256
 
+AMD64 = parse_platform("linux/amd64")
 MISSING = ModuleAnswer(status="missing", missing="x")
 PRESENT = ModuleAnswer(status="present")
+
+
+def make_group(candidates: Sequence[Candidate], *, named: Mapping[str, str], pip_no_deps: bool) -> GroupPlan:
+    return GroupPlan(
+        name="a-12345678",
+        image_names=("a",),
+        base_image=RegistryBase(reference="registry.example/base:1"),
+        platforms=(AMD64,),
+        tag="a:1",
+        tar="a.tar",
+        steps=("a",),
+        targets=("a",),
+        pip_no_deps=pip_no_deps,
+        required_imports=(),
+        requirements=named,
+        python=None,
+        containerfile=None,
+        overlays=(),
+        candidates=tuple(candidates),
+        compression=CompressionChoice(),
+    )
 
 
 class Case:
@@ -54,14 +78,16 @@ class Case:
     ) -> Additions:
         answers = {**modules, **(extra_answers or {})}
         probe: ProbeResult = make_probe(installed=installed, requires=requires, modules=answers, version=version)
+        candidates = [
+            Candidate(name, origin, "steps/a/step.py", number) for number, name in enumerate(modules, start=7)
+        ]
         return resolve_additions(
-            [Candidate(name, origin, "steps/a/step.py", number) for number, name in enumerate(modules, start=7)],
-            probe,
+            make_group(candidates, named=named or {}, pip_no_deps=pip_no_deps),
+            probe=probe,
             base="registry.example/base:1",
-            requirements=named or {},
-            pip_no_deps=pip_no_deps,
-            lock=self.lock,
-            store=self.store,
+            platform=AMD64,
+            catalogue=self.lock,
+            wheels=self.store,
         )
 
 
@@ -175,7 +201,7 @@ def test_an_extra_of_what_the_base_holds_is_closed_too(case: Case) -> None:
 @pytest.mark.parametrize("origin", ["step", "required"])
 def test_a_core_module_that_is_missing_means_the_wrong_base(case: Case, origin: Origin) -> None:
     with pytest.raises(
-        BuildError, match=r"`registry\.example/base:1` lacks .*steps/a/step\.py:7: `megatron\.core`"
+        BuildError, match=r"`registry\.example/base:1` for `linux/amd64` lacks .*steps/a/step\.py:7: `megatron\.core`"
     ) as e:
         case.resolve({"megatron.core": MISSING}, origin=origin)
     assert "base_image" in (e.value.hint or "")
@@ -258,13 +284,12 @@ def test_an_address_that_is_not_pinned_is_refused(case: Case, named: str) -> Non
 def test_what_the_probe_was_not_asked_for_is_an_error(case: Case) -> None:
     with pytest.raises(BuildError, match="was not asked for `zzz`"):
         resolve_additions(
-            [Candidate("zzz", "step", "s.py", 1)],
-            make_probe(),
+            make_group([Candidate("zzz", "step", "s.py", 1)], named={}, pip_no_deps=True),
+            probe=make_probe(),
             base="b",
-            requirements={},
-            pip_no_deps=True,
-            lock=None,
-            store=case.store,
+            platform=AMD64,
+            catalogue=None,
+            wheels=case.store,
         )
     assert {"zzz", "torch"} <= set(modules_to_probe([Candidate("zzz", "step", "s.py", 1)]))
 
@@ -278,5 +303,11 @@ def test_the_launcher_gets_the_whole_lock_for_its_python(case: Case) -> None:
     )
     assert case.lock is not None
     probe = make_probe(installed={"one": "1.0"})
-    assert listed(launcher_additions(case.lock, probe, store=case.store)) == ["one==1.0", "two==2.0"]
+    found = resolve_environment(probe=probe, catalogue=case.lock, wheels=case.store)
+    assert listed(found) == ["one==1.0", "two==2.0"]
+    assert [(item.name, item.version, item.sha256) for item in found.locked()] == [
+        ("one", "1.0", sha256(one)),
+        ("two", "2.0", sha256(two)),
+    ]
     assert len(case.calls) == 1
+    assert "no lock file" in resolve_environment(probe=probe, catalogue=None, wheels=case.store).notes[0]

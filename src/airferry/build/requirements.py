@@ -18,8 +18,10 @@ from airferry.build.pip import WheelTarget, wheel_target
 from airferry.build.probe import InstalledDistribution, ProbeResult
 from airferry.build.wheels import Pin, Wheel, WheelStore
 from airferry.errors import BuildError
+from airferry.oci.platform import Platform
 from airferry.plan.catalogue_lock import CatalogueLock, GitSource, LocalSource, LockedPackage
-from airferry.plan.models import Candidate
+from airferry.plan.lockfile import LockedAddition, LockedGit
+from airferry.plan.models import Candidate, GroupPlan
 from airferry.plan.modules import CORE_MODULES, distribution_for, is_core
 
 CORE_DISTRIBUTIONS = CORE_MODULES | {"megatron-core", "megatron-bridge", "nemo-toolkit"}
@@ -44,6 +46,22 @@ class Additions:
     notes: tuple[str, ...] = ()
     additions: tuple[Addition, ...] = ()
 
+    def locked(self) -> tuple[LockedAddition, ...]:
+        """Return the additions as the lock file holds them."""
+        return tuple(
+            LockedAddition(
+                name=item.wheel.name,
+                version=item.wheel.version,
+                file=item.wheel.filename,
+                sha256=item.wheel.sha256,
+                modules=item.modules,
+                source=LockedGit(url=item.source.url, commit=item.source.commit, subdirectory=item.source.subdirectory)
+                if item.source
+                else None,
+            )
+            for item in self.additions
+        )
+
 
 @dataclass(slots=True)
 class _Want:
@@ -64,46 +82,59 @@ def modules_to_probe(candidates: Iterable[Candidate]) -> list[str]:
 
 
 def resolve_additions(
-    candidates: Sequence[Candidate],
-    probe: ProbeResult,
+    group: GroupPlan,
     *,
+    probe: ProbeResult,
     base: str,
-    requirements: Mapping[str, str],
-    pip_no_deps: bool,
-    lock: CatalogueLock | None,
-    store: WheelStore,
+    platform: Platform,
+    catalogue: CatalogueLock | None,
+    wheels: WheelStore,
+    target: WheelTarget | None = None,
 ) -> Additions:
-    """Return the closed list of what a base needs for its steps, with the wheels in the cache.
+    """Return the closed list of what a base needs for a group's steps, with the wheels in the cache.
 
     Versions come from the catalogue's lock where it has one that suits, else the newest that all who ask agree on.
-    With `pip_no_deps` a distribution of the base stays even where an addition asks for another version.
+    With the group's `pip_no_deps` a distribution of the base stays even where an addition asks for another version.
+    Without `target` the wheels are those for the interpreter that was probed.
 
     Raises:
         BuildError: a core module is missing from the base, nothing names a module's distribution, or one cannot be
             had for the base's platform and Python.
+        IntegrityError: a distribution has another hash than the catalogue's lock says.
     """
-    notes = _notes_on_present(candidates, probe)
-    wanted, missing_core, missing = _direct(candidates, probe, base=base, requirements=requirements, lock=lock)
-    notes += [
-        f"the catalogue imports `{name}`, which the base lacks and which is never installed" for name in missing_core
-    ]
-    transitive, more = _incomplete(candidates, probe, requirements=requirements, lock=lock)
-    wanted += transitive
-    if not wanted:
-        return Additions(tuple(missing), tuple(missing_core), tuple(sorted(set(notes + more))))
-    closure = _Closure(probe, base=base, pip_no_deps=pip_no_deps, lock=lock, store=store)
-    for requirement, module in wanted:
-        closure.add_direct(requirement, module)
-    closure.run()
-    return Additions(
-        missing=tuple(missing),
-        missing_core=tuple(missing_core),
-        notes=tuple(sorted({*notes, *more, *closure.notes})),
-        additions=closure.additions(),
+    where = f"{base}` for `{platform}"
+    notes = _notes_on_present(group.candidates, probe)
+    wanted, core, missing = _direct(
+        group.candidates, probe, base=where, requirements=group.requirements, lock=catalogue
     )
+    notes += [f"the catalogue imports `{name}`, which the base lacks and which is never installed" for name in core]
+    transitive, more = _incomplete(group.candidates, probe, requirements=group.requirements, lock=catalogue)
+    notes += more
+    found: tuple[Addition, ...] = ()
+    if wanted or transitive:
+        closure = _Closure(
+            probe,
+            base=where,
+            pip_no_deps=group.pip_no_deps,
+            lock=catalogue,
+            store=wheels,
+            target=target or wheel_target(probe.python),
+        )
+        for requirement, module in [*wanted, *transitive]:
+            closure.add_direct(requirement, module)
+        closure.run()
+        notes += closure.notes
+        found = closure.additions()
+    return Additions(tuple(missing), tuple(core), tuple(sorted(set(notes))), found)
 
 
-def launcher_additions(lock: CatalogueLock, probe: ProbeResult, *, store: WheelStore) -> Additions:
+def resolve_environment(
+    *,
+    probe: ProbeResult,
+    catalogue: CatalogueLock | None,
+    wheels: WheelStore,
+    target: WheelTarget | None = None,
+) -> Additions:
     """Return the environment that the catalogue's lock names, for the base's platform and Python.
 
     It goes into an environment of its own, so what the base holds does not count.
@@ -112,16 +143,19 @@ def launcher_additions(lock: CatalogueLock, probe: ProbeResult, *, store: WheelS
         BuildError: a locked distribution cannot be had.
         IntegrityError: one has another hash than the lock says.
     """
-    packages = lock.all_for(probe.python.markers)
-    pins = [_locked_pin(package) for package in packages]
-    wheels = store.fetch(pins, wheel_target(probe.python))
-    return Additions(additions=tuple(Addition(wheel, (), pin.git) for wheel, pin in zip(wheels, pins, strict=True)))
+    if catalogue is None:
+        return Additions(notes=("the catalogue has no lock file, so the launcher's environment is empty",))
+    pins = [_locked_pin(package) for package in catalogue.all_for(probe.python.markers)]
+    found = wheels.fetch(pins, target or wheel_target(probe.python)) if pins else []
+    return Additions(additions=tuple(Addition(wheel, (), pin.git) for wheel, pin in zip(found, pins, strict=True)))
 
 
 def _notes_on_present(candidates: Sequence[Candidate], probe: ProbeResult) -> list[str]:
     notes = []
     for candidate in candidates:
         answer = probe.modules.get(candidate.module)
+        if answer is None and candidate.origin == "reported":
+            continue
         if answer is None:
             raise BuildError(f"the probe was not asked for `{candidate.module}` ({candidate.place})")
         if answer.status == "present" and answer.note:
@@ -218,6 +252,7 @@ class _Closure:
         pip_no_deps: bool,
         lock: CatalogueLock | None,
         store: WheelStore,
+        target: WheelTarget,
     ) -> None:
         self.notes: set[str] = set()
         self._probe = probe
@@ -225,7 +260,7 @@ class _Closure:
         self._pip_no_deps = pip_no_deps
         self._lock = lock
         self._store = store
-        self._target: WheelTarget = wheel_target(probe.python)
+        self._target = target
         self._installed = {canonicalize_name(item.name): item for item in probe.distributions}
         self._wants: dict[str, _Want] = {}
 
