@@ -1,0 +1,210 @@
+"""Authentication at one registry: the challenge, basic credentials, and bearer tokens by scope and expiry.
+
+Follows RFC 7235 and the token flow of distribution ("Token Authentication Specification"). A credential goes to the
+registry that it is kept for, and to the token server that this registry names, over TLS unless on loopback or where
+plain HTTP was asked for. Nothing of it shows in errors.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+import requests
+from oras.auth.base import AuthBackend
+
+from airferry.errors import RegistryError
+from airferry.host import clock
+from airferry.oci.reference import is_loopback
+from airferry.registry.credentials import Credential, Lookup
+from airferry.registry.failures import redacted, registry_codes
+
+MAX_CHALLENGE_CHARACTERS = 8192
+MAX_TOKEN_CHARACTERS = 64 * 1024
+DEFAULT_LIFETIME_S = 60.0
+LONGEST_LIFETIME_S = 24 * 3600.0
+CLIENT_ID = "airferry"
+
+_SCHEME = re.compile(
+    r"(?:^|,)\s*(?P<scheme>[A-Za-z][A-Za-z0-9-]*)\s+(?=[A-Za-z0-9_-]+\s*=)|^\s*(?P<bare>[A-Za-z]+)\s*$"
+)
+_PARAMETER = re.compile(r'([A-Za-z0-9_-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
+_TOKEN = re.compile(r"[\x21-\x7e]+")
+
+TokenRequest = Callable[[str, str, dict[str, str], bytes | None], requests.Response]
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    """What a registry asks for: a scheme, `basic` or `bearer`, and its parameters."""
+
+    scheme: str
+    parameters: tuple[tuple[str, str], ...] = ()
+
+    def get(self, name: str) -> str:
+        """Return a parameter, empty where it is missing."""
+        return dict(self.parameters).get(name, "")
+
+
+@dataclass(frozen=True, slots=True)
+class _Token:
+    header: str
+    expires_s: float
+
+
+def repository_scope(repository: str, *actions: str) -> str:
+    """Return the scope string for actions on a repository."""
+    return f"repository:{repository}:{','.join(actions)}"
+
+
+def parse_challenges(text: str) -> list[Challenge]:
+    """Return the challenges of a `WWW-Authenticate` header; what cannot be read is left out."""
+    text = text[:MAX_CHALLENGE_CHARACTERS]
+    marks = list(_SCHEME.finditer(text))
+    found = []
+    for number, mark in enumerate(marks):
+        end = marks[number + 1].start() if number + 1 < len(marks) else len(text)
+        scheme = (mark.group("scheme") or mark.group("bare")).lower()
+        parameters = []
+        for name, quoted, plain in _PARAMETER.findall(text[mark.end() : end]):
+            parameters.append((name.lower(), re.sub(r"\\(.)", r"\1", quoted) if quoted else plain))
+        found.append(Challenge(scheme, tuple(parameters)))
+    return found
+
+
+class RegistryAuth(AuthBackend):  # type: ignore[misc]
+    """The `Authorization` headers for one registry host. Safe to use from threads."""
+
+    def __init__(self, registry: str, *, lookup: Lookup, request_token: TokenRequest, plain_http: bool) -> None:
+        """Hold what is needed to log in. `request_token(method, url, headers, body)` sends to a token server."""
+        super().__init__()
+        self.registry = registry
+        self._lookup = lookup
+        self._request_token = request_token
+        self._plain_http = plain_http
+        self._lock = threading.RLock()
+        self._challenge: Challenge | None = None
+        self._tokens: dict[tuple[str, ...], _Token] = {}
+        self._credentials: dict[str, Credential | None] = {}
+
+    def load_configs(self, container: object, configs: object = None) -> None:
+        """Do nothing: credentials are looked up when the registry asks for them."""
+
+    def authorization(self, scopes: Sequence[str]) -> str | None:
+        """Return the header for a request with these scopes, or None while the registry has asked for nothing.
+
+        Raises:
+            RegistryError: the token server does not answer, refuses, or gives no token.
+        """
+        with self._lock:
+            if self._challenge is None:
+                return None
+            return self._header(self._challenge, tuple(scopes))
+
+    def respond(self, header: str, *, scopes: Sequence[str], refused: str | None) -> str | None:
+        """Return the header that answers a 401 with this `WWW-Authenticate`, or None if there is nothing new to try.
+
+        `refused` is the header that the request carried; a token that was refused is not used again.
+
+        Raises:
+            RegistryError: the challenge cannot be met, or the token server gives no token.
+        """
+        challenges = {challenge.scheme: challenge for challenge in reversed(parse_challenges(header))}
+        challenge = challenges.get("bearer") or challenges.get("basic")
+        if challenge is None:
+            raise RegistryError(
+                f"`{self.registry}` answers 401 and asks for no kind of login that is known (basic, bearer)",
+                registry=self.registry,
+                status=401,
+            )
+        with self._lock:
+            self._challenge = challenge
+            key = tuple(scopes)
+            known = self._tokens.get(key)
+            if known is not None and known.header == refused:
+                del self._tokens[key]
+            fresh = self._header(challenge, key)
+            return fresh if fresh != refused else None
+
+    def _header(self, challenge: Challenge, scopes: tuple[str, ...]) -> str | None:
+        credential = self._credential(scopes)
+        if challenge.scheme == "basic":
+            return credential.basic if credential is not None and credential.username else None
+        token = self._tokens.get(scopes)
+        if token is None or clock.monotonic_s() >= token.expires_s:
+            token = self._fetch(challenge, scopes, credential)
+            self._tokens[scopes] = token
+        return token.header
+
+    def _credential(self, scopes: tuple[str, ...]) -> Credential | None:
+        repository = scopes[0].split(":")[1] if scopes else ""
+        if repository not in self._credentials:
+            self._credentials[repository] = self._lookup(self.registry, repository)
+        return self._credentials[repository]
+
+    def _fetch(self, challenge: Challenge, scopes: tuple[str, ...], credential: Credential | None) -> _Token:
+        realm = challenge.get("realm")
+        self._check_realm(realm)
+        wanted = list(scopes)
+        if not wanted and challenge.get("scope"):
+            wanted = [challenge.get("scope")]
+        fields = [("service", challenge.get("service"))] if challenge.get("service") else []
+        if credential is not None and credential.identity_token:
+            form = [*fields, ("client_id", CLIENT_ID), ("grant_type", "refresh_token")]
+            form += [("refresh_token", credential.identity_token), ("scope", " ".join(wanted))]
+            headers = {"Content-Type": "application/x-www-form-urlencoded"}
+            response = self._request_token("POST", realm, headers, urlencode(form).encode())
+        else:
+            query = urlencode([*fields, *(("scope", scope) for scope in wanted)])
+            headers = {"Authorization": credential.basic} if credential is not None else {}
+            separator = "&" if urlsplit(realm).query else "?"
+            response = self._request_token("GET", f"{realm}{separator}{query}" if query else realm, headers, None)
+        return self._read_token(realm, response, anonymous=credential is None)
+
+    def _check_realm(self, realm: str) -> None:
+        parts = urlsplit(realm)
+        host = parts.netloc
+        safe = parts.scheme == "https" or (parts.scheme == "http" and (self._plain_http or is_loopback(host)))
+        if not safe or not host or "@" in host:
+            raise RegistryError(
+                f"`{self.registry}` names the token server `{redacted(realm)}`, to which no credentials are sent",
+                hint="a token server must be reached over https, except on loopback or with `--plain-http`",
+                registry=self.registry,
+            )
+
+    def _read_token(self, realm: str, response: requests.Response, *, anonymous: bool) -> _Token:
+        server = redacted(realm)
+        if response.status_code in (400, 401, 403):
+            who = "anonymous access" if anonymous else "the credentials"
+            code, text = registry_codes(response.content)
+            raise RegistryError(
+                f"token server `{server}` refuses {who} for `{self.registry}` with {response.status_code}"
+                + (f" `{code}`" if code else "")
+                + (f": {text}" if text else ""),
+                hint=f"log in with `airferry login {self.registry}`",
+                status=response.status_code,
+                url=server,
+            )
+        if response.status_code != 200:
+            raise RegistryError(
+                f"token server `{server}` answers {response.status_code}", status=response.status_code, url=server
+            )
+        try:
+            document: Any = json.loads(response.content)
+            token = document.get("token") or document.get("access_token")
+            lifetime = document.get("expires_in")
+        except (ValueError, AttributeError, RecursionError):
+            # the answer may hold a token: the parser's message is not passed on
+            raise RegistryError(
+                f"token server `{server}` answers with something that is no token", url=server
+            ) from None
+        if not isinstance(token, str) or len(token) > MAX_TOKEN_CHARACTERS or not _TOKEN.fullmatch(token):
+            raise RegistryError(f"token server `{server}` answers without a usable token", url=server)
+        seconds = float(lifetime) if isinstance(lifetime, int | float) and lifetime > 0 else DEFAULT_LIFETIME_S
+        seconds = min(seconds, LONGEST_LIFETIME_S)
+        return _Token(f"Bearer {token}", clock.monotonic_s() + seconds * 0.9)

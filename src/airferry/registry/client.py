@@ -1,0 +1,404 @@
+"""The one client that talks to registries: oras-py's `Registry` with its own requests, retries, trust and login.
+
+Follows the OCI distribution-spec v1.1. Redirects are followed here, so that credentials never go to another host;
+answers are bounded; what a registry says becomes a `RegistryError` that names method, redacted URL, status and code.
+"""
+
+from __future__ import annotations
+
+import ssl
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urljoin, urlsplit
+
+import requests
+import urllib3
+from oras.provider import Registry
+from requests.adapters import HTTPAdapter
+
+from airferry.errors import RegistryError, UsageError
+from airferry.events import Emit, silent
+from airferry.oci.ports import BLOCK_BYTES
+from airferry.oci.reference import DEFAULT_REGISTRY, is_loopback
+from airferry.registry.auth import RegistryAuth
+from airferry.registry.credentials import Lookup, find_credential
+from airferry.registry.failures import (
+    MAX_ERROR_BYTES,
+    connection_error,
+    is_fatal,
+    redacted,
+    speaks_no_tls,
+    status_error,
+)
+from airferry.registry.governor import Governor, RateLimit
+from airferry.registry.retry import TRANSIENT_STATUSES, RetryPolicy, retry_after_s
+from airferry.registry.tls import make_context
+
+USER_AGENT = "airferry"
+MAX_REDIRECTS = 5
+MAX_ANSWER_BYTES = 8 * 1024 * 1024
+MAX_TOKEN_ANSWER_BYTES = 256 * 1024
+MAX_IDLE_CONNECTIONS = 16
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_DOCKER_HOST = "registry-1.docker.io"
+_LOOPBACK_WITHOUT_PROXY = {"no_proxy": "localhost,127.0.0.0/8,::1,[::1]"}
+
+
+class ReplayableBody(Protocol):
+    """A body of known length whose every iteration yields it from its start."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[bytes]: ...
+
+
+Body = bytes | ReplayableBody
+
+
+@dataclass(frozen=True, slots=True)
+class ClientOptions:
+    """How registries are reached. `plain_http` None means: on loopback, where the registry speaks no TLS.
+
+    `limit_rate` is in bytes a second over all connections.
+    """
+
+    plain_http: bool | None = None
+    ca_file: Path | None = None
+    jobs: int = 4
+    limit_rate: float | None = None
+    connect_timeout_s: float = 20.0
+    read_timeout_s: float = 60.0
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    lookup: Lookup = find_credential
+
+
+class _Adapter(HTTPAdapter):
+    """Connections with a TLS context of our own, which already holds every authority."""
+
+    def __init__(self, context: ssl.SSLContext | None, jobs: int) -> None:
+        self._extra: dict[str, Any] = {"ssl_context": context, "blocksize": BLOCK_BYTES}
+        super().__init__(pool_connections=MAX_IDLE_CONNECTIONS, pool_maxsize=jobs + 1, pool_block=True, max_retries=0)
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **{**kwargs, **self._extra})
+
+    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
+        return super().proxy_manager_for(*args, **{**kwargs, **self._extra})
+
+    def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
+        conn.cert_reqs = "CERT_REQUIRED"
+
+
+def _keep_headers(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """Stand in the place of a login, so that requests does not take one from `~/.netrc`."""
+    return request
+
+
+class RegistryClient(Registry):  # type: ignore[misc]
+    """A client of one registry host. Safe to use from as many threads as `options.jobs` says.
+
+    `request` is the door for everything; the methods of oras-py's `Registry` come through it as well.
+    """
+
+    def __init__(self, registry: str, *, options: ClientOptions | None = None, emit: Emit = silent) -> None:
+        """Prepare a client; nothing is sent yet.
+
+        Raises:
+            ConfigurationError: a certificate that is configured for the registry cannot be read.
+        """
+        self.options = options or ClientOptions()
+        super().__init__(hostname=registry)
+        self.registry = registry
+        self.emit = emit
+        self.governor = Governor(self.options.jobs)
+        self.rate = RateLimit(self.options.limit_rate, sleep=self.options.retry.sleep)
+        self.transient_failures = 0
+        self._scheme: str | None = None
+        self._scheme_lock = threading.Lock()
+        self.session.auth = _keep_headers
+        self.session.headers.update({"User-Agent": USER_AGENT, "Accept-Encoding": "identity"})
+        context = None if self.options.plain_http else make_context(registry, ca_file=self.options.ca_file)
+        self.session.mount("https://", _Adapter(context, self.options.jobs))
+        self.session.mount("http://", _Adapter(None, self.options.jobs))
+        self.auth = RegistryAuth(
+            registry,
+            lookup=self.options.lookup,
+            request_token=self._request_token,
+            plain_http=self.options.plain_http is True,
+        )
+
+    def close(self) -> None:
+        """Close all connections. Idempotent."""
+        self.session.close()
+
+    def __enter__(self) -> RegistryClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- requests -----------------------------------------------------------------------------------------------
+
+    def url(self, path: str) -> str:
+        """Return the URL of a path under `/v2/`, over TLS or not, which is found out once.
+
+        Raises:
+            RegistryError: plain HTTP was asked for where it must not be, or the registry cannot be reached.
+        """
+        host = _DOCKER_HOST if self.registry == DEFAULT_REGISTRY else self.registry
+        return f"{self._find_scheme(host)}://{host}/v2/{path}"
+
+    def request(
+        self,
+        method: str,
+        url: str,
+        *,
+        what: str,
+        scopes: Sequence[str] = (),
+        headers: Mapping[str, str] | None = None,
+        body: Body | None = None,
+        expected: Collection[int] | None = (200,),
+        stream: bool = False,
+        limit_bytes: int = MAX_ANSWER_BYTES,
+        attempts: int | None = None,
+        read_timeout_s: float | None = None,
+    ) -> requests.Response:
+        """Send a request, as often as the retry policy says, and return an answer with an expected status.
+
+        `url` is a path under `/v2/` or a whole URL. `what` completes "cannot …" in errors. With `expected` None any
+        status that is not transient is returned. The answer's content is read and bounded, unless `stream`. A body is
+        sent anew with each attempt. The header goes only to the registry's own host.
+
+        Raises:
+            RegistryError: no answer, another status, or more than `limit_bytes`.
+        """
+        whole = url if "://" in url else self.url(url)
+        tries = attempts or self.options.retry.attempts
+        timeout = (self.options.connect_timeout_s, read_timeout_s or self.options.read_timeout_s)
+        for attempt in range(tries):
+            last = attempt + 1 == tries
+            try:
+                response = self._authorised(method, whole, scopes, dict(headers or {}), body, stream, timeout, what)
+                if not stream or response.status_code >= 400:
+                    limit = limit_bytes if response.status_code < 400 else MAX_ERROR_BYTES
+                    _read_content(response, limit, what=what, truncate=response.status_code >= 400)
+            except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+                self.transient_failures += 1
+                if last or is_fatal(error):
+                    raise connection_error(method, whole, what=what, error=error) from error
+                self.options.retry.pause(attempt)
+                continue
+            status = response.status_code
+            if status in TRANSIENT_STATUSES and (expected is None or status not in expected):
+                self.transient_failures += 1
+                if not last:
+                    self.options.retry.pause(attempt, asked_s=retry_after_s(response.headers))
+                    continue
+            elif expected is None or status in expected:
+                return response
+            response.close()
+            raise status_error(
+                method,
+                whole,
+                status=status,
+                data=response.content,
+                what=what,
+                transient=status in TRANSIENT_STATUSES,
+                retry_after_s=retry_after_s(response.headers),
+            )
+        raise AssertionError("a retry policy allows one attempt at least")
+
+    def do_request(
+        self,
+        url: str,
+        method: str = "GET",
+        data: Any = None,
+        headers: dict[str, str] | None = None,
+        json: Any = None,
+        stream: bool = False,
+    ) -> requests.Response:
+        """Serve the methods of oras-py's `Registry`: the same as `request`, with any status.
+
+        Raises:
+            RegistryError: no answer.
+            UsageError: a body in JSON, which no method that is used sends.
+        """
+        if json is not None:
+            raise UsageError("bodies are sent as bytes, so that their digest is known")
+        return self.request(
+            method, url, what="talk to the registry", headers=headers, body=data, expected=None, stream=stream
+        )
+
+    # -- the parts of a request ---------------------------------------------------------------------------------
+
+    def _authorised(
+        self,
+        method: str,
+        url: str,
+        scopes: Sequence[str],
+        headers: dict[str, str],
+        body: Body | None,
+        stream: bool,
+        timeout: tuple[float, float],
+        what: str,
+    ) -> requests.Response:
+        """Send once; after a 401 once more, with what its challenge asks for."""
+        own = self._is_own(url)
+        header = self.auth.authorization(scopes) if own else None
+        for _ in range(2):
+            sent = {**headers, "Authorization": header} if header else headers
+            response = self._follow(method, url, sent, body, stream, timeout, what)
+            asked = response.headers.get("WWW-Authenticate", "")
+            if response.status_code != 401 or not own or not asked:
+                return response
+            fresh = self.auth.respond(asked, scopes=scopes, refused=header)
+            if fresh is None:
+                return response
+            response.close()
+            header = fresh
+        sent = {**headers, "Authorization": header} if header else headers
+        return self._follow(method, url, sent, body, stream, timeout, what)
+
+    def _follow(
+        self,
+        method: str,
+        url: str,
+        headers: dict[str, str],
+        body: Body | None,
+        stream: bool,
+        timeout: tuple[float, float],
+        what: str,
+    ) -> requests.Response:
+        """Send, and follow redirects: without the login to another host, never from TLS to plain HTTP elsewhere."""
+        current = url
+        for _ in range(MAX_REDIRECTS + 1):
+            response = self._send(method, current, headers, body, timeout)
+            target = response.headers.get("Location", "")
+            bodiless = method in ("GET", "HEAD")
+            if response.status_code not in REDIRECTS or not target or not (bodiless or response.status_code >= 307):
+                return response
+            response.close()
+            following = urljoin(current, target)
+            before, after = urlsplit(current), urlsplit(following)
+            if after.scheme not in ("http", "https") or not after.hostname:
+                break
+            if after.scheme == "http" and before.scheme == "https" and not is_loopback(after.netloc):
+                raise RegistryError(
+                    f"cannot {what}: `{redacted(current)}` redirects from TLS to plain HTTP at `{after.netloc}`",
+                    url=redacted(current),
+                )
+            if (before.scheme, before.netloc) != (after.scheme, after.netloc):
+                headers = {name: value for name, value in headers.items() if name.lower() != "authorization"}
+            current = following
+        raise RegistryError(
+            f"cannot {what}: `{redacted(url)}` redirects more than {MAX_REDIRECTS} times, or nowhere", url=redacted(url)
+        )
+
+    def _send(
+        self, method: str, url: str, headers: Mapping[str, str], body: Body | None, timeout: tuple[float, float]
+    ) -> requests.Response:
+        proxies = _LOOPBACK_WITHOUT_PROXY if is_loopback(urlsplit(url).netloc) else None
+        response: requests.Response = self.session.request(
+            method,
+            url,
+            data=body,
+            headers=dict(headers),
+            timeout=timeout,
+            allow_redirects=False,
+            stream=True,
+            proxies=proxies,
+        )
+        return response
+
+    def _is_own(self, url: str) -> bool:
+        """Tell whether a URL is the registry's own host, where its credentials may go."""
+        parts = urlsplit(url)
+        host = _DOCKER_HOST if self.registry == DEFAULT_REGISTRY else self.registry
+        same = parts.netloc == host or (parts.scheme == "https" and parts.netloc == f"{host}:443")
+        return same and parts.scheme == self._find_scheme(host)
+
+    def _request_token(self, method: str, url: str, headers: dict[str, str], body: bytes | None) -> requests.Response:
+        timeout = (self.options.connect_timeout_s, self.options.read_timeout_s)
+        what = f"get a token for `{self.registry}`"
+        for attempt in range(self.options.retry.attempts):
+            try:
+                response = self._send(method, url, headers, body, timeout)
+                _read_content(response, MAX_TOKEN_ANSWER_BYTES, what=what, truncate=False)
+            except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+                if attempt + 1 == self.options.retry.attempts or is_fatal(error):
+                    raise connection_error(method, url, what=what, error=error) from error
+                self.options.retry.pause(attempt)
+                continue
+            if response.status_code not in TRANSIENT_STATUSES or attempt + 1 == self.options.retry.attempts:
+                return response
+            self.options.retry.pause(attempt, asked_s=retry_after_s(response.headers))
+        raise AssertionError("a retry policy allows one attempt at least")
+
+    def _find_scheme(self, host: str) -> str:
+        if self._scheme is not None:
+            return self._scheme
+        with self._scheme_lock:
+            if self._scheme is None:
+                self._scheme = self._detect_scheme(host)
+                self.prefix = self._scheme
+            return self._scheme
+
+    def _detect_scheme(self, host: str) -> str:
+        """Return `http` where it was asked for, and on loopback where no TLS is spoken; else `https`."""
+        if self.options.plain_http is not None:
+            return "http" if self.options.plain_http else "https"
+        if not is_loopback(host):
+            return "https"
+        what, url = f"reach `{host}`", f"https://{host}/v2/"
+        timeout = (self.options.connect_timeout_s, self.options.read_timeout_s)
+        for attempt in range(self.options.retry.attempts):
+            try:
+                self._send("GET", url, {}, None, timeout).close()
+                return "https"
+            except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+                if speaks_no_tls(error):
+                    return "http"
+                if attempt + 1 == self.options.retry.attempts or is_fatal(error):
+                    raise connection_error("GET", url, what=what, error=error) from error
+                self.options.retry.pause(attempt)
+        raise AssertionError("a retry policy allows one attempt at least")
+
+
+def _read_content(response: requests.Response, limit_bytes: int, *, what: str, truncate: bool) -> None:
+    """Read an answer's content, never more than the limit, and keep it as `response.content`."""
+    data = bytearray()
+    for block in response.iter_content(64 * 1024):
+        data += block
+        if len(data) > limit_bytes:
+            response.close()
+            if not truncate:
+                raise RegistryError(
+                    f"cannot {what}: `{redacted(response.url)}` answers with more than {limit_bytes} bytes",
+                    url=redacted(response.url),
+                    status=response.status_code,
+                )
+            break
+    response._content = bytes(data[:limit_bytes])
+
+
+@contextmanager
+def open_clients(options: ClientOptions, *, emit: Emit = silent) -> Iterator[Callable[[str], RegistryClient]]:
+    """Give a function that returns the client of a registry host, the same one each time; all are closed at the end."""
+    clients: dict[str, RegistryClient] = {}
+    lock = threading.Lock()
+
+    def client(registry: str) -> RegistryClient:
+        with lock:
+            if registry not in clients:
+                clients[registry] = RegistryClient(registry, options=options, emit=emit)
+            return clients[registry]
+
+    try:
+        yield client
+    finally:
+        for opened in clients.values():
+            opened.close()

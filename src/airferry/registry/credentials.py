@@ -1,0 +1,242 @@
+"""Credentials where Podman and Docker keep them. Reads and writes their files; nothing of it is ever logged.
+
+Looked at, in this order: `REGISTRY_AUTH_FILE` (alone, where it is set), `$XDG_RUNTIME_DIR/containers/auth.json`,
+`$XDG_CONFIG_HOME/containers/auth.json`, `$DOCKER_CONFIG/config.json` or `~/.docker/config.json`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from airferry.errors import ConfigurationError, HostError, RegistryError, UsageError
+from airferry.host import files, process
+from airferry.oci.reference import DEFAULT_REGISTRY
+
+MAX_FILE_BYTES = 1024 * 1024
+HELPER_TIMEOUT_S = 60.0
+IDENTITY_TOKEN_USER = "<token>"
+_HELPER_NAME = re.compile(r"[A-Za-z0-9._-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """A user and password, or an identity token. The secrets do not show in its representation."""
+
+    username: str
+    password: str = field(default="", repr=False)
+    identity_token: str = field(default="", repr=False)
+
+    @property
+    def basic(self) -> str:
+        """The value of an `Authorization` header for basic authentication."""
+        return "Basic " + base64.b64encode(f"{self.username}:{self.password}".encode()).decode()
+
+
+Lookup = Callable[[str, str], Credential | None]
+
+
+def find_credential(registry: str, repository: str) -> Credential | None:
+    """Return the credential for a repository, the one kept under the longest matching name, or None.
+
+    Raises:
+        ConfigurationError: a file is damaged.
+        HostError: a file cannot be read.
+        RegistryError: the helper that is configured for this registry fails.
+    """
+    for path in credential_files():
+        document = _read(path)
+        found = _from_document(document, registry, repository) if document else None
+        if found is not None:
+            return found
+    return None
+
+
+def credential_files() -> list[Path]:
+    """Return the files in which credentials are looked for, existing or not, first one first."""
+    if chosen := os.environ.get("REGISTRY_AUTH_FILE"):
+        return [Path(chosen)]
+    docker = os.environ.get("DOCKER_CONFIG")
+    return [
+        _runtime_file(),
+        _config_home() / "containers" / "auth.json",
+        (Path(docker) if docker else Path.home() / ".docker") / "config.json",
+    ]
+
+
+def store_credential(registry: str, username: str, *, password: str) -> Path:
+    """Keep a credential in Podman's file, readable by its owner alone, and return the file's path. Atomic.
+
+    Raises:
+        UsageError: the user name cannot be stored.
+        ConfigurationError: the file that is there is damaged.
+        HostError: it cannot be written.
+    """
+    if ":" in username or not username:
+        raise UsageError(f"`{username}` cannot be a user name: it must be there and have no `:`")
+    path = _writable_file()
+    document = _read(path) or {}
+    secret = base64.b64encode(f"{username}:{password}".encode()).decode()
+    auths = {**_mapping(document, "auths"), registry: {"auth": secret}}
+    _write(path, {**document, "auths": auths})
+    return path
+
+
+def remove_credential(registry: str) -> list[Path]:
+    """Remove a registry's credential from every file that holds it, and return those files. Idempotent.
+
+    Raises:
+        ConfigurationError: a file is damaged.
+        HostError: a file cannot be written.
+    """
+    changed = []
+    for path in credential_files():
+        document = _read(path)
+        if not document:
+            continue
+        auths = _mapping(document, "auths")
+        kept = {key: value for key, value in auths.items() if _normalised(key) != registry}
+        if len(kept) < len(auths):
+            _write(path, {**document, "auths": kept})
+            changed.append(path)
+    return changed
+
+
+def _runtime_file() -> Path:
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    folder = Path(runtime) / "containers" if runtime else Path("/run/containers") / str(os.getuid())
+    return folder / "auth.json"
+
+
+def _config_home() -> Path:
+    chosen = os.environ.get("XDG_CONFIG_HOME")
+    return Path(chosen) if chosen else Path.home() / ".config"
+
+
+def _writable_file() -> Path:
+    if chosen := os.environ.get("REGISTRY_AUTH_FILE"):
+        return Path(chosen)
+    if os.environ.get("XDG_RUNTIME_DIR"):
+        return _runtime_file()
+    return _config_home() / "containers" / "auth.json"
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        if not path.is_file():
+            return None
+    except OSError:
+        return None
+    data = files.read_bounded(path, limit_bytes=MAX_FILE_BYTES)
+    if not data.strip():
+        return {}
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ConfigurationError(
+            f"credentials file `{path}` is not valid JSON", hint="repair it, or remove it and log in again"
+        ) from error
+    if not isinstance(document, dict):
+        raise ConfigurationError(f"credentials file `{path}` is no JSON object")
+    return document
+
+
+def _write(path: Path, document: dict[str, Any]) -> None:
+    files.write_bytes(path, json.dumps(document, indent="\t").encode(), mode=0o600)
+
+
+def _mapping(document: dict[str, Any], key: str) -> dict[str, Any]:
+    value = document.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _normalised(key: str) -> str:
+    """Return a key of `auths` as host and path: Docker writes some as URLs."""
+    name = key.partition("://")[2] or key
+    name = name.rstrip("/")
+    for suffix in ("/v1", "/v2"):
+        name = name.removesuffix(suffix)
+    return DEFAULT_REGISTRY if name in ("index.docker.io", "registry-1.docker.io") else name
+
+
+def _names(registry: str, repository: str) -> Iterator[str]:
+    """Yield the names under which a credential may be kept, longest first."""
+    parts = [part for part in repository.split("/") if part]
+    for count in range(len(parts), -1, -1):
+        yield "/".join([registry, *parts[:count]])
+
+
+def _from_document(document: dict[str, Any], registry: str, repository: str) -> Credential | None:
+    helpers = {_normalised(key): value for key, value in _mapping(document, "credHelpers").items()}
+    helper = helpers.get(registry)
+    if isinstance(helper, str) and helper:
+        return _ask_helper(helper, registry, required=True)
+    entries = {_normalised(key): (key, value) for key, value in _mapping(document, "auths").items()}
+    store = document.get("credsStore")
+    for name in _names(registry, repository):
+        key, entry = entries.get(name, ("", None))
+        found = _from_entry(entry)
+        if found is None and key and isinstance(store, str) and store:
+            found = _ask_helper(store, key, required=True)
+        if found is not None:
+            return found
+    if isinstance(store, str) and store:
+        return _ask_helper(store, registry, required=False)
+    return None
+
+
+def _from_entry(entry: object) -> Credential | None:
+    if not isinstance(entry, dict):
+        return None
+    identity = entry.get("identitytoken")
+    username, password = entry.get("username"), entry.get("password")
+    secret = entry.get("auth")
+    if isinstance(secret, str) and secret:
+        try:
+            username, _, password = base64.b64decode(secret).decode().rstrip("\0").partition(":")
+        except (binascii.Error, UnicodeDecodeError):
+            return None
+    if isinstance(identity, str) and identity:
+        return Credential(username if isinstance(username, str) else "", identity_token=identity)
+    if isinstance(username, str) and username and isinstance(password, str):
+        return Credential(username, password)
+    return None
+
+
+def _ask_helper(name: str, server: str, *, required: bool) -> Credential | None:
+    """Return what a credential helper holds for a server. A store that was set up for all registries may be absent."""
+    program = f"docker-credential-{name}"
+    if not _HELPER_NAME.fullmatch(name):
+        raise ConfigurationError(f"`{name}` is no name of a credential helper")
+    try:
+        done = process.run([program, "get"], timeout_s=HELPER_TIMEOUT_S, stdin=server.encode(), check=False)
+    except HostError as error:
+        if not required:
+            return None
+        raise RegistryError(
+            f"credential helper `{program}`, which is configured for `{server}`, was not found",
+            hint="install it, or run `airferry login`",
+        ) from error
+    if done.returncode != 0:
+        if "not found" in (done.text + " ".join(done.tail)).lower() or not required:
+            return None
+        raise RegistryError(
+            f"credential helper `{program}` ended with code {done.returncode} for `{server}`",
+            hint="try it by hand: `echo SERVER | " + program + " get`",
+        )
+    try:
+        answer = json.loads(done.stdout)
+        username, secret = answer["Username"], answer["Secret"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        # the answer holds a secret: neither it nor the parser's message may be shown
+        raise RegistryError(f"credential helper `{program}` gave an answer that is none, for `{server}`") from None
+    if username == IDENTITY_TOKEN_USER:
+        return Credential("", identity_token=str(secret))
+    return Credential(str(username), str(secret))

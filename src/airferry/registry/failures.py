@@ -1,0 +1,167 @@
+"""What went wrong with a registry, as `RegistryError`: method, redacted URL, status, and the registry's own code.
+
+Nothing that a registry says is trusted: its text is bounded and stripped of what a terminal would obey.
+"""
+
+from __future__ import annotations
+
+import json
+import ssl
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import requests
+import urllib3
+
+from airferry.errors import RegistryError
+
+MAX_ERROR_BYTES = 64 * 1024
+MAX_SHOWN_CHARACTERS = 300
+
+_HINTS = {
+    401: "log in with `airferry login` or `podman login`",
+    403: "the user that is logged in has no right to this; ask for it, or log in as another user",
+    404: "check the name; some registries also answer so to who may not see it",
+    413: "the registry or a proxy in front of it limits the size of a request",
+    429: "the registry limits requests; rerun later, or with fewer `--jobs`",
+    507: "the registry's disk is full",
+}
+
+
+class TransientRegistryError(RegistryError):
+    """A failure that was retried as often as the policy allows, and may be gone later."""
+
+
+def redacted(url: str) -> str:
+    """Return a URL without user, query and fragment: they may hold secrets."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{host}{parts.path}"
+
+
+def printable(text: str) -> str:
+    """Return foreign text bounded and without control characters."""
+    clean = "".join(character if character.isprintable() else " " for character in text[: MAX_SHOWN_CHARACTERS * 4])
+    clean = " ".join(clean.split())
+    return clean if len(clean) <= MAX_SHOWN_CHARACTERS else clean[:MAX_SHOWN_CHARACTERS] + "…"
+
+
+def registry_codes(data: bytes) -> tuple[str, str]:
+    """Return the first error code and message of an error document, empty where it is none."""
+    try:
+        first = json.loads(data)["errors"][0]
+        return printable(str(first.get("code") or "")), printable(str(first.get("message") or ""))
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+        return "", ""
+
+
+def status_error(
+    method: str, url: str, *, status: int, data: bytes, what: str, transient: bool, retry_after_s: float | None = None
+) -> RegistryError:
+    """Return the error for an answer with a status that was not expected."""
+    code, text = registry_codes(data)
+    said = f" `{code}`" if code else ""
+    said += f": {text}" if text else ""
+    kind = TransientRegistryError if transient else RegistryError
+    hint = _HINTS.get(status)
+    if hint is None and status >= 500:
+        hint = "the registry has a fault; look at its log, then rerun"
+    return kind(
+        f"cannot {what}: `{method} {redacted(url)}` was answered with {status}{said}",
+        hint=hint,
+        method=method,
+        url=redacted(url),
+        status=status,
+        code=code or None,
+        retry_after_s=retry_after_s,
+    )
+
+
+def connection_error(method: str, url: str, *, what: str, error: Exception) -> RegistryError:
+    """Return the error for a request that got no answer."""
+    host = urlsplit(url).netloc.rpartition("@")[2]
+    fields: dict[str, object] = {"method": method, "url": redacted(url), "status": None, "code": None}
+    if is_untrusted(error):
+        return RegistryError(
+            f"cannot {what}: the certificate of `{host}` is not trusted ({_tls_reason(error)})",
+            hint=f"name its CA with `--ca-file`, or put that at `~/.config/containers/certs.d/{host}/ca.crt`",
+            **fields,
+        )
+    if isinstance(error, requests.exceptions.SSLError):
+        return RegistryError(
+            f"cannot {what}: no TLS connection to `{host}` ({_tls_reason(error)})",
+            hint="if the registry speaks plain HTTP, say `--plain-http`",
+            **fields,
+        )
+    if _has_cause(error, urllib3.exceptions.NameResolutionError):
+        return RegistryError(
+            f"cannot {what}: the name of `{host}` cannot be resolved", hint="check the name, and DNS", **fields
+        )
+    if isinstance(error, requests.exceptions.ProxyError):
+        return TransientRegistryError(
+            f"cannot {what}: the proxy on the way to `{host}` fails",
+            hint="check `HTTPS_PROXY` and `NO_PROXY`",
+            **fields,
+        )
+    if _has_cause(error, TimeoutError) or isinstance(error, requests.exceptions.Timeout):
+        return TransientRegistryError(
+            f"cannot {what}: `{host}` did not answer in time (`{method} {redacted(url)}`)",
+            hint="check the network, then rerun; what was finished is not sent again",
+            **fields,
+        )
+    if _has_cause(error, ConnectionRefusedError):
+        return TransientRegistryError(
+            f"cannot {what}: `{host}` refuses connections", hint="check that the registry runs, and its port", **fields
+        )
+    return TransientRegistryError(
+        f"cannot {what}: the connection to `{host}` broke (`{method} {redacted(url)}`)",
+        hint="check the network, then rerun; what was finished is not sent again",
+        **fields,
+    )
+
+
+def is_fatal(error: Exception) -> bool:
+    """Tell whether a request that got no answer would get none the next time either: names and TLS."""
+    return (
+        isinstance(error, requests.exceptions.SSLError)
+        or _has_cause(error, urllib3.exceptions.NameResolutionError)
+        or isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema)
+    )
+
+
+def is_untrusted(error: Exception) -> bool:
+    """Tell whether a certificate could not be verified."""
+    return _has_cause(error, ssl.SSLCertVerificationError)
+
+
+def speaks_no_tls(error: Exception) -> bool:
+    """Tell whether the other side answered a TLS greeting with something that is no TLS."""
+    reasons = {str(getattr(cause, "reason", "")) for cause in _causes(error) if isinstance(cause, ssl.SSLError)}
+    return bool(reasons & {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL", "HTTP_REQUEST"})
+
+
+def _tls_reason(error: Exception) -> str:
+    for cause in _causes(error):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return printable(cause.verify_message)
+        if isinstance(cause, ssl.SSLError) and cause.reason:
+            return printable(str(cause.reason).replace("_", " ").lower())
+    return "no reason given"
+
+
+def _has_cause(error: BaseException, kind: type[BaseException]) -> bool:
+    return any(isinstance(cause, kind) for cause in _causes(error))
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and all that it was raised from: requests and urllib3 wrap what sockets raise several times."""
+    todo: list[BaseException] = [error]
+    seen: set[int] = set()
+    while todo:
+        current = todo.pop()
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        yield current
+        linked = (current.__cause__, current.__context__, getattr(current, "reason", None), *current.args)
+        todo.extend(item for item in linked if isinstance(item, BaseException))

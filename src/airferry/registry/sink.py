@@ -1,0 +1,213 @@
+"""A registry's repository as a Sink: blobs by existence check, mount or upload; manifests as their original bytes.
+
+Follows the OCI distribution-spec v1.1, "Push" and "Pushing Manifests with Subject".
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from tempfile import SpooledTemporaryFile
+from typing import IO, cast
+from urllib.parse import urljoin
+
+from airferry.errors import AirferryError, IntegrityError, RegistryError
+from airferry.oci.digest import digest_of
+from airferry.oci.documents import (
+    EMPTY_CONFIG,
+    IMAGE_INDEX,
+    MANIFEST_TYPES,
+    Descriptor,
+    Index,
+    Manifest,
+    canonical_json,
+    parse_manifest,
+)
+from airferry.oci.ports import Stored, blocks
+from airferry.oci.streams import verifying
+from airferry.registry.auth import repository_scope
+from airferry.registry.client import RegistryClient
+from airferry.registry.failures import printable
+from airferry.registry.source import RegistrySource, referrers_tag
+from airferry.registry.uploads import OpenStream, Uploader
+
+SPOOL_IN_MEMORY_BYTES = 8 * 1024 * 1024
+
+
+class RegistrySink:
+    """A Sink over one repository. Safe to use from threads; sinks of one registry share an uploader."""
+
+    def __init__(self, client: RegistryClient, repository: str, *, uploader: Uploader | None = None) -> None:
+        """Write into a repository of the client's registry; nothing is sent yet."""
+        self.client = client
+        self.repository = repository
+        self.source = RegistrySource(client, repository)
+        self._uploader = uploader or Uploader(client)
+        self._scopes = (repository_scope(repository, "pull", "push"),)
+        # reading and writing with one token spares a request
+        self.source.scopes = self._scopes
+        self._referrers_lock = threading.Lock()
+
+    def __str__(self) -> str:
+        return f"{self.client.registry}/{self.repository}"
+
+    def has_blob(self, descriptor: Descriptor) -> bool:
+        """Tell whether the repository holds the blob already.
+
+        Raises:
+            RegistryError: the registry answers neither yes nor no.
+            IntegrityError: it holds something of another size under this digest.
+        """
+        response = self.client.request(
+            "HEAD",
+            f"{self.repository}/blobs/{descriptor.digest}",
+            what=f"look for blob `{descriptor.digest}` in `{self}`",
+            scopes=self._scopes,
+            expected=(200, 404),
+        )
+        if response.status_code == 404:
+            return False
+        stated = response.headers.get("Content-Length", "")
+        if stated.isdecimal() and int(stated) != descriptor.size:
+            raise IntegrityError(
+                f"`{self}` holds {stated} bytes as blob `{descriptor.digest}`, which has {descriptor.size}",
+                hint="the registry's storage is damaged: remove the blob there, then rerun",
+                digest=descriptor.digest,
+            )
+        return True
+
+    def mount_blob(self, descriptor: Descriptor, origin: str) -> bool:
+        """Take a blob over from another repository of the registry; False if the registry does not do that.
+
+        Raises:
+            RegistryError: the registry does not answer or refuses.
+        """
+        scopes = (*self._scopes, repository_scope(origin, "pull"))
+        response = self.client.request(
+            "POST",
+            f"{self.repository}/blobs/uploads/?mount={descriptor.digest}&from={origin}",
+            what=f"mount blob `{descriptor.digest}` from `{origin}` into `{self}`",
+            scopes=scopes,
+            expected=(201, 202),
+        )
+        if response.status_code == 201:
+            return True
+        location = response.headers.get("Location", "")
+        if location:
+            with suppress(AirferryError):
+                self.client.request(
+                    "DELETE",
+                    urljoin(response.url, location),
+                    what="end an upload session",
+                    scopes=self._scopes,
+                    expected=None,
+                    attempts=1,
+                )
+        return False
+
+    def put_blob(self, descriptor: Descriptor, stream: IO[bytes]) -> None:
+        """Store a blob from a stream that can be read once: it is spooled, so that it can be sent again.
+
+        Raises:
+            RegistryError: the registry does not answer, refuses, or fails too often.
+            IntegrityError: the stream is not the blob.
+        """
+        with SpooledTemporaryFile(max_size=SPOOL_IN_MEMORY_BYTES) as spool:
+            for block in blocks(verifying(stream, descriptor)):
+                spool.write(block)
+
+            @contextmanager
+            def rewound() -> Iterator[IO[bytes]]:
+                spool.seek(0)
+                yield cast(IO[bytes], spool)
+
+            self.put_blob_from(descriptor, rewound)
+
+    def put_blob_from(self, descriptor: Descriptor, open_stream: OpenStream) -> None:
+        """Store a blob from a source that can be opened again. Idempotent; nothing half sent counts.
+
+        Raises:
+            RegistryError: the registry does not answer, refuses, or fails too often.
+            IntegrityError: the source is not the blob, or the registry says that it stored something else.
+        """
+        self._uploader.upload(self.repository, self._scopes, descriptor=descriptor, source=open_stream)
+
+    def put_manifest(self, stored: Stored, *, reference: str | None = None) -> None:
+        """Store a manifest's or index's original bytes under its digest, and let a tag stand for it if given.
+
+        A manifest with a subject becomes a referrer of it: by the registry's API, or by the tag that stands in for it.
+
+        Raises:
+            RegistryError: the registry does not answer or refuses.
+            IntegrityError: the registry says that it stored something else.
+        """
+        descriptor = stored.descriptor
+        if digest_of(stored.data) != descriptor.digest:
+            raise IntegrityError(f"the bytes at hand are not manifest `{descriptor.digest}`", digest=descriptor.digest)
+        response = self.client.request(
+            "PUT",
+            f"{self.repository}/manifests/{reference or descriptor.digest}",
+            what=f"store manifest `{descriptor.digest}` in `{self}`" + (f" as `{reference}`" if reference else ""),
+            scopes=self._scopes,
+            headers={"Content-Type": descriptor.media_type},
+            body=stored.data,
+            expected=(200, 201, 202),
+        )
+        stated = response.headers.get("Docker-Content-Digest", descriptor.digest)
+        if stated != descriptor.digest:
+            raise IntegrityError(
+                f"`{self}` says that it stored `{printable(stated)}` where manifest `{descriptor.digest}` was sent",
+                digest=descriptor.digest,
+            )
+        if descriptor.media_type in MANIFEST_TYPES:
+            manifest = parse_manifest(stored.data, what=f"manifest `{descriptor.digest}`")
+            if manifest.subject is not None and "OCI-Subject" not in response.headers:
+                self._tag_referrer(stored, manifest, manifest.subject.digest)
+
+    def delete_tag(self, tag: str) -> bool:
+        """Remove a tag; False if the registry cannot. A tag that is not there counts as removed.
+
+        Raises:
+            RegistryError: the registry does not answer or refuses.
+        """
+        response = self.client.request(
+            "DELETE",
+            f"{self.repository}/manifests/{tag}",
+            what=f"remove tag `{tag}` of `{self}`",
+            scopes=(repository_scope(self.repository, "delete", "pull", "push"),),
+            expected=(200, 202, 204, 400, 404, 405, 501),
+        )
+        if response.status_code == 404:
+            return self.source.find(tag) is None
+        return response.status_code < 300
+
+    def _tag_referrer(self, stored: Stored, manifest: Manifest, subject: str) -> None:
+        """Enter a referrer in the index that the subject's tag stands for, once."""
+        kind = manifest.artifact_type
+        if kind is None and manifest.config.media_type != EMPTY_CONFIG:
+            kind = manifest.config.media_type
+        entry = Descriptor(
+            media_type=stored.descriptor.media_type,
+            digest=stored.descriptor.digest,
+            size=stored.descriptor.size,
+            artifact_type=kind,
+            annotations=manifest.annotations,
+        )
+        with self._referrers_lock:
+            known = self.source.tagged_referrers(subject)
+            if any(old.digest == entry.digest for old in known):
+                return
+            entries = sorted([*known, entry], key=lambda one: one.digest)
+            data = canonical_json(Index(schema_version=2, media_type=IMAGE_INDEX, manifests=entries))
+            self.client.request(
+                "PUT",
+                f"{self.repository}/manifests/{referrers_tag(subject)}",
+                what=f"list a referrer of `{subject}` in `{self}`",
+                scopes=self._scopes,
+                headers={"Content-Type": IMAGE_INDEX},
+                body=data,
+                expected=(200, 201, 202),
+            )
+        if all(old.digest != entry.digest for old in self.source.tagged_referrers(subject)):
+            raise RegistryError(f"`{self}` did not keep the list of referrers of `{subject}`")

@@ -1,0 +1,324 @@
+"""A registry's repository as a Source: manifests and blobs by digest, verified, and referrers.
+
+Follows the OCI distribution-spec v1.1, "Pull" and "Listing Referrers". Writes nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import IO, cast
+from urllib.parse import urljoin
+
+import requests
+import urllib3
+
+from airferry.errors import IntegrityError, RegistryError
+from airferry.oci.digest import digest_hex, digest_of, is_digest
+from airferry.oci.documents import INDEX_TYPES, MANIFEST_TYPES, MAX_MANIFEST_BYTES, Descriptor, Index, parse_index
+from airferry.oci.ports import BLOCK_BYTES, Stored
+from airferry.oci.streams import verifying
+from airferry.registry.auth import repository_scope
+from airferry.registry.client import RegistryClient
+from airferry.registry.failures import connection_error, printable
+
+ACCEPTED = ", ".join((*INDEX_TYPES, *MANIFEST_TYPES))
+MAX_REFERRER_PAGES = 100
+MAX_REMEMBERED_MANIFESTS = 64
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d*/(?:\d+|\*)")
+
+
+def referrers_tag(digest: str) -> str:
+    """Return the tag under which a registry without a referrers API keeps the referrers of a digest."""
+    return f"sha256-{digest_hex(digest)}"
+
+
+class RegistrySource:
+    """A Source over one repository. Safe to use from threads."""
+
+    def __init__(self, client: RegistryClient, repository: str) -> None:
+        """Read from a repository of the client's registry; nothing is sent yet."""
+        self.client = client
+        self.repository = repository
+        self.scopes = (repository_scope(repository, "pull"),)
+        self._lock = threading.Lock()
+        self._remembered: dict[str, Stored] = {}
+
+    def __str__(self) -> str:
+        return f"{self.client.registry}/{self.repository}"
+
+    def resolve(self, reference: str) -> Descriptor:
+        """Return the descriptor that a tag or digest stands for at this moment.
+
+        Raises:
+            RegistryError: there is none, or the registry does not answer or refuses.
+            IntegrityError: the registry gives other bytes than it says.
+        """
+        stored = self._fetch(reference, limit_bytes=MAX_MANIFEST_BYTES)
+        with self._lock:
+            while len(self._remembered) >= MAX_REMEMBERED_MANIFESTS:
+                self._remembered.pop(next(iter(self._remembered)))
+            self._remembered[stored.descriptor.digest] = stored
+        return stored.descriptor
+
+    def find(self, reference: str) -> str | None:
+        """Return the digest that a tag or digest stands for, or None if there is none.
+
+        Raises:
+            RegistryError: the registry does not answer or refuses.
+        """
+        response = self.client.request(
+            "HEAD",
+            f"{self.repository}/manifests/{reference}",
+            what=f"look up `{reference}` in `{self}`",
+            scopes=self.scopes,
+            headers={"Accept": ACCEPTED},
+            expected=(200, 404),
+        )
+        if response.status_code == 404:
+            return None
+        digest = response.headers.get("Docker-Content-Digest", "")
+        return digest if is_digest(digest) else self._fetch(reference, limit_bytes=MAX_MANIFEST_BYTES).descriptor.digest
+
+    def read_manifest(self, descriptor: Descriptor) -> Stored:
+        """Return a manifest's or index's original bytes, verified.
+
+        Raises:
+            RegistryError: the registry does not answer, refuses, or has no such manifest.
+            IntegrityError: the bytes are not what the descriptor says.
+        """
+        with self._lock:
+            known = self._remembered.get(descriptor.digest)
+        if known is not None and known.descriptor.size == descriptor.size:
+            return Stored(descriptor, known.data)
+        if descriptor.size > MAX_MANIFEST_BYTES:
+            raise IntegrityError(
+                f"manifest `{descriptor.digest}` has {descriptor.size} bytes, more than the limit of "
+                f"{MAX_MANIFEST_BYTES}"
+            )
+        response = self._get_manifest(descriptor.digest, accept=descriptor.media_type, limit_bytes=MAX_MANIFEST_BYTES)
+        data = response.content
+        if (digest_of(data), len(data)) != (descriptor.digest, descriptor.size):
+            raise IntegrityError(
+                f"`{self}` gives {len(data)} bytes with digest `{digest_of(data)}` for manifest "
+                f"`{descriptor.digest}` of {descriptor.size} bytes",
+                digest=descriptor.digest,
+            )
+        return Stored(descriptor, data)
+
+    @contextmanager
+    def open_blob(self, descriptor: Descriptor) -> Iterator[IO[bytes]]:
+        """Open a blob as a stream that raises `IntegrityError` at its end if it is not the blob.
+
+        A connection that breaks is taken up where it broke.
+
+        Raises:
+            RegistryError: the registry does not answer, refuses, or has no such blob.
+        """
+        with self.open_blob_at(descriptor, 0) as stream:
+            yield verifying(stream, descriptor)
+
+    @contextmanager
+    def open_blob_at(self, descriptor: Descriptor, offset: int) -> Iterator[IO[bytes]]:
+        """Open a blob from an offset on, unverified: the caller verifies the whole. Broken connections are taken up.
+
+        Raises:
+            RegistryError: the registry does not answer, refuses, or has no such blob.
+        """
+        stream = _BlobStream(self, descriptor, offset)
+        try:
+            yield cast(IO[bytes], stream)
+        finally:
+            stream.close()
+
+    def referrers(self, digest: str) -> list[Descriptor]:
+        """Return the descriptors of the artifacts whose subject is the digest, sorted by digest.
+
+        They come from the referrers API or, where a registry has none, from the tag that stands in for it.
+
+        Raises:
+            RegistryError: the registry does not answer or refuses, or gives what is no index.
+        """
+        found: dict[str, Descriptor] = {}
+        url = f"{self.repository}/referrers/{digest}"
+        what = f"list the referrers of `{digest}` in `{self}`"
+        for _ in range(MAX_REFERRER_PAGES):
+            response = self.client.request("GET", url, what=what, scopes=self.scopes, expected=(200, 400, 404, 405))
+            if response.status_code != 200:
+                return self.tagged_referrers(digest)
+            for entry in self._parse_index(response.content, what).manifests:
+                found[entry.digest] = entry
+            following = response.links.get("next", {}).get("url")
+            if not following:
+                return [found[key] for key in sorted(found)]
+            url = urljoin(response.url, following)
+        raise RegistryError(f"cannot {what}: there are more than {MAX_REFERRER_PAGES} pages")
+
+    def tagged_referrers(self, digest: str) -> list[Descriptor]:
+        """Return the referrers that the tag standing in for the referrers API names, sorted by digest.
+
+        Raises:
+            RegistryError: the registry does not answer or refuses, or the tag stands for something else.
+        """
+        tag = referrers_tag(digest)
+        response = self._get_manifest(tag, accept=ACCEPTED, limit_bytes=MAX_MANIFEST_BYTES, expected=(200, 404))
+        if response.status_code == 404:
+            return []
+        index = self._parse_index(response.content, f"read the referrers of `{digest}` from `{self}:{tag}`")
+        return sorted(index.manifests, key=lambda entry: entry.digest)
+
+    def _parse_index(self, data: bytes, what: str) -> Index:
+        try:
+            return parse_index(data)
+        except IntegrityError as error:
+            raise RegistryError(
+                f"cannot {what}: the answer is no image index ({error.message})",
+                hint="remove or rename the tag, if something else was pushed under it",
+            ) from error
+
+    def _get_manifest(
+        self, reference: str, *, accept: str, limit_bytes: int, expected: tuple[int, ...] = (200,)
+    ) -> requests.Response:
+        return self.client.request(
+            "GET",
+            f"{self.repository}/manifests/{reference}",
+            what=f"read manifest `{reference}` of `{self}`",
+            scopes=self.scopes,
+            headers={"Accept": accept},
+            expected=expected,
+            limit_bytes=limit_bytes,
+        )
+
+    def _fetch(self, reference: str, *, limit_bytes: int) -> Stored:
+        response = self._get_manifest(reference, accept=ACCEPTED, limit_bytes=limit_bytes)
+        data = response.content
+        observed = digest_of(data)
+        stated = response.headers.get("Docker-Content-Digest", observed)
+        wanted = reference if is_digest(reference) else stated
+        if observed != stated or observed != wanted:
+            raise IntegrityError(
+                f"`{self}` gives a manifest with digest `{observed}` for `{reference}`, and says it is "
+                f"`{printable(stated)}`",
+                digest=observed,
+            )
+        media_type = _media_type(data, response.headers.get("Content-Type", ""), what=f"`{reference}` of `{self}`")
+        return Stored(Descriptor(media_type=media_type, digest=observed, size=len(data)), data)
+
+    def request_blob(self, descriptor: Descriptor, offset: int) -> requests.Response:
+        """Return the answer, not read yet, to a request for a blob from an offset on; 416 means nothing is there."""
+        return self.client.request(
+            "GET",
+            f"{self.repository}/blobs/{descriptor.digest}",
+            what=f"read blob `{descriptor.digest}` of `{self}`",
+            scopes=self.scopes,
+            headers={"Range": f"bytes={offset}-"} if offset else {},
+            expected=(200, 206, 416) if offset else (200,),
+            stream=True,
+        )
+
+
+def _media_type(data: bytes, header: str, *, what: str) -> str:
+    """Return a manifest's media type: its own word, else that of the header.
+
+    Raises:
+        RegistryError: it is no manifest of a kind that is known.
+    """
+    stated = ""
+    with suppress(ValueError, RecursionError):
+        document = json.loads(data)
+        if isinstance(document, dict):
+            stated = document.get("mediaType") or ""
+    for candidate in (stated, header.partition(";")[0].strip()):
+        if candidate in INDEX_TYPES or candidate in MANIFEST_TYPES:
+            return str(candidate)
+    raise RegistryError(
+        f"{what} is no image or artifact: its media type is `{printable(str(stated or header or 'missing'))}`",
+        hint="is a web page or a login form answering in the registry's place? Docker's schema 1 is not supported",
+    )
+
+
+class _BlobStream(io.RawIOBase):
+    """A blob as it comes, from an offset on. A broken connection is opened anew where it broke."""
+
+    def __init__(self, source: RegistrySource, descriptor: Descriptor, offset: int) -> None:
+        super().__init__()
+        self._source = source
+        self._descriptor = descriptor
+        self._offset = offset
+        self._failures = 0
+        self._fresh = False
+        self._response: requests.Response | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        if self._response is not None:
+            self._response.close()
+            self._response = None
+        super().close()
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Return up to `size` bytes; fewer than the blob has only at its end."""
+        if size is None or size < 0:
+            return b"".join(iter(lambda: self.read(BLOCK_BYTES), b""))
+        while True:
+            try:
+                response = self._response or self._open()
+                if response is None:
+                    return b""
+                block = response.raw.read(size)
+            except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+                self._broke(error)
+                continue
+            if block or self._offset >= self._descriptor.size or not self._restart():
+                self._offset += len(block)
+                self._failures = 0
+                self._fresh = self._fresh and not block
+                return bytes(block)
+
+    def _restart(self) -> bool:
+        """Prepare to ask for the rest of a blob that ended early; False if the last request for it gave nothing."""
+        if self._fresh:
+            return False
+        self._drop()
+        return True
+
+    def _open(self) -> requests.Response | None:
+        response = self._source.request_blob(self._descriptor, self._offset)
+        self._response, self._fresh = response, True
+        if response.status_code == 416:
+            return None
+        skip = 0
+        if self._offset and response.status_code == 206:
+            begins = _CONTENT_RANGE.match(response.headers.get("Content-Range", ""))
+            if begins is None or int(begins.group(1)) != self._offset:
+                raise RegistryError(f"`{self._source}` answers a request for a range with another one")
+        elif self._offset:
+            skip = self._offset
+        while skip:
+            block = response.raw.read(min(skip, BLOCK_BYTES))
+            if not block:
+                return None
+            skip -= len(block)
+        return response
+
+    def _broke(self, error: Exception) -> None:
+        client = self._source.client
+        self._drop()
+        self._failures += 1
+        client.transient_failures += 1
+        if self._failures >= client.options.retry.attempts:
+            path = client.url(f"{self._source.repository}/blobs/{self._descriptor.digest}")
+            what = f"read blob `{self._descriptor.digest}` of `{self._source}`"
+            raise connection_error("GET", path, what=what, error=error) from error
+        client.options.retry.pause(self._failures - 1)
+
+    def _drop(self) -> None:
+        if self._response is not None:
+            self._response.close()
+            self._response = None

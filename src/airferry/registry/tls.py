@@ -1,0 +1,72 @@
+"""Trust and client certificates of a registry: the system's CAs, a file, and `certs.d` of Podman and Docker.
+
+See containers-certs.d(5): `*.crt` are CAs, `NAME.cert` with `NAME.key` is a client certificate.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Iterable
+from pathlib import Path
+
+import certifi
+
+from airferry.errors import ConfigurationError
+
+
+def certificate_folders(registry: str) -> list[Path]:
+    """Return the folders that may hold certificates for a registry host, existing or not."""
+    home = Path.home()
+    config = os.environ.get("XDG_CONFIG_HOME")
+    roots = (
+        (Path(config) if config else home / ".config") / "containers" / "certs.d",
+        Path("/etc/containers/certs.d"),
+        Path("/etc/docker/certs.d"),
+    )
+    return [root / registry for root in roots]
+
+
+def make_context(registry: str, *, ca_file: Path | None = None) -> ssl.SSLContext:
+    """Return the TLS context for a registry: what the system and certifi trust, and what is configured for it.
+
+    Raises:
+        ConfigurationError: a certificate or key cannot be read.
+    """
+    context = ssl.create_default_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    authorities: list[Path] = [Path(certifi.where())]
+    authorities += [Path(os.environ[name]) for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE") if os.environ.get(name)]
+    authorities += [ca_file] if ca_file is not None else []
+    for folder in certificate_folders(registry):
+        entries = _entries(folder)
+        authorities += [path for path in entries if path.suffix == ".crt"]
+        for path in (entry for entry in entries if entry.suffix == ".cert"):
+            _load_client_certificate(context, path)
+    for path in authorities:
+        _load_authority(context, path)
+    return context
+
+
+def _entries(folder: Path) -> Iterable[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _load_authority(context: ssl.SSLContext, path: Path) -> None:
+    try:
+        context.load_verify_locations(cafile=None if path.is_dir() else path, capath=path if path.is_dir() else None)
+    except OSError as error:
+        raise ConfigurationError(f"`{path}` cannot be read as certificates of authorities") from error
+
+
+def _load_client_certificate(context: ssl.SSLContext, path: Path) -> None:
+    key = path.with_suffix(".key")
+    try:
+        context.load_cert_chain(path, key, password=lambda: "")
+    except OSError as error:
+        raise ConfigurationError(
+            f"client certificate `{path}` with key `{key}` cannot be read", hint="the key must be there, unencrypted"
+        ) from error

@@ -1,0 +1,410 @@
+"""Uploads of one blob: in one piece, or in chunks with a journal from which a killed process goes on.
+
+Follows the OCI distribution-spec v1.1, "Pushing blobs". A PATCH is never sent twice: after a failure the registry is
+asked how far it got, and where it lost the session the upload starts over.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+from urllib.parse import urljoin
+
+import requests
+
+from airferry.errors import AirferryError, IntegrityError, RegistryError
+from airferry.host import files
+from airferry.host.journal import inputs_digest
+from airferry.oci.documents import Descriptor
+from airferry.oci.ports import BLOCK_BYTES
+from airferry.registry.client import RegistryClient
+from airferry.registry.failures import TransientRegistryError, printable, registry_codes
+
+OpenStream = Callable[[], AbstractContextManager[IO[bytes]]]
+
+CHUNKED_ABOVE_BYTES = 256 * 1024 * 1024
+CHUNK_BYTES = 64 * 1024 * 1024
+SMALLEST_CHUNK_BYTES = 256 * 1024
+SLOWEST_DIGEST_BYTES_PER_S = 20 * 1024 * 1024
+MAX_JOURNAL_BYTES = 16 * 1024 * 1024
+_RANGE = re.compile(r"(?:bytes=)?0-(\d+)")
+
+
+class LostSession(TransientRegistryError):
+    """The registry does not know an upload session any more, or not as it was left."""
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """An upload under way: where the next request goes, and how many bytes the registry has acknowledged."""
+
+    location: str
+    offset: int = 0
+
+
+@dataclass(slots=True)
+class Limits:
+    """What one registry takes in one request, as far as it is known; it is learned from refusals."""
+
+    chunked_above_bytes: int = CHUNKED_ABOVE_BYTES
+    chunk_bytes: int = CHUNK_BYTES
+    chunks: bool = True
+
+    def lower(self, refused_bytes: int) -> bool:
+        """Note that so many bytes were too many for one request; False if nothing smaller is worth a try."""
+        if not self.chunks or refused_bytes <= SMALLEST_CHUNK_BYTES:
+            return False
+        self.chunk_bytes = max(SMALLEST_CHUNK_BYTES, min(self.chunk_bytes, refused_bytes // 2))
+        self.chunked_above_bytes = min(self.chunked_above_bytes, self.chunk_bytes)
+        return True
+
+
+class UploadJournal:
+    """Acknowledged chunks of uploads under way, in a file that its owner alone may read. Safe to use from threads."""
+
+    def __init__(self, path: Path | None) -> None:
+        """Use the file at `path`; with None, nothing is kept. A damaged file counts as empty: nothing depends on it."""
+        self._path = path
+        self._lock = threading.Lock()
+        self._entries: dict[str, dict[str, object]] = {}
+        if path is not None and path.is_file():
+            with suppress(ValueError, RecursionError):
+                document = json.loads(files.read_bounded(path, limit_bytes=MAX_JOURNAL_BYTES))
+                if isinstance(document, dict):
+                    self._entries = {key: value for key, value in document.items() if isinstance(value, dict)}
+
+    def find(self, repository: str, descriptor: Descriptor) -> Session | None:
+        """Return the session in which a blob was being sent to `HOST/REPOSITORY`, or None."""
+        with self._lock:
+            entry = self._entries.get(_journal_key(repository, descriptor))
+        if entry is None:
+            return None
+        location, offset = entry.get("location"), entry.get("offset")
+        return Session(location, offset) if isinstance(location, str) and isinstance(offset, int) else None
+
+    def record(self, repository: str, descriptor: Descriptor, session: Session | None) -> None:
+        """Note durably how far an upload is; None: it is over. Atomic."""
+        if self._path is None:
+            return
+        key = _journal_key(repository, descriptor)
+        with self._lock:
+            if session is None:
+                if self._entries.pop(key, None) is None:
+                    return
+            else:
+                self._entries[key] = {
+                    "repository": repository,
+                    "digest": descriptor.digest,
+                    "location": session.location,
+                    "offset": session.offset,
+                }
+            if self._entries:
+                files.write_bytes(self._path, json.dumps(self._entries, indent=1, sort_keys=True).encode(), mode=0o600)
+            else:
+                self._path.unlink(missing_ok=True)
+
+
+class Uploader:
+    """Uploads blobs into the repositories of one registry."""
+
+    def __init__(self, client: RegistryClient, *, limits: Limits | None = None, journal: Path | None = None) -> None:
+        """Prepare uploads; nothing is sent yet."""
+        self.client = client
+        self.limits = limits or Limits()
+        self.journal = UploadJournal(journal)
+
+    def upload(self, repository: str, scopes: tuple[str, ...], *, descriptor: Descriptor, source: OpenStream) -> None:
+        """Send a blob that the repository lacks. After a failure only what was not acknowledged is sent again.
+
+        Raises:
+            RegistryError: the registry refuses, or fails as often as the policy allows.
+            IntegrityError: the source is not the blob, or the registry says that it stored something else.
+        """
+        transfer = _Transfer(self, repository, scopes, descriptor, source)
+        retry, governor = self.client.options.retry, self.client.governor
+        attempt, best = 0, transfer.offset
+        while True:
+            try:
+                with governor.slot():
+                    transfer.run()
+            except TransientRegistryError as error:
+                governor.overloaded()
+                # only what was never reached before counts as progress, so that this ends
+                attempt = 0 if transfer.offset > best else attempt + 1
+                best = max(best, transfer.offset)
+                if attempt >= retry.attempts:
+                    transfer.abandon()
+                    raise
+                asked = error.fields.get("retry_after_s")
+                retry.pause(max(0, attempt - 1), asked_s=asked if isinstance(asked, float) else None)
+            except RegistryError as error:
+                transfer.abandon()
+                if error.fields.get("status") != 413 or not self.limits.lower(transfer.request_bytes):
+                    raise
+            except BaseException:
+                transfer.interrupt()
+                raise
+            else:
+                governor.succeeded()
+                return
+
+
+class _Transfer:
+    """One blob on its way into one repository."""
+
+    def __init__(
+        self,
+        uploader: Uploader,
+        repository: str,
+        scopes: tuple[str, ...],
+        descriptor: Descriptor,
+        source: OpenStream,
+    ) -> None:
+        self._client = uploader.client
+        self._limits = uploader.limits
+        self._journal = uploader.journal
+        self._repository = repository
+        self._name = f"{uploader.client.registry}/{repository}"
+        self._scopes = scopes
+        self._descriptor = descriptor
+        self._source = source
+        self._what = f"upload blob `{descriptor.digest}` to `{self._name}`"
+        self._session = self._journal.find(self._name, descriptor)
+        self.request_bytes = 0
+
+    @property
+    def offset(self) -> int:
+        """How many bytes the registry has acknowledged."""
+        return self._session.offset if self._session is not None else 0
+
+    def run(self) -> None:
+        """Send all that is missing, in one pass over the source."""
+        size = self._descriptor.size
+        session = self._resumed()
+        if session is None and (size <= self._limits.chunked_above_bytes or not self._limits.chunks):
+            self._send_whole(self._start())
+        else:
+            self._send_chunks(session or self._start())
+        self._session = None
+        self._journal.record(self._name, self._descriptor, None)
+
+    def interrupt(self) -> None:
+        """Leave the session for a later run where chunks of it were acknowledged and noted; else end it."""
+        if not self.offset:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """End the session, so that the registry need not keep its bytes. What it answers does not matter."""
+        session, self._session = self._session, None
+        if session is None:
+            return
+        self._journal.record(self._name, self._descriptor, None)
+        with suppress(AirferryError):
+            self._request("DELETE", session.location, expected=None, attempts=1)
+
+    def _resumed(self) -> Session | None:
+        """Return the session that was under way, at the offset that the registry states, or None."""
+        if self._session is None:
+            return None
+        if not self._session.offset:
+            self.abandon()
+            return None
+        try:
+            response = self._request("GET", self._session.location, expected=(200, 202, 204), attempts=None)
+        except RegistryError:
+            self.abandon()
+            return None
+        known = _acknowledged(response)
+        if known is None or known > self._descriptor.size:
+            self.abandon()
+            return None
+        self._session = Session(self._next_location(response), known)
+        return self._session
+
+    def _start(self) -> Session:
+        response = self._request("POST", f"{self._repository}/blobs/uploads/", expected=(202,), attempts=1)
+        minimum = response.headers.get("OCI-Chunk-Min-Length", "")
+        if minimum.isdecimal() and len(minimum) < 12:
+            self._limits.chunk_bytes = max(self._limits.chunk_bytes, int(minimum))
+        self._session = Session(self._next_location(response))
+        return self._session
+
+    def _send_whole(self, session: Session) -> None:
+        size = self._descriptor.size
+        self.request_bytes = size
+        body = _Whole(self._source, size, self._client) if size else b""
+        self._finish(session, body)
+
+    def _send_chunks(self, session: Session) -> None:
+        size = self._descriptor.size
+        with self._source() as stream:
+            _skip(stream, session.offset)
+            while session.offset < size:
+                length = min(self._limits.chunk_bytes, size - session.offset)
+                self.request_bytes = length
+                session = self._send_chunk(session, stream, length)
+                self._session = session
+                self._journal.record(self._name, self._descriptor, session)
+        self.request_bytes = 0
+        self._finish(session, b"")
+
+    def _send_chunk(self, session: Session, stream: IO[bytes], length: int) -> Session:
+        end = session.offset + length
+        response = self._request(
+            "PATCH",
+            session.location,
+            expected=(201, 202, 204, 404, 405, 416, 501),
+            attempts=1,
+            headers={"Content-Type": "application/octet-stream", "Content-Range": f"{session.offset}-{end - 1}"},
+            body=_Part(stream, length, self._client),
+        )
+        status = response.status_code
+        if status in (405, 501):
+            self._limits.chunks = False
+            self.abandon()
+            raise TransientRegistryError(f"cannot {self._what}: the registry takes no chunks", status=status)
+        if status in (404, 416):
+            if status == 404:
+                self.abandon()
+            raise LostSession(f"cannot {self._what}: the registry lost the upload session", status=status)
+        known = _acknowledged(response)
+        if known is not None and known != end:
+            raise LostSession(
+                f"cannot {self._what}: the registry acknowledges {known} bytes where {end} were sent", status=status
+            )
+        return Session(self._next_location(response), end)
+
+    def _finish(self, session: Session, body: bytes | _Whole) -> None:
+        """Close the session under the digest. Registries hash here, so large blobs are given time."""
+        digest = self._descriptor.digest
+        separator = "&" if "?" in session.location else "?"
+        response = self._request(
+            "PUT",
+            f"{session.location}{separator}digest={digest}",
+            expected=(200, 201, 202, 204, 400, 404),
+            attempts=1,
+            headers={"Content-Type": "application/octet-stream"},
+            body=body,
+            read_timeout_s=self._client.options.read_timeout_s + self._descriptor.size / SLOWEST_DIGEST_BYTES_PER_S,
+        )
+        if response.status_code in (400, 404):
+            self.abandon()
+            code, _text = registry_codes(response.content)
+            if response.status_code == 404 or code in ("DIGEST_INVALID", "BLOB_UPLOAD_INVALID", "BLOB_UPLOAD_UNKNOWN"):
+                # the source verifies itself, so what arrived was damaged, or cut, on its way
+                raise LostSession(
+                    f"cannot {self._what}: the registry answers {response.status_code} `{code}`",
+                    status=response.status_code,
+                    code=code or None,
+                )
+            raise RegistryError(
+                f"cannot {self._what}: the registry answers 400 `{code}`", status=400, code=code or None
+            )
+        stated = response.headers.get("Docker-Content-Digest", digest)
+        if stated != digest:
+            raise IntegrityError(
+                f"`{self._name}` says that it stored `{printable(stated)}` where `{digest}` was sent", digest=digest
+            )
+
+    def _next_location(self, response: requests.Response) -> str:
+        location = response.headers.get("Location", "")
+        if not location:
+            if self._session is not None and response.request.method == "GET":
+                return self._session.location
+            raise RegistryError(f"cannot {self._what}: the registry answers without a `Location`")
+        return urljoin(response.url, location)
+
+    def _request(
+        self,
+        method: str,
+        url: str,
+        *,
+        expected: tuple[int, ...] | None,
+        attempts: int | None,
+        headers: dict[str, str] | None = None,
+        body: bytes | _Whole | _Part | None = None,
+        read_timeout_s: float | None = None,
+    ) -> requests.Response:
+        return self._client.request(
+            method,
+            url,
+            what=self._what,
+            scopes=self._scopes,
+            headers=headers,
+            body=body,
+            expected=expected,
+            attempts=attempts,
+            read_timeout_s=read_timeout_s,
+        )
+
+
+class _Whole:
+    """A whole blob as the body of a request; each iteration opens the source anew."""
+
+    def __init__(self, source: OpenStream, size: int, client: RegistryClient) -> None:
+        self._source = source
+        self._size = size
+        self._client = client
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __iter__(self) -> Iterator[bytes]:
+        with self._source() as stream:
+            while block := stream.read(BLOCK_BYTES):
+                self._client.rate.take(len(block))
+                yield block
+
+
+class _Part:
+    """The next bytes of an open stream as the body of a request. It can be sent once."""
+
+    def __init__(self, stream: IO[bytes], length: int, client: RegistryClient) -> None:
+        self._stream = stream
+        self._length = length
+        self._client = client
+        self._used = False
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[bytes]:
+        if self._used:
+            raise LostSession("a chunk was asked for twice", status=401)
+        self._used = True
+        left = self._length
+        while left:
+            block = self._stream.read(min(BLOCK_BYTES, left))
+            if not block:
+                raise IntegrityError("a blob ended before its declared size")
+            left -= len(block)
+            self._client.rate.take(len(block))
+            yield block
+
+
+def _skip(stream: IO[bytes], count: int) -> None:
+    """Read past what the registry holds already; the stream hashes it, so that the whole is verified."""
+    while count:
+        block = stream.read(min(BLOCK_BYTES, count))
+        if not block:
+            raise IntegrityError("a blob ended before its declared size")
+        count -= len(block)
+
+
+def _acknowledged(response: requests.Response) -> int | None:
+    """Return how many bytes a session holds by its `Range` header, or None if it does not say."""
+    found = _RANGE.fullmatch(response.headers.get("Range", "").strip())
+    if found is None:
+        return None
+    last = int(found.group(1))
+    return last + 1 if last else 0
+
+
+def _journal_key(repository: str, descriptor: Descriptor) -> str:
+    return inputs_digest({"repository": repository, "digest": descriptor.digest, "size": descriptor.size})
