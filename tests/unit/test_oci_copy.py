@@ -207,8 +207,10 @@ def test_an_archive_is_in_streaming_order_and_has_dockers_file(store: LayoutStor
         assert stream is not None
         docker = json.load(stream)
     names = [member.name for member in members]
-    assert names[:4] == ["oci-layout", "index.json", "manifest.json", f"blobs/sha256/{index.digest[7:]}"]
-    assert all((m.mtime, m.uid, m.gid, m.isreg(), m.pax_headers) == (0, 0, 0, True, {}) for m in members)
+    assert names[:5] == ["oci-layout", "index.json", "manifest.json", "blobs", "blobs/sha256"]
+    assert names[5] == f"blobs/sha256/{index.digest[7:]}"
+    assert all((m.mtime, m.uid, m.gid, m.pax_headers) == (0, 0, 0, {}) for m in members)
+    assert all(m.isreg() != m.name.endswith(("blobs", "sha256")) for m in members)
     amd64 = entry.platforms["linux/amd64"]
     assert docker == [
         {

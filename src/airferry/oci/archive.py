@@ -39,6 +39,8 @@ from airferry.oci.tar import DIRECTORY, END_OF_ARCHIVE, TarEntry, TarReader, pad
 
 DOCKER_FILE = "manifest.json"
 MAX_ENTRIES = 50_000
+# skopeo as an ordinary user fails (1.9: chown) on folders that the archive only implies
+BLOB_FOLDERS = ("blobs/", "blobs/sha256/")
 PREFERRED_FOR_DOCKER = Platform("linux", "amd64")
 
 
@@ -86,6 +88,8 @@ def write_oci_archive(
         tar.add_bytes(LAYOUT_FILE, LAYOUT_BYTES)
         tar.add_bytes(INDEX_FILE, canonical_json(index))
         tar.add_bytes(DOCKER_FILE, _docker_manifest(closure.top, manifests, names))
+        for folder in BLOB_FOLDERS:
+            tar.add_folder(folder)
         for stored in manifests.values():
             tar.add_bytes(_blob_name(stored.descriptor), stored.data)
         done = 0
@@ -131,6 +135,9 @@ class _TarWriter:
         self._stream = stream
         self._hash = hashlib.sha256()
         self.size_bytes = 0
+
+    def add_folder(self, name: str) -> None:
+        self._write(tar_header(TarEntry(name, type=DIRECTORY, mode=0o755), large="gnu"))
 
     def add_bytes(self, name: str, data: bytes) -> None:
         self.add(name, len(data), io.BytesIO(data))
