@@ -123,18 +123,18 @@ class WheelStore:
         found: dict[str, Wheel] = {}
         from_index = [pin for pin in pins if pin.git is None]
         with files.scratch_directory(self.folder) as scratch:
+            for pin in pins:
+                if pin.git is not None:
+                    found[pin.key] = self._build_git(pin, pin.git, target, scratch=scratch)
             if from_index:
                 missing = self.pip.download([pin.requirement for pin in from_index], target, into=scratch)
                 reasons = {item.requirement: item for item in missing}
                 for path in sorted(scratch.glob("*.whl")):
                     wheel = read_wheel(path, sha256=file_sha256(path))
-                    found[wheel.name] = wheel
+                    found.setdefault(wheel.name, wheel)
                 for pin in from_index:
                     if pin.requirement in reasons:
                         found[pin.key] = self._build(pin, target, scratch=scratch, why=reasons[pin.requirement])
-            for pin in pins:
-                if pin.git is not None:
-                    found[pin.key] = self._build_git(pin, pin.git, target, scratch=scratch)
             return {pin.key: self._admit(pin, found.get(pin.key), target) for pin in pins}
 
     def _build(self, pin: Pin, target: WheelTarget, *, scratch: Path, why: NotFound) -> Wheel:
