@@ -123,6 +123,6 @@ def test_configs_that_are_none_are_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_what_cannot_be_merged_is_refused(tmp_path: Path) -> None:
-    reader = write(tmp_path, default=mounting(ONE), a="defaults: default\nbad: '${unclosed'\n")
+    reader = write(tmp_path, default=mounting(ONE), a="defaults: default\nrun: {bad: '${unclosed'}\n")
     with pytest.raises(ConfigurationError, match="cannot be merged"):
         reader.read(tmp_path / "a.yaml")

@@ -33,9 +33,9 @@ class _Model(BaseModel):
 
 
 class LockedBasePlatform(_Model):
-    """A base for one platform: its manifest, or the packages that a bootstrap consists of."""
+    """A base for one platform: its manifest, and the packages that a bootstrap consists of."""
 
-    manifest: Digest | None = None
+    manifest: Digest
     packages: dict[str, str] = {}
 
 
@@ -83,9 +83,11 @@ class LockedAddition(_Model):
 class LockedPlatform(_Model):
     """An interpreter of a base on one platform, what it lacks, and what is added to it.
 
-    `python` is the interpreter's path in the image; the fields after it say which wheels suit it.
+    `inputs` is the digest of all that this depends on: where it no longer matches, the entry is out of date. `python`
+    is the interpreter's path in the image; the fields after it say which wheels suit it.
     """
 
+    inputs: Digest
     python: str
     python_version: Annotated[str, Field(pattern=r"^[0-9]+\.[0-9]+(\.[0-9]+)?$")]
     abi: str = ""
@@ -99,16 +101,14 @@ class LockedPlatform(_Model):
 
 
 class LockedGroup(_Model):
-    """A group, with the digest of what its base was asked for (`group_digest`)."""
+    """A group, for each of its platforms."""
 
-    candidates: Digest
     platforms: dict[str, LockedPlatform] = {}
 
 
 class LockedLauncher(_Model):
-    """The launcher's environment, with the digest of the catalogue's lock file that it follows."""
+    """The launcher's environment, for each of its platforms."""
 
-    catalogue_lock: Digest | None = None
     platforms: dict[str, LockedPlatform] = {}
 
 
@@ -167,7 +167,7 @@ def render_lockfile(lockfile: Lockfile) -> str:
     """Return a lock file's text: sorted keys, no default values, the same for the same content."""
     document = lockfile.model_dump(mode="json", exclude_defaults=True)
     document["schema_version"] = lockfile.schema_version
-    text: str = yaml.dump(document, Dumper=_PlainDumper, sort_keys=True, allow_unicode=True, width=1000)
+    text: str = yaml.dump(document, Dumper=_PlainDumper, sort_keys=True, width=1000)
     return _HEADER + text
 
 
@@ -200,14 +200,12 @@ def _facts(lockfile: Lockfile) -> dict[str, str]:
         if base.index:
             facts[f"base `{key}`"] = base.index
         for platform, entry in base.platforms.items():
-            if entry.manifest:
-                facts[f"base `{key}` for {platform}"] = entry.manifest
+            facts[f"base `{key}` for {platform}"] = entry.manifest
             for name, version in entry.packages.items():
                 facts[f"base `{key}` for {platform}, package {name}"] = version
     for key, overlay in lockfile.overlays.items():
         facts[f"overlay `{key}`"] = overlay.commit
     for name, group in lockfile.groups.items():
-        facts[f"group {name}, candidates"] = group.candidates
         for platform, found in group.platforms.items():
             facts[f"group {name} for {platform}, interpreter"] = _interpreter(found)
             if found.missing:

@@ -90,7 +90,7 @@ def normalise_stages(stages: Iterable[str]) -> tuple[str, ...]:
 
 def render_plan(document: dict[str, Any]) -> str:
     """Return a plan's document as YAML, keys in the order in which people read them."""
-    return yaml.dump(document, Dumper=_PlainDumper, sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(document, Dumper=_PlainDumper, sort_keys=False, width=120)
 
 
 def write_plan(document: dict[str, Any], path: Path) -> None:

@@ -46,8 +46,8 @@ class StepConfigReader:
         """
         chain = self._chain(path, ())
         value = chain[-1].value
-        if len(chain) > 1 and any(_matters(document.value) for document in chain):
-            value = _merge(chain)
+        if len(chain) > 1 and (keys := {key for document in chain for key in _telling_keys(document.value)}):
+            value = _merge(chain, keys)
         overlays = merge_overlays((), _overlays(value, chain))
         run = value.get("run") if isinstance(value, dict) else None
         environment = run.get("env") if isinstance(run, dict) else None
@@ -120,16 +120,20 @@ def _bases(value: Any) -> Iterator[tuple[KeyPath, str]]:
                 yield ("defaults", index), item
 
 
-def _matters(value: Any) -> bool:
-    """Tell whether a document has anything to say about overlays or mounts; most have not, and merging is slow."""
-    run = value.get("run") if isinstance(value, dict) else None
-    return isinstance(run, dict) or any(_MARK.search(text) for _, text in _strings(value))
+def _telling_keys(value: Any) -> Iterator[str]:
+    """Return the top-level keys that say something about overlays or mounts; most do not, and merging is slow."""
+    for key, item in value.items() if isinstance(value, dict) else ():
+        environment = item.get("env") if key == "run" and isinstance(item, dict) else None
+        if (isinstance(environment, dict) and "mounts" in environment) or any(
+            _MARK.search(text) for _, text in _strings(item)
+        ):
+            yield key
 
 
-def _merge(chain: list[Document]) -> Any:
+def _merge(chain: list[Document], keys: set[str]) -> Any:
     try:
         parts = [
-            OmegaConf.create({key: item for key, item in (document.value or {}).items() if key != "defaults"})
+            OmegaConf.create({key: item for key, item in (document.value or {}).items() if key in keys})
             for document in chain
         ]
         return OmegaConf.to_container(OmegaConf.merge(*parts), resolve=False)
