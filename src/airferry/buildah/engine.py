@@ -321,7 +321,19 @@ class Engine:
                     "host" if network else "none",
                     *(["--interactive"] if stdin is not None else []),
                 ]
-                create = ["--rm", "--pull", "never", "--platform", str(platform), "--name", name, "--entrypoint", ""]
+                create = [
+                    "--rm",
+                    "--stop-timeout",
+                    "0",
+                    "--pull",
+                    "never",
+                    "--platform",
+                    str(platform),
+                    "--name",
+                    name,
+                    "--entrypoint",
+                    "",
+                ]
                 arguments = ["run", *create, *common, image, *argv]
                 network = True  # of the engine itself; the container's was said above
             else:

@@ -1,4 +1,4 @@
-"""What runs as a child inside a user namespace: a start without network, and a copy out of a mounted image.
+"""What runs as a child, some of it inside a user namespace: starts that are noted or without network, and a copy.
 
 It is executed by path, with `python -I`, so it imports nothing of the project and nothing outside the standard
 library. It talks to its parent by its exit code and stderr alone.
@@ -10,16 +10,35 @@ import ctypes
 import fcntl
 import os
 import shutil
+import signal
 import socket
 import struct
 import sys
 from pathlib import Path
 
 CLONE_NEWNET = 0x40000000
+PR_SET_PDEATHSIG = 1
 SIOCGIFFLAGS = 0x8913
 SIOCSIFFLAGS = 0x8914
 IFF_UP = 0x1
 IFREQ = "16sH14s"
+
+
+def process_mark(pid: int) -> tuple[int, str, str]:
+    """Return a process's session, a mark that no other process ever has under the same number, and its state."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return int(fields[3]), f"{boot} {fields[19]}", fields[0]
+
+
+def note_session(folder: Path) -> None:
+    """Leave this process's session and mark in a folder, and be terminated when the parent dies."""
+    parent = os.getppid()
+    session, mark, _ = process_mark(os.getpid())
+    (folder / str(session)).write_text(mark)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        raise OSError("the parent has died")
 
 
 def enter_empty_network() -> None:
@@ -50,9 +69,15 @@ def copy_out(root: Path, inside: str, destination: Path) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Run `offline PROGRAM ARGUMENT…`, or `copy INSIDE DESTINATION` with the mount point in `AIRFERRY_MOUNT`."""
+    """Run `guarded FOLDER PROGRAM ARGUMENT…`, `offline PROGRAM ARGUMENT…`, or `copy INSIDE DESTINATION`.
+
+    The first notes its session in the folder. The last finds the mount point of the image in `AIRFERRY_MOUNT`.
+    """
     verb, *rest = arguments
     try:
+        if verb == "guarded":
+            note_session(Path(rest[0]))
+            os.execvp(rest[1], rest[1:])
         if verb == "offline":
             enter_empty_network()
             os.execvp(rest[0], rest)

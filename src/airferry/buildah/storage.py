@@ -27,7 +27,7 @@ from airferry.events import Emit, Warned
 from airferry.host import clock, files, process
 
 QUICK_S = 180.0
-ORPHAN_GRACE_S = 15.0
+ORPHAN_GRACE_S = 10.0
 STATIC_PROGRAMS = ("/usr/sbin/ldconfig.real", "/sbin/ldconfig.real", "/usr/sbin/ldconfig", "/sbin/ldconfig")
 
 
@@ -65,7 +65,7 @@ class Storage:
         self._isolation: Isolation | None = None
         self._runtime: str | None = None
         self._lock = threading.Lock()
-        self._pdeathsig = process.find_program("setpriv")
+        self._sessions = self.state / "sessions"
 
     def _choose_run_root(self) -> Path:
         # Podman puts sockets under it, whose paths may not exceed about 100 characters.
@@ -175,7 +175,8 @@ class Storage:
         environment: Mapping[str, str] | None = None,
     ) -> process.Completed:
         """Run a whole command line that `command`, `unshared` or `offline` made."""
-        guard = [str(self._pdeathsig), "--pdeathsig", "TERM", "--"] if self._pdeathsig else []
+        files.ensure_directory(self._sessions)
+        guard = [sys.executable, "-I", "-S", inside.__file__, "guarded", str(self._sessions)]
         return process.run(
             [*guard, *argv],
             timeout_s=timeout_s,
@@ -272,7 +273,7 @@ class Storage:
 
     def reset_leftovers(self) -> None:
         """End what a killed run left running, remove its working containers, mounts and temporary files."""
-        end_orphans(self.root)
+        end_orphans(self._sessions)
         if (self.root / "overlay-containers").is_dir() or (self.root / "vfs-containers").is_dir():
             for container in self.containers():
                 self.invoke(["rm", *(["--force"] if self.program.kind == "podman" else []), container], check=False)
@@ -334,28 +335,35 @@ def static_program() -> Path | None:
     return None
 
 
-def end_orphans(root: Path) -> None:
-    """Wait for, then kill, processes of a killed run that still work on the storage at `root`."""
+def end_orphans(sessions: Path) -> None:
+    """Terminate, and 10 s later kill, what is left of the sessions that `inside.guarded` noted; forget the notes."""
+    if not sessions.is_dir():
+        return
+    noted = {int(note.name): note.read_text() for note in sessions.iterdir() if note.name.isdecimal()}
+    told: set[int] = set()
     deadline = clock.monotonic_s() + ORPHAN_GRACE_S
-    while pids := _users_of(root):
+    while members := _members(noted):
         final = clock.monotonic_s() > deadline
-        for pid in pids:
+        for pid in members if final else members - told:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL if final else signal.SIGTERM)
-        if final:
-            time.sleep(0.2)
-            return
+        told |= members
         time.sleep(0.1)
+        if final:
+            break
+    files.remove_tree(sessions)
 
 
-def _users_of(root: Path) -> list[int]:
-    mark = os.fsencode(root)
-    found = []
+def _members(noted: Mapping[int, str]) -> set[int]:
+    """Return the processes of the noted sessions. A number that another session has taken since is left alone."""
+    running = {}
     for entry in Path("/proc").iterdir():
-        if not entry.name.isdecimal() or int(entry.name) == os.getpid():
-            continue
-        with suppress(OSError):
-            arguments = (entry / "cmdline").read_bytes().split(b"\0")
-            if mark in arguments and entry.stat().st_uid == os.getuid():
-                found.append(int(entry.name))
-    return found
+        if entry.name.isdecimal():
+            with suppress(OSError, ValueError, IndexError):
+                if entry.stat().st_uid == os.geteuid():
+                    running[int(entry.name)] = inside.process_mark(int(entry.name))
+    return {
+        pid
+        for pid, (session, _, state) in running.items()
+        if session in noted and state != "Z" and (session not in running or running[session][1] == noted[session])
+    }

@@ -135,12 +135,20 @@ def remove_tree(path: Path) -> None:
         path.unlink(missing_ok=True)
         return
 
-    def unlock(function: Callable[..., Any], name: str, _error: object) -> None:
+    retried: set[str] = set()
+
+    def unlock(function: Callable[..., Any], name: str, error: tuple[Any, BaseException, Any]) -> None:
+        if name in retried:
+            raise error[1]
+        retried.add(name)
         with suppress(OSError):
             Path(name).parent.chmod(0o700)
             Path(name).chmod(0o700)
-        with suppress(FileNotFoundError):
-            function(name)
+        if function in (os.unlink, os.rmdir):
+            with suppress(FileNotFoundError):
+                function(name)
+        elif Path(name).is_dir():
+            shutil.rmtree(name, onerror=unlock)
 
     try:
         if path.exists():
@@ -200,11 +208,20 @@ def exclusive_lock(path: Path, *, purpose: str) -> Iterator[None]:
 
 
 @contextmanager
-def waiting_lock(path: Path) -> Iterator[None]:
-    """Hold an advisory lock on a file, waiting until it is free."""
+def waiting_lock(path: Path, *, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+    """Hold an advisory lock on a file, waiting until it is free. `on_wait` is called once if it is not."""
     ensure_directory(path.parent)
-    with path.open("a+b") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+    try:
+        stream = path.open("a+b")
+    except OSError as error:
+        raise translate_os_error(error, doing="open lock", path=path) from error
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if on_wait is not None:
+                on_wait()
+            fcntl.flock(stream, fcntl.LOCK_EX)
         yield
 
 

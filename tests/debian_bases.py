@@ -1,0 +1,36 @@
+"""A small bootstrapped Debian for two platforms, which tests of real builds share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from airferry.buildah.bootstrap import BootstrapResult
+from airferry.config import BootstrapBase
+from airferry.oci.digest import digest_of
+from airferry.oci.documents import IMAGE_CONFIG, Descriptor, parse_image_config, parse_manifest
+from airferry.oci.layout import LayoutStore
+from airferry.oci.platform import Platform, parse_platform
+
+AMD64 = parse_platform("linux/amd64")
+ARM64 = parse_platform("linux/arm64")
+EPOCH_S = 1_700_000_000
+DEBIAN = BootstrapBase(suite="bookworm", packages=("python3-minimal", "libpython3-stdlib"))
+
+
+@dataclass(frozen=True)
+class DebianBase:
+    """A layout that holds one bootstrapped base for each platform."""
+
+    layout: Path
+    manifests: dict[Platform, Descriptor]
+    results: dict[Platform, BootstrapResult]
+    cache: Path
+
+    def diff_ids(self, platform: Platform) -> list[str]:
+        store = LayoutStore.open(self.layout, read_only=True)
+        manifest = parse_manifest(store.read_bytes(self.manifests[platform]))
+        assert manifest.config.media_type == IMAGE_CONFIG
+        data = store.read_bytes(manifest.config)
+        assert digest_of(data) == manifest.config.digest
+        return list(parse_image_config(data).rootfs.diff_ids)

@@ -1,0 +1,56 @@
+"""What tests with real tools share: an ordinary user, container storage of their own, and a small Debian base."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from airferry.buildah.bootstrap import bootstrap, store_userland
+from airferry.buildah.program import find_engine
+from airferry.buildah.storage import Storage
+from airferry.events import silent
+from airferry.oci.layout import LayoutStore
+from debian_bases import AMD64, ARM64, DEBIAN, EPOCH_S, DebianBase
+
+
+@pytest.fixture(scope="session")
+def ordinary_user() -> None:
+    """Refuse to run rootless tests as root: they would prove nothing."""
+    if os.geteuid() == 0:
+        message = "rootless work is tested as an ordinary user (scripts/test does that)"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+
+
+@pytest.fixture(scope="session")
+def engine_state(
+    tmp_path_factory: pytest.TempPathFactory, require_tool: Callable[[str], Path], ordinary_user: None
+) -> Iterator[Path]:
+    """A state folder that engines of the whole session share, one after the other."""
+    require_tool("buildah")
+    state = tmp_path_factory.mktemp("engine")
+    yield state
+    for kind in ("buildah", "podman"):
+        if (state / f"{kind}-storage").is_dir():
+            Storage(find_engine(kind), state, emit=silent).remove_all()  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def debian_base(
+    tmp_path_factory: pytest.TempPathFactory, require_tool: Callable[[str], Path], ordinary_user: None
+) -> DebianBase:
+    """A small Debian with Python for linux/amd64 and linux/arm64, bootstrapped once a session."""
+    require_tool("mmdebstrap")
+    folder = tmp_path_factory.mktemp("debian")
+    store = LayoutStore.create(folder / "layout")
+    manifests, results = {}, {}
+    for platform in (AMD64, ARM64):
+        tar = folder / f"{platform.slug}.tar"
+        result = bootstrap(DEBIAN, platform=platform, into=tar, cache=folder / "cache", epoch_s=EPOCH_S)
+        manifests[platform] = store_userland(result, base=DEBIAN, platform=platform, epoch_s=EPOCH_S, store=store)
+        results[platform] = result
+    return DebianBase(store.path, manifests, results, folder / "cache")
