@@ -12,9 +12,11 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from airferry.buildah import bootstrap
-from airferry.config import ArchiveBase, BaseImage as BaseSpec, BootstrapBase, LayoutBase, RegistryBase
+from airferry.config import ArchiveBase, BootstrapBase, LayoutBase, RegistryBase
+from airferry.config import BaseImage as BaseSpec
 from airferry.errors import AirferryError, BuildError, ConfigurationError, IntegrityError
 from airferry.events import Emit
 from airferry.host import clock, files
@@ -52,6 +54,7 @@ _OCI_TYPES = {
     DOCKER_LAYER_TAR: LAYER_TAR,
 }
 
+BaseKind = Literal["registry", "layout", "archive"]
 OpenRegistry = Callable[[Reference], Source]
 
 
@@ -127,21 +130,21 @@ class BaseCache:
         source, reference, kind = self._source(base)
         return self._copy(source, reference, kind, name=name, missing=missing, images=images, locked=locked)
 
-    def _source(self, base: RegistryBase | LayoutBase | ArchiveBase) -> tuple[Source, str, str]:
+    def _source(self, base: RegistryBase | LayoutBase | ArchiveBase) -> tuple[Source, str, BaseKind]:
         if isinstance(base, RegistryBase):
             reference = parse_reference(base.reference)
             return self._open_registry(reference), reference.target, "registry"
         if not base.path.exists():
             raise ConfigurationError(f"`{base.key}`: `{base.path}` does not exist")
         if isinstance(base, LayoutBase):
-            return LayoutStore.open(base.path, read_only=True), base.reference or "", "oci"
-        return ArchiveSource(base.path), base.reference or "", "oci-archive"
+            return LayoutStore.open(base.path, read_only=True), base.reference or "", "layout"
+        return ArchiveSource(base.path), base.reference or "", "archive"
 
     def _copy(
         self,
         source: Source,
         reference: str,
-        kind: str,
+        kind: BaseKind,
         *,
         name: str,
         missing: Sequence[Platform],

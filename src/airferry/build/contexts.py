@@ -4,8 +4,10 @@ the digest of the image's inputs.
 
 from __future__ import annotations
 
+import hashlib
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from airferry.build import overlays, wheels
@@ -93,22 +95,37 @@ def copy_tracked(source_root: Path, into: Path, *, excluded: Sequence[Path]) -> 
     Files that are tracked but deleted are left out, as are `.env` and `env.toml` anywhere, since they hold secrets.
     """
     files.ensure_directory(into)
+    for name, source in _carried(source_root, excluded):
+        target = into / name
+        files.ensure_directory(target.parent)
+        if source.is_symlink():
+            target.symlink_to(source.readlink())
+        else:
+            shutil.copyfile(source, target)
+            target.chmod(0o755 if source.stat().st_mode & 0o100 else 0o644)
+
+
+def tracked_digest(source_root: Path, *, excluded: Sequence[Path]) -> str:
+    """Return the digest of what `copy_tracked` would copy: names, modes, links and contents."""
+    state = hashlib.sha256()
+    for name, source in _carried(source_root, excluded):
+        if source.is_symlink():
+            kind, content = b"l", os.fsencode(source.readlink())
+        else:
+            kind = b"x" if source.stat().st_mode & 0o100 else b"f"
+            with source.open("rb") as stream:
+                content = hashlib.file_digest(stream, "sha256").digest()
+        path = os.fsencode(name)
+        state.update(b"%s%d:%s%d:%s" % (kind, len(path), path, len(content), content))
+    return "sha256:" + state.hexdigest()
+
+
+def _carried(source_root: Path, excluded: Sequence[Path]) -> Iterator[tuple[PurePosixPath, Path]]:
     shut_out = [path.resolve() for path in excluded]
     root = source_root.resolve()
     for name in tracked_files(source_root):
         source = root / name
         if name.name in NEVER_IN_LAUNCHER or any(path == source or path in source.parents for path in shut_out):
             continue
-        target = into / name
-        if source.is_symlink():
-            files.ensure_directory(target.parent)
-            target.symlink_to(source.readlink())
-        elif source.is_file():
-            files.ensure_directory(target.parent)
-            shutil.copyfile(source, target)
-            target.chmod(0o755 if source.stat().st_mode & 0o111 else 0o644)
-
-
-def context_digest(context: Path) -> str:
-    """Return the digest of a context's names, modes, links and contents."""
-    return overlays.tree_digest(context)
+        if source.is_symlink() or source.is_file():
+            yield name, source

@@ -23,7 +23,6 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, 
 def register(app: typer.Typer) -> None:
     """Add this module's commands in the order in which an operator needs them."""
     app.command(rich_help_panel="Far side")(verify)
-    app.command(rich_help_panel="Far side")(load)
 
 
 def verify(

@@ -1,0 +1,311 @@
+"""Resolving what moves: bases to digests, Git refs to commits, what each base lacks to wheels with hashes.
+
+What a lock file holds already and the plan has not outgrown is kept as it is. Probing a base means running it, so
+this needs the engine; a lock that covers the plan needs neither engine nor network.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from airferry.build import overlays
+from airferry.build.bases import BaseCache, BaseImage
+from airferry.build.probe import ProbeResult, parse_probe, probe_argv, probe_input
+from airferry.build.requirements import Additions, modules_to_probe, resolve_additions, resolve_environment
+from airferry.build.wheels import WheelStore
+from airferry.buildah.engine import Engine, Volume, base_tag
+from airferry.config import BaseImage as BaseSpec
+from airferry.errors import UsageError
+from airferry.events import Emit, StageFinished, StageStarted
+from airferry.host import clock, files
+from airferry.host.journal import inputs_digest
+from airferry.host.threads import parallel_map
+from airferry.oci.platform import Platform
+from airferry.plan.catalogue_lock import CatalogueLock
+from airferry.plan.lockfile import (
+    LockedAddition,
+    LockedBase,
+    LockedGit,
+    LockedGroup,
+    LockedLauncher,
+    LockedOverlay,
+    LockedPlatform,
+    Lockfile,
+    group_digest,
+)
+from airferry.plan.models import GroupPlan, LauncherPlan, Overlay, Plan
+
+PROBE_VERSION = 1  # part of what a lock entry depends on: raise it when the same base may give another answer
+PROBE_S = 3600.0
+LAUNCHER = "launcher"
+_PYTHONS = (
+    'for p in python python3; do command -v "$p" >/dev/null 2>&1 && exec "$p" "$@"; done; '
+    'echo "there is no python or python3 on PATH" >&2; exit 127'
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Locked:
+    """A lock that covers a plan, and the bases, which are in the cache now."""
+
+    lockfile: Lockfile
+    bases: Mapping[str, Mapping[Platform, BaseImage]]
+
+
+@dataclass(frozen=True, slots=True)
+class Locker:
+    """What resolving works with. `engine` opens the engine, which a lock that covers the plan never needs."""
+
+    plan: Plan
+    bases: BaseCache
+    engine: Callable[[], Engine]
+    wheels: WheelStore
+    catalogue: CatalogueLock | None
+    catalogue_digest: str | None
+    cache: Path
+    scratch: Path
+    jobs: int
+    emit: Emit = field(repr=False)
+
+    def resolve(self, existing: Lockfile) -> Locked:
+        """Return a lock that covers the plan: entries of `existing` that still hold, and what is missing, resolved.
+
+        Raises:
+            AirferryError: of the family of what failed.
+        """
+        bases, images = self._bases(existing)
+        commits = self._overlays(existing)
+        tasks: list[tuple[str, GroupPlan | None, LauncherPlan | None, Platform, str]] = []
+        environments: dict[tuple[str, Platform], LockedPlatform] = {}
+        for name, platform, known, inputs, group in self._wanted(existing, bases, commits):
+            if known is not None and known.inputs == inputs:
+                environments[name, platform] = known
+            else:
+                launcher = self.plan.launcher if group is None else None
+                tasks.append((name, group, launcher, platform, inputs))
+
+        def work(task: tuple[str, GroupPlan | None, LauncherPlan | None, Platform, str]) -> LockedPlatform:
+            name, group, launcher, platform, inputs = task
+            started = clock.monotonic_s()
+            self.emit(StageStarted(f"probe {name} {platform}"))
+            if group is not None:
+                found = self._lock_group(group, platform, images[group.base_image.key][platform], commits, inputs)
+            else:
+                assert launcher is not None
+                found = self._lock_launcher(launcher, platform, images[launcher.base_image.key][platform], inputs)
+            detail = f"adds {len(found.additions)}" if found.additions else "lacks nothing"
+            self.emit(StageFinished(f"probe {name} {platform}", clock.monotonic_s() - started, detail=detail))
+            return found
+
+        for task, found in zip(tasks, parallel_map(work, tasks, jobs=self.jobs), strict=True):
+            environments[task[0], task[3]] = found
+        return Locked(self._assemble(existing, bases, commits, environments), images)
+
+    def uncovered(self, existing: Lockfile) -> list[str]:
+        """Return what of the plan a lock does not cover, a line each. Needs no network and no engine."""
+        lines = []
+        for base, platforms in needed_bases(self.plan).values():
+            known = existing.bases.get(base.key)
+            absent = [str(platform) for platform in platforms if known is None or str(platform) not in known.platforms]
+            if absent:
+                lines.append(f"base `{base.key}` for {', '.join(absent)}")
+        lines += [f"overlay `{overlay.key}`" for overlay in self.plan.overlays if overlay.key not in existing.overlays]
+        if lines:
+            return lines
+        commits = {key: overlay.commit for key, overlay in existing.overlays.items()}
+        for name, platform, known_environment, inputs, _group in self._wanted(existing, existing.bases, commits):
+            if known_environment is None or known_environment.inputs != inputs:
+                lines.append(f"what `{name}` needs on {platform}")
+        return lines
+
+    # --- bases and overlays ------------------------------------------------------------------------------------------
+
+    def _bases(self, existing: Lockfile) -> tuple[dict[str, LockedBase], dict[str, Mapping[Platform, BaseImage]]]:
+        locked: dict[str, LockedBase] = {}
+        images: dict[str, Mapping[Platform, BaseImage]] = {}
+        for key, (base, platforms) in needed_bases(self.plan).items():
+            resolved = self.bases.bring(base, platforms, locked=existing.bases.get(key))
+            locked[key], images[key] = resolved.locked, resolved.images
+        return locked, images
+
+    def _overlays(self, existing: Lockfile) -> dict[str, str]:
+        commits: dict[str, str] = {}
+        for overlay in self.plan.overlays:
+            known = existing.overlays.get(overlay.key)
+            commits[overlay.key] = (
+                known.commit
+                if known is not None
+                else overlays.resolve_commit(overlay.url, overlay.ref, cache=self.cache, emit=self.emit)
+            )
+        return commits
+
+    # --- what each base lacks ----------------------------------------------------------------------------------------
+
+    def _wanted(
+        self, existing: Lockfile, bases: Mapping[str, LockedBase], commits: Mapping[str, str]
+    ) -> Iterable[tuple[str, Platform, LockedPlatform | None, str, GroupPlan | None]]:
+        """Yield each group and platform, then the launcher's, with what the lock says and what it depends on."""
+        for group in self.plan.groups:
+            known = existing.groups.get(group.name)
+            for platform in group.platforms:
+                inputs = {
+                    "probe": PROBE_VERSION,
+                    "base": bases[group.base_image.key].platforms[str(platform)].manifest,
+                    "group": group_digest(group),
+                    "catalogue_lock": self.catalogue_digest,
+                    "overlays": [[commits[overlay.key], overlay.target] for overlay in group.overlays],
+                }
+                environment = known.platforms.get(str(platform)) if known else None
+                yield group.name, platform, environment, inputs_digest(inputs), group
+        launcher = self.plan.launcher
+        for platform in launcher.platforms if launcher else ():
+            assert launcher is not None
+            inputs = {
+                "probe": PROBE_VERSION,
+                "base": bases[launcher.base_image.key].platforms[str(platform)].manifest,
+                "python": launcher.python,
+                "catalogue_lock": self.catalogue_digest,
+            }
+            environment = existing.launcher.platforms.get(str(platform)) if existing.launcher else None
+            yield LAUNCHER, platform, environment, inputs_digest(inputs), None
+
+    def _lock_group(
+        self, group: GroupPlan, platform: Platform, base: BaseImage, commits: Mapping[str, str], inputs: str
+    ) -> LockedPlatform:
+        modules = modules_to_probe(group.candidates)
+        probe = self._probe(base, platform, group.python, modules, group.overlays, commits)
+        found = resolve_additions(
+            group, probe=probe, base=base.name, platform=platform, catalogue=self.catalogue, wheels=self.wheels
+        )
+        return _environment(probe, found, inputs)
+
+    def _lock_launcher(
+        self, launcher: LauncherPlan, platform: Platform, base: BaseImage, inputs: str
+    ) -> LockedPlatform:
+        probe = self._probe(base, platform, launcher.python, [], (), {})
+        found = resolve_environment(probe=probe, catalogue=self.catalogue, wheels=self.wheels)
+        return _environment(probe, found, inputs)
+
+    def _probe(
+        self,
+        base: BaseImage,
+        platform: Platform,
+        python: str | None,
+        modules: Sequence[str],
+        checkouts: Sequence[Overlay],
+        commits: Mapping[str, str],
+    ) -> ProbeResult:
+        """Ask the base, overlays in their places, which modules it can import: all of them in one container run."""
+        engine = self.engine()
+        engine.import_base(self.bases.store.path, base.manifest.digest, platform=platform)
+        with ExitStack() as stack:
+            folder = stack.enter_context(files.scratch_directory(self.scratch))
+            volumes, path = [], []
+            for number, overlay in enumerate(checkouts):
+                tree = folder / f"{number}"
+                overlays.export_overlay(overlay.url, commits[overlay.key], cache=self.cache, into=tree, emit=self.emit)
+                volumes.append(Volume(tree, overlay.target))
+                path += [f"{overlay.target}/{part}".rstrip("/") for part in import_roots(tree, modules)]
+            argv = probe_argv(python or "python")
+            if python is None:
+                argv = ["sh", "-c", _PYTHONS, "sh", *argv[1:]]
+            done = engine.run(
+                base_tag(base.manifest.digest),
+                argv,
+                platform=platform,
+                volumes=volumes,
+                stdin=probe_input(modules, path=path),
+                timeout_s=PROBE_S,
+            )
+        return parse_probe(done.stdout)
+
+    def _assemble(
+        self,
+        existing: Lockfile,
+        bases: Mapping[str, LockedBase],
+        commits: Mapping[str, str],
+        environments: Mapping[tuple[str, Platform], LockedPlatform],
+    ) -> Lockfile:
+        groups = dict(existing.groups)
+        for group in self.plan.groups:
+            known = groups.get(group.name, LockedGroup()).platforms
+            fresh = {str(platform): environments[group.name, platform] for platform in group.platforms}
+            groups[group.name] = LockedGroup(platforms={**known, **fresh})
+        launcher = existing.launcher
+        if self.plan.launcher is not None:
+            fresh = {str(platform): environments[LAUNCHER, platform] for platform in self.plan.launcher.platforms}
+            launcher = LockedLauncher(platforms={**(launcher.platforms if launcher else {}), **fresh})
+        return Lockfile(
+            bases={**existing.bases, **bases},
+            overlays={**existing.overlays, **{key: LockedOverlay(commit=commit) for key, commit in commits.items()}},
+            groups=groups,
+            launcher=launcher,
+        )
+
+
+def needed_bases(plan: Plan) -> dict[str, tuple[BaseSpec, tuple[Platform, ...]]]:
+    """Return every base of a plan under its key, with all platforms that it is needed for, sorted."""
+    found: dict[str, tuple[BaseSpec, set[Platform]]] = {}
+    images: list[GroupPlan | LauncherPlan] = [*plan.groups, *([plan.launcher] if plan.launcher else [])]
+    for image in images:
+        _base, platforms = found.setdefault(image.base_image.key, (image.base_image, set()))
+        platforms.update(image.platforms)
+    return {key: (base, tuple(sorted(platforms))) for key, (base, platforms) in found.items()}
+
+
+def forget(lockfile: Lockfile, names: Sequence[str], *, plan: Plan) -> Lockfile:
+    """Return a lock without what is to be resolved anew: the named bases, overlays and groups, or everything.
+
+    Raises:
+        UsageError: nothing has such a name.
+    """
+    if not names:
+        return Lockfile()
+    known = {*lockfile.bases, *lockfile.overlays, *lockfile.groups, LAUNCHER}
+    known |= {*needed_bases(plan), *(overlay.key for overlay in plan.overlays), *(group.name for group in plan.groups)}
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.3)
+            raise UsageError(
+                f"nothing in the lock is called `{name}`",
+                hint="it holds " + ", ".join(f"`{item}`" for item in near or sorted(known)[:10]),
+            )
+    chosen = set(names)
+    return Lockfile(
+        bases={key: value for key, value in lockfile.bases.items() if key not in chosen},
+        overlays={key: value for key, value in lockfile.overlays.items() if key not in chosen},
+        groups={key: value for key, value in lockfile.groups.items() if key not in chosen},
+        launcher=None if LAUNCHER in chosen else lockfile.launcher,
+    )
+
+
+def import_roots(tree: Path, modules: Iterable[str]) -> list[str]:
+    """Return the folders of a checkout (``''`` or `src`) from which any of the modules would be imported."""
+    tops = {module.partition(".")[0] for module in modules}
+    return [
+        part
+        for part in ("", "src")
+        if any((tree / part / top / "__init__.py").is_file() or (tree / part / f"{top}.py").is_file() for top in tops)
+    ]
+
+
+def _environment(probe: ProbeResult, found: Additions, inputs: str) -> LockedPlatform:
+    python = probe.python
+    return LockedPlatform(
+        inputs=inputs,
+        python=python.executable,
+        python_version=".".join(re.findall(r"\d+", python.version)[:3]),
+        abi=python.abi,
+        libc=python.libc,
+        libc_version=python.libc_version,
+        machine=python.machine,
+        missing=found.missing,
+        missing_core=found.missing_core,
+        notes=found.notes,
+        additions=found.locked(),
+    )

@@ -1,0 +1,78 @@
+"""The host: what a build of a plan needs of it, checked before it hurts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from airferry.buildah.preflight import Check, check_emulator, check_space, checks
+from airferry.buildah.program import EngineChoice
+from airferry.config import BootstrapBase, RegistryBase
+from airferry.errors import AirferryError, HostError
+from airferry.events import Emit, silent
+from airferry.host import files
+from airferry.host.threads import parallel_map
+from airferry.oci.reference import parse_reference
+from airferry.plan.models import Plan
+from airferry.registry.client import ClientOptions, open_clients
+from airferry.registry.source import RegistrySource
+
+LEAST_FREE_BYTES = 2 * 10**9
+LOOKUPS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class DoctorReport:
+    """Every check, in a fixed order. `planned` says whether a plan was read and its needs were among them."""
+
+    checks: tuple[Check, ...]
+    planned: bool
+
+
+def examine(plan: Plan | None, *, engine: EngineChoice, emit: Emit = silent) -> DoctorReport:
+    """Check the host for what a plan needs, or, without one, for what any build needs."""
+    bases = [group.base_image for group in plan.groups] if plan else []
+    if plan and plan.launcher:
+        bases.append(plan.launcher.base_image)
+    found = checks(
+        state=files.cache_directory() / "engine",
+        engine=engine,
+        platforms=plan.platforms if plan else (),
+        bootstrap=any(isinstance(base, BootstrapBase) for base in bases),
+        emit=emit,
+    )
+    references = sorted({base.reference for base in bases if isinstance(base, RegistryBase)})
+    with open_clients(ClientOptions(connect_timeout_s=10.0, read_timeout_s=20.0), emit=emit) as clients:
+
+        def look_up(text: str) -> Check:
+            reference = parse_reference(text)
+            try:
+                digest = RegistrySource(clients(reference.registry), reference.repository).find(reference.target)
+            except AirferryError as error:
+                return Check(f"base {text}", "fail", error.message, error.hint)
+            if digest is None:
+                return Check(f"base {text}", "fail", "the registry has no such image", "check its name and tag")
+            return Check(f"base {text}", "ok", digest)
+
+        found += parallel_map(look_up, references, jobs=LOOKUPS)
+    return DoctorReport(tuple(found), plan is not None)
+
+
+def check_for_build(plan: Plan, *, cache: Path) -> None:
+    """Check what would end a build late: emulators for foreign CPUs, and room in cache and output folder.
+
+    Raises:
+        HostError: something is missing; the message says what, the hint what to type.
+    """
+    found = [check_emulator(platform) for platform in plan.platforms if not platform.matches_host()]
+    found += [
+        check_space("cache", cache, needed_bytes=LEAST_FREE_BYTES),
+        check_space("output", plan.output_dir, needed_bytes=LEAST_FREE_BYTES),
+    ]
+    failed = [check for check in found if check.status == "fail"]
+    if failed:
+        raise HostError(
+            "; ".join(f"{check.name}: {check.detail}" for check in failed),
+            hint=failed[0].hint,
+            checks=[check.name for check in failed],
+        )

@@ -1,0 +1,349 @@
+"""The near side: plan, lock and build."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from airferry import config as configuration
+from airferry.build.bases import BaseCache
+from airferry.build.locking import Locked, Locker, forget
+from airferry.build.pip import Pip
+from airferry.build.production import Produced, Production, Workshop
+from airferry.build.wheels import WheelStore
+from airferry.buildah.engine import Engine, open_engine
+from airferry.buildah.program import EngineChoice, find_engine
+from airferry.bundle.manifest import BundleManifest
+from airferry.errors import ConfigurationError, UsageError
+from airferry.events import Emit, Notice, silent
+from airferry.host import files
+from airferry.host.threads import usable_cores
+from airferry.oci.platform import parse_platform
+from airferry.plan.catalogue_lock import read_catalogue_lock
+from airferry.plan.lockfile import LOCK_FILE, Lockfile, differences, read_lockfile, render_lockfile, write_lockfile
+from airferry.plan.models import Plan
+from airferry.plan.planner import make_plan, write_plan
+from airferry.registry.client import ClientOptions, open_clients
+from airferry.registry.source import RegistrySource
+from airferry.usecases.host import DoctorReport, check_for_build, examine
+
+PLAN_FILE = "airgap-plan.yaml"
+MAX_JOBS = 4
+ENGINES: tuple[EngineChoice, ...] = ("auto", "buildah", "podman")
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What a command is about: the plan's file, and what beats it."""
+
+    config: Path
+    source: Path | None = None
+    targets: tuple[str, ...] = ()
+    platforms: tuple[str, ...] = ()
+    stages: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PlanOutcome:
+    """A plan, its document and where that was written."""
+
+    plan: Plan
+    document: dict[str, Any]
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class LockOutcome:
+    """Where the lock is, and what changed in it, a line each."""
+
+    path: Path
+    changes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSummary:
+    """An image of a bundle: bytes are those of all its platforms, as carried and as uncompressed TARs."""
+
+    name: str
+    reference: str
+    digest: str
+    platforms: tuple[str, ...]
+    size_bytes: int
+    unpacked_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOutcome:
+    """What a build left. `root`, `manifest` and sizes are there only once the bundle is sealed."""
+
+    output: Path
+    bundle: Path
+    images: tuple[ImageSummary, ...]
+    reused: int
+    root: str | None
+    bundle_bytes: int
+    manifest: BundleManifest | None
+
+    def to_document(self) -> dict[str, Any]:
+        """Return the outcome as plain data."""
+        return {
+            "output": str(self.output),
+            "bundle": str(self.bundle),
+            "root": self.root,
+            "bundle_bytes": self.bundle_bytes,
+            "reused": self.reused,
+            "images": [
+                {
+                    "name": image.name,
+                    "reference": image.reference,
+                    "digest": image.digest,
+                    "platforms": list(image.platforms),
+                    "size_bytes": image.size_bytes,
+                    "unpacked_bytes": image.unpacked_bytes,
+                }
+                for image in self.images
+            ],
+        }
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON Schema of `airgap.yaml`."""
+    return configuration.json_schema()
+
+
+def plan(selection: Selection) -> PlanOutcome:
+    """Work out what is to be built and write `airgap-plan.yaml`. Needs no network and no engine.
+
+    Raises:
+        ConfigurationError: the file, the catalogue or what they say together is wrong.
+        HostError: the output folder is not writable.
+    """
+    made = read_plan(selection)
+    document = made.to_document()
+    path = made.output_dir / PLAN_FILE
+    write_plan(document, path)
+    return PlanOutcome(made, document, path)
+
+
+def lock(
+    selection: Selection,
+    *,
+    update: bool = False,
+    names: Sequence[str] = (),
+    engine: str = "auto",
+    jobs: int | None = None,
+    emit: Emit = silent,
+) -> LockOutcome:
+    """Resolve what moves into `airgap.lock.yaml`.
+
+    Without `update`, what is locked stays and only what the plan has outgrown is resolved; with it, everything or what
+    `names` say (bases, overlays as `URL@REF`, groups, `launcher`) is resolved anew.
+
+    Raises:
+        UsageError: a name that nothing has, or names without `update`.
+        AirferryError: of the family of what could not be resolved.
+    """
+    if names and not update:
+        raise UsageError("names go with `--update`", hint=f"airferry lock --update {' '.join(names)}")
+    made = read_plan(selection)
+    with _near_side(made, engine=engine, jobs=jobs, emit=emit) as side:
+        old = read_lockfile(side.lock_path)
+        start = forget(old, names, plan=made) if update and old is not None else old or Lockfile()
+        new = side.locker.resolve(start).lockfile
+        write_lockfile(new, side.lock_path)
+        return LockOutcome(side.lock_path, tuple(differences(old, new)))
+
+
+def build(
+    selection: Selection,
+    *,
+    locked: bool = False,
+    engine: str = "auto",
+    jobs: int | None = None,
+    emit: Emit = silent,
+) -> BuildOutcome:
+    """Run the plan's stages: lock, build, seal. What is finished from an earlier run is reused.
+
+    Raises:
+        ConfigurationError: the plan is wrong, or has outgrown its lock; with `locked`, there is no lock.
+        AirferryError: of the family of what failed. Finished work stays.
+    """
+    made = read_plan(selection)
+    write_plan(made.to_document(), made.output_dir / PLAN_FILE)
+    outcome = BuildOutcome(made.output_dir, made.output_dir / "bundle", (), 0, None, 0, None)
+    if not {"discover-execution-deps", "build-launcher-image", "build-execution-images"} & set(made.stages):
+        return outcome
+    with _near_side(made, engine=engine, jobs=jobs, emit=emit) as side:
+        resolved = _follow_lock(side, locked=locked, emit=emit)
+        if not {"build-launcher-image", "build-execution-images"} & set(made.stages):
+            return outcome
+        produced = Production(side.workshop(resolved)).run()
+    return _outcome(made, produced)
+
+
+def doctor(selection: Selection, *, engine: str = "auto", emit: Emit = silent) -> DoctorReport:
+    """Check this host for what a build of the plan needs, or, where there is no plan's file, of any plan.
+
+    Raises:
+        ConfigurationError: there is a plan's file, and it is wrong.
+    """
+    made = read_plan(selection) if selection.config.exists() else None
+    return examine(made, engine=parse_engine(engine), emit=emit)
+
+
+def read_plan(selection: Selection) -> Plan:
+    """Return the plan that a selection asks for. Reads files only."""
+    return make_plan(
+        configuration.load_config(selection.config),
+        source_dir=selection.source,
+        targets=_split(selection.targets),
+        platforms=tuple(parse_platform(text) for text in _split(selection.platforms)),
+        stages=_split(selection.stages),
+    )
+
+
+def _split(values: Sequence[str]) -> tuple[str, ...]:
+    return tuple(part.strip() for value in values for part in value.split(",") if part.strip())
+
+
+def _follow_lock(side: _NearSide, *, locked: bool, emit: Emit) -> Locked:
+    existing = read_lockfile(side.lock_path)
+    if existing is None:
+        if locked:
+            raise ConfigurationError(
+                f"there is no `{side.lock_path}`, and `--locked` refuses to write one", hint="run `airferry lock`"
+            )
+        resolved = side.locker.resolve(Lockfile())
+        write_lockfile(resolved.lockfile, side.lock_path)
+        emit(Notice(f"wrote {side.lock_path}"))
+        return resolved
+    if missing := side.locker.uncovered(existing):
+        raise ConfigurationError(
+            f"{side.lock_path}: the plan has outgrown its lock, which does not cover " + "; ".join(missing),
+            hint="run `airferry lock` (what is locked stays), then build again",
+            missing=missing,
+        )
+    return side.locker.resolve(existing)
+
+
+@dataclass(frozen=True, slots=True)
+class _NearSide:
+    plan: Plan
+    locker: Locker
+    engine_version: str
+
+    @property
+    def lock_path(self) -> Path:
+        return self.plan.output_dir / LOCK_FILE
+
+    def workshop(self, resolved: Locked) -> Workshop:
+        locker = self.locker
+        return Workshop(
+            plan=self.plan,
+            lock=resolved.lockfile,
+            lock_bytes=render_lockfile(resolved.lockfile).encode(),
+            bases=resolved.bases,
+            base_store=locker.bases.store,
+            engine=locker.engine,
+            engine_version=self.engine_version,
+            wheels=locker.wheels,
+            cache=locker.cache,
+            scratch=locker.scratch,
+            jobs=locker.jobs,
+            emit=locker.emit,
+        )
+
+
+@contextmanager
+def _near_side(made: Plan, *, engine: str, jobs: int | None, emit: Emit) -> Iterator[_NearSide]:
+    """Open the cache and what works on it. The engine is opened, and its storage locked, when it is first needed."""
+    choice = parse_engine(engine)
+    cache = files.cache_directory()
+    with ExitStack() as stack:
+        stack.enter_context(files.exclusive_lock(made.output_dir / ".airferry.lock", purpose="build"))
+        stack.enter_context(_cache_lock(cache / "lock", emit=emit))
+        scratch = files.ensure_directory(cache / "scratch")
+        files.remove_stale_temporaries(scratch)
+        clients = stack.enter_context(open_clients(ClientOptions(), emit=emit))
+        opened: list[Engine] = []
+
+        def lend_engine() -> Engine:
+            if not opened:
+                opened.append(stack.enter_context(open_engine(cache / "engine", engine=choice, emit=emit)))
+                check_for_build(made, cache=cache)
+            return opened[0]
+
+        catalogue = read_catalogue_lock(made.lock_path) if made.lock_path else None
+        digest = hashlib.sha256(made.lock_path.read_bytes()).hexdigest() if made.lock_path else None
+        program = find_engine(choice)
+        locker = Locker(
+            plan=made,
+            bases=BaseCache(cache, open_registry=lambda reference: RegistrySource(clients(reference.registry), reference.repository), emit=emit),
+            engine=_once(lend_engine),
+            wheels=WheelStore(cache, Pip(emit=emit), emit),
+            catalogue=catalogue,
+            catalogue_digest=digest,
+            cache=cache,
+            scratch=scratch,
+            jobs=jobs or min(usable_cores(), MAX_JOBS),
+            emit=emit,
+        )
+        yield _NearSide(made, locker, f"{program.kind} {program.version_text}")
+
+
+@contextmanager
+def _cache_lock(path: Path, *, emit: Emit) -> Iterator[None]:
+    """Hold the cache's lock, waiting for other builds of this user to end, and saying so."""
+    with files.waiting_lock(
+        path, on_wait=lambda: emit(Notice(f"waiting for another airferry process on the same cache (`{path}`)"))
+    ):
+        yield
+
+
+def parse_engine(text: str) -> EngineChoice:
+    """Return the choice of an engine.
+
+    Raises:
+        UsageError: it is none of `auto`, `buildah` and `podman`.
+    """
+    for choice in ENGINES:
+        if choice == text:
+            return choice
+    raise UsageError(f"`{text}` is no engine", hint="there are `auto`, `buildah` and `podman`")
+
+
+def _once(make: Callable[[], Engine]) -> Callable[[], Engine]:
+    """Return the function so that threads which ask at the same time get one engine."""
+    guard = threading.Lock()
+
+    def lend() -> Engine:
+        with guard:
+            return make()
+
+    return lend
+
+
+def _outcome(made: Plan, produced: Produced) -> BuildOutcome:
+    bundle = made.output_dir / "bundle"
+    if produced.manifest is None or produced.sealed is None:
+        return BuildOutcome(made.output_dir, bundle, (), produced.reused, None, 0, None)
+    images = tuple(
+        ImageSummary(
+            name=entry.name,
+            reference=entry.reference,
+            digest=entry.digest,
+            platforms=tuple(entry.platforms),
+            size_bytes=sum(platform.size_bytes for platform in entry.platforms.values()),
+            unpacked_bytes=sum(platform.unpacked_bytes for platform in entry.platforms.values()),
+        )
+        for entry in produced.manifest.images
+    )
+    sealed = produced.sealed
+    return BuildOutcome(
+        made.output_dir, bundle, images, produced.reused, sealed.root, sealed.size_bytes, produced.manifest
+    )
