@@ -205,7 +205,7 @@ def gzip_blocks(source: Iterable[bytes], *, level: int, threads: int) -> Iterato
     window = b""
     packing: deque[Future[bytes]] = deque()
     with ThreadPoolExecutor(max_workers=max(1, threads)) as pool:
-        for block in _exact_blocks(source):
+        for block in exact_blocks(source):
             checksum = zlib.crc32(block, checksum)
             size += len(block)
             packing.append(pool.submit(_deflate, block, window, level))
@@ -222,7 +222,8 @@ def _deflate(block: bytes, window: bytes, level: int) -> bytes:
     return compressor.compress(block) + compressor.flush(zlib.Z_SYNC_FLUSH)
 
 
-def _exact_blocks(source: Iterable[bytes]) -> Iterator[bytes]:
+def exact_blocks(source: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the same content cut into blocks of exactly 1 MiB, but for the last."""
     parts: list[bytes] = []
     held = 0
     for block in source:

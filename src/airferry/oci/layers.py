@@ -14,7 +14,7 @@ from typing import IO, Literal
 from airferry.errors import IntegrityError
 from airferry.events import Emit, Progress, silent
 from airferry.host.threads import Pipeline, usable_cores
-from airferry.oci.codecs import DEFAULT_GZIP_LEVEL, DEFAULT_ZSTD_LEVEL, gzip_blocks, inflate, zstd_blocks
+from airferry.oci.codecs import DEFAULT_GZIP_LEVEL, DEFAULT_ZSTD_LEVEL, exact_blocks, gzip_blocks, inflate, zstd_blocks
 from airferry.oci.documents import (
     DOCKER_LAYER_GZIP,
     DOCKER_LAYER_TAR,
@@ -124,7 +124,7 @@ def recompress_layer(
     kind = layer_kind(descriptor.media_type)
     what = f"layer `{descriptor.digest}`"
     keep = compression.kind in ("preserve", kind)
-    with Pipeline() as pipeline, into.new_blob() as writer:
+    with into.new_blob() as writer, Pipeline() as pipeline:
         tally = _Tally(what, observers, limit_bytes)
         progress = _Progress(what, descriptor.size, emit)
         packed = progress.watch(blocks(verifying(stream, descriptor, what=what)))
@@ -171,8 +171,8 @@ def compress_layer(
     Raises:
         IntegrityError: the layer is larger than `limit_bytes`.
     """
-    source = stream if isinstance(stream, Generator) else blocks(stream)
-    with Pipeline() as pipeline, into.new_blob() as writer:
+    source = exact_blocks(stream) if isinstance(stream, Generator) else blocks(stream)
+    with into.new_blob() as writer, Pipeline() as pipeline:
         tally = _Tally("the new layer", observers, limit_bytes)
         counted = tally.watch(pipeline.stage(source))
         for block in pipeline.stage(_compress(pipeline.stage(counted), compression)):

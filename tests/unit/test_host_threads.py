@@ -1,0 +1,83 @@
+"""Stages that overlap and a map over threads: order, bounds, failure and the end of every thread."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from airferry.host.threads import Cancelled, Pipeline, parallel_map
+
+
+def test_stages_keep_order_and_end() -> None:
+    before = threading.active_count()
+    with Pipeline() as pipeline:
+        numbers = pipeline.stage(bytes([number]) for number in range(200))
+        doubled = pipeline.stage(block * 2 for block in numbers)
+        assert list(doubled) == [bytes([number, number]) for number in range(200)]
+    assert threading.active_count() == before
+
+
+def test_a_fast_stage_waits_for_a_slow_one() -> None:
+    made: list[int] = []
+
+    def source() -> Iterator[bytes]:
+        for number in range(100):
+            made.append(number)
+            yield b"x"
+
+    with Pipeline() as pipeline:
+        blocks = pipeline.stage(source(), depth=3)
+        next(blocks)
+        threading.Event().wait(0.05)
+        assert len(made) <= 5
+
+
+def test_a_failure_surfaces_at_the_end_of_the_chain_and_closes_the_source() -> None:
+    closed = threading.Event()
+    before = threading.active_count()
+
+    def source() -> Iterator[bytes]:
+        try:
+            while True:
+                yield b"x"
+        finally:
+            closed.set()
+
+    def failing(blocks: Iterator[bytes]) -> Iterator[bytes]:
+        for number, block in enumerate(blocks):
+            if number == 5:
+                raise ValueError("five")
+            yield block
+
+    with pytest.raises(ValueError, match="five"), Pipeline() as pipeline:
+        list(pipeline.stage(failing(pipeline.stage(source()))))
+    assert closed.is_set()
+    assert threading.active_count() == before
+
+
+def test_leaving_early_joins_all() -> None:
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt), Pipeline() as pipeline:
+        blocks = pipeline.stage(iter(lambda: b"x", b""))
+        next(blocks)
+        raise KeyboardInterrupt
+    assert threading.active_count() == before
+
+
+def test_the_real_failure_is_raised_and_not_those_it_caused() -> None:
+    stop = threading.Event()
+
+    def work(number: int) -> int:
+        if number == 0:
+            assert stop.wait(5)
+            raise Cancelled
+        raise ValueError("the cause")
+
+    with pytest.raises(ValueError, match="the cause"):
+        parallel_map(work, range(2), jobs=2, cancelled=stop)
+
+
+def test_nothing_to_do_is_nothing_done() -> None:
+    assert parallel_map(str, [], jobs=4) == []
