@@ -386,11 +386,11 @@ def _locked_repository(url: str, cache: Path) -> Iterator[Path]:
     repository = folder / f"{name}.git"
     with files.waiting_lock(folder / f"{name}.lock"):
         if not repository.is_dir():
-            with files.scratch_directory(folder) as scratch:
-                bare = scratch / "bare"
-                _git(["init", "--quiet", "--bare", "--template=", str(bare)], url=url)
-                files.write_text(bare / "info" / "attributes", _RAW_ATTRIBUTES)
-                files.publish(bare, repository)
+            bare = folder / f"{name}.new"
+            files.remove_tree(bare)
+            _git(["init", "--quiet", "--bare", "--template=", str(bare)], url=url)
+            files.write_text(bare / "info" / "attributes", _RAW_ATTRIBUTES)
+            files.publish(bare, repository)
         files.remove_stale_temporaries(repository)
         for pattern in ("*.lock", "refs/**/*.lock", "objects/pack/tmp_*"):
             for left_over in repository.glob(pattern):
