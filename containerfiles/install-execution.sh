@@ -7,7 +7,8 @@ export PYTHONDONTWRITEBYTECODE=1
 
 if [ -s "$context/wheels/requirements.txt" ]; then
     # pip is brought along as a wheel, since a base need not have one. `--no-deps`: the list is closed already.
-    "$PYTHON_BIN" "$context"/wheels/pip-*.whl/pip install \
+    set -- "$context"/wheels/pip-*.whl
+    "$PYTHON_BIN" "$1/pip" install \
         --no-index --find-links "$context/wheels" --require-hashes --no-deps \
         --no-compile --no-cache-dir --disable-pip-version-check --no-warn-script-location \
         --break-system-packages --root-user-action ignore --quiet \

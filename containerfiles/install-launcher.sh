@@ -28,7 +28,8 @@ packages() {
 environment() {
     "$PYTHON_BIN" -m venv --without-pip .venv
     if [ -s "$context/wheels/requirements.txt" ]; then
-        .venv/bin/python "$context"/wheels/pip-*.whl/pip install \
+        set -- "$context"/wheels/pip-*.whl
+        .venv/bin/python "$1/pip" install \
             --no-index --find-links "$context/wheels" --require-hashes --no-deps \
             --no-compile --no-cache-dir --disable-pip-version-check --no-warn-script-location \
             --root-user-action ignore --quiet \

@@ -44,6 +44,7 @@ def execution_context(
     lines = []
     for number, (url, commit, target) in enumerate(checkouts):
         folder = f"{number}"
+        overlays.fetch_overlay(url, commit, cache=cache, emit=emit)
         overlays.export_overlay(url, commit, cache=cache, into=into / "overlays" / folder, emit=emit)
         lines.append(f"{folder}\t{target}\n")
     (into / "overlays.tsv").write_text("".join(lines), encoding="utf-8")

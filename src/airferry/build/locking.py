@@ -208,7 +208,9 @@ class Locker:
             volumes, path = [], []
             for number, overlay in enumerate(checkouts):
                 tree = folder / f"{number}"
-                overlays.export_overlay(overlay.url, commits[overlay.key], cache=self.cache, into=tree, emit=self.emit)
+                commit = commits[overlay.key]
+                overlays.fetch_overlay(overlay.url, commit, cache=self.cache, emit=self.emit)
+                overlays.export_overlay(overlay.url, commit, cache=self.cache, into=tree, emit=self.emit)
                 volumes.append(Volume(tree, overlay.target))
                 path += [f"{overlay.target}/{part}".rstrip("/") for part in import_roots(tree, modules)]
             argv = probe_argv(python or "python")

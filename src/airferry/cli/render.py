@@ -140,7 +140,7 @@ class Reporter:
     def error(self, error: AirferryError) -> None:
         """Show an error and what can be done about it, always on stderr, quiet or not."""
         self.console.print(f"[bold red]error:[/] {escape(error.message)}")
-        tail = failure_tail(error)
+        tail = () if "\n" in error.message else failure_tail(error)
         for line in tail[-SHOWN_TAIL_LINES:]:
             self.console.print(f"  [dim]|[/] {escape(line)}")
         if error.hint:
