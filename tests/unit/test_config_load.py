@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airferry.config import ArchiveBase, BootstrapBase, LayoutBase, RegistryBase, load_config
-from airferry.config.models import parse_overlay
+from airferry.config.fields import parse_overlay
 from airferry.errors import ConfigurationError
 from catalogues import write_airgap
 

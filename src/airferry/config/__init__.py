@@ -3,19 +3,15 @@
 Knows the file's keys and nothing of the catalogue, of Buildah or of a registry: it reads one file and no other.
 """
 
+from airferry.config.bases import ArchiveBase, BaseImage, BootstrapBase, LayoutBase, RegistryBase
 from airferry.config.load import load_config
 from airferry.config.models import (
-    ArchiveBase,
-    BaseImage,
-    BootstrapBase,
     CompressionChoice,
     Config,
     ExecutionImage,
     LauncherImage,
-    LayoutBase,
     OverlaySpec,
     Paths,
-    RegistryBase,
     RegistryChoice,
     Source,
     Workflow,

@@ -40,7 +40,7 @@ def load_config(path: Path) -> Config:
     if document.value is None:
         raise ConfigurationError(
             f"{path}:1: the file is empty",
-            hint="start from the shipped plan: `airferry plan` without `--config` shows it",
+            hint="it needs at least `workflow`, `step_execution_images` and `execution_images`",
             path=str(path),
         )
     if not isinstance(document.value, dict):

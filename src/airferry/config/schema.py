@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from airferry.config.models import FREE_PREFIX, Config
+from airferry.config.fields import FREE_PREFIX
+from airferry.config.models import Config
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _TEXT_FORMS = ("CompressionChoice", "OverlaySpec", "StepImage")

@@ -69,6 +69,7 @@ def make_groups(config: Config, steps: Iterable[StepPlan], *, platforms: tuple[P
             images of a group contradict each other.
     """
     drafts: dict[str, dict[tuple[tuple[Platform, ...], bool], _Draft]] = {}
+    ordered: list[_Draft] = []
     for step in steps:
         name, image = _image_of(config, step)
         overlays = merge_overlays(
@@ -82,18 +83,10 @@ def make_groups(config: Config, steps: Iterable[StepPlan], *, platforms: tuple[P
         if draft is None:
             draft = _Draft(image.base_image.key, overlays, wanted, image.pip_no_deps, first=not family)
             family[variant] = draft
+            ordered.append(draft)
         draft.steps.append(step)
         draft.images.setdefault(name, image)
-    # A family's second variant may come after other groups have begun: order is that of each group's first step.
-    ordered = sorted(
-        (draft for family in drafts.values() for draft in family.values()),
-        key=lambda draft: _position(draft.steps[0], steps),
-    )
     return tuple(_finish(config, draft) for draft in ordered)
-
-
-def _position(step: StepPlan, steps: Iterable[StepPlan]) -> int:
-    return next(index for index, item in enumerate(steps) if item is step)
 
 
 def _image_of(config: Config, step: StepPlan) -> tuple[str, ExecutionImage]:

@@ -8,9 +8,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 
 from airferry.config.document import KeyPath, read_document
@@ -19,6 +18,7 @@ from airferry.host import files
 from airferry.oci.digest import Digest, digest_of
 from airferry.plan.catalogue_lock import GitSource
 from airferry.plan.models import GroupPlan
+from airferry.plan.rendering import render_yaml
 
 LOCK_FILE = "airgap.lock.yaml"
 LOCK_VERSION = 1
@@ -167,8 +167,7 @@ def render_lockfile(lockfile: Lockfile) -> str:
     """Return a lock file's text: sorted keys, no default values, the same for the same content."""
     document = lockfile.model_dump(mode="json", exclude_defaults=True)
     document["schema_version"] = lockfile.schema_version
-    text: str = yaml.dump(document, Dumper=_PlainDumper, sort_keys=True, width=1000)
-    return _HEADER + text
+    return _HEADER + render_yaml(document, sort_keys=True, width=1000)
 
 
 def write_lockfile(lockfile: Lockfile, path: Path) -> None:
@@ -224,10 +223,3 @@ def _interpreter(found: LockedPlatform) -> str:
 
 def _addition_facts(where: str, additions: Iterable[LockedAddition]) -> dict[str, str]:
     return {f"{where}, addition {item.name}": f"{item.version} ({item.file}, {item.sha256[:12]})" for item in additions}
-
-
-class _PlainDumper(yaml.SafeDumper):
-    """Writes each value out, even where two are the same."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True

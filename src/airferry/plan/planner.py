@@ -7,8 +7,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from airferry.config import Config, LauncherImage
 from airferry.config.models import STAGES
 from airferry.errors import AirferryError, UsageError
@@ -19,6 +17,7 @@ from airferry.plan.catalogue_lock import find_catalogue_lock
 from airferry.plan.grouping import check_names, image_platforms, make_groups
 from airferry.plan.imports import ImportScanner
 from airferry.plan.models import GroupPlan, LauncherPlan, Plan, StepPlan
+from airferry.plan.rendering import render_yaml
 from airferry.plan.step_config import StepConfigReader
 
 _PREREQUISITES = {
@@ -90,7 +89,7 @@ def normalise_stages(stages: Iterable[str]) -> tuple[str, ...]:
 
 def render_plan(document: dict[str, Any]) -> str:
     """Return a plan's document as YAML, keys in the order in which people read them."""
-    return yaml.dump(document, Dumper=_PlainDumper, sort_keys=False, width=120)
+    return render_yaml(document, sort_keys=False)
 
 
 def write_plan(document: dict[str, Any], path: Path) -> None:
@@ -100,13 +99,6 @@ def write_plan(document: dict[str, Any], path: Path) -> None:
         HostError: the folder is not writable, or the disk is full.
     """
     files.write_text(path, render_plan(document))
-
-
-class _PlainDumper(yaml.SafeDumper):
-    """Writes each value out, even where two are the same."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
 
 
 def _split(values: Iterable[str]) -> list[str]:

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from airferry.config.document import Document, KeyPath, read_document
-from airferry.config.models import parse_overlay
+from airferry.config.fields import parse_overlay
 from airferry.errors import ConfigurationError
 from airferry.plan.models import Overlay
 

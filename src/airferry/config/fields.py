@@ -1,0 +1,177 @@
+"""The kinds of values that `airgap.yaml` is made of: checked text, platforms, names, overlays.
+
+Knows no key of the file.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
+
+from packaging.requirements import InvalidRequirement, Requirement
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    ValidationInfo,
+    WithJsonSchema,
+    model_validator,
+)
+
+from airferry.errors import AirferryError
+from airferry.oci.platform import KNOWN_ARCHITECTURES, Platform, parse_platform
+from airferry.oci.reference import parse_reference
+
+FREE_PREFIX = "x-"
+_IMAGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
+_PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]*(:[a-z0-9-]+)?")
+
+
+class StrictModel(BaseModel):
+    """A frozen model that forbids unknown keys and ignores those that begin with `x-`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_free_keys(cls, data: Any) -> Any:
+        if isinstance(data, Mapping):
+            return {key: value for key, value in data.items() if not str(key).startswith(FREE_PREFIX)}
+        return data
+
+
+def parse_text(value: str) -> str:
+    """Return one line of text as written.
+
+    Raises:
+        ValueError: it is empty, has several lines, or spaces around it.
+    """
+    if not value.strip() or value != value.strip() or "\n" in value:
+        raise ValueError("expected one line of text, without spaces around it")
+    return value
+
+
+def _parse_platform(value: Any) -> Platform:
+    if isinstance(value, Platform):
+        return value
+    if not isinstance(value, str):
+        raise ValueError("expected text such as `linux/amd64`")
+    try:
+        platform = parse_platform(value)
+    except AirferryError as error:
+        raise ValueError(error.message) from error
+    if platform.os != "linux" or platform.architecture not in KNOWN_ARCHITECTURES:
+        known = ", ".join(f"`linux/{name}`" for name in sorted(KNOWN_ARCHITECTURES))
+        raise ValueError(f"nobody can build for `{platform}`; known are {known}")
+    return platform
+
+
+def parse_tag(value: str) -> str:
+    """Return an image reference as written.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        parse_reference(value)
+    except AirferryError as error:
+        raise ValueError(error.message + (f" ({error.hint})" if error.hint else "")) from error
+    return value
+
+
+def _archive_name(value: str) -> str:
+    path = PurePosixPath(value)
+    if path.is_absolute() or ".." in path.parts or not path.name:
+        raise ValueError("expected a file name inside the output folder")
+    return value
+
+
+def _module(value: str) -> str:
+    if not _MODULE.fullmatch(value):
+        raise ValueError(f"`{value}` is no name of a Python module")
+    return value
+
+
+def _requirement(value: str) -> str:
+    try:
+        Requirement(value)
+    except InvalidRequirement as error:
+        raise ValueError(f"`{value}` is no requirement, expected for example `name==1.2`") from error
+    return value
+
+
+def _image_name(value: str) -> str:
+    if not _IMAGE_NAME.fullmatch(value):
+        raise ValueError(f"`{value}` is no image name, expected letters, digits, `_`, `.` and `-`")
+    return value
+
+
+def parse_container_path(value: str) -> str:
+    """Return an absolute path below `/`, as written.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not value.startswith("/") or ".." in value.split("/") or posixpath.normpath(value) == "/":
+        raise ValueError(f"`{value}` is no absolute path below `/`")
+    return value
+
+
+def _debian_package(value: str) -> str:
+    if not _PACKAGE.fullmatch(value):
+        raise ValueError(f"`{value}` is no name of a Debian package")
+    return value
+
+
+Text = Annotated[str, AfterValidator(parse_text)]
+PlatformField = Annotated[
+    Platform,
+    BeforeValidator(_parse_platform),
+    WithJsonSchema({"type": "string", "pattern": "^[^/]+/[^/]+(/[^/]+)?$", "examples": ["linux/amd64", "linux/arm64"]}),
+]
+ImageTag = Annotated[Text, AfterValidator(parse_tag)]
+ArchiveName = Annotated[Text, AfterValidator(_archive_name)]
+Module = Annotated[str, AfterValidator(_module)]
+RequirementText = Annotated[str, AfterValidator(_requirement)]
+ImageName = Annotated[str, AfterValidator(_image_name)]
+ContainerPath = Annotated[Text, AfterValidator(parse_container_path)]
+DebianPackage = Annotated[str, AfterValidator(_debian_package)]
+
+
+def _beside_file(value: Path, info: ValidationInfo) -> Path:
+    folder: Path = (info.context or {}).get("folder", Path())
+    return folder / value.expanduser()
+
+
+FileBeside = Annotated[Path, AfterValidator(_beside_file)]
+
+
+def parse_overlay(text: str) -> tuple[str, str, str]:
+    """Return URL, ref and target of `git+URL@REF,TARGET`.
+
+    An `@` in the host part (`user@host`) is not taken for the one before the ref.
+
+    Raises:
+        ValueError: the form is another, or a part is missing.
+    """
+    spec, comma, target = text.strip().strip("'\"").partition(",")
+    spec, target = spec.strip().strip("'\""), target.strip().strip("'\"")
+    if not spec.startswith("git+"):
+        raise ValueError(f"`{text}` is no overlay, expected `git+URL@REF,TARGET`")
+    rest = spec.removeprefix("git+")
+    scheme, separator, after = rest.partition("://")
+    head, path = (scheme + separator, after) if separator else ("", rest)
+    authority = re.match(r"[^/]*/" if separator else r"(?:[^/@:]+@)?[^/@:]+:(?!$)", path)
+    if authority is not None:
+        head, path = head + authority.group(), path[authority.end() :]
+    path, at, ref = path.rpartition("@")
+    if not at or not ref or not path:
+        raise ValueError(f"`{text}` has no `@REF` after the URL, expected `git+URL@REF,TARGET`")
+    if not comma or not target:
+        raise ValueError(f"`{text}` has no target, expected `git+URL@REF,TARGET`")
+    return head + path, ref, parse_container_path(target)

@@ -1,0 +1,23 @@
+"""Documents of the plan as YAML text. Writes no file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+
+class _PlainDumper(yaml.SafeDumper):
+    """Writes each value out, even where two are the same."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def render_yaml(document: Any, *, sort_keys: bool, width: int = 120) -> str:
+    """Return a document as YAML, the same text for the same content.
+
+    Characters beyond ASCII are escaped: some are line breaks to YAML, and would not be read back as they were.
+    """
+    text: str = yaml.dump(document, Dumper=_PlainDumper, sort_keys=sort_keys, width=width)
+    return text
