@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -20,6 +21,7 @@ from airferry.events import Event, Progress
 from airferry.oci.documents import IMAGE_MANIFEST, LAYER_TAR, Descriptor, canonical_json
 from airferry.oci.entries import named
 from airferry.oci.layout import LayoutStore
+from airferry.oci.streams import verifying
 from oci_images import REFERENCE, make_bundle, make_image, put_image
 
 
@@ -115,6 +117,27 @@ def test_a_finding_names_image_and_platform(bundle: Path) -> None:
         report.raise_if_wrong()
     assert caught.value.fields["report"] is report
     assert caught.value.exit_code == 6
+
+
+def test_a_bad_sector_is_a_finding_and_the_rest_is_still_read(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    platforms = open_bundle(bundle).manifest.images[0].platforms
+    bad, gone = platforms["linux/arm64"].layers[1].digest, platforms["linux/amd64"].layers[1].digest
+    (bundle / "blobs" / "sha256" / gone[7:]).unlink()
+    opened = LayoutStore.open_blob
+
+    class Failing:
+        def read(self, _size: int) -> bytes:
+            raise OSError(5, "Input/output error")
+
+    @contextmanager
+    def open_blob(store: LayoutStore, descriptor: Descriptor) -> Iterator[IO[bytes]]:
+        with opened(store, descriptor) as stream:
+            yield verifying(Failing(), descriptor) if descriptor.digest == bad else stream  # type: ignore[arg-type]
+
+    monkeypatch.setattr(LayoutStore, "open_blob", open_blob)
+    found = texts(verify_bundle(bundle))
+    assert any("linux/arm64" in text and "Input/output error" in text for text in found), found
+    assert any("linux/amd64" in text and "is missing" in text for text in found), found
 
 
 def test_a_truncated_index_is_refused(bundle: Path) -> None:

@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable
 from typing import IO, cast
 
-from airferry.errors import IntegrityError
+from airferry.errors import HostError, IntegrityError
 from airferry.oci.documents import Descriptor
 from airferry.oci.ports import BLOCK_BYTES
 
@@ -40,6 +40,7 @@ class VerifyingReader(io.RawIOBase):
 
         Raises:
             IntegrityError: the stream is shorter or longer than declared, or has another digest.
+            HostError: the medium cannot be read.
         """
         if size is None or size < 0:
             return b"".join(iter(lambda: self.read(BLOCK_BYTES), b""))
@@ -48,7 +49,7 @@ class VerifyingReader(io.RawIOBase):
             return b""
         if size == 0:
             return b""
-        block = self._stream.read(min(size, self._left))
+        block = self._read_source(min(size, self._left))
         if not block:
             got = self.descriptor.size - self._left
             raise IntegrityError(
@@ -69,10 +70,20 @@ class VerifyingReader(io.RawIOBase):
         buffer[: len(block)] = block
         return len(block)
 
+    def _read_source(self, size: int) -> bytes:
+        try:
+            return self._stream.read(size)
+        except OSError as error:
+            raise HostError(
+                f"cannot read {self._what}: {error.strerror or error}",
+                hint="the disk or medium may be damaged: copy it again, from another medium",
+                digest=self.descriptor.digest,
+            ) from error
+
     def _check(self) -> None:
         if self._checked:
             return
-        if self._stream.read(1):
+        if self._read_source(1):
             raise IntegrityError(
                 f"{self._what} is longer than the declared {self.descriptor.size} bytes", digest=self.descriptor.digest
             )

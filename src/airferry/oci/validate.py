@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
-from airferry.errors import IntegrityError
+from airferry.errors import HostError, IntegrityError
 from airferry.events import Emit, Progress, silent
 from airferry.host.threads import parallel_map, usable_cores
 from airferry.oci.documents import (
@@ -34,6 +34,8 @@ from airferry.oci.streams import verifying
 
 PROGRESS_EVERY_BYTES = 64 * BLOCK_BYTES
 MAX_FINDINGS = 1000
+# a bad sector is a finding about a blob, not the end of the search for others
+UNREADABLE = (IntegrityError, HostError)
 MAX_SHOWN_CHARACTERS = 500
 
 
@@ -95,7 +97,7 @@ class Inspector:
         try:
             data = self.source.read_manifest(descriptor).data
             index = parse_index(data, what=f"index `{descriptor.digest}`")
-        except IntegrityError as error:
+        except UNREADABLE as error:
             self.report(subject, error.message, descriptor.digest)
             return ()
         self.read_whole.add(descriptor.digest)
@@ -162,7 +164,7 @@ class Inspector:
         try:
             data = self.source.read_manifest(descriptor).data
             manifest = parse_manifest(data, what=f"manifest `{descriptor.digest}`")
-        except IntegrityError as error:
+        except UNREADABLE as error:
             self.report(subject, error.message, descriptor.digest)
             self.read_whole.add(descriptor.digest)
             return None
@@ -207,7 +209,7 @@ class Inspector:
             with self.source.open_blob(descriptor) as stream:
                 data = verifying(stream, descriptor).read()
             return parse_image_config(data, what=f"config `{descriptor.digest}`")
-        except IntegrityError as error:
+        except UNREADABLE as error:
             self.report(subject, f"config: {error.message}", descriptor.digest)
             return None
 
@@ -278,7 +280,7 @@ def _check_blob(source: Source, descriptor: Descriptor, on_block: Callable[[int]
         with source.open_blob(descriptor) as stream:
             for _block in blocks(verifying(stream, descriptor, on_block=on_block)):
                 pass
-    except IntegrityError as error:
+    except UNREADABLE as error:
         return error.message
     return None
 
