@@ -65,6 +65,7 @@ class Storage:
         self._isolation: Isolation | None = None
         self._runtime: str | None = None
         self._lock = threading.Lock()
+        self._choosing = threading.Lock()
         self._sessions = self.state / "sessions"
 
     def _choose_run_root(self) -> Path:
@@ -198,13 +199,10 @@ class Storage:
         Raises:
             HostError: none does.
         """
-        with self._lock:
-            if self._isolation is not None:
-                return self._isolation
-        chosen = self._choose_isolation()
-        with self._lock:
-            self._isolation = chosen
-        return chosen
+        with self._choosing:
+            if self._isolation is None:
+                self._isolation = self._choose_isolation()
+            return self._isolation
 
     def _choose_isolation(self) -> Isolation:
         static = static_program()
@@ -246,23 +244,26 @@ class Storage:
         Raises:
             HostError: none does.
         """
-        static = static_program()
-        if self.program.kind != "podman" or self._runtime is not None or static is None:
+        if self.program.kind != "podman":
             return
+        with self._choosing:
+            if self._runtime is None:
+                self._runtime = self._choose_runtime()
+
+    def _choose_runtime(self) -> str:
+        static = static_program()
         failures = []
-        for runtime in ("crun", "runc"):
-            if process.find_program(runtime) is None:
-                continue
+        for runtime in filter(process.find_program, ("crun", "runc")):
+            if static is None:
+                return runtime
             with files.scratch_directory(self.temporary) as root:
                 for name in ("proc", "sys", "dev", "etc", "run", "tmp"):
                     (root / name).mkdir()
                 shutil.copy(static, root / "probe")
-                self._runtime = runtime
-                argv: list[str | Path] = ["run", "--rm", "--network", "none", "--rootfs", root, "/probe", "-V"]
-                completed = self.invoke(argv, check=False)
+                argv = ["run", "--rm", "--network", "none", "--rootfs", str(root), "/probe", "-V"]
+                completed = self.invoke_raw([*self.command(), "--runtime", runtime, *argv], check=False)
             if completed.returncode == 0:
-                return
-            self._runtime = None
+                return runtime
             failures.append(f"{runtime}: {completed.tail[-1] if completed.tail else 'no message'}")
         raise HostError(
             "Podman starts no container here" + "".join(f"\n  | {line}" for line in failures),
