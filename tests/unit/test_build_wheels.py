@@ -74,6 +74,18 @@ def test_another_hash_than_the_locked_one_is_an_integrity_error(tmp_path: Path, 
     assert not list((tmp_path / "cache" / "wheels").glob("*/*.whl"))
 
 
+def test_a_better_wheel_that_came_later_does_not_displace_the_locked_one(tmp_path: Path) -> None:
+    locked = make_wheel(tmp_path / "index", "pure", "1.0")
+    page = tmp_path / "pure.html"
+    better = make_wheel(tmp_path / "index", "pure", "1.0", tag="cp311-cp311-manylinux_2_17_x86_64")
+    links = [f'<a href="{path.as_uri()}#sha256={sha256(path)}">{path.name}</a>' for path in (locked, better)]
+    page.write_text(f"<!DOCTYPE html><html><body>{''.join(links)}</body></html>")
+    wheels = WheelStore(tmp_path / "cache", Pip(("--no-index", f"--find-links={page}")))
+    assert wheels.fetch([Pin("pure", "==1.0")], AMD64)[0].filename == better.name
+    pin = Pin("pure", "==1.0", filename=locked.name, sha256=sha256(locked))
+    assert wheels.fetch([pin], AMD64)[0].filename == locked.name
+
+
 def test_any_of_the_hashes_of_the_catalogue_will_do(tmp_path: Path) -> None:
     path = make_wheel(tmp_path / "index", "pure", "1.0")
     pin = Pin("pure", "==1.0", hashes=frozenset({"1" * 64, sha256(path)}))

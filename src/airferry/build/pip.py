@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ _BASE = ("-m", "pip", "--no-input", "--disable-pip-version-check", "--no-color")
 _NO_MATCH = re.compile(r"No matching distribution found for (\S.*)$")
 _VERSIONS = re.compile(r"satisfies the requirement .*\(from versions: (.*)\)")
 _WHEEL = re.compile(r"([A-Za-z0-9_.]+-[A-Za-z0-9_.!+]+(?:-\d\w*)?-[\w.]+-[\w.]+-[\w.]+\.whl)")
+_MISMATCH = re.compile(r"\s+(\S+) from \S")
 _ADDRESS = re.compile(r"\b\w[\w+.-]*://\S+")
 _UNREACHABLE = re.compile(
     r"connection broken|Connection refused|name resolution|timed out|HTTP error|SSLError|Client Error"
@@ -128,23 +129,36 @@ class Pip:
     options: tuple[str, ...] = ()
     emit: Emit = silent
 
-    def download(self, requirements: Sequence[str], target: WheelTarget, *, into: Path) -> list[NotFound]:
+    def download(
+        self, requirements: Mapping[str, Collection[str]], target: WheelTarget, *, into: Path
+    ) -> list[NotFound]:
         """Download a wheel for each requirement, in as few calls as possible, and return those without one.
+
+        The values are the SHA-256 in hex of files that will do, none for any. Where there are some, pip chooses among
+        these, whatever else the index has got since; such a requirement must name one version.
 
         Raises:
             BuildError: the index cannot be reached, or pip fails for another reason.
+            IntegrityError: the index has the version with other hashes.
         """
-        wanted = list(requirements)
         failed: list[NotFound] = []
-        while wanted:
-            done = self._run(
-                ["download", "--no-deps", "--only-binary=:all:", f"--dest={into}", *target.options, "--", *wanted]
-            )
-            if done.returncode == 0:
-                break
-            missing = self._not_found(done, wanted)
-            failed.append(missing)
-            wanted.remove(missing.requirement)
+        for hashed in (True, False):
+            wanted = [item for item, hashes in requirements.items() if bool(hashes) == hashed]
+            while wanted:
+                argv = ["download", "--no-deps", "--only-binary=:all:", f"--dest={into}", *target.options]
+                if hashed:
+                    listing = into / "requirements.txt"
+                    listing.write_text("".join(_hashed(item, requirements[item]) for item in wanted), encoding="utf-8")
+                    argv.append(f"--requirement={listing}")
+                else:
+                    argv += ["--", *wanted]
+                done = self._run(argv)
+                if done.returncode == 0:
+                    break
+                _check_hashes(done)
+                missing = self._not_found(done, wanted)
+                failed.append(missing)
+                wanted.remove(missing.requirement)
         return failed
 
     def offered_wheels(self, requirement: str, target: WheelTarget, *, into: Path) -> list[str]:
@@ -183,21 +197,15 @@ class Pip:
         if isinstance(source, Path):
             argv += ["--", str(source)]
         else:
-            line = " ".join([source, *(f"--hash=sha256:{value}" for value in sorted(hashes))])
             listing = into / "source-requirement.txt"
-            listing.write_text(line + "\n", encoding="utf-8")
+            listing.write_text(_hashed(source, hashes), encoding="utf-8")
             argv += [f"--no-binary={Requirement(source).name}", f"--requirement={listing}"]
         done = self._run(argv, environment=environment)
         if done.returncode == 0:
             return None
         if not isinstance(source, Path) and any(_NO_MATCH.search(line) for line in done.tail):
             return self._not_found(done, [source])
-        if any("DO NOT MATCH THE HASHES" in line for line in done.tail):
-            raise IntegrityError(
-                f"the source of `{source}` has none of the hashes that the catalogue's lock names",
-                hint="find out why before anything else: the file changed, or the lock names another one",
-                expected=sorted(hashes),
-            )
+        _check_hashes(done)
         raise BuildError(
             f"`{source}` does not build into a wheel on this host: {last_words(done.tail)}",
             hint="name a version that has a wheel under `requirements:` of the image",
@@ -241,6 +249,23 @@ def last_words(tail: Sequence[str]) -> str:
     """Return the last line of an error that pip wrote, without addresses."""
     errors = [line for line in tail if line.startswith("ERROR: ")] or [line for line in tail if line.strip()]
     return _redact(errors[-1].removeprefix("ERROR: ").strip()) if errors else "no message"
+
+
+def _hashed(requirement: str, hashes: Iterable[str]) -> str:
+    return " ".join([requirement, *(f"--hash=sha256:{value}" for value in sorted(hashes))]) + "\n"
+
+
+def _check_hashes(done: process.Completed) -> None:
+    """Raise if pip found another hash than it was given."""
+    if not any("DO NOT MATCH THE HASHES" in line for line in done.tail):
+        return
+    names = [match[1] for line in done.tail if (match := _MISMATCH.match(line))]
+    got = [line.split()[-1] for line in done.tail if line.strip().startswith("Got ")]
+    raise IntegrityError(
+        f"`{'`, `'.join(names) or 'a distribution'}` has SHA-256 `{', '.join(got)}`, which is none of those locked",
+        hint="find out why before anything else; if the change is meant, run `airferry lock --update`",
+        observed=got,
+    )
 
 
 def _redact(line: str) -> str:

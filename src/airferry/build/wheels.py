@@ -127,7 +127,9 @@ class WheelStore:
                 if pin.git is not None:
                     found[pin.key] = self._build_git(pin, pin.git, target, scratch=scratch)
             if from_index:
-                missing = self.pip.download([pin.requirement for pin in from_index], target, into=scratch)
+                missing = self.pip.download(
+                    {pin.requirement: _accepted(pin) for pin in from_index}, target, into=scratch
+                )
                 reasons = {item.requirement: item for item in missing}
                 for path in sorted(scratch.glob("*.whl")):
                     wheel = read_wheel(path, sha256=file_sha256(path))
@@ -363,6 +365,12 @@ def _check_target(wheel: Wheel, target: WheelTarget) -> None:
             f"`{wheel.filename}` needs Python `{wheel.requires_python}`, the base has {version}",
             hint="name another version under `requirements:` of the image",
         )
+
+
+def _accepted(pin: Pin) -> frozenset[str]:
+    """Return the hashes that pip has to choose among; it takes none for what is not pinned to a version."""
+    exact = pin.specifier.startswith("==") and not pin.specifier.endswith(".*") and "," not in pin.specifier
+    return (frozenset({pin.sha256}) if pin.sha256 else pin.hashes) if exact else frozenset()
 
 
 def _suits(filename: str, pin: Pin) -> bool:
