@@ -163,6 +163,10 @@ def test_output_may_not_be_the_catalogue_itself(tmp_path: Path) -> None:
     assert "holds the catalogue itself" in failure(tmp_path, document).message
 
 
+def test_a_builder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    assert "`builder`" in failure(tmp_path, simple(tmp_path, "a", builder="direct")).message
+
+
 def test_a_lock_file_that_is_named_must_be_there(tmp_path: Path) -> None:
     document = simple(tmp_path, "a", source={"lock": "other.lock"})
     assert "`source.lock`" in failure(tmp_path, document).message
@@ -182,3 +186,18 @@ def test_steps_and_package_may_be_called_otherwise(tmp_path: Path) -> None:
         ("tabulate", "step"),
         ("yaml", "catalogue"),
     ]
+
+
+def test_the_built_in_example_plans(tmp_path: Path) -> None:
+    example = Path(__file__).parents[2] / "src" / "airferry" / "example"
+    found = make_plan(load_config(example / "airgap.yaml"))
+    assert [step.target.spec for step in found.steps] == [
+        "data_prep/pack:tiny",
+        "sft/bigram:tiny",
+        "eval/perplexity:tiny",
+    ]
+    assert found.output_dir == example / "out"
+    assert found.lock_path == example / "catalogue" / "requirements.txt"
+    modules = {(item.module, item.origin) for group in found.groups for item in group.candidates}
+    assert ("tabulate", "step") in modules
+    assert {str(platform) for platform in found.platforms} == {"linux/amd64", "linux/arm64"}

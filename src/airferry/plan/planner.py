@@ -48,6 +48,10 @@ def make_plan(
     """
     chosen_stages = normalise_stages(_split(stages) or _split(config.effective_stages))
     chosen_platforms = tuple(platforms)
+    if config.builder == "direct":
+        raise config.error(
+            "builder", reason="this airferry does not assemble images directly", hint="use `auto` or `buildah`"
+        )
     catalogue = open_catalogue(config, source_dir=source_dir)
     wanted = tuple(_split(targets))
     steps: tuple[StepPlan, ...] = ()
