@@ -1,0 +1,192 @@
+"""Tags, the last thing that moves in a load: what they stood for before is noted first, so that they can go back.
+
+The journal lies beside the receipt, never in the bundle. A run that was killed while tags moved leaves it; the next
+run reads in it what the tags stood for before the first one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from airferry.bundle.receipt import Receipt, ReceiptImage, read_receipt
+from airferry.errors import RegistryError
+from airferry.events import Emit, Notice, silent
+from airferry.host import files
+from airferry.host.threads import parallel_map
+from airferry.oci.ports import Stored
+from airferry.oci.reference import parse_reference
+from airferry.registry.client import ClientOptions, RegistryClient
+from airferry.registry.sink import RegistrySink
+
+MAX_JOURNAL_BYTES = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class TagMove:
+    """A tag of a repository, what it is to stand for, and what it stood for before the load."""
+
+    reference: str
+    repository: str
+    tag: str
+    stored: Stored
+    current: str | None
+    previous: str | None
+
+    @property
+    def digest(self) -> str:
+        """The digest that the tag is to stand for."""
+        return self.stored.descriptor.digest
+
+    @property
+    def needed(self) -> bool:
+        """Whether the tag stands for something else now."""
+        return self.current != self.digest
+
+
+@dataclass(frozen=True, slots=True)
+class WantedTag:
+    """A tag that a load is to set."""
+
+    reference: str
+    sink: RegistrySink
+    tag: str
+    stored: Stored
+
+
+def journal_path(receipt_path: Path) -> Path:
+    """Return where the journal of tags lies while they move."""
+    return receipt_path.with_name(receipt_path.name + ".pending")
+
+
+def plan_tags(wanted: Iterable[WantedTag], receipt_path: Path, *, root: str, jobs: int) -> list[TagMove]:
+    """Ask the registry what each tag stands for, and return what has to move, in the order given.
+
+    What a tag stood for before comes from the journal or the receipt of an earlier run of the same load, if the tag
+    stands now for what that run set.
+    """
+    known = {**_from_receipt(receipt_path, root), **_from_journal(journal_path(receipt_path), root)}
+
+    def ask(item: WantedTag) -> TagMove:
+        current = item.sink.source.find(item.tag)
+        digest = item.stored.descriptor.digest
+        previous = known[item.reference] if current == digest and item.reference in known else current
+        return TagMove(item.reference, item.sink.repository, item.tag, item.stored, current, previous)
+
+    return parallel_map(ask, list(wanted), jobs=jobs)
+
+
+def move_tags(moves: Iterable[TagMove], sinks: Mapping[str, RegistrySink], receipt_path: Path, *, root: str) -> int:
+    """Note what the tags stood for, durably, then move those that need it; return how many moved.
+
+    Raises:
+        RegistryError: a tag cannot be set; the message says how many are left. A rerun goes on.
+    """
+    todo = [move for move in moves if move.needed]
+    if not todo:
+        return 0
+    document = {"root": root, "tags": {move.reference: move.previous for move in moves}}
+    files.write_bytes(journal_path(receipt_path), json.dumps(document, indent=1, sort_keys=True).encode())
+    for number, move in enumerate(todo):
+        try:
+            sinks[move.repository].put_manifest(move.stored, reference=move.tag)
+        except RegistryError as error:
+            raise RegistryError(
+                f"{error.message}; {number} of {len(todo)} tags have moved",
+                hint="rerun the same load: it finishes what is left",
+                **error.fields,
+            ) from error
+        files.boundary(f"tag {move.reference}")
+    return len(todo)
+
+
+def forget_journal(receipt_path: Path) -> None:
+    """Remove the journal of tags, once the receipt holds what it held. Idempotent."""
+    journal_path(receipt_path).unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, slots=True)
+class RollbackResult:
+    """What a rollback did: references that stand for what they stood for before, and those removed."""
+
+    restored: tuple[str, ...]
+    removed: tuple[str, ...]
+
+
+def rollback(receipt_path: Path, *, options: ClientOptions | None = None, emit: Emit = silent) -> RollbackResult:
+    """Put the tags of a load back as they were. Images and blobs stay. Idempotent.
+
+    A tag that something else has moved since is left alone. All tags are tried before anything is raised.
+
+    Raises:
+        HostError: the receipt cannot be read.
+        IntegrityError: it is no receipt.
+        RegistryError: tags are not as they were before the load; `fields["left"]` says which, and why.
+    """
+    receipt = read_receipt(receipt_path)
+    restored: list[str] = []
+    removed: list[str] = []
+    left: dict[str, str] = {}
+    with RegistryClient(parse_reference(f"{receipt.registry}/x").registry, options=options, emit=emit) as client:
+        for image in receipt.images:
+            try:
+                reason = _restore(client, image, restored, removed)
+            except RegistryError as error:
+                reason = error.message
+            if reason:
+                left[image.reference] = reason
+            else:
+                emit(Notice(f"`{image.reference}` is as it was before the load"))
+    if left:
+        raise RegistryError(
+            "not all tags are as they were before the load: "
+            + "; ".join(f"`{reference}`: {reason}" for reference, reason in left.items()),
+            hint="the rest was put back; remove these tags with the registry's own tools if they must go",
+            left=left,
+        )
+    return RollbackResult(tuple(restored), tuple(removed))
+
+
+def _restore(client: RegistryClient, image: ReceiptImage, restored: list[str], removed: list[str]) -> str:
+    """Put one tag back, and return why not if it is not as it was."""
+    reference = parse_reference(image.reference)
+    if reference.tag is None:
+        return ""
+    sink = RegistrySink(client, reference.repository)
+    current = sink.source.find(reference.tag)
+    if current == image.previous_digest:
+        return ""
+    if current != image.digest:
+        return f"something else has moved it since, to `{current}`" if current else "something else has removed it"
+    if image.previous_digest is None:
+        if not sink.delete_tag(reference.tag):
+            return "it is new, and the registry cannot remove a tag"
+        removed.append(image.reference)
+        return ""
+    before = sink.source.read_manifest(sink.source.resolve(image.previous_digest))
+    sink.put_manifest(before, reference=reference.tag)
+    restored.append(image.reference)
+    return ""
+
+
+def _from_receipt(path: Path, root: str) -> dict[str, str | None]:
+    receipt: Receipt | None = None
+    if path.is_file():
+        receipt = read_receipt(path)
+    if receipt is None or receipt.bundle_root != root:
+        return {}
+    return {image.reference: image.previous_digest for image in receipt.images}
+
+
+def _from_journal(path: Path, root: str) -> dict[str, str | None]:
+    if not path.is_file():
+        return {}
+    with suppress(ValueError, RecursionError):
+        document = json.loads(files.read_bounded(path, limit_bytes=MAX_JOURNAL_BYTES))
+        if isinstance(document, dict) and document.get("root") == root and isinstance(document.get("tags"), dict):
+            tags: dict[str, str | None] = document["tags"]
+            return tags
+    return {}

@@ -1,0 +1,231 @@
+"""A bundle into a private registry: verified, pushed by digest, audited, tagged last, with a receipt.
+
+Follows the order that keeps a registry whole at every moment: nothing is sent before the bundle is verified, and no
+tag moves before the registry holds all that it is to stand for. Nothing is written into the bundle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import airferry
+from airferry.bundle.receipt import Receipt, ReceiptImage, write_receipt
+from airferry.bundle.verify import Bundle, VerifyReport, open_bundle, verify_bundle
+from airferry.errors import IntegrityError, RegistryError
+from airferry.events import Emit, StageFinished, StageStarted, silent
+from airferry.host import clock, files
+from airferry.oci.copy import read_closure
+from airferry.oci.digest import digest_hex
+from airferry.oci.documents import Descriptor, parse_manifest
+from airferry.oci.reference import Reference
+from airferry.registry.client import ClientOptions, RegistryClient
+from airferry.registry.uploads import Limits, Uploader
+from airferry.site.activation import TagMove, WantedTag, forget_journal, move_tags, plan_tags
+from airferry.site.push import Pusher, PushResult, Shipment
+from airferry.site.relocation import ARTIFACTS_REPOSITORY, Destination, parse_destination, relocate
+
+SHOWN_UNFINISHED = 10
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadResult:
+    """What a load did, or with `dry_run` would do. `tags` are all tags, those that stay where they are too."""
+
+    report: VerifyReport
+    pushed: PushResult
+    tags: tuple[TagMove, ...]
+    receipt: Receipt
+    dry_run: bool
+
+    @property
+    def moved_tags(self) -> tuple[TagMove, ...]:
+        """The tags that moved, or would."""
+        return tuple(move for move in self.tags if move.needed)
+
+
+def load(
+    path: Path,
+    *,
+    to: str,
+    receipt_path: Path,
+    root: str | None = None,
+    maps: Mapping[str, str] | None = None,
+    flatten: bool = False,
+    dry_run: bool = False,
+    options: ClientOptions | None = None,
+    limits: Limits | None = None,
+    emit: Emit = silent,
+) -> LoadResult:
+    """Load a bundle into `to`, `HOST[:PORT][/PREFIX]`, and write the receipt. Idempotent; an interrupted load resumes.
+
+    The bundle is verified first, against `root` if given. With `dry_run` the registry is only asked, and nothing is
+    written, the receipt neither. A second load sends no blob.
+
+    Raises:
+        UsageError: there is no bundle, no destination, or two images would collide.
+        IntegrityError: the bundle is damaged, or the registry holds something else than it took.
+        RegistryError: the registry does not answer, refuses, or lacks something; the message says what is missing.
+    """
+    options = options or ClientOptions()
+    destination = parse_destination(to)
+    report = _stage("verify", emit, lambda: verify_bundle(path, root=root, emit=emit))
+    report.raise_if_wrong()
+    bundle = open_bundle(path, root=report.root)
+    places = relocate(bundle.images, destination, maps=maps, flatten=flatten)
+    shipments = _shipments(bundle, destination, places)
+    work = files.cache_directory() / "loads" / hashlib.sha256(str(destination).encode()).hexdigest()[:16]
+    with (
+        files.exclusive_lock(work / "lock", purpose=f"load into `{destination}`"),
+        RegistryClient(destination.registry, options=options, emit=emit) as client,
+    ):
+        uploader = Uploader(client, limits=limits, journal=None if dry_run else work / "uploads.json")
+        pusher = Pusher(client, uploader, bundle.store, jobs=options.jobs, emit=emit)
+        if dry_run:
+            pushed = pusher.preview(shipments)
+        else:
+            pushed = _stage("push", emit, lambda: _push(pusher, shipments))
+            _stage("audit", emit, lambda: pusher.audit(shipments))
+        wanted = _wanted_tags(bundle, pusher, places, shipments)
+        tags = plan_tags(wanted, receipt_path, root=bundle.root, jobs=options.jobs)
+        receipt = _receipt(bundle, destination, places, tags, shipments, verified=root is not None)
+        if not dry_run:
+            sinks = {item.sink.repository: item.sink for item in wanted}
+            _stage("tag", emit, lambda: move_tags(tags, sinks, receipt_path, root=bundle.root))
+            write_receipt(receipt, receipt_path)
+            forget_journal(receipt_path)
+    return LoadResult(report, pushed, tuple(tags), receipt, dry_run)
+
+
+def _push(pusher: Pusher, shipments: Sequence[Shipment]) -> PushResult:
+    try:
+        return pusher.push(shipments)
+    except RegistryError as error:
+        unfinished = pusher.unfinished(shipments)
+        shown = ", ".join(f"`{name}`" for name in unfinished[:SHOWN_UNFINISHED])
+        more = len(unfinished) - SHOWN_UNFINISHED
+        what = f"not whole there yet: {shown}" + (f" and {more} more" if more > 0 else "")
+        raise RegistryError(
+            f"{error.message}; {what if unfinished else 'manifests are missing there'}; no tag was moved",
+            hint=error.hint or "rerun: what arrived is not sent again",
+            **{**error.fields, "missing": unfinished},
+        ) from error
+
+
+def _shipments(bundle: Bundle, destination: Destination, places: Mapping[str, Reference]) -> list[Shipment]:
+    """Return all that goes to the registry: images, then artifacts, each to where its subject goes.
+
+    Raises:
+        IntegrityError: an artifact refers to something that the bundle does not hold.
+    """
+    shipments = [
+        Shipment(name, places[name].repository, read_closure(bundle.store, descriptor))
+        for name, descriptor in bundle.images.items()
+    ]
+    homes: dict[str, list[str]] = {}
+    for item in shipments:
+        for stored in item.closure.manifests:
+            homes.setdefault(stored.descriptor.digest, []).append(item.repository)
+    waiting = list(bundle.artifacts)
+    while waiting:
+        held: list[Descriptor] = []
+        for descriptor in waiting:
+            closure = read_closure(bundle.store, descriptor)
+            subject = parse_manifest(closure.top.data).subject
+            if subject is not None and subject.digest not in homes:
+                held.append(descriptor)
+                continue
+            repositories = homes[subject.digest] if subject else [destination.repository(ARTIFACTS_REPOSITORY)]
+            for repository in dict.fromkeys(repositories):
+                shipments.append(Shipment(f"artifact {descriptor.digest}", repository, closure))
+                homes.setdefault(descriptor.digest, []).append(repository)
+        if len(held) == len(waiting):
+            raise IntegrityError(f"artifact `{held[0].digest}` refers to something that the bundle does not hold")
+        waiting = held
+    return shipments
+
+
+def _wanted_tags(
+    bundle: Bundle, pusher: Pusher, places: Mapping[str, Reference], shipments: Sequence[Shipment]
+) -> list[WantedTag]:
+    """Return the tags to set. Artifacts without a subject get one too, so that no garbage collection takes them."""
+    wanted = []
+    for item in shipments:
+        place = places.get(item.name)
+        sink = pusher.sink(item.repository)
+        if place is not None:
+            tag = place.tag
+        elif item.repository.endswith(ARTIFACTS_REPOSITORY):
+            own = item.descriptor.digest == bundle.manifest_descriptor.digest
+            tag = (
+                f"bundle-{digest_hex(bundle.root)[:16]}"
+                if own
+                else f"artifact-{digest_hex(item.descriptor.digest)[:16]}"
+            )
+        else:
+            tag = None
+        if tag is not None:
+            wanted.append(WantedTag(f"{sink}:{tag}", sink, tag, item.closure.top))
+    return wanted
+
+
+def _receipt(
+    bundle: Bundle,
+    destination: Destination,
+    places: Mapping[str, Reference],
+    tags: Sequence[TagMove],
+    shipments: Sequence[Shipment],
+    *,
+    verified: bool,
+) -> Receipt:
+    previous = {move.reference: move.previous for move in tags}
+    images: list[ReceiptImage] = []
+    by_name: dict[str, str] = {}
+    for entry in bundle.manifest.images:
+        place = places[entry.reference]
+        pinned = str(place.with_digest(entry.digest))
+        before = previous.get(str(place))
+        images.append(
+            ReceiptImage(
+                name=entry.name,
+                role=entry.role,
+                image=entry.image,
+                reference=str(place),
+                pinned=pinned,
+                digest=entry.digest,
+                previous_digest=before,
+                platforms=tuple(entry.platforms),
+            )
+        )
+        for name in (entry.image, entry.reference, entry.name):
+            by_name.setdefault(name, pinned)
+    artifacts = {
+        f"{destination.registry}/{item.repository}@{item.descriptor.digest}"
+        for item in shipments
+        if item.name not in places
+    }
+    return Receipt(
+        bundle_root=bundle.root,
+        root_verified=verified,
+        registry=str(destination),
+        loaded_at=clock.rfc3339(clock.now_s()),
+        airferry=airferry.__version__,
+        images=tuple(images),
+        steps={
+            step: by_name[image] for step, image in bundle.manifest.step_execution_images.items() if image in by_name
+        },
+        artifacts=tuple(sorted(artifacts)),
+    )
+
+
+def _stage(name: str, emit: Emit, work: Callable[[], T]) -> T:
+    begun_s = clock.monotonic_s()
+    emit(StageStarted(name))
+    result = work()
+    emit(StageFinished(name, clock.monotonic_s() - begun_s))
+    return result

@@ -1,0 +1,317 @@
+"""Images and artifacts of a bundle into the repositories of one registry, by digest, and the audit of what is there.
+
+Blobs first, each sent once however many repositories want it, the others take it over by mount; then manifests,
+children before indexes, artifacts last. Moves no tag.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import IO
+
+from airferry.errors import IntegrityError, RegistryError
+from airferry.events import Emit, Progress
+from airferry.host.threads import Cancelled, parallel_map
+from airferry.oci.copy import Closure
+from airferry.oci.documents import MANIFEST_TYPES, Descriptor, parse_manifest
+from airferry.oci.ports import BLOCK_BYTES, Source, Stored
+from airferry.oci.streams import verifying
+from airferry.registry.client import RegistryClient
+from airferry.registry.sink import RegistrySink
+from airferry.registry.uploads import Uploader
+
+PROGRESS_EVERY_BYTES = 16 * BLOCK_BYTES
+SHOWN_MISSING = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Shipment:
+    """An image or artifact on its way: what it is called, what it consists of, and the repository it goes to."""
+
+    name: str
+    repository: str
+    closure: Closure
+
+    @property
+    def descriptor(self) -> Descriptor:
+        """The descriptor of the whole."""
+        return self.closure.top.descriptor
+
+
+@dataclass(frozen=True, slots=True)
+class BlobStep:
+    """What is done for one blob: `action` is `send` or `mount`."""
+
+    action: str
+    digest: str
+    size_bytes: int
+    repository: str
+
+
+@dataclass(slots=True)
+class PushResult:
+    """What a push did, or would do: blobs that were sent, mounted, and there before; manifests that were sent."""
+
+    steps: list[BlobStep] = field(default_factory=list)
+    present_blobs: int = 0
+    manifests: int = 0
+
+    @property
+    def sent_blobs(self) -> int:
+        """How many blobs were sent."""
+        return sum(step.action == "send" for step in self.steps)
+
+    @property
+    def sent_bytes(self) -> int:
+        """The bytes of the blobs that were sent."""
+        return sum(step.size_bytes for step in self.steps if step.action == "send")
+
+    @property
+    def mounted_blobs(self) -> int:
+        """How many blobs one repository took over from another."""
+        return sum(step.action == "mount" for step in self.steps)
+
+
+@dataclass(slots=True)
+class _Blob:
+    descriptor: Descriptor
+    repositories: list[str] = field(default_factory=list)
+
+
+class Pusher:
+    """Brings shipments from a source into one registry."""
+
+    def __init__(self, client: RegistryClient, uploader: Uploader, source: Source, *, jobs: int, emit: Emit) -> None:
+        """Prepare; nothing is sent yet."""
+        self._client = client
+        self._uploader = uploader
+        self._source = source
+        self._jobs = jobs
+        self._emit = emit
+        self._sinks: dict[str, RegistrySink] = {}
+        self._lock = threading.Lock()
+        self._seen: set[tuple[str, str]] = set()
+        self._mounts = True
+        self.result = PushResult()
+
+    def sink(self, repository: str) -> RegistrySink:
+        """Return the sink of a repository, the same one each time."""
+        with self._lock:
+            if repository not in self._sinks:
+                self._sinks[repository] = RegistrySink(self._client, repository, uploader=self._uploader)
+            return self._sinks[repository]
+
+    def preview(self, shipments: Sequence[Shipment]) -> PushResult:
+        """Return what `push` would do, by asking the registry only."""
+        result = PushResult()
+
+        def ask(blob: _Blob) -> list[BlobStep]:
+            lacking = [name for name in blob.repositories if not self.sink(name).has_blob(blob.descriptor)]
+            held = len(lacking) < len(blob.repositories)
+            return [
+                BlobStep("mount" if held or number else "send", blob.descriptor.digest, blob.descriptor.size, name)
+                for number, name in enumerate(lacking)
+            ]
+
+        blobs = _wanted_blobs(shipments)
+        for blob, steps in zip(blobs, parallel_map(ask, blobs, jobs=self._jobs), strict=True):
+            result.steps += steps
+            result.present_blobs += len(blob.repositories) - len(steps)
+        for lacking in parallel_map(self._lacking_manifests, shipments, jobs=self._jobs):
+            result.manifests += len(lacking)
+        return result
+
+    def push(self, shipments: Sequence[Shipment]) -> PushResult:
+        """Bring everything into the registry, by digest. Idempotent; the first failure cancels the rest.
+
+        Raises:
+            RegistryError: the registry does not answer, refuses, or fails too often.
+            IntegrityError: a blob is not what its descriptor says.
+        """
+        blobs = _wanted_blobs(shipments)
+        cancelled = threading.Event()
+        advance = self._progress(sum(blob.descriptor.size for blob in blobs), cancelled)
+        parallel_map(lambda blob: self._place(blob, advance), blobs, jobs=self._jobs, cancelled=cancelled)
+        subjects = [item for item in shipments if not _subject(item.closure.top)]
+        for group in (subjects, [item for item in shipments if _subject(item.closure.top)]):
+            parallel_map(self._put_manifests, group, jobs=self._jobs)
+        return self.result
+
+    def unfinished(self, shipments: Iterable[Shipment]) -> list[str]:
+        """Return the names of shipments of which blobs are not known to be in the registry."""
+        with self._lock:
+            return [
+                item.name
+                for item in shipments
+                if any((item.repository, digest) not in self._seen for digest in item.closure.blobs)
+            ]
+
+    def audit(self, shipments: Sequence[Shipment]) -> None:
+        """Read back the whole closure of every shipment: manifests byte by byte, sizes of blobs, referrers.
+
+        Raises:
+            RegistryError: something is missing; the message says what.
+            IntegrityError: the registry holds something else.
+        """
+        held = {(step.repository, step.digest) for step in self.result.steps}
+        changed = {digest for _repository, digest in held}
+        blobs = [blob for blob in _wanted_blobs(shipments) if blob.descriptor.digest in changed]
+
+        def check_blob(blob: _Blob) -> list[str]:
+            return [
+                f"blob `{blob.descriptor.digest}` in `{name}`"
+                for name in blob.repositories
+                if (name, blob.descriptor.digest) in held and not self.sink(name).has_blob(blob.descriptor)
+            ]
+
+        missing = [text for found in parallel_map(check_blob, blobs, jobs=self._jobs) for text in found]
+        missing += [text for found in parallel_map(self._audit_manifests, shipments, jobs=self._jobs) for text in found]
+        if missing:
+            shown = ", ".join(missing[:SHOWN_MISSING])
+            more = len(missing) - SHOWN_MISSING
+            raise RegistryError(
+                f"`{self._client.registry}` lacks what it took: {shown}" + (f" and {more} more" if more > 0 else ""),
+                hint="does the registry collect garbage while it is loaded? No tag was moved; rerun",
+                missing=missing,
+            )
+
+    def _place(self, blob: _Blob, advance: Callable[[int], None]) -> None:
+        """Bring one blob into all repositories that want it."""
+        descriptor = blob.descriptor
+        lacking = [name for name in blob.repositories if not self._has(name, descriptor)]
+        holder = next((name for name in blob.repositories if name not in lacking), None)
+        if holder is not None:
+            advance(descriptor.size)
+        for name in lacking:
+            action = "send"
+            if holder is not None and self._mount(descriptor, name, holder):
+                action = "mount"
+            else:
+                self._send(descriptor, name, advance if holder is None else None)
+            holder = holder or name
+            with self._lock:
+                self._seen.add((name, descriptor.digest))
+                self.result.steps.append(BlobStep(action, descriptor.digest, descriptor.size, name))
+
+    def _has(self, repository: str, descriptor: Descriptor) -> bool:
+        found = self.sink(repository).has_blob(descriptor)
+        if found:
+            with self._lock:
+                self._seen.add((repository, descriptor.digest))
+                self.result.present_blobs += 1
+        return found
+
+    def _mount(self, descriptor: Descriptor, repository: str, holder: str) -> bool:
+        """Try a mount, unless the registry has shown that it does none."""
+        if not self._mounts:
+            return False
+        done = self.sink(repository).mount_blob(descriptor, holder)
+        self._mounts = self._mounts and done
+        return done
+
+    def _send(self, descriptor: Descriptor, repository: str, advance: Callable[[int], None] | None) -> None:
+        sink = self.sink(repository)
+        sink.put_blob_from(descriptor, _Reopened(self._source, descriptor, advance).open)
+
+    def _put_manifests(self, item: Shipment) -> None:
+        sink = self.sink(item.repository)
+        for stored in self._lacking_manifests(item):
+            sink.put_manifest(stored)
+            with self._lock:
+                self.result.manifests += 1
+
+    def _lacking_manifests(self, item: Shipment) -> list[Stored]:
+        """Return the manifests that the repository does not hold, or holds unlisted as referrers, children first."""
+        source = self.sink(item.repository).source
+        lacking = []
+        for stored in item.closure.manifests:
+            digest, subject = stored.descriptor.digest, _subject(stored)
+            if source.find(digest) != digest or (subject and not _is_listed(source.referrers(subject), digest)):
+                lacking.append(stored)
+        return lacking
+
+    def _audit_manifests(self, item: Shipment) -> list[str]:
+        source = self.sink(item.repository).source
+        missing = []
+        for stored in item.closure.manifests:
+            digest, subject = stored.descriptor.digest, _subject(stored)
+            if source.find(digest) is None:
+                missing.append(f"manifest `{digest}` in `{item.repository}`")
+                continue
+            if source.read_manifest(stored.descriptor).data != stored.data:
+                raise IntegrityError(f"`{source}` holds something else as `{digest}`", digest=digest)
+            if subject and not _is_listed(source.referrers(subject), digest):
+                missing.append(f"`{digest}` among the referrers of `{subject}` in `{item.repository}`")
+        return missing
+
+    def _progress(self, total: int, cancelled: threading.Event) -> Callable[[int], None]:
+        lock = threading.Lock()
+        state = {"done": 0, "said": 0}
+
+        def advance(size: int) -> None:
+            if cancelled.is_set():
+                raise Cancelled
+            with lock:
+                state["done"] = min(total, state["done"] + size)
+                if state["done"] - state["said"] < PROGRESS_EVERY_BYTES and state["done"] < total:
+                    return
+                state["said"] = state["done"]
+                self._emit(Progress("load", state["done"], total))
+
+        return advance
+
+
+class _Reopened:
+    """A blob of a source that can be opened again and counts no byte twice."""
+
+    def __init__(self, source: Source, descriptor: Descriptor, advance: Callable[[int], None] | None) -> None:
+        self._source = source
+        self._descriptor = descriptor
+        self._advance = advance
+        self._counted = 0
+
+    @contextmanager
+    def open(self) -> Iterator[IO[bytes]]:
+        """Open the blob from its start, verified."""
+        position = 0
+
+        def passed(size: int) -> None:
+            nonlocal position
+            position += size
+            if self._advance is not None:
+                self._advance(max(0, position - self._counted))
+            self._counted = max(self._counted, position)
+
+        with self._source.open_blob(self._descriptor) as stream:
+            yield verifying(stream, self._descriptor, on_block=passed)
+
+
+def _wanted_blobs(shipments: Iterable[Shipment]) -> list[_Blob]:
+    """Return every blob once, largest first, with the repositories that want it.
+
+    Raises:
+        IntegrityError: a blob is declared with two sizes.
+    """
+    found: dict[str, _Blob] = {}
+    for item in shipments:
+        for digest, descriptor in item.closure.blobs.items():
+            blob = found.setdefault(digest, _Blob(descriptor))
+            if blob.descriptor.size != descriptor.size:
+                raise IntegrityError(f"blob `{digest}` is declared with two sizes", digest=digest)
+            if item.repository not in blob.repositories:
+                blob.repositories.append(item.repository)
+    return sorted(found.values(), key=lambda blob: (-blob.descriptor.size, blob.descriptor.digest))
+
+
+def _subject(stored: Stored) -> str:
+    if stored.descriptor.media_type not in MANIFEST_TYPES:
+        return ""
+    manifest = parse_manifest(stored.data, what=f"manifest `{stored.descriptor.digest}`")
+    return manifest.subject.digest if manifest.subject else ""
+
+
+def _is_listed(referrers: Iterable[Descriptor], digest: str) -> bool:
+    return any(entry.digest == digest for entry in referrers)

@@ -1,0 +1,115 @@
+"""Where the images of a bundle go in a private registry: a rule, and exceptions to it. Talks to no registry.
+
+The rule: the host of the name in the bundle is dropped, as is `library/` of `docker.io`; the rest of the path is kept
+under the prefix, or only its last part with `flatten`; the tag stays. `nvcr.io/nvidia/nemo:25.09` goes to
+`HOST/PREFIX/nvidia/nemo:25.09`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from airferry.errors import AirferryError, UsageError
+from airferry.oci.reference import DEFAULT_REGISTRY, Reference, parse_reference
+
+ARTIFACTS_REPOSITORY = "airferry-artifacts"
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """A registry host, and the path under which everything goes; empty for none."""
+
+    registry: str
+    prefix: str
+
+    def __str__(self) -> str:
+        return f"{self.registry}/{self.prefix}" if self.prefix else self.registry
+
+    def repository(self, path: str) -> str:
+        """Return the repository for a path under the prefix."""
+        return f"{self.prefix}/{path}" if self.prefix else path
+
+
+def parse_destination(text: str) -> Destination:
+    """Return the destination that `HOST[:PORT][/PREFIX]` names.
+
+    Raises:
+        UsageError: it names none.
+    """
+    trimmed = text.removeprefix("docker://").strip().rstrip("/")
+    host, _, prefix = trimmed.partition("/")
+    if not ("." in host or ":" in host or host == "localhost" or host.startswith("[")):
+        raise UsageError(
+            f"`{text}` names no registry, expected `HOST:PORT/PREFIX`",
+            hint=f"add the port, for example `{host or 'registry'}:443`",
+        )
+    parsed = parse_reference(f"{trimmed}/image")
+    return Destination(parsed.registry, prefix)
+
+
+def relocate(
+    names: Iterable[str], destination: Destination, *, maps: Mapping[str, str] | None = None, flatten: bool = False
+) -> dict[str, Reference]:
+    """Return where each image goes, in the order of the names.
+
+    `maps` overrides the rule: its keys are names in the bundle, or what they begin with up to a `/` or the tag; its
+    values take the place of that under the prefix. The longest key wins.
+
+    Raises:
+        UsageError: two images would take one name, a map fits nothing, or a result is no reference.
+    """
+    rules = maps or {}
+    used: set[str] = set()
+    placed: dict[str, Reference] = {}
+    taken: dict[tuple[str, str], str] = {}
+    for name in names:
+        target = _place(name, destination, rules, flatten, used)
+        tag = target.tag or target.digest or ""
+        other = taken.setdefault((target.repository, tag), name)
+        if other != name:
+            raise UsageError(
+                f"`{other}` and `{name}` would both become `{target}`",
+                hint=f"give one another name: `--map {name}=OTHER/NAME`",
+            )
+        placed[name] = target
+    unused = sorted(rules.keys() - used)
+    if unused:
+        raise UsageError(
+            f"`--map {unused[0]}=…` fits no image of the bundle",
+            hint="it holds " + ", ".join(f"`{name}`" for name in placed),
+        )
+    return placed
+
+
+def _place(name: str, destination: Destination, rules: Mapping[str, str], flatten: bool, used: set[str]) -> Reference:
+    given = parse_reference(name)
+    matching = [key for key in rules if _fits(key, name)]
+    if matching:
+        key = max(matching, key=len)
+        used.add(key)
+        path, tag = rules[key].strip("/") + name[len(key) :], None
+    else:
+        path, tag = given.repository, given.tag
+        if given.registry == DEFAULT_REGISTRY:
+            path = path.removeprefix("library/")
+        if flatten:
+            path = path.rpartition("/")[2]
+    text = f"{destination.registry}/{destination.repository(path)}" + (f":{tag}" if tag else "")
+    try:
+        target = parse_reference(text.partition("@")[0])
+    except AirferryError as error:
+        raise UsageError(f"`{name}` cannot go to `{text}`: {error.message}", hint="name it with `--map`") from error
+    if given.digest and not given.tag and ":" not in path:
+        target = replace(target, tag=None, digest=given.digest)
+    elif not tag and given.tag and ":" not in text.rpartition("/")[2]:
+        target = replace(target, tag=given.tag)
+    return target
+
+
+def _fits(key: str, name: str) -> bool:
+    """Tell whether a map's key is the whole name, or ends in it at a `/` or before the tag."""
+    if not name.startswith(key) or not key:
+        return False
+    rest = name[len(key) :]
+    return not rest or key.endswith("/") or rest[0] in "/:@"
