@@ -20,6 +20,7 @@ from airferry.config import BaseImage as BaseSpec
 from airferry.errors import AirferryError, BuildError, ConfigurationError, IntegrityError
 from airferry.events import Emit
 from airferry.host import clock, files
+from airferry.host.threads import parallel_map
 from airferry.oci.archive import ArchiveSource
 from airferry.oci.copy import copy_image, select_platforms
 from airferry.oci.documents import (
@@ -63,10 +64,11 @@ class BaseImage:
     """A base for one platform, whole in the cache.
 
     `digest` is the manifest's digest where the base came from, `manifest` describes the one in the cache, which is
-    the same unless that was Docker's. `name` is the base as the plan writes it.
+    the same unless that was Docker's. `name` is the base as the plan writes it, `reference` its name in a registry.
     """
 
     name: str
+    reference: str | None
     platform: Platform
     digest: str
     manifest: Descriptor
@@ -114,12 +116,11 @@ class BaseCache:
             RegistryError: the registry does not answer or refuses.
             IntegrityError: bytes are not what a digest says.
         """
-        name = base.key
         pinned = dict(locked.platforms) if locked else {}
         wanted = [platform for platform in platforms if str(platform) in pinned]
         images: dict[Platform, BaseImage] = {}
         for platform in wanted:
-            if (image := self._cached(name, platform, pinned[str(platform)].manifest)) is not None:
+            if (image := self._cached(base, platform, pinned[str(platform)].manifest)) is not None:
                 images[platform] = image
         missing = [platform for platform in platforms if platform not in images]
         if not missing:
@@ -128,7 +129,7 @@ class BaseCache:
         if isinstance(base, BootstrapBase):
             return self._bootstrap(base, missing, images, locked)
         source, reference, kind = self._source(base)
-        return self._copy(source, reference, kind, name=name, missing=missing, images=images, locked=locked)
+        return self._copy(base, source, reference, kind, missing=missing, images=images, locked=locked)
 
     def _source(self, base: RegistryBase | LayoutBase | ArchiveBase) -> tuple[Source, str, BaseKind]:
         if isinstance(base, RegistryBase):
@@ -142,17 +143,19 @@ class BaseCache:
 
     def _copy(
         self,
+        base: BaseSpec,
         source: Source,
         reference: str,
         kind: BaseKind,
         *,
-        name: str,
         missing: Sequence[Platform],
         images: dict[Platform, BaseImage],
         locked: LockedBase | None,
     ) -> ResolvedBase:
+        name = base.key
         pinned = dict(locked.platforms) if locked else {}
-        top = source.resolve(locked.index if locked and locked.index else reference)
+        pins = [pinned[str(platform)].manifest for platform in missing if str(platform) in pinned]
+        top = source.resolve((locked.index if locked else None) or (pins[0] if pins else reference))
         children: dict[Platform, Descriptor] = {}
         if top.media_type in INDEX_TYPES:
             index = parse_index(source.read_manifest(top).data, what=f"the index of `{name}`")
@@ -170,7 +173,7 @@ class BaseCache:
                     hint=f"run `airferry lock --update {name}` to take the new one",
                 )
             copy_image(source, self.store, child, emit=self._emit)
-            image = self._read(name, platform, child)
+            image = self._read(base, platform, child)
             if not platform.accepts(image.config.platform_value()):
                 raise ConfigurationError(
                     f"base `{name}` is for `{image.config.platform_value()}`, not for `{platform}`",
@@ -189,16 +192,20 @@ class BaseCache:
         locked: LockedBase | None,
     ) -> ResolvedBase:
         pinned = dict(locked.platforms) if locked else {}
-        for platform in missing:
+
+        def make(platform: Platform) -> tuple[Descriptor, dict[str, str]]:
             pin = pinned.get(str(platform))
-            descriptor, packages = self._make_userland(base, platform, pins=pin.packages if pin else None)
+            return self._make_userland(base, platform, pins=pin.packages if pin else None)
+
+        for platform, (descriptor, packages) in zip(missing, parallel_map(make, missing, jobs=2), strict=True):
+            pin = pinned.get(str(platform))
             if pin is not None and pin.manifest != descriptor.digest:
                 raise BuildError(
                     f"the bootstrapped base for `{platform}` came out as `{descriptor.digest}`, the lock file pins "
                     f"`{pin.manifest}`",
                     hint="another mmdebstrap or airferry made it; run `airferry lock --update` to take the new one",
                 )
-            images[platform] = self._read(base.key, platform, descriptor)
+            images[platform] = self._read(base, platform, descriptor)
             pinned[str(platform)] = LockedBasePlatform(manifest=descriptor.digest, packages=packages)
         return ResolvedBase(images, LockedBase(kind="bootstrap", index=None, platforms=pinned))
 
@@ -221,7 +228,7 @@ class BaseCache:
             )
         return descriptor, made.packages
 
-    def _cached(self, name: str, platform: Platform, digest: str) -> BaseImage | None:
+    def _cached(self, base: BaseSpec, platform: Platform, digest: str) -> BaseImage | None:
         """Return the pinned image if all of it is in the cache."""
         path = self.store.blob_path(digest)
         if not path.is_file():
@@ -229,13 +236,15 @@ class BaseCache:
         try:
             data = path.read_bytes()
             media_type = json.loads(data).get("mediaType") or IMAGE_MANIFEST
-            image = self._read(name, platform, Descriptor(media_type=media_type, digest=digest, size=len(data)))
+            image = self._read(base, platform, Descriptor(media_type=media_type, digest=digest, size=len(data)))
         except (OSError, ValueError, AttributeError, AirferryError):
             self.store.remove_blob(digest)
             return None
         return image if all(self.store.has_blob(layer) for layer in image.layers) else None
 
-    def _read(self, name: str, platform: Platform, descriptor: Descriptor) -> BaseImage:
+    def _read(self, base: BaseSpec, platform: Platform, descriptor: Descriptor) -> BaseImage:
+        name = base.key
+        reference = str(parse_reference(base.reference)) if isinstance(base, RegistryBase) else None
         data = self.store.read_manifest(descriptor).data
         own = self._in_oci_types(descriptor, data)
         manifest = parse_manifest(self.store.read_manifest(own).data, what=f"the manifest of `{name}`")
@@ -245,7 +254,9 @@ class BaseCache:
             raise IntegrityError(
                 f"base `{name}` has {len(manifest.layers)} layers, but its config names {len(config.rootfs.diff_ids)}"
             )
-        return BaseImage(name, platform, descriptor.digest, own, config, config_bytes, tuple(manifest.layers))
+        return BaseImage(
+            name, reference, platform, descriptor.digest, own, config, config_bytes, tuple(manifest.layers)
+        )
 
     def _in_oci_types(self, descriptor: Descriptor, data: bytes) -> Descriptor:
         document = json.loads(data)

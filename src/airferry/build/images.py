@@ -90,6 +90,12 @@ class ImageRecipe:
     network: bool = False
 
 
+def base_annotations(base: BaseImage) -> dict[str, str]:
+    """Return what an image says of its base, by the image-spec's own keys (*annotations.md*)."""
+    named = {BASE_NAME: base.reference} if base.reference else {}
+    return {**named, BASE_DIGEST: base.digest}
+
+
 class Assembler:
     """Builds images into one bundle. Safe to use from threads."""
 
@@ -166,7 +172,7 @@ class Assembler:
             media_type=IMAGE_MANIFEST,
             config=config,
             layers=[layer.descriptor for layer in layers],
-            annotations={BASE_NAME: base.name, BASE_DIGEST: base.digest},
+            annotations=base_annotations(base),
         )
         descriptor = self._bundle.put_bytes(canonical_json(manifest), IMAGE_MANIFEST)
         entry = describe_platform(

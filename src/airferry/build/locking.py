@@ -21,16 +21,14 @@ from airferry.build.wheels import WheelStore
 from airferry.buildah.engine import Engine, Volume, base_tag
 from airferry.config import BaseImage as BaseSpec
 from airferry.errors import UsageError
-from airferry.events import Emit, StageFinished, StageStarted
+from airferry.events import Emit, StageFinished, StageStarted, Warned
 from airferry.host import clock, files
 from airferry.host.journal import inputs_digest
 from airferry.host.threads import parallel_map
 from airferry.oci.platform import Platform
 from airferry.plan.catalogue_lock import CatalogueLock
 from airferry.plan.lockfile import (
-    LockedAddition,
     LockedBase,
-    LockedGit,
     LockedGroup,
     LockedLauncher,
     LockedOverlay,
@@ -98,6 +96,8 @@ class Locker:
             else:
                 assert launcher is not None
                 found = self._lock_launcher(launcher, platform, images[launcher.base_image.key][platform], inputs)
+            for note in found.notes:
+                self.emit(Warned(f"{name} on {platform}: {note}"))
             detail = f"adds {len(found.additions)}" if found.additions else "lacks nothing"
             self.emit(StageFinished(f"probe {name} {platform}", clock.monotonic_s() - started, detail=detail))
             return found

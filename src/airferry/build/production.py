@@ -18,7 +18,7 @@ import zstandard
 from airferry import __version__
 from airferry.build import contexts
 from airferry.build.bases import BaseImage
-from airferry.build.images import ASSEMBLY_VERSION, Assembler, BuiltImage, ImageRecipe
+from airferry.build.images import ASSEMBLY_VERSION, Assembler, BuiltImage, ImageRecipe, base_annotations
 from airferry.build.launcher import project_wheel
 from airferry.build.pip import WheelTarget
 from airferry.build.wheels import Pin, Wheel, WheelStore, file_sha256, read_wheel
@@ -69,8 +69,6 @@ LAUNCHER = "launcher"
 WORKSPACE = "/workspace/Nemotron"
 BUNDLE = "bundle"
 TITLE_LABEL = "org.opencontainers.image.title"
-BASE_NAME_LABEL = "org.opencontainers.image.base.name"
-BASE_DIGEST_LABEL = "org.opencontainers.image.base.digest"
 
 
 @dataclass(frozen=True, slots=True)
@@ -528,7 +526,7 @@ def requirements_lines(platforms: Mapping[str, LockedPlatform]) -> list[str]:
 
 
 def _labels(tag: str, base: BaseImage) -> dict[str, str]:
-    return {TITLE_LABEL: tag, BASE_NAME_LABEL: base.name, BASE_DIGEST_LABEL: base.digest}
+    return {TITLE_LABEL: tag, **base_annotations(base)}
 
 
 def _target(locked: LockedPlatform) -> WheelTarget:

@@ -10,6 +10,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from airferry.bundle.artifacts import MANIFEST_ARTIFACT, MANIFEST_CONTENT, read_artifact_file
 from airferry.bundle.manifest import BundleManifest, ImageEntry, read_manifest
@@ -67,6 +68,20 @@ class VerifyReport:
     def ok(self) -> bool:
         """Whether nothing is wrong."""
         return not self.findings
+
+    def to_document(self) -> dict[str, Any]:
+        """Return the report as plain data."""
+        return {
+            "path": str(self.path),
+            "ok": self.ok,
+            "root": self.root,
+            "root_verified": self.root_verified,
+            "images": self.images,
+            "artifacts": self.artifacts,
+            "blobs": self.blobs,
+            "size_bytes": self.size_bytes,
+            "findings": [str(finding) for finding in self.findings],
+        }
 
     def raise_if_wrong(self) -> None:
         """Do nothing if nothing is wrong.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from typing import Annotated
@@ -14,6 +15,7 @@ from airferry import __version__
 from airferry.cli import far, near
 from airferry.cli.render import Reporter
 from airferry.errors import AirferryError
+from airferry.host import process
 
 INTERRUPTED = 130
 HELP = """Carry container images, and everything that goes with them, across an air gap.
@@ -62,7 +64,15 @@ def options(
 
 def main() -> None:
     """Run the program and exit with the documented code."""
+    signal.signal(signal.SIGINT, _interrupt)
+    signal.signal(signal.SIGTERM, _interrupt)
     sys.exit(run(sys.argv[1:]))
+
+
+def _interrupt(_signal: int, _frame: object) -> None:
+    """End children in all threads, so that those threads end as well, and unwind."""
+    process.end_all()
+    raise KeyboardInterrupt
 
 
 def run(arguments: list[str]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ import typer
 
 from airferry import usecases
 from airferry.cli.render import Reporter, data, sizes
-from airferry.errors import IntegrityError
+from airferry.errors import UsageError
 
 BundleArgument = Annotated[Path, typer.Argument(help="The output folder of a build, or the bundle in it.")]
 RootOption = Annotated[
@@ -23,6 +24,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, 
 def register(app: typer.Typer) -> None:
     """Add this module's commands in the order in which an operator needs them."""
     app.command(rich_help_panel="Far side")(verify)
+    app.command(rich_help_panel="Far side")(load)
 
 
 def verify(
@@ -38,14 +40,106 @@ def verify(
     if as_json:
         data(json.dumps(report.to_document(), indent=2))
     else:
-        for line in report.lines():
-            data(line)
-    if not report.ok:
-        raise IntegrityError(
-            f"the bundle `{bundle}` is not what it should be: {len(report.findings)} findings",
-            hint="carry it over again; nothing of it has been used",
-        )
-    if root is None:
+        for finding in report.findings:
+            data(str(finding))
+        amount = f"{report.blobs} blobs, {sizes(report.size_bytes)}"
+        reporter.console.print(f"{report.images} images and {report.artifacts} artifacts in {amount}")
+        reporter.console.print(f"root {report.root}" + (" (as expected)" if report.root_verified else ""))
+    report.raise_if_wrong()
+    if not report.root_verified:
         reporter.console.print(
             "Integrity was checked, not origin: compare the root with the one that came by another way (`--root`)."
         )
+
+
+def load(
+    context: typer.Context,
+    bundle: BundleArgument,
+    to: Annotated[str, typer.Option("--to", envvar="AIRFERRY_TO", help="HOST:PORT/PREFIX of the private registry.")],
+    root: RootOption = None,
+    receipt: Annotated[
+        Path | None, typer.Option("--receipt", help="Where the receipt goes.", show_default="airgap-receipt.yaml")
+    ] = None,
+    maps: Annotated[
+        list[str] | None,
+        typer.Option("--map", help="FROM=TO: another place under the prefix for what begins with FROM. Repeatable."),
+    ] = None,
+    flatten: Annotated[bool, typer.Option("--flatten", help="Keep only the last part of each image's path.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be sent and tagged.")] = False,
+    plain_http: Annotated[
+        bool | None, typer.Option("--plain-http/--tls", help="Without TLS; loopback needs no such word.")
+    ] = None,
+    ca_file: Annotated[Path | None, typer.Option("--ca-file", help="Certificate of a private authority, PEM.")] = None,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", envvar="AIRFERRY_JOBS", min=1, max=64)] = 4,
+    limit_rate: Annotated[
+        str | None, typer.Option("--limit-rate", help="Bytes a second over all connections, for example 20M.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Load a bundle into a private registry, verified before and read back after, and say what to submit with."""
+    reporter: Reporter = context.obj
+    options = usecases.ClientOptions(
+        plain_http=plain_http, ca_file=ca_file, jobs=jobs, limit_rate=parse_rate(limit_rate) if limit_rate else None
+    )
+    with reporter.display():
+        outcome = usecases.load(
+            bundle,
+            to=to,
+            root=root,
+            receipt=receipt,
+            maps=parse_maps(maps or []),
+            flatten=flatten,
+            dry_run=dry_run,
+            options=options,
+            emit=reporter,
+        )
+    if as_json:
+        data(json.dumps(outcome.to_document(), indent=2))
+        return
+    if dry_run:
+        _show_plan(outcome)
+        return
+    reporter.console.print(outcome.summary)
+    overrides = outcome.submit_overrides()
+    if overrides:
+        reporter.console.print("Submit each step with:")
+        for step, override in overrides.items():
+            data(f"nemotron steps run {step} -c CONFIG -b PROFILE {override}")
+    reporter.console.print(f"wrote {outcome.receipt_path}")
+    if not outcome.receipt.root_verified:
+        reporter.console.print("Integrity was checked, not origin: no `--root` was given.")
+
+
+def _show_plan(outcome: usecases.LoadOutcome) -> None:
+    for step in outcome.result.pushed.steps:
+        data(f"{step.action}  {step.repository}@{step.digest}  {sizes(step.size_bytes)}")
+    for move in outcome.result.moved_tags:
+        data(f"tag  {move.reference}  {move.digest}" + (f"  (was {move.previous})" if move.previous else ""))
+    data(f"would send {sizes(outcome.result.pushed.sent_bytes)}")
+
+
+def parse_maps(values: list[str]) -> dict[str, str]:
+    """Return `FROM=TO` options as a mapping.
+
+    Raises:
+        UsageError: one has another form.
+    """
+    maps = {}
+    for value in values:
+        source, equals, target = value.partition("=")
+        if not equals or not source or not target:
+            raise UsageError(f"`--map {value}`: expected `FROM=TO`", hint="for example `--map nvidia/nemo=mirror/nemo`")
+        maps[source] = target
+    return maps
+
+
+def parse_rate(text: str) -> float:
+    """Return bytes a second from a number with an optional K, M or G (powers of 1024).
+
+    Raises:
+        UsageError: it is no positive number.
+    """
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if match is None or float(match[1]) <= 0:
+        raise UsageError(f"`--limit-rate {text}`: expected bytes a second, for example `20M`")
+    return float(match[1]) * float(1024 ** " KMG".index(match[2].upper() or " "))

@@ -6,6 +6,7 @@ process group, terminated and then killed on time-out and on any exception; a bo
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -25,6 +26,8 @@ TAIL_LINES = 40
 MAX_LINE_CHARACTERS = 2000
 MAX_STDOUT_BYTES = 64 * 1024 * 1024
 TERMINATE_GRACE_S = 10.0
+
+_live: set[subprocess.Popen[bytes]] = set()
 
 ALLOWED_ENVIRONMENT = (
     "HOME",
@@ -167,6 +170,7 @@ def run(
         workers.append(threading.Thread(target=_feed, args=(child.stdin, stdin), daemon=True))
     for worker in workers:
         worker.start()
+    _live.add(child)
     try:
         returncode = child.wait(timeout=timeout_s)
     except subprocess.TimeoutExpired:
@@ -181,6 +185,8 @@ def run(
     except BaseException:
         end_process_group(child)
         raise
+    finally:
+        _live.discard(child)
     for worker in workers:
         worker.join(timeout=TERMINATE_GRACE_S)
     if overflow.is_set():
@@ -242,6 +248,13 @@ def end_process_group(child: subprocess.Popen[bytes]) -> None:
             child.wait(timeout=TERMINATE_GRACE_S)
         except subprocess.TimeoutExpired:
             continue
+
+
+def end_all() -> None:
+    """Terminate the process groups of all children under way in any thread, which then fail in their own callers."""
+    for child in list(_live):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, signal.SIGTERM)
 
 
 def failure_tail(error: AirferryError) -> tuple[str, ...]:

@@ -4,20 +4,28 @@ A use case takes plain values and an `Emit`, returns a frozen result, raises fro
 prints, prompts or exits.
 """
 
+from airferry.registry.client import ClientOptions
 from airferry.usecases.describe import describe_plan
+from airferry.usecases.example import quickstart
+from airferry.usecases.far import LoadOutcome, load, verify
 from airferry.usecases.host import DoctorReport
 from airferry.usecases.near import BuildOutcome, LockOutcome, PlanOutcome, Selection, build, doctor, lock, plan, schema
 
 __all__ = [
     "BuildOutcome",
+    "ClientOptions",
     "DoctorReport",
+    "LoadOutcome",
     "LockOutcome",
     "PlanOutcome",
     "Selection",
     "build",
     "describe_plan",
     "doctor",
+    "load",
     "lock",
     "plan",
+    "quickstart",
     "schema",
+    "verify",
 ]

@@ -24,6 +24,7 @@ from airferry.events import Emit, Notice, silent
 from airferry.host import files
 from airferry.host.threads import usable_cores
 from airferry.oci.platform import parse_platform
+from airferry.oci.reference import Reference
 from airferry.plan.catalogue_lock import read_catalogue_lock
 from airferry.plan.lockfile import LOCK_FILE, Lockfile, differences, read_lockfile, render_lockfile, write_lockfile
 from airferry.plan.models import Plan
@@ -278,12 +279,15 @@ def _near_side(made: Plan, *, engine: str, jobs: int | None, emit: Emit) -> Iter
                 check_for_build(made, cache=cache)
             return opened[0]
 
+        def open_registry(reference: Reference) -> RegistrySource:
+            return RegistrySource(clients(reference.registry), reference.repository)
+
         catalogue = read_catalogue_lock(made.lock_path) if made.lock_path else None
         digest = hashlib.sha256(made.lock_path.read_bytes()).hexdigest() if made.lock_path else None
         program = find_engine(choice)
         locker = Locker(
             plan=made,
-            bases=BaseCache(cache, open_registry=lambda reference: RegistrySource(clients(reference.registry), reference.repository), emit=emit),
+            bases=BaseCache(cache, open_registry=open_registry, emit=emit),
             engine=_once(lend_engine),
             wheels=WheelStore(cache, Pip(emit=emit), emit),
             catalogue=catalogue,

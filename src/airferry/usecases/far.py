@@ -1,0 +1,106 @@
+"""The far side: verify a bundle, and load it into a registry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from airferry.bundle.receipt import RECEIPT_FILE, Receipt
+from airferry.bundle.verify import VerifyReport, verify_bundle
+from airferry.events import Emit, silent
+from airferry.registry.client import ClientOptions
+from airferry.site import load as loading
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOutcome:
+    """What a load did, or with `dry_run` would do."""
+
+    result: loading.LoadResult
+    receipt_path: Path
+
+    @property
+    def receipt(self) -> Receipt:
+        """What the registry holds now, under which references."""
+        return self.result.receipt
+
+    @property
+    def summary(self) -> str:
+        """One line: what was sent, what was there before, and how many tags moved."""
+        pushed = self.result.pushed
+        return (
+            f"{pushed.sent_blobs} blobs sent ({pushed.sent_bytes / (1 << 20):.1f} MiB), {pushed.mounted_blobs} taken "
+            f"over from another repository, {pushed.present_blobs} there already; {pushed.manifests} manifests, "
+            f"{len(self.result.moved_tags)} of {len(self.result.tags)} tags moved"
+        )
+
+    def submit_overrides(self) -> dict[str, str]:
+        """Return, for each step, the override that makes it run from the loaded image, pinned by digest."""
+        return {step: f"run.env.container_image={image}" for step, image in self.receipt.steps.items()}
+
+    def to_document(self) -> dict[str, Any]:
+        """Return the outcome as plain data."""
+        pushed = self.result.pushed
+        return {
+            "dry_run": self.result.dry_run,
+            "receipt_path": None if self.result.dry_run else str(self.receipt_path),
+            "sent_blobs": pushed.sent_blobs,
+            "sent_bytes": pushed.sent_bytes,
+            "mounted_blobs": pushed.mounted_blobs,
+            "present_blobs": pushed.present_blobs,
+            "manifests": pushed.manifests,
+            "tags": [
+                {"tag": move.reference, "digest": move.digest, "previous": move.previous, "moved": move.needed}
+                for move in self.result.tags
+            ],
+            "receipt": self.receipt.model_dump(mode="json"),
+        }
+
+
+def verify(bundle: Path, *, root: str | None = None, emit: Emit = silent) -> VerifyReport:
+    """Check every byte of a bundle and that each image in it is whole, and return what was seen.
+
+    Raises:
+        UsageError: there is no bundle.
+        IntegrityError: the root is another, or there is no telling what the bundle should hold.
+    """
+    return verify_bundle(bundle, root=root, emit=emit)
+
+
+def load(
+    bundle: Path,
+    *,
+    to: str,
+    root: str | None = None,
+    receipt: Path | None = None,
+    maps: Mapping[str, str] | None = None,
+    flatten: bool = False,
+    dry_run: bool = False,
+    options: ClientOptions | None = None,
+    emit: Emit = silent,
+) -> LoadOutcome:
+    """Verify a bundle, load it into `HOST[:PORT][/PREFIX]`, read back what is there, and write the receipt.
+
+    The receipt goes to `airgap-receipt.yaml` in the current folder unless another path is given; nothing is written
+    into the bundle. A second load transfers nothing.
+
+    Raises:
+        UsageError: there is no bundle, no registry, or two images would collide.
+        IntegrityError: the bundle is damaged.
+        RegistryError: the registry does not answer, refuses, or lacks something afterwards.
+    """
+    path = receipt or Path(RECEIPT_FILE)
+    result = loading.load(
+        bundle,
+        to=to,
+        receipt_path=path,
+        root=root,
+        maps=maps,
+        flatten=flatten,
+        dry_run=dry_run,
+        options=options,
+        emit=emit,
+    )
+    return LoadOutcome(result, path)
