@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
@@ -17,8 +19,9 @@ import pytest
 
 from airferry.buildah.engine import Engine, Volume, base_tag, open_engine
 from airferry.buildah.storage import Isolation
-from airferry.errors import BuildError, HostError, IntegrityError
+from airferry.errors import BuildError, HostError, IntegrityError, RegistryError
 from airferry.events import Event, Progress
+from airferry.host import process
 from airferry.oci.digest import digest_hex, digest_of
 from airferry.oci.documents import parse_image_config
 from airferry.oci.platform import Platform
@@ -66,7 +69,7 @@ def test_import_is_idempotent_and_named_by_digest(engine: Engine, debian_base: D
     first = engine.import_base(debian_base.layout, digest, platform=AMD64)
     assert engine.import_base(debian_base.layout, digest, platform=AMD64) == first
     assert base_tag(digest) == f"localhost/base:{digest_hex(digest)[:12]}"
-    assert engine.images()[base_tag(digest)].startswith(first[:12])
+    assert engine.images()[base_tag(digest)] == first
     assert engine.find_image("localhost/absent:latest") is None
 
 
@@ -223,6 +226,38 @@ def test_images_come_from_a_layout_by_name_whatever_its_path(
     store.write_index([named(debian_base.manifests[AMD64], "example.test/debian:1")])
     image = engine.pull_from_layout(store.path, "example.test/debian:1", platform=AMD64)
     assert engine.run(image, ["python", "-c", "print(6 * 7)"], platform=AMD64).text == "42\n"
+
+
+@pytest.fixture
+def registry(tmp_path: Path, require_tool: Callable[[str], Path]) -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    config = tmp_path / "registry.yml"
+    storage = f"storage: {{filesystem: {{rootdirectory: {tmp_path}/registry}}}}"
+    config.write_text(f"version: 0.1\n{storage}\nhttp: {{addr: '{address}'}}\n")
+    server = process.start([require_tool("docker-registry"), "serve", config], log=tmp_path / "registry.log")
+    try:
+        host, port = address.split(":")
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=1):
+                break
+            time.sleep(0.05)
+        yield address
+    finally:
+        process.end_process_group(server)
+
+
+@pytest.mark.usefixtures("bases")
+def test_images_come_from_a_registry(engine: Engine, debian_base: DebianBase, registry: str) -> None:
+    base = base_tag(debian_base.manifests[AMD64].digest)
+    image = engine.find_image(base)
+    engine.storage.invoke(["push", "--tls-verify=false", "-q", base, f"docker://{registry}/team/debian:1"])
+    assert engine.pull_from_registry(f"{registry}/team/debian:1", platform=AMD64, plain_http=True) == image
+    with pytest.raises(RegistryError, match="manifest unknown"):
+        engine.pull_from_registry(f"{registry}/team/absent:1", plain_http=True)
+    engine.remove_image(f"{registry}/team/debian:1")
+    assert engine.find_image(base) == image
 
 
 def test_one_process_at_a_time(engine: Engine) -> None:

@@ -198,12 +198,11 @@ class Engine:
 
     def images(self) -> dict[str, str]:
         """Return the names in the storage, each with its image's ID; unnamed images appear under their ID."""
-        done = self._command(
-            ["images", "--json" if self.program.kind == "buildah" else "--format=json"], doing="list the images"
-        )
+        form = "--json" if self.program.kind == "buildah" else "--format=json"
+        done = self._command(["images", "--no-trunc", form], doing="list the images")
         result = {}
         for entry in json.loads(done.text or "[]") or []:
-            image = str(entry.get("id") or entry.get("Id"))
+            image = str(entry.get("id") or entry.get("Id")).removeprefix("sha256:")
             for name in entry.get("names") or entry.get("Names") or [image]:
                 result[name] = image
         return dict(sorted(result.items()))

@@ -169,5 +169,5 @@ def _facts(failure: process.ProcessFailed) -> dict[str, Any]:
 
 
 def _quoted(lines: Sequence[str]) -> str:
-    shown = list(lines)[-SHOWN_LINES:]
+    shown = [line for line in lines if "Failed, retrying in" not in line][-SHOWN_LINES:]
     return "".join(f"\n  | {line}" for line in shown)
