@@ -217,10 +217,16 @@ def _receipt(
         airferry=airferry.__version__,
         images=tuple(images),
         steps={
-            step: by_name[image] for step, image in bundle.manifest.step_execution_images.items() if image in by_name
+            step: _pinned_image(by_name, step, image) for step, image in bundle.manifest.step_execution_images.items()
         },
         artifacts=tuple(sorted(artifacts)),
     )
+
+
+def _pinned_image(by_name: Mapping[str, str], step: str, image: str) -> str:
+    if image not in by_name:
+        raise IntegrityError(f"the manifest runs step `{step}` in image `{image}`, which the bundle does not hold")
+    return by_name[image]
 
 
 def _stage(name: str, emit: Emit, work: Callable[[], T]) -> T:
