@@ -239,15 +239,19 @@ def _story(
     for run in runs:
         lines.append(f"    {run.platform}  {run.step}  ({run.elapsed_s:.1f} s)")
         lines += [f"      | {line}" for line in run.output.splitlines()]
+    places = {
+        folder / "airgap.yaml": "what was asked for",
+        built.output / "airgap-manifest.yaml": "what was built, every digest",
+        built.output / "airgap.lock.yaml": "what moving references were resolved to",
+        built.bundle: "the bundle, an OCI image layout",
+        loaded.receipt_path: "what the registry holds, and what to submit each step with",
+        folder / "far" / "data": "what the steps computed",
+    }
+    width = max(len(str(path)) for path in places)
     lines += [
         "",
         f"All done in {total_s:.0f} s. Where to look:",
-        f"  {folder / 'airgap.yaml'}                 what was asked for",
-        f"  {built.output / 'airgap-manifest.yaml'}    what was built, every digest",
-        f"  {built.output / 'airgap.lock.yaml'}        what moving references were resolved to",
-        f"  {built.bundle}                   the bundle, an OCI image layout",
-        f"  {folder / 'far' / 'airgap-receipt.yaml'}     what the registry holds, and what to submit each step with",
-        f"  {folder / 'far' / 'data'}                    what the steps computed",
+        *(f"  {path!s:<{width}}  {what}" for path, what in places.items()),
         "Again: `airferry quickstart` reuses all of it. To start over, remove the folder.",
     ]
     return lines
