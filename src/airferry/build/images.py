@@ -10,7 +10,7 @@ import io
 import json
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from airferry.build.bases import BaseImage
 from airferry.buildah.engine import Engine, ExportedImage, base_tag
 from airferry.bundle.manifest import Addition, PlatformEntry, describe_platform
 from airferry.errors import BuildError, IntegrityError
-from airferry.events import Emit
+from airferry.events import Emit, Event, Progress
 from airferry.host import clock, files
 from airferry.host.journal import Journal
 from airferry.oci.codecs import inflate
@@ -139,7 +139,7 @@ class Assembler:
             epoch_s=epoch_s,
             build_args={"BASE_IMAGE": base_tag(base.manifest.digest), **recipe.arguments},
             network=recipe.network,
-            emit=self._emit,
+            emit=self._as_part_of(recipe),
         )
         try:
             with files.scratch_directory(self._scratch) as folder:
@@ -147,6 +147,16 @@ class Assembler:
                 return self._assemble(recipe, base, exported, epoch_s=epoch_s)
         finally:
             self._engine.remove_image(tag)
+
+    def _as_part_of(self, recipe: ImageRecipe) -> Emit:
+        """Return a sink for events that gives the progress of a build the name of its stage."""
+
+        def emit(event: Event) -> None:
+            if isinstance(event, Progress):
+                event = replace(event, task=f"{recipe.name} {recipe.platform}")
+            self._emit(event)
+
+        return emit
 
     def _assemble(self, recipe: ImageRecipe, base: BaseImage, exported: ExportedImage, *, epoch_s: int) -> BuiltImage:
         compression = self._compression.matching(layer.media_type for layer in base.layers)

@@ -114,10 +114,11 @@ class Reporter:
         self._line(f"[green]✓[/] {escape(event.stage)}{escape(detail)} ({how})")
 
     def _advance(self, event: Progressed) -> None:
-        amount = sizes(event.done) if event.unit == "bytes" else f"{event.done} {event.unit}"
+        counted = event.unit == "bytes"
+        amount = sizes(event.done) if counted else f"{event.unit} {event.done}"
         if event.total is not None:
-            amount += f" of {sizes(event.total) if event.unit == 'bytes' else event.total}"
-        finished = event.total is not None and event.done >= event.total
+            amount += f" of {sizes(event.total) if counted else event.total}"
+        finished = event.unit == "bytes" and event.total is not None and event.done >= event.total
         if self._live is not None:
             if finished:
                 if event.task in self._tasks:
