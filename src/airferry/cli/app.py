@@ -8,7 +8,6 @@ import sys
 import traceback
 from typing import Annotated
 
-import click
 import typer
 
 from airferry import __version__
@@ -69,10 +68,14 @@ def main() -> None:
     sys.exit(run(sys.argv[1:]))
 
 
+class Interrupted(BaseException):
+    """A signal asked the program to end; typer would take `KeyboardInterrupt` for an answer of its own."""
+
+
 def _interrupt(_signal: int, _frame: object) -> None:
     """End children in all threads, so that those threads end as well, and unwind."""
     process.end_all()
-    raise KeyboardInterrupt
+    raise Interrupted
 
 
 def run(arguments: list[str]) -> int:
@@ -80,19 +83,16 @@ def run(arguments: list[str]) -> int:
     debug = "--debug" in arguments or bool(os.environ.get("AIRFERRY_DEBUG"))
     reporter = Reporter(debug=debug)
     try:
-        result = app(arguments, standalone_mode=False)
-        return result if isinstance(result, int) else 0
+        app(arguments)
+        return 0
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else 0
     except AirferryError as error:
         if debug:
             traceback.print_exc()
         reporter.error(error)
         return error.exit_code
-    except click.exceptions.Exit as error:
-        return error.exit_code
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
+    except (Interrupted, KeyboardInterrupt):
         reporter.console.print("interrupted; rerun the same command to go on")
         return INTERRUPTED
     except BrokenPipeError:

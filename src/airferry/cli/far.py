@@ -43,11 +43,11 @@ def verify(
         for finding in report.findings:
             data(str(finding))
         amount = f"{report.blobs} blobs, {sizes(report.size_bytes)}"
-        reporter.console.print(f"{report.images} images and {report.artifacts} artifacts in {amount}")
-        reporter.console.print(f"root {report.root}" + (" (as expected)" if report.root_verified else ""))
+        reporter.say(f"{report.images} images and {report.artifacts} artifacts in {amount}")
+        reporter.say(f"root {report.root}" + (" (as expected)" if report.root_verified else ""))
     report.raise_if_wrong()
     if not report.root_verified:
-        reporter.console.print(
+        reporter.say(
             "Integrity was checked, not origin: compare the root with the one that came by another way (`--root`)."
         )
 
@@ -99,15 +99,15 @@ def load(
     if dry_run:
         _show_plan(outcome)
         return
-    reporter.console.print(outcome.summary)
+    reporter.say(outcome.summary)
     overrides = outcome.submit_overrides()
     if overrides:
-        reporter.console.print("Submit each step with:")
+        reporter.say("Submit each step with:")
         for step, override in overrides.items():
             data(f"nemotron steps run {step} -c CONFIG -b PROFILE {override}")
-    reporter.console.print(f"wrote {outcome.receipt_path}")
+    reporter.say(f"wrote {outcome.receipt_path}")
     if not outcome.receipt.root_verified:
-        reporter.console.print("Integrity was checked, not origin: no `--root` was given.")
+        reporter.say("Integrity was checked, not origin: no `--root` was given.")
 
 
 def _show_plan(outcome: usecases.LoadOutcome) -> None:

@@ -97,7 +97,7 @@ def doctor(
             f"{len(failed)} of {len(report.checks)} checks failed: " + ", ".join(check.name for check in failed),
             hint="do what the arrows say, then run `airferry doctor` again",
         )
-    reporter.console.print("This host can build the plan." if report.planned else "This host can build images.")
+    reporter.say("This host can build the plan." if report.planned else "This host can build images.")
 
 
 def plan(
@@ -116,7 +116,7 @@ def plan(
         data(json.dumps(result.document, indent=2))
         return
     data("\n".join(usecases.describe_plan(result.plan)))
-    reporter.console.print(f"wrote {result.path}; next: [bold]airferry build[/]")
+    reporter.say(f"wrote {result.path}; next: [bold]airferry build[/]")
 
 
 def lock(
@@ -146,7 +146,7 @@ def lock(
         data(json.dumps({"path": str(result.path), "changes": result.changes}, indent=2))
         return
     data("\n".join(result.changes) if result.changes else "nothing changed")
-    reporter.console.print(f"wrote {result.path}; next: [bold]airferry build[/]")
+    reporter.say(f"wrote {result.path}; next: [bold]airferry build[/]")
 
 
 def build(
@@ -175,13 +175,13 @@ def build(
         data(json.dumps(result.to_document(), indent=2))
         return
     if result.root is None:
-        reporter.console.print("nothing is sealed yet; next: [bold]airferry build --stage save-images[/]")
+        reporter.say("nothing is sealed yet; next: [bold]airferry build --stage save-images[/]")
         return
     for image in result.images:
         data(f"{image.reference}  {image.digest}  {', '.join(image.platforms)}  {sizes(image.size_bytes)}")
     data(f"bundle {result.bundle}  {sizes(result.bundle_bytes)}")
     data(f"root   {result.root}")
-    reporter.console.print(
+    reporter.say(
         f"Carry [bold]{result.output}[/] over, and the root by another way. There: "
         f"[bold]airferry verify OUT --root {result.root}[/], then [bold]airferry load OUT --to HOST:PORT/PREFIX[/]"
     )

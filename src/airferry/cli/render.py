@@ -138,6 +138,11 @@ class Reporter:
         target = self._live.console if self._live is not None else self.console
         target.print(text)
 
+    def say(self, text: str) -> None:
+        """Tell the operator something, in rich's markup, on stderr, unless quiet was asked for."""
+        if not self.quiet:
+            self.console.print(text)
+
     def error(self, error: AirferryError) -> None:
         """Show an error and what can be done about it, always on stderr, quiet or not."""
         self.console.print(f"[bold red]error:[/] {escape(error.message)}")
