@@ -21,7 +21,8 @@ class Governor:
 
     A registry or proxy that allows N at once refuses what is above N, and each refusal takes one away, so the limit
     settles at N. From there one more is tried now and then: after 8 successes at first, after 16 where the last try
-    was refused; a try that went well is followed by the next one after as many successes as are allowed at once.
+    was refused. A try that went well is followed by a bolder one, after twice as many successes as are allowed at
+    once: those that were under way before it prove nothing.
     """
 
     def __init__(self, jobs: int) -> None:
@@ -32,6 +33,7 @@ class Governor:
         self._active = 0
         self._successes = 0
         self._probe_after = FIRST_PROBE_AFTER
+        self._step = 1
         self._probing = False
 
     @contextmanager
@@ -54,10 +56,11 @@ class Governor:
             self._successes += 1
             if self.limit >= self.most or self._successes < self._probe_after:
                 return
+            self._step = self._step * 2 if self._probing else 1
             self._probing = True
-            self._probe_after = self.limit + 1
             self._successes = 0
-            self.limit += 1
+            self.limit = min(self.most, self.limit + self._step)
+            self._probe_after = 2 * self.limit
             self._changed.notify_all()
 
     def overloaded(self) -> None:
@@ -66,6 +69,7 @@ class Governor:
             self.limit = max(1, self.limit - 1)
             self._probe_after = LONGEST_PROBE_AFTER if self._probing else FIRST_PROBE_AFTER
             self._probing = False
+            self._step = 1
             self._successes = 0
 
 

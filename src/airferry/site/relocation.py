@@ -88,7 +88,7 @@ def _place(name: str, destination: Destination, rules: Mapping[str, str], flatte
     if matching:
         key = max(matching, key=len)
         used.add(key)
-        path, tag = rules[key].strip("/") + name[len(key) :], None
+        path, tag = rules[key].strip("/") + ("/" if key.endswith("/") else "") + name[len(key) :], None
     else:
         path, tag = given.repository, given.tag
         if given.registry == DEFAULT_REGISTRY:

@@ -1,0 +1,154 @@
+"""Credentials are found where Podman and Docker keep them, and kept there; challenges are read as they come."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airferry.errors import ConfigurationError, RegistryError, UsageError
+from airferry.registry.auth import parse_challenges
+from airferry.registry.credentials import (
+    Credential,
+    find_credential,
+    remove_credential,
+    store_credential,
+)
+
+
+def encoded(user: str, password: str) -> dict[str, str]:
+    return {"auth": base64.b64encode(f"{user}:{password}".encode()).decode()}
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("REGISTRY_AUTH_FILE", "DOCKER_CONFIG", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
+    return tmp_path
+
+
+def write(path: Path, document: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document))
+
+
+def test_files_are_asked_in_their_order(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    places = [
+        home / ".docker" / "config.json",
+        home / ".config" / "containers" / "auth.json",
+        home / "run" / "containers" / "auth.json",
+    ]
+    assert find_credential("host:5000", "a/b") is None
+    for path in places:
+        write(path, {"auths": {"host:5000": encoded(path.parent.name, "x")}})
+        assert find_credential("host:5000", "a/b") == Credential(path.parent.name, "x")
+    monkeypatch.setenv("REGISTRY_AUTH_FILE", str(home / "mine.json"))
+    assert find_credential("host:5000", "a/b") is None
+    write(home / "mine.json", {"auths": {"host:5000": encoded("mine", "x")}})
+    assert find_credential("host:5000", "a/b") == Credential("mine", "x")
+    monkeypatch.delenv("REGISTRY_AUTH_FILE")
+    for path in places[1:]:
+        path.unlink()
+    monkeypatch.setenv("DOCKER_CONFIG", str(home / "elsewhere"))
+    assert find_credential("host:5000", "a/b") is None
+
+
+def test_the_longest_name_wins(home: Path) -> None:
+    auths = {"host": encoded("h", "1"), "host/a": encoded("a", "2"), "host/a/b": encoded("ab", "3:with:colons")}
+    write(home / ".docker" / "config.json", {"auths": auths})
+    assert find_credential("host", "a/b") == Credential("ab", "3:with:colons")
+    assert find_credential("host", "a/c") == Credential("a", "2")
+    assert find_credential("host", "ab") == Credential("h", "1")
+    assert find_credential("other", "a/b") is None
+
+
+@pytest.mark.parametrize("key", ["https://index.docker.io/v1/", "docker.io", "registry-1.docker.io"])
+def test_docker_hub_is_found_under_each_of_its_names(home: Path, key: str) -> None:
+    write(home / ".docker" / "config.json", {"auths": {key: encoded("u", "p")}})
+    assert find_credential("docker.io", "library/python") == Credential("u", "p")
+
+
+def test_an_identity_token_is_taken_before_a_password(home: Path) -> None:
+    entry = {**encoded("00000000-0000", ""), "identitytoken": "refresh"}
+    write(home / ".docker" / "config.json", {"auths": {"host": entry}})
+    found = find_credential("host", "x")
+    assert found is not None and found.identity_token == "refresh"
+    assert "refresh" not in repr(found)
+
+
+def helper(folder: Path, name: str, script: str) -> None:
+    folder.mkdir(exist_ok=True)
+    path = folder / f"docker-credential-{name}"
+    path.write_text(f"#!/bin/sh\nread server\n{script}\n")
+    path.chmod(0o755)
+
+
+def test_credential_helpers_are_asked(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", f"{home / 'bin'}:/usr/bin:/bin")
+    helper(home / "bin", "one", """echo '{"Username":"of '$server'","Secret":"s"}'""")
+    helper(home / "bin", "id", """echo '{"Username":"<token>","Secret":"s"}'""")
+    helper(home / "bin", "none", "echo credentials not found in native keychain; exit 1")
+    helper(home / "bin", "broken", 'echo \'{"Secret": "do-not-show"\'')
+    helpers = {"host": "one", "id": "id", "none": "none", "broken": "broken", "gone": "gone"}
+    write(home / ".docker" / "config.json", {"credHelpers": helpers, "credsStore": "absent"})
+    assert find_credential("host", "x") == Credential("of host", "s")
+    assert find_credential("id", "x") == Credential("", identity_token="s")
+    assert find_credential("none", "x") is None
+    assert find_credential("unknown", "x") is None, "a store for all that is not installed stops nobody"
+    with pytest.raises(RegistryError, match="was not found"):
+        find_credential("gone", "x")
+    with pytest.raises(RegistryError, match="answer that is none") as caught:
+        find_credential("broken", "x")
+    assert "do-not-show" not in str(caught.value) and caught.value.__cause__ is None
+
+
+def test_a_store_is_asked_for_an_entry_that_is_empty(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", f"{home / 'bin'}:/usr/bin:/bin")
+    helper(home / "bin", "store", """echo '{"Username":"'$server'","Secret":"s"}'""")
+    write(home / ".docker" / "config.json", {"auths": {"https://host/v2/": {}}, "credsStore": "store"})
+    assert find_credential("host", "x") == Credential("https://host/v2/", "s")
+
+
+def test_login_and_logout_change_podmans_file_and_nothing_else_in_it(home: Path) -> None:
+    path = home / "run" / "containers" / "auth.json"
+    write(path, {"auths": {"other": encoded("o", "p")}, "credHelpers": {"x": "y"}})
+    assert store_credential("host:5000", "user", password="pass:word") == path
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert find_credential("host:5000", "a/b") == Credential("user", "pass:word")
+    write(home / ".docker" / "config.json", {"auths": {"https://host:5000": encoded("d", "p")}})
+    assert remove_credential("host:5000") == [path, home / ".docker" / "config.json"]
+    assert find_credential("host:5000", "a/b") is None
+    assert json.loads(path.read_text()) == {"auths": {"other": encoded("o", "p")}, "credHelpers": {"x": "y"}}
+    assert remove_credential("host:5000") == []
+    with pytest.raises(UsageError):
+        store_credential("host", "a:b", password="x")
+
+
+def test_a_damaged_file_is_named_and_not_shown(home: Path) -> None:
+    path = home / ".docker" / "config.json"
+    path.parent.mkdir()
+    path.write_text('{"auths": "secret-thing')
+    with pytest.raises(ConfigurationError, match=r"config\.json") as caught:
+        find_credential("host", "x")
+    assert "secret-thing" not in str(caught.value)
+
+
+def test_challenges_are_read() -> None:
+    header = 'Basic realm="a, b", Bearer realm="https://t/x?y=\\"z",service=s , scope="repository:a/b:pull,push"'
+    basic, bearer = parse_challenges(header)
+    assert (basic.scheme, basic.get("realm")) == ("basic", "a, b")
+    assert (bearer.scheme, bearer.get("realm"), bearer.get("service")) == ("bearer", 'https://t/x?y="z', "s")
+    assert bearer.get("scope") == "repository:a/b:pull,push"
+    assert [challenge.scheme for challenge in parse_challenges("Negotiate")] == ["negotiate"]
+
+
+@given(st.text(alphabet=st.characters(codec="latin-1"), max_size=300))
+def test_no_challenge_breaks_the_reader(text: str) -> None:
+    for challenge in parse_challenges(text):
+        assert challenge.scheme == challenge.scheme.lower()
