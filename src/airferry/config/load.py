@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from airferry.config.document import Document, KeyPath, read_document
 from airferry.config.models import Config
 from airferry.config.schema import allowed_keys
+from airferry.config.site import SiteProfile
 from airferry.errors import ConfigurationError
 
 MAX_PROBLEMS = 50
@@ -31,7 +32,8 @@ _REASONS = {
 def load_config(path: Path) -> Config:
     """Read and check an `airgap.yaml`.
 
-    Relative `oci:` and `oci-archive:` bases and `containerfile` are made relative to the file's folder.
+    Relative `oci:` and `oci-archive:` bases and `containerfile` are made relative to the file's folder. A `site:` that
+    is text names a file of its own, relative to that folder, which is read as well.
 
     Raises:
         ConfigurationError: all problems of the file, each as `file:line: key: reason`.
@@ -46,12 +48,39 @@ def load_config(path: Path) -> Config:
     if not isinstance(document.value, dict):
         raise ConfigurationError(f"{path}:1: expected a mapping of keys at the top level", path=str(path))
     folder = path.absolute().parent
+    value = _without_nulls(document.value)
+    if isinstance(value.get("site"), str):
+        value["site"] = _site_of_its_own(read_document(folder / value["site"]))
     try:
-        config = Config.model_validate(_without_nulls(document.value), context={"folder": folder})
+        config = Config.model_validate(value, context={"folder": folder})
     except ValidationError as error:
         raise _configuration_error(document, error) from error
     config._document = Document(path.absolute(), document.value, document.lines)
     return config
+
+
+def load_site(path: Path) -> SiteProfile:
+    """Read and check a site profile: a file of its own, or an `airgap.yaml` with `site:`.
+
+    Raises:
+        ConfigurationError: all problems of the file, each as `file:line: key: reason`; or it holds no site profile.
+    """
+    document = read_document(path)
+    if not (isinstance(document.value, dict) and document.value.keys() & {"site", "workflow", "execution_images"}):
+        return _site_of_its_own(document)
+    site = load_config(path).site
+    if site is None:
+        raise document.error((), "there is no `site` in it", hint="`airferry site init` writes a profile")
+    return site
+
+
+def _site_of_its_own(document: Document) -> SiteProfile:
+    if not isinstance(document.value, dict):
+        raise document.error((), "expected a mapping of keys at the top level", hint="`airferry site init` writes one")
+    try:
+        return SiteProfile.model_validate(_without_nulls(document.value))
+    except ValidationError as error:
+        raise _configuration_error(document, error, below=("site",)) from error
 
 
 def _without_nulls(value: Any) -> Any:
@@ -63,14 +92,14 @@ def _without_nulls(value: Any) -> Any:
     return value
 
 
-def _configuration_error(document: Document, error: ValidationError) -> ConfigurationError:
+def _configuration_error(document: Document, error: ValidationError, *, below: KeyPath = ()) -> ConfigurationError:
     found: dict[str, int] = {}
     items = error.errors(include_url=False)
     for item in items:
         if item["type"] == "too_short" and any(item["loc"] == other["loc"][:-1] for other in items):
             continue
         key = _key_path(document.value, item["loc"], missing=item["type"] == "missing")
-        reason = _reason(item["type"], item["msg"], item["input"], key)
+        reason = _reason(item["type"], item["msg"], item["input"], (*below, *key))
         found.setdefault(document.problem(key, reason), document.line(key))
     problems = sorted(found, key=lambda text: found[text])
     shown = problems[:MAX_PROBLEMS]

@@ -27,6 +27,7 @@ from airferry.config.fields import (
     Text,
     parse_overlay,
 )
+from airferry.config.site import SiteProfile
 from airferry.errors import ConfigurationError
 from airferry.oci.platform import Platform
 
@@ -259,9 +260,15 @@ class Config(StrictModel):
     source: Source = Source()
     compression: CompressionChoice = CompressionChoice()
     archives: Annotated[StrictBool, Field(description="Write an OCI archive an image as well.")] = False
+    bases: Annotated[
+        Literal["omit", "include"],
+        Field(description="`include` carries the base images as well, bytes and digests untouched, for mirrors."),
+    ] = "omit"
     builder: Annotated[Literal["auto", "buildah", "direct"], Field(description="How images are assembled.")] = "auto"
     assets: dict[str, Any] = Field(default_factory=dict, description="Models and data that travel with the images.")
-    site: dict[str, Any] = Field(default_factory=dict, description="What is known of the far side.")
+    site: Annotated[
+        SiteProfile | None, Field(description="What is known of the far side, or the path of a file that says it.")
+    ] = None
     registry: RegistryChoice = RegistryChoice()
 
     _document: Document = PrivateAttr(default=Document(Path("airgap.yaml"), {}, {}))
@@ -278,6 +285,25 @@ class Config(StrictModel):
     def error(self, *key: str | int, reason: str, hint: str | None = None) -> ConfigurationError:
         """Return the error for a key of the file, as `file:line: key: reason`."""
         return self._document.error(key, reason, hint=hint)
+
+    @property
+    def effective_compression(self) -> CompressionChoice:
+        """The compression that counts: as written, else gzip where the site's executors ask for it.
+
+        Raises:
+            ConfigurationError: zstd is written, and an executor of the site cannot read it.
+        """
+        unable = self.site.without_zstd if self.site else ()
+        if not unable or self.compression.kind != "zstd":
+            return self.compression
+        if "compression" in self.model_fields_set:
+            names = ", ".join(f"`{executor}`" for executor in unable)
+            raise self.error(
+                "compression",
+                reason=f"{names} of the site cannot read zstd",
+                hint="say `compression: gzip`, or leave the key out: gzip is then chosen",
+            )
+        return CompressionChoice(kind="gzip")
 
     @property
     def folder(self) -> Path:

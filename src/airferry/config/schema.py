@@ -12,7 +12,7 @@ from airferry.config.fields import FREE_PREFIX
 from airferry.config.models import Config
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-_TEXT_FORMS = ("CompressionChoice", "OverlaySpec", "StepImage")
+_TEXT_FORMS = ("CompressionChoice", "OverlaySpec", "StepImage", "Executor", "StorageMount", "SiteProfile")
 
 
 @cache

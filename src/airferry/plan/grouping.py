@@ -155,7 +155,7 @@ def _finish(config: Config, draft: _Draft) -> GroupPlan:
         containerfile=_agreed(config, images, "containerfile"),
         overlays=draft.overlays,
         candidates=_candidates(config, draft, required),
-        compression=config.compression,
+        compression=config.effective_compression,
     )
 
 

@@ -142,7 +142,7 @@ class Plan:
     @property
     def compression(self) -> CompressionChoice:
         """How layers are compressed."""
-        return self.config.compression
+        return self.config.effective_compression
 
     @property
     def archives(self) -> bool:

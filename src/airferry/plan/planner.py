@@ -52,6 +52,7 @@ def make_plan(
         raise config.error(
             "builder", reason="this airferry does not assemble images directly", hint="use `auto` or `buildah`"
         )
+    _ = config.effective_compression  # refuses what the site's executors cannot read, whatever the stages are
     catalogue = open_catalogue(config, source_dir=source_dir)
     wanted = tuple(_split(targets))
     steps: tuple[StepPlan, ...] = ()
@@ -152,7 +153,7 @@ def _launcher(config: Config, platforms: tuple[Platform, ...]) -> LauncherPlan:
         packages=image.packages,
         python=image.python,
         containerfile=image.containerfile,
-        compression=config.compression,
+        compression=config.effective_compression,
     )
 
 
