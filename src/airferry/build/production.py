@@ -20,6 +20,7 @@ from airferry.build import contexts
 from airferry.build.bases import BaseImage
 from airferry.build.images import ASSEMBLY_VERSION, Assembler, BuiltImage, ImageRecipe, base_annotations
 from airferry.build.launcher import project_wheel
+from airferry.build.originals import put_originals
 from airferry.build.pip import WheelTarget
 from airferry.build.wheels import Pin, Wheel, WheelStore, file_sha256, read_wheel
 from airferry.buildah.engine import Engine
@@ -87,6 +88,7 @@ class Workshop:
     scratch: Path
     jobs: int
     emit: Emit = field(repr=False)
+    originals: Mapping[str, Descriptor] = field(default_factory=dict)
 
     @property
     def output(self) -> Path:
@@ -261,7 +263,7 @@ class Production:
             labels=labels,
             additions=locked.additions,
             python=locked.python,
-            network=False,
+            network=group.containerfile is not None,
             inputs=self._inputs(inputs, base, containerfile, "install-execution.sh"),
             lay_out=lay_out,
         )
@@ -346,9 +348,11 @@ class Production:
             groups.append(group_entry)
             described += artifacts
         described.append(self._artifact(LOCK_ARTIFACT, ArtifactFile(LOCK_FILE, LOCK_CONTENT, self._shop.lock_bytes)))
-        manifest = self._manifest(
-            entries, groups, [entry for entry, _descriptor in described], self._archives(entries, named)
-        )
+        saved = self._archives(entries, named)
+        originals = put_originals(self._shop.originals, self._shop.base_store, self._store)
+        named |= self._shop.originals
+        saved += [_saved(entry) for entry in originals]
+        manifest = self._manifest([*entries, *originals], groups, [entry for entry, _descriptor in described], saved)
         sealed = seal(self._store, named, artifacts=[descriptor for _entry, descriptor in described], manifest=manifest)
         manifest = manifest.with_root(sealed.root)
         files.write_bytes(self._shop.output / MANIFEST_FILE, manifest.to_yaml())
@@ -440,14 +444,13 @@ class Production:
             tars[LAUNCHER] = plan.launcher.tar
         saved = []
         for entry in entries:
-            common = {"role": entry.role, "name": entry.name, "image": entry.image, "reference": entry.reference}
             archive: dict[str, str] = {}
             if plan.archives:
                 archive = {
                     "tar": tars[entry.name],
                     "sha256": self._archive(entry, named[entry.reference], tars[entry.name]),
                 }
-            saved.append(SavedImage.model_validate({**common, **archive, "layout": BUNDLE, "digest": entry.digest}))
+            saved.append(_saved(entry, **archive))
         return saved
 
     def _archive(self, entry: ImageEntry, descriptor: Descriptor, tar: str) -> str:
@@ -499,6 +502,11 @@ class Production:
                 versions={"zstandard": zstandard.__version__, "engine": self._shop.engine_version},
             ),
         )
+
+
+def _saved(entry: ImageEntry, **archive: str) -> SavedImage:
+    common = {"role": entry.role, "name": entry.name, "image": entry.image, "reference": entry.reference}
+    return SavedImage.model_validate({**common, **archive, "layout": BUNDLE, "digest": entry.digest})
 
 
 def full_reference(tag: str) -> str:
