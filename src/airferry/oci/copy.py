@@ -1,4 +1,4 @@
-"""Copies of whole images between a Source and a Sink, children before parents. Knows neither layouts nor registries."""
+"""Copies of whole images between a Source and a Sink, children before parents. Knows no registries."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ from airferry.oci.documents import (
     parse_index,
     parse_manifest,
 )
+from airferry.oci.layout import LayoutStore
 from airferry.oci.platform import Platform
-from airferry.oci.ports import BLOCK_BYTES, Sink, Source, Stored
+from airferry.oci.ports import BLOCK_BYTES, ReopeningSink, Sink, Source, Stored
+from airferry.oci.resume import RESUMABLE_FROM_BYTES, RangedSource, fetch_blob
 from airferry.oci.streams import verifying
 
 DEFAULT_JOBS = 4
@@ -138,6 +140,17 @@ def _copy_closure(
 
     def copy_blob(blob: Descriptor) -> None:
         if sink.has_blob(blob):
+            progress.advance(blob.size)
+            return
+        if (
+            blob.size >= RESUMABLE_FROM_BYTES
+            and isinstance(source, RangedSource)
+            and isinstance(sink, LayoutStore)
+            and fetch_blob(source, sink, blob, on_block=progress.advance)
+        ):
+            return
+        if isinstance(sink, ReopeningSink):
+            sink.put_blob_from(blob, lambda: source.open_blob(blob))
             progress.advance(blob.size)
             return
         with source.open_blob(blob) as stream:

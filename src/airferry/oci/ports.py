@@ -5,10 +5,10 @@ A layout folder, an archive, a set of volumes and a registry repository each are
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import IO, Protocol
+from typing import IO, Protocol, runtime_checkable
 
 from airferry.oci.documents import Descriptor
 
@@ -56,6 +56,17 @@ class Sink(Protocol):
 
     def put_manifest(self, stored: Stored, *, reference: str | None = None) -> None:
         """Store a manifest's or index's bytes, and let `reference`, if given, stand for it."""
+        ...
+
+
+@runtime_checkable
+class ReopeningSink(Protocol):
+    """A sink over a connection that may break: it opens a blob again, rather than spool it, to send it again."""
+
+    def put_blob_from(
+        self, descriptor: Descriptor, open_stream: Callable[[], AbstractContextManager[IO[bytes]]]
+    ) -> None:
+        """Store a blob from a source that can be opened again."""
         ...
 
 

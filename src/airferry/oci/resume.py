@@ -1,0 +1,123 @@
+"""Blobs on their way from a source that can be read from an offset into a layout, kept over the end of the process.
+
+What arrived lies in the cache under the blob's digest, and is hashed anew before more is appended. Nothing enters the
+layout before its size and digest are right.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import IO, Protocol, runtime_checkable
+
+from airferry.errors import IntegrityError
+from airferry.host import files
+from airferry.oci.digest import digest_hex
+from airferry.oci.documents import Descriptor
+from airferry.oci.layout import LayoutStore
+from airferry.oci.ports import BLOCK_BYTES, blocks
+
+RESUMABLE_FROM_BYTES = 16 * BLOCK_BYTES
+
+
+@runtime_checkable
+class RangedSource(Protocol):
+    """A source whose blobs can be read from an offset on, unverified."""
+
+    def open_blob_at(self, descriptor: Descriptor, offset: int) -> AbstractContextManager[IO[bytes]]:
+        """Open a blob from an offset on."""
+        ...
+
+
+def fetch_blob(
+    source: RangedSource, store: LayoutStore, descriptor: Descriptor, *, on_block: Callable[[int], None]
+) -> bool:
+    """Bring a blob into a layout, going on where an earlier process ended; False if another process is at it now.
+
+    `on_block` gets the length of what was there before and of each block that arrives.
+
+    Raises:
+        HostError: the disk is full, or cache or layout are not writable.
+        IntegrityError: the source gives something else than the blob.
+    """
+    folder = files.ensure_directory(files.cache_directory() / "partial")
+    path = folder / digest_hex(descriptor.digest)
+    with _opened_alone(path) as stream:
+        if stream is None:
+            return False
+        try:
+            resumed, digest = _fill(stream, source, descriptor, on_block)
+            if resumed and digest != descriptor.digest:
+                # a power cut may have left blocks that were never written: what was kept proves nothing
+                stream.truncate(0)
+                _, digest = _fill(stream, source, descriptor, _ignore)
+            if digest != descriptor.digest:
+                path.unlink(missing_ok=True)
+                raise IntegrityError(
+                    f"blob `{descriptor.digest}` of {descriptor.size} bytes arrived as `{digest}`",
+                    digest=descriptor.digest,
+                )
+            _adopt(stream, path, store, descriptor)
+        except OSError as error:
+            raise files.translate_os_error(error, doing="write", path=path) from error
+    return True
+
+
+def _fill(
+    stream: IO[bytes], source: RangedSource, descriptor: Descriptor, on_block: Callable[[int], None]
+) -> tuple[bool, str]:
+    """Hash what is there, append what is missing, and return whether something was there, and the digest of all."""
+    seen = hashlib.sha256()
+    if os.fstat(stream.fileno()).st_size > descriptor.size:
+        stream.truncate(0)
+    stream.seek(0)
+    offset = 0
+    for block in blocks(stream):
+        seen.update(block)
+        offset += len(block)
+        on_block(len(block))
+    resumed = offset > 0
+    if offset < descriptor.size:
+        with source.open_blob_at(descriptor, offset) as rest:
+            for block in blocks(rest):
+                offset += len(block)
+                if offset > descriptor.size:
+                    break
+                seen.update(block)
+                stream.write(block)
+                on_block(len(block))
+    stream.flush()
+    return resumed, "sha256:" + seen.hexdigest() if offset <= descriptor.size else "too long"
+
+
+def _adopt(stream: IO[bytes], path: Path, store: LayoutStore, descriptor: Descriptor) -> None:
+    """Move the verified file into the layout, or copy it where that is another file system."""
+    target = store.blob_path(descriptor.digest)
+    os.fchmod(stream.fileno(), 0o644)
+    os.fsync(stream.fileno())
+    if path.stat().st_dev == target.parent.stat().st_dev:
+        files.publish(path, target)
+        return
+    store.link_blob(path, descriptor)
+    path.unlink(missing_ok=True)
+
+
+def _ignore(size: int) -> None:
+    """Drop the length of a block that was counted before."""
+
+
+@contextmanager
+def _opened_alone(path: Path) -> Iterator[IO[bytes] | None]:
+    """Open a file for reading and appending that no other process has open here; give None if one has."""
+    with path.open("a+b") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # who held the lock before may have moved the file away
+            alone = path.stat().st_ino == os.fstat(stream.fileno()).st_ino
+        except (BlockingIOError, FileNotFoundError):
+            alone = False
+        yield stream if alone else None
