@@ -102,7 +102,7 @@ class BaseCache:
         """Open the cache's layout, made if it is missing."""
         self.store = LayoutStore.create(cache / "bases")
         self._cache = cache
-        self._open_registry = open_registry
+        self.open_registry = open_registry
         self._emit = emit
 
     def bring(self, base: BaseSpec, platforms: Sequence[Platform], *, locked: LockedBase | None) -> ResolvedBase:
@@ -134,7 +134,7 @@ class BaseCache:
     def _source(self, base: RegistryBase | LayoutBase | ArchiveBase) -> tuple[Source, str, BaseKind]:
         if isinstance(base, RegistryBase):
             reference = parse_reference(base.reference)
-            return self._open_registry(reference), reference.target, "registry"
+            return self.open_registry(reference), reference.target, "registry"
         if not base.path.exists():
             raise ConfigurationError(f"`{base.key}`: `{base.path}` does not exist")
         if isinstance(base, LayoutBase):

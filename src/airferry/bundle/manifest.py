@@ -14,7 +14,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from airferry.bundle.yaml_documents import read_document, to_yaml
 from airferry.errors import IntegrityError
 from airferry.oci.digest import Digest
-from airferry.oci.documents import MAX_CONFIG_BYTES, Descriptor, parse_image_config, parse_manifest
+from airferry.oci.documents import (
+    INDEX_TYPES,
+    MAX_CONFIG_BYTES,
+    Descriptor,
+    parse_image_config,
+    parse_index,
+    parse_manifest,
+)
 from airferry.oci.layers import LayerResult
 from airferry.oci.layout import LayoutStore
 
@@ -24,7 +31,7 @@ PERSISTENT_ASSETS_POLICY = (
     "models, datasets, checkpoints, and customer data stay on executor-visible persistent storage"
 )
 
-Role = Literal["launcher", "execution"]
+Role = Literal["launcher", "execution", "base"]
 
 
 class _Own(BaseModel):
@@ -40,13 +47,16 @@ class _Familiar(BaseModel):
 
 
 class LayerEntry(_Own):
-    """A layer of one platform of an image. `original_digest` is the blob it was recompressed from."""
+    """A layer of one platform of an image. `original_digest` is the blob it was recompressed from.
+
+    `unpacked_bytes` is None where the layer is carried as it came and was never opened.
+    """
 
     digest: Digest
     size_bytes: int = Field(ge=0)
     media_type: str
     diff_id: Digest
-    unpacked_bytes: int = Field(ge=0)
+    unpacked_bytes: int | None = Field(default=None, ge=0)
     original_digest: Digest | None = None
     from_base: bool = False
 
@@ -65,7 +75,7 @@ class PlatformEntry(_Own):
 
     digest: Digest
     size_bytes: int = Field(ge=0)
-    unpacked_bytes: int = Field(ge=0)
+    unpacked_bytes: int | None = Field(default=None, ge=0)
     config_digest: Digest
     base_digest: Digest | None = None
     python: str | None = None
@@ -74,7 +84,10 @@ class PlatformEntry(_Own):
 
 
 class ImageEntry(_Own):
-    """An image of the bundle: `image` is the tag as planned, `reference` its full name in index.json."""
+    """An image of the bundle: `image` is the tag as planned, `reference` its full name in index.json.
+
+    One of the role `base` is an original that others were built on: `image` is its name outside.
+    """
 
     name: str
     role: Role
@@ -262,7 +275,7 @@ def describe_platform(
     return PlatformEntry(
         digest=descriptor.digest,
         size_bytes=descriptor.size + manifest.config.size + sum(layer.size for layer in manifest.layers),
-        unpacked_bytes=sum(entry.unpacked_bytes for entry in entries),
+        unpacked_bytes=sum(entry.unpacked_bytes or 0 for entry in entries),
         config_digest=manifest.config.digest,
         base_digest=base_digest,
         python=python,
@@ -284,4 +297,42 @@ def describe_image(
     ordered = {platform: platforms[platform] for platform in sorted(platforms)}
     return ImageEntry(
         name=name, role=role, image=image, reference=reference, digest=descriptor.digest, platforms=ordered
+    )
+
+
+def describe_original(store: LayoutStore, descriptor: Descriptor, *, reference: str) -> ImageEntry:
+    """Return the entry of an image that is carried as it came, its platforms sorted; attestations are no platform.
+
+    Raises:
+        IntegrityError: the store does not hold what the descriptor names.
+    """
+    children = [descriptor]
+    if descriptor.media_type in INDEX_TYPES:
+        index = parse_index(store.read_bytes(descriptor), what=f"index of `{reference}`")
+        children = [child for child in index.manifests if child.is_runnable]
+    platforms: dict[str, PlatformEntry] = {}
+    for child in children:
+        manifest = parse_manifest(store.read_bytes(child), what=f"manifest `{child.digest}`")
+        config = parse_image_config(store.read_bytes(manifest.config, limit_bytes=MAX_CONFIG_BYTES))
+        if len(manifest.layers) != len(config.rootfs.diff_ids):
+            raise IntegrityError(f"manifest `{child.digest}` of `{reference}` and its config differ in their layers")
+        layers = tuple(
+            LayerEntry(
+                digest=layer.digest,
+                size_bytes=layer.size,
+                media_type=layer.media_type,
+                diff_id=diff_id,
+                from_base=True,
+            )
+            for layer, diff_id in zip(manifest.layers, config.rootfs.diff_ids, strict=True)
+        )
+        entry = PlatformEntry(
+            digest=child.digest,
+            size_bytes=child.size + manifest.config.size + sum(layer.size for layer in manifest.layers),
+            config_digest=manifest.config.digest,
+            layers=layers,
+        )
+        platforms.setdefault(str(child.platform_value() or config.platform_value()), entry)
+    return describe_image(
+        descriptor, name=reference, role="base", image=reference, reference=reference, platforms=platforms
     )

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from airferry.bundle.manifest import Role
+from airferry.bundle.manifest import OverlayEntry, Role
 from airferry.bundle.yaml_documents import MAX_BYTES, read_document, to_yaml
 from airferry.host import files
 from airferry.oci.digest import Digest
@@ -17,7 +17,10 @@ RECEIPT_FILE = "airgap-receipt.yaml"
 
 
 class ReceiptImage(BaseModel):
-    """An image in the registry: its tag, the same pinned by digest, and what the tag pointed at before the load."""
+    """An image in the registry: its tag, the same pinned by digest, and what the tag pointed at before the load.
+
+    `image` is its name on the near side, `overlays` are the Git checkouts that were baked into it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -29,10 +32,14 @@ class ReceiptImage(BaseModel):
     digest: Digest
     previous_digest: Digest | None = None
     platforms: tuple[str, ...] = ()
+    overlays: tuple[OverlayEntry, ...] = ()
 
 
 class Receipt(BaseModel):
-    """What a load left. `root_verified` says whether the root was compared with one that came by another way."""
+    """What a load left. `root_verified` says whether the root was compared with one that came by another way.
+
+    `steps` maps a step, or a target where configs of one step have different images, to its image pinned by digest.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -44,6 +51,7 @@ class Receipt(BaseModel):
     airferry: str
     images: tuple[ReceiptImage, ...]
     steps: dict[str, str] = Field(default_factory=dict)
+    targets: tuple[str, ...] = ()
     artifacts: tuple[str, ...] = ()
 
     def to_yaml(self) -> bytes:

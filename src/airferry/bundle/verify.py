@@ -46,6 +46,11 @@ class Bundle:
         return dict(sorted(found.items()))
 
     @property
+    def originals(self) -> frozenset[str]:
+        """The names of the images that are carried as they came, to be asked for by those names through mirrors."""
+        return frozenset(entry.reference for entry in self.manifest.images if entry.role == "base")
+
+    @property
     def artifacts(self) -> tuple[Descriptor, ...]:
         """The artifacts, the manifest's own among them."""
         return tuple(entry for entry in self.index.manifests if entry.artifact_type is not None)
@@ -149,8 +154,8 @@ def verify_bundle(path: Path, *, root: str | None = None, jobs: int | None = Non
     subjects = {entry.reference: f"image `{entry.name}`" for entry in bundle.manifest.images}
     for reference, descriptor in bundle.images.items():
         subject = subjects.get(reference, f"image `{reference}`")
-        parts = inspector.image(descriptor, subject=subject)
         entry = expected.pop(reference, None)
+        parts = inspector.image(descriptor, subject=subject, original=entry is not None and entry.role == "base")
         if entry is None:
             inspector.report(subject, "is in the layout, not in the manifest", descriptor.digest)
         else:

@@ -261,8 +261,11 @@ class Config(StrictModel):
     compression: CompressionChoice = CompressionChoice()
     archives: Annotated[StrictBool, Field(description="Write an OCI archive an image as well.")] = False
     bases: Annotated[
-        Literal["omit", "include"],
-        Field(description="`include` carries the base images as well, bytes and digests untouched, for mirrors."),
+        Literal["omit", "include", "platforms"],
+        Field(
+            description="`include` carries the base images of registries as well, whole and untouched, for mirrors; "
+            "`platforms` only what the plan's platforms need of them."
+        ),
     ] = "omit"
     builder: Annotated[Literal["auto", "buildah", "direct"], Field(description="How images are assembled.")] = "auto"
     assets: dict[str, Any] = Field(default_factory=dict, description="Models and data that travel with the images.")

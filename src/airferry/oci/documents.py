@@ -77,6 +77,11 @@ class Descriptor(Document):
             return None
         return Platform(self.platform.os, self.platform.architecture, self.platform.variant or "")
 
+    @property
+    def is_runnable(self) -> bool:
+        """Whether an entry of an index is an image, and not an attestation about one (BuildKit's mark)."""
+        return self.platform is None or self.platform.os != "unknown"
+
     def annotated(self, **changes: Any) -> Descriptor:
         """Return a copy with other fields, for example `annotations=…`."""
         return self.model_copy(update=changes)

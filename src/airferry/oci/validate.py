@@ -88,10 +88,14 @@ class Inspector:
         if len(self.findings) < MAX_FINDINGS:
             self.findings.append(Finding(_shown(subject), _shown(text), digest))
 
-    def image(self, descriptor: Descriptor, *, subject: str) -> tuple[ImagePart, ...]:
-        """Walk an image or image index and return its platforms; what cannot be read is reported and left out."""
+    def image(self, descriptor: Descriptor, *, subject: str, original: bool = False) -> tuple[ImagePart, ...]:
+        """Walk an image or image index and return its platforms; what cannot be read is reported and left out.
+
+        An `original` is carried as others made it: attestations, a platform listed twice (the first counts) and mixed
+        compressions are its own affair, while every byte of it is wanted all the same.
+        """
         if descriptor.media_type not in INDEX_TYPES:
-            part = self._manifest(descriptor, subject=subject, stated=descriptor.platform_value())
+            part = self._manifest(descriptor, subject=subject, stated=descriptor.platform_value(), original=original)
             return () if part is None else (part,)
         self._want(descriptor, "index", subject)
         try:
@@ -104,6 +108,9 @@ class Inspector:
         parts: list[ImagePart] = []
         seen: set[Platform] = set()
         for child in index.manifests:
+            if original and not child.is_runnable and child.media_type not in INDEX_TYPES:
+                self.artifact(child, subject=subject)
+                continue
             platform = child.platform_value()
             inner = f"{subject}, platform `{platform}`" if platform else subject
             if child.media_type in INDEX_TYPES:
@@ -111,13 +118,13 @@ class Inspector:
                 continue
             if platform is None:
                 self.report(inner, f"manifest `{child.digest}` is listed without a platform", child.digest)
-            elif platform in seen:
+            elif platform in seen and not original:
                 self.report(inner, "is listed twice", child.digest)
-            else:
-                seen.add(platform)
-            part = self._manifest(child, subject=inner, stated=platform)
-            if part is not None:
+            part = self._manifest(child, subject=inner, stated=platform, original=original)
+            if part is not None and not (original and part.platform in seen):
                 parts.append(part)
+            if platform is not None:
+                seen.add(platform)
         return tuple(parts)
 
     def artifact(self, descriptor: Descriptor, *, subject: str) -> Manifest | None:
@@ -171,7 +178,9 @@ class Inspector:
         self.read_whole.add(descriptor.digest)
         return manifest
 
-    def _manifest(self, descriptor: Descriptor, *, subject: str, stated: Platform | None) -> ImagePart | None:
+    def _manifest(
+        self, descriptor: Descriptor, *, subject: str, stated: Platform | None, original: bool = False
+    ) -> ImagePart | None:
         manifest = self._read_manifest(descriptor, subject=subject)
         if manifest is None:
             return None
@@ -182,7 +191,7 @@ class Inspector:
         if None in kinds:
             unknown = sorted({layer.media_type for layer in manifest.layers if layer.media_type not in KINDS})
             self.report(subject, f"has layers of unknown type `{unknown[0]}`", descriptor.digest)
-        elif len(kinds) > 1:
+        elif len(kinds) > 1 and not original:
             names = ", ".join(sorted(str(kind) for kind in kinds))
             self.report(subject, f"mixes compressions in its layers: {names}", descriptor.digest)
         config = self._config(manifest.config, subject=subject)

@@ -77,8 +77,8 @@ def load(
     report = _stage("verify", emit, lambda: verify_bundle(path, root=root, emit=emit))
     report.raise_if_wrong()
     bundle = open_bundle(path, root=report.root)
-    places = relocate(bundle.images, destination, maps=maps, flatten=flatten)
-    shipments = _shipments(bundle, destination, places)
+    places = relocate(bundle.images, destination, maps=maps, flatten=flatten, whole=bundle.originals)
+    shipments = plan_shipments(bundle, destination, places)
     work = files.cache_directory() / "loads" / hashlib.sha256(str(destination).encode()).hexdigest()[:16]
     with (
         files.exclusive_lock(work / "lock", purpose=f"load into `{destination}`"),
@@ -117,7 +117,7 @@ def _push(pusher: Pusher, shipments: Sequence[Shipment]) -> PushResult:
         ) from error
 
 
-def _shipments(bundle: Bundle, destination: Destination, places: Mapping[str, Reference]) -> list[Shipment]:
+def plan_shipments(bundle: Bundle, destination: Destination, places: Mapping[str, Reference]) -> list[Shipment]:
     """Return all that goes to the registry: images, then artifacts, each to where its subject goes.
 
     Raises:
@@ -150,25 +150,24 @@ def _shipments(bundle: Bundle, destination: Destination, places: Mapping[str, Re
     return shipments
 
 
+def artifact_tag(bundle: Bundle, item: Shipment) -> str | None:
+    """Return the tag of an artifact that refers to nothing, so that no garbage collection takes it; else None."""
+    if not item.repository.endswith(ARTIFACTS_REPOSITORY):
+        return None
+    if item.descriptor.digest == bundle.manifest_descriptor.digest:
+        return f"bundle-{digest_hex(bundle.root)[:16]}"
+    return f"artifact-{digest_hex(item.descriptor.digest)[:16]}"
+
+
 def _wanted_tags(
     bundle: Bundle, pusher: Pusher, places: Mapping[str, Reference], shipments: Sequence[Shipment]
 ) -> list[WantedTag]:
-    """Return the tags to set. Artifacts without a subject get one too, so that no garbage collection takes them."""
+    """Return the tags to set."""
     wanted = []
     for item in shipments:
         place = places.get(item.name)
         sink = pusher.sink(item.repository)
-        if place is not None:
-            tag = place.tag
-        elif item.repository.endswith(ARTIFACTS_REPOSITORY):
-            own = item.descriptor.digest == bundle.manifest_descriptor.digest
-            tag = (
-                f"bundle-{digest_hex(bundle.root)[:16]}"
-                if own
-                else f"artifact-{digest_hex(item.descriptor.digest)[:16]}"
-            )
-        else:
-            tag = None
+        tag = place.tag if place is not None else artifact_tag(bundle, item)
         if tag is not None:
             wanted.append(WantedTag(f"{sink}:{tag}", sink, tag, item.closure.top))
     return wanted
@@ -184,6 +183,7 @@ def _receipt(
     verified: bool,
 ) -> Receipt:
     previous = {move.reference: move.previous for move in tags}
+    overlays = {group.name: group.repo_overlays for group in bundle.manifest.execution_groups}
     images: list[ReceiptImage] = []
     by_name: dict[str, str] = {}
     for entry in bundle.manifest.images:
@@ -200,6 +200,7 @@ def _receipt(
                 digest=entry.digest,
                 previous_digest=before,
                 platforms=tuple(entry.platforms),
+                overlays=overlays.get(entry.name, ()),
             )
         )
         for name in (entry.image, entry.reference, entry.name):
@@ -219,6 +220,7 @@ def _receipt(
         steps={
             step: _pinned_image(by_name, step, image) for step, image in bundle.manifest.step_execution_images.items()
         },
+        targets=tuple(dict.fromkeys(entry.target for entry in bundle.manifest.targets)),
         artifacts=tuple(sorted(artifacts)),
     )
 

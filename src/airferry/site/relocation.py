@@ -7,7 +7,7 @@ under the prefix, or only its last part with `flatten`; the tag stays. `nvcr.io/
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from airferry.errors import AirferryError, UsageError
@@ -49,9 +49,16 @@ def parse_destination(text: str) -> Destination:
 
 
 def relocate(
-    names: Iterable[str], destination: Destination, *, maps: Mapping[str, str] | None = None, flatten: bool = False
+    names: Iterable[str],
+    destination: Destination,
+    *,
+    maps: Mapping[str, str] | None = None,
+    flatten: bool = False,
+    whole: Collection[str] = (),
 ) -> dict[str, Reference]:
     """Return where each image goes, in the order of the names.
+
+    Those in `whole` are asked for by their own names through a mirror: they keep `library/`.
 
     `maps` overrides the rule: its keys are names in the bundle, or what they begin with up to a `/` or the tag; its
     values take the place of that under the prefix. The longest key wins.
@@ -64,7 +71,7 @@ def relocate(
     placed: dict[str, Reference] = {}
     taken: dict[tuple[str, str], str] = {}
     for name in names:
-        target = _place(name, destination, rules, flatten, used)
+        target = _place(name, destination, rules, flatten, used, keep_library=name in whole)
         tag = target.tag or target.digest or ""
         other = taken.setdefault((target.repository, tag), name)
         if other != name:
@@ -82,7 +89,15 @@ def relocate(
     return placed
 
 
-def _place(name: str, destination: Destination, rules: Mapping[str, str], flatten: bool, used: set[str]) -> Reference:
+def _place(
+    name: str,
+    destination: Destination,
+    rules: Mapping[str, str],
+    flatten: bool,
+    used: set[str],
+    *,
+    keep_library: bool,
+) -> Reference:
     given = parse_reference(name)
     matching = [key for key in rules if _fits(key, name)]
     if matching:
@@ -91,7 +106,7 @@ def _place(name: str, destination: Destination, rules: Mapping[str, str], flatte
         path, tag = rules[key].strip("/") + ("/" if key.endswith("/") else "") + name[len(key) :], None
     else:
         path, tag = given.repository, given.tag
-        if given.registry == DEFAULT_REGISTRY:
+        if given.registry == DEFAULT_REGISTRY and not keep_library:
             path = path.removeprefix("library/")
         if flatten:
             path = path.rpartition("/")[2]

@@ -13,6 +13,7 @@ from typing import Any
 from airferry import config as configuration
 from airferry.build.bases import BaseCache
 from airferry.build.locking import Locked, Locker, forget
+from airferry.build.originals import bring_originals
 from airferry.build.pip import Pip
 from airferry.build.production import Produced, Production, Workshop
 from airferry.build.wheels import WheelStore
@@ -244,6 +245,7 @@ class _NearSide:
 
     def workshop(self, resolved: Locked) -> Workshop:
         locker = self.locker
+        sealing = "save-images" in self.plan.stages
         return Workshop(
             plan=self.plan,
             lock=resolved.lockfile,
@@ -257,6 +259,7 @@ class _NearSide:
             scratch=locker.scratch,
             jobs=locker.jobs,
             emit=locker.emit,
+            originals=bring_originals(self.plan, resolved.lockfile, locker.bases) if sealing else {},
         )
 
 
@@ -343,9 +346,10 @@ def _outcome(made: Plan, produced: Produced) -> BuildOutcome:
             digest=entry.digest,
             platforms=tuple(entry.platforms),
             size_bytes=sum(platform.size_bytes for platform in entry.platforms.values()),
-            unpacked_bytes=sum(platform.unpacked_bytes for platform in entry.platforms.values()),
+            unpacked_bytes=sum(platform.unpacked_bytes or 0 for platform in entry.platforms.values()),
         )
         for entry in produced.manifest.images
+        if entry.role != "base"
     )
     sealed = produced.sealed
     return BuildOutcome(
