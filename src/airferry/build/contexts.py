@@ -93,17 +93,26 @@ def tracked_files(source_root: Path) -> list[PurePosixPath]:
 def copy_tracked(source_root: Path, into: Path, *, excluded: Sequence[Path]) -> None:
     """Copy what Git tracks below a folder, as it is in the working tree, with modes 755 and 644 and links kept.
 
+    Folders get mode 755 too, whatever the umask is.
+
     Files that are tracked but deleted are left out, as are `.env` and `env.toml` anywhere, since they hold secrets.
     """
-    files.ensure_directory(into)
+    _open_directory(into)
     for name, source in _carried(source_root, excluded):
         target = into / name
-        files.ensure_directory(target.parent)
+        _open_directory(target.parent)
         if source.is_symlink():
             target.symlink_to(source.readlink())
         else:
             shutil.copyfile(source, target)
             target.chmod(0o755 if source.stat().st_mode & 0o100 else 0o644)
+
+
+def _open_directory(path: Path) -> None:
+    if not path.is_dir():
+        _open_directory(path.parent)
+        path.mkdir()
+        path.chmod(0o755)
 
 
 def tracked_digest(source_root: Path, *, excluded: Sequence[Path]) -> str:
