@@ -14,6 +14,7 @@ from airferry.buildah.storage import Storage
 from airferry.events import silent
 from airferry.oci.layout import LayoutStore
 from debian_bases import AMD64, ARM64, DEBIAN, EPOCH_S, DebianBase
+from near_side import NearSide, make_base, make_near_side
 
 
 @pytest.fixture(scope="session")
@@ -54,3 +55,32 @@ def debian_base(
         manifests[platform] = store_userland(result, base=DEBIAN, platform=platform, epoch_s=EPOCH_S, store=store)
         results[platform] = result
     return DebianBase(store.path, manifests, results, folder / "cache")
+
+
+@pytest.fixture(scope="session")
+def near_base(debian_base: DebianBase, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A layout whose image `base:1` is what near sides under test build on."""
+    return make_base(debian_base, tmp_path_factory.mktemp("near") / "base")
+
+
+@pytest.fixture(scope="session")
+def near_cache(
+    tmp_path_factory: pytest.TempPathFactory, require_tool: Callable[[str], Path], ordinary_user: None
+) -> Iterator[Path]:
+    """A cache that near sides of the whole session share, so that a base is unpacked once."""
+    require_tool("buildah")
+    cache = tmp_path_factory.mktemp("near-cache")
+    yield cache
+    for kind in ("buildah", "podman"):
+        if (cache / "engine" / f"{kind}-storage").is_dir():
+            Storage(find_engine(kind), cache / "engine", emit=silent).remove_all()  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def side(tmp_path: Path, near_base: Path, near_cache: Path, monkeypatch: pytest.MonkeyPatch) -> NearSide:
+    """A near side of its own, with what it needs in the environment."""
+    made = make_near_side(tmp_path / "near", near_base)
+    monkeypatch.setenv("AIRFERRY_CACHE", str(near_cache))
+    for name, value in made.environment.items():
+        monkeypatch.setenv(name, value)
+    return made
