@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from airferry.oci.layout import LayoutStore
 from airferry.oci.normalise import RUN_LAYER_LEFTOVERS, normalise_layer
 from airferry.oci.platform import Platform, parse_platform
 from airferry.oci.ports import BLOCK_BYTES, blocks
-from airferry.oci.streams import verifying
+from airferry.oci.streams import BlockReader, verifying
 from airferry.oci.tar import END_OF_ARCHIVE
 
 ASSEMBLY_VERSION = 1  # part of every image's inputs: raise it when the same inputs give another image
@@ -168,7 +168,7 @@ class Assembler:
             with exported_layer.path.open("rb") as stream:
                 packed = blocks(verifying(stream, exported_layer.descriptor))
                 kind = layer_kind(exported_layer.descriptor.media_type)
-                raw = _BlockReader(inflate(packed, kind, what=f"the new layer of `{recipe.name}`"))
+                raw = BlockReader(inflate(packed, kind, what=f"the new layer of `{recipe.name}`"))
                 with io.BufferedReader(raw, BLOCK_BYTES) as unpacked:
                     normal = normalise_layer(unpacked, epoch_s=epoch_s, drop=RUN_LAYER_LEFTOVERS)
                     result = compress_layer(normal, compression=compression, into=self._bundle)
@@ -253,26 +253,3 @@ def _config_bytes(
         "history": [*history, entry],
     }
     return canonical_json(config)
-
-
-class _BlockReader(io.RawIOBase):
-    """An iterator of blocks as a raw stream."""
-
-    def __init__(self, source: Iterator[bytes]) -> None:
-        super().__init__()
-        self._source = source
-        self._rest = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any, /) -> int:
-        while not self._rest:
-            block = next(self._source, None)
-            if block is None:
-                return 0
-            self._rest = memoryview(block)
-        count = min(len(buffer), len(self._rest))
-        buffer[:count] = self._rest[:count]
-        self._rest = self._rest[count:]
-        return count

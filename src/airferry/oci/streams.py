@@ -1,11 +1,11 @@
-"""A reader that verifies what passes through it. Everything that reads a blob goes through it; it stores nothing."""
+"""Readers that store nothing: one that verifies what passes, which every blob goes through, and one over blocks."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable
-from typing import IO, cast
+from collections.abc import Callable, Iterator
+from typing import IO, Any, cast
 
 from airferry.errors import HostError, IntegrityError
 from airferry.oci.documents import Descriptor
@@ -95,6 +95,31 @@ class VerifyingReader(io.RawIOBase):
                 observed=observed,
             )
         self._checked = True
+
+
+class BlockReader(io.RawIOBase):
+    """An iterator of blocks as a raw stream, for what wants to read by size."""
+
+    def __init__(self, source: Iterator[bytes]) -> None:
+        super().__init__()
+        self._source = source
+        self._rest = memoryview(b"")
+
+    def readable(self) -> bool:
+        """Say that the stream can be read."""
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Fill a buffer as far as the next block goes and return how many bytes there are."""
+        while not self._rest:
+            block = next(self._source, None)
+            if block is None:
+                return 0
+            self._rest = memoryview(block)
+        count = min(len(buffer), len(self._rest))
+        buffer[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count
 
 
 def verifying(
