@@ -138,13 +138,7 @@ def recompress_layer(
         else:
             for block in pipeline.stage(_compress(pipeline.stage(counted), compression)):
                 writer.write(block)
-        if diff_id is not None and tally.digest() != diff_id:
-            raise IntegrityError(
-                f"{what} has diff_id `{tally.digest()}`, its image's config says `{diff_id}`",
-                digest=descriptor.digest,
-                diff_id=diff_id,
-                observed=tally.digest(),
-            )
+        _check_diff_id(tally, diff_id, what=what, descriptor=descriptor)
         progress.finish()
         if keep:
             result = Descriptor(media_type=MEDIA_TYPES[kind], digest=descriptor.digest, size=descriptor.size)
@@ -154,6 +148,34 @@ def recompress_layer(
             digest, size = writer.commit()
             result = Descriptor(media_type=_media_type(compression), digest=digest, size=size)
         return LayerResult(result, tally.digest(), tally.total, descriptor)
+
+
+def inspect_layer(
+    stream: IO[bytes],
+    descriptor: Descriptor,
+    *,
+    diff_id: str | None,
+    observers: Iterable[Observer] = (),
+    emit: Emit = silent,
+    limit_bytes: int = DEFAULT_LIMIT_BYTES,
+) -> LayerResult:
+    """Read a layer once, check it as `recompress_layer` does, let observers see it, and store nothing.
+
+    Raises:
+        IntegrityError: digest, size, compression, diff_id or unpacked size are not what was declared.
+    """
+    kind = layer_kind(descriptor.media_type)
+    what = f"layer `{descriptor.digest}`"
+    with Pipeline() as pipeline:
+        tally = _Tally(what, observers, limit_bytes)
+        progress = _Progress(what, descriptor.size, emit)
+        packed = pipeline.stage(progress.watch(blocks(verifying(stream, descriptor, what=what))))
+        for _block in tally.watch(pipeline.stage(inflate(packed, kind, what=what))):
+            pass
+        _check_diff_id(tally, diff_id, what=what, descriptor=descriptor)
+        progress.finish()
+    kept = Descriptor(media_type=MEDIA_TYPES[kind], digest=descriptor.digest, size=descriptor.size)
+    return LayerResult(kept, tally.digest(), tally.total, descriptor)
 
 
 def compress_layer(
@@ -230,6 +252,16 @@ class _Tally:
 
     def digest(self) -> str:
         return "sha256:" + self._hash.hexdigest()
+
+
+def _check_diff_id(tally: _Tally, diff_id: str | None, *, what: str, descriptor: Descriptor) -> None:
+    if diff_id is not None and tally.digest() != diff_id:
+        raise IntegrityError(
+            f"{what} has diff_id `{tally.digest()}`, its image's config says `{diff_id}`",
+            digest=descriptor.digest,
+            diff_id=diff_id,
+            observed=tally.digest(),
+        )
 
 
 class _Progress:

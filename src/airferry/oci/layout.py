@@ -277,8 +277,10 @@ class LayoutStore:
         finally:
             writer.discard()
 
-    def link_blob(self, source_path: Path, descriptor: Descriptor) -> None:
+    def link_blob(self, source_path: Path, descriptor: Descriptor, *, verified: bool = False) -> None:
         """Store a blob that is a file on this machine, verified; as a hard link where the file systems allow it.
+
+        `verified` says that this process has just read or written the very file and found it to be the blob.
 
         Raises:
             IntegrityError: the file is not the blob.
@@ -286,9 +288,10 @@ class LayoutStore:
         if self.has_blob(descriptor):
             return
         self._ensure_writable()
-        with _open_regular(source_path, what=f"`{source_path}`") as raw:
-            for _block in blocks(verifying(raw, descriptor, what=f"`{source_path}`")):
-                pass
+        if not verified:
+            with _open_regular(source_path, what=f"`{source_path}`") as raw:
+                for _block in blocks(verifying(raw, descriptor, what=f"`{source_path}`")):
+                    pass
         if source_path.lstat().st_size != descriptor.size:
             raise IntegrityError(f"`{source_path}` changed while it was read")
         with files.scratch_directory(self._blobs) as scratch:

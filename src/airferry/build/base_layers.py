@@ -1,0 +1,229 @@
+"""The layers of bases on their way into bundles: each read once, checked, recompressed, and kept for later bundles.
+
+What a layer becomes depends on its uncompressed content and the encoder alone, so the cache is keyed by these. Bundles
+get hard links; where cache and bundle are on different file systems nothing is kept, so that nothing is stored twice.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import zstandard
+
+from airferry.errors import IntegrityError
+from airferry.events import Emit, silent
+from airferry.host import files
+from airferry.host.journal import inputs_digest
+from airferry.oci.codecs import DEFAULT_GZIP_LEVEL, DEFAULT_ZSTD_LEVEL
+from airferry.oci.documents import Descriptor, canonical_json
+from airferry.oci.layers import (
+    DEFAULT_LIMIT_BYTES,
+    MEDIA_TYPES,
+    Compression,
+    LayerResult,
+    Observer,
+    inspect_layer,
+    layer_kind,
+    recompress_layer,
+)
+from airferry.oci.layout import LayoutStore
+
+
+class BaseLayers:
+    """Carries layers from the cache of bases into bundles. Safe to use from threads; one process at a time."""
+
+    def __init__(
+        self,
+        bases: LayoutStore,
+        cache: Path,
+        *,
+        compression: Compression,
+        output: Path,
+        limit_bytes: int = DEFAULT_LIMIT_BYTES,
+        emit: Emit = silent,
+    ) -> None:
+        """`bases` holds the layers as they came, `output` is where bundles will be, `cache` what is kept for later."""
+        self._bases = bases
+        self._records = files.ensure_directory(cache / "layers" / "records")
+        self._kept = LayoutStore.create(cache / "layers") if _same_file_system(cache, output) else None
+        self.compression = compression
+        self._limit_bytes = limit_bytes
+        self._emit = emit
+        self._guard = threading.Lock()
+        self._locks: dict[str, threading.Lock] = defaultdict(threading.Lock)
+        self._read_now: set[str] = set()
+
+    def carry(self, descriptor: Descriptor, diff_id: str, *, into: LayoutStore) -> LayerResult:
+        """Bring a layer into a bundle in the wanted compression, and return what it is there.
+
+        A layer that this or an earlier run has read is not inflated again: it is hashed once and linked.
+
+        Raises:
+            IntegrityError: the layer is not what the base's manifest or config says.
+        """
+        with self._lock(descriptor):
+            if self._stays(descriptor):
+                result = self._checked(descriptor, diff_id)
+                into.link_blob(
+                    self._bases.blob_path(descriptor.digest), descriptor, verified=descriptor.digest in self._read_now
+                )
+                return result
+            if self._kept is None:
+                return self._recompress(descriptor, diff_id, into=into)
+            result = self._known(descriptor, diff_id) or self._recompress(descriptor, diff_id, into=self._kept)
+            path = self._kept.blob_path(result.descriptor.digest)
+            try:
+                into.link_blob(path, result.descriptor, verified=result.descriptor.digest in self._read_now)
+            except IntegrityError:
+                # the cache is damaged, the base it was made from need not be
+                self._kept.remove_blob(result.descriptor.digest)
+                result = self._recompress(descriptor, diff_id, into=self._kept)
+                into.link_blob(path, result.descriptor, verified=True)
+            return result
+
+    def observe(self, descriptor: Descriptor, diff_id: str, observers: Iterable[Observer]) -> None:
+        """Let observers see a layer's uncompressed bytes; what has to be done to carry it is done in the same pass.
+
+        Raises:
+            IntegrityError: the layer is not what the base's manifest or config says.
+        """
+        with self._lock(descriptor):
+            if self._stays(descriptor) or self._kept is None or self._known(descriptor, diff_id) is not None:
+                self._inspect(descriptor, diff_id, observers)
+            else:
+                self._recompress(descriptor, diff_id, into=self._kept, observers=observers)
+
+    def pending_bytes(self, layers: Iterable[tuple[Descriptor, str]], *, into: LayoutStore) -> int:
+        """Return how many bytes at most these layers will take on the disk of a bundle that has not got them yet."""
+        total = 0
+        for descriptor, diff_id in dict(layers).items():
+            linked = self._kept is not None and (
+                self._stays(descriptor) or self._known(descriptor, diff_id) is not None
+            )
+            if not linked and not into.has_blob(descriptor):
+                total += descriptor.size
+        return total
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _lock(self, descriptor: Descriptor) -> threading.Lock:
+        with self._guard:
+            return self._locks[descriptor.digest]
+
+    def _stays(self, descriptor: Descriptor) -> bool:
+        return self.compression.kind in ("preserve", layer_kind(descriptor.media_type))
+
+    def _checked(self, descriptor: Descriptor, diff_id: str) -> LayerResult:
+        """Return a layer that keeps its bytes; its diff_id is checked once, and that is noted."""
+        known = self._recall(_blob_key(descriptor))
+        if known is not None and known["diff_id"] == diff_id:
+            return _unchanged(descriptor, diff_id, known["unpacked_bytes"])
+        return self._inspect(descriptor, diff_id, ())
+
+    def _inspect(self, descriptor: Descriptor, diff_id: str, observers: Iterable[Observer]) -> LayerResult:
+        with self._bases.open_blob(descriptor) as stream:
+            result = inspect_layer(
+                stream,
+                descriptor,
+                diff_id=diff_id,
+                observers=observers,
+                emit=self._emit,
+                limit_bytes=self._limit_bytes,
+            )
+        self._note(descriptor, result)
+        self._read_now.add(descriptor.digest)
+        return result
+
+    def _recompress(
+        self, descriptor: Descriptor, diff_id: str, *, into: LayoutStore, observers: Iterable[Observer] = ()
+    ) -> LayerResult:
+        with self._bases.open_blob(descriptor) as stream:
+            result = recompress_layer(
+                stream,
+                descriptor,
+                diff_id=diff_id,
+                compression=self.compression,
+                into=into,
+                observers=observers,
+                emit=self._emit,
+                limit_bytes=self._limit_bytes,
+            )
+        self._note(descriptor, result)
+        if into is self._kept:
+            self._read_now.add(result.descriptor.digest)
+            self._remember(
+                self._packed_key(diff_id),
+                {
+                    "descriptor": result.descriptor.model_dump(by_alias=True, exclude_none=True),
+                    "unpacked_bytes": result.unpacked_bytes,
+                },
+            )
+        return result
+
+    def _known(self, descriptor: Descriptor, diff_id: str) -> LayerResult | None:
+        """Return the layer as an earlier pass has recompressed it, if that is still there."""
+        known = self._recall(self._packed_key(diff_id))
+        if known is None or self._kept is None:
+            return None
+        packed = Descriptor.model_validate(known["descriptor"])
+        if not self._kept.has_blob(packed):
+            return None
+        return LayerResult(packed, diff_id, known["unpacked_bytes"], descriptor)
+
+    def _packed_key(self, diff_id: str) -> dict[str, Any]:
+        kind, level = self.compression.kind, self.compression.level
+        defaults = {"zstd": DEFAULT_ZSTD_LEVEL, "gzip": DEFAULT_GZIP_LEVEL}
+        return {
+            "diff_id": diff_id,
+            "kind": kind,
+            "level": defaults.get(kind) if level is None else level,
+            "encoder": encoder(self.compression),
+        }
+
+    def _note(self, descriptor: Descriptor, result: LayerResult) -> None:
+        self._remember(_blob_key(descriptor), {"diff_id": result.diff_id, "unpacked_bytes": result.unpacked_bytes})
+
+    def _recall(self, key: Mapping[str, Any]) -> dict[str, Any] | None:
+        with suppress(OSError, ValueError):
+            found = json.loads(self._record(key).read_bytes())
+            if isinstance(found, dict):
+                return found
+        return None
+
+    def _remember(self, key: Mapping[str, Any], value: Mapping[str, Any]) -> None:
+        files.write_bytes(self._record(key), canonical_json(value))
+
+    def _record(self, key: Mapping[str, Any]) -> Path:
+        return self._records / f"{inputs_digest(key).removeprefix('sha256:')}.json"
+
+
+def encoder(compression: Compression) -> str:
+    """Return what decides, beside kind and level, which bytes a compressed layer has: the library, and its mode."""
+    if compression.kind == "zstd":
+        version = ".".join(str(part) for part in zstandard.ZSTD_VERSION)
+        return f"zstd {version}, zstandard {zstandard.__version__}, threads"
+    return f"zlib {zlib.ZLIB_RUNTIME_VERSION}, blocks" if compression.kind == "gzip" else compression.kind
+
+
+def _blob_key(descriptor: Descriptor) -> dict[str, Any]:
+    return {"blob": descriptor.digest}
+
+
+def _unchanged(descriptor: Descriptor, diff_id: str, unpacked_bytes: int) -> LayerResult:
+    media_type = MEDIA_TYPES[layer_kind(descriptor.media_type)]
+    kept = Descriptor(media_type=media_type, digest=descriptor.digest, size=descriptor.size)
+    return LayerResult(kept, diff_id, unpacked_bytes, descriptor)
+
+
+def _same_file_system(cache: Path, output: Path) -> bool:
+    there = output
+    while not there.exists():
+        there = there.parent
+    return files.ensure_directory(cache).stat().st_dev == there.stat().st_dev
