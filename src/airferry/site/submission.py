@@ -1,0 +1,95 @@
+"""How each executor is given an image and a job: names of images, profiles of `env.toml`, commands. Pure.
+
+The forms are those that enroot, and the runtimes that follow Docker's references, understand.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+
+from airferry.config import Executor, SiteProfile
+from airferry.oci.reference import Reference
+
+NEMOTRON_EXECUTORS = {"slurm-pyxis": "slurm", "lepton": "lepton", "dgxcloud": "dgxcloud", "docker": "docker"}
+OFFLINE_VARIABLES = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "WANDB_MODE": "offline",
+}
+AIRGAP_SUFFIX = "_airgap"
+
+
+def image_for(kind: str, pinned: Reference) -> str:
+    """Return an image pinned by digest in the form that an executor takes as `container_image`."""
+    if kind == "slurm-pyxis":
+        return f"{pinned.registry}#{pinned.repository}:{pinned.digest}"
+    return f"{pinned.registry}/{pinned.repository}@{pinned.digest}"
+
+
+def parse_image(text: str) -> str:
+    """Return what names an image in either form, enroot's or Docker's, in Docker's."""
+    plain = text.removeprefix("docker://")
+    host, mark, rest = plain.partition("#")
+    if not mark:
+        return plain
+    repository, colon, digest = rest.partition(":sha256:")
+    return f"{host}/{repository}@sha256:{digest}" if colon else f"{host}/{rest}"
+
+
+def profile_name(site: SiteProfile, executor: Executor) -> str:
+    """Return the name of the profile that the fragment for an executor defines: the site's own one, with a suffix."""
+    known = site.profile_of(executor)
+    return (known[0] if known else executor.kind.replace("-", "_")) + AIRGAP_SUFFIX
+
+
+def environment_of(site: SiteProfile, executor: Executor) -> dict[str, str]:
+    """Return the variables that jobs on an executor get: offline, or towards the site's mirrors; then the site's own.
+
+    What a mirror stands in for is taken back online, as the images are offline by default.
+    """
+    variables = dict(OFFLINE_VARIABLES)
+    mirrors = site.mirrors
+    if mirrors.huggingface:
+        variables.update({name: "0" for name in OFFLINE_VARIABLES if name != "WANDB_MODE"})
+        variables["HF_ENDPOINT"] = mirrors.huggingface
+    if mirrors.wandb:
+        variables.update({"WANDB_MODE": "online", "WANDB_BASE_URL": mirrors.wandb})
+    if mirrors.packages:
+        variables.update({"PIP_INDEX_URL": mirrors.packages, "UV_DEFAULT_INDEX": mirrors.packages})
+    known = site.profile_of(executor)
+    return {**variables, **(known[1].env if known else {})}
+
+
+def render_profile(site: SiteProfile, executor: Executor) -> str:
+    """Return the fragment of `env.toml` for an executor: a profile that extends the site's own one, if it names one.
+
+    A list replaces that of the profile it extends; so the mounts are all of the site's.
+    """
+    known = site.profile_of(executor)
+    name = profile_name(site, executor)
+    lines = [f"[{name}]"]
+    if known:
+        lines.append(f"extends = {_toml(known[0])}")
+    lines.append(f"executor = {_toml(NEMOTRON_EXECUTORS.get(executor.kind, executor.kind))}")
+    if site.mounts:
+        lines += ["mounts = [", *(f"  {_toml(str(mount))}," for mount in site.mounts), "]"]
+    lines += ["", f"[{name}.env_vars]"]
+    lines += [f"{key} = {_toml(value)}" for key, value in environment_of(site, executor).items()]
+    return "\n".join(lines) + "\n"
+
+
+def submit_command(step_id: str, *, config: str | None, profile: str, overrides: Mapping[str, str]) -> str:
+    """Return the whole command that submits a step, quoted for a shell."""
+    words = ["nemotron", "steps", "run", step_id]
+    if config is not None:
+        words += ["-c", config]
+    words += ["-b", profile, *(f"{key}={value}" for key, value in overrides.items())]
+    return shlex.join(words)
+
+
+def _toml(text: str) -> str:
+    """Return a basic string of TOML."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
