@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from airferry.config import Config
+from airferry.config import Config, Source
 from airferry.errors import AirferryError, ConfigurationError
 from airferry.plan.models import Target
 
@@ -95,6 +95,21 @@ def open_catalogue(config: Config, *, source_dir: Path | None = None) -> Catalog
             )
         root = nearest
     return Catalogue(root, root / PurePosixPath(steps), config.source.steps_package)
+
+
+def catalogue_at(root: Path, *, steps: str) -> Catalogue:
+    """Return the catalogue at a folder, for a command that has no configuration.
+
+    Raises:
+        ConfigurationError: there is no folder of steps in it.
+    """
+    absolute = root.absolute()
+    if not (absolute / steps).is_dir():
+        raise ConfigurationError(
+            f"`{root}` has no folder of steps `{steps}`",
+            hint="name the catalogue's repository with `--source DIR`, and its folder of steps with `--steps`",
+        )
+    return Catalogue(absolute, absolute / PurePosixPath(steps), Source(steps=steps).steps_package)
 
 
 def parse_target(text: str) -> Target:

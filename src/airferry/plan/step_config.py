@@ -44,7 +44,7 @@ class StepConfigReader:
             ConfigurationError: a file is missing, no YAML or inherits itself; an overlay lacks its ref or target; two
                 overlays want one target.
         """
-        chain = self._chain(path, ())
+        chain = self.documents(path)
         value = chain[-1].value
         if len(chain) > 1 and (keys := {key for document in chain for key in _telling_keys(document.value)}):
             value = _merge(chain, keys)
@@ -54,6 +54,14 @@ class StepConfigReader:
         mounts = environment.get("mounts") if isinstance(environment, dict) else None
         check_targets(overlays, where=str(path))
         return StepConfig(tuple(mounts) if isinstance(mounts, list) else (), overlays)
+
+    def documents(self, path: Path) -> list[Document]:
+        """Return the documents that a config consists of, the weakest first.
+
+        Raises:
+            ConfigurationError: a file is missing, no YAML or inherits itself.
+        """
+        return self._chain(path, ())
 
     def _chain(self, path: Path, above: tuple[Path, ...]) -> list[Document]:
         """Return the documents that a config consists of, the weakest first."""
@@ -103,6 +111,25 @@ def check_targets(overlays: Iterable[Overlay], *, where: str) -> None:
                 f"{where}: two overlays want `{overlay.target}`: `{other.key}` and `{overlay.key}`",
                 hint="give them different targets, or remove one",
             )
+
+
+def split_mounts(mounts: Iterable[Any]) -> tuple[tuple[Overlay, ...], tuple[Any, ...]]:
+    """Return the Git overlays among the mounts of a config, and the other mounts as written.
+
+    Raises:
+        ValueError: an overlay has another form.
+    """
+    overlays: list[Overlay] = []
+    others: list[Any] = []
+    for mount in mounts:
+        if not isinstance(mount, str) or not _MARK.search(mount):
+            others.append(mount)
+            continue
+        found = _WHOLE.findall(mount)
+        if len(found) != len(_MARK.findall(mount)):
+            raise ValueError(f"`{mount}` is no overlay, expected `${{auto_mount:git+URL@REF,TARGET}}`")
+        overlays += [make_overlay(*parse_overlay(spec)) for spec in found]
+    return tuple(overlays), tuple(others)
 
 
 def make_overlay(url: str, ref: str, target: str) -> Overlay:

@@ -1,0 +1,201 @@
+"""Config overlays: resolved as the steps' own loader does, they change two keys and nothing else."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from airferry.bundle.manifest import OverlayEntry
+from airferry.bundle.receipt import Receipt, ReceiptImage
+from airferry.config import SiteProfile
+from airferry.errors import ConfigurationError
+from airferry.plan.catalogue import catalogue_at
+from airferry.site.overlays import OverlaySet, make_overlays
+from catalogues import STEPS, write_step
+
+DIGEST = "sha256:" + "b" * 64
+PINNED = f"hub.site:5000/airgap/trainer@{DIGEST}"
+BRIDGE = ("https://git.example/Bridge.git", "0123abc", "/opt/Bridge")
+MOUNT = "${auto_mount:git+%s@%s,%s}" % BRIDGE  # noqa: UP031 (braces of its own)
+BASE = f"""\
+run:
+  env:
+    container_image: nvcr.io/nvidia/nemo:26.04
+    nodes: 2
+    mounts:
+      - {MOUNT}
+      - ${{oc.env:DATA,/lustre}}:/data
+    env_vars: {{NAME: "${{oc.env:NAME,x}}"}}
+train: {{iters: 5, lr: 1.0e-4, path: "${{output}}/a"}}
+output: ./out
+"""
+SITE = SiteProfile.model_validate(
+    {
+        "executors": [{"kind": "slurm-pyxis", "version": "4.0", "profile": "slurm_sft"}, "kubernetes"],
+        "mounts": ["/lustre/data", "/lustre/out:/out:rw"],
+        "mirrors": {"huggingface": "https://hub.site"},
+        "profiles": {"slurm_sft": {"env": {"HF_HOME": "/lustre/data/hf", "NOTE": 'a "quoted" word'}}},
+    }
+)
+
+
+def load_as_steps_do(path: Path) -> DictConfig:
+    """Load a config as the steps' own loader does: bases below, lists replaced, `defaults` gone."""
+    config = OmegaConf.load(path)
+    assert isinstance(config, DictConfig)
+    named = config.get("defaults")
+    if named is None:
+        return config
+    merged = OmegaConf.create()
+    for item in [named] if isinstance(named, str) else list(named):
+        base = Path(item) if Path(item).suffix else Path(item).with_suffix(".yaml")
+        merged = OmegaConf.merge(merged, load_as_steps_do(base if base.is_absolute() else path.parent / base))
+    own = OmegaConf.create(OmegaConf.to_container(config, resolve=False))
+    own.pop("defaults")
+    result = OmegaConf.merge(merged, own)
+    assert isinstance(result, DictConfig)
+    return result
+
+
+def flat(value: Any, key: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        return {name: leaf for part, item in value.items() for name, leaf in flat(item, f"{key}.{part}").items()}
+    return {key.lstrip("."): value}
+
+
+def receipt(*targets: str, steps: dict[str, str] | None = None, baked: tuple[str, str, str] = BRIDGE) -> Receipt:
+    url, ref, target = baked
+    image = ReceiptImage(
+        name="trainer",
+        role="execution",
+        image="trainer:airgap",
+        reference="hub.site:5000/airgap/trainer:airgap",
+        pinned=PINNED,
+        digest=DIGEST,
+        platforms=("linux/amd64",),
+        overlays=(OverlayEntry(repo="Bridge", url=url, ref=ref, target=target, commit="0" * 40),),
+    )
+    return Receipt(
+        bundle_root=DIGEST,
+        root_verified=True,
+        registry="hub.site:5000/airgap",
+        loaded_at="2026-01-01T00:00:00Z",
+        airferry="0",
+        images=(image,),
+        steps=steps or {target.partition(":")[0]: PINNED for target in targets},
+        targets=targets,
+    )
+
+
+def overlays(tmp_path: Path, loaded: Receipt, site: SiteProfile = SITE) -> OverlaySet:
+    made = make_overlays(loaded, catalogue_at(tmp_path / "code", steps=STEPS), site=site, out=tmp_path / "overlays")
+    for name, text in made.files.items():
+        path = tmp_path / "overlays" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("configs", "config", "cleared"),
+    [
+        ({"tiny": BASE}, "tiny", ["${oc.env:DATA,/lustre}:/data"]),
+        ({"default": BASE, "tiny": "defaults: default.yaml\ntrain: {iters: 1}\n"}, "tiny", None),
+        ({"default": "run: {env: {nodes: 1}}\na: [1, 2]\n"}, "default", "absent"),
+    ],
+)
+@pytest.mark.parametrize("executor", ["slurm-pyxis", "kubernetes"])
+def test_only_two_keys_change(
+    tmp_path: Path, configs: dict[str, str], config: str, cleared: Any, executor: str
+) -> None:
+    folder = write_step(tmp_path / "code", "sft/one", configs=configs)
+    made = overlays(tmp_path, receipt(f"sft/one:{config}"))
+    before = flat(OmegaConf.to_container(load_as_steps_do(folder / "config" / f"{config}.yaml")))
+    after = flat(OmegaConf.to_container(load_as_steps_do(tmp_path / "overlays" / executor / f"sft/one/{config}.yaml")))
+    image = {
+        "slurm-pyxis": f"hub.site:5000#airgap/trainer:{DIGEST}",
+        "kubernetes": f"hub.site:5000/airgap/trainer@{DIGEST}",
+    }[executor]
+    expected = {**before, "run.env.container_image": image}
+    if cleared != "absent":
+        expected["run.env.mounts"] = ["${oc.env:DATA,/lustre}:/data"]
+    assert after == expected
+    (step,) = [step for step in made.steps if step.executor == executor]
+    assert step.cleared == (() if cleared == "absent" else (f"{BRIDGE[0]}@{BRIDGE[1]},{BRIDGE[2]}",))
+
+
+def test_the_command_is_whole_and_names_the_overlay_and_the_profile(tmp_path: Path) -> None:
+    write_step(tmp_path / "code", "sft/one", configs={"tiny": BASE})
+    write_step(tmp_path / "code", "eval/none", configs={})
+    made = overlays(tmp_path, receipt("sft/one:tiny", "eval/none"))
+    commands = {(step.target, step.executor): step.command for step in made.steps}
+    path = tmp_path / "overlays/slurm-pyxis/sft/one/tiny.yaml"
+    assert commands["sft/one:tiny", "slurm-pyxis"] == f"nemotron steps run sft/one -c {path} -b slurm_sft_airgap"
+    assert commands["eval/none", "kubernetes"] == (
+        f"nemotron steps run eval/none -b kubernetes_airgap run.env.container_image={PINNED}"
+    )
+    submit = (tmp_path / "overlays/slurm-pyxis/submit.txt").read_text()
+    assert submit.splitlines() == [step.command for step in made.steps if step.executor == "slurm-pyxis"]
+    assert any("kubernetes" in note for note in made.notes)
+    image = commands["eval/none", "slurm-pyxis"].split()[-1].strip("'")
+    assert OmegaConf.from_dotlist([image]).run.env.container_image == f"hub.site:5000#airgap/trainer:{DIGEST}"
+
+
+def test_the_profile_extends_the_sites_own_one_and_goes_to_its_mirrors(tmp_path: Path) -> None:
+    write_step(tmp_path / "code", "sft/one", configs={"tiny": BASE})
+    made = overlays(tmp_path, receipt("sft/one:tiny"))
+    profile = tomllib.loads(made.files["slurm-pyxis/env.toml"])["slurm_sft_airgap"]
+    assert profile == {
+        "extends": "slurm_sft",
+        "executor": "slurm",
+        "mounts": ["/lustre/data:/lustre/data:ro", "/lustre/out:/out"],
+        "env_vars": {
+            "HF_HUB_OFFLINE": "0",
+            "TRANSFORMERS_OFFLINE": "0",
+            "HF_DATASETS_OFFLINE": "0",
+            "WANDB_MODE": "offline",
+            "HF_ENDPOINT": "https://hub.site",
+            "HF_HOME": "/lustre/data/hf",
+            "NOTE": 'a "quoted" word',
+        },
+    }
+    other = tomllib.loads(overlays(tmp_path, receipt("sft/one:tiny"), SiteProfile()).files["kubernetes/env.toml"])
+    assert other["kubernetes_airgap"]["env_vars"]["HF_HUB_OFFLINE"] == "1"
+
+
+def test_configs_of_one_step_may_have_their_own_images_and_a_bare_step_its_default(tmp_path: Path) -> None:
+    write_step(tmp_path / "code", "sft/one", configs={"tiny": BASE, "default": "a: 1\n"})
+    loaded = receipt("sft/one:tiny", "sft/one", steps={"sft/one:tiny": PINNED, "sft/one": PINNED})
+    paths = {step.target: step.path for step in overlays(tmp_path, loaded).steps if step.executor == "kubernetes"}
+    assert paths == {
+        "sft/one:tiny": "kubernetes/sft/one/tiny.yaml",
+        "sft/one:default": "kubernetes/sft/one/default.yaml",
+    }
+
+
+@pytest.mark.parametrize(
+    ("configs", "loaded", "expected"),
+    [
+        ({"tiny": BASE}, receipt("sft/one:tiny", baked=(BRIDGE[0], "another", BRIDGE[2])), "is not baked into"),
+        ({"other": BASE}, receipt("sft/one:tiny"), "has no config `tiny`"),
+        ({"tiny": "defaults: gone.yaml\n"}, receipt("sft/one:tiny"), "tiny.yaml:1: `defaults`"),
+        ({"tiny": BASE}, receipt("sft/two:tiny"), "there is no step `sft/two`"),
+        ({"tiny": "run: {env: {mounts: ['${auto_mount:git+x}']}}\n"}, receipt("sft/one:tiny"), "has no `@REF`"),
+    ],
+)
+def test_what_the_catalogue_contradicts_is_refused(
+    tmp_path: Path, configs: dict[str, str], loaded: Receipt, expected: str
+) -> None:
+    write_step(tmp_path / "code", "sft/one", configs=configs)
+    with pytest.raises(ConfigurationError) as caught:
+        overlays(tmp_path, loaded)
+    assert expected in caught.value.message
+
+
+def test_a_folder_without_steps_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="has no folder of steps"):
+        catalogue_at(tmp_path, steps=STEPS)
