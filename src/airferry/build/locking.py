@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from airferry.build import overlays
+from airferry.build.base_layers import BaseLayers
 from airferry.build.bases import BaseCache, BaseImage
 from airferry.build.probe import ProbeResult, parse_probe, probe_argv, probe_input
 from airferry.build.requirements import Additions, modules_to_probe, resolve_additions, resolve_environment
@@ -61,6 +62,7 @@ class Locker:
 
     plan: Plan
     bases: BaseCache
+    layers: BaseLayers
     engine: Callable[[], Engine]
     wheels: WheelStore
     catalogue: CatalogueLock | None

@@ -17,8 +17,11 @@ import zstandard
 
 from airferry import __version__
 from airferry.build import contexts
+from airferry.build.base_layers import BaseLayers, encoder
 from airferry.build.bases import BaseImage
-from airferry.build.images import ASSEMBLY_VERSION, Assembler, BuiltImage, ImageRecipe, base_annotations
+from airferry.build.carried_assets import carry_assets, pack_action
+from airferry.build.image_writer import BuiltImage, ImageWriter, base_annotations
+from airferry.build.images import ASSEMBLY_VERSION, Assembler, ImageRecipe
 from airferry.build.launcher import project_wheel
 from airferry.build.originals import put_originals
 from airferry.build.pip import WheelTarget
@@ -29,6 +32,7 @@ from airferry.bundle.manifest import (
     MANIFEST_FILE,
     Addition,
     ArtifactEntry,
+    AssetEntry,
     BundleManifest,
     GroupEntry,
     ImageEntry,
@@ -55,7 +59,6 @@ from airferry.oci.documents import (
     PlatformDocument,
     canonical_json,
 )
-from airferry.oci.layers import Compression
 from airferry.oci.layout import LayoutStore
 from airferry.oci.platform import Platform, parse_platform
 from airferry.oci.reference import parse_reference
@@ -81,6 +84,7 @@ class Workshop:
     lock_bytes: bytes
     bases: Mapping[str, Mapping[Platform, BaseImage]]
     base_store: LayoutStore
+    layers: BaseLayers
     engine: Callable[[], Engine]
     engine_version: str
     wheels: WheelStore
@@ -138,8 +142,8 @@ class Production:
         self._store.remove_stale_temporaries()
         files.remove_stale_temporaries(workshop.output)
         self._journal = Journal(workshop.output / "airgap-build-state.yaml")
-        choice = workshop.plan.compression
-        self._compression = Compression(choice.kind, choice.level)
+        self._compression = workshop.layers.compression
+        self._writer = ImageWriter(self._store, workshop.layers, self._journal)
         self._assembler: Assembler | None = None
 
     def run(self) -> Produced:
@@ -165,6 +169,7 @@ class Production:
         kept = {task.action for task in tasks}
         kept |= {f"layer {layer.digest}" for task in tasks for layer in task.base.layers}
         kept |= {f"archive {image.reference}" for image in manifest.images}
+        kept |= {pack_action(asset.name) for asset in manifest.persistent_assets.assets}
         self._journal.forget_except(kept)
         return Produced(images, reused, manifest, sealed)
 
@@ -202,10 +207,8 @@ class Production:
         if self._assembler is None:
             self._assembler = Assembler(
                 engine=self._shop.engine(),
-                bundle=self._store,
+                writer=self._writer,
                 cache=self._shop.base_store,
-                journal=self._journal,
-                compression=self._compression,
                 scratch=self._shop.scratch,
                 emit=self._shop.emit,
             )
@@ -217,7 +220,7 @@ class Production:
         return {
             "assembly": ASSEMBLY_VERSION,
             "engine": self._shop.engine_version,
-            "encoder": f"zstandard {zstandard.__version__}" if self._compression.kind != "gzip" else "gzip",
+            "encoder": encoder(self._compression),
             "compression": [self._compression.kind, self._compression.level],
             "epoch_s": clock.source_date_epoch_s(),
             "base": base.manifest.digest,
@@ -348,11 +351,14 @@ class Production:
             groups.append(group_entry)
             described += artifacts
         described.append(self._artifact(LOCK_ARTIFACT, ArtifactFile(LOCK_FILE, LOCK_CONTENT, self._shop.lock_bytes)))
+        assets = carry_assets(plan, self._store, self._journal, emit=self._shop.emit)
+        described += assets.artifacts
         saved = self._archives(entries, named)
         originals = put_originals(self._shop.originals, self._shop.base_store, self._store)
         named |= self._shop.originals
         saved += [_saved(entry) for entry in originals]
-        manifest = self._manifest([*entries, *originals], groups, [entry for entry, _descriptor in described], saved)
+        listed = [entry for entry, _descriptor in described]
+        manifest = self._manifest([*entries, *originals], groups, listed, saved, assets.entries)
         sealed = seal(self._store, named, artifacts=[descriptor for _entry, descriptor in described], manifest=manifest)
         manifest = manifest.with_root(sealed.root)
         files.write_bytes(self._shop.output / MANIFEST_FILE, manifest.to_yaml())
@@ -472,9 +478,10 @@ class Production:
         groups: Sequence[GroupEntry],
         artifacts: Sequence[ArtifactEntry],
         saved: Sequence[SavedImage],
+        assets: Sequence[AssetEntry],
     ) -> BundleManifest:
         document = self._shop.plan.to_document()
-        assets = document["persistent_assets"]
+        persistent = document["persistent_assets"]
         baked = [
             {**overlay.to_document(), "commit": self._shop.lock.overlays[overlay.key].commit}
             for overlay in self._shop.plan.overlays
@@ -489,8 +496,9 @@ class Production:
             step_execution_images=document["step_execution_images"],
             saved_images=tuple(saved),
             persistent_assets=PersistentAssets(
-                policy=assets["policy"],
-                mounts_from_configs=tuple(assets["mounts_from_configs"]),
+                policy=persistent["policy"],
+                assets=tuple(assets),
+                mounts_from_configs=tuple(persistent["mounts_from_configs"]),
                 baked_repo_overlays=tuple(OverlayEntry.model_validate(item) for item in baked),
             ),
             images=tuple(entries),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from airferry import config as configuration
+from airferry.build.base_layers import BaseLayers
 from airferry.build.bases import BaseCache
 from airferry.build.locking import Locked, Locker, forget
 from airferry.build.originals import bring_originals
@@ -24,6 +25,7 @@ from airferry.errors import ConfigurationError, UsageError
 from airferry.events import Emit, Notice, silent
 from airferry.host import files
 from airferry.host.threads import usable_cores
+from airferry.oci.layers import Compression
 from airferry.oci.platform import parse_platform
 from airferry.oci.reference import Reference
 from airferry.plan.catalogue_lock import read_catalogue_lock
@@ -252,6 +254,7 @@ class _NearSide:
             lock_bytes=render_lockfile(resolved.lockfile).encode(),
             bases=resolved.bases,
             base_store=locker.bases.store,
+            layers=locker.layers,
             engine=locker.engine,
             engine_version=self.engine_version,
             wheels=locker.wheels,
@@ -288,9 +291,12 @@ def _near_side(made: Plan, *, engine: str, jobs: int | None, emit: Emit) -> Iter
         catalogue = read_catalogue_lock(made.lock_path) if made.lock_path else None
         digest = hashlib.sha256(made.lock_path.read_bytes()).hexdigest() if made.lock_path else None
         program = find_engine(choice)
+        bases = BaseCache(cache, open_registry=open_registry, emit=emit)
+        compression = Compression(made.compression.kind, made.compression.level)
         locker = Locker(
             plan=made,
-            bases=BaseCache(cache, open_registry=open_registry, emit=emit),
+            bases=bases,
+            layers=BaseLayers(bases.store, cache, compression=compression, output=made.output_dir, emit=emit),
             engine=_once(lend_engine),
             wheels=WheelStore(cache, Pip(emit=emit), emit),
             catalogue=catalogue,
