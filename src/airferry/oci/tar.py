@@ -207,7 +207,7 @@ def tar_header(entry: TarEntry, *, large: Literal["pax", "gnu"] = "pax") -> byte
     size = entry.size if entry.is_regular else 0
     numbers = {"uid": (entry.uid, MAX_OCTAL_7), "gid": (entry.gid, MAX_OCTAL_7)}
     if large == "pax":
-        numbers["size"] = (size, MAX_OCTAL_11)
+        numbers |= {"size": (size, MAX_OCTAL_11), "mtime": (entry.mtime_s, MAX_OCTAL_11)}
     for key, (number, most) in numbers.items():
         if number > most:
             records[key] = str(number).encode()
@@ -236,7 +236,7 @@ def _ustar(entry: TarEntry, *, size: int) -> bytes:
             b"%07o\0" % min(entry.uid, MAX_OCTAL_7),
             b"%07o\0" % min(entry.gid, MAX_OCTAL_7),
             encoded_size,
-            b"%011o\0" % entry.mtime_s,
+            b"%011o\0" % min(entry.mtime_s, MAX_OCTAL_11),
             b" " * 8,
             regular,
             _bytes(entry.link_name)[:100].ljust(100, b"\0"),
