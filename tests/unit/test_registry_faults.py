@@ -419,9 +419,12 @@ def test_credentials_do_not_follow_a_redirect_to_another_host(
         elsewhere.blobs[LAYER.digest] = BLOB
         target = f"http://{elsewhere.address}/v2/r/x/blobs/{LAYER.digest}"
         registry.faults.append(times(1, is_blob, lambda ex: ex.answer(307, Location=target)))
-        with RegistryClient(
-            registry.address, options=options(pauses, lookup=lambda registry, repository: login)
-        ) as client, RegistrySource(client, "r/x").open_blob(LAYER) as stream:
+        with (
+            RegistryClient(
+                registry.address, options=options(pauses, lookup=lambda registry, repository: login)
+            ) as client,
+            RegistrySource(client, "r/x").open_blob(LAYER) as stream,
+        ):
             assert stream.read() == BLOB
         assert [call.headers.get("Authorization") for call in elsewhere.calls] == [None]
     assert registry.calls[-1].headers.get("Authorization") == login.basic
@@ -558,7 +561,8 @@ def test_parallel_requests_share_one_token(registry: ScriptedRegistry, pauses: l
             except AirferryError as error:
                 failures.append(error)
 
-        threads = [threading.Thread(target=ask) for _ in range(8)]
+        # more than the connections that are kept: none may be held while a token is fetched
+        threads = [threading.Thread(target=ask) for _ in range(24)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -572,3 +576,16 @@ def test_retry_after_is_read_in_both_forms() -> None:
     assert retry_after_s({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0.0
     for text in ("", "soon", "-1", "9" * 40):
         assert retry_after_s({"Retry-After": text}) is None
+
+
+def test_a_copy_within_one_registry_does_not_run_out_of_connections(
+    registry: ScriptedRegistry, pauses: list[float], tmp_path: Path
+) -> None:
+    store = LayoutStore.create(tmp_path / "images")
+    index, _entry = make_image(store)
+    with RegistryClient(registry.address, options=options(pauses, jobs=2)) as client:
+        copy_image(store, RegistrySink(client, "r/x"), index, reference="v1", jobs=2)
+        registry.faults.append(times(99, lambda call: call.method == "HEAD", status(404)))
+        source = RegistrySource(client, "r/x")
+        copy_image(source, RegistrySink(client, "r/y"), source.resolve("v1"), reference="v2", jobs=2)
+    assert sha256(registry.manifests["r/y@v2"][0]) == index.digest

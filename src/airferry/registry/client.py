@@ -81,7 +81,9 @@ class _Adapter(HTTPAdapter):
 
     def __init__(self, context: ssl.SSLContext | None, jobs: int) -> None:
         self._extra: dict[str, Any] = {"ssl_context": context, "blocksize": BLOCK_BYTES}
-        super().__init__(pool_connections=MAX_IDLE_CONNECTIONS, pool_maxsize=jobs + 1, pool_block=True, max_retries=0)
+        # a copy within one registry holds two connections a job, one that reads and one that writes
+        most = 2 * jobs + 2
+        super().__init__(pool_connections=MAX_IDLE_CONNECTIONS, pool_maxsize=most, pool_block=True, max_retries=0)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **{**kwargs, **self._extra})
@@ -255,10 +257,12 @@ class RegistryClient(Registry):  # type: ignore[misc]
             asked = response.headers.get("WWW-Authenticate", "")
             if response.status_code != 401 or not own or not asked:
                 return response
+            # read to its end, so that its connection is free: the token server may be the registry itself
+            _read_content(response, MAX_ERROR_BYTES, what=what, truncate=True)
+            response.close()
             fresh = self.auth.respond(asked, scopes=scopes, refused=header)
             if fresh is None:
                 return response
-            response.close()
             header = fresh
         sent = {**headers, "Authorization": header} if header else headers
         return self._follow(method, url, sent, body, stream, timeout, what)
