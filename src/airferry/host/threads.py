@@ -120,6 +120,56 @@ class Pipeline:
         return iter(channel)
 
 
+class Consumer(Generic[R]):
+    """A function over a stream of blocks, in a thread of its own, that others feed block by block.
+
+    Feeding waits while the function is behind, and raises what the function raised. Leaving the block without
+    `result` gives the work up; either way the thread is joined.
+    """
+
+    def __init__(self, function: Callable[[Iterator[bytes]], R], *, depth: int = DEFAULT_DEPTH) -> None:
+        self._function = function
+        self._channel: _Channel[bytes] = _Channel(depth)
+        self._results: list[R] = []
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, daemon=True)
+
+    def __enter__(self) -> Consumer[R]:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._channel.cancel()
+        self._thread.join()
+
+    def __call__(self, block: bytes) -> None:
+        """Hand over a block."""
+        try:
+            self._channel.put(block)
+        except Cancelled:
+            if self._failure is not None:
+                raise self._failure from None
+            raise
+
+    def result(self) -> R:
+        """Say that all blocks were handed over, and return what the function made of them."""
+        self._channel.end(None)
+        self._thread.join()
+        if self._failure is not None:
+            raise self._failure
+        return self._results[0]
+
+    def _work(self) -> None:
+        try:
+            self._results.append(self._function(iter(self._channel)))
+        except BaseException as error:
+            self._failure = error
+        finally:
+            self._channel.cancel()
+
+
 def parallel_map(
     function: Callable[[T], R],
     items: Iterable[T],

@@ -1,0 +1,168 @@
+"""What is remembered of single files of a base's layers: small texts, imports of Python sources, marks of binaries.
+
+Contents pass by once, in blocks, and most are not looked at. What is kept is bounded. This module knows what matters
+of a file; where files lie in the merged root is not its business.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+MAX_TEXT_BYTES = 8 << 20
+MAX_SOURCE_BYTES = 4 << 20
+MAX_INIT_BYTES = 4096
+MAX_IMPORTS = 500
+MAX_MARKS = 2000
+OVERLAP_BYTES = 256
+
+_TEXTS = frozenset(
+    {"pyvenv.cfg", "EXTERNALLY-MANAGED", "sitecustomize.py", "usercustomize.py", "site.py", "easy-install.pth"}
+)
+_TEXT_SUFFIXES = (".pth", "._pth", ".egg-link", ".egg-info")
+_METADATA = frozenset(
+    {
+        "METADATA",
+        "RECORD",
+        "PKG-INFO",
+        "INSTALLER",
+        "direct_url.json",
+        "entry_points.txt",
+        "top_level.txt",
+        "namespace_packages.txt",
+    }
+)
+_METADATA_FOLDERS = (".dist-info", ".egg-info", "/EGG-INFO")
+_SYSTEM_TEXTS = frozenset({"etc/os-release", "usr/lib/os-release", "etc/passwd", "etc/group"})
+_BINARY = re.compile(
+    r"python3?(?:\.\d+)?[td]?m?|libpython3.*\.so.*|libc\.so\.6|libc-2\.\d+\.so|ld-musl-.*\.so\.1|pypy3?.*"
+)
+_FINDER = re.compile(r"__editable__.*finder\.py")
+_MARKS = re.compile(
+    rb"PyInit_(?P<builtin>[A-Za-z_][A-Za-z0-9_]{0,80})\0"
+    rb"|\0(?P<python>3\.\d{1,2}\.\d{1,2}(?:(?:a|b|rc)\d{1,2})?\+?)\0"
+    rb"|(?:stable|development) release version (?P<glibc>2\.\d{1,3})"
+    rb"|\0(?P<musl>1\.[0-9]\.\d{1,2})\0"
+)
+_ELF_MACHINES = {3: "i686", 21: "ppc64le", 22: "s390x", 40: "armv7l", 62: "x86_64", 183: "aarch64", 243: "riscv64"}
+_IMPORT = re.compile(
+    rb"^(?:import[ \t]+(?P<names>[\w.]+(?:[ \t]+as[ \t]+\w+)?(?:[ \t]*,[ \t]*[\w.]+(?:[ \t]+as[ \t]+\w+)?)*)"
+    rb"|from[ \t]+(?P<source>\.*[\w.]*)[ \t]+import[ \t]*(?P<parts>\([^()]*\)|[^\n;]*))",
+    re.MULTILINE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class BinaryFacts:
+    """What an ELF file says of itself: its machine, and versions and built-in modules whose marks it holds."""
+
+    machine: str
+    pointer_bits: int
+    byte_order: str
+    python: tuple[str, ...] = ()
+    builtins: tuple[str, ...] = ()
+    glibc: str = ""
+    musl: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FileFacts:
+    """What is remembered of a file. `imports` are the unconditional ones of a Python source, as it writes them."""
+
+    content: bytes | None = None
+    imports: tuple[str, ...] = ()
+    binary: BinaryFacts | None = None
+
+
+Reader = Callable[[Iterator[bytes]], FileFacts | None]
+
+
+def reader_for(folder: str, name: str, size: int) -> Reader | None:
+    """Return what reads the facts of a file at a place, or None where its content does not matter."""
+    if name.endswith(".py"):
+        if name in _TEXTS or (name.startswith("__editable__") and _FINDER.fullmatch(name)):
+            return _read_text if size <= MAX_TEXT_BYTES else None
+        return _read_source if size <= MAX_SOURCE_BYTES else None
+    if name in _METADATA:
+        return _read_text if size <= MAX_TEXT_BYTES and folder.endswith(_METADATA_FOLDERS) else None
+    if name in _TEXTS or name.endswith(_TEXT_SUFFIXES) or f"{folder}/{name}" in _SYSTEM_TEXTS:
+        return _read_text if size <= MAX_TEXT_BYTES else None
+    if name.startswith(("python", "libpython3", "libc", "ld-musl-", "pypy")) and _BINARY.fullmatch(name):
+        return _read_binary
+    return None
+
+
+def _read_text(blocks: Iterator[bytes]) -> FileFacts:
+    return FileFacts(content=b"".join(blocks))
+
+
+def _read_source(blocks: Iterator[bytes]) -> FileFacts | None:
+    source = b"".join(blocks)
+    content = source if len(source) <= MAX_INIT_BYTES and _declares_namespace(source) else None
+    imports = unconditional_imports(source)
+    return FileFacts(content=content, imports=imports) if imports or content is not None else None
+
+
+def _declares_namespace(source: bytes) -> bool:
+    return b"extend_path" in source or b"declare_namespace" in source
+
+
+def unconditional_imports(source: bytes) -> tuple[str, ...]:
+    """Return what a Python source imports at its first column, outside of triple-quoted strings.
+
+    `from a import b` gives `a:b`, one for each name, as `b` may be a module or not; relative ones begin with dots.
+    This is a look, no parse: it costs little enough to be given to every source of a base.
+    """
+    if b"import" not in source:
+        return ()
+    found: dict[str, None] = {}
+    for match in _IMPORT.finditer(source):
+        start = match.start()
+        if source.count(b'"""', 0, start) % 2 or source.count(b"'''", 0, start) % 2:
+            continue
+        if match["names"] is not None:
+            found.update(dict.fromkeys(part.split()[0].decode() for part in match["names"].split(b",")))
+            continue
+        base = match["source"].decode()
+        found[base] = None
+        lines = match["parts"].strip(b"()\r").replace(b"\\", b"").split(b"\n")
+        for part in b"".join(line.partition(b"#")[0] for line in lines).split(b","):
+            words = part.split()
+            if words and words[0] != b"*" and words[0].isascii():
+                found[f"{base}:{words[0].decode()}"] = None
+        if len(found) > MAX_IMPORTS:
+            break
+    return tuple(found)
+
+
+def _read_binary(blocks: Iterator[bytes]) -> FileFacts | None:
+    first = next(blocks, b"")
+    if len(first) < 20 or first[:4] != b"\x7fELF":
+        for _block in blocks:
+            pass
+        return None
+    order = "little" if first[5] == 1 else "big"
+    machine = _ELF_MACHINES.get(int.from_bytes(first[18:20], "little" if first[5] == 1 else "big"), "")
+    marks: dict[str, dict[str, None]] = {"python": {}, "builtin": {}, "glibc": {}, "musl": {}}
+    window = first
+    while True:
+        for match in _MARKS.finditer(window):
+            kind = match.lastgroup or ""
+            if len(marks[kind]) < MAX_MARKS:
+                marks[kind][match[kind].decode()] = None
+        block = next(blocks, b"")
+        if not block:
+            break
+        window = window[-OVERLAP_BYTES:] + block
+    return FileFacts(
+        binary=BinaryFacts(
+            machine=machine,
+            pointer_bits=64 if first[4] == 2 else 32,
+            byte_order=order,
+            python=tuple(marks["python"]),
+            builtins=tuple(sorted(marks["builtin"])),
+            glibc=next(iter(marks["glibc"]), ""),
+            musl=next(iter(marks["musl"]), ""),
+        )
+    )

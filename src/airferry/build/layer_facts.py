@@ -1,0 +1,311 @@
+"""What one layer of a base holds, learnt while its bytes pass by once: entries, whiteouts, facts of some files.
+
+Nothing is unpacked. What no engine could unpack, or would unpack outside of the root, is refused. Facts are kept in
+the cache under the layer's diff_id, so that a layer is looked at once, whatever images share it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any, NamedTuple, cast
+
+import zstandard
+
+from airferry.build.file_facts import BinaryFacts, FileFacts, reader_for
+from airferry.errors import HostError, IntegrityError
+from airferry.host import files
+from airferry.host.threads import Consumer, Pipeline
+from airferry.oci.codecs import inflate
+from airferry.oci.digest import digest_hex
+from airferry.oci.documents import Descriptor
+from airferry.oci.layers import DEFAULT_LIMIT_BYTES, layer_kind
+from airferry.oci.ports import Source, blocks
+from airferry.oci.streams import verifying
+from airferry.oci.tar import TarReader
+
+SCHEMA_VERSION = 1
+MAX_ENTRIES = 2_000_000
+MAX_PATH_BYTES = 4096
+MAX_NAME_BYTES = 255
+MAX_KEPT_BYTES = 256 << 20
+MAX_CACHE_BYTES = 1 << 30
+MAX_FACTS_BYTES = 1 << 30
+CACHE_SUFFIX = ".json.zst"
+
+
+class Entry(NamedTuple):
+    """A file, folder, link or device of a root. `type` is as tar writes it; `has_xattrs` says that there are some."""
+
+    type: bytes
+    mode: int
+    uid: int
+    gid: int
+    size: int
+    mtime_s: int
+    link_name: str
+    has_xattrs: bool
+    facts: FileFacts | None = None
+
+
+@dataclass(slots=True)
+class LayerFacts:
+    """The entries of a layer in its order: number of the folder in `folders`, name, entry. The root has no name."""
+
+    folders: list[str] = field(default_factory=lambda: [""])
+    entries: list[tuple[int, str, Entry]] = field(default_factory=list)
+
+    def to_bytes(self) -> bytes:
+        """Return the facts in the form of the cache."""
+        rows: list[list[Any]] = []
+        for folder, name, entry in self.entries:
+            row = [folder, name, entry.type.decode("latin-1"), *entry[1:8]]
+            if entry.facts is not None:
+                facts = entry.facts
+                row.append(
+                    [
+                        None if facts.content is None else facts.content.decode("latin-1"),
+                        facts.imports,
+                        None if facts.binary is None else asdict(facts.binary),
+                    ]
+                )
+            rows.append(row)
+        document = {"schema_version": SCHEMA_VERSION, "folders": self.folders, "entries": rows}
+        return zstandard.compress(json.dumps(document, separators=(",", ":")).encode(), 3)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> LayerFacts | None:
+        """Return the facts that `to_bytes` wrote, or None where the bytes are others."""
+        try:
+            reader = zstandard.ZstdDecompressor().stream_reader(data)
+            text = reader.read(MAX_FACTS_BYTES)
+            document = json.loads(text)
+            if document["schema_version"] != SCHEMA_VERSION:
+                return None
+            return cls(document["folders"], [_entry_of(row) for row in document["entries"]])
+        except (ValueError, KeyError, TypeError, IndexError, RecursionError, zstandard.ZstdError):
+            return None
+
+
+def _entry_of(row: list[Any]) -> tuple[int, str, Entry]:
+    facts = None
+    if len(row) > 10:
+        content, imports, binary = row[10]
+        if binary is not None:
+            binary = BinaryFacts(**{**binary, "python": tuple(binary["python"]), "builtins": tuple(binary["builtins"])})
+        facts = FileFacts(None if content is None else content.encode("latin-1"), tuple(imports), binary)
+    return row[0], row[1], Entry._make((row[2].encode("latin-1"), *row[3:10], facts))
+
+
+class _BlockStream:
+    """The reading side of a stream that comes in blocks."""
+
+    def __init__(self, source: Iterator[bytes]) -> None:
+        self._source = source
+        self._block = b""
+        self._position = 0
+
+    def read(self, size: int) -> bytes:
+        """Return up to `size` bytes, and none at the end."""
+        position = self._position
+        if position == len(self._block):
+            self._block = next(self._source, b"")
+            position = 0
+        self._position = position + size if position + size < len(self._block) else len(self._block)
+        return self._block[position : self._position]
+
+
+def collect_facts(source: Iterable[bytes], *, what: str, max_entries: int = MAX_ENTRIES) -> LayerFacts:
+    """Return the facts of a layer from the blocks of its uncompressed tar.
+
+    Raises:
+        IntegrityError: it is no tar, a path is absolute or leads upwards or is too long, or there are too many.
+    """
+    facts = LayerFacts()
+    numbers = {"": 0}
+    kept_bytes = 0
+    reader = TarReader(cast(IO[bytes], _BlockStream(iter(source))), what=what)
+    for entry in reader:
+        raw = entry.name
+        path = raw.rstrip("/")
+        while path.startswith("./"):
+            path = path[2:].lstrip("/")
+        if raw.startswith("/"):
+            raise _refused(what, raw, "is absolute")
+        folder, _, name = path.rpartition("/")
+        if path in ("", "."):
+            name = ""
+        elif name in (".", "..") or "\0" in path or len(name) > MAX_NAME_BYTES // 4:
+            _check_name(what, raw, name)
+        number = numbers.get(folder)
+        if number is None:
+            clean = _clean_folder(what, raw, folder)
+            number = numbers.get(clean)
+            if number is None:
+                number = numbers[clean] = len(facts.folders)
+                facts.folders.append(clean)
+            numbers[folder] = number
+        if len(facts.entries) >= max_entries:
+            raise IntegrityError(
+                f"{what} has more than {max_entries} entries", hint="if the layer is really that large, raise the limit"
+            )
+        known: FileFacts | None = None
+        if entry.is_regular and entry.size:
+            read = reader_for(folder, name, entry.size)
+            if read is not None:
+                known = read(reader.content())
+                if known is not None and known.content is not None:
+                    kept_bytes += len(known.content)
+                    if kept_bytes > MAX_KEPT_BYTES:
+                        raise IntegrityError(f"{what} has more than {MAX_KEPT_BYTES} bytes of package metadata")
+        facts.entries.append(
+            (
+                number,
+                name,
+                Entry(
+                    b"0" if entry.is_regular else entry.type,
+                    entry.mode,
+                    entry.uid,
+                    entry.gid,
+                    entry.size,
+                    entry.mtime_s,
+                    entry.link_name,
+                    bool(entry.xattrs),
+                    known,
+                ),
+            )
+        )
+    return facts
+
+
+def _refused(what: str, name: str, why: str) -> IntegrityError:
+    shown = name if len(name) <= 200 else name[:200] + "…"
+    return IntegrityError(
+        f"{what}: the entry `{shown}` {why}",
+        hint="no tool that builds images writes such a layer; take the base from another place",
+    )
+
+
+def _check_name(what: str, raw: str, name: str) -> None:
+    if name in (".", ".."):
+        raise _refused(what, raw, "leads to another folder")
+    if "\0" in raw:
+        raise _refused(what, raw, "has a zero byte in its name")
+    if len(os.fsencode(name)) > MAX_NAME_BYTES:
+        raise _refused(what, raw, f"has a name of more than {MAX_NAME_BYTES} bytes")
+
+
+def _clean_folder(what: str, raw: str, folder: str) -> str:
+    if len(folder) > MAX_PATH_BYTES or len(folder.encode("utf-8", "surrogateescape")) > MAX_PATH_BYTES:
+        raise _refused(what, raw, f"has a path of more than {MAX_PATH_BYTES} bytes")
+    parts = [part for part in folder.split("/") if part not in ("", ".")]
+    for part in parts:
+        if part == "..":
+            raise _refused(what, raw, "leads upwards")
+        if len(part.encode("utf-8", "surrogateescape")) > MAX_NAME_BYTES:
+            raise _refused(what, raw, f"has a name of more than {MAX_NAME_BYTES} bytes")
+    return "/".join(parts)
+
+
+def layer_observer(*, what: str, max_entries: int = MAX_ENTRIES) -> Consumer[LayerFacts]:
+    """Return an observer for the layer pipeline that collects the facts of the layer that passes it.
+
+    Use it as a context manager around the pipeline; `result()` gives the facts once the layer has passed. Keep them
+    (`FactsCache.keep`) only under a diff_id that the pipeline has checked.
+    """
+    return Consumer(lambda source: collect_facts(source, what=what, max_entries=max_entries))
+
+
+class FactsCache:
+    """Facts of layers on disk, by diff_id, bounded in bytes: those not used for longest go first."""
+
+    def __init__(self, folder: Path, *, max_bytes: int = MAX_CACHE_BYTES) -> None:
+        self._folder = folder
+        self._max_bytes = max_bytes
+
+    def find(self, diff_id: str) -> LayerFacts | None:
+        """Return the facts of a layer, or None where they are not here or were written by another version."""
+        path = self._path(diff_id)
+        try:
+            data = files.read_bounded(path, limit_bytes=MAX_FACTS_BYTES)
+        except HostError:
+            return None
+        facts = LayerFacts.from_bytes(data)
+        if facts is not None:
+            with suppress(OSError):
+                os.utime(path)
+        return facts
+
+    def keep(self, diff_id: str, facts: LayerFacts) -> None:
+        """Keep the facts of a layer whose diff_id was verified."""
+        files.write_bytes(self._path(diff_id), facts.to_bytes())
+        self._shrink()
+
+    def _path(self, diff_id: str) -> Path:
+        return self._folder / f"{digest_hex(diff_id)}{CACHE_SUFFIX}"
+
+    def _shrink(self) -> None:
+        found = []
+        for path in self._folder.glob(f"*{CACHE_SUFFIX}"):
+            with suppress(OSError):
+                status = path.stat()
+                found.append((status.st_mtime_ns, status.st_size, path))
+        total = sum(size for _time, size, _path in found)
+        for _time, size, path in sorted(found)[:-1]:
+            if total <= self._max_bytes:
+                return
+            path.unlink(missing_ok=True)
+            total -= size
+
+
+def read_layer_facts(
+    source: Source,
+    descriptor: Descriptor,
+    *,
+    diff_id: str,
+    cache: FactsCache,
+    max_entries: int = MAX_ENTRIES,
+    limit_bytes: int = DEFAULT_LIMIT_BYTES,
+) -> LayerFacts:
+    """Return the facts of a layer, from the cache, or by reading its blob once, verified, and keeping them.
+
+    Raises:
+        IntegrityError: digest, compression, diff_id or size are not what was declared, or the content is refused.
+    """
+    known = cache.find(diff_id)
+    if known is not None:
+        return known
+    what = f"layer `{descriptor.digest}`"
+    digest = hashlib.sha256()
+
+    def checked(unpacked: Iterable[bytes]) -> Iterator[bytes]:
+        total = 0
+        for block in unpacked:
+            total += len(block)
+            if total > limit_bytes:
+                raise IntegrityError(
+                    f"{what} unpacks to more than the limit of {limit_bytes} bytes",
+                    hint="if the layer is really that large, raise the limit",
+                )
+            digest.update(block)
+            yield block
+
+    with source.open_blob(descriptor) as stream, Pipeline() as pipeline:
+        packed = pipeline.stage(blocks(verifying(stream, descriptor, what=what)))
+        unpacked = pipeline.stage(inflate(packed, layer_kind(descriptor.media_type), what=what))
+        facts = collect_facts(pipeline.stage(checked(unpacked)), what=what, max_entries=max_entries)
+    observed = f"sha256:{digest.hexdigest()}"
+    if observed != diff_id:
+        raise IntegrityError(
+            f"{what} has diff_id `{observed}`, its image's config says `{diff_id}`",
+            digest=descriptor.digest,
+            diff_id=diff_id,
+            observed=observed,
+        )
+    cache.keep(diff_id, facts)
+    return facts
