@@ -18,6 +18,8 @@ OWNERS = {
     "typer": ("cli/",),
     "rich": ("cli/",),
     "omegaconf": ("plan/",),
+    "starlette": ("site/",),
+    "uvicorn": ("site/",),
 }
 
 

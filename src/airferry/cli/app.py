@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from airferry import __version__
-from airferry.cli import far, near
+from airferry.cli import far, far_more, near
 from airferry.cli.render import Reporter
 from airferry.errors import AirferryError
 from airferry.host import process
@@ -20,7 +20,8 @@ INTERRUPTED = 130
 HELP = """Carry container images, and everything that goes with them, across an air gap.
 
 Near side: [bold]doctor[/], [bold]plan[/], [bold]lock[/], [bold]build[/]. Carry the output folder over.
-Far side: [bold]verify[/], [bold]load[/]. To see all of it at work: [bold]quickstart[/].
+Far side: [bold]verify[/], [bold]load[/], or [bold]serve[/] where there is no registry yet.
+To see all of it at work: [bold]quickstart[/].
 
 Exit codes: 0 all done, 1 a bug of airferry, 2 usage, 3 configuration, 4 environment, 5 build, 6 integrity,
 7 registry, 8 a check found something.
@@ -36,6 +37,7 @@ app = typer.Typer(
 )
 near.register(app)
 far.register(app)
+far_more.register(app)
 
 
 def _show_version(value: bool) -> None:

@@ -10,6 +10,7 @@ from airferry.usecases.example import quickstart
 from airferry.usecases.far import LoadOutcome, load, verify
 from airferry.usecases.host import DoctorReport
 from airferry.usecases.near import BuildOutcome, LockOutcome, PlanOutcome, Selection, build, doctor, lock, plan, schema
+from airferry.usecases.serve import Serving, serve
 
 __all__ = [
     "BuildOutcome",
@@ -19,6 +20,7 @@ __all__ = [
     "LockOutcome",
     "PlanOutcome",
     "Selection",
+    "Serving",
     "build",
     "describe_plan",
     "doctor",
@@ -27,5 +29,6 @@ __all__ = [
     "plan",
     "quickstart",
     "schema",
+    "serve",
     "verify",
 ]

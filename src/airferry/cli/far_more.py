@@ -1,0 +1,67 @@
+"""More of the far side's commands: serve, report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from airferry import usecases
+from airferry.cli.far import BundleArgument, JsonOption, RootOption, parse_maps
+from airferry.cli.render import Reporter, data
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands in the order in which an operator needs them."""
+    app.command(rich_help_panel="Far side")(serve)
+
+
+def serve(
+    context: typer.Context,
+    bundle: BundleArgument,
+    listen: Annotated[
+        str, typer.Option("--listen", help="HOST:PORT; port 0 takes a free one.")
+    ] = "127.0.0.1:5000",
+    root: RootOption = None,
+    verify_first: Annotated[
+        bool, typer.Option("--verify-first", help="Check all blobs before listening, not each before its first use.")
+    ] = False,
+    tls_cert: Annotated[Path | None, typer.Option("--tls-cert", help="Certificate with its chain, PEM.")] = None,
+    tls_key: Annotated[Path | None, typer.Option("--tls-key", help="Its key, PEM.")] = None,
+    htpasswd: Annotated[
+        Path | None, typer.Option("--htpasswd", help="Users who may pull, as `htpasswd -B` writes them.")
+    ] = None,
+    maps: Annotated[
+        list[str] | None, typer.Option("--map", help="FROM=TO: another name for what begins with FROM. Repeatable.")
+    ] = None,
+    flatten: Annotated[bool, typer.Option("--flatten", help="Keep only the last part of each image's path.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Serve a bundle as a read-only registry, straight from where it lies, until Ctrl-C.
+
+    For sites whose registry is not up yet, and for nodes that pull directly. Names are those that `load` would use.
+    """
+    reporter: Reporter = context.obj
+    with usecases.serve(
+        bundle,
+        listen=listen,
+        root=root,
+        maps=parse_maps(maps or []),
+        flatten=flatten,
+        tls_certificate=tls_cert,
+        tls_key=tls_key,
+        htpasswd=htpasswd,
+        verify_first=verify_first,
+        emit=reporter,
+    ) as serving:
+        if as_json:
+            images = [{"reference": reference, "digest": digest} for reference, digest in serving.images]
+            data(json.dumps({"url": serving.url, "root": serving.root, "images": images}))
+        else:
+            for reference, digest in serving.images:
+                data(f"{reference}  {digest}")
+        reporter.say(f"serving root {serving.root}" + (" (as expected)" if serving.root_verified else ""))
+        reporter.say(f"at {serving.url}, read-only; every blob is verified before it is first served; Ctrl-C ends it")
+        serving.run()
