@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import tarfile
-from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
@@ -13,38 +12,8 @@ from hypothesis import strategies as st
 
 from airferry.build.direct_tree import OPAQUE, Content, LayerTree, Node
 from airferry.errors import BuildError
-from airferry.oci.tar import DIRECTORY, REGULAR, SYMLINK, TarReader
-
-EPOCH_S = 1_700_000_000
-
-
-@dataclass(frozen=True)
-class Entry:
-    type: bytes = DIRECTORY
-    mode: int = 0o755
-    uid: int = 0
-    gid: int = 0
-    mtime_s: int = 1_000
-    link_name: str = ""
-
-
-class Base:
-    """A base by its entries; folders above them are there."""
-
-    def __init__(self, entries: dict[str, Entry] | None = None) -> None:
-        self.entries = {"": Entry()}
-        for path, entry in (entries or {}).items():
-            parts = path.split("/")
-            for count in range(1, len(parts)):
-                self.entries.setdefault("/".join(parts[:count]), Entry())
-            self.entries[path] = entry
-
-    def lookup(self, path: str) -> Entry | None:
-        return self.entries.get(path)
-
-
-def link(target: str) -> Entry:
-    return Entry(SYMLINK, 0o777, link_name=target)
+from airferry.oci.tar import DIRECTORY, REGULAR, TarReader
+from base_trees import EPOCH_S, Base, Entry, link
 
 
 def content(text: str = "x") -> Content:
@@ -148,6 +117,11 @@ def test_a_later_folder_takes_the_place_of_what_the_layer_has_there() -> None:
     made.replace_with_folder("/opt/pkg")
     made.replace_with_folder("/opt/pkg")
     assert list(members(made)) == ["opt", "opt/pkg", f"opt/pkg/{OPAQUE}"]
+
+
+def test_a_folder_with_extended_attributes_is_not_entered_anew_without_them() -> None:
+    with pytest.raises(BuildError, match="`/srv` has extended attributes"):
+        tree({"srv": Entry(has_xattrs=True)}).add_file("/srv/x", content())
 
 
 def test_the_root_cannot_be_replaced() -> None:

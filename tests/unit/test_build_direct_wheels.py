@@ -20,7 +20,7 @@ from airferry.build.pip import WheelTarget
 from airferry.build.wheels import Wheel
 from airferry.errors import BuildError
 from airferry.plan.catalogue_lock import GitSource
-from test_build_direct_tree import EPOCH_S, Base, Entry, link
+from base_trees import EPOCH_S, Base, Entry, link
 from wheel_factory import make_probe, sha256
 
 SCHEME = InstallScheme(
@@ -169,7 +169,7 @@ def test_an_entry_point_that_leads_out_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_wheel_for_another_platform_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BuildError, match="does not suit CPython 3.11.2 on x86_64 with glibc 2.36"):
+    with pytest.raises(BuildError, match=r"does not suit CPython 3\.11\.2 on x86_64 with glibc 2\.36"):
         layer(wheel(tmp_path, {"pkg.py": b""}, tag="cp311-cp311-manylinux_2_28_aarch64"))
 
 
@@ -196,7 +196,7 @@ TRUE_ROWS = [
 )
 def test_a_wheel_whose_record_lies_is_refused(tmp_path: Path, row: str, message: str) -> None:
     lying = wheel(tmp_path, {"pkg.py": b"right"}, record="\n".join([row, *TRUE_ROWS]) + "\n")
-    with pytest.raises(BuildError, match="`pkg-1.0-py3-none-any.whl` cannot be installed") as caught:
+    with pytest.raises(BuildError, match=r"`pkg-1\.0-py3-none-any\.whl` cannot be installed") as caught:
         layer(lying)
     assert message in caught.value.message
 

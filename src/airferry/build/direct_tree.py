@@ -57,6 +57,11 @@ class BaseEntry(Protocol):
         """Where a symlink leads."""
         ...
 
+    @property
+    def has_xattrs(self) -> bool:
+        """Whether there are extended attributes."""
+        ...
+
 
 class BaseTree(Protocol):
     """The merged view of a base. Paths are relative to the root, without `./`; the root is an empty path."""
@@ -288,6 +293,12 @@ class LayerTree:
                 self._put(folder, Node(DIRECTORY, mode, gid=gid, mtime_s=self._epoch_s))
                 self._touch(posixpath.dirname(folder))
             elif entry.type == DIRECTORY:
+                if not isinstance(entry, Node) and entry.has_xattrs:
+                    raise BuildError(
+                        f"the base's folder `/{folder}` has extended attributes, which a new entry for it would lose",
+                        hint="set `builder: buildah`",
+                        path=folder,
+                    )
                 mtime_s = min(entry.mtime_s, self._epoch_s)
                 self._put(folder, Node(DIRECTORY, entry.mode, entry.uid, entry.gid, mtime_s))
             else:

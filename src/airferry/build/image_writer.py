@@ -5,6 +5,7 @@ Whoever builds an image, by an engine or without one, ends here. This module run
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,8 @@ from typing import Any
 from airferry.build.base_layers import BaseLayers, encoder
 from airferry.build.bases import BaseImage
 from airferry.bundle.manifest import Addition, PlatformEntry, describe_platform
-from airferry.errors import IntegrityError
+from airferry.errors import BuildError, IntegrityError
+from airferry.host import clock
 from airferry.host.journal import Journal
 from airferry.oci.copy import read_closure
 from airferry.oci.documents import IMAGE_CONFIG, IMAGE_MANIFEST, Descriptor, Manifest, canonical_json
@@ -142,3 +144,30 @@ class ImageWriter:
         }
         self._journal.record(action, inputs, result)
         return made
+
+
+def image_config(
+    base: BaseImage, *, settings: Mapping[str, Any], diff_ids: list[str], created_by: str, epoch_s: int
+) -> bytes:
+    """Return the config of an image on a base: the base's platform, layers and history, and one more entry.
+
+    Raises:
+        BuildError: the layers do not begin with the base's.
+    """
+    original = json.loads(base.config_bytes)
+    known = len(base.config.rootfs.diff_ids)
+    if diff_ids[:known] != base.config.rootfs.diff_ids:
+        raise BuildError(f"an image for `{base.platform}` does not begin with the layers of its base `{base.name}`")
+    created = clock.rfc3339(epoch_s)
+    entry: dict[str, Any] = {"created": created, "created_by": created_by, "comment": "airferry"}
+    if len(diff_ids) == known:
+        entry["empty_layer"] = True
+    return canonical_json(
+        {
+            **{key: original[key] for key in ("architecture", "os", "variant", "os.version") if key in original},
+            "created": created,
+            "config": settings,
+            "rootfs": {"type": "layers", "diff_ids": diff_ids},
+            "history": [*(original.get("history") or []), entry],
+        }
+    )

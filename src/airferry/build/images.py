@@ -14,14 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from airferry.build.bases import BaseImage
-from airferry.build.image_writer import BuiltImage, ImageWriter
+from airferry.build.image_writer import BuiltImage, ImageWriter, image_config
 from airferry.buildah.engine import Engine, ExportedImage, base_tag
 from airferry.bundle.manifest import Addition
-from airferry.errors import BuildError
 from airferry.events import Emit, Event, Progress
 from airferry.host import clock, files
 from airferry.oci.codecs import inflate
-from airferry.oci.documents import canonical_json
 from airferry.oci.layers import compress_layer, layer_kind
 from airferry.oci.layout import LayoutStore
 from airferry.oci.normalise import RUN_LAYER_LEFTOVERS, normalise_layer
@@ -113,38 +111,25 @@ class Assembler:
                     result = compress_layer(normal, compression=compression, into=self._writer.bundle)
             if result.unpacked_bytes > len(END_OF_ARCHIVE):
                 layers.append(result)
-        config = _config_bytes(recipe, base, exported, [layer.diff_id for layer in layers], epoch_s=epoch_s)
+        config = image_config(
+            base,
+            settings=_settings(recipe, base, exported),
+            diff_ids=[layer.diff_id for layer in layers],
+            created_by=f"airferry build {recipe.name}",
+            epoch_s=epoch_s,
+        )
         return self._writer.write(
             recipe.platform, base, layers, config, python=recipe.python, additions=recipe.additions
         )
 
 
-def _config_bytes(
-    recipe: ImageRecipe, base: BaseImage, exported: ExportedImage, diff_ids: list[str], *, epoch_s: int
-) -> bytes:
-    """Return the image's config: what Buildah made of it, on the base's own history, without a trace of the host."""
-    built = json.loads(exported.config_bytes)
-    original = json.loads(base.config_bytes)
-    settings = dict(built.get("config") or {})
+def _settings(recipe: ImageRecipe, base: BaseImage, exported: ExportedImage) -> dict[str, Any]:
+    """Return the config's settings: what the engine made of them, with our labels, for the base's own user."""
+    settings = dict(json.loads(exported.config_bytes).get("config") or {})
     settings["Labels"] = {**(settings.get("Labels") or {}), **recipe.labels}
-    user = (original.get("config") or {}).get("User")
+    user = (json.loads(base.config_bytes).get("config") or {}).get("User")
     if user:
         settings["User"] = user
     else:
         settings.pop("User", None)
-    created = clock.rfc3339(epoch_s)
-    history = list(original.get("history") or [])
-    known = len(base.config.rootfs.diff_ids)
-    if len(diff_ids) < known or diff_ids[:known] != base.config.rootfs.diff_ids:
-        raise BuildError(f"`{recipe.name}` for `{recipe.platform}` does not begin with its base's layers")
-    entry: dict[str, Any] = {"created": created, "created_by": f"airferry build {recipe.name}", "comment": "airferry"}
-    if len(diff_ids) == known:
-        entry["empty_layer"] = True
-    config = {
-        **{key: original[key] for key in ("architecture", "os", "variant", "os.version") if key in original},
-        "created": created,
-        "config": settings,
-        "rootfs": {"type": "layers", "diff_ids": diff_ids},
-        "history": [*history, entry],
-    }
-    return canonical_json(config)
+    return settings
