@@ -16,7 +16,6 @@ from typing import IO
 from airferry.bundle.artifacts import TITLE
 from airferry.bundle.asset_files import FileState, HashJournal, asset_place, changed, hash_files, list_asset
 from airferry.bundle.assets import (
-    ASSET_NAME,
     MODELPACK_ARTIFACT,
     MODELPACK_CONFIG,
     MODELPACK_FILEPATH,
@@ -27,6 +26,7 @@ from airferry.bundle.assets import (
     linked_path,
     safe_path,
 )
+from airferry.config.assets import ASSET_KINDS, ASSET_NAME
 from airferry.errors import BuildError, UsageError
 from airferry.events import Emit, Progress, silent
 from airferry.host import files
@@ -59,7 +59,7 @@ def record_asset(
     The journal, in the cache unless given, holds the hash of each file under its path, size, time of change and inode.
 
     Raises:
-        UsageError: the name is none.
+        UsageError: the name or the kind is none.
         HostError: something cannot be read.
         BuildError: there is nothing in it, or something that cannot be carried.
         IntegrityError: the asset changed while it was recorded.
@@ -68,6 +68,8 @@ def record_asset(
         raise UsageError(
             f"`{name}` is no name of an asset", hint="use lower-case letters, digits, `.`, `_` and `-`: `--name NAME`"
         )
+    if kind not in ASSET_KINDS:
+        raise UsageError(f"`{kind}` is no kind of asset", hint="there are " + ", ".join(f"`{k}`" for k in ASSET_KINDS))
     listing = list_asset(path)
     _check(listing.files, listing.links, listing.others, path)
     known = HashJournal(journal or _journal_path(path))

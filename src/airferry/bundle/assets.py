@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from airferry.config.assets import ASSET_KINDS, ASSET_NAME
 from airferry.errors import IntegrityError
 from airferry.oci.digest import digest_of
 
@@ -27,7 +28,6 @@ MODELPACK_FILEPATH = "org.cncf.model.filepath"
 MAX_ASSET_FILES = 1_000_000
 MAX_ASSET_MANIFEST_BYTES = 512 * 1024 * 1024
 MAX_PATH_BYTES = 4096
-ASSET_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ESCAPED = re.compile("[%\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\udc80-\udcff]")
 _ESCAPE = re.compile(rb"%([0-9A-F]{2})")
@@ -166,6 +166,8 @@ def _parse(data: bytes) -> AssetManifest:
         raise ValueError(f"schema_version {header['schema_version']}, this airferry knows {SCHEMA_VERSION}")
     if not isinstance(header["name"], str) or not ASSET_NAME.fullmatch(header["name"]):
         raise ValueError("its name is no asset name")
+    if header["kind"] not in ASSET_KINDS:
+        raise ValueError("its kind is none of " + ", ".join(ASSET_KINDS))
     files: list[AssetFile] = []
     links: list[AssetLink] = []
     for number, line in enumerate(lines, start=2):
@@ -180,7 +182,7 @@ def _parse(data: bytes) -> AssetManifest:
                     raise ValueError(f"line {number}: the link `{path}` leads out of the asset")
             case _:
                 raise ValueError(f"line {number} is neither a file nor a link")
-    manifest = AssetManifest(header["name"], str(header["kind"]), tuple(files), tuple(links))
+    manifest = AssetManifest(header["name"], header["kind"], tuple(files), tuple(links))
     paths = [*(file.path for file in files), *(link.path for link in links)]
     taken = set(paths)
     if len(taken) != len(paths):

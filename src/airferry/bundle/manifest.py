@@ -185,10 +185,24 @@ class SavedImage(_Familiar):
     sha256: str | None = None
 
 
+class AssetEntry(_Own):
+    """An asset that stays on storage: `manifest` is the artifact that lists its files, `pack` that which holds them."""
+
+    name: str
+    kind: str
+    steps: tuple[str, ...] = ()
+    target: str | None = None
+    files: int = Field(ge=0)
+    size_bytes: int = Field(ge=0)
+    manifest: Digest
+    pack: Digest | None = None
+
+
 class PersistentAssets(_Familiar):
     """What does not travel in images, and the overlays that do."""
 
     policy: str = PERSISTENT_ASSETS_POLICY
+    assets: tuple[AssetEntry, ...] = ()
     mounts_from_configs: tuple[Any, ...] = ()
     baked_repo_overlays: tuple[OverlayEntry, ...] = ()
 

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from airferry import __version__
-from airferry.cli import far, far_more, near
+from airferry.cli import assets, far, far_more, near
 from airferry.cli.render import Reporter
 from airferry.errors import AirferryError
 from airferry.host import process
@@ -38,6 +38,7 @@ app = typer.Typer(
 near.register(app)
 far.register(app)
 far_more.register(app)
+assets.register(app)
 
 
 def _show_version(value: bool) -> None:

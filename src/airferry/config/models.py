@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PrivateAttr, StrictBool, StrictInt, field_validator, model_validator
 
+from airferry.config.assets import AssetChoice, AssetName
 from airferry.config.bases import BaseImage, RegistryBase
 from airferry.config.document import Document
 from airferry.config.fields import (
@@ -268,7 +269,9 @@ class Config(StrictModel):
         ),
     ] = "omit"
     builder: Annotated[Literal["auto", "buildah", "direct"], Field(description="How images are assembled.")] = "auto"
-    assets: dict[str, Any] = Field(default_factory=dict, description="Models and data that travel with the images.")
+    assets: dict[AssetName, AssetChoice] = Field(
+        default_factory=dict, description="Models and data that stay on persistent storage, by name."
+    )
     site: Annotated[
         SiteProfile | None, Field(description="What is known of the far side, or the path of a file that says it.")
     ] = None

@@ -25,6 +25,7 @@ from airferry.oci.reference import Reference
 from airferry.registry.client import ClientOptions, RegistryClient
 from airferry.registry.uploads import Limits, Uploader
 from airferry.site.activation import TagMove, WantedTag, forget_journal, move_tags, plan_tags
+from airferry.site.assets import bundle_packs
 from airferry.site.push import Pusher, PushResult, Shipment
 from airferry.site.relocation import ARTIFACTS_REPOSITORY, Destination, parse_destination, relocate
 
@@ -156,6 +157,9 @@ def artifact_tag(bundle: Bundle, item: Shipment) -> str | None:
         return None
     if item.descriptor.digest == bundle.manifest_descriptor.digest:
         return f"bundle-{digest_hex(bundle.root)[:16]}"
+    for name, descriptor in bundle_packs(bundle).items():
+        if descriptor.digest == item.descriptor.digest:
+            return f"model-{name}"
     return f"artifact-{digest_hex(item.descriptor.digest)[:16]}"
 
 

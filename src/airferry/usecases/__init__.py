@@ -5,6 +5,7 @@ prints, prompts or exits.
 """
 
 from airferry.registry.client import ClientOptions
+from airferry.usecases.assets import RecordOutcome, record_asset, unpack_asset, verify_asset
 from airferry.usecases.describe import describe_plan
 from airferry.usecases.example import quickstart
 from airferry.usecases.far import LoadOutcome, load, verify
@@ -19,6 +20,7 @@ __all__ = [
     "LoadOutcome",
     "LockOutcome",
     "PlanOutcome",
+    "RecordOutcome",
     "Selection",
     "Serving",
     "build",
@@ -28,7 +30,10 @@ __all__ = [
     "lock",
     "plan",
     "quickstart",
+    "record_asset",
     "schema",
     "serve",
+    "unpack_asset",
     "verify",
+    "verify_asset",
 ]

@@ -1,0 +1,137 @@
+"""Assets: record what they consist of, verify what was staged, unpack what travelled in a bundle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from airferry.build import assets as recording
+from airferry.bundle.assets import AssetManifest, asset_file_name
+from airferry.bundle.verify import find_layout, open_bundle
+from airferry.errors import AirferryError, UsageError
+from airferry.events import Emit, silent
+from airferry.host import files
+from airferry.oci.reference import parse_reference
+from airferry.registry.client import ClientOptions, open_clients
+from airferry.registry.source import RegistrySource
+from airferry.site import assets as staged
+from airferry.site.assets import (
+    AssetReport,
+    Unpacked,
+    bundle_assets,
+    bundle_packs,
+    read_asset_file,
+)
+
+REGISTRY_PREFIX = "docker://"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class RecordOutcome:
+    """The manifest of an asset and where it was written."""
+
+    manifest: AssetManifest
+    path: Path
+
+
+def record_asset(
+    path: Path,
+    *,
+    name: str | None = None,
+    kind: str = "other",
+    output: Path | None = None,
+    jobs: int | None = None,
+    emit: Emit = silent,
+) -> RecordOutcome:
+    """Write the manifest of an asset, a folder or a file: sizes and SHA-256 of all its files. A rerun resumes.
+
+    It goes to `airgap-asset-<name>.jsonl` in the current folder unless another path is given; the name is the folder's
+    by default.
+
+    Raises:
+        UsageError: the name is none, or the manifest would lie in the asset.
+        HostError: something cannot be read or written.
+        BuildError: the asset is empty, or holds what cannot be carried.
+        IntegrityError: it changed while it was recorded.
+    """
+    chosen = name or path.absolute().name.lower()
+    target = output or Path(asset_file_name(chosen))
+    if path.is_dir() and target.resolve().is_relative_to(path.resolve()):
+        raise UsageError(f"`{target}` lies in the asset itself", hint="write the manifest elsewhere: `--out FILE`")
+    manifest = recording.record_asset(path, name=chosen, kind=kind, jobs=jobs, emit=emit)
+    files.write_bytes(target, manifest.to_bytes())
+    return RecordOutcome(manifest, target)
+
+
+def verify_asset(
+    source: Path,
+    path: Path,
+    *,
+    name: str | None = None,
+    root: str | None = None,
+    jobs: int | None = None,
+    emit: Emit = silent,
+) -> AssetReport:
+    """Compare what is staged at a path with a manifest, given as its file or as the bundle that carries it.
+
+    `name` says which asset of the bundle is meant, where it carries several; `root` is the bundle's digest.
+
+    Raises:
+        UsageError: there is no manifest, or no telling which is meant.
+        HostError: the path is not there, or a folder cannot be read.
+        IntegrityError: the bundle is another, or what it or the file holds is no manifest.
+    """
+    if source.is_file():
+        if root is not None:
+            raise UsageError("`--root` goes with a bundle", hint="name the bundle, not the manifest's file")
+        manifest = read_asset_file(source)
+    else:
+        bundle = open_bundle(source, root=root)
+        manifest = _choose(bundle_assets(bundle), name, f"bundle `{source}` carries the manifest")
+    return staged.verify_asset(manifest, path, jobs=jobs, emit=emit)
+
+
+def unpack_asset(
+    source: str,
+    destination: Path,
+    *,
+    name: str | None = None,
+    root: str | None = None,
+    options: ClientOptions | None = None,
+    emit: Emit = silent,
+) -> Unpacked:
+    """Unpack an asset that was packed, from a bundle or from a registry, into a folder that is absent or empty.
+
+    Raises:
+        UsageError: the destination is not empty, or there is no telling which asset is meant.
+        IntegrityError: what is unpacked is damaged, no ModelPack, or would leave the destination.
+        RegistryError: the registry does not hand it over.
+        HostError: the disk is full.
+    """
+    if not source.startswith(REGISTRY_PREFIX) and Path(source).exists():
+        layout = find_layout(Path(source))
+        bundle = open_bundle(layout, root=root)
+        descriptor = _choose(bundle_packs(bundle), name, f"bundle `{source}` carries the content")
+        return staged.unpack_asset(bundle.store, descriptor, destination, emit=emit)
+    try:
+        reference = parse_reference(source.removeprefix(REGISTRY_PREFIX))
+    except AirferryError as error:
+        raise UsageError(f"`{source}` is no bundle and no reference: {error.message}") from error
+    with open_clients(options or ClientOptions(), emit=emit) as clients:
+        registry = RegistrySource(clients(reference.registry), reference.repository)
+        return staged.unpack_asset(registry, registry.resolve(reference.target), destination, emit=emit)
+
+
+def _choose(found: dict[str, T], name: str | None, what: str) -> T:
+    if name is None and len(found) == 1:
+        return next(iter(found.values()))
+    if name is not None and name in found:
+        return found[name]
+    wanted = f" of no asset `{name}`" if name is not None else f" of {len(found) or 'no'} assets"
+    raise UsageError(
+        f"{what}{wanted}",
+        hint="name one: " + ", ".join(f"`--name {item}`" for item in found) if found else "see `assets:` of the plan",
+    )
