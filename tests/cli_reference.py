@@ -1,0 +1,111 @@
+"""The command line as the program itself describes it: for docs/cli.md, and for finding out what documents promise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import typer
+from rich.text import Text
+
+from airferry.cli.app import app
+
+WORDS = {str: "text", Path: "path", int: "number", float: "number"}
+TITLE = "# Command line\n\nGenerated from the program; `airferry COMMAND --help` shows the same.\n"
+
+
+def program() -> Any:
+    """Return the whole command line."""
+    return typer.main.get_command(app)
+
+
+def is_group(command: Any) -> bool:
+    """Tell whether a command only holds others."""
+    return hasattr(command, "commands")
+
+
+def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield every command with the words that name it, groups before what is in them."""
+    for name, command in group.commands.items():
+        yield (*path, name), command
+        if is_group(command):
+            yield from commands(command, (*path, name))
+
+
+def options(command: Any) -> set[str]:
+    """Return every spelling of every option of a command."""
+    found = {"--help", "-h"}
+    for parameter in command.params:
+        if is_option(parameter):
+            found.update([*parameter.opts, *parameter.secondary_opts])
+    return found
+
+
+def is_option(parameter: Any) -> bool:
+    """Tell options from arguments."""
+    return bool(parameter.opts[0].startswith("-"))
+
+
+def environment_names() -> set[str]:
+    """Return the environment variables that set options."""
+    every = [program(), *(command for _path, command in commands(program()))]
+    names = {parameter.envvar for command in every for parameter in command.params}
+    return {name for name in names if isinstance(name, str)}
+
+
+def render() -> str:
+    """Return docs/cli.md."""
+    group = program()
+    parts = [TITLE, *_section((), group)]
+    for path, command in commands(group):
+        parts += _section(path, command)
+    return "\n".join(parts)
+
+
+def _section(path: tuple[str, ...], command: Any) -> list[str]:
+    words = " ".join(("airferry", *path))
+    arguments = [item for item in command.params if not is_option(item)]
+    named = [item for item in command.params if is_option(item) and not item.hidden]
+    usage = " ".join([words, "[OPTIONS]", *map(_placeholder, arguments)])
+    if is_group(command):
+        usage += " COMMAND …"
+    lines = [f"## `{words}`\n", f"{Text.from_markup(command.help or '').plain.strip()}\n", f"```text\n{usage}\n```\n"]
+    if arguments:
+        lines += ["| Argument | Meaning |", "|---|---|"]
+        lines += [f"| `{_placeholder(item)}` | {_cell(getattr(item, 'help', None))} |" for item in arguments]
+        lines.append("")
+    if named:
+        lines += ["| Option | Takes | Default | Environment | Meaning |", "|---|---|---|---|---|"]
+        lines += [_row(item) for item in named]
+        lines.append("")
+    return lines
+
+
+def _placeholder(argument: Any) -> str:
+    name = (argument.name or "").upper() + ("…" if argument.nargs == -1 else "")
+    return name if argument.required else f"[{name}]"
+
+
+def _row(option: Any) -> str:
+    spellings = ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
+    default = ""
+    if isinstance(option.show_default, str):
+        default = f"`{option.show_default}`"
+    elif isinstance(option.default, str | int | Path) and not isinstance(option.default, bool):
+        default = f"`{option.default}`"
+    environment = f"`{option.envvar}`" if isinstance(option.envvar, str) else ""
+    needed = " Required." if option.required else ""
+    return f"| {spellings} | {_takes(option)} | {default} | {environment} | {_cell(option.help)}{needed} |"
+
+
+def _takes(option: Any) -> str:
+    if option.is_flag:
+        return ""
+    kind = option.type_descriptor.annotation
+    inner = next((part for part in get_args(kind) if part in WORDS), kind)
+    return WORDS[inner] + (", repeatable" if option.multiple else "")
+
+
+def _cell(text: str | None) -> str:
+    return " ".join((text or "").split()).replace("|", "\\|")
