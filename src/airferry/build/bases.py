@@ -99,8 +99,11 @@ class BaseCache:
     """Brings bases into the cache. One process at a time may use it."""
 
     def __init__(self, cache: Path, *, open_registry: OpenRegistry, emit: Emit) -> None:
-        """Open the cache's layout, made if it is missing."""
+        """Open the cache's layout, made if it is missing, and clear what killed runs left there."""
         self.store = LayoutStore.create(cache / "bases")
+        self.store.remove_stale_temporaries()
+        files.remove_stale_temporaries(cache / "bootstrap")
+        files.remove_stale_temporaries(cache / "bootstrap" / "bootstrap")
         self._cache = cache
         self.open_registry = open_registry
         self._emit = emit

@@ -276,6 +276,7 @@ def _near_side(made: Plan, *, engine: str, jobs: int | None, emit: Emit) -> Iter
         stack.enter_context(_cache_lock(cache / "lock", emit=emit))
         scratch = files.ensure_directory(cache / "scratch")
         files.remove_stale_temporaries(scratch)
+        files.remove_stale_temporaries(cache / "wheels")
         clients = stack.enter_context(open_clients(ClientOptions(), emit=emit))
         opened: list[Engine] = []
 
