@@ -1,0 +1,286 @@
+"""Killed at any boundary, a build or a load leaves nothing broken, and a rerun ends where an undisturbed run does."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from registries import RegistryProcess, run_registry
+
+from airferry.buildah.engine import open_engine
+from airferry.bundle.verify import verify_bundle
+from airferry.errors import RegistryError
+from airferry.host import files
+from airferry.host.shipped import shipped
+from airferry.oci.copy import read_closure
+from airferry.registry.client import ClientOptions, RegistryClient
+from airferry.registry.sink import RegistrySink
+from airferry.registry.source import RegistrySource
+from near_side import PROGRAM, NearSide, make_near_side, temporaries
+from oci_images import make_bundle
+
+DRIVER = Path(__file__).parents[1] / "kill_driver.py"
+SAMPLE = 8
+KILLED = -signal.SIGKILL
+PAUSE_S = "97.53"
+
+
+def drive(number: int, log: Path, *arguments: str, folder: Path) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    """Run airferry in a child that dies at a boundary; return how it ended and the boundaries that it passed."""
+    done = subprocess.run(
+        [sys.executable, DRIVER, str(number), log, *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done, log.read_text().splitlines()
+
+
+def kind(boundary: str) -> str:
+    """Return a boundary's name without what differs from one to the next of its kind."""
+    return re.sub(r"sha256:[0-9a-f]+|[0-9a-f]{12,}|[0-9a-f-]{36}", "X", boundary)
+
+
+def sample(boundaries: list[str], count: int) -> list[int]:
+    """Choose boundaries, counted from 1: the first of each kind, and of those a spread."""
+    first: dict[str, int] = {}
+    for number, name in enumerate(boundaries, 1):
+        first.setdefault(kind(name), number)
+    numbers = sorted(first.values())
+    step = max(1.0, len(numbers) / count)
+    return sorted({numbers[int(position * step)] for position in range(min(count, len(numbers)))})
+
+
+# --- builds -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Yard:
+    """A near side whose build is undisturbed once: its root, and the boundaries that it passed."""
+
+    side: NearSide
+    cache: Path
+    root: str
+    boundaries: list[str]
+
+    def clear(self) -> None:
+        """Start over, with all but the engine's storage cold."""
+        files.remove_tree(self.side.out)
+        for path in self.cache.iterdir():
+            if not path.is_symlink():
+                files.remove_tree(path)
+
+    def drive(self, number: int) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+        log = self.cache.parent / "log"
+        return drive(number, log, "--quiet", "build", "--jobs", "1", "--json", folder=self.side.catalogue)
+
+    def check(self) -> None:
+        """Finish what was interrupted and see that it ends as the undisturbed run did, with nothing left over."""
+        done, _boundaries = self.drive(0)
+        assert done.returncode == 0, done.stderr
+        assert yaml.safe_load(done.stdout)["root"] == self.root
+        verify_bundle(self.side.out / "bundle", root=self.root).raise_if_wrong()
+        assert temporaries(self.side.out, self.cache) == []
+        with open_engine(self.cache / "engine") as engine:
+            assert engine.storage.containers() == []
+            assert [name for name in engine.images() if "airferry/" in name] == []
+            assert list(engine.storage.temporary.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def yard(near_base: Path, near_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yard]:
+    folder = tmp_path_factory.mktemp("yard")
+    side = make_near_side(folder / "near", near_base)
+    cache = files.ensure_directory(folder / "cache")
+    (cache / "engine").symlink_to(files.ensure_directory(near_cache / "engine"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AIRFERRY_CACHE", str(cache))
+        for name, value in side.environment.items():
+            patch.setenv(name, value)
+        made = Yard(side, cache, "", [])
+        done, boundaries = made.drive(0)
+        assert done.returncode == 0, done.stderr
+        yield Yard(side, cache, yaml.safe_load(done.stdout)["root"], boundaries)
+
+
+def test_a_build_passes_boundaries_of_every_kind(yard: Yard) -> None:
+    kinds = {kind(name) for name in yard.boundaries}
+    for name in (
+        "airgap.lock.yaml",
+        "airgap-build-state.yaml",
+        "airgap-manifest.yaml",
+        "index.json",
+        "airgap-plan.yaml",
+    ):
+        assert {f"fsync {name}", f"rename {name}", f"fsync folder of {name}"} <= kinds
+    assert {"fsync X", "rename X", "fsync folder of X"} <= kinds, "blobs"
+
+
+def kill_and_finish(yard: Yard, number: int) -> None:
+    yard.clear()
+    done, boundaries = yard.drive(number)
+    assert done.returncode == KILLED, f"boundary {number} of {len(yard.boundaries)}: {done.stderr}"
+    assert len(boundaries) == number
+    yard.check()
+
+
+def test_a_build_that_is_killed_at_some_boundaries_is_finished_by_a_rerun(yard: Yard) -> None:
+    for number in sample(yard.boundaries, SAMPLE):
+        kill_and_finish(yard, number)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_a_build_that_is_killed_at_any_boundary_is_finished_by_a_rerun(yard: Yard) -> None:
+    for number in range(1, len(yard.boundaries) + 1):
+        kill_and_finish(yard, number)
+
+
+def test_a_build_that_is_killed_again_and_again_ends_in_the_same_root(yard: Yard) -> None:
+    yard.clear()
+    kills = 0
+    while (done := yard.drive(25)[0]).returncode == KILLED:
+        kills += 1
+        assert kills < 30, "it gets on each time"
+    assert done.returncode == 0, done.stderr
+    assert kills >= 2
+    yard.check()
+
+
+def processes(mark: str) -> list[int]:
+    """Return the processes that have a text on their command line."""
+    found = []
+    for path in Path("/proc").iterdir():
+        if path.name.isdecimal():
+            try:
+                line = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:
+                continue
+            if mark in line and int(path.name) != os.getpid():
+                found.append(int(path.name))
+    return found
+
+
+def wait_for(condition: Callable[[], object], *, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 130)])
+def test_a_build_that_ends_in_the_middle_of_a_run(yard: Yard, how: signal.Signals, code: int, tmp_path: Path) -> None:
+    yard.clear()
+    containerfile = tmp_path / "Containerfile"
+    text = (shipped("containerfiles") / "Containerfile.execution").read_text()
+    document = yard.side.document
+    slow = {**document["execution_images"]["py"], "containerfile": str(containerfile)}
+    containerfile.write_text(text.replace("USER ${BASE_USER}", f"RUN sleep {PAUSE_S}\nUSER ${{BASE_USER}}"))
+    try:
+        yard.side.write(execution_images={"py": slow})
+        child = subprocess.Popen(
+            [*PROGRAM, "build"],
+            cwd=yard.side.catalogue,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        wait_for(lambda: processes(f"sleep {PAUSE_S}") or child.poll() is not None)
+        os.killpg(child.pid, how)
+        _stdout, stderr = child.communicate(timeout=60)
+        assert child.returncode == code, stderr
+        if how != signal.SIGKILL:
+            assert "Traceback" not in stderr and "rerun" in stderr
+            assert processes(f"sleep {PAUSE_S}") == []
+            assert temporaries(yard.side.out, yard.cache) == []
+        wait_for(lambda: not processes(f"sleep {PAUSE_S}"))
+    finally:
+        yard.side.write(execution_images=document["execution_images"])
+    yard.check()
+
+
+# --- loads ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def registry(
+    tmp_path_factory: pytest.TempPathFactory, require_tool: Callable[[str], Path]
+) -> Iterator[RegistryProcess]:
+    require_tool("docker-registry")
+    with run_registry(tmp_path_factory.mktemp("registry")) as running:
+        yield running
+
+
+def load_arguments(bundle: Path, registry: RegistryProcess, name: str) -> list[str]:
+    receipt = bundle.parent / f"{name}.yaml"
+    return [
+        "--quiet",
+        "load",
+        str(bundle),
+        "--to",
+        f"{registry.address}/{name}",
+        "--jobs",
+        "1",
+        "--receipt",
+        str(receipt),
+    ]
+
+
+def check_tags(registry: RegistryProcess, name: str) -> int:
+    """See that whatever a tag points at is whole in the registry, and return how many tags there are."""
+    with RegistryClient(registry.address, options=ClientOptions()) as client:
+        source = RegistrySource(client, f"{name}/team/trainer")
+        try:
+            top = source.resolve("1.0")
+        except RegistryError:
+            return 0
+        sink = RegistrySink(client, source.repository)
+        assert [blob for blob in read_closure(source, top).blobs.values() if not sink.has_blob(blob)] == []
+        return 1
+
+
+def kill_loads(registry: RegistryProcess, folder: Path, choose: Callable[[list[str]], list[int]]) -> None:
+    bundle = folder / "bundle"
+    sealed = make_bundle(bundle)
+    done, boundaries = drive(0, folder / "log", *load_arguments(bundle, registry, "whole"), folder=folder)
+    assert done.returncode == 0, done.stderr
+    expected = yaml.safe_load((folder / "whole.yaml").read_text())
+    assert any(name.startswith("tag ") for name in boundaries)
+    for number in choose(boundaries):
+        name = f"kill{number}"
+        arguments = load_arguments(bundle, registry, name)
+        done, _seen = drive(number, folder / "log", *arguments, folder=folder)
+        assert done.returncode == KILLED, done.stderr
+        check_tags(registry, name)
+        done, _seen = drive(0, folder / "log", *arguments, folder=folder)
+        assert done.returncode == 0, done.stderr
+        assert check_tags(registry, name) == 1
+        receipt = yaml.safe_load((folder / f"{name}.yaml").read_text())
+        assert receipt["bundle_root"] == sealed.root
+        assert [image["digest"] for image in receipt["images"]] == [image["digest"] for image in expected["images"]]
+        assert sorted(path.name for path in folder.iterdir() if name in path.name) == [f"{name}.yaml"]
+    verify_bundle(bundle, root=sealed.root).raise_if_wrong()
+
+
+def test_a_load_that_is_killed_at_some_boundaries_is_finished_by_a_rerun(
+    registry: RegistryProcess, tmp_path: Path
+) -> None:
+    kill_loads(registry, tmp_path, lambda boundaries: sample(boundaries, SAMPLE))
+
+
+@pytest.mark.slow
+def test_a_load_that_is_killed_at_any_boundary_is_finished_by_a_rerun(
+    registry: RegistryProcess, tmp_path: Path
+) -> None:
+    kill_loads(registry, tmp_path, lambda boundaries: list(range(1, len(boundaries) + 1)))

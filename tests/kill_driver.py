@@ -1,0 +1,46 @@
+"""Runs airferry and kills it: `kill_driver.py N LOG ARGUMENT…` dies by SIGKILL at the N-th boundary, 0 for none.
+
+A boundary is whatever `files.boundary` marks (each fsync, rename and moved tag) and each answer of a registry. Their
+names go to LOG, a line each.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from typing import Any
+
+from airferry.cli.app import run
+from airferry.host import files
+from airferry.registry.client import RegistryClient
+
+guard = threading.Lock()
+seen = 0
+
+
+def boundary(what: str) -> None:
+    """Note a boundary and die if it is the one."""
+    global seen
+    with guard:
+        seen += 1
+        os.write(log, what.encode() + b"\n")
+        if seen == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def answered(self: RegistryClient, method: str, url: str, **options: Any) -> Any:
+    """Send a request as the client would; its answer is a boundary."""
+    answer = request(self, method, url, **options)
+    boundary(f"{method} {url.partition('?')[0]}")
+    return answer
+
+
+if __name__ == "__main__":
+    last = int(sys.argv[1])
+    log = os.open(sys.argv[2], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    request = RegistryClient.request
+    RegistryClient.request = answered  # type: ignore[method-assign,assignment]
+    files.boundary = boundary
+    sys.exit(run(sys.argv[3:]))
