@@ -203,7 +203,7 @@ class WheelStore:
             raise IntegrityError(
                 f"`{wheel.filename}` has SHA-256 `{wheel.sha256}`, expected "
                 + " or ".join(f"`{value}`" for value in sorted(accepted)[:3]),
-                hint=f"if the change is meant, run `airferry lock --update {pin.key}`",
+                hint=f"if the change is meant, run `airferry lock --update`",
                 expected=sorted(accepted),
                 observed=wheel.sha256,
             )

@@ -70,7 +70,9 @@ def load(
         bool | None, typer.Option("--plain-http/--tls", help="Without TLS; loopback needs no such word.")
     ] = None,
     ca_file: Annotated[Path | None, typer.Option("--ca-file", help="Certificate of a private authority, PEM.")] = None,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", envvar="AIRFERRY_JOBS", min=1, max=64)] = 4,
+    jobs: Annotated[
+        int, typer.Option("--jobs", "-j", envvar="AIRFERRY_JOBS", min=1, max=64, help="Uploads at a time, at the most.")
+    ] = 4,
     limit_rate: Annotated[
         str | None, typer.Option("--limit-rate", help="Bytes a second over all connections, for example 20M.")
     ] = None,

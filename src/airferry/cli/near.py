@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
+from rich.markup import escape
 
 from airferry import usecases
 from airferry.cli.render import Reporter, data, sizes
@@ -85,12 +85,11 @@ def doctor(
         data(json.dumps([check.to_document() for check in report.checks], indent=2))
     else:
         marks = {"ok": "[green]✓[/]", "warn": "[yellow]![/]", "fail": "[red]✗[/]"}
-        table = Table(box=None, show_header=False, pad_edge=False)
+        width = max(len(check.name) for check in report.checks)
         for check in report.checks:
-            table.add_row(marks[check.status], check.name, check.detail)
+            reporter.say(f"{marks[check.status]} {escape(check.name):<{width}}  {escape(check.detail)}")
             if check.hint and check.status != "ok":
-                table.add_row("", "", f"[bold]→[/] {check.hint}")
-        reporter.console.print(table)
+                reporter.say(f"  {'':<{width}}  [bold]→[/] {escape(check.hint)}")
     failed = [check for check in report.checks if check.status == "fail"]
     if failed:
         raise HostError(

@@ -174,4 +174,17 @@ def parse_overlay(text: str) -> tuple[str, str, str]:
         raise ValueError(f"`{text}` has no `@REF` after the URL, expected `git+URL@REF,TARGET`")
     if not comma or not target:
         raise ValueError(f"`{text}` has no target, expected `git+URL@REF,TARGET`")
-    return head + path, ref, parse_container_path(target)
+    return check_git_url(head + path), ref, parse_container_path(target)
+
+
+def check_git_url(url: str) -> str:
+    """Return a Git URL that can be written down: it is no option, and holds no password, as bundles repeat it.
+
+    Raises:
+        ValueError: it is another.
+    """
+    if url.startswith("-"):
+        raise ValueError(f"`{url}` is no Git URL")
+    if re.match(r"https?://[^/@]+@|[a-z+]+://[^/@]*:[^/@]+@", url, re.IGNORECASE):
+        raise ValueError("the Git URL holds credentials, which would go into the bundle; use Git's credential helper")
+    return url

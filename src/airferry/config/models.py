@@ -26,6 +26,7 @@ from airferry.config.fields import (
     RequirementText,
     StrictModel,
     Text,
+    check_git_url,
     parse_overlay,
 )
 from airferry.config.site import SiteProfile
@@ -87,9 +88,7 @@ class OverlaySpec(StrictModel):
     @field_validator("url")
     @classmethod
     def _check_url(cls, value: str) -> str:
-        if value.startswith("-"):
-            raise ValueError(f"`{value}` is no Git URL")
-        return value
+        return check_git_url(value)
 
 
 def _one_platform_key(model: LauncherImage | ExecutionImage) -> None:

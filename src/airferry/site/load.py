@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import airferry
+from airferry.bundle.manifest import BundleManifest
 from airferry.bundle.receipt import Receipt, ReceiptImage, write_receipt
 from airferry.bundle.verify import Bundle, VerifyReport, open_bundle, verify_bundle
 from airferry.errors import IntegrityError, RegistryError
@@ -39,6 +40,7 @@ class LoadResult:
     """What a load did, or with `dry_run` would do. `tags` are all tags, those that stay where they are too."""
 
     report: VerifyReport
+    manifest: BundleManifest
     pushed: PushResult
     tags: tuple[TagMove, ...]
     receipt: Receipt
@@ -100,7 +102,7 @@ def load(
             _stage("tag", emit, lambda: move_tags(tags, sinks, receipt_path, root=bundle.root))
             write_receipt(receipt, receipt_path)
             forget_journal(receipt_path)
-    return LoadResult(report, pushed, tuple(tags), receipt, dry_run)
+    return LoadResult(report, bundle.manifest, pushed, tuple(tags), receipt, dry_run)
 
 
 def _push(pusher: Pusher, shipments: Sequence[Shipment]) -> PushResult:

@@ -37,8 +37,16 @@ class LoadOutcome:
         )
 
     def submit_overrides(self) -> dict[str, str]:
-        """Return, for each step, the override that makes it run from the loaded image, pinned by digest."""
-        return {step: f"run.env.container_image={image}" for step, image in self.receipt.steps.items()}
+        """Return, for each step, the overrides to submit it with: the loaded image, pinned by digest.
+
+        Steps whose image holds Git checkouts also clear their mounts, so that nothing is cloned at start.
+        """
+        baked = {step for group in self.result.manifest.execution_groups if group.repo_overlays for step in group.steps}
+        return {
+            step: f"run.env.container_image={image}"
+            + (" 'run.env.mounts=[]'" if step.partition(":")[0] in baked else "")
+            for step, image in self.receipt.steps.items()
+        }
 
     def to_document(self) -> dict[str, Any]:
         """Return the outcome as plain data."""
