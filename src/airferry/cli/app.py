@@ -20,7 +20,7 @@ INTERRUPTED = 130
 HELP = """Carry container images, and everything that goes with them, across an air gap.
 
 Near side: [bold]doctor[/], [bold]plan[/], [bold]lock[/], [bold]build[/]. Carry the output folder over.
-Far side: [bold]verify[/], [bold]load[/], or [bold]serve[/] where there is no registry yet.
+Far side: [bold]verify[/], [bold]report[/], [bold]load[/], or [bold]serve[/] where there is no registry yet.
 To see all of it at work: [bold]quickstart[/].
 
 Exit codes: 0 all done, 1 a bug of airferry, 2 usage, 3 configuration, 4 environment, 5 build, 6 integrity,

@@ -15,15 +15,36 @@ from airferry.cli.render import Reporter, data
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands in the order in which an operator needs them."""
+    app.command(rich_help_panel="Far side")(report)
     app.command(rich_help_panel="Far side")(serve)
+
+
+def report(
+    context: typer.Context,
+    bundle: BundleArgument,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write it as one HTML file, which needs nothing else.")
+    ] = None,
+    text: Annotated[Path | None, typer.Option("--text", help="Write it as plain text; on stdout without both.")] = None,
+    root: RootOption = None,
+) -> None:
+    """Say what a bundle holds, why, and where it came from, for whoever signs for it. Verifies the bundle first."""
+    reporter: Reporter = context.obj
+    with reporter.display():
+        outcome = usecases.report(bundle, html=html, text=text, root=root, emit=reporter)
+    if not outcome.written:
+        data(outcome.text)
+    for path in outcome.written:
+        reporter.say(f"wrote {path}")
+    outcome.verified.raise_if_wrong()
+    if not outcome.verified.root_verified:
+        reporter.say("Integrity was checked, not origin: give the root that came by another way (`--root`).")
 
 
 def serve(
     context: typer.Context,
     bundle: BundleArgument,
-    listen: Annotated[
-        str, typer.Option("--listen", help="HOST:PORT; port 0 takes a free one.")
-    ] = "127.0.0.1:5000",
+    listen: Annotated[str, typer.Option("--listen", help="HOST:PORT; port 0 takes a free one.")] = "127.0.0.1:5000",
     root: RootOption = None,
     verify_first: Annotated[
         bool, typer.Option("--verify-first", help="Check all blobs before listening, not each before its first use.")

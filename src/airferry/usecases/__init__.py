@@ -11,6 +11,7 @@ from airferry.usecases.example import quickstart
 from airferry.usecases.far import LoadOutcome, load, verify
 from airferry.usecases.host import DoctorReport
 from airferry.usecases.near import BuildOutcome, LockOutcome, PlanOutcome, Selection, build, doctor, lock, plan, schema
+from airferry.usecases.report import ReportOutcome, report
 from airferry.usecases.serve import Serving, serve
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "LockOutcome",
     "PlanOutcome",
     "RecordOutcome",
+    "ReportOutcome",
     "Selection",
     "Serving",
     "build",
@@ -31,6 +33,7 @@ __all__ = [
     "plan",
     "quickstart",
     "record_asset",
+    "report",
     "schema",
     "serve",
     "unpack_asset",

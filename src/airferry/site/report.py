@@ -1,0 +1,433 @@
+"""What a bundle holds and why, as a document that a security officer can read and sign. Content only, no layout.
+
+Everything comes from the manifest inside the bundle and from a verification of it; nothing here depends on a clock or
+on this machine, so the same bundle gives the same report. What others wrote is shown with unprintable characters
+replaced; escaping for a format is for whoever writes that format.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from airferry.bundle.artifacts import TITLE
+from airferry.bundle.manifest import Addition, BundleManifest, GroupEntry, ImageEntry, OverlayEntry
+from airferry.bundle.verify import Bundle, VerifyReport
+from airferry.oci.digest import digest_hex
+
+MAX_CELL_CHARACTERS = 600
+NO_ENTRY = "–"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A table's cell; `code` marks what is copied letter by letter: digests, references, commands."""
+
+    text: str
+    code: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table; each row has as many cells as there are columns, and its first cell names the row."""
+
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Paragraph:
+    """A few sentences, or a command to type (`code`)."""
+
+    text: str
+    code: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """The layers of one image and platform, bottom first: label, bytes, and the number that a shared layer has."""
+
+    name: str
+    layers: tuple[tuple[str, int, int | None], ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """The bytes of all its layers."""
+        return sum(size for _digest, size, _shared in self.layers)
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """Layers to scale. `description` says in words what is to be seen."""
+
+    title: str
+    description: str
+    bars: tuple[Bar, ...]
+
+
+Block = Table | Paragraph | Picture
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A heading and what stands under it."""
+
+    anchor: str
+    title: str
+    blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The whole document."""
+
+    title: str
+    root: str
+    sections: tuple[Section, ...] = field(default_factory=tuple)
+
+
+def make_report(bundle: Bundle, verified: VerifyReport) -> Report:
+    """Return the report of a bundle and of the verification that it has just gone through."""
+    manifest = bundle.manifest
+    sections = (
+        _summary(bundle, verified),
+        _by_hand(bundle),
+        _images(manifest),
+        _additions(manifest),
+        _layers(manifest),
+        _sources(manifest),
+        _artifacts(bundle),
+        _checks(verified),
+        _outside(manifest),
+        _signatures(bundle),
+    )
+    name = shown(str(manifest.workflow.get("name") or "unnamed"))
+    return Report(f"Bundle “{name}”", bundle.root, sections)
+
+
+def shown(text: str) -> str:
+    """Return text that others wrote so that it shows as one line and hides nothing: no controls, a bounded length."""
+    cut = text if len(text) <= MAX_CELL_CHARACTERS else text[:MAX_CELL_CHARACTERS] + "…"
+    return "".join(character if character.isprintable() else "\ufffd" for character in cut)
+
+
+def size_text(size_bytes: int) -> str:
+    """Return bytes as a person reads them: powers of 1024."""
+    value = float(size_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024 or unit == "GiB":
+            return f"{size_bytes} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    raise AssertionError
+
+
+def _cell(value: object) -> Cell:
+    return Cell(shown(str(value)) if value not in (None, "") else NO_ENTRY)
+
+
+def _code(value: object) -> Cell:
+    return Cell(shown(str(value)), code=True) if value not in (None, "") else Cell(NO_ENTRY)
+
+
+def _table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> list[Block]:
+    """Return a table, or a sentence that says that it would be empty."""
+    found = tuple(tuple(row) for row in rows)
+    return [Table(caption, tuple(columns), found)] if found else [Paragraph(f"{caption}: none.")]
+
+
+def _summary(bundle: Bundle, verified: VerifyReport) -> Section:
+    manifest = bundle.manifest
+    platforms = sorted({platform for image in manifest.images for platform in image.platforms})
+    separate = sum(entry.size_bytes for image in manifest.images for entry in image.platforms.values())
+    origin = (
+        "was compared with the digest that came by another way, and is the same"
+        if verified.root_verified
+        else "was NOT compared with a digest that came by another way: integrity was checked, origin was not"
+    )
+    rows = [
+        [_cell("Root"), _code(bundle.root)],
+        [_cell("The root"), _cell(origin)],
+        [_cell("Verification"), _cell("nothing is wrong" if verified.ok else f"{len(verified.findings)} findings")],
+        [_cell("Images"), _cell(f"{len(manifest.images)}, for {', '.join(platforms) or 'no platform'}")],
+        [_cell("Artifacts"), _cell(len(manifest.artifacts) + 1)],
+        [_cell("Bytes in the bundle"), _cell(f"{size_text(verified.size_bytes)} in {verified.blobs} blobs")],
+        [_cell("Bytes if every image stood alone"), _cell(size_text(separate))],
+        [_cell("Compression of layers"), _cell(manifest.compression)],
+        [_cell("Built by"), _cell(f"airferry {manifest.tool.airferry}, {_versions(manifest)}")],
+    ]
+    text = (
+        "This document lists what the bundle holds, why it is in there, and where it came from. One digest, the root, "
+        "names all of it: whoever signs for the root signs for every byte listed here."
+    )
+    return Section("summary", "Summary", (Paragraph(text), *_table("The bundle at a glance", ("What", "Value"), rows)))
+
+
+def _versions(manifest: BundleManifest) -> str:
+    return ", ".join(f"{name} {version}" for name, version in sorted(manifest.tool.versions.items())) or "no encoder"
+
+
+def _by_hand(bundle: Bundle) -> Section:
+    blocks: list[Block] = [
+        Paragraph("Without any tool of ours, in the folder that holds the bundle. First, the root:"),
+        Paragraph(f"echo '{digest_hex(bundle.root)}  bundle/index.json' | sha256sum --check", code=True),
+        Paragraph("Then the blobs, each of which is named by its own SHA-256:"),
+        Paragraph(
+            '(cd bundle/blobs/sha256 && for file in *; do echo "$file  $file"; done | sha256sum --check --quiet)',
+            code=True,
+        ),
+        Paragraph(
+            "index.json names images and artifacts by digest, these name their parts by digest: what both commands "
+            "accept is what this report describes. With airferry, the same and more:"
+        ),
+        Paragraph(f"airferry verify bundle --root {bundle.root}", code=True),
+    ]
+    return Section("by-hand", "How to verify it by hand", tuple(blocks))
+
+
+def _images(manifest: BundleManifest) -> Section:
+    steps: dict[str, list[str]] = {}
+    for step, image in manifest.step_execution_images.items():
+        steps.setdefault(image, []).append(step)
+    targets = {
+        step: sorted(t.target for t in manifest.targets if _step_of(t.target) == step) for step in _steps(manifest)
+    }
+    rows = [
+        [
+            _cell(image.name),
+            _cell(image.role),
+            _cell(_why(image, steps)),
+            _code(image.reference),
+            _cell(", ".join(image.platforms)),
+            _cell(size_text(sum(entry.size_bytes for entry in image.platforms.values()))),
+            _code(image.digest),
+        ]
+        for image in manifest.images
+    ]
+    columns = ("Image", "Role", "Why it is in here", "Reference", "Platforms", "Bytes", "Digest")
+    per_step = [
+        [_cell(step), _cell(", ".join(targets.get(step, []))), _cell(image)]
+        for step, image in manifest.step_execution_images.items()
+    ]
+    blocks = _table("Images and the steps that need them", columns, rows)
+    blocks += _table("Steps and the image that each runs in", ("Step", "Targets", "Image"), per_step)
+    return Section("images", "What is in the bundle, and why", tuple(blocks))
+
+
+def _steps(manifest: BundleManifest) -> Iterable[str]:
+    return manifest.step_execution_images
+
+
+def _step_of(target: str) -> str:
+    return target.partition(":")[0]
+
+
+def _why(image: ImageEntry, steps: dict[str, list[str]]) -> str:
+    if image.role == "launcher":
+        return "carries the steps' repository, from which steps are submitted"
+    if image.role == "base":
+        return "an original that other images are built on, carried as it came"
+    needed = {*steps.get(image.image, []), *steps.get(image.reference, []), *steps.get(image.name, [])}
+    return "needed by " + ", ".join(sorted(needed)) if needed else "no step names it"
+
+
+def _additions(manifest: BundleManifest) -> Section:
+    groups = {group.name: group for group in manifest.execution_groups}
+    files: dict[Addition, list[str]] = {}
+    rows = []
+    for image in manifest.images:
+        for platform, entry in image.platforms.items():
+            for addition in entry.additions:
+                files.setdefault(addition, []).append(image.name)
+            names = ", ".join(f"{item.name} {item.version}" for item in entry.additions)
+            rows.append(
+                [
+                    _cell(image.name),
+                    _cell(platform),
+                    _cell(_base(manifest, image, groups.get(image.name))),
+                    _code(entry.base_digest),
+                    _cell(names or "nothing"),
+                    _cell(", ".join(_overlay_text(item) for item in _overlays(groups.get(image.name))) or "nothing"),
+                ]
+            )
+    columns = ("Image", "Platform", "Base", "Digest of the base", "Python distributions added", "Checkouts added")
+    blocks = _table("What was added to each base", columns, rows)
+    blocks += _table(
+        "Files of the Python distributions that were added, each listed once",
+        ("Distribution", "Version", "File", "SHA-256", "Images"),
+        [
+            [_cell(item.name), _cell(item.version), _code(item.file), _code(item.sha256), _cell(len(set(images)))]
+            for item, images in sorted(files.items(), key=lambda pair: (pair[0].name, pair[0].version, pair[0].file))
+        ],
+    )
+    return Section("additions", "What was added to each base", tuple(blocks))
+
+
+def _overlays(group: GroupEntry | None) -> Sequence[OverlayEntry]:
+    return group.repo_overlays if group else ()
+
+
+def _overlay_text(overlay: OverlayEntry) -> str:
+    return f"{overlay.repo} at {(overlay.commit or overlay.ref)[:12]} as {overlay.target}"
+
+
+def _base(manifest: BundleManifest, image: ImageEntry, group: GroupEntry | None) -> str:
+    base: Any = group.base_image if group else None
+    if image.role == "launcher" and manifest.launcher_image:
+        base = manifest.launcher_image.base_image
+    if base is None or isinstance(base, str):
+        return base or ""
+    made = base.get("bootstrap")
+    if isinstance(made, dict):
+        return f"Debian {made.get('suite')} with {', '.join(map(str, made.get('packages') or ())) or 'nothing more'}"
+    return json.dumps(base, sort_keys=True)
+
+
+def _layers(manifest: BundleManifest) -> Section:
+    uses: Counter[str] = Counter()
+    sizes: dict[str, tuple[int, str | None, bool]] = {}
+    for image in manifest.images:
+        for entry in image.platforms.values():
+            for layer in entry.layers:
+                uses[layer.digest] += 1
+                sizes[layer.digest] = (layer.size_bytes, layer.original_digest, layer.from_base)
+    ranked = sorted((digest for digest in uses if uses[digest] > 1), key=lambda digest: (-sizes[digest][0], digest))
+    numbers = {digest: number for number, digest in enumerate(ranked, start=1)}
+    bars = tuple(
+        Bar(
+            shown(f"{image.name} {platform}"),
+            tuple((layer.digest, layer.size_bytes, numbers.get(layer.digest)) for layer in entry.layers),
+        )
+        for image in manifest.images
+        for platform, entry in image.platforms.items()
+    )
+    shared_bytes = sum(sizes[digest][0] for digest in numbers)
+    saved = sum((uses[digest] - 1) * sizes[digest][0] for digest in numbers)
+    description = (
+        f"One bar for each image and platform, its layers to scale. {len(numbers)} layers are shared by several bars: "
+        f"dark, with the same number in each; they are stored once ({size_text(shared_bytes)}), which saves "
+        f"{size_text(saved)}. {len(sizes) - len(numbers)} layers belong to one bar alone: light, without a number."
+    )
+    rows = [
+        [
+            _cell(f"shared {numbers[digest]}" if digest in numbers else "own"),
+            _cell(size_text(size)),
+            _cell(uses[digest]),
+            _cell("base" if from_base else "added"),
+            _code(digest),
+            _code(original),
+        ]
+        for digest, (size, original, from_base) in sorted(
+            sizes.items(), key=lambda pair: (numbers.get(pair[0], len(numbers) + 1), -pair[1][0], pair[0])
+        )
+    ]
+    columns = ("Layer", "Bytes", "Uses", "Comes from", "Digest", "Digest before recompression")
+    blocks: list[Block] = [Picture("Shared and own layers of each image", description, bars)] if bars else []
+    return Section("layers", "Sizes and layers", (*blocks, *_table("Every layer, once", columns, rows)))
+
+
+def _sources(manifest: BundleManifest) -> Section:
+    commits = {
+        (item.url, item.ref, item.commit, item.target): item
+        for group in manifest.execution_groups
+        for item in group.repo_overlays
+    }
+    for item in manifest.persistent_assets.baked_repo_overlays:
+        commits.setdefault((item.url, item.ref, item.commit, item.target), item)
+    rows = [
+        [
+            _cell(item.repo),
+            _code(_without_credentials(item.url)),
+            _cell(item.ref),
+            _code(item.commit),
+            _code(item.target),
+        ]
+        for item in commits.values()
+    ]
+    blocks = _table("Git checkouts", ("Repository", "Address", "Ref", "Commit", "Place in the image"), rows)
+    bases = sorted(
+        {
+            (
+                _base(manifest, image, next((g for g in manifest.execution_groups if g.name == image.name), None)),
+                platform,
+                entry.base_digest or "",
+            )
+            for image in manifest.images
+            if image.role != "base"
+            for platform, entry in image.platforms.items()
+        }
+    )
+    blocks += _table(
+        "Base images",
+        ("Base", "Platform", "Digest"),
+        [[_cell(base), _cell(platform), _code(digest)] for base, platform, digest in bases],
+    )
+    blocks += _table(
+        "Locks that were followed", ("File", "SHA-256"), [[_cell(x.path), _code(x.sha256)] for x in manifest.locks]
+    )
+    return Section("sources", "Where it came from", tuple(blocks))
+
+
+def _without_credentials(url: str) -> str:
+    return re.sub(r"//[^/@]*@", "//", url)
+
+
+def _artifacts(bundle: Bundle) -> Section:
+    rows = [
+        [
+            _cell(item.title),
+            _code(item.artifact_type),
+            _cell("an image" if item.subject else "the bundle"),
+            _code(item.digest),
+        ]
+        for item in bundle.manifest.artifacts
+    ]
+    own = bundle.manifest_descriptor
+    title = (own.annotations or {}).get(TITLE, "the manifest")
+    rows.append([_cell(title), _code(own.artifact_type), _cell("the bundle"), _code(own.digest)])
+    columns = ("Title", "Type", "Belongs to", "Digest")
+    return Section("artifacts", "Artifacts", tuple(_table("What the bundle holds beside images", columns, rows)))
+
+
+def _checks(verified: VerifyReport) -> Section:
+    text = (
+        f"All {verified.blobs} blobs ({size_text(verified.size_bytes)}) were read and compared with their digests; "
+        "every image was walked for each of its platforms; layout and manifest were compared both ways. "
+    )
+    text += "Nothing is wrong." if verified.ok else "Found was what follows. Do not load this bundle."
+    blocks: list[Block] = [Paragraph(text)]
+    if verified.findings:
+        findings = enumerate(verified.findings, start=1)
+        blocks += _table("Findings", ("No.", "Finding"), [[_cell(no), _cell(finding)] for no, finding in findings])
+    return Section("checks", "Checks", tuple(blocks))
+
+
+def _outside(manifest: BundleManifest) -> Section:
+    blocks: list[Block] = [Paragraph(shown(manifest.persistent_assets.policy) + ".")]
+    rows = [
+        [
+            _cell(item.name),
+            _cell(item.kind),
+            _cell(", ".join(item.steps)),
+            _cell(f"{item.files} files, {size_text(item.size_bytes)}"),
+            _cell("carried in the bundle as a pack" if item.pack else "stays on storage, listed in the bundle"),
+        ]
+        for item in manifest.persistent_assets.assets
+    ]
+    blocks += _table("Assets", ("Asset", "Kind", "Steps", "Extent", "Where"), rows)
+    mounts = [
+        [_cell(number), _code(mount)] for number, mount in enumerate(manifest.persistent_assets.mounts_from_configs, 1)
+    ]
+    blocks += _table("Mounts that the steps' configs ask for", ("No.", "Mount"), mounts)
+    return Section("outside", "What stays outside", tuple(blocks))
+
+
+def _signatures(bundle: Bundle) -> Section:
+    rows = [[Cell(role), Cell(" "), Cell(" "), Cell(" ")] for role in ("Prepared by", "Checked by", "Approved by")]
+    text = f"The undersigned accept what root {bundle.root} names."
+    columns = ("Role", "Name", "Date", "Signature")
+    return Section("signatures", "Signatures", (Paragraph(text), *_table("Signatures", columns, rows)))
