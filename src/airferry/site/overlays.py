@@ -81,7 +81,7 @@ def make_overlays(receipt: Receipt, catalogue: Catalogue, *, site: SiteProfile, 
     texts: dict[str, str] = {}
     for target in targets_of(receipt):
         image = image_of(receipt, target)
-        found = find_step(catalogue, _with_default(catalogue, target))
+        found = find_step(catalogue, with_default(catalogue, target))
         for executor in executors:
             step, text = _overlay(found, image, executor, reader=reader, site=site, out=out)
             steps.append(step)
@@ -119,7 +119,7 @@ def image_of(receipt: Receipt, target: Target) -> ReceiptImage:
     raise IntegrityError(f"the receipt runs `{target.spec}` in `{pinned}`, which is none of its images")
 
 
-def _with_default(catalogue: Catalogue, target: Target) -> Target:
+def with_default(catalogue: Catalogue, target: Target) -> Target:
     """Return the target with the config that is taken where none is named, if there is one."""
     path = catalogue.steps_folder / target.step_id / "config" / f"{DEFAULT_CONFIG}.yaml"
     return Target(target.step_id, DEFAULT_CONFIG) if target.config is None and path.is_file() else target

@@ -1,0 +1,226 @@
+"""The cluster checklist, run and not read: every step's config resolved as a job would see it, and looked at.
+
+Reads the catalogue, `env.toml`, storage as far as this host sees it, and asks the registry. Changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from airferry.bundle.receipt import Receipt
+from airferry.config import Executor, SiteProfile
+from airferry.errors import ConfigurationError, FindingsError, UsageError
+from airferry.plan.catalogue import Catalogue, StepFiles, find_step, parse_target
+from airferry.plan.env_profiles import EnvFile, EnvProfile
+from airferry.plan.models import Target
+from airferry.plan.step_config import StepConfigReader
+from airferry.plan.step_values import StepValues, read_step_values, resolve_texts
+from airferry.site.config_rules import blend_findings, config_findings
+from airferry.site.findings import LEVELS, Finding, gathered
+from airferry.site.overlays import PLAIN, image_of, targets_of, with_default
+from airferry.site.path_rules import path_findings
+from airferry.site.site_rules import RegistryImage, site_findings
+from airferry.site.step_context import AMBIENT, CODE_FOLDER, JOB_FOLDER, StepContext, mounts_of, read_step_toml
+from airferry.site.submission import OFFLINE_VARIABLES, environment_of
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a check is about. Without a receipt, images are not compared; `targets` empty means all there are.
+
+    `overlays` is a folder that `airferry overlays` wrote; a target that has an overlay there is checked with it.
+    """
+
+    catalogue: Catalogue
+    site: SiteProfile
+    receipt: Receipt | None = None
+    targets: tuple[str, ...] = ()
+    executor: str | None = None
+    overlays: Path | None = None
+    env_file: EnvFile | None = None
+    profile: str | None = None
+    submission: Mapping[str, str] = field(default_factory=lambda: dict(os.environ), repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """All findings, the worst of each step first, and the steps that were looked at."""
+
+    steps: tuple[str, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def blocking(self) -> tuple[Finding, ...]:
+        """The findings that keep a step from running inside."""
+        return tuple(finding for finding in self.findings if finding.level == "block")
+
+    def to_document(self) -> dict[str, Any]:
+        """Return the report as plain data."""
+        return {
+            "steps": list(self.steps),
+            "counts": {level: sum(finding.level == level for finding in self.findings) for level in LEVELS},
+            "findings": [finding.to_document() for finding in self.findings],
+        }
+
+    def raise_if_blocked(self) -> None:
+        """Do nothing if nothing blocks.
+
+        Raises:
+            FindingsError: something does; `fields["report"]` is this report.
+        """
+        if blocking := self.blocking:
+            blocked = len({finding.step for finding in blocking})
+            raise FindingsError(
+                f"{len(blocking)} findings keep {blocked} of {len(self.steps)} steps from running",
+                hint="type the overrides, or change site profile and `env.toml`, then check again",
+                report=self,
+            )
+
+
+def images_to_ask(checked: Checked) -> list[str]:
+    """Return the images, pinned by digest, that the steps to check run in."""
+    if checked.receipt is None:
+        return []
+    return sorted({image_of(checked.receipt, target).pinned for target in chosen_targets(checked)})
+
+
+def run_check(checked: Checked, images: Mapping[str, RegistryImage]) -> CheckReport:
+    """Look at every step and return what was found. A step that cannot be read is a finding, not the end.
+
+    Raises:
+        UsageError: a target, executor or profile that is asked for does not exist.
+        ConfigurationError: `env.toml` contradicts itself.
+    """
+    executor = _executor(checked)
+    profile = _profile(checked, executor)
+    reader = StepConfigReader()
+    names: list[str] = []
+    findings: list[Finding] = []
+    for target in chosen_targets(checked):
+        names.append(target.spec)
+        try:
+            context = _context(checked, target, executor=executor, profile=profile, reader=reader)
+        except ConfigurationError as error:
+            path, line = str(error.fields.get("path", "")), error.fields.get("line", 1)
+            number = line if isinstance(line, int) else 1
+            findings.append(Finding(target.spec, "value", "block", path, number, "", "", error.message, error.hint))
+            continue
+        if context is None:
+            continue
+        found = [*config_findings(context), *blend_findings(context), *path_findings(context)]
+        findings += gathered([*found, *site_findings(context, images)])
+    return CheckReport(tuple(names), tuple(findings))
+
+
+def chosen_targets(checked: Checked) -> list[Target]:
+    """Return what to check: as asked for, else the receipt's targets, else each config of the catalogue.
+
+    Raises:
+        UsageError: the receipt does not have a target.
+    """
+    catalogue = checked.catalogue
+    if checked.receipt is not None:
+        known = targets_of(checked.receipt)
+        wanted = [parse_target(text) for text in checked.targets]
+        for target in wanted:
+            if target.spec not in checked.receipt.steps and target.step_id not in checked.receipt.steps:
+                names = ", ".join(f"`{item.spec}`" for item in known) or "none"
+                raise UsageError(f"the receipt has no `{target.spec}`", hint=f"it has {names}")
+        return [with_default(catalogue, target) for target in wanted or known]
+    if checked.targets:
+        return [with_default(catalogue, parse_target(text)) for text in checked.targets]
+    found: list[Target] = []
+    for step_id in catalogue.step_ids():
+        folder = catalogue.steps_folder / step_id / "config"
+        configs = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+        found += [Target(step_id, name) for name in configs] or [Target(step_id)]
+    return found
+
+
+def _executor(checked: Checked) -> Executor:
+    executors = checked.site.executors or (PLAIN,)
+    if checked.executor is None:
+        return executors[0]
+    for executor in executors:
+        if executor.kind == checked.executor:
+            return executor
+    names = ", ".join(f"`{executor.kind}`" for executor in executors)
+    raise UsageError(f"the site has no executor `{checked.executor}`", hint=f"it has {names}")
+
+
+def _profile(checked: Checked, executor: Executor) -> EnvProfile | None:
+    if checked.env_file is None:
+        if checked.profile is not None:
+            raise UsageError(f"profile `{checked.profile}` is in no file", hint="name the file with `--env-file`")
+        return None
+    known = checked.site.profile_of(executor)
+    name = checked.profile or (known[0] if known else None)
+    if name is None:
+        names = ", ".join(f"`{item}`" for item in checked.env_file.profiles)
+        raise UsageError(f"which profile of `{checked.env_file.path}`?", hint=f"`--profile NAME`; there are {names}")
+    return checked.env_file.profile(name)
+
+
+def _context(
+    checked: Checked, target: Target, *, executor: Executor, profile: EnvProfile | None, reader: StepConfigReader
+) -> StepContext | None:
+    """Return a step as the rules see it, or None if it has no config to look at."""
+    found = find_step(checked.catalogue, target)
+    path = _config_path(checked, found, executor)
+    if path is None:
+        return None
+    consumes, produces = read_step_toml(found.step_toml)
+    ambient = {name: checked.submission.get(name, name.lower()) for name in AMBIENT}
+    ambient |= {"PWD": CODE_FOLDER, "NEMO_RUN_DIR": JOB_FOLDER}
+    variables = _profile_variables(checked, executor, profile)
+    first = read_step_values(reader, path, environment={**ambient, **variables})
+    own = {value.last: str(value.value) for value in first.below("run", "env", "env_vars") if value.value is not None}
+    environment = {**ambient, **own, **variables}
+    values = read_step_values(reader, path, environment=environment) if own else first
+    known = checked.site.profile_of(executor)
+    return StepContext(
+        name=target.spec,
+        files=found,
+        values=values,
+        consumes=consumes,
+        produces=produces,
+        site=checked.site,
+        executor=executor,
+        mounts=mounts_of(checked.site, _written_mounts(values, profile)),
+        environment=environment,
+        provided=frozenset(known[1].provides if known else ()),
+        profile=profile,
+        image=image_of(checked.receipt, target) if checked.receipt is not None else None,
+        code_root=checked.catalogue.root,
+    )
+
+
+def _config_path(checked: Checked, found: StepFiles, executor: Executor) -> Path | None:
+    if checked.overlays is not None and found.target.config is not None:
+        overlay = checked.overlays / executor.kind / found.target.step_id / f"{found.target.config}.yaml"
+        if overlay.is_file():
+            return overlay
+    return found.config_path
+
+
+def _profile_variables(checked: Checked, executor: Executor, profile: EnvProfile | None) -> dict[str, str]:
+    """Return the variables that jobs get from outside the config: of `env.toml` if it is there, else of the site."""
+    if profile is None:
+        return environment_of(checked.site, executor)
+    written = profile.values.get("env_vars")
+    variables = resolve_texts(written if isinstance(written, dict) else {}, environment=checked.submission)
+    known = checked.site.profile_of(executor)
+    return {**OFFLINE_VARIABLES, **(known[1].env if known else {}), **variables}
+
+
+def _written_mounts(values: StepValues, profile: EnvProfile | None) -> Sequence[object]:
+    mounts: list[object] = [value.value for value in values.below("run", "env", "mounts")]
+    if profile is not None:
+        written = profile.values.get("mounts")
+        mounts += written if isinstance(written, list) else []
+        mounts.append(profile.values.get("lustre_mount"))
+    return mounts

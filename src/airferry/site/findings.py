@@ -1,0 +1,75 @@
+"""What a check found: each with the step, the file, the key, and what to type. Values only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+Level = Literal["block", "warn", "note"]
+Kind = Literal[
+    "artifact",
+    "endpoint",
+    "git",
+    "gpu",
+    "huggingface",
+    "image",
+    "input",
+    "mount",
+    "offline",
+    "output",
+    "platform",
+    "secret",
+    "startup",
+    "url",
+    "value",
+    "variable",
+]
+LEVELS: tuple[Level, ...] = ("block", "warn", "note")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something about a step: `block` keeps it from running inside, `warn` may, `note` is to be known.
+
+    `value` never holds a secret. `fix` is an override or setting to type; `also` are other keys that say the same.
+    """
+
+    step: str
+    kind: Kind
+    level: Level
+    file: str
+    line: int
+    key: str
+    value: str
+    text: str
+    fix: str | None = None
+    also: tuple[str, ...] = ()
+
+    def to_document(self) -> dict[str, Any]:
+        """Return the finding as plain data."""
+        return {
+            "step": self.step,
+            "kind": self.kind,
+            "level": self.level,
+            "file": self.file,
+            "line": self.line,
+            "key": self.key,
+            "value": self.value,
+            "text": self.text,
+            "fix": self.fix,
+            "also": list(self.also),
+        }
+
+
+def gathered(findings: Iterable[Finding]) -> list[Finding]:
+    """Return findings with those of one step that say the same of one value made one; the worst first."""
+    found: dict[tuple[str, ...], Finding] = {}
+    for finding in findings:
+        key = (finding.step, finding.kind, finding.level, finding.file, finding.value, finding.text)
+        known = found.get(key)
+        if known is None:
+            found[key] = finding
+        elif finding.key != known.key and finding.key not in known.also:
+            found[key] = replace(known, also=(*known.also, finding.key))
+    return sorted(found.values(), key=lambda item: (item.step, LEVELS.index(item.level)))

@@ -1,0 +1,160 @@
+"""Rules about paths: what feeds a step is there, what it writes is kept, and storage is read-only or read-write as it
+should be. Looks at files where they can be seen from this host; changes none."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from airferry.plan.step_values import StepValue
+from airferry.site.config_rules import is_hub_id
+from airferry.site.findings import Finding, Level
+from airferry.site.step_context import StepContext, has_word
+
+# the keys that feed what a step consumes; types without paths are the catalogue's, the paths are config keys
+FEEDS: dict[str, tuple[str, ...]] = {
+    "packed_parquet": ("packed_train_data_path", "nano3_packed_sft_dir", "packed_data_dir", "train_data_path"),
+    "binidx": ("data_paths", "paths", "blend_path", "data_path"),
+    "raw_jsonl": ("input_glob", "input_path", "input_dir"),
+    "filtered_jsonl": ("blend_path", "input_path"),
+    "training_jsonl": ("blend_path", "path_or_dataset_id", "data_path", "manifest_path", "dataset_name", "path"),
+    "checkpoint_hf": (
+        *("hf_model_id", "hf_model_path", "base_hf_path", "teacher_hf_path", "student_hf_path"),
+        *("hf_model_name_or_path", "pretrained_model_name_or_path", "model_name", "genrm_model_name"),
+    ),
+    "checkpoint_megatron": (
+        *("megatron_path", "pretrained_checkpoint", "checkpoint_path", "base_megatron_path", "model_name"),
+    ),
+    "checkpoint_lora": ("lora_checkpoint",),
+    "benchmark_source_corpus": ("input_dir",),
+    "benchmark_parquet": ("dataset_path",),
+}
+PRODUCED = {"checkpoint_megatron": ("megatron_path",), "checkpoint_hf": ("hf_path",)}
+PLACEHOLDER = "/path/to/"
+_OUTPUT = re.compile(
+    r"output_(dir|path|hf_path|megatron_path)|save|\w*_save_path|(checkpoint|log|save|results|local|index_mapping)_dir"
+    r"|hf_export_path|data_path_to_cache|\w*_cache_dir|caching_dir"
+)
+_PATH = re.compile(r"(/|\./|\.\./|~/)\S*")
+_MODEL_FILE = re.compile(r"\.(bin|pt|pth|safetensors|nemo|gguf|onnx|model|ckpt)$")
+_GLOB = re.compile(r"[*?\[]")
+
+
+def path_findings(context: StepContext) -> Iterator[Finding]:
+    """Yield what is to be said about the paths that feed a step and those that it writes."""
+    inputs = _inputs(context)
+    yield from _unfed(context)
+    for value in context.values.values:
+        if (isinstance(value.raw, str) and "\n" in value.raw) or not value.text:
+            continue
+        if PLACEHOLDER in value.text or value.text.startswith("/path/to"):
+            yield context.finding(value, "input", "block", "is a placeholder", fix=f"{value.name}=/PATH/ON/A/MOUNT")
+        elif value in inputs:
+            yield from _input(context, value)
+        elif _is_output(context, value):
+            yield from _output(context, value)
+
+
+def _inputs(context: StepContext) -> list[StepValue]:
+    names = {name for consumed in context.consumes for name in FEEDS.get(consumed.kind, ())}
+    return [
+        value
+        for value in context.values.values
+        if (value.last in names or _MODEL_FILE.search(value.text))
+        and value.text
+        and not is_hub_id(context, value)
+        and not _is_output(context, value)
+    ]
+
+
+def _unfed(context: StepContext) -> Iterator[Finding]:
+    """Yield what the step says that it must have and no key of the config feeds."""
+    for consumed in context.consumes:
+        names = FEEDS.get(consumed.kind)
+        if not consumed.required or not names:
+            continue
+        found = [value for value in context.values.values if value.last in names]
+        if any(value.value is not None or value.problem for value in found):
+            continue
+        fix = f"{found[0].name if found else names[0]}=/PATH/ON/A/MOUNT"
+        what = f"the step needs `{consumed.kind}`"
+        if not found and "blend_path" in names and context.own_blend is not None:
+            continue
+        if found:
+            yield context.finding(found[0], "input", "block", f"{what}, and this key is empty", fix=fix, shown="")
+        else:
+            text = f"{what}, and no key of the config feeds it: a default of the step may"
+            yield context.general("input", "warn", text, key=names[0], fix=fix)
+
+
+def _is_output(context: StepContext, value: StepValue) -> bool:
+    consumed = {item.kind for item in context.consumes}
+    produced = {name for kind in context.produces if kind not in consumed for name in PRODUCED.get(kind, ())}
+    evaluators_own = "adapter_config" in value.key
+    return value.last in produced or bool(_OUTPUT.fullmatch(value.last) and "/" in value.text and not evaluators_own)
+
+
+def _input(context: StepContext, value: StepValue) -> Iterator[Finding]:
+    if not _PATH.fullmatch(value.text):
+        return
+    place, mount = context.place_of(value.text)
+    fix = f"{value.name}=/PATH/ON/A/MOUNT"
+    if place in ("relative", "temporary"):
+        yield context.finding(
+            value, "input", "block", "is only local to the job, on no storage that others fill", fix=fix
+        )
+        return
+    if place == "image":
+        level: Level = "block" if context.mounts else "warn"
+        yield context.finding(value, "input", level, "is on no mount: containers do not see it", fix=fix)
+        return
+    if mount is not None and not mount.read_only and not has_word(value.last, "cache"):
+        text = f"is read from `{mount.inside}`, which is mounted read-write; read-only is enough"
+        yield context.finding(value, "mount", "note", text)
+    here = context.on_this_host(value.text)
+    if here is None:
+        return
+    if place == "mount" and mount is not None and not Path(mount.host).exists():
+        yield context.finding(value, "input", "note", f"`{mount.host}` cannot be seen from this host; not looked at")
+        return
+    if trouble := look_at(here):
+        yield context.finding(value, "input", "block", f"{trouble} (`{here}` here)", fix=fix)
+
+
+def look_at(path: Path) -> str | None:
+    """Return what is wrong with a path, or a pattern of paths, that a step is to read: None if nothing is."""
+    text = str(path)
+    if _GLOB.search(text):
+        matches = list(islice(glob.iglob(text, recursive=True), 1))  # noqa: PTH207 (takes absolute patterns)
+        if not matches:
+            return "matches nothing"
+        path = Path(matches[0])
+    try:
+        if path.is_dir():
+            with os.scandir(path) as entries:
+                return None if next(entries, None) is not None else "is an empty folder"
+        if not path.exists():
+            return "is not there"
+        if path.stat().st_size == 0:
+            return "is an empty file"
+        with path.open("rb"):
+            return None
+    except OSError as error:
+        return f"cannot be read: {(error.strerror or str(error)).lower()}"
+
+
+def _output(context: StepContext, value: StepValue) -> Iterator[Finding]:
+    place, mount = context.place_of(value.text)
+    fix = f"{value.name}=/PATH/ON/A/READ-WRITE/MOUNT"
+    if mount is not None:
+        if mount.read_only:
+            text = f"is written, and `{mount.inside}` is mounted read-only"
+            yield context.finding(value, "mount", "block", text, fix=fix)
+        return
+    if place in ("job", "code") and context.executor.kind == "slurm-pyxis":
+        return
+    yield context.finding(value, "output", "warn", "is on no mount: what is written there ends with the job", fix=fix)
