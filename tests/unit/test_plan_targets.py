@@ -163,10 +163,6 @@ def test_output_may_not_be_the_catalogue_itself(tmp_path: Path) -> None:
     assert "holds the catalogue itself" in failure(tmp_path, document).message
 
 
-def test_a_builder_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    assert "`builder`" in failure(tmp_path, simple(tmp_path, "a", builder="direct")).message
-
-
 def test_a_lock_file_that_is_named_must_be_there(tmp_path: Path) -> None:
     document = simple(tmp_path, "a", source={"lock": "other.lock"})
     assert "`source.lock`" in failure(tmp_path, document).message

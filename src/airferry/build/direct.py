@@ -159,9 +159,9 @@ def merged_environment(base: list[str], new: Mapping[str, str]) -> list[str]:
     return [*merged, *(f"{name}={value}" for name, value in rest.items())]
 
 
-def refuse(recipe: DirectRecipe, reason: str) -> BuildError:
+def refuse(title: str, reason: str) -> BuildError:
     """Return the error for an image that must be assembled directly and cannot be."""
     return BuildError(
-        f"`{recipe.name}` for `{recipe.platform}` cannot be assembled directly: {reason}",
+        f"`{title}` cannot be assembled directly: {reason}",
         hint="set `builder: auto`, which falls back to an engine where it must",
     )

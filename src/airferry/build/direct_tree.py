@@ -70,6 +70,18 @@ class BaseTree(Protocol):
         """Return the entry at exactly this path, no link followed, or None."""
         ...
 
+    def resolve(self, path: str) -> str:
+        """Return where a path leads, every link followed, relative to the root."""
+        ...
+
+    def listdir(self, path: str) -> list[str]:
+        """Return the names in a folder, links followed; none where there is no folder."""
+        ...
+
+    def read_text(self, path: str) -> str | None:
+        """Return the content of a file that was remembered, links followed, else None."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Content:

@@ -28,15 +28,16 @@ from installer.records import Hash, InvalidRecordEntry, RecordEntry, parse_recor
 from installer.scripts import Script
 from installer.sources import WheelFile
 from installer.utils import Scheme, construct_record_file, fix_shebang
-from packaging.utils import parse_wheel_filename
+from packaging.utils import canonicalize_name, parse_wheel_filename
 
-from airferry.build.direct_tree import Content, LayerTree
+from airferry.build.direct_tree import BaseTree, Content, LayerTree
 from airferry.build.overlays import redact
 from airferry.build.pip import WheelTarget
 from airferry.build.probe import PythonFacts
 from airferry.build.wheels import Wheel
 from airferry.errors import BuildError
 from airferry.oci.ports import blocks
+from airferry.oci.tar import DIRECTORY
 from airferry.plan.catalogue_lock import GitSource
 
 INSTALLER = b"airferry\n"
@@ -139,6 +140,45 @@ class WheelInstaller:
             source.check()
             destination = _Destination(self._tree, self._scheme, source.distribution, wheel, self._owned)
             install(source, destination, metadata)
+
+
+def installed_names(base: BaseTree, scheme: InstallScheme) -> set[str]:
+    """Return the normalised names of the distributions in the folders that additions go to."""
+    names = {name for folder in {scheme.purelib, scheme.platlib} for name in base.listdir(folder)}
+    return {
+        canonicalize_name(name.partition("-")[0].removesuffix(".egg-info"))
+        for name in names
+        if name.endswith((".dist-info", ".egg-info", ".egg"))
+    }
+
+
+class BaseFiles:
+    """Which distribution of a base owns a file, as their RECORDs say. They are read when a file is first met."""
+
+    def __init__(self, base: BaseTree, scheme: InstallScheme) -> None:
+        """Take the base's tree and the folders whose distributions count."""
+        self._base = base
+        self._libraries = sorted({base.resolve(scheme.purelib), base.resolve(scheme.platlib)})
+        self._owners: dict[str, tuple[str, str]] | None = None
+
+    def owner(self, place: str) -> tuple[str, str] | None:
+        """Return the distribution that owns the file at a place, and its hash in RECORD; None where there is none."""
+        entry = self._base.lookup(place)
+        if entry is None or entry.type == DIRECTORY:
+            return None
+        if self._owners is None:
+            self._owners = {}
+            for library in self._libraries:
+                self._read(library, self._owners)
+        return self._owners.get(place)
+
+    def _read(self, library: str, owners: dict[str, tuple[str, str]]) -> None:
+        for name in self._base.listdir(library):
+            if name.endswith(".dist-info"):
+                record = self._base.read_text(f"{library}/{name}/RECORD") or ""
+                distribution = name.removesuffix(".dist-info").replace("-", " ", 1)
+                for path, digest in recorded_files(record, library=f"/{library}").items():
+                    owners[path.removeprefix("/")] = (distribution, digest)
 
 
 def direct_url(git: GitSource) -> bytes:

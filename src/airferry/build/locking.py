@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from airferry.build import overlays
-from airferry.build.base_layers import BaseLayers
 from airferry.build.bases import BaseCache, BaseImage
+from airferry.build.knowledge import Knowledge
 from airferry.build.probe import ProbeResult, parse_probe, probe_argv, probe_input
 from airferry.build.requirements import Additions, modules_to_probe, resolve_additions, resolve_environment
 from airferry.build.wheels import WheelStore
 from airferry.buildah.engine import Engine, Volume, base_tag
 from airferry.config import BaseImage as BaseSpec
-from airferry.errors import UsageError
+from airferry.errors import AirferryError, HostError, UsageError
 from airferry.events import Emit, StageFinished, StageStarted, Warned
 from airferry.host import clock, files
 from airferry.host.journal import inputs_digest
@@ -62,7 +62,7 @@ class Locker:
 
     plan: Plan
     bases: BaseCache
-    layers: BaseLayers
+    knowledge: Knowledge
     engine: Callable[[], Engine]
     wheels: WheelStore
     catalogue: CatalogueLock | None
@@ -131,19 +131,21 @@ class Locker:
         locked: dict[str, LockedBase] = {}
         images: dict[str, Mapping[Platform, BaseImage]] = {}
         for key, (base, platforms) in needed_bases(self.plan).items():
-            resolved = self.bases.bring(base, platforms, locked=existing.bases.get(key))
+            with _naming(base_place(self.plan, key)):
+                resolved = self.bases.bring(base, platforms, locked=existing.bases.get(key))
             locked[key], images[key] = resolved.locked, resolved.images
         return locked, images
 
     def _overlays(self, existing: Lockfile) -> dict[str, str]:
         commits: dict[str, str] = {}
         for overlay in self.plan.overlays:
-            known = existing.overlays.get(overlay.key)
-            commits[overlay.key] = (
-                known.commit
-                if known is not None
-                else overlays.resolve_commit(overlay.url, overlay.ref, cache=self.cache, emit=self.emit)
-            )
+            if (known := existing.overlays.get(overlay.key)) is not None:
+                commits[overlay.key] = known.commit
+                continue
+            with _naming(overlay_place(self.plan, overlay)):
+                commits[overlay.key] = overlays.resolve_commit(
+                    overlay.url, overlay.ref, cache=self.cache, emit=self.emit
+                )
         return commits
 
     # --- what each base lacks ----------------------------------------------------------------------------------------
@@ -260,6 +262,40 @@ def needed_bases(plan: Plan) -> dict[str, tuple[BaseSpec, tuple[Platform, ...]]]
         _base, platforms = found.setdefault(image.base_image.key, (image.base_image, set()))
         platforms.update(image.platforms)
     return {key: (base, tuple(sorted(platforms))) for key, (base, platforms) in found.items()}
+
+
+def base_place(plan: Plan, key: str) -> str:
+    """Return `file:line` of the first image that is built on a base."""
+    config = plan.config
+    for name, image in config.execution_images.items():
+        if image.base_image.key == key:
+            return f"{config.path}:{config.line('execution_images', name, 'base_image')}"
+    return f"{config.path}:{config.line('launcher_image', 'base_image')}"
+
+
+def overlay_place(plan: Plan, overlay: Overlay) -> str:
+    """Return `file:line` of the first step config, else the first image, that asks for an overlay."""
+    for step in plan.steps:
+        if overlay in step.overlays and step.config_path is not None:
+            lines = step.config_path.read_text(encoding="utf-8").splitlines()
+            numbers = [number for number, line in enumerate(lines, 1) if overlay.key in line]
+            return f"{step.config_path}:{numbers[0]}" if numbers else str(step.config_path)
+    config = plan.config
+    for name, image in config.execution_images.items():
+        if any((spec.url, spec.ref) == (overlay.url, overlay.ref) for spec in image.overlays):
+            return f"{config.path}:{config.line('execution_images', name, 'overlays')}"
+    return str(config.path)
+
+
+@contextmanager
+def _naming(place: str) -> Iterator[None]:
+    """Put the place in the user's files before the message of what fails; the host's faults have no such place."""
+    try:
+        yield
+    except HostError:
+        raise
+    except AirferryError as error:
+        raise type(error)(f"{place}: {error.message}", hint=error.hint, **error.fields) from error
 
 
 def forget(lockfile: Lockfile, names: Sequence[str], *, plan: Plan) -> Lockfile:

@@ -11,26 +11,23 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import zstandard
 
 from airferry import __version__
-from airferry.build import contexts
-from airferry.build.base_layers import BaseLayers, encoder
 from airferry.build.bases import BaseImage
 from airferry.build.carried_assets import carry_assets, pack_action
-from airferry.build.image_writer import BuiltImage, ImageWriter, base_annotations
-from airferry.build.images import ASSEMBLY_VERSION, Assembler, ImageRecipe
-from airferry.build.launcher import project_wheel
+from airferry.build.image_writer import BuiltImage, ImageWriter
+from airferry.build.knowledge import Knowledge
+from airferry.build.making import Maker
 from airferry.build.originals import put_originals
-from airferry.build.pip import WheelTarget
-from airferry.build.wheels import Pin, Wheel, WheelStore, file_sha256, read_wheel
+from airferry.build.tasks import LAUNCHER, Task, TaskMaker
+from airferry.build.wheels import WheelStore
 from airferry.buildah.engine import Engine
 from airferry.bundle.artifacts import OVERLAYS_ARTIFACT, REQUIREMENTS_ARTIFACT, ArtifactFile, put_artifact
 from airferry.bundle.manifest import (
     MANIFEST_FILE,
-    Addition,
     ArtifactEntry,
     AssetEntry,
     BundleManifest,
@@ -49,7 +46,6 @@ from airferry.bundle.seal import Sealed, seal
 from airferry.events import Emit, StageFinished, StageStarted
 from airferry.host import clock, files
 from airferry.host.journal import Journal
-from airferry.host.shipped import shipped
 from airferry.host.threads import parallel_map
 from airferry.oci.archive import write_oci_archive
 from airferry.oci.documents import (
@@ -62,17 +58,14 @@ from airferry.oci.documents import (
 from airferry.oci.layout import LayoutStore
 from airferry.oci.platform import Platform, parse_platform
 from airferry.oci.reference import parse_reference
-from airferry.plan.lockfile import LOCK_FILE, LockedAddition, LockedPlatform, Lockfile
-from airferry.plan.models import GroupPlan, LauncherPlan, Plan
+from airferry.plan.lockfile import LOCK_FILE, LockedPlatform, Lockfile
+from airferry.plan.models import GroupPlan, Plan
 
 LOCK_ARTIFACT = "application/vnd.airferry.lock.v1"
 LOCK_CONTENT = "application/vnd.airferry.lock.v1+yaml"
 REQUIREMENTS_CONTENT = "text/x-requirements.txt"
 OVERLAYS_CONTENT = "application/json"
-LAUNCHER = "launcher"
-WORKSPACE = "/workspace/Nemotron"
 BUNDLE = "bundle"
-TITLE_LABEL = "org.opencontainers.image.title"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +77,9 @@ class Workshop:
     lock_bytes: bytes
     bases: Mapping[str, Mapping[Platform, BaseImage]]
     base_store: LayoutStore
-    layers: BaseLayers
+    knowledge: Knowledge
     engine: Callable[[], Engine]
-    engine_version: str
+    engine_version: Callable[[], str]
     wheels: WheelStore
     cache: Path
     scratch: Path
@@ -98,28 +91,6 @@ class Workshop:
     def output(self) -> Path:
         """The output folder."""
         return self.plan.output_dir
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """One image for one platform: what it is built from, as inputs for the journal, and how to lay out its context."""
-
-    name: str
-    platform: Platform
-    base: BaseImage
-    containerfile: Path
-    arguments: Mapping[str, str]
-    labels: Mapping[str, str]
-    additions: tuple[LockedAddition, ...]
-    python: str | None
-    network: bool
-    inputs: Mapping[str, Any]
-    lay_out: Callable[[Path], None]
-
-    @property
-    def action(self) -> str:
-        """The name of the action in the journal."""
-        return f"image {self.name} {self.platform}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,9 +113,7 @@ class Production:
         self._store.remove_stale_temporaries()
         files.remove_stale_temporaries(workshop.output)
         self._journal = Journal(workshop.output / "airgap-build-state.yaml")
-        self._compression = workshop.layers.compression
-        self._writer = ImageWriter(self._store, workshop.layers, self._journal)
-        self._assembler: Assembler | None = None
+        self._by_engine = False
 
     def run(self) -> Produced:
         """Do what the plan's stages ask for and return what there is now.
@@ -153,16 +122,13 @@ class Production:
             AirferryError: of the family of what failed; finished actions stay in the journal.
         """
         stages = self._shop.plan.stages
-        tasks: list[Task] = []
-        if "build-launcher-image" in stages and self._shop.plan.launcher is not None:
-            tasks += [self._launcher_task(self._shop.plan.launcher, p) for p in self._shop.plan.launcher.platforms]
-        if "build-execution-images" in stages:
-            tasks += [self._group_task(group, p) for group in self._shop.plan.groups for p in group.platforms]
-        built = parallel_map(self._make, tasks, jobs=self._shop.jobs)
+        tasks = self._tasks()
+        made = parallel_map(self._maker().make, tasks, jobs=self._shop.jobs)
         images: dict[str, tuple[BuiltImage, ...]] = {}
-        for task, (image, _reused) in zip(tasks, built, strict=True):
-            images[task.name] = (*images.get(task.name, ()), image)
-        reused = sum(reused for _image, reused in built)
+        for task, done in zip(tasks, made, strict=True):
+            images[task.name] = (*images.get(task.name, ()), done.image)
+        self._by_engine = any(done.by_engine for done in made)
+        reused = sum(done.reused for done in made)
         if "save-images" not in stages:
             return Produced(images, reused)
         manifest, sealed = self._save(images)
@@ -173,163 +139,37 @@ class Production:
         self._journal.forget_except(kept)
         return Produced(images, reused, manifest, sealed)
 
-    # --- building ----------------------------------------------------------------------------------------------------
-
-    def _make(self, task: Task) -> tuple[BuiltImage, bool]:
-        if (known := self._journal.result(task.action, task.inputs)) is not None:
-            image = BuiltImage.from_json(known)
-            if image.is_whole(self._store):
-                self._shop.emit(StageFinished(f"{task.name} {task.platform}", 0.0, reused=True))
-                return image, True
-        started = clock.monotonic_s()
-        self._shop.emit(StageStarted(f"{task.name} {task.platform}"))
-        with files.scratch_directory(self._shop.scratch) as folder:
-            context = folder / "context"
-            task.lay_out(context)
-            recipe = ImageRecipe(
-                name=task.name,
-                platform=task.platform,
-                containerfile=task.containerfile,
-                context=context,
-                arguments=task.arguments,
-                labels=task.labels,
-                python=task.python,
-                additions=tuple(_addition(item) for item in task.additions),
-                network=task.network,
-            )
-            image = self._ensure_assembler().build(recipe, task.base)
-        self._journal.record(task.action, task.inputs, image.to_json())
-        elapsed = clock.monotonic_s() - started
-        self._shop.emit(StageFinished(f"{task.name} {task.platform}", elapsed, detail=_added(task)))
-        return image, False
-
-    def _ensure_assembler(self) -> Assembler:
-        if self._assembler is None:
-            self._assembler = Assembler(
-                engine=self._shop.engine(),
-                writer=self._writer,
-                cache=self._shop.base_store,
-                scratch=self._shop.scratch,
-                emit=self._shop.emit,
-            )
-        return self._assembler
-
-    def _inputs(
-        self, task_inputs: Mapping[str, Any], base: BaseImage, containerfile: Path, script: str
-    ) -> dict[str, Any]:
-        return {
-            "assembly": ASSEMBLY_VERSION,
-            "engine": self._shop.engine_version,
-            "encoder": encoder(self._compression),
-            "compression": [self._compression.kind, self._compression.level],
-            "epoch_s": clock.source_date_epoch_s(),
-            "base": base.manifest.digest,
-            "containerfile": "sha256:" + file_sha256(containerfile),
-            "script": "sha256:" + file_sha256(shipped("containerfiles") / script),
-            **task_inputs,
-        }
-
-    def _group_task(self, group: GroupPlan, platform: Platform) -> Task:
-        locked = self._shop.lock.groups[group.name].platforms[str(platform)]
-        base = self._shop.bases[group.base_image.key][platform]
-        containerfile = group.containerfile or shipped("containerfiles") / "Containerfile.execution"
-        checkouts = tuple(
-            (overlay.url, self._shop.lock.overlays[overlay.key].commit, overlay.target) for overlay in group.overlays
-        )
-        pip = self._pip(locked.python_version) if locked.additions else None
-        arguments = {"PYTHON_BIN": locked.python, "BASE_USER": base.user}
-        labels = _labels(group.tag, base)
-
-        def lay_out(context: Path) -> None:
-            contexts.execution_context(
-                context,
-                additions=self._fetch(locked),
-                pip=pip,
-                checkouts=checkouts,
-                cache=self._shop.cache,
-                emit=self._shop.emit,
-            )
-
-        inputs = {
-            "arguments": arguments,
-            "labels": labels,
-            "wheels": [[item.file, item.sha256] for item in locked.additions],
-            "pip": pip.name if pip else None,
-            "overlays": [list(checkout) for checkout in checkouts],
-        }
-        return Task(
-            name=group.name,
-            platform=platform,
-            base=base,
-            containerfile=containerfile,
-            arguments=arguments,
-            labels=labels,
-            additions=locked.additions,
-            python=locked.python,
-            network=group.containerfile is not None,
-            inputs=self._inputs(inputs, base, containerfile, "install-execution.sh"),
-            lay_out=lay_out,
+    def _maker(self) -> Maker:
+        shop = self._shop
+        return Maker(
+            builder=shop.plan.config.builder,
+            writer=ImageWriter(self._store, shop.knowledge.layers, self._journal),
+            journal=self._journal,
+            bases=shop.base_store,
+            engine=shop.engine,
+            look=shop.knowledge.look,
+            scratch=shop.scratch,
+            emit=shop.emit,
         )
 
-    def _launcher_task(self, launcher: LauncherPlan, platform: Platform) -> Task:
-        assert self._shop.lock.launcher is not None
-        locked = self._shop.lock.launcher.platforms[str(platform)]
-        base = self._shop.bases[launcher.base_image.key][platform]
-        containerfile = launcher.containerfile or shipped("containerfiles") / "Containerfile.launcher"
-        root = self._shop.plan.source_root
-        excluded = [self._shop.output]
-        pip = self._pip(locked.python_version)
-        arguments = {
-            "PYTHON_BIN": locked.python,
-            "BASE_USER": base.user,
-            "WORKSPACE": WORKSPACE,
-            "PACKAGES": " ".join(launcher.packages),
-        }
-        labels = _labels(launcher.tag, base)
-
-        def lay_out(context: Path) -> None:
-            files.ensure_directory(context)
-            wheels = self._fetch(locked)
-            if (root / "pyproject.toml").is_file():
-                source = self._shop.plan.config.source
-                source_path = f"{WORKSPACE}/{Path(source.steps).parts[0]}"
-                made = project_wheel(
-                    root / "pyproject.toml", source_path=source_path, version=None, into=context.parent
-                )
-                if made is not None:
-                    wheels.append(read_wheel(made, sha256=file_sha256(made)))
-            contexts.launcher_context(context, source_root=root, excluded=excluded, additions=wheels, pip=pip)
-
-        inputs = {
-            "arguments": arguments,
-            "labels": labels,
-            "wheels": [[item.file, item.sha256] for item in locked.additions],
-            "pip": pip.name,
-            "source": contexts.tracked_digest(root, excluded=excluded),
-        }
-        return Task(
-            name=LAUNCHER,
-            platform=platform,
-            base=base,
-            containerfile=containerfile,
-            arguments=arguments,
-            labels=labels,
-            additions=locked.additions,
-            python=locked.python,
-            network=bool(launcher.packages),
-            inputs=self._inputs(inputs, base, containerfile, "install-launcher.sh"),
-            lay_out=lay_out,
+    def _tasks(self) -> list[Task]:
+        shop = self._shop
+        tasks = TaskMaker(
+            plan=shop.plan,
+            lock=shop.lock,
+            bases=shop.bases,
+            wheels=shop.wheels,
+            cache=shop.cache,
+            compression=shop.knowledge.layers.compression,
+            engine_version=shop.engine_version,
+            emit=shop.emit,
         )
-
-    def _pip(self, python_version: str) -> Path:
-        return self._shop.wheels.pip_wheel(_release(python_version))
-
-    def _fetch(self, locked: LockedPlatform) -> list[Wheel]:
-        pins = [
-            Pin(item.name, f"=={item.version}", git=item.git_source, filename=item.file, sha256=item.sha256)
-            for item in locked.additions
-        ]
-        return self._shop.wheels.fetch(pins, _target(locked)) if pins else []
+        found: list[Task] = []
+        if "build-launcher-image" in shop.plan.stages and shop.plan.launcher is not None:
+            found += [tasks.launcher(shop.plan.launcher, platform) for platform in shop.plan.launcher.platforms]
+        if "build-execution-images" in shop.plan.stages:
+            found += [tasks.execution(group, platform) for group in shop.plan.groups for platform in group.platforms]
+        return found
 
     # --- sealing -----------------------------------------------------------------------------------------------------
 
@@ -487,6 +327,7 @@ class Production:
             for overlay in self._shop.plan.overlays
         ]
         launcher = document.get("launcher_image")
+        engine = {"engine": self._shop.engine_version()} if self._by_engine else {}
         return BundleManifest(
             workflow=document["workflow"],
             build_stages=tuple(document["build_stages"]),
@@ -503,11 +344,11 @@ class Production:
             ),
             images=tuple(entries),
             artifacts=tuple(artifacts),
-            compression=self._compression.kind,
+            compression=self._shop.knowledge.layers.compression.kind,
             locks=(LockEntry(path=LOCK_FILE, sha256=hashlib.sha256(self._shop.lock_bytes).hexdigest()),),
             tool=ToolEntry(
                 airferry=__version__,
-                versions={"zstandard": zstandard.__version__, "engine": self._shop.engine_version},
+                versions={"zstandard": zstandard.__version__, **engine},
             ),
         )
 
@@ -539,26 +380,3 @@ def requirements_lines(platforms: Mapping[str, LockedPlatform]) -> list[str]:
         hashes = sorted({sha256 for found in by_platform.values() for sha256 in found})
         lines.append(f"{name}=={version}{marker}" + "".join(f" --hash=sha256:{sha256}" for sha256 in hashes))
     return lines
-
-
-def _labels(tag: str, base: BaseImage) -> dict[str, str]:
-    return {TITLE_LABEL: tag, **base_annotations(base)}
-
-
-def _target(locked: LockedPlatform) -> WheelTarget:
-    major, minor, *_rest = (int(part) for part in locked.libc_version.split("."))
-    return WheelTarget(_release(locked.python_version), locked.abi, locked.libc, (major, minor), locked.machine)
-
-
-def _release(version: str) -> tuple[int, int, int]:
-    major, minor, micro = [*(int(part) for part in version.split(".")), 0][:3]
-    return major, minor, micro
-
-
-def _addition(item: LockedAddition) -> Addition:
-    return Addition(name=item.name, version=item.version, file=item.file, sha256=item.sha256)
-
-
-def _added(task: Task) -> str:
-    names = [f"{item.name} {item.version}" for item in task.additions]
-    return "added " + ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else ""

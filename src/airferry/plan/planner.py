@@ -48,10 +48,6 @@ def make_plan(
     """
     chosen_stages = normalise_stages(_split(stages) or _split(config.effective_stages))
     chosen_platforms = tuple(platforms)
-    if config.builder == "direct":
-        raise config.error(
-            "builder", reason="this airferry does not assemble images directly", hint="use `auto` or `buildah`"
-        )
     _ = config.effective_compression  # refuses what the site's executors cannot read, whatever the stages are
     catalogue = open_catalogue(config, source_dir=source_dir)
     wanted = tuple(_split(targets))

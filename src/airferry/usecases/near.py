@@ -13,13 +13,14 @@ from typing import Any
 from airferry import config as configuration
 from airferry.build.base_layers import BaseLayers
 from airferry.build.bases import BaseCache
+from airferry.build.knowledge import Knowledge
 from airferry.build.locking import Locked, Locker, forget
 from airferry.build.originals import bring_originals
 from airferry.build.pip import Pip
 from airferry.build.production import Produced, Production, Workshop
 from airferry.build.wheels import WheelStore
 from airferry.buildah.engine import Engine, open_engine
-from airferry.buildah.program import EngineChoice, find_engine
+from airferry.buildah.program import EngineChoice, Program, find_engine
 from airferry.bundle.manifest import BundleManifest
 from airferry.errors import ConfigurationError, UsageError
 from airferry.events import Emit, Notice, silent
@@ -239,7 +240,7 @@ def _follow_lock(side: _NearSide, *, locked: bool, emit: Emit) -> Locked:
 class _NearSide:
     plan: Plan
     locker: Locker
-    engine_version: str
+    engine_version: Callable[[], str]
 
     @property
     def lock_path(self) -> Path:
@@ -254,7 +255,7 @@ class _NearSide:
             lock_bytes=render_lockfile(resolved.lockfile).encode(),
             bases=resolved.bases,
             base_store=locker.bases.store,
-            layers=locker.layers,
+            knowledge=locker.knowledge,
             engine=locker.engine,
             engine_version=self.engine_version,
             wheels=locker.wheels,
@@ -282,8 +283,8 @@ def _near_side(made: Plan, *, engine: str, jobs: int | None, emit: Emit) -> Iter
 
         def lend_engine() -> Engine:
             if not opened:
-                opened.append(stack.enter_context(open_engine(cache / "engine", engine=choice, emit=emit)))
                 check_for_build(made, cache=cache)
+                opened.append(stack.enter_context(open_engine(cache / "engine", engine=choice, emit=emit)))
             return opened[0]
 
         def open_registry(reference: Reference) -> RegistrySource:
@@ -291,13 +292,13 @@ def _near_side(made: Plan, *, engine: str, jobs: int | None, emit: Emit) -> Iter
 
         catalogue = read_catalogue_lock(made.lock_path) if made.lock_path else None
         digest = hashlib.sha256(made.lock_path.read_bytes()).hexdigest() if made.lock_path else None
-        program = find_engine(choice)
         bases = BaseCache(cache, open_registry=open_registry, emit=emit)
         compression = Compression(made.compression.kind, made.compression.level)
+        layers = BaseLayers(bases.store, cache, compression=compression, output=made.output_dir, emit=emit)
         locker = Locker(
             plan=made,
             bases=bases,
-            layers=BaseLayers(bases.store, cache, compression=compression, output=made.output_dir, emit=emit),
+            knowledge=Knowledge(layers, cache),
             engine=_once(lend_engine),
             wheels=WheelStore(cache, Pip(emit=emit), emit),
             catalogue=catalogue,
@@ -307,7 +308,11 @@ def _near_side(made: Plan, *, engine: str, jobs: int | None, emit: Emit) -> Iter
             jobs=jobs or min(usable_cores(), MAX_JOBS),
             emit=emit,
         )
-        yield _NearSide(made, locker, f"{program.kind} {program.version_text}")
+        yield _NearSide(made, locker, lambda: _version_of(find_engine(choice)))
+
+
+def _version_of(program: Program) -> str:
+    return f"{program.kind} {program.version_text}"
 
 
 @contextmanager

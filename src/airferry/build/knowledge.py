@@ -1,0 +1,71 @@
+"""What is known of bases without running them: their merged trees, and what their Pythons are like.
+
+A layer is read once for both: its facts are learnt in the same pass that recompresses it, and kept in the cache.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from pathlib import Path
+
+from airferry.build.base_layers import BaseLayers
+from airferry.build.bases import BaseImage
+from airferry.build.direct import Known, NotKnown
+from airferry.build.layer_facts import MAX_ENTRIES, FactsCache, LayerFacts, layer_observer
+from airferry.build.view import RootView
+from airferry.oci.documents import Descriptor
+from airferry.oci.platform import Platform
+
+
+class Knowledge:
+    """Looks at bases whose layers are in the cache. Safe to use from threads."""
+
+    def __init__(self, layers: BaseLayers, cache: Path, *, max_entries: int = MAX_ENTRIES) -> None:
+        """`layers` reads them, `cache` keeps what was learnt."""
+        self.layers = layers
+        self._facts = FactsCache(cache / "facts")
+        self._max_entries = max_entries
+        self._guard = threading.Lock()
+        self._locks: dict[str, threading.Lock] = defaultdict(threading.Lock)
+        self._views: dict[str, RootView] = {}
+
+    def view(self, base: BaseImage) -> RootView:
+        """Return the merged root of a base; layers that nobody has looked at yet are read, once.
+
+        Raises:
+            IntegrityError: a layer is not what the manifest or config says, or holds what cannot be unpacked.
+        """
+        digest = base.manifest.digest
+        with self._lock(digest):
+            if digest not in self._views:
+                layers = zip(base.layers, base.config.rootfs.diff_ids, strict=True)
+                facts = (self._layer_facts(descriptor, diff_id) for descriptor, diff_id in layers)
+                self._views[digest] = RootView(facts, max_entries=self._max_entries)
+            return self._views[digest]
+
+    def look(self, base: BaseImage, platform: Platform, python: str | None, needs_python: bool) -> Known:
+        """Return a base's tree, and its interpreter where that is needed.
+
+        Raises:
+            NotKnown: the interpreter cannot be told without running it.
+            IntegrityError: see `view`.
+        """
+        if needs_python:
+            raise NotKnown(f"what `{python}` of the base for `{platform}` is like is not known without running it")
+        return Known(self.view(base))
+
+    def _layer_facts(self, descriptor: Descriptor, diff_id: str) -> LayerFacts:
+        with self._lock(diff_id):
+            known = self._facts.find(diff_id)
+            if known is None:
+                what = f"layer `{descriptor.digest}`"
+                with layer_observer(what=what, max_entries=self._max_entries) as observer:
+                    self.layers.observe(descriptor, diff_id, [observer])
+                    known = observer.result()
+                self._facts.keep(diff_id, known)
+            return known
+
+    def _lock(self, name: str) -> threading.Lock:
+        with self._guard:
+            return self._locks[name]

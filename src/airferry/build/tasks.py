@@ -1,0 +1,358 @@
+"""What a plan's images are made of, as tasks: one image for one platform, by an engine or, where that can be, without.
+
+A task knows all that its image depends on, for the journal, and how to lay its parts out. It builds nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from airferry.build import contexts, overlays
+from airferry.build.base_layers import encoder
+from airferry.build.bases import BaseImage
+from airferry.build.direct import OFFLINE_ENVIRONMENT, DirectRecipe, Known, Room, direct_inputs
+from airferry.build.direct_overlays import add_checkout
+from airferry.build.direct_tree import LayerTree
+from airferry.build.direct_wheels import BaseFiles, WheelInstaller, install_scheme, installed_names
+from airferry.build.image_writer import base_annotations
+from airferry.build.images import ASSEMBLY_VERSION
+from airferry.build.launcher import project_wheel
+from airferry.build.pip import WheelTarget, wheel_target
+from airferry.build.wheels import Pin, Wheel, WheelStore, file_sha256, read_wheel
+from airferry.bundle.manifest import Addition
+from airferry.errors import BuildError
+from airferry.events import Emit
+from airferry.host import clock, files
+from airferry.host.shipped import shipped
+from airferry.oci.layers import Compression
+from airferry.oci.platform import Platform
+from airferry.plan.lockfile import LockedAddition, LockedPlatform, Lockfile
+from airferry.plan.models import GroupPlan, LauncherPlan, Plan
+
+LAUNCHER = "launcher"
+WORKSPACE = "/workspace/Nemotron"
+TITLE_LABEL = "org.opencontainers.image.title"
+MAX_SAID = 20
+
+Checkout = tuple[str, str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerWork:
+    """How an engine builds an image. `lay_out` fills the build context; `network` is for RUN instructions.
+
+    `inputs` is what the image depends on, worked out when an engine is considered at all.
+    """
+
+    containerfile: Path
+    arguments: Mapping[str, str]
+    network: bool
+    inputs: Callable[[], Mapping[str, Any]]
+    lay_out: Callable[[Path], None]
+
+
+@dataclass(frozen=True, slots=True)
+class DirectWork:
+    """How an image is assembled without an engine."""
+
+    recipe: DirectRecipe
+    inputs: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One image for one platform. `direct` is None where the plan itself rules it out, and `against` says why."""
+
+    name: str
+    platform: Platform
+    base: BaseImage
+    labels: Mapping[str, str]
+    additions: tuple[LockedAddition, ...]
+    python: str | None
+    container: ContainerWork
+    direct: DirectWork | None
+    against: str = ""
+
+    @property
+    def action(self) -> str:
+        """The name of the action in the journal."""
+        return f"image {self.name} {self.platform}"
+
+    @property
+    def title(self) -> str:
+        """The name of the task for operators."""
+        return f"{self.name} {self.platform}"
+
+    @property
+    def added(self) -> tuple[Addition, ...]:
+        """The additions as the bundle's manifest has them."""
+        return tuple(
+            Addition(name=item.name, version=item.version, file=item.file, sha256=item.sha256)
+            for item in self.additions
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TaskMaker:
+    """Makes the tasks of a plan that is locked. `engine_version` is asked for only where an engine is considered."""
+
+    plan: Plan
+    lock: Lockfile
+    bases: Mapping[str, Mapping[Platform, BaseImage]]
+    wheels: WheelStore
+    cache: Path
+    compression: Compression
+    engine_version: Callable[[], str]
+    emit: Emit
+
+    def execution(self, group: GroupPlan, platform: Platform) -> Task:
+        """Return the task of a group's image."""
+        locked = self.lock.groups[group.name].platforms[str(platform)]
+        base = self.bases[group.base_image.key][platform]
+        checkouts = tuple(
+            (overlay.url, self.lock.overlays[overlay.key].commit, overlay.target) for overlay in group.overlays
+        )
+        labels = _labels(group.tag, base)
+        parts = {
+            "labels": labels,
+            "wheels": [[item.file, item.sha256] for item in locked.additions],
+            "overlays": [list(checkout) for checkout in checkouts],
+        }
+        against = self._against(group.containerfile)
+        direct = None
+        if not against:
+            recipe = self._execution_recipe(group, platform, locked, checkouts, labels)
+            direct = DirectWork(recipe, self._inputs(base, {**direct_inputs(), **_described(locked), **parts}))
+        return Task(
+            name=group.name,
+            platform=platform,
+            base=base,
+            labels=labels,
+            additions=locked.additions,
+            python=locked.python,
+            container=self._execution_container(group, locked, base, checkouts, parts),
+            direct=direct,
+            against=against,
+        )
+
+    def launcher(self, launcher: LauncherPlan, platform: Platform) -> Task:
+        """Return the task of the launcher's image."""
+        assert self.lock.launcher is not None
+        locked = self.lock.launcher.platforms[str(platform)]
+        base = self.bases[launcher.base_image.key][platform]
+        return Task(
+            name=LAUNCHER,
+            platform=platform,
+            base=base,
+            labels=_labels(launcher.tag, base),
+            additions=locked.additions,
+            python=locked.python,
+            container=self._launcher_container(launcher, locked, base),
+            direct=None,
+            against="",
+        )
+
+    # --- by an engine ------------------------------------------------------------------------------------------------
+
+    def _execution_container(
+        self,
+        group: GroupPlan,
+        locked: LockedPlatform,
+        base: BaseImage,
+        checkouts: tuple[Checkout, ...],
+        parts: Mapping[str, Any],
+    ) -> ContainerWork:
+        containerfile = group.containerfile or shipped("containerfiles") / "Containerfile.execution"
+        arguments = {"PYTHON_BIN": locked.python, "BASE_USER": base.user}
+
+        def lay_out(context: Path) -> None:
+            contexts.execution_context(
+                context,
+                additions=self._fetch(locked),
+                pip=self._pip(locked.python_version) if locked.additions else None,
+                checkouts=checkouts,
+                cache=self.cache,
+                emit=self.emit,
+            )
+
+        def inputs() -> dict[str, Any]:
+            own = self._container_inputs(containerfile, "install-execution.sh")
+            pip = self._pip(locked.python_version).name if locked.additions else None
+            return self._inputs(base, {**parts, **own, "arguments": arguments, "pip": pip})
+
+        return ContainerWork(containerfile, arguments, group.containerfile is not None, inputs, lay_out)
+
+    def _launcher_container(self, launcher: LauncherPlan, locked: LockedPlatform, base: BaseImage) -> ContainerWork:
+        containerfile = launcher.containerfile or shipped("containerfiles") / "Containerfile.launcher"
+        root = self.plan.source_root
+        excluded = [self.plan.output_dir]
+        arguments = {
+            "PYTHON_BIN": locked.python,
+            "BASE_USER": base.user,
+            "WORKSPACE": WORKSPACE,
+            "PACKAGES": " ".join(launcher.packages),
+        }
+
+        def lay_out(context: Path) -> None:
+            files.ensure_directory(context)
+            wheels = [*self._fetch(locked), *self._project_wheels(context.parent)]
+            pip = self._pip(locked.python_version)
+            contexts.launcher_context(context, source_root=root, excluded=excluded, additions=wheels, pip=pip)
+
+        def inputs() -> dict[str, Any]:
+            own = {
+                **self._container_inputs(containerfile, "install-launcher.sh"),
+                "arguments": arguments,
+                "labels": _labels(launcher.tag, base),
+                "wheels": [[item.file, item.sha256] for item in locked.additions],
+                "pip": self._pip(locked.python_version).name,
+                "source": contexts.tracked_digest(root, excluded=excluded),
+            }
+            return self._inputs(base, own)
+
+        return ContainerWork(containerfile, arguments, bool(launcher.packages), inputs, lay_out)
+
+    def _container_inputs(self, containerfile: Path, script: str) -> dict[str, Any]:
+        return {
+            "builder": "engine",
+            "assembly": ASSEMBLY_VERSION,
+            "engine": self.engine_version(),
+            "containerfile": "sha256:" + file_sha256(containerfile),
+            "script": "sha256:" + file_sha256(shipped("containerfiles") / script),
+        }
+
+    # --- directly ----------------------------------------------------------------------------------------------------
+
+    def _against(self, containerfile: Path | None) -> str:
+        if self.plan.config.builder == "buildah":
+            return "the plan says `builder: buildah`"
+        return f"it has a Containerfile of its own, `{containerfile.name}`" if containerfile is not None else ""
+
+    def _execution_recipe(
+        self,
+        group: GroupPlan,
+        platform: Platform,
+        locked: LockedPlatform,
+        checkouts: tuple[Checkout, ...],
+        labels: Mapping[str, str],
+    ) -> DirectRecipe:
+        names = {item.name for item in locked.additions}
+
+        def obstacle(known: Known) -> str | None:
+            if known.python is None:
+                return None
+            there = installed_names(known.tree, install_scheme(known.python)) & names
+            if there:
+                return f"an older `{sorted(there)[0]}` of the base would have to be uninstalled first"
+            return None
+
+        def compose(tree: LayerTree, known: Known, room: Room) -> None:
+            if known.python is not None:
+                _check_python(known, locked, base=group.base_image.key)
+                self._install(tree, known, room, locked, self._fetch(locked))
+            for number, (url, commit, target) in enumerate(checkouts):
+                folder = room.folder / f"{number}"
+                overlays.fetch_overlay(url, commit, cache=self.cache, emit=self.emit)
+                overlays.export_overlay(url, commit, cache=self.cache, into=folder, emit=self.emit)
+                owner = f"{overlays.redact(url)}@{commit[:12]}"
+                add_checkout(tree, folder, target, epoch_s=clock.source_date_epoch_s(), owner=owner)
+
+        said = [f"{item.name} {item.version}" for item in locked.additions]
+        said += [f"{overlays.redact(url)}@{commit[:12]} at {target}" for url, commit, target in checkouts]
+        return DirectRecipe(
+            name=group.name,
+            platform=platform,
+            labels=labels,
+            says=f"airferry {group.name}: " + (_listed(said) or "nothing to add"),
+            adds=bool(said),
+            python=locked.python,
+            needs_python=bool(locked.additions),
+            additions=tuple(
+                Addition(name=item.name, version=item.version, file=item.file, sha256=item.sha256)
+                for item in locked.additions
+            ),
+            environment=OFFLINE_ENVIRONMENT,
+            obstacle=obstacle,
+            compose=compose,
+        )
+
+    def _install(self, tree: LayerTree, known: Known, room: Room, locked: LockedPlatform, wheels: list[Wheel]) -> None:
+        assert known.python is not None
+        scheme = install_scheme(known.python)
+        installer = WheelInstaller(tree, scheme, wheel_target(known.python), owned=BaseFiles(known.tree, scheme).owner)
+        room.stack.enter_context(installer)
+        sources = {item.name: item.git_source for item in locked.additions}
+        for wheel in wheels:
+            installer.add(wheel, git=sources.get(wheel.name))
+
+    # --- both --------------------------------------------------------------------------------------------------------
+
+    def _inputs(self, base: BaseImage, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "encoder": encoder(self.compression),
+            "compression": [self.compression.kind, self.compression.level],
+            "epoch_s": clock.source_date_epoch_s(),
+            "base": base.manifest.digest,
+            **inputs,
+        }
+
+    def _pip(self, python_version: str) -> Path:
+        return self.wheels.pip_wheel(_release(python_version))
+
+    def _fetch(self, locked: LockedPlatform) -> list[Wheel]:
+        pins = [
+            Pin(item.name, f"=={item.version}", git=item.git_source, filename=item.file, sha256=item.sha256)
+            for item in locked.additions
+        ]
+        return self.wheels.fetch(pins, _target(locked)) if pins else []
+
+    def _project_wheels(self, into: Path) -> list[Wheel]:
+        """Return the wheel that makes the catalogue's own project importable, if it declares one."""
+        pyproject = self.plan.source_root / "pyproject.toml"
+        if not pyproject.is_file():
+            return []
+        source_path = f"{WORKSPACE}/{Path(self.plan.config.source.steps).parts[0]}"
+        made = project_wheel(pyproject, source_path=source_path, version=None, into=into)
+        return [read_wheel(made, sha256=file_sha256(made))] if made is not None else []
+
+
+def _labels(tag: str, base: BaseImage) -> dict[str, str]:
+    return {TITLE_LABEL: tag, **base_annotations(base)}
+
+
+def _described(locked: LockedPlatform) -> dict[str, Any]:
+    return {
+        "python": [locked.python, locked.python_version, locked.abi],
+        "sources": [[item.name, item.source.model_dump()] for item in locked.additions if item.source],
+        "environment": OFFLINE_ENVIRONMENT,
+    }
+
+
+def _listed(items: list[str]) -> str:
+    more = f" and {len(items) - MAX_SAID} more" if len(items) > MAX_SAID else ""
+    return ", ".join(items[:MAX_SAID]) + more
+
+
+def _check_python(known: Known, locked: LockedPlatform, *, base: str) -> None:
+    """Refuse to install for another interpreter than the one that the lock was made for."""
+    assert known.python is not None
+    found = ".".join(str(part) for part in wheel_target(known.python).python_version)
+    if (found, known.python.abi) != (locked.python_version, locked.abi):
+        raise BuildError(
+            f"`{locked.python}` of base `{base}` is Python {found} ({known.python.abi}), the lock file says "
+            f"{locked.python_version} ({locked.abi})",
+            hint="run `airferry lock --update`",
+        )
+
+
+def _target(locked: LockedPlatform) -> WheelTarget:
+    major, minor, *_rest = (int(part) for part in locked.libc_version.split("."))
+    return WheelTarget(_release(locked.python_version), locked.abi, locked.libc, (major, minor), locked.machine)
+
+
+def _release(version: str) -> tuple[int, int, int]:
+    major, minor, micro = [*(int(part) for part in version.split(".")), 0][:3]
+    return major, minor, micro
