@@ -33,6 +33,8 @@ def translate_os_error(error: OSError, *, doing: str, path: Path) -> HostError:
     hint = None
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         hint = f"free space on the file system of `{path}`, or choose another output or cache folder; then rerun"
+    elif error.errno == errno.EFBIG:
+        hint = "raise the limit on the size of files (`ulimit -f`), or choose a file system without one; then rerun"
     elif error.errno in (errno.EACCES, errno.EPERM):
         hint = f"check the owner and mode of `{path}`"
     elif error.errno == errno.EROFS:
