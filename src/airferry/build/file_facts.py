@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 MAX_TEXT_BYTES = 8 << 20
 MAX_SOURCE_BYTES = 4 << 20
@@ -59,7 +60,7 @@ class BinaryFacts:
 
     machine: str
     pointer_bits: int
-    byte_order: str
+    byte_order: Literal["little", "big"]
     python: tuple[str, ...] = ()
     builtins: tuple[str, ...] = ()
     glibc: str = ""
@@ -68,10 +69,15 @@ class BinaryFacts:
 
 @dataclass(frozen=True, slots=True)
 class FileFacts:
-    """What is remembered of a file. `imports` are the unconditional ones of a Python source, as it writes them."""
+    """What is remembered of a file.
+
+    `imports` are the unconditional ones of a Python source, as `unconditional_imports` gives them; `is_dynamic` says
+    that the source touches what decides over imports, so that more may be importable than lies on disk.
+    """
 
     content: bytes | None = None
     imports: tuple[str, ...] = ()
+    is_dynamic: bool = False
     binary: BinaryFacts | None = None
 
 
@@ -82,7 +88,7 @@ def reader_for(folder: str, name: str, size: int) -> Reader | None:
     """Return what reads the facts of a file at a place, or None where its content does not matter."""
     if name.endswith(".py"):
         if name in _TEXTS or (name.startswith("__editable__") and _FINDER.fullmatch(name)):
-            return _read_text if size <= MAX_TEXT_BYTES else None
+            return _read_whole_source if size <= MAX_TEXT_BYTES else None
         return _read_source if size <= MAX_SOURCE_BYTES else None
     if name in _METADATA:
         return _read_text if size <= MAX_TEXT_BYTES and folder.endswith(_METADATA_FOLDERS) else None
@@ -97,11 +103,20 @@ def _read_text(blocks: Iterator[bytes]) -> FileFacts:
     return FileFacts(content=b"".join(blocks))
 
 
+def _read_whole_source(blocks: Iterator[bytes]) -> FileFacts:
+    source = b"".join(blocks)
+    return FileFacts(source, unconditional_imports(source), _is_dynamic(source))
+
+
 def _read_source(blocks: Iterator[bytes]) -> FileFacts | None:
     source = b"".join(blocks)
     content = source if len(source) <= MAX_INIT_BYTES and _declares_namespace(source) else None
-    imports = unconditional_imports(source)
-    return FileFacts(content=content, imports=imports) if imports or content is not None else None
+    facts = FileFacts(content, unconditional_imports(source), _is_dynamic(source))
+    return facts if facts.imports or facts.is_dynamic or content is not None else None
+
+
+def _is_dynamic(source: bytes) -> bool:
+    return b"sys.modules" in source or b"meta_path" in source or b"__path__" in source
 
 
 def _declares_namespace(source: bytes) -> bool:
@@ -142,8 +157,8 @@ def _read_binary(blocks: Iterator[bytes]) -> FileFacts | None:
         for _block in blocks:
             pass
         return None
-    order = "little" if first[5] == 1 else "big"
-    machine = _ELF_MACHINES.get(int.from_bytes(first[18:20], "little" if first[5] == 1 else "big"), "")
+    order: Literal["little", "big"] = "little" if first[5] == 1 else "big"
+    machine = _ELF_MACHINES.get(int.from_bytes(first[18:20], order), "")
     marks: dict[str, dict[str, None]] = {"python": {}, "builtin": {}, "glibc": {}, "musl": {}}
     window = first
     while True:

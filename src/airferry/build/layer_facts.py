@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -27,7 +28,7 @@ from airferry.oci.documents import Descriptor
 from airferry.oci.layers import DEFAULT_LIMIT_BYTES, layer_kind
 from airferry.oci.ports import Source, blocks
 from airferry.oci.streams import verifying
-from airferry.oci.tar import TarReader
+from airferry.oci.tar import DIRECTORY, REGULAR, SYMLINK, TarReader
 
 SCHEMA_VERSION = 1
 MAX_ENTRIES = 2_000_000
@@ -37,6 +38,7 @@ MAX_KEPT_BYTES = 256 << 20
 MAX_CACHE_BYTES = 1 << 30
 MAX_FACTS_BYTES = 1 << 30
 CACHE_SUFFIX = ".json.zst"
+OPAQUE = ".wh..wh..opq"
 
 
 class Entry(NamedTuple):
@@ -71,6 +73,7 @@ class LayerFacts:
                     [
                         None if facts.content is None else facts.content.decode("latin-1"),
                         facts.imports,
+                        facts.is_dynamic,
                         None if facts.binary is None else asdict(facts.binary),
                     ]
                 )
@@ -95,10 +98,10 @@ class LayerFacts:
 def _entry_of(row: list[Any]) -> tuple[int, str, Entry]:
     facts = None
     if len(row) > 10:
-        content, imports, binary = row[10]
+        content, imports, is_dynamic, binary = row[10]
         if binary is not None:
             binary = BinaryFacts(**{**binary, "python": tuple(binary["python"]), "builtins": tuple(binary["builtins"])})
-        facts = FileFacts(None if content is None else content.encode("latin-1"), tuple(imports), binary)
+        facts = FileFacts(None if content is None else content.encode("latin-1"), tuple(imports), is_dynamic, binary)
     return row[0], row[1], Entry._make((row[2].encode("latin-1"), *row[3:10], facts))
 
 
@@ -181,6 +184,45 @@ def collect_facts(source: Iterable[bytes], *, what: str, max_entries: int = MAX_
             )
         )
     return facts
+
+
+def folder_facts(folder: Path, *, at: str) -> LayerFacts:
+    """Return the facts of a folder on this machine as a layer that puts it at a path, in place of what is there."""
+    facts = LayerFacts()
+    waiting = [(folder, "/".join(part for part in at.split("/") if part))]
+    number = 0
+    facts.entries.append((0, "", Entry(DIRECTORY, 0o755, 0, 0, 0, 0, "", False)))
+    while waiting:
+        here, place = waiting.pop()
+        facts.folders.append(place)
+        number += 1
+        if here == folder:
+            facts.entries.append((number, OPAQUE, Entry(REGULAR, 0o644, 0, 0, 0, 0, "", False)))
+        try:
+            with os.scandir(here) as children:
+                for child in sorted(children, key=lambda item: item.name):
+                    facts.entries.append((number, child.name, _entry_on_disk(child, place)))
+                    if child.is_dir(follow_symlinks=False):
+                        waiting.append((here / child.name, f"{place}/{child.name}" if place else child.name))
+        except OSError as error:
+            raise files.translate_os_error(error, doing="read", path=here) from error
+    return facts
+
+
+def _entry_on_disk(child: os.DirEntry[str], place: str) -> Entry:
+    status = child.stat(follow_symlinks=False)
+    mode, mtime_s = stat.S_IMODE(status.st_mode), int(status.st_mtime)
+    if child.is_dir(follow_symlinks=False):
+        return Entry(DIRECTORY, mode, 0, 0, 0, mtime_s, "", False)
+    if child.is_symlink():
+        return Entry(SYMLINK, mode, 0, 0, 0, mtime_s, str(Path(child.path).readlink()), False)
+    known: FileFacts | None = None
+    if child.is_file(follow_symlinks=False) and status.st_size:
+        read = reader_for(place, child.name, status.st_size)
+        if read is not None:
+            with Path(child.path).open("rb") as stream:
+                known = read(blocks(stream))
+    return Entry(REGULAR, mode, 0, 0, status.st_size, mtime_s, "", False, known)
 
 
 def _refused(what: str, name: str, why: str) -> IntegrityError:

@@ -7,16 +7,25 @@ layer, and a folder of an upper layer takes the place of a lower layer's link. N
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
-from airferry.build.layer_facts import MAX_ENTRIES, Entry, FactsCache, LayerFacts, read_layer_facts
+from airferry.build.layer_facts import (
+    MAX_ENTRIES,
+    OPAQUE,
+    Entry,
+    FactsCache,
+    LayerFacts,
+    folder_facts,
+    read_layer_facts,
+)
 from airferry.errors import IntegrityError
 from airferry.oci.documents import Descriptor
 from airferry.oci.ports import Source
 from airferry.oci.tar import DIRECTORY, HARD_LINK, REGULAR, SYMLINK
 
 MAX_LINKS = 40
-OPAQUE = ".wh..wh..opq"
 WHITEOUT_PREFIX = ".wh."
 WHITEOUT_META_PREFIX = ".wh..wh."
 _IMPLICIT = Entry(DIRECTORY, 0o755, 0, 0, 0, 0, "", False)
@@ -47,10 +56,12 @@ class RootView:
             IntegrityError: a layer has what no engine could unpack, or there are more entries than `max_entries`.
         """
         self._root = _Folder()
-        self._left = max_entries
+        self._layers: list[LayerFacts] = []
+        left = max_entries
         for number, facts in enumerate(layers):
-            self._left -= len(facts.entries)
-            if self._left < 0:
+            self._layers.append(facts)
+            left -= len(facts.entries)
+            if left < 0:
                 raise IntegrityError(
                     f"the image has more than {max_entries} entries",
                     hint="if it is really that large, raise the limit",
@@ -112,6 +123,14 @@ class RootView:
         """Return the content of a remembered file as text, bytes that are no UTF-8 replaced, else None."""
         data = self.read_bytes(path)
         return None if data is None else data.decode("utf-8", "replace")
+
+    def mounted(self, folders: Mapping[str, Path]) -> RootView:
+        """Return this root with folders of this machine in place of what is at some absolute paths, as mounts are.
+
+        Owners on this machine do not count; all is root's.
+        """
+        layers = [folder_facts(folder, at=self.resolve(path)) for path, folder in sorted(folders.items())]
+        return RootView([*self._layers, *layers], max_entries=sys.maxsize)
 
     def walk(self) -> Iterable[tuple[str, Entry]]:
         """Yield every path, relative to the root, with its entry, folders before what is in them."""

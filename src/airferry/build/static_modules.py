@@ -1,0 +1,239 @@
+"""Which modules a base's Python can import, told from its files as the import system's own finders would (PEP 420).
+
+A module is also followed through the imports at the first column of its source and of what those import, so that one
+that needs an absent module is known as incomplete. What a module does beyond that when it runs is not known here: an
+import under `if`, in `try` or in a function is taken to succeed, and a compiled module to load. Where sources show
+that a package makes modules of its own, an absent one raises `StaticallyUnknown`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from airferry.build.probe import ModuleAnswer
+from airferry.build.static_path import SearchPath
+from airferry.build.static_python import Interpreter, StaticallyUnknown
+from airferry.build.view import RootView
+
+MAX_MODULES = 200_000
+ALWAYS_THERE = frozenset({"os.path", "__main__"})
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """A module that is there. `locations` are where its submodules are looked for, None for one that has none."""
+
+    locations: tuple[str, ...] | None = None
+    source: str | None = None
+    is_dynamic: bool = False
+
+
+_BUILT_IN = Module()
+
+
+class ModuleFinder:
+    """Finds modules in a merged root. Use it from one thread; answers are remembered."""
+
+    def __init__(self, view: RootView, path: SearchPath, interpreter: Interpreter) -> None:
+        self._view = view
+        self._path = path
+        self._builtins = interpreter.builtins
+        self._extensions = (interpreter.extension_suffix, ".abi3.so", ".so")
+        self._suffixes = (*self._extensions, ".py", ".pyc")
+        self._found: dict[str, Module | None] = {}
+        self._listings: dict[str, frozenset[str]] = {}
+        self._verdicts: dict[str, str] = {}
+
+    def find(self, name: str) -> Module | None:
+        """Return a module, found without running its parents, or None."""
+        if name not in self._found:
+            if len(self._found) >= MAX_MODULES:
+                raise StaticallyUnknown("the base's modules import too many others")
+            self._found[name] = self._look(name)
+        return self._found[name]
+
+    def answer(self, name: str) -> ModuleAnswer:
+        """Say of a module what a real import would.
+
+        Raises:
+            StaticallyUnknown: it is not on disk, and a parent of it may make it when it runs.
+        """
+        absent = self._first_absent(name)
+        if absent is not None:
+            if doubt := self._dynamic_parent(absent):
+                raise StaticallyUnknown(f"`{doubt}` may make `{absent}` when it runs")
+            return ModuleAnswer(status="missing", missing=absent)
+        if missing := self._first_unmet(name):
+            return ModuleAnswer(status="incomplete", missing=missing)
+        return ModuleAnswer(status="present")
+
+    # --- on disk -----------------------------------------------------------------------------------------------------
+
+    def _first_absent(self, name: str) -> str | None:
+        if name in ALWAYS_THERE:
+            return None
+        parts = name.split(".")
+        for count in range(1, len(parts) + 1):
+            prefix = ".".join(parts[:count])
+            if prefix not in ALWAYS_THERE and self.find(prefix) is None:
+                return prefix
+        return None
+
+    def _dynamic_parent(self, absent: str) -> str:
+        parent = absent.rpartition(".")[0]
+        while parent:
+            module = self.find(parent)
+            if module is not None and module.is_dynamic:
+                return parent
+            parent = parent.rpartition(".")[0]
+        return ""
+
+    def _look(self, name: str) -> Module | None:
+        parent, _, last = name.rpartition(".")
+        if not parent:
+            if name in self._builtins:
+                return _BUILT_IN
+            if name in self._path.aliases:
+                return self._package(self._path.aliases[name], name, ())
+            made = [place for place in self._path.namespaces.get(name, ()) if not self._has_init(place)]
+            folders: tuple[str, ...] | None = tuple(self._path.folders)
+        else:
+            above = self.find(parent)
+            folders = above.locations if above is not None else None
+            made = [place for place in self._path.namespaces.get(name, ()) if not self._has_init(place)]
+        if made:
+            return Module(locations=tuple(dict.fromkeys(made)))
+        if folders is None:
+            return None
+        return self._look_in(folders, last, name) or self._look_in_mappings(name)
+
+    def _look_in(self, folders: tuple[str, ...], last: str, name: str) -> Module | None:
+        portions = []
+        for folder in folders:
+            names = self._listing(folder)
+            place = f"{folder}/{last}"
+            is_folder = last in names and self._view.is_dir(place)
+            if is_folder and self._has_init(place):
+                return self._package(place, last, folders)
+            if (module := self._file(place, names)) is not None:
+                return module
+            if is_folder:
+                portions.append(place)
+        portions += [place for place in self._path.editable_namespaces.get(name, ()) if place not in portions]
+        return Module(locations=tuple(portions)) if portions else None
+
+    def _look_in_mappings(self, name: str) -> Module | None:
+        for package, place in reversed(self._path.mappings.items()):
+            if name != package and not name.startswith(package + "."):
+                continue
+            rest = name.removeprefix(package).strip(".")
+            full = "/".join([place, *rest.split(".")]) if rest else place
+            if self._has_init(full):
+                return self._package(full, name, ())
+            folder, _, _last = full.rpartition("/")
+            return self._file(full, self._listing(folder))
+        return None
+
+    def _file(self, place: str, names: frozenset[str]) -> Module | None:
+        last = place.rpartition("/")[2]
+        for suffix in self._suffixes:
+            if last + suffix in names and self._view.is_file(place + suffix):
+                return self._module(place + suffix, None)
+        return None
+
+    def _package(self, place: str, last: str, folders: tuple[str, ...]) -> Module:
+        """Return a package; one that declares itself a namespace has the folders of its name on the whole path."""
+        names = self._listing(place)
+        suffix = next(suffix for suffix in self._suffixes if "__init__" + suffix in names)
+        source = f"{place}/__init__{suffix}"
+        content = self._view.read_bytes(source) if suffix == ".py" else None
+        if content and (b"extend_path" in content or b"declare_namespace" in content):
+            others = [f"{folder}/{last}" for folder in folders if f"{folder}/{last}" != place]
+            shared = (place, *(other for other in others if self._view.is_dir(other)))
+            return Module(locations=shared, source=source)
+        return self._module(source, (place,))
+
+    def _module(self, source: str, locations: tuple[str, ...] | None) -> Module:
+        entry = self._view.stat(source) if source.endswith(".py") else None
+        is_dynamic = entry is not None and entry.facts is not None and entry.facts.is_dynamic
+        return Module(locations, source if entry is not None else None, is_dynamic)
+
+    def _has_init(self, place: str) -> bool:
+        names = self._listing(place)
+        return any(
+            "__init__" + suffix in names and self._view.is_file(f"{place}/__init__{suffix}")
+            for suffix in self._suffixes
+        )
+
+    def _listing(self, folder: str) -> frozenset[str]:
+        listing = self._listings.get(folder)
+        if listing is None:
+            listing = self._listings[folder] = frozenset(self._view.listdir(folder))
+        return listing
+
+    # --- through imports ---------------------------------------------------------------------------------------------
+
+    def _first_unmet(self, name: str) -> str:
+        """Return the first absent module that importing one would come upon, or an empty string."""
+        if name in self._verdicts:
+            return self._verdicts[name]
+        stack: list[tuple[str, Iterator[str]]] = []
+        unmet = ""
+        waiting = iter(_with_parents(name))
+        while True:
+            needed = next(waiting, None)
+            if needed is None:
+                if not stack:
+                    return ""
+                waiting = stack.pop()[1]
+                continue
+            verdict = self._verdicts.get(needed)
+            if verdict is None and needed not in ALWAYS_THERE:
+                module = self.find(needed)
+                if module is not None:
+                    self._verdicts[needed] = ""
+                    stack.append((needed, waiting))
+                    waiting = self._needs(needed, module)
+                    continue
+                verdict = "" if self._dynamic_parent(needed) else needed
+            if verdict:
+                unmet = verdict
+                break
+        for module_name in (name, *(entry[0] for entry in stack)):
+            self._verdicts[module_name] = unmet
+        return unmet
+
+    def _needs(self, name: str, module: Module) -> Iterator[str]:
+        """Yield what the source of a module imports, parents first, in its order."""
+        entry = self._view.stat(module.source) if module.source is not None else None
+        if entry is None or entry.facts is None:
+            return
+        package = name if module.locations is not None else name.rpartition(".")[0]
+        for text in entry.facts.imports:
+            base, colon, part = text.partition(":")
+            target = _absolute(base, package)
+            if not target:
+                continue
+            if colon:
+                if self.find(f"{target}.{part}") is not None:
+                    yield f"{target}.{part}"
+            else:
+                yield from _with_parents(target)
+
+
+def _with_parents(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
+
+
+def _absolute(name: str, package: str) -> str:
+    """Return the absolute name of what a module of a package imports, empty where it leads out of all packages."""
+    rest = name.lstrip(".")
+    level = len(name) - len(rest)
+    if not level:
+        return rest
+    parts = package.split(".") if package else []
+    if level > len(parts):
+        return ""
+    return ".".join([*parts[: len(parts) - level + 1], *([rest] if rest else [])])
