@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
 import traceback
+from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from airferry import __version__
 from airferry.cli import assets, far, far_more, near
 from airferry.cli.render import Reporter
-from airferry.errors import AirferryError
-from airferry.host import process
+from airferry.errors import AirferryError, HostError
+from airferry.host import files, process
 
 INTERRUPTED = 130
+HOST_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EMFILE}
 HELP = """Carry container images, and everything that goes with them, across an air gap.
 
 Near side: [bold]doctor[/], [bold]plan[/], [bold]lock[/], [bold]build[/]. Carry the output folder over.
@@ -101,9 +105,20 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115,PTH123 (the interpreter flushes it at its end)
         return 0
+    except OSError as error:
+        if debug:
+            traceback.print_exc()
+        if error.errno not in HOST_ERRORS:
+            return _show_bug(reporter, error)
+        reporter.error(files.translate_os_error(error, doing="use", path=Path(str(error.filename or "."))))
+        return HostError.exit_code
     except Exception as error:
         if debug:
             traceback.print_exc()
-        reporter.console.print(f"[bold red]bug:[/] {type(error).__name__}: {error}", markup=True)
-        reporter.console.print("This should not happen. Rerun with `--debug` and report what it shows.")
-        return 1
+        return _show_bug(reporter, error)
+
+
+def _show_bug(reporter: Reporter, error: Exception) -> int:
+    reporter.console.print(f"[bold red]bug:[/] {type(error).__name__}: {escape(str(error))}")
+    reporter.console.print("This should not happen. Rerun with `--debug` and report what it shows.")
+    return AirferryError.exit_code
