@@ -14,7 +14,6 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from airferry.config import Config, ExecutionImage
-from airferry.errors import ConfigurationError
 from airferry.oci.platform import Platform, host
 from airferry.oci.reference import parse_reference
 from airferry.plan.models import Candidate, GroupPlan, LauncherPlan, Origin, Overlay, StepPlan
@@ -209,27 +208,40 @@ def _sanitise(name: str) -> str:
     return re.sub(r"[^a-zA-Z0-9_.-]+", "-", name).strip("-").lower() or "image"
 
 
-def check_names(groups: Iterable[GroupPlan], launcher: LauncherPlan | None) -> None:
-    """Check that every image has a name of its own that all tools take, and an archive name of its own.
+def check_images(config: Config, groups: Iterable[GroupPlan], launcher: LauncherPlan | None) -> None:
+    """Check that every image has a name that all tools take and an archive name, both its own, and its Containerfile.
 
     Raises:
         ConfigurationError: it is not so.
     """
-    images = [(f"image `{group.name}`", group.tag, group.tar) for group in groups]
+    images: list[tuple[tuple[str, ...], str, GroupPlan | LauncherPlan]] = [
+        (("execution_images", group.image_names[0]), f"image `{group.name}`", group) for group in groups
+    ]
     if launcher is not None:
-        images.append(("the launcher image", launcher.tag, launcher.tar))
+        images.append((("launcher_image",), "the launcher image", launcher))
     tags: dict[str, str] = {}
     archives: dict[str, str] = {}
-    for who, tag, tar in images:
-        name = str(parse_reference(tag))
+    for key, who, image in images:
+        name = str(parse_reference(image.tag))
         if not _REF_NAME.fullmatch(name):
-            raise ConfigurationError(
-                f"{who}: `{tag}`: Podman, Skopeo and Buildah refuse a layout with this name in it",
+            raise config.error(
+                *(*key, "tag"),
+                reason=f"{who}: `{image.tag}`: Podman, Skopeo and Buildah refuse a layout with this name in it",
                 hint="between letters and digits may be one of `-`, `.`, `_`, or `--`; not `__`",
             )
-        for kind, value, taken in (("tag", name, tags), ("archive name", str(PurePosixPath(tar)), archives)):
+        if image.containerfile is not None and not image.containerfile.is_file():
+            raise config.error(
+                *(*key, "containerfile"),
+                reason=f"`{image.containerfile}` is missing",
+                hint="paths start at the folder of this file",
+            )
+        for part, kind, value, taken in (
+            ("tag", "tag", name, tags),
+            ("tar", "archive name", str(PurePosixPath(image.tar)), archives),
+        ):
             if (other := taken.setdefault(value, who)) != who:
-                raise ConfigurationError(
-                    f"{other} and {who} would take the same {kind} `{value}`",
-                    hint=f"give one of them another `{'tag' if kind == 'tag' else 'tar'}`",
+                raise config.error(
+                    *(*key, part),
+                    reason=f"{other} and {who} would take the same {kind} `{value}`",
+                    hint=f"give one of them another `{part}`",
                 )

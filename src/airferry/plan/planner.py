@@ -14,7 +14,7 @@ from airferry.host import files
 from airferry.oci.platform import Platform
 from airferry.plan.catalogue import Catalogue, expand_targets, find_step, located, open_catalogue
 from airferry.plan.catalogue_lock import find_catalogue_lock
-from airferry.plan.grouping import check_names, image_platforms, make_groups
+from airferry.plan.grouping import check_images, image_platforms, make_groups
 from airferry.plan.imports import ImportScanner
 from airferry.plan.models import GroupPlan, LauncherPlan, Plan, StepPlan
 from airferry.plan.rendering import render_yaml
@@ -58,7 +58,7 @@ def make_plan(
     if _NEED_GROUPS.intersection(chosen_stages):
         groups = make_groups(config, steps, platforms=chosen_platforms)
     launcher = _launcher(config, chosen_platforms) if "build-launcher-image" in chosen_stages else None
-    check_names(groups, launcher)
+    check_images(config, groups, launcher)
     return Plan(
         config=config,
         source_root=catalogue.root,
