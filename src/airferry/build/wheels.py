@@ -203,7 +203,7 @@ class WheelStore:
             raise IntegrityError(
                 f"`{wheel.filename}` has SHA-256 `{wheel.sha256}`, expected "
                 + " or ".join(f"`{value}`" for value in sorted(accepted)[:3]),
-                hint=f"if the change is meant, run `airferry lock --update`",
+                hint="if the change is meant, run `airferry lock --update`",
                 expected=sorted(accepted),
                 observed=wheel.sha256,
             )
@@ -235,11 +235,11 @@ class WheelStore:
         kept += [item for item in listed if item.name == "METADATA" and item.parts[0].endswith(".dist-info")]
         if not kept:
             raise BuildError("the pip of this host does not list its files", hint="run `scripts/setup` again")
-        with files.scratch_directory(self.folder) as scratch:
+        with files.waiting_lock(self.folder / ".lock"), files.scratch_directory(self.folder) as scratch:
             packed = scratch / name
             with zipfile.ZipFile(packed, "w") as archive:
                 for item in kept:
-                    _add(archive, str(item), Path(str(item.locate())).read_bytes())
+                    add_member(archive, str(item), Path(str(item.locate())).read_bytes())
             path = self.folder / file_sha256(packed) / name
             if not path.is_file():
                 files.ensure_directory(path.parent)
@@ -312,7 +312,7 @@ def normalise_wheel(source: Path, path: Path) -> None:
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(path, "w") as new:
         for item in sorted(old.infolist(), key=lambda item: item.filename):
             if not item.is_dir():
-                _add(new, item.filename, old.read(item), executable=bool(item.external_attr >> 16 & 0o111))
+                add_member(new, item.filename, old.read(item), executable=bool(item.external_attr >> 16 & 0o111))
 
 
 def git_address(git: GitSource) -> str:
@@ -330,7 +330,8 @@ def file_sha256(path: Path) -> str:
     return state.hexdigest()
 
 
-def _add(archive: zipfile.ZipFile, name: str, data: bytes, *, executable: bool = False) -> None:
+def add_member(archive: zipfile.ZipFile, name: str, data: bytes, *, executable: bool = False) -> None:
+    """Add a file to a wheel so that its bytes depend on nothing else."""
     # stored, since deflate's output differs between versions of zlib
     item = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
     item.external_attr = (0o100755 if executable else 0o100644) << 16
