@@ -174,9 +174,16 @@ def remove_stale_temporaries(folder: Path) -> int:
 
 @contextmanager
 def scratch_directory(parent: Path) -> Iterator[Path]:
-    """Make a temporary folder in `parent` that is removed when the block ends."""
+    """Make a temporary folder in `parent` that is removed when the block ends.
+
+    Raises:
+        HostError: the folder is not writable or the disk is full.
+    """
     ensure_directory(parent)
-    path = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=parent))
+    try:
+        path = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=parent))
+    except OSError as error:
+        raise translate_os_error(error, doing="make a temporary folder in", path=parent) from error
     try:
         yield path
     finally:
