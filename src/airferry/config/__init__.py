@@ -5,7 +5,7 @@ site profile if `site:` names one, and no other.
 """
 
 from airferry.config.bases import ArchiveBase, BaseImage, BootstrapBase, LayoutBase, RegistryBase
-from airferry.config.load import load_config, load_site
+from airferry.config.load import load_config, load_site, parse_site
 from airferry.config.models import (
     CompressionChoice,
     Config,
@@ -44,5 +44,6 @@ __all__ = [
     "json_schema",
     "load_config",
     "load_site",
+    "parse_site",
     "render_schema",
 ]

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from airferry.config.document import Document, KeyPath, read_document
+from airferry.config.document import Document, KeyPath, parse_document, read_document
 from airferry.config.models import Config
 from airferry.config.schema import allowed_keys
 from airferry.config.site import SiteProfile
@@ -72,6 +72,15 @@ def load_site(path: Path) -> SiteProfile:
     if site is None:
         raise document.error((), "there is no `site` in it", hint="`airferry site init` writes a profile")
     return site
+
+
+def parse_site(data: bytes, path: Path) -> SiteProfile:
+    """Check the text of a site profile that is to become, or was, the file `path`.
+
+    Raises:
+        ConfigurationError: all its problems, each as `file:line: key: reason`.
+    """
+    return _site_of_its_own(parse_document(data, path))
 
 
 def _site_of_its_own(document: Document) -> SiteProfile:

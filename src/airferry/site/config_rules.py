@@ -21,6 +21,7 @@ _FILE_ENDING = re.compile(r"\.(jsonl?|ya?ml|toml|py|parquet|txt|bin|csv|md|sqsh|
 _URL = re.compile(r"https?://[^\s'\",)}]+")
 _REFERENCE = re.compile(r"\$\{\s*\.?[A-Za-z_][\w.\[\]]*\s*\}")
 _ENDPOINT_KEYS = frozenset({"url", "api_base", "endpoint"})
+_SERVED_BY = ("provider", "base_url", "url", "api_base", "endpoint")
 _CLOUD_BACKENDS = frozenset({"google", "aws", "azure"})
 _LOCAL_DATASETS = frozenset(
     {"NemoGymDataset", "ResponseDataset", "PreferenceDataset", "BinaryPreferenceDataset", "OpenAIFormatDataset"}
@@ -34,9 +35,9 @@ def config_findings(context: StepContext) -> Iterator[Finding]:
     """Yield what is to be said about each value of a config by itself."""
     for value in context.values.values:
         yield from _git(context, value)
+        yield from _missing(context, value)
         if isinstance(value.raw, str) and ("\n" in value.raw or _REFERENCE.fullmatch(value.raw.strip())):
             continue
-        yield from _missing(context, value)
         yield from _hub(context, value)
         if "auto_mount" not in str(value.raw):
             yield from _urls(context, value)
@@ -51,7 +52,7 @@ def is_hub_id(context: StepContext, value: StepValue) -> bool:
     text = value.text
     if not _HUB_ID.fullmatch(text) or _FILE_ENDING.search(text) or has_word(value.last, "image|alias|type|path_prefix"):
         return False
-    if context.sibling(value, "provider") is not None and value.last == "model":
+    if value.last == "model" and any(context.sibling(value, name) for name in _SERVED_BY):
         return False
     names = [part for part in value.key if isinstance(part, str)]
     about = names[-1] if names[-1] != "name" or len(names) < 2 else names[-2]
@@ -185,8 +186,9 @@ def _urls(context: StepContext, value: StepValue) -> Iterator[Finding]:
                 value, "endpoint", "block", "no endpoint is set", fix=f"{value.name}=http://HOST:PORT/v1", shown=""
             )
         return
-    for url in _URL.findall(value.text):
-        host = urlsplit(url).netloc
+    prose = " " in value.text and not value.text.startswith("http")
+    for url in _URL.findall(value.text) if not prose else ():
+        host = urlsplit(url).netloc.rpartition("@")[2]
         if is_loopback(host) or host in known_hosts(context) or host.startswith("0.0.0.0"):
             continue
         if endpoint:

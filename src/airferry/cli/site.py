@@ -1,0 +1,272 @@
+"""The far side's commands once a bundle is loaded: site init, overlays, mirrors, check."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from airferry.cli.render import Reporter, data
+from airferry.errors import UsageError
+from airferry.site.check import CheckReport
+from airferry.usecases import site as usecases
+
+PANEL = "Far side"
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
+ReceiptArgument = Annotated[Path, typer.Argument(help="The receipt that `airferry load` wrote.")]
+SourceOption = Annotated[
+    Path, typer.Option("--source", envvar="AIRFERRY_SOURCE", help="Root of the catalogue, as it is on this side.")
+]
+SiteOption = Annotated[
+    Path | None,
+    typer.Option("--site", envvar="AIRFERRY_SITE", help="Site profile; `site.yaml` or `airgap.yaml` here by default."),
+]
+StepsOption = Annotated[str, typer.Option("--steps", help="Folder of the steps in the catalogue.")]
+RootOption = Annotated[
+    str | None, typer.Option("--root", envvar="AIRFERRY_ROOT", help="Digest of the bundle that the receipt must be of.")
+]
+LEVEL_STYLES = {"block": "[red]block[/]", "warn": "[yellow]warn[/]", "note": "[dim]note[/]"}
+
+site_app = typer.Typer(help="Say what is known of the far side.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands in the order in which an operator needs them."""
+    site_app.command("init")(init)
+    app.add_typer(site_app, name="site", rich_help_panel=PANEL)
+    app.command(rich_help_panel=PANEL)(overlays)
+    app.command(rich_help_panel=PANEL)(mirrors)
+    app.command(rich_help_panel=PANEL)(check)
+
+
+def init(
+    context: typer.Context,
+    out: Annotated[Path, typer.Option("--out", help="Where the profile goes.")] = Path(usecases.SITE_FILE),
+    executor: Annotated[
+        list[str] | None,
+        typer.Option("--executor", help="KIND[:VERSION], for example slurm-pyxis:4.0 or kubernetes. Repeatable."),
+    ] = None,
+    registry: Annotated[str | None, typer.Option("--registry", help="HOST:PORT/PREFIX of the registry.")] = None,
+    platform: Annotated[str | None, typer.Option("--platform", help="CPU platform of the nodes.")] = None,
+    gpu_driver: Annotated[str | None, typer.Option("--gpu-driver", help="Version of the NVIDIA driver.")] = None,
+    capability: Annotated[
+        list[str] | None, typer.Option("--compute-capability", help="Of the GPUs, for example 9.0. Repeatable.")
+    ] = None,
+    mount: Annotated[
+        list[str] | None, typer.Option("--mount", help="PATH[:TARGET][:ro|rw] of persistent storage. Repeatable.")
+    ] = None,
+    huggingface: Annotated[str | None, typer.Option("--hf-mirror", help="URL of a mirror of the Hub.")] = None,
+    packages: Annotated[str | None, typer.Option("--package-index", help="URL of a Python package index.")] = None,
+    wandb: Annotated[str | None, typer.Option("--wandb", help="URL of a W&B server.")] = None,
+    endpoint: Annotated[
+        list[str] | None, typer.Option("--endpoint", help="PROVIDER=URL of a model provider inside. Repeatable.")
+    ] = None,
+    profile: Annotated[
+        list[str] | None, typer.Option("--profile", help="EXECUTOR=NAME of a profile in env.toml. Repeatable.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+) -> None:
+    """Write a site profile from options; on a terminal, ask for what they leave out."""
+    reporter: Reporter = context.obj
+    document: dict[str, Any] = {
+        "executors": executor or [],
+        "registry": registry,
+        "platform": platform,
+        "gpu": {"driver": gpu_driver, "compute_capabilities": capability or []},
+        "mounts": mount or [],
+        "mirrors": {"huggingface": huggingface, "packages": packages, "wandb": wandb},
+        "endpoints": parse_pairs(endpoint or [], "--endpoint", "PROVIDER=URL"),
+    }
+    if sys.stdin.isatty() and sys.stderr.isatty():
+        _ask(document)
+    document["executors"] = _with_profiles(
+        document["executors"], parse_pairs(profile or [], "--profile", "EXECUTOR=NAME")
+    )
+    for key in ("gpu", "mirrors"):
+        document[key] = {name: value for name, value in document[key].items() if value}
+    written = usecases.init_site(out, document, force=force)
+    for unable in written.without_zstd:
+        reporter.say(f"{escape(str(unable))} cannot read zstd: the near side's plan selects gzip for this site.")
+    reporter.say(f"wrote {escape(str(out))}")
+
+
+def _with_profiles(executors: list[str], profiles: Mapping[str, str]) -> list[Any]:
+    made: list[Any] = []
+    unused = dict(profiles)
+    for text in executors:
+        kind, _, version = text.partition(":")
+        name = unused.pop(kind, None)
+        made.append({"kind": kind, **({"version": version} if version else {}), "profile": name} if name else text)
+    if unused:
+        raise UsageError(f"`--profile {next(iter(unused))}=…` is for no executor of the site")
+    return made
+
+
+def _ask(document: dict[str, Any]) -> None:
+    """Ask on the terminal for what no option says; an empty answer leaves it out."""
+
+    def ask(question: str) -> str:
+        return str(typer.prompt(question, default="", show_default=False, err=True)).strip()
+
+    def ask_list(question: str) -> list[str]:
+        return [part.strip() for part in ask(question).split(",") if part.strip()]
+
+    if not document["executors"]:
+        document["executors"] = ask_list("Executors, separated by commas (slurm-pyxis:VERSION, kubernetes, …)")
+    document["registry"] = document["registry"] or ask("Registry and prefix (HOST:PORT/PREFIX)")
+    document["platform"] = document["platform"] or ask("CPU platform of the nodes (linux/amd64)")
+    gpu = document["gpu"]
+    gpu["driver"] = gpu["driver"] or ask("NVIDIA driver version")
+    gpu["compute_capabilities"] = gpu["compute_capabilities"] or ask_list("Compute capabilities (9.0, …)")
+    document["mounts"] = document["mounts"] or ask_list("Storage, separated by commas (PATH[:TARGET][:ro|rw])")
+    for name, what in (("huggingface", "Hugging Face mirror"), ("packages", "Package index"), ("wandb", "W&B server")):
+        document["mirrors"][name] = document["mirrors"][name] or ask(f"{what} (URL)")
+
+
+def overlays(
+    context: typer.Context,
+    receipt: ReceiptArgument,
+    source: SourceOption,
+    out: Annotated[Path, typer.Option("--out", help="Folder that the overlays go to.")] = Path("airgap-overlays"),
+    site: SiteOption = None,
+    steps: StepsOption = usecases.DEFAULT_STEPS,
+    root: RootOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write, for each step, a config that pins the loaded image, and the command that submits it."""
+    reporter: Reporter = context.obj
+    made = usecases.overlays(receipt, source=source, out=out, site=site, steps=steps, root=root)
+    if as_json:
+        data(json.dumps({"out": str(out), "steps": [step.to_document() for step in made.steps]}, indent=2))
+        return
+    for step in made.steps:
+        data(step.command)
+    for note in made.notes:
+        reporter.say(f"[yellow]note:[/] {escape(note)}")
+    reporter.say(f"wrote {len(made.files)} files below {escape(str(out))}; next: [bold]airferry check[/]")
+
+
+def mirrors(
+    context: typer.Context,
+    receipt: ReceiptArgument,
+    out: Annotated[Path, typer.Option("--out", help="Folder that the files go to.")] = Path("airgap-mirrors"),
+    plain_http: Annotated[
+        bool | None, typer.Option("--plain-http/--tls", help="Without TLS; loopback needs no such word.")
+    ] = None,
+    ca_file: Annotated[
+        str | None, typer.Option("--ca-file", help="Certificate of a private authority: its path on the nodes.")
+    ] = None,
+    root: RootOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write mirror configurations, so that the original names of base images lead to the private registry."""
+    reporter: Reporter = context.obj
+    made = usecases.mirrors(receipt, out=out, plain_http=plain_http, ca_file=ca_file, root=root, emit=reporter)
+    if as_json:
+        images = [
+            {"original": str(image.original), "mirror": str(image.place), "digest": image.digest}
+            for image in made.images
+        ]
+        data(json.dumps({"out": str(out), "images": images, "files": list(made.files)}, indent=2))
+        return
+    for image in made.images:
+        data(f"{image.original}  {image.place}  {image.digest}")
+    reporter.say(f"wrote {len(made.files)} files below {escape(str(out))}")
+
+
+def check(
+    context: typer.Context,
+    source: SourceOption,
+    receipt: Annotated[
+        Path | None, typer.Argument(help="The receipt that `airferry load` wrote; without it, images are not compared.")
+    ] = None,
+    site: SiteOption = None,
+    target: Annotated[
+        list[str] | None, typer.Option("--target", "-t", help="STEP:CONFIG to check. Repeatable, takes commas.")
+    ] = None,
+    overlays_folder: Annotated[
+        Path | None, typer.Option("--overlays", help="Folder that `airferry overlays` wrote, to check with.")
+    ] = None,
+    executor: Annotated[
+        str | None, typer.Option("--executor", help="Executor of the site; its first one by default.")
+    ] = None,
+    env_file: Annotated[
+        Path | None, typer.Option("--env-file", envvar="NEMOTRON_ENV_FILE", help="The env.toml that jobs use.")
+    ] = None,
+    profile: Annotated[str | None, typer.Option("--profile", help="Profile of that file.")] = None,
+    steps: StepsOption = usecases.DEFAULT_STEPS,
+    root: RootOption = None,
+    registry: Annotated[
+        bool, typer.Option("--registry/--no-registry", help="Ask the registry for the images and what they need.")
+    ] = True,
+    notes: Annotated[bool, typer.Option("--notes", help="Show notes in the table too.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Check, step by step, that jobs need nothing from outside and find what they read; exit code 8 if not."""
+    reporter: Reporter = context.obj
+    report = usecases.check(
+        source=source,
+        receipt=receipt,
+        site=site,
+        targets=tuple(target or ()),
+        executor=executor,
+        overlays=overlays_folder,
+        env_file=env_file,
+        profile=profile,
+        steps=steps,
+        root=root,
+        ask_registry=registry,
+        emit=reporter,
+    )
+    if as_json:
+        data(json.dumps(report.to_document(), indent=2))
+    else:
+        _show(reporter, report, notes=notes)
+    report.raise_if_blocked()
+    reporter.say(f"Nothing blocks {len(report.steps)} steps.")
+
+
+def _show(reporter: Reporter, report: CheckReport, *, notes: bool) -> None:
+    """Show findings as a table on a terminal, as lines elsewhere."""
+    shown = [finding for finding in report.findings if notes or finding.level != "note"]
+    if not sys.stdout.isatty():
+        for finding in shown:
+            place = f"{finding.file}:{finding.line}: {finding.key}" + (f" = {finding.value}" if finding.value else "")
+            fix = f"  [{finding.fix}]" if finding.fix else ""
+            data(f"{finding.level}  {finding.step}  {place}: {finding.text}{fix}")
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in ("step", "", "where", "what", "type"):
+        table.add_column(title, overflow="fold")
+    for finding in shown:
+        also = f" (and {len(finding.also)} more)" if finding.also else ""
+        value = f" = {finding.value}" if finding.value else ""
+        table.add_row(
+            escape(finding.step),
+            LEVEL_STYLES[finding.level],
+            escape(f"{finding.file}:{finding.line} {finding.key}{value}{also}"),
+            escape(finding.text),
+            escape(finding.fix or ""),
+        )
+    reporter.console.print(table)
+
+
+def parse_pairs(values: list[str], option: str, form: str) -> dict[str, str]:
+    """Return `NAME=VALUE` options as a mapping.
+
+    Raises:
+        UsageError: one has another form.
+    """
+    pairs = {}
+    for value in values:
+        name, equals, rest = value.partition("=")
+        if not equals or not name or not rest:
+            raise UsageError(f"`{option} {value}`: expected `{form}`")
+        pairs[name] = rest
+    return pairs

@@ -1,0 +1,163 @@
+"""The far side, from a loaded bundle to a job that runs: the site profile, overlays, mirrors and the checklist."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from airferry.bundle.receipt import Receipt, read_receipt
+from airferry.config import SiteProfile, load_config, load_site, parse_site
+from airferry.errors import IntegrityError, UsageError
+from airferry.events import Emit, Warned, silent
+from airferry.host import files
+from airferry.oci.digest import parse_digest
+from airferry.plan.catalogue import catalogue_at
+from airferry.plan.env_profiles import read_env_file
+from airferry.registry.client import ClientOptions
+from airferry.site.check import Checked, CheckReport, images_to_ask, run_check
+from airferry.site.mirrors import MirrorFiles, make_mirrors
+from airferry.site.overlays import OverlaySet, make_overlays
+from airferry.site.registry_images import ask_images
+
+SITE_FILE = "site.yaml"
+PLAN_CONFIG = "airgap.yaml"
+DEFAULT_STEPS = "src/nemotron/steps"
+HEADER = "# What is known of the far side, for `airferry overlays`, `mirrors` and `check`.\n"
+
+
+def init_site(path: Path, document: Mapping[str, Any], *, force: bool = False) -> SiteProfile:
+    """Write a site profile, once it was checked as any other, and return it. Atomic.
+
+    Raises:
+        UsageError: the file is there, and `force` is not given.
+        ConfigurationError: the profile would be wrong.
+    """
+    if path.exists() and not force:
+        raise UsageError(f"`{path}` is there already", hint="`--force` writes it anew")
+    written = {key: value for key, value in document.items() if value not in (None, [], {}, ())}
+    text = HEADER + yaml.safe_dump(written, sort_keys=False, width=120)
+    site = parse_site(text.encode(), path)
+    files.write_text(path, text)
+    return site
+
+
+def read_site(path: Path | None) -> SiteProfile:
+    """Return the site profile of a file; without one, of `site.yaml` or `airgap.yaml` here; else an empty one.
+
+    Raises:
+        ConfigurationError: the file is wrong.
+    """
+    if path is not None:
+        return load_site(path)
+    if Path(SITE_FILE).is_file():
+        return load_site(Path(SITE_FILE))
+    if Path(PLAN_CONFIG).is_file():
+        return load_config(Path(PLAN_CONFIG)).site or SiteProfile()
+    return SiteProfile()
+
+
+def overlays(
+    receipt: Path,
+    *,
+    source: Path,
+    out: Path,
+    site: Path | None = None,
+    steps: str = DEFAULT_STEPS,
+    root: str | None = None,
+) -> OverlaySet:
+    """Write a config overlay for each step of a loaded bundle, `env.toml` fragments, and the commands that submit.
+
+    Raises:
+        ConfigurationError: receipt, catalogue and site do not fit together.
+        IntegrityError: it is no receipt, or one of another bundle than `root` names.
+    """
+    made = make_overlays(
+        _receipt(receipt, root), catalogue_at(source, steps=steps), site=read_site(site), out=out.absolute()
+    )
+    _write(out, made.files)
+    return made
+
+
+def mirrors(
+    receipt: Path,
+    *,
+    out: Path,
+    plain_http: bool | None = None,
+    ca_file: str | None = None,
+    root: str | None = None,
+    emit: Emit = silent,
+) -> MirrorFiles:
+    """Write mirror configurations for the base images that a loaded bundle carried.
+
+    Raises:
+        ConfigurationError: it carried none.
+        IntegrityError: it is no receipt, or one of another bundle than `root` names.
+    """
+    made = make_mirrors(_receipt(receipt, root), plain_http=plain_http, ca_file=ca_file)
+    _write(out, made.files)
+    for note in made.notes:
+        emit(Warned(note))
+    return made
+
+
+def check(
+    *,
+    source: Path,
+    receipt: Path | None = None,
+    site: Path | None = None,
+    targets: Sequence[str] = (),
+    executor: str | None = None,
+    overlays: Path | None = None,
+    env_file: Path | None = None,
+    profile: str | None = None,
+    steps: str = DEFAULT_STEPS,
+    root: str | None = None,
+    ask_registry: bool = True,
+    options: ClientOptions | None = None,
+    emit: Emit = silent,
+) -> CheckReport:
+    """Look at each step as a job on the far side would see it, and return what was found. Changes nothing.
+
+    Raises:
+        UsageError: a target, executor or profile does not exist.
+        ConfigurationError: site or `env.toml` are wrong; the line is named.
+        IntegrityError: it is no receipt, or one of another bundle than `root` names.
+    """
+    known = read_site(site)
+    checked = Checked(
+        catalogue=catalogue_at(source, steps=steps),
+        site=known,
+        receipt=_receipt(receipt, root) if receipt is not None else None,
+        targets=tuple(part.strip() for text in targets for part in text.split(",") if part.strip()),
+        executor=executor,
+        overlays=overlays,
+        env_file=read_env_file(env_file) if env_file is not None else None,
+        profile=profile,
+    )
+    if overlays is not None and not overlays.is_dir():
+        raise UsageError(f"`{overlays}` is no folder of overlays", hint="`airferry overlays` writes one")
+    images = {}
+    if ask_registry and (pinned := images_to_ask(checked)):
+        quick = options or ClientOptions(connect_timeout_s=10.0, read_timeout_s=20.0)
+        images = ask_images(pinned, platform=known.platform, options=quick, emit=emit)
+    return run_check(checked, images)
+
+
+def _receipt(path: Path, root: str | None) -> Receipt:
+    receipt = read_receipt(path)
+    if root is not None and receipt.bundle_root != parse_digest(root):
+        raise IntegrityError(
+            f"receipt `{path}` is of bundle `{receipt.bundle_root}`, expected `{root}`",
+            hint="take the receipt that the load of this bundle wrote",
+            root=receipt.bundle_root,
+            expected=root,
+        )
+    return receipt
+
+
+def _write(out: Path, texts: Mapping[str, str]) -> None:
+    for name, text in texts.items():
+        files.write_text(out / name, text)

@@ -1,0 +1,130 @@
+"""The far side's commands after a load, as they are typed: what they print, write and exit with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from airferry.bundle.manifest import OverlayEntry
+from airferry.bundle.receipt import Receipt, ReceiptImage, write_receipt
+from airferry.cli.app import run
+from airferry.config import load_site
+from catalogues import write_step
+from checked_catalogue import write_checked_catalogue
+
+DIGEST = "sha256:" + "d" * 64
+PINNED = f"hub.site:5000/airgap/trainer@{DIGEST}"
+
+
+def put_receipt(folder: Path, *, target: str = "sft/one:tiny") -> Path:
+    overlay = OverlayEntry(
+        repo="Bridge", url="https://github.com/NVIDIA/Bridge.git", ref="0123abc", target="/opt/Bridge", commit=None
+    )
+    common = {"digest": DIGEST, "platforms": ("linux/amd64",)}
+    trainer = ReceiptImage(
+        name="trainer",
+        role="execution",
+        image="trainer:airgap",
+        reference="hub.site:5000/airgap/trainer:airgap",
+        pinned=PINNED,
+        overlays=(overlay,),
+        **common,
+    )
+    base = ReceiptImage(
+        name="nvcr.io/nvidia/nemo:26.04",
+        role="base",
+        image="nvcr.io/nvidia/nemo:26.04",
+        reference="hub.site:5000/airgap/nvidia/nemo:26.04",
+        pinned=f"hub.site:5000/airgap/nvidia/nemo@{DIGEST}",
+        **common,
+    )
+    receipt = Receipt(
+        bundle_root=DIGEST,
+        root_verified=True,
+        registry="hub.site:5000/airgap",
+        loaded_at="2026-01-01T00:00:00Z",
+        airferry="0",
+        images=(trainer, base),
+        steps={target.partition(":")[0]: PINNED},
+        targets=(target,),
+    )
+    write_receipt(receipt, folder / "airgap-receipt.yaml")
+    return folder / "airgap-receipt.yaml"
+
+
+@pytest.fixture(autouse=True)
+def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AIRFERRY_SITE", "AIRFERRY_SOURCE", "AIRFERRY_ROOT", "NEMOTRON_ENV_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_init_writes_what_later_commands_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--executor", "slurm-pyxis:3.5", "--executor", "podman", "--profile", "slurm-pyxis=slurm_sft"]
+    options += ["--mount", "/lustre/data:ro", "--endpoint", "nvidia=http://v/v1", "--compute-capability", "9.0"]
+    assert run(["site", "init", *options]) == 0
+    site = load_site(tmp_path / "site.yaml")
+    assert [str(executor) for executor in site.executors] == ["slurm-pyxis (enroot 3.5)", "podman"]
+    assert site.executors[0].profile == "slurm_sft" and site.endpoints == {"nvidia": "http://v/v1"}
+    assert "gpu" in yaml.safe_load((tmp_path / "site.yaml").read_text())
+    assert "mirrors" not in yaml.safe_load((tmp_path / "site.yaml").read_text())
+    assert "cannot read zstd" in capsys.readouterr().err
+    assert run(["site", "init", *options]) == 2
+    assert run(["site", "init", "--force", "--executor", "enroot"]) == 3
+    assert "site.yaml:3: `executors[0]`" in capsys.readouterr().err
+    assert load_site(tmp_path / "site.yaml") == site, "a wrong profile does not take the place of a right one"
+    assert run(["site", "init", "--force", "--profile", "docker=x"]) == 2
+    assert run(["site", "init", "--force", "--endpoint", "x"]) == 2
+
+
+def test_overlays_print_the_commands_and_check_accepts_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = tmp_path / "code"
+    text = "run: {env: {mounts: ['${auto_mount:git+https://github.com/NVIDIA/Bridge.git@0123abc,/opt/Bridge}']}}\n"
+    write_step(code, "sft/one", configs={"tiny": text})
+    receipt = put_receipt(tmp_path)
+    (tmp_path / "site.yaml").write_text("executors: ['slurm-pyxis:4.0']\n")
+    arguments = [str(receipt), "--source", str(code)]
+    assert run(["check", *arguments, "--no-registry"]) == 8
+    assert "is cloned when the job starts" in capsys.readouterr().out
+    assert run(["overlays", *arguments, "--out", "made"]) == 0
+    path = tmp_path / "made/slurm-pyxis/sft/one/tiny.yaml"
+    assert capsys.readouterr().out == f"nemotron steps run sft/one -c {path} -b slurm_pyxis_airgap\n"
+    assert yaml.safe_load(path.read_text())["run"]["env"] == {
+        "container_image": f"hub.site:5000#airgap/trainer:{DIGEST}",
+        "mounts": [],
+    }
+    assert run(["check", *arguments, "--no-registry", "--overlays", "made"]) == 0
+    assert run(["overlays", *arguments, "--out", "made", "--json"]) == 0
+    (step,) = json.loads(capsys.readouterr().out)["steps"]
+    assert step["overlay"] == "slurm-pyxis/sft/one/tiny.yaml"
+    assert run(["overlays", *arguments, "--root", "sha256:" + "e" * 64]) == 6
+    assert run(["check", *arguments, "--no-registry", "--overlays", "gone"]) == 2
+    assert run(["overlays", str(receipt), "--source", str(tmp_path)]) == 3
+
+
+def test_check_exits_with_8_and_prints_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = write_checked_catalogue(tmp_path / "code")
+    assert run(["check", "--source", str(code), "--json"]) == 8
+    captured = capsys.readouterr()
+    document = json.loads(captured.out)
+    assert document["counts"]["block"] == sum(item["level"] == "block" for item in document["findings"]) > 0
+    assert "keep" in captured.err
+    (tmp_path / "env.toml").write_text("[a]\nb = [\n")
+    assert run(["check", "--source", str(code), "--env-file", "env.toml", "--profile", "a"]) == 3
+    assert "env.toml:" in capsys.readouterr().err
+    assert run(["check", "--source", str(code), "--site", "gone.yaml"]) == 3
+    assert run(["check", str(code / "README.md"), "--source", str(code)]) == 6, "it is no receipt"
+
+
+def test_mirrors_write_all_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["mirrors", str(put_receipt(tmp_path)), "--out", "made"]) == 0
+    assert capsys.readouterr().out.startswith(
+        f"nvcr.io/nvidia/nemo:26.04  hub.site:5000/airgap/nvidia/nemo:26.04  {DIGEST}"
+    )
+    assert (tmp_path / "made/containerd/certs.d/nvcr.io/hosts.toml").is_file()
+    assert run(["mirrors", str(tmp_path / "airgap-receipt.yaml"), "--out", "made", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert all((tmp_path / "made" / name).is_file() for name in document["files"])
