@@ -29,8 +29,8 @@ class RegistryProcess:
     log: Path
 
     def sessions(self) -> list[Path]:
-        """Return the upload sessions that the registry keeps."""
-        return sorted(path for path in self.storage.rglob("_uploads/*") if path.is_dir())
+        """Return the upload sessions that the registry keeps; what it forgets of one it ended does not count."""
+        return sorted(path.parent for path in self.storage.rglob("_uploads/*/startedat"))
 
 
 def free_port() -> int:

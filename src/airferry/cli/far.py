@@ -19,6 +19,16 @@ RootOption = Annotated[
     typer.Option("--root", envvar="AIRFERRY_ROOT", help="Digest of the bundle, as it came by another way."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
+PlainHttpOption = Annotated[
+    bool | None, typer.Option("--plain-http/--tls", help="Without TLS; loopback needs no such word.")
+]
+CaFileOption = Annotated[Path | None, typer.Option("--ca-file", help="Certificate of a private authority, PEM.")]
+JobsOption = Annotated[
+    int, typer.Option("--jobs", "-j", envvar="AIRFERRY_JOBS", min=1, max=64, help="Transfers at a time, at the most.")
+]
+RateOption = Annotated[
+    str | None, typer.Option("--limit-rate", help="Bytes a second over all connections, for example 20M.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -54,8 +64,12 @@ def verify(
 
 def load(
     context: typer.Context,
-    bundle: BundleArgument,
-    to: Annotated[str, typer.Option("--to", envvar="AIRFERRY_TO", help="HOST:PORT/PREFIX of the private registry.")],
+    bundle: Annotated[
+        Path | None, typer.Argument(help="The output folder of a build, or the bundle in it.", show_default=False)
+    ] = None,
+    to: Annotated[
+        str | None, typer.Option("--to", envvar="AIRFERRY_TO", help="HOST:PORT/PREFIX of the private registry.")
+    ] = None,
     root: RootOption = None,
     receipt: Annotated[
         Path | None, typer.Option("--receipt", help="Where the receipt goes.", show_default="airgap-receipt.yaml")
@@ -66,23 +80,26 @@ def load(
     ] = None,
     flatten: Annotated[bool, typer.Option("--flatten", help="Keep only the last part of each image's path.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be sent and tagged.")] = False,
-    plain_http: Annotated[
-        bool | None, typer.Option("--plain-http/--tls", help="Without TLS; loopback needs no such word.")
+    rollback: Annotated[
+        Path | None,
+        typer.Option("--rollback", help="Load nothing: put back the tags that this receipt's load moved."),
     ] = None,
-    ca_file: Annotated[Path | None, typer.Option("--ca-file", help="Certificate of a private authority, PEM.")] = None,
-    jobs: Annotated[
-        int, typer.Option("--jobs", "-j", envvar="AIRFERRY_JOBS", min=1, max=64, help="Uploads at a time, at the most.")
-    ] = 4,
-    limit_rate: Annotated[
-        str | None, typer.Option("--limit-rate", help="Bytes a second over all connections, for example 20M.")
-    ] = None,
+    plain_http: PlainHttpOption = None,
+    ca_file: CaFileOption = None,
+    jobs: JobsOption = 4,
+    limit_rate: RateOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Load a bundle into a private registry, verified before and read back after, and say what to submit with."""
     reporter: Reporter = context.obj
-    options = usecases.ClientOptions(
-        plain_http=plain_http, ca_file=ca_file, jobs=jobs, limit_rate=parse_rate(limit_rate) if limit_rate else None
-    )
+    options = make_options(plain_http=plain_http, ca_file=ca_file, jobs=jobs, limit_rate=limit_rate)
+    if rollback is not None:
+        if bundle is not None or dry_run:
+            raise UsageError("`--rollback` takes a receipt, and neither a bundle nor `--dry-run`")
+        _roll_back(rollback, options, as_json=as_json, reporter=reporter)
+        return
+    if bundle is None or to is None:
+        raise UsageError("a load takes a bundle and `--to HOST:PORT/PREFIX`", hint="or `--rollback RECEIPT`")
     with reporter.display():
         outcome = usecases.load(
             bundle,
@@ -112,12 +129,35 @@ def load(
         reporter.say("Integrity was checked, not origin: no `--root` was given.")
 
 
+def _roll_back(receipt: Path, options: usecases.ClientOptions, *, as_json: bool, reporter: Reporter) -> None:
+    result = usecases.rollback(receipt, options=options, emit=reporter)
+    if as_json:
+        data(json.dumps({"restored": list(result.restored), "removed": list(result.removed)}, indent=2))
+        return
+    for verb, references in (("restored", result.restored), ("removed", result.removed)):
+        for reference in references:
+            data(f"{verb}  {reference}")
+    reporter.say("all tags are as they were before the load")
+
+
 def _show_plan(outcome: usecases.LoadOutcome) -> None:
     for step in outcome.result.pushed.steps:
         data(f"{step.action}  {step.repository}@{step.digest}  {sizes(step.size_bytes)}")
     for move in outcome.result.moved_tags:
         data(f"tag  {move.reference}  {move.digest}" + (f"  (was {move.previous})" if move.previous else ""))
     data(f"would send {sizes(outcome.result.pushed.sent_bytes)}")
+
+
+def make_options(
+    *, plain_http: bool | None, ca_file: Path | None, jobs: int = 4, limit_rate: str | None = None
+) -> usecases.ClientOptions:
+    """Return how registries are reached, from the options of a command.
+
+    Raises:
+        UsageError: the rate is no rate.
+    """
+    rate = parse_rate(limit_rate) if limit_rate else None
+    return usecases.ClientOptions(plain_http=plain_http, ca_file=ca_file, jobs=jobs, limit_rate=rate)
 
 
 def parse_maps(values: list[str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import IO, cast
 from airferry.errors import IntegrityError
 from airferry.events import Emit, Progress, silent
 from airferry.host import files
-from airferry.oci.copy import read_closure
+from airferry.oci.copy import read_closure, read_referrers
 from airferry.oci.digest import digest_hex
 from airferry.oci.documents import (
     IMAGE_INDEX,
@@ -30,7 +30,7 @@ from airferry.oci.documents import (
     parse_index,
     parse_manifest,
 )
-from airferry.oci.entries import find_entry, find_referrers, named
+from airferry.oci.entries import as_referrer, find_entry, find_referrers, named
 from airferry.oci.layout import INDEX_FILE, LAYOUT_BYTES, LAYOUT_FILE, LAYOUT_VERSION, MAX_INDEX_BYTES
 from airferry.oci.platform import Platform
 from airferry.oci.ports import Source, Stored, blocks
@@ -60,21 +60,35 @@ def write_oci_archive(
     *,
     reference: str,
     docker_names: Sequence[str] | None = None,
+    platforms: Collection[Platform] | None = None,
+    referrers: bool = False,
     emit: Emit = silent,
 ) -> WrittenArchive:
     """Write an image or an image index as one tar that `podman load`, `docker load` and `ctr image import` read.
 
     The order suits readers of streams: `oci-layout`, `index.json`, Docker's `manifest.json`, manifests, configs,
     layers. Docker's file names one platform, linux/amd64 if there is one, under `docker_names` (by default
-    `reference`). The same image gives the same bytes. Atomic; every blob is verified.
+    `reference`). The same image gives the same bytes. Atomic; every blob is verified. `platforms` narrows an index as
+    a copy does; with `referrers`, artifacts that refer to any part of the image come along.
 
     Raises:
+        BuildError: a wanted platform is missing.
         IntegrityError: a blob is not what its descriptor says.
     """
-    closure = read_closure(source, descriptor)
-    top = Descriptor(media_type=descriptor.media_type, digest=descriptor.digest, size=descriptor.size)
-    index = Index(schema_version=2, media_type=IMAGE_INDEX, manifests=[named(top, reference)])
+    closure = read_closure(source, descriptor, platforms=platforms)
+    attached = read_referrers(source, closure) if referrers else []
+    written = closure.top.descriptor
+    top = Descriptor(
+        media_type=written.media_type, digest=written.digest, size=written.size, artifact_type=written.artifact_type
+    )
+    entries = [named(top, reference), *(entry for item in attached if (entry := as_referrer(item.top)) is not None)]
+    index = Index(schema_version=2, media_type=IMAGE_INDEX, manifests=entries)
     manifests = {stored.descriptor.digest: stored for stored in reversed(closure.manifests)}
+    manifests |= {item.top.descriptor.digest: item.top for item in attached}
+    blobs = {**closure.blobs}
+    for item in attached:
+        blobs |= {digest: blob for digest, blob in item.blobs.items() if digest not in blobs}
+    total = sum(blob.size for blob in blobs.values())
     configs = {
         manifest.config.digest
         for stored in manifests.values()
@@ -82,7 +96,7 @@ def write_oci_archive(
         for manifest in (parse_manifest(stored.data),)
     }
     names = [reference] if docker_names is None else list(docker_names)
-    ordered = sorted(closure.blobs.values(), key=lambda blob: blob.digest not in configs)
+    ordered = sorted(blobs.values(), key=lambda blob: blob.digest not in configs)
     with files.atomic_file(path) as raw:
         tar = _TarWriter(raw)
         tar.add_bytes(LAYOUT_FILE, LAYOUT_BYTES)
@@ -97,7 +111,7 @@ def write_oci_archive(
             with source.open_blob(blob) as stream:
                 tar.add(_blob_name(blob), blob.size, verifying(stream, blob))
             done += blob.size
-            emit(Progress(f"archive {path.name}", done, closure.total_bytes))
+            emit(Progress(f"archive {path.name}", done, total))
         tar.finish()
     return WrittenArchive(path, tar.size_bytes, tar.digest())
 

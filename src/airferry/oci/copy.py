@@ -106,36 +106,45 @@ def copy_image(
 ) -> Descriptor:
     """Copy an image, all of it, and return the descriptor of what the sink holds now.
 
-    Blobs go first, on `jobs` threads, those that the sink holds are skipped; then manifests, then the index, then
+    Blobs go first, on `jobs` threads, those that the sink holds are skipped; then manifests, then the index; last
     `reference`. So nothing ever stands for something incomplete. The first failure cancels the rest. With
-    `referrers`, artifacts that refer to any part of the image come along.
+    `referrers`, artifacts that refer to any part of the image come along, before `reference`.
 
     Raises:
         BuildError: a wanted platform is missing.
         IntegrityError: something is not what its descriptor says.
     """
     closure = read_closure(source, descriptor, platforms=platforms)
-    _copy_closure(source, sink, closure, reference=reference, jobs=jobs, emit=emit)
-    if referrers:
-        _copy_referrers(source, sink, closure, jobs=jobs, emit=emit, depth=MAX_REFERRER_DEPTH)
+    attached = read_referrers(source, closure) if referrers else []
+    _copy_closure(source, sink, closure, reference=None if attached else reference, jobs=jobs, emit=emit)
+    for inner in attached:
+        _copy_closure(source, sink, inner, reference=None, jobs=jobs, emit=emit)
+    if attached and reference is not None:
+        sink.put_manifest(closure.top, reference=reference)
     return closure.top.descriptor
 
 
-def _copy_referrers(source: Source, sink: Sink, closure: Closure, *, jobs: int, emit: Emit, depth: int) -> None:
+def read_referrers(source: Source, closure: Closure, *, depth: int = MAX_REFERRER_DEPTH) -> list[Closure]:
+    """Return the artifacts that refer to any part of an image, and those that refer to these, subjects first.
+
+    Raises:
+        IntegrityError: they refer to each other more than `depth` times over, or are not what they should be.
+    """
+    found: list[Closure] = []
     for stored in closure.manifests:
         for referrer in source.referrers(stored.descriptor.digest):
             if depth == 0:
                 raise IntegrityError(f"artifacts refer to artifacts more than {MAX_REFERRER_DEPTH} times over")
             inner = read_closure(source, referrer)
-            _copy_closure(source, sink, inner, reference=None, jobs=jobs, emit=emit)
-            _copy_referrers(source, sink, inner, jobs=jobs, emit=emit, depth=depth - 1)
+            found += [inner, *read_referrers(source, inner, depth=depth - 1)]
+    return found
 
 
 def _copy_closure(
     source: Source, sink: Sink, closure: Closure, *, reference: str | None, jobs: int, emit: Emit
 ) -> None:
     failed = threading.Event()
-    task = f"copy {reference or closure.top.descriptor.digest}"
+    task = f"copy {closure.top.descriptor.digest}"
     progress = _Progress(task, closure.total_bytes, emit, failed)
 
     def copy_blob(blob: Descriptor) -> None:

@@ -38,8 +38,18 @@ SPOOL_IN_MEMORY_BYTES = 8 * 1024 * 1024
 class RegistrySink:
     """A Sink over one repository. Safe to use from threads; sinks of one registry share an uploader."""
 
-    def __init__(self, client: RegistryClient, repository: str, *, uploader: Uploader | None = None) -> None:
-        """Write into a repository of the client's registry; nothing is sent yet."""
+    def __init__(
+        self,
+        client: RegistryClient,
+        repository: str,
+        *,
+        uploader: Uploader | None = None,
+        mount_from: str | None = None,
+    ) -> None:
+        """Write into a repository of the client's registry; nothing is sent yet.
+
+        `mount_from` is a repository of the same registry that holds the blobs, from which they are taken over.
+        """
         self.client = client
         self.repository = repository
         self.source = RegistrySource(client, repository)
@@ -47,6 +57,7 @@ class RegistrySink:
         self._scopes = (repository_scope(repository, "pull", "push"),)
         # reading and writing with one token spares a request
         self.source.scopes = self._scopes
+        self._mount_from = mount_from if mount_from != repository else None
         self._referrers_lock = threading.Lock()
 
     def __str__(self) -> str:
@@ -131,6 +142,10 @@ class RegistrySink:
             RegistryError: the registry does not answer, refuses, or fails too often.
             IntegrityError: the source is not the blob, or the registry says that it stored something else.
         """
+        if self._mount_from is not None:
+            if self.mount_blob(descriptor, self._mount_from):
+                return
+            self._mount_from = None
         self._uploader.upload(self.repository, self._scopes, descriptor=descriptor, source=open_stream)
 
     def put_manifest(self, stored: Stored, *, reference: str | None = None) -> None:
@@ -171,15 +186,26 @@ class RegistrySink:
         Raises:
             RegistryError: the registry does not answer or refuses.
         """
+        return self._delete(tag, what=f"remove tag `{tag}` of `{self}`")
+
+    def delete_manifest(self, digest: str) -> bool:
+        """Remove a manifest and all tags of it; False if the registry cannot. One that is not there is removed.
+
+        Raises:
+            RegistryError: the registry does not answer or refuses.
+        """
+        return self._delete(digest, what=f"remove manifest `{digest}` of `{self}`")
+
+    def _delete(self, reference: str, *, what: str) -> bool:
         response = self.client.request(
             "DELETE",
-            f"{self.repository}/manifests/{tag}",
-            what=f"remove tag `{tag}` of `{self}`",
+            f"{self.repository}/manifests/{reference}",
+            what=what,
             scopes=(repository_scope(self.repository, "delete", "pull", "push"),),
             expected=(200, 202, 204, 400, 404, 405, 501),
         )
         if response.status_code == 404:
-            return self.source.find(tag) is None
+            return self.source.find(reference) is None
         return response.status_code < 300
 
     def _tag_referrer(self, stored: Stored, manifest: Manifest, subject: str) -> None:

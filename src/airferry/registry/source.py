@@ -19,7 +19,15 @@ import urllib3
 
 from airferry.errors import IntegrityError, RegistryError
 from airferry.oci.digest import digest_hex, digest_of, is_digest
-from airferry.oci.documents import INDEX_TYPES, MANIFEST_TYPES, MAX_MANIFEST_BYTES, Descriptor, Index, parse_index
+from airferry.oci.documents import (
+    IMAGE_INDEX,
+    INDEX_TYPES,
+    MANIFEST_TYPES,
+    MAX_MANIFEST_BYTES,
+    Descriptor,
+    Index,
+    parse_index,
+)
 from airferry.oci.ports import BLOCK_BYTES, Stored
 from airferry.oci.streams import verifying
 from airferry.registry.auth import repository_scope
@@ -157,6 +165,23 @@ class RegistrySource:
                 return [found[key] for key in sorted(found)]
             url = urljoin(response.url, following)
         raise RegistryError(f"cannot {what}: there are more than {MAX_REFERRER_PAGES} pages")
+
+    def has_referrers_api(self, digest: str) -> bool:
+        """Tell whether the repository answers for the referrers of a digest itself.
+
+        Raises:
+            RegistryError: the registry does not answer.
+        """
+        response = self.client.request(
+            "GET",
+            f"{self.repository}/referrers/{digest}",
+            what=f"list the referrers of `{digest}` in `{self}`",
+            scopes=self.scopes,
+            expected=None,
+        )
+        with suppress(IntegrityError):
+            return response.status_code == 200 and parse_index(response.content).media_type == IMAGE_INDEX
+        return False
 
     def tagged_referrers(self, digest: str) -> list[Descriptor]:
         """Return the referrers that the tag standing in for the referrers API names, sorted by digest.

@@ -220,7 +220,7 @@ class _Transfer:
         except RegistryError:
             self.abandon()
             return None
-        known = _acknowledged(response)
+        known = acknowledged_bytes(response)
         if known is None or known > self._descriptor.size:
             self.abandon()
             return None
@@ -273,7 +273,7 @@ class _Transfer:
             if status == 404:
                 self.abandon()
             raise LostSession(f"cannot {self._what}: the registry lost the upload session", status=status)
-        known = _acknowledged(response)
+        known = acknowledged_bytes(response)
         if known is not None and known != end:
             raise LostSession(
                 f"cannot {self._what}: the registry acknowledges {known} bytes where {end} were sent", status=status
@@ -397,7 +397,7 @@ def _skip(stream: IO[bytes], count: int) -> None:
         count -= len(block)
 
 
-def _acknowledged(response: requests.Response) -> int | None:
+def acknowledged_bytes(response: requests.Response) -> int | None:
     """Return how many bytes a session holds by its `Range` header, or None if it does not say."""
     found = _RANGE.fullmatch(response.headers.get("Range", "").strip())
     if found is None:

@@ -24,6 +24,7 @@ from airferry.oci.digest import digest_hex
 from airferry.oci.documents import Descriptor, parse_manifest
 from airferry.oci.reference import Reference
 from airferry.registry.client import ClientOptions, RegistryClient
+from airferry.registry.profile import keep_learned, read_profile
 from airferry.registry.uploads import Limits, Uploader
 from airferry.site.activation import TagMove, WantedTag, forget_journal, move_tags, plan_tags
 from airferry.site.assets import bundle_packs
@@ -87,12 +88,16 @@ def load(
         files.exclusive_lock(work / "lock", purpose=f"load into `{destination}`"),
         RegistryClient(destination.registry, options=options, emit=emit) as client,
     ):
-        uploader = Uploader(client, limits=limits, journal=None if dry_run else work / "uploads.json")
-        pusher = Pusher(client, uploader, bundle.store, jobs=options.jobs, emit=emit)
+        known = read_profile(destination.registry)
+        uploader = Uploader(client, limits=limits or known.limits(), journal=None if dry_run else work / "uploads.json")
+        pusher = Pusher(client, uploader, bundle.store, jobs=options.jobs, emit=emit, mounts=known.mounts is not False)
         if dry_run:
             pushed = pusher.preview(shipments)
         else:
-            pushed = _stage("push", emit, lambda: _push(pusher, shipments))
+            try:
+                pushed = _stage("push", emit, lambda: _push(pusher, shipments))
+            finally:
+                keep_learned(known, uploader.limits, mounts=pusher.mounts)
             _stage("audit", emit, lambda: pusher.audit(shipments))
         wanted = _wanted_tags(bundle, pusher, places, shipments)
         tags = plan_tags(wanted, receipt_path, root=bundle.root, jobs=options.jobs)

@@ -84,8 +84,17 @@ class _Blob:
 class Pusher:
     """Brings shipments from a source into one registry."""
 
-    def __init__(self, client: RegistryClient, uploader: Uploader, source: Source, *, jobs: int, emit: Emit) -> None:
-        """Prepare; nothing is sent yet."""
+    def __init__(
+        self,
+        client: RegistryClient,
+        uploader: Uploader,
+        source: Source,
+        *,
+        jobs: int,
+        emit: Emit,
+        mounts: bool = True,
+    ) -> None:
+        """Prepare; nothing is sent yet. `mounts` False says that the registry is known to do none."""
         self._client = client
         self._uploader = uploader
         self._source = source
@@ -94,7 +103,7 @@ class Pusher:
         self._sinks: dict[str, RegistrySink] = {}
         self._lock = threading.Lock()
         self._seen: set[tuple[str, str]] = set()
-        self._mounts = True
+        self.mounts = mounts
         self.result = PushResult()
 
     def sink(self, repository: str) -> RegistrySink:
@@ -112,7 +121,12 @@ class Pusher:
             lacking = [name for name in blob.repositories if not self.sink(name).has_blob(blob.descriptor)]
             held = len(lacking) < len(blob.repositories)
             return [
-                BlobStep("mount" if held or number else "send", blob.descriptor.digest, blob.descriptor.size, name)
+                BlobStep(
+                    "mount" if self.mounts and (held or number) else "send",
+                    blob.descriptor.digest,
+                    blob.descriptor.size,
+                    name,
+                )
                 for number, name in enumerate(lacking)
             ]
 
@@ -206,10 +220,10 @@ class Pusher:
 
     def _mount(self, descriptor: Descriptor, repository: str, holder: str) -> bool:
         """Try a mount, unless the registry has shown that it does none."""
-        if not self._mounts:
+        if not self.mounts:
             return False
         done = self.sink(repository).mount_blob(descriptor, holder)
-        self._mounts = self._mounts and done
+        self.mounts = self.mounts and done
         return done
 
     def _send(self, descriptor: Descriptor, repository: str, advance: Callable[[int], None] | None) -> None:

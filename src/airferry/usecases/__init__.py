@@ -13,6 +13,15 @@ from airferry.usecases.host import DoctorReport
 from airferry.usecases.near import BuildOutcome, LockOutcome, PlanOutcome, Selection, build, doctor, lock, plan, schema
 from airferry.usecases.report import ReportOutcome, report
 from airferry.usecases.serve import Serving, serve
+from airferry.usecases.transport import (
+    ProbeOutcome,
+    RollbackResult,
+    copy,
+    login,
+    logout,
+    probe_registry,
+    rollback,
+)
 
 __all__ = [
     "BuildOutcome",
@@ -21,19 +30,26 @@ __all__ = [
     "LoadOutcome",
     "LockOutcome",
     "PlanOutcome",
+    "ProbeOutcome",
     "RecordOutcome",
     "ReportOutcome",
+    "RollbackResult",
     "Selection",
     "Serving",
     "build",
+    "copy",
     "describe_plan",
     "doctor",
     "load",
     "lock",
+    "login",
+    "logout",
     "plan",
+    "probe_registry",
     "quickstart",
     "record_asset",
     "report",
+    "rollback",
     "schema",
     "serve",
     "unpack_asset",

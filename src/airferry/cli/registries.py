@@ -1,0 +1,131 @@
+"""The commands about registries and single images: login, logout, registry probe, copy."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from airferry import usecases
+from airferry.cli.far import CaFileOption, JobsOption, JsonOption, PlainHttpOption, RateOption, make_options
+from airferry.cli.render import Reporter, data, sizes
+from airferry.errors import UsageError
+
+MAX_PASSWORD_CHARACTERS = 64 * 1024
+PANEL = "Registries"
+
+RegistryArgument = Annotated[str, typer.Argument(help="HOST[:PORT] of the registry.")]
+
+registry_commands = typer.Typer(no_args_is_help=True, help="Find out about a registry.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands in the order in which an operator needs them."""
+    app.command(rich_help_panel=PANEL)(login)
+    app.command(rich_help_panel=PANEL)(logout)
+    app.command(rich_help_panel=PANEL)(copy)
+    registry_commands.command()(probe)
+    app.add_typer(registry_commands, name="registry", rich_help_panel=PANEL)
+
+
+def login(
+    context: typer.Context,
+    registry: RegistryArgument,
+    username: Annotated[str | None, typer.Option("--username", "-u", help="The user; asked for if not given.")] = None,
+    password_stdin: Annotated[
+        bool, typer.Option("--password-stdin", help="Read the password from stdin, not from a prompt.")
+    ] = False,
+    plain_http: PlainHttpOption = None,
+    ca_file: CaFileOption = None,
+) -> None:
+    """Log in to a registry, and keep the password where Podman keeps it."""
+    reporter: Reporter = context.obj
+    if not sys.stdin.isatty() and (username is None or not password_stdin):
+        raise UsageError("there is no terminal to ask on", hint="say `--username NAME --password-stdin`")
+    name = username or typer.prompt("Username", err=True)
+    secret = (
+        sys.stdin.read(MAX_PASSWORD_CHARACTERS).rstrip("\r\n")
+        if password_stdin
+        else typer.prompt("Password", err=True, hide_input=True)
+    )
+    if not secret:
+        raise UsageError("the password is empty")
+    path = usecases.login(registry, name, secret, options=make_options(plain_http=plain_http, ca_file=ca_file))
+    reporter.say(f"logged in to {registry} as {name}; kept in {path}")
+
+
+def logout(context: typer.Context, registry: RegistryArgument) -> None:
+    """Remove what is kept for a registry, wherever Podman or Docker keeps it."""
+    reporter: Reporter = context.obj
+    changed = usecases.logout(registry)
+    for path in changed:
+        reporter.say(f"removed from {path}")
+    if not changed:
+        reporter.say(f"nothing is kept for {registry}")
+
+
+def probe(
+    context: typer.Context,
+    target: Annotated[str, typer.Argument(help="HOST[:PORT][/REPO]; REPO is where things are tried.")],
+    plain_http: PlainHttpOption = None,
+    ca_file: CaFileOption = None,
+    limit_rate: RateOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find out what a registry does, and keep that for the next load.
+
+    Tries small uploads, a mount, an artifact and removals in a repository of its own (`airferry-probe`), and clears
+    them away. Needs the right to push there.
+    """
+    reporter: Reporter = context.obj
+    options = make_options(plain_http=plain_http, ca_file=ca_file, limit_rate=limit_rate)
+    outcome = usecases.probe_registry(target, options=options, emit=reporter)
+    if as_json:
+        data(json.dumps(outcome.to_document(), indent=2))
+        return
+    for name, value in outcome.to_document().items():
+        if name in ("schema_version", "registry", "probed_at"):
+            continue
+        data(f"{name}  {_shown(name, value)}")
+    reporter.say(f"kept in {outcome.path}")
+
+
+def _shown(name: str, value: object) -> str:
+    if value is None:
+        return "no limit seen" if name.endswith("_bytes") else "unknown"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return sizes(float(str(value)))
+
+
+def copy(
+    context: typer.Context,
+    source: Annotated[str, typer.Argument(help="oci:DIR[:REF], oci-archive:FILE[:REF] or docker://HOST/REPO[:TAG].")],
+    destination: Annotated[str, typer.Argument(help="The same; without a name, the image keeps its own.")],
+    platform: Annotated[
+        list[str] | None, typer.Option("--platform", help="Only this platform of an index. Repeatable.")
+    ] = None,
+    referrers: Annotated[
+        bool, typer.Option("--referrers/--no-referrers", help="With the artifacts that refer to the image.")
+    ] = True,
+    plain_http: PlainHttpOption = None,
+    ca_file: CaFileOption = None,
+    jobs: JobsOption = 4,
+    limit_rate: RateOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy an image, index or artifact between layouts, archives and registries, its digest unchanged."""
+    reporter: Reporter = context.obj
+    options = make_options(plain_http=plain_http, ca_file=ca_file, jobs=jobs, limit_rate=limit_rate)
+    with reporter.display():
+        result = usecases.copy(
+            source, destination, platforms=platform or (), referrers=referrers, options=options, emit=reporter
+        )
+    digest = result.descriptor.digest
+    if as_json:
+        document = {"destination": result.destination, "digest": digest, "media_type": result.descriptor.media_type}
+        data(json.dumps(document, indent=2))
+        return
+    data(f"{result.destination}  {digest}")

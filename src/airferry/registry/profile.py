@@ -1,0 +1,96 @@
+"""What was learned about a registry: kept in the cache, shown by `airferry registry probe`, used by the next load.
+
+Nothing depends on it: a missing or damaged profile only costs the requests that find things out again. Holds no secret.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from airferry.errors import HostError
+from airferry.host import files
+from airferry.registry.uploads import CHUNK_BYTES, CHUNKED_ABOVE_BYTES, SMALLEST_CHUNK_BYTES, Limits
+
+MAX_PROFILE_BYTES = 64 * 1024
+
+
+class RegistryProfile(BaseModel):
+    """What one registry does; None where it is not known.
+
+    `mounts`: a blob goes from one repository to another without being sent. `chunks`: uploads may come in parts.
+    `largest_request_bytes`: the most that is known to be taken in one request, only where more was refused.
+    `smallest_chunk_bytes`: the least that it wants in one chunk. `resumes`: an upload session states how much of it
+    arrived. `survives_breaks`: it still does after a connection broke within a chunk. `referrers`: it has the
+    referrers API. `deletes_tags`, `deletes_manifests`, `deletes_blobs`: it removes them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    schema_version: Literal[1] = 1
+    registry: str
+    probed_at: str | None = None
+    mounts: bool | None = None
+    chunks: bool | None = None
+    largest_request_bytes: int | None = Field(default=None, ge=SMALLEST_CHUNK_BYTES)
+    smallest_chunk_bytes: int | None = Field(default=None, ge=0)
+    resumes: bool | None = None
+    survives_breaks: bool | None = None
+    referrers: bool | None = None
+    deletes_tags: bool | None = None
+    deletes_manifests: bool | None = None
+    deletes_blobs: bool | None = None
+
+    def limits(self) -> Limits:
+        """Return what uploads begin with: the usual sizes, less where the registry is known to take less."""
+        largest = self.largest_request_bytes or CHUNKED_ABOVE_BYTES
+        chunk = max(min(CHUNK_BYTES, largest), self.smallest_chunk_bytes or 0)
+        return Limits(min(CHUNKED_ABOVE_BYTES, largest), chunk, self.chunks is not False)
+
+    def learned(self, limits: Limits, *, mounts: bool) -> RegistryProfile:
+        """Return the profile with what uploads have shown: refused sizes, no chunks, no mounts."""
+        changes: dict[str, object] = {}
+        if limits.chunked_above_bytes < self.limits().chunked_above_bytes:
+            changes["largest_request_bytes"] = limits.chunk_bytes
+        if not limits.chunks:
+            changes["chunks"] = False
+        if not mounts:
+            changes["mounts"] = False
+        return self.model_copy(update=changes)
+
+
+def profile_path(registry: str) -> Path:
+    """Return where the profile of a registry host lies, existing or not."""
+    name = hashlib.sha256(registry.encode()).hexdigest()[:16]
+    return files.cache_directory() / "registries" / f"{name}.json"
+
+
+def read_profile(registry: str) -> RegistryProfile:
+    """Return what is known about a registry host; nothing, where the file is missing or damaged."""
+    try:
+        data = files.read_bounded(profile_path(registry), limit_bytes=MAX_PROFILE_BYTES)
+        profile = RegistryProfile.model_validate_json(data)
+    except (HostError, ValidationError):
+        return RegistryProfile(registry=registry)
+    return profile if profile.registry == registry else RegistryProfile(registry=registry)
+
+
+def write_profile(profile: RegistryProfile) -> Path:
+    """Keep a profile, atomically, and return its path.
+
+    Raises:
+        HostError: the cache cannot be written.
+    """
+    path = profile_path(profile.registry)
+    files.write_bytes(path, profile.model_dump_json(indent=1).encode())
+    return path
+
+
+def keep_learned(known: RegistryProfile, limits: Limits, *, mounts: bool) -> None:
+    """Note what uploads have shown beyond what was known. Nothing is written where they have shown nothing."""
+    learned = known.learned(limits, mounts=mounts)
+    if learned != known:
+        write_profile(learned)

@@ -1,0 +1,210 @@
+"""Copies of one image, index or artifact between layouts, archives and registries, named as skopeo names them.
+
+`oci:DIR[:REF]`, `oci-archive:FILE[:REF]`, `docker://HOST/REPO[:TAG|@DIGEST]`. Bytes and digests stay what they are,
+unless an index is narrowed to some of its platforms.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from airferry.errors import ConfigurationError, UsageError
+from airferry.events import Emit, silent
+from airferry.host import files
+from airferry.oci.archive import ArchiveSource, write_oci_archive
+from airferry.oci.copy import copy_image
+from airferry.oci.documents import Descriptor
+from airferry.oci.entries import names_of
+from airferry.oci.layout import LayoutStore
+from airferry.oci.platform import Platform
+from airferry.oci.ports import Sink, Source
+from airferry.oci.reference import Reference, parse_reference
+from airferry.registry.client import ClientOptions, RegistryClient, open_clients
+from airferry.registry.profile import keep_learned, read_profile
+from airferry.registry.sink import RegistrySink
+from airferry.registry.source import RegistrySource
+from airferry.registry.uploads import Uploader
+
+FORMS = "`oci:DIR[:REF]`, `oci-archive:FILE[:REF]` or `docker://HOST/REPO[:TAG]`"
+
+
+@dataclass(frozen=True, slots=True)
+class FilePlace:
+    """An image in a layout folder, or with `archive` in a layout tar; an empty name stands for the only one."""
+
+    path: Path
+    name: str
+    archive: bool
+
+    def __str__(self) -> str:
+        kind = "oci-archive" if self.archive else "oci"
+        return f"{kind}:{self.path}" + (f":{self.name}" if self.name else "")
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryPlace:
+    """An image in a registry."""
+
+    reference: Reference
+
+    def __str__(self) -> str:
+        return f"docker://{self.reference}"
+
+
+Place = FilePlace | RegistryPlace
+
+
+@dataclass(frozen=True, slots=True)
+class CopyResult:
+    """What was copied, and under which name it is there now."""
+
+    descriptor: Descriptor
+    destination: str
+
+
+def parse_place(text: str) -> Place:
+    """Return the place that a text names.
+
+    Raises:
+        UsageError: it names none.
+    """
+    if text.startswith("docker://"):
+        return RegistryPlace(parse_reference(text))
+    kind, _, rest = text.partition(":")
+    path, _, name = rest.partition(":")
+    if kind not in ("oci", "oci-archive") or not path:
+        raise UsageError(f"`{text}` names no place, expected {FORMS}")
+    return FilePlace(Path(path), name, kind == "oci-archive")
+
+
+def copy(
+    source: Place,
+    destination: Place,
+    *,
+    platforms: Collection[Platform] | None = None,
+    referrers: bool = True,
+    options: ClientOptions | None = None,
+    emit: Emit = silent,
+) -> CopyResult:
+    """Copy an image, index or artifact with all that belongs to it; the name at the destination moves last.
+
+    Idempotent; what the destination holds is not sent again, and an interrupted copy goes on where it was. Without a
+    name at the destination, the image keeps the one that it has.
+
+    Raises:
+        UsageError: the destination cannot be written under that name, or needs one.
+        ConfigurationError: the source has no such image.
+        BuildError: a wanted platform is missing.
+        IntegrityError: something is not what its descriptor says.
+        RegistryError: a registry does not answer or refuses.
+    """
+    options = options or ClientOptions()
+    with open_clients(options, emit=emit) as client, ExitStack() as held:
+        origin, descriptor, name = _open_source(source, client)
+        sink: Sink
+        if isinstance(destination, RegistryPlace):
+            sink = held.enter_context(_registry_sink(source, destination.reference, client))
+            reference = _tag(destination.reference, descriptor, narrowed=platforms is not None)
+            where = str(destination)
+        else:
+            reference = destination.name or name
+            if not reference:
+                raise UsageError(
+                    f"`{destination}`: the image has no name to keep", hint=f"give it one: `{destination}:NAME`"
+                )
+            where = str(FilePlace(destination.path, reference, destination.archive))
+            if destination.archive:
+                return _write_archive(
+                    origin, descriptor, destination.path, reference, platforms, referrers, where, emit
+                )
+            held.enter_context(_layout_lock(destination.path))
+            sink = LayoutStore.create(destination.path)
+        copied = copy_image(
+            origin,
+            sink,
+            descriptor,
+            platforms=platforms,
+            reference=reference,
+            referrers=referrers,
+            jobs=options.jobs,
+            emit=emit,
+        )
+    return CopyResult(copied, where)
+
+
+def _open_source(place: Place, client: Callable[[str], RegistryClient]) -> tuple[Source, Descriptor, str]:
+    """Return where an image comes from, its descriptor, and the name that it has there."""
+    if isinstance(place, RegistryPlace):
+        reference = place.reference
+        source = RegistrySource(client(reference.registry), reference.repository)
+        return source, source.resolve(reference.target), str(reference) if reference.tag else ""
+    if not place.path.exists():
+        raise ConfigurationError(f"`{place}`: `{place.path}` does not exist")
+    origin = ArchiveSource(place.path) if place.archive else LayoutStore.open(place.path, read_only=True)
+    descriptor = origin.resolve(place.name)
+    names = names_of(descriptor)
+    return origin, descriptor, place.name if place.name in names else next(iter(names)) if len(names) == 1 else ""
+
+
+@contextmanager
+def _registry_sink(
+    source: Place, reference: Reference, client: Callable[[str], RegistryClient]
+) -> Iterator[RegistrySink]:
+    """Give the sink of a repository, with a journal of its uploads that no other process uses meanwhile."""
+    known = read_profile(reference.registry)
+    same = isinstance(source, RegistryPlace) and source.reference.registry == reference.registry
+    mount_from = source.reference.repository if isinstance(source, RegistryPlace) and same else None
+    work = files.cache_directory() / "copies" / hashlib.sha256(str(reference).encode()).hexdigest()[:16]
+    with files.exclusive_lock(work / "lock", purpose=f"copy to `{reference}`"):
+        uploader = Uploader(client(reference.registry), limits=known.limits(), journal=work / "uploads.json")
+        try:
+            yield RegistrySink(
+                client(reference.registry),
+                reference.repository,
+                uploader=uploader,
+                mount_from=mount_from if known.mounts is not False else None,
+            )
+        finally:
+            keep_learned(known, uploader.limits, mounts=known.mounts is not False)
+
+
+@contextmanager
+def _layout_lock(path: Path) -> Iterator[None]:
+    """Wait for other copies into the same layout, each of which rewrites its index."""
+    name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+    with files.waiting_lock(files.cache_directory() / "layouts" / f"{name}.lock"):
+        yield
+
+
+def _tag(reference: Reference, descriptor: Descriptor, *, narrowed: bool) -> str | None:
+    """Return the tag to set, or None where the destination is a digest, which must be that of the image."""
+    if reference.digest is None:
+        return reference.tag
+    if narrowed or reference.digest != descriptor.digest:
+        raise UsageError(
+            f"`docker://{reference}`: the image is `{descriptor.digest}`"
+            + (", and another one once it is narrowed" if narrowed else ""),
+            hint="name a tag as the destination",
+        )
+    return reference.tag
+
+
+def _write_archive(
+    origin: Source,
+    descriptor: Descriptor,
+    path: Path,
+    reference: str,
+    platforms: Collection[Platform] | None,
+    referrers: bool,
+    where: str,
+    emit: Emit,
+) -> CopyResult:
+    write_oci_archive(
+        origin, descriptor, path, reference=reference, platforms=platforms, referrers=referrers, emit=emit
+    )
+    written = ArchiveSource(path).resolve(reference)
+    return CopyResult(written, where)
