@@ -85,6 +85,8 @@ def test_a_file_in_place_of_a_folder_is_refused() -> None:
     with pytest.raises(BuildError, match="where the base has a folder"):
         tree({"usr/bin/tool": Entry()}).add_file("/usr/bin/tool", content(), owner="w")
     with pytest.raises(BuildError, match="where the base has a folder"):
+        tree({"usr/bin/tool": link("../lib"), "usr/lib": Entry()}).add_file("/usr/bin/tool", content(), owner="w")
+    with pytest.raises(BuildError, match="where the base has a folder"):
         tree({"usr/bin/tool": Entry()}).add_link("/usr/bin/tool", "x", owner="w")
 
 

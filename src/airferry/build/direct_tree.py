@@ -187,8 +187,7 @@ class LayerTree:
                 hint="leave one of them out, or set `builder: buildah`, where the last one wins",
                 path=place,
             )
-        entry = self.lookup(place)
-        if entry is not None and entry.type == DIRECTORY:
+        if self._leads_to_folder(place):
             raise BuildError(f"`{owner}` brings the file `/{place}`, where the base has a folder", path=place)
         _mode, gid = self._inherited(self._ensure_folders(posixpath.dirname(place)))
         mode = 0o755 if executable else 0o644
@@ -202,8 +201,7 @@ class LayerTree:
             BuildError: a folder is there.
         """
         place = self.place(path)
-        entry = self.lookup(place)
-        if entry is not None and entry.type == DIRECTORY:
+        if self._leads_to_folder(place):
             raise BuildError(f"`{owner}` brings the link `/{place}`, where the base has a folder", path=place)
         _mode, gid = self._inherited(self._ensure_folders(posixpath.dirname(place)))
         node = Node(SYMLINK, 0o777, gid=gid, mtime_s=self._epoch_s, link_name=target, owner=owner)
@@ -274,6 +272,12 @@ class LayerTree:
                 yield node.content.size
 
     # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _leads_to_folder(self, place: str) -> bool:
+        entry = self.lookup(place)
+        if entry is not None and entry.type == SYMLINK:
+            entry = self.lookup(self.resolve(place))
+        return entry is not None and entry.type == DIRECTORY
 
     def _is_hidden(self, path: str) -> bool:
         """Tell whether the layer hides what the base has at a path, since a folder above it is replaced."""

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from airferry.build.base_layers import BaseLayers
 from airferry.build.bases import BaseImage
 from airferry.build.direct import Known, NotKnown
 from airferry.build.layer_facts import MAX_ENTRIES, FactsCache, LayerFacts, layer_observer
+from airferry.build.probe import ProbeResult
+from airferry.build.static_probe import static_probe
+from airferry.build.static_python import StaticallyUnknown
 from airferry.build.view import RootView
 from airferry.oci.documents import Descriptor
 from airferry.oci.platform import Platform
@@ -44,6 +48,33 @@ class Knowledge:
                 self._views[digest] = RootView(facts, max_entries=self._max_entries)
             return self._views[digest]
 
+    def probe(
+        self,
+        base: BaseImage,
+        platform: Platform,
+        *,
+        python: str | None,
+        modules: Iterable[str] = (),
+        path: Iterable[str] = (),
+        mounts: Mapping[str, Path] | None = None,
+    ) -> ProbeResult:
+        """Return what the base's interpreter would answer, with folders of this host in place of some of its own.
+
+        Raises:
+            StaticallyUnknown: it cannot be told without running it.
+            BuildError: the base has no such interpreter.
+            IntegrityError: see `view`.
+        """
+        view = self.view(base)
+        return static_probe(
+            view.mounted(mounts) if mounts else view,
+            base.config,
+            modules=modules,
+            python=python,
+            platform=platform,
+            path=path,
+        )
+
     def look(self, base: BaseImage, platform: Platform, python: str | None, needs_python: bool) -> Known:
         """Return a base's tree, and its interpreter where that is needed.
 
@@ -51,9 +82,12 @@ class Knowledge:
             NotKnown: the interpreter cannot be told without running it.
             IntegrityError: see `view`.
         """
-        if needs_python:
-            raise NotKnown(f"what `{python}` of the base for `{platform}` is like is not known without running it")
-        return Known(self.view(base))
+        if not needs_python:
+            return Known(self.view(base))
+        try:
+            return Known(self.view(base), self.probe(base, platform, python=python).python)
+        except StaticallyUnknown as unknown:
+            raise NotKnown(unknown.reason) from unknown
 
     def _layer_facts(self, descriptor: Descriptor, diff_id: str) -> LayerFacts:
         with self._lock(diff_id):

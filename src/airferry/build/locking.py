@@ -1,7 +1,7 @@
 """Resolving what moves: bases to digests, Git refs to commits, what each base lacks to wheels with hashes.
 
-What a lock file holds already and the plan has not outgrown is kept as it is. Probing a base means running it, so
-this needs the engine; a lock that covers the plan needs neither engine nor network.
+What a lock file holds already and the plan has not outgrown is kept as it is. A base is probed by its files; only where
+these do not tell is it run, which needs an engine. A lock that covers the plan needs no network either.
 """
 
 from __future__ import annotations
@@ -9,20 +9,22 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from airferry.build import overlays
 from airferry.build.bases import BaseCache, BaseImage
 from airferry.build.knowledge import Knowledge
 from airferry.build.probe import ProbeResult, parse_probe, probe_argv, probe_input
 from airferry.build.requirements import Additions, modules_to_probe, resolve_additions, resolve_environment
+from airferry.build.static_python import StaticallyUnknown
 from airferry.build.wheels import WheelStore
 from airferry.buildah.engine import Engine, Volume, base_tag
 from airferry.config import BaseImage as BaseSpec
 from airferry.errors import AirferryError, HostError, UsageError
-from airferry.events import Emit, StageFinished, StageStarted, Warned
+from airferry.events import Emit, Notice, StageFinished, StageStarted, Warned
 from airferry.host import clock, files
 from airferry.host.journal import inputs_digest
 from airferry.host.threads import parallel_map
@@ -42,6 +44,7 @@ from airferry.plan.models import GroupPlan, LauncherPlan, Overlay, Plan
 PROBE_VERSION = 1  # part of what a lock entry depends on: raise it when the same base may give another answer
 PROBE_S = 3600.0
 LAUNCHER = "launcher"
+ProbeChoice = Literal["auto", "static", "run"]
 _PYTHONS = (
     'for p in python python3; do command -v "$p" >/dev/null 2>&1 && exec "$p" "$@"; done; '
     'echo "there is no python or python3 on PATH" >&2; exit 127'
@@ -71,6 +74,7 @@ class Locker:
     scratch: Path
     jobs: int
     emit: Emit = field(repr=False)
+    probe: ProbeChoice = "auto"
 
     def resolve(self, existing: Lockfile) -> Locked:
         """Return a lock that covers the plan: entries of `existing` that still hold, and what is missing, resolved.
@@ -204,30 +208,45 @@ class Locker:
         checkouts: Sequence[Overlay],
         commits: Mapping[str, str],
     ) -> ProbeResult:
-        """Ask the base, overlays in their places, which modules it can import: all of them in one container run."""
-        engine = self.engine()
-        engine.import_base(self.bases.store.path, base.manifest.digest, platform=platform)
-        with ExitStack() as stack:
-            folder = stack.enter_context(files.scratch_directory(self.scratch))
-            volumes, path = [], []
+        """Find out, overlays in their places, what a base can import: from its files, else by running it once."""
+        with files.scratch_directory(self.scratch) as folder:
+            mounts: dict[str, Path] = {}
+            path: list[str] = []
             for number, overlay in enumerate(checkouts):
                 tree = folder / f"{number}"
                 commit = commits[overlay.key]
                 overlays.fetch_overlay(overlay.url, commit, cache=self.cache, emit=self.emit)
                 overlays.export_overlay(overlay.url, commit, cache=self.cache, into=tree, emit=self.emit)
-                volumes.append(Volume(tree, overlay.target))
+                mounts[overlay.target] = tree
                 path += [f"{overlay.target}/{part}".rstrip("/") for part in import_roots(tree, modules)]
-            argv = probe_argv(python or "python")
-            if python is None:
-                argv = ["sh", "-c", _PYTHONS, "sh", *argv[1:]]
-            done = engine.run(
-                base_tag(base.manifest.digest),
-                argv,
-                platform=platform,
-                volumes=volumes,
-                stdin=probe_input(modules, path=path),
-                timeout_s=PROBE_S,
-            )
+            if self.probe != "run":
+                try:
+                    return self.knowledge.probe(
+                        base, platform, python=python, modules=modules, path=path, mounts=mounts
+                    )
+                except StaticallyUnknown as unknown:
+                    if self.probe == "static":
+                        raise
+                    self.emit(Notice(f"base `{base.name}` for {platform} is run to be probed: {unknown.reason}"))
+            return self._run_probe(base, platform, python, probe_input(modules, path=path), mounts)
+
+    def _run_probe(
+        self, base: BaseImage, platform: Platform, python: str | None, request: bytes, mounts: Mapping[str, Path]
+    ) -> ProbeResult:
+        """Ask the base itself: all modules in one container run."""
+        engine = self.engine()
+        engine.import_base(self.bases.store.path, base.manifest.digest, platform=platform)
+        argv = probe_argv(python or "python")
+        if python is None:
+            argv = ["sh", "-c", _PYTHONS, "sh", *argv[1:]]
+        done = engine.run(
+            base_tag(base.manifest.digest),
+            argv,
+            platform=platform,
+            volumes=[Volume(folder, target) for target, folder in mounts.items()],
+            stdin=request,
+            timeout_s=PROBE_S,
+        )
         return parse_probe(done.stdout)
 
     def _assemble(

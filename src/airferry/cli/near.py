@@ -37,6 +37,15 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, 
 EngineOption = Annotated[
     str, typer.Option("--engine", envvar="AIRFERRY_ENGINE", help="auto, buildah or podman.", show_default=True)
 ]
+ProbeOption = Annotated[
+    str,
+    typer.Option(
+        "--probe",
+        envvar="AIRFERRY_PROBE",
+        help="How to find out what a base holds: static (from its files), run (in a container), or auto.",
+        show_default=True,
+    ),
+]
 JobsOption = Annotated[
     int | None, typer.Option("--jobs", "-j", envvar="AIRFERRY_JOBS", min=1, max=64, help="Images built at a time.")
 ]
@@ -129,6 +138,7 @@ def lock(
         list[str] | None, typer.Argument(help="With --update: bases, overlays (URL@REF) or groups to resolve anew.")
     ] = None,
     engine: EngineOption = "auto",
+    probe: ProbeOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Resolve what moves (bases, Git refs, versions) into airgap.lock.yaml, and show what changed."""
@@ -139,6 +149,7 @@ def lock(
             update=update,
             names=tuple(names or ()),
             engine=engine,
+            probe=probe,
             emit=reporter,
         )
     if as_json:
@@ -157,6 +168,7 @@ def build(
     stage: StageOption = None,
     locked: Annotated[bool, typer.Option("--locked", help="Refuse to write airgap.lock.yaml.")] = False,
     engine: EngineOption = "auto",
+    probe: ProbeOption = "auto",
     jobs: JobsOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -167,6 +179,7 @@ def build(
             _selection(config, source, target, platform, stage),
             locked=locked,
             engine=engine,
+            probe=probe,
             jobs=jobs,
             emit=reporter,
         )

@@ -14,7 +14,7 @@ from airferry import config as configuration
 from airferry.build.base_layers import BaseLayers
 from airferry.build.bases import BaseCache
 from airferry.build.knowledge import Knowledge
-from airferry.build.locking import Locked, Locker, forget
+from airferry.build.locking import Locked, Locker, ProbeChoice, forget
 from airferry.build.originals import bring_originals
 from airferry.build.pip import Pip
 from airferry.build.production import Produced, Production, Workshop
@@ -40,6 +40,7 @@ from airferry.usecases.host import DoctorReport, check_for_build, examine
 PLAN_FILE = "airgap-plan.yaml"
 MAX_JOBS = 4
 ENGINES: tuple[EngineChoice, ...] = ("auto", "buildah", "podman")
+PROBES: tuple[ProbeChoice, ...] = ("auto", "static", "run")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +142,7 @@ def lock(
     update: bool = False,
     names: Sequence[str] = (),
     engine: str = "auto",
+    probe: str = "auto",
     jobs: int | None = None,
     emit: Emit = silent,
 ) -> LockOutcome:
@@ -156,7 +158,7 @@ def lock(
     if names and not update:
         raise UsageError("names go with `--update`", hint=f"airferry lock --update {' '.join(names)}")
     made = read_plan(selection)
-    with _near_side(made, engine=engine, jobs=jobs, emit=emit) as side:
+    with _near_side(made, engine=engine, probe=probe, jobs=jobs, emit=emit) as side:
         old = read_lockfile(side.lock_path)
         start = forget(old, names, plan=made) if update and old is not None else old or Lockfile()
         new = side.locker.resolve(start).lockfile
@@ -169,6 +171,7 @@ def build(
     *,
     locked: bool = False,
     engine: str = "auto",
+    probe: str = "auto",
     jobs: int | None = None,
     emit: Emit = silent,
 ) -> BuildOutcome:
@@ -183,7 +186,7 @@ def build(
     outcome = BuildOutcome(made.output_dir, made.output_dir / "bundle", (), 0, None, 0, None)
     if not {"discover-execution-deps", "build-launcher-image", "build-execution-images"} & set(made.stages):
         return outcome
-    with _near_side(made, engine=engine, jobs=jobs, emit=emit) as side:
+    with _near_side(made, engine=engine, probe=probe, jobs=jobs, emit=emit) as side:
         resolved = _follow_lock(side, locked=locked, emit=emit)
         if not {"build-launcher-image", "build-execution-images"} & set(made.stages):
             return outcome
@@ -268,9 +271,9 @@ class _NearSide:
 
 
 @contextmanager
-def _near_side(made: Plan, *, engine: str, jobs: int | None, emit: Emit) -> Iterator[_NearSide]:
+def _near_side(made: Plan, *, engine: str, probe: str, jobs: int | None, emit: Emit) -> Iterator[_NearSide]:
     """Open the cache and what works on it. The engine is opened, and its storage locked, when it is first needed."""
-    choice = parse_engine(engine)
+    choice, probing = parse_engine(engine), parse_probe_choice(probe)
     cache = files.cache_directory()
     with ExitStack() as stack:
         stack.enter_context(files.exclusive_lock(made.output_dir / ".airferry.lock", purpose="build"))
@@ -307,6 +310,7 @@ def _near_side(made: Plan, *, engine: str, jobs: int | None, emit: Emit) -> Iter
             scratch=scratch,
             jobs=jobs or min(usable_cores(), MAX_JOBS),
             emit=emit,
+            probe=probing,
         )
         yield _NearSide(made, locker, lambda: _version_of(find_engine(choice)))
 
@@ -334,6 +338,18 @@ def parse_engine(text: str) -> EngineChoice:
         if choice == text:
             return choice
     raise UsageError(f"`{text}` is no engine", hint="there are `auto`, `buildah` and `podman`")
+
+
+def parse_probe_choice(text: str) -> ProbeChoice:
+    """Return how bases are probed.
+
+    Raises:
+        UsageError: it is none of `auto`, `static` and `run`.
+    """
+    for choice in PROBES:
+        if choice == text:
+            return choice
+    raise UsageError(f"`{text}` is no way to probe", hint="there are `auto`, `static` and `run`")
 
 
 def _once(make: Callable[[], Engine]) -> Callable[[], Engine]:
