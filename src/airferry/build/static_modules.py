@@ -179,20 +179,22 @@ class ModuleFinder:
         if name in self._verdicts:
             return self._verdicts[name]
         stack: list[tuple[str, Iterator[str]]] = []
+        entered: set[str] = set()
         unmet = ""
         waiting = iter(_with_parents(name))
         while True:
             needed = next(waiting, None)
             if needed is None:
                 if not stack:
+                    self._verdicts.update(dict.fromkeys(entered, ""))
                     return ""
                 waiting = stack.pop()[1]
                 continue
             verdict = self._verdicts.get(needed)
-            if verdict is None and needed not in ALWAYS_THERE:
+            if verdict is None and needed not in ALWAYS_THERE and needed not in entered:
                 module = self.find(needed)
                 if module is not None:
-                    self._verdicts[needed] = ""
+                    entered.add(needed)
                     stack.append((needed, waiting))
                     waiting = self._needs(needed, module)
                     continue
@@ -200,8 +202,8 @@ class ModuleFinder:
             if verdict:
                 unmet = verdict
                 break
-        for module_name in (name, *(entry[0] for entry in stack)):
-            self._verdicts[module_name] = unmet
+        # what was entered and left stays open: in a circle it may need one that is incomplete
+        self._verdicts.update(dict.fromkeys((name, *(entry[0] for entry in stack)), unmet))
         return unmet
 
     def _needs(self, name: str, module: Module) -> Iterator[str]:
