@@ -128,3 +128,21 @@ def test_mirrors_write_all_files(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert run(["mirrors", str(tmp_path / "airgap-receipt.yaml"), "--out", "made", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert all((tmp_path / "made" / name).is_file() for name in document["files"])
+
+
+def test_on_a_terminal_init_asks_for_what_no_option_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def answer(question: str, **_more: object) -> str:
+        asked.append(question)
+        return {"Executors": "docker:24.0, podman", "Storage": "/data:rw"}.get(question.partition(",")[0], "")
+
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("typer.prompt", answer)
+    assert run(["site", "init", "--registry", "hub.site:5000/x"]) == 0
+    site = load_site(Path("site.yaml"))
+    assert site.registry == "hub.site:5000/x" and not any(question.startswith("Registry") for question in asked)
+    assert [str(executor) for executor in site.executors] == ["docker (Docker 24.0)", "podman"]
+    assert [str(mount) for mount in site.mounts] == ["/data:/data"]
+    assert len(asked) == 8

@@ -103,7 +103,11 @@ def read_step_values(reader: StepConfigReader, path: Path, *, environment: Mappi
             readable = OmegaConf.merge(*[OmegaConf.create(_redirected(part)) for part in parts])
             values = tuple(_leaf(key, text, readable, documents) for key, text in _leaves(raw, ()))
     except OmegaConfBaseException as error:
-        raise ConfigurationError(f"{path}: cannot be merged with what it inherits: {_first_line(error)}") from error
+        raise ConfigurationError(
+            f"{path}: no config that OmegaConf reads: {_first_line(error)}",
+            hint="look for `${` that begins no interpolation, and for keys that are a list here and a mapping there",
+            path=str(path),
+        ) from error
     finally:
         _environment.reset(token)
     return StepValues(path, values, raw, tuple(documents))

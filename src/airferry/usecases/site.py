@@ -37,7 +37,7 @@ def init_site(path: Path, document: Mapping[str, Any], *, force: bool = False) -
     """
     if path.exists() and not force:
         raise UsageError(f"`{path}` is there already", hint="`--force` writes it anew")
-    written = {key: value for key, value in document.items() if value not in (None, [], {}, ())}
+    written = {key: value for key, value in document.items() if value not in (None, "", [], {}, ())}
     text = HEADER + yaml.safe_dump(written, sort_keys=False, width=120)
     site = parse_site(text.encode(), path)
     files.write_text(path, text)
