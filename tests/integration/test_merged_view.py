@@ -1,0 +1,145 @@
+"""The merged root is what an engine mounts, for generated stacks of layers."""
+
+from __future__ import annotations
+
+import io
+import json
+import posixpath
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from airferry.build.view import RootView
+from airferry.buildah.engine import Engine, open_engine
+from airferry.oci.documents import IMAGE_CONFIG, IMAGE_MANIFEST, Manifest, canonical_json
+from airferry.oci.layers import Compression, compress_layer
+from airferry.oci.layout import LayoutStore
+from airferry.oci.tar import DIRECTORY, REGULAR, SYMLINK
+from debian_bases import AMD64
+from layer_tars import Item, facts_of, tar_of
+
+SEEDS = range(24)
+NAMES = ("a", "b", "c")
+KINDS = {REGULAR: "file", DIRECTORY: "dir", SYMLINK: "link"}
+# prints each path of a mounted image with what is there
+WALK = """
+import json, os, stat
+root, found = os.environ["MOUNTED"], {}
+kinds = {stat.S_IFREG: "file", stat.S_IFDIR: "dir", stat.S_IFLNK: "link"}
+for folder, names, files in os.walk(root):
+    for name in names + files:
+        path = os.path.join(folder, name)
+        try:
+            status = os.lstat(path)
+        except FileNotFoundError:  # a whiteout that hides nothing: overlayfs lists its name all the same
+            continue
+        kind = kinds[stat.S_IFMT(status.st_mode)]
+        value = str(status.st_size) if kind == "file" else os.readlink(path) if kind == "link" else ""
+        mode = stat.S_IMODE(status.st_mode) if kind == "file" else 0
+        found[os.path.relpath(path, root)] = [kind, value, mode]
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def engine(engine_state: Path) -> Iterator[Engine]:
+    with open_engine(engine_state) as opened:
+        yield opened
+
+
+def fits(items: list[Item], path: str) -> bool:
+    """Tell whether engines take another entry: no name twice, and nothing but folders on the way to it."""
+    view = RootView([facts_of(items)])
+    hidden = path.replace(".wh.", "", 1)
+    if any(item.path.replace(".wh.", "", 1) in (path, hidden) or item.path.startswith(hidden + "/") for item in items):
+        return False
+    if ".wh." in path and view.lookup(hidden) is not None:
+        # the specification says that a name counts beside its own whiteout, engines do not agree
+        return False
+    above = posixpath.dirname(path)
+    while above:
+        if view.lookup(above) is not None and not view.is_dir(above):
+            return False
+        if any(
+            item.path == posixpath.join(posixpath.dirname(above), f".wh.{posixpath.basename(above)}") for item in items
+        ):
+            return False
+        above = posixpath.dirname(above)
+    return True
+
+
+def generated_layer(chance: random.Random) -> list[Item]:
+    """Return a layer with whatever engines take."""
+    items: list[Item] = []
+    for _count in range(chance.randint(2, 12)):
+        path = "/".join(chance.choice(NAMES) for _part in range(chance.randint(1, 3)))
+        up = chance.choice(["", "/", "../"])
+        target = up + "/".join(chance.choices(NAMES, k=chance.randint(1, 2)))
+        files = [item for item in items if item.kind == "file" and ".wh." not in item.path]
+        kind = chance.choice(["file", "file", "dir", "dir", "link", "hard", "whiteout", "opaque"])
+        if kind == "opaque":
+            path = f"{path}/.wh..wh..opq"
+        elif kind == "whiteout":
+            path = posixpath.join(posixpath.dirname(path), f".wh.{posixpath.basename(path)}")
+        if not fits(items, path) or (kind == "hard" and not files):
+            continue
+        if kind == "hard":
+            same = chance.choice(files)
+            items.append(Item(path, "hard", same.path, mode=same.mode))
+        elif kind == "link":
+            items.append(Item(path, "link", target))
+        elif kind == "dir":
+            items.append(Item(path, "dir"))
+        else:
+            items.append(Item(path, value="x" * chance.randint(0, 3), mode=chance.choice([0o600, 0o644, 0o755])))
+    return items or [Item("a")]
+
+
+def import_stack(engine: Engine, store: LayoutStore, layers: list[list[Item]]) -> str:
+    made = [
+        compress_layer(io.BytesIO(tar_of(items)), compression=Compression("gzip", 1, 1), into=store) for items in layers
+    ]
+    config = {
+        "architecture": "amd64",
+        "os": "linux",
+        "config": {},
+        "rootfs": {"type": "layers", "diff_ids": [layer.diff_id for layer in made]},
+        "history": [{"created_by": "test"} for _layer in made],
+    }
+    manifest = Manifest(
+        schema_version=2,
+        media_type=IMAGE_MANIFEST,
+        config=store.put_bytes(canonical_json(config), IMAGE_CONFIG),
+        layers=[layer.descriptor for layer in made],
+    )
+    digest = store.put_bytes(canonical_json(manifest), IMAGE_MANIFEST).digest
+    return engine.import_base(store.path, digest, platform=AMD64)
+
+
+def mounted(engine: Engine, image: str) -> dict[str, list[object]]:
+    with engine._working_container(image) as container:
+        argv = [*engine.storage.command(), "unshare", "--mount", f"MOUNTED={container}", "--"]
+        done = engine.storage.invoke_raw([*argv, sys.executable, "-I", "-c", WALK])
+    found: dict[str, list[object]] = json.loads(done.text)
+    return found
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_it_is_what_the_engine_mounts(engine: Engine, tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    layers = [generated_layer(chance) for _layer in range(chance.randint(1, 4))]
+    store = LayoutStore.create(tmp_path / "layout")
+    image = import_stack(engine, store, layers)
+    view = RootView([facts_of(items) for items in layers])
+    seen = {}
+    for path, entry in view.walk():
+        kind = KINDS[entry.type]
+        value = str(entry.size) if kind == "file" else entry.link_name
+        seen[path] = [kind, value, entry.mode if kind == "file" else 0]
+    try:
+        assert seen == mounted(engine, image), layers
+    finally:
+        engine.remove_image(image)
