@@ -98,7 +98,7 @@ def copy_tracked(source_root: Path, into: Path, *, excluded: Sequence[Path]) -> 
     Files that are tracked but deleted are left out, as are `.env` and `env.toml` anywhere, since they hold secrets.
     """
     _open_directory(into)
-    for name, source in _carried(source_root, excluded):
+    for name, source in carried(source_root, excluded):
         target = into / name
         _open_directory(target.parent)
         if source.is_symlink():
@@ -118,7 +118,7 @@ def _open_directory(path: Path) -> None:
 def tracked_digest(source_root: Path, *, excluded: Sequence[Path]) -> str:
     """Return the digest of what `copy_tracked` would copy: names, modes, links and contents."""
     state = hashlib.sha256()
-    for name, source in _carried(source_root, excluded):
+    for name, source in carried(source_root, excluded):
         if source.is_symlink():
             kind, content = b"l", os.fsencode(source.readlink())
         else:
@@ -130,7 +130,12 @@ def tracked_digest(source_root: Path, *, excluded: Sequence[Path]) -> str:
     return "sha256:" + state.hexdigest()
 
 
-def _carried(source_root: Path, excluded: Sequence[Path]) -> Iterator[tuple[PurePosixPath, Path]]:
+def carried(source_root: Path, excluded: Sequence[Path]) -> Iterator[tuple[PurePosixPath, Path]]:
+    """Yield what the launcher carries: the name of each file and link that Git tracks, sorted, and where it is.
+
+    Raises:
+        ConfigurationError: the folder is in no Git repository.
+    """
     shut_out = [path.resolve() for path in excluded]
     root = source_root.resolve()
     for name in tracked_files(source_root):

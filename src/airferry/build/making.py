@@ -118,7 +118,7 @@ class Maker:
                 arguments=task.container.arguments,
                 labels=task.labels,
                 python=task.python,
-                additions=task.added,
+                additions=task.additions,
                 network=task.container.network,
             )
             return self._ensure_assembler().build(recipe, task.base)

@@ -5,7 +5,7 @@ A task knows all that its image depends on, for the journal, and how to lay its 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ from airferry.build import contexts, overlays
 from airferry.build.base_layers import encoder
 from airferry.build.bases import BaseImage
 from airferry.build.direct import OFFLINE_ENVIRONMENT, DirectRecipe, Known, Room, direct_inputs
+from airferry.build.direct_launcher import add_environment, add_repository, launcher_environment, launcher_obstacle
 from airferry.build.direct_overlays import add_checkout
 from airferry.build.direct_tree import LayerTree
-from airferry.build.direct_wheels import BaseFiles, WheelInstaller, install_scheme, installed_names
+from airferry.build.direct_wheels import BaseFiles, InstallScheme, WheelInstaller, install_scheme, installed_names
 from airferry.build.image_writer import base_annotations
 from airferry.build.images import ASSEMBLY_VERSION
 from airferry.build.launcher import project_wheel
@@ -29,7 +30,7 @@ from airferry.host import clock, files
 from airferry.host.shipped import shipped
 from airferry.oci.layers import Compression
 from airferry.oci.platform import Platform
-from airferry.plan.lockfile import LockedAddition, LockedPlatform, Lockfile
+from airferry.plan.lockfile import LockedPlatform, Lockfile
 from airferry.plan.models import GroupPlan, LauncherPlan, Plan
 
 LAUNCHER = "launcher"
@@ -70,7 +71,7 @@ class Task:
     platform: Platform
     base: BaseImage
     labels: Mapping[str, str]
-    additions: tuple[LockedAddition, ...]
+    additions: tuple[Addition, ...]
     python: str | None
     container: ContainerWork
     direct: DirectWork | None
@@ -85,14 +86,6 @@ class Task:
     def title(self) -> str:
         """The name of the task for operators."""
         return f"{self.name} {self.platform}"
-
-    @property
-    def added(self) -> tuple[Addition, ...]:
-        """The additions as the bundle's manifest has them."""
-        return tuple(
-            Addition(name=item.name, version=item.version, file=item.file, sha256=item.sha256)
-            for item in self.additions
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +124,7 @@ class TaskMaker:
             platform=platform,
             base=base,
             labels=labels,
-            additions=locked.additions,
+            additions=_additions(locked),
             python=locked.python,
             container=self._execution_container(group, locked, base, checkouts, parts),
             direct=direct,
@@ -143,16 +136,17 @@ class TaskMaker:
         assert self.lock.launcher is not None
         locked = self.lock.launcher.platforms[str(platform)]
         base = self.bases[launcher.base_image.key][platform]
+        against = self._against(launcher.containerfile)
         return Task(
             name=LAUNCHER,
             platform=platform,
             base=base,
             labels=_labels(launcher.tag, base),
-            additions=locked.additions,
+            additions=_additions(locked),
             python=locked.python,
             container=self._launcher_container(launcher, locked, base),
-            direct=None,
-            against="",
+            direct=None if against else self._launcher_direct(launcher, platform, locked, base),
+            against=against,
         )
 
     # --- by an engine ------------------------------------------------------------------------------------------------
@@ -252,7 +246,7 @@ class TaskMaker:
         def compose(tree: LayerTree, known: Known, room: Room) -> None:
             if known.python is not None:
                 _check_python(known, locked, base=group.base_image.key)
-                self._install(tree, known, room, locked, self._fetch(locked))
+                self._install(tree, known, room, locked, self._fetch(locked), install_scheme(known.python))
             for number, (url, commit, target) in enumerate(checkouts):
                 folder = room.folder / f"{number}"
                 overlays.fetch_overlay(url, commit, cache=self.cache, emit=self.emit)
@@ -270,19 +264,62 @@ class TaskMaker:
             adds=bool(said),
             python=locked.python,
             needs_python=bool(locked.additions),
-            additions=tuple(
-                Addition(name=item.name, version=item.version, file=item.file, sha256=item.sha256)
-                for item in locked.additions
-            ),
+            additions=_additions(locked),
             environment=OFFLINE_ENVIRONMENT,
             obstacle=obstacle,
             compose=compose,
         )
 
-    def _install(self, tree: LayerTree, known: Known, room: Room, locked: LockedPlatform, wheels: list[Wheel]) -> None:
-        assert known.python is not None
-        scheme = install_scheme(known.python)
-        installer = WheelInstaller(tree, scheme, wheel_target(known.python), owned=BaseFiles(known.tree, scheme).owner)
+    def _launcher_direct(
+        self, launcher: LauncherPlan, platform: Platform, locked: LockedPlatform, base: BaseImage
+    ) -> DirectWork:
+        root, excluded = self.plan.source_root, [self.plan.output_dir]
+        labels = _labels(launcher.tag, base)
+        environment = launcher_environment(WORKSPACE, (base.config.config or {}).get("Env") or ())
+
+        def compose(tree: LayerTree, known: Known, room: Room) -> None:
+            _check_python(known, locked, base=launcher.base_image.key)
+            assert known.python is not None
+            add_repository(tree, contexts.carried(root, excluded), WORKSPACE)
+            scheme = add_environment(tree, known.python, f"{WORKSPACE}/.venv")
+            wheels = [*self._fetch(locked), *self._project_wheels(room.folder)]
+            self._install(tree, known, room, locked, wheels, scheme)
+
+        recipe = DirectRecipe(
+            name=LAUNCHER,
+            platform=platform,
+            labels=labels,
+            says=f"airferry {LAUNCHER}: the catalogue at {WORKSPACE}, {len(locked.additions)} distributions",
+            adds=True,
+            python=locked.python,
+            needs_python=True,
+            additions=_additions(locked),
+            environment=environment,
+            settings={"WorkingDir": WORKSPACE, "Cmd": ["bash"]},
+            obstacle=lambda known: launcher_obstacle(known, launcher.packages),
+            compose=compose,
+        )
+        inputs = {
+            **direct_inputs(),
+            **_described(locked),
+            "labels": labels,
+            "environment": environment,
+            "wheels": [[item.file, item.sha256] for item in locked.additions],
+            "source": contexts.tracked_digest(root, excluded=excluded),
+            "project": f"{WORKSPACE}/{Path(self.plan.config.source.steps).parts[0]}",
+        }
+        return DirectWork(recipe, self._inputs(base, inputs))
+
+    @staticmethod
+    def _install(
+        tree: LayerTree,
+        known: Known,
+        room: Room,
+        locked: LockedPlatform,
+        wheels: Sequence[Wheel],
+        scheme: InstallScheme,
+    ) -> None:
+        installer = WheelInstaller(tree, scheme, _target(locked), owned=BaseFiles(known.tree, scheme).owner)
         room.stack.enter_context(installer)
         sources = {item.name: item.git_source for item in locked.additions}
         for wheel in wheels:
@@ -321,6 +358,12 @@ class TaskMaker:
 
 def _labels(tag: str, base: BaseImage) -> dict[str, str]:
     return {TITLE_LABEL: tag, **base_annotations(base)}
+
+
+def _additions(locked: LockedPlatform) -> tuple[Addition, ...]:
+    return tuple(
+        Addition(name=item.name, version=item.version, file=item.file, sha256=item.sha256) for item in locked.additions
+    )
 
 
 def _described(locked: LockedPlatform) -> dict[str, Any]:
