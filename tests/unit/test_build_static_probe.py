@@ -1,0 +1,348 @@
+"""What a base's files tell of its Python, what they do not tell, and that nothing is guessed then."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airferry.build.file_facts import reader_for, unconditional_imports
+from airferry.build.probe import ProbeResult
+from airferry.build.static_probe import static_probe
+from airferry.build.static_python import StaticallyUnknown
+from airferry.errors import BuildError
+from airferry.oci.documents import ImageConfig
+from airferry.oci.platform import parse_platform
+from layer_tars import Item, folder, link, view_of
+
+MACHINES = {"linux/amd64": 62, "linux/arm64": 183}
+SITE = "usr/local/lib/python3.12/site-packages"
+
+
+def elf(*marks: str, platform: str = "linux/amd64") -> bytes:
+    """Return what looks like a binary that holds some texts."""
+    head = b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x03\x00" + MACHINES[platform].to_bytes(2, "little")
+    return head + bytes(3000) + b"".join(b"\0" + mark.encode() + b"\0" for mark in marks)
+
+
+def python_of(
+    prefix: str = "usr/local",
+    *,
+    version: str = "3.12.4",
+    folder_name: str = "python3.12",
+    platform: str = "linux/amd64",
+    libc: tuple[str, str] = ("lib/x86_64-linux-gnu/libc.so.6", "GNU C Library stable release version 2.39."),
+) -> list[Item]:
+    """Return an interpreter as a build from source leaves it, and a C library."""
+    marks = [version, "PyInit_posix", "PyInit__struct", "PyInit_time", "3.40.1"]
+    return [
+        Item(f"{prefix}/bin/{folder_name}", value=elf(*marks, platform=platform), mode=0o755),
+        link(f"{prefix}/bin/python3", folder_name),
+        link(f"{prefix}/bin/python", "python3"),
+        Item(f"{prefix}/lib/{folder_name}/os.py", value="import posix\n"),
+        Item(f"{prefix}/lib/{folder_name}/site.py", value="# site-packages\n"),
+        Item(f"{prefix}/lib/{folder_name}/json/__init__.py", value="from .decoder import JSONDecoder\n"),
+        Item(f"{prefix}/lib/{folder_name}/json/decoder.py", value="import _json\n"),
+        folder(f"{prefix}/lib/{folder_name}/lib-dynload"),
+        Item(libc[0], value=elf(libc[1], platform=platform)),
+    ]
+
+
+def probe(
+    *layers: Iterable[Item],
+    modules: Iterable[str] = (),
+    python: str | None = None,
+    platform: str = "linux/amd64",
+    env: Mapping[str, str] | None = None,
+    config: Mapping[str, Any] | None = None,
+    path: Iterable[str] = (),
+) -> ProbeResult:
+    settings = {"Env": [f"{key}={value}" for key, value in (env or {}).items()], **(config or {})}
+    document = {
+        "architecture": "amd64",
+        "os": "linux",
+        "config": settings,
+        "rootfs": {"type": "layers", "diff_ids": []},
+    }
+    return static_probe(
+        view_of(*layers),
+        ImageConfig.model_validate(document),
+        modules=modules,
+        python=python,
+        platform=parse_platform(platform),
+        path=path,
+    )
+
+
+def statuses(result: ProbeResult) -> dict[str, str]:
+    return {name: " ".join(filter(None, (found.status, found.missing))) for name, found in result.modules.items()}
+
+
+def site(*items: Item, base: list[Item] | None = None) -> list[Item]:
+    """Return a Python with files in its site-packages."""
+    placed = [Item(f"{SITE}/{item.path}", item.kind, item.value, item.mode) for item in items]
+    return [*(python_of() if base is None else base), folder(SITE), *placed]
+
+
+# --- the interpreter ---
+
+
+def test_a_python_built_from_source() -> None:
+    python = probe(python_of()).python
+    assert (python.executable, python.version, python.abi) == ("/usr/local/bin/python", "3.12.4", "cp312")
+    assert (python.prefix, python.base_prefix, python.in_venv) == ("/usr/local", "/usr/local", False)
+    assert python.paths == {
+        "purelib": "/usr/local/lib/python3.12/site-packages",
+        "platlib": "/usr/local/lib/python3.12/site-packages",
+        "scripts": "/usr/local/bin",
+        "stdlib": "/usr/local/lib/python3.12",
+    }
+    assert (python.libc, python.libc_version, python.machine) == ("glibc", "2.39", "x86_64")
+    assert python.extension_suffix == ".cpython-312-x86_64-linux-gnu.so"
+    assert python.markers["python_full_version"] == "3.12.4"
+    assert python.markers["platform_machine"] == "x86_64"
+
+
+def test_a_foreign_platform_and_musl() -> None:
+    items = python_of(platform="linux/arm64", libc=("lib/ld-musl-aarch64.so.1", "1.2.5"))
+    python = probe(items, platform="linux/arm64").python
+    assert (python.libc, python.libc_version, python.machine) == ("musl", "1.2.5", "aarch64")
+    assert python.extension_suffix == ".cpython-312-aarch64-linux-musl.so"
+
+
+def test_a_shared_library_says_what_the_interpreter_does_not() -> None:
+    items = [item for item in python_of() if item.path != "usr/local/bin/python3.12"]
+    items += [
+        Item("usr/local/bin/python3.12", value=elf(), mode=0o755),
+        Item("usr/local/lib/libpython3.12.so.1.0", value=elf("3.12.7+", "PyInit_posix")),
+    ]
+    assert probe(items).python.version == "3.12.7"
+
+
+def test_free_threaded_and_release_candidates() -> None:
+    python = probe(python_of(version="3.14.0rc2", folder_name="python3.14t"), modules=["os"]).python
+    assert (python.version, python.abi) == ("3.14.0rc2", "cp314t")
+    assert python.paths["purelib"] == "/usr/local/lib/python3.14t/site-packages"
+
+
+def test_the_path_of_the_image_decides_and_a_named_interpreter_beats_it() -> None:
+    items = [*python_of(), *python_of("opt/conda", version="3.11.9", folder_name="python3.11")]
+    assert probe(items).python.prefix == "/usr/local"
+    assert probe(items, env={"PATH": "/opt/conda/bin:/usr/local/bin"}).python.prefix == "/opt/conda"
+    assert probe(items, python="/opt/conda/bin/python3").python.version == "3.11.9"
+    assert probe(items, python="python3.11", env={"PATH": "/nowhere:/opt/conda/bin"}).python.abi == "cp311"
+
+
+def test_no_python_is_an_answer_of_its_own() -> None:
+    for layers, python in (([], None), (python_of(), "/opt/python"), ([Item("usr/bin/python3", mode=0o644)], None)):
+        with pytest.raises(BuildError) as caught:
+            probe(layers, python=python)
+        assert not isinstance(caught.value, StaticallyUnknown)
+        assert "`python:`" in (caught.value.hint or "")
+
+
+def test_a_virtual_environment_sees_the_system_only_if_it_says_so() -> None:
+    for says, status in (("true", "present"), ("false", "missing system_one")):
+        text = f"home = /usr/local/bin\ninclude-system-site-packages = {says}\n"
+        layer = [
+            *site(Item("system_one.py")),
+            Item("opt/venv/pyvenv.cfg", value=text),
+            link("opt/venv/bin/python", "/usr/local/bin/python3"),
+            Item("opt/venv/lib/python3.12/site-packages/own_one.py"),
+        ]
+        result = probe(layer, python="/opt/venv/bin/python", modules=["own_one", "system_one", "json"])
+        assert statuses(result)["own_one"] == "present"
+        assert statuses(result)["system_one"] == status
+        assert (result.python.prefix, result.python.base_prefix, result.python.in_venv) == (
+            "/opt/venv",
+            "/usr/local",
+            True,
+        )
+        assert result.python.paths["purelib"] == "/opt/venv/lib/python3.12/site-packages"
+
+
+# --- what files do not tell ---
+
+UNKNOWN = {
+    "a script": [*python_of(), Item("usr/local/bin/python", value="#!/bin/sh\nexec other\n", mode=0o755)],
+    "no version": python_of(version="none"),
+    "two versions": [*python_of(), Item("usr/local/lib/libpython3.12.so.1.0", value=elf("3.12.1", "3.12.2"))],
+    "another machine": python_of(platform="linux/arm64"),
+    "no library": [item for item in python_of() if not item.path.endswith("os.py")],
+    "an old one": python_of(version="3.6.9", folder_name="python3.6"),
+    "no C library": [item for item in python_of() if "libc" not in item.path],
+    "a path file": [*python_of(), Item("usr/local/bin/python3._pth")],
+    "code in a .pth file": site(Item("hook.pth", value="import my_hook; my_hook.install()\n")),
+    "a finder of another kind": site(
+        Item("__editable__.x.pth", value="import __editable___x_finder; __editable___x_finder.install()"),
+        Item("__editable___x_finder.py", value="MAPPING = build_it()\n"),
+    ),
+    "a lost finder": site(Item("x.pth", value="import __editable___x_finder; __editable___x_finder.install()")),
+    "a customisation": site(Item("sitecustomize.py", value="import sys\nsys.path.insert(0, '/opt')\n")),
+    "a zipped egg": site(Item("easy-install.pth", value="./x.egg\n"), Item("x.egg", value="PK")),
+    "a broken home": [*python_of(), Item("usr/local/pyvenv.cfg", value="version = 3\n")],
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_where_files_do_not_tell_nothing_is_guessed(name: str) -> None:
+    with pytest.raises(BuildError) as caught:
+        probe([], UNKNOWN[name])
+    assert isinstance(caught.value, StaticallyUnknown)
+    assert caught.value.hint == "probe with `--probe run`"
+
+
+def test_a_link_that_leads_nowhere_is_no_interpreter() -> None:
+    layer = [*python_of(), link("usr/local/bin/python", "loop/x"), link("usr/local/bin/loop", "loop")]
+    assert probe(layer).python.executable == "/usr/local/bin/python3"
+
+
+def test_pythonhome_is_not_understood() -> None:
+    with pytest.raises(StaticallyUnknown, match="PYTHONHOME"):
+        probe(python_of(), env={"PYTHONHOME": "/opt"})
+
+
+def test_a_module_that_a_package_may_make_is_unknown_only_if_it_is_asked_for() -> None:
+    layer = site(
+        Item("six.py", value="import sys\nsys.modules[__name__ + '.moves'] = None\n"),
+        Item("user.py", value="import six.moves\n"),
+    )
+    assert statuses(probe(layer, modules=["six", "user"])) == {"six": "present", "user": "present"}
+    with pytest.raises(StaticallyUnknown, match=r"`six` may make `six\.moves`"):
+        probe(layer, modules=["six.moves"])
+
+
+# --- modules ---
+
+
+def test_modules_of_every_kind() -> None:
+    layer = site(
+        Item("pkg/__init__.py"),
+        Item("pkg/sub.py"),
+        Item("fast.cpython-312-x86_64-linux-gnu.so", value=b"x"),
+        Item("stable.abi3.so", value=b"x"),
+        Item("other.cpython-311-x86_64-linux-gnu.so", value=b"x"),
+        Item("compiled_only.pyc", value=b"x"),
+        Item("space/inner/deep.py"),
+        Item("not_a_module.txt"),
+    )
+    names = ["pkg", "pkg.sub", "pkg.none", "pkg.sub.none", "fast", "stable", "other", "compiled_only", "not_a_module"]
+    result = probe(layer, modules=[*names, "space.inner.deep", "space.none", "posix", "sys", "_struct.x", "os.path"])
+    assert statuses(result) == {
+        "pkg": "present",
+        "pkg.sub": "present",
+        "pkg.none": "missing pkg.none",
+        "pkg.sub.none": "missing pkg.sub.none",
+        "fast": "present",
+        "stable": "present",
+        "other": "missing other",
+        "compiled_only": "present",
+        "not_a_module": "missing not_a_module",
+        "space.inner.deep": "present",
+        "space.none": "missing space.none",
+        "posix": "present",
+        "sys": "present",
+        "_struct.x": "missing _struct.x",
+        "os.path": "present",
+    }
+
+
+def test_what_is_imported_on_the_way_must_be_there() -> None:
+    assert statuses(probe(python_of(), modules=["json", "os"])) == {"json": "incomplete _json", "os": "present"}
+
+
+def test_circles_of_imports() -> None:
+    layer = site(
+        Item("a.py", value="import b\nimport gone\n"),
+        Item("b.py", value="import a\n"),
+        Item("c.py", value="import d\n"),
+        Item("d.py", value="import c\n"),
+    )
+    expected = {"a": "incomplete gone", "b": "incomplete gone", "c": "present", "d": "present"}
+    assert statuses(probe(layer, modules=list("abcd"))) == expected
+
+
+def test_a_chain_of_imports_that_is_deeper_than_any_stack() -> None:
+    layer = site(*(Item(f"m{number}.py", value=f"import m{number + 1}\n") for number in range(3000)))
+    assert statuses(probe(layer, modules=["m0"])) == {"m0": "incomplete m3000"}
+
+
+def test_folders_of_overlays_come_first() -> None:
+    layer = [
+        *site(Item("pkg/__init__.py", value="import gone\n")),
+        Item("srv/code/pkg/__init__.py"),
+        Item("srv/code/more.py"),
+    ]
+    assert statuses(probe(layer, modules=["pkg", "more"]))["pkg"] == "incomplete gone"
+    assert statuses(probe(layer, modules=["pkg", "more"], path=["/srv/code"])) == {"pkg": "present", "more": "present"}
+
+
+def test_distributions_and_the_first_on_the_path_wins() -> None:
+    metadata = "Name: {}\nVersion: {}\nRequires-Dist: six\n\nName: body\n"
+    layer = site(
+        Item("One_Thing-1.dist-info/METADATA", value=metadata.format("One.Thing", "1")),
+        Item("nameless-1.dist-info/METADATA", value="Version: 1\n"),
+        Item("two.egg-info/PKG-INFO", value=metadata.format("two", "2")),
+        Item("old.egg/EGG-INFO/PKG-INFO", value=metadata.format("old", "3")),
+        Item("x/extra/one_thing-9.dist-info/METADATA", value=metadata.format("one-thing", "9")),
+    )
+    found = probe(layer, env={"PYTHONPATH": f"/{SITE}/x/extra"}).distributions
+    assert [(item.name, item.version, item.requires) for item in found] == [
+        ("old", "3", ("six",)),
+        ("one-thing", "9", ("six",)),
+        ("two", "2", ("six",)),
+    ]
+
+
+def test_pip_and_the_mark_of_the_distributor() -> None:
+    layer = [*site(Item("pip/__init__.py")), Item("usr/local/lib/python3.12/EXTERNALLY-MANAGED", value="[x]")]
+    python = probe(layer).python
+    assert (python.has_pip, python.externally_managed) == (True, True)
+    assert (probe(python_of()).python.has_pip, probe(python_of()).python.externally_managed) == (False, False)
+
+
+# --- sources ---
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("import a.b, c as d\n", ("a.b", "c")),
+        ("from a import b as c, d\n", ("a", "a:b", "a:d")),
+        ("from . import b\nfrom ..c import *\n", (".", ".:b", "..c")),
+        ("from a import (\n    b,  # why, oh\n    c,\n)\n", ("a", "a:b", "a:c")),
+        ("from a import b, \\\n    c\n", ("a", "a:b")),
+        ("try:\n    import a\nexcept ImportError:\n    pass\n", ()),
+        ("if x:\n    import a\n", ()),
+        ('"""\nimport a\n"""\nimport b\n', ("b",)),
+        ("'''\nfrom a import b\n'''\n", ()),
+        ("important = 1\nimport_x = 2\n", ()),
+        ("x = 'import a'\n", ()),
+        ("import a; import b\n", ("a",)),
+    ],
+)
+def test_unconditional_imports(source: str, expected: tuple[str, ...]) -> None:
+    assert unconditional_imports(source.encode()) == expected
+
+
+@given(st.binary(max_size=300), st.sampled_from(["a.py", "x.pth", "python3.12", "libc.so.6", "METADATA", "site.py"]))
+def test_no_content_makes_a_reader_fail(content: bytes, name: str) -> None:
+    read = reader_for("x.dist-info", name, len(content))
+    assert read is not None
+    read(iter([content[:100], content[100:]]))
+    read(iter([b"import a, b\nfrom " + content + b" import " + content]))
+    read(iter([elf() + content]))
+
+
+def test_a_mark_that_is_cut_by_a_block_is_found() -> None:
+    data = elf("3.12.4", "PyInit__struct", "stable release version 2.39")
+    read = reader_for("usr/bin", "python3.12", len(data))
+    assert read is not None
+    for cut in range(3000, len(data), 7):
+        facts = read(iter([data[:cut], data[cut:]]))
+        assert facts is not None
+        assert facts.binary is not None
+        assert (facts.binary.python, facts.binary.builtins, facts.binary.glibc) == (("3.12.4",), ("_struct",), "2.39")
