@@ -68,6 +68,9 @@ data:
   train: {data_path: /path/to/train.jsonl}
   default: {dataset_name: HelpSteer3}
   other: {dataset_name: NemoGymDataset}
+prepared:
+  manifest_path: /lustre/data/manifest.json
+  train: {data_path: /path/to/train.jsonl}
 checkpoint_path: ${art:model,path}
 input_dir: /lustre/data/corpus
 deep: {input_dir: /lustre/data/missing}

@@ -51,12 +51,22 @@ def path_findings(context: StepContext) -> Iterator[Finding]:
     for value in context.values.values:
         if (isinstance(value.raw, str) and "\n" in value.raw) or not value.text:
             continue
+        if _is_replaced(context, value):
+            continue
         if PLACEHOLDER in value.text or value.text.startswith("/path/to"):
             yield context.finding(value, "input", "block", "is a placeholder", fix=f"{value.name}=/PATH/ON/A/MOUNT")
         elif value in inputs:
             yield from _input(context, value)
         elif _is_output(context, value):
             yield from _output(context, value)
+
+
+def _is_replaced(context: StepContext, value: StepValue) -> bool:
+    """Tell whether the manifest of an earlier step, named beside the splits, takes the place of a split's path."""
+    if value.last != "data_path" or len(value.key) < 2:
+        return False
+    manifest = context.values.get(*value.key[:-2], "manifest_path")
+    return manifest is not None and bool(manifest.text)
 
 
 def _inputs(context: StepContext) -> list[StepValue]:
