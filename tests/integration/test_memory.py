@@ -1,0 +1,60 @@
+"""Memory does not grow with what is carried: a layer of 350 MB passes a build, a verification and a load."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from registries import run_registry
+
+from airferry.buildah.program import find_engine
+from airferry.buildah.storage import Storage
+from airferry.events import silent
+from debian_bases import DebianBase
+from near_side import make_base, make_near_side
+
+LAYER_BYTES = 350_000_000
+LIMIT_BYTES = 320 * 1024 * 1024
+MEASURE = """
+import re, sys
+from airferry.cli.app import run
+code = run(sys.argv[1:])
+print(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
+sys.exit(code)
+"""
+
+
+def peak_bytes(*arguments: str, folder: Path) -> int:
+    """Run the program in a child and return the most memory that it had, its own children left out."""
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, "--quiet", *arguments], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout.split()[-1]) * 1024
+
+
+def test_a_large_layer_is_never_held_in_memory(
+    debian_base: DebianBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, require_tool: Callable[[str], Path]
+) -> None:
+    require_tool("docker-registry")
+    one = DebianBase(
+        debian_base.layout, dict(list(debian_base.manifests.items())[:1]), debian_base.results, debian_base.cache
+    )
+    side = make_near_side(tmp_path / "near", make_base(one, tmp_path / "base", filler_bytes=LAYER_BYTES))
+    monkeypatch.setenv("AIRFERRY_CACHE", str(tmp_path / "cache"))
+    for name, value in side.environment.items():
+        monkeypatch.setenv(name, value)
+    try:
+        peaks = {"build": peak_bytes("build", folder=side.catalogue)}
+    finally:
+        Storage(find_engine("auto"), tmp_path / "cache" / "engine", emit=silent).remove_all()
+    sizes = [path.stat().st_size for path in (side.out / "bundle" / "blobs" / "sha256").iterdir()]
+    assert max(sizes) > LAYER_BYTES * 0.99, "noise does not compress"
+    peaks["verify"] = peak_bytes("verify", "out", folder=side.catalogue)
+    with run_registry(tmp_path / "registry") as registry:
+        peaks["load"] = peak_bytes("load", "out", "--to", f"{registry.address}/x", folder=side.catalogue)
+    assert {name: peak for name, peak in peaks.items() if peak > LIMIT_BYTES} == {}
+    sys.stdout.write(f"peak memory: { {name: peak >> 20 for name, peak in peaks.items()} } MiB\n")

@@ -1,0 +1,167 @@
+"""What the program prints, where, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from airferry.cli import app as program
+from airferry.cli.app import run
+from catalogues import airgap, write_airgap, write_step
+from near_side import PROGRAM
+from oci_images import make_bundle
+
+COMMANDS = ("doctor", "plan", "lock", "build", "schema", "quickstart", "verify", "load")
+
+
+@pytest.fixture
+def catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    write_step(tmp_path, "sft/tiny")
+    write_airgap(tmp_path, airgap({"py": "registry.example/base:1"}, {"sft/tiny": "py"}))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def in_a_process(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*PROGRAM, *arguments],
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_help_lists_the_commands_and_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--help"]) == 0
+    shown = capsys.readouterr().out
+    for command in COMMANDS:
+        assert f" {command} " in shown
+    assert "Exit codes" in shown
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([command, "--help"]) == 0
+    assert "Usage:" in capsys.readouterr().out
+
+
+def test_json_is_all_that_stdout_gets(catalogue: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["plan", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["execution_groups"][0]["steps"] == ["sft/tiny"]
+    assert run(["schema"]) == 0
+    assert json.loads(capsys.readouterr().out)["type"] == "object"
+
+
+def test_a_plan_is_data_and_what_to_do_next_is_not(catalogue: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["plan"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.rstrip().splitlines()[-1].startswith("  sft/tiny") or "sft/tiny" in captured.out
+    assert "airferry build" in captured.err and "airferry build" not in captured.out
+    assert str(catalogue / "out" / "airgap-plan.yaml") in captured.err
+
+
+def test_quiet_says_nothing_but_data_and_errors(catalogue: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--quiet", "plan"]) == 0
+    assert capsys.readouterr().err == ""
+    (catalogue / "airgap.yaml").unlink()
+    assert run(["--quiet", "plan"]) == 3
+    assert "error:" in capsys.readouterr().err
+
+
+def test_verify_in_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = make_bundle(tmp_path / "bundle").root
+    assert run(["verify", str(tmp_path / "bundle"), "--root", root, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["root"] == root and document["findings"] == []
+    next(path for path in (tmp_path / "bundle/blobs/sha256").iterdir() if path.stat().st_size < 300).unlink()
+    code = run(["verify", str(tmp_path / "bundle"), "--json"])
+    captured = capsys.readouterr()
+    assert code == 6
+    assert not captured.out or json.loads(captured.out)["findings"]
+    assert "image `trainer`" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["nonsense"], 2),
+        (["plan", "--nonsense"], 2),
+        (["verify", "/nowhere"], 2),
+        (["load", "/nowhere", "--to", "host:1/x"], 2),
+        (["plan", "--config", "/nowhere.yaml"], 3),
+        (["build", "--engine", "docker"], 2),
+        (["plan", "--stage", "nonsense"], 2),
+        (["plan", "--platform", "nonsense"], 3),
+        (["build", "--jobs", "0"], 2),
+    ],
+)
+def test_exit_codes(catalogue: Path, arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(arguments) == code
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err and "Traceback" not in captured.err
+
+
+def test_colours_are_for_terminals_that_want_them(catalogue: Path) -> None:
+    for environment in ({"NO_COLOR": "1", "TERM": "xterm-256color"}, {"TERM": "dumb"}, {}):
+        done = in_a_process("plan", "--config", "nowhere.yaml", folder=catalogue, **environment)
+        assert done.returncode == 3
+        assert "\x1b" not in done.stdout + done.stderr
+
+
+def test_a_traceback_is_shown_for_debug_alone(
+    catalogue: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (catalogue / "airgap.yaml").unlink()
+    assert run(["plan"]) == 3
+    assert "Traceback" not in capsys.readouterr().err
+    assert run(["--debug", "plan"]) == 3
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_bug_is_called_one(
+    catalogue: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def break_down(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("[/bold] something")
+
+    monkeypatch.setattr(program, "app", break_down)
+    assert run(["plan"]) == 1
+    shown = capsys.readouterr().err
+    assert "bug: ZeroDivisionError: [/bold] something" in shown and "Traceback" not in shown
+
+
+def test_a_full_disk_that_nobody_translated_is_the_hosts_fault(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fill_up(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device", "/some/file")
+
+    monkeypatch.setattr(program, "app", fill_up)
+    assert run(["plan"]) == 4
+    shown = capsys.readouterr().err
+    assert "`/some/file`" in shown and "free space" in shown
+
+
+def test_a_reader_that_goes_away_is_no_error(catalogue: Path) -> None:
+    done = subprocess.run(
+        ["bash", "-c", 'set -o pipefail; "$@" schema | head -c 10 >/dev/null', "bash", *PROGRAM],
+        cwd=catalogue,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_version_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("airferry ")
+    assert sys.version_info >= (3, 11)
