@@ -143,6 +143,8 @@ class Uploader:
                     raise
                 asked = error.fields.get("retry_after_s")
                 retry.pause(max(0, attempt - 1), asked_s=asked if isinstance(asked, float) else None)
+                if transfer.arrived():
+                    return
             except RegistryError as error:
                 transfer.abandon()
                 if error.fields.get("status") != 413 or not self.limits.lower(transfer.request_bytes):
@@ -176,6 +178,7 @@ class _Transfer:
         self._source = source
         self._what = f"upload blob `{descriptor.digest}` to `{self._name}`"
         self._session = self._journal.find(self._name, descriptor)
+        self._ending = False
         self.request_bytes = 0
 
     @property
@@ -193,6 +196,25 @@ class _Transfer:
             self._send_chunks(session or self._start())
         self._session = None
         self._journal.record(self._name, self._descriptor, None)
+
+    def arrived(self) -> bool:
+        """Tell whether the registry holds the blob although its answer to the end of the upload was lost.
+
+        Proxies give up on a registry that takes its time to hash a large blob, and the registry finishes it anyway.
+        """
+        if not self._ending:
+            return False
+        self._ending = False
+        path = f"{self._repository}/blobs/{self._descriptor.digest}"
+        try:
+            response = self._request("HEAD", path, expected=(200, 404), attempts=1)
+        except RegistryError:
+            return False
+        if response.status_code != 200 or response.headers.get("Content-Length") != str(self._descriptor.size):
+            return False
+        self._session = None
+        self._journal.record(self._name, self._descriptor, None)
+        return True
 
     def interrupt(self) -> None:
         """Leave the session for a later run where chunks of it were acknowledged and noted; else end it."""
@@ -284,6 +306,7 @@ class _Transfer:
         """Close the session under the digest. Registries hash here, so large blobs are given time."""
         digest = self._descriptor.digest
         separator = "&" if "?" in session.location else "?"
+        self._ending = True
         response = self._request(
             "PUT",
             f"{session.location}{separator}digest={digest}",
