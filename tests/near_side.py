@@ -194,6 +194,7 @@ def make_near_side(root: Path, base: Path) -> NearSide:
         workflow={"name": "tests", "stages": ["train/run:tiny"]},
         source={"lock": "requirements.txt"},
         platforms=["linux/amd64"],
+        loader=False,
         launcher_image={**image, "tag": "launcher:1", "tar": "launcher.tar", "packages": []},
         step_execution_images=dict.fromkeys(["train/run", "bare/nothing", "prep/pack"], "py"),
         execution_images={"py": {**image, "tag": "py:1", "tar": "py.tar"}},

@@ -20,6 +20,7 @@ from airferry.build.bases import BaseImage
 from airferry.build.carried_assets import carry_assets, pack_action
 from airferry.build.image_writer import BuiltImage, ImageWriter
 from airferry.build.knowledge import Knowledge
+from airferry.build.loader import CarriedLoader, carry_loader
 from airferry.build.making import Maker
 from airferry.build.originals import put_originals
 from airferry.build.tasks import LAUNCHER, Task, TaskMaker
@@ -193,17 +194,29 @@ class Production:
         described.append(self._artifact(LOCK_ARTIFACT, ArtifactFile(LOCK_FILE, LOCK_CONTENT, self._shop.lock_bytes)))
         assets = carry_assets(plan, self._store, self._journal, emit=self._shop.emit)
         described += assets.artifacts
+        loader = self._loader()
+        if loader is not None:
+            described.append(loader.artifact)
         saved = self._archives(entries, named)
         originals = put_originals(self._shop.originals, self._shop.base_store, self._store)
         named |= self._shop.originals
         saved += [_saved(entry) for entry in originals]
         listed = [entry for entry, _descriptor in described]
-        manifest = self._manifest([*entries, *originals], groups, listed, saved, assets.entries)
+        manifest = self._manifest([*entries, *originals], groups, listed, saved, assets.entries, loader)
         sealed = seal(self._store, named, artifacts=[descriptor for _entry, descriptor in described], manifest=manifest)
         manifest = manifest.with_root(sealed.root)
         files.write_bytes(self._shop.output / MANIFEST_FILE, manifest.to_yaml())
         self._shop.emit(StageFinished("seal", clock.monotonic_s() - started, detail=f"{len(named)} images"))
         return manifest, sealed
+
+    def _loader(self) -> CarriedLoader | None:
+        shop = self._shop
+        choice = shop.plan.config.loader
+        if not choice:
+            return None
+        return carry_loader(
+            choice, shop.plan.platforms, self._store, wheels=shop.wheels, scratch=shop.scratch, emit=shop.emit
+        )
 
     def _index(
         self,
@@ -319,6 +332,7 @@ class Production:
         artifacts: Sequence[ArtifactEntry],
         saved: Sequence[SavedImage],
         assets: Sequence[AssetEntry],
+        loader: CarriedLoader | None,
     ) -> BundleManifest:
         document = self._shop.plan.to_document()
         persistent = document["persistent_assets"]
@@ -345,11 +359,15 @@ class Production:
             images=tuple(entries),
             artifacts=tuple(artifacts),
             compression=self._shop.knowledge.layers.compression.kind,
-            locks=(LockEntry(path=LOCK_FILE, sha256=hashlib.sha256(self._shop.lock_bytes).hexdigest()),),
+            locks=(
+                LockEntry(path=LOCK_FILE, sha256=hashlib.sha256(self._shop.lock_bytes).hexdigest()),
+                *([loader.lock] if loader else []),
+            ),
             tool=ToolEntry(
                 airferry=__version__,
                 versions={"zstandard": zstandard.__version__, **engine},
             ),
+            loader=loader.entry if loader else None,
         )
 
 

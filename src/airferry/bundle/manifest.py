@@ -114,6 +114,15 @@ class ToolEntry(_Own):
     versions: dict[str, str] = Field(default_factory=dict)
 
 
+class LoaderEntry(_Own):
+    """Airferry itself for the far side: a plain tar in the bundle, and the Pythons and CPUs that it serves."""
+
+    archive: str
+    digest: Digest
+    size_bytes: int = Field(ge=0)
+    environments: tuple[str, ...]
+
+
 class LockEntry(_Own):
     """A lock that was followed: its path, and the digest of its bytes."""
 
@@ -224,6 +233,7 @@ class BundleManifest(_Own):
     compression: str
     locks: tuple[LockEntry, ...] = ()
     tool: ToolEntry
+    loader: LoaderEntry | None = None
     root: Digest | None = None
 
     def to_yaml(self) -> bytes:

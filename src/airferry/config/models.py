@@ -163,6 +163,7 @@ class ExecutionImage(StrictModel):
         return self.platforms or ((self.platform,) if self.platform else ())
 
 
+PythonVersion = Annotated[str, Field(pattern=r"^3\.1[1-9]$")]
 Dependencies = dict[str, tuple[Text, ...]]
 
 
@@ -220,6 +221,17 @@ class StepImage(StrictModel):
         return {"execution_image": data} if isinstance(data, str) else data
 
 
+class LoaderChoice(StrictModel):
+    """Airferry itself in the bundle, for a far side that has no way to get it."""
+
+    pythons: Annotated[
+        tuple[PythonVersion, ...], Field(min_length=1, description="Python versions of the far side's machines.")
+    ] = ("3.11",)
+    platforms: Annotated[
+        tuple[PlatformField, ...], Field(description="Their platforms; all that images are built for by default.")
+    ] = ()
+
+
 class RegistryChoice(StrictModel):
     """The private registry of the far side."""
 
@@ -275,6 +287,9 @@ class Config(StrictModel):
         SiteProfile | None, Field(description="What is known of the far side, or the path of a file that says it.")
     ] = None
     registry: RegistryChoice = RegistryChoice()
+    loader: Annotated[
+        LoaderChoice | Literal[False], Field(description="Airferry itself in the bundle; `false` leaves it out.")
+    ] = LoaderChoice()
 
     _document: Document = PrivateAttr(default=Document(Path("airgap.yaml"), {}, {}))
 

@@ -1,0 +1,66 @@
+#!/bin/sh
+# Installs airferry out of a bundle: no network, no pip, no venv, no root. Needs a Python of the versions that the folder
+# `environments` names, with its standard library (Debian: python3-minimal and libpython3-stdlib).
+#
+#   sh airferry-loader/install DIR        then: DIR/bin/airferry verify …
+#
+# Another interpreter: PYTHON=/path/to/python3 sh airferry-loader/install DIR
+set -eu
+
+here=$(cd "$(dirname "$0")" && pwd -P)
+
+fail() {
+  echo "install: error: $*" >&2
+  exit 4
+}
+
+if [ $# -ne 1 ] || [ -z "$1" ]; then
+  echo "usage: sh $0 DIR" >&2
+  exit 2
+fi
+
+(cd "$here" && sha256sum --check --quiet SHA256SUMS) || fail "files of this folder are damaged; unpack it again"
+
+python=
+seen=
+for name in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11}; do
+  tag=$("$name" -c 'import os, sys; print("cp%d%d-%s" % (*sys.version_info[:2], os.uname()[4]))' 2>/dev/null) || continue
+  if [ -f "$here/environments/$tag" ]; then
+    python=$(command -v "$name")
+    break
+  fi
+  seen="$seen $name ($tag)"
+done
+[ -n "$python" ] || fail "no Python fits: found${seen:- none}, wanted one of: $(cd "$here/environments" && echo *)"
+
+"$python" -c 'import asyncio, dataclasses, http.client, json, shutil, zipfile' 2>/dev/null ||
+  fail "$python lacks parts of its standard library; on Debian: apt-get install libpython3-stdlib"
+
+mkdir -p "$1/bin"
+target=$(cd "$1" && pwd -P)
+rm -rf "$target/lib.new"
+mkdir "$target/lib.new"
+while read -r wheel; do
+  "$python" -m zipfile -e "$here/wheels/$wheel" "$target/lib.new"
+done <"$here/environments/$tag"
+rm -rf "$target/lib"
+mv "$target/lib.new" "$target/lib"
+
+cat >"$target/bin/airferry.py" <<'SCRIPT'
+import os
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.realpath(__file__))), "lib"))
+sys.argv[0] = "airferry"
+
+from airferry.cli import main
+
+main()
+SCRIPT
+cat >"$target/bin/airferry.new" <<SCRIPT
+#!/bin/sh
+exec "$python" -I "$target/bin/airferry.py" "\$@"
+SCRIPT
+chmod 755 "$target/bin/airferry.new"
+mv "$target/bin/airferry.new" "$target/bin/airferry"
+"$target/bin/airferry" --version
