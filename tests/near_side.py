@@ -61,9 +61,9 @@ def commit_all(folder: Path, message: str = "change") -> str:
     return git(folder, "rev-parse", "HEAD")
 
 
-def make_base(debian: DebianBase, path: Path) -> Path:
+def make_base(debian: DebianBase, path: Path, *, filler_bytes: int = 0) -> Path:
     """Write a layout with an index for both platforms: Debian in gzip, a layer with something at the overlay's target,
-    and a config with a user and a variable of its own."""
+    and a config with a user and a variable of its own. A filler is a file of noise in a layer without compression."""
     source, store = LayoutStore.open(debian.layout, read_only=True), LayoutStore.create(path)
     gzip = Compression("gzip", 1)
     children = []
@@ -77,8 +77,12 @@ def make_base(debian: DebianBase, path: Path) -> Path:
             layers.append(made)
         content = {"opt/thing/stale.txt": b"replaced", "opt/keep.txt": b"kept"}
         layers.append(compress_layer(io.BytesIO(layer_tar(content)), compression=gzip, into=store))
+        if filler_bytes:
+            noise = io.BytesIO(layer_tar({"opt/noise": os.urandom(filler_bytes)}))
+            layers.append(compress_layer(noise, compression=Compression("none"), into=store))
         config["rootfs"]["diff_ids"] = [layer.diff_id for layer in layers]
-        config["history"] = [*config["history"], {"created": config["created"], "created_by": "test"}]
+        made_here = {"created": config["created"], "created_by": "test"}
+        config["history"] = [*config["history"], *[made_here] * (len(layers) - len(manifest.layers))]
         config["config"] = {**config["config"], "User": "1000", "Env": [*config["config"]["Env"], "FROM_BASE=1"]}
         document = Manifest(
             schema_version=2,
@@ -194,6 +198,7 @@ def make_near_side(root: Path, base: Path) -> NearSide:
         workflow={"name": "tests", "stages": ["train/run:tiny"]},
         source={"lock": "requirements.txt"},
         platforms=["linux/amd64"],
+        builder="buildah",
         loader=False,
         launcher_image={**image, "tag": "launcher:1", "tar": "launcher.tar", "packages": []},
         step_execution_images=dict.fromkeys(["train/run", "bare/nothing", "prep/pack"], "py"),
