@@ -305,14 +305,25 @@ def test_the_compression_is_the_one_asked_for(side: NearSide, near_base: Path, k
     verify(side.out).raise_if_wrong()
 
 
-def test_podman_builds_the_same_images(side: NearSide, require_tool: Callable[[str], Path], near_cache: Path) -> None:
+def test_podman_serves_where_there_is_no_buildah_and_builds_the_same(
+    side: NearSide, require_tool: Callable[[str], Path], near_cache: Path, tmp_path: Path
+) -> None:
     require_tool("podman")
     by_buildah = side.build(engine="buildah")
-    by_podman = side.build(engine="podman")
-    assert by_podman.reused == 0
-    assert [image.digest for image in by_podman.images] == [image.digest for image in by_buildah.images]
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for path in Path("/usr/bin").iterdir():
+        if path.name != "buildah":
+            (programs / path.name).symlink_to(path)
+    done = side.run("build", "--json", PATH=str(programs))
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["reused"] == 0
+    assert [image["digest"] for image in answer["images"]] == [image.digest for image in by_buildah.images]
+    manifest = yaml.safe_load((side.out / "airgap-manifest.yaml").read_text())
+    assert manifest["tool"]["versions"]["engine"].startswith("podman ")
     with open_engine(near_cache / "engine", engine="podman") as engine:
-        found = engine.pull_from_layout(by_podman.bundle, by_podman.images[-1].reference, platform=AMD64)
+        found = engine.pull_from_layout(by_buildah.bundle, answer["images"][-1]["reference"], platform=AMD64)
         code = "import ferry_addition; print(ferry_addition.VERSION)"
         assert engine.run(found, ["/usr/bin/python3", "-c", code], platform=AMD64).text.strip() == "1.0"
 
