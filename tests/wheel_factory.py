@@ -7,7 +7,7 @@ import hashlib
 import io
 import tarfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from airferry.build.probe import InstalledDistribution, ModuleAnswer, ProbeResult, PythonFacts
@@ -47,6 +47,45 @@ def make_wheel(
         for path, text in content.items():
             archive.writestr(zipfile.ZipInfo(path), text)
     return wheel
+
+
+WHEEL = "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+
+
+def record_hash(data: bytes) -> str:
+    """Return a file's hash as RECORD has it."""
+    return "sha256=" + base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+
+
+def wheel_of(
+    folder: Path,
+    name: str,
+    version: str,
+    files: Mapping[str, bytes],
+    *,
+    tag: str = "py3-none-any",
+    record: str | None = None,
+    executable: Sequence[str] = (),
+    wheel: str = WHEEL,
+) -> Path:
+    """Write a wheel of these files, with a RECORD that is right unless another is given, and return its path."""
+    stem = f"{name.replace('-', '_')}-{version}"
+    info = f"{stem}.dist-info"
+    content = {
+        **files,
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n".encode(),
+        f"{info}/WHEEL": wheel.encode(),
+    }
+    rows = "".join(f"{path},{record_hash(data)},{len(data)}\n" for path, data in content.items())
+    content[f"{info}/RECORD"] = (rows + f"{info}/RECORD,,\n" if record is None else record).encode()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{stem}-{tag}.whl"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for member, data in content.items():
+            item = zipfile.ZipInfo(member)
+            item.external_attr = (0o100755 if member in executable else 0o100644) << 16
+            archive.writestr(item, data)
+    return path
 
 
 def sha256(path: Path) -> str:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import csv
-import hashlib
 import io
 import json
 import tarfile
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,7 +18,7 @@ from airferry.build.wheels import Wheel
 from airferry.errors import BuildError
 from airferry.plan.catalogue_lock import GitSource
 from base_trees import EPOCH_S, Base, Entry, link
-from wheel_factory import make_probe, sha256
+from wheel_factory import WHEEL, make_probe, record_hash, sha256, wheel_of
 
 SCHEME = InstallScheme(
     purelib="/usr/local/lib/python3.11/dist-packages",
@@ -33,11 +30,6 @@ SCHEME = InstallScheme(
 )
 TARGET = WheelTarget((3, 11, 2), "cp311", "glibc", (2, 36), "x86_64")
 LIB = "usr/local/lib/python3.11/dist-packages"
-WHEEL = "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-
-
-def hashed(data: bytes) -> str:
-    return "sha256=" + base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
 
 
 def wheel(
@@ -50,21 +42,7 @@ def wheel(
     executable: tuple[str, ...] = (),
     metadata: str = WHEEL,
 ) -> Wheel:
-    """Write a wheel of these files with a RECORD that is right unless another is given."""
-    info = f"{name}-1.0.dist-info"
-    content = {
-        **files,
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n".encode(),
-        f"{info}/WHEEL": metadata.encode(),
-    }
-    rows = "".join(f"{path},{hashed(data)},{len(data)}\n" for path, data in content.items())
-    content[f"{info}/RECORD"] = (rows + f"{info}/RECORD,,\n" if record is None else record).encode()
-    path = folder / f"{name}-1.0-{tag}.whl"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for member, data in content.items():
-            item = zipfile.ZipInfo(member)
-            item.external_attr = (0o100755 if member in executable else 0o100644) << 16
-            archive.writestr(item, data)
+    path = wheel_of(folder, name, "1.0", files, tag=tag, record=record, executable=executable, wheel=metadata)
     return Wheel(name, "1.0", path.name, sha256(path), path)
 
 
@@ -126,7 +104,7 @@ def test_files_scripts_data_and_record_land_in_the_bases_own_scheme(tmp_path: Pa
     installed = {recorded(path): made[recorded(path)][1] for path in record}
     assert set(installed) == set(modes) - {f"{LIB}/pkg-1.0.dist-info/RECORD"}
     assert {recorded(path): row for path, row in record.items()} == {
-        path: [hashed(data), str(len(data))] for path, data in installed.items()
+        path: [record_hash(data), str(len(data))] for path, data in installed.items()
     }
     assert "../../../bin/pkg" in record
 
@@ -176,8 +154,8 @@ def test_a_wheel_for_another_platform_is_refused(tmp_path: Path) -> None:
 INFO = "pkg-1.0.dist-info"
 METADATA = b"Metadata-Version: 2.1\nName: pkg\nVersion: 1.0\n"
 TRUE_ROWS = [
-    f"{INFO}/METADATA,{hashed(METADATA)},{len(METADATA)}",
-    f"{INFO}/WHEEL,{hashed(WHEEL.encode())},{len(WHEEL)}",
+    f"{INFO}/METADATA,{record_hash(METADATA)},{len(METADATA)}",
+    f"{INFO}/WHEEL,{record_hash(WHEEL.encode())},{len(WHEEL)}",
     f"{INFO}/RECORD,,",
 ]
 
@@ -186,7 +164,7 @@ TRUE_ROWS = [
     ("row", "message"),
     [
         ("pkg.py,sha256=AAAA,5", "`pkg.py` is not what its RECORD says"),
-        (f"pkg.py,{hashed(b'right')},4", "says 4 bytes of `pkg.py`, which has 5"),
+        (f"pkg.py,{record_hash(b'right')},4", "says 4 bytes of `pkg.py`, which has 5"),
         ("pkg.py,,", "no usable hash for `pkg.py`"),
         ("pkg.py,md5=AAAA,5", "no usable hash for `pkg.py`"),
         ("pkg.py,nonsense,5", "does not follow the required format"),
@@ -220,8 +198,8 @@ def test_a_file_that_another_distribution_owns_is_refused_unless_it_is_the_same(
     base = Base({place: Entry(b"0", 0o644)})
     new = wheel(tmp_path, {"shared.py": b"new"})
     with pytest.raises(BuildError, match=f"brings `/{place}`, which `other 2.0` of the base owns"):
-        layer(new, base=base, owned={place: ("other 2.0", hashed(b"old"))})
-    assert layer(new, base=base, owned={place: ("other 2.0", hashed(b"new"))})[place][1] == b"new"
+        layer(new, base=base, owned={place: ("other 2.0", record_hash(b"old"))})
+    assert layer(new, base=base, owned={place: ("other 2.0", record_hash(b"new"))})[place][1] == b"new"
     assert layer(new, base=base)[place][1] == b"new"
 
 

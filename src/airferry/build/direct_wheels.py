@@ -90,7 +90,7 @@ def install_scheme(python: PythonFacts) -> InstallScheme:
         )
     data = posixpath.dirname(paths["scripts"])
     short = ".".join(python.version.split(".")[:2])
-    include = f"{data}/include/site/python{short}" if python.in_venv else f"{data}/include/python{short}"
+    include = f"{data}/include/site/python{short}" if python.in_venv else f"{python.base_prefix}/include/python{short}"
     return InstallScheme(
         purelib=paths["purelib"],
         platlib=paths["platlib"],
@@ -138,7 +138,7 @@ class WheelInstaller:
             archive = self._stack.enter_context(zipfile.ZipFile(wheel.path))
             source = _CheckedWheel(archive)
             source.check()
-            destination = _Destination(self._tree, self._scheme, source.distribution, wheel, self._owned)
+            destination = _Destination(self._tree, self._scheme, wheel, self._owned)
             install(source, destination, metadata)
 
 
@@ -262,10 +262,10 @@ class _Member(io.RawIOBase):
 class _Destination(WheelDestination):
     """What `installer` writes to."""
 
-    def __init__(self, tree: LayerTree, scheme: InstallScheme, distribution: str, wheel: Wheel, owned: Owned) -> None:
+    def __init__(self, tree: LayerTree, scheme: InstallScheme, wheel: Wheel, owned: Owned) -> None:
         self._tree = tree
         self._scheme = scheme
-        self._distribution = distribution
+        self._distribution = wheel.name
         self._owner = wheel.filename
         self._owned = owned
 
