@@ -1,0 +1,60 @@
+"""The man page and shell completion follow the program."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import man_page
+from airferry.host import process
+from cli_reference import commands, is_group, program
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "airferry.1"
+
+
+def test_the_man_page_is_the_generated_one() -> None:
+    """Set AIRFERRY_REGENERATE=1 to write it anew."""
+    if os.environ.get("AIRFERRY_REGENERATE"):
+        PAGE.write_text(man_page.render())
+    assert PAGE.read_text() == man_page.render()
+
+
+def test_the_man_page_ships_in_the_wheel() -> None:
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel["shared-data"] == {"docs/airferry.1": "share/man/man1/airferry.1"}
+
+
+def complete(*words: str) -> list[str]:
+    """Ask the program as bash does what the last word can become."""
+    argv = [sys.executable, "-c", "import sys; sys.argv[0] = 'airferry'; from airferry.cli import main; main()"]
+    environment = {
+        "_AIRFERRY_COMPLETE": "complete_bash",
+        "COMP_WORDS": " ".join(["airferry", *words]),
+        "COMP_CWORD": str(len(words)),
+    }
+    return process.run(argv, timeout_s=60, environment=environment).text.split()
+
+
+@pytest.mark.parametrize(("start", "found"), [("verif", ["verify"]), ("repo", ["report"]), ("serv", ["serve"])])
+def test_commands_complete(start: str, found: list[str]) -> None:
+    assert complete(start) == found
+
+
+def test_every_command_completes_and_so_do_options() -> None:
+    assert set(complete("")) == set(program().commands)
+    assert "--root" in complete("verify", "--")
+    for path, command in commands(program()):
+        if is_group(command):
+            assert set(complete(*path, "")) == set(command.commands)
+
+
+def test_the_shell_gets_a_script_that_it_understands() -> None:
+    argv = [sys.executable, "-c", "import sys; sys.argv[0] = 'airferry'; from airferry.cli import main; main()"]
+    script = process.run(argv, timeout_s=60, environment={"_AIRFERRY_COMPLETE": "source_bash"}).text
+    assert "complete" in script and "airferry" in script
+    assert process.run(["bash", "-n"], timeout_s=10, stdin=script.encode()).returncode == 0
