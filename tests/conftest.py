@@ -11,7 +11,6 @@ from hypothesis import HealthCheck, settings
 
 from airferry.host.process import find_program
 
-
 # CI tries the same examples each time, and a busy machine fails no test for being slow.
 settings.register_profile(
     "airferry", deadline=None, derandomize=bool(os.environ.get("CI")), suppress_health_check=[HealthCheck.too_slow]

@@ -43,9 +43,14 @@ def free_port() -> int:
 
 @contextmanager
 def run_registry(
-    folder: Path, *, extra: dict[str, object] | None = None, tls: dict[str, str] | None = None
+    folder: Path,
+    *,
+    extra: dict[str, object] | None = None,
+    tls: dict[str, object] | None = None,
+    program: str = "docker-registry",
+    host: str = "127.0.0.1",
 ) -> Iterator[RegistryProcess]:
-    """Run a docker-registry with its storage in a folder until the block ends."""
+    """Run a docker-registry, or another program of its kind, with its storage in a folder until the block ends."""
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
     storage = folder / "storage"
@@ -53,22 +58,22 @@ def run_registry(
         "version": "0.1",
         "log": {"level": "warn"},
         "storage": {"filesystem": {"rootdirectory": str(storage)}, "delete": {"enabled": True}},
-        "http": {"addr": f"127.0.0.1:{port}", **({"tls": tls} if tls else {})},
+        "http": {"addr": f"{host}:{port}", **({"tls": tls} if tls else {})},
         **(extra or {}),
     }
-    path = folder / "config.yml"
+    path = folder / "config.json"
     path.write_text(json.dumps(config))
-    child = process.start(["docker-registry", "serve", path], log=folder / "log")
+    child = process.start([program, "serve", path], log=folder / "log")
     try:
         deadline = time.monotonic() + STARTS_WITHIN_S
         while True:
             try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                socket.create_connection((host.strip("[]"), port), timeout=1).close()
                 break
             except OSError:
                 assert child.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
                 time.sleep(0.02)
-        yield RegistryProcess(f"127.0.0.1:{port}", storage, folder / "log")
+        yield RegistryProcess(f"{host}:{port}", storage, folder / "log")
     finally:
         process.end_process_group(child)
 

@@ -155,7 +155,8 @@ def collect_facts(source: Iterable[bytes], *, what: str, max_entries: int = MAX_
             numbers[folder] = number
         if len(facts.entries) >= max_entries:
             raise IntegrityError(
-                f"{what} has more than {max_entries} entries", hint="if the layer is really that large, raise the limit"
+                f"{what} has more than {max_entries} entries",
+                hint="if the layer is really that large, raise `limits.layer_entries` in airgap.yaml",
             )
         known: FileFacts | None = None
         if entry.is_regular and entry.size:

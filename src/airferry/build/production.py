@@ -23,6 +23,14 @@ from airferry.build.knowledge import Knowledge
 from airferry.build.loader import CarriedLoader, carry_loader
 from airferry.build.making import Maker
 from airferry.build.originals import put_originals
+from airferry.build.rehearsal import (
+    REPORT_FILE,
+    Rehearsal,
+    RehearsalReport,
+    entries_json,
+    rehearsal_action,
+    write_report,
+)
 from airferry.build.tasks import LAUNCHER, Task, TaskMaker
 from airferry.build.wheels import WheelStore
 from airferry.buildah.engine import Engine
@@ -66,12 +74,17 @@ LOCK_ARTIFACT = "application/vnd.airferry.lock.v1"
 LOCK_CONTENT = "application/vnd.airferry.lock.v1+yaml"
 REQUIREMENTS_CONTENT = "text/x-requirements.txt"
 OVERLAYS_CONTENT = "application/json"
+REHEARSAL_ARTIFACT = "application/vnd.airferry.rehearsal.v1"
+REHEARSAL_CONTENT = "application/vnd.airferry.rehearsal.v1+json"
 BUNDLE = "bundle"
 
 
 @dataclass(frozen=True, slots=True)
 class Workshop:
-    """What a production works with. `engine` opens the engine, which a run with nothing to build never needs."""
+    """What a production works with. `engine` opens the engine, which a run with nothing to build never needs.
+
+    `rehearse` names the targets to try before sealing, none standing for all; without it none are tried.
+    """
 
     plan: Plan
     lock: Lockfile
@@ -87,6 +100,7 @@ class Workshop:
     jobs: int
     emit: Emit = field(repr=False)
     originals: Mapping[str, Descriptor] = field(default_factory=dict)
+    rehearse: tuple[str, ...] | None = None
 
     @property
     def output(self) -> Path:
@@ -102,6 +116,7 @@ class Produced:
     reused: int
     manifest: BundleManifest | None = None
     sealed: Sealed | None = None
+    rehearsal: RehearsalReport | None = None
 
 
 class Production:
@@ -130,15 +145,41 @@ class Production:
             images[task.name] = (*images.get(task.name, ()), done.image)
         self._by_engine = any(done.by_engine for done in made)
         reused = sum(done.reused for done in made)
+        rehearsal = self._rehearse(images)
         if "save-images" not in stages:
-            return Produced(images, reused)
-        manifest, sealed = self._save(images)
+            return Produced(images, reused, rehearsal=rehearsal)
+        if rehearsal is not None:
+            rehearsal.raise_if_wrong()
+        manifest, sealed = self._save(images, rehearsal)
         kept = {task.action for task in tasks}
         kept |= {f"layer {layer.digest}" for task in tasks for layer in task.base.layers}
         kept |= {f"archive {image.reference}" for image in manifest.images}
         kept |= {pack_action(asset.name) for asset in manifest.persistent_assets.assets}
+        plan = self._shop.plan
+        kept |= {
+            rehearsal_action(spec, item) for group in plan.groups for spec in group.targets for item in group.platforms
+        }
         self._journal.forget_except(kept)
-        return Produced(images, reused, manifest, sealed)
+        return Produced(images, reused, manifest, sealed, rehearsal)
+
+    def _rehearse(self, images: Mapping[str, Sequence[BuiltImage]]) -> RehearsalReport | None:
+        """Try the steps in the images that were built, if that was asked for, and write the report."""
+        shop = self._shop
+        if shop.rehearse is None:
+            return None
+        rehearsal = Rehearsal(
+            plan=shop.plan,
+            lock=shop.lock,
+            store=self._store,
+            journal=self._journal,
+            engine=shop.engine,
+            scratch=shop.scratch,
+            jobs=shop.jobs,
+            emit=shop.emit,
+        )
+        report = rehearsal.run(images, targets=shop.rehearse)
+        write_report(report, shop.output)
+        return report
 
     def _maker(self) -> Maker:
         shop = self._shop
@@ -174,7 +215,9 @@ class Production:
 
     # --- sealing -----------------------------------------------------------------------------------------------------
 
-    def _save(self, built: Mapping[str, tuple[BuiltImage, ...]]) -> tuple[BundleManifest, Sealed]:
+    def _save(
+        self, built: Mapping[str, tuple[BuiltImage, ...]], rehearsal: RehearsalReport | None
+    ) -> tuple[BundleManifest, Sealed]:
         plan = self._shop.plan
         started = clock.monotonic_s()
         self._shop.emit(StageStarted("seal"))
@@ -194,6 +237,9 @@ class Production:
         described.append(self._artifact(LOCK_ARTIFACT, ArtifactFile(LOCK_FILE, LOCK_CONTENT, self._shop.lock_bytes)))
         assets = carry_assets(plan, self._store, self._journal, emit=self._shop.emit)
         described += assets.artifacts
+        if rehearsal is not None:
+            content = ArtifactFile(REPORT_FILE, REHEARSAL_CONTENT, entries_json(rehearsal))
+            described.append(self._artifact(REHEARSAL_ARTIFACT, content))
         loader = self._loader()
         if loader is not None:
             described.append(loader.artifact)
@@ -203,6 +249,7 @@ class Production:
         saved += [_saved(entry) for entry in originals]
         listed = [entry for entry, _descriptor in described]
         manifest = self._manifest([*entries, *originals], groups, listed, saved, assets.entries, loader)
+        manifest = manifest.model_copy(update={"rehearsals": rehearsal.entries if rehearsal else ()})
         sealed = seal(self._store, named, artifacts=[descriptor for _entry, descriptor in described], manifest=manifest)
         manifest = manifest.with_root(sealed.root)
         files.write_bytes(self._shop.output / MANIFEST_FILE, manifest.to_yaml())

@@ -64,7 +64,7 @@ class RootView:
             if left < 0:
                 raise IntegrityError(
                     f"the image has more than {max_entries} entries",
-                    hint="if it is really that large, raise the limit",
+                    hint="if it is really that large, raise `limits.layer_entries` in airgap.yaml",
                 )
             self._merge(_LayerTree(self, f"layer {number + 1}").build(facts))
 

@@ -292,6 +292,7 @@ class Engine:
         env: Mapping[str, str] | None = None,
         workdir: str | None = None,
         network: bool = False,
+        watch: Path | None = None,
         stdin: bytes | None = None,
         timeout_s: float = BUILD_S,
         check: bool = True,
@@ -299,8 +300,9 @@ class Engine:
     ) -> process.Completed:
         """Run a command in a container of an image and return what it left. No container stays behind.
 
-        The image's entry point is not used. Without `network` the command sees a loopback interface only. `on_line`
-        gets each line of its stderr. With `check` false, its exit code is the caller's to judge.
+        The image's entry point is not used. Without `network` the command sees a loopback interface only; with `watch`
+        it sees a network that leads nowhere, and each attempt to use it goes to that file, as `buildah.sink` writes it.
+        `on_line` gets each line of its stderr. With `check` false, its exit code is the caller's to judge.
 
         Raises:
             BuildError: with `check`, the command failed; always, its time ran out.
@@ -317,7 +319,7 @@ class Engine:
                 common += ["--workdir", workdir] if workdir else []
                 common += [
                     "--network",
-                    "host" if network else "none",
+                    "host" if network or watch else "none",
                     *(["--interactive"] if stdin is not None else []),
                 ]
                 create = [
@@ -342,7 +344,7 @@ class Engine:
                 )
                 arguments = ["run", *self.storage.isolation.arguments, *common, name, "--", *argv]
             return self.storage.invoke(
-                arguments, network=network, timeout_s=timeout_s, stdin=stdin, check=check, on_line=on_line
+                arguments, network=network, watch=watch, timeout_s=timeout_s, stdin=stdin, check=check, on_line=on_line
             )
         except process.ProcessFailed as failure:
             raise engine_error(failure, doing=f"run `{argv[0]}` in `{image}` for `{platform}`") from failure

@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from airferry.buildah import inside
+from airferry.buildah import inside, sink
 from airferry.buildah.program import Program, engine_error
 from airferry.errors import HostError
 from airferry.events import Emit, Warned
@@ -131,11 +131,16 @@ class Storage:
         """Return `argv` as run where there is a loopback interface and no other network."""
         return self.unshared([sys.executable, "-I", inside.__file__, "offline", *argv])
 
+    def watched(self, argv: Sequence[str | Path], log: Path) -> list[str]:
+        """Return `argv` as run where a network seems to be: it leads nowhere, and attempts to use it go to a log."""
+        return self.unshared([sys.executable, "-I", sink.__file__, log, *argv])
+
     def invoke(
         self,
         arguments: Sequence[str | Path],
         *,
         network: bool = True,
+        watch: Path | None = None,
         timeout_s: float = QUICK_S,
         check: bool = True,
         cwd: Path | None = None,
@@ -150,7 +155,9 @@ class Storage:
             ProcessFailed: as `host.process.run` does.
         """
         argv: list[str] = [*self.command(), *map(str, arguments)]
-        if not network:
+        if watch is not None:
+            argv = self.watched(argv, watch)
+        elif not network:
             argv = self.offline(argv)
         return self.invoke_raw(
             argv,

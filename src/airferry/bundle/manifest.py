@@ -7,7 +7,7 @@ root covers it. Paths in it are relative to the output folder.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -117,7 +117,7 @@ class ToolEntry(_Own):
 class LoaderEntry(_Own):
     """Airferry itself for the far side: a plain tar in the bundle, and the Pythons and CPUs that it serves."""
 
-    archive: str
+    archive: Annotated[str, Field(pattern=r"^bundle/blobs/sha256/[0-9a-f]{64}$")]
     digest: Digest
     size_bytes: int = Field(ge=0)
     environments: tuple[str, ...]
@@ -207,6 +207,39 @@ class AssetEntry(_Own):
     pack: Digest | None = None
 
 
+class AttemptEntry(_Own):
+    """An attempt of a step to reach outside; `allowed` says whether the plan declares it."""
+
+    host: str
+    port: int | None = None
+    protocol: str
+    process: str = ""
+    place: str = ""
+    library: str = ""
+    seen: Literal["python", "network"]
+    allowed: bool = False
+
+
+class RehearsalEntry(_Own):
+    """How a target fared in its image for one platform, in a network that leads nowhere.
+
+    `reached` is `nothing`, `image`, `imported`, `config` or `started`; the next three say what ended it.
+    """
+
+    target: str
+    group: str
+    platform: str
+    image: Digest
+    command: tuple[str, ...]
+    reached: str
+    stopped_by: str
+    text: str = ""
+    place: str = ""
+    modules: int = Field(ge=0)
+    missing: tuple[str, ...] = ()
+    attempts: tuple[AttemptEntry, ...] = ()
+
+
 class PersistentAssets(_Familiar):
     """What does not travel in images, and the overlays that do."""
 
@@ -230,6 +263,7 @@ class BundleManifest(_Own):
     persistent_assets: PersistentAssets = PersistentAssets()
     images: tuple[ImageEntry, ...] = ()
     artifacts: tuple[ArtifactEntry, ...] = ()
+    rehearsals: tuple[RehearsalEntry, ...] = ()
     compression: str
     locks: tuple[LockEntry, ...] = ()
     tool: ToolEntry

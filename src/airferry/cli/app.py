@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 
 from airferry import __version__
-from airferry.cli import assets, far, far_more, near, registries, site
+from airferry.cli import assets, far, far_more, near, registries, rehearse, site
 from airferry.cli.render import Reporter
 from airferry.errors import AirferryError, HostError
 from airferry.host import files, process
@@ -40,6 +40,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 near.register(app)
+rehearse.register(app)
 far.register(app)
 far_more.register(app)
 assets.register(app)

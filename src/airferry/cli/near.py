@@ -167,6 +167,9 @@ def build(
     platform: PlatformOption = None,
     stage: StageOption = None,
     locked: Annotated[bool, typer.Option("--locked", help="Refuse to write airgap.lock.yaml.")] = False,
+    rehearse: Annotated[
+        bool, typer.Option("--rehearse", help="Try every step before sealing, as `airferry rehearse` does.")
+    ] = False,
     engine: EngineOption = "auto",
     probe: ProbeOption = "auto",
     jobs: JobsOption = None,
@@ -178,6 +181,7 @@ def build(
         result = usecases.build(
             _selection(config, source, target, platform, stage),
             locked=locked,
+            rehearse=rehearse,
             engine=engine,
             probe=probe,
             jobs=jobs,

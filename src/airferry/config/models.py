@@ -29,6 +29,7 @@ from airferry.config.fields import (
     check_git_url,
     parse_overlay,
 )
+from airferry.config.rehearsal import RehearsalChoice
 from airferry.config.site import SiteProfile
 from airferry.errors import ConfigurationError
 from airferry.oci.platform import Platform
@@ -239,6 +240,15 @@ class RegistryChoice(StrictModel):
     plain_http: Annotated[StrictBool, Field(description="Without TLS; loopback needs no such word.")] = False
 
 
+class LimitsChoice(StrictModel):
+    """What a layer of a base may be at most. Nothing sane is larger; a decompression bomb is."""
+
+    layer_bytes: Annotated[int, Field(strict=True, ge=1, description="Bytes that a layer unpacks to.")] = 1 << 40
+    layer_entries: Annotated[
+        int, Field(strict=True, ge=1, description="Files, folders and links that a layer, and an image, has.")
+    ] = 2_000_000
+
+
 def _check_stage(value: str) -> str:
     for item in value.split(","):
         if item.strip() and item.strip() not in STAGES:
@@ -280,6 +290,10 @@ class Config(StrictModel):
         ),
     ] = "omit"
     builder: Annotated[Literal["auto", "buildah", "direct"], Field(description="How images are assembled.")] = "auto"
+    limits: Annotated[LimitsChoice, Field(description="What a layer of a base may be at most.")] = LimitsChoice()
+    rehearsal: Annotated[RehearsalChoice, Field(description="How steps are tried before they travel.")] = (
+        RehearsalChoice()
+    )
     assets: dict[AssetName, AssetChoice] = Field(
         default_factory=dict, description="Models and data that stay on persistent storage, by name."
     )

@@ -243,7 +243,7 @@ class _Tally:
             if self.total > self._limit_bytes:
                 raise IntegrityError(
                     f"{self._what} unpacks to more than the limit of {self._limit_bytes} bytes",
-                    hint="if the layer is really that large, raise the limit",
+                    hint="if the layer is really that large, raise `limits.layer_bytes` in airgap.yaml",
                 )
             self._hash.update(block)
             for observer in self._observers:

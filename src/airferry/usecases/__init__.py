@@ -11,6 +11,7 @@ from airferry.usecases.example import quickstart
 from airferry.usecases.far import LoadOutcome, load, verify
 from airferry.usecases.host import DoctorReport
 from airferry.usecases.near import BuildOutcome, LockOutcome, PlanOutcome, Selection, build, doctor, lock, plan, schema
+from airferry.usecases.rehearsal import RehearsalOutcome, rehearse
 from airferry.usecases.report import ReportOutcome, report
 from airferry.usecases.serve import Serving, serve
 from airferry.usecases.transport import (
@@ -32,6 +33,7 @@ __all__ = [
     "PlanOutcome",
     "ProbeOutcome",
     "RecordOutcome",
+    "RehearsalOutcome",
     "ReportOutcome",
     "RollbackResult",
     "Selection",
@@ -48,6 +50,7 @@ __all__ = [
     "probe_registry",
     "quickstart",
     "record_asset",
+    "rehearse",
     "report",
     "rollback",
     "schema",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from airferry.buildah.preflight import Check, check_emulator, check_space, checks
@@ -19,6 +19,7 @@ from airferry.registry.source import RegistrySource
 
 LEAST_FREE_BYTES = 2 * 10**9
 LOOKUPS = 4
+ENGINE_CHECKS = ("engine", "runtime folder", "user namespaces", "storage", "isolation")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,9 @@ def examine(plan: Plan | None, *, engine: EngineChoice, emit: Emit = silent) -> 
         bootstrap=any(isinstance(base, BootstrapBase) for base in bases),
         emit=emit,
     )
+    if plan is not None and needs_no_engine(plan):
+        bootstraps = any(isinstance(base, BootstrapBase) for base in bases)
+        found = [_eased(check, bootstraps=bootstraps) for check in found]
     references = sorted({base.reference for base in bases if isinstance(base, RegistryBase)})
     with open_clients(ClientOptions(connect_timeout_s=10.0, read_timeout_s=20.0), emit=emit) as clients:
 
@@ -56,6 +60,24 @@ def examine(plan: Plan | None, *, engine: EngineChoice, emit: Emit = silent) -> 
 
         found += parallel_map(look_up, references, jobs=LOOKUPS)
     return DoctorReport(tuple(found), plan is not None)
+
+
+def needs_no_engine(plan: Plan) -> bool:
+    """Tell whether nothing in a plan asks for an engine by itself; what a base is like may still do so."""
+    launcher = plan.launcher
+    return (
+        plan.config.builder != "buildah"
+        and all(group.containerfile is None for group in plan.groups)
+        and (launcher is None or (launcher.containerfile is None and not launcher.packages))
+    )
+
+
+def _eased(check: Check, *, bootstraps: bool) -> Check:
+    """Return a failed check as a warning where images are assembled directly, for which it does not count."""
+    needed = bootstraps and check.name == "user namespaces"
+    if check.status != "fail" or needed or not (check.name in ENGINE_CHECKS or check.name.startswith("emulator ")):
+        return check
+    return replace(check, status="warn", detail=f"{check.detail}; images of this plan can be assembled without")
 
 
 def check_for_build(plan: Plan, *, cache: Path) -> None:

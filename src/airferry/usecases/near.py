@@ -6,7 +6,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +158,7 @@ def lock(
     if names and not update:
         raise UsageError("names go with `--update`", hint=f"airferry lock --update {' '.join(names)}")
     made = read_plan(selection)
-    with _near_side(made, engine=engine, probe=probe, jobs=jobs, emit=emit) as side:
+    with open_near_side(made, engine=engine, probe=probe, jobs=jobs, emit=emit) as side:
         old = read_lockfile(side.lock_path)
         start = forget(old, names, plan=made) if update and old is not None else old or Lockfile()
         new = side.locker.resolve(start).lockfile
@@ -170,6 +170,7 @@ def build(
     selection: Selection,
     *,
     locked: bool = False,
+    rehearse: bool = False,
     engine: str = "auto",
     probe: str = "auto",
     jobs: int | None = None,
@@ -177,7 +178,10 @@ def build(
 ) -> BuildOutcome:
     """Run the plan's stages: lock, build, seal. What is finished from an earlier run is reused.
 
+    With `rehearse`, every step is tried before the bundle is sealed, in a network that leads nowhere.
+
     Raises:
+        FindingsError: the rehearsal found something; nothing is sealed then.
         ConfigurationError: the plan is wrong, or has outgrown its lock; with `locked`, there is no lock.
         AirferryError: of the family of what failed. Finished work stays.
     """
@@ -186,11 +190,12 @@ def build(
     outcome = BuildOutcome(made.output_dir, made.output_dir / "bundle", (), 0, None, 0, None)
     if not {"discover-execution-deps", "build-launcher-image", "build-execution-images"} & set(made.stages):
         return outcome
-    with _near_side(made, engine=engine, probe=probe, jobs=jobs, emit=emit) as side:
-        resolved = _follow_lock(side, locked=locked, emit=emit)
+    with open_near_side(made, engine=engine, probe=probe, jobs=jobs, emit=emit) as side:
+        resolved = follow_lock(side, locked=locked, emit=emit)
         if not {"build-launcher-image", "build-execution-images"} & set(made.stages):
             return outcome
-        produced = Production(side.workshop(resolved)).run()
+        workshop = side.workshop(resolved)
+        produced = Production(replace(workshop, rehearse=()) if rehearse else workshop).run()
     return _outcome(made, produced)
 
 
@@ -219,7 +224,12 @@ def _split(values: Sequence[str]) -> tuple[str, ...]:
     return tuple(part.strip() for value in values for part in value.split(",") if part.strip())
 
 
-def _follow_lock(side: _NearSide, *, locked: bool, emit: Emit) -> Locked:
+def follow_lock(side: NearSide, *, locked: bool, emit: Emit) -> Locked:
+    """Return what moves as the lock pins it; write the lock first if there is none and `locked` does not forbid it.
+
+    Raises:
+        ConfigurationError: the plan has outgrown its lock; with `locked`, there is no lock.
+    """
     existing = read_lockfile(side.lock_path)
     if existing is None:
         if locked:
@@ -240,16 +250,20 @@ def _follow_lock(side: _NearSide, *, locked: bool, emit: Emit) -> Locked:
 
 
 @dataclass(frozen=True, slots=True)
-class _NearSide:
+class NearSide:
+    """The near side at work: the plan, and what resolves and builds it."""
+
     plan: Plan
     locker: Locker
     engine_version: Callable[[], str]
 
     @property
     def lock_path(self) -> Path:
+        """Where the plan's lock is."""
         return self.plan.output_dir / LOCK_FILE
 
     def workshop(self, resolved: Locked) -> Workshop:
+        """Return what a production works with."""
         locker = self.locker
         sealing = "save-images" in self.plan.stages
         return Workshop(
@@ -271,7 +285,7 @@ class _NearSide:
 
 
 @contextmanager
-def _near_side(made: Plan, *, engine: str, probe: str, jobs: int | None, emit: Emit) -> Iterator[_NearSide]:
+def open_near_side(made: Plan, *, engine: str, probe: str, jobs: int | None, emit: Emit) -> Iterator[NearSide]:
     """Open the cache and what works on it. The engine is opened, and its storage locked, when it is first needed."""
     choice, probing = parse_engine(engine), parse_probe_choice(probe)
     cache = files.cache_directory()
@@ -297,11 +311,19 @@ def _near_side(made: Plan, *, engine: str, probe: str, jobs: int | None, emit: E
         digest = hashlib.sha256(made.lock_path.read_bytes()).hexdigest() if made.lock_path else None
         bases = BaseCache(cache, open_registry=open_registry, emit=emit)
         compression = Compression(made.compression.kind, made.compression.level)
-        layers = BaseLayers(bases.store, cache, compression=compression, output=made.output_dir, emit=emit)
+        limits = made.config.limits
+        layers = BaseLayers(
+            bases.store,
+            cache,
+            compression=compression,
+            output=made.output_dir,
+            limit_bytes=limits.layer_bytes,
+            emit=emit,
+        )
         locker = Locker(
             plan=made,
             bases=bases,
-            knowledge=Knowledge(layers, cache),
+            knowledge=Knowledge(layers, cache, max_entries=limits.layer_entries),
             engine=_once(lend_engine),
             wheels=WheelStore(cache, Pip(emit=emit), emit),
             catalogue=catalogue,
@@ -312,7 +334,7 @@ def _near_side(made: Plan, *, engine: str, probe: str, jobs: int | None, emit: E
             emit=emit,
             probe=probing,
         )
-        yield _NearSide(made, locker, lambda: _version_of(find_engine(choice)))
+        yield NearSide(made, locker, lambda: _version_of(find_engine(choice)))
 
 
 def _version_of(program: Program) -> str:

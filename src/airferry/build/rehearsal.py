@@ -1,0 +1,440 @@
+"""The rehearsal: each step's image is run as the far side would run it, in a network that leads nowhere.
+
+First all modules that the plan found are imported, then the step is started with its config, until it ends or its time
+is up. Python's attempts to reach outside are seen by audit hooks, those of everything else by the sink of the engine.
+Nothing is written into the bundle here; a journal keeps what was found for the same image, code and command.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from airferry.build import contexts
+from airferry.build.image_writer import BuiltImage
+from airferry.build.probe import ProbeResult, parse_probe, probe_argv, probe_input
+from airferry.build.rehearsal_report import (
+    LEVELS,
+    Attempt,
+    Ending,
+    find_attempts,
+    judge_ending,
+    read_hook_log,
+    read_sink_log,
+)
+from airferry.build.tasks import WORKSPACE
+from airferry.buildah.engine import Engine, Volume, base_tag
+from airferry.bundle.manifest import AttemptEntry, RehearsalEntry
+from airferry.config.rehearsal import StepRehearsal, is_allowed
+from airferry.errors import ConfigurationError, FindingsError
+from airferry.events import Emit, StageFinished, StageStarted
+from airferry.host import clock, files
+from airferry.host.journal import Journal
+from airferry.host.threads import parallel_map
+from airferry.oci.documents import MAX_CONFIG_BYTES, canonical_json, parse_image_config, parse_manifest
+from airferry.oci.layout import LayoutStore
+from airferry.oci.platform import Platform
+from airferry.plan.lockfile import Lockfile
+from airferry.plan.models import GroupPlan, Plan, StepPlan
+
+VERSION = 1  # part of every rehearsal's inputs: raise it when the same step would be judged otherwise
+REPORT_FILE = "airgap-rehearsal.json"
+HOOK, LOGS, JOB = "/airferry/hook", "/airferry/log", "/airferry/job"
+HOOK_FILE = "sitecustomize.py"
+LOG_FILE = "hook.log"
+MAX_LOG_BYTES = 64 * 1024 * 1024
+EMULATION_FACTOR = 4
+START_S = 180.0
+TAG = "rehearsal"
+SHOWN_FINDINGS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """How one target fared on one platform. `output` is what it said last; `findings` are what should not be."""
+
+    entry: RehearsalEntry
+    elapsed_s: float
+    output: str
+    findings: tuple[str, ...]
+    reused: bool = False
+
+    def to_document(self) -> dict[str, Any]:
+        """Return the result as plain data."""
+        return {
+            **self.entry.model_dump(mode="json"),
+            "elapsed_s": round(self.elapsed_s, 1),
+            "output": self.output,
+            "findings": list(self.findings),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class RehearsalReport:
+    """How all targets fared."""
+
+    results: tuple[StepResult, ...]
+
+    @property
+    def entries(self) -> tuple[RehearsalEntry, ...]:
+        """What the bundle's manifest says of them."""
+        return tuple(result.entry for result in self.results)
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """Everything that should not be, in the order of the targets."""
+        return tuple(finding for result in self.results for finding in result.findings)
+
+    def to_document(self) -> dict[str, Any]:
+        """Return the report as plain data."""
+        return {
+            "schema_version": 1,
+            "ok": not self.findings,
+            "findings": list(self.findings),
+            "rehearsals": [result.to_document() for result in self.results],
+        }
+
+    def raise_if_wrong(self) -> None:
+        """Do nothing if no target did what it should not.
+
+        Raises:
+            FindingsError: one did; `fields["report"]` is this report.
+        """
+        if not self.findings:
+            return
+        shown = "".join(f"\n  {finding}" for finding in self.findings[:SHOWN_FINDINGS])
+        more = len(self.findings) - SHOWN_FINDINGS
+        raise FindingsError(
+            f"the rehearsal found {len(self.findings)} things:{shown}" + (f"\n  and {more} more" if more > 0 else ""),
+            hint="bake in what steps fetch (`overlays:`), stage it (`assets:`), or declare it under `rehearsal:`",
+            report=self,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Scene:
+    """A target with all that its run needs."""
+
+    step: StepPlan
+    group: GroupPlan
+    platform: Platform
+    image: BuiltImage
+    python: str
+    choice: StepRehearsal
+    command: tuple[str, ...]
+    config: str
+    path: str
+    modules: tuple[str, ...]
+
+    @property
+    def stage(self) -> str:
+        return rehearsal_action(self.step.target.spec, self.platform)
+
+    @property
+    def limit_s(self) -> float:
+        factor = 1 if self.platform.matches_host() else EMULATION_FACTOR
+        return float((self.choice.time_limit_s or 1) * factor)
+
+
+class Rehearsal:
+    """Tries the targets of a plan in the images that were built for them."""
+
+    def __init__(
+        self,
+        *,
+        plan: Plan,
+        lock: Lockfile,
+        store: LayoutStore,
+        journal: Journal,
+        engine: Callable[[], Engine],
+        scratch: Path,
+        jobs: int,
+        emit: Emit,
+    ) -> None:
+        """Take what all targets share. The store is the bundle that holds the images."""
+        self._plan = plan
+        self._lock = lock
+        self._store = store
+        self._journal = journal
+        self._engine = engine
+        self._scratch = scratch
+        self._jobs = jobs
+        self._emit = emit
+
+    def run(self, images: Mapping[str, Sequence[BuiltImage]], *, targets: Sequence[str] = ()) -> RehearsalReport:
+        """Try every target, or those that are named by step id or target, on each of its platforms.
+
+        What the journal knows of the same image, code and command is not tried again.
+
+        Raises:
+            ConfigurationError: a name stands for no target, or an exception of `rehearsal.steps` for no step.
+            BuildError: an image cannot be run at all.
+        """
+        scenes = self._scenes(images, targets)
+        with self._source() as (source, digest):
+            results = parallel_map(lambda scene: self._rehearse(scene, source, digest), scenes, jobs=self._jobs)
+        if any(not result.reused for result in results):
+            for image in {scene.image.manifest.digest for scene in scenes}:
+                self._engine().remove_image(base_tag(image, TAG))
+        return RehearsalReport(tuple(results))
+
+    def _scenes(self, images: Mapping[str, Sequence[BuiltImage]], targets: Sequence[str]) -> list[_Scene]:
+        steps = {step.target.spec: step for step in self._plan.steps}
+        known = {*steps, *(step.target.step_id for step in self._plan.steps)}
+        if unknown := [name for name in targets if name not in known]:
+            raise ConfigurationError(
+                f"`{unknown[0]}` is no target of the plan", hint="there are " + ", ".join(f"`{name}`" for name in steps)
+            )
+        scenes = []
+        for group in self._plan.groups:
+            for spec in group.targets:
+                step = steps[spec]
+                if targets and not {spec, step.target.step_id} & set(targets):
+                    continue
+                for image in sorted(images[group.name], key=lambda image: image.platform):
+                    scenes.append(self._scene(step, group, image))
+        return scenes
+
+    def _scene(self, step: StepPlan, group: GroupPlan, image: BuiltImage) -> _Scene:
+        choice = self._plan.config.rehearsal.for_target(step.target.step_id, step.target.spec)
+        python = self._lock.groups[group.name].platforms[str(image.platform)].python
+        config = self._inside(step.config_path) if step.config_path else ""
+        words = {"python": python, "step": self._inside(step.step_py), "config": config, "workspace": WORKSPACE}
+        command = choice.command or ("{python}", "{step}", *(("--config", "{config}") if config else ()))
+        for name, value in words.items():
+            command = tuple(word.replace("{" + name + "}", value) for word in command)
+        wanted = {item.module for item in step.candidates if item.origin != "reported"} | set(group.required_imports)
+        return _Scene(
+            step=step,
+            group=group,
+            platform=image.platform,
+            image=image,
+            python=python,
+            choice=choice,
+            command=command,
+            config=config,
+            path=self._inside(_package_root(step)),
+            modules=tuple(sorted(wanted)),
+        )
+
+    def _inside(self, path: Path) -> str:
+        return f"{WORKSPACE}/{path.relative_to(self._plan.source_root).as_posix()}"
+
+    @contextmanager
+    def _source(self) -> Iterator[tuple[Path, str | None]]:
+        """Give the code as the launcher carries it, and its digest; as it lies, with none, if Git does not track it."""
+        root, excluded = self._plan.source_root, [self._plan.output_dir]
+        try:
+            digest = contexts.tracked_digest(root, excluded=excluded)
+        except ConfigurationError:
+            yield root, None
+            return
+        with files.scratch_directory(self._scratch) as folder:
+            contexts.copy_tracked(root, folder / "source", excluded=excluded)
+            yield folder / "source", digest
+
+    # --- one target --------------------------------------------------------------------------------------------------
+
+    def _rehearse(self, scene: _Scene, source: Path, digest: str | None) -> StepResult:
+        inputs = {
+            "version": VERSION,
+            "image": scene.image.manifest.digest,
+            "source": digest,
+            "command": list(scene.command),
+            "env": dict(scene.choice.env),
+            "modules": list(scene.modules),
+            "limit_s": scene.limit_s,
+        }
+        known = self._journal.result(scene.stage, inputs) if digest else None
+        if known is not None:
+            self._emit(StageFinished(scene.stage, 0.0, reused=True))
+            return _judge(scene, known, reused=True)
+        started_s = clock.monotonic_s()
+        self._emit(StageStarted(scene.stage))
+        found = self._try(scene, source)
+        found["elapsed_s"] = clock.monotonic_s() - started_s
+        if digest:
+            self._journal.record(scene.stage, inputs, found)
+        result = _judge(scene, found)
+        detail = f"{result.entry.reached}, {result.entry.stopped_by}"
+        self._emit(StageFinished(scene.stage, found["elapsed_s"], detail=detail))
+        return result
+
+    def _try(self, scene: _Scene, source: Path) -> dict[str, Any]:
+        """Import the modules, start the step, and return what was found as plain data for the journal."""
+        engine = self._engine()
+        digest = scene.image.manifest.digest
+        image = engine.import_base(self._store.path, digest, platform=scene.platform, name=TAG)
+        files.ensure_directory(self._scratch)
+        folder = Path(tempfile.mkdtemp(prefix=files.TEMPORARY_PREFIX, dir=self._scratch))
+        try:
+            stage = _Stage(folder, source, scene, self._image_path(scene.image))
+            answer = stage.import_modules(engine, image)
+            stage.start_step(engine, image)
+            hook, sink = stage.logs()
+        finally:
+            engine.remove_tree(folder)
+        ending = judge_ending(hook, root=WORKSPACE, has_config=bool(scene.config))
+        end: dict[str, Any] = next((item for item in reversed(hook) if item["event"] == "end"), {})
+        return {
+            "ending": asdict(ending),
+            "attempts": [asdict(item) for item in find_attempts(hook, sink, root=WORKSPACE)],
+            "missing": _missing(scene, answer),
+            "output": str(end.get("output", ""))[-4000:],
+        }
+
+    def _image_path(self, image: BuiltImage) -> str:
+        """Return the `PYTHONPATH` that the image's config sets."""
+        manifest = parse_manifest(self._store.read_bytes(image.manifest))
+        config = parse_image_config(self._store.read_bytes(manifest.config, limit_bytes=MAX_CONFIG_BYTES))
+        for line in (config.config or {}).get("Env") or ():
+            name, _, value = str(line).partition("=")
+            if name == "PYTHONPATH":
+                return value
+        return ""
+
+
+class _Stage:
+    """The folders that a target's containers see, and what they leave there."""
+
+    def __init__(self, folder: Path, source: Path, scene: _Scene, image_path: str) -> None:
+        self._scene = scene
+        self._folder = folder
+        self._sink_log = folder / "sink.log"
+        hook, logs, job = (files.ensure_directory(folder / name) for name in ("hook", "log", "job"))
+        (hook / HOOK_FILE).write_bytes(Path(__file__).with_name("rehearsal_hook.py").read_bytes())
+        (logs / LOG_FILE).touch()
+        # whoever the image's user is must be able to write
+        for path, mode in ((folder, 0o755), (hook, 0o755), (logs, 0o777), (job, 0o777), (logs / LOG_FILE, 0o666)):
+            path.chmod(mode)
+        self._volumes = [
+            Volume(source, WORKSPACE),
+            Volume(hook, HOOK),
+            Volume(logs, LOGS, writable=True),
+            Volume(job, JOB, writable=True),
+        ]
+        self._env = {
+            "PYTHONDONTWRITEBYTECODE": "1",
+            **scene.choice.env,
+            "PYTHONPATH": ":".join(filter(None, [HOOK, scene.path, scene.choice.env.get("PYTHONPATH"), image_path])),
+            "AIRFERRY_REHEARSAL_LOG": f"{LOGS}/{LOG_FILE}",
+            "AIRFERRY_REHEARSAL_CONFIG": scene.config,
+            "AIRFERRY_REHEARSAL_ROOT": WORKSPACE + "/",
+        }
+
+    def import_modules(self, engine: Engine, image: str) -> ProbeResult | None:
+        if not self._scene.modules:
+            return None
+        done = engine.run(
+            image,
+            probe_argv(self._scene.python),
+            platform=self._scene.platform,
+            volumes=self._volumes,
+            env=self._env,
+            workdir=JOB,
+            watch=self._sink_log,
+            stdin=probe_input(self._scene.modules, path=[self._scene.path]),
+            timeout_s=START_S + self._scene.limit_s,
+        )
+        return parse_probe(done.stdout)
+
+    def start_step(self, engine: Engine, image: str) -> None:
+        limit_s = self._scene.limit_s
+        argv = [self._scene.python, "-I", "-S", f"{HOOK}/{HOOK_FILE}", f"{limit_s:g}", *self._scene.command]
+        engine.run(
+            image,
+            argv,
+            platform=self._scene.platform,
+            volumes=self._volumes,
+            env=self._env,
+            workdir=JOB,
+            watch=self._sink_log,
+            timeout_s=START_S + limit_s,
+        )
+
+    def logs(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        hook = _read(self._folder / "log" / LOG_FILE)
+        sink = _read(self._sink_log) if self._sink_log.exists() else b""
+        return read_hook_log(hook), read_sink_log(sink)
+
+
+def _read(path: Path) -> bytes:
+    """Read the log's end, as a step may write more than anybody wants to read."""
+    with path.open("rb") as stream:
+        size = stream.seek(0, 2)
+        stream.seek(max(0, size - MAX_LOG_BYTES))
+        return stream.read(MAX_LOG_BYTES)
+
+
+def rehearsal_action(spec: str, platform: Platform) -> str:
+    """Return the name of the action in the journal that tries a target on a platform."""
+    return f"rehearse {spec} {platform}"
+
+
+def _package_root(step: StepPlan) -> Path:
+    """Return the folder that is on Python's path when the step runs: where its module's name begins."""
+    depth = len(step.module.split("."))
+    return step.step_py.parents[min(depth - 1, len(step.step_py.parents) - 1)]
+
+
+def _missing(scene: _Scene, answer: ProbeResult | None) -> list[list[str]]:
+    """Return the modules that cannot be imported: each with what is missing and where it is asked for."""
+    if answer is None:
+        return []
+    places = {item.module: item.place for item in reversed(scene.step.candidates)}
+    found = []
+    for module, said in sorted(answer.modules.items()):
+        if said.status != "present":
+            found.append([module, said.missing or module, places.get(module, "required_imports")])
+    return found
+
+
+def _judge(scene: _Scene, found: Mapping[str, Any], *, reused: bool = False) -> StepResult:
+    """Say of what was found what should not be, by the plan's own words."""
+    ending = Ending(**found["ending"])
+    attempts = [Attempt(**item) for item in found["attempts"]]
+    attempts = [replace(item, allowed=is_allowed(item.host, item.port, scene.choice.allow)) for item in attempts]
+    where = f"`{scene.step.target.spec}` on {scene.platform}"
+    findings = [f"{where} reaches for {item}" for item in attempts if not item.allowed]
+    for module, missing, place in found["missing"]:
+        lacks = "" if missing == module else f", as `{missing}` is missing"
+        findings.append(f"{where} cannot import `{module}` ({place}){lacks}")
+    least = scene.choice.least or "started"
+    if LEVELS.index(ending.reached) < LEVELS.index(least):
+        at = f" at {ending.place}" if ending.place else ""
+        findings.append(
+            f"{where} came to `{ending.reached}`, expected `{least}`: {ending.stopped_by}{at}: {ending.text}"
+        )
+    entry = RehearsalEntry(
+        target=scene.step.target.spec,
+        group=scene.group.name,
+        platform=str(scene.platform),
+        image=scene.image.manifest.digest,
+        command=scene.command,
+        reached=ending.reached,
+        stopped_by=ending.stopped_by,
+        text=ending.text,
+        place=ending.place,
+        modules=len(scene.modules),
+        missing=tuple(item[0] for item in found["missing"]),
+        attempts=tuple(AttemptEntry(**asdict(item)) for item in attempts),
+    )
+    return StepResult(entry, float(found["elapsed_s"]), str(found["output"]), tuple(findings), reused)
+
+
+def entries_json(report: RehearsalReport) -> bytes:
+    """Return what the bundle carries of a report: without times and output, which differ from run to run."""
+    rehearsals = [entry.model_dump(mode="json") for entry in report.entries]
+    return canonical_json({"schema_version": 1, "rehearsals": rehearsals})
+
+
+def write_report(report: RehearsalReport, folder: Path) -> Path:
+    """Write the report beside the bundle and return its path."""
+    path = folder / REPORT_FILE
+    files.write_text(path, json.dumps(report.to_document(), indent=2, ensure_ascii=False) + "\n")
+    return path

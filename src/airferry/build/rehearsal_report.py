@@ -1,0 +1,278 @@
+"""What a rehearsal's logs mean: who tried to reach what, how far a step came, and what stopped it.
+
+Pure: bytes of logs in, frozen values out. The logs were written by or beside code of others, so everything in them is
+bounded and nothing is trusted to have the right shape.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Stop = Literal["finished", "time limit", "gpu", "data", "weights", "network", "module", "config", "usage", "error"]
+LEVELS = ("nothing", "image", "imported", "config", "started")
+ENOUGH: tuple[Stop, ...] = ("finished", "time limit", "gpu", "data", "weights")
+MAX_LOG_LINES = 100_000
+MAX_LINE = 200_000
+MAX_SHOWN = 300
+
+_WEIGHTS = re.compile(
+    r"huggingface|hugging face|hf_hub|from_pretrained|snapshot_download|LocalEntryNotFound|OfflineModeIsEnabled"
+    r"|can't load (the )?(tokenizer|model|config|feature)|not a (local folder|valid model identifier)"
+    r"|\.safetensors|\.nemo\b|checkpoint|tokenizer|pretrained|weights",
+    re.I,
+)
+_GPU = re.compile(
+    r"\bcuda\b|libcuda|cudnn|nvidia|\bgpus?\b|\bnccl\b|\bnvml\b|no accelerator|triton.*driver|0 active drivers", re.I
+)
+_NETWORK = re.compile(
+    r"gaierror|ConnectionError|ConnectionRefused|ConnectTimeout|MaxRetryError|NewConnectionError|URLError|ConnectError"
+    r"|Connection refused|Name or service not known|Temporary failure in name resolution|Could not resolve host"
+    r"|unable to access 'http|Failed to connect to",
+)
+_CONFIG = re.compile(
+    r"omegaconf\.|hydra\.errors|yaml\.(scanner|parser|constructor|composer|reader)|pydantic\S*ValidationError|jsonargparse"
+)
+_MODULE = re.compile(
+    r"No module named|cannot import name|ModuleNotFoundError|cannot open shared object file|undefined symbol"
+)
+_ADDRESS = re.compile(r"0x[0-9a-f]{6,}")
+_DATA_ERRORS = ("FileNotFoundError", "NotADirectoryError", "PermissionError", "IsADirectoryError")
+_NO_SUCH_FILE = re.compile(r"No such file or directory|does not exist|not found|is not a directory|is empty", re.I)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Attempt:
+    """An attempt to reach outside. `place` is the step's line, or the nearest there is; `seen` is who saw it."""
+
+    host: str
+    port: int | None
+    protocol: str
+    process: str
+    place: str
+    library: str
+    seen: Literal["python", "network"]
+    allowed: bool = False
+
+    def __str__(self) -> str:
+        where = f"{self.host}:{self.port}" if self.port else self.host
+        by = f" by `{self.process}`" if self.process else ""
+        at = f" from {self.place}" if self.place else ""
+        via = f" (through {self.library})" if self.library and self.library != self.place else ""
+        return f"{where} ({self.protocol}){by}{at}{via}"
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How far a step came and what stopped it: the kind, the words, and the step's line."""
+
+    reached: str
+    stopped_by: Stop
+    text: str
+    place: str
+
+
+def read_hook_log(data: bytes) -> list[dict[str, Any]]:
+    """Return the records that the hook wrote, those that are none left out."""
+    records = []
+    for line in data.splitlines()[:MAX_LOG_LINES]:
+        try:
+            value = ast.literal_eval(line[:MAX_LINE].decode("ascii"))
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+        if isinstance(value, dict) and isinstance(value.get("event"), str):
+            records.append(value)
+    return records
+
+
+def read_sink_log(data: bytes) -> list[dict[str, Any]]:
+    """Return the records that the sink wrote, those that are none left out."""
+    records = []
+    for line in data.splitlines()[:MAX_LOG_LINES]:
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict) and isinstance(value.get("host"), str):
+            records.append(value)
+    return records
+
+
+# --- attempts --------------------------------------------------------------------------------------------------------
+
+
+def find_attempts(hook: Sequence[dict[str, Any]], sink: Sequence[dict[str, Any]], *, root: str) -> tuple[Attempt, ...]:
+    """Return every attempt once: those of Python with their line, those of other processes with who started them.
+
+    `root` is the catalogue's folder in the container, which places are shown relative to.
+    """
+    names = {str(item["answered"]): str(item["host"]) for item in sink if "answered" in item}
+    own = {str(item["host"]).lower() for item in hook if item["event"] == "python" and "host" in item}
+    found: dict[tuple[str, str, str, str], set[int | None]] = {}
+    protocols: dict[tuple[str, str, str, str], str] = {}
+    libraries: dict[tuple[str, str, str, str], str] = {}
+    by_python: set[tuple[Any, str]] = set()
+    commands = {item["pid"]: item["command"] for item in sink if item.get("pid")}
+    for item in hook:
+        if item["event"] != "attempt":
+            continue
+        host = names.get(str(item["host"]), str(item["host"]))
+        by_python.add((item.get("pid"), host))
+        place, library = _place(item, root)
+        key = (host, str(commands.get(item.get("pid"), "python")), place, library if not place else "")
+        found.setdefault(key, set()).add(_port(item.get("port")))
+        protocols.setdefault(key, "udp" if str(item.get("how")) in ("socket.sendto", "socket.sendmsg") else "tcp")
+        libraries.setdefault(key, library)
+    result = [
+        Attempt(key[0], port, protocols[key], _shown(key[1]), key[2], libraries[key], "python")
+        for key, ports in found.items()
+        for port in _known(ports)
+        if key[0].lower() not in own
+    ]
+    starts = [item for item in hook if item["event"] == "start"]
+    others: dict[tuple[Any, str, str], dict[int | None, str]] = {}
+    for item in sink:
+        if (item.get("pid"), item["host"]) not in by_python and item["host"].lower() not in own:
+            key3 = (item.get("pid"), item["host"], str(item.get("command", "")))
+            others.setdefault(key3, {})[_port(item.get("port"))] = str(item.get("protocol"))
+    for (pid, host, command), ports in others.items():
+        place, library = _origin(pid, command, sink, starts, root)
+        for port in _known(set(ports)):
+            result.append(Attempt(host, port, ports[port], _shown(command), place, library, "network"))
+    return tuple(sorted(set(result), key=lambda item: (item.host, item.port or 0, item.process, item.place)))
+
+
+def _known(ports: set[int | None]) -> list[int | None]:
+    """Leave out what is only a look-up of a name that was then connected to."""
+    return [*sorted(port for port in ports if port is not None)] or [None]
+
+
+def _port(value: Any) -> int | None:
+    return value if isinstance(value, int) and 0 < value < 65536 else None
+
+
+def _origin(
+    pid: Any, command: str, sink: Iterable[Mapping[str, Any]], starts: Sequence[dict[str, Any]], root: str
+) -> tuple[str, str]:
+    """Return the line of Python that started a process, or one of its ancestors."""
+    line = next(([pid, *item.get("ancestors", [])] for item in sink if item.get("pid") == pid), [pid])
+    for ancestor in line:
+        mine = [item for item in starts if item.get("pid") == ancestor]
+        alike = [item for item in mine if any(len(str(word)) > 3 and str(word) in command for word in item["argv"])]
+        if chosen := (alike or mine):
+            return _place(chosen[-1], root)
+    return "", ""
+
+
+def _place(item: Mapping[str, Any], root: str) -> tuple[str, str]:
+    place = item.get("place")
+    if not isinstance(place, dict):
+        return "", ""
+    return _spot(place.get("step"), root), _spot(place.get("library"), root)
+
+
+def _spot(spot: Any, root: str) -> str:
+    if not isinstance(spot, (list, tuple)) or len(spot) < 2:
+        return ""
+    return _shown(f"{str(spot[0]).removeprefix(root.rstrip('/') + '/')}:{spot[1]}")
+
+
+def _shown(text: str) -> str:
+    """Return text of others as one bounded, printable line."""
+    line = _ADDRESS.sub("0x…", " ".join(text.split()))[:MAX_SHOWN]
+    return "".join(character if character.isprintable() else "?" for character in line)
+
+
+# --- how far a step came ---------------------------------------------------------------------------------------------
+
+
+def judge_ending(hook: Sequence[dict[str, Any]], *, root: str, has_config: bool) -> Ending:
+    """Return how far a step came. `started` means: its own code ran, config read, until it finished, had run for its
+    time, or first needed a GPU, data or weights.
+    """
+    end = next((item for item in reversed(hook) if item["event"] == "end"), None)
+    if end is None:
+        return Ending("nothing", "error", "the image's Python did not start", "")
+    config_read = not has_config or any(item["event"] == "config" for item in hook)
+    pid = end.get("step_pid")
+    failures = [item for item in hook if item["event"] == "exception"]
+    failure = next((item for item in reversed(failures) if item.get("pid") == pid), None)
+    failure = failure or (failures[-1] if failures else None)
+    output = str(end.get("output", ""))
+    if end.get("limited"):
+        return Ending("started" if config_read else "imported", "time limit", "still at work when its time was up", "")
+    if end.get("code") == 0:
+        return Ending("started", "finished", "", "")
+    if failure is not None:
+        causes = [cause for cause in failure.get("causes", []) if isinstance(cause, (list, tuple)) and len(cause) >= 2]
+        stop, text = classify(causes)
+        place = _failing_line(failure.get("frames", []), root)
+    else:
+        stop, text = classify_output(output, end.get("code"), end.get("signal"))
+        place = ""
+    if stop in ("module", "usage") and not config_read:
+        reached = "image"
+    elif stop == "config" or not config_read:
+        reached = "imported"
+    else:
+        reached = "started" if stop in ENOUGH else "config"
+    return Ending(reached, stop, _shown(text), place)
+
+
+def classify(causes: Sequence[Sequence[Any]]) -> tuple[Stop, str]:
+    """Say what kind of trouble an exception is, by its own and its causes' types and messages, the outermost first."""
+    if not causes:
+        return "error", "an exception without a type"
+    kinds = [str(cause[0]).rpartition(".")[2] for cause in causes]
+    first = f"{kinds[0]}: {causes[0][1]}"
+    whole = "\n".join(f"{cause[0]}: {cause[1]}" for cause in causes)
+    stop: Stop = "error"
+    if any(kind in ("ModuleNotFoundError", "ImportError") for kind in kinds[:1]):
+        stop = "gpu" if _GPU.search(whole) and "No module named" not in whole else "module"
+    elif any(_CONFIG.match(str(cause[0])) for cause in causes):
+        stop = "config"
+    elif kinds[0] in _DATA_ERRORS:
+        stop = "weights" if _WEIGHTS.search(str(causes[0][1])) else "data"
+    elif _WEIGHTS.search(whole) and not _GPU.search(first):
+        stop = "weights"
+    elif _NETWORK.search(whole):
+        stop = "network"
+    elif _GPU.search(whole):
+        stop = "gpu"
+    elif any(kind in _DATA_ERRORS for kind in kinds) or _NO_SUCH_FILE.search(str(causes[0][1])):
+        stop = "data"
+    return stop, first
+
+
+def classify_output(output: str, code: Any, signal: Any) -> tuple[Stop, str]:
+    """Say what kind of trouble it was where there is only what the step said last."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    last = lines[-1] if lines else "it said nothing"
+    ended = f"killed by signal {signal}" if signal else f"ended with code {code}"
+    recent = "\n".join(lines[-8:])
+    stop: Stop = "error"
+    if code == 2 and re.search(r"^usage:|error: ", recent, re.M):
+        stop = "usage"
+    elif code == 127 or _MODULE.search(recent):
+        stop = "gpu" if _GPU.search(recent) and "No module named" not in recent else "module"
+    elif _GPU.search(recent):
+        stop = "gpu"
+    elif _NETWORK.search(recent):
+        stop = "network"
+    elif _WEIGHTS.search(last):
+        stop = "weights"
+    elif _NO_SUCH_FILE.search(last):
+        stop = "data"
+    return stop, f"{ended}: {last}"
+
+
+def _failing_line(frames: Any, root: str) -> str:
+    """Return the innermost line of the catalogue's own code in a traceback, else the innermost at all."""
+    spots = [frame for frame in frames if isinstance(frame, (list, tuple)) and len(frame) >= 2]
+    own = [frame for frame in spots if str(frame[0]).startswith(root)]
+    chosen = own or spots
+    return _spot(chosen[-1], root) if chosen else ""

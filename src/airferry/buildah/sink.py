@@ -1,0 +1,390 @@
+"""A network that leads nowhere and remembers who tried: it runs as a child, in a user namespace, beside a command.
+
+The command sees one interface with a default route. Whatever it sends out arrives here: names get an address that
+stands for them, connections are refused, datagrams are bounced, and each attempt is written down with the process that
+made it, which waits for an answer at that moment. Nothing is ever sent on. The file is executed by path, with
+`python -I`, so it imports nothing of the project and nothing outside the standard library.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import ipaddress
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+from pathlib import Path
+
+CLONE_NEWNET = 0x40000000
+PR_SET_PDEATHSIG = 1
+MAX_RECORDS = 10_000
+MAX_COMMAND = 300
+MAX_ANCESTORS = 16
+MAX_NAMES = 60_000
+OUTSIDE, INSIDE = "out", "sink"
+OWN_V4, OWN_V6 = "192.0.2.1", "2001:db8::1"
+NAMES_V4 = int(ipaddress.IPv4Address("198.18.0.1"))
+ETH_ALL, ETH_V4, ETH_V6 = 0x0003, 0x0800, 0x86DD
+ICMP, TCP, UDP, ICMPV6 = 1, 6, 17, 58
+DNS_PORT = 53
+TYPE_A, TYPE_PTR = 1, 12
+PACKET_OUTGOING = 4
+IFF_UP, IFF_NOARP = 0x1, 0x80
+RTM_NEWLINK, RTM_NEWADDR, RTM_NEWROUTE = 16, 20, 24
+NLM_REQUEST_ACK, NLM_CREATE = 0x5, 0x600
+NLMSG_ERROR = 2
+
+
+# --- the network -----------------------------------------------------------------------------------------------------
+
+
+def attribute(kind: int, data: bytes) -> bytes:
+    """Return a netlink attribute, padded (rtnetlink(7))."""
+    return struct.pack("HH", len(data) + 4, kind) + data + bytes(-len(data) % 4)
+
+
+def ask(kind: int, body: bytes, *, flags: int = 0) -> None:
+    """Send one rtnetlink request and raise what the kernel answers."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as link:
+        link.sendall(struct.pack("IHHII", 16 + len(body), kind, NLM_REQUEST_ACK | flags, 1, 0) + body)
+        answer = link.recv(65536)
+    number = -struct.unpack_from("i", answer, 16)[0]
+    if struct.unpack_from("H", answer, 4)[0] == NLMSG_ERROR and number:
+        raise OSError(number, os.strerror(number))
+
+
+def interface(index: int, *, flags: int = 0) -> bytes:
+    """Return the head of a request about an interface."""
+    return struct.pack("BxHiII", socket.AF_UNSPEC, 0, index, flags, flags)
+
+
+def raise_network() -> bool:
+    """Enter a network namespace, make both ends of a cable, and let everything lead into it; tell whether IPv6 does."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_NEWNET) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"unshare(CLONE_NEWNET): {os.strerror(number)}")
+    ask(RTM_NEWLINK, interface(socket.if_nametoindex("lo"), flags=IFF_UP))
+    peer = attribute(1, interface(0) + attribute(3, INSIDE.encode() + b"\0"))
+    cable = attribute(18, attribute(1, b"veth\0") + attribute(2, peer))
+    try:
+        ask(RTM_NEWLINK, interface(0) + attribute(3, OUTSIDE.encode() + b"\0") + cable, flags=NLM_CREATE)
+    except OSError as error:
+        raise OSError(error.errno, f"no virtual network interface can be made (kernel module veth): {error}") from error
+    for name in (INSIDE, OUTSIDE):
+        for setting, value in (("disable_ipv6", "1"), ("accept_dad", "0"), ("autoconf", "0"), ("accept_ra", "0")):
+            if name == INSIDE or setting != "disable_ipv6":
+                with contextlib.suppress(OSError):
+                    Path(f"/proc/sys/net/ipv6/conf/{name}/{setting}").write_text(value)
+        ask(RTM_NEWLINK, interface(socket.if_nametoindex(name), flags=IFF_UP | IFF_NOARP))
+    route(socket.AF_INET, OWN_V4, 32)
+    try:
+        route(socket.AF_INET6, OWN_V6, 128)
+    except OSError:
+        return False
+    return True
+
+
+def route(family: int, own: str, bits: int) -> None:
+    """Give the outer end an address and make it the way to everywhere."""
+    index = socket.if_nametoindex(OUTSIDE)
+    address = socket.inet_pton(family, own)
+    no_detection = 0x02 if family == socket.AF_INET6 else 0
+    head = struct.pack("BBBBI", family, bits, no_detection, 0, index)
+    ask(RTM_NEWADDR, head + attribute(2, address) + attribute(1, address), flags=NLM_CREATE)
+    head = struct.pack("BBBBBBBBI", family, 0, 0, 0, 254, 4, 253 if family == socket.AF_INET else 0, 1, 0)
+    ask(RTM_NEWROUTE, head + attribute(4, struct.pack("I", index)), flags=NLM_CREATE)
+
+
+# --- who -------------------------------------------------------------------------------------------------------------
+
+
+def socket_inode(protocol: str, port: int) -> str | None:
+    """Return the inode of the socket that has a local port in this network namespace."""
+    wanted = f":{port:04X}"
+    for table in (protocol, protocol + "6"):
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/self/net/{table}").read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[1].endswith(wanted) and fields[9] != "0" and (protocol == "udp" or fields[3] == "02"):
+                    return fields[9]
+    return None
+
+
+def owner(inode: str | None) -> int | None:
+    """Return the process that holds a socket: the youngest, as a child that was just started may share it."""
+    holders = []
+    for entry in os.scandir("/proc") if inode else ():
+        if entry.name.isdecimal() and int(entry.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                for handle in os.scandir(f"/proc/{entry.name}/fd"):
+                    if Path(handle.path).readlink().name == f"socket:[{inode}]":
+                        holders.append(int(entry.name))
+                        break
+    return max(holders, default=None)
+
+
+def describe(pid: int | None) -> dict[str, object]:
+    """Return what can be said of a process: its number inside, its command line, and its ancestors' numbers."""
+    if pid is None:
+        return {"pid": None, "command": "", "ancestors": []}
+    raw = b""
+    with contextlib.suppress(OSError):
+        raw = Path(f"/proc/{pid}/cmdline").read_bytes()
+    words = [word.decode("utf-8", "replace") for word in raw.rstrip(b"\0").split(b"\0")]
+    if len(words) > 2 and Path(words[0]).name.startswith("qemu-"):
+        words = words[2:]  # the emulator, the program's path, the program's own arguments
+    chain: list[int] = []
+    current: int | None = pid
+    while current and current > 1 and len(chain) < MAX_ANCESTORS:
+        inner, current = relation(current)
+        chain.append(inner)
+    return {"pid": chain[0] if chain else pid, "command": " ".join(words)[:MAX_COMMAND], "ancestors": chain[1:]}
+
+
+def relation(pid: int) -> tuple[int, int | None]:
+    """Return a process's number in its own namespace, and its parent's number in ours."""
+    inner, parent = pid, None
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("PPid:"):
+                parent = int(line.split()[1])
+            elif line.startswith("NSpid:"):
+                inner = int(line.split()[-1])
+    return inner, parent
+
+
+# --- packets ---------------------------------------------------------------------------------------------------------
+
+
+def checksum(data: bytes) -> int:
+    """Return the internet checksum (RFC 1071)."""
+    total: int = sum(struct.unpack(f"!{(len(data) + 1) // 2}H", data + bytes(len(data) % 2)))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
+def wrap(version: int, source: bytes, target: bytes, protocol: int, payload: bytes) -> bytes:
+    """Return an IP packet (RFC 791, RFC 8200)."""
+    if version == 6:
+        return struct.pack("!IHBB", 6 << 28, len(payload), protocol, 64) + source + target + payload
+    head = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + len(payload), 0, 0, 64, protocol, 0, source, target)
+    return head[:10] + struct.pack("!H", checksum(head)) + head[12:] + payload
+
+
+def summed(version: int, source: bytes, target: bytes, protocol: int, segment: bytes, at: int) -> bytes:
+    """Return a segment with its checksum over the pseudo-header in place."""
+    layout = "!IxxxB" if version == 6 else "!xBH"
+    tail = (len(segment), protocol) if version == 6 else (protocol, len(segment))
+    value = checksum(source + target + struct.pack(layout, *tail) + segment) or 0xFFFF
+    return segment[:at] + struct.pack("!H", value) + segment[at + 2 :]
+
+
+class Packet:
+    """What an IP packet says: version, addresses as bytes, protocol, and what is in it. Fragments have no payload."""
+
+    def __init__(self, raw: bytes) -> None:
+        self.raw = raw
+        self.version = raw[0] >> 4
+        if self.version == 4:
+            length = (raw[0] & 15) * 4
+            self.protocol, self.source, self.target = raw[9], raw[12:16], raw[16:20]
+            first = struct.unpack_from("!H", raw, 6)[0] & 0x1FFF == 0
+            self.payload = raw[length : struct.unpack_from("!H", raw, 2)[0]] if first else b""
+        else:
+            self.protocol, self.source, self.target = raw[6], raw[8:24], raw[24:40]
+            self.payload = raw[40:]
+
+    @property
+    def address(self) -> str:
+        """Where the packet was to go."""
+        return str(ipaddress.ip_address(self.target))
+
+    @property
+    def group(self) -> bool:
+        """Whether it was for whoever listens on this network."""
+        return ipaddress.ip_address(self.target).is_multicast or self.target == b"\xff" * 4
+
+    def reply(self, protocol: int, payload: bytes) -> bytes:
+        """Return a packet from where this one was to go."""
+        return wrap(self.version, self.target, self.source, protocol, payload)
+
+    def refuse(self) -> bytes:
+        """Return the reset of a TCP connection that this packet opens (RFC 9293, 3.5.2)."""
+        source, target, sequence = struct.unpack_from("!HHI", self.payload)
+        segment = struct.pack("!HHIIBBHHH", target, source, 0, (sequence + 1) & 0xFFFFFFFF, 0x50, 0x14, 0, 0, 0)
+        return self.reply(TCP, summed(self.version, self.target, self.source, TCP, segment, 16))
+
+    def bounce(self) -> bytes:
+        """Return the ICMP error "port unreachable" (RFC 792, RFC 4443)."""
+        if self.version == 6:
+            body = struct.pack("!BBHI", 1, 4, 0, 0) + self.raw[:1000]
+            return self.reply(ICMPV6, summed(6, self.target, self.source, ICMPV6, body, 2))
+        body = struct.pack("!BBHI", 3, 3, 0, 0) + self.raw[: (self.raw[0] & 15) * 4 + 8]
+        return self.reply(ICMP, body[:2] + struct.pack("!H", checksum(body)) + body[4:])
+
+    def answer(self, data: bytes) -> bytes:
+        """Return a datagram back to the sender's port."""
+        source, target = struct.unpack_from("!HH", self.payload)
+        segment = struct.pack("!HHHH", target, source, 8 + len(data), 0) + data
+        return self.reply(UDP, summed(self.version, self.target, self.source, UDP, segment, 6))
+
+
+def question(data: bytes) -> tuple[str, int, int] | None:
+    """Return name, type and end of a DNS query's question (RFC 1035, 4.1), or None if it is none."""
+    if len(data) < 17 or data[2] & 0x80 or struct.unpack_from("!H", data, 4)[0] != 1:
+        return None
+    labels: list[str] = []
+    at = 12
+    while at < len(data) and 0 < data[at] < 64:
+        labels.append(data[at + 1 : at + 1 + data[at]].decode("ascii", "backslashreplace"))
+        at += 1 + data[at]
+    if at + 5 > len(data) or data[at] != 0 or len(labels) > 128:
+        return None
+    return ".".join(labels).lower(), struct.unpack_from("!H", data, at + 1)[0], at + 5
+
+
+# --- the sink --------------------------------------------------------------------------------------------------------
+
+
+class Sink:
+    """Answers what arrives and writes down who sent it."""
+
+    def __init__(self, log: Path, *, with_v6: bool) -> None:
+        self._log = log.open("a", encoding="utf-8")
+        self._seen: set[tuple[object, ...]] = set()
+        self._names: dict[str, str] = {}
+        self._cable = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_ALL))
+        self._cable.bind((INSIDE, ETH_ALL))
+        self._servers = [name_server(socket.AF_INET)] + ([name_server(socket.AF_INET6)] if with_v6 else [])
+        self.sockets = [self._cable, *self._servers]
+
+    def serve(self, ready: socket.socket) -> None:
+        """Handle one packet or query that is there."""
+        with contextlib.suppress(OSError, struct.error, IndexError, ValueError):
+            if ready is self._cable:
+                frame, origin = self._cable.recvfrom(65536)
+                if origin[2] != PACKET_OUTGOING and struct.unpack_from("!H", frame, 12)[0] in (ETH_V4, ETH_V6):
+                    reply = self._handle(Packet(frame[14:]))
+                    if reply is not None:
+                        self._cable.send(frame[6:12] + frame[0:6] + frame[12:14] + reply)
+                return
+            data, control, _flags, sender = ready.recvmsg(65536, 512)
+            answer = self._resolve(data, sender[1])
+            if answer is not None:
+                ready.sendmsg([answer], control, 0, sender)
+
+    def _handle(self, packet: Packet) -> bytes | None:
+        if packet.group or not packet.payload:
+            return None
+        if packet.protocol == TCP and packet.payload[13] & 0x12 == 0x02:
+            self._note("tcp", packet.address, *struct.unpack_from("!HH", packet.payload))
+            return packet.refuse()
+        if packet.protocol == UDP:
+            source, target = struct.unpack_from("!HH", packet.payload)
+            if target == DNS_PORT and (answer := self._resolve(packet.payload[8:], source)) is not None:
+                return packet.answer(answer)
+            self._note("udp", packet.address, source, target)
+            return packet.bounce()
+        if (packet.protocol, packet.payload[0]) in ((ICMP, 8), (ICMPV6, 128)):
+            self._write("icmp", packet.address, None, None)
+        return None
+
+    def _resolve(self, data: bytes, port: int) -> bytes | None:
+        asked = question(data)
+        if asked is None:
+            return None
+        name, kind, end = asked
+        answers = b""
+        local = name == "localhost" or name.endswith(".localhost")
+        if kind != TYPE_PTR and not local:
+            self._write("dns", name, None, owner(socket_inode("udp", port)), answered=self._address(name))
+        if kind == TYPE_A:
+            address = socket.inet_aton("127.0.0.1" if local else self._address(name))
+            answers = struct.pack("!HHHIH", 0xC00C, TYPE_A, 1, 60, 4) + address
+        head = data[:2] + struct.pack("!HHHHH", 0x8180, 1, int(bool(answers)), 0, 0)
+        return head + data[12:end] + answers
+
+    def _address(self, name: str) -> str:
+        """Return the address that stands for a name; the same each time."""
+        for address, known in self._names.items():
+            if known == name:
+                return address
+        address = str(ipaddress.IPv4Address(NAMES_V4 + min(len(self._names), MAX_NAMES)))
+        self._names[address] = name
+        return address
+
+    def _note(self, protocol: str, address: str, source: int, target: int) -> None:
+        self._write(protocol, self._names.get(address, address), target, owner(socket_inode(protocol, source)))
+
+    def _write(self, protocol: str, host: str, port: int | None, pid: int | None, **more: object) -> None:
+        key = (protocol, host, port, pid)
+        if key in self._seen or len(self._seen) >= MAX_RECORDS:
+            return
+        self._seen.add(key)
+        record = {"protocol": protocol, "host": host, "port": port, **describe(pid), **more}
+        self._log.write(json.dumps(record, sort_keys=True) + "\n")
+        self._log.flush()
+
+
+def name_server(family: int) -> socket.socket:
+    """Return a socket for name queries to any address of this namespace, which answers from that address."""
+    server = socket.socket(family, socket.SOCK_DGRAM)
+    if family == socket.AF_INET6:
+        server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        server.bind(("::", DNS_PORT))
+    else:
+        server.setsockopt(socket.IPPROTO_IP, 8, 1)  # IP_PKTINFO, which the module has no name for before 3.14
+        server.bind(("0.0.0.0", DNS_PORT))
+    return server
+
+
+def start(argv: list[str]) -> int:
+    """Start the command as a child that is terminated when this process dies; return its number."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+            os.execvp(argv[0], argv)
+        except OSError as error:
+            sys.stderr.write(f"airferry: {argv[0]}: {error}\n")
+        finally:
+            os._exit(127)
+    return pid
+
+
+def main(arguments: list[str]) -> int:
+    """Run `LOG PROGRAM ARGUMENT…` with the sink beside it, and exit as the program does."""
+    log, *argv = arguments
+    try:
+        sink = Sink(Path(log), with_v6=raise_network())
+    except OSError as error:
+        sys.stderr.write(f"airferry: {error}\n")
+        return 1
+    pid = start(argv)
+    for ending in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(ending, lambda received, _frame: os.kill(pid, received))
+    poller = select.poll()
+    by_number = {item.fileno(): item for item in sink.sockets}
+    for number in by_number:
+        poller.register(number, select.POLLIN)
+    child = os.pidfd_open(pid)
+    poller.register(child, select.POLLIN)
+    while True:
+        ready = [number for number, _event in poller.poll()]
+        for number in ready:
+            if number in by_number:
+                sink.serve(by_number[number])
+        if ready == [child]:
+            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) % 256
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
