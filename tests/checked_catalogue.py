@@ -75,6 +75,8 @@ checkpoint_path: ${art:model,path}
 input_dir: /lustre/data/corpus
 deep: {input_dir: /lustre/data/missing}
 results: {output_dir: /lustre/out/results}
+resolve_hf_placeholders: true
+sections: {lepton_base: {pip_extras: [typer, rich], container_image: nvcr.io/nvidia/nemo:26.04}}
 proxy: {git_remote: "https://user:s3cr3tword@git.example/x"}
 """
 RL_TOML = """\
@@ -84,6 +86,28 @@ id = "rl/two"
 type = "benchmark_source_corpus"
 [[consumes]]
 type = "checkpoint_hf"
+"""
+
+
+BYOB = """\
+stage: translate
+dataset_path: /lustre/data/benchmark.parquet
+"""
+BYOB_TOML = """\
+[step]
+id = "byob/mcq"
+[[consumes]]
+type = "benchmark_source_corpus"
+[[consumes]]
+type = "benchmark_parquet"
+required = false
+"""
+OPTIMIZER = "https://git.example/Optimizer.git"
+CLONING = f"""\
+REPO = "{OPTIMIZER}"
+def ensure(folder):
+    run(["git", "clone", "--depth", "1", REPO, str(folder)])
+    run(["git", "-C", str(folder), "checkout", "main"])
 """
 
 
@@ -99,5 +123,7 @@ def write_checked_catalogue(root: Path) -> Path:
     write_step(root, "data_prep/pack", configs={"tiny": "output_dir: ./out/x\n"})
     (root / STEPS / "data_prep/pack/data").mkdir()
     (root / STEPS / "data_prep/pack/data/blend_tiny.json").write_text('{"datasets": [\n {"path": "hf://org/set"}]}\n')
+    (write_step(root, "byob/mcq", configs={"translate": BYOB}) / "step.toml").write_text(BYOB_TOML)
+    write_step(root, "optimize/prune", configs={"tiny": "a: 1\n"}, source=CLONING)
     (root / "README.md").write_text("a catalogue\n")
     return root

@@ -130,12 +130,22 @@ def test_mirrors_write_all_files(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert all((tmp_path / "made" / name).is_file() for name in document["files"])
 
 
-def test_on_a_terminal_init_asks_for_what_no_option_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_terminal_init_asks_for_what_no_option_says_until_the_answers_are_right(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = {
+        "Executors": ["docker:24.0, pod", "docker:24.0, podman"],
+        "NVIDIA": ["new", "580.1"],
+        "Storage": ["data", "/data:rw"],
+        "Package": ["pypi.site", ""],
+        "Model": ["nvidia", "nvidia=http://v/v1"],
+        "Profile of env.toml for docker": ["a b", "local"],
+    }
     asked: list[str] = []
 
     def answer(question: str, **_more: object) -> str:
         asked.append(question)
-        return {"Executors": "docker:24.0, podman", "Storage": "/data:rw"}.get(question.partition(",")[0], "")
+        return next((given.pop(0) for start, given in answers.items() if question.startswith(start) and given), "")
 
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
@@ -145,4 +155,7 @@ def test_on_a_terminal_init_asks_for_what_no_option_says(monkeypatch: pytest.Mon
     assert site.registry == "hub.site:5000/x" and not any(question.startswith("Registry") for question in asked)
     assert [str(executor) for executor in site.executors] == ["docker (Docker 24.0)", "podman"]
     assert [str(mount) for mount in site.mounts] == ["/data:/data"]
-    assert len(asked) == 8
+    assert site.executors[0].profile == "local" and site.executors[1].profile is None
+    assert site.gpu.driver == "580.1" and site.endpoints == {"nvidia": "http://v/v1"} and not site.mirrors.packages
+    assert len(asked) == 11 + 6, "each once, and once more where the answer was wrong"
+    assert "`new`: expected a version" in capsys.readouterr().err

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from airferry.bundle.manifest import OverlayEntry
 from airferry.bundle.receipt import Receipt, ReceiptImage
 from airferry.config import SiteProfile
 from airferry.errors import ConfigurationError, FindingsError, UsageError
@@ -20,7 +21,7 @@ from airferry.site.findings import Finding
 from airferry.site.path_rules import look_at
 from airferry.site.site_rules import RegistryImage
 from catalogues import STEPS
-from checked_catalogue import TOKEN, write_checked_catalogue
+from checked_catalogue import OPTIMIZER, TOKEN, write_checked_catalogue
 
 GOLDEN = Path(__file__).parent / "golden" / "check.json"
 DIGEST = "sha256:" + "c" * 64
@@ -39,7 +40,9 @@ def root(tmp_path: Path) -> Path:
     return write_checked_catalogue(tmp_path / "code")
 
 
-def receipt(*targets: str, platforms: tuple[str, ...] = ("linux/amd64",)) -> Receipt:
+def receipt(
+    *targets: str, platforms: tuple[str, ...] = ("linux/amd64",), overlays: tuple[OverlayEntry, ...] = ()
+) -> Receipt:
     image = ReceiptImage(
         name="trainer",
         role="execution",
@@ -48,6 +51,7 @@ def receipt(*targets: str, platforms: tuple[str, ...] = ("linux/amd64",)) -> Rec
         pinned=PINNED,
         digest=DIGEST,
         platforms=platforms,
+        overlays=overlays,
     )
     return Receipt(
         bundle_root=DIGEST,
@@ -128,6 +132,30 @@ def test_the_receipt_decides_which_image_is_the_right_one(root: Path) -> None:
     ]
     with pytest.raises(UsageError, match="has no `rl/two:tiny`"):
         check(root, receipt=pinned, targets=("rl/two:tiny",))
+
+
+def test_enroot_before_3_5_is_given_a_tag(root: Path, tmp_path: Path) -> None:
+    site = {**SITE, "executors": [{"kind": "slurm-pyxis", "version": "3.4"}]}
+    pinned = receipt("data_prep/pack:tiny")
+    (finding,) = found(check(root, site, receipt=pinned), "image")
+    assert finding.fix == "run.env.container_image=hub.site:5000#airgap/trainer:airgap"
+    folder = tmp_path / "overlays" / "slurm-pyxis" / "data_prep" / "pack"
+    folder.mkdir(parents=True)
+    base = os.path.relpath(root / STEPS / "data_prep/pack/config/tiny.yaml", folder)
+    env = {"container_image": "hub.site:5000#airgap/trainer:airgap"}
+    (folder / "tiny.yaml").write_text(json.dumps({"defaults": base, "run": {"env": env}}))
+    assert found(check(root, site, receipt=pinned, overlays=tmp_path / "overlays"), "image") == []
+    assert found(check(root, receipt=pinned, overlays=tmp_path / "overlays"), "image"), "newer ones take the digest"
+
+
+def test_what_a_step_clones_by_itself_is_found_unless_it_is_baked(root: Path) -> None:
+    (finding,) = found(check(root, receipt=receipt("optimize/prune:tiny")), "git")
+    assert (finding.level, finding.line, finding.value) == ("warn", 3, OPTIMIZER)
+    assert finding.file.endswith("optimize/prune/step.py")
+    baked = OverlayEntry(repo="Optimizer", url=OPTIMIZER.removesuffix(".git"), ref="main", target="/opt/O", commit=None)
+    assert found(check(root, receipt=receipt("optimize/prune:tiny", overlays=(baked,))), "git") == []
+    (root / STEPS / "optimize/prune/step.py").write_text("def broken(:\n")
+    assert found(check(root, receipt=receipt("optimize/prune:tiny")), "git") == []
 
 
 def test_overlays_are_what_counts_where_there_are_some(root: Path, tmp_path: Path) -> None:
@@ -237,6 +265,29 @@ def test_what_is_wrong_with_env_toml_is_told_at_its_line(
     with pytest.raises(ConfigurationError) as caught:
         check(root, env_file=read_env_file(path), profile=profile)
     assert expected in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("kind", "mounts"),
+    [
+        ("lepton", "mounts = [{ path = '/s', mount_path = '${oc.env:WORK,/lustre/data}', from = 'node-nfs:x' }]"),
+        ("dgxcloud", "pvcs = [{ name = 'store', path = '${oc.env:WORK,/lustre/data}' }]"),
+        ("docker", "mounts = ['${oc.env:HOST_DATA,/s}:/lustre/data']"),
+    ],
+)
+def test_storage_of_the_profile_counts_in_each_executors_own_form(
+    root: Path, tmp_path: Path, kind: str, mounts: str
+) -> None:
+    path = tmp_path / "env.toml"
+    path.write_text(f"[base]\nexecutor = '{kind}'\n{mounts}\npip_extras = ['typer']\n")
+    site = {"executors": [{"kind": kind, "version": "29.1"}]}
+    report = check(root, site, env_file=read_env_file(path), profile="base", targets=("byob/mcq:translate",))
+    (dataset,) = [item for item in report.findings if item.key == "dataset_path" and item.kind == "input"]
+    assert (dataset.level, "cannot be seen from this host" in dataset.text) == ("note", True)
+    (extras,) = found(report, "startup")
+    assert (extras.level, extras.key, extras.line, extras.value) == ("warn", "base.pip_extras", 4, "typer")
+    mirrored = {**site, "mirrors": {"packages": "https://pypi.site/simple"}}
+    assert not found(check(root, mirrored, env_file=read_env_file(path), profile="base"), "startup")
 
 
 def test_a_profile_without_a_file_and_an_unknown_executor_are_usage_errors(root: Path) -> None:

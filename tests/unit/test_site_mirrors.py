@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from airferry.bundle.receipt import Receipt, ReceiptImage
+from airferry.config.site import EXECUTOR_KINDS
 from airferry.errors import ConfigurationError
 from airferry.oci.reference import parse_reference
 from airferry.site.mirrors import make_mirrors
@@ -104,8 +105,8 @@ def test_a_bundle_without_originals_is_refused_with_the_key_to_set() -> None:
     assert "bases: include" in (caught.value.hint or "")
 
 
-@pytest.mark.parametrize("kind", ["slurm-pyxis", "kubernetes", "podman"])
+@pytest.mark.parametrize("kind", EXECUTOR_KINDS)
 def test_an_image_is_read_back_from_what_an_executor_takes(kind: str) -> None:
-    pinned = parse_reference(f"hub.site:5000/a/b@{DIGEST}")
-    assert parse_image("docker://" + image_for(kind, pinned)) == str(pinned)
+    for text in (f"hub.site:5000/a/b@{DIGEST}", "hub.site:5000/a/b:1.0"):
+        assert parse_image("docker://" + image_for(kind, parse_reference(text))) == text
     assert parse_image("hub.site#a/b:1.0") == "hub.site/a/b:1.0"

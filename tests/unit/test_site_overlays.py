@@ -128,6 +128,46 @@ def test_only_two_keys_change(
     assert step.cleared == (() if cleared == "absent" else (f"{BRIDGE[0]}@{BRIDGE[1]},{BRIDGE[2]}",))
 
 
+SLURM, PLAIN = f"hub.site:5000#airgap/trainer:{DIGEST}", f"hub.site:5000/airgap/trainer@{DIGEST}"
+
+
+@pytest.mark.parametrize(
+    ("executor", "expected"),
+    [
+        ("slurm-pyxis:3.4", "hub.site:5000#airgap/trainer:airgap"),
+        ("slurm-pyxis:3.5", SLURM),
+        ("slurm-pyxis:4.0", SLURM),
+        ("slurm-pyxis:4.1.2", SLURM),
+        ("kubernetes", PLAIN),
+        ("lepton", PLAIN),
+        ("dgxcloud", PLAIN),
+        ("docker:29.1", PLAIN),
+        ("podman", PLAIN),
+    ],
+)
+def test_each_executor_gets_the_image_in_its_own_form(tmp_path: Path, executor: str, expected: str) -> None:
+    write_step(tmp_path / "code", "sft/one", configs={"tiny": BASE})
+    made = overlays(tmp_path, receipt("sft/one:tiny"), SiteProfile.model_validate({"executors": [executor]}))
+    kind = executor.partition(":")[0]
+    config = load_as_steps_do(tmp_path / "overlays" / kind / "sft/one/tiny.yaml")
+    assert config.run.env.container_image == expected
+    assert any("cannot be given a digest" in note for note in made.notes) == executor.endswith(":3.4")
+
+
+def test_storage_is_in_each_executors_own_form(tmp_path: Path) -> None:
+    write_step(tmp_path / "code", "sft/one", configs={"tiny": BASE})
+    site = {"executors": ["lepton", "dgxcloud", "docker:29.1"], "mounts": ["/lustre/data", "/lustre/out:/out:rw"]}
+    files = overlays(tmp_path, receipt("sft/one:tiny"), SiteProfile.model_validate(site)).files
+    profiles = {kind: tomllib.loads(files[f"{kind}/env.toml"])[f"{kind}_airgap"] for kind in ("lepton", "dgxcloud")}
+    assert profiles["lepton"]["mounts"] == [
+        {"path": "/lustre/data", "mount_path": "/lustre/data"},
+        {"path": "/lustre/out", "mount_path": "/out"},
+    ]
+    assert "mounts" not in profiles["dgxcloud"] and "#   /lustre/out:/out" in files["dgxcloud/env.toml"]
+    docker = tomllib.loads(files["docker/env.toml"])["docker_airgap"]
+    assert docker["mounts"] == ["/lustre/data:/lustre/data:ro", "/lustre/out:/out"]
+
+
 def test_the_command_is_whole_and_names_the_overlay_and_the_profile(tmp_path: Path) -> None:
     write_step(tmp_path / "code", "sft/one", configs={"tiny": BASE})
     write_step(tmp_path / "code", "eval/none", configs={})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +31,7 @@ StepsOption = Annotated[str, typer.Option("--steps", help="Folder of the steps i
 RootOption = Annotated[
     str | None, typer.Option("--root", envvar="AIRFERRY_ROOT", help="Digest of the bundle that the receipt must be of.")
 ]
+EXECUTORS_QUESTION = "Executors, separated by commas (slurm-pyxis:VERSION, kubernetes, …)"
 LEVEL_STYLES = {"block": "[red]block[/]", "warn": "[yellow]warn[/]", "note": "[dim]note[/]"}
 
 site_app = typer.Typer(help="Say what is known of the far side.", no_args_is_help=True)
@@ -83,11 +84,10 @@ def init(
         "mirrors": {"huggingface": huggingface, "packages": packages, "wandb": wandb},
         "endpoints": parse_pairs(endpoint or [], "--endpoint", "PROVIDER=URL"),
     }
+    profiles = parse_pairs(profile or [], "--profile", "EXECUTOR=NAME")
     if sys.stdin.isatty() and sys.stderr.isatty():
-        _ask(document)
-    document["executors"] = _with_profiles(
-        document["executors"], parse_pairs(profile or [], "--profile", "EXECUTOR=NAME")
-    )
+        _ask(reporter, document, profiles)
+    document["executors"] = _with_profiles(document["executors"], profiles)
     for key in ("gpu", "mirrors"):
         document[key] = {name: value for name, value in document[key].items() if value}
     written = usecases.init_site(out, document, force=force)
@@ -108,25 +108,50 @@ def _with_profiles(executors: list[str], profiles: Mapping[str, str]) -> list[An
     return made
 
 
-def _ask(document: dict[str, Any]) -> None:
-    """Ask on the terminal for what no option says; an empty answer leaves it out."""
+def _ask(reporter: Reporter, document: dict[str, Any], profiles: dict[str, str]) -> None:
+    """Ask on the terminal for what no option says; an empty answer leaves it out, a wrong one is asked for again."""
 
-    def ask(question: str) -> str:
-        return str(typer.prompt(question, default="", show_default=False, err=True)).strip()
+    def ask(question: str, key: str, make: Callable[[str], Any], *, below: str | None = None) -> Any:
+        while True:
+            answer = str(typer.prompt(question, default="", show_default=False, err=True)).strip()
+            value = make(answer)
+            trouble = usecases.site_trouble(key, {below: value} if below else value) if value else None
+            if trouble is None:
+                return value
+            reporter.say(f"[red]{escape(trouble)}[/]")
 
-    def ask_list(question: str) -> list[str]:
-        return [part.strip() for part in ask(question).split(",") if part.strip()]
-
-    if not document["executors"]:
-        document["executors"] = ask_list("Executors, separated by commas (slurm-pyxis:VERSION, kubernetes, …)")
-    document["registry"] = document["registry"] or ask("Registry and prefix (HOST:PORT/PREFIX)")
-    document["platform"] = document["platform"] or ask("CPU platform of the nodes (linux/amd64)")
+    document["executors"] = document["executors"] or ask(EXECUTORS_QUESTION, "executors", _listed)
+    document["registry"] = document["registry"] or ask("Registry and prefix (HOST:PORT/PREFIX)", "registry", str)
+    document["platform"] = document["platform"] or ask("CPU platform of the nodes (linux/amd64)", "platform", str)
     gpu = document["gpu"]
-    gpu["driver"] = gpu["driver"] or ask("NVIDIA driver version")
-    gpu["compute_capabilities"] = gpu["compute_capabilities"] or ask_list("Compute capabilities (9.0, …)")
-    document["mounts"] = document["mounts"] or ask_list("Storage, separated by commas (PATH[:TARGET][:ro|rw])")
+    gpu["driver"] = gpu["driver"] or ask("NVIDIA driver version", "gpu", str, below="driver")
+    gpu["compute_capabilities"] = gpu["compute_capabilities"] or ask(
+        "Compute capabilities (9.0, …)", "gpu", _listed, below="compute_capabilities"
+    )
+    document["mounts"] = document["mounts"] or ask(
+        "Storage, separated by commas (PATH[:TARGET][:ro|rw])", "mounts", _listed
+    )
+    mirrors = document["mirrors"]
     for name, what in (("huggingface", "Hugging Face mirror"), ("packages", "Package index"), ("wandb", "W&B server")):
-        document["mirrors"][name] = document["mirrors"][name] or ask(f"{what} (URL)")
+        mirrors[name] = mirrors[name] or ask(f"{what} (URL)", "mirrors", str, below=name)
+    document["endpoints"] = document["endpoints"] or ask(
+        "Model providers inside, separated by commas (PROVIDER=URL)", "endpoints", _paired
+    )
+    for text in document["executors"]:
+        kind = text.partition(":")[0]
+        if kind not in profiles and (
+            name := ask(f"Profile of env.toml for {kind}", "profiles", lambda answer: {answer: {}} if answer else {})
+        ):
+            profiles[kind] = next(iter(name))
+
+
+def _listed(answer: str) -> list[str]:
+    return [part.strip() for part in answer.split(",") if part.strip()]
+
+
+def _paired(answer: str) -> dict[str, str]:
+    """Return `NAME=VALUE, …` as a mapping; what has no `=` becomes a name with an empty value, which no key takes."""
+    return {name.strip(): value.strip() for name, _, value in (part.partition("=") for part in _listed(answer))}
 
 
 def overlays(

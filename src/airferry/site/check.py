@@ -19,6 +19,7 @@ from airferry.plan.env_profiles import EnvFile, EnvProfile
 from airferry.plan.models import Target
 from airferry.plan.step_config import StepConfigReader
 from airferry.plan.step_values import StepValues, read_step_values, resolve_texts
+from airferry.site.code_rules import code_findings
 from airferry.site.config_rules import blend_findings, config_findings
 from airferry.site.findings import LEVELS, Finding, gathered
 from airferry.site.overlays import PLAIN, image_of, targets_of, with_default
@@ -112,7 +113,7 @@ def run_check(checked: Checked, images: Mapping[str, RegistryImage]) -> CheckRep
         if context is None:
             continue
         found = [*config_findings(context), *blend_findings(context), *path_findings(context)]
-        findings += gathered([*found, *site_findings(context, images)])
+        findings += gathered([*found, *code_findings(context), *site_findings(context, images)])
     return CheckReport(tuple(names), tuple(findings))
 
 
@@ -190,7 +191,7 @@ def _context(
         produces=produces,
         site=checked.site,
         executor=executor,
-        mounts=mounts_of(checked.site, _written_mounts(values, profile)),
+        mounts=mounts_of(checked.site, _written_mounts(values, profile, checked.submission)),
         environment=environment,
         provided=frozenset(known[1].provides if known else ()),
         profile=profile,
@@ -217,10 +218,16 @@ def _profile_variables(checked: Checked, executor: Executor, profile: EnvProfile
     return {**OFFLINE_VARIABLES, **(known[1].env if known else {}), **variables}
 
 
-def _written_mounts(values: StepValues, profile: EnvProfile | None) -> Sequence[object]:
+def _written_mounts(values: StepValues, profile: EnvProfile | None, submission: Mapping[str, str]) -> Sequence[object]:
+    """Return the mounts of a config and of the profile, the latter resolved as they are where jobs are submitted."""
     mounts: list[object] = [value.value for value in values.below("run", "env", "mounts")]
-    if profile is not None:
-        written = profile.values.get("mounts")
-        mounts += written if isinstance(written, list) else []
-        mounts.append(profile.values.get("lustre_mount"))
+    if profile is None:
+        return mounts
+    for name in ("mounts", "pvcs"):
+        written = profile.values.get(name)
+        for mount in written if isinstance(written, list) else ():
+            table = mount if isinstance(mount, dict) else {"": mount}
+            resolved = resolve_texts(table, environment=submission)
+            mounts.append(resolved if isinstance(mount, dict) else resolved[""])
+    mounts.append(profile.values.get("lustre_mount"))
     return mounts

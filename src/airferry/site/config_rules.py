@@ -26,6 +26,7 @@ _CLOUD_BACKENDS = frozenset({"google", "aws", "azure"})
 _LOCAL_DATASETS = frozenset(
     {"NemoGymDataset", "ResponseDataset", "PreferenceDataset", "BinaryPreferenceDataset", "OpenAIFormatDataset"}
 )
+_PLACEHOLDERS = "resolve_hf_placeholders"
 _SECRET_KEY = "token|secret|password|passwd|credential|credentials"
 _VARIABLE_NAME = re.compile(r"[A-Z][A-Z0-9_]*")
 _TRUE = frozenset({"true", "1", "yes", "on"})
@@ -65,6 +66,8 @@ def _hub(context: StepContext, value: StepValue) -> Iterator[Finding]:
         what = "is on the Hugging Face Hub"
     elif value.last == "dataset_name" and text and "/" not in text and text not in _LOCAL_DATASETS:
         what = "is a dataset that the framework fetches from the Hugging Face Hub"
+    elif value.last == _PLACEHOLDERS and value.value is True:
+        what = "takes the place of placeholders in the data by datasets of the Hugging Face Hub"
     elif value.last == "name" and value.key[-3:-1][:1] == ("tasks",) and "evaluation" in value.key and text:
         what = "is a benchmark that fetches its dataset from the Hugging Face Hub"
     if what is None:
@@ -74,10 +77,10 @@ def _hub(context: StepContext, value: StepValue) -> Iterator[Finding]:
     elif context.is_off(value):
         yield context.finding(value, "huggingface", "note", f"{what}; this part is switched off")
     else:
-        level: Level = "warn" if value.last == "name" and "tasks" in value.key else "block"
-        yield context.finding(
-            value, "huggingface", level, f"{what}, which cannot be reached", fix=f"{value.name}=/PATH/ON/A/MOUNT"
-        )
+        surely = value.last != _PLACEHOLDERS and not (value.last == "name" and "tasks" in value.key)
+        level: Level = "block" if surely else "warn"
+        fix = f"{value.name}=" + ("false" if value.last == _PLACEHOLDERS else "/PATH/ON/A/MOUNT")
+        yield context.finding(value, "huggingface", level, f"{what}, which cannot be reached", fix=fix)
 
 
 def blend_findings(context: StepContext) -> Iterator[Finding]:

@@ -15,7 +15,6 @@ from typing import Any
 from airferry.bundle.receipt import Receipt, ReceiptImage
 from airferry.config import Executor, SiteProfile
 from airferry.errors import ConfigurationError, IntegrityError
-from airferry.oci.reference import parse_reference
 from airferry.plan.catalogue import Catalogue, StepFiles, find_step, parse_target
 from airferry.plan.models import Overlay, Target
 from airferry.plan.rendering import render_yaml
@@ -23,7 +22,9 @@ from airferry.plan.step_config import StepConfigReader, split_mounts
 from airferry.site.submission import (
     NEMOTRON_EXECUTORS,
     image_for,
+    names_by_digest,
     profile_name,
+    reference_for,
     render_profile,
     submit_command,
 )
@@ -92,6 +93,11 @@ def make_overlays(receipt: Receipt, catalogue: Catalogue, *, site: SiteProfile, 
         own = [step for step in steps if step.executor == executor.kind]
         texts[f"{executor.kind}/env.toml"] = _fragment(site, executor)
         texts[f"{executor.kind}/submit.txt"] = "".join(f"{step.command}\n" for step in own)
+        if not names_by_digest(executor):
+            notes.append(
+                f"{executor} cannot be given a digest, so the overlays name tags; `airferry load` leaves them where "
+                "they belong, and nobody may move them"
+            )
         if executor.kind not in NEMOTRON_EXECUTORS:
             notes.append(
                 f"`nemotron steps run` has no executor for {executor.kind}; "
@@ -128,7 +134,7 @@ def with_default(catalogue: Catalogue, target: Target) -> Target:
 def _overlay(
     found: StepFiles, image: ReceiptImage, executor: Executor, *, reader: StepConfigReader, site: SiteProfile, out: Path
 ) -> tuple[StepOverlay, str]:
-    name = image_for(executor.kind, parse_reference(image.pinned))
+    name = image_for(executor.kind, reference_for(executor, image))
     target = found.target
     profile = profile_name(site, executor)
     if found.config_path is None:

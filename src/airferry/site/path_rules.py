@@ -82,7 +82,15 @@ def _inputs(context: StepContext) -> list[StepValue]:
 
 
 def _unfed(context: StepContext) -> Iterator[Finding]:
-    """Yield what the step says that it must have and no key of the config feeds."""
+    """Yield what the step says that it must have and no key of the config feeds.
+
+    A config without such a key that feeds something else of the step runs another part of it: that is only noted.
+    """
+    fed = {
+        consumed.kind
+        for consumed in context.consumes
+        if any(value.text and value.last in FEEDS.get(consumed.kind, ()) for value in context.values.values)
+    }
     for consumed in context.consumes:
         names = FEEDS.get(consumed.kind)
         if not consumed.required or not names:
@@ -98,7 +106,7 @@ def _unfed(context: StepContext) -> Iterator[Finding]:
             yield context.finding(found[0], "input", "block", f"{what}, and this key is empty", fix=fix, shown="")
         else:
             text = f"{what}, and no key of the config feeds it: a default of the step may"
-            yield context.general("input", "warn", text, key=names[0], fix=fix)
+            yield context.general("input", "note" if fed else "warn", text, key=names[0], fix=fix)
 
 
 def _is_output(context: StepContext, value: StepValue) -> bool:

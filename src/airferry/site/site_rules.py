@@ -13,7 +13,7 @@ from airferry.oci.reference import parse_reference
 from airferry.plan.step_values import StepValue
 from airferry.site.findings import Finding
 from airferry.site.step_context import StepContext, masked
-from airferry.site.submission import OFFLINE_VARIABLES, image_for, parse_image
+from airferry.site.submission import OFFLINE_VARIABLES, image_for, parse_image, reference_for
 
 # the first driver that runs programs built for a CUDA major version (CUDA compatibility guide, "minor version")
 FIRST_DRIVERS = {11: (450, 80), 12: (525, 60), 13: (580, 0)}
@@ -22,6 +22,7 @@ _DOWNLOADS = re.compile(
 )
 _BOOTSTRAP = re.compile(r"\b_bootstrap\.\w+_runtime\b")  # the catalogue's modules that make an environment by pip
 _PYTHON_INSTALL = re.compile(r"\b(pip3?|uv)\b")
+_EXTRAS = "is installed by pip when the job starts; without an index that takes minutes and fails unseen"
 _OFF = frozenset({"0", "false", "no", "off", ""})
 _VARIABLES_OF_SERVICES = {
     "HF_HUB_OFFLINE": "huggingface",
@@ -56,12 +57,13 @@ def site_findings(context: StepContext, images: Mapping[str, RegistryImage]) -> 
 
 def _image(context: StepContext) -> Iterator[Finding]:
     value = context.values.get("run", "env", "container_image")
-    expected = (
-        image_for(context.executor.kind, parse_reference(context.image.pinned)) if context.image is not None else None
-    )
+    expected, accepted = None, set()
+    if context.image is not None:
+        reference = reference_for(context.executor, context.image)
+        expected, accepted = image_for(context.executor.kind, reference), {context.image.pinned, str(reference)}
     fix = f"run.env.container_image={expected or 'IMAGE-OF-THE-RECEIPT'}"
     if value is not None and value.text:
-        if context.image is not None and parse_image(value.text) == context.image.pinned:
+        if parse_image(value.text) in accepted:
             return
         if context.image is None and _inside(context, value.text):
             return
@@ -72,7 +74,7 @@ def _image(context: StepContext) -> Iterator[Finding]:
     if context.image is None:
         return
     profile = context.profile.values.get("container_image") if context.profile else None
-    if isinstance(profile, str) and parse_image(profile) == context.image.pinned:
+    if isinstance(profile, str) and parse_image(profile) in accepted:
         return
     yield context.general("image", "block", "nothing pins the loaded image", key="run.env.container_image", fix=fix)
 
@@ -145,7 +147,15 @@ def _startup(context: StepContext) -> Iterator[Finding]:
             start = "startup_commands" in value.key
             fix = "run.env.startup_commands=[]" if start else f"{value.name}='python -m MODULE --config {{config}}'"
             yield context.finding(value, "startup", "block", text, fix=fix)
+        if "pip_extras" in value.key and value.text and not context.site.mirrors.packages:
+            parent = ".".join(str(part) for part in value.key[: value.key.index("pip_extras") + 1])
+            yield context.finding(value, "startup", "warn", _EXTRAS, fix=f"{parent}=[]")
     if context.profile is not None:
+        extras = context.profile.values.get("pip_extras")
+        if isinstance(extras, list) and extras and not context.site.mirrors.packages:
+            shown = " ".join(map(str, extras))
+            fix = "run.env.pip_extras=[]"
+            yield context.in_profile("startup", "warn", _EXTRAS, key=("pip_extras",), value=shown, fix=fix)
         run = context.profile.values.get("run_command")
         if isinstance(run, str) and _downloads(context, run):
             fix = "run.env.run_command='python -m MODULE --config {config}'"

@@ -18,6 +18,7 @@ from airferry.site.findings import Finding, Kind, Level
 
 JOB_FOLDER = "/nemo_run"
 CODE_FOLDER = "/nemo_run/code"
+CLAIM = "/a persistent volume claim"
 OWN_BLEND = "blend_tiny.json"
 AMBIENT = frozenset({"PWD", "USER", "HOME", "HOSTNAME", "PATH", "TMPDIR", "LOGNAME", "NEMO_RUN_DIR"})
 _SECRET = re.compile(
@@ -150,12 +151,13 @@ def read_step_toml(path: Path) -> tuple[tuple[Consumed, ...], tuple[str, ...]]:
 
 
 def mounts_of(site: SiteProfile, written: Sequence[object]) -> tuple[Mount, ...]:
-    """Return the mounts of a site and those written as `HOST:INSIDE[:OPTIONS]` in a config or a profile."""
+    """Return the mounts of a site and those written in a config or a profile: `HOST:INSIDE[:OPTIONS]`, Lepton's tables,
+    and DGX Cloud's claims, which are on no path of the nodes."""
     found = [Mount(mount.inside, mount.path.rstrip("/"), mount.mode == "ro") for mount in site.mounts]
     for text in written:
-        if isinstance(text, dict) and text.get("mount_path"):
-            inside = str(text["mount_path"]).rstrip("/")
-            found.append(Mount(inside, str(text.get("path") or inside).rstrip("/"), False))
+        if isinstance(text, dict) and (inside := str(text.get("mount_path") or text.get("path") or "").rstrip("/")):
+            host = str(text.get("path") or inside).rstrip("/") if "mount_path" in text else CLAIM
+            found.append(Mount(inside, host, False))
         parts = text.split(":") if isinstance(text, str) and not text.startswith(("<", "$", "__")) else []
         if len(parts) >= 2 and parts[1].startswith("/"):
             options = parts[2].split(",") if len(parts) > 2 else []

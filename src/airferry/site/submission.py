@@ -9,8 +9,10 @@ import json
 import shlex
 from collections.abc import Mapping
 
+from airferry.bundle.receipt import ReceiptImage
 from airferry.config import Executor, SiteProfile
-from airferry.oci.reference import Reference
+from airferry.config.site import StorageMount, parse_version
+from airferry.oci.reference import Reference, parse_reference
 
 NEMOTRON_EXECUTORS = {"slurm-pyxis": "slurm", "lepton": "lepton", "dgxcloud": "dgxcloud", "docker": "docker"}
 OFFLINE_VARIABLES = {
@@ -19,14 +21,24 @@ OFFLINE_VARIABLES = {
     "HF_DATASETS_OFFLINE": "1",
     "WANDB_MODE": "offline",
 }
+FIRST_ENROOT_WITH_DIGESTS = (3, 5)
 AIRGAP_SUFFIX = "_airgap"
 
 
-def image_for(kind: str, pinned: Reference) -> str:
-    """Return an image pinned by digest in the form that an executor takes as `container_image`."""
-    if kind == "slurm-pyxis":
-        return f"{pinned.registry}#{pinned.repository}:{pinned.digest}"
-    return f"{pinned.registry}/{pinned.repository}@{pinned.digest}"
+def image_for(kind: str, image: Reference) -> str:
+    """Return an image, by its digest or else by its tag, in the form that an executor takes as `container_image`."""
+    return f"{image.registry}#{image.repository}:{image.target}" if kind == "slurm-pyxis" else str(image)
+
+
+def names_by_digest(executor: Executor) -> bool:
+    """Tell whether an executor can be given a digest; enroot can from 3.5 on."""
+    known = executor.kind == "slurm-pyxis" and executor.version is not None
+    return not known or parse_version(executor.version or "") >= FIRST_ENROOT_WITH_DIGESTS
+
+
+def reference_for(executor: Executor, image: ReceiptImage) -> Reference:
+    """Return what an executor is to be given of a loaded image: its digest, or its tag where it knows no digests."""
+    return parse_reference(image.pinned if names_by_digest(executor) else image.reference)
 
 
 def parse_image(text: str) -> str:
@@ -74,8 +86,11 @@ def render_profile(site: SiteProfile, executor: Executor) -> str:
     if known:
         lines.append(f"extends = {_toml(known[0])}")
     lines.append(f"executor = {_toml(NEMOTRON_EXECUTORS.get(executor.kind, executor.kind))}")
-    if site.mounts:
-        lines += ["mounts = [", *(f"  {_toml(str(mount))}," for mount in site.mounts), "]"]
+    if site.mounts and executor.kind == "dgxcloud":
+        lines.append("# DGX Cloud mounts claims, not paths: the profile's `pvcs` must name those of this storage:")
+        lines += [f"#   {mount}" for mount in site.mounts]
+    elif site.mounts:
+        lines += ["mounts = [", *(f"  {_mount(mount, executor)}," for mount in site.mounts), "]"]
     lines += ["", f"[{name}.env_vars]"]
     lines += [f"{key} = {_toml(value)}" for key, value in environment_of(site, executor).items()]
     return "\n".join(lines) + "\n"
@@ -88,6 +103,13 @@ def submit_command(step_id: str, *, config: str | None, profile: str, overrides:
         words += ["-c", config]
     words += ["-b", profile, *(f"{key}={value}" for key, value in overrides.items())]
     return shlex.join(words)
+
+
+def _mount(mount: StorageMount, executor: Executor) -> str:
+    """Return a mount as the executor's profile has it: Lepton takes tables, and knows no read-only ones."""
+    if executor.kind != "lepton":
+        return _toml(str(mount))
+    return f"{{ path = {_toml(mount.path.rstrip('/'))}, mount_path = {_toml(mount.inside)} }}"
 
 
 def _toml(text: str) -> str:

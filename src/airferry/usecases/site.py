@@ -10,7 +10,7 @@ import yaml
 
 from airferry.bundle.receipt import Receipt, read_receipt
 from airferry.config import SiteProfile, load_config, load_site, parse_site
-from airferry.errors import IntegrityError, UsageError
+from airferry.errors import ConfigurationError, IntegrityError, UsageError
 from airferry.events import Emit, Warned, silent
 from airferry.host import files
 from airferry.oci.digest import parse_digest
@@ -42,6 +42,15 @@ def init_site(path: Path, document: Mapping[str, Any], *, force: bool = False) -
     site = parse_site(text.encode(), path)
     files.write_text(path, text)
     return site
+
+
+def site_trouble(key: str, value: Any) -> str | None:
+    """Return what is wrong with a value of one key of a site profile by itself, None if nothing is."""
+    try:
+        parse_site(yaml.safe_dump({key: value}).encode(), Path("answer"))
+    except ConfigurationError as error:
+        return error.message.partition(f"`{key}")[2].partition(": ")[2] or error.message
+    return None
 
 
 def read_site(path: Path | None) -> SiteProfile:
