@@ -49,14 +49,23 @@ def containerfile(folder: Path, text: str) -> Path:
     return path
 
 
-def build(engine: Engine, base: DebianBase, folder: Path, text: str, platform: Platform = AMD64, **more: object) -> str:
+def build(
+    engine: Engine,
+    base: DebianBase,
+    folder: Path,
+    text: str,
+    platform: Platform = AMD64,
+    *,
+    name: str = "test",
+    **more: object,
+) -> str:
     context = folder / "context"
     context.mkdir(exist_ok=True)
     return engine.build(
         containerfile=containerfile(folder, text),
         context=context,
         platform=platform,
-        tag=f"localhost/test-{platform.architecture}:latest",
+        tag=f"localhost/{name}-{platform.architecture}:latest",
         epoch_s=EPOCH_S,
         build_args={"BASE": base_tag(base.manifests[platform].digest)},
         **more,  # type: ignore[arg-type]
@@ -97,7 +106,9 @@ def test_platforms_build_side_by_side(engine: Engine, debian_base: DebianBase, t
         platform = (AMD64, ARM64)[number % 2]
         folder = tmp_path / str(number)
         folder.mkdir()
-        image = build(engine, debian_base, folder, f"RUN echo {number} > /number\n", platform)
+        # each under a name of its own, as an engine that commits two images to one name may mix them up
+        text = f"RUN echo {number} > /number\n"
+        image = build(engine, debian_base, folder, text, platform, name=f"test{number}")
         return engine.run(image, ["cat", "/number"], platform=platform).text.strip()
 
     with ThreadPoolExecutor(4) as pool:

@@ -6,6 +6,7 @@ new layer made deterministic, a config and a manifest. Layers of a base are neve
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Mapping
@@ -70,7 +71,7 @@ class Assembler:
         """
         epoch_s = clock.source_date_epoch_s()
         self._engine.import_base(self._cache.path, base.manifest.digest, platform=recipe.platform)
-        tag = f"localhost/airferry/{recipe.platform.slug}:{recipe.name.replace('/', '-')}"[:200]
+        tag = local_tag(recipe)
         image = self._engine.build(
             containerfile=recipe.containerfile,
             context=recipe.context,
@@ -133,3 +134,9 @@ def _settings(recipe: ImageRecipe, base: BaseImage, exported: ExportedImage) -> 
     else:
         settings.pop("User", None)
     return settings
+
+
+def local_tag(recipe: ImageRecipe) -> str:
+    """Return a name in the engine's storage that no other image of a plan has; a tag has 128 characters at most."""
+    digest = hashlib.sha256(recipe.name.encode()).hexdigest()[:12]
+    return f"localhost/airferry/{recipe.platform.slug}:{recipe.name.replace('/', '-')[:100]}-{digest}"
