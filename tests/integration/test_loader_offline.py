@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from airferry.build.loader import carry_loader
+from airferry.build.loader import CarriedLoader, carry_loader
 from airferry.build.pip import Pip
 from airferry.build.wheels import WheelStore
 from airferry.bundle.manifest import BundleManifest, ToolEntry
@@ -17,8 +17,9 @@ from airferry.bundle.receipt import read_receipt
 from airferry.bundle.seal import seal
 from airferry.bundle.verify import open_bundle, verify_bundle
 from airferry.config.models import LoaderChoice
-from airferry.events import silent
+from airferry.events import Emit, Event, StageFinished, silent
 from airferry.host import process
+from airferry.host.journal import Journal
 from airferry.oci.layout import LayoutStore
 from debian_bases import AMD64, DebianBase
 from oci_images import REFERENCE, make_image
@@ -72,7 +73,10 @@ def carried(tmp_path_factory: pytest.TempPathFactory) -> Path:
     index, image = make_image(store)
     choice = LoaderChoice(pythons=(f"{sys.version_info[0]}.{sys.version_info[1]}",))
     wheels = WheelStore(folder / "cache", Pip())
-    loader = carry_loader(choice, [AMD64], store, wheels=wheels, scratch=folder / "scratch", emit=silent)
+    journal = Journal(folder / "journal.yaml")
+    loader = carry_loader(
+        choice, [AMD64], store, journal=journal, wheels=wheels, scratch=folder / "scratch", emit=silent
+    )
     entry, descriptor = loader.artifact
     manifest = BundleManifest(
         workflow={},
@@ -94,9 +98,22 @@ def test_it_is_made_again_without_an_index_to_the_same_bytes(carried: Path, tmp_
     store = LayoutStore.create(tmp_path / "bundle")
     choice = LoaderChoice(pythons=(f"{sys.version_info[0]}.{sys.version_info[1]}",))
     wheels = WheelStore(carried / "cache", Pip(options=("--no-index",)))
-    again = carry_loader(choice, [AMD64], store, wheels=wheels, scratch=tmp_path / "scratch", emit=silent)
+
+    def carry(wheels: WheelStore, emit: Emit = silent) -> CarriedLoader:
+        journal = Journal(tmp_path / "journal.yaml")
+        return carry_loader(
+            choice, [AMD64], store, journal=journal, wheels=wheels, scratch=tmp_path / "scratch", emit=emit
+        )
+
+    again = carry(wheels)
     assert again.entry == bundle.manifest.loader and again.artifact[0] == bundle.manifest.artifacts[0]
     assert verify_bundle(carried / "out").ok
+    events: list[Event] = []
+    none_at_all = WheelStore(tmp_path / "empty", Pip(options=("--no-index",)))
+    assert carry(none_at_all, events.append) == again, "what is in the layout is not made again"
+    assert [event.reused for event in events if isinstance(event, StageFinished)] == [True]
+    store.blob_path(again.entry.digest).unlink()
+    assert carry(wheels) == again and store.blob_path(again.entry.digest).is_file()
 
 
 def test_tar_alone_unpacks_it_and_every_file_is_listed(carried: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from airferry.config.models import LoaderChoice
 from airferry.errors import BuildError, ConfigurationError
 from airferry.events import silent
 from airferry.host import process
+from airferry.host.journal import Journal
 from airferry.host.shipped import shipped
 from airferry.oci.layout import LayoutStore
 from airferry.oci.platform import parse_platform
@@ -115,6 +116,7 @@ def test_without_an_index_the_error_says_how_to_do_without(tmp_path: Path) -> No
             LoaderChoice(),
             [parse_platform("linux/amd64")],
             LayoutStore.create(tmp_path / "bundle"),
+            journal=Journal(tmp_path / "journal.yaml"),
             wheels=wheels,
             scratch=tmp_path / "scratch",
             emit=silent,

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from airferry.errors import ConfigurationError
-from airferry.plan.step_config import StepConfigReader
+from airferry.plan.step_config import StepConfigReader, _lay_over, _NotPlainError
 from catalogues import mounting
 
 ONE = "https://example.com/one.git@v1,/opt/one"
@@ -126,3 +131,24 @@ def test_what_cannot_be_merged_is_refused(tmp_path: Path) -> None:
     reader = write(tmp_path, default=mounting(ONE), a="defaults: default\nrun: {bad: '${unclosed'}\n")
     with pytest.raises(ConfigurationError, match="cannot be merged"):
         reader.read(tmp_path / "a.yaml")
+
+
+LEAVES = st.none() | st.booleans() | st.integers() | st.sampled_from(["a", "${oc.env:A,b}", "x ${run.y} z"])
+TREES = st.recursive(
+    LEAVES, lambda below: st.lists(below, max_size=2) | st.dictionaries(st.sampled_from("abc"), below, max_size=3)
+)
+MAPPINGS = st.dictionaries(st.sampled_from("abc"), TREES, max_size=3)
+
+
+@given(parts=st.lists(MAPPINGS, min_size=2, max_size=3))
+def test_the_quick_way_to_merge_agrees_with_omegaconf(parts: list[dict[str, Any]]) -> None:
+    try:
+        quick = reduce(_lay_over, parts)
+    except _NotPlainError:
+        return
+    assert quick == OmegaConf.to_container(OmegaConf.merge(*map(OmegaConf.create, parts)), resolve=False)
+
+
+def test_what_says_that_a_value_is_missing_leaves_the_inherited_one(tmp_path: Path) -> None:
+    reader = write(tmp_path, default=mounting(ONE), a="defaults: default\nrun: {env: {mounts: '???'}}\n")
+    assert targets(reader, tmp_path / "a.yaml") == ["/opt/one"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from airferry.build.assets import PACK_VERSION, pack_asset, record_asset
-from airferry.bundle.artifacts import ArtifactFile, put_artifact
+from airferry.bundle.artifacts import ArtifactFile, artifact_is_whole, put_artifact
 from airferry.bundle.assets import (
     ASSET_ARTIFACT,
     ASSET_CONTENT,
@@ -18,11 +18,10 @@ from airferry.bundle.assets import (
 )
 from airferry.bundle.manifest import ArtifactEntry, AssetEntry
 from airferry.config.assets import AssetChoice
-from airferry.errors import AirferryError, IntegrityError
+from airferry.errors import AirferryError
 from airferry.events import Emit, StageFinished, StageStarted
 from airferry.host import clock, files
 from airferry.host.journal import Journal
-from airferry.oci.copy import read_closure
 from airferry.oci.documents import Descriptor
 from airferry.oci.layout import LayoutStore
 from airferry.plan.models import Plan
@@ -93,7 +92,7 @@ def _pack(store: LayoutStore, journal: Journal, manifest: AssetManifest, choice:
     inputs: dict[str, Any] = {"manifest": manifest.digest, "version": PACK_VERSION}
     if (known := journal.result(pack_action(manifest.name), inputs)) is not None:
         descriptor = Descriptor.model_validate(known)
-        if _is_whole(store, descriptor):
+        if artifact_is_whole(store, descriptor):
             return descriptor
     assert choice.path is not None
     descriptor = pack_asset(store, manifest, choice.path, emit=emit)
@@ -104,14 +103,6 @@ def _pack(store: LayoutStore, journal: Journal, manifest: AssetManifest, choice:
 def pack_action(name: str) -> str:
     """Return the name of the action in the journal that packs an asset."""
     return f"pack {name}"
-
-
-def _is_whole(store: LayoutStore, descriptor: Descriptor) -> bool:
-    try:
-        closure = read_closure(store, descriptor)
-    except IntegrityError:
-        return False
-    return all(store.has_blob(blob) for blob in closure.blobs.values())
 
 
 def _entry(title: str, artifact_type: str, descriptor: Descriptor) -> ArtifactEntry:

@@ -15,17 +15,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from airferry import __version__
 from airferry.build.pip import WheelTarget
 from airferry.build.wheels import Pin, Wheel, WheelStore, add_member, file_sha256
-from airferry.bundle.artifacts import TOOL_ARTIFACT, ArtifactFile, put_artifact
+from airferry.bundle.artifacts import TOOL_ARTIFACT, ArtifactFile, artifact_is_whole, put_artifact
 from airferry.bundle.manifest import ArtifactEntry, LoaderEntry, LockEntry
 from airferry.config.models import LoaderChoice
 from airferry.errors import AirferryError, HostError
 from airferry.events import Emit, StageFinished, StageStarted
 from airferry.host import clock, files
-from airferry.host.journal import inputs_digest
+from airferry.host.journal import Journal, inputs_digest
 from airferry.host.shipped import PACKAGE, shipped
 from airferry.oci.documents import Descriptor, parse_manifest
 from airferry.oci.layout import LayoutStore
@@ -33,6 +34,7 @@ from airferry.oci.platform import Platform
 from airferry.oci.tar import END_OF_ARCHIVE, TarEntry, padding, tar_header
 
 FAR_SIDE_LOCK = "far-side.lock"
+LOADER_ACTION = "loader"
 LOADER_FILE = "airferry-loader.tar"
 LOADER_CONTENT = "application/vnd.airferry.tool.v1.tar"
 FOLDER = "airferry-loader"
@@ -55,13 +57,15 @@ def carry_loader(
     platforms: Sequence[Platform],
     store: LayoutStore,
     *,
+    journal: Journal,
     wheels: WheelStore,
     scratch: Path,
     emit: Emit,
 ) -> CarriedLoader:
     """Put the loader for the chosen Pythons and platforms into a layout. Idempotent; the same inputs, the same bytes.
 
-    Wheels that were fetched once come from the cache, without network.
+    What the journal says is there already is not made again. Wheels that were fetched once come from the cache,
+    without network.
 
     Raises:
         BuildError: a wheel cannot be found.
@@ -69,31 +73,56 @@ def carry_loader(
         HostError: the installation of airferry is incomplete.
     """
     started_s = clock.monotonic_s()
-    emit(StageStarted("loader"))
     lock = shipped(f"build/{FAR_SIDE_LOCK}")
     targets = [_target(python, platform) for python in choice.pythons for platform in choice.platforms or platforms]
+    names = ", ".join(sorted(map(_name, targets)))
+    with files.scratch_directory(scratch) as folder:
+        own = own_wheel(folder)
+        inputs = {
+            "own": file_sha256(own),
+            "lock": file_sha256(lock),
+            "script": file_sha256(_install_script()),
+            "targets": sorted(map(str, targets)),
+        }
+        if (known := _known(journal, inputs, store)) is not None:
+            emit(StageFinished(LOADER_ACTION, 0.0, detail=names, reused=True))
+            return _carried(known, store, lock, targets)
+        emit(StageStarted(LOADER_ACTION))
+        archive = folder / LOADER_FILE
+        _write_archive(archive, own, _environments(lock, targets, wheels))
+        descriptor = put_artifact(store, TOOL_ARTIFACT, contents=[ArtifactFile(LOADER_FILE, LOADER_CONTENT, archive)])
+    journal.record(LOADER_ACTION, inputs, descriptor.model_dump(by_alias=True, exclude_none=True))
+    emit(StageFinished(LOADER_ACTION, clock.monotonic_s() - started_s, detail=names))
+    return _carried(descriptor, store, lock, targets)
+
+
+def _known(journal: Journal, inputs: Mapping[str, Any], store: LayoutStore) -> Descriptor | None:
+    known = journal.result(LOADER_ACTION, inputs)
+    if known is None:
+        return None
+    descriptor = Descriptor.model_validate(known)
+    return descriptor if artifact_is_whole(store, descriptor) else None
+
+
+def _environments(lock: Path, targets: Sequence[WheelTarget], wheels: WheelStore) -> dict[str, list[Wheel]]:
     try:
-        found = {_name(target): _wheels(lock, target, wheels) for target in targets}
+        return {_name(target): _wheels(lock, target, wheels) for target in targets}
     except AirferryError as error:
         raise type(error)(
             f"the loader for the far side cannot be made: {error.message}",
             hint=f"{error.hint}; or: {LEAVE_OUT}" if error.hint else LEAVE_OUT,
             **error.fields,
         ) from error
-    with files.scratch_directory(scratch) as folder:
-        own = own_wheel(folder)
-        archive = folder / LOADER_FILE
-        _write_archive(archive, own, found)
-        descriptor = put_artifact(store, TOOL_ARTIFACT, contents=[ArtifactFile(LOADER_FILE, LOADER_CONTENT, archive)])
-        size_bytes = archive.stat().st_size
+
+
+def _carried(descriptor: Descriptor, store: LayoutStore, lock: Path, targets: Sequence[WheelTarget]) -> CarriedLoader:
     (layer,) = parse_manifest(store.read_bytes(descriptor)).layers
-    emit(StageFinished("loader", clock.monotonic_s() - started_s, detail=", ".join(sorted(found))))
     return CarriedLoader(
         entry=LoaderEntry(
             archive=str(store.blob_path(layer.digest).relative_to(store.path.parent)),
             digest=layer.digest,
-            size_bytes=size_bytes,
-            environments=tuple(sorted(found)),
+            size_bytes=layer.size,
+            environments=tuple(sorted(map(_name, targets))),
         ),
         artifact=(
             ArtifactEntry(
@@ -106,6 +135,10 @@ def carry_loader(
         ),
         lock=LockEntry(path=FAR_SIDE_LOCK, sha256=file_sha256(lock)),
     )
+
+
+def _install_script() -> Path:
+    return shipped("containerfiles") / "install-airferry.sh"
 
 
 def read_pins(text: str) -> list[Pin]:
@@ -199,7 +232,7 @@ def _write_archive(path: Path, own: Path, environments: Mapping[str, Sequence[Wh
         for name, found in environments.items()
     }
     contents: dict[str, bytes | Path] = {
-        "install": (shipped("containerfiles") / "install-airferry.sh").read_bytes(),
+        "install": _install_script().read_bytes(),
         **{name: text.encode() for name, text in lists.items()},
         **{f"wheels/{name}": source for name, source in wheels.items()},
     }

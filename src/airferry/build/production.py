@@ -20,7 +20,7 @@ from airferry.build.bases import BaseImage
 from airferry.build.carried_assets import carry_assets, pack_action
 from airferry.build.image_writer import BuiltImage, ImageWriter
 from airferry.build.knowledge import Knowledge
-from airferry.build.loader import CarriedLoader, carry_loader
+from airferry.build.loader import LOADER_ACTION, CarriedLoader, carry_loader
 from airferry.build.making import Maker
 from airferry.build.originals import put_originals
 from airferry.build.rehearsal import (
@@ -151,7 +151,7 @@ class Production:
         if rehearsal is not None:
             rehearsal.raise_if_wrong()
         manifest, sealed = self._save(images, rehearsal)
-        kept = {task.action for task in tasks}
+        kept = {LOADER_ACTION, *(task.action for task in tasks)}
         kept |= {f"layer {layer.digest}" for task in tasks for layer in task.base.layers}
         kept |= {f"archive {image.reference}" for image in manifest.images}
         kept |= {pack_action(asset.name) for asset in manifest.persistent_assets.assets}
@@ -262,7 +262,13 @@ class Production:
         if not choice:
             return None
         return carry_loader(
-            choice, shop.plan.platforms, self._store, wheels=shop.wheels, scratch=shop.scratch, emit=shop.emit
+            choice,
+            shop.plan.platforms,
+            self._store,
+            journal=self._journal,
+            wheels=shop.wheels,
+            scratch=shop.scratch,
+            emit=shop.emit,
         )
 
     def _index(

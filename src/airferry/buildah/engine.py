@@ -79,7 +79,8 @@ class ExportedImage:
 class Engine:
     """A container engine at work on its own storage. Made by `open_engine`; safe to use from threads.
 
-    Bases are imported one at a time; builds, runs and exports may go on side by side.
+    Images are pulled one at a time, as two platforms of one image share a local name while they are pulled; builds,
+    runs and exports may go on side by side.
     """
 
     def __init__(self, storage: Storage, *, emit: Emit) -> None:
@@ -87,6 +88,7 @@ class Engine:
         self.storage = storage
         self._emit = emit
         self._importing = threading.Lock()
+        self._pulling = threading.Lock()
 
     @property
     def program(self) -> Program:
@@ -171,7 +173,8 @@ class Engine:
 
     def _pull(self, source: str, *, cwd: Path | None, arguments: Sequence[str], what: str) -> str:
         try:
-            done = self.storage.invoke(["pull", "-q", *arguments, source], timeout_s=PULL_S, cwd=cwd)
+            with self._pulling:
+                done = self.storage.invoke(["pull", "-q", *arguments, source], timeout_s=PULL_S, cwd=cwd)
         except process.ProcessFailed as failure:
             raise engine_error(failure, doing=f"pull {what}") from failure
         return done.text.split()[-1].removeprefix("sha256:")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from airferry.errors import IntegrityError
+from airferry.oci.copy import read_closure
 from airferry.oci.documents import (
     EMPTY_CONFIG,
     EMPTY_CONFIG_BYTES,
@@ -91,6 +92,15 @@ def read_artifact_file(
         )
     with source.open_blob(found[0]) as stream:
         return b"".join(blocks(stream))
+
+
+def artifact_is_whole(store: LayoutStore, descriptor: Descriptor) -> bool:
+    """Tell whether a layout has an artifact's manifest and every blob of it, by name and size."""
+    try:
+        closure = read_closure(store, descriptor)
+    except IntegrityError:
+        return False
+    return all(store.has_blob(blob) for blob in closure.blobs.values())
 
 
 def _put_file(store: LayoutStore, item: ArtifactFile) -> Descriptor:

@@ -31,6 +31,16 @@ class _Import:
     conditional: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Load:
+    """A module that an import loads, with its files if it is the catalogue's own, None if not."""
+
+    module: str
+    files: tuple[Path, ...] | None
+    line: int
+    conditional: bool
+
+
 class ImportScanner:
     """Finds the candidates of steps of one catalogue. Each file is parsed once."""
 
@@ -38,6 +48,7 @@ class ImportScanner:
         self._catalogue = catalogue
         self._imports: dict[Path, tuple[_Import, ...]] = {}
         self._modules: dict[str, tuple[tuple[Path, ...], bool]] = {}
+        self._shared: dict[Path, tuple[_Load, ...]] = {}
         self._local = _local_names(catalogue)
 
     def candidates(self, step: StepFiles) -> tuple[Candidate, ...]:
@@ -56,19 +67,32 @@ class ImportScanner:
                 continue
             seen.add(path)
             owned = path.is_relative_to(step.folder)
-            for item in self._read(path):
-                conditional = item.conditional and not owned
-                for module, files in self._resolve(item, path, step):
-                    if files is not None:
-                        if not conditional:
-                            waiting.extend(files)
-                        continue
-                    origin: Origin = "reported" if conditional else "step" if owned else "catalogue"
-                    candidate = Candidate(module, origin, self._catalogue.relative(path), item.line)
-                    known = found.get(module)
-                    if known is None or rank[origin] < rank[known.origin]:
-                        found[module] = candidate
+            where = ""
+            for load in self._loads(path, step, owned=owned):
+                conditional = load.conditional and not owned
+                if load.files is not None:
+                    if not conditional:
+                        waiting.extend(load.files)
+                    continue
+                origin: Origin = "reported" if conditional else "step" if owned else "catalogue"
+                known = found.get(load.module)
+                if known is None or rank[origin] < rank[known.origin]:
+                    where = where or self._catalogue.relative(path)
+                    found[load.module] = Candidate(load.module, origin, where, load.line)
         return tuple(found[module] for module in sorted(found))
+
+    def _loads(self, path: Path, step: StepFiles, *, owned: bool) -> tuple[_Load, ...]:
+        """Return what a file loads; for files that are not the step's own it is the same whichever step asks."""
+        known = None if owned else self._shared.get(path)
+        if known is None:
+            known = tuple(
+                _Load(module, files, item.line, item.conditional)
+                for item in self._read(path)
+                for module, files in self._resolve(item, path, step)
+            )
+            if not owned:
+                self._shared[path] = known
+        return known
 
     def _resolve(self, item: _Import, path: Path, step: StepFiles) -> Iterator[tuple[str, tuple[Path, ...] | None]]:
         """Return the modules that an import loads; files for those of the catalogue, None for all others."""

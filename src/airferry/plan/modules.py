@@ -131,6 +131,10 @@ WELL_KNOWN: Mapping[str, str] = {
 }
 """Modules, top-level or dotted, to the distributions that are known to provide them."""
 
+_WELL_KNOWN_OR_ABOVE = frozenset(
+    ".".join(known.split(".")[:length]) for known in WELL_KNOWN for length in range(1, known.count(".") + 2)
+)
+
 
 class KnownNames(Protocol):
     """What can tell whether it knows a distribution: a catalogue's lock."""
@@ -152,7 +156,7 @@ def parents(module: str) -> tuple[str, ...]:
 def well_known_child(package: str, name: str) -> str | None:
     """Return `package.name` if that is a module which a distribution of its own provides (`google.protobuf`)."""
     module = f"{package}.{name}"
-    return module if any(known == module or known.startswith(module + ".") for known in WELL_KNOWN) else None
+    return module if module in _WELL_KNOWN_OR_ABOVE else None
 
 
 def distribution_for(module: str, *, lock: KnownNames | None, requirements: Mapping[str, str]) -> str | None:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from airferry.config.fields import parse_overlay
 from airferry.errors import ConfigurationError
 from airferry.plan.models import Overlay
 
+MISSING = "???"
+_PLAIN = re.compile(r"[^$]*(\$\{[^{}$]*\}[^$]*)+")
 _MARK = re.compile(r"\$\{\s*auto_mount\s*:")
 _WHOLE = re.compile(r"\$\{\s*auto_mount\s*:([^{}]*)\}")
 
@@ -158,14 +162,28 @@ def _telling_keys(value: Any) -> Iterator[str]:
 
 
 def _merge(chain: list[Document], keys: set[str]) -> Any:
+    parts = [{key: item for key, item in (document.value or {}).items() if key in keys} for document in chain]
+    if all(_PLAIN.fullmatch(text) for part in parts for _, text in _strings(part) if "$" in text or text == MISSING):
+        with suppress(_NotPlainError):
+            return reduce(_lay_over, parts)
     try:
-        parts = [
-            OmegaConf.create({key: item for key, item in (document.value or {}).items() if key in keys})
-            for document in chain
-        ]
-        return OmegaConf.to_container(OmegaConf.merge(*parts), resolve=False)
+        return OmegaConf.to_container(OmegaConf.merge(*map(OmegaConf.create, parts)), resolve=False)
     except OmegaConfBaseException as error:
         raise ConfigurationError(f"{chain[-1].path}: cannot be merged with what it inherits: {error}") from error
+
+
+class _NotPlainError(Exception):
+    """What is merged is for OmegaConf to judge: a mapping and something else under one key."""
+
+
+def _lay_over(below: Any, above: Any) -> Any:
+    """Merge as OmegaConf does where that is plain, mappings key by key and all else replaced, in far less time."""
+    if isinstance(below, dict) and isinstance(above, dict):
+        both = {key: _lay_over(below[key], above[key]) for key in below if key in above}
+        return {**below, **above, **both}
+    if isinstance(below, dict) or isinstance(above, dict):
+        raise _NotPlainError
+    return above
 
 
 def _strings(value: Any, key: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:

@@ -20,9 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from airferry.config.document import Document, KeyPath, format_key
 from airferry.errors import ConfigurationError
-from airferry.plan.step_config import StepConfigReader
+from airferry.plan.step_config import MISSING, StepConfigReader
 
-MISSING = "???"
 _CUSTOM = {"oc.env": "airferry.env", "auto_mount": "airferry.mount", "art": "airferry.artifact"}
 _RESOLVER = re.compile(r"\$\{\s*(oc\.env|auto_mount|art)\s*:")
 _VARIABLE = re.compile(r"\$\{\s*oc\.env\s*:\s*([A-Za-z_][A-Za-z0-9_]*)\s*([,}])")

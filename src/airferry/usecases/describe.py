@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Iterable
+
 from airferry.plan.models import GroupPlan, Plan, base_document
+
+WIDTH = 120
 
 
 def describe_plan(plan: Plan) -> list[str]:
     """Return a plan as lines: stages, images with base, steps, platforms and overlays, and at the end step → image."""
     lines = ["stages: " + ", ".join(plan.stages)]
-    lines.append("targets: " + ", ".join(step.target.spec for step in plan.steps))
+    lines += _list("targets: ", (step.target.spec for step in plan.steps), indent=9)
     if plan.launcher is not None:
         lines += ["", f"launcher {plan.launcher.tag}", f"  base       {_base(plan.launcher.base_image)}"]
         lines.append("  platforms  " + ", ".join(map(str, plan.launcher.platforms)))
@@ -22,16 +27,27 @@ def describe_plan(plan: Plan) -> list[str]:
 
 
 def _group_lines(group: GroupPlan) -> list[str]:
-    lines = [f"  base       {_base(group.base_image)}", f"  steps      {', '.join(group.targets)}"]
+    lines = [f"  base       {_base(group.base_image)}", *_list("  steps      ", group.targets)]
     lines.append("  platforms  " + ", ".join(map(str, group.platforms)))
     lines += [f"  overlay    {overlay.target} from {overlay.url} at {overlay.ref}" for overlay in group.overlays]
     wanted = sorted({item.module for item in group.candidates if item.origin != "reported"})
     reported = sorted({item.module for item in group.candidates if item.origin == "reported"} - set(wanted))
     if wanted:
-        lines.append("  imports    " + ", ".join(wanted))
+        lines += _list("  imports    ", wanted)
     if reported:
-        lines.append("  reported   " + ", ".join(reported) + " (imported under conditions; not installed)")
+        lines += _list("  reported   ", reported, end=" (imported under conditions; not installed)")
     return lines
+
+
+def _list(label: str, items: Iterable[str], *, end: str = "", indent: int = 13) -> list[str]:
+    """Return items after a label, in lines that a terminal shows whole, none of them torn."""
+    return textwrap.wrap(
+        label + ", ".join(items) + end,
+        width=WIDTH,
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _base(base: object) -> str:

@@ -19,6 +19,7 @@ from airferry.errors import HostError
 from airferry.events import Emit, StageFinished, StageStarted, silent
 from airferry.host import clock, files, process
 from airferry.host.shipped import PACKAGE
+from airferry.host.threads import parallel_map, usable_cores
 from airferry.oci.platform import Platform, parse_platform
 from airferry.usecases.far import LoadOutcome, load, verify
 from airferry.usecases.near import BuildOutcome, Selection, build, parse_engine, plan
@@ -173,37 +174,53 @@ def _run_steps(
     engine: str,
     emit: Emit,
 ) -> list[StepRun]:
-    """Run each step from the loaded image, by digest, with the code that the launcher carries, without network."""
-    runs = []
-    state = files.cache_directory() / "far-engine"
-    with open_engine(state, engine=parse_engine(engine), emit=emit) as opened:
+    """Run each step from the loaded image, by digest, with the code that the launcher carries, without network.
+
+    On a platform the steps run one after the other, as each reads what the one before it wrote; platforms go side by
+    side.
+    """
+    with open_engine(files.cache_directory() / "far-engine", engine=parse_engine(engine), emit=emit) as opened:
         code = _code(opened, receipt, far)
-        for platform in platforms:
+
+        def run_all(platform: Platform) -> list[StepRun]:
             data = far / "data" / platform.slug
             files.remove_tree(data)
             files.ensure_directory(data)
-            for step in steps:
-                started = clock.monotonic_s()
-                emit(StageStarted(f"run {step} on {platform}", "without network"))
-                image = opened.pull_from_registry(receipt.steps[step], platform=platform, plain_http=True)
-                folder = f"{WORKSPACE}/src/ferrysteps/{step}"
-                done = opened.run(
-                    image,
-                    [PYTHON, f"{folder}/step.py", "--config", f"{folder}/config/tiny.yaml"],
-                    platform=platform,
-                    volumes=[Volume(code, WORKSPACE), Volume(data, "/data", writable=True)],
-                    env={
-                        "FERRY_CATALOGUE": WORKSPACE,
-                        "FERRY_DATA": "/data",
-                        "PYTHONPATH": f"{WORKSPACE}/src",
-                        "PYTHONDONTWRITEBYTECODE": "1",
-                    },
-                    timeout_s=STEP_S,
-                )
-                elapsed_s = clock.monotonic_s() - started
-                emit(StageFinished(f"run {step} on {platform}", elapsed_s))
-                runs.append(StepRun(step, platform, elapsed_s, done.text.strip()))
-    return runs
+            return [
+                _run_step(opened, receipt.steps[step], step, platform, volumes=_volumes(code, data), emit=emit)
+                for step in steps
+            ]
+
+        return [run for runs in parallel_map(run_all, platforms, jobs=usable_cores()) for run in runs]
+
+
+def _volumes(code: Path, data: Path) -> list[Volume]:
+    return [Volume(code, WORKSPACE), Volume(data, "/data", writable=True)]
+
+
+def _run_step(
+    engine: Engine, reference: str, step: str, platform: Platform, *, volumes: Sequence[Volume], emit: Emit
+) -> StepRun:
+    started = clock.monotonic_s()
+    emit(StageStarted(f"run {step} on {platform}", "without network"))
+    image = engine.pull_from_registry(reference, platform=platform, plain_http=True)
+    folder = f"{WORKSPACE}/src/ferrysteps/{step}"
+    done = engine.run(
+        image,
+        [PYTHON, f"{folder}/step.py", "--config", f"{folder}/config/tiny.yaml"],
+        platform=platform,
+        volumes=volumes,
+        env={
+            "FERRY_CATALOGUE": WORKSPACE,
+            "FERRY_DATA": "/data",
+            "PYTHONPATH": f"{WORKSPACE}/src",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        },
+        timeout_s=STEP_S,
+    )
+    elapsed_s = clock.monotonic_s() - started
+    emit(StageFinished(f"run {step} on {platform}", elapsed_s))
+    return StepRun(step, platform, elapsed_s, done.text.strip())
 
 
 def _code(engine: Engine, receipt: Receipt, far: Path) -> Path:
