@@ -45,7 +45,7 @@ runtime_folder() {
   printf '%s\n' "$folder"
 }
 
-ensure_setup() { "$repository/scripts/setup"; }
+ensure_setup() { SETUP_IS_A_PART=yes "$repository/scripts/setup"; }
 
 run_as_user() {
   local folder path runtime

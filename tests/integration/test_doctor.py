@@ -46,6 +46,20 @@ def test_a_host_without_engine_says_what_to_install(
     assert "was not found\nhint:  run `airferry doctor`" in capsys.readouterr().err
 
 
+def test_a_runtime_folder_of_somebody_else_ends_no_report(
+    side: NearSide, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """So it is after `su` and `sudo`, and engines then do not even say their version."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/usr")
+    code, checks, shown = examined(capsys)
+    assert code == 4 and "checks failed" in shown
+    assert checks["runtime folder"]["status"] == "fail" and "XDG_RUNTIME_DIR" in checks["runtime folder"]["hint"]
+    assert all(check["hint"] for check in checks.values() if check["status"] == "fail")
+    assert {"disk", "git"} <= set(checks)
+    assert run(["build", "--config", str(side.config)]) == 4
+    assert "export XDG_RUNTIME_DIR" in capsys.readouterr().err
+
+
 def test_bases_are_looked_up_in_their_registries(
     side: NearSide, tmp_path: Path, require_tool: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

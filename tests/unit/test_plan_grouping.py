@@ -168,6 +168,7 @@ def test_overlays_that_want_one_target_are_refused(tmp_path: Path) -> None:
     image = {"base_image": "base:1", "overlays": ["git+https://example.com/other@1,/opt/megatron-lm/"]}
     error = failure(tmp_path, airgap({"i": image}, {"a": "i"}))
     assert "two overlays want `/opt/megatron-lm/`" in error.message
+    assert "airgap.yaml:" in error.message and "`execution_images.i.overlays`" in error.message
     assert "`a:tiny`" in error.message
 
 

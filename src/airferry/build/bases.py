@@ -139,7 +139,10 @@ class BaseCache:
             reference = parse_reference(base.reference)
             return self.open_registry(reference), reference.target, "registry"
         if not base.path.exists():
-            raise ConfigurationError(f"`{base.key}`: `{base.path}` does not exist")
+            raise ConfigurationError(
+                f"`{base.key}`: `{base.path}` does not exist",
+                hint="a path starts at the folder of the plan's file; `skopeo copy` brings a base as `oci:DIR:NAME`",
+            )
         if isinstance(base, LayoutBase):
             return LayoutStore.open(base.path, read_only=True), base.reference or "", "layout"
         return ArchiveSource(base.path), base.reference or "", "archive"

@@ -120,8 +120,9 @@ def resolve_additions(
             store=wheels,
             target=target or wheel_target(probe.python),
         )
+        places = {candidate.module: candidate.place for candidate in group.candidates}
         for requirement, module in [*wanted, *transitive]:
-            closure.add_direct(requirement, module)
+            closure.add_direct(requirement, module, place=places.get(module, ""))
         closure.run()
         notes += closure.notes
         found = closure.additions()
@@ -264,13 +265,16 @@ class _Closure:
         self._installed = {canonicalize_name(item.name): item for item in probe.distributions}
         self._wants: dict[str, _Want] = {}
 
-    def add_direct(self, requirement: Requirement, module: str) -> None:
-        """Ask for the distribution of a module that the base lacks."""
+    def add_direct(self, requirement: Requirement, module: str, *, place: str) -> None:
+        """Ask for the distribution of a module that the base lacks, and that is imported at a place of the catalogue.
+
+        `place` is empty where only what the base holds imports it.
+        """
         if not self._applies(requirement, extras=()):
             self.notes.add(f"`{requirement}`, named for `{module}`, does not apply to this platform and Python")
             return
         name = canonicalize_name(requirement.name)
-        want = self._ask(name, requirement, parent=f"module `{module}`")
+        want = self._ask(name, requirement, parent=f"`{module}` ({place})" if place else f"`{module}`")
         want.modules.add(module)
 
     def run(self) -> None:

@@ -259,7 +259,7 @@ class Engine:
             BuildError: an instruction failed; its last lines are in the message.
             HostError: the host is at fault: disk, emulator, namespaces.
         """
-        what = f"`{tag}` for `{platform}`"
+        what = f"`{tag}` for `{platform}` from `{containerfile}`"
 
         def on_line(line: str) -> None:
             if step := _STEP.match(line):

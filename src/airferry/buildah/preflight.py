@@ -17,7 +17,7 @@ from typing import Literal
 from airferry.buildah.bootstrap import INSTALL_HINT as MMDEBSTRAP_HINT
 from airferry.buildah.program import EngineChoice, Program, find_engine, parse_version
 from airferry.buildah.storage import Storage
-from airferry.errors import HostError
+from airferry.errors import AirferryError, HostError
 from airferry.events import Emit, Event, Warned, silent
 from airferry.host import files, process
 from airferry.oci.platform import Platform
@@ -96,8 +96,8 @@ def _user() -> Check:
 def _engine(engine: EngineChoice) -> tuple[Program | None, Check]:
     try:
         program = find_engine(engine)
-    except HostError as error:
-        return None, Check("engine", "fail", error.message, error.hint)
+    except AirferryError as error:
+        return None, Check("engine", "fail", error.message.partition("\n")[0], error.hint)
     return program, Check("engine", "ok", f"{program.kind} {program.version_text} (`{program.path}`)")
 
 

@@ -46,14 +46,17 @@ def find_engine(choice: EngineChoice = "auto") -> Program:
     """Return the program to build with: Buildah, or Podman where there is no Buildah and none was asked for.
 
     Raises:
-        HostError: it is not installed or too old.
+        HostError: it is not installed, too old, or does not start on this host.
     """
     kinds: tuple[EngineKind, ...] = ("buildah", "podman") if choice == "auto" else (choice,)
     for kind in kinds:
         path = process.find_program(kind)
         if path is None:
             continue
-        version = parse_version(process.run([path, "--version"], timeout_s=30).text)
+        try:
+            version = parse_version(process.run([path, "--version"], timeout_s=30).text)
+        except process.ProcessFailed as failure:
+            raise engine_error(failure, doing=f"start `{path}`") from failure
         program = Program(kind, path, version)
         minimum = MINIMUM_VERSIONS[kind]
         if version < minimum:

@@ -88,18 +88,20 @@ class VerifyReport:
             "findings": [str(finding) for finding in self.findings],
         }
 
-    def raise_if_wrong(self) -> None:
-        """Do nothing if nothing is wrong.
+    def raise_if_wrong(self, *, listed: bool = False) -> None:
+        """Do nothing if nothing is wrong. `listed` says that the findings were shown already.
 
         Raises:
             IntegrityError: something is; `fields["report"]` is this report.
         """
         if self.ok:
             return
-        shown = "; ".join(str(finding) for finding in self.findings[:SHOWN_FINDINGS])
+        shown = "".join(f"\n  | {finding}" for finding in self.findings[:SHOWN_FINDINGS])
         more = len(self.findings) - SHOWN_FINDINGS
+        counted = "1 finding" if len(self.findings) == 1 else f"{len(self.findings)} findings"
         raise IntegrityError(
-            f"bundle `{self.path}` is damaged: {shown}" + (f"; and {more} more" if more > 0 else ""),
+            f"bundle `{self.path}` is damaged: {counted}"
+            + ("" if listed else shown + (f"\n  | and {more} more" if more > 0 else "")),
             hint="copy the bundle again from where it came, and verify it before it is loaded",
             report=self,
         )

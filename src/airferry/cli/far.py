@@ -55,7 +55,7 @@ def verify(
         amount = f"{report.blobs} blobs, {sizes(report.size_bytes)}"
         reporter.say(f"{report.images} images and {report.artifacts} artifacts in {amount}")
         reporter.say(f"root {report.root}" + (" (as expected)" if report.root_verified else ""))
-    report.raise_if_wrong()
+    report.raise_if_wrong(listed=not as_json)
     if not report.root_verified:
         reporter.say(
             "Integrity was checked, not origin: compare the root with the one that came by another way (`--root`)."

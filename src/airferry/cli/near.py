@@ -156,7 +156,8 @@ def lock(
         data(json.dumps({"path": str(result.path), "changes": result.changes}, indent=2))
         return
     data("\n".join(result.changes) if result.changes else "nothing changed")
-    reporter.say(f"wrote {result.path}; next: [bold]airferry build[/]")
+    done = "wrote" if result.changes else "kept"
+    reporter.say(f"{done} {result.path}; next: [bold]airferry build[/]")
 
 
 def build(

@@ -38,6 +38,12 @@ def load_config(path: Path) -> Config:
     Raises:
         ConfigurationError: all problems of the file, each as `file:line: key: reason`.
     """
+    if not path.exists():
+        raise ConfigurationError(
+            f"there is no `{path}`",
+            hint="work in the folder that holds the plan's file, or name the file with `--config`",
+            path=str(path),
+        )
     document = read_document(path)
     if document.value is None:
         raise ConfigurationError(

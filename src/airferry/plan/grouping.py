@@ -17,7 +17,7 @@ from airferry.config import Config, ExecutionImage
 from airferry.oci.platform import Platform, host
 from airferry.oci.reference import parse_reference
 from airferry.plan.models import Candidate, GroupPlan, LauncherPlan, Origin, Overlay, StepPlan
-from airferry.plan.step_config import check_targets, make_overlay, merge_overlays
+from airferry.plan.step_config import CLASH_HINT, find_clash, make_overlay, merge_overlays
 
 _RANK: dict[Origin, int] = {"required": 0, "step": 1, "catalogue": 2, "reported": 3}
 _REF_NAME = re.compile(
@@ -74,7 +74,15 @@ def make_groups(config: Config, steps: Iterable[StepPlan], *, platforms: tuple[P
         overlays = merge_overlays(
             step.overlays, (make_overlay(item.url, item.ref, item.target) for item in image.overlays)
         )
-        check_targets(overlays, where=f"`{step.target.spec}` on image `{name}`")
+        if clash := find_clash(overlays):
+            raise config.error(
+                "execution_images",
+                name,
+                "overlays",
+                reason=f"two overlays want `{clash[1].target}`: `{clash[0].key}` and `{clash[1].key}`, for "
+                f"`{step.target.spec}`",
+                hint=CLASH_HINT,
+            )
         family = drafts.setdefault(_group_key(image.base_image.key, overlays), {})
         wanted = image_platforms(platforms, image.platform_choice, config)
         variant = (tuple(sorted(wanted)), image.pip_no_deps)

@@ -22,6 +22,7 @@ from airferry.errors import ConfigurationError
 from airferry.plan.models import Overlay
 
 MISSING = "???"
+CLASH_HINT = "give them different targets, or remove one"
 _PLAIN = re.compile(r"[^$]*(\$\{[^{}$]*\}[^$]*)+")
 _MARK = re.compile(r"\$\{\s*auto_mount\s*:")
 _WHOLE = re.compile(r"\$\{\s*auto_mount\s*:([^{}]*)\}")
@@ -56,7 +57,12 @@ class StepConfigReader:
         run = value.get("run") if isinstance(value, dict) else None
         environment = run.get("env") if isinstance(run, dict) else None
         mounts = environment.get("mounts") if isinstance(environment, dict) else None
-        check_targets(overlays, where=str(path))
+        if clash := find_clash(overlays):
+            raise ConfigurationError(
+                f"{_place(clash[1], chain)}: two overlays want `{clash[1].target}`: `{clash[0].key}` and "
+                f"`{clash[1].key}`",
+                hint=CLASH_HINT,
+            )
         return StepConfig(tuple(mounts) if isinstance(mounts, list) else (), overlays)
 
     def documents(self, path: Path) -> list[Document]:
@@ -101,20 +107,14 @@ def merge_overlays(first: Iterable[Overlay], second: Iterable[Overlay]) -> tuple
     return tuple(dict.fromkeys((*first, *second)))
 
 
-def check_targets(overlays: Iterable[Overlay], *, where: str) -> None:
-    """Check that no two overlays want the same target.
-
-    Raises:
-        ConfigurationError: two do.
-    """
+def find_clash(overlays: Iterable[Overlay]) -> tuple[Overlay, Overlay] | None:
+    """Return the first two overlays that want the same target, or None."""
     taken: dict[str, Overlay] = {}
     for overlay in overlays:
         other = taken.setdefault(overlay.target.rstrip("/"), overlay)
         if other != overlay:
-            raise ConfigurationError(
-                f"{where}: two overlays want `{overlay.target}`: `{other.key}` and `{overlay.key}`",
-                hint="give them different targets, or remove one",
-            )
+            return other, overlay
+    return None
 
 
 def split_mounts(mounts: Iterable[Any]) -> tuple[tuple[Overlay, ...], tuple[Any, ...]]:
@@ -207,6 +207,15 @@ def _overlays(value: Any, chain: list[Document]) -> Iterator[Overlay]:
                 yield make_overlay(*parse_overlay(spec))
             except ValueError as error:
                 raise _error(text, chain, str(error)) from error
+
+
+def _place(overlay: Overlay, chain: list[Document]) -> str:
+    """Return `file:line` of the value that asks for an overlay, in the strongest document that does."""
+    for document in reversed(chain):
+        for key, text in _strings(document.value):
+            if overlay.key in text and overlay.target in text:
+                return f"{document.path}:{document.line(key)}"
+    return str(chain[-1].path)
 
 
 def _error(text: str, chain: list[Document], reason: str) -> ConfigurationError:

@@ -269,7 +269,8 @@ def _story(
         "",
         f"All done in {total_s:.0f} s. Where to look:",
         *(f"  {path!s:<{width}}  {what}" for path, what in places.items()),
-        "Again: `airferry quickstart` reuses all of it. To start over, remove the folder.",
+        f"Again: the same command reuses all of it. To start over, remove {folder}.",
+        "Next: your own steps, with `airferry doctor`, `plan` and `build`; docs/near-side.md goes through them.",
     ]
     return lines
 
