@@ -305,6 +305,32 @@ def test_the_compression_is_the_one_asked_for(side: NearSide, near_base: Path, k
     verify(side.out).raise_if_wrong()
 
 
+def test_a_base_from_an_archive_is_the_base_that_went_into_it(
+    side: NearSide, require_tool: Callable[[str], Path], tmp_path: Path
+) -> None:
+    skopeo = require_tool("skopeo")
+    layout = f"oci:{side.base}:base:1"
+    archives = {name: f"oci-archive:{tmp_path}/{name}.tar:base:1" for name in ("whole", "arm64")}
+    process.run([skopeo, "copy", "--quiet", "--all", layout, archives["whole"]], timeout_s=120)
+    process.run([skopeo, "copy", "--quiet", "--override-arch", "arm64", layout, archives["arm64"]], timeout_s=120)
+    image = side.document["execution_images"]["py"]
+    side.write(builder="direct", platforms=["linux/amd64", "linux/arm64"])
+    first = side.build()
+    side.write(execution_images={"py": {**image, "base_image": archives["whole"]}})
+    side.lock()
+    second = side.build()
+    assert first.manifest is not None and second.manifest is not None
+    one, two = (next(item for item in made.images if item.role == "execution") for made in (first.manifest, second.manifest))
+    assert one.reference != two.reference, "where a base comes from is a part of the name"
+    for platform, entry in one.platforms.items():
+        assert [layer.digest for layer in two.platforms[platform].layers] == [layer.digest for layer in entry.layers]
+    before = snapshot(side.out, but=["airgap-plan.yaml", ".airferry.lock"])
+    side.write(execution_images={"py": {**image, "base_image": archives["arm64"]}})
+    with pytest.raises(ConfigurationError, match=r"airgap\.yaml:\d+: base `oci-archive:.*has no image for `linux/amd64`"):
+        side.lock()
+    assert snapshot(side.out, but=["airgap-plan.yaml", ".airferry.lock"]) == before
+
+
 def test_podman_serves_where_there_is_no_buildah_and_builds_the_same(
     side: NearSide, require_tool: Callable[[str], Path], near_cache: Path, tmp_path: Path
 ) -> None:

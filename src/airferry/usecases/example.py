@@ -247,6 +247,7 @@ def _story(
         *(f"    {image.reference}  {_mib(image.size_bytes)}  {image.digest}" for image in built.images),
         f"  one bundle of {_mib(built.bundle_bytes)}; as {count} uncompressed TARs, one an image and platform, it would"
         f" be {_mib(tars)}: {tars / max(1, built.bundle_bytes):.1f} times as much",
+        *_own_share(built),
         f"  root, to be carried by another way: {built.root}",
         "",
         "Far side",
@@ -273,6 +274,13 @@ def _story(
         "Next: your own steps, with `airferry doctor`, `plan` and `build`; docs/near-side.md goes through them.",
     ]
     return lines
+
+
+def _own_share(built: BuildOutcome) -> list[str]:
+    loader = built.manifest.loader if built.manifest else None
+    if loader is None:
+        return []
+    return [f"  of it, {_mib(loader.size_bytes)} are airferry itself with its packages, for a far side that has nothing"]
 
 
 def _mib(size_bytes: int) -> str:
