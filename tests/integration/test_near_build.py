@@ -320,13 +320,17 @@ def test_a_base_from_an_archive_is_the_base_that_went_into_it(
     side.lock()
     second = side.build()
     assert first.manifest is not None and second.manifest is not None
-    one, two = (next(item for item in made.images if item.role == "execution") for made in (first.manifest, second.manifest))
+    one, two = (
+        next(item for item in made.images if item.role == "execution") for made in (first.manifest, second.manifest)
+    )
     assert one.reference != two.reference, "where a base comes from is a part of the name"
     for platform, entry in one.platforms.items():
         assert [layer.digest for layer in two.platforms[platform].layers] == [layer.digest for layer in entry.layers]
     before = snapshot(side.out, but=["airgap-plan.yaml", ".airferry.lock"])
     side.write(execution_images={"py": {**image, "base_image": archives["arm64"]}})
-    with pytest.raises(ConfigurationError, match=r"airgap\.yaml:\d+: base `oci-archive:.*has no image for `linux/amd64`"):
+    with pytest.raises(
+        ConfigurationError, match=r"airgap\.yaml:\d+: base `oci-archive:.*has no image for `linux/amd64`"
+    ):
         side.lock()
     assert snapshot(side.out, but=["airgap-plan.yaml", ".airferry.lock"]) == before
 

@@ -260,9 +260,7 @@ def test_a_base_that_has_the_version_without_the_module(case: Case) -> None:
     with pytest.raises(BuildError, match=r"has `protobuf` 4\.0, yet lacks `google\.protobuf`"):
         case.resolve({"google.protobuf": MISSING}, installed={"protobuf": "4.0"})
     result = case.resolve({"google.protobuf": MISSING}, installed={"protobuf": "3.0"})
-    assert result.notes == (
-        "`protobuf` 3.0 of the base is replaced by 4.0, for `google.protobuf` (steps/a/step.py:7)",
-    )
+    assert result.notes == ("`protobuf` 3.0 of the base is replaced by 4.0, for `google.protobuf` (steps/a/step.py:7)",)
 
 
 def test_an_addition_that_cannot_be_found_says_who_asked(case: Case) -> None:

@@ -280,7 +280,9 @@ def _own_share(built: BuildOutcome) -> list[str]:
     loader = built.manifest.loader if built.manifest else None
     if loader is None:
         return []
-    return [f"  of it, {_mib(loader.size_bytes)} are airferry itself with its packages, for a far side that has nothing"]
+    return [
+        f"  of it, {_mib(loader.size_bytes)} are airferry itself with its packages, for a far side that has nothing"
+    ]
 
 
 def _mib(size_bytes: int) -> str:
