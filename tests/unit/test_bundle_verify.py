@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -83,8 +84,28 @@ def test_another_root_is_refused_before_anything_is_parsed(bundle: Path) -> None
     with pytest.raises(IntegrityError, match="has root") as caught:
         open_bundle(bundle, root="sha256:" + "0" * 64)
     assert "do not load" in (caught.value.hint or "")
-    with pytest.raises(IntegrityError, match="is no digest"):
-        open_bundle(bundle, root="sha256:123")
+
+
+@pytest.mark.parametrize("text", ["sha256:123", "0" * 64, "sha512:" + "0" * 64, ""])
+def test_a_root_that_is_none_is_a_usage_error(bundle: Path, text: str) -> None:
+    with pytest.raises(UsageError, match="is no root, expected `sha256:` and 64 hex digits") as caught:
+        open_bundle(bundle, root=text)
+    assert "airferry build" in (caught.value.hint or "")
+
+
+def test_a_root_that_was_taken_down_by_hand_counts_in_any_case(bundle: Path) -> None:
+    root = open_bundle(bundle).root
+    assert open_bundle(bundle, root=f" {root.upper()}\n").root == root
+
+
+@pytest.mark.parametrize("name", ["oci-layout", "index.json"])
+@pytest.mark.parametrize("keep", [0, 20])
+def test_what_a_broken_copy_lacks_is_named_with_what_to_do(bundle: Path, name: str, keep: int) -> None:
+    path = bundle / name
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(IntegrityError, match=re.escape(name)) as caught:
+        verify_bundle(bundle)
+    assert "copy the bundle again" in (caught.value.hint or "")
 
 
 def test_no_bundle_is_a_usage_error(tmp_path: Path) -> None:

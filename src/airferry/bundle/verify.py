@@ -25,6 +25,7 @@ from airferry.oci.validate import Finding, ImagePart, Inspector, report_unnamed
 
 BUNDLE_FOLDER = "bundle"
 SHOWN_FINDINGS = 5
+COPY_AGAIN = "copy the bundle again from where it came, and verify it before it is loaded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,7 @@ class VerifyReport:
         raise IntegrityError(
             f"bundle `{self.path}` is damaged: {counted}"
             + ("" if listed else shown + (f"\n  | and {more} more" if more > 0 else "")),
-            hint="copy the bundle again from where it came, and verify it before it is loaded",
+            hint=COPY_AGAIN,
             report=self,
         )
 
@@ -126,9 +127,16 @@ def open_bundle(path: Path, *, root: str | None = None) -> Bundle:
     """Open a bundle for reading: `out/` or `out/bundle`. The root, if given, is compared before anything is parsed.
 
     Raises:
-        UsageError: there is no bundle.
+        UsageError: there is no bundle, or the root that was given is no digest.
         IntegrityError: the root is another, or layout, index or manifest cannot be read.
     """
+    try:
+        return _open(path, root)
+    except IntegrityError as error:
+        raise IntegrityError(error.message, hint=error.hint or COPY_AGAIN, **error.fields) from error
+
+
+def _open(path: Path, root: str | None) -> Bundle:
     store, data, observed = _open_index(path, root)
     index = parse_index(data, what=f"`{store.path / INDEX_FILE}`")
     found = [entry for entry in index.manifests if entry.artifact_type == MANIFEST_ARTIFACT]
@@ -186,6 +194,7 @@ def verify_bundle(path: Path, *, root: str | None = None, jobs: int | None = Non
 
 def _open_index(path: Path, root: str | None) -> tuple[LayoutStore, bytes, str]:
     layout = find_layout(path)
+    expected = _parse_root(root) if root is not None else None
     for folder in (layout / "blobs", layout / "blobs" / "sha256"):
         try:
             found = folder.lstat()
@@ -196,14 +205,24 @@ def _open_index(path: Path, root: str | None) -> tuple[LayoutStore, bytes, str]:
     store = LayoutStore.open(layout, read_only=True)
     data = store.read_index_bytes()
     observed = digest_of(data)
-    if root is not None and observed != parse_digest(root):
+    if expected is not None and observed != expected:
         raise IntegrityError(
-            f"bundle `{layout}` has root `{observed}`, expected `{root}`",
+            f"bundle `{layout}` has root `{observed}`, expected `{expected}`",
             hint="this is not the bundle that was signed for, or its index.json was changed; do not load it",
             root=observed,
-            expected=root,
+            expected=expected,
         )
     return store, data, observed
+
+
+def _parse_root(text: str) -> str:
+    try:
+        return parse_digest(text.strip().lower())
+    except IntegrityError as error:
+        raise UsageError(
+            f"`{text}` is no root, expected `sha256:` and 64 hex digits",
+            hint="`airferry build` prints it last, and `airgap-manifest.yaml` beside the bundle has it",
+        ) from error
 
 
 def _check_names(index: Index, inspector: Inspector) -> None:
