@@ -51,7 +51,7 @@ def test_a_runtime_folder_of_somebody_else_ends_no_report(
 ) -> None:
     """So it is after `su` and `sudo`, and engines then do not even say their version."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/usr")
-    code, checks, shown = examined(capsys)
+    code, checks, shown = examined(capsys, "--config", str(side.config))
     assert code == 4 and "checks failed" in shown
     assert checks["runtime folder"]["status"] == "fail" and "XDG_RUNTIME_DIR" in checks["runtime folder"]["hint"]
     assert all(check["hint"] for check in checks.values() if check["status"] == "fail")

@@ -329,7 +329,7 @@ def test_a_base_from_an_archive_is_the_base_that_went_into_it(
     before = snapshot(side.out, but=["airgap-plan.yaml", ".airferry.lock"])
     side.write(execution_images={"py": {**image, "base_image": archives["arm64"]}})
     with pytest.raises(
-        ConfigurationError, match=r"airgap\.yaml:\d+: base `oci-archive:.*has no image for `linux/amd64`"
+        ConfigurationError, match=r"airgap\.yaml:\d+: base `oci-archive:.*is for `linux/arm64`, not for `linux/amd64`"
     ):
         side.lock()
     assert snapshot(side.out, but=["airgap-plan.yaml", ".airferry.lock"]) == before
