@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from registries import run_registry
 
+from airferry.bundle.receipt import Receipt, read_receipt, write_receipt
+from airferry.errors import IntegrityError
 from airferry.oci.copy import copy_image
 from airferry.oci.layout import LayoutStore
 from airferry.registry.client import ClientOptions, RegistryClient
 from airferry.registry.sink import RegistrySink
 from airferry.registry.source import RegistrySource
-from airferry.usecases import load, verify
+from airferry.usecases import load, unpack_asset, verify
 from airferry.usecases import site as site_usecases
 from near_side import REFERENCE, TARGET, make_near_side
 
 ANONYMOUS = ClientOptions(lookup=lambda registry, repository: None)
+
+
+def write_asset(folder: Path) -> dict[str, bytes]:
+    """Write a model with a large file, a small one, and names that are hard to carry; return what is in it."""
+    folder.mkdir(parents=True)
+    content = {"model.safetensors": os.urandom(17 << 20), "config.json": b"{}", "a\nb.txt": b"x"}
+    for name, data in content.items():
+        (folder / name).write_bytes(data)
+    return content
+
+
+def replace(receipt: Receipt, path: Path) -> Path:
+    """Write the receipt as if it were of another bundle and return its path."""
+    write_receipt(receipt.model_copy(update={"bundle_root": "sha256:" + "0" * 64}), path)
+    return path
 
 
 def test_a_plan_becomes_jobs_that_nothing_blocks(
@@ -38,9 +56,14 @@ def test_a_plan_becomes_jobs_that_nothing_blocks(
             index = copy_image(store, RegistrySink(client, "team/base"), store.resolve(REFERENCE), reference="1")
         base = f"{outside.address}/team/base:1"
         image = {**side.document["execution_images"]["py"], "base_image": base}
+        weights = write_asset(side.catalogue / "models" / "base")
+        storage = tmp_path / "storage"
+        storage.mkdir()
+        site = {"executors": ["docker:20.10"], "platform": "linux/amd64", "mounts": [f"{storage}:/models:ro"]}
         side.write(
             bases="include",
-            site={"executors": ["docker:20.10"], "platform": "linux/amd64"},
+            assets={"base": {"kind": "model", "path": "models/base", "target": "/models/base", "pack": True}},
+            site=site,
             launcher_image={**side.document["launcher_image"], "base_image": base},
             execution_images={"py": image},
         )
@@ -68,5 +91,16 @@ def test_a_plan_becomes_jobs_that_nothing_blocks(
         assert {finding.kind for finding in without.blocking} == {"git", "image"}
         assert site_usecases.check(**checked, overlays=out).findings == ()
         assert site_usecases.mirrors(receipt, out=tmp_path / "mirrors").images[0].digest == index.digest
+        with_assets = {**checked, "overlays": out, "bundle": built.output}
+        (missing,) = site_usecases.check(**with_assets).blocking
+        assert (missing.kind, missing.text) == ("asset", f"the model `base` is not there (`{storage}/base` here)")
+        (asset,) = built.manifest.persistent_assets.assets
+        place = f"{inside.address}/airgap/airferry-artifacts@{asset.pack}"
+        assert unpack_asset(place, storage / "base", options=ANONYMOUS).files == len(weights)
+        assert {path.name: path.read_bytes() for path in (storage / "base").iterdir()} == weights
+        assert site_usecases.check(**with_assets, hash_assets=True).findings == ()
+        with pytest.raises(IntegrityError, match="is of bundle"):
+            other = replace(read_receipt(receipt), tmp_path / "other.yaml")
+            site_usecases.check(**{**with_assets, "receipt": other})
     gone = site_usecases.check(**checked, overlays=out)
     assert [finding.kind for finding in gone.blocking] == ["image"] and inside.address in gone.blocking[0].text

@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 
-from airferry.bundle.manifest import OverlayEntry
+from airferry.build.assets import record_asset
+from airferry.bundle.manifest import AssetEntry, OverlayEntry
 from airferry.bundle.receipt import Receipt, ReceiptImage
 from airferry.config import SiteProfile
 from airferry.errors import ConfigurationError, FindingsError, UsageError
 from airferry.plan.catalogue import catalogue_at
 from airferry.plan.env_profiles import read_env_file
+from airferry.site.asset_rules import StagedAssets
 from airferry.site.check import Checked, CheckReport, images_to_ask, run_check
 from airferry.site.findings import Finding
 from airferry.site.path_rules import look_at
@@ -312,6 +314,36 @@ def test_storage_is_looked_at_through_mounts(root: Path, tmp_path: Path) -> None
     assert "input_dir" not in inputs()
     report = check(root, site, targets=("rl/two:tiny",))
     assert {item.key for item in found(report, "mount", "note")} == {"input_dir", "deep.input_dir"}
+
+
+def test_assets_are_looked_at_where_containers_find_them(root: Path, tmp_path: Path) -> None:
+    storage = tmp_path / "storage"
+    (storage / "base").mkdir(parents=True)
+    (storage / "base" / "w.safetensors").write_bytes(b"weights")
+    manifest = record_asset(storage / "base", name="base", kind="model", journal=tmp_path / "journal")
+    site = {**SITE, "mounts": [{"path": str(storage), "target": "/models"}, "/nowhere:/far:ro"]}
+
+    def look(target: str, *, steps: tuple[str, ...] = (), content: bool = False) -> list[tuple[str, str, str]]:
+        entry = AssetEntry(
+            name="base", kind="model", steps=steps, target=target, files=1, size_bytes=7, manifest=manifest.digest
+        )
+        assets = StagedAssets((entry,), {"base": manifest}, content=content)
+        report = check(root, site, targets=("byob/mcq:translate",), assets=assets)
+        return [(item.level, item.text, item.fix or "") for item in found(report, "asset")]
+
+    assert look("/models/base", content=True) == look("/models/base", steps=("byob/mcq",)) == []
+    assert look("/models/gone", steps=("sft/one",)) == [], "another step reads it"
+    (storage / "base" / "w.safetensors").write_bytes(b"WEIGHTS")
+    assert look("/models/base") == [], "names and sizes are right"
+    ((level, text, fix),) = look("/models/base", content=True)
+    assert (level, "changed: w.safetensors" in text) == ("block", True)
+    assert fix.endswith(f"airferry assets verify BUNDLE {storage}/base --name base")
+    (storage / "base" / "w.safetensors").unlink()
+    ((level, text, _fix),) = look("/models/base")
+    assert (level, "the model `base` is not what was recorded: missing: w.safetensors" in text) == ("block", True)
+    assert "is not there" in look("/models/gone")[0][1]
+    assert look("/far/base")[0][0] == "note", "storage that this host does not see"
+    assert look("/elsewhere")[0][:2] == ("block", "the model `base` is expected at `/elsewhere`, which is on no mount")
 
 
 def test_what_is_wrong_with_a_path(tmp_path: Path) -> None:

@@ -90,27 +90,30 @@ def list_asset(path: Path) -> Listing:
                     f"`{path}` holds more than {MAX_ASSET_FILES} files", hint="name its parts as assets of their own"
                 )
             if entry.is_symlink():
-                target = os.fsencode(Path(entry.path).readlink())
-                found.links.append(AssetLink(encode_path(raw), encode_path(target)))
+                found.links.append(AssetLink(encode_path(raw), encode_path(os.readlink(entry.path))))  # noqa: PTH115
             elif entry.is_file(follow_symlinks=False):
                 found.files.append(_state(raw, entry.stat(follow_symlinks=False)))
             else:
                 found.others.append(encode_path(raw))
     except OSError as error:
-        raise files.translate_os_error(error, doing="read", path=Path(error.filename or path)) from error
+        failed = Path(os.fsdecode(error.filename or path))
+        raise files.translate_os_error(error, doing="read", path=failed) from error
     return Listing(path, tuple(found.files), tuple(found.links), tuple(found.others))
 
 
-def _walk(root: Path) -> Iterator[tuple[bytes, os.DirEntry[str]]]:
-    waiting = [root]
+def _walk(root: Path) -> Iterator[tuple[bytes, os.DirEntry[bytes]]]:
+    """Yield what lies below a folder with its relative path. Bytes throughout: there may be a million of them."""
+    top = os.fsencode(root)
+    waiting = [b""]
     while waiting:
         folder = waiting.pop()
-        with os.scandir(folder) as entries:
+        with os.scandir(top + b"/" + folder) as entries:
             for entry in entries:
+                relative = folder + entry.name
                 if entry.is_dir(follow_symlinks=False):
-                    waiting.append(Path(entry.path))
+                    waiting.append(relative + b"/")
                 else:
-                    yield os.fsencode(Path(entry.path).relative_to(root)), entry
+                    yield relative, entry
 
 
 def _state(raw: bytes, found: os.stat_result) -> FileState:

@@ -227,6 +227,12 @@ def check(
     profile: Annotated[str | None, typer.Option("--profile", help="Profile of that file.")] = None,
     steps: StepsOption = usecases.DEFAULT_STEPS,
     root: RootOption = None,
+    bundle: Annotated[
+        Path | None, typer.Option("--bundle", help="The bundle, whose assets are compared with what is staged.")
+    ] = None,
+    hash_assets: Annotated[
+        bool, typer.Option("--hash-assets", help="Read every byte of the assets, not only names and sizes.")
+    ] = False,
     registry: Annotated[
         bool, typer.Option("--registry/--no-registry", help="Ask the registry for the images and what they need.")
     ] = True,
@@ -235,20 +241,23 @@ def check(
 ) -> None:
     """Check, step by step, that jobs need nothing from outside and find what they read; exit code 8 if not."""
     reporter: Reporter = context.obj
-    report = usecases.check(
-        source=source,
-        receipt=receipt,
-        site=site,
-        targets=tuple(target or ()),
-        executor=executor,
-        overlays=overlays_folder,
-        env_file=env_file,
-        profile=profile,
-        steps=steps,
-        root=root,
-        ask_registry=registry,
-        emit=reporter,
-    )
+    with reporter.display():
+        report = usecases.check(
+            source=source,
+            receipt=receipt,
+            site=site,
+            targets=tuple(target or ()),
+            executor=executor,
+            overlays=overlays_folder,
+            env_file=env_file,
+            profile=profile,
+            steps=steps,
+            root=root,
+            bundle=bundle,
+            hash_assets=hash_assets,
+            ask_registry=registry,
+            emit=reporter,
+        )
     if as_json:
         data(json.dumps(report.to_document(), indent=2))
     else:

@@ -111,10 +111,13 @@ class AssetReport:
         )
 
 
-def verify_asset(manifest: AssetManifest, path: Path, *, jobs: int | None = None, emit: Emit = silent) -> AssetReport:
+def verify_asset(
+    manifest: AssetManifest, path: Path, *, content: bool = True, jobs: int | None = None, emit: Emit = silent
+) -> AssetReport:
     """Compare what is staged at a path with a manifest and return what differs. Each file is read once, on all cores.
 
-    A link of the asset may have been replaced by a copy of the file that it leads to.
+    Without `content`, only names and sizes are compared, and nothing is read. A link of the asset may have been
+    replaced by a copy of the file that it leads to.
 
     Raises:
         HostError: the path is not there, or one of its folders cannot be read.
@@ -145,6 +148,7 @@ def verify_asset(manifest: AssetManifest, path: Path, *, jobs: int | None = None
             return AssetFinding(state.path, "changed", f"SHA-256 {outcome}, expected {expected[state.path].sha256}")
         return None
 
+    to_read = to_read if content else []
     task = f"verify {manifest.name}"
     judged = hash_files(listing, to_read, judge, task=task, jobs=jobs or usable_cores(), emit=emit)
     findings += [finding for finding in judged if finding is not None]

@@ -19,6 +19,7 @@ from airferry.plan.env_profiles import EnvFile, EnvProfile
 from airferry.plan.models import Target
 from airferry.plan.step_config import StepConfigReader
 from airferry.plan.step_values import StepValues, read_step_values, resolve_texts
+from airferry.site.asset_rules import StagedAssets, asset_findings
 from airferry.site.code_rules import code_findings
 from airferry.site.config_rules import blend_findings, config_findings
 from airferry.site.findings import LEVELS, Finding, gathered
@@ -45,6 +46,7 @@ class Checked:
     env_file: EnvFile | None = None
     profile: str | None = None
     submission: Mapping[str, str] = field(default_factory=lambda: dict(os.environ), repr=False)
+    assets: StagedAssets = field(default_factory=StagedAssets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +115,7 @@ def run_check(checked: Checked, images: Mapping[str, RegistryImage]) -> CheckRep
         if context is None:
             continue
         found = [*config_findings(context), *blend_findings(context), *path_findings(context)]
+        found += asset_findings(context, checked.assets)
         findings += gathered([*found, *code_findings(context), *site_findings(context, images)])
     return CheckReport(tuple(names), tuple(findings))
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 Level = Literal["block", "warn", "note"]
 Kind = Literal[
     "artifact",
+    "asset",
     "endpoint",
     "git",
     "gpu",

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from airferry.bundle.receipt import Receipt, read_receipt
+from airferry.bundle.verify import Bundle, open_bundle
 from airferry.config import SiteProfile, load_config, load_site, parse_site
 from airferry.errors import ConfigurationError, IntegrityError, UsageError
 from airferry.events import Emit, Warned, silent
@@ -17,6 +18,8 @@ from airferry.oci.digest import parse_digest
 from airferry.plan.catalogue import catalogue_at
 from airferry.plan.env_profiles import read_env_file
 from airferry.registry.client import ClientOptions
+from airferry.site.asset_rules import StagedAssets
+from airferry.site.assets import bundle_assets
 from airferry.site.check import Checked, CheckReport, images_to_ask, run_check
 from airferry.site.mirrors import MirrorFiles, make_mirrors
 from airferry.site.overlays import OverlaySet, make_overlays
@@ -124,27 +127,36 @@ def check(
     profile: str | None = None,
     steps: str = DEFAULT_STEPS,
     root: str | None = None,
+    bundle: Path | None = None,
+    hash_assets: bool = False,
     ask_registry: bool = True,
     options: ClientOptions | None = None,
     emit: Emit = silent,
 ) -> CheckReport:
     """Look at each step as a job on the far side would see it, and return what was found. Changes nothing.
 
+    With the bundle, the assets that it names are compared with what is staged: names and sizes, and with `hash_assets`
+    every byte.
+
     Raises:
         UsageError: a target, executor or profile does not exist.
         ConfigurationError: site or `env.toml` are wrong; the line is named.
-        IntegrityError: it is no receipt, or one of another bundle than `root` names.
+        IntegrityError: it is no receipt, or one of another bundle than `root` or `bundle` names; the bundle is damaged.
     """
     known = read_site(site)
+    if hash_assets and bundle is None:
+        raise UsageError("which assets are to be read is said by the bundle", hint="name it: `--bundle DIR`")
+    opened = open_bundle(bundle, root=root) if bundle is not None else None
     checked = Checked(
         catalogue=catalogue_at(source, steps=steps),
         site=known,
-        receipt=_receipt(receipt, root) if receipt is not None else None,
+        receipt=_receipt(receipt, opened.root if opened else root) if receipt is not None else None,
         targets=tuple(part.strip() for text in targets for part in text.split(",") if part.strip()),
         executor=executor,
         overlays=overlays,
         env_file=read_env_file(env_file) if env_file is not None else None,
         profile=profile,
+        assets=_assets(opened, content=hash_assets, emit=emit),
     )
     if overlays is not None and not overlays.is_dir():
         raise UsageError(f"`{overlays}` is no folder of overlays", hint="`airferry overlays` writes one")
@@ -153,6 +165,13 @@ def check(
         quick = options or ClientOptions(connect_timeout_s=10.0, read_timeout_s=20.0)
         images = ask_images(pinned, platform=known.platform, options=quick, emit=emit)
     return run_check(checked, images)
+
+
+def _assets(bundle: Bundle | None, *, content: bool, emit: Emit) -> StagedAssets:
+    if bundle is None:
+        return StagedAssets()
+    entries = bundle.manifest.persistent_assets.assets
+    return StagedAssets(entries, bundle_assets(bundle), content=content, emit=emit)
 
 
 def _receipt(path: Path, root: str | None) -> Receipt:
