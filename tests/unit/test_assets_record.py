@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
 import os
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,6 +18,7 @@ from hypothesis import strategies as st
 
 from airferry.build import assets as building
 from airferry.build.assets import content_kind, pack_asset, record_asset
+from airferry.bundle.asset_files import FileState, Listing, hash_files
 from airferry.bundle.assets import (
     MODELPACK_ARTIFACT,
     MODELPACK_FILEPATH,
@@ -174,6 +178,22 @@ def test_an_interrupted_record_reads_only_what_is_left(tmp_path: Path) -> None:
     seen.clear()
     assert recorded(folder, journal=journal, emit=seen.append) == first
     assert [event.total for event in seen if isinstance(event, Progress)] == [0]
+
+
+def test_what_was_hashed_before_an_error_is_not_hashed_again(tmp_path: Path) -> None:
+    folder, journal = tmp_path / "asset", tmp_path / "journal"
+    folder.mkdir()
+    for number in range(4):
+        (folder / f"{number}").write_bytes(b"x" * (4 - number))
+
+    def unreadable(listing: Listing, states: Sequence[FileState], judge: Any, **more: Any) -> Any:
+        hash_files(listing, states[:3], judge, **more)
+        judge(states[3], OSError(errno.EIO, "Input/output error"))
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(HostError):
+        patch.setattr(building, "hash_files", unreadable)
+        recorded(folder, journal=journal)
+    assert len(journal.read_text().splitlines()) == 3
 
 
 def test_a_touched_file_is_read_again_and_the_journal_forgets_what_is_gone(tmp_path: Path) -> None:

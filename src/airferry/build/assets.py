@@ -80,7 +80,10 @@ def record_asset(
             raise files.translate_os_error(outcome, doing="read", path=listing.place(state.path)) from outcome
         known.add(state, outcome)
 
-    hash_files(listing, fresh, note, task=f"record {name}", jobs=jobs or usable_cores(), emit=emit)
+    try:
+        hash_files(listing, fresh, note, task=f"record {name}", jobs=jobs or usable_cores(), emit=emit)
+    finally:
+        known.flush()
     _expect_unchanged(path, listing.files, listing.links)
     known.keep(listing.files)
     recorded = tuple(AssetFile(state.path, state.size_bytes, known.get(state) or "") for state in listing.files)

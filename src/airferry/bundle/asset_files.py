@@ -25,6 +25,8 @@ from airferry.host.threads import Cancelled, parallel_map
 
 READ_BYTES = 2 * 1024 * 1024
 PROGRESS_EVERY_BYTES = 64 * 1024 * 1024
+BATCH_BYTES = 16 * 1024 * 1024
+BATCH_LINES = 512
 MAX_JOURNAL_LINE = 64 * 1024
 
 T = TypeVar("T")
@@ -161,13 +163,16 @@ def _sha256(place: Path, state: FileState, meter: _Meter, stop: threading.Event)
     handle = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         _expect_same(os.fstat(handle), state)
-        with contextlib.suppress(OSError):
-            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        if state.size_bytes > len(buffer):
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_SEQUENTIAL)
         while count := os.readv(handle, [buffer]):
             if stop.is_set():
                 raise Cancelled
             digest.update(buffer[:count])
             meter.advance(count)
+            if count < len(buffer):
+                break  # the end: what was appended since then shows in the size below
         _expect_same(os.fstat(handle), state)
     finally:
         os.close(handle)
@@ -214,8 +219,8 @@ class _Meter:
 class HashJournal:
     """Hashes of files that were read already, so that an interrupted run goes on where it was. Safe from threads.
 
-    An entry counts as long as path, size, time of change and inode are the same. Lines are appended as they come; a
-    torn one, which a crash leaves, is passed over.
+    An entry counts as long as path, size, time of change and inode are the same. Lines are appended as they come, those
+    of small files in batches; a torn one, which a crash leaves, is passed over.
     """
 
     def __init__(self, path: Path) -> None:
@@ -224,6 +229,8 @@ class HashJournal:
         self._lock = threading.Lock()
         self._known: dict[FileState, str] = {}
         self._handle: int | None = None
+        self._waiting: list[str] = []
+        self._waiting_bytes = 0
         if not path.is_file():
             return
         try:
@@ -244,18 +251,32 @@ class HashJournal:
         return self._known.get(state)
 
     def add(self, state: FileState, sha256: str) -> None:
-        """Note a hash at once."""
+        """Note a hash: on the disk at once, or with the next ones if reading the file again would cost little."""
         line = json.dumps([state.path, state.size_bytes, state.mtime_ns, state.inode, sha256]) + "\n"
         with self._lock:
             self._known[state] = sha256
-            try:
-                if self._handle is None:
-                    files.ensure_directory(self.path.parent)
-                    self._handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-                    self._end_torn_line(self._handle)
-                os.write(self._handle, line.encode())
-            except OSError as error:
-                raise files.translate_os_error(error, doing="write", path=self.path) from error
+            self._waiting.append(line)
+            self._waiting_bytes += state.size_bytes
+            if self._waiting_bytes >= BATCH_BYTES or len(self._waiting) >= BATCH_LINES:
+                self._write()
+
+    def flush(self) -> None:
+        """Write what waits."""
+        with self._lock:
+            self._write()
+
+    def _write(self) -> None:
+        if not self._waiting:
+            return
+        try:
+            if self._handle is None:
+                files.ensure_directory(self.path.parent)
+                self._handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+                self._end_torn_line(self._handle)
+            os.write(self._handle, "".join(self._waiting).encode())
+        except OSError as error:
+            raise files.translate_os_error(error, doing="write", path=self.path) from error
+        self._waiting, self._waiting_bytes = [], 0
 
     def _end_torn_line(self, handle: int) -> None:
         if os.fstat(handle).st_size:
@@ -264,6 +285,7 @@ class HashJournal:
     def keep(self, states: Sequence[FileState]) -> None:
         """Rewrite the journal with the entries of these files only, and close it."""
         with self._lock:
+            self._waiting, self._waiting_bytes = [], 0
             if self._handle is not None:
                 os.close(self._handle)
                 self._handle = None
