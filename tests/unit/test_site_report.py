@@ -11,6 +11,7 @@ import pytest
 from airferry import usecases
 from airferry.bundle.manifest import (
     Addition,
+    AttemptEntry,
     BundleManifest,
     GroupEntry,
     ImageEntry,
@@ -18,6 +19,7 @@ from airferry.bundle.manifest import (
     OverlayEntry,
     PersistentAssets,
     PlatformEntry,
+    RehearsalEntry,
     TargetEntry,
     ToolEntry,
 )
@@ -90,6 +92,25 @@ def synthetic(bundle: Path, manifest: BundleManifest, findings: tuple[Finding, .
 
 def digest(text: str) -> str:
     return digest_of(text.encode())
+
+
+def rehearsal(target: str, platform: str, text: str) -> RehearsalEntry:
+    attempts = [
+        AttemptEntry(host=f"hub.example{text}", port=443, protocol="tcp", place=f"step.py:3{text}", seen="python"),
+        AttemptEntry(host="wandb.example", protocol="dns", process="curl", seen="network", allowed=True),
+    ]
+    return RehearsalEntry(
+        target=target,
+        group="image-0",
+        platform=platform,
+        image=digest(target),
+        command=("python", "step.py"),
+        reached="started",
+        stopped_by=f"needs a GPU{text}",
+        modules=12,
+        missing=(f"absent{text}",),
+        attempts=tuple(attempts),
+    )
 
 
 def make_manifest(images: int, *, text: str = "") -> BundleManifest:
@@ -166,6 +187,7 @@ def make_manifest(images: int, *, text: str = "") -> BundleManifest:
         step_execution_images=steps,
         persistent_assets=PersistentAssets(mounts_from_configs=(f"/data{text}:/data",)),
         images=tuple(entries),
+        rehearsals=tuple(rehearsal(f"{step}:default", platform, text) for step in steps for platform in platforms),
         compression="zstd",
         tool=ToolEntry(airferry="0.1.0", versions={f"engine{text}": "1"}),
     )
@@ -184,6 +206,15 @@ def test_a_report_tells_of_everything_in_a_bundle(sealed: Path, tmp_path: Path) 
         assert f"{bundle.root.partition(':')[2]}  bundle/index.json" in text
     assert (tmp_path / "r.html").read_text() == outcome.html
     assert (tmp_path / "r.txt").read_text() == outcome.text
+
+
+def test_a_report_tells_how_far_steps_came_and_what_they_reached_for(sealed: Path) -> None:
+    for text in synthetic(sealed, make_manifest(2)):
+        assert "that the plan does not declare: 4." in " ".join(text.split())
+        for word in ("step/1:default", "started", "needs a GPU", "absent", "hub.example:443", "step.py:3", "curl"):
+            assert word in text
+        assert text.count("not declared") == text.count("step.py:3") == 4
+    assert "No step was rehearsed." in usecases.report(sealed).text
 
 
 def test_the_same_bundle_gives_the_same_report(sealed: Path) -> None:

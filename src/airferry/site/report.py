@@ -102,6 +102,7 @@ def make_report(bundle: Bundle, verified: VerifyReport) -> Report:
         _layers(manifest),
         _sources(manifest),
         _artifacts(bundle),
+        _rehearsal(manifest),
         _checks(verified),
         _outside(manifest),
         _signatures(bundle),
@@ -391,6 +392,44 @@ def _artifacts(bundle: Bundle) -> Section:
     rows.append([_cell(title), _code(own.artifact_type), _cell("the bundle"), _code(own.digest)])
     columns = ("Title", "Type", "Belongs to", "Digest")
     return Section("artifacts", "Artifacts", tuple(_table("What the bundle holds beside images", columns, rows)))
+
+
+def _rehearsal(manifest: BundleManifest) -> Section:
+    """Return how far each step came in a network that leads nowhere, and what it reached for."""
+    if not manifest.rehearsals:
+        text = "No step was rehearsed. Nothing here tells whether the steps run without a network."
+        return Section("rehearsal", "Rehearsal", (Paragraph(text),))
+    undeclared = sum(not attempt.allowed for entry in manifest.rehearsals for attempt in entry.attempts)
+    text = (
+        "Each step was run in its image where no network leads out, until it ended or needed a GPU, data or weights. "
+        f"Attempts to reach outside that the plan does not declare: {undeclared or 'none'}."
+    )
+    rows = [
+        [
+            _cell(entry.target),
+            _cell(entry.platform),
+            _cell(entry.reached),
+            _cell(": ".join(part for part in (entry.stopped_by, entry.text) if part)),
+            _cell(f"{entry.modules} modules" + (f", not: {', '.join(entry.missing)}" if entry.missing else "")),
+        ]
+        for entry in manifest.rehearsals
+    ]
+    columns = ("Step", "Platform", "Reached", "What ended it", "Imported")
+    attempts = [
+        [
+            _cell(entry.target),
+            _cell(entry.platform),
+            _code(attempt.host + (f":{attempt.port}" if attempt.port is not None else "")),
+            _cell(attempt.protocol),
+            _cell(attempt.place or attempt.process or attempt.library),
+            _cell("declared" if attempt.allowed else "not declared"),
+        ]
+        for entry in manifest.rehearsals
+        for attempt in entry.attempts
+    ]
+    reached = ("Step", "Platform", "Host", "Protocol", "By", "In the plan")
+    blocks = [*_table("How far each step came", columns, rows), *_table("Attempts to reach outside", reached, attempts)]
+    return Section("rehearsal", "Rehearsal", (Paragraph(text), *blocks))
 
 
 def _checks(verified: VerifyReport) -> Section:
