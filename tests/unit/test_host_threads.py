@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 
-from airferry.host.threads import Cancelled, Pipeline, parallel_map
+from airferry.host.threads import Cancelled, Consumer, Pipeline, parallel_map
 
 
 def test_stages_keep_order_and_end() -> None:
@@ -81,3 +83,52 @@ def test_the_real_failure_is_raised_and_not_those_it_caused() -> None:
 
 def test_nothing_to_do_is_nothing_done() -> None:
     assert parallel_map(str, [], jobs=4) == []
+
+
+class Interruption(BaseException):
+    pass
+
+
+@pytest.fixture
+def interruptions() -> Iterator[None]:
+    def interrupt(_signal: int, _frame: object) -> None:
+        raise Interruption
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    yield
+    signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.usefixtures("interruptions")
+def test_a_map_that_is_interrupted_waits_for_what_is_under_way() -> None:
+    begun, ended = threading.Event(), threading.Event()
+
+    def work(_item: int) -> None:
+        begun.set()
+        time.sleep(0.3)
+        ended.set()
+
+    def interrupt() -> None:
+        begun.wait()
+        time.sleep(0.05)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(Interruption):
+        parallel_map(work, [1], jobs=1)
+    assert ended.is_set()
+
+
+@pytest.mark.usefixtures("interruptions")
+def test_a_consumer_that_is_interrupted_waits_for_its_function() -> None:
+    ended = threading.Event()
+
+    def work(blocks: Iterator[bytes]) -> None:
+        list(blocks)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+        time.sleep(0.3)
+        ended.set()
+
+    with pytest.raises(Interruption), Consumer(work) as consumer:
+        consumer.result()
+    assert ended.is_set()

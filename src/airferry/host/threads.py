@@ -28,6 +28,30 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+class _Worker(threading.Thread):
+    """A thread whose end can be awaited again after a signal's handler broke into the waiting by raising.
+
+    `Thread.join` can not: broken into, it takes the thread for ended, though it runs on (bpo-45274).
+    """
+
+    def __init__(self, target: Callable[[], object]) -> None:
+        super().__init__(daemon=True)
+        self._work = target
+        self._done = threading.Event()
+
+    def run(self) -> None:
+        try:
+            self._work()
+        finally:
+            self._done.set()
+
+    def await_end(self) -> None:
+        """Wait until the work has ended; a thread that was never started has none."""
+        if self.ident is not None:
+            self._done.wait()
+            self.join()
+
+
 class _Channel(Generic[T]):
     """A bounded queue between two threads that carries items, then an end or a failure."""
 
@@ -84,7 +108,7 @@ class Pipeline:
 
     def __init__(self) -> None:
         self._channels: list[_Channel[bytes]] = []
-        self._threads: list[threading.Thread] = []
+        self._threads: list[_Worker] = []
 
     def __enter__(self) -> Pipeline:
         return self
@@ -95,7 +119,7 @@ class Pipeline:
         for channel in self._channels:
             channel.cancel()
         for thread in self._threads:
-            thread.join()
+            thread.await_end()
 
     def stage(self, items: Iterable[bytes], *, depth: int = DEFAULT_DEPTH) -> Iterator[bytes]:
         """Run an iterable of blocks in a thread of its own, and return an iterator over what it yields."""
@@ -113,7 +137,7 @@ class Pipeline:
                     items.close()
                 channel.end(failure)
 
-        thread = threading.Thread(target=work, daemon=True)
+        thread = _Worker(work)
         self._channels.append(channel)
         self._threads.append(thread)
         thread.start()
@@ -132,7 +156,7 @@ class Consumer(Generic[R]):
         self._channel: _Channel[bytes] = _Channel(depth)
         self._results: list[R] = []
         self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread = _Worker(self._work)
 
     def __enter__(self) -> Consumer[R]:
         self._thread.start()
@@ -142,7 +166,7 @@ class Consumer(Generic[R]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._channel.cancel()
-        self._thread.join()
+        self._thread.await_end()
 
     def __call__(self, block: bytes) -> None:
         """Hand over a block."""
@@ -156,7 +180,7 @@ class Consumer(Generic[R]):
     def result(self) -> R:
         """Say that all blocks were handed over, and return what the function made of them."""
         self._channel.end(None)
-        self._thread.join()
+        self._thread.await_end()
         if self._failure is not None:
             raise self._failure
         return self._results[0]
@@ -199,17 +223,16 @@ def parallel_map(
                 failures.append(error)
                 stop.set()
 
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(max(1, jobs), len(todo)))]
+    threads = [_Worker(work) for _ in range(min(max(1, jobs), len(todo)))]
     try:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join()
+            thread.await_end()
     except BaseException:
         stop.set()
         for thread in threads:
-            if thread.ident is not None:
-                thread.join()
+            thread.await_end()
         raise
     for failure in failures:
         if not isinstance(failure, Cancelled):
