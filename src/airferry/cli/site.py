@@ -6,16 +6,19 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
+from airferry import usecases
 from airferry.cli.render import Reporter, data
 from airferry.errors import UsageError
-from airferry.site.check import CheckReport
-from airferry.usecases import site as usecases
+from airferry.usecases.defaults import DEFAULT_STEPS, SITE_FILE
+
+if TYPE_CHECKING:
+    from airferry.site.check import CheckReport
 
 PANEL = "Far side"
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
@@ -48,7 +51,7 @@ def register(app: typer.Typer) -> None:
 
 def init(
     context: typer.Context,
-    out: Annotated[Path, typer.Option("--out", help="Where the profile goes.")] = Path(usecases.SITE_FILE),
+    out: Annotated[Path, typer.Option("--out", help="Where the profile goes.")] = Path(SITE_FILE),
     executor: Annotated[
         list[str] | None,
         typer.Option("--executor", help="KIND[:VERSION], for example slurm-pyxis:4.0 or kubernetes. Repeatable."),
@@ -160,7 +163,7 @@ def overlays(
     source: SourceOption,
     out: Annotated[Path, typer.Option("--out", help="Folder that the overlays go to.")] = Path("airgap-overlays"),
     site: SiteOption = None,
-    steps: StepsOption = usecases.DEFAULT_STEPS,
+    steps: StepsOption = DEFAULT_STEPS,
     root: RootOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -225,7 +228,7 @@ def check(
         Path | None, typer.Option("--env-file", envvar="NEMOTRON_ENV_FILE", help="The env.toml that jobs use.")
     ] = None,
     profile: Annotated[str | None, typer.Option("--profile", help="Profile of that file.")] = None,
-    steps: StepsOption = usecases.DEFAULT_STEPS,
+    steps: StepsOption = DEFAULT_STEPS,
     root: RootOption = None,
     bundle: Annotated[
         Path | None, typer.Option("--bundle", help="The bundle, whose assets are compared with what is staged.")

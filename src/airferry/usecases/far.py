@@ -1,4 +1,4 @@
-"""The far side: verify a bundle, and load it into a registry."""
+"""The far side: verify a bundle, load it into a registry, and put the tags of a load back."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from airferry.bundle.receipt import RECEIPT_FILE, Receipt
 from airferry.bundle.verify import VerifyReport, verify_bundle
 from airferry.events import Emit, silent
 from airferry.registry.client import ClientOptions
+from airferry.site import activation
 from airferry.site import load as loading
+
+RollbackResult = activation.RollbackResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,3 +115,13 @@ def load(
         emit=emit,
     )
     return LoadOutcome(result, path)
+
+
+def rollback(receipt: Path, *, options: ClientOptions | None = None, emit: Emit = silent) -> RollbackResult:
+    """Put the tags of a load back as they were before it. Images and blobs stay. Idempotent.
+
+    Raises:
+        IntegrityError: it is no receipt.
+        RegistryError: tags are not as they were before the load; the message says which, and why.
+    """
+    return activation.rollback(receipt, options=options, emit=emit)

@@ -24,10 +24,9 @@ from airferry.site.check import Checked, CheckReport, images_to_ask, run_check
 from airferry.site.mirrors import MirrorFiles, make_mirrors
 from airferry.site.overlays import OverlaySet, make_overlays
 from airferry.site.registry_images import ask_images
+from airferry.usecases.defaults import DEFAULT_STEPS, SITE_FILE
 
-SITE_FILE = "site.yaml"
 PLAN_CONFIG = "airgap.yaml"
-DEFAULT_STEPS = "src/nemotron/steps"
 HEADER = "# What is known of the far side, for `airferry overlays`, `mirrors` and `check`.\n"
 
 

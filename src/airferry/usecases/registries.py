@@ -1,24 +1,19 @@
-"""Registries as such: log in and out, find out what they do, copy images, put tags back."""
+"""Registries as such: log in and out, find out what they do."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from airferry.errors import RegistryError, UsageError
 from airferry.events import Emit, silent
-from airferry.oci.platform import parse_platform
 from airferry.oci.reference import parse_reference
 from airferry.registry.client import ClientOptions, RegistryClient
 from airferry.registry.credentials import Credential, remove_credential, store_credential
 from airferry.registry.probe import PROBE_REPOSITORY, probe
 from airferry.registry.profile import RegistryProfile, write_profile
-from airferry.site import activation, copies
 from airferry.site.relocation import parse_destination
-
-RollbackResult = activation.RollbackResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,44 +67,6 @@ def probe_registry(target: str, *, options: ClientOptions | None = None, emit: E
     with RegistryClient(place.registry, options=options, emit=emit) as client:
         profile = probe(client, place.prefix or PROBE_REPOSITORY)
     return ProbeOutcome(profile, write_profile(profile))
-
-
-def copy(
-    source: str,
-    destination: str,
-    *,
-    platforms: Sequence[str] = (),
-    referrers: bool = True,
-    options: ClientOptions | None = None,
-    emit: Emit = silent,
-) -> copies.CopyResult:
-    """Copy an image, index or artifact between layouts, archives and registries, digests unchanged. Idempotent.
-
-    Raises:
-        UsageError: a place is none, or the image has no name there.
-        ConfigurationError: the source has no such image.
-        BuildError: a wanted platform is missing.
-        IntegrityError: something is not what its descriptor says.
-        RegistryError: a registry does not answer or refuses.
-    """
-    return copies.copy(
-        copies.parse_place(source),
-        copies.parse_place(destination),
-        platforms=[parse_platform(text) for text in platforms] or None,
-        referrers=referrers,
-        options=options,
-        emit=emit,
-    )
-
-
-def rollback(receipt: Path, *, options: ClientOptions | None = None, emit: Emit = silent) -> RollbackResult:
-    """Put the tags of a load back as they were before it. Images and blobs stay. Idempotent.
-
-    Raises:
-        IntegrityError: it is no receipt.
-        RegistryError: tags are not as they were before the load; the message says which, and why.
-    """
-    return activation.rollback(receipt, options=options, emit=emit)
 
 
 def _host(text: str) -> str:
