@@ -14,12 +14,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, Literal, cast
 
 import zstandard
-from isal import isal_zlib
+from isal import igzip_lib
 
 from airferry.errors import IntegrityError
 from airferry.oci.ports import BLOCK_BYTES
 
-GZIP_ERROR = cast(type[Exception], isal_zlib.error)
+GZIP_ERROR = cast(type[Exception], igzip_lib.error)
 DEFAULT_ZSTD_LEVEL = 3
 # half the time of level 6 for two per cent more bytes
 DEFAULT_GZIP_LEVEL = 4
@@ -67,30 +67,43 @@ def _is_zstd(head: bytes) -> bool:
 
 
 def _gunzip(source: Iterable[bytes], what: str) -> Iterator[bytes]:
-    member = isal_zlib.decompressobj(31)
-    pending = b""
+    member = _gzip_member()
+    head = b""
     try:
         for block in source:
-            pending += block
+            pending = head + block
+            head = b""
             while pending:
                 if member.eof:
                     if len(pending) < len(GZIP_MAGIC):
+                        head = pending
                         break
                     if not pending.startswith(GZIP_MAGIC):
                         raise IntegrityError(f"{what} has bytes behind the end of its gzip stream")
-                    member = isal_zlib.decompressobj(31)
-                plain = member.decompress(pending, BLOCK_BYTES)
-                pending = member.unused_data if member.eof else member.unconsumed_tail
-                if plain:
-                    yield plain
-        while not member.eof and (plain := member.decompress(b"", BLOCK_BYTES)):
-            yield plain
+                    member = _gzip_member()
+                yield from _drained(member, pending)
+                pending = member.unused_data if member.eof else b""
     except GZIP_ERROR as error:
         raise IntegrityError(f"{what} is corrupt gzip: {error}") from error
     if not member.eof:
         raise IntegrityError(f"{what} ends in the middle of its gzip stream")
-    if pending:
+    if head:
         raise IntegrityError(f"{what} has bytes behind the end of its gzip stream")
+
+
+def _gzip_member() -> igzip_lib.IgzipDecompressor:
+    """Return a decoder of one gzip member; it checks the trailer, and keeps what it was given and has not used."""
+    return igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
+
+
+def _drained(member: igzip_lib.IgzipDecompressor, packed: bytes) -> Iterator[bytes]:
+    """Yield what compressed bytes give, in blocks of at most 1 MiB."""
+    while True:
+        if plain := member.decompress(packed, BLOCK_BYTES):
+            yield plain
+        if member.eof or member.needs_input:
+            return
+        packed = b""
 
 
 def _unzstd(source: Iterable[bytes], what: str) -> Iterator[bytes]:

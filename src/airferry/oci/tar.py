@@ -126,7 +126,7 @@ class TarReader:
             if entry.type not in KNOWN_TYPES:
                 raise IntegrityError(f"{self._what}: entry `{entry.name}` has the unsupported type {entry.type!r}")
             entry = self._complete(entry, pax, long_name, long_link)
-            if not entry.is_regular:
+            if entry.size and not entry.is_regular:
                 entry = replace(entry, size=0)
             self._content_left, self._padding = entry.size, -entry.size % RECORD_BYTES
             return entry
@@ -141,6 +141,8 @@ class TarReader:
     ) -> TarEntry:
         if any(key.startswith("GNU.sparse.") for key in pax):
             raise IntegrityError(f"{self._what}: entry `{entry.name}` is sparse, which is not supported")
+        if not pax and long_name is None and long_link is None:
+            return entry
         try:
             return replace(
                 entry,
@@ -289,9 +291,11 @@ def _octal(raw: bytes) -> int:
             raise ValueError("negative or too large")
         return number
     text = raw.strip(b"\0 ")
-    if text and not all(0x30 <= digit <= 0x37 for digit in text):
+    if not text:
+        return 0
+    if not text.isdigit():
         raise ValueError("no octal number")
-    return int(text, 8) if text else 0
+    return int(text, 8)
 
 
 def _field(raw: bytes) -> bytes:
