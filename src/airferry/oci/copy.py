@@ -22,7 +22,7 @@ from airferry.oci.documents import (
 )
 from airferry.oci.layout import LayoutStore
 from airferry.oci.platform import Platform
-from airferry.oci.ports import BLOCK_BYTES, ReopeningSink, Sink, Source, Stored
+from airferry.oci.ports import BLOCK_BYTES, OpenStream, ReopeningSink, Sink, Source, Stored, UncheckedSource
 from airferry.oci.resume import RESUMABLE_FROM_BYTES, RangedSource, fetch_blob
 from airferry.oci.streams import verifying
 
@@ -159,7 +159,7 @@ def _copy_closure(
         ):
             return
         if isinstance(sink, ReopeningSink):
-            sink.put_blob_from(blob, lambda: source.open_blob(blob))
+            sink.put_blob_from(blob, lambda: source.open_blob(blob), open_unchecked=_unchecked(source, blob))
             progress.advance(blob.size)
             return
         with source.open_blob(blob) as stream:
@@ -169,6 +169,10 @@ def _copy_closure(
     parallel_map(copy_blob, largest_first, jobs=jobs, cancelled=failed)
     for stored in closure.manifests:
         sink.put_manifest(stored, reference=reference if stored is closure.top else None)
+
+
+def _unchecked(source: Source, blob: Descriptor) -> OpenStream | None:
+    return (lambda: source.open_blob_unchecked(blob)) if isinstance(source, UncheckedSource) else None
 
 
 def _add_manifest(closure: Closure, stored: Stored) -> None:

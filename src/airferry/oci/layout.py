@@ -36,7 +36,7 @@ from airferry.oci.documents import (
 )
 from airferry.oci.entries import as_referrer, find_entry, find_referrers, named, names_of
 from airferry.oci.ports import Stored, blocks
-from airferry.oci.streams import verifying
+from airferry.oci.streams import sized, verifying
 
 LAYOUT_FILE = "oci-layout"
 INDEX_FILE = "index.json"
@@ -157,6 +157,21 @@ class LayoutStore:
         Raises:
             IntegrityError: it is missing, no regular file, or of another size.
         """
+        with self._open_sized(descriptor) as stream:
+            yield verifying(stream, descriptor)
+
+    @contextmanager
+    def open_blob_unchecked(self, descriptor: Descriptor) -> Iterator[IO[bytes]]:
+        """Open a blob as a stream of the right size that nobody has hashed.
+
+        Raises:
+            IntegrityError: it is missing, no regular file, or of another size.
+        """
+        with self._open_sized(descriptor) as stream:
+            yield sized(stream, descriptor)
+
+    @contextmanager
+    def _open_sized(self, descriptor: Descriptor) -> Iterator[IO[bytes]]:
         path = self.blob_path(descriptor.digest)
         with _open_regular(path, what=f"blob `{descriptor.digest}`") as stream:
             size = os.fstat(stream.fileno()).st_size
@@ -166,7 +181,7 @@ class LayoutStore:
                     digest=descriptor.digest,
                     path=str(path),
                 )
-            yield verifying(stream, descriptor)
+            yield stream
 
     def read_bytes(self, descriptor: Descriptor, *, limit_bytes: int = MAX_MANIFEST_BYTES) -> bytes:
         """Return a small blob whole, verified.

@@ -14,6 +14,8 @@ from airferry.oci.documents import Descriptor
 
 BLOCK_BYTES = 1024 * 1024
 
+OpenStream = Callable[[], AbstractContextManager[IO[bytes]]]
+
 
 @dataclass(frozen=True, slots=True)
 class Stored:
@@ -64,9 +66,18 @@ class ReopeningSink(Protocol):
     """A sink over a connection that may break: it opens a blob again, rather than spool it, to send it again."""
 
     def put_blob_from(
-        self, descriptor: Descriptor, open_stream: Callable[[], AbstractContextManager[IO[bytes]]]
+        self, descriptor: Descriptor, open_stream: OpenStream, *, open_unchecked: OpenStream | None = None
     ) -> None:
-        """Store a blob from a source that can be opened again."""
+        """Store a blob from a source that can be opened again; unchecked only if the sink hashes what arrives."""
+        ...
+
+
+@runtime_checkable
+class UncheckedSource(Protocol):
+    """A source on this machine whose blobs can be read without being hashed, for a sink that hashes them itself."""
+
+    def open_blob_unchecked(self, descriptor: Descriptor) -> AbstractContextManager[IO[bytes]]:
+        """Open a blob of the right size for reading."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""Readers that store nothing: one that verifies what passes, which every blob goes through, and one over blocks."""
+"""Readers that store nothing: one that verifies what passes, one that only measures it, and one over blocks."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ from airferry.oci.documents import Descriptor
 from airferry.oci.ports import BLOCK_BYTES
 
 
-class VerifyingReader(io.RawIOBase):
-    """A stream over a blob that never yields more than the declared size and checks the digest at its end.
+class SizedReader(io.RawIOBase):
+    """A stream over a blob that yields its declared size, no more and no less; for readers that hash it themselves.
 
-    The check runs when the last declared byte is read, before that byte is handed out, so whoever read the whole
-    blob without an error holds the right bytes. `on_block` gets the length of each block that passes; what it raises
-    ends the reading.
+    `on_block` gets the length of each block that passes; what it raises ends the reading.
     """
 
     on_block: Callable[[int], None] | None = None
@@ -27,7 +25,6 @@ class VerifyingReader(io.RawIOBase):
         self.descriptor = descriptor
         self._stream = stream
         self._what = what or f"blob `{descriptor.digest}`"
-        self._hash = hashlib.sha256()
         self._left = descriptor.size
         self._checked = False
 
@@ -39,13 +36,13 @@ class VerifyingReader(io.RawIOBase):
         """Return up to `size` bytes, or all that is left.
 
         Raises:
-            IntegrityError: the stream is shorter or longer than declared, or has another digest.
+            IntegrityError: the stream is shorter or longer than declared, or not the blob where that is looked at.
             HostError: the medium cannot be read.
         """
         if size is None or size < 0:
             return b"".join(iter(lambda: self.read(BLOCK_BYTES), b""))
         if self._left == 0:
-            self._check()
+            self._end()
             return b""
         if size == 0:
             return b""
@@ -56,16 +53,16 @@ class VerifyingReader(io.RawIOBase):
                 f"{self._what} is truncated: {got} bytes, expected {self.descriptor.size}",
                 digest=self.descriptor.digest,
             )
-        self._hash.update(block)
+        self._see(block)
         self._left -= len(block)
         if self.on_block is not None:
             self.on_block(len(block))
         if self._left == 0:
-            self._check()
+            self._end()
         return block
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        """Fill a buffer with up to its length of verified bytes and return how many there are."""
+        """Fill a buffer with up to its length of bytes and return how many there are."""
         block = self.read(len(buffer))
         buffer[: len(block)] = block
         return len(block)
@@ -80,13 +77,39 @@ class VerifyingReader(io.RawIOBase):
                 digest=self.descriptor.digest,
             ) from error
 
-    def _check(self) -> None:
+    def _see(self, block: bytes) -> None:
+        """Take note of a block before it is handed out."""
+
+    def _end(self) -> None:
+        """Check, once, that nothing follows the last declared byte."""
         if self._checked:
             return
         if self._read_source(1):
             raise IntegrityError(
                 f"{self._what} is longer than the declared {self.descriptor.size} bytes", digest=self.descriptor.digest
             )
+        self._check()
+        self._checked = True
+
+    def _check(self) -> None:
+        """Check what was seen."""
+
+
+class VerifyingReader(SizedReader):
+    """A stream over a blob that never yields more than the declared size and checks the digest at its end.
+
+    The check runs when the last declared byte is read, before that byte is handed out, so whoever read the whole
+    blob without an error holds the right bytes.
+    """
+
+    def __init__(self, stream: IO[bytes], descriptor: Descriptor, *, what: str | None = None) -> None:
+        super().__init__(stream, descriptor, what=what)
+        self._hash = hashlib.sha256()
+
+    def _see(self, block: bytes) -> None:
+        self._hash.update(block)
+
+    def _check(self) -> None:
         observed = "sha256:" + self._hash.hexdigest()
         if observed != self.descriptor.digest:
             raise IntegrityError(
@@ -94,7 +117,6 @@ class VerifyingReader(io.RawIOBase):
                 digest=self.descriptor.digest,
                 observed=observed,
             )
-        self._checked = True
 
 
 class BlockReader(io.RawIOBase):
@@ -139,6 +161,15 @@ def verifying(
         reader = given
     else:
         reader = VerifyingReader(stream, descriptor, what=what)
+    if on_block is not None:
+        reader.on_block = on_block
+    return cast(IO[bytes], reader)
+
+
+def sized(stream: IO[bytes], descriptor: Descriptor, *, on_block: Callable[[int], None] | None = None) -> IO[bytes]:
+    """Return a stream over a blob that yields its declared size, and hashes nothing."""
+    given: object = stream
+    reader = given if type(given) is SizedReader else SizedReader(stream, descriptor)
     if on_block is not None:
         reader.on_block = on_block
     return cast(IO[bytes], reader)

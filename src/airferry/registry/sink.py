@@ -24,13 +24,13 @@ from airferry.oci.documents import (
     canonical_json,
     parse_manifest,
 )
-from airferry.oci.ports import Stored, blocks
+from airferry.oci.ports import OpenStream, Stored, blocks
 from airferry.oci.streams import verifying
 from airferry.registry.auth import repository_scope
 from airferry.registry.client import RegistryClient
 from airferry.registry.failures import printable
 from airferry.registry.source import RegistrySource, referrers_tag
-from airferry.registry.uploads import OpenStream, Uploader
+from airferry.registry.uploads import Uploader
 
 SPOOL_IN_MEMORY_BYTES = 8 * 1024 * 1024
 
@@ -135,8 +135,12 @@ class RegistrySink:
 
             self.put_blob_from(descriptor, rewound)
 
-    def put_blob_from(self, descriptor: Descriptor, open_stream: OpenStream) -> None:
+    def put_blob_from(
+        self, descriptor: Descriptor, open_stream: OpenStream, *, open_unchecked: OpenStream | None = None
+    ) -> None:
         """Store a blob from a source that can be opened again. Idempotent; nothing half sent counts.
+
+        A registry that is seen to check digests is given what `open_unchecked` opens, if the blob is large.
 
         Raises:
             RegistryError: the registry does not answer, refuses, or fails too often.
@@ -146,7 +150,9 @@ class RegistrySink:
             if self.mount_blob(descriptor, self._mount_from):
                 return
             self._mount_from = None
-        self._uploader.upload(self.repository, self._scopes, descriptor=descriptor, source=open_stream)
+        self._uploader.upload(
+            self.repository, self._scopes, descriptor=descriptor, source=open_stream, unchecked=open_unchecked
+        )
 
     def put_manifest(self, stored: Stored, *, reference: str | None = None) -> None:
         """Store a manifest's or index's original bytes under its digest, and let a tag stand for it if given.

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -21,16 +22,16 @@ import requests
 from airferry.errors import AirferryError, IntegrityError, RegistryError
 from airferry.host import files
 from airferry.host.journal import inputs_digest
+from airferry.oci.digest import digest_of
 from airferry.oci.documents import Descriptor
-from airferry.oci.ports import BLOCK_BYTES
+from airferry.oci.ports import BLOCK_BYTES, OpenStream
 from airferry.registry.client import RegistryClient
 from airferry.registry.failures import TransientRegistryError, printable, registry_codes
-
-OpenStream = Callable[[], AbstractContextManager[IO[bytes]]]
 
 CHUNKED_ABOVE_BYTES = 256 * 1024 * 1024
 CHUNK_BYTES = 64 * 1024 * 1024
 SMALLEST_CHUNK_BYTES = 256 * 1024
+UNCHECKED_FROM_BYTES = 4 * 1024 * 1024
 SLOWEST_DIGEST_BYTES_PER_S = 20 * 1024 * 1024
 MAX_JOURNAL_BYTES = 16 * 1024 * 1024
 _RANGE = re.compile(r"(?:bytes=)?0-(\d+)")
@@ -118,15 +119,28 @@ class Uploader:
         self.client = client
         self.limits = limits or Limits()
         self.journal = UploadJournal(journal)
+        self._checks: bool | None = None
+        self._checks_lock = threading.Lock()
 
-    def upload(self, repository: str, scopes: tuple[str, ...], *, descriptor: Descriptor, source: OpenStream) -> None:
+    def upload(
+        self,
+        repository: str,
+        scopes: tuple[str, ...],
+        *,
+        descriptor: Descriptor,
+        source: OpenStream,
+        unchecked: OpenStream | None = None,
+    ) -> None:
         """Send a blob that the repository lacks. After a failure only what was not acknowledged is sent again.
+
+        `source` verifies itself. `unchecked`, if given, does not: a large blob is read from there as long as the
+        registry's own check of the digest stands for one of ours.
 
         Raises:
             RegistryError: the registry refuses, or fails as often as the policy allows.
             IntegrityError: the source is not the blob, or the registry says that it stored something else.
         """
-        transfer = _Transfer(self, repository, scopes, descriptor, source)
+        transfer = _Transfer(self, repository, scopes, descriptor, source, unchecked)
         retry, governor = self.client.options.retry, self.client.governor
         attempt, best = 0, transfer.offset
         while True:
@@ -149,12 +163,48 @@ class Uploader:
                 transfer.abandon()
                 if error.fields.get("status") != 413 or not self.limits.lower(transfer.request_bytes):
                     raise
+            except IntegrityError:
+                # what was acknowledged is no part of the blob, or it is not known whether it is
+                transfer.abandon()
+                raise
             except BaseException:
                 transfer.interrupt()
                 raise
             else:
                 governor.succeeded()
                 return
+
+    def registry_checks(self, repository: str, scopes: tuple[str, ...]) -> bool:
+        """Tell whether the registry refuses bytes under a digest that is not theirs, which is tried once."""
+        with self._checks_lock:
+            if self._checks is None:
+                self._checks = checks_digests(self.client, repository, scopes)
+            return self._checks
+
+
+def checks_digests(client: RegistryClient, repository: str, scopes: tuple[str, ...]) -> bool:
+    """Send a few bytes under a wrong digest, and tell whether the registry refuses them for that. Leaves nothing."""
+    what = f"see whether `{client.registry}/{repository}` checks digests"
+    content, other = secrets.token_bytes(32), secrets.token_bytes(32)
+
+    def ask(method: str, url: str, body: bytes | None = None) -> requests.Response:
+        headers = {"Content-Type": "application/octet-stream"} if body else {}
+        return client.request(
+            method, url, what=what, scopes=scopes, headers=headers, body=body, expected=None, attempts=1
+        )
+
+    refused, left = False, []
+    with suppress(RegistryError):
+        begun = ask("POST", f"{repository}/blobs/uploads/")
+        left.append(urljoin(begun.url, begun.headers.get("Location", "")))
+        answer = ask("PUT", _with_digest(left[0], digest_of(other)), content)
+        refused = answer.status_code == 400 and registry_codes(answer.content)[0] == "DIGEST_INVALID"
+        if answer.status_code < 300:
+            left.append(f"{repository}/blobs/{digest_of(other)}")
+    for url in left:
+        with suppress(RegistryError):
+            ask("DELETE", url)
+    return refused
 
 
 class _Transfer:
@@ -167,7 +217,9 @@ class _Transfer:
         scopes: tuple[str, ...],
         descriptor: Descriptor,
         source: OpenStream,
+        unchecked: OpenStream | None,
     ) -> None:
+        self._uploader = uploader
         self._client = uploader.client
         self._limits = uploader.limits
         self._journal = uploader.journal
@@ -176,6 +228,7 @@ class _Transfer:
         self._scopes = scopes
         self._descriptor = descriptor
         self._source = source
+        self._unchecked = unchecked if descriptor.size >= UNCHECKED_FROM_BYTES else None
         self._what = f"upload blob `{descriptor.digest}` to `{self._name}`"
         self._session = self._journal.find(self._name, descriptor)
         self._ending = False
@@ -249,6 +302,11 @@ class _Transfer:
         self._session = Session(self._next_location(response), known)
         return self._session
 
+    def _opener(self) -> OpenStream:
+        if self._unchecked is not None and self._uploader.registry_checks(self._repository, self._scopes):
+            return self._unchecked
+        return self._source
+
     def _start(self) -> Session:
         response = self._request("POST", f"{self._repository}/blobs/uploads/", expected=(202,), attempts=1)
         minimum = response.headers.get("OCI-Chunk-Min-Length", "")
@@ -260,12 +318,12 @@ class _Transfer:
     def _send_whole(self, session: Session) -> None:
         size = self._descriptor.size
         self.request_bytes = size
-        body = _Whole(self._source, size, self._client) if size else b""
+        body = _Whole(self._opener(), size, self._client) if size else b""
         self._finish(session, body)
 
     def _send_chunks(self, session: Session) -> None:
         size = self._descriptor.size
-        with self._source() as stream:
+        with self._opener()() as stream:
             _skip(stream, session.offset)
             while session.offset < size:
                 length = min(self._limits.chunk_bytes, size - session.offset)
@@ -305,11 +363,10 @@ class _Transfer:
     def _finish(self, session: Session, body: bytes | _Whole) -> None:
         """Close the session under the digest. Registries hash here, so large blobs are given time."""
         digest = self._descriptor.digest
-        separator = "&" if "?" in session.location else "?"
         self._ending = True
         response = self._request(
             "PUT",
-            f"{session.location}{separator}digest={digest}",
+            _with_digest(session.location, digest),
             expected=(200, 201, 202, 204, 400, 404),
             attempts=1,
             headers={"Content-Type": "application/octet-stream"},
@@ -320,7 +377,8 @@ class _Transfer:
             self.abandon()
             code, _text = registry_codes(response.content)
             if response.status_code == 404 or code in ("DIGEST_INVALID", "BLOB_UPLOAD_INVALID", "BLOB_UPLOAD_UNKNOWN"):
-                # the source verifies itself, so what arrived was damaged, or cut, on its way
+                # damaged, or cut, on its way, unless the source is damaged: from here on it verifies itself
+                self._unchecked = None
                 raise LostSession(
                     f"cannot {self._what}: the registry answers {response.status_code} `{code}`",
                     status=response.status_code,
@@ -411,8 +469,13 @@ class _Part:
             yield block
 
 
+def _with_digest(location: str, digest: str) -> str:
+    """Return where the last request of a session goes."""
+    return f"{location}{'&' if '?' in location else '?'}digest={digest}"
+
+
 def _skip(stream: IO[bytes], count: int) -> None:
-    """Read past what the registry holds already; the stream hashes it, so that the whole is verified."""
+    """Read past what the registry holds already; a stream that verifies itself hashes it, as it hashes the whole."""
     while count:
         block = stream.read(min(BLOCK_BYTES, count))
         if not block:

@@ -17,8 +17,8 @@ from airferry.events import Emit, Progress
 from airferry.host.threads import Cancelled, parallel_map
 from airferry.oci.copy import Closure
 from airferry.oci.documents import MANIFEST_TYPES, Descriptor, parse_manifest
-from airferry.oci.ports import BLOCK_BYTES, Source, Stored
-from airferry.oci.streams import verifying
+from airferry.oci.ports import BLOCK_BYTES, OpenStream, Source, Stored, UncheckedSource
+from airferry.oci.streams import sized, verifying
 from airferry.registry.client import RegistryClient
 from airferry.registry.sink import RegistrySink
 from airferry.registry.uploads import Uploader
@@ -228,7 +228,8 @@ class Pusher:
 
     def _send(self, descriptor: Descriptor, repository: str, advance: Callable[[int], None] | None) -> None:
         sink = self.sink(repository)
-        sink.put_blob_from(descriptor, _Reopened(self._source, descriptor, advance).open)
+        reopened = _Reopened(self._source, descriptor, advance)
+        sink.put_blob_from(descriptor, reopened.open, open_unchecked=reopened.unchecked)
 
     def _put_manifests(self, item: Shipment) -> None:
         sink = self.sink(item.repository)
@@ -290,6 +291,24 @@ class _Reopened:
     @contextmanager
     def open(self) -> Iterator[IO[bytes]]:
         """Open the blob from its start, verified."""
+        with self._source.open_blob(self._descriptor) as stream:
+            yield verifying(stream, self._descriptor, on_block=self._counter())
+
+    @property
+    def unchecked(self) -> OpenStream | None:
+        """What opens the blob from its start without hashing it, if the source offers that."""
+        source = self._source
+        if not isinstance(source, UncheckedSource):
+            return None
+
+        @contextmanager
+        def opened() -> Iterator[IO[bytes]]:
+            with source.open_blob_unchecked(self._descriptor) as stream:
+                yield sized(stream, self._descriptor, on_block=self._counter())
+
+        return opened
+
+    def _counter(self) -> Callable[[int], None]:
         position = 0
 
         def passed(size: int) -> None:
@@ -299,8 +318,7 @@ class _Reopened:
                 self._advance(max(0, position - self._counted))
             self._counted = max(self._counted, position)
 
-        with self._source.open_blob(self._descriptor) as stream:
-            yield verifying(stream, self._descriptor, on_block=passed)
+        return passed
 
 
 def _wanted_blobs(shipments: Iterable[Shipment]) -> list[_Blob]:
