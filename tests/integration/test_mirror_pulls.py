@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from containerd import run_containerd
 from registries import run_registry
 
 from airferry.build.bases import BaseCache
@@ -164,35 +163,20 @@ def test_only_what_the_platforms_need_keeps_the_digests_of_its_parts(tmp_path: P
     assert child in children(original.read_bytes(carried.index))
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="containerd's daemon needs root")
 def test_containerd_fetches_by_the_original_name(
-    tmp_path: Path, private: str, require_tool: Callable[[str], Path]
+    tmp_path: Path, private: str, runtime_folder: Path, require_tool: Callable[[str], Path]
 ) -> None:
-    ctr, containerd = require_tool("ctr"), require_tool("containerd")
+    for name in ("ctr", "containerd"):
+        require_tool(name)
     carried = carry(tmp_path, "include", private=f"{private}/c", upstream=tmp_path / "upstream")
     hosts = tmp_path / "hosts"
     for name, text in make_mirrors(carried.receipt).files.items():
         files.write_text(hosts / name, text)
-    (tmp_path / "c.toml").write_text('version = 2\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n')
-    socket = tmp_path / "c.sock"
-    server = process.start(
-        [
-            *(containerd, "--config", tmp_path / "c.toml", "--address", socket),
-            *("--root", tmp_path / "r", "--state", tmp_path / "s"),
-        ],
-        log=tmp_path / "containerd.log",
-    )
-    try:
-        deadline = time.monotonic() + 30
-        while not socket.exists() and time.monotonic() < deadline:
-            time.sleep(0.1)
+    with run_containerd(runtime_folder) as ctr:
         certificates = hosts / "containerd" / "certs.d"
-        own = [ctr, "--address", socket]
         process.run(
-            [*own, "content", "fetch", "--all-platforms", "--hosts-dir", certificates, carried.name],
+            [*ctr, "content", "fetch", "--all-platforms", "--hosts-dir", certificates, carried.name],
             timeout_s=TIMEOUT_S,
         )
-        listed = process.run([*own, "images", "list"], timeout_s=TIMEOUT_S).text
-    finally:
-        process.end_process_group(server)
+        listed = process.run([*ctr, "images", "list"], timeout_s=TIMEOUT_S).text
     assert carried.index.digest in next(line for line in listed.splitlines() if line.startswith(carried.name))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from containerd import run_containerd
 
 from airferry.host import files, process
 from airferry.oci.archive import ArchiveSource, WrittenArchive, write_oci_archive
@@ -150,34 +150,17 @@ def test_skopeo_reads_an_archive_in_both_forms(
     assert json.loads(copied.read_bytes(config))["rootfs"] == seen["rootfs"]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="containerd's daemon needs root")
-def test_containerd_imports_an_archive_of_all_platforms(require_tool: RequireTool, tmp_path: Path) -> None:
-    ctr, containerd = require_tool("ctr"), require_tool("containerd")
+def test_containerd_imports_an_archive_of_all_platforms(
+    require_tool: RequireTool, tmp_path: Path, plain_folder: Path
+) -> None:
+    for name in ("ctr", "containerd"):
+        require_tool(name)
     store = LayoutStore.create(tmp_path / "layout")
     index, _entry = make_image(store)
     path = write_oci_archive(store, index, tmp_path / "image.tar", reference=REFERENCE).path
-    socket = tmp_path / "c.sock"
-    (tmp_path / "c.toml").write_text('version = 2\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n')
-    arguments = [
-        "--root",
-        tmp_path / "r",
-        "--state",
-        tmp_path / "s",
-        "--address",
-        socket,
-        "--config",
-        tmp_path / "c.toml",
-    ]
-    server = process.start([containerd, *arguments], log=tmp_path / "containerd.log")
-    try:
-        deadline = time.monotonic() + 30
-        while not socket.exists() and time.monotonic() < deadline:
-            time.sleep(0.1)
-        own = [ctr, "--address", socket, "images"]
-        process.run([*own, "import", "--all-platforms", "--no-unpack", path], timeout_s=TIMEOUT_S)
-        listed = process.run([*own, "list"], timeout_s=TIMEOUT_S).text
-    finally:
-        process.end_process_group(server)
+    with run_containerd(plain_folder / "containerd") as ctr:
+        process.run([*ctr, "images", "import", "--all-platforms", "--no-unpack", path], timeout_s=TIMEOUT_S)
+        listed = process.run([*ctr, "images", "list"], timeout_s=TIMEOUT_S).text
     line = next(line for line in listed.splitlines() if line.startswith(REFERENCE))
     assert index.digest in line
     assert "linux/amd64,linux/arm64" in line
