@@ -20,8 +20,9 @@ from registries import (
     run_token_server,
 )
 
-from airferry.bundle.receipt import read_receipt
+from airferry.bundle.receipt import ReceiptTag, read_receipt, write_receipt
 from airferry.bundle.verify import open_bundle
+from airferry.cli.app import run
 from airferry.errors import RegistryError, UsageError
 from airferry.host import files, process
 from airferry.oci.documents import IMAGE_MANIFEST, LAYER_TAR, Descriptor, Manifest, canonical_json, descriptor_of
@@ -68,7 +69,7 @@ def test_a_load_arrives_whole_and_a_second_one_sends_nothing(
     first = load(sealed, to=f"{registry.address}/first", receipt_path=receipt_path, root=root, options=ANONYMOUS)
     assert first.pushed.sent_blobs > 0
     assert sorted(preview.pushed.steps, key=str) == sorted(first.pushed.steps, key=str)
-    assert preview.pushed.manifests == first.pushed.manifests
+    assert sorted(preview.pushed.manifest_steps, key=str) == sorted(first.pushed.manifest_steps, key=str)
     receipt = read_receipt(receipt_path)
     assert receipt.root_verified and receipt.bundle_root == root
     image = receipt.images[0]
@@ -203,14 +204,56 @@ def test_rollback_puts_tags_back_and_removes_new_ones_or_says_so(
     assert newer.receipt.images[0].previous_digest == old.digest
     repeated = load(tmp_path / "newer", to=destination, receipt_path=tmp_path / "two.yaml", options=ANONYMOUS)
     assert repeated.receipt.images[0].previous_digest == old.digest, "a second load keeps what was before the first"
-    result = rollback(tmp_path / "two.yaml", options=ANONYMOUS)
-    assert result.restored == (old.reference,)
+    # docker-registry 2.8 cannot remove a tag alone
+    reason = "it is new, and the registry cannot remove a tag"
+    with pytest.raises(RegistryError, match=reason) as caught:
+        rollback(tmp_path / "two.yaml", options=ANONYMOUS)
+    (marker,) = newer.receipt.artifact_tags
+    assert caught.value.fields["left"] == {marker.reference: reason}
     with RegistryClient(registry.address, options=ANONYMOUS) as client:
         assert RegistrySource(client, "back/team/trainer").find("1.0") == old.digest
-    # docker-registry 2.8 cannot remove a tag alone
-    with pytest.raises(RegistryError, match="it is new, and the registry cannot remove a tag") as caught:
+    with pytest.raises(RegistryError, match=reason) as caught:
         rollback(tmp_path / "one.yaml", options=ANONYMOUS)
-    assert caught.value.fields["left"] == {old.reference: "it is new, and the registry cannot remove a tag"}
+    assert caught.value.fields["left"].keys() == {
+        old.reference,
+        *(moved.reference for moved in read_receipt(tmp_path / "one.yaml").artifact_tags),
+    }
+
+
+def test_rollback_puts_tags_of_artifacts_back_as_well(registry: RegistryProcess, sealed: Path, tmp_path: Path) -> None:
+    destination = f"{registry.address}/kept"
+    one = load(sealed, to=destination, receipt_path=tmp_path / "one.yaml", options=ANONYMOUS).receipt.artifact_tags[0]
+    make_bundle(tmp_path / "newer", salt="3")
+    newer = load(tmp_path / "newer", to=destination, receipt_path=tmp_path / "two.yaml", options=ANONYMOUS)
+    two = newer.receipt.artifact_tags[0]
+    # as a model's tag moves from one load to the next
+    repository, tag = two.reference.removeprefix(f"{registry.address}/").split(":")
+    moved = ReceiptTag(reference=two.reference, digest=two.digest, previous_digest=one.digest)
+    write_receipt(newer.receipt.model_copy(update={"images": (), "artifact_tags": (moved,)}), tmp_path / "three.yaml")
+    assert rollback(tmp_path / "three.yaml", options=ANONYMOUS).restored == (two.reference,)
+    with RegistryClient(registry.address, options=ANONYMOUS) as client:
+        assert RegistrySource(client, repository).find(tag) == one.digest
+    assert rollback(tmp_path / "three.yaml", options=ANONYMOUS).restored == ()
+
+
+def test_a_dry_run_prints_all_that_would_go_there_with_its_size(
+    registry: RegistryProcess, sealed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    receipt = tmp_path / "r.yaml"
+    command = ["--quiet", "load", str(sealed), "--to", f"{registry.address}/dry", "--receipt", str(receipt)]
+    assert run([*command, "--dry-run"]) == 0
+    lines = [line.split("  ") for line in capsys.readouterr().out.splitlines()]
+    assert run([*command, "--dry-run", "--json"]) == 0
+    would = json.loads(capsys.readouterr().out)
+    assert run([*command, "--json"]) == 0
+    did = json.loads(capsys.readouterr().out)
+    steps = {(step["action"], f"{step['repository']}@{step['digest']}") for step in did["steps"]}
+    assert {(line[0], line[1]) for line in lines if line[0] in ("send", "mount", "manifest")} == steps
+    assert {action for action, _place in steps} >= {"send", "manifest"}
+    assert sorted(would["steps"], key=str) == sorted(did["steps"], key=str)
+    tags = {tag["tag"]: tag["digest"] for tag in did["tags"] if tag["moved"]}
+    assert {line[1]: line[2] for line in lines if line[0] == "tag"} == tags != {}
+    assert lines[-1][0].startswith("would send ")
 
 
 def test_a_kill_while_tags_move_keeps_what_they_stood_for(

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from registries import PASSWORD, USER, RegistryProcess, basic_options, run_registry
 
+from airferry.bundle.receipt import read_receipt
 from airferry.bundle.verify import open_bundle
 from airferry.errors import RegistryError
 from airferry.host import process
@@ -76,6 +77,7 @@ def test_a_rollback_removes_new_tags_where_the_registry_can(registry: RegistryPr
         deletes = probe(client).deletes_tags
         if deletes:
             result = rollback(receipt_path, options=OPTIONS)
+            assert set(result.removed) == {moved.reference for moved in read_receipt(receipt_path).tags}
             assert f"{registry.address}/back/team/trainer:1.0" in result.removed
         else:
             with pytest.raises(RegistryError, match="cannot remove a tag"):

@@ -35,6 +35,16 @@ class ReceiptImage(BaseModel):
     overlays: tuple[OverlayEntry, ...] = ()
 
 
+class ReceiptTag(BaseModel):
+    """A tag of an artifact, so that no garbage collection takes it, and what it pointed at before the load."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    reference: str
+    digest: Digest
+    previous_digest: Digest | None = None
+
+
 class Receipt(BaseModel):
     """What a load left. `root_verified` says whether the root was compared with one that came by another way.
 
@@ -53,6 +63,16 @@ class Receipt(BaseModel):
     steps: dict[str, str] = Field(default_factory=dict)
     targets: tuple[str, ...] = ()
     artifacts: tuple[str, ...] = ()
+    artifact_tags: tuple[ReceiptTag, ...] = ()
+
+    @property
+    def tags(self) -> tuple[ReceiptTag, ...]:
+        """All tags that the load set, those of images first."""
+        images = tuple(
+            ReceiptTag(reference=image.reference, digest=image.digest, previous_digest=image.previous_digest)
+            for image in self.images
+        )
+        return images + self.artifact_tags
 
     def to_yaml(self) -> bytes:
         """Return the receipt as YAML."""

@@ -143,9 +143,12 @@ def _roll_back(receipt: Path, options: usecases.ClientOptions, *, as_json: bool,
 def _show_plan(outcome: usecases.LoadOutcome) -> None:
     for step in outcome.result.pushed.steps:
         data(f"{step.action}  {step.repository}@{step.digest}  {sizes(step.size_bytes)}")
+    for sent in outcome.result.pushed.manifest_steps:
+        data(f"manifest  {sent.repository}@{sent.digest}  {sizes(sent.size_bytes)}")
     for move in outcome.result.moved_tags:
         data(f"tag  {move.reference}  {move.digest}" + (f"  (was {move.previous})" if move.previous else ""))
-    data(f"would send {sizes(outcome.result.pushed.sent_bytes)}")
+    pushed = outcome.result.pushed
+    data(f"would send {sizes(pushed.sent_bytes + pushed.manifest_bytes)}")
 
 
 def make_options(

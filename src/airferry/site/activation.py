@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from airferry.bundle.receipt import Receipt, ReceiptImage, read_receipt
+from airferry.bundle.receipt import Receipt, ReceiptTag, read_receipt
 from airferry.errors import RegistryError
 from airferry.events import Emit, Notice, silent
 from airferry.host import files
@@ -131,15 +131,15 @@ def rollback(receipt_path: Path, *, options: ClientOptions | None = None, emit: 
     removed: list[str] = []
     left: dict[str, str] = {}
     with RegistryClient(parse_reference(f"{receipt.registry}/x").registry, options=options, emit=emit) as client:
-        for image in receipt.images:
+        for moved in receipt.tags:
             try:
-                reason = _restore(client, image, restored, removed)
+                reason = _restore(client, moved, restored, removed)
             except RegistryError as error:
                 reason = error.message
             if reason:
-                left[image.reference] = reason
+                left[moved.reference] = reason
             else:
-                emit(Notice(f"`{image.reference}` is as it was before the load"))
+                emit(Notice(f"`{moved.reference}` is as it was before the load"))
     if left:
         raise RegistryError(
             "not all tags are as they were before the load: "
@@ -150,25 +150,25 @@ def rollback(receipt_path: Path, *, options: ClientOptions | None = None, emit: 
     return RollbackResult(tuple(restored), tuple(removed))
 
 
-def _restore(client: RegistryClient, image: ReceiptImage, restored: list[str], removed: list[str]) -> str:
+def _restore(client: RegistryClient, moved: ReceiptTag, restored: list[str], removed: list[str]) -> str:
     """Put one tag back, and return why not if it is not as it was."""
-    reference = parse_reference(image.reference)
+    reference = parse_reference(moved.reference)
     if reference.tag is None:
         return ""
     sink = RegistrySink(client, reference.repository)
     current = sink.source.find(reference.tag)
-    if current == image.previous_digest:
+    if current == moved.previous_digest:
         return ""
-    if current != image.digest:
+    if current != moved.digest:
         return f"something else has moved it since, to `{current}`" if current else "something else has removed it"
-    if image.previous_digest is None:
+    if moved.previous_digest is None:
         if not sink.delete_tag(reference.tag):
             return "it is new, and the registry cannot remove a tag"
-        removed.append(image.reference)
+        removed.append(moved.reference)
         return ""
-    before = sink.source.read_manifest(sink.source.resolve(image.previous_digest))
+    before = sink.source.read_manifest(sink.source.resolve(moved.previous_digest))
     sink.put_manifest(before, reference=reference.tag)
-    restored.append(image.reference)
+    restored.append(moved.reference)
     return ""
 
 
@@ -178,7 +178,7 @@ def _from_receipt(path: Path, root: str) -> dict[str, str | None]:
         receipt = read_receipt(path)
     if receipt is None or receipt.bundle_root != root:
         return {}
-    return {image.reference: image.previous_digest for image in receipt.images}
+    return {moved.reference: moved.previous_digest for moved in receipt.tags}
 
 
 def _from_journal(path: Path, root: str) -> dict[str, str | None]:

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import airferry
 from airferry.bundle.manifest import BundleManifest
-from airferry.bundle.receipt import Receipt, ReceiptImage, write_receipt
+from airferry.bundle.receipt import Receipt, ReceiptImage, ReceiptTag, write_receipt
 from airferry.bundle.verify import Bundle, VerifyReport, open_bundle, verify_bundle
 from airferry.errors import IntegrityError, RegistryError
 from airferry.events import Emit, StageFinished, StageStarted, silent
@@ -194,6 +194,7 @@ def _receipt(
     verified: bool,
 ) -> Receipt:
     previous = {move.reference: move.previous for move in tags}
+    of_images = {str(place) for place in places.values()}
     overlays = {group.name: group.repo_overlays for group in bundle.manifest.execution_groups}
     images: list[ReceiptImage] = []
     by_name: dict[str, str] = {}
@@ -233,6 +234,11 @@ def _receipt(
         },
         targets=tuple(dict.fromkeys(entry.target for entry in bundle.manifest.targets)),
         artifacts=tuple(sorted(artifacts)),
+        artifact_tags=tuple(
+            ReceiptTag(reference=move.reference, digest=move.digest, previous_digest=move.previous)
+            for move in sorted(tags, key=lambda move: move.reference)
+            if move.reference not in of_images
+        ),
     )
 
 

@@ -51,13 +51,32 @@ class BlobStep:
     repository: str
 
 
+@dataclass(frozen=True, slots=True)
+class ManifestStep:
+    """A manifest or index that is sent."""
+
+    digest: str
+    size_bytes: int
+    repository: str
+
+
 @dataclass(slots=True)
 class PushResult:
     """What a push did, or would do: blobs that were sent, mounted, and there before; manifests that were sent."""
 
     steps: list[BlobStep] = field(default_factory=list)
     present_blobs: int = 0
-    manifests: int = 0
+    manifest_steps: list[ManifestStep] = field(default_factory=list)
+
+    @property
+    def manifests(self) -> int:
+        """How many manifests and indexes were sent."""
+        return len(self.manifest_steps)
+
+    @property
+    def manifest_bytes(self) -> int:
+        """The bytes of the manifests and indexes that were sent."""
+        return sum(step.size_bytes for step in self.manifest_steps)
 
     @property
     def sent_blobs(self) -> int:
@@ -134,8 +153,10 @@ class Pusher:
         for blob, steps in zip(blobs, parallel_map(ask, blobs, jobs=self._jobs), strict=True):
             result.steps += steps
             result.present_blobs += len(blob.repositories) - len(steps)
-        for lacking in parallel_map(self._lacking_manifests, shipments, jobs=self._jobs):
-            result.manifests += len(lacking)
+        for item, lacking in zip(
+            shipments, parallel_map(self._lacking_manifests, shipments, jobs=self._jobs), strict=True
+        ):
+            result.manifest_steps += [_manifest_step(item, stored) for stored in lacking]
         return result
 
     def push(self, shipments: Sequence[Shipment]) -> PushResult:
@@ -236,7 +257,7 @@ class Pusher:
         for stored in self._lacking_manifests(item):
             sink.put_manifest(stored)
             with self._lock:
-                self.result.manifests += 1
+                self.result.manifest_steps.append(_manifest_step(item, stored))
 
     def _lacking_manifests(self, item: Shipment) -> list[Stored]:
         """Return the manifests that the repository does not hold, or holds unlisted as referrers, children first."""
@@ -319,6 +340,10 @@ class _Reopened:
             self._counted = max(self._counted, position)
 
         return passed
+
+
+def _manifest_step(item: Shipment, stored: Stored) -> ManifestStep:
+    return ManifestStep(stored.descriptor.digest, stored.descriptor.size, item.repository)
 
 
 def _wanted_blobs(shipments: Iterable[Shipment]) -> list[_Blob]:

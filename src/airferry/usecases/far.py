@@ -62,6 +62,24 @@ class LoadOutcome:
             "mounted_blobs": pushed.mounted_blobs,
             "present_blobs": pushed.present_blobs,
             "manifests": pushed.manifests,
+            "steps": [
+                {
+                    "action": step.action,
+                    "repository": step.repository,
+                    "digest": step.digest,
+                    "size_bytes": step.size_bytes,
+                }
+                for step in pushed.steps
+            ]
+            + [
+                {
+                    "action": "manifest",
+                    "repository": step.repository,
+                    "digest": step.digest,
+                    "size_bytes": step.size_bytes,
+                }
+                for step in pushed.manifest_steps
+            ],
             "tags": [
                 {"tag": move.reference, "digest": move.digest, "previous": move.previous, "moved": move.needed}
                 for move in self.result.tags
