@@ -1,7 +1,8 @@
-"""Memory does not grow with what is carried: a layer of 350 MB passes a build, a verification and a load."""
+"""Memory does not grow with what is carried: large layers pass a build, a verification, a load and a copy."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,11 +14,15 @@ from registries import run_registry
 from airferry.buildah.program import find_engine
 from airferry.buildah.storage import Storage
 from airferry.events import silent
+from airferry.oci.layout import LayoutStore
 from debian_bases import DebianBase
 from near_side import make_base, make_near_side
+from oci_images import put_image
 
 LAYER_BYTES = 350_000_000
 LIMIT_BYTES = 320 * 1024 * 1024
+TRANSPORT_LIMIT_BYTES = 80 * 1024 * 1024
+TRANSPORT_BLOB_BYTES = 96 * 1024 * 1024
 MEASURE = """
 import re, sys
 from airferry.cli.app import run
@@ -58,3 +63,21 @@ def test_a_large_layer_is_never_held_in_memory(
         peaks["load"] = peak_bytes("load", "out", "--to", f"{registry.address}/x", folder=side.catalogue)
     assert {name: peak for name, peak in peaks.items() if peak > LIMIT_BYTES} == {}
     sys.stdout.write(f"peak memory: { {name: peak >> 20 for name, peak in peaks.items()} } MiB\n")
+
+
+def test_four_large_blobs_at_once_need_little_memory_either_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, require_tool: Callable[[str], Path]
+) -> None:
+    require_tool("docker-registry")
+    monkeypatch.setenv("AIRFERRY_CACHE", str(tmp_path / "cache"))
+    store = LayoutStore.create(tmp_path / "layout")
+    image, _ = put_image(store, [{"big": os.urandom(TRANSPORT_BLOB_BYTES)} for _ in range(4)], kind="none")
+    store.put_manifest(store.read_manifest(image.annotated(platform=None)), reference="x")
+    with run_registry(tmp_path / "registry") as registry:
+        there = f"docker://{registry.address}/a/b:1"
+        peaks = {
+            "push": peak_bytes("copy", "oci:layout:x", there, "--jobs", "4", folder=tmp_path),
+            "pull": peak_bytes("copy", there, "oci:pulled:x", "--jobs", "4", folder=tmp_path),
+        }
+    sys.stdout.write(f"peak memory: { {name: peak >> 20 for name, peak in peaks.items()} } MiB\n")
+    assert {name: peak for name, peak in peaks.items() if peak > TRANSPORT_LIMIT_BYTES} == {}

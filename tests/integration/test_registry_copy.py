@@ -19,6 +19,7 @@ from airferry.errors import UsageError
 from airferry.oci.archive import ArchiveSource
 from airferry.oci.documents import parse_index
 from airferry.oci.layout import LayoutStore
+from airferry.oci.validate import validate_image
 from airferry.registry.client import ClientOptions, RegistryClient
 from airferry.registry.profile import profile_path, read_profile
 from airferry.registry.source import RegistrySource
@@ -86,6 +87,33 @@ def test_an_image_goes_round_all_kinds_of_places_unchanged(
         for name in ("two", "three"):
             found = RegistrySource(client, f"round/{name}").referrers(image.digest)
             assert [entry.digest for entry in found] == attached
+
+
+KINDS = ("layout", "archive", "registry")
+
+
+@pytest.mark.parametrize("origin", KINDS)
+@pytest.mark.parametrize("target", KINDS)
+def test_every_kind_of_place_goes_to_every_other_with_what_refers_to_it(
+    origin: str, target: str, registry: RegistryProcess, sealed: Path, tmp_path: Path
+) -> None:
+    def place(kind: str, name: str) -> str:
+        return {
+            "layout": f"oci:{tmp_path}/{name}:x",
+            "archive": f"oci-archive:{tmp_path}/{name}.tar:x",
+            "registry": f"docker://{registry.address}/nine/{origin}-{target}-{name}:x",
+        }[kind]
+
+    places = [f"oci:{sealed}:{REFERENCE}", place(origin, "from"), place(target, "to"), place("layout", "seen")]
+    for one, other in itertools.pairwise(places):
+        assert airferry("copy", one, other) == 0
+    bundle = open_bundle(sealed)
+    image = bundle.images[REFERENCE]
+    seen = LayoutStore.open(tmp_path / "seen", read_only=True)
+    assert seen.resolve("x").digest == image.digest
+    assert validate_image(seen, seen.resolve("x"), subject="seen") == []
+    attached = [entry.digest for entry in bundle.store.referrers(image.digest)]
+    assert [entry.digest for entry in seen.referrers(image.digest)] == attached != []
 
 
 def test_blobs_are_mounted_within_one_registry(registry: RegistryProcess, sealed: Path) -> None:
