@@ -7,7 +7,9 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import IO
 
 import pytest
 from registries import (
@@ -25,7 +27,16 @@ from airferry.bundle.verify import open_bundle
 from airferry.cli.app import run
 from airferry.errors import RegistryError, UsageError
 from airferry.host import files, process
-from airferry.oci.documents import IMAGE_MANIFEST, LAYER_TAR, Descriptor, Manifest, canonical_json, descriptor_of
+from airferry.oci.copy import copy_image
+from airferry.oci.documents import (
+    IMAGE_MANIFEST,
+    LAYER_TAR,
+    Descriptor,
+    Manifest,
+    canonical_json,
+    descriptor_of,
+    parse_manifest,
+)
 from airferry.oci.layout import LayoutStore
 from airferry.oci.ports import Stored
 from airferry.registry.client import ClientOptions, RegistryClient
@@ -33,10 +44,10 @@ from airferry.registry.credentials import Credential
 from airferry.registry.retry import RetryPolicy
 from airferry.registry.sink import RegistrySink
 from airferry.registry.source import RegistrySource
-from airferry.registry.uploads import Limits, Uploader
+from airferry.registry.uploads import UNCHECKED_FROM_BYTES, Limits, Uploader
 from airferry.site.activation import journal_path, rollback
 from airferry.site.load import load
-from oci_images import REFERENCE, make_bundle
+from oci_images import REFERENCE, make_bundle, put_image
 
 QUICK = RetryPolicy(attempts=4, first_pause_s=0.01, longest_pause_s=0.05)
 ANONYMOUS = ClientOptions(retry=QUICK, lookup=lambda registry, repository: None)
@@ -344,6 +355,25 @@ def test_a_killed_upload_in_chunks_goes_on_where_it_was_acknowledged(registry: R
     )
     assert not journal.exists()
     assert registry.sessions() == []
+
+
+def test_a_large_blob_is_hashed_by_the_registry_which_is_left_clean(registry: RegistryProcess, tmp_path: Path) -> None:
+    store = LayoutStore.create(tmp_path / "layout")
+    image, _ = put_image(store, [{"big": os.urandom(UNCHECKED_FROM_BYTES)}], kind="none")
+    opened: list[str] = []
+
+    def noting(descriptor: Descriptor) -> AbstractContextManager[IO[bytes]]:
+        opened.append(descriptor.digest)
+        return LayoutStore.open_blob_unchecked(store, descriptor)
+
+    store.open_blob_unchecked = noting  # type: ignore[method-assign]
+    with RegistryClient(registry.address, options=ANONYMOUS) as client:
+        copy_image(store, RegistrySink(client, "unchecked/x"), image, reference="1")
+        layer = parse_manifest(store.read_manifest(image).data).layers[0]
+        assert opened == [layer.digest]
+        with RegistrySource(client, "unchecked/x").open_blob(layer) as stream:
+            assert len(stream.read()) == layer.size
+    assert [path for path in registry.sessions() if "unchecked" in path.parts] == []
 
 
 def test_two_loads_of_one_place_at_once_exclude_each_other(

@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import IO
 
 import pytest
 from registries import PASSWORD, USER, RegistryProcess, basic_options, run_registry
@@ -26,7 +28,7 @@ from airferry.registry.credentials import Credential
 from airferry.registry.probe import probe
 from airferry.registry.sink import RegistrySink
 from airferry.registry.source import RegistrySource
-from airferry.registry.uploads import Limits, Uploader
+from airferry.registry.uploads import UNCHECKED_FROM_BYTES, Limits, Uploader, checks_digests
 from airferry.site.activation import rollback
 from airferry.site.load import load
 from oci_images import REFERENCE, make_bundle
@@ -120,6 +122,21 @@ def test_an_upload_goes_on_in_its_session_as_the_probe_says(registry: RegistryPr
     assert json.loads(journal.read_text())
     assert sum(upload(100)) == (2 * MIB if profile.resumes else 6 * MIB)
     assert not journal.exists()
+
+
+def test_a_large_blob_that_the_registry_hashes_leaves_no_session(registry: RegistryProcess, tmp_path: Path) -> None:
+    store = LayoutStore.create(tmp_path / "layout")
+    layer = store.put_bytes(os.urandom(UNCHECKED_FROM_BYTES), LAYER_TAR)
+
+    def unchecked() -> AbstractContextManager[IO[bytes]]:
+        return store.open_blob_unchecked(layer)
+
+    with RegistryClient(registry.address, options=OPTIONS) as client:
+        sink = RegistrySink(client, "unchecked/x")
+        assert checks_digests(client, "unchecked/x", sink.source.scopes)
+        sink.put_blob_from(layer, lambda: store.open_blob(layer), open_unchecked=unchecked)
+        assert sink.has_blob(layer)
+    assert [path for path in registry.sessions() if "unchecked" in path.parts] == []
 
 
 def test_a_password_is_asked_for(tmp_path: Path, program: str) -> None:
