@@ -52,7 +52,8 @@ class BaseLayers:
         """`bases` holds the layers as they came, `output` is where bundles will be, `cache` what is kept for later."""
         self._bases = bases
         self._records = files.ensure_directory(cache / "layers" / "records")
-        self._kept = LayoutStore.create(cache / "layers") if _same_file_system(cache, output) else None
+        self._linkable = _same_file_system(cache, output)
+        self._kept = LayoutStore.create(cache / "layers") if self._linkable else None
         self.compression = compression
         self._limit_bytes = limit_bytes
         self._emit = emit
@@ -100,16 +101,15 @@ class BaseLayers:
             else:
                 self._recompress(descriptor, diff_id, into=self._kept, observers=observers)
 
-    def pending_bytes(self, layers: Iterable[tuple[Descriptor, str]], *, into: LayoutStore) -> int:
-        """Return how many bytes at most these layers will take on the disk of a bundle that has not got them yet."""
-        total = 0
-        for descriptor, diff_id in dict(layers).items():
-            linked = self._kept is not None and (
-                self._stays(descriptor) or self._known(descriptor, diff_id) is not None
-            )
-            if not linked and not into.has_blob(descriptor):
-                total += descriptor.size
-        return total
+    def expected(self, descriptor: Descriptor, diff_id: str) -> tuple[Descriptor, bool]:
+        """Return what a layer will be in a bundle, and whether it will be a link, which takes no room of its own.
+
+        A layer that nobody has recompressed yet is taken to become no smaller.
+        """
+        if self._stays(descriptor):
+            return descriptor, self._linkable
+        known = self._known(descriptor, diff_id)
+        return (descriptor, False) if known is None else (known.descriptor, True)
 
     # --- inside ------------------------------------------------------------------------------------------------------
 

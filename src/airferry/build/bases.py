@@ -17,7 +17,7 @@ from typing import Literal
 from airferry.buildah import bootstrap
 from airferry.config import ArchiveBase, BootstrapBase, LayoutBase, RegistryBase
 from airferry.config import BaseImage as BaseSpec
-from airferry.errors import AirferryError, BuildError, ConfigurationError, IntegrityError
+from airferry.errors import AirferryError, BuildError, ConfigurationError, HostError, IntegrityError
 from airferry.events import Emit
 from airferry.host import clock, files
 from airferry.host.threads import parallel_map
@@ -178,6 +178,7 @@ class BaseCache:
                     f"base `{name}` for `{platform}` is `{child.digest}` now, the lock file pins `{pin.manifest}`",
                     hint=f"run `airferry lock --update {name}` to take the new one",
                 )
+            self._ensure_room(source, child, name=name)
             copy_image(source, self.store, child, emit=self._emit)
             image = self._read(base, platform, child)
             if not platform.accepts(image.config.platform_value()):
@@ -189,6 +190,20 @@ class BaseCache:
             pinned[str(platform)] = LockedBasePlatform(manifest=child.digest)
         index_digest = top.digest if top.media_type in INDEX_TYPES else None
         return ResolvedBase(images, LockedBase(kind=kind, index=index_digest, platforms=pinned))
+
+    def _ensure_room(self, source: Source, descriptor: Descriptor, *, name: str) -> None:
+        """Refuse to fetch what the cache's disk has no room for, before the first byte of it."""
+        manifest = parse_manifest(source.read_manifest(descriptor).data, what=f"the manifest of `{name}`")
+        missing = {layer.digest: layer.size for layer in manifest.layers if not self.store.has_blob(layer)}
+        needed, free = sum(missing.values()), files.free_bytes(self.store.path)
+        if free < needed:
+            raise HostError(
+                f"base `{name}` has {needed / 1e9:.2f} GB to fetch, and {free / 1e9:.2f} GB are free at "
+                f"`{self.store.path}`",
+                hint="free space, or choose another place with `AIRFERRY_CACHE`",
+                needed_bytes=needed,
+                free_bytes=free,
+            )
 
     def _bootstrap(
         self,

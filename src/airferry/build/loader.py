@@ -96,6 +96,22 @@ def carry_loader(
     return _carried(descriptor, store, lock, targets)
 
 
+def expected_loader_bytes(choice: LoaderChoice, platforms: Sequence[Platform], cache: Path) -> int | None:
+    """Return how large the loader's wheels are, or None where they are not in the cache yet."""
+    text = shipped(f"build/{FAR_SIDE_LOCK}").read_text(encoding="utf-8")
+    found: dict[Path, int] = {}
+    for target in [_target(python, item) for python in choice.pythons for item in choice.platforms or platforms]:
+        remembered = _remembered(text, target, cache)
+        if not remembered.is_file():
+            return None
+        for name, sha256 in json.loads(remembered.read_text(encoding="utf-8")):
+            path = cache / "wheels" / sha256 / name
+            if not path.is_file():
+                return None
+            found[path] = path.stat().st_size
+    return sum(found.values())
+
+
 def _known(journal: Journal, inputs: Mapping[str, Any], store: LayoutStore) -> Descriptor | None:
     known = journal.result(LOADER_ACTION, inputs)
     if known is None:
@@ -211,8 +227,7 @@ def _name(target: WheelTarget) -> str:
 def _wheels(lock: Path, target: WheelTarget, store: WheelStore) -> list[Wheel]:
     """Return the wheels that a lock pins for a target; which files these are is remembered in the cache."""
     text = lock.read_text(encoding="utf-8")
-    key = inputs_digest({"lock": text, "target": str(target)}).partition(":")[2]
-    remembered = store.cache / "loader" / f"{key}.json"
+    remembered = _remembered(text, target, store.cache)
     if remembered.is_file():
         known = [store.find(name, sha256) for name, sha256 in json.loads(remembered.read_text(encoding="utf-8"))]
         if all(known):
@@ -220,6 +235,11 @@ def _wheels(lock: Path, target: WheelTarget, store: WheelStore) -> list[Wheel]:
     found = store.fetch(read_pins(text), target)
     files.write_text(remembered, json.dumps([[wheel.filename, wheel.sha256] for wheel in found], indent=1))
     return found
+
+
+def _remembered(lock_text: str, target: WheelTarget, cache: Path) -> Path:
+    key = inputs_digest({"lock": lock_text, "target": str(target)}).partition(":")[2]
+    return cache / "loader" / f"{key}.json"
 
 
 def _write_archive(path: Path, own: Path, environments: Mapping[str, Sequence[Wheel]]) -> None:

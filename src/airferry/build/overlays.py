@@ -148,6 +148,20 @@ def export_overlay(url: str, commit: str, *, cache: Path, into: Path, emit: Emit
     return OverlayTree(into, digest, tuple(submodules), tuple(pointers))
 
 
+def checkout_bytes(url: str, commit: str, *, cache: Path) -> int | None:
+    """Return the size of a commit's files, submodules included, or None where not all of it is in the cache."""
+    repository = _repository(url, cache)
+    if not repository.is_dir() or not _has(repository, commit):
+        return None
+    listing = _git(["ls-tree", "-r", "-l", "-z", "--full-tree", commit], url=url, repository=repository).text
+    total = 0
+    for line in listing.split("\0"):
+        _mode, kind, _object, size = (line.partition("\t")[0].split() + [""] * 4)[:4]
+        total += int(size) if kind == "blob" else 0
+    below = [checkout_bytes(item.url, item.commit, cache=cache) for item in _submodules(repository, url, commit)]
+    return None if None in below else total + sum(size or 0 for size in below)
+
+
 def tree_digest(path: Path) -> str:
     """Return `sha256:…` of a tree: names, kinds, executable bits, contents and link targets, but no times."""
     state = hashlib.sha256()
@@ -378,15 +392,17 @@ def _remote(url: str) -> str:
     return url
 
 
+def _repository(url: str, cache: Path) -> Path:
+    return cache / "git" / f"{hashlib.sha256(_remote(url).encode()).hexdigest()[:32]}.git"
+
+
 @contextmanager
 def _locked_repository(url: str, cache: Path) -> Iterator[Path]:
     """Hold the lock of a repository's bare copy in the cache, made if it is missing, cleared of what kills left."""
-    folder = cache / "git"
-    name = hashlib.sha256(_remote(url).encode()).hexdigest()[:32]
-    repository = folder / f"{name}.git"
-    with files.waiting_lock(folder / f"{name}.lock"):
+    repository = _repository(url, cache)
+    with files.waiting_lock(repository.with_suffix(".lock")):
         if not repository.is_dir():
-            bare = folder / f"{name}.new"
+            bare = repository.with_suffix(".new")
             files.remove_tree(bare)
             _git(["init", "--quiet", "--bare", "--template=", str(bare)], url=url)
             files.write_text(bare / "info" / "attributes", _RAW_ATTRIBUTES)

@@ -121,9 +121,15 @@ def plan(
     reporter: Reporter = context.obj
     result = usecases.plan(_selection(config, source, target, platform, stage))
     if as_json:
-        data(json.dumps(result.document, indent=2))
+        data(json.dumps({**result.document, "predicted": result.prediction.to_document()}, indent=2))
         return
     data("\n".join(usecases.describe_plan(result.plan)))
+    predicted = result.prediction
+    data(f"\npredicted:\n  in         {sizes(predicted.in_bytes)} to fetch")
+    data(f"  out        at most {sizes(predicted.out_bytes)}")
+    data(f"  disk       at most {sizes(predicted.disk_bytes())} more than is taken now")
+    for what in predicted.unknown:
+        data(f"  not known  {what}")
     reporter.say(f"wrote {result.path}; next: [bold]airferry build[/]")
 
 

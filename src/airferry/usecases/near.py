@@ -17,6 +17,7 @@ from airferry.build.knowledge import Knowledge
 from airferry.build.locking import Locked, Locker, ProbeChoice, forget
 from airferry.build.originals import bring_originals
 from airferry.build.pip import Pip
+from airferry.build.prediction import Prediction, Predictor, ensure_room
 from airferry.build.production import Produced, Production, Workshop
 from airferry.build.wheels import WheelStore
 from airferry.buildah.engine import Engine, open_engine
@@ -56,11 +57,12 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class PlanOutcome:
-    """A plan, its document and where that was written."""
+    """A plan, its document, where that was written, and what a build of it is expected to take."""
 
     plan: Plan
     document: dict[str, Any]
     path: Path
+    prediction: Prediction
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +135,8 @@ def plan(selection: Selection) -> PlanOutcome:
     document = made.to_document()
     path = made.output_dir / PLAN_FILE
     write_plan(document, path)
-    return PlanOutcome(made, document, path)
+    known = read_lockfile(made.output_dir / LOCK_FILE) or Lockfile()
+    return PlanOutcome(made, document, path, Predictor(made, known, files.cache_directory()).predict())
 
 
 def lock(
@@ -191,9 +194,12 @@ def build(
     if not {"discover-execution-deps", "build-launcher-image", "build-execution-images"} & set(made.stages):
         return outcome
     with open_near_side(made, engine=engine, probe=probe, jobs=jobs, emit=emit) as side:
+        first_look = side.ensure_room(read_lockfile(side.lock_path) or Lockfile())
         resolved = follow_lock(side, locked=locked, emit=emit)
         if not {"build-launcher-image", "build-execution-images"} & set(made.stages):
             return outcome
+        if first_look.unknown:
+            side.ensure_room(resolved.lockfile)
         workshop = side.workshop(resolved)
         produced = Production(replace(workshop, rehearse=()) if rehearse else workshop).run()
     return _outcome(made, produced)
@@ -261,6 +267,17 @@ class NearSide:
     def lock_path(self) -> Path:
         """Where the plan's lock is."""
         return self.plan.output_dir / LOCK_FILE
+
+    def ensure_room(self, known: Lockfile) -> Prediction:
+        """Refuse a build that the disk has no room for, as far as lock and cache tell, and return what it takes.
+
+        Raises:
+            HostError: there is less room than is needed in any case.
+        """
+        locker = self.locker
+        prediction = Predictor(self.plan, known, locker.cache).predict(jobs=locker.jobs)
+        ensure_room(prediction, cache=locker.cache, output=self.plan.output_dir, emit=locker.emit)
+        return prediction
 
     def workshop(self, resolved: Locked) -> Workshop:
         """Return what a production works with."""

@@ -1,0 +1,331 @@
+"""What a build will bring in, give out and need on disk, told before it begins, from what lock and cache know.
+
+Fetches nothing, changes nothing and guesses nothing: what nobody knows yet is listed as unknown. Sizes of what is going
+to be compressed are those before it, so that what comes out is at most as large.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from airferry.build import contexts, overlays
+from airferry.build.base_layers import BaseLayers
+from airferry.build.loader import expected_loader_bytes
+from airferry.build.locking import needed_bases
+from airferry.config import ArchiveBase, BootstrapBase, LayoutBase
+from airferry.config import BaseImage as BaseSpec
+from airferry.errors import AirferryError, HostError
+from airferry.events import Emit, Warned, silent
+from airferry.host import files
+from airferry.oci.archive import ArchiveSource
+from airferry.oci.copy import select_platforms
+from airferry.oci.documents import (
+    IMAGE_MANIFEST,
+    INDEX_TYPES,
+    MAX_CONFIG_BYTES,
+    MAX_MANIFEST_BYTES,
+    Descriptor,
+    parse_image_config,
+    parse_index,
+    parse_manifest,
+)
+from airferry.oci.layers import KINDS, Compression, layer_kind
+from airferry.oci.layout import LayoutStore
+from airferry.oci.platform import Platform
+from airferry.oci.ports import Source
+from airferry.plan.lockfile import LockedBase, LockedPlatform, Lockfile
+from airferry.plan.models import Plan
+
+MARGIN_PERCENT = 10
+# what is left of a layer, at the very least, when it is compressed anew
+LEAST_PART = {"gzip": 2, "zstd": 2, "none": 10}
+ROOM_HINT = "free space, or choose another place with `AIRFERRY_CACHE` or `paths.output_dir`"
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """One thing that a bundle will be made of, in bytes, None where nobody knows.
+
+    `in_bytes` are yet to be fetched. `out_bytes` come into the output at most, `new_bytes` of these need room that
+    they do not take yet, and `sure_bytes` of these need it however well they compress.
+    """
+
+    what: str
+    in_bytes: int | None
+    out_bytes: int | None
+    new_bytes: int = 0
+    sure_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a build is expected to take. `in_flight_bytes` are held on disk for a while only."""
+
+    items: tuple[Expected, ...]
+    in_flight_bytes: int = 0
+
+    @property
+    def in_bytes(self) -> int:
+        """What is yet to be fetched, as far as it is known."""
+        return sum(item.in_bytes or 0 for item in self.items)
+
+    @property
+    def out_bytes(self) -> int:
+        """What the output will hold at most, as far as it is known."""
+        return sum(item.out_bytes or 0 for item in self.items)
+
+    @property
+    def new_bytes(self) -> int:
+        """What the output will take at most that it does not take yet, as far as it is known."""
+        return sum(item.new_bytes for item in self.items)
+
+    @property
+    def sure_bytes(self) -> int:
+        """What the output will take in any case that it does not take yet, as far as it is known."""
+        return sum(item.sure_bytes for item in self.items)
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """What has a size that nobody knows before it was fetched."""
+        return tuple(item.what for item in self.items if item.in_bytes is None or item.out_bytes is None)
+
+    def disk_bytes(self) -> int:
+        """Return what the build needs on disk that is not taken yet: what comes in and goes out, and a margin."""
+        return _with_margin(self.in_bytes + self.new_bytes) + self.in_flight_bytes
+
+    def to_document(self) -> dict[str, object]:
+        """Return the prediction as plain data."""
+        return {
+            "in_bytes": self.in_bytes,
+            "out_bytes": self.out_bytes,
+            "disk_bytes": self.disk_bytes(),
+            "unknown": list(self.unknown),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Layers:
+    """The layers of a base for one platform, with their diff_ids where its config is at hand."""
+
+    descriptors: tuple[Descriptor, ...]
+    diff_ids: tuple[str | None, ...]
+
+
+class Predictor:
+    """Looks at what is there: a plan's lock, the cache, which need not exist, and the bundle, which need not either."""
+
+    def __init__(self, plan: Plan, lock: Lockfile, cache: Path) -> None:
+        """Open what there is to look at."""
+        self._plan = plan
+        self._lock = lock
+        self._cache = cache
+        self._bases = _existing(cache / "bases")
+        self._bundle = _existing(plan.output_dir / "bundle")
+        self._carrier: BaseLayers | None = None
+        if self._bases is not None and (cache / "layers").is_dir():
+            choice = plan.compression
+            compression = Compression(choice.kind, choice.level)
+            self._carrier = BaseLayers(self._bases, cache, compression=compression, output=plan.output_dir)
+
+    def predict(self, *, jobs: int = 1) -> Prediction:
+        """Return what a build of the plan takes, with so many images at a time."""
+        plan = self._plan
+        checkouts = list(self._checkouts())
+        items = [*self._base_layers(), *self._wheels(), *checkouts]
+        sealed = "save-images" in plan.stages
+        if plan.launcher is not None:
+            items.append(_added("the catalogue", self._catalogue_bytes(), times=len(plan.launcher.platforms)))
+        if plan.config.loader and sealed:
+            size_or_none = expected_loader_bytes(plan.config.loader, plan.platforms, self._cache)
+            items.append(_added("airferry itself", size_or_none))
+        for name, choice in plan.config.assets.items():
+            if sealed and choice.pack and choice.path is not None:
+                items.append(_added(f"asset `{name}`", _tree_bytes(choice.path)))
+        if plan.archives and sealed:
+            items.append(_added("archives", sum(item.out_bytes or 0 for item in items)))
+        at_once = sorted((item.out_bytes or 0 for item in checkouts), reverse=True)[: max(1, jobs)]
+        return Prediction(tuple(items), sum(at_once))
+
+    def _catalogue_bytes(self) -> int | None:
+        try:
+            tracked = contexts.carried(self._plan.source_root, [self._plan.output_dir])
+            return sum(path.lstat().st_size for _name, path in tracked)
+        except AirferryError:
+            return None  # no Git repository, or no Git here
+
+    # --- bases -------------------------------------------------------------------------------------------------------
+
+    def _base_layers(self) -> Iterator[Expected]:
+        seen: set[str] = set()
+        for key, (base, platforms) in needed_bases(self._plan).items():
+            for platform in platforms:
+                what = f"base `{key}` for {platform}" if not isinstance(base, BootstrapBase) else f"base for {platform}"
+                layers = self._layers_of(base, platform, self._lock.bases.get(key))
+                if layers is None:
+                    yield Expected(what, None, None)
+                    continue
+                fetch = out = new = sure = 0
+                for descriptor, diff_id in zip(layers.descriptors, layers.diff_ids, strict=True):
+                    if descriptor.digest in seen:
+                        continue
+                    seen.add(descriptor.digest)
+                    fetch += 0 if self._bases is not None and self._bases.has_blob(descriptor) else descriptor.size
+                    packed, linked = self._in_bundle(descriptor, diff_id)
+                    out += packed
+                    if not linked:
+                        new += packed
+                        sure += packed // LEAST_PART[layer_kind(descriptor.media_type)]
+                yield Expected(what, fetch, out, new, sure)
+
+    def _in_bundle(self, descriptor: Descriptor, diff_id: str | None) -> tuple[int, bool]:
+        """Return what a layer takes in the bundle, at most, and whether that takes no further room."""
+        if self._carrier is None or diff_id is None:
+            return descriptor.size, False
+        packed, linked = self._carrier.expected(descriptor, diff_id)
+        return packed.size, linked or (self._bundle is not None and self._bundle.has_blob(packed))
+
+    def _layers_of(self, base: BaseSpec, platform: Platform, locked: LockedBase | None) -> _Layers | None:
+        pin = locked.platforms.get(str(platform)) if locked else None
+        try:
+            if pin is not None and self._bases is not None:
+                top = _stored(self._bases, pin.manifest)
+                if top is not None:
+                    return _read_layers(self._bases, top, platform)
+            if isinstance(base, LayoutBase) and base.path.is_dir():
+                layout = LayoutStore.open(base.path, read_only=True)
+                top = layout.resolve((locked.index if locked else None) or base.reference or "")
+                return _read_layers(layout, top, platform)
+            if isinstance(base, ArchiveBase) and base.path.is_file():
+                archive = ArchiveSource(base.path)
+                top = archive.resolve((locked.index if locked else None) or base.reference or "")
+                return _read_layers(archive, top, platform)
+        except AirferryError:
+            return None  # the build itself says what is wrong
+        return None
+
+    # --- what is added -----------------------------------------------------------------------------------------------
+
+    def _wheels(self) -> Iterator[Expected]:
+        counted: set[str] = set()
+        for name, platform, locked in self._environments():
+            if locked is None:
+                yield Expected(f"wheels of `{name}` for {platform}", None, None)
+                continue
+            for item in locked.additions:
+                path = self._cache / "wheels" / item.sha256 / item.file
+                size = path.stat().st_size if path.is_file() else None
+                what = item.file if item.sha256 not in counted else ""
+                counted.add(item.sha256)
+                if size is not None or what:
+                    yield _added(what, size)
+
+    def _environments(self) -> Iterator[tuple[str, Platform, LockedPlatform | None]]:
+        plan, lock = self._plan, self._lock
+        for group in plan.groups:
+            known = lock.groups.get(group.name)
+            for platform in group.platforms:
+                yield group.name, platform, known.platforms.get(str(platform)) if known else None
+        for platform in plan.launcher.platforms if plan.launcher else ():
+            yield "launcher", platform, lock.launcher.platforms.get(str(platform)) if lock.launcher else None
+
+    def _checkouts(self) -> Iterator[Expected]:
+        sizes: dict[str, int | None] = {}
+        for group in self._plan.groups:
+            for overlay in group.overlays:
+                known = self._lock.overlays.get(overlay.key)
+                if overlay.key not in sizes:
+                    sizes[overlay.key] = self._checkout_bytes(overlay.url, known.commit) if known else None
+                size = sizes[overlay.key]
+                what = f"checkout `{overlays.redact(overlay.url)}@{overlay.ref}`"
+                yield _added(what, size, times=len(group.platforms))
+
+
+    def _checkout_bytes(self, url: str, commit: str) -> int | None:
+        try:
+            return overlays.checkout_bytes(url, commit, cache=self._cache)
+        except AirferryError:
+            return None  # no Git here, or a damaged copy
+
+
+def ensure_room(prediction: Prediction, *, cache: Path, output: Path, emit: Emit = silent) -> None:
+    """Refuse a build for which the disk surely has no room, and warn of one for which it may have none.
+
+    Raises:
+        HostError: it has less than is needed in any case, as far as that is known.
+    """
+    brought, in_flight = prediction.in_bytes, prediction.in_flight_bytes
+    here, there = _nearest(cache), _nearest(output)
+    needs = [(there, brought + prediction.sure_bytes, prediction.disk_bytes())]
+    if here.stat().st_dev != there.stat().st_dev:
+        needs = [
+            (here, brought, _with_margin(brought) + in_flight),
+            (there, prediction.sure_bytes, _with_margin(prediction.new_bytes)),
+        ]
+    for folder, least, most in needs:
+        free = files.free_bytes(folder)
+        says = f"{free / 1e9:.2f} GB are free at `{folder}`"
+        if free < least:
+            raise HostError(
+                f"{says}, and the build needs at least {least / 1e9:.2f} GB more there",
+                hint=ROOM_HINT,
+                needed_bytes=least,
+                free_bytes=free,
+            )
+        if free < most:
+            emit(Warned(f"{says}, and the build may need {most / 1e9:.2f} GB more there", hint=ROOM_HINT))
+
+
+def _added(what: str, size_bytes: int | None, *, times: int = 1) -> Expected:
+    """Return what is laid over a base: it comes out once for each image and is known where it has been fetched."""
+    if size_bytes is None:
+        return Expected(what, None, None)
+    return Expected(what, 0, size_bytes * times, size_bytes * times)
+
+
+def _with_margin(size_bytes: int) -> int:
+    return size_bytes + size_bytes * MARGIN_PERCENT // 100
+
+
+def _nearest(folder: Path) -> Path:
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def _existing(path: Path) -> LayoutStore | None:
+    try:
+        return LayoutStore.open(path, read_only=True) if path.is_dir() else None
+    except AirferryError:
+        return None
+
+
+def _stored(store: LayoutStore, digest: str) -> Descriptor | None:
+    """Return the descriptor of a manifest that is in the cache, whose index names nothing."""
+    try:
+        data = files.read_bounded(store.blob_path(digest), limit_bytes=MAX_MANIFEST_BYTES)
+        media_type = json.loads(data).get("mediaType") or IMAGE_MANIFEST
+    except (HostError, ValueError, AttributeError):
+        return None
+    return Descriptor(media_type=media_type, digest=digest, size=len(data))
+
+
+def _read_layers(source: Source, top: Descriptor, platform: Platform) -> _Layers | None:
+    """Return a base's layers from where its documents are, or None where a layer is of no type that can be carried."""
+    if top.media_type in INDEX_TYPES:
+        index = parse_index(source.read_manifest(top).data)
+        top = select_platforms(index, [platform], what=top.digest)[0]
+    manifest = parse_manifest(source.read_manifest(top).data)
+    with source.open_blob(manifest.config) as stream:
+        config = parse_image_config(stream.read(MAX_CONFIG_BYTES))
+    layers = tuple(manifest.layers)
+    if any(layer.media_type not in KINDS for layer in layers):
+        return None
+    diff_ids: tuple[str | None, ...] = tuple(config.rootfs.diff_ids)
+    return _Layers(layers, diff_ids if len(diff_ids) == len(layers) else (None,) * len(layers))
+
+
+def _tree_bytes(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in [folder, *folder.rglob("*")] if path.is_file())

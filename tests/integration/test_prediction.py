@@ -1,0 +1,105 @@
+"""What a plan predicts, against what a build then takes; and builds that the disk has no room for."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from airferry.build import bases, prediction
+from airferry.errors import HostError
+from airferry.events import Event, Warned
+from airferry.oci.layout import LayoutStore
+from airferry.oci.platform import parse_platform
+from airferry.usecases import plan
+from near_side import REFERENCE, NearSide
+
+AMD64 = parse_platform("linux/amd64")
+
+
+@pytest.fixture
+def direct(side: NearSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NearSide:
+    """A near side that needs no engine, with a cache of its own."""
+    monkeypatch.setenv("AIRFERRY_CACHE", str(tmp_path / "cache"))
+    side.write(builder="direct")
+    return side
+
+
+def base_bytes(side: NearSide) -> int:
+    """Return the size of the base's layers for the platform of the plan."""
+    store = LayoutStore.open(side.base, read_only=True)
+    layers = prediction._read_layers(store, store.resolve(REFERENCE), AMD64)
+    assert layers is not None
+    return sum(layer.size for layer in layers.descriptors)
+
+
+def test_before_anything_is_there_a_plan_says_what_it_knows_and_what_not(direct: NearSide, tmp_path: Path) -> None:
+    predicted = plan(direct.selection()).prediction
+    assert predicted.in_bytes == base_bytes(direct)
+    assert base_bytes(direct) < predicted.out_bytes < base_bytes(direct) + 100_000
+    assert [what.partition("`")[0] for what in predicted.unknown] == ["wheels of ", "wheels of ", "checkout "]
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("compression", ["zstd", "preserve"])
+def test_after_a_build_a_plan_predicts_the_bundle_that_is_there(direct: NearSide, compression: str) -> None:
+    direct.write(compression=compression)
+    built = direct.build()
+    predicted = plan(direct.selection()).prediction
+    assert predicted.in_bytes == 0
+    assert predicted.unknown == ()
+    assert built.bundle_bytes * 0.98 < predicted.out_bytes < built.bundle_bytes * 1.02
+    # the base's layers are links to the cache, which take no further room
+    assert predicted.new_bytes < 100_000
+    shutil.rmtree(direct.out / "bundle")
+    assert plan(direct.selection()).prediction.new_bytes < 100_000
+
+
+def test_what_is_taken_on_disk_is_cache_and_bundle_and_what_was_predicted(direct: NearSide, tmp_path: Path) -> None:
+    predicted = plan(direct.selection()).prediction
+    direct.build()
+    seen: dict[int, int] = {}
+    for folder in (tmp_path / "cache", direct.out):
+        for path in folder.rglob("*"):
+            status = path.lstat()
+            seen[status.st_ino] = status.st_size if path.is_file() else 0
+    wheels = sum(path.stat().st_size for path in (tmp_path / "cache" / "wheels").rglob("*.whl"))
+    assert sum(seen.values()) < predicted.disk_bytes() + 2 * wheels + 1_000_000
+
+
+def test_the_program_prints_what_it_predicts(direct: NearSide) -> None:
+    told = direct.run("plan", check=True).stdout
+    assert "predicted:" in told
+    assert "not known  checkout" in told
+    document = json.loads(direct.run("plan", "--json", check=True).stdout)
+    assert document["predicted"]["in_bytes"] == base_bytes(direct)
+    assert "predicted" not in (direct.out / "airgap-plan.yaml").read_text()
+
+
+def test_a_build_that_surely_does_not_fit_is_refused_before_it_begins(
+    direct: NearSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prediction.files, "free_bytes", lambda path: base_bytes(direct))
+    with pytest.raises(HostError, match=r"are free at .* needs at least") as caught:
+        direct.build()
+    assert caught.value.exit_code == 4
+    assert not list((tmp_path / "cache" / "bases" / "blobs" / "sha256").iterdir())
+    assert not (direct.out / "bundle").exists()
+
+
+def test_a_build_that_may_not_fit_is_warned_of_and_goes_on(direct: NearSide, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[Event] = []
+    monkeypatch.setattr(prediction.files, "free_bytes", lambda path: base_bytes(direct) * 2)
+    assert direct.build(emit=events.append).root is not None
+    assert any(isinstance(event, Warned) and "may need" in event.text for event in events)
+
+
+def test_a_base_that_the_cache_has_no_room_for_is_not_fetched(
+    direct: NearSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bases.files, "free_bytes", lambda path: base_bytes(direct) - 1)
+    with pytest.raises(HostError, match=r"GB to fetch, and"):
+        direct.lock()
+    assert not list((tmp_path / "cache" / "bases" / "blobs" / "sha256").iterdir())
