@@ -23,18 +23,21 @@ from airferry.build.rehearsal_report import (
     Attempt,
     Ending,
     find_attempts,
+    in_order,
     judge_ending,
     read_hook_log,
     read_sink_log,
 )
 from airferry.build.tasks import WORKSPACE
 from airferry.buildah.engine import Engine, Volume, base_tag
+from airferry.buildah.sink import OWN_NAME
 from airferry.bundle.manifest import AttemptEntry, RehearsalEntry
 from airferry.config.rehearsal import StepRehearsal, is_allowed
 from airferry.errors import ConfigurationError, FindingsError
 from airferry.events import Emit, StageFinished, StageStarted
 from airferry.host import clock, files
 from airferry.host.journal import Journal
+from airferry.host.process import Completed
 from airferry.host.threads import parallel_map
 from airferry.oci.documents import MAX_CONFIG_BYTES, canonical_json, parse_image_config, parse_manifest
 from airferry.oci.layout import LayoutStore
@@ -42,11 +45,12 @@ from airferry.oci.platform import Platform
 from airferry.plan.lockfile import Lockfile
 from airferry.plan.models import GroupPlan, Plan, StepPlan
 
-VERSION = 1  # part of every rehearsal's inputs: raise it when the same step would be judged otherwise
+VERSION = 2  # part of every rehearsal's inputs: raise it when the same step would be judged otherwise
 REPORT_FILE = "airgap-rehearsal.json"
 HOOK, LOGS, JOB = "/airferry/hook", "/airferry/log", "/airferry/job"
 HOOK_FILE = "sitecustomize.py"
-LOG_FILE = "hook.log"
+LOG_FILE, SINK_FILE = "hook.log", "sink.log"
+IMPORT, START = PHASES = ("import", "start")  # each in a container, and with logs, of its own
 MAX_LOG_BYTES = 64 * 1024 * 1024
 EMULATION_FACTOR = 4
 START_S = 180.0
@@ -165,6 +169,7 @@ class Rehearsal:
         self._scratch = scratch
         self._jobs = jobs
         self._emit = emit
+        self._imported: set[str] = set()
 
     def run(self, images: Mapping[str, Sequence[BuiltImage]], *, targets: Sequence[str] = ()) -> RehearsalReport:
         """Try every target, or those that are named by step id or target, on each of its platforms.
@@ -177,10 +182,11 @@ class Rehearsal:
         """
         scenes = self._scenes(images, targets)
         with self._source() as (source, digest):
-            results = parallel_map(lambda scene: self._rehearse(scene, source, digest), scenes, jobs=self._jobs)
-        if any(not result.reused for result in results):
-            for image in {scene.image.manifest.digest for scene in scenes}:
-                self._engine().remove_image(base_tag(image, TAG))
+            try:
+                results = parallel_map(lambda scene: self._rehearse(scene, source, digest), scenes, jobs=self._jobs)
+            finally:
+                for image in sorted(self._imported):
+                    self._engine().remove_image(base_tag(image, TAG))
         return RehearsalReport(tuple(results))
 
     def _scenes(self, images: Mapping[str, Sequence[BuiltImage]], targets: Sequence[str]) -> list[_Scene]:
@@ -269,6 +275,7 @@ class Rehearsal:
         """Import the modules, start the step, and return what was found as plain data for the journal."""
         engine = self._engine()
         digest = scene.image.manifest.digest
+        self._imported.add(digest)
         image = engine.import_base(self._store.path, digest, platform=scene.platform, name=TAG)
         files.ensure_directory(self._scratch)
         folder = Path(tempfile.mkdtemp(prefix=files.TEMPORARY_PREFIX, dir=self._scratch))
@@ -276,14 +283,16 @@ class Rehearsal:
             stage = _Stage(folder, source, scene, self._image_path(scene.image))
             answer = stage.import_modules(engine, image)
             stage.start_step(engine, image)
-            hook, sink = stage.logs()
+            phases = [stage.logs(phase) for phase in PHASES]
         finally:
             engine.remove_tree(folder)
+        hook = phases[-1][0]
         ending = judge_ending(hook, root=WORKSPACE, has_config=bool(scene.config))
         end: dict[str, Any] = next((item for item in reversed(hook) if item["event"] == "end"), {})
+        attempts = {item for logs in phases for item in find_attempts(*logs, root=WORKSPACE, own=OWN_NAME)}
         return {
             "ending": asdict(ending),
-            "attempts": [asdict(item) for item in find_attempts(hook, sink, root=WORKSPACE)],
+            "attempts": [asdict(item) for item in in_order(attempts)],
             "missing": _missing(scene, answer),
             "output": str(end.get("output", ""))[-4000:],
         }
@@ -305,19 +314,17 @@ class _Stage:
     def __init__(self, folder: Path, source: Path, scene: _Scene, image_path: str) -> None:
         self._scene = scene
         self._folder = folder
-        self._sink_log = folder / "sink.log"
-        hook, logs, job = (files.ensure_directory(folder / name) for name in ("hook", "log", "job"))
+        hook, job = (files.ensure_directory(folder / name) for name in ("hook", "job"))
         (hook / HOOK_FILE).write_bytes(Path(__file__).with_name("rehearsal_hook.py").read_bytes())
-        (logs / LOG_FILE).touch()
-        # whoever the image's user is must be able to write
-        for path, mode in ((folder, 0o755), (hook, 0o755), (logs, 0o777), (job, 0o777), (logs / LOG_FILE, 0o666)):
+        # whoever the image's user is must be able to read and write
+        for path, mode in ((folder, 0o755), (hook, 0o755), (hook / HOOK_FILE, 0o644), (job, 0o777)):
             path.chmod(mode)
-        self._volumes = [
-            Volume(source, WORKSPACE),
-            Volume(hook, HOOK),
-            Volume(logs, LOGS, writable=True),
-            Volume(job, JOB, writable=True),
-        ]
+        for phase in PHASES:
+            logs = files.ensure_directory(folder / phase / "log")
+            (logs / LOG_FILE).touch()
+            for path, mode in ((folder / phase, 0o755), (logs, 0o777), (logs / LOG_FILE, 0o666)):
+                path.chmod(mode)
+        self._volumes = [Volume(source, WORKSPACE), Volume(hook, HOOK), Volume(job, JOB, writable=True)]
         self._env = {
             "PYTHONDONTWRITEBYTECODE": "1",
             **scene.choice.env,
@@ -330,37 +337,35 @@ class _Stage:
     def import_modules(self, engine: Engine, image: str) -> ProbeResult | None:
         if not self._scene.modules:
             return None
-        done = engine.run(
-            image,
-            probe_argv(self._scene.python),
-            platform=self._scene.platform,
-            volumes=self._volumes,
-            env=self._env,
-            workdir=JOB,
-            watch=self._sink_log,
-            stdin=probe_input(self._scene.modules, path=[self._scene.path]),
-            timeout_s=START_S + self._scene.limit_s,
-        )
+        checkouts = [overlay.target for overlay in self._scene.group.overlays]
+        request = probe_input(self._scene.modules, path=[self._scene.path], checkouts=checkouts)
+        done = self._run(engine, image, probe_argv(self._scene.python), phase=IMPORT, stdin=request)
         return parse_probe(done.stdout)
 
     def start_step(self, engine: Engine, image: str) -> None:
-        limit_s = self._scene.limit_s
-        argv = [self._scene.python, "-I", "-S", f"{HOOK}/{HOOK_FILE}", f"{limit_s:g}", *self._scene.command]
-        engine.run(
+        scene = self._scene
+        argv = [scene.python, "-I", "-S", f"{HOOK}/{HOOK_FILE}", f"{scene.limit_s:g}", *scene.command]
+        self._run(engine, image, argv, phase=START)
+
+    def _run(
+        self, engine: Engine, image: str, argv: Sequence[str], *, phase: str, stdin: bytes | None = None
+    ) -> Completed:
+        return engine.run(
             image,
             argv,
             platform=self._scene.platform,
-            volumes=self._volumes,
+            volumes=[*self._volumes, Volume(self._folder / phase / "log", LOGS, writable=True)],
             env=self._env,
             workdir=JOB,
-            watch=self._sink_log,
-            timeout_s=START_S + limit_s,
+            watch=self._folder / phase / SINK_FILE,
+            stdin=stdin,
+            timeout_s=START_S + self._scene.limit_s,
         )
 
-    def logs(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        hook = _read(self._folder / "log" / LOG_FILE)
-        sink = _read(self._sink_log) if self._sink_log.exists() else b""
-        return read_hook_log(hook), read_sink_log(sink)
+    def logs(self, phase: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        hook = _read(self._folder / phase / "log" / LOG_FILE)
+        sink = self._folder / phase / SINK_FILE
+        return read_hook_log(hook), read_sink_log(_read(sink) if sink.exists() else b"")
 
 
 def _read(path: Path) -> bytes:

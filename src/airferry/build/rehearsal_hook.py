@@ -23,6 +23,7 @@ DRAIN_S = 2.0
 LOCAL_NAMES = ("", "localhost", "0.0.0.0", "::", "::1", "<broadcast>", "broadcasthost")
 NAME_EVENTS = {"socket.getaddrinfo": 0, "socket.gethostbyname": 0, "socket.gethostbyaddr": 0}
 PEER_EVENTS = {"socket.connect": 1, "socket.sendto": 1, "socket.sendmsg": 1}
+FAMILIES = (2, 10)  # AF_INET, AF_INET6
 START_EVENTS = ("subprocess.Popen", "os.exec", "os.posix_spawn", "os.spawn", "os.system", "pty.spawn")
 
 
@@ -105,12 +106,14 @@ class Watch:
                 self.attempt(event, text(host), port)
         elif event in PEER_EVENTS:
             peer = args[1]
+            if args[0].family not in FAMILIES:
+                return
             if isinstance(peer, tuple) and len(peer) >= 2 and not is_local(peer[0]):
                 self.attempt(event, text(peer[0]), peer[1])
         elif event == "sys.excepthook":
             self.write({"event": "exception", "causes": causes(args[2]), "frames": traceback(args[3])})
         else:
-            self.write({"event": "start", "argv": command(event, args), "place": self.place()})
+            self.write({"event": "start", "how": event, "argv": command(event, args), "place": self.place()})
 
     def attempt(self, event, host, port):
         """Write down that somebody wants to reach a host."""
@@ -139,6 +142,15 @@ class Watch:
                 inner = inner or spot
             frame = frame.f_back  # type: ignore[assignment]
         return {"step": step, "library": near or inner}
+
+
+def own_command():
+    """Return this interpreter's command line."""
+    try:
+        with open("/proc/self/cmdline", "rb") as stream:
+            return text(stream.read(MAX_TEXT).rstrip(b"\0").replace(b"\0", b" "))
+    except OSError:
+        return "python"
 
 
 def command(event, args):
@@ -196,7 +208,7 @@ def install():
     log = os.environ.get(LOG, "")
     if log and hasattr(sys, "addaudithook"):
         watch = Watch(log)
-        watch.write({"event": "python", "parent": os.getppid(), "host": os.uname()[1]})
+        watch.write({"event": "python", "command": own_command()})
         sys.addaudithook(watch)
     chain()
 

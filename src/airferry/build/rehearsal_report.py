@@ -7,11 +7,15 @@ bounded and nothing is trusted to have the right shape.
 from __future__ import annotations
 
 import ast
+import io
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, replace
 from typing import Any, Literal
+
+from airferry.bundle.manifest import host_and_port
 
 Stop = Literal["finished", "time limit", "gpu", "data", "weights", "network", "module", "config", "usage", "error"]
 LEVELS = ("nothing", "image", "imported", "config", "started")
@@ -19,6 +23,15 @@ ENOUGH: tuple[Stop, ...] = ("finished", "time limit", "gpu", "data", "weights")
 MAX_LOG_LINES = 100_000
 MAX_LINE = 200_000
 MAX_SHOWN = 300
+MAX_DEPTH = 4
+EXEC = "os.exec"
+_PROTOCOLS = {
+    "socket.getaddrinfo": "dns",
+    "socket.gethostbyname": "dns",
+    "socket.gethostbyaddr": "dns",
+    "socket.sendto": "udp",
+    "socket.sendmsg": "udp",
+}
 
 _WEIGHTS = re.compile(
     r"huggingface|hugging face|hf_hub|from_pretrained|snapshot_download|LocalEntryNotFound|OfflineModeIsEnabled"
@@ -27,7 +40,9 @@ _WEIGHTS = re.compile(
     re.I,
 )
 _GPU = re.compile(
-    r"\bcuda\b|libcuda|cudnn|nvidia|\bgpus?\b|\bnccl\b|\bnvml\b|no accelerator|triton.*driver|0 active drivers", re.I
+    r"\bcuda\b|libcuda|cudnn|nvidia[ -](drivers?|smi|ml|gpus?)\b|\bgpus?\b|\bnccl\b|\bnvml\b|no accelerator"
+    r"|triton.*driver|0 active drivers",
+    re.I,
 )
 _NETWORK = re.compile(
     r"gaierror|ConnectionError|ConnectionRefused|ConnectTimeout|MaxRetryError|NewConnectionError|URLError|ConnectError"
@@ -40,7 +55,18 @@ _CONFIG = re.compile(
 _MODULE = re.compile(
     r"No module named|cannot import name|ModuleNotFoundError|cannot open shared object file|undefined symbol"
 )
-_ADDRESS = re.compile(r"0x[0-9a-f]{6,}")
+# What differs from run to run, and who may log in where, belongs in no bundle.
+_VOLATILE = (
+    (re.compile(r"://[^/@\s]*@"), "://***@"),
+    (re.compile(r"0x[0-9a-f]{6,}"), "0x…"),
+    (re.compile(r"\b\d{4}-\d\d-\d\d([ T]\d\d:\d\d(:\d\d)?([.,]\d+)?)?"), "…"),
+    (re.compile(r"\b\d\d:\d\d:\d\d([.,]\d+)?\b"), "…"),
+    (re.compile(r"\b\d+(\.\d+)? ?(ns|us|µs|ms|s|secs?|seconds?|minutes?)\b"), r"… \2"),
+    (re.compile(r"(/(?:var/)?tmp/)[\w.-]+"), r"\1…"),
+    (re.compile(r"\b(pid|process|thread)([ =:]+)\d+", re.I), r"\1\2…"),
+)
+# mistakes of a program, whatever their messages mention: one version of a library against another, for instance
+_MISTAKES = ("AttributeError", "IndexError", "KeyError", "NameError", "SyntaxError", "TypeError", "UnboundLocalError")
 _DATA_ERRORS = ("FileNotFoundError", "NotADirectoryError", "PermissionError", "IsADirectoryError")
 _NO_SUCH_FILE = re.compile(r"No such file or directory|does not exist|not found|is not a directory|is empty", re.I)
 
@@ -59,11 +85,10 @@ class Attempt:
     allowed: bool = False
 
     def __str__(self) -> str:
-        where = f"{self.host}:{self.port}" if self.port else self.host
         by = f" by `{self.process}`" if self.process else ""
         at = f" from {self.place}" if self.place else ""
-        via = f" (through {self.library})" if self.library and self.library != self.place else ""
-        return f"{where} ({self.protocol}){by}{at}{via}"
+        via = f" (through {self.library})" if self.library else ""
+        return f"{host_and_port(self.host, self.port)} ({self.protocol}){by}{at}{via}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,78 +102,97 @@ class Ending:
 
 
 def read_hook_log(data: bytes) -> list[dict[str, Any]]:
-    """Return the records that the hook wrote, those that are none left out."""
-    records = []
-    for line in data.splitlines()[:MAX_LOG_LINES]:
-        try:
-            value = ast.literal_eval(line[:MAX_LINE].decode("ascii"))
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            continue
-        if isinstance(value, dict) and isinstance(value.get("event"), str):
-            records.append(value)
-    return records
+    """Return the records that the hook wrote, the last ones if there are too many; what is none is left out."""
+    return [item for item in _records(data, ast.literal_eval) if isinstance(item.get("event"), str)]
 
 
 def read_sink_log(data: bytes) -> list[dict[str, Any]]:
-    """Return the records that the sink wrote, those that are none left out."""
+    """Return the records that the sink wrote, the last ones if there are too many; what is none is left out."""
+    return [item for item in _records(data, json.loads) if isinstance(item.get("host"), str)]
+
+
+def _records(data: bytes, parse: Callable[[str], Any]) -> list[dict[str, Any]]:
     records = []
-    for line in data.splitlines()[:MAX_LOG_LINES]:
+    for line in deque(io.BytesIO(data), maxlen=MAX_LOG_LINES):
         try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):
+            value = parse(line[:MAX_LINE].decode("utf-8"))
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
             continue
-        if isinstance(value, dict) and isinstance(value.get("host"), str):
-            records.append(value)
+        if isinstance(value, dict) and _is_plain(value):
+            records.append(value if isinstance(value.get("pid"), int) else {**value, "pid": None})
     return records
+
+
+def _is_plain(value: Any, *, depth: int = MAX_DEPTH) -> bool:
+    """Tell whether a value is what a hook or sink writes: text, small numbers, and few levels of lists of them."""
+    if isinstance(value, dict):
+        return depth > 0 and all(
+            isinstance(key, str) and _is_plain(item, depth=depth - 1) for key, item in value.items()
+        )
+    if isinstance(value, (list, tuple)):
+        return depth > 0 and all(_is_plain(item, depth=depth - 1) for item in value)
+    if isinstance(value, int):
+        return abs(value) < 1 << 63
+    return value is None or isinstance(value, (str, float))
 
 
 # --- attempts --------------------------------------------------------------------------------------------------------
 
 
-def find_attempts(hook: Sequence[dict[str, Any]], sink: Sequence[dict[str, Any]], *, root: str) -> tuple[Attempt, ...]:
+def find_attempts(
+    hook: Sequence[dict[str, Any]], sink: Sequence[dict[str, Any]], *, root: str, own: str
+) -> tuple[Attempt, ...]:
     """Return every attempt once: those of Python with their line, those of other processes with who started them.
 
-    `root` is the catalogue's folder in the container, which places are shown relative to.
+    `root` is the catalogue's folder in the container, which places are shown relative to; `own` is the container's
+    name.
     """
     names = {str(item["answered"]): str(item["host"]) for item in sink if "answered" in item}
-    own = {str(item["host"]).lower() for item in hook if item["event"] == "python" and "host" in item}
-    found: dict[tuple[str, str, str, str], set[int | None]] = {}
-    protocols: dict[tuple[str, str, str, str], str] = {}
+    commands = {item.get("pid"): str(item.get("command", "")) for item in hook if item["event"] == "python"}
+    found: dict[tuple[str, str, str, str], dict[int | None, str]] = {}
     libraries: dict[tuple[str, str, str, str], str] = {}
     by_python: set[tuple[Any, str]] = set()
-    commands = {item["pid"]: item["command"] for item in sink if item.get("pid")}
+    peers: set[tuple[str, int | None]] = set()
     for item in hook:
-        if item["event"] != "attempt":
-            continue
-        host = names.get(str(item["host"]), str(item["host"]))
-        by_python.add((item.get("pid"), host))
-        place, library = _place(item, root)
-        key = (host, str(commands.get(item.get("pid"), "python")), place, library if not place else "")
-        found.setdefault(key, set()).add(_port(item.get("port")))
-        protocols.setdefault(key, "udp" if str(item.get("how")) in ("socket.sendto", "socket.sendmsg") else "tcp")
-        libraries.setdefault(key, library)
+        if item["event"] == "attempt":
+            host, port = str(item.get("host")), _port(item.get("port"))
+            host = names.get(host, host)
+            by_python.add((item.get("pid"), host))
+            peers.add((host, port))
+            place, library = _place(item, root)
+            key = (host, commands.get(item.get("pid"), "python"), place, "" if place else library)
+            protocol = _PROTOCOLS.get(str(item.get("how")), "tcp")
+            ports = found.setdefault(key, {})
+            if protocol != "dns" or port not in ports:
+                ports[port], libraries[key] = protocol, library
     result = [
-        Attempt(key[0], port, protocols[key], _shown(key[1]), key[2], libraries[key], "python")
+        Attempt(key[0], port, protocol, _shown(key[1]), key[2], libraries[key], "python")
         for key, ports in found.items()
-        for port in _known(ports)
-        if key[0].lower() not in own
+        for port, protocol in _known(ports)
     ]
     starts = [item for item in hook if item["event"] == "start"]
     others: dict[tuple[Any, str, str], dict[int | None, str]] = {}
     for item in sink:
-        if (item.get("pid"), item["host"]) not in by_python and item["host"].lower() not in own:
-            key3 = (item.get("pid"), item["host"], str(item.get("command", "")))
-            others.setdefault(key3, {})[_port(item.get("port"))] = str(item.get("protocol"))
+        pid, host, port = item.get("pid"), item["host"], _port(item.get("port"))
+        # a datagram's sender may be gone when it is looked for
+        if (pid, host) in by_python or (pid is None and (host, port) in peers):
+            continue
+        others.setdefault((pid, host, str(item.get("command", ""))), {})[port] = str(item.get("protocol"))
     for (pid, host, command), ports in others.items():
         place, library = _origin(pid, command, sink, starts, root)
-        for port in _known(set(ports)):
-            result.append(Attempt(host, port, ports[port], _shown(command), place, library, "network"))
-    return tuple(sorted(set(result), key=lambda item: (item.host, item.port or 0, item.process, item.place)))
+        for port, protocol in _known(ports):
+            result.append(Attempt(host, port, protocol, _shown(command), place, library, "network"))
+    return in_order({replace(item, host=_printable(item.host)) for item in result if item.host.lower() != own})
 
 
-def _known(ports: set[int | None]) -> list[int | None]:
+def in_order(attempts: Iterable[Attempt]) -> tuple[Attempt, ...]:
+    """Return attempts in the order in which they are shown."""
+    return tuple(sorted(attempts, key=lambda item: (item.host, item.port or 0, *astuple(item)[2:])))
+
+
+def _known(ports: Mapping[int | None, str]) -> list[tuple[int | None, str]]:
     """Leave out what is only a look-up of a name that was then connected to."""
-    return [*sorted(port for port in ports if port is not None)] or [None]
+    return [(port, ports[port]) for port in sorted(filter(None, ports))] or [(None, ports[None])]
 
 
 def _port(value: Any) -> int | None:
@@ -158,21 +202,27 @@ def _port(value: Any) -> int | None:
 def _origin(
     pid: Any, command: str, sink: Iterable[Mapping[str, Any]], starts: Sequence[dict[str, Any]], root: str
 ) -> tuple[str, str]:
-    """Return the line of Python that started a process, or one of its ancestors."""
-    line = next(([pid, *item.get("ancestors", [])] for item in sink if item.get("pid") == pid), [pid])
-    for ancestor in line:
-        mine = [item for item in starts if item.get("pid") == ancestor]
-        alike = [item for item in mine if any(len(str(word)) > 3 and str(word) in command for word in item["argv"])]
-        if chosen := (alike or mine):
-            return _place(chosen[-1], root)
+    """Return the line of Python that started a process, or one of its ancestors: of its starts the most alike."""
+    ancestors = next((item.get("ancestors") for item in sink if item.get("pid") == pid), None)
+    words = set(command.split())
+    for ancestor in (pid, *(ancestors if isinstance(ancestors, list) else ())):
+        # a process does not start itself, but becomes another program
+        mine = [item for item in starts if item.get("pid") == ancestor and (ancestor != pid or item.get("how") == EXEC)]
+        if mine:
+            return _place(max(reversed(mine), key=lambda item: len(words & _words(item.get("argv")))), root)
     return "", ""
+
+
+def _words(argv: Any) -> set[str]:
+    return set(" ".join(map(str, argv)).split()) if isinstance(argv, (list, tuple)) else set()
 
 
 def _place(item: Mapping[str, Any], root: str) -> tuple[str, str]:
     place = item.get("place")
     if not isinstance(place, dict):
         return "", ""
-    return _spot(place.get("step"), root), _spot(place.get("library"), root)
+    step, library = _spot(place.get("step"), root), _spot(place.get("library"), root)
+    return step, "" if library == step else library
 
 
 def _spot(spot: Any, root: str) -> str:
@@ -183,8 +233,14 @@ def _spot(spot: Any, root: str) -> str:
 
 def _shown(text: str) -> str:
     """Return text of others as one bounded, printable line."""
-    line = _ADDRESS.sub("0x…", " ".join(text.split()))[:MAX_SHOWN]
-    return "".join(character if character.isprintable() else "?" for character in line)
+    line = " ".join(text[: 4 * MAX_SHOWN].split())
+    for pattern, instead in _VOLATILE:
+        line = pattern.sub(instead, line)
+    return _printable(line)
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else "?" for character in text[:MAX_SHOWN])
 
 
 # --- how far a step came ---------------------------------------------------------------------------------------------
@@ -206,7 +262,9 @@ def judge_ending(hook: Sequence[dict[str, Any]], *, root: str, has_config: bool)
     if end.get("limited"):
         return Ending("started" if config_read else "imported", "time limit", "still at work when its time was up", "")
     if end.get("code") == 0:
-        return Ending("started", "finished", "", "")
+        if config_read:
+            return Ending("started", "finished", "", "")
+        return Ending("imported", "finished", "it ended without having read its config", "")
     if failure is not None:
         causes = [cause for cause in failure.get("causes", []) if isinstance(cause, (list, tuple)) and len(cause) >= 2]
         stop, text = classify(causes)
@@ -235,6 +293,8 @@ def classify(causes: Sequence[Sequence[Any]]) -> tuple[Stop, str]:
         stop = "gpu" if _GPU.search(whole) and "No module named" not in whole else "module"
     elif any(_CONFIG.match(str(cause[0])) for cause in causes):
         stop = "config"
+    elif kinds[0] in _MISTAKES:
+        pass
     elif kinds[0] in _DATA_ERRORS:
         stop = "weights" if _WEIGHTS.search(str(causes[0][1])) else "data"
     elif _WEIGHTS.search(whole) and not _GPU.search(first):

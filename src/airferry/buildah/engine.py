@@ -18,6 +18,7 @@ from pathlib import Path
 
 from airferry.buildah import inside
 from airferry.buildah.program import EngineChoice, Program, build_error, engine_error, find_engine
+from airferry.buildah.sink import NAME_SERVER, OWN_NAME
 from airferry.buildah.storage import Storage
 from airferry.errors import BuildError, HostError, IntegrityError, RegistryError
 from airferry.events import Emit, Progress, silent
@@ -305,6 +306,7 @@ class Engine:
 
         The image's entry point is not used. Without `network` the command sees a loopback interface only; with `watch`
         it sees a network that leads nowhere, and each attempt to use it goes to that file, as `buildah.sink` writes it.
+        Its name is `sink.OWN_NAME` then, and it is told neither the name servers nor the known hosts of this one.
         `on_line` gets each line of its stderr. With `check` false, its exit code is the caller's to judge.
 
         Raises:
@@ -315,6 +317,8 @@ class Engine:
             common += ["--volume", str(volume)]
         for key, value in sorted((env or {}).items()):
             common += ["--env", f"{key}={value}"]
+        common += ["--hostname", OWN_NAME, "--no-hosts"] if watch else []
+        names = ["--dns", NAME_SERVER, "--dns-search", "."] if watch else []
         name = _container_name()
         try:
             if self.program.kind == "podman":
@@ -337,13 +341,14 @@ class Engine:
                     name,
                     "--entrypoint",
                     "",
+                    *names,
                 ]
                 arguments = ["run", *create, *common, image, *argv]
                 network = True  # of the engine itself; the container's was said above
             else:
                 common += ["--workingdir", workdir] if workdir else []
                 self._command(
-                    ["from", "--pull=never", "--platform", str(platform), "--name", name, image], doing="start"
+                    ["from", "--pull=never", "--platform", str(platform), *names, "--name", name, image], doing="start"
                 )
                 arguments = ["run", *self.storage.isolation.arguments, *common, name, "--", *argv]
             return self.storage.invoke(

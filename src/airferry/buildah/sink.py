@@ -18,14 +18,21 @@ import signal
 import socket
 import struct
 import sys
+import time
 from pathlib import Path
 
 CLONE_NEWNET = 0x40000000
 PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+WATCH_MS = 500
+END_GRACE_S = 4.0
+LEFT_GRACE_S = 2.0
 MAX_RECORDS = 10_000
 MAX_COMMAND = 300
 MAX_ANCESTORS = 16
 MAX_NAMES = 60_000
+OWN_NAME = "container"  # what whoever starts the command is to call its host
+NAME_SERVER = "192.0.2.53"  # any address will do
 OUTSIDE, INSIDE = "out", "sink"
 OWN_V4, OWN_V6 = "192.0.2.1", "2001:db8::1"
 NAMES_V4 = int(ipaddress.IPv4Address("198.18.0.1"))
@@ -136,15 +143,22 @@ def describe(pid: int | None) -> dict[str, object]:
     raw = b""
     with contextlib.suppress(OSError):
         raw = Path(f"/proc/{pid}/cmdline").read_bytes()
-    words = [word.decode("utf-8", "replace") for word in raw.rstrip(b"\0").split(b"\0")]
-    if len(words) > 2 and Path(words[0]).name.startswith("qemu-"):
-        words = words[2:]  # the emulator, the program's path, the program's own arguments
+    words = emulated([word.decode("utf-8", "replace") for word in raw.rstrip(b"\0").split(b"\0")])
     chain: list[int] = []
     current: int | None = pid
     while current and current > 1 and len(chain) < MAX_ANCESTORS:
         inner, current = relation(current)
         chain.append(inner)
     return {"pid": chain[0] if chain else pid, "command": " ".join(words)[:MAX_COMMAND], "ancestors": chain[1:]}
+
+
+def emulated(words: list[str]) -> list[str]:
+    """Return a command line without the emulator that the kernel put before it, and the path that it put there too."""
+    name = Path(words[0]).name
+    if len(words) < 2 or not (name.startswith("qemu-") or "-binfmt-" in name):
+        return words
+    keeps_first = len(words) > 2 and Path(words[1]).name == Path(words[2]).name  # the handler's flag P
+    return words[2:] if keeps_first else words[1:]
 
 
 def relation(pid: int) -> tuple[int, int | None]:
@@ -253,34 +267,27 @@ def question(data: bytes) -> tuple[str, int, int] | None:
 # --- the sink --------------------------------------------------------------------------------------------------------
 
 
-class Sink:
-    """Answers what arrives and writes down who sent it."""
+class Records:
+    """What was asked for and by whom, written to a log, and what is answered. Knows no network."""
 
-    def __init__(self, log: Path, *, with_v6: bool) -> None:
+    def __init__(self, log: Path) -> None:
         self._log = log.open("a", encoding="utf-8")
         self._seen: set[tuple[object, ...]] = set()
+        self._addresses: dict[str, str] = {}
         self._names: dict[str, str] = {}
-        self._cable = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_ALL))
-        self._cable.bind((INSIDE, ETH_ALL))
-        self._servers = [name_server(socket.AF_INET)] + ([name_server(socket.AF_INET6)] if with_v6 else [])
-        self.sockets = [self._cable, *self._servers]
 
-    def serve(self, ready: socket.socket) -> None:
-        """Handle one packet or query that is there."""
-        with contextlib.suppress(OSError, struct.error, IndexError, ValueError):
-            if ready is self._cable:
-                frame, origin = self._cable.recvfrom(65536)
-                if origin[2] != PACKET_OUTGOING and struct.unpack_from("!H", frame, 12)[0] in (ETH_V4, ETH_V6):
-                    reply = self._handle(Packet(frame[14:]))
-                    if reply is not None:
-                        self._cable.send(frame[6:12] + frame[0:6] + frame[12:14] + reply)
-                return
-            data, control, _flags, sender = ready.recvmsg(65536, 512)
-            answer = self._resolve(data, sender[1])
-            if answer is not None:
-                ready.sendmsg([answer], control, 0, sender)
+    def handle(self, frame: bytes) -> bytes | None:
+        """Note what an Ethernet frame wants and return the frame that answers it, or None.
 
-    def _handle(self, packet: Packet) -> bytes | None:
+        Raises:
+            struct.error, IndexError, ValueError: it is no frame that a network stack sends.
+        """
+        if struct.unpack_from("!H", frame, 12)[0] not in (ETH_V4, ETH_V6):
+            return None
+        reply = self._reply(Packet(frame[14:]))
+        return None if reply is None else frame[6:12] + frame[0:6] + frame[12:14] + reply
+
+    def _reply(self, packet: Packet) -> bytes | None:
         if packet.group or not packet.payload:
             return None
         if packet.protocol == TCP and packet.payload[13] & 0x12 == 0x02:
@@ -288,21 +295,22 @@ class Sink:
             return packet.refuse()
         if packet.protocol == UDP:
             source, target = struct.unpack_from("!HH", packet.payload)
-            if target == DNS_PORT and (answer := self._resolve(packet.payload[8:], source)) is not None:
+            if target == DNS_PORT and (answer := self.resolve(packet.payload[8:], source)) is not None:
                 return packet.answer(answer)
             self._note("udp", packet.address, source, target)
             return packet.bounce()
         if (packet.protocol, packet.payload[0]) in ((ICMP, 8), (ICMPV6, 128)):
-            self._write("icmp", packet.address, None, None)
+            self._write("icmp", self._names.get(packet.address, packet.address), None, None)
         return None
 
-    def _resolve(self, data: bytes, port: int) -> bytes | None:
+    def resolve(self, data: bytes, port: int) -> bytes | None:
+        """Note a name query that came from a port and return its answer, or None if it is no query."""
         asked = question(data)
         if asked is None:
             return None
         name, kind, end = asked
         answers = b""
-        local = name == "localhost" or name.endswith(".localhost")
+        local = name in ("localhost", OWN_NAME) or name.endswith(".localhost")
         if kind != TYPE_PTR and not local:
             self._write("dns", name, None, owner(socket_inode("udp", port)), answered=self._address(name))
         if kind == TYPE_A:
@@ -312,12 +320,12 @@ class Sink:
         return head + data[12:end] + answers
 
     def _address(self, name: str) -> str:
-        """Return the address that stands for a name; the same each time."""
-        for address, known in self._names.items():
-            if known == name:
-                return address
-        address = str(ipaddress.IPv4Address(NAMES_V4 + min(len(self._names), MAX_NAMES)))
-        self._names[address] = name
+        """Return the address that stands for a name; the same each time, and one for all that are too many."""
+        address = self._addresses.get(name)
+        if address is None:
+            address = str(ipaddress.IPv4Address(NAMES_V4 + len(self._addresses)))
+            if len(self._addresses) < MAX_NAMES:
+                self._addresses[name], self._names[address] = address, name
         return address
 
     def _note(self, protocol: str, address: str, source: int, target: int) -> None:
@@ -331,6 +339,31 @@ class Sink:
         record = {"protocol": protocol, "host": host, "port": port, **describe(pid), **more}
         self._log.write(json.dumps(record, sort_keys=True) + "\n")
         self._log.flush()
+
+
+class Sink:
+    """The inner end of the cable, and a name server for those who ask this host itself."""
+
+    def __init__(self, records: Records, *, with_v6: bool) -> None:
+        self._records = records
+        self._cable = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_ALL))
+        self._cable.bind((INSIDE, ETH_ALL))
+        self._servers = [name_server(socket.AF_INET)] + ([name_server(socket.AF_INET6)] if with_v6 else [])
+        self.sockets = [self._cable, *self._servers]
+
+    def serve(self, ready: socket.socket) -> None:
+        """Handle one packet or query that is there, whatever it holds."""
+        with contextlib.suppress(OSError, struct.error, IndexError, ValueError):
+            if ready is self._cable:
+                frame, origin = self._cable.recvfrom(65536)
+                reply = self._records.handle(frame) if origin[2] != PACKET_OUTGOING else None
+                if reply is not None:
+                    self._cable.send(reply)
+                return
+            data, control, _flags, sender = ready.recvmsg(65536, 512)
+            answer = self._records.resolve(data, sender[1])
+            if answer is not None:
+                ready.sendmsg([answer], control, 0, sender)
 
 
 def name_server(family: int) -> socket.socket:
@@ -360,30 +393,88 @@ def start(argv: list[str]) -> int:
     return pid
 
 
+def end_left() -> None:
+    """End what the command left running: whoever lost its parent became a child of this process."""
+    deadline = time.monotonic() + LEFT_GRACE_S
+    while True:
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        left = children(os.getpid())
+        if not left:
+            return
+        for pid in left if time.monotonic() > deadline else ():
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+def children(parent: int) -> list[int]:
+    """Return the processes that have a parent."""
+    found = []
+    for entry in os.scandir("/proc"):
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                if int(Path(entry.path, "stat").read_text().rpartition(")")[2].split()[1]) == parent:
+                    found.append(int(entry.name))
+    return found
+
+
+class Command:
+    """The command beside the sink. It is ended, and killed after a while, when this process is or loses its parent."""
+
+    def __init__(self, argv: list[str]) -> None:
+        self._parent = os.getppid()
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+        self.pid = start(argv)
+        self.handle = os.pidfd_open(self.pid)
+        self._deadline: float | None = None
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._end)
+
+    def _end(self, number: int = signal.SIGTERM, _frame: object = None) -> None:
+        if self._deadline is None:
+            self._deadline = time.monotonic() + END_GRACE_S
+            signal.pidfd_send_signal(self.handle, number)
+
+    def watch(self) -> None:
+        """Do what is due: nothing, as long as nobody wants the command's end."""
+        if os.getppid() != self._parent:
+            self._end()
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            signal.pidfd_send_signal(self.handle, signal.SIGKILL)
+
+    def code(self) -> int:
+        """Wait for the command, end what it left running, and return its exit code."""
+        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1]) % 256
+        end_left()
+        return code
+
+
 def main(arguments: list[str]) -> int:
     """Run `LOG PROGRAM ARGUMENT…` with the sink beside it, and exit as the program does."""
     log, *argv = arguments
     try:
-        sink = Sink(Path(log), with_v6=raise_network())
+        sink = Sink(Records(Path(log)), with_v6=raise_network())
     except OSError as error:
         sys.stderr.write(f"airferry: {error}\n")
         return 1
-    pid = start(argv)
-    for ending in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(ending, lambda received, _frame: os.kill(pid, received))
+    command = Command(argv)
     poller = select.poll()
     by_number = {item.fileno(): item for item in sink.sockets}
-    for number in by_number:
+    for number in (*by_number, command.handle):
         poller.register(number, select.POLLIN)
-    child = os.pidfd_open(pid)
-    poller.register(child, select.POLLIN)
+    rest = MAX_RECORDS  # what is still looked at when the command has ended
     while True:
-        ready = [number for number, _event in poller.poll()]
+        ready = [number for number, _event in poller.poll(WATCH_MS)]
         for number in ready:
             if number in by_number:
                 sink.serve(by_number[number])
-        if ready == [child]:
-            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) % 256
+        command.watch()
+        if command.handle in ready:
+            rest -= len(ready)
+            if len(ready) == 1 or rest < 0:
+                return command.code()
 
 
 if __name__ == "__main__":

@@ -219,6 +219,18 @@ class AttemptEntry(_Own):
     seen: Literal["python", "network"]
     allowed: bool = False
 
+    @property
+    def where(self) -> str:
+        """Host and port as people write them."""
+        return host_and_port(self.host, self.port)
+
+
+def host_and_port(host: str, port: int | None) -> str:
+    """Return `HOST:PORT`, an IPv6 address in brackets, or the host alone."""
+    if port is None:
+        return host
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
 
 class RehearsalEntry(_Own):
     """How a target fared in its image for one platform, in a network that leads nowhere.

@@ -56,9 +56,9 @@ def rehearse(
             how = "reused" if result.reused else seconds(result.elapsed_s)
             data(f"{entry.target}  {entry.platform}  {entry.reached}  {entry.stopped_by}  {entry.text}  ({how})")
             for attempt in entry.attempts:
-                where = f"{attempt.host}:{attempt.port}" if attempt.port else attempt.host
                 mark = "declared" if attempt.allowed else "undeclared"
-                data(f"  {mark}  {where}  {attempt.protocol}  {attempt.process}  {attempt.place or attempt.library}")
+                place = attempt.place or attempt.library
+                data(f"  {mark}  {attempt.where}  {attempt.protocol}  {attempt.process}  {place}")
     reporter.say(f"wrote {outcome.path}")
     report.raise_if_wrong()
     reporter.say("No step reaches outside; `airferry build --rehearse` carries this over into the bundle.")

@@ -419,7 +419,7 @@ def _rehearsal(manifest: BundleManifest) -> Section:
         [
             _cell(entry.target),
             _cell(entry.platform),
-            _code(attempt.host + (f":{attempt.port}" if attempt.port is not None else "")),
+            _code(attempt.where),
             _cell(attempt.protocol),
             _cell(attempt.place or attempt.process or attempt.library),
             _cell("declared" if attempt.allowed else "not declared"),
