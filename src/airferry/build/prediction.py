@@ -242,7 +242,6 @@ class Predictor:
                 what = f"checkout `{overlays.redact(overlay.url)}@{overlay.ref}`"
                 yield _added(what, size, times=len(group.platforms))
 
-
     def _checkout_bytes(self, url: str, commit: str) -> int | None:
         try:
             return overlays.checkout_bytes(url, commit, cache=self._cache)

@@ -7,7 +7,6 @@ layer, and a folder of an upper layer takes the place of a lower layer's link. N
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -56,10 +55,8 @@ class RootView:
             IntegrityError: a layer has what no engine could unpack, or there are more entries than `max_entries`.
         """
         self._root = _Folder()
-        self._layers: list[LayerFacts] = []
         left = max_entries
         for number, facts in enumerate(layers):
-            self._layers.append(facts)
             left -= len(facts.entries)
             if left < 0:
                 raise IntegrityError(
@@ -129,8 +126,12 @@ class RootView:
 
         Owners on this machine do not count; all is root's.
         """
-        layers = [folder_facts(folder, at=self.resolve(path)) for path, folder in sorted(folders.items())]
-        return RootView([*self._layers, *layers], max_entries=sys.maxsize)
+        view = RootView()
+        view._root = self._root
+        for path, folder in sorted(folders.items()):
+            facts = folder_facts(folder, at=self.resolve(path))
+            view._root = _laid_over(view._root, _LayerTree(view, f"`{path}`").build(facts))
+        return view
 
     def walk(self) -> Iterable[tuple[str, Entry]]:
         """Yield every path, relative to the root, with its entry, folders before what is in them."""
@@ -188,6 +189,21 @@ class RootView:
                     stack.append((old, node))
                 else:
                     lower.children[name] = node
+
+
+def _laid_over(lower: _Folder, upper: _Folder) -> _Folder:
+    """Return a tree with another one over it. Neither is changed; what they do not share is not copied."""
+    made = _Folder()
+    made.entry = upper.entry or lower.entry
+    made.children = {} if upper.opaque else dict(lower.children)
+    for name in upper.whiteouts:
+        made.children.pop(name, None)
+    for name, node in upper.children.items():
+        old = made.children.get(name)
+        if isinstance(node, _Folder) and isinstance(old, _Folder):
+            node = _laid_over(old, node)
+        made.children[name] = node
+    return made
 
 
 class _LayerTree:
