@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from airferry.host.threads import Cancelled, Consumer, Pipeline, parallel_map
+from airferry.host.threads import Cancelled, Consumer, Pipeline, RoomBudget, parallel_map
 
 
 def test_stages_keep_order_and_end() -> None:
@@ -132,3 +132,22 @@ def test_a_consumer_that_is_interrupted_waits_for_its_function() -> None:
     with pytest.raises(Interruption), Consumer(work) as consumer:
         consumer.result()
     assert ended.is_set()
+
+
+def test_work_waits_for_room_that_others_hold_and_alone_never() -> None:
+    free, order, inside = [100], list[str](), threading.Event()
+    budget = RoomBudget(lambda: free[0])
+
+    def second() -> None:
+        with budget.holding(60):
+            order.append("second")
+
+    with budget.holding(1000):
+        thread = threading.Thread(target=second)
+        thread.start()
+        assert not inside.wait(0.1)
+        order.append("first")
+    thread.join(timeout=10)
+    assert order == ["first", "second"]
+    with budget.holding(30), budget.holding(30):
+        pass

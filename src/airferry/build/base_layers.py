@@ -21,6 +21,7 @@ from airferry.errors import IntegrityError
 from airferry.events import Emit, silent
 from airferry.host import files
 from airferry.host.journal import inputs_digest
+from airferry.host.threads import usable_cores
 from airferry.oci.codecs import DEFAULT_GZIP_LEVEL, DEFAULT_ZSTD_LEVEL
 from airferry.oci.documents import Descriptor, canonical_json
 from airferry.oci.layers import (
@@ -34,6 +35,13 @@ from airferry.oci.layers import (
     recompress_layer,
 )
 from airferry.oci.layout import LayoutStore
+
+MAX_LAYERS_AT_ONCE = 4
+
+
+def layers_at_once() -> int:
+    """Return how many layers are read at a time: reading one keeps two cores busy or more."""
+    return max(1, min(usable_cores() // 2, MAX_LAYERS_AT_ONCE))
 
 
 class BaseLayers:

@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from airferry.build.base_layers import BaseLayers, encoder
+from airferry.build.base_layers import BaseLayers, encoder, layers_at_once
 from airferry.build.bases import BaseImage
 from airferry.bundle.manifest import Addition, PlatformEntry, describe_platform
 from airferry.errors import BuildError, IntegrityError
 from airferry.host import clock
 from airferry.host.journal import Journal
+from airferry.host.threads import parallel_map
 from airferry.oci.copy import read_closure
 from airferry.oci.documents import IMAGE_CONFIG, IMAGE_MANIFEST, Descriptor, Manifest, canonical_json
 from airferry.oci.layers import Compression, LayerResult
@@ -89,10 +90,8 @@ class ImageWriter:
         Raises:
             IntegrityError: a layer is not what the base's manifest or config says.
         """
-        return [
-            self._base_layer(descriptor, diff_id)
-            for descriptor, diff_id in zip(base.layers, base.config.rootfs.diff_ids, strict=True)
-        ]
+        layers = zip(base.layers, base.config.rootfs.diff_ids, strict=True)
+        return parallel_map(lambda layer: self._base_layer(*layer), layers, jobs=layers_at_once())
 
     def write(
         self,

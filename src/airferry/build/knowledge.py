@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from airferry.build.base_layers import BaseLayers
+from airferry.build.base_layers import BaseLayers, layers_at_once
 from airferry.build.bases import BaseImage
 from airferry.build.direct import Known, NotKnown
 from airferry.build.layer_facts import MAX_ENTRIES, FactsCache, LayerFacts, layer_observer
@@ -18,6 +18,7 @@ from airferry.build.probe import ProbeResult
 from airferry.build.static_probe import static_probe
 from airferry.build.static_python import StaticallyUnknown
 from airferry.build.view import RootView
+from airferry.host.threads import parallel_map
 from airferry.oci.documents import Descriptor
 from airferry.oci.platform import Platform
 
@@ -44,7 +45,7 @@ class Knowledge:
         with self._lock(digest):
             if digest not in self._views:
                 layers = zip(base.layers, base.config.rootfs.diff_ids, strict=True)
-                facts = (self._layer_facts(descriptor, diff_id) for descriptor, diff_id in layers)
+                facts = parallel_map(lambda layer: self._layer_facts(*layer), layers, jobs=layers_at_once())
                 self._views[digest] = RootView(facts, max_entries=self._max_entries)
             return self._views[digest]
 

@@ -19,6 +19,7 @@ from airferry.buildah.engine import Engine
 from airferry.events import Emit, Notice, StageFinished, StageStarted
 from airferry.host import clock, files
 from airferry.host.journal import Journal
+from airferry.host.threads import RoomBudget
 from airferry.oci.layout import LayoutStore
 
 Builder = Literal["auto", "buildah", "direct"]
@@ -57,6 +58,7 @@ class Maker:
         self._direct = DirectAssembler(writer=writer, look=look, scratch=scratch, emit=emit)
         self._scratch = scratch
         self._emit = emit
+        self._room = RoomBudget(lambda: files.free_bytes(scratch))
         self._guard = threading.Lock()
         self._assembler: Assembler | None = None
 
@@ -74,7 +76,8 @@ class Maker:
         if task.direct is not None and reason is None:
             self._emit(StageStarted(task.title))
             by_engine, inputs = False, task.direct.inputs
-            image = self._direct.build(task.direct.recipe, task.base)
+            with self._room.holding(task.room_bytes()):
+                image = self._direct.build(task.direct.recipe, task.base)
         else:
             by_engine, inputs = True, task.container.inputs()
             if (known := self._known(task, inputs)) is not None:
@@ -82,7 +85,8 @@ class Maker:
             if reason and self._builder == "auto":
                 self._emit(Notice(f"{task.title} is built by an engine: {reason}"))
             self._emit(StageStarted(task.title))
-            image = self._build(task)
+            with self._room.holding(task.room_bytes()):
+                image = self._build(task)
         self._journal.record(task.action, inputs, image.to_json())
         self._emit(StageFinished(task.title, clock.monotonic_s() - started, detail=_added(task)))
         return Made(image, False, by_engine)

@@ -15,6 +15,7 @@ from airferry.build import contexts, overlays
 from airferry.build.base_layers import BaseLayers
 from airferry.build.loader import expected_loader_bytes
 from airferry.build.locking import needed_bases
+from airferry.build.wheels import WheelStore
 from airferry.config import ArchiveBase, BootstrapBase, LayoutBase
 from airferry.config import BaseImage as BaseSpec
 from airferry.errors import AirferryError, HostError
@@ -215,8 +216,7 @@ class Predictor:
                 yield Expected(f"wheels of `{name}` for {platform}", None, None)
                 continue
             for item in locked.additions:
-                path = self._cache / "wheels" / item.sha256 / item.file
-                size = path.stat().st_size if path.is_file() else None
+                size = WheelStore(self._cache).size_bytes(item.file, item.sha256) or None
                 what = item.file if item.sha256 not in counted else ""
                 counted.add(item.sha256)
                 if size is not None or what:

@@ -65,7 +65,10 @@ class DirectWork:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One image for one platform. `direct` is None where the plan itself rules it out, and `against` says why."""
+    """One image for one platform. `direct` is None where the plan itself rules it out, and `against` says why.
+
+    `room_bytes` tells how much disk the making of it takes at a time, as far as that is known.
+    """
 
     name: str
     platform: Platform
@@ -76,6 +79,7 @@ class Task:
     container: ContainerWork
     direct: DirectWork | None
     against: str = ""
+    room_bytes: Callable[[], int] = lambda: 0
 
     @property
     def action(self) -> str:
@@ -129,6 +133,7 @@ class TaskMaker:
             container=self._execution_container(group, locked, base, checkouts, parts),
             direct=direct,
             against=against,
+            room_bytes=lambda: self._room_bytes(locked, checkouts),
         )
 
     def launcher(self, launcher: LauncherPlan, platform: Platform) -> Task:
@@ -147,6 +152,7 @@ class TaskMaker:
             container=self._launcher_container(launcher, locked, base),
             direct=None if against else self._launcher_direct(launcher, platform, locked, base),
             against=against,
+            room_bytes=lambda: self._room_bytes(locked, ()),
         )
 
     # --- by an engine ------------------------------------------------------------------------------------------------
@@ -335,6 +341,11 @@ class TaskMaker:
             "base": base.manifest.digest,
             **inputs,
         }
+
+    def _room_bytes(self, locked: LockedPlatform, checkouts: tuple[Checkout, ...]) -> int:
+        """Return what an image holds on disk while it is made: its checkouts, and the layer that they go into."""
+        sizes = [overlays.checkout_bytes(url, commit, cache=self.cache) or 0 for url, commit, _target in checkouts]
+        return 2 * sum(sizes) + sum(self.wheels.size_bytes(item.file, item.sha256) for item in locked.additions)
 
     def _pip(self, python_version: str) -> Path:
         return self.wheels.pip_wheel(_release(python_version))

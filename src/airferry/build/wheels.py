@@ -98,6 +98,11 @@ class WheelStore:
             return None
         return read_wheel(path, sha256=sha256)
 
+    def size_bytes(self, filename: str, sha256: str) -> int:
+        """Return the size of a wheel that is in the cache, 0 where it is not."""
+        path = self.folder / sha256 / filename
+        return path.stat().st_size if path.is_file() else 0
+
     def fetch(self, pins: Sequence[Pin], target: WheelTarget) -> list[Wheel]:
         """Return a wheel for each pin, in the order of the pins. Needs no network for locked wheels in the cache.
 

@@ -10,6 +10,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Generic, TypeVar
 
@@ -192,6 +193,33 @@ class Consumer(Generic[R]):
             self._failure = error
         finally:
             self._channel.cancel()
+
+
+class RoomBudget:
+    """Room on a disk that work under way has asked for, so that things done at a time do not fill it together."""
+
+    def __init__(self, free_bytes: Callable[[], int]) -> None:
+        """`free_bytes` tells how much room there is now."""
+        self._free_bytes = free_bytes
+        self._held: list[int] = []
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def holding(self, size_bytes: int) -> Iterator[None]:
+        """Wait until the room is there beside that of work under way, and hold it while the block runs.
+
+        Work that is alone never waits: whether it fits at all is not decided here.
+        """
+        with self._changed:
+            while self._held and self._free_bytes() < sum(self._held) + size_bytes:
+                self._changed.wait()
+            self._held.append(size_bytes)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._held.remove(size_bytes)
+                self._changed.notify_all()
 
 
 def parallel_map(

@@ -25,7 +25,7 @@ from airferry.buildah.program import EngineChoice, Program, find_engine
 from airferry.bundle.manifest import BundleManifest
 from airferry.errors import ConfigurationError, UsageError
 from airferry.events import Emit, Notice, silent
-from airferry.host import files
+from airferry.host import files, memory
 from airferry.host.threads import usable_cores
 from airferry.oci.layers import Compression
 from airferry.oci.platform import parse_platform
@@ -40,6 +40,7 @@ from airferry.usecases.host import DoctorReport, check_for_build, examine
 
 PLAN_FILE = "airgap-plan.yaml"
 MAX_JOBS = 4
+JOB_BYTES = 300 << 20  # what a build of one image needs of memory, measured
 ENGINES: tuple[EngineChoice, ...] = ("auto", "buildah", "podman")
 PROBES: tuple[ProbeChoice, ...] = ("auto", "static", "run")
 
@@ -347,11 +348,16 @@ def open_near_side(made: Plan, *, engine: str, probe: str, jobs: int | None, emi
             catalogue_digest=digest,
             cache=cache,
             scratch=scratch,
-            jobs=jobs or min(usable_cores(), MAX_JOBS),
+            jobs=jobs or _default_jobs(),
             emit=emit,
             probe=probing,
         )
         yield NearSide(made, locker, lambda: _version_of(find_engine(choice)))
+
+
+def _default_jobs() -> int:
+    """Return how many images are made at a time where nobody says it: what cores and memory allow."""
+    return max(1, min(usable_cores(), MAX_JOBS, memory.available_bytes() // JOB_BYTES))
 
 
 def _version_of(program: Program) -> str:
