@@ -1,23 +1,44 @@
-"""The man page as `man` shows it, and the pages for operators: their commands are run on a bundle that was built."""
+"""The man page as `man` shows it, and the pages for operators: each of their commands is run, on a bundle built here.
+
+A block that needs what no test has says so: `<!-- not run: WHY -->`. `<!-- until interrupted -->` is a block that
+serves until then.
+"""
 
 from __future__ import annotations
 
+import http.client
 import os
 import re
+import shutil
+import signal
+import ssl
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from registries import RegistryProcess, run_registry
+from registries import basic_options, make_authority, run_registry
 
 from airferry.bundle.verify import open_bundle
-from airferry.host import process
-from near_side import NearSide
+from airferry.host import files, process
+from catalogues import STEPS, write_airgap, write_step
+from near_side import REFERENCE, commit_all, make_near_side
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("near-side", "far-side", "security-officer")
-BLOCK = re.compile(r"^<!-- runs -->\n```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
+PAGES = ("README", "near-side", "far-side", "site", "security-officer")
+BLOCK = re.compile(r"(?:^<!-- (?P<mark>[^>]*) -->\n)?^```sh\n(?P<script>.*?)^```", re.MULTILINE | re.DOTALL)
+NOT_HERE = re.compile(r"sudo |nvcr\.io|^scripts/|^oras |<!--", re.MULTILINE)
+CATALOGUE_URL = "https://github.com/NVIDIA-NeMo/Nemotron.git"
+HOST = "registry.example.com:5000"
+BASE = "outside/base:1"
+STEP = """
+import sys
+import ferry_addition
+print(open(sys.argv[sys.argv.index("--config") + 1]).read())
+"""
 TIMEOUT_S = 300
 
 
@@ -28,37 +49,137 @@ def test_man_shows_the_page_without_a_warning(require_tool: Callable[[str], Path
     assert shown.tail == () and "airferry verify" in text and "--root" in text
 
 
-@pytest.fixture
-def registry(tmp_path: Path, require_tool: Callable[[str], Path]) -> Iterator[RegistryProcess]:
-    require_tool("docker-registry")
-    with run_registry(tmp_path / "registry") as running:
-        yield running
+@dataclass(frozen=True)
+class Workplace:
+    """A user's home with a folder `work` in it, where plan, bundle and receipt are, and a registry with TLS."""
+
+    home: Path
+    registry: str
+    environment: dict[str, str]
+
+    @property
+    def folder(self) -> Path:
+        return self.home / "work"
+
+    @property
+    def root(self) -> str:
+        """The root of the bundle as it was built last."""
+        return open_bundle(self.folder / "out").root
+
+    def translate(self, script: str) -> str:
+        """Put what is here in the place of what a page gives as examples."""
+        script = re.sub(r"sha256:8adad7aa[0-9a-f]{56}", self.root, script)
+        script = script.replace(HOST, self.registry).replace("0.0.0.0:5000", "127.0.0.1:0")
+        script = script.replace("/etc/ssl/site-ca.pem", str(self.home / "tls" / "ca.crt"))
+        script = script.replace("nvcr.io/nvidia/nemo=", f"{self.registry}/outside/base=")
+        script = script.replace("git clone ", "rm -rf ~/Nemotron; git clone ")
+        return script.replace("python:3.12-slim", f"{self.registry}/{BASE}")
+
+    def run(self, script: str) -> None:
+        argv = ["bash", "-euo", "pipefail", "-c", script]
+        done = process.run(argv, timeout_s=TIMEOUT_S, cwd=self.folder, environment=self.environment, check=False)
+        assert done.returncode == 0, "\n".join([script, done.text, *done.tail])
+
+    def serve(self, script: str) -> None:
+        """Run what serves until it is interrupted, and interrupt it when it has refused a guest without a password."""
+        log = self.home / "serve.log"
+        child = process.start(["bash", "-c", f"exec {script}"], log=log, cwd=self.folder, environment=self.environment)
+        try:
+            deadline = time.monotonic() + TIMEOUT_S
+            while not (found := re.search(r"at https://127\.0\.0\.1:(\d+)", log.read_text())):
+                assert child.poll() is None and time.monotonic() < deadline, log.read_text()
+                time.sleep(0.05)
+            trust = ssl.create_default_context(cafile=self.home / "tls" / "ca.crt")
+            guest = http.client.HTTPSConnection("127.0.0.1", int(found[1]), timeout=TIMEOUT_S, context=trust)
+            guest.request("GET", "/v2/")
+            assert guest.getresponse().status == 401
+            guest.close()
+            os.kill(child.pid, signal.SIGINT)
+            assert child.wait(timeout=30) == 0, log.read_text()
+        finally:
+            process.end_process_group(child)
 
 
-@pytest.fixture
-def workplace(side: NearSide, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give a folder with a plan, its catalogue, and the bundle that was built of both, in `out`."""
-    side.build()
-    for name in side.environment:
-        monkeypatch.delenv(name)
-    side.write(loader={"pythons": ["3.11"]})
-    side.build()
-    return side.catalogue
+@pytest.fixture(scope="module")
+def workplace(
+    tmp_path_factory: pytest.TempPathFactory, near_base: Path, near_cache: Path, require_tool: Callable[[str], Path]
+) -> Iterator[Workplace]:
+    """Build the bundle that all pages speak of, load it, and lay out a home as the pages find it."""
+    for tool in ("docker-registry", "skopeo", "podman", "buildah", "htpasswd"):
+        require_tool(tool)
+    side = make_near_side(tmp_path_factory.mktemp("pages") / "near", near_base)
+    write_step(side.catalogue, "translate/nemo_curator", source="import json\n")
+    (side.catalogue / STEPS / "train/run/step.py").write_text(STEP)
+    runner_plan = side.catalogue / "deploy/nemotron-customizer/airgap/airgap.yaml"
+    runner_plan.parent.mkdir(parents=True)
+    shutil.copy(side.config, runner_plan)
+    commit_all(side.catalogue, "everything")
+    # podman refuses a run root of more than 50 characters, and capitals in the path of a layout
+    home = Path(tempfile.mkdtemp(prefix="af-", dir="/tmp"))
+    work = home / "work"
+    work.mkdir()
+    tls = make_authority(home / "tls")
+    shutil.copy(home / "tls" / "host.crt", work / "cert.pem")
+    shutil.copy(home / "tls" / "host.key", work / "key.pem")
+    basic_options(home / "users")
+    shutil.copy(home / "users" / "htpasswd", work / "users")
+    (home / "password").write_text("a password that the registry does not ask for\n")
+    programs = home / "bin"
+    programs.mkdir()
+    (programs / "nemotron").write_text('#!/bin/sh\n[ "$1 $2" = "steps run" ] && [ $# -ge 7 ]\n')
+    (programs / "nemotron").chmod(0o755)
+    (home / "storage.conf").write_text(
+        f'[storage]\ndriver = "vfs"\nrunroot = "{home}/run"\ngraphroot = "{home}/images"\n'
+    )
+    environment = {
+        "HOME": str(home),
+        "PATH": f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "AIRFERRY_CACHE": str(near_cache),
+        "CONTAINERS_STORAGE_CONF": str(home / "storage.conf"),
+        "PIP_FIND_LINKS": str(side.index),
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": f"url.{side.catalogue}.insteadOf",
+        "GIT_CONFIG_VALUE_0": CATALOGUE_URL,
+    }
+    with run_registry(home / "registry", tls=dict(tls)) as registry:
+        certificates = home / ".config/containers/certs.d" / registry.address
+        certificates.mkdir(parents=True)
+        shutil.copy(home / "tls" / "ca.crt", certificates)
+        image = {"base_image": f"{registry.address}/{BASE}", "python": "/usr/bin/python3"}
+        steps = {**side.document["step_execution_images"], "translate/nemo_curator": "py"}
+        plan = {
+            **side.document,
+            "source": {"root": str(home / "Nemotron"), "lock": "requirements.txt"},
+            "bases": "include",
+            "loader": {"pythons": ["3.11"]},
+            "archives": True,
+            "launcher_image": {**image, "tag": "ferry-launcher", "tar": "launcher-image.tar", "packages": []},
+            "step_execution_images": steps,
+            "execution_images": {"py": {**image, "tag": "py:1", "tar": "py.tar"}},
+        }
+        write_airgap(work, plan)
+        made = Workplace(home, registry.address, environment)
+        made.run(f"airferry copy oci:{near_base}:{REFERENCE} docker://{registry.address}/{BASE}")
+        made.run(f"git clone -q {CATALOGUE_URL} ~/Nemotron && airferry build")
+        for receipt in ("first.yaml", "airgap-receipt.yaml"):
+            made.run(f"airferry load out --to {registry.address}/nemotron --receipt {receipt}")
+        yield made
+    process.run(["buildah", "unshare", "rm", "-rf", home / "images"], timeout_s=60, environment=environment)
+    files.remove_tree(home)
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_the_commands_of_a_page_run(page: str, side: NearSide, workplace: Path, registry: RegistryProcess) -> None:
-    text = (ROOT / "docs" / f"{page}.md").read_text()
-    blocks = BLOCK.findall(text)
-    assert blocks, "the page has no command that is marked to run"
-    root = open_bundle(workplace / "out").root
-    environment = {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "AIRFERRY_CACHE": os.environ["AIRFERRY_CACHE"],
-    }
+def test_the_commands_of_a_page_run(page: str, workplace: Workplace) -> None:
+    path = ROOT / f"{page}.md"
+    text = (path if path.exists() else ROOT / "docs" / f"{page}.md").read_text()
+    blocks = list(BLOCK.finditer(text))
+    assert blocks
     for block in blocks:
-        script = re.sub(r"sha256:[0-9a-f]{64}", root, block).replace("registry.example.com:5000", registry.address)
-        script = script.replace("~/Nemotron", str(side.catalogue))
-        script = re.sub(r"^git clone https://.*$", "", script, flags=re.MULTILINE)  # the catalogue is there already
-        argv = ["bash", "-euo", "pipefail", "-c", script]
-        process.run(argv, timeout_s=TIMEOUT_S, cwd=workplace, environment=environment)
+        mark, script = block["mark"] or "", workplace.translate(block["script"])
+        if mark.startswith("not run: "):
+            assert NOT_HERE.search(script), f"this could run: {script}"
+        elif mark == "until interrupted":
+            workplace.serve(script)
+        else:
+            assert not mark, f"an unknown mark: {mark}"
+            workplace.run(script)

@@ -105,6 +105,27 @@ def test_overlays_print_the_commands_and_check_accepts_them(tmp_path: Path, caps
     assert run(["overlays", str(receipt), "--source", str(tmp_path)]) == 3
 
 
+def test_what_an_earlier_run_wrote_does_not_linger(tmp_path: Path) -> None:
+    code, out = tmp_path / "code", tmp_path / "made"
+    write_step(code, "sft/one", configs={"tiny": "a: 1\n"})
+    (tmp_path / "site.yaml").write_text("executors: ['slurm-pyxis:4.0', kubernetes]\n")
+    arguments = ["overlays", str(put_receipt(tmp_path)), "--source", str(code), "--out", "made"]
+    assert run(arguments) == 0
+    own = out / "kubernetes" / "notes.yaml"
+    own.write_text("not: ours\n")
+    elsewhere = (out / "kubernetes/sft/one/tiny.yaml").rename(tmp_path / "elsewhere.yaml")
+    (out / "kubernetes/sft/one/tiny.yaml").symlink_to(elsewhere)
+    (tmp_path / "site.yaml").write_text("executors: ['slurm-pyxis:4.0']\n")
+    assert run(arguments) == 0
+    assert {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()} == {
+        "slurm-pyxis/env.toml",
+        "slurm-pyxis/submit.txt",
+        "slurm-pyxis/sft/one/tiny.yaml",
+        "kubernetes/notes.yaml",
+        "kubernetes/sft/one/tiny.yaml",
+    }
+
+
 def test_check_exits_with_8_and_prints_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = write_checked_catalogue(tmp_path / "code")
     assert run(["check", "--source", str(code), "--json"]) == 8

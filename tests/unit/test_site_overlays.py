@@ -179,7 +179,8 @@ def test_the_command_is_whole_and_names_the_overlay_and_the_profile(tmp_path: Pa
         f"nemotron steps run eval/none -b kubernetes_airgap run.env.container_image={PINNED}"
     )
     submit = (tmp_path / "overlays/slurm-pyxis/submit.txt").read_text()
-    assert submit.splitlines() == [step.command for step in made.steps if step.executor == "slurm-pyxis"]
+    assert submit.startswith("#")
+    assert submit.splitlines()[1:] == [step.command for step in made.steps if step.executor == "slurm-pyxis"]
     assert any("kubernetes" in note for note in made.notes)
     image = commands["eval/none", "slurm-pyxis"].split()[-1].strip("'")
     assert OmegaConf.from_dotlist([image]).run.env.container_image == f"hub.site:5000#airgap/trainer:{DIGEST}"

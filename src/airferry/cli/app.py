@@ -23,8 +23,9 @@ INTERRUPTED = 130
 HOST_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EMFILE}
 HELP = """Carry container images, and everything that goes with them, across an air gap.
 
-Near side: [bold]doctor[/], [bold]plan[/], [bold]lock[/], [bold]build[/]. Carry the output folder over.
+Near side: [bold]doctor[/], [bold]plan[/], [bold]lock[/], [bold]rehearse[/], [bold]build[/]. Carry the folder over.
 Far side: [bold]verify[/], [bold]report[/], [bold]load[/], or [bold]serve[/] where there is no registry yet.
+Then: [bold]site init[/], [bold]overlays[/], [bold]check[/], and submit what [bold]overlays[/] wrote.
 To see all of it at work: [bold]quickstart[/].
 
 Exit codes: 0 all done, 1 a bug of airferry, 2 usage, 3 configuration, 4 environment, 5 build, 6 integrity,

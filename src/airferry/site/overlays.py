@@ -30,6 +30,7 @@ from airferry.site.submission import (
 )
 
 DEFAULT_CONFIG = "default"
+WRITTEN_BY = "# Written by `airferry overlays`"
 PLAIN = Executor(kind="kubernetes")
 
 
@@ -92,7 +93,8 @@ def make_overlays(receipt: Receipt, catalogue: Catalogue, *, site: SiteProfile, 
     for executor in executors:
         own = [step for step in steps if step.executor == executor.kind]
         texts[f"{executor.kind}/env.toml"] = _fragment(site, executor)
-        texts[f"{executor.kind}/submit.txt"] = "".join(f"{step.command}\n" for step in own)
+        commands = "".join(f"{step.command}\n" for step in own)
+        texts[f"{executor.kind}/submit.txt"] = f"{WRITTEN_BY}: one command a step.\n{commands}"
         if not names_by_digest(executor):
             notes.append(
                 f"{executor} cannot be given a digest, so the overlays name tags; `airferry load` leaves them where "
@@ -151,7 +153,7 @@ def _overlay(
         changes["mounts"] = list(kept)
     document = {"defaults": os.path.relpath(found.config_path.absolute(), folder), "run": {"env": changes}}
     lines = [
-        f"# Written by `airferry overlays` for {target.spec} on {executor}.",
+        f"{WRITTEN_BY} for {target.spec} on {executor}.",
         f"# Image {image.image}; the rest is as in the config that it inherits.",
         *(f"# Baked, so not cloned: {overlay.url} at {overlay.ref} in {overlay.target}" for overlay in baked),
     ]
@@ -190,7 +192,7 @@ def _check_baked(found: StepFiles, image: ReceiptImage, wanted: Iterable[Overlay
 
 def _fragment(site: SiteProfile, executor: Executor) -> str:
     return (
-        "# Written by `airferry overlays`: append to `env.toml`, or name this file in NEMOTRON_ENV_FILE together with\n"
+        f"{WRITTEN_BY}: append to `env.toml`, or name this file in NEMOTRON_ENV_FILE together with\n"
         "# the profile that it extends. Secrets do not belong here: the scheduler injects them.\n\n"
         + render_profile(site, executor)
     )

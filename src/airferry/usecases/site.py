@@ -22,7 +22,7 @@ from airferry.site.asset_rules import StagedAssets
 from airferry.site.assets import bundle_assets
 from airferry.site.check import Checked, CheckReport, images_to_ask, run_check
 from airferry.site.mirrors import MirrorFiles, make_mirrors
-from airferry.site.overlays import OverlaySet, make_overlays
+from airferry.site.overlays import WRITTEN_BY, OverlaySet, make_overlays
 from airferry.site.registry_images import ask_images
 from airferry.usecases.defaults import DEFAULT_STEPS, SITE_FILE
 
@@ -81,6 +81,8 @@ def overlays(
 ) -> OverlaySet:
     """Write a config overlay for each step of a loaded bundle, `env.toml` fragments, and the commands that submit.
 
+    What an earlier run wrote into the folder and this one does not is removed.
+
     Raises:
         ConfigurationError: receipt, catalogue and site do not fit together.
         IntegrityError: it is no receipt, or one of another bundle than `root` names.
@@ -89,6 +91,7 @@ def overlays(
         _receipt(receipt, root), catalogue_at(source, steps=steps), site=read_site(site), out=out.absolute()
     )
     _write(out, made.files)
+    _remove_stale(out, made.files)
     return made
 
 
@@ -183,6 +186,18 @@ def _receipt(path: Path, root: str | None) -> Receipt:
             expected=root,
         )
     return receipt
+
+
+def _remove_stale(out: Path, written: Mapping[str, str]) -> None:
+    """Remove what an earlier run wrote for steps and executors that are no more; files of others stay."""
+    mark = WRITTEN_BY.encode()
+    for path in sorted(out.rglob("*")):
+        if path.is_symlink() or not path.is_file() or str(path.relative_to(out)) in written:
+            continue
+        with path.open("rb") as stream:
+            stale = stream.read(len(mark)) == mark
+        if stale:
+            path.unlink()
 
 
 def _write(out: Path, texts: Mapping[str, str]) -> None:
