@@ -111,7 +111,7 @@ def command_lines(text: str) -> Iterator[str]:
         for line in content.replace("\\\n", " ").splitlines():
             found = re.match(r"(?:\$ )?(?:\S*/)?airferry\s+(?=\S)(.*)", line.strip())
             if found:
-                yield re.split(r"\s[|>&;#]|\s#", found[1])[0].strip()
+                yield re.split(r"\s[|<>&;#]|\s#", found[1])[0].strip()
 
 
 def resolve(words: list[str]) -> tuple[Any, list[str], list[str]]:
