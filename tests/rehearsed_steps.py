@@ -120,6 +120,7 @@ raise RuntimeError("No CUDA GPUs are available")
 GOOD = """
 import json
 import multiprocessing
+import os
 import socket
 import sys
 import threading
@@ -129,6 +130,8 @@ def listen(server):
 
 if __name__ == "__main__":
     print(open(sys.argv[2]).read())
+    assert os.environ["PWD"] == os.getcwd()
+    open("output.txt", "w").close()
     server = socket.create_server(("", 0))
     threading.Thread(target=listen, args=(server,)).start()
     with socket.create_connection((socket.gethostname(), server.getsockname()[1])) as own:

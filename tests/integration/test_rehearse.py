@@ -22,7 +22,7 @@ from airferry.errors import ConfigurationError
 from airferry.host import files
 from airferry.oci.layout import LayoutStore
 from airferry.usecases import near
-from near_side import PROGRAM, NearSide, temporaries
+from near_side import PROGRAM, NearSide, git, temporaries
 from rehearsed_steps import LONG_SLEEP_S, SLEEP_S, STEPS, make_rehearsed_side, stages
 
 REPORT = "airgap-rehearsal.json"
@@ -251,6 +251,16 @@ def test_a_step_that_is_none_of_the_plan_is_named(yard: NearSide, sealed: usecas
     with pytest.raises(ConfigurationError, match="`good/stop` is no target of the plan") as caught:
         usecases.rehearse(yard.selection(), steps=["good/stop"])
     assert "`good/step:tiny`" in (caught.value.hint or "")
+
+
+def test_a_step_that_git_does_not_track_is_named(yard: NearSide, sealed: usecases.BuildOutcome) -> None:
+    yard.write(**stages(*HARMLESS))
+    git(yard.catalogue, "rm", "--quiet", "--cached", "src/nemotron/steps/good/step/config/tiny.yaml")
+    try:
+        with pytest.raises(ConfigurationError, match=r"good/step/config/tiny\.yaml` is not among what Git tracks"):
+            usecases.rehearse(yard.selection())
+    finally:
+        git(yard.catalogue, "add", "--all")
 
 
 # --- what is left -----------------------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ from airferry.oci.platform import Platform
 from airferry.plan.lockfile import Lockfile
 from airferry.plan.models import GroupPlan, Plan, StepPlan
 
-VERSION = 2  # part of every rehearsal's inputs: raise it when the same step would be judged otherwise
+VERSION = 3  # part of every rehearsal's inputs: raise it when the same step would be judged otherwise
 REPORT_FILE = "airgap-rehearsal.json"
 HOOK, LOGS, JOB = "/airferry/hook", "/airferry/log", "/airferry/job"
 HOOK_FILE = "sitecustomize.py"
@@ -177,11 +177,11 @@ class Rehearsal:
         What the journal knows of the same image, code and command is not tried again.
 
         Raises:
-            ConfigurationError: a name stands for no target, or an exception of `rehearsal.steps` for no step.
+            ConfigurationError: a name stands for no target, or Git does not track a step.
             BuildError: an image cannot be run at all.
         """
         scenes = self._scenes(images, targets)
-        with self._source() as (source, digest):
+        with self._source(scenes) as (source, digest):
             try:
                 results = parallel_map(lambda scene: self._rehearse(scene, source, digest), scenes, jobs=self._jobs)
             finally:
@@ -232,8 +232,8 @@ class Rehearsal:
         return f"{WORKSPACE}/{path.relative_to(self._plan.source_root).as_posix()}"
 
     @contextmanager
-    def _source(self) -> Iterator[tuple[Path, str | None]]:
-        """Give the code as the launcher carries it, and its digest; as it lies, with none, if Git does not track it."""
+    def _source(self, scenes: Sequence[_Scene]) -> Iterator[tuple[Path, str | None]]:
+        """Give the code as the launcher carries it, and its digest; as it lies, with none, outside of a repository."""
         root, excluded = self._plan.source_root, [self._plan.output_dir]
         try:
             digest = contexts.tracked_digest(root, excluded=excluded)
@@ -242,6 +242,11 @@ class Rehearsal:
             return
         with files.scratch_directory(self._scratch) as folder:
             contexts.copy_tracked(root, folder / "source", excluded=excluded)
+            for path in [path for scene in scenes for path in (scene.step.step_py, scene.step.config_path) if path]:
+                if not (folder / "source" / path.relative_to(root)).is_file():
+                    raise ConfigurationError(
+                        f"`{path}` is not among what Git tracks, which is what the far side gets", hint="`git add` it"
+                    )
             yield folder / "source", digest
 
     # --- one target --------------------------------------------------------------------------------------------------
@@ -327,6 +332,7 @@ class _Stage:
         self._volumes = [Volume(source, WORKSPACE), Volume(hook, HOOK), Volume(job, JOB, writable=True)]
         self._env = {
             "PYTHONDONTWRITEBYTECODE": "1",
+            "PWD": JOB,  # as a shell sets it, and as configs read it
             **scene.choice.env,
             "PYTHONPATH": ":".join(filter(None, [HOOK, scene.path, scene.choice.env.get("PYTHONPATH"), image_path])),
             "AIRFERRY_REHEARSAL_LOG": f"{LOGS}/{LOG_FILE}",
