@@ -137,9 +137,10 @@ def test_the_tree_is_plain_and_always_the_same(repository: Repository, cache: Pa
     assert modes == {"deep": 0o755, "deep/down": 0o755, "deep/down/file": 0o644, "run.sh": 0o755, ".gitignore": 0o644}
     assert (first.path / "link").readlink() == Path("deep/down")
     assert {path.lstat().st_mtime for path in (first.path, *first.path.rglob("*"))} == {315532800.0}
+    digest = first.digest
     (first.path / "left over").write_text("x")
     second = bring(repository.url, commit, cache, tmp_path / "out")
-    assert second.digest == first.digest == overlays.tree_digest(second.path)
+    assert second.digest == digest
     assert not (second.path / "left over").exists()
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".airferry")] == []
 

@@ -15,6 +15,7 @@ import yaml
 from airferry.build.wheels import WheelStore
 from airferry.buildah.engine import Engine, Volume, open_engine
 from airferry.bundle.manifest import BundleManifest
+from airferry.errors import BuildError
 from airferry.events import Event, Notice
 from airferry.oci.documents import (
     IMAGE_CONFIG,
@@ -31,7 +32,7 @@ from airferry.oci.layout import LayoutStore
 from airferry.oci.tar import DIRECTORY, SYMLINK, TarEntry, tar_header
 from debian_bases import AMD64
 from near_side import REFERENCE, TARGET, NearSide, commit_all
-from wheel_factory import sha256, wheel_of
+from wheel_factory import make_wheel, sha256, wheel_of
 
 SITE = "/usr/local/lib/python3.11/dist-packages"
 LISTING = """
@@ -367,3 +368,66 @@ def test_the_configs_agree_but_for_history_and_what_an_engine_adds(side: NearSid
         for config in configs:
             config.pop("history"), config.pop("rootfs")
         assert configs[0] == configs[1]
+
+
+SITE_1 = f"{SITE.lstrip('/')}/second_addition-1.0.dist-info"
+OWN_CONTAINERFILE = "ARG BASE_IMAGE\nFROM ${BASE_IMAGE}\nRUN true\n"
+
+
+def with_containerfile(side: NearSide) -> Base:
+    (side.catalogue / "Own.containerfile").write_text(OWN_CONTAINERFILE)
+    side.document["execution_images"]["py"]["containerfile"] = "Own.containerfile"
+    return BASES["debian"]
+
+
+def with_conflict(side: NearSide) -> Base:
+    """Let an addition ask for a newer version of what the base has, and the plan for giving it that."""
+    first = make_wheel(side.index, "ferry-addition", "1.0", requires=["second-addition>=2"])
+    second = make_wheel(side.index, "second-addition", "2.0")
+    lines = [
+        f"{name} --hash=sha256:{sha256(wheel)}\n"
+        for name, wheel in (("ferry-addition==1.0", first), ("second-addition==2.0", second))
+    ]
+    (side.catalogue / "requirements.txt").write_text("".join(lines))
+    side.document["execution_images"]["py"]["pip_no_deps"] = False
+    metadata = "Metadata-Version: 2.1\nName: second-addition\nVersion: 1.0\n"
+    record = "second_addition-1.0.dist-info/METADATA,,\nsecond_addition-1.0.dist-info/RECORD,,\n"
+    folders = [folder("/".join(SITE_1.split("/")[:count])) for count in range(3, SITE_1.count("/") + 2)]
+    entries = (*folders, text(f"{SITE_1}/METADATA", metadata), text(f"{SITE_1}/RECORD", record))
+    return Base((*STALE, *entries), "/usr/bin/python3", SITE)
+
+
+def with_customised_python(side: NearSide) -> Base:
+    site = SITE.lstrip("/")
+    folders = [folder("/".join(site.split("/")[:count])) for count in range(3, site.count("/") + 2)]
+    entries = (*folders, text(f"{site}/hook.pth", "import sys; sys.path.insert(0, '/opt')\n"))
+    return Base((*STALE, *entries), "/usr/bin/python3", SITE)
+
+
+@pytest.mark.parametrize(
+    ("arrange", "reason"),
+    [
+        (with_containerfile, "it has a Containerfile of its own, `Own.containerfile`"),
+        (with_conflict, "an older `second-addition` of the base would have to be uninstalled first"),
+        (with_customised_python, "hook.pth"),
+    ],
+)
+def test_auto_takes_an_engine_where_files_do_not_suffice_and_says_why(
+    arrange: Callable[[NearSide], Base], reason: str, side: NearSide, near_base: Path
+) -> None:
+    base = arrange(side)
+    write_base(near_base, side.root / "base", base)
+    side.document["execution_images"]["py"] |= {
+        "base_image": f"oci:{side.root / 'base'}:{REFERENCE}",
+        "python": base.python,
+    }
+    commit_all(side.catalogue)
+    side.write(builder="auto", build_stages=["build-execution-images"])
+    events: list[Event] = []
+    side.build(emit=events.append)
+    told = [event.text for event in events if isinstance(event, Notice) and "is built by an engine" in event.text]
+    assert len(told) == 1 and reason in told[0], told
+    side.write(builder="direct")
+    with pytest.raises(BuildError, match="cannot be assembled directly") as caught:
+        side.build()
+    assert reason in caught.value.message and "builder: auto" in (caught.value.hint or "")

@@ -30,7 +30,7 @@ from airferry.oci.ports import Source, blocks
 from airferry.oci.streams import verifying
 from airferry.oci.tar import DIRECTORY, REGULAR, SYMLINK, TarReader
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MAX_ENTRIES = 2_000_000
 MAX_PATH_BYTES = 4096
 MAX_NAME_BYTES = 255
@@ -64,6 +64,7 @@ class LayerFacts:
 
     def to_bytes(self) -> bytes:
         """Return the facts in the form of the cache."""
+        names: dict[str, int] = {}
         rows: list[list[Any]] = []
         for folder, name, entry in self.entries:
             row = [folder, name, entry.type.decode("latin-1"), *entry[1:8]]
@@ -72,13 +73,18 @@ class LayerFacts:
                 row.append(
                     [
                         None if facts.content is None else facts.content.decode("latin-1"),
-                        facts.imports,
+                        [names.setdefault(item, len(names)) for item in facts.imports],
                         facts.is_dynamic,
                         None if facts.binary is None else asdict(facts.binary),
                     ]
                 )
             rows.append(row)
-        document = {"schema_version": SCHEMA_VERSION, "folders": self.folders, "entries": rows}
+        document = {
+            "schema_version": SCHEMA_VERSION,
+            "folders": self.folders,
+            "imports": list(names),
+            "entries": rows,
+        }
         return zstandard.compress(json.dumps(document, separators=(",", ":")).encode(), 3)
 
     @classmethod
@@ -90,18 +96,20 @@ class LayerFacts:
             document = json.loads(text)
             if document["schema_version"] != SCHEMA_VERSION:
                 return None
-            return cls(document["folders"], [_entry_of(row) for row in document["entries"]])
+            names = document["imports"]
+            return cls(document["folders"], [_entry_of(row, names) for row in document["entries"]])
         except (ValueError, KeyError, TypeError, IndexError, RecursionError, zstandard.ZstdError):
             return None
 
 
-def _entry_of(row: list[Any]) -> tuple[int, str, Entry]:
+def _entry_of(row: list[Any], names: list[str]) -> tuple[int, str, Entry]:
     facts = None
     if len(row) > 10:
         content, imports, is_dynamic, binary = row[10]
         if binary is not None:
             binary = BinaryFacts(**{**binary, "python": tuple(binary["python"]), "builtins": tuple(binary["builtins"])})
-        facts = FileFacts(None if content is None else content.encode("latin-1"), tuple(imports), is_dynamic, binary)
+        text = None if content is None else content.encode("latin-1")
+        facts = FileFacts(text, tuple([names[number] for number in imports]), is_dynamic, binary)
     return row[0], row[1], Entry._make((row[2].encode("latin-1"), *row[3:10], facts))
 
 

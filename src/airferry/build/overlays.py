@@ -68,12 +68,16 @@ class Submodule:
 
 @dataclass(frozen=True, slots=True)
 class OverlayTree:
-    """An exported overlay: where it is, the digest of its content, and what was found in it."""
+    """An exported overlay: where it is, and what was found in it."""
 
     path: Path
-    digest: str
     submodules: tuple[Submodule, ...]
     lfs_pointers: tuple[str, ...]
+
+    @property
+    def digest(self) -> str:
+        """The digest of its content as it is now; every file is read for it."""
+        return tree_digest(self.path)
 
 
 def resolve_commit(url: str, ref: str, *, cache: Path, emit: Emit = silent) -> str:
@@ -134,7 +138,6 @@ def export_overlay(url: str, commit: str, *, cache: Path, into: Path, emit: Emit
         tree = scratch / "tree"
         submodules = _export(url, commit, cache=cache, into=tree, prefix="", depth=0)
         pointers = _settle(tree, what=f"{redact(url)}@{commit}")
-        digest = tree_digest(tree)
         files.remove_tree(into)
         files.publish(tree, into)
     if pointers:
@@ -145,7 +148,7 @@ def export_overlay(url: str, commit: str, *, cache: Path, into: Path, emit: Emit
                 hint="add what the steps need of them to `assets:`",
             )
         )
-    return OverlayTree(into, digest, tuple(submodules), tuple(pointers))
+    return OverlayTree(into, tuple(submodules), tuple(pointers))
 
 
 def checkout_bytes(url: str, commit: str, *, cache: Path) -> int | None:
