@@ -5,11 +5,39 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import IO, Any, cast
 
 from airferry.errors import HostError, IntegrityError
 from airferry.oci.documents import Descriptor
 from airferry.oci.ports import BLOCK_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class FileSlice:
+    """Bytes of a file that whoever sends them leaves to the kernel, and then checks."""
+
+    stream: IO[bytes]
+    offset: int
+    length: int
+    digest: str
+
+    def __len__(self) -> int:
+        return self.length
+
+    @property
+    def what(self) -> str:
+        """What the file holds, for errors."""
+        return f"blob `{self.digest}`"
+
+    def check(self, sent: int) -> None:
+        """Refuse a file that ended before the slice did.
+
+        Raises:
+            IntegrityError: fewer bytes were there than the slice has.
+        """
+        if sent != self.length:
+            raise IntegrityError(f"{self.what} is truncated: it ends at {self.offset + sent} bytes", digest=self.digest)
 
 
 class SizedReader(io.RawIOBase):
@@ -66,6 +94,33 @@ class SizedReader(io.RawIOBase):
         block = self.read(len(buffer))
         buffer[: len(block)] = block
         return len(block)
+
+    def slices(self, size: int) -> Iterator[bytes | FileSlice]:
+        """Yield the next `size` bytes in blocks: slices, if this is over a file and looks at nothing; else the bytes.
+
+        Each block counts as passed when the one behind it is asked for.
+        """
+        sliced = type(self) is SizedReader and isinstance(self._stream, io.FileIO)
+        while size:
+            length = min(size, BLOCK_BYTES)
+            block: bytes | FileSlice
+            if sliced and length <= self._left:
+                offset = self.descriptor.size - self._left
+                block = FileSlice(self._stream, offset, length, self.descriptor.digest)
+                yield block
+                self._left -= length
+                if self.on_block is not None:
+                    self.on_block(length)
+                self._stream.seek(offset + length)
+            else:
+                block = self.read(length)
+                if not block:
+                    return
+                length = len(block)
+                yield block
+            size -= length
+        if self._left == 0:
+            self._end()
 
     def _read_source(self, size: int) -> bytes:
         try:

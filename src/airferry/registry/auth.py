@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-import requests
 from oras.auth.base import AuthBackend
 
 from airferry.errors import RegistryError
 from airferry.host import clock
 from airferry.oci.reference import is_loopback
+from airferry.registry.connections import Answer
 from airferry.registry.credentials import Credential, Lookup
 from airferry.registry.failures import redacted, registry_codes
 
@@ -36,7 +36,7 @@ _SCHEME = re.compile(
 _PARAMETER = re.compile(r'([A-Za-z0-9_-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 
-TokenRequest = Callable[[str, str, dict[str, str], bytes | None], requests.Response]
+TokenRequest = Callable[[str, str, dict[str, str], bytes | None], Answer]
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +177,7 @@ class RegistryAuth(AuthBackend):  # type: ignore[misc]
                 registry=self.registry,
             )
 
-    def _read_token(self, realm: str, response: requests.Response, *, anonymous: bool) -> _Token:
+    def _read_token(self, realm: str, response: Answer, *, anonymous: bool) -> _Token:
         server = redacted(realm)
         if response.status_code in (400, 401, 403):
             who = "anonymous access" if anonymous else "the credentials"

@@ -6,25 +6,25 @@ answers are bounded; what a registry says becomes a `RegistryError` that names m
 
 from __future__ import annotations
 
+import functools
 import ssl
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import requests
 import urllib3
 from oras.provider import Registry
-from requests.adapters import HTTPAdapter
 
 from airferry.errors import RegistryError, UsageError
 from airferry.events import Emit, silent
-from airferry.oci.ports import BLOCK_BYTES
 from airferry.oci.reference import DEFAULT_REGISTRY, is_loopback
 from airferry.registry.auth import RegistryAuth
+from airferry.registry.connections import Answer, Body, Connections
 from airferry.registry.credentials import Lookup, find_credential
 from airferry.registry.failures import (
     MAX_ERROR_BYTES,
@@ -38,25 +38,11 @@ from airferry.registry.governor import Governor, RateLimit
 from airferry.registry.retry import TRANSIENT_STATUSES, RetryPolicy, retry_after_s
 from airferry.registry.tls import make_context
 
-USER_AGENT = "airferry"
 MAX_REDIRECTS = 5
 MAX_ANSWER_BYTES = 8 * 1024 * 1024
 MAX_TOKEN_ANSWER_BYTES = 256 * 1024
-MAX_IDLE_CONNECTIONS = 16
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _DOCKER_HOST = "registry-1.docker.io"
-_LOOPBACK_WITHOUT_PROXY = {"no_proxy": "localhost,127.0.0.0/8,::1,[::1]"}
-
-
-class ReplayableBody(Protocol):
-    """A body of known length whose every iteration yields it from its start."""
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[bytes]: ...
-
-
-Body = bytes | ReplayableBody
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,25 +60,6 @@ class ClientOptions:
     read_timeout_s: float = 60.0
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     lookup: Lookup = find_credential
-
-
-class _Adapter(HTTPAdapter):
-    """Connections with a TLS context of our own, which already holds every authority."""
-
-    def __init__(self, context: ssl.SSLContext | None, jobs: int) -> None:
-        self._extra: dict[str, Any] = {"ssl_context": context, "blocksize": BLOCK_BYTES}
-        # a copy within one registry holds two connections a job, one that reads and one that writes
-        most = 2 * jobs + 2
-        super().__init__(pool_connections=MAX_IDLE_CONNECTIONS, pool_maxsize=most, pool_block=True, max_retries=0)
-
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, **{**kwargs, **self._extra})
-
-    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
-        return super().proxy_manager_for(*args, **{**kwargs, **self._extra})
-
-    def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
-        conn.cert_reqs = "CERT_REQUIRED"
 
 
 def _keep_headers(request: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -122,10 +89,12 @@ class RegistryClient(Registry):  # type: ignore[misc]
         self._scheme: str | None = None
         self._scheme_lock = threading.Lock()
         self.session.auth = _keep_headers
-        self.session.headers.update({"User-Agent": USER_AGENT, "Accept-Encoding": "identity"})
-        context = None if self.options.plain_http else make_context(registry, ca_file=self.options.ca_file)
-        self.session.mount("https://", _Adapter(context, self.options.jobs))
-        self.session.mount("http://", _Adapter(None, self.options.jobs))
+        self._connections = Connections(
+            self.session,
+            context=self._make_context(registry),
+            # a copy within one registry holds two connections a job, one that reads and one that writes
+            most=2 * self.options.jobs + 2,
+        )
         self.auth = RegistryAuth(
             registry,
             lookup=self.options.lookup,
@@ -168,7 +137,7 @@ class RegistryClient(Registry):  # type: ignore[misc]
         limit_bytes: int = MAX_ANSWER_BYTES,
         attempts: int | None = None,
         read_timeout_s: float | None = None,
-    ) -> requests.Response:
+    ) -> Answer:
         """Send a request, as often as the retry policy says, and return an answer with an expected status.
 
         `url` is a path under `/v2/` or a whole URL. `what` completes "cannot …" in errors. With `expected` None any
@@ -231,9 +200,10 @@ class RegistryClient(Registry):  # type: ignore[misc]
         """
         if json is not None:
             raise UsageError("bodies are sent as bytes, so that their digest is known")
-        return self.request(
+        answer = self.request(
             method, url, what="talk to the registry", headers=headers, body=data, expected=None, stream=stream
         )
+        return answer.to_response(read=not stream)
 
     # -- the parts of a request ---------------------------------------------------------------------------------
 
@@ -247,7 +217,7 @@ class RegistryClient(Registry):  # type: ignore[misc]
         stream: bool,
         timeout: tuple[float, float],
         what: str,
-    ) -> requests.Response:
+    ) -> Answer:
         """Send once; after a 401 once more, with what its challenge asks for."""
         own = self._is_own(url)
         header = self.auth.authorization(scopes) if own else None
@@ -276,7 +246,7 @@ class RegistryClient(Registry):  # type: ignore[misc]
         stream: bool,
         timeout: tuple[float, float],
         what: str,
-    ) -> requests.Response:
+    ) -> Answer:
         """Send, and follow redirects: without the login to another host, never from TLS to plain HTTP elsewhere."""
         current = url
         for _ in range(MAX_REDIRECTS + 1):
@@ -304,19 +274,18 @@ class RegistryClient(Registry):  # type: ignore[misc]
 
     def _send(
         self, method: str, url: str, headers: Mapping[str, str], body: Body | None, timeout: tuple[float, float]
-    ) -> requests.Response:
-        proxies = _LOOPBACK_WITHOUT_PROXY if is_loopback(urlsplit(url).netloc) else None
-        response: requests.Response = self.session.request(
-            method,
-            url,
-            data=body,
-            headers=dict(headers),
-            timeout=timeout,
-            allow_redirects=False,
-            stream=True,
-            proxies=proxies,
-        )
-        return response
+    ) -> Answer:
+        return self._connections.send(method, url, headers, body, timeout)
+
+    def _make_context(self, registry: str) -> Callable[[], ssl.SSLContext] | None:
+        """Return what gives the TLS context: made now, so that errors in it show, unless none may be needed."""
+        if self.options.plain_http:
+            return None
+        make = functools.partial(make_context, registry, ca_file=self.options.ca_file)
+        if is_loopback(registry):
+            return make
+        context = make()
+        return lambda: context
 
     def _is_own(self, url: str) -> bool:
         """Tell whether a URL is the registry's own host, where its credentials may go."""
@@ -325,7 +294,7 @@ class RegistryClient(Registry):  # type: ignore[misc]
         same = parts.netloc == host or (parts.scheme == "https" and parts.netloc == f"{host}:443")
         return same and parts.scheme == self._find_scheme(host)
 
-    def _request_token(self, method: str, url: str, headers: dict[str, str], body: bytes | None) -> requests.Response:
+    def _request_token(self, method: str, url: str, headers: dict[str, str], body: bytes | None) -> Answer:
         timeout = (self.options.connect_timeout_s, self.options.read_timeout_s)
         what = f"get a token for `{self.registry}`"
         for attempt in range(self.options.retry.attempts):
@@ -372,10 +341,10 @@ class RegistryClient(Registry):  # type: ignore[misc]
         raise AssertionError("a retry policy allows one attempt at least")
 
 
-def _read_content(response: requests.Response, limit_bytes: int, *, what: str, truncate: bool) -> None:
+def _read_content(response: Answer, limit_bytes: int, *, what: str, truncate: bool) -> None:
     """Read an answer's content, never more than the limit, and keep it as `response.content`."""
     data = bytearray()
-    for block in response.iter_content(64 * 1024):
+    while block := response.raw.read(64 * 1024, decode_content=True):
         data += block
         if len(data) > limit_bytes:
             response.close()
@@ -386,7 +355,7 @@ def _read_content(response: requests.Response, limit_bytes: int, *, what: str, t
                     status=response.status_code,
                 )
             break
-    response._content = bytes(data[:limit_bytes])
+    response.content = bytes(data[:limit_bytes])
 
 
 @contextmanager

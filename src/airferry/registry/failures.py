@@ -28,8 +28,19 @@ _HINTS = {
 }
 
 
+_BAD_URLS = (
+    requests.exceptions.InvalidURL,
+    requests.exceptions.InvalidSchema,
+    urllib3.exceptions.LocationValueError,
+)
+
+
 class TransientRegistryError(RegistryError):
     """A failure that was retried as often as the policy allows, and may be gone later."""
+
+
+class LostSession(TransientRegistryError):
+    """The registry does not know an upload session any more, or not as it was left."""
 
 
 def redacted(url: str) -> str:
@@ -87,7 +98,7 @@ def connection_error(method: str, url: str, *, what: str, error: Exception) -> R
             hint=f"name its CA with `--ca-file`, or put that at `~/.config/containers/certs.d/{host}/ca.crt`",
             **fields,
         )
-    if isinstance(error, requests.exceptions.SSLError):
+    if _is_tls(error):
         return RegistryError(
             f"cannot {what}: no TLS connection to `{host}` ({_tls_reason(error)})",
             hint="if the registry speaks plain HTTP, say `--plain-http`",
@@ -97,13 +108,13 @@ def connection_error(method: str, url: str, *, what: str, error: Exception) -> R
         return RegistryError(
             f"cannot {what}: the name of `{host}` cannot be resolved", hint="check the name, and DNS", **fields
         )
-    if isinstance(error, requests.exceptions.ProxyError):
+    if isinstance(error, requests.exceptions.ProxyError | urllib3.exceptions.ProxyError):
         return TransientRegistryError(
             f"cannot {what}: the proxy on the way to `{host}` fails",
             hint="check `HTTPS_PROXY` and `NO_PROXY`",
             **fields,
         )
-    if _has_cause(error, TimeoutError) or isinstance(error, requests.exceptions.Timeout):
+    if _is_late(error):
         return TransientRegistryError(
             f"cannot {what}: `{host}` did not answer in time (`{method} {redacted(url)}`)",
             hint="check the network, then rerun; what was finished is not sent again",
@@ -122,11 +133,19 @@ def connection_error(method: str, url: str, *, what: str, error: Exception) -> R
 
 def is_fatal(error: Exception) -> bool:
     """Tell whether a request that got no answer would get none the next time either: names and TLS."""
-    return (
-        isinstance(error, requests.exceptions.SSLError)
-        or _has_cause(error, urllib3.exceptions.NameResolutionError)
-        or isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema)
-    )
+    return _is_tls(error) or _has_cause(error, urllib3.exceptions.NameResolutionError) or isinstance(error, _BAD_URLS)
+
+
+def _is_late(error: Exception) -> bool:
+    # urllib3 counts connections that could not be made among the late ones
+    if isinstance(error, urllib3.exceptions.NewConnectionError):
+        return False
+    late = (requests.exceptions.Timeout, urllib3.exceptions.TimeoutError)
+    return isinstance(error, late) or _has_cause(error, TimeoutError)
+
+
+def _is_tls(error: Exception) -> bool:
+    return isinstance(error, requests.exceptions.SSLError | urllib3.exceptions.SSLError)
 
 
 def is_untrusted(error: Exception) -> bool:

@@ -12,8 +12,6 @@ from contextlib import contextmanager, suppress
 from typing import IO
 from urllib.parse import urljoin
 
-import requests
-
 from airferry.errors import AirferryError, RegistryError
 from airferry.host import clock
 from airferry.oci.documents import (
@@ -27,7 +25,8 @@ from airferry.oci.documents import (
 )
 from airferry.oci.ports import BLOCK_BYTES, Stored
 from airferry.registry.auth import repository_scope
-from airferry.registry.client import Body, RegistryClient
+from airferry.registry.client import RegistryClient
+from airferry.registry.connections import Answer, Body
 from airferry.registry.profile import RegistryProfile
 from airferry.registry.sink import RegistrySink
 from airferry.registry.uploads import CHUNK_BYTES, SMALLEST_CHUNK_BYTES, acknowledged_bytes
@@ -221,7 +220,7 @@ class _Chunks:
         body: Body | None = None,
         headers: dict[str, str] | None = None,
         attempts: int | None = None,
-    ) -> requests.Response:
+    ) -> Answer:
         return self._client.request(
             method,
             url,

@@ -32,6 +32,7 @@ from airferry.oci.ports import BLOCK_BYTES, Stored
 from airferry.oci.streams import verifying
 from airferry.registry.auth import repository_scope
 from airferry.registry.client import RegistryClient
+from airferry.registry.connections import Answer
 from airferry.registry.failures import connection_error, printable
 
 ACCEPTED = ", ".join((*INDEX_TYPES, *MANIFEST_TYPES))
@@ -160,7 +161,7 @@ class RegistrySource:
                 return self.tagged_referrers(digest)
             for entry in self._parse_index(response.content, what).manifests:
                 found[entry.digest] = entry
-            following = response.links.get("next", {}).get("url")
+            following = response.next_page
             if not following:
                 return [found[key] for key in sorted(found)]
             url = urljoin(response.url, following)
@@ -207,7 +208,7 @@ class RegistrySource:
 
     def _get_manifest(
         self, reference: str, *, accept: str, limit_bytes: int, expected: tuple[int, ...] = (200,)
-    ) -> requests.Response:
+    ) -> Answer:
         return self.client.request(
             "GET",
             f"{self.repository}/manifests/{reference}",
@@ -233,7 +234,7 @@ class RegistrySource:
         media_type = _media_type(data, response.headers.get("Content-Type", ""), what=f"`{reference}` of `{self}`")
         return Stored(Descriptor(media_type=media_type, digest=observed, size=len(data)), data)
 
-    def request_blob(self, descriptor: Descriptor, offset: int) -> requests.Response:
+    def request_blob(self, descriptor: Descriptor, offset: int) -> Answer:
         """Return the answer, not read yet, to a request for a blob from an offset on; 416 means nothing is there."""
         return self.client.request(
             "GET",
@@ -276,7 +277,7 @@ class _BlobStream(io.RawIOBase):
         self._offset = offset
         self._failures = 0
         self._fresh = False
-        self._response: requests.Response | None = None
+        self._response: Answer | None = None
 
     def readable(self) -> bool:
         return True
@@ -313,7 +314,7 @@ class _BlobStream(io.RawIOBase):
         self._drop()
         return True
 
-    def _open(self) -> requests.Response | None:
+    def _open(self) -> Answer | None:
         response = self._source.request_blob(self._descriptor, self._offset)
         self._response, self._fresh = response, True
         if response.status_code == 416:

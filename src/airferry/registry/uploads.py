@@ -10,14 +10,11 @@ import json
 import re
 import secrets
 import threading
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 from urllib.parse import urljoin
-
-import requests
 
 from airferry.errors import AirferryError, IntegrityError, RegistryError
 from airferry.host import files
@@ -25,8 +22,10 @@ from airferry.host.journal import inputs_digest
 from airferry.oci.digest import digest_of
 from airferry.oci.documents import Descriptor
 from airferry.oci.ports import BLOCK_BYTES, OpenStream
+from airferry.registry.bodies import PartBody, WholeBody
 from airferry.registry.client import RegistryClient
-from airferry.registry.failures import TransientRegistryError, printable, registry_codes
+from airferry.registry.connections import Answer
+from airferry.registry.failures import LostSession, TransientRegistryError, printable, registry_codes
 
 CHUNKED_ABOVE_BYTES = 256 * 1024 * 1024
 CHUNK_BYTES = 64 * 1024 * 1024
@@ -35,10 +34,6 @@ UNCHECKED_FROM_BYTES = 4 * 1024 * 1024
 SLOWEST_DIGEST_BYTES_PER_S = 20 * 1024 * 1024
 MAX_JOURNAL_BYTES = 16 * 1024 * 1024
 _RANGE = re.compile(r"(?:bytes=)?0-(\d+)")
-
-
-class LostSession(TransientRegistryError):
-    """The registry does not know an upload session any more, or not as it was left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +182,7 @@ def checks_digests(client: RegistryClient, repository: str, scopes: tuple[str, .
     what = f"see whether `{client.registry}/{repository}` checks digests"
     content, other = secrets.token_bytes(32), secrets.token_bytes(32)
 
-    def ask(method: str, url: str, body: bytes = b"") -> requests.Response:
+    def ask(method: str, url: str, body: bytes = b"") -> Answer:
         headers = {"Content-Type": "application/octet-stream"}
         if method == "PATCH":
             headers["Content-Range"] = f"0-{len(content) - 1}"
@@ -323,7 +318,7 @@ class _Transfer:
     def _send_whole(self, session: Session) -> None:
         size = self._descriptor.size
         self.request_bytes = size
-        body = _Whole(self._opener(), size, self._client) if size else b""
+        body = WholeBody(self._opener(), size, self._client.rate) if size else b""
         self._finish(session, body)
 
     def _send_chunks(self, session: Session) -> None:
@@ -347,7 +342,7 @@ class _Transfer:
             expected=(201, 202, 204, 404, 405, 416, 501),
             attempts=1,
             headers={"Content-Type": "application/octet-stream", "Content-Range": f"{session.offset}-{end - 1}"},
-            body=_Part(stream, length, self._client),
+            body=PartBody(stream, length, self._client.rate),
         )
         status = response.status_code
         if status in (405, 501):
@@ -365,7 +360,7 @@ class _Transfer:
             )
         return Session(self._next_location(response), end)
 
-    def _finish(self, session: Session, body: bytes | _Whole) -> None:
+    def _finish(self, session: Session, body: bytes | WholeBody) -> None:
         """Close the session under the digest. Registries hash here, so large blobs are given time."""
         digest = self._descriptor.digest
         self._ending = True
@@ -398,10 +393,10 @@ class _Transfer:
                 f"`{self._name}` says that it stored `{printable(stated)}` where `{digest}` was sent", digest=digest
             )
 
-    def _next_location(self, response: requests.Response) -> str:
+    def _next_location(self, response: Answer) -> str:
         location = response.headers.get("Location", "")
         if not location:
-            if self._session is not None and response.request.method == "GET":
+            if self._session is not None and response.method == "GET":
                 return self._session.location
             raise RegistryError(f"cannot {self._what}: the registry answers without a `Location`")
         return urljoin(response.url, location)
@@ -414,9 +409,9 @@ class _Transfer:
         expected: tuple[int, ...] | None,
         attempts: int | None,
         headers: dict[str, str] | None = None,
-        body: bytes | _Whole | _Part | None = None,
+        body: bytes | WholeBody | PartBody | None = None,
         read_timeout_s: float | None = None,
-    ) -> requests.Response:
+    ) -> Answer:
         return self._client.request(
             method,
             url,
@@ -428,50 +423,6 @@ class _Transfer:
             attempts=attempts,
             read_timeout_s=read_timeout_s,
         )
-
-
-class _Whole:
-    """A whole blob as the body of a request; each iteration opens the source anew."""
-
-    def __init__(self, source: OpenStream, size: int, client: RegistryClient) -> None:
-        self._source = source
-        self._size = size
-        self._client = client
-
-    def __len__(self) -> int:
-        return self._size
-
-    def __iter__(self) -> Iterator[bytes]:
-        with self._source() as stream:
-            while block := stream.read(BLOCK_BYTES):
-                self._client.rate.take(len(block))
-                yield block
-
-
-class _Part:
-    """The next bytes of an open stream as the body of a request. It can be sent once."""
-
-    def __init__(self, stream: IO[bytes], length: int, client: RegistryClient) -> None:
-        self._stream = stream
-        self._length = length
-        self._client = client
-        self._used = False
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __iter__(self) -> Iterator[bytes]:
-        if self._used:
-            raise LostSession("a chunk was asked for twice", status=401)
-        self._used = True
-        left = self._length
-        while left:
-            block = self._stream.read(min(BLOCK_BYTES, left))
-            if not block:
-                raise IntegrityError("a blob ended before its declared size")
-            left -= len(block)
-            self._client.rate.take(len(block))
-            yield block
 
 
 def _with_digest(location: str, digest: str) -> str:
@@ -488,7 +439,7 @@ def _skip(stream: IO[bytes], count: int) -> None:
         count -= len(block)
 
 
-def acknowledged_bytes(response: requests.Response) -> int | None:
+def acknowledged_bytes(response: Answer) -> int | None:
     """Return how many bytes a session holds by its `Range` header, or None if it does not say."""
     found = _RANGE.fullmatch(response.headers.get("Range", "").strip())
     if found is None:

@@ -1,0 +1,212 @@
+"""Connections to registries: pooled, over TLS as configured, files handed to the kernel where nothing is encrypted.
+
+Sends a request and gives back its answer. Knows no retries, redirects or logins. What `requests` does beyond that costs
+more than twice the time for each request, so it is asked only where a proxy is on the way.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import ssl
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Protocol, runtime_checkable
+from urllib.parse import SplitResult, urlsplit
+
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+from requests.structures import CaseInsensitiveDict
+from requests.utils import get_environ_proxies, parse_header_links, requote_uri, select_proxy
+from urllib3.connection import HTTPConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+
+from airferry.errors import HostError
+from airferry.oci.ports import BLOCK_BYTES
+from airferry.oci.reference import is_loopback
+from airferry.oci.streams import FileSlice
+
+USER_AGENT = "airferry"
+MAX_IDLE_CONNECTIONS = 16
+_HEADERS = {"User-Agent": USER_AGENT, "Accept": "*/*", "Accept-Encoding": "identity"}
+_PLAIN_TARGET = re.compile(r"/[\x21\x23-\x3b\x3d\x3f-\x5b\x5d\x5f\x61-\x7a\x7e]*")
+
+
+class ReplayableBody(Protocol):
+    """A body of known length whose every iteration yields it from its start."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[bytes]: ...
+
+
+@runtime_checkable
+class SlicedBody(Protocol):
+    """A body that can also come as slices of a file."""
+
+    def slices(self) -> Iterable[bytes | FileSlice]:
+        """Yield the body from its start."""
+        ...
+
+
+Body = bytes | ReplayableBody
+
+
+class Answer:
+    """What a registry answered: status and headers, and the content once it was read."""
+
+    __slots__ = ("content", "headers", "method", "raw", "status_code", "url")
+
+    def __init__(self, method: str, url: str, raw: urllib3.BaseHTTPResponse) -> None:
+        """Hold an answer whose content was not read yet."""
+        self.method = method
+        self.url = url
+        self.raw = raw
+        self.status_code: int = raw.status
+        self.headers = raw.headers
+        self.content = b""
+
+    @property
+    def next_page(self) -> str:
+        """The URL that the header `Link` calls the next one, empty where there is none."""
+        links = parse_header_links(self.headers.get("Link", ""))
+        return next((link["url"] for link in links if link.get("rel") == "next"), "")
+
+    def to_response(self, *, read: bool) -> requests.Response:
+        """Return the same as what `requests` gives; `read` says that the content was read."""
+        response = requests.Response()
+        response.status_code = self.status_code
+        response.url = self.url
+        response.headers = CaseInsensitiveDict(self.headers)
+        response.raw = self.raw
+        if read:
+            response._content = self.content
+        return response
+
+    def close(self) -> None:
+        """Give up what was not read. Idempotent."""
+        self.raw.close()
+        self.raw.release_conn()
+
+
+class Connections:
+    """The connections of one client. Safe to use from threads."""
+
+    def __init__(self, session: requests.Session, *, context: Callable[[], ssl.SSLContext] | None, most: int) -> None:
+        """Keep up to `most` connections to a host; `context` makes the TLS context when it is first needed."""
+        self._session = session
+        self._context = context
+        self._most = most
+        self._lock = threading.Lock()
+        self._pools: dict[tuple[str, str], HTTPConnectionPool | None] = {}
+        session.mount("http://", _Adapter(None, most))
+
+    def send(
+        self, method: str, url: str, headers: Mapping[str, str], body: Body | None, timeout: tuple[float, float]
+    ) -> Answer:
+        """Send once, and return the answer as far as its headers.
+
+        Raises:
+            requests.RequestException, urllib3.exceptions.HTTPError, OSError: there is no answer.
+            ConfigurationError: a certificate that is configured for the registry cannot be read.
+        """
+        parts = urlsplit(url)
+        pool = self._pool(parts, url)
+        sent = {**_HEADERS, **headers}
+        content: Any = body
+        if body is not None:
+            sent["Content-Length"] = str(len(body))
+            if parts.scheme == "http" and pool is not None and isinstance(body, SlicedBody):
+                content = body.slices()
+        if pool is None:
+            return self._send_by_proxy(method, url, sent, body, timeout)
+        target = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
+        raw = pool.urlopen(
+            method,
+            target if _PLAIN_TARGET.fullmatch(target) else requote_uri(target),
+            body=content,
+            headers=sent,
+            timeout=urllib3.Timeout(connect=timeout[0], read=timeout[1]),
+            retries=False,
+            redirect=False,
+            assert_same_host=False,
+            preload_content=False,
+            decode_content=False,
+        )
+        return Answer(method, url, raw)
+
+    def _pool(self, parts: SplitResult, url: str) -> HTTPConnectionPool | None:
+        """Return the connections to a host, or None where a proxy is on the way."""
+        key = (parts.scheme, parts.netloc)
+        with self._lock:
+            if key not in self._pools:
+                if parts.scheme == "https":
+                    self._mount_tls()
+                proxies = {} if is_loopback(parts.netloc) else get_environ_proxies(url, None)
+                if len(self._pools) >= MAX_IDLE_CONNECTIONS:
+                    self._pools.clear()
+                self._pools[key] = None if select_proxy(url, proxies) else self._open_pool(url)
+            return self._pools[key]
+
+    def _open_pool(self, url: str) -> HTTPConnectionPool:
+        adapter = self._session.get_adapter(url)
+        assert isinstance(adapter, _Adapter)
+        pool = adapter.get_connection_with_tls_context(requests.Request("GET", url).prepare(), verify=True, proxies={})
+        assert isinstance(pool, HTTPConnectionPool)
+        adapter.cert_verify(pool, url, True, None)
+        return pool
+
+    def _mount_tls(self) -> None:
+        adapter = self._session.adapters.get("https://")
+        if not isinstance(adapter, _Adapter):
+            context = self._context() if self._context is not None else None
+            self._session.mount("https://", _Adapter(context, self._most))
+
+    def _send_by_proxy(
+        self, method: str, url: str, headers: Mapping[str, str], body: Body | None, timeout: tuple[float, float]
+    ) -> Answer:
+        response = self._session.request(
+            method, url, data=body, headers=dict(headers), timeout=timeout, allow_redirects=False, stream=True
+        )
+        return Answer(method, url, response.raw)
+
+
+class _PlainConnection(HTTPConnection):
+    """A connection without TLS, for which the kernel sends slices of files."""
+
+    def send(self, data: Any) -> None:
+        """Send bytes or a slice of a file."""
+        if not isinstance(data, FileSlice):
+            super().send(data)
+            return
+        assert self.sock is not None
+        try:
+            sent = self.sock.sendfile(data.stream, data.offset, data.length)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            raise HostError(f"cannot read {data.what}: {error.strerror}", hint="the disk may be damaged") from error
+        data.check(sent)
+
+
+class _PlainPool(HTTPConnectionPool):
+    ConnectionCls = _PlainConnection
+
+
+class _Adapter(HTTPAdapter):
+    """Connections with a TLS context of our own, which already holds every authority."""
+
+    def __init__(self, context: ssl.SSLContext | None, most: int) -> None:
+        self._extra: dict[str, Any] = {"ssl_context": context, "blocksize": BLOCK_BYTES}
+        super().__init__(pool_connections=MAX_IDLE_CONNECTIONS, pool_maxsize=most, pool_block=True, max_retries=0)
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **{**kwargs, **self._extra})
+        self.poolmanager.pool_classes_by_scheme = {"http": _PlainPool, "https": HTTPSConnectionPool}
+
+    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
+        return super().proxy_manager_for(*args, **{**kwargs, **self._extra})
+
+    def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
+        conn.cert_reqs = "CERT_REQUIRED"
