@@ -3,11 +3,24 @@
 The public interface is `airferry.usecases`; this package imports nothing by itself.
 """
 
-from importlib.metadata import PackageNotFoundError, version
+from __future__ import annotations
 
-try:
-    __version__ = version("airferry")
-except PackageNotFoundError:  # a source tree that was never installed
-    __version__ = "0.0.0"
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    __version__: str
 
 __all__ = ["__version__"]
+
+# the version is looked up when it is asked for, as that takes longer than many a command
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        if name != "__version__":
+            raise AttributeError(f"module `{__name__}` has no attribute `{name}`")
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("airferry")
+        except PackageNotFoundError:  # a source tree that was never installed
+            return "0.0.0"

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from airferry import __version__
+import airferry
 from airferry.cli import assets, far, far_more, near, registries, rehearse, site
 from airferry.cli.render import Reporter
 from airferry.errors import AirferryError, HostError
@@ -51,7 +51,7 @@ site.register(app)
 
 def _show_version(value: bool) -> None:
     if value:
-        sys.stdout.write(f"airferry {__version__}\n")
+        sys.stdout.write(f"airferry {airferry.__version__}\n")
         raise typer.Exit
 
 
@@ -74,6 +74,8 @@ def options(
 
 def main() -> None:
     """Run the program and exit with the documented code."""
+    # what others put beside airferry has no part in reading documents, and looking for it takes time
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
     sys.exit(run(sys.argv[1:]))

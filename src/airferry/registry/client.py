@@ -24,14 +24,13 @@ from airferry.errors import RegistryError, UsageError
 from airferry.events import Emit, silent
 from airferry.oci.reference import DEFAULT_REGISTRY, is_loopback
 from airferry.registry.auth import RegistryAuth
-from airferry.registry.connections import Answer, Body, Connections
+from airferry.registry.connections import Answer, Body, Connections, speaks_tls
 from airferry.registry.credentials import Lookup, find_credential
 from airferry.registry.failures import (
     MAX_ERROR_BYTES,
     connection_error,
     is_fatal,
     redacted,
-    speaks_no_tls,
     status_error,
 )
 from airferry.registry.governor import Governor, RateLimit
@@ -326,17 +325,12 @@ class RegistryClient(Registry):  # type: ignore[misc]
             return "http" if self.options.plain_http else "https"
         if not is_loopback(host):
             return "https"
-        what, url = f"reach `{host}`", f"https://{host}/v2/"
-        timeout = (self.options.connect_timeout_s, self.options.read_timeout_s)
         for attempt in range(self.options.retry.attempts):
             try:
-                self._send("GET", url, {}, None, timeout).close()
-                return "https"
-            except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-                if speaks_no_tls(error):
-                    return "http"
+                return "https" if speaks_tls(host, timeout_s=self.options.connect_timeout_s) else "http"
+            except OSError as error:
                 if attempt + 1 == self.options.retry.attempts or is_fatal(error):
-                    raise connection_error("GET", url, what=what, error=error) from error
+                    raise connection_error("GET", f"https://{host}/v2/", what=f"reach `{host}`", error=error) from error
                 self.options.retry.pause(attempt)
         raise AssertionError("a retry policy allows one attempt at least")
 

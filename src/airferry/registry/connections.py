@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import re
+import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,6 +27,7 @@ from airferry.errors import HostError
 from airferry.oci.ports import BLOCK_BYTES
 from airferry.oci.reference import is_loopback
 from airferry.oci.streams import FileSlice
+from airferry.registry.failures import speaks_no_tls
 
 USER_AGENT = "airferry"
 MAX_IDLE_CONNECTIONS = 16
@@ -210,3 +212,22 @@ class _Adapter(HTTPAdapter):
 
     def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
         conn.cert_reqs = "CERT_REQUIRED"
+
+
+def speaks_tls(host: str, *, timeout_s: float) -> bool:
+    """Tell whether `HOST[:PORT]` answers a TLS greeting. Nothing is trusted, and nothing else is sent.
+
+    Raises:
+        OSError: nobody answers.
+    """
+    parts = urlsplit(f"//{host}")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    name = parts.hostname or host
+    with socket.create_connection((name, parts.port or 443), timeout=timeout_s) as raw:
+        try:
+            context.wrap_socket(raw, server_hostname=name).close()
+        except ssl.SSLError as error:
+            return not speaks_no_tls(error)
+    return True
