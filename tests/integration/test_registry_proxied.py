@@ -80,7 +80,8 @@ def test_parallel_uploads_settle_at_what_a_proxy_allows_and_find_a_raised_limit_
         lookup=lambda registry, repository: None,
         retry=RetryPolicy(attempts=12, first_pause_s=0.005, longest_pause_s=0.02),
     )
-    proxy.allowed, proxy.refusal, proxy.hold_s = allowed, refusal, 0.03
+    # long enough to overlap on a busy machine as well
+    proxy.allowed, proxy.refusal, proxy.hold_s = allowed, refusal, 0.04 if allowed == 1 else 0.12
     with RegistryClient(proxy.address, options=options) as client:
         sink = RegistrySink(client, f"many/x{allowed}", uploader=Uploader(client))
         limits: list[int] = []
