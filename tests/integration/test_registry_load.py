@@ -25,7 +25,7 @@ from registries import (
 from airferry.bundle.receipt import ReceiptTag, read_receipt, write_receipt
 from airferry.bundle.verify import open_bundle
 from airferry.cli.app import run
-from airferry.errors import RegistryError, UsageError
+from airferry.errors import ConfigurationError, RegistryError, UsageError
 from airferry.host import files, process
 from airferry.oci.copy import copy_image
 from airferry.oci.documents import (
@@ -39,6 +39,7 @@ from airferry.oci.documents import (
 )
 from airferry.oci.layout import LayoutStore
 from airferry.oci.ports import Stored
+from airferry.oci.validate import validate_image
 from airferry.registry.client import ClientOptions, RegistryClient
 from airferry.registry.credentials import Credential
 from airferry.registry.retry import RetryPolicy
@@ -202,6 +203,42 @@ def test_certificates_are_found_in_certs_d(sealed: Path, tmp_path: Path, monkeyp
         folder.mkdir(parents=True)
         shutil.copy(tmp_path / "ca" / "ca.crt", folder)
         load(sealed, to=running.address, receipt_path=tmp_path / "r.yaml", options=ANONYMOUS)
+
+
+def test_a_client_certificate_is_found_in_certs_d(
+    sealed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    tls = {**make_authority(tmp_path / "ca"), "clientcas": [str(tmp_path / "ca" / "ca.crt")]}
+    with run_registry(tmp_path / "registry", tls=tls) as running:
+        folder = tmp_path / "config" / "containers" / "certs.d" / running.address
+        folder.mkdir(parents=True)
+        shutil.copy(tmp_path / "ca" / "ca.crt", folder)
+        with pytest.raises(RegistryError):
+            load(sealed, to=running.address, receipt_path=tmp_path / "n.yaml", options=ANONYMOUS)
+        shutil.copy(tmp_path / "ca" / "host.crt", folder / "client.cert")
+        with pytest.raises(ConfigurationError, match="client certificate"):
+            load(sealed, to=running.address, receipt_path=tmp_path / "n.yaml", options=ANONYMOUS)
+        shutil.copy(tmp_path / "ca" / "host.key", folder / "client.key")
+        load(sealed, to=running.address, receipt_path=tmp_path / "r.yaml", options=ANONYMOUS)
+
+
+def test_a_large_blob_goes_over_tls_as_it_does_without(tmp_path: Path, require_tool: Callable[[str], Path]) -> None:
+    require_tool("docker-registry")
+    store = LayoutStore.create(tmp_path / "layout")
+    image, _ = put_image(store, [{"big": os.urandom(UNCHECKED_FROM_BYTES)}], kind="none")
+    with run_registry(tmp_path / "registry", tls=make_authority(tmp_path / "ca")) as running:
+        options = ClientOptions(
+            retry=QUICK, ca_file=tmp_path / "ca" / "ca.crt", lookup=lambda registry, repository: None
+        )
+        with RegistryClient(running.address, options=options) as client:
+            for repository, limits in (("whole/x", None), ("chunks/x", Limits(1 << 20, 1 << 20))):
+                sink = RegistrySink(client, repository, uploader=Uploader(client, limits=limits))
+                copy_image(store, sink, image, reference="1")
+                pulled = LayoutStore.create(tmp_path / repository)
+                copy_image(sink.source, pulled, sink.source.resolve("1"), reference="1")
+                assert pulled.resolve("1").digest == image.digest
+                assert validate_image(pulled, pulled.resolve("1"), subject="pulled") == []
 
 
 def test_rollback_puts_tags_back_and_removes_new_ones_or_says_so(

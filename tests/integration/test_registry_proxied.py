@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import http.server
 import json
 import os
@@ -15,11 +16,15 @@ from typing import IO, cast
 import pytest
 from registries import RegistryProcess, run_registry
 
+from airferry.bundle.artifacts import ArtifactFile, put_artifact
+from airferry.bundle.manifest import ArtifactEntry, BundleManifest, ToolEntry
+from airferry.bundle.seal import seal
 from airferry.bundle.verify import open_bundle
+from airferry.cli.app import run
 from airferry.errors import IntegrityError, RegistryError
 from airferry.host.threads import parallel_map
 from airferry.oci.copy import copy_image, read_closure
-from airferry.oci.documents import LAYER_TAR, Descriptor
+from airferry.oci.documents import LAYER_TAR, Descriptor, parse_index
 from airferry.oci.layout import LayoutStore
 from airferry.registry.client import ClientOptions, RegistryClient
 from airferry.registry.credentials import Credential
@@ -30,7 +35,7 @@ from airferry.registry.source import RegistrySource
 from airferry.registry.uploads import Limits, Uploader
 from airferry.site.load import load
 from fault_proxy import FaultProxy, is_download, is_upload, run_fault_proxy
-from oci_images import REFERENCE, make_bundle, put_image
+from oci_images import REFERENCE, make_bundle, make_image, put_image
 from scripted_registry import Exchange, Fault, error_document, times
 
 OPTIONS = ClientOptions(
@@ -39,6 +44,7 @@ OPTIONS = ClientOptions(
     plain_http=True,
     lookup=lambda registry, repository: None,
 )
+PATIENT = dataclasses.replace(OPTIONS, read_timeout_s=60.0)
 MIB = 1024 * 1024
 
 
@@ -124,6 +130,83 @@ def test_413_leads_to_smaller_chunks_which_the_next_load_begins_with(
         RegistrySink(client, "limited/y", uploader=again).put_blob_from(layer, lambda: store.open_blob(layer))
     assert len([call for call in proxy.uploads() if int(call.headers["Content-Length"]) > MIB]) == refused
     assert registry.sessions() == []
+
+
+def test_a_load_keeps_what_it_learned_for_the_next_one_and_for_those_who_ask(
+    proxy: FaultProxy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    proxy.body_limit = MIB
+    refused: list[int] = []
+    for number in range(2):
+        store = LayoutStore.create(tmp_path / f"bundle{number}")
+        image, entry = make_image(store, salt=str(number))
+        big = ArtifactFile("big", "application/octet-stream", os.urandom(3 * MIB))
+        artifact = put_artifact(store, "application/vnd.test", contents=[big], subject=image)
+        listed = ArtifactEntry(
+            title="big",
+            artifact_type="application/vnd.test",
+            digest=artifact.digest,
+            size_bytes=artifact.size,
+            subject=image.digest,
+        )
+        manifest = BundleManifest(
+            workflow={"name": "t"},
+            build_stages=(),
+            images=(entry,),
+            artifacts=(listed,),
+            compression="zstd",
+            tool=ToolEntry(airferry="0"),
+        )
+        seal(store, {REFERENCE: image}, artifacts=[artifact], manifest=manifest)
+        before = count_large(proxy, MIB)
+        load(store.path, to=f"{proxy.address}/learned", receipt_path=tmp_path / "r.yaml", options=PATIENT)
+        refused.append(count_large(proxy, MIB) - before)
+    assert refused[0] > 0 and refused[1] == 0
+    assert (read_profile(proxy.address).largest_request_bytes or 0) <= MIB
+    proxy.body_limit = None
+    assert run(["registry", "probe", proxy.address, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["largest_request_bytes"] is None
+    assert read_profile(proxy.address).largest_request_bytes is None
+
+
+def count_large(proxy: FaultProxy, size: int) -> int:
+    return len([call for call in proxy.uploads() if int(call.headers["Content-Length"]) > size])
+
+
+def test_ten_images_that_share_a_layer_send_it_once_and_what_holds_others_comes_later(
+    proxy: FaultProxy, tmp_path: Path
+) -> None:
+    store = LayoutStore.create(tmp_path / "bundle")
+    made = [
+        make_image(store, salt=str(number), name=f"image{number}", reference=f"r.example/team/image{number}:1")
+        for number in range(10)
+    ]
+    manifest = BundleManifest(
+        workflow={"name": "t"},
+        build_stages=(),
+        images=tuple(entry for _index, entry in made),
+        compression="zstd",
+        tool=ToolEntry(airferry="0"),
+    )
+    seal(store, {entry.reference: index for index, entry in made}, manifest=manifest)
+    one_at_a_time = dataclasses.replace(PATIENT, jobs=1)
+    result = load(store.path, to=f"{proxy.address}/ten", receipt_path=tmp_path / "r.yaml", options=one_at_a_time).pushed
+    uploads = [(call.query["digest"][0], int(call.headers["Content-Length"])) for call in proxy.uploads()]
+    assert len({digest for digest, _size in uploads}) == len(uploads) == result.sent_blobs
+    sizes = [size for _digest, size in uploads]
+    assert sizes == sorted(sizes, reverse=True)
+    assert result.mounted_blobs >= 9, "the other nine repositories take the shared layer over"
+    puts = [call for call in proxy.calls if call.method == "PUT"]
+    manifests = [number for number, call in enumerate(puts) if "/manifests/" in call.path]
+    assert manifests[0] == len(uploads), "no manifest goes before all blobs are there"
+    kinds = ["tag" if "sha256:" not in puts[number].path else "digest" for number in manifests]
+    assert kinds == sorted(kinds), "tags move last"
+    children = {child.digest for index, _entry in made for child in parse_index(store.read_bytes(index)).manifests}
+    for index, _entry in made:
+        order = [puts[number].path.rpartition("/")[2] for number in manifests]
+        held = {child.digest for child in parse_index(store.read_bytes(index)).manifests}
+        assert all(order.index(child) < order.index(index.digest) for child in held)
+    assert children <= {puts[number].path.rpartition("/")[2] for number in manifests}
 
 
 # -- faults on the way there ------------------------------------------------------------------------------------------
