@@ -36,7 +36,7 @@ from airferry.registry.uploads import Limits, Uploader
 from airferry.site.load import load
 from fault_proxy import FaultProxy, is_download, is_upload, run_fault_proxy
 from oci_images import REFERENCE, make_bundle, make_image, put_image
-from scripted_registry import Exchange, Fault, error_document, times
+from scripted_registry import Call, Exchange, Fault, error_document, times
 
 OPTIONS = ClientOptions(
     retry=RetryPolicy(attempts=4, first_pause_s=0.01, longest_pause_s=0.05),
@@ -323,6 +323,45 @@ def check_whole(registry: RegistryProcess, prefix: str, bundle: Path) -> None:
             with source.open_blob(blob) as stream:
                 while stream.read(MIB):
                     pass
+
+
+def lost_manifest(proxy: FaultProxy, call: Call) -> bool:
+    return call.method == "GET" and "/manifests/sha256:" in call.path
+
+
+def lost_blob(proxy: FaultProxy, call: Call) -> bool:
+    manifests = any(other.method == "PUT" and "/manifests/" in other.path for other in proxy.calls)
+    return manifests and call.method == "HEAD" and "/blobs/" in call.path
+
+
+def lost_referrer(proxy: FaultProxy, call: Call) -> bool:
+    listed = [other.method for other in proxy.calls if "/manifests/sha256-" in other.path]
+    return listed[-1:] == ["GET"] and listed[-3:-1] == ["PUT", "GET"] and "/manifests/sha256-" in call.path
+
+
+@pytest.mark.parametrize("lost", [lost_manifest, lost_blob, lost_referrer])
+def test_what_the_registry_lost_meanwhile_is_found_before_a_tag_moves(
+    lost: Callable[[FaultProxy, Call], bool], proxy: FaultProxy, registry: RegistryProcess, tmp_path: Path
+) -> None:
+    make_bundle(tmp_path / "bundle", salt=os.urandom(4).hex())
+    struck: list[str] = []
+
+    def fault(exchange: Exchange) -> bool:
+        if not lost(proxy, exchange.call):
+            return False
+        struck.append(exchange.call.path)
+        return exchange.answer(404, error_document("UNKNOWN"))
+
+    proxy.faults.append(fault)
+    to, receipt = f"{proxy.address}/{lost.__name__}", tmp_path / "r.yaml"
+    alone = dataclasses.replace(PATIENT, jobs=1)
+    with pytest.raises(RegistryError, match="lacks what it took") as caught:
+        load(tmp_path / "bundle", to=to, receipt_path=receipt, options=alone)
+    assert struck and caught.value.fields["missing"]
+    assert not receipt.exists() and find_tag(registry, lost.__name__) is None
+    proxy.faults.clear()
+    load(tmp_path / "bundle", to=to, receipt_path=receipt, options=alone)
+    check_whole(registry, lost.__name__, tmp_path / "bundle")
 
 
 # -- faults on the way back -------------------------------------------------------------------------------------------

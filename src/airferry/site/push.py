@@ -274,10 +274,14 @@ class Pusher:
         missing = []
         for stored in item.closure.manifests:
             digest, subject = stored.descriptor.digest, _subject(stored)
-            if source.find(digest) is None:
+            try:
+                held = source.read_manifest(stored.descriptor)
+            except RegistryError as error:
+                if error.fields.get("status") != 404:
+                    raise
                 missing.append(f"manifest `{digest}` in `{item.repository}`")
                 continue
-            if source.read_manifest(stored.descriptor).data != stored.data:
+            if held.data != stored.data:
                 raise IntegrityError(f"`{source}` holds something else as `{digest}`", digest=digest)
             if subject and not _is_listed(source.referrers(subject), digest):
                 missing.append(f"`{digest}` among the referrers of `{subject}` in `{item.repository}`")
