@@ -25,6 +25,7 @@ from airferry.host.journal import Journal
 from airferry.oci.documents import Descriptor
 from airferry.oci.layout import LayoutStore
 from airferry.plan.models import Plan
+from airferry.wording import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,9 @@ def carry_assets(plan: Plan, store: LayoutStore, journal: Journal, *, emit: Emit
                 pack=packed.digest if packed else None,
             )
         )
-        emit(StageFinished(f"asset {name}", clock.monotonic_s() - started_s, detail=f"{len(manifest.files)} files"))
+        emit(
+            StageFinished(f"asset {name}", clock.monotonic_s() - started_s, detail=counted(len(manifest.files), "file"))
+        )
     return CarriedAssets(tuple(entries), tuple(artifacts))
 
 

@@ -69,6 +69,7 @@ from airferry.oci.platform import Platform, parse_platform
 from airferry.oci.reference import parse_reference
 from airferry.plan.lockfile import LOCK_FILE, LockedPlatform, Lockfile
 from airferry.plan.models import GroupPlan, Plan
+from airferry.wording import counted
 
 LOCK_ARTIFACT = "application/vnd.airferry.lock.v1"
 LOCK_CONTENT = "application/vnd.airferry.lock.v1+yaml"
@@ -253,7 +254,7 @@ class Production:
         sealed = seal(self._store, named, artifacts=[descriptor for _entry, descriptor in described], manifest=manifest)
         manifest = manifest.with_root(sealed.root)
         files.write_bytes(self._shop.output / MANIFEST_FILE, manifest.to_yaml())
-        self._shop.emit(StageFinished("seal", clock.monotonic_s() - started, detail=f"{len(named)} images"))
+        self._shop.emit(StageFinished("seal", clock.monotonic_s() - started, detail=counted(len(named), "image")))
         return manifest, sealed
 
     def _loader(self) -> CarriedLoader | None:

@@ -44,6 +44,7 @@ from airferry.oci.layout import LayoutStore
 from airferry.oci.platform import Platform
 from airferry.plan.lockfile import Lockfile
 from airferry.plan.models import GroupPlan, Plan, StepPlan
+from airferry.wording import counted
 
 VERSION = 3  # part of every rehearsal's inputs: raise it when the same step would be judged otherwise
 REPORT_FILE = "airgap-rehearsal.json"
@@ -114,7 +115,8 @@ class RehearsalReport:
         shown = "".join(f"\n  {finding}" for finding in self.findings[:SHOWN_FINDINGS])
         more = len(self.findings) - SHOWN_FINDINGS
         raise FindingsError(
-            f"the rehearsal found {len(self.findings)} things:{shown}" + (f"\n  and {more} more" if more > 0 else ""),
+            f"the rehearsal found {counted(len(self.findings), 'thing')}:{shown}"
+            + (f"\n  and {more} more" if more > 0 else ""),
             hint="bake in what steps fetch (`overlays:`), stage it (`assets:`), or declare it under `rehearsal:`",
             report=self,
         )

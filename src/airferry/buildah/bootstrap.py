@@ -30,6 +30,7 @@ from airferry.oci.normalise import normalise_layer
 from airferry.oci.platform import Platform
 from airferry.oci.ports import BLOCK_BYTES
 from airferry.oci.tar import TarReader
+from airferry.wording import counted
 
 BOOTSTRAP_S = 3600.0
 # What every userland needs to be a base: a shell, the C library's tools, users, and certificates.
@@ -117,7 +118,7 @@ def bootstrap(
     _check_pins(packages, pins, base=base)
     if debs is not None:
         _write(compose(debs, epoch_s=epoch_s), into)
-    emit(StageFinished(stage, clock.monotonic_s() - started, reused, f"{len(packages)} packages"))
+    emit(StageFinished(stage, clock.monotonic_s() - started, reused, counted(len(packages), "package")))
     return BootstrapResult(into, dict(sorted(packages.items())), reused)
 
 

@@ -22,6 +22,7 @@ from airferry.oci.entries import names_of
 from airferry.oci.layout import INDEX_FILE, LAYOUT_FILE, LayoutStore
 from airferry.oci.reference import parse_reference
 from airferry.oci.validate import Finding, ImagePart, Inspector, report_unnamed
+from airferry.wording import counted
 
 BUNDLE_FOLDER = "bundle"
 SHOWN_FINDINGS = 5
@@ -99,9 +100,8 @@ class VerifyReport:
             return
         shown = "".join(f"\n  | {finding}" for finding in self.findings[:SHOWN_FINDINGS])
         more = len(self.findings) - SHOWN_FINDINGS
-        counted = "1 finding" if len(self.findings) == 1 else f"{len(self.findings)} findings"
         raise IntegrityError(
-            f"bundle `{self.path}` is damaged: {counted}"
+            f"bundle `{self.path}` is damaged: {counted(len(self.findings), 'finding')}"
             + ("" if listed else shown + (f"\n  | and {more} more" if more > 0 else "")),
             hint=COPY_AGAIN,
             report=self,

@@ -10,7 +10,8 @@ import typer
 
 from airferry import usecases
 from airferry.cli.far import JsonOption, RootOption
-from airferry.cli.render import Reporter, data, sizes
+from airferry.cli.render import Reporter, data
+from airferry.wording import counted, size_text
 
 MAX_SHOWN = 200
 NameOption = Annotated[str | None, typer.Option("--name", help="Which asset of the bundle is meant, of several.")]
@@ -61,7 +62,7 @@ def record(
         data(json.dumps(document, indent=2))
         return
     data(f"{outcome.path}  {manifest.digest}")
-    reporter.say(f"{len(manifest.files)} files, {sizes(manifest.size_bytes)}")
+    reporter.say(f"{counted(len(manifest.files), 'file')}, {size_text(manifest.size_bytes)}")
     reporter.say(f"On the far side: [bold]airferry assets verify {outcome.path} PATH[/]")
 
 
@@ -86,7 +87,8 @@ def verify(
         if len(report.findings) > MAX_SHOWN:
             reporter.say(f"and {len(report.findings) - MAX_SHOWN} more; `--json` lists all")
     report.raise_if_wrong()
-    reporter.say(f"asset {report.name} is complete: {report.files} files, {sizes(report.size_bytes)}, {report.digest}")
+    amount = f"{counted(report.files, 'file')}, {size_text(report.size_bytes)}"
+    reporter.say(f"asset {report.name} is complete: {amount}, {report.digest}")
 
 
 def unpack(
@@ -116,4 +118,4 @@ def unpack(
         data(json.dumps(document, indent=2))
         return
     data(str(done.path))
-    reporter.say(f"{done.files} files, {sizes(done.size_bytes)}")
+    reporter.say(f"{counted(done.files, 'file')}, {size_text(done.size_bytes)}")

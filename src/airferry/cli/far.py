@@ -10,8 +10,9 @@ from typing import Annotated
 import typer
 
 from airferry import usecases
-from airferry.cli.render import Reporter, data, sizes
+from airferry.cli.render import Reporter, data
 from airferry.errors import UsageError
+from airferry.wording import counted, size_text
 
 BundleArgument = Annotated[Path, typer.Argument(help="The output folder of a build, or the bundle in it.")]
 RootOption = Annotated[
@@ -52,8 +53,8 @@ def verify(
     else:
         for finding in report.findings:
             data(str(finding))
-        amount = f"{report.blobs} blobs, {sizes(report.size_bytes)}"
-        reporter.say(f"{report.images} images and {report.artifacts} artifacts in {amount}")
+        amount = f"{report.blobs} blobs, {size_text(report.size_bytes)}"
+        reporter.say(f"{counted(report.images, 'image')} and {counted(report.artifacts, 'artifact')} in {amount}")
         reporter.say(f"root {report.root}" + (" (as expected)" if report.root_verified else ""))
     report.raise_if_wrong(listed=not as_json)
     if not report.root_verified:
@@ -142,13 +143,13 @@ def _roll_back(receipt: Path, options: usecases.ClientOptions, *, as_json: bool,
 
 def _show_plan(outcome: usecases.LoadOutcome) -> None:
     for step in outcome.result.pushed.steps:
-        data(f"{step.action}  {step.repository}@{step.digest}  {sizes(step.size_bytes)}")
+        data(f"{step.action}  {step.repository}@{step.digest}  {size_text(step.size_bytes)}")
     for sent in outcome.result.pushed.manifest_steps:
-        data(f"manifest  {sent.repository}@{sent.digest}  {sizes(sent.size_bytes)}")
+        data(f"manifest  {sent.repository}@{sent.digest}  {size_text(sent.size_bytes)}")
     for move in outcome.result.moved_tags:
         data(f"tag  {move.reference}  {move.digest}" + (f"  (was {move.previous})" if move.previous else ""))
     pushed = outcome.result.pushed
-    data(f"would send {sizes(pushed.sent_bytes + pushed.manifest_bytes)}")
+    data(f"would send {size_text(pushed.sent_bytes + pushed.manifest_bytes)}")
 
 
 def make_options(

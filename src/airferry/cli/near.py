@@ -10,8 +10,9 @@ import typer
 from rich.markup import escape
 
 from airferry import usecases
-from airferry.cli.render import Reporter, data, sizes
+from airferry.cli.render import Reporter, data
 from airferry.errors import HostError
+from airferry.wording import counted, size_text
 
 ConfigOption = Annotated[
     Path,
@@ -102,7 +103,8 @@ def doctor(
     failed = [check for check in report.checks if check.status == "fail"]
     if failed:
         raise HostError(
-            f"{len(failed)} of {len(report.checks)} checks failed: " + ", ".join(check.name for check in failed),
+            f"{len(failed)} of {counted(len(report.checks), 'check')} failed: "
+            + ", ".join(check.name for check in failed),
             hint="do what the arrows say, then run `airferry doctor` again",
         )
     reporter.say("This host can build the plan." if report.planned else "This host can build images.")
@@ -125,9 +127,9 @@ def plan(
         return
     data("\n".join(usecases.describe_plan(result.plan)))
     predicted = result.prediction
-    data(f"\npredicted:\n  in         {sizes(predicted.in_bytes)} to fetch")
-    data(f"  out        at most {sizes(predicted.out_bytes)}")
-    data(f"  disk       at most {sizes(predicted.disk_bytes())} more than is taken now")
+    data(f"\npredicted:\n  in         {size_text(predicted.in_bytes)} to fetch")
+    data(f"  out        at most {size_text(predicted.out_bytes)}")
+    data(f"  disk       at most {size_text(predicted.disk_bytes())} more than is taken now")
     for what in predicted.unknown:
         data(f"  not known  {what}")
     reporter.say(f"wrote {result.path}; next: [bold]airferry build[/]")
@@ -201,8 +203,8 @@ def build(
         reporter.say("nothing is sealed yet; next: [bold]airferry build --stage save-images[/]")
         return
     for image in result.images:
-        data(f"{image.reference}  {image.digest}  {', '.join(image.platforms)}  {sizes(image.size_bytes)}")
-    data(f"bundle {result.bundle}  {sizes(result.bundle_bytes)}")
+        data(f"{image.reference}  {image.digest}  {', '.join(image.platforms)}  {size_text(image.size_bytes)}")
+    data(f"bundle {result.bundle}  {size_text(result.bundle_bytes)}")
     data(f"root   {result.root}")
     reporter.say(
         f"Carry [bold]{result.output}[/] over, and the root by another way. There: "

@@ -10,8 +10,9 @@ import typer
 
 from airferry import usecases
 from airferry.cli.far import CaFileOption, JobsOption, JsonOption, PlainHttpOption, RateOption, make_options
-from airferry.cli.render import Reporter, data, sizes
+from airferry.cli.render import Reporter, data
 from airferry.errors import UsageError
+from airferry.wording import size_text
 
 MAX_PASSWORD_CHARACTERS = 64 * 1024
 PANEL = "Registries"
@@ -97,7 +98,7 @@ def _shown(name: str, value: object) -> str:
         return "no limit seen" if name.endswith("_bytes") else "unknown"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return sizes(float(str(value)))
+    return size_text(float(str(value)))
 
 
 def copy(

@@ -19,18 +19,10 @@ from airferry.events import CommandRun, Event, Notice, StageFinished, StageStart
 from airferry.events import Progress as Progressed
 from airferry.host import clock
 from airferry.host.process import failure_tail
+from airferry.wording import size_text
 
 PLAIN_INTERVAL_S = 10.0
 SHOWN_TAIL_LINES = 15
-
-
-def sizes(size_bytes: float) -> str:
-    """Return a number of bytes as a person reads it: powers of 1024."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(size_bytes) < 1024:
-            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
-        size_bytes /= 1024
-    return f"{size_bytes:.1f} TiB"
 
 
 def seconds(elapsed_s: float) -> str:
@@ -115,9 +107,9 @@ class Reporter:
 
     def _advance(self, event: Progressed) -> None:
         counted = event.unit == "bytes"
-        amount = sizes(event.done) if counted else f"{event.unit} {event.done}"
+        amount = size_text(event.done) if counted else f"{event.unit} {event.done}"
         if event.total is not None:
-            amount += f" of {sizes(event.total) if counted else event.total}"
+            amount += f" of {size_text(event.total) if counted else event.total}"
         finished = event.unit == "bytes" and event.total is not None and event.done >= event.total
         if self._live is not None:
             if finished:

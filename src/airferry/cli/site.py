@@ -16,6 +16,7 @@ from airferry import usecases
 from airferry.cli.render import Reporter, data
 from airferry.errors import UsageError
 from airferry.usecases.defaults import DEFAULT_STEPS, SITE_FILE
+from airferry.wording import counted
 
 if TYPE_CHECKING:
     from airferry.site.check import CheckReport
@@ -177,7 +178,7 @@ def overlays(
         data(step.command)
     for note in made.notes:
         reporter.say(f"[yellow]note:[/] {escape(note)}")
-    reporter.say(f"wrote {len(made.files)} files below {escape(str(out))}; next: [bold]airferry check[/]")
+    reporter.say(f"wrote {counted(len(made.files), 'file')} below {escape(str(out))}; next: [bold]airferry check[/]")
 
 
 def mirrors(
@@ -205,7 +206,7 @@ def mirrors(
         return
     for image in made.images:
         data(f"{image.original}  {image.place}  {image.digest}")
-    reporter.say(f"wrote {len(made.files)} files below {escape(str(out))}")
+    reporter.say(f"wrote {counted(len(made.files), 'file')} below {escape(str(out))}")
 
 
 def check(
@@ -266,7 +267,7 @@ def check(
     else:
         _show(reporter, report, notes=notes)
     report.raise_if_blocked()
-    reporter.say(f"Nothing blocks {len(report.steps)} steps.")
+    reporter.say(f"Nothing blocks {counted(len(report.steps), 'step')}.")
 
 
 def _show(reporter: Reporter, report: CheckReport, *, notes: bool) -> None:

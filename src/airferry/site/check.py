@@ -28,6 +28,7 @@ from airferry.site.path_rules import path_findings
 from airferry.site.site_rules import RegistryImage, site_findings
 from airferry.site.step_context import AMBIENT, CODE_FOLDER, JOB_FOLDER, StepContext, mounts_of, read_step_toml
 from airferry.site.submission import OFFLINE_VARIABLES, environment_of
+from airferry.wording import counted
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class CheckReport:
         if blocking := self.blocking:
             blocked = len({finding.step for finding in blocking})
             raise FindingsError(
-                f"{len(blocking)} findings keep {blocked} of {len(self.steps)} steps from running",
+                f"{counted(len(blocking), 'finding')} and {blocked} of {counted(len(self.steps), 'step')} cannot run",
                 hint="type the overrides, or change site profile and `env.toml`, then check again",
                 report=self,
             )

@@ -18,6 +18,7 @@ from airferry.bundle.artifacts import TITLE
 from airferry.bundle.manifest import Addition, BundleManifest, GroupEntry, ImageEntry, OverlayEntry
 from airferry.bundle.verify import Bundle, VerifyReport
 from airferry.oci.digest import digest_hex
+from airferry.wording import counted, size_text
 
 MAX_CELL_CHARACTERS = 600
 NO_ENTRY = "–"
@@ -117,16 +118,6 @@ def shown(text: str) -> str:
     return "".join(character if character.isprintable() else "\ufffd" for character in cut)
 
 
-def size_text(size_bytes: int) -> str:
-    """Return bytes as a person reads them: powers of 1024."""
-    value = float(size_bytes)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024 or unit == "GiB":
-            return f"{size_bytes} B" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    raise AssertionError
-
-
 def _cell(value: object) -> Cell:
     return Cell(shown(str(value)) if value not in (None, "") else NO_ENTRY)
 
@@ -153,7 +144,10 @@ def _summary(bundle: Bundle, verified: VerifyReport) -> Section:
     rows = [
         [_cell("Root"), _code(bundle.root)],
         [_cell("The root"), _cell(origin)],
-        [_cell("Verification"), _cell("nothing is wrong" if verified.ok else f"{len(verified.findings)} findings")],
+        [
+            _cell("Verification"),
+            _cell("nothing is wrong" if verified.ok else counted(len(verified.findings), "finding")),
+        ],
         [_cell("Images"), _cell(f"{len(manifest.images)}, for {', '.join(platforms) or 'no platform'}")],
         [_cell("Artifacts"), _cell(len(manifest.artifacts) + 1)],
         [_cell("Bytes in the bundle"), _cell(f"{size_text(verified.size_bytes)} in {verified.blobs} blobs")],
@@ -452,7 +446,7 @@ def _outside(manifest: BundleManifest) -> Section:
             _cell(item.name),
             _cell(item.kind),
             _cell(", ".join(item.steps)),
-            _cell(f"{item.files} files, {size_text(item.size_bytes)}"),
+            _cell(f"{counted(item.files, 'file')}, {size_text(item.size_bytes)}"),
             _cell("carried in the bundle as a pack" if item.pack else "stays on storage, listed in the bundle"),
         ]
         for item in manifest.persistent_assets.assets

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from html import escape
 
-from airferry.site.report import Bar, Block, Cell, Paragraph, Picture, Report, Section, Table, size_text
+from airferry.site.report import Bar, Block, Cell, Paragraph, Picture, Report, Section, Table
+from airferry.wording import size_text
 
 LABEL_WIDTH, BAR_WIDTH, ROW_HEIGHT, BAR_HEIGHT = 300, 620, 24, 16
 LEAST_NUMBERED_WIDTH = 18

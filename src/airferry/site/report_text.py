@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import textwrap
 
-from airferry.site.report import Bar, Block, Paragraph, Picture, Report, Table, size_text
+from airferry.site.report import Bar, Block, Paragraph, Picture, Report, Table
+from airferry.wording import size_text
 
 WIDTH = 100
 BAR_CHARACTERS = 50

@@ -23,6 +23,7 @@ from airferry.host.threads import parallel_map, usable_cores
 from airferry.oci.platform import Platform, parse_platform
 from airferry.usecases.far import LoadOutcome, load, verify
 from airferry.usecases.near import BuildOutcome, Selection, build, parse_engine, plan
+from airferry.wording import size_text
 
 WORKSPACE = "/workspace/Nemotron"
 PYTHON = "/usr/bin/python3"
@@ -244,9 +245,9 @@ def _story(
         "Near side",
         f"  {len(built.images)} images for {len(built.images[0].platforms)} platforms, built without root and daemon in"
         f" {near_s:.0f} s ({built.reused} of {count} reused):",
-        *(f"    {image.reference}  {_mib(image.size_bytes)}  {image.digest}" for image in built.images),
-        f"  one bundle of {_mib(built.bundle_bytes)}; as {count} uncompressed TARs, one an image and platform, it would"
-        f" be {_mib(tars)}: {tars / max(1, built.bundle_bytes):.1f} times as much",
+        *(f"    {image.reference}  {size_text(image.size_bytes)}  {image.digest}" for image in built.images),
+        f"  one bundle of {size_text(built.bundle_bytes)}; as {count} uncompressed TARs, one an image and platform, it"
+        f" would be {size_text(tars)}: {tars / max(1, built.bundle_bytes):.1f} times as much",
         *_own_share(built),
         f"  root, to be carried by another way: {built.root}",
         "",
@@ -280,10 +281,4 @@ def _own_share(built: BuildOutcome) -> list[str]:
     loader = built.manifest.loader if built.manifest else None
     if loader is None:
         return []
-    return [
-        f"  of it, {_mib(loader.size_bytes)} are airferry itself with its packages, for a far side that has nothing"
-    ]
-
-
-def _mib(size_bytes: int) -> str:
-    return f"{size_bytes / (1 << 20):.1f} MiB"
+    return [f"  of it, {size_text(loader.size_bytes)} are airferry itself, for a far side that has nothing"]

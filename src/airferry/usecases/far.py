@@ -13,6 +13,7 @@ from airferry.events import Emit, silent
 from airferry.registry.client import ClientOptions
 from airferry.site import activation
 from airferry.site import load as loading
+from airferry.wording import counted, size_text
 
 RollbackResult = activation.RollbackResult
 
@@ -34,9 +35,10 @@ class LoadOutcome:
         """One line: what was sent, what was there before, and how many tags moved."""
         pushed = self.result.pushed
         return (
-            f"{pushed.sent_blobs} blobs sent ({pushed.sent_bytes / (1 << 20):.1f} MiB), {pushed.mounted_blobs} taken "
-            f"over from another repository, {pushed.present_blobs} there already; {pushed.manifests} manifests, "
-            f"{len(self.result.moved_tags)} of {len(self.result.tags)} tags moved"
+            f"{counted(pushed.sent_blobs, 'blob')} sent ({size_text(pushed.sent_bytes)}), {pushed.mounted_blobs} taken "
+            f"over from another repository, {pushed.present_blobs} there already; "
+            f"{counted(pushed.manifests, 'manifest')}, "
+            f"{len(self.result.moved_tags)} of {counted(len(self.result.tags), 'tag')} moved"
         )
 
     def submit_overrides(self) -> dict[str, str]:
