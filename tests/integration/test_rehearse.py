@@ -251,6 +251,12 @@ def test_a_step_that_is_none_of_the_plan_is_named(yard: NearSide, sealed: usecas
     with pytest.raises(ConfigurationError, match="`good/stop` is no target of the plan") as caught:
         usecases.rehearse(yard.selection(), steps=["good/stop"])
     assert "`good/step:tiny`" in (caught.value.hint or "")
+    limits = yard.document["rehearsal"]
+    for name, wanted in (("good/stop", "good/stop/step.py"), ("good/step:tony", "good/step/config/tony.yaml")):
+        yard.write(rehearsal={**limits, "steps": {**limits["steps"], name: {"least": "config"}}})
+        with pytest.raises(ConfigurationError, match=rf"airgap.yaml:\d+: .*the catalogue holds no `{wanted}`"):
+            usecases.rehearse(yard.selection())
+    yard.write(rehearsal=limits)
 
 
 def test_a_step_that_git_does_not_track_is_named(yard: NearSide, sealed: usecases.BuildOutcome) -> None:

@@ -27,6 +27,7 @@ from airferry.build.rehearsal import (
     REPORT_FILE,
     Rehearsal,
     RehearsalReport,
+    check_rehearsal,
     entries_json,
     rehearsal_action,
     write_report,
@@ -139,6 +140,8 @@ class Production:
             AirferryError: of the family of what failed; finished actions stay in the journal.
         """
         stages = self._shop.plan.stages
+        if self._shop.rehearse is not None:
+            check_rehearsal(self._shop.plan, self._shop.rehearse)
         tasks = self._tasks()
         made = parallel_map(self._maker().make, tasks, jobs=self._shop.jobs)
         images: dict[str, tuple[BuiltImage, ...]] = {}

@@ -17,7 +17,7 @@ from typing import Any
 
 from airferry.build import contexts
 from airferry.build.image_writer import BuiltImage
-from airferry.build.probe import ProbeResult, parse_probe, probe_argv, probe_input
+from airferry.build.probe import DEFAULT_MODULE_TIMEOUT_S, ProbeResult, parse_probe, probe_argv, probe_input
 from airferry.build.rehearsal_report import (
     LEVELS,
     Attempt,
@@ -25,11 +25,12 @@ from airferry.build.rehearsal_report import (
     find_attempts,
     in_order,
     judge_ending,
+    printable,
     read_hook_log,
     read_sink_log,
 )
 from airferry.build.tasks import WORKSPACE
-from airferry.buildah.engine import Engine, Volume, base_tag
+from airferry.buildah.engine import Engine, Volume
 from airferry.buildah.sink import OWN_NAME
 from airferry.bundle.manifest import AttemptEntry, RehearsalEntry
 from airferry.config.rehearsal import StepRehearsal, is_allowed
@@ -53,6 +54,7 @@ HOOK_FILE = "sitecustomize.py"
 LOG_FILE, SINK_FILE = "hook.log", "sink.log"
 IMPORT, START = PHASES = ("import", "start")  # each in a container, and with logs, of its own
 MAX_LOG_BYTES = 64 * 1024 * 1024
+MAX_OUTPUT = 4000
 EMULATION_FACTOR = 4
 START_S = 180.0
 TAG = "rehearsal"
@@ -142,9 +144,43 @@ class _Scene:
         return rehearsal_action(self.step.target.spec, self.platform)
 
     @property
+    def factor(self) -> int:
+        """How much more time everything gets."""
+        return 1 if self.platform.matches_host() else EMULATION_FACTOR
+
+    @property
     def limit_s(self) -> float:
-        factor = 1 if self.platform.matches_host() else EMULATION_FACTOR
-        return float((self.choice.time_limit_s or 1) * factor)
+        return float((self.choice.time_limit_s or 1) * self.factor)
+
+
+def check_rehearsal(plan: Plan, targets: Sequence[str]) -> None:
+    """Do nothing if the targets that are to be tried can be, by step id or target; none stand for all.
+
+    Raises:
+        ConfigurationError: a name stands for no target, an exception of `rehearsal.steps` for nothing in the catalogue
+            (one for a step that is not selected may stay), or Git does not track a step's files.
+    """
+    specs = [step.target.spec for step in plan.steps]
+    known = {*specs, *(step.target.step_id for step in plan.steps)}
+    if unknown := [name for name in targets if name not in known]:
+        hint = "there are " + ", ".join(f"`{name}`" for name in specs)
+        raise ConfigurationError(f"`{unknown[0]}` is no target of the plan", hint=hint)
+    for name in plan.config.rehearsal.steps if plan.steps else ():
+        step_id, _, config = name.partition(":")
+        wanted = f"{step_id}/config/{config}.yaml" if config else f"{step_id}/step.py"
+        catalogue = plan.steps[0].folder.parents[plan.steps[0].target.step_id.count("/")]
+        if not (catalogue / wanted).is_file():
+            raise plan.config.error("rehearsal", "steps", name, reason=f"the catalogue holds no `{wanted}`")
+    try:
+        carried = {source for _name, source in contexts.carried(plan.source_root, [plan.output_dir])}
+    except ConfigurationError:
+        return  # in no repository: nothing is tracked, and the code is taken as it lies
+    root = plan.source_root.resolve()
+    for path in [path for step in plan.steps for path in (step.step_py, step.config_path) if path]:
+        if root / path.relative_to(plan.source_root) not in carried:
+            raise ConfigurationError(
+                f"`{path}` is not among what Git tracks, which is what the far side gets", hint="`git add` it"
+            )
 
 
 class Rehearsal:
@@ -171,7 +207,7 @@ class Rehearsal:
         self._scratch = scratch
         self._jobs = jobs
         self._emit = emit
-        self._imported: set[str] = set()
+        self._tried = False
 
     def run(self, images: Mapping[str, Sequence[BuiltImage]], *, targets: Sequence[str] = ()) -> RehearsalReport:
         """Try every target, or those that are named by step id or target, on each of its platforms.
@@ -179,25 +215,26 @@ class Rehearsal:
         What the journal knows of the same image, code and command is not tried again.
 
         Raises:
-            ConfigurationError: a name stands for no target, or Git does not track a step.
             BuildError: an image cannot be run at all.
         """
         scenes = self._scenes(images, targets)
-        with self._source(scenes) as (source, digest):
+        with self._source() as (source, digest):
             try:
                 results = parallel_map(lambda scene: self._rehearse(scene, source, digest), scenes, jobs=self._jobs)
             finally:
-                for image in sorted(self._imported):
-                    self._engine().remove_image(base_tag(image, TAG))
+                if self._tried:
+                    self._remove_images()
         return RehearsalReport(tuple(results))
+
+    def _remove_images(self) -> None:
+        """Remove from the engine's storage what rehearsals brought there, those of a killed run included."""
+        engine = self._engine()
+        for name in engine.images():
+            if name.startswith(f"localhost/{TAG}:"):
+                engine.remove_image(name)
 
     def _scenes(self, images: Mapping[str, Sequence[BuiltImage]], targets: Sequence[str]) -> list[_Scene]:
         steps = {step.target.spec: step for step in self._plan.steps}
-        known = {*steps, *(step.target.step_id for step in self._plan.steps)}
-        if unknown := [name for name in targets if name not in known]:
-            raise ConfigurationError(
-                f"`{unknown[0]}` is no target of the plan", hint="there are " + ", ".join(f"`{name}`" for name in steps)
-            )
         scenes = []
         for group in self._plan.groups:
             for spec in group.targets:
@@ -234,7 +271,7 @@ class Rehearsal:
         return f"{WORKSPACE}/{path.relative_to(self._plan.source_root).as_posix()}"
 
     @contextmanager
-    def _source(self, scenes: Sequence[_Scene]) -> Iterator[tuple[Path, str | None]]:
+    def _source(self) -> Iterator[tuple[Path, str | None]]:
         """Give the code as the launcher carries it, and its digest; as it lies, with none, outside of a repository."""
         root, excluded = self._plan.source_root, [self._plan.output_dir]
         try:
@@ -244,11 +281,6 @@ class Rehearsal:
             return
         with files.scratch_directory(self._scratch) as folder:
             contexts.copy_tracked(root, folder / "source", excluded=excluded)
-            for path in [path for scene in scenes for path in (scene.step.step_py, scene.step.config_path) if path]:
-                if not (folder / "source" / path.relative_to(root)).is_file():
-                    raise ConfigurationError(
-                        f"`{path}` is not among what Git tracks, which is what the far side gets", hint="`git add` it"
-                    )
             yield folder / "source", digest
 
     # --- one target --------------------------------------------------------------------------------------------------
@@ -282,7 +314,7 @@ class Rehearsal:
         """Import the modules, start the step, and return what was found as plain data for the journal."""
         engine = self._engine()
         digest = scene.image.manifest.digest
-        self._imported.add(digest)
+        self._tried = True
         image = engine.import_base(self._store.path, digest, platform=scene.platform, name=TAG)
         files.ensure_directory(self._scratch)
         folder = Path(tempfile.mkdtemp(prefix=files.TEMPORARY_PREFIX, dir=self._scratch))
@@ -301,7 +333,7 @@ class Rehearsal:
             "ending": asdict(ending),
             "attempts": [asdict(item) for item in in_order(attempts)],
             "missing": _missing(scene, answer),
-            "output": str(end.get("output", ""))[-4000:],
+            "output": str(end.get("output", ""))[-MAX_OUTPUT:].encode("utf-8", "replace").decode(),
         }
 
     def _image_path(self, image: BuiltImage) -> str:
@@ -346,17 +378,29 @@ class _Stage:
         if not self._scene.modules:
             return None
         checkouts = [overlay.target for overlay in self._scene.group.overlays]
-        request = probe_input(self._scene.modules, path=[self._scene.path], checkouts=checkouts)
-        done = self._run(engine, image, probe_argv(self._scene.python), phase=IMPORT, stdin=request)
+        patience_s = DEFAULT_MODULE_TIMEOUT_S * self._scene.factor
+        request = probe_input(
+            self._scene.modules, path=[self._scene.path], checkouts=checkouts, module_timeout_s=patience_s
+        )
+        all_s = patience_s * len(self._scene.modules)
+        argv = probe_argv(self._scene.python)
+        done = self._run(engine, image, argv, phase=IMPORT, stdin=request, limit_s=all_s)
         return parse_probe(done.stdout)
 
     def start_step(self, engine: Engine, image: str) -> None:
         scene = self._scene
         argv = [scene.python, "-I", "-S", f"{HOOK}/{HOOK_FILE}", f"{scene.limit_s:g}", *scene.command]
-        self._run(engine, image, argv, phase=START)
+        self._run(engine, image, argv, phase=START, limit_s=scene.limit_s)
 
     def _run(
-        self, engine: Engine, image: str, argv: Sequence[str], *, phase: str, stdin: bytes | None = None
+        self,
+        engine: Engine,
+        image: str,
+        argv: Sequence[str],
+        *,
+        phase: str,
+        limit_s: float,
+        stdin: bytes | None = None,
     ) -> Completed:
         return engine.run(
             image,
@@ -367,7 +411,7 @@ class _Stage:
             workdir=JOB,
             watch=self._folder / phase / SINK_FILE,
             stdin=stdin,
-            timeout_s=START_S + self._scene.limit_s,
+            timeout_s=START_S + limit_s,
         )
 
     def logs(self, phase: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -403,7 +447,7 @@ def _missing(scene: _Scene, answer: ProbeResult | None) -> list[list[str]]:
     found = []
     for module, said in sorted(answer.modules.items()):
         if said.status != "present":
-            found.append([module, said.missing or module, places.get(module, "required_imports")])
+            found.append([module, printable(said.missing) or module, places.get(module, "required_imports")])
     return found
 
 

@@ -182,7 +182,7 @@ def find_attempts(
         place, library = _origin(pid, command, sink, starts, root)
         for port, protocol in _known(ports):
             result.append(Attempt(host, port, protocol, _shown(command), place, library, "network"))
-    return in_order({replace(item, host=_printable(item.host)) for item in result if item.host.lower() != own})
+    return in_order({replace(item, host=printable(item.host)) for item in result if item.host.lower() != own})
 
 
 def in_order(attempts: Iterable[Attempt]) -> tuple[Attempt, ...]:
@@ -236,10 +236,11 @@ def _shown(text: str) -> str:
     line = " ".join(text[: 4 * MAX_SHOWN].split())
     for pattern, instead in _VOLATILE:
         line = pattern.sub(instead, line)
-    return _printable(line)
+    return printable(line)
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """Return text of others with nothing in it that a terminal obeys, and not too much of it."""
     return "".join(character if character.isprintable() else "?" for character in text[:MAX_SHOWN])
 
 
