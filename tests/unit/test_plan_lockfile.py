@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from airferry.build.locking import forget
 from airferry.config import load_config
-from airferry.errors import ConfigurationError
+from airferry.errors import ConfigurationError, UsageError
 from airferry.plan.catalogue_lock import GitSource
 from airferry.plan.lockfile import (
     LockedAddition,
@@ -87,6 +88,24 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert found is not None
     (_, from_git) = found.groups["g-12345678"].platforms["linux/arm64"].additions
     assert from_git.git_source == GitSource("https://h/run.git", "1" * 40, "p")
+
+
+def test_an_update_forgets_what_is_named_and_a_base_by_the_image_on_it(tmp_path: Path) -> None:
+    base = {"bootstrap": {"suite": "bookworm", "packages": ["python3-minimal"]}}
+    for step in ("a", "b"):
+        write_step(tmp_path, step)
+    images = {"own": {"base_image": base}, "other": "python:3.12"}
+    plan = make_plan(load_config(write_airgap(tmp_path, airgap(images, {"a": "own", "b": "other"}))))
+    key = next(group.base_image.key for group in plan.groups if "own" in group.image_names)
+    bases = {name: LockedBase(kind="registry", index=DIGEST) for name in (key, "python:3.12")}
+    lockfile = Lockfile(bases=bases, overlays={"u@r": LockedOverlay(commit="1" * 40)})
+    assert set(forget(lockfile, ["own"], plan=plan).bases) == {"python:3.12"}
+    assert set(forget(lockfile, ["other", key], plan=plan).bases) == set()
+    assert forget(lockfile, ["u@r"], plan=plan) == Lockfile(bases=bases)
+    assert forget(lockfile, [], plan=plan) == Lockfile()
+    with pytest.raises(UsageError, match="nothing in the lock is called `onw`") as caught:
+        forget(lockfile, ["onw"], plan=plan)
+    assert "`own`" in (caught.value.hint or "")
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)

@@ -320,6 +320,8 @@ def _naming(place: str) -> Iterator[None]:
 def forget(lockfile: Lockfile, names: Sequence[str], *, plan: Plan) -> Lockfile:
     """Return a lock without what is to be resolved anew: the named bases, overlays and groups, or everything.
 
+    A name under `execution_images` stands for the base of that image, as a bootstrapped base has no short name itself.
+
     Raises:
         UsageError: nothing has such a name.
     """
@@ -327,14 +329,16 @@ def forget(lockfile: Lockfile, names: Sequence[str], *, plan: Plan) -> Lockfile:
         return Lockfile()
     known = {*lockfile.bases, *lockfile.overlays, *lockfile.groups, LAUNCHER}
     known |= {*needed_bases(plan), *(overlay.key for overlay in plan.overlays), *(group.name for group in plan.groups)}
+    bases = {name: group.base_image.key for group in plan.groups for name in group.image_names}
     for name in names:
-        if name not in known:
+        if name not in known and name not in bases:
+            known |= set(bases)
             near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.3)
             raise UsageError(
                 f"nothing in the lock is called `{name}`",
                 hint="it holds " + ", ".join(f"`{item}`" for item in near or sorted(known)[:10]),
             )
-    chosen = set(names)
+    chosen = {name if name in known else bases[name] for name in names}
     return Lockfile(
         bases={key: value for key, value in lockfile.bases.items() if key not in chosen},
         overlays={key: value for key, value in lockfile.overlays.items() if key not in chosen},
