@@ -13,7 +13,8 @@ from airferry.errors import HostError
 from airferry.events import Event, Warned
 from airferry.oci.layout import LayoutStore
 from airferry.oci.platform import parse_platform
-from airferry.usecases import plan
+from airferry.usecases import host, plan
+from airferry.usecases.near import read_plan
 from near_side import REFERENCE, NearSide
 
 AMD64 = parse_platform("linux/amd64")
@@ -103,3 +104,14 @@ def test_a_base_that_the_cache_has_no_room_for_is_not_fetched(
     with pytest.raises(HostError, match=r"GB to fetch, and"):
         direct.lock()
     assert not list((tmp_path / "cache" / "bases" / "blobs" / "sha256").iterdir())
+
+
+@pytest.mark.parametrize(("share", "status"), [(0.5, "fail"), (2, "warn"), (100, "ok")])
+def test_the_doctor_looks_for_room_for_the_plan(
+    share: float, status: str, direct: NearSide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free_bytes = int(base_bytes(direct) * share)
+    monkeypatch.setattr(prediction.files, "free_bytes", lambda path: free_bytes)
+    (check,) = (item for item in host._room(read_plan(direct.selection())))
+    assert (check.name, check.status) == ("room for the plan", status)
+    assert "not known yet: wheels of" in check.detail and f"{free_bytes / 1e9:.2f} GB free" in check.detail

@@ -22,7 +22,7 @@ from airferry.events import Emit, silent
 from airferry.host import files
 from airferry.host.journal import inputs_digest
 from airferry.host.threads import usable_cores
-from airferry.oci.codecs import DEFAULT_GZIP_LEVEL, DEFAULT_ZSTD_LEVEL
+from airferry.oci.codecs import DEFAULT_GZIP_LEVEL, DEFAULT_ZSTD_LEVEL, ZSTD_JOB_BYTES
 from airferry.oci.documents import Descriptor, canonical_json
 from airferry.oci.layers import (
     DEFAULT_LIMIT_BYTES,
@@ -216,7 +216,7 @@ def encoder(compression: Compression) -> str:
     """Return what decides, beside kind and level, which bytes a compressed layer has: the library, and its mode."""
     if compression.kind == "zstd":
         version = ".".join(str(part) for part in zstandard.ZSTD_VERSION)
-        return f"zstd {version}, zstandard {zstandard.__version__}, threads"
+        return f"zstd {version}, zstandard {zstandard.__version__}, threads, jobs of {ZSTD_JOB_BYTES}"
     return f"zlib {zlib.ZLIB_RUNTIME_VERSION}, blocks" if compression.kind == "gzip" else compression.kind
 
 

@@ -249,12 +249,18 @@ class Predictor:
             return None  # no Git here, or a damaged copy
 
 
-def ensure_room(prediction: Prediction, *, cache: Path, output: Path, emit: Emit = silent) -> None:
-    """Refuse a build for which the disk surely has no room, and warn of one for which it may have none.
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a build needs on a disk, in any case and at most, and what is free there."""
 
-    Raises:
-        HostError: it has less than is needed in any case, as far as that is known.
-    """
+    folder: Path
+    least_bytes: int
+    most_bytes: int
+    free_bytes: int
+
+
+def rooms(prediction: Prediction, *, cache: Path, output: Path) -> list[Room]:
+    """Return what a build needs on the disk of cache and output folder, or on both disks where these are two."""
     brought, in_flight = prediction.in_bytes, prediction.in_flight_bytes
     here, there = _nearest(cache), _nearest(output)
     needs = [(there, brought + prediction.sure_bytes, prediction.disk_bytes())]
@@ -263,18 +269,26 @@ def ensure_room(prediction: Prediction, *, cache: Path, output: Path, emit: Emit
             (here, brought, _with_margin(brought) + in_flight),
             (there, prediction.sure_bytes, _with_margin(prediction.new_bytes)),
         ]
-    for folder, least, most in needs:
-        free = files.free_bytes(folder)
-        says = f"{free / 1e9:.2f} GB are free at `{folder}`"
-        if free < least:
+    return [Room(folder, least, most, files.free_bytes(folder)) for folder, least, most in needs]
+
+
+def ensure_room(prediction: Prediction, *, cache: Path, output: Path, emit: Emit = silent) -> None:
+    """Refuse a build for which the disk surely has no room, and warn of one for which it may have none.
+
+    Raises:
+        HostError: it has less than is needed in any case, as far as that is known.
+    """
+    for room in rooms(prediction, cache=cache, output=output):
+        says = f"{room.free_bytes / 1e9:.2f} GB are free at `{room.folder}`"
+        if room.free_bytes < room.least_bytes:
             raise HostError(
-                f"{says}, and the build needs at least {least / 1e9:.2f} GB more there",
+                f"{says}, and the build needs at least {room.least_bytes / 1e9:.2f} GB more there",
                 hint=ROOM_HINT,
-                needed_bytes=least,
-                free_bytes=free,
+                needed_bytes=room.least_bytes,
+                free_bytes=room.free_bytes,
             )
-        if free < most:
-            emit(Warned(f"{says}, and the build may need {most / 1e9:.2f} GB more there", hint=ROOM_HINT))
+        if room.free_bytes < room.most_bytes:
+            emit(Warned(f"{says}, and the build may need {room.most_bytes / 1e9:.2f} GB more there", hint=ROOM_HINT))
 
 
 def _added(what: str, size_bytes: int | None, *, times: int = 1) -> Expected:

@@ -24,6 +24,9 @@ GZIP_ERROR = cast(type[Exception], igzip_lib.error)
 DEFAULT_ZSTD_LEVEL = 2
 # half the time of level 6 for two per cent more bytes
 DEFAULT_GZIP_LEVEL = 4
+# what a thread of zstd works on: less than by default, for half the memory and a third of a per cent more bytes
+ZSTD_JOB_BYTES = 2 << 20
+ZSTD_MAX_LEVEL_IN_JOBS = 9
 GZIP_MAGIC = b"\x1f\x8b"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 SKIPPABLE_MAGIC_SUFFIX = b"\x2a\x4d\x18"
@@ -201,13 +204,17 @@ def zstd_blocks(source: Iterable[bytes], *, level: int, threads: int) -> Iterato
 
     `threads` is at least 1: zstd's single-threaded mode (0) would give other bytes than any number of threads.
     """
-    compressor = zstandard.ZstdCompressor(
-        level=level, threads=max(1, threads), write_checksum=False, write_content_size=False
-    ).compressobj()
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        level,
+        threads=max(1, threads),
+        job_size=ZSTD_JOB_BYTES if level <= ZSTD_MAX_LEVEL_IN_JOBS else 0,
+        write_checksum=False,
+        write_content_size=False,
+    )
+    chunker = zstandard.ZstdCompressor(compression_params=parameters).chunker(chunk_size=BLOCK_BYTES)
     for block in source:
-        if packed := compressor.compress(block):
-            yield packed
-    yield compressor.flush()
+        yield from chunker.compress(block)
+    yield from chunker.finish()  # type: ignore[no-untyped-call]
 
 
 def gzip_blocks(source: Iterable[bytes], *, level: int, threads: int) -> Iterator[bytes]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from airferry.buildah.preflight import Check, check_emulator, check_space, checks
+from airferry.build.prediction import ROOM_HINT, Predictor, rooms
+from airferry.buildah.preflight import Check, Status, check_emulator, check_space, checks
 from airferry.buildah.program import EngineChoice
 from airferry.config import BootstrapBase, RegistryBase
 from airferry.errors import AirferryError, HostError
@@ -13,6 +14,7 @@ from airferry.events import Emit, silent
 from airferry.host import files
 from airferry.host.threads import parallel_map
 from airferry.oci.reference import parse_reference
+from airferry.plan.lockfile import LOCK_FILE, Lockfile, read_lockfile
 from airferry.plan.models import Plan
 from airferry.registry.client import ClientOptions, open_clients
 from airferry.registry.source import RegistrySource
@@ -45,6 +47,8 @@ def examine(plan: Plan | None, *, engine: EngineChoice, emit: Emit = silent) -> 
     if plan is not None and needs_no_engine(plan):
         bootstraps = any(isinstance(base, BootstrapBase) for base in bases)
         found = [_eased(check, bootstraps=bootstraps) for check in found]
+    if plan is not None:
+        found += _room(plan)
     references = sorted({base.reference for base in bases if isinstance(base, RegistryBase)})
     with open_clients(ClientOptions(connect_timeout_s=10.0, read_timeout_s=20.0), emit=emit) as clients:
 
@@ -60,6 +64,26 @@ def examine(plan: Plan | None, *, engine: EngineChoice, emit: Emit = silent) -> 
 
         found += parallel_map(look_up, references, jobs=LOOKUPS)
     return DoctorReport(tuple(found), plan is not None)
+
+
+def _room(plan: Plan) -> list[Check]:
+    """Compare what a direct build of the plan is expected to take with what is free, as far as lock and cache tell."""
+    known = read_lockfile(plan.output_dir / LOCK_FILE) or Lockfile()
+    prediction = Predictor(plan, known, files.cache_directory()).predict()
+    unknown = f"; not known yet: {', '.join(prediction.unknown)}" if prediction.unknown else ""
+    found = []
+    for room in rooms(prediction, cache=files.cache_directory(), output=plan.output_dir):
+        status: Status = "ok" if room.free_bytes >= room.most_bytes else "warn"
+        found.append(
+            Check(
+                "room for the plan",
+                "fail" if room.free_bytes < room.least_bytes else status,
+                f"at most {room.most_bytes / 1e9:.2f} GB more at `{room.folder}`, {room.free_bytes / 1e9:.2f} GB free"
+                + unknown,
+                ROOM_HINT,
+            )
+        )
+    return found
 
 
 def needs_no_engine(plan: Plan) -> bool:
