@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 import airferry
 from airferry.cli import assets, far, far_more, near, registries, rehearse, site
-from airferry.cli.render import Reporter
+from airferry.cli.render import Reporter, escape
 from airferry.errors import AirferryError, HostError
 from airferry.host import files, process
 

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from airferry import usecases
-from airferry.cli.render import Reporter, data
+from airferry.cli.render import Reporter, data, escape
 from airferry.errors import HostError
 from airferry.wording import counted, size_text
 

@@ -1,6 +1,7 @@
 """What a person sees: progress and notices on stderr, data on stdout, errors with their hint.
 
-The only module that knows the terminal. `NO_COLOR`, a pipe instead of a terminal, and `--quiet` are honoured.
+The only module that knows the terminal. `NO_COLOR`, a pipe instead of a terminal, and `--quiet` are honoured. rich is
+loaded when something is shown, as most of what scripts call shows nothing.
 """
 
 from __future__ import annotations
@@ -9,10 +10,8 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from airferry.errors import AirferryError
 from airferry.events import CommandRun, Event, Notice, StageFinished, StageStarted, Warned
@@ -21,8 +20,19 @@ from airferry.host import clock
 from airferry.host.process import failure_tail
 from airferry.wording import size_text
 
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
 PLAIN_INTERVAL_S = 10.0
 SHOWN_TAIL_LINES = 15
+
+
+def escape(text: str) -> str:
+    """Return text so that rich shows it as it is."""
+    from rich.markup import escape as escaped
+
+    return escaped(text)
 
 
 def seconds(elapsed_s: float) -> str:
@@ -36,14 +46,20 @@ class Reporter:
     """Renders events. Safe to call from several threads."""
 
     def __init__(self, *, quiet: bool = False, debug: bool = False) -> None:
-        """Prepare for stderr as it is now: a live display on a terminal, plain lines elsewhere."""
+        """Prepare for stderr: a live display on a terminal, plain lines elsewhere."""
         self.quiet = quiet
         self.debug = debug
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._lock = threading.Lock()
         self._live: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._last_line: dict[str, float] = {}
+
+    @cached_property
+    def console(self) -> Console:
+        """What writes to stderr."""
+        from rich.console import Console
+
+        return Console(stderr=True, highlight=False, soft_wrap=True)
 
     @contextmanager
     def display(self) -> Iterator[Reporter]:
@@ -51,6 +67,8 @@ class Reporter:
         if self.quiet or not self.console.is_terminal:
             yield self
             return
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
         progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),

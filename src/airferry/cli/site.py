@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from airferry import usecases
-from airferry.cli.render import Reporter, data
+from airferry.cli.render import Reporter, data, escape
 from airferry.errors import UsageError
 from airferry.usecases.defaults import DEFAULT_STEPS, SITE_FILE
 from airferry.wording import counted
@@ -279,6 +277,8 @@ def _show(reporter: Reporter, report: CheckReport, *, notes: bool) -> None:
             fix = f"  [{finding.fix}]" if finding.fix else ""
             data(f"{finding.level}  {finding.step}  {place}: {finding.text}{fix}")
         return
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False)
     for title in ("step", "", "where", "what", "type"):
         table.add_column(title, overflow="fold")
