@@ -96,10 +96,13 @@ while True:
 """
 
 SLOW = f"""
+import os
 import subprocess
 import sys
 
 open(sys.argv[2]).read()
+os.makedirs("checkpoints/1", mode=0o700)  # whoever the image's user is, it is not the one who cleans up
+open("checkpoints/1/weights.bin", "w").close()
 subprocess.run(["sleep", "{LONG_SLEEP_S}"], check=False)
 """
 

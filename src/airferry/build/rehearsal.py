@@ -316,8 +316,8 @@ class Rehearsal:
         digest = scene.image.manifest.digest
         self._tried = True
         image = engine.import_base(self._store.path, digest, platform=scene.platform, name=TAG)
-        files.ensure_directory(self._scratch)
-        folder = Path(tempfile.mkdtemp(prefix=files.TEMPORARY_PREFIX, dir=self._scratch))
+        # the engine's own folder: users of containers write there, whose files only the engine can remove after a kill
+        folder = Path(tempfile.mkdtemp(prefix=files.TEMPORARY_PREFIX, dir=engine.storage.temporary))
         try:
             stage = _Stage(folder, source, scene, self._image_path(scene.image))
             answer = stage.import_modules(engine, image)
