@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from airferry.bundle.artifacts import (
     MANIFEST_CONTENT,
@@ -18,6 +19,7 @@ from airferry.bundle.manifest import BundleManifest, ToolEntry, describe_platfor
 from airferry.bundle.receipt import Receipt, ReceiptImage, read_receipt, write_receipt
 from airferry.bundle.seal import seal
 from airferry.bundle.verify import open_bundle, verify_bundle
+from airferry.bundle.yaml_documents import _load
 from airferry.errors import HostError, IntegrityError
 from airferry.host import files
 from airferry.oci.documents import LAYER_TAR
@@ -156,7 +158,10 @@ def test_a_layer_that_the_pipeline_did_not_see_is_refused(tmp_path: Path) -> Non
         (b"", "is no mapping"),
         (b"a: [", "is not valid YAML"),
         (b"a: &x [1]\nb: *x\n", "alias"),
-        (b"a: !!python/object/apply:os.system [ls]\n", "is not valid YAML"),
+        (b"a: !!python/object/apply:os.system [ls]\n", "YAML tag"),
+        (b"a: !!int 5\n", "YAML tag"),
+        (b"? [a]\n: 1\n", "as a key"),
+        (b"a: 1\n---\na: 2\n", "2 documents"),
         (b"a: " + b"[" * 50 + b"]" * 50, "nests deeper"),
         (b"a: \xff\xfe\n", "is not valid YAML"),
         (b"a: 2026-99-99\n", "not valid"),
@@ -222,3 +227,18 @@ def test_the_manifest_in_the_bundle_is_an_artifact_by_name(tmp_path: Path) -> No
     assert (bundle.manifest_descriptor.annotations or {})["org.opencontainers.image.title"] == "airgap-manifest.yaml"
     data = read_artifact_file(bundle.store, bundle.manifest_descriptor, media_type=MANIFEST_CONTENT)
     assert data == bundle.manifest.to_yaml()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: 1\nb: -2.5\nc: true\nd: null\ne: ~\nf: ''\ng: '1'\nh: \"x\\ny\"\ni: [1, two, [3]]\nj: {k: {l: []}}\n",
+        "text: |\n  two\n  lines\nfolded: >-\n  one\n  line\n0: number\nsame: a\nsame: b\n",
+        "[]",
+        "plain",
+        "",
+        "# nothing\n",
+    ],
+)
+def test_documents_are_built_as_the_yaml_library_builds_them(text: str) -> None:
+    assert _load(text.encode(), "it") == yaml.safe_load(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, TypeVar
 
 import yaml
@@ -12,6 +13,7 @@ from airferry.errors import IntegrityError
 MAX_BYTES = 16 * 1024 * 1024
 MAX_DEPTH = 40
 MAX_SHOWN_PROBLEMS = 5
+_NO_KEY = object()
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -61,16 +63,65 @@ def _load(data: bytes, what: str) -> object:
     if len(data) > MAX_BYTES:
         raise IntegrityError(f"{what} has {len(data)} bytes, more than the limit of {MAX_BYTES}")
     try:
-        depth = 0
-        for event in yaml.parse(data, Loader=yaml.CSafeLoader):
-            if isinstance(event, yaml.AliasEvent):
-                raise IntegrityError(f"{what} has a YAML alias, which airferry never writes")
-            if isinstance(event, (yaml.MappingStartEvent, yaml.SequenceStartEvent)):
-                depth += 1
-                if depth > MAX_DEPTH:
-                    raise IntegrityError(f"{what} nests deeper than {MAX_DEPTH} levels")
-            elif isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
-                depth -= 1
-        return yaml.load(data, Loader=yaml.CSafeLoader)
+        return _build(data, what)
     except (yaml.YAMLError, ValueError) as error:
         raise IntegrityError(f"{what} is not valid YAML") from error
+
+
+def _build(data: bytes, what: str) -> object:
+    """Return what the first document holds, built as it is parsed: a tree of nodes would be several times as large."""
+    resolver = yaml.SafeLoader("")
+    holders: list[_Holder] = []
+    top = _Holder([])
+    for event in yaml.parse(data, Loader=yaml.CSafeLoader):
+        holder = holders[-1] if holders else top
+        if isinstance(event, yaml.AliasEvent):
+            raise IntegrityError(f"{what} has a YAML alias, which airferry never writes")
+        if isinstance(event, yaml.NodeEvent) and getattr(event, "tag", None) not in (None, "!"):
+            raise IntegrityError(f"{what} has a YAML tag, which airferry never writes")
+        if isinstance(event, yaml.ScalarEvent):
+            holder.add(_scalar(resolver, event), what)
+        elif isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent):
+            inner: dict[Any, Any] | list[Any] = {} if isinstance(event, yaml.MappingStartEvent) else []
+            holder.add(inner, what)
+            holders.append(_Holder(inner))
+            if len(holders) > MAX_DEPTH:
+                raise IntegrityError(f"{what} nests deeper than {MAX_DEPTH} levels")
+        elif isinstance(event, yaml.MappingEndEvent | yaml.SequenceEndEvent):
+            holders.pop()
+    values = top.values
+    if len(values) > 1:
+        raise IntegrityError(f"{what} holds {len(values)} documents")
+    return values[0] if values else None
+
+
+class _Holder:
+    """A mapping or list in the making."""
+
+    __slots__ = ("_key", "values")
+
+    def __init__(self, values: dict[Any, Any] | list[Any]) -> None:
+        self.values = values
+        self._key: Any = _NO_KEY
+
+    def add(self, value: Any, what: str) -> None:
+        """Take the next item, or the next key or value."""
+        if isinstance(self.values, list):
+            self.values.append(value)
+        elif self._key is not _NO_KEY:
+            self.values[self._key] = value
+            self._key = _NO_KEY
+        elif isinstance(value, dict | list):
+            raise IntegrityError(f"{what} has a mapping or a list as a key")
+        else:
+            self._key = sys.intern(value) if isinstance(value, str) else value
+
+
+def _scalar(resolver: yaml.SafeLoader, event: yaml.ScalarEvent) -> Any:
+    tag = resolver.resolve(yaml.ScalarNode, event.value, event.implicit)  # type: ignore[no-untyped-call]
+    if tag == "tag:yaml.org,2002:str":
+        return event.value
+    construct = resolver.yaml_constructors.get(tag)
+    if construct is None:
+        return event.value
+    return construct(resolver, yaml.ScalarNode(tag, event.value))
