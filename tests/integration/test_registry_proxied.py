@@ -472,7 +472,7 @@ def upload_in_chunks(
             yield cast(IO[bytes], Dying(stream, dies_after))
 
     limits = Limits(chunked_above_bytes=2 * MIB, chunk_bytes=2 * MIB)
-    with RegistryClient(address, options=OPTIONS) as client:
+    with RegistryClient(address, options=PATIENT) as client:
         sink = RegistrySink(client, repository, uploader=Uploader(client, limits=limits, journal=journal))
         sink.put_blob_from(layer, opened)
         assert sink.has_blob(layer)

@@ -122,6 +122,7 @@ class Pusher:
         self._sinks: dict[str, RegistrySink] = {}
         self._lock = threading.Lock()
         self._seen: set[tuple[str, str]] = set()
+        self._read_back: set[tuple[str, str]] = set()
         self.mounts = mounts
         self.result = PushResult()
 
@@ -261,31 +262,38 @@ class Pusher:
 
     def _lacking_manifests(self, item: Shipment) -> list[Stored]:
         """Return the manifests that the repository does not hold, or holds unlisted as referrers, children first."""
-        source = self.sink(item.repository).source
-        lacking = []
-        for stored in item.closure.manifests:
-            digest, subject = stored.descriptor.digest, _subject(stored)
-            if source.find(digest) != digest or (subject and not _is_listed(source.referrers(subject), digest)):
-                lacking.append(stored)
-        return lacking
+        return [stored for stored in item.closure.manifests if self._find_trouble(item, stored)]
 
     def _audit_manifests(self, item: Shipment) -> list[str]:
+        """Return what is wrong with the manifests of a shipment, those left out that were read in this run already."""
+        troubles = [
+            self._find_trouble(item, stored)
+            for stored in item.closure.manifests
+            if (item.repository, stored.descriptor.digest) not in self._read_back
+        ]
+        return [trouble for trouble in troubles if trouble]
+
+    def _find_trouble(self, item: Shipment, stored: Stored) -> str:
+        """Read a manifest back, and return what is missing, empty if nothing is.
+
+        Raises:
+            IntegrityError: the registry holds something else.
+        """
         source = self.sink(item.repository).source
-        missing = []
-        for stored in item.closure.manifests:
-            digest, subject = stored.descriptor.digest, _subject(stored)
-            try:
-                held = source.read_manifest(stored.descriptor)
-            except RegistryError as error:
-                if error.fields.get("status") != 404:
-                    raise
-                missing.append(f"manifest `{digest}` in `{item.repository}`")
-                continue
-            if held.data != stored.data:
-                raise IntegrityError(f"`{source}` holds something else as `{digest}`", digest=digest)
-            if subject and not _is_listed(source.referrers(subject), digest):
-                missing.append(f"`{digest}` among the referrers of `{subject}` in `{item.repository}`")
-        return missing
+        digest, subject = stored.descriptor.digest, _subject(stored)
+        try:
+            held = source.read_manifest(stored.descriptor)
+        except RegistryError as error:
+            if error.fields.get("status") != 404:
+                raise
+            return f"manifest `{digest}` in `{item.repository}`"
+        if held.data != stored.data:
+            raise IntegrityError(f"`{source}` holds something else as `{digest}`", digest=digest)
+        if subject and not _is_listed(source.referrers(subject), digest):
+            return f"`{digest}` among the referrers of `{subject}` in `{item.repository}`"
+        with self._lock:
+            self._read_back.add((item.repository, digest))
+        return ""
 
     def _progress(self, total: int, cancelled: threading.Event) -> Callable[[int], None]:
         lock = threading.Lock()
