@@ -16,7 +16,7 @@ import yaml
 from airferry.buildah.engine import open_engine
 from airferry.bundle.manifest import BundleManifest, ImageEntry, PlatformEntry
 from airferry.errors import ConfigurationError, UsageError
-from airferry.host import process
+from airferry.host import files, process
 from airferry.oci.documents import parse_index, parse_manifest
 from airferry.oci.layout import LayoutStore
 from airferry.usecases import BuildOutcome, near, verify
@@ -428,6 +428,26 @@ def test_a_branch_that_moved_is_followed_by_an_update_alone(side: NearSide) -> N
     assert moved.manifest is not None
     contents = [added_files(side.store(), image.platforms["linux/amd64"]) for image in moved.manifest.images]
     assert [found["opt/thing/thing.py"] for found in contents if "opt/thing/thing.py" in found] == [b"ANSWER = 43\n"]
+
+
+def test_what_killed_runs_left_in_the_cache_is_cleared(side: NearSide, near_cache: Path) -> None:
+    side.lock()
+    name = f"{files.TEMPORARY_PREFIX}left"
+    folders = (
+        "facts",
+        "layers",
+        "layers/blobs/sha256",
+        "layers/records",
+        "loader",
+        "wheels",
+        "bases",
+        "bootstrap/debs/x",
+    )
+    for folder in folders:
+        files.ensure_directory(near_cache / folder)
+        (near_cache / folder / name).write_text("half")
+    side.lock()
+    assert [folder for folder in folders if (near_cache / folder / name).exists()] == []
 
 
 def test_an_update_of_something_unknown_names_what_there_is(side: NearSide) -> None:

@@ -40,6 +40,17 @@ from airferry.usecases.host import DoctorReport, check_for_build, examine
 
 PLAN_FILE = "airgap-plan.yaml"
 MAX_JOBS = 4
+# the folders of the cache, as patterns, that are written under its lock and that nobody else clears
+WRITTEN_UNDER_LOCK = (
+    "bootstrap/debs/*",
+    "facts",
+    "layers",
+    "layers/blobs/sha256",
+    "layers/records",
+    "loader",
+    "scratch",
+    "wheels",
+)
 JOB_BYTES = 300 << 20  # what a build of one image needs of memory, measured
 ENGINES: tuple[EngineChoice, ...] = ("auto", "buildah", "podman")
 PROBES: tuple[ProbeChoice, ...] = ("auto", "static", "run")
@@ -311,8 +322,9 @@ def open_near_side(made: Plan, *, engine: str, probe: str, jobs: int | None, emi
         stack.enter_context(files.exclusive_lock(made.output_dir / ".airferry.lock", purpose="build"))
         stack.enter_context(_cache_lock(cache / "lock", emit=emit))
         scratch = files.ensure_directory(cache / "scratch")
-        files.remove_stale_temporaries(scratch)
-        files.remove_stale_temporaries(cache / "wheels")
+        for pattern in WRITTEN_UNDER_LOCK:
+            for folder in cache.glob(pattern):
+                files.remove_stale_temporaries(folder)
         clients = stack.enter_context(open_clients(ClientOptions(), emit=emit))
         opened: list[Engine] = []
 
