@@ -84,6 +84,23 @@ def test_a_datagram_whose_sender_is_gone_is_no_second_attempt_but_an_unknown_one
     assert [item[:3] for item in found(hook, sink)] == [("203.0.113.10", 8125, "udp"), ("203.0.113.9", 8125, "udp")]
 
 
+def test_a_query_whose_sender_was_ended_is_no_second_attempt() -> None:
+    hook = hook_log(attempt("socket.connect", "198.18.0.1", 29500))
+    lost = {"protocol": "dns", "pid": None, "command": ""}
+    sink = sink_log(
+        seen("hub.example.org", None, protocol="dns", pid=5, answered="198.18.0.1"),
+        seen("hub.example.org", None, answered="198.18.0.1", **lost),
+        seen("git.example.org", 443, pid=9),
+        seen("git.example.org", None, **lost),
+        seen("other.example.org", None, **lost),
+    )
+    assert [item[:3] for item in found(hook, sink)] == [
+        ("git.example.org", 443, "tcp"),
+        ("hub.example.org", 29500, "tcp"),
+        ("other.example.org", None, "dns"),
+    ]
+
+
 def test_a_child_is_traced_to_the_most_alike_start_of_its_nearest_ancestor() -> None:
     hook = hook_log(
         start("subprocess.Popen", "git", "clone", "https://git.example.org/a", line=10),

@@ -152,7 +152,7 @@ def find_attempts(
     found: dict[tuple[str, str, str, str], dict[int | None, str]] = {}
     libraries: dict[tuple[str, str, str, str], str] = {}
     by_python: set[tuple[Any, str]] = set()
-    peers: set[tuple[str, int | None]] = set()
+    peers = {(str(item["host"]), _port(item.get("port"))) for item in sink if item.get("pid") is not None}
     for item in hook:
         if item["event"] == "attempt":
             host, port = str(item.get("host")), _port(item.get("port"))
@@ -171,11 +171,13 @@ def find_attempts(
         for port, protocol in _known(ports)
     ]
     starts = [item for item in hook if item["event"] == "start"]
+    hosts = {host for host, _port_number in peers}
     others: dict[tuple[Any, str, str], dict[int | None, str]] = {}
     for item in sink:
         pid, host, port = item.get("pid"), item["host"], _port(item.get("port"))
-        # a datagram's sender may be gone when it is looked for
-        if (pid, host) in by_python or (pid is None and (host, port) in peers):
+        # a datagram's or a query's sender may be gone when it is looked for: it adds nothing to what is known of others
+        lost = pid is None and ((host, port) in peers or (port is None and host in hosts))
+        if (pid, host) in by_python or lost:
             continue
         others.setdefault((pid, host, str(item.get("command", ""))), {})[port] = str(item.get("protocol"))
     for (pid, host, command), ports in others.items():
