@@ -11,8 +11,11 @@ import pytest
 
 from airferry.buildah import inside
 from airferry.buildah.engine import Volume
-from airferry.buildah.storage import Isolation, end_orphans, isolation_candidates, static_program
+from airferry.buildah.program import Program
+from airferry.buildah.storage import Isolation, Storage, end_orphans, isolation_candidates, static_program
 from airferry.errors import HostError
+from airferry.events import silent
+from airferry.host.process import ProcessFailed
 
 SLEEP = "import time; time.sleep(600)"
 STUBBORN = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); {SLEEP}"
@@ -28,6 +31,32 @@ def guarded(sessions: Path, code: str) -> subprocess.Popen[bytes]:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     return child
+
+
+@pytest.mark.parametrize(("refusals", "code"), [(0, 0), (2, 0), (3, 1)])
+@pytest.mark.parametrize("check", [True, False])
+def test_an_engine_that_the_kernel_did_not_let_start_is_started_again(
+    tmp_path: Path, refusals: int, code: int, check: bool
+) -> None:
+    count = tmp_path / "count"
+    script = (
+        f'echo >>{count}; [ "$(wc -l <{count})" -gt {refusals} ] && exit 0; '
+        "echo 'Close_Fd sealing memfd copy: Device or resource busy' >&2; exit 1"
+    )
+    storage = Storage(Program("buildah", Path("/bin/false"), (1,)), tmp_path / "state", emit=silent)
+    if check and code:
+        with pytest.raises(ProcessFailed, match="resource busy"):
+            storage.invoke_raw(["sh", "-c", script])
+    else:
+        assert storage.invoke_raw(["sh", "-c", script], check=check).returncode == code
+    assert len(count.read_text()) == min(refusals + 1, 3)
+
+
+def test_what_fails_by_itself_is_not_run_again(tmp_path: Path) -> None:
+    count = tmp_path / "count"
+    storage = Storage(Program("buildah", Path("/bin/false"), (1,)), tmp_path / "state", emit=silent)
+    assert storage.invoke_raw(["sh", "-c", f"echo >>{count}; exit 7"], check=False).returncode == 7
+    assert len(count.read_text()) == 1
 
 
 def test_what_a_noted_session_left_is_ended(tmp_path: Path) -> None:

@@ -28,6 +28,10 @@ from airferry.host import clock, files, process
 
 QUICK_S = 180.0
 ORPHAN_GRACE_S = 10.0
+ATTEMPTS = 3
+# containers/storage (Buildah 1.28, Podman 4.3) starts itself anew from a sealed copy in memory, which the kernel
+# refuses to seal while it moves one of the copy's pages; nothing was run then
+NOT_STARTED = "sealing memfd copy: Device or resource busy"
 STATIC_PROGRAMS = ("/usr/sbin/ldconfig.real", "/sbin/ldconfig.real", "/usr/sbin/ldconfig", "/sbin/ldconfig")
 
 
@@ -182,20 +186,29 @@ class Storage:
         on_line: Callable[[str], None] | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> process.Completed:
-        """Run a whole command line that `command`, `unshared` or `offline` made."""
+        """Run a whole command line that `command`, `unshared` or `offline` made, again if the engine did not start."""
         files.ensure_directory(self._sessions)
         guard = [sys.executable, "-I", "-S", inside.__file__, "guarded", str(self._sessions)]
-        return process.run(
-            [*guard, *argv],
-            timeout_s=timeout_s,
-            environment={**self.environment, **(environment or {})},
-            cwd=cwd,
-            stdin=stdin,
-            check=check,
-            emit=self._emit,
-            on_line=on_line,
-            merge_output=merge_output,
-        )
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                completed = process.run(
+                    [*guard, *argv],
+                    timeout_s=timeout_s,
+                    environment={**self.environment, **(environment or {})},
+                    cwd=cwd,
+                    stdin=stdin,
+                    check=check,
+                    emit=self._emit,
+                    on_line=on_line,
+                    merge_output=merge_output,
+                )
+            except process.ProcessFailed as failure:
+                if attempt == ATTEMPTS or not _did_not_start(process.failure_tail(failure)):
+                    raise
+            else:
+                if attempt == ATTEMPTS or completed.returncode == 0 or not _did_not_start(completed.tail):
+                    return completed
+        raise AssertionError
 
     # --- isolation -------------------------------------------------------------------------------------------------
 
@@ -331,6 +344,10 @@ def isolation_candidates(wanted: str, runtime: str = "") -> list[Isolation]:
     if wanted:
         return [Isolation(wanted, name) for name in runtimes] or [Isolation(wanted)]
     return [Isolation("chroot"), *(Isolation("rootless", name) for name in runtimes)]
+
+
+def _did_not_start(tail: Sequence[str]) -> bool:
+    return any(NOT_STARTED in line for line in tail)
 
 
 def static_program() -> Path | None:
