@@ -26,6 +26,7 @@ from airferry.oci.digest import digest_hex, digest_of
 from airferry.oci.documents import parse_image_config
 from airferry.oci.platform import Platform
 from debian_bases import AMD64, ARM64, EPOCH_S, DebianBase
+from running import processes
 
 
 @pytest.fixture(scope="module", params=["buildah", "podman"])
@@ -159,7 +160,7 @@ def test_run_that_exceeds_its_time_leaves_nothing(engine: Engine, debian_base: D
         engine.run(base_tag(debian_base.manifests[AMD64].digest), ["sleep", "1234567"], platform=AMD64, timeout_s=2)
     assert time.monotonic() - started < 60
     assert engine.storage.containers() == []
-    assert not processes_with(b"1234567")
+    assert not processes("1234567")
 
 
 @pytest.mark.usefixtures("bases")
@@ -283,18 +284,6 @@ def test_isolation_that_the_user_names_is_taken(engine: Engine) -> None:
     assert engine.storage.isolation in (Isolation("chroot"), *[Isolation("rootless", r) for r in ("crun", "runc")])
 
 
-def processes_with(mark: bytes) -> list[str]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal() and int(entry.name) != os.getpid():
-            try:
-                if mark in (entry / "cmdline").read_bytes():
-                    found.append(entry.name)
-            except OSError:
-                continue
-    return found
-
-
 BUILD_FOREVER = """
 import sys
 from pathlib import Path
@@ -325,7 +314,7 @@ def test_a_killed_build_leaves_nothing_after_the_next_start(
     )
     try:
         deadline = time.monotonic() + 60
-        while not processes_with(f"sleep\0{mark}".encode()):
+        while not processes(f"sleep {mark}"):
             assert child.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -336,8 +325,8 @@ def test_a_killed_build_leaves_nothing_after_the_next_start(
         try:
             assert engine.storage.containers() == []
             assert list(engine.storage.temporary.iterdir()) == []
-            assert not processes_with(f"sleep\0{mark}".encode())
-            assert not processes_with(os.fsencode(engine.storage.root) + b"\0")
+            assert not processes(f"sleep {mark}")
+            assert not processes(f"{engine.storage.root} ")
             assert engine.find_image(base_tag(digest)) is not None
         finally:
             engine.storage.remove_all()

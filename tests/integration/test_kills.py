@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from airferry.registry.sink import RegistrySink
 from airferry.registry.source import RegistrySource
 from near_side import PROGRAM, NearSide, make_near_side, temporaries
 from oci_images import make_bundle
+from running import processes, wait_for
 
 DRIVER = Path(__file__).parents[1] / "kill_driver.py"
 SAMPLE = 8
@@ -155,27 +155,6 @@ def test_a_build_that_is_killed_again_and_again_ends_in_the_same_root(yard: Yard
     assert done.returncode == 0, done.stderr
     assert kills >= 2
     yard.check()
-
-
-def processes(mark: str) -> list[int]:
-    """Return the processes that have a text on their command line."""
-    found = []
-    for path in Path("/proc").iterdir():
-        if path.name.isdecimal():
-            try:
-                line = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            except OSError:
-                continue
-            if mark in line and int(path.name) != os.getpid():
-                found.append(int(path.name))
-    return found
-
-
-def wait_for(condition: Callable[[], object], *, seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 130)])

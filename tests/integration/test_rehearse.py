@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from airferry.oci.layout import LayoutStore
 from airferry.usecases import near
 from near_side import PROGRAM, NearSide, git, temporaries
 from rehearsed_steps import LONG_SLEEP_S, SLEEP_S, STEPS, make_rehearsed_side, stages
+from running import processes, wait_for
 
 REPORT = "airgap-rehearsal.json"
 SLOW = "slow/sleep"
@@ -48,27 +48,6 @@ FETCH = {
     ("files.example.org", 8080, "tcp", "curl --silent http://files.example.org:8080/weights.bin", "step.py:8"),
     ("shell.example.org", 443, "tcp", "curl --silent --max-time 5 https://shell.example.org/", "step.py:9"),
 }
-
-
-def processes(mark: str) -> list[int]:
-    """Return the processes that have a text on their command line."""
-    found = []
-    for path in Path("/proc").iterdir():
-        if path.name.isdecimal() and int(path.name) != os.getpid():
-            try:
-                line = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            except OSError:
-                continue
-            if mark in line:
-                found.append(int(path.name))
-    return found
-
-
-def wait_for(condition: Callable[[], object], *, seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
