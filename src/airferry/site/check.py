@@ -77,9 +77,10 @@ class CheckReport:
             FindingsError: something does; `fields["report"]` is this report.
         """
         if blocking := self.blocking:
+            found = counted(len(blocking), "finding") + (" keeps" if len(blocking) == 1 else " keep")
             blocked = len({finding.step for finding in blocking})
             raise FindingsError(
-                f"{counted(len(blocking), 'finding')} and {blocked} of {counted(len(self.steps), 'step')} cannot run",
+                f"{found} {blocked} of {counted(len(self.steps), 'step')} from running",
                 hint="type the overrides, or change site profile and `env.toml`, then check again",
                 report=self,
             )
