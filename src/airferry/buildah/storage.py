@@ -189,7 +189,9 @@ class Storage:
         """Run a whole command line that `command`, `unshared` or `offline` made, again if the engine did not start."""
         files.ensure_directory(self._sessions)
         guard = [sys.executable, "-I", "-S", inside.__file__, "guarded", str(self._sessions)]
-        for attempt in range(1, ATTEMPTS + 1):
+        attempt = 0
+        while True:
+            attempt += 1
             try:
                 completed = process.run(
                     [*guard, *argv],
@@ -208,7 +210,6 @@ class Storage:
             else:
                 if attempt == ATTEMPTS or completed.returncode == 0 or not _did_not_start(completed.tail):
                     return completed
-        raise AssertionError
 
     # --- isolation -------------------------------------------------------------------------------------------------
 
