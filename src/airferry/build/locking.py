@@ -11,13 +11,14 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from airferry.build import overlays
 from airferry.build.bases import BaseCache, BaseImage
 from airferry.build.knowledge import Knowledge
 from airferry.build.probe import ProbeResult, parse_probe, probe_argv, probe_input
+from airferry.build.probe_script import import_roots
 from airferry.build.requirements import Additions, modules_to_probe, resolve_additions, resolve_environment
 from airferry.build.static_python import StaticallyUnknown
 from airferry.build.wheels import WheelStore
@@ -218,7 +219,8 @@ class Locker:
                 overlays.fetch_overlay(overlay.url, commit, cache=self.cache, emit=self.emit)
                 overlays.export_overlay(overlay.url, commit, cache=self.cache, into=tree, emit=self.emit)
                 mounts[overlay.target] = tree
-                path += [f"{overlay.target}/{part}".rstrip("/") for part in import_roots(tree, modules)]
+                roots: list[str] = import_roots([str(tree)], modules)  # type: ignore[no-untyped-call]
+                path += [str(PurePosixPath(overlay.target, Path(root).relative_to(tree))) for root in roots]
             if self.probe != "run":
                 try:
                     return self.knowledge.probe(
@@ -330,13 +332,13 @@ def forget(lockfile: Lockfile, names: Sequence[str], *, plan: Plan) -> Lockfile:
     known = {*lockfile.bases, *lockfile.overlays, *lockfile.groups, LAUNCHER}
     known |= {*needed_bases(plan), *(overlay.key for overlay in plan.overlays), *(group.name for group in plan.groups)}
     bases = {name: group.base_image.key for group in plan.groups for name in group.image_names}
+    choices = sorted({*known, *bases})
     for name in names:
-        if name not in known and name not in bases:
-            known |= set(bases)
-            near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.3)
+        if name not in choices:
+            near = difflib.get_close_matches(name, choices, n=3, cutoff=0.3)
             raise UsageError(
                 f"nothing in the lock is called `{name}`",
-                hint="it holds " + ", ".join(f"`{item}`" for item in near or sorted(known)[:10]),
+                hint="it holds " + ", ".join(f"`{item}`" for item in near or choices[:10]),
             )
     chosen = {name if name in known else bases[name] for name in names}
     return Lockfile(
@@ -345,16 +347,6 @@ def forget(lockfile: Lockfile, names: Sequence[str], *, plan: Plan) -> Lockfile:
         groups={key: value for key, value in lockfile.groups.items() if key not in chosen},
         launcher=None if LAUNCHER in chosen else lockfile.launcher,
     )
-
-
-def import_roots(tree: Path, modules: Iterable[str]) -> list[str]:
-    """Return the folders of a checkout (``''`` or `src`) from which any of the modules would be imported."""
-    tops = {module.partition(".")[0] for module in modules}
-    return [
-        part
-        for part in ("", "src")
-        if any((tree / part / top / "__init__.py").is_file() or (tree / part / f"{top}.py").is_file() for top in tops)
-    ]
 
 
 def _environment(probe: ProbeResult, found: Additions, inputs: str) -> LockedPlatform:
