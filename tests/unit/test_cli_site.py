@@ -114,6 +114,9 @@ def test_what_an_earlier_run_wrote_does_not_linger(tmp_path: Path) -> None:
     own = out / "kubernetes" / "notes.yaml"
     own.write_text("not: ours\n")
     elsewhere = (out / "kubernetes/sft/one/tiny.yaml").rename(tmp_path / "elsewhere.yaml")
+    another = out / "another" / "slurm-pyxis" / "tiny.yaml"
+    another.parent.mkdir(parents=True)
+    another.write_bytes(elsewhere.read_bytes())
     (out / "kubernetes/sft/one/tiny.yaml").symlink_to(elsewhere)
     (tmp_path / "site.yaml").write_text("executors: ['slurm-pyxis:4.0']\n")
     assert run(arguments) == 0
@@ -121,6 +124,7 @@ def test_what_an_earlier_run_wrote_does_not_linger(tmp_path: Path) -> None:
         "slurm-pyxis/env.toml",
         "slurm-pyxis/submit.txt",
         "slurm-pyxis/sft/one/tiny.yaml",
+        "another/slurm-pyxis/tiny.yaml",
         "kubernetes/notes.yaml",
         "kubernetes/sft/one/tiny.yaml",
     }

@@ -11,6 +11,7 @@ import yaml
 from airferry.bundle.receipt import Receipt, read_receipt
 from airferry.bundle.verify import Bundle, open_bundle
 from airferry.config import SiteProfile, load_config, load_site, parse_site
+from airferry.config.site import EXECUTOR_KINDS
 from airferry.errors import ConfigurationError, IntegrityError, UsageError
 from airferry.events import Emit, Warned, silent
 from airferry.host import files
@@ -189,9 +190,12 @@ def _receipt(path: Path, root: str | None) -> Receipt:
 
 
 def _remove_stale(out: Path, written: Mapping[str, str]) -> None:
-    """Remove what an earlier run wrote for steps and executors that are no more; files of others stay."""
+    """Remove what an earlier run wrote for steps and executors that are no more; files of others stay.
+
+    Nothing but the executors' own folders is looked at, as `out` may be a folder with much else in it.
+    """
     mark = WRITTEN_BY.encode()
-    for path in sorted(out.rglob("*")):
+    for path in sorted(path for kind in EXECUTOR_KINDS for path in (out / kind).rglob("*")):
         if path.is_symlink() or not path.is_file() or str(path.relative_to(out)) in written:
             continue
         with path.open("rb") as stream:
