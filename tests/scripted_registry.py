@@ -153,7 +153,7 @@ class ScriptedRegistry:
     def _upload(self, exchange: Exchange, name: str, session: str, body: bytes) -> None:
         method = exchange.call.method
         if method == "POST":
-            session = f"s{len(self.calls)}"
+            session = f"s{exchange.call.number}"
             self.sessions[session] = b""
             exchange.answer(202, Location=f"/v2/{name}/blobs/uploads/{session}?_state=secret-state")
         elif session not in self.sessions:
