@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +15,7 @@ import typer
 
 import airferry
 from airferry.cli import assets, far, far_more, near, registries, rehearse, site
-from airferry.cli.render import Reporter, escape
+from airferry.cli.render import Reporter, data, escape
 from airferry.errors import AirferryError, HostError
 from airferry.host import files, process
 
@@ -50,7 +51,7 @@ site.register(app)
 
 def _show_version(value: bool) -> None:
     if value:
-        sys.stdout.write(f"airferry {airferry.__version__}\n")
+        data(f"airferry {airferry.__version__}")
         raise typer.Exit
 
 
@@ -77,7 +78,12 @@ def main() -> None:
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    # taking apart all that was loaded takes longer than many a command, and the kernel does it at once
+    os._exit(code)
 
 
 class Interrupted(BaseException):
@@ -108,7 +114,6 @@ def run(arguments: list[str]) -> int:
         reporter.console.print("interrupted; rerun the same command to go on")
         return INTERRUPTED
     except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115,PTH123 (the interpreter flushes it at its end)
         return 0
     except OSError as error:
         if debug:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from airferry.errors import AirferryError
+from airferry.errors import AirferryError, HostError
 from airferry.events import CommandRun, Event, Notice, StageFinished, StageStarted, Warned
 from airferry.events import Progress as Progressed
 from airferry.host import clock
@@ -164,6 +164,15 @@ class Reporter:
 
 
 def data(text: str) -> None:
-    """Write data to stdout, and nothing else."""
-    sys.stdout.write(text if text.endswith("\n") else text + "\n")
-    sys.stdout.flush()
+    """Write data to stdout, and nothing else. Ends the program where nobody reads on.
+
+    Raises:
+        HostError: it cannot be written.
+    """
+    try:
+        sys.stdout.write(text if text.endswith("\n") else text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        sys.exit(0)
+    except OSError as error:
+        raise HostError(f"cannot write to standard output: {error.strerror}") from error

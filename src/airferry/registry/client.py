@@ -18,7 +18,6 @@ from urllib.parse import urljoin, urlsplit
 
 import requests
 import urllib3
-from oras.provider import Registry
 
 from airferry.errors import RegistryError, UsageError
 from airferry.events import Emit, silent
@@ -34,6 +33,7 @@ from airferry.registry.failures import (
     status_error,
 )
 from airferry.registry.governor import Governor, RateLimit
+from airferry.registry.oras_registry import Registry
 from airferry.registry.retry import TRANSIENT_STATUSES, RetryPolicy, retry_after_s
 from airferry.registry.tls import make_context
 

@@ -18,9 +18,8 @@ from urllib.parse import urljoin
 
 from airferry.errors import AirferryError, IntegrityError, RegistryError
 from airferry.host import files
-from airferry.host.journal import inputs_digest
 from airferry.oci.digest import digest_of
-from airferry.oci.documents import Descriptor
+from airferry.oci.documents import Descriptor, canonical_json
 from airferry.oci.ports import BLOCK_BYTES, OpenStream
 from airferry.registry.bodies import PartBody, WholeBody
 from airferry.registry.client import RegistryClient
@@ -449,4 +448,4 @@ def acknowledged_bytes(response: Answer) -> int | None:
 
 
 def _journal_key(repository: str, descriptor: Descriptor) -> str:
-    return inputs_digest({"repository": repository, "digest": descriptor.digest, "size": descriptor.size})
+    return digest_of(canonical_json({"repository": repository, "digest": descriptor.digest, "size": descriptor.size}))
