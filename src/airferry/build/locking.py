@@ -11,11 +11,13 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from airferry.build import overlays
 from airferry.build.bases import BaseCache, BaseImage
+from airferry.build.checkouts import Checkouts
 from airferry.build.knowledge import Knowledge
 from airferry.build.probe import ProbeResult, parse_probe, probe_argv, probe_input
 from airferry.build.probe_script import import_roots
@@ -26,7 +28,7 @@ from airferry.buildah.engine import Engine, Volume, base_tag
 from airferry.config import BaseImage as BaseSpec
 from airferry.errors import AirferryError, HostError, UsageError
 from airferry.events import Emit, Notice, StageFinished, StageStarted, Warned
-from airferry.host import clock, files
+from airferry.host import clock
 from airferry.host.journal import inputs_digest
 from airferry.host.threads import parallel_map
 from airferry.oci.platform import Platform
@@ -60,6 +62,9 @@ class Locked:
     bases: Mapping[str, Mapping[Platform, BaseImage]]
 
 
+_Probing = tuple[str, GroupPlan | None, LauncherPlan | None, Platform, str]
+
+
 @dataclass(frozen=True, slots=True)
 class Locker:
     """What resolving works with. `engine` opens the engine, which a lock that covers the plan never needs."""
@@ -72,7 +77,7 @@ class Locker:
     catalogue: CatalogueLock | None
     catalogue_digest: str | None
     cache: Path
-    scratch: Path
+    checkouts: Checkouts
     jobs: int
     emit: Emit = field(repr=False)
     probe: ProbeChoice = "auto"
@@ -85,7 +90,7 @@ class Locker:
         """
         bases, images = self._bases(existing)
         commits = self._overlays(existing)
-        tasks: list[tuple[str, GroupPlan | None, LauncherPlan | None, Platform, str]] = []
+        tasks: list[_Probing] = []
         environments: dict[tuple[str, Platform], LockedPlatform] = {}
         for name, platform, known, inputs, group in self._wanted(existing, bases, commits):
             if known is not None and known.inputs == inputs:
@@ -94,7 +99,7 @@ class Locker:
                 launcher = self.plan.launcher if group is None else None
                 tasks.append((name, group, launcher, platform, inputs))
 
-        def work(task: tuple[str, GroupPlan | None, LauncherPlan | None, Platform, str]) -> LockedPlatform:
+        def work(task: _Probing) -> LockedPlatform:
             name, group, launcher, platform, inputs = task
             started = clock.monotonic_s()
             self.emit(StageStarted(f"probe {name} {platform}"))
@@ -109,6 +114,7 @@ class Locker:
             self.emit(StageFinished(f"probe {name} {platform}", clock.monotonic_s() - started, detail=detail))
             return found
 
+        self._gather(tasks, images, commits)
         for task, found in zip(tasks, parallel_map(work, tasks, jobs=self.jobs), strict=True):
             environments[task[0], task[3]] = found
         return Locked(self._assemble(existing, bases, commits, environments), images)
@@ -152,6 +158,24 @@ class Locker:
                     overlay.url, overlay.ref, cache=self.cache, emit=self.emit
                 )
         return commits
+
+    def _gather(
+        self, tasks: Sequence[_Probing], images: Mapping[str, Mapping[Platform, BaseImage]], commits: Mapping[str, str]
+    ) -> None:
+        """Read bases and write checkouts side by side, each once, before the probes, most of which share them."""
+        bases: dict[tuple[str, Platform], BaseImage] = {}
+        checkouts: dict[str, Overlay] = {}
+        for _name, group, launcher, platform, _inputs in tasks:
+            image = group or launcher
+            assert image is not None
+            bases[image.base_image.key, platform] = images[image.base_image.key][platform]
+            checkouts |= {overlay.key: overlay for overlay in (group.overlays if group else ())}
+        work: list[Callable[[], object]] = []
+        if self.probe != "run":
+            work += [partial(self.knowledge.view, base) for base in bases.values()]
+        work += [partial(self.checkouts.tree, item.url, commits[item.key]) for item in checkouts.values()]
+        # beside the one that reads a base there is always one for checkouts
+        parallel_map(lambda one: one(), work, jobs=max(2, self.jobs))
 
     # --- what each base lacks ----------------------------------------------------------------------------------------
 
@@ -210,27 +234,21 @@ class Locker:
         commits: Mapping[str, str],
     ) -> ProbeResult:
         """Find out, overlays in their places, what a base can import: from its files, else by running it once."""
-        with files.scratch_directory(self.scratch) as folder:
-            mounts: dict[str, Path] = {}
-            path: list[str] = []
-            for number, overlay in enumerate(checkouts):
-                tree = folder / f"{number}"
-                commit = commits[overlay.key]
-                overlays.fetch_overlay(overlay.url, commit, cache=self.cache, emit=self.emit)
-                overlays.export_overlay(overlay.url, commit, cache=self.cache, into=tree, emit=self.emit)
-                mounts[overlay.target] = tree
-                roots: list[str] = import_roots([str(tree)], modules)  # type: ignore[no-untyped-call]
-                path += [str(PurePosixPath(overlay.target, Path(root).relative_to(tree))) for root in roots]
-            if self.probe != "run":
-                try:
-                    return self.knowledge.probe(
-                        base, platform, python=python, modules=modules, path=path, mounts=mounts
-                    )
-                except StaticallyUnknown as unknown:
-                    if self.probe == "static":
-                        raise
-                    self.emit(Notice(f"base `{base.name}` for {platform} is run to be probed: {unknown.reason}"))
-            return self._run_probe(base, platform, python, probe_input(modules, path=path), mounts)
+        mounts: dict[str, Path] = {}
+        path: list[str] = []
+        for overlay in checkouts:
+            tree = self.checkouts.tree(overlay.url, commits[overlay.key])
+            mounts[overlay.target] = tree
+            roots: list[str] = import_roots([str(tree)], modules)  # type: ignore[no-untyped-call]
+            path += [str(PurePosixPath(overlay.target, Path(root).relative_to(tree))) for root in roots]
+        if self.probe != "run":
+            try:
+                return self.knowledge.probe(base, platform, python=python, modules=modules, path=path, mounts=mounts)
+            except StaticallyUnknown as unknown:
+                if self.probe == "static":
+                    raise
+                self.emit(Notice(f"base `{base.name}` for {platform} is run to be probed: {unknown.reason}"))
+        return self._run_probe(base, platform, python, probe_input(modules, path=path), mounts)
 
     def _run_probe(
         self, base: BaseImage, platform: Platform, python: str | None, request: bytes, mounts: Mapping[str, Path]

@@ -47,6 +47,8 @@ _SETTINGS = (
     "fetch.recurseSubmodules=false",
     "submodule.recurse=false",
     "fetch.parallel=1",
+    # what is fetched stays the pack that it came as: taking it apart compresses every file anew
+    "fetch.unpackLimit=1",
     "gc.auto=0",
     "maintenance.auto=false",
     "http.lowSpeedLimit=1000",
@@ -247,6 +249,8 @@ def _fetch_commit(repository: Path, url: str, commit: str, *, local: bool, emit:
         "--no-write-fetch-head",
         "--no-recurse-submodules",
         "--no-auto-maintenance",
+        # what this host sends to itself is hardly worth compressing
+        *(["--upload-pack=git -c pack.compression=0 upload-pack"] if _is_local(url) else []),
     ]
     pin = f"refs/airferry/{commit}"
     try:

@@ -18,6 +18,7 @@ import zstandard
 from airferry import __version__
 from airferry.build.bases import BaseImage
 from airferry.build.carried_assets import carry_assets, pack_action
+from airferry.build.checkouts import Checkouts
 from airferry.build.image_writer import BuiltImage, ImageWriter
 from airferry.build.knowledge import Knowledge
 from airferry.build.loader import LOADER_ACTION, CarriedLoader, carry_loader
@@ -99,6 +100,7 @@ class Workshop:
     wheels: WheelStore
     cache: Path
     scratch: Path
+    checkouts: Checkouts
     jobs: int
     emit: Emit = field(repr=False)
     originals: Mapping[str, Descriptor] = field(default_factory=dict)
@@ -206,6 +208,7 @@ class Production:
             bases=shop.bases,
             wheels=shop.wheels,
             cache=shop.cache,
+            checkouts=shop.checkouts,
             compression=shop.knowledge.layers.compression,
             engine_version=shop.engine_version,
             emit=shop.emit,

@@ -13,6 +13,7 @@ from typing import Any
 from airferry.build import contexts, overlays
 from airferry.build.base_layers import encoder
 from airferry.build.bases import BaseImage
+from airferry.build.checkouts import Checkouts
 from airferry.build.direct import OFFLINE_ENVIRONMENT, DirectRecipe, Known, Room, direct_inputs
 from airferry.build.direct_launcher import add_environment, add_repository, launcher_environment, launcher_obstacle
 from airferry.build.direct_overlays import add_checkout
@@ -101,6 +102,7 @@ class TaskMaker:
     bases: Mapping[str, Mapping[Platform, BaseImage]]
     wheels: WheelStore
     cache: Path
+    checkouts: Checkouts
     compression: Compression
     engine_version: Callable[[], str]
     emit: Emit
@@ -253,12 +255,11 @@ class TaskMaker:
             if known.python is not None:
                 _check_python(known, locked, base=group.base_image.key)
                 self._install(tree, known, room, locked, self._fetch(locked), install_scheme(known.python))
-            for number, (url, commit, target) in enumerate(checkouts):
-                folder = room.folder / f"{number}"
-                overlays.fetch_overlay(url, commit, cache=self.cache, emit=self.emit)
-                overlays.export_overlay(url, commit, cache=self.cache, into=folder, emit=self.emit)
+            for url, commit, target in checkouts:
                 owner = f"{overlays.redact(url)}@{commit[:12]}"
-                add_checkout(tree, folder, target, epoch_s=clock.source_date_epoch_s(), owner=owner)
+                add_checkout(
+                    tree, self.checkouts.tree(url, commit), target, epoch_s=clock.source_date_epoch_s(), owner=owner
+                )
 
         said = [f"{item.name} {item.version}" for item in locked.additions]
         said += [f"{overlays.redact(url)}@{commit[:12]} at {target}" for url, commit, target in checkouts]

@@ -13,6 +13,7 @@ from typing import Any
 from airferry import config as configuration
 from airferry.build.base_layers import BaseLayers
 from airferry.build.bases import BaseCache
+from airferry.build.checkouts import Checkouts
 from airferry.build.knowledge import Knowledge
 from airferry.build.locking import Locked, Locker, ProbeChoice, forget
 from airferry.build.originals import bring_originals
@@ -273,6 +274,7 @@ class NearSide:
 
     plan: Plan
     locker: Locker
+    scratch: Path
     engine_version: Callable[[], str]
 
     @property
@@ -306,7 +308,8 @@ class NearSide:
             engine_version=self.engine_version,
             wheels=locker.wheels,
             cache=locker.cache,
-            scratch=locker.scratch,
+            scratch=self.scratch,
+            checkouts=locker.checkouts,
             jobs=locker.jobs,
             emit=locker.emit,
             originals=bring_originals(self.plan, resolved.lockfile, locker.bases) if sealing else {},
@@ -359,12 +362,12 @@ def open_near_side(made: Plan, *, engine: str, probe: str, jobs: int | None, emi
             catalogue=catalogue,
             catalogue_digest=digest,
             cache=cache,
-            scratch=scratch,
+            checkouts=Checkouts(stack.enter_context(files.scratch_directory(scratch)), cache=cache, emit=emit),
             jobs=jobs or _default_jobs(),
             emit=emit,
             probe=probing,
         )
-        yield NearSide(made, locker, lambda: _version_of(find_engine(choice)))
+        yield NearSide(made, locker, scratch, lambda: _version_of(find_engine(choice)))
 
 
 def _default_jobs() -> int:

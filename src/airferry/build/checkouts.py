@@ -1,0 +1,39 @@
+"""Git checkouts as folders, each written once in a run, however many images it goes into."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import defaultdict
+from pathlib import Path
+
+from airferry.build import overlays
+from airferry.events import Emit
+
+
+class Checkouts:
+    """Exported checkouts in a folder that lasts as long as the run, not to be changed. Safe to use from threads."""
+
+    def __init__(self, folder: Path, *, cache: Path, emit: Emit) -> None:
+        """`folder` takes the trees, `cache` is where their repositories are."""
+        self._folder = folder
+        self._cache = cache
+        self._emit = emit
+        self._guard = threading.Lock()
+        self._locks: dict[Path, threading.Lock] = defaultdict(threading.Lock)
+
+    def tree(self, url: str, commit: str) -> Path:
+        """Return the folder of a commit, fetched and exported when it is first asked for.
+
+        Raises:
+            BuildError: the repository cannot be read, does not have the commit, or it cannot be carried.
+        """
+        into = self._folder / hashlib.sha256(f"{commit} {url}".encode()).hexdigest()[:32]
+        with self._guard:
+            lock = self._locks[into]
+        with lock:
+            # it is published as a whole, so that it is there or not
+            if not into.exists():
+                overlays.fetch_overlay(url, commit, cache=self._cache, emit=self._emit)
+                overlays.export_overlay(url, commit, cache=self._cache, into=into, emit=self._emit)
+        return into
