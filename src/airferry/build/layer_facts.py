@@ -130,6 +130,17 @@ class _BlockStream:
         self._position = position + size if position + size < len(self._block) else len(self._block)
         return self._block[position : self._position]
 
+    def seek(self, offset: int, whence: int) -> None:
+        """Pass over bytes without copying them: forwards from here only, and to the end at most."""
+        assert whence == os.SEEK_CUR
+        while offset > (left := len(self._block) - self._position):
+            offset -= left
+            self._position = 0
+            self._block = next(self._source, b"")
+            if not self._block:
+                return
+        self._position += offset
+
 
 def collect_facts(source: Iterable[bytes], *, what: str, max_entries: int = MAX_ENTRIES) -> LayerFacts:
     """Return the facts of a layer from the blocks of its uncompressed tar.
@@ -140,7 +151,7 @@ def collect_facts(source: Iterable[bytes], *, what: str, max_entries: int = MAX_
     facts = LayerFacts()
     numbers = {"": 0}
     kept_bytes = 0
-    reader = TarReader(cast(IO[bytes], _BlockStream(iter(source))), what=what)
+    reader = TarReader(cast(IO[bytes], _BlockStream(iter(source))), what=what, seeks=True)
     for entry in reader:
         raw = entry.name
         path = raw.rstrip("/")

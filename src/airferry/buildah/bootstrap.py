@@ -246,7 +246,6 @@ def _read_status(reader: TarReader) -> dict[str, str]:
             stanzas = [dict(re.findall(r"^([A-Za-z-]+): *(.*)$", part, re.M)) for part in text.split("\n\n")]
             installed = (part for part in stanzas if part.get("Status", "").endswith(" installed"))
             return {part["Package"]: part["Version"] for part in installed}
-        reader.skip_content()
     raise BuildError("the userland has no `var/lib/dpkg/status`")
 
 

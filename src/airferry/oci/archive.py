@@ -253,7 +253,7 @@ class ArchiveSource:
                     f"`{self.path}` is compressed, so it cannot be read in place", hint=f"run `gunzip {self.path}`"
                 )
             stream.seek(0)
-            reader = TarReader(stream, what=f"`{self.path}`")
+            reader = TarReader(stream, what=f"`{self.path}`", seeks=True)
             for number, entry in enumerate(reader):
                 if number >= MAX_ENTRIES:
                     raise IntegrityError(f"`{self.path}` has more than {MAX_ENTRIES} entries")
@@ -265,7 +265,6 @@ class ArchiveSource:
                 if entry.name.startswith("/") or ".." in name.split("/") or name in found:
                     raise IntegrityError(f"`{self.path}` has the unsafe or repeated name `{entry.name}`")
                 found[name] = (reader.offset_bytes, entry.size)
-                reader.skip_content(seek=True)
         return found
 
     def _layout_version(self) -> object:

@@ -60,11 +60,13 @@ def plain_path(name: str) -> str:
 class TarReader:
     """Iterates over the entries of a tar stream; between two of them `content` yields the bytes of the last one.
 
-    `offset_bytes` is where the content of the last entry begins.
+    `offset_bytes` is where the content of the last entry begins. With `seeks`, content that nobody asks for is passed
+    over by seeking.
     """
 
-    def __init__(self, stream: IO[bytes], *, what: str) -> None:
+    def __init__(self, stream: IO[bytes], *, what: str, seeks: bool = False) -> None:
         self.offset_bytes = 0
+        self._seeks = seeks
         self._stream = stream
         self._what = what
         self._position = 0
@@ -90,9 +92,8 @@ class TarReader:
             self._position += len(block)
             yield block
 
-    def skip_content(self, seek: bool = False) -> None:
-        """Pass over the content of the last entry, by seeking if the stream can."""
-        if seek:
+    def _skip_content(self) -> None:
+        if self._seeks:
             self._stream.seek(self._content_left, 1)
             self._position += self._content_left
             self._content_left = 0
@@ -105,7 +106,7 @@ class TarReader:
         long_name: bytes | None = None
         long_link: bytes | None = None
         while True:
-            self.skip_content()
+            self._skip_content()
             self._read(self._padding)
             header = self._read(RECORD_BYTES)
             if not header.strip(b"\0"):
