@@ -170,12 +170,23 @@ class Locker:
             assert image is not None
             bases[image.base_image.key, platform] = images[image.base_image.key][platform]
             checkouts |= {overlay.key: overlay for overlay in (group.overlays if group else ())}
-        work: list[Callable[[], object]] = []
+        work: list[tuple[str, Callable[[], object]]] = []
         if self.probe != "run":
-            work += [partial(self.knowledge.view, base) for base in bases.values()]
-        work += [partial(self.checkouts.tree, item.url, commits[item.key]) for item in checkouts.values()]
+            for (_key, platform), base in bases.items():
+                work.append((f"read base {base.name} {platform}", partial(self.knowledge.view, base)))
+        for item in checkouts.values():
+            title = f"check out {overlays.redact(item.url)}@{item.ref}"
+            work.append((title, partial(self.checkouts.tree, item.url, commits[item.key])))
+
+        def do(one: tuple[str, Callable[[], object]]) -> None:
+            title, act = one
+            started = clock.monotonic_s()
+            self.emit(StageStarted(title))
+            act()
+            self.emit(StageFinished(title, clock.monotonic_s() - started))
+
         # beside the one that reads a base there is always one for checkouts
-        parallel_map(lambda one: one(), work, jobs=max(2, self.jobs))
+        parallel_map(do, work, jobs=max(2, self.jobs))
 
     # --- what each base lacks ----------------------------------------------------------------------------------------
 
