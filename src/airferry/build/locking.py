@@ -163,17 +163,18 @@ class Locker:
         self, tasks: Sequence[_Probing], images: Mapping[str, Mapping[Platform, BaseImage]], commits: Mapping[str, str]
     ) -> None:
         """Read bases and write checkouts side by side, each once, before the probes, most of which share them."""
-        bases: dict[tuple[str, Platform], BaseImage] = {}
+        bases: dict[tuple[str, Platform], tuple[str, BaseImage]] = {}
         checkouts: dict[str, Overlay] = {}
-        for _name, group, launcher, platform, _inputs in tasks:
+        for name, group, launcher, platform, _inputs in tasks:
             image = group or launcher
             assert image is not None
-            bases[image.base_image.key, platform] = images[image.base_image.key][platform]
+            key = image.base_image.key
+            bases.setdefault((key, platform), (name, images[key][platform]))
             checkouts |= {overlay.key: overlay for overlay in (group.overlays if group else ())}
         work: list[tuple[str, Callable[[], object]]] = []
         if self.probe != "run":
-            for (_key, platform), base in bases.items():
-                work.append((f"read base {base.name} {platform}", partial(self.knowledge.view, base)))
+            for (_key, platform), (name, base) in bases.items():
+                work.append((f"read the base of {name} {platform}", partial(self.knowledge.view, base)))
         for item in checkouts.values():
             title = f"check out {overlays.redact(item.url)}@{item.ref}"
             work.append((title, partial(self.checkouts.tree, item.url, commits[item.key])))
