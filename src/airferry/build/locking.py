@@ -30,6 +30,7 @@ from airferry.errors import AirferryError, HostError, UsageError
 from airferry.events import Emit, Notice, StageFinished, StageStarted, Warned
 from airferry.host import clock
 from airferry.host.journal import inputs_digest
+from airferry.host.stages import stage
 from airferry.host.threads import parallel_map
 from airferry.oci.platform import Platform
 from airferry.plan.catalogue_lock import CatalogueLock
@@ -62,7 +63,7 @@ class Locked:
     bases: Mapping[str, Mapping[Platform, BaseImage]]
 
 
-_Probing = tuple[str, GroupPlan | None, LauncherPlan | None, Platform, str]
+_Probing = tuple[str, GroupPlan | LauncherPlan, Platform, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,22 +93,21 @@ class Locker:
         commits = self._overlays(existing)
         tasks: list[_Probing] = []
         environments: dict[tuple[str, Platform], LockedPlatform] = {}
-        for name, platform, known, inputs, group in self._wanted(existing, bases, commits):
+        for name, platform, known, inputs, image in self._wanted(existing, bases, commits):
             if known is not None and known.inputs == inputs:
                 environments[name, platform] = known
             else:
-                launcher = self.plan.launcher if group is None else None
-                tasks.append((name, group, launcher, platform, inputs))
+                tasks.append((name, image, platform, inputs))
 
         def work(task: _Probing) -> LockedPlatform:
-            name, group, launcher, platform, inputs = task
+            name, image, platform, inputs = task
+            base = images[image.base_image.key][platform]
             started = clock.monotonic_s()
             self.emit(StageStarted(f"probe {name} {platform}"))
-            if group is not None:
-                found = self._lock_group(group, platform, images[group.base_image.key][platform], commits, inputs)
+            if isinstance(image, GroupPlan):
+                found = self._lock_group(image, platform, base, commits, inputs)
             else:
-                assert launcher is not None
-                found = self._lock_launcher(launcher, platform, images[launcher.base_image.key][platform], inputs)
+                found = self._lock_launcher(image, platform, base, inputs)
             for note in found.notes:
                 self.emit(Warned(f"{name} on {platform}: {note}"))
             detail = f"adds {len(found.additions)}" if found.additions else "lacks nothing"
@@ -116,7 +116,7 @@ class Locker:
 
         self._gather(tasks, images, commits)
         for task, found in zip(tasks, parallel_map(work, tasks, jobs=self.jobs), strict=True):
-            environments[task[0], task[3]] = found
+            environments[task[0], task[2]] = found
         return Locked(self._assemble(existing, bases, commits, environments), images)
 
     def uncovered(self, existing: Lockfile) -> list[str]:
@@ -131,7 +131,7 @@ class Locker:
         if lines:
             return lines
         commits = {key: overlay.commit for key, overlay in existing.overlays.items()}
-        for name, platform, known_environment, inputs, _group in self._wanted(existing, existing.bases, commits):
+        for name, platform, known_environment, inputs, _image in self._wanted(existing, existing.bases, commits):
             if known_environment is None or known_environment.inputs != inputs:
                 lines.append(f"what `{name}` needs on {platform}")
         return lines
@@ -165,12 +165,11 @@ class Locker:
         """Read bases and write checkouts side by side, each once, before the probes, most of which share them."""
         bases: dict[tuple[str, Platform], tuple[str, BaseImage]] = {}
         checkouts: dict[str, Overlay] = {}
-        for name, group, launcher, platform, _inputs in tasks:
-            image = group or launcher
-            assert image is not None
+        for name, image, platform, _inputs in tasks:
             key = image.base_image.key
             bases.setdefault((key, platform), (name, images[key][platform]))
-            checkouts |= {overlay.key: overlay for overlay in (group.overlays if group else ())}
+            if isinstance(image, GroupPlan):
+                checkouts |= {overlay.key: overlay for overlay in image.overlays}
         work: list[tuple[str, Callable[[], object]]] = []
         if self.probe != "run":
             for (_key, platform), (name, base) in bases.items():
@@ -178,22 +177,13 @@ class Locker:
         for item in checkouts.values():
             title = f"check out {overlays.redact(item.url)}@{item.ref}"
             work.append((title, partial(self.checkouts.tree, item.url, commits[item.key])))
-
-        def do(one: tuple[str, Callable[[], object]]) -> None:
-            title, act = one
-            started = clock.monotonic_s()
-            self.emit(StageStarted(title))
-            act()
-            self.emit(StageFinished(title, clock.monotonic_s() - started))
-
-        # beside the one that reads a base there is always one for checkouts
-        parallel_map(do, work, jobs=max(2, self.jobs))
+        parallel_map(lambda one: stage(one[0], self.emit, one[1]), work, jobs=self.jobs)
 
     # --- what each base lacks ----------------------------------------------------------------------------------------
 
     def _wanted(
         self, existing: Lockfile, bases: Mapping[str, LockedBase], commits: Mapping[str, str]
-    ) -> Iterable[tuple[str, Platform, LockedPlatform | None, str, GroupPlan | None]]:
+    ) -> Iterable[tuple[str, Platform, LockedPlatform | None, str, GroupPlan | LauncherPlan]]:
         """Yield each group and platform, then the launcher's, with what the lock says and what it depends on."""
         for group in self.plan.groups:
             known = existing.groups.get(group.name)
@@ -217,7 +207,7 @@ class Locker:
                 "catalogue_lock": self.catalogue_digest,
             }
             environment = existing.launcher.platforms.get(str(platform)) if existing.launcher else None
-            yield LAUNCHER, platform, environment, inputs_digest(inputs), None
+            yield LAUNCHER, platform, environment, inputs_digest(inputs), launcher
 
     def _lock_group(
         self, group: GroupPlan, platform: Platform, base: BaseImage, commits: Mapping[str, str], inputs: str

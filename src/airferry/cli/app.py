@@ -113,8 +113,6 @@ def run(arguments: list[str]) -> int:
     except (Interrupted, KeyboardInterrupt):
         reporter.console.print("interrupted; rerun the same command to go on")
         return INTERRUPTED
-    except BrokenPipeError:
-        return 0
     except OSError as error:
         if debug:
             traceback.print_exc()

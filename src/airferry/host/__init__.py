@@ -1,1 +1,1 @@
-"""The host: processes, files, locks, the journal and the clock. Imports nothing above `errors` and `events`."""
+"""The host: processes, files, locks, the journal, stages and the clock. Imports nothing above `errors` and `events`."""

@@ -7,18 +7,18 @@ tag moves before the registry holds all that it is to stand for. Nothing is writ
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import airferry
 from airferry.bundle.manifest import BundleManifest
 from airferry.bundle.receipt import Receipt, ReceiptImage, ReceiptTag, write_receipt
 from airferry.bundle.verify import Bundle, VerifyReport, open_bundle, verify_bundle
 from airferry.errors import IntegrityError, RegistryError
-from airferry.events import Emit, StageFinished, StageStarted, silent
+from airferry.events import Emit, silent
 from airferry.host import clock, files
+from airferry.host.stages import stage
 from airferry.oci.copy import read_closure
 from airferry.oci.digest import digest_hex
 from airferry.oci.documents import Descriptor, parse_manifest
@@ -32,8 +32,6 @@ from airferry.site.push import Pusher, PushResult, Shipment
 from airferry.site.relocation import ARTIFACTS_REPOSITORY, Destination, parse_destination, relocate
 
 SHOWN_UNFINISHED = 10
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +76,7 @@ def load(
     """
     options = options or ClientOptions()
     destination = parse_destination(to)
-    report = _stage("verify", emit, lambda: verify_bundle(path, root=root, emit=emit))
+    report = stage("verify", emit, lambda: verify_bundle(path, root=root, emit=emit))
     report.raise_if_wrong()
     bundle = open_bundle(path, root=report.root)
     places = relocate(bundle.images, destination, maps=maps, flatten=flatten, whole=bundle.originals)
@@ -95,16 +93,16 @@ def load(
             pushed = pusher.preview(shipments)
         else:
             try:
-                pushed = _stage("push", emit, lambda: _push(pusher, shipments))
+                pushed = stage("push", emit, lambda: _push(pusher, shipments))
             finally:
                 keep_learned(known, uploader.limits, mounts=pusher.mounts)
-            _stage("audit", emit, lambda: pusher.audit(shipments))
+            stage("audit", emit, lambda: pusher.audit(shipments))
         wanted = _wanted_tags(bundle, pusher, places, shipments)
         tags = plan_tags(wanted, receipt_path, root=bundle.root, jobs=options.jobs)
         receipt = _receipt(bundle, destination, places, tags, shipments, verified=root is not None)
         if not dry_run:
             sinks = {item.sink.repository: item.sink for item in wanted}
-            _stage("tag", emit, lambda: move_tags(tags, sinks, receipt_path, root=bundle.root))
+            stage("tag", emit, lambda: move_tags(tags, sinks, receipt_path, root=bundle.root))
             write_receipt(receipt, receipt_path)
             forget_journal(receipt_path)
     return LoadResult(report, bundle.manifest, pushed, tuple(tags), receipt, dry_run)
@@ -246,11 +244,3 @@ def _pinned_image(by_name: Mapping[str, str], step: str, image: str) -> str:
     if image not in by_name:
         raise IntegrityError(f"the manifest runs step `{step}` in image `{image}`, which the bundle does not hold")
     return by_name[image]
-
-
-def _stage(name: str, emit: Emit, work: Callable[[], T]) -> T:
-    begun_s = clock.monotonic_s()
-    emit(StageStarted(name))
-    result = work()
-    emit(StageFinished(name, clock.monotonic_s() - begun_s))
-    return result
