@@ -148,6 +148,10 @@ def _copy_closure(
     progress = _Progress(task, closure.total_bytes, emit, failed)
 
     def copy_blob(blob: Descriptor) -> None:
+        if isinstance(sink, ReopeningSink):
+            sink.bring_blob(blob, lambda: source.open_blob(blob), open_unchecked=_unchecked(source, blob))
+            progress.advance(blob.size)
+            return
         if sink.has_blob(blob):
             progress.advance(blob.size)
             return
@@ -157,10 +161,6 @@ def _copy_closure(
             and isinstance(sink, LayoutStore)
             and fetch_blob(source, sink, blob, on_block=progress.advance)
         ):
-            return
-        if isinstance(sink, ReopeningSink):
-            sink.put_blob_from(blob, lambda: source.open_blob(blob), open_unchecked=_unchecked(source, blob))
-            progress.advance(blob.size)
             return
         with source.open_blob(blob) as stream:
             sink.put_blob(blob, verifying(stream, blob, on_block=progress.advance))

@@ -65,10 +65,13 @@ class Sink(Protocol):
 class ReopeningSink(Protocol):
     """A sink over a connection that may break: it opens a blob again, rather than spool it, to send it again."""
 
-    def put_blob_from(
+    def bring_blob(
         self, descriptor: Descriptor, open_stream: OpenStream, *, open_unchecked: OpenStream | None = None
-    ) -> None:
-        """Store a blob from a source that can be opened again; unchecked only if the sink hashes what arrives."""
+    ) -> bool:
+        """Store a blob unless the sink holds it, and tell whether it was sent.
+
+        The source can be opened again; unchecked only if the sink hashes what arrives.
+        """
         ...
 
 

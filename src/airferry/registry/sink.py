@@ -6,7 +6,7 @@ Follows the OCI distribution-spec v1.1, "Push" and "Pushing Manifests with Subje
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from tempfile import SpooledTemporaryFile
 from typing import IO, cast
@@ -33,6 +33,7 @@ from airferry.registry.source import RegistrySource, referrers_tag
 from airferry.registry.uploads import Uploader
 
 SPOOL_IN_MEMORY_BYTES = 8 * 1024 * 1024
+ABSENT_IN_A_ROW = 4
 
 
 class RegistrySink:
@@ -58,6 +59,7 @@ class RegistrySink:
         # reading and writing with one token spares a request
         self.source.scopes = self._scopes
         self._mount_from = mount_from if mount_from != repository else None
+        self._absent_in_a_row = 0
         self._referrers_lock = threading.Lock()
 
     def __str__(self) -> str:
@@ -135,6 +137,36 @@ class RegistrySink:
 
             self.put_blob_from(descriptor, rewound)
 
+    def bring_blob(
+        self, descriptor: Descriptor, open_stream: OpenStream, *, open_unchecked: OpenStream | None = None
+    ) -> bool:
+        """Store a blob unless the repository holds it, and tell whether it was sent. Idempotent.
+
+        After several blobs in a row that were absent, a mount of the blob from this same repository begins the next
+        upload: a registry that knows mounts answers whether the blob is there, and with a session if it is not, so
+        that asking costs no request of its own. Whether the registry does that is tried on a blob that it holds.
+
+        Raises:
+            RegistryError: the registry does not answer, refuses, or fails too often.
+            IntegrityError: the source is not the blob, or the registry holds or stored something else.
+        """
+        asks_by_mount = (
+            self._absent_in_a_row >= ABSENT_IN_A_ROW
+            and self._mount_from is None
+            and self._uploader.finds_by_mount is True
+        )
+        if not asks_by_mount and self.has_blob(descriptor):
+            self._absent_in_a_row = 0
+            return False
+        unless_held = (lambda: self.has_blob(descriptor)) if asks_by_mount else None
+        sent = self._send(descriptor, open_stream, open_unchecked=open_unchecked, unless_held=unless_held)
+        self._absent_in_a_row = self._absent_in_a_row + 1 if sent else 0
+        if self._absent_in_a_row >= ABSENT_IN_A_ROW and self._uploader.finds_by_mount is None:
+            self._uploader.finds_by_mount = False
+            with suppress(RegistryError):
+                self._uploader.finds_by_mount = self.mount_blob(descriptor, self.repository)
+        return sent
+
     def put_blob_from(
         self, descriptor: Descriptor, open_stream: OpenStream, *, open_unchecked: OpenStream | None = None
     ) -> None:
@@ -146,12 +178,27 @@ class RegistrySink:
             RegistryError: the registry does not answer, refuses, or fails too often.
             IntegrityError: the source is not the blob, or the registry says that it stored something else.
         """
+        self._send(descriptor, open_stream, open_unchecked=open_unchecked, unless_held=None)
+
+    def _send(
+        self,
+        descriptor: Descriptor,
+        open_stream: OpenStream,
+        *,
+        open_unchecked: OpenStream | None,
+        unless_held: Callable[[], bool] | None,
+    ) -> bool:
         if self._mount_from is not None:
             if self.mount_blob(descriptor, self._mount_from):
-                return
+                return True
             self._mount_from = None
-        self._uploader.upload(
-            self.repository, self._scopes, descriptor=descriptor, source=open_stream, unchecked=open_unchecked
+        return self._uploader.upload(
+            self.repository,
+            self._scopes,
+            descriptor=descriptor,
+            source=open_stream,
+            unchecked=open_unchecked,
+            unless_held=unless_held,
         )
 
     def put_manifest(self, stored: Stored, *, reference: str | None = None) -> None:

@@ -10,6 +10,7 @@ import json
 import re
 import secrets
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,11 +109,20 @@ class UploadJournal:
 class Uploader:
     """Uploads blobs into the repositories of one registry."""
 
-    def __init__(self, client: RegistryClient, *, limits: Limits | None = None, journal: Path | None = None) -> None:
-        """Prepare uploads; nothing is sent yet."""
+    def __init__(
+        self,
+        client: RegistryClient,
+        *,
+        limits: Limits | None = None,
+        journal: Path | None = None,
+        mounts: bool = True,
+    ) -> None:
+        """Prepare uploads; nothing is sent yet. `mounts` False says that the registry is known to do none."""
         self.client = client
         self.limits = limits or Limits()
         self.journal = UploadJournal(journal)
+        # whether a mount of a blob from the repository that holds it is answered with "created"; None: not tried yet
+        self.finds_by_mount: bool | None = None if mounts else False
         self._checks: bool | None = None
         self._checks_lock = threading.Lock()
 
@@ -124,23 +134,26 @@ class Uploader:
         descriptor: Descriptor,
         source: OpenStream,
         unchecked: OpenStream | None = None,
-    ) -> None:
+        unless_held: Callable[[], bool] | None = None,
+    ) -> bool:
         """Send a blob that the repository lacks. After a failure only what was not acknowledged is sent again.
 
         `source` verifies itself. `unchecked`, if given, does not: a large blob is read from there as long as the
-        registry's own check of the digest stands for one of ours.
+        registry's own check of the digest stands for one of ours. With `unless_held`, the upload begins as a mount
+        of the blob from this repository; where the registry says that it is there and `unless_held` confirms it,
+        nothing is sent and False is returned.
 
         Raises:
             RegistryError: the registry refuses, or fails as often as the policy allows.
             IntegrityError: the source is not the blob, or the registry says that it stored something else.
         """
-        transfer = _Transfer(self, repository, scopes, descriptor, source, unchecked)
+        transfer = _Transfer(self, repository, scopes, descriptor, source, unchecked, unless_held)
         retry, governor = self.client.options.retry, self.client.governor
         attempt, best = 0, transfer.offset
         while True:
             try:
                 with governor.slot():
-                    transfer.run()
+                    sent = transfer.run()
             except TransientRegistryError as error:
                 governor.overloaded()
                 # only what was never reached before counts as progress, so that this ends
@@ -152,7 +165,7 @@ class Uploader:
                 asked = error.fields.get("retry_after_s")
                 retry.pause(max(0, attempt - 1), asked_s=asked if isinstance(asked, float) else None)
                 if transfer.arrived():
-                    return
+                    return True
             except RegistryError as error:
                 transfer.abandon()
                 if error.fields.get("status") != 413 or not self.limits.lower(transfer.request_bytes):
@@ -166,7 +179,7 @@ class Uploader:
                 raise
             else:
                 governor.succeeded()
-                return
+                return sent
 
     def registry_checks(self, repository: str, scopes: tuple[str, ...]) -> bool:
         """Tell whether the registry refuses bytes under a digest that is not theirs, which is tried once."""
@@ -217,6 +230,7 @@ class _Transfer:
         descriptor: Descriptor,
         source: OpenStream,
         unchecked: OpenStream | None,
+        unless_held: Callable[[], bool] | None,
     ) -> None:
         self._uploader = uploader
         self._client = uploader.client
@@ -228,6 +242,7 @@ class _Transfer:
         self._descriptor = descriptor
         self._source = source
         self._unchecked = unchecked if descriptor.size >= UNCHECKED_FROM_BYTES else None
+        self._unless_held = unless_held
         self._what = f"upload blob `{descriptor.digest}` to `{self._name}`"
         self._session = self._journal.find(self._name, descriptor)
         self._ending = False
@@ -238,16 +253,21 @@ class _Transfer:
         """How many bytes the registry has acknowledged."""
         return self._session.offset if self._session is not None else 0
 
-    def run(self) -> None:
-        """Send all that is missing, in one pass over the source."""
+    def run(self) -> bool:
+        """Send all that is missing, in one pass over the source; False if the repository holds the blob already."""
         size = self._descriptor.size
         session = self._resumed()
-        if session is None and (size <= self._limits.chunked_above_bytes or not self._limits.chunks):
-            self._send_whole(self._start())
+        resumes = session is not None
+        session = session or self._start()
+        if session is None:
+            return False
+        if not resumes and (size <= self._limits.chunked_above_bytes or not self._limits.chunks):
+            self._send_whole(session)
         else:
-            self._send_chunks(session or self._start())
+            self._send_chunks(session)
         self._session = None
         self._journal.record(self._name, self._descriptor, None)
+        return True
 
     def arrived(self) -> bool:
         """Tell whether the registry holds the blob although its answer to the end of the upload was lost.
@@ -306,8 +326,20 @@ class _Transfer:
             return self._unchecked
         return self._source
 
-    def _start(self) -> Session:
-        response = self._request("POST", f"{self._repository}/blobs/uploads/", expected=(202,), attempts=1)
+    def _start(self) -> Session | None:
+        """Begin a session; None where the repository was asked for the blob by a mount, and holds it."""
+        path = f"{self._repository}/blobs/uploads/"
+        response = None
+        if self._unless_held is not None:
+            query = f"?mount={self._descriptor.digest}&from={self._repository}"
+            response = self._request("POST", path + query, expected=(201, 202), attempts=1)
+            if response.status_code == 201:
+                if self._unless_held():
+                    return None
+                # it was not meant so: from here on it is not asked that way
+                self._uploader.finds_by_mount = False
+                self._unless_held = response = None
+        response = response or self._request("POST", path, expected=(202,), attempts=1)
         minimum = response.headers.get("OCI-Chunk-Min-Length", "")
         if minimum.isdecimal() and len(minimum) < 12:
             self._limits.chunk_bytes = max(self._limits.chunk_bytes, int(minimum))

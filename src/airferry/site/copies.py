@@ -158,18 +158,21 @@ def _registry_sink(
     known = read_profile(reference.registry)
     same = isinstance(source, RegistryPlace) and source.reference.registry == reference.registry
     mount_from = source.reference.repository if isinstance(source, RegistryPlace) and same else None
+    mounts = known.mounts is not False
     work = files.cache_directory() / "copies" / hashlib.sha256(str(reference).encode()).hexdigest()[:16]
     with files.exclusive_lock(work / "lock", purpose=f"copy to `{reference}`"):
-        uploader = Uploader(client(reference.registry), limits=known.limits(), journal=work / "uploads.json")
+        uploader = Uploader(
+            client(reference.registry), limits=known.limits(), journal=work / "uploads.json", mounts=mounts
+        )
         try:
             yield RegistrySink(
                 client(reference.registry),
                 reference.repository,
                 uploader=uploader,
-                mount_from=mount_from if known.mounts is not False else None,
+                mount_from=mount_from if mounts else None,
             )
         finally:
-            keep_learned(known, uploader.limits, mounts=known.mounts is not False)
+            keep_learned(known, uploader.limits, mounts=mounts)
 
 
 @contextmanager

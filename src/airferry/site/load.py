@@ -87,8 +87,10 @@ def load(
         RegistryClient(destination.registry, options=options, emit=emit) as client,
     ):
         known = read_profile(destination.registry)
-        uploader = Uploader(client, limits=limits or known.limits(), journal=None if dry_run else work / "uploads.json")
-        pusher = Pusher(client, uploader, bundle.store, jobs=options.jobs, emit=emit, mounts=known.mounts is not False)
+        mounts = known.mounts is not False
+        journal = None if dry_run else work / "uploads.json"
+        uploader = Uploader(client, limits=limits or known.limits(), journal=journal, mounts=mounts)
+        pusher = Pusher(client, uploader, bundle.store, jobs=options.jobs, emit=emit, mounts=mounts)
         if dry_run:
             pushed = pusher.preview(shipments)
         else:

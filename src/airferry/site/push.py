@@ -217,6 +217,9 @@ class Pusher:
     def _place(self, blob: _Blob, advance: Callable[[int], None]) -> None:
         """Bring one blob into all repositories that want it."""
         descriptor = blob.descriptor
+        if len(blob.repositories) == 1:
+            self._bring(descriptor, blob.repositories[0], advance)
+            return
         lacking = [name for name in blob.repositories if not self._has(name, descriptor)]
         holder = next((name for name in blob.repositories if name not in lacking), None)
         if holder is not None:
@@ -228,16 +231,31 @@ class Pusher:
             else:
                 self._send(descriptor, name, advance if holder is None else None)
             holder = holder or name
-            with self._lock:
-                self._seen.add((name, descriptor.digest))
-                self.result.steps.append(BlobStep(action, descriptor.digest, descriptor.size, name))
+            self._note(action, descriptor, name)
+
+    def _bring(self, descriptor: Descriptor, repository: str, advance: Callable[[int], None]) -> None:
+        """Bring a blob into the one repository that wants it."""
+        reopened = _Reopened(self._source, descriptor, advance)
+        if self.sink(repository).bring_blob(descriptor, reopened.open, open_unchecked=reopened.unchecked):
+            self._note("send", descriptor, repository)
+            return
+        advance(descriptor.size)
+        self._note_present(descriptor, repository)
+
+    def _note(self, action: str, descriptor: Descriptor, repository: str) -> None:
+        with self._lock:
+            self._seen.add((repository, descriptor.digest))
+            self.result.steps.append(BlobStep(action, descriptor.digest, descriptor.size, repository))
+
+    def _note_present(self, descriptor: Descriptor, repository: str) -> None:
+        with self._lock:
+            self._seen.add((repository, descriptor.digest))
+            self.result.present_blobs += 1
 
     def _has(self, repository: str, descriptor: Descriptor) -> bool:
         found = self.sink(repository).has_blob(descriptor)
         if found:
-            with self._lock:
-                self._seen.add((repository, descriptor.digest))
-                self.result.present_blobs += 1
+            self._note_present(descriptor, repository)
         return found
 
     def _mount(self, descriptor: Descriptor, repository: str, holder: str) -> bool:
