@@ -18,6 +18,7 @@ from typing import Literal
 from airferry.build import overlays
 from airferry.build.bases import BaseCache, BaseImage
 from airferry.build.checkouts import Checkouts
+from airferry.build.compilation import Compiler, may_compile
 from airferry.build.knowledge import Knowledge
 from airferry.build.probe import ProbeResult, parse_probe, probe_argv, probe_input
 from airferry.build.probe_script import import_roots
@@ -215,7 +216,13 @@ class Locker:
         modules = modules_to_probe(group.candidates)
         probe = self._probe(base, platform, group.python, modules, group.overlays, commits)
         found = resolve_additions(
-            group, probe=probe, base=base.name, platform=platform, catalogue=self.catalogue, wheels=self.wheels
+            group,
+            probe=probe,
+            base=base.name,
+            platform=platform,
+            catalogue=self.catalogue,
+            wheels=self.wheels,
+            compiler=self._compiler(base, platform, probe),
         )
         return _environment(probe, found, inputs)
 
@@ -223,8 +230,18 @@ class Locker:
         self, launcher: LauncherPlan, platform: Platform, base: BaseImage, inputs: str
     ) -> LockedPlatform:
         probe = self._probe(base, platform, launcher.python, [], (), {})
-        found = resolve_environment(probe=probe, catalogue=self.catalogue, wheels=self.wheels)
+        found = resolve_environment(
+            probe=probe,
+            catalogue=self.catalogue,
+            wheels=self.wheels,
+            compiler=self._compiler(base, platform, probe),
+        )
         return _environment(probe, found, inputs)
+
+    def _compiler(self, base: BaseImage, platform: Platform, probe: ProbeResult) -> Compiler | None:
+        return may_compile(
+            self.plan, self.engine, self.bases.store.path, base, platform, probe.python.executable, emit=self.emit
+        )
 
     def _probe(
         self,

@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 from airferry.build.probe import PythonFacts
 from airferry.errors import BuildError, IntegrityError
 from airferry.events import Emit, silent
-from airferry.host import process
+from airferry.host import files, process
 
 TIMEOUT_S = 3600.0
 _BASE = ("-m", "pip", "--no-input", "--disable-pip-version-check", "--no-color")
@@ -78,6 +78,22 @@ class WheelTarget:
         )
 
     @property
+    def markers(self) -> dict[str, str]:
+        """What environment markers (PEP 508) see there, as far as the target tells it."""
+        major, minor, micro = self.python_version
+        return {
+            "implementation_name": "cpython",
+            "implementation_version": f"{major}.{minor}.{micro}",
+            "os_name": "posix",
+            "platform_machine": self.machine,
+            "platform_python_implementation": "CPython",
+            "platform_system": "Linux",
+            "python_full_version": f"{major}.{minor}.{micro}",
+            "python_version": f"{major}.{minor}",
+            "sys_platform": "linux",
+        }
+
+    @property
     def options(self) -> list[str]:
         """The target as pip's options."""
         version = ".".join(str(part) for part in self.python_version)
@@ -112,6 +128,10 @@ def wheel_target(python: PythonFacts) -> WheelTarget:
         libc_version=(int(libc[1]), int(libc[2])),
         machine=_NARROW.get(python.machine, python.machine) if narrow else python.machine,
     )
+
+
+class DoesNotBuild(BuildError):
+    """A source does not build into a wheel on this host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +181,42 @@ class Pip:
                 wanted.remove(missing.requirement)
         return failed
 
+    def download_closure(self, requirements: Sequence[str], target: WheelTarget, *, into: Path) -> None:
+        """Download wheels for requirements, for all that these require, and so on.
+
+        Raises:
+            BuildError: the index cannot be reached, or has no wheel of one for the target.
+        """
+        argv = ["download", "--only-binary=:all:", f"--dest={into}", f"--find-links={into}", *target.options]
+        done = self._run([*argv, "--", *requirements])
+        if done.returncode != 0:
+            missing = self._not_found(done, [*requirements, *not_found_names(done.tail)])
+            raise BuildError(
+                f"`{missing.requirement}`, which a build asks for, has no wheel for {target}",
+                hint="name a version that has a wheel under `requirements:` of the image",
+            )
+
+    def download_source(self, requirement: str, *, into: Path, hashes: Sequence[str] = ()) -> Path | NotFound:
+        """Download the source distribution of a requirement, and return its path in `into`, which holds nothing else.
+
+        With `hashes` (SHA-256 in hex), pip unpacks nothing that has another hash. It asks the source for its metadata,
+        which runs code of it on the host.
+
+        Raises:
+            BuildError: the index cannot be reached, or the source does not tell its metadata.
+            IntegrityError: the source has none of the hashes.
+        """
+        with files.scratch_directory(into.parent) as folder:
+            listing = folder / "source-requirement.txt"
+            listing.write_text(_hashed(requirement, hashes), encoding="utf-8")
+            argv = ["download", "--no-deps", "--ignore-requires-python", f"--dest={into}"]
+            done = self._run([*argv, f"--no-binary={Requirement(requirement).name}", f"--requirement={listing}"])
+        if done.returncode != 0:
+            _check_hashes(done)
+            return self._not_found(done, [requirement])
+        (path,) = into.iterdir()
+        return path
+
     def offered_wheels(self, requirement: str, target: WheelTarget, *, into: Path) -> list[str]:
         """Return the file names of all wheels that the index has for a requirement's versions, whatever platform."""
         done = self._run(
@@ -190,7 +246,8 @@ class Pip:
         With `hashes` (SHA-256 in hex), pip unpacks nothing that has another hash.
 
         Raises:
-            BuildError: it does not build.
+            DoesNotBuild: it does not build; the message is pip's.
+            BuildError: the index cannot be reached.
             IntegrityError: the source has none of the hashes.
         """
         argv = ["wheel", "--no-deps", "--no-cache-dir", "--ignore-requires-python", f"--wheel-dir={into}"]
@@ -206,11 +263,7 @@ class Pip:
         if not isinstance(source, Path) and any(_NO_MATCH.search(line) for line in done.tail):
             return self._not_found(done, [source])
         _check_hashes(done)
-        raise BuildError(
-            f"`{source}` does not build into a wheel on this host: {last_words(done.tail)}",
-            hint="name a version that has a wheel under `requirements:` of the image",
-            tail=tuple(_redact(line) for line in done.tail),
-        )
+        raise DoesNotBuild(last_words(done.tail), tail=tuple(_redact(line) for line in done.tail))
 
     def _run(self, argv: list[str], environment: Mapping[str, str] | None = None) -> process.Completed:
         verb, *rest = argv
@@ -243,6 +296,11 @@ class Pip:
             f"pip failed for `{'`, `'.join(wanted)}`: {last_words(done.tail)}",
             tail=tuple(_redact(line) for line in done.tail),
         )
+
+
+def not_found_names(tail: Sequence[str]) -> list[str]:
+    """Return the requirements for which pip found no file, as it wrote them."""
+    return [match[1].strip() for line in tail if (match := _NO_MATCH.search(line))]
 
 
 def last_words(tail: Sequence[str]) -> str:

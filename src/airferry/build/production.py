@@ -210,6 +210,8 @@ class Production:
             cache=shop.cache,
             checkouts=shop.checkouts,
             compression=shop.knowledge.layers.compression,
+            engine=shop.engine,
+            base_layout=shop.base_store.path,
             engine_version=shop.engine_version,
             emit=shop.emit,
         )

@@ -14,6 +14,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion
 
+from airferry.build.compilation import Compiler
 from airferry.build.pip import WheelTarget, wheel_target
 from airferry.build.probe import InstalledDistribution, ProbeResult
 from airferry.build.wheels import Pin, Wheel, WheelStore
@@ -89,13 +90,15 @@ def resolve_additions(
     platform: Platform,
     catalogue: CatalogueLock | None,
     wheels: WheelStore,
+    compiler: Compiler | None = None,
     target: WheelTarget | None = None,
 ) -> Additions:
     """Return the closed list of what a base needs for a group's steps, with the wheels in the cache.
 
     Versions come from the catalogue's lock where it has one that suits, else the newest that all who ask agree on.
     With the group's `pip_no_deps` a distribution of the base stays even where an addition asks for another version.
-    Without `target` the wheels are those for the interpreter that was probed.
+    Without `target` the wheels are those for the interpreter that was probed. `compiler` makes those that must be
+    compiled, which are refused without it.
 
     Raises:
         BuildError: a core module is missing from the base, nothing names a module's distribution, or one cannot be
@@ -118,6 +121,7 @@ def resolve_additions(
             pip_no_deps=group.pip_no_deps,
             lock=catalogue,
             store=wheels,
+            compiler=compiler,
             target=target or wheel_target(probe.python),
         )
         places = {candidate.module: candidate.place for candidate in group.candidates}
@@ -134,6 +138,7 @@ def resolve_environment(
     probe: ProbeResult,
     catalogue: CatalogueLock | None,
     wheels: WheelStore,
+    compiler: Compiler | None = None,
     target: WheelTarget | None = None,
 ) -> Additions:
     """Return the environment that the catalogue's lock names, for the base's platform and Python.
@@ -147,7 +152,7 @@ def resolve_environment(
     if catalogue is None:
         return Additions(notes=("the catalogue has no lock file, so the launcher's environment is empty",))
     pins = [_locked_pin(package) for package in catalogue.all_for(probe.python.markers)]
-    found = wheels.fetch(pins, target or wheel_target(probe.python)) if pins else []
+    found = wheels.fetch(pins, target or wheel_target(probe.python), compiler=compiler) if pins else []
     return Additions(additions=tuple(Addition(wheel, (), pin.git) for wheel, pin in zip(found, pins, strict=True)))
 
 
@@ -253,6 +258,7 @@ class _Closure:
         pip_no_deps: bool,
         lock: CatalogueLock | None,
         store: WheelStore,
+        compiler: Compiler | None,
         target: WheelTarget,
     ) -> None:
         self.notes: set[str] = set()
@@ -261,6 +267,7 @@ class _Closure:
         self._pip_no_deps = pip_no_deps
         self._lock = lock
         self._store = store
+        self._compiler = compiler
         self._target = target
         self._installed = {canonicalize_name(item.name): item for item in probe.distributions}
         self._wants: dict[str, _Want] = {}
@@ -319,7 +326,7 @@ class _Closure:
     def _fetch(self, names: Sequence[str]) -> None:
         pins = [self._pin(name, self._wants[name]) for name in names]
         try:
-            wheels = self._store.fetch(pins, self._target)
+            wheels = self._store.fetch(pins, self._target, compiler=self._compiler)
         except BuildError as error:
             asked = next((pin for pin in pins if f"`{pin.requirement}`" in error.message), None)
             if asked is None:

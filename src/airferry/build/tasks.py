@@ -14,6 +14,7 @@ from airferry.build import contexts, overlays
 from airferry.build.base_layers import encoder
 from airferry.build.bases import BaseImage
 from airferry.build.checkouts import Checkouts
+from airferry.build.compilation import may_compile
 from airferry.build.direct import OFFLINE_ENVIRONMENT, DirectRecipe, Known, Room, direct_inputs
 from airferry.build.direct_launcher import add_environment, add_repository, launcher_environment, launcher_obstacle
 from airferry.build.direct_overlays import add_checkout
@@ -24,6 +25,7 @@ from airferry.build.images import ASSEMBLY_VERSION
 from airferry.build.launcher import project_wheel
 from airferry.build.pip import WheelTarget, wheel_target
 from airferry.build.wheels import Pin, Wheel, WheelStore, file_sha256, read_wheel
+from airferry.buildah.engine import Engine
 from airferry.bundle.manifest import Addition
 from airferry.errors import BuildError
 from airferry.events import Emit
@@ -104,6 +106,8 @@ class TaskMaker:
     cache: Path
     checkouts: Checkouts
     compression: Compression
+    engine: Callable[[], Engine]
+    base_layout: Path
     engine_version: Callable[[], str]
     emit: Emit
 
@@ -123,7 +127,7 @@ class TaskMaker:
         against = self._against(group.containerfile)
         direct = None
         if not against:
-            recipe = self._execution_recipe(group, platform, locked, checkouts, labels)
+            recipe = self._execution_recipe(group, platform, locked, base, checkouts, labels)
             direct = DirectWork(recipe, self._inputs(base, {**direct_inputs(), **_described(locked), **parts}))
         return Task(
             name=group.name,
@@ -132,7 +136,7 @@ class TaskMaker:
             labels=labels,
             additions=_additions(locked),
             python=locked.python,
-            container=self._execution_container(group, locked, base, checkouts, parts),
+            container=self._execution_container(group, platform, locked, base, checkouts, parts),
             direct=direct,
             against=against,
             room_bytes=lambda: self._room_bytes(locked, checkouts),
@@ -151,7 +155,7 @@ class TaskMaker:
             labels=_labels(launcher.tag, base),
             additions=_additions(locked),
             python=locked.python,
-            container=self._launcher_container(launcher, locked, base),
+            container=self._launcher_container(launcher, platform, locked, base),
             direct=None if against else self._launcher_direct(launcher, platform, locked, base),
             against=against,
             room_bytes=lambda: self._room_bytes(locked, ()),
@@ -162,6 +166,7 @@ class TaskMaker:
     def _execution_container(
         self,
         group: GroupPlan,
+        platform: Platform,
         locked: LockedPlatform,
         base: BaseImage,
         checkouts: tuple[Checkout, ...],
@@ -173,7 +178,7 @@ class TaskMaker:
         def lay_out(context: Path) -> None:
             contexts.execution_context(
                 context,
-                additions=self._fetch(locked),
+                additions=self._fetch(locked, base, platform),
                 pip=self._pip(locked.python_version) if locked.additions else None,
                 checkouts=checkouts,
                 cache=self.cache,
@@ -187,7 +192,9 @@ class TaskMaker:
 
         return ContainerWork(containerfile, arguments, group.containerfile is not None, inputs, lay_out)
 
-    def _launcher_container(self, launcher: LauncherPlan, locked: LockedPlatform, base: BaseImage) -> ContainerWork:
+    def _launcher_container(
+        self, launcher: LauncherPlan, platform: Platform, locked: LockedPlatform, base: BaseImage
+    ) -> ContainerWork:
         containerfile = launcher.containerfile or shipped("containerfiles") / "Containerfile.launcher"
         root = self.plan.source_root
         excluded = [self.plan.output_dir]
@@ -200,7 +207,7 @@ class TaskMaker:
 
         def lay_out(context: Path) -> None:
             files.ensure_directory(context)
-            wheels = [*self._fetch(locked), *self._project_wheels(context.parent)]
+            wheels = [*self._fetch(locked, base, platform), *self._project_wheels(context.parent)]
             pip = self._pip(locked.python_version)
             contexts.launcher_context(context, source_root=root, excluded=excluded, additions=wheels, pip=pip)
 
@@ -238,6 +245,7 @@ class TaskMaker:
         group: GroupPlan,
         platform: Platform,
         locked: LockedPlatform,
+        base: BaseImage,
         checkouts: tuple[Checkout, ...],
         labels: Mapping[str, str],
     ) -> DirectRecipe:
@@ -254,7 +262,8 @@ class TaskMaker:
         def compose(tree: LayerTree, known: Known, room: Room) -> None:
             if known.python is not None:
                 _check_python(known, locked, base=group.base_image.key)
-                self._install(tree, known, room, locked, self._fetch(locked), install_scheme(known.python))
+                wheels = self._fetch(locked, base, platform)
+                self._install(tree, known, room, locked, wheels, install_scheme(known.python))
             for url, commit, target in checkouts:
                 owner = f"{overlays.redact(url)}@{commit[:12]}"
                 add_checkout(
@@ -289,7 +298,7 @@ class TaskMaker:
             assert known.python is not None
             add_repository(tree, contexts.carried(root, excluded), WORKSPACE)
             scheme = add_environment(tree, known.python, f"{WORKSPACE}/.venv")
-            wheels = [*self._fetch(locked), *self._project_wheels(room.folder)]
+            wheels = [*self._fetch(locked, base, platform), *self._project_wheels(room.folder)]
             self._install(tree, known, room, locked, wheels, scheme)
 
         recipe = DirectRecipe(
@@ -351,12 +360,13 @@ class TaskMaker:
     def _pip(self, python_version: str) -> Path:
         return self.wheels.pip_wheel(_release(python_version))
 
-    def _fetch(self, locked: LockedPlatform) -> list[Wheel]:
+    def _fetch(self, locked: LockedPlatform, base: BaseImage, platform: Platform) -> list[Wheel]:
         pins = [
             Pin(item.name, f"=={item.version}", git=item.git_source, filename=item.file, sha256=item.sha256)
             for item in locked.additions
         ]
-        return self.wheels.fetch(pins, _target(locked)) if pins else []
+        compiler = may_compile(self.plan, self.engine, self.base_layout, base, platform, locked.python, emit=self.emit)
+        return self.wheels.fetch(pins, _target(locked), compiler=compiler) if pins else []
 
     def _project_wheels(self, into: Path) -> list[Wheel]:
         """Return the wheel that makes the catalogue's own project importable, if it declares one."""

@@ -1,4 +1,4 @@
-"""Wheels for a target, fetched or built on the host and kept by the SHA-256 of their bytes.
+"""Wheels for a target, fetched, built on the host or compiled, and kept by the SHA-256 of their bytes.
 
 Every wheel is checked each time it is handed out: its hash against the lock, its name and version against its own
 metadata, its tags against the target. This module does not decide what is needed; `requirements` does.
@@ -12,8 +12,8 @@ import os
 import re
 import shutil
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -23,7 +23,8 @@ from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel
 from packaging.version import InvalidVersion, Version
 
 from airferry.build import overlays
-from airferry.build.pip import NotFound, Pip, WheelTarget
+from airferry.build.compilation import CompiledNotes, Compiler
+from airferry.build.pip import DoesNotBuild, NotFound, Pip, WheelTarget
 from airferry.errors import BuildError, IntegrityError
 from airferry.events import Emit, Notice, silent
 from airferry.host import clock, files
@@ -32,6 +33,9 @@ from airferry.plan.catalogue_lock import GitSource
 MAX_METADATA_BYTES = 4 * 1024 * 1024
 MAX_NAMED = 12
 _READ_BYTES = 1 << 20
+_OTHER_VERSION = (
+    "name a version that has a wheel for the platform under `requirements:` of the image, or leave the platform out"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +107,16 @@ class WheelStore:
         path = self.folder / sha256 / filename
         return path.stat().st_size if path.is_file() else 0
 
-    def fetch(self, pins: Sequence[Pin], target: WheelTarget) -> list[Wheel]:
+    def fetch(self, pins: Sequence[Pin], target: WheelTarget, *, compiler: Compiler | None = None) -> list[Wheel]:
         """Return a wheel for each pin, in the order of the pins. Needs no network for locked wheels in the cache.
 
-        A distribution without a wheel is built here from its source, if the result is pure Python.
+        A distribution without a wheel is built here from its source, if the result is pure Python; what must be
+        compiled is left to `compiler`, and refused where there is none.
 
         Raises:
-            BuildError: one cannot be found, has no wheel for the target, or is not what its name says.
+            BuildError: one cannot be found, has no wheel for the target, does not compile, or is not what its name
+                says.
+            HostError: something must be compiled, and there is no engine for it.
             IntegrityError: a wheel has another hash than the lock says.
         """
         found: dict[str, Wheel] = {}
@@ -119,18 +126,24 @@ class WheelStore:
                 found[pin.key] = wheel
         wanted = [pin for pin in pins if pin.key not in found]
         if wanted:
-            with files.waiting_lock(self.folder / ".lock"):
-                files.remove_stale_temporaries(self.folder)
-                found.update(self._fetch(wanted, target))
+            with self._filling():
+                found.update(self._fetch(wanted, target, compiler))
         return [replace(found[pin.key], origin=_origin(pin, found[pin.key])) for pin in pins]
 
-    def _fetch(self, pins: Sequence[Pin], target: WheelTarget) -> dict[str, Wheel]:
+    @contextmanager
+    def _filling(self) -> Iterator[None]:
+        """Hold the cache of wheels, for what adds to it."""
+        with files.waiting_lock(self.folder / ".lock"):
+            files.remove_stale_temporaries(self.folder)
+            yield
+
+    def _fetch(self, pins: Sequence[Pin], target: WheelTarget, compiler: Compiler | None) -> dict[str, Wheel]:
         found: dict[str, Wheel] = {}
         from_index = [pin for pin in pins if pin.git is None]
         with files.scratch_directory(self.folder) as scratch:
             for pin in pins:
                 if pin.git is not None:
-                    found[pin.key] = self._build_git(pin, pin.git, target, scratch=scratch)
+                    found[pin.key] = self._build_git(pin, pin.git, target, scratch=scratch, compiler=compiler)
             if from_index:
                 missing = self.pip.download(
                     {pin.requirement: _accepted(pin) for pin in from_index}, target, into=scratch
@@ -141,61 +154,125 @@ class WheelStore:
                     found.setdefault(wheel.name, wheel)
                 for pin in from_index:
                     if pin.requirement in reasons:
-                        found[pin.key] = self._build(pin, target, scratch=scratch, why=reasons[pin.requirement])
+                        why = reasons[pin.requirement]
+                        found[pin.key] = self._build(pin, target, scratch=scratch, why=why, compiler=compiler)
             return {pin.key: self._admit(pin, found.get(pin.key), target) for pin in pins}
 
-    def _build(self, pin: Pin, target: WheelTarget, *, scratch: Path, why: NotFound) -> Wheel:
-        """Build from a source distribution what has no wheel at all.
+    def _build(
+        self, pin: Pin, target: WheelTarget, *, scratch: Path, why: NotFound, compiler: Compiler | None
+    ) -> Wheel:
+        """Build from a source distribution what has no wheel for the target.
 
-        What has wheels for other platforms only is compiled, and is refused before time is spent on it.
+        What has wheels for other platforms is compiled, so it is not tried on this host.
         """
         with files.scratch_directory(scratch) as out:
             offered = self.pip.offered_wheels(pin.requirement, target, into=out)
             platforms = {name.removesuffix(".whl").rpartition("-")[2] for name in offered if _suits(name, pin)}
             if platforms:
-                raise BuildError(
-                    f"`{pin.requirement}` has no wheel for {target}; it has wheels for "
-                    + ", ".join(f"`{platform}`" for platform in sorted(platforms)[:MAX_NAMED]),
-                    hint="name another version under `requirements:` of the image, or leave the platform out",
-                    platforms=sorted(platforms),
+                named = ", ".join(f"`{platform}`" for platform in sorted(platforms)[:MAX_NAMED])
+                reason = f"`{pin.requirement}` has no wheel for {target}; it has wheels for {named}"
+            else:
+                made = self._build_here(
+                    pin, target, pin.requirement, out, into=scratch, origin="source", known=why.versions
                 )
-            missing = self.pip.build(pin.requirement, into=out, hashes=sorted(pin.hashes), environment=_build_env(pin))
-            if missing is not None:
-                known = ", ".join(f"`{version}`" for version in (missing.versions or why.versions)[-MAX_NAMED:])
-                raise BuildError(
-                    f"`{pin.requirement}` cannot be found for {target}"
-                    + (f"; the latest versions that are there: {known}" if known else ""),
-                    hint="check name and version, under `requirements:` of the image or in the catalogue's lock, and "
-                    "pip's own configuration",
-                )
-            self.emit(Notice(f"`{pin.requirement}` has no wheel; it was built from its source on this host"))
-            return self._take_built(pin, target, out, into=scratch, origin="source")
+                if isinstance(made, Wheel):
+                    self.emit(Notice(f"`{pin.requirement}` has no wheel; it was built from its source on this host"))
+                    return made
+                reason = f"`{pin.requirement}` has no wheel for {target}, and {made}"
+            compiler = self._may_compile(compiler, reason, platforms=sorted(platforms))
+            source = self.pip.download_source(
+                pin.requirement, into=files.ensure_directory(out / "source"), hashes=sorted(pin.hashes)
+            )
+            if isinstance(source, NotFound):
+                raise BuildError(f"{reason}, and no source", hint=_OTHER_VERSION, platforms=sorted(platforms))
+            wheel = self._compile(pin, target, source, file_sha256(source), scratch=out, compiler=compiler)
+            return self._take(wheel, into=scratch, origin="source")
 
-    def _build_git(self, pin: Pin, git: GitSource, target: WheelTarget, *, scratch: Path) -> Wheel:
+    def _build_git(
+        self, pin: Pin, git: GitSource, target: WheelTarget, *, scratch: Path, compiler: Compiler | None
+    ) -> Wheel:
         """Build from a Git commit. Submodules included, `.git` left out, as in overlays."""
         with files.scratch_directory(scratch) as out:
-            tree = out / "tree"
             overlays.fetch_overlay(git.url, git.commit, cache=self.cache, emit=self.emit)
-            overlays.export_overlay(git.url, git.commit, cache=self.cache, into=tree)
-            source = tree / (git.subdirectory or "")
-            if not source.resolve().is_relative_to(tree.resolve()) or not source.is_dir():
-                raise BuildError(f"`{git_address(git)}` has no folder `{git.subdirectory}`", commit=git.commit)
-            self.pip.build(source, into=out, environment=_build_env(pin))
-            return self._take_built(pin, target, out, into=scratch, origin=git_address(git))
+            source = self._check_out(git, into=out / "tree")
+            made = self._build_here(pin, target, source, out, into=scratch, origin=git_address(git))
+            if isinstance(made, Wheel):
+                return made
+            compiler = self._may_compile(compiler, f"`{pin.requirement}` comes from Git, and {made}")
+            # anew, as the attempt may have left what is bound to this host
+            source = self._check_out(git, into=out / "again")
+            wheel = self._compile(pin, target, source, git_address(git), scratch=out, compiler=compiler)
+            return self._take(wheel, into=scratch, origin=git_address(git))
 
-    def _take_built(self, pin: Pin, target: WheelTarget, out: Path, *, into: Path, origin: str) -> Wheel:
+    def _check_out(self, git: GitSource, *, into: Path) -> Path:
+        overlays.export_overlay(git.url, git.commit, cache=self.cache, into=into)
+        source = into / (git.subdirectory or "")
+        if not source.resolve().is_relative_to(into.resolve()) or not source.is_dir():
+            raise BuildError(f"`{git_address(git)}` has no folder `{git.subdirectory}`", commit=git.commit)
+        return source
+
+    def _may_compile(self, compiler: Compiler | None, reason: str, **fields: object) -> Compiler:
+        if compiler is None:
+            raise BuildError(
+                reason,
+                hint=f"{_OTHER_VERSION}; with `builder: auto` it is compiled in a container of the base",
+                **fields,
+            )
+        self.emit(Notice(f"{reason}; it is compiled in a container of `{compiler.base.name}`"))
+        return compiler
+
+    def _compile(
+        self, pin: Pin, target: WheelTarget, source: Path, identity: str, *, scratch: Path, compiler: Compiler
+    ) -> Path:
+        """Return the wheel that a source compiles to; what was compiled before on the same base is taken again."""
+        notes = CompiledNotes(self.cache / "compiled")
+        name = compiler.known_by(pin.requirement, identity, _build_env(pin))
+        noted = notes.find(name)
+        if noted is not None and (known := self.find(*noted)) is not None:
+            return known.path
+        made = compiler.compile(
+            pin.requirement,
+            source,
+            target,
+            pip=self.pip,
+            own_pip=self._pip_wheel(target.python_version),
+            scratch=scratch,
+            environment=_build_env(pin),
+        )
+        wheel = self._keep(self._take(made, into=scratch / "normal", origin="source"))
+        notes.record(name, wheel.filename, wheel.sha256)
+        return wheel.path
+
+    def _build_here(
+        self,
+        pin: Pin,
+        target: WheelTarget,
+        source: str | Path,
+        out: Path,
+        *,
+        into: Path,
+        origin: str,
+        known: Sequence[str] = (),
+    ) -> Wheel | str:
+        """Build on this host, and return the wheel, or in words why it serves on no other."""
+        hashes = sorted(pin.hashes) if isinstance(source, str) else ()
+        try:
+            missing = self.pip.build(source, into=out, hashes=hashes, environment=_build_env(pin))
+        except DoesNotBuild as error:
+            return f"its source does not build on this host: {error.message}"
+        if missing is not None:
+            raise _absent(pin, target, missing.versions or known)
         built = sorted(out.glob("*.whl"))
         if len(built) != 1:
             raise BuildError(f"building `{pin.requirement}` left {len(built)} wheels, expected 1")
-        if not built[0].name.endswith("-none-any.whl"):
-            raise BuildError(
-                f"`{pin.requirement}` has no wheel for {target}, and its source builds `{built[0].name}`, which is "
-                "bound to this host",
-                hint="name a version that has a wheel for the platform under `requirements:` of the image, or leave "
-                "the platform out",
-            )
-        path = into / built[0].name
-        normalise_wheel(built[0], path)
+        if built[0].name.endswith("-none-any.whl"):
+            return self._take(built[0], into=into, origin=origin)
+        return f"its source builds `{built[0].name}`, which is bound to this host"
+
+    @staticmethod
+    def _take(built: Path, *, into: Path, origin: str) -> Wheel:
+        path = files.ensure_directory(into) / built.name
+        normalise_wheel(built, path)
         return replace(read_wheel(path, sha256=file_sha256(path)), origin=origin)
 
     def _admit(self, pin: Pin, wheel: Wheel | None, target: WheelTarget) -> Wheel:
@@ -213,6 +290,10 @@ class WheelStore:
                 observed=wheel.sha256,
             )
         _check_target(wheel, target)
+        return self._keep(wheel)
+
+    def _keep(self, wheel: Wheel) -> Wheel:
+        """Move a wheel into the cache."""
         path = self.folder / wheel.sha256 / wheel.filename
         if not path.is_file():
             files.ensure_directory(path.parent)
@@ -226,11 +307,15 @@ class WheelStore:
 
         It is the pip of this host, packed; only for Pythons too old for that one is an older pip fetched.
         """
+        with self._filling():
+            return self._pip_wheel(python_version)
+
+    def _pip_wheel(self, python_version: tuple[int, int, int]) -> Path:
         lowest = SpecifierSet(metadata.metadata("pip")["Requires-Python"] or "")
         if lowest.contains(".".join(str(part) for part in python_version), prereleases=True):
             return self._packed_pip()
         target = WheelTarget(python_version, f"cp{python_version[0]}{python_version[1]}", "glibc", (2, 17), "x86_64")
-        return self.fetch([Pin("pip")], target)[0].path
+        return self._fetch([Pin("pip")], target, None)["pip"].path
 
     def _packed_pip(self) -> Path:
         distribution = metadata.distribution("pip")
@@ -240,7 +325,7 @@ class WheelStore:
         kept += [item for item in listed if item.name == "METADATA" and item.parts[0].endswith(".dist-info")]
         if not kept:
             raise BuildError("the pip of this host does not list its files", hint="run `scripts/setup` again")
-        with files.waiting_lock(self.folder / ".lock"), files.scratch_directory(self.folder) as scratch:
+        with files.scratch_directory(self.folder) as scratch:
             packed = scratch / name
             with zipfile.ZipFile(packed, "w") as archive:
                 for item in kept:
@@ -371,6 +456,16 @@ def _check_target(wheel: Wheel, target: WheelTarget) -> None:
             f"`{wheel.filename}` needs Python `{wheel.requires_python}`, the base has {version}",
             hint="name another version under `requirements:` of the image",
         )
+
+
+def _absent(pin: Pin, target: WheelTarget, versions: Sequence[str]) -> BuildError:
+    known = ", ".join(f"`{version}`" for version in versions[-MAX_NAMED:])
+    return BuildError(
+        f"`{pin.requirement}` cannot be found for {target}"
+        + (f"; the latest versions that are there: {known}" if known else ""),
+        hint="check name and version, under `requirements:` of the image or in the catalogue's lock, and pip's own "
+        "configuration",
+    )
 
 
 def _accepted(pin: Pin) -> frozenset[str]:

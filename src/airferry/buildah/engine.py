@@ -295,6 +295,7 @@ class Engine:
         volumes: Sequence[Volume] = (),
         env: Mapping[str, str] | None = None,
         workdir: str | None = None,
+        user: str | None = None,
         network: bool = False,
         watch: Path | None = None,
         stdin: bytes | None = None,
@@ -307,7 +308,8 @@ class Engine:
         The image's entry point is not used. Without `network` the command sees a loopback interface only; with `watch`
         it sees a network that leads nowhere, and each attempt to use it goes to that file, as `buildah.sink` writes it.
         Its name is `sink.OWN_NAME` then, and it is told neither the name servers nor the known hosts of this one.
-        `on_line` gets each line of its stderr. With `check` false, its exit code is the caller's to judge.
+        `user` stands for the image's own. `on_line` gets each line of its stderr. With `check` false, its exit code is
+        the caller's to judge.
 
         Raises:
             BuildError: with `check`, the command failed; always, its time ran out.
@@ -317,6 +319,7 @@ class Engine:
             common += ["--volume", str(volume)]
         for key, value in sorted((env or {}).items()):
             common += ["--env", f"{key}={value}"]
+        common += ["--user", user] if user else []
         common += ["--hostname", OWN_NAME, "--no-hosts"] if watch else []
         names = ["--dns", NAME_SERVER, "--dns-search", "."] if watch else []
         name = _container_name()

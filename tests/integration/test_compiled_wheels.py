@@ -1,0 +1,179 @@
+"""Additions that must be compiled: in a container of the base, with a compiler that the base brings."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from airferry.buildah.bootstrap import bootstrap, store_userland
+from airferry.buildah.engine import open_engine
+from airferry.bundle.manifest import BundleManifest
+from airferry.config import BootstrapBase
+from airferry.errors import BuildError
+from airferry.events import Event, Notice
+from airferry.oci.layout import LayoutStore
+from catalogues import write_step
+from debian_bases import AMD64, EPOCH_S, DebianBase
+from near_side import NearSide, added_files, commit_all, make_base, make_near_side
+from wheel_factory import make_wheel
+
+COMPILING = BootstrapBase(suite="bookworm", packages=("python3-minimal", "libpython3-dev", "gcc", "libc6-dev"))
+EXTENSION = """
+#include <Python.h>
+static PyObject *answer(PyObject *self, PyObject *none) { return PyLong_FromLong(ANSWER); }
+static PyMethodDef methods[] = {{"answer", answer, METH_NOARGS, ""}, {NULL, NULL, 0, NULL}};
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "ferry_native", "", -1, methods};
+PyMODINIT_FUNC PyInit_ferry_native(void) { return PyModule_Create(&module); }
+"""
+# `setup_requires` is what the back end asks for only once it is there
+SETUP = """
+from setuptools import Extension, setup
+setup(
+    name="ferry-native", version="1.0", py_modules=[], setup_requires=["ferry-helper"],
+    ext_modules=[Extension("ferry_native", ["native.c"], define_macros=[("ANSWER", "42")])],
+)
+"""
+PROJECT = {
+    "pyproject.toml": '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n',
+    "setup.py": SETUP,
+    "native.c": EXTENSION,
+    "PKG-INFO": "Metadata-Version: 2.1\nName: ferry-native\nVersion: 1.0\n",
+}
+WHEEL = "ferry_native-1.0-cp311-cp311-linux_x86_64.whl"
+
+
+@pytest.fixture(scope="module")
+def compiling_base(debian_base: DebianBase, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A layout whose `base:1` has a compiler, and a user of its own."""
+    folder = tmp_path_factory.mktemp("compiling")
+    store = LayoutStore.create(folder / "debian")
+    tar = folder / "userland.tar"
+    result = bootstrap(COMPILING, platform=AMD64, into=tar, cache=debian_base.cache, epoch_s=EPOCH_S)
+    made = store_userland(result, base=COMPILING, platform=AMD64, epoch_s=EPOCH_S, store=store)
+    tar.unlink()
+    return make_base(DebianBase(store.path, {AMD64: made}, {AMD64: result}, debian_base.cache), folder / "base")
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that stands for a package index: a source alone of one distribution, and what its build asks for."""
+    folder = tmp_path_factory.mktemp("index")
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
+    subprocess.run([*pip, "setuptools", "wheel", "packaging"], check=True)
+    make_wheel(folder, "ferry-helper", "1.0")
+    with tarfile.open(folder / "ferry-native-1.0.tar.gz", "w:gz") as archive:
+        for name, text in PROJECT.items():
+            member = tarfile.TarInfo(f"ferry-native-1.0/{name}")
+            member.size = len(text)
+            archive.addfile(member, io.BytesIO(text.encode()))
+    return folder
+
+
+@pytest.fixture
+def lay_out(
+    tmp_path: Path, near_cache: Path, index: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Path], NearSide]:
+    """Return what lays out a near side on a base whose one step imports what must be compiled."""
+
+    def make(base: Path) -> NearSide:
+        side = make_near_side(tmp_path / "near", base)
+        shutil.copytree(index, side.index, dirs_exist_ok=True)
+        write_step(side.catalogue, "native/run", source="import ferry_native\n", configs={"plain": "a: 1\n"})
+        commit_all(side.catalogue)
+        image = side.document["execution_images"]["py"]
+        side.write(
+            workflow={"name": "tests", "stages": ["native/run:plain"]},
+            step_execution_images={"native/run": "py"},
+            execution_images={"py": {**image, "requirements": {"ferry_native": "ferry-native==1.0"}}},
+            build_stages=["build-execution-images", "save-images"],
+            builder="auto",
+        )
+        monkeypatch.setenv("AIRFERRY_CACHE", str(near_cache))
+        for name, value in side.environment.items():
+            monkeypatch.setenv(name, value)
+        return side
+
+    return make
+
+
+def forget_wheels(cache: Path) -> None:
+    for name in ("wheels", "compiled"):
+        shutil.rmtree(cache / name, ignore_errors=True)
+
+
+def additions(side: NearSide) -> list[Mapping[str, Any]]:
+    document = yaml.safe_load((side.out / "airgap.lock.yaml").read_text())
+    (group,) = document["groups"].values()
+    found: list[Mapping[str, Any]] = group["platforms"]["linux/amd64"]["additions"]
+    return found
+
+
+def test_an_addition_is_compiled_in_its_base_and_the_same_each_time(
+    lay_out: Callable[[Path], NearSide], compiling_base: Path, near_cache: Path
+) -> None:
+    side = lay_out(compiling_base)
+    events: list[Event] = []
+    outcome = side.build(emit=events.append)
+    said = [event.text for event in events if isinstance(event, Notice)]
+    assert any("`ferry-native==1.0`" in text and "compiled in a container of" in text for text in said), said
+    (addition,) = additions(side)
+    assert addition["file"] == WHEEL
+    assert isinstance(outcome.manifest, BundleManifest)
+    (image,) = outcome.manifest.images
+    entry = image.platforms["linux/amd64"]
+    library = next(name for name in added_files(side.store(), entry) if name.endswith(".so"))
+    assert library.startswith("usr/local/lib/python3.11/dist-packages/ferry_native.")
+    with open_engine(near_cache / "engine") as engine:
+        image_id = engine.pull_from_layout(side.out / "bundle", image.reference)
+        done = engine.run(
+            image_id, ["/usr/bin/python3", "-c", "import ferry_native; print(ferry_native.answer())"], platform=AMD64
+        )
+        engine.remove_image(image_id)
+    assert done.text == "42\n"
+
+    # from nothing, it comes out as the lock says
+    forget_wheels(near_cache)
+    shutil.rmtree(side.out / "bundle")
+    (side.out / "airgap-build-state.yaml").unlink()
+    again = side.build(locked=True)
+    assert again.root == outcome.root
+
+    # and what was compiled once is not compiled again
+    (side.out / "airgap.lock.yaml").unlink()
+    events.clear()
+    side.lock(emit=events.append)
+    assert additions(side) == [addition]
+    assert not any("compile ferry-native" in json.dumps(repr(event)) for event in events)
+
+
+def test_a_base_without_a_compiler_says_so(
+    lay_out: Callable[[Path], NearSide], near_base: Path, near_cache: Path
+) -> None:
+    side = lay_out(near_base)
+    forget_wheels(near_cache)
+    with pytest.raises(BuildError, match=r"`ferry-native==1\.0` does not compile in .* for linux/amd64: ") as caught:
+        side.lock()
+    assert "gcc" in caught.value.message
+    assert "`devel`" in (caught.value.hint or "")
+    assert not (side.out / "airgap.lock.yaml").exists()
+
+
+def test_a_direct_build_compiles_nothing(
+    lay_out: Callable[[Path], NearSide], compiling_base: Path, near_cache: Path
+) -> None:
+    side = lay_out(compiling_base)
+    side.write(builder="direct")
+    forget_wheels(near_cache)
+    with pytest.raises(BuildError, match=r"`ferry-native==1\.0` has no wheel for .*its source") as caught:
+        side.lock()
+    assert "`builder: auto`" in (caught.value.hint or "")
