@@ -11,9 +11,9 @@ import threading
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import zstandard
 
@@ -97,17 +97,26 @@ class BaseLayers:
                 into.link_blob(path, result.descriptor, verified=True)
             return result
 
-    def observe(self, descriptor: Descriptor, diff_id: str, observers: Iterable[Observer]) -> None:
+    def observe(
+        self,
+        descriptor: Descriptor,
+        diff_id: str,
+        observers: Iterable[Observer],
+        *,
+        stream: IO[bytes] | None = None,
+    ) -> None:
         """Let observers see a layer's uncompressed bytes; what has to be done to carry it is done in the same pass.
+
+        `stream` is the layer on its way into the cache, from where it is read otherwise.
 
         Raises:
             IntegrityError: the layer is not what the base's manifest or config says.
         """
         with self._lock(descriptor):
             if self._stays(descriptor) or self._kept is None or self._known(descriptor, diff_id) is not None:
-                self._inspect(descriptor, diff_id, observers)
+                self._inspect(descriptor, diff_id, observers, stream=stream)
             else:
-                self._recompress(descriptor, diff_id, into=self._kept, observers=observers)
+                self._recompress(descriptor, diff_id, into=self._kept, observers=observers, stream=stream)
 
     def expected(self, descriptor: Descriptor, diff_id: str) -> tuple[Descriptor, bool]:
         """Return what a layer will be in a bundle, and whether it will be a link, which takes no room of its own.
@@ -135,10 +144,17 @@ class BaseLayers:
             return _unchanged(descriptor, diff_id, known["unpacked_bytes"])
         return self._inspect(descriptor, diff_id, ())
 
-    def _inspect(self, descriptor: Descriptor, diff_id: str, observers: Iterable[Observer]) -> LayerResult:
-        with self._bases.open_blob(descriptor) as stream:
+    def _inspect(
+        self,
+        descriptor: Descriptor,
+        diff_id: str,
+        observers: Iterable[Observer],
+        *,
+        stream: IO[bytes] | None = None,
+    ) -> LayerResult:
+        with self._opened(descriptor, stream) as packed:
             result = inspect_layer(
-                stream,
+                packed,
                 descriptor,
                 diff_id=diff_id,
                 observers=observers,
@@ -150,11 +166,17 @@ class BaseLayers:
         return result
 
     def _recompress(
-        self, descriptor: Descriptor, diff_id: str, *, into: LayoutStore, observers: Iterable[Observer] = ()
+        self,
+        descriptor: Descriptor,
+        diff_id: str,
+        *,
+        into: LayoutStore,
+        observers: Iterable[Observer] = (),
+        stream: IO[bytes] | None = None,
     ) -> LayerResult:
-        with self._bases.open_blob(descriptor) as stream:
+        with self._opened(descriptor, stream) as packed:
             result = recompress_layer(
-                stream,
+                packed,
                 descriptor,
                 diff_id=diff_id,
                 compression=self.compression,
@@ -174,6 +196,9 @@ class BaseLayers:
                 },
             )
         return result
+
+    def _opened(self, descriptor: Descriptor, stream: IO[bytes] | None) -> AbstractContextManager[IO[bytes]]:
+        return self._bases.open_blob(descriptor) if stream is None else nullcontext(stream)
 
     def _known(self, descriptor: Descriptor, diff_id: str) -> LayerResult | None:
         """Return the layer as an earlier pass has recompressed it, if that is still there."""

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from airferry.build.base_layers import layers_at_once
+from airferry.build.learning import Learn, learning
 from airferry.buildah import bootstrap
 from airferry.config import ArchiveBase, BootstrapBase, LayoutBase, RegistryBase
 from airferry.config import BaseImage as BaseSpec
@@ -22,7 +24,7 @@ from airferry.events import Emit
 from airferry.host import clock, files
 from airferry.host.threads import parallel_map
 from airferry.oci.archive import ArchiveSource
-from airferry.oci.copy import copy_image, select_platforms
+from airferry.oci.copy import DEFAULT_JOBS, copy_image, select_platforms
 from airferry.oci.documents import (
     DOCKER_CONFIG,
     DOCKER_LAYER_GZIP,
@@ -108,10 +110,18 @@ class BaseCache:
         self.open_registry = open_registry
         self._emit = emit
 
-    def bring(self, base: BaseSpec, platforms: Sequence[Platform], *, locked: LockedBase | None) -> ResolvedBase:
+    def bring(
+        self,
+        base: BaseSpec,
+        platforms: Sequence[Platform],
+        *,
+        locked: LockedBase | None,
+        learn: Learn | None = None,
+    ) -> ResolvedBase:
         """Return a base for the platforms, from the cache where it is there, else fetched or made.
 
-        What `locked` pins is followed, to the digest; what it does not pin is resolved now.
+        What `locked` pins is followed, to the digest; what it does not pin is resolved now. `learn` reads layers while
+        they are fetched.
 
         Raises:
             ConfigurationError: the base lacks a wanted platform.
@@ -132,7 +142,7 @@ class BaseCache:
         if isinstance(base, BootstrapBase):
             return self._bootstrap(base, missing, images, locked)
         source, reference, kind = self._source(base)
-        return self._copy(base, source, reference, kind, missing=missing, images=images, locked=locked)
+        return self._copy(base, source, reference, kind, missing=missing, images=images, locked=locked, learn=learn)
 
     def _source(self, base: RegistryBase | LayoutBase | ArchiveBase) -> tuple[Source, str, BaseKind]:
         if isinstance(base, RegistryBase):
@@ -157,6 +167,7 @@ class BaseCache:
         missing: Sequence[Platform],
         images: dict[Platform, BaseImage],
         locked: LockedBase | None,
+        learn: Learn | None,
     ) -> ResolvedBase:
         name = base.key
         pinned = dict(locked.platforms) if locked else {}
@@ -179,7 +190,12 @@ class BaseCache:
                     hint=f"run `airferry lock --update {name}` to take the new one",
                 )
             self._ensure_room(source, child, name=name)
-            copy_image(source, self.store, child, emit=self._emit)
+            if learn is None:
+                copy_image(source, self.store, child, emit=self._emit)
+            else:
+                shared = learning(source, self._diff_ids(source, child, name=name), learn)
+                # what is read at a time is what is learnt at a time: two layers keep the cores of one busy
+                copy_image(shared, self.store, child, jobs=min(2 * layers_at_once(), DEFAULT_JOBS), emit=self._emit)
             image = self._read(base, platform, child)
             if not platform.accepts(image.config.platform_value()):
                 raise ConfigurationError(
@@ -190,6 +206,15 @@ class BaseCache:
             pinned[str(platform)] = LockedBasePlatform(manifest=child.digest)
         index_digest = top.digest if top.media_type in INDEX_TYPES else None
         return ResolvedBase(images, LockedBase(kind=kind, index=index_digest, platforms=pinned))
+
+    def _diff_ids(self, source: Source, descriptor: Descriptor, *, name: str) -> dict[str, str]:
+        """Return the diff_ids of an image's layers by digest, as its config has them, which is in the cache now."""
+        manifest = parse_manifest(source.read_manifest(descriptor).data, what=f"the manifest of `{name}`")
+        with source.open_blob(manifest.config) as stream:
+            self.store.put_blob(manifest.config, stream)
+        data = self.store.read_bytes(manifest.config, limit_bytes=MAX_CONFIG_BYTES)
+        diff_ids = parse_image_config(data, what=f"the config of `{name}`").rootfs.diff_ids
+        return {layer.digest: diff_id for layer, diff_id in zip(manifest.layers, diff_ids, strict=False)}
 
     def _ensure_room(self, source: Source, descriptor: Descriptor, *, name: str) -> None:
         """Refuse to fetch what the cache's disk has no room for, before the first byte of it."""

@@ -9,6 +9,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import IO
 
 from airferry.build.base_layers import BaseLayers, layers_at_once
 from airferry.build.bases import BaseImage
@@ -34,6 +35,7 @@ class Knowledge:
         self._guard = threading.Lock()
         self._locks: dict[str, threading.Lock] = defaultdict(threading.Lock)
         self._views: dict[str, RootView] = {}
+        self._learnt: dict[str, LayerFacts] = {}
 
     def view(self, base: BaseImage) -> RootView:
         """Return the merged root of a base; layers that nobody has looked at yet are read, once.
@@ -90,16 +92,27 @@ class Knowledge:
         except StaticallyUnknown as unknown:
             raise NotKnown(unknown.reason) from unknown
 
+    def learn(self, descriptor: Descriptor, diff_id: str, stream: IO[bytes]) -> None:
+        """Do with a layer that is on its way into the cache what `view` would do with it later: read it, once.
+
+        Raises:
+            IntegrityError: see `view`.
+        """
+        with self._lock(diff_id):
+            if self._facts.find(diff_id) is None:
+                self._learnt[diff_id] = self._read(descriptor, diff_id, stream)
+
     def _layer_facts(self, descriptor: Descriptor, diff_id: str) -> LayerFacts:
         with self._lock(diff_id):
-            known = self._facts.find(diff_id)
-            if known is None:
-                what = f"layer `{descriptor.digest}`"
-                with layer_observer(what=what, max_entries=self._max_entries) as observer:
-                    self.layers.observe(descriptor, diff_id, [observer])
-                    known = observer.result()
-                self._facts.keep(diff_id, known)
-            return known
+            known = self._learnt.pop(diff_id, None) or self._facts.find(diff_id)
+            return self._read(descriptor, diff_id, None) if known is None else known
+
+    def _read(self, descriptor: Descriptor, diff_id: str, stream: IO[bytes] | None) -> LayerFacts:
+        with layer_observer(what=f"layer `{descriptor.digest}`", max_entries=self._max_entries) as observer:
+            self.layers.observe(descriptor, diff_id, [observer], stream=stream)
+            found = observer.result()
+        self._facts.keep(diff_id, found)
+        return found
 
     def _lock(self, name: str) -> threading.Lock:
         with self._guard:

@@ -142,9 +142,11 @@ class Locker:
     def _bases(self, existing: Lockfile) -> tuple[dict[str, LockedBase], dict[str, Mapping[Platform, BaseImage]]]:
         locked: dict[str, LockedBase] = {}
         images: dict[str, Mapping[Platform, BaseImage]] = {}
+        by_engine_alone = self.probe == "run" and self.plan.config.builder == "buildah"
+        learn = None if by_engine_alone else self.knowledge.learn
         for key, (base, platforms) in needed_bases(self.plan).items():
             with _naming(base_place(self.plan, key)):
-                resolved = self.bases.bring(base, platforms, locked=existing.bases.get(key))
+                resolved = self.bases.bring(base, platforms, locked=existing.bases.get(key), learn=learn)
             locked[key], images[key] = resolved.locked, resolved.images
         return locked, images
 
