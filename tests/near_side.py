@@ -142,9 +142,16 @@ class NearSide:
         write_airgap(self.catalogue, self.document)
 
     def build(
-        self, *, locked: bool = False, engine: str = "auto", jobs: int | None = None, emit: Emit = silent, **more: Any
+        self,
+        *,
+        locked: bool = False,
+        update: Sequence[str] = (),
+        engine: str = "auto",
+        jobs: int | None = None,
+        emit: Emit = silent,
+        **more: Any,
     ) -> BuildOutcome:
-        return build(self.selection(**more), locked=locked, engine=engine, jobs=jobs, emit=emit)
+        return build(self.selection(**more), locked=locked, update=update, engine=engine, jobs=jobs, emit=emit)
 
     def lock(self, **more: Any) -> LockOutcome:
         return lock(self.selection(), **more)

@@ -8,6 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from airferry.build.base_layers import BaseLayers
+from airferry.build.bases import BaseImage
+from airferry.build.knowledge import Knowledge
 from airferry.bundle.artifacts import REQUIREMENTS_ARTIFACT, ArtifactFile, put_artifact
 from airferry.bundle.manifest import (
     ArtifactEntry,
@@ -19,6 +22,7 @@ from airferry.bundle.manifest import (
     describe_platform,
 )
 from airferry.bundle.seal import Sealed, seal
+from airferry.host import files
 from airferry.oci.documents import (
     IMAGE_CONFIG,
     IMAGE_INDEX,
@@ -28,10 +32,12 @@ from airferry.oci.documents import (
     Manifest,
     PlatformDocument,
     canonical_json,
+    parse_image_config,
+    parse_manifest,
 )
 from airferry.oci.layers import Compression, LayerResult, compress_layer
 from airferry.oci.layout import LayoutStore
-from airferry.oci.platform import parse_platform
+from airferry.oci.platform import Platform, parse_platform
 
 REFERENCE = "registry.example/team/trainer:1.0"
 
@@ -140,3 +146,25 @@ def make_bundle(path: Path, salt: str = "") -> Sealed:
         tool=ToolEntry(airferry="0.1.0"),
     )
     return seal(store, {REFERENCE: index}, artifacts=[artifact], manifest=manifest)
+
+
+def base_image(store: LayoutStore, descriptor: Descriptor, platform: Platform) -> BaseImage:
+    """Return an image of a layout as a base."""
+    manifest = parse_manifest(store.read_bytes(descriptor))
+    config = store.read_bytes(manifest.config)
+    return BaseImage(
+        name="base",
+        reference=None,
+        platform=platform,
+        digest=descriptor.digest,
+        manifest=descriptor,
+        config=parse_image_config(config),
+        config_bytes=config,
+        layers=tuple(manifest.layers),
+    )
+
+
+def knowledge_of(store: LayoutStore, cache: Path, **limits: int) -> Knowledge:
+    """Return what looks at bases that lie in a layout, and keeps what it learns in a folder."""
+    output = files.ensure_directory(cache)
+    return Knowledge(BaseLayers(store, cache, compression=Compression("preserve"), output=output, **limits), cache)

@@ -16,6 +16,7 @@ import yaml
 from airferry.buildah.engine import open_engine
 from airferry.bundle.manifest import BundleManifest, ImageEntry, PlatformEntry
 from airferry.errors import ConfigurationError, UsageError
+from airferry.events import Event, Notice
 from airferry.host import files, process
 from airferry.oci.documents import parse_index, parse_manifest
 from airferry.oci.layout import LayoutStore
@@ -429,6 +430,15 @@ def test_a_branch_that_moved_is_followed_by_an_update_alone(side: NearSide) -> N
     contents = [added_files(side.store(), image.platforms["linux/amd64"]) for image in moved.manifest.images]
     assert [found["opt/thing/thing.py"] for found in contents if "opt/thing/thing.py" in found] == [b"ANSWER = 43\n"]
 
+    (side.thing / "thing.py").write_text("ANSWER = 44\n")
+    commit = commit_all(side.thing)
+    events: list[Event] = []
+    again = side.build(update=[name], emit=events.append)
+    said = [event.text for event in events if isinstance(event, Notice)]
+    assert any(commit[:12] in text for text in said), said
+    assert (again.reused, again.root != moved.root) == (2, True)
+    assert side.lock().changes == (), "the lock was written"
+
 
 def test_what_killed_runs_left_in_the_cache_is_cleared(side: NearSide, near_cache: Path) -> None:
     side.lock()
@@ -440,6 +450,7 @@ def test_what_killed_runs_left_in_the_cache_is_cleared(side: NearSide, near_cach
         "layers/records",
         "loader",
         "wheels",
+        "compiled",
         "bases",
         "bootstrap/debs/x",
     )
@@ -458,6 +469,10 @@ def test_an_update_of_something_unknown_names_what_there_is(side: NearSide) -> N
     assert "`" in (caught.value.hint or "")
     with pytest.raises(UsageError, match="--update"):
         side.lock(names=["x"])
+    with pytest.raises(UsageError, match="nothing in the lock is called `git`"):
+        side.build(update=["git"])
+    with pytest.raises(UsageError, match="leave one of them out"):
+        side.build(locked=True, update=["launcher"])
     assert snapshot(side.out) == before
 
 

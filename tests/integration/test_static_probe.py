@@ -12,17 +12,13 @@ from typing import Any
 
 import pytest
 
-from airferry.build.layer_facts import FactsCache
 from airferry.build.probe import ProbeResult, parse_probe, probe_argv, probe_input
-from airferry.build.static_probe import static_probe
-from airferry.build.view import read_root
 from airferry.buildah.engine import Engine, base_tag, open_engine
 from airferry.oci.documents import (
     IMAGE_CONFIG,
     IMAGE_MANIFEST,
     Manifest,
     canonical_json,
-    parse_image_config,
     parse_manifest,
 )
 from airferry.oci.layers import Compression, compress_layer
@@ -30,6 +26,7 @@ from airferry.oci.layout import LayoutStore
 from airferry.oci.platform import Platform
 from debian_bases import AMD64, ARM64, DebianBase
 from layer_tars import Item, folder, link, tar_of
+from oci_images import base_image, knowledge_of
 
 STDLIB = [
     "json", "json.decoder", "json.nope", "os.path", "asyncio", "ssl", "sqlite3", "tkinter", "turtle", "distutils",
@@ -266,10 +263,8 @@ def look(
     store: LayoutStore, descriptor: Any, platform: Platform, base: Base, modules: Iterable[str], cache: Path
 ) -> ProbeResult:
     """Return the static answer."""
-    manifest = parse_manifest(store.read_bytes(descriptor))
-    config = parse_image_config(store.read_bytes(manifest.config))
-    view = read_root(store, manifest.layers, diff_ids=config.rootfs.diff_ids, cache=FactsCache(cache))
-    return static_probe(view, config, modules=modules, python=base.python, platform=platform)
+    image = base_image(store, descriptor, platform)
+    return knowledge_of(store, cache).probe(image, platform, python=base.python, modules=modules)
 
 
 def run(

@@ -14,11 +14,11 @@ from airferry.build.image_writer import ImageWriter
 from airferry.build.knowledge import Knowledge
 from airferry.errors import IntegrityError
 from airferry.host.journal import Journal
-from airferry.oci.documents import Descriptor, parse_image_config, parse_manifest
+from airferry.oci.documents import Descriptor
 from airferry.oci.layers import Compression
 from airferry.oci.layout import LayoutStore
-from airferry.oci.platform import parse_platform
-from oci_images import put_image
+from debian_bases import AMD64
+from oci_images import base_image, put_image
 
 LAYERS = [{f"usr/file{number}": random.Random(number).randbytes(300_000 + number)} for number in range(5)]
 
@@ -27,18 +27,7 @@ def make_base(cache: Path) -> BaseImage:
     """Put a base into a cache; one of its layers is there twice, as an empty one often is."""
     store = LayoutStore.create(cache / "bases")
     descriptor, _layers = put_image(store, [*LAYERS, LAYERS[0]], kind="gzip")
-    manifest = parse_manifest(store.read_bytes(descriptor))
-    config = store.read_bytes(manifest.config)
-    return BaseImage(
-        name="base",
-        reference=None,
-        platform=parse_platform("linux/amd64"),
-        digest=descriptor.digest,
-        manifest=descriptor,
-        config=parse_image_config(config),
-        config_bytes=config,
-        layers=tuple(manifest.layers),
-    )
+    return base_image(store, descriptor, AMD64)
 
 
 def carry(folder: Path, kind: str) -> tuple[list[Descriptor], list[str], BaseLayers]:

@@ -21,12 +21,11 @@ from airferry.oci.digest import digest_hex
 from airferry.oci.documents import Descriptor, parse_manifest
 from airferry.oci.layers import Compression, LayerResult
 from airferry.oci.layout import LayoutStore
-from airferry.oci.platform import parse_platform
 from airferry.oci.ports import Source
 from airferry.oci.resume import RESUMABLE_FROM_BYTES
+from debian_bases import AMD64
 from oci_images import put_image, put_manifest
 
-AMD64 = parse_platform("linux/amd64")
 REGISTRY = RegistryBase(reference="registry.example/team/base:1")
 FILES = [
     {"usr/large": random.Random(1).randbytes(RESUMABLE_FROM_BYTES + 5000)},

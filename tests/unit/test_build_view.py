@@ -14,13 +14,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airferry.build.layer_facts import FactsCache, LayerFacts, collect_facts, layer_observer, read_layer_facts
-from airferry.build.view import RootView, read_root
+from airferry.build.bases import BaseImage
+from airferry.build.layer_facts import FactsCache, LayerFacts, collect_facts, layer_observer
+from airferry.build.view import RootView
 from airferry.errors import AirferryError, IntegrityError
 from airferry.oci.layers import Compression, LayerResult, compress_layer, recompress_layer
 from airferry.oci.layout import LayoutStore
 from airferry.oci.tar import CHARACTER, DIRECTORY, REGULAR, SYMLINK
+from debian_bases import AMD64
 from layer_tars import Item, cut, facts_of, folder, link, tar_of, view_of
+from oci_images import base_image, knowledge_of, put_manifest
 
 
 def paths(view: RootView) -> list[str]:
@@ -256,13 +259,17 @@ def stored(tmp_path: Path) -> tuple[LayoutStore, LayerResult]:
     return store, compress_layer(io.BytesIO(tar_of(LAYER)), compression=Compression("gzip", threads=1), into=store)
 
 
-def test_a_layer_is_read_once_and_then_found(tmp_path: Path) -> None:
+def based(tmp_path: Path, *, diff_id: str | None = None) -> tuple[LayoutStore, BaseImage]:
     store, layer = stored(tmp_path)
-    cache = FactsCache(tmp_path / "facts")
-    view = read_root(store, [layer.descriptor], diff_ids=[layer.diff_id], cache=cache)
+    return store, base_image(store, put_manifest(store, [layer], diff_ids=[diff_id or layer.diff_id]), AMD64)
+
+
+def test_a_layer_is_read_once_and_then_found(tmp_path: Path) -> None:
+    store, base = based(tmp_path)
+    view = knowledge_of(store, tmp_path / "cache").view(base)
     assert view.read_text("etc/passwd") == "x"
-    store.blob_path(layer.descriptor.digest).unlink()
-    again = read_root(store, [layer.descriptor], diff_ids=[layer.diff_id], cache=cache)
+    store.blob_path(base.layers[0].digest).unlink()
+    again = knowledge_of(store, tmp_path / "cache").view(base)
     assert list(again.walk()) == list(view.walk())
 
 
@@ -278,7 +285,9 @@ def test_facts_are_collected_while_a_layer_is_recompressed(tmp_path: Path) -> No
             into=into,
             observers=[observer],
         )
-        assert observer.result() == facts_of(LAYER)
+        facts, data = observer.result()
+    assert facts == facts_of(LAYER)
+    assert LayerFacts.from_bytes(data) == facts
 
 
 def test_what_the_observer_refuses_ends_the_recompression(tmp_path: Path) -> None:
@@ -312,14 +321,17 @@ def test_an_observer_that_is_given_up_leaves_no_thread() -> None:
 
 
 def test_a_wrong_diff_id_is_refused_and_not_cached(tmp_path: Path) -> None:
-    store, layer = stored(tmp_path)
-    cache = FactsCache(tmp_path / "facts")
     wrong = "sha256:" + hashlib.sha256(b"other").hexdigest()
+    store, base = based(tmp_path, diff_id=wrong)
     with pytest.raises(IntegrityError, match="has diff_id"):
-        read_layer_facts(store, layer.descriptor, diff_id=wrong, cache=cache)
-    assert cache.find(wrong) is None
+        knowledge_of(store, tmp_path / "cache").view(base)
+    assert FactsCache(tmp_path / "cache" / "facts").find(wrong) is None
+
+
+def test_a_layer_that_unpacks_to_more_than_the_limit_is_refused(tmp_path: Path) -> None:
+    store, base = based(tmp_path)
     with pytest.raises(IntegrityError, match="unpacks to more than the limit"):
-        read_layer_facts(store, layer.descriptor, diff_id=layer.diff_id, cache=cache, limit_bytes=1000)
+        knowledge_of(store, tmp_path / "cache", limit_bytes=1000).view(base)
 
 
 def test_the_cache_survives_damage_and_forgets_what_was_not_used_for_longest(tmp_path: Path) -> None:
@@ -327,7 +339,7 @@ def test_the_cache_survives_damage_and_forgets_what_was_not_used_for_longest(tmp
     size = len(facts_of(LAYER).to_bytes())
     cache = FactsCache(tmp_path, max_bytes=int(size * 2.5))
     for number, digest in enumerate(digests):
-        cache.keep(digest, facts_of(LAYER))
+        cache.keep(digest, facts_of(LAYER).to_bytes())
         os.utime(tmp_path / (digest[7:] + ".json.zst"), (1000 + number, 1000 + number))
         assert cache.find(digests[0]) is not None or number == 2
     assert [cache.find(digest) is not None for digest in digests] == [True, False, True]

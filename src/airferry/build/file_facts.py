@@ -137,18 +137,22 @@ def unconditional_imports(source: bytes) -> tuple[str, ...]:
         double += source.count(b'"""', counted, start)
         single += source.count(b"'''", counted, start)
         counted = start
-        if double % 2 or single % 2:
+        if (double | single) & 1:
             continue
-        if match["names"] is not None:
-            found.update(dict.fromkeys(part.split()[0].decode() for part in match["names"].split(b",")))
+        names, base, parts = match.group("names", "source", "parts")
+        if names is not None:
+            for name in names.split(b","):
+                found[name.split(None, 1)[0].decode()] = None
             continue
-        base = match["source"].decode()
-        found[base] = None
-        lines = match["parts"].strip(b"()\r").replace(b"\\", b"").split(b"\n")
-        for part in b"".join(line.partition(b"#")[0] for line in lines).split(b","):
-            words = part.split()
+        origin = base.decode()
+        found[origin] = None
+        if b"(" in parts or b"#" in parts or b"\\" in parts:
+            lines = parts.strip(b"()\r").replace(b"\\", b"").split(b"\n")
+            parts = b"".join([line.partition(b"#")[0] for line in lines])
+        for part in parts.split(b","):
+            words = part.split(None, 1)
             if words and words[0] != b"*" and words[0].isascii():
-                found[f"{base}:{words[0].decode()}"] = None
+                found[f"{origin}:{words[0].decode()}"] = None
         if len(found) > MAX_IMPORTS:
             break
     return tuple(found)
@@ -157,20 +161,18 @@ def unconditional_imports(source: bytes) -> tuple[str, ...]:
 def _statements(source: bytes) -> Iterator[re.Match[bytes]]:
     """Yield what looks like an import at the begin of a line; searching for the words is faster than line by line."""
     at = 0
-    if (match := _IMPORT.match(source)) is not None:
-        yield match
-        at = match.end() - 1
-    words = (b"\nimport", b"\nfrom")
-    places = [source.find(word, at) for word in words]
-    while any(place >= 0 for place in places):
-        start = min(place for place in places if place >= 0)
-        at = start + 1
+    plain, from_ = source.find(b"\nimport"), source.find(b"\nfrom")
+    while True:
         if (match := _IMPORT.match(source, at)) is not None:
             yield match
             at = match.end() - 1
-        places = [
-            source.find(word, at) if 0 <= place < at else place for word, place in zip(words, places, strict=True)
-        ]
+        if 0 <= plain < at:
+            plain = source.find(b"\nimport", at)
+        if 0 <= from_ < at:
+            from_ = source.find(b"\nfrom", at)
+        if plain < 0 and from_ < 0:
+            return
+        at = 1 + (plain if from_ < 0 or 0 <= plain < from_ else from_)
 
 
 def _read_binary(blocks: Iterator[bytes]) -> FileFacts | None:

@@ -110,8 +110,8 @@ class Knowledge:
     def _read(self, descriptor: Descriptor, diff_id: str, stream: IO[bytes] | None) -> LayerFacts:
         with layer_observer(what=f"layer `{descriptor.digest}`", max_entries=self._max_entries) as observer:
             self.layers.observe(descriptor, diff_id, [observer], stream=stream)
-            found = observer.result()
-        self._facts.keep(diff_id, found)
+            found, data = observer.result()
+        self._facts.keep(diff_id, data)
         return found
 
     def _lock(self, name: str) -> threading.Lock:

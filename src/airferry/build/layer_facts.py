@@ -6,7 +6,6 @@ the cache under the layer's diff_id, so that a layer is looked at once, whatever
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import stat
@@ -21,13 +20,9 @@ import zstandard
 from airferry.build.file_facts import BinaryFacts, FileFacts, reader_for
 from airferry.errors import HostError, IntegrityError
 from airferry.host import files
-from airferry.host.threads import Consumer, Pipeline
-from airferry.oci.codecs import inflate
+from airferry.host.threads import Consumer
 from airferry.oci.digest import digest_hex
-from airferry.oci.documents import Descriptor
-from airferry.oci.layers import DEFAULT_LIMIT_BYTES, layer_kind
-from airferry.oci.ports import Source, blocks
-from airferry.oci.streams import verifying
+from airferry.oci.ports import blocks
 from airferry.oci.tar import DIRECTORY, REGULAR, SYMLINK, TarReader
 
 SCHEMA_VERSION = 2
@@ -38,6 +33,8 @@ MAX_KEPT_BYTES = 256 << 20
 MAX_CACHE_BYTES = 1 << 30
 MAX_FACTS_BYTES = 1 << 30
 CACHE_SUFFIX = ".json.zst"
+# blocks: sources of Python take longer than all else in a layer, and they lie together
+OBSERVER_DEPTH = 64
 OPAQUE = ".wh..wh..opq"
 
 
@@ -274,13 +271,18 @@ def _clean_folder(what: str, raw: str, folder: str) -> str:
     return "/".join(parts)
 
 
-def layer_observer(*, what: str, max_entries: int = MAX_ENTRIES) -> Consumer[LayerFacts]:
+def layer_observer(*, what: str, max_entries: int = MAX_ENTRIES) -> Consumer[tuple[LayerFacts, bytes]]:
     """Return an observer for the layer pipeline that collects the facts of the layer that passes it.
 
-    Use it as a context manager around the pipeline; `result()` gives the facts once the layer has passed. Keep them
-    (`FactsCache.keep`) only under a diff_id that the pipeline has checked.
+    Use it as a context manager around the pipeline; `result()` gives the facts once the layer has passed, and the same
+    in the form of the cache. Keep them (`FactsCache.keep`) only under a diff_id that the pipeline has checked.
     """
-    return Consumer(lambda source: collect_facts(source, what=what, max_entries=max_entries))
+
+    def collect(source: Iterator[bytes]) -> tuple[LayerFacts, bytes]:
+        facts = collect_facts(source, what=what, max_entries=max_entries)
+        return facts, facts.to_bytes()
+
+    return Consumer(collect, depth=OBSERVER_DEPTH)
 
 
 class FactsCache:
@@ -303,9 +305,9 @@ class FactsCache:
                 os.utime(path)
         return facts
 
-    def keep(self, diff_id: str, facts: LayerFacts) -> None:
-        """Keep the facts of a layer whose diff_id was verified."""
-        files.write_bytes(self._path(diff_id), facts.to_bytes())
+    def keep(self, diff_id: str, data: bytes) -> None:
+        """Keep the facts of a layer whose diff_id was verified, in the form of the cache."""
+        files.write_bytes(self._path(diff_id), data)
         self._shrink()
 
     def _path(self, diff_id: str) -> Path:
@@ -323,51 +325,3 @@ class FactsCache:
                 return
             path.unlink(missing_ok=True)
             total -= size
-
-
-def read_layer_facts(
-    source: Source,
-    descriptor: Descriptor,
-    *,
-    diff_id: str,
-    cache: FactsCache,
-    max_entries: int = MAX_ENTRIES,
-    limit_bytes: int = DEFAULT_LIMIT_BYTES,
-) -> LayerFacts:
-    """Return the facts of a layer, from the cache, or by reading its blob once, verified, and keeping them.
-
-    Raises:
-        IntegrityError: digest, compression, diff_id or size are not what was declared, or the content is refused.
-    """
-    known = cache.find(diff_id)
-    if known is not None:
-        return known
-    what = f"layer `{descriptor.digest}`"
-    digest = hashlib.sha256()
-
-    def checked(unpacked: Iterable[bytes]) -> Iterator[bytes]:
-        total = 0
-        for block in unpacked:
-            total += len(block)
-            if total > limit_bytes:
-                raise IntegrityError(
-                    f"{what} unpacks to more than the limit of {limit_bytes} bytes",
-                    hint="if the layer is really that large, raise the limit",
-                )
-            digest.update(block)
-            yield block
-
-    with source.open_blob(descriptor) as stream, Pipeline() as pipeline:
-        packed = pipeline.stage(blocks(verifying(stream, descriptor, what=what)))
-        unpacked = pipeline.stage(inflate(packed, layer_kind(descriptor.media_type), what=what))
-        facts = collect_facts(pipeline.stage(checked(unpacked)), what=what, max_entries=max_entries)
-    observed = f"sha256:{digest.hexdigest()}"
-    if observed != diff_id:
-        raise IntegrityError(
-            f"{what} has diff_id `{observed}`, its image's config says `{diff_id}`",
-            digest=descriptor.digest,
-            diff_id=diff_id,
-            observed=observed,
-        )
-    cache.keep(diff_id, facts)
-    return facts

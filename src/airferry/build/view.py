@@ -7,21 +7,17 @@ layer, and a folder of an upper layer takes the place of a lower layer's link. N
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from airferry.build.layer_facts import (
     MAX_ENTRIES,
     OPAQUE,
     Entry,
-    FactsCache,
     LayerFacts,
     folder_facts,
-    read_layer_facts,
 )
 from airferry.errors import IntegrityError
-from airferry.oci.documents import Descriptor
-from airferry.oci.ports import Source
 from airferry.oci.tar import DIRECTORY, HARD_LINK, REGULAR, SYMLINK
 
 MAX_LINKS = 40
@@ -312,23 +308,3 @@ def _entry(node: _Folder | Entry | None) -> Entry | None:
     if isinstance(node, _Folder):
         return node.entry or _IMPLICIT
     return node
-
-
-def read_root(
-    source: Source,
-    layers: Sequence[Descriptor],
-    *,
-    diff_ids: Sequence[str],
-    cache: FactsCache,
-    max_entries: int = MAX_ENTRIES,
-) -> RootView:
-    """Return the merged root of an image's layers, bottom first; layers whose facts are cached are not read.
-
-    Raises:
-        IntegrityError: a layer is not what was declared, or its content is refused.
-    """
-    facts = (
-        read_layer_facts(source, layer, diff_id=diff_id, cache=cache, max_entries=max_entries)
-        for layer, diff_id in zip(layers, diff_ids, strict=True)
-    )
-    return RootView(facts, max_entries=max_entries)

@@ -175,6 +175,10 @@ def build(
     platform: PlatformOption = None,
     stage: StageOption = None,
     locked: Annotated[bool, typer.Option("--locked", help="Refuse to write airgap.lock.yaml.")] = False,
+    update: Annotated[
+        list[str] | None,
+        typer.Option("--update", help="Resolve this anew first, as `airferry lock --update NAME` does. Repeatable."),
+    ] = None,
     rehearse: Annotated[
         bool, typer.Option("--rehearse", help="Try every step before sealing, as `airferry rehearse` does.")
     ] = False,
@@ -189,6 +193,7 @@ def build(
         result = usecases.build(
             _selection(config, source, target, platform, stage),
             locked=locked,
+            update=tuple(update or ()),
             rehearse=rehearse,
             engine=engine,
             probe=probe,

@@ -19,6 +19,7 @@ from typing import IO, Any
 from airferry.errors import HostError
 
 TEMPORARY_PREFIX = ".airferry-"
+WRITEBACK_BYTES = 32 * 1024 * 1024
 
 
 def _no_boundary(what: str) -> None:
@@ -53,6 +54,16 @@ def ensure_directory(path: Path) -> Path:
     except OSError as error:
         raise translate_os_error(error, doing="create folder", path=path) from error
     return path
+
+
+def begin_writeback(handle: int, start: int) -> int:
+    """Let the kernel begin to write a file to disk from an offset on, so that fsync has little left to wait for.
+
+    Returns the offset to begin at the next time, the end of the file now.
+    """
+    end = os.fstat(handle).st_size
+    os.posix_fadvise(handle, start, end - start, os.POSIX_FADV_DONTNEED)
+    return end
 
 
 def fsync_directory(path: Path) -> None:

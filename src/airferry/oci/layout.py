@@ -58,13 +58,18 @@ class BlobWriter:
         self._stream = os.fdopen(handle, "wb")
         self._hash = hashlib.sha256()
         self._size = 0
+        self._on_its_way = 0
 
     def write(self, data: bytes) -> int:
         """Append bytes and return how many."""
         self._hash.update(data)
         self._size += len(data)
         with self._translated():
-            return self._stream.write(data)
+            written = self._stream.write(data)
+            if self._size - self._on_its_way >= files.WRITEBACK_BYTES:
+                self._stream.flush()
+                self._on_its_way = files.begin_writeback(self._stream.fileno(), self._on_its_way)
+            return written
 
     def commit(self) -> tuple[str, int]:
         """Put the blob, durably, under its digest, and return digest and size. Idempotent for equal content."""

@@ -44,6 +44,7 @@ MAX_JOBS = 4
 # the folders of the cache, as patterns, that are written under its lock and that nobody else clears
 WRITTEN_UNDER_LOCK = (
     "bootstrap/debs/*",
+    "compiled",
     "facts",
     "layers",
     "layers/blobs/sha256",
@@ -186,6 +187,7 @@ def build(
     selection: Selection,
     *,
     locked: bool = False,
+    update: Sequence[str] = (),
     rehearse: bool = False,
     engine: str = "auto",
     probe: str = "auto",
@@ -194,13 +196,17 @@ def build(
 ) -> BuildOutcome:
     """Run the plan's stages: lock, build, seal. What is finished from an earlier run is reused.
 
-    With `rehearse`, every step is tried before the bundle is sealed, in a network that leads nowhere.
+    What `update` names is resolved anew first, as `lock` does. With `rehearse`, every step is tried before the bundle
+    is sealed, in a network that leads nowhere.
 
     Raises:
+        UsageError: `update` together with `locked`, or a name that nothing in the lock has.
         FindingsError: the rehearsal found something; nothing is sealed then.
         ConfigurationError: the plan is wrong, or has outgrown its lock; with `locked`, there is no lock.
         AirferryError: of the family of what failed. Finished work stays.
     """
+    if locked and update:
+        raise UsageError("`--locked` refuses to write a lock, and `--update` writes it", hint="leave one of them out")
     made = read_plan(selection)
     write_plan(made.to_document(), made.output_dir / PLAN_FILE)
     outcome = BuildOutcome(made.output_dir, made.output_dir / "bundle", (), 0, None, 0, None)
@@ -208,7 +214,7 @@ def build(
         return outcome
     with open_near_side(made, engine=engine, probe=probe, jobs=jobs, emit=emit) as side:
         first_look = side.ensure_room(read_lockfile(side.lock_path) or Lockfile())
-        resolved = follow_lock(side, locked=locked, emit=emit)
+        resolved = follow_lock(side, locked=locked, update=update, emit=emit)
         if not {"build-launcher-image", "build-execution-images"} & set(made.stages):
             return outcome
         if first_look.unknown:
@@ -243,10 +249,13 @@ def _split(values: Sequence[str]) -> tuple[str, ...]:
     return tuple(part.strip() for value in values for part in value.split(",") if part.strip())
 
 
-def follow_lock(side: NearSide, *, locked: bool, emit: Emit) -> Locked:
+def follow_lock(side: NearSide, *, locked: bool, update: Sequence[str] = (), emit: Emit) -> Locked:
     """Return what moves as the lock pins it; write the lock first if there is none and `locked` does not forbid it.
 
+    What `update` names is resolved anew, and the lock written with it.
+
     Raises:
+        UsageError: `update` names what nothing in the lock has.
         ConfigurationError: the plan has outgrown its lock; with `locked`, there is no lock.
     """
     existing = read_lockfile(side.lock_path)
@@ -265,7 +274,13 @@ def follow_lock(side: NearSide, *, locked: bool, emit: Emit) -> Locked:
             hint="run `airferry lock` (what is locked stays), then build again",
             missing=missing,
         )
-    return side.locker.resolve(existing)
+    if not update:
+        return side.locker.resolve(existing)
+    resolved = side.locker.resolve(forget(existing, update, plan=side.plan))
+    write_lockfile(resolved.lockfile, side.lock_path)
+    for line in differences(existing, resolved.lockfile) or ["nothing changed"]:
+        emit(Notice(f"lock: {line}"))
+    return resolved
 
 
 @dataclass(frozen=True, slots=True)
