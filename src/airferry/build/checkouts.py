@@ -22,13 +22,17 @@ class Checkouts:
         self._guard = threading.Lock()
         self._locks: dict[Path, threading.Lock] = defaultdict(threading.Lock)
 
+    def has(self, url: str, commit: str) -> bool:
+        """Tell whether the folder of a commit is there already."""
+        return self._place(url, commit).exists()
+
     def tree(self, url: str, commit: str) -> Path:
         """Return the folder of a commit, fetched and exported when it is first asked for.
 
         Raises:
             BuildError: the repository cannot be read, does not have the commit, or it cannot be carried.
         """
-        into = self._folder / hashlib.sha256(f"{commit} {url}".encode()).hexdigest()[:32]
+        into = self._place(url, commit)
         with self._guard:
             lock = self._locks[into]
         with lock:
@@ -37,3 +41,6 @@ class Checkouts:
                 overlays.fetch_overlay(url, commit, cache=self._cache, emit=self._emit)
                 overlays.export_overlay(url, commit, cache=self._cache, into=into, emit=self._emit)
         return into
+
+    def _place(self, url: str, commit: str) -> Path:
+        return self._folder / hashlib.sha256(f"{commit} {url}".encode()).hexdigest()[:32]

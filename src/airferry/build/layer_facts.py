@@ -23,6 +23,7 @@ from airferry.host import files
 from airferry.host.threads import Consumer
 from airferry.oci.digest import digest_hex
 from airferry.oci.ports import blocks
+from airferry.oci.streams import BlockStream
 from airferry.oci.tar import DIRECTORY, REGULAR, SYMLINK, TarReader
 
 SCHEMA_VERSION = 2
@@ -110,35 +111,6 @@ def _entry_of(row: list[Any], names: list[str]) -> tuple[int, str, Entry]:
     return row[0], row[1], Entry._make((row[2].encode("latin-1"), *row[3:10], facts))
 
 
-class _BlockStream:
-    """The reading side of a stream that comes in blocks."""
-
-    def __init__(self, source: Iterator[bytes]) -> None:
-        self._source = source
-        self._block = b""
-        self._position = 0
-
-    def read(self, size: int) -> bytes:
-        """Return up to `size` bytes, and none at the end."""
-        position = self._position
-        if position == len(self._block):
-            self._block = next(self._source, b"")
-            position = 0
-        self._position = position + size if position + size < len(self._block) else len(self._block)
-        return self._block[position : self._position]
-
-    def seek(self, offset: int, whence: int) -> None:
-        """Pass over bytes without copying them: forwards from here only, and to the end at most."""
-        assert whence == os.SEEK_CUR
-        while offset > (left := len(self._block) - self._position):
-            offset -= left
-            self._position = 0
-            self._block = next(self._source, b"")
-            if not self._block:
-                return
-        self._position += offset
-
-
 def collect_facts(source: Iterable[bytes], *, what: str, max_entries: int = MAX_ENTRIES) -> LayerFacts:
     """Return the facts of a layer from the blocks of its uncompressed tar.
 
@@ -148,7 +120,7 @@ def collect_facts(source: Iterable[bytes], *, what: str, max_entries: int = MAX_
     facts = LayerFacts()
     numbers = {"": 0}
     kept_bytes = 0
-    reader = TarReader(cast(IO[bytes], _BlockStream(iter(source))), what=what, seeks=True)
+    reader = TarReader(cast(IO[bytes], BlockStream(iter(source))), what=what, seeks=True)
     for entry in reader:
         raw = entry.name
         path = raw.rstrip("/")

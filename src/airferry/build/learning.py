@@ -17,7 +17,7 @@ from airferry.host.threads import Cancelled, Consumer
 from airferry.oci.documents import Descriptor
 from airferry.oci.ports import Source, Stored
 from airferry.oci.resume import RangedSource
-from airferry.oci.streams import BlockReader
+from airferry.oci.streams import BlockStream
 
 Learn = Callable[[Descriptor, str, IO[bytes]], object]
 
@@ -66,7 +66,7 @@ class _LearntSource:
                     consumer.result()
 
     def _take_in(self, descriptor: Descriptor, diff_id: str, blocks: Iterator[bytes]) -> None:
-        self._learn(descriptor, diff_id, cast(IO[bytes], BlockReader(blocks)))
+        self._learn(descriptor, diff_id, cast(IO[bytes], BlockStream(blocks)))
 
 
 class _LearntRangedSource(_LearntSource):

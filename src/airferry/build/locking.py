@@ -90,8 +90,8 @@ class Locker:
         Raises:
             AirferryError: of the family of what failed.
         """
-        bases, images = self._bases(existing)
         commits = self._overlays(existing)
+        bases, images = self._bases(existing, commits)
         tasks: list[_Probing] = []
         environments: dict[tuple[str, Platform], LockedPlatform] = {}
         for name, platform, known, inputs, image in self._wanted(existing, bases, commits):
@@ -139,16 +139,38 @@ class Locker:
 
     # --- bases and overlays ------------------------------------------------------------------------------------------
 
-    def _bases(self, existing: Lockfile) -> tuple[dict[str, LockedBase], dict[str, Mapping[Platform, BaseImage]]]:
+    def _bases(
+        self, existing: Lockfile, commits: Mapping[str, str]
+    ) -> tuple[dict[str, LockedBase], dict[str, Mapping[Platform, BaseImage]]]:
+        """Bring all bases, and write the checkouts of groups that are new, and so probed in any case, side by side."""
         locked: dict[str, LockedBase] = {}
         images: dict[str, Mapping[Platform, BaseImage]] = {}
         by_engine_alone = self.probe == "run" and self.plan.config.builder == "buildah"
         learn = None if by_engine_alone else self.knowledge.learn
-        for key, (base, platforms) in needed_bases(self.plan).items():
-            with _naming(base_place(self.plan, key)):
-                resolved = self.bases.bring(base, platforms, locked=existing.bases.get(key), learn=learn)
-            locked[key], images[key] = resolved.locked, resolved.images
+
+        def bring() -> None:
+            for key, (base, platforms) in needed_bases(self.plan).items():
+                with _naming(base_place(self.plan, key)):
+                    resolved = self.bases.bring(base, platforms, locked=existing.bases.get(key), learn=learn)
+                locked[key], images[key] = resolved.locked, resolved.images
+
+        new = [group for group in self.plan.groups if group.name not in existing.groups]
+        work = [bring, *self._checkout_stages((item for group in new for item in group.overlays), commits)]
+        parallel_map(lambda one: one(), work, jobs=self.jobs)
         return locked, images
+
+    def _checkout_stages(self, checkouts: Iterable[Overlay], commits: Mapping[str, str]) -> list[Callable[[], object]]:
+        """Return what writes checkouts, each once, as stages."""
+        return [
+            partial(
+                stage,
+                f"check out {overlays.redact(item.url)}@{item.ref}",
+                self.emit,
+                partial(self.checkouts.tree, item.url, commits[item.key]),
+            )
+            for item in {item.key: item for item in checkouts}.values()
+            if not self.checkouts.has(item.url, commits[item.key])
+        ]
 
     def _overlays(self, existing: Lockfile) -> dict[str, str]:
         commits: dict[str, str] = {}
@@ -167,20 +189,19 @@ class Locker:
     ) -> None:
         """Read bases and write checkouts side by side, each once, before the probes, most of which share them."""
         bases: dict[tuple[str, Platform], tuple[str, BaseImage]] = {}
-        checkouts: dict[str, Overlay] = {}
+        checkouts: list[Overlay] = []
         for name, image, platform, _inputs in tasks:
             key = image.base_image.key
             bases.setdefault((key, platform), (name, images[key][platform]))
             if isinstance(image, GroupPlan):
-                checkouts |= {overlay.key: overlay for overlay in image.overlays}
-        work: list[tuple[str, Callable[[], object]]] = []
+                checkouts += image.overlays
+        work: list[Callable[[], object]] = []
         if self.probe != "run":
             for (_key, platform), (name, base) in bases.items():
-                work.append((f"read the base of {name} {platform}", partial(self.knowledge.view, base)))
-        for item in checkouts.values():
-            title = f"check out {overlays.redact(item.url)}@{item.ref}"
-            work.append((title, partial(self.checkouts.tree, item.url, commits[item.key])))
-        parallel_map(lambda one: stage(one[0], self.emit, one[1]), work, jobs=self.jobs)
+                title = f"read the base of {name} {platform}"
+                work.append(partial(stage, title, self.emit, partial(self.knowledge.view, base)))
+        work += self._checkout_stages(checkouts, commits)
+        parallel_map(lambda one: one(), work, jobs=self.jobs)
 
     # --- what each base lacks ----------------------------------------------------------------------------------------
 

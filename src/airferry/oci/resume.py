@@ -80,7 +80,7 @@ def _fill(
         seen.update(block)
         offset += len(block)
         on_block(len(block))
-    resumed = offset > 0
+    resumed, on_its_way = offset > 0, offset
     if offset < descriptor.size:
         with source.open_blob_at(descriptor, offset) as rest:
             for block in blocks(rest):
@@ -90,6 +90,9 @@ def _fill(
                 seen.update(block)
                 stream.write(block)
                 on_block(len(block))
+                if offset - on_its_way >= files.WRITEBACK_BYTES:
+                    stream.flush()
+                    on_its_way = files.begin_writeback(stream.fileno(), on_its_way)
     stream.flush()
     return resumed, "sha256:" + seen.hexdigest() if offset <= descriptor.size else "too long"
 

@@ -174,6 +174,36 @@ class VerifyingReader(SizedReader):
             )
 
 
+class BlockStream:
+    """An iterator of blocks as a stream that hands whole blocks on, and others as slices, without copying more."""
+
+    def __init__(self, source: Iterator[bytes]) -> None:
+        """Read from blocks, none of which is empty."""
+        self._source = source
+        self._block = b""
+        self._position = 0
+
+    def read(self, size: int) -> bytes:
+        """Return up to `size` bytes, and none at the end."""
+        position = self._position
+        if position == len(self._block):
+            self._block = next(self._source, b"")
+            position = 0
+        self._position = position + size if position + size < len(self._block) else len(self._block)
+        return self._block[position : self._position]
+
+    def seek(self, offset: int, whence: int) -> None:
+        """Pass over bytes without copying them: forwards from here only, and to the end at most."""
+        assert whence == io.SEEK_CUR
+        while offset > (left := len(self._block) - self._position):
+            offset -= left
+            self._position = 0
+            self._block = next(self._source, b"")
+            if not self._block:
+                return
+        self._position += offset
+
+
 class BlockReader(io.RawIOBase):
     """An iterator of blocks as a raw stream, for what wants to read by size."""
 
