@@ -181,14 +181,23 @@ LAYERS = st.lists(st.lists(ITEMS, max_size=8), max_size=4)
 
 
 def model(layers: Sequence[Sequence[Item]]) -> dict[str, str]:
-    """Say what is where, by the words of the specification: a dictionary of paths, whiteouts before the rest."""
+    """Say what is where, by the words of the specification: a dictionary of paths, whiteouts before the rest.
+
+    A whiteout goes with its folder where a file takes the folder's place later in the same layer.
+    """
     root: dict[str, str] = {}
     for layer in layers:
+        marks: list[str] = []
         for item in layer:
-            parent, name = posixpath.split(item.path)
+            if posixpath.basename(item.path).startswith(".wh."):
+                marks.append(item.path)
+            elif item.kind == "file":
+                marks = [mark for mark in marks if not mark.startswith(item.path + "/")]
+        for mark in marks:
+            parent, name = posixpath.split(mark)
             if name == ".wh..wh..opq":
                 root = {path: kind for path, kind in root.items() if not path.startswith(parent + "/")}
-            elif name.startswith(".wh."):
+            else:
                 gone = posixpath.join(parent, name[4:])
                 root = {path: kind for path, kind in root.items() if path != gone and not path.startswith(gone + "/")}
         own: dict[str, str] = {}

@@ -93,13 +93,16 @@ class TarReader:
             yield block
 
     def _skip_content(self) -> None:
+        """Pass over what is left of the last entry, and its padding."""
         if self._seeks:
-            self._stream.seek(self._content_left, 1)
-            self._position += self._content_left
+            left = self._content_left + self._padding
+            self._stream.seek(left, 1)
+            self._position += left
             self._content_left = 0
             return
         for _block in self.content():
             pass
+        self._read(self._padding)
 
     def _next(self) -> TarEntry | None:
         pax: dict[str, bytes] = {}
@@ -107,9 +110,8 @@ class TarReader:
         long_link: bytes | None = None
         while True:
             self._skip_content()
-            self._read(self._padding)
             header = self._read(RECORD_BYTES)
-            if not header.strip(b"\0"):
+            if not header[0] and not header.strip(b"\0"):
                 self._expect_end()
                 return None
             entry = self._parse(header)
@@ -140,10 +142,10 @@ class TarReader:
     def _complete(
         self, entry: TarEntry, pax: dict[str, bytes], long_name: bytes | None, long_link: bytes | None
     ) -> TarEntry:
-        if any(key.startswith("GNU.sparse.") for key in pax):
-            raise IntegrityError(f"{self._what}: entry `{entry.name}` is sparse, which is not supported")
         if not pax and long_name is None and long_link is None:
             return entry
+        if any(key.startswith("GNU.sparse.") for key in pax):
+            raise IntegrityError(f"{self._what}: entry `{entry.name}` is sparse, which is not supported")
         try:
             return replace(
                 entry,
@@ -159,15 +161,14 @@ class TarReader:
             raise IntegrityError(f"{self._what}: entry `{entry.name}` has a malformed pax record") from error
 
     def _read(self, size: int) -> bytes:
-        parts = []
-        while size:
-            block = self._stream.read(size)
-            if not block:
+        block = self._stream.read(size) if size else b""
+        while len(block) < size:
+            more = self._stream.read(size - len(block))
+            if not more:
                 raise IntegrityError(f"{self._what} is truncated: it has no end-of-archive mark")
-            parts.append(block)
-            size -= len(block)
-            self._position += len(block)
-        return b"".join(parts)
+            block += more
+        self._position += size
+        return block
 
     def _expect_end(self) -> None:
         while block := self._stream.read(BLOCK_BYTES):
