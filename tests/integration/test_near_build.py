@@ -473,7 +473,7 @@ def test_an_update_of_something_unknown_names_what_there_is(side: NearSide) -> N
         side.build(update=["git"])
     with pytest.raises(UsageError, match="`--update` writes it"):
         side.build(locked=True, update=["launcher"])
-    assert snapshot(side.out) == before
+    assert snapshot(side.out, but=["airgap-plan.yaml"]) == before
 
 
 def test_a_state_file_of_nemotrons_runner_is_left_alone(side: NearSide) -> None:
