@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airferry.build import probe_script
-from airferry.build.probe import MARK, ProbeResult, parse_probe, probe_argv, probe_input
+from airferry.build.probe import ATTEMPTS, MARK, ProbeResult, ask, parse_probe, probe_argv, probe_input
 from airferry.errors import BuildError
 from airferry.host import process
 
@@ -181,3 +181,18 @@ def test_no_child_outlives_the_probe(tmp_path: Path) -> None:
     run_probe(["spawner"], tmp_path, timeout_s=1)
     listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     assert "sleep 987.6" not in listing
+
+
+def test_a_probe_whose_output_was_lost_is_run_again(tmp_path: Path) -> None:
+    python, *options, script = probe_argv(sys.executable)
+    answer = process.run([python, *options, script], stdin=probe_input(["json"]), timeout_s=60).stdout
+    outputs = [b"", answer]
+    assert ask(lambda: outputs.pop(0)).modules["json"].status == "present"
+    assert outputs == []
+
+
+def test_a_probe_that_never_answers_is_given_up() -> None:
+    runs: list[int] = []
+    with pytest.raises(BuildError, match="gave no answer"):
+        ask(lambda: runs.append(1) or b"")  # type: ignore[func-returns-value]
+    assert len(runs) == ATTEMPTS

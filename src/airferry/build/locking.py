@@ -20,7 +20,7 @@ from airferry.build.bases import BaseCache, BaseImage
 from airferry.build.checkouts import Checkouts
 from airferry.build.compilation import Compiler, may_compile
 from airferry.build.knowledge import Knowledge
-from airferry.build.probe import ProbeResult, parse_probe, probe_argv, probe_input
+from airferry.build.probe import ProbeResult, ask, probe_argv, probe_input
 from airferry.build.probe_script import import_roots
 from airferry.build.requirements import Additions, modules_to_probe, resolve_additions, resolve_environment
 from airferry.build.static_python import StaticallyUnknown
@@ -301,15 +301,18 @@ class Locker:
         argv = probe_argv(python or "python")
         if python is None:
             argv = ["sh", "-c", _PYTHONS, "sh", *argv[1:]]
-        done = engine.run(
-            base_tag(base.manifest.digest),
-            argv,
-            platform=platform,
-            volumes=[Volume(folder, target) for target, folder in mounts.items()],
-            stdin=request,
-            timeout_s=PROBE_S,
-        )
-        return parse_probe(done.stdout)
+
+        def run() -> bytes:
+            return engine.run(
+                base_tag(base.manifest.digest),
+                argv,
+                platform=platform,
+                volumes=[Volume(folder, target) for target, folder in mounts.items()],
+                stdin=request,
+                timeout_s=PROBE_S,
+            ).stdout
+
+        return ask(run)
 
     def _assemble(
         self,

@@ -1,13 +1,14 @@
 """What a base image holds: which modules can be imported there, and what its Python is like.
 
 This module makes the request and reads the answer. It starts nothing: whoever drives the container runs
-`probe_argv` in it with `probe_input` on stdin, once for all modules, and hands stdout to `parse_probe`.
+`probe_argv` in it with `probe_input` on stdin, once for all modules, and hands stdout to `parse_probe` or `ask`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from importlib import resources
 from typing import Literal
 
@@ -18,6 +19,7 @@ from airferry.errors import BuildError
 MARK = "AIRFERRY-PROBE "
 SCHEMA_VERSION = 1
 DEFAULT_MODULE_TIMEOUT_S = 120.0
+ATTEMPTS = 3
 
 
 class _Frozen(BaseModel):
@@ -122,17 +124,36 @@ def probe_input(
     return json.dumps(request, sort_keys=True).encode()
 
 
+class NoAnswer(BuildError):
+    """A probe ended well and printed no answer."""
+
+
+def ask(run: Callable[[], bytes]) -> ProbeResult:
+    """Run a probe, again where its answer did not come, and return that.
+
+    Buildah 1.28 loses what a container prints, all of it, about once in two hundred runs where several run at a time.
+
+    Raises:
+        BuildError: there is no answer, or it is not understood.
+    """
+    for _attempt in range(ATTEMPTS - 1):
+        with suppress(NoAnswer):
+            return parse_probe(run())
+    return parse_probe(run())
+
+
 def parse_probe(stdout: str | bytes) -> ProbeResult:
     """Return the answer in the probe's standard output, whatever else was printed there.
 
     Raises:
-        BuildError: there is no answer, or it is not understood.
+        NoAnswer: there is none.
+        BuildError: it is not understood.
     """
     text = stdout.decode("utf-8", "replace") if isinstance(stdout, bytes) else stdout
     for line in reversed(text.splitlines()):
         if line.startswith(MARK):
             return ProbeResult.from_json(line.removeprefix(MARK))
-    raise BuildError(
+    raise NoAnswer(
         "the probe of the base gave no answer",
         hint="its interpreter must be Python 3.6 or newer; set `python:` of the image to another one",
     )
