@@ -38,6 +38,7 @@ from airferry.oci.documents import (
     MAX_CONFIG_BYTES,
     Descriptor,
     ImageConfig,
+    Manifest,
     canonical_json,
     parse_image_config,
     parse_index,
@@ -189,11 +190,12 @@ class BaseCache:
                     f"base `{name}` for `{platform}` is `{child.digest}` now, the lock file pins `{pin.manifest}`",
                     hint=f"run `airferry lock --update {name}` to take the new one",
                 )
-            self._ensure_room(source, child, name=name)
+            manifest = parse_manifest(source.read_manifest(child).data, what=f"the manifest of `{name}`")
+            self._ensure_room(manifest, name=name)
             if learn is None:
                 copy_image(source, self.store, child, emit=self._emit)
             else:
-                shared = learning(source, self._diff_ids(source, child, name=name), learn)
+                shared = learning(source, self._diff_ids(source, manifest, name=name), learn)
                 # what is read at a time is what is learnt at a time: two layers keep the cores of one busy
                 copy_image(shared, self.store, child, jobs=min(2 * layers_at_once(), DEFAULT_JOBS), emit=self._emit)
             image = self._read(base, platform, child)
@@ -207,18 +209,16 @@ class BaseCache:
         index_digest = top.digest if top.media_type in INDEX_TYPES else None
         return ResolvedBase(images, LockedBase(kind=kind, index=index_digest, platforms=pinned))
 
-    def _diff_ids(self, source: Source, descriptor: Descriptor, *, name: str) -> dict[str, str]:
+    def _diff_ids(self, source: Source, manifest: Manifest, *, name: str) -> dict[str, str]:
         """Return the diff_ids of an image's layers by digest, as its config has them, which is in the cache now."""
-        manifest = parse_manifest(source.read_manifest(descriptor).data, what=f"the manifest of `{name}`")
         with source.open_blob(manifest.config) as stream:
             self.store.put_blob(manifest.config, stream)
         data = self.store.read_bytes(manifest.config, limit_bytes=MAX_CONFIG_BYTES)
         diff_ids = parse_image_config(data, what=f"the config of `{name}`").rootfs.diff_ids
         return {layer.digest: diff_id for layer, diff_id in zip(manifest.layers, diff_ids, strict=False)}
 
-    def _ensure_room(self, source: Source, descriptor: Descriptor, *, name: str) -> None:
+    def _ensure_room(self, manifest: Manifest, *, name: str) -> None:
         """Refuse to fetch what the cache's disk has no room for, before the first byte of it."""
-        manifest = parse_manifest(source.read_manifest(descriptor).data, what=f"the manifest of `{name}`")
         missing = {layer.digest: layer.size for layer in manifest.layers if not self.store.has_blob(layer)}
         needed, free = sum(missing.values()), files.free_bytes(self.store.path)
         if free < needed:

@@ -99,8 +99,7 @@ class Knowledge:
             IntegrityError: see `view`.
         """
         with self._lock(diff_id):
-            if self._facts.find(diff_id) is None:
-                self._learnt[diff_id] = self._read(descriptor, diff_id, stream)
+            self._learnt[diff_id] = self._facts.find(diff_id) or self._read(descriptor, diff_id, stream)
 
     def _layer_facts(self, descriptor: Descriptor, diff_id: str) -> LayerFacts:
         with self._lock(diff_id):

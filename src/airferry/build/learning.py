@@ -47,18 +47,20 @@ class _LearntSource:
     def referrers(self, digest: str) -> list[Descriptor]:
         return self._inner.referrers(digest)
 
-    @contextmanager
-    def open_blob(self, descriptor: Descriptor) -> Iterator[IO[bytes]]:
-        with self._inner.open_blob(descriptor) as stream, self._learnt(descriptor, stream) as seen:
-            yield seen
+    def open_blob(self, descriptor: Descriptor) -> AbstractContextManager[IO[bytes]]:
+        return self._learnt(descriptor, self._inner.open_blob(descriptor))
+
+    def _learnt(
+        self, descriptor: Descriptor, opened: AbstractContextManager[IO[bytes]]
+    ) -> AbstractContextManager[IO[bytes]]:
+        diff_id = self._diff_ids.get(descriptor.digest)
+        return opened if diff_id is None else self._shared(descriptor, diff_id, opened)
 
     @contextmanager
-    def _learnt(self, descriptor: Descriptor, stream: IO[bytes]) -> Iterator[IO[bytes]]:
-        diff_id = self._diff_ids.get(descriptor.digest)
-        if diff_id is None:
-            yield stream
-            return
-        with Consumer(partial(self._take_in, descriptor, diff_id)) as consumer:
+    def _shared(
+        self, descriptor: Descriptor, diff_id: str, opened: AbstractContextManager[IO[bytes]]
+    ) -> Iterator[IO[bytes]]:
+        with opened as stream, Consumer(partial(self._take_in, descriptor, diff_id)) as consumer:
             shared = _SharedStream(stream, consumer)
             yield cast(IO[bytes], shared)
             if shared.passed == descriptor.size and not shared.alone:
@@ -73,12 +75,7 @@ class _LearntRangedSource(_LearntSource):
     def open_blob_at(self, descriptor: Descriptor, offset: int) -> AbstractContextManager[IO[bytes]]:
         assert isinstance(self._inner, RangedSource)
         opened = self._inner.open_blob_at(descriptor, offset)
-        return self._whole(descriptor, opened) if offset == 0 else opened
-
-    @contextmanager
-    def _whole(self, descriptor: Descriptor, opened: AbstractContextManager[IO[bytes]]) -> Iterator[IO[bytes]]:
-        with opened as stream, self._learnt(descriptor, stream) as seen:
-            yield seen
+        return self._learnt(descriptor, opened) if offset == 0 else opened
 
 
 class _SharedStream:
