@@ -6,24 +6,23 @@ get hard links; where cache and bundle are on different file systems nothing is 
 
 from __future__ import annotations
 
-import json
 import threading
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import IO, Any
 
 import zstandard
 
+from airferry.build.records import Records
 from airferry.errors import IntegrityError
 from airferry.events import Emit, silent
 from airferry.host import files
-from airferry.host.journal import inputs_digest
 from airferry.host.threads import usable_cores
 from airferry.oci.codecs import DEFAULT_GZIP_LEVEL, DEFAULT_ZSTD_LEVEL, ZSTD_JOB_BYTES
-from airferry.oci.documents import Descriptor, canonical_json
+from airferry.oci.documents import Descriptor
 from airferry.oci.layers import (
     DEFAULT_LIMIT_BYTES,
     MEDIA_TYPES,
@@ -59,7 +58,7 @@ class BaseLayers:
     ) -> None:
         """`bases` holds the layers as they came, `output` is where bundles will be, `cache` what is kept for later."""
         self._bases = bases
-        self._records = files.ensure_directory(cache / "layers" / "records")
+        self._records = Records(cache / "layers" / "records")
         self._linkable = _same_file_system(cache, output)
         self._kept = LayoutStore.create(cache / "layers") if self._linkable else None
         self.compression = compression
@@ -139,7 +138,7 @@ class BaseLayers:
 
     def _checked(self, descriptor: Descriptor, diff_id: str) -> LayerResult:
         """Return a layer that keeps its bytes; its diff_id is checked once, and that is noted."""
-        known = self._recall(_blob_key(descriptor))
+        known = self._records.recall(_blob_key(descriptor))
         if known is not None and known["diff_id"] == diff_id:
             return _unchanged(descriptor, diff_id, known["unpacked_bytes"])
         return self._inspect(descriptor, diff_id, ())
@@ -188,7 +187,7 @@ class BaseLayers:
         self._note(descriptor, result)
         if into is self._kept:
             self._read_now.add(result.descriptor.digest)
-            self._remember(
+            self._records.remember(
                 self._packed_key(diff_id),
                 {
                     "descriptor": result.descriptor.model_dump(by_alias=True, exclude_none=True),
@@ -202,7 +201,7 @@ class BaseLayers:
 
     def _known(self, descriptor: Descriptor, diff_id: str) -> LayerResult | None:
         """Return the layer as an earlier pass has recompressed it, if that is still there."""
-        known = self._recall(self._packed_key(diff_id))
+        known = self._records.recall(self._packed_key(diff_id))
         if known is None or self._kept is None:
             return None
         packed = Descriptor.model_validate(known["descriptor"])
@@ -221,20 +220,9 @@ class BaseLayers:
         }
 
     def _note(self, descriptor: Descriptor, result: LayerResult) -> None:
-        self._remember(_blob_key(descriptor), {"diff_id": result.diff_id, "unpacked_bytes": result.unpacked_bytes})
-
-    def _recall(self, key: Mapping[str, Any]) -> dict[str, Any] | None:
-        with suppress(OSError, ValueError):
-            found = json.loads(self._record(key).read_bytes())
-            if isinstance(found, dict):
-                return found
-        return None
-
-    def _remember(self, key: Mapping[str, Any], value: Mapping[str, Any]) -> None:
-        files.write_bytes(self._record(key), canonical_json(value))
-
-    def _record(self, key: Mapping[str, Any]) -> Path:
-        return self._records / f"{inputs_digest(key).removeprefix('sha256:')}.json"
+        self._records.remember(
+            _blob_key(descriptor), {"diff_id": result.diff_id, "unpacked_bytes": result.unpacked_bytes}
+        )
 
 
 def encoder(compression: Compression) -> str:

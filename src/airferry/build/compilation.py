@@ -6,7 +6,6 @@ for beside them (PEP 518) is fetched on the host, as wheels for the base: the co
 
 from __future__ import annotations
 
-import json
 import re
 import tarfile
 import tomllib
@@ -14,6 +13,7 @@ import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import InvalidRequirement, Requirement
 
@@ -23,15 +23,12 @@ from airferry.buildah.engine import Engine, Volume, base_tag
 from airferry.errors import BuildError
 from airferry.events import Emit, StageFinished, StageStarted
 from airferry.host import clock, files
-from airferry.host.journal import inputs_digest
-from airferry.oci.platform import Platform
 from airferry.plan.models import Plan
 
 COMPILE_S = 4 * 3600.0
 COMPILATION_VERSION = 1  # part of what a compiled wheel is known by: raise it when it is made in another way
 MAX_ROUNDS = 8
 MAX_PYPROJECT_BYTES = 1024 * 1024
-MAX_NOTE_BYTES = 64 * 1024
 # what setuptools asks for where a project says nothing (PEP 517), and what older back ends add by themselves
 USUAL_REQUIREMENTS = ("setuptools>=40.8.0", "wheel")
 _SOURCE, _HOUSE, _OUT = "/airferry/source", "/airferry/house", "/airferry/out"
@@ -67,7 +64,6 @@ class Compiler:
     engine: Callable[[], Engine]
     layout: Path
     base: BaseImage
-    platform: Platform
     python: str
     emit: Emit
 
@@ -90,11 +86,12 @@ class Compiler:
             BuildError: it does not compile, or asks for what has no wheel for the target.
             HostError: there is no engine, or the host cannot run the platform.
         """
-        what = f"compile {requirement} for {self.platform}"
+        what = f"compile {requirement} for {self.base.platform}"
         started = clock.monotonic_s()
         self.emit(StageStarted(what))
         engine = self.engine()
-        engine.import_base(self.layout, self.base.manifest.digest, platform=self.platform)
+        engine.import_base(self.layout, self.base.manifest.digest, platform=self.base.platform)
+        place = f"{_SOURCE}/{source.name}"
         house, out = files.ensure_directory(scratch / "house"), files.ensure_directory(scratch / "out")
         (house / own_pip.name).hardlink_to(own_pip)
         wanted = [*build_requirements(source, target), *USUAL_REQUIREMENTS]
@@ -102,11 +99,10 @@ class Compiler:
         for _round in range(MAX_ROUNDS):
             pip.download_closure(wanted, target, into=house)
             fetched |= set(wanted)
-            place = f"{_SOURCE}/{source.name}"
             done = engine.run(
                 base_tag(self.base.manifest.digest),
                 [self.python, "-c", _SCRIPT, place, _HOUSE, _OUT],
-                platform=self.platform,
+                platform=self.base.platform,
                 volumes=[Volume(source, place), Volume(house, _HOUSE), Volume(out, _OUT, writable=True)],
                 env={**_FLAGS, **environment, "HOME": "/tmp"},
                 user="0",
@@ -127,23 +123,21 @@ class Compiler:
         self.emit(StageFinished(what, clock.monotonic_s() - started, detail=made[0].name))
         return made[0]
 
-    def known_by(self, requirement: str, source: str, environment: Mapping[str, str]) -> str:
-        """Return the name under which a compiled wheel is remembered; `source` is its source's digest or commit."""
-        return inputs_digest(
-            {
-                "version": COMPILATION_VERSION,
-                "requirement": requirement,
-                "source": source,
-                "environment": dict(environment),
-                "base": self.base.manifest.digest,
-                "python": self.python,
-            }
-        ).removeprefix("sha256:")
+    def key(self, requirement: str, source: str, environment: Mapping[str, str]) -> dict[str, Any]:
+        """Return what a compiled wheel depends on; `source` is its source's digest or commit."""
+        return {
+            "version": COMPILATION_VERSION,
+            "requirement": requirement,
+            "source": source,
+            "environment": dict(environment),
+            "base": self.base.manifest.digest,
+            "python": self.python,
+        }
 
     def _failure(self, requirement: str, tail: Sequence[str]) -> BuildError:
         said = [match[1] for line in tail if (match := _FAILURE.search(line))]
         return BuildError(
-            f"`{requirement}` does not compile in `{self.base.name}` for {self.platform}: "
+            f"`{requirement}` does not compile in `{self.base.name}` for {self.base.platform}: "
             + (said[-1].strip() if said else last_words(tail)),
             hint="compiling takes a base with a compiler and the headers of its Python, often called `devel`; else "
             "name a version that has a wheel under `requirements:` of the image",
@@ -152,39 +146,10 @@ class Compiler:
 
 
 def may_compile(
-    plan: Plan,
-    engine: Callable[[], Engine],
-    layout: Path,
-    base: BaseImage,
-    platform: Platform,
-    python: str,
-    *,
-    emit: Emit,
+    plan: Plan, engine: Callable[[], Engine], layout: Path, base: BaseImage, python: str, *, emit: Emit
 ) -> Compiler | None:
     """Return the compiler for a base, or None where the plan wants no engine."""
-    return None if plan.config.builder == "direct" else Compiler(engine, layout, base, platform, python, emit)
-
-
-@dataclass(frozen=True, slots=True)
-class CompiledNotes:
-    """Which wheels were compiled already, so that a failure elsewhere costs no second compilation."""
-
-    folder: Path
-
-    def find(self, name: str) -> tuple[str, str] | None:
-        """Return file name and SHA-256 of a wheel, or None. A damaged note counts as absent."""
-        path = self.folder / f"{name}.json"
-        if not path.is_file():
-            return None
-        try:
-            noted = json.loads(files.read_bounded(path, limit_bytes=MAX_NOTE_BYTES))
-            return str(noted["file"]), str(noted["sha256"])
-        except (ValueError, KeyError, TypeError):
-            return None
-
-    def record(self, name: str, filename: str, sha256: str) -> None:
-        """Note a wheel. Atomic."""
-        files.write_text(self.folder / f"{name}.json", json.dumps({"file": filename, "sha256": sha256}))
+    return None if plan.config.builder == "direct" else Compiler(engine, layout, base, python, emit)
 
 
 def build_requirements(source: Path, target: WheelTarget) -> list[str]:

@@ -245,7 +245,7 @@ class Locker:
             platform=platform,
             catalogue=self.catalogue,
             wheels=self.wheels,
-            compiler=self._compiler(base, platform, probe),
+            compiler=self._compiler(base, probe),
         )
         return _environment(probe, found, inputs)
 
@@ -257,14 +257,12 @@ class Locker:
             probe=probe,
             catalogue=self.catalogue,
             wheels=self.wheels,
-            compiler=self._compiler(base, platform, probe),
+            compiler=self._compiler(base, probe),
         )
         return _environment(probe, found, inputs)
 
-    def _compiler(self, base: BaseImage, platform: Platform, probe: ProbeResult) -> Compiler | None:
-        return may_compile(
-            self.plan, self.engine, self.bases.store.path, base, platform, probe.python.executable, emit=self.emit
-        )
+    def _compiler(self, base: BaseImage, probe: ProbeResult) -> Compiler | None:
+        return may_compile(self.plan, self.engine, self.bases.store.path, base, probe.python.executable, emit=self.emit)
 
     def _probe(
         self,

@@ -16,7 +16,7 @@ from packaging import tags
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-from airferry.build.probe import PythonFacts
+from airferry.build.probe import PythonFacts, cpython_markers
 from airferry.errors import BuildError, IntegrityError
 from airferry.events import Emit, silent
 from airferry.host import files, process
@@ -80,18 +80,7 @@ class WheelTarget:
     @property
     def markers(self) -> dict[str, str]:
         """What environment markers (PEP 508) see there, as far as the target tells it."""
-        major, minor, micro = self.python_version
-        return {
-            "implementation_name": "cpython",
-            "implementation_version": f"{major}.{minor}.{micro}",
-            "os_name": "posix",
-            "platform_machine": self.machine,
-            "platform_python_implementation": "CPython",
-            "platform_system": "Linux",
-            "python_full_version": f"{major}.{minor}.{micro}",
-            "python_version": f"{major}.{minor}",
-            "sys_platform": "linux",
-        }
+        return cpython_markers(".".join(str(part) for part in self.python_version), self.machine)
 
     @property
     def options(self) -> list[str]:

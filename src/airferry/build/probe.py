@@ -39,6 +39,23 @@ class ModuleAnswer(_Frozen):
     note: str = ""
 
 
+def cpython_markers(version: str, machine: str) -> dict[str, str]:
+    """Return what environment markers (PEP 508) see of CPython on Linux, as far as that tells it."""
+    return {
+        "implementation_name": "cpython",
+        "implementation_version": version,
+        "os_name": "posix",
+        "platform_machine": machine,
+        "platform_python_implementation": "CPython",
+        "platform_release": "",
+        "platform_system": "Linux",
+        "platform_version": "",
+        "python_full_version": version,
+        "python_version": ".".join(version.split(".")[:2]),
+        "sys_platform": "linux",
+    }
+
+
 class InstalledDistribution(_Frozen):
     """A distribution that the base holds, with its `Requires-Dist` lines."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from airferry.build.probe import InstalledDistribution, ProbeResult, PythonFacts
+from airferry.build.probe import InstalledDistribution, ProbeResult, PythonFacts, cpython_markers
 from airferry.build.static_modules import ModuleFinder
 from airferry.build.static_path import SearchPath, find_search_path
 from airferry.build.static_python import Environment, Interpreter, StaticallyUnknown, find_interpreter, find_libc
@@ -75,19 +75,7 @@ def _facts(view: RootView, interpreter: Interpreter, finder: ModuleFinder, platf
         pointer_bits=interpreter.binary.pointer_bits,
         abi=f"cp3{interpreter.minor}{interpreter.flags}",
         extension_suffix=interpreter.extension_suffix,
-        markers={
-            "implementation_name": "cpython",
-            "implementation_version": version,
-            "os_name": "posix",
-            "platform_machine": platform.machine,
-            "platform_python_implementation": "CPython",
-            "platform_release": "",
-            "platform_system": "Linux",
-            "platform_version": "",
-            "python_full_version": version,
-            "python_version": f"3.{interpreter.minor}",
-            "sys_platform": "linux",
-        },
+        markers=cpython_markers(version, platform.machine),
     )
 
 

@@ -136,7 +136,7 @@ class TaskMaker:
             labels=labels,
             additions=_additions(locked),
             python=locked.python,
-            container=self._execution_container(group, platform, locked, base, checkouts, parts),
+            container=self._execution_container(group, locked, base, checkouts, parts),
             direct=direct,
             against=against,
             room_bytes=lambda: self._room_bytes(locked, checkouts),
@@ -155,7 +155,7 @@ class TaskMaker:
             labels=_labels(launcher.tag, base),
             additions=_additions(locked),
             python=locked.python,
-            container=self._launcher_container(launcher, platform, locked, base),
+            container=self._launcher_container(launcher, locked, base),
             direct=None if against else self._launcher_direct(launcher, platform, locked, base),
             against=against,
             room_bytes=lambda: self._room_bytes(locked, ()),
@@ -166,7 +166,6 @@ class TaskMaker:
     def _execution_container(
         self,
         group: GroupPlan,
-        platform: Platform,
         locked: LockedPlatform,
         base: BaseImage,
         checkouts: tuple[Checkout, ...],
@@ -178,7 +177,7 @@ class TaskMaker:
         def lay_out(context: Path) -> None:
             contexts.execution_context(
                 context,
-                additions=self._fetch(locked, base, platform),
+                additions=self._fetch(locked, base),
                 pip=self._pip(locked.python_version) if locked.additions else None,
                 checkouts=checkouts,
                 cache=self.cache,
@@ -192,9 +191,7 @@ class TaskMaker:
 
         return ContainerWork(containerfile, arguments, group.containerfile is not None, inputs, lay_out)
 
-    def _launcher_container(
-        self, launcher: LauncherPlan, platform: Platform, locked: LockedPlatform, base: BaseImage
-    ) -> ContainerWork:
+    def _launcher_container(self, launcher: LauncherPlan, locked: LockedPlatform, base: BaseImage) -> ContainerWork:
         containerfile = launcher.containerfile or shipped("containerfiles") / "Containerfile.launcher"
         root = self.plan.source_root
         excluded = [self.plan.output_dir]
@@ -207,7 +204,7 @@ class TaskMaker:
 
         def lay_out(context: Path) -> None:
             files.ensure_directory(context)
-            wheels = [*self._fetch(locked, base, platform), *self._project_wheels(context.parent)]
+            wheels = [*self._fetch(locked, base), *self._project_wheels(context.parent)]
             pip = self._pip(locked.python_version)
             contexts.launcher_context(context, source_root=root, excluded=excluded, additions=wheels, pip=pip)
 
@@ -262,7 +259,7 @@ class TaskMaker:
         def compose(tree: LayerTree, known: Known, room: Room) -> None:
             if known.python is not None:
                 _check_python(known, locked, base=group.base_image.key)
-                wheels = self._fetch(locked, base, platform)
+                wheels = self._fetch(locked, base)
                 self._install(tree, known, room, locked, wheels, install_scheme(known.python))
             for url, commit, target in checkouts:
                 owner = f"{overlays.redact(url)}@{commit[:12]}"
@@ -298,7 +295,7 @@ class TaskMaker:
             assert known.python is not None
             add_repository(tree, contexts.carried(root, excluded), WORKSPACE)
             scheme = add_environment(tree, known.python, f"{WORKSPACE}/.venv")
-            wheels = [*self._fetch(locked, base, platform), *self._project_wheels(room.folder)]
+            wheels = [*self._fetch(locked, base), *self._project_wheels(room.folder)]
             self._install(tree, known, room, locked, wheels, scheme)
 
         recipe = DirectRecipe(
@@ -360,12 +357,12 @@ class TaskMaker:
     def _pip(self, python_version: str) -> Path:
         return self.wheels.pip_wheel(_release(python_version))
 
-    def _fetch(self, locked: LockedPlatform, base: BaseImage, platform: Platform) -> list[Wheel]:
+    def _fetch(self, locked: LockedPlatform, base: BaseImage) -> list[Wheel]:
         pins = [
             Pin(item.name, f"=={item.version}", git=item.git_source, filename=item.file, sha256=item.sha256)
             for item in locked.additions
         ]
-        compiler = may_compile(self.plan, self.engine, self.base_layout, base, platform, locked.python, emit=self.emit)
+        compiler = may_compile(self.plan, self.engine, self.base_layout, base, locked.python, emit=self.emit)
         return self.wheels.fetch(pins, _target(locked), compiler=compiler) if pins else []
 
     def _project_wheels(self, into: Path) -> list[Wheel]:

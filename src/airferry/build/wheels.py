@@ -23,8 +23,9 @@ from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel
 from packaging.version import InvalidVersion, Version
 
 from airferry.build import overlays
-from airferry.build.compilation import CompiledNotes, Compiler
+from airferry.build.compilation import Compiler
 from airferry.build.pip import DoesNotBuild, NotFound, Pip, WheelTarget
+from airferry.build.records import Records
 from airferry.errors import BuildError, IntegrityError
 from airferry.events import Emit, Notice, silent
 from airferry.host import clock, files
@@ -185,8 +186,7 @@ class WheelStore:
             )
             if isinstance(source, NotFound):
                 raise BuildError(f"{reason}, and no source", hint=_OTHER_VERSION, platforms=sorted(platforms))
-            wheel = self._compile(pin, target, source, file_sha256(source), scratch=out, compiler=compiler)
-            return self._take(wheel, into=scratch, origin="source")
+            return self._compile(pin, target, source, file_sha256(source), scratch=out, compiler=compiler)
 
     def _build_git(
         self, pin: Pin, git: GitSource, target: WheelTarget, *, scratch: Path, compiler: Compiler | None
@@ -201,8 +201,7 @@ class WheelStore:
             compiler = self._may_compile(compiler, f"`{pin.requirement}` comes from Git, and {made}")
             # anew, as the attempt may have left what is bound to this host
             source = self._check_out(git, into=out / "again")
-            wheel = self._compile(pin, target, source, git_address(git), scratch=out, compiler=compiler)
-            return self._take(wheel, into=scratch, origin=git_address(git))
+            return self._compile(pin, target, source, git_address(git), scratch=out, compiler=compiler)
 
     def _check_out(self, git: GitSource, *, into: Path) -> Path:
         overlays.export_overlay(git.url, git.commit, cache=self.cache, into=into)
@@ -223,13 +222,13 @@ class WheelStore:
 
     def _compile(
         self, pin: Pin, target: WheelTarget, source: Path, identity: str, *, scratch: Path, compiler: Compiler
-    ) -> Path:
+    ) -> Wheel:
         """Return the wheel that a source compiles to; what was compiled before on the same base is taken again."""
-        notes = CompiledNotes(self.cache / "compiled")
-        name = compiler.known_by(pin.requirement, identity, _build_env(pin))
-        noted = notes.find(name)
-        if noted is not None and (known := self.find(*noted)) is not None:
-            return known.path
+        records = Records(self.cache / "compiled")
+        key = compiler.key(pin.requirement, identity, _build_env(pin))
+        known = records.recall(key) or {}
+        if wheel := self.find(str(known.get("file")), str(known.get("sha256"))):
+            return replace(wheel, origin="source")
         made = compiler.compile(
             pin.requirement,
             source,
@@ -240,8 +239,8 @@ class WheelStore:
             environment=_build_env(pin),
         )
         wheel = self._keep(self._take(made, into=scratch / "normal", origin="source"))
-        notes.record(name, wheel.filename, wheel.sha256)
-        return wheel.path
+        records.remember(key, {"file": wheel.filename, "sha256": wheel.sha256})
+        return wheel
 
     def _build_here(
         self,
