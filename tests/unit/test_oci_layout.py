@@ -53,6 +53,22 @@ def test_a_wrong_stream_never_becomes_a_blob(data: bytes, wrong: bytes) -> None:
         assert list((Path(folder) / "blobs" / "sha256").iterdir()) == []
 
 
+def test_a_large_blob_is_on_its_way_to_disk_before_it_is_whole(
+    store: LayoutStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts: list[tuple[int, int]] = []
+    monkeypatch.setattr(files, "WRITEBACK_BYTES", 1000)
+    monkeypatch.setattr(os, "posix_fadvise", lambda _handle, start, length, _advice: parts.append((start, length)))
+    blocks = [bytes([number]) * 400 for number in range(7)]
+    with store.new_blob() as writer:
+        for block in blocks:
+            writer.write(block)
+        assert parts == [(0, 1200), (1200, 1200)]
+        assert writer.path.stat().st_size >= 2400, "what is on its way is not in a buffer of this process"
+        digest, size = writer.commit()
+    assert store.read_bytes(Descriptor(media_type=LAYER_TAR, digest=digest, size=size)) == b"".join(blocks)
+
+
 def test_an_empty_blob_can_be_put_and_read(store: LayoutStore) -> None:
     descriptor = store.put_bytes(b"", LAYER_TAR)
     assert store.read_bytes(descriptor) == b""

@@ -56,13 +56,15 @@ def ensure_directory(path: Path) -> Path:
     return path
 
 
-def begin_writeback(handle: int, start: int) -> int:
-    """Let the kernel begin to write a file to disk from an offset on, so that fsync has little left to wait for.
+def begin_writeback(stream: IO[bytes], start: int, end: int) -> int:
+    """Let the kernel begin to write a part of a file to disk, so that fsync has little left to wait for.
 
-    Returns the offset to begin at the next time, the end of the file now.
+    Does nothing while the part is small. Returns where the next part begins.
     """
-    end = os.fstat(handle).st_size
-    os.posix_fadvise(handle, start, end - start, os.POSIX_FADV_DONTNEED)
+    if end - start < WRITEBACK_BYTES:
+        return start
+    stream.flush()
+    os.posix_fadvise(stream.fileno(), start, end - start, os.POSIX_FADV_DONTNEED)
     return end
 
 

@@ -66,9 +66,7 @@ class BlobWriter:
         self._size += len(data)
         with self._translated():
             written = self._stream.write(data)
-            if self._size - self._on_its_way >= files.WRITEBACK_BYTES:
-                self._stream.flush()
-                self._on_its_way = files.begin_writeback(self._stream.fileno(), self._on_its_way)
+            self._on_its_way = files.begin_writeback(self._stream, self._on_its_way, self._size)
             return written
 
     def commit(self) -> tuple[str, int]:

@@ -90,9 +90,7 @@ def _fill(
                 seen.update(block)
                 stream.write(block)
                 on_block(len(block))
-                if offset - on_its_way >= files.WRITEBACK_BYTES:
-                    stream.flush()
-                    on_its_way = files.begin_writeback(stream.fileno(), on_its_way)
+                on_its_way = files.begin_writeback(stream, on_its_way, offset)
     stream.flush()
     return resumed, "sha256:" + seen.hexdigest() if offset <= descriptor.size else "too long"
 
