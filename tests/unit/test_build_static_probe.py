@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airferry.build.file_facts import reader_for, unconditional_imports
+from airferry.build.file_facts import import_statements, imported_names, reader_for
 from airferry.build.probe import ProbeResult
 from airferry.build.static_probe import static_probe
 from airferry.build.static_python import StaticallyUnknown
@@ -325,7 +325,7 @@ def test_pip_and_the_mark_of_the_distributor() -> None:
     ],
 )
 def test_unconditional_imports(source: str, expected: tuple[str, ...]) -> None:
-    assert unconditional_imports(source.encode()) == expected
+    assert imported_names(import_statements(source.encode())) == expected
 
 
 @given(st.binary(max_size=300), st.sampled_from(["a.py", "x.pth", "python3.12", "libc.so.6", "METADATA", "site.py"]))
@@ -333,7 +333,8 @@ def test_no_content_makes_a_reader_fail(content: bytes, name: str) -> None:
     read = reader_for("x.dist-info", name, len(content))
     assert read is not None
     read(iter([content[:100], content[100:]]))
-    read(iter([b"import a, b\nfrom " + content + b" import " + content]))
+    facts = read(iter([b"import a, b\nfrom " + content + b" import " + content]))
+    imported_names(facts.imports if facts is not None else content)
     read(iter([elf() + content]))
 
 

@@ -14,9 +14,10 @@ from typing import Literal
 MAX_TEXT_BYTES = 8 << 20
 MAX_SOURCE_BYTES = 4 << 20
 MAX_INIT_BYTES = 4096
-MAX_IMPORTS = 500
+MAX_IMPORT_BYTES = 64 << 10
 MAX_MARKS = 2000
 OVERLAP_BYTES = 256
+SEPARATOR = b"\0"
 
 _TEXTS = frozenset(
     {"pyvenv.cfg", "EXTERNALLY-MANAGED", "sitecustomize.py", "usercustomize.py", "site.py", "easy-install.pth"}
@@ -70,12 +71,12 @@ class BinaryFacts:
 class FileFacts:
     """What is remembered of a file.
 
-    `imports` are the unconditional ones of a Python source, as `unconditional_imports` gives them; `is_dynamic` says
-    that the source touches what decides over imports, so that more may be importable than lies on disk.
+    `imports` are the unconditional ones of a Python source, as `import_statements` gives them; `is_dynamic` says that
+    the source touches what decides over imports, so that more may be importable than lies on disk.
     """
 
     content: bytes | None = None
-    imports: tuple[str, ...] = ()
+    imports: bytes = b""
     is_dynamic: bool = False
     binary: BinaryFacts | None = None
 
@@ -104,13 +105,13 @@ def _read_text(blocks: Iterator[bytes]) -> FileFacts:
 
 def _read_whole_source(blocks: Iterator[bytes]) -> FileFacts:
     source = b"".join(blocks)
-    return FileFacts(source, unconditional_imports(source), _is_dynamic(source))
+    return FileFacts(source, import_statements(source), _is_dynamic(source))
 
 
 def _read_source(blocks: Iterator[bytes]) -> FileFacts | None:
     source = b"".join(blocks)
     content = source if len(source) <= MAX_INIT_BYTES and _declares_namespace(source) else None
-    facts = FileFacts(content, unconditional_imports(source), _is_dynamic(source))
+    facts = FileFacts(content, import_statements(source), _is_dynamic(source))
     return facts if facts.imports or facts.is_dynamic or content is not None else None
 
 
@@ -122,22 +123,41 @@ def _declares_namespace(source: bytes) -> bool:
     return b"extend_path" in source or b"declare_namespace" in source
 
 
-def unconditional_imports(source: bytes) -> tuple[str, ...]:
-    """Return what a Python source imports at its first column, outside of triple-quoted strings.
+def import_statements(source: bytes) -> bytes:
+    """Return what imports in a Python source at its first column, outside of triple-quoted strings.
 
-    `from a import b` gives `a:b`, one for each name, as `b` may be a module or not; relative ones begin with dots.
-    This is a look, no parse: it costs little enough to be given to every source of a base.
+    The statements are as they were written, with a zero byte between them, and cut off at 64 KiB; `imported_names`
+    reads them. This is a look, no parse: it costs little enough to be given to every source of a base.
     """
     if b"import" not in source:
-        return ()
-    found: dict[str, None] = {}
+        return b""
+    found: list[bytes] = []
+    left = MAX_IMPORT_BYTES
     counted = double = single = 0
     for match in _statements(source):
-        start = match.start()
+        start, end = match.span()
         double += source.count(b'"""', counted, start)
         single += source.count(b"'''", counted, start)
         counted = start
         if (double | single) & 1:
+            continue
+        left -= end - start + 1
+        if left < 0:
+            break
+        found.append(source[start:end])
+    return SEPARATOR.join(found)
+
+
+def imported_names(statements: bytes) -> tuple[str, ...]:
+    """Return what statements import, in their order.
+
+    `from a import b` gives `a` and `a:b`, one for each name, as `b` may be a module or not; relative ones begin with
+    dots.
+    """
+    found: dict[str, None] = {}
+    for statement in statements.split(SEPARATOR):
+        match = _IMPORT.match(statement)
+        if match is None:
             continue
         names, base, parts = match.group("names", "source", "parts")
         if names is not None:
@@ -153,8 +173,6 @@ def unconditional_imports(source: bytes) -> tuple[str, ...]:
             words = part.split(None, 1)
             if words and words[0] != b"*" and words[0].isascii():
                 found[f"{origin}:{words[0].decode()}"] = None
-        if len(found) > MAX_IMPORTS:
-            break
     return tuple(found)
 
 

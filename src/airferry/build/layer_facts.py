@@ -26,7 +26,7 @@ from airferry.oci.ports import blocks
 from airferry.oci.streams import BlockStream
 from airferry.oci.tar import DIRECTORY, REGULAR, SYMLINK, TarReader
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MAX_ENTRIES = 2_000_000
 MAX_PATH_BYTES = 4096
 MAX_NAME_BYTES = 255
@@ -62,7 +62,6 @@ class LayerFacts:
 
     def to_bytes(self) -> bytes:
         """Return the facts in the form of the cache."""
-        names: dict[str, int] = {}
         rows: list[list[Any]] = []
         for folder, name, entry in self.entries:
             row = [folder, name, entry.type.decode("latin-1"), *entry[1:8]]
@@ -71,18 +70,13 @@ class LayerFacts:
                 row.append(
                     [
                         None if facts.content is None else facts.content.decode("latin-1"),
-                        [names.setdefault(item, len(names)) for item in facts.imports],
+                        facts.imports.decode("latin-1"),
                         facts.is_dynamic,
                         None if facts.binary is None else asdict(facts.binary),
                     ]
                 )
             rows.append(row)
-        document = {
-            "schema_version": SCHEMA_VERSION,
-            "folders": self.folders,
-            "imports": list(names),
-            "entries": rows,
-        }
+        document = {"schema_version": SCHEMA_VERSION, "folders": self.folders, "entries": rows}
         return zstandard.compress(json.dumps(document, separators=(",", ":")).encode(), 3)
 
     @classmethod
@@ -94,20 +88,19 @@ class LayerFacts:
             document = json.loads(text)
             if document["schema_version"] != SCHEMA_VERSION:
                 return None
-            names = document["imports"]
-            return cls(document["folders"], [_entry_of(row, names) for row in document["entries"]])
+            return cls(document["folders"], [_entry_of(row) for row in document["entries"]])
         except (ValueError, KeyError, TypeError, IndexError, RecursionError, zstandard.ZstdError):
             return None
 
 
-def _entry_of(row: list[Any], names: list[str]) -> tuple[int, str, Entry]:
+def _entry_of(row: list[Any]) -> tuple[int, str, Entry]:
     facts = None
     if len(row) > 10:
         content, imports, is_dynamic, binary = row[10]
         if binary is not None:
             binary = BinaryFacts(**{**binary, "python": tuple(binary["python"]), "builtins": tuple(binary["builtins"])})
         text = None if content is None else content.encode("latin-1")
-        facts = FileFacts(text, tuple([names[number] for number in imports]), is_dynamic, binary)
+        facts = FileFacts(text, imports.encode("latin-1"), is_dynamic, binary)
     return row[0], row[1], Entry._make((row[2].encode("latin-1"), *row[3:10], facts))
 
 
@@ -151,8 +144,8 @@ def collect_facts(source: Iterable[bytes], *, what: str, max_entries: int = MAX_
             read = reader_for(folder, name, entry.size)
             if read is not None:
                 known = read(reader.content())
-                if known is not None and known.content is not None:
-                    kept_bytes += len(known.content)
+                if known is not None:
+                    kept_bytes += len(known.content or b"") + len(known.imports)
                     if kept_bytes > MAX_KEPT_BYTES:
                         raise IntegrityError(f"{what} has more than {MAX_KEPT_BYTES} bytes of package metadata")
         facts.entries.append(

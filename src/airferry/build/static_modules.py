@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from airferry.build.file_facts import imported_names
 from airferry.build.probe import ModuleAnswer
 from airferry.build.static_path import SearchPath
 from airferry.build.static_python import Interpreter, StaticallyUnknown
@@ -212,7 +213,7 @@ class ModuleFinder:
         if entry is None or entry.facts is None:
             return
         package = name if module.locations is not None else name.rpartition(".")[0]
-        for text in entry.facts.imports:
+        for text in imported_names(entry.facts.imports):
             base, colon, part = text.partition(":")
             target = _absolute(base, package)
             if not target:
