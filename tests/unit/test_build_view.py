@@ -9,11 +9,13 @@ import posixpath
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from airferry.build import sources
 from airferry.build.bases import BaseImage
 from airferry.build.layer_facts import FactsCache, LayerFacts, collect_facts, layer_observer
 from airferry.build.view import RootView
@@ -280,6 +282,31 @@ def test_a_layer_is_read_once_and_then_found(tmp_path: Path) -> None:
     store.blob_path(base.layers[0].digest).unlink()
     again = knowledge_of(store, tmp_path / "cache").view(base)
     assert list(again.walk()) == list(view.walk())
+
+
+def test_sources_are_looked_at_the_same_here_and_in_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    items = [
+        Item(f"site/p{number}.py", value=f"import a{number}\nfrom b import (\n  c{number},\n)\n" + "x = 1\n" * 2000)
+        for number in range(200)
+    ]
+    items[20:20] = [Item("site/n/__init__.py", value="__path__ = extend_path(__path__, __name__)"), Item("site/no.py")]
+    items += [Item("site/é.py", value="import é\nimport last\n"), Item("site/RECORD", value="no source")]
+    here = facts_of(items)
+    started: list[object] = []
+    real = sources.Offloaded
+
+    def start(*arguments: Any) -> object:
+        started.append(arguments)
+        return real(*arguments)
+
+    monkeypatch.setattr(sources, "INLINE_BYTES", 100_000)
+    monkeypatch.setattr(sources, "Offloaded", start)
+    assert facts_of(items) == here
+    assert len(started) == 1
+    monkeypatch.setattr(sources, "MAX_KEPT_BYTES", 1000)
+    monkeypatch.setattr(sources, "INLINE_BYTES", 8 << 20)
+    with pytest.raises(IntegrityError, match="more than 1000 bytes of imports"):
+        facts_of(items)
 
 
 def test_facts_are_collected_while_a_layer_is_recompressed(tmp_path: Path) -> None:

@@ -41,11 +41,14 @@ _BINARY = re.compile(
     r"python3?(?:\.\d+)?[td]?m?|libpython3.*\.so.*|libc\.so\.6|libc-2\.\d+\.so|ld-musl-.*\.so\.1|pypy3?.*"
 )
 _FINDER = re.compile(r"__editable__.*finder\.py")
-_MARKS = re.compile(
-    rb"PyInit_(?P<builtin>[A-Za-z_][A-Za-z0-9_]{0,80})\0"
-    rb"|\0(?P<python>3\.\d{1,2}\.\d{1,2}(?:(?:a|b|rc)\d{1,2})?\+?)\0"
-    rb"|(?:stable|development) release version (?P<glibc>2\.\d{1,3})"
-    rb"|\0(?P<musl>1\.[0-9]\.\d{1,2})\0"
+# what stands before a mark, and the mark: looking for the first is many times faster than matching everywhere
+_GLIBC = re.compile(rb"[a-z]+ release version (2\.\d{1,3})")
+_MARKS = (
+    ("builtin", b"PyInit_", re.compile(rb"PyInit_([A-Za-z_][A-Za-z0-9_]{0,80})\0")),
+    ("python", b"\x003.", re.compile(rb"\0(3\.\d{1,2}\.\d{1,2}(?:(?:a|b|rc)\d{1,2})?\+?)\0")),
+    ("glibc", b"stable release version 2.", _GLIBC),
+    ("glibc", b"development release version 2.", _GLIBC),
+    ("musl", b"\x001.", re.compile(rb"\0(1\.[0-9]\.\d{1,2})\0")),
 )
 _ELF_MACHINES = {3: "i686", 21: "ppc64le", 22: "s390x", 40: "armv7l", 62: "x86_64", 183: "aarch64", 243: "riscv64"}
 _IMPORT = re.compile(
@@ -89,7 +92,7 @@ def reader_for(folder: str, name: str, size: int) -> Reader | None:
     if name.endswith(".py"):
         if name in _TEXTS or (name.startswith("__editable__") and _FINDER.fullmatch(name)):
             return _read_whole_source if size <= MAX_TEXT_BYTES else None
-        return _read_source if size <= MAX_SOURCE_BYTES else None
+        return read_source if size <= MAX_SOURCE_BYTES else None
     if name in _METADATA:
         return _read_text if size <= MAX_TEXT_BYTES and folder.endswith(_METADATA_FOLDERS) else None
     if name in _TEXTS or name.endswith(_TEXT_SUFFIXES) or f"{folder}/{name}" in _SYSTEM_TEXTS:
@@ -108,11 +111,16 @@ def _read_whole_source(blocks: Iterator[bytes]) -> FileFacts:
     return FileFacts(source, import_statements(source), _is_dynamic(source))
 
 
-def _read_source(blocks: Iterator[bytes]) -> FileFacts | None:
-    source = b"".join(blocks)
+def source_facts(source: bytes) -> FileFacts | None:
+    """Do what `read_source` does, for one that is in memory."""
     content = source if len(source) <= MAX_INIT_BYTES and _declares_namespace(source) else None
     facts = FileFacts(content, import_statements(source), _is_dynamic(source))
     return facts if facts.imports or facts.is_dynamic or content is not None else None
+
+
+def read_source(blocks: Iterator[bytes]) -> FileFacts | None:
+    """Return what is remembered of a Python source, or None where that is nothing."""
+    return source_facts(b"".join(blocks))
 
 
 def _is_dynamic(source: bytes) -> bool:
@@ -204,10 +212,13 @@ def _read_binary(blocks: Iterator[bytes]) -> FileFacts | None:
     marks: dict[str, dict[str, None]] = {"python": {}, "builtin": {}, "glibc": {}, "musl": {}}
     window = first
     while True:
-        for match in _MARKS.finditer(window):
-            kind = match.lastgroup or ""
-            if len(marks[kind]) < MAX_MARKS:
-                marks[kind][match[kind].decode()] = None
+        for kind, anchor, mark in _MARKS:
+            at = window.find(anchor)
+            while at >= 0:
+                match = mark.match(window, at)
+                if match is not None and len(marks[kind]) < MAX_MARKS:
+                    marks[kind][match[1].decode()] = None
+                at = window.find(anchor, at + 1)
         block = next(blocks, b"")
         if not block:
             break

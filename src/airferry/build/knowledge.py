@@ -37,6 +37,10 @@ class Knowledge:
         self._views: dict[str, RootView] = {}
         self._learnt: dict[str, LayerFacts] = {}
 
+    def has_view(self, base: BaseImage) -> bool:
+        """Tell whether the merged root of a base is known already."""
+        return base.manifest.digest in self._views
+
     def view(self, base: BaseImage) -> RootView:
         """Return the merged root of a base; layers that nobody has looked at yet are read, once.
 

@@ -17,7 +17,8 @@ from typing import IO, Any, NamedTuple, cast
 
 import zstandard
 
-from airferry.build.file_facts import BinaryFacts, FileFacts, reader_for
+from airferry.build.file_facts import BinaryFacts, FileFacts, read_source, reader_for
+from airferry.build.sources import MAX_KEPT_BYTES, SourceReader
 from airferry.errors import HostError, IntegrityError
 from airferry.host import files
 from airferry.host.threads import Consumer
@@ -30,7 +31,6 @@ SCHEMA_VERSION = 3
 MAX_ENTRIES = 2_000_000
 MAX_PATH_BYTES = 4096
 MAX_NAME_BYTES = 255
-MAX_KEPT_BYTES = 256 << 20
 MAX_CACHE_BYTES = 1 << 30
 MAX_FACTS_BYTES = 1 << 30
 CACHE_SUFFIX = ".json.zst"
@@ -111,6 +111,18 @@ def collect_facts(source: Iterable[bytes], *, what: str, max_entries: int = MAX_
         IntegrityError: it is no tar, a path is absolute or leads upwards or is too long, or there are too many.
     """
     facts = LayerFacts()
+    with SourceReader(what=what) as sources:
+        _collect_entries(source, into=facts, sources=sources, what=what, max_entries=max_entries)
+        for position, known in sources.results():
+            folder, name, entry = facts.entries[position]
+            facts.entries[position] = (folder, name, entry._replace(facts=known))
+    return facts
+
+
+def _collect_entries(
+    source: Iterable[bytes], *, into: LayerFacts, sources: SourceReader, what: str, max_entries: int
+) -> None:
+    folders, entries = into.folders, into.entries
     numbers = {"": 0}
     kept_bytes = 0
     reader = TarReader(cast(IO[bytes], BlockStream(iter(source))), what=what, seeks=True)
@@ -131,10 +143,10 @@ def collect_facts(source: Iterable[bytes], *, what: str, max_entries: int = MAX_
             clean = _clean_folder(what, raw, folder)
             number = numbers.get(clean)
             if number is None:
-                number = numbers[clean] = len(facts.folders)
-                facts.folders.append(clean)
+                number = numbers[clean] = len(folders)
+                folders.append(clean)
             numbers[folder] = number
-        if len(facts.entries) >= max_entries:
+        if len(entries) >= max_entries:
             raise IntegrityError(
                 f"{what} has more than {max_entries} entries",
                 hint="if the layer is really that large, raise `limits.layer_entries` in airgap.yaml",
@@ -142,13 +154,15 @@ def collect_facts(source: Iterable[bytes], *, what: str, max_entries: int = MAX_
         known: FileFacts | None = None
         if entry.is_regular and entry.size:
             read = reader_for(folder, name, entry.size)
-            if read is not None:
+            if read is read_source:
+                sources.take(len(entries), b"".join(reader.content()))
+            elif read is not None:
                 known = read(reader.content())
                 if known is not None:
                     kept_bytes += len(known.content or b"") + len(known.imports)
                     if kept_bytes > MAX_KEPT_BYTES:
                         raise IntegrityError(f"{what} has more than {MAX_KEPT_BYTES} bytes of package metadata")
-        facts.entries.append(
+        entries.append(
             (
                 number,
                 name,
@@ -165,7 +179,6 @@ def collect_facts(source: Iterable[bytes], *, what: str, max_entries: int = MAX_
                 ),
             )
         )
-    return facts
 
 
 def folder_facts(folder: Path, *, at: str) -> LayerFacts:

@@ -142,7 +142,7 @@ class Locker:
     def _bases(
         self, existing: Lockfile, commits: Mapping[str, str]
     ) -> tuple[dict[str, LockedBase], dict[str, Mapping[Platform, BaseImage]]]:
-        """Bring all bases, and write the checkouts of groups that are new, and so probed in any case, side by side."""
+        """Bring all bases, and do side by side what probes of groups need that are new, and so probed in any case."""
         locked: dict[str, LockedBase] = {}
         images: dict[str, Mapping[Platform, BaseImage]] = {}
         by_engine_alone = self.probe == "run" and self.plan.config.builder == "buildah"
@@ -153,11 +153,29 @@ class Locker:
                 with _naming(base_place(self.plan, key)):
                     resolved = self.bases.bring(base, platforms, locked=existing.bases.get(key), learn=learn)
                 locked[key], images[key] = resolved.locked, resolved.images
+            needed = [
+                (group.name, platform, images[group.base_image.key]) for group in new for platform in group.platforms
+            ]
+            read = self._reading_stages((name, platform, bases[platform]) for name, platform, bases in needed)
+            parallel_map(lambda one: one(), read, jobs=self.jobs)
 
         new = [group for group in self.plan.groups if group.name not in existing.groups]
         work = [bring, *self._checkout_stages((item for group in new for item in group.overlays), commits)]
         parallel_map(lambda one: one(), work, jobs=self.jobs)
         return locked, images
+
+    def _reading_stages(self, bases: Iterable[tuple[str, Platform, BaseImage]]) -> list[Callable[[], object]]:
+        """Return what reads bases, named after an image, each once, as stages."""
+        if self.probe == "run":
+            return []
+        unread: dict[str, tuple[str, Platform, BaseImage]] = {}
+        for name, platform, base in bases:
+            if not self.knowledge.has_view(base):
+                unread.setdefault(base.manifest.digest, (name, platform, base))
+        return [
+            partial(stage, f"read the base of {name} {platform}", self.emit, partial(self.knowledge.view, base))
+            for name, platform, base in unread.values()
+        ]
 
     def _checkout_stages(self, checkouts: Iterable[Overlay], commits: Mapping[str, str]) -> list[Callable[[], object]]:
         """Return what writes checkouts, each once, as stages."""
@@ -188,19 +206,14 @@ class Locker:
         self, tasks: Sequence[_Probing], images: Mapping[str, Mapping[Platform, BaseImage]], commits: Mapping[str, str]
     ) -> None:
         """Read bases and write checkouts side by side, each once, before the probes, most of which share them."""
-        bases: dict[tuple[str, Platform], tuple[str, BaseImage]] = {}
-        checkouts: list[Overlay] = []
-        for name, image, platform, _inputs in tasks:
-            key = image.base_image.key
-            bases.setdefault((key, platform), (name, images[key][platform]))
-            if isinstance(image, GroupPlan):
-                checkouts += image.overlays
-        work: list[Callable[[], object]] = []
-        if self.probe != "run":
-            for (_key, platform), (name, base) in bases.items():
-                title = f"read the base of {name} {platform}"
-                work.append(partial(stage, title, self.emit, partial(self.knowledge.view, base)))
-        work += self._checkout_stages(checkouts, commits)
+        bases = [(name, platform, images[image.base_image.key][platform]) for name, image, platform, _inputs in tasks]
+        checkouts = [
+            item
+            for _name, image, _platform, _inputs in tasks
+            if isinstance(image, GroupPlan)
+            for item in image.overlays
+        ]
+        work = [*self._reading_stages(bases), *self._checkout_stages(checkouts, commits)]
         parallel_map(lambda one: one(), work, jobs=self.jobs)
 
     # --- what each base lacks ----------------------------------------------------------------------------------------

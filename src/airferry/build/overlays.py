@@ -33,9 +33,13 @@ _SHORT_COMMIT = re.compile(r"[0-9a-f]{7,63}")
 _TRANSPORT_HELPER = re.compile(r"[A-Za-z0-9][A-Za-z0-9+.-]*::")
 _SCP_LIKE = re.compile(r"[^/]+:(?!//)")
 _NETWORK_PROTOCOLS = "https:http:ssh:git"
+# large files pass in blocks, and are not held in memory as a whole
+_STREAMED = "core.bigFileThreshold=1m"
+_LOOSELY = "-c pack.compression=0 -c pack.window=0"
 # The user's configuration is read, since credential helpers, proxies and rewritten addresses live there; these
 # settings win over it.
 _SETTINGS = (
+    _STREAMED,
     "core.hooksPath=/dev/null",
     "core.attributesFile=/dev/null",
     "core.fsmonitor=false",
@@ -249,8 +253,8 @@ def _fetch_commit(repository: Path, url: str, commit: str, *, local: bool, emit:
         "--no-write-fetch-head",
         "--no-recurse-submodules",
         "--no-auto-maintenance",
-        # what this host sends to itself is hardly worth compressing
-        *(["--upload-pack=git -c pack.compression=0 upload-pack"] if _is_local(url) else []),
+        # what this host sends to itself is hardly worth compressing, or looking for deltas in
+        *([f"--upload-pack=git -c {_STREAMED} {_LOOSELY} upload-pack"] if _is_local(url) else []),
     ]
     pin = f"refs/airferry/{commit}"
     try:

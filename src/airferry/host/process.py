@@ -7,6 +7,7 @@ process group, terminated and then killed on time-out and on any exception; a bo
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shlex
 import shutil
@@ -26,6 +27,7 @@ TAIL_LINES = 40
 MAX_LINE_CHARACTERS = 2000
 MAX_STDOUT_BYTES = 64 * 1024 * 1024
 TERMINATE_GRACE_S = 10.0
+PIPE_BYTES = 1 << 20
 
 _live: set[subprocess.Popen[bytes]] = set()
 
@@ -232,6 +234,41 @@ def start(
             )
     except OSError as error:
         raise HostError(f"cannot start `{command[0]}`: {error.strerror}", program=command[0]) from error
+
+
+def start_exchange(argv: Sequence[str | Path]) -> subprocess.Popen[bytes]:
+    """Start a child that is spoken with over its standard input and output. End it with `end_exchange`.
+
+    Raises:
+        HostError: the program does not exist or cannot be started.
+    """
+    command = [str(part) for part in argv]
+    try:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            env=child_environment(),
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise HostError(f"cannot start `{command[0]}`: {error.strerror}", program=command[0]) from error
+    assert child.stdin is not None
+    # else every 64 KiB wake the other side up
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(child.stdin, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    _live.add(child)
+    return child
+
+
+def end_exchange(child: subprocess.Popen[bytes]) -> None:
+    """Kill a child that is spoken with, if it still runs, and close its ends; it holds nothing worth an orderly one."""
+    _live.discard(child)
+    child.kill()
+    with child:
+        pass
 
 
 def end_process_group(child: subprocess.Popen[bytes]) -> None:

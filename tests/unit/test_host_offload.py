@@ -1,0 +1,54 @@
+"""A function in a process of its own: what it returns and raises, and that it ends."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from airferry.errors import HostError, IntegrityError
+from airferry.host.offload import Offloaded
+
+
+def test_what_a_function_returns() -> None:
+    data = os.urandom(3 << 20)
+    with Offloaded("offloaded:digest_of", {"salt": "x"}) as process:
+        process.write(data[:100])
+        process.write(data[100:])
+        assert process.result() == hashlib.sha256(b"x" + data).hexdigest().encode()
+
+
+def test_what_a_function_raises_is_raised_while_it_is_fed() -> None:
+    with Offloaded("offloaded:refuse", {}) as process, pytest.raises(IntegrityError, match="no tar") as caught:
+        for _block in range(1000):
+            process.write(bytes(1 << 20))
+    assert caught.value.hint == "take another"
+
+
+def test_what_a_function_raises_is_raised_at_the_end() -> None:
+    with Offloaded("offloaded:refuse", {}) as process:
+        process.write(b"x")
+        with pytest.raises(IntegrityError, match="no tar"):
+            process.result()
+
+
+def test_a_process_that_is_killed_is_an_error_of_the_host() -> None:
+    with Offloaded("offloaded:die", {}) as process, pytest.raises(HostError, match="with code -9"):
+        process.result()
+
+
+def test_work_that_is_given_up_leaves_no_process() -> None:
+    with Offloaded("offloaded:digest_of", {"salt": ""}) as process:
+        process.write(b"x")
+        running = process.pid
+        assert Path(f"/proc/{running}").exists()
+    assert not Path(f"/proc/{running}").exists()
+
+
+def test_nothing_is_loaded_from_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "colorsys.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    with Offloaded("offloaded:where", {}) as process:
+        assert not process.result().startswith(os.fsencode(tmp_path))
