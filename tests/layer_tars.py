@@ -16,12 +16,13 @@ TYPES = {
     "link": tarfile.SYMTYPE,
     "hard": tarfile.LNKTYPE,
     "char": tarfile.CHRTYPE,
+    "block": tarfile.BLKTYPE,
 }
 
 
 @dataclass(frozen=True)
 class Item:
-    """An entry of a layer: its path, what it is, and its content or target."""
+    """An entry of a layer: its path, what it is, and its content or target, or the numbers of a device."""
 
     path: str
     kind: str = "file"
@@ -39,6 +40,8 @@ def tar_of(items: Iterable[Item]) -> bytes:
             data = item.value.encode() if isinstance(item.value, str) else item.value
             if item.kind == "file":
                 entry.size = len(data)
+            elif item.kind in ("char", "block"):
+                entry.devmajor, entry.devminor = map(int, data.split(b":"))
             else:
                 entry.linkname = data.decode()
             tar.addfile(entry, io.BytesIO(data) if item.kind == "file" else None)

@@ -71,6 +71,7 @@ CASES: list[tuple[str, Callable[[LayoutStore], LayerResult], dict[str, Any], str
     ("absolute path", packed([*GOOD, Item("/etc/passwd")]), {}, "is absolute"),
     ("path upwards", packed([*GOOD, Item("usr/../../etc/passwd")]), {}, "leads upwards"),
     ("hard link elsewhere", packed([*GOOD, Item("a", "hard", "../../etc/shadow")]), {}, "no file of the image"),
+    ("device", packed([*GOOD, Item("dev/sda", "block", "8:0")]), {}, "is a block device (8:0)"),
     ("deep path", packed([*GOOD, Item("d/" * 10_000 + "x")]), {}, "more than 4096 bytes"),
     ("bomb", BOMB, {"limits": {"layer_bytes": 1_000_000}}, "raise `limits.layer_bytes`"),
     (
@@ -130,10 +131,10 @@ def test_a_bad_layer_ends_the_build_and_leaves_no_bundle(
     assert temporaries(side.out, tmp_path / "cache") == []
 
 
-def test_devices_and_sockets_of_a_base_are_no_reason_to_refuse_it(
+def test_the_devices_of_a_userland_are_no_reason_to_refuse_it(
     side: NearSide, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    base_of(tmp_path / "base", packed([*GOOD, Item("dev/null", "char")]))
+    base_of(tmp_path / "base", packed([*GOOD, Item("dev/null", "char", "1:3")]))
     assert run(["build"]) == 5
     assert "has no `/usr/bin/python3`" in capsys.readouterr().err, "the layer itself is well"
 

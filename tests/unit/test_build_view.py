@@ -94,8 +94,10 @@ def test_of_equal_names_the_last_counts() -> None:
     assert view.lookup("c").size == 2  # type: ignore[union-attr]
 
 
-def test_devices_are_recorded() -> None:
-    assert view_of([Item("dev/null", "char")]).lookup("dev/null").type == CHARACTER  # type: ignore[union-attr]
+def test_devices_of_a_userland_are_recorded() -> None:
+    view = view_of([Item("dev/null", "char", "1:3"), Item("./dev/net/tun", "char", "10:200")])
+    assert view.lookup("dev/null").type == CHARACTER  # type: ignore[union-attr]
+    assert view.lookup("dev/net/tun").type == CHARACTER  # type: ignore[union-attr]
 
 
 def test_contents_that_matter_are_kept_and_others_not() -> None:
@@ -123,6 +125,9 @@ def test_contents_that_matter_are_kept_and_others_not() -> None:
         (Item("file/x"), "is used as a folder"),
         (Item("loop/x"), "is used as a folder"),
         (Item("a/.wh."), "names nothing"),
+        (Item("dev/sda", "block", "8:0"), r"is a block device \(8:0\)"),
+        (Item("etc/dev/mem", "char", "1:1"), r"is a character device \(1:1\)"),
+        (Item("dev/gone", "char", "0:0"), "is a whiteout of overlayfs"),
         (Item("a/.wh..."), "names nothing"),
     ],
 )

@@ -25,7 +25,7 @@ from airferry.host.threads import Consumer
 from airferry.oci.digest import digest_hex
 from airferry.oci.ports import blocks
 from airferry.oci.streams import BlockStream
-from airferry.oci.tar import DIRECTORY, REGULAR, SYMLINK, TarReader
+from airferry.oci.tar import BLOCK, CHARACTER, DIRECTORY, REGULAR, SYMLINK, TarEntry, TarReader
 
 SCHEMA_VERSION = 3
 MAX_ENTRIES = 2_000_000
@@ -37,6 +37,7 @@ CACHE_SUFFIX = ".json.zst"
 # blocks: sources of Python take longer than all else in a layer, and they lie together
 OBSERVER_DEPTH = 64
 OPAQUE = ".wh..wh..opq"
+DEVICES = (CHARACTER, BLOCK)
 
 
 class Entry(NamedTuple):
@@ -140,12 +141,9 @@ def _collect_entries(
             _check_name(what, raw, name)
         number = numbers.get(folder)
         if number is None:
-            clean = _clean_folder(what, raw, folder)
-            number = numbers.get(clean)
-            if number is None:
-                number = numbers[clean] = len(folders)
-                folders.append(clean)
-            numbers[folder] = number
+            number = numbers[folder] = _number_folder(_clean_folder(what, raw, folder), folders, numbers)
+        if entry.type in DEVICES:
+            _check_device(what, entry, folder)
         if len(entries) >= max_entries:
             raise IntegrityError(
                 f"{what} has more than {max_entries} entries",
@@ -225,6 +223,28 @@ def _refused(what: str, name: str, why: str) -> IntegrityError:
     return IntegrityError(
         f"{what}: the entry `{shown}` {why}",
         hint="no tool that builds images writes such a layer; take the base from another place",
+    )
+
+
+def _number_folder(clean: str, folders: list[str], numbers: dict[str, int]) -> int:
+    if clean not in numbers:
+        numbers[clean] = len(folders)
+        folders.append(clean)
+    return numbers[clean]
+
+
+def _check_device(what: str, entry: TarEntry, folder: str) -> None:
+    """Refuse a device node, but for the character devices that the `/dev` of a userland is made with."""
+    if entry.type == CHARACTER and entry.device == (0, 0):
+        why = "is a whiteout of overlayfs, which is none in an image (image-spec, *layer.md*, Whiteouts)"
+    elif entry.type == CHARACTER and folder.split("/")[0] == "dev":
+        return
+    else:
+        kind = "block" if entry.type == BLOCK else "character"
+        why = f"is a {kind} device ({entry.device[0]}:{entry.device[1]}) that no userland has there"
+    raise IntegrityError(
+        f"{what}: the entry `{entry.name[:200]}` {why}",
+        hint="make the base without it; if it has to be there, `builder: buildah` with `--probe run` takes it as it is",
     )
 
 
