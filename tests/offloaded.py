@@ -21,6 +21,11 @@ def refuse(stream: IO[bytes]) -> bytes:
     raise IntegrityError("the stream is no tar", hint="take another")
 
 
+def fail(stream: IO[bytes]) -> bytes:
+    """Make a mistake."""
+    return stream.read()[1 << 70].to_bytes()
+
+
 def die(stream: IO[bytes]) -> bytes:
     """End as where the kernel runs out of memory."""
     os.kill(os.getpid(), signal.SIGKILL)

@@ -34,6 +34,11 @@ def test_what_a_function_raises_is_raised_at_the_end() -> None:
             process.result()
 
 
+def test_a_mistake_shows_where_it_was_made() -> None:
+    with Offloaded("offloaded:fail", {}) as process, pytest.raises(RuntimeError, match="in fail\n"):
+        process.result()
+
+
 def test_a_process_that_is_killed_is_an_error_of_the_host() -> None:
     with Offloaded("offloaded:die", {}) as process, pytest.raises(HostError, match="with code -9"):
         process.result()

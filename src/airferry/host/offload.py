@@ -9,6 +9,7 @@ import importlib
 import json
 import os
 import sys
+import traceback
 from collections.abc import Mapping
 from types import TracebackType
 
@@ -16,6 +17,7 @@ from airferry import errors
 from airferry.host import process
 
 RETURNED, RAISED = b"=", b"!"
+MISTAKE = "mistake"
 READ_BYTES = 1 << 20
 # isolated, with the parent's search path, so that no folder that happens to be the current one is looked in
 _BOOT = """
@@ -72,16 +74,19 @@ class Offloaded:
         Raises:
             AirferryError: what the function raised.
             HostError: the process was killed.
+            RuntimeError: the function failed by a mistake in it; the text is its traceback.
         """
         assert self._child.stdin is not None
         assert self._child.stdout is not None
         self._child.stdin.close()
-        answer = b"".join(iter(lambda: self._read(), b""))
+        answer = b"".join(iter(self._read, b""))
         mark, content = answer[:1], answer[1:]
         if mark == RETURNED:
             return content
         if mark == RAISED:
             raised = json.loads(content)
+            if raised["kind"] == MISTAKE:
+                raise RuntimeError(raised["message"])
             raise getattr(errors, raised["kind"])(raised["message"], hint=raised["hint"])
         raise errors.HostError(
             f"a process of airferry ended before its work was done, with code {self._child.wait()}",
@@ -101,6 +106,9 @@ def serve(function: str, arguments: str) -> None:
             returned = getattr(importlib.import_module(module), name)(stream, **json.loads(arguments))
         except errors.AirferryError as error:
             raised = {"kind": type(error).__name__, "message": error.message, "hint": error.hint}
+            answer.write(RAISED + json.dumps(raised).encode())
+        except Exception:
+            raised = {"kind": MISTAKE, "message": traceback.format_exc()}
             answer.write(RAISED + json.dumps(raised).encode())
         else:
             answer.write(RETURNED + returned)
