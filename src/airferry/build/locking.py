@@ -90,8 +90,7 @@ class Locker:
         Raises:
             AirferryError: of the family of what failed.
         """
-        commits = self._overlays(existing)
-        bases, images = self._bases(existing, commits)
+        commits, bases, images = self._sources(existing)
         tasks: list[_Probing] = []
         environments: dict[tuple[str, Platform], LockedPlatform] = {}
         for name, platform, known, inputs, image in self._wanted(existing, bases, commits):
@@ -139,12 +138,15 @@ class Locker:
 
     # --- bases and overlays ------------------------------------------------------------------------------------------
 
-    def _bases(
-        self, existing: Lockfile, commits: Mapping[str, str]
-    ) -> tuple[dict[str, LockedBase], dict[str, Mapping[Platform, BaseImage]]]:
-        """Bring all bases, and do side by side what probes of groups need that are new, and so probed in any case."""
+    def _sources(
+        self, existing: Lockfile
+    ) -> tuple[dict[str, str], dict[str, LockedBase], dict[str, Mapping[Platform, BaseImage]]]:
+        """Resolve all refs, bring all bases, and beside that do what probes of new groups need in any case."""
+        # first, so that a misspelt ref is told before gigabytes are fetched
+        commits = self._commits(existing)
         locked: dict[str, LockedBase] = {}
         images: dict[str, Mapping[Platform, BaseImage]] = {}
+        new = [group for group in self.plan.groups if group.name not in existing.groups]
         by_engine_alone = self.probe == "run" and self.plan.config.builder == "buildah"
         learn = None if by_engine_alone else self.knowledge.learn
 
@@ -153,16 +155,14 @@ class Locker:
                 with _naming(base_place(self.plan, key)):
                     resolved = self.bases.bring(base, platforms, locked=existing.bases.get(key), learn=learn)
                 locked[key], images[key] = resolved.locked, resolved.images
-            needed = [
-                (group.name, platform, images[group.base_image.key]) for group in new for platform in group.platforms
-            ]
-            read = self._reading_stages((name, platform, bases[platform]) for name, platform, bases in needed)
-            parallel_map(lambda one: one(), read, jobs=self.jobs)
+            needed = [(group.name, one, images[group.base_image.key][one]) for group in new for one in group.platforms]
+            self._side_by_side(self._reading_stages(needed))
 
-        new = [group for group in self.plan.groups if group.name not in existing.groups]
-        work = [bring, *self._checkout_stages((item for group in new for item in group.overlays), commits)]
+        self._side_by_side([bring, *self._checkout_stages((item for group in new for item in group.overlays), commits)])
+        return commits, locked, images
+
+    def _side_by_side(self, work: Sequence[Callable[[], object]]) -> None:
         parallel_map(lambda one: one(), work, jobs=self.jobs)
-        return locked, images
 
     def _reading_stages(self, bases: Iterable[tuple[str, Platform, BaseImage]]) -> list[Callable[[], object]]:
         """Return what reads bases, named after an image, each once, as stages."""
@@ -190,17 +190,15 @@ class Locker:
             if not self.checkouts.has(item.url, commits[item.key])
         ]
 
-    def _overlays(self, existing: Lockfile) -> dict[str, str]:
-        commits: dict[str, str] = {}
-        for overlay in self.plan.overlays:
+    def _commits(self, existing: Lockfile) -> dict[str, str]:
+        def resolve(overlay: Overlay) -> str:
             if (known := existing.overlays.get(overlay.key)) is not None:
-                commits[overlay.key] = known.commit
-                continue
+                return known.commit
             with _naming(overlay_place(self.plan, overlay)):
-                commits[overlay.key] = overlays.resolve_commit(
-                    overlay.url, overlay.ref, cache=self.cache, emit=self.emit
-                )
-        return commits
+                return overlays.resolve_commit(overlay.url, overlay.ref, cache=self.cache, emit=self.emit)
+
+        found = parallel_map(resolve, self.plan.overlays, jobs=self.jobs)
+        return {overlay.key: commit for overlay, commit in zip(self.plan.overlays, found, strict=True)}
 
     def _gather(
         self, tasks: Sequence[_Probing], images: Mapping[str, Mapping[Platform, BaseImage]], commits: Mapping[str, str]
@@ -213,8 +211,7 @@ class Locker:
             if isinstance(image, GroupPlan)
             for item in image.overlays
         ]
-        work = [*self._reading_stages(bases), *self._checkout_stages(checkouts, commits)]
-        parallel_map(lambda one: one(), work, jobs=self.jobs)
+        self._side_by_side([*self._reading_stages(bases), *self._checkout_stages(checkouts, commits)])
 
     # --- what each base lacks ----------------------------------------------------------------------------------------
 
