@@ -61,9 +61,10 @@ def commit_all(folder: Path, message: str = "change") -> str:
     return git(folder, "rev-parse", "HEAD")
 
 
-def make_base(debian: DebianBase, path: Path, *, filler_bytes: int = 0) -> Path:
+def make_base(debian: DebianBase, path: Path, *, filler_bytes: int = 0, last: bytes | None = None) -> Path:
     """Write a layout with an index for both platforms: Debian in gzip, a layer with something at the overlay's target,
-    and a config with a user and a variable of its own. A filler is a file of noise in a layer without compression."""
+    and a config with a user and a variable of its own. A filler is a file of noise in a layer without compression;
+    `last` is the tar of another layer."""
     source, store = LayoutStore.open(debian.layout, read_only=True), LayoutStore.create(path)
     gzip = Compression("gzip", 1)
     children = []
@@ -80,6 +81,8 @@ def make_base(debian: DebianBase, path: Path, *, filler_bytes: int = 0) -> Path:
         if filler_bytes:
             noise = io.BytesIO(layer_tar({"opt/noise": os.urandom(filler_bytes)}))
             layers.append(compress_layer(noise, compression=Compression("none"), into=store))
+        if last is not None:
+            layers.append(compress_layer(io.BytesIO(last), compression=gzip, into=store))
         config["rootfs"]["diff_ids"] = [layer.diff_id for layer in layers]
         made_here = {"created": config["created"], "created_by": "test"}
         config["history"] = [*config["history"], *[made_here] * (len(layers) - len(manifest.layers))]

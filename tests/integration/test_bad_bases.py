@@ -11,12 +11,16 @@ from typing import Any
 
 import pytest
 
+from airferry.buildah.program import find_engine
+from airferry.buildah.storage import Storage
 from airferry.cli.app import run
+from airferry.events import silent
 from airferry.oci.documents import LAYER_GZIP, LAYER_TAR, LAYER_ZSTD, REF_NAME, Descriptor
 from airferry.oci.layers import Compression, LayerResult, compress_layer
 from airferry.oci.layout import LayoutStore
+from debian_bases import DebianBase
 from layer_tars import Item, folder, link, tar_of
-from near_side import REFERENCE, NearSide, make_near_side, snapshot, temporaries
+from near_side import REFERENCE, NearSide, make_base, make_near_side, snapshot, temporaries
 from oci_images import layer_tar, put_manifest
 
 GOOD = [folder("usr"), Item("usr/file", value="content"), link("bin", "usr/bin")]
@@ -137,6 +141,25 @@ def test_the_devices_of_a_userland_are_no_reason_to_refuse_it(
     base_of(tmp_path / "base", packed([*GOOD, Item("dev/null", "char", "1:3")]))
     assert run(["build"]) == 5
     assert "has no `/usr/bin/python3`" in capsys.readouterr().err, "the layer itself is well"
+
+
+def test_a_base_with_a_device_can_be_taken_as_it_is(
+    side: NearSide,
+    debian_base: DebianBase,
+    ordinary_user: None,
+    require_tool: Callable[[str], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    require_tool("buildah")
+    make_base(debian_base, tmp_path / "base", last=tar_of([Item("dev/sda", "block", "8:0")]))
+    assert run(["build"]) == 6
+    assert "`builder: buildah` with `--probe run` takes it as it is" in capsys.readouterr().err
+    side.write(builder="buildah")
+    try:
+        assert run(["build", "--probe", "run"]) == 0
+    finally:
+        Storage(find_engine("buildah"), tmp_path / "cache" / "engine", emit=silent).remove_all()
 
 
 def test_what_was_sealed_before_stays_when_the_base_goes_bad(side: NearSide, near_base: Path, tmp_path: Path) -> None:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from airferry.errors import HostError, IntegrityError
 from airferry.host.offload import Offloaded
+
+
+def children() -> list[str]:
+    """Return the processes that this thread has started and that are still there."""
+    return Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text().split()
 
 
 def test_what_a_function_returns() -> None:
@@ -45,9 +51,10 @@ def test_a_process_that_is_killed_is_an_error_of_the_host() -> None:
 
 
 def test_work_that_is_given_up_leaves_no_process() -> None:
+    before = children()
     with Offloaded("offloaded:digest_of", {"salt": ""}) as process:
         process.write(b"x")
-        running = process.pid
+        (running,) = set(children()) - set(before)
         assert Path(f"/proc/{running}").exists()
     assert not Path(f"/proc/{running}").exists()
 

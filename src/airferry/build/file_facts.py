@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 MAX_TEXT_BYTES = 8 << 20
 MAX_SOURCE_BYTES = 4 << 20
 MAX_INIT_BYTES = 4096
 MAX_IMPORT_BYTES = 64 << 10
 MAX_MARKS = 2000
+MAX_KEPT_BYTES = 256 << 20
 OVERLAP_BYTES = 256
 SEPARATOR = b"\0"
 
@@ -82,6 +83,24 @@ class FileFacts:
     imports: bytes = b""
     is_dynamic: bool = False
     binary: BinaryFacts | None = None
+
+    def to_row(self) -> list[Any]:
+        """Return the facts as plain data that JSON can carry."""
+        return [
+            None if self.content is None else self.content.decode("latin-1"),
+            self.imports.decode("latin-1"),
+            self.is_dynamic,
+            None if self.binary is None else asdict(self.binary),
+        ]
+
+    @classmethod
+    def from_row(cls, row: list[Any]) -> FileFacts:
+        """Return the facts that `to_row` wrote."""
+        content, imports, is_dynamic, binary = row
+        if binary is not None:
+            binary = BinaryFacts(**{**binary, "python": tuple(binary["python"]), "builtins": tuple(binary["builtins"])})
+        text = None if content is None else content.encode("latin-1")
+        return cls(text, imports.encode("latin-1"), is_dynamic, binary)
 
 
 Reader = Callable[[Iterator[bytes]], FileFacts | None]

@@ -11,14 +11,14 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
 import zstandard
 
-from airferry.build.file_facts import BinaryFacts, FileFacts, read_source, reader_for
-from airferry.build.sources import MAX_KEPT_BYTES, SourceReader
+from airferry.build.file_facts import MAX_KEPT_BYTES, FileFacts, read_source, reader_for
+from airferry.build.sources import SourceReader
 from airferry.errors import HostError, IntegrityError
 from airferry.host import files
 from airferry.host.threads import Consumer
@@ -67,15 +67,7 @@ class LayerFacts:
         for folder, name, entry in self.entries:
             row = [folder, name, entry.type.decode("latin-1"), *entry[1:8]]
             if entry.facts is not None:
-                facts = entry.facts
-                row.append(
-                    [
-                        None if facts.content is None else facts.content.decode("latin-1"),
-                        facts.imports.decode("latin-1"),
-                        facts.is_dynamic,
-                        None if facts.binary is None else asdict(facts.binary),
-                    ]
-                )
+                row.append(entry.facts.to_row())
             rows.append(row)
         document = {"schema_version": SCHEMA_VERSION, "folders": self.folders, "entries": rows}
         return zstandard.compress(json.dumps(document, separators=(",", ":")).encode(), 3)
@@ -95,13 +87,7 @@ class LayerFacts:
 
 
 def _entry_of(row: list[Any]) -> tuple[int, str, Entry]:
-    facts = None
-    if len(row) > 10:
-        content, imports, is_dynamic, binary = row[10]
-        if binary is not None:
-            binary = BinaryFacts(**{**binary, "python": tuple(binary["python"]), "builtins": tuple(binary["builtins"])})
-        text = None if content is None else content.encode("latin-1")
-        facts = FileFacts(text, imports.encode("latin-1"), is_dynamic, binary)
+    facts = FileFacts.from_row(row[10]) if len(row) > 10 else None
     return row[0], row[1], Entry._make((row[2].encode("latin-1"), *row[3:10], facts))
 
 

@@ -35,7 +35,8 @@ _SCP_LIKE = re.compile(r"[^/]+:(?!//)")
 _NETWORK_PROTOCOLS = "https:http:ssh:git"
 # large files pass in blocks, and are not held in memory as a whole
 _STREAMED = "core.bigFileThreshold=1m"
-_LOOSELY = "-c pack.compression=0 -c pack.window=0"
+# what this host sends to itself is hardly worth compressing, or looking for deltas in
+_LOCAL_SENDER = f"git -c {_STREAMED} -c pack.compression=0 -c pack.window=0 upload-pack"
 # The user's configuration is read, since credential helpers, proxies and rewritten addresses live there; these
 # settings win over it.
 _SETTINGS = (
@@ -253,8 +254,7 @@ def _fetch_commit(repository: Path, url: str, commit: str, *, local: bool, emit:
         "--no-write-fetch-head",
         "--no-recurse-submodules",
         "--no-auto-maintenance",
-        # what this host sends to itself is hardly worth compressing, or looking for deltas in
-        *([f"--upload-pack=git -c {_STREAMED} {_LOOSELY} upload-pack"] if _is_local(url) else []),
+        *([f"--upload-pack={_LOCAL_SENDER}"] if _is_local(url) else []),
     ]
     pin = f"refs/airferry/{commit}"
     try:

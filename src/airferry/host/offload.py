@@ -43,11 +43,9 @@ class Offloaded:
         """
         argv = [sys.executable, "-I", *(["-B"] if sys.dont_write_bytecode else []), "-c", _BOOT]
         self._child = process.start_exchange([*argv, json.dumps(sys.path), function, json.dumps(arguments)])
-
-    @property
-    def pid(self) -> int:
-        """The id of the process."""
-        return self._child.pid
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
+        self._input, self._output = self._child.stdin, self._child.stdout
 
     def __enter__(self) -> Offloaded:
         return self
@@ -59,11 +57,10 @@ class Offloaded:
 
     def write(self, data: bytes) -> None:
         """Hand over bytes, all of them."""
-        assert self._child.stdin is not None
         rest = memoryview(data)
         try:
             while rest:
-                rest = rest[self._child.stdin.write(rest) :]
+                rest = rest[self._input.write(rest) :]
         except BrokenPipeError:
             # it has ended, and what it left says why
             self.result()
@@ -76,10 +73,8 @@ class Offloaded:
             HostError: the process was killed.
             RuntimeError: the function failed by a mistake in it; the text is its traceback.
         """
-        assert self._child.stdin is not None
-        assert self._child.stdout is not None
-        self._child.stdin.close()
-        answer = b"".join(iter(self._read, b""))
+        self._input.close()
+        answer = self._output.read()
         mark, content = answer[:1], answer[1:]
         if mark == RETURNED:
             return content
@@ -92,10 +87,6 @@ class Offloaded:
             f"a process of airferry ended before its work was done, with code {self._child.wait()}",
             hint="start again; if the host ran out of memory, with fewer `--jobs`",
         )
-
-    def _read(self) -> bytes:
-        assert self._child.stdout is not None
-        return self._child.stdout.read(READ_BYTES) or b""
 
 
 def serve(function: str, arguments: str) -> None:

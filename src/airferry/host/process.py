@@ -15,7 +15,7 @@ import signal
 import subprocess
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -119,6 +119,15 @@ def mask(text: str, secrets: Iterable[str]) -> str:
     return text
 
 
+@contextlib.contextmanager
+def _starting(command: Sequence[str]) -> Iterator[None]:
+    """Say which program could not be started."""
+    try:
+        yield
+    except OSError as error:
+        raise HostError(f"cannot start `{command[0]}`: {error.strerror}", program=command[0]) from error
+
+
 def run(
     argv: Sequence[str | Path],
     *,
@@ -145,21 +154,20 @@ def run(
     command = [str(part) for part in argv]
     printable = mask(shlex.join(command), secrets)
     emit(CommandRun(printable))
-    try:
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT if merge_output else subprocess.PIPE,
-            env=child_environment(environment),
-            cwd=cwd,
-            start_new_session=True,
-        )
-    except FileNotFoundError as error:
-        missing = cwd if cwd is not None and not cwd.exists() else command[0]
-        raise HostError(f"`{missing}` was not found", hint="run `airferry doctor`", program=command[0]) from error
-    except OSError as error:
-        raise HostError(f"cannot start `{command[0]}`: {error.strerror}", program=command[0]) from error
+    with _starting(command):
+        try:
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT if merge_output else subprocess.PIPE,
+                env=child_environment(environment),
+                cwd=cwd,
+                start_new_session=True,
+            )
+        except FileNotFoundError as error:
+            missing = cwd if cwd is not None and not cwd.exists() else command[0]
+            raise HostError(f"`{missing}` was not found", hint="run `airferry doctor`", program=command[0]) from error
 
     tail: deque[str] = deque(maxlen=TAIL_LINES)
     stdout = bytearray()
@@ -221,19 +229,16 @@ def start(
         HostError: the program does not exist or cannot be started.
     """
     command = [str(part) for part in argv]
-    try:
-        with log.open("ab") as stream:
-            return subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=stream,
-                env=child_environment(environment),
-                cwd=cwd,
-                start_new_session=True,
-            )
-    except OSError as error:
-        raise HostError(f"cannot start `{command[0]}`: {error.strerror}", program=command[0]) from error
+    with _starting(command), log.open("ab") as stream:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=stream,
+            env=child_environment(environment),
+            cwd=cwd,
+            start_new_session=True,
+        )
 
 
 def start_exchange(argv: Sequence[str | Path]) -> subprocess.Popen[bytes]:
@@ -243,7 +248,7 @@ def start_exchange(argv: Sequence[str | Path]) -> subprocess.Popen[bytes]:
         HostError: the program does not exist or cannot be started.
     """
     command = [str(part) for part in argv]
-    try:
+    with _starting(command):
         child = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -253,8 +258,6 @@ def start_exchange(argv: Sequence[str | Path]) -> subprocess.Popen[bytes]:
             env=child_environment(),
             start_new_session=True,
         )
-    except OSError as error:
-        raise HostError(f"cannot start `{command[0]}`: {error.strerror}", program=command[0]) from error
     assert child.stdin is not None
     # else every 64 KiB wake the other side up
     with contextlib.suppress(OSError):
