@@ -105,6 +105,21 @@ class PlanWarning:
 
 
 @dataclass(frozen=True, slots=True)
+class JobPath:
+    """Folders that a job's Python looks into because its step says so.
+
+    `variable` is the `PYTHONPATH` that its config sets, at `variable_place`, which takes the place of the image's;
+    None where it sets none. `folders` are absolute ones that its code adds, `unknown` the places, as `file:line`, where
+    it adds what only running it would tell.
+    """
+
+    variable: str | None = None
+    variable_place: str = ""
+    folders: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class StepPlan:
     """A target whose files were found and read."""
 
@@ -118,6 +133,7 @@ class StepPlan:
     overlays: tuple[Overlay, ...] = ()
     candidates: tuple[Candidate, ...] = ()
     container_image: ConfigText | None = None
+    job_path: JobPath = JobPath()
 
 
 @dataclass(frozen=True, slots=True)

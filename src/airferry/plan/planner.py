@@ -17,9 +17,11 @@ from airferry.plan.catalogue_lock import find_catalogue_lock
 from airferry.plan.config_images import image_warnings
 from airferry.plan.grouping import check_images, image_platforms, make_groups
 from airferry.plan.imports import ImportScanner
+from airferry.plan.job_path import PathScanner
 from airferry.plan.models import GroupPlan, LauncherPlan, Plan, StepPlan
 from airferry.plan.rendering import render_yaml
 from airferry.plan.step_config import StepConfigReader
+from airferry.plan.step_values import StepDocuments
 
 _PREREQUISITES = {
     "discover-execution-deps": ("validate",),
@@ -117,7 +119,7 @@ def _read_steps(config: Config, catalogue: Catalogue, targets: tuple[str, ...]) 
             reason="no step is named",
             hint="list targets such as `sft/megatron_bridge:tiny`, or give them with `--target`",
         )
-    reader, scanner = StepConfigReader(), ImportScanner(catalogue)
+    reader, scanner, paths = StepConfigReader(), ImportScanner(catalogue), PathScanner(catalogue)
     steps: list[StepPlan] = []
     for target, key in expanded:
         try:
@@ -125,6 +127,7 @@ def _read_steps(config: Config, catalogue: Catalogue, targets: tuple[str, ...]) 
         except AirferryError as error:
             raise located(config, key, error) from error
         read = reader.read(found.config_path) if found.config_path else None
+        documents = StepDocuments(reader, found.config_path, environment={}) if found.config_path else None
         steps.append(
             StepPlan(
                 target=target,
@@ -137,6 +140,7 @@ def _read_steps(config: Config, catalogue: Catalogue, targets: tuple[str, ...]) 
                 overlays=read.overlays if read else (),
                 candidates=scanner.candidates(found),
                 container_image=read.container_image if read else None,
+                job_path=paths.job_path(scanner.files(found), documents),
             )
         )
     return tuple(steps)
