@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from airferry.config import BaseImage, CompressionChoice, Config, RegistryChoice
 from airferry.oci.platform import Platform
+from airferry.plan.start_commands import StartInstall
 
 SCHEMA_VERSION = 1
 Origin = Literal["required", "step", "catalogue", "reported"]
@@ -120,6 +121,19 @@ class JobPath:
 
 
 @dataclass(frozen=True, slots=True)
+class StartKey:
+    """A key of a config or profile that installs something when a job starts.
+
+    `place` is `file:line`; `of_job` says whether it is of the very jobs that the config is for.
+    """
+
+    key: str
+    place: str
+    installs: tuple[StartInstall, ...]
+    of_job: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class StepPlan:
     """A target whose files were found and read."""
 
@@ -134,6 +148,7 @@ class StepPlan:
     candidates: tuple[Candidate, ...] = ()
     container_image: ConfigText | None = None
     job_path: JobPath = JobPath()
+    start_installs: tuple[StartKey, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

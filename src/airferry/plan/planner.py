@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from airferry.plan.imports import ImportScanner
 from airferry.plan.job_path import PathScanner
 from airferry.plan.models import GroupPlan, LauncherPlan, Plan, StepPlan
 from airferry.plan.rendering import render_yaml
+from airferry.plan.start_installs import config_installs, editable_folders, install_warnings
 from airferry.plan.step_config import StepConfigReader
 from airferry.plan.step_values import StepDocuments
 
@@ -74,7 +76,9 @@ def make_plan(
         groups=groups,
         launcher=launcher,
         step_images=_step_images(steps, groups),
-        warnings=image_warnings(config, catalogue, steps) if groups else (),
+        warnings=(*image_warnings(config, catalogue, steps), *install_warnings(catalogue, steps, groups))
+        if groups
+        else (),
     )
 
 
@@ -128,6 +132,8 @@ def _read_steps(config: Config, catalogue: Catalogue, targets: tuple[str, ...]) 
             raise located(config, key, error) from error
         read = reader.read(found.config_path) if found.config_path else None
         documents = StepDocuments(reader, found.config_path, environment={}) if found.config_path else None
+        path = paths.job_path(scanner.files(found), documents)
+        starts = config_installs(documents, catalogue)
         steps.append(
             StepPlan(
                 target=target,
@@ -140,7 +146,8 @@ def _read_steps(config: Config, catalogue: Catalogue, targets: tuple[str, ...]) 
                 overlays=read.overlays if read else (),
                 candidates=scanner.candidates(found),
                 container_image=read.container_image if read else None,
-                job_path=paths.job_path(scanner.files(found), documents),
+                job_path=replace(path, folders=(*path.folders, *editable_folders(starts))),
+                start_installs=starts,
             )
         )
     return tuple(steps)

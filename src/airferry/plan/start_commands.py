@@ -6,13 +6,16 @@ A command that is not understood is said to be unknown; it is never taken for a 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from packaging.requirements import InvalidRequirement, Requirement
 
 Manager = Literal["pip", "apt", "conda", "npm", "download", "unknown"]
+
+BOOTSTRAP = "._bootstrap."
+"""A part of the name of the catalogue's modules that make an environment by pip and start a step in it."""
 
 MAX_COMMAND = 64 * 1024
 MAX_NESTING = 5
@@ -79,6 +82,12 @@ def installs_of(command: str) -> tuple[StartInstall, ...]:
     if len(command) > MAX_COMMAND:
         return (StartInstall("unknown", unknown=f"it has more than {MAX_COMMAND} characters", command=command[:80]),)
     return tuple(_of_text(command, 0))
+
+
+def extras_of(names: Iterable[str]) -> StartInstall:
+    """Return what a list of distributions installs that a job gives to pip."""
+    words = list(names)
+    return replace(_installed(words), command=shlex.join(["pip", "install", *words]))
 
 
 def _of_text(text: str, depth: int) -> Iterator[StartInstall]:
@@ -196,7 +205,7 @@ def _of_python(arguments: Sequence[str], depth: int) -> Iterator[StartInstall]:
                 yield from _of_pip(rest)
             elif module == "uv":
                 yield from _of_uv(rest)
-            elif "._bootstrap." in module:
+            elif BOOTSTRAP in module:
                 yield StartInstall("pip", unknown=f"`{module}` makes an environment by pip")
                 yield from _of_simple(rest[rest.index("--") + 1 :] if "--" in rest else (), depth)
             return
