@@ -20,7 +20,8 @@ from airferry.build.probe import InstalledDistribution, ProbeResult
 from airferry.build.wheels import Pin, Wheel, WheelStore
 from airferry.errors import BuildError
 from airferry.oci.platform import Platform
-from airferry.plan.catalogue_lock import CatalogueLock, GitSource, LocalSource, LockedPackage
+from airferry.plan.catalogue_lock import CatalogueLock
+from airferry.plan.locked_packages import GitSource, LocalSource, LockedPackage
 from airferry.plan.lockfile import LockedAddition, LockedGit
 from airferry.plan.models import Candidate, GroupPlan
 from airferry.plan.modules import CORE_MODULES, distribution_for, is_core
