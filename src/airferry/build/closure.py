@@ -1,4 +1,4 @@
-"""The closure of what is added to a base over the distributions' own requirements, by the rules of the catalogue's lock.
+"""What is added to a base, closed over the distributions' own requirements, by the rules of the catalogue's lock.
 
 `requirements` decides what is asked for first, `wheels` fetches. Leaving the lock for a version is always noted.
 """

@@ -45,7 +45,7 @@ def _pylock_package(item: Mapping[str, Any], line: int) -> LockedPackage:
         source = (
             UrlSource(item["archive"]["url"])
             if "url" in item["archive"]
-            else LocalSource(item["archive"]["path"], is_file=True)
+            else LocalSource(item["archive"]["path"], "path")
         )
     elif "directory" in item:
         source = LocalSource(item["directory"]["path"])
