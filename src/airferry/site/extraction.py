@@ -28,6 +28,7 @@ from airferry.bundle.catalogue import (
 )
 from airferry.errors import HostError, IntegrityError, UsageError
 from airferry.host import files
+from airferry.host.threads import parallel_map
 from airferry.oci.codecs import inflate
 from airferry.oci.documents import Descriptor, parse_manifest
 from airferry.oci.ports import Source, blocks
@@ -38,6 +39,7 @@ from airferry.site.unpacking import TreeUnpacker
 MAX_MARK_BYTES = 64 << 20
 HEADERS_BYTES = 8192  # what an entry's headers take at the most where its path is as long as it may be
 LEFT_BY_TOOLS = "__pycache__"
+SYNC_JOBS = 16
 SHOWN = 3
 
 
@@ -54,14 +56,14 @@ class Extracted:
 class _CatalogueUnpacker(TreeUnpacker):
     """Takes paths as they are written, and refuses what the near side would not have packed."""
 
-    def __init__(self, root: Path, *, what: str, durable: bool) -> None:
+    def __init__(self, root: Path, *, what: str) -> None:
         super().__init__(
             root,
             what=what,
             whole="the catalogue",
             limit_bytes=min(MAX_CATALOGUE_BYTES, files.free_bytes(root)),
             limit_files=MAX_CATALOGUE_FILES,
-            durable=durable,
+            durable=False,
         )
         self._rules = CataloguePaths()
 
@@ -88,7 +90,8 @@ def extract_catalogue(source: Source, descriptor: Descriptor, destination: Path)
     try:
         with files.scratch_directory(destination.absolute().parent) as scratch:
             root = files.ensure_directory(scratch / "catalogue")
-            count = unpack_catalogue(source, descriptor, root, scratch=scratch, durable=True)
+            count = unpack_catalogue(source, descriptor, root, scratch=scratch)
+            _make_durable(root)
             mark = {"digest": descriptor.digest, "files": dict(_states(root))}
             files.write_text(root / CATALOGUE_MARK, json.dumps(mark, indent=0, sort_keys=True) + "\n")
             if destination.is_dir():
@@ -107,9 +110,7 @@ def holds_catalogue(folder: Path, digest: str) -> bool:
     return known is not None and known["digest"] == digest and dict(_states(folder)) == known["files"]
 
 
-def unpack_catalogue(
-    source: Source, descriptor: Descriptor, root: Path, *, scratch: Path, durable: bool = False
-) -> int:
+def unpack_catalogue(source: Source, descriptor: Descriptor, root: Path, *, scratch: Path) -> int:
     """Unpack a catalogue into an empty folder, once all of it is verified, and return how many files there are.
 
     Raises:
@@ -132,7 +133,7 @@ def unpack_catalogue(
     with source.open_blob(layer) as stream, packed.open("wb") as copy:
         for block in blocks(stream):
             copy.write(block)
-    unpacker = _CatalogueUnpacker(root, what=what, durable=durable)
+    unpacker = _CatalogueUnpacker(root, what=what)
     with packed.open("rb") as stream:
         plain = _bounded(inflate(blocks(stream), "zstd", what=what), what)
         with io.BufferedReader(BlockReader(plain)) as unpacked:
@@ -140,6 +141,20 @@ def unpack_catalogue(
     unpacker.make_links()
     packed.unlink()
     return unpacker.files + len(unpacker.links)
+
+
+def _make_durable(root: Path) -> None:
+    """Bring all files to the disk: one after the other as they are written takes five times as long."""
+
+    def sync(path: Path) -> None:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    paths = [Path(here) / name for here, _names, file_names in os.walk(root) for name in file_names]
+    parallel_map(sync, [path for path in paths if not path.is_symlink()], jobs=SYNC_JOBS)
 
 
 def _bounded(content: Iterator[bytes], what: str) -> Iterator[bytes]:
