@@ -115,6 +115,11 @@ def test_an_editable_install_that_needs_no_network_leads_to_its_folder(tmp_path:
     assert isolated.steps[0].job_path == JobPath()
 
 
+def test_no_secret_of_a_command_is_shown(tmp_path: Path) -> None:
+    (found,) = installs(plan(tmp_path, starting("pip install git+https://me:s3cr3t@host/x")))
+    assert "s3cr3t" not in str(found.to_document())
+
+
 def test_configs_that_say_nothing_are_silent(tmp_path: Path) -> None:
     assert installs(plan(tmp_path, "run: {env: {startup_commands: [], pip_extras: []}}\n")) == []
 

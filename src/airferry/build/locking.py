@@ -43,6 +43,7 @@ from airferry.host.stages import stage
 from airferry.host.threads import parallel_map
 from airferry.oci.platform import Platform
 from airferry.plan.catalogue_lock import CatalogueLock
+from airferry.plan.inventory import render_inventory
 from airferry.plan.lockfile import (
     LockedBase,
     LockedGroup,
@@ -472,4 +473,5 @@ def _environment(probe: ProbeResult, found: Additions, inputs: str) -> LockedPla
         missing_core=found.missing_core,
         notes=found.notes,
         additions=found.locked(),
+        distributions=render_inventory({item.name: item.version for item in probe.distributions}),
     )

@@ -6,15 +6,10 @@ A text and not a mapping, as it is for programs: hundreds of lines in a lock or 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion
-from pydantic import Field
-
-MAX_TEXT = 1 << 20
-Inventory = Annotated[str, Field(max_length=MAX_TEXT)]
 
 
 def render_inventory(distributions: Mapping[str, str]) -> str:

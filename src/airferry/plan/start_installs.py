@@ -11,6 +11,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from airferry.config.document import KeyPath, format_key
+from airferry.config.environment import SECRET_TEXT
 from airferry.errors import ConfigurationError
 from airferry.plan.catalogue import Catalogue
 from airferry.plan.env_profiles import EnvFile, read_env_file
@@ -129,7 +130,7 @@ def _message(key: StartKey, item: StartInstall, group: GroupPlan | None) -> str:
     if item.unknown:
         parts.append(f"what `{_short(item.command)}` installs is not known: {item.unknown}")
     held = "; the image gets it by `required_imports`" if group is not None and is_asked_for(item, group) else ""
-    return f"`{key.key.rpartition('.')[2]}`: when the job starts, {'; '.join(parts)}{held}"
+    return SECRET_TEXT.sub("***", f"`{key.key.rpartition('.')[2]}`: when the job starts, {'; '.join(parts)}{held}")
 
 
 def _hint(key: StartKey, item: StartInstall, group: GroupPlan | None) -> str:

@@ -202,7 +202,7 @@ def _receipt(
 ) -> Receipt:
     previous = {move.reference: move.previous for move in tags}
     of_images = {str(place) for place in places.values()}
-    overlays = {group.name: group.repo_overlays for group in bundle.manifest.execution_groups}
+    groups = {group.name: group for group in bundle.manifest.execution_groups}
     images: list[ReceiptImage] = []
     by_name: dict[str, str] = {}
     for entry in bundle.manifest.images:
@@ -219,7 +219,8 @@ def _receipt(
                 digest=entry.digest,
                 previous_digest=before,
                 platforms=tuple(entry.platforms),
-                overlays=overlays.get(entry.name, ()),
+                overlays=groups[entry.name].repo_overlays if entry.name in groups else (),
+                distributions=groups[entry.name].distributions if entry.name in groups else {},
             )
         )
         for name in (entry.image, entry.reference, entry.name):
