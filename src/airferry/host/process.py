@@ -68,7 +68,8 @@ ALLOWED_ENVIRONMENT = (
     "GIT_SSH_COMMAND",
     "SSH_AUTH_SOCK",
 )
-ALLOWED_PREFIXES = ("PIP_",)
+# the user's Git configuration may lie elsewhere, or in the environment as a whole
+ALLOWED_PREFIXES = ("PIP_", "GIT_CONFIG_")
 
 
 class ProcessFailed(BuildError):
