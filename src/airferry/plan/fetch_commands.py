@@ -56,6 +56,10 @@ _DOWNLOADS: dict[str, tuple[str, ...]] = {
     "apptainer": ("pull",),
     "dvc": ("pull",),
 }
+PROGRAMS = frozenset(
+    {"git", "pip", "uv", "uvx", "wget", "curl", "huggingface-cli", "hf", "modelscope", *_PACKAGES, *_DOWNLOADS}
+)
+"""Every program that fetches. Code that names none of them runs none of them."""
 
 
 @dataclass(frozen=True, slots=True)

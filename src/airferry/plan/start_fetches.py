@@ -14,7 +14,7 @@ from pathlib import Path
 
 from airferry.plan.catalogue import Catalogue, StepFiles
 from airferry.plan.code_values import UNKNOWN, Values, Words
-from airferry.plan.fetch_commands import CommandFetch, FetchKind, commands_of, fetches_of, is_outside
+from airferry.plan.fetch_commands import PROGRAMS, CommandFetch, FetchKind, commands_of, fetches_of, is_outside
 from airferry.plan.step_code import CodeFile, Definition, Scope, StepCode, Unit, children_of, parts_of, scope_of, walk
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
@@ -70,7 +70,7 @@ _NAMED: Mapping[str, str] = {
     "nltk.download": "NLTK's data",
     "spacy.cli.download": "spaCy's model",
     "tiktoken.get_encoding": "tiktoken's encoding",
-    "tiktoken.encoding_for_model": "tiktoken's encoding of",
+    "tiktoken.encoding_for_model": "tiktoken's encoding",
     "fasttext.util.download_model": "fastText's model",
     "tensorflow_datasets.load": "TensorFlow Datasets'",
     "kagglehub.dataset_download": "Kaggle's",
@@ -119,12 +119,10 @@ _FAILURES = frozenset(
 )
 MAX_WRAPPERS = 3
 Wrappers = dict[tuple[Path, str], tuple[int, str] | None]
+_MODULES = {name.partition(".")[0] for name in (*_ADDRESSED, *_NAMED, *_HUB_NAMED, *_CLIENTS, *_CLONES, *_HTTP)}
 _WORDS = re.compile(
-    r"\b(git|pip|uvx?|wget|curl|apt|apt-get|apk|dnf|microdnf|yum|conda|mamba|micromamba|npm|yarn|pnpm|cargo|go|poetry|pdm"
-    r"|gdown|aria2c|kaggle|gsutil|docker|podman|singularity|apptainer|dvc|hf|modelscope|dulwich"
-    r"|urllib|urllib3|requests|httpx|aiohttp|pooch|torch\.hub|torch\.utils|torchvision|nltk|spacy|tiktoken|fasttext"
-    r"|tensorflow_datasets|kagglehub|gensim|\w*_download|from_pretrained|datasets|evaluate|sentence_transformers"
-    r"|transformers|huggingface\w*|pandas|polars|fsspec|smart_open)\b"
+    r"\b(" + "|".join(sorted({*PROGRAMS, *_MODULES})) + r"|pip[0-9.]+|\w*_download|from_pretrained|pandas|polars"
+    r"|fsspec|smart_open)\b"
 )
 
 
@@ -146,16 +144,23 @@ class StartFetch:
     def text(self) -> str:
         """What the step's code does, in words."""
         if self.kind == "git" and self.how != "git clone":
-            return f"updates a checkout when the step starts (`{self.how}`)"
+            return f"may update a checkout when the step starts (`{self.how}`)"
         if self.kind == "git":
-            return f"clones {self._named('a repository')} when the step starts, unless it is there already"
+            return (
+                f"{self._verb('clone')} {self._named('a repository')} when the step starts, unless it is there already"
+            )
         if self.kind == "install":
-            return f"installs {self._named('packages')} when the step starts (`{self.how}`)"
+            return f"{self._verb('install')} {self._named('packages')} when the step starts (`{self.how}`)"
         if self.kind == "hub":
-            return f"downloads {self._named('what it is given')} from the Hugging Face Hub (`{self.how}`)"
+            what = self._named("what its config names")
+            return f"{self._verb('download')} {what} from the Hugging Face Hub (`{self.how}`)"
         if self.how in _NAMED.values():
-            return f"downloads {self.how} {self._named('files')}"
-        return f"downloads {self._named('from an address that the code does not show')} (`{self.how}`)"
+            return f"{self._verb('download')} {self.how} {self._named('files')}"
+        what = self._named("from an address that does not show in the code")
+        return f"{self._verb('download')} {what} (`{self.how}`)"
+
+    def _verb(self, verb: str) -> str:
+        return f"{verb}s" if self.certain else f"may {verb}"
 
     def _named(self, otherwise: str) -> str:
         return f"`{self.what}`" if self.what else otherwise
@@ -220,6 +225,9 @@ class _Look:
                 yield from self._called(node, place)
             elif isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.List | ast.Tuple):
                 yield from self._assigned(node, place)
+            elif isinstance(node, ast.BinOp) and id(node) not in self._judged and (parts := _lists_in(node)):
+                self._judged |= parts
+                yield from self._commands(self._values.words(node, place, line=node.lineno), node)
             elif isinstance(node, ast.List | ast.Tuple) and id(node) not in self._judged:
                 yield from self._commands(self._values.words(node, place, line=node.lineno), node)
             children = reversed(children_of(node))
@@ -282,7 +290,7 @@ class _Look:
         if position is None:
             return
         given = _given(node, *position)
-        if isinstance(given, ast.List | ast.Tuple):
+        if given is None or _lists_in(given):
             return  # judged where it is written
         if isinstance(given, ast.Name | ast.Attribute) and self._is_literal_list(given, scope):
             return  # the same
@@ -295,7 +303,7 @@ class _Look:
 
     def _is_literal_list(self, node: ast.expr, scope: Scope) -> bool:
         name = ".".join(parts_of(node))
-        return any(isinstance(item.value, ast.List | ast.Tuple) and not item.adds for item in scope.names.get(name, ()))
+        return any(_lists_in(item.value) and not item.adds for item in scope.names.get(name, ()))
 
     def _wrapped(self, node: ast.Call) -> tuple[int, str] | None:
         """Return which argument a function of the catalogue runs as a command, by position and name."""
@@ -398,6 +406,23 @@ class _Look:
         return StartFetch(
             kind, self._file.path, node.lineno, how, " ".join(what.split())[:300], certain and not self._goes_on
         )
+
+
+def _lists_in(node: ast.expr) -> set[int]:
+    """Return the ids of the lists that an expression is, or is added up of, and of the sums themselves."""
+    found: set[int] = set()
+    lists = False
+    waiting: list[ast.expr] = [node]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, ast.BinOp) and isinstance(item.op, ast.Add):
+            waiting += [item.left, item.right]
+        elif isinstance(item, ast.List | ast.Tuple):
+            lists = True
+        else:
+            continue
+        found.add(id(item))
+    return found if lists else set()
 
 
 def _goes_on(node: ast.Try) -> bool:

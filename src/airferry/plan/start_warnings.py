@@ -40,9 +40,13 @@ def fetch_warnings(
 
 def way_out(fetch: StartFetch, *, image: str) -> str:
     """Return what to change on this side so that the step need not fetch something."""
+    if fetch.kind == "git" and fetch.how != "git clone":
+        return f"leave it switched off, and bake the commit in that is wanted: `overlays:` of {image}"
     if fetch.kind == "git":
         url = fetch.what or "URL"
-        return f"bake it in: `overlays: [{url}@REF,/FOLDER]` of {image}, the folder being the one that the code reads"
+        return f"bake it in: `overlays: [git+{url}@REF,/FOLDER]` of {image}, with the folder that the code reads"
+    if fetch.kind == "install" and not fetch.certain:
+        return f"leave it switched off, and bake in what it would bring: `required_imports:` or `overlays:` of {image}"
     if fetch.kind == "install" and "pip" in fetch.how:
         return f"bake it in: name its modules under `required_imports:` of {image}"
     if fetch.kind == "install":

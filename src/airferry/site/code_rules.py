@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 from airferry.plan.start_fetches import StartFetch, StartFetches
@@ -15,15 +16,25 @@ _KINDS: dict[str, Kind] = {"git": "git", "install": "startup", "hub": "huggingfa
 
 
 def code_findings(context: StepContext, fetches: StartFetches) -> Iterator[Finding]:
-    """Yield what the step's code fetches by itself and neither its image holds nor the site has a mirror of."""
+    """Yield what the step's code fetches by itself and neither its image holds nor the site has a mirror of.
+
+    What its config decides is one note of each kind, at the first place: other rules look at the config's values.
+    """
     baked = {plain_url(overlay.url) for overlay in context.image.overlays} if context.image is not None else set()
     hosts = known_hosts(context)
+    undecided: dict[str, list[StartFetch]] = {}
     for fetch in fetches.of(context.files):
-        if fetch.kind == "git" and plain_url(fetch.what) in baked:
+        held = fetch.kind == "git" and plain_url(fetch.what) in baked
+        inside = "://" in fetch.what and urlsplit(fetch.what).netloc in hosts
+        if held or inside:
             continue
-        if "://" in fetch.what and urlsplit(fetch.what).netloc in hosts:
-            continue
-        yield _finding(context, fetch)
+        if fetch.certain:
+            yield _finding(context, fetch)
+        else:
+            undecided.setdefault(fetch.kind, []).append(fetch)
+    for first, *others in undecided.values():
+        also = dict.fromkeys(f"{context.shown_path(item.file.resolve())}:{item.line}" for item in others)
+        yield replace(_finding(context, first), also=tuple(also))
 
 
 def _finding(context: StepContext, fetch: StartFetch) -> Finding:
@@ -39,5 +50,5 @@ def _finding(context: StepContext, fetch: StartFetch) -> Finding:
         key=fetch.file.name,
         value=fetch.what,
         text=f"the step's code {fetch.text}" + ("; the site's mirror must have it" if mirrored else ""),
-        fix=None if mirrored else f"{way_out(fetch, image='its image')}, on the connected side",
+        fix=None if mirrored else f"on the connected side, {way_out(fetch, image='its image')}",
     )
