@@ -19,9 +19,10 @@ from airferry.plan.config_images import image_warnings
 from airferry.plan.grouping import check_images, image_platforms, make_groups
 from airferry.plan.imports import ImportScanner
 from airferry.plan.job_path import PathScanner
-from airferry.plan.models import GroupPlan, LauncherPlan, Plan, StepPlan
+from airferry.plan.models import GroupPlan, LauncherPlan, Plan, PlanWarning, StepPlan
 from airferry.plan.rendering import render_yaml
 from airferry.plan.start_installs import config_installs, editable_folders, install_warnings
+from airferry.plan.start_warnings import fetch_warnings
 from airferry.plan.step_config import StepConfigReader
 from airferry.plan.step_values import StepDocuments
 
@@ -76,9 +77,7 @@ def make_plan(
         groups=groups,
         launcher=launcher,
         step_images=_step_images(steps, groups),
-        warnings=(*image_warnings(config, catalogue, steps), *install_warnings(catalogue, steps, groups))
-        if groups
-        else (),
+        warnings=_warnings(config, catalogue, steps, groups) if groups else (),
     )
 
 
@@ -151,6 +150,16 @@ def _read_steps(config: Config, catalogue: Catalogue, targets: tuple[str, ...]) 
             )
         )
     return tuple(steps)
+
+
+def _warnings(
+    config: Config, catalogue: Catalogue, steps: tuple[StepPlan, ...], groups: tuple[GroupPlan, ...]
+) -> tuple[PlanWarning, ...]:
+    return (
+        *image_warnings(config, catalogue, steps),
+        *install_warnings(catalogue, steps, groups),
+        *fetch_warnings(config, catalogue, steps, groups),
+    )
 
 
 def _launcher(config: Config, platforms: tuple[Platform, ...]) -> LauncherPlan:
