@@ -25,7 +25,7 @@ from airferry.oci.documents import (
 from airferry.oci.layers import LayerResult
 from airferry.oci.layout import LayoutStore
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST_FILE = "airgap-manifest.yaml"
 PERSISTENT_ASSETS_POLICY = (
     "models, datasets, checkpoints, and customer data stay on executor-visible persistent storage"
@@ -83,10 +83,18 @@ class PlatformEntry(_Own):
     additions: tuple[Addition, ...] = ()
 
 
+class TwinEntry(_Own):
+    """A Docker manifest list over the platforms of an image, under a name of its own in index.json."""
+
+    reference: str
+    digest: Digest
+
+
 class ImageEntry(_Own):
     """An image of the bundle: `image` is the tag as planned, `reference` its full name in index.json.
 
-    One of the role `base` is an original that others were built on: `image` is its name outside.
+    One of the role `base` is an original that others were built on: `image` is its name outside. `docker_twin` names
+    the same platforms for enroot, where a registry hides OCI indexes from it.
     """
 
     name: str
@@ -95,6 +103,7 @@ class ImageEntry(_Own):
     reference: str
     digest: Digest
     platforms: dict[str, PlatformEntry]
+    docker_twin: TwinEntry | None = None
 
 
 class ArtifactEntry(_Own):
@@ -264,7 +273,7 @@ class PersistentAssets(_Familiar):
 class BundleManifest(_Own):
     """The whole manifest. `root` stands only in the copy beside the bundle."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = 2
     workflow: dict[str, Any]
     build_stages: tuple[str, ...]
     targets: tuple[TargetEntry, ...] = ()

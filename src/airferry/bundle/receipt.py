@@ -12,8 +12,34 @@ from airferry.bundle.yaml_documents import MAX_BYTES, read_document, to_yaml
 from airferry.host import files
 from airferry.oci.digest import Digest
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 RECEIPT_FILE = "airgap-receipt.yaml"
+
+
+class ReceiptTag(BaseModel):
+    """A tag of an artifact, so that no garbage collection takes it, and what it pointed at before the load."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    reference: str
+    digest: Digest
+    previous_digest: Digest | None = None
+
+
+class ReceiptTwin(ReceiptTag):
+    """The Docker twin of an image: its tag, and the same pinned by digest, which enroot is given."""
+
+    pinned: str
+
+
+class LeftOut(BaseModel):
+    """An optional part that the registry refused, by the reference that it would have had, and the refusal."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    reference: str
+    digest: Digest
+    reason: str
 
 
 class ReceiptImage(BaseModel):
@@ -33,27 +59,19 @@ class ReceiptImage(BaseModel):
     previous_digest: Digest | None = None
     platforms: tuple[str, ...] = ()
     overlays: tuple[OverlayEntry, ...] = ()
-
-
-class ReceiptTag(BaseModel):
-    """A tag of an artifact, so that no garbage collection takes it, and what it pointed at before the load."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    reference: str
-    digest: Digest
-    previous_digest: Digest | None = None
+    docker_twin: ReceiptTwin | None = None
 
 
 class Receipt(BaseModel):
     """What a load left. `root_verified` says whether the root was compared with one that came by another way.
 
     `steps` maps a step, or a target where configs of one step have different images, to its image pinned by digest.
+    `left_out` is what the registry refused of that which a load can do without.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = 2
     bundle_root: Digest
     root_verified: bool
     registry: str
@@ -64,15 +82,17 @@ class Receipt(BaseModel):
     targets: tuple[str, ...] = ()
     artifacts: tuple[str, ...] = ()
     artifact_tags: tuple[ReceiptTag, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def tags(self) -> tuple[ReceiptTag, ...]:
-        """All tags that the load set, those of images first."""
+        """All tags that the load set: those of images, of their twins, of artifacts."""
         images = tuple(
             ReceiptTag(reference=image.reference, digest=image.digest, previous_digest=image.previous_digest)
             for image in self.images
         )
-        return images + self.artifact_tags
+        twins = tuple(image.docker_twin for image in self.images if image.docker_twin is not None)
+        return images + twins + self.artifact_tags
 
     def to_yaml(self) -> bytes:
         """Return the receipt as YAML."""

@@ -37,8 +37,12 @@ def names_by_digest(executor: Executor) -> bool:
 
 
 def reference_for(executor: Executor, image: ReceiptImage) -> Reference:
-    """Return what an executor is to be given of a loaded image: its digest, or its tag where it knows no digests."""
-    return parse_reference(image.pinned if names_by_digest(executor) else image.reference)
+    """Return what an executor is to be given of a loaded image: its digest, or its tag where it knows no digests.
+
+    enroot is given the Docker twin where the registry took one: docker-registry 2.x hides the image itself from it.
+    """
+    loaded = image.docker_twin if executor.kind == "slurm-pyxis" and image.docker_twin else image
+    return parse_reference(loaded.pinned if names_by_digest(executor) else loaded.reference)
 
 
 def parse_image(text: str) -> str:
