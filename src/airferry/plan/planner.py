@@ -14,6 +14,7 @@ from airferry.host import files
 from airferry.oci.platform import Platform
 from airferry.plan.catalogue import Catalogue, expand_targets, find_step, located, open_catalogue
 from airferry.plan.catalogue_lock import find_catalogue_lock
+from airferry.plan.config_images import image_warnings
 from airferry.plan.grouping import check_images, image_platforms, make_groups
 from airferry.plan.imports import ImportScanner
 from airferry.plan.models import GroupPlan, LauncherPlan, Plan, StepPlan
@@ -71,6 +72,7 @@ def make_plan(
         groups=groups,
         launcher=launcher,
         step_images=_step_images(steps, groups),
+        warnings=image_warnings(config, catalogue, steps) if groups else (),
     )
 
 
@@ -134,6 +136,7 @@ def _read_steps(config: Config, catalogue: Catalogue, targets: tuple[str, ...]) 
                 mounts=read.mounts if read else (),
                 overlays=read.overlays if read else (),
                 candidates=scanner.candidates(found),
+                container_image=read.container_image if read else None,
             )
         )
     return tuple(steps)
