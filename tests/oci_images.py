@@ -121,7 +121,7 @@ def make_image(
 
 
 def make_bundle(path: Path, salt: str = "", *, twins: bool = False) -> Sealed:
-    """Seal a bundle of one image and one artifact into a folder, over what may be there; with its Docker twin if asked."""
+    """Seal a bundle of one image and one artifact into a folder, over what may be there; perhaps with its twin."""
     store = LayoutStore.create(path)
     index, image = make_image(store, salt)
     text = f"tiny=={salt or '1'}\n".encode()

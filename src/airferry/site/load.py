@@ -99,7 +99,8 @@ def load(
                 pushed = stage("push", emit, lambda: _push(pusher, shipments))
             finally:
                 keep_learned(known, uploader.limits, mounts=pusher.mounts)
-            shipments = [item for item in shipments if item not in _say_refused(pushed, destination, emit)]
+            refused = _say_refused(pushed, destination, emit)
+            shipments = [item for item in shipments if item.name not in refused]
             stage("audit", emit, lambda: pusher.audit(shipments))
         wanted = _wanted_tags(bundle, pusher, places, shipments)
         tags = plan_tags(wanted, receipt_path, root=bundle.root, jobs=options.jobs)
@@ -151,17 +152,17 @@ def place_images(
     return places
 
 
-def _say_refused(pushed: PushResult, destination: Destination, emit: Emit) -> list[Shipment]:
-    """Warn about the optional shipments that the registry refused, and return them."""
+def _say_refused(pushed: PushResult, destination: Destination, emit: Emit) -> set[str]:
+    """Warn about the optional shipments that the registry refused, and return their names."""
     if pushed.refused:
         emit(
             Warned(
-                f"`{destination.registry}` refuses Docker twins, so {len(pushed.refused)} of them are left out and the "
-                f"rest is loaded: {pushed.refused[0].reason}",
+                f"`{destination.registry}` refuses the Docker twins of its images ({len(pushed.refused)}), so they are "
+                f"left out and all else is loaded: {pushed.refused[0].reason}",
                 hint="enroot is given the images themselves then; `airferry check` tells whether it can import them",
             )
         )
-    return [refused.item for refused in pushed.refused]
+    return {refused.item.name for refused in pushed.refused}
 
 
 def _left_out(pushed: PushResult, places: Mapping[str, Reference]) -> tuple[LeftOut, ...]:

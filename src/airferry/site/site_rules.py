@@ -226,14 +226,12 @@ def images_of_job(executor: Executor, image: ReceiptImage) -> set[str]:
 
 
 def _image_of_job(context: StepContext, image: ReceiptImage) -> str:
-    """Return what the job names: as its config or profile says, else what it is to be given."""
+    """Return what the job names of the loaded image by its config or profile, else what it is to be given."""
     value = context.values.get("run", "env", "container_image")
     profile = context.profile.values.get("container_image") if context.profile else None
-    for text in (value.text if value is not None else "", profile if isinstance(profile, str) else ""):
-        if text:
-            named = parse_image(text)
-            return named if named in images_of_job(context.executor, image) else ""
-    return str(reference_for(context.executor, image))
+    written = (value.text if value is not None else "") or (profile if isinstance(profile, str) else "")
+    named = parse_image(written)
+    return named if named in images_of_job(context.executor, image) else str(reference_for(context.executor, image))
 
 
 def _in_registry(context: StepContext, image: ReceiptImage, name: str, asked: RegistryImage) -> Iterator[Finding]:

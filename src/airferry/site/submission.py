@@ -21,7 +21,7 @@ OFFLINE_VARIABLES = {
     "HF_DATASETS_OFFLINE": "1",
     "WANDB_MODE": "offline",
 }
-FIRST_ENROOT_WITH_DIGESTS = (3, 5)
+FIRST_ENROOT_WITH_DIGESTS = (3, 4)  # its pattern for tags takes a colon, so `sha256:…` as well (3.3.1, src/docker.sh)
 AIRGAP_SUFFIX = "_airgap"
 
 
@@ -31,7 +31,7 @@ def image_for(kind: str, image: Reference) -> str:
 
 
 def names_by_digest(executor: Executor) -> bool:
-    """Tell whether an executor can be given a digest; enroot can from 3.5 on."""
+    """Tell whether an executor can be given a digest; enroot can from 3.4 on."""
     known = executor.kind == "slurm-pyxis" and executor.version is not None
     return not known or parse_version(executor.version or "") >= FIRST_ENROOT_WITH_DIGESTS
 
