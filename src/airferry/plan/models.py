@@ -144,6 +144,7 @@ class GroupPlan:
     overlays: tuple[Overlay, ...]
     candidates: tuple[Candidate, ...]
     compression: CompressionChoice
+    env: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +159,7 @@ class LauncherPlan:
     python: str | None
     containerfile: Path | None
     compression: CompressionChoice
+    env: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +270,7 @@ def _group_document(group: GroupPlan) -> dict[str, Any]:
         "targets": list(group.targets),
         "pip_no_deps": group.pip_no_deps,
         "python": group.python,
+        "env": dict(sorted(group.env.items())),
         "required_imports": list(group.required_imports),
         "candidate_imports": sorted(candidate.module for candidate in wanted),
         "conditional_imports": sorted(candidate.module for candidate in reported),
@@ -284,4 +287,5 @@ def _launcher_document(launcher: LauncherPlan) -> dict[str, Any]:
         "tar": launcher.tar,
         "packages": list(launcher.packages),
         "python": launcher.python,
+        "env": dict(sorted(launcher.env.items())),
     }

@@ -153,6 +153,7 @@ def _launcher(config: Config, platforms: tuple[Platform, ...]) -> LauncherPlan:
         python=image.python,
         containerfile=image.containerfile,
         compression=config.effective_compression,
+        env=image.env,
     )
 
 
