@@ -7,11 +7,13 @@ root covers it. Paths in it are relative to the output folder.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from airferry.bundle.yaml_documents import read_document, to_yaml
+from airferry.config.fields import Module, Text
 from airferry.errors import IntegrityError
 from airferry.oci.digest import Digest
 from airferry.oci.documents import (
@@ -32,6 +34,16 @@ PERSISTENT_ASSETS_POLICY = (
 )
 
 Role = Literal["launcher", "execution", "base"]
+
+
+def _inside(value: str) -> str:
+    path = PurePosixPath(value)
+    if path.is_absolute() or ".." in path.parts or "\0" in value:
+        raise ValueError("expected a folder inside the catalogue")
+    return value
+
+
+StepsFolder = Annotated[Text, AfterValidator(_inside)]
 
 
 class _Own(BaseModel):
@@ -137,6 +149,21 @@ class LockEntry(_Own):
 
     path: str
     sha256: str
+
+
+class CatalogueEntry(_Own):
+    """The step catalogue as an artifact: its digest, where its steps are, and how many files and bytes it unpacks to.
+
+    `tracked` says whether it is what Git tracks; else it is what lay in the folder that holds the steps.
+    """
+
+    digest: Digest
+    size_bytes: int = Field(ge=0)
+    unpacked_bytes: int = Field(ge=0)
+    files: int = Field(ge=0)
+    steps: StepsFolder
+    package: Module
+    tracked: bool = True
 
 
 class TargetEntry(_Familiar):
@@ -273,7 +300,7 @@ class PersistentAssets(_Familiar):
 
 
 class BundleManifest(_Own):
-    """The whole manifest. `root` stands only in the copy beside the bundle."""
+    """The whole manifest. `root` stands only in the copy beside the bundle. Version 1 had no `catalogue`."""
 
     schema_version: Literal[1, 2] = 2
     workflow: dict[str, Any]
@@ -284,6 +311,7 @@ class BundleManifest(_Own):
     step_execution_images: dict[str, str] = Field(default_factory=dict)
     saved_images: tuple[SavedImage, ...] = ()
     persistent_assets: PersistentAssets = PersistentAssets()
+    catalogue: CatalogueEntry | None = None
     images: tuple[ImageEntry, ...] = ()
     artifacts: tuple[ArtifactEntry, ...] = ()
     rehearsals: tuple[RehearsalEntry, ...] = ()
