@@ -16,7 +16,7 @@ from airferry.oci.digest import digest_of
 from airferry.oci.platform import parse_platform
 from airferry.registry.client import ClientOptions, RegistryClient
 from airferry.registry.credentials import Credential
-from airferry.registry.pulls import pull_as
+from airferry.registry.runtimes import pull_as
 from airferry.registry.source import RegistrySource
 from airferry.site.load import load
 from oci_images import make_bundle

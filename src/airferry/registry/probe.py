@@ -33,7 +33,7 @@ from airferry.registry.auth import repository_scope
 from airferry.registry.client import RegistryClient
 from airferry.registry.connections import Answer, Body
 from airferry.registry.profile import RegistryProfile
-from airferry.registry.pulls import hides_from_enroot
+from airferry.registry.runtimes import hides_from_enroot
 from airferry.registry.sink import RegistrySink
 from airferry.registry.uploads import CHUNK_BYTES, SMALLEST_CHUNK_BYTES, acknowledged_bytes
 

@@ -1,217 +1,214 @@
-"""Asks for an image as the container runtimes ask: their requests in their order, with their `Accept`.
+"""Pulls by way of `registries.conf`: mirrors first, then the registry itself, and one place for all of an image.
 
-Taken from their sources: enroot 3.4 to 4.1 (`src/docker.sh`), containerd 2 (`core/remotes/docker/resolver.go`),
-containers/image 5 for Podman and CRI-O (`docker/docker_image_src.go`), moby 28 (`distribution/pull_v2.go`). Changes
-nothing in the registry, and reads no blob.
+A Source for what is read only. Uploads never come by here: they go where their reference says, over verified TLS.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
-from typing import Any, Literal
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import IO, TypeVar
 
-from airferry.errors import IntegrityError
-from airferry.oci.copy import select_platforms
-from airferry.oci.documents import (
-    DOCKER_MANIFEST,
-    DOCKER_MANIFEST_LIST,
-    IMAGE_INDEX,
-    IMAGE_MANIFEST,
-    INDEX_TYPES,
-    LAYER_ZSTD,
-    MAX_MANIFEST_BYTES,
-    Index,
-    Manifest,
-    parse_index,
-    parse_manifest,
-)
-from airferry.oci.platform import Platform
-from airferry.registry.auth import parse_challenges
-from airferry.registry.connections import Answer
+from airferry.errors import AirferryError, ConfigurationError, RegistryError
+from airferry.events import Emit, Notice, Warned
+from airferry.oci.digest import is_digest
+from airferry.oci.documents import Descriptor
+from airferry.oci.ports import Stored
+from airferry.oci.reference import Reference
+from airferry.registry.client import Clients
+from airferry.registry.failures import TransientRegistryError
+from airferry.registry.registries_conf import PullEndpoint, RegistriesConf, read_registries_conf
 from airferry.registry.source import RegistrySource
 
-Runtime = Literal["enroot", "containerd", "podman", "docker"]
-
-ANYTHING = "*/*"  # what curl sends where no `Accept` is given
-_SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+prettyjws, application/json"
-_FIRST_REQUESTS: dict[Runtime, tuple[str, str]] = {
-    "containerd": ("HEAD", f"{DOCKER_MANIFEST}, {DOCKER_MANIFEST_LIST}, {IMAGE_MANIFEST}, {IMAGE_INDEX}, {ANYTHING}"),
-    "podman": ("GET", f"{IMAGE_MANIFEST}, {DOCKER_MANIFEST}, {_SCHEMA_1}, {DOCKER_MANIFEST_LIST}, {IMAGE_INDEX}"),
-    "docker": ("GET", f"{_SCHEMA_1}, {DOCKER_MANIFEST_LIST}, {IMAGE_MANIFEST}, {IMAGE_INDEX}, {DOCKER_MANIFEST}"),
-}
-ENROOT_LISTS = f"{DOCKER_MANIFEST_LIST}, {IMAGE_INDEX}"
-ENROOT_MANIFESTS = f"{DOCKER_MANIFEST}, {IMAGE_MANIFEST}"
-FIRST_ENROOT_WITH_LISTS = (3, 4, 1)
-FIRST_ENROOT_WITH_MIXED_LAYERS = (4, 1, 3)
+# a mirror that is down must not hold up each pull for as long as the only source of an image may
+FIRST_ATTEMPTS = 2
+T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class PullAnswer:
-    """What a runtime gets: the manifest for its platform, or the problem that keeps it from pulling.
+class Pulls:
+    """Opens images for reading. The configuration is read when it is first needed. Safe to use from threads."""
 
-    `missing`: the registry does not hold the image. `hidden`: it does, and answers others, but not this runtime.
-    """
+    def __init__(
+        self, clients: Clients, *, emit: Emit, read: Callable[[], RegistriesConf] = read_registries_conf
+    ) -> None:
+        """Work with the clients of registries; nothing is read or sent yet."""
+        self._clients = clients
+        self._emit = emit
+        self._read = read
+        self._configuration: RegistriesConf | None = None
+        self._said: set[str] = set()
+        self._lock = threading.Lock()
 
-    manifest: Manifest | None = None
-    problem: str | None = None
-    missing: bool = False
-    hidden: bool = False
+    def source(self, reference: Reference) -> PullSource:
+        """Return a source of an image; its tag and digest do not matter, as these are what the source is asked for."""
+        return PullSource(reference, self)
 
+    def endpoints(self, reference: Reference) -> list[PullEndpoint]:
+        """Return where to ask for a reference, in order.
 
-def pull_as(
-    runtime: Runtime,
-    source: RegistrySource,
-    reference: str,
-    *,
-    version: tuple[int, ...] = (),
-    platform: Platform | None = None,
-) -> PullAnswer:
-    """Ask for a tag or digest as a runtime does, up to the manifest of a platform (the first one by default).
-
-    `version` is that of the runtime, empty for its newest.
-
-    Raises:
-        RegistryError: the registry does not answer, or refuses this user.
-        IntegrityError: what it answers is not an image.
-        BuildError: the image is not for the platform.
-    """
-    if runtime == "enroot":
-        return _Enroot(source, version).pull(reference, platform)
-    method, accept = _FIRST_REQUESTS[runtime]
-    first = _ask(source, method, reference, accept)
-    if first.status_code >= 400:
-        return _refused(source, runtime, reference, first)
-    top = source.resolve(reference)
-    if top.media_type in INDEX_TYPES:
-        index = parse_index(source.read_manifest(top).data, what=f"index `{reference}`")
-        fitting = [child for child in index.manifests if child.is_runnable]
-        if platform is not None:
-            fitting = select_platforms(index, [platform], what=f"image `{reference}`")
-        if not fitting:
-            raise IntegrityError(f"index `{reference}` lists no image")
-        top = fitting[0]
-    return PullAnswer(parse_manifest(source.read_manifest(top).data, what=f"manifest `{top.digest}`"))
-
-
-def hides_from_enroot(source: RegistrySource, reference: str) -> bool:
-    """Tell whether enroot's first requests for a manifest that is there fail.
-
-    Raises:
-        RegistryError: the registry does not answer.
-    """
-    return _Enroot(source, ()).first_requests(reference) is not None
-
-
-class _Enroot:
-    """enroot's requests, as `docker::_authenticate` and `docker::_download` make them."""
-
-    def __init__(self, source: RegistrySource, version: tuple[int, ...]) -> None:
-        self._source = source
-        self._version = version
-
-    def pull(self, reference: str, platform: Platform | None) -> PullAnswer:
-        """Ask for the manifest of a platform, and judge its layers."""
-        failed = self.first_requests(reference)
-        if failed is not None:
-            return _refused(self._source, "enroot", reference, failed, unnamed=True)
-        name = reference
-        if self._since(FIRST_ENROOT_WITH_LISTS):
-            # 401 and 404 are ignored here, and an answer that is not a list as well
-            listed = _ask(self._source, "GET", reference, ENROOT_LISTS)
-            name = _digest_for(listed, platform) or reference
-            answer = _ask(self._source, "GET", name, ENROOT_MANIFESTS)
-        else:
-            answer = _ask(self._source, "GET", name, DOCKER_MANIFEST)
-        if answer.status_code >= 400:
-            return _refused(self._source, "enroot", name, answer)
-        document = _document(answer.content)
-        if not _is_image(document):
-            wanted = f"`{platform}`" if platform else "any platform"
-            return PullAnswer(problem=f"enroot finds no image for {wanted} in what the registry answers")
-        manifest = parse_manifest(answer.content, what=f"manifest `{name}`")
-        return PullAnswer(manifest, problem=self._unreadable(manifest))
-
-    def first_requests(self, reference: str) -> Answer | None:
-        """Send what enroot sends before it names a media type; return the answer that ends an import, else None.
-
-        Without a login that is `curl -I`. Where the registry asks for a password, a GET follows with it, and again
-        without `Accept`; where it asks for a token, a 401 is all that enroot needs, so nothing is hidden from it.
+        Raises:
+            ConfigurationError: a file of the configuration is wrong.
         """
-        answer = _ask(self._source, "HEAD", reference, ANYTHING, anonymous=True)
-        challenges = [item.scheme for item in parse_challenges(answer.headers.get("WWW-Authenticate", ""))]
-        if answer.status_code == 401 and challenges[:1] == ["basic"]:
-            answer = _ask(self._source, "GET", reference, ANYTHING)
-        elif answer.status_code == 401:
+        with self._lock:
+            if self._configuration is None:
+                self._configuration = self._read()
+            return self._configuration.endpoints(reference)
+
+    def open(self, endpoint: PullEndpoint) -> RegistrySource:
+        """Return the source of one endpoint, and say once for each host that it is insecure.
+
+        Raises:
+            ConfigurationError: the endpoint is blocked.
+        """
+        if endpoint.blocked is not None:
+            raise ConfigurationError(
+                f"{endpoint.blocked}: pulls from `{endpoint.reference.name}` are blocked",
+                hint="use an image from elsewhere, or ask who keeps this file to unblock it or to name a mirror",
+            )
+        host = endpoint.reference.registry
+        if endpoint.insecure:
+            self._say_once(
+                f"insecure {host}",
+                Warned(
+                    f"{endpoint.place}: pulls from `{host}` accept any certificate, and plain HTTP",
+                    hint="digests still show what was changed on the way once they are locked; passwords can be read",
+                ),
+            )
+        return RegistrySource(self._clients(host, insecure=endpoint.insecure), endpoint.reference.repository)
+
+    def say(self, text: str) -> None:
+        """Say something once."""
+        self._say_once(text, Notice(text))
+
+    def _say_once(self, key: str, event: Notice | Warned) -> None:
+        with self._lock:
+            fresh = key not in self._said
+            self._said.add(key)
+        if fresh:
+            self._emit(event)
+
+
+class PullSource:
+    """A Source over whichever endpoint has the image: chosen by `resolve` or `find`, then used for all of it."""
+
+    def __init__(self, reference: Reference, pulls: Pulls) -> None:
+        """Read an image's repository; nothing is sent yet."""
+        self._reference = reference
+        self._pulls = pulls
+        self._chosen: RegistrySource | None = None
+
+    def __str__(self) -> str:
+        return str(self._chosen or self._reference.name)
+
+    def resolve(self, reference: str) -> Descriptor:
+        """Return the descriptor that a tag or digest stands for at the first endpoint that has it.
+
+        Raises:
+            ConfigurationError: the configuration is wrong, or forbids all that it names.
+            RegistryError: no endpoint hands it over; each is named.
+            IntegrityError: a registry gives other bytes than it says; no other is asked then.
+        """
+        found = self._first(reference, lambda source, tries: source.resolve(reference, attempts=tries))
+        assert found is not None
+        return found
+
+    def find(self, reference: str) -> str | None:
+        """Return the digest that a tag or digest stands for at the first endpoint that has it, or None.
+
+        Raises:
+            ConfigurationError: the configuration is wrong, or forbids all that it names.
+            RegistryError: no endpoint has it, and not all of them say so.
+            IntegrityError: a registry gives other bytes than it says; no other is asked then.
+        """
+        return self._first(reference, lambda source, tries: source.find(reference, attempts=tries))
+
+    def read_manifest(self, descriptor: Descriptor) -> Stored:
+        """Return a manifest's or index's original bytes, verified; see `RegistrySource`."""
+        return self._source.read_manifest(descriptor)
+
+    def open_blob(self, descriptor: Descriptor) -> AbstractContextManager[IO[bytes]]:
+        """Open a blob as a verified stream; see `RegistrySource`."""
+        return self._source.open_blob(descriptor)
+
+    def open_blob_at(self, descriptor: Descriptor, offset: int) -> AbstractContextManager[IO[bytes]]:
+        """Open a blob from an offset on, unverified; see `RegistrySource`."""
+        return self._source.open_blob_at(descriptor, offset)
+
+    def referrers(self, digest: str) -> list[Descriptor]:
+        """Return the referrers of a digest; see `RegistrySource`."""
+        return self._source.referrers(digest)
+
+    @property
+    def _source(self) -> RegistrySource:
+        assert self._chosen is not None, "`resolve` or `find` comes first"
+        return self._chosen
+
+    def _first(self, wanted: str, ask: Callable[[RegistrySource, int | None], T | None]) -> T | None:
+        """Return what the first endpoint that has something answers, or None if all say that they have nothing."""
+        by_digest = is_digest(wanted)
+        reference = replace(self._reference, tag=None if by_digest else wanted, digest=wanted if by_digest else None)
+        endpoints = self._pulls.endpoints(reference)
+        if len(endpoints) == 1:
+            return self._ask(endpoints[0], ask, None)
+        failures: dict[PullEndpoint, AirferryError | None] = {}
+        todo = endpoints
+        tries: int | None = FIRST_ATTEMPTS
+        while todo:
+            for endpoint in todo:
+                try:
+                    found = self._ask(endpoint, ask, tries)
+                except (RegistryError, ConfigurationError) as error:
+                    failures[endpoint] = error
+                    continue
+                if found is not None:
+                    self._say_chosen(reference, endpoint, failures)
+                    return found
+                failures[endpoint] = None
+            # what may have been a passing fault gets its time once nothing else has helped
+            todo = [one for one, error in failures.items() if isinstance(error, TransientRegistryError) and tries]
+            tries = None
+        errors = [error for error in failures.values() if error is not None]
+        if not errors:
             return None
-        return answer if answer.status_code >= 400 else None
+        raise _all_failed(reference, failures, errors) from errors[-1]
 
-    def _unreadable(self, manifest: Manifest) -> str | None:
-        kinds = {layer.media_type for layer in manifest.layers}
-        if LAYER_ZSTD in kinds and len(kinds) > 1 and not self._since(FIRST_ENROOT_WITH_MIXED_LAYERS):
-            return "the layers differ in compression, and enroot up to 4.1.2 takes all of them for what the first is"
-        return None
+    def _ask(
+        self, endpoint: PullEndpoint, ask: Callable[[RegistrySource, int | None], T | None], tries: int | None
+    ) -> T | None:
+        source = self._pulls.open(endpoint)
+        found = ask(source, tries)
+        if found is not None:
+            self._chosen = source
+        return found
 
-    def _since(self, first: tuple[int, ...]) -> bool:
-        """Tell whether the version is that one or newer; `3.4` may be any of 3.4.x, so it counts as the last."""
-        return not self._version or self._version >= first[: len(self._version)]
-
-
-def _ask(source: RegistrySource, method: str, reference: str, accept: str, *, anonymous: bool = False) -> Answer:
-    return source.client.request(
-        method,
-        f"{source.repository}/manifests/{reference}",
-        what=f"look up `{reference}` in `{source}`",
-        scopes=source.scopes,
-        headers={"Accept": accept},
-        expected=None,
-        limit_bytes=MAX_MANIFEST_BYTES,
-        anonymous=anonymous,
-    )
+    def _say_chosen(
+        self, reference: Reference, chosen: PullEndpoint, failures: Mapping[PullEndpoint, AirferryError | None]
+    ) -> None:
+        for endpoint in (one for one in failures if one != chosen):
+            self._pulls.say(f"`{endpoint.reference}` is passed over: {_reason(failures[endpoint])}")
+        if chosen.reference.name != reference.name:
+            self._pulls.say(f"`{reference}` is pulled from `{chosen.reference.name}` ({chosen.place})")
 
 
-def _refused(
-    source: RegistrySource, runtime: Runtime, reference: str, answer: Answer, *, unnamed: bool = False
-) -> PullAnswer:
-    """Return what an answer of 400 or more means: the registry lacks the image, or hides it from this runtime."""
-    if source.find(reference) is None:
-        return PullAnswer(missing=True)
-    request = f"`{answer.method} …/manifests/{reference}`"
-    why = ", which names no media type" if unnamed else ""
-    problem = f"the registry holds the image and answers {answer.status_code} to {request} of {runtime}{why}"
-    return PullAnswer(hidden=True, problem=problem)
+def _reason(error: AirferryError | None) -> str:
+    return error.message if error is not None else "the registry has no such image"
 
 
-def _digest_for(answer: Answer, platform: Platform | None) -> str | None:
-    """Return the first digest that a list has for an architecture, None for what is not a list."""
-    if answer.status_code >= 400:
-        return None
-    try:
-        index: Index = parse_index(answer.content)
-    except IntegrityError:
-        return None
-    for child in index.manifests:
-        stated = child.platform_value()
-        if (
-            stated is not None
-            and child.is_runnable
-            and (platform is None or stated.architecture == platform.architecture)
-        ):
-            return child.digest
-    return None
-
-
-def _document(data: bytes) -> Any:
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _is_image(document: Any) -> bool:
-    return (
-        isinstance(document, dict)
-        and isinstance(document.get("config"), dict)
-        and isinstance(document.get("layers"), list)
-        and bool(document["layers"])
+def _all_failed(
+    reference: Reference, failures: Mapping[PullEndpoint, AirferryError | None], errors: Sequence[AirferryError]
+) -> AirferryError:
+    """Return one error for all endpoints: of the configuration only if nothing but that stands in the way."""
+    lines = [f"  {endpoint.place}: `{endpoint.reference}`: {_reason(error)}" for endpoint, error in failures.items()]
+    kind: type[AirferryError] = RegistryError
+    if all(isinstance(error, ConfigurationError) for error in failures.values()):
+        kind = ConfigurationError
+    elif any(isinstance(error, TransientRegistryError) for error in errors):
+        kind = TransientRegistryError
+    return kind(
+        "\n".join([f"`{reference}` cannot be pulled from any of the {len(failures)} places to ask:", *lines]),
+        hint=next((error.hint for error in errors if error.hint), None),
+        endpoints=[str(endpoint.reference) for endpoint in failures],
+        status=errors[-1].fields.get("status"),
     )

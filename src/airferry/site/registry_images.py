@@ -14,7 +14,7 @@ from airferry.oci.platform import Platform
 from airferry.oci.ports import blocks
 from airferry.oci.reference import parse_reference
 from airferry.registry.client import ClientOptions, open_clients
-from airferry.registry.pulls import Runtime, pull_as
+from airferry.registry.runtimes import Runtime, pull_as
 from airferry.registry.source import RegistrySource
 from airferry.site.site_rules import RegistryImage
 
