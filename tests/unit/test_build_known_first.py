@@ -12,6 +12,7 @@ import pytest
 from airferry.build import locking
 from airferry.build.bases import BaseCache
 from airferry.build.failures import combined, gathered
+from airferry.build.job_modules import JobModules
 from airferry.config import ArchiveBase, LayoutBase, load_config
 from airferry.errors import (
     AirferryError,
@@ -187,17 +188,17 @@ def test_a_source_that_is_not_a_git_repository_is_told_before_any_registry_is_as
 def test_what_all_images_lack_is_one_error(
     home: Path, monkeypatch: pytest.MonkeyPatch, registry: ScriptedRegistry
 ) -> None:
-    """Each image is tried on each platform, though the first one fails."""
+    """Each image is looked at on each platform, though the first one fails, and no wheel is fetched."""
     in_git(home)
     asked: list[str] = []
 
-    def refuse(group: object, *, base: str, platform: object, **_: object) -> None:
+    def refuse(_group: object, *, base: str, platform: object, **_: object) -> None:
         asked.append(f"{base} {platform}")
         raise BuildError(f"`{base}` for {platform} lacks it", hint="another base")
 
-    monkeypatch.setattr(locking, "resolve_additions", refuse)
-    monkeypatch.setattr(locking.Locker, "_probe", lambda *_: None)
-    monkeypatch.setattr(locking.Locker, "_compiler", lambda *_: None)
+    monkeypatch.setattr(locking, "refuse_missing", refuse)
+    monkeypatch.setattr(locking.Locker, "_ask", lambda *_: JobModules(None))  # type: ignore[arg-type]
+    monkeypatch.setattr(locking.Locker, "_lock", lambda *_: pytest.fail("a wheel would be fetched"))
     for name in ("one", "two"):
         store = LayoutStore.create(home / name)
         children = [put_image(store, [{name: b"b"}], platform=str(item))[0] for item in (AMD64, ARM64)]
