@@ -146,7 +146,7 @@ class Production:
         """
         stages = self._shop.plan.stages
         if self._shop.rehearse is not None:
-            check_rehearsal(self._shop.plan, self._shop.rehearse)
+            check_rehearsal(self._shop.plan)
         tasks = self._tasks()
         made = parallel_map(self._maker().make, tasks, jobs=self._shop.jobs)
         images: dict[str, tuple[BuiltImage, ...]] = {}

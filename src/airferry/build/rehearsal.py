@@ -153,18 +153,13 @@ class _Scene:
         return float((self.choice.time_limit_s or 1) * self.factor)
 
 
-def check_rehearsal(plan: Plan, targets: Sequence[str]) -> None:
-    """Do nothing if the targets that are to be tried can be, by step id or target; none stand for all.
+def check_rehearsal(plan: Plan) -> None:
+    """Do nothing if what the plan says of its rehearsal is about steps that there are, and Git tracks their files.
 
     Raises:
-        ConfigurationError: a name stands for no target, an exception of `rehearsal.steps` for nothing in the catalogue
-            (one for a step that is not selected may stay), or Git does not track a step's files.
+        ConfigurationError: an exception of `rehearsal.steps` is for nothing in the catalogue (one for a step that is
+            not selected may stay), or Git does not track a step's files.
     """
-    specs = [step.target.spec for step in plan.steps]
-    known = {*specs, *(step.target.step_id for step in plan.steps)}
-    if unknown := [name for name in targets if name not in known]:
-        hint = "there are " + ", ".join(f"`{name}`" for name in specs)
-        raise ConfigurationError(f"`{unknown[0]}` is no target of the plan", hint=hint)
     for name in plan.config.rehearsal.steps if plan.steps else ():
         step_id, _, config = name.partition(":")
         wanted = f"{step_id}/config/{config}.yaml" if config else f"{step_id}/step.py"
