@@ -78,11 +78,8 @@ def _warning_lines(warnings: Iterable[PlanWarning], *, verbose: bool) -> list[st
             lines += _list("    steps  ", warning.targets, indent=11)
         lines += _list("    fix    ", [warning.hint], indent=11)
     if left_out:
-        verb = "s" if left_out == 1 else ""
-        lines.append(
-            f"  {counted(left_out, 'place')} in the steps' code need{verb} a look, as configs decide what is fetched there; "
-            "`--verbose` lists them"
-        )
+        places = counted(left_out, "place")
+        lines.append(f"  in {places} of the steps' code, configs decide what is downloaded; `--verbose` lists them")
     return lines
 
 
