@@ -64,7 +64,8 @@ class LockedGit(_Model):
 class LockedAddition(_Model):
     """A distribution to install: its wheel by name and digest, and the modules that it was added for.
 
-    `modules` are empty for one that only another addition requires.
+    `modules` are empty for one that only another addition requires. `address` is where the file is, if not in the
+    package index: a URL, or a path relative to the catalogue's lock.
     """
 
     name: str
@@ -73,6 +74,7 @@ class LockedAddition(_Model):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     modules: tuple[str, ...] = ()
     source: LockedGit | None = None
+    address: str = ""
 
     @property
     def git_source(self) -> GitSource | None:
