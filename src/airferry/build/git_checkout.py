@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from airferry.build import overlays
+from airferry.build.git_addresses import redact, remote_address
 from airferry.errors import BuildError
 from airferry.events import Emit, silent
 from airferry.host import files
@@ -36,22 +37,21 @@ def fetch_history(url: str, commit: str, *, cache: Path, emit: Emit = silent) ->
         done = repository / "airferry-history" / commit
         if not done.exists():
             shallow = (repository / "shallow").is_file()
-            remote, pin = overlays.remote_address(url), f"+{commit}:refs/airferry/{commit}"
+            remote, pin = remote_address(url), f"+{commit}:refs/airferry/{commit}"
             argv = [
                 *("fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules"),
                 *(["--unshallow"] if shallow else []),
                 *("--", remote, f"+{TAGS}:{TAGS}"),
             ]
-            local = overlays.is_local(url)
             try:
-                overlays.run_git(
-                    [*argv, pin], url=url, repository=repository, local=local, emit=emit, doing="fetch from"
-                )
+                overlays.run_git([*argv, pin], url=url, repository=repository, emit=emit, doing="fetch from")
+            except overlays.DamagedRepository:
+                raise
             except BuildError:
                 # a server that answers no request for a bare commit
                 heads = "+refs/heads/*:refs/heads/*"
                 argv.append(heads)
-                overlays.run_git(argv, url=url, repository=repository, local=local, emit=emit, doing="fetch from")
+                overlays.run_git(argv, url=url, repository=repository, emit=emit, doing="fetch from")
             files.ensure_directory(done.parent)
             files.write_text(done, "")
         tags = overlays.run_git(["tag", "--list"], url=url, repository=repository).text.splitlines()
@@ -78,7 +78,7 @@ def write_checkout(url: str, commit: str, *, cache: Path, into: Path, abbreviati
         if (repository / "shallow").is_file():
             shutil.copyfile(repository / "shallow", own / "shallow")
         files.write_text(own / "HEAD", f"{commit}\n")
-        settings = {"remote.origin.url": overlays.redact(url), "gc.auto": "0"}
+        settings = {"remote.origin.url": redact(url), "gc.auto": "0"}
         if abbreviation is not None:
             settings["core.abbrev"] = str(abbreviation)
         for name, value in settings.items():

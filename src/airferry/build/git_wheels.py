@@ -13,6 +13,7 @@ from pathlib import Path
 from packaging.utils import parse_wheel_filename
 
 from airferry.build import overlays
+from airferry.build.git_addresses import redact
 from airferry.build.git_checkout import History, fetch_history, write_checkout
 from airferry.build.git_versions import difference, mismatch, needs_history, shortened_id
 from airferry.build.source_builds import SourceBuilder
@@ -129,7 +130,7 @@ class GitProject:
 def git_address(git: GitSource) -> str:
     """Return a Git source in one line, without credentials."""
     tail = f"#subdirectory={git.subdirectory}" if git.subdirectory else ""
-    return f"git+{overlays.redact(git.url)}@{git.commit}{tail}"
+    return f"git+{redact(git.url)}@{git.commit}{tail}"
 
 
 def _version(wheel: Path) -> str:

@@ -19,6 +19,7 @@ from airferry.build import overlays
 from airferry.build.bases import BaseCache, BaseImage
 from airferry.build.checkouts import Checkouts
 from airferry.build.compilation import Compiler, may_compile
+from airferry.build.git_addresses import redact
 from airferry.build.knowledge import Knowledge
 from airferry.build.probe import ProbeResult, ask, probe_argv, probe_input
 from airferry.build.probe_script import import_roots
@@ -46,7 +47,7 @@ from airferry.plan.lockfile import (
 )
 from airferry.plan.models import GroupPlan, LauncherPlan, Overlay, Plan
 
-PROBE_VERSION = 1  # part of what a lock entry depends on: raise it when the same base may give another answer
+PROBE_VERSION = 2  # part of what a lock entry depends on: raise it when the same base may give another answer
 PROBE_S = 3600.0
 LAUNCHER = "launcher"
 ProbeChoice = Literal["auto", "static", "run"]
@@ -182,7 +183,7 @@ class Locker:
         return [
             partial(
                 stage,
-                f"check out {overlays.redact(item.url)}@{item.ref}",
+                f"check out {redact(item.url)}@{item.ref}",
                 self.emit,
                 partial(self.checkouts.tree, item.url, commits[item.key]),
             )
@@ -239,6 +240,7 @@ class Locker:
                 "base": bases[launcher.base_image.key].platforms[str(platform)].manifest,
                 "python": launcher.python,
                 "catalogue_lock": self.catalogue_digest,
+                **({"requirements": sorted(launcher.requirements.items())} if launcher.requirements else {}),
             }
             environment = existing.launcher.platforms.get(str(platform)) if existing.launcher else None
             yield LAUNCHER, platform, environment, inputs_digest(inputs), launcher
@@ -267,6 +269,8 @@ class Locker:
             probe=probe,
             catalogue=self.catalogue,
             wheels=self.wheels,
+            requirements=launcher.requirements,
+            base=base.name,
             compiler=self._compiler(base, probe),
         )
         return _environment(probe, found, inputs)

@@ -21,7 +21,8 @@ from airferry.plan.models import GroupPlan
 from airferry.plan.rendering import render_yaml
 
 LOCK_FILE = "airgap.lock.yaml"
-LOCK_VERSION = 1
+LOCK_VERSION = 2
+OLDEST_VERSION = 1
 _HEADER = "# Written by `airferry lock`. Keep it with the configuration; change it with `airferry lock --update`.\n"
 _RELOCK = "run `airferry lock` again"
 
@@ -155,7 +156,7 @@ def read_lockfile(path: Path) -> Lockfile | None:
             f"the lock file has version {version}, this airferry reads version {LOCK_VERSION}",
             hint="use the airferry that wrote it, or a newer one",
         )
-    if version != LOCK_VERSION:
+    if not isinstance(version, int) or version < OLDEST_VERSION:
         raise document.error(("schema_version",), f"expected {LOCK_VERSION}, found `{version}`", hint=_RELOCK)
     try:
         return Lockfile.model_validate(value)

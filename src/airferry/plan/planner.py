@@ -17,8 +17,9 @@ from airferry.plan.catalogue_lock import find_catalogue_lock
 from airferry.plan.config_images import image_warnings
 from airferry.plan.grouping import check_images, image_platforms, make_groups
 from airferry.plan.imports import ImportScanner
-from airferry.plan.models import GroupPlan, LauncherPlan, Plan, StepPlan
+from airferry.plan.models import GroupPlan, LauncherPlan, Plan, PlanWarning, StepPlan
 from airferry.plan.rendering import render_yaml
+from airferry.plan.start_warnings import fetch_warnings
 from airferry.plan.step_config import StepConfigReader
 
 _PREREQUISITES = {
@@ -72,7 +73,7 @@ def make_plan(
         groups=groups,
         launcher=launcher,
         step_images=_step_images(steps, groups),
-        warnings=image_warnings(config, catalogue, steps) if groups else (),
+        warnings=_warnings(config, catalogue, steps, groups) if groups else (),
     )
 
 
@@ -142,6 +143,12 @@ def _read_steps(config: Config, catalogue: Catalogue, targets: tuple[str, ...]) 
     return tuple(steps)
 
 
+def _warnings(
+    config: Config, catalogue: Catalogue, steps: tuple[StepPlan, ...], groups: tuple[GroupPlan, ...]
+) -> tuple[PlanWarning, ...]:
+    return (*image_warnings(config, catalogue, steps), *fetch_warnings(config, catalogue, steps, groups))
+
+
 def _launcher(config: Config, platforms: tuple[Platform, ...]) -> LauncherPlan:
     image = config.launcher_image or LauncherImage()
     return LauncherPlan(
@@ -154,6 +161,7 @@ def _launcher(config: Config, platforms: tuple[Platform, ...]) -> LauncherPlan:
         containerfile=image.containerfile,
         compression=config.effective_compression,
         env=image.env,
+        requirements=image.requirements,
     )
 
 
