@@ -67,8 +67,8 @@ class SourceBuilder:
             done = run_confined(
                 [
                     *(host_python(), f"{_HOUSE}/{pip.name}/pip", "--no-input", "--disable-pip-version-check"),
-                    *("--no-color", "wheel", "--no-index", f"--find-links={_HOUSE}", "--no-deps", "--no-cache-dir"),
-                    *("--ignore-requires-python", f"--wheel-dir={_OUT}", f"{_SOURCE}/{folder or ''}".rstrip("/")),
+                    *("--no-color", "wheel", "--no-index", "--find-links", _HOUSE, "--no-deps", "--no-cache-dir"),
+                    *("--ignore-requires-python", "--wheel-dir", _OUT, f"{_SOURCE}/{folder or ''}".rstrip("/")),
                 ],
                 scratch=scratch / "confined",
                 read={house: _HOUSE, **shown},

@@ -115,12 +115,14 @@ def build_root(root: str, spec: dict[str, Any]) -> None:
         bind(f"/dev/{name}", f"{root}/dev/{name}", writable=True)
     for name, target in (("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2")):
         Path(f"{root}/dev/{name}").symlink_to(f"/proc/self/fd{target}")
-    for folder in ("proc", "dev/shm", "tmp"):
+    for folder in ("proc", "dev/shm"):
         Path(root, folder).mkdir(parents=True, exist_ok=True)
     # inside containers of others this is forbidden, and few builds miss it
     with suppress(SetupFailed):
         mount("proc", f"{root}/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     mount("tmpfs", f"{root}/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777,size=64m")
+    # first, as what is shown may lie below it
+    bind(spec["tmp"], f"{root}/tmp", writable=True)
     for source, target in spec["read"]:
         bind(source, root + target)
     for source in spec["hide"]:

@@ -57,7 +57,8 @@ def run_confined(
         "cwd": cwd,
         "environment": {"HOME": "/tmp/home", "LC_ALL": "C.UTF-8", "PATH": _PATH, "TMPDIR": "/tmp", **environment},
         "read": [[str(source), target] for source, target in {**shown, **read}.items()],
-        "write": [[str(temporary), "/tmp"], *([str(source), target] for source, target in write.items())],
+        "write": [[str(source), target] for source, target in write.items()],
+        "tmp": str(temporary),
         "hide": [str(folder / "pip.conf") for folder in base],
     }
     note = scratch / "confined.json"
