@@ -90,6 +90,14 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert from_git.git_source == GitSource("https://h/run.git", "1" * 40, "p")
 
 
+def test_a_lock_of_version_1_is_read_and_written_as_the_newest(tmp_path: Path) -> None:
+    path = tmp_path / "airgap.lock.yaml"
+    path.write_text("schema_version: 1\noverlays:\n  a@b: {commit: '" + "0" * 40 + "'}\n")
+    found = read_lockfile(path)
+    assert found is not None and found.overlays["a@b"].commit == "0" * 40
+    assert "schema_version: 2" in render_lockfile(found)
+
+
 def test_an_update_forgets_what_is_named_and_a_base_by_the_image_on_it(tmp_path: Path) -> None:
     base = {"bootstrap": {"suite": "bookworm", "packages": ["python3-minimal"]}}
     for step in ("a", "b"):

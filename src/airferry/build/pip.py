@@ -29,6 +29,7 @@ sys.argv[0], sys.executable = "pip", "/bin/false"
 runpy.run_module("pip", run_name="__main__")
 """
 _NO_MATCH = re.compile(r"No matching distribution found for (\S.*)$")
+_NOT_FETCHED = re.compile(r"^Could not fetch URL \S+: (.*?)(?: - skipping)?$", re.MULTILINE)
 _VERSIONS = re.compile(r"satisfies the requirement .*\(from versions: (.*)\)")
 _WHEEL = re.compile(r"([A-Za-z0-9_.]+-[A-Za-z0-9_.!+]+(?:-\d\w*)?-[\w.]+-[\w.]+-[\w.]+\.whl)")
 _MISMATCH = re.compile(r"\s+(\S+) from \S")
@@ -231,13 +232,36 @@ class Pip:
         )
         return sorted(set(_WHEEL.findall(done.text)))
 
+    def ask_index(self, *, timeout_s: float) -> str:
+        """Ask every index and folder that pip is configured for about a project, and say what was answered.
+
+        Raises:
+            BuildError: one does not answer in time, or refuses.
+        """
+        argv = ["index", "versions", "-vv", "--retries=0", f"--timeout={timeout_s / 3:.0f}", "--", "pip"]
+        done = self._run(argv, timeout_s=timeout_s)
+        # pip passes over an index that does not answer, and says so only here
+        for reason in _NOT_FETCHED.findall(done.text):
+            if not reason.startswith("404 "):
+                raise BuildError(
+                    f"a package index did not answer: {_redact(reason)}",
+                    hint="check the network, the proxy and pip's configuration (`pip config debug`); "
+                    "`pip index versions -vv pip` asks the same",
+                )
+        return "answers" if done.returncode == 0 else "answers, and does not have `pip`"
+
     def _run(
-        self, argv: list[str], *, environment: Mapping[str, str] | None = None, prefix: Sequence[str] = ("-m", "pip")
+        self,
+        argv: list[str],
+        *,
+        environment: Mapping[str, str] | None = None,
+        prefix: Sequence[str] = ("-m", "pip"),
+        timeout_s: float = TIMEOUT_S,
     ) -> process.Completed:
         verb, *rest = argv
         return process.run(
             [sys.executable, *prefix, *_BASE, verb, *self.options, *rest],
-            timeout_s=TIMEOUT_S,
+            timeout_s=timeout_s,
             environment=environment,
             check=False,
             emit=self.emit,
