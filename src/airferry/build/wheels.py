@@ -12,9 +12,10 @@ import os
 import re
 import shutil
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -164,22 +165,24 @@ class WheelStore:
         from_source = [pin for pin in pins if pin.address and not urlsplit(pin.address).path.endswith(".whl")]
         from_index = [pin for pin in pins if pin.git is None and pin not in from_source]
         with files.scratch_directory(self.folder) as scratch:
-            for pin in pins:
-                if pin.git is not None:
-                    found[pin.key] = self._build_git(pin, pin.git, target, scratch=scratch, compiler=compiler)
-            for pin in from_source:
-                why = NotFound(pin.requirement, ())
-                found[pin.key] = self._build(pin, target, scratch=scratch, why=why, compiler=compiler)
+            work = [
+                partial(self._build_git, pin, pin.git, target, scratch=scratch, compiler=compiler)
+                for pin in pins
+                if pin.git is not None
+            ]
+            missing = {pin.asked: NotFound(pin.requirement, ()) for pin in from_source}
             if from_index:
-                missing = self.pip.download({pin.asked: _accepted(pin) for pin in from_index}, target, into=scratch)
-                reasons = {item.requirement: item for item in missing}
+                asked = {pin.asked: _accepted(pin) for pin in from_index}
+                missing |= {item.requirement: item for item in self.pip.download(asked, target, into=scratch)}
                 for path in sorted(scratch.glob("*.whl")):
                     wheel = read_wheel(path, sha256=file_sha256(path))
                     found.setdefault(wheel.name, wheel)
-                for pin in from_index:
-                    if pin.asked in reasons:
-                        why = reasons[pin.asked]
-                        found[pin.key] = self._build(pin, target, scratch=scratch, why=why, compiler=compiler)
+            work += [
+                partial(self._build, pin, target, scratch=scratch, why=missing[pin.asked], compiler=compiler)
+                for pin in (*from_source, *from_index)
+                if pin.asked in missing
+            ]
+            found |= {wheel.name: wheel for wheel in _all_or_errors(work)}
             return {pin.key: self._admit(pin, found.get(pin.key), target) for pin in pins}
 
     def _build(
@@ -465,6 +468,23 @@ def _exact_version(pin: Pin) -> str | None:
     specifiers = list(SpecifierSet(pin.specifier))
     exact = len(specifiers) == 1 and specifiers[0].operator == "==" and not specifiers[0].version.endswith(".*")
     return specifiers[0].version if exact else None
+
+
+def _all_or_errors(work: Sequence[Callable[[], Wheel]]) -> list[Wheel]:
+    """Do all work, and tell all that cannot be built in one error."""
+    found, errors = [], []
+    for build in work:
+        try:
+            found.append(build())
+        except BuildError as error:
+            errors.append(error)
+    if len(errors) > 1:
+        listing = "; ".join(error.message for error in errors)
+        hints = " | ".join(dict.fromkeys(error.hint for error in errors if error.hint))
+        raise BuildError(f"{len(errors)} distributions cannot be had: {listing}", hint=hints or None) from errors[0]
+    if errors:
+        raise errors[0]
+    return found
 
 
 def _check_target(wheel: Wheel, target: WheelTarget) -> None:
