@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import zipfile
 from pathlib import Path
 
@@ -219,3 +220,24 @@ def test_what_is_confined_ends_with_its_code_and_its_words(tmp_path: Path) -> No
         timeout_s=60,
     )
     assert (done.returncode, done.tail) == (7, ("last words",))
+
+
+def test_an_interpreter_outside_of_the_system_is_shown_without_its_pip_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefix = tmp_path / "python"
+    prefix.mkdir()
+    (prefix / "pip.conf").write_text("secret")
+    (prefix / "shown").write_text("shown")
+    for name in ("base_prefix", "base_exec_prefix"):
+        monkeypatch.setattr(sys, name, str(prefix))
+    done = confinement.run_confined(
+        ["/bin/cat", prefix / "shown", prefix / "pip.conf"],
+        scratch=tmp_path / "scratch",
+        read={},
+        write={},
+        cwd="/tmp",
+        environment={},
+        timeout_s=60,
+    )
+    assert (done.returncode, done.text) == (0, "shown")
