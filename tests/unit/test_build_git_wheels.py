@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from airferry.build.git_versions import difference, needs_history, shortened_id
+from airferry.build.git_versions import difference, has_fixed_version, needs_history, shortened_id
 from airferry.build.pip import Pip, wheel_target
 from airferry.build.wheels import Pin, Wheel, WheelStore
 from airferry.errors import BuildError, HostError
@@ -159,6 +159,20 @@ def test_tools_that_count_commits_are_known(tmp_path: Path, text: str) -> None:
     assert not needs_history(tmp_path)
     (tmp_path / "pyproject.toml").write_text(text)
     assert needs_history(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "fixed"),
+    [
+        ('[project]\nversion = "1"\n', True),
+        ('[project]\ndynamic = ["version"]\n', False),
+        ("[project", False),
+        ("", False),
+    ],
+)
+def test_a_fixed_version_takes_no_history(tmp_path: Path, text: str, fixed: bool) -> None:
+    (tmp_path / "pyproject.toml").write_text(text)
+    assert (has_fixed_version(tmp_path), needs_history(tmp_path)) == (fixed, False)
 
 
 def test_a_build_script_reaches_neither_files_nor_network_nor_processes(
