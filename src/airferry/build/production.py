@@ -179,6 +179,7 @@ class Production:
             store=self._store,
             journal=self._journal,
             engine=shop.engine,
+            cache=shop.cache,
             scratch=shop.scratch,
             jobs=shop.jobs,
             emit=shop.emit,

@@ -8,6 +8,7 @@ Nothing is written into the bundle here; a journal keeps what was found for the 
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -161,11 +162,14 @@ def check_rehearsal(plan: Plan, targets: Sequence[str]) -> None:
             (one for a step that is not selected may stay), or Git does not track a step's files.
     """
     specs = [step.target.spec for step in plan.steps]
-    known = {*specs, *(step.target.step_id for step in plan.steps)}
+    own = {name for step in plan.steps for name in (step.target.spec, *step.written)}
+    known = {*own, *(step.target.step_id for step in plan.steps)}
     if unknown := [name for name in targets if name not in known]:
         hint = "there are " + ", ".join(f"`{name}`" for name in specs)
         raise ConfigurationError(f"`{unknown[0]}` is no target of the plan", hint=hint)
     for name in plan.config.rehearsal.steps if plan.steps else ():
+        if name in own:
+            continue
         step_id, _, config = name.partition(":")
         wanted = f"{step_id}/config/{config}.yaml" if config else f"{step_id}/step.py"
         catalogue = plan.steps[0].folder.parents[plan.steps[0].target.step_id.count("/")]
@@ -176,7 +180,7 @@ def check_rehearsal(plan: Plan, targets: Sequence[str]) -> None:
     except ConfigurationError:
         return  # in no repository: nothing is tracked, and the code is taken as it lies
     root = plan.source_root.resolve()
-    for path in [path for step in plan.steps for path in (step.step_py, step.config_path) if path]:
+    for path in [step.step_py for step in plan.steps]:
         if root / path.relative_to(plan.source_root) not in carried:
             raise ConfigurationError(
                 f"`{path}` is not among what Git tracks, which is what the far side gets", hint="`git add` it"
@@ -195,6 +199,7 @@ class Rehearsal:
         journal: Journal,
         engine: Callable[[], Engine],
         scratch: Path,
+        cache: Path,
         jobs: int,
         emit: Emit,
     ) -> None:
@@ -205,6 +210,7 @@ class Rehearsal:
         self._journal = journal
         self._engine = engine
         self._scratch = scratch
+        self._cache = cache
         self._jobs = jobs
         self._emit = emit
         self._tried = False
@@ -239,16 +245,16 @@ class Rehearsal:
         for group in self._plan.groups:
             for spec in group.targets:
                 step = steps[spec]
-                if targets and not {spec, step.target.step_id} & set(targets):
+                if targets and not {spec, step.target.step_id, *step.written} & set(targets):
                     continue
                 for image in sorted(images[group.name], key=lambda image: image.platform):
                     scenes.append(self._scene(step, group, image))
         return scenes
 
     def _scene(self, step: StepPlan, group: GroupPlan, image: BuiltImage) -> _Scene:
-        choice = self._plan.config.rehearsal.for_target(step.target.step_id, step.target.spec)
+        choice = self._plan.config.rehearsal.for_target(step.target.step_id, step.target.spec, *step.written)
         python = self._lock.groups[group.name].platforms[str(image.platform)].python
-        config = self._inside(step.config_path) if step.config_path else ""
+        config = f"{WORKSPACE}/{step.config_name}" if step.config_name else ""
         words = {"python": python, "step": self._inside(step.step_py), "config": config, "workspace": WORKSPACE}
         command = choice.command or ("{python}", "{step}", *(("--config", "{config}") if config else ()))
         for name, value in words.items():
@@ -274,14 +280,23 @@ class Rehearsal:
     def _source(self) -> Iterator[tuple[Path, str | None]]:
         """Give the code as the launcher carries it, and its digest; as it lies, with none, outside of a repository."""
         root, excluded = self._plan.source_root, [self._plan.output_dir]
-        try:
-            digest = contexts.tracked_digest(root, excluded=excluded)
-        except ConfigurationError:
-            yield root, None
-            return
+        configs = contexts.plan_configs(self._plan, self._cache)
+        digest = None
         with files.scratch_directory(self._scratch) as folder:
-            contexts.copy_tracked(root, folder / "source", excluded=excluded)
-            yield folder / "source", digest
+            source = folder / "source"
+            try:
+                digest = contexts.tracked_digest(root, excluded=excluded, configs=configs)
+                contexts.copy_tracked(root, source, excluded=excluded, configs=configs)
+            except ConfigurationError:
+                if all((root / name).is_file() for name in configs):
+                    source = root
+                else:
+                    shutil.copytree(root, source, symlinks=True, ignore=self._left_out)
+                    contexts.copy_files(configs.items(), source)
+            yield source, digest
+
+    def _left_out(self, folder: str, names: list[str]) -> list[str]:
+        return [name for name in names if Path(folder, name) == self._plan.output_dir]
 
     # --- one target --------------------------------------------------------------------------------------------------
 

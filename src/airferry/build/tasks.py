@@ -206,7 +206,14 @@ class TaskMaker:
             files.ensure_directory(context)
             wheels = [*self._fetch(locked, base), *self._project_wheels(context.parent)]
             pip = self._pip(locked.python_version)
-            contexts.launcher_context(context, source_root=root, excluded=excluded, additions=wheels, pip=pip)
+            contexts.launcher_context(
+                context,
+                source_root=root,
+                excluded=excluded,
+                additions=wheels,
+                pip=pip,
+                configs=contexts.plan_configs(self.plan, self.cache),
+            )
 
         def inputs() -> dict[str, Any]:
             own = {
@@ -215,7 +222,7 @@ class TaskMaker:
                 "labels": _labels(launcher.tag, base),
                 "wheels": [[item.file, item.sha256] for item in locked.additions],
                 "pip": self._pip(locked.python_version).name,
-                "source": contexts.tracked_digest(root, excluded=excluded),
+                "source": self._source_digest(),
             }
             return self._inputs(base, own)
 
@@ -293,7 +300,8 @@ class TaskMaker:
         def compose(tree: LayerTree, known: Known, room: Room) -> None:
             _check_python(known, locked, base=launcher.base_image.key)
             assert known.python is not None
-            add_repository(tree, contexts.carried(root, excluded), WORKSPACE)
+            configs = contexts.plan_configs(self.plan, self.cache)
+            add_repository(tree, contexts.carried(root, excluded, configs), WORKSPACE)
             scheme = add_environment(tree, known.python, f"{WORKSPACE}/.venv")
             wheels = [*self._fetch(locked, base), *self._project_wheels(room.folder)]
             self._install(tree, known, room, locked, wheels, scheme)
@@ -318,7 +326,7 @@ class TaskMaker:
             "labels": labels,
             "environment": environment,
             "wheels": [[item.file, item.sha256] for item in locked.additions],
-            "source": contexts.tracked_digest(root, excluded=excluded),
+            "source": self._source_digest(),
             "project": f"{WORKSPACE}/{Path(self.plan.config.source.steps).parts[0]}",
         }
         return DirectWork(recipe, self._inputs(base, inputs))
@@ -348,6 +356,10 @@ class TaskMaker:
             "base": base.manifest.digest,
             **inputs,
         }
+
+    def _source_digest(self) -> str:
+        configs = contexts.plan_configs(self.plan, self.cache)
+        return contexts.tracked_digest(self.plan.source_root, excluded=[self.plan.output_dir], configs=configs)
 
     def _room_bytes(self, locked: LockedPlatform, checkouts: tuple[Checkout, ...]) -> int:
         """Return what an image holds on disk while it is made: its checkouts, and the layer that they go into."""

@@ -12,11 +12,12 @@ from airferry.config.models import STAGES
 from airferry.errors import AirferryError, UsageError
 from airferry.host import files
 from airferry.oci.platform import Platform
-from airferry.plan.catalogue import Catalogue, expand_targets, find_step, located, open_catalogue
+from airferry.plan.catalogue import Catalogue, StepFiles, expand_targets, find_step, located, open_catalogue
 from airferry.plan.catalogue_lock import find_catalogue_lock
 from airferry.plan.grouping import check_images, image_platforms, make_groups
 from airferry.plan.imports import ImportScanner
 from airferry.plan.models import GroupPlan, LauncherPlan, Plan, StepPlan
+from airferry.plan.own_configs import OwnConfigs
 from airferry.plan.rendering import render_yaml
 from airferry.plan.step_config import StepConfigReader
 
@@ -107,7 +108,7 @@ def _split(values: Iterable[str]) -> list[str]:
 
 
 def _read_steps(config: Config, catalogue: Catalogue, targets: tuple[str, ...]) -> tuple[StepPlan, ...]:
-    expanded = expand_targets(config, targets)
+    expanded = expand_targets(config, catalogue, targets)
     if not expanded:
         raise config.error(
             "workflow",
@@ -116,27 +117,32 @@ def _read_steps(config: Config, catalogue: Catalogue, targets: tuple[str, ...]) 
             hint="list targets such as `sft/megatron_bridge:tiny`, or give them with `--target`",
         )
     reader, scanner = StepConfigReader(), ImportScanner(catalogue)
-    steps: list[StepPlan] = []
-    for target, key in expanded:
+    own = OwnConfigs(catalogue, reader)
+    found: list[StepFiles] = []
+    for wanted in expanded:
         try:
-            found = find_step(catalogue, target)
+            found.append(find_step(catalogue, wanted.target))
         except AirferryError as error:
-            raise located(config, key, error) from error
-        read = reader.read(found.config_path) if found.config_path else None
-        steps.append(
-            StepPlan(
-                target=target,
-                folder=found.folder,
-                step_py=found.step_py,
-                step_toml=found.step_toml,
-                config_path=found.config_path,
-                module=found.module,
-                mounts=read.mounts if read else (),
-                overlays=read.overlays if read else (),
-                candidates=scanner.candidates(found),
-            )
+            raise located(config, wanted.key, error) from error
+    steps: dict[str, StepPlan] = {}
+    for target, wanted, step in zip(own.name(item.target for item in found), expanded, found, strict=True):
+        # the same config in two places is one target
+        written = steps[target.spec].written if target.spec in steps else ()
+        read = reader.read(step.config_path) if step.config_path else None
+        steps[target.spec] = StepPlan(
+            target=target,
+            folder=step.folder,
+            step_py=step.step_py,
+            step_toml=step.step_toml,
+            config_path=step.config_path,
+            module=step.module,
+            mounts=read.mounts if read else (),
+            overlays=read.overlays if read else (),
+            candidates=scanner.candidates(step),
+            config_files=own.files(target, step.config_path) if step.config_path else (),
+            written=tuple(dict.fromkeys((*written, *wanted.written))),
         )
-    return tuple(steps)
+    return tuple(steps.values())
 
 
 def _launcher(config: Config, platforms: tuple[Platform, ...]) -> LauncherPlan:

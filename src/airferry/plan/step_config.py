@@ -5,6 +5,7 @@ Finds the Git overlays in its values (never in comments) and its mounts. The onl
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -22,6 +23,7 @@ from airferry.errors import ConfigurationError
 from airferry.plan.models import Overlay
 
 MISSING = "???"
+MAX_CHAIN = 200
 CLASH_HINT = "give them different targets, or remove one"
 _PLAIN = re.compile(r"[^$]*(\$\{[^{}$]*\}[^$]*)+")
 _MARK = re.compile(r"\$\{\s*auto_mount\s*:")
@@ -34,6 +36,15 @@ class StepConfig:
 
     mounts: tuple[Any, ...] = ()
     overlays: tuple[Overlay, ...] = ()
+
+
+@dataclass(frozen=True)
+class ConfigBase:
+    """A file that a config inherits from: the key that says so, the path as written, and where that leads."""
+
+    key: KeyPath
+    written: str
+    path: Path
 
 
 class StepConfigReader:
@@ -71,26 +82,47 @@ class StepConfigReader:
         Raises:
             ConfigurationError: a file is missing, no YAML or inherits itself.
         """
-        return self._chain(path, ())
+        return self._chain(path.parent.resolve() / path.name, (), [0])
 
-    def _chain(self, path: Path, above: tuple[Path, ...]) -> list[Document]:
-        """Return the documents that a config consists of, the weakest first."""
-        path = path.resolve()
-        if path in above:
-            raise ConfigurationError(
-                "configs inherit from each other in a circle: " + " → ".join(f"`{item}`" for item in (*above, path)),
-                hint="remove one of the `defaults:`",
-            )
+    def bases(self, path: Path) -> list[ConfigBase]:
+        """Return what a config inherits from directly, in its order.
+
+        A path in `defaults:` starts at the folder of the file that it stands in; without an ending it gets `.yaml`.
+
+        Raises:
+            ConfigurationError: a file is missing.
+        """
         document = self._document(path)
-        chain: list[Document] = []
-        for key, name in _bases(document.value):
+        found = []
+        for key, name in _entries(document.value):
             base = path.parent / (name if Path(name).suffix else f"{name}.yaml")
             if not base.is_file():
+                near = difflib.get_close_matches(base.name, _neighbours(base), n=1)
                 raise document.error(
-                    key, f"the config inherits from `{name}`, and `{base}` is missing", hint="correct `defaults:`"
+                    key,
+                    f"the config inherits from `{name}`, and `{base}` is missing",
+                    hint="a path in `defaults:` starts at the folder of the file that it stands in"
+                    + (f"; did you mean `{Path(name).parent / near[0]}`?" if near else "; correct it"),
                 )
-            chain += self._chain(base, (*above, path))
-        return [*chain, document]
+            found.append(ConfigBase(key, name, base.parent.resolve() / base.name))
+        return found
+
+    def _chain(self, path: Path, above: tuple[Path, ...], count: list[int]) -> list[Document]:
+        """Return the documents that a config consists of, the weakest first."""
+        real = path.resolve()
+        if real in above:
+            raise self._document(path).error(
+                ("defaults",),
+                "configs inherit from each other in a circle: " + " → ".join(f"`{item}`" for item in (*above, real)),
+                hint="remove one of the `defaults:`",
+            )
+        count[0] += 1
+        if count[0] > MAX_CHAIN:
+            raise self._document(path).error((), f"with this, a config inherits from more than {MAX_CHAIN} files")
+        chain: list[Document] = []
+        for base in self.bases(path):
+            chain += self._chain(base.path, (*above, real), count)
+        return [*chain, self._document(path)]
 
     def _document(self, path: Path) -> Document:
         document = self._documents.get(path)
@@ -141,7 +173,14 @@ def make_overlay(url: str, ref: str, target: str) -> Overlay:
     return Overlay(url.rstrip("/").split("/")[-1].removesuffix(".git"), url, ref, target)
 
 
-def _bases(value: Any) -> Iterator[tuple[KeyPath, str]]:
+def _neighbours(path: Path) -> list[str]:
+    try:
+        return sorted(item.name for item in path.parent.iterdir() if item.suffix in (".yaml", ".yml"))
+    except OSError:
+        return []
+
+
+def _entries(value: Any) -> Iterator[tuple[KeyPath, str]]:
     defaults = value.get("defaults") if isinstance(value, dict) else None
     if isinstance(defaults, str):
         yield ("defaults",), defaults
