@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from airferry.build import contexts
@@ -30,7 +30,6 @@ from airferry.build.rehearsal_report import (
     read_hook_log,
     read_sink_log,
 )
-from airferry.build.tasks import WORKSPACE
 from airferry.buildah.engine import Engine, Volume
 from airferry.buildah.sink import OWN_NAME
 from airferry.bundle.manifest import AttemptEntry, RehearsalEntry
@@ -137,6 +136,7 @@ class _Scene:
     choice: StepRehearsal
     command: tuple[str, ...]
     config: str
+    workspace: str
     path: str
     modules: tuple[str, ...]
 
@@ -254,8 +254,9 @@ class Rehearsal:
     def _scene(self, step: StepPlan, group: GroupPlan, image: BuiltImage) -> _Scene:
         choice = self._plan.config.rehearsal.for_target(step.target.step_id, step.target.spec, *step.written)
         python = self._lock.groups[group.name].platforms[str(image.platform)].python
-        config = f"{WORKSPACE}/{step.config_name}" if step.config_name else ""
-        words = {"python": python, "step": self._inside(step.step_py), "config": config, "workspace": WORKSPACE}
+        workspace = self._plan.workspace
+        config = f"{workspace}/{step.config_name}" if step.config_name else ""
+        words = {"python": python, "step": self._inside(step.step_py), "config": config, "workspace": workspace}
         command = choice.command or ("{python}", "{step}", *(("--config", "{config}") if config else ()))
         for name, value in words.items():
             command = tuple(word.replace("{" + name + "}", value) for word in command)
@@ -269,12 +270,14 @@ class Rehearsal:
             choice=choice,
             command=command,
             config=config,
+            workspace=workspace,
             path=self._inside(_package_root(step)),
             modules=tuple(sorted(wanted)),
         )
 
     def _inside(self, path: Path) -> str:
-        return f"{WORKSPACE}/{path.relative_to(self._plan.source_root).as_posix()}"
+        name = path.relative_to(self._plan.source_root).as_posix()
+        return (PurePosixPath(self._plan.workspace) / name).as_posix()
 
     @contextmanager
     def _source(self) -> Iterator[tuple[Path, str | None]]:
@@ -341,9 +344,9 @@ class Rehearsal:
         finally:
             engine.remove_tree(folder)
         hook = phases[-1][0]
-        ending = judge_ending(hook, root=WORKSPACE, has_config=bool(scene.config))
+        ending = judge_ending(hook, root=scene.workspace, has_config=bool(scene.config))
         end: dict[str, Any] = next((item for item in reversed(hook) if item["event"] == "end"), {})
-        attempts = {item for logs in phases for item in find_attempts(*logs, root=WORKSPACE, own=OWN_NAME)}
+        attempts = {item for logs in phases for item in find_attempts(*logs, root=scene.workspace, own=OWN_NAME)}
         return {
             "ending": asdict(ending),
             "attempts": [asdict(item) for item in in_order(attempts)],
@@ -378,7 +381,7 @@ class _Stage:
             (logs / LOG_FILE).touch()
             for path, mode in ((folder / phase, 0o755), (logs, 0o777), (logs / LOG_FILE, 0o666)):
                 path.chmod(mode)
-        self._volumes = [Volume(source, WORKSPACE), Volume(hook, HOOK), Volume(job, JOB, writable=True)]
+        self._volumes = [Volume(source, scene.workspace), Volume(hook, HOOK), Volume(job, JOB, writable=True)]
         self._env = {
             "PYTHONDONTWRITEBYTECODE": "1",
             "PWD": JOB,  # as a shell sets it, and as configs read it
@@ -386,7 +389,7 @@ class _Stage:
             "PYTHONPATH": ":".join(filter(None, [HOOK, scene.path, scene.choice.env.get("PYTHONPATH"), image_path])),
             "AIRFERRY_REHEARSAL_LOG": f"{LOGS}/{LOG_FILE}",
             "AIRFERRY_REHEARSAL_CONFIG": scene.config,
-            "AIRFERRY_REHEARSAL_ROOT": WORKSPACE + "/",
+            "AIRFERRY_REHEARSAL_ROOT": scene.workspace + "/",
         }
 
     def import_modules(self, engine: Engine, image: str) -> ProbeResult | None:

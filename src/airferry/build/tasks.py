@@ -37,7 +37,6 @@ from airferry.plan.lockfile import LockedPlatform, Lockfile
 from airferry.plan.models import GroupPlan, LauncherPlan, Plan
 
 LAUNCHER = "launcher"
-WORKSPACE = "/workspace/Nemotron"
 TITLE_LABEL = "org.opencontainers.image.title"
 MAX_SAID = 20
 
@@ -198,7 +197,8 @@ class TaskMaker:
         arguments = {
             "PYTHON_BIN": locked.python,
             "BASE_USER": base.user,
-            "WORKSPACE": WORKSPACE,
+            "WORKSPACE": self.plan.workspace,
+            "CODE_FOLDER": self.plan.code_folder,
             "PACKAGES": " ".join(launcher.packages),
         }
 
@@ -295,14 +295,16 @@ class TaskMaker:
     ) -> DirectWork:
         root, excluded = self.plan.source_root, [self.plan.output_dir]
         labels = _labels(launcher.tag, base)
-        environment = launcher_environment(WORKSPACE, (base.config.config or {}).get("Env") or ())
+        workspace, code_folder = self.plan.workspace, self.plan.code_folder
+        before = (base.config.config or {}).get("Env") or ()
+        environment = launcher_environment(workspace, before, code_folder=code_folder)
 
         def compose(tree: LayerTree, known: Known, room: Room) -> None:
             _check_python(known, locked, base=launcher.base_image.key)
             assert known.python is not None
             configs = contexts.plan_configs(self.plan, self.cache)
-            add_repository(tree, contexts.carried(root, excluded, configs), WORKSPACE)
-            scheme = add_environment(tree, known.python, f"{WORKSPACE}/.venv")
+            add_repository(tree, contexts.carried(root, excluded, configs), workspace)
+            scheme = add_environment(tree, known.python, f"{workspace}/.venv")
             wheels = [*self._fetch(locked, base), *self._project_wheels(room.folder)]
             self._install(tree, known, room, locked, wheels, scheme)
 
@@ -310,13 +312,13 @@ class TaskMaker:
             name=LAUNCHER,
             platform=platform,
             labels=labels,
-            says=f"airferry {LAUNCHER}: the catalogue at {WORKSPACE}, {len(locked.additions)} distributions",
+            says=f"airferry {LAUNCHER}: the catalogue at {workspace}, {len(locked.additions)} distributions",
             adds=True,
             python=locked.python,
             needs_python=True,
             additions=_additions(locked),
             environment=environment,
-            settings={"WorkingDir": WORKSPACE, "Cmd": ["bash"]},
+            settings={"WorkingDir": workspace, "Cmd": ["bash"]},
             obstacle=lambda known: launcher_obstacle(known, launcher.packages),
             compose=compose,
         )
@@ -327,7 +329,7 @@ class TaskMaker:
             "environment": environment,
             "wheels": [[item.file, item.sha256] for item in locked.additions],
             "source": self._source_digest(),
-            "project": f"{WORKSPACE}/{Path(self.plan.config.source.steps).parts[0]}",
+            "project": code_folder,
         }
         return DirectWork(recipe, self._inputs(base, inputs))
 
@@ -382,8 +384,7 @@ class TaskMaker:
         pyproject = self.plan.source_root / "pyproject.toml"
         if not pyproject.is_file():
             return []
-        source_path = f"{WORKSPACE}/{Path(self.plan.config.source.steps).parts[0]}"
-        made = project_wheel(pyproject, source_path=source_path, version=None, into=into)
+        made = project_wheel(pyproject, source_path=self.plan.code_folder, version=None, into=into)
         return [read_wheel(made, sha256=file_sha256(made))] if made is not None else []
 
 

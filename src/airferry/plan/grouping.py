@@ -127,11 +127,11 @@ def _finish(config: Config, draft: _Draft) -> GroupPlan:
     if len(names) == 1:
         image = draft.images[names[0]]
         stem = names[0]
-        tag = image.tag or f"nemotron-execution-{_sanitise(stem)}:airgap"
+        tag = image.tag or config.source.image_name("execution", _sanitise(stem))
         tar = image.tar or f"execution-{_sanitise(stem)}.tar"
     else:
         stem = "-".join(_sanitise(name) for name in names)
-        tag, tar = f"nemotron-customizer-{stem}-airgap:latest", f"execution-{stem}-image.tar"
+        tag, tar = config.source.image_name("joined", stem), f"execution-{stem}-image.tar"
     images = draft.images
     requirements: dict[str, str] = {}
     for name in names:

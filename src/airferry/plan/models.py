@@ -152,6 +152,7 @@ class Plan:
     """Everything that is going to be locked, built and sealed.
 
     `stages` are in the order in which they run. `groups` are empty and `launcher` is None where no stage needs them.
+    `workspace` is where the catalogue lies in images, `code_folder` the folder in it that is on Python's path.
     """
 
     config: Config
@@ -164,6 +165,8 @@ class Plan:
     steps: tuple[StepPlan, ...]
     groups: tuple[GroupPlan, ...]
     launcher: LauncherPlan | None
+    workspace: str
+    code_folder: str
     step_images: Mapping[str, str] = field(default_factory=dict)
 
     @property

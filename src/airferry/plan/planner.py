@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from airferry.config import Config, LauncherImage
@@ -47,7 +47,16 @@ def make_plan(
         ConfigurationError: something is missing or contradicts itself; see the functions of this package.
         UsageError: a stage that was asked for does not exist.
     """
-    chosen_stages = normalise_stages(_split(stages) or _split(config.effective_stages))
+    asked = _split(stages)
+    chosen_stages = normalise_stages(asked or _split(config.effective_stages))
+    if config.launcher_image is False:
+        if "build-launcher-image" in asked:
+            raise config.error(
+                "launcher_image",
+                reason="`false`: there is no launcher image to build",
+                hint="leave `--stage build-launcher-image` out, or describe the image",
+            )
+        chosen_stages = tuple(stage for stage in chosen_stages if stage != "build-launcher-image")
     chosen_platforms = tuple(platforms)
     _ = config.effective_compression  # refuses what the site's executors cannot read, whatever the stages are
     catalogue = open_catalogue(config, source_dir=source_dir)
@@ -71,6 +80,8 @@ def make_plan(
         steps=steps,
         groups=groups,
         launcher=launcher,
+        workspace=config.source.effective_workspace,
+        code_folder=_code_folder(config, catalogue),
         step_images=_step_images(steps, groups),
     )
 
@@ -150,13 +161,19 @@ def _launcher(config: Config, platforms: tuple[Platform, ...]) -> LauncherPlan:
     return LauncherPlan(
         base_image=image.base_image,
         platforms=image_platforms(platforms, image.platform_choice, config),
-        tag=image.tag,
+        tag=image.tag or config.source.image_name("launcher"),
         tar=image.tar,
         packages=image.packages,
         python=image.python,
         containerfile=image.containerfile,
         compression=config.effective_compression,
     )
+
+
+def _code_folder(config: Config, catalogue: Catalogue) -> str:
+    """Return the folder that Python finds the catalogue's packages in, where the catalogue lies in the workspace."""
+    workspace = config.source.effective_workspace
+    return (PurePosixPath(workspace) / catalogue.source_folder.relative_to(catalogue.root).as_posix()).as_posix()
 
 
 def _output_dir(config: Config, catalogue: Catalogue) -> Path:
