@@ -45,7 +45,8 @@ Checkout = tuple[str, str, str]
 
 @dataclass(frozen=True, slots=True)
 class ContainerWork:
-    """How an engine builds an image. `lay_out` fills the build context; `network` is for RUN instructions.
+    """How an engine builds an image. `lay_out` fills the build context; `network` is for RUN instructions, `env` goes
+    into the config.
 
     `inputs` is what the image depends on, worked out when an engine is considered at all.
     """
@@ -55,6 +56,7 @@ class ContainerWork:
     network: bool
     inputs: Callable[[], Mapping[str, Any]]
     lay_out: Callable[[Path], None]
+    env: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,7 @@ class TaskMaker:
             "labels": labels,
             "wheels": [[item.file, item.sha256] for item in locked.additions],
             "overlays": [list(checkout) for checkout in checkouts],
+            **_env_input(group),
         }
         against = self._against(group.containerfile)
         direct = None
@@ -188,7 +191,7 @@ class TaskMaker:
             pip = self._pip(locked.python_version).name if locked.additions else None
             return self._inputs(base, {**parts, **own, "arguments": arguments, "pip": pip})
 
-        return ContainerWork(containerfile, arguments, group.containerfile is not None, inputs, lay_out)
+        return ContainerWork(containerfile, arguments, group.containerfile is not None, inputs, lay_out, group.env)
 
     def _launcher_container(self, launcher: LauncherPlan, locked: LockedPlatform, base: BaseImage) -> ContainerWork:
         containerfile = launcher.containerfile or shipped("containerfiles") / "Containerfile.launcher"
@@ -222,11 +225,12 @@ class TaskMaker:
                 "labels": _labels(launcher.tag, base),
                 "wheels": [[item.file, item.sha256] for item in locked.additions],
                 "pip": self._pip(locked.python_version).name,
+                **_env_input(launcher),
                 "source": self._source_digest(),
             }
             return self._inputs(base, own)
 
-        return ContainerWork(containerfile, arguments, bool(launcher.packages), inputs, lay_out)
+        return ContainerWork(containerfile, arguments, bool(launcher.packages), inputs, lay_out, launcher.env)
 
     def _container_inputs(self, containerfile: Path, script: str) -> dict[str, Any]:
         return {
@@ -280,12 +284,13 @@ class TaskMaker:
             name=group.name,
             platform=platform,
             labels=labels,
-            says=f"airferry {group.name}: " + (_listed(said) or "nothing to add"),
+            says=f"airferry {group.name}: " + (_listed([*said, *_variables(group)]) or "nothing to add"),
             adds=bool(said),
             python=locked.python,
             needs_python=bool(locked.additions),
             additions=_additions(locked),
             environment=OFFLINE_ENVIRONMENT,
+            env=group.env,
             obstacle=obstacle,
             compose=compose,
         )
@@ -318,6 +323,7 @@ class TaskMaker:
             needs_python=True,
             additions=_additions(locked),
             environment=environment,
+            env=launcher.env,
             settings={"WorkingDir": workspace, "Cmd": ["bash"]},
             obstacle=lambda known: launcher_obstacle(known, launcher.packages),
             compose=compose,
@@ -327,6 +333,7 @@ class TaskMaker:
             **_described(locked),
             "labels": labels,
             "environment": environment,
+            **_env_input(launcher),
             "wheels": [[item.file, item.sha256] for item in locked.additions],
             "source": self._source_digest(),
             "project": code_folder,
@@ -386,6 +393,15 @@ class TaskMaker:
             return []
         made = project_wheel(pyproject, source_path=self.plan.code_folder, version=None, into=into)
         return [read_wheel(made, sha256=file_sha256(made))] if made is not None else []
+
+
+def _env_input(image: GroupPlan | LauncherPlan) -> dict[str, Any]:
+    """Return an image's `env:` as inputs hold it; nothing where there is none, so that what was built before counts."""
+    return {"env": dict(image.env)} if image.env else {}
+
+
+def _variables(image: GroupPlan | LauncherPlan) -> list[str]:
+    return [f"sets {', '.join(sorted(image.env))}"] if image.env else []
 
 
 def _labels(tag: str, base: BaseImage) -> dict[str, str]:

@@ -163,6 +163,7 @@ class GroupEntry(_Familiar):
     steps: tuple[str, ...]
     targets: tuple[str, ...] = ()
     pip_no_deps: bool = False
+    env: dict[str, str] = Field(default_factory=dict)
     candidate_imports: tuple[str, ...] = ()
     missing_imports: tuple[str, ...] = ()
     missing_core_imports: tuple[str, ...] = ()
@@ -179,6 +180,7 @@ class LauncherEntry(_Familiar):
     platforms: tuple[str, ...]
     tag: str
     tar: str
+    env: dict[str, str] = Field(default_factory=dict)
 
 
 class SavedImage(_Familiar):

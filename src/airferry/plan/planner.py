@@ -14,6 +14,7 @@ from airferry.host import files
 from airferry.oci.platform import Platform
 from airferry.plan.catalogue import Catalogue, StepFiles, expand_targets, find_step, located, open_catalogue
 from airferry.plan.catalogue_lock import find_catalogue_lock
+from airferry.plan.config_images import image_warnings
 from airferry.plan.grouping import check_images, image_platforms, make_groups
 from airferry.plan.imports import ImportScanner
 from airferry.plan.models import GroupPlan, LauncherPlan, Plan, StepPlan
@@ -83,6 +84,7 @@ def make_plan(
         workspace=config.source.effective_workspace,
         code_folder=_code_folder(config, catalogue),
         step_images=_step_images(steps, groups),
+        warnings=image_warnings(config, catalogue, steps) if groups else (),
     )
 
 
@@ -150,6 +152,7 @@ def _read_steps(config: Config, catalogue: Catalogue, targets: tuple[str, ...]) 
             mounts=read.mounts if read else (),
             overlays=read.overlays if read else (),
             candidates=scanner.candidates(step),
+            container_image=read.container_image if read else None,
             config_files=own.files(target, step.config_path) if step.config_path else (),
             written=tuple(dict.fromkeys((*written, *wanted.written))),
         )
@@ -167,6 +170,7 @@ def _launcher(config: Config, platforms: tuple[Platform, ...]) -> LauncherPlan:
         python=image.python,
         containerfile=image.containerfile,
         compression=config.effective_compression,
+        env=image.env,
     )
 
 
