@@ -5,6 +5,7 @@ Membership, order, suffixes, names and tags are those that Nemotron's users have
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import re
@@ -105,11 +106,16 @@ def make_groups(config: Config, steps: Iterable[StepPlan], *, platforms: tuple[P
 def _image_of(config: Config, step: StepPlan) -> tuple[str, ExecutionImage]:
     entry = config.step_execution_images.get(step.target.step_id)
     if entry is None:
+        step_id = step.target.step_id
+        near = difflib.get_close_matches(step_id, config.step_execution_images, n=1, cutoff=0.9)
+        hint = f"add `{step_id}: <name>`, with one of " + (
+            ", ".join(f"`{name}`" for name in config.execution_images) or "the names below `execution_images`"
+        )
         raise config.error(
             "step_execution_images",
-            reason=f"step `{step.target.step_id}` has no entry",
-            hint=f"add `{step.target.step_id}: <name>`, with one of "
-            + (", ".join(f"`{name}`" for name in config.execution_images) or "the names below `execution_images`"),
+            *near,
+            reason=f"step `{step_id}` has no entry",
+            hint=hint + (f"; or correct `{near[0]}`, if it stands for this step" if near else ""),
         )
     image = config.execution_images.get(entry.execution_image)
     if image is None:

@@ -12,7 +12,7 @@ from airferry.oci.platform import Platform
 
 SCHEMA_VERSION = 1
 Origin = Literal["required", "step", "catalogue", "reported"]
-WarningKind = Literal["fetch", "image", "install"]
+WarningKind = Literal["fetch", "image", "install", "name"]
 
 
 @dataclass(frozen=True, slots=True, order=True)

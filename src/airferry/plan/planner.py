@@ -17,10 +17,11 @@ from airferry.plan.catalogue_lock import find_catalogue_lock
 from airferry.plan.config_images import image_warnings
 from airferry.plan.grouping import check_images, image_platforms, make_groups
 from airferry.plan.imports import ImportScanner
-from airferry.plan.models import GroupPlan, LauncherPlan, Plan, StepPlan
+from airferry.plan.models import GroupPlan, LauncherPlan, Plan, PlanWarning, StepPlan
 from airferry.plan.own_configs import OwnConfigs
 from airferry.plan.rendering import render_yaml
 from airferry.plan.step_config import StepConfigReader
+from airferry.plan.step_ids import id_warnings
 
 _PREREQUISITES = {
     "discover-execution-deps": ("validate",),
@@ -84,7 +85,7 @@ def make_plan(
         workspace=config.source.effective_workspace,
         code_folder=_code_folder(config, catalogue),
         step_images=_step_images(steps, groups),
-        warnings=image_warnings(config, catalogue, steps) if groups else (),
+        warnings=_warnings(config, catalogue, steps, groups),
     )
 
 
@@ -157,6 +158,13 @@ def _read_steps(config: Config, catalogue: Catalogue, targets: tuple[str, ...]) 
             written=tuple(dict.fromkeys((*written, *wanted.written))),
         )
     return tuple(steps.values())
+
+
+def _warnings(
+    config: Config, catalogue: Catalogue, steps: tuple[StepPlan, ...], groups: tuple[GroupPlan, ...]
+) -> tuple[PlanWarning, ...]:
+    found = id_warnings(config, catalogue, steps) if steps else ()
+    return (*found, *(image_warnings(config, catalogue, steps) if groups else ()))
 
 
 def _launcher(config: Config, platforms: tuple[Platform, ...]) -> LauncherPlan:
