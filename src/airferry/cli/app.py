@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 import airferry
-from airferry.cli import assets, far, far_more, near, registries, rehearse, site
+from airferry.cli import assets, catalogue, far, far_more, near, registries, rehearse, site
 from airferry.cli.render import Reporter, data, escape
 from airferry.errors import AirferryError, HostError
 from airferry.host import files, process
@@ -48,6 +48,7 @@ far_more.register(app)
 assets.register(app)
 registries.register(app)
 site.register(app)
+catalogue.register(app)
 
 
 def _show_version(value: bool) -> None:
