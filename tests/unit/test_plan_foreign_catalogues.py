@@ -88,7 +88,7 @@ def test_nemotrons_catalogue_keeps_nemotrons_words(tmp_path: Path) -> None:
     assert made.launcher is not None and made.launcher.tag == "nemotron-customizer-launcher-airgap:latest"
     assert (made.workspace, made.code_folder) == ("/workspace/Nemotron", "/workspace/Nemotron/src")
     assert made.groups[0].tag.startswith("nemotron-execution-img-")
-    assert made.config.source.effective_submit == "nemotron steps run {step} -c {config} -b {profile} {overrides}"
+    assert made.config.source.carried_submit is None
     change(config, source={"prefix": "acme"})
     renamed = plan(config)
     assert renamed.launcher is not None and renamed.launcher.tag == "acme-launcher-airgap:latest"

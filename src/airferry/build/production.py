@@ -268,6 +268,7 @@ class Production:
             update={
                 "rehearsals": rehearsal.entries if rehearsal else (),
                 "catalogue": catalogue.entry if catalogue else None,
+                "submit": plan.config.source.carried_submit,
             }
         )
         sealed = seal(self._store, named, artifacts=[descriptor for _entry, descriptor in described], manifest=manifest)

@@ -6,7 +6,6 @@ A held `Config` is a valid one as far as the file alone can tell; whether its st
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -44,6 +43,7 @@ from airferry.config.fields import (
 )
 from airferry.config.rehearsal import RehearsalChoice
 from airferry.config.site import SiteProfile
+from airferry.config.submit import NEMOTRON_SUBMIT, SubmitText
 from airferry.errors import ConfigurationError
 from airferry.oci.platform import Platform
 
@@ -217,27 +217,6 @@ class Paths(StrictModel):
     ] = None
 
 
-SUBMIT_WORDS = ("step", "config", "profile", "overrides")
-NEMOTRON_SUBMIT = "nemotron steps run {step} -c {config} -b {profile} {overrides}"
-
-
-def _submit(value: str) -> str:
-    try:
-        words = shlex.split(value)
-    except ValueError as error:
-        raise ValueError(f"`{value}` cannot be split into words: {error}") from error
-    unknown = [name for word in words for name in re.findall(r"\{([^}]*)\}", word) if name not in SUBMIT_WORDS]
-    if unknown:
-        known = ", ".join(f"`{{{name}}}`" for name in SUBMIT_WORDS)
-        raise ValueError(f"`{{{unknown[0]}}}` stands for nothing; known are {known}")
-    if "{step}" not in value:
-        raise ValueError("`{step}` is missing, for example `acme run {step} --config {config}`")
-    return value
-
-
-SubmitText = Annotated[Text, AfterValidator(_submit)]
-
-
 class Source(StrictModel):
     """Where the catalogue is, and what it is called: Nemotron's words are defaults for Nemotron's catalogue alone."""
 
@@ -291,9 +270,11 @@ class Source(StrictModel):
         return (self.workspace or ("/workspace/Nemotron" if self.is_nemotron else "/workspace/catalogue")).rstrip("/")
 
     @property
-    def effective_submit(self) -> str | None:
-        """The command that submits a step; None where nobody says it."""
-        return self.submit or (NEMOTRON_SUBMIT if self.is_nemotron else None)
+    def carried_submit(self) -> str | None:
+        """The command that submits a step, as a bundle says it: None for Nemotron's own, empty if none is known."""
+        if self.submit == NEMOTRON_SUBMIT or (self.submit is None and self.is_nemotron):
+            return None
+        return self.submit or ""
 
     def image_name(self, kind: Literal["launcher", "execution", "joined"], name: str = "") -> str:
         """Return the name of an image that has no `tag`: the launcher, the image of one name, or that of several."""
