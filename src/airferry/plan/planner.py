@@ -20,6 +20,7 @@ from airferry.plan.imports import ImportScanner
 from airferry.plan.models import GroupPlan, LauncherPlan, Plan, PlanWarning, StepPlan
 from airferry.plan.own_configs import OwnConfigs
 from airferry.plan.rendering import render_yaml
+from airferry.plan.start_warnings import fetch_warnings
 from airferry.plan.step_config import StepConfigReader
 from airferry.plan.step_ids import id_warnings
 
@@ -163,8 +164,11 @@ def _read_steps(config: Config, catalogue: Catalogue, targets: tuple[str, ...]) 
 def _warnings(
     config: Config, catalogue: Catalogue, steps: tuple[StepPlan, ...], groups: tuple[GroupPlan, ...]
 ) -> tuple[PlanWarning, ...]:
-    found = id_warnings(config, catalogue, steps) if steps else ()
-    return (*found, *(image_warnings(config, catalogue, steps) if groups else ()))
+    found = list(id_warnings(config, catalogue, steps)) if steps else []
+    if groups:
+        found += image_warnings(config, catalogue, steps)
+        found += fetch_warnings(config, catalogue, steps, groups)
+    return tuple(found)
 
 
 def _launcher(config: Config, platforms: tuple[Platform, ...]) -> LauncherPlan:
