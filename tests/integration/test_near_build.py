@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from airferry.buildah.engine import open_engine
-from airferry.bundle.manifest import BundleManifest, ImageEntry, PlatformEntry
+from airferry.bundle.manifest import MANIFEST_FILE, BundleManifest, ImageEntry, PlatformEntry
 from airferry.errors import ConfigurationError, UsageError
 from airferry.events import Event, Notice
 from airferry.host import files, process
@@ -293,6 +293,7 @@ def test_the_same_lock_gives_the_same_root_anywhere(
     assert {image["reference"]: image["digest"] for image in answer["images"]} == {
         image.reference: image.digest for image in built.manifest.images
     }
+    assert (elsewhere / "out" / MANIFEST_FILE).read_text() == (side.out / MANIFEST_FILE).read_text()
     assert answer["root"] == built.outcome.root
     assert list((elsewhere / "tmp").iterdir()) == []
 
