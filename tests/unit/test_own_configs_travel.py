@@ -128,3 +128,17 @@ def test_the_submit_line_is_the_catalogues(tmp_path: Path) -> None:
         (step,) = usecases.overlays(tmp_path / "receipt.yaml", source=catalogue, out=tmp_path / "jobs").steps
         assert step.command.startswith(expected)
         assert step.command in (tmp_path / "jobs/kubernetes/submit.txt").read_text()
+
+
+def test_a_config_that_was_written_on_the_far_side_is_checked_by_its_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalogue = write_catalogue(tmp_path / "code")
+    write_receipt(receipt_of(DIGEST), tmp_path / "receipt.yaml")
+    (tmp_path / "late.yaml").write_text(f"defaults: code/{STEP}/config/default\ntokenizer: org/name\n")
+    monkeypatch.chdir(tmp_path)
+    report = usecases.check(
+        receipt=Path("receipt.yaml"), source=catalogue, targets=["sft/one:late.yaml"], ask_registry=False
+    )
+    assert report.steps == ("sft/one:late.yaml",)
+    assert "huggingface" in {finding.kind for finding in report.blocking}

@@ -210,7 +210,8 @@ def find_step(catalogue: Catalogue, target: Target) -> StepFiles:
             raise ConfigurationError(
                 f"step `{target.step_id}` has no config `{target.config}`: `{config_path}` is missing",
                 hint=_nearest(target.config, catalogue.config_names(target.step_id))
-                + "; a config outside of the catalogue is named by its path, with a `/` or the ending `.yaml`",
+                + "; a customer's own config is named by its path, with a `/` or the ending `.yaml`, and is in the "
+                "catalogue that travelled with the images",
             )
     module = f"{catalogue.package}.{target.step_id.replace('/', '.')}.step"
     return StepFiles(target, folder, step_py, step_toml, config_path, module)
