@@ -36,6 +36,8 @@ SITE: dict[str, Any] = {
     "endpoints": {"inside": "http://vllm.site:8000/v1"},
 }
 
+BRIDGE = OverlayEntry(repo="Bridge", url="https://github.com/NVIDIA/Bridge.git", ref="0123abc", target="/opt/Bridge")
+
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
@@ -193,10 +195,18 @@ def test_overlays_are_what_counts_where_there_are_some(root: Path, tmp_path: Pat
     image = f"hub.site:5000#airgap/trainer:{DIGEST}"
     env = {"container_image": image, "mounts": ["/lustre/scratch:/scratch"]}
     (folder / "tiny.yaml").write_text(json.dumps({"defaults": base, "run": {"env": env}}))
-    pinned = receipt("sft/one:tiny")
+    pinned = receipt("sft/one:tiny", overlays=(BRIDGE,))
     without, within = check(root, receipt=pinned), check(root, receipt=pinned, overlays=tmp_path / "overlays")
     gone = {(item.kind, item.key) for item in without.findings} - {(item.kind, item.key) for item in within.findings}
     assert gone == {("git", "run.env.mounts[0]"), ("image", "run.env.container_image")}
+    (cloned,) = [item for item in without.findings if item.kind == "git"]
+    assert cloned.fix is not None and cloned.fix.startswith("-c airgap-overlays/slurm-pyxis/sft/one/tiny.yaml, which")
+    assert "run.env.mounts=" not in cloned.fix
+
+
+def test_a_checkout_that_the_image_does_not_hold_is_said_to_be_missing(root: Path) -> None:
+    (cloned,) = [item for item in check(root, receipt=receipt("sft/one:tiny")).findings if item.kind == "git"]
+    assert cloned.fix is not None and "does not hold it: build the bundle again" in cloned.fix
 
 
 @pytest.mark.parametrize(
