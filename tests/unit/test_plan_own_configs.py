@@ -181,6 +181,11 @@ def test_a_link_inherits_from_where_it_lies(tmp_path: Path) -> None:
         ),
         ({"mine.yaml": "defaults: base\n", "base.yaml": "a: [1\nb: 2\n"}, "base.yaml:2: no valid YAML", "brackets"),
         ({"mine.yaml": "defaults: base\n", "base.yaml": "- 1\n"}, "base.yaml:1: expected a mapping", ""),
+        (
+            {"mine.yaml": "defaults: base\n", "base.yaml": "a: 1\nhub: {token: hf_" + "a" * 30 + "}\n"},
+            "base.yaml:2: `hub.token`: looks like a secret",
+            "${oc.env:NAME}",
+        ),
         ({"mine.yaml": "a: " + "x" * (4 << 20)}, "mine.yaml:1: larger than 4 MiB", "name them by their paths"),
         (
             {
@@ -192,7 +197,7 @@ def test_a_link_inherits_from_where_it_lies(tmp_path: Path) -> None:
             "",
         ),
     ],
-    ids=["missing", "missing default", "circle", "not YAML", "a list", "too big", "too many"],
+    ids=["missing", "missing default", "circle", "not YAML", "a list", "a secret", "too big", "too many"],
 )
 def test_what_is_wrong_is_told_with_file_and_line(files: dict[str, str], said: str, hint: str, tmp_path: Path) -> None:
     config = lay_out(tmp_path, "sft/a:mine.yaml")

@@ -14,11 +14,12 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from airferry.config.document import MAX_BYTES
+from airferry.config.environment import SECRET_TEXT
 from airferry.config.yaml_edit import replace_texts
 from airferry.host import files
 from airferry.plan.catalogue import CONFIG_ENDINGS, Catalogue, real_path
 from airferry.plan.models import ConfigFile, Target
-from airferry.plan.step_config import StepConfigReader
+from airferry.plan.step_config import StepConfigReader, strings
 
 INHERITED_FOLDER = "inherited"
 _DIGITS = (8, 16, 32, 64)
@@ -96,6 +97,7 @@ class OwnConfigs:
         name = places[source]
         if self._catalogue.name_of(source) == name:
             return ConfigFile(name, source)
+        self._refuse_secrets(source)
         data = files.read_bounded(source, limit_bytes=MAX_BYTES)
         changes = {}
         for base in self._reader.bases(source):
@@ -103,6 +105,16 @@ class OwnConfigs:
             if base.written.startswith("/") or leads != places[base.path]:
                 changes[base.key] = posixpath.relpath(places[base.path], posixpath.dirname(name))
         return ConfigFile(name, source, replace_texts(data, changes, source) if changes else data)
+
+    def _refuse_secrets(self, source: Path) -> None:
+        document = self._reader.documents(source)[-1]
+        for key, text in strings(document.value):
+            if "${" not in text and SECRET_TEXT.search(text):
+                raise document.error(
+                    key,
+                    "looks like a secret, and would travel in the bundle",
+                    hint="let the config read it when the job runs, with `${oc.env:NAME}`",
+                )
 
     def _digest(self, path: Path) -> str:
         """Return the digest of what a config outside of the catalogue says, the same wherever it lies."""

@@ -208,14 +208,14 @@ def _telling_keys(value: Any) -> Iterator[str]:
     for key, item in value.items() if isinstance(value, dict) else ():
         environment = item.get("env") if key == "run" and isinstance(item, dict) else None
         if (isinstance(environment, dict) and "mounts" in environment) or any(
-            _MARK.search(text) for _, text in _strings(item)
+            _MARK.search(text) for _, text in strings(item)
         ):
             yield key
 
 
 def _merge(chain: list[Document], keys: set[str]) -> Any:
     parts = [{key: item for key, item in (document.value or {}).items() if key in keys} for document in chain]
-    if all(_PLAIN.fullmatch(text) for part in parts for _, text in _strings(part) if "$" in text or text == MISSING):
+    if all(_PLAIN.fullmatch(text) for part in parts for _, text in strings(part) if "$" in text or text == MISSING):
         with suppress(_NotPlainError):
             return reduce(_lay_over, parts)
     try:
@@ -238,19 +238,20 @@ def _lay_over(below: Any, above: Any) -> Any:
     return above
 
 
-def _strings(value: Any, key: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
+def strings(value: Any, key: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
+    """Yield all texts of a tree of values, with their keys."""
     if isinstance(value, str):
         yield key, value
     elif isinstance(value, dict):
         for name, item in value.items():
-            yield from _strings(item, (*key, name))
+            yield from strings(item, (*key, name))
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            yield from _strings(item, (*key, index))
+            yield from strings(item, (*key, index))
 
 
 def _overlays(value: Any, chain: list[Document]) -> Iterator[Overlay]:
-    for _, text in _strings(value):
+    for _, text in strings(value):
         found = _WHOLE.findall(text)
         if len(found) != len(_MARK.findall(text)):
             raise _error(text, chain, f"`{text}` is no overlay, expected `${{auto_mount:git+URL@REF,TARGET}}`")
@@ -264,7 +265,7 @@ def _overlays(value: Any, chain: list[Document]) -> Iterator[Overlay]:
 def _place(overlay: Overlay, chain: list[Document]) -> str:
     """Return `file:line` of the value that asks for an overlay, in the strongest document that does."""
     for document in reversed(chain):
-        for key, text in _strings(document.value):
+        for key, text in strings(document.value):
             if overlay.key in text and overlay.target in text:
                 return f"{document.path}:{document.line(key)}"
     return str(chain[-1].path)
@@ -274,7 +275,7 @@ def _error(text: str, chain: list[Document], reason: str) -> ConfigurationError:
     """Return the error for a value, at the place in the strongest document that says it."""
     hint = "an overlay is `${auto_mount:git+URL@REF,TARGET}`, for example with `@main,/opt/name`"
     for document in reversed(chain):
-        for key, item in _strings(document.value):
+        for key, item in strings(document.value):
             if item == text:
                 return document.error(key, reason, hint=hint)
     return chain[-1].error((), reason, hint=hint)
