@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,12 +18,15 @@ from airferry.plan.catalogue_lock import find_catalogue_lock
 from airferry.plan.config_images import image_warnings
 from airferry.plan.grouping import check_images, image_platforms, make_groups
 from airferry.plan.imports import ImportScanner
+from airferry.plan.job_path import PathScanner
 from airferry.plan.models import GroupPlan, LauncherPlan, Plan, PlanWarning, StepPlan
 from airferry.plan.own_configs import OwnConfigs
 from airferry.plan.rendering import render_yaml
+from airferry.plan.start_installs import config_installs, editable_folders, install_warnings
 from airferry.plan.start_warnings import fetch_warnings
 from airferry.plan.step_config import StepConfigReader
 from airferry.plan.step_ids import id_warnings
+from airferry.plan.step_values import StepDocuments
 
 _PREREQUISITES = {
     "discover-execution-deps": ("validate",),
@@ -131,7 +135,7 @@ def _read_steps(config: Config, catalogue: Catalogue, targets: tuple[str, ...]) 
             reason="no step is named",
             hint="list targets such as `sft/megatron_bridge:tiny`, or give them with `--target`",
         )
-    reader, scanner = StepConfigReader(), ImportScanner(catalogue)
+    reader, scanner, paths = StepConfigReader(), ImportScanner(catalogue), PathScanner(catalogue)
     own = OwnConfigs(catalogue, reader)
     found: list[StepFiles] = []
     for wanted in expanded:
@@ -144,6 +148,9 @@ def _read_steps(config: Config, catalogue: Catalogue, targets: tuple[str, ...]) 
         # the same config in two places is one target
         written = steps[target.spec].written if target.spec in steps else ()
         read = reader.read(step.config_path) if step.config_path else None
+        documents = StepDocuments(reader, step.config_path, environment={}) if step.config_path else None
+        path = paths.job_path(scanner.files(step), documents)
+        starts = config_installs(documents, catalogue)
         steps[target.spec] = StepPlan(
             target=target,
             folder=step.folder,
@@ -155,6 +162,8 @@ def _read_steps(config: Config, catalogue: Catalogue, targets: tuple[str, ...]) 
             overlays=read.overlays if read else (),
             candidates=scanner.candidates(step),
             container_image=read.container_image if read else None,
+            job_path=replace(path, folders=(*path.folders, *editable_folders(starts))),
+            start_installs=starts,
             config_files=own.files(target, step.config_path) if step.config_path else (),
             written=tuple(dict.fromkeys((*written, *wanted.written))),
         )
@@ -167,6 +176,7 @@ def _warnings(
     found = list(id_warnings(config, catalogue, steps)) if steps else []
     if groups:
         found += image_warnings(config, catalogue, steps)
+        found += install_warnings(catalogue, steps, groups)
         found += fetch_warnings(config, catalogue, steps, groups)
     return tuple(found)
 
