@@ -21,7 +21,7 @@ from airferry.plan.rendering import render_line
 from airferry.wording import counted
 
 _ROOTS = ("", "src", "python", "lib")
-_SEVERITY = {"present": 0, "incomplete": 1, "missing": 2}
+_FROM_BEST_TO_WORST = ("present", "incomplete", "unknown", "missing")
 
 Probe = Callable[[Mapping[str, str]], ProbeResult]
 
@@ -125,7 +125,7 @@ def job_modules(
             answer = answers.get(candidate.module)
             if answer is None or candidate.origin == "reported":
                 continue
-            if answer.status != "present" and not _named(group, candidate.module):
+            if answer.status in ("missing", "incomplete") and not _named(group, candidate.module):
                 wanted = answer.missing if answer.status == "incomplete" else candidate.module
                 held = _holding(group.overlays, trees, wanted)
                 if held is not None:
@@ -136,10 +136,14 @@ def job_modules(
                         notes.append(found)
                     answer = ModuleAnswer(status="present")
             known = worst.get(candidate.module)
-            if known is None or _SEVERITY[answer.status] > _SEVERITY[known.status]:
+            if known is None or _severity(answer) > _severity(known):
                 worst[candidate.module] = answer
     seen = first.model_copy(update={"modules": {**first.modules, **worst}})
     return JobModules(seen, tuple(unreached), tuple(dict.fromkeys(notes)))
+
+
+def _severity(answer: ModuleAnswer) -> int:
+    return _FROM_BEST_TO_WORST.index(answer.status)
 
 
 def _named(group: GroupPlan, module: str) -> bool:
