@@ -33,7 +33,6 @@ from airferry.build.knowledge import Knowledge
 from airferry.build.probe import ProbeResult, ask, probe_argv, probe_input
 from airferry.build.requirements import (
     Additions,
-    modules_to_probe,
     refuse_missing,
     resolve_additions,
     resolve_environment,
@@ -61,6 +60,7 @@ from airferry.plan.lockfile import (
     group_digest,
 )
 from airferry.plan.models import GroupPlan, LauncherPlan, Overlay, Plan
+from airferry.wording import counted
 
 PROBE_VERSION = 2  # part of what a lock entry depends on: raise it when the same base may give another answer
 PROBE_S = 3600.0
@@ -141,9 +141,14 @@ class Locker:
 
         def work(probed: _Probed) -> LockedPlatform:
             name, _image, platform, _inputs = probed.task
-            found = self._lock(probed)
-            for note in found.notes:
+            added = self._additions(probed)
+            for note in added.notes:
                 self.emit(Warned(f"{name} on {platform}: {note}"))
+            if optional := added.conditional:
+                what = counted(len(optional), "module")
+                text = f"{name} on {platform}: {what} imported under conditions are not in the base, and not installed"
+                self.emit(Notice(text, details=optional))
+            found = _environment(probed.answer.probe, added, probed.task[3])
             detail = f"adds {len(found.additions)}" if found.additions else "lacks nothing"
             self.emit(StageFinished(f"probe {name} {platform}", clock.monotonic_s() - probed.started_s, detail=detail))
             return found
@@ -299,6 +304,7 @@ class Locker:
                 "base": bases[launcher.base_image.key].platforms[str(platform)].manifest,
                 "python": launcher.python,
                 "catalogue_lock": self.catalogue_digest,
+                **({"requirements": sorted(launcher.requirements.items())} if launcher.requirements else {}),
             }
             if launcher.env:
                 inputs["env"] = dict(launcher.env)
@@ -317,12 +323,19 @@ class Locker:
         unreached = partial(refuse_unreached, [probed.refused for probed in answers], partial(overlay_place, self.plan))
         gathered(lambda one: one(), [unreached, *(partial(look, probed) for probed in answers)], jobs=1)
 
-    def _lock(self, probed: _Probed) -> LockedPlatform:
-        _name, image, platform, inputs = probed.task
+    def _additions(self, probed: _Probed) -> Additions:
+        _name, image, platform, _inputs = probed.task
         answer = probed.answer.probe
         compiler = self._compiler(probed.base, answer)
         if isinstance(image, LauncherPlan):
-            found = resolve_environment(probe=answer, catalogue=self.catalogue, wheels=self.wheels, compiler=compiler)
+            found = resolve_environment(
+                probe=answer,
+                catalogue=self.catalogue,
+                wheels=self.wheels,
+                requirements=image.requirements,
+                base=probed.base.name,
+                compiler=compiler,
+            )
         else:
             found = resolve_additions(
                 image,
@@ -333,7 +346,7 @@ class Locker:
                 wheels=self.wheels,
                 compiler=compiler,
             )
-        return _environment(answer, replace(found, notes=(*found.notes, *probed.answer.notes)), inputs)
+        return replace(found, notes=(*found.notes, *probed.answer.notes))
 
     def _compiler(self, base: BaseImage, probe: ProbeResult) -> Compiler | None:
         return may_compile(self.plan, self.engine, self.bases.store.path, base, probe.python.executable, emit=self.emit)
@@ -346,9 +359,8 @@ class Locker:
             variables = image_variables(image, base)
             return JobModules(self._probe(base, platform, image.python, [], variables, {}))
         trees = {item.target: self.checkouts.tree(item.url, commits[item.key]) for item in image.overlays}
-        modules = modules_to_probe(image.candidates)
 
-        def probe(variables: Mapping[str, str], mounts: Mapping[str, Path]) -> ProbeResult:
+        def probe(modules: Sequence[str], variables: Mapping[str, str], mounts: Mapping[str, Path]) -> ProbeResult:
             return self._probe(base, platform, image.python, modules, variables, mounts)
 
         return job_modules(image, steps_of(self.plan, image), base=base, trees=trees, probe=probe)
@@ -479,7 +491,7 @@ def _environment(probe: ProbeResult, found: Additions, inputs: str) -> LockedPla
         machine=python.machine,
         missing=found.missing,
         missing_core=found.missing_core,
-        notes=found.notes,
+        notes=(*found.notes, *found.conditional),
         additions=found.locked(),
         distributions=render_inventory({item.name: item.version for item in probe.distributions}),
     )
