@@ -7,7 +7,6 @@ metadata, its tags against the target. This module does not decide what is neede
 from __future__ import annotations
 
 import email.parser
-import hashlib
 import os
 import re
 import shutil
@@ -99,7 +98,7 @@ class WheelStore:
         path = self.folder / sha256 / filename
         if not path.is_file():
             return None
-        if file_sha256(path) != sha256:
+        if files.file_sha256(path) != sha256:
             files.remove_tree(path.parent)
             return None
         return read_wheel(path, sha256=sha256)
@@ -152,7 +151,7 @@ class WheelStore:
                 )
                 reasons = {item.requirement: item for item in missing}
                 for path in sorted(scratch.glob("*.whl")):
-                    wheel = read_wheel(path, sha256=file_sha256(path))
+                    wheel = read_wheel(path, sha256=files.file_sha256(path))
                     found.setdefault(wheel.name, wheel)
                 for pin in from_index:
                     if pin.requirement in reasons:
@@ -187,7 +186,7 @@ class WheelStore:
             )
             if isinstance(source, NotFound):
                 raise BuildError(f"{reason}, and no source", hint=_OTHER_VERSION, platforms=sorted(platforms))
-            return self._compile(pin, target, source, file_sha256(source), scratch=out, compiler=compiler)
+            return self._compile(pin, target, source, files.file_sha256(source), scratch=out, compiler=compiler)
 
     def _build_git(
         self, pin: Pin, git: GitSource, target: WheelTarget, *, scratch: Path, compiler: Compiler | None
@@ -273,7 +272,7 @@ class WheelStore:
     def _take(built: Path, *, into: Path, origin: str) -> Wheel:
         path = files.ensure_directory(into) / built.name
         normalise_wheel(built, path)
-        return replace(read_wheel(path, sha256=file_sha256(path)), origin=origin)
+        return replace(read_wheel(path, sha256=files.file_sha256(path)), origin=origin)
 
     def _admit(self, pin: Pin, wheel: Wheel | None, target: WheelTarget) -> Wheel:
         """Check a wheel against its pin and move it into the cache."""
@@ -330,7 +329,7 @@ class WheelStore:
             with zipfile.ZipFile(packed, "w") as archive:
                 for item in kept:
                     add_member(archive, str(item), Path(str(item.locate())).read_bytes())
-            path = self.folder / file_sha256(packed) / name
+            path = self.folder / files.file_sha256(packed) / name
             if not path.is_file():
                 files.ensure_directory(path.parent)
                 files.publish(packed, path)
@@ -409,15 +408,6 @@ def git_address(git: GitSource) -> str:
     """Return a Git source in one line, without credentials."""
     tail = f"#subdirectory={git.subdirectory}" if git.subdirectory else ""
     return f"git+{redact(git.url)}@{git.commit}{tail}"
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, in hex."""
-    state = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(_READ_BYTES):
-            state.update(block)
-    return state.hexdigest()
 
 
 def add_member(archive: zipfile.ZipFile, name: str, data: bytes, *, executable: bool = False) -> None:
