@@ -72,6 +72,11 @@ def test_a_twin_lists_the_very_manifests_of_its_image_and_adds_one_small_blob(tm
     assert report.ok and report.images == 1
 
 
+def test_a_report_names_twins(bundle: Path) -> None:
+    text = usecases.report(bundle).text
+    assert TWIN in text.split() and open_bundle(bundle).images[TWIN].digest in text.split()
+
+
 def test_what_is_wrong_with_a_twin_is_found(bundle: Path) -> None:
     opened = open_bundle(bundle)
     images = {name: entry for name, entry in opened.images.items() if name != TWIN}
