@@ -100,7 +100,7 @@ def test_what_is_wrong_with_a_twin_is_found(bundle: Path) -> None:
     reseal(bundle, images={**images, TWIN: other})
     found = texts(bundle)
     assert len(found) == 2 and all("Docker twin of image `trainer`" in text for text in found)
-    assert "the manifest says" in found[0] and "has other platforms than the image" in found[1]
+    assert "the manifest says" in found[0] and "lists other manifests than the image" in found[1]
 
     make_bundle(bundle, twins=True)
     entry = {**open_bundle(bundle).manifest.images[0].model_dump(), "docker_twin": None}

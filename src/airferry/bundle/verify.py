@@ -304,12 +304,12 @@ def _compare_image(
 def _compare_twin(inspector: Inspector, entry: ImageEntry, descriptor: Descriptor) -> None:
     """Check that a twin names the very manifests of its image, and is what the manifest says."""
     subject = f"Docker twin of image `{entry.name}`"
-    parts = inspector.image(descriptor, subject=subject)
+    listed = inspector.listing(descriptor, subject=subject)
     if entry.docker_twin is not None and entry.docker_twin.digest != descriptor.digest:
         inspector.report(subject, f"has digest `{descriptor.digest}`, the manifest says `{entry.docker_twin.digest}`")
-    found = {str(part.platform): part.manifest.digest for part in parts}
-    if found != {platform: stated.digest for platform, stated in entry.platforms.items()}:
-        inspector.report(subject, "has other platforms than the image", descriptor.digest)
+    found = sorted((str(child.platform_value()), child.digest) for child in listed)
+    if found != sorted((platform, stated.digest) for platform, stated in entry.platforms.items()):
+        inspector.report(subject, "lists other manifests than the image", descriptor.digest)
 
 
 def _check_artifacts(bundle: Bundle, inspector: Inspector) -> None:
