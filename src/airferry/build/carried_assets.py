@@ -66,7 +66,7 @@ def carry_assets(
             AssetEntry(
                 name=name,
                 kind=manifest.kind,
-                steps=choice.steps,
+                steps=tuple(plan.own_names.get(name, name) for name in choice.steps),
                 target=choice.target,
                 files=len(manifest.files),
                 size_bytes=manifest.size_bytes,

@@ -7,6 +7,7 @@ metadata, its tags against the target. This module does not decide what is neede
 from __future__ import annotations
 
 import email.parser
+import hashlib
 import os
 import re
 import shutil
@@ -37,6 +38,7 @@ from airferry.plan.locked_packages import GitSource
 MAX_METADATA_BYTES = 4 * 1024 * 1024
 MAX_NAMED = 12
 GIT_BUILD_VERSION = 1  # part of what a wheel from Git is known by: raise it when it is made in another way
+_READ_BYTES = 1 << 20
 _OTHER_VERSION = (
     "name a version that has a wheel for the platform under `requirements:` of the image, or leave the platform out"
 )
@@ -117,7 +119,7 @@ class WheelStore:
         path = self.folder / sha256 / filename
         if not path.is_file():
             return None
-        if files.file_sha256(path) != sha256:
+        if file_sha256(path) != sha256:
             files.remove_tree(path.parent)
             return None
         return read_wheel(path, sha256=sha256)
@@ -173,7 +175,7 @@ class WheelStore:
                 asked = {pin.asked: _accepted(pin) for pin in from_index}
                 missing |= {item.requirement: item for item in self.pip.download(asked, target, into=scratch)}
                 for path in sorted(scratch.glob("*.whl")):
-                    wheel = read_wheel(path, sha256=files.file_sha256(path))
+                    wheel = read_wheel(path, sha256=file_sha256(path))
                     found.setdefault(wheel.name, wheel)
             work += [
                 partial(self._build, pin, target, scratch=scratch, why=missing[pin.asked], compiler=compiler)
@@ -321,7 +323,7 @@ class WheelStore:
     def _take(built: Path, *, into: Path, origin: str) -> Wheel:
         path = files.ensure_directory(into) / built.name
         normalise_wheel(built, path)
-        return replace(read_wheel(path, sha256=files.file_sha256(path)), origin=origin)
+        return replace(read_wheel(path, sha256=file_sha256(path)), origin=origin)
 
     def _admit(self, pin: Pin, wheel: Wheel | None, target: WheelTarget) -> Wheel:
         """Check a wheel against its pin and move it into the cache."""
@@ -380,7 +382,7 @@ class WheelStore:
             with zipfile.ZipFile(packed, "w") as archive:
                 for item in kept:
                     add_member(archive, str(item), Path(str(item.locate())).read_bytes())
-            path = self.folder / files.file_sha256(packed) / name
+            path = self.folder / file_sha256(packed) / name
             if not path.is_file():
                 files.ensure_directory(path.parent)
                 files.publish(packed, path)
@@ -428,6 +430,15 @@ def normalise_wheel(source: Path, path: Path) -> None:
         for item in sorted(old.infolist(), key=lambda item: item.filename):
             if not item.is_dir():
                 add_member(new, item.filename, old.read(item), executable=bool(item.external_attr >> 16 & 0o111))
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hex."""
+    state = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(_READ_BYTES):
+            state.update(block)
+    return state.hexdigest()
 
 
 def add_member(archive: zipfile.ZipFile, name: str, data: bytes, *, executable: bool = False) -> None:
