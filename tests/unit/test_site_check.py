@@ -160,6 +160,32 @@ def test_what_a_step_clones_by_itself_is_found_unless_it_is_baked(root: Path) ->
     assert found(check(root, receipt=receipt("optimize/prune:tiny")), "git") == []
 
 
+def test_what_a_step_installs_and_downloads_is_found_and_mirrors_take_it_back(root: Path) -> None:
+    (root / STEPS / "optimize/prune/step.py").write_text(
+        "import os, requests\nfrom huggingface_hub import snapshot_download\n"
+        'os.system("pip install left-pad")\nsnapshot_download("org/model")\n'
+        'requests.get("https://files.site/x")\nrequests.get(one)\nrequests.get(two)\n'
+    )
+    mirrors = {"huggingface": "https://hub.site", "packages": "https://files.site"}
+
+    def from_code(site: dict[str, object]) -> list[tuple[str, str, int, str]]:
+        report = check(root, site, receipt=receipt("optimize/prune:tiny"))
+        return [(i.kind, i.level, i.line, i.value) for i in report.findings if i.file.endswith("prune/step.py")]
+
+    address = "https://files.site/x"
+    assert sorted(from_code(SITE), key=lambda item: item[2]) == [
+        ("startup", "warn", 3, "left-pad"),
+        ("huggingface", "warn", 4, "org/model"),
+        ("url", "warn", 5, address),
+        ("url", "note", 6, ""),
+    ]
+    assert sorted(from_code({**SITE, "mirrors": mirrors}), key=lambda item: item[2]) == [
+        ("startup", "note", 3, "left-pad"),
+        ("huggingface", "note", 4, "org/model"),
+        ("url", "note", 6, ""),
+    ]
+
+
 def test_overlays_are_what_counts_where_there_are_some(root: Path, tmp_path: Path) -> None:
     folder = tmp_path / "overlays" / "slurm-pyxis" / "sft" / "one"
     folder.mkdir(parents=True)

@@ -38,7 +38,7 @@ from airferry.build.wheels import Wheel
 from airferry.errors import BuildError
 from airferry.oci.ports import blocks
 from airferry.oci.tar import DIRECTORY
-from airferry.plan.catalogue_lock import GitSource
+from airferry.plan.locked_packages import GitSource
 
 INSTALLER = b"airferry\n"
 MAX_SCRIPT_BYTES = 64 * 1024 * 1024

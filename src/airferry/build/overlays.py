@@ -98,10 +98,10 @@ def resolve_commit(url: str, ref: str, *, cache: Path, emit: Emit = silent) -> s
     """
     if _COMMIT.fullmatch(ref):
         return ref
-    remote = _remote(url)
+    remote = remote_address(url)
     if ref.startswith("-") or not ref.strip():
         raise BuildError(f"`{ref}` is no ref of `{redact(url)}`", hint="name a branch, a tag or a full commit id")
-    done = _git(["ls-remote", "--", remote], url=url, timeout_s=LIST_TIMEOUT_S, emit=emit, doing="read the refs of")
+    done = run_git(["ls-remote", "--", remote], url=url, timeout_s=LIST_TIMEOUT_S, emit=emit, doing="read the refs of")
     refs = {name: commit for commit, _, name in (line.partition("\t") for line in done.text.splitlines()) if name}
     for name in (ref, f"refs/tags/{ref}", f"refs/heads/{ref}", f"refs/{ref}"):
         commit = refs.get(name + "^{}") or refs.get(name)
@@ -129,7 +129,7 @@ def fetch_overlay(url: str, commit: str, *, cache: Path, emit: Emit = silent) ->
     Raises:
         BuildError: the repository cannot be read or does not have the commit.
     """
-    return _fetch(url, commit, cache=cache, emit=emit, depth=0, local=_is_local(url))
+    return _fetch(url, commit, cache=cache, emit=emit, depth=0, local=is_local(url))
 
 
 def export_overlay(url: str, commit: str, *, cache: Path, into: Path, emit: Emit = silent) -> OverlayTree:
@@ -161,9 +161,9 @@ def export_overlay(url: str, commit: str, *, cache: Path, into: Path, emit: Emit
 def checkout_bytes(url: str, commit: str, *, cache: Path) -> int | None:
     """Return the size of a commit's files, submodules included, or None where not all of it is in the cache."""
     repository = _repository(url, cache)
-    if not repository.is_dir() or not _has(repository, commit):
+    if not repository.is_dir() or not has_commit(repository, commit):
         return None
-    listing = _git(["ls-tree", "-r", "-l", "-z", "--full-tree", commit], url=url, repository=repository).text
+    listing = run_git(["ls-tree", "-r", "-l", "-z", "--full-tree", commit], url=url, repository=repository).text
     total = 0
     for line in listing.split("\0"):
         _mode, kind, _object, size = (line.partition("\t")[0].split() + [""] * 4)[:4]
@@ -197,7 +197,7 @@ def check_submodules(url: str, submodules: Sequence[Submodule]) -> None:
         BuildError: there is one.
     """
     for submodule in submodules:
-        if _is_local(submodule.url) and not _is_local(url):
+        if is_local(submodule.url) and not is_local(url):
             raise BuildError(
                 f"submodule `{submodule.path}` of `{redact(url)}` points into this host: `{submodule.url}`",
                 hint="use a commit whose `.gitmodules` names an address that others can reach too",
@@ -209,7 +209,7 @@ def submodule_address(url: str, address: str) -> str:
     """Return a submodule's address; one that begins with `./` or `../` is relative to its parent's."""
     if not address.startswith(("./", "../")):
         return address
-    base, separator = _remote(url).rstrip("/"), "/"
+    base, separator = remote_address(url).rstrip("/"), "/"
     while address.startswith(("./", "../")):
         if address.startswith("../"):
             cut = max(base.rfind("/"), base.rfind(":"))
@@ -234,8 +234,8 @@ def _fetch(url: str, commit: str, *, cache: Path, emit: Emit, depth: int, local:
         raise BuildError(f"`{commit}` is no full commit id", hint="resolve the ref first")
     if depth > MAX_SUBMODULE_DEPTH:
         raise BuildError(f"`{redact(url)}`: submodules are nested more than {MAX_SUBMODULE_DEPTH} deep")
-    with _locked_repository(url, cache) as repository:
-        if not _has(repository, commit):
+    with locked_repository(url, cache) as repository:
+        if not has_commit(repository, commit):
             _fetch_commit(repository, url, commit, local=local, emit=emit)
         below = _submodules(repository, url, commit)
     check_submodules(url, below)
@@ -246,7 +246,7 @@ def _fetch(url: str, commit: str, *, cache: Path, emit: Emit, depth: int, local:
 
 def _fetch_commit(repository: Path, url: str, commit: str, *, local: bool, emit: Emit) -> None:
     """Fetch one commit, or everything where the server answers no request for a bare commit."""
-    remote = _remote(url)
+    remote = remote_address(url)
     common = [
         "fetch",
         "--quiet",
@@ -254,16 +254,16 @@ def _fetch_commit(repository: Path, url: str, commit: str, *, local: bool, emit:
         "--no-write-fetch-head",
         "--no-recurse-submodules",
         "--no-auto-maintenance",
-        *([f"--upload-pack={_LOCAL_SENDER}"] if _is_local(url) else []),
+        *([f"--upload-pack={_LOCAL_SENDER}"] if is_local(url) else []),
     ]
     pin = f"refs/airferry/{commit}"
     try:
         argv = [*common, "--depth=1", "--", remote, f"+{commit}:{pin}"]
-        _git(argv, url=url, repository=repository, local=local, emit=emit, doing="fetch from")
+        run_git(argv, url=url, repository=repository, local=local, emit=emit, doing="fetch from")
     except BuildError as refusal:
         complete = ["--unshallow"] if (repository / "shallow").is_file() else []
         refspecs = ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"]
-        _git(
+        run_git(
             [*common, *complete, "--", remote, *refspecs],
             url=url,
             repository=repository,
@@ -271,7 +271,7 @@ def _fetch_commit(repository: Path, url: str, commit: str, *, local: bool, emit:
             emit=emit,
             doing="fetch from",
         )
-        found = _git(["cat-file", "-e", f"{commit}^{{commit}}"], url=url, repository=repository, check=False)
+        found = run_git(["cat-file", "-e", f"{commit}^{{commit}}"], url=url, repository=repository, check=False)
         if found.returncode != 0:
             raise BuildError(
                 f"`{redact(url)}` has no commit `{commit}`",
@@ -279,23 +279,33 @@ def _fetch_commit(repository: Path, url: str, commit: str, *, local: bool, emit:
                 url=redact(url),
                 commit=commit,
             ) from refusal
-        _git(["update-ref", pin, commit], url=url, repository=repository)
+        run_git(["update-ref", pin, commit], url=url, repository=repository)
 
 
-def _has(repository: Path, commit: str) -> bool:
+def has_commit(repository: Path, commit: str) -> bool:
+    """Tell whether a repository of the cache has a commit, fetched for itself."""
     argv = ["rev-parse", "--verify", "--quiet", f"refs/airferry/{commit}^{{commit}}"]
-    return _git(argv, url="", repository=repository, check=False).returncode == 0
+    return run_git(argv, url="", repository=repository, check=False).returncode == 0
 
 
 def _expand(url: str, short: str, *, cache: Path, emit: Emit) -> str | None:
     """Return the commit that a shortened id stands for, from the whole history, or None."""
-    with _locked_repository(url, cache) as repository:
+    with locked_repository(url, cache) as repository:
         complete = ["--unshallow"] if (repository / "shallow").is_file() else []
         refspecs = ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"]
-        argv = ["fetch", "--quiet", "--no-tags", "--no-write-fetch-head", *complete, "--", _remote(url), *refspecs]
-        _git(argv, url=url, repository=repository, local=_is_local(url), emit=emit, doing="fetch from")
+        argv = [
+            "fetch",
+            "--quiet",
+            "--no-tags",
+            "--no-write-fetch-head",
+            *complete,
+            "--",
+            remote_address(url),
+            *refspecs,
+        ]
+        run_git(argv, url=url, repository=repository, local=is_local(url), emit=emit, doing="fetch from")
         argv = ["rev-parse", "--verify", "--quiet", "--end-of-options", f"{short}^{{commit}}"]
-        done = _git(argv, url=url, repository=repository, check=False)
+        done = run_git(argv, url=url, repository=repository, check=False)
         # `--end-of-options` itself is printed by the versions of Git before 2.30
         found = [line for line in done.text.split() if _COMMIT.fullmatch(line)]
         return found[0] if done.returncode == 0 and found else None
@@ -303,14 +313,14 @@ def _expand(url: str, short: str, *, cache: Path, emit: Emit) -> str | None:
 
 def _export(url: str, commit: str, *, cache: Path, into: Path, prefix: str, depth: int) -> list[Submodule]:
     files.ensure_directory(into)
-    with _locked_repository(url, cache) as repository:
-        if depth > MAX_SUBMODULE_DEPTH or not _has(repository, commit):
+    with locked_repository(url, cache) as repository:
+        if depth > MAX_SUBMODULE_DEPTH or not has_commit(repository, commit):
             raise BuildError(f"`{redact(url)}` at `{commit}` is not in the cache", hint="rerun with network")
         with files.scratch_directory(repository) as scratch:
             index = {"GIT_INDEX_FILE": str(scratch / "index")}
-            _git(["read-tree", commit], url=url, repository=repository, environment=index)
+            run_git(["read-tree", commit], url=url, repository=repository, environment=index)
             argv = [f"--work-tree={into}", "checkout-index", "--all", "--force", "--quiet"]
-            _git(argv, url=url, repository=repository, environment=index, cwd=into, doing="export")
+            run_git(argv, url=url, repository=repository, environment=index, cwd=into, doing="export")
         below = _submodules(repository, url, commit)
     found = []
     for item in below:
@@ -326,7 +336,7 @@ def _export(url: str, commit: str, *, cache: Path, into: Path, prefix: str, dept
 
 def _submodules(repository: Path, url: str, commit: str) -> list[Submodule]:
     """Return the submodules that a commit records, their addresses made absolute."""
-    listing = _git(["ls-tree", "-r", "-z", "--full-tree", commit], url=url, repository=repository).text
+    listing = run_git(["ls-tree", "-r", "-z", "--full-tree", commit], url=url, repository=repository).text
     links = {}
     for line in listing.split("\0"):
         fields, _, path = line.partition("\t")
@@ -335,7 +345,7 @@ def _submodules(repository: Path, url: str, commit: str) -> list[Submodule]:
     if not links:
         return []
     argv = ["config", "--blob", f"{commit}:.gitmodules", "--null", "--list"]
-    done = _git(argv, url=url, repository=repository, check=False)
+    done = run_git(argv, url=url, repository=repository, check=False)
     settings = dict(line.split("\n", 1) for line in done.text.split("\0") if "\n" in line)
     addresses = {
         path: settings.get(key.removesuffix(".path") + ".url", "")
@@ -387,35 +397,36 @@ def _walk(path: Path) -> list[Path]:
     return found
 
 
-def _is_local(url: str) -> bool:
+def is_local(url: str) -> bool:
+    """Tell whether an address is a path or a `file:` address of this host."""
     return url.startswith("file://") or not ("://" in url or _SCP_LIKE.match(url))
 
 
-def _remote(url: str) -> str:
+def remote_address(url: str) -> str:
     """Return the address that Git gets: a path is made absolute; what could be an option or a helper is refused."""
     if not url or url.startswith("-") or _TRANSPORT_HELPER.match(url) or any(ord(c) < 32 for c in url):
         raise BuildError(
             f"`{redact(url)}` is no address of a Git repository",
             hint="give an https, ssh, git or file address, or a path",
         )
-    if _is_local(url) and not url.startswith("file://"):
+    if is_local(url) and not url.startswith("file://"):
         return str(Path(url).expanduser().absolute())
     return url
 
 
 def _repository(url: str, cache: Path) -> Path:
-    return cache / "git" / f"{hashlib.sha256(_remote(url).encode()).hexdigest()[:32]}.git"
+    return cache / "git" / f"{hashlib.sha256(remote_address(url).encode()).hexdigest()[:32]}.git"
 
 
 @contextmanager
-def _locked_repository(url: str, cache: Path) -> Iterator[Path]:
+def locked_repository(url: str, cache: Path) -> Iterator[Path]:
     """Hold the lock of a repository's bare copy in the cache, made if it is missing, cleared of what kills left."""
     repository = _repository(url, cache)
     with files.waiting_lock(repository.with_suffix(".lock")):
         if not repository.is_dir():
             bare = repository.with_suffix(".new")
             files.remove_tree(bare)
-            _git(["init", "--quiet", "--bare", "--template=", str(bare)], url=url)
+            run_git(["init", "--quiet", "--bare", "--template=", str(bare)], url=url)
             files.write_text(bare / "info" / "attributes", _RAW_ATTRIBUTES)
             files.publish(bare, repository)
         files.remove_stale_temporaries(repository)
@@ -425,7 +436,7 @@ def _locked_repository(url: str, cache: Path) -> Iterator[Path]:
         yield repository
 
 
-def _git(
+def run_git(
     argv: Sequence[str],
     *,
     url: str,

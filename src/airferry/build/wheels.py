@@ -29,7 +29,7 @@ from airferry.build.records import Records
 from airferry.errors import BuildError, IntegrityError
 from airferry.events import Emit, Notice, silent
 from airferry.host import clock, files
-from airferry.plan.catalogue_lock import GitSource
+from airferry.plan.locked_packages import GitSource
 
 MAX_METADATA_BYTES = 4 * 1024 * 1024
 MAX_NAMED = 12

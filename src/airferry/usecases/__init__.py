@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from airferry.registry.client import ClientOptions
     from airferry.usecases.assets import RecordOutcome, record_asset, unpack_asset, verify_asset
+    from airferry.usecases.catalogue import extract_catalogue
     from airferry.usecases.copying import CopyResult, copy
     from airferry.usecases.describe import describe_plan
     from airferry.usecases.example import quickstart
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "airferry.registry.client": ("ClientOptions",),
     "airferry.usecases.assets": ("RecordOutcome", "record_asset", "unpack_asset", "verify_asset"),
+    "airferry.usecases.catalogue": ("extract_catalogue",),
     "airferry.usecases.copying": ("CopyResult", "copy"),
     "airferry.usecases.describe": ("describe_plan",),
     "airferry.usecases.example": ("quickstart",),
@@ -76,6 +78,7 @@ __all__ = [
     "copy",
     "describe_plan",
     "doctor",
+    "extract_catalogue",
     "init_site",
     "load",
     "lock",

@@ -2,3 +2,4 @@
 
 SITE_FILE = "site.yaml"
 DEFAULT_STEPS = "src/nemotron/steps"
+CATALOGUE_FOLDER = "catalogue"
