@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +22,13 @@ from airferry.build.compilation import Compiler, may_compile
 from airferry.build.knowledge import Knowledge
 from airferry.build.probe import ProbeResult, ask, probe_argv, probe_input
 from airferry.build.probe_script import import_roots
-from airferry.build.requirements import Additions, modules_to_probe, resolve_additions, resolve_environment
+from airferry.build.requirements import (
+    Additions,
+    deciding_modules,
+    modules_to_probe,
+    resolve_additions,
+    resolve_environment,
+)
 from airferry.build.static_python import StaticallyUnknown
 from airferry.build.wheels import WheelStore
 from airferry.buildah.engine import Engine, Volume, base_tag
@@ -46,7 +52,7 @@ from airferry.plan.lockfile import (
 )
 from airferry.plan.models import GroupPlan, LauncherPlan, Overlay, Plan
 
-PROBE_VERSION = 1  # part of what a lock entry depends on: raise it when the same base may give another answer
+PROBE_VERSION = 2  # part of what a lock entry depends on: raise it when the same base may give another answer
 PROBE_S = 3600.0
 LAUNCHER = "launcher"
 ProbeChoice = Literal["auto", "static", "run"]
@@ -247,7 +253,8 @@ class Locker:
         self, group: GroupPlan, platform: Platform, base: BaseImage, commits: Mapping[str, str], inputs: str
     ) -> LockedPlatform:
         modules = modules_to_probe(group.candidates)
-        probe = self._probe(base, platform, group.python, modules, group.overlays, commits)
+        needed = deciding_modules(group)
+        probe = self._probe(base, platform, group.python, modules, group.overlays, commits, needed=needed)
         found = resolve_additions(
             group,
             probe=probe,
@@ -282,8 +289,13 @@ class Locker:
         modules: Sequence[str],
         checkouts: Sequence[Overlay],
         commits: Mapping[str, str],
+        *,
+        needed: Collection[str] = (),
     ) -> ProbeResult:
-        """Find out, overlays in their places, what a base can import: from its files, else by running it once."""
+        """Find out, overlays in their places, what a base can import: from its files, else by running it once.
+
+        It is run for those of the `needed` modules alone that files leave open, if there is an engine.
+        """
         mounts: dict[str, Path] = {}
         path: list[str] = []
         for overlay in checkouts:
@@ -293,12 +305,29 @@ class Locker:
             path += [str(PurePosixPath(overlay.target, Path(root).relative_to(tree))) for root in roots]
         if self.probe != "run":
             try:
-                return self.knowledge.probe(base, platform, python=python, modules=modules, path=path, mounts=mounts)
+                known = self.knowledge.probe(base, platform, python=python, modules=modules, path=path, mounts=mounts)
             except StaticallyUnknown as unknown:
                 if self.probe == "static":
                     raise
                 self.emit(Notice(f"base `{base.name}` for {platform} is run to be probed: {unknown.reason}"))
+            else:
+                left = [name for name in needed if known.modules[name].status == "unknown"]
+                if not left or self.probe == "static" or not self._has_engine(base, platform, left):
+                    return known
+                found = self._run_probe(base, platform, python, probe_input(left, path=path), mounts)
+                return known.model_copy(update={"modules": {**known.modules, **found.modules}})
         return self._run_probe(base, platform, python, probe_input(modules, path=path), mounts)
+
+    def _has_engine(self, base: BaseImage, platform: Platform, modules: Sequence[str]) -> bool:
+        """Open the engine to ask for modules that files leave open, or say why there is none."""
+        names = f"`{'`, `'.join(modules)}`"
+        try:
+            self.engine()
+        except HostError as error:
+            self.emit(Notice(f"base `{base.name}` for {platform} is not run to be asked for {names}: {error.message}"))
+            return False
+        self.emit(Notice(f"base `{base.name}` for {platform} is run to be asked for {names}"))
+        return True
 
     def _run_probe(
         self, base: BaseImage, platform: Platform, python: str | None, request: bytes, mounts: Mapping[str, Path]

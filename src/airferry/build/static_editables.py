@@ -20,10 +20,10 @@ MAX_DEPTH = 40
 SUFFIXES = (".py", ".pyc", ".so")
 
 
-def read_editable(place: str, source: str, path: SearchPath) -> bool:
-    """Add what the finder of an editable install does to a search path; return False for what is none, or none known.
+def read_editable(place: str, source: str, path: SearchPath) -> bool | None:
+    """Add what the finder of an editable install does to a search path, and say whether that was understood.
 
-    `place` is where its source lies.
+    `place` is where its source lies. Returns None for what is not such a finder.
     """
     name = posixpath.basename(place)
     if name.startswith("__editable__") and name.endswith("_finder.py"):
@@ -34,7 +34,7 @@ def read_editable(place: str, source: str, path: SearchPath) -> bool:
         return _read_meson(source, path)
     if "from editables.redirector import RedirectingFinder" in source:
         return _read_editables(source, path)
-    return False
+    return None
 
 
 def _read_setuptools(source: str, path: SearchPath) -> bool:

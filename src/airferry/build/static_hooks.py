@@ -181,7 +181,10 @@ class HookReader:
         if source is None:
             self._doubt(place, f"imports `{name}` when Python starts, which may change what can be imported")
             return True
-        if read_editable(path, source, self._path):
+        is_read = read_editable(path, source, self._path)
+        if is_read is not None:
+            if not is_read:
+                self._doubt(place, f"runs `{path}`, an editable install that is not as its build back end writes it")
             return True
         if "class _Finder" in source and "_DISTUTILS_PATCH" in source:
             return True  # virtualenv's: it patches modules that others find
