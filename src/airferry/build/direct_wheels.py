@@ -31,7 +31,7 @@ from installer.utils import Scheme, construct_record_file, fix_shebang
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from airferry.build.direct_tree import BaseTree, Content, LayerTree
-from airferry.build.overlays import redact
+from airferry.build.git_addresses import redact
 from airferry.build.pip import WheelTarget
 from airferry.build.probe import PythonFacts
 from airferry.build.wheels import Wheel

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from airferry.build.git_addresses import GitAddress, is_local, read_address, redact, remote_address, submodule_address
 from airferry.errors import BuildError
 from airferry.events import Emit, Warned, silent
 from airferry.host import clock, files, process
@@ -27,12 +28,12 @@ MAX_SUBMODULE_DEPTH = 10
 MAX_LISTED_REFS = 8
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 LFS_POINTER_MAX_BYTES = 1024
+_LEAVING = ("fetch", "ls-remote")
+_UNREADABLE = re.compile(r"unable to read ([0-9a-f]{40,64})")
+_REFUSED = re.compile(r"transport '([^']*)' not allowed")
 
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _SHORT_COMMIT = re.compile(r"[0-9a-f]{7,63}")
-_TRANSPORT_HELPER = re.compile(r"[A-Za-z0-9][A-Za-z0-9+.-]*::")
-_SCP_LIKE = re.compile(r"[^/]+:(?!//)")
-_NETWORK_PROTOCOLS = "https:http:ssh:git"
 # large files pass in blocks, and are not held in memory as a whole
 _STREAMED = "core.bigFileThreshold=1m"
 # what this host sends to itself is hardly worth compressing, or looking for deltas in
@@ -62,6 +63,10 @@ _SETTINGS = (
 )
 # the highest level of attributes: blobs come out as they are in the repository
 _RAW_ATTRIBUTES = "* -text -eol -ident -filter -working-tree-encoding\n"
+
+
+class DamagedRepository(BuildError):
+    """A repository lacks objects that its commits name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +103,10 @@ def resolve_commit(url: str, ref: str, *, cache: Path, emit: Emit = silent) -> s
     """
     if _COMMIT.fullmatch(ref):
         return ref
-    remote = remote_address(url)
     if ref.startswith("-") or not ref.strip():
         raise BuildError(f"`{ref}` is no ref of `{redact(url)}`", hint="name a branch, a tag or a full commit id")
-    done = run_git(["ls-remote", "--", remote], url=url, timeout_s=LIST_TIMEOUT_S, emit=emit, doing="read the refs of")
+    argv = ["ls-remote", "--", remote_address(url)]
+    done = run_git(argv, url=url, timeout_s=LIST_TIMEOUT_S, emit=emit, doing="read the refs of")
     refs = {name: commit for commit, _, name in (line.partition("\t") for line in done.text.splitlines()) if name}
     for name in (ref, f"refs/tags/{ref}", f"refs/heads/{ref}", f"refs/{ref}"):
         commit = refs.get(name + "^{}") or refs.get(name)
@@ -129,7 +134,7 @@ def fetch_overlay(url: str, commit: str, *, cache: Path, emit: Emit = silent) ->
     Raises:
         BuildError: the repository cannot be read or does not have the commit.
     """
-    return _fetch(url, commit, cache=cache, emit=emit, depth=0, local=is_local(url))
+    return _fetch(url, commit, cache=cache, emit=emit, depth=0)
 
 
 def export_overlay(url: str, commit: str, *, cache: Path, into: Path, emit: Emit = silent) -> OverlayTree:
@@ -205,48 +210,24 @@ def check_submodules(url: str, submodules: Sequence[Submodule]) -> None:
             )
 
 
-def submodule_address(url: str, address: str) -> str:
-    """Return a submodule's address; one that begins with `./` or `../` is relative to its parent's."""
-    if not address.startswith(("./", "../")):
-        return address
-    base, separator = remote_address(url).rstrip("/"), "/"
-    while address.startswith(("./", "../")):
-        if address.startswith("../"):
-            cut = max(base.rfind("/"), base.rfind(":"))
-            if cut <= 0:
-                raise BuildError(f"the submodule address `{address}` leads above `{redact(url)}`", url=redact(url))
-            base, separator, address = base[:cut], base[cut], address[3:]
-        else:
-            address = address[2:]
-    return f"{base}{separator}{address}"
-
-
-def redact(url: str) -> str:
-    """Return a repository's address without user name and password."""
-    parts = urlsplit(url) if "://" in url else None
-    if parts is None or "@" not in parts.netloc:
-        return url
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-
-
-def _fetch(url: str, commit: str, *, cache: Path, emit: Emit, depth: int, local: bool) -> Path:
+def _fetch(url: str, commit: str, *, cache: Path, emit: Emit, depth: int) -> Path:
     if not _COMMIT.fullmatch(commit):
         raise BuildError(f"`{commit}` is no full commit id", hint="resolve the ref first")
     if depth > MAX_SUBMODULE_DEPTH:
         raise BuildError(f"`{redact(url)}`: submodules are nested more than {MAX_SUBMODULE_DEPTH} deep")
     with locked_repository(url, cache) as repository:
         if not has_commit(repository, commit):
-            _fetch_commit(repository, url, commit, local=local, emit=emit)
+            _fetch_commit(repository, url, commit, emit=emit)
         below = _submodules(repository, url, commit)
     check_submodules(url, below)
     for submodule in below:
-        _fetch(submodule.url, submodule.commit, cache=cache, emit=emit, depth=depth + 1, local=local)
+        _fetch(submodule.url, submodule.commit, cache=cache, emit=emit, depth=depth + 1)
     return repository
 
 
-def _fetch_commit(repository: Path, url: str, commit: str, *, local: bool, emit: Emit) -> None:
+def _fetch_commit(repository: Path, url: str, commit: str, *, emit: Emit) -> None:
     """Fetch one commit, or everything where the server answers no request for a bare commit."""
-    remote = remote_address(url)
+    remote, address = remote_address(url), read_address(url)
     common = [
         "fetch",
         "--quiet",
@@ -254,12 +235,14 @@ def _fetch_commit(repository: Path, url: str, commit: str, *, local: bool, emit:
         "--no-write-fetch-head",
         "--no-recurse-submodules",
         "--no-auto-maintenance",
-        *([f"--upload-pack={_LOCAL_SENDER}"] if is_local(url) else []),
+        *([f"--upload-pack={_LOCAL_SENDER}"] if address.is_local else []),
     ]
     pin = f"refs/airferry/{commit}"
     try:
         argv = [*common, "--depth=1", "--", remote, f"+{commit}:{pin}"]
-        run_git(argv, url=url, repository=repository, local=local, emit=emit, doing="fetch from")
+        run_git(argv, url=url, repository=repository, emit=emit, doing="fetch from")
+    except DamagedRepository:
+        raise
     except BuildError as refusal:
         complete = ["--unshallow"] if (repository / "shallow").is_file() else []
         refspecs = ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"]
@@ -267,7 +250,6 @@ def _fetch_commit(repository: Path, url: str, commit: str, *, local: bool, emit:
             [*common, *complete, "--", remote, *refspecs],
             url=url,
             repository=repository,
-            local=local,
             emit=emit,
             doing="fetch from",
         )
@@ -293,17 +275,9 @@ def _expand(url: str, short: str, *, cache: Path, emit: Emit) -> str | None:
     with locked_repository(url, cache) as repository:
         complete = ["--unshallow"] if (repository / "shallow").is_file() else []
         refspecs = ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"]
-        argv = [
-            "fetch",
-            "--quiet",
-            "--no-tags",
-            "--no-write-fetch-head",
-            *complete,
-            "--",
-            remote_address(url),
-            *refspecs,
-        ]
-        run_git(argv, url=url, repository=repository, local=is_local(url), emit=emit, doing="fetch from")
+        argv = ["fetch", "--quiet", "--no-tags", "--no-write-fetch-head", *complete]
+        argv += ["--", remote_address(url), *refspecs]
+        run_git(argv, url=url, repository=repository, emit=emit, doing="fetch from")
         argv = ["rev-parse", "--verify", "--quiet", "--end-of-options", f"{short}^{{commit}}"]
         done = run_git(argv, url=url, repository=repository, check=False)
         # `--end-of-options` itself is printed by the versions of Git before 2.30
@@ -397,23 +371,6 @@ def _walk(path: Path) -> list[Path]:
     return found
 
 
-def is_local(url: str) -> bool:
-    """Tell whether an address is a path or a `file:` address of this host."""
-    return url.startswith("file://") or not ("://" in url or _SCP_LIKE.match(url))
-
-
-def remote_address(url: str) -> str:
-    """Return the address that Git gets: a path is made absolute; what could be an option or a helper is refused."""
-    if not url or url.startswith("-") or _TRANSPORT_HELPER.match(url) or any(ord(c) < 32 for c in url):
-        raise BuildError(
-            f"`{redact(url)}` is no address of a Git repository",
-            hint="give an https, ssh, git or file address, or a path",
-        )
-    if is_local(url) and not url.startswith("file://"):
-        return str(Path(url).expanduser().absolute())
-    return url
-
-
 def _repository(url: str, cache: Path) -> Path:
     return cache / "git" / f"{hashlib.sha256(remote_address(url).encode()).hexdigest()[:32]}.git"
 
@@ -441,7 +398,6 @@ def run_git(
     *,
     url: str,
     repository: Path | None = None,
-    local: bool = True,
     timeout_s: float = FETCH_TIMEOUT_S,
     environment: Mapping[str, str] | None = None,
     cwd: Path | None = None,
@@ -449,14 +405,19 @@ def run_git(
     check: bool = True,
     doing: str = "read",
 ) -> process.Completed:
-    """Run Git with settings that leave no room for what a repository or a user's configuration might run."""
+    """Run Git with settings that leave no room for what a repository or a user's configuration might run.
+
+    Only `fetch` and `ls-remote` may leave the process, by the protocols that the repository's address takes.
+
+    Raises:
+        BuildError: it failed, unless `check` is off.
+    """
     command = ["git", "--no-replace-objects"]
     for setting in _SETTINGS:
         command += ["-c", setting]
     if repository is not None:
         command += [f"--git-dir={repository}"]
-    allowed = f"{_NETWORK_PROTOCOLS}:file" if local else _NETWORK_PROTOCOLS
-    secret = urlsplit(url).netloc.rpartition("@")[0] if "://" in url else ""
+    address = read_address(url) if argv[0] in _LEAVING else None
     done = process.run(
         [*command, *argv],
         timeout_s=timeout_s,
@@ -464,21 +425,40 @@ def run_git(
             "GIT_TERMINAL_PROMPT": "0",
             "GCM_INTERACTIVE": "never",
             "GIT_ATTR_NOSYSTEM": "1",
-            "GIT_ALLOW_PROTOCOL": allowed,
+            "GIT_ALLOW_PROTOCOL": address.protocols if address else "",
             "GIT_SSH_COMMAND": os.environ.get("GIT_SSH_COMMAND", "ssh -oBatchMode=yes"),
             **(environment or {}),
         },
-        cwd=cwd,
+        # a repository that the current folder lies in has no part in this
+        cwd=cwd or Path("/"),
         check=False,
         emit=emit,
-        secrets=(secret,),
+        secrets=address.secrets if address else (),
     )
     if check and done.returncode != 0:
-        said = [line for line in done.tail if line.startswith(("fatal: ", "error: ", "ERROR: "))] or list(done.tail)
-        raise BuildError(
-            f"cannot {doing} `{redact(url)}`: {said[0] if said else 'no message'}",
-            hint="check the address and your credentials: `git ls-remote` must work with it without asking",
-            url=redact(url),
-            tail=done.tail,
-        )
+        raise _git_error(done, address, url=url, doing=doing)
     return done
+
+
+def _git_error(done: process.Completed, address: GitAddress | None, *, url: str, doing: str) -> BuildError:
+    """Return the error for what Git said last, with the way out where it is known."""
+    said = [line for line in done.tail if line.startswith(("fatal: ", "error: ", "ERROR: "))] or list(done.tail)
+    reason = said[0] if said else "no message"
+    kind, everything = BuildError, "\n".join(done.tail)
+    hint = "check the address and your credentials: `git ls-remote` must work with it without asking"
+    if missing := _UNREADABLE.search(everything):
+        kind = DamagedRepository
+        reason = f"it lacks the object `{missing.group(1)}`"
+        hint = "a clone made with `--filter` is not whole: make the mirror with `git clone --mirror`"
+    elif "dubious ownership" in everything and address is not None:
+        folder = urlsplit(address.used).path if "://" in address.used else address.used
+        hint = f"it belongs to another user; if you trust it: `git config --global --add safe.directory {folder}`"
+    elif address is not None and (refused := _REFUSED.search(everything)):
+        hint = (
+            f"your Git configuration says `protocol.file.allow = never`, and rewrites the address to `{address.used}`"
+            if refused.group(1) == "file" and not address.file_allowed
+            else "only https, http, ssh, git and file addresses are used; see `git config --get-regexp url`"
+        )
+    elif address is not None and address.is_local:
+        hint = f"check that `{redact(address.used)}` is a Git repository that you may read"
+    return kind(f"cannot {doing} {address or f'`{redact(url)}`'}: {reason}", hint=hint, url=redact(url), tail=done.tail)

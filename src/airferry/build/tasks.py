@@ -20,6 +20,7 @@ from airferry.build.direct_launcher import add_environment, add_repository, laun
 from airferry.build.direct_overlays import add_checkout
 from airferry.build.direct_tree import LayerTree
 from airferry.build.direct_wheels import BaseFiles, InstallScheme, WheelInstaller, install_scheme, installed_names
+from airferry.build.git_addresses import redact
 from airferry.build.image_writer import base_annotations
 from airferry.build.images import ASSEMBLY_VERSION
 from airferry.build.launcher import project_wheel
@@ -266,13 +267,13 @@ class TaskMaker:
                 wheels = self._fetch(locked, base)
                 self._install(tree, known, room, locked, wheels, install_scheme(known.python))
             for url, commit, target in checkouts:
-                owner = f"{overlays.redact(url)}@{commit[:12]}"
+                owner = f"{redact(url)}@{commit[:12]}"
                 add_checkout(
                     tree, self.checkouts.tree(url, commit), target, epoch_s=clock.source_date_epoch_s(), owner=owner
                 )
 
         said = [f"{item.name} {item.version}" for item in locked.additions]
-        said += [f"{overlays.redact(url)}@{commit[:12]} at {target}" for url, commit, target in checkouts]
+        said += [f"{redact(url)}@{commit[:12]} at {target}" for url, commit, target in checkouts]
         return DirectRecipe(
             name=group.name,
             platform=platform,

@@ -30,13 +30,12 @@ from airferry.host import files, memory
 from airferry.host.threads import usable_cores
 from airferry.oci.layers import Compression
 from airferry.oci.platform import parse_platform
-from airferry.oci.reference import Reference
 from airferry.plan.catalogue_lock import read_catalogue_lock
 from airferry.plan.lockfile import LOCK_FILE, Lockfile, differences, read_lockfile, render_lockfile, write_lockfile
 from airferry.plan.models import Plan, PlanWarning
 from airferry.plan.planner import make_plan, write_plan
 from airferry.registry.client import ClientOptions, open_clients
-from airferry.registry.source import RegistrySource
+from airferry.registry.pulls import Pulls
 from airferry.usecases.describe import warning_text
 from airferry.usecases.host import DoctorReport, check_for_build, examine
 
@@ -364,12 +363,9 @@ def open_near_side(made: Plan, *, engine: str, probe: str, jobs: int | None, emi
                 opened.append(stack.enter_context(open_engine(cache / "engine", engine=choice, emit=emit)))
             return opened[0]
 
-        def open_registry(reference: Reference) -> RegistrySource:
-            return RegistrySource(clients(reference.registry), reference.repository)
-
         catalogue = read_catalogue_lock(made.lock_path) if made.lock_path else None
         digest = hashlib.sha256(made.lock_path.read_bytes()).hexdigest() if made.lock_path else None
-        bases = BaseCache(cache, open_registry=open_registry, emit=emit)
+        bases = BaseCache(cache, open_registry=Pulls(clients, emit=emit).source, emit=emit)
         compression = Compression(made.compression.kind, made.compression.level)
         limits = made.config.limits
         layers = BaseLayers(
