@@ -13,15 +13,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Literal
 
 from airferry.build import overlays
+from airferry.build.base_probe import BaseProbe, ProbeChoice
 from airferry.build.bases import BaseCache, BaseImage
 from airferry.build.checkouts import Checkouts
 from airferry.build.compilation import Compiler, may_compile
 from airferry.build.git_addresses import redact
 from airferry.build.knowledge import Knowledge
-from airferry.build.probe import ProbeResult, ask, probe_argv, probe_input
+from airferry.build.probe import ProbeResult
 from airferry.build.probe_script import import_roots
 from airferry.build.requirements import (
     Additions,
@@ -30,12 +30,11 @@ from airferry.build.requirements import (
     resolve_additions,
     resolve_environment,
 )
-from airferry.build.static_python import StaticallyUnknown
 from airferry.build.wheels import WheelStore
-from airferry.buildah.engine import Engine, Volume, base_tag
+from airferry.buildah.engine import Engine
 from airferry.config import BaseImage as BaseSpec
 from airferry.errors import AirferryError, HostError, UsageError
-from airferry.events import Emit, Notice, StageFinished, StageStarted, Warned
+from airferry.events import Emit, StageFinished, StageStarted, Warned
 from airferry.host import clock
 from airferry.host.journal import inputs_digest
 from airferry.host.stages import stage
@@ -54,13 +53,7 @@ from airferry.plan.lockfile import (
 from airferry.plan.models import GroupPlan, LauncherPlan, Overlay, Plan
 
 PROBE_VERSION = 2  # part of what a lock entry depends on: raise it when the same base may give another answer
-PROBE_S = 3600.0
 LAUNCHER = "launcher"
-ProbeChoice = Literal["auto", "static", "run"]
-_PYTHONS = (
-    'for p in python python3; do command -v "$p" >/dev/null 2>&1 && exec "$p" "$@"; done; '
-    'echo "there is no python or python3 on PATH" >&2; exit 127'
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,10 +286,7 @@ class Locker:
         *,
         needed: Collection[str] = (),
     ) -> ProbeResult:
-        """Find out, overlays in their places, what a base can import: from its files, else by running it once.
-
-        It is run for those of the `needed` modules alone that files leave open, if there is an engine.
-        """
+        """Find out, overlays in their places, what a base can import (see `BaseProbe.ask`)."""
         mounts: dict[str, Path] = {}
         path: list[str] = []
         for overlay in checkouts:
@@ -304,53 +294,8 @@ class Locker:
             mounts[overlay.target] = tree
             roots: list[str] = import_roots([str(tree)], modules)  # type: ignore[no-untyped-call]
             path += [str(PurePosixPath(overlay.target, Path(root).relative_to(tree))) for root in roots]
-        if self.probe != "run":
-            try:
-                known = self.knowledge.probe(base, platform, python=python, modules=modules, path=path, mounts=mounts)
-            except StaticallyUnknown as unknown:
-                if self.probe == "static":
-                    raise
-                self.emit(Notice(f"base `{base.name}` for {platform} is run to be probed: {unknown.reason}"))
-            else:
-                left = [name for name in needed if known.modules[name].status == "unknown"]
-                if not left or self.probe == "static" or not self._has_engine(base, platform, left):
-                    return known
-                found = self._run_probe(base, platform, python, probe_input(left, path=path), mounts)
-                return known.model_copy(update={"modules": {**known.modules, **found.modules}})
-        return self._run_probe(base, platform, python, probe_input(modules, path=path), mounts)
-
-    def _has_engine(self, base: BaseImage, platform: Platform, modules: Sequence[str]) -> bool:
-        """Open the engine to ask for modules that files leave open, or say why there is none."""
-        names = f"`{'`, `'.join(modules)}`"
-        try:
-            self.engine()
-        except HostError as error:
-            self.emit(Notice(f"base `{base.name}` for {platform} is not run to be asked for {names}: {error.message}"))
-            return False
-        self.emit(Notice(f"base `{base.name}` for {platform} is run to be asked for {names}"))
-        return True
-
-    def _run_probe(
-        self, base: BaseImage, platform: Platform, python: str | None, request: bytes, mounts: Mapping[str, Path]
-    ) -> ProbeResult:
-        """Ask the base itself: all modules in one container run."""
-        engine = self.engine()
-        engine.import_base(self.bases.store.path, base.manifest.digest, platform=platform)
-        argv = probe_argv(python or "python")
-        if python is None:
-            argv = ["sh", "-c", _PYTHONS, "sh", *argv[1:]]
-
-        def run() -> bytes:
-            return engine.run(
-                base_tag(base.manifest.digest),
-                argv,
-                platform=platform,
-                volumes=[Volume(folder, target) for target, folder in mounts.items()],
-                stdin=request,
-                timeout_s=PROBE_S,
-            ).stdout
-
-        return ask(run)
+        probe = BaseProbe(self.knowledge, self.engine, self.bases.store.path, self.probe, self.emit)
+        return probe.ask(base, platform, python=python, modules=modules, needed=needed, path=path, mounts=mounts)
 
     def _assemble(
         self,
