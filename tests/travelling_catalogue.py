@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from airferry.build.carried_catalogue import CarriedCatalogue, carry_catalogue
-from airferry.bundle.manifest import BundleManifest, ToolEntry
+from airferry.bundle.manifest import BundleManifest, GroupEntry, TargetEntry, ToolEntry
 from airferry.bundle.receipt import Receipt, ReceiptCatalogue, ReceiptImage
 from airferry.bundle.seal import seal
 from airferry.config import load_config
@@ -70,9 +70,25 @@ def make_travelling_bundle(root: Path, path: Path) -> CarriedCatalogue:
     assert carried is not None
     store = LayoutStore.open(path)
     index, image = make_image(store)
+    overlay = {"repo": "Bridge", "url": URL, "ref": REF, "target": TARGET, "commit": "0" * 40}
+    group = {
+        "name": image.name,
+        "image_names": ["trainer"],
+        "base_image": "base:1",
+        "platforms": ["linux/amd64"],
+        "tag": REFERENCE,
+        "selected_image": REFERENCE,
+        "tar": "trainer.tar",
+        "steps": ["sft/one"],
+        "targets": ["sft/one:tiny"],
+        "repo_overlays": [overlay],
+    }
     manifest = BundleManifest(
         workflow={"stages": ["sft/one:tiny"]},
         build_stages=("validate",),
+        targets=(TargetEntry(target="sft/one:tiny", step_py="step.py", step_toml="step.toml"),),
+        execution_groups=(GroupEntry.model_validate(group),),
+        step_execution_images={"sft/one": REFERENCE},
         images=(image,),
         artifacts=(carried.artifact[0],),
         catalogue=carried.entry,

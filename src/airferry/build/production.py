@@ -55,6 +55,7 @@ from airferry.bundle.manifest import (
     describe_image,
 )
 from airferry.bundle.seal import Sealed, seal
+from airferry.bundle.twins import with_twins
 from airferry.events import Emit, StageFinished, StageStarted
 from airferry.host import clock, files
 from airferry.host.journal import Journal
@@ -237,6 +238,8 @@ class Production:
             entries.append(self._index(LAUNCHER, "launcher", plan.launcher.tag, built[LAUNCHER], named))
         for group in plan.groups:
             entries.append(self._index(group.name, "execution", group.tag, built[group.name], named))
+        if plan.config.effective_docker_twin:
+            entries = with_twins(self._store, entries, named)
         groups: list[GroupEntry] = []
         described: list[tuple[ArtifactEntry, Descriptor]] = []
         for group in plan.groups:

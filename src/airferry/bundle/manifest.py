@@ -95,10 +95,18 @@ class PlatformEntry(_Own):
     additions: tuple[Addition, ...] = ()
 
 
+class TwinEntry(_Own):
+    """A Docker manifest list over the platforms of an image, under a name of its own in index.json."""
+
+    reference: str
+    digest: Digest
+
+
 class ImageEntry(_Own):
     """An image of the bundle: `image` is the tag as planned, `reference` its full name in index.json.
 
-    One of the role `base` is an original that others were built on: `image` is its name outside.
+    One of the role `base` is an original that others were built on: `image` is its name outside. `docker_twin` names
+    the same platforms for enroot, where a registry hides OCI indexes from it.
     """
 
     name: str
@@ -107,6 +115,7 @@ class ImageEntry(_Own):
     reference: str
     digest: Digest
     platforms: dict[str, PlatformEntry]
+    docker_twin: TwinEntry | None = None
 
 
 class ArtifactEntry(_Own):

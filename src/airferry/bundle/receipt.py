@@ -17,6 +17,32 @@ SCHEMA_VERSION = 2
 RECEIPT_FILE = "airgap-receipt.yaml"
 
 
+class ReceiptTag(BaseModel):
+    """A tag of an artifact, so that no garbage collection takes it, and what it pointed at before the load."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    reference: str
+    digest: Digest
+    previous_digest: Digest | None = None
+
+
+class ReceiptTwin(ReceiptTag):
+    """The Docker twin of an image: its tag, and the same pinned by digest, which enroot is given."""
+
+    pinned: str
+
+
+class LeftOut(BaseModel):
+    """An optional part that the registry refused, by the reference that it would have had, and the refusal."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    reference: str
+    digest: Digest
+    reason: str
+
+
 class ReceiptImage(BaseModel):
     """An image in the registry: its tag, the same pinned by digest, and what the tag pointed at before the load.
 
@@ -34,16 +60,7 @@ class ReceiptImage(BaseModel):
     previous_digest: Digest | None = None
     platforms: tuple[str, ...] = ()
     overlays: tuple[OverlayEntry, ...] = ()
-
-
-class ReceiptTag(BaseModel):
-    """A tag of an artifact, so that no garbage collection takes it, and what it pointed at before the load."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    reference: str
-    digest: Digest
-    previous_digest: Digest | None = None
+    docker_twin: ReceiptTwin | None = None
 
 
 class ReceiptCatalogue(BaseModel):
@@ -71,7 +88,8 @@ class Receipt(BaseModel):
     """What a load left. `root_verified` says whether the root was compared with one that came by another way.
 
     `steps` maps a step, or a target where configs of one step have different images, to its image pinned by digest.
-    Version 1 had neither `catalogue` nor `assets`.
+    `left_out` is what the registry refused of that which a load can do without.
+    Version 1 had none of `catalogue`, `assets`, `left_out` and the images' `docker_twin`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -89,15 +107,17 @@ class Receipt(BaseModel):
     assets: tuple[ReceiptAsset, ...] = ()
     artifacts: tuple[str, ...] = ()
     artifact_tags: tuple[ReceiptTag, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def tags(self) -> tuple[ReceiptTag, ...]:
-        """All tags that the load set, those of images first."""
+        """All tags that the load set: those of images, of their twins, of artifacts."""
         images = tuple(
             ReceiptTag(reference=image.reference, digest=image.digest, previous_digest=image.previous_digest)
             for image in self.images
         )
-        return images + self.artifact_tags
+        twins = tuple(image.docker_twin for image in self.images if image.docker_twin is not None)
+        return images + twins + self.artifact_tags
 
     def to_yaml(self) -> bytes:
         """Return the receipt as YAML."""

@@ -14,6 +14,7 @@ from airferry import usecases
 from airferry.cli.far import CaFileOption, PlainHttpOption
 from airferry.cli.render import Reporter, data, escape
 from airferry.errors import UsageError
+from airferry.site.places import OVERLAYS_FOLDER
 from airferry.usecases.defaults import SITE_FILE
 from airferry.wording import counted
 
@@ -169,7 +170,7 @@ def overlays(
     context: typer.Context,
     receipt: ReceiptArgument,
     source: SourceOption = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder that the overlays go to.")] = Path("airgap-overlays"),
+    out: Annotated[Path, typer.Option("--out", help="Folder that the overlays go to.")] = Path(OVERLAYS_FOLDER),
     site: SiteOption = None,
     steps: StepsOption = None,
     root: RootOption = None,

@@ -84,7 +84,7 @@ def extract_catalogue(source: Source, descriptor: Descriptor, destination: Path)
         IntegrityError: the artifact is damaged, no catalogue, or holds what would leave the folder.
         HostError: the disk is full, or the folder not writable.
     """
-    known = _expect_ours(destination)
+    known = expect_ours(destination)
     if known is not None and known["digest"] == descriptor.digest:
         return Extracted(destination, descriptor.digest, len(known["files"]), reused=True)
     try:
@@ -168,8 +168,12 @@ def _bounded(content: Iterator[bytes], what: str) -> Iterator[bytes]:
         yield block
 
 
-def _expect_ours(destination: Path) -> dict[str, Any] | None:
-    """Return the mark of an earlier extraction that nobody changed since; None where there is no or an empty folder."""
+def expect_ours(destination: Path) -> dict[str, Any] | None:
+    """Return the mark of an earlier extraction that nobody changed since; None where the folder is absent or empty.
+
+    Raises:
+        UsageError: something else is there, or files were changed since.
+    """
     if not destination.is_symlink():
         if not destination.exists():
             return None

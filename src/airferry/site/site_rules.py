@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from airferry.bundle.receipt import ReceiptImage
+from airferry.config import Executor
 from airferry.config.site import parse_version
 from airferry.errors import AirferryError
 from airferry.oci.platform import parse_platform
@@ -34,11 +36,15 @@ _VARIABLES_OF_SERVICES = {
 
 @dataclass(frozen=True, slots=True)
 class RegistryImage:
-    """An image as the registry has it: None for what it lacks. `problem` says why it could not be asked."""
+    """An image as the executor gets it from the registry, `found` False for one that is not there.
+
+    `problem` says why it cannot be had; `hidden` that the registry holds it, and does not show it to this executor.
+    """
 
     found: bool
     environment: Mapping[str, str]
     problem: str | None = None
+    hidden: bool = False
 
 
 def site_findings(context: StepContext, images: Mapping[str, RegistryImage]) -> Iterator[Finding]:
@@ -51,16 +57,19 @@ def site_findings(context: StepContext, images: Mapping[str, RegistryImage]) -> 
     yield from _profile_values(context)
     if context.image is not None:
         yield from _platform(context)
-        if (asked := images.get(context.image.pinned)) is not None:
-            yield from _in_registry(context, asked)
+        name = _image_of_job(context, context.image)
+        if (asked := images.get(name)) is not None:
+            yield from _in_registry(context, context.image, name, asked)
 
 
 def _image(context: StepContext) -> Iterator[Finding]:
     value = context.values.get("run", "env", "container_image")
-    expected, accepted = None, set()
+    expected: str | None = None
+    accepted: set[str] = set()
     if context.image is not None:
         reference = reference_for(context.executor, context.image)
-        expected, accepted = image_for(context.executor.kind, reference), {context.image.pinned, str(reference)}
+        expected = image_for(context.executor.kind, reference)
+        accepted = images_of_job(context.executor, context.image)
     fix = f"run.env.container_image={expected or 'IMAGE-OF-THE-RECEIPT'}"
     if value is not None and value.text:
         if parse_image(value.text) in accepted:
@@ -194,7 +203,8 @@ def _profile_values(context: StepContext) -> Iterator[Finding]:
     for index, mount in enumerate(mounts if isinstance(mounts, list) else ()):
         if isinstance(mount, str) and "auto_mount" in mount:
             reason = "is cloned when the job starts"
-            yield context.in_profile("git", "block", reason, key=("mounts", index), value=mount)
+            fix = f"remove it from `{context.profile.name}`; an image holds its checkouts where the plan bakes them"
+            yield context.in_profile("git", "block", reason, key=("mounts", index), value=mount, fix=fix)
 
 
 def _platform(context: StepContext) -> Iterator[Finding]:
@@ -211,21 +221,50 @@ def _platform(context: StepContext) -> Iterator[Finding]:
         )
 
 
-def _in_registry(context: StepContext, asked: RegistryImage) -> Iterator[Finding]:
+def images_of_job(executor: Executor, image: ReceiptImage) -> set[str]:
+    """Return what a job on an executor may name of a loaded image: what it is to be given, or the image by digest."""
+    return {str(reference_for(executor, image)), image.pinned}
+
+
+def _image_of_job(context: StepContext, image: ReceiptImage) -> str:
+    """Return what the job names of the loaded image by its config or profile, else what it is to be given."""
+    value = context.values.get("run", "env", "container_image")
+    profile = context.profile.values.get("container_image") if context.profile else None
+    written = (value.text if value is not None else "") or (profile if isinstance(profile, str) else "")
+    named = parse_image(written)
+    return named if named in images_of_job(context.executor, image) else str(reference_for(context.executor, image))
+
+
+def _in_registry(context: StepContext, image: ReceiptImage, name: str, asked: RegistryImage) -> Iterator[Finding]:
     key = "run.env.container_image"
-    assert context.image is not None
-    if asked.problem is not None:
+    if asked.hidden:
+        yield context.general(
+            "image", "block", asked.problem or "is hidden", key=key, fix=_way_out(context, image, name)
+        )
+    elif asked.problem is not None:
         yield context.general("image", "block", asked.problem, key=key)
     elif not asked.found:
         yield context.general(
             "image",
             "block",
-            f"the registry does not hold `{context.image.pinned}`",
+            f"the registry does not hold `{name}`",
             key=key,
             fix="load the bundle again: `airferry load`",
         )
     else:
         yield from gpu_findings(context, asked.environment)
+
+
+def _way_out(context: StepContext, image: ReceiptImage, name: str) -> str:
+    """Return what helps where the registry hides an image from the executor."""
+    expected = reference_for(context.executor, image)
+    if str(expected) != name:
+        return f"run.env.container_image={image_for(context.executor.kind, expected)}"
+    if context.executor.kind != "slurm-pyxis":
+        return "let the registry, or the proxy in front of it, answer the runtime"
+    if image.docker_twin is not None:
+        return "enroot 3.4.1 or newer, given the image by digest"
+    return "build with `docker_twin: true` and load again, or use distribution 3, zot or `airferry serve`"
 
 
 def gpu_findings(context: StepContext, environment: Mapping[str, str]) -> Iterator[Finding]:

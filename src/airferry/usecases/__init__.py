@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from airferry.usecases.example import quickstart
     from airferry.usecases.far import LoadOutcome, RollbackResult, load, rollback, verify
     from airferry.usecases.host import DoctorReport
+    from airferry.usecases.jobs import JobsOutcome, load_for_jobs
     from airferry.usecases.near import (
         BuildOutcome,
         LockOutcome,
@@ -46,6 +47,7 @@ _HOMES = {
     "airferry.usecases.example": ("quickstart",),
     "airferry.usecases.far": ("LoadOutcome", "RollbackResult", "load", "rollback", "verify"),
     "airferry.usecases.host": ("DoctorReport",),
+    "airferry.usecases.jobs": ("JobsOutcome", "load_for_jobs"),
     "airferry.usecases.near": (
         *("BuildOutcome", "LockOutcome", "PlanOutcome", "Selection"),
         *("build", "doctor", "lock", "plan", "schema"),
@@ -63,6 +65,7 @@ __all__ = [
     "ClientOptions",
     "CopyResult",
     "DoctorReport",
+    "JobsOutcome",
     "LoadOutcome",
     "LockOutcome",
     "PlanOutcome",
@@ -81,6 +84,7 @@ __all__ = [
     "extract_catalogue",
     "init_site",
     "load",
+    "load_for_jobs",
     "lock",
     "login",
     "logout",

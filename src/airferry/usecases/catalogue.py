@@ -18,9 +18,10 @@ from airferry.oci.reference import parse_reference
 from airferry.plan.catalogue import Catalogue, catalogue_at
 from airferry.registry.client import ClientOptions, open_clients
 from airferry.registry.source import RegistrySource
-from airferry.site.extraction import Extracted, holds_catalogue, unpack_catalogue
+from airferry.site.extraction import Extracted, expect_ours, holds_catalogue, unpack_catalogue
 from airferry.site.extraction import extract_catalogue as extract
-from airferry.usecases.defaults import CATALOGUE_FOLDER, DEFAULT_STEPS
+from airferry.site.places import CATALOGUE_FOLDER
+from airferry.usecases.defaults import DEFAULT_STEPS
 
 ELSEWHERE = "name the bundle with `--bundle`, or a copy of the catalogue with `--source`"
 
@@ -39,17 +40,20 @@ class Whereabouts:
     options: ClientOptions | None = None
     emit: Emit = silent
 
-    @property
-    def travelled(self) -> bool:
-        """Whether a bundle or a receipt knows of a catalogue."""
-        return _named(self.bundle, self.receipt) is not None
-
     def at(self, root: Path) -> Catalogue:
         """Return the catalogue at a folder, its steps where it is known that they are."""
         named = _named(self.bundle, self.receipt)
         if self.steps is not None or named is None:
             return catalogue_at(root, steps=self.steps or DEFAULT_STEPS)
         return catalogue_at(root, steps=named.steps, package=named.package)
+
+    def expect(self, out: Path) -> None:
+        """Raise what `kept_in` would, as far as that is known without fetching anything."""
+        if self.source is not None:
+            self.at(self.source)
+            return
+        with _opened(self):
+            expect_ours(out / CATALOGUE_FOLDER)
 
     def kept_in(self, out: Path) -> Catalogue:
         """Return the catalogue for files that refer to it: `source`, else `catalogue` below `out`, extracted there.

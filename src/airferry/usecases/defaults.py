@@ -2,4 +2,3 @@
 
 SITE_FILE = "site.yaml"
 DEFAULT_STEPS = "src/nemotron/steps"
-CATALOGUE_FOLDER = "catalogue"
