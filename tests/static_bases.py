@@ -52,7 +52,7 @@ def probe(
     platform: str = "linux/amd64",
     env: Mapping[str, str] | None = None,
     config: Mapping[str, Any] | None = None,
-    path: Iterable[str] = (),
+    variables: Mapping[str, str] | None = None,
 ) -> ProbeResult:
     settings = {"Env": [f"{key}={value}" for key, value in (env or {}).items()], **(config or {})}
     document = {
@@ -67,7 +67,7 @@ def probe(
         modules=modules,
         python=python,
         platform=parse_platform(platform),
-        path=path,
+        variables=variables,
     )
 
 

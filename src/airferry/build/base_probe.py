@@ -6,7 +6,7 @@ run for these alone, if there is an engine. What stays open is answered as unkno
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -46,10 +46,10 @@ class BaseProbe:
         python: str | None,
         modules: Sequence[str],
         needed: Collection[str] = (),
-        path: Iterable[str] = (),
+        variables: Mapping[str, str] | None = None,
         mounts: Mapping[str, Path] | None = None,
     ) -> ProbeResult:
-        """Find out what a base can import, with folders of this host in place of some of its own.
+        """Find out what a base can import, with folders of this host in place of some of its own, and variables.
 
         `needed` are the modules that are worth a container if files leave them open. Without an engine, and with the
         choice `static`, they stay unknown.
@@ -58,12 +58,11 @@ class BaseProbe:
             StaticallyUnknown: its files do not tell what its interpreter is, and the choice is `static`.
             AirferryError: of the family of what failed.
         """
-        folders = mounts or {}
-        before = list(path)
+        folders, settings = mounts or {}, variables or {}
         if self.choice != "run":
             try:
                 known = self.knowledge.probe(
-                    base, platform, python=python, modules=modules, path=before, mounts=folders
+                    base, platform, python=python, modules=modules, variables=settings, mounts=folders
                 )
             except StaticallyUnknown as unknown:
                 if self.choice == "static":
@@ -73,9 +72,9 @@ class BaseProbe:
                 left = [name for name in needed if known.modules[name].status == "unknown"]
                 if not left or self.choice == "static" or not self._has_engine(base, platform, left):
                     return known
-                found = self._run(base, platform, python, probe_input(left, path=before), folders)
+                found = self._run(base, platform, python, left, settings, folders)
                 return known.model_copy(update={"modules": {**known.modules, **found.modules}})
-        return self._run(base, platform, python, probe_input(modules, path=before), folders)
+        return self._run(base, platform, python, modules, settings, folders)
 
     def _has_engine(self, base: BaseImage, platform: Platform, modules: Sequence[str]) -> bool:
         """Open the engine to ask for modules that files leave open, or say why there is none."""
@@ -89,9 +88,15 @@ class BaseProbe:
         return True
 
     def _run(
-        self, base: BaseImage, platform: Platform, python: str | None, request: bytes, mounts: Mapping[str, Path]
+        self,
+        base: BaseImage,
+        platform: Platform,
+        python: str | None,
+        modules: Sequence[str],
+        variables: Mapping[str, str],
+        mounts: Mapping[str, Path],
     ) -> ProbeResult:
-        """Ask the base itself: all modules of a request in one container run."""
+        """Ask the base itself: all modules in one container run."""
         engine = self.engine()
         engine.import_base(self.store, base.manifest.digest, platform=platform)
         argv = probe_argv(python or "python")
@@ -104,7 +109,8 @@ class BaseProbe:
                 argv,
                 platform=platform,
                 volumes=[Volume(folder, target) for target, folder in mounts.items()],
-                stdin=request,
+                env=variables,
+                stdin=probe_input(modules),
                 timeout_s=PROBE_S,
             ).stdout
 

@@ -16,10 +16,8 @@ from airferry.build.static_search import SearchPath, absolute
 from airferry.build.view import RootView
 
 
-def find_search_path(
-    view: RootView, interpreter: Interpreter, environment: Environment, *, before: Iterable[str] = ()
-) -> SearchPath:
-    """Return the search path of an interpreter, with folders put before it.
+def find_search_path(view: RootView, interpreter: Interpreter, environment: Environment) -> SearchPath:
+    """Return the search path of an interpreter.
 
     Raises:
         StaticallyUnknown: it has too many entries.
@@ -46,7 +44,6 @@ def find_search_path(
         prefixes.append(interpreter.base_prefix)
     sites.add_packages(prefixes)
     sites.customise(user_site=interpreter.system_site)
-    path.put_first(absolute("/", folder) for folder in before)
     for folder in path.folders:
         if view.is_file(folder):
             path.doubt(f"`{folder}`, on the search path of the base's Python, is an archive, which is not read")

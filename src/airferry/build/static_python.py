@@ -50,13 +50,14 @@ class Environment:
     home: str
 
     @classmethod
-    def of(cls, view: RootView, config: ImageConfig) -> Environment:
-        """Return the environment of a container's first process, as engines make it from the config."""
+    def of(cls, view: RootView, config: ImageConfig, over: Mapping[str, str]) -> Environment:
+        """Return the environment of a container's first process, as engines make it from the config and `over`."""
         settings = config.config or {}
         variables: dict[str, str] = {}
         for line in settings.get("Env") or ():
             key, _, value = str(line).partition("=")
             variables[key] = value
+        variables.update(over)
         variables.setdefault("PATH", DEFAULT_PATH)
         home = variables.get("HOME") or _home_of(view, str(settings.get("User") or "root"))
         return cls(variables, str(settings.get("WorkingDir") or "/"), home)
@@ -264,9 +265,12 @@ def _environment_of(view: RootView, executable: str) -> _Venv:
 
 
 def _base_executable(view: RootView, home: str, executable: str, minor: int) -> str:
-    """Return the interpreter that a virtual environment was made from, as CPython finds it (*getpath*, 3.11)."""
+    """Return the interpreter that a virtual environment was made from, as CPython finds it (*getpath*, 3.11).
+
+    Versions differ in what they try first; the versioned name is the one that cannot lead to another Python.
+    """
     name = posixpath.basename(executable)
-    for candidate in (name, "python3", f"python3.{minor}"):
+    for candidate in (name, f"python3.{minor}", "python3"):
         if view.is_file(_join(home, candidate)):
             return f"{home}/{candidate}"
     return f"{home}/{name}"

@@ -33,6 +33,9 @@ PERSISTENT_ASSETS_POLICY = (
     "models, datasets, checkpoints, and customer data stay on executor-visible persistent storage"
 )
 
+Distributions = Annotated[str, Field(max_length=1 << 20)]
+"""The Python distributions that an image holds: `name==version`, sorted, with blanks between them."""
+
 Role = Literal["launcher", "execution", "base"]
 
 
@@ -200,6 +203,7 @@ class GroupEntry(_Familiar):
     targets: tuple[str, ...] = ()
     pip_no_deps: bool = False
     env: dict[str, str] = Field(default_factory=dict)
+    distributions: dict[str, Distributions] = Field(default_factory=dict)
     candidate_imports: tuple[str, ...] = ()
     missing_imports: tuple[str, ...] = ()
     missing_core_imports: tuple[str, ...] = ()

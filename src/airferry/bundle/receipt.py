@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from airferry.bundle.manifest import OverlayEntry, Role, StepsFolder
+from airferry.bundle.manifest import Distributions, OverlayEntry, Role, StepsFolder
 from airferry.bundle.yaml_documents import MAX_BYTES, read_document, to_yaml
 from airferry.config.fields import Module
 from airferry.host import files
@@ -46,7 +46,8 @@ class LeftOut(BaseModel):
 class ReceiptImage(BaseModel):
     """An image in the registry: its tag, the same pinned by digest, and what the tag pointed at before the load.
 
-    `image` is its name on the near side, `overlays` are the Git checkouts that were baked into it.
+    `image` is its name on the near side, `overlays` are the Git checkouts that were baked into it, `distributions` the
+    Python distributions that it holds on each platform, as far as that is known.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -60,6 +61,7 @@ class ReceiptImage(BaseModel):
     previous_digest: Digest | None = None
     platforms: tuple[str, ...] = ()
     overlays: tuple[OverlayEntry, ...] = ()
+    distributions: dict[str, Distributions] = Field(default_factory=dict)
     docker_twin: ReceiptTwin | None = None
 
 

@@ -252,7 +252,7 @@ def _receipt(
 ) -> Receipt:
     previous = {move.reference: move.previous for move in tags}
     of_images = {str(place) for place in places.values()}
-    overlays = {group.name: group.repo_overlays for group in bundle.manifest.execution_groups}
+    groups = {group.name: group for group in bundle.manifest.execution_groups}
     twins = {
         item.name: ReceiptTwin(
             reference=str(places[item.name]),
@@ -279,7 +279,8 @@ def _receipt(
                 digest=entry.digest,
                 previous_digest=before,
                 platforms=tuple(entry.platforms),
-                overlays=overlays.get(entry.name, ()),
+                overlays=groups[entry.name].repo_overlays if entry.name in groups else (),
+                distributions=groups[entry.name].distributions if entry.name in groups else {},
                 docker_twin=twins.get(entry.docker_twin.reference) if entry.docker_twin else None,
             )
         )

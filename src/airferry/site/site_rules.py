@@ -14,17 +14,12 @@ from airferry.oci.platform import parse_platform
 from airferry.oci.reference import parse_reference
 from airferry.plan.step_values import StepValue
 from airferry.site.findings import Finding
+from airferry.site.startup_rules import startup_findings
 from airferry.site.step_context import StepContext, masked
 from airferry.site.submission import OFFLINE_VARIABLES, image_for, parse_image, reference_for
 
 # the first driver that runs programs built for a CUDA major version (CUDA compatibility guide, "minor version")
 FIRST_DRIVERS = {11: (450, 80), 12: (525, 60), 13: (580, 0)}
-_DOWNLOADS = re.compile(
-    r"\b(pip3?|uv|conda|mamba|apt-get|apt|dnf|yum|npm|git\s+clone|git\s+fetch|curl|wget|huggingface-cli|hf\s+download)\b"
-)
-_BOOTSTRAP = re.compile(r"\b_bootstrap\.\w+_runtime\b")  # the catalogue's modules that make an environment by pip
-_PYTHON_INSTALL = re.compile(r"\b(pip3?|uv)\b")
-_EXTRAS = "is installed by pip when the job starts; without an index that takes minutes and fails unseen"
 _OFF = frozenset({"0", "false", "no", "off", ""})
 _VARIABLES_OF_SERVICES = {
     "HF_HUB_OFFLINE": "huggingface",
@@ -53,7 +48,7 @@ def site_findings(context: StepContext, images: Mapping[str, RegistryImage]) -> 
     yield from _other_images(context)
     yield from _artifacts(context)
     yield from _offline(context)
-    yield from _startup(context)
+    yield from startup_findings(context)
     yield from _profile_values(context)
     if context.image is not None:
         yield from _platform(context)
@@ -140,46 +135,6 @@ def _offline(context: StepContext) -> Iterator[Finding]:
         reason = "the site has a mirror of the Hub, and the image stays offline unless its variables are taken back"
         fix = f"run.env.env_vars.HF_HUB_OFFLINE=0 run.env.env_vars.HF_ENDPOINT={context.site.mirrors.huggingface}"
         yield context.general("offline", "warn", reason, key="run.env.env_vars.HF_HUB_OFFLINE", fix=fix)
-
-
-def _downloads(context: StepContext, command: str) -> bool:
-    if _BOOTSTRAP.search(command):
-        return context.site.mirrors.packages is None
-    found = _DOWNLOADS.search(command)
-    return found is not None and not (context.site.mirrors.packages and _PYTHON_INSTALL.search(command))
-
-
-def _startup(context: StepContext) -> Iterator[Finding]:
-    text = "downloads when the job starts"
-    for value in context.values.values:
-        if {"startup_commands", "run_command"} & set(value.key) and _downloads(context, value.text):
-            start = "startup_commands" in value.key
-            fix = "run.env.startup_commands=[]" if start else f"{value.name}='python -m MODULE --config {{config}}'"
-            yield context.finding(value, "startup", "block", text, fix=fix)
-        if "pip_extras" in value.key and value.text and not context.site.mirrors.packages:
-            parent = ".".join(str(part) for part in value.key[: value.key.index("pip_extras") + 1])
-            yield context.finding(value, "startup", "warn", _EXTRAS, fix=f"{parent}=[]")
-    if context.profile is not None:
-        extras = context.profile.values.get("pip_extras")
-        if isinstance(extras, list) and extras and not context.site.mirrors.packages:
-            shown = " ".join(map(str, extras))
-            fix = "run.env.pip_extras=[]"
-            yield context.in_profile("startup", "warn", _EXTRAS, key=("pip_extras",), value=shown, fix=fix)
-        run = context.profile.values.get("run_command")
-        if isinstance(run, str) and _downloads(context, run):
-            fix = "run.env.run_command='python -m MODULE --config {config}'"
-            yield context.in_profile("startup", "block", text, key=("run_command",), value=run, fix=fix)
-    commands = (context.profile.values.get("startup_commands") if context.profile else None) or []
-    for index, command in enumerate(commands if isinstance(commands, list) else [commands]):
-        if isinstance(command, str) and _downloads(context, command):
-            yield context.in_profile(
-                "startup",
-                "block",
-                text,
-                key=("startup_commands", index),
-                value=command,
-                fix="run.env.startup_commands=[], as the image has what the step needs",
-            )
 
 
 def _profile_values(context: StepContext) -> Iterator[Finding]:
