@@ -319,6 +319,15 @@ def test_the_launcher_gets_the_whole_lock_for_its_python(case: Case) -> None:
     assert "no lock file" in resolve_environment(probe=probe, catalogue=None, wheels=case.store).notes[0]
 
 
+def test_core_modules_and_modules_without_a_name_are_told_together_before_any_wheel_is_fetched(case: Case) -> None:
+    with pytest.raises(BuildError) as caught:
+        case.resolve({"torch": MISSING, "numpy": MISSING, "nobody_knows": MISSING, "yaml": MISSING})
+    core, unnamed = (line for line in caught.value.message.splitlines() if "hint:" not in line)
+    assert "what only a base can bring: steps/a/step.py:8: `numpy`; steps/a/step.py:7: `torch`" in core
+    assert "whose distribution nothing names: steps/a/step.py:9: `nobody_knows`" in unnamed
+    assert case.calls == []
+
+
 # --- what files leave open ---
 
 OPEN = ModuleAnswer(status="unknown", missing="maybe", doubt="`/site/hook.pth` runs code")

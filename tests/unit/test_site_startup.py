@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
+from airferry.bundle.manifest import OverlayEntry
 from airferry.bundle.receipt import Receipt, ReceiptImage
 from airferry.config import SiteProfile
 from airferry.plan.catalogue import catalogue_at
 from airferry.plan.env_profiles import read_env_file
 from airferry.site.check import Checked, run_check
 from airferry.site.findings import Finding
+from airferry.site.site_rules import RegistryImage
 from catalogues import STEPS, write_step
 
 DIGEST = "sha256:" + "c" * 64
@@ -30,6 +32,8 @@ def receipt(distributions: dict[str, str]) -> Receipt:
         digest=DIGEST,
         platforms=("linux/amd64",),
         distributions=distributions,
+        overlays=(OverlayEntry(repo="Curator", url="https://h/Curator.git", ref="main", target="/opt/Curator"),),
+        env={"PYTHONPATH": "/opt/Curator:/opt/tools:${PYTHONPATH}"},
     )
     return Receipt(
         bundle_root=DIGEST,
@@ -43,8 +47,14 @@ def receipt(distributions: dict[str, str]) -> Receipt:
     )
 
 
-def startup(
-    root: Path, config: str, *, held: dict[str, str] | None = None, env_file: str | None = None, **site: Any
+def findings(
+    root: Path,
+    config: str,
+    *,
+    held: dict[str, str] | None = None,
+    env_file: str | None = None,
+    images: Any = None,
+    **site: Any,
 ) -> list[Finding]:
     write_step(root, "a", configs={"tiny": config})
     profile = None
@@ -59,7 +69,15 @@ def startup(
         profile="base" if profile else None,
         submission={"USER": "me"},
     )
-    return [finding for finding in run_check(checked, {}).findings if finding.kind == "startup"]
+    return list(run_check(checked, images or {}).findings)
+
+
+def startup(root: Path, config: str, **more: Any) -> list[Finding]:
+    return [finding for finding in findings(root, config, **more) if finding.kind == "startup"]
+
+
+def paths(root: Path, config: str, **more: Any) -> list[Finding]:
+    return [finding for finding in findings(root, config, **more) if "takes the place of the image's" in finding.text]
 
 
 def starting(command: str) -> str:
@@ -161,3 +179,45 @@ def test_a_step_is_started_without_the_bootstrap(tmp_path: Path) -> None:
     command = "python -m nemotron.steps._bootstrap.curator_runtime --profile x -- python -m y --config {config}"
     (found,) = startup(tmp_path, f"run: {{env: {{run_command: '{command}'}}}}\n")
     assert found.fix == "run.env.run_command='python -m y --config {config}'"
+
+
+SLURM = "[base]\nexecutor = 'slurm'\n[base.env_vars]\nPYTHONPATH = '{}'\n"
+
+
+def test_a_profile_that_takes_the_path_of_the_image_away_blocks(tmp_path: Path) -> None:
+    (found,) = paths(tmp_path, "a: 1\n", env_file=SLURM.format("/nemo_run/code/src"))
+    assert (found.level, found.key, found.line) == ("block", "base.env_vars.PYTHONPATH", 4)
+    assert found.text == "takes the place of the image's, which has `/opt/Curator`, `/opt/tools` as well"
+    assert found.fix == "run.env.env_vars.PYTHONPATH=/opt/Curator:/opt/tools:/nemo_run/code/src"
+
+
+def test_what_is_no_checkout_only_warns(tmp_path: Path) -> None:
+    (found,) = paths(tmp_path, "a: 1\n", env_file=SLURM.format("/nemo_run/code/src:/opt/Curator/"))
+    assert (found.level, found.fix) == (
+        "warn",
+        "run.env.env_vars.PYTHONPATH=/opt/tools:/nemo_run/code/src:/opt/Curator",
+    )
+
+
+def test_a_profile_of_the_site_counts_as_well(tmp_path: Path) -> None:
+    site = {"executors": ["kubernetes"], "profiles": {"p": {"executor": "kubernetes", "env": {"PYTHONPATH": "/x"}}}}
+    (found,) = paths(tmp_path, "a: 1\n", **site)
+    assert (found.level, found.key) == ("block", "run.env.env_vars.PYTHONPATH")
+
+
+@pytest.mark.parametrize(
+    "config", ["a: 1\n", "run: {env: {env_vars: {PYTHONPATH: '/opt/Curator:/opt/tools:/nemo_run/code/src'}}}\n"]
+)
+def test_what_the_fix_says_helps(tmp_path: Path, config: str) -> None:
+    kept = "/nemo_run/code/src" if "run:" in config else "/opt/tools:/opt/Curator:/x"
+    assert paths(tmp_path, config, env_file=SLURM.format(kept)) == []
+
+
+def test_no_variable_of_a_profile_takes_nothing_away(tmp_path: Path) -> None:
+    assert paths(tmp_path, "a: 1\n", env_file="[base]\nexecutor = 'slurm'\n") == []
+
+
+def test_the_image_in_the_registry_counts_where_it_was_asked(tmp_path: Path) -> None:
+    images = {PINNED: RegistryImage(found=True, environment={"PYTHONPATH": "/opt/Curator:/opt/of-the-base"})}
+    (found,) = paths(tmp_path, "a: 1\n", env_file=SLURM.format("/x"), images=images)
+    assert "`/opt/Curator`, `/opt/of-the-base`" in found.text

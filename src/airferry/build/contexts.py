@@ -61,7 +61,7 @@ def launcher_context(
     """Lay out the context of the launcher image: what Git tracks, without `excluded` folders, `.env` and `env.toml`.
 
     Raises:
-        ConfigurationError: the catalogue is in no Git repository.
+        ConfigurationError: the catalogue is not in a Git repository.
     """
     files.ensure_directory(into)
     shutil.copyfile(shipped("containerfiles") / "install-launcher.sh", into / "install.sh")
@@ -73,7 +73,7 @@ def tracked_files(source_root: Path) -> list[PurePosixPath]:
     """Return the files that Git tracks below a folder, submodules included, relative to it and sorted.
 
     Raises:
-        ConfigurationError: the folder is in no Git repository.
+        ConfigurationError: the folder is not in a Git repository.
     """
     program = process.find_program("git") or "git"
     argv = [program, "-C", source_root, "-c", "core.quotePath=false", "-c", "safe.directory=*"]
@@ -81,8 +81,8 @@ def tracked_files(source_root: Path) -> list[PurePosixPath]:
         done = process.run([*argv, "ls-files", "-z", "--cached", "--recurse-submodules"], timeout_s=LISTING_S)
     except process.ProcessFailed as error:
         raise ConfigurationError(
-            f"the launcher image carries what Git tracks in `{source_root}`, and that is no Git repository",
-            hint="clone the catalogue with Git, or name its root under `source.root`",
+            f"the launcher image carries what Git tracks in `{source_root}`, which is not in a Git repository",
+            hint="clone the catalogue with Git, or name its root with `source.root` or `--source`",
         ) from error
     names = sorted({PurePosixPath(name) for name in done.stdout.decode("utf-8", "surrogateescape").split("\0") if name})
     if len(names) > MAX_TRACKED_FILES:
@@ -134,7 +134,7 @@ def carried(source_root: Path, excluded: Sequence[Path]) -> Iterator[tuple[PureP
     """Yield what the launcher carries: the name of each file and link that Git tracks, sorted, and where it is.
 
     Raises:
-        ConfigurationError: the folder is in no Git repository.
+        ConfigurationError: the folder is not in a Git repository.
     """
     shut_out = [path.resolve() for path in excluded]
     root = source_root.resolve()

@@ -21,7 +21,7 @@ from airferry.plan.rendering import render_line
 from airferry.wording import counted
 
 _ROOTS = ("", "src", "python", "lib")
-_SEVERITY = {"present": 0, "incomplete": 1, "unknown": 2, "missing": 3}
+_FROM_BEST_TO_WORST = ("present", "incomplete", "unknown", "missing")
 
 Probe = Callable[[Mapping[str, str]], ProbeResult]
 
@@ -137,10 +137,14 @@ def job_modules(
                         notes.append(found)
                     answer = ModuleAnswer(status="present")
             known = worst.get(candidate.module)
-            if known is None or _SEVERITY[answer.status] > _SEVERITY[known.status]:
+            if known is None or _severity(answer) > _severity(known):
                 worst[candidate.module] = answer
     seen = first.model_copy(update={"modules": {**first.modules, **worst}})
     return JobModules(seen, tuple(unreached), tuple(dict.fromkeys(notes)))
+
+
+def _severity(answer: ModuleAnswer) -> int:
+    return _FROM_BEST_TO_WORST.index(answer.status)
 
 
 def _named(group: GroupPlan, module: str) -> bool:

@@ -24,6 +24,7 @@ from airferry.host import files, process
 TIMEOUT_S = 3600.0
 _BASE = ("-m", "pip", "--no-input", "--disable-pip-version-check", "--no-color")
 _NO_MATCH = re.compile(r"No matching distribution found for (\S.*)$")
+_NOT_FETCHED = re.compile(r"^Could not fetch URL \S+: (.*?)(?: - skipping)?$", re.MULTILINE)
 _VERSIONS = re.compile(r"satisfies the requirement .*\(from versions: (.*)\)")
 _WHEEL = re.compile(r"([A-Za-z0-9_.]+-[A-Za-z0-9_.!+]+(?:-\d\w*)?-[\w.]+-[\w.]+-[\w.]+\.whl)")
 _MISMATCH = re.compile(r"\s+(\S+) from \S")
@@ -254,11 +255,31 @@ class Pip:
         _check_hashes(done)
         raise DoesNotBuild(last_words(done.tail), tail=tuple(_redact(line) for line in done.tail))
 
-    def _run(self, argv: list[str], environment: Mapping[str, str] | None = None) -> process.Completed:
+    def ask_index(self, *, timeout_s: float) -> str:
+        """Ask every index and folder that pip is configured for about a project, and say what was answered.
+
+        Raises:
+            BuildError: one does not answer in time, or refuses.
+        """
+        argv = ["index", "versions", "-vv", "--retries=0", f"--timeout={timeout_s / 3:.0f}", "--", "pip"]
+        done = self._run(argv, timeout_s=timeout_s)
+        # pip passes over an index that does not answer, and says so only here
+        for reason in _NOT_FETCHED.findall(done.text):
+            if not reason.startswith("404 "):
+                raise BuildError(
+                    f"a package index did not answer: {_redact(reason)}",
+                    hint="check the network, the proxy and pip's configuration (`pip config debug`); "
+                    "`pip index versions -vv pip` asks the same",
+                )
+        return "answers" if done.returncode == 0 else "answers, and does not have `pip`"
+
+    def _run(
+        self, argv: list[str], environment: Mapping[str, str] | None = None, *, timeout_s: float = TIMEOUT_S
+    ) -> process.Completed:
         verb, *rest = argv
         return process.run(
             [sys.executable, *_BASE, verb, *self.options, *rest],
-            timeout_s=TIMEOUT_S,
+            timeout_s=timeout_s,
             environment=environment,
             check=False,
             emit=self.emit,

@@ -14,6 +14,7 @@ from packaging.utils import canonicalize_name
 
 from airferry.build.closure import Addition, Closure, is_core_distribution, locked_pin, parse_requirement
 from airferry.build.compilation import Compiler
+from airferry.build.failures import combined
 from airferry.build.pip import WheelTarget, wheel_target
 from airferry.build.probe import ProbeResult
 from airferry.build.wheels import WheelStore
@@ -72,6 +73,17 @@ def deciding_modules(group: GroupPlan) -> list[str]:
 
 def _is_named(module: str, requirements: Mapping[str, str]) -> bool:
     return any(name in requirements for name in parents(module))
+
+
+def refuse_missing(
+    group: GroupPlan, *, probe: ProbeResult, base: str, platform: Platform, catalogue: CatalogueLock | None
+) -> None:
+    """Refuse a base that lacks what is never installed, or what nothing names a distribution for. Fetches nothing.
+
+    Raises:
+        BuildError: it does; one error names all.
+    """
+    _direct(group.candidates, probe, base=f"{base}` for `{platform}", requirements=group.requirements, lock=catalogue)
 
 
 def resolve_additions(
@@ -206,23 +218,30 @@ def _direct(
             refused.setdefault(candidate.module, candidate)
             continue
         wanted[candidate.module] = requirement
+    failures = []
     if doubtful:
-        raise _open_question(doubtful, probe, base=base)
+        failures.append(_open_question(doubtful, probe, base=base))
     if refused:
         listing = "; ".join(f"{item.place}: `{name}`" for name, item in sorted(refused.items()))
-        raise BuildError(
-            f"the base `{base}` lacks what only a base can bring: {listing}",
-            hint="choose a `base_image` for these steps that has it; core packages are never installed on top",
-            modules=sorted(refused),
+        failures.append(
+            BuildError(
+                f"the base `{base}` lacks what only a base can bring: {listing}",
+                hint="choose a `base_image` for these steps that has it; core packages are never installed on top",
+                modules=sorted(refused),
+            )
         )
     if unnamed:
         first = min(unnamed)
         listing = "; ".join(f"{item.place}: `{name}`" for name, item in sorted(unnamed.items()))
-        raise BuildError(
-            f"the base `{base}` lacks modules whose distribution nothing names: {listing}",
-            hint=f'name it under the image, `requirements: {{{first}: "distribution==version"}}`; none is guessed',
-            modules=sorted(unnamed),
+        failures.append(
+            BuildError(
+                f"the base `{base}` lacks modules whose distribution nothing names: {listing}",
+                hint=f'name it under the image, `requirements: {{{first}: "distribution==version"}}`; none is guessed',
+                modules=sorted(unnamed),
+            )
         )
+    if failures:
+        raise combined(failures)
     pairs = [(requirement, module) for module, requirement in sorted(wanted.items())]
     return pairs, sorted(core), sorted([*wanted, *core])
 

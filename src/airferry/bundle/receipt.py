@@ -46,8 +46,9 @@ class LeftOut(BaseModel):
 class ReceiptImage(BaseModel):
     """An image in the registry: its tag, the same pinned by digest, and what the tag pointed at before the load.
 
-    `image` is its name on the near side, `overlays` are the Git checkouts that were baked into it, `distributions` the
-    Python distributions that it holds on each platform, as far as that is known.
+    `image` is its name on the near side, `overlays` are the Git checkouts that were baked into it, `env` the variables
+    that the plan sets in it, `distributions` the Python distributions that it holds on each platform, as far as that is
+    known.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -61,6 +62,7 @@ class ReceiptImage(BaseModel):
     previous_digest: Digest | None = None
     platforms: tuple[str, ...] = ()
     overlays: tuple[OverlayEntry, ...] = ()
+    env: dict[str, str] = Field(default_factory=dict)
     distributions: dict[str, Distributions] = Field(default_factory=dict)
     docker_twin: ReceiptTwin | None = None
 

@@ -280,6 +280,7 @@ def _receipt(
                 previous_digest=before,
                 platforms=tuple(entry.platforms),
                 overlays=groups[entry.name].repo_overlays if entry.name in groups else (),
+                env=groups[entry.name].env if entry.name in groups else {},
                 distributions=groups[entry.name].distributions if entry.name in groups else {},
                 docker_twin=twins.get(entry.docker_twin.reference) if entry.docker_twin else None,
             )

@@ -14,6 +14,7 @@ from airferry.oci.platform import parse_platform
 from airferry.oci.reference import parse_reference
 from airferry.plan.step_values import StepValue
 from airferry.site.findings import Finding
+from airferry.site.python_path_rules import python_path_findings
 from airferry.site.startup_rules import startup_findings
 from airferry.site.step_context import StepContext, masked
 from airferry.site.submission import OFFLINE_VARIABLES, image_for, parse_image, reference_for
@@ -53,8 +54,11 @@ def site_findings(context: StepContext, images: Mapping[str, RegistryImage]) -> 
     if context.image is not None:
         yield from _platform(context)
         name = _image_of_job(context, context.image)
-        if (asked := images.get(name)) is not None:
+        asked = images.get(name)
+        if asked is not None:
             yield from _in_registry(context, context.image, name, asked)
+        known = asked.environment if asked is not None and asked.found else context.image.env
+        yield from python_path_findings(context, known)
 
 
 def _image(context: StepContext) -> Iterator[Finding]:
