@@ -342,8 +342,8 @@ class Locker:
         trees = {item.target: self.checkouts.tree(item.url, commits[item.key]) for item in image.overlays}
         modules, needed = modules_to_probe(image.candidates), deciding_modules(image)
 
-        def probe(variables: Mapping[str, str]) -> ProbeResult:
-            return self._probe(base, platform, image.python, modules, variables, trees, needed)
+        def probe(variables: Mapping[str, str], mounts: Mapping[str, Path]) -> ProbeResult:
+            return self._probe(base, platform, image.python, modules, variables, mounts, needed)
 
         return job_modules(image, steps_of(self.plan, image), base=base, trees=trees, probe=probe)
 
