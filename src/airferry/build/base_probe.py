@@ -51,8 +51,8 @@ class BaseProbe:
     ) -> ProbeResult:
         """Find out what a base can import, with folders of this host in place of some of its own, and variables.
 
-        `needed` are the modules that are worth a container if files leave them open. Without an engine, and with the
-        choice `static`, they stay unknown.
+        `needed` are those of the modules that are worth a container if files leave them open. Without an engine, and
+        with the choice `static`, they stay unknown.
 
         Raises:
             StaticallyUnknown: its files do not tell what its interpreter is, and the choice is `static`.
@@ -69,7 +69,7 @@ class BaseProbe:
                     raise
                 self.emit(Notice(f"base `{base.name}` for {platform} is run to be probed: {unknown.reason}"))
             else:
-                left = [name for name in needed if known.modules[name].status == "unknown"]
+                left = [name for name in needed if name in known.modules and known.modules[name].status == "unknown"]
                 if not left or self.choice == "static" or not self._has_engine(base, platform, left):
                     return known
                 found = self._run(base, platform, python, left, settings, folders)

@@ -34,7 +34,6 @@ from airferry.build.probe import ProbeResult
 from airferry.build.requirements import (
     Additions,
     deciding_modules,
-    modules_to_probe,
     refuse_missing,
     resolve_additions,
     resolve_environment,
@@ -43,7 +42,7 @@ from airferry.build.wheels import WheelStore
 from airferry.buildah.engine import Engine
 from airferry.config import BaseImage as BaseSpec
 from airferry.errors import UsageError
-from airferry.events import Emit, StageFinished, StageStarted, Warned
+from airferry.events import Emit, Notice, StageFinished, StageStarted, Warned
 from airferry.host import clock
 from airferry.host.journal import inputs_digest
 from airferry.host.stages import stage
@@ -61,6 +60,7 @@ from airferry.plan.lockfile import (
     group_digest,
 )
 from airferry.plan.models import GroupPlan, LauncherPlan, Overlay, Plan
+from airferry.wording import counted
 
 PROBE_VERSION = 3  # part of what a lock entry depends on: raise it when the same base may give another answer
 LAUNCHER = "launcher"
@@ -135,9 +135,14 @@ class Locker:
 
         def work(probed: _Probed) -> LockedPlatform:
             name, _image, platform, _inputs = probed.task
-            found = self._lock(probed)
-            for note in found.notes:
+            added = self._additions(probed)
+            for note in added.notes:
                 self.emit(Warned(f"{name} on {platform}: {note}"))
+            if optional := added.conditional:
+                what = counted(len(optional), "module")
+                text = f"{name} on {platform}: {what} imported under conditions are not in the base, and not installed"
+                self.emit(Notice(text, details=optional))
+            found = _environment(probed.answer.probe, added, probed.task[3])
             detail = f"adds {len(found.additions)}" if found.additions else "lacks nothing"
             self.emit(StageFinished(f"probe {name} {platform}", clock.monotonic_s() - probed.started_s, detail=detail))
             return found
@@ -293,6 +298,7 @@ class Locker:
                 "base": bases[launcher.base_image.key].platforms[str(platform)].manifest,
                 "python": launcher.python,
                 "catalogue_lock": self.catalogue_digest,
+                **({"requirements": sorted(launcher.requirements.items())} if launcher.requirements else {}),
             }
             if launcher.env:
                 inputs["env"] = dict(launcher.env)
@@ -311,12 +317,19 @@ class Locker:
         unreached = partial(refuse_unreached, [probed.refused for probed in answers], partial(overlay_place, self.plan))
         gathered(lambda one: one(), [unreached, *(partial(look, probed) for probed in answers)], jobs=1)
 
-    def _lock(self, probed: _Probed) -> LockedPlatform:
-        _name, image, platform, inputs = probed.task
+    def _additions(self, probed: _Probed) -> Additions:
+        _name, image, platform, _inputs = probed.task
         answer = probed.answer.probe
         compiler = self._compiler(probed.base, answer)
         if isinstance(image, LauncherPlan):
-            found = resolve_environment(probe=answer, catalogue=self.catalogue, wheels=self.wheels, compiler=compiler)
+            found = resolve_environment(
+                probe=answer,
+                catalogue=self.catalogue,
+                wheels=self.wheels,
+                requirements=image.requirements,
+                base=probed.base.name,
+                compiler=compiler,
+            )
         else:
             found = resolve_additions(
                 image,
@@ -327,7 +340,7 @@ class Locker:
                 wheels=self.wheels,
                 compiler=compiler,
             )
-        return _environment(answer, replace(found, notes=(*found.notes, *probed.answer.notes)), inputs)
+        return replace(found, notes=(*found.notes, *probed.answer.notes))
 
     def _compiler(self, base: BaseImage, probe: ProbeResult) -> Compiler | None:
         return may_compile(self.plan, self.engine, self.bases.store.path, base, probe.python.executable, emit=self.emit)
@@ -340,9 +353,9 @@ class Locker:
             variables = image_variables(image, base)
             return JobModules(self._probe(base, platform, image.python, [], variables, {}))
         trees = {item.target: self.checkouts.tree(item.url, commits[item.key]) for item in image.overlays}
-        modules, needed = modules_to_probe(image.candidates), deciding_modules(image)
+        needed = deciding_modules(image)
 
-        def probe(variables: Mapping[str, str], mounts: Mapping[str, Path]) -> ProbeResult:
+        def probe(modules: Sequence[str], variables: Mapping[str, str], mounts: Mapping[str, Path]) -> ProbeResult:
             return self._probe(base, platform, image.python, modules, variables, mounts, needed)
 
         return job_modules(image, steps_of(self.plan, image), base=base, trees=trees, probe=probe)
@@ -439,7 +452,7 @@ def _environment(probe: ProbeResult, found: Additions, inputs: str) -> LockedPla
         machine=python.machine,
         missing=found.missing,
         missing_core=found.missing_core,
-        notes=found.notes,
+        notes=(*found.notes, *found.conditional),
         additions=found.locked(),
         distributions=render_inventory({item.name: item.version for item in probe.distributions}),
     )
