@@ -459,7 +459,7 @@ def test_following_the_hint_adds_what_the_image_names(case: Case) -> None:
 
 
 def test_a_conditional_import_that_files_leave_open_is_a_note(case: Case) -> None:
-    (note,) = case.resolve({"maybe": OPEN}, origin="reported").optional
+    (note,) = case.resolve({"maybe": OPEN}, origin="reported").conditional
     assert "whether the base has it is not known: `/site/hook.pth` runs code" in note
 
 
