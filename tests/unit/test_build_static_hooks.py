@@ -366,7 +366,7 @@ def test_an_interpreter_that_uv_manages_with_packages_linked_into_its_cache() ->
         "nowhere": "missing nowhere",
     }
     assert [(item.name, item.version) for item in result.distributions] == [("linked", "2.0")]
-    assert result.python.base_executable == f"/{python}/bin/python"
+    assert result.python.base_executable == f"/{python}/bin/python3.12"
     worker = probe(layer, python="/opt/ray_venvs/worker/bin/python", modules=["linked"])
     assert statuses(worker) == {"linked": "missing linked"}
     assert worker.python.prefix == "/opt/ray_venvs/worker"

@@ -106,11 +106,14 @@ def test_a_virtual_environment_whose_home_is_gone() -> None:
 def test_a_virtual_environment_names_the_interpreter_that_it_was_made_from() -> None:
     plain = python_of()
     versioned = [item for item in plain if item.path not in ("usr/local/bin/python3", "usr/local/bin/python")]
-    for layer, expected in ((plain, "/usr/local/bin/python"), (versioned, "/usr/local/bin/python3.12")):
-        venv = [
-            Item("opt/venv/pyvenv.cfg", value="home = /usr/local/bin\n"),
-            link("opt/venv/bin/python", "/usr/local/bin/python3.12"),
-        ]
+    settings = Item("opt/venv/pyvenv.cfg", value="home = /usr/local/bin\n")
+    linked = [settings, link("opt/venv/bin/python", "/usr/local/bin/python3")]
+    copied = [settings, Item("opt/venv/bin/python", value=elf("3.12.4", "PyInit_posix"), mode=0o755)]
+    for layer, venv, expected in (
+        (plain, linked, "/usr/local/bin/python3.12"),
+        (plain, copied, "/usr/local/bin/python"),
+        (versioned, copied, "/usr/local/bin/python3.12"),
+    ):
         assert probe([*layer, *venv], python="/opt/venv/bin/python").python.base_executable == expected
     assert probe(plain).python.base_executable == "/usr/local/bin/python"
 

@@ -140,7 +140,7 @@ def find_interpreter(
         raise StaticallyUnknown(f"`{target}` does not show which modules are built in")
     return Interpreter(
         executable=executable,
-        base_executable=_base_executable(view, home, executable, minor) if home else executable,
+        base_executable=_base_executable(view, home, executable, target, minor) if home else executable,
         version=version,
         minor=minor,
         flags=flags,
@@ -264,13 +264,15 @@ def _environment_of(view: RootView, executable: str) -> _Venv:
     return _Venv()
 
 
-def _base_executable(view: RootView, home: str, executable: str, minor: int) -> str:
-    """Return the interpreter that a virtual environment was made from, as CPython finds it (*getpath*, 3.11).
+def _base_executable(view: RootView, home: str, executable: str, target: str, minor: int) -> str:
+    """Return the interpreter that a virtual environment was made from, as CPython finds it (*getpath*, since 3.11).
 
-    Versions differ in what they try first; the versioned name is the one that cannot lead to another Python.
+    A link says it itself; for a copy, the one in `home` counts that has its name or a usual one.
     """
+    if target != executable:
+        return target
     name = posixpath.basename(executable)
-    for candidate in (name, f"python3.{minor}", "python3"):
+    for candidate in (name, "python3", f"python3.{minor}"):
         if view.is_file(_join(home, candidate)):
             return f"{home}/{candidate}"
     return f"{home}/{name}"
