@@ -81,8 +81,8 @@ class Side:
         trees = {overlay.target: self.tree for overlay in group.overlays}
         yaml_there = Item(f"{SITE}/yaml.py")
 
-        def probe(variables: Mapping[str, str]) -> ProbeResult:
-            view = view_of([*PYTHON, yaml_there, *items]).mounted(trees)
+        def probe(variables: Mapping[str, str], mounts: Mapping[str, Path]) -> ProbeResult:
+            view = view_of([*PYTHON, yaml_there, *items]).mounted(mounts)
             modules = modules_to_probe(group.candidates)
             return static_probe(view, base.config, modules=modules, python=None, platform=AMD64, variables=variables)
 
@@ -219,6 +219,26 @@ def test_a_package_below_the_root_is_led_to_where_it_begins(side: Side, part: st
     side.step()
     _found, refused = side.ask(side.plan())
     assert f"`env: {{PYTHONPATH: /opt/Curator/{part}}}`" in (refusal(refused).hint or "")
+
+
+OWN_COPY = (Item(f"{SITE}/nemo_curator/__init__.py"), Item(f"{SITE}/nemo_curator/pipeline.py"))
+
+
+def test_a_checkout_that_jobs_pass_over_is_noted(side: Side) -> None:
+    side.step()
+    for more in ((), (Item(f"{SITE}/curator.pth", value="/opt/Curator\n"),)):
+        found, _refused = side.ask(side.plan(), *OWN_COPY, *more)
+        (note,) = found.notes
+        assert note == (
+            "src/nemotron/steps/a/step.py:3: `nemo_curator` is the base's own and not that of the checkout at "
+            "`/opt/Curator`; if the checkout is meant, put `/opt/Curator` on `PYTHONPATH` (`env:` of the image)"
+        )
+
+
+def test_what_that_note_says_helps(side: Side) -> None:
+    side.step()
+    assert side.ask(side.plan(env={"PYTHONPATH": "/opt/Curator/"}), *OWN_COPY)[0].notes == ()
+    assert side.ask(side.plan(), Item(f"{SITE}/curator.pth", value="/opt/Curator\n"))[0].notes == ()
 
 
 def test_all_images_are_told_at_once(side: Side) -> None:

@@ -348,8 +348,8 @@ class Locker:
         trees = {item.target: self.checkouts.tree(item.url, commits[item.key]) for item in image.overlays}
         modules = modules_to_probe(image.candidates)
 
-        def probe(variables: Mapping[str, str]) -> ProbeResult:
-            return self._probe(base, platform, image.python, modules, variables, trees)
+        def probe(variables: Mapping[str, str], mounts: Mapping[str, Path]) -> ProbeResult:
+            return self._probe(base, platform, image.python, modules, variables, mounts)
 
         return job_modules(image, steps_of(self.plan, image), base=base, trees=trees, probe=probe)
 
