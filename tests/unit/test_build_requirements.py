@@ -75,12 +75,14 @@ class Case:
         pip_no_deps: bool = True,
         version: str = "3.11.2",
         extra_answers: Mapping[str, ModuleAnswer] | None = None,
+        reported: Mapping[str, ModuleAnswer] | None = None,
     ) -> Additions:
-        answers = {**modules, **(extra_answers or {})}
+        answers = {**modules, **(extra_answers or {}), **(reported or {})}
         probe: ProbeResult = make_probe(installed=installed, requires=requires, modules=answers, version=version)
         candidates = [
             Candidate(name, origin, "steps/a/step.py", number) for number, name in enumerate(modules, start=7)
         ]
+        candidates += [Candidate(name, "reported", "src/lib.py", 3) for name in reported or ()]
         return resolve_additions(
             make_group(candidates, named=named or {}, pip_no_deps=pip_no_deps),
             probe=probe,
@@ -238,7 +240,17 @@ def test_a_module_that_nothing_names_is_never_guessed(case: Case) -> None:
 def test_conditional_imports_are_reported_only(case: Case) -> None:
     result = case.resolve({"tabulate": MISSING}, origin="reported")
     assert (result.additions, result.missing) == ((), ())
-    assert result.notes[0].startswith("steps/a/step.py:7: `tabulate` is imported under a condition")
+    assert result.notes == ()
+    assert result.conditional[0].startswith("steps/a/step.py:7: `tabulate` is imported under a condition")
+
+
+def test_of_conditional_imports_what_is_added_anyway_is_not_reported(case: Case) -> None:
+    case.wheel("tabulate", "1.0", "orjson")
+    case.wheel("orjson", "1.0")
+    optional = dict.fromkeys(("tabulate.version", "orjson", "zstandard"), MISSING)
+    result = case.resolve({"tabulate": MISSING}, reported={**optional, "yaml": PRESENT})
+    assert listed(result) == ["orjson==1.0", "tabulate==1.0"]
+    assert [line.split("`")[1] for line in result.conditional] == ["zstandard"]
 
 
 def test_what_a_module_of_the_base_lacks_is_added_where_it_is_named(case: Case) -> None:

@@ -61,6 +61,7 @@ from airferry.plan.lockfile import (
     group_digest,
 )
 from airferry.plan.models import GroupPlan, LauncherPlan, Overlay, Plan
+from airferry.wording import counted
 
 PROBE_VERSION = 2  # part of what a lock entry depends on: raise it when the same base may give another answer
 PROBE_S = 3600.0
@@ -141,9 +142,14 @@ class Locker:
 
         def work(probed: _Probed) -> LockedPlatform:
             name, _image, platform, _inputs = probed.task
-            found = self._lock(probed)
-            for note in found.notes:
+            added = self._additions(probed)
+            for note in added.notes:
                 self.emit(Warned(f"{name} on {platform}: {note}"))
+            if optional := added.conditional:
+                what = counted(len(optional), "module")
+                text = f"{name} on {platform}: {what} imported under conditions are not in the base, and not installed"
+                self.emit(Notice(text, details=optional))
+            found = _environment(probed.answer.probe, added, probed.task[3])
             detail = f"adds {len(found.additions)}" if found.additions else "lacks nothing"
             self.emit(StageFinished(f"probe {name} {platform}", clock.monotonic_s() - probed.started_s, detail=detail))
             return found
@@ -317,8 +323,8 @@ class Locker:
         unreached = partial(refuse_unreached, [probed.refused for probed in answers], partial(overlay_place, self.plan))
         gathered(lambda one: one(), [unreached, *(partial(look, probed) for probed in answers)], jobs=1)
 
-    def _lock(self, probed: _Probed) -> LockedPlatform:
-        _name, image, platform, inputs = probed.task
+    def _additions(self, probed: _Probed) -> Additions:
+        _name, image, platform, _inputs = probed.task
         answer = probed.answer.probe
         compiler = self._compiler(probed.base, answer)
         if isinstance(image, LauncherPlan):
@@ -333,7 +339,7 @@ class Locker:
                 wheels=self.wheels,
                 compiler=compiler,
             )
-        return _environment(answer, replace(found, notes=(*found.notes, *probed.answer.notes)), inputs)
+        return replace(found, notes=(*found.notes, *probed.answer.notes))
 
     def _compiler(self, base: BaseImage, probe: ProbeResult) -> Compiler | None:
         return may_compile(self.plan, self.engine, self.bases.store.path, base, probe.python.executable, emit=self.emit)
@@ -479,7 +485,7 @@ def _environment(probe: ProbeResult, found: Additions, inputs: str) -> LockedPla
         machine=python.machine,
         missing=found.missing,
         missing_core=found.missing_core,
-        notes=found.notes,
+        notes=(*found.notes, *found.conditional),
         additions=found.locked(),
         distributions=render_inventory({item.name: item.version for item in probe.distributions}),
     )

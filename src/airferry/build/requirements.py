@@ -28,11 +28,15 @@ from airferry.plan.modules import CORE_MODULES, distribution_for, is_core
 
 @dataclass(frozen=True, slots=True)
 class Additions:
-    """What one base lacks and gets. `additions` are sorted by name; `notes` are sentences for an operator."""
+    """What one base lacks and gets. `additions` are sorted by name; `notes` are sentences for an operator.
+
+    `conditional` are sentences on modules that are imported under a condition only, and neither there nor added.
+    """
 
     missing: tuple[str, ...] = ()
     missing_core: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    conditional: tuple[str, ...] = ()
     additions: tuple[Addition, ...] = ()
 
     def locked(self) -> tuple[LockedAddition, ...]:
@@ -116,7 +120,8 @@ def resolve_additions(
         closure.run()
         notes += closure.notes
         found = closure.additions()
-    return Additions(tuple(missing), tuple(core), tuple(sorted(set(notes))), found)
+    conditional = _conditional(group, probe, found, lock=catalogue)
+    return Additions(tuple(missing), tuple(core), tuple(sorted(set(notes))), conditional, found)
 
 
 def resolve_environment(
@@ -152,12 +157,28 @@ def _notes_on_present(candidates: Sequence[Candidate], probe: ProbeResult) -> li
             raise BuildError(f"the probe was not asked for `{candidate.module}` ({candidate.place})")
         if answer.status == "present" and answer.note:
             notes.append(f"`{candidate.module}` is there, but its import failed in the build: {answer.note}")
-        if answer.status == "missing" and candidate.origin == "reported":
-            notes.append(
+    return notes
+
+
+def _conditional(
+    group: GroupPlan, probe: ProbeResult, added: Iterable[Addition], *, lock: CatalogueLock | None
+) -> tuple[str, ...]:
+    """Return a sentence for each module that is imported under a condition, and neither there nor added."""
+    names = {canonicalize_name(item.wheel.name) for item in added}
+    brought = {module.partition(".")[0] for item in added for module in item.modules}
+    found = []
+    for candidate in group.candidates:
+        answer = probe.modules.get(candidate.module)
+        if candidate.origin != "reported" or answer is None or answer.status != "missing":
+            continue
+        named = distribution_for(candidate.module, lock=lock, requirements=group.requirements)
+        comes = named is not None and canonicalize_name(parse_requirement(named, why=candidate.module).name) in names
+        if not comes and candidate.module.partition(".")[0] not in brought:
+            found.append(
                 f"{candidate.place}: `{candidate.module}` is imported under a condition; the base lacks it, and it is "
                 "not installed"
             )
-    return notes
+    return tuple(sorted(set(found)))
 
 
 def _direct(

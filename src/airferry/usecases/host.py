@@ -16,6 +16,7 @@ from airferry.plan.lockfile import LOCK_FILE, Lockfile, read_lockfile
 from airferry.plan.models import Plan
 from airferry.usecases.reach import ask_all
 
+UNKNOWN_HINT = "`airferry lock` fetches the bases and resolves the rest; then this is known"
 LEAST_FREE_BYTES = 2 * 10**9
 ENGINE_CHECKS = ("engine", "runtime folder", "user namespaces", "storage", "isolation")
 
@@ -53,17 +54,21 @@ def _room(plan: Plan) -> list[Check]:
     """Compare what a direct build of the plan is expected to take with what is free, as far as lock and cache tell."""
     known = read_lockfile(plan.output_dir / LOCK_FILE) or Lockfile()
     prediction = Predictor(plan, known, files.cache_directory()).predict()
-    unknown = f"; not known yet: {', '.join(prediction.unknown)}" if prediction.unknown else ""
     found = []
     for room in rooms(prediction, cache=files.cache_directory(), output=plan.output_dir):
-        status: Status = "ok" if room.free_bytes >= room.most_bytes else "warn"
+        status: Status = "unknown" if prediction.unknown else "ok"
+        if room.free_bytes < room.most_bytes:
+            status = "fail" if room.free_bytes < room.least_bytes else "warn"
+        needs = f"the build needs at most {room.most_bytes / 1e9:.2f} GB there"
+        if prediction.unknown:
+            least = f"at least {room.least_bytes / 1e9:.2f} GB there, and " if room.least_bytes else ""
+            needs = f"the build needs {least}what is not known yet: {prediction.unknown_text}"
         found.append(
             Check(
                 "room for the plan",
-                "fail" if room.free_bytes < room.least_bytes else status,
-                f"at most {room.most_bytes / 1e9:.2f} GB more at `{room.folder}`, {room.free_bytes / 1e9:.2f} GB free"
-                + unknown,
-                ROOM_HINT,
+                status,
+                f"{room.free_bytes / 1e9:.2f} GB free at `{room.folder}`; {needs}",
+                ROOM_HINT if status in ("warn", "fail") else UNKNOWN_HINT,
             )
         )
     return found
