@@ -10,7 +10,9 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from airferry.build import overlays, wheels
+from airferry.build import overlays
+from airferry.build.wheelhouse import wheelhouse
+from airferry.build.wheels import Wheel
 from airferry.errors import BuildError, ConfigurationError
 from airferry.events import Emit
 from airferry.host import files, process
@@ -24,7 +26,7 @@ NEVER_IN_LAUNCHER = (".env", "env.toml")
 def execution_context(
     into: Path,
     *,
-    additions: Sequence[wheels.Wheel],
+    additions: Sequence[Wheel],
     pip: Path | None,
     checkouts: Sequence[tuple[str, str, str]],
     cache: Path,
@@ -40,7 +42,7 @@ def execution_context(
     """
     files.ensure_directory(into)
     shutil.copyfile(shipped("containerfiles") / "install-execution.sh", into / "install.sh")
-    wheels.wheelhouse(additions, into / "wheels", pip=pip if additions else None)
+    wheelhouse(additions, into / "wheels", pip=pip if additions else None)
     lines = []
     for number, (url, commit, target) in enumerate(checkouts):
         folder = f"{number}"
@@ -55,7 +57,7 @@ def launcher_context(
     *,
     source_root: Path,
     excluded: Sequence[Path],
-    additions: Sequence[wheels.Wheel],
+    additions: Sequence[Wheel],
     pip: Path,
 ) -> None:
     """Lay out the context of the launcher image: what Git tracks, without `excluded` folders, `.env` and `env.toml`.
@@ -65,7 +67,7 @@ def launcher_context(
     """
     files.ensure_directory(into)
     shutil.copyfile(shipped("containerfiles") / "install-launcher.sh", into / "install.sh")
-    wheels.wheelhouse(additions, into / "wheels", pip=pip if additions else None)
+    wheelhouse(additions, into / "wheels", pip=pip if additions else None)
     copy_tracked(source_root, into / "source", excluded=excluded)
 
 
