@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion
 
 from airferry.build.compilation import Compiler
-from airferry.build.failures import combined, parts
+from airferry.build.failures import parts, raise_all
 from airferry.build.pip import WheelTarget
 from airferry.build.probe import InstalledDistribution, ProbeResult
 from airferry.build.wheels import Pin, Wheel, WheelStore
@@ -143,10 +143,7 @@ class Closure:
         try:
             wheels = self._store.fetch(pins, self._target, compiler=self._compiler)
         except BuildError as error:
-            told = combined([self._asked_for(one, pins) for one in parts(error)])
-            if told is error:
-                raise
-            raise told from error
+            raise_all([self._asked_for(one, pins) for one in parts(error)])
         for name, pin, wheel in zip(names, pins, wheels, strict=True):
             want = self._wants[name]
             want.wheel, want.git, want.address, want.closed_for = wheel, pin.git, pin.address, None
