@@ -119,7 +119,7 @@ def base_place(plan: Plan, key: str) -> str | None:
         if image.base_image.key == key:
             return f"{config.path}:{config.line('execution_images', name, 'base_image')}"
     launcher = config.launcher_image
-    if launcher is None or "base_image" not in launcher.model_fields_set:
+    if not launcher or "base_image" not in launcher.model_fields_set:
         return None
     return f"{config.path}:{config.line('launcher_image', 'base_image')}"
 
