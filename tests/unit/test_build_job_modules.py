@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ import pytest
 from airferry.build.bases import BaseImage
 from airferry.build.job_modules import JobModules, Refused, job_modules, path_inputs, refuse_unreached, steps_of
 from airferry.build.probe import ProbeResult
-from airferry.build.requirements import modules_to_probe
 from airferry.build.static_probe import static_probe
 from airferry.config import load_config
 from airferry.errors import BuildError
@@ -81,9 +80,8 @@ class Side:
         trees = {overlay.target: self.tree for overlay in group.overlays}
         yaml_there = Item(f"{SITE}/yaml.py")
 
-        def probe(variables: Mapping[str, str], mounts: Mapping[str, Path]) -> ProbeResult:
+        def probe(modules: Sequence[str], variables: Mapping[str, str], mounts: Mapping[str, Path]) -> ProbeResult:
             view = view_of([*PYTHON, yaml_there, *items]).mounted(mounts)
-            modules = modules_to_probe(group.candidates)
             return static_probe(view, base.config, modules=modules, python=None, platform=AMD64, variables=variables)
 
         found = job_modules(group, steps_of(plan, group), base=base, trees=trees, probe=probe)

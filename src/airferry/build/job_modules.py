@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 
 from airferry.build.bases import BaseImage
 from airferry.build.probe import ModuleAnswer, ProbeResult
+from airferry.build.requirements import modules_to_probe
 from airferry.config.environment import expanded
 from airferry.errors import BuildError
 from airferry.plan.job_path import PYTHONPATH
@@ -24,8 +25,8 @@ from airferry.wording import counted
 _ROOTS = ("", "src", "python", "lib")
 _FROM_BEST_TO_WORST = ("present", "incomplete", "unknown", "missing")
 
-Probe = Callable[[Mapping[str, str], Mapping[str, Path]], ProbeResult]
-"""Asks the base with variables over its own, and with folders of this host at some of its paths."""
+Probe = Callable[[Sequence[str], Mapping[str, str], Mapping[str, Path]], ProbeResult]
+"""Asks the base for modules, with variables over its own, and with folders of this host at some of its paths."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,15 +110,16 @@ def job_modules(
         AirferryError: a probe failed.
     """
     own = image_variables(group, base)
+    modules = modules_to_probe(group.candidates)
     results: dict[tuple[tuple[str, str], ...], ProbeResult] = {}
     answers_of: list[tuple[StepPlan, Mapping[str, ModuleAnswer]]] = []
     for step in steps:
         variables = _job_variables(own, base, step.job_path)
         key = tuple(sorted(variables.items()))
         if key not in results:
-            results[key] = probe(variables, trees)
+            results[key] = probe(modules, variables, trees)
         answers_of.append((step, results[key].modules))
-    first = next(iter(results.values())) if results else probe(own, trees)
+    first = next(iter(results.values())) if results else probe(modules, own, trees)
     worst: dict[str, ModuleAnswer] = {}
     unreached: list[Unreached] = []
     notes: list[str] = []
@@ -176,7 +178,8 @@ def _passed_over(
         if not held:
             continue
         with TemporaryDirectory() as empty:
-            hidden = probe(variables, dict.fromkeys(trees, Path(empty)))
+            modules = sorted({candidate.module for candidate in held})
+            hidden = probe(modules, variables, dict.fromkeys(trees, Path(empty)))
         for candidate, (overlay, root) in held.items():
             top = candidate.module.partition(".")[0]
             if hidden.modules[candidate.module].status == "present" and (overlay, top) not in said:

@@ -33,7 +33,6 @@ from airferry.build.knowledge import Knowledge
 from airferry.build.probe import ProbeResult, ask, probe_argv, probe_input
 from airferry.build.requirements import (
     Additions,
-    modules_to_probe,
     refuse_missing,
     resolve_additions,
     resolve_environment,
@@ -352,9 +351,8 @@ class Locker:
             variables = image_variables(image, base)
             return JobModules(self._probe(base, platform, image.python, [], variables, {}))
         trees = {item.target: self.checkouts.tree(item.url, commits[item.key]) for item in image.overlays}
-        modules = modules_to_probe(image.candidates)
 
-        def probe(variables: Mapping[str, str], mounts: Mapping[str, Path]) -> ProbeResult:
+        def probe(modules: Sequence[str], variables: Mapping[str, str], mounts: Mapping[str, Path]) -> ProbeResult:
             return self._probe(base, platform, image.python, modules, variables, mounts)
 
         return job_modules(image, steps_of(self.plan, image), base=base, trees=trees, probe=probe)
