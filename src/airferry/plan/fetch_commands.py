@@ -23,9 +23,7 @@ _GIT_VALUES = frozenset({"-C", "-c", "--git-dir", "--work-tree", "--namespace"})
 _OPTION_VALUES = frozenset(
     {"-b", "--branch", "--depth", "-o", "--origin", "-c", "--config", "--reference", "-j", "--jobs", "--filter"}
     | {"-O", "-P", "--output", "--output-document", "--directory-prefix", "-H", "--header", "-X", "-u", "--user"}
-    | {"-t", "--target", "--prefix", "--python", "-p", "--dest", "-d", "--local-dir", "--repo-type", "--revision"}
-    | {"--cache-dir", "--token", "--include", "--exclude", "-i", "--index-url", "--extra-index-url", "--torch-backend"}
-    | {"--constraint", "--constraints", "--override", "--overrides"}
+    | {"--dest", "-d", "--local-dir", "--repo-type", "--revision", "--cache-dir", "--token", "--include", "--exclude"}
 )
 _UPDATES = (("fetch",), ("pull",), ("ls-remote",), ("remote", "update"), ("submodule", "update"), ("lfs", "pull"))
 _INSTALLERS = frozenset(
