@@ -16,7 +16,7 @@ from airferry.errors import BuildError, IntegrityError
 from airferry.oci.platform import parse_platform
 from airferry.plan.catalogue_lock import CatalogueLock, read_catalogue_lock
 from airferry.plan.models import Candidate, GroupPlan, Origin
-from wheel_factory import make_probe, make_wheel, sha256
+from wheel_factory import make_probe, make_wheel, sha256, source_distribution
 
 AMD64 = parse_platform("linux/amd64")
 MISSING = ModuleAnswer(status="missing", missing="x")
@@ -62,6 +62,19 @@ class Case:
     def locked(self, text: str) -> None:
         path = self.root / "requirements.txt"
         path.write_text(text)
+        self.lock = read_catalogue_lock(path)
+
+    def locked_by_uv(self, manifest: str, *wheels: Path) -> None:
+        """Write a `uv.lock` of a project that needs all these wheels."""
+        entries, needs = "", ""
+        for wheel in wheels:
+            name, version = wheel.name.split("-")[:2]
+            needs += f'{{ name = "{name}" }},'
+            entries += f'[[package]]\nname = "{name}"\nversion = "{version}"\nsource = {{ registry = "r" }}\n'
+            entries += f'wheels = [{{ url = "https://h/{wheel.name}", hash = "sha256:{sha256(wheel)}" }}]\n'
+        project = f'[[package]]\nname = "p"\nversion = "1"\nsource = {{ editable = "." }}\ndependencies = [{needs}]\n'
+        path = self.root / "uv.lock"
+        path.write_text(f"version = 1\n[manifest]\n{manifest}\n{project}{entries}")
         self.lock = read_catalogue_lock(path)
 
     def resolve(
@@ -147,6 +160,89 @@ def test_the_images_own_requirement_beats_the_lock(case: Case) -> None:
     result = case.resolve({"tabulate": MISSING}, named={"tabulate": "tabulate>=0.9"})
     assert listed(result) == ["tabulate==0.9"]
     assert any("0.8 of the catalogue's lock" in note for note in result.notes)
+
+
+def test_overrides_of_the_lock_take_the_place_of_what_distributions_ask_for(case: Case) -> None:
+    tabulate = case.wheel("tabulate", "1.0", "hub>=1.0.1; python_version >= '3.8'", "other>=2; extra == 'more'")
+    hub = case.wheel("hub", "0.36.2")
+    case.wheel("hub", "1.33.0")
+    case.locked_by_uv('overrides = [{ name = "hub", specifier = ">=0.34,<1.0" }]', tabulate, hub)
+    result = case.resolve({"tabulate": MISSING})
+    assert listed(result) == ["hub==0.36.2", "tabulate==1.0"]
+    assert result.notes == (), "the lock was not left"
+
+
+def test_an_override_for_another_platform_takes_the_requirement_away(case: Case) -> None:
+    tabulate = case.wheel("tabulate", "1.0", "never", "dropped")
+    rules = """overrides = [{ name = "never", marker = "sys_platform == 'win32'" }]\nexcludes = ["dropped"]"""
+    case.locked_by_uv(rules, tabulate)
+    assert listed(case.resolve({"tabulate": MISSING})) == ["tabulate==1.0"]
+
+
+def test_constraints_and_metadata_of_the_lock_count(case: Case) -> None:
+    tabulate = case.wheel("tabulate", "1.0", "nowhere-to-be-found")
+    for version in ("1.0", "2.0"):
+        case.wheel("shared", version)
+    case.locked_by_uv(
+        'constraints = [{ name = "shared", specifier = "<2" }]\n[[manifest.dependency-metadata]]\nname = "tabulate"\n'
+        'version = "1.0"\nrequires-dist = [{ name = "shared" }]',
+        tabulate,
+    )
+    result = case.resolve({"tabulate": MISSING})
+    assert listed(result) == ["shared==1.0", "tabulate==1.0"]
+    assert result.notes == (
+        "`shared` is not in the catalogue's lock: 1.0 was taken, the newest that suits, for `tabulate` 1.0",
+    )
+
+
+def test_leaving_the_lock_is_never_silent(case: Case) -> None:
+    tabulate = case.wheel("tabulate", "1.0", "shared>=2")
+    shared = case.wheel("shared", "1.0")
+    case.wheel("shared", "2.0")
+    case.wheel("named", "3.0")
+    case.locked_by_uv("", tabulate, shared)
+    result = case.resolve({"tabulate": MISSING, "named": MISSING}, named={"named": "named==3.0"})
+    assert listed(result) == ["named==3.0", "shared==2.0", "tabulate==1.0"]
+    assert result.notes == (
+        "`named` is not in the catalogue's lock: 3.0 was taken, as `requirements:` says, for `named` "
+        "(steps/a/step.py:8)",
+        "`shared` 1.0 of the catalogue's lock is not `>=2`, which `tabulate` 1.0 asks for; 2.0 was taken",
+    )
+
+
+def test_the_launcher_takes_requirements_in_place_of_the_locks(case: Case) -> None:
+    one, two = case.wheel("one", "1.0"), case.wheel("two", "1.0", "one")
+    case.wheel("one", "2.0", "extra-part", "numpy")
+    numpy = case.wheel("numpy", "1.0")
+    case.wheel("extra-part", "1.0")
+    case.locked_by_uv("", one, two, numpy)
+    found = resolve_environment(
+        probe=make_probe(), catalogue=case.lock, wheels=case.store, requirements={"one": "one>=2"}
+    )
+    assert listed(found) == ["extra-part==1.0", "numpy==1.0", "one==2.0", "two==1.0"]
+    assert len(found.notes) == 2 and all("catalogue's lock" in note for note in found.notes)
+    alone = resolve_environment(probe=make_probe(), catalogue=None, wheels=case.store, requirements={"two": "two==1.0"})
+    assert listed(alone) == ["extra-part==1.0", "numpy==1.0", "one==2.0", "two==1.0"]
+
+
+def test_files_at_addresses_and_paths_of_the_lock_are_taken(case: Case) -> None:
+    wheel = make_wheel(case.root / "elsewhere", "frompath", "1.0")
+    source = source_distribution(case.root / "elsewhere", name="onlysource", tag="py3-none-any")
+    (case.root / "uv.lock").write_text(
+        'version = 1\n[[package]]\nname = "p"\nversion = "1"\nsource = { virtual = "." }\n'
+        'dependencies = [{ name = "frompath" }, { name = "onlysource" }]\n'
+        '[[package]]\nname = "frompath"\nversion = "1.0"\nsource = { path = "elsewhere/' + wheel.name + '" }\n'
+        f'wheels = [{{ filename = "{wheel.name}", hash = "sha256:{sha256(wheel)}" }}]\n'
+        f'[[package]]\nname = "onlysource"\nversion = "1.0"\nsource = {{ url = "{source.as_uri()}" }}\n'
+        f'sdist = {{ hash = "sha256:{sha256(source)}" }}\n'
+    )
+    lock = read_catalogue_lock(case.root / "uv.lock")
+    found = resolve_environment(probe=make_probe(), catalogue=lock, wheels=case.store)
+    assert listed(found) == ["frompath==1.0", "onlysource==1.0"]
+    assert [item.address for item in found.locked()] == [f"elsewhere/{wheel.name}", source.as_uri()]
+    wheel.write_bytes(wheel.read_bytes() + b"x")
+    with pytest.raises(IntegrityError):
+        resolve_environment(probe=make_probe(), catalogue=lock, wheels=WheelStore(case.root / "other", case.store.pip))
 
 
 def test_wishes_that_narrow_each_other_are_resolved_again(case: Case) -> None:
@@ -332,3 +428,19 @@ def test_core_modules_and_modules_without_a_name_are_told_together_before_any_wh
     assert "what only a base can bring: steps/a/step.py:8: `numpy`; steps/a/step.py:7: `torch`" in core
     assert "whose distribution nothing names: steps/a/step.py:9: `nobody_knows`" in unnamed
     assert case.calls == []
+
+
+def test_all_that_has_neither_a_wheel_nor_a_compiler_is_told_at_once_with_who_asks(case: Case) -> None:
+    for name in ("native_one", "native_two"):
+        make_wheel(case.index, name, "1.0", tag="cp311-cp311-manylinux_2_17_aarch64")
+    case.wheel("asks", "1.0", "native_two")
+    case.wheel("fine", "1.0")
+    named = {name: name for name in ("native_one", "asks", "fine")} | {"native_three": "native_three==9.9"}
+    make_wheel(case.index, "native_three", "9.9", tag="cp311-cp311-manylinux_2_17_s390x")
+    with pytest.raises(BuildError) as caught:
+        case.resolve(dict.fromkeys(named, MISSING), named=named)
+    lines = [line for line in caught.value.message.splitlines() if "hint:" not in line]
+    assert [line.partition("`")[2].partition("`")[0] for line in lines] == ["native-one", "native-three==9.9"]
+    assert "it has wheels for `manylinux_2_17_aarch64` (asked for by `native_one` (steps/a/step.py:7))" in lines[0]
+    with pytest.raises(BuildError, match=r"`native-two` has no wheel .* \(asked for by `asks` 1\.0\)"):
+        case.resolve({"asks": MISSING}, named=named)

@@ -120,6 +120,7 @@ evaluation:
 server: {url: "https://integrate.api.nvidia.com/v1", model_id: x}
 control: {base_url: "https://cloud.example/api/v1"}
 models: [{alias: a, model: org/name}]
+resolve_hf_placeholders: true
 """
 FEEDS = '[step]\nid = "rl/dpo"\n[[consumes]]\ntype = "raw_jsonl"\n[[consumes]]\ntype = "filtered_jsonl"\n'
 
@@ -146,6 +147,7 @@ def fix_of(report: CheckReport, key: str) -> str:
         ("blend_path", "blend_path=/lustre/data/PATH/blend.json"),
         ("checkpoint.save", "checkpoint.save=/lustre/out/PATH/tiny"),
         ("hf_dataset", "stage its dataset in a cache of the Hub, and name that: run.env.env_vars.HF_HOME=/lustre/out/"),
+        ("resolve_hf_placeholders", "resolve_hf_placeholders=false, with data in which they are replaced already"),
         ("dataset.repo_id", "dataset=null, which downloads nothing"),
         ("data.default.dataset_name", "data.default.dataset_name=PreferenceDataset, and `data_path="),
         ("server.url", "server.url=http://vllm.site:8000/v1"),

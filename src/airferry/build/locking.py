@@ -304,6 +304,7 @@ class Locker:
                 "base": bases[launcher.base_image.key].platforms[str(platform)].manifest,
                 "python": launcher.python,
                 "catalogue_lock": self.catalogue_digest,
+                **({"requirements": sorted(launcher.requirements.items())} if launcher.requirements else {}),
             }
             if launcher.env:
                 inputs["env"] = dict(launcher.env)
@@ -327,7 +328,14 @@ class Locker:
         answer = probed.answer.probe
         compiler = self._compiler(probed.base, answer)
         if isinstance(image, LauncherPlan):
-            found = resolve_environment(probe=answer, catalogue=self.catalogue, wheels=self.wheels, compiler=compiler)
+            found = resolve_environment(
+                probe=answer,
+                catalogue=self.catalogue,
+                wheels=self.wheels,
+                requirements=image.requirements,
+                base=probed.base.name,
+                compiler=compiler,
+            )
         else:
             found = resolve_additions(
                 image,

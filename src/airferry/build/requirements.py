@@ -14,16 +14,17 @@ from packaging.utils import canonicalize_name
 
 from airferry.build.closure import Addition, Closure, is_core_distribution, locked_pin, parse_requirement
 from airferry.build.compilation import Compiler
-from airferry.build.failures import combined
+from airferry.build.failures import raise_all
 from airferry.build.pip import WheelTarget, wheel_target
-from airferry.build.probe import ProbeResult
+from airferry.build.probe import InstalledDistribution, ProbeResult
 from airferry.build.wheels import WheelStore
 from airferry.errors import BuildError
 from airferry.oci.platform import Platform
 from airferry.plan.catalogue_lock import CatalogueLock
+from airferry.plan.locked_packages import LocalSource
 from airferry.plan.lockfile import LockedAddition, LockedGit
 from airferry.plan.models import Candidate, GroupPlan
-from airferry.plan.modules import CORE_MODULES, distribution_for, is_core
+from airferry.plan.modules import CORE_MODULES, distribution_for, is_core, parents
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ class Additions:
                 source=LockedGit(url=item.source.url, commit=item.source.commit, subdirectory=item.source.subdirectory)
                 if item.source
                 else None,
+                address=item.address,
             )
             for item in self.additions
         )
@@ -116,7 +118,8 @@ def resolve_additions(
         )
         places = {candidate.module: candidate.place for candidate in group.candidates}
         for requirement, module in [*wanted, *transitive]:
-            closure.add_direct(requirement, module, place=places.get(module, ""))
+            named = any(name in group.requirements for name in parents(module))
+            closure.add_direct(requirement, module, place=places.get(module, ""), is_named=named)
         closure.run()
         notes += closure.notes
         found = closure.additions()
@@ -129,22 +132,72 @@ def resolve_environment(
     probe: ProbeResult,
     catalogue: CatalogueLock | None,
     wheels: WheelStore,
+    requirements: Mapping[str, str] | None = None,
+    base: str = "",
     compiler: Compiler | None = None,
     target: WheelTarget | None = None,
 ) -> Additions:
     """Return the environment that the catalogue's lock names, for the base's platform and Python.
 
-    It goes into an environment of its own, so what the base holds does not count.
+    It goes into an environment of its own, so what the base holds does not count. `requirements`, by module, take the
+    place of what the lock names for these distributions, and are closed over what they require.
 
     Raises:
         BuildError: a locked distribution cannot be had.
         IntegrityError: one has another hash than the lock says.
     """
-    if catalogue is None:
+    named = [
+        (module, parse_requirement(text, why=f"`requirements:` for `{module}`"))
+        for module, text in sorted((requirements or {}).items())
+    ]
+    if catalogue is None and not named:
         return Additions(notes=("the catalogue has no lock file, so the launcher's environment is empty",))
-    pins = [locked_pin(package) for package in catalogue.all_for(probe.python.markers)]
-    found = wheels.fetch(pins, target or wheel_target(probe.python), compiler=compiler) if pins else []
-    return Additions(additions=tuple(Addition(wheel, (), pin.git) for wheel, pin in zip(found, pins, strict=True)))
+    target = target or wheel_target(probe.python)
+    instead = {canonicalize_name(requirement.name) for _, requirement in named}
+    packages = catalogue.all_for(probe.python.markers) if catalogue is not None else ()
+    notes = {
+        f"`{item.name}` of the catalogue's lock is the folder `{item.source.path}`; the launcher carries it with the "
+        "repository, and it is not installed"
+        for item in packages
+        if isinstance(item.source, LocalSource) and item.source.kind != "path"
+    }
+    pins = [
+        locked_pin(item, catalogue)
+        for item in packages
+        if catalogue is not None
+        and item.name not in instead
+        and (not isinstance(item.source, LocalSource) or item.source.kind == "path")
+    ]
+    found = wheels.fetch(pins, target, compiler=compiler) if pins else []
+    additions = [Addition(wheel, (), pin.git, pin.address) for wheel, pin in zip(found, pins, strict=True)]
+    notes |= {wheel.note for wheel in found if wheel.note}
+    if named:
+        there = probe.model_copy(
+            update={
+                "distributions": tuple(
+                    InstalledDistribution(name=wheel.name, version=wheel.version, requires=wheel.requires)
+                    for wheel in found
+                )
+            }
+        )
+        closure = Closure(
+            there,
+            base=base,
+            pip_no_deps=False,
+            lock=catalogue,
+            store=wheels,
+            compiler=compiler,
+            target=target,
+            is_own=True,
+        )
+        for module, requirement in named:
+            closure.add_direct(requirement, module, place="", is_named=True)
+        closure.run()
+        taken = closure.additions()
+        replaced = {item.wheel.name for item in taken}
+        additions = [item for item in additions if item.wheel.name not in replaced] + list(taken)
+        notes |= closure.notes
+    return Additions(additions=tuple(sorted(additions, key=lambda item: item.wheel.name)), notes=tuple(sorted(notes)))
 
 
 def _notes_on_present(candidates: Sequence[Candidate], probe: ProbeResult) -> list[str]:
@@ -230,7 +283,7 @@ def _direct(
             )
         )
     if failures:
-        raise combined(failures)
+        raise_all(failures)
     pairs = [(requirement, module) for module, requirement in sorted(wanted.items())]
     return pairs, sorted(core), sorted([*wanted, *core])
 

@@ -51,6 +51,8 @@ def way_out(fetch: StartFetch, *, image: str) -> str:
         return f"bake it in: name its modules under `required_imports:` of {image}"
     if fetch.kind == "install":
         return f"bake it in: a `containerfile:` for {image}, or a base that has it"
+    if fetch.kind == "download" and not fetch.certain:
+        return "see that its config leads to no address outside, and stage what it would bring on storage (`assets:`)"
     return "stage it on storage (`assets:`), and let the config name that folder"
 
 

@@ -73,7 +73,7 @@ def _hub_fix(context: StepContext, value: StepValue) -> str:
     """Return what to type instead of something on the Hub: a path only where the key takes one."""
     cache = f"stage its dataset in a cache of the Hub, and name that: {_hub_cache(context)}"
     if value.last == _PLACEHOLDERS:
-        return context.setting(value, "false")
+        return f"{context.setting(value, 'false')}, with data in which they are replaced already"
     if value.last == "name":
         return f"{cache}; or leave the task out"
     if value.last == "dataset_name":

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from airferry.bundle.receipt import ReceiptImage
 from airferry.config import Executor, SiteProfile
 from airferry.config.site import StorageMount, parse_version
+from airferry.config.submit import NEMOTRON_SUBMIT, submit_words
 from airferry.oci.reference import Reference, parse_reference
 
 NEMOTRON_EXECUTORS = {"slurm-pyxis": "slurm", "lepton": "lepton", "dgxcloud": "dgxcloud", "docker": "docker"}
@@ -94,19 +95,30 @@ def render_profile(site: SiteProfile, executor: Executor) -> str:
         lines.append("# DGX Cloud mounts claims, not paths: the profile's `pvcs` must name those of this storage:")
         lines += [f"#   {mount}" for mount in site.mounts]
     elif site.mounts:
+        if known:
+            lines.append(
+                f"# In the place of the mounts of {_toml(known[0])}: name all storage of jobs in the site profile."
+            )
         lines += ["mounts = [", *(f"  {_mount(mount, executor)}," for mount in site.mounts), "]"]
     lines += ["", f"[{name}.env_vars]"]
     lines += [f"{key} = {_toml(value)}" for key, value in environment_of(site, executor).items()]
     return "\n".join(lines) + "\n"
 
 
-def submit_command(step_id: str, *, config: str | None, profile: str, overrides: Mapping[str, str]) -> str:
-    """Return the whole command that submits a step, quoted for a shell."""
-    words = ["nemotron", "steps", "run", step_id]
-    if config is not None:
-        words += ["-c", config]
-    words += ["-b", profile, *(f"{key}={value}" for key, value in overrides.items())]
-    return shlex.join(words)
+def submit_command(
+    step_id: str, *, config: str | None, profile: str, overrides: Mapping[str, str], template: str | None = None
+) -> str:
+    """Return the whole command that submits a step, quoted for a shell.
+
+    The template is the catalogue's, None for Nemotron's command. An empty one says that no command is known: then what
+    whoever submits needs is listed.
+    """
+    settings = tuple(f"{key}={value}" for key, value in overrides.items())
+    if template == "":
+        words = [step_id, *([f"config={config}"] if config else []), f"profile={profile}", *settings]
+        return "# no command is known for this catalogue (`source.submit`): " + shlex.join(words)
+    known = template or NEMOTRON_SUBMIT
+    return shlex.join(submit_words(known, step=step_id, config=config, profile=profile, overrides=settings))
 
 
 def _mount(mount: StorageMount, executor: Executor) -> str:
