@@ -74,6 +74,7 @@ class Workplace:
         script = script.replace("/etc/ssl/site-ca.pem", str(self.home / "tls" / "ca.crt"))
         script = script.replace("nvcr.io/nvidia/nemo=", f"{self.registry}/outside/base=")
         script = script.replace("git clone ", "rm -rf ~/Nemotron; git clone ")
+        script = script.replace("airferry site init", "rm -f site.yaml; airferry site init")
         return script.replace("python:3.12-slim", f"{self.registry}/{BASE}")
 
     def run(self, script: str) -> None:
