@@ -14,7 +14,7 @@ import pytest
 from airferry.build.direct_tree import LayerTree
 from airferry.build.direct_wheels import InstallScheme, WheelInstaller, install_scheme, recorded_files
 from airferry.build.pip import WheelTarget
-from airferry.build.wheels import Wheel
+from airferry.build.wheel_files import Wheel
 from airferry.errors import BuildError
 from airferry.plan.locked_packages import GitSource
 from base_trees import EPOCH_S, Base, Entry, link

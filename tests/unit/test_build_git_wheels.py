@@ -10,7 +10,8 @@ import pytest
 
 from airferry.build.git_versions import difference, has_fixed_version, needs_history, shortened_id
 from airferry.build.pip import Pip, wheel_target
-from airferry.build.wheels import Pin, Wheel, WheelStore
+from airferry.build.wheel_files import Wheel
+from airferry.build.wheels import Pin, WheelStore
 from airferry.errors import BuildError, HostError
 from airferry.events import Event, Warned
 from airferry.host import confined, confinement, process

@@ -16,12 +16,13 @@ from packaging.utils import canonicalize_name
 from airferry.build import loader
 from airferry.build.loader import carry_loader, own_wheel, read_pins
 from airferry.build.pip import Pip
-from airferry.build.wheels import WheelStore, file_sha256, read_wheel
+from airferry.build.wheel_files import read_wheel
+from airferry.build.wheels import WheelStore
 from airferry.config import load_config
 from airferry.config.models import LoaderChoice
 from airferry.errors import BuildError, ConfigurationError
 from airferry.events import silent
-from airferry.host import process
+from airferry.host import files, process
 from airferry.host.journal import Journal
 from airferry.host.shipped import shipped
 from airferry.oci.layout import LayoutStore
@@ -77,7 +78,7 @@ def test_our_own_wheel_is_whole_and_the_same_each_time(tmp_path: Path, monkeypat
     monkeypatch.setenv("TZ", "Pacific/Kiritimati")
     two = own_wheel(folders[1])
     assert one.read_bytes() == two.read_bytes()
-    wheel = read_wheel(one, sha256=file_sha256(one))
+    wheel = read_wheel(one, sha256=files.file_sha256(one))
     assert wheel.name == "airferry" and any(line.startswith("pydantic") for line in wheel.requires)
     with zipfile.ZipFile(one) as archive:
         names = archive.namelist()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from airferry.build.rehearsal import HOOK, _Scene, _Stage
+from airferry.build.rehearsal_stage import HOOK, Scene, Stage
 from airferry.config import load_config
 from airferry.oci.platform import host
 from airferry.plan.planner import make_plan
@@ -40,7 +40,7 @@ def asked(
     write_step(root, "a", source=f"import nemo_curator\n{source}", configs={"tiny": config or mounting(CURATOR)})
     document = airgap({"i": "base:1"}, {"a": "i"}, rehearsal={"env": env or {}})
     made = make_plan(load_config(write_airgap(root, document)))
-    scene = _Scene(
+    scene = Scene(
         step=made.steps[0],
         group=made.groups[0],
         platform=host(),
@@ -56,7 +56,7 @@ def asked(
     engine = Engine()
     (root / "scratch").mkdir()
     with pytest.raises(Captured):
-        _Stage(root / "scratch", root, scene, image_path).import_modules(engine, "image")  # type: ignore[arg-type]
+        Stage(root / "scratch", root, scene, image_path).import_modules(engine, "image")  # type: ignore[arg-type]
     return engine
 
 

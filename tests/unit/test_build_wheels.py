@@ -11,8 +11,9 @@ from packaging.tags import Tag, sys_tags
 
 from airferry.build.pip import Pip, WheelTarget, wheel_target
 from airferry.build.probe import parse_probe, probe_argv, probe_input
+from airferry.build.wheel_files import Wheel, normalise_wheel, read_wheel
 from airferry.build.wheelhouse import wheelhouse
-from airferry.build.wheels import Pin, Wheel, WheelStore, normalise_wheel, read_wheel
+from airferry.build.wheels import Pin, WheelStore
 from airferry.errors import BuildError, IntegrityError
 from airferry.host import process
 from wheel_factory import make_probe, make_wheel, sha256, source_distribution

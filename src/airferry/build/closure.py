@@ -17,7 +17,8 @@ from airferry.build.compilation import Compiler
 from airferry.build.failures import parts, raise_all
 from airferry.build.pip import WheelTarget
 from airferry.build.probe import InstalledDistribution, ProbeResult
-from airferry.build.wheels import Pin, Wheel, WheelStore
+from airferry.build.wheel_files import Wheel
+from airferry.build.wheels import Pin, WheelStore
 from airferry.errors import AirferryError, BuildError
 from airferry.plan.catalogue_lock import CatalogueLock
 from airferry.plan.locked_packages import GitSource, LocalSource, LockedPackage, ResolutionRules, UrlSource

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from airferry.build import overlays
+from airferry.build.wheel_files import Wheel
 from airferry.build.wheelhouse import wheelhouse
-from airferry.build.wheels import Wheel
 from airferry.errors import BuildError, ConfigurationError
 from airferry.events import Emit
 from airferry.host import files, process

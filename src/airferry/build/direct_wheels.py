@@ -34,7 +34,7 @@ from airferry.build.direct_tree import BaseTree, Content, LayerTree
 from airferry.build.git_addresses import redact
 from airferry.build.pip import WheelTarget
 from airferry.build.probe import PythonFacts
-from airferry.build.wheels import Wheel
+from airferry.build.wheel_files import Wheel
 from airferry.errors import BuildError
 from airferry.oci.ports import blocks
 from airferry.oci.tar import DIRECTORY

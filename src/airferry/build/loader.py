@@ -19,7 +19,8 @@ from typing import Any
 
 from airferry import __version__
 from airferry.build.pip import WheelTarget
-from airferry.build.wheels import Pin, Wheel, WheelStore, add_member, file_sha256
+from airferry.build.wheel_files import Wheel, add_member
+from airferry.build.wheels import Pin, WheelStore
 from airferry.bundle.artifacts import TOOL_ARTIFACT, ArtifactFile, artifact_is_whole, put_artifact
 from airferry.bundle.manifest import ArtifactEntry, LoaderEntry, LockEntry
 from airferry.config.models import LoaderChoice
@@ -79,9 +80,9 @@ def carry_loader(
     with files.scratch_directory(scratch) as folder:
         own = own_wheel(folder)
         inputs = {
-            "own": file_sha256(own),
-            "lock": file_sha256(lock),
-            "script": file_sha256(_install_script()),
+            "own": files.file_sha256(own),
+            "lock": files.file_sha256(lock),
+            "script": files.file_sha256(_install_script()),
             "targets": sorted(map(str, targets)),
         }
         if (known := _known(journal, inputs, store)) is not None:
@@ -149,7 +150,7 @@ def _carried(descriptor: Descriptor, store: LayoutStore, lock: Path, targets: Se
             ),
             descriptor,
         ),
-        lock=LockEntry(path=FAR_SIDE_LOCK, sha256=file_sha256(lock)),
+        lock=LockEntry(path=FAR_SIDE_LOCK, sha256=files.file_sha256(lock)),
     )
 
 
@@ -274,4 +275,4 @@ def _write_archive(path: Path, own: Path, environments: Mapping[str, Sequence[Wh
 
 
 def _sha256(content: bytes | Path) -> str:
-    return hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else file_sha256(content)
+    return hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else files.file_sha256(content)

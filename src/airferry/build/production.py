@@ -32,9 +32,9 @@ from airferry.build.rehearsal import (
     RehearsalReport,
     check_rehearsal,
     entries_json,
-    rehearsal_action,
     report_json,
 )
+from airferry.build.rehearsal_stage import rehearsal_action
 from airferry.build.tasks import LAUNCHER, Task, TaskMaker
 from airferry.build.wheels import WheelStore
 from airferry.buildah.engine import Engine

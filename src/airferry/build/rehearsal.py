@@ -18,7 +18,7 @@ from typing import Any
 
 from airferry.build import contexts
 from airferry.build.image_writer import BuiltImage
-from airferry.build.probe import DEFAULT_MODULE_TIMEOUT_S, ProbeResult, parse_probe, probe_argv, probe_input
+from airferry.build.probe import ProbeResult
 from airferry.build.rehearsal_report import (
     LEVELS,
     Attempt,
@@ -27,36 +27,26 @@ from airferry.build.rehearsal_report import (
     in_order,
     judge_ending,
     printable,
-    read_hook_log,
-    read_sink_log,
 )
-from airferry.buildah.engine import Engine, Volume
+from airferry.build.rehearsal_stage import PHASES, Scene, Stage
+from airferry.buildah.engine import Engine
 from airferry.buildah.sink import OWN_NAME
 from airferry.bundle.manifest import AttemptEntry, RehearsalEntry
-from airferry.config.rehearsal import StepRehearsal, is_allowed
+from airferry.config.rehearsal import is_allowed
 from airferry.errors import ConfigurationError, FindingsError
 from airferry.events import Emit, StageFinished, StageStarted
 from airferry.host import clock, files
 from airferry.host.journal import Journal
-from airferry.host.process import Completed
 from airferry.host.threads import parallel_map
 from airferry.oci.documents import MAX_CONFIG_BYTES, canonical_json, parse_image_config, parse_manifest
 from airferry.oci.layout import LayoutStore
-from airferry.oci.platform import Platform
 from airferry.plan.lockfile import Lockfile
 from airferry.plan.models import GroupPlan, Plan, StepPlan
 from airferry.wording import counted
 
 VERSION = 4  # part of every rehearsal's inputs: raise it when the same step would be judged otherwise
 REPORT_FILE = "airgap-rehearsal.json"
-HOOK, LOGS, JOB = "/airferry/hook", "/airferry/log", "/airferry/job"
-HOOK_FILE = "sitecustomize.py"
-LOG_FILE, SINK_FILE = "hook.log", "sink.log"
-IMPORT, START = PHASES = ("import", "start")  # each in a container, and with logs, of its own
-MAX_LOG_BYTES = 64 * 1024 * 1024
 MAX_OUTPUT = 4000
-EMULATION_FACTOR = 4
-START_S = 180.0
 TAG = "rehearsal"
 SHOWN_FINDINGS = 8
 
@@ -122,36 +112,6 @@ class RehearsalReport:
             hint="bake in what steps fetch (`overlays:`), stage it (`assets:`), or declare it under `rehearsal:`",
             report=self,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _Scene:
-    """A target with all that its run needs."""
-
-    step: StepPlan
-    group: GroupPlan
-    platform: Platform
-    image: BuiltImage
-    python: str
-    choice: StepRehearsal
-    command: tuple[str, ...]
-    config: str
-    workspace: str
-    path: str
-    modules: tuple[str, ...]
-
-    @property
-    def stage(self) -> str:
-        return rehearsal_action(self.step.target.spec, self.platform)
-
-    @property
-    def factor(self) -> int:
-        """How much more time everything gets."""
-        return 1 if self.platform.matches_host() else EMULATION_FACTOR
-
-    @property
-    def limit_s(self) -> float:
-        return float((self.choice.time_limit_s or 1) * self.factor)
 
 
 def check_rehearsal(plan: Plan) -> None:
@@ -234,7 +194,7 @@ class Rehearsal:
             if name.startswith(f"localhost/{TAG}:"):
                 engine.remove_image(name)
 
-    def _scenes(self, images: Mapping[str, Sequence[BuiltImage]], targets: Sequence[str]) -> list[_Scene]:
+    def _scenes(self, images: Mapping[str, Sequence[BuiltImage]], targets: Sequence[str]) -> list[Scene]:
         steps = {step.target.spec: step for step in self._plan.steps}
         scenes = []
         for group in self._plan.groups:
@@ -246,7 +206,7 @@ class Rehearsal:
                     scenes.append(self._scene(step, group, image))
         return scenes
 
-    def _scene(self, step: StepPlan, group: GroupPlan, image: BuiltImage) -> _Scene:
+    def _scene(self, step: StepPlan, group: GroupPlan, image: BuiltImage) -> Scene:
         choice = self._plan.config.rehearsal.for_target(step.target.step_id, step.target.spec, *step.written)
         python = self._lock.groups[group.name].platforms[str(image.platform)].python
         workspace = self._plan.workspace
@@ -256,7 +216,7 @@ class Rehearsal:
         for name, value in words.items():
             command = tuple(word.replace("{" + name + "}", value) for word in command)
         wanted = {item.module for item in step.candidates if item.origin != "reported"} | set(group.required_imports)
-        return _Scene(
+        return Scene(
             step=step,
             group=group,
             platform=image.platform,
@@ -298,7 +258,7 @@ class Rehearsal:
 
     # --- one target --------------------------------------------------------------------------------------------------
 
-    def _rehearse(self, scene: _Scene, source: Path, digest: str | None) -> StepResult:
+    def _rehearse(self, scene: Scene, source: Path, digest: str | None) -> StepResult:
         inputs = {
             "version": VERSION,
             "image": scene.image.manifest.digest,
@@ -324,7 +284,7 @@ class Rehearsal:
         self._emit(StageFinished(scene.stage, found["elapsed_s"], detail=detail))
         return result
 
-    def _try(self, scene: _Scene, source: Path) -> dict[str, Any]:
+    def _try(self, scene: Scene, source: Path) -> dict[str, Any]:
         """Import the modules, start the step, and return what was found as plain data for the journal."""
         engine = self._engine()
         digest = scene.image.manifest.digest
@@ -333,7 +293,7 @@ class Rehearsal:
         # the engine's own folder: users of containers write there, whose files only the engine can remove after a kill
         folder = Path(tempfile.mkdtemp(prefix=files.TEMPORARY_PREFIX, dir=engine.storage.temporary))
         try:
-            stage = _Stage(folder, source, scene, self._image_path(scene.image))
+            stage = Stage(folder, source, scene, self._image_path(scene.image))
             answer = stage.import_modules(engine, image)
             stage.start_step(engine, image)
             phases = [stage.logs(phase) for phase in PHASES]
@@ -361,105 +321,13 @@ class Rehearsal:
         return ""
 
 
-class _Stage:
-    """The folders that a target's containers see, and what they leave there."""
-
-    def __init__(self, folder: Path, source: Path, scene: _Scene, image_path: str) -> None:
-        self._scene = scene
-        self._folder = folder
-        hook, job = (files.ensure_directory(folder / name) for name in ("hook", "job"))
-        (hook / HOOK_FILE).write_bytes(Path(__file__).with_name("rehearsal_hook.py").read_bytes())
-        # whoever the image's user is must be able to read and write
-        for path, mode in ((folder, 0o755), (hook, 0o755), (hook / HOOK_FILE, 0o644), (job, 0o777)):
-            path.chmod(mode)
-        for phase in PHASES:
-            logs = files.ensure_directory(folder / phase / "log")
-            (logs / LOG_FILE).touch()
-            for path, mode in ((folder / phase, 0o755), (logs, 0o777), (logs / LOG_FILE, 0o666)):
-                path.chmod(mode)
-        self._volumes = [Volume(source, scene.workspace), Volume(hook, HOOK), Volume(job, JOB, writable=True)]
-        self._env = {
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "PWD": JOB,  # as a shell sets it, and as configs read it
-            **scene.choice.env,
-            "PYTHONPATH": ":".join(filter(None, [HOOK, scene.path, _job_path(scene, image_path)])),
-            "AIRFERRY_REHEARSAL_LOG": f"{LOGS}/{LOG_FILE}",
-            "AIRFERRY_REHEARSAL_CONFIG": scene.config,
-            "AIRFERRY_REHEARSAL_ROOT": scene.workspace + "/",
-        }
-
-    def import_modules(self, engine: Engine, image: str) -> ProbeResult | None:
-        if not self._scene.modules:
-            return None
-        patience_s = DEFAULT_MODULE_TIMEOUT_S * self._scene.factor
-        added = [self._scene.path, *self._scene.step.job_path.folders]
-        request = probe_input(self._scene.modules, path=added, module_timeout_s=patience_s)
-        all_s = patience_s * len(self._scene.modules)
-        argv = probe_argv(self._scene.python)
-        done = self._run(engine, image, argv, phase=IMPORT, stdin=request, limit_s=all_s)
-        return parse_probe(done.stdout)
-
-    def start_step(self, engine: Engine, image: str) -> None:
-        scene = self._scene
-        argv = [scene.python, "-I", "-S", f"{HOOK}/{HOOK_FILE}", f"{scene.limit_s:g}", *scene.command]
-        self._run(engine, image, argv, phase=START, limit_s=scene.limit_s)
-
-    def _run(
-        self,
-        engine: Engine,
-        image: str,
-        argv: Sequence[str],
-        *,
-        phase: str,
-        limit_s: float,
-        stdin: bytes | None = None,
-    ) -> Completed:
-        return engine.run(
-            image,
-            argv,
-            platform=self._scene.platform,
-            volumes=[*self._volumes, Volume(self._folder / phase / "log", LOGS, writable=True)],
-            env=self._env,
-            workdir=JOB,
-            watch=self._folder / phase / SINK_FILE,
-            stdin=stdin,
-            timeout_s=START_S + limit_s,
-        )
-
-    def logs(self, phase: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        hook = _read(self._folder / phase / "log" / LOG_FILE)
-        sink = self._folder / phase / SINK_FILE
-        return read_hook_log(hook), read_sink_log(_read(sink) if sink.exists() else b"")
-
-
-def _job_path(scene: _Scene, image_path: str) -> str:
-    """Return the `PYTHONPATH` of a step's job: what the plan or the step's config sets, in place of the image's."""
-    for chosen in (scene.choice.env.get("PYTHONPATH"), scene.step.job_path.variable):
-        if chosen is not None:
-            return chosen.strip(":")
-    return image_path
-
-
-def _read(path: Path) -> bytes:
-    """Read the log's end, as a step may write more than anybody wants to read."""
-    with path.open("rb") as stream:
-        size = stream.seek(0, 2)
-        stream.seek(max(0, size - MAX_LOG_BYTES))
-        return stream.read(MAX_LOG_BYTES)
-
-
-def rehearsal_action(spec: str, platform: Platform) -> str:
-    """Return the name of the action in the journal that tries a target on a platform."""
-    return f"rehearse {spec} {platform}"
-
-
 def _package_root(step: StepPlan) -> Path:
     """Return the folder that is on Python's path when the step runs: where its module's name begins."""
     depth = len(step.module.split("."))
     return step.step_py.parents[min(depth - 1, len(step.step_py.parents) - 1)]
 
 
-def _missing(scene: _Scene, answer: ProbeResult | None) -> list[list[str]]:
+def _missing(scene: Scene, answer: ProbeResult | None) -> list[list[str]]:
     """Return the modules that cannot be imported: each with what is missing and where it is asked for.
 
     Empty where the step puts on the path what only its run tells: that is for its start to show.
@@ -474,7 +342,7 @@ def _missing(scene: _Scene, answer: ProbeResult | None) -> list[list[str]]:
     return found
 
 
-def _judge(scene: _Scene, found: Mapping[str, Any], *, reused: bool = False) -> StepResult:
+def _judge(scene: Scene, found: Mapping[str, Any], *, reused: bool = False) -> StepResult:
     """Say of what was found what should not be, by the plan's own words."""
     ending = Ending(**found["ending"])
     attempts = [Attempt(**item) for item in found["attempts"]]

@@ -25,7 +25,8 @@ from airferry.build.image_writer import base_annotations
 from airferry.build.images import ASSEMBLY_VERSION
 from airferry.build.launcher import project_wheel
 from airferry.build.pip import WheelTarget, wheel_target
-from airferry.build.wheels import Pin, Wheel, WheelStore, file_sha256, read_wheel
+from airferry.build.wheel_files import Wheel, read_wheel
+from airferry.build.wheels import Pin, WheelStore
 from airferry.buildah.engine import Engine
 from airferry.bundle.manifest import Addition
 from airferry.errors import BuildError
@@ -238,8 +239,8 @@ class TaskMaker:
             "builder": "engine",
             "assembly": ASSEMBLY_VERSION,
             "engine": self.engine_version(),
-            "containerfile": "sha256:" + file_sha256(containerfile),
-            "script": "sha256:" + file_sha256(shipped("containerfiles") / script),
+            "containerfile": "sha256:" + files.file_sha256(containerfile),
+            "script": "sha256:" + files.file_sha256(shipped("containerfiles") / script),
         }
 
     # --- directly ----------------------------------------------------------------------------------------------------
@@ -401,7 +402,7 @@ class TaskMaker:
         if not pyproject.is_file():
             return []
         made = project_wheel(pyproject, source_path=self.plan.code_folder, version=None, into=into)
-        return [read_wheel(made, sha256=file_sha256(made))] if made is not None else []
+        return [read_wheel(made, sha256=files.file_sha256(made))] if made is not None else []
 
 
 def _env_input(image: GroupPlan | LauncherPlan) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from airferry.build.wheels import Wheel
+from airferry.build.wheel_files import Wheel
 from airferry.host import files
 
 

@@ -6,8 +6,6 @@ metadata, its tags against the target. This module does not decide what is neede
 
 from __future__ import annotations
 
-import email.parser
-import hashlib
 import os
 import re
 import shutil
@@ -22,7 +20,6 @@ from urllib.parse import urlsplit
 
 from packaging.specifiers import SpecifierSet
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
-from packaging.version import InvalidVersion, Version
 
 from airferry.build import overlays
 from airferry.build.compilation import Compiler
@@ -31,15 +28,14 @@ from airferry.build.git_wheels import GitProject, git_address
 from airferry.build.pip import DoesNotBuild, IndexUnreachable, NotFound, Pip, WheelTarget
 from airferry.build.records import Records
 from airferry.build.source_builds import SourceBuilder
+from airferry.build.wheel_files import Wheel, add_member, normalise_wheel, read_wheel
 from airferry.errors import BuildError, IntegrityError
 from airferry.events import Emit, Notice, silent
 from airferry.host import clock, files
 from airferry.plan.locked_packages import GitSource
 
-MAX_METADATA_BYTES = 4 * 1024 * 1024
 MAX_NAMED = 12
 GIT_BUILD_VERSION = 1  # part of what a wheel from Git is known by: raise it when it is made in another way
-_READ_BYTES = 1 << 20
 _OTHER_VERSION = (
     "name a version that has a wheel for the platform under `requirements:` of the image, or leave the platform out"
 )
@@ -84,25 +80,6 @@ class Pin:
 
 
 @dataclass(frozen=True, slots=True)
-class Wheel:
-    """A wheel in the cache. `origin` is `index`, `source` (built here) or a Git address with its commit.
-
-    `note` is what an operator should know of how it was made.
-    """
-
-    name: str
-    version: str
-    filename: str
-    sha256: str
-    path: Path = field(compare=False)
-    requires: tuple[str, ...] = ()
-    requires_python: str = ""
-    provides_extras: tuple[str, ...] = ()
-    origin: str = "index"
-    note: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class WheelStore:
     """The cache of wheels under `cache`, and pip to fill it."""
 
@@ -120,7 +97,7 @@ class WheelStore:
         path = self.folder / sha256 / filename
         if not path.is_file():
             return None
-        if file_sha256(path) != sha256:
+        if files.file_sha256(path) != sha256:
             files.remove_tree(path.parent)
             return None
         return read_wheel(path, sha256=sha256)
@@ -176,7 +153,7 @@ class WheelStore:
                 asked = {pin.asked: _accepted(pin) for pin in from_index}
                 missing |= {item.requirement: item for item in self.pip.download(asked, target, into=scratch)}
                 for path in sorted(scratch.glob("*.whl")):
-                    wheel = read_wheel(path, sha256=file_sha256(path))
+                    wheel = read_wheel(path, sha256=files.file_sha256(path))
                     found.setdefault(wheel.name, wheel)
             work += [
                 partial(self._build, pin, target, scratch=scratch, why=missing[pin.asked], compiler=compiler)
@@ -324,7 +301,7 @@ class WheelStore:
     def _take(built: Path, *, into: Path, origin: str) -> Wheel:
         path = files.ensure_directory(into) / built.name
         normalise_wheel(built, path)
-        return replace(read_wheel(path, sha256=file_sha256(path)), origin=origin)
+        return replace(read_wheel(path, sha256=files.file_sha256(path)), origin=origin)
 
     def _admit(self, pin: Pin, wheel: Wheel | None, target: WheelTarget) -> Wheel:
         """Check a wheel against its pin and move it into the cache."""
@@ -383,72 +360,11 @@ class WheelStore:
             with zipfile.ZipFile(packed, "w") as archive:
                 for item in kept:
                     add_member(archive, str(item), Path(str(item.locate())).read_bytes())
-            path = self.folder / file_sha256(packed) / name
+            path = self.folder / files.file_sha256(packed) / name
             if not path.is_file():
                 files.ensure_directory(path.parent)
                 files.publish(packed, path)
         return path
-
-
-def read_wheel(path: Path, *, sha256: str) -> Wheel:
-    """Read a wheel's metadata and check it against the file name.
-
-    Raises:
-        BuildError: it is no wheel, or its name or version is not what its file name says.
-    """
-    try:
-        name, version, _, _ = parse_wheel_filename(path.name)
-        with zipfile.ZipFile(path) as archive:
-            inside = [item for item in archive.infolist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", item.filename)]
-            if len(inside) != 1 or inside[0].file_size > MAX_METADATA_BYTES:
-                raise BuildError(f"`{path.name}` has no single METADATA of a sane size")
-            text = archive.read(inside[0]).decode("utf-8", "replace")
-    except (InvalidWheelFilename, zipfile.BadZipFile, OSError) as error:
-        raise BuildError(f"`{path.name}` is no wheel: {error}") from error
-    headers = email.parser.HeaderParser().parsestr(text)
-    said_name, said_version = str(headers["Name"] or ""), str(headers["Version"] or "")
-    try:
-        agrees = canonicalize_name(said_name) == name and Version(said_version) == version
-    except InvalidVersion:
-        agrees = False
-    if not agrees:
-        raise BuildError(f"`{path.name}` says of itself that it is `{said_name}` `{said_version}`")
-    return Wheel(
-        name=name,
-        version=str(version),
-        filename=path.name,
-        sha256=sha256,
-        path=path,
-        requires=tuple(str(value) for value in headers.get_all("Requires-Dist", [])),
-        requires_python=str(headers["Requires-Python"] or ""),
-        provides_extras=tuple(str(value) for value in headers.get_all("Provides-Extra", [])),
-    )
-
-
-def normalise_wheel(source: Path, path: Path) -> None:
-    """Rewrite a wheel so that its bytes depend on nothing but the content of its files."""
-    with zipfile.ZipFile(source) as old, zipfile.ZipFile(path, "w") as new:
-        for item in sorted(old.infolist(), key=lambda item: item.filename):
-            if not item.is_dir():
-                add_member(new, item.filename, old.read(item), executable=bool(item.external_attr >> 16 & 0o111))
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, in hex."""
-    state = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(_READ_BYTES):
-            state.update(block)
-    return state.hexdigest()
-
-
-def add_member(archive: zipfile.ZipFile, name: str, data: bytes, *, executable: bool = False) -> None:
-    """Add a file to a wheel so that its bytes depend on nothing else."""
-    # stored, since deflate's output differs between versions of zlib
-    item = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
-    item.external_attr = (0o100755 if executable else 0o100644) << 16
-    item.create_system = 3
-    archive.writestr(item, data)
 
 
 def _build_env() -> Mapping[str, str]:

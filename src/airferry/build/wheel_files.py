@@ -1,0 +1,90 @@
+"""The file of a wheel: what its metadata say, held against its name, and bytes that depend on its content only.
+
+Nothing is fetched, built or kept here; `wheels` does that.
+"""
+
+from __future__ import annotations
+
+import email.parser
+import re
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
+from packaging.version import InvalidVersion, Version
+
+from airferry.errors import BuildError
+
+MAX_METADATA_BYTES = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Wheel:
+    """A wheel in the cache. `origin` is `index`, `source` (built here) or a Git address with its commit.
+
+    `note` is what an operator should know of how it was made.
+    """
+
+    name: str
+    version: str
+    filename: str
+    sha256: str
+    path: Path = field(compare=False)
+    requires: tuple[str, ...] = ()
+    requires_python: str = ""
+    provides_extras: tuple[str, ...] = ()
+    origin: str = "index"
+    note: str = ""
+
+
+def read_wheel(path: Path, *, sha256: str) -> Wheel:
+    """Read a wheel's metadata and check it against the file name.
+
+    Raises:
+        BuildError: it is no wheel, or its name or version is not what its file name says.
+    """
+    try:
+        name, version, _, _ = parse_wheel_filename(path.name)
+        with zipfile.ZipFile(path) as archive:
+            inside = [item for item in archive.infolist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", item.filename)]
+            if len(inside) != 1 or inside[0].file_size > MAX_METADATA_BYTES:
+                raise BuildError(f"`{path.name}` has no single METADATA of a sane size")
+            text = archive.read(inside[0]).decode("utf-8", "replace")
+    except (InvalidWheelFilename, zipfile.BadZipFile, OSError) as error:
+        raise BuildError(f"`{path.name}` is no wheel: {error}") from error
+    headers = email.parser.HeaderParser().parsestr(text)
+    said_name, said_version = str(headers["Name"] or ""), str(headers["Version"] or "")
+    try:
+        agrees = canonicalize_name(said_name) == name and Version(said_version) == version
+    except InvalidVersion:
+        agrees = False
+    if not agrees:
+        raise BuildError(f"`{path.name}` says of itself that it is `{said_name}` `{said_version}`")
+    return Wheel(
+        name=name,
+        version=str(version),
+        filename=path.name,
+        sha256=sha256,
+        path=path,
+        requires=tuple(str(value) for value in headers.get_all("Requires-Dist", [])),
+        requires_python=str(headers["Requires-Python"] or ""),
+        provides_extras=tuple(str(value) for value in headers.get_all("Provides-Extra", [])),
+    )
+
+
+def normalise_wheel(source: Path, path: Path) -> None:
+    """Rewrite a wheel so that its bytes depend on nothing but the content of its files."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(path, "w") as new:
+        for item in sorted(old.infolist(), key=lambda item: item.filename):
+            if not item.is_dir():
+                add_member(new, item.filename, old.read(item), executable=bool(item.external_attr >> 16 & 0o111))
+
+
+def add_member(archive: zipfile.ZipFile, name: str, data: bytes, *, executable: bool = False) -> None:
+    """Add a file to a wheel so that its bytes depend on nothing else."""
+    # stored, since deflate's output differs between versions of zlib
+    item = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+    item.external_attr = (0o100755 if executable else 0o100644) << 16
+    item.create_system = 3
+    archive.writestr(item, data)
