@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from airferry.config.document import KeyPath
+from airferry.config.toml_errors import toml_error_line
 from airferry.errors import ConfigurationError, HostError
 from airferry.host import files
 
@@ -112,8 +113,7 @@ def read_env_file(path: Path) -> EnvFile:
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"{path}: not UTF-8 text", path=str(path)) from error
     except tomllib.TOMLDecodeError as error:
-        found = re.search(r"at line (\d+)", str(error))
-        line = int(found[1]) if found else text.count("\n") + 1
+        line = toml_error_line(error, text)
         raise ConfigurationError(
             f"{path}:{line}: no valid TOML: {error}",
             hint="look at the quotes and brackets of this line",

@@ -8,9 +8,10 @@ and follows no name that is made while the code runs.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from airferry.errors import HostError
 from airferry.host import files
@@ -23,6 +24,7 @@ MAX_HOPS = 8
 _NOT_RUN = ("test", "tests")
 _MARKS = frozenset({"ctx", "op", "ops", "type_comment", "kind", "type_ignores"})
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+_Found = TypeVar("_Found")
 Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 
 
@@ -176,29 +178,39 @@ class StepCode:
         if found is not None:
             yield Unit(found[0].path, found[1])
 
-    def find(self, code: CodeFile, parts: list[str], step: StepFiles, *, hops: int = 0) -> tuple[CodeFile, str] | None:
+    def find(self, code: CodeFile, parts: list[str], step: StepFiles) -> tuple[CodeFile, str] | None:
         """Return the file and name of the definition that a name stands for, through imports that pass it on."""
-        if parts[0] in code.definitions:
-            return code, parts[0]
-        module, name = self._binding(code, parts)
-        if not name or hops > MAX_HOPS:
-            return None
-        for other in self._modules_of(code, module, step):
-            if (found := self.find(other, [name], step, hops=hops + 1)) is not None:
-                return found
-        return None
 
-    def constant(
-        self, code: CodeFile, parts: list[str], step: StepFiles, *, hops: int = 0
-    ) -> tuple[CodeFile, list[Assignment]] | None:
+        def defined(file: CodeFile, names: list[str]) -> str | None:
+            return names[0] if names[0] in file.definitions else None
+
+        return self._passed_on(code, parts, step, defined)
+
+    def constant(self, code: CodeFile, parts: list[str], step: StepFiles) -> tuple[CodeFile, list[Assignment]] | None:
         """Return the file and the assignments of a name at a module's top, through imports that pass it on."""
-        if len(parts) == 1 and parts[0] in code.top.names:
-            return code, code.top.names[parts[0]]
+
+        def assigned(file: CodeFile, names: list[str]) -> list[Assignment] | None:
+            return file.top.names.get(names[0]) if len(names) == 1 else None
+
+        return self._passed_on(code, parts, step, assigned)
+
+    def _passed_on(
+        self,
+        code: CodeFile,
+        parts: list[str],
+        step: StepFiles,
+        look: Callable[[CodeFile, list[str]], _Found | None],
+        *,
+        hops: int = 0,
+    ) -> tuple[CodeFile, _Found] | None:
+        """Return the first file, through imports that pass a name on, in which `look` finds it, and what it found."""
+        if (known := look(code, parts)) is not None:
+            return code, known
         module, name = self._binding(code, parts)
         if not name or hops > MAX_HOPS:
             return None
         for other in self._modules_of(code, module, step):
-            if (found := self.constant(other, [name], step, hops=hops + 1)) is not None:
+            if (found := self._passed_on(other, [name], step, look, hops=hops + 1)) is not None:
                 return found
         return None
 

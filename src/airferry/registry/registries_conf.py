@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from airferry.config.toml_errors import toml_error_line
 from airferry.errors import ConfigurationError, HostError, UsageError
 from airferry.host import files
 from airferry.oci.reference import Reference, parse_reference
@@ -29,7 +30,6 @@ SYSTEM_FOLDER = Path("/etc/containers")
 VARIABLES = ("CONTAINERS_REGISTRIES_CONF", "REGISTRIES_CONFIG_PATH")
 
 PullFromMirror = Literal["", "all", "digest-only", "tag-only"]
-_AT_LINE = re.compile(r"at line (\d+)")
 _HEADER = re.compile(r"\s*\[(\[)?([^\]\[]*)\]")
 _KEY = re.compile(r"""\s*["']?([A-Za-z0-9_-]+)["']?\s*=""")
 _SEPARATORS = ":/@"
@@ -396,13 +396,13 @@ def _read(path: Path) -> bytes:
 def _parse_toml(data: bytes, path: Path) -> tuple[str, dict[str, Any]]:
     try:
         text = data.decode("utf-8")
-        return text, tomllib.loads(text)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ConfigurationError(f"{path}:{line}: not UTF-8 text", path=str(path), line=line) from error
+    try:
+        return text, tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        found = _AT_LINE.search(str(error))
-        line = int(found.group(1)) if found else data.count(b"\n") + 1
+        line = toml_error_line(error, text)
         reason = str(error).partition(" (at ")[0] if isinstance(error, tomllib.TOMLDecodeError) else "nested too deeply"
         raise ConfigurationError(
             f"{path}:{line}: not valid TOML: {reason}",
