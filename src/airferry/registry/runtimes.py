@@ -1,8 +1,9 @@
 """Asks for an image as the container runtimes ask: their requests in their order, with their `Accept`.
 
-Taken from their sources: enroot 3.4 to 4.1 (`src/docker.sh`), containerd 2 (`core/remotes/docker/resolver.go`),
-containers/image 5 for Podman and CRI-O (`docker/docker_image_src.go`), moby 28 (`distribution/pull_v2.go`). Changes
-nothing in the registry, and reads no blob.
+enroot's requests are taken from its source (3.4 to 4.1, `src/docker.sh`). Those of containerd 2, of containers/image 5
+(Podman and CRI-O) and of moby 28 have not been compared with their sources, and cover the first request only; compare
+them with `core/remotes/docker/resolver.go`, `docker/docker_image_src.go` and `distribution/pull_v2.go` before relying
+on details. Changes nothing in the registry, and reads no blob.
 """
 
 from __future__ import annotations
