@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from airferry import usecases
 from airferry.cli import app as program
 from airferry.cli.app import run
 from airferry.cli.render import Reporter
 from airferry.events import Notice
+from airferry.plan.lockfile import LockedGroup, LockedPlatform, Lockfile
 from catalogues import airgap, write_airgap, write_step
 from near_side import PROGRAM
 from oci_images import make_bundle
@@ -208,3 +210,21 @@ def test_details_of_a_notice_are_shown_on_demand(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err == "img on linux/amd64: 2 modules are not installed; `--verbose` lists them\n"
     Reporter(verbose=True)(notice)
     assert capsys.readouterr().err.splitlines()[1:] == ["  a.py:1: `x`", "  b.py:2: `y`"]
+
+
+def test_the_json_of_lock_holds_the_notes_of_its_entries(
+    catalogue: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entry = LockedPlatform(
+        inputs="sha256:" + "a" * 64, python="python3", python_version="3.12", notes=("`x` 1 was taken",)
+    )
+    made = Lockfile(groups={"py": LockedGroup(platforms={"linux/amd64": entry})})
+    outcome = usecases.LockOutcome(catalogue / "airgap.lock.yaml", ("+ one",), lockfile=made)
+    monkeypatch.setattr(usecases, "lock", lambda *_arguments, **_options: outcome, raising=False)
+    assert run(["lock", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "path": str(catalogue / "airgap.lock.yaml"),
+        "changes": ["+ one"],
+        "notes": [{"image": "py", "platform": "linux/amd64", "text": "`x` 1 was taken"}],
+        "warnings": [],
+    }

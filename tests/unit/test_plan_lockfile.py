@@ -195,3 +195,23 @@ def test_a_group_that_asks_for_something_else_has_another_digest(tmp_path: Path)
         replace(group, requirements={"tabulate": "tabulate==1"}),
     ]
     assert len({digest, *(group_digest(other) for other in others)}) == 5
+
+
+def test_the_notes_of_all_entries_are_listed_with_their_image_and_platform() -> None:
+    def noted(*texts: str) -> LockedPlatform:
+        return LockedPlatform(inputs=DIGEST, python="python3", python_version="3.12", notes=texts)
+
+    lock = Lockfile(
+        groups={
+            "b": LockedGroup(platforms={"linux/arm64": noted("three"), "linux/amd64": noted("one", "two")}),
+            "a": LockedGroup(platforms={"linux/amd64": noted()}),
+        },
+        launcher=LockedLauncher(platforms={"linux/amd64": noted("four")}),
+    )
+    assert [tuple(note.values()) for note in lock.noted()] == [
+        ("b", "linux/amd64", "one"),
+        ("b", "linux/amd64", "two"),
+        ("b", "linux/arm64", "three"),
+        ("launcher", "linux/amd64", "four"),
+    ]
+    assert Lockfile().noted() == []

@@ -165,8 +165,7 @@ def lock(
             emit=reporter,
         )
     if as_json:
-        found = {"path": str(result.path), "changes": result.changes, "warnings": _documents(result.warnings)}
-        data(json.dumps(found, indent=2))
+        data(json.dumps(result.to_document(), indent=2))
         return
     data("\n".join(result.changes) if result.changes else "nothing changed")
     done = "wrote" if result.changes else "kept"

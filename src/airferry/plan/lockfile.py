@@ -126,6 +126,18 @@ class Lockfile(_Model):
     groups: dict[str, LockedGroup] = {}
     launcher: LockedLauncher | None = None
 
+    def noted(self) -> list[dict[str, str]]:
+        """Return the notes of all entries as plain data: `image` (a group, or `launcher`), `platform` and `text`."""
+        named = [(name, group.platforms) for name, group in sorted(self.groups.items())]
+        if self.launcher is not None:
+            named.append(("launcher", self.launcher.platforms))
+        return [
+            {"image": name, "platform": platform, "text": text}
+            for name, platforms in named
+            for platform, entry in sorted(platforms.items())
+            for text in entry.notes
+        ]
+
 
 def group_digest(group: GroupPlan) -> str:
     """Return the digest of what a group asks its base for; a locked group with another one is out of date.

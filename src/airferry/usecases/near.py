@@ -6,7 +6,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +82,21 @@ class PlanOutcome:
 
 @dataclass(frozen=True, slots=True)
 class LockOutcome:
-    """Where the lock is, what changed in it, a line each, and what the plan warns of."""
+    """Where the lock is, what changed in it, a line each, what the plan warns of, and the lock itself."""
 
     path: Path
     changes: tuple[str, ...]
     warnings: tuple[PlanWarning, ...] = ()
+    lockfile: Lockfile = field(default_factory=Lockfile)
+
+    def to_document(self) -> dict[str, Any]:
+        """Return the outcome as plain data, with the notes of every entry of the lock."""
+        return {
+            "path": str(self.path),
+            "changes": list(self.changes),
+            "notes": self.lockfile.noted(),
+            "warnings": [warning.to_document() for warning in self.warnings],
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +195,7 @@ def lock(
         start = forget(old, names, plan=made) if update and old is not None else old or Lockfile()
         new = side.locker.resolve(start).lockfile
         write_lockfile(new, side.lock_path)
-        return LockOutcome(side.lock_path, tuple(differences(old, new)), made.warnings)
+        return LockOutcome(side.lock_path, tuple(differences(old, new)), made.warnings, new)
 
 
 def build(
