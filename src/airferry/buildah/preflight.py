@@ -20,6 +20,7 @@ from airferry.buildah.storage import Storage
 from airferry.errors import AirferryError, HostError
 from airferry.events import Emit, Event, Warned, silent
 from airferry.host import files, process
+from airferry.host.confinement import NAMESPACES_HINT, UNCONFINED, host_python, run_confined
 from airferry.oci.platform import Platform
 
 Status = Literal["ok", "warn", "fail", "unknown"]
@@ -82,6 +83,7 @@ def checks(
     ]
     found += [check_emulator(platform) for platform in platforms if not platform.matches_host()]
     found.append(_tool("git", "--version", hint="`sudo apt-get install git`"))
+    found.append(check_confinement(state))
     if bootstrap:
         found.append(_tool("mmdebstrap", "--version", hint=MMDEBSTRAP_HINT))
     return found
@@ -284,6 +286,37 @@ def check_space(name: str, folder: Path, *, needed_bytes: int) -> Check:
         return Check(name, "ok", detail)
     hint = "free space, or choose another place with `AIRFERRY_CACHE` (storage) or `TMPDIR` (temporary files)"
     return Check(name, "fail", f"{detail}, about {needed_bytes / 1e9:.1f} GB are needed", hint)
+
+
+def check_confinement(state: Path) -> Check:
+    """Check that build scripts of distributions can be confined, by running a program that does nothing that way.
+
+    It never fails: only distributions without a wheel, and those from Git, have build scripts that run here.
+    """
+    name = "build scripts"
+    events: list[Event] = []
+    try:
+        with files.scratch_directory(state) as scratch:
+            done = run_confined(
+                [host_python(), "-c", ""],
+                scratch=scratch,
+                read={},
+                write={},
+                cwd="/tmp",
+                environment={},
+                timeout_s=30,
+                emit=events.append,
+            )
+    except HostError as error:
+        detail = f"{error.message}; a build stops (exit code 4) at a distribution that must be built from source"
+        return Check(name, "warn", detail, error.hint)
+    for event in events:
+        if isinstance(event, Warned):
+            return Check(name, "warn", event.text, f"{NAMESPACES_HINT}, then unset `{UNCONFINED}`")
+    if done.returncode != 0:
+        said = done.tail[-1] if done.tail else f"exit code {done.returncode}"
+        return Check(name, "warn", f"a confined program does not start: {said}", NAMESPACES_HINT)
+    return Check(name, "ok", "confined: no network, no other processes, none of your files")
 
 
 def check_emulator(platform: Platform, *, binfmt: Path = BINFMT) -> Check:

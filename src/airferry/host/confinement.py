@@ -17,6 +17,10 @@ from airferry.events import Emit, Warned, silent
 from airferry.host import confined, files, process
 
 UNCONFINED = "AIRFERRY_UNCONFINED_BUILDS"
+NAMESPACES_HINT = (
+    "allow unprivileged user namespaces (`sysctl user.max_user_namespaces`, "
+    "`kernel.apparmor_restrict_unprivileged_userns=0`, a container's seccomp profile)"
+)
 _PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 
 
@@ -72,9 +76,8 @@ def run_confined(
     if os.environ.get(UNCONFINED) != "1":
         raise HostError(
             f"build scripts cannot be confined on this host: {said}",
-            hint="allow unprivileged user namespaces (`sysctl user.max_user_namespaces`, "
-            "`kernel.apparmor_restrict_unprivileged_userns=0`, a container's seccomp profile), name a version that has "
-            f"a wheel under `requirements:`, or trust the scripts with your account and network: `{UNCONFINED}=1`",
+            hint=f"{NAMESPACES_HINT}, name a version that has a wheel under `requirements:`, or trust the scripts with "
+            f"your account and network: `{UNCONFINED}=1`",
         )
     emit(Warned(f"build scripts run with your account's rights and network, as `{UNCONFINED}` says: {said}"))
     places = {
