@@ -191,6 +191,17 @@ def test_the_profile_extends_the_sites_own_one_and_goes_to_its_mirrors(tmp_path:
     assert other["kubernetes_airgap"]["env_vars"]["HF_HUB_OFFLINE"] == "1"
 
 
+@pytest.mark.parametrize("submit", ["acme run {step} --config {config} --cluster {profile} {overrides}", ""])
+def test_a_fragment_for_another_catalogue_names_nothing_of_nemotron(tmp_path: Path, submit: str) -> None:
+    write_step(tmp_path / "code", "sft/one", configs={"tiny": BASE})
+    nemotron = overlays(tmp_path, receipt("sft/one:tiny")).files["slurm-pyxis/env.toml"]
+    assert "NEMOTRON_ENV_FILE" in nemotron
+    loaded = receipt("sft/one:tiny").model_copy(update={"submit": submit})
+    text = overlays(tmp_path, loaded).files["slurm-pyxis/env.toml"]
+    assert "NEMOTRON" not in text and "env.toml" not in text and "`submit.txt`" in text
+    assert tomllib.loads(text) == tomllib.loads(nemotron)
+
+
 STAGED = """\
 hf_model_path: ${oc.env:SFT_MODEL,nvidia/Nano-30B-BF16}
 tokenizer: {name: "${hf_model_path}"}

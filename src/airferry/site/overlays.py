@@ -109,7 +109,7 @@ def make_overlays(receipt: Receipt, catalogue: Catalogue, *, site: SiteProfile, 
     ]
     for executor in executors:
         own = [step for step in steps if step.executor == executor.kind]
-        texts[f"{executor.kind}/env.toml"] = _fragment(site, executor)
+        texts[f"{executor.kind}/env.toml"] = _fragment(site, executor, submit=receipt.submit)
         commands = "".join(f"{step.command}\n" for step in own)
         texts[f"{executor.kind}/submit.txt"] = f"{WRITTEN_BY}: one command a step.\n{commands}"
         if not names_by_digest(executor):
@@ -266,9 +266,19 @@ def _check_baked(found: StepFiles, image: ReceiptImage, wanted: Iterable[Overlay
             )
 
 
-def _fragment(site: SiteProfile, executor: Executor) -> str:
-    return (
-        f"{WRITTEN_BY}: append to `env.toml`, or name this file in NEMOTRON_ENV_FILE together with\n"
-        "# the profile that it extends. Secrets do not belong here: the scheduler injects them.\n\n"
-        + render_profile(site, executor)
-    )
+def _fragment(site: SiteProfile, executor: Executor, *, submit: str | None) -> str:
+    """Return the file that defines the profile which the commands name. `submit` is the catalogue's, see the receipt.
+
+    `env.toml` and its variable are Nemotron's: another catalogue's command may read profiles from elsewhere.
+    """
+    if submit is None:
+        head = (
+            f"{WRITTEN_BY}: append to `env.toml`, or name this file in NEMOTRON_ENV_FILE together with\n"
+            "# the profile that it extends."
+        )
+    else:
+        head = (
+            f"{WRITTEN_BY}: the profile that the commands in `submit.txt` name. Put its settings where\n"
+            "# the catalogue's own command reads profiles."
+        )
+    return f"{head} Secrets do not belong here: the scheduler injects them.\n\n" + render_profile(site, executor)

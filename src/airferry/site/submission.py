@@ -1,4 +1,4 @@
-"""How each executor is given an image and a job: names of images, profiles of `env.toml`, commands. Pure.
+"""How each executor is given an image and a job: names of images, profiles, commands. Pure.
 
 The forms are those that enroot, and the runtimes that follow Docker's references, understand.
 """
@@ -81,7 +81,7 @@ def environment_of(site: SiteProfile, executor: Executor) -> dict[str, str]:
 
 
 def render_profile(site: SiteProfile, executor: Executor) -> str:
-    """Return the fragment of `env.toml` for an executor: a profile that extends the site's own one, if it names one.
+    """Return the profile for an executor, as Nemotron's `env.toml` has it; it extends the site's own one, if named.
 
     A list replaces that of the profile it extends; so the mounts are all of the site's.
     """
@@ -110,8 +110,8 @@ def submit_command(
 ) -> str:
     """Return the whole command that submits a step, quoted for a shell.
 
-    The template is the catalogue's, None for Nemotron's command. An empty one says that no command is known: then what
-    whoever submits needs is listed.
+    The template is the catalogue's, None for Nemotron's command. An empty one says that no command is known: then the
+    facts that any command needs are listed.
     """
     settings = tuple(f"{key}={value}" for key, value in overrides.items())
     if template == "":
