@@ -181,7 +181,7 @@ file @ https://h/file-1-py3-none-any.whl
         ("requirements.txt", "a==1\nb>=2\n", "requirements.txt:2: `b>=2` is not pinned"),
         ("requirements.txt", "a==1.*\n", "is not pinned"),
         ("requirements.txt", "\n-r other.txt\n", "requirements.txt:2: `-r other.txt`"),
-        ("requirements.txt", "a b\n", "is no requirement"),
+        ("requirements.txt", "a b\n", "is not a valid requirement"),
         ("uv.lock", "[[package]\n", "not valid TOML"),
         ("uv.lock", 'version = 1\n[[package]]\nname = "a"\n', "unexpected structure"),
         ("uv.lock", 'version = 1\n[[package]]\nname = "a"\nsource = { moon = "x" }\n', "unexpected structure"),

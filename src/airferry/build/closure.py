@@ -366,7 +366,7 @@ def parse_requirement(text: str, *, why: str) -> Requirement:
     try:
         return Requirement(text)
     except InvalidRequirement as error:
-        raise BuildError(f"`{text}` ({why}) is no requirement: {error}") from error
+        raise BuildError(f"`{text}` ({why}) is not a valid requirement: {error}") from error
 
 
 def _satisfies(specifier: SpecifierSet, version: str) -> bool:

@@ -42,17 +42,17 @@ def read_wheel(path: Path, *, sha256: str) -> Wheel:
     """Read a wheel's metadata and check it against the file name.
 
     Raises:
-        BuildError: it is no wheel, or its name or version is not what its file name says.
+        BuildError: it is not a wheel, or its name or version is not what its file name says.
     """
     try:
         name, version, _, _ = parse_wheel_filename(path.name)
         with zipfile.ZipFile(path) as archive:
             inside = [item for item in archive.infolist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", item.filename)]
             if len(inside) != 1 or inside[0].file_size > MAX_METADATA_BYTES:
-                raise BuildError(f"`{path.name}` has no single METADATA of a sane size")
+                raise BuildError(f"`{path.name}` must contain exactly one METADATA file of at most 4 MiB")
             text = archive.read(inside[0]).decode("utf-8", "replace")
     except (InvalidWheelFilename, zipfile.BadZipFile, OSError) as error:
-        raise BuildError(f"`{path.name}` is no wheel: {error}") from error
+        raise BuildError(f"`{path.name}` is not a wheel: {error}") from error
     headers = email.parser.HeaderParser().parsestr(text)
     said_name, said_version = str(headers["Name"] or ""), str(headers["Version"] or "")
     try:

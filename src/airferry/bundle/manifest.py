@@ -308,7 +308,7 @@ class PersistentAssets(_Familiar):
 
 
 class BundleManifest(_Own):
-    """The whole manifest. `root` stands only in the copy beside the bundle. Version 1 had no `catalogue`.
+    """The whole manifest. `root` stands only in the copy next to the bundle. Version 1 had no `catalogue`.
 
     `submit` is the command that submits a step, left out for Nemotron's own, empty where none is known.
     """

@@ -89,7 +89,7 @@ class ReceiptAsset(BaseModel):
 
 
 class Receipt(BaseModel):
-    """What a load left. `root_verified` says whether the root was compared with one that came by another way.
+    """What a load left. `root_verified` says whether the root was compared with one from a separate channel.
 
     `steps` maps a step, or a target where configs of one step have different images, to its image pinned by digest.
     `left_out` is what the registry refused of that which a load can do without, `submit` is as in the manifest.

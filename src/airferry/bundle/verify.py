@@ -1,6 +1,7 @@
 """Opening and verifying a bundle that others, or a medium, hand over. Reads only, and trusts nothing in it.
 
-Integrity is that everything is what the root says; origin is the root itself, which must come by another way.
+Integrity is that everything is what the root says; origin is the root itself, which must come over a separate
+channel.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class Bundle:
 class VerifyReport:
     """What a verification saw. `root_verified` says whether a root was given and matched.
 
-    `beside` is what is to be said of the output folder around the bundle, and is wrong with nothing in it.
+    `beside` lists notes on the output folder around the bundle; none of them means that the bundle is damaged.
     """
 
     path: Path

@@ -22,7 +22,7 @@ SHOWN_BESIDE = 20
 BundleArgument = Annotated[Path, typer.Argument(help="The output folder of a build, or the bundle in it.")]
 RootOption = Annotated[
     str | None,
-    typer.Option("--root", envvar="AIRFERRY_ROOT", help="Digest of the bundle, as it came by another way."),
+    typer.Option("--root", envvar="AIRFERRY_ROOT", help="Digest of the bundle, as received over a separate channel."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
 PlainHttpOption = Annotated[
@@ -72,7 +72,7 @@ def verify(
     report.raise_if_wrong(listed=not as_json)
     if not report.root_verified:
         reporter.say(
-            "Integrity was checked, not origin: compare the root with the one that came by another way (`--root`)."
+            "Integrity was checked, not origin: compare the root with the one from the separate channel (`--root`)."
         )
 
 

@@ -38,7 +38,7 @@ def report(
         reporter.say(f"wrote {path}")
     outcome.verified.raise_if_wrong()
     if not outcome.verified.root_verified:
-        reporter.say("Integrity was checked, not origin: give the root that came by another way (`--root`).")
+        reporter.say("Integrity was checked, not origin: give the root from the separate channel (`--root`).")
 
 
 def serve(

@@ -216,7 +216,7 @@ def build(
     data(f"bundle {result.bundle}  {size_text(result.bundle_bytes)}")
     data(f"root   {result.root}")
     reporter.say(
-        f"Carry [bold]{result.output}[/] over, and the root by another way. There: "
+        f"Carry [bold]{result.output}[/] over, and send the root over a separate channel. There: "
         f"[bold]airferry verify OUT --root {result.root}[/], then [bold]airferry load OUT --to HOST:PORT/PREFIX[/]"
     )
 

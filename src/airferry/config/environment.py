@@ -81,7 +81,7 @@ def _name(value: str) -> str:
         raise ValueError(f"`{value}`: names that begin with `AIRFERRY_` are airferry's own")
     if _SECRET_WORD.search(upper):
         raise ValueError(
-            f"`{value}` is named like a secret, and whoever holds an image can read its variables; let the scheduler "
+            f"`{value}` is named like a secret, and anyone who has the image can read its variables; let the scheduler "
             "inject it, and name it under `site.profiles.NAME.provides`"
         )
     return value
@@ -98,7 +98,7 @@ def _value(value: str) -> str:
         raise ValueError("expected one line of printable text")
     if SECRET_TEXT.search(value):
         raise ValueError(
-            "the value looks like a secret, and whoever holds an image can read its variables; let the scheduler "
+            "the value looks like a secret, and anyone who has the image can read its variables; let the scheduler "
             "inject it, and name it under `site.profiles.NAME.provides`"
         )
     if "$" in _REFERENCE.sub("", value):

@@ -129,7 +129,7 @@ class Values:
         return Values(self._code, file, self._step, budget=self._budget), file.top, assignments
 
     def words(self, node: ast.expr | None, scope: Scope, *, line: int, depth: int = 0) -> Words | None:
-        """Return the words of an expression that is a list of them at a line, or None where it is no list."""
+        """Return the words of an expression that is a list of them at a line, or None where it is something else."""
         if node is None or self._spent(depth):
             return None
 

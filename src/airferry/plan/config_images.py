@@ -55,7 +55,7 @@ def _warning(
 
 
 def _differ(wanted: str, base: str) -> bool:
-    """Tell whether two references name different images; what is no reference is not judged."""
+    """Tell whether two references name different images; text that is not a reference is not judged."""
     one, other = _parsed(wanted), _parsed(base)
     if one is None or other is None or one.repository != other.repository:
         return one is not None and other is not None

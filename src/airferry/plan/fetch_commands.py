@@ -169,7 +169,7 @@ def _loaded(program: str, arguments: Words) -> CommandFetch | None:
 
 
 def _verb(arguments: Words) -> tuple[str | None, Words]:
-    """Return the first argument that is no option, and all that follow it."""
+    """Return the first argument that is not an option, and all that follow it."""
     for index, word in enumerate(arguments):
         if word is None or not word.startswith("-"):
             return word, arguments[index + 1 :]

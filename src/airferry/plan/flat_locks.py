@@ -96,7 +96,7 @@ def read_requirements(path: Path, text: str) -> Iterable[LockedPackage]:
         try:
             requirement = Requirement(_ANY_HASH.sub("", entry).strip())
         except InvalidRequirement as error:
-            raise ConfigurationError(f"{path}:{line}: `{entry}` is no requirement: {error}") from error
+            raise ConfigurationError(f"{path}:{line}: `{entry}` is not a valid requirement: {error}") from error
         pins = [item.version for item in requirement.specifier if item.operator in ("==", "===")]
         if not requirement.url and (len(pins) != 1 or pins[0].endswith(".*")):
             raise ConfigurationError(

@@ -43,7 +43,7 @@ class OwnModules:
         return known
 
     def sibling(self, base: str, names: tuple[str, ...], path: Path, step: StepFiles) -> tuple[Path, ...]:
-        """Return the files of a module beside the step's own: a script's folder is on Python's path."""
+        """Return the files of a module next to the step's own: a script's folder is on Python's path."""
         if not path.is_relative_to(step.folder):
             return ()
         files, _ = _files_below(step.folder, base.split("."))

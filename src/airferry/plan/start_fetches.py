@@ -411,7 +411,7 @@ class _Look:
         return self._values.text(value, scope, line=node.lineno) or ""
 
     def _is_foreign(self, node: ast.Call) -> bool:
-        """Tell whether what is called is no definition of the catalogue, which is looked at where it is."""
+        """Tell whether a call leads out of the catalogue, whose own definitions are read where they are."""
         parts = parts_of(node.func)
         return not parts or self._code.find(self._file, parts, self._step) is None
 

@@ -153,7 +153,7 @@ class RegistryClient(Registry):  # type: ignore[misc]
 
         `url` is a path under `/v2/` or a whole URL. `what` completes "cannot …" in errors. With `expected` None any
         status that is not transient is returned. The answer's content is read and bounded, unless `stream`. A body is
-        sent anew with each attempt. The header goes only to the registry's own host. An `anonymous` request carries no
+        sent again with each attempt. The header goes only to the registry's own host. An `anonymous` request carries no
         login, and a 401 is an answer like others.
 
         Raises:

@@ -169,7 +169,7 @@ def _bounded(content: Iterator[bytes], what: str) -> Iterator[bytes]:
 
 
 def expect_ours(destination: Path) -> dict[str, Any] | None:
-    """Return the mark of an earlier extraction that nobody changed since; None where the folder is absent or empty.
+    """Return the mark of an earlier extraction that is unchanged since; None where the folder is absent or empty.
 
     Raises:
         UsageError: something else is there, or files were changed since.

@@ -100,7 +100,7 @@ def _same_name(asset: ReceiptAsset, value: StepValue) -> bool:
 
 
 def _same_form(text: str, target: str) -> bool:
-    """Tell whether both name a file, or both a folder: a folder is no place for what reads a file, or a pattern."""
+    """Tell whether both name a file, or both a folder: a folder does not do for what reads a file, or a pattern."""
     return _PATTERN.search(text) is None and _is_file(text) == _is_file(target)
 
 

@@ -137,9 +137,9 @@ def _summary(bundle: Bundle, verified: VerifyReport) -> Section:
     platforms = sorted({platform for image in manifest.images for platform in image.platforms})
     separate = sum(entry.size_bytes for image in manifest.images for entry in image.platforms.values())
     origin = (
-        "was compared with the digest that came by another way, and is the same"
+        "was compared with the digest from a separate channel, and is the same"
         if verified.root_verified
-        else "was NOT compared with a digest that came by another way: integrity was checked, origin was not"
+        else "was NOT compared with a digest from a separate channel: integrity was checked, origin was not"
     )
     rows = [
         [_cell("Root"), _code(bundle.root)],

@@ -113,7 +113,7 @@ def extract_catalogue(
 ) -> Extracted:
     """Extract the catalogue of a bundle, or of the load that a receipt is of, into a folder that is absent or empty.
 
-    What an earlier extraction left there, and nobody changed, is replaced.
+    What an earlier extraction left there is replaced if it is unchanged.
 
     Raises:
         UsageError: there is no bundle, no catalogue in it, or the folder holds something else.

@@ -249,7 +249,7 @@ def _story(
         f"  one bundle of {size_text(built.bundle_bytes)}; as {count} uncompressed TARs, one an image and platform, it"
         f" would be {size_text(tars)}: {tars / max(1, built.bundle_bytes):.1f} times as much",
         *_own_share(built),
-        f"  root, to be carried by another way: {built.root}",
+        f"  root, to be sent over a separate channel: {built.root}",
         "",
         "Far side",
         f"  verified, then loaded into a registry on loopback: {loaded.summary}",

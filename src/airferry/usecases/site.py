@@ -92,7 +92,7 @@ def overlays(
     Raises:
         UsageError: there is no catalogue, or the folder for it holds something else.
         ConfigurationError: receipt, catalogue and site do not fit together.
-        IntegrityError: it is no receipt, or one of another bundle than `root` or `bundle` names.
+        IntegrityError: it is not a receipt, or one of another bundle than `root` or `bundle` names.
         RegistryError: the registry does not hand over the catalogue.
     """
     opened = open_bundle(bundle, root=root) if bundle is not None else None
@@ -122,7 +122,7 @@ def mirrors(
 
     Raises:
         ConfigurationError: it carried none.
-        IntegrityError: it is no receipt, or one of another bundle than `root` names.
+        IntegrityError: it is not a receipt, or one of another bundle than `root` names.
     """
     made = make_mirrors(_receipt(receipt, root), plain_http=plain_http, ca_file=ca_file)
     _write(out, made.files)
@@ -157,7 +157,8 @@ def check(
     Raises:
         UsageError: a target, executor or profile does not exist, or there is no catalogue.
         ConfigurationError: site or `env.toml` are wrong; the line is named.
-        IntegrityError: it is no receipt, or one of another bundle than `root` or `bundle` names; the bundle is damaged.
+        IntegrityError: it is not a receipt, or one of another bundle than `root` or `bundle` names; the bundle is
+            damaged.
     """
     known = read_site(site)
     if hash_assets and bundle is None:
