@@ -212,7 +212,7 @@ def make_near_side(root: Path, base: Path) -> NearSide:
         loader=False,
         launcher_image={**image, "tag": "launcher:1", "tar": "launcher.tar", "packages": []},
         step_execution_images=dict.fromkeys(["train/run", "bare/nothing", "prep/pack"], "py"),
-        execution_images={"py": {**image, "tag": "py:1", "tar": "py.tar"}},
+        execution_images={"py": {**image, "tag": "py:1", "tar": "py.tar", "env": {"PYTHONPATH": TARGET}}},
     )
     return side
 

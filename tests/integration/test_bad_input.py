@@ -391,7 +391,7 @@ def test_a_damaged_bundle_is_refused_and_nothing_is_sent(
 
 
 def load(bundle: Path, to: str, receipt: Path) -> int:
-    return run(["load", str(bundle), "--to", to, "--receipt", str(receipt), "--jobs", "1"])
+    return run(["load", str(bundle), "--to", to, "--receipt", str(receipt), "-j", "1"])
 
 
 def test_a_registry_that_is_down(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

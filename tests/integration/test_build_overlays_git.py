@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from airferry.build import overlays
+from airferry.build.git_addresses import submodule_address
 from airferry.errors import BuildError
 from airferry.events import Event, Warned
 from airferry.host import process
@@ -99,9 +100,9 @@ def test_an_address_that_git_would_run_is_refused(
     url: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(BuildError, match="is no address"):
+    with pytest.raises(BuildError, match="is not an address"):
         overlays.resolve_commit(url, "main", cache=cache)
-    with pytest.raises(BuildError, match="is no address"):
+    with pytest.raises(BuildError, match="is not an address"):
         overlays.fetch_overlay(url, "0" * 40, cache=cache)
     assert not (tmp_path / "pwned").exists()
 
@@ -282,7 +283,7 @@ def test_a_submodule_of_a_distant_repository_may_not_point_into_this_host() -> N
     ],
 )
 def test_relative_addresses_of_submodules(url: str, address: str, expected: str) -> None:
-    assert overlays.submodule_address(url, address) == expected
+    assert submodule_address(url, address) == expected
 
 
 def test_two_at_once_and_one_killed_before(repository: Repository, cache: Path, tmp_path: Path) -> None:
@@ -307,3 +308,116 @@ def test_two_at_once_and_one_killed_before(repository: Repository, cache: Path, 
     assert len(digests) == 3
     assert len(set(digests)) == 1
     assert list(bare.glob("*.lock")) == []
+
+
+def rewrite(monkeypatch: pytest.MonkeyPatch, home: Path, more: str = "", **rules: Path | str) -> None:
+    """Give the user a Git configuration that leads `https://NAME.example.org/` to places."""
+    home.mkdir(exist_ok=True)
+    text = "".join(f'[url "{to}"]\n  insteadOf = https://{name}.example.org/\n' for name, to in rules.items())
+    (home / ".gitconfig").write_text(text + more)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(home))
+
+
+@pytest.mark.parametrize("allow", ["", "[protocol.file]\n  allow = always\n", "[protocol]\n  allow = user\n"])
+@pytest.mark.parametrize("form", ["file", "path"])
+def test_an_address_that_the_user_leads_to_a_mirror_on_this_host_comes_from_there(
+    repository: Repository, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, allow: str
+) -> None:
+    commit = repository.commit({"file": "x"})
+    repository.git("checkout", "--quiet", "-b", "team/some-branch")
+    tip = repository.commit({"file": "y"})
+    place = tmp_path.as_uri() if form == "file" else tmp_path
+    rewrite(monkeypatch, tmp_path / "home", allow, git=f"{place}/")
+    url = "https://git.example.org/repository"
+    assert overlays.resolve_commit(url, "main", cache=cache) == commit
+    assert overlays.resolve_commit(url, "team/some-branch", cache=cache) == tip
+    assert overlays.resolve_commit(url, tip[:9], cache=cache) == tip
+    there = bring(url, tip, cache, tmp_path / "there")
+    assert (there.path / "file").read_text() == "y"
+    assert there.digest == bring(repository.url, tip, cache, tmp_path / "here").digest
+
+
+def test_submodules_are_led_to_mirrors_as_well_and_none_by_its_own_word_into_this_host(
+    repository: Repository, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = Repository(tmp_path / "inner")
+    recorded = inner.commit({"inner": "i"})
+
+    def record(address: str) -> str:
+        (repository.path / ".gitmodules").write_text(f'[submodule "m"]\n  path = m\n  url = {address}\n')
+        repository.git("update-index", "--add", "--cacheinfo", f"160000,{recorded},m")
+        repository.git("add", ".gitmodules")
+        repository.git("commit", "--quiet", "-m", "m")
+        return repository.git("rev-parse", "HEAD")
+
+    rewrite(monkeypatch, tmp_path / "home", git=f"{tmp_path.as_uri()}/", other=f"{tmp_path}/")
+    url = "https://git.example.org/repository"
+    for number, address in enumerate(("https://other.example.org/inner", "../inner")):
+        tree = bring(url, record(address), cache, tmp_path / f"out{number}")
+        assert (tree.path / "m" / "inner").read_text() == "i"
+        assert tree.submodules[0].url == ("https://git.example.org/inner" if number else address)
+    for address, reason in [
+        (inner.url, "points into this host"),
+        (str(inner.path), "points into this host"),
+        ("https://git.example.org/../inner", "climbs with"),
+        ("https://git.example.org/%2e%2e/inner", "climbs with"),
+        ("https://git.example.org/x/..%2f../inner", "climbs with"),
+    ]:
+        with pytest.raises(BuildError, match=reason):
+            bring(url, record(address), cache, tmp_path / "bad")
+
+
+def test_what_the_user_forbids_or_leads_to_a_program_is_said_so(
+    repository: Repository, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit, url = repository.commit({"file": "x"}), "https://git.example.org/repository"
+    rewrite(monkeypatch, tmp_path / "home", "[protocol.file]\n  allow = never\n", git=f"{tmp_path.as_uri()}/")
+    with pytest.raises(BuildError, match="transport 'file' not allowed") as caught:
+        overlays.fetch_overlay(url, commit, cache=cache)
+    assert "`protocol.file.allow = never`" in str(caught.value.hint) and tmp_path.as_uri() in caught.value.message
+    rewrite(monkeypatch, tmp_path / "home", "[protocol.ext]\n  allow = always\n", git=f"ext::touch {tmp_path}/ran ")
+    with pytest.raises(BuildError, match="transport 'ext' not allowed"):
+        overlays.resolve_commit(url, "main", cache=cache)
+    assert not (tmp_path / "ran").exists()
+    rewrite(monkeypatch, tmp_path / "home", git=f"{tmp_path}/nowhere/")
+    with pytest.raises(BuildError) as caught:
+        overlays.resolve_commit(url, "main", cache=cache)
+    assert "is a Git repository that you may read" in str(caught.value.hint)
+
+
+def test_the_configuration_may_come_by_variables_and_not_from_the_current_folder(
+    repository: Repository, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit, url = repository.commit({"file": "x"}), "https://git.example.org/repository"
+    rewrite(monkeypatch, tmp_path / "home")
+    repository.git("config", f"url.{tmp_path}/.insteadOf", "https://git.example.org/")
+    monkeypatch.chdir(repository.path)
+    monkeypatch.setenv("GIT_SSH_COMMAND", "false")
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
+    monkeypatch.setenv("GIT_CONFIG_KEY_0", "url.ssh://nowhere.invalid/.insteadOf")
+    monkeypatch.setenv("GIT_CONFIG_VALUE_0", "https://git.example.org/")
+    with pytest.raises(BuildError, match=r"ssh://nowhere\.invalid/repository"):
+        overlays.resolve_commit(url, "main", cache=cache)
+    monkeypatch.setenv("GIT_CONFIG_KEY_0", f"url.{tmp_path}/.insteadOf")
+    assert overlays.resolve_commit(url, "main", cache=cache) == commit
+
+
+def test_a_mirror_that_is_not_whole_or_belongs_to_another_user_is_named(
+    repository: Repository, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = repository.commit({"big": "b" * 100, "file": "x"})
+    blob = repository.git("rev-parse", "HEAD:big")
+    rewrite(monkeypatch, tmp_path / "home", git=f"{tmp_path.as_uri()}/")
+    (repository.path / ".git" / "objects" / blob[:2] / blob[2:]).unlink()
+    with pytest.raises(overlays.DamagedRepository, match=blob) as caught:
+        overlays.fetch_overlay("https://git.example.org/repository", commit, cache=cache)
+    assert repository.url in caught.value.message and "git clone --mirror" in str(caught.value.hint)
+    wrapper = tmp_path / "bin" / "git"
+    wrapper.parent.mkdir()
+    wrapper.write_text(f'#!/bin/sh\nGIT_TEST_ASSUME_DIFFERENT_OWNER=1 exec {process.find_program("git")} "$@"\n')
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{wrapper.parent}:{os.environ['PATH']}")
+    with pytest.raises(BuildError, match="dubious ownership") as caught:
+        overlays.resolve_commit("https://git.example.org/repository", "main", cache=cache)
+    assert f"safe.directory {repository.path}" in str(caught.value.hint)

@@ -13,7 +13,7 @@ from airferry.build.pip import Pip, wheel_target
 from airferry.build.wheels import Pin, WheelStore
 from airferry.errors import BuildError
 from airferry.events import Event
-from airferry.plan.catalogue_lock import GitSource
+from airferry.plan.locked_packages import GitSource
 from wheel_factory import make_probe, project
 
 ARM64 = wheel_target(make_probe(machine="aarch64").python)

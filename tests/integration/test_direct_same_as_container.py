@@ -177,6 +177,7 @@ def lay_out(side: NearSide, base: Path, python: str) -> None:
     commit_all(side.thing)
     commit_all(side.catalogue)
     image = {**side.document["execution_images"]["py"], "base_image": f"oci:{base}:{REFERENCE}", "python": python}
+    image["env"] = {"PYTHONPATH": f"{TARGET}:${{PYTHONPATH}}", "OMP_NUM_THREADS": 8}
     launcher = {
         **side.document["launcher_image"],
         "base_image": f"oci:{base}:{REFERENCE}",
@@ -361,6 +362,8 @@ def test_the_configs_agree_but_for_history_and_what_an_engine_adds(side: NearSid
         settings = [dict(config.pop("config")) for config in configs]
         for chosen in settings:
             chosen["Env"] = sorted(chosen["Env"])
+            if one.role == "execution":
+                assert {f"PYTHONPATH={TARGET}", "OMP_NUM_THREADS=8"} <= set(chosen["Env"])
         labels = [settings_of.pop("Labels") for settings_of in settings]
         assert {key: value for key, value in labels[0].items() if not key.startswith("io.buildah")} == labels[1]
         assert settings[0] == settings[1]

@@ -209,7 +209,7 @@ def load_arguments(bundle: Path, registry: RegistryProcess, name: str) -> list[s
         str(bundle),
         "--to",
         f"{registry.address}/{name}",
-        "--jobs",
+        "-j",
         "1",
         "--receipt",
         str(receipt),

@@ -48,7 +48,9 @@ from airferry.registry.source import RegistrySource
 from airferry.registry.uploads import UNCHECKED_FROM_BYTES, Limits, Uploader
 from airferry.site.activation import journal_path, rollback
 from airferry.site.load import load
+from nemotron_rules import environment_of_job
 from oci_images import REFERENCE, make_bundle, put_image
+from travelling_catalogue import make_travelling_bundle, write_catalogue
 
 QUICK = RetryPolicy(attempts=4, first_pause_s=0.01, longest_pause_s=0.05)
 ANONYMOUS = ClientOptions(retry=QUICK, lookup=lambda registry, repository: None)
@@ -96,6 +98,37 @@ def test_a_load_arrives_whole_and_a_second_one_sends_nothing(
     assert read_receipt(receipt_path).images == receipt.images
     assert sorted(sealed.rglob("*")) == before
     assert registry.sessions() == []
+
+
+def test_a_load_for_jobs_writes_all_that_jobs_are_submitted_with(
+    registry: RegistryProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFERRY_CACHE", str(tmp_path / "cache"))
+    make_travelling_bundle(write_catalogue(tmp_path / "code"), tmp_path / "out" / "bundle")
+    (tmp_path / "site.yaml").write_text("executors: ['slurm-pyxis:4.0']\nmounts: ['/lustre/data']\n")
+    jobs = tmp_path / "jobs"
+    arguments = ["load", str(tmp_path / "out"), "--to", f"{registry.address}/jobs", "--jobs", str(jobs)]
+    arguments += ["--site", str(tmp_path / "site.yaml")]
+    assert run([*arguments, "--dry-run"]) == 0
+    assert not jobs.exists()
+    capsys.readouterr()
+    assert run(arguments) == 0
+    config = jobs / "slurm-pyxis/sft/one/tiny.yaml"
+    assert capsys.readouterr().out == f"nemotron steps run sft/one -c {config} -b slurm_pyxis_airgap\n"
+    receipt = read_receipt(jobs / "airgap-receipt.yaml")
+    assert receipt.catalogue is not None
+    assert receipt.catalogue.pinned.startswith(f"{registry.address}/jobs/airferry-artifacts@sha256:")
+    job = environment_of_job(f"nemotron steps run sft/one -c {config}", {"mounts": ["/lustre:/lustre"]})
+    assert job["mounts"] == ["/lustre:/lustre"]
+    assert (jobs / "slurm-pyxis/env.toml").is_file() and (jobs / "slurm-pyxis/submit.txt").is_file()
+    assert run(arguments) == 0, "a second one changes nothing"
+    # the registry holds the catalogue under the digest that the receipt pins
+    assert run(["overlays", str(jobs / "airgap-receipt.yaml"), "--out", str(tmp_path / "again")]) == 0
+    assert (tmp_path / "again/catalogue/README.md").is_symlink()
+    (jobs / "catalogue/own.yaml").write_text("a: 1\n")
+    capsys.readouterr()
+    assert run(arguments) == 2
+    assert "was changed since" in " ".join(capsys.readouterr().err.split())
 
 
 def test_an_artifact_is_listed_as_a_referrer_of_its_image(

@@ -395,9 +395,9 @@ def tar_layer(store: LayoutStore, *entries: tuple[str, bytes, str]) -> Descripto
         ([("l", tarfile.SYMTYPE, "d"), ("l/m", tarfile.SYMTYPE, "x")], "below another link"),
         ([("a", tarfile.REGTYPE, ""), ("a", tarfile.REGTYPE, "")], "twice"),
         ([("a", tarfile.REGTYPE, ""), ("a/b", tarfile.REGTYPE, "")], "twice"),
-        ([("a", tarfile.REGTYPE, ""), ("b", tarfile.LNKTYPE, "a")], "is no file"),
-        ([("a", tarfile.CHRTYPE, "")], "is no file"),
-        ([("a", tarfile.FIFOTYPE, "")], "is no file"),
+        ([("a", tarfile.REGTYPE, ""), ("b", tarfile.LNKTYPE, "a")], "is neither a file"),
+        ([("a", tarfile.CHRTYPE, "")], "is neither a file"),
+        ([("a", tarfile.FIFOTYPE, "")], "is neither a file"),
     ],
 )
 def test_no_artifact_writes_outside_or_leaves_anything(

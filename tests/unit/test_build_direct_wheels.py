@@ -16,7 +16,7 @@ from airferry.build.direct_wheels import InstallScheme, WheelInstaller, install_
 from airferry.build.pip import WheelTarget
 from airferry.build.wheels import Wheel
 from airferry.errors import BuildError
-from airferry.plan.catalogue_lock import GitSource
+from airferry.plan.locked_packages import GitSource
 from base_trees import EPOCH_S, Base, Entry, link
 from wheel_factory import WHEEL, make_probe, record_hash, sha256, wheel_of
 

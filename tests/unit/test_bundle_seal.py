@@ -152,7 +152,7 @@ def test_a_layer_that_the_pipeline_did_not_see_is_refused(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"schema_version: 2\nbrand_new: 1\n", "schema_version 2, this airferry knows 1"),
+        (b"schema_version: 3\nbrand_new: 1\n", "schema_version 3, this airferry knows 2"),
         (b"schema_version: 1\n", "workflow: Field required"),
         (b"- a\n", "is no mapping"),
         (b"", "is no mapping"),
@@ -213,7 +213,7 @@ def test_a_receipt_survives_writing_and_reading(tmp_path: Path) -> None:
     path = tmp_path / "airgap-receipt.yaml"
     write_receipt(receipt, path)
     assert read_receipt(path) == receipt
-    path.write_bytes(path.read_bytes().replace(b"schema_version: 1", b"schema_version: 9"))
+    path.write_bytes(path.read_bytes().replace(b"schema_version: 2", b"schema_version: 9"))
     with pytest.raises(IntegrityError, match="schema_version 9") as caught:
         read_receipt(path)
     assert "newer airferry" in (caught.value.hint or "")

@@ -180,3 +180,21 @@ def test_the_version_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--version"]) == 0
     assert capsys.readouterr().out.startswith("airferry ")
     assert sys.version_info >= (3, 11)
+
+
+def test_what_is_imported_under_conditions_is_counted_and_listed_on_demand(
+    catalogue: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (catalogue / "src/nemotron/helper.py").write_text("def work():\n    import orjson\n    import zstandard\n")
+    (catalogue / "src/nemotron/steps/sft/tiny/step.py").write_text("import nemotron.helper\n")
+    assert run(["plan"]) == 0
+    shown = capsys.readouterr().out
+    assert "2 modules imported under conditions, not installed" in shown and "orjson" not in shown
+    for arguments in (["--verbose", "plan"], ["plan", "-v"], ["plan", "--verbose"]):
+        assert run(arguments) == 0
+        assert "orjson, zstandard (imported under conditions, not installed)" in capsys.readouterr().out
+
+
+def test_global_switches_are_taken_after_the_command_too(catalogue: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["plan", "--quiet"]) == 0
+    assert capsys.readouterr().err == ""

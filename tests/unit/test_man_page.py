@@ -36,6 +36,7 @@ def complete(*words: str) -> list[str]:
         "_AIRFERRY_COMPLETE": "complete_bash",
         "COMP_WORDS": " ".join(["airferry", *words]),
         "COMP_CWORD": str(len(words)),
+        "PYTHONPATH": str(ROOT / "src"),
     }
     return process.run(argv, timeout_s=60, environment=environment).text.split()
 

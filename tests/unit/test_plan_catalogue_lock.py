@@ -7,16 +7,8 @@ from pathlib import Path
 import pytest
 
 from airferry.errors import ConfigurationError
-from airferry.plan.catalogue_lock import (
-    CatalogueLock,
-    GitSource,
-    LocalSource,
-    LockedFile,
-    RegistrySource,
-    UrlSource,
-    find_catalogue_lock,
-    read_catalogue_lock,
-)
+from airferry.plan.catalogue_lock import CatalogueLock, find_catalogue_lock, read_catalogue_lock
+from airferry.plan.locked_packages import GitSource, LocalSource, LockedFile, RegistrySource, UrlSource
 
 A, B, C = ("sha256:" + letter * 64 for letter in "abc")
 UV = f"""
@@ -190,7 +182,7 @@ file @ https://h/file-1-py3-none-any.whl
         ("requirements.txt", "a==1.*\n", "is not pinned"),
         ("requirements.txt", "\n-r other.txt\n", "requirements.txt:2: `-r other.txt`"),
         ("requirements.txt", "a b\n", "is no requirement"),
-        ("uv.lock", "[[package]\n", "no valid TOML"),
+        ("uv.lock", "[[package]\n", "not valid TOML"),
         ("uv.lock", 'version = 1\n[[package]]\nname = "a"\n', "unexpected structure"),
         ("uv.lock", 'version = 1\n[[package]]\nname = "a"\nsource = { moon = "x" }\n', "unexpected structure"),
         ("pylock.toml", '[[packages]]\nversion = "1"\n', "unexpected structure"),

@@ -103,6 +103,31 @@ def test_images_that_disagree_on_platforms_or_dependencies_are_kept_apart(tmp_pa
     assert [group.image_names for group in forced.groups] == [("i", "j"), ("k",)]
 
 
+def test_images_that_differ_in_env_are_kept_apart_and_the_first_keeps_its_suffix(tmp_path: Path) -> None:
+    for step in ("a", "b", "c", "d"):
+        write_step(tmp_path, step)
+    env = {"PYTHONPATH": "/opt/Curator", "A": 1}
+    images = {
+        "i": {"base_image": "base:1", "platform": "linux/amd64"},
+        "j": {"base_image": "base:1", "platform": "linux/amd64", "env": env},
+        "k": {"base_image": "base:1", "platform": "linux/amd64", "env": dict(reversed(env.items()))},
+        "l": {"base_image": "base:1", "platform": "linux/arm64"},
+    }
+    document = airgap(images, {"a": "i", "b": "j", "c": "k", "d": "l"})
+    found = plan(tmp_path, document)
+    written = {"A": "1", "PYTHONPATH": "/opt/Curator"}
+    common = {"platforms": ["linux/amd64"], "pip_no_deps": True}
+    assert [group.name for group in found.groups] == [
+        f"i-{expected_suffix('base:1')}",
+        f"j-k-{expected_suffix('base:1', **common, env=written)}",
+        f"l-{expected_suffix('base:1', platforms=['linux/arm64'], pip_no_deps=True)}",
+    ]
+    groups = found.to_document()["execution_groups"]
+    assert [group["env"] for group in groups] == [{}, written, {}]
+    first = plan(tmp_path, document, targets=["b"])
+    assert first.groups[0].name == f"j-{expected_suffix('base:1')}"
+
+
 def test_platforms_come_from_the_command_line_the_image_the_file_then_the_host(tmp_path: Path) -> None:
     write_step(tmp_path, "a")
     document = airgap({"i": "base:1"}, {"a": "i"})

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from airferry.build.locking import forget
 from airferry.config import load_config
 from airferry.errors import ConfigurationError, UsageError
-from airferry.plan.catalogue_lock import GitSource
+from airferry.plan.locked_packages import GitSource
 from airferry.plan.lockfile import (
     LockedAddition,
     LockedBase,

@@ -36,6 +36,8 @@ SITE: dict[str, Any] = {
     "endpoints": {"inside": "http://vllm.site:8000/v1"},
 }
 
+BRIDGE = OverlayEntry(repo="Bridge", url="https://github.com/NVIDIA/Bridge.git", ref="0123abc", target="/opt/Bridge")
+
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
@@ -160,6 +162,32 @@ def test_what_a_step_clones_by_itself_is_found_unless_it_is_baked(root: Path) ->
     assert found(check(root, receipt=receipt("optimize/prune:tiny")), "git") == []
 
 
+def test_what_a_step_installs_and_downloads_is_found_and_mirrors_take_it_back(root: Path) -> None:
+    (root / STEPS / "optimize/prune/step.py").write_text(
+        "import os, requests\nfrom huggingface_hub import snapshot_download\n"
+        'os.system("pip install left-pad")\nsnapshot_download("org/model")\n'
+        'requests.get("https://files.site/x")\nrequests.get(one)\nrequests.get(two)\n'
+    )
+    mirrors = {"huggingface": "https://hub.site", "packages": "https://files.site"}
+
+    def from_code(site: dict[str, object]) -> list[tuple[str, str, int, str]]:
+        report = check(root, site, receipt=receipt("optimize/prune:tiny"))
+        return [(i.kind, i.level, i.line, i.value) for i in report.findings if i.file.endswith("prune/step.py")]
+
+    address = "https://files.site/x"
+    assert sorted(from_code(SITE), key=lambda item: item[2]) == [
+        ("startup", "warn", 3, "left-pad"),
+        ("huggingface", "warn", 4, "org/model"),
+        ("url", "warn", 5, address),
+        ("url", "note", 6, ""),
+    ]
+    assert sorted(from_code({**SITE, "mirrors": mirrors}), key=lambda item: item[2]) == [
+        ("startup", "note", 3, "left-pad"),
+        ("huggingface", "note", 4, "org/model"),
+        ("url", "note", 6, ""),
+    ]
+
+
 def test_overlays_are_what_counts_where_there_are_some(root: Path, tmp_path: Path) -> None:
     folder = tmp_path / "overlays" / "slurm-pyxis" / "sft" / "one"
     folder.mkdir(parents=True)
@@ -167,10 +195,18 @@ def test_overlays_are_what_counts_where_there_are_some(root: Path, tmp_path: Pat
     image = f"hub.site:5000#airgap/trainer:{DIGEST}"
     env = {"container_image": image, "mounts": ["/lustre/scratch:/scratch"]}
     (folder / "tiny.yaml").write_text(json.dumps({"defaults": base, "run": {"env": env}}))
-    pinned = receipt("sft/one:tiny")
+    pinned = receipt("sft/one:tiny", overlays=(BRIDGE,))
     without, within = check(root, receipt=pinned), check(root, receipt=pinned, overlays=tmp_path / "overlays")
     gone = {(item.kind, item.key) for item in without.findings} - {(item.kind, item.key) for item in within.findings}
     assert gone == {("git", "run.env.mounts[0]"), ("image", "run.env.container_image")}
+    (cloned,) = [item for item in without.findings if item.kind == "git"]
+    assert cloned.fix is not None and cloned.fix.startswith("-c airgap-overlays/slurm-pyxis/sft/one/tiny.yaml, which")
+    assert "run.env.mounts=" not in cloned.fix
+
+
+def test_a_checkout_that_the_image_does_not_hold_is_said_to_be_missing(root: Path) -> None:
+    (cloned,) = [item for item in check(root, receipt=receipt("sft/one:tiny")).findings if item.kind == "git"]
+    assert cloned.fix is not None and "does not hold it: build the bundle again" in cloned.fix
 
 
 @pytest.mark.parametrize(

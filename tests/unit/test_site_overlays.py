@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from airferry.bundle.manifest import OverlayEntry
 from airferry.bundle.receipt import Receipt, ReceiptImage
@@ -16,6 +16,7 @@ from airferry.errors import ConfigurationError
 from airferry.plan.catalogue import catalogue_at
 from airferry.site.overlays import OverlaySet, make_overlays
 from catalogues import STEPS, write_step
+from nemotron_rules import environment_of_job, load_as_steps_do
 
 DIGEST = "sha256:" + "b" * 64
 PINNED = f"hub.site:5000/airgap/trainer@{DIGEST}"
@@ -41,24 +42,6 @@ SITE = SiteProfile.model_validate(
         "profiles": {"slurm_sft": {"env": {"HF_HOME": "/lustre/data/hf", "NOTE": 'a "quoted" word'}}},
     }
 )
-
-
-def load_as_steps_do(path: Path) -> DictConfig:
-    """Load a config as the steps' own loader does: bases below, lists replaced, `defaults` gone."""
-    config = OmegaConf.load(path)
-    assert isinstance(config, DictConfig)
-    named = config.get("defaults")
-    if named is None:
-        return config
-    merged = OmegaConf.create()
-    for item in [named] if isinstance(named, str) else list(named):
-        base = Path(item) if Path(item).suffix else Path(item).with_suffix(".yaml")
-        merged = OmegaConf.merge(merged, load_as_steps_do(base if base.is_absolute() else path.parent / base))
-    own = OmegaConf.create(OmegaConf.to_container(config, resolve=False))
-    own.pop("defaults")
-    result = OmegaConf.merge(merged, own)
-    assert isinstance(result, DictConfig)
-    return result
 
 
 def flat(value: Any, key: str = "") -> dict[str, Any]:
@@ -206,6 +189,31 @@ def test_the_profile_extends_the_sites_own_one_and_goes_to_its_mirrors(tmp_path:
     }
     other = tomllib.loads(overlays(tmp_path, receipt("sft/one:tiny"), SiteProfile()).files["kubernetes/env.toml"])
     assert other["kubernetes_airgap"]["env_vars"]["HF_HUB_OFFLINE"] == "1"
+
+
+PROFILE = {
+    "executor": "slurm",
+    "container_image": "hub.site:5000/other",
+    "mounts": ["/lustre:/lustre", "/home:/home"],
+    "env_vars": {"A": "1"},
+}
+
+
+def test_the_submitted_job_keeps_the_storage_of_the_profile(tmp_path: Path) -> None:
+    write_step(tmp_path / "code", "sft/one", configs={"tiny": BASE})
+    command = next(step.command for step in overlays(tmp_path, receipt("sft/one:tiny")).steps)
+    job = environment_of_job(command, PROFILE)
+    assert job["mounts"] == ["${oc.env:DATA,/lustre}:/data", "/lustre:/lustre", "/home:/home"]
+    assert job["container_image"] == f"hub.site:5000#airgap/trainer:{DIGEST}" and job["nodes"] == 2
+    assert job["env_vars"]["A"] == "1" and "NAME" in job["env_vars"]
+
+
+def test_no_override_can_stand_in_for_the_overlay(tmp_path: Path) -> None:
+    """What the command line says comes after the profile, and takes its storage away."""
+    folder = write_step(tmp_path / "code", "sft/one", configs={"tiny": BASE})
+    command = f"nemotron steps run sft/one -c {folder / 'config/tiny.yaml'} -b slurm"
+    assert MOUNT in environment_of_job(command, PROFILE)["mounts"]
+    assert environment_of_job(f"{command} 'run.env.mounts=[]'", PROFILE)["mounts"] == []
 
 
 def test_configs_of_one_step_may_have_their_own_images_and_a_bare_step_its_default(tmp_path: Path) -> None:

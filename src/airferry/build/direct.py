@@ -19,6 +19,7 @@ from airferry.build.direct_tree import BaseTree, LayerTree
 from airferry.build.image_writer import BuiltImage, ImageWriter, image_config
 from airferry.build.probe import PythonFacts
 from airferry.bundle.manifest import Addition
+from airferry.config.environment import expanded
 from airferry.errors import BuildError
 from airferry.events import Emit
 from airferry.host import clock, files
@@ -62,7 +63,8 @@ class DirectRecipe:
 
     `python` is the interpreter that `look` has to describe, where `compose` needs one. `obstacle` says why a base
     cannot take it, if so; `compose` lays the additions out. `environment` and `settings` go into the config, over the
-    base's own; `says` is what the history says of the layer. `adds` tells whether there is a layer at all.
+    base's own, and the image's `env:` over both; `says` is what the history says of the layer. `adds` tells whether
+    there is a layer at all.
     """
 
     name: str
@@ -75,6 +77,7 @@ class DirectRecipe:
     additions: tuple[Addition, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict)
     obstacle: Callable[[Known], str | None] = lambda known: None
     compose: Callable[[LayerTree, Known, Room], None] = lambda tree, known, room: None
 
@@ -140,6 +143,7 @@ class DirectAssembler:
     def _settings(recipe: DirectRecipe, base: BaseImage) -> dict[str, Any]:
         settings = dict(json.loads(base.config_bytes).get("config") or {})
         settings["Env"] = merged_environment(settings.get("Env") or [], recipe.environment)
+        settings["Env"] = with_env(settings["Env"], recipe.env)
         settings["Labels"] = {**(settings.get("Labels") or {}), **recipe.labels}
         return {**settings, **recipe.settings}
 
@@ -147,6 +151,12 @@ class DirectAssembler:
 def direct_inputs() -> dict[str, Any]:
     """Return what every direct image depends on, apart from what it is made of."""
     return {"builder": "direct", "version": DIRECT_VERSION, "installer": metadata.version("installer")}
+
+
+def with_env(base: list[str], env: Mapping[str, str]) -> list[str]:
+    """Return the variables of a config with those of an image's `env:`, each `${NAME}` replaced by what is there."""
+    known = dict(line.partition("=")[::2] for line in base)
+    return merged_environment(base, expanded(env, known)) if env else base
 
 
 def merged_environment(base: list[str], new: Mapping[str, str]) -> list[str]:

@@ -16,10 +16,10 @@ from airferry.build.direct_overlays import file_content
 from airferry.build.direct_tree import Content, LayerTree
 from airferry.build.direct_wheels import InstallScheme
 from airferry.build.probe import PythonFacts
+from airferry.config.environment import DEFAULT_PATH
 
 CATALOGUE = "the catalogue"
 ENVIRONMENT = "the launcher's environment"
-DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 _ACTIVATE = """\
 # Source this in a POSIX shell; `deactivate` undoes it.

@@ -31,14 +31,14 @@ from installer.utils import Scheme, construct_record_file, fix_shebang
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from airferry.build.direct_tree import BaseTree, Content, LayerTree
-from airferry.build.overlays import redact
+from airferry.build.git_addresses import redact
 from airferry.build.pip import WheelTarget
 from airferry.build.probe import PythonFacts
 from airferry.build.wheels import Wheel
 from airferry.errors import BuildError
 from airferry.oci.ports import blocks
 from airferry.oci.tar import DIRECTORY
-from airferry.plan.catalogue_lock import GitSource
+from airferry.plan.locked_packages import GitSource
 
 INSTALLER = b"airferry\n"
 MAX_SCRIPT_BYTES = 64 * 1024 * 1024

@@ -10,11 +10,12 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from airferry.build.bases import BaseImage
+from airferry.build.direct import with_env
 from airferry.build.image_writer import BuiltImage, ImageWriter, image_config
 from airferry.buildah.engine import Engine, ExportedImage, base_tag
 from airferry.bundle.manifest import Addition
@@ -37,7 +38,7 @@ class ImageRecipe:
     """What an image is built from, apart from its base. `arguments` are the Containerfile's build arguments.
 
     `name` is the action's name in the journal, `labels` go into the config. `network` says whether RUN instructions
-    may use the host's network.
+    may use the host's network. `env` goes into the config, over what the Containerfile sets.
     """
 
     name: str
@@ -49,6 +50,7 @@ class ImageRecipe:
     python: str | None = None
     additions: tuple[Addition, ...] = ()
     network: bool = False
+    env: Mapping[str, str] = field(default_factory=dict)
 
 
 class Assembler:
@@ -127,6 +129,8 @@ class Assembler:
 def _settings(recipe: ImageRecipe, base: BaseImage, exported: ExportedImage) -> dict[str, Any]:
     """Return the config's settings: what the engine made of them, with our labels, for the base's own user."""
     settings = dict(json.loads(exported.config_bytes).get("config") or {})
+    if recipe.env:
+        settings["Env"] = with_env(settings.get("Env") or [], recipe.env)
     settings["Labels"] = {**(settings.get("Labels") or {}), **recipe.labels}
     user = (json.loads(base.config_bytes).get("config") or {}).get("User")
     if user:

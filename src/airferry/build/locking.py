@@ -19,6 +19,7 @@ from airferry.build import overlays
 from airferry.build.bases import BaseCache, BaseImage
 from airferry.build.checkouts import Checkouts
 from airferry.build.compilation import Compiler, may_compile
+from airferry.build.git_addresses import redact
 from airferry.build.knowledge import Knowledge
 from airferry.build.probe import ProbeResult, ask, probe_argv, probe_input
 from airferry.build.probe_script import import_roots
@@ -182,7 +183,7 @@ class Locker:
         return [
             partial(
                 stage,
-                f"check out {overlays.redact(item.url)}@{item.ref}",
+                f"check out {redact(item.url)}@{item.ref}",
                 self.emit,
                 partial(self.checkouts.tree, item.url, commits[item.key]),
             )

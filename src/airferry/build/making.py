@@ -124,6 +124,7 @@ class Maker:
                 python=task.python,
                 additions=task.additions,
                 network=task.container.network,
+                env=task.container.env,
             )
             return self._ensure_assembler().build(recipe, task.base)
 

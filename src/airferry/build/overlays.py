@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from airferry.build.git_addresses import GitAddress, is_local, read_address, redact, remote_address, submodule_address
 from airferry.errors import BuildError
 from airferry.events import Emit, Warned, silent
 from airferry.host import clock, files, process
@@ -27,12 +28,12 @@ MAX_SUBMODULE_DEPTH = 10
 MAX_LISTED_REFS = 8
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 LFS_POINTER_MAX_BYTES = 1024
+_LEAVING = ("fetch", "ls-remote")
+_UNREADABLE = re.compile(r"unable to read ([0-9a-f]{40,64})")
+_REFUSED = re.compile(r"transport '([^']*)' not allowed")
 
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _SHORT_COMMIT = re.compile(r"[0-9a-f]{7,63}")
-_TRANSPORT_HELPER = re.compile(r"[A-Za-z0-9][A-Za-z0-9+.-]*::")
-_SCP_LIKE = re.compile(r"[^/]+:(?!//)")
-_NETWORK_PROTOCOLS = "https:http:ssh:git"
 # large files pass in blocks, and are not held in memory as a whole
 _STREAMED = "core.bigFileThreshold=1m"
 # what this host sends to itself is hardly worth compressing, or looking for deltas in
@@ -62,6 +63,10 @@ _SETTINGS = (
 )
 # the highest level of attributes: blobs come out as they are in the repository
 _RAW_ATTRIBUTES = "* -text -eol -ident -filter -working-tree-encoding\n"
+
+
+class DamagedRepository(BuildError):
+    """A repository lacks objects that its commits name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +103,10 @@ def resolve_commit(url: str, ref: str, *, cache: Path, emit: Emit = silent) -> s
     """
     if _COMMIT.fullmatch(ref):
         return ref
-    remote = _remote(url)
     if ref.startswith("-") or not ref.strip():
         raise BuildError(f"`{ref}` is no ref of `{redact(url)}`", hint="name a branch, a tag or a full commit id")
-    done = _git(["ls-remote", "--", remote], url=url, timeout_s=LIST_TIMEOUT_S, emit=emit, doing="read the refs of")
+    argv = ["ls-remote", "--", remote_address(url)]
+    done = run_git(argv, url=url, timeout_s=LIST_TIMEOUT_S, emit=emit, doing="read the refs of")
     refs = {name: commit for commit, _, name in (line.partition("\t") for line in done.text.splitlines()) if name}
     for name in (ref, f"refs/tags/{ref}", f"refs/heads/{ref}", f"refs/{ref}"):
         commit = refs.get(name + "^{}") or refs.get(name)
@@ -129,7 +134,7 @@ def fetch_overlay(url: str, commit: str, *, cache: Path, emit: Emit = silent) ->
     Raises:
         BuildError: the repository cannot be read or does not have the commit.
     """
-    return _fetch(url, commit, cache=cache, emit=emit, depth=0, local=_is_local(url))
+    return _fetch(url, commit, cache=cache, emit=emit, depth=0)
 
 
 def export_overlay(url: str, commit: str, *, cache: Path, into: Path, emit: Emit = silent) -> OverlayTree:
@@ -161,9 +166,9 @@ def export_overlay(url: str, commit: str, *, cache: Path, into: Path, emit: Emit
 def checkout_bytes(url: str, commit: str, *, cache: Path) -> int | None:
     """Return the size of a commit's files, submodules included, or None where not all of it is in the cache."""
     repository = _repository(url, cache)
-    if not repository.is_dir() or not _has(repository, commit):
+    if not repository.is_dir() or not has_commit(repository, commit):
         return None
-    listing = _git(["ls-tree", "-r", "-l", "-z", "--full-tree", commit], url=url, repository=repository).text
+    listing = run_git(["ls-tree", "-r", "-l", "-z", "--full-tree", commit], url=url, repository=repository).text
     total = 0
     for line in listing.split("\0"):
         _mode, kind, _object, size = (line.partition("\t")[0].split() + [""] * 4)[:4]
@@ -197,7 +202,7 @@ def check_submodules(url: str, submodules: Sequence[Submodule]) -> None:
         BuildError: there is one.
     """
     for submodule in submodules:
-        if _is_local(submodule.url) and not _is_local(url):
+        if is_local(submodule.url) and not is_local(url):
             raise BuildError(
                 f"submodule `{submodule.path}` of `{redact(url)}` points into this host: `{submodule.url}`",
                 hint="use a commit whose `.gitmodules` names an address that others can reach too",
@@ -205,48 +210,24 @@ def check_submodules(url: str, submodules: Sequence[Submodule]) -> None:
             )
 
 
-def submodule_address(url: str, address: str) -> str:
-    """Return a submodule's address; one that begins with `./` or `../` is relative to its parent's."""
-    if not address.startswith(("./", "../")):
-        return address
-    base, separator = _remote(url).rstrip("/"), "/"
-    while address.startswith(("./", "../")):
-        if address.startswith("../"):
-            cut = max(base.rfind("/"), base.rfind(":"))
-            if cut <= 0:
-                raise BuildError(f"the submodule address `{address}` leads above `{redact(url)}`", url=redact(url))
-            base, separator, address = base[:cut], base[cut], address[3:]
-        else:
-            address = address[2:]
-    return f"{base}{separator}{address}"
-
-
-def redact(url: str) -> str:
-    """Return a repository's address without user name and password."""
-    parts = urlsplit(url) if "://" in url else None
-    if parts is None or "@" not in parts.netloc:
-        return url
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-
-
-def _fetch(url: str, commit: str, *, cache: Path, emit: Emit, depth: int, local: bool) -> Path:
+def _fetch(url: str, commit: str, *, cache: Path, emit: Emit, depth: int) -> Path:
     if not _COMMIT.fullmatch(commit):
         raise BuildError(f"`{commit}` is no full commit id", hint="resolve the ref first")
     if depth > MAX_SUBMODULE_DEPTH:
         raise BuildError(f"`{redact(url)}`: submodules are nested more than {MAX_SUBMODULE_DEPTH} deep")
-    with _locked_repository(url, cache) as repository:
-        if not _has(repository, commit):
-            _fetch_commit(repository, url, commit, local=local, emit=emit)
+    with locked_repository(url, cache) as repository:
+        if not has_commit(repository, commit):
+            _fetch_commit(repository, url, commit, emit=emit)
         below = _submodules(repository, url, commit)
     check_submodules(url, below)
     for submodule in below:
-        _fetch(submodule.url, submodule.commit, cache=cache, emit=emit, depth=depth + 1, local=local)
+        _fetch(submodule.url, submodule.commit, cache=cache, emit=emit, depth=depth + 1)
     return repository
 
 
-def _fetch_commit(repository: Path, url: str, commit: str, *, local: bool, emit: Emit) -> None:
+def _fetch_commit(repository: Path, url: str, commit: str, *, emit: Emit) -> None:
     """Fetch one commit, or everything where the server answers no request for a bare commit."""
-    remote = _remote(url)
+    remote, address = remote_address(url), read_address(url)
     common = [
         "fetch",
         "--quiet",
@@ -254,24 +235,25 @@ def _fetch_commit(repository: Path, url: str, commit: str, *, local: bool, emit:
         "--no-write-fetch-head",
         "--no-recurse-submodules",
         "--no-auto-maintenance",
-        *([f"--upload-pack={_LOCAL_SENDER}"] if _is_local(url) else []),
+        *([f"--upload-pack={_LOCAL_SENDER}"] if address.is_local else []),
     ]
     pin = f"refs/airferry/{commit}"
     try:
         argv = [*common, "--depth=1", "--", remote, f"+{commit}:{pin}"]
-        _git(argv, url=url, repository=repository, local=local, emit=emit, doing="fetch from")
+        run_git(argv, url=url, repository=repository, emit=emit, doing="fetch from")
+    except DamagedRepository:
+        raise
     except BuildError as refusal:
         complete = ["--unshallow"] if (repository / "shallow").is_file() else []
         refspecs = ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"]
-        _git(
+        run_git(
             [*common, *complete, "--", remote, *refspecs],
             url=url,
             repository=repository,
-            local=local,
             emit=emit,
             doing="fetch from",
         )
-        found = _git(["cat-file", "-e", f"{commit}^{{commit}}"], url=url, repository=repository, check=False)
+        found = run_git(["cat-file", "-e", f"{commit}^{{commit}}"], url=url, repository=repository, check=False)
         if found.returncode != 0:
             raise BuildError(
                 f"`{redact(url)}` has no commit `{commit}`",
@@ -279,23 +261,25 @@ def _fetch_commit(repository: Path, url: str, commit: str, *, local: bool, emit:
                 url=redact(url),
                 commit=commit,
             ) from refusal
-        _git(["update-ref", pin, commit], url=url, repository=repository)
+        run_git(["update-ref", pin, commit], url=url, repository=repository)
 
 
-def _has(repository: Path, commit: str) -> bool:
+def has_commit(repository: Path, commit: str) -> bool:
+    """Tell whether a repository of the cache has a commit, fetched for itself."""
     argv = ["rev-parse", "--verify", "--quiet", f"refs/airferry/{commit}^{{commit}}"]
-    return _git(argv, url="", repository=repository, check=False).returncode == 0
+    return run_git(argv, url="", repository=repository, check=False).returncode == 0
 
 
 def _expand(url: str, short: str, *, cache: Path, emit: Emit) -> str | None:
     """Return the commit that a shortened id stands for, from the whole history, or None."""
-    with _locked_repository(url, cache) as repository:
+    with locked_repository(url, cache) as repository:
         complete = ["--unshallow"] if (repository / "shallow").is_file() else []
         refspecs = ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"]
-        argv = ["fetch", "--quiet", "--no-tags", "--no-write-fetch-head", *complete, "--", _remote(url), *refspecs]
-        _git(argv, url=url, repository=repository, local=_is_local(url), emit=emit, doing="fetch from")
+        argv = ["fetch", "--quiet", "--no-tags", "--no-write-fetch-head", *complete]
+        argv += ["--", remote_address(url), *refspecs]
+        run_git(argv, url=url, repository=repository, emit=emit, doing="fetch from")
         argv = ["rev-parse", "--verify", "--quiet", "--end-of-options", f"{short}^{{commit}}"]
-        done = _git(argv, url=url, repository=repository, check=False)
+        done = run_git(argv, url=url, repository=repository, check=False)
         # `--end-of-options` itself is printed by the versions of Git before 2.30
         found = [line for line in done.text.split() if _COMMIT.fullmatch(line)]
         return found[0] if done.returncode == 0 and found else None
@@ -303,14 +287,14 @@ def _expand(url: str, short: str, *, cache: Path, emit: Emit) -> str | None:
 
 def _export(url: str, commit: str, *, cache: Path, into: Path, prefix: str, depth: int) -> list[Submodule]:
     files.ensure_directory(into)
-    with _locked_repository(url, cache) as repository:
-        if depth > MAX_SUBMODULE_DEPTH or not _has(repository, commit):
+    with locked_repository(url, cache) as repository:
+        if depth > MAX_SUBMODULE_DEPTH or not has_commit(repository, commit):
             raise BuildError(f"`{redact(url)}` at `{commit}` is not in the cache", hint="rerun with network")
         with files.scratch_directory(repository) as scratch:
             index = {"GIT_INDEX_FILE": str(scratch / "index")}
-            _git(["read-tree", commit], url=url, repository=repository, environment=index)
+            run_git(["read-tree", commit], url=url, repository=repository, environment=index)
             argv = [f"--work-tree={into}", "checkout-index", "--all", "--force", "--quiet"]
-            _git(argv, url=url, repository=repository, environment=index, cwd=into, doing="export")
+            run_git(argv, url=url, repository=repository, environment=index, cwd=into, doing="export")
         below = _submodules(repository, url, commit)
     found = []
     for item in below:
@@ -326,7 +310,7 @@ def _export(url: str, commit: str, *, cache: Path, into: Path, prefix: str, dept
 
 def _submodules(repository: Path, url: str, commit: str) -> list[Submodule]:
     """Return the submodules that a commit records, their addresses made absolute."""
-    listing = _git(["ls-tree", "-r", "-z", "--full-tree", commit], url=url, repository=repository).text
+    listing = run_git(["ls-tree", "-r", "-z", "--full-tree", commit], url=url, repository=repository).text
     links = {}
     for line in listing.split("\0"):
         fields, _, path = line.partition("\t")
@@ -335,7 +319,7 @@ def _submodules(repository: Path, url: str, commit: str) -> list[Submodule]:
     if not links:
         return []
     argv = ["config", "--blob", f"{commit}:.gitmodules", "--null", "--list"]
-    done = _git(argv, url=url, repository=repository, check=False)
+    done = run_git(argv, url=url, repository=repository, check=False)
     settings = dict(line.split("\n", 1) for line in done.text.split("\0") if "\n" in line)
     addresses = {
         path: settings.get(key.removesuffix(".path") + ".url", "")
@@ -387,35 +371,19 @@ def _walk(path: Path) -> list[Path]:
     return found
 
 
-def _is_local(url: str) -> bool:
-    return url.startswith("file://") or not ("://" in url or _SCP_LIKE.match(url))
-
-
-def _remote(url: str) -> str:
-    """Return the address that Git gets: a path is made absolute; what could be an option or a helper is refused."""
-    if not url or url.startswith("-") or _TRANSPORT_HELPER.match(url) or any(ord(c) < 32 for c in url):
-        raise BuildError(
-            f"`{redact(url)}` is no address of a Git repository",
-            hint="give an https, ssh, git or file address, or a path",
-        )
-    if _is_local(url) and not url.startswith("file://"):
-        return str(Path(url).expanduser().absolute())
-    return url
-
-
 def _repository(url: str, cache: Path) -> Path:
-    return cache / "git" / f"{hashlib.sha256(_remote(url).encode()).hexdigest()[:32]}.git"
+    return cache / "git" / f"{hashlib.sha256(remote_address(url).encode()).hexdigest()[:32]}.git"
 
 
 @contextmanager
-def _locked_repository(url: str, cache: Path) -> Iterator[Path]:
+def locked_repository(url: str, cache: Path) -> Iterator[Path]:
     """Hold the lock of a repository's bare copy in the cache, made if it is missing, cleared of what kills left."""
     repository = _repository(url, cache)
     with files.waiting_lock(repository.with_suffix(".lock")):
         if not repository.is_dir():
             bare = repository.with_suffix(".new")
             files.remove_tree(bare)
-            _git(["init", "--quiet", "--bare", "--template=", str(bare)], url=url)
+            run_git(["init", "--quiet", "--bare", "--template=", str(bare)], url=url)
             files.write_text(bare / "info" / "attributes", _RAW_ATTRIBUTES)
             files.publish(bare, repository)
         files.remove_stale_temporaries(repository)
@@ -425,12 +393,11 @@ def _locked_repository(url: str, cache: Path) -> Iterator[Path]:
         yield repository
 
 
-def _git(
+def run_git(
     argv: Sequence[str],
     *,
     url: str,
     repository: Path | None = None,
-    local: bool = True,
     timeout_s: float = FETCH_TIMEOUT_S,
     environment: Mapping[str, str] | None = None,
     cwd: Path | None = None,
@@ -438,14 +405,19 @@ def _git(
     check: bool = True,
     doing: str = "read",
 ) -> process.Completed:
-    """Run Git with settings that leave no room for what a repository or a user's configuration might run."""
+    """Run Git with settings that leave no room for what a repository or a user's configuration might run.
+
+    Only `fetch` and `ls-remote` may leave the process, by the protocols that the repository's address takes.
+
+    Raises:
+        BuildError: it failed, unless `check` is off.
+    """
     command = ["git", "--no-replace-objects"]
     for setting in _SETTINGS:
         command += ["-c", setting]
     if repository is not None:
         command += [f"--git-dir={repository}"]
-    allowed = f"{_NETWORK_PROTOCOLS}:file" if local else _NETWORK_PROTOCOLS
-    secret = urlsplit(url).netloc.rpartition("@")[0] if "://" in url else ""
+    address = read_address(url) if argv[0] in _LEAVING else None
     done = process.run(
         [*command, *argv],
         timeout_s=timeout_s,
@@ -453,21 +425,40 @@ def _git(
             "GIT_TERMINAL_PROMPT": "0",
             "GCM_INTERACTIVE": "never",
             "GIT_ATTR_NOSYSTEM": "1",
-            "GIT_ALLOW_PROTOCOL": allowed,
+            "GIT_ALLOW_PROTOCOL": address.protocols if address else "",
             "GIT_SSH_COMMAND": os.environ.get("GIT_SSH_COMMAND", "ssh -oBatchMode=yes"),
             **(environment or {}),
         },
-        cwd=cwd,
+        # a repository that the current folder lies in has no part in this
+        cwd=cwd or Path("/"),
         check=False,
         emit=emit,
-        secrets=(secret,),
+        secrets=address.secrets if address else (),
     )
     if check and done.returncode != 0:
-        said = [line for line in done.tail if line.startswith(("fatal: ", "error: ", "ERROR: "))] or list(done.tail)
-        raise BuildError(
-            f"cannot {doing} `{redact(url)}`: {said[0] if said else 'no message'}",
-            hint="check the address and your credentials: `git ls-remote` must work with it without asking",
-            url=redact(url),
-            tail=done.tail,
-        )
+        raise _git_error(done, address, url=url, doing=doing)
     return done
+
+
+def _git_error(done: process.Completed, address: GitAddress | None, *, url: str, doing: str) -> BuildError:
+    """Return the error for what Git said last, with the way out where it is known."""
+    said = [line for line in done.tail if line.startswith(("fatal: ", "error: ", "ERROR: "))] or list(done.tail)
+    reason = said[0] if said else "no message"
+    kind, everything = BuildError, "\n".join(done.tail)
+    hint = "check the address and your credentials: `git ls-remote` must work with it without asking"
+    if missing := _UNREADABLE.search(everything):
+        kind = DamagedRepository
+        reason = f"it lacks the object `{missing.group(1)}`"
+        hint = "a clone made with `--filter` is not whole: make the mirror with `git clone --mirror`"
+    elif "dubious ownership" in everything and address is not None:
+        folder = urlsplit(address.used).path if "://" in address.used else address.used
+        hint = f"it belongs to another user; if you trust it: `git config --global --add safe.directory {folder}`"
+    elif address is not None and (refused := _REFUSED.search(everything)):
+        hint = (
+            f"your Git configuration says `protocol.file.allow = never`, and rewrites the address to `{address.used}`"
+            if refused.group(1) == "file" and not address.file_allowed
+            else "only https, http, ssh, git and file addresses are used; see `git config --get-regexp url`"
+        )
+    elif address is not None and address.is_local:
+        hint = f"check that `{redact(address.used)}` is a Git repository that you may read"
+    return kind(f"cannot {doing} {address or f'`{redact(url)}`'}: {reason}", hint=hint, url=redact(url), tail=done.tail)

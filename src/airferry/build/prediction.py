@@ -13,6 +13,7 @@ from pathlib import Path
 
 from airferry.build import contexts, overlays
 from airferry.build.base_layers import BaseLayers
+from airferry.build.git_addresses import redact
 from airferry.build.loader import expected_loader_bytes
 from airferry.build.locking import needed_bases
 from airferry.build.wheels import WheelStore
@@ -239,7 +240,7 @@ class Predictor:
                 if overlay.key not in sizes:
                     sizes[overlay.key] = self._checkout_bytes(overlay.url, known.commit) if known else None
                 size = sizes[overlay.key]
-                what = f"checkout `{overlays.redact(overlay.url)}@{overlay.ref}`"
+                what = f"checkout `{redact(overlay.url)}@{overlay.ref}`"
                 yield _added(what, size, times=len(group.platforms))
 
     def _checkout_bytes(self, url: str, commit: str) -> int | None:

@@ -18,6 +18,7 @@ import zstandard
 from airferry import __version__
 from airferry.build.bases import BaseImage
 from airferry.build.carried_assets import carry_assets, pack_action
+from airferry.build.carried_catalogue import carry_catalogue
 from airferry.build.checkouts import Checkouts
 from airferry.build.image_writer import BuiltImage, ImageWriter
 from airferry.build.knowledge import Knowledge
@@ -246,6 +247,10 @@ class Production:
         described.append(self._artifact(LOCK_ARTIFACT, ArtifactFile(LOCK_FILE, LOCK_CONTENT, self._shop.lock_bytes)))
         assets = carry_assets(plan, self._store, self._journal, emit=self._shop.emit)
         described += assets.artifacts
+        with files.scratch_directory(self._shop.scratch) as scratch:
+            catalogue = carry_catalogue(plan, self._store, scratch=scratch, emit=self._shop.emit)
+        if catalogue is not None:
+            described.append(catalogue.artifact)
         if rehearsal is not None:
             content = ArtifactFile(REPORT_FILE, REHEARSAL_CONTENT, entries_json(rehearsal))
             described.append(self._artifact(REHEARSAL_ARTIFACT, content))
@@ -258,7 +263,12 @@ class Production:
         saved += [_saved(entry) for entry in originals]
         listed = [entry for entry, _descriptor in described]
         manifest = self._manifest([*entries, *originals], groups, listed, saved, assets.entries, loader)
-        manifest = manifest.model_copy(update={"rehearsals": rehearsal.entries if rehearsal else ()})
+        manifest = manifest.model_copy(
+            update={
+                "rehearsals": rehearsal.entries if rehearsal else (),
+                "catalogue": catalogue.entry if catalogue else None,
+            }
+        )
         sealed = seal(self._store, named, artifacts=[descriptor for _entry, descriptor in described], manifest=manifest)
         manifest = manifest.with_root(sealed.root)
         files.write_bytes(self._shop.output / MANIFEST_FILE, manifest.to_yaml())

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 from airferry.build.file_facts import BinaryFacts
 from airferry.build.view import RootView
+from airferry.config.environment import DEFAULT_PATH
 from airferry.errors import BuildError
 from airferry.oci.documents import ImageConfig
 from airferry.oci.platform import Platform
 from airferry.oci.tar import SYMLINK
 
-DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 NAMES = ("python", "python3")
 MAX_LINKS = 40
 OLDEST_MINOR = 8

@@ -20,6 +20,7 @@ from airferry.build.direct_launcher import add_environment, add_repository, laun
 from airferry.build.direct_overlays import add_checkout
 from airferry.build.direct_tree import LayerTree
 from airferry.build.direct_wheels import BaseFiles, InstallScheme, WheelInstaller, install_scheme, installed_names
+from airferry.build.git_addresses import redact
 from airferry.build.image_writer import base_annotations
 from airferry.build.images import ASSEMBLY_VERSION
 from airferry.build.launcher import project_wheel
@@ -46,7 +47,8 @@ Checkout = tuple[str, str, str]
 
 @dataclass(frozen=True, slots=True)
 class ContainerWork:
-    """How an engine builds an image. `lay_out` fills the build context; `network` is for RUN instructions.
+    """How an engine builds an image. `lay_out` fills the build context; `network` is for RUN instructions, `env` goes
+    into the config.
 
     `inputs` is what the image depends on, worked out when an engine is considered at all.
     """
@@ -56,6 +58,7 @@ class ContainerWork:
     network: bool
     inputs: Callable[[], Mapping[str, Any]]
     lay_out: Callable[[Path], None]
+    env: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +126,7 @@ class TaskMaker:
             "labels": labels,
             "wheels": [[item.file, item.sha256] for item in locked.additions],
             "overlays": [list(checkout) for checkout in checkouts],
+            **_env_input(group),
         }
         against = self._against(group.containerfile)
         direct = None
@@ -189,7 +193,7 @@ class TaskMaker:
             pip = self._pip(locked.python_version).name if locked.additions else None
             return self._inputs(base, {**parts, **own, "arguments": arguments, "pip": pip})
 
-        return ContainerWork(containerfile, arguments, group.containerfile is not None, inputs, lay_out)
+        return ContainerWork(containerfile, arguments, group.containerfile is not None, inputs, lay_out, group.env)
 
     def _launcher_container(self, launcher: LauncherPlan, locked: LockedPlatform, base: BaseImage) -> ContainerWork:
         containerfile = launcher.containerfile or shipped("containerfiles") / "Containerfile.launcher"
@@ -215,11 +219,12 @@ class TaskMaker:
                 "labels": _labels(launcher.tag, base),
                 "wheels": [[item.file, item.sha256] for item in locked.additions],
                 "pip": self._pip(locked.python_version).name,
+                **_env_input(launcher),
                 "source": contexts.tracked_digest(root, excluded=excluded),
             }
             return self._inputs(base, own)
 
-        return ContainerWork(containerfile, arguments, bool(launcher.packages), inputs, lay_out)
+        return ContainerWork(containerfile, arguments, bool(launcher.packages), inputs, lay_out, launcher.env)
 
     def _container_inputs(self, containerfile: Path, script: str) -> dict[str, Any]:
         return {
@@ -262,23 +267,24 @@ class TaskMaker:
                 wheels = self._fetch(locked, base)
                 self._install(tree, known, room, locked, wheels, install_scheme(known.python))
             for url, commit, target in checkouts:
-                owner = f"{overlays.redact(url)}@{commit[:12]}"
+                owner = f"{redact(url)}@{commit[:12]}"
                 add_checkout(
                     tree, self.checkouts.tree(url, commit), target, epoch_s=clock.source_date_epoch_s(), owner=owner
                 )
 
         said = [f"{item.name} {item.version}" for item in locked.additions]
-        said += [f"{overlays.redact(url)}@{commit[:12]} at {target}" for url, commit, target in checkouts]
+        said += [f"{redact(url)}@{commit[:12]} at {target}" for url, commit, target in checkouts]
         return DirectRecipe(
             name=group.name,
             platform=platform,
             labels=labels,
-            says=f"airferry {group.name}: " + (_listed(said) or "nothing to add"),
+            says=f"airferry {group.name}: " + (_listed([*said, *_variables(group)]) or "nothing to add"),
             adds=bool(said),
             python=locked.python,
             needs_python=bool(locked.additions),
             additions=_additions(locked),
             environment=OFFLINE_ENVIRONMENT,
+            env=group.env,
             obstacle=obstacle,
             compose=compose,
         )
@@ -308,6 +314,7 @@ class TaskMaker:
             needs_python=True,
             additions=_additions(locked),
             environment=environment,
+            env=launcher.env,
             settings={"WorkingDir": WORKSPACE, "Cmd": ["bash"]},
             obstacle=lambda known: launcher_obstacle(known, launcher.packages),
             compose=compose,
@@ -317,6 +324,7 @@ class TaskMaker:
             **_described(locked),
             "labels": labels,
             "environment": environment,
+            **_env_input(launcher),
             "wheels": [[item.file, item.sha256] for item in locked.additions],
             "source": contexts.tracked_digest(root, excluded=excluded),
             "project": f"{WORKSPACE}/{Path(self.plan.config.source.steps).parts[0]}",
@@ -373,6 +381,15 @@ class TaskMaker:
         source_path = f"{WORKSPACE}/{Path(self.plan.config.source.steps).parts[0]}"
         made = project_wheel(pyproject, source_path=source_path, version=None, into=into)
         return [read_wheel(made, sha256=file_sha256(made))] if made is not None else []
+
+
+def _env_input(image: GroupPlan | LauncherPlan) -> dict[str, Any]:
+    """Return an image's `env:` as inputs hold it; nothing where there is none, so that what was built before counts."""
+    return {"env": dict(image.env)} if image.env else {}
+
+
+def _variables(image: GroupPlan | LauncherPlan) -> list[str]:
+    return [f"sets {', '.join(sorted(image.env))}"] if image.env else []
 
 
 def _labels(tag: str, base: BaseImage) -> dict[str, str]:

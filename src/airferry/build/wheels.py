@@ -24,12 +24,13 @@ from packaging.version import InvalidVersion, Version
 
 from airferry.build import overlays
 from airferry.build.compilation import Compiler
+from airferry.build.git_addresses import redact
 from airferry.build.pip import DoesNotBuild, NotFound, Pip, WheelTarget
 from airferry.build.records import Records
 from airferry.errors import BuildError, IntegrityError
 from airferry.events import Emit, Notice, silent
 from airferry.host import clock, files
-from airferry.plan.catalogue_lock import GitSource
+from airferry.plan.locked_packages import GitSource
 
 MAX_METADATA_BYTES = 4 * 1024 * 1024
 MAX_NAMED = 12
@@ -407,7 +408,7 @@ def normalise_wheel(source: Path, path: Path) -> None:
 def git_address(git: GitSource) -> str:
     """Return a Git source in one line, without credentials."""
     tail = f"#subdirectory={git.subdirectory}" if git.subdirectory else ""
-    return f"git+{overlays.redact(git.url)}@{git.commit}{tail}"
+    return f"git+{redact(git.url)}@{git.commit}{tail}"
 
 
 def file_sha256(path: Path) -> str:

@@ -7,11 +7,13 @@ root covers it. Paths in it are relative to the output folder.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from airferry.bundle.yaml_documents import read_document, to_yaml
+from airferry.config.fields import Module, Text
 from airferry.errors import IntegrityError
 from airferry.oci.digest import Digest
 from airferry.oci.documents import (
@@ -25,13 +27,23 @@ from airferry.oci.documents import (
 from airferry.oci.layers import LayerResult
 from airferry.oci.layout import LayoutStore
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST_FILE = "airgap-manifest.yaml"
 PERSISTENT_ASSETS_POLICY = (
     "models, datasets, checkpoints, and customer data stay on executor-visible persistent storage"
 )
 
 Role = Literal["launcher", "execution", "base"]
+
+
+def _inside(value: str) -> str:
+    path = PurePosixPath(value)
+    if path.is_absolute() or ".." in path.parts or "\0" in value:
+        raise ValueError("expected a folder inside the catalogue")
+    return value
+
+
+StepsFolder = Annotated[Text, AfterValidator(_inside)]
 
 
 class _Own(BaseModel):
@@ -130,6 +142,21 @@ class LockEntry(_Own):
     sha256: str
 
 
+class CatalogueEntry(_Own):
+    """The step catalogue as an artifact: its digest, where its steps are, and how many files and bytes it unpacks to.
+
+    `tracked` says whether it is what Git tracks; else it is what lay in the folder that holds the steps.
+    """
+
+    digest: Digest
+    size_bytes: int = Field(ge=0)
+    unpacked_bytes: int = Field(ge=0)
+    files: int = Field(ge=0)
+    steps: StepsFolder
+    package: Module
+    tracked: bool = True
+
+
 class TargetEntry(_Familiar):
     """A target and the files that it was validated from."""
 
@@ -163,6 +190,7 @@ class GroupEntry(_Familiar):
     steps: tuple[str, ...]
     targets: tuple[str, ...] = ()
     pip_no_deps: bool = False
+    env: dict[str, str] = Field(default_factory=dict)
     candidate_imports: tuple[str, ...] = ()
     missing_imports: tuple[str, ...] = ()
     missing_core_imports: tuple[str, ...] = ()
@@ -179,6 +207,7 @@ class LauncherEntry(_Familiar):
     platforms: tuple[str, ...]
     tag: str
     tar: str
+    env: dict[str, str] = Field(default_factory=dict)
 
 
 class SavedImage(_Familiar):
@@ -262,9 +291,9 @@ class PersistentAssets(_Familiar):
 
 
 class BundleManifest(_Own):
-    """The whole manifest. `root` stands only in the copy beside the bundle."""
+    """The whole manifest. `root` stands only in the copy beside the bundle. Version 1 had no `catalogue`."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = 2
     workflow: dict[str, Any]
     build_stages: tuple[str, ...]
     targets: tuple[TargetEntry, ...] = ()
@@ -273,6 +302,7 @@ class BundleManifest(_Own):
     step_execution_images: dict[str, str] = Field(default_factory=dict)
     saved_images: tuple[SavedImage, ...] = ()
     persistent_assets: PersistentAssets = PersistentAssets()
+    catalogue: CatalogueEntry | None = None
     images: tuple[ImageEntry, ...] = ()
     artifacts: tuple[ArtifactEntry, ...] = ()
     rehearsals: tuple[RehearsalEntry, ...] = ()

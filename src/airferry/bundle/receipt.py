@@ -7,12 +7,13 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from airferry.bundle.manifest import OverlayEntry, Role
+from airferry.bundle.manifest import OverlayEntry, Role, StepsFolder
 from airferry.bundle.yaml_documents import MAX_BYTES, read_document, to_yaml
+from airferry.config.fields import Module
 from airferry.host import files
 from airferry.oci.digest import Digest
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 RECEIPT_FILE = "airgap-receipt.yaml"
 
 
@@ -45,15 +46,37 @@ class ReceiptTag(BaseModel):
     previous_digest: Digest | None = None
 
 
+class ReceiptCatalogue(BaseModel):
+    """The step catalogue in the registry: its artifact pinned by digest, and where its steps are."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    pinned: str
+    steps: StepsFolder
+    package: Module
+
+
+class ReceiptAsset(BaseModel):
+    """An asset that steps read from storage, and where: no step means all of them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    kind: str
+    steps: tuple[str, ...] = ()
+    target: str | None = None
+
+
 class Receipt(BaseModel):
     """What a load left. `root_verified` says whether the root was compared with one that came by another way.
 
     `steps` maps a step, or a target where configs of one step have different images, to its image pinned by digest.
+    Version 1 had neither `catalogue` nor `assets`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = 2
     bundle_root: Digest
     root_verified: bool
     registry: str
@@ -62,6 +85,8 @@ class Receipt(BaseModel):
     images: tuple[ReceiptImage, ...]
     steps: dict[str, str] = Field(default_factory=dict)
     targets: tuple[str, ...] = ()
+    catalogue: ReceiptCatalogue | None = None
+    assets: tuple[ReceiptAsset, ...] = ()
     artifacts: tuple[str, ...] = ()
     artifact_tags: tuple[ReceiptTag, ...] = ()
 

@@ -14,12 +14,13 @@ from typing import Annotated
 import typer
 
 import airferry
-from airferry.cli import assets, far, far_more, near, registries, rehearse, site
+from airferry.cli import assets, catalogue, far, far_more, near, registries, rehearse, site
 from airferry.cli.render import Reporter, data, escape
 from airferry.errors import AirferryError, HostError
 from airferry.host import files, process
 
 INTERRUPTED = 130
+GLOBAL_SWITCHES = {"--quiet", "-q", "--verbose", "-v", "--debug"}
 HOST_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EMFILE}
 HELP = """Carry container images, and everything that goes with them, across an air gap.
 
@@ -47,6 +48,7 @@ far_more.register(app)
 assets.register(app)
 registries.register(app)
 site.register(app)
+catalogue.register(app)
 
 
 def _show_version(value: bool) -> None:
@@ -61,6 +63,9 @@ def options(
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", envvar="AIRFERRY_QUIET", help="Say nothing but errors.")
     ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", envvar="AIRFERRY_VERBOSE", help="List what is otherwise counted.")
+    ] = False,
     debug: Annotated[
         bool, typer.Option("--debug", envvar="AIRFERRY_DEBUG", help="Show commands and tracebacks.")
     ] = False,
@@ -69,7 +74,7 @@ def options(
     ] = False,
 ) -> None:
     """Set up what all commands share."""
-    context.obj = Reporter(quiet=quiet, debug=debug)
+    context.obj = Reporter(quiet=quiet, verbose=verbose, debug=debug)
 
 
 def main() -> None:
@@ -101,7 +106,7 @@ def run(arguments: list[str]) -> int:
     debug = "--debug" in arguments or bool(os.environ.get("AIRFERRY_DEBUG"))
     reporter = Reporter(debug=debug)
     try:
-        app(arguments)
+        app(_global_first(arguments))
         return 0
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else 0
@@ -124,6 +129,13 @@ def run(arguments: list[str]) -> int:
         if debug:
             traceback.print_exc()
         return _show_bug(reporter, error)
+
+
+def _global_first(arguments: list[str]) -> list[str]:
+    """Return a command line with the global switches in front of the command, wherever they were typed."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    switches = [word for word in arguments[:end] if word in GLOBAL_SWITCHES]
+    return [*switches, *(word for word in arguments[:end] if word not in GLOBAL_SWITCHES), *arguments[end:]]
 
 
 def _show_bug(reporter: Reporter, error: Exception) -> int:

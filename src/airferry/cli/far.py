@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from airferry import usecases
-from airferry.cli.render import Reporter, data
+from airferry.cli.render import Reporter, data, escape
 from airferry.errors import UsageError
 from airferry.wording import counted, size_text
+
+if TYPE_CHECKING:
+    from airferry.site.overlays import OverlaySet
 
 BundleArgument = Annotated[Path, typer.Argument(help="The output folder of a build, or the bundle in it.")]
 RootOption = Annotated[
@@ -26,6 +29,10 @@ PlainHttpOption = Annotated[
 CaFileOption = Annotated[Path | None, typer.Option("--ca-file", help="Certificate of a private authority, PEM.")]
 JobsOption = Annotated[
     int, typer.Option("--jobs", "-j", envvar="AIRFERRY_JOBS", min=1, max=64, help="Transfers at a time, at the most.")
+]
+ParallelOption = Annotated[
+    int,
+    typer.Option("--parallel", "-j", envvar="AIRFERRY_JOBS", min=1, max=64, help="Transfers at a time, at the most."),
 ]
 RateOption = Annotated[
     str | None, typer.Option("--limit-rate", help="Bytes a second over all connections, for example 20M.")
@@ -85,49 +92,102 @@ def load(
         Path | None,
         typer.Option("--rollback", help="Load nothing: put back the tags that this receipt's load moved."),
     ] = None,
+    jobs: Annotated[
+        Path | None,
+        typer.Option(
+            "--jobs", help="Folder to write into: receipt, catalogue, overlay configs, profile, and submit commands."
+        ),
+    ] = None,
+    site: Annotated[
+        Path | None,
+        typer.Option("--site", envvar="AIRFERRY_SITE", help="With `--jobs`: the site profile, as `overlays` takes it."),
+    ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option("--source", help="With `--jobs`: root of the catalogue, instead of the bundle's own."),
+    ] = None,
     plain_http: PlainHttpOption = None,
     ca_file: CaFileOption = None,
-    jobs: JobsOption = 4,
+    parallel: ParallelOption = 4,
     limit_rate: RateOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Load a bundle into a private registry, verified before and read back after, and say what to submit with."""
     reporter: Reporter = context.obj
-    options = make_options(plain_http=plain_http, ca_file=ca_file, jobs=jobs, limit_rate=limit_rate)
+    options = make_options(plain_http=plain_http, ca_file=ca_file, jobs=parallel, limit_rate=limit_rate)
+    _check_jobs(jobs, site=site, source=source)
     if rollback is not None:
-        if bundle is not None or dry_run:
-            raise UsageError("`--rollback` takes a receipt, and neither a bundle nor `--dry-run`")
+        if bundle is not None or dry_run or jobs is not None:
+            raise UsageError("`--rollback` takes a receipt, and no bundle, `--dry-run` or `--jobs`")
         _roll_back(rollback, options, as_json=as_json, reporter=reporter)
         return
     if bundle is None or to is None:
         raise UsageError("a load takes a bundle and `--to HOST:PORT/PREFIX`", hint="or `--rollback RECEIPT`")
+    common: dict[str, Any] = {
+        "to": to,
+        "root": root,
+        "receipt": receipt,
+        "maps": parse_maps(maps or []),
+        "flatten": flatten,
+        "dry_run": dry_run,
+        "options": options,
+        "emit": reporter,
+    }
+    outcome: usecases.LoadOutcome | usecases.JobsOutcome
     with reporter.display():
-        outcome = usecases.load(
-            bundle,
-            to=to,
-            root=root,
-            receipt=receipt,
-            maps=parse_maps(maps or []),
-            flatten=flatten,
-            dry_run=dry_run,
-            options=options,
-            emit=reporter,
-        )
+        if jobs is None:
+            outcome = loaded = usecases.load(bundle, **common)
+        else:
+            outcome = usecases.load_for_jobs(bundle, jobs=jobs, site=site, source=source, **common)
+            loaded = outcome.loaded
     if as_json:
         data(json.dumps(outcome.to_document(), indent=2))
         return
     if dry_run:
-        _show_plan(outcome)
+        _show_plan(loaded)
         return
-    reporter.say(outcome.summary)
-    overrides = outcome.submit_overrides()
-    if overrides:
-        reporter.say("Submit each step with:")
-        for step, override in overrides.items():
-            data(f"nemotron steps run {step} -c CONFIG -b PROFILE {override}")
-    reporter.say(f"wrote {outcome.receipt_path}")
-    if not outcome.receipt.root_verified:
+    reporter.say(loaded.summary)
+    if isinstance(outcome, usecases.LoadOutcome):
+        _show_commands(outcome, reporter)
+    elif outcome.overlays is not None:
+        _show_jobs(outcome.overlays, jobs, reporter)
+    reporter.say(f"wrote {escape(str(loaded.receipt_path))}")
+    if not loaded.receipt.root_verified:
         reporter.say("Integrity was checked, not origin: no `--root` was given.")
+
+
+def _check_jobs(jobs: Path | None, *, site: Path | None, source: Path | None) -> None:
+    if jobs is not None and str(jobs).isdigit():
+        raise UsageError(f"`--jobs {jobs}`: expected a folder", hint=f"transfers at a time are `-j {jobs}`")
+    if jobs is None and source is not None:
+        raise UsageError("`--source` goes with `--jobs DIR`", hint="or give it to `airferry overlays` after the load")
+
+
+def _show_commands(outcome: usecases.LoadOutcome, reporter: Reporter) -> None:
+    """Print what submits each step, and say what writes the configs and the commands whole."""
+    commands = outcome.submit_commands()
+    if not commands:
+        return
+    reporter.say("Submit each step with:")
+    for command in commands:
+        data(command)
+    overlays = f"airferry overlays {escape(str(outcome.receipt_path))}"
+    what = "these configs and whole commands" if outcome.baked else "whole commands for the executors of your site"
+    if outcome.receipt.catalogue is not None:
+        reporter.say(f"Next: [bold]{overlays}[/] writes {what}; so does a load with `--jobs DIR`.")
+    else:
+        reporter.say(
+            f"Next: [bold]{overlays} --source CATALOGUE[/] writes {what}. The bundle carries no catalogue: take a copy "
+            "of the one that it was built of; the launcher image has it in its working folder."
+        )
+
+
+def _show_jobs(made: OverlaySet, folder: Path | None, reporter: Reporter) -> None:
+    for step in made.steps:
+        data(step.command)
+    for note in made.notes:
+        reporter.say(f"[yellow]note:[/] {escape(note)}")
+    reporter.say(f"wrote {counted(len(made.files), 'file')} below {escape(str(folder))}; next: [bold]airferry check[/]")
 
 
 def _roll_back(receipt: Path, options: usecases.ClientOptions, *, as_json: bool, reporter: Reporter) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from airferry import usecases
 from airferry.cli.render import Reporter, data, escape
 from airferry.errors import HostError
+from airferry.plan.models import PlanWarning
 from airferry.wording import counted, size_text
 
 ConfigOption = Annotated[
@@ -78,6 +80,10 @@ def _selection(
     )
 
 
+def _documents(warnings: Iterable[PlanWarning]) -> list[dict[str, Any]]:
+    return [warning.to_document() for warning in warnings]
+
+
 def doctor(
     context: typer.Context,
     config: ConfigOption = DEFAULT_CONFIG,
@@ -122,9 +128,10 @@ def plan(
     reporter: Reporter = context.obj
     result = usecases.plan(_selection(config, source, target, platform, stage))
     if as_json:
-        data(json.dumps({**result.document, "predicted": result.prediction.to_document()}, indent=2))
+        found = {"predicted": result.prediction.to_document(), "warnings": _documents(result.plan.warnings)}
+        data(json.dumps({**result.document, **found}, indent=2))
         return
-    data("\n".join(usecases.describe_plan(result.plan)))
+    data("\n".join(usecases.describe_plan(result.plan, verbose=reporter.verbose)))
     predicted = result.prediction
     data(f"\npredicted:\n  in         {size_text(predicted.in_bytes)} to fetch")
     data(f"  out        at most {size_text(predicted.out_bytes)}")
@@ -160,7 +167,8 @@ def lock(
             emit=reporter,
         )
     if as_json:
-        data(json.dumps({"path": str(result.path), "changes": result.changes}, indent=2))
+        found = {"path": str(result.path), "changes": result.changes, "warnings": _documents(result.warnings)}
+        data(json.dumps(found, indent=2))
         return
     data("\n".join(result.changes) if result.changes else "nothing changed")
     done = "wrote" if result.changes else "kept"

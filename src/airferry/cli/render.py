@@ -45,9 +45,10 @@ def seconds(elapsed_s: float) -> str:
 class Reporter:
     """Renders events. Safe to call from several threads."""
 
-    def __init__(self, *, quiet: bool = False, debug: bool = False) -> None:
+    def __init__(self, *, quiet: bool = False, verbose: bool = False, debug: bool = False) -> None:
         """Prepare for stderr: a live display on a terminal, plain lines elsewhere."""
         self.quiet = quiet
+        self.verbose = verbose
         self.debug = debug
         self._lock = threading.Lock()
         self._live: Progress | None = None

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from airferry import usecases
+from airferry.cli.far import CaFileOption, PlainHttpOption
 from airferry.cli.render import Reporter, data, escape
 from airferry.errors import UsageError
-from airferry.usecases.defaults import DEFAULT_STEPS, SITE_FILE
+from airferry.site.places import OVERLAYS_FOLDER
+from airferry.usecases.defaults import SITE_FILE
 from airferry.wording import counted
 
 if TYPE_CHECKING:
@@ -23,13 +25,21 @@ PANEL = "Far side"
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
 ReceiptArgument = Annotated[Path, typer.Argument(help="The receipt that `airferry load` wrote.")]
 SourceOption = Annotated[
-    Path, typer.Option("--source", envvar="AIRFERRY_SOURCE", help="Root of the catalogue, as it is on this side.")
+    Path | None,
+    typer.Option(
+        "--source",
+        envvar="AIRFERRY_SOURCE",
+        help="Root of the catalogue, instead of the one that travelled with the images.",
+    ),
 ]
 SiteOption = Annotated[
     Path | None,
     typer.Option("--site", envvar="AIRFERRY_SITE", help="Site profile; `site.yaml` or `airgap.yaml` here by default."),
 ]
-StepsOption = Annotated[str, typer.Option("--steps", help="Folder of the steps in the catalogue.")]
+StepsOption = Annotated[
+    str | None,
+    typer.Option("--steps", help="Folder of the steps in the catalogue, where the receipt does not name it."),
+]
 RootOption = Annotated[
     str | None, typer.Option("--root", envvar="AIRFERRY_ROOT", help="Digest of the bundle that the receipt must be of.")
 ]
@@ -159,16 +169,32 @@ def _paired(answer: str) -> dict[str, str]:
 def overlays(
     context: typer.Context,
     receipt: ReceiptArgument,
-    source: SourceOption,
-    out: Annotated[Path, typer.Option("--out", help="Folder that the overlays go to.")] = Path("airgap-overlays"),
+    source: SourceOption = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder that the overlays go to.")] = Path(OVERLAYS_FOLDER),
     site: SiteOption = None,
-    steps: StepsOption = DEFAULT_STEPS,
+    steps: StepsOption = None,
     root: RootOption = None,
+    bundle: Annotated[
+        Path | None, typer.Option("--bundle", help="The bundle to take the catalogue from, instead of the registry.")
+    ] = None,
+    plain_http: PlainHttpOption = None,
+    ca_file: CaFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write, for each step, a config that pins the loaded image, and the command that submits it."""
     reporter: Reporter = context.obj
-    made = usecases.overlays(receipt, source=source, out=out, site=site, steps=steps, root=root)
+    with reporter.display():
+        made = usecases.overlays(
+            receipt,
+            source=source,
+            bundle=bundle,
+            out=out,
+            site=site,
+            steps=steps,
+            root=root,
+            options=usecases.ClientOptions(plain_http=plain_http, ca_file=ca_file),
+            emit=reporter,
+        )
     if as_json:
         data(json.dumps({"out": str(out), "steps": [step.to_document() for step in made.steps]}, indent=2))
         return
@@ -209,7 +235,7 @@ def mirrors(
 
 def check(
     context: typer.Context,
-    source: SourceOption,
+    source: SourceOption = None,
     receipt: Annotated[
         Path | None, typer.Argument(help="The receipt that `airferry load` wrote; without it, images are not compared.")
     ] = None,
@@ -227,10 +253,11 @@ def check(
         Path | None, typer.Option("--env-file", envvar="NEMOTRON_ENV_FILE", help="The env.toml that jobs use.")
     ] = None,
     profile: Annotated[str | None, typer.Option("--profile", help="Profile of that file.")] = None,
-    steps: StepsOption = DEFAULT_STEPS,
+    steps: StepsOption = None,
     root: RootOption = None,
     bundle: Annotated[
-        Path | None, typer.Option("--bundle", help="The bundle, whose assets are compared with what is staged.")
+        Path | None,
+        typer.Option("--bundle", help="The bundle: its catalogue, and assets to compare with those staged."),
     ] = None,
     hash_assets: Annotated[
         bool, typer.Option("--hash-assets", help="Read every byte of the assets, not only names and sizes.")
@@ -238,6 +265,8 @@ def check(
     registry: Annotated[
         bool, typer.Option("--registry/--no-registry", help="Ask the registry for the images and what they need.")
     ] = True,
+    plain_http: PlainHttpOption = None,
+    ca_file: CaFileOption = None,
     notes: Annotated[bool, typer.Option("--notes", help="Show notes in the table too.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -258,6 +287,9 @@ def check(
             bundle=bundle,
             hash_assets=hash_assets,
             ask_registry=registry,
+            options=usecases.ClientOptions(
+                plain_http=plain_http, ca_file=ca_file, connect_timeout_s=10.0, read_timeout_s=20.0
+            ),
             emit=reporter,
         )
     if as_json:

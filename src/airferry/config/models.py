@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field, PrivateAttr, StrictBool, StrictInt, 
 from airferry.config.assets import AssetChoice, AssetName
 from airferry.config.bases import BaseImage, RegistryBase
 from airferry.config.document import Document
+from airferry.config.environment import ImageEnv
 from airferry.config.fields import (
     ArchiveName,
     ContainerPath,
@@ -111,10 +112,20 @@ class LauncherImage(StrictModel):
         tuple[DebianPackage, ...], Field(description="Debian packages to install where the base lacks them.")
     ] = ("git", "ca-certificates")
     python: Annotated[Text | None, Field(description="Interpreter in the base; `python`, then `python3`.")] = None
+    env: ImageEnv = Field(default_factory=dict, description="Variables of the image, over the base's and airferry's.")
     containerfile: Annotated[
         FileBeside | None,
         Field(description="A Containerfile to use instead of the shipped one, relative to this file."),
     ] = None
+
+    @field_validator("env")
+    @classmethod
+    def _check_env(cls, value: dict[str, str]) -> dict[str, str]:
+        if "PYTHONPATH" in value and "${PYTHONPATH}" not in value["PYTHONPATH"]:
+            raise ValueError(
+                "`PYTHONPATH` without `${PYTHONPATH}` drops the catalogue; write for example `/opt/x:${PYTHONPATH}`"
+            )
+        return value
 
     @model_validator(mode="after")
     def _check(self) -> LauncherImage:
@@ -148,6 +159,10 @@ class ExecutionImage(StrictModel):
         default_factory=dict, description="Module to requirement, where no lock file names it."
     )
     python: Annotated[Text | None, Field(description="Interpreter in the base, for example in a venv.")] = None
+    env: ImageEnv = Field(
+        default_factory=dict,
+        description="Variables of the image, over the base's, for example `PYTHONPATH: /opt/Curator`.",
+    )
     containerfile: Annotated[
         FileBeside | None,
         Field(description="A Containerfile to use instead of the shipped one, relative to this file."),

@@ -61,6 +61,7 @@ ALLOWED_ENVIRONMENT = (
     "CONTAINERS_CONF",
     "CONTAINERS_STORAGE_CONF",
     "CONTAINERS_REGISTRIES_CONF",
+    "REGISTRIES_CONFIG_PATH",
     "BUILDAH_ISOLATION",
     "BUILDAH_RUNTIME",
     "NETRC",
@@ -68,7 +69,8 @@ ALLOWED_ENVIRONMENT = (
     "GIT_SSH_COMMAND",
     "SSH_AUTH_SOCK",
 )
-ALLOWED_PREFIXES = ("PIP_",)
+# the user's Git configuration may lie elsewhere, or in the environment as a whole
+ALLOWED_PREFIXES = ("PIP_", "GIT_CONFIG_")
 
 
 class ProcessFailed(BuildError):

@@ -97,8 +97,10 @@ def open_catalogue(config: Config, *, source_dir: Path | None = None) -> Catalog
     return Catalogue(root, root / PurePosixPath(steps), config.source.steps_package)
 
 
-def catalogue_at(root: Path, *, steps: str) -> Catalogue:
+def catalogue_at(root: Path, *, steps: str, package: str | None = None) -> Catalogue:
     """Return the catalogue at a folder, for a command that has no configuration.
+
+    Without a `package`, that of the folder of steps is its path below `src`.
 
     Raises:
         ConfigurationError: there is no folder of steps in it.
@@ -109,7 +111,7 @@ def catalogue_at(root: Path, *, steps: str) -> Catalogue:
             f"`{root}` has no folder of steps `{steps}`",
             hint="name the catalogue's repository with `--source DIR`, and its folder of steps with `--steps`",
         )
-    return Catalogue(absolute, absolute / PurePosixPath(steps), Source(steps=steps).steps_package)
+    return Catalogue(absolute, absolute / PurePosixPath(steps), Source(steps=steps, package=package).steps_package)
 
 
 def parse_target(text: str) -> Target:

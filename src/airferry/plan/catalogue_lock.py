@@ -10,98 +10,37 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
-from packaging.markers import InvalidMarker, Marker
-from packaging.requirements import InvalidRequirement, Requirement
+from packaging.requirements import InvalidRequirement
 from packaging.utils import canonicalize_name
-from packaging.version import InvalidVersion, Version
 
 from airferry.errors import ConfigurationError, HostError
 from airferry.host import files
+from airferry.plan.flat_locks import pylock_packages, read_requirements
+from airferry.plan.locked_packages import (
+    Environment,
+    LocalSource,
+    LockedPackage,
+    ResolutionRules,
+    any_holds,
+    version_key,
+)
+from airferry.plan.uv_lock import UvGraph, read_uv_lock
 
 MAX_BYTES = 64 * 1024 * 1024
 LOCK_NAMES = ("uv.lock", "pylock.toml", "requirements.txt")
-Environment = Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class RegistrySource:
-    """The distribution comes from a package registry, whichever the host is configured for."""
-
-
-@dataclass(frozen=True, slots=True)
-class GitSource:
-    """The distribution is built of a commit of a Git repository."""
-
-    url: str
-    commit: str
-    subdirectory: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class UrlSource:
-    """The distribution is a file at an address."""
-
-    url: str
-
-
-@dataclass(frozen=True, slots=True)
-class LocalSource:
-    """The distribution is a folder or file of the catalogue itself. `path` is relative to the lock file."""
-
-    path: str
-
-
-LockedSource = RegistrySource | GitSource | UrlSource | LocalSource
-
-
-@dataclass(frozen=True, slots=True)
-class LockedFile:
-    """A wheel or source archive and its digest (`sha256:…`). A `requirements.txt` does not say the name."""
-
-    name: str | None
-    digest: str
-
-
-@dataclass(frozen=True, slots=True)
-class LockedDependency:
-    """What a locked distribution needs, where `marker` holds. `version` tells several locked versions apart."""
-
-    name: str
-    version: str | None = None
-    extras: tuple[str, ...] = ()
-    marker: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class LockedPackage:
-    """One version of a distribution. `markers`, of which one must hold, say where it is the one that counts."""
-
-    name: str
-    version: str | None
-    source: LockedSource
-    files: tuple[LockedFile, ...] = ()
-    dependencies: tuple[LockedDependency, ...] = ()
-    extras: Mapping[str, tuple[LockedDependency, ...]] = field(default_factory=dict)
-    markers: tuple[str, ...] = ()
-
-    @property
-    def hashes(self) -> tuple[str, ...]:
-        """The digests of its files, sorted."""
-        return tuple(sorted({file.digest for file in self.files}))
 
 
 @dataclass(frozen=True)
 class CatalogueLock:
-    """All locked distributions of a catalogue. `flat` locks list what to install and carry no dependency graph."""
+    """All locked distributions of a catalogue. Locks without `graph` list what to install, and no dependencies."""
 
     path: Path
     packages: Mapping[str, tuple[LockedPackage, ...]]
-    flat: bool
+    graph: UvGraph | None = None
+    rules: ResolutionRules = field(default_factory=ResolutionRules)
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and canonicalize_name(name) in self.packages
@@ -109,57 +48,59 @@ class CatalogueLock:
     def find(self, name: str, environment: Environment) -> LockedPackage | None:
         """Return the version of a distribution that counts in a PEP 508 marker environment, if any.
 
-        Where the lock's markers leave several, it is the highest.
+        Where the lock has several, it is the one that the catalogue's project gets there by default, then the highest
+        of those that it gets with one of its extras or groups, then the highest whose markers hold.
         """
-        found = [item for item in self.packages.get(canonicalize_name(name), ()) if _holds(item.markers, environment)]
-        return max(found, key=_version_key, default=None)
+        candidates = self.packages.get(canonicalize_name(name), ())
+        if self.graph is not None and len(candidates) > 1:
+            for extras, groups in self.graph.scopes():
+                reached = [item for item in self._closure(environment, extras, groups) if item in candidates]
+                if reached:
+                    return max(reached, key=version_key)
+        found = [item for item in candidates if self._applies(item, environment)]
+        return max(found, key=version_key, default=None)
 
-    def all_for(self, environment: Environment) -> tuple[LockedPackage, ...]:
-        """Return what the catalogue's own environment consists of, sorted by name, its development groups left out.
+    def all_for(
+        self, environment: Environment, *, extras: frozenset[str] = frozenset(), groups: frozenset[str] = frozenset()
+    ) -> tuple[LockedPackage, ...]:
+        """Return what the catalogue's own environment consists of, sorted by name.
 
-        It is the closure over the default dependencies of the root project; of a flat lock, everything.
+        It is what `uv sync --no-default-groups` installs, with the extras and groups named, so development groups are
+        left out, and so is the project itself; of a flat lock, it is everything.
 
         Raises:
             ConfigurationError: the lock has no root project.
         """
-        if self.flat:
+        if self.graph is None:
             found = [self.find(name, environment) for name in self.packages]
             return tuple(sorted((item for item in found if item is not None), key=lambda item: item.name))
-        chosen: dict[str, LockedPackage] = {}
-        waiting: list[LockedDependency] = list(self._root().dependencies)
-        seen: set[tuple[str, str]] = set()
-        while waiting:
-            wanted = waiting.pop()
-            if wanted.marker is not None and not _evaluate(wanted.marker, environment):
-                continue
-            package = chosen.get(wanted.name) or self._of_version(wanted, environment)
-            if package is None:
-                continue
-            if package.name not in chosen:
-                chosen[package.name] = package
-                waiting.extend(package.dependencies)
-            for extra in wanted.extras:
-                if (package.name, extra) not in seen:
-                    seen.add((package.name, extra))
-                    waiting.extend(package.extras.get(extra, ()))
-        return tuple(chosen[name] for name in sorted(chosen) if not isinstance(chosen[name].source, LocalSource))
-
-    def _of_version(self, wanted: LockedDependency, environment: Environment) -> LockedPackage | None:
-        if wanted.version is not None:
-            for package in self.packages.get(wanted.name, ()):
-                if package.version == wanted.version:
-                    return package
-        return self.find(wanted.name, environment)
-
-    def _root(self) -> LockedPackage:
-        for versions in self.packages.values():
-            for package in versions:
-                if isinstance(package.source, LocalSource) and package.source.path in ("", "."):
-                    return package
-        raise ConfigurationError(
-            f"{self.path}: no root project in the lock file",
-            hint="run `uv lock` in the catalogue's root, or name another file in `source.lock`",
+        roots = self.graph.roots()
+        if not roots:
+            raise ConfigurationError(
+                f"{self.path}: no root project in the lock file",
+                hint="run `uv lock` in the catalogue's root, or name another file in `source.lock`",
+            )
+        return tuple(
+            item
+            for item in self._closure(environment, extras, groups)
+            if not isinstance(item.source, LocalSource)
+            or (item.source.kind != "virtual" and item.source.path not in ("", "."))
         )
+
+    def place(self, package: LockedPackage) -> str:
+        """Return `file:line` of where the lock speaks of a package."""
+        return f"{self.path}:{package.line}" if package.line else str(self.path)
+
+    def _closure(
+        self, environment: Environment, extras: frozenset[str], groups: frozenset[str]
+    ) -> tuple[LockedPackage, ...]:
+        assert self.graph is not None
+        return self.graph.closure(environment, extras=extras, groups=groups)
+
+    def _applies(self, package: LockedPackage, environment: Environment) -> bool:
+        if self.graph is not None:
+            return self.graph.applies(package, environment)
+        return any_holds(package.markers, environment)
 
 
 def find_catalogue_lock(root: Path) -> Path | None:
@@ -179,22 +120,35 @@ def read_catalogue_lock(path: Path) -> CatalogueLock:
         raise ConfigurationError(error.message, hint=error.hint, path=str(path)) from error
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"{path}: not UTF-8 text", path=str(path)) from error
-    flat = path.name != "uv.lock"
     if path.suffix == ".txt":
-        return CatalogueLock(path, _by_name(_read_requirements(path, text)), flat)
+        return CatalogueLock(path, _by_name(read_requirements(path, text)))
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigurationError(f"{path}: no valid TOML: {error}", path=str(path)) from error
+        raise ConfigurationError(f"{path}: not valid TOML: {error}", path=str(path)) from error
     try:
-        packages = [_pylock_package(item) for item in data.get("packages", ())] if flat else _uv_packages(data)
-    except (KeyError, TypeError, AttributeError) as error:
+        return _read_toml(path, data, text)
+    except (KeyError, TypeError, AttributeError, ValueError, InvalidRequirement) as error:
         raise ConfigurationError(
             f"{path}: unexpected structure: {type(error).__name__}: {error}",
             hint="known are uv's lock version 1 and `pylock.toml` lock version 1.0",
             path=str(path),
         ) from error
-    return CatalogueLock(path, _by_name(packages), flat)
+
+
+def _read_toml(path: Path, data: Mapping[str, Any], text: str) -> CatalogueLock:
+    if path.name != "uv.lock":
+        entries = data.get("packages", [])
+        return CatalogueLock(path, _by_name(pylock_packages(entries, _heads(text, "packages", len(entries)))))
+    packages, graph, rules = read_uv_lock(data, _heads(text, "package", len(data.get("package", []))), path=path)
+    return CatalogueLock(path, _by_name(packages), graph, rules)
+
+
+def _heads(text: str, table: str, count: int) -> list[int]:
+    """Return the lines on which the entries of an array of tables begin, 0 where it is written in another form."""
+    head = re.compile(rf"\s*\[\[\s*{table}\s*\]\]")
+    lines = [number for number, line in enumerate(text.splitlines(), start=1) if head.match(line)]
+    return lines if len(lines) == count else [0] * count
 
 
 def _by_name(packages: Iterable[LockedPackage]) -> dict[str, tuple[LockedPackage, ...]]:
@@ -202,168 +156,3 @@ def _by_name(packages: Iterable[LockedPackage]) -> dict[str, tuple[LockedPackage
     for package in packages:
         result[package.name] = (*result.get(package.name, ()), package)
     return result
-
-
-def _version_key(package: LockedPackage) -> Version:
-    try:
-        return Version(package.version or "0")
-    except InvalidVersion:
-        return Version("0")
-
-
-@lru_cache(maxsize=4096)
-def _marker(text: str) -> Marker:
-    return Marker(text)
-
-
-def _evaluate(text: str, environment: Environment) -> bool:
-    try:
-        return _marker(text).evaluate({"extra": "", **environment})
-    except InvalidMarker as error:
-        raise ConfigurationError(f"`{text}` is no environment marker: {error}") from error
-
-
-def _holds(markers: tuple[str, ...], environment: Environment) -> bool:
-    return not markers or any(_evaluate(marker, environment) for marker in markers)
-
-
-def _uv_packages(data: Mapping[str, Any]) -> list[LockedPackage]:
-    return [
-        LockedPackage(
-            name=canonicalize_name(item["name"]),
-            version=item.get("version"),
-            source=_uv_source(item["source"]),
-            files=tuple(_uv_files(item)),
-            dependencies=_uv_dependencies(item.get("dependencies", ())),
-            extras={
-                str(extra): _uv_dependencies(entries)
-                for extra, entries in item.get("optional-dependencies", {}).items()
-            },
-            markers=tuple(item.get("resolution-markers", ())),
-        )
-        for item in data["package"]
-    ]
-
-
-def _uv_source(source: Mapping[str, str]) -> LockedSource:
-    if "registry" in source:
-        return RegistrySource()
-    if "git" in source:
-        parts = urlsplit(source["git"])
-        query = dict(part.partition("=")[::2] for part in parts.query.split("&") if part)
-        subdirectory = unquote(query["subdirectory"]) if "subdirectory" in query else None
-        return GitSource(parts._replace(query="", fragment="").geturl(), parts.fragment, subdirectory)
-    if "url" in source:
-        return UrlSource(source["url"])
-    for kind in ("editable", "virtual", "directory", "path"):
-        if kind in source:
-            return LocalSource(source[kind])
-    raise KeyError(f"source of kind {sorted(source)}")
-
-
-def _uv_files(item: Mapping[str, Any]) -> Iterable[LockedFile]:
-    for entry in (*item.get("wheels", ()), *([item["sdist"]] if "sdist" in item else [])):
-        if "hash" in entry:
-            address = entry.get("url") or entry.get("path") or entry.get("filename") or ""
-            yield LockedFile(_file_name(address), entry["hash"])
-
-
-def _uv_dependencies(entries: Iterable[Mapping[str, Any]]) -> tuple[LockedDependency, ...]:
-    return tuple(
-        LockedDependency(
-            canonicalize_name(entry["name"]), entry.get("version"), tuple(entry.get("extra", ())), entry.get("marker")
-        )
-        for entry in entries
-    )
-
-
-def _file_name(address: str) -> str | None:
-    return PurePosixPath(unquote(urlsplit(address).path)).name or None
-
-
-def _pylock_package(item: Mapping[str, Any]) -> LockedPackage:
-    source: LockedSource = RegistrySource()
-    if "vcs" in item:
-        vcs = item["vcs"]
-        source = GitSource(vcs.get("url") or vcs["path"], vcs["commit-id"], vcs.get("subdirectory"))
-    elif "archive" in item:
-        source = UrlSource(item["archive"]["url"]) if "url" in item["archive"] else LocalSource(item["archive"]["path"])
-    elif "directory" in item:
-        source = LocalSource(item["directory"]["path"])
-    entries = [*item.get("wheels", ()), *(item[kind] for kind in ("sdist", "archive") if kind in item)]
-    locked = [
-        LockedFile(
-            entry.get("name") or _file_name(entry.get("url") or entry.get("path") or ""),
-            "sha256:" + entry["hashes"]["sha256"],
-        )
-        for entry in entries
-        if "sha256" in entry.get("hashes", {})
-    ]
-    return LockedPackage(
-        name=canonicalize_name(item["name"]),
-        version=item.get("version"),
-        source=source,
-        files=tuple(locked),
-        dependencies=tuple(
-            LockedDependency(canonicalize_name(entry["name"])) for entry in item.get("dependencies", ())
-        ),
-        markers=(item["marker"],) if "marker" in item else (),
-    )
-
-
-_HASH = re.compile(r"--hash[= ](sha256:[0-9a-f]{64})\b")
-_ANY_HASH = re.compile(r"--hash[= ]\S+")
-
-
-def _read_requirements(path: Path, text: str) -> Iterable[LockedPackage]:
-    for line, entry in _logical_lines(text):
-        if entry.startswith("-"):
-            if re.match(r"(-r|-c|-e|--requirement|--constraint|--editable)\b", entry):
-                raise ConfigurationError(
-                    f"{path}:{line}: `{entry}`: a lock file stands alone",
-                    hint="write all pins into one file, for example with `pip-compile --generate-hashes`",
-                )
-            continue
-        try:
-            requirement = Requirement(_ANY_HASH.sub("", entry).strip())
-        except InvalidRequirement as error:
-            raise ConfigurationError(f"{path}:{line}: `{entry}` is no requirement: {error}") from error
-        pins = [item.version for item in requirement.specifier if item.operator in ("==", "===")]
-        if not requirement.url and (len(pins) != 1 or pins[0].endswith(".*")):
-            raise ConfigurationError(
-                f"{path}:{line}: `{requirement}` is not pinned to one version",
-                hint="pin it, for example with `pip-compile --generate-hashes`",
-            )
-        yield LockedPackage(
-            name=canonicalize_name(requirement.name),
-            version=pins[0] if pins else None,
-            source=_requirement_source(requirement.url),
-            files=tuple(LockedFile(None, digest) for digest in _HASH.findall(entry)),
-            markers=(str(requirement.marker),) if requirement.marker else (),
-        )
-
-
-def _requirement_source(url: str | None) -> LockedSource:
-    if url is None:
-        return RegistrySource()
-    if not url.startswith("git+"):
-        return UrlSource(url)
-    address, _, fragment = url.removeprefix("git+").partition("#")
-    subdirectory = dict(part.partition("=")[::2] for part in fragment.split("&") if part).get("subdirectory")
-    address, _, commit = address.rpartition("@")
-    return GitSource(address, commit, subdirectory)
-
-
-def _logical_lines(text: str) -> Iterable[tuple[int, str]]:
-    """Return each requirement with the line it begins on, continued lines joined, comments dropped."""
-    held, first = "", 0
-    for number, raw in enumerate(text.splitlines(), start=1):
-        line = re.sub(r"(^|\s)#.*$", "", raw).strip()
-        first = first or number
-        held = f"{held} {line.removesuffix(chr(92)).strip()}".strip()
-        if not line.endswith("\\"):
-            if held:
-                yield first, held
-            held, first = "", 0
-    if held:
-        yield first, held

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
@@ -25,6 +25,8 @@ _REF_NAME = re.compile(
 )
 """The names that the image-spec allows in `index.json`; containers/image refuses a whole layout for any other."""
 
+_Variant = tuple[tuple[Platform, ...], bool, tuple[tuple[str, str], ...]]
+
 
 @dataclass
 class _Draft:
@@ -34,6 +36,7 @@ class _Draft:
     overlays: tuple[Overlay, ...]
     platforms: tuple[Platform, ...]
     pip_no_deps: bool
+    env: Mapping[str, str]
     first: bool
     steps: list[StepPlan] = field(default_factory=list)
     images: dict[str, ExecutionImage] = field(default_factory=dict)
@@ -47,6 +50,9 @@ class _Draft:
         if not self.first:
             payload["platforms"] = [str(platform) for platform in self.platforms]
             payload["pip_no_deps"] = self.pip_no_deps
+            # left out where there is none, so that images of plans from before `env:` keep their names
+            if self.env:
+                payload["env"] = dict(self.env)
         return short_hash(payload)
 
 
@@ -67,7 +73,7 @@ def make_groups(config: Config, steps: Iterable[StepPlan], *, platforms: tuple[P
         ConfigurationError: a step has no image, an image no definition, two overlays of a group want one target, two
             images of a group contradict each other.
     """
-    drafts: dict[str, dict[tuple[tuple[Platform, ...], bool], _Draft]] = {}
+    drafts: dict[str, dict[_Variant, _Draft]] = {}
     ordered: list[_Draft] = []
     for step in steps:
         name, image = _image_of(config, step)
@@ -85,10 +91,10 @@ def make_groups(config: Config, steps: Iterable[StepPlan], *, platforms: tuple[P
             )
         family = drafts.setdefault(_group_key(image.base_image.key, overlays), {})
         wanted = image_platforms(platforms, image.platform_choice, config)
-        variant = (tuple(sorted(wanted)), image.pip_no_deps)
+        variant = (tuple(sorted(wanted)), image.pip_no_deps, tuple(sorted(image.env.items())))
         draft = family.get(variant)
         if draft is None:
-            draft = _Draft(image.base_image.key, overlays, wanted, image.pip_no_deps, first=not family)
+            draft = _Draft(image.base_image.key, overlays, wanted, image.pip_no_deps, image.env, first=not family)
             family[variant] = draft
             ordered.append(draft)
         draft.steps.append(step)
@@ -163,6 +169,7 @@ def _finish(config: Config, draft: _Draft) -> GroupPlan:
         overlays=draft.overlays,
         candidates=_candidates(config, draft, required),
         compression=config.effective_compression,
+        env=draft.env,
     )
 
 

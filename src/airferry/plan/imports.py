@@ -16,6 +16,7 @@ from airferry.errors import ConfigurationError
 from airferry.plan.catalogue import Catalogue, StepFiles
 from airferry.plan.models import Candidate, Origin
 from airferry.plan.modules import well_known_child
+from airferry.plan.own_modules import OwnModules
 
 _CAUGHT = {"ImportError", "ModuleNotFoundError", "Exception", "BaseException"}
 
@@ -47,9 +48,8 @@ class ImportScanner:
     def __init__(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
         self._imports: dict[Path, tuple[_Import, ...]] = {}
-        self._modules: dict[str, tuple[tuple[Path, ...], bool]] = {}
         self._shared: dict[Path, tuple[_Load, ...]] = {}
-        self._local = _local_names(catalogue)
+        self._own = OwnModules(catalogue)
 
     def candidates(self, step: StepFiles) -> tuple[Candidate, ...]:
         """Return what the step's files import from outside of the catalogue and the standard library, by module.
@@ -59,7 +59,7 @@ class ImportScanner:
         """
         found: dict[str, Candidate] = {}
         rank: dict[Origin, int] = {"step": 0, "catalogue": 1, "reported": 2}
-        waiting = [step.step_py, *self._locate(step.module)[0]]
+        waiting = [step.step_py, *self._own.locate(step.module)[0]]
         seen: set[Path] = set()
         while waiting:
             path = waiting.pop(0)
@@ -96,59 +96,21 @@ class ImportScanner:
 
     def _resolve(self, item: _Import, path: Path, step: StepFiles) -> Iterator[tuple[str, tuple[Path, ...] | None]]:
         """Return the modules that an import loads; files for those of the catalogue, None for all others."""
-        base = item.module
-        if item.level:
-            package = self._package_of(path, step)
-            parts = package.split(".") if package else []
-            parts = parts[: len(parts) - (item.level - 1)] if item.level > 1 else parts
-            base = ".".join([*parts, *([item.module] if item.module else [])])
+        base = self._own.absolute(item.module, item.level, path, step)
         top = base.partition(".")[0]
-        sibling = () if item.level else self._sibling(base, item.names, path, step)
+        sibling = () if item.level else self._own.sibling(base, item.names, path, step)
         if sibling:
             yield base, sibling
-        elif item.level or top in self._local:
-            yield base, self._locate(base)[0]
+        elif item.level or self._own.is_own(top):
+            yield base, self._own.locate(base)[0]
             for name in item.names:
-                files, whole = self._locate(f"{base}.{name}")
+                files, whole = self._own.locate(f"{base}.{name}")
                 if whole:
                     yield f"{base}.{name}", files
         elif top not in sys.stdlib_module_names:
             children = [child for name in item.names if (child := well_known_child(base, name))]
             for module in children if children and len(children) == len(item.names) else [base, *children]:
                 yield module, None
-
-    def _sibling(self, base: str, names: tuple[str, ...], path: Path, step: StepFiles) -> tuple[Path, ...]:
-        """Return the files of a module beside the step's own: a script's folder is on Python's path."""
-        if not path.is_relative_to(step.folder):
-            return ()
-        files, _ = _files_below(step.folder, base.split("."))
-        for name in names if files else ():
-            files = (*files, *_files_below(step.folder, [*base.split("."), name])[0])
-        return files
-
-    def _package_of(self, path: Path, step: StepFiles) -> str:
-        """Return the package that a file's relative imports start from."""
-        folder = path.parent
-        if folder.is_relative_to(self._catalogue.steps_folder):
-            parts = folder.relative_to(self._catalogue.steps_folder).parts
-            return ".".join([self._catalogue.package, *parts])
-        if folder.is_relative_to(self._catalogue.source_folder):
-            return ".".join(folder.relative_to(self._catalogue.source_folder).parts)
-        return step.module.rpartition(".")[0]
-
-    def _locate(self, module: str) -> tuple[tuple[Path, ...], bool]:
-        """Return the files of the catalogue that run when a module is imported, parents first, and if all is there."""
-        known = self._modules.get(module)
-        if known is None:
-            package = self._catalogue.package
-            parts = module.split(".")
-            known = _files_below(self._catalogue.source_folder, parts)
-            if module == package or module.startswith(package + "."):
-                rest = parts[len(package.split(".")) :]
-                below = _files_below(self._catalogue.steps_folder, rest)
-                known = (tuple(dict.fromkeys((*known[0], *below[0]))), known[1] or below[1])
-            self._modules[module] = known
-        return known
 
     def _read(self, path: Path) -> tuple[_Import, ...]:
         known = self._imports.get(path)
@@ -209,35 +171,3 @@ def _catches_import_error(handler: ast.ExceptHandler) -> bool:
         return True
     kinds = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
     return any(isinstance(kind, ast.Name) and kind.id in _CAUGHT for kind in kinds)
-
-
-def _files_below(folder: Path, parts: list[str]) -> tuple[tuple[Path, ...], bool]:
-    """Return the files that run when a module below a folder is imported, and whether the whole name is there."""
-    files: list[Path] = []
-    for index, part in enumerate(parts):
-        initial = folder / part / "__init__.py"
-        plain = folder / f"{part}.py"
-        if initial.is_file():
-            files.append(initial)
-        elif plain.is_file():
-            files.append(plain)
-            return tuple(files), index == len(parts) - 1
-        elif not (folder / part).is_dir():
-            return tuple(files), False
-        folder = folder / part
-    return tuple(files), bool(files) or bool(parts)
-
-
-def _local_names(catalogue: Catalogue) -> frozenset[str]:
-    """Return the top-level names that the catalogue itself provides."""
-    found = {catalogue.package.partition(".")[0]}
-    for path in catalogue.source_folder.iterdir():
-        if path.suffix == ".py" and path.is_file():
-            found.add(path.stem)
-        elif path.is_dir() and path.name.isidentifier() and _holds_python(path):
-            found.add(path.name)
-    return frozenset(found)
-
-
-def _holds_python(folder: Path) -> bool:
-    return (folder / "__init__.py").is_file() or any(folder.glob("*.py")) or any(folder.glob("*/__init__.py"))

@@ -16,7 +16,7 @@ from airferry.config.document import KeyPath, read_document
 from airferry.errors import ConfigurationError
 from airferry.host import files
 from airferry.oci.digest import Digest, digest_of
-from airferry.plan.catalogue_lock import GitSource
+from airferry.plan.locked_packages import GitSource
 from airferry.plan.models import GroupPlan
 from airferry.plan.rendering import render_yaml
 
@@ -128,7 +128,9 @@ def group_digest(group: GroupPlan) -> str:
     It covers the candidates that may be installed, with their origins, and the image's words on how to.
     """
     wanted = [[item.module, item.origin] for item in group.candidates if item.origin != "reported"]
-    asked = [sorted(wanted), sorted(group.requirements.items()), group.pip_no_deps, group.python]
+    asked: list[object] = [sorted(wanted), sorted(group.requirements.items()), group.pip_no_deps, group.python]
+    if group.env:
+        asked.append(sorted(group.env.items()))
     return digest_of(json.dumps(asked, separators=(",", ":")).encode())
 
 

@@ -12,6 +12,7 @@ from airferry.oci.platform import Platform
 
 SCHEMA_VERSION = 1
 Origin = Literal["required", "step", "catalogue", "reported"]
+WarningKind = Literal["fetch", "image", "install"]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -66,6 +67,44 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
+class ConfigText:
+    """A text of a step's config, and the file and line that say it."""
+
+    text: str
+    file: Path
+    line: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlanWarning:
+    """Something that will go wrong inside and is cheap to change now.
+
+    `place` is `file:line`, relative to the catalogue where it is in it; `also` are other places that say the same.
+    `targets` are the specs of the targets that it concerns, `certain` is False where it depends on a config's values.
+    """
+
+    kind: WarningKind
+    place: str
+    message: str
+    hint: str
+    targets: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
+    certain: bool = True
+
+    def to_document(self) -> dict[str, Any]:
+        """Return the warning as plain data."""
+        return {
+            "kind": self.kind,
+            "place": self.place,
+            "message": self.message,
+            "hint": self.hint,
+            "targets": list(self.targets),
+            "also": list(self.also),
+            "certain": self.certain,
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class StepPlan:
     """A target whose files were found and read."""
 
@@ -78,6 +117,7 @@ class StepPlan:
     mounts: tuple[Any, ...] = ()
     overlays: tuple[Overlay, ...] = ()
     candidates: tuple[Candidate, ...] = ()
+    container_image: ConfigText | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +144,7 @@ class GroupPlan:
     overlays: tuple[Overlay, ...]
     candidates: tuple[Candidate, ...]
     compression: CompressionChoice
+    env: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +159,7 @@ class LauncherPlan:
     python: str | None
     containerfile: Path | None
     compression: CompressionChoice
+    env: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +167,7 @@ class Plan:
     """Everything that is going to be locked, built and sealed.
 
     `stages` are in the order in which they run. `groups` are empty and `launcher` is None where no stage needs them.
+    `warnings` keep nothing from being built.
     """
 
     config: Config
@@ -138,6 +181,7 @@ class Plan:
     groups: tuple[GroupPlan, ...]
     launcher: LauncherPlan | None
     step_images: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[PlanWarning, ...] = ()
 
     @property
     def compression(self) -> CompressionChoice:
@@ -226,6 +270,7 @@ def _group_document(group: GroupPlan) -> dict[str, Any]:
         "targets": list(group.targets),
         "pip_no_deps": group.pip_no_deps,
         "python": group.python,
+        "env": dict(sorted(group.env.items())),
         "required_imports": list(group.required_imports),
         "candidate_imports": sorted(candidate.module for candidate in wanted),
         "conditional_imports": sorted(candidate.module for candidate in reported),
@@ -242,4 +287,5 @@ def _launcher_document(launcher: LauncherPlan) -> dict[str, Any]:
         "tar": launcher.tar,
         "packages": list(launcher.packages),
         "python": launcher.python,
+        "env": dict(sorted(launcher.env.items())),
     }

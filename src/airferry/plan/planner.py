@@ -14,10 +14,12 @@ from airferry.host import files
 from airferry.oci.platform import Platform
 from airferry.plan.catalogue import Catalogue, expand_targets, find_step, located, open_catalogue
 from airferry.plan.catalogue_lock import find_catalogue_lock
+from airferry.plan.config_images import image_warnings
 from airferry.plan.grouping import check_images, image_platforms, make_groups
 from airferry.plan.imports import ImportScanner
-from airferry.plan.models import GroupPlan, LauncherPlan, Plan, StepPlan
+from airferry.plan.models import GroupPlan, LauncherPlan, Plan, PlanWarning, StepPlan
 from airferry.plan.rendering import render_yaml
+from airferry.plan.start_warnings import fetch_warnings
 from airferry.plan.step_config import StepConfigReader
 
 _PREREQUISITES = {
@@ -71,6 +73,7 @@ def make_plan(
         groups=groups,
         launcher=launcher,
         step_images=_step_images(steps, groups),
+        warnings=_warnings(config, catalogue, steps, groups) if groups else (),
     )
 
 
@@ -134,9 +137,16 @@ def _read_steps(config: Config, catalogue: Catalogue, targets: tuple[str, ...]) 
                 mounts=read.mounts if read else (),
                 overlays=read.overlays if read else (),
                 candidates=scanner.candidates(found),
+                container_image=read.container_image if read else None,
             )
         )
     return tuple(steps)
+
+
+def _warnings(
+    config: Config, catalogue: Catalogue, steps: tuple[StepPlan, ...], groups: tuple[GroupPlan, ...]
+) -> tuple[PlanWarning, ...]:
+    return (*image_warnings(config, catalogue, steps), *fetch_warnings(config, catalogue, steps, groups))
 
 
 def _launcher(config: Config, platforms: tuple[Platform, ...]) -> LauncherPlan:
@@ -150,6 +160,7 @@ def _launcher(config: Config, platforms: tuple[Platform, ...]) -> LauncherPlan:
         python=image.python,
         containerfile=image.containerfile,
         compression=config.effective_compression,
+        env=image.env,
     )
 
 

@@ -19,9 +19,10 @@ from omegaconf.errors import OmegaConfBaseException
 from airferry.config.document import Document, KeyPath, read_document
 from airferry.config.fields import parse_overlay
 from airferry.errors import ConfigurationError
-from airferry.plan.models import Overlay
+from airferry.plan.models import ConfigText, Overlay
 
 MISSING = "???"
+IMAGE_KEY: KeyPath = ("run", "env", "container_image")
 CLASH_HINT = "give them different targets, or remove one"
 _PLAIN = re.compile(r"[^$]*(\$\{[^{}$]*\}[^$]*)+")
 _MARK = re.compile(r"\$\{\s*auto_mount\s*:")
@@ -30,10 +31,11 @@ _WHOLE = re.compile(r"\$\{\s*auto_mount\s*:([^{}]*)\}")
 
 @dataclass(frozen=True)
 class StepConfig:
-    """The mounts of a config (`run.env.mounts`, as written) and its overlays, in the order found."""
+    """The mounts of a config (`run.env.mounts`, as written), its overlays, in the order found, and its image."""
 
     mounts: tuple[Any, ...] = ()
     overlays: tuple[Overlay, ...] = ()
+    container_image: ConfigText | None = None
 
 
 class StepConfigReader:
@@ -63,7 +65,7 @@ class StepConfigReader:
                 f"`{clash[1].key}`",
                 hint=CLASH_HINT,
             )
-        return StepConfig(tuple(mounts) if isinstance(mounts, list) else (), overlays)
+        return StepConfig(tuple(mounts) if isinstance(mounts, list) else (), overlays, _container_image(chain))
 
     def documents(self, path: Path) -> list[Document]:
         """Return the documents that a config consists of, the weakest first.
@@ -139,6 +141,17 @@ def split_mounts(mounts: Iterable[Any]) -> tuple[tuple[Overlay, ...], tuple[Any,
 def make_overlay(url: str, ref: str, target: str) -> Overlay:
     """Return the overlay, its `repo` being the last part of the URL without `.git`."""
     return Overlay(url.rstrip("/").split("/")[-1].removesuffix(".git"), url, ref, target)
+
+
+def _container_image(chain: list[Document]) -> ConfigText | None:
+    """Return `run.env.container_image` of the strongest document that has it."""
+    for document in reversed(chain):
+        value = document.value
+        for part in IMAGE_KEY:
+            value = value.get(part) if isinstance(value, dict) else None
+        if isinstance(value, str):
+            return ConfigText(value, document.path, document.line(IMAGE_KEY))
+    return None
 
 
 def _bases(value: Any) -> Iterator[tuple[KeyPath, str]]:

@@ -10,10 +10,10 @@ import functools
 import ssl
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urljoin, urlsplit
 
 import requests
@@ -72,13 +72,23 @@ class RegistryClient(Registry):  # type: ignore[misc]
     `request` is the door for everything; the methods of oras-py's `Registry` come through it as well.
     """
 
-    def __init__(self, registry: str, *, options: ClientOptions | None = None, emit: Emit = silent) -> None:
+    def __init__(
+        self,
+        registry: str,
+        *,
+        options: ClientOptions | None = None,
+        emit: Emit = silent,
+        insecure: bool = False,
+    ) -> None:
         """Prepare a client; nothing is sent yet.
+
+        With `insecure` any certificate will do, and plain HTTP where no TLS is spoken; such a client reads only.
 
         Raises:
             ConfigurationError: a certificate that is configured for the registry cannot be read.
         """
         self.options = options or ClientOptions()
+        self.insecure = insecure
         super().__init__(hostname=registry)
         self.registry = registry
         self.emit = emit
@@ -93,6 +103,7 @@ class RegistryClient(Registry):  # type: ignore[misc]
             context=self._make_context(registry),
             # a copy within one registry holds two connections a job, one that reads and one that writes
             most=2 * self.options.jobs + 2,
+            verify=not insecure,
         )
         self.auth = RegistryAuth(
             registry,
@@ -146,6 +157,8 @@ class RegistryClient(Registry):  # type: ignore[misc]
         Raises:
             RegistryError: no answer, another status, or more than `limit_bytes`.
         """
+        if self.insecure and method not in ("GET", "HEAD"):
+            raise RegistryError(f"cannot {what}: nothing is sent to `{self.registry}` over a connection for pulls")
         whole = url if "://" in url else self.url(url)
         tries = attempts or self.options.retry.attempts
         timeout = (self.options.connect_timeout_s, read_timeout_s or self.options.read_timeout_s)
@@ -280,7 +293,7 @@ class RegistryClient(Registry):  # type: ignore[misc]
         """Return what gives the TLS context: made now, so that errors in it show, unless none may be needed."""
         if self.options.plain_http:
             return None
-        make = functools.partial(make_context, registry, ca_file=self.options.ca_file)
+        make = functools.partial(make_context, registry, ca_file=self.options.ca_file, verify=not self.insecure)
         if is_loopback(registry):
             return make
         context = make()
@@ -323,6 +336,10 @@ class RegistryClient(Registry):  # type: ignore[misc]
         """Return `http` where it was asked for, and on loopback where no TLS is spoken; else `https`."""
         if self.options.plain_http is not None:
             return "http" if self.options.plain_http else "https"
+        if self.insecure:
+            with suppress(OSError):
+                return "https" if speaks_tls(host, timeout_s=self.options.connect_timeout_s) else "http"
+            return "http"
         if not is_loopback(host):
             return "https"
         for attempt in range(self.options.retry.attempts):
@@ -352,17 +369,24 @@ def _read_content(response: Answer, limit_bytes: int, *, what: str, truncate: bo
     response.content = bytes(data[:limit_bytes])
 
 
+class Clients(Protocol):
+    """Returns the client of a registry host, the same one each time; with `insecure` one that reads only."""
+
+    def __call__(self, registry: str, *, insecure: bool = False) -> RegistryClient: ...
+
+
 @contextmanager
-def open_clients(options: ClientOptions, *, emit: Emit = silent) -> Iterator[Callable[[str], RegistryClient]]:
-    """Give a function that returns the client of a registry host, the same one each time; all are closed at the end."""
-    clients: dict[str, RegistryClient] = {}
+def open_clients(options: ClientOptions, *, emit: Emit = silent) -> Iterator[Clients]:
+    """Give the clients of all registries; they are closed at the end."""
+    clients: dict[tuple[str, bool], RegistryClient] = {}
     lock = threading.Lock()
 
-    def client(registry: str) -> RegistryClient:
+    def client(registry: str, *, insecure: bool = False) -> RegistryClient:
+        key = (registry, insecure)
         with lock:
-            if registry not in clients:
-                clients[registry] = RegistryClient(registry, options=options, emit=emit)
-            return clients[registry]
+            if key not in clients:
+                clients[key] = RegistryClient(registry, options=options, emit=emit, insecure=insecure)
+            return clients[key]
 
     try:
         yield client

@@ -95,9 +95,20 @@ class Answer:
 class Connections:
     """The connections of one client. Safe to use from threads."""
 
-    def __init__(self, session: requests.Session, *, context: Callable[[], ssl.SSLContext] | None, most: int) -> None:
-        """Keep up to `most` connections to a host; `context` makes the TLS context when it is first needed."""
+    def __init__(
+        self,
+        session: requests.Session,
+        *,
+        context: Callable[[], ssl.SSLContext] | None,
+        most: int,
+        verify: bool = True,
+    ) -> None:
+        """Keep up to `most` connections to a host; `context` makes the TLS context when it is first needed.
+
+        Without `verify` every certificate is accepted.
+        """
         self._session = session
+        self._verify = verify
         self._context = context
         self._most = most
         self._lock = threading.Lock()
@@ -154,9 +165,11 @@ class Connections:
     def _open_pool(self, url: str) -> HTTPConnectionPool:
         adapter = self._session.get_adapter(url)
         assert isinstance(adapter, _Adapter)
-        pool = adapter.get_connection_with_tls_context(requests.Request("GET", url).prepare(), verify=True, proxies={})
+        pool = adapter.get_connection_with_tls_context(
+            requests.Request("GET", url).prepare(), verify=self._verify, proxies={}
+        )
         assert isinstance(pool, HTTPConnectionPool)
-        adapter.cert_verify(pool, url, True, None)
+        adapter.cert_verify(pool, url, self._verify, None)
         return pool
 
     def _mount_tls(self) -> None:
@@ -169,7 +182,14 @@ class Connections:
         self, method: str, url: str, headers: Mapping[str, str], body: Body | None, timeout: tuple[float, float]
     ) -> Answer:
         response = self._session.request(
-            method, url, data=body, headers=dict(headers), timeout=timeout, allow_redirects=False, stream=True
+            method,
+            url,
+            data=body,
+            headers=dict(headers),
+            timeout=timeout,
+            allow_redirects=False,
+            stream=True,
+            verify=self._verify,
         )
         return Answer(method, url, response.raw)
 
@@ -211,7 +231,7 @@ class _Adapter(HTTPAdapter):
         return super().proxy_manager_for(*args, **{**kwargs, **self._extra})
 
     def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
-        conn.cert_reqs = "CERT_REQUIRED"
+        conn.cert_reqs = "CERT_REQUIRED" if verify else "CERT_NONE"
 
 
 def speaks_tls(host: str, *, timeout_s: float) -> bool:

@@ -23,7 +23,7 @@ _HINTS = {
     403: "the user that is logged in has no right to this; ask for it, or log in as another user",
     404: "check the name; some registries also answer so to who may not see it",
     413: "the registry or a proxy in front of it limits the size of a request",
-    429: "the registry limits requests; rerun later, or with fewer `--jobs`",
+    429: "the registry limits requests; rerun later, or with `-j 1`",
     507: "the registry's disk is full",
 }
 

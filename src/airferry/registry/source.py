@@ -60,21 +60,21 @@ class RegistrySource:
     def __str__(self) -> str:
         return f"{self.client.registry}/{self.repository}"
 
-    def resolve(self, reference: str) -> Descriptor:
+    def resolve(self, reference: str, *, attempts: int | None = None) -> Descriptor:
         """Return the descriptor that a tag or digest stands for at this moment.
 
         Raises:
             RegistryError: there is none, or the registry does not answer or refuses.
             IntegrityError: the registry gives other bytes than it says.
         """
-        stored = self._fetch(reference, limit_bytes=MAX_MANIFEST_BYTES)
+        stored = self._fetch(reference, limit_bytes=MAX_MANIFEST_BYTES, attempts=attempts)
         with self._lock:
             while len(self._remembered) >= MAX_REMEMBERED_MANIFESTS:
                 self._remembered.pop(next(iter(self._remembered)))
             self._remembered[stored.descriptor.digest] = stored
         return stored.descriptor
 
-    def find(self, reference: str) -> str | None:
+    def find(self, reference: str, *, attempts: int | None = None) -> str | None:
         """Return the digest that a tag or digest stands for, or None if there is none.
 
         Raises:
@@ -87,6 +87,7 @@ class RegistrySource:
             scopes=self.scopes,
             headers={"Accept": ACCEPTED},
             expected=(200, 404),
+            attempts=attempts,
         )
         if response.status_code == 404:
             return None
@@ -207,7 +208,13 @@ class RegistrySource:
             ) from error
 
     def _get_manifest(
-        self, reference: str, *, accept: str, limit_bytes: int, expected: tuple[int, ...] = (200,)
+        self,
+        reference: str,
+        *,
+        accept: str,
+        limit_bytes: int,
+        expected: tuple[int, ...] = (200,),
+        attempts: int | None = None,
     ) -> Answer:
         return self.client.request(
             "GET",
@@ -217,10 +224,11 @@ class RegistrySource:
             headers={"Accept": accept},
             expected=expected,
             limit_bytes=limit_bytes,
+            attempts=attempts,
         )
 
-    def _fetch(self, reference: str, *, limit_bytes: int) -> Stored:
-        response = self._get_manifest(reference, accept=ACCEPTED, limit_bytes=limit_bytes)
+    def _fetch(self, reference: str, *, limit_bytes: int, attempts: int | None = None) -> Stored:
+        response = self._get_manifest(reference, accept=ACCEPTED, limit_bytes=limit_bytes, attempts=attempts)
         data = response.content
         observed = digest_of(data)
         stated = response.headers.get("Docker-Content-Digest", observed)

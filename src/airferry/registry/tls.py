@@ -27,8 +27,10 @@ def certificate_folders(registry: str) -> list[Path]:
     return [root / registry for root in roots]
 
 
-def make_context(registry: str, *, ca_file: Path | None = None) -> ssl.SSLContext:
+def make_context(registry: str, *, ca_file: Path | None = None, verify: bool = True) -> ssl.SSLContext:
     """Return the TLS context for a registry: what the system and certifi trust, and what is configured for it.
+
+    Without `verify` every certificate is accepted.
 
     Raises:
         ConfigurationError: a certificate or key cannot be read.
@@ -45,6 +47,9 @@ def make_context(registry: str, *, ca_file: Path | None = None) -> ssl.SSLContex
             _load_client_certificate(context, path)
     for path in authorities:
         _load_authority(context, path)
+    if not verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
     return context
 
 

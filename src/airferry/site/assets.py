@@ -7,15 +7,13 @@ at all.
 from __future__ import annotations
 
 import io
-import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from airferry.bundle.artifacts import read_artifact_file
-from airferry.bundle.asset_files import FileState, Listing, asset_place, hash_files, list_asset, readable_reason
+from airferry.bundle.asset_files import FileState, Listing, hash_files, list_asset, readable_reason
 from airferry.bundle.assets import (
     ASSET_ARTIFACT,
     ASSET_CONTENT,
@@ -24,13 +22,8 @@ from airferry.bundle.assets import (
     MODELPACK_ARTIFACT,
     MODELPACK_FILEPATH,
     AssetFile,
-    AssetLink,
     AssetManifest,
-    decode_path,
-    encode_path,
-    linked_path,
     parse_asset_manifest,
-    safe_path,
 )
 from airferry.bundle.verify import Bundle
 from airferry.errors import FindingsError, HostError, IntegrityError, UsageError
@@ -41,7 +34,8 @@ from airferry.oci.codecs import inflate
 from airferry.oci.documents import Descriptor, parse_manifest
 from airferry.oci.ports import Source, blocks
 from airferry.oci.streams import BlockReader, verifying
-from airferry.oci.tar import DIRECTORY, SYMLINK, TarReader
+from airferry.oci.tar import TarReader
+from airferry.site.unpacking import TreeUnpacker
 
 SHOWN_FINDINGS = 5
 MAX_KEPT_FINDINGS = 10_000
@@ -258,10 +252,16 @@ def unpack_asset(source: Source, descriptor: Descriptor, destination: Path, *, e
         )
     try:
         with files.scratch_directory(destination.parent) as scratch:
-            unpacker = _Unpacker(files.ensure_directory(scratch / "asset"), limit_bytes=free)
+            unpacker = TreeUnpacker(
+                files.ensure_directory(scratch / "asset"),
+                what="the artifact",
+                whole="the asset",
+                limit_bytes=free,
+                limit_files=MAX_ASSET_FILES,
+            )
             done = 0
             for layer in manifest.layers:
-                unpacker.add(source, layer)
+                _add_layer(unpacker, source, layer)
                 done += layer.size
                 emit(Progress(f"unpack {destination.name}", done, total))
             unpacker.make_links()
@@ -273,79 +273,16 @@ def unpack_asset(source: Source, descriptor: Descriptor, destination: Path, *, e
     return Unpacked(destination, unpacker.files, len(unpacker.links), unpacker.size_bytes)
 
 
-class _Unpacker:
-    """Writes the layers of one artifact below a private folder; links are made last, so that nothing goes over one."""
-
-    def __init__(self, root: Path, *, limit_bytes: int) -> None:
-        self.files = self.size_bytes = 0
-        self.links: list[AssetLink] = []
-        self._root = root
-        self._limit_bytes = limit_bytes
-
-    def add(self, source: Source, layer: Descriptor) -> None:
-        what = f"layer `{layer.digest}`"
-        form = _FORM.fullmatch(layer.media_type)
-        if form is None:
-            raise IntegrityError(f"{what} has the type `{layer.media_type}`, which is none of ModelPack")
-        with source.open_blob(layer) as stream:
-            content = blocks(verifying(stream, layer))
-            if form[1] == "raw":
-                name = (layer.annotations or {}).get(MODELPACK_FILEPATH, "")
-                self._write(encode_path(name.encode("utf-8", "surrogatepass")), content)
-                return
-            with io.BufferedReader(BlockReader(inflate(content, _COMPRESSION[form[1]], what=what))) as unpacked:
-                self._add_tar(TarReader(unpacked, what=what), what)
-
-    def _add_tar(self, tar: TarReader, what: str) -> None:
-        for entry in tar:
-            path = encode_path(os.fsencode(entry.path))
-            if entry.is_regular:
-                self._write(path, tar.content())
-            elif entry.type == SYMLINK:
-                self._check(path)
-                link = AssetLink(path, encode_path(os.fsencode(entry.link_name)))
-                if linked_path(link) is None:
-                    raise IntegrityError(f"{what}: the link `{path}` leads out of the asset, to `{link.target}`")
-                self.links.append(link)
-            elif entry.type != DIRECTORY:
-                raise IntegrityError(f"{what}: `{path}` is no file, no folder and no symbolic link")
-
-    def _check(self, path: str) -> Path:
-        if not safe_path(decode_path(path)):
-            raise IntegrityError(f"the artifact holds the path `{path[:200]}`, which leads out of the asset")
-        if self.files + len(self.links) >= MAX_ASSET_FILES:
-            raise IntegrityError(f"the artifact holds more than {MAX_ASSET_FILES} files")
-        return asset_place(self._root, path)
-
-    def _write(self, path: str, content: Iterator[bytes]) -> None:
-        place = self._check(path)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(place, flags, 0o644)
-        except (FileExistsError, NotADirectoryError) as error:
-            raise IntegrityError(f"the artifact holds `{path}` twice, or as a file and as a folder") from error
-        with os.fdopen(handle, "wb", buffering=0) as stream:
-            for block in content:
-                self.size_bytes += len(block)
-                if self.size_bytes > self._limit_bytes:
-                    raise IntegrityError(
-                        f"the artifact unpacks to more than {self._limit_bytes} bytes",
-                        hint="if that is what it should hold, free more space",
-                    )
-                stream.write(block)
-            os.fsync(stream.fileno())
-        self.files += 1
-
-    def make_links(self) -> None:
-        """Make the links; what lies on the way to one is a real folder."""
-        for link in self.links:
-            place = self._check(link.path)
-            for folder in reversed(place.relative_to(self._root).parents):
-                if (self._root / folder).is_symlink():
-                    raise IntegrityError(f"the artifact's link `{link.path}` lies below another link")
-            try:
-                place.parent.mkdir(parents=True, exist_ok=True)
-                place.symlink_to(os.fsdecode(decode_path(link.target)))
-            except (FileExistsError, NotADirectoryError) as error:
-                raise IntegrityError(f"the artifact holds `{link.path}` twice, or below a file") from error
+def _add_layer(unpacker: TreeUnpacker, source: Source, layer: Descriptor) -> None:
+    what = f"layer `{layer.digest}`"
+    form = _FORM.fullmatch(layer.media_type)
+    if form is None:
+        raise IntegrityError(f"{what} has the type `{layer.media_type}`, which is none of ModelPack")
+    with source.open_blob(layer) as stream:
+        content = blocks(verifying(stream, layer))
+        if form[1] == "raw":
+            name = (layer.annotations or {}).get(MODELPACK_FILEPATH, "")
+            unpacker.write(name.encode("utf-8", "surrogatepass"), content)
+            return
+        with io.BufferedReader(BlockReader(inflate(content, _COMPRESSION[form[1]], what=what))) as unpacked:
+            unpacker.add_tar(TarReader(unpacked, what=what), what)

@@ -17,6 +17,7 @@ from airferry.errors import ConfigurationError, FindingsError, UsageError
 from airferry.plan.catalogue import Catalogue, StepFiles, find_step, parse_target
 from airferry.plan.env_profiles import EnvFile, EnvProfile
 from airferry.plan.models import Target
+from airferry.plan.start_fetches import StartFetches
 from airferry.plan.step_config import StepConfigReader
 from airferry.plan.step_values import StepValues, read_step_values, resolve_texts
 from airferry.site.asset_rules import StagedAssets, asset_findings
@@ -103,6 +104,7 @@ def run_check(checked: Checked, images: Mapping[str, RegistryImage]) -> CheckRep
     executor = _executor(checked)
     profile = _profile(checked, executor)
     reader = StepConfigReader()
+    fetches = StartFetches(checked.catalogue)
     names: list[str] = []
     findings: list[Finding] = []
     for target in chosen_targets(checked):
@@ -118,7 +120,7 @@ def run_check(checked: Checked, images: Mapping[str, RegistryImage]) -> CheckRep
             continue
         found = [*config_findings(context), *blend_findings(context), *path_findings(context)]
         found += asset_findings(context, checked.assets)
-        findings += gathered([*found, *code_findings(context), *site_findings(context, images)])
+        findings += gathered([*found, *code_findings(context, fetches), *site_findings(context, images)])
     return CheckReport(tuple(names), tuple(findings))
 
 

@@ -12,6 +12,7 @@ from airferry.oci.reference import is_loopback
 from airferry.plan.step_config import split_mounts
 from airferry.plan.step_values import StepValue
 from airferry.site.findings import Finding, Level
+from airferry.site.places import OVERLAYS_FOLDER
 from airferry.site.step_context import AMBIENT, StepContext, has_word, masked
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
@@ -113,17 +114,28 @@ def blend_findings(context: StepContext) -> Iterator[Finding]:
 def _git(context: StepContext, value: StepValue) -> Iterator[Finding]:
     if not isinstance(value.raw, str) or "auto_mount" not in value.raw or "${" not in value.raw:
         return
-    fix = None
-    if value.key[:3] == ("run", "env", "mounts"):
-        siblings = [item.raw for item in context.values.below("run", "env", "mounts")]
-        try:
-            kept = split_mounts(siblings)[1]
-        except ValueError:
-            kept = ()
-        fix = "run.env.mounts=" + json.dumps(list(kept))
+    fix = _baked_fix(context, value.raw) if value.key[:3] == ("run", "env", "mounts") else None
     yield context.finding(
         value, "git", "block", "is cloned when the job starts", fix=fix, shown=_overlay_name(value.raw)
     )
+
+
+def _baked_fix(context: StepContext, raw: str) -> str:
+    """Return what keeps a baked checkout from being cloned: a config without its mount.
+
+    No override does: it would come after the profile, and drop the profile's storage as well.
+    """
+    if context.image is not None:
+        try:
+            wanted = split_mounts([raw])[0]
+        except ValueError as error:
+            return f"correct it: {error}"
+        held = {(item.url, item.ref, item.target) for item in context.image.overlays}
+        if not all((item.url, item.ref, item.target) in held for item in wanted):
+            return f"`{context.image.image}` does not hold it: build the bundle again, of this catalogue"
+    step, _, config = context.name.partition(":")
+    path = f"{OVERLAYS_FOLDER}/{context.executor.kind}/{step}/{config}.yaml"
+    return f"-c {path}, which `airferry overlays` writes; an override of `run.env.mounts` drops the profile's storage"
 
 
 def _overlay_name(raw: str) -> str:

@@ -7,7 +7,7 @@ unless an index is narrowed to some of its platforms.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +23,10 @@ from airferry.oci.layout import LayoutStore
 from airferry.oci.platform import Platform
 from airferry.oci.ports import Sink, Source
 from airferry.oci.reference import Reference, parse_reference
-from airferry.registry.client import ClientOptions, RegistryClient, open_clients
+from airferry.registry.client import ClientOptions, Clients, open_clients
 from airferry.registry.profile import keep_learned, read_profile
+from airferry.registry.pulls import Pulls
 from airferry.registry.sink import RegistrySink
-from airferry.registry.source import RegistrySource
 from airferry.registry.uploads import Uploader
 
 FORMS = "`oci:DIR[:REF]`, `oci-archive:FILE[:REF]` or `docker://HOST/REPO[:TAG]`"
@@ -104,7 +104,7 @@ def copy(
     """
     options = options or ClientOptions()
     with open_clients(options, emit=emit) as client, ExitStack() as held:
-        origin, descriptor, name = _open_source(source, client)
+        origin, descriptor, name = _open_source(source, Pulls(client, emit=emit))
         sink: Sink
         if isinstance(destination, RegistryPlace):
             sink = held.enter_context(_registry_sink(source, destination.reference, client))
@@ -136,11 +136,11 @@ def copy(
     return CopyResult(copied, where)
 
 
-def _open_source(place: Place, client: Callable[[str], RegistryClient]) -> tuple[Source, Descriptor, str]:
+def _open_source(place: Place, pulls: Pulls) -> tuple[Source, Descriptor, str]:
     """Return where an image comes from, its descriptor, and the name that it has there."""
     if isinstance(place, RegistryPlace):
         reference = place.reference
-        source = RegistrySource(client(reference.registry), reference.repository)
+        source = pulls.source(reference)
         return source, source.resolve(reference.target), str(reference) if reference.tag else ""
     if not place.path.exists():
         raise ConfigurationError(f"`{place}`: `{place.path}` does not exist")
@@ -151,9 +151,7 @@ def _open_source(place: Place, client: Callable[[str], RegistryClient]) -> tuple
 
 
 @contextmanager
-def _registry_sink(
-    source: Place, reference: Reference, client: Callable[[str], RegistryClient]
-) -> Iterator[RegistrySink]:
+def _registry_sink(source: Place, reference: Reference, client: Clients) -> Iterator[RegistrySink]:
     """Give the sink of a repository, with a journal of its uploads that no other process uses meanwhile."""
     known = read_profile(reference.registry)
     same = isinstance(source, RegistryPlace) and source.reference.registry == reference.registry

@@ -13,7 +13,14 @@ from pathlib import Path
 
 import airferry
 from airferry.bundle.manifest import BundleManifest
-from airferry.bundle.receipt import Receipt, ReceiptImage, ReceiptTag, write_receipt
+from airferry.bundle.receipt import (
+    Receipt,
+    ReceiptAsset,
+    ReceiptCatalogue,
+    ReceiptImage,
+    ReceiptTag,
+    write_receipt,
+)
 from airferry.bundle.verify import Bundle, VerifyReport, open_bundle, verify_bundle
 from airferry.errors import IntegrityError, RegistryError
 from airferry.events import Emit, silent
@@ -233,6 +240,11 @@ def _receipt(
             step: _pinned_image(by_name, step, image) for step, image in bundle.manifest.step_execution_images.items()
         },
         targets=tuple(dict.fromkeys(entry.target for entry in bundle.manifest.targets)),
+        catalogue=_catalogue(bundle, destination, shipments),
+        assets=tuple(
+            ReceiptAsset(name=entry.name, kind=entry.kind, steps=entry.steps, target=entry.target)
+            for entry in bundle.manifest.persistent_assets.assets
+        ),
         artifacts=tuple(sorted(artifacts)),
         artifact_tags=tuple(
             ReceiptTag(reference=move.reference, digest=move.digest, previous_digest=move.previous)
@@ -240,6 +252,16 @@ def _receipt(
             if move.reference not in of_images
         ),
     )
+
+
+def _catalogue(bundle: Bundle, destination: Destination, shipments: Sequence[Shipment]) -> ReceiptCatalogue | None:
+    if (entry := bundle.manifest.catalogue) is None:
+        return None
+    for item in shipments:
+        if item.descriptor.digest == entry.digest:
+            pinned = f"{destination.registry}/{item.repository}@{entry.digest}"
+            return ReceiptCatalogue(pinned=pinned, steps=entry.steps, package=entry.package)
+    return None
 
 
 def _pinned_image(by_name: Mapping[str, str], step: str, image: str) -> str:

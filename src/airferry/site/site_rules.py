@@ -194,7 +194,8 @@ def _profile_values(context: StepContext) -> Iterator[Finding]:
     for index, mount in enumerate(mounts if isinstance(mounts, list) else ()):
         if isinstance(mount, str) and "auto_mount" in mount:
             reason = "is cloned when the job starts"
-            yield context.in_profile("git", "block", reason, key=("mounts", index), value=mount)
+            fix = f"remove it from `{context.profile.name}`; an image holds its checkouts where the plan bakes them"
+            yield context.in_profile("git", "block", reason, key=("mounts", index), value=mount, fix=fix)
 
 
 def _platform(context: StepContext) -> Iterator[Finding]:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from airferry.bundle.receipt import ReceiptImage
 from airferry.config import Executor, SiteProfile
+from airferry.config.environment import SECRET_TEXT
 from airferry.plan.catalogue import StepFiles
 from airferry.plan.env_profiles import EnvProfile
 from airferry.plan.step_values import StepValue, StepValues
@@ -21,10 +22,6 @@ CODE_FOLDER = "/nemo_run/code"
 CLAIM = "/a persistent volume claim"
 OWN_BLEND = "blend_tiny.json"
 AMBIENT = frozenset({"PWD", "USER", "HOME", "HOSTNAME", "PATH", "TMPDIR", "LOGNAME", "NEMO_RUN_DIR"})
-_SECRET = re.compile(
-    r"hf_[A-Za-z0-9]{20,}|nvapi-[\w-]{20,}|sk-[\w-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|AKIA[0-9A-Z]{16}|glpat-[\w-]{16,}"
-    r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
-)
 Place = Literal["mount", "code", "job", "temporary", "relative", "image"]
 
 
@@ -173,4 +170,4 @@ def has_word(name: str, words: str) -> bool:
 
 def masked(text: str) -> str:
     """Return a text with what looks like a secret masked: tokens of well-known services, logins in URLs."""
-    return _SECRET.sub("***", text)
+    return SECRET_TEXT.sub("***", text)

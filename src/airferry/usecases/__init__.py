@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from airferry.registry.client import ClientOptions
     from airferry.usecases.assets import RecordOutcome, record_asset, unpack_asset, verify_asset
+    from airferry.usecases.catalogue import extract_catalogue
     from airferry.usecases.copying import CopyResult, copy
     from airferry.usecases.describe import describe_plan
     from airferry.usecases.example import quickstart
     from airferry.usecases.far import LoadOutcome, RollbackResult, load, rollback, verify
     from airferry.usecases.host import DoctorReport
+    from airferry.usecases.jobs import JobsOutcome, load_for_jobs
     from airferry.usecases.near import (
         BuildOutcome,
         LockOutcome,
@@ -39,11 +41,13 @@ if TYPE_CHECKING:
 _HOMES = {
     "airferry.registry.client": ("ClientOptions",),
     "airferry.usecases.assets": ("RecordOutcome", "record_asset", "unpack_asset", "verify_asset"),
+    "airferry.usecases.catalogue": ("extract_catalogue",),
     "airferry.usecases.copying": ("CopyResult", "copy"),
     "airferry.usecases.describe": ("describe_plan",),
     "airferry.usecases.example": ("quickstart",),
     "airferry.usecases.far": ("LoadOutcome", "RollbackResult", "load", "rollback", "verify"),
     "airferry.usecases.host": ("DoctorReport",),
+    "airferry.usecases.jobs": ("JobsOutcome", "load_for_jobs"),
     "airferry.usecases.near": (
         *("BuildOutcome", "LockOutcome", "PlanOutcome", "Selection"),
         *("build", "doctor", "lock", "plan", "schema"),
@@ -61,6 +65,7 @@ __all__ = [
     "ClientOptions",
     "CopyResult",
     "DoctorReport",
+    "JobsOutcome",
     "LoadOutcome",
     "LockOutcome",
     "PlanOutcome",
@@ -76,8 +81,10 @@ __all__ = [
     "copy",
     "describe_plan",
     "doctor",
+    "extract_catalogue",
     "init_site",
     "load",
+    "load_for_jobs",
     "lock",
     "login",
     "logout",

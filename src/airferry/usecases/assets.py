@@ -14,7 +14,7 @@ from airferry.events import Emit, silent
 from airferry.host import files
 from airferry.oci.reference import parse_reference
 from airferry.registry.client import ClientOptions, open_clients
-from airferry.registry.source import RegistrySource
+from airferry.registry.pulls import Pulls
 from airferry.site import assets as staged
 from airferry.site.assets import (
     AssetReport,
@@ -121,7 +121,7 @@ def unpack_asset(
     except AirferryError as error:
         raise UsageError(f"`{source}` is no bundle and no reference: {error.message}") from error
     with open_clients(options or ClientOptions(), emit=emit) as clients:
-        registry = RegistrySource(clients(reference.registry), reference.repository)
+        registry = Pulls(clients, emit=emit).source(reference)
         return staged.unpack_asset(registry, registry.resolve(reference.target), destination, emit=emit)
 
 

@@ -5,28 +5,58 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable
 
-from airferry.plan.models import GroupPlan, Plan, base_document
+from airferry.plan.models import GroupPlan, Plan, PlanWarning, base_document
+from airferry.wording import counted
 
 WIDTH = 120
 
 
-def describe_plan(plan: Plan) -> list[str]:
-    """Return a plan as lines: stages, images with base, steps, platforms and overlays, and at the end step → image."""
+def describe_plan(plan: Plan, *, verbose: bool = False) -> list[str]:
+    """Return a plan as lines: stages, images with base, steps, platforms and overlays, step → image, and warnings.
+
+    What is imported under conditions is counted, or listed where `verbose`; warnings that depend on values of configs
+    likewise.
+    """
     lines = ["stages: " + ", ".join(plan.stages)]
     lines += _list("targets: ", (step.target.spec for step in plan.steps), indent=9)
     if plan.launcher is not None:
         lines += ["", f"launcher {plan.launcher.tag}", f"  base       {_base(plan.launcher.base_image)}"]
         lines.append("  platforms  " + ", ".join(map(str, plan.launcher.platforms)))
     for group in plan.groups:
-        lines += ["", f"image {group.tag}", *_group_lines(group)]
+        lines += ["", f"image {group.tag}", *_group_lines(group, verbose=verbose)]
     if plan.step_images:
         width = max(map(len, plan.step_images))
         lines += ["", "selected execution images:"]
         lines += [f"  {step:<{width}}  {image}" for step, image in plan.step_images.items()]
+    if plan.warnings:
+        lines += ["", "warnings:", *_warning_lines(plan.warnings, verbose=verbose)]
     return lines
 
 
-def _group_lines(group: GroupPlan) -> list[str]:
+def warning_text(warning: PlanWarning) -> str:
+    """Return a warning as one line: where, what, and for how many targets."""
+    more = f" and {counted(len(warning.also), 'other place')}" if warning.also else ""
+    return f"{warning.place}{more}: {warning.message}"
+
+
+def _warning_lines(warnings: Iterable[PlanWarning], *, verbose: bool) -> list[str]:
+    lines: list[str] = []
+    left_out = 0
+    for warning in warnings:
+        if not (warning.certain or verbose):
+            left_out += 1
+            continue
+        lines += _list("  ", [warning_text(warning)], indent=4)
+        if verbose and warning.also:
+            lines += _list("    also   ", warning.also, indent=11)
+        lines += _list("    steps  ", warning.targets, indent=11)
+        lines += _list("    fix    ", [warning.hint], indent=11)
+    if left_out:
+        lines.append(f"  {counted(left_out, 'place')} more that may download, as configs say; `--verbose` lists them")
+    return lines
+
+
+def _group_lines(group: GroupPlan, *, verbose: bool) -> list[str]:
     lines = [f"  base       {_base(group.base_image)}", *_list("  steps      ", group.targets)]
     lines.append("  platforms  " + ", ".join(map(str, group.platforms)))
     lines += [f"  overlay    {overlay.target} from {overlay.url} at {overlay.ref}" for overlay in group.overlays]
@@ -34,8 +64,10 @@ def _group_lines(group: GroupPlan) -> list[str]:
     reported = sorted({item.module for item in group.candidates if item.origin == "reported"} - set(wanted))
     if wanted:
         lines += _list("  imports    ", wanted)
-    if reported:
-        lines += _list("  reported   ", reported, end=" (imported under conditions; not installed)")
+    if reported and verbose:
+        lines += _list("  optional   ", reported, end=" (imported under conditions, not installed)")
+    elif reported:
+        lines.append(f"  optional   {counted(len(reported), 'module')} imported under conditions, not installed")
     return lines
 
 

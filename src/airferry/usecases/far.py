@@ -13,6 +13,7 @@ from airferry.events import Emit, silent
 from airferry.registry.client import ClientOptions
 from airferry.site import activation
 from airferry.site import load as loading
+from airferry.site.places import OVERLAYS_FOLDER
 from airferry.wording import counted, size_text
 
 RollbackResult = activation.RollbackResult
@@ -41,17 +42,33 @@ class LoadOutcome:
             f"{len(self.result.moved_tags)} of {counted(len(self.result.tags), 'tag')} moved"
         )
 
-    def submit_overrides(self) -> dict[str, str]:
-        """Return, for each step, the overrides to submit it with: the loaded image, pinned by digest.
+    @property
+    def baked(self) -> bool:
+        """Whether an image holds Git checkouts: its steps need a config that does not clone them."""
+        return any(group.repo_overlays for group in self.result.manifest.execution_groups)
 
-        Steps whose image holds Git checkouts also clear their mounts, so that nothing is cloned at start.
+    def submit_commands(self) -> list[str]:
+        """Return what submits each target, `EXECUTOR`, `CONFIG` and `PROFILE` being left to fill in.
+
+        A step whose image holds Git checkouts takes the config that `airferry overlays` writes: that drops them from
+        `run.env.mounts`, and no override of that key can, as overrides come after the profile and drop its storage too.
         """
-        baked = {step for group in self.result.manifest.execution_groups if group.repo_overlays for step in group.steps}
-        return {
-            step: f"run.env.container_image={image}"
-            + (" 'run.env.mounts=[]'" if step.partition(":")[0] in baked else "")
-            for step, image in self.receipt.steps.items()
-        }
+        groups = [group for group in self.result.manifest.execution_groups if group.repo_overlays]
+        held = {name for group in groups for name in group.targets or group.steps}
+        steps = self.receipt.steps
+        commands = []
+        for target in dict.fromkeys((*self.receipt.targets, *steps)):
+            step, _, config = target.partition(":")
+            image = steps.get(target) or steps.get(step)
+            if image is None or (not config and any(other.startswith(f"{step}:") for other in self.receipt.targets)):
+                continue
+            if held & {target, step}:
+                path = f"{OVERLAYS_FOLDER}/EXECUTOR/{step}/{config or 'CONFIG'}.yaml"
+                commands.append(f"nemotron steps run {step} -c {path} -b PROFILE")
+            else:
+                override = f"run.env.container_image={image}"
+                commands.append(f"nemotron steps run {step} -c {config or 'CONFIG'} -b PROFILE {override}")
+        return commands
 
     def to_document(self) -> dict[str, Any]:
         """Return the outcome as plain data."""

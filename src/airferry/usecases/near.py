@@ -25,18 +25,18 @@ from airferry.buildah.engine import Engine, open_engine
 from airferry.buildah.program import EngineChoice, Program, find_engine
 from airferry.bundle.manifest import BundleManifest
 from airferry.errors import ConfigurationError, UsageError
-from airferry.events import Emit, Notice, silent
+from airferry.events import Emit, Notice, Warned, silent
 from airferry.host import files, memory
 from airferry.host.threads import usable_cores
 from airferry.oci.layers import Compression
 from airferry.oci.platform import parse_platform
-from airferry.oci.reference import Reference
 from airferry.plan.catalogue_lock import read_catalogue_lock
 from airferry.plan.lockfile import LOCK_FILE, Lockfile, differences, read_lockfile, render_lockfile, write_lockfile
-from airferry.plan.models import Plan
+from airferry.plan.models import Plan, PlanWarning
 from airferry.plan.planner import make_plan, write_plan
 from airferry.registry.client import ClientOptions, open_clients
-from airferry.registry.source import RegistrySource
+from airferry.registry.pulls import Pulls
+from airferry.usecases.describe import warning_text
 from airferry.usecases.host import DoctorReport, check_for_build, examine
 
 PLAN_FILE = "airgap-plan.yaml"
@@ -81,10 +81,11 @@ class PlanOutcome:
 
 @dataclass(frozen=True, slots=True)
 class LockOutcome:
-    """Where the lock is, and what changed in it, a line each."""
+    """Where the lock is, what changed in it, a line each, and what the plan warns of."""
 
     path: Path
     changes: tuple[str, ...]
+    warnings: tuple[PlanWarning, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,7 @@ class BuildOutcome:
     root: str | None
     bundle_bytes: int
     manifest: BundleManifest | None
+    warnings: tuple[PlanWarning, ...] = ()
 
     def to_document(self) -> dict[str, Any]:
         """Return the outcome as plain data."""
@@ -119,6 +121,7 @@ class BuildOutcome:
             "root": self.root,
             "bundle_bytes": self.bundle_bytes,
             "reused": self.reused,
+            "warnings": [warning.to_document() for warning in self.warnings],
             "images": [
                 {
                     "name": image.name,
@@ -175,12 +178,13 @@ def lock(
     if names and not update:
         raise UsageError("names go with `--update`", hint=f"airferry lock --update {' '.join(names)}")
     made = read_plan(selection)
+    _warn(made, emit)
     with open_near_side(made, engine=engine, probe=probe, jobs=jobs, emit=emit) as side:
         old = read_lockfile(side.lock_path)
         start = forget(old, names, plan=made) if update and old is not None else old or Lockfile()
         new = side.locker.resolve(start).lockfile
         write_lockfile(new, side.lock_path)
-        return LockOutcome(side.lock_path, tuple(differences(old, new)))
+        return LockOutcome(side.lock_path, tuple(differences(old, new)), made.warnings)
 
 
 def build(
@@ -209,7 +213,8 @@ def build(
         raise UsageError("`--locked` refuses to write a lock, and `--update` writes it", hint="leave one of them out")
     made = read_plan(selection)
     write_plan(made.to_document(), made.output_dir / PLAN_FILE)
-    outcome = BuildOutcome(made.output_dir, made.output_dir / "bundle", (), 0, None, 0, None)
+    _warn(made, emit)
+    outcome = BuildOutcome(made.output_dir, made.output_dir / "bundle", (), 0, None, 0, None, made.warnings)
     if not {"discover-execution-deps", "build-launcher-image", "build-execution-images"} & set(made.stages):
         return outcome
     with open_near_side(made, engine=engine, probe=probe, jobs=jobs, emit=emit) as side:
@@ -222,6 +227,12 @@ def build(
         workshop = side.workshop(resolved)
         produced = Production(replace(workshop, rehearse=()) if rehearse else workshop).run()
     return _outcome(made, produced)
+
+
+def _warn(made: Plan, emit: Emit) -> None:
+    for warning in made.warnings:
+        if warning.certain:
+            emit(Warned(warning_text(warning), hint=warning.hint))
 
 
 def doctor(selection: Selection, *, engine: str = "auto", emit: Emit = silent) -> DoctorReport:
@@ -352,12 +363,9 @@ def open_near_side(made: Plan, *, engine: str, probe: str, jobs: int | None, emi
                 opened.append(stack.enter_context(open_engine(cache / "engine", engine=choice, emit=emit)))
             return opened[0]
 
-        def open_registry(reference: Reference) -> RegistrySource:
-            return RegistrySource(clients(reference.registry), reference.repository)
-
         catalogue = read_catalogue_lock(made.lock_path) if made.lock_path else None
         digest = hashlib.sha256(made.lock_path.read_bytes()).hexdigest() if made.lock_path else None
-        bases = BaseCache(cache, open_registry=open_registry, emit=emit)
+        bases = BaseCache(cache, open_registry=Pulls(clients, emit=emit).source, emit=emit)
         compression = Compression(made.compression.kind, made.compression.level)
         limits = made.config.limits
         layers = BaseLayers(
@@ -441,7 +449,7 @@ def _once(make: Callable[[], Engine]) -> Callable[[], Engine]:
 def _outcome(made: Plan, produced: Produced) -> BuildOutcome:
     bundle = made.output_dir / "bundle"
     if produced.manifest is None or produced.sealed is None:
-        return BuildOutcome(made.output_dir, bundle, (), produced.reused, None, 0, None)
+        return BuildOutcome(made.output_dir, bundle, (), produced.reused, None, 0, None, made.warnings)
     images = tuple(
         ImageSummary(
             name=entry.name,
@@ -456,5 +464,12 @@ def _outcome(made: Plan, produced: Produced) -> BuildOutcome:
     )
     sealed = produced.sealed
     return BuildOutcome(
-        made.output_dir, bundle, images, produced.reused, sealed.root, sealed.size_bytes, produced.manifest
+        made.output_dir,
+        bundle,
+        images,
+        produced.reused,
+        sealed.root,
+        sealed.size_bytes,
+        produced.manifest,
+        made.warnings,
     )

@@ -16,7 +16,6 @@ from airferry.errors import ConfigurationError, IntegrityError, UsageError
 from airferry.events import Emit, Warned, silent
 from airferry.host import files
 from airferry.oci.digest import parse_digest
-from airferry.plan.catalogue import catalogue_at
 from airferry.plan.env_profiles import read_env_file
 from airferry.registry.client import ClientOptions
 from airferry.site.asset_rules import StagedAssets
@@ -25,7 +24,8 @@ from airferry.site.check import Checked, CheckReport, images_to_ask, run_check
 from airferry.site.mirrors import MirrorFiles, make_mirrors
 from airferry.site.overlays import WRITTEN_BY, OverlaySet, make_overlays
 from airferry.site.registry_images import ask_images
-from airferry.usecases.defaults import DEFAULT_STEPS, SITE_FILE
+from airferry.usecases.catalogue import Whereabouts
+from airferry.usecases.defaults import SITE_FILE
 
 PLAN_CONFIG = "airgap.yaml"
 HEADER = "# What is known of the far side, for `airferry overlays`, `mirrors` and `check`.\n"
@@ -74,23 +74,36 @@ def read_site(path: Path | None) -> SiteProfile:
 def overlays(
     receipt: Path,
     *,
-    source: Path,
     out: Path,
+    source: Path | None = None,
+    bundle: Path | None = None,
     site: Path | None = None,
-    steps: str = DEFAULT_STEPS,
+    steps: str | None = None,
     root: str | None = None,
+    options: ClientOptions | None = None,
+    emit: Emit = silent,
 ) -> OverlaySet:
     """Write a config overlay for each step of a loaded bundle, `env.toml` fragments, and the commands that submit.
 
-    What an earlier run wrote into the folder and this one does not is removed.
+    The catalogue is `source`, else what the bundle or, by the receipt, the registry holds; that is extracted into
+    `catalogue` below `out`, where the overlays find it. What an earlier run wrote into the folder and this one does not
+    is removed.
 
     Raises:
+        UsageError: there is no catalogue, or the folder for it holds something else.
         ConfigurationError: receipt, catalogue and site do not fit together.
-        IntegrityError: it is no receipt, or one of another bundle than `root` names.
+        IntegrityError: it is no receipt, or one of another bundle than `root` or `bundle` names.
+        RegistryError: the registry does not hand over the catalogue.
     """
-    made = make_overlays(
-        _receipt(receipt, root), catalogue_at(source, steps=steps), site=read_site(site), out=out.absolute()
-    )
+    opened = open_bundle(bundle, root=root) if bundle is not None else None
+    known = _receipt(receipt, opened.root if opened else root)
+    places = Whereabouts(source, steps, opened, known, options, emit)
+    return write_overlays(known, places, site=read_site(site), out=out)
+
+
+def write_overlays(receipt: Receipt, places: Whereabouts, *, site: SiteProfile, out: Path) -> OverlaySet:
+    """Write what `overlays` writes, from a receipt, a catalogue and a site that are at hand."""
+    made = make_overlays(receipt, places.kept_in(out), site=site, out=out.absolute())
     _write(out, made.files)
     _remove_stale(out, made.files)
     return made
@@ -120,7 +133,7 @@ def mirrors(
 
 def check(
     *,
-    source: Path,
+    source: Path | None = None,
     receipt: Path | None = None,
     site: Path | None = None,
     targets: Sequence[str] = (),
@@ -128,7 +141,7 @@ def check(
     overlays: Path | None = None,
     env_file: Path | None = None,
     profile: str | None = None,
-    steps: str = DEFAULT_STEPS,
+    steps: str | None = None,
     root: str | None = None,
     bundle: Path | None = None,
     hash_assets: bool = False,
@@ -138,36 +151,38 @@ def check(
 ) -> CheckReport:
     """Look at each step as a job on the far side would see it, and return what was found. Changes nothing.
 
-    With the bundle, the assets that it names are compared with what is staged: names and sizes, and with `hash_assets`
-    every byte.
+    The catalogue is `source`, else what the bundle or, by the receipt, the registry holds. With the bundle, the assets
+    that it names are compared with what is staged: names and sizes, and with `hash_assets` every byte.
 
     Raises:
-        UsageError: a target, executor or profile does not exist.
+        UsageError: a target, executor or profile does not exist, or there is no catalogue.
         ConfigurationError: site or `env.toml` are wrong; the line is named.
         IntegrityError: it is no receipt, or one of another bundle than `root` or `bundle` names; the bundle is damaged.
     """
     known = read_site(site)
     if hash_assets and bundle is None:
         raise UsageError("which assets are to be read is said by the bundle", hint="name it: `--bundle DIR`")
-    opened = open_bundle(bundle, root=root) if bundle is not None else None
-    checked = Checked(
-        catalogue=catalogue_at(source, steps=steps),
-        site=known,
-        receipt=_receipt(receipt, opened.root if opened else root) if receipt is not None else None,
-        targets=tuple(part.strip() for text in targets for part in text.split(",") if part.strip()),
-        executor=executor,
-        overlays=overlays,
-        env_file=read_env_file(env_file) if env_file is not None else None,
-        profile=profile,
-        assets=_assets(opened, content=hash_assets, emit=emit),
-    )
     if overlays is not None and not overlays.is_dir():
-        raise UsageError(f"`{overlays}` is no folder of overlays", hint="`airferry overlays` writes one")
-    images = {}
-    if ask_registry and (pinned := images_to_ask(checked)):
-        quick = options or ClientOptions(connect_timeout_s=10.0, read_timeout_s=20.0)
-        images = ask_images(pinned, platform=known.platform, options=quick, emit=emit)
-    return run_check(checked, images)
+        raise UsageError(f"`{overlays}` is not a folder of overlays", hint="`airferry overlays` writes one")
+    opened = open_bundle(bundle, root=root) if bundle is not None else None
+    held = _receipt(receipt, opened.root if opened else root) if receipt is not None else None
+    with Whereabouts(source, steps, opened, held, options, emit).open(beside=overlays) as catalogue:
+        checked = Checked(
+            catalogue=catalogue,
+            site=known,
+            receipt=held,
+            targets=tuple(part.strip() for text in targets for part in text.split(",") if part.strip()),
+            executor=executor,
+            overlays=overlays,
+            env_file=read_env_file(env_file) if env_file is not None else None,
+            profile=profile,
+            assets=_assets(opened, content=hash_assets, emit=emit),
+        )
+        images = {}
+        if ask_registry and (pinned := images_to_ask(checked)):
+            quick = options or ClientOptions(connect_timeout_s=10.0, read_timeout_s=20.0)
+            images = ask_images(pinned, platform=known.platform, options=quick, emit=emit)
+        return run_check(checked, images)
 
 
 def _assets(bundle: Bundle | None, *, content: bool, emit: Emit) -> StagedAssets:

@@ -1,0 +1,47 @@
+"""The command about the catalogue that travels: `catalogue extract`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from airferry import usecases
+from airferry.cli.far import CaFileOption, JsonOption, PlainHttpOption, RootOption
+from airferry.cli.render import Reporter, data, escape
+from airferry.wording import counted
+
+catalogue = typer.Typer(no_args_is_help=True, help="The step catalogue that travels with the images.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's command as a group."""
+    catalogue.command()(extract)
+    app.add_typer(catalogue, name="catalogue", rich_help_panel="Far side")
+
+
+def extract(
+    context: typer.Context,
+    source: Annotated[
+        Path, typer.Argument(help="The bundle, or the receipt of its load, to take the catalogue from the registry.")
+    ],
+    destination: Annotated[Path, typer.Argument(help="Folder to make; absent, empty, or extracted before.")],
+    root: RootOption = None,
+    plain_http: PlainHttpOption = None,
+    ca_file: CaFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Extract the step catalogue. All of it is verified before anything is written, and nothing leaves the folder."""
+    reporter: Reporter = context.obj
+    options = usecases.ClientOptions(plain_http=plain_http, ca_file=ca_file)
+    with reporter.display():
+        done = usecases.extract_catalogue(source, destination, root=root, options=options, emit=reporter)
+    if as_json:
+        document = {"path": str(done.path), "digest": done.digest, "files": done.files, "reused": done.reused}
+        data(json.dumps(document, indent=2))
+        return
+    data(str(done.path))
+    there = "there already, and as it was" if done.reused else "extracted"
+    reporter.say(f"{counted(done.files, 'file')} {there}; next: [bold]--source {escape(str(done.path))}[/]")

@@ -1,0 +1,164 @@
+"""The step catalogue where a command of the far side needs it: a copy there, or what travelled with the images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from airferry.bundle.receipt import Receipt, read_receipt
+from airferry.bundle.verify import Bundle, open_bundle
+from airferry.errors import IntegrityError, RegistryError, UsageError
+from airferry.events import Emit, silent
+from airferry.host import files
+from airferry.oci.documents import Descriptor
+from airferry.oci.ports import Source
+from airferry.oci.reference import parse_reference
+from airferry.plan.catalogue import Catalogue, catalogue_at
+from airferry.registry.client import ClientOptions, open_clients
+from airferry.registry.source import RegistrySource
+from airferry.site.extraction import Extracted, expect_ours, holds_catalogue, unpack_catalogue
+from airferry.site.extraction import extract_catalogue as extract
+from airferry.site.places import CATALOGUE_FOLDER
+from airferry.usecases.defaults import DEFAULT_STEPS
+
+ELSEWHERE = "name the bundle with `--bundle`, or a copy of the catalogue with `--source`"
+
+
+@dataclass(frozen=True, slots=True)
+class Whereabouts:
+    """Where a command may take the catalogue from, the first that there is: `source`, bundle, or registry.
+
+    `steps` and `package` say where its steps are, if neither bundle nor receipt does.
+    """
+
+    source: Path | None = None
+    steps: str | None = None
+    bundle: Bundle | None = None
+    receipt: Receipt | None = None
+    options: ClientOptions | None = None
+    emit: Emit = silent
+
+    def at(self, root: Path) -> Catalogue:
+        """Return the catalogue at a folder, its steps where it is known that they are."""
+        named = _named(self.bundle, self.receipt)
+        if self.steps is not None or named is None:
+            return catalogue_at(root, steps=self.steps or DEFAULT_STEPS)
+        return catalogue_at(root, steps=named.steps, package=named.package)
+
+    def expect(self, out: Path) -> None:
+        """Raise what `kept_in` would, as far as that is known without fetching anything."""
+        if self.source is not None:
+            self.at(self.source)
+            return
+        with _opened(self):
+            expect_ours(out / CATALOGUE_FOLDER)
+
+    def kept_in(self, out: Path) -> Catalogue:
+        """Return the catalogue for files that refer to it: `source`, else `catalogue` below `out`, extracted there.
+
+        Raises:
+            UsageError: there is none, or something else lies in that folder.
+            IntegrityError: what travelled is damaged or hostile.
+            RegistryError: the registry does not hand it over.
+        """
+        if self.source is not None:
+            return self.at(self.source)
+        with _opened(self) as (source, descriptor):
+            return self.at(extract(source, descriptor, out / CATALOGUE_FOLDER).path)
+
+    @contextmanager
+    def open(self, *, beside: Path | None = None) -> Iterator[Catalogue]:
+        """Give the catalogue for reading: `source`, else what `kept_in(beside)` left, else extracted for this block.
+
+        Raises:
+            AirferryError: as `kept_in` raises.
+        """
+        if self.source is not None:
+            yield self.at(self.source)
+            return
+        with _opened(self) as (source, descriptor):
+            if beside is not None and holds_catalogue(beside / CATALOGUE_FOLDER, descriptor.digest):
+                yield self.at(beside / CATALOGUE_FOLDER)
+                return
+            with files.scratch_directory(files.cache_directory() / "scratch") as scratch:
+                root = files.ensure_directory(scratch / CATALOGUE_FOLDER)
+                unpack_catalogue(source, descriptor, root, scratch=scratch)
+                yield self.at(root)
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    digest: str
+    steps: str
+    package: str
+
+
+def _named(bundle: Bundle | None, receipt: Receipt | None) -> _Named | None:
+    if bundle is not None and (entry := bundle.manifest.catalogue) is not None:
+        return _Named(entry.digest, entry.steps, entry.package)
+    if receipt is not None and (held := receipt.catalogue) is not None:
+        return _Named(parse_reference(held.pinned).digest or "", held.steps, held.package)
+    return None
+
+
+def extract_catalogue(
+    source: Path,
+    destination: Path,
+    *,
+    root: str | None = None,
+    options: ClientOptions | None = None,
+    emit: Emit = silent,
+) -> Extracted:
+    """Extract the catalogue of a bundle, or of the load that a receipt is of, into a folder that is absent or empty.
+
+    What an earlier extraction left there, and nobody changed, is replaced.
+
+    Raises:
+        UsageError: there is no bundle, no catalogue in it, or the folder holds something else.
+        IntegrityError: the bundle is another than `root` names, or the catalogue is damaged or hostile.
+        RegistryError: the registry does not hand it over.
+        HostError: the disk is full, or the folder not writable.
+    """
+    if source.is_file():
+        if root is not None:
+            raise UsageError("`--root` goes with a bundle, and a receipt was given", hint="name the bundle")
+        places = Whereabouts(receipt=read_receipt(source), options=options, emit=emit)
+    else:
+        places = Whereabouts(bundle=open_bundle(source, root=root), options=options, emit=emit)
+    with _opened(places) as (opened, descriptor):
+        return extract(opened, descriptor, destination)
+
+
+@contextmanager
+def _opened(places: Whereabouts) -> Iterator[tuple[Source, Descriptor]]:
+    bundle, receipt = places.bundle, places.receipt
+    named = _named(bundle, receipt)
+    if named is None:
+        what = "this bundle" if bundle is not None else "the receipt's bundle" if receipt is not None else None
+        raise UsageError(
+            "no catalogue given, and neither a bundle nor a receipt to take it from"
+            if what is None
+            else f"{what} carries no catalogue: it was too large to travel, or the bundle is from an older airferry",
+            hint="name a copy of the catalogue with `--source DIR`; the launcher image has one in its working folder"
+            if what is not None
+            else ELSEWHERE,
+        )
+    if bundle is not None and bundle.manifest.catalogue is not None:
+        for descriptor in bundle.artifacts:
+            if descriptor.digest == named.digest:
+                yield bundle.store, descriptor
+                return
+        raise IntegrityError(f"the bundle's manifest names the catalogue `{named.digest}`, which is not in the bundle")
+    assert receipt is not None
+    assert receipt.catalogue is not None
+    with ExitStack() as stack:
+        reference = parse_reference(receipt.catalogue.pinned)
+        try:
+            clients = stack.enter_context(open_clients(places.options or ClientOptions(), emit=places.emit))
+            registry = RegistrySource(clients(reference.registry), reference.repository)
+            descriptor = registry.resolve(reference.target)
+        except RegistryError as error:
+            raise RegistryError(error.message, hint=error.hint or ELSEWHERE, **error.fields) from error
+        yield registry, descriptor

@@ -1,0 +1,78 @@
+"""A bundle into a registry and out to jobs in one go: what `load` does, and then what `overlays` does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from airferry.bundle.receipt import RECEIPT_FILE
+from airferry.bundle.verify import open_bundle
+from airferry.events import Emit, silent
+from airferry.registry.client import ClientOptions
+from airferry.site.overlays import OverlaySet
+from airferry.usecases.catalogue import Whereabouts
+from airferry.usecases.far import LoadOutcome, load
+from airferry.usecases.site import read_site, write_overlays
+
+
+@dataclass(frozen=True, slots=True)
+class JobsOutcome:
+    """What was loaded, and what was written to submit jobs with; None where it was only tried."""
+
+    loaded: LoadOutcome
+    overlays: OverlaySet | None
+
+    def to_document(self) -> dict[str, Any]:
+        """Return the outcome as plain data."""
+        made = self.overlays
+        return {
+            **self.loaded.to_document(),
+            "jobs": None if made is None else {"steps": [step.to_document() for step in made.steps]},
+        }
+
+
+def load_for_jobs(
+    bundle: Path,
+    *,
+    to: str,
+    jobs: Path,
+    site: Path | None = None,
+    source: Path | None = None,
+    root: str | None = None,
+    receipt: Path | None = None,
+    maps: Mapping[str, str] | None = None,
+    flatten: bool = False,
+    dry_run: bool = False,
+    options: ClientOptions | None = None,
+    emit: Emit = silent,
+) -> JobsOutcome:
+    """Load a bundle, and write into `jobs` the receipt, the catalogue, and what `overlays` writes.
+
+    The site's profile and the catalogue are looked at before anything is sent. The catalogue is `source`, else the
+    bundle's own.
+
+    Raises:
+        UsageError: there is no catalogue, or `jobs` holds something else in its place; and as `load` raises.
+        ConfigurationError: the site's profile is wrong, or does not fit catalogue and bundle.
+        AirferryError: as `load` raises.
+    """
+    known = read_site(site)
+    opened = open_bundle(bundle, root=root)
+    Whereabouts(source=source, bundle=opened, options=options, emit=emit).expect(jobs)
+    loaded = load(
+        bundle,
+        to=to,
+        root=root,
+        receipt=receipt or jobs / RECEIPT_FILE,
+        maps=maps,
+        flatten=flatten,
+        dry_run=dry_run,
+        options=options,
+        emit=emit,
+    )
+    if dry_run:
+        return JobsOutcome(loaded, None)
+    places = Whereabouts(source=source, bundle=opened, receipt=loaded.receipt, options=options, emit=emit)
+    return JobsOutcome(loaded, write_overlays(loaded.receipt, places, site=known, out=jobs))

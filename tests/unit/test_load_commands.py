@@ -1,0 +1,105 @@
+"""What a load says to submit steps with: the loaded image, and never an override that drops the site's storage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airferry.bundle.manifest import BundleManifest, GroupEntry, ToolEntry
+from airferry.bundle.receipt import Receipt, ReceiptCatalogue
+from airferry.bundle.verify import VerifyReport
+from airferry.cli import far
+from airferry.cli.app import run
+from airferry.cli.render import Reporter
+from airferry.site.load import LoadResult
+from airferry.site.push import PushResult
+from airferry.usecases import LoadOutcome
+from travelling_catalogue import DIGEST, REF, TARGET, URL, receipt_of
+
+IMAGE = f"hub.site:5000/airgap/trainer@{DIGEST}"
+HELD = ReceiptCatalogue(
+    pinned=f"hub.site:5000/airgap/airferry-artifacts@{DIGEST}", steps="src/nemotron/steps", package="nemotron.steps"
+)
+
+
+def outcome(receipt: Receipt, *, baked: bool, by_target: bool = True) -> LoadOutcome:
+    overlay: dict[str, Any] = {"repo": "Bridge", "url": URL, "ref": REF, "target": TARGET}
+    group = GroupEntry(
+        name="trainer-1",
+        image_names=("trainer",),
+        base_image="base:1",
+        platforms=("linux/amd64",),
+        tag="trainer:airgap",
+        selected_image="trainer:airgap",
+        tar="trainer.tar",
+        steps=("sft/one",),
+        targets=("sft/one:tiny",) if by_target else (),
+        repo_overlays=(overlay,) if baked else (),  # type: ignore[arg-type]
+    )
+    manifest = BundleManifest(
+        workflow={},
+        build_stages=(),
+        execution_groups=(group,),
+        compression="zstd",
+        tool=ToolEntry(airferry="0"),
+    )
+    report = VerifyReport(Path("out"), DIGEST, True, 1, 1, 1, 1, ())
+    return LoadOutcome(LoadResult(report, manifest, PushResult(), (), receipt, False), Path("airgap-receipt.yaml"))
+
+
+@pytest.mark.parametrize("by_target", [True, False])
+def test_a_step_with_a_baked_checkout_takes_the_config_that_overlays_writes(by_target: bool) -> None:
+    commands = outcome(receipt_of(DIGEST), baked=True, by_target=by_target).submit_commands()
+    assert commands == ["nemotron steps run sft/one -c airgap-overlays/EXECUTOR/sft/one/tiny.yaml -b PROFILE"]
+
+
+def test_a_step_without_one_takes_its_own_config_and_the_image() -> None:
+    commands = outcome(receipt_of(DIGEST), baked=False).submit_commands()
+    assert commands == [f"nemotron steps run sft/one -c tiny -b PROFILE run.env.container_image={IMAGE}"]
+
+
+def test_configs_of_one_step_have_their_own_images() -> None:
+    receipt = receipt_of(DIGEST).model_copy(
+        update={
+            "targets": ("sft/one:tiny", "sft/one:big", "eval/two"),
+            "steps": {"sft/one:tiny": "a@x", "sft/one:big": "b@x", "eval/two": "c@x"},
+        }
+    )
+    assert outcome(receipt, baked=False).submit_commands() == [
+        "nemotron steps run sft/one -c tiny -b PROFILE run.env.container_image=a@x",
+        "nemotron steps run sft/one -c big -b PROFILE run.env.container_image=b@x",
+        "nemotron steps run eval/two -c CONFIG -b PROFILE run.env.container_image=c@x",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("held", "expected"),
+    [
+        (HELD, "airferry overlays airgap-receipt.yaml writes these configs"),
+        (None, "airferry overlays airgap-receipt.yaml --source CATALOGUE writes these configs"),
+    ],
+)
+def test_what_writes_the_configs_is_said(
+    held: ReceiptCatalogue | None, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    far._show_commands(outcome(receipt_of(DIGEST, catalogue=held), baked=True), Reporter())
+    said = " ".join(capsys.readouterr().err.split())
+    assert expected in said
+    assert ("carries no catalogue" in said) == (held is None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["load", "out", "--to", "hub:5000/x", "--jobs", "4"], "transfers at a time are `-j 4`"),
+        (["load", "out", "--to", "hub:5000/x", "--source", "code"], "`--source` goes with `--jobs DIR`"),
+        (["load", "--rollback", "r.yaml", "--jobs", "jobs"], "takes a receipt, and no bundle"),
+    ],
+)
+def test_options_that_do_not_go_together_are_told(
+    arguments: list[str], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments) == 2
+    assert reason in " ".join(capsys.readouterr().err.split())
