@@ -22,6 +22,7 @@ from airferry.bundle.manifest import (
     describe_platform,
 )
 from airferry.bundle.seal import Sealed, seal
+from airferry.bundle.twins import with_twins
 from airferry.host import files
 from airferry.oci.documents import (
     IMAGE_CONFIG,
@@ -119,8 +120,8 @@ def make_image(
     return index, entry
 
 
-def make_bundle(path: Path, salt: str = "") -> Sealed:
-    """Seal a bundle of one image and one artifact into a folder, over what may be there."""
+def make_bundle(path: Path, salt: str = "", *, twins: bool = False) -> Sealed:
+    """Seal a bundle of one image and one artifact into a folder, over what may be there; perhaps with its twin."""
     store = LayoutStore.create(path)
     index, image = make_image(store, salt)
     text = f"tiny=={salt or '1'}\n".encode()
@@ -137,15 +138,16 @@ def make_bundle(path: Path, salt: str = "") -> Sealed:
         size_bytes=artifact.size,
         subject=index.digest,
     )
+    images = {REFERENCE: index}
     manifest = BundleManifest(
         workflow={"name": "test", "stages": ["sft/tiny:default"]},
         build_stages=("validate", "build-execution-images"),
-        images=(image,),
+        images=tuple(with_twins(store, [image], images) if twins else [image]),
         artifacts=(entry,),
         compression="zstd",
         tool=ToolEntry(airferry="0.1.0"),
     )
-    return seal(store, {REFERENCE: index}, artifacts=[artifact], manifest=manifest)
+    return seal(store, images, artifacts=[artifact], manifest=manifest)
 
 
 def base_image(store: LayoutStore, descriptor: Descriptor, platform: Platform) -> BaseImage:

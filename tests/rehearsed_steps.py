@@ -145,6 +145,13 @@ if __name__ == "__main__":
     child.join()
 """
 
+EXEC = """
+import os
+import sys
+
+open(sys.argv[-1]).close()
+os.execvp("torchrun", ["torchrun", "--nproc_per_node=8", "train.py"])
+"""
 STEPS = {
     "quiet/python": QUIET,
     "native/code": NATIVE,
@@ -153,6 +160,7 @@ STEPS = {
     "broken/name": BROKEN,
     "broken/addition": INCOMPLETE,
     "early/exit": EARLY,
+    "exec/launcher": EXEC,
     "declared/silent": SILENT,
     "good/step": GOOD,
     "fetch/children": FETCH,

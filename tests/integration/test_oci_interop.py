@@ -74,7 +74,7 @@ def archive(tmp_path: Path) -> WrittenArchive:
 
 
 def test_skopeo_reads_and_copies_a_bundle_and_keeps_its_digests(tmp_path: Path, skopeo: Callable[..., str]) -> None:
-    make_bundle(tmp_path / "bundle")
+    make_bundle(tmp_path / "bundle", twins=True)
     index = LayoutStore.open(tmp_path / "bundle").resolve(REFERENCE)
     raw = skopeo("inspect", "--raw", f"oci:{tmp_path / 'bundle'}:{REFERENCE}")
     assert len(raw.encode()) == index.size
@@ -124,7 +124,7 @@ def test_a_zstd_layer_and_a_gzip_layer_are_unpacked_by_others(
 
 
 def test_podman_pulls_from_a_bundle(plain_folder: Path, podman: Callable[..., str]) -> None:
-    make_bundle(plain_folder / "bundle")
+    make_bundle(plain_folder / "bundle", twins=True)
     identifier = podman("pull", "-q", f"oci:{plain_folder / 'bundle'}:{REFERENCE}").strip()
     (image,) = json.loads(podman("image", "inspect", identifier))
     assert image["Architecture"] == host().architecture

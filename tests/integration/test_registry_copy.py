@@ -228,6 +228,8 @@ def test_a_probe_finds_out_what_debians_registry_does_and_leaves_nothing(
             "resumes": True,
             "survives_breaks": False,
             "referrers": False,
+            "shows_oci_to_enroot": False,
+            "takes_docker_lists": True,
             "deletes_tags": False,
             "deletes_manifests": True,
             "deletes_blobs": True,
@@ -235,7 +237,9 @@ def test_a_probe_finds_out_what_debians_registry_does_and_leaves_nothing(
         assert len(running.sessions()) == 1, "a session that broke within a request cannot be removed in 2.8"
         assert read_profile(running.address).mounts is True
         assert airferry("registry", "probe", f"{running.address}/team/try") == 0
-        shown = capsys.readouterr().out
+        captured = capsys.readouterr()
+        assert "build with `docker_twin: true`" in captured.err
+        shown = captured.out
         assert "referrers  no" in shown and "largest_request_bytes  no limit seen" in shown
 
 

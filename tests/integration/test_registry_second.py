@@ -54,9 +54,12 @@ def registry(tmp_path_factory: pytest.TempPathFactory, program: str) -> Iterator
 def test_a_load_arrives_whole_with_referrers_and_a_second_one_sends_nothing(
     registry: RegistryProcess, tmp_path: Path
 ) -> None:
-    make_bundle(tmp_path / "bundle")
+    make_bundle(tmp_path / "bundle", twins=True)
     bundle = open_bundle(tmp_path / "bundle")
     receipt_path = tmp_path / "r.yaml"
+    with RegistryClient(registry.address, options=OPTIONS) as client:
+        profile = probe(client)
+    assert profile.shows_oci_to_enroot and profile.takes_docker_lists
     first = load(tmp_path / "bundle", to=f"{registry.address}/load", receipt_path=receipt_path, options=OPTIONS)
     assert first.pushed.sent_blobs > 0
     again = load(tmp_path / "bundle", to=f"{registry.address}/load", receipt_path=receipt_path, options=OPTIONS)

@@ -142,6 +142,14 @@ def test_a_step_that_hangs_is_ended_with_all_that_it_left(fared: dict[str, dict[
     [
         ("broken/name", "image", "module", [], "cannot import name 'nothing_of_that_name'"),
         ("broken/addition", "image", "module", ["ferry_incomplete"], "step.py:1), as `ferry_of_nobody` is missing"),
+        (
+            "exec/launcher",
+            "config",
+            "program",
+            [],
+            "program at src/nemotron/steps/exec/launcher/step.py:6: the program ",
+        ),
+        ("exec/launcher", "config", "program", [], "the program `torchrun` is not in the image: FileNotFoundError"),
         ("early/exit", "imported", "finished", [], "it ended without having read its config"),
     ],
 )
@@ -225,11 +233,19 @@ def test_it_works_across_cpus(yard: NearSide, fared: dict[str, dict[str, Any]], 
         assert (entry["reached"], entry["stopped_by"]) == (native["reached"], native["stopped_by"])
 
 
-def test_a_step_that_is_none_of_the_plan_is_named(yard: NearSide, sealed: usecases.BuildOutcome) -> None:
+def test_named_targets_alone_are_tried(yard: NearSide, sealed: usecases.BuildOutcome) -> None:
     yard.write(**stages(*HARMLESS))
-    with pytest.raises(ConfigurationError, match="`good/stop` is no target of the plan") as caught:
-        usecases.rehearse(yard.selection(), steps=["good/stop"])
-    assert "`good/step:tiny`" in (caught.value.hint or "")
+    done = yard.run("rehearse", "--target", "good/step:tiny, quiet/python")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((yard.out / REPORT).read_text())
+    assert sorted(entry["target"] for entry in report["rehearsals"]) == ["good/step:tiny", "quiet/python:tiny"]
+
+
+def test_a_step_that_there_is_none_of_is_named(yard: NearSide, sealed: usecases.BuildOutcome) -> None:
+    yard.write(**stages(*HARMLESS))
+    with pytest.raises(ConfigurationError, match="there is no step `good/stop`") as caught:
+        usecases.rehearse(yard.selection(targets=("good/stop",)))
+    assert "`good/step`" in (caught.value.hint or "")
     limits = yard.document["rehearsal"]
     for name, wanted in (("good/stop", "good/stop/step.py"), ("good/step:tony", "good/step/config/tony.yaml")):
         yard.write(rehearsal={**limits, "steps": {**limits["steps"], name: {"least": "config"}}})

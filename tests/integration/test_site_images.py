@@ -7,6 +7,7 @@ from pathlib import Path
 
 from registries import free_port, run_registry
 
+from airferry.config import Executor
 from airferry.oci.copy import copy_image
 from airferry.oci.documents import IMAGE_CONFIG, IMAGE_MANIFEST, Manifest, canonical_json
 from airferry.oci.layout import LayoutStore
@@ -54,7 +55,8 @@ def test_images_are_found_with_their_variables_or_it_is_said_why_not(
         name = f"{running.address}/a/b@"
         gone, dead = name + "sha256:" + "0" * 64, f"127.0.0.1:{free_port()}/a/b@{index.digest}"
         pinned = [name + index.digest, name + plain.digest, gone, dead]
-        said = ask_images(pinned, platform=parse_platform("linux/arm64"), options=OPTIONS)
+        executor = Executor(kind="kubernetes")
+        said = ask_images(pinned, executor=executor, platform=parse_platform("linux/arm64"), options=OPTIONS)
     assert said[name + index.digest].found and said[name + index.digest].environment == {}
     assert said[name + plain.digest].environment == {"CUDA_VERSION": "12.8.0", "EMPTY": "", "A": "b=c"}
     assert not said[gone].found and said[gone].problem is None

@@ -35,19 +35,6 @@ def run_probe(
     return parse_probe(done.stdout)
 
 
-def test_modules_of_checkouts_are_found_where_they_begin(tmp_path: Path) -> None:
-    write_modules(tmp_path, {"one/top.py": "", "two/src/deep/__init__.py": "", "three/json.py": "raise ValueError"})
-    python, *options, script = probe_argv(sys.executable)
-    checkouts = [str(tmp_path / name) for name in ("one", "two", "three", "absent")]
-    request = probe_input(["top", "deep", "src"], checkouts=checkouts)
-    answers = parse_probe(process.run([python, *options, script], stdin=request, timeout_s=60).stdout).modules
-    assert {name: answer.status for name, answer in answers.items()} == {
-        "top": "present",
-        "deep": "present",
-        "src": "missing",
-    }
-
-
 def test_present_missing_and_dotted_modules(tmp_path: Path) -> None:
     write_modules(
         tmp_path, {"parent/__init__.py": "", "parent/child.py": "", "plain.py": "", "space/inner/__init__.py": ""}

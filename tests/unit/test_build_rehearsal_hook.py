@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from airferry.build import rehearsal_hook
-from airferry.build.rehearsal_report import read_hook_log
+from airferry.build.rehearsal_report import judge_ending, read_hook_log
 
 OUTSIDE = "203.0.113.7"  # nothing is sent there: a datagram's `connect` sends nothing, and a number is not looked up
 
@@ -147,7 +147,40 @@ def test_an_exception_is_noted_with_its_causes_and_still_shown(stage: Stage) -> 
     assert done.returncode == 1 and "KeyError: 'data'" in done.stderr
     (noted,) = stage.records("exception")
     assert [cause[0] for cause in noted["causes"]] == ["builtins.KeyError", "builtins.FileNotFoundError"]
-    assert noted["causes"][1][2:] == ["/nowhere", 2] and noted["frames"][-1][:2] == [str(step), 4]
+    assert noted["causes"][1][2:] == ["/nowhere", 2, "/", "cause", 0]
+    assert noted["frames"][-1][:2] == [str(step), 4]
+
+
+@pytest.mark.parametrize(
+    ("source", "stopped_by", "text"),
+    [
+        ("os.execvp('ferryrun', ['ferryrun', 'x.py'])", "program", "the program `ferryrun` is not in the image"),
+        ("os.execv('/opt/ferryrun', ['ferryrun'])", "program", "the program `ferryrun` is not in the image"),
+        ("os.execvpe('ferryrun', ['ferryrun'], {})", "program", "the program `ferryrun` is not in the image"),
+        ("os.posix_spawn('/opt/ferryrun', ['ferryrun'], {})", "program", "the program `ferryrun` is not in the image"),
+        ("subprocess.run(['ferryrun', 'x.py'], check=True)", "program", "`ferryrun` is not in the image"),
+        ("subprocess.run([config], check=True)", "program", "cannot be run: PermissionError"),
+        ("subprocess.run('ferryrun --x', shell=True, check=True)", "program", "ferryrun: not found"),
+        ("subprocess.run(['true'], cwd='/lustre/work')", "data", "/lustre/work"),
+        ("subprocess.run([sys.executable, '-c', 'import ferry_of_nobody'], check=True)", "module", "ferry_of_nobody"),
+        ("sys.exit(os.system('ferryrun') >> 8)", "program", "ended with code 127"),
+        ("os.environ['FERRY_RANK']", "variable", "the environment variable 'FERRY_RANK' is not set"),
+        ("{}['FERRY_RANK']", "error", "KeyError"),
+        ("open('/lustre/train.jsonl')", "data", "/lustre/train.jsonl"),
+        ("open('/lustre/model/weights.bin')", "weights", "weights.bin"),
+        ("open('/usr/share/nowhere/model.bin')", "error", "model.bin"),
+        ("import ferry_of_nobody", "module", "No module named"),
+    ],
+)
+def test_what_stopped_a_step_is_judged_by_what_python_really_raises(
+    stage: Stage, source: str, stopped_by: str, text: str
+) -> None:
+    step = stage.write(f"import os, subprocess, sys\nconfig = sys.argv[1]\nopen(config).close()\n{source}\n")
+    stage.around(30, sys.executable, step, stage.config)
+    hook = read_hook_log(stage.log.read_bytes())
+    judged = judge_ending(hook, root=str(stage.root / "catalogue"), has_config=True)
+    assert (judged.stopped_by, text in judged.text) == (stopped_by, True), judged
+    assert judged.reached == ("started" if stopped_by in ("data", "weights") else "config")
 
 
 def test_records_of_one_interpreter_are_bounded(stage: Stage) -> None:

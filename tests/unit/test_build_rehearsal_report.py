@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from typing import Any
 
@@ -177,9 +178,15 @@ def ending(*records: dict[str, Any], config: bool = True, **end: Any) -> tuple[s
     return judged.reached, judged.stopped_by
 
 
-def error(kind: str, message: str, *more: tuple[str, str], pid: int = 5) -> dict[str, Any]:
-    causes = [[kind, message, "", 0], *[[*item, "", 0] for item in more]]
+def error(kind: str, message: str, *more: tuple[str, str], pid: int = 5, link: str = "cause") -> dict[str, Any]:
+    causes = [[kind, message, "", 0, "", "", 0], *[[*item, "", 0, "", link, 0] for item in more]]
     return {"event": "exception", "causes": causes, "frames": [[STEP, 9, "main"], ["/lib/x.py", 2, "f"]], "pid": pid}
+
+
+def os_error(kind: str, number: int, path: str, *, near: str = "/", message: str = "it failed") -> dict[str, Any]:
+    text = f"[Errno {number}] {message}: '{path}'"
+    causes = [[f"builtins.{kind}", text, path, number, near, "", 0]]
+    return {"event": "exception", "causes": causes, "frames": [[STEP, 9, "main"]], "pid": 5}
 
 
 @pytest.mark.parametrize(
@@ -205,6 +212,112 @@ def test_what_stopped_a_step_that_read_its_config(kind: str, message: str, expec
     assert ending(error(kind, message)) == expected
 
 
+@pytest.mark.parametrize(
+    ("kind", "message", "expected"),
+    [
+        (
+            "builtins.ImportError",
+            "libcudart.so.12: cannot open shared object file: No such file or directory",
+            "module",
+        ),
+        ("builtins.OSError", "libcudnn.so.9: cannot open shared object file: No such file or directory", "module"),
+        ("builtins.OSError", "libcuda.so.1: cannot open shared object file: No such file or directory", "gpu"),
+        ("builtins.ImportError", "cannot import name 'driver' from 'cuda'", "module"),
+        ("builtins.AssertionError", "Torch not compiled with CUDA enabled", "error"),
+        ("builtins.OSError", "CUDA_HOME environment variable is not set", "error"),
+        ("builtins.RuntimeError", "world size must be divisible by the number of GPUs", "error"),
+        ("builtins.RuntimeError", "nccl backend needs at least 2 GPUs", "gpu"),
+        ("builtins.ValueError", "tokenizer_type must be one of a, b", "error"),
+        ("builtins.ValueError", "unknown checkpoint format: zarr", "error"),
+        ("builtins.ValueError", "no tokenizer type given", "error"),
+        ("builtins.ValueError", "`adamw` not found in the registry of optimizers", "error"),
+        ("builtins.ValueError", "/opt/tool/examples/run.py was not found: mount a checkout", "error"),
+        ("builtins.RuntimeError", "no training files in /lustre/corpus", "data"),
+        ("builtins.RuntimeError", "Failed to import transformers.models.auto: No module named 'apex'", "module"),
+        ("builtins.RuntimeError", "rendezvous with 127.0.0.1:29500: Connection refused", "error"),
+        ("datasets.exceptions.DatasetNotFoundError", "Dataset 'a/b' is not there", "weights"),
+        ("torch.distributed.elastic.ChildFailedError", "convert_checkpoint.py FAILED", "error"),
+        ("subprocess.CalledProcessError", "Command '['python', 'load_checkpoint.py', 'not found']' failed", "error"),
+    ],
+)
+def test_words_alone_let_no_step_pass(kind: str, message: str, expected: str) -> None:
+    assert ending(error(kind, message))[1] == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "number", "path", "near", "expected"),
+    [
+        ("FileNotFoundError", errno.ENOENT, "/lustre/train.bin", "/", "data"),
+        ("FileNotFoundError", errno.ENOENT, "data/train.jsonl", "/airferry/job", "data"),
+        ("FileNotFoundError", errno.ENOENT, "/lustre/ckpt/latest", "/", "weights"),
+        ("FileNotFoundError", errno.ENOENT, "/opt/checkpoints/x", "/opt", "weights"),
+        ("FileNotFoundError", errno.ENOENT, "/opt/Tool/examples/data", "/opt/Tool", "error"),
+        ("FileNotFoundError", errno.ENOENT, "/somewhere/train.py", "/", "error"),
+        ("FileNotFoundError", errno.ENOENT, "/usr/share/model.bin", "/usr/share", "error"),
+        ("FileNotFoundError", errno.ENOENT, f"{ROOT}/src/data/blend.json", f"{ROOT}/src", "error"),
+        ("FileNotFoundError", errno.ENOENT, "/dev/nvidia0", "/dev", "gpu"),
+        ("PermissionError", errno.EACCES, "/lustre", "/", "data"),
+        ("PermissionError", errno.EACCES, "/home/user/cache", "/home/user/cache", "error"),
+        ("PermissionError", errno.EACCES, "/etc/model", "/etc", "error"),
+        ("OSError", errno.ENOSPC, "/airferry/job/checkpoint", "/airferry/job", "error"),
+        ("OSError", errno.EROFS, "/data/checkpoint", "/", "error"),
+        ("OSError", errno.EMFILE, "/data/train.bin", "/data", "error"),
+        ("NotADirectoryError", errno.ENOTDIR, "/data/set", "/", "data"),
+        ("ConnectionRefusedError", errno.ECONNREFUSED, "", "", "network"),
+    ],
+)
+def test_errors_of_the_system_are_judged_by_number_and_path(
+    kind: str, number: int, path: str, near: str, expected: str
+) -> None:
+    assert ending(os_error(kind, number, path, near=near))[1] == expected
+
+
+def test_what_only_came_before_an_exception_counts_where_it_speaks_of_it() -> None:
+    missing = os_error("FileNotFoundError", errno.ENOENT, "/lustre/set.jsonl")["causes"][0]
+    for link, message, expected in (
+        ("cause", "cannot go on", "data"),
+        ("context", "cannot go on", "error"),
+        ("context", "nothing at /lustre/set.jsonl", "data"),
+    ):
+        record = error("builtins.RuntimeError", message)
+        record["causes"].append([*missing[:5], link, 0])
+        assert ending(record)[1] == expected, (link, message)
+    gpu = ("builtins.RuntimeError", "No CUDA GPUs are available")
+    assert ending(error("builtins.ValueError", "the batch size is odd", gpu, link="context"))[1] == "error"
+    module = ("builtins.ModuleNotFoundError", "No module named 'apex'")
+    assert ending(error("builtins.RuntimeError", "no pretrained model found", module))[1] == "module"
+
+
+def test_a_program_that_is_not_there_is_known_by_what_was_started() -> None:
+    launch = {**start("os.exec", "torchrun", "x.py", line=9), "program": "/usr/bin/torchrun"}
+    nameless = ["builtins.FileNotFoundError", "[Errno 2] No such file or directory", "", 2, "", "", 0]
+    failed = {"event": "exception", "causes": [nameless], "frames": [[STEP, 9, "main"], ["<frozen os>", 5, "_execvpe"]]}
+    judged = judge_ending(
+        hook_log(
+            {"event": "config", "pid": 5}, launch, {**failed, "pid": 5}, {"event": "end", "step_pid": 5, "code": 1}
+        ),
+        root=ROOT,
+        has_config=True,
+    )
+    assert (judged.reached, judged.stopped_by, judged.place) == ("config", "program", "src/steps/a/step.py:9")
+    assert judged.text.startswith("the program `torchrun` is not in the image: FileNotFoundError")
+    makedirs = {**failed, "frames": [[STEP, 9, "main"], ["<frozen os>", 5, "makedirs"]], "pid": 5}
+    assert ending(launch, makedirs)[1] == "error", "another function of the same module"
+    assert ending({**failed, "pid": 5})[1] == "error", "nothing was started"
+    smi = {**start("subprocess.Popen", "nvidia-smi", line=9), "program": "nvidia-smi"}
+    assert ending(smi, os_error("FileNotFoundError", 2, "nvidia-smi"))[1] == "gpu"
+    folder = os_error("FileNotFoundError", 2, "/lustre/work")
+    assert ending(smi, folder)[1] == "data", "the folder that a program was to start in"
+
+
+def test_a_child_that_failed_says_why_itself() -> None:
+    failed = error("subprocess.CalledProcessError", "Command ['torchrun', 'checkpoint'] returned 1")
+    child = error("builtins.ModuleNotFoundError", "No module named 'apex'", pid=6)
+    assert ending(child, failed)[1] == "module"
+    assert ending(failed, output="sh: 1: torchrun: not found")[1] == "program"
+    assert ending(failed)[1] == "error"
+
+
 def test_causes_tell_weights_and_networks_behind_other_errors() -> None:
     network = ("requests.exceptions.ConnectionError", "Max retries exceeded")
     assert ending(error("builtins.RuntimeError", "cannot fetch", network)) == ("config", "network")
@@ -220,7 +333,17 @@ def test_causes_tell_weights_and_networks_behind_other_errors() -> None:
         ({"limited": True, "code": None}, True, ("started", "time limit")),
         ({"limited": True, "code": None}, False, ("imported", "time limit")),
         ({"code": 2, "output": "usage: step.py\nstep.py: error: unrecognized"}, False, ("image", "usage")),
-        ({"code": 127, "output": "torchrun: not found"}, False, ("image", "module")),
+        ({"code": 127, "output": "torchrun: not found"}, False, ("image", "program")),
+        ({"code": 126, "output": "sh: /opt/run: Permission denied"}, True, ("config", "program")),
+        ({"code": 1, "output": "sh: 1: torchrun: not found\ngiving up"}, True, ("config", "program")),
+        ({"code": 1, "output": "run.sh: line 3: torchrun: command not found"}, True, ("config", "program")),
+        ({"code": 1, "output": "env: 'torchrun': No such file or directory"}, True, ("config", "program")),
+        ({"code": 1, "output": "sh: 1: nvidia-smi: not found"}, True, ("started", "gpu")),
+        ({"code": 1, "output": "using the gpu config\nit failed"}, True, ("config", "error")),
+        ({"code": 1, "output": "RuntimeError: no CUDA GPUs are available"}, True, ("started", "gpu")),
+        ({"code": 1, "output": "checkpoint interval: expected a number"}, True, ("config", "error")),
+        ({"code": 1, "output": "cannot find the checkpoint /ckpt/7"}, True, ("started", "weights")),
+        ({"code": 1, "output": "cannot open /opt/tool/run.py: not found"}, True, ("config", "error")),
         ({"code": None, "signal": 11, "output": "Fatal"}, True, ("config", "error")),
         ({"code": 1, "output": "bash: fatal: unable to access 'https://x/'"}, True, ("config", "network")),
         ({"code": 3, "output": "done nothing"}, False, ("imported", "error")),

@@ -58,7 +58,7 @@ def probe(
     platform: str = "linux/amd64",
     env: Mapping[str, str] | None = None,
     config: Mapping[str, Any] | None = None,
-    path: Iterable[str] = (),
+    variables: Mapping[str, str] | None = None,
 ) -> ProbeResult:
     settings = {"Env": [f"{key}={value}" for key, value in (env or {}).items()], **(config or {})}
     document = {
@@ -73,7 +73,7 @@ def probe(
         modules=modules,
         python=python,
         platform=parse_platform(platform),
-        path=path,
+        variables=variables,
     )
 
 
@@ -270,14 +270,19 @@ def test_a_chain_of_imports_that_is_deeper_than_any_stack() -> None:
     assert statuses(probe(layer, modules=["m0"])) == {"m0": "incomplete m3000"}
 
 
-def test_folders_of_overlays_come_first() -> None:
+def test_folders_of_python_path_come_first_and_variables_of_a_job_beat_those_of_the_image() -> None:
     layer = [
         *site(Item("pkg/__init__.py", value="import gone\n")),
         Item("srv/code/pkg/__init__.py"),
         Item("srv/code/more.py"),
     ]
     assert statuses(probe(layer, modules=["pkg", "more"]))["pkg"] == "incomplete gone"
-    assert statuses(probe(layer, modules=["pkg", "more"], path=["/srv/code"])) == {"pkg": "present", "more": "present"}
+    found = {"pkg": "present", "more": "present"}
+    assert statuses(probe(layer, modules=list(found), env={"PYTHONPATH": "/srv/code"})) == found
+    job = {"PYTHONPATH": "/srv/code"}
+    assert statuses(probe(layer, modules=list(found), env={"PYTHONPATH": "/elsewhere"}, variables=job)) == found
+    away = probe(layer, modules=list(found), env=job, variables={"PYTHONPATH": ""})
+    assert statuses(away) == {"pkg": "incomplete gone", "more": "missing more"}
 
 
 def test_distributions_and_the_first_on_the_path_wins() -> None:

@@ -84,10 +84,18 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert found == example()
     first = path.read_text()
     assert first == render_lockfile(example())
-    assert "schema_version: 1" in first and "&id" not in first and "null" not in first
+    assert "schema_version: 2" in first and "&id" not in first and "null" not in first
     assert found is not None
     (_, from_git) = found.groups["g-12345678"].platforms["linux/arm64"].additions
     assert from_git.git_source == GitSource("https://h/run.git", "1" * 40, "p")
+
+
+def test_a_lock_of_version_1_is_read_and_written_as_the_newest(tmp_path: Path) -> None:
+    path = tmp_path / "airgap.lock.yaml"
+    path.write_text("schema_version: 1\noverlays:\n  a@b: {commit: '" + "0" * 40 + "'}\n")
+    found = read_lockfile(path)
+    assert found is not None and found.overlays["a@b"].commit == "0" * 40
+    assert "schema_version: 2" in render_lockfile(found)
 
 
 def test_an_update_forgets_what_is_named_and_a_base_by_the_image_on_it(tmp_path: Path) -> None:
@@ -129,8 +137,8 @@ def test_order_of_keys_does_not_matter() -> None:
     ("text", "reason"),
     [
         ("", "no lock file"),
-        ("schema_version: 2\n", "has version 2, this airferry reads version 1"),
-        ("overlays: {}\n", "expected 1, found `None`"),
+        ("schema_version: 3\n", "has version 3, this airferry reads version 2"),
+        ("overlays: {}\n", "expected 2, found `None`"),
         ("schema_version: 1\noverlays:\n  a: {commit: main}\n", ":3: `overlays.a.commit`"),
         ("schema_version: 1\nunknown: 1\n", ":2: `unknown`"),
         ("schema_version: 1\nbases: {a: {kind: moon}}\n", "`bases.a.kind`"),

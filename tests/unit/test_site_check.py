@@ -12,7 +12,7 @@ import pytest
 
 from airferry.build.assets import record_asset
 from airferry.bundle.manifest import AssetEntry, OverlayEntry
-from airferry.bundle.receipt import Receipt, ReceiptImage
+from airferry.bundle.receipt import Receipt, ReceiptImage, ReceiptTwin
 from airferry.config import SiteProfile
 from airferry.errors import ConfigurationError, FindingsError, UsageError
 from airferry.plan.catalogue import catalogue_at
@@ -138,8 +138,8 @@ def test_the_receipt_decides_which_image_is_the_right_one(root: Path) -> None:
         check(root, receipt=pinned, targets=("rl/two:tiny",))
 
 
-def test_enroot_before_3_5_is_given_a_tag(root: Path, tmp_path: Path) -> None:
-    site = {**SITE, "executors": [{"kind": "slurm-pyxis", "version": "3.4"}]}
+def test_enroot_before_3_4_is_given_a_tag(root: Path, tmp_path: Path) -> None:
+    site = {**SITE, "executors": [{"kind": "slurm-pyxis", "version": "3.3"}]}
     pinned = receipt("data_prep/pack:tiny")
     (finding,) = found(check(root, site, receipt=pinned), "image")
     assert finding.fix == "run.env.container_image=hub.site:5000#airgap/trainer:airgap"
@@ -233,6 +233,40 @@ def test_what_the_registry_says_of_the_image(root: Path, image: RegistryImage, g
     else:
         ((kind, text),) = texts
         assert kind == expected[0] and expected[1] in text
+
+
+HIDDEN = RegistryImage(True, {}, "the registry answers 404 to enroot", hidden=True)
+
+
+def test_an_image_that_is_hidden_from_enroot_blocks_with_the_way_out(root: Path) -> None:
+    report = check(root, receipt=receipt("data_prep/pack:tiny"), images={PINNED: HIDDEN})
+    fixes = {item.text: item.fix for item in found(report, "image", "block")}
+    assert "build with `docker_twin: true` and load again" in (fixes[HIDDEN.problem or ""] or "")
+
+
+def test_enroot_is_given_the_twin_and_others_the_image(root: Path, tmp_path: Path) -> None:
+    loaded = receipt("data_prep/pack:tiny")
+    digest = "sha256:" + "d" * 64
+    name = f"hub.site:5000/airgap/trainer@{digest}"
+    twin = ReceiptTwin(reference="hub.site:5000/airgap/trainer:airgap-docker", digest=digest, pinned=name)
+    pinned = loaded.model_copy(update={"images": (loaded.images[0].model_copy(update={"docker_twin": twin}),)})
+    slurm = SiteProfile.model_validate(SITE)
+    catalogue = catalogue_at(root, steps=STEPS)
+    assert images_to_ask(Checked(catalogue, slurm, receipt=pinned)) == [PINNED, name]
+    assert images_to_ask(Checked(catalogue, SiteProfile(), receipt=pinned)) == [PINNED]
+    wanted = f"run.env.container_image=hub.site:5000#airgap/trainer:{digest}"
+    (finding,) = found(check(root, receipt=pinned, images={PINNED: HIDDEN, name: RegistryImage(True, {})}), "image")
+    assert (finding.text, finding.fix) == ("nothing pins the loaded image", wanted)
+
+    folder = tmp_path / "overlays" / "slurm-pyxis" / "data_prep" / "pack"
+    folder.mkdir(parents=True)
+    base = os.path.relpath(root / STEPS / "data_prep/pack/config/tiny.yaml", folder)
+    images = {PINNED: HIDDEN, name: RegistryImage(True, {})}
+    for image, expected in ((digest, []), (DIGEST, [wanted])):
+        env = {"container_image": f"hub.site:5000#airgap/trainer:{image}"}
+        (folder / "tiny.yaml").write_text(json.dumps({"defaults": base, "run": {"env": env}}))
+        report = check(root, receipt=pinned, overlays=tmp_path / "overlays", images=images)
+        assert [item.fix for item in found(report, "image")] == expected
 
 
 def test_an_image_for_another_cpu_blocks(root: Path) -> None:

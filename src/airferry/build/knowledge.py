@@ -62,10 +62,11 @@ class Knowledge:
         *,
         python: str | None,
         modules: Iterable[str] = (),
-        path: Iterable[str] = (),
+        variables: Mapping[str, str] | None = None,
         mounts: Mapping[str, Path] | None = None,
     ) -> ProbeResult:
-        """Return what the base's interpreter would answer, with folders of this host in place of some of its own.
+        """Return what the base's interpreter would answer, with folders of this host in place of some of its own, and
+        variables over those of the base's config.
 
         Raises:
             StaticallyUnknown: it cannot be told without running it.
@@ -79,7 +80,7 @@ class Knowledge:
             modules=modules,
             python=python,
             platform=platform,
-            path=path,
+            variables=variables,
         )
 
     def look(self, base: BaseImage, platform: Platform, python: str | None, needs_python: bool) -> Known:

@@ -10,9 +10,9 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal
 
 from airferry.build import overlays
@@ -20,9 +20,17 @@ from airferry.build.bases import BaseCache, BaseImage
 from airferry.build.checkouts import Checkouts
 from airferry.build.compilation import Compiler, may_compile
 from airferry.build.git_addresses import redact
+from airferry.build.job_modules import (
+    JobModules,
+    Refused,
+    image_variables,
+    job_modules,
+    path_inputs,
+    refuse_unreached,
+    steps_of,
+)
 from airferry.build.knowledge import Knowledge
 from airferry.build.probe import ProbeResult, ask, probe_argv, probe_input
-from airferry.build.probe_script import import_roots
 from airferry.build.requirements import Additions, modules_to_probe, resolve_additions, resolve_environment
 from airferry.build.static_python import StaticallyUnknown
 from airferry.build.wheels import WheelStore
@@ -36,6 +44,7 @@ from airferry.host.stages import stage
 from airferry.host.threads import parallel_map
 from airferry.oci.platform import Platform
 from airferry.plan.catalogue_lock import CatalogueLock
+from airferry.plan.inventory import render_inventory
 from airferry.plan.lockfile import (
     LockedBase,
     LockedGroup,
@@ -47,7 +56,7 @@ from airferry.plan.lockfile import (
 )
 from airferry.plan.models import GroupPlan, LauncherPlan, Overlay, Plan
 
-PROBE_VERSION = 1  # part of what a lock entry depends on: raise it when the same base may give another answer
+PROBE_VERSION = 2  # part of what a lock entry depends on: raise it when the same base may give another answer
 PROBE_S = 3600.0
 LAUNCHER = "launcher"
 ProbeChoice = Literal["auto", "static", "run"]
@@ -66,6 +75,21 @@ class Locked:
 
 
 _Probing = tuple[str, GroupPlan | LauncherPlan, Platform, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Probed:
+    """A base that was probed for an image, and what its jobs can import."""
+
+    task: _Probing
+    base: BaseImage
+    started_s: float
+    answer: JobModules
+
+    @property
+    def refused(self) -> Refused:
+        """The imports that nothing leads to what satisfies them."""
+        return Refused(self.task[1], self.base, self.answer.unreached)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,23 +124,27 @@ class Locker:
             else:
                 tasks.append((name, image, platform, inputs))
 
-        def work(task: _Probing) -> LockedPlatform:
-            name, image, platform, inputs = task
+        def probe(task: _Probing) -> _Probed:
+            name, image, platform, _inputs = task
             base = images[image.base_image.key][platform]
             started = clock.monotonic_s()
             self.emit(StageStarted(f"probe {name} {platform}"))
-            if isinstance(image, GroupPlan):
-                found = self._lock_group(image, platform, base, commits, inputs)
-            else:
-                found = self._lock_launcher(image, platform, base, inputs)
+            return _Probed(task, base, started, self._ask(image, platform, base, commits))
+
+        def work(probed: _Probed) -> LockedPlatform:
+            name, _image, platform, _inputs = probed.task
+            found = self._lock(probed)
             for note in found.notes:
                 self.emit(Warned(f"{name} on {platform}: {note}"))
             detail = f"adds {len(found.additions)}" if found.additions else "lacks nothing"
-            self.emit(StageFinished(f"probe {name} {platform}", clock.monotonic_s() - started, detail=detail))
+            self.emit(StageFinished(f"probe {name} {platform}", clock.monotonic_s() - probed.started_s, detail=detail))
             return found
 
         self._gather(tasks, images, commits)
-        for task, found in zip(tasks, parallel_map(work, tasks, jobs=self.jobs), strict=True):
+        answers = parallel_map(probe, tasks, jobs=self.jobs)
+        # all that is wrong in any image is told before the first wheel is fetched
+        refuse_unreached([item.refused for item in answers], partial(overlay_place, self.plan))
+        for task, found in zip(tasks, parallel_map(work, answers, jobs=self.jobs), strict=True):
             environments[task[0], task[2]] = found
         return Locked(self._assemble(existing, bases, commits, environments), images)
 
@@ -230,6 +258,8 @@ class Locker:
                     "catalogue_lock": self.catalogue_digest,
                     "overlays": [[commits[overlay.key], overlay.target] for overlay in group.overlays],
                 }
+                if paths := path_inputs(steps_of(self.plan, group)):
+                    inputs["paths"] = paths
                 environment = known.platforms.get(str(platform)) if known else None
                 yield group.name, platform, environment, inputs_digest(inputs), group
         launcher = self.plan.launcher
@@ -241,39 +271,46 @@ class Locker:
                 "python": launcher.python,
                 "catalogue_lock": self.catalogue_digest,
             }
+            if launcher.env:
+                inputs["env"] = dict(launcher.env)
             environment = existing.launcher.platforms.get(str(platform)) if existing.launcher else None
             yield LAUNCHER, platform, environment, inputs_digest(inputs), launcher
 
-    def _lock_group(
-        self, group: GroupPlan, platform: Platform, base: BaseImage, commits: Mapping[str, str], inputs: str
-    ) -> LockedPlatform:
-        modules = modules_to_probe(group.candidates)
-        probe = self._probe(base, platform, group.python, modules, group.overlays, commits)
-        found = resolve_additions(
-            group,
-            probe=probe,
-            base=base.name,
-            platform=platform,
-            catalogue=self.catalogue,
-            wheels=self.wheels,
-            compiler=self._compiler(base, probe),
-        )
-        return _environment(probe, found, inputs)
-
-    def _lock_launcher(
-        self, launcher: LauncherPlan, platform: Platform, base: BaseImage, inputs: str
-    ) -> LockedPlatform:
-        probe = self._probe(base, platform, launcher.python, [], (), {})
-        found = resolve_environment(
-            probe=probe,
-            catalogue=self.catalogue,
-            wheels=self.wheels,
-            compiler=self._compiler(base, probe),
-        )
-        return _environment(probe, found, inputs)
+    def _lock(self, probed: _Probed) -> LockedPlatform:
+        _name, image, platform, inputs = probed.task
+        answer = probed.answer.probe
+        compiler = self._compiler(probed.base, answer)
+        if isinstance(image, LauncherPlan):
+            found = resolve_environment(probe=answer, catalogue=self.catalogue, wheels=self.wheels, compiler=compiler)
+        else:
+            found = resolve_additions(
+                image,
+                probe=answer,
+                base=probed.base.name,
+                platform=platform,
+                catalogue=self.catalogue,
+                wheels=self.wheels,
+                compiler=compiler,
+            )
+        return _environment(answer, replace(found, notes=(*found.notes, *probed.answer.notes)), inputs)
 
     def _compiler(self, base: BaseImage, probe: ProbeResult) -> Compiler | None:
         return may_compile(self.plan, self.engine, self.bases.store.path, base, probe.python.executable, emit=self.emit)
+
+    def _ask(
+        self, image: GroupPlan | LauncherPlan, platform: Platform, base: BaseImage, commits: Mapping[str, str]
+    ) -> JobModules:
+        """Find out what the jobs of an image can import, checkouts in their places."""
+        if isinstance(image, LauncherPlan):
+            variables = image_variables(image, base)
+            return JobModules(self._probe(base, platform, image.python, [], variables, {}))
+        trees = {item.target: self.checkouts.tree(item.url, commits[item.key]) for item in image.overlays}
+        modules = modules_to_probe(image.candidates)
+
+        def probe(variables: Mapping[str, str]) -> ProbeResult:
+            return self._probe(base, platform, image.python, modules, variables, trees)
+
+        return job_modules(image, steps_of(self.plan, image), base=base, trees=trees, probe=probe)
 
     def _probe(
         self,
@@ -281,28 +318,29 @@ class Locker:
         platform: Platform,
         python: str | None,
         modules: Sequence[str],
-        checkouts: Sequence[Overlay],
-        commits: Mapping[str, str],
+        variables: Mapping[str, str],
+        mounts: Mapping[str, Path],
     ) -> ProbeResult:
-        """Find out, overlays in their places, what a base can import: from its files, else by running it once."""
-        mounts: dict[str, Path] = {}
-        path: list[str] = []
-        for overlay in checkouts:
-            tree = self.checkouts.tree(overlay.url, commits[overlay.key])
-            mounts[overlay.target] = tree
-            roots: list[str] = import_roots([str(tree)], modules)  # type: ignore[no-untyped-call]
-            path += [str(PurePosixPath(overlay.target, Path(root).relative_to(tree))) for root in roots]
+        """Find out what a base can import with checkouts mounted: from its files, else by running it once."""
         if self.probe != "run":
             try:
-                return self.knowledge.probe(base, platform, python=python, modules=modules, path=path, mounts=mounts)
+                return self.knowledge.probe(
+                    base, platform, python=python, modules=modules, variables=variables, mounts=mounts
+                )
             except StaticallyUnknown as unknown:
                 if self.probe == "static":
                     raise
                 self.emit(Notice(f"base `{base.name}` for {platform} is run to be probed: {unknown.reason}"))
-        return self._run_probe(base, platform, python, probe_input(modules, path=path), mounts)
+        return self._run_probe(base, platform, python, modules, variables, mounts)
 
     def _run_probe(
-        self, base: BaseImage, platform: Platform, python: str | None, request: bytes, mounts: Mapping[str, Path]
+        self,
+        base: BaseImage,
+        platform: Platform,
+        python: str | None,
+        modules: Sequence[str],
+        variables: Mapping[str, str],
+        mounts: Mapping[str, Path],
     ) -> ProbeResult:
         """Ask the base itself: all modules in one container run."""
         engine = self.engine()
@@ -317,7 +355,8 @@ class Locker:
                 argv,
                 platform=platform,
                 volumes=[Volume(folder, target) for target, folder in mounts.items()],
-                stdin=request,
+                env=variables,
+                stdin=probe_input(modules),
                 timeout_s=PROBE_S,
             ).stdout
 
@@ -435,4 +474,5 @@ def _environment(probe: ProbeResult, found: Additions, inputs: str) -> LockedPla
         missing_core=found.missing_core,
         notes=found.notes,
         additions=found.locked(),
+        distributions=render_inventory({item.name: item.version for item in probe.distributions}),
     )

@@ -123,18 +123,13 @@ def probe_input(
     modules: Iterable[str],
     *,
     path: Iterable[str] = (),
-    checkouts: Iterable[str] = (),
     module_timeout_s: float = DEFAULT_MODULE_TIMEOUT_S,
     jobs: int = 2,
 ) -> bytes:
-    """Return the request for a run: the modules to import and folders to put before the base's own path.
-
-    `checkouts` are folders there that go before those, or their `src`, if any of the modules lies in them.
-    """
+    """Return the request for a run: the modules to import, and folders that the step's own code puts on the path."""
     request = {
         "modules": sorted(set(modules)),
         "path": list(path),
-        "checkouts": list(checkouts),
         "timeout_s": module_timeout_s,
         "jobs": jobs,
     }

@@ -414,24 +414,12 @@ def python_facts():
     }
 
 
-def import_roots(checkouts, modules):
-    """Return the folders of checkouts, themselves or their `src`, from which any of the modules would be imported."""
-    tops = sorted({module.partition(".")[0] for module in modules})
-    found = []
-    for checkout in checkouts:
-        for part in (checkout, os.path.join(checkout, "src")):
-            names = [name for top in tops for name in (top + ".py", os.path.join(top, "__init__.py"))]
-            if any(os.path.isfile(os.path.join(part, name)) for name in names):
-                found.append(part)
-    return found
-
-
 def main():
     """Read the request from stdin and print the answer."""
     # with `-c` the first entry is the current folder, which no step has on its path
     sys.path[:] = [entry for entry in sys.path if entry not in ("", ".")]
     request = from_json(sys.stdin.read() or "{}")
-    sys.path[:0] = import_roots(request.get("checkouts", []), request.get("modules", [])) + request.get("path", [])
+    sys.path[:0] = request.get("path", [])
     sys.dont_write_bytecode = True
     answer = {
         "schema_version": 1,

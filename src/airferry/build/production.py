@@ -55,6 +55,7 @@ from airferry.bundle.manifest import (
     describe_image,
 )
 from airferry.bundle.seal import Sealed, seal
+from airferry.bundle.twins import with_twins
 from airferry.events import Emit, StageFinished, StageStarted
 from airferry.host import clock, files
 from airferry.host.journal import Journal
@@ -70,6 +71,7 @@ from airferry.oci.documents import (
 from airferry.oci.layout import LayoutStore
 from airferry.oci.platform import Platform, parse_platform
 from airferry.oci.reference import parse_reference
+from airferry.plan.inventory import parse_inventory, render_inventory
 from airferry.plan.lockfile import LOCK_FILE, LockedPlatform, Lockfile
 from airferry.plan.models import GroupPlan, Plan
 from airferry.wording import counted
@@ -144,7 +146,7 @@ class Production:
         """
         stages = self._shop.plan.stages
         if self._shop.rehearse is not None:
-            check_rehearsal(self._shop.plan, self._shop.rehearse)
+            check_rehearsal(self._shop.plan)
         tasks = self._tasks()
         made = parallel_map(self._maker().make, tasks, jobs=self._shop.jobs)
         images: dict[str, tuple[BuiltImage, ...]] = {}
@@ -237,6 +239,8 @@ class Production:
             entries.append(self._index(LAUNCHER, "launcher", plan.launcher.tag, built[LAUNCHER], named))
         for group in plan.groups:
             entries.append(self._index(group.name, "execution", group.tag, built[group.name], named))
+        if plan.config.effective_docker_twin:
+            entries = with_twins(self._store, entries, named)
         groups: list[GroupEntry] = []
         described: list[tuple[ArtifactEntry, Descriptor]] = []
         for group in plan.groups:
@@ -340,6 +344,7 @@ class Production:
             {
                 **documents[group.name],
                 **paths,
+                "distributions": {} if group.containerfile else held(locked),
                 "missing_imports": sorted({name for platform in locked.values() for name in platform.missing}),
                 "missing_core_imports": [],
                 "requirements": [line.partition(" --hash")[0] for line in requirements],
@@ -452,6 +457,16 @@ def full_reference(tag: str) -> str:
     """Return the name that an image has in index.json: the tag as planned, with registry and version, no digest."""
     reference = parse_reference(tag)
     return str(replace(reference, tag=reference.tag or "latest", digest=None))
+
+
+def held(platforms: Mapping[str, LockedPlatform]) -> dict[str, str]:
+    """Return the distributions that an image holds on each platform: those of its base, and what was added."""
+    texts = {}
+    for name, locked in platforms.items():
+        if locked.distributions:
+            added = {item.name: item.version for item in locked.additions}
+            texts[name] = render_inventory({**parse_inventory(locked.distributions), **added})
+    return texts
 
 
 def requirements_lines(platforms: Mapping[str, LockedPlatform]) -> list[str]:

@@ -47,7 +47,7 @@ from airferry.plan.lockfile import Lockfile
 from airferry.plan.models import GroupPlan, Plan, StepPlan
 from airferry.wording import counted
 
-VERSION = 3  # part of every rehearsal's inputs: raise it when the same step would be judged otherwise
+VERSION = 4  # part of every rehearsal's inputs: raise it when the same step would be judged otherwise
 REPORT_FILE = "airgap-rehearsal.json"
 HOOK, LOGS, JOB = "/airferry/hook", "/airferry/log", "/airferry/job"
 HOOK_FILE = "sitecustomize.py"
@@ -153,18 +153,13 @@ class _Scene:
         return float((self.choice.time_limit_s or 1) * self.factor)
 
 
-def check_rehearsal(plan: Plan, targets: Sequence[str]) -> None:
-    """Do nothing if the targets that are to be tried can be, by step id or target; none stand for all.
+def check_rehearsal(plan: Plan) -> None:
+    """Do nothing if what the plan says of its rehearsal is about steps that there are, and Git tracks their files.
 
     Raises:
-        ConfigurationError: a name stands for no target, an exception of `rehearsal.steps` for nothing in the catalogue
-            (one for a step that is not selected may stay), or Git does not track a step's files.
+        ConfigurationError: an exception of `rehearsal.steps` is for nothing in the catalogue (one for a step that is
+            not selected may stay), or Git does not track a step's files.
     """
-    specs = [step.target.spec for step in plan.steps]
-    known = {*specs, *(step.target.step_id for step in plan.steps)}
-    if unknown := [name for name in targets if name not in known]:
-        hint = "there are " + ", ".join(f"`{name}`" for name in specs)
-        raise ConfigurationError(f"`{unknown[0]}` is no target of the plan", hint=hint)
     for name in plan.config.rehearsal.steps if plan.steps else ():
         step_id, _, config = name.partition(":")
         wanted = f"{step_id}/config/{config}.yaml" if config else f"{step_id}/step.py"
@@ -292,6 +287,7 @@ class Rehearsal:
             "source": digest,
             "command": list(scene.command),
             "env": dict(scene.choice.env),
+            "path": asdict(scene.step.job_path),
             "modules": list(scene.modules),
             "limit_s": scene.limit_s,
         }
@@ -368,7 +364,7 @@ class _Stage:
             "PYTHONDONTWRITEBYTECODE": "1",
             "PWD": JOB,  # as a shell sets it, and as configs read it
             **scene.choice.env,
-            "PYTHONPATH": ":".join(filter(None, [HOOK, scene.path, scene.choice.env.get("PYTHONPATH"), image_path])),
+            "PYTHONPATH": ":".join(filter(None, [HOOK, scene.path, _job_path(scene, image_path)])),
             "AIRFERRY_REHEARSAL_LOG": f"{LOGS}/{LOG_FILE}",
             "AIRFERRY_REHEARSAL_CONFIG": scene.config,
             "AIRFERRY_REHEARSAL_ROOT": WORKSPACE + "/",
@@ -377,11 +373,9 @@ class _Stage:
     def import_modules(self, engine: Engine, image: str) -> ProbeResult | None:
         if not self._scene.modules:
             return None
-        checkouts = [overlay.target for overlay in self._scene.group.overlays]
         patience_s = DEFAULT_MODULE_TIMEOUT_S * self._scene.factor
-        request = probe_input(
-            self._scene.modules, path=[self._scene.path], checkouts=checkouts, module_timeout_s=patience_s
-        )
+        added = [self._scene.path, *self._scene.step.job_path.folders]
+        request = probe_input(self._scene.modules, path=added, module_timeout_s=patience_s)
         all_s = patience_s * len(self._scene.modules)
         argv = probe_argv(self._scene.python)
         done = self._run(engine, image, argv, phase=IMPORT, stdin=request, limit_s=all_s)
@@ -420,6 +414,14 @@ class _Stage:
         return read_hook_log(hook), read_sink_log(_read(sink) if sink.exists() else b"")
 
 
+def _job_path(scene: _Scene, image_path: str) -> str:
+    """Return the `PYTHONPATH` of a step's job: what the plan or the step's config sets, in place of the image's."""
+    for chosen in (scene.choice.env.get("PYTHONPATH"), scene.step.job_path.variable):
+        if chosen is not None:
+            return chosen.strip(":")
+    return image_path
+
+
 def _read(path: Path) -> bytes:
     """Read the log's end, as a step may write more than anybody wants to read."""
     with path.open("rb") as stream:
@@ -440,8 +442,11 @@ def _package_root(step: StepPlan) -> Path:
 
 
 def _missing(scene: _Scene, answer: ProbeResult | None) -> list[list[str]]:
-    """Return the modules that cannot be imported: each with what is missing and where it is asked for."""
-    if answer is None:
+    """Return the modules that cannot be imported: each with what is missing and where it is asked for.
+
+    Empty where the step puts on the path what only its run tells: that is for its start to show.
+    """
+    if answer is None or (scene.step.job_path.unknown and scene.group.overlays):
         return []
     places = {item.module: item.place for item in reversed(scene.step.candidates)}
     found = []

@@ -113,7 +113,9 @@ class Watch:
         elif event == "sys.excepthook":
             self.write({"event": "exception", "causes": causes(args[2]), "frames": traceback(args[3])})
         else:
-            self.write({"event": "start", "how": event, "argv": command(event, args), "place": self.place()})
+            record = {"event": "start", "how": event, "argv": command(event, args), "place": self.place()}
+            record["program"] = text(args[1] if event == "os.spawn" else args[0])
+            self.write(record)
 
     def attempt(self, event, host, port):
         """Write down that somebody wants to reach a host."""
@@ -164,16 +166,35 @@ def command(event, args):
 
 
 def causes(error):
-    """Return type and message of an exception and of what led to it."""
+    """Return what is known of an exception and of what led to it, the outermost first.
+
+    Of each: type, message, path, error number, the nearest folder of the path that is there, whether it was named as
+    the cause of the one before it or only came first, and the exit code of a child.
+    """
     found = []  # type: list[list[object]]
+    link = ""
     while error is not None and len(found) < MAX_CAUSES:
         kind = type(error)
         path = getattr(error, "filename", None)
         number = getattr(error, "errno", None)
-        found.append([kind.__module__ + "." + kind.__name__, text(error), text(path) if path else "", number or 0])
-        following = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-        error = following
+        code = getattr(error, "returncode", None)
+        known = [kind.__module__ + "." + kind.__name__, text(error), text(path) if path else ""]
+        known += [number if isinstance(number, int) else 0, nearest(path) if path else "", link]
+        found.append([*known, code if isinstance(code, int) else 0])
+        link = "cause" if error.__cause__ is not None else "context"
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return found
+
+
+def nearest(path):
+    """Return a path, or the nearest folder above it that is there."""
+    try:
+        name = os.path.abspath(os.fsdecode(path))
+        while not os.path.lexists(name):
+            name = os.path.dirname(name)
+        return text(name)
+    except Exception:
+        return ""
 
 
 def traceback(entry):

@@ -15,11 +15,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from typing import Any, Literal
 
+from airferry.build.rehearsal_causes import ENOUGH, Stop, classify, classify_output, is_of_child
 from airferry.bundle.manifest import host_and_port
 
-Stop = Literal["finished", "time limit", "gpu", "data", "weights", "network", "module", "config", "usage", "error"]
 LEVELS = ("nothing", "image", "imported", "config", "started")
-ENOUGH: tuple[Stop, ...] = ("finished", "time limit", "gpu", "data", "weights")
 MAX_LOG_LINES = 100_000
 MAX_LINE = 200_000
 MAX_SHOWN = 300
@@ -33,28 +32,6 @@ _PROTOCOLS = {
     "socket.sendmsg": "udp",
 }
 
-_WEIGHTS = re.compile(
-    r"huggingface|hugging face|hf_hub|from_pretrained|snapshot_download|LocalEntryNotFound|OfflineModeIsEnabled"
-    r"|can't load (the )?(tokenizer|model|config|feature)|not a (local folder|valid model identifier)"
-    r"|\.safetensors|\.nemo\b|checkpoint|tokenizer|pretrained|weights",
-    re.I,
-)
-_GPU = re.compile(
-    r"\bcuda\b|libcuda|cudnn|nvidia[ -](drivers?|smi|ml|gpus?)\b|\bgpus?\b|\bnccl\b|\bnvml\b|no accelerator"
-    r"|triton.*driver|0 active drivers",
-    re.I,
-)
-_NETWORK = re.compile(
-    r"gaierror|ConnectionError|ConnectionRefused|ConnectTimeout|MaxRetryError|NewConnectionError|URLError|ConnectError"
-    r"|Connection refused|Name or service not known|Temporary failure in name resolution|Could not resolve host"
-    r"|unable to access 'http|Failed to connect to",
-)
-_CONFIG = re.compile(
-    r"omegaconf\.|hydra\.errors|yaml\.(scanner|parser|constructor|composer|reader)|pydantic\S*ValidationError|jsonargparse"
-)
-_MODULE = re.compile(
-    r"No module named|cannot import name|ModuleNotFoundError|cannot open shared object file|undefined symbol"
-)
 # What differs from run to run, and who may log in where, belongs in no bundle.
 _VOLATILE = (
     (re.compile(r"://[^/@\s]*@"), "://***@"),
@@ -65,10 +42,6 @@ _VOLATILE = (
     (re.compile(r"(/(?:var/)?tmp/)[\w.-]+"), r"\1…"),
     (re.compile(r"\b(pid|process|thread)([ =:]+)\d+", re.I), r"\1\2…"),
 )
-# mistakes of a program, whatever their messages mention: one version of a library against another, for instance
-_MISTAKES = ("AttributeError", "IndexError", "KeyError", "NameError", "SyntaxError", "TypeError", "UnboundLocalError")
-_DATA_ERRORS = ("FileNotFoundError", "NotADirectoryError", "PermissionError", "IsADirectoryError")
-_NO_SUCH_FILE = re.compile(r"No such file or directory|does not exist|not found|is not a directory|is empty", re.I)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -258,9 +231,7 @@ def judge_ending(hook: Sequence[dict[str, Any]], *, root: str, has_config: bool)
         return Ending("nothing", "error", "the image's Python did not start", "")
     config_read = not has_config or any(item["event"] == "config" for item in hook)
     pid = end.get("step_pid")
-    failures = [item for item in hook if item["event"] == "exception"]
-    failure = next((item for item in reversed(failures) if item.get("pid") == pid), None)
-    failure = failure or (failures[-1] if failures else None)
+    failure = _failure(hook, pid)
     output = str(end.get("output", ""))
     if end.get("limited"):
         return Ending("started" if config_read else "imported", "time limit", "still at work when its time was up", "")
@@ -269,13 +240,14 @@ def judge_ending(hook: Sequence[dict[str, Any]], *, root: str, has_config: bool)
             return Ending("started", "finished", "", "")
         return Ending("imported", "finished", "it ended without having read its config", "")
     if failure is not None:
-        causes = [cause for cause in failure.get("causes", []) if isinstance(cause, (list, tuple)) and len(cause) >= 2]
-        stop, text = classify(causes)
+        starts = [item for item in hook if item["event"] == "start" and item.get("pid") == failure.get("pid")]
+        stop, text = classify(failure, starts, root=root, output=output)
         place = _failing_line(failure.get("frames", []), root)
     else:
         stop, text = classify_output(output, end.get("code"), end.get("signal"))
         place = ""
-    if stop in ("module", "usage") and not config_read:
+    ran = any(item["event"] == "python" for item in hook)
+    if not config_read and (stop in ("module", "usage") or (stop == "program" and not ran)):
         reached = "image"
     elif stop == "config" or not config_read:
         reached = "imported"
@@ -284,53 +256,15 @@ def judge_ending(hook: Sequence[dict[str, Any]], *, root: str, has_config: bool)
     return Ending(reached, stop, _shown(text), place)
 
 
-def classify(causes: Sequence[Sequence[Any]]) -> tuple[Stop, str]:
-    """Say what kind of trouble an exception is, by its own and its causes' types and messages, the outermost first."""
-    if not causes:
-        return "error", "an exception without a type"
-    kinds = [str(cause[0]).rpartition(".")[2] for cause in causes]
-    first = f"{kinds[0]}: {causes[0][1]}"
-    whole = "\n".join(f"{cause[0]}: {cause[1]}" for cause in causes)
-    stop: Stop = "error"
-    if any(kind in ("ModuleNotFoundError", "ImportError") for kind in kinds[:1]):
-        stop = "gpu" if _GPU.search(whole) and "No module named" not in whole else "module"
-    elif any(_CONFIG.match(str(cause[0])) for cause in causes):
-        stop = "config"
-    elif kinds[0] in _MISTAKES:
-        pass
-    elif kinds[0] in _DATA_ERRORS:
-        stop = "weights" if _WEIGHTS.search(str(causes[0][1])) else "data"
-    elif _WEIGHTS.search(whole) and not _GPU.search(first):
-        stop = "weights"
-    elif _NETWORK.search(whole):
-        stop = "network"
-    elif _GPU.search(whole):
-        stop = "gpu"
-    elif any(kind in _DATA_ERRORS for kind in kinds) or _NO_SUCH_FILE.search(str(causes[0][1])):
-        stop = "data"
-    return stop, first
-
-
-def classify_output(output: str, code: Any, signal: Any) -> tuple[Stop, str]:
-    """Say what kind of trouble it was where there is only what the step said last."""
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    last = lines[-1] if lines else "it said nothing"
-    ended = f"killed by signal {signal}" if signal else f"ended with code {code}"
-    recent = "\n".join(lines[-8:])
-    stop: Stop = "error"
-    if code == 2 and re.search(r"^usage:|error: ", recent, re.M):
-        stop = "usage"
-    elif code == 127 or _MODULE.search(recent):
-        stop = "gpu" if _GPU.search(recent) and "No module named" not in recent else "module"
-    elif _GPU.search(recent):
-        stop = "gpu"
-    elif _NETWORK.search(recent):
-        stop = "network"
-    elif _WEIGHTS.search(last):
-        stop = "weights"
-    elif _NO_SUCH_FILE.search(last):
-        stop = "data"
-    return stop, f"{ended}: {last}"
+def _failure(hook: Sequence[dict[str, Any]], pid: Any) -> dict[str, Any] | None:
+    """Return the exception that ended the step: its own, or, where that only says that a child failed, the child's."""
+    failures = [item for item in hook if item["event"] == "exception"]
+    others = [item for item in failures if item.get("pid") != pid and not is_of_child(item)]
+    own = [item for item in failures if item.get("pid") == pid]
+    if own and not (is_of_child(own[-1]) and others):
+        return own[-1]
+    # of several children that failed, the first one is why: the others lost it
+    return next(iter(others or failures), None)
 
 
 def _failing_line(frames: Any, root: str) -> str:

@@ -48,10 +48,8 @@ class SearchPath:
         return True
 
 
-def find_search_path(
-    view: RootView, interpreter: Interpreter, environment: Environment, *, before: Iterable[str] = ()
-) -> SearchPath:
-    """Return the search path of an interpreter, with folders put before it.
+def find_search_path(view: RootView, interpreter: Interpreter, environment: Environment) -> SearchPath:
+    """Return the search path of an interpreter.
 
     Raises:
         StaticallyUnknown: the base runs code at start-up that may change it.
@@ -78,8 +76,6 @@ def find_search_path(
         prefixes.append(interpreter.base_prefix)
     _add_packages(view, path, interpreter, prefixes, environment, done)
     _refuse_customisation(view, path, user_site=interpreter.system_site)
-    folders = [_absolute("/", folder) for folder in before]
-    path.folders[:0] = folders
     _refuse_archives(view, path)
     return path
 

@@ -7,7 +7,7 @@ raises `StaticallyUnknown` and guesses nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from airferry.build.probe import InstalledDistribution, ProbeResult, PythonFacts, cpython_markers
 from airferry.build.static_modules import ModuleFinder
@@ -28,21 +28,21 @@ def static_probe(
     modules: Iterable[str],
     python: str | None,
     platform: Platform,
-    path: Iterable[str] = (),
+    variables: Mapping[str, str] | None = None,
 ) -> ProbeResult:
     """Return what the interpreter of a base would answer, without running it.
 
-    `python` names the interpreter; without it, the first `python` or `python3` on the image's `PATH` counts. Folders
-    in `path` are put before its own search path; they lie in the view (see `RootView.mounted`).
+    `python` names the interpreter; without it, the first `python` or `python3` on the image's `PATH` counts.
+    `variables` are those of the process over the image's own.
 
     Raises:
         BuildError: the base has no such interpreter.
         StaticallyUnknown: the base's files do not tell; run it instead.
     """
-    environment = Environment.of(view, config)
+    environment = Environment.of(view, config, variables or {})
     try:
         interpreter = find_interpreter(view, environment, python=python, platform=platform)
-        search_path = find_search_path(view, interpreter, environment, before=path)
+        search_path = find_search_path(view, interpreter, environment)
         finder = ModuleFinder(view, search_path, interpreter)
         return ProbeResult(
             schema_version=1,

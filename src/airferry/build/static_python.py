@@ -49,13 +49,14 @@ class Environment:
     home: str
 
     @classmethod
-    def of(cls, view: RootView, config: ImageConfig) -> Environment:
-        """Return the environment of a container's first process, as engines make it from the config."""
+    def of(cls, view: RootView, config: ImageConfig, over: Mapping[str, str]) -> Environment:
+        """Return the environment of a container's first process, as engines make it from the config and `over`."""
         settings = config.config or {}
         variables: dict[str, str] = {}
         for line in settings.get("Env") or ():
             key, _, value = str(line).partition("=")
             variables[key] = value
+        variables.update(over)
         variables.setdefault("PATH", DEFAULT_PATH)
         home = variables.get("HOME") or _home_of(view, str(settings.get("User") or "root"))
         return cls(variables, str(settings.get("WorkingDir") or "/"), home)

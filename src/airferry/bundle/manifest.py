@@ -33,6 +33,9 @@ PERSISTENT_ASSETS_POLICY = (
     "models, datasets, checkpoints, and customer data stay on executor-visible persistent storage"
 )
 
+Distributions = Annotated[str, Field(max_length=1 << 20)]
+"""The Python distributions that an image holds: `name==version`, sorted, with blanks between them."""
+
 Role = Literal["launcher", "execution", "base"]
 
 
@@ -95,10 +98,18 @@ class PlatformEntry(_Own):
     additions: tuple[Addition, ...] = ()
 
 
+class TwinEntry(_Own):
+    """A Docker manifest list over the platforms of an image, under a name of its own in index.json."""
+
+    reference: str
+    digest: Digest
+
+
 class ImageEntry(_Own):
     """An image of the bundle: `image` is the tag as planned, `reference` its full name in index.json.
 
-    One of the role `base` is an original that others were built on: `image` is its name outside.
+    One of the role `base` is an original that others were built on: `image` is its name outside. `docker_twin` names
+    the same platforms for enroot, where a registry hides OCI indexes from it.
     """
 
     name: str
@@ -107,6 +118,7 @@ class ImageEntry(_Own):
     reference: str
     digest: Digest
     platforms: dict[str, PlatformEntry]
+    docker_twin: TwinEntry | None = None
 
 
 class ArtifactEntry(_Own):
@@ -191,6 +203,7 @@ class GroupEntry(_Familiar):
     targets: tuple[str, ...] = ()
     pip_no_deps: bool = False
     env: dict[str, str] = Field(default_factory=dict)
+    distributions: dict[str, Distributions] = Field(default_factory=dict)
     candidate_imports: tuple[str, ...] = ()
     missing_imports: tuple[str, ...] = ()
     missing_core_imports: tuple[str, ...] = ()

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from airferry.bundle.manifest import OverlayEntry, Role, StepsFolder
+from airferry.bundle.manifest import Distributions, OverlayEntry, Role, StepsFolder
 from airferry.bundle.yaml_documents import MAX_BYTES, read_document, to_yaml
 from airferry.config.fields import Module
 from airferry.host import files
@@ -17,10 +17,38 @@ SCHEMA_VERSION = 2
 RECEIPT_FILE = "airgap-receipt.yaml"
 
 
+class ReceiptTag(BaseModel):
+    """A tag of an artifact, so that no garbage collection takes it, and what it pointed at before the load."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    reference: str
+    digest: Digest
+    previous_digest: Digest | None = None
+
+
+class ReceiptTwin(ReceiptTag):
+    """The Docker twin of an image: its tag, and the same pinned by digest, which enroot is given."""
+
+    pinned: str
+
+
+class LeftOut(BaseModel):
+    """An optional part that the registry refused, by the reference that it would have had, and the refusal."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    reference: str
+    digest: Digest
+    reason: str
+
+
 class ReceiptImage(BaseModel):
     """An image in the registry: its tag, the same pinned by digest, and what the tag pointed at before the load.
 
-    `image` is its name on the near side, `overlays` are the Git checkouts that were baked into it.
+    `image` is its name on the near side, `overlays` are the Git checkouts that were baked into it, `env` the variables
+    that the plan sets in it, `distributions` the Python distributions that it holds on each platform, as far as that is
+    known.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -34,16 +62,9 @@ class ReceiptImage(BaseModel):
     previous_digest: Digest | None = None
     platforms: tuple[str, ...] = ()
     overlays: tuple[OverlayEntry, ...] = ()
-
-
-class ReceiptTag(BaseModel):
-    """A tag of an artifact, so that no garbage collection takes it, and what it pointed at before the load."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    reference: str
-    digest: Digest
-    previous_digest: Digest | None = None
+    env: dict[str, str] = Field(default_factory=dict)
+    distributions: dict[str, Distributions] = Field(default_factory=dict)
+    docker_twin: ReceiptTwin | None = None
 
 
 class ReceiptCatalogue(BaseModel):
@@ -71,7 +92,8 @@ class Receipt(BaseModel):
     """What a load left. `root_verified` says whether the root was compared with one that came by another way.
 
     `steps` maps a step, or a target where configs of one step have different images, to its image pinned by digest.
-    Version 1 had neither `catalogue` nor `assets`.
+    `left_out` is what the registry refused of that which a load can do without.
+    Version 1 had none of `catalogue`, `assets`, `left_out` and the images' `docker_twin`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -89,15 +111,17 @@ class Receipt(BaseModel):
     assets: tuple[ReceiptAsset, ...] = ()
     artifacts: tuple[str, ...] = ()
     artifact_tags: tuple[ReceiptTag, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def tags(self) -> tuple[ReceiptTag, ...]:
-        """All tags that the load set, those of images first."""
+        """All tags that the load set: those of images, of their twins, of artifacts."""
         images = tuple(
             ReceiptTag(reference=image.reference, digest=image.digest, previous_digest=image.previous_digest)
             for image in self.images
         )
-        return images + self.artifact_tags
+        twins = tuple(image.docker_twin for image in self.images if image.docker_twin is not None)
+        return images + twins + self.artifact_tags
 
     def to_yaml(self) -> bytes:
         """Return the receipt as YAML."""

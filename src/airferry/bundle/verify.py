@@ -48,6 +48,11 @@ class Bundle:
         return dict(sorted(found.items()))
 
     @property
+    def twins(self) -> dict[str, ImageEntry]:
+        """The images that have a Docker twin, by the full reference of the twin."""
+        return {entry.docker_twin.reference: entry for entry in self.manifest.images if entry.docker_twin is not None}
+
+    @property
     def originals(self) -> frozenset[str]:
         """The names of the images that are carried as they came, to be asked for by those names through mirrors."""
         return frozenset(entry.reference for entry in self.manifest.images if entry.role == "base")
@@ -162,7 +167,11 @@ def verify_bundle(path: Path, *, root: str | None = None, jobs: int | None = Non
     _check_names(bundle.index, inspector)
     expected = {entry.reference: entry for entry in bundle.manifest.images}
     subjects = {entry.reference: f"image `{entry.name}`" for entry in bundle.manifest.images}
+    twins = bundle.twins
     for reference, descriptor in bundle.images.items():
+        if reference not in expected and (of := twins.pop(reference, None)) is not None:
+            _compare_twin(inspector, of, descriptor)
+            continue
         subject = subjects.get(reference, f"image `{reference}`")
         entry = expected.pop(reference, None)
         parts = inspector.image(descriptor, subject=subject, original=entry is not None and entry.role == "base")
@@ -172,6 +181,8 @@ def verify_bundle(path: Path, *, root: str | None = None, jobs: int | None = Non
             _compare_image(inspector, entry, descriptor, parts)
     for entry in expected.values():
         inspector.report(f"image `{entry.name}`", f"`{entry.reference}` is in the manifest, not in the layout")
+    for reference, of in twins.items():
+        inspector.report(f"Docker twin of image `{of.name}`", f"`{reference}` is in the manifest, not in the layout")
     _check_artifacts(bundle, inspector)
     for descriptor in bundle.index.manifests:
         if descriptor.artifact_type is None and not names_of(descriptor):
@@ -184,7 +195,7 @@ def verify_bundle(path: Path, *, root: str | None = None, jobs: int | None = Non
         path=bundle.store.path,
         root=bundle.root,
         root_verified=root is not None,
-        images=len(bundle.images),
+        images=len(bundle.images.keys() - bundle.twins.keys()),
         artifacts=len(bundle.artifacts),
         blobs=len(inspector.wanted),
         size_bytes=size_bytes,
@@ -271,6 +282,17 @@ def _compare_image(
         for what, one, other in zip(("manifest", "config", "layers", "diff_ids"), observed, expected, strict=True):
             if one != other:
                 inspector.report(inner, f"its {what} in the layout and in the manifest differ", part.manifest.digest)
+
+
+def _compare_twin(inspector: Inspector, entry: ImageEntry, descriptor: Descriptor) -> None:
+    """Check that a twin names the very manifests of its image, and is what the manifest says."""
+    subject = f"Docker twin of image `{entry.name}`"
+    parts = inspector.image(descriptor, subject=subject)
+    if entry.docker_twin is not None and entry.docker_twin.digest != descriptor.digest:
+        inspector.report(subject, f"has digest `{descriptor.digest}`, the manifest says `{entry.docker_twin.digest}`")
+    found = {str(part.platform): part.manifest.digest for part in parts}
+    if found != {platform: stated.digest for platform, stated in entry.platforms.items()}:
+        inspector.report(subject, "has other platforms than the image", descriptor.digest)
 
 
 def _check_artifacts(bundle: Bundle, inspector: Inspector) -> None:

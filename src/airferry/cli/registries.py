@@ -90,6 +90,8 @@ def probe(
         if name in ("schema_version", "registry", "probed_at"):
             continue
         data(f"{name}  {_shown(name, value)}")
+    if (advice := outcome.advice_for_enroot) is not None:
+        reporter.say(advice)
     reporter.say(f"kept in {outcome.path}")
 
 

@@ -19,9 +19,9 @@ from airferry.cli.near import (
 )
 from airferry.cli.render import Reporter, data, seconds
 
-StepOption = Annotated[
+TargetOption = Annotated[
     list[str] | None,
-    typer.Option("--step", help="Step or STEP:CONFIG to try, instead of all. Repeatable, takes commas."),
+    typer.Option("--target", "-t", help="STEP:CONFIG or STEP to rehearse, instead of all. Repeatable, takes commas."),
 ]
 
 
@@ -34,19 +34,20 @@ def rehearse(
     context: typer.Context,
     config: ConfigOption = DEFAULT_CONFIG,
     source: SourceOption = None,
+    target: TargetOption = None,
     platform: PlatformOption = None,
-    step: StepOption = None,
     locked: Annotated[bool, typer.Option("--locked", help="Refuse to write airgap.lock.yaml.")] = False,
     engine: EngineOption = "auto",
     jobs: JobsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Start every step in its image where no network leads out, and tell who tries to get out. Exits with 8 if any."""
+    """Run every step in an isolated network and report outbound connection attempts. Exits with 8 if there are any."""
     reporter: Reporter = context.obj
-    selection = usecases.Selection(config=config, source=source, platforms=tuple(platform or ()))
-    steps = [part.strip() for value in step or () for part in value.split(",") if part.strip()]
+    selection = usecases.Selection(
+        config=config, source=source, targets=tuple(target or ()), platforms=tuple(platform or ())
+    )
     with reporter.display():
-        outcome = usecases.rehearse(selection, steps=steps, locked=locked, engine=engine, jobs=jobs, emit=reporter)
+        outcome = usecases.rehearse(selection, locked=locked, engine=engine, jobs=jobs, emit=reporter)
     report = outcome.report
     if as_json:
         data(json.dumps(report.to_document(), indent=2))
@@ -61,4 +62,4 @@ def rehearse(
                 data(f"  {mark}  {attempt.where}  {attempt.protocol}  {attempt.process}  {place}")
     reporter.say(f"wrote {outcome.path}")
     report.raise_if_wrong()
-    reporter.say("No step reaches outside; `airferry build --rehearse` carries this over into the bundle.")
+    reporter.say("No step reaches outside; `airferry build --rehearse` puts this into the bundle.")

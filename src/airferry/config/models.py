@@ -296,6 +296,13 @@ class Config(StrictModel):
     ] = ()
     source: Source = Source()
     compression: CompressionChoice = CompressionChoice()
+    docker_twin: Annotated[
+        Literal["auto"] | StrictBool,
+        Field(
+            description="A Docker manifest list next to each image, for enroot and registries that hide OCI indexes "
+            "from it (docker-registry 2.x); `auto` makes them where `site` names the executor `slurm-pyxis`."
+        ),
+    ] = "auto"
     archives: Annotated[StrictBool, Field(description="Write an OCI archive an image as well.")] = False
     bases: Annotated[
         Literal["omit", "include", "platforms"],
@@ -353,6 +360,13 @@ class Config(StrictModel):
                 hint="say `compression: gzip`, or leave the key out: gzip is then chosen",
             )
         return CompressionChoice(kind="gzip")
+
+    @property
+    def effective_docker_twin(self) -> bool:
+        """Whether images get a Docker twin: as written, else where the site runs them with enroot."""
+        if self.docker_twin == "auto":
+            return self.site is not None and any(item.kind == "slurm-pyxis" for item in self.site.executors)
+        return self.docker_twin
 
     @property
     def folder(self) -> Path:

@@ -50,6 +50,7 @@ class ImportScanner:
         self._imports: dict[Path, tuple[_Import, ...]] = {}
         self._shared: dict[Path, tuple[_Load, ...]] = {}
         self._own = OwnModules(catalogue)
+        self._reached: dict[Path, tuple[Path, ...]] = {}
 
     def candidates(self, step: StepFiles) -> tuple[Candidate, ...]:
         """Return what the step's files import from outside of the catalogue and the standard library, by module.
@@ -79,7 +80,18 @@ class ImportScanner:
                 if known is None or rank[origin] < rank[known.origin]:
                     where = where or self._catalogue.relative(path)
                     found[load.module] = Candidate(load.module, origin, where, load.line)
+        self._reached[step.step_py] = tuple(sorted(seen))
         return tuple(found[module] for module in sorted(found))
+
+    def files(self, step: StepFiles) -> tuple[Path, ...]:
+        """Return the files of the catalogue that a step runs: its own, and those that these load.
+
+        Raises:
+            ConfigurationError: see `candidates`.
+        """
+        if step.step_py not in self._reached:
+            self.candidates(step)
+        return self._reached[step.step_py]
 
     def _loads(self, path: Path, step: StepFiles, *, owned: bool) -> tuple[_Load, ...]:
         """Return what a file loads; for files that are not the step's own it is the same whichever step asks."""

@@ -21,7 +21,8 @@ from airferry.plan.models import GroupPlan
 from airferry.plan.rendering import render_yaml
 
 LOCK_FILE = "airgap.lock.yaml"
-LOCK_VERSION = 1
+LOCK_VERSION = 2  # 1 did not say which distributions a base holds
+OLDEST_VERSION = 1
 _HEADER = "# Written by `airferry lock`. Keep it with the configuration; change it with `airferry lock --update`.\n"
 _RELOCK = "run `airferry lock` again"
 
@@ -84,7 +85,8 @@ class LockedPlatform(_Model):
     """An interpreter of a base on one platform, what it lacks, and what is added to it.
 
     `inputs` is the digest of all that this depends on: where it no longer matches, the entry is out of date. `python`
-    is the interpreter's path in the image; the fields after it say which wheels suit it.
+    is the interpreter's path in the image; the fields after it say which wheels suit it. `distributions` are those that
+    the base holds, see `inventory`.
     """
 
     inputs: Digest
@@ -98,6 +100,7 @@ class LockedPlatform(_Model):
     missing_core: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     additions: tuple[LockedAddition, ...] = ()
+    distributions: Annotated[str, Field(max_length=1 << 20)] = ""
 
 
 class LockedGroup(_Model):
@@ -153,10 +156,10 @@ def read_lockfile(path: Path) -> Lockfile | None:
             f"the lock file has version {version}, this airferry reads version {LOCK_VERSION}",
             hint="use the airferry that wrote it, or a newer one",
         )
-    if version != LOCK_VERSION:
+    if not isinstance(version, int) or isinstance(version, bool) or version < OLDEST_VERSION:
         raise document.error(("schema_version",), f"expected {LOCK_VERSION}, found `{version}`", hint=_RELOCK)
     try:
-        return Lockfile.model_validate(value)
+        return Lockfile.model_validate({**value, "schema_version": LOCK_VERSION})
     except ValidationError as error:
         problems: list[str] = []
         for item in error.errors(include_url=False):

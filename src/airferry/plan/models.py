@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from airferry.config import BaseImage, CompressionChoice, Config, RegistryChoice
 from airferry.oci.platform import Platform
+from airferry.plan.start_commands import StartInstall
 
 SCHEMA_VERSION = 1
 Origin = Literal["required", "step", "catalogue", "reported"]
@@ -105,6 +106,34 @@ class PlanWarning:
 
 
 @dataclass(frozen=True, slots=True)
+class JobPath:
+    """Folders that a job's Python looks into because its step says so.
+
+    `variable` is the `PYTHONPATH` that its config sets, at `variable_place`, which takes the place of the image's;
+    None where it sets none. `folders` are absolute ones that its code adds, `unknown` the places, as `file:line`, where
+    it adds what only running it would tell.
+    """
+
+    variable: str | None = None
+    variable_place: str = ""
+    folders: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StartKey:
+    """A key of a config or profile that installs something when a job starts.
+
+    `place` is `file:line`; `of_job` says whether it is of the very jobs that the config is for.
+    """
+
+    key: str
+    place: str
+    installs: tuple[StartInstall, ...]
+    of_job: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class StepPlan:
     """A target whose files were found and read."""
 
@@ -118,6 +147,8 @@ class StepPlan:
     overlays: tuple[Overlay, ...] = ()
     candidates: tuple[Candidate, ...] = ()
     container_image: ConfigText | None = None
+    job_path: JobPath = JobPath()
+    start_installs: tuple[StartKey, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

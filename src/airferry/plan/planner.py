@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ from airferry.plan.catalogue_lock import find_catalogue_lock
 from airferry.plan.config_images import image_warnings
 from airferry.plan.grouping import check_images, image_platforms, make_groups
 from airferry.plan.imports import ImportScanner
+from airferry.plan.job_path import PathScanner
 from airferry.plan.models import GroupPlan, LauncherPlan, Plan, PlanWarning, StepPlan
 from airferry.plan.rendering import render_yaml
+from airferry.plan.start_installs import config_installs, editable_folders, install_warnings
 from airferry.plan.start_warnings import fetch_warnings
 from airferry.plan.step_config import StepConfigReader
+from airferry.plan.step_values import StepDocuments
 
 _PREREQUISITES = {
     "discover-execution-deps": ("validate",),
@@ -118,7 +122,7 @@ def _read_steps(config: Config, catalogue: Catalogue, targets: tuple[str, ...]) 
             reason="no step is named",
             hint="list targets such as `sft/megatron_bridge:tiny`, or give them with `--target`",
         )
-    reader, scanner = StepConfigReader(), ImportScanner(catalogue)
+    reader, scanner, paths = StepConfigReader(), ImportScanner(catalogue), PathScanner(catalogue)
     steps: list[StepPlan] = []
     for target, key in expanded:
         try:
@@ -126,6 +130,9 @@ def _read_steps(config: Config, catalogue: Catalogue, targets: tuple[str, ...]) 
         except AirferryError as error:
             raise located(config, key, error) from error
         read = reader.read(found.config_path) if found.config_path else None
+        documents = StepDocuments(reader, found.config_path, environment={}) if found.config_path else None
+        path = paths.job_path(scanner.files(found), documents)
+        starts = config_installs(documents, catalogue)
         steps.append(
             StepPlan(
                 target=target,
@@ -138,6 +145,8 @@ def _read_steps(config: Config, catalogue: Catalogue, targets: tuple[str, ...]) 
                 overlays=read.overlays if read else (),
                 candidates=scanner.candidates(found),
                 container_image=read.container_image if read else None,
+                job_path=replace(path, folders=(*path.folders, *editable_folders(starts))),
+                start_installs=starts,
             )
         )
     return tuple(steps)
@@ -146,7 +155,11 @@ def _read_steps(config: Config, catalogue: Catalogue, targets: tuple[str, ...]) 
 def _warnings(
     config: Config, catalogue: Catalogue, steps: tuple[StepPlan, ...], groups: tuple[GroupPlan, ...]
 ) -> tuple[PlanWarning, ...]:
-    return (*image_warnings(config, catalogue, steps), *fetch_warnings(config, catalogue, steps, groups))
+    return (
+        *image_warnings(config, catalogue, steps),
+        *install_warnings(catalogue, steps, groups),
+        *fetch_warnings(config, catalogue, steps, groups),
+    )
 
 
 def _launcher(config: Config, platforms: tuple[Platform, ...]) -> LauncherPlan:

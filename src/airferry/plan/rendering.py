@@ -21,3 +21,9 @@ def render_yaml(document: Any, *, sort_keys: bool, width: int = 120) -> str:
     """
     text: str = yaml.dump(document, Dumper=_PlainDumper, sort_keys=sort_keys, width=width)
     return text
+
+
+def render_line(value: Any) -> str:
+    """Return a value as YAML on one line, to be pasted after a key."""
+    text: str = yaml.dump(value, Dumper=_PlainDumper, default_flow_style=True, sort_keys=True, width=1 << 20)
+    return text.removesuffix("\n").removesuffix("\n...")

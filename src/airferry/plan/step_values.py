@@ -9,9 +9,11 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,29 @@ class StepValues:
     def below(self, *key: str | int) -> Iterator[StepValue]:
         """Return the leaves below a key."""
         return (value for value in self.values if value.key[: len(key)] == key)
+
+
+class StepDocuments:
+    """A step's config whose values are resolved when they are first asked for: most plans need none, and it is slow."""
+
+    def __init__(self, reader: StepConfigReader, path: Path, *, environment: Mapping[str, str]) -> None:
+        self._read = partial(read_step_values, reader, path, environment=environment)
+        self._documents = reader.documents(path)
+
+    def mentions(self, names: AbstractSet[str]) -> bool:
+        """Tell whether any of the config's documents has a key of such a name, at any depth."""
+        return any(_has_key(document.value, names) for document in self._documents)
+
+    @cached_property
+    def values(self) -> StepValues:
+        """The values, see `read_step_values`."""
+        return self._read()
+
+
+def _has_key(value: Any, names: AbstractSet[str]) -> bool:
+    if isinstance(value, dict):
+        return not names.isdisjoint(value) or any(_has_key(item, names) for item in value.values())
+    return isinstance(value, list) and any(_has_key(item, names) for item in value)
 
 
 def read_step_values(reader: StepConfigReader, path: Path, *, environment: Mapping[str, str]) -> StepValues:

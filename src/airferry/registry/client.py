@@ -147,12 +147,14 @@ class RegistryClient(Registry):  # type: ignore[misc]
         limit_bytes: int = MAX_ANSWER_BYTES,
         attempts: int | None = None,
         read_timeout_s: float | None = None,
+        anonymous: bool = False,
     ) -> Answer:
         """Send a request, as often as the retry policy says, and return an answer with an expected status.
 
         `url` is a path under `/v2/` or a whole URL. `what` completes "cannot …" in errors. With `expected` None any
         status that is not transient is returned. The answer's content is read and bounded, unless `stream`. A body is
-        sent anew with each attempt. The header goes only to the registry's own host.
+        sent anew with each attempt. The header goes only to the registry's own host. An `anonymous` request carries no
+        login, and a 401 is an answer like others.
 
         Raises:
             RegistryError: no answer, another status, or more than `limit_bytes`.
@@ -165,7 +167,10 @@ class RegistryClient(Registry):  # type: ignore[misc]
         for attempt in range(tries):
             last = attempt + 1 == tries
             try:
-                response = self._authorised(method, whole, scopes, dict(headers or {}), body, stream, timeout, what)
+                if anonymous:
+                    response = self._follow(method, whole, dict(headers or {}), body, stream, timeout, what)
+                else:
+                    response = self._authorised(method, whole, scopes, dict(headers or {}), body, stream, timeout, what)
                 if not stream or response.status_code >= 400:
                     limit = limit_bytes if response.status_code < 400 else MAX_ERROR_BYTES
                     _read_content(response, limit, what=what, truncate=response.status_code >= 400)

@@ -9,17 +9,22 @@ import io
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import IO
 from urllib.parse import urljoin
 
 from airferry.errors import AirferryError, RegistryError
 from airferry.host import clock
 from airferry.oci.documents import (
+    DOCKER_MANIFEST_LIST,
     EMPTY_CONFIG,
     EMPTY_CONFIG_BYTES,
+    IMAGE_INDEX,
     IMAGE_MANIFEST,
     Descriptor,
+    Index,
     Manifest,
+    PlatformDocument,
     canonical_json,
     descriptor_of,
 )
@@ -28,6 +33,7 @@ from airferry.registry.auth import repository_scope
 from airferry.registry.client import RegistryClient
 from airferry.registry.connections import Answer, Body
 from airferry.registry.profile import RegistryProfile
+from airferry.registry.runtimes import hides_from_enroot
 from airferry.registry.sink import RegistrySink
 from airferry.registry.uploads import CHUNK_BYTES, SMALLEST_CHUNK_BYTES, acknowledged_bytes
 
@@ -58,7 +64,7 @@ def probe(client: RegistryClient, repository: str = PROBE_REPOSITORY) -> Registr
     chunks = _Chunks(client, repository)
     chunks.probe()
     mounts = other.mount_blob(blob, repository)
-    referrers, deletes_tags, deletes_manifests = _probe_manifests(sink, blob)
+    manifests = _probe_manifests(sink, blob)
     deletes_blobs = _deletes_blob(sink, blob)
     if mounts:
         _deletes_blob(other, blob)
@@ -71,9 +77,11 @@ def probe(client: RegistryClient, repository: str = PROBE_REPOSITORY) -> Registr
         smallest_chunk_bytes=chunks.smallest_bytes,
         resumes=chunks.resumes,
         survives_breaks=chunks.survives,
-        referrers=referrers,
-        deletes_tags=deletes_tags,
-        deletes_manifests=deletes_manifests,
+        referrers=manifests.referrers,
+        shows_oci_to_enroot=manifests.shows_indexes,
+        takes_docker_lists=manifests.takes_lists,
+        deletes_tags=manifests.deletes_tags,
+        deletes_manifests=manifests.deletes,
         deletes_blobs=deletes_blobs,
     )
 
@@ -86,8 +94,19 @@ def _put_bytes(sink: RegistrySink, descriptor: Descriptor, data: bytes) -> None:
     sink.put_blob_from(descriptor, opened)
 
 
-def _probe_manifests(sink: RegistrySink, blob: Descriptor) -> tuple[bool, bool, bool]:
-    """Tell whether the registry has the referrers API, and whether it removes tags and manifests."""
+@dataclass(frozen=True, slots=True)
+class _Manifests:
+    """What a registry does with manifests and indexes."""
+
+    referrers: bool
+    shows_indexes: bool
+    takes_lists: bool
+    deletes_tags: bool
+    deletes: bool
+
+
+def _probe_manifests(sink: RegistrySink, blob: Descriptor) -> _Manifests:
+    """Store a manifest and lists of it, ask for them, and remove them again."""
     config = descriptor_of(EMPTY_CONFIG_BYTES, EMPTY_CONFIG)
     if not sink.has_blob(config):
         _put_bytes(sink, config, EMPTY_CONFIG_BYTES)
@@ -104,9 +123,30 @@ def _probe_manifests(sink: RegistrySink, blob: Descriptor) -> tuple[bool, bool, 
     tag = f"airferry-probe-{secrets.token_hex(4)}"
     sink.put_manifest(stored, reference=tag)
     referrers = sink.source.has_referrers_api(stored.descriptor.digest)
+    index, docker = (_list_of(stored.descriptor, media_type) for media_type in (IMAGE_INDEX, DOCKER_MANIFEST_LIST))
+    sink.put_manifest(index)
+    shows = not hides_from_enroot(sink.source, index.descriptor.digest)
+    takes = _takes(sink, docker)
     tags = sink.delete_tag(tag)
-    manifests = sink.delete_manifest(stored.descriptor.digest)
-    return referrers, tags, manifests
+    for made in (index, docker) if takes else (index,):
+        sink.delete_manifest(made.descriptor.digest)
+    return _Manifests(referrers, shows, takes, tags, sink.delete_manifest(stored.descriptor.digest))
+
+
+def _list_of(manifest: Descriptor, media_type: str) -> Stored:
+    child = manifest.annotated(platform=PlatformDocument(os="linux", architecture="amd64"))
+    data = canonical_json(Index(schema_version=2, media_type=media_type, manifests=[child]))
+    return Stored(descriptor_of(data, media_type), data)
+
+
+def _takes(sink: RegistrySink, stored: Stored) -> bool:
+    try:
+        sink.put_manifest(stored)
+    except RegistryError as error:
+        if not isinstance(error.fields.get("status"), int):
+            raise
+        return False
+    return True
 
 
 def _deletes_blob(sink: RegistrySink, blob: Descriptor) -> bool:

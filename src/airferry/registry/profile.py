@@ -25,7 +25,9 @@ class RegistryProfile(BaseModel):
     `largest_request_bytes`: the most that is known to be taken in one request, only where more was refused.
     `smallest_chunk_bytes`: the least that it wants in one chunk. `resumes`: an upload session states how much of it
     arrived. `survives_breaks`: it still does after a connection broke within a chunk. `referrers`: it has the
-    referrers API. `deletes_tags`, `deletes_manifests`, `deletes_blobs`: it removes them.
+    referrers API. `shows_oci_to_enroot`: an OCI index is found by enroot, whose first requests name no media type.
+    `takes_docker_lists`: Docker manifest lists can be stored. `deletes_tags`, `deletes_manifests`, `deletes_blobs`: it
+    removes them.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -40,6 +42,8 @@ class RegistryProfile(BaseModel):
     resumes: bool | None = None
     survives_breaks: bool | None = None
     referrers: bool | None = None
+    shows_oci_to_enroot: bool | None = None
+    takes_docker_lists: bool | None = None
     deletes_tags: bool | None = None
     deletes_manifests: bool | None = None
     deletes_blobs: bool | None = None

@@ -26,7 +26,7 @@ from airferry.site.config_rules import blend_findings, config_findings
 from airferry.site.findings import LEVELS, Finding, gathered
 from airferry.site.overlays import PLAIN, image_of, targets_of, with_default
 from airferry.site.path_rules import path_findings
-from airferry.site.site_rules import RegistryImage, site_findings
+from airferry.site.site_rules import RegistryImage, images_of_job, site_findings
 from airferry.site.step_context import AMBIENT, CODE_FOLDER, JOB_FOLDER, StepContext, mounts_of, read_step_toml
 from airferry.site.submission import OFFLINE_VARIABLES, environment_of
 from airferry.wording import counted
@@ -88,10 +88,12 @@ class CheckReport:
 
 
 def images_to_ask(checked: Checked) -> list[str]:
-    """Return the images, pinned by digest, that the steps to check run in."""
+    """Return what the jobs of the steps to check may name as their image."""
     if checked.receipt is None:
         return []
-    return sorted({image_of(checked.receipt, target).pinned for target in chosen_targets(checked)})
+    executor = executor_of(checked)
+    images = [image_of(checked.receipt, target) for target in chosen_targets(checked)]
+    return sorted({name for image in images for name in images_of_job(executor, image)})
 
 
 def run_check(checked: Checked, images: Mapping[str, RegistryImage]) -> CheckReport:
@@ -101,7 +103,7 @@ def run_check(checked: Checked, images: Mapping[str, RegistryImage]) -> CheckRep
         UsageError: a target, executor or profile that is asked for does not exist.
         ConfigurationError: `env.toml` contradicts itself.
     """
-    executor = _executor(checked)
+    executor = executor_of(checked)
     profile = _profile(checked, executor)
     reader = StepConfigReader()
     fetches = StartFetches(checked.catalogue)
@@ -149,7 +151,12 @@ def chosen_targets(checked: Checked) -> list[Target]:
     return found
 
 
-def _executor(checked: Checked) -> Executor:
+def executor_of(checked: Checked) -> Executor:
+    """Return the executor to check for: as asked for, else the first of the site.
+
+    Raises:
+        UsageError: the site does not have it.
+    """
     executors = checked.site.executors or (PLAIN,)
     if checked.executor is None:
         return executors[0]

@@ -14,16 +14,19 @@ from pathlib import Path
 import airferry
 from airferry.bundle.manifest import BundleManifest
 from airferry.bundle.receipt import (
+    LeftOut,
     Receipt,
     ReceiptAsset,
     ReceiptCatalogue,
     ReceiptImage,
     ReceiptTag,
+    ReceiptTwin,
     write_receipt,
 )
+from airferry.bundle.twins import twin_of
 from airferry.bundle.verify import Bundle, VerifyReport, open_bundle, verify_bundle
-from airferry.errors import IntegrityError, RegistryError
-from airferry.events import Emit, silent
+from airferry.errors import IntegrityError, RegistryError, UsageError
+from airferry.events import Emit, Warned, silent
 from airferry.host import clock, files
 from airferry.host.stages import stage
 from airferry.oci.copy import read_closure
@@ -86,7 +89,7 @@ def load(
     report = stage("verify", emit, lambda: verify_bundle(path, root=root, emit=emit))
     report.raise_if_wrong()
     bundle = open_bundle(path, root=report.root)
-    places = relocate(bundle.images, destination, maps=maps, flatten=flatten, whole=bundle.originals)
+    places = place_images(bundle, destination, maps=maps, flatten=flatten)
     shipments = plan_shipments(bundle, destination, places)
     work = files.cache_directory() / "loads" / hashlib.sha256(str(destination).encode()).hexdigest()[:16]
     with (
@@ -105,10 +108,13 @@ def load(
                 pushed = stage("push", emit, lambda: _push(pusher, shipments))
             finally:
                 keep_learned(known, uploader.limits, mounts=pusher.mounts)
+            refused = _say_refused(pushed, destination, emit)
+            shipments = [item for item in shipments if item.name not in refused]
             stage("audit", emit, lambda: pusher.audit(shipments))
         wanted = _wanted_tags(bundle, pusher, places, shipments)
         tags = plan_tags(wanted, receipt_path, root=bundle.root, jobs=options.jobs)
         receipt = _receipt(bundle, destination, places, tags, shipments, verified=root is not None)
+        receipt = receipt.model_copy(update={"left_out": _left_out(pushed, places)})
         if not dry_run:
             sinks = {item.sink.repository: item.sink for item in wanted}
             stage("tag", emit, lambda: move_tags(tags, sinks, receipt_path, root=bundle.root))
@@ -132,14 +138,58 @@ def _push(pusher: Pusher, shipments: Sequence[Shipment]) -> PushResult:
         ) from error
 
 
+def place_images(
+    bundle: Bundle, destination: Destination, *, maps: Mapping[str, str] | None = None, flatten: bool = False
+) -> dict[str, Reference]:
+    """Return where each image of a bundle goes; a Docker twin goes to the repository of its image.
+
+    Raises:
+        UsageError: two images would take one name, a map fits nothing, or a result is not a reference.
+    """
+    twins = bundle.twins
+    images = [name for name in bundle.images if name not in twins]
+    places = relocate(images, destination, maps=maps, flatten=flatten, whole=bundle.originals)
+    taken = {str(place): name for name, place in places.items()}
+    for name, image in twins.items():
+        place = twin_of(places[image.reference])
+        if (other := taken.setdefault(str(place), name)) != name:
+            raise UsageError(
+                f"`{other}` and `{name}` would both become `{place}`",
+                hint=f"give one another name: `--map {other}=OTHER/NAME`",
+            )
+        places[name] = place
+    return places
+
+
+def _say_refused(pushed: PushResult, destination: Destination, emit: Emit) -> set[str]:
+    """Warn about the optional shipments that the registry refused, and return their names."""
+    if pushed.refused:
+        emit(
+            Warned(
+                f"`{destination.registry}` refuses the Docker twins of its images ({len(pushed.refused)}), so they are "
+                f"left out and all else is loaded: {pushed.refused[0].reason}",
+                hint="enroot is given the images themselves then; `airferry check` tells whether it can import them",
+            )
+        )
+    return {refused.item.name for refused in pushed.refused}
+
+
+def _left_out(pushed: PushResult, places: Mapping[str, Reference]) -> tuple[LeftOut, ...]:
+    return tuple(
+        LeftOut(reference=str(places[one.item.name]), digest=one.item.descriptor.digest, reason=one.reason)
+        for one in sorted(pushed.refused, key=lambda one: one.item.name)
+    )
+
+
 def plan_shipments(bundle: Bundle, destination: Destination, places: Mapping[str, Reference]) -> list[Shipment]:
     """Return all that goes to the registry: images, then artifacts, each to where its subject goes.
 
     Raises:
         IntegrityError: an artifact refers to something that the bundle does not hold.
     """
+    twins = bundle.twins
     shipments = [
-        Shipment(name, places[name].repository, read_closure(bundle.store, descriptor))
+        Shipment(name, places[name].repository, read_closure(bundle.store, descriptor), optional=name in twins)
         for name, descriptor in bundle.images.items()
     ]
     homes: dict[str, list[str]] = {}
@@ -202,7 +252,17 @@ def _receipt(
 ) -> Receipt:
     previous = {move.reference: move.previous for move in tags}
     of_images = {str(place) for place in places.values()}
-    overlays = {group.name: group.repo_overlays for group in bundle.manifest.execution_groups}
+    groups = {group.name: group for group in bundle.manifest.execution_groups}
+    twins = {
+        item.name: ReceiptTwin(
+            reference=str(places[item.name]),
+            digest=item.descriptor.digest,
+            previous_digest=previous.get(str(places[item.name])),
+            pinned=str(places[item.name].with_digest(item.descriptor.digest)),
+        )
+        for item in shipments
+        if item.optional
+    }
     images: list[ReceiptImage] = []
     by_name: dict[str, str] = {}
     for entry in bundle.manifest.images:
@@ -219,7 +279,10 @@ def _receipt(
                 digest=entry.digest,
                 previous_digest=before,
                 platforms=tuple(entry.platforms),
-                overlays=overlays.get(entry.name, ()),
+                overlays=groups[entry.name].repo_overlays if entry.name in groups else (),
+                env=groups[entry.name].env if entry.name in groups else {},
+                distributions=groups[entry.name].distributions if entry.name in groups else {},
+                docker_twin=twins.get(entry.docker_twin.reference) if entry.docker_twin else None,
             )
         )
         for name in (entry.image, entry.reference, entry.name):

@@ -25,15 +25,21 @@ from airferry.registry.uploads import Uploader
 
 PROGRESS_EVERY_BYTES = 16 * BLOCK_BYTES
 SHOWN_MISSING = 10
+# how registries refuse a media type, once they took other manifests of the same user in the same repository
+REFUSALS = frozenset({400, 403, 405, 406, 415, 422})
 
 
 @dataclass(frozen=True, slots=True)
 class Shipment:
-    """An image or artifact on its way: what it is called, what it consists of, and the repository it goes to."""
+    """An image or artifact on its way: what it is called, what it consists of, and the repository it goes to.
+
+    An `optional` one goes last, and what the registry refuses of it does not keep the rest from arriving.
+    """
 
     name: str
     repository: str
     closure: Closure
+    optional: bool = False
 
     @property
     def descriptor(self) -> Descriptor:
@@ -60,13 +66,25 @@ class ManifestStep:
     repository: str
 
 
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """An optional shipment that the registry refused, and what it said."""
+
+    item: Shipment
+    reason: str
+
+
 @dataclass(slots=True)
 class PushResult:
-    """What a push did, or would do: blobs that were sent, mounted, and there before; manifests that were sent."""
+    """What a push did, or would do: blobs that were sent, mounted, and there before; manifests that were sent.
+
+    `refused` are the optional shipments that the registry does not take.
+    """
 
     steps: list[BlobStep] = field(default_factory=list)
     present_blobs: int = 0
     manifest_steps: list[ManifestStep] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
 
     @property
     def manifests(self) -> int:
@@ -157,7 +175,12 @@ class Pusher:
         for item, lacking in zip(
             shipments, parallel_map(self._lacking_manifests, shipments, jobs=self._jobs), strict=True
         ):
-            result.manifest_steps += [_manifest_step(item, stored) for stored in lacking]
+            known = {(step.repository, step.digest) for step in result.manifest_steps}
+            result.manifest_steps += [
+                _manifest_step(item, stored)
+                for stored in lacking
+                if (item.repository, stored.descriptor.digest) not in known
+            ]
         return result
 
     def push(self, shipments: Sequence[Shipment]) -> PushResult:
@@ -171,9 +194,13 @@ class Pusher:
         cancelled = threading.Event()
         advance = self._progress(sum(blob.descriptor.size for blob in blobs), cancelled)
         parallel_map(lambda blob: self._place(blob, advance), blobs, jobs=self._jobs, cancelled=cancelled)
-        subjects = [item for item in shipments if not _subject(item.closure.top)]
-        for group in (subjects, [item for item in shipments if _subject(item.closure.top)]):
+        needed = [item for item in shipments if not item.optional]
+        subjects = [item for item in needed if not _subject(item.closure.top)]
+        for group in (subjects, [item for item in needed if _subject(item.closure.top)]):
             parallel_map(self._put_manifests, group, jobs=self._jobs)
+        optional = [item for item in shipments if item.optional]
+        refused = parallel_map(self._try_manifests, optional, jobs=self._jobs)
+        self.result.refused = [answer for answer in refused if answer is not None]
         return self.result
 
     def unfinished(self, shipments: Iterable[Shipment]) -> list[str]:
@@ -277,6 +304,16 @@ class Pusher:
             sink.put_manifest(stored)
             with self._lock:
                 self.result.manifest_steps.append(_manifest_step(item, stored))
+
+    def _try_manifests(self, item: Shipment) -> Refused | None:
+        """Send the manifests of an optional shipment, and return the refusal if the registry does not take them."""
+        try:
+            self._put_manifests(item)
+        except RegistryError as error:
+            if error.fields.get("status") not in REFUSALS:
+                raise
+            return Refused(item, error.message)
+        return None
 
     def _lacking_manifests(self, item: Shipment) -> list[Stored]:
         """Return the manifests that the repository does not hold, or holds unlisted as referrers, children first."""

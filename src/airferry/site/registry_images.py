@@ -1,58 +1,77 @@
-"""Asks a registry which images it holds, and what their configs say. Changes nothing there."""
+"""Asks a registry for images as the site's executor will, and reads what their configs say. Changes nothing there."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+from airferry.config import Executor
+from airferry.config.site import ExecutorKind, parse_version
 from airferry.errors import AirferryError, ConfigurationError, RegistryError
 from airferry.events import Emit, silent
 from airferry.host.threads import parallel_map
-from airferry.oci.copy import select_platforms
-from airferry.oci.documents import INDEX_TYPES, MAX_CONFIG_BYTES, parse_image_config, parse_index, parse_manifest
+from airferry.oci.documents import LAYER_ZSTD, MAX_CONFIG_BYTES, Manifest, parse_image_config
 from airferry.oci.platform import Platform
 from airferry.oci.ports import blocks
 from airferry.oci.reference import parse_reference
 from airferry.registry.client import ClientOptions, open_clients
+from airferry.registry.runtimes import Runtime, pull_as
 from airferry.registry.source import RegistrySource
 from airferry.site.site_rules import RegistryImage
 
 JOBS = 4
+# Lepton and DGX Cloud run on Kubernetes, whose nodes pull with containerd unless they are OpenShift's
+RUNTIMES: Mapping[ExecutorKind, Runtime] = {
+    "slurm-pyxis": "enroot",
+    "kubernetes": "containerd",
+    "lepton": "containerd",
+    "dgxcloud": "containerd",
+    "docker": "docker",
+    "podman": "podman",
+}
 
 
 def ask_images(
-    pinned: Iterable[str], *, platform: Platform | None, options: ClientOptions, emit: Emit = silent
+    names: Iterable[str],
+    *,
+    executor: Executor,
+    platform: Platform | None,
+    options: ClientOptions,
+    emit: Emit = silent,
 ) -> dict[str, RegistryImage]:
-    """Return what the registry says of images pinned by digest. A registry that does not answer is a problem of each.
+    """Return what an executor gets for images by tag or digest. A registry that does not answer is a problem of each.
 
     The variables are those of `platform`, or of the first that the image has.
     """
-    names = sorted(set(pinned))
+    wanted = sorted(set(names))
+    version = parse_version(executor.version) if executor.version else ()
     with open_clients(options, emit=emit) as clients:
 
         def ask(name: str) -> RegistryImage:
             reference = parse_reference(name)
-            source = RegistrySource(clients(reference.registry), reference.repository)
             try:
-                if source.find(reference.target) is None:
+                source = RegistrySource(clients(reference.registry), reference.repository)
+                answer = pull_as(RUNTIMES[executor.kind], source, reference.target, version=version, platform=platform)
+                if answer.missing:
                     return RegistryImage(False, {})
-                return RegistryImage(True, _environment(source, reference.target, platform))
+                problem = answer.problem
+                if answer.manifest is None:
+                    return RegistryImage(True, {}, problem, hidden=answer.hidden)
+                if problem is None and not executor.reads_zstd and _has_zstd(answer.manifest):
+                    problem = f"the layers of `{name}` are compressed with zstd, which {executor} cannot read"
+                return RegistryImage(True, _environment(source, answer.manifest), problem)
             except (RegistryError, ConfigurationError) as error:
                 return RegistryImage(False, {}, error.message)
             except AirferryError as error:
                 return RegistryImage(True, {}, f"`{name}` cannot be read: {error.message}")
 
-        return dict(zip(names, parallel_map(ask, names, jobs=JOBS), strict=True))
+        return dict(zip(wanted, parallel_map(ask, wanted, jobs=JOBS), strict=True))
 
 
-def _environment(source: RegistrySource, digest: str, platform: Platform | None) -> dict[str, str]:
-    top = source.resolve(digest)
-    if top.media_type in INDEX_TYPES:
-        index = parse_index(source.read_manifest(top).data, what=f"index `{digest}`")
-        fitting = [child for child in index.manifests if child.is_runnable]
-        if platform is not None:
-            fitting = select_platforms(index, [platform], what=f"image `{digest}`")
-        top = fitting[0]
-    manifest = parse_manifest(source.read_manifest(top).data, what=f"manifest `{top.digest}`")
+def _has_zstd(manifest: Manifest) -> bool:
+    return any(layer.media_type == LAYER_ZSTD for layer in manifest.layers)
+
+
+def _environment(source: RegistrySource, manifest: Manifest) -> dict[str, str]:
     if manifest.config.size > MAX_CONFIG_BYTES:
         return {}
     with source.open_blob(manifest.config) as stream:

@@ -18,8 +18,8 @@ from airferry.events import Emit, Notice, Warned, silent
 from airferry.oci.documents import Descriptor, Manifest, parse_manifest
 from airferry.oci.layout import LayoutStore
 from airferry.oci.ports import Stored, blocks
-from airferry.site.load import artifact_tag, plan_shipments
-from airferry.site.relocation import Destination, relocate
+from airferry.site.load import artifact_tag, place_images, plan_shipments
+from airferry.site.relocation import Destination
 
 Identity = tuple[int, int, int]
 
@@ -48,7 +48,7 @@ def read_repositories(
         UsageError: two images would take one name, or a map fits nothing.
         IntegrityError: a manifest is missing or not what its digest says.
     """
-    places = relocate(bundle.images, destination, maps=maps, flatten=flatten, whole=bundle.originals)
+    places = place_images(bundle, destination, maps=maps, flatten=flatten)
     found: dict[str, Repository] = {}
     for item in plan_shipments(bundle, destination, places):
         repository = found.setdefault(item.repository, Repository(item.repository))

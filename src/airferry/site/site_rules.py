@@ -6,23 +6,21 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from airferry.bundle.receipt import ReceiptImage
+from airferry.config import Executor
 from airferry.config.site import parse_version
 from airferry.errors import AirferryError
 from airferry.oci.platform import parse_platform
 from airferry.oci.reference import parse_reference
 from airferry.plan.step_values import StepValue
 from airferry.site.findings import Finding
+from airferry.site.python_path_rules import python_path_findings
+from airferry.site.startup_rules import startup_findings
 from airferry.site.step_context import StepContext, masked
 from airferry.site.submission import OFFLINE_VARIABLES, image_for, parse_image, reference_for
 
 # the first driver that runs programs built for a CUDA major version (CUDA compatibility guide, "minor version")
 FIRST_DRIVERS = {11: (450, 80), 12: (525, 60), 13: (580, 0)}
-_DOWNLOADS = re.compile(
-    r"\b(pip3?|uv|conda|mamba|apt-get|apt|dnf|yum|npm|git\s+clone|git\s+fetch|curl|wget|huggingface-cli|hf\s+download)\b"
-)
-_BOOTSTRAP = re.compile(r"\b_bootstrap\.\w+_runtime\b")  # the catalogue's modules that make an environment by pip
-_PYTHON_INSTALL = re.compile(r"\b(pip3?|uv)\b")
-_EXTRAS = "is installed by pip when the job starts; without an index that takes minutes and fails unseen"
 _OFF = frozenset({"0", "false", "no", "off", ""})
 _VARIABLES_OF_SERVICES = {
     "HF_HUB_OFFLINE": "huggingface",
@@ -34,11 +32,15 @@ _VARIABLES_OF_SERVICES = {
 
 @dataclass(frozen=True, slots=True)
 class RegistryImage:
-    """An image as the registry has it: None for what it lacks. `problem` says why it could not be asked."""
+    """An image as the executor gets it from the registry, `found` False for one that is not there.
+
+    `problem` says why it cannot be had; `hidden` that the registry holds it, and does not show it to this executor.
+    """
 
     found: bool
     environment: Mapping[str, str]
     problem: str | None = None
+    hidden: bool = False
 
 
 def site_findings(context: StepContext, images: Mapping[str, RegistryImage]) -> Iterator[Finding]:
@@ -47,20 +49,26 @@ def site_findings(context: StepContext, images: Mapping[str, RegistryImage]) -> 
     yield from _other_images(context)
     yield from _artifacts(context)
     yield from _offline(context)
-    yield from _startup(context)
+    yield from startup_findings(context)
     yield from _profile_values(context)
     if context.image is not None:
         yield from _platform(context)
-        if (asked := images.get(context.image.pinned)) is not None:
-            yield from _in_registry(context, asked)
+        name = _image_of_job(context, context.image)
+        asked = images.get(name)
+        if asked is not None:
+            yield from _in_registry(context, context.image, name, asked)
+        known = asked.environment if asked is not None and asked.found else context.image.env
+        yield from python_path_findings(context, known)
 
 
 def _image(context: StepContext) -> Iterator[Finding]:
     value = context.values.get("run", "env", "container_image")
-    expected, accepted = None, set()
+    expected: str | None = None
+    accepted: set[str] = set()
     if context.image is not None:
         reference = reference_for(context.executor, context.image)
-        expected, accepted = image_for(context.executor.kind, reference), {context.image.pinned, str(reference)}
+        expected = image_for(context.executor.kind, reference)
+        accepted = images_of_job(context.executor, context.image)
     fix = f"run.env.container_image={expected or 'IMAGE-OF-THE-RECEIPT'}"
     if value is not None and value.text:
         if parse_image(value.text) in accepted:
@@ -133,46 +141,6 @@ def _offline(context: StepContext) -> Iterator[Finding]:
         yield context.general("offline", "warn", reason, key="run.env.env_vars.HF_HUB_OFFLINE", fix=fix)
 
 
-def _downloads(context: StepContext, command: str) -> bool:
-    if _BOOTSTRAP.search(command):
-        return context.site.mirrors.packages is None
-    found = _DOWNLOADS.search(command)
-    return found is not None and not (context.site.mirrors.packages and _PYTHON_INSTALL.search(command))
-
-
-def _startup(context: StepContext) -> Iterator[Finding]:
-    text = "downloads when the job starts"
-    for value in context.values.values:
-        if {"startup_commands", "run_command"} & set(value.key) and _downloads(context, value.text):
-            start = "startup_commands" in value.key
-            fix = "run.env.startup_commands=[]" if start else f"{value.name}='python -m MODULE --config {{config}}'"
-            yield context.finding(value, "startup", "block", text, fix=fix)
-        if "pip_extras" in value.key and value.text and not context.site.mirrors.packages:
-            parent = ".".join(str(part) for part in value.key[: value.key.index("pip_extras") + 1])
-            yield context.finding(value, "startup", "warn", _EXTRAS, fix=f"{parent}=[]")
-    if context.profile is not None:
-        extras = context.profile.values.get("pip_extras")
-        if isinstance(extras, list) and extras and not context.site.mirrors.packages:
-            shown = " ".join(map(str, extras))
-            fix = "run.env.pip_extras=[]"
-            yield context.in_profile("startup", "warn", _EXTRAS, key=("pip_extras",), value=shown, fix=fix)
-        run = context.profile.values.get("run_command")
-        if isinstance(run, str) and _downloads(context, run):
-            fix = "run.env.run_command='python -m MODULE --config {config}'"
-            yield context.in_profile("startup", "block", text, key=("run_command",), value=run, fix=fix)
-    commands = (context.profile.values.get("startup_commands") if context.profile else None) or []
-    for index, command in enumerate(commands if isinstance(commands, list) else [commands]):
-        if isinstance(command, str) and _downloads(context, command):
-            yield context.in_profile(
-                "startup",
-                "block",
-                text,
-                key=("startup_commands", index),
-                value=command,
-                fix="run.env.startup_commands=[], as the image has what the step needs",
-            )
-
-
 def _profile_values(context: StepContext) -> Iterator[Finding]:
     """Yield secrets and Git mounts in the profile itself."""
     if context.profile is None:
@@ -212,21 +180,50 @@ def _platform(context: StepContext) -> Iterator[Finding]:
         )
 
 
-def _in_registry(context: StepContext, asked: RegistryImage) -> Iterator[Finding]:
+def images_of_job(executor: Executor, image: ReceiptImage) -> set[str]:
+    """Return what a job on an executor may name of a loaded image: what it is to be given, or the image by digest."""
+    return {str(reference_for(executor, image)), image.pinned}
+
+
+def _image_of_job(context: StepContext, image: ReceiptImage) -> str:
+    """Return what the job names of the loaded image by its config or profile, else what it is to be given."""
+    value = context.values.get("run", "env", "container_image")
+    profile = context.profile.values.get("container_image") if context.profile else None
+    written = (value.text if value is not None else "") or (profile if isinstance(profile, str) else "")
+    named = parse_image(written)
+    return named if named in images_of_job(context.executor, image) else str(reference_for(context.executor, image))
+
+
+def _in_registry(context: StepContext, image: ReceiptImage, name: str, asked: RegistryImage) -> Iterator[Finding]:
     key = "run.env.container_image"
-    assert context.image is not None
-    if asked.problem is not None:
+    if asked.hidden:
+        yield context.general(
+            "image", "block", asked.problem or "is hidden", key=key, fix=_way_out(context, image, name)
+        )
+    elif asked.problem is not None:
         yield context.general("image", "block", asked.problem, key=key)
     elif not asked.found:
         yield context.general(
             "image",
             "block",
-            f"the registry does not hold `{context.image.pinned}`",
+            f"the registry does not hold `{name}`",
             key=key,
             fix="load the bundle again: `airferry load`",
         )
     else:
         yield from gpu_findings(context, asked.environment)
+
+
+def _way_out(context: StepContext, image: ReceiptImage, name: str) -> str:
+    """Return what helps where the registry hides an image from the executor."""
+    expected = reference_for(context.executor, image)
+    if str(expected) != name:
+        return f"run.env.container_image={image_for(context.executor.kind, expected)}"
+    if context.executor.kind != "slurm-pyxis":
+        return "let the registry, or the proxy in front of it, answer the runtime"
+    if image.docker_twin is not None:
+        return "enroot 3.4.1 or newer, given the image by digest"
+    return "build with `docker_twin: true` and load again, or use distribution 3, zot or `airferry serve`"
 
 
 def gpu_findings(context: StepContext, environment: Mapping[str, str]) -> Iterator[Finding]:

@@ -21,7 +21,7 @@ OFFLINE_VARIABLES = {
     "HF_DATASETS_OFFLINE": "1",
     "WANDB_MODE": "offline",
 }
-FIRST_ENROOT_WITH_DIGESTS = (3, 5)
+FIRST_ENROOT_WITH_DIGESTS = (3, 4)  # its pattern for tags takes a colon, so `sha256:…` as well (3.3.1, src/docker.sh)
 AIRGAP_SUFFIX = "_airgap"
 
 
@@ -31,14 +31,18 @@ def image_for(kind: str, image: Reference) -> str:
 
 
 def names_by_digest(executor: Executor) -> bool:
-    """Tell whether an executor can be given a digest; enroot can from 3.5 on."""
+    """Tell whether an executor can be given a digest; enroot can from 3.4 on."""
     known = executor.kind == "slurm-pyxis" and executor.version is not None
     return not known or parse_version(executor.version or "") >= FIRST_ENROOT_WITH_DIGESTS
 
 
 def reference_for(executor: Executor, image: ReceiptImage) -> Reference:
-    """Return what an executor is to be given of a loaded image: its digest, or its tag where it knows no digests."""
-    return parse_reference(image.pinned if names_by_digest(executor) else image.reference)
+    """Return what an executor is to be given of a loaded image: its digest, or its tag where it knows no digests.
+
+    enroot is given the Docker twin where the registry took one: docker-registry 2.x hides the image itself from it.
+    """
+    loaded = image.docker_twin if executor.kind == "slurm-pyxis" and image.docker_twin else image
+    return parse_reference(loaded.pinned if names_by_digest(executor) else loaded.reference)
 
 
 def parse_image(text: str) -> str:

@@ -49,7 +49,8 @@ def _warning_lines(warnings: Iterable[PlanWarning], *, verbose: bool) -> list[st
         lines += _list("  ", [warning_text(warning)], indent=4)
         if verbose and warning.also:
             lines += _list("    also   ", warning.also, indent=11)
-        lines += _list("    steps  ", warning.targets, indent=11)
+        if warning.targets:
+            lines += _list("    steps  ", warning.targets, indent=11)
         lines += _list("    fix    ", [warning.hint], indent=11)
     if left_out:
         lines.append(f"  {counted(left_out, 'place')} more that may download, as configs say; `--verbose` lists them")

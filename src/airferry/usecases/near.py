@@ -250,13 +250,14 @@ def read_plan(selection: Selection) -> Plan:
     return make_plan(
         configuration.load_config(selection.config),
         source_dir=selection.source,
-        targets=_split(selection.targets),
-        platforms=tuple(parse_platform(text) for text in _split(selection.platforms)),
-        stages=_split(selection.stages),
+        targets=split(selection.targets),
+        platforms=tuple(parse_platform(text) for text in split(selection.platforms)),
+        stages=split(selection.stages),
     )
 
 
-def _split(values: Sequence[str]) -> tuple[str, ...]:
+def split(values: Sequence[str]) -> tuple[str, ...]:
+    """Return what was given several times or separated by commas, one by one."""
     return tuple(part.strip() for value in values for part in value.split(",") if part.strip())
 
 

@@ -23,6 +23,15 @@ class ProbeOutcome:
     profile: RegistryProfile
     path: Path
 
+    @property
+    def advice_for_enroot(self) -> str | None:
+        """What to do where enroot cannot import images from the registry as they are, None where it can."""
+        if self.profile.shows_oci_to_enroot is not False:
+            return None
+        if self.profile.takes_docker_lists:
+            return "enroot finds no OCI index here: build with `docker_twin: true`, and it is given the Docker twins"
+        return "enroot finds no OCI index here, and Docker manifest lists are refused: use another registry for Slurm"
+
     def to_document(self) -> dict[str, Any]:
         """Return the outcome as plain data."""
         return self.profile.model_dump(mode="json")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from airferry.build.production import Production
 from airferry.build.rehearsal import REPORT_FILE, RehearsalReport
 from airferry.events import Emit, silent
-from airferry.usecases.near import Selection, follow_lock, open_near_side, read_plan
+from airferry.plan.lockfile import read_lockfile
+from airferry.plan.models import Plan
+from airferry.usecases.near import Selection, follow_lock, open_near_side, read_plan, split
 
 STAGES = ("build-execution-images",)
 
@@ -25,25 +27,56 @@ class RehearsalOutcome:
 def rehearse(
     selection: Selection,
     *,
-    steps: Sequence[str] = (),
     locked: bool = False,
     engine: str = "auto",
     probe: str = "auto",
     jobs: int | None = None,
     emit: Emit = silent,
 ) -> RehearsalOutcome:
-    """Try the plan's steps, or those named by step id or target, and write `airgap-rehearsal.json`. Seals nothing.
+    """Try the plan's targets, or those that the selection names, and write `airgap-rehearsal.json`. Seals nothing.
 
-    Execution images that are not built yet are built first. What was found for the same image, code and command is not
-    tried again; `airferry build --rehearse` takes it over into the bundle. Findings are in the report, not raised.
+    Execution images that are needed and not built yet are built first. Named targets are tried as the file's plan
+    builds them; those that are not in it, or that the lock has only by themselves, as `build --target` builds them. A
+    step id stands for all its targets in the plan; prerequisites are not tried. What was found for the same image, code
+    and command is not tried again; `airferry build --rehearse` takes it over into the bundle. Findings are in the
+    report, not raised.
 
     Raises:
-        ConfigurationError: the plan is wrong or has outgrown its lock, or a step is none of it.
+        ConfigurationError: the plan is wrong or has outgrown its lock, or there is no such step.
         AirferryError: of the family of what failed.
     """
-    made = read_plan(replace(selection, stages=STAGES))
-    with open_near_side(made, engine=engine, probe=probe, jobs=jobs, emit=emit) as side:
-        workshop = side.workshop(follow_lock(side, locked=locked, emit=emit))
-        produced = Production(replace(workshop, rehearse=tuple(steps))).run()
-    assert produced.rehearsal is not None
-    return RehearsalOutcome(produced.rehearsal, made.output_dir / REPORT_FILE)
+    names = split(selection.targets)
+    plans = list(_plans(replace(selection, stages=STAGES), names))
+    for made in plans:
+        with open_near_side(made, engine=engine, probe=probe, jobs=jobs, emit=emit) as side:
+            existing = read_lockfile(side.lock_path)
+            if existing is not None and made is not plans[-1] and side.locker.uncovered(existing):
+                continue
+            workshop = side.workshop(follow_lock(side, locked=locked, emit=emit))
+            produced = Production(replace(workshop, rehearse=names)).run()
+        assert produced.rehearsal is not None
+        return RehearsalOutcome(produced.rehearsal, made.output_dir / REPORT_FILE)
+    raise AssertionError("there is always a plan")
+
+
+def _plans(selection: Selection, names: Sequence[str]) -> Iterator[Plan]:
+    """Return the plans that named targets may be rehearsed by, the file's own first, where it has them all."""
+    if names:
+        whole = read_plan(replace(selection, targets=()))
+        if all(_has(whole, name) for name in names):
+            yield _only(whole, names)
+        yield _only(read_plan(selection), names)
+    else:
+        yield read_plan(selection)
+
+
+def _has(plan: Plan, name: str) -> bool:
+    return any(name in (step.target.spec, step.target.step_id) for step in plan.steps)
+
+
+def _only(plan: Plan, names: Sequence[str]) -> Plan:
+    """Return a plan with the images of the named targets alone, named as they are in the whole."""
+    wanted = {step.target.spec for step in plan.steps if {step.target.spec, step.target.step_id} & set(names)}
+    groups = tuple(group for group in plan.groups if wanted & set(group.targets))
+    kept = {spec for group in groups for spec in group.targets}
+    return replace(plan, groups=groups, steps=tuple(step for step in plan.steps if step.target.spec in kept))

@@ -20,7 +20,7 @@ from airferry.plan.env_profiles import read_env_file
 from airferry.registry.client import ClientOptions
 from airferry.site.asset_rules import StagedAssets
 from airferry.site.assets import bundle_assets
-from airferry.site.check import Checked, CheckReport, images_to_ask, run_check
+from airferry.site.check import Checked, CheckReport, executor_of, images_to_ask, run_check
 from airferry.site.mirrors import MirrorFiles, make_mirrors
 from airferry.site.overlays import WRITTEN_BY, OverlaySet, make_overlays
 from airferry.site.registry_images import ask_images
@@ -179,9 +179,10 @@ def check(
             assets=_assets(opened, content=hash_assets, emit=emit),
         )
         images = {}
-        if ask_registry and (pinned := images_to_ask(checked)):
+        if ask_registry and (names := images_to_ask(checked)):
             quick = options or ClientOptions(connect_timeout_s=10.0, read_timeout_s=20.0)
-            images = ask_images(pinned, platform=known.platform, options=quick, emit=emit)
+            asking = executor_of(checked)
+            images = ask_images(names, executor=asking, platform=known.platform, options=quick, emit=emit)
         return run_check(checked, images)
 
 

@@ -1,0 +1,33 @@
+"""The Python distributions that an image holds, as one text: `name==version`, sorted, with blanks between them.
+
+A text and not a mapping, as it is for programs: hundreds of lines in a lock or receipt would hide what people read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion
+
+
+def render_inventory(distributions: Mapping[str, str]) -> str:
+    """Return distributions, name to version, as text."""
+    named = {canonicalize_name(name): version for name, version in distributions.items()}
+    return " ".join(f"{name}=={version}" for name, version in sorted(named.items()) if " " not in version)
+
+
+def parse_inventory(text: str) -> dict[str, str]:
+    """Return the distributions that `render_inventory` wrote: normalised name to version."""
+    return {name: version for name, _, version in (item.partition("==") for item in text.split())}
+
+
+def is_held(requirement: str, held: Mapping[str, str]) -> bool:
+    """Tell whether an image holds a distribution in a version that suits a requirement of pip."""
+    try:
+        wanted = Requirement(requirement)
+        version = held.get(canonicalize_name(wanted.name))
+        return version is not None and not wanted.url and wanted.specifier.contains(version, prereleases=True)
+    except (InvalidRequirement, InvalidVersion):
+        return False

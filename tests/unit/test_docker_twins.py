@@ -1,0 +1,211 @@
+"""Docker twins: sealed with the bundle, verified with it, loaded next to their images, left out where refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airferry import usecases
+from airferry.bundle.manifest import BundleManifest, TwinEntry
+from airferry.bundle.receipt import ReceiptTwin, read_receipt
+from airferry.bundle.seal import seal
+from airferry.bundle.twins import twin_of, with_twins
+from airferry.bundle.verify import open_bundle, verify_bundle
+from airferry.config import Executor, load_config
+from airferry.errors import ConfigurationError, RegistryError, UsageError
+from airferry.events import Event, Warned
+from airferry.oci.documents import DOCKER_MANIFEST_LIST, Descriptor, parse_index
+from airferry.oci.layout import LayoutStore
+from airferry.oci.reference import parse_reference
+from airferry.registry.client import ClientOptions
+from airferry.registry.retry import RetryPolicy
+from airferry.site.load import LoadResult, load
+from airferry.site.relocation import parse_destination
+from airferry.site.served import read_repositories
+from airferry.site.submission import image_for, reference_for
+from catalogues import airgap, write_airgap, write_step
+from oci_images import REFERENCE, make_bundle, make_image
+from scripted_registry import Exchange, ScriptedRegistry, error_document, run_scripted
+
+TWIN = REFERENCE + "-docker"
+OPTIONS = ClientOptions(
+    plain_http=True,
+    retry=RetryPolicy(attempts=1, sleep=lambda _seconds: None),
+    lookup=lambda _registry, _repository: None,
+)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    make_bundle(tmp_path / "bundle", twins=True)
+    return tmp_path / "bundle"
+
+
+def texts(path: Path) -> list[str]:
+    return [str(finding) for finding in verify_bundle(path).findings]
+
+
+def reseal(path: Path, *, manifest: dict[str, Any] | None = None, images: dict[str, Descriptor] | None = None) -> None:
+    opened = open_bundle(path)
+    others = [entry for entry in opened.artifacts if entry.digest != opened.manifest_descriptor.digest]
+    changed = BundleManifest.model_validate({**opened.manifest.model_dump(), **(manifest or {})})
+    seal(LayoutStore.open(path), images or opened.images, artifacts=others, manifest=changed)
+
+
+def test_a_twin_lists_the_very_manifests_of_its_image_and_adds_one_small_blob(tmp_path: Path) -> None:
+    plain = make_bundle(tmp_path / "plain")
+    with_twin = make_bundle(tmp_path / "twin", twins=True)
+    opened = open_bundle(tmp_path / "twin")
+    index, twin = opened.images[REFERENCE], opened.images[TWIN]
+    data = opened.store.read_bytes(twin)
+    document = json.loads(data)
+    assert (twin.media_type, document["mediaType"]) == (DOCKER_MANIFEST_LIST, DOCKER_MANIFEST_LIST)
+    assert document["manifests"] == json.loads(opened.store.read_bytes(index))["manifests"]
+    assert sorted(document) == ["manifests", "mediaType", "schemaVersion"]
+    assert with_twin.root != plain.root and with_twin.size_bytes < plain.size_bytes + 2048
+    assert make_bundle(tmp_path / "again", twins=True).root == with_twin.root
+    assert opened.manifest.images[0].docker_twin == TwinEntry(reference=TWIN, digest=twin.digest)
+    report = verify_bundle(tmp_path / "twin")
+    assert report.ok and report.images == 1
+
+
+def test_what_is_wrong_with_a_twin_is_found(bundle: Path) -> None:
+    opened = open_bundle(bundle)
+    images = {name: entry for name, entry in opened.images.items() if name != TWIN}
+    reseal(bundle, images=images)
+    assert texts(bundle) == [f"Docker twin of image `trainer`: `{TWIN}` is in the manifest, not in the layout"]
+
+    make_bundle(bundle, twins=True)
+    store = LayoutStore.open(bundle)
+    other = store.put_bytes(
+        json.dumps(
+            {
+                **json.loads(opened.store.read_bytes(opened.images[TWIN])),
+                "manifests": [
+                    entry.model_dump(by_alias=True, exclude_none=True)
+                    for entry in parse_index(opened.store.read_bytes(opened.images[TWIN])).manifests[:1]
+                ],
+            }
+        ).encode(),
+        DOCKER_MANIFEST_LIST,
+    )
+    reseal(bundle, images={**images, TWIN: other})
+    found = texts(bundle)
+    assert len(found) == 2 and all("Docker twin of image `trainer`" in text for text in found)
+    assert "the manifest says" in found[0] and "has other platforms than the image" in found[1]
+
+    make_bundle(bundle, twins=True)
+    entry = {**open_bundle(bundle).manifest.images[0].model_dump(), "docker_twin": None}
+    reseal(bundle, manifest={"images": [entry]})
+    assert texts(bundle) == [f"image `{TWIN}`: is in the layout, not in the manifest"]
+
+
+def test_the_name_of_a_twin_is_a_tag_and_its_own(tmp_path: Path) -> None:
+    assert str(twin_of(parse_reference("a.example/b:" + "c" * 128))).endswith(":" + "c" * 121 + "-docker")
+    store = LayoutStore.create(tmp_path)
+    index, entry = make_image(store)
+    with pytest.raises(ConfigurationError, match="is the name of an image, and of the Docker twin") as caught:
+        with_twins(store, [entry], {REFERENCE: index, TWIN: index})
+    assert "docker_twin: false" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("site", "written", "expected"),
+    [
+        (None, None, False),
+        (["slurm-pyxis:4.1"], None, True),
+        (["slurm-pyxis:3.5"], "auto", True),
+        (["kubernetes"], None, False),
+        (["slurm-pyxis:4.1"], False, False),
+        (None, True, True),
+    ],
+)
+def test_twins_are_made_for_enroot_or_as_written(tmp_path: Path, site: Any, written: Any, expected: bool) -> None:
+    write_step(tmp_path, "sft/one")
+    more = {**({"site": {"executors": site}} if site else {}), **({} if written is None else {"docker_twin": written})}
+    document = airgap({"base": "registry.example/base:1"}, {"sft/one": "base"}, **more)
+    assert load_config(write_airgap(tmp_path, document)).effective_docker_twin is expected
+
+
+def loaded(bundle: Path, registry: ScriptedRegistry, tmp_path: Path, **more: Any) -> LoadResult:
+    return load(bundle, to=f"{registry.address}/site", receipt_path=tmp_path / "receipt.yaml", options=OPTIONS, **more)
+
+
+def test_a_load_brings_the_twin_to_the_repository_of_its_image_and_pins_it_for_enroot(
+    bundle: Path, tmp_path: Path
+) -> None:
+    with run_scripted() as registry:
+        planned = loaded(bundle, registry, tmp_path, dry_run=True)
+        result = loaded(bundle, registry, tmp_path, maps={REFERENCE: "other/name:9"})
+        again = loaded(bundle, registry, tmp_path, maps={REFERENCE: "other/name:9"})
+        assert registry.manifests["site/other/name@9-docker"][1] == DOCKER_MANIFEST_LIST
+        sent = sorted((step.digest) for step in result.pushed.manifest_steps)
+        assert len(set(sent)) == len(sent) and sent == sorted(step.digest for step in planned.pushed.manifest_steps)
+        assert (again.pushed.steps, again.pushed.manifests, again.moved_tags) == ([], 0, ())
+        (image,) = result.receipt.images
+        twin = image.docker_twin
+        assert isinstance(twin, ReceiptTwin) and twin.reference == f"{registry.address}/site/other/name:9-docker"
+        assert twin in read_receipt(tmp_path / "receipt.yaml").tags and result.receipt.left_out == ()
+        slurm, docker = Executor.model_validate("slurm-pyxis:4.1"), Executor.model_validate("docker:27")
+        pinned = f"{registry.address}#site/other/name:{twin.digest}"
+        assert image_for("slurm-pyxis", reference_for(slurm, image)) == pinned
+        old = Executor.model_validate("slurm-pyxis:3.3")
+        assert str(reference_for(old, image)) == twin.reference
+        assert str(reference_for(docker, image)) == image.pinned
+        usecases.rollback(tmp_path / "receipt.yaml", options=OPTIONS)
+        assert "site/other/name@9-docker" not in registry.manifests
+
+
+def refusing(status: int, kind: str = DOCKER_MANIFEST_LIST) -> Any:
+    def fault(exchange: Exchange) -> bool:
+        if exchange.call.method != "PUT" or exchange.call.headers.get("Content-Type") != kind:
+            return False
+        exchange.read_body()
+        return exchange.answer(status, error_document("MANIFEST_INVALID", "no such kind here"))
+
+    return fault
+
+
+def test_a_registry_that_refuses_twins_gets_the_rest_with_a_warning(bundle: Path, tmp_path: Path) -> None:
+    events: list[Event] = []
+    with run_scripted([refusing(415)]) as registry:
+        result = loaded(bundle, registry, tmp_path, emit=events.append)
+        (warning,) = [event for event in events if isinstance(event, Warned)]
+        assert "refuses the Docker twins of its images (1)" in warning.text and "no such kind here" in warning.text
+        assert "site/team/trainer@1.0" in registry.manifests
+        receipt = read_receipt(tmp_path / "receipt.yaml")
+        assert receipt.images[0].docker_twin is None
+        assert [one.reference for one in receipt.left_out] == [f"{registry.address}/site/team/trainer:1.0-docker"]
+        assert "415" in receipt.left_out[0].reason
+        assert not [move for move in result.tags if move.reference.endswith("-docker")]
+        slurm = Executor.model_validate("slurm-pyxis:4.1")
+        assert str(reference_for(slurm, receipt.images[0])) == receipt.images[0].pinned
+
+
+@pytest.mark.parametrize("fault", [refusing(404), refusing(415, "application/vnd.oci.image.index.v1+json")])
+def test_other_failures_still_end_the_load(bundle: Path, tmp_path: Path, fault: Any) -> None:
+    with run_scripted([fault]) as registry, pytest.raises(RegistryError, match="no tag was moved"):
+        loaded(bundle, registry, tmp_path)
+
+
+def test_a_twin_and_an_image_under_one_name_are_refused(bundle: Path, tmp_path: Path) -> None:
+    opened = open_bundle(bundle)
+    index = opened.images[REFERENCE]
+    entry = opened.manifest.images[0]
+    other = entry.model_copy(update={"reference": "registry.example/team/x:1.0-docker", "docker_twin": None})
+    reseal(
+        bundle,
+        manifest={"images": [entry.model_dump(), other.model_dump()]},
+        images={**opened.images, "registry.example/team/x:1.0-docker": index},
+    )
+    with run_scripted() as registry, pytest.raises(UsageError, match="would both become"):
+        loaded(bundle, registry, tmp_path, maps={"registry.example/team/x": "team/trainer"})
+
+
+def test_serve_offers_twins_under_their_tags(bundle: Path) -> None:
+    repository = read_repositories(open_bundle(bundle), parse_destination("localhost:1"))["team/trainer"]
+    found = repository.find("1.0-docker")
+    assert found is not None and found.descriptor.media_type == DOCKER_MANIFEST_LIST
