@@ -46,9 +46,10 @@ class CommandRun:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something that an operator wants to know."""
+    """Something that an operator wants to know; `details` only where more is asked for."""
 
     text: str
+    details: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

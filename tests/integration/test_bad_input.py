@@ -146,6 +146,18 @@ CASES = [
         3,
         ("tiny.yaml:6: ", "/opt/a"),
     ),
+    Case(
+        "checkout that nothing leads to",
+        lambda s: (image(s, env={}), (s.out / "airgap.lock.yaml").unlink())[0],
+        5,
+        ("train/run/step.py:3: `thing`", "tiny.yaml:", "hint:", "`env: {PYTHONPATH: /opt/thing}`"),
+    ),
+    Case(
+        "secret in an image's variables",
+        lambda s: image(s, env={"HF_TOKEN": "x"}),
+        3,
+        ("airgap.yaml:", "`HF_TOKEN` is named like a secret", "provides"),
+    ),
     Case("unknown platform", lambda s: s.write(platforms=["linux/mips9"]), 3, ("airgap.yaml:", "linux/mips9")),
     Case(
         "containerfile that fails",

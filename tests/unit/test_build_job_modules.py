@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ import pytest
 from airferry.build.bases import BaseImage
 from airferry.build.job_modules import JobModules, Refused, job_modules, path_inputs, refuse_unreached, steps_of
 from airferry.build.probe import ProbeResult
-from airferry.build.requirements import modules_to_probe
 from airferry.build.static_probe import static_probe
 from airferry.config import load_config
 from airferry.errors import BuildError
@@ -81,9 +80,8 @@ class Side:
         trees = {overlay.target: self.tree for overlay in group.overlays}
         yaml_there = Item(f"{SITE}/yaml.py")
 
-        def probe(variables: Mapping[str, str]) -> ProbeResult:
-            view = view_of([*PYTHON, yaml_there, *items]).mounted(trees)
-            modules = modules_to_probe(group.candidates)
+        def probe(modules: Sequence[str], variables: Mapping[str, str], mounts: Mapping[str, Path]) -> ProbeResult:
+            view = view_of([*PYTHON, yaml_there, *items]).mounted(mounts)
             return static_probe(view, base.config, modules=modules, python=None, platform=AMD64, variables=variables)
 
         found = job_modules(group, steps_of(plan, group), base=base, trees=trees, probe=probe)
@@ -219,6 +217,26 @@ def test_a_package_below_the_root_is_led_to_where_it_begins(side: Side, part: st
     side.step()
     _found, refused = side.ask(side.plan())
     assert f"`env: {{PYTHONPATH: /opt/Curator/{part}}}`" in (refusal(refused).hint or "")
+
+
+OWN_COPY = (Item(f"{SITE}/nemo_curator/__init__.py"), Item(f"{SITE}/nemo_curator/pipeline.py"))
+
+
+def test_a_checkout_that_jobs_pass_over_is_noted(side: Side) -> None:
+    side.step()
+    for more in ((), (Item(f"{SITE}/curator.pth", value="/opt/Curator\n"),)):
+        found, _refused = side.ask(side.plan(), *OWN_COPY, *more)
+        (note,) = found.notes
+        assert note == (
+            "src/nemotron/steps/a/step.py:3: `nemo_curator` is the base's own and not that of the checkout at "
+            "`/opt/Curator`; if the checkout is meant, put `/opt/Curator` on `PYTHONPATH` (`env:` of the image)"
+        )
+
+
+def test_what_that_note_says_helps(side: Side) -> None:
+    side.step()
+    assert side.ask(side.plan(env={"PYTHONPATH": "/opt/Curator/"}), *OWN_COPY)[0].notes == ()
+    assert side.ask(side.plan(), Item(f"{SITE}/curator.pth", value="/opt/Curator\n"))[0].notes == ()
 
 
 def test_all_images_are_told_at_once(side: Side) -> None:

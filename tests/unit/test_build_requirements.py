@@ -16,7 +16,7 @@ from airferry.errors import BuildError, IntegrityError
 from airferry.oci.platform import parse_platform
 from airferry.plan.catalogue_lock import CatalogueLock, read_catalogue_lock
 from airferry.plan.models import Candidate, GroupPlan, Origin
-from wheel_factory import make_probe, make_wheel, sha256
+from wheel_factory import make_probe, make_wheel, sha256, source_distribution
 
 AMD64 = parse_platform("linux/amd64")
 MISSING = ModuleAnswer(status="missing", missing="x")
@@ -64,6 +64,19 @@ class Case:
         path.write_text(text)
         self.lock = read_catalogue_lock(path)
 
+    def locked_by_uv(self, manifest: str, *wheels: Path) -> None:
+        """Write a `uv.lock` of a project that needs all these wheels."""
+        entries, needs = "", ""
+        for wheel in wheels:
+            name, version = wheel.name.split("-")[:2]
+            needs += f'{{ name = "{name}" }},'
+            entries += f'[[package]]\nname = "{name}"\nversion = "{version}"\nsource = {{ registry = "r" }}\n'
+            entries += f'wheels = [{{ url = "https://h/{wheel.name}", hash = "sha256:{sha256(wheel)}" }}]\n'
+        project = f'[[package]]\nname = "p"\nversion = "1"\nsource = {{ editable = "." }}\ndependencies = [{needs}]\n'
+        path = self.root / "uv.lock"
+        path.write_text(f"version = 1\n[manifest]\n{manifest}\n{project}{entries}")
+        self.lock = read_catalogue_lock(path)
+
     def resolve(
         self,
         modules: Mapping[str, ModuleAnswer],
@@ -75,12 +88,14 @@ class Case:
         pip_no_deps: bool = True,
         version: str = "3.11.2",
         extra_answers: Mapping[str, ModuleAnswer] | None = None,
+        reported: Mapping[str, ModuleAnswer] | None = None,
     ) -> Additions:
-        answers = {**modules, **(extra_answers or {})}
+        answers = {**modules, **(extra_answers or {}), **(reported or {})}
         probe: ProbeResult = make_probe(installed=installed, requires=requires, modules=answers, version=version)
         candidates = [
             Candidate(name, origin, "steps/a/step.py", number) for number, name in enumerate(modules, start=7)
         ]
+        candidates += [Candidate(name, "reported", "src/lib.py", 3) for name in reported or ()]
         return resolve_additions(
             make_group(candidates, named=named or {}, pip_no_deps=pip_no_deps),
             probe=probe,
@@ -145,6 +160,89 @@ def test_the_images_own_requirement_beats_the_lock(case: Case) -> None:
     result = case.resolve({"tabulate": MISSING}, named={"tabulate": "tabulate>=0.9"})
     assert listed(result) == ["tabulate==0.9"]
     assert any("0.8 of the catalogue's lock" in note for note in result.notes)
+
+
+def test_overrides_of_the_lock_take_the_place_of_what_distributions_ask_for(case: Case) -> None:
+    tabulate = case.wheel("tabulate", "1.0", "hub>=1.0.1; python_version >= '3.8'", "other>=2; extra == 'more'")
+    hub = case.wheel("hub", "0.36.2")
+    case.wheel("hub", "1.33.0")
+    case.locked_by_uv('overrides = [{ name = "hub", specifier = ">=0.34,<1.0" }]', tabulate, hub)
+    result = case.resolve({"tabulate": MISSING})
+    assert listed(result) == ["hub==0.36.2", "tabulate==1.0"]
+    assert result.notes == (), "the lock was not left"
+
+
+def test_an_override_for_another_platform_takes_the_requirement_away(case: Case) -> None:
+    tabulate = case.wheel("tabulate", "1.0", "never", "dropped")
+    rules = """overrides = [{ name = "never", marker = "sys_platform == 'win32'" }]\nexcludes = ["dropped"]"""
+    case.locked_by_uv(rules, tabulate)
+    assert listed(case.resolve({"tabulate": MISSING})) == ["tabulate==1.0"]
+
+
+def test_constraints_and_metadata_of_the_lock_count(case: Case) -> None:
+    tabulate = case.wheel("tabulate", "1.0", "nowhere-to-be-found")
+    for version in ("1.0", "2.0"):
+        case.wheel("shared", version)
+    case.locked_by_uv(
+        'constraints = [{ name = "shared", specifier = "<2" }]\n[[manifest.dependency-metadata]]\nname = "tabulate"\n'
+        'version = "1.0"\nrequires-dist = [{ name = "shared" }]',
+        tabulate,
+    )
+    result = case.resolve({"tabulate": MISSING})
+    assert listed(result) == ["shared==1.0", "tabulate==1.0"]
+    assert result.notes == (
+        "`shared` is not in the catalogue's lock: 1.0 was taken, the newest that suits, for `tabulate` 1.0",
+    )
+
+
+def test_leaving_the_lock_is_never_silent(case: Case) -> None:
+    tabulate = case.wheel("tabulate", "1.0", "shared>=2")
+    shared = case.wheel("shared", "1.0")
+    case.wheel("shared", "2.0")
+    case.wheel("named", "3.0")
+    case.locked_by_uv("", tabulate, shared)
+    result = case.resolve({"tabulate": MISSING, "named": MISSING}, named={"named": "named==3.0"})
+    assert listed(result) == ["named==3.0", "shared==2.0", "tabulate==1.0"]
+    assert result.notes == (
+        "`named` is not in the catalogue's lock: 3.0 was taken, as `requirements:` says, for `named` "
+        "(steps/a/step.py:8)",
+        "`shared` 1.0 of the catalogue's lock is not `>=2`, which `tabulate` 1.0 asks for; 2.0 was taken",
+    )
+
+
+def test_the_launcher_takes_requirements_in_place_of_the_locks(case: Case) -> None:
+    one, two = case.wheel("one", "1.0"), case.wheel("two", "1.0", "one")
+    case.wheel("one", "2.0", "extra-part", "numpy")
+    numpy = case.wheel("numpy", "1.0")
+    case.wheel("extra-part", "1.0")
+    case.locked_by_uv("", one, two, numpy)
+    found = resolve_environment(
+        probe=make_probe(), catalogue=case.lock, wheels=case.store, requirements={"one": "one>=2"}
+    )
+    assert listed(found) == ["extra-part==1.0", "numpy==1.0", "one==2.0", "two==1.0"]
+    assert len(found.notes) == 2 and all("catalogue's lock" in note for note in found.notes)
+    alone = resolve_environment(probe=make_probe(), catalogue=None, wheels=case.store, requirements={"two": "two==1.0"})
+    assert listed(alone) == ["extra-part==1.0", "numpy==1.0", "one==2.0", "two==1.0"]
+
+
+def test_files_at_addresses_and_paths_of_the_lock_are_taken(case: Case) -> None:
+    wheel = make_wheel(case.root / "elsewhere", "frompath", "1.0")
+    source = source_distribution(case.root / "elsewhere", name="onlysource", tag="py3-none-any")
+    (case.root / "uv.lock").write_text(
+        'version = 1\n[[package]]\nname = "p"\nversion = "1"\nsource = { virtual = "." }\n'
+        'dependencies = [{ name = "frompath" }, { name = "onlysource" }]\n'
+        '[[package]]\nname = "frompath"\nversion = "1.0"\nsource = { path = "elsewhere/' + wheel.name + '" }\n'
+        f'wheels = [{{ filename = "{wheel.name}", hash = "sha256:{sha256(wheel)}" }}]\n'
+        f'[[package]]\nname = "onlysource"\nversion = "1.0"\nsource = {{ url = "{source.as_uri()}" }}\n'
+        f'sdist = {{ hash = "sha256:{sha256(source)}" }}\n'
+    )
+    lock = read_catalogue_lock(case.root / "uv.lock")
+    found = resolve_environment(probe=make_probe(), catalogue=lock, wheels=case.store)
+    assert listed(found) == ["frompath==1.0", "onlysource==1.0"]
+    assert [item.address for item in found.locked()] == [f"elsewhere/{wheel.name}", source.as_uri()]
+    wheel.write_bytes(wheel.read_bytes() + b"x")
+    with pytest.raises(IntegrityError):
+        resolve_environment(probe=make_probe(), catalogue=lock, wheels=WheelStore(case.root / "other", case.store.pip))
 
 
 def test_wishes_that_narrow_each_other_are_resolved_again(case: Case) -> None:
@@ -238,7 +336,17 @@ def test_a_module_that_nothing_names_is_never_guessed(case: Case) -> None:
 def test_conditional_imports_are_reported_only(case: Case) -> None:
     result = case.resolve({"tabulate": MISSING}, origin="reported")
     assert (result.additions, result.missing) == ((), ())
-    assert result.notes[0].startswith("steps/a/step.py:7: `tabulate` is imported under a condition")
+    assert result.notes == ()
+    assert result.conditional[0].startswith("steps/a/step.py:7: `tabulate` is imported under a condition")
+
+
+def test_of_conditional_imports_what_is_added_anyway_is_not_reported(case: Case) -> None:
+    case.wheel("tabulate", "1.0", "orjson")
+    case.wheel("orjson", "1.0")
+    optional = dict.fromkeys(("tabulate.version", "orjson", "zstandard"), MISSING)
+    result = case.resolve({"tabulate": MISSING}, reported={**optional, "yaml": PRESENT})
+    assert listed(result) == ["orjson==1.0", "tabulate==1.0"]
+    assert [line.split("`")[1] for line in result.conditional] == ["zstandard"]
 
 
 def test_what_a_module_of_the_base_lacks_is_added_where_it_is_named(case: Case) -> None:
@@ -311,3 +419,12 @@ def test_the_launcher_gets_the_whole_lock_for_its_python(case: Case) -> None:
     ]
     assert len(case.calls) == 1
     assert "no lock file" in resolve_environment(probe=probe, catalogue=None, wheels=case.store).notes[0]
+
+
+def test_core_modules_and_modules_without_a_name_are_told_together_before_any_wheel_is_fetched(case: Case) -> None:
+    with pytest.raises(BuildError) as caught:
+        case.resolve({"torch": MISSING, "numpy": MISSING, "nobody_knows": MISSING, "yaml": MISSING})
+    core, unnamed = (line for line in caught.value.message.splitlines() if "hint:" not in line)
+    assert "what only a base can bring: steps/a/step.py:8: `numpy`; steps/a/step.py:7: `torch`" in core
+    assert "whose distribution nothing names: steps/a/step.py:9: `nobody_knows`" in unnamed
+    assert case.calls == []

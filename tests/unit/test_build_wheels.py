@@ -11,7 +11,8 @@ from packaging.tags import Tag, sys_tags
 
 from airferry.build.pip import Pip, WheelTarget, wheel_target
 from airferry.build.probe import parse_probe, probe_argv, probe_input
-from airferry.build.wheels import Pin, Wheel, WheelStore, normalise_wheel, read_wheel, wheelhouse
+from airferry.build.wheelhouse import wheelhouse
+from airferry.build.wheels import Pin, Wheel, WheelStore, normalise_wheel, read_wheel
 from airferry.errors import BuildError, IntegrityError
 from airferry.host import process
 from wheel_factory import make_probe, make_wheel, sha256, source_distribution
@@ -133,6 +134,16 @@ def test_no_wheel_for_the_platform_names_the_platforms_that_there_are(tmp_path: 
     with pytest.raises(BuildError, match=r"aarch64 with glibc 2\.28.*`manylinux_2_17_x86_64`") as caught:
         store(tmp_path / "cache", tmp_path / "index").fetch([Pin("native", "==1.0")], ARM64)
     assert caught.value.fields["platforms"] == ["manylinux_2_17_x86_64"]
+
+
+def test_all_that_has_no_wheel_is_named_at_once(tmp_path: Path) -> None:
+    for name in ("native", "other"):
+        make_wheel(tmp_path / "index", name, "1.0", tag="cp311-cp311-win_amd64")
+    with pytest.raises(
+        BuildError, match=r"^2 distributions cannot be had: `native==1\.0` has .*; `other==1\.0` has"
+    ) as e:
+        store(tmp_path / "cache", tmp_path / "index").fetch([Pin("native", "==1.0"), Pin("other", "==1.0")], ARM64)
+    assert (e.value.hint or "").count("name a version") == 1
 
 
 def test_what_cannot_be_found_is_named_with_the_versions_there_are(tmp_path: Path) -> None:

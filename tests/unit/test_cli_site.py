@@ -137,7 +137,7 @@ def test_check_exits_with_8_and_prints_json(tmp_path: Path, capsys: pytest.Captu
     captured = capsys.readouterr()
     document = json.loads(captured.out)
     assert document["counts"]["block"] == sum(item["level"] == "block" for item in document["findings"]) > 0
-    assert re.search(r"keeps? \d+ of \d+ steps? from running", " ".join(captured.err.split()))
+    assert re.search(r"\d+ of \d+ jobs would fail: \d+ blocking findings", " ".join(captured.err.split()))
     (tmp_path / "env.toml").write_text("[a]\nb = [\n")
     assert run(["check", "--source", str(code), "--env-file", "env.toml", "--profile", "a"]) == 3
     assert "env.toml:" in capsys.readouterr().err

@@ -140,7 +140,7 @@ compression: {kind: gzip, level: 12}
     text = "\n".join(found)
     for part in (
         "`workflows`: unknown key, did you mean `workflow`?",
-        "`launcher_image.platforms[0]`: nobody can build for `linux/z80`",
+        "`launcher_image.platforms[0]`: unsupported platform `linux/z80`",
         "`execution_images.a.pip_no_deps`: expected `true` or `false`",
         "`execution_images.a.base_image.bootstrap.suit`: unknown key, did you mean `suite`?",
         "`execution_images.a.base_image.bootstrap.packages[0]`: expected text",
@@ -162,7 +162,7 @@ compression: {kind: gzip, level: 12}
         ("compression: {kind: preserve, level: 3}", "takes no level"),
         ("builder: bob", "'auto', 'buildah' or 'direct'"),
         ("stages: [sav-images]", "`sav-images` is no stage"),
-        ("platforms: [amd64]", "is no platform"),
+        ("platforms: [amd64]", "is not a platform"),
         ("launcher_image: {platform: linux/amd64, platforms: [linux/amd64]}", "both there"),
         ("launcher_image: {tar: ../a.tar}", "inside the output folder"),
         ("execution_images: {a/b: {base_image: c}}", "is no image name"),

@@ -185,6 +185,8 @@ file @ https://h/file-1-py3-none-any.whl
         ("uv.lock", "[[package]\n", "not valid TOML"),
         ("uv.lock", 'version = 1\n[[package]]\nname = "a"\n', "unexpected structure"),
         ("uv.lock", 'version = 1\n[[package]]\nname = "a"\nsource = { moon = "x" }\n', "unexpected structure"),
+        ("uv.lock", "version = 2\n", "uv.lock: its version is `2`"),
+        ("uv.lock", 'version = 1\n[manifest]\noverrides = [{ name = "a b" }]\n', "unexpected structure"),
         ("pylock.toml", '[[packages]]\nversion = "1"\n', "unexpected structure"),
     ],
 )

@@ -100,20 +100,29 @@ def test_a_list_that_is_such_a_command_counts_whatever_runs_it(
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        ('urllib.request.urlopen("https://a.example/x")', ("download", "urlopen", "https://a.example/x", True)),
         (
-            'r = urllib.request.Request("https://a.example/x")\nurllib.request.urlopen(r)',
-            ("download", "urlopen", "https://a.example/x", True),
+            'urllib.request.urlopen("https://a.io/x")',
+            ("download", "urllib.request.urlopen", "https://a.io/x", True),
         ),
-        ("urllib.request.urlretrieve(address, path)", ("download", "urlretrieve", "", False)),
-        ('requests.get(f"https://a.example/{name}")', ("download", "get", "https://a.example/…", True)),
-        ('requests.request("GET", "https://a.example/x")', ("download", "request", "https://a.example/x", True)),
-        ('s = requests.Session()\ns.get("https://a.example/x")', ("download", "get", "https://a.example/x", True)),
         (
-            'with httpx.Client() as client:\n    client.stream("GET", "https://a.example/x")',
-            ("download", "stream", "https://a.example/x", True),
+            'r = urllib.request.Request("https://a.io/x")\nurllib.request.urlopen(r)',
+            ("download", "urllib.request.urlopen", "https://a.io/x", True),
         ),
-        ('requests.post("https://a.example/log", json={})', ("download", "post", "https://a.example/log", True)),
+        ("urllib.request.urlretrieve(address, path)", ("download", "urllib.request.urlretrieve", "", False)),
+        ('requests.get(f"https://a.io/{name}")', ("download", "requests.get", "https://a.io/…", True)),
+        (
+            'requests.request("GET", "https://a.io/x")',
+            ("download", "requests.request", "https://a.io/x", True),
+        ),
+        ('s = requests.Session()\ns.get("https://a.io/x")', ("download", "get", "https://a.io/x", True)),
+        (
+            'with httpx.Client() as client:\n    client.stream("GET", "https://a.io/x")',
+            ("download", "stream", "https://a.io/x", True),
+        ),
+        (
+            'requests.post("https://a.io/log", json={})',
+            ("download", "requests.post", "https://a.io/log", True),
+        ),
         ("huggingface_hub.snapshot_download(**config)", ("hub", "snapshot_download", "", True)),
         ('huggingface_hub.HfApi().hf_hub_download("o/m", "f")', ("hub", "hf_hub_download", "o/m", True)),
         ('datasets.load_dataset("squad", split="train")', ("hub", "load_dataset", "squad", True)),
@@ -121,7 +130,7 @@ def test_a_list_that_is_such_a_command_counts_whatever_runs_it(
         ("datasets.load_dataset(name)", ("hub", "load_dataset", "", False)),
         ('transformers.AutoModel.from_pretrained("org/model")', ("hub", "from_pretrained", "org/model", True)),
         ('transformers.pipeline("ner", model="org/model")', ("hub", "pipeline", "org/model", True)),
-        ('gdown.download("https://a.example/x")', ("download", "download", "https://a.example/x", True)),
+        ('gdown.download("https://a.io/x")', ("download", "gdown.download", "https://a.io/x", True)),
         ('nltk.download("punkt")', ("download", "NLTK's data", "punkt", True)),
         ('tiktoken.get_encoding("cl100k_base")', ("download", "tiktoken's encoding", "cl100k_base", True)),
         ('torch.hub.load("org/repo", "model")', ("download", "torch.hub's", "org/repo", True)),
@@ -271,12 +280,13 @@ def warnings(root: Path, **images: object) -> tuple[PlanWarning, ...]:
 def test_a_plan_warns_once_for_all_places_and_targets_with_a_way_out(tmp_path: Path) -> None:
     shared = f"import os\n\ndef get():\n    os.system('git clone {URL}')\n    os.system('git clone {URL}')\n"
     source = "from nemotron.shared import get\nget()\n"
-    for name in ("a", "b"):
-        write_step(tmp_path, name, source=source)
+    write_step(tmp_path, "a", source=source)
+    write_step(tmp_path, "b", source=f"{source}import os\nos.system('git clone {URL}')\n")
     (tmp_path / "src/nemotron/shared.py").write_text(shared)
     (found,) = warnings(tmp_path)
     assert (found.kind, found.certain, found.targets) == ("fetch", True, ("a:tiny", "b:tiny"))
-    assert (found.place, found.also) == ("src/nemotron/shared.py:4", ("src/nemotron/shared.py:5",))
+    assert found.place == "src/nemotron/shared.py:4"
+    assert found.also == ("src/nemotron/shared.py:5", "src/nemotron/steps/b/step.py:4")
     assert found.message == f"clones `{URL}` when the step starts, unless it is there already"
     assert f"`overlays: [git+{URL}@REF,/FOLDER]` of `img`" in found.hint
     baked = f"git+{URL.removesuffix('.git')}@main,/opt/tool"

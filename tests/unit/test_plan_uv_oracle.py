@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import threading
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -233,3 +234,20 @@ def test_a_version_is_found_in_what_the_project_gets_by_default_then_in_its_extr
     default = {item.name: item.version for item in lock.all_for(environment)}
     found = {name: lock.find(name, environment) for name in ("leaf", "hub", "other")}
     assert {name: item.version for name, item in found.items() if item} == {**default, "hub": "0.36.2", "other": "1.0"}
+
+
+def test_a_part_of_nemotrons_own_lock(tmp_path: Path) -> None:
+    """The part of NVIDIA-NeMo/Nemotron's lock, at e27b371, that `nemo-run` and `huggingface-hub` need."""
+    folder = tmp_path / "catalogue"
+    shutil.copytree(Path(__file__).parent / "golden" / "nemotron-lock", folder)
+    lock = read_catalogue_lock(folder / "uv.lock")
+    packages = exported(folder, [])
+    for machine, python in TARGETS:
+        environment = cpython_markers(python, machine)
+        assert {facts(item) for item in lock.all_for(environment)} == exported_facts(packages, environment)
+    nemo_run, hub = (lock.find(name, environment) for name in ("nemo-run", "huggingface-hub"))
+    assert nemo_run is not None and nemo_run.version == "0.10.0+a8425c9"
+    commit = "a8425c9f11a45412e6d5338cecb1c014b0ecc0c4"
+    assert nemo_run.source == GitSource("https://github.com/NVIDIA-NeMo/Run.git", commit)
+    assert hub is not None and hub.version == "0.36.2"
+    assert [str(item) for item in lock.rules.overrides["huggingface-hub"]] == ["huggingface-hub<1.0,>=0.34"]

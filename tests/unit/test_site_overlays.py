@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from airferry.bundle.manifest import OverlayEntry
-from airferry.bundle.receipt import Receipt, ReceiptImage
+from airferry.bundle.receipt import Receipt, ReceiptAsset, ReceiptImage
 from airferry.config import SiteProfile
 from airferry.errors import ConfigurationError
 from airferry.plan.catalogue import catalogue_at
@@ -189,6 +189,80 @@ def test_the_profile_extends_the_sites_own_one_and_goes_to_its_mirrors(tmp_path:
     }
     other = tomllib.loads(overlays(tmp_path, receipt("sft/one:tiny"), SiteProfile()).files["kubernetes/env.toml"])
     assert other["kubernetes_airgap"]["env_vars"]["HF_HUB_OFFLINE"] == "1"
+
+
+STAGED = """\
+hf_model_path: ${oc.env:SFT_MODEL,nvidia/Nano-30B-BF16}
+tokenizer: {name: "${hf_model_path}"}
+reward: {model_name: "Qwen/Reward-4B", kept: 1}
+stages:
+  - {name: a, dataset_path: /path/to/train.jsonl}
+  - {name: b, dataset_path: /path/to/train.jsonl}
+train: {iters: 5}
+"""
+CONSUMES = '[[consumes]]\ntype = "benchmark_parquet"\n'
+
+
+def staged(*assets: tuple[str, str, str, tuple[str, ...]]) -> tuple[ReceiptAsset, ...]:
+    return tuple(ReceiptAsset(name=name, kind=kind, target=target, steps=steps) for name, kind, target, steps in assets)
+
+
+def test_a_declared_asset_takes_the_place_of_what_it_is_for(tmp_path: Path) -> None:
+    folder = write_step(tmp_path / "code", "sft/one", configs={"tiny": STAGED})
+    (folder / "step.toml").write_text(f'[step]\nid = "sft/one"\n{CONSUMES}')
+    assets = staged(
+        ("nano", "model", "/lustre/models/nano-30b-bf16", ()),
+        ("reward-4b", "model", "/lustre/models/rm", ()),
+        ("chat", "dataset", "/lustre/data/chat.jsonl", ("sft/one",)),
+        ("elsewhere", "model", "/lustre/models/other", ("eval/two",)),
+    )
+    made = overlays(tmp_path, receipt("sft/one:tiny").model_copy(update={"assets": assets}))
+    config = load_as_steps_do(tmp_path / "overlays/slurm-pyxis/sft/one/tiny.yaml")
+    assert config.hf_model_path == config.tokenizer.name == "/lustre/models/nano-30b-bf16"
+    assert OmegaConf.to_container(config.reward) == {"model_name": "/lustre/models/rm", "kept": 1}
+    assert [dict(stage) for stage in config.stages] == [
+        {"name": "a", "dataset_path": "/lustre/data/chat.jsonl"},
+        {"name": "b", "dataset_path": "/lustre/data/chat.jsonl"},
+    ]
+    assert config.train.iters == 5
+    step = made.steps[0]
+    assert step.to_document()["staged"]["hf_model_path"] == "/lustre/models/nano-30b-bf16"
+    text = made.files["slurm-pyxis/sft/one/tiny.yaml"]
+    assert "# Staged: hf_model_path is the asset nano" in text and "${oc.env:SFT_MODEL,/lustre/models/nano" in text
+    assert not any("not clear" in note for note in made.notes)
+
+
+def test_the_variable_that_a_value_reads_still_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_step(tmp_path / "code", "sft/one", configs={"tiny": STAGED})
+    assets = staged(("nano", "model", "/lustre/models/nano-30b-bf16", ()))
+    overlays(tmp_path, receipt("sft/one:tiny").model_copy(update={"assets": assets}))
+    monkeypatch.setenv("SFT_MODEL", "/mine")
+    assert load_as_steps_do(tmp_path / "overlays/slurm-pyxis/sft/one/tiny.yaml").hf_model_path == "/mine"
+
+
+@pytest.mark.parametrize(
+    ("assets", "expected"),
+    [
+        # two that could be meant, and two values that could be
+        ([("a", "model", "/m/a", ("sft/one",)), ("b", "model", "/m/b", ("sft/one",))], {"a", "b"}),
+        ([("a", "model", "/m/a", ("sft/one",))], {"a"}),
+        # a folder is no place for a file
+        ([("d", "dataset", "/data/folder", ("sft/one",))], {"d"}),
+        # declared for every step: nothing says that this one reads it
+        ([("d", "dataset", "/data/x.jsonl", ())], set()),
+        # another kind
+        ([("t", "other", "/data/x.jsonl", ("sft/one",))], {"t"}),
+        # without a place
+        ([("n", "model", None, ("sft/one",))], set()),
+    ],
+)
+def test_what_is_not_clear_is_left_alone_and_said(tmp_path: Path, assets: Any, expected: set[str]) -> None:
+    folder = write_step(tmp_path / "code", "sft/one", configs={"tiny": STAGED})
+    (folder / "step.toml").write_text(f'[step]\nid = "sft/one"\n{CONSUMES}')
+    made = overlays(tmp_path, receipt("sft/one:tiny").model_copy(update={"assets": staged(*assets)}))
+    assert all(not step.staged for step in made.steps)
+    said = {note.partition("the asset `")[2].partition("`")[0] for note in made.notes if "not clear" in note}
+    assert said == expected
 
 
 PROFILE = {

@@ -100,11 +100,17 @@ def starting(command: str) -> str:
             "build `trainer-1` with `required_imports: [cosmos_xenna]`; then run.env.startup_commands=[]",
         ),
         (
-            "pip install omegaconf==2.4 gone",
+            "pip install tqdm==4.60 gone omegaconf==2.4",
             "block",
-            "`omegaconf==2.4`, `gone` are not in the image, and pip installs it when the job starts",
-            "build `trainer-1` with `required_imports: [omegaconf, gone]` and `requirements: {gone: gone, omegaconf: "
-            "omegaconf==2.4}` (if `gone` is the module's name); then run.env.startup_commands=[]",
+            "`tqdm==4.60`, `gone` are not in the image, and pip installs them when the job starts",
+            "build `trainer-1` with `required_imports: [tqdm, gone]` and `requirements: {gone: gone, tqdm: "
+            "tqdm==4.60}` (if `gone` is the module's name); then run.env.startup_commands=[]",
+        ),
+        (
+            "pip install omegaconf==2.4",
+            "block",
+            "the image has `omegaconf` 2.3.0, and pip installs `omegaconf==2.4` when the job starts",
+            "run the step with what the image has, or choose a base that has it: run.env.startup_commands=[]",
         ),
         (
             "pip install -U omegaconf",

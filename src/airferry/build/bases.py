@@ -58,7 +58,7 @@ _OCI_TYPES = {
     DOCKER_LAYER_TAR: LAYER_TAR,
 }
 
-BaseKind = Literal["registry", "layout", "archive"]
+BaseKind = Literal["registry", "layout", "archive", "bootstrap"]
 OpenRegistry = Callable[[Reference], Source]
 
 
@@ -88,6 +88,23 @@ class BaseImage:
     def size_bytes(self) -> int:
         """The bytes of its layers as they are in the cache."""
         return sum(layer.size for layer in self.layers)
+
+
+@dataclass(frozen=True, slots=True)
+class FoundBase:
+    """A base that can be had: what of it is in the cache, and where the rest comes from. No layer was fetched yet.
+
+    `source` is None where the rest is made on this host, or there is none.
+    """
+
+    base: BaseSpec
+    locked: LockedBase | None
+    images: Mapping[Platform, BaseImage]
+    missing: tuple[Platform, ...]
+    kind: BaseKind
+    source: Source | None = None
+    index: str | None = None
+    children: Mapping[Platform, Descriptor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,29 +138,59 @@ class BaseCache:
     ) -> ResolvedBase:
         """Return a base for the platforms, from the cache where it is there, else fetched or made.
 
-        What `locked` pins is followed, to the digest; what it does not pin is resolved now. `learn` reads layers while
-        they are fetched.
+        The same as `find`, then `fetch`.
+        """
+        return self.fetch(self.find(base, platforms, locked=locked), learn=learn)
+
+    def find(self, base: BaseSpec, platforms: Sequence[Platform], *, locked: LockedBase | None) -> FoundBase:
+        """Find out where a base comes from, and whether it is there for the platforms. Fetches no layer.
+
+        What `locked` pins is followed, to the digest; what it does not pin is resolved now.
 
         Raises:
-            ConfigurationError: the base lacks a wanted platform.
-            BuildError: it cannot be made, or is no longer what the lock file pins.
-            RegistryError: the registry does not answer or refuses.
+            ConfigurationError: the base lacks a wanted platform, or is not where its path says.
+            BuildError: it is no longer what the lock file pins.
+            RegistryError: the registry does not answer, refuses, or has no such image.
             IntegrityError: bytes are not what a digest says.
         """
         pinned = dict(locked.platforms) if locked else {}
-        wanted = [platform for platform in platforms if str(platform) in pinned]
         images: dict[Platform, BaseImage] = {}
-        for platform in wanted:
-            if (image := self._cached(base, platform, pinned[str(platform)].manifest)) is not None:
+        for platform in platforms:
+            pin = pinned.get(str(platform))
+            if pin is not None and (image := self._cached(base, platform, pin.manifest)) is not None:
                 images[platform] = image
-        missing = [platform for platform in platforms if platform not in images]
-        if not missing:
-            assert locked is not None
-            return ResolvedBase(images, locked)
-        if isinstance(base, BootstrapBase):
-            return self._bootstrap(base, missing, images, locked)
+        missing = tuple(platform for platform in platforms if platform not in images)
+        if isinstance(base, BootstrapBase) or not missing:
+            return FoundBase(base, locked, images, missing, "bootstrap")
         source, reference, kind = self._source(base)
-        return self._copy(base, source, reference, kind, missing=missing, images=images, locked=locked, learn=learn)
+        pins = [pinned[str(platform)].manifest for platform in missing if str(platform) in pinned]
+        top = source.resolve((locked.index if locked else None) or (pins[0] if pins else reference))
+        children = self._children(base, source, top, missing)
+        for platform, child in children.items():
+            if (pin := pinned.get(str(platform))) is not None and pin.manifest != child.digest:
+                raise BuildError(
+                    f"base `{base.key}` for `{platform}` is `{child.digest}` now, the lock file pins `{pin.manifest}`",
+                    hint=f"run `airferry lock --update {base.key}` to take the new one",
+                )
+        index = top.digest if top.media_type in INDEX_TYPES else None
+        return FoundBase(base, locked, images, missing, kind, source, index, children)
+
+    def fetch(self, found: FoundBase, *, learn: Learn | None = None) -> ResolvedBase:
+        """Bring a base into the cache, or make it there. `learn` reads layers while they are fetched.
+
+        Raises:
+            ConfigurationError: its config is one for another platform.
+            BuildError: it cannot be made, or comes out as something else than the lock file pins.
+            RegistryError: the registry does not answer or refuses.
+            IntegrityError: bytes are not what a digest says.
+        """
+        if not found.missing:
+            assert found.locked is not None
+            return ResolvedBase(found.images, found.locked)
+        if isinstance(found.base, BootstrapBase):
+            return self._bootstrap(found.base, found.missing, dict(found.images), found.locked)
+        assert found.source is not None
+        return self._copy(found, found.source, learn=learn)
 
     def _source(self, base: RegistryBase | LayoutBase | ArchiveBase) -> tuple[Source, str, BaseKind]:
         if isinstance(base, RegistryBase):
@@ -158,38 +205,33 @@ class BaseCache:
             return LayoutStore.open(base.path, read_only=True), base.reference or "", "layout"
         return ArchiveSource(base.path), base.reference or "", "archive"
 
-    def _copy(
-        self,
-        base: BaseSpec,
-        source: Source,
-        reference: str,
-        kind: BaseKind,
-        *,
-        missing: Sequence[Platform],
-        images: dict[Platform, BaseImage],
-        locked: LockedBase | None,
-        learn: Learn | None,
-    ) -> ResolvedBase:
+    def _children(
+        self, base: BaseSpec, source: Source, top: Descriptor, platforms: Sequence[Platform]
+    ) -> dict[Platform, Descriptor]:
+        """Return the manifest for each platform: those of an index, or the only one, if its config is for them."""
         name = base.key
-        pinned = dict(locked.platforms) if locked else {}
-        pins = [pinned[str(platform)].manifest for platform in missing if str(platform) in pinned]
-        top = source.resolve((locked.index if locked else None) or (pins[0] if pins else reference))
+        if top.media_type not in INDEX_TYPES:
+            manifest = parse_manifest(source.read_manifest(top).data, what=f"the manifest of `{name}`")
+            _check_platforms(name, self._config(source, manifest, name=name), platforms)
+            return dict.fromkeys(platforms, top)
+        index = parse_index(source.read_manifest(top).data, what=f"the index of `{name}`")
         children: dict[Platform, Descriptor] = {}
-        if top.media_type in INDEX_TYPES:
-            index = parse_index(source.read_manifest(top).data, what=f"the index of `{name}`")
-            for platform in missing:
-                try:
-                    children[platform] = select_platforms(index, [platform], what=f"base `{name}`")[0]
-                except BuildError as error:
-                    raise ConfigurationError(f"base `{name}` has no image for `{platform}`", hint=error.hint) from error
-        else:
-            children = dict.fromkeys(missing, top)
-        for platform, child in children.items():
-            if (pin := pinned.get(str(platform))) is not None and pin.manifest != child.digest:
-                raise BuildError(
-                    f"base `{name}` for `{platform}` is `{child.digest}` now, the lock file pins `{pin.manifest}`",
-                    hint=f"run `airferry lock --update {name}` to take the new one",
-                )
+        lacking: list[BuildError] = []
+        for platform in platforms:
+            try:
+                children[platform] = select_platforms(index, [platform], what=f"base `{name}`")[0]
+            except BuildError as error:
+                lacking.append(error)
+        if lacking:
+            named = ", ".join(f"`{platform}`" for platform in platforms if platform not in children)
+            raise ConfigurationError(f"base `{name}` has no image for {named}", hint=lacking[0].hint) from lacking[0]
+        return children
+
+    def _copy(self, found: FoundBase, source: Source, *, learn: Learn | None) -> ResolvedBase:
+        name = found.base.key
+        images = dict(found.images)
+        pinned = dict(found.locked.platforms) if found.locked else {}
+        for platform, child in found.children.items():
             manifest = parse_manifest(source.read_manifest(child).data, what=f"the manifest of `{name}`")
             self._ensure_room(manifest, name=name)
             if learn is None:
@@ -198,24 +240,23 @@ class BaseCache:
                 shared = learning(source, self._diff_ids(source, manifest, name=name), learn)
                 # what is read at a time is what is learnt at a time: two layers keep the cores of one busy
                 copy_image(shared, self.store, child, jobs=min(2 * layers_at_once(), DEFAULT_JOBS), emit=self._emit)
-            image = self._read(base, platform, child)
-            if not platform.accepts(image.config.platform_value()):
-                raise ConfigurationError(
-                    f"base `{name}` is for `{image.config.platform_value()}`, not for `{platform}`",
-                    hint="choose another base, or another `platforms:`",
-                )
+            image = self._read(found.base, platform, child)
+            _check_platforms(name, image.config, [platform])
             images[platform] = image
             pinned[str(platform)] = LockedBasePlatform(manifest=child.digest)
-        index_digest = top.digest if top.media_type in INDEX_TYPES else None
-        return ResolvedBase(images, LockedBase(kind=kind, index=index_digest, platforms=pinned))
+        return ResolvedBase(images, LockedBase(kind=found.kind, index=found.index, platforms=pinned))
 
     def _diff_ids(self, source: Source, manifest: Manifest, *, name: str) -> dict[str, str]:
-        """Return the diff_ids of an image's layers by digest, as its config has them, which is in the cache now."""
+        """Return the diff_ids of an image's layers by digest, as its config has them."""
+        diff_ids = self._config(source, manifest, name=name).rootfs.diff_ids
+        return {layer.digest: diff_id for layer, diff_id in zip(manifest.layers, diff_ids, strict=False)}
+
+    def _config(self, source: Source, manifest: Manifest, *, name: str) -> ImageConfig:
+        """Return an image's config, which is in the cache now."""
         with source.open_blob(manifest.config) as stream:
             self.store.put_blob(manifest.config, stream)
         data = self.store.read_bytes(manifest.config, limit_bytes=MAX_CONFIG_BYTES)
-        diff_ids = parse_image_config(data, what=f"the config of `{name}`").rootfs.diff_ids
-        return {layer.digest: diff_id for layer, diff_id in zip(manifest.layers, diff_ids, strict=False)}
+        return parse_image_config(data, what=f"the config of `{name}`")
 
     def _ensure_room(self, manifest: Manifest, *, name: str) -> None:
         """Refuse to fetch what the cache's disk has no room for, before the first byte of it."""
@@ -312,3 +353,14 @@ class BaseCache:
         for part in (document["config"], *document["layers"]):
             part["mediaType"] = _OCI_TYPES.get(part["mediaType"], part["mediaType"])
         return self.store.put_bytes(canonical_json(document), IMAGE_MANIFEST)
+
+
+def _check_platforms(name: str, config: ImageConfig, platforms: Sequence[Platform]) -> None:
+    """Refuse a base whose config is for another platform than one of those wanted."""
+    refused = [platform for platform in platforms if not platform.accepts(config.platform_value())]
+    if refused:
+        named = " or ".join(f"`{platform}`" for platform in refused)
+        raise ConfigurationError(
+            f"base `{name}` is for `{config.platform_value()}`, not for {named}",
+            hint="choose another base, or another `platforms:`",
+        )

@@ -19,7 +19,7 @@ from airferry.build.probe import InstalledDistribution, ProbeResult
 from airferry.build.wheels import Pin, Wheel, WheelStore
 from airferry.errors import BuildError
 from airferry.plan.catalogue_lock import CatalogueLock
-from airferry.plan.locked_packages import GitSource, LocalSource, LockedPackage
+from airferry.plan.locked_packages import GitSource, LocalSource, LockedPackage, ResolutionRules, UrlSource
 from airferry.plan.modules import CORE_MODULES
 
 CORE_DISTRIBUTIONS = CORE_MODULES | {"megatron-core", "megatron-bridge", "nemo-toolkit"}
@@ -28,22 +28,28 @@ MAX_ROUNDS = 100
 
 @dataclass(frozen=True, slots=True)
 class Addition:
-    """A distribution to install. `modules` are those it was added for, none if only another addition requires it."""
+    """A distribution to install. `modules` are those it was added for, none if only another addition requires it.
+
+    `address` is where its file is, if not in the package index.
+    """
 
     wheel: Wheel
     modules: tuple[str, ...] = ()
     source: GitSource | None = None
+    address: str = ""
 
 
 @dataclass(slots=True)
 class _Want:
-    """A distribution on its way into the list, and who asks for it."""
+    """A distribution on its way into the list, and who asks for it. `is_named`: the image's `requirements:` do."""
 
     specifier: SpecifierSet = field(default_factory=SpecifierSet)
     extras: set[str] = field(default_factory=set)
     modules: set[str] = field(default_factory=set)
     parents: set[str] = field(default_factory=set)
     git: GitSource | None = None
+    address: str = ""
+    is_named: bool = False
     closed_for: frozenset[str] | None = None
     wheel: Wheel | None = None
 
@@ -61,7 +67,9 @@ class Closure:
         store: WheelStore,
         compiler: Compiler | None,
         target: WheelTarget,
+        is_own: bool = False,
     ) -> None:
+        """Close over what a base holds; `is_own`: over an environment of its own, to which nothing is core."""
         self.notes: set[str] = set()
         self._probe = probe
         self._base = base
@@ -70,13 +78,15 @@ class Closure:
         self._store = store
         self._compiler = compiler
         self._target = target
+        self._is_own = is_own
+        self._rules = lock.rules if lock is not None else ResolutionRules()
         self._installed = {canonicalize_name(item.name): item for item in probe.distributions}
         self._wants: dict[str, _Want] = {}
 
-    def add_direct(self, requirement: Requirement, module: str, *, place: str) -> None:
+    def add_direct(self, requirement: Requirement, module: str, *, place: str, is_named: bool = False) -> None:
         """Ask for the distribution of a module that the base lacks, and that is imported at a place of the catalogue.
 
-        `place` is empty where only what the base holds imports it.
+        `place` is empty where only what the base holds imports it. `is_named`: the image's `requirements:` name it.
         """
         if not self._applies(requirement, extras=()):
             self.notes.add(f"`{requirement}`, named for `{module}`, does not apply to this platform and Python")
@@ -84,6 +94,7 @@ class Closure:
         name = canonicalize_name(requirement.name)
         want = self._ask(name, requirement, parent=f"`{module}` ({place})" if place else f"`{module}`")
         want.modules.add(module)
+        want.is_named = want.is_named or is_named
 
     def run(self) -> None:
         """Fetch, read what the wheels require, and repeat until the list is closed.
@@ -101,7 +112,9 @@ class Closure:
                 self._fetch(unsettled)
             open_ones = [name for name, want in self._wants.items() if want.closed_for != frozenset(want.extras)]
             if not open_ones and not unsettled:
-                self._note_replacements()
+                if not self._is_own:
+                    self._note_replacements()
+                self._note_unlocked()
                 return
             for name in sorted(open_ones):
                 self._close(name)
@@ -110,7 +123,7 @@ class Closure:
     def additions(self) -> tuple[Addition, ...]:
         """Return what was found, sorted by name."""
         return tuple(
-            Addition(want.wheel, tuple(sorted(want.modules)), want.git)
+            Addition(want.wheel, tuple(sorted(want.modules)), want.git, want.address)
             for _, want in sorted(self._wants.items())
             if want.wheel is not None
         )
@@ -136,7 +149,7 @@ class Closure:
             raise BuildError(f"{error.message} (asked for by {parents})", hint=error.hint, **error.fields) from error
         for name, pin, wheel in zip(names, pins, wheels, strict=True):
             want = self._wants[name]
-            want.wheel, want.git, want.closed_for = wheel, pin.git, None
+            want.wheel, want.git, want.address, want.closed_for = wheel, pin.git, pin.address, None
             if not _satisfies(want.specifier, wheel.version):
                 raise BuildError(
                     f"`{wheel.filename}` does not satisfy `{name}{want.specifier}` "
@@ -146,15 +159,39 @@ class Closure:
     def _pin(self, name: str, want: _Want) -> Pin:
         if want.git is not None and want.wheel is None:
             return Pin(name, git=want.git)
-        locked = self._lock.find(name, self._probe.python.markers) if self._lock else None
-        if locked is not None and (locked.version is None or _satisfies(want.specifier, locked.version)):
-            return locked_pin(locked)
-        if locked is not None:
-            self.notes.add(
-                f"`{name}` {locked.version} of the catalogue's lock is not `{want.specifier}`, which "
-                f"{', '.join(sorted(want.parents))} asks for; the newest that suits was taken"
-            )
+        locked = self._locked(name)
+        if locked is not None and self._suits(want, locked):
+            assert self._lock is not None
+            return locked_pin(locked, self._lock)
         return Pin(name, str(want.specifier))
+
+    def _locked(self, name: str) -> LockedPackage | None:
+        return self._lock.find(name, self._probe.python.markers) if self._lock else None
+
+    @staticmethod
+    def _suits(want: _Want, locked: LockedPackage) -> bool:
+        return locked.version is None or _satisfies(want.specifier, locked.version)
+
+    def _note_unlocked(self) -> None:
+        """Say which versions are not those of the catalogue's lock, and why."""
+        if self._lock is None:
+            return
+        for name, want in sorted(self._wants.items()):
+            if want.wheel is None:
+                continue
+            locked, who = self._locked(name), ", ".join(sorted(want.parents))
+            if want.wheel.note:
+                self.notes.add(want.wheel.note)
+            elif locked is None:
+                how = "as `requirements:` says" if want.is_named else "the newest that suits"
+                self.notes.add(
+                    f"`{name}` is not in the catalogue's lock: {want.wheel.version} was taken, {how}, for {who}"
+                )
+            elif locked.version not in (None, want.wheel.version):
+                self.notes.add(
+                    f"`{name}` {locked.version} of the catalogue's lock is not `{want.specifier or want.git}`, which "
+                    f"{who} asks for; {want.wheel.version} was taken"
+                )
 
     def _close(self, name: str) -> None:
         """Ask for what a fetched wheel requires."""
@@ -162,23 +199,38 @@ class Closure:
         if want.wheel is None:
             return
         want.closed_for = frozenset(want.extras)
-        self._require(want.wheel.requires, extras=want.extras, parent=f"`{name}` {want.wheel.version}", seen=set())
+        lines = self._rules.requires(name, want.wheel.version, want.wheel.requires)
+        self._require(lines, extras=want.extras, parent=f"`{name}` {want.wheel.version}", seen=set())
 
     def _require(self, lines: Iterable[str], *, extras: Iterable[str], parent: str, seen: set[tuple[str, str]]) -> None:
-        for line in lines:
-            requirement = parse_requirement(line, why=f"what {parent} requires")
-            if not self._applies(requirement, extras=extras):
-                continue
+        for requirement in self._ruled(lines, extras=extras, parent=parent):
             name = canonicalize_name(requirement.name)
             installed = self._installed.get(name)
             if name in self._wants:
                 self._ask(name, requirement, parent=parent)
             elif installed is not None:
                 self._require_installed(name, installed, requirement, parent=parent, seen=seen)
-            elif is_core_distribution(name):
+            elif self._is_core(name):
                 self._require_core(name, parent)
             else:
                 self._ask(name, requirement, parent=parent)
+
+    def _ruled(self, lines: Iterable[str], *, extras: Iterable[str], parent: str) -> Iterable[Requirement]:
+        """Return the requirements that apply, as the lock was resolved: replaced, narrowed or dropped by its rules."""
+        for line in lines:
+            own = parse_requirement(line, why=f"what {parent} requires")
+            name = canonicalize_name(own.name)
+            if name in self._rules.excluded:
+                continue
+            for requirement in self._rules.overrides.get(name, (own,)):
+                # an override counts whatever the markers of what it replaces say, but for their extras
+                asked = own if requirement is own or "extra" in str(own.marker or "") else requirement
+                if not self._applies(asked, extras=extras) or not self._applies(requirement, extras=extras):
+                    continue
+                for constraint in self._rules.constraints.get(name, ()):
+                    if self._applies(constraint, extras=()):
+                        requirement = _narrowed(requirement, constraint.specifier)
+                yield requirement
 
     def _require_installed(
         self,
@@ -191,7 +243,7 @@ class Closure:
     ) -> None:
         """Keep a distribution of the base where it suits or must stay; else ask for another version of it."""
         if not _satisfies(requirement.specifier, installed.version):
-            if not self._pip_no_deps and not is_core_distribution(name):
+            if not self._pip_no_deps and not self._is_core(name):
                 self._ask(name, requirement, parent=parent)
                 return
             self.notes.add(
@@ -203,6 +255,9 @@ class Closure:
                 seen.add((name, extra))
                 lines = [line for line in installed.requires if "extra" in line]
                 self._require(lines, extras=[extra], parent=f"`{name}[{extra}]` of the base", seen=seen)
+
+    def _is_core(self, name: str) -> bool:
+        return not self._is_own and is_core_distribution(name)
 
     def _require_core(self, name: str, parent: str) -> None:
         module = name.partition("-")[0]
@@ -255,19 +310,34 @@ class Closure:
                 )
 
 
-def locked_pin(package: LockedPackage) -> Pin:
-    """Return the pin for a locked distribution, whatever source it is locked to."""
-    if isinstance(package.source, LocalSource):
+def locked_pin(package: LockedPackage, lock: CatalogueLock) -> Pin:
+    """Return the pin for a locked distribution, whatever source it is locked to.
+
+    Raises:
+        BuildError: it is a folder of the catalogue.
+    """
+    source, place = package.source, lock.place(package)
+    specifier = f"=={package.version}" if package.version else ""
+    hashes = frozenset(digest.removeprefix("sha256:") for digest in package.hashes if digest.startswith("sha256:"))
+    if isinstance(source, LocalSource) and source.kind != "path":
         raise BuildError(
-            f"the catalogue's lock takes `{package.name}` from the folder `{package.source.path}`, which is carried in "
-            "no image",
+            f"{place}: the catalogue's lock takes `{package.name}` from the folder `{source.path}`, which is carried "
+            "in no image",
             hint="name a distribution under `requirements:` of the image, or add the folder as an overlay",
         )
-    specifier = f"=={package.version}" if package.version else ""
-    if isinstance(package.source, GitSource):
-        return Pin(package.name, specifier, git=package.source)
-    hashes = frozenset(digest.removeprefix("sha256:") for digest in package.hashes if digest.startswith("sha256:"))
-    return Pin(package.name, specifier, hashes=hashes)
+    if isinstance(source, GitSource):
+        return Pin(package.name, specifier, git=source, place=place)
+    if isinstance(source, UrlSource):
+        return Pin(package.name, specifier, hashes=hashes, address=source.url, place=place)
+    if isinstance(source, LocalSource):
+        return Pin(package.name, specifier, hashes=hashes, address=source.path, root=lock.path.parent, place=place)
+    return Pin(package.name, specifier, hashes=hashes, place=place)
+
+
+def _narrowed(requirement: Requirement, specifier: SpecifierSet) -> Requirement:
+    narrowed = Requirement(str(requirement))
+    narrowed.specifier &= specifier
+    return narrowed
 
 
 def _git_source(requirement: Requirement) -> GitSource:

@@ -26,7 +26,7 @@ from airferry.host import clock, files
 from airferry.plan.models import Plan
 
 COMPILE_S = 4 * 3600.0
-COMPILATION_VERSION = 1  # part of what a compiled wheel is known by: raise it when it is made in another way
+COMPILATION_VERSION = 2  # part of what a compiled wheel is known by: raise it when it is made in another way
 MAX_ROUNDS = 8
 MAX_PYPROJECT_BYTES = 1024 * 1024
 # what setuptools asks for where a project says nothing (PEP 517), and what older back ends add by themselves
@@ -36,7 +36,7 @@ _SOURCE, _HOUSE, _OUT = "/airferry/source", "/airferry/house", "/airferry/out"
 _FLAGS = {"CFLAGS": "-g0", "CXXFLAGS": "-g0"}
 _SCRIPT = """\
 import os, shutil, subprocess, sys
-source, house, out = sys.argv[1:4]
+source, house, out, folder = sys.argv[1:5]
 work = "/tmp/airferry-compile"
 shutil.rmtree(work, ignore_errors=True)
 if os.path.isdir(source):
@@ -48,7 +48,7 @@ else:
 pip = os.path.join(house, next(name for name in os.listdir(house) if name.startswith("pip-")), "pip")
 sys.exit(subprocess.call([
     sys.executable, pip, "--no-input", "--disable-pip-version-check", "--no-color", "wheel", "--no-index",
-    "--find-links", house, "--no-deps", "--no-cache-dir", "--wheel-dir", out, work,
+    "--find-links", house, "--no-deps", "--no-cache-dir", "--wheel-dir", out, os.path.join(work, folder),
 ]))
 """
 _FAILURE = re.compile(r"\berror: (?!subprocess-exited-with-error)(\S.*)$")
@@ -77,10 +77,13 @@ class Compiler:
         own_pip: Path,
         scratch: Path,
         environment: Mapping[str, str],
+        folder: str | None = None,
+        shown: Mapping[Path, str] | None = None,
     ) -> Path:
         """Compile a source distribution or a folder, and return the wheel, which lies in `scratch`.
 
-        `own_pip` is a wheel of pip that runs in the base.
+        `own_pip` is a wheel of pip that runs in the base. `folder` is where the project lies in the source, and `shown`
+        what of the host the build sees where, besides.
 
         Raises:
             BuildError: it does not compile, or asks for what has no wheel for the target.
@@ -94,16 +97,19 @@ class Compiler:
         place = f"{_SOURCE}/{source.name}"
         house, out = files.ensure_directory(scratch / "house"), files.ensure_directory(scratch / "out")
         (house / own_pip.name).hardlink_to(own_pip)
-        wanted = [*build_requirements(source, target), *USUAL_REQUIREMENTS]
+        wanted = [*build_requirements(source / (folder or ""), target.markers), *USUAL_REQUIREMENTS]
         fetched: set[str] = set()
         for _round in range(MAX_ROUNDS):
             pip.download_closure(wanted, target, into=house)
             fetched |= set(wanted)
             done = engine.run(
                 base_tag(self.base.manifest.digest),
-                [self.python, "-c", _SCRIPT, place, _HOUSE, _OUT],
+                [self.python, "-c", _SCRIPT, place, _HOUSE, _OUT, folder or ""],
                 platform=self.base.platform,
-                volumes=[Volume(source, place), Volume(house, _HOUSE), Volume(out, _OUT, writable=True)],
+                volumes=[
+                    *(Volume(source, place), Volume(house, _HOUSE), Volume(out, _OUT, writable=True)),
+                    *(Volume(path, inside) for path, inside in (shown or {}).items()),
+                ],
                 env={**_FLAGS, **environment, "HOME": "/tmp"},
                 user="0",
                 timeout_s=COMPILE_S,
@@ -152,21 +158,21 @@ def may_compile(
     return None if plan.config.builder == "direct" else Compiler(engine, layout, base, python, emit)
 
 
-def build_requirements(source: Path, target: WheelTarget) -> list[str]:
-    """Return what a source's `pyproject.toml` asks for before it can be built (PEP 518), for the target.
+def build_requirements(source: Path, markers: Mapping[str, str]) -> list[str]:
+    """Return what a source's `pyproject.toml` asks for before it can be built (PEP 518), where markers are these.
 
     Raises:
         BuildError: the source is no archive, or its `pyproject.toml` is none.
     """
     text = _pyproject(source)
     try:
-        asked = tomllib.loads(text).get("build-system", {}).get("requires", [])
+        asked = tomllib.loads(text).get("build-system", {}).get("requires", USUAL_REQUIREMENTS)
         requirements = [Requirement(item) for item in asked]
     except (tomllib.TOMLDecodeError, InvalidRequirement, AttributeError, TypeError) as error:
         raise BuildError(f"the `pyproject.toml` of `{source.name}` cannot be read: {error}") from error
     found = []
     for requirement in requirements:
-        if requirement.marker is None or requirement.marker.evaluate(target.markers):
+        if requirement.marker is None or requirement.marker.evaluate(dict(markers)):
             requirement.marker = None
             found.append(str(requirement))
     return found

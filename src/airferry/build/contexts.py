@@ -10,7 +10,9 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from airferry.build import overlays, wheels
+from airferry.build import overlays
+from airferry.build.wheelhouse import wheelhouse
+from airferry.build.wheels import Wheel
 from airferry.errors import BuildError, ConfigurationError
 from airferry.events import Emit
 from airferry.host import files, process
@@ -24,7 +26,7 @@ NEVER_IN_LAUNCHER = (".env", "env.toml")
 def execution_context(
     into: Path,
     *,
-    additions: Sequence[wheels.Wheel],
+    additions: Sequence[Wheel],
     pip: Path | None,
     checkouts: Sequence[tuple[str, str, str]],
     cache: Path,
@@ -40,7 +42,7 @@ def execution_context(
     """
     files.ensure_directory(into)
     shutil.copyfile(shipped("containerfiles") / "install-execution.sh", into / "install.sh")
-    wheels.wheelhouse(additions, into / "wheels", pip=pip if additions else None)
+    wheelhouse(additions, into / "wheels", pip=pip if additions else None)
     lines = []
     for number, (url, commit, target) in enumerate(checkouts):
         folder = f"{number}"
@@ -55,17 +57,17 @@ def launcher_context(
     *,
     source_root: Path,
     excluded: Sequence[Path],
-    additions: Sequence[wheels.Wheel],
+    additions: Sequence[Wheel],
     pip: Path,
 ) -> None:
     """Lay out the context of the launcher image: what Git tracks, without `excluded` folders, `.env` and `env.toml`.
 
     Raises:
-        ConfigurationError: the catalogue is in no Git repository.
+        ConfigurationError: the catalogue is not in a Git repository.
     """
     files.ensure_directory(into)
     shutil.copyfile(shipped("containerfiles") / "install-launcher.sh", into / "install.sh")
-    wheels.wheelhouse(additions, into / "wheels", pip=pip if additions else None)
+    wheelhouse(additions, into / "wheels", pip=pip if additions else None)
     copy_tracked(source_root, into / "source", excluded=excluded)
 
 
@@ -73,7 +75,7 @@ def tracked_files(source_root: Path) -> list[PurePosixPath]:
     """Return the files that Git tracks below a folder, submodules included, relative to it and sorted.
 
     Raises:
-        ConfigurationError: the folder is in no Git repository.
+        ConfigurationError: the folder is not in a Git repository.
     """
     program = process.find_program("git") or "git"
     argv = [program, "-C", source_root, "-c", "core.quotePath=false", "-c", "safe.directory=*"]
@@ -81,8 +83,8 @@ def tracked_files(source_root: Path) -> list[PurePosixPath]:
         done = process.run([*argv, "ls-files", "-z", "--cached", "--recurse-submodules"], timeout_s=LISTING_S)
     except process.ProcessFailed as error:
         raise ConfigurationError(
-            f"the launcher image carries what Git tracks in `{source_root}`, and that is no Git repository",
-            hint="clone the catalogue with Git, or name its root under `source.root`",
+            f"the launcher image carries what Git tracks in `{source_root}`, which is not in a Git repository",
+            hint="clone the catalogue with Git, or name its root with `source.root` or `--source`",
         ) from error
     names = sorted({PurePosixPath(name) for name in done.stdout.decode("utf-8", "surrogateescape").split("\0") if name})
     if len(names) > MAX_TRACKED_FILES:
@@ -134,7 +136,7 @@ def carried(source_root: Path, excluded: Sequence[Path]) -> Iterator[tuple[PureP
     """Yield what the launcher carries: the name of each file and link that Git tracks, sorted, and where it is.
 
     Raises:
-        ConfigurationError: the folder is in no Git repository.
+        ConfigurationError: the folder is not in a Git repository.
     """
     shut_out = [path.resolve() for path in excluded]
     root = source_root.resolve()

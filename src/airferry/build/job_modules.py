@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 
 from airferry.build.bases import BaseImage
 from airferry.build.probe import ModuleAnswer, ProbeResult
+from airferry.build.requirements import modules_to_probe
 from airferry.config.environment import expanded
 from airferry.errors import BuildError
 from airferry.plan.job_path import PYTHONPATH
@@ -23,7 +25,8 @@ from airferry.wording import counted
 _ROOTS = ("", "src", "python", "lib")
 _FROM_BEST_TO_WORST = ("present", "incomplete", "unknown", "missing")
 
-Probe = Callable[[Mapping[str, str]], ProbeResult]
+Probe = Callable[[Sequence[str], Mapping[str, str], Mapping[str, Path]], ProbeResult]
+"""Asks the base for modules, with variables over its own, and with folders of this host at some of its paths."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,21 +104,22 @@ def job_modules(
 ) -> JobModules:
     """Probe a base once for each path that jobs of a group get, and judge each step by its own.
 
-    `trees` are the checkouts on this host by their target. `probe` asks the base with the variables it is given.
+    `trees` are the checkouts on this host by their target.
 
     Raises:
         AirferryError: a probe failed.
     """
     own = image_variables(group, base)
+    modules = modules_to_probe(group.candidates)
     results: dict[tuple[tuple[str, str], ...], ProbeResult] = {}
     answers_of: list[tuple[StepPlan, Mapping[str, ModuleAnswer]]] = []
     for step in steps:
         variables = _job_variables(own, base, step.job_path)
         key = tuple(sorted(variables.items()))
         if key not in results:
-            results[key] = probe(variables)
+            results[key] = probe(modules, variables, trees)
         answers_of.append((step, results[key].modules))
-    first = next(iter(results.values())) if results else probe(own)
+    first = next(iter(results.values())) if results else probe(modules, own, trees)
     worst: dict[str, ModuleAnswer] = {}
     unreached: list[Unreached] = []
     notes: list[str] = []
@@ -139,7 +143,51 @@ def job_modules(
             if known is None or _severity(answer) > _severity(known):
                 worst[candidate.module] = answer
     seen = first.model_copy(update={"modules": {**first.modules, **worst}})
+    if not unreached:
+        notes += _passed_over(group, answers_of, base=base, trees=trees, probe=probe)
     return JobModules(seen, tuple(unreached), tuple(dict.fromkeys(notes)))
+
+
+def _passed_over(
+    group: GroupPlan,
+    answers_of: Sequence[tuple[StepPlan, Mapping[str, ModuleAnswer]]],
+    *,
+    base: BaseImage,
+    trees: Mapping[str, Path],
+    probe: Probe,
+) -> Iterator[str]:
+    """Yield notes on checkouts that jobs pass over, as the base has what they hold in another place.
+
+    Such a base answers the same where the checkouts are empty. A folder of `PYTHONPATH` goes before all of its own.
+    """
+    own = image_variables(group, base)
+    said: set[tuple[Overlay, str]] = set()
+    for step, answers in answers_of:
+        variables = _job_variables(own, base, step.job_path)
+        ahead = {
+            folder.rstrip("/")
+            for folder in variables.get(PYTHONPATH, _variables_of(base).get(PYTHONPATH, "")).split(":")
+        }
+        held = {}
+        for candidate in step.candidates:
+            answer = answers.get(candidate.module)
+            if answer is not None and answer.status == "present" and candidate.origin != "reported":
+                found = _holding(group.overlays, trees, candidate.module)
+                if found is not None and found[1] not in ahead and not step.job_path.unknown:
+                    held[candidate] = found
+        if not held:
+            continue
+        with TemporaryDirectory() as empty:
+            modules = sorted({candidate.module for candidate in held})
+            hidden = probe(modules, variables, dict.fromkeys(trees, Path(empty)))
+        for candidate, (overlay, root) in held.items():
+            top = candidate.module.partition(".")[0]
+            if hidden.modules[candidate.module].status == "present" and (overlay, top) not in said:
+                said.add((overlay, top))
+                yield (
+                    f"{candidate.place}: `{top}` is the base's own and not that of the checkout at `{overlay.target}`; "
+                    f"if the checkout is meant, put `{root}` on `{PYTHONPATH}` (`env:` of the image)"
+                )
 
 
 def _severity(answer: ModuleAnswer) -> int:

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from airferry.build import overlays
-from airferry.build.bases import BaseCache, BaseImage
+from airferry.build import contexts, overlays
+from airferry.build.bases import BaseCache, BaseImage, FoundBase
 from airferry.build.checkouts import Checkouts
 from airferry.build.compilation import Compiler, may_compile
+from airferry.build.failures import gathered, naming, naming_base, overlay_place
 from airferry.build.git_addresses import redact
 from airferry.build.job_modules import (
     JobModules,
@@ -31,12 +31,17 @@ from airferry.build.job_modules import (
 )
 from airferry.build.knowledge import Knowledge
 from airferry.build.probe import ProbeResult, ask, probe_argv, probe_input
-from airferry.build.requirements import Additions, modules_to_probe, resolve_additions, resolve_environment
+from airferry.build.requirements import (
+    Additions,
+    refuse_missing,
+    resolve_additions,
+    resolve_environment,
+)
 from airferry.build.static_python import StaticallyUnknown
 from airferry.build.wheels import WheelStore
 from airferry.buildah.engine import Engine, Volume, base_tag
 from airferry.config import BaseImage as BaseSpec
-from airferry.errors import AirferryError, HostError, UsageError
+from airferry.errors import UsageError
 from airferry.events import Emit, Notice, StageFinished, StageStarted, Warned
 from airferry.host import clock
 from airferry.host.journal import inputs_digest
@@ -55,10 +60,12 @@ from airferry.plan.lockfile import (
     group_digest,
 )
 from airferry.plan.models import GroupPlan, LauncherPlan, Overlay, Plan
+from airferry.wording import counted
 
 PROBE_VERSION = 2  # part of what a lock entry depends on: raise it when the same base may give another answer
 PROBE_S = 3600.0
 LAUNCHER = "launcher"
+LOOKUPS = 4
 ProbeChoice = Literal["auto", "static", "run"]
 _PYTHONS = (
     'for p in python python3; do command -v "$p" >/dev/null 2>&1 && exec "$p" "$@"; done; '
@@ -115,6 +122,7 @@ class Locker:
         Raises:
             AirferryError: of the family of what failed.
         """
+        self._check_source()
         commits, bases, images = self._sources(existing)
         tasks: list[_Probing] = []
         environments: dict[tuple[str, Platform], LockedPlatform] = {}
@@ -133,20 +141,32 @@ class Locker:
 
         def work(probed: _Probed) -> LockedPlatform:
             name, _image, platform, _inputs = probed.task
-            found = self._lock(probed)
-            for note in found.notes:
+            added = self._additions(probed)
+            for note in added.notes:
                 self.emit(Warned(f"{name} on {platform}: {note}"))
+            if optional := added.conditional:
+                what = counted(len(optional), "module")
+                text = f"{name} on {platform}: {what} imported under conditions are not in the base, and not installed"
+                self.emit(Notice(text, details=optional))
+            found = _environment(probed.answer.probe, added, probed.task[3])
             detail = f"adds {len(found.additions)}" if found.additions else "lacks nothing"
             self.emit(StageFinished(f"probe {name} {platform}", clock.monotonic_s() - probed.started_s, detail=detail))
             return found
 
         self._gather(tasks, images, commits)
-        answers = parallel_map(probe, tasks, jobs=self.jobs)
-        # all that is wrong in any image is told before the first wheel is fetched
-        refuse_unreached([item.refused for item in answers], partial(overlay_place, self.plan))
-        for task, found in zip(tasks, parallel_map(work, answers, jobs=self.jobs), strict=True):
+        answers = gathered(probe, tasks, jobs=self.jobs)
+        self._refuse(answers)
+        for task, found in zip(tasks, gathered(work, answers, jobs=self.jobs), strict=True):
             environments[task[0], task[2]] = found
         return Locked(self._assemble(existing, bases, commits, environments), images)
+
+    def _check_source(self) -> None:
+        """Refuse a launcher whose repository is not one, which needs no network to be seen."""
+        if self.plan.launcher is not None:
+            config = self.plan.config
+            written = config.source is not None and config.source.root is not None
+            with naming(f"{config.path}:{config.line('source', 'root')}" if written else str(config.path)):
+                contexts.tracked_files(self.plan.source_root)
 
     def uncovered(self, existing: Lockfile) -> list[str]:
         """Return what of the plan a lock does not cover, a line each. Needs no network and no engine."""
@@ -171,8 +191,8 @@ class Locker:
         self, existing: Lockfile
     ) -> tuple[dict[str, str], dict[str, LockedBase], dict[str, Mapping[Platform, BaseImage]]]:
         """Resolve all refs, bring all bases, and beside that do what probes of new groups need in any case."""
-        # first, so that a misspelt ref is told before gigabytes are fetched
-        commits = self._commits(existing)
+        # first, so that all that cannot be had is told before gigabytes are fetched
+        commits, found = self._look_up(existing)
         locked: dict[str, LockedBase] = {}
         images: dict[str, Mapping[Platform, BaseImage]] = {}
         new = [group for group in self.plan.groups if group.name not in existing.groups]
@@ -180,9 +200,9 @@ class Locker:
         learn = None if by_engine_alone else self.knowledge.learn
 
         def bring() -> None:
-            for key, (base, platforms) in needed_bases(self.plan).items():
-                with _naming(base_place(self.plan, key)):
-                    resolved = self.bases.bring(base, platforms, locked=existing.bases.get(key), learn=learn)
+            for key, base in found.items():
+                with naming_base(self.plan, key):
+                    resolved = self.bases.fetch(base, learn=learn)
                 locked[key], images[key] = resolved.locked, resolved.images
             needed = [(group.name, one, images[group.base_image.key][one]) for group in new for one in group.platforms]
             self._side_by_side(self._reading_stages(needed))
@@ -219,15 +239,29 @@ class Locker:
             if not self.checkouts.has(item.url, commits[item.key])
         ]
 
-    def _commits(self, existing: Lockfile) -> dict[str, str]:
-        def resolve(overlay: Overlay) -> str:
-            if (known := existing.overlays.get(overlay.key)) is not None:
-                return known.commit
-            with _naming(overlay_place(self.plan, overlay)):
-                return overlays.resolve_commit(overlay.url, overlay.ref, cache=self.cache, emit=self.emit)
+    def _look_up(self, existing: Lockfile) -> tuple[dict[str, str], dict[str, FoundBase]]:
+        """Resolve all refs and find all bases; one error tells all that cannot be had."""
+        needed = needed_bases(self.plan)
+        commits: dict[str, str] = {}
+        found: dict[str, FoundBase] = {}
 
-        found = parallel_map(resolve, self.plan.overlays, jobs=self.jobs)
-        return {overlay.key: commit for overlay, commit in zip(self.plan.overlays, found, strict=True)}
+        def find(key: str) -> None:
+            base, platforms = needed[key]
+            with naming_base(self.plan, key):
+                found[key] = self.bases.find(base, platforms, locked=existing.bases.get(key))
+
+        def resolve(overlay: Overlay) -> None:
+            if (known := existing.overlays.get(overlay.key)) is not None:
+                commits[overlay.key] = known.commit
+                return
+            with naming(overlay_place(self.plan, overlay)):
+                commit = overlays.resolve_commit(overlay.url, overlay.ref, cache=self.cache, emit=self.emit)
+                commits[overlay.key] = commit
+
+        refs = [partial(resolve, overlay) for overlay in self.plan.overlays]
+        gathered(lambda look: look(), [*refs, *(partial(find, key) for key in needed)], jobs=LOOKUPS)
+        ordered = {overlay.key: commits[overlay.key] for overlay in self.plan.overlays}
+        return ordered, {key: found[key] for key in needed}
 
     def _gather(
         self, tasks: Sequence[_Probing], images: Mapping[str, Mapping[Platform, BaseImage]], commits: Mapping[str, str]
@@ -270,18 +304,38 @@ class Locker:
                 "base": bases[launcher.base_image.key].platforms[str(platform)].manifest,
                 "python": launcher.python,
                 "catalogue_lock": self.catalogue_digest,
+                **({"requirements": sorted(launcher.requirements.items())} if launcher.requirements else {}),
             }
             if launcher.env:
                 inputs["env"] = dict(launcher.env)
             environment = existing.launcher.platforms.get(str(platform)) if existing.launcher else None
             yield LAUNCHER, platform, environment, inputs_digest(inputs), launcher
 
-    def _lock(self, probed: _Probed) -> LockedPlatform:
-        _name, image, platform, inputs = probed.task
+    def _refuse(self, answers: Sequence[_Probed]) -> None:
+        """Tell all that can be seen to be wrong in any image in one error, before the first wheel is fetched."""
+
+        def look(probed: _Probed) -> None:
+            _name, image, platform, _inputs = probed.task
+            if isinstance(image, GroupPlan):
+                base, probe = probed.base.name, probed.answer.probe
+                refuse_missing(image, probe=probe, base=base, platform=platform, catalogue=self.catalogue)
+
+        unreached = partial(refuse_unreached, [probed.refused for probed in answers], partial(overlay_place, self.plan))
+        gathered(lambda one: one(), [unreached, *(partial(look, probed) for probed in answers)], jobs=1)
+
+    def _additions(self, probed: _Probed) -> Additions:
+        _name, image, platform, _inputs = probed.task
         answer = probed.answer.probe
         compiler = self._compiler(probed.base, answer)
         if isinstance(image, LauncherPlan):
-            found = resolve_environment(probe=answer, catalogue=self.catalogue, wheels=self.wheels, compiler=compiler)
+            found = resolve_environment(
+                probe=answer,
+                catalogue=self.catalogue,
+                wheels=self.wheels,
+                requirements=image.requirements,
+                base=probed.base.name,
+                compiler=compiler,
+            )
         else:
             found = resolve_additions(
                 image,
@@ -292,7 +346,7 @@ class Locker:
                 wheels=self.wheels,
                 compiler=compiler,
             )
-        return _environment(answer, replace(found, notes=(*found.notes, *probed.answer.notes)), inputs)
+        return replace(found, notes=(*found.notes, *probed.answer.notes))
 
     def _compiler(self, base: BaseImage, probe: ProbeResult) -> Compiler | None:
         return may_compile(self.plan, self.engine, self.bases.store.path, base, probe.python.executable, emit=self.emit)
@@ -305,10 +359,9 @@ class Locker:
             variables = image_variables(image, base)
             return JobModules(self._probe(base, platform, image.python, [], variables, {}))
         trees = {item.target: self.checkouts.tree(item.url, commits[item.key]) for item in image.overlays}
-        modules = modules_to_probe(image.candidates)
 
-        def probe(variables: Mapping[str, str]) -> ProbeResult:
-            return self._probe(base, platform, image.python, modules, variables, trees)
+        def probe(modules: Sequence[str], variables: Mapping[str, str], mounts: Mapping[str, Path]) -> ProbeResult:
+            return self._probe(base, platform, image.python, modules, variables, mounts)
 
         return job_modules(image, steps_of(self.plan, image), base=base, trees=trees, probe=probe)
 
@@ -396,40 +449,6 @@ def needed_bases(plan: Plan) -> dict[str, tuple[BaseSpec, tuple[Platform, ...]]]
     return {key: (base, tuple(sorted(platforms))) for key, (base, platforms) in found.items()}
 
 
-def base_place(plan: Plan, key: str) -> str:
-    """Return `file:line` of the first image that is built on a base."""
-    config = plan.config
-    for name, image in config.execution_images.items():
-        if image.base_image.key == key:
-            return f"{config.path}:{config.line('execution_images', name, 'base_image')}"
-    return f"{config.path}:{config.line('launcher_image', 'base_image')}"
-
-
-def overlay_place(plan: Plan, overlay: Overlay) -> str:
-    """Return `file:line` of the first step config, else the first image, that asks for an overlay."""
-    for step in plan.steps:
-        if overlay in step.overlays and step.config_path is not None:
-            lines = step.config_path.read_text(encoding="utf-8").splitlines()
-            numbers = [number for number, line in enumerate(lines, 1) if overlay.key in line]
-            return f"{step.config_path}:{numbers[0]}" if numbers else str(step.config_path)
-    config = plan.config
-    for name, image in config.execution_images.items():
-        if any((spec.url, spec.ref) == (overlay.url, overlay.ref) for spec in image.overlays):
-            return f"{config.path}:{config.line('execution_images', name, 'overlays')}"
-    return str(config.path)
-
-
-@contextmanager
-def _naming(place: str) -> Iterator[None]:
-    """Put the place in the user's files before the message of what fails; the host's faults have no such place."""
-    try:
-        yield
-    except HostError:
-        raise
-    except AirferryError as error:
-        raise type(error)(f"{place}: {error.message}", hint=error.hint, **error.fields) from error
-
-
 def forget(lockfile: Lockfile, names: Sequence[str], *, plan: Plan) -> Lockfile:
     """Return a lock without what is to be resolved anew: the named bases, overlays and groups, or everything.
 
@@ -472,7 +491,7 @@ def _environment(probe: ProbeResult, found: Additions, inputs: str) -> LockedPla
         machine=python.machine,
         missing=found.missing,
         missing_core=found.missing_core,
-        notes=found.notes,
+        notes=(*found.notes, *found.conditional),
         additions=found.locked(),
         distributions=render_inventory({item.name: item.version for item in probe.distributions}),
     )

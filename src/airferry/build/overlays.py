@@ -105,18 +105,48 @@ def resolve_commit(url: str, ref: str, *, cache: Path, emit: Emit = silent) -> s
         return ref
     if ref.startswith("-") or not ref.strip():
         raise BuildError(f"`{ref}` is no ref of `{redact(url)}`", hint="name a branch, a tag or a full commit id")
+    refs = _list_refs(url, timeout_s=LIST_TIMEOUT_S, emit=emit)
+    commit = _commit_of(ref, refs)
+    if commit is None and _SHORT_COMMIT.fullmatch(ref):
+        commit = _expand(url, ref, cache=cache, emit=emit)
+    if commit is None:
+        raise _no_ref(url, ref, refs)
+    return commit
+
+
+def find_ref(url: str, ref: str, *, timeout_s: float, emit: Emit = silent) -> str | None:
+    """Ask a repository for a ref, and return its commit; None where that would take more than a question.
+
+    The repository is asked for a commit id too, though it tells only by its history whether it has it.
+
+    Raises:
+        BuildError: the repository cannot be read in time, or has no such ref.
+    """
+    refs = _list_refs(url, timeout_s=timeout_s, emit=emit)
+    commit = _commit_of(ref, refs)
+    if commit is None and not _COMMIT.fullmatch(ref) and not _SHORT_COMMIT.fullmatch(ref):
+        raise _no_ref(url, ref, refs)
+    return commit
+
+
+def _list_refs(url: str, *, timeout_s: float, emit: Emit) -> dict[str, str]:
     argv = ["ls-remote", "--", remote_address(url)]
-    done = run_git(argv, url=url, timeout_s=LIST_TIMEOUT_S, emit=emit, doing="read the refs of")
-    refs = {name: commit for commit, _, name in (line.partition("\t") for line in done.text.splitlines()) if name}
+    done = run_git(argv, url=url, timeout_s=timeout_s, emit=emit, doing="read the refs of")
+    return {name: commit for commit, _, name in (line.partition("\t") for line in done.text.splitlines()) if name}
+
+
+def _commit_of(ref: str, refs: Mapping[str, str]) -> str | None:
     for name in (ref, f"refs/tags/{ref}", f"refs/heads/{ref}", f"refs/{ref}"):
         commit = refs.get(name + "^{}") or refs.get(name)
         if commit is not None:
             return commit
-    if _SHORT_COMMIT.fullmatch(ref) and (commit := _expand(url, ref, cache=cache, emit=emit)):
-        return commit
+    return None
+
+
+def _no_ref(url: str, ref: str, refs: Mapping[str, str]) -> BuildError:
     names = sorted({re.sub(r"^refs/(heads|tags)/|\^\{\}$", "", name) for name in refs})
     near = difflib.get_close_matches(ref, names, n=MAX_LISTED_REFS, cutoff=0.5) or names[:MAX_LISTED_REFS]
-    raise BuildError(
+    return BuildError(
         f"`{redact(url)}` has no ref `{ref}`",
         hint=f"the nearest that it has: {', '.join(f'`{name}`' for name in near)}" if near else "it has no refs at all",
         url=redact(url),

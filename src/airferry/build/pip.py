@@ -22,8 +22,14 @@ from airferry.events import Emit, silent
 from airferry.host import files, process
 
 TIMEOUT_S = 3600.0
-_BASE = ("-m", "pip", "--no-input", "--disable-pip-version-check", "--no-color")
+_BASE = ("--no-input", "--disable-pip-version-check", "--no-color")
+_CHILDLESS = """\
+import runpy, sys
+sys.argv[0], sys.executable = "pip", "/bin/false"
+runpy.run_module("pip", run_name="__main__")
+"""
 _NO_MATCH = re.compile(r"No matching distribution found for (\S.*)$")
+_NOT_FETCHED = re.compile(r"^Could not fetch URL \S+: (.*?)(?: - skipping)?$", re.MULTILINE)
 _VERSIONS = re.compile(r"satisfies the requirement .*\(from versions: (.*)\)")
 _WHEEL = re.compile(r"([A-Za-z0-9_.]+-[A-Za-z0-9_.!+]+(?:-\d\w*)?-[\w.]+-[\w.]+-[\w.]+\.whl)")
 _MISMATCH = re.compile(r"\s+(\S+) from \S")
@@ -170,41 +176,45 @@ class Pip:
                 wanted.remove(missing.requirement)
         return failed
 
-    def download_closure(self, requirements: Sequence[str], target: WheelTarget, *, into: Path) -> None:
-        """Download wheels for requirements, for all that these require, and so on.
+    def download_closure(self, requirements: Sequence[str], target: WheelTarget | None, *, into: Path) -> None:
+        """Download wheels for requirements, for all that these require, and so on; for this host without a target.
 
         Raises:
             BuildError: the index cannot be reached, or has no wheel of one for the target.
         """
-        argv = ["download", "--only-binary=:all:", f"--dest={into}", f"--find-links={into}", *target.options]
+        argv = ["download", "--only-binary=:all:", f"--dest={into}", f"--find-links={into}"]
+        argv += target.options if target is not None else []
         done = self._run([*argv, "--", *requirements])
         if done.returncode != 0:
             missing = self._not_found(done, [*requirements, *not_found_names(done.tail)])
             raise BuildError(
-                f"`{missing.requirement}`, which a build asks for, has no wheel for {target}",
+                f"`{missing.requirement}`, which a build asks for, has no wheel for {target or 'this host'}",
                 hint="name a version that has a wheel under `requirements:` of the image",
             )
 
-    def download_source(self, requirement: str, *, into: Path, hashes: Sequence[str] = ()) -> Path | NotFound:
-        """Download the source distribution of a requirement, and return its path in `into`, which holds nothing else.
+    def unpack_source(self, requirement: str, *, into: Path, hashes: Sequence[str] = ()) -> Path | NotFound:
+        """Download the source distribution of a requirement, and return its folder below `into`. Runs nothing of it.
 
-        With `hashes` (SHA-256 in hex), pip unpacks nothing that has another hash. It asks the source for its metadata,
-        which runs code of it on the host.
+        With `hashes` (SHA-256 in hex), pip unpacks nothing that has another hash.
 
         Raises:
-            BuildError: the index cannot be reached, or the source does not tell its metadata.
+            BuildError: the index cannot be reached, or has nothing that can be unpacked.
             IntegrityError: the source has none of the hashes.
         """
-        with files.scratch_directory(into.parent) as folder:
-            listing = folder / "source-requirement.txt"
-            listing.write_text(_hashed(requirement, hashes), encoding="utf-8")
-            argv = ["download", "--no-deps", "--ignore-requires-python", f"--dest={into}"]
-            done = self._run([*argv, f"--no-binary={Requirement(requirement).name}", f"--requirement={listing}"])
-        if done.returncode != 0:
-            _check_hashes(done)
-            return self._not_found(done, [requirement])
-        (path,) = into.iterdir()
-        return path
+        temporary = files.ensure_directory(into / "temporary")
+        listing = into / "source-requirement.txt"
+        listing.write_text(_hashed(requirement, hashes), encoding="utf-8")
+        name = Requirement(requirement).name
+        argv = ["download", "--no-clean", "--no-deps", "--no-cache-dir", "--ignore-requires-python", "--use-pep517"]
+        argv += [f"--dest={into / 'archive'}", f"--no-binary={name}", f"--requirement={listing}"]
+        # pip asks every source for its metadata, which runs code of it: this pip can start no interpreter, and leaves
+        # what it unpacked
+        done = self._run(argv, environment={"TMPDIR": str(temporary)}, prefix=("-c", _CHILDLESS))
+        _check_hashes(done)
+        found = sorted(path for path in temporary.glob("pip-download-*/*") if any(path.iterdir()))
+        if len(found) == 1:
+            return found[0]
+        return self._not_found(done, [requirement])
 
     def offered_wheels(self, requirement: str, target: WheelTarget, *, into: Path) -> list[str]:
         """Return the file names of all wheels that the index has for a requirement's versions, whatever platform."""
@@ -222,43 +232,36 @@ class Pip:
         )
         return sorted(set(_WHEEL.findall(done.text)))
 
-    def build(
-        self,
-        source: str | Path,
-        *,
-        into: Path,
-        hashes: Sequence[str] = (),
-        environment: Mapping[str, str] | None = None,
-    ) -> NotFound | None:
-        """Build a wheel on the host, in isolation, from a folder or from a requirement's source distribution.
-
-        With `hashes` (SHA-256 in hex), pip unpacks nothing that has another hash.
+    def ask_index(self, *, timeout_s: float) -> str:
+        """Ask every index and folder that pip is configured for about a project, and say what was answered.
 
         Raises:
-            DoesNotBuild: it does not build; the message is pip's.
-            BuildError: the index cannot be reached.
-            IntegrityError: the source has none of the hashes.
+            BuildError: one does not answer in time, or refuses.
         """
-        argv = ["wheel", "--no-deps", "--no-cache-dir", "--ignore-requires-python", f"--wheel-dir={into}"]
-        if isinstance(source, Path):
-            argv += ["--", str(source)]
-        else:
-            listing = into / "source-requirement.txt"
-            listing.write_text(_hashed(source, hashes), encoding="utf-8")
-            argv += [f"--no-binary={Requirement(source).name}", f"--requirement={listing}"]
-        done = self._run(argv, environment=environment)
-        if done.returncode == 0:
-            return None
-        if not isinstance(source, Path) and any(_NO_MATCH.search(line) for line in done.tail):
-            return self._not_found(done, [source])
-        _check_hashes(done)
-        raise DoesNotBuild(last_words(done.tail), tail=tuple(_redact(line) for line in done.tail))
+        argv = ["index", "versions", "-vv", "--retries=0", f"--timeout={timeout_s / 3:.0f}", "--", "pip"]
+        done = self._run(argv, timeout_s=timeout_s)
+        # pip passes over an index that does not answer, and says so only here
+        for reason in _NOT_FETCHED.findall(done.text):
+            if not reason.startswith("404 "):
+                raise BuildError(
+                    f"a package index did not answer: {_redact(reason)}",
+                    hint="check the network, the proxy and pip's configuration (`pip config debug`); "
+                    "`pip index versions -vv pip` asks the same",
+                )
+        return "answers" if done.returncode == 0 else "answers, and does not have `pip`"
 
-    def _run(self, argv: list[str], environment: Mapping[str, str] | None = None) -> process.Completed:
+    def _run(
+        self,
+        argv: list[str],
+        *,
+        environment: Mapping[str, str] | None = None,
+        prefix: Sequence[str] = ("-m", "pip"),
+        timeout_s: float = TIMEOUT_S,
+    ) -> process.Completed:
         verb, *rest = argv
         return process.run(
-            [sys.executable, *_BASE, verb, *self.options, *rest],
-            timeout_s=TIMEOUT_S,
+            [sys.executable, *prefix, *_BASE, verb, *self.options, *rest],
+            timeout_s=timeout_s,
             environment=environment,
             check=False,
             emit=self.emit,

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from airferry.build import contexts, overlays
 from airferry.build.base_layers import BaseLayers
@@ -40,6 +41,7 @@ from airferry.oci.platform import Platform
 from airferry.oci.ports import Source
 from airferry.plan.lockfile import LockedBase, LockedPlatform, Lockfile
 from airferry.plan.models import Plan
+from airferry.wording import counted
 
 MARGIN_PERCENT = 10
 # what is left of a layer, at the very least, when it is compressed anew
@@ -47,12 +49,15 @@ LEAST_PART = {"gzip": 2, "zstd": 2, "none": 10}
 ROOM_HINT = "free space, or choose another place with `AIRFERRY_CACHE` or `paths.output_dir`"
 
 
+Part = Literal["base", "wheels", "checkout", "other"]
+
+
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """One thing that a bundle will be made of, in bytes, None where nobody knows.
+    """One thing that a bundle will be made of, in bytes, None where they are not known.
 
-    `in_bytes` are yet to be fetched. `out_bytes` come into the output at most, `new_bytes` of these need room that
-    they do not take yet, and `sure_bytes` of these need it however well they compress.
+    `in_bytes` are yet to be fetched. `out_bytes` come into the output at most, and `least_bytes` however well they
+    compress; `new_bytes` and `sure_bytes` are those parts of both that need room which they do not take yet.
     """
 
     what: str
@@ -60,6 +65,13 @@ class Expected:
     out_bytes: int | None
     new_bytes: int = 0
     sure_bytes: int = 0
+    least_bytes: int = 0
+    part: Part = "other"
+
+    @property
+    def is_known(self) -> bool:
+        """Whether all of it is known."""
+        return self.in_bytes is not None and self.out_bytes is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,20 +102,53 @@ class Prediction:
         return sum(item.sure_bytes for item in self.items)
 
     @property
+    def least_out_bytes(self) -> int:
+        """What the output will hold in any case."""
+        return sum(item.least_bytes for item in self.items)
+
+    @property
+    def least_disk_bytes(self) -> int:
+        """What the build needs on disk in any case that is not taken yet."""
+        return self.in_bytes + self.sure_bytes
+
+    @property
+    def bases(self) -> int:
+        """How many bases there are, one for each platform."""
+        return sum(item.part == "base" for item in self.items)
+
+    @property
     def unknown(self) -> tuple[str, ...]:
-        """What has a size that nobody knows before it was fetched."""
-        return tuple(item.what for item in self.items if item.in_bytes is None or item.out_bytes is None)
+        """What has a size that is not known before it was fetched, each once."""
+        return tuple(dict.fromkeys(item.what for item in self.items if not item.is_known))
+
+    @property
+    def unknown_text(self) -> str:
+        """What is not known, counted: bases of all bases, images whose wheels are not known, checkouts, the rest."""
+        lacking = {item.what: item for item in self.items if not item.is_known}
+        numbers = {part: sum(item.part == part for item in lacking.values()) for part in ("base", "wheels", "checkout")}
+        words = []
+        if number := numbers["base"]:
+            words.append(f"{number} of {counted(self.bases, 'base')}")
+        if number := numbers["wheels"]:
+            words.append(f"wheels of {counted(number, 'image')}")
+        if number := numbers["checkout"]:
+            words.append(counted(number, "checkout"))
+        return ", ".join([*words, *(what for what, item in lacking.items() if item.part == "other")])
 
     def disk_bytes(self) -> int:
         """Return what the build needs on disk that is not taken yet: what comes in and goes out, and a margin."""
         return _with_margin(self.in_bytes + self.new_bytes) + self.in_flight_bytes
 
     def to_document(self) -> dict[str, object]:
-        """Return the prediction as plain data."""
+        """Return the prediction as plain data. The plain sizes are the most, where nothing is unknown."""
         return {
             "in_bytes": self.in_bytes,
             "out_bytes": self.out_bytes,
             "disk_bytes": self.disk_bytes(),
+            "least_out_bytes": self.least_out_bytes,
+            "least_disk_bytes": self.least_disk_bytes,
+            "bases": self.bases,
+            "unknown_bases": sum(item.part == "base" and not item.is_known for item in self.items),
             "unknown": list(self.unknown),
         }
 
@@ -164,12 +209,14 @@ class Predictor:
         seen: set[str] = set()
         for key, (base, platforms) in needed_bases(self._plan).items():
             for platform in platforms:
-                what = f"base `{key}` for {platform}" if not isinstance(base, BootstrapBase) else f"base for {platform}"
+                what = f"base `{key}` for {platform}"
+                if isinstance(base, BootstrapBase):
+                    what = f"base `Debian {base.suite}` for {platform}"
                 layers = self._layers_of(base, platform, self._lock.bases.get(key))
                 if layers is None:
-                    yield Expected(what, None, None)
+                    yield Expected(what, None, None, part="base")
                     continue
-                fetch = out = new = sure = 0
+                fetch = out = new = sure = least = 0
                 for descriptor, diff_id in zip(layers.descriptors, layers.diff_ids, strict=True):
                     if descriptor.digest in seen:
                         continue
@@ -177,10 +224,12 @@ class Predictor:
                     fetch += 0 if self._bases is not None and self._bases.has_blob(descriptor) else descriptor.size
                     packed, linked = self._in_bundle(descriptor, diff_id)
                     out += packed
+                    kept = packed // LEAST_PART[layer_kind(descriptor.media_type)]
+                    least += kept
                     if not linked:
                         new += packed
-                        sure += packed // LEAST_PART[layer_kind(descriptor.media_type)]
-                yield Expected(what, fetch, out, new, sure)
+                        sure += kept
+                yield Expected(what, fetch, out, new, sure, least, "base")
 
     def _in_bundle(self, descriptor: Descriptor, diff_id: str | None) -> tuple[int, bool]:
         """Return what a layer takes in the bundle, at most, and whether that takes no further room."""
@@ -214,14 +263,14 @@ class Predictor:
         counted: set[str] = set()
         for name, platform, locked in self._environments():
             if locked is None:
-                yield Expected(f"wheels of `{name}` for {platform}", None, None)
+                yield Expected(f"wheels of `{name}` for {platform}", None, None, part="wheels")
                 continue
             for item in locked.additions:
                 size = WheelStore(self._cache).size_bytes(item.file, item.sha256) or None
                 what = item.file if item.sha256 not in counted else ""
                 counted.add(item.sha256)
                 if size is not None or what:
-                    yield _added(what, size)
+                    yield _added(what, size, part="wheels")
 
     def _environments(self) -> Iterator[tuple[str, Platform, LockedPlatform | None]]:
         plan, lock = self._plan, self._lock
@@ -241,7 +290,7 @@ class Predictor:
                     sizes[overlay.key] = self._checkout_bytes(overlay.url, known.commit) if known else None
                 size = sizes[overlay.key]
                 what = f"checkout `{redact(overlay.url)}@{overlay.ref}`"
-                yield _added(what, size, times=len(group.platforms))
+                yield _added(what, size, times=len(group.platforms), part="checkout")
 
     def _checkout_bytes(self, url: str, commit: str) -> int | None:
         try:
@@ -289,14 +338,18 @@ def ensure_room(prediction: Prediction, *, cache: Path, output: Path, emit: Emit
                 free_bytes=room.free_bytes,
             )
         if room.free_bytes < room.most_bytes:
-            emit(Warned(f"{says}, and the build may need {room.most_bytes / 1e9:.2f} GB more there", hint=ROOM_HINT))
+            needs = f"may need {room.most_bytes / 1e9:.2f} GB more there"
+            if prediction.unknown:
+                needs += f", and what is not known yet: {prediction.unknown_text}"
+            emit(Warned(f"{says}, and the build {needs}", hint=ROOM_HINT))
 
 
-def _added(what: str, size_bytes: int | None, *, times: int = 1) -> Expected:
+def _added(what: str, size_bytes: int | None, *, times: int = 1, part: Part = "other") -> Expected:
     """Return what is laid over a base: it comes out once for each image and is known where it has been fetched."""
     if size_bytes is None:
-        return Expected(what, None, None)
-    return Expected(what, 0, size_bytes * times, size_bytes * times)
+        return Expected(what, None, None, part=part)
+    whole = size_bytes * times
+    return Expected(what, 0, whole, whole, least_bytes=whole // LEAST_PART["none"], part=part)
 
 
 def _with_margin(size_bytes: int) -> int:

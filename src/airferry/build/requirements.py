@@ -14,24 +14,30 @@ from packaging.utils import canonicalize_name
 
 from airferry.build.closure import Addition, Closure, is_core_distribution, locked_pin, parse_requirement
 from airferry.build.compilation import Compiler
+from airferry.build.failures import combined
 from airferry.build.pip import WheelTarget, wheel_target
-from airferry.build.probe import ProbeResult
+from airferry.build.probe import InstalledDistribution, ProbeResult
 from airferry.build.wheels import WheelStore
 from airferry.errors import BuildError
 from airferry.oci.platform import Platform
 from airferry.plan.catalogue_lock import CatalogueLock
+from airferry.plan.locked_packages import LocalSource
 from airferry.plan.lockfile import LockedAddition, LockedGit
 from airferry.plan.models import Candidate, GroupPlan
-from airferry.plan.modules import CORE_MODULES, distribution_for, is_core
+from airferry.plan.modules import CORE_MODULES, distribution_for, is_core, parents
 
 
 @dataclass(frozen=True, slots=True)
 class Additions:
-    """What one base lacks and gets. `additions` are sorted by name; `notes` are sentences for an operator."""
+    """What one base lacks and gets. `additions` are sorted by name; `notes` are sentences for an operator.
+
+    `conditional` are sentences on modules that are imported under a condition only, and neither there nor added.
+    """
 
     missing: tuple[str, ...] = ()
     missing_core: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    conditional: tuple[str, ...] = ()
     additions: tuple[Addition, ...] = ()
 
     def locked(self) -> tuple[LockedAddition, ...]:
@@ -46,6 +52,7 @@ class Additions:
                 source=LockedGit(url=item.source.url, commit=item.source.commit, subdirectory=item.source.subdirectory)
                 if item.source
                 else None,
+                address=item.address,
             )
             for item in self.additions
         )
@@ -54,6 +61,17 @@ class Additions:
 def modules_to_probe(candidates: Iterable[Candidate]) -> list[str]:
     """Return every module that the probe of a base has to be asked for: the candidates, and what belongs to bases."""
     return sorted({candidate.module for candidate in candidates} | CORE_MODULES)
+
+
+def refuse_missing(
+    group: GroupPlan, *, probe: ProbeResult, base: str, platform: Platform, catalogue: CatalogueLock | None
+) -> None:
+    """Refuse a base that lacks what is never installed, or what nothing names a distribution for. Fetches nothing.
+
+    Raises:
+        BuildError: it does; one error names all.
+    """
+    _direct(group.candidates, probe, base=f"{base}` for `{platform}", requirements=group.requirements, lock=catalogue)
 
 
 def resolve_additions(
@@ -100,11 +118,13 @@ def resolve_additions(
         )
         places = {candidate.module: candidate.place for candidate in group.candidates}
         for requirement, module in [*wanted, *transitive]:
-            closure.add_direct(requirement, module, place=places.get(module, ""))
+            named = any(name in group.requirements for name in parents(module))
+            closure.add_direct(requirement, module, place=places.get(module, ""), is_named=named)
         closure.run()
         notes += closure.notes
         found = closure.additions()
-    return Additions(tuple(missing), tuple(core), tuple(sorted(set(notes))), found)
+    conditional = _conditional(group, probe, found, lock=catalogue)
+    return Additions(tuple(missing), tuple(core), tuple(sorted(set(notes))), conditional, found)
 
 
 def resolve_environment(
@@ -112,22 +132,72 @@ def resolve_environment(
     probe: ProbeResult,
     catalogue: CatalogueLock | None,
     wheels: WheelStore,
+    requirements: Mapping[str, str] | None = None,
+    base: str = "",
     compiler: Compiler | None = None,
     target: WheelTarget | None = None,
 ) -> Additions:
     """Return the environment that the catalogue's lock names, for the base's platform and Python.
 
-    It goes into an environment of its own, so what the base holds does not count.
+    It goes into an environment of its own, so what the base holds does not count. `requirements`, by module, take the
+    place of what the lock names for these distributions, and are closed over what they require.
 
     Raises:
         BuildError: a locked distribution cannot be had.
         IntegrityError: one has another hash than the lock says.
     """
-    if catalogue is None:
+    named = [
+        (module, parse_requirement(text, why=f"`requirements:` for `{module}`"))
+        for module, text in sorted((requirements or {}).items())
+    ]
+    if catalogue is None and not named:
         return Additions(notes=("the catalogue has no lock file, so the launcher's environment is empty",))
-    pins = [locked_pin(package) for package in catalogue.all_for(probe.python.markers)]
-    found = wheels.fetch(pins, target or wheel_target(probe.python), compiler=compiler) if pins else []
-    return Additions(additions=tuple(Addition(wheel, (), pin.git) for wheel, pin in zip(found, pins, strict=True)))
+    target = target or wheel_target(probe.python)
+    instead = {canonicalize_name(requirement.name) for _, requirement in named}
+    packages = catalogue.all_for(probe.python.markers) if catalogue is not None else ()
+    notes = {
+        f"`{item.name}` of the catalogue's lock is the folder `{item.source.path}`; the launcher carries it with the "
+        "repository, and it is not installed"
+        for item in packages
+        if isinstance(item.source, LocalSource) and item.source.kind != "path"
+    }
+    pins = [
+        locked_pin(item, catalogue)
+        for item in packages
+        if catalogue is not None
+        and item.name not in instead
+        and (not isinstance(item.source, LocalSource) or item.source.kind == "path")
+    ]
+    found = wheels.fetch(pins, target, compiler=compiler) if pins else []
+    additions = [Addition(wheel, (), pin.git, pin.address) for wheel, pin in zip(found, pins, strict=True)]
+    notes |= {wheel.note for wheel in found if wheel.note}
+    if named:
+        there = probe.model_copy(
+            update={
+                "distributions": tuple(
+                    InstalledDistribution(name=wheel.name, version=wheel.version, requires=wheel.requires)
+                    for wheel in found
+                )
+            }
+        )
+        closure = Closure(
+            there,
+            base=base,
+            pip_no_deps=False,
+            lock=catalogue,
+            store=wheels,
+            compiler=compiler,
+            target=target,
+            is_own=True,
+        )
+        for module, requirement in named:
+            closure.add_direct(requirement, module, place="", is_named=True)
+        closure.run()
+        taken = closure.additions()
+        replaced = {item.wheel.name for item in taken}
+        additions = [item for item in additions if item.wheel.name not in replaced] + list(taken)
+        notes |= closure.notes
+    return Additions(additions=tuple(sorted(additions, key=lambda item: item.wheel.name)), notes=tuple(sorted(notes)))
 
 
 def _notes_on_present(candidates: Sequence[Candidate], probe: ProbeResult) -> list[str]:
@@ -140,12 +210,28 @@ def _notes_on_present(candidates: Sequence[Candidate], probe: ProbeResult) -> li
             raise BuildError(f"the probe was not asked for `{candidate.module}` ({candidate.place})")
         if answer.status == "present" and answer.note:
             notes.append(f"`{candidate.module}` is there, but its import failed in the build: {answer.note}")
-        if answer.status == "missing" and candidate.origin == "reported":
-            notes.append(
+    return notes
+
+
+def _conditional(
+    group: GroupPlan, probe: ProbeResult, added: Iterable[Addition], *, lock: CatalogueLock | None
+) -> tuple[str, ...]:
+    """Return a sentence for each module that is imported under a condition, and neither there nor added."""
+    names = {canonicalize_name(item.wheel.name) for item in added}
+    brought = {module.partition(".")[0] for item in added for module in item.modules}
+    found = []
+    for candidate in group.candidates:
+        answer = probe.modules.get(candidate.module)
+        if candidate.origin != "reported" or answer is None or answer.status != "missing":
+            continue
+        named = distribution_for(candidate.module, lock=lock, requirements=group.requirements)
+        comes = named is not None and canonicalize_name(parse_requirement(named, why=candidate.module).name) in names
+        if not comes and candidate.module.partition(".")[0] not in brought:
+            found.append(
                 f"{candidate.place}: `{candidate.module}` is imported under a condition; the base lacks it, and it is "
                 "not installed"
             )
-    return notes
+    return tuple(sorted(set(found)))
 
 
 def _direct(
@@ -176,21 +262,28 @@ def _direct(
             refused.setdefault(candidate.module, candidate)
             continue
         wanted[candidate.module] = requirement
+    failures = []
     if refused:
         listing = "; ".join(f"{item.place}: `{name}`" for name, item in sorted(refused.items()))
-        raise BuildError(
-            f"the base `{base}` lacks what only a base can bring: {listing}",
-            hint="choose a `base_image` for these steps that has it; core packages are never installed on top",
-            modules=sorted(refused),
+        failures.append(
+            BuildError(
+                f"the base `{base}` lacks what only a base can bring: {listing}",
+                hint="choose a `base_image` for these steps that has it; core packages are never installed on top",
+                modules=sorted(refused),
+            )
         )
     if unnamed:
         first = min(unnamed)
         listing = "; ".join(f"{item.place}: `{name}`" for name, item in sorted(unnamed.items()))
-        raise BuildError(
-            f"the base `{base}` lacks modules whose distribution nothing names: {listing}",
-            hint=f'name it under the image, `requirements: {{{first}: "distribution==version"}}`; none is guessed',
-            modules=sorted(unnamed),
+        failures.append(
+            BuildError(
+                f"the base `{base}` lacks modules whose distribution nothing names: {listing}",
+                hint=f'name it under the image, `requirements: {{{first}: "distribution==version"}}`; none is guessed',
+                modules=sorted(unnamed),
+            )
         )
+    if failures:
+        raise combined(failures)
     pairs = [(requirement, module) for module, requirement in sorted(wanted.items())]
     return pairs, sorted(core), sorted([*wanted, *core])
 

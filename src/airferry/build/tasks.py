@@ -367,7 +367,15 @@ class TaskMaker:
 
     def _fetch(self, locked: LockedPlatform, base: BaseImage) -> list[Wheel]:
         pins = [
-            Pin(item.name, f"=={item.version}", git=item.git_source, filename=item.file, sha256=item.sha256)
+            Pin(
+                item.name,
+                f"=={item.version}",
+                git=item.git_source,
+                filename=item.file,
+                sha256=item.sha256,
+                address=item.address,
+                root=self.plan.lock_path.parent if self.plan.lock_path else self.plan.source_root,
+            )
             for item in locked.additions
         ]
         compiler = may_compile(self.plan, self.engine, self.base_layout, base, locked.python, emit=self.emit)

@@ -12,11 +12,13 @@ import os
 import re
 import shutil
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from packaging.specifiers import SpecifierSet
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
@@ -24,9 +26,10 @@ from packaging.version import InvalidVersion, Version
 
 from airferry.build import overlays
 from airferry.build.compilation import Compiler
-from airferry.build.git_addresses import redact
+from airferry.build.git_wheels import GitProject, git_address
 from airferry.build.pip import DoesNotBuild, NotFound, Pip, WheelTarget
 from airferry.build.records import Records
+from airferry.build.source_builds import SourceBuilder
 from airferry.errors import BuildError, IntegrityError
 from airferry.events import Emit, Notice, silent
 from airferry.host import clock, files
@@ -34,6 +37,7 @@ from airferry.plan.locked_packages import GitSource
 
 MAX_METADATA_BYTES = 4 * 1024 * 1024
 MAX_NAMED = 12
+GIT_BUILD_VERSION = 1  # part of what a wheel from Git is known by: raise it when it is made in another way
 _READ_BYTES = 1 << 20
 _OTHER_VERSION = (
     "name a version that has a wheel for the platform under `requirements:` of the image, or leave the platform out"
@@ -45,7 +49,8 @@ class Pin:
     """What is wanted of one distribution.
 
     `hashes`: SHA-256 in hex of files that the catalogue's lock names, any of which will do. `filename` and `sha256`:
-    the very wheel that was locked, taken from the cache without network when it is there.
+    the very wheel that was locked, taken from the cache without network when it is there. `address`: where the file
+    is, if not in the package index: a URL, or a path below `root`. `place`: `file:line` of the lock that wants it.
     """
 
     name: str
@@ -54,6 +59,9 @@ class Pin:
     git: GitSource | None = None
     filename: str = ""
     sha256: str = ""
+    address: str = ""
+    root: Path = field(default=Path(), compare=False)
+    place: str = ""
 
     @property
     def key(self) -> str:
@@ -62,13 +70,24 @@ class Pin:
 
     @property
     def requirement(self) -> str:
-        """The pin as pip reads it."""
+        """The pin as people read it, and pip, where it comes from the index."""
         return f"{self.key}{self.specifier}"
+
+    @property
+    def asked(self) -> str:
+        """The pin as pip reads it."""
+        if not self.address:
+            return self.requirement
+        url = self.address if "://" in self.address else (self.root / self.address).absolute().as_uri()
+        return f"{self.key} @ {url}"
 
 
 @dataclass(frozen=True, slots=True)
 class Wheel:
-    """A wheel in the cache. `origin` is `index`, `source` (built here) or a Git address with its commit."""
+    """A wheel in the cache. `origin` is `index`, `source` (built here) or a Git address with its commit.
+
+    `note` is what an operator should know of how it was made.
+    """
 
     name: str
     version: str
@@ -79,6 +98,7 @@ class Wheel:
     requires_python: str = ""
     provides_extras: tuple[str, ...] = ()
     origin: str = "index"
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,23 +161,28 @@ class WheelStore:
 
     def _fetch(self, pins: Sequence[Pin], target: WheelTarget, compiler: Compiler | None) -> dict[str, Wheel]:
         found: dict[str, Wheel] = {}
-        from_index = [pin for pin in pins if pin.git is None]
+        # pip would run the build of a source that an address leads to
+        from_source = [pin for pin in pins if pin.address and not urlsplit(pin.address).path.endswith(".whl")]
+        from_index = [pin for pin in pins if pin.git is None and pin not in from_source]
         with files.scratch_directory(self.folder) as scratch:
-            for pin in pins:
-                if pin.git is not None:
-                    found[pin.key] = self._build_git(pin, pin.git, target, scratch=scratch, compiler=compiler)
+            work = [
+                partial(self._build_git, pin, pin.git, target, scratch=scratch, compiler=compiler)
+                for pin in pins
+                if pin.git is not None
+            ]
+            missing = {pin.asked: NotFound(pin.requirement, ()) for pin in from_source}
             if from_index:
-                missing = self.pip.download(
-                    {pin.requirement: _accepted(pin) for pin in from_index}, target, into=scratch
-                )
-                reasons = {item.requirement: item for item in missing}
+                asked = {pin.asked: _accepted(pin) for pin in from_index}
+                missing |= {item.requirement: item for item in self.pip.download(asked, target, into=scratch)}
                 for path in sorted(scratch.glob("*.whl")):
                     wheel = read_wheel(path, sha256=file_sha256(path))
                     found.setdefault(wheel.name, wheel)
-                for pin in from_index:
-                    if pin.requirement in reasons:
-                        why = reasons[pin.requirement]
-                        found[pin.key] = self._build(pin, target, scratch=scratch, why=why, compiler=compiler)
+            work += [
+                partial(self._build, pin, target, scratch=scratch, why=missing[pin.asked], compiler=compiler)
+                for pin in (*from_source, *from_index)
+                if pin.asked in missing
+            ]
+            found |= {wheel.name: wheel for wheel in _all_or_errors(work)}
             return {pin.key: self._admit(pin, found.get(pin.key), target) for pin in pins}
 
     def _build(
@@ -168,48 +193,70 @@ class WheelStore:
         What has wheels for other platforms is compiled, so it is not tried on this host.
         """
         with files.scratch_directory(scratch) as out:
-            offered = self.pip.offered_wheels(pin.requirement, target, into=out)
+            offered = [] if pin.address else self.pip.offered_wheels(pin.requirement, target, into=out)
             platforms = {name.removesuffix(".whl").rpartition("-")[2] for name in offered if _suits(name, pin)}
+            reason = f"`{pin.requirement}` has no wheel for {target}"
             if platforms:
                 named = ", ".join(f"`{platform}`" for platform in sorted(platforms)[:MAX_NAMED])
-                reason = f"`{pin.requirement}` has no wheel for {target}; it has wheels for {named}"
-            else:
-                made = self._build_here(
-                    pin, target, pin.requirement, out, into=scratch, origin="source", known=why.versions
-                )
+                reason += f"; it has wheels for {named}"
+                compiler = self._may_compile(compiler, reason, platforms=sorted(platforms))
+            source = self.pip.unpack_source(
+                pin.asked, into=files.ensure_directory(out / "source"), hashes=sorted(pin.hashes)
+            )
+            if isinstance(source, NotFound):
+                if not platforms:
+                    raise _absent(pin, target, source.versions or why.versions)
+                raise BuildError(f"{reason}, and no source", hint=_OTHER_VERSION, platforms=sorted(platforms))
+            identity = overlays.tree_digest(source)
+            if not platforms:
+                untouched = out / "untouched"
+                shutil.copytree(source, untouched, symlinks=True)
+                made = self._build_here(source, scratch=out, into=scratch)
                 if isinstance(made, Wheel):
                     self.emit(Notice(f"`{pin.requirement}` has no wheel; it was built from its source on this host"))
                     return made
-                reason = f"`{pin.requirement}` has no wheel for {target}, and {made}"
-            compiler = self._may_compile(compiler, reason, platforms=sorted(platforms))
-            source = self.pip.download_source(
-                pin.requirement, into=files.ensure_directory(out / "source"), hashes=sorted(pin.hashes)
-            )
-            if isinstance(source, NotFound):
-                raise BuildError(f"{reason}, and no source", hint=_OTHER_VERSION, platforms=sorted(platforms))
-            return self._compile(pin, target, source, file_sha256(source), scratch=out, compiler=compiler)
+                source, reason = untouched, f"`{pin.requirement}` has no wheel for {target}, and {made}"
+                compiler = self._may_compile(compiler, reason)
+            assert compiler is not None
+            return self._compile(pin, target, source, identity, scratch=out, compiler=compiler)
 
     def _build_git(
         self, pin: Pin, git: GitSource, target: WheelTarget, *, scratch: Path, compiler: Compiler | None
     ) -> Wheel:
-        """Build from a Git commit. Submodules included, `.git` left out, as in overlays."""
+        """Build from a Git commit. A wheel of pure Python is built once for a commit and the version wanted."""
+        project = GitProject(pin.key, git, _exact_version(pin), pin.place, self.cache, self.emit)
+        records = Records(self.cache / "git-wheels")
+        key = {"version": GIT_BUILD_VERSION, "name": pin.key, "source": project.address, "wanted": project.wanted}
+        key |= {"environment": dict(_build_env())}
+        known = records.recall(key) or {}
+        if kept := self.find(str(known.get("file")), str(known.get("sha256"))):
+            return replace(kept, note=str(known.get("note", "")))
+        project.fetch()
         with files.scratch_directory(scratch) as out:
-            overlays.fetch_overlay(git.url, git.commit, cache=self.cache, emit=self.emit)
-            source = self._check_out(git, into=out / "tree")
-            made = self._build_here(pin, target, source, out, into=scratch, origin=git_address(git))
-            if isinstance(made, Wheel):
-                return made
-            compiler = self._may_compile(compiler, f"`{pin.requirement}` comes from Git, and {made}")
-            # anew, as the attempt may have left what is bound to this host
-            source = self._check_out(git, into=out / "again")
-            return self._compile(pin, target, source, git_address(git), scratch=out, compiler=compiler)
-
-    def _check_out(self, git: GitSource, *, into: Path) -> Path:
-        overlays.export_overlay(git.url, git.commit, cache=self.cache, into=into)
-        source = into / (git.subdirectory or "")
-        if not source.resolve().is_relative_to(into.resolve()) or not source.is_dir():
-            raise BuildError(f"`{git_address(git)}` has no folder `{git.subdirectory}`", commit=git.commit)
-        return source
+            built: Path | str
+            try:
+                built = project.build(self._builder(), scratch=out, environment=_build_env())
+            except DoesNotBuild as error:
+                built = f"its source does not build on this host: {error.message}"
+            else:
+                project.check(str(parse_wheel_filename(built.name)[1]))
+            wheel = self._portable(built, into=scratch)
+            if isinstance(wheel, str):
+                compiler = self._may_compile(compiler, f"`{pin.requirement}` comes from Git, and {wheel}")
+                shown = project.check_out(out / "fresh")
+                wheel = self._compile(
+                    pin,
+                    target,
+                    out / "fresh",
+                    project.address,
+                    scratch=out,
+                    compiler=compiler,
+                    shown=shown,
+                )
+            wheel = self._keep(replace(wheel, note=project.check(wheel.version)))
+            if wheel.filename.endswith("-none-any.whl"):
+                records.remember(key, {"file": wheel.filename, "sha256": wheel.sha256, "note": wheel.note})
+            return wheel
 
     def _may_compile(self, compiler: Compiler | None, reason: str, **fields: object) -> Compiler:
         if compiler is None:
@@ -222,11 +269,19 @@ class WheelStore:
         return compiler
 
     def _compile(
-        self, pin: Pin, target: WheelTarget, source: Path, identity: str, *, scratch: Path, compiler: Compiler
+        self,
+        pin: Pin,
+        target: WheelTarget,
+        source: Path,
+        identity: str,
+        *,
+        scratch: Path,
+        compiler: Compiler,
+        shown: Mapping[Path, str] | None = None,
     ) -> Wheel:
         """Return the wheel that a source compiles to; what was compiled before on the same base is taken again."""
         records = Records(self.cache / "compiled")
-        key = compiler.key(pin.requirement, identity, _build_env(pin))
+        key = compiler.key(pin.requirement, identity, _compile_env(pin))
         known = records.recall(key) or {}
         if wheel := self.find(str(known.get("file")), str(known.get("sha256"))):
             return replace(wheel, origin="source")
@@ -237,37 +292,32 @@ class WheelStore:
             pip=self.pip,
             own_pip=self._pip_wheel(target.python_version),
             scratch=scratch,
-            environment=_build_env(pin),
+            environment=_compile_env(pin),
+            folder=pin.git.subdirectory if pin.git is not None else None,
+            shown=shown,
         )
         wheel = self._keep(self._take(made, into=scratch / "normal", origin="source"))
         records.remember(key, {"file": wheel.filename, "sha256": wheel.sha256})
         return wheel
 
-    def _build_here(
-        self,
-        pin: Pin,
-        target: WheelTarget,
-        source: str | Path,
-        out: Path,
-        *,
-        into: Path,
-        origin: str,
-        known: Sequence[str] = (),
-    ) -> Wheel | str:
+    def _builder(self) -> SourceBuilder:
+        return SourceBuilder(self.pip, self._packed_pip(), self.emit)
+
+    def _build_here(self, source: Path, *, scratch: Path, into: Path) -> Wheel | str:
         """Build on this host, and return the wheel, or in words why it serves on no other."""
-        hashes = sorted(pin.hashes) if isinstance(source, str) else ()
+        built: Path | str
         try:
-            missing = self.pip.build(source, into=out, hashes=hashes, environment=_build_env(pin))
+            built = self._builder().build(source, folder=None, scratch=scratch, environment=_build_env(), shown={})
         except DoesNotBuild as error:
-            return f"its source does not build on this host: {error.message}"
-        if missing is not None:
-            raise _absent(pin, target, missing.versions or known)
-        built = sorted(out.glob("*.whl"))
-        if len(built) != 1:
-            raise BuildError(f"building `{pin.requirement}` left {len(built)} wheels, expected 1")
-        if built[0].name.endswith("-none-any.whl"):
-            return self._take(built[0], into=into, origin=origin)
-        return f"its source builds `{built[0].name}`, which is bound to this host"
+            built = f"its source does not build on this host: {error.message}"
+        return self._portable(built, into=into)
+
+    def _portable(self, built: Path | str, *, into: Path) -> Wheel | str:
+        if isinstance(built, str):
+            return built
+        if built.name.endswith("-none-any.whl"):
+            return self._take(built, into=into, origin="source")
+        return f"its source builds `{built.name}`, which is bound to this host"
 
     @staticmethod
     def _take(built: Path, *, into: Path, origin: str) -> Wheel:
@@ -277,7 +327,9 @@ class WheelStore:
 
     def _admit(self, pin: Pin, wheel: Wheel | None, target: WheelTarget) -> Wheel:
         """Check a wheel against its pin and move it into the cache."""
-        if wheel is None or not SpecifierSet(pin.specifier).contains(wheel.version, prereleases=True):
+        # what comes from Git was held against its version when it was built
+        specifier = SpecifierSet("" if pin.git is not None and not pin.sha256 else pin.specifier)
+        if wheel is None or not specifier.contains(wheel.version, prereleases=True):
             got = "nothing" if wheel is None else f"`{wheel.filename}`"
             raise BuildError(f"`{pin.requirement}` was asked for, and {got} came")
         accepted = {pin.sha256} if pin.sha256 else pin.hashes if wheel.origin == "index" else frozenset[str]()
@@ -337,31 +389,6 @@ class WheelStore:
         return path
 
 
-def wheelhouse(wheels: Iterable[Wheel], into: Path, *, pip: Path | None = None) -> Path:
-    """Fill a folder of a build context with wheels, `requirements.txt` with hashes, and pip. Replaces what is there.
-
-    The list is closed: it is meant for `pip install --no-index --no-deps --require-hashes --find-links`.
-    Returns the path of `requirements.txt`.
-    """
-    files.remove_tree(into)
-    files.ensure_directory(into)
-    ordered = sorted(wheels, key=lambda wheel: wheel.name)
-    for source in [wheel.path for wheel in ordered] + ([pip] if pip else []):
-        if not (into / source.name).exists():
-            _link(source, into / source.name)
-    listing = into / "requirements.txt"
-    files.write_text(listing, requirements_text(ordered))
-    return listing
-
-
-def requirements_text(wheels: Iterable[Wheel]) -> str:
-    """Return the wheels as a requirements file with hashes, sorted by name."""
-    return "".join(
-        f"{wheel.name}=={wheel.version} --hash=sha256:{wheel.sha256}\n"
-        for wheel in sorted(wheels, key=lambda wheel: wheel.name)
-    )
-
-
 def read_wheel(path: Path, *, sha256: str) -> Wheel:
     """Read a wheel's metadata and check it against the file name.
 
@@ -405,12 +432,6 @@ def normalise_wheel(source: Path, path: Path) -> None:
                 add_member(new, item.filename, old.read(item), executable=bool(item.external_attr >> 16 & 0o111))
 
 
-def git_address(git: GitSource) -> str:
-    """Return a Git source in one line, without credentials."""
-    tail = f"#subdirectory={git.subdirectory}" if git.subdirectory else ""
-    return f"git+{redact(git.url)}@{git.commit}{tail}"
-
-
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file, in hex."""
     state = hashlib.sha256()
@@ -429,21 +450,41 @@ def add_member(archive: zipfile.ZipFile, name: str, data: bytes, *, executable: 
     archive.writestr(item, data)
 
 
-def _link(source: Path, path: Path) -> None:
-    with suppress(OSError):
-        os.link(source, path)
-        return
-    shutil.copyfile(source, path)
+def _build_env() -> Mapping[str, str]:
+    return {"SOURCE_DATE_EPOCH": str(clock.source_date_epoch_s()), "PYTHONHASHSEED": "0"}
 
 
-def _build_env(pin: Pin) -> Mapping[str, str]:
-    environment = {"SOURCE_DATE_EPOCH": str(clock.source_date_epoch_s()), "PYTHONHASHSEED": "0"}
-    specifiers = list(SpecifierSet(pin.specifier))
-    if len(specifiers) == 1 and specifiers[0].operator == "==":
-        # a checkout without `.git` cannot tell its version to setuptools-scm or hatch-vcs
+def _compile_env(pin: Pin) -> Mapping[str, str]:
+    environment = dict(_build_env())
+    if version := _exact_version(pin):
+        # a base may have no Git to tell setuptools-scm or hatch-vcs the version
         suffix = re.sub(r"\W", "_", pin.key).upper()
-        environment[f"SETUPTOOLS_SCM_PRETEND_VERSION_FOR_{suffix}"] = specifiers[0].version
+        environment[f"SETUPTOOLS_SCM_PRETEND_VERSION_FOR_{suffix}"] = version
     return environment
+
+
+def _exact_version(pin: Pin) -> str | None:
+    """Return the one version that a pin is for, or None where it leaves a choice."""
+    specifiers = list(SpecifierSet(pin.specifier))
+    exact = len(specifiers) == 1 and specifiers[0].operator == "==" and not specifiers[0].version.endswith(".*")
+    return specifiers[0].version if exact else None
+
+
+def _all_or_errors(work: Sequence[Callable[[], Wheel]]) -> list[Wheel]:
+    """Do all work, and tell all that cannot be built in one error."""
+    found, errors = [], []
+    for build in work:
+        try:
+            found.append(build())
+        except BuildError as error:
+            errors.append(error)
+    if len(errors) > 1:
+        listing = "; ".join(error.message for error in errors)
+        hints = " | ".join(dict.fromkeys(error.hint for error in errors if error.hint))
+        raise BuildError(f"{len(errors)} distributions cannot be had: {listing}", hint=hints or None) from errors[0]
+    if errors:
+        raise errors[0]
+    return found
 
 
 def _check_target(wheel: Wheel, target: WheelTarget) -> None:
@@ -470,8 +511,7 @@ def _absent(pin: Pin, target: WheelTarget, versions: Sequence[str]) -> BuildErro
 
 def _accepted(pin: Pin) -> frozenset[str]:
     """Return the hashes that pip has to choose among; it takes none for what is not pinned to a version."""
-    exact = pin.specifier.startswith("==") and not pin.specifier.endswith(".*") and "," not in pin.specifier
-    return (frozenset({pin.sha256}) if pin.sha256 else pin.hashes) if exact else frozenset()
+    return (frozenset({pin.sha256}) if pin.sha256 else pin.hashes) if _exact_version(pin) else frozenset()
 
 
 def _suits(filename: str, pin: Pin) -> bool:

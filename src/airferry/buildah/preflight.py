@@ -22,7 +22,7 @@ from airferry.events import Emit, Event, Warned, silent
 from airferry.host import files, process
 from airferry.oci.platform import Platform
 
-Status = Literal["ok", "warn", "fail"]
+Status = Literal["ok", "warn", "fail", "unknown"]
 LEAST_FREE_BYTES = 5 * 10**9
 LEAST_TEMPORARY_BYTES = 10**9
 LEAST_SUBORDINATE_IDS = 65536

@@ -99,7 +99,7 @@ def doctor(
     if as_json:
         data(json.dumps([check.to_document() for check in report.checks], indent=2))
     else:
-        marks = {"ok": "[green]✓[/]", "warn": "[yellow]![/]", "fail": "[red]✗[/]"}
+        marks = {"ok": "[green]✓[/]", "warn": "[yellow]![/]", "fail": "[red]✗[/]", "unknown": "[yellow]?[/]"}
         width = max(len(check.name) for check in report.checks)
         for check in report.checks:
             reporter.say(f"{marks[check.status]} {escape(check.name):<{width}}  {escape(check.detail)}")
@@ -112,7 +112,8 @@ def doctor(
             + ", ".join(check.name for check in failed),
             hint="do what the arrows say, then run `airferry doctor` again",
         )
-    reporter.say("This host can build the plan." if report.planned else "This host can build images.")
+    unknown = ", as far as is known" if any(check.status == "unknown" for check in report.checks) else ""
+    reporter.say(f"This host can build {'the plan' if report.planned else 'images'}{unknown}.")
 
 
 def plan(
@@ -132,12 +133,7 @@ def plan(
         data(json.dumps({**result.document, **found}, indent=2))
         return
     data("\n".join(usecases.describe_plan(result.plan, verbose=reporter.verbose)))
-    predicted = result.prediction
-    data(f"\npredicted:\n  in         {size_text(predicted.in_bytes)} to fetch")
-    data(f"  out        at most {size_text(predicted.out_bytes)}")
-    data(f"  disk       at most {size_text(predicted.disk_bytes())} more than is taken now")
-    for what in predicted.unknown:
-        data(f"  not known  {what}")
+    data("\n".join(["", *usecases.describe_prediction(result.prediction, verbose=reporter.verbose)]))
     reporter.say(f"wrote {result.path}; next: [bold]airferry build[/]")
 
 

@@ -106,7 +106,10 @@ class Reporter:
             if event.hint:
                 self._line(f"         {escape(event.hint)}")
         elif isinstance(event, Notice):
-            self._line(escape(event.text))
+            more = "; `--verbose` lists them" if event.details and not self.verbose else ""
+            self._line(escape(event.text + more))
+            for line in event.details if self.verbose else ():
+                self._line(f"  {escape(line)}")
         elif isinstance(event, CommandRun) and self.debug:
             self._line(f"[dim]$ {escape(event.command)}[/]")
 

@@ -297,7 +297,7 @@ def check(
     else:
         _show(reporter, report, notes=notes)
     report.raise_if_blocked()
-    reporter.say(f"Nothing blocks {counted(len(report.steps), 'step')}.")
+    reporter.say(f"Nothing blocks {counted(len(report.steps), 'job')}.")
 
 
 def _show(reporter: Reporter, report: CheckReport, *, notes: bool) -> None:
@@ -307,15 +307,16 @@ def _show(reporter: Reporter, report: CheckReport, *, notes: bool) -> None:
         for finding in shown:
             place = f"{finding.file}:{finding.line}: {finding.key}" + (f" = {finding.value}" if finding.value else "")
             fix = f"  [{finding.fix}]" if finding.fix else ""
-            data(f"{finding.level}  {finding.step}  {place}: {finding.text}{fix}")
+            also = f"  (also {', '.join(finding.also)})" if finding.also else ""
+            data(f"{finding.level}  {finding.step}  {place}: {finding.text}{fix}{also}")
         return
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for title in ("step", "", "where", "what", "type"):
+    for title in ("job", "", "where", "what", "type"):
         table.add_column(title, overflow="fold")
     for finding in shown:
-        also = f" (and {len(finding.also)} more)" if finding.also else ""
+        also = "".join(f"\nalso {key}" for key in finding.also)
         value = f" = {finding.value}" if finding.value else ""
         table.add_row(
             escape(finding.step),

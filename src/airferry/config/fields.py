@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from airferry.errors import AirferryError
-from airferry.oci.platform import KNOWN_ARCHITECTURES, Platform, parse_platform
+from airferry.oci.platform import Platform, parse_buildable_platform
 from airferry.oci.reference import parse_reference
 
 FREE_PREFIX = "x-"
@@ -62,13 +62,9 @@ def _parse_platform(value: Any) -> Platform:
     if not isinstance(value, str):
         raise ValueError("expected text such as `linux/amd64`")
     try:
-        platform = parse_platform(value)
+        return parse_buildable_platform(value)
     except AirferryError as error:
         raise ValueError(error.message) from error
-    if platform.os != "linux" or platform.architecture not in KNOWN_ARCHITECTURES:
-        known = ", ".join(f"`linux/{name}`" for name in sorted(KNOWN_ARCHITECTURES))
-        raise ValueError(f"nobody can build for `{platform}`; known are {known}")
-    return platform
 
 
 def parse_tag(value: str) -> str:

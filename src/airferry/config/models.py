@@ -113,6 +113,9 @@ class LauncherImage(StrictModel):
     ] = ("git", "ca-certificates")
     python: Annotated[Text | None, Field(description="Interpreter in the base; `python`, then `python3`.")] = None
     env: ImageEnv = Field(default_factory=dict, description="Variables of the image, over the base's and airferry's.")
+    requirements: dict[Module, RequirementText] = Field(
+        default_factory=dict, description="Module to requirement, in place of what the catalogue's lock names."
+    )
     containerfile: Annotated[
         FileBeside | None,
         Field(description="A Containerfile to use instead of the shipped one, relative to this file."),

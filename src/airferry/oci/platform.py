@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import platform as host_platform
 import re
 from dataclasses import dataclass
@@ -26,7 +27,11 @@ _MACHINES = {
     "386": "i686",
     "arm": "armv7l",
 }
-KNOWN_ARCHITECTURES = frozenset(_MACHINES)
+_VARIANTS = {
+    "amd64": ("v1", "v2", "v3", "v4"),
+    "arm": ("v5", "v6", "v7", "v8"),
+    "arm64": ("v8", "v9"),
+}
 _QEMU = {
     "amd64": "x86_64",
     "arm64": "aarch64",
@@ -92,7 +97,7 @@ def parse_platform(text: str) -> Platform:
     parts = text.strip().lower().split("/")
     if not 2 <= len(parts) <= 3 or not all(_PART.fullmatch(part) for part in parts):
         raise ConfigurationError(
-            f"`{text}` is no platform, expected `os/architecture[/variant]`",
+            f"`{text}` is not a platform, expected `os/architecture[/variant]`",
             hint="for example `linux/amd64` or `linux/arm64`",
         )
     architecture = _ALIASES.get(parts[1], parts[1])
@@ -100,6 +105,36 @@ def parse_platform(text: str) -> Platform:
     if (architecture, variant) == ("arm64", "v8"):
         variant = ""
     return Platform(parts[0], architecture, variant)
+
+
+def parse_buildable_platform(text: str) -> Platform:
+    """Return a platform that images can be built for.
+
+    Raises:
+        ConfigurationError: it has another form, or there is no such platform; the nearest one is named.
+    """
+    written = text.strip().lower()
+    architecture = written.split("/")[1] if "/" in written else written.removeprefix("linux")
+    near = difflib.get_close_matches(_ALIASES.get(architecture, architecture), _MACHINES, n=1, cutoff=0.6)
+    meant = (
+        f", did you mean `linux/{near[0]}`?"
+        if near
+        else "; supported are " + ", ".join(f"`linux/{one}`" for one in sorted(_MACHINES))
+    )
+    try:
+        platform = parse_platform(text)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{error.message}{meant if near else ''}", hint=error.hint) from error
+    if platform.os != "linux" or platform.architecture not in _MACHINES:
+        raise ConfigurationError(f"unsupported platform `{text}`{meant}")
+    variants = _VARIANTS.get(platform.architecture, ())
+    if platform.variant and platform.variant not in variants:
+        known = ", ".join(f"`{platform.os}/{platform.architecture}/{variant}`" for variant in variants)
+        raise ConfigurationError(
+            f"unsupported platform `{text}`, did you mean `{platform.os}/{platform.architecture}`?",
+            hint=f"its variants are {known}" if known else "it has no variants",
+        )
+    return platform
 
 
 def host() -> Platform:

@@ -21,7 +21,7 @@ from airferry.plan.models import GroupPlan
 from airferry.plan.rendering import render_yaml
 
 LOCK_FILE = "airgap.lock.yaml"
-LOCK_VERSION = 2  # 1 did not say which distributions a base holds
+LOCK_VERSION = 2  # 1 did not say which distributions a base holds, nor addresses of files
 OLDEST_VERSION = 1
 _HEADER = "# Written by `airferry lock`. Keep it with the configuration; change it with `airferry lock --update`.\n"
 _RELOCK = "run `airferry lock` again"
@@ -65,7 +65,8 @@ class LockedGit(_Model):
 class LockedAddition(_Model):
     """A distribution to install: its wheel by name and digest, and the modules that it was added for.
 
-    `modules` are empty for one that only another addition requires.
+    `modules` are empty for one that only another addition requires. `address` is where the file is, if not in the
+    package index: a URL, or a path relative to the catalogue's lock.
     """
 
     name: str
@@ -74,6 +75,7 @@ class LockedAddition(_Model):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     modules: tuple[str, ...] = ()
     source: LockedGit | None = None
+    address: str = ""
 
     @property
     def git_source(self) -> GitSource | None:

@@ -191,6 +191,7 @@ class LauncherPlan:
     containerfile: Path | None
     compression: CompressionChoice
     env: Mapping[str, str] = field(default_factory=dict)
+    requirements: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,5 +319,6 @@ def _launcher_document(launcher: LauncherPlan) -> dict[str, Any]:
         "tar": launcher.tar,
         "packages": list(launcher.packages),
         "python": launcher.python,
+        **({"requirements_by_module": dict(sorted(launcher.requirements.items()))} if launcher.requirements else {}),
         "env": dict(sorted(launcher.env.items())),
     }

@@ -174,6 +174,7 @@ def _launcher(config: Config, platforms: tuple[Platform, ...]) -> LauncherPlan:
         containerfile=image.containerfile,
         compression=config.effective_compression,
         env=image.env,
+        requirements=image.requirements,
     )
 
 

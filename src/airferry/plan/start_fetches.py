@@ -374,9 +374,9 @@ class _Look:
         address = self._argument(node, *position, scope) or ""
         if "://" in address and not address.startswith(UNKNOWN):
             if is_outside(address):
-                yield self._found("download", node, last, address, certain=True)
+                yield self._found("download", node, name or last, address, certain=True)
         elif last not in _WRITES:
-            yield self._found("download", node, last, "", certain=False)
+            yield self._found("download", node, name or last, "", certain=False)
 
     def _hub_named(self, node: ast.Call, last: str, scope: Scope) -> Iterator[StartFetch]:
         what = self._hub_name(node, scope)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from airferry.config import Config
 from airferry.plan.catalogue import Catalogue, StepFiles
 from airferry.plan.models import GroupPlan, PlanWarning, StepPlan
 from airferry.plan.start_fetches import StartFetch, StartFetches
 
-_Key = tuple[str, str, str, bool]
+_Key = tuple[str, str, bool]
 
 
 def fetch_warnings(
@@ -17,23 +17,23 @@ def fetch_warnings(
 ) -> tuple[PlanWarning, ...]:
     """Return a warning for each thing that the steps' code fetches and that their image does not hold.
 
-    One warning stands for all places of a file that say the same, and for all targets that reach them.
+    One warning stands for all places that say the same, and for all targets that reach them.
     """
     fetches = StartFetches(catalogue)
     baked = {spec: {plain_url(item.url) for item in group.overlays} for group in groups for spec in group.targets}
-    found: dict[_Key, tuple[StartFetch, dict[int, None], dict[str, None]]] = {}
+    found: dict[_Key, tuple[StartFetch, dict[str, None], dict[str, None]]] = {}
     images: dict[_Key, dict[str, None]] = {}
     for step in steps:
         image = config.step_execution_images[step.target.step_id].execution_image
         for item in fetches.of(_files_of(step)):
             if item.kind == "git" and plain_url(item.what) in baked.get(step.target.spec, ()):
                 continue
-            key = (item.kind, str(item.file), item.text, item.certain)
-            _, lines, targets = found.setdefault(key, (item, {}, {}))
-            lines[item.line] = targets[step.target.spec] = None
+            key = (item.kind, item.text, item.certain)
+            _, places, targets = found.setdefault(key, (item, {}, {}))
+            places[f"{catalogue.relative(item.file)}:{item.line}"] = targets[step.target.spec] = None
             images.setdefault(key, {})[image] = None
     warnings = [
-        _warning(catalogue, item, lines, targets, images=images[key]) for key, (item, lines, targets) in found.items()
+        _warning(item, tuple(places), targets, images=images[key]) for key, (item, places, targets) in found.items()
     ]
     return tuple(sorted(warnings, key=lambda warning: not warning.certain))
 
@@ -51,6 +51,8 @@ def way_out(fetch: StartFetch, *, image: str) -> str:
         return f"bake it in: name its modules under `required_imports:` of {image}"
     if fetch.kind == "install":
         return f"bake it in: a `containerfile:` for {image}, or a base that has it"
+    if fetch.kind == "download" and not fetch.certain:
+        return "see that its config leads to no address outside, and stage what it would bring on storage (`assets:`)"
     return "stage it on storage (`assets:`), and let the config name that folder"
 
 
@@ -60,14 +62,8 @@ def plain_url(url: str) -> str:
 
 
 def _warning(
-    catalogue: Catalogue,
-    fetch: StartFetch,
-    lines: Mapping[int, None],
-    targets: Mapping[str, None],
-    *,
-    images: Mapping[str, None],
+    fetch: StartFetch, places: tuple[str, ...], targets: Iterable[str], *, images: Iterable[str]
 ) -> PlanWarning:
-    places = [f"{catalogue.relative(fetch.file)}:{line}" for line in sorted(lines)]
     return PlanWarning(
         kind="fetch",
         place=places[0],

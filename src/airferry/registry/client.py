@@ -162,7 +162,7 @@ class RegistryClient(Registry):  # type: ignore[misc]
         if self.insecure and method not in ("GET", "HEAD"):
             raise RegistryError(f"cannot {what}: nothing is sent to `{self.registry}` over a connection for pulls")
         whole = url if "://" in url else self.url(url)
-        tries = attempts or self.options.retry.attempts
+        tries = min(attempts or self.options.retry.attempts, self.options.retry.attempts)
         timeout = (self.options.connect_timeout_s, read_timeout_s or self.options.read_timeout_s)
         for attempt in range(tries):
             last = attempt + 1 == tries

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from airferry.bundle.receipt import Receipt
+from airferry.bundle.receipt import Receipt, ReceiptAsset
 from airferry.config import Executor, SiteProfile
 from airferry.errors import ConfigurationError, FindingsError, UsageError
 from airferry.plan.catalogue import Catalogue, StepFiles, find_step, parse_target
@@ -24,6 +24,7 @@ from airferry.site.asset_rules import StagedAssets, asset_findings
 from airferry.site.code_rules import code_findings
 from airferry.site.config_rules import blend_findings, config_findings
 from airferry.site.findings import LEVELS, Finding, gathered
+from airferry.site.known_assets import staged_values
 from airferry.site.overlays import PLAIN, image_of, targets_of, with_default
 from airferry.site.path_rules import path_findings
 from airferry.site.site_rules import RegistryImage, images_of_job, site_findings
@@ -50,10 +51,20 @@ class Checked:
     submission: Mapping[str, str] = field(default_factory=lambda: dict(os.environ), repr=False)
     assets: StagedAssets = field(default_factory=StagedAssets)
 
+    @property
+    def known_assets(self) -> tuple[ReceiptAsset, ...]:
+        """The assets that the bundle, or else the receipt, declares."""
+        if self.assets.entries or self.receipt is None:
+            return tuple(
+                ReceiptAsset(name=entry.name, kind=entry.kind, steps=entry.steps, target=entry.target)
+                for entry in self.assets.entries
+            )
+        return self.receipt.assets
+
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
-    """All findings, the worst of each step first, and the steps that were looked at."""
+    """All findings, the worst of each job first, and the jobs that were looked at: a step with a config each."""
 
     steps: tuple[str, ...]
     findings: tuple[Finding, ...]
@@ -78,10 +89,11 @@ class CheckReport:
             FindingsError: something does; `fields["report"]` is this report.
         """
         if blocking := self.blocking:
-            found = counted(len(blocking), "finding") + (" keeps" if len(blocking) == 1 else " keep")
             blocked = len({finding.step for finding in blocking})
+            jobs = counted(len(self.steps), "job")
+            whole = f"{blocked} of {jobs} would fail" if blocked < len(self.steps) else f"{jobs} would fail"
             raise FindingsError(
-                f"{found} {blocked} of {counted(len(self.steps), 'step')} from running",
+                f"{whole}: {counted(len(blocking), 'blocking finding')}",
                 hint="type the overrides, or change site profile and `env.toml`, then check again",
                 report=self,
             )
@@ -197,6 +209,7 @@ def _context(
     environment = {**ambient, **own, **variables}
     values = read_step_values(reader, path, environment=environment) if own else first
     known = checked.site.profile_of(executor)
+    staged = staged_values(values, consumes, checked.known_assets, step=target.spec)
     return StepContext(
         name=target.spec,
         files=found,
@@ -211,6 +224,7 @@ def _context(
         profile=profile,
         image=image_of(checked.receipt, target) if checked.receipt is not None else None,
         code_root=checked.catalogue.root,
+        staged={item.value.key: item.target for item in staged.found},
     )
 
 

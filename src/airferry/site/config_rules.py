@@ -12,21 +12,18 @@ from airferry.oci.reference import is_loopback
 from airferry.plan.step_config import split_mounts
 from airferry.plan.step_values import StepValue
 from airferry.site.findings import Finding, Level
+from airferry.site.hub import HUB_URL, LOCAL_DATASETS, is_hub_id
 from airferry.site.places import OVERLAYS_FOLDER
+from airferry.site.settings import input_path, output_path, override, variable
 from airferry.site.step_context import AMBIENT, StepContext, has_word, masked
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
-_HUB_URL = re.compile(r"hf://(?:datasets/)?([\w.-]+/[\w.-]+)")
+_URL = re.compile(r"hf://(?:datasets/)?([\w.-]+/[\w.-]+)")
 _HUB_WORDS = "hf|huggingface|model|models|tokenizer|pretrained|repo|dataset|datasets|teacher|student|checkpoint|reward"
 _FILE_ENDING = re.compile(r"\.(jsonl?|ya?ml|toml|py|parquet|txt|bin|csv|md|sqsh|sh|tar|gz)$", re.IGNORECASE)
 _URL = re.compile(r"https?://[^\s'\",)}]+")
 _REFERENCE = re.compile(r"\$\{\s*\.?[A-Za-z_][\w.\[\]]*\s*\}")
 _ENDPOINT_KEYS = frozenset({"url", "api_base", "endpoint"})
-_SERVED_BY = ("provider", "base_url", "url", "api_base", "endpoint")
 _CLOUD_BACKENDS = frozenset({"google", "aws", "azure"})
-_LOCAL_DATASETS = frozenset(
-    {"NemoGymDataset", "ResponseDataset", "PreferenceDataset", "BinaryPreferenceDataset", "OpenAIFormatDataset"}
-)
 _PLACEHOLDERS = "resolve_hf_placeholders"
 _SECRET_KEY = "token|secret|password|passwd|credential|credentials"
 _VARIABLE_NAME = re.compile(r"[A-Z][A-Z0-9_]*")
@@ -49,23 +46,11 @@ def config_findings(context: StepContext) -> Iterator[Finding]:
     yield from _variables(context)
 
 
-def is_hub_id(context: StepContext, value: StepValue) -> bool:
-    """Tell whether a value is an identifier on the Hugging Face Hub: by its form, and by what its key is about."""
-    text = value.text
-    if not _HUB_ID.fullmatch(text) or _FILE_ENDING.search(text) or has_word(value.last, "image|alias|type|path_prefix"):
-        return False
-    if value.last == "model" and any(context.sibling(value, name) for name in _SERVED_BY):
-        return False
-    names = [part for part in value.key if isinstance(part, str)]
-    about = names[-1] if names[-1] != "name" or len(names) < 2 else names[-2]
-    return has_word(about, _HUB_WORDS)
-
-
 def _hub(context: StepContext, value: StepValue) -> Iterator[Finding]:
     text, what = value.text, None
-    if is_hub_id(context, value) or _HUB_URL.search(text):
+    if is_hub_id(context.values, value) or HUB_URL.search(text):
         what = "is on the Hugging Face Hub"
-    elif value.last == "dataset_name" and text and "/" not in text and text not in _LOCAL_DATASETS:
+    elif value.last == "dataset_name" and text and "/" not in text and text not in LOCAL_DATASETS:
         what = "is a dataset that the framework fetches from the Hugging Face Hub"
     elif value.last == _PLACEHOLDERS and value.value is True:
         what = "takes the place of placeholders in the data by datasets of the Hugging Face Hub"
@@ -80,8 +65,32 @@ def _hub(context: StepContext, value: StepValue) -> Iterator[Finding]:
     else:
         surely = value.last != _PLACEHOLDERS and not (value.last == "name" and "tasks" in value.key)
         level: Level = "block" if surely else "warn"
-        fix = f"{value.name}=" + ("false" if value.last == _PLACEHOLDERS else "/PATH/ON/A/MOUNT")
+        fix = _hub_fix(context, value)
         yield context.finding(value, "huggingface", level, f"{what}, which cannot be reached", fix=fix)
+
+
+def _hub_fix(context: StepContext, value: StepValue) -> str:
+    """Return what to type instead of something on the Hub: a path only where the key takes one."""
+    cache = f"stage its dataset in a cache of the Hub, and name that: {_hub_cache(context)}"
+    if value.last == _PLACEHOLDERS:
+        return f"{context.setting(value, 'false')}, with data in which they are replaced already"
+    if value.last == "name":
+        return f"{cache}; or leave the task out"
+    if value.last == "dataset_name":
+        kind = "PreferenceDataset" if has_word(context.name.replace("/", "_").replace(":", "_"), "dpo|rm") else ""
+        fix = context.setting(value, kind or "ResponseDataset")
+        return f"{fix}, and `data_path={input_path(context, None)}/FILE.jsonl` in its `train` and `validation`"
+    if value.last == "repo_id" and len(value.key) > 1 and all(isinstance(part, str) for part in value.key):
+        parent = ".".join(str(part) for part in value.key[:-1])
+        return f"{override(parent, 'null')}, which downloads nothing; and files on a mount as the input"
+    if value.last.endswith("_dataset"):
+        return cache
+    return context.setting(value, input_path(context, value))
+
+
+def _hub_cache(context: StepContext) -> str:
+    """Return the setting of the Hub's cache: libraries lock files in it, so that it has to be writable."""
+    return override("run.env.env_vars.HF_HOME", f"{output_path(context, None)}/HUB-CACHE")
 
 
 def blend_findings(context: StepContext) -> Iterator[Finding]:
@@ -97,7 +106,7 @@ def blend_findings(context: StepContext) -> Iterator[Finding]:
     except (OSError, ValueError):
         return
     for number, line in enumerate(text.splitlines(), start=1):
-        for match in _HUB_URL.finditer(line):
+        for match in HUB_URL.finditer(line):
             yield Finding(
                 context.name,
                 "huggingface",
@@ -107,7 +116,9 @@ def blend_findings(context: StepContext) -> Iterator[Finding]:
                 "blend_path",
                 match[0],
                 "the data blend names a dataset on the Hugging Face Hub, which cannot be reached",
-                "blend_path=/PATH/ON/A/MOUNT/blend.json",
+                override("blend_path", f"{input_path(context, None)}/{path.name}")
+                if named is None
+                else context.setting(named, input_path(context, named)),
             )
 
 
@@ -151,12 +162,12 @@ def _missing(context: StepContext, value: StepValue) -> Iterator[Finding]:
         return
     unset = [name for name, default in value.variables if not default and name not in context.environment]
     if unset:
-        fix = f"run.env.env_vars.{unset[0]}=VALUE"
+        fix = variable(context.values.tree, value, unset[0])
         yield context.finding(
             value, "variable", "block", f"reads `{unset[0]}`, which nothing sets and which has no default", fix=fix
         )
     else:
-        yield context.finding(value, "value", "block", value.problem, fix=f"{value.name}=VALUE")
+        yield context.finding(value, "value", "block", value.problem, fix=context.setting(value, "VALUE"))
 
 
 def _variables(context: StepContext) -> Iterator[Finding]:
@@ -169,7 +180,7 @@ def _variables(context: StepContext) -> Iterator[Finding]:
                     "variable",
                     "note",
                     f"reads `{name}`, which nothing sets; its default counts",
-                    fix=f"run.env.env_vars.{name}=VALUE",
+                    fix=variable(context.values.tree, value, name),
                     shown=f"${name}",
                 )
         named = has_word(value.last, "key_env|key_name|token_env|password_env") and _VARIABLE_NAME.fullmatch(value.text)
@@ -198,7 +209,12 @@ def _urls(context: StepContext, value: StepValue) -> Iterator[Finding]:
     if endpoint and not value.text and value.problem is None:
         if any(context.sibling(value, name) for name in ("model_id", "api_key_name", "api_key_env")):
             yield context.finding(
-                value, "endpoint", "block", "no endpoint is set", fix=f"{value.name}=http://HOST:PORT/v1", shown=""
+                value,
+                "endpoint",
+                "block",
+                "no endpoint is set",
+                fix=context.setting(value, _endpoint(context, "")),
+                shown="",
             )
         return
     prose = " " in value.text and not value.text.startswith("http")
@@ -212,10 +228,23 @@ def _urls(context: StepContext, value: StepValue) -> Iterator[Finding]:
                 "endpoint",
                 "block",
                 f"`{host}` is no endpoint that the site declares",
-                fix=f"{value.name}=http://HOST:PORT/v1",
+                fix=context.setting(value, _endpoint(context, url)),
             )
         else:
-            yield context.finding(value, "url", "block", f"`{host}` is outside", fix=f"{value.name}=/PATH/ON/A/MOUNT")
+            fix = context.setting(value, input_path(context, value))
+            yield context.finding(value, "url", "block", f"`{host}` is outside", fix=fix)
+
+
+def _endpoint(context: StepContext, url: str) -> str:
+    """Return the site's endpoint for an address outside: the provider's whose name its host has, or the only one."""
+    parts = urlsplit(url)
+    endpoints = context.site.endpoints
+    for name, inside in endpoints.items():
+        if name.lower() in re.split(r"[^a-z0-9]+", (parts.hostname or "").lower()):
+            return inside
+    if parts.path.rstrip("/") == "/v1" or not url:
+        return next(iter(endpoints.values())) if len(endpoints) == 1 else "http://HOST:PORT/v1"
+    return f"{parts.scheme}://HOST:PORT{parts.path}"
 
 
 def _providers(context: StepContext, value: StepValue) -> Iterator[Finding]:
@@ -234,7 +263,9 @@ def _providers(context: StepContext, value: StepValue) -> Iterator[Finding]:
             f"providers=[{{name: {value.text}, endpoint: http://HOST:PORT/v1}}]",
         )
     if value.last == "backend" and value.text in _CLOUD_BACKENDS:
-        yield context.finding(value, "endpoint", "block", f"`{value.text}` is a cloud service", fix=f"{value.name}=nmt")
+        yield context.finding(
+            value, "endpoint", "block", f"`{value.text}` is a cloud service", fix=context.setting(value, "nmt")
+        )
 
 
 def _tracking(context: StepContext, value: StepValue) -> Iterator[Finding]:
@@ -249,11 +280,11 @@ def _tracking(context: StepContext, value: StepValue) -> Iterator[Finding]:
             "offline",
             "warn",
             "Weights & Biases cannot be reached; in offline mode runs stay on disk, and exports fail",
-            fix=f"{value.name}=false" if not exported else f"{_parent(value)}=[]",
+            fix=context.setting(value, "false") if not exported else override(_list_of(value), "[]"),
         )
 
 
-def _parent(value: StepValue) -> str:
+def _list_of(value: StepValue) -> str:
     return ".".join(str(part) for part in value.key[:-1])
 
 
@@ -269,6 +300,7 @@ def _secret(context: StepContext, value: StepValue) -> Iterator[Finding]:
             "secret",
             "block",
             "a secret stands in a file",
-            fix=f"{value.name}=${{oc.env:NAME}}, injected by the scheduler; and replace the secret: it is known now",
+            fix=context.setting(value, "${oc.env:NAME}")
+            + ", injected by the scheduler; and replace the secret: it is known now",
             shown="***",
         )

@@ -1,12 +1,14 @@
 """Config overlays: what makes each step of a loaded bundle run on the far side, without an edit of the catalogue.
 
 An overlay inherits the step's own config and changes two keys: `run.env.mounts` without the checkouts that are baked
-into the image, and `run.env.container_image`, pinned by digest. Makes text; writes nothing.
+into the image, and `run.env.container_image`, pinned by digest; and those that a declared asset is for, which then name
+where it is staged. Makes text; writes nothing.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +21,10 @@ from airferry.plan.catalogue import Catalogue, StepFiles, find_step, parse_targe
 from airferry.plan.models import Overlay, Target
 from airferry.plan.rendering import render_yaml
 from airferry.plan.step_config import StepConfigReader, split_mounts
+from airferry.plan.step_values import read_step_values
+from airferry.site.known_assets import StagedValue, StagedValues, assets_of, staged_values
+from airferry.site.settings import changed_list
+from airferry.site.step_context import read_step_toml
 from airferry.site.submission import (
     NEMOTRON_EXECUTORS,
     image_for,
@@ -32,6 +38,7 @@ from airferry.site.submission import (
 DEFAULT_CONFIG = "default"
 WRITTEN_BY = "# Written by `airferry overlays`"
 PLAIN = Executor(kind="kubernetes")
+_VARIABLE = re.compile(r"\$\{\s*oc\.env\s*:\s*([A-Za-z_]\w*)\s*,[^${}]*\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +52,7 @@ class StepOverlay:
     config: str | None
     cleared: tuple[str, ...]
     command: str
+    staged: Mapping[str, str] = field(default_factory=dict)
 
     def to_document(self) -> dict[str, Any]:
         """Return the overlay as plain data."""
@@ -55,6 +63,7 @@ class StepOverlay:
             "overlay": self.path,
             "config": self.config,
             "cleared_mounts": list(self.cleared),
+            "staged": dict(self.staged),
             "command": self.command,
         }
 
@@ -81,15 +90,21 @@ def make_overlays(receipt: Receipt, catalogue: Catalogue, *, site: SiteProfile, 
     executors = site.executors or (PLAIN,)
     steps: list[StepOverlay] = []
     texts: dict[str, str] = {}
+    unclear: dict[tuple[str, str], None] = {}
     for target in targets_of(receipt):
         image = image_of(receipt, target)
         found = find_step(catalogue, with_default(catalogue, target))
+        staged = _staged(found, receipt, reader)
+        unclear.update(dict.fromkeys((name, found.target.spec) for name in staged.values.unclear))
         for executor in executors:
-            step, text = _overlay(found, image, executor, reader=reader, site=site, out=out)
+            step, text = _overlay(found, image, executor, reader=reader, site=site, out=out, staged=staged)
             steps.append(step)
             if step.path is not None:
                 texts[step.path] = text
-    notes: list[str] = []
+    notes = [
+        f"which key of `{target}` the asset `{name}` is for is not clear: give it on the command line"
+        for name, target in unclear
+    ]
     for executor in executors:
         own = [step for step in steps if step.executor == executor.kind]
         texts[f"{executor.kind}/env.toml"] = _fragment(site, executor)
@@ -133,8 +148,31 @@ def with_default(catalogue: Catalogue, target: Target) -> Target:
     return Target(target.step_id, DEFAULT_CONFIG) if target.config is None and path.is_file() else target
 
 
+@dataclass(frozen=True, slots=True)
+class _Staged:
+    """The values of a config that declared assets are for, and the tree that they are in."""
+
+    values: StagedValues = field(default_factory=StagedValues)
+    tree: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _staged(found: StepFiles, receipt: Receipt, reader: StepConfigReader) -> _Staged:
+    if found.config_path is None or not assets_of(receipt.assets, step=found.target.spec):
+        return _Staged()
+    values = read_step_values(reader, found.config_path, environment={})
+    consumes, _produces = read_step_toml(found.step_toml)
+    return _Staged(staged_values(values, consumes, receipt.assets, step=found.target.spec), values.tree)
+
+
 def _overlay(
-    found: StepFiles, image: ReceiptImage, executor: Executor, *, reader: StepConfigReader, site: SiteProfile, out: Path
+    found: StepFiles,
+    image: ReceiptImage,
+    executor: Executor,
+    *,
+    reader: StepConfigReader,
+    site: SiteProfile,
+    out: Path,
+    staged: _Staged,
 ) -> tuple[StepOverlay, str]:
     name = image_for(executor.kind, reference_for(executor, image))
     target = found.target
@@ -152,10 +190,13 @@ def _overlay(
         _check_baked(found, image, baked)
         changes["mounts"] = list(kept)
     document = {"defaults": os.path.relpath(found.config_path.absolute(), folder), "run": {"env": changes}}
+    for item in staged.values.found:
+        _put(document, staged.tree, item)
     lines = [
         f"{WRITTEN_BY} for {target.spec} on {executor}.",
         f"# Image {image.image}; the rest is as in the config that it inherits.",
         *(f"# Baked, so not cloned: {overlay.url} at {overlay.ref} in {overlay.target}" for overlay in baked),
+        *(f"# Staged: {item.value.name} is the asset {item.asset}" for item in staged.values.found),
     ]
     text = "\n".join(lines) + "\n" + render_yaml(document, sort_keys=False, width=1000)
     step = StepOverlay(
@@ -166,8 +207,34 @@ def _overlay(
         config=str(found.config_path),
         cleared=tuple(f"{overlay.key},{overlay.target}" for overlay in baked),
         command=submit_command(target.step_id, config=str((out / path).absolute()), profile=profile, overrides={}),
+        staged={item.value.name: item.target for item in staged.values.found},
     )
     return step, text
+
+
+def _put(document: dict[str, Any], tree: Mapping[str, Any], item: StagedValue) -> None:
+    """Put the place of an asset into the document of an overlay; a list that it is in is written whole.
+
+    A variable that the value reads still wins, the place being its default then.
+    """
+    raw = str(item.value.raw)
+    reads = _VARIABLE.fullmatch(raw.strip())
+    text = f"${{oc.env:{reads[1]},{item.target}}}" if reads and not set(item.target) & set(",{}'\"") else item.target
+    key = item.value.key
+    place = next((number for number, part in enumerate(key) if isinstance(part, int)), len(key))
+    node = document
+    for part in key[: place - 1]:
+        node = node.setdefault(str(part), {})
+    last = str(key[place - 1])
+    if place == len(key):
+        node[last] = text
+    elif last not in node:
+        node[last] = changed_list(tree, key, text)
+    else:
+        inner: Any = node[last]
+        for part in key[place:-1]:
+            inner = inner[part]
+        inner[key[-1]] = text
 
 
 def _split(config: Path, reader: StepConfigReader) -> tuple[Sequence[Overlay], Sequence[Any]]:

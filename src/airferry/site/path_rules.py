@@ -11,28 +11,11 @@ from itertools import islice
 from pathlib import Path
 
 from airferry.plan.step_values import StepValue
-from airferry.site.config_rules import is_hub_id
 from airferry.site.findings import Finding, Level
-from airferry.site.step_context import StepContext, has_word
+from airferry.site.hub import is_hub_id
+from airferry.site.settings import input_path, output_path, override, variable
+from airferry.site.step_context import FEEDS, StepContext, has_word
 
-# the keys that feed what a step consumes; types without paths are the catalogue's, the paths are config keys
-FEEDS: dict[str, tuple[str, ...]] = {
-    "packed_parquet": ("packed_train_data_path", "nano3_packed_sft_dir", "packed_data_dir", "train_data_path"),
-    "binidx": ("data_paths", "paths", "blend_path", "data_path"),
-    "raw_jsonl": ("input_glob", "input_path", "input_dir"),
-    "filtered_jsonl": ("blend_path", "input_path"),
-    "training_jsonl": ("blend_path", "path_or_dataset_id", "data_path", "manifest_path", "dataset_name", "path"),
-    "checkpoint_hf": (
-        *("hf_model_id", "hf_model_path", "base_hf_path", "teacher_hf_path", "student_hf_path"),
-        *("hf_model_name_or_path", "pretrained_model_name_or_path", "model_name", "genrm_model_name"),
-    ),
-    "checkpoint_megatron": (
-        *("megatron_path", "pretrained_checkpoint", "checkpoint_path", "base_megatron_path", "model_name"),
-    ),
-    "checkpoint_lora": ("lora_checkpoint",),
-    "benchmark_source_corpus": ("input_dir",),
-    "benchmark_parquet": ("dataset_path",),
-}
 PRODUCED = {"checkpoint_megatron": ("megatron_path",), "checkpoint_hf": ("hf_path",)}
 PLACEHOLDER = "/path/to/"
 _OUTPUT = re.compile(
@@ -54,7 +37,7 @@ def path_findings(context: StepContext) -> Iterator[Finding]:
         if _is_replaced(context, value):
             continue
         if PLACEHOLDER in value.text or value.text.startswith("/path/to"):
-            yield context.finding(value, "input", "block", "is a placeholder", fix=f"{value.name}=/PATH/ON/A/MOUNT")
+            yield context.finding(value, "input", "block", "is a placeholder", fix=_input_fix(context, value))
         elif value in inputs:
             yield from _input(context, value)
         elif _is_output(context, value):
@@ -76,7 +59,7 @@ def _inputs(context: StepContext) -> list[StepValue]:
         for value in context.values.values
         if (value.last in names or _MODEL_FILE.search(value.text))
         and value.text
-        and not is_hub_id(context, value)
+        and not is_hub_id(context.values, value)
         and not _is_output(context, value)
     ]
 
@@ -98,15 +81,26 @@ def _unfed(context: StepContext) -> Iterator[Finding]:
         found = [value for value in context.values.values if value.last in names]
         if any(value.value is not None or value.problem for value in found):
             continue
-        fix = f"{found[0].name if found else names[0]}=/PATH/ON/A/MOUNT"
         what = f"the step needs `{consumed.kind}`"
         if not found and "blend_path" in names and context.own_blend is not None:
             continue
         if found:
+            fix = _input_fix(context, found[0])
             yield context.finding(found[0], "input", "block", f"{what}, and this key is empty", fix=fix, shown="")
         else:
             text = f"{what}, and no key of the config feeds it: a default of the step may"
-            yield context.general("input", "note" if fed else "warn", text, key=names[0], fix=fix)
+            if fed:
+                yield context.general("input", "note", text, key=names[0])
+            else:
+                fix = override(names[0], input_path(context, None))
+                yield context.general("input", "warn", text, key=names[0], fix=fix)
+
+
+def _input_fix(context: StepContext, value: StepValue) -> str:
+    """Return what to type for a value that feeds a step; in a section of an `env.toml`, the variable that it reads."""
+    if value.key[0] == "sections" and (names := [name for name, _default in value.variables]):
+        return variable(context.values.tree, value, names[0])
+    return context.setting(value, input_path(context, value))
 
 
 def _is_output(context: StepContext, value: StepValue) -> bool:
@@ -120,7 +114,7 @@ def _input(context: StepContext, value: StepValue) -> Iterator[Finding]:
     if not _PATH.fullmatch(value.text):
         return
     place, mount = context.place_of(value.text)
-    fix = f"{value.name}=/PATH/ON/A/MOUNT"
+    fix = _input_fix(context, value)
     if place in ("relative", "temporary"):
         yield context.finding(
             value, "input", "block", "is only local to the job, on no storage that others fill", fix=fix
@@ -140,7 +134,7 @@ def _input(context: StepContext, value: StepValue) -> Iterator[Finding]:
         yield context.finding(value, "input", "note", f"`{mount.host}` cannot be seen from this host; not looked at")
         return
     if trouble := look_at(here):
-        yield context.finding(value, "input", "block", f"{trouble} (`{here}` here)", fix=fix)
+        yield context.finding(value, "input", "block", f"{trouble} (`{context.shown_path(here)}` here)", fix=fix)
 
 
 def look_at(path: Path) -> str | None:
@@ -167,7 +161,7 @@ def look_at(path: Path) -> str | None:
 
 def _output(context: StepContext, value: StepValue) -> Iterator[Finding]:
     place, mount = context.place_of(value.text)
-    fix = f"{value.name}=/PATH/ON/A/READ-WRITE/MOUNT"
+    fix = context.setting(value, output_path(context, value))
     if mount is not None:
         if mount.read_only:
             text = f"is written, and `{mount.inside}` is mounted read-only"

@@ -15,6 +15,7 @@ from airferry.oci.reference import parse_reference
 from airferry.plan.step_values import StepValue
 from airferry.site.findings import Finding
 from airferry.site.python_path_rules import python_path_findings
+from airferry.site.settings import input_path
 from airferry.site.startup_rules import startup_findings
 from airferry.site.step_context import StepContext, masked
 from airferry.site.submission import OFFLINE_VARIABLES, image_for, parse_image, reference_for
@@ -101,7 +102,9 @@ def _other_images(context: StepContext) -> Iterator[Finding]:
             continue
         written = isinstance(value.raw, str) and not value.raw.strip().startswith("${")
         if written and value.text and "/" in value.text and not _inside(context, value.text):
-            yield context.finding(value, "image", "warn", "is an image outside", fix=f"{value.name}=IMAGE-INSIDE")
+            yield context.finding(
+                value, "image", "warn", "is an image outside", fix=context.setting(value, "IMAGE-INSIDE")
+            )
 
 
 def _artifacts(context: StepContext) -> Iterator[Finding]:
@@ -113,7 +116,7 @@ def _artifacts(context: StepContext) -> Iterator[Finding]:
     for value in context.values.values:
         if value.is_artifact:
             text = "is looked up in an artifact service when the step runs"
-            fix = f"{value.name}=/PATH/ON/A/MOUNT, or [artifacts.manifest] in env.toml"
+            fix = f"{context.setting(value, input_path(context, None))}, or [artifacts.manifest] in env.toml"
             yield context.finding(value, "artifact", "block", text, fix=fix, shown=str(value.raw))
 
 
@@ -132,6 +135,7 @@ def _offline(context: StepContext) -> Iterator[Finding]:
         reason = f"takes `{name}` of the image back online, and the site declares no mirror"
         fix = f"run.env.env_vars.{name}={OFFLINE_VARIABLES[name]}"
         if written is not None:
+            fix = context.setting(written, OFFLINE_VARIABLES[name])
             yield context.finding(written, "offline", "block", reason, fix=fix)
         else:
             yield context.in_profile("offline", "block", reason, key=("env_vars", name), value=text, fix=fix)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
 from airferry.oci.platform import parse_platform
 from airferry.plan.inventory import is_held, parse_inventory
 from airferry.plan.start_commands import BOOTSTRAP, StartInstall
@@ -106,16 +109,28 @@ def _judge_pip(context: StepContext, key: str, item: StartInstall, held: Mapping
         return _Judgement(level, f"installs {named} when the job starts, and pip fetches what builds it", fix=fix)
     if held is None or item.unknown or item.others or item.folders:
         return _Judgement(level, _EXTRAS if key == EXTRAS else DOWNLOADS)
-    lacking = [name for name in item.names if not is_held(name, held)]
+    other = [text for name in item.names if (text := _other_version(name, held))]
+    lacking = [name for name in item.names if not (is_held(name, held) or _other_version(name, held))]
+    if other and not lacking:
+        text = f"the image has {', '.join(other)} when the job starts"
+        return _Judgement(level, text, fix="run the step with what the image has, or choose a base that has it: ")
     if lacking:
         assert context.image is not None
         named = ", ".join(f"`{name}`" for name in lacking)
-        verb = "is" if len(lacking) == 1 else "are"
-        text = f"{named} {verb} not in the image, and pip installs it when the job starts"
+        verb, object_ = ("is", "it") if len(lacking) == 1 else ("are", "them")
+        text = f"{named} {verb} not in the image, and pip installs {object_} when the job starts"
         return _Judgement(level, text, fix=f"build `{context.image.name}` with {bake_lines(lacking)}; then ")
     if _UPGRADING & set(item.command.split()):
         return _Judgement(level, "is in the image, and pip still asks an index for a newer version")
     return _Judgement("note", "is in the image, so that pip asks no index")
+
+
+def _other_version(requirement: str, held: Mapping[str, str]) -> str:
+    """Return that an image holds a distribution in a version that does not suit, or an empty text."""
+    version = held.get(canonicalize_name(Requirement(requirement).name))
+    if version is None or is_held(requirement, held):
+        return ""
+    return f"`{Requirement(requirement).name}` {version}, and pip installs `{requirement}`"
 
 
 def _fix(found: _Judgement, switch: str) -> str:

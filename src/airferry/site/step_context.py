@@ -16,12 +16,31 @@ from airferry.plan.catalogue import StepFiles
 from airferry.plan.env_profiles import EnvProfile
 from airferry.plan.step_values import StepValue, StepValues
 from airferry.site.findings import Finding, Kind, Level
+from airferry.site.settings import setting
 
 JOB_FOLDER = "/nemo_run"
 CODE_FOLDER = "/nemo_run/code"
 CLAIM = "/a persistent volume claim"
 OWN_BLEND = "blend_tiny.json"
 AMBIENT = frozenset({"PWD", "USER", "HOME", "HOSTNAME", "PATH", "TMPDIR", "LOGNAME", "NEMO_RUN_DIR"})
+# the keys that feed what a step consumes; types without paths are the catalogue's, the paths are config keys
+FEEDS: dict[str, tuple[str, ...]] = {
+    "packed_parquet": ("packed_train_data_path", "nano3_packed_sft_dir", "packed_data_dir", "train_data_path"),
+    "binidx": ("data_paths", "paths", "blend_path", "data_path"),
+    "raw_jsonl": ("input_glob", "input_path", "input_dir"),
+    "filtered_jsonl": ("blend_path", "input_path"),
+    "training_jsonl": ("blend_path", "path_or_dataset_id", "data_path", "manifest_path", "dataset_name", "path"),
+    "checkpoint_hf": (
+        *("hf_model_id", "hf_model_path", "base_hf_path", "teacher_hf_path", "student_hf_path"),
+        *("hf_model_name_or_path", "pretrained_model_name_or_path", "model_name", "genrm_model_name"),
+    ),
+    "checkpoint_megatron": (
+        *("megatron_path", "pretrained_checkpoint", "checkpoint_path", "base_megatron_path", "model_name"),
+    ),
+    "checkpoint_lora": ("lora_checkpoint",),
+    "benchmark_source_corpus": ("input_dir",),
+    "benchmark_parquet": ("dataset_path",),
+}
 Place = Literal["mount", "code", "job", "temporary", "relative", "image"]
 
 
@@ -44,7 +63,7 @@ class Consumed:
 
 @dataclass(frozen=True)
 class StepContext:
-    """Everything that the rules of a check look at."""
+    """Everything that the rules of a check look at. `staged` has targets of assets by the keys they are for."""
 
     name: str
     files: StepFiles
@@ -59,6 +78,7 @@ class StepContext:
     profile: EnvProfile | None = None
     image: ReceiptImage | None = None
     code_root: Path = Path()
+    staged: Mapping[tuple[str | int, ...], str] = field(default_factory=dict)
 
     def finding(
         self, value: StepValue, kind: Kind, level: Level, text: str, *, fix: str | None = None, shown: str | None = None
@@ -129,6 +149,11 @@ class StepContext:
             if switch is not None and str(switch.value).lower() == "false":
                 return True
         return False
+
+    def setting(self, value: StepValue, text: str) -> str:
+        """Return what to type so that a value becomes `text`, or the target of the asset that is meant for it."""
+        known = self.staged.get(value.key)
+        return setting(self.values.tree, value, text if known is None else known)
 
     def sibling(self, value: StepValue, name: str) -> StepValue | None:
         """Return the value beside another one in the same mapping."""

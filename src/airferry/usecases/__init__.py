@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from airferry.usecases.assets import RecordOutcome, record_asset, unpack_asset, verify_asset
     from airferry.usecases.catalogue import extract_catalogue
     from airferry.usecases.copying import CopyResult, copy
-    from airferry.usecases.describe import describe_plan
+    from airferry.usecases.describe import describe_plan, describe_prediction
     from airferry.usecases.example import quickstart
     from airferry.usecases.far import LoadOutcome, RollbackResult, load, rollback, verify
     from airferry.usecases.host import DoctorReport
@@ -43,7 +43,7 @@ _HOMES = {
     "airferry.usecases.assets": ("RecordOutcome", "record_asset", "unpack_asset", "verify_asset"),
     "airferry.usecases.catalogue": ("extract_catalogue",),
     "airferry.usecases.copying": ("CopyResult", "copy"),
-    "airferry.usecases.describe": ("describe_plan",),
+    "airferry.usecases.describe": ("describe_plan", "describe_prediction"),
     "airferry.usecases.example": ("quickstart",),
     "airferry.usecases.far": ("LoadOutcome", "RollbackResult", "load", "rollback", "verify"),
     "airferry.usecases.host": ("DoctorReport",),
@@ -80,6 +80,7 @@ __all__ = [
     "check",
     "copy",
     "describe_plan",
+    "describe_prediction",
     "doctor",
     "extract_catalogue",
     "init_site",

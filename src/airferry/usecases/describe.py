@@ -5,8 +5,9 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable
 
+from airferry.build.prediction import Prediction
 from airferry.plan.models import GroupPlan, Plan, PlanWarning, base_document
-from airferry.wording import counted
+from airferry.wording import counted, size_text
 
 WIDTH = 120
 
@@ -33,6 +34,30 @@ def describe_plan(plan: Plan, *, verbose: bool = False) -> list[str]:
     return lines
 
 
+def describe_prediction(predicted: Prediction, *, verbose: bool = False) -> list[str]:
+    """Return what a build takes as lines: at most, or, where something is not known, at least."""
+    if not predicted.unknown:
+        return [
+            "predicted:",
+            f"  in         {size_text(predicted.in_bytes)} to fetch",
+            f"  out        at most {size_text(predicted.out_bytes)}",
+            f"  disk       at most {size_text(predicted.disk_bytes())} more than is taken now",
+        ]
+
+    def least(size_bytes: int) -> str:
+        return f"at least {size_text(size_bytes)}" if size_bytes else "not known yet"
+
+    lines = [
+        "predicted:",
+        f"  in         {least(predicted.in_bytes)}" + (" to fetch" if predicted.in_bytes else ""),
+        f"  out        {least(predicted.least_out_bytes)}",
+        f"  disk       {least(predicted.least_disk_bytes)}"
+        + (" more than is taken now" if predicted.least_disk_bytes else ""),
+        *_list("  not known  ", [predicted.unknown_text]),
+    ]
+    return lines + [f"             {what}" for what in predicted.unknown if verbose]
+
+
 def warning_text(warning: PlanWarning) -> str:
     """Return a warning as one line: where, what, and for how many targets."""
     more = f" and {counted(len(warning.also), 'other place')}" if warning.also else ""
@@ -53,7 +78,8 @@ def _warning_lines(warnings: Iterable[PlanWarning], *, verbose: bool) -> list[st
             lines += _list("    steps  ", warning.targets, indent=11)
         lines += _list("    fix    ", [warning.hint], indent=11)
     if left_out:
-        lines.append(f"  {counted(left_out, 'place')} more that may download, as configs say; `--verbose` lists them")
+        places = counted(left_out, "place")
+        lines.append(f"  in {places} of the steps' code, configs decide what is downloaded; `--verbose` lists them")
     return lines
 
 

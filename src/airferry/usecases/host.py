@@ -8,19 +8,16 @@ from pathlib import Path
 from airferry.build.prediction import ROOM_HINT, Predictor, rooms
 from airferry.buildah.preflight import Check, Status, check_emulator, check_space, checks
 from airferry.buildah.program import EngineChoice
-from airferry.config import BootstrapBase, RegistryBase
-from airferry.errors import AirferryError, HostError
+from airferry.config import BootstrapBase
+from airferry.errors import HostError
 from airferry.events import Emit, silent
 from airferry.host import files
-from airferry.host.threads import parallel_map
-from airferry.oci.reference import parse_reference
 from airferry.plan.lockfile import LOCK_FILE, Lockfile, read_lockfile
 from airferry.plan.models import Plan
-from airferry.registry.client import ClientOptions, open_clients
-from airferry.registry.source import RegistrySource
+from airferry.usecases.reach import ask_all
 
+UNKNOWN_HINT = "`airferry lock` fetches the bases and resolves the rest; then this is known"
 LEAST_FREE_BYTES = 2 * 10**9
-LOOKUPS = 4
 ENGINE_CHECKS = ("engine", "runtime folder", "user namespaces", "storage", "isolation")
 
 
@@ -49,20 +46,7 @@ def examine(plan: Plan | None, *, engine: EngineChoice, emit: Emit = silent) -> 
         found = [_eased(check, bootstraps=bootstraps) for check in found]
     if plan is not None:
         found += _room(plan)
-    references = sorted({base.reference for base in bases if isinstance(base, RegistryBase)})
-    with open_clients(ClientOptions(connect_timeout_s=10.0, read_timeout_s=20.0), emit=emit) as clients:
-
-        def look_up(text: str) -> Check:
-            reference = parse_reference(text)
-            try:
-                digest = RegistrySource(clients(reference.registry), reference.repository).find(reference.target)
-            except AirferryError as error:
-                return Check(f"base {text}", "fail", error.message, error.hint)
-            if digest is None:
-                return Check(f"base {text}", "fail", "the registry has no such image", "check its name and tag")
-            return Check(f"base {text}", "ok", digest)
-
-        found += parallel_map(look_up, references, jobs=LOOKUPS)
+        found += ask_all(plan, emit=emit)
     return DoctorReport(tuple(found), plan is not None)
 
 
@@ -70,17 +54,21 @@ def _room(plan: Plan) -> list[Check]:
     """Compare what a direct build of the plan is expected to take with what is free, as far as lock and cache tell."""
     known = read_lockfile(plan.output_dir / LOCK_FILE) or Lockfile()
     prediction = Predictor(plan, known, files.cache_directory()).predict()
-    unknown = f"; not known yet: {', '.join(prediction.unknown)}" if prediction.unknown else ""
     found = []
     for room in rooms(prediction, cache=files.cache_directory(), output=plan.output_dir):
-        status: Status = "ok" if room.free_bytes >= room.most_bytes else "warn"
+        status: Status = "unknown" if prediction.unknown else "ok"
+        if room.free_bytes < room.most_bytes:
+            status = "fail" if room.free_bytes < room.least_bytes else "warn"
+        needs = f"the build needs at most {room.most_bytes / 1e9:.2f} GB there"
+        if prediction.unknown:
+            least = f"at least {room.least_bytes / 1e9:.2f} GB there, and " if room.least_bytes else ""
+            needs = f"the build needs {least}what is not known yet: {prediction.unknown_text}"
         found.append(
             Check(
                 "room for the plan",
-                "fail" if room.free_bytes < room.least_bytes else status,
-                f"at most {room.most_bytes / 1e9:.2f} GB more at `{room.folder}`, {room.free_bytes / 1e9:.2f} GB free"
-                + unknown,
-                ROOM_HINT,
+                status,
+                f"{room.free_bytes / 1e9:.2f} GB free at `{room.folder}`; {needs}",
+                ROOM_HINT if status in ("warn", "fail") else UNKNOWN_HINT,
             )
         )
     return found

@@ -29,7 +29,7 @@ from airferry.events import Emit, Notice, Warned, silent
 from airferry.host import files, memory
 from airferry.host.threads import usable_cores
 from airferry.oci.layers import Compression
-from airferry.oci.platform import parse_platform
+from airferry.oci.platform import Platform, parse_buildable_platform
 from airferry.plan.catalogue_lock import read_catalogue_lock
 from airferry.plan.lockfile import LOCK_FILE, Lockfile, differences, read_lockfile, render_lockfile, write_lockfile
 from airferry.plan.models import Plan, PlanWarning
@@ -251,9 +251,16 @@ def read_plan(selection: Selection) -> Plan:
         configuration.load_config(selection.config),
         source_dir=selection.source,
         targets=split(selection.targets),
-        platforms=tuple(parse_platform(text) for text in split(selection.platforms)),
+        platforms=tuple(_parse_option(text) for text in split(selection.platforms)),
         stages=split(selection.stages),
     )
+
+
+def _parse_option(text: str) -> Platform:
+    try:
+        return parse_buildable_platform(text)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"`--platform`: {error.message}", hint=error.hint) from error
 
 
 def split(values: Sequence[str]) -> tuple[str, ...]:

@@ -1,0 +1,131 @@
+"""Failures told at once: what is done for several images goes on after one has failed, and ends in one error.
+
+Also where in the user's files stands what failed. Knows nothing of what is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+from airferry import errors
+from airferry.errors import AirferryError, HostError, IntegrityError
+from airferry.host.threads import parallel_map
+from airferry.plan.models import Overlay, Plan
+
+MAX_TOLD = 50
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def gathered(function: Callable[[T], R], items: Iterable[T], *, jobs: int) -> list[R]:
+    """Return the function of each item, in their order; what fails for some items is tried for all.
+
+    Faults of the host and of bytes end it at once.
+
+    Raises:
+        AirferryError: for one item or more it failed; one error tells all.
+    """
+
+    def attempt(item: T) -> R | _Failed:
+        try:
+            return function(item)
+        except (HostError, IntegrityError):
+            raise
+        except AirferryError as error:
+            return _Failed(error)
+
+    done = parallel_map(attempt, list(items), jobs=jobs)
+    failures = [one.error for one in done if isinstance(one, _Failed)]
+    if failures:
+        raise combined(failures) from failures[0]
+    return [one for one in done if not isinstance(one, _Failed)]
+
+
+def combined(failures: Sequence[AirferryError]) -> AirferryError:
+    """Return one error for several: of their family, else of the first one's; one that is alone comes back as it is."""
+    told: dict[str, AirferryError] = {}
+    for error in failures:
+        for single in parts(error):
+            told.setdefault(single.message, single)
+    singles = list(told.values())
+    if len(singles) == 1:
+        return singles[0]
+    hints = list(dict.fromkeys(single.hint for single in singles if single.hint))
+    lines = []
+    for single in singles[:MAX_TOLD]:
+        lines.append(single.message)
+        if single.hint and len(hints) > 1:
+            lines.append(f"  hint: {single.hint}")
+    if len(singles) > MAX_TOLD:
+        lines.append(f"… and {len(singles) - MAX_TOLD} more")
+    first = singles[0]
+    family: type[AirferryError] = next(kind for kind in type(first).__mro__ if kind.__module__ == errors.__name__)
+    return family("\n".join(lines), hint=hints[0] if len(hints) == 1 else None, failures=tuple(singles))
+
+
+def parts(error: AirferryError) -> Sequence[AirferryError]:
+    """Return the errors that an error combines, or it alone."""
+    found = error.fields.get("failures")
+    return found if isinstance(found, tuple) else (error,)
+
+
+@contextmanager
+def naming(place: str, *, hint: str | None = None) -> Iterator[None]:
+    """Put the place in the user's files before the message of what fails, and a way out behind its hint.
+
+    The host's faults have no such place.
+    """
+    try:
+        yield
+    except HostError:
+        raise
+    except AirferryError as error:
+        hints = [text for text in (error.hint, hint) if text]
+        told = f"{place}: {error.message}"
+        raise type(error)(told, hint="; ".join(hints) or None, **error.fields) from error
+
+
+@contextmanager
+def naming_base(plan: Plan, key: str) -> Iterator[None]:
+    """Name the first image that is built on a base; a default is named as such, with the key to set."""
+    place = base_place(plan, key)
+    if place is not None:
+        with naming(place):
+            yield
+        return
+    default = f"{plan.config.path}: `launcher_image.base_image` is not set, and its default is `{key}`"
+    with naming(default, hint="set `launcher_image.base_image` to a base that this host can pull"):
+        yield
+
+
+def base_place(plan: Plan, key: str) -> str | None:
+    """Return `file:line` of the first image that is built on a base, or None where that is the launcher's default."""
+    config = plan.config
+    for name, image in config.execution_images.items():
+        if image.base_image.key == key:
+            return f"{config.path}:{config.line('execution_images', name, 'base_image')}"
+    launcher = config.launcher_image
+    if launcher is None or "base_image" not in launcher.model_fields_set:
+        return None
+    return f"{config.path}:{config.line('launcher_image', 'base_image')}"
+
+
+def overlay_place(plan: Plan, overlay: Overlay) -> str:
+    """Return `file:line` of the first step config, else the first image, that asks for an overlay."""
+    for step in plan.steps:
+        if overlay in step.overlays and step.config_path is not None:
+            lines = step.config_path.read_text(encoding="utf-8").splitlines()
+            numbers = [number for number, line in enumerate(lines, 1) if overlay.key in line]
+            return f"{step.config_path}:{numbers[0]}" if numbers else str(step.config_path)
+    config = plan.config
+    for name, image in config.execution_images.items():
+        if any((spec.url, spec.ref) == (overlay.url, overlay.ref) for spec in image.overlays):
+            return f"{config.path}:{config.line('execution_images', name, 'overlays')}"
+    return str(config.path)
+
+
+class _Failed:
+    def __init__(self, error: AirferryError) -> None:
+        self.error = error

@@ -1,0 +1,99 @@
+"""What a build of a plan reaches for, asked before it hurts: registries, Git hosts, the package index.
+
+Each is asked once, side by side, for a limited time, the way that the build would ask. Nothing is fetched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from airferry.build import contexts, overlays
+from airferry.build.git_addresses import redact
+from airferry.build.locking import needed_bases
+from airferry.build.pip import Pip
+from airferry.buildah.preflight import Check
+from airferry.config import RegistryBase
+from airferry.errors import AirferryError, RegistryError
+from airferry.events import Emit, Event, Warned
+from airferry.host.threads import parallel_map
+from airferry.oci.reference import parse_reference
+from airferry.plan.catalogue_lock import read_catalogue_lock
+from airferry.plan.locked_packages import GitSource
+from airferry.plan.models import Plan
+from airferry.registry.client import ClientOptions, open_clients
+from airferry.registry.pulls import Pulls
+from airferry.registry.retry import RetryPolicy
+
+QUESTIONS_AT_ONCE = 8
+GIT_S = 20.0
+INDEX_S = 30.0
+_QUICKLY = ClientOptions(connect_timeout_s=5.0, read_timeout_s=15.0, retry=RetryPolicy(attempts=1))
+
+
+def ask_all(plan: Plan, *, emit: Emit) -> list[Check]:
+    """Ask for all that a build of a plan needs from elsewhere, and return a line for each, in a fixed order."""
+
+    def warnings(event: Event) -> None:
+        if isinstance(event, Warned):
+            emit(event)
+
+    with open_clients(_QUICKLY, emit=emit) as clients:
+        pulls = Pulls(clients, emit=warnings)
+        index = partial(_check, "package index", partial(Pip(emit=emit).ask_index, timeout_s=INDEX_S))
+        questions: list[Callable[[], Check]] = [*_source(plan), *_bases(plan, pulls), *_git(plan), index]
+        return parallel_map(lambda ask: ask(), questions, jobs=QUESTIONS_AT_ONCE)
+
+
+def _source(plan: Plan) -> Iterator[Callable[[], Check]]:
+    if plan.launcher is not None:
+        yield partial(
+            _check,
+            "source of the launcher",
+            lambda: f"Git tracks {len(contexts.tracked_files(plan.source_root))} files in `{plan.source_root}`",
+        )
+
+
+def _bases(plan: Plan, pulls: Pulls) -> Iterator[Callable[[], Check]]:
+    bases = [base for base, _platforms in needed_bases(plan).values()]
+    for text in sorted({base.reference for base in bases if isinstance(base, RegistryBase)}):
+        yield partial(_check, f"base {text}", partial(_find_base, text, pulls))
+
+
+def _find_base(text: str, pulls: Pulls) -> str:
+    reference = parse_reference(text)
+    source = pulls.source(reference)
+    digest = source.find(reference.target)
+    if digest is None:
+        raise RegistryError("no registry that is asked has such an image", hint="check its name and tag")
+    return digest if str(source) == reference.name else f"{digest} from `{source}`"
+
+
+def _git(plan: Plan) -> Iterator[Callable[[], Check]]:
+    """Yield a question for each ref of an overlay, and each repository of the catalogue's lock."""
+    for overlay in plan.overlays:
+        name = f"Git {redact(overlay.url)}@{overlay.ref}"
+        yield partial(_check, name, partial(_find_ref, overlay.url, overlay.ref))
+    asked = {overlay.url for overlay in plan.overlays}
+    for url in _locked_repositories(plan):
+        if url not in asked:
+            yield partial(_check, f"Git {redact(url)}", partial(_find_ref, url, "HEAD"))
+
+
+def _locked_repositories(plan: Plan) -> list[str]:
+    if plan.lock_path is None:
+        return []
+    packages = read_catalogue_lock(plan.lock_path).packages.values()
+    return sorted({one.source.url for several in packages for one in several if isinstance(one.source, GitSource)})
+
+
+def _find_ref(url: str, ref: str) -> str:
+    commit = overlays.find_ref(url, ref, timeout_s=GIT_S)
+    return commit or "the host answers; whether it has the commit shows when it is fetched"
+
+
+def _check(name: str, ask: Callable[[], str]) -> Check:
+    try:
+        return Check(name, "ok", ask())
+    except AirferryError as error:
+        return Check(name, "fail", error.message, error.hint)

@@ -1,0 +1,109 @@
+"""`doctor` asks what a build would ask: registries by way of mirrors, Git hosts, the package index."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from airferry.buildah.preflight import Check
+from airferry.config import load_config
+from airferry.events import Event, Notice, Warned
+from airferry.oci.documents import IMAGE_MANIFEST
+from airferry.plan.planner import make_plan
+from airferry.usecases.reach import ask_all
+from catalogues import airgap, mounting, write_airgap, write_step
+from scripted_registry import ScriptedRegistry, run_scripted, sha256
+
+COMMIT = "0123456789" * 4
+
+
+@pytest.fixture
+def registry() -> Iterator[ScriptedRegistry]:
+    with run_scripted() as running:
+        yield running
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("XDG_CONFIG_HOME", "REGISTRIES_CONFIG_PATH", "CONTAINERS_REGISTRIES_CONF", "PIP_FIND_LINKS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    # so that an index, where there is one, is not asked
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    return tmp_path
+
+
+def asked(home: Path, document: dict[str, object], events: list[Event] | None = None) -> dict[str, Check]:
+    plan = make_plan(load_config(write_airgap(home, document)))
+    return {check.name: check for check in ask_all(plan, emit=(events if events is not None else []).append)}
+
+
+def test_each_question_has_a_line_and_each_failure_a_way_out(registry: ScriptedRegistry, home: Path) -> None:
+    conf = home / "home/.config/containers/registries.conf"
+    conf.parent.mkdir(parents=True)
+    conf.write_text(
+        f'[[registry]]\nprefix = "nvcr.invalid"\nlocation = "{registry.address}/cache"\ninsecure = true\n'
+        '[[registry]]\nlocation = "docker.io"\nblocked = true\n'
+    )
+    (home / "home/.gitconfig").write_text(f'[url "{home}/"]\n  insteadOf = https://git.invalid/\n')
+    repository = home / "repository"
+    subprocess.run(["git", "init", "-q", "-b", "main", repository], check=True)
+    author = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    subprocess.run(["git", "-C", repository, *author, "commit", "-q", "--allow-empty", "-m", "one"], check=True)
+    registry.manifests["cache/nvidia/nemo@1"] = (b"{}", IMAGE_MANIFEST)
+    configs = {
+        f"s/{number}": {"tiny": mounting(f"https://git.invalid/{overlay},/opt/{number}")}
+        for number, overlay in enumerate(
+            ("repository@main", f"repository@{COMMIT}", "repository@mian", f"absent@{COMMIT}")
+        )
+    }
+    for step_id, config in configs.items():
+        write_step(home, step_id, configs=config)
+    images = {"one": "nvcr.invalid/nvidia/nemo:1", "two": f"{registry.address}/a/b:1"}
+    document = airgap(images, {step_id: "one" if step_id == "s/0" else "two" for step_id in configs})
+    events: list[Event] = []
+    checks = asked(home, document, events)
+    assert list(checks) == [
+        "source of the launcher",
+        f"base {registry.address}/a/b:1",
+        "base nvcr.invalid/nvidia/nemo:1",
+        "base python:3.12-slim",
+        *(name for name in checks if name.startswith("Git ")),
+        "package index",
+    ]
+    assert len(checks) == 9
+    assert {name for name, check in checks.items() if check.status == "ok"} == {
+        "base nvcr.invalid/nvidia/nemo:1",
+        "Git https://git.invalid/repository@main",
+        f"Git https://git.invalid/repository@{COMMIT}",
+        "package index",
+    }
+    assert all(check.hint for check in checks.values() if check.status == "fail")
+    assert (
+        checks["base nvcr.invalid/nvidia/nemo:1"].detail
+        == f"{sha256(b'{}')} from `{registry.address}/cache/nvidia/nemo`"
+    )
+    assert f"{conf}:7: pulls from `docker.io/library/python` are blocked" in checks["base python:3.12-slim"].detail
+    assert checks[f"base {registry.address}/a/b:1"].detail == "no registry that is asked has such an image"
+    assert "`main`" in str(checks["Git https://git.invalid/repository@mian"].hint)
+    assert str(home / "absent") in checks[f"Git https://git.invalid/absent@{COMMIT}"].detail
+    assert len([event for event in events if isinstance(event, Warned)]) == 1
+    assert not [event for event in events if isinstance(event, Notice)]
+
+
+def test_the_index_is_asked_as_pip_is_configured(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_step(home, "s/one")
+    document = airgap({"one": "oci:nowhere:x"}, {"s/one": "one"})
+    monkeypatch.setenv("PIP_FIND_LINKS", str(home))
+    assert asked(home, document)["package index"].detail == "answers, and does not have `pip`"
+    (home / "pip-99.9-py3-none-any.whl").write_bytes(b"")
+    assert asked(home, document)["package index"].detail == "answers"
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.delenv("PIP_FIND_LINKS")
+    monkeypatch.setenv("PIP_INDEX_URL", "https://me:secret@127.0.0.1:9/simple")
+    check = asked(home, document)["package index"]
+    assert check.status == "fail" and "Connection refused" in check.detail
+    assert "secret" not in f"{check.detail} {check.hint}"
