@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from airferry.buildah.engine import open_engine
-from airferry.bundle.manifest import BundleManifest, ImageEntry, PlatformEntry
+from airferry.bundle.manifest import MANIFEST_FILE, BundleManifest, ImageEntry, PlatformEntry
 from airferry.errors import ConfigurationError, UsageError
 from airferry.events import Event, Notice
 from airferry.host import files, process
@@ -63,13 +63,23 @@ class Built:
         return self.image(beginning).platforms["linux/amd64"]
 
 
+def own_config(folder: Path, catalogue: str) -> Path:
+    """Write a customer's own config for `train/run` that inherits from the catalogue and from a file next to it."""
+    folder.mkdir()
+    (folder / "site.yaml").write_text("run: {env: {nodes: 2}}\n")
+    tiny = f"{catalogue}/src/nemotron/steps/train/run/config/tiny.yaml"
+    (folder / "mine.yaml").write_text(f"defaults: [{tiny}, site]\na: 7\n")
+    return folder / "mine.yaml"
+
+
 @pytest.fixture(scope="module")
 def built(near_base: Path, near_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
     """A launcher, an image with addition and overlay, and one that lacks nothing, with archives."""
     side = make_near_side(tmp_path_factory.mktemp("built") / "near", near_base)
     image = side.document["execution_images"]["py"]
+    own = own_config(side.root / "own", "../catalogue")
     side.write(
-        workflow={"name": "tests", "stages": ["train/run:tiny", "bare/nothing:tiny"]},
+        workflow={"name": "tests", "stages": ["train/run:tiny", "bare/nothing:tiny", f"train/run:{own}"]},
         step_execution_images={"train/run": "py", "bare/nothing": "bare"},
         execution_images={"py": image, "bare": {**image, "tag": "bare:1", "tar": "bare.tar"}},
         archives=True,
@@ -109,6 +119,12 @@ def test_the_catalogue_is_in_the_launcher_alone_without_secrets_and_output(built
     workspace = "workspace/Nemotron"
     assert f"{workspace}/src/nemotron/steps/train/run/step.py" in carried
     assert f"{workspace}/pyproject.toml" in carried
+    step = f"{workspace}/src/nemotron/steps/train/run"
+    assert carried[f"{step}/config/mine.yaml"] == b"defaults: [tiny.yaml, ../inherited/mine/site.yaml]\na: 7\n"
+    assert carried[f"{step}/inherited/mine/site.yaml"] == b"run: {env: {nodes: 2}}\n"
+    assert str(built.side.root).encode() not in (built.side.out / "airgap-manifest.yaml").read_bytes().replace(
+        built.side.thing.as_uri().encode(), b""
+    ).replace(str(built.side.base).encode(), b"")
     for name in (".env", "env.toml", "untracked.txt", "out/tracked.txt"):
         assert f"{workspace}/{name}" not in carried
     assert not [path for path, data in carried.items() if data and b"SECRET" in data]
@@ -249,7 +265,13 @@ def test_the_same_lock_gives_the_same_root_anywhere(
     git(elsewhere, "clone", "--quiet", str(side.catalogue), "clone")
     git(clone, "rm", "--quiet", "out/tracked.txt")
     source = {"root": str(clone), "lock": str(clone / "requirements.txt")}
-    document = {**side.document, "paths": {"output_dir": str(elsewhere / "out")}, "source": source}
+    stages = [*side.document["workflow"]["stages"][:-1], f"train/run:{own_config(elsewhere / 'own', str(clone))}"]
+    document = {
+        **side.document,
+        "workflow": {"name": "tests", "stages": stages},
+        "paths": {"output_dir": str(elsewhere / "out")},
+        "source": source,
+    }
     config = elsewhere / "airgap.yaml"
     config.write_text(yaml.safe_dump(document, sort_keys=False))
     old = os.umask(0o077)
@@ -271,6 +293,7 @@ def test_the_same_lock_gives_the_same_root_anywhere(
     assert {image["reference"]: image["digest"] for image in answer["images"]} == {
         image.reference: image.digest for image in built.manifest.images
     }
+    assert (elsewhere / "out" / MANIFEST_FILE).read_text() == (side.out / MANIFEST_FILE).read_text()
     assert answer["root"] == built.outcome.root
     assert list((elsewhere / "tmp").iterdir()) == []
 

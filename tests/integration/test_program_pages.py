@@ -28,7 +28,8 @@ from catalogues import STEPS, write_airgap, write_step
 from near_side import REFERENCE, commit_all, make_near_side
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README", "near-side", "far-side", "site", "security-officer")
+PAGES = ("README", "near-side", "far-side", "site", "security-officer", "your-own-catalogue")
+IN_ONE_SHELL = ("your-own-catalogue",)
 BLOCK = re.compile(r"(?:^<!-- (?P<mark>[^>]*) -->\n)?^```sh\n(?P<script>.*?)^```", re.MULTILINE | re.DOTALL)
 NOT_HERE = re.compile(r"sudo |nvcr\.io|^scripts/|^oras |<!--", re.MULTILINE)
 CATALOGUE_URL = "https://github.com/NVIDIA-NeMo/Nemotron.git"
@@ -73,6 +74,7 @@ class Workplace:
         script = script.replace("/etc/ssl/site-ca.pem", str(self.home / "tls" / "ca.crt"))
         script = script.replace("nvcr.io/nvidia/nemo=", f"{self.registry}/outside/base=")
         script = script.replace("git clone ", "rm -rf ~/Nemotron; git clone ")
+        script = script.replace("airferry site init", "rm -f site.yaml; airferry site init")
         return script.replace("python:3.12-slim", f"{self.registry}/{BASE}")
 
     def run(self, script: str) -> None:
@@ -175,6 +177,9 @@ def test_the_commands_of_a_page_run(page: str, workplace: Workplace) -> None:
     # twice, so that the second receipt's load made no tag: a tag that is new is one that this registry cannot remove
     for receipt in ("first.yaml", "airgap-receipt.yaml"):
         workplace.run(f"airferry load out --to {workplace.registry}/nemotron --receipt {receipt}")
+    if page in IN_ONE_SHELL:
+        workplace.run(workplace.translate("".join(block["script"] for block in blocks)))
+        return
     for block in blocks:
         mark, script = block["mark"] or "", workplace.translate(block["script"])
         if mark.startswith("not run: "):

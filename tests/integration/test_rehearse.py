@@ -256,9 +256,9 @@ def test_a_step_that_there_is_none_of_is_named(yard: NearSide, sealed: usecases.
 
 def test_a_step_that_git_does_not_track_is_named(yard: NearSide, sealed: usecases.BuildOutcome) -> None:
     yard.write(**stages(*HARMLESS))
-    git(yard.catalogue, "rm", "--quiet", "--cached", "src/nemotron/steps/good/step/config/tiny.yaml")
+    git(yard.catalogue, "rm", "--quiet", "--cached", "src/nemotron/steps/good/step/step.py")
     try:
-        with pytest.raises(ConfigurationError, match=r"good/step/config/tiny\.yaml` is not among what Git tracks"):
+        with pytest.raises(ConfigurationError, match=r"good/step/step\.py` is not among what Git tracks"):
             usecases.rehearse(yard.selection())
     finally:
         git(yard.catalogue, "add", "--all")

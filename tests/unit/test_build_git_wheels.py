@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from airferry.build.git_versions import difference, needs_history, shortened_id
+from airferry.build.git_versions import difference, has_fixed_version, needs_history, shortened_id
 from airferry.build.pip import Pip, wheel_target
 from airferry.build.wheels import Pin, Wheel, WheelStore
 from airferry.errors import BuildError, HostError
@@ -160,6 +161,20 @@ def test_tools_that_count_commits_are_known(tmp_path: Path, text: str) -> None:
     assert needs_history(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("text", "fixed"),
+    [
+        ('[project]\nversion = "1"\n', True),
+        ('[project]\ndynamic = ["version"]\n', False),
+        ("[project", False),
+        ("", False),
+    ],
+)
+def test_a_fixed_version_takes_no_history(tmp_path: Path, text: str, fixed: bool) -> None:
+    (tmp_path / "pyproject.toml").write_text(text)
+    assert (has_fixed_version(tmp_path), needs_history(tmp_path)) == (fixed, False)
+
+
 def test_a_build_script_reaches_neither_files_nor_network_nor_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,3 +234,24 @@ def test_what_is_confined_ends_with_its_code_and_its_words(tmp_path: Path) -> No
         timeout_s=60,
     )
     assert (done.returncode, done.tail) == (7, ("last words",))
+
+
+def test_an_interpreter_outside_of_the_system_is_shown_without_its_pip_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefix = tmp_path / "python"
+    prefix.mkdir()
+    (prefix / "pip.conf").write_text("secret")
+    (prefix / "shown").write_text("shown")
+    for name in ("base_prefix", "base_exec_prefix"):
+        monkeypatch.setattr(sys, name, str(prefix))
+    done = confinement.run_confined(
+        ["/bin/cat", prefix / "shown", prefix / "pip.conf"],
+        scratch=tmp_path / "scratch",
+        read={},
+        write={},
+        cwd="/tmp",
+        environment={},
+        timeout_s=60,
+    )
+    assert (done.returncode, done.text) == (0, "shown")

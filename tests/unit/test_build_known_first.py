@@ -198,7 +198,7 @@ def test_what_all_images_lack_is_one_error(
 
     monkeypatch.setattr(locking, "refuse_missing", refuse)
     monkeypatch.setattr(locking.Locker, "_ask", lambda *_: JobModules(None))  # type: ignore[arg-type]
-    monkeypatch.setattr(locking.Locker, "_lock", lambda *_: pytest.fail("a wheel would be fetched"))
+    monkeypatch.setattr(locking.Locker, "_additions", lambda *_: pytest.fail("a wheel would be fetched"))
     for name in ("one", "two"):
         store = LayoutStore.create(home / name)
         children = [put_image(store, [{name: b"b"}], platform=str(item))[0] for item in (AMD64, ARM64)]

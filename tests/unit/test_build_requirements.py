@@ -428,3 +428,19 @@ def test_core_modules_and_modules_without_a_name_are_told_together_before_any_wh
     assert "what only a base can bring: steps/a/step.py:8: `numpy`; steps/a/step.py:7: `torch`" in core
     assert "whose distribution nothing names: steps/a/step.py:9: `nobody_knows`" in unnamed
     assert case.calls == []
+
+
+def test_all_that_has_neither_a_wheel_nor_a_compiler_is_told_at_once_with_who_asks(case: Case) -> None:
+    for name in ("native_one", "native_two"):
+        make_wheel(case.index, name, "1.0", tag="cp311-cp311-manylinux_2_17_aarch64")
+    case.wheel("asks", "1.0", "native_two")
+    case.wheel("fine", "1.0")
+    named = {name: name for name in ("native_one", "asks", "fine")} | {"native_three": "native_three==9.9"}
+    make_wheel(case.index, "native_three", "9.9", tag="cp311-cp311-manylinux_2_17_s390x")
+    with pytest.raises(BuildError) as caught:
+        case.resolve(dict.fromkeys(named, MISSING), named=named)
+    lines = [line for line in caught.value.message.splitlines() if "hint:" not in line]
+    assert [line.partition("`")[2].partition("`")[0] for line in lines] == ["native-one", "native-three==9.9"]
+    assert "it has wheels for `manylinux_2_17_aarch64` (asked for by `native_one` (steps/a/step.py:7))" in lines[0]
+    with pytest.raises(BuildError, match=r"`native-two` has no wheel .* \(asked for by `asks` 1\.0\)"):
+        case.resolve({"asks": MISSING}, named=named)

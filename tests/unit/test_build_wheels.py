@@ -139,9 +139,7 @@ def test_no_wheel_for_the_platform_names_the_platforms_that_there_are(tmp_path: 
 def test_all_that_has_no_wheel_is_named_at_once(tmp_path: Path) -> None:
     for name in ("native", "other"):
         make_wheel(tmp_path / "index", name, "1.0", tag="cp311-cp311-win_amd64")
-    with pytest.raises(
-        BuildError, match=r"^2 distributions cannot be had: `native==1\.0` has .*; `other==1\.0` has"
-    ) as e:
+    with pytest.raises(BuildError, match=r"^`native==1\.0` has no wheel .*\n`other==1\.0` has no wheel") as e:
         store(tmp_path / "cache", tmp_path / "index").fetch([Pin("native", "==1.0"), Pin("other", "==1.0")], ARM64)
     assert (e.value.hint or "").count("name a version") == 1
 

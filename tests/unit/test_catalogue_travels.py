@@ -413,6 +413,27 @@ def test_the_registry_has_it_pinned_by_digest(tmp_path: Path, bundle: Path) -> N
             thread.join(10)
 
 
+@pytest.mark.parametrize(
+    ("steps", "package"),
+    [("../steps", "a.b"), ("/etc", "a.b"), ("a/../../b", "a.b"), ("", "a.b"), ("src/steps", "a-b"), ("src/steps", "")],
+)
+def test_a_receipt_cannot_lead_out_of_the_catalogue(tmp_path: Path, steps: str, package: str) -> None:
+    held = ReceiptCatalogue(pinned=f"hub.site:5000/airgap/x@{DIGEST}", steps="src/steps", package="a.b")
+    receipt = receipt_of(DIGEST, catalogue=held.model_copy(update={"steps": steps, "package": package}))
+    path = put(tmp_path, receipt)
+    with pytest.raises(IntegrityError, match=f"catalogue.{'package' if steps == 'src/steps' else 'steps'}"):
+        usecases.overlays(path, source=tmp_path, out=tmp_path / "jobs")
+
+
+def test_receipts_of_an_older_airferry_are_read(tmp_path: Path) -> None:
+    receipt = put(tmp_path, receipt_of(DIGEST))
+    receipt.write_bytes(receipt.read_bytes().replace(b"schema_version: 2", b"schema_version: 1"))
+    source = write_catalogue(tmp_path / "code")
+    assert usecases.overlays(receipt, source=source, out=tmp_path / "jobs").steps
+    with pytest.raises(UsageError, match="carries no catalogue"):
+        usecases.overlays(receipt, out=tmp_path / "jobs")
+
+
 def test_a_catalogue_that_is_nowhere_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     receipt = put(tmp_path, receipt_of(DIGEST))
     assert run(["overlays", str(receipt), "--out", str(tmp_path / "made")]) == 2

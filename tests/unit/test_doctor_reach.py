@@ -87,7 +87,7 @@ def test_each_question_has_a_line_and_each_failure_a_way_out(registry: ScriptedR
         == f"{sha256(b'{}')} from `{registry.address}/cache/nvidia/nemo`"
     )
     assert f"{conf}:7: pulls from `docker.io/library/python` are blocked" in checks["base python:3.12-slim"].detail
-    assert checks[f"base {registry.address}/a/b:1"].detail == "no registry that is asked has such an image"
+    assert checks[f"base {registry.address}/a/b:1"].detail == "there is no such image"
     assert "`main`" in str(checks["Git https://git.invalid/repository@mian"].hint)
     assert str(home / "absent") in checks[f"Git https://git.invalid/absent@{COMMIT}"].detail
     assert len([event for event in events if isinstance(event, Warned)]) == 1

@@ -60,6 +60,15 @@ def test_a_step_without_one_takes_its_own_config_and_the_image() -> None:
     assert commands == [f"nemotron steps run sft/one -c tiny -b PROFILE run.env.container_image={IMAGE}"]
 
 
+def test_another_catalogue_is_submitted_as_it_says() -> None:
+    receipt = receipt_of(DIGEST, submit="acme run {step} --file {config} {overrides}")
+    assert outcome(receipt, baked=False).submit_commands() == [
+        f"acme run sft/one --file tiny run.env.container_image={IMAGE}"
+    ]
+    (line,) = outcome(receipt_of(DIGEST, submit=""), baked=False).submit_commands()
+    assert line.startswith("# no command is known") and IMAGE in line and "nemotron" not in line
+
+
 def test_configs_of_one_step_have_their_own_images() -> None:
     receipt = receipt_of(DIGEST).model_copy(
         update={

@@ -103,7 +103,7 @@ def test_a_step_toml_that_is_none_is_refused_at_its_line(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("text", ["", ":tiny", "../etc", "a/../b", "/a", "a:../b", "a b"])
 def test_targets_cannot_leave_the_catalogue(text: str) -> None:
-    with pytest.raises(ConfigurationError, match="is no target"):
+    with pytest.raises(ConfigurationError, match="is not a target"):
         parse_target(text)
 
 

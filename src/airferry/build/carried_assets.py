@@ -63,7 +63,7 @@ def carry_assets(plan: Plan, store: LayoutStore, journal: Journal, *, emit: Emit
             AssetEntry(
                 name=name,
                 kind=manifest.kind,
-                steps=choice.steps,
+                steps=tuple(plan.own_names.get(name, name) for name in choice.steps),
                 target=choice.target,
                 files=len(manifest.files),
                 size_bytes=manifest.size_bytes,

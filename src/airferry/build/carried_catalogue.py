@@ -6,7 +6,7 @@ It holds what Git tracks, as the launcher's image does, and always the files of 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -33,7 +33,6 @@ from airferry.oci.layout import LayoutStore
 from airferry.oci.ports import blocks
 from airferry.oci.tar import END_OF_ARCHIVE, SYMLINK, TarEntry, padding, tar_header
 from airferry.plan.models import Plan
-from airferry.plan.step_config import StepConfigReader
 from airferry.wording import counted
 
 ZSTD_LEVEL = 9
@@ -66,7 +65,7 @@ def carry_catalogue(plan: Plan, store: LayoutStore, *, scratch: Path, emit: Emit
         BuildError: a file changed while it was read.
         HostError: a file cannot be read, or the disk is full.
     """
-    listed, tracked = catalogue_files(plan, emit=emit)
+    listed, tracked = catalogue_files(plan, contexts.plan_configs(plan, scratch), emit=emit)
     files = [(item.path, _size_bytes(item.source), item.source) for item in _allowed(listed, emit)]
     unpacked = sum(size for _path, size, _source in files)
     reason = ""
@@ -110,7 +109,9 @@ def carry_catalogue(plan: Plan, store: LayoutStore, *, scratch: Path, emit: Emit
     return CarriedCatalogue(entry, (listed_as, descriptor))
 
 
-def catalogue_files(plan: Plan, *, emit: Emit) -> tuple[list[CatalogueFile], bool]:
+def catalogue_files(
+    plan: Plan, configs: Mapping[PurePosixPath, Path], *, emit: Emit
+) -> tuple[list[CatalogueFile], bool]:
     """Return what the artifact is to hold, sorted by path, and whether it is what Git tracks.
 
     A source in no Git repository gives what lies in the top folder that holds the steps, without hidden files and
@@ -132,10 +133,12 @@ def catalogue_files(plan: Plan, *, emit: Emit) -> tuple[list[CatalogueFile], boo
             )
         )
     added = []
-    for item in _needed(plan):
+    own = {item.name for step in plan.steps if step.target.path for item in step.config_files if item.data is not None}
+    for item in _needed(plan, configs):
         if item.path not in found:
             found[item.path] = item
-            added.append(item.path.as_posix())
+            if item.path.as_posix() not in own:
+                added.append(item.path.as_posix())
     if added:
         shown = ", ".join(f"`{path}`" for path in added[:SHOWN])
         more = f" and {len(added) - SHOWN} more" if len(added) > SHOWN else ""
@@ -159,19 +162,13 @@ def _lying_there(root: Path, top: str, output: Path) -> Iterator[CatalogueFile]:
                 yield CatalogueFile(PurePosixPath(path.relative_to(root).as_posix()), path)
 
 
-def _needed(plan: Plan) -> Iterator[CatalogueFile]:
-    """Yield the files of the plan's targets that lie in the catalogue: step, description, config and its bases."""
-    reader = StepConfigReader()
-    root = plan.source_root.resolve()
-    paths: dict[Path, None] = {}
-    for step in plan.steps:
-        paths.update(dict.fromkeys((step.step_py, step.step_toml)))
-        if step.config_path is not None:
-            paths.update(dict.fromkeys(document.path for document in reader.documents(step.config_path)))
-    for path in paths:
-        resolved = path.resolve()
-        if resolved.is_relative_to(root):
-            yield CatalogueFile(PurePosixPath(resolved.relative_to(root).as_posix()), resolved)
+def _needed(plan: Plan, configs: Mapping[PurePosixPath, Path]) -> Iterator[CatalogueFile]:
+    """Yield the files of the plan's targets: step, description, and what their configs consist of."""
+    for path in dict.fromkeys(path for step in plan.steps for path in (step.step_py, step.step_toml)):
+        name = path.relative_to(plan.source_root).as_posix()
+        yield CatalogueFile(PurePosixPath(name), path.resolve())
+    for place, source in configs.items():
+        yield CatalogueFile(place, source)
 
 
 def _allowed(found: Sequence[CatalogueFile], emit: Emit) -> Iterator[CatalogueFile]:

@@ -14,10 +14,11 @@ from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion
 
 from airferry.build.compilation import Compiler
+from airferry.build.failures import parts, raise_all
 from airferry.build.pip import WheelTarget
 from airferry.build.probe import InstalledDistribution, ProbeResult
 from airferry.build.wheels import Pin, Wheel, WheelStore
-from airferry.errors import BuildError
+from airferry.errors import AirferryError, BuildError
 from airferry.plan.catalogue_lock import CatalogueLock
 from airferry.plan.locked_packages import GitSource, LocalSource, LockedPackage, ResolutionRules, UrlSource
 from airferry.plan.modules import CORE_MODULES
@@ -142,11 +143,7 @@ class Closure:
         try:
             wheels = self._store.fetch(pins, self._target, compiler=self._compiler)
         except BuildError as error:
-            asked = next((pin for pin in pins if f"`{pin.requirement}`" in error.message), None)
-            if asked is None:
-                raise
-            parents = ", ".join(sorted(self._wants[asked.key].parents))
-            raise BuildError(f"{error.message} (asked for by {parents})", hint=error.hint, **error.fields) from error
+            raise_all([self._asked_for(one, pins) for one in parts(error)])
         for name, pin, wheel in zip(names, pins, wheels, strict=True):
             want = self._wants[name]
             want.wheel, want.git, want.address, want.closed_for = wheel, pin.git, pin.address, None
@@ -155,6 +152,14 @@ class Closure:
                     f"`{wheel.filename}` does not satisfy `{name}{want.specifier}` "
                     f"(asked for by {', '.join(sorted(want.parents))})"
                 )
+
+    def _asked_for(self, error: AirferryError, pins: Sequence[Pin]) -> AirferryError:
+        """Return an error with who asks for what it is about."""
+        asked = next((pin for pin in pins if f"`{pin.requirement}`" in error.message), None)
+        if asked is None:
+            return error
+        parents = ", ".join(sorted(self._wants[asked.key].parents))
+        return BuildError(f"{error.message} (asked for by {parents})", hint=error.hint, **error.fields)
 
     def _pin(self, name: str, want: _Want) -> Pin:
         if want.git is not None and want.wheel is None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from airferry.build import overlays
@@ -17,6 +17,7 @@ from airferry.errors import BuildError, ConfigurationError
 from airferry.events import Emit
 from airferry.host import files, process
 from airferry.host.shipped import shipped
+from airferry.plan.models import Plan
 
 LISTING_S = 600.0
 MAX_TRACKED_FILES = 1_000_000
@@ -59,8 +60,10 @@ def launcher_context(
     excluded: Sequence[Path],
     additions: Sequence[Wheel],
     pip: Path,
+    configs: Mapping[PurePosixPath, Path],
 ) -> None:
-    """Lay out the context of the launcher image: what Git tracks, without `excluded` folders, `.env` and `env.toml`.
+    """Lay out the context of the launcher image: what Git tracks, without `excluded` folders, `.env` and `env.toml`,
+    and the `configs` of the plan's targets.
 
     Raises:
         ConfigurationError: the catalogue is not in a Git repository.
@@ -68,7 +71,7 @@ def launcher_context(
     files.ensure_directory(into)
     shutil.copyfile(shipped("containerfiles") / "install-launcher.sh", into / "install.sh")
     wheelhouse(additions, into / "wheels", pip=pip if additions else None)
-    copy_tracked(source_root, into / "source", excluded=excluded)
+    copy_tracked(source_root, into / "source", excluded=excluded, configs=configs)
 
 
 def tracked_files(source_root: Path) -> list[PurePosixPath]:
@@ -92,7 +95,9 @@ def tracked_files(source_root: Path) -> list[PurePosixPath]:
     return names
 
 
-def copy_tracked(source_root: Path, into: Path, *, excluded: Sequence[Path]) -> None:
+def copy_tracked(
+    source_root: Path, into: Path, *, excluded: Sequence[Path], configs: Mapping[PurePosixPath, Path] | None = None
+) -> None:
     """Copy what Git tracks below a folder, as it is in the working tree, with modes 755 and 644 and links kept.
 
     Folders get mode 755 too, whatever the umask is.
@@ -100,7 +105,12 @@ def copy_tracked(source_root: Path, into: Path, *, excluded: Sequence[Path]) -> 
     Files that are tracked but deleted are left out, as are `.env` and `env.toml` anywhere, since they hold secrets.
     """
     _open_directory(into)
-    for name, source in carried(source_root, excluded):
+    copy_files(carried(source_root, excluded, configs), into)
+
+
+def copy_files(found: Iterable[tuple[PurePosixPath, Path]], into: Path) -> None:
+    """Copy files and links to their names below a folder, with modes 755 and 644."""
+    for name, source in found:
         target = into / name
         _open_directory(target.parent)
         if source.is_symlink():
@@ -117,10 +127,12 @@ def _open_directory(path: Path) -> None:
         path.chmod(0o755)
 
 
-def tracked_digest(source_root: Path, *, excluded: Sequence[Path]) -> str:
+def tracked_digest(
+    source_root: Path, *, excluded: Sequence[Path], configs: Mapping[PurePosixPath, Path] | None = None
+) -> str:
     """Return the digest of what `copy_tracked` would copy: names, modes, links and contents."""
     state = hashlib.sha256()
-    for name, source in carried(source_root, excluded):
+    for name, source in carried(source_root, excluded, configs):
         if source.is_symlink():
             kind, content = b"l", os.fsencode(source.readlink())
         else:
@@ -132,17 +144,39 @@ def tracked_digest(source_root: Path, *, excluded: Sequence[Path]) -> str:
     return "sha256:" + state.hexdigest()
 
 
-def carried(source_root: Path, excluded: Sequence[Path]) -> Iterator[tuple[PurePosixPath, Path]]:
-    """Yield what the launcher carries: the name of each file and link that Git tracks, sorted, and where it is.
+def carried(
+    source_root: Path, excluded: Sequence[Path], configs: Mapping[PurePosixPath, Path] | None = None
+) -> Iterator[tuple[PurePosixPath, Path]]:
+    """Yield what the launcher carries: the name of each file and link, sorted, and where it is.
+
+    These are those that Git tracks, and of `configs` those that it does not.
 
     Raises:
         ConfigurationError: the folder is not in a Git repository.
     """
     shut_out = [path.resolve() for path in excluded]
     root = source_root.resolve()
+    found = dict(configs or {})
     for name in tracked_files(source_root):
         source = root / name
         if name.name in NEVER_IN_LAUNCHER or any(path == source or path in source.parents for path in shut_out):
             continue
         if source.is_symlink() or source.is_file():
-            yield name, source
+            found[name] = source
+    yield from sorted(found.items())
+
+
+def plan_configs(plan: Plan, cache: Path) -> dict[PurePosixPath, Path]:
+    """Return the files that the configs of a plan's targets consist of, by their names in the catalogue as it travels.
+
+    Those that travel with other entries of `defaults:` are written to the cache, under the digest of their content.
+    """
+    found = {}
+    for item in plan.config_files:
+        source = item.source.resolve()
+        if item.data is not None:
+            source = cache / "configs" / f"{hashlib.sha256(item.data).hexdigest()}.yaml"
+            files.ensure_directory(source.parent)
+            files.write_bytes(source, item.data)
+        found[PurePosixPath(item.name)] = source
+    return found

@@ -54,14 +54,14 @@ hash -r 2>/dev/null
 """
 
 
-def launcher_environment(workspace: str, base: Iterable[str]) -> dict[str, str]:
+def launcher_environment(workspace: str, base: Iterable[str], *, code_folder: str) -> dict[str, str]:
     """Return the variables of the launcher's image, as Containerfile.launcher sets them over a base's."""
     path = next((line.partition("=")[2] for line in base if line.startswith("PATH=")), "") or DEFAULT_PATH
     return {
         **OFFLINE_ENVIRONMENT,
         "UV_OFFLINE": "1",
         "UV_PYTHON_DOWNLOADS": "never",
-        "PYTHONPATH": f"{workspace}/src",
+        "PYTHONPATH": code_folder,
         "PATH": f"{workspace}/.venv/bin:{path}",
     }
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from airferry import errors
 from airferry.errors import AirferryError, HostError, IntegrityError
@@ -39,8 +39,20 @@ def gathered(function: Callable[[T], R], items: Iterable[T], *, jobs: int) -> li
     done = parallel_map(attempt, list(items), jobs=jobs)
     failures = [one.error for one in done if isinstance(one, _Failed)]
     if failures:
-        raise combined(failures) from failures[0]
+        raise_all(failures)
     return [one for one in done if not isinstance(one, _Failed)]
+
+
+def raise_all(failures: Sequence[AirferryError]) -> NoReturn:
+    """Raise one error for several failures.
+
+    Raises:
+        AirferryError: always, see `combined`.
+    """
+    told = combined(failures)
+    if told in failures:
+        raise told
+    raise told from failures[0]
 
 
 def combined(failures: Sequence[AirferryError]) -> AirferryError:
@@ -107,7 +119,7 @@ def base_place(plan: Plan, key: str) -> str | None:
         if image.base_image.key == key:
             return f"{config.path}:{config.line('execution_images', name, 'base_image')}"
     launcher = config.launcher_image
-    if launcher is None or "base_image" not in launcher.model_fields_set:
+    if not launcher or "base_image" not in launcher.model_fields_set:
         return None
     return f"{config.path}:{config.line('launcher_image', 'base_image')}"
 

@@ -6,6 +6,7 @@ Such versions often hold a shortened commit id, whose length depends on the repo
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 from packaging.version import InvalidVersion, Version
@@ -27,13 +28,22 @@ _BUILD_FILES = ("pyproject.toml", "setup.py", "setup.cfg")
 
 def needs_history(project: Path) -> bool:
     """Tell whether a project's build files name a tool that computes versions of a repository's history and tags."""
-    for name in _BUILD_FILES:
-        path = project / name
-        if path.is_file() and not path.is_symlink() and path.stat().st_size <= MAX_PYPROJECT_BYTES:
-            text = files.read_bounded(path, limit_bytes=MAX_PYPROJECT_BYTES).decode("utf-8", "replace")
-            if _HISTORY_TOOLS.search(text):
-                return True
-    return False
+    return any(_HISTORY_TOOLS.search(_text(project / name)) for name in _BUILD_FILES)
+
+
+def has_fixed_version(project: Path) -> bool:
+    """Tell whether a project's `pyproject.toml` says its version itself."""
+    try:
+        declared = tomllib.loads(_text(project / "pyproject.toml")).get("project", {})
+    except tomllib.TOMLDecodeError:
+        return False
+    return isinstance(declared, dict) and isinstance(declared.get("version"), str)
+
+
+def _text(path: Path) -> str:
+    if not path.is_file() or path.is_symlink() or path.stat().st_size > MAX_PYPROJECT_BYTES:
+        return ""
+    return files.read_bounded(path, limit_bytes=MAX_PYPROJECT_BYTES).decode("utf-8", "replace")
 
 
 def shortened_id(version: str, commit: str) -> str | None:

@@ -15,7 +15,7 @@ from packaging.utils import parse_wheel_filename
 from airferry.build import overlays
 from airferry.build.git_addresses import redact
 from airferry.build.git_checkout import History, fetch_history, write_checkout
-from airferry.build.git_versions import difference, mismatch, needs_history, shortened_id
+from airferry.build.git_versions import difference, has_fixed_version, mismatch, needs_history, shortened_id
 from airferry.build.source_builds import SourceBuilder
 from airferry.errors import BuildError
 from airferry.events import Emit
@@ -78,7 +78,8 @@ class GitProject:
         """
         tree = scratch / "tree"
         shown = self.check_out(tree)
-        if self.wanted is None or needs_history(self.project(tree)):
+        project = self.project(tree)
+        if needs_history(project) or (self.wanted is None and not has_fixed_version(project)):
             self._fetch_history()
             shown = self.check_out(tree)
         for attempt in ("first", "second"):

@@ -125,6 +125,10 @@ def wheel_target(python: PythonFacts) -> WheelTarget:
     )
 
 
+class IndexUnreachable(BuildError):
+    """The package index does not answer."""
+
+
 class DoesNotBuild(BuildError):
     """A source does not build into a wheel on this host."""
 
@@ -243,7 +247,7 @@ class Pip:
         # pip passes over an index that does not answer, and says so only here
         for reason in _NOT_FETCHED.findall(done.text):
             if not reason.startswith("404 "):
-                raise BuildError(
+                raise IndexUnreachable(
                     f"a package index did not answer: {_redact(reason)}",
                     hint="check the network, the proxy and pip's configuration (`pip config debug`); "
                     "`pip index versions -vv pip` asks the same",
@@ -270,7 +274,7 @@ class Pip:
     @staticmethod
     def _not_found(done: process.Completed, wanted: Sequence[str]) -> NotFound:
         if any(_UNREACHABLE.search(line) for line in done.tail):
-            raise BuildError(
+            raise IndexUnreachable(
                 f"the package index did not answer: {last_words(done.tail)}",
                 hint="check the network, the proxy and pip's configuration (`pip config debug`), then rerun",
                 tail=tuple(_redact(line) for line in done.tail),

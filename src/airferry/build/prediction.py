@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from airferry.build import contexts, overlays
@@ -198,7 +198,8 @@ class Predictor:
 
     def _catalogue_bytes(self) -> int | None:
         try:
-            tracked = contexts.carried(self._plan.source_root, [self._plan.output_dir])
+            configs = {PurePosixPath(item.name): item.source for item in self._plan.config_files}
+            tracked = contexts.carried(self._plan.source_root, [self._plan.output_dir], configs)
             return sum(path.lstat().st_size for _name, path in tracked)
         except AirferryError:
             return None  # no Git repository, or no Git here

@@ -182,6 +182,7 @@ class Production:
             store=self._store,
             journal=self._journal,
             engine=shop.engine,
+            cache=shop.cache,
             scratch=shop.scratch,
             jobs=shop.jobs,
             emit=shop.emit,
@@ -271,6 +272,7 @@ class Production:
             update={
                 "rehearsals": rehearsal.entries if rehearsal else (),
                 "catalogue": catalogue.entry if catalogue else None,
+                "submit": plan.config.source.carried_submit,
             }
         )
         sealed = seal(self._store, named, artifacts=[descriptor for _entry, descriptor in described], manifest=manifest)

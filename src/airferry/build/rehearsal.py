@@ -8,11 +8,12 @@ Nothing is written into the bundle here; a journal keeps what was found for the 
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from airferry.build import contexts
@@ -29,7 +30,6 @@ from airferry.build.rehearsal_report import (
     read_hook_log,
     read_sink_log,
 )
-from airferry.build.tasks import WORKSPACE
 from airferry.buildah.engine import Engine, Volume
 from airferry.buildah.sink import OWN_NAME
 from airferry.bundle.manifest import AttemptEntry, RehearsalEntry
@@ -136,6 +136,7 @@ class _Scene:
     choice: StepRehearsal
     command: tuple[str, ...]
     config: str
+    workspace: str
     path: str
     modules: tuple[str, ...]
 
@@ -160,7 +161,10 @@ def check_rehearsal(plan: Plan) -> None:
         ConfigurationError: an exception of `rehearsal.steps` is for nothing in the catalogue (one for a step that is
             not selected may stay), or Git does not track a step's files.
     """
+    own = {name for step in plan.steps for name in (step.target.spec, *step.written)}
     for name in plan.config.rehearsal.steps if plan.steps else ():
+        if name in own:
+            continue
         step_id, _, config = name.partition(":")
         wanted = f"{step_id}/config/{config}.yaml" if config else f"{step_id}/step.py"
         catalogue = plan.steps[0].folder.parents[plan.steps[0].target.step_id.count("/")]
@@ -171,7 +175,7 @@ def check_rehearsal(plan: Plan) -> None:
     except ConfigurationError:
         return  # in no repository: nothing is tracked, and the code is taken as it lies
     root = plan.source_root.resolve()
-    for path in [path for step in plan.steps for path in (step.step_py, step.config_path) if path]:
+    for path in [step.step_py for step in plan.steps]:
         if root / path.relative_to(plan.source_root) not in carried:
             raise ConfigurationError(
                 f"`{path}` is not among what Git tracks, which is what the far side gets", hint="`git add` it"
@@ -190,6 +194,7 @@ class Rehearsal:
         journal: Journal,
         engine: Callable[[], Engine],
         scratch: Path,
+        cache: Path,
         jobs: int,
         emit: Emit,
     ) -> None:
@@ -200,6 +205,7 @@ class Rehearsal:
         self._journal = journal
         self._engine = engine
         self._scratch = scratch
+        self._cache = cache
         self._jobs = jobs
         self._emit = emit
         self._tried = False
@@ -234,17 +240,18 @@ class Rehearsal:
         for group in self._plan.groups:
             for spec in group.targets:
                 step = steps[spec]
-                if targets and not {spec, step.target.step_id} & set(targets):
+                if targets and not {spec, step.target.step_id, *step.written} & set(targets):
                     continue
                 for image in sorted(images[group.name], key=lambda image: image.platform):
                     scenes.append(self._scene(step, group, image))
         return scenes
 
     def _scene(self, step: StepPlan, group: GroupPlan, image: BuiltImage) -> _Scene:
-        choice = self._plan.config.rehearsal.for_target(step.target.step_id, step.target.spec)
+        choice = self._plan.config.rehearsal.for_target(step.target.step_id, step.target.spec, *step.written)
         python = self._lock.groups[group.name].platforms[str(image.platform)].python
-        config = self._inside(step.config_path) if step.config_path else ""
-        words = {"python": python, "step": self._inside(step.step_py), "config": config, "workspace": WORKSPACE}
+        workspace = self._plan.workspace
+        config = f"{workspace}/{step.config_name}" if step.config_name else ""
+        words = {"python": python, "step": self._inside(step.step_py), "config": config, "workspace": workspace}
         command = choice.command or ("{python}", "{step}", *(("--config", "{config}") if config else ()))
         for name, value in words.items():
             command = tuple(word.replace("{" + name + "}", value) for word in command)
@@ -258,25 +265,36 @@ class Rehearsal:
             choice=choice,
             command=command,
             config=config,
+            workspace=workspace,
             path=self._inside(_package_root(step)),
             modules=tuple(sorted(wanted)),
         )
 
     def _inside(self, path: Path) -> str:
-        return f"{WORKSPACE}/{path.relative_to(self._plan.source_root).as_posix()}"
+        name = path.relative_to(self._plan.source_root).as_posix()
+        return (PurePosixPath(self._plan.workspace) / name).as_posix()
 
     @contextmanager
     def _source(self) -> Iterator[tuple[Path, str | None]]:
         """Give the code as the launcher carries it, and its digest; as it lies, with none, outside of a repository."""
         root, excluded = self._plan.source_root, [self._plan.output_dir]
-        try:
-            digest = contexts.tracked_digest(root, excluded=excluded)
-        except ConfigurationError:
-            yield root, None
-            return
+        configs = contexts.plan_configs(self._plan, self._cache)
+        digest = None
         with files.scratch_directory(self._scratch) as folder:
-            contexts.copy_tracked(root, folder / "source", excluded=excluded)
-            yield folder / "source", digest
+            source = folder / "source"
+            try:
+                digest = contexts.tracked_digest(root, excluded=excluded, configs=configs)
+                contexts.copy_tracked(root, source, excluded=excluded, configs=configs)
+            except ConfigurationError:
+                if all((root / name).is_file() for name in configs):
+                    source = root
+                else:
+                    shutil.copytree(root, source, symlinks=True, ignore=self._left_out)
+                    contexts.copy_files(configs.items(), source)
+            yield source, digest
+
+    def _left_out(self, folder: str, names: list[str]) -> list[str]:
+        return [name for name in names if Path(folder, name) == self._plan.output_dir]
 
     # --- one target --------------------------------------------------------------------------------------------------
 
@@ -322,9 +340,9 @@ class Rehearsal:
         finally:
             engine.remove_tree(folder)
         hook = phases[-1][0]
-        ending = judge_ending(hook, root=WORKSPACE, has_config=bool(scene.config))
+        ending = judge_ending(hook, root=scene.workspace, has_config=bool(scene.config))
         end: dict[str, Any] = next((item for item in reversed(hook) if item["event"] == "end"), {})
-        attempts = {item for logs in phases for item in find_attempts(*logs, root=WORKSPACE, own=OWN_NAME)}
+        attempts = {item for logs in phases for item in find_attempts(*logs, root=scene.workspace, own=OWN_NAME)}
         return {
             "ending": asdict(ending),
             "attempts": [asdict(item) for item in in_order(attempts)],
@@ -359,7 +377,7 @@ class _Stage:
             (logs / LOG_FILE).touch()
             for path, mode in ((folder / phase, 0o755), (logs, 0o777), (logs / LOG_FILE, 0o666)):
                 path.chmod(mode)
-        self._volumes = [Volume(source, WORKSPACE), Volume(hook, HOOK), Volume(job, JOB, writable=True)]
+        self._volumes = [Volume(source, scene.workspace), Volume(hook, HOOK), Volume(job, JOB, writable=True)]
         self._env = {
             "PYTHONDONTWRITEBYTECODE": "1",
             "PWD": JOB,  # as a shell sets it, and as configs read it
@@ -367,7 +385,7 @@ class _Stage:
             "PYTHONPATH": ":".join(filter(None, [HOOK, scene.path, _job_path(scene, image_path)])),
             "AIRFERRY_REHEARSAL_LOG": f"{LOGS}/{LOG_FILE}",
             "AIRFERRY_REHEARSAL_CONFIG": scene.config,
-            "AIRFERRY_REHEARSAL_ROOT": WORKSPACE + "/",
+            "AIRFERRY_REHEARSAL_ROOT": scene.workspace + "/",
         }
 
     def import_modules(self, engine: Engine, image: str) -> ProbeResult | None:

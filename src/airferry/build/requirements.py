@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 
 from airferry.build.closure import Addition, Closure, is_core_distribution, locked_pin, parse_requirement
 from airferry.build.compilation import Compiler
-from airferry.build.failures import combined
+from airferry.build.failures import raise_all
 from airferry.build.pip import WheelTarget, wheel_target
 from airferry.build.probe import InstalledDistribution, ProbeResult
 from airferry.build.wheels import WheelStore
@@ -283,7 +283,7 @@ def _direct(
             )
         )
     if failures:
-        raise combined(failures)
+        raise_all(failures)
     pairs = [(requirement, module) for module, requirement in sorted(wanted.items())]
     return pairs, sorted(core), sorted([*wanted, *core])
 

@@ -38,7 +38,6 @@ from airferry.plan.lockfile import LockedPlatform, Lockfile
 from airferry.plan.models import GroupPlan, LauncherPlan, Plan
 
 LAUNCHER = "launcher"
-WORKSPACE = "/workspace/Nemotron"
 TITLE_LABEL = "org.opencontainers.image.title"
 MAX_SAID = 20
 
@@ -202,7 +201,8 @@ class TaskMaker:
         arguments = {
             "PYTHON_BIN": locked.python,
             "BASE_USER": base.user,
-            "WORKSPACE": WORKSPACE,
+            "WORKSPACE": self.plan.workspace,
+            "CODE_FOLDER": self.plan.code_folder,
             "PACKAGES": " ".join(launcher.packages),
         }
 
@@ -210,7 +210,14 @@ class TaskMaker:
             files.ensure_directory(context)
             wheels = [*self._fetch(locked, base), *self._project_wheels(context.parent)]
             pip = self._pip(locked.python_version)
-            contexts.launcher_context(context, source_root=root, excluded=excluded, additions=wheels, pip=pip)
+            contexts.launcher_context(
+                context,
+                source_root=root,
+                excluded=excluded,
+                additions=wheels,
+                pip=pip,
+                configs=contexts.plan_configs(self.plan, self.cache),
+            )
 
         def inputs() -> dict[str, Any]:
             own = {
@@ -220,7 +227,7 @@ class TaskMaker:
                 "wheels": [[item.file, item.sha256] for item in locked.additions],
                 "pip": self._pip(locked.python_version).name,
                 **_env_input(launcher),
-                "source": contexts.tracked_digest(root, excluded=excluded),
+                "source": self._source_digest(),
             }
             return self._inputs(base, own)
 
@@ -294,13 +301,16 @@ class TaskMaker:
     ) -> DirectWork:
         root, excluded = self.plan.source_root, [self.plan.output_dir]
         labels = _labels(launcher.tag, base)
-        environment = launcher_environment(WORKSPACE, (base.config.config or {}).get("Env") or ())
+        workspace, code_folder = self.plan.workspace, self.plan.code_folder
+        before = (base.config.config or {}).get("Env") or ()
+        environment = launcher_environment(workspace, before, code_folder=code_folder)
 
         def compose(tree: LayerTree, known: Known, room: Room) -> None:
             _check_python(known, locked, base=launcher.base_image.key)
             assert known.python is not None
-            add_repository(tree, contexts.carried(root, excluded), WORKSPACE)
-            scheme = add_environment(tree, known.python, f"{WORKSPACE}/.venv")
+            configs = contexts.plan_configs(self.plan, self.cache)
+            add_repository(tree, contexts.carried(root, excluded, configs), workspace)
+            scheme = add_environment(tree, known.python, f"{workspace}/.venv")
             wheels = [*self._fetch(locked, base), *self._project_wheels(room.folder)]
             self._install(tree, known, room, locked, wheels, scheme)
 
@@ -308,14 +318,14 @@ class TaskMaker:
             name=LAUNCHER,
             platform=platform,
             labels=labels,
-            says=f"airferry {LAUNCHER}: the catalogue at {WORKSPACE}, {len(locked.additions)} distributions",
+            says=f"airferry {LAUNCHER}: the catalogue at {workspace}, {len(locked.additions)} distributions",
             adds=True,
             python=locked.python,
             needs_python=True,
             additions=_additions(locked),
             environment=environment,
             env=launcher.env,
-            settings={"WorkingDir": WORKSPACE, "Cmd": ["bash"]},
+            settings={"WorkingDir": workspace, "Cmd": ["bash"]},
             obstacle=lambda known: launcher_obstacle(known, launcher.packages),
             compose=compose,
         )
@@ -326,8 +336,8 @@ class TaskMaker:
             "environment": environment,
             **_env_input(launcher),
             "wheels": [[item.file, item.sha256] for item in locked.additions],
-            "source": contexts.tracked_digest(root, excluded=excluded),
-            "project": f"{WORKSPACE}/{Path(self.plan.config.source.steps).parts[0]}",
+            "source": self._source_digest(),
+            "project": code_folder,
         }
         return DirectWork(recipe, self._inputs(base, inputs))
 
@@ -356,6 +366,10 @@ class TaskMaker:
             "base": base.manifest.digest,
             **inputs,
         }
+
+    def _source_digest(self) -> str:
+        configs = contexts.plan_configs(self.plan, self.cache)
+        return contexts.tracked_digest(self.plan.source_root, excluded=[self.plan.output_dir], configs=configs)
 
     def _room_bytes(self, locked: LockedPlatform, checkouts: tuple[Checkout, ...]) -> int:
         """Return what an image holds on disk while it is made: its checkouts, and the layer that they go into."""
@@ -386,8 +400,7 @@ class TaskMaker:
         pyproject = self.plan.source_root / "pyproject.toml"
         if not pyproject.is_file():
             return []
-        source_path = f"{WORKSPACE}/{Path(self.plan.config.source.steps).parts[0]}"
-        made = project_wheel(pyproject, source_path=source_path, version=None, into=into)
+        made = project_wheel(pyproject, source_path=self.plan.code_folder, version=None, into=into)
         return [read_wheel(made, sha256=file_sha256(made))] if made is not None else []
 
 

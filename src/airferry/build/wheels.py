@@ -26,8 +26,9 @@ from packaging.version import InvalidVersion, Version
 
 from airferry.build import overlays
 from airferry.build.compilation import Compiler
+from airferry.build.failures import raise_all
 from airferry.build.git_wheels import GitProject, git_address
-from airferry.build.pip import DoesNotBuild, NotFound, Pip, WheelTarget
+from airferry.build.pip import DoesNotBuild, IndexUnreachable, NotFound, Pip, WheelTarget
 from airferry.build.records import Records
 from airferry.build.source_builds import SourceBuilder
 from airferry.errors import BuildError, IntegrityError
@@ -476,14 +477,12 @@ def _all_or_errors(work: Sequence[Callable[[], Wheel]]) -> list[Wheel]:
     for build in work:
         try:
             found.append(build())
+        except IndexUnreachable:
+            raise
         except BuildError as error:
             errors.append(error)
-    if len(errors) > 1:
-        listing = "; ".join(error.message for error in errors)
-        hints = " | ".join(dict.fromkeys(error.hint for error in errors if error.hint))
-        raise BuildError(f"{len(errors)} distributions cannot be had: {listing}", hint=hints or None) from errors[0]
     if errors:
-        raise errors[0]
+        raise_all(errors)
     return found
 
 

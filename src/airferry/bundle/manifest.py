@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from airferry.bundle.yaml_documents import read_document, to_yaml
 from airferry.config.fields import Module, Text
+from airferry.config.submit import SubmitText
 from airferry.errors import IntegrityError
 from airferry.oci.digest import Digest
 from airferry.oci.documents import (
@@ -47,6 +48,9 @@ def _inside(value: str) -> str:
 
 
 StepsFolder = Annotated[Text, AfterValidator(_inside)]
+
+
+SubmitTemplate = SubmitText | Literal[""]
 
 
 class _Own(BaseModel):
@@ -304,7 +308,10 @@ class PersistentAssets(_Familiar):
 
 
 class BundleManifest(_Own):
-    """The whole manifest. `root` stands only in the copy beside the bundle. Version 1 had no `catalogue`."""
+    """The whole manifest. `root` stands only in the copy beside the bundle. Version 1 had no `catalogue`.
+
+    `submit` is the command that submits a step, left out for Nemotron's own, empty where none is known.
+    """
 
     schema_version: Literal[1, 2] = 2
     workflow: dict[str, Any]
@@ -315,6 +322,7 @@ class BundleManifest(_Own):
     step_execution_images: dict[str, str] = Field(default_factory=dict)
     saved_images: tuple[SavedImage, ...] = ()
     persistent_assets: PersistentAssets = PersistentAssets()
+    submit: SubmitTemplate | None = None
     catalogue: CatalogueEntry | None = None
     images: tuple[ImageEntry, ...] = ()
     artifacts: tuple[ArtifactEntry, ...] = ()

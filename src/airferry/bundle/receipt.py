@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from airferry.bundle.manifest import Distributions, OverlayEntry, Role, StepsFolder
+from airferry.bundle.manifest import Distributions, OverlayEntry, Role, StepsFolder, SubmitTemplate
 from airferry.bundle.yaml_documents import MAX_BYTES, read_document, to_yaml
 from airferry.config.fields import Module
 from airferry.host import files
@@ -92,8 +92,8 @@ class Receipt(BaseModel):
     """What a load left. `root_verified` says whether the root was compared with one that came by another way.
 
     `steps` maps a step, or a target where configs of one step have different images, to its image pinned by digest.
-    `left_out` is what the registry refused of that which a load can do without.
-    Version 1 had none of `catalogue`, `assets`, `left_out` and the images' `docker_twin`.
+    `left_out` is what the registry refused of that which a load can do without, `submit` is as in the manifest.
+    Version 1 had none of `catalogue`, `assets`, `left_out`, `submit` and the images' `docker_twin`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -107,6 +107,7 @@ class Receipt(BaseModel):
     images: tuple[ReceiptImage, ...]
     steps: dict[str, str] = Field(default_factory=dict)
     targets: tuple[str, ...] = ()
+    submit: SubmitTemplate | None = None
     catalogue: ReceiptCatalogue | None = None
     assets: tuple[ReceiptAsset, ...] = ()
     artifacts: tuple[str, ...] = ()

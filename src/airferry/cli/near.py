@@ -25,7 +25,9 @@ SourceOption = Annotated[
 ]
 TargetOption = Annotated[
     list[str] | None,
-    typer.Option("--target", "-t", help="STEP:CONFIG to carry, instead of the file's. Repeatable, takes commas."),
+    typer.Option(
+        "--target", "-t", help="STEP:CONFIG or STEP:PATH to carry, instead of the file's. Repeatable, takes commas."
+    ),
 ]
 PlatformOption = Annotated[
     list[str] | None,

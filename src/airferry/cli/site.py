@@ -241,7 +241,8 @@ def check(
     ] = None,
     site: SiteOption = None,
     target: Annotated[
-        list[str] | None, typer.Option("--target", "-t", help="STEP:CONFIG to check. Repeatable, takes commas.")
+        list[str] | None,
+        typer.Option("--target", "-t", help="STEP:CONFIG or STEP:PATH to check. Repeatable, takes commas."),
     ] = None,
     overlays_folder: Annotated[
         Path | None, typer.Option("--overlays", help="Folder that `airferry overlays` wrote, to check with.")

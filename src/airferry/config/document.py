@@ -63,6 +63,13 @@ def read_document(path: Path) -> Document:
         ConfigurationError: it cannot be read, is too large, is no YAML, or says one key twice.
     """
     try:
+        if path.is_file() and path.stat().st_size > MAX_BYTES:
+            raise ConfigurationError(
+                f"{path}:1: larger than {MAX_BYTES >> 20} MiB, the limit for configuration",
+                hint="keep data in files of its own, and name them by their paths",
+                path=str(path),
+                line=1,
+            )
         data = files.read_bounded(path, limit_bytes=MAX_BYTES)
     except HostError as error:
         raise ConfigurationError(error.message, hint=error.hint, path=str(path)) from error

@@ -151,6 +151,8 @@ def _reason(kind: str, message: str, value: Any, key: KeyPath) -> str:
         if near:
             return f"unknown key, did you mean `{near[0]}`?"
         return "unknown key; here may be " + ", ".join(f"`{name}`" for name in known)
+    if kind == "literal_error" and message.endswith(" False"):
+        return "expected `false`, or a mapping"
     reason = _REASONS.get(kind) or message.removeprefix("Value error, ")
     if kind.endswith("_type") and isinstance(value, str | int | float | bool):
         reason += f", found `{value!r}`" if isinstance(value, str) else f", found `{str(value).lower()}`"

@@ -5,11 +5,22 @@ A held `Config` is a valid one as far as the file alone can tell; whether its st
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, PrivateAttr, StrictBool, StrictInt, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Discriminator,
+    Field,
+    PrivateAttr,
+    StrictBool,
+    StrictInt,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 from airferry.config.assets import AssetChoice, AssetName
 from airferry.config.bases import BaseImage, RegistryBase
@@ -32,6 +43,7 @@ from airferry.config.fields import (
 )
 from airferry.config.rehearsal import RehearsalChoice
 from airferry.config.site import SiteProfile
+from airferry.config.submit import NEMOTRON_SUBMIT, SubmitText
 from airferry.errors import ConfigurationError
 from airferry.oci.platform import Platform
 
@@ -43,7 +55,7 @@ STAGES = (
     "save-images",
 )
 DEFAULT_STEPS = "src/nemotron/steps"
-DEFAULT_LAUNCHER_TAG = "nemotron-customizer-launcher-airgap:latest"
+NEMOTRON_PACKAGE = "nemotron.steps"
 DEFAULT_LAUNCHER_TAR = "launcher-image.tar"
 DEFAULT_LAUNCHER_BASE = "python:3.12-slim"
 
@@ -102,7 +114,7 @@ class LauncherImage(StrictModel):
     """The image that carries the catalogue and submits steps; it does not train."""
 
     base_image: BaseImage = RegistryBase(reference=DEFAULT_LAUNCHER_BASE)
-    tag: Annotated[ImageTag, Field(description="Name of the image.")] = DEFAULT_LAUNCHER_TAG
+    tag: Annotated[ImageTag | None, Field(description="`<prefix>-launcher-airgap:latest` by default.")] = None
     tar: Annotated[ArchiveName, Field(description="Archive name, used with `archives: true`.")] = DEFAULT_LAUNCHER_TAR
     platform: Annotated[PlatformField | None, Field(description="The same as a list of one in `platforms`.")] = None
     platforms: Annotated[
@@ -141,11 +153,17 @@ class LauncherImage(StrictModel):
         return self.platforms or ((self.platform,) if self.platform else ())
 
 
+LauncherChoice = Annotated[
+    Annotated[LauncherImage, Tag("image")] | Annotated[Literal[False], Tag("none")],
+    Discriminator(lambda value: "none" if isinstance(value, bool) else "image"),
+]
+
+
 class ExecutionImage(StrictModel):
     """An image that steps run in."""
 
     base_image: BaseImage
-    tag: Annotated[ImageTag | None, Field(description="`nemotron-execution-<name>:airgap` by default.")] = None
+    tag: Annotated[ImageTag | None, Field(description="`<prefix>-execution-<name>:airgap` by default.")] = None
     tar: Annotated[ArchiveName | None, Field(description="Archive name, used with `archives: true`.")] = None
     platform: Annotated[PlatformField | None, Field(description="The same as a list of one in `platforms`.")] = None
     platforms: Annotated[
@@ -203,13 +221,29 @@ class Paths(StrictModel):
 
 
 class Source(StrictModel):
-    """Where the catalogue is."""
+    """Where the catalogue is, and what it is called: Nemotron's words are defaults for Nemotron's catalogue alone."""
 
     root: Annotated[Path | None, Field(description="Root of the catalogue's repository, relative to this file.")] = None
     steps: Annotated[Text, Field(description="Folder of the steps, relative to the root.")] = DEFAULT_STEPS
     package: Annotated[Module | None, Field(description="Python package of that folder.")] = None
     lock: Annotated[
         Path | None, Field(description="Lock file: `uv.lock`, `pylock.toml` or a hash-pinned `requirements.txt`.")
+    ] = None
+
+    workspace: Annotated[
+        ContainerPath | None, Field(description="Where the catalogue lies in the launcher image and in rehearsals.")
+    ] = None
+    prefix: Annotated[
+        str | None,
+        Field(
+            pattern=r"^[a-z0-9]+([._-][a-z0-9]+)*$",
+            max_length=60,
+            description="What names of images without `tag` begin with; the package's first part by default.",
+        ),
+    ] = None
+    submit: Annotated[
+        SubmitText | None,
+        Field(description="The command that submits a step, with `{step}`, `{config}`, `{profile}` and `{overrides}`."),
     ] = None
 
     @field_validator("steps")
@@ -227,6 +261,37 @@ class Source(StrictModel):
             return self.package
         parts = PurePosixPath(self.steps).parts
         return ".".join(parts[1:] if parts[0] == "src" and len(parts) > 1 else parts)
+
+    @property
+    def is_nemotron(self) -> bool:
+        """Whether the catalogue is Nemotron's or a fork of it."""
+        return self.steps_package == NEMOTRON_PACKAGE
+
+    @property
+    def effective_workspace(self) -> str:
+        """Where the catalogue lies in images."""
+        return (self.workspace or ("/workspace/Nemotron" if self.is_nemotron else "/workspace/catalogue")).rstrip("/")
+
+    @property
+    def carried_submit(self) -> str | None:
+        """The command that submits a step, as a bundle says it: None for Nemotron's own, empty if none is known."""
+        if self.submit == NEMOTRON_SUBMIT or (self.submit is None and self.is_nemotron):
+            return None
+        return self.submit or ""
+
+    def image_name(self, kind: Literal["launcher", "execution", "joined"], name: str = "") -> str:
+        """Return the name of an image that has no `tag`: the launcher, the image of one name, or that of several."""
+        if self.prefix is None and self.is_nemotron:
+            prefix = "nemotron" if kind == "execution" else "nemotron-customizer"
+        else:
+            package = self.steps_package.partition(".")[0].lower()
+            prefix = self.prefix or re.sub(r"[^a-z0-9]+", "-", package).strip("-") or "catalogue"
+        forms = {
+            "launcher": f"{prefix}-launcher-airgap:latest",
+            "execution": f"{prefix}-execution-{name}:airgap",
+            "joined": f"{prefix}-{name}-airgap:latest",
+        }
+        return forms[kind]
 
 
 class StepImage(StrictModel):
@@ -284,7 +349,9 @@ class Config(StrictModel):
     build_stages: Annotated[tuple[Stage, ...], Field(description="What `build` does; all of it by default.")] = ()
     stages: Annotated[tuple[Stage, ...], Field(description="Another name of `build_stages`, which wins.")] = ()
     paths: Paths = Paths()
-    launcher_image: LauncherImage | None = None
+    launcher_image: Annotated[
+        LauncherChoice | None, Field(description="The image that carries the catalogue; `false` for none.")
+    ] = None
     dependencies: Dependencies = Field(
         default_factory=dict, description="Step id to the targets that must be carried with it, and come before it."
     )

@@ -71,10 +71,9 @@ class RehearsalChoice(StrictModel):
         default_factory=dict, description="Exceptions by step id or by target, which wins."
     )
 
-    def for_target(self, step_id: str, spec: str) -> StepRehearsal:
-        """Return what counts for a target, everything filled in."""
-        own, general = self.steps.get(spec), self.steps.get(step_id)
-        chosen = [choice for choice in (own, general) if choice is not None]
+    def for_target(self, step_id: str, *specs: str) -> StepRehearsal:
+        """Return what counts for a target, everything filled in. `specs` are the names that it has."""
+        chosen = [self.steps[name] for name in dict.fromkeys((*specs, step_id)) if name in self.steps]
         env = dict(self.env)
         for choice in reversed(chosen):
             env.update(choice.env)

@@ -87,7 +87,7 @@ def bind(source: str, target: str, *, writable: bool = False) -> None:
     """Show a file or folder of the host at a path of the new root."""
     if Path(source).is_dir():
         Path(target).mkdir(parents=True, exist_ok=True)
-    else:
+    elif not Path(target).exists():
         Path(target).parent.mkdir(parents=True, exist_ok=True)
         Path(target).touch()
     mount(source, target, "", MS_BIND | MS_REC)

@@ -22,7 +22,8 @@ _PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 
 def host_python() -> str:
     """Return the interpreter that virtual environments of this process are made of."""
-    return str(getattr(sys, "_base_executable", None) or sys.executable)
+    # without links, which may lead through folders that are not shown
+    return str(Path(getattr(sys, "_base_executable", None) or sys.executable).resolve())
 
 
 def run_confined(

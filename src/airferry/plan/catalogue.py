@@ -7,13 +7,14 @@ import os
 import re
 import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from airferry.config import Config, Source
 from airferry.errors import AirferryError, ConfigurationError
 from airferry.plan.models import Target
 
+CONFIG_ENDINGS = (".yaml", ".yml")
 _STEP_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 
 
@@ -54,6 +55,19 @@ class Catalogue:
             if "step.toml" in file_names or "step.py" in file_names:
                 found.append(Path(folder).relative_to(self.steps_folder).as_posix())
         return sorted(found)
+
+    def config_names(self, step_id: str) -> list[str]:
+        """Return the names of a step's own configs, sorted."""
+        folder = self.steps_folder / step_id / "config"
+        found = (path for ending in CONFIG_ENDINGS for path in folder.rglob(f"*{ending}"))
+        return sorted({path.relative_to(folder).with_suffix("").as_posix() for path in found})
+
+    def name_of(self, path: Path) -> str | None:
+        """Return a file's path from the root, or None if it lies outside."""
+        for root, inside in ((self.root, path), (self.root.resolve(), real_path(path))):
+            if inside.is_relative_to(root) and ".." not in inside.parts:
+                return inside.relative_to(root).as_posix()
+        return None
 
     def relative(self, path: Path) -> str:
         """Return a path of the catalogue as documents and messages show it."""
@@ -115,15 +129,56 @@ def catalogue_at(root: Path, *, steps: str, package: str | None = None) -> Catal
 
 
 def parse_target(text: str) -> Target:
-    """Return the target that `step_id[:config]` names.
+    """Return the target that `step_id[:config]` names, the config being one of the step's own.
 
     Raises:
         ConfigurationError: it has another form.
     """
     step_id, colon, name = (part.strip() for part in text.partition(":"))
     if not _STEP_ID.fullmatch(step_id) or (colon and name and not _STEP_ID.fullmatch(name)):
-        raise ConfigurationError(f"`{text}` is no target, expected `step/id:config` or `step/id`")
+        raise ConfigurationError(f"`{text}` is not a target, expected `step/id:config` or `step/id`")
     return Target(step_id, name or None)
+
+
+def choose_target(catalogue: Catalogue, text: str, *, folder: Path) -> Target:
+    """Return the target that `step_id[:config]` names, where the config may be a path.
+
+    As for Nemotron's `-c`, a config with a `/` or the ending `.yaml` or `.yml` is a path; it starts at `folder`. As for
+    Nemotron's airgap runner, one with a `/` that names a file below the step's own `config` is that. A path to one of
+    the step's own configs is the same target as its name.
+
+    Raises:
+        ConfigurationError: it has another form.
+    """
+    step_id, _, config = (part.strip() for part in text.partition(":"))
+    if "/" not in config and not config.endswith(CONFIG_ENDINGS):
+        return parse_target(text)
+    if not _STEP_ID.fullmatch(step_id) or "\n" in config or "\0" in config:
+        raise ConfigurationError(
+            f"`{text}` is not a target, expected `step/id:config` or `step/id:path/to/config.yaml`"
+        )
+    own = catalogue.steps_folder / step_id / "config"
+    if _STEP_ID.fullmatch(config) and _named_config(own, config).is_file():
+        return Target(step_id, config)
+    path = real_path(folder / Path(config).expanduser())
+    name = path.relative_to(own.resolve()).with_suffix("").as_posix() if path.is_relative_to(own.resolve()) else ""
+    if _STEP_ID.fullmatch(name) and real_path(_named_config(own, name)) == path:
+        return Target(step_id, name)
+    return Target(step_id, config, path)
+
+
+def real_path(path: Path) -> Path:
+    """Return a file's absolute path, with links in the folders above it followed; one at its end stays.
+
+    What a config inherits from starts at the folder that its own path names, wherever a link at the end leads.
+    """
+    return path.parent.resolve() / path.name
+
+
+def _named_config(folder: Path, name: str) -> Path:
+    """Return the file of a step's own config, looked for as Nemotron's loader does."""
+    files = [folder / f"{name}{ending}" for ending in CONFIG_ENDINGS]
+    return next((path for path in files if path.is_file()), files[0])
 
 
 def find_step(catalogue: Catalogue, target: Target) -> StepFiles:
@@ -146,20 +201,38 @@ def find_step(catalogue: Catalogue, target: Target) -> StepFiles:
                 hint="a step is a folder with `step.py`, `step.toml` and `config/<name>.yaml`",
             )
     _check_step_toml(step_toml, target)
-    config_path = None
-    if target.config is not None:
-        config_path = folder / "config" / f"{target.config}.yaml"
+    config_path = target.path
+    if config_path is not None:
+        _check_own_config(catalogue, target, config_path)
+    elif target.config is not None:
+        config_path = _named_config(folder / "config", target.config)
         if not config_path.is_file():
-            names = sorted(
-                path.relative_to(folder / "config").with_suffix("").as_posix()
-                for path in (folder / "config").rglob("*.yaml")
-            )
             raise ConfigurationError(
                 f"step `{target.step_id}` has no config `{target.config}`: `{config_path}` is missing",
-                hint=_nearest(target.config, names),
+                hint=_nearest(target.config, catalogue.config_names(target.step_id))
+                + "; a customer's own config is named by its path, with a `/` or the ending `.yaml`, and is in the "
+                "catalogue that travelled with the images",
             )
     module = f"{catalogue.package}.{target.step_id.replace('/', '.')}.step"
     return StepFiles(target, folder, step_py, step_toml, config_path, module)
+
+
+def _check_own_config(catalogue: Catalogue, target: Target, path: Path) -> None:
+    if path.is_file():
+        return
+    written = Path(target.config or "").expanduser()
+    stem = written.name.removesuffix(written.suffix)
+    if (catalogue.root / written).is_file():
+        hint = f"a path does not start at the catalogue's root; write `{target.step_id}:{catalogue.root / written}`"
+    elif stem in catalogue.config_names(target.step_id):
+        hint = f"the step's own config of that name is `{target.step_id}:{stem}`"
+    else:
+        hint = (
+            "a path starts at the current folder, or at the folder of the configuration that it stands in; the step's "
+            f"own configs are named without ending: {_nearest(stem, catalogue.config_names(target.step_id))}"
+        )
+    state = "is not a file" if path.exists() else "is missing"
+    raise ConfigurationError(f"config `{target.config}` for step `{target.step_id}`: `{path}` {state}", hint=hint)
 
 
 def _check_step_toml(path: Path, target: Target) -> None:
@@ -187,48 +260,61 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     return "nearest are " + ", ".join(f"`{item}`" for item in near)
 
 
-def expand_targets(config: Config, targets: tuple[str, ...]) -> list[tuple[Target, tuple[str | int, ...]]]:
-    """Return all targets, prerequisites before dependants, each once, with the key that asked for each.
+@dataclass(frozen=True, slots=True)
+class WantedTarget:
+    """A target, the key of the configuration that asked for it first, and all words that it was asked for with."""
 
-    `targets` replace the configuration's `workflow.stages`; their key is empty.
+    target: Target
+    key: tuple[str | int, ...]
+    written: tuple[str, ...]
+
+
+def expand_targets(config: Config, catalogue: Catalogue, targets: tuple[str, ...]) -> list[WantedTarget]:
+    """Return all targets, prerequisites before dependants, each once.
+
+    `targets` replace the configuration's `workflow.stages`; their key is empty, and paths in them start at the current
+    folder. Paths in the configuration start at its own folder.
 
     Raises:
         ConfigurationError: a target has a wrong form, or depends on itself; the cycle's path is shown.
     """
     own: tuple[str | int, ...] = ("dependencies",) if config.dependencies else ("workflow", "dependencies")
     dependencies = config.effective_dependencies
-    result: dict[str, tuple[Target, tuple[str | int, ...]]] = {}
-    stack: list[str] = []
+    result: dict[tuple[str, str | Path | None], WantedTarget] = {}
+    stack: list[Target] = []
 
     def parse(text: str, key: tuple[str | int, ...]) -> Target:
         try:
-            return parse_target(text)
+            return choose_target(catalogue, text, folder=config.folder if key else Path.cwd())
         except AirferryError as error:
             raise located(config, key, error) from error
 
-    def add(target: Target, key: tuple[str | int, ...]) -> None:
-        if target.spec in stack:
-            cycle = " → ".join(f"`{spec}`" for spec in [*stack[stack.index(target.spec) :], target.spec])
+    def add(text: str, key: tuple[str | int, ...]) -> None:
+        target = parse(text, key)
+        place = target.step_id, target.path or target.config
+        if any(place == (item.step_id, item.path or item.config) for item in stack):
+            specs = [item.spec for item in stack]
+            cycle = " → ".join(f"`{spec}`" for spec in [*specs[specs.index(target.spec) :], target.spec])
             raise located(
                 config,
                 key,
                 ConfigurationError(f"steps depend on each other in a circle: {cycle}", hint="remove one of the edges"),
             )
-        if target.spec in result:
+        if (known := result.get(place)) is not None:
+            result[place] = replace(known, written=tuple(dict.fromkeys((*known.written, text))))
             return
-        stack.append(target.spec)
-        for index, text in enumerate(dependencies.get(target.step_id, ())):
-            below = (*own, target.step_id, index)
-            add(parse(text, below), below)
+        stack.append(target)
+        for index, below in enumerate(dependencies.get(target.step_id, ())):
+            add(below, (*own, target.step_id, index))
         stack.pop()
-        result[target.spec] = (target, key)
+        result[place] = WantedTarget(target, key, (text,))
 
     if targets:
         for text in targets:
-            add(parse(text, ()), ())
+            add(text, ())
     else:
         for index, text in enumerate(config.workflow.stages):
-            add(parse(text, ("workflow", "stages", index)), ("workflow", "stages", index))
+            add(text, ("workflow", "stages", index))
     return list(result.values())
 
 

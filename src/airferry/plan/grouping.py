@@ -5,6 +5,7 @@ Membership, order, suffixes, names and tags are those that Nemotron's users have
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import re
@@ -105,11 +106,16 @@ def make_groups(config: Config, steps: Iterable[StepPlan], *, platforms: tuple[P
 def _image_of(config: Config, step: StepPlan) -> tuple[str, ExecutionImage]:
     entry = config.step_execution_images.get(step.target.step_id)
     if entry is None:
+        step_id = step.target.step_id
+        near = difflib.get_close_matches(step_id, config.step_execution_images, n=1, cutoff=0.9)
+        hint = f"add `{step_id}: <name>`, with one of " + (
+            ", ".join(f"`{name}`" for name in config.execution_images) or "the names below `execution_images`"
+        )
         raise config.error(
             "step_execution_images",
-            reason=f"step `{step.target.step_id}` has no entry",
-            hint=f"add `{step.target.step_id}: <name>`, with one of "
-            + (", ".join(f"`{name}`" for name in config.execution_images) or "the names below `execution_images`"),
+            *near,
+            reason=f"step `{step_id}` has no entry",
+            hint=hint + (f"; or correct `{near[0]}`, if it stands for this step" if near else ""),
         )
     image = config.execution_images.get(entry.execution_image)
     if image is None:
@@ -133,11 +139,11 @@ def _finish(config: Config, draft: _Draft) -> GroupPlan:
     if len(names) == 1:
         image = draft.images[names[0]]
         stem = names[0]
-        tag = image.tag or f"nemotron-execution-{_sanitise(stem)}:airgap"
+        tag = image.tag or config.source.image_name("execution", _sanitise(stem))
         tar = image.tar or f"execution-{_sanitise(stem)}.tar"
     else:
         stem = "-".join(_sanitise(name) for name in names)
-        tag, tar = f"nemotron-customizer-{stem}-airgap:latest", f"execution-{stem}-image.tar"
+        tag, tar = config.source.image_name("joined", stem), f"execution-{stem}-image.tar"
     images = draft.images
     requirements: dict[str, str] = {}
     for name in names:

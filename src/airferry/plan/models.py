@@ -13,15 +13,20 @@ from airferry.plan.start_commands import StartInstall
 
 SCHEMA_VERSION = 1
 Origin = Literal["required", "step", "catalogue", "reported"]
-WarningKind = Literal["fetch", "image", "install"]
+WarningKind = Literal["fetch", "image", "install", "name"]
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Target:
-    """A step of the catalogue, with one of its configs or with none."""
+    """A step of the catalogue, with one of its configs, with a customer's own one, or with none.
+
+    `path` is where a customer's own config lies. Its `config` is the name that it travels under; until that is chosen,
+    the path as written.
+    """
 
     step_id: str
     config: str | None = None
+    path: Path | None = field(default=None, compare=False)
 
     @property
     def spec(self) -> str:
@@ -65,6 +70,18 @@ class Candidate:
     def place(self) -> str:
         """`file:line` of the import or of the key."""
         return f"{self.file}:{self.line}" if self.line else self.file
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigFile:
+    """A file that a step's config consists of: its path from the catalogue's root as it travels, and where it is.
+
+    `data` is there where what travels differs from the source: entries of `defaults:` that a new place asks for.
+    """
+
+    name: str
+    source: Path
+    data: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +152,10 @@ class StartKey:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """A target whose files were found and read."""
+    """A target whose files were found and read. `written` are the words that it was asked for with.
+
+    `config_files` are the config and what it inherits; the config is the last.
+    """
 
     target: Target
     folder: Path
@@ -149,6 +169,13 @@ class StepPlan:
     container_image: ConfigText | None = None
     job_path: JobPath = JobPath()
     start_installs: tuple[StartKey, ...] = ()
+    config_files: tuple[ConfigFile, ...] = ()
+    written: tuple[str, ...] = ()
+
+    @property
+    def config_name(self) -> str | None:
+        """The config's path from the catalogue's root, as it travels."""
+        return self.config_files[-1].name if self.config_files else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +226,7 @@ class Plan:
     """Everything that is going to be locked, built and sealed.
 
     `stages` are in the order in which they run. `groups` are empty and `launcher` is None where no stage needs them.
+    `workspace` is where the catalogue lies in images, `code_folder` the folder in it that is on Python's path.
     `warnings` keep nothing from being built.
     """
 
@@ -212,6 +240,8 @@ class Plan:
     steps: tuple[StepPlan, ...]
     groups: tuple[GroupPlan, ...]
     launcher: LauncherPlan | None
+    workspace: str
+    code_folder: str
     step_images: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[PlanWarning, ...] = ()
 
@@ -241,11 +271,23 @@ class Plan:
         """Every overlay of every group, once each, in the order of the groups."""
         return tuple(dict.fromkeys(overlay for group in self.groups for overlay in group.overlays))
 
+    @property
+    def own_names(self) -> dict[str, str]:
+        """The targets with own configs: how they were asked for, with a path, and what they are called."""
+        return {text: step.target.spec for step in self.steps if step.target.path is not None for text in step.written}
+
+    @property
+    def config_files(self) -> tuple[ConfigFile, ...]:
+        """Every file that the steps' configs consist of, once each, by name."""
+        found = {item.name: item for step in self.steps for item in step.config_files}
+        return tuple(found[name] for name in sorted(found))
+
     def to_document(self) -> dict[str, Any]:
         """Return the plan in the manifest's shape, without what only a build knows. Paths are relative."""
+        names = self.own_names
         document: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
-            "workflow": {"stages": list(self.workflow_stages)},
+            "workflow": {"stages": list(dict.fromkeys(names.get(text, text) for text in self.workflow_stages))},
             "build_stages": list(self.stages),
             "output_dir": ".",
             "targets": [self._target_document(step) for step in self.steps],
@@ -268,7 +310,7 @@ class Plan:
             "target": step.target.spec,
             "step_py": step.step_py.relative_to(self.source_root).as_posix(),
             "step_toml": step.step_toml.relative_to(self.source_root).as_posix(),
-            "config": step.config_path.relative_to(self.source_root).as_posix() if step.config_path else None,
+            "config": step.config_name,
             "module": step.module,
         }
 

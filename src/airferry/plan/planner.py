@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from airferry.config import Config, LauncherImage
@@ -13,17 +13,19 @@ from airferry.config.models import STAGES
 from airferry.errors import AirferryError, UsageError
 from airferry.host import files
 from airferry.oci.platform import Platform
-from airferry.plan.catalogue import Catalogue, expand_targets, find_step, located, open_catalogue
+from airferry.plan.catalogue import Catalogue, StepFiles, expand_targets, find_step, located, open_catalogue
 from airferry.plan.catalogue_lock import find_catalogue_lock
 from airferry.plan.config_images import image_warnings
 from airferry.plan.grouping import check_images, image_platforms, make_groups
 from airferry.plan.imports import ImportScanner
 from airferry.plan.job_path import PathScanner
 from airferry.plan.models import GroupPlan, LauncherPlan, Plan, PlanWarning, StepPlan
+from airferry.plan.own_configs import OwnConfigs
 from airferry.plan.rendering import render_yaml
 from airferry.plan.start_installs import config_installs, editable_folders, install_warnings
 from airferry.plan.start_warnings import fetch_warnings
 from airferry.plan.step_config import StepConfigReader
+from airferry.plan.step_ids import id_warnings
 from airferry.plan.step_values import StepDocuments
 
 _PREREQUISITES = {
@@ -52,7 +54,16 @@ def make_plan(
         ConfigurationError: something is missing or contradicts itself; see the functions of this package.
         UsageError: a stage that was asked for does not exist.
     """
-    chosen_stages = normalise_stages(_split(stages) or _split(config.effective_stages))
+    asked = _split(stages)
+    chosen_stages = normalise_stages(asked or _split(config.effective_stages))
+    if config.launcher_image is False:
+        if "build-launcher-image" in asked:
+            raise config.error(
+                "launcher_image",
+                reason="`false`: there is no launcher image to build",
+                hint="leave `--stage build-launcher-image` out, or describe the image",
+            )
+        chosen_stages = tuple(stage for stage in chosen_stages if stage != "build-launcher-image")
     chosen_platforms = tuple(platforms)
     _ = config.effective_compression  # refuses what the site's executors cannot read, whatever the stages are
     catalogue = open_catalogue(config, source_dir=source_dir)
@@ -76,8 +87,10 @@ def make_plan(
         steps=steps,
         groups=groups,
         launcher=launcher,
+        workspace=config.source.effective_workspace,
+        code_folder=_code_folder(config, catalogue),
         step_images=_step_images(steps, groups),
-        warnings=_warnings(config, catalogue, steps, groups) if groups else (),
+        warnings=_warnings(config, catalogue, steps, groups),
     )
 
 
@@ -114,7 +127,7 @@ def _split(values: Iterable[str]) -> list[str]:
 
 
 def _read_steps(config: Config, catalogue: Catalogue, targets: tuple[str, ...]) -> tuple[StepPlan, ...]:
-    expanded = expand_targets(config, targets)
+    expanded = expand_targets(config, catalogue, targets)
     if not expanded:
         raise config.error(
             "workflow",
@@ -123,43 +136,49 @@ def _read_steps(config: Config, catalogue: Catalogue, targets: tuple[str, ...]) 
             hint="list targets such as `sft/megatron_bridge:tiny`, or give them with `--target`",
         )
     reader, scanner, paths = StepConfigReader(), ImportScanner(catalogue), PathScanner(catalogue)
-    steps: list[StepPlan] = []
-    for target, key in expanded:
+    own = OwnConfigs(catalogue, reader)
+    found: list[StepFiles] = []
+    for wanted in expanded:
         try:
-            found = find_step(catalogue, target)
+            found.append(find_step(catalogue, wanted.target))
         except AirferryError as error:
-            raise located(config, key, error) from error
-        read = reader.read(found.config_path) if found.config_path else None
-        documents = StepDocuments(reader, found.config_path, environment={}) if found.config_path else None
-        path = paths.job_path(scanner.files(found), documents)
+            raise located(config, wanted.key, error) from error
+    steps: dict[str, StepPlan] = {}
+    for target, wanted, step in zip(own.name(item.target for item in found), expanded, found, strict=True):
+        # the same config in two places is one target
+        written = steps[target.spec].written if target.spec in steps else ()
+        read = reader.read(step.config_path) if step.config_path else None
+        documents = StepDocuments(reader, step.config_path, environment={}) if step.config_path else None
+        path = paths.job_path(scanner.files(step), documents)
         starts = config_installs(documents, catalogue)
-        steps.append(
-            StepPlan(
-                target=target,
-                folder=found.folder,
-                step_py=found.step_py,
-                step_toml=found.step_toml,
-                config_path=found.config_path,
-                module=found.module,
-                mounts=read.mounts if read else (),
-                overlays=read.overlays if read else (),
-                candidates=scanner.candidates(found),
-                container_image=read.container_image if read else None,
-                job_path=replace(path, folders=(*path.folders, *editable_folders(starts))),
-                start_installs=starts,
-            )
+        steps[target.spec] = StepPlan(
+            target=target,
+            folder=step.folder,
+            step_py=step.step_py,
+            step_toml=step.step_toml,
+            config_path=step.config_path,
+            module=step.module,
+            mounts=read.mounts if read else (),
+            overlays=read.overlays if read else (),
+            candidates=scanner.candidates(step),
+            container_image=read.container_image if read else None,
+            job_path=replace(path, folders=(*path.folders, *editable_folders(starts))),
+            start_installs=starts,
+            config_files=own.files(target, step.config_path) if step.config_path else (),
+            written=tuple(dict.fromkeys((*written, *wanted.written))),
         )
-    return tuple(steps)
+    return tuple(steps.values())
 
 
 def _warnings(
     config: Config, catalogue: Catalogue, steps: tuple[StepPlan, ...], groups: tuple[GroupPlan, ...]
 ) -> tuple[PlanWarning, ...]:
-    return (
-        *image_warnings(config, catalogue, steps),
-        *install_warnings(catalogue, steps, groups),
-        *fetch_warnings(config, catalogue, steps, groups),
-    )
+    found = list(id_warnings(config, catalogue, steps)) if steps else []
+    if groups:
+        found += image_warnings(config, catalogue, steps)
+        found += install_warnings(catalogue, steps, groups)
+        found += fetch_warnings(config, catalogue, steps, groups)
+    return tuple(found)
 
 
 def _launcher(config: Config, platforms: tuple[Platform, ...]) -> LauncherPlan:
@@ -167,7 +186,7 @@ def _launcher(config: Config, platforms: tuple[Platform, ...]) -> LauncherPlan:
     return LauncherPlan(
         base_image=image.base_image,
         platforms=image_platforms(platforms, image.platform_choice, config),
-        tag=image.tag,
+        tag=image.tag or config.source.image_name("launcher"),
         tar=image.tar,
         packages=image.packages,
         python=image.python,
@@ -176,6 +195,12 @@ def _launcher(config: Config, platforms: tuple[Platform, ...]) -> LauncherPlan:
         env=image.env,
         requirements=image.requirements,
     )
+
+
+def _code_folder(config: Config, catalogue: Catalogue) -> str:
+    """Return the folder that Python finds the catalogue's packages in, where the catalogue lies in the workspace."""
+    workspace = config.source.effective_workspace
+    return (PurePosixPath(workspace) / catalogue.source_folder.relative_to(catalogue.root).as_posix()).as_posix()
 
 
 def _output_dir(config: Config, catalogue: Catalogue) -> Path:

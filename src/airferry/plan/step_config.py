@@ -5,6 +5,7 @@ Finds the Git overlays in its values (never in comments) and its mounts. The onl
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -22,6 +23,7 @@ from airferry.errors import ConfigurationError
 from airferry.plan.models import ConfigText, Overlay
 
 MISSING = "???"
+MAX_CHAIN = 200
 IMAGE_KEY: KeyPath = ("run", "env", "container_image")
 CLASH_HINT = "give them different targets, or remove one"
 _PLAIN = re.compile(r"[^$]*(\$\{[^{}$]*\}[^$]*)+")
@@ -36,6 +38,15 @@ class StepConfig:
     mounts: tuple[Any, ...] = ()
     overlays: tuple[Overlay, ...] = ()
     container_image: ConfigText | None = None
+
+
+@dataclass(frozen=True)
+class ConfigBase:
+    """A file that a config inherits from: the key that says so, the path as written, and where that leads."""
+
+    key: KeyPath
+    written: str
+    path: Path
 
 
 class StepConfigReader:
@@ -73,26 +84,47 @@ class StepConfigReader:
         Raises:
             ConfigurationError: a file is missing, no YAML or inherits itself.
         """
-        return self._chain(path, ())
+        return self._chain(path.parent.resolve() / path.name, (), [0])
 
-    def _chain(self, path: Path, above: tuple[Path, ...]) -> list[Document]:
-        """Return the documents that a config consists of, the weakest first."""
-        path = path.resolve()
-        if path in above:
-            raise ConfigurationError(
-                "configs inherit from each other in a circle: " + " → ".join(f"`{item}`" for item in (*above, path)),
-                hint="remove one of the `defaults:`",
-            )
+    def bases(self, path: Path) -> list[ConfigBase]:
+        """Return what a config inherits from directly, in its order.
+
+        A path in `defaults:` starts at the folder of the file that it stands in; without an ending it gets `.yaml`.
+
+        Raises:
+            ConfigurationError: a file is missing.
+        """
         document = self._document(path)
-        chain: list[Document] = []
-        for key, name in _bases(document.value):
+        found = []
+        for key, name in _entries(document.value):
             base = path.parent / (name if Path(name).suffix else f"{name}.yaml")
             if not base.is_file():
+                near = difflib.get_close_matches(base.name, _neighbours(base), n=1)
                 raise document.error(
-                    key, f"the config inherits from `{name}`, and `{base}` is missing", hint="correct `defaults:`"
+                    key,
+                    f"the config inherits from `{name}`, and `{base}` is missing",
+                    hint="a path in `defaults:` starts at the folder of the file that it stands in"
+                    + (f"; did you mean `{Path(name).parent / near[0]}`?" if near else "; correct it"),
                 )
-            chain += self._chain(base, (*above, path))
-        return [*chain, document]
+            found.append(ConfigBase(key, name, base.parent.resolve() / base.name))
+        return found
+
+    def _chain(self, path: Path, above: tuple[Path, ...], count: list[int]) -> list[Document]:
+        """Return the documents that a config consists of, the weakest first."""
+        real = path.resolve()
+        if real in above:
+            raise self._document(path).error(
+                ("defaults",),
+                "configs inherit from each other in a circle: " + " → ".join(f"`{item}`" for item in (*above, real)),
+                hint="remove one of the `defaults:`",
+            )
+        count[0] += 1
+        if count[0] > MAX_CHAIN:
+            raise self._document(path).error((), f"with this, a config inherits from more than {MAX_CHAIN} files")
+        chain: list[Document] = []
+        for base in self.bases(path):
+            chain += self._chain(base.path, (*above, real), count)
+        return [*chain, self._document(path)]
 
     def _document(self, path: Path) -> Document:
         document = self._documents.get(path)
@@ -154,7 +186,14 @@ def _container_image(chain: list[Document]) -> ConfigText | None:
     return None
 
 
-def _bases(value: Any) -> Iterator[tuple[KeyPath, str]]:
+def _neighbours(path: Path) -> list[str]:
+    try:
+        return sorted(item.name for item in path.parent.iterdir() if item.suffix in (".yaml", ".yml"))
+    except OSError:
+        return []
+
+
+def _entries(value: Any) -> Iterator[tuple[KeyPath, str]]:
     defaults = value.get("defaults") if isinstance(value, dict) else None
     if isinstance(defaults, str):
         yield ("defaults",), defaults
@@ -169,14 +208,14 @@ def _telling_keys(value: Any) -> Iterator[str]:
     for key, item in value.items() if isinstance(value, dict) else ():
         environment = item.get("env") if key == "run" and isinstance(item, dict) else None
         if (isinstance(environment, dict) and "mounts" in environment) or any(
-            _MARK.search(text) for _, text in _strings(item)
+            _MARK.search(text) for _, text in strings(item)
         ):
             yield key
 
 
 def _merge(chain: list[Document], keys: set[str]) -> Any:
     parts = [{key: item for key, item in (document.value or {}).items() if key in keys} for document in chain]
-    if all(_PLAIN.fullmatch(text) for part in parts for _, text in _strings(part) if "$" in text or text == MISSING):
+    if all(_PLAIN.fullmatch(text) for part in parts for _, text in strings(part) if "$" in text or text == MISSING):
         with suppress(_NotPlainError):
             return reduce(_lay_over, parts)
     try:
@@ -199,19 +238,20 @@ def _lay_over(below: Any, above: Any) -> Any:
     return above
 
 
-def _strings(value: Any, key: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
+def strings(value: Any, key: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
+    """Yield all texts of a tree of values, with their keys."""
     if isinstance(value, str):
         yield key, value
     elif isinstance(value, dict):
         for name, item in value.items():
-            yield from _strings(item, (*key, name))
+            yield from strings(item, (*key, name))
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            yield from _strings(item, (*key, index))
+            yield from strings(item, (*key, index))
 
 
 def _overlays(value: Any, chain: list[Document]) -> Iterator[Overlay]:
-    for _, text in _strings(value):
+    for _, text in strings(value):
         found = _WHOLE.findall(text)
         if len(found) != len(_MARK.findall(text)):
             raise _error(text, chain, f"`{text}` is no overlay, expected `${{auto_mount:git+URL@REF,TARGET}}`")
@@ -225,7 +265,7 @@ def _overlays(value: Any, chain: list[Document]) -> Iterator[Overlay]:
 def _place(overlay: Overlay, chain: list[Document]) -> str:
     """Return `file:line` of the value that asks for an overlay, in the strongest document that does."""
     for document in reversed(chain):
-        for key, text in _strings(document.value):
+        for key, text in strings(document.value):
             if overlay.key in text and overlay.target in text:
                 return f"{document.path}:{document.line(key)}"
     return str(chain[-1].path)
@@ -235,7 +275,7 @@ def _error(text: str, chain: list[Document], reason: str) -> ConfigurationError:
     """Return the error for a value, at the place in the strongest document that says it."""
     hint = "an overlay is `${auto_mount:git+URL@REF,TARGET}`, for example with `@main,/opt/name`"
     for document in reversed(chain):
-        for key, item in _strings(document.value):
+        for key, item in strings(document.value):
             if item == text:
                 return document.error(key, reason, hint=hint)
     return chain[-1].error((), reason, hint=hint)

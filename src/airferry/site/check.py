@@ -14,7 +14,7 @@ from typing import Any
 from airferry.bundle.receipt import Receipt, ReceiptAsset
 from airferry.config import Executor, SiteProfile
 from airferry.errors import ConfigurationError, FindingsError, UsageError
-from airferry.plan.catalogue import Catalogue, StepFiles, find_step, parse_target
+from airferry.plan.catalogue import Catalogue, StepFiles, choose_target, find_step
 from airferry.plan.env_profiles import EnvFile, EnvProfile
 from airferry.plan.models import Target
 from airferry.plan.start_fetches import StartFetches
@@ -147,20 +147,20 @@ def chosen_targets(checked: Checked) -> list[Target]:
     catalogue = checked.catalogue
     if checked.receipt is not None:
         known = targets_of(checked.receipt)
-        wanted = [parse_target(text) for text in checked.targets]
+        wanted = [choose_target(catalogue, text, folder=Path.cwd()) for text in checked.targets]
         for target in wanted:
             if target.spec not in checked.receipt.steps and target.step_id not in checked.receipt.steps:
                 names = ", ".join(f"`{item.spec}`" for item in known) or "none"
                 raise UsageError(f"the receipt has no `{target.spec}`", hint=f"it has {names}")
         return [with_default(catalogue, target) for target in wanted or known]
     if checked.targets:
-        return [with_default(catalogue, parse_target(text)) for text in checked.targets]
-    found: list[Target] = []
+        found = (choose_target(catalogue, text, folder=Path.cwd()) for text in checked.targets)
+        return [with_default(catalogue, target) for target in found]
+    every: list[Target] = []
     for step_id in catalogue.step_ids():
-        folder = catalogue.steps_folder / step_id / "config"
-        configs = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
-        found += [Target(step_id, name) for name in configs] or [Target(step_id)]
-    return found
+        configs = catalogue.config_names(step_id)
+        every += [Target(step_id, name) for name in configs] or [Target(step_id)]
+    return every
 
 
 def executor_of(checked: Checked) -> Executor:
@@ -229,7 +229,7 @@ def _context(
 
 
 def _config_path(checked: Checked, found: StepFiles, executor: Executor) -> Path | None:
-    if checked.overlays is not None and found.target.config is not None:
+    if checked.overlays is not None and found.target.config is not None and found.target.path is None:
         overlay = checked.overlays / executor.kind / found.target.step_id / f"{found.target.config}.yaml"
         if overlay.is_file():
             return overlay

@@ -303,6 +303,7 @@ def _receipt(
             step: _pinned_image(by_name, step, image) for step, image in bundle.manifest.step_execution_images.items()
         },
         targets=tuple(dict.fromkeys(entry.target for entry in bundle.manifest.targets)),
+        submit=bundle.manifest.submit,
         catalogue=_catalogue(bundle, destination, shipments),
         assets=tuple(
             ReceiptAsset(name=entry.name, kind=entry.kind, steps=entry.steps, target=entry.target)

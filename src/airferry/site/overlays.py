@@ -97,7 +97,9 @@ def make_overlays(receipt: Receipt, catalogue: Catalogue, *, site: SiteProfile, 
         staged = _staged(found, receipt, reader)
         unclear.update(dict.fromkeys((name, found.target.spec) for name in staged.values.unclear))
         for executor in executors:
-            step, text = _overlay(found, image, executor, reader=reader, site=site, out=out, staged=staged)
+            step, text = _overlay(
+                found, image, executor, reader=reader, site=site, out=out, staged=staged, submit=receipt.submit
+            )
             steps.append(step)
             if step.path is not None:
                 texts[step.path] = text
@@ -115,7 +117,7 @@ def make_overlays(receipt: Receipt, catalogue: Catalogue, *, site: SiteProfile, 
                 f"{executor} cannot be given a digest, so the overlays name tags; `airferry load` leaves them where "
                 "they belong, and nobody may move them"
             )
-        if executor.kind not in NEMOTRON_EXECUTORS:
+        if receipt.submit is None and executor.kind not in NEMOTRON_EXECUTORS:
             notes.append(
                 f"`nemotron steps run` has no executor for {executor.kind}; "
                 "take the image and the resolved config from the overlays"
@@ -173,13 +175,18 @@ def _overlay(
     site: SiteProfile,
     out: Path,
     staged: _Staged,
+    submit: str | None,
 ) -> tuple[StepOverlay, str]:
     name = image_for(executor.kind, reference_for(executor, image))
     target = found.target
     profile = profile_name(site, executor)
     if found.config_path is None:
         command = submit_command(
-            target.step_id, config=None, profile=profile, overrides={"run.env.container_image": name}
+            target.step_id,
+            config=None,
+            profile=profile,
+            overrides={"run.env.container_image": name},
+            template=submit,
         )
         return StepOverlay(target.spec, executor.kind, name, None, None, (), command), ""
     path = f"{executor.kind}/{target.step_id}/{target.config}.yaml"
@@ -206,7 +213,9 @@ def _overlay(
         path=path,
         config=str(found.config_path),
         cleared=tuple(f"{overlay.key},{overlay.target}" for overlay in baked),
-        command=submit_command(target.step_id, config=str((out / path).absolute()), profile=profile, overrides={}),
+        command=submit_command(
+            target.step_id, config=str((out / path).absolute()), profile=profile, overrides={}, template=submit
+        ),
         staged={item.value.name: item.target for item in staged.values.found},
     )
     return step, text

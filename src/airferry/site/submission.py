@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from airferry.bundle.receipt import ReceiptImage
 from airferry.config import Executor, SiteProfile
 from airferry.config.site import StorageMount, parse_version
+from airferry.config.submit import NEMOTRON_SUBMIT, submit_words
 from airferry.oci.reference import Reference, parse_reference
 
 NEMOTRON_EXECUTORS = {"slurm-pyxis": "slurm", "lepton": "lepton", "dgxcloud": "dgxcloud", "docker": "docker"}
@@ -104,13 +105,20 @@ def render_profile(site: SiteProfile, executor: Executor) -> str:
     return "\n".join(lines) + "\n"
 
 
-def submit_command(step_id: str, *, config: str | None, profile: str, overrides: Mapping[str, str]) -> str:
-    """Return the whole command that submits a step, quoted for a shell."""
-    words = ["nemotron", "steps", "run", step_id]
-    if config is not None:
-        words += ["-c", config]
-    words += ["-b", profile, *(f"{key}={value}" for key, value in overrides.items())]
-    return shlex.join(words)
+def submit_command(
+    step_id: str, *, config: str | None, profile: str, overrides: Mapping[str, str], template: str | None = None
+) -> str:
+    """Return the whole command that submits a step, quoted for a shell.
+
+    The template is the catalogue's, None for Nemotron's command. An empty one says that no command is known: then what
+    whoever submits needs is listed.
+    """
+    settings = tuple(f"{key}={value}" for key, value in overrides.items())
+    if template == "":
+        words = [step_id, *([f"config={config}"] if config else []), f"profile={profile}", *settings]
+        return "# no command is known for this catalogue (`source.submit`): " + shlex.join(words)
+    known = template or NEMOTRON_SUBMIT
+    return shlex.join(submit_words(known, step=step_id, config=config, profile=profile, overrides=settings))
 
 
 def _mount(mount: StorageMount, executor: Executor) -> str:

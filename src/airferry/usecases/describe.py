@@ -20,6 +20,11 @@ def describe_plan(plan: Plan, *, verbose: bool = False) -> list[str]:
     """
     lines = ["stages: " + ", ".join(plan.stages)]
     lines += _list("targets: ", (step.target.spec for step in plan.steps), indent=9)
+    for step in plan.steps:
+        if step.target.path is not None:
+            more = len(step.config_files) - 1
+            inherits = f", which inherits from {counted(more, 'file')}" if more else ""
+            lines.append(f"own config: {step.target.spec} is `{step.target.path}`{inherits}")
     if plan.launcher is not None:
         lines += ["", f"launcher {plan.launcher.tag}", f"  base       {_base(plan.launcher.base_image)}"]
         lines.append("  platforms  " + ", ".join(map(str, plan.launcher.platforms)))

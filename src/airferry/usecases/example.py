@@ -25,7 +25,7 @@ from airferry.usecases.far import LoadOutcome, load, verify
 from airferry.usecases.near import BuildOutcome, Selection, build, parse_engine, plan
 from airferry.wording import size_text
 
-WORKSPACE = "/workspace/Nemotron"
+WORKSPACE = "/workspace/ferry"  # as the example's airgap.yaml says
 PYTHON = "/usr/bin/python3"
 REGISTRY_PROGRAMS = ("docker-registry", "registry")
 REGISTRY_START_S = 20.0

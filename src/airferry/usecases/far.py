@@ -14,6 +14,7 @@ from airferry.registry.client import ClientOptions
 from airferry.site import activation
 from airferry.site import load as loading
 from airferry.site.places import OVERLAYS_FOLDER
+from airferry.site.submission import submit_command
 from airferry.wording import counted, size_text
 
 RollbackResult = activation.RollbackResult
@@ -62,12 +63,13 @@ class LoadOutcome:
             image = steps.get(target) or steps.get(step)
             if image is None or (not config and any(other.startswith(f"{step}:") for other in self.receipt.targets)):
                 continue
+            named, overrides = config or "CONFIG", {"run.env.container_image": image}
             if held & {target, step}:
-                path = f"{OVERLAYS_FOLDER}/EXECUTOR/{step}/{config or 'CONFIG'}.yaml"
-                commands.append(f"nemotron steps run {step} -c {path} -b PROFILE")
-            else:
-                override = f"run.env.container_image={image}"
-                commands.append(f"nemotron steps run {step} -c {config or 'CONFIG'} -b PROFILE {override}")
+                named, overrides = f"{OVERLAYS_FOLDER}/EXECUTOR/{step}/{named}.yaml", {}
+            template = self.receipt.submit
+            commands.append(
+                submit_command(step, config=named, profile="PROFILE", overrides=overrides, template=template)
+            )
         return commands
 
     def to_document(self) -> dict[str, Any]:

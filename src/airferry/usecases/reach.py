@@ -65,7 +65,7 @@ def _find_base(text: str, pulls: Pulls) -> str:
     source = pulls.source(reference)
     digest = source.find(reference.target)
     if digest is None:
-        raise RegistryError("no registry that is asked has such an image", hint="check its name and tag")
+        raise RegistryError("there is no such image", hint="check its name and tag")
     return digest if str(source) == reference.name else f"{digest} from `{source}`"
 
 

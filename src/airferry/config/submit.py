@@ -1,0 +1,57 @@
+"""The command that submits a step, as a template: who writes one in `source.submit` says how their users submit."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+from airferry.config.fields import Text
+
+NEMOTRON_SUBMIT = "nemotron steps run {step} -c {config} -b {profile} {overrides}"
+_WORDS = ("step", "config", "profile", "overrides")
+_PLACE = re.compile(r"\{([^{}]*)\}")
+
+
+def _check(value: str) -> str:
+    try:
+        words = shlex.split(value)
+    except ValueError as error:
+        raise ValueError(f"`{value}` cannot be split into words: {error}") from error
+    unknown = [name for word in words for name in _PLACE.findall(word) if name not in _WORDS]
+    if unknown:
+        known = ", ".join(f"`{{{name}}}`" for name in _WORDS)
+        raise ValueError(f"`{{{unknown[0]}}}` stands for nothing; known are {known}")
+    if "{step}" not in value:
+        raise ValueError("`{step}` is missing, for example `acme run {step} --config {config}`")
+    return value
+
+
+SubmitText = Annotated[Text, Field(max_length=1000), AfterValidator(_check)]
+
+
+def submit_words(
+    template: str, *, step: str, config: str | None, profile: str | None, overrides: tuple[str, ...] = ()
+) -> list[str]:
+    """Return the words of the command that submits a step.
+
+    Where there is no config or no profile, its word goes, with the option before it. `{overrides}` stands for as many
+    words as there are.
+    """
+    values = {"step": step, "config": config, "profile": profile, "overrides": shlex.join(overrides)}
+    result: list[str] = []
+    for word in shlex.split(template):
+        places = _PLACE.findall(word)
+        if word == "{overrides}":
+            result += overrides
+        elif any(values[name] is None for name in places):
+            if result and word.startswith("{") and result[-1].startswith("-"):
+                result.pop()
+        else:
+            filled = word
+            for name in places:
+                filled = filled.replace(f"{{{name}}}", values[name] or "")
+            result.append(filled)
+    return result
