@@ -32,6 +32,7 @@ from airferry.oci.layout import LayoutStore
 from airferry.oci.tar import DIRECTORY, SYMLINK, TarEntry, tar_header
 from debian_bases import AMD64
 from near_side import REFERENCE, TARGET, NearSide, commit_all
+from static_bases import elf
 from wheel_factory import make_wheel, sha256, wheel_of
 
 SITE = "/usr/local/lib/python3.11/dist-packages"
@@ -295,10 +296,11 @@ def test_an_execution_image_is_the_same_file_by_file(
     assert container.said == ours.said == "ran 1.0\nscript\n42\n"
 
 
+@pytest.mark.parametrize("kind", ["debian", "venv"])
 def test_a_launcher_is_the_same_file_by_file(
-    side: NearSide, near_base: Path, near_cache: Path, open_near_engine: Any
+    side: NearSide, near_base: Path, near_cache: Path, open_near_engine: Any, kind: str
 ) -> None:
-    base = BASES["debian"]
+    base = BASES[kind]
     lay_out(side, write_base(near_base, side.root / "base", base), base.python)
     side.write(build_stages=["build-launcher-image", "save-images"])
     by_engine, direct, bundles = built_both_ways(side)
@@ -400,11 +402,9 @@ def with_conflict(side: NearSide) -> Base:
     return Base((*STALE, *entries), "/usr/bin/python3", SITE)
 
 
-def with_customised_python(side: NearSide) -> Base:
-    site = SITE.lstrip("/")
-    folders = [folder("/".join(site.split("/")[:count])) for count in range(3, site.count("/") + 2)]
-    entries = (*folders, text(f"{site}/hook.pth", "import sys; sys.path.insert(0, '/opt')\n"))
-    return Base((*STALE, *entries), "/usr/bin/python3", SITE)
+def with_two_versions(side: NearSide) -> Base:
+    library = text("usr/lib/libpython3.11.so.1.0", elf("3.11.9").decode("latin-1"))
+    return Base((*STALE, library), "/usr/bin/python3", SITE)
 
 
 @pytest.mark.parametrize(
@@ -412,7 +412,7 @@ def with_customised_python(side: NearSide) -> Base:
     [
         (with_containerfile, "it has a Containerfile of its own, `Own.containerfile`"),
         (with_conflict, "an older `second-addition` of the base would have to be uninstalled first"),
-        (with_customised_python, "hook.pth"),
+        (with_two_versions, "shows several versions of Python 3.11"),
     ],
 )
 def test_auto_takes_an_engine_where_files_do_not_suffice_and_says_why(

@@ -18,7 +18,8 @@ from airferry.bundle.manifest import MANIFEST_FILE, BundleManifest, ImageEntry, 
 from airferry.errors import ConfigurationError, UsageError
 from airferry.events import Event, Notice
 from airferry.host import files, process
-from airferry.oci.documents import parse_index, parse_manifest
+from airferry.oci.documents import DOCKER_MANIFEST_LIST, parse_index, parse_manifest
+from airferry.oci.entries import names_of
 from airferry.oci.layout import LayoutStore
 from airferry.usecases import BuildOutcome, near, verify
 from debian_bases import AMD64, ARM64, DebianBase
@@ -36,6 +37,7 @@ from near_side import (
 
 OFFLINE = {"HF_HUB_OFFLINE=1", "TRANSFORMERS_OFFLINE=1", "HF_DATASETS_OFFLINE=1", "WANDB_MODE=offline"}
 STATE = "airgap-build-state.yaml"
+NOT_OURS = "`tracked.txt` belongs to nothing in the bundle"
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ def built(near_base: Path, near_cache: Path, tmp_path_factory: pytest.TempPathFa
         step_execution_images={"train/run": "py", "bare/nothing": "bare"},
         execution_images={"py": image, "bare": {**image, "tag": "bare:1", "tar": "bare.tar"}},
         archives=True,
+        docker_twin=True,
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AIRFERRY_CACHE", str(near_cache))
@@ -181,10 +184,20 @@ def test_a_group_that_lacks_nothing_brings_no_file(built: Built) -> None:
 def test_each_blob_is_there_once_and_named(built: Built) -> None:
     report = verify(built.side.out, root=built.outcome.root)
     report.raise_if_wrong()
-    assert report.root_verified and report.images == 3
+    assert report.root_verified and report.images == 3 and report.beside == (NOT_OURS,)
     shared = {layer.digest for layer in built.on_amd64("py").layers if layer.from_base}
     assert shared == {layer.digest for layer in built.on_amd64("launcher").layers if layer.from_base}
     assert len(built.store.stored_digests()) == report.blobs
+
+
+def test_each_image_has_a_docker_twin_of_the_same_platforms(built: Built) -> None:
+    listed = {name: item for item in built.store.read_index().manifests for name in names_of(item)}
+    for image in built.manifest.images:
+        assert image.docker_twin is not None and image.docker_twin.reference == f"{image.reference}-docker"
+        twin = listed[image.docker_twin.reference]
+        assert (twin.media_type, twin.digest) == (DOCKER_MANIFEST_LIST, image.docker_twin.digest)
+        children = parse_index(built.store.read_bytes(twin)).manifests
+        assert [child.digest for child in children] == [entry.digest for entry in image.platforms.values()]
 
 
 def test_what_nemotrons_users_know_lies_beside_the_bundle(built: Built) -> None:
@@ -434,6 +447,23 @@ def test_a_step_that_imports_more_rebuilds_its_group_alone(side: NearSide) -> No
     }
     assert temporaries(side.out) == []
     verify(side.out, root=second.root).raise_if_wrong()
+
+
+def test_files_of_images_that_the_plan_lost_go_when_it_is_sealed(side: NearSide) -> None:
+    side.write(workflow={"name": "tests", "stages": ["train/run:tiny", "prep/pack:tiny"]}, archives=True)
+    first = side.build()
+    assert first.manifest is not None and verify(side.out).beside == (NOT_OURS,)
+    (group,) = (group for group in first.manifest.execution_groups if group.repo_overlays)
+    (other,) = (group for group in first.manifest.execution_groups if not group.repo_overlays)
+    lost = [group.tar, f"requirements-{group.name}.txt", f"repo-overlays-{group.name}.json"]
+    assert all((side.out / name).is_file() for name in lost)
+    overlays = side.out / lost[2]
+    overlays.write_text(overlays.read_text() + " ")
+    second = side.build(targets=("prep/pack:tiny",))
+    assert [name for name in lost if (side.out / name).exists()] == [lost[2]], "what was edited stays"
+    assert (side.out / other.tar).is_file() and second.reused == 2
+    report = verify(side.out, root=second.root)
+    assert report.ok and report.beside == (f"`{lost[2]}` belongs to nothing in the bundle", NOT_OURS)
 
 
 def test_a_branch_that_moved_is_followed_by_an_update_alone(side: NearSide) -> None:

@@ -66,7 +66,49 @@ NSPKG = (
 )
 
 
+# what numba-cuda does: `numba.cuda` is taken from a folder of another package
+NUMBA_CUDA = """
+import sys
+from importlib.util import find_spec
+class NumbaCudaFinder:
+    def find_spec(self, name, path, target=None):
+        if "numba.cuda" in name:
+            numba, other = (find_spec(item).submodule_search_locations[0] for item in ("numba", "numba_cuda"))
+            if any(other in item for item in path):
+                return None
+            for finder in sys.meta_path:
+                spec = finder.find_spec(name, [item.replace(numba, other + "/numba") for item in path], target)
+                if spec is not None:
+                    return spec
+sys.meta_path.insert(0, NumbaCudaFinder())
+"""
+SCIKIT_BUILD = """
+import sys
+from importlib.util import spec_from_file_location
+class ScikitBuildRedirectingFinder:
+    def __init__(self, files, folders):
+        self.files, self.folders = files, folders
+    def find_spec(self, name, path=None, target=None):
+        if name in self.files:
+            folders = self.folders.get(name) if self.files[name].endswith("__init__.py") else None
+            return spec_from_file_location(name, self.files[name], submodule_search_locations=folders)
+def install(sources, built, folders, *rest):
+    sys.meta_path.insert(0, ScikitBuildRedirectingFinder(sources, folders))
+
+
+install({'skb': '/src/skb/__init__.py', 'skb.inner': '/src/skb/inner.py'}, {}, {'skb': ['/src/skb']}, ['skb'], None)
+"""
+
+
 OLD_STYLE = "__path__ = __import__('pkgutil').extend_path(__path__, __name__)\n"
+SIX = (
+    "import sys, types\nfor name in ('moves', 'moves.urllib', 'moves.urllib.parse'):\n"
+    "    made = types.ModuleType(name)\n    made.__path__ = []\n    sys.modules[__name__ + '.' + name] = made\n"
+)
+EASY_INSTALL = (
+    "import sys; sys.__plen = len(sys.path)\n./easy.egg\nimport sys; new=sys.path[sys.__plen:]; "
+    "del sys.path[sys.__plen:]; p=getattr(sys,'__egginsert',0); sys.path[p:p]=new; sys.__egginsert = p+len(new)\n"
+)
 NEEDY = "try:\n    import speedups\nexcept ImportError:\n    b = 1\nimport absent_lib.x\n"
 GUARDED = "try:\n    import absent_lib\nexcept ImportError:\n    absent_lib = None\n"
 BRACE = "from json import (  # a comment, with a comma\n    loads,\n    dumps as d,\n)\n"
@@ -134,7 +176,8 @@ RICH = [
     "old_style.first", "old_style.second", "old_style.third", "google", "google.cloud.thing", "google.other",
     "by_path_module", "edited", "edited.below", "edited.absent", "single", "shared.edited", "shared.other",
     "file_and_folder", "file_and_folder.x", "in_workdir", "of_the_user", "native", "native._queue", "native._absent",
-    "debian_only", "local_only", "sitecustomize",
+    "debian_only", "local_only", "sitecustomize", "numba.cuda", "numba.cuda.old", "numba.cuda.new", "numba.core", "skb",
+    "skb.inner", "skb.gone", "six.moves", "six.moves.urllib.parse", "cached", "cached.below", "by_easy",
 ]  # fmt: skip
 
 
@@ -224,6 +267,8 @@ def bases(tar: Path) -> dict[str, Base]:
             ],
             env=path,
         ),
+        "hooks": Base([[*hooks(local)]], python="/usr/bin/python3"),
+        "uv": Base([managed_by_uv(tar)], env={"PATH": "/opt/nemo_rl_venv/bin:/usr/bin:/bin"}),
         "named venv": Base([[*virtual_environment("srv/env", system_site=False)]], python="/srv/env/bin/python"),
         "conda": Base(
             [
@@ -233,6 +278,53 @@ def bases(tar: Path) -> dict[str, Base]:
             env={"PATH": "/opt/conda/bin:/usr/bin:/bin", "PYTHONNOUSERSITE": "1"},
         ),
     }  # fmt: skip
+
+
+def hooks(site: str) -> list[Item]:
+    """Return hooks as common tools write them, and what they lead to."""
+    guard = "import sys; exec(\"import os\\nif os.getenv('COV_X'):\\n import absent_lib\")\n"
+    return [
+        folder(site),
+        Item(f"{site}/_numba_cuda_redirector.pth", value="# SPDX\n\nimport _numba_cuda_redirector\n"),
+        Item(f"{site}/_numba_cuda_redirector.py", value=NUMBA_CUDA),
+        *(
+            Item(f"{site}/{name}.py")
+            for name in ("numba/__init__", "numba/core", "numba/cuda/__init__", "numba/cuda/old")
+        ),
+        *(Item(f"{site}/numba_cuda/{name}.py") for name in ("__init__", "numba/cuda/__init__", "numba/cuda/new")),
+        Item(f"{site}/_skb_editable.pth", value="import _skb_editable\n"),
+        Item(f"{site}/_skb_editable.py", value=SCIKIT_BUILD),
+        Item("src/skb/__init__.py"),
+        Item("src/skb/inner.py"),
+        Item(f"{site}/a1_coverage.pth", value=guard),
+        Item(f"{site}/zz_lost.pth", value="import absent_lib_hook\n"),
+        Item(f"{site}/six.py", value=SIX),
+        Item(f"{site}/easy-install.pth", value=EASY_INSTALL),
+        Item(f"{site}/easy.egg/by_easy.py"),
+        Item(f"{site}/by_easy.py", value="import absent_lib\n"),
+    ]
+
+
+def managed_by_uv(tar: Path) -> list[Item]:
+    """Return an interpreter where uv puts one, and an environment with packages linked into uv's cache."""
+    python = "root/.local/share/uv/python/cpython-3.11.2-linux-x86_64-gnu"
+    site, cache = "opt/nemo_rl_venv/lib/python3.11/site-packages", "root/.cache/uv/archive-v0/abc"
+    text = f"home = /{python}/bin\nimplementation = CPython\nuv = 0.8.0\nversion_info = 3.11.2\n"
+    linked = [
+        *distribution(cache, "cached", "2.0"),
+        Item(f"{cache}/cached/__init__.py", value="from . import below\n"),
+        Item(f"{cache}/cached/below.py"),
+        *(item for item in hooks(cache) if item.path.startswith(f"{cache}/")),
+    ]
+    return [
+        *conda(tar, python),
+        Item("opt/nemo_rl_venv/pyvenv.cfg", value=f"{text}include-system-site-packages = false\n"),
+        link("opt/nemo_rl_venv/bin/python", f"/{python}/bin/python3.11"),
+        link("opt/nemo_rl_venv/bin/python3", "python"),
+        *(item for item in hooks(site) if not item.path.startswith(f"{site}/")),
+        *linked,
+        *(link(item.path.replace(cache, site), f"/{item.path}") for item in linked),
+    ]
 
 
 def put(store: LayoutStore, below: DebianBase, platform: Platform, base: Base) -> Any:
@@ -295,6 +387,8 @@ def engine(engine_state: Path) -> Iterator[Engine]:
         ("debian", ARM64),
         ("venv", AMD64),
         ("venv with the system's packages", AMD64),
+        ("hooks", AMD64),
+        ("uv", AMD64),
         ("named venv", AMD64),
         ("conda", AMD64),
     ],

@@ -127,6 +127,16 @@ def test_a_base_whose_own_files_lead_there_needs_nothing(side: Side) -> None:
     assert (statuses(found), found.unreached) == ({"present"}, ())
 
 
+def test_a_hook_that_is_not_understood_may_lead_there_so_that_nothing_is_claimed(side: Side) -> None:
+    side.step()
+    hook = [
+        Item(f"{SITE}/hook.pth", value="import strange\n"),
+        Item(f"{SITE}/strange.py", value="import sys\nsys.path.extend(places())\n"),
+    ]
+    found, _refused = side.ask(side.plan(), *hook)
+    assert (statuses(found), found.unreached) == ({"unknown"}, ())
+
+
 def test_an_editable_install_of_the_base_leads_there(side: Side) -> None:
     side.step()
     finder = "MAPPING: dict[str, str] = {'nemo_curator': '/opt/Curator/nemo_curator'}\nNAMESPACES = {}\n"

@@ -9,7 +9,13 @@ import pytest
 
 from airferry.build.pip import Pip
 from airferry.build.probe import ModuleAnswer, ProbeResult
-from airferry.build.requirements import Additions, modules_to_probe, resolve_additions, resolve_environment
+from airferry.build.requirements import (
+    Additions,
+    deciding_modules,
+    modules_to_probe,
+    resolve_additions,
+    resolve_environment,
+)
 from airferry.build.wheels import WheelStore
 from airferry.config import CompressionChoice, RegistryBase
 from airferry.errors import BuildError, IntegrityError
@@ -428,6 +434,56 @@ def test_core_modules_and_modules_without_a_name_are_told_together_before_any_wh
     assert "what only a base can bring: steps/a/step.py:8: `numpy`; steps/a/step.py:7: `torch`" in core
     assert "whose distribution nothing names: steps/a/step.py:9: `nobody_knows`" in unnamed
     assert case.calls == []
+
+
+# --- what files leave open ---
+
+OPEN = ModuleAnswer(status="unknown", missing="maybe", doubt="`/site/hook.pth` runs code")
+
+
+def test_a_module_that_files_leave_open_is_reported_with_the_way_out(case: Case) -> None:
+    with pytest.raises(BuildError) as caught:
+        case.resolve({"fine": PRESENT, "maybe": OPEN, "other": OPEN})
+    assert caught.value.message == (
+        "the files of the base `registry.example/base:1` for `linux/amd64` do not tell whether it has "
+        "steps/a/step.py:8: `maybe`, steps/a/step.py:9: `other` (`/site/hook.pth` runs code)"
+    )
+    assert "Buildah or Podman" in (caught.value.hint or "")
+    assert '`requirements: {maybe: "distribution==version"}`' in (caught.value.hint or "")
+
+
+def test_following_the_hint_adds_what_the_image_names(case: Case) -> None:
+    case.wheel("maybe-dist", "1.0")
+    found = case.resolve({"maybe": OPEN, "maybe.inner": OPEN}, named={"maybe": "maybe-dist==1.0"})
+    assert listed(found) == ["maybe-dist==1.0"]
+
+
+def test_a_conditional_import_that_files_leave_open_is_a_note(case: Case) -> None:
+    (note,) = case.resolve({"maybe": OPEN}, origin="reported").conditional
+    assert "whether the base has it is not known: `/site/hook.pth` runs code" in note
+
+
+def test_what_a_module_imports_and_may_be_there_is_not_added(case: Case) -> None:
+    case.locked("maybe==1.0\n")
+    part = ModuleAnswer(status="incomplete", missing="maybe", doubt="`/site/hook.pth` runs code")
+    found = case.resolve({"part": part})
+    assert listed(found) == []
+    assert "imports `maybe`, which may be missing (`/site/hook.pth` runs code)" in found.notes[0]
+
+
+def test_an_editable_install_that_leads_nowhere_is_said(case: Case) -> None:
+    case.wheel("gone", "1.0")
+    answer = ModuleAnswer(status="missing", missing="gone", note="an editable install leads to `/opt/gone`")
+    found = case.resolve({"gone": answer}, named={"gone": "gone"})
+    assert listed(found) == ["gone==1.0"]
+    assert "`gone` is not there: an editable install leads to `/opt/gone`" in found.notes
+
+
+def test_modules_that_decide(case: Case) -> None:
+    candidates = [Candidate(name, "step", "s.py", 1) for name in ("a", "b.c")]
+    candidates.append(Candidate("d", "reported", "s.py", 2))
+    group = make_group(candidates, named={"b": "b-dist"}, pip_no_deps=True)
+    assert deciding_modules(group) == ["a"]
 
 
 def test_all_that_has_neither_a_wheel_nor_a_compiler_is_told_at_once_with_who_asks(case: Case) -> None:

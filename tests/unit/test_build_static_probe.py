@@ -2,90 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from airferry.build.file_facts import import_statements, imported_names, reader_for
-from airferry.build.probe import ProbeResult
-from airferry.build.static_probe import static_probe
 from airferry.build.static_python import StaticallyUnknown
 from airferry.errors import BuildError
-from airferry.oci.documents import ImageConfig
-from airferry.oci.platform import parse_platform
-from layer_tars import Item, folder, link, view_of
-
-MACHINES = {"linux/amd64": 62, "linux/arm64": 183}
-SITE = "usr/local/lib/python3.12/site-packages"
-
-
-def elf(*marks: str, platform: str = "linux/amd64") -> bytes:
-    """Return what looks like a binary that holds some texts."""
-    head = b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x03\x00" + MACHINES[platform].to_bytes(2, "little")
-    return head + bytes(3000) + b"".join(b"\0" + mark.encode() + b"\0" for mark in marks)
-
-
-def python_of(
-    prefix: str = "usr/local",
-    *,
-    version: str = "3.12.4",
-    folder_name: str = "python3.12",
-    platform: str = "linux/amd64",
-    libc: tuple[str, str] = ("lib/x86_64-linux-gnu/libc.so.6", "GNU C Library stable release version 2.39."),
-) -> list[Item]:
-    """Return an interpreter as a build from source leaves it, and a C library."""
-    marks = [version, "PyInit_posix", "PyInit__struct", "PyInit_time", "3.40.1"]
-    return [
-        Item(f"{prefix}/bin/{folder_name}", value=elf(*marks, platform=platform), mode=0o755),
-        link(f"{prefix}/bin/python3", folder_name),
-        link(f"{prefix}/bin/python", "python3"),
-        Item(f"{prefix}/lib/{folder_name}/os.py", value="import posix\n"),
-        Item(f"{prefix}/lib/{folder_name}/site.py", value="# site-packages\n"),
-        Item(f"{prefix}/lib/{folder_name}/json/__init__.py", value="from .decoder import JSONDecoder\n"),
-        Item(f"{prefix}/lib/{folder_name}/json/decoder.py", value="import _json\n"),
-        folder(f"{prefix}/lib/{folder_name}/lib-dynload"),
-        Item(libc[0], value=elf(libc[1], platform=platform)),
-    ]
-
-
-def probe(
-    *layers: Iterable[Item],
-    modules: Iterable[str] = (),
-    python: str | None = None,
-    platform: str = "linux/amd64",
-    env: Mapping[str, str] | None = None,
-    config: Mapping[str, Any] | None = None,
-    variables: Mapping[str, str] | None = None,
-) -> ProbeResult:
-    settings = {"Env": [f"{key}={value}" for key, value in (env or {}).items()], **(config or {})}
-    document = {
-        "architecture": "amd64",
-        "os": "linux",
-        "config": settings,
-        "rootfs": {"type": "layers", "diff_ids": []},
-    }
-    return static_probe(
-        view_of(*layers),
-        ImageConfig.model_validate(document),
-        modules=modules,
-        python=python,
-        platform=parse_platform(platform),
-        variables=variables,
-    )
-
-
-def statuses(result: ProbeResult) -> dict[str, str]:
-    return {name: " ".join(filter(None, (found.status, found.missing))) for name, found in result.modules.items()}
-
-
-def site(*items: Item, base: list[Item] | None = None) -> list[Item]:
-    """Return a Python with files in its site-packages."""
-    placed = [Item(f"{SITE}/{item.path}", item.kind, item.value, item.mode) for item in items]
-    return [*(python_of() if base is None else base), folder(SITE), *placed]
-
+from layer_tars import Item, link
+from static_bases import SITE, elf, probe, python_of, site, statuses
 
 # --- the interpreter ---
 
@@ -120,6 +45,77 @@ def test_a_shared_library_says_what_the_interpreter_does_not() -> None:
         Item("usr/local/lib/libpython3.12.so.1.0", value=elf("3.12.7+", "PyInit_posix")),
     ]
     assert probe(items).python.version == "3.12.7"
+
+
+@pytest.mark.parametrize(
+    ("marks", "header", "noted"),
+    [
+        (["/root/.pyenv/versions/3.12.7"], "", ""),
+        (["/x/3.12.7", "/y/3.12.2"], '#define PY_VERSION      "3.12.7+"\n', ""),
+        (["/x/3.12.7", "/y/3.12.2"], "", "version_info = 3.12.7\n"),
+        ([], "", "version = 3.12.7\n"),
+        (["3.12.7 | packaged by conda-forge | (main)"], "", "version = 3.12.2\n"),
+    ],
+)
+def test_a_version_that_the_linker_hides(marks: list[str], header: str, noted: str) -> None:
+    text = f"home = /usr/local/bin\n{noted}"
+    layer = [
+        *python_of(marks=marks),
+        Item("usr/local/include/python3.12/patchlevel.h", value=header),
+        Item("opt/venv/pyvenv.cfg", value=text),
+        link("opt/venv/bin/python", "/usr/local/bin/python3"),
+    ]
+    assert probe(layer, python="/opt/venv/bin/python").python.version == "3.12.7"
+
+
+def test_a_note_of_the_virtual_environment_that_the_binary_does_not_bear_out_does_not_count() -> None:
+    layer = [
+        *python_of(marks=["/x/3.12.7", "/y/3.12.2"]),
+        Item("opt/venv/pyvenv.cfg", value="home = /usr/local/bin\nversion = 3.12.4\n"),
+        link("opt/venv/bin/python", "/usr/local/bin/python3"),
+    ]
+    with pytest.raises(StaticallyUnknown, match=r"does not show which Python 3\.12 it is"):
+        probe(layer, python="/opt/venv/bin/python")
+
+
+def test_a_virtual_environment_whose_home_is_gone() -> None:
+    layer = [
+        *python_of(),
+        Item("opt/venv/pyvenv.cfg", value="home = /root/.local/share/uv/python/cpython-3.12.4/bin\n"),
+        Item("opt/venv/bin/python", value=elf("3.12.4"), mode=0o755),
+        Item("opt/linked/pyvenv.cfg", value="home = /root/.local/share/uv/python/cpython-3.12.4/bin\n"),
+        link("opt/linked/bin/python", "/root/.local/share/uv/python/cpython-3.12.4/bin/python3.12"),
+    ]
+    with pytest.raises(StaticallyUnknown) as caught:
+        probe(layer, python="/opt/venv/bin/python")
+    assert caught.value.message.startswith(
+        "`/opt/venv/pyvenv.cfg` names the home `/root/.local/share/uv/python/cpython-3.12.4/bin`, which the base does "
+    )
+    assert "`python:`" in (caught.value.hint or "")
+    with pytest.raises(BuildError) as broken:
+        probe(layer, python="/opt/linked/bin/python")
+    assert broken.value.message == (
+        "`/opt/linked/bin/python` of the base links to "
+        "`/root/.local/share/uv/python/cpython-3.12.4/bin/python3.12`, which the base does not have"
+    )
+    assert "`python:`" in (broken.value.hint or "")
+    # a shell passes over it, too
+    assert probe(layer, env={"PATH": "/opt/linked/bin:/usr/local/bin"}).python.executable == "/usr/local/bin/python"
+
+
+def test_a_virtual_environment_names_the_interpreter_that_it_was_made_from() -> None:
+    plain = python_of()
+    versioned = [item for item in plain if item.path not in ("usr/local/bin/python3", "usr/local/bin/python")]
+    settings = Item("opt/venv/pyvenv.cfg", value="home = /usr/local/bin\n")
+    linked = [settings, link("opt/venv/bin/python", "/usr/local/bin/python3")]
+    copied = [settings, Item("opt/venv/bin/python", value=elf("3.12.4", "PyInit_posix"), mode=0o755)]
+    for layer, venv, expected in (
+        (plain, linked, "/usr/local/bin/python3.12"),
+        (plain, copied, "/usr/local/bin/python"),
+        (versioned, copied, "/usr/local/bin/python3.12"),
+    ):
+        assert probe([*layer, *venv], python="/opt/venv/bin/python").python.base_executable == expected
+    assert probe(plain).python.base_executable == "/usr/local/bin/python"
 
 
 def test_free_threaded_and_release_candidates() -> None:
@@ -175,15 +171,8 @@ UNKNOWN = {
     "an old one": python_of(version="3.6.9", folder_name="python3.6"),
     "no C library": [item for item in python_of() if "libc" not in item.path],
     "a path file": [*python_of(), Item("usr/local/bin/python3._pth")],
-    "code in a .pth file": site(Item("hook.pth", value="import my_hook; my_hook.install()\n")),
-    "a finder of another kind": site(
-        Item("__editable__.x.pth", value="import __editable___x_finder; __editable___x_finder.install()"),
-        Item("__editable___x_finder.py", value="MAPPING = build_it()\n"),
-    ),
-    "a lost finder": site(Item("x.pth", value="import __editable___x_finder; __editable___x_finder.install()")),
-    "a customisation": site(Item("sitecustomize.py", value="import sys\nsys.path.insert(0, '/opt')\n")),
-    "a zipped egg": site(Item("easy-install.pth", value="./x.egg\n"), Item("x.egg", value="PK")),
     "a broken home": [*python_of(), Item("usr/local/pyvenv.cfg", value="version = 3\n")],
+    "versions that do not agree": python_of(marks=["/opt/python/3.12.1", "/opt/python/3.12.2"]),
 }
 
 
@@ -207,12 +196,44 @@ def test_pythonhome_is_not_understood() -> None:
 
 def test_a_module_that_a_package_may_make_is_unknown_only_if_it_is_asked_for() -> None:
     layer = site(
-        Item("six.py", value="import sys\nsys.modules[__name__ + '.moves'] = None\n"),
-        Item("user.py", value="import six.moves\n"),
+        Item("maker.py", value="import sys\nsys.modules[__name__ + '.made'] = None\n"),
+        Item("user.py", value="import maker.made\n"),
     )
-    assert statuses(probe(layer, modules=["six", "user"])) == {"six": "present", "user": "present"}
-    with pytest.raises(StaticallyUnknown, match=r"`six` may make `six\.moves`"):
-        probe(layer, modules=["six.moves"])
+    assert statuses(probe(layer, modules=["maker", "user"])) == {"maker": "present", "user": "present"}
+    answer = probe(layer, modules=["maker.made"]).modules["maker.made"]
+    assert (answer.status, answer.doubt) == ("unknown", "`maker` may make it when it runs")
+
+
+@pytest.mark.parametrize(
+    ("source", "is_dynamic"),
+    [
+        ("sys.modules[__name__] = Lazy(__name__)\n", False),
+        ("if 'x' in sys.modules:\n    pass\n", False),
+        ("old = sys.modules[name]\nif sys.modules[name] == old:\n    pass\n", False),
+        ("for folder in __path__:\n    pass\n", False),
+        ("sys.modules['a.b'] = c\n", True),
+        ("sys.modules[__name__ + '.b'] = c\n", True),
+        ("sys.modules.setdefault('a.b', c)\n", True),
+        ("known = sys.modules\n", True),
+        ("register(sys.modules)\n", True),
+        ("__path__ = [x]\n", True),
+        ("__path__.append(x)\n", True),
+        ("sys.meta_path.append(x)\n", True),
+    ],
+)
+def test_what_may_make_modules(source: str, is_dynamic: bool) -> None:
+    read = reader_for("opt/x", "a.py", len(source))
+    assert read is not None
+    facts = read(iter([source.encode()]))
+    assert (facts is not None and facts.is_dynamic) == is_dynamic
+
+
+def test_six_always_makes_its_moves() -> None:
+    layer = site(Item("six.py", value="sys.modules[__name__ + '.moves'] = None\n"))
+    assert statuses(probe(layer, modules=["six.moves", "six.moves.urllib"])) == dict.fromkeys(
+        ["six.moves", "six.moves.urllib"], "present"
+    )
+    assert statuses(probe(python_of(), modules=["six.moves"])) == {"six.moves": "missing six"}
 
 
 # --- modules ---

@@ -72,6 +72,11 @@ def test_a_twin_lists_the_very_manifests_of_its_image_and_adds_one_small_blob(tm
     assert report.ok and report.images == 1
 
 
+def test_a_report_names_twins(bundle: Path) -> None:
+    text = usecases.report(bundle).text
+    assert TWIN in text.split() and open_bundle(bundle).images[TWIN].digest in text.split()
+
+
 def test_what_is_wrong_with_a_twin_is_found(bundle: Path) -> None:
     opened = open_bundle(bundle)
     images = {name: entry for name, entry in opened.images.items() if name != TWIN}
@@ -95,7 +100,7 @@ def test_what_is_wrong_with_a_twin_is_found(bundle: Path) -> None:
     reseal(bundle, images={**images, TWIN: other})
     found = texts(bundle)
     assert len(found) == 2 and all("Docker twin of image `trainer`" in text for text in found)
-    assert "the manifest says" in found[0] and "has other platforms than the image" in found[1]
+    assert "the manifest says" in found[0] and "lists other manifests than the image" in found[1]
 
     make_bundle(bundle, twins=True)
     entry = {**open_bundle(bundle).manifest.images[0].model_dump(), "docker_twin": None}

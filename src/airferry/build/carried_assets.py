@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from airferry.build.assets import PACK_VERSION, pack_asset, record_asset
+from airferry.build.output_folder import OutputFolder
 from airferry.bundle.artifacts import ArtifactFile, artifact_is_whole, put_artifact
 from airferry.bundle.assets import (
     ASSET_ARTIFACT,
@@ -36,7 +37,9 @@ class CarriedAssets:
     artifacts: tuple[tuple[ArtifactEntry, Descriptor], ...] = ()
 
 
-def carry_assets(plan: Plan, store: LayoutStore, journal: Journal, *, emit: Emit) -> CarriedAssets:
+def carry_assets(
+    plan: Plan, store: LayoutStore, journal: Journal, folder: OutputFolder, *, emit: Emit
+) -> CarriedAssets:
     """Record or read the manifest of each asset of the plan's file, write it beside the bundle, and store what travels.
 
     Files that are as they were when they were last hashed are not read again, unless they are packed anew.
@@ -52,7 +55,7 @@ def carry_assets(plan: Plan, store: LayoutStore, journal: Journal, *, emit: Emit
         emit(StageStarted(f"asset {name}"))
         manifest = _manifest(plan, name, choice, emit)
         title = asset_file_name(name)
-        files.write_bytes(plan.output_dir / title, manifest.to_bytes())
+        folder.write(title, manifest.to_bytes())
         listed = put_artifact(store, ASSET_ARTIFACT, contents=[ArtifactFile(title, ASSET_CONTENT, manifest.to_bytes())])
         artifacts.append((_entry(title, ASSET_ARTIFACT, listed), listed))
         packed = None

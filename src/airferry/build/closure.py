@@ -267,6 +267,9 @@ class Closure:
     def _require_core(self, name: str, parent: str) -> None:
         module = name.partition("-")[0]
         answer = self._probe.modules.get(module)
+        if answer is not None and answer.status == "unknown":
+            self.notes.add(f"{parent} asks for `{name}`; whether the base has `{module}` is not known: {answer.doubt}")
+            return
         if answer is not None and answer.status != "missing":
             self.notes.add(f"{parent} asks for `{name}`; the base has the module `{module}` without its metadata")
             return

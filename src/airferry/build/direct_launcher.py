@@ -75,8 +75,11 @@ def launcher_obstacle(known: Known, packages: Sequence[str]) -> str | None:
             for name in {package, *(name.removesuffix(".list") for name in listed if name.startswith(f"{package}:"))}
         ):
             return f"the package `{package}` has to be installed"
-    if known.python is None or known.python.in_venv:
-        return "its interpreter is one of a virtual environment, on which no other can be built"
+    if known.python is None:
+        return "its interpreter is not known"
+    base = known.python.base_executable
+    if known.tree.lookup(known.tree.resolve(base)) is None:
+        return f"the interpreter `{base}`, which its virtual environment was made from, is not there"
     return None
 
 
@@ -93,16 +96,19 @@ def add_repository(tree: LayerTree, carried: Iterable[tuple[PurePosixPath, Path]
 
 
 def add_environment(tree: LayerTree, python: PythonFacts, folder: str) -> InstallScheme:
-    """Make a virtual environment in a folder of the image on an interpreter of the base; return where wheels go."""
+    """Make a virtual environment in a folder of the image on an interpreter of the base; return where wheels go.
+
+    Where that is one of a virtual environment, the new one is made from the same interpreter as that, as `venv` does.
+    """
     short = ".".join(python.version.split(".")[:2])
-    base = python.executable
+    base = python.base_executable
     home, name = posixpath.split(base)
     settings = {
         "home": home,
         "include-system-site-packages": "false",
         "version": python.version,
         "executable": "/" + tree.resolve(base),
-        "command": f"{base} -m venv --without-pip {folder}",
+        "command": f"{python.executable} -m venv --without-pip {folder}",
     }
     _add_text(tree, f"{folder}/pyvenv.cfg", "".join(f"{key} = {value}\n" for key, value in settings.items()))
     library = f"{folder}/lib/python{short}/site-packages"

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 MAX_TEXT_BYTES = 8 << 20
+MAX_PTH_BYTES = 1 << 20
+MAX_HOOK_BYTES = 64 << 10
 MAX_SOURCE_BYTES = 4 << 20
 MAX_INIT_BYTES = 4096
 MAX_IMPORT_BYTES = 64 << 10
@@ -21,9 +23,10 @@ OVERLAP_BYTES = 256
 SEPARATOR = b"\0"
 
 _TEXTS = frozenset(
-    {"pyvenv.cfg", "EXTERNALLY-MANAGED", "sitecustomize.py", "usercustomize.py", "site.py", "easy-install.pth"}
+    {"pyvenv.cfg", "EXTERNALLY-MANAGED", "sitecustomize.py", "usercustomize.py", "site.py", "patchlevel.h"}
+    | {"intro-install_plan.json"}
 )
-_TEXT_SUFFIXES = (".pth", "._pth", ".egg-link", ".egg-info")
+_TEXT_SUFFIXES = ("._pth", ".egg-link", ".egg-info")
 _METADATA = frozenset(
     {
         "METADATA",
@@ -41,16 +44,28 @@ _SYSTEM_TEXTS = frozenset({"etc/os-release", "usr/lib/os-release", "etc/passwd",
 _BINARY = re.compile(
     r"python3?(?:\.\d+)?[td]?m?|libpython3.*\.so.*|libc\.so\.6|libc-2\.\d+\.so|ld-musl-.*\.so\.1|pypy3?.*"
 )
-_FINDER = re.compile(r"__editable__.*finder\.py")
+_FINDER = re.compile(r"_.*editable.*\.py")
+# where a `.pth` file finds the module that it imports: folders of packages, and what uv links them to
+_PACKAGES = re.compile(r"(?:.*/)?(?:(?:site|dist)-packages|archive-v\d+/[^/]+)")
 # what stands before a mark, and the mark: looking for the first is many times faster than matching everywhere
 _GLIBC = re.compile(rb"[a-z]+ release version (2\.\d{1,3})")
 _MARKS = (
     ("builtin", b"PyInit_", re.compile(rb"PyInit_([A-Za-z_][A-Za-z0-9_]{0,80})\0")),
-    ("python", b"\x003.", re.compile(rb"\0(3\.\d{1,2}\.\d{1,2}(?:(?:a|b|rc)\d{1,2})?\+?)\0")),
+    # conda writes who packaged it behind the version
+    ("python", b"\x003.", re.compile(rb"\0(3\.\d{1,2}\.\d{1,2}(?:(?:a|b|rc)\d{1,2})?\+?)(?:\0| \| packaged by )")),
+    # a linker keeps one string for those that end alike: `/opt/python/3.11.7` hides `3.11.7`
+    ("tail", b"/3.", re.compile(rb"/(3\.\d{1,2}\.\d{1,2}(?:(?:a|b|rc)\d{1,2})?\+?)\0")),
+    ("tail", b"-3.", re.compile(rb"-(3\.\d{1,2}\.\d{1,2}(?:(?:a|b|rc)\d{1,2})?\+?)\0")),
     ("glibc", b"stable release version 2.", _GLIBC),
     ("glibc", b"development release version 2.", _GLIBC),
     ("musl", b"\x001.", re.compile(rb"\0(1\.[0-9]\.\d{1,2})\0")),
 )
+# `sys.modules[x] = …` but for `sys.modules[__name__] = …`, its methods that set, and its use under another name
+_MAKES_MODULES = re.compile(
+    rb"sys\.modules(?:\[(?![ \t]*__name__[ \t]*\])[^\]\n]*\][ \t]*=(?!=)"
+    rb"|\.(?:setdefault|update|__setitem__)\b|[ \t]*[,)\n])"
+)
+_EXTENDS_PATH = re.compile(rb"__path__[ \t]*(?:\+?=(?!=)|\.(?:append|extend|insert)\b|[,)])")
 _ELF_MACHINES = {3: "i686", 21: "ppc64le", 22: "s390x", 40: "armv7l", 62: "x86_64", 183: "aarch64", 243: "riscv64"}
 _IMPORT = re.compile(
     rb"(?:import[ \t]+(?P<names>[\w.]+(?:[ \t]+as[ \t]+\w+)?(?:[ \t]*,[ \t]*[\w.]+(?:[ \t]+as[ \t]+\w+)?)*)"
@@ -60,12 +75,16 @@ _IMPORT = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class BinaryFacts:
-    """What an ELF file says of itself: its machine, and versions and built-in modules whose marks it holds."""
+    """What an ELF file says of itself: its machine, and versions and built-in modules whose marks it holds.
+
+    `tails` are what ends in a version of Python and may hide one.
+    """
 
     machine: str
     pointer_bits: int
     byte_order: Literal["little", "big"]
     python: tuple[str, ...] = ()
+    tails: tuple[str, ...] = ()
     builtins: tuple[str, ...] = ()
     glibc: str = ""
     musl: str = ""
@@ -98,7 +117,8 @@ class FileFacts:
         """Return the facts that `to_row` wrote."""
         content, imports, is_dynamic, binary = row
         if binary is not None:
-            binary = BinaryFacts(**{**binary, "python": tuple(binary["python"]), "builtins": tuple(binary["builtins"])})
+            lists = {key: tuple(binary[key]) for key in ("python", "tails", "builtins")}
+            binary = BinaryFacts(**{**binary, **lists})
         text = None if content is None else content.encode("latin-1")
         return cls(text, imports.encode("latin-1"), is_dynamic, binary)
 
@@ -109,11 +129,15 @@ Reader = Callable[[Iterator[bytes]], FileFacts | None]
 def reader_for(folder: str, name: str, size: int) -> Reader | None:
     """Return what reads the facts of a file at a place, or None where its content does not matter."""
     if name.endswith(".py"):
-        if name in _TEXTS or (name.startswith("__editable__") and _FINDER.fullmatch(name)):
+        if name in _TEXTS or (name.startswith("_") and _FINDER.fullmatch(name)):
             return _read_whole_source if size <= MAX_TEXT_BYTES else None
+        if size <= MAX_HOOK_BYTES and _PACKAGES.fullmatch(folder):
+            return _read_whole_source
         return read_source if size <= MAX_SOURCE_BYTES else None
     if name in _METADATA:
         return _read_text if size <= MAX_TEXT_BYTES and folder.endswith(_METADATA_FOLDERS) else None
+    if name.endswith(".pth"):
+        return _read_text if size <= MAX_PTH_BYTES else None
     if name in _TEXTS or name.endswith(_TEXT_SUFFIXES) or f"{folder}/{name}" in _SYSTEM_TEXTS:
         return _read_text if size <= MAX_TEXT_BYTES else None
     if name.startswith(("python", "libpython3", "libc", "ld-musl-", "pypy")) and _BINARY.fullmatch(name):
@@ -143,7 +167,12 @@ def read_source(blocks: Iterator[bytes]) -> FileFacts | None:
 
 
 def _is_dynamic(source: bytes) -> bool:
-    return b"sys.modules" in source or b"meta_path" in source or b"__path__" in source
+    """Tell whether a module may make others when it runs; that it takes its own place, or asks for one, does not."""
+    if b"meta_path" in source:
+        return True
+    if b"sys.modules" in source and _MAKES_MODULES.search(source) is not None:
+        return True
+    return b"__path__" in source and _EXTENDS_PATH.search(source) is not None
 
 
 def _declares_namespace(source: bytes) -> bool:
@@ -228,7 +257,7 @@ def _read_binary(blocks: Iterator[bytes]) -> FileFacts | None:
         return None
     order: Literal["little", "big"] = "little" if first[5] == 1 else "big"
     machine = _ELF_MACHINES.get(int.from_bytes(first[18:20], order), "")
-    marks: dict[str, dict[str, None]] = {"python": {}, "builtin": {}, "glibc": {}, "musl": {}}
+    marks: dict[str, dict[str, None]] = {"python": {}, "tail": {}, "builtin": {}, "glibc": {}, "musl": {}}
     window = first
     while True:
         for kind, anchor, mark in _MARKS:
@@ -248,6 +277,7 @@ def _read_binary(blocks: Iterator[bytes]) -> FileFacts | None:
             pointer_bits=64 if first[4] == 2 else 32,
             byte_order=order,
             python=tuple(marks["python"]),
+            tails=tuple(marks["tail"]),
             builtins=tuple(sorted(marks["builtin"])),
             glibc=next(iter(marks["glibc"]), ""),
             musl=next(iter(marks["musl"]), ""),

@@ -129,7 +129,8 @@ def job_modules(
             answer = answers.get(candidate.module)
             if answer is None or candidate.origin == "reported":
                 continue
-            if answer.status in ("missing", "incomplete") and not _named(group, candidate.module):
+            # what is in doubt may be led there by what is not understood: it stays open
+            if answer.status != "present" and not answer.doubt and not _named(group, candidate.module):
                 wanted = answer.missing if answer.status == "incomplete" else candidate.module
                 held = _holding(group.overlays, trees, wanted)
                 if held is not None:

@@ -27,7 +27,7 @@ from airferry.oci.ports import blocks
 from airferry.oci.streams import BlockStream
 from airferry.oci.tar import BLOCK, CHARACTER, DIRECTORY, REGULAR, SYMLINK, TarEntry, TarReader
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 MAX_ENTRIES = 2_000_000
 MAX_PATH_BYTES = 4096
 MAX_NAME_BYTES = 255

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from airferry.build import contexts, overlays
+from airferry.build.base_probe import BaseProbe, ProbeChoice
 from airferry.build.bases import BaseCache, BaseImage, FoundBase
 from airferry.build.checkouts import Checkouts
 from airferry.build.compilation import Compiler, may_compile
@@ -30,16 +30,16 @@ from airferry.build.job_modules import (
     steps_of,
 )
 from airferry.build.knowledge import Knowledge
-from airferry.build.probe import ProbeResult, ask, probe_argv, probe_input
+from airferry.build.probe import ProbeResult
 from airferry.build.requirements import (
     Additions,
+    deciding_modules,
     refuse_missing,
     resolve_additions,
     resolve_environment,
 )
-from airferry.build.static_python import StaticallyUnknown
 from airferry.build.wheels import WheelStore
-from airferry.buildah.engine import Engine, Volume, base_tag
+from airferry.buildah.engine import Engine
 from airferry.config import BaseImage as BaseSpec
 from airferry.errors import UsageError
 from airferry.events import Emit, Notice, StageFinished, StageStarted, Warned
@@ -62,15 +62,9 @@ from airferry.plan.lockfile import (
 from airferry.plan.models import GroupPlan, LauncherPlan, Overlay, Plan
 from airferry.wording import counted
 
-PROBE_VERSION = 2  # part of what a lock entry depends on: raise it when the same base may give another answer
-PROBE_S = 3600.0
+PROBE_VERSION = 3  # part of what a lock entry depends on: raise it when the same base may give another answer
 LAUNCHER = "launcher"
 LOOKUPS = 4
-ProbeChoice = Literal["auto", "static", "run"]
-_PYTHONS = (
-    'for p in python python3; do command -v "$p" >/dev/null 2>&1 && exec "$p" "$@"; done; '
-    'echo "there is no python or python3 on PATH" >&2; exit 127'
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,9 +353,10 @@ class Locker:
             variables = image_variables(image, base)
             return JobModules(self._probe(base, platform, image.python, [], variables, {}))
         trees = {item.target: self.checkouts.tree(item.url, commits[item.key]) for item in image.overlays}
+        needed = deciding_modules(image)
 
         def probe(modules: Sequence[str], variables: Mapping[str, str], mounts: Mapping[str, Path]) -> ProbeResult:
-            return self._probe(base, platform, image.python, modules, variables, mounts)
+            return self._probe(base, platform, image.python, modules, variables, mounts, needed)
 
         return job_modules(image, steps_of(self.plan, image), base=base, trees=trees, probe=probe)
 
@@ -373,47 +368,13 @@ class Locker:
         modules: Sequence[str],
         variables: Mapping[str, str],
         mounts: Mapping[str, Path],
+        needed: Collection[str] = (),
     ) -> ProbeResult:
-        """Find out what a base can import with checkouts mounted: from its files, else by running it once."""
-        if self.probe != "run":
-            try:
-                return self.knowledge.probe(
-                    base, platform, python=python, modules=modules, variables=variables, mounts=mounts
-                )
-            except StaticallyUnknown as unknown:
-                if self.probe == "static":
-                    raise
-                self.emit(Notice(f"base `{base.name}` for {platform} is run to be probed: {unknown.reason}"))
-        return self._run_probe(base, platform, python, modules, variables, mounts)
-
-    def _run_probe(
-        self,
-        base: BaseImage,
-        platform: Platform,
-        python: str | None,
-        modules: Sequence[str],
-        variables: Mapping[str, str],
-        mounts: Mapping[str, Path],
-    ) -> ProbeResult:
-        """Ask the base itself: all modules in one container run."""
-        engine = self.engine()
-        engine.import_base(self.bases.store.path, base.manifest.digest, platform=platform)
-        argv = probe_argv(python or "python")
-        if python is None:
-            argv = ["sh", "-c", _PYTHONS, "sh", *argv[1:]]
-
-        def run() -> bytes:
-            return engine.run(
-                base_tag(base.manifest.digest),
-                argv,
-                platform=platform,
-                volumes=[Volume(folder, target) for target, folder in mounts.items()],
-                env=variables,
-                stdin=probe_input(modules),
-                timeout_s=PROBE_S,
-            ).stdout
-
-        return ask(run)
+        """Find out what a base can import with checkouts mounted (see `BaseProbe.ask`)."""
+        probe = BaseProbe(self.knowledge, self.engine, self.bases.store.path, self.probe, self.emit)
+        return probe.ask(
+            base, platform, python=python, modules=modules, needed=needed, variables=variables, mounts=mounts
+        )
 
     def _assemble(
         self,

@@ -31,12 +31,14 @@ class ModuleAnswer(_Frozen):
 
     `missing`: it, or a parent of it, is not there; `missing` names which. `incomplete`: it is there but imports a
     module that is not, which `missing` names. `present`: it is there; `note` says why the import failed all the same,
-    for instance for want of a GPU library.
+    for instance for want of a GPU library. `unknown`: it is found nowhere, and `doubt` says what may bring it all the
+    same; only files that were looked at, and not run, give this answer. An incomplete one with a doubt may be whole.
     """
 
-    status: Literal["present", "missing", "incomplete"]
+    status: Literal["present", "missing", "incomplete", "unknown"]
     missing: str = ""
     note: str = ""
+    doubt: str = ""
 
 
 def cpython_markers(version: str, machine: str) -> dict[str, str]:
@@ -84,6 +86,8 @@ class PythonFacts(_Frozen):
     abi: str
     extension_suffix: str
     markers: dict[str, str]
+    # what a virtual environment was made from, else the same as `executable`
+    base_executable: str = ""
 
 
 class ProbeResult(_Frozen):

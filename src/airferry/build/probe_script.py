@@ -382,6 +382,7 @@ def python_facts():
     names = {"cpython": "CPython", "pypy": "PyPy"}
     return {
         "executable": sys.executable or "",
+        "base_executable": getattr(sys, "_base_executable", None) or sys.executable or "",
         "implementation": sys.implementation.name,
         "version": full_version(sys.version_info),
         "prefix": sys.prefix,

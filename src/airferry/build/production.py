@@ -25,6 +25,7 @@ from airferry.build.knowledge import Knowledge
 from airferry.build.loader import LOADER_ACTION, CarriedLoader, carry_loader
 from airferry.build.making import Maker
 from airferry.build.originals import put_originals
+from airferry.build.output_folder import OutputFolder
 from airferry.build.rehearsal import (
     REPORT_FILE,
     Rehearsal,
@@ -32,7 +33,7 @@ from airferry.build.rehearsal import (
     check_rehearsal,
     entries_json,
     rehearsal_action,
-    write_report,
+    report_json,
 )
 from airferry.build.tasks import LAUNCHER, Task, TaskMaker
 from airferry.build.wheels import WheelStore
@@ -136,6 +137,7 @@ class Production:
         self._store.remove_stale_temporaries()
         files.remove_stale_temporaries(workshop.output)
         self._journal = Journal(workshop.output / "airgap-build-state.yaml")
+        self._folder = OutputFolder(workshop.output, self._journal, emit=workshop.emit)
         self._by_engine = False
 
     def run(self) -> Produced:
@@ -168,7 +170,8 @@ class Production:
         kept |= {
             rehearsal_action(spec, item) for group in plan.groups for spec in group.targets for item in group.platforms
         }
-        self._journal.forget_except(kept)
+        held = {digest for image in manifest.images for digest in (image.digest, *_platform_digests(image))}
+        self._journal.forget_except(kept | self._folder.settle(held))
         return Produced(images, reused, manifest, sealed, rehearsal)
 
     def _rehearse(self, images: Mapping[str, Sequence[BuiltImage]]) -> RehearsalReport | None:
@@ -188,7 +191,7 @@ class Production:
             emit=shop.emit,
         )
         report = rehearsal.run(images, targets=shop.rehearse)
-        write_report(report, shop.output)
+        self._folder.write(REPORT_FILE, report_json(report), images=(entry.image for entry in report.entries))
         return report
 
     def _maker(self) -> Maker:
@@ -250,7 +253,7 @@ class Production:
             groups.append(group_entry)
             described += artifacts
         described.append(self._artifact(LOCK_ARTIFACT, ArtifactFile(LOCK_FILE, LOCK_CONTENT, self._shop.lock_bytes)))
-        assets = carry_assets(plan, self._store, self._journal, emit=self._shop.emit)
+        assets = carry_assets(plan, self._store, self._journal, self._folder, emit=self._shop.emit)
         described += assets.artifacts
         with files.scratch_directory(self._shop.scratch) as scratch:
             catalogue = carry_catalogue(plan, self._store, scratch=scratch, emit=self._shop.emit)
@@ -358,7 +361,7 @@ class Production:
     def _beside(
         self, artifact_type: str, title: str, media_type: str, text: str, subject: Descriptor
     ) -> tuple[ArtifactEntry, Descriptor]:
-        files.write_text(self._shop.output / title, text)
+        self._folder.write(title, text.encode())
         return self._artifact(artifact_type, ArtifactFile(title, media_type, text.encode()), subject)
 
     def _artifact(
@@ -396,12 +399,14 @@ class Production:
         action, inputs = f"archive {entry.reference}", {"digest": entry.digest, "tar": tar, "image": entry.image}
         known = self._journal.result(action, inputs)
         if known is not None and path.is_file() and path.stat().st_size == known["size_bytes"]:
+            self._folder.note(tar, sha256=str(known["sha256"]), size_bytes=int(known["size_bytes"]))
             return str(known["sha256"])
         written = write_oci_archive(
             self._store, descriptor, path, reference=entry.reference, docker_names=[entry.image], emit=self._shop.emit
         )
         sha256 = written.digest.removeprefix("sha256:")
         self._journal.record(action, inputs, {"sha256": sha256, "size_bytes": written.size_bytes})
+        self._folder.note(tar, sha256=sha256, size_bytes=written.size_bytes)
         return sha256
 
     def _manifest(
@@ -448,6 +453,10 @@ class Production:
             ),
             loader=loader.entry if loader else None,
         )
+
+
+def _platform_digests(image: ImageEntry) -> list[str]:
+    return [platform.digest for platform in image.platforms.values()]
 
 
 def _saved(entry: ImageEntry, **archive: str) -> SavedImage:

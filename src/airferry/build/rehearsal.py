@@ -513,8 +513,6 @@ def entries_json(report: RehearsalReport) -> bytes:
     return canonical_json({"schema_version": 1, "rehearsals": rehearsals})
 
 
-def write_report(report: RehearsalReport, folder: Path) -> Path:
-    """Write the report beside the bundle and return its path."""
-    path = folder / REPORT_FILE
-    files.write_text(path, json.dumps(report.to_document(), indent=2, ensure_ascii=False) + "\n")
-    return path
+def report_json(report: RehearsalReport) -> bytes:
+    """Return the whole report, as it lies next to the bundle."""
+    return (json.dumps(report.to_document(), indent=2, ensure_ascii=False) + "\n").encode()

@@ -63,6 +63,24 @@ def modules_to_probe(candidates: Iterable[Candidate]) -> list[str]:
     return sorted({candidate.module for candidate in candidates} | CORE_MODULES)
 
 
+def deciding_modules(group: GroupPlan) -> list[str]:
+    """Return the modules whose answers decide what is added to a base.
+
+    One that the image's `requirements:` names needs no answer: it is added unless the base is known to have it.
+    """
+    return sorted(
+        {
+            candidate.module
+            for candidate in group.candidates
+            if candidate.origin != "reported" and not _is_named(candidate.module, group.requirements)
+        }
+    )
+
+
+def _is_named(module: str, requirements: Mapping[str, str]) -> bool:
+    return any(name in requirements for name in parents(module))
+
+
 def refuse_missing(
     group: GroupPlan, *, probe: ProbeResult, base: str, platform: Platform, catalogue: CatalogueLock | None
 ) -> None:
@@ -210,6 +228,8 @@ def _notes_on_present(candidates: Sequence[Candidate], probe: ProbeResult) -> li
             raise BuildError(f"the probe was not asked for `{candidate.module}` ({candidate.place})")
         if answer.status == "present" and answer.note:
             notes.append(f"`{candidate.module}` is there, but its import failed in the build: {answer.note}")
+        if answer.status == "missing" and answer.note and candidate.origin != "reported":
+            notes.append(f"`{candidate.module}` is not there: {answer.note}")
     return notes
 
 
@@ -222,15 +242,15 @@ def _conditional(
     found = []
     for candidate in group.candidates:
         answer = probe.modules.get(candidate.module)
-        if candidate.origin != "reported" or answer is None or answer.status != "missing":
+        if candidate.origin != "reported" or answer is None or answer.status not in ("missing", "unknown"):
             continue
         named = distribution_for(candidate.module, lock=lock, requirements=group.requirements)
         comes = named is not None and canonicalize_name(parse_requirement(named, why=candidate.module).name) in names
         if not comes and candidate.module.partition(".")[0] not in brought:
-            found.append(
-                f"{candidate.place}: `{candidate.module}` is imported under a condition; the base lacks it, and it is "
-                "not installed"
-            )
+            says = "the base lacks it, and it is not installed"
+            if answer.status == "unknown":
+                says = f"whether the base has it is not known: {answer.doubt}"
+            found.append(f"{candidate.place}: `{candidate.module}` is imported under a condition; {says}")
     return tuple(sorted(set(found)))
 
 
@@ -247,8 +267,13 @@ def _direct(
     core: dict[str, Candidate] = {}
     unnamed: dict[str, Candidate] = {}
     refused: dict[str, Candidate] = {}
+    doubtful: dict[str, Candidate] = {}
     for candidate in candidates:
-        if candidate.origin == "reported" or probe.modules[candidate.module].status != "missing":
+        answer = probe.modules[candidate.module]
+        if candidate.origin == "reported" or answer.status not in ("missing", "unknown"):
+            continue
+        if answer.status == "unknown" and not _is_named(candidate.module, requirements):
+            doubtful.setdefault(candidate.module, candidate)
             continue
         if is_core(candidate.module):
             (core if candidate.origin == "catalogue" else refused).setdefault(candidate.module, candidate)
@@ -263,6 +288,8 @@ def _direct(
             continue
         wanted[candidate.module] = requirement
     failures = []
+    if doubtful:
+        failures.append(_open_question(doubtful, probe, base=base))
     if refused:
         listing = "; ".join(f"{item.place}: `{name}`" for name, item in sorted(refused.items()))
         failures.append(
@@ -288,6 +315,21 @@ def _direct(
     return pairs, sorted(core), sorted([*wanted, *core])
 
 
+def _open_question(doubtful: Mapping[str, Candidate], probe: ProbeResult, *, base: str) -> BuildError:
+    """Return the error for modules of which files do not tell, by what keeps them open."""
+    reasons: dict[str, list[str]] = {}
+    for name in sorted(doubtful):
+        reasons.setdefault(probe.modules[name].doubt, []).append(f"{doubtful[name].place}: `{name}`")
+    listing = "; ".join(f"{', '.join(places)} ({reason})" for reason, places in sorted(reasons.items()))
+    first = min(doubtful)
+    return BuildError(
+        f"the files of the base `{base}` do not tell whether it has {listing}",
+        hint="install Buildah or Podman, so that the base can be asked (not with `--probe static`); or name what to "
+        f'add under the image, `requirements: {{{first}: "distribution==version"}}`',
+        modules=sorted(doubtful),
+    )
+
+
 def _incomplete(
     candidates: Sequence[Candidate],
     probe: ProbeResult,
@@ -306,6 +348,12 @@ def _incomplete(
         named = distribution_for(answer.missing, lock=lock, requirements=requirements)
         name = canonicalize_name(parse_requirement(named, why=answer.missing).name) if named else ""
         text = f"`{candidate.module}` is there, but imports `{answer.missing}`, which is not"
+        if answer.doubt and not _is_named(answer.missing, requirements):
+            notes.append(
+                f"`{candidate.module}` is there, but imports `{answer.missing}`, which may be missing "
+                f"({answer.doubt}); name its distribution under `requirements:` if a step needs it"
+            )
+            continue
         if named is None or is_core(answer.missing) or is_core_distribution(name) or name in held:
             notes.append(f"{text}; it was left so: name its distribution under `requirements:` if a step needs it")
         else:

@@ -2,8 +2,9 @@
 
 A module is also followed through the imports at the first column of its source and of what those import, so that one
 that needs an absent module is known as incomplete. What a module does beyond that when it runs is not known here: an
-import under `if`, in `try` or in a function is taken to succeed, and a compiled module to load. Where sources show
-that a package makes modules of its own, an absent one raises `StaticallyUnknown`.
+import under `if`, in `try` or in a function is taken to succeed, and a compiled module to load. A module that is found
+nowhere is unknown, not missing, where sources show that a package makes modules of its own, or where a hook that is not
+understood might bring it.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from dataclasses import dataclass
 
 from airferry.build.file_facts import imported_names
 from airferry.build.probe import ModuleAnswer
-from airferry.build.static_path import SearchPath
 from airferry.build.static_python import Interpreter, StaticallyUnknown
+from airferry.build.static_search import SearchPath
 from airferry.build.view import RootView
 
 MAX_MODULES = 200_000
 ALWAYS_THERE = frozenset({"os.path", "__main__"})
+# modules that packages make when they run, and that are there whenever the package is
+MADE_BY = {"six.moves": "six"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,7 @@ class Module:
     locations: tuple[str, ...] | None = None
     source: str | None = None
     is_dynamic: bool = False
+    is_namespace: bool = False
 
 
 _BUILT_IN = Module()
@@ -55,19 +59,29 @@ class ModuleFinder:
         return self._found[name]
 
     def answer(self, name: str) -> ModuleAnswer:
-        """Say of a module what a real import would.
-
-        Raises:
-            StaticallyUnknown: it is not on disk, and a parent of it may make it when it runs.
-        """
+        """Say of a module what a real import would, or that its files do not tell."""
         absent = self._first_absent(name)
+        hooks = "; ".join(self._path.doubts)
         if absent is not None:
-            if doubt := self._dynamic_parent(absent):
-                raise StaticallyUnknown(f"`{doubt}` may make `{absent}` when it runs")
-            return ModuleAnswer(status="missing", missing=absent)
+            if maker := self._dynamic_parent(absent):
+                return ModuleAnswer(status="unknown", missing=absent, doubt=f"`{maker}` may make it when it runs")
+            if hooks:
+                return ModuleAnswer(status="unknown", missing=absent, doubt=hooks)
+            return ModuleAnswer(status="missing", missing=absent, note=self._lost(absent))
         if missing := self._first_unmet(name):
-            return ModuleAnswer(status="incomplete", missing=missing)
+            return ModuleAnswer(status="incomplete", missing=missing, doubt=hooks)
         return ModuleAnswer(status="present")
+
+    def _lost(self, absent: str) -> str:
+        """Return which editable install should lead to an absent module, and where it leads, or an empty string."""
+        if (redirect := self._path.redirects.get(absent)) is not None and redirect.source is not None:
+            return f"an editable install leads to `{redirect.source}`, which the base does not have"
+        if (place := self._path.mappings.get(absent)) is not None:
+            return f"an editable install leads to `{place}`, which the base does not have"
+        for pth, place in self._path.dead.items():
+            if absent.lower() in pth.rpartition("/")[2].lower().replace("-", "_"):
+                return f"`{pth}` leads to `{place}`, which the base does not have"
+        return ""
 
     # --- on disk -----------------------------------------------------------------------------------------------------
 
@@ -77,6 +91,8 @@ class ModuleFinder:
         parts = name.split(".")
         for count in range(1, len(parts) + 1):
             prefix = ".".join(parts[:count])
+            if MADE_BY.get(prefix) is not None and self.find(MADE_BY[prefix]) is not None:
+                return None
             if prefix not in ALWAYS_THERE and self.find(prefix) is None:
                 return prefix
         return None
@@ -95,12 +111,14 @@ class ModuleFinder:
         if not parent:
             if name in self._builtins:
                 return _BUILT_IN
-            if name in self._path.aliases:
-                return self._package(self._path.aliases[name], name, ())
+            if (found := self._redirected(name)) is not None:
+                return found
             made = [place for place in self._path.namespaces.get(name, ()) if not self._has_init(place)]
             folders: tuple[str, ...] | None = tuple(self._path.folders)
         else:
             above = self.find(parent)
+            if above is not None and (found := self._redirected(name)) is not None:
+                return found
             folders = above.locations if above is not None else None
             made = [place for place in self._path.namespaces.get(name, ()) if not self._has_init(place)]
         if made:
@@ -108,6 +126,28 @@ class ModuleFinder:
         if folders is None:
             return None
         return self._look_in(folders, last, name) or self._look_in_mappings(name)
+
+    def _redirected(self, name: str) -> Module | None:
+        """Return a module that a hook finds before the folders are looked through, or None."""
+        if name in self._path.aliases:
+            return self._package(self._path.aliases[name], name, ())
+        if name in self._path.inner_packages:
+            package, folder = self._path.inner_packages[name]
+            holder = self.find(package)
+            places = holder.locations if holder is not None else None
+            place = f"{places[0]}/{folder}" if places is not None and len(places) == 1 else ""
+            return self._package(place, name, ()) if place and self._has_init(place) else None
+        redirect = self._path.redirects.get(name)
+        if redirect is None:
+            return None
+        if redirect.source is None:
+            parent, _, last = name.rpartition(".")
+            above = self.find(parent) if parent else None
+            folders = (above.locations or ()) if above is not None else tuple(self._path.folders)
+            native = self._look_in(folders, last, name)
+            shared = native.locations or () if native is not None and native.is_namespace else ()
+            return Module(locations=tuple(dict.fromkeys((*(redirect.locations or ()), *shared))), is_namespace=True)
+        return self._module(redirect.source, redirect.locations) if self._view.is_file(redirect.source) else None
 
     def _look_in(self, folders: tuple[str, ...], last: str, name: str) -> Module | None:
         portions = []
@@ -122,7 +162,7 @@ class ModuleFinder:
             if is_folder:
                 portions.append(place)
         portions += [place for place in self._path.editable_namespaces.get(name, ()) if place not in portions]
-        return Module(locations=tuple(portions)) if portions else None
+        return Module(locations=tuple(portions), is_namespace=True) if portions else None
 
     def _look_in_mappings(self, name: str) -> Module | None:
         for package, place in reversed(self._path.mappings.items()):

@@ -1,8 +1,8 @@
 """The probe that runs nothing: what a base can import and what its Python is like, told from its merged root.
 
 Gives the same answer as the probe that runs in a container, but for the notes on imports that fail for want of a
-library or a device. Nothing of the base is executed, so that a foreign CPU costs nothing. Where files do not tell, it
-raises `StaticallyUnknown` and guesses nothing.
+library or a device. Nothing of the base is executed, so that a foreign CPU costs nothing. Nothing is guessed: a module
+that files do not tell of is unknown, and an interpreter that they do not tell of raises `StaticallyUnknown`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping
 
 from airferry.build.probe import InstalledDistribution, ProbeResult, PythonFacts, cpython_markers
 from airferry.build.static_modules import ModuleFinder
-from airferry.build.static_path import SearchPath, find_search_path
+from airferry.build.static_path import find_search_path
 from airferry.build.static_python import Environment, Interpreter, StaticallyUnknown, find_interpreter, find_libc
+from airferry.build.static_search import SearchPath
 from airferry.build.view import RootView
 from airferry.errors import IntegrityError
 from airferry.oci.documents import ImageConfig
@@ -37,7 +38,7 @@ def static_probe(
 
     Raises:
         BuildError: the base has no such interpreter.
-        StaticallyUnknown: the base's files do not tell; run it instead.
+        StaticallyUnknown: the base's files do not tell what its interpreter is; run it instead.
     """
     environment = Environment.of(view, config, variables or {})
     try:
@@ -60,6 +61,7 @@ def _facts(view: RootView, interpreter: Interpreter, finder: ModuleFinder, platf
     externally_managed = view.stat(f"{interpreter.stdlib}/EXTERNALLY-MANAGED") is not None
     return PythonFacts(
         executable=interpreter.executable,
+        base_executable=interpreter.base_executable,
         implementation="cpython",
         version=version,
         prefix=interpreter.prefix,
@@ -94,7 +96,7 @@ def _distributions(view: RootView, path: SearchPath) -> tuple[InstalledDistribut
             else:
                 continue
             for candidate in candidates:
-                distribution = _read_distribution(view, candidate)
+                distribution = _read_distribution(view, candidate, folder_name=name)
                 if distribution is None:
                     continue
                 key = distribution.name.lower().replace("_", "-").replace(".", "-")
@@ -104,12 +106,14 @@ def _distributions(view: RootView, path: SearchPath) -> tuple[InstalledDistribut
     return tuple(found[key] for key in sorted(found))
 
 
-def _read_distribution(view: RootView, path: str) -> InstalledDistribution | None:
+def _read_distribution(view: RootView, path: str, *, folder_name: str) -> InstalledDistribution | None:
     if not view.is_file(path):
         return None
     text = view.read_text(path)
     if text is None:
-        raise StaticallyUnknown(f"`{path}` is too large")
+        # too large to be kept: its folder has name and version, too (core metadata, *Recording installed projects*)
+        name, _, version = folder_name.rpartition(".")[0].partition("-")
+        text = f"Name: {name}\nVersion: {version.partition('-')[0]}\n"
     values = {"name": "", "version": ""}
     requires = []
     for line in text.splitlines():

@@ -28,6 +28,7 @@ CORE_BUILTINS = frozenset(
 )
 _VERSIONED = re.compile(r"python3\.(\d+)(t?)(d?)")
 _VERSION = re.compile(r"3\.(\d+)\.\d+(?:(?:a|b|rc)\d+)?")
+_PATCHLEVEL = re.compile(r'^#define\s+PY_VERSION\s+"(3\.\d+\.\d+(?:(?:a|b|rc)\d+)?\+?)"', re.MULTILINE)
 _EXTENSION = re.compile(r"\.cpython-3\d+t?d?-[A-Za-z0-9_-]+\.so$")
 _GNU_SPELLING = {"i686": "i386", "ppc64le": "powerpc64le", "armv7l": "arm"}
 
@@ -35,8 +36,8 @@ _GNU_SPELLING = {"i686": "i386", "ppc64le": "powerpc64le", "armv7l": "arm"}
 class StaticallyUnknown(BuildError):
     """What a base's Python is or does cannot be told from its files; running it can tell."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"{reason}, so its files do not tell what can be imported", hint="probe with `--probe run`")
+    def __init__(self, reason: str, *, hint: str = "probe with `--probe run`") -> None:
+        super().__init__(f"{reason}, so its files do not tell what can be imported", hint=hint)
         self.reason = reason
 
 
@@ -67,6 +68,7 @@ class Interpreter:
     """An interpreter of an image. Paths are absolute and as the interpreter itself would print them."""
 
     executable: str
+    base_executable: str
     version: str
     minor: int
     flags: str
@@ -123,24 +125,29 @@ def find_interpreter(
         raise StaticallyUnknown(f"`{target}` is no binary of Python")
     if binary.machine != platform.machine:
         raise StaticallyUnknown(f"`{target}` is for `{binary.machine or 'another machine'}`, not `{platform.machine}`")
-    prefix, home, system_site = _environment_of(view, executable)
+    venv = _environment_of(view, executable)
+    home = venv.home
     starts = [posixpath.dirname(_follow(view, _join(home, posixpath.basename(target)))), home] if home else []
     base_prefix, minor, flags = _base_of(view, [*starts, posixpath.dirname(target)], posixpath.basename(target), binary)
     stdlib = _join(base_prefix, f"lib/python3.{minor}{'t' if 't' in flags else ''}")
     library = _library(view, base_prefix, minor, flags, binary)
-    version = _version(target, minor, (*binary.python, *library.python))
+    marks = (*binary.python, *library.python), (*binary.tails, *library.tails)
+    version = _version(target, minor, marks[0]) or _hidden_version(view, base_prefix, minor, marks[1], venv.version)
+    if not version:
+        raise StaticallyUnknown(f"`{target}` does not show which Python 3.{minor} it is")
     builtins = frozenset({*binary.builtins, *library.builtins})
     if not builtins:
         raise StaticallyUnknown(f"`{target}` does not show which modules are built in")
     return Interpreter(
         executable=executable,
+        base_executable=_base_executable(view, home, executable, target, minor) if home else executable,
         version=version,
         minor=minor,
         flags=flags,
-        prefix=prefix or base_prefix,
+        prefix=venv.prefix or base_prefix,
         base_prefix=base_prefix,
         stdlib=stdlib,
-        system_site=system_site,
+        system_site=venv.system_site,
         is_debian=b"dist-packages" in (view.read_bytes(f"{stdlib}/site.py") or b""),
         binary=binary,
         extension_suffix=_extension_suffix(view, stdlib, minor, flags, binary.machine),
@@ -181,6 +188,7 @@ def _home_of(view: RootView, user: str) -> str:
 
 def _locate(view: RootView, environment: Environment, python: str | None) -> str:
     names = (python,) if python else NAMES
+    dangling = ""
     for name in names:
         if "/" in name:
             candidates = [_join(environment.workdir, name)]
@@ -191,6 +199,14 @@ def _locate(view: RootView, environment: Environment, python: str | None) -> str
             entry = view.stat(candidate)
             if entry is not None and view.is_file(candidate) and entry.mode & 0o111:
                 return candidate
+            if entry is None and not dangling and view.lookup(candidate) is not None:
+                dangling = candidate
+    if dangling:
+        raise BuildError(
+            f"`{dangling}` of the base links to `{_follow(view, dangling)}`, which the base does not have",
+            hint="make the base with the interpreter that its environment was made from, or set `python:` of the image "
+            "to another one",
+        )
     raise BuildError(
         f"the base has no `{python}`" if python else "there is no `python` or `python3` on the base's `PATH`",
         hint="set `python:` of the image to the interpreter that its steps run with",
@@ -211,8 +227,18 @@ def _follow(view: RootView, path: str) -> str:
     return "/" + view.resolve(path)
 
 
-def _environment_of(view: RootView, executable: str) -> tuple[str, str, bool]:
-    """Return prefix and home of the virtual environment that an executable belongs to, and if it sees the system."""
+@dataclass(frozen=True, slots=True)
+class _Venv:
+    """What the `pyvenv.cfg` next to an executable says; without one all is as for the system's interpreter."""
+
+    prefix: str = ""
+    home: str = ""
+    system_site: bool = True
+    version: str = ""
+
+
+def _environment_of(view: RootView, executable: str) -> _Venv:
+    """Return the virtual environment that an executable belongs to."""
     folder = posixpath.dirname(executable)
     for place in (folder, posixpath.dirname(folder)):
         if not view.is_file(f"{place}/pyvenv.cfg"):
@@ -223,11 +249,33 @@ def _environment_of(view: RootView, executable: str) -> tuple[str, str, bool]:
             key, equals, value = line.partition("=")
             if equals:
                 values[key.strip().lower()] = value.strip()
-        if not values.get("home"):
+        home = values.get("home")
+        if not home:
             raise StaticallyUnknown(f"`{place}/pyvenv.cfg` names no home")
+        if not view.is_dir(home):
+            raise StaticallyUnknown(
+                f"`{place}/pyvenv.cfg` names the home `{home}`, which the base does not have",
+                hint="make the base with the interpreter that its environment was made from, or set `python:` of the "
+                "image to another one",
+            )
         system_site = values.get("include-system-site-packages", "true").lower() == "true"
-        return posixpath.dirname(folder), values["home"], system_site
-    return "", "", True
+        version = values.get("version_info") or values.get("version") or ""
+        return _Venv(posixpath.dirname(folder), home, system_site, version)
+    return _Venv()
+
+
+def _base_executable(view: RootView, home: str, executable: str, target: str, minor: int) -> str:
+    """Return the interpreter that a virtual environment was made from, as CPython finds it (*getpath*, since 3.11).
+
+    A link says it itself; for a copy, the one in `home` counts that has its name or a usual one.
+    """
+    if target != executable:
+        return target
+    name = posixpath.basename(executable)
+    for candidate in (name, "python3", f"python3.{minor}"):
+        if view.is_file(_join(home, candidate)):
+            return f"{home}/{candidate}"
+    return f"{home}/{name}"
 
 
 def _base_of(view: RootView, starts: list[str], name: str, binary: BinaryFacts) -> tuple[str, int, str]:
@@ -269,12 +317,29 @@ def _library(view: RootView, base_prefix: str, minor: int, flags: str, binary: B
 
 
 def _version(target: str, minor: int, marks: tuple[str, ...]) -> str:
+    """Return the version that marks of a binary show, or an empty string."""
     if minor < OLDEST_MINOR:
         raise StaticallyUnknown(f"`{target}` is older than Python 3.{OLDEST_MINOR}")
     found = {mark.rstrip("+") for mark in marks if mark.startswith(f"3.{minor}.")}
-    if len(found) != 1:
-        raise StaticallyUnknown(f"`{target}` does not show which Python 3.{minor} it is")
-    return found.pop()
+    if len(found) > 1:
+        raise StaticallyUnknown(f"`{target}` shows several versions of Python 3.{minor}")
+    return found.pop() if found else ""
+
+
+def _hidden_version(view: RootView, base_prefix: str, minor: int, tails: tuple[str, ...], venv: str) -> str:
+    """Return a version that the linker keeps only as the end of a longer string, or an empty string.
+
+    The header that the interpreter was compiled with names it. Without it, the ends of strings decide if they agree,
+    and what its virtual environment noted when it was made, if that is one of them or there are none.
+    """
+    header = view.read_text(f"{base_prefix}/include/python3.{minor}/patchlevel.h") or ""
+    if match := _PATCHLEVEL.search(header):
+        return match[1].rstrip("+")
+    found = {mark.rstrip("+") for mark in tails if mark.startswith(f"3.{minor}.")}
+    if len(found) == 1:
+        return found.pop()
+    noted = _VERSION.match(venv)
+    return noted[0] if noted and noted[1] == str(minor) and (not found or noted[0] in found) else ""
 
 
 def _extension_suffix(view: RootView, stdlib: str, minor: int, flags: str, machine: str) -> str:

@@ -8,7 +8,6 @@ network.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shlex
 import tempfile
@@ -185,7 +184,7 @@ class PackageCache:
     def add(self, deb: Path) -> Path:
         """Move a fetched package into the cache, durably, and return its path there. Idempotent."""
         files.ensure_directory(self._folder)
-        final = self._folder / f"{deb.stem}.{_sha256(deb)}.deb"
+        final = self._folder / f"{deb.stem}.{files.file_sha256(deb)}.deb"
         if final.is_file() and final.stat().st_size == deb.stat().st_size:
             return final
         with files.atomic_file(final) as target, deb.open("rb") as source:
@@ -195,12 +194,7 @@ class PackageCache:
 
 
 def _is_intact(path: Path) -> bool:
-    return path.stem.rpartition(".")[2] == _sha256(path)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return path.stem.rpartition(".")[2] == files.file_sha256(path)
 
 
 def _write(parts: Iterable[bytes], into: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from airferry.bundle.artifacts import MANIFEST_ARTIFACT, MANIFEST_CONTENT, read_artifact_file
+from airferry.bundle.beside import BUNDLE_FOLDER, look_beside
 from airferry.bundle.manifest import BundleManifest, ImageEntry, read_manifest
 from airferry.errors import AirferryError, IntegrityError, UsageError
 from airferry.events import Emit, silent
@@ -24,7 +25,6 @@ from airferry.oci.reference import parse_reference
 from airferry.oci.validate import Finding, ImagePart, Inspector, report_unnamed
 from airferry.wording import counted
 
-BUNDLE_FOLDER = "bundle"
 SHOWN_FINDINGS = 5
 COPY_AGAIN = "copy the bundle again from where it came, and verify it before it is loaded"
 
@@ -65,7 +65,10 @@ class Bundle:
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """What a verification saw. `root_verified` says whether a root was given and matched."""
+    """What a verification saw. `root_verified` says whether a root was given and matched.
+
+    `beside` is what is to be said of the output folder around the bundle, and is wrong with nothing in it.
+    """
 
     path: Path
     root: str
@@ -75,6 +78,7 @@ class VerifyReport:
     blobs: int
     size_bytes: int
     findings: tuple[Finding, ...]
+    beside: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -93,6 +97,7 @@ class VerifyReport:
             "blobs": self.blobs,
             "size_bytes": self.size_bytes,
             "findings": [str(finding) for finding in self.findings],
+            "beside": list(self.beside),
         }
 
     def raise_if_wrong(self, *, listed: bool = False) -> None:
@@ -151,12 +156,20 @@ def _open(path: Path, root: str | None) -> Bundle:
     return Bundle(store, index, observed, manifest, found[0])
 
 
-def verify_bundle(path: Path, *, root: str | None = None, jobs: int | None = None, emit: Emit = silent) -> VerifyReport:
+def verify_bundle(
+    path: Path,
+    *,
+    root: str | None = None,
+    jobs: int | None = None,
+    beside: bool = False,
+    emit: Emit = silent,
+) -> VerifyReport:
     """Check everything about a bundle and return what was seen. Each blob is read once, on `jobs` threads.
 
     Checked are: the layout's files; the root, if given; every digest and size; that every image is whole for each
     platform that the manifest names; that manifest and layout agree, both ways; that nothing is there that nothing
-    names. Links are never followed.
+    names. Links are never followed. With `beside`, and an output folder as the path, archives next to the bundle are
+    checked too, and what else is to be said of the folder is in the report.
 
     Raises:
         UsageError: there is no bundle.
@@ -191,6 +204,9 @@ def verify_bundle(path: Path, *, root: str | None = None, jobs: int | None = Non
     report_unnamed(bundle.store.stored_digests(), inspector.wanted.keys(), inspector.report)
     for name, text in _stray_files(bundle.store.path):
         inspector.report(f"file `{name}`", text)
+    around: tuple[str, ...] = ()
+    if beside and bundle.store.path != path:
+        around = look_beside(path, bundle.store, bundle.manifest, bundle.root, jobs=jobs, report=inspector.report)
     return VerifyReport(
         path=bundle.store.path,
         root=bundle.root,
@@ -200,6 +216,7 @@ def verify_bundle(path: Path, *, root: str | None = None, jobs: int | None = Non
         blobs=len(inspector.wanted),
         size_bytes=size_bytes,
         findings=tuple(inspector.findings),
+        beside=around,
     )
 
 
@@ -287,12 +304,12 @@ def _compare_image(
 def _compare_twin(inspector: Inspector, entry: ImageEntry, descriptor: Descriptor) -> None:
     """Check that a twin names the very manifests of its image, and is what the manifest says."""
     subject = f"Docker twin of image `{entry.name}`"
-    parts = inspector.image(descriptor, subject=subject)
+    listed = inspector.listing(descriptor, subject=subject)
     if entry.docker_twin is not None and entry.docker_twin.digest != descriptor.digest:
         inspector.report(subject, f"has digest `{descriptor.digest}`, the manifest says `{entry.docker_twin.digest}`")
-    found = {str(part.platform): part.manifest.digest for part in parts}
-    if found != {platform: stated.digest for platform, stated in entry.platforms.items()}:
-        inspector.report(subject, "has other platforms than the image", descriptor.digest)
+    found = sorted((str(child.platform_value()), child.digest) for child in listed)
+    if found != sorted((platform, stated.digest) for platform, stated in entry.platforms.items()):
+        inspector.report(subject, "lists other manifests than the image", descriptor.digest)
 
 
 def _check_artifacts(bundle: Bundle, inspector: Inspector) -> None:

@@ -17,6 +17,8 @@ from airferry.wording import counted, size_text
 if TYPE_CHECKING:
     from airferry.site.overlays import OverlaySet
 
+SHOWN_BESIDE = 20
+
 BundleArgument = Annotated[Path, typer.Argument(help="The output folder of a build, or the bundle in it.")]
 RootOption = Annotated[
     str | None,
@@ -60,6 +62,10 @@ def verify(
     else:
         for finding in report.findings:
             data(str(finding))
+        for line in report.beside[:SHOWN_BESIDE]:
+            reporter.say(f"[yellow]note:[/] {escape(line)}")
+        if (more := len(report.beside) - SHOWN_BESIDE) > 0:
+            reporter.say(f"[yellow]note:[/] {more} more lines about the folder, all of them with `--json`")
         amount = f"{report.blobs} blobs, {size_text(report.size_bytes)}"
         reporter.say(f"{counted(report.images, 'image')} and {counted(report.artifacts, 'artifact')} in {amount}")
         reporter.say(f"root {report.root}" + (" (as expected)" if report.root_verified else ""))
@@ -171,6 +177,8 @@ def _show_commands(outcome: usecases.LoadOutcome, reporter: Reporter) -> None:
     reporter.say("Submit each step with:")
     for command in commands:
         data(command)
+    if any(image.docker_twin for image in outcome.receipt.images):
+        reporter.say("On Slurm, enroot is to be given the Docker twins of these images, which the overlays name.")
     overlays = f"airferry overlays {escape(str(outcome.receipt_path))}"
     what = "these configs and whole commands" if outcome.baked else "whole commands for the executors of your site"
     if outcome.receipt.catalogue is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import os
 import shutil
 import tempfile
@@ -126,6 +127,16 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
 def write_text(path: Path, text: str, *, mode: int = 0o644) -> None:
     """Write a whole text file, UTF-8, atomically and durably. An equal file is left alone."""
     write_bytes(path, text.encode(), mode=mode)
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hex; its size does not matter to memory.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_bounded(path: Path, *, limit_bytes: int) -> bytes:

@@ -75,6 +75,12 @@ class Journal:
         result = entry.get("result")
         return result if isinstance(result, dict) else None
 
+    def results(self, prefix: str) -> dict[str, dict[str, Any]]:
+        """Return what the actions whose names begin with a prefix left, whatever their inputs were."""
+        with self._lock:
+            found = {name: entry.get("result") for name, entry in self._actions.items() if name.startswith(prefix)}
+        return {name: result for name, result in sorted(found.items()) if isinstance(result, dict)}
+
     def record(self, action: str, inputs: Mapping[str, Any], result: Mapping[str, Any]) -> None:
         """Note durably that the action is done with these inputs. Replaces an older entry of that name."""
         with self._lock:

@@ -21,6 +21,7 @@ from airferry.oci.documents import (
     REF_NAME,
     Descriptor,
     ImageConfig,
+    Index,
     Manifest,
     parse_image_config,
     parse_index,
@@ -97,14 +98,9 @@ class Inspector:
         if descriptor.media_type not in INDEX_TYPES:
             part = self._manifest(descriptor, subject=subject, stated=descriptor.platform_value(), original=original)
             return () if part is None else (part,)
-        self._want(descriptor, "index", subject)
-        try:
-            data = self.source.read_manifest(descriptor).data
-            index = parse_index(data, what=f"index `{descriptor.digest}`")
-        except UNREADABLE as error:
-            self.report(subject, error.message, descriptor.digest)
+        index = self._index(descriptor, subject=subject)
+        if index is None:
             return ()
-        self.read_whole.add(descriptor.digest)
         parts: list[ImagePart] = []
         seen: set[Platform] = set()
         for child in index.manifests:
@@ -126,6 +122,14 @@ class Inspector:
             if platform is not None:
                 seen.add(platform)
         return tuple(parts)
+
+    def listing(self, descriptor: Descriptor, *, subject: str) -> tuple[Descriptor, ...]:
+        """Read an image index and return what it lists, without a look at what is in that; none if it is unreadable.
+
+        For an index over manifests that another image has: what is wrong with them is said of that image.
+        """
+        index = self._index(descriptor, subject=subject)
+        return tuple(index.manifests) if index is not None else ()
 
     def artifact(self, descriptor: Descriptor, *, subject: str) -> Manifest | None:
         """Walk an artifact and return its manifest, or None if it cannot be read."""
@@ -158,6 +162,17 @@ class Inspector:
                 for subject in wanted.subjects:
                     self.report(subject, f"{wanted.role}: {failure}", wanted.descriptor.digest)
         return sum(wanted.descriptor.size for wanted in self.wanted.values())
+
+    def _index(self, descriptor: Descriptor, *, subject: str) -> Index | None:
+        self._want(descriptor, "index", subject)
+        try:
+            data = self.source.read_manifest(descriptor).data
+            index = parse_index(data, what=f"index `{descriptor.digest}`")
+        except UNREADABLE as error:
+            self.report(subject, error.message, descriptor.digest)
+            return None
+        self.read_whole.add(descriptor.digest)
+        return index
 
     def _read_manifest(self, descriptor: Descriptor, *, subject: str) -> Manifest | None:
         self._want(descriptor, "manifest", subject)

@@ -34,11 +34,18 @@ from airferry.registry.source import RegistrySource
 Runtime = Literal["enroot", "containerd", "podman", "docker"]
 
 ANYTHING = "*/*"  # what curl sends where no `Accept` is given
-_SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+prettyjws, application/json"
-_FIRST_REQUESTS: dict[Runtime, tuple[str, str]] = {
-    "containerd": ("HEAD", f"{DOCKER_MANIFEST}, {DOCKER_MANIFEST_LIST}, {IMAGE_MANIFEST}, {IMAGE_INDEX}, {ANYTHING}"),
-    "podman": ("GET", f"{IMAGE_MANIFEST}, {DOCKER_MANIFEST}, {_SCHEMA_1}, {DOCKER_MANIFEST_LIST}, {IMAGE_INDEX}"),
-    "docker": ("GET", f"{_SCHEMA_1}, {DOCKER_MANIFEST_LIST}, {IMAGE_MANIFEST}, {IMAGE_INDEX}, {DOCKER_MANIFEST}"),
+_SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+prettyjws"
+_UNSIGNED_SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+json"
+_FIRST_REQUESTS: dict[Runtime, tuple[str, tuple[str, ...]]] = {
+    "containerd": ("HEAD", (DOCKER_MANIFEST, DOCKER_MANIFEST_LIST, IMAGE_MANIFEST, IMAGE_INDEX, ANYTHING)),
+    "podman": (
+        "GET",
+        (IMAGE_MANIFEST, DOCKER_MANIFEST, _SCHEMA_1, _UNSIGNED_SCHEMA_1, DOCKER_MANIFEST_LIST, IMAGE_INDEX),
+    ),
+    "docker": (
+        "GET",
+        (_SCHEMA_1, "application/json", DOCKER_MANIFEST_LIST, IMAGE_INDEX, IMAGE_MANIFEST, DOCKER_MANIFEST),
+    ),
 }
 ENROOT_LISTS = f"{DOCKER_MANIFEST_LIST}, {IMAGE_INDEX}"
 ENROOT_MANIFESTS = f"{DOCKER_MANIFEST}, {IMAGE_MANIFEST}"
@@ -79,7 +86,7 @@ def pull_as(
     if runtime == "enroot":
         return _Enroot(source, version).pull(reference, platform)
     method, accept = _FIRST_REQUESTS[runtime]
-    first = _ask(source, method, reference, accept)
+    first = _ask(source, method, reference, ", ".join(accept))
     if first.status_code >= 400:
         return _refused(source, runtime, reference, first)
     top = source.resolve(reference)

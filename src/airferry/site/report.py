@@ -210,6 +210,14 @@ def _images(manifest: BundleManifest) -> Section:
     ]
     blocks = _table("Images and the steps that need them", columns, rows)
     blocks += _table("Steps and the image that each runs in", ("Step", "Targets", "Image"), per_step)
+    twins = [
+        [_cell(image.name), _code(image.docker_twin.reference), _code(image.docker_twin.digest)]
+        for image in manifest.images
+        if image.docker_twin is not None
+    ]
+    if twins:
+        caption = "Docker manifest lists of the same images, for enroot; they add no content"
+        blocks += _table(caption, ("Image", "Reference", "Digest"), twins)
     return Section("images", "What is in the bundle, and why", tuple(blocks))
 
 

@@ -116,7 +116,7 @@ def verify(bundle: Path, *, root: str | None = None, emit: Emit = silent) -> Ver
         UsageError: there is no bundle.
         IntegrityError: the root is another, or there is no telling what the bundle should hold.
     """
-    return verify_bundle(bundle, root=root, emit=emit)
+    return verify_bundle(bundle, root=root, beside=True, emit=emit)
 
 
 def load(

@@ -12,10 +12,11 @@ from typing import Any
 
 from airferry import config as configuration
 from airferry.build.base_layers import BaseLayers
+from airferry.build.base_probe import ProbeChoice
 from airferry.build.bases import BaseCache
 from airferry.build.checkouts import Checkouts
 from airferry.build.knowledge import Knowledge
-from airferry.build.locking import Locked, Locker, ProbeChoice, forget
+from airferry.build.locking import Locked, Locker, forget
 from airferry.build.originals import bring_originals
 from airferry.build.pip import Pip
 from airferry.build.prediction import Prediction, Predictor, ensure_room
