@@ -155,6 +155,7 @@ def workplace(
             "bases": "include",
             "loader": {"pythons": ["3.11"]},
             "archives": True,
+            "docker_twin": True,
             "launcher_image": {**image, "tag": "ferry-launcher", "tar": "launcher-image.tar", "packages": []},
             "step_execution_images": steps,
             "execution_images": {"py": {**image, "tag": "py:1", "tar": "py.tar"}},

@@ -49,6 +49,7 @@ def asked(
         choice=made.config.rehearsal.for_target("a", "a:tiny"),
         command=(),
         config="",
+        workspace="/workspace/Nemotron",
         path=CODE,
         modules=("nemo_curator",),
     )

@@ -12,6 +12,8 @@ import pytest
 
 from airferry.cli import app as program
 from airferry.cli.app import run
+from airferry.cli.render import Reporter
+from airferry.events import Notice
 from catalogues import airgap, write_airgap, write_step
 from near_side import PROGRAM
 from oci_images import make_bundle
@@ -198,3 +200,11 @@ def test_what_is_imported_under_conditions_is_counted_and_listed_on_demand(
 def test_global_switches_are_taken_after_the_command_too(catalogue: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["plan", "--quiet"]) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_details_of_a_notice_are_shown_on_demand(capsys: pytest.CaptureFixture[str]) -> None:
+    notice = Notice("img on linux/amd64: 2 modules are not installed", details=("a.py:1: `x`", "b.py:2: `y`"))
+    Reporter()(notice)
+    assert capsys.readouterr().err == "img on linux/amd64: 2 modules are not installed; `--verbose` lists them\n"
+    Reporter(verbose=True)(notice)
+    assert capsys.readouterr().err.splitlines()[1:] == ["  a.py:1: `x`", "  b.py:2: `y`"]

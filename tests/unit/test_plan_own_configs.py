@@ -16,6 +16,7 @@ from airferry.errors import ConfigurationError
 from airferry.plan.models import Plan
 from airferry.plan.planner import make_plan, render_plan
 from airferry.plan.step_config import StepConfigReader
+from airferry.usecases import Selection, rehearsal
 from catalogues import STEPS, airgap, mounting, write_airgap, write_step
 
 LM = "https://example.com/org/Megatron-LM.git@abc,/opt/megatron-lm"
@@ -241,3 +242,17 @@ def test_texts_are_replaced_and_all_else_stays(text: str, expected: str | None) 
     wanted = yaml.safe_load(text)
     wanted["defaults"] = ["x", "new.yaml"] if "[x" in text else "new.yaml"
     assert yaml.safe_load(found) == wanted
+
+
+def test_a_rehearsal_takes_an_own_config_by_its_path_or_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = lay_out(tmp_path, "sft/a:mine.yaml", "sft/a:tiny")
+    write(tmp_path / "work/mine.yaml", "a: 1\n")
+    write(tmp_path / "here/mine.yaml", "a: 2\n")
+    monkeypatch.chdir(tmp_path / "here")
+    for name, folder in (("sft/a:mine.yaml", "here"), ("sft/a:mine", "work")):
+        first = next(rehearsal._plans(Selection(config=config, targets=(name,)), (name,)))
+        (target,) = (step.target for step in first.steps if step.target.path is not None)
+        assert (target.spec, target.path) == ("sft/a:mine", tmp_path / folder / "mine.yaml")
+        assert "sft/a:mine" in first.groups[0].targets

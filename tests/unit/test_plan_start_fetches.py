@@ -73,7 +73,7 @@ def test_a_clone_is_seen_in_whatever_form(tmp_path: Path, source: str) -> None:
     ("source", "expected"),
     [
         ('[sys.executable, "-m", "pip", "install", "--quiet", "uv"]', ("install", "pip", "uv", True)),
-        ('["pip3", "install", "-r", "requirements.txt"]', ("install", "pip", "requirements.txt", True)),
+        ('["pip3", "install", "-r", "requirements.txt"]', ("install", "pip", "", True)),
         ('["uv", "pip", "install", "--python", python, "a==1", "b"]', ("install", "uv pip", "a==1 b", True)),
         ('[str(uv), "pip", "install", "--requirements", path]', ("install", "uv pip", "", True)),
         ('["uv", "sync"]', ("install", "uv sync", "", True)),

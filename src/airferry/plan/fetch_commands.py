@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlsplit
 
 from airferry.plan.code_values import UNKNOWN, Words, split
+from airferry.plan.start_commands import installs_of
 
 FetchKind = Literal["git", "install", "hub", "download"]
 URL = re.compile(r"(https?|ssh|git|ftp|hf|s3|gs)://|git@")
@@ -21,30 +23,14 @@ _GIT_VALUES = frozenset({"-C", "-c", "--git-dir", "--work-tree", "--namespace"})
 _OPTION_VALUES = frozenset(
     {"-b", "--branch", "--depth", "-o", "--origin", "-c", "--config", "--reference", "-j", "--jobs", "--filter"}
     | {"-O", "-P", "--output", "--output-document", "--directory-prefix", "-H", "--header", "-X", "-u", "--user"}
-    | {"-t", "--target", "--prefix", "--python", "-p", "--dest", "-d", "--local-dir", "--repo-type", "--revision"}
-    | {"--cache-dir", "--token", "--include", "--exclude", "-i", "--index-url", "--extra-index-url", "--torch-backend"}
-    | {"--constraint", "--constraints", "--override", "--overrides"}
+    | {"--dest", "-d", "--local-dir", "--repo-type", "--revision", "--cache-dir", "--token", "--include", "--exclude"}
 )
 _UPDATES = (("fetch",), ("pull",), ("ls-remote",), ("remote", "update"), ("submodule", "update"), ("lfs", "pull"))
-# program: the verbs that install packages; what these are is in the base, or nothing the step can do without
-_PACKAGES: dict[str, frozenset[str]] = {
-    "apt": frozenset({"install", "update", "upgrade"}),
-    "apt-get": frozenset({"install", "update", "upgrade"}),
-    "apk": frozenset({"add"}),
-    "dnf": frozenset({"install"}),
-    "microdnf": frozenset({"install"}),
-    "yum": frozenset({"install"}),
-    "conda": frozenset({"install", "create", "update"}),
-    "mamba": frozenset({"install", "create", "update"}),
-    "micromamba": frozenset({"install", "create", "update"}),
-    "npm": frozenset({"install", "ci", "i"}),
-    "yarn": frozenset({"install", "add"}),
-    "pnpm": frozenset({"install", "add"}),
-    "cargo": frozenset({"install"}),
-    "go": frozenset({"install", "get"}),
-    "poetry": frozenset({"install", "add"}),
-    "pdm": frozenset({"install", "add", "sync"}),
-}
+_INSTALLERS = frozenset(
+    {"pip", "uv", "uvx", "apt", "apt-get", "apk", "dnf", "microdnf", "yum", "conda", "mamba", "micromamba", "npm"}
+    | {"yarn", "pnpm"}
+)
+_OFFLINE = frozenset({"--no-index", "--dry-run", "--offline", "--no-sync"})
 _DOWNLOADS: dict[str, tuple[str, ...]] = {
     "gdown": (),
     "aria2c": (),
@@ -56,9 +42,7 @@ _DOWNLOADS: dict[str, tuple[str, ...]] = {
     "apptainer": ("pull",),
     "dvc": ("pull",),
 }
-PROGRAMS = frozenset(
-    {"git", "pip", "uv", "uvx", "wget", "curl", "huggingface-cli", "hf", "modelscope", *_PACKAGES, *_DOWNLOADS}
-)
+PROGRAMS = frozenset({"git", "wget", "curl", "huggingface-cli", "hf", "modelscope", *_INSTALLERS, *_DOWNLOADS})
 """Every program that fetches. Code that names none of them runs none of them."""
 
 
@@ -116,19 +100,13 @@ def is_outside(address: str) -> bool:
 def _judged(program: str, arguments: Words) -> CommandFetch | None:
     if program == "git":
         return _git(arguments)
-    if re.fullmatch(r"pip[0-9.]*", program):
-        return _pip("pip", arguments)
-    if program in ("uv", "uvx"):
-        return _uv(program, arguments)
+    if program in _INSTALLERS or re.fullmatch(r"pip[0-9.]*", program):
+        return _installed(program, arguments)
     if program in ("wget", "curl"):
         return _loaded(program, arguments)
     if program in ("huggingface-cli", "hf", "modelscope"):
         verb, rest = _verb(arguments)
         return CommandFetch("hub", program, _first(rest)) if verb == "download" else None
-    if program in _PACKAGES:
-        verb, rest = _verb(arguments)
-        named = " ".join(word for word in rest if word and not word.startswith("-"))
-        return CommandFetch("install", program, named) if verb in _PACKAGES[program] else None
     if program in _DOWNLOADS:
         plain = [word for word in arguments if not (word or "").startswith("-")]
         verbs = _DOWNLOADS[program]
@@ -156,38 +134,26 @@ def _git(arguments: Words) -> CommandFetch | None:
     return None
 
 
-def _pip(program: str, arguments: Words) -> CommandFetch | None:
-    verb, rest = _verb(arguments)
-    if verb not in ("install", "download", "wheel") or {"--no-index", "--dry-run"} & set(rest):
+def _installed(program: str, arguments: Words) -> CommandFetch | None:
+    """Judge what installs as commands of profiles are judged; what does not show stands as a variable."""
+    if _OFFLINE & set(arguments):
         return None
-    named = [word for word in _plain(rest) if word is not None]
-    unknown = sum(word is None for word in _plain(rest))
-    remote = [word for word in named if not word.startswith((".", "/", UNKNOWN)) and not word.endswith(".whl")]
-    if "--requirements" in rest or "-r" in rest or "--requirement" in rest:
-        return CommandFetch("install", program, " ".join(remote))
-    if not remote and "--no-build-isolation" in rest and "--no-deps" in rest:
+    written = [word if word is not None and UNKNOWN not in word else "$UNKNOWN" for word in arguments]
+    text = " ".join([program, *(word if word == "$UNKNOWN" else shlex.quote(word) for word in written)])
+    found = next((item for item in installs_of(text) if item.manager != "download"), None)
+    if found is None:
         return None
-    # from a folder, pip still fetches what builds it; a name in a variable may be one
-    local = not remote and ("-e" in rest or "--editable" in rest or bool(named) or unknown > 0)
-    return CommandFetch("install", program, " ".join(remote), certain=not local)
-
-
-def _uv(program: str, arguments: Words) -> CommandFetch | None:
-    verb, rest = _verb(arguments)
-    if "--offline" in rest:
+    named = [*found.names, *found.others]
+    if not named and {"--no-build-isolation", "--no-deps"} <= set(arguments):
         return None
-    if program == "uvx":
-        return CommandFetch("install", program, verb or "")
-    if verb == "pip":
-        found = _pip("uv pip", rest)
-        return CommandFetch("install", "uv pip") if found is None and _verb(rest)[0] == "sync" else found
-    if verb in ("sync", "add", "lock"):
-        return CommandFetch("install", f"uv {verb}")
-    if verb in ("tool", "python") and _verb(rest)[0] in ("install", "run"):
-        return CommandFetch("install", f"uv {verb}", _first(_verb(rest)[1]))
-    if verb == "run" and "--no-sync" not in rest:
-        return CommandFetch("install", "uv run", certain=False)
-    return None
+    verb = next((word for word in arguments if word and not word.startswith("-")), "")
+    shown = (
+        f"{program} {verb}" if program == "uv" else "pip" if found.manager == "pip" and program != "uvx" else program
+    )
+    # from a folder, pip still fetches what builds it; a name in a variable may be one, and `uv run` may find all there
+    files = any(word in ("-r", "--requirement", "--requirements") for word in arguments)
+    certain = bool(named) or files or (program == "uv" and verb in ("sync", "lock", "add"))
+    return CommandFetch("install", shown, " ".join(named), certain=certain)
 
 
 def _loaded(program: str, arguments: Words) -> CommandFetch | None:

@@ -172,7 +172,7 @@ class StartFetches:
     def __init__(self, catalogue: Catalogue) -> None:
         self._code = StepCode(catalogue)
         self._found: dict[Unit, tuple[StartFetch, ...]] = {}
-        self._mentioned: dict[Path, bool] = {}
+        self._words: dict[Path, re.Pattern[str]] = {}
         self._wrappers: Wrappers = {}
 
     def of(self, step: StepFiles) -> tuple[StartFetch, ...]:
@@ -185,19 +185,38 @@ class StartFetches:
                 found.setdefault((item.file, item.line, item.kind, item.what), item)
         return tuple(found.values())
 
-    def _mentions(self, code: CodeFile) -> bool:
-        """Tell whether a file has any of the words that what fetches has: most have none, and looking takes time."""
-        if code.path not in self._mentioned:
-            self._mentioned[code.path] = _WORDS.search(code.source) is not None
-        return self._mentioned[code.path]
+    def _mentions(self, code: CodeFile, unit: Unit) -> bool:
+        """Tell whether a unit has a word that what fetches has, or a name that its file gives to such a word.
+
+        Few have, and looking closer takes most of the time.
+        """
+        words = self._words.get(code.path)
+        if words is None:
+            found = {name for name, bound in code.imports.items() if _WORDS.search(bound.dotted)}
+            for name, assigned in code.top.names.items():
+                spans = (code.lines[item.value.lineno - 1 : item.value.end_lineno] for item in assigned)
+                if any(_WORDS.search("\n".join(span)) for span in spans):
+                    found.add(name)
+            pattern = "|".join(map(re.escape, sorted(found)))
+            words = re.compile(rf"{_WORDS.pattern}|\b({pattern})\b") if found else _WORDS
+            self._words[code.path] = words
+        return words.search(_text_of(code, unit)) is not None
 
     def _look(self, unit: Unit, step: StepFiles) -> Iterator[StartFetch]:
         code = self._code.file(unit.path, step)
-        if code is None or not self._mentions(code):
+        if code is None or not self._mentions(code, unit):
             return
         own = unit.path.is_relative_to(step.folder)
         look = _Look(self._code, code, step, own=own, wrappers=self._wrappers)
         yield from look.through(self._code.nodes(unit, step), code.top)
+
+
+def _text_of(code: CodeFile, unit: Unit) -> str:
+    """Return the source of a unit; that of the whole file for what is at its top."""
+    if unit.name is None:
+        return "\n".join(code.lines)
+    node = code.definitions[unit.name]
+    return "\n".join(code.lines[node.lineno - 1 : node.end_lineno])
 
 
 class _Look:

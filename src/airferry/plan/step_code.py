@@ -62,7 +62,7 @@ class CodeFile:
 
     path: Path
     tree: ast.Module
-    source: str = ""
+    lines: list[str] = field(default_factory=list)
     definitions: dict[str, Definition] = field(default_factory=dict)
     imports: dict[str, Binding] = field(default_factory=dict)
     stars: list[str] = field(default_factory=list)
@@ -109,7 +109,7 @@ class StepCode:
             tree = ast.parse(source)
         except (HostError, SyntaxError, ValueError, RecursionError, MemoryError):
             return None
-        found = CodeFile(path, tree, source.decode("utf-8", "replace"), top=scope_of(tree, None))
+        found = CodeFile(path, tree, source.decode("utf-8", "replace").split("\n"), top=scope_of(tree, None))
         for node in walk(tree.body):
             if isinstance(node, ast.Import):
                 for alias in node.names:

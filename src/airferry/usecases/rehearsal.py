@@ -71,12 +71,15 @@ def _plans(selection: Selection, names: Sequence[str]) -> Iterator[Plan]:
 
 
 def _has(plan: Plan, name: str) -> bool:
+    """Tell whether a plan has a target. A path is none of it: those of the file start elsewhere."""
     return any(name in (step.target.spec, step.target.step_id) for step in plan.steps)
 
 
 def _only(plan: Plan, names: Sequence[str]) -> Plan:
     """Return a plan with the images of the named targets alone, named as they are in the whole."""
-    wanted = {step.target.spec for step in plan.steps if {step.target.spec, step.target.step_id} & set(names)}
+    wanted = {
+        step.target.spec for step in plan.steps if {step.target.spec, step.target.step_id, *step.written} & set(names)
+    }
     groups = tuple(group for group in plan.groups if wanted & set(group.targets))
     kept = {spec for group in groups for spec in group.targets}
     return replace(plan, groups=groups, steps=tuple(step for step in plan.steps if step.target.spec in kept))
