@@ -58,6 +58,7 @@ def said(found: tuple[StartFetch, ...]) -> list[tuple[str, str, str, bool]]:
         f'asyncio.create_subprocess_shell("git clone {URL}")',
         f'class A:\n    URL = "{URL}"\n    def go(self):\n        subprocess.run(["git", "clone", self.URL])',
         f'git.Repo.clone_from("{URL}", "/opt/t")',
+        f'places = []\nplaces.append("/opt/a")\nsys.path.append("/opt/b")\nsubprocess.run(["git", "clone", "{URL}"])',
     ],
 )
 def test_a_clone_is_seen_in_whatever_form(tmp_path: Path, source: str) -> None:

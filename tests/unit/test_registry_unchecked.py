@@ -77,7 +77,8 @@ def push(registry: ScriptedRegistry, store: Watched, layer: Descriptor, *, limit
 def damage(store: LayoutStore, layer: Descriptor) -> None:
     path = store.blob_path(layer.digest)
     path.chmod(0o644)
-    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
 
 
 @pytest.mark.parametrize("limits", [None, CHUNKED], ids=["whole", "chunks"])

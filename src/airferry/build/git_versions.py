@@ -48,11 +48,23 @@ def _text(path: Path) -> str:
 
 def shortened_id(version: str, commit: str) -> str | None:
     """Return the shortened id of a commit that a version's local part holds (`1.0+a8425c9`, `1.0.dev3+g1a2b3c4`)."""
+    found = _spelled_id(version, commit)
+    return found[1] if found else None
+
+
+def _spelled_id(version: str, commit: str) -> tuple[str, str] | None:
+    """Return a commit's shortened id as a version's local part spells it, and as Git does.
+
+    A part of digits alone is a number there (PEP 440), so `0012446` is spelled `12446`.
+    """
+    zeros = len(commit) - len(commit.lstrip("0"))
     local = version.partition("+")[2].lower()
     for part in re.split(r"[._-]", local):
-        for candidate in (part, part.removeprefix("g")):
-            if MIN_ID <= len(candidate) <= MAX_ID and commit.startswith(candidate):
-                return candidate
+        for spelled in (part, part.removeprefix("g")):
+            if MIN_ID <= len(spelled) <= MAX_ID and commit.startswith(spelled):
+                return spelled, spelled
+        if part.isdigit() and commit.startswith(part, zeros) and zeros + len(part) >= MIN_ID:
+            return part, commit[: zeros + len(part)]
     return None
 
 
@@ -66,10 +78,10 @@ def difference(name: str, wanted: str, got: str, git: GitSource) -> str | None:
         same_public = Version(wanted).public == Version(got).public
     except InvalidVersion:
         return None
-    mine, theirs = shortened_id(got, git.commit), shortened_id(wanted, git.commit)
+    mine, theirs = _spelled_id(got, git.commit), _spelled_id(wanted, git.commit)
     if not same_public or mine is None or theirs is None:
         return None
-    if _without(got, mine) != _without(wanted, theirs):
+    if _without(got, mine[0]) != _without(wanted, theirs[0]):
         return None
     return f"`{name}` is {got} here and {wanted} in the catalogue's lock: the same commit, its id at another length"
 

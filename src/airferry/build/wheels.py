@@ -269,7 +269,8 @@ class WheelStore:
             target,
             pip=self.pip,
             own_pip=self._pip_wheel(target.python_version),
-            scratch=scratch,
+            # apart from what was tried on the host, whose wheels lie in `scratch`
+            scratch=files.ensure_directory(scratch / "in-base"),
             environment=_compile_env(pin),
             folder=pin.git.subdirectory if pin.git is not None else None,
             shown=shown,

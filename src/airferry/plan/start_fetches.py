@@ -302,7 +302,8 @@ class _Look:
     def _runs(self, node: ast.Call, name: str, scope: Scope) -> Iterator[StartFetch]:
         if name in _RUNS_ARGUMENTS:
             first = _RUNS_ARGUMENTS[name]
-            words = self._values.words(ast.List(elts=node.args[first:], ctx=ast.Load()), scope, line=node.lineno)
+            arguments = ast.copy_location(ast.List(elts=node.args[first:], ctx=ast.Load()), node)
+            words = self._values.words(arguments, scope, line=node.lineno)
             yield from self._commands(words, node)
             return
         position = _RUNS.get(name) or self._wrapped(node)

@@ -331,7 +331,9 @@ def _add_assignments(node: ast.AST, scope: Scope) -> None:
         call, function = node.value, node.value.func
         if function.attr in ("append", "extend") and len(call.args) == 1:
             item = call.args[0]
-            value = item if function.attr == "extend" else ast.List(elts=[item], ctx=ast.Load())
+            value = (
+                item if function.attr == "extend" else ast.copy_location(ast.List(elts=[item], ctx=ast.Load()), item)
+            )
             targets, adds = [function.value], True
     for target in targets if value is not None else ():
         if name := ".".join(parts_of(target)):
