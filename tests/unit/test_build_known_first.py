@@ -11,7 +11,7 @@ import pytest
 
 from airferry.build import locking
 from airferry.build.bases import BaseCache
-from airferry.build.failures import combined, gathered
+from airferry.build.failures import base_place, combined, gathered
 from airferry.build.job_modules import JobModules
 from airferry.config import ArchiveBase, LayoutBase, load_config
 from airferry.errors import (
@@ -25,6 +25,7 @@ from airferry.errors import (
 from airferry.events import silent
 from airferry.oci.layout import LayoutStore
 from airferry.oci.platform import parse_buildable_platform, parse_platform
+from airferry.plan.planner import make_plan
 from airferry.registry.failures import TransientRegistryError
 from airferry.usecases import Selection, lock, plan
 from catalogues import airgap, mounting, write_airgap, write_step
@@ -170,6 +171,20 @@ def test_the_launchers_default_base_is_named_as_such(registry: ScriptedRegistry,
         caught.value.message + str(caught.value.hint)
     )
     assert registry.count("GET", "/v2/hub/library/python/manifests/3.12-slim") == 1
+
+
+def test_the_place_of_a_base_is_that_of_an_image_of_the_plan(home: Path) -> None:
+    """An image on the same base that no step of the plan runs in has no part in it."""
+    in_git(home)
+    write_step(home, "s/one")
+    base = "a.invalid/b:1"
+    images = {"unused": base, "one": "a.invalid/c:1"}
+    config = write_airgap(home, airgap(images, {"s/one": "one"}, launcher_image={"base_image": base}))
+    unused, launcher = (n for n, line in enumerate(config.read_text().splitlines(), 1) if line.endswith(base))
+    assert "unused" in config.read_text().splitlines()[unused - 2]
+    assert base_place(make_plan(load_config(config)), base) == f"{config}:{launcher}"
+    config = write_airgap(home, airgap({"unused": "python:3.12-slim", "one": base}, {"s/one": "one"}))
+    assert base_place(make_plan(load_config(config)), "python:3.12-slim") is None
 
 
 def test_a_source_that_is_not_a_git_repository_is_told_before_any_registry_is_asked(

@@ -133,6 +133,18 @@ def test_hooks_that_change_no_imports(name: str) -> None:
     assert statuses(probe(UNDERSTOOD[name], modules=["nowhere"])) == {"nowhere": "missing nowhere"}
 
 
+@pytest.mark.parametrize(
+    ("site_py", "status"), [("f.read()\n", "missing marked"), ('content.decode("utf-8-sig")\n', "present")]
+)
+def test_a_byte_order_mark_is_skipped_only_where_the_base_does(site_py: str, status: str) -> None:
+    layer = [
+        *site(Item("a.pth", value="\ufeff/srv/marked\n")),
+        Item("srv/marked/marked.py"),
+        Item("usr/local/lib/python3.12/site.py", value=site_py),
+    ]
+    assert statuses(probe(layer, modules=["marked"])) == {"marked": status}
+
+
 def test_a_guard_that_is_on_is_followed() -> None:
     layer = UNDERSTOOD["pytest-cov"]
     assert statuses(probe(layer, modules=["nowhere"], env={"COV_CORE_SOURCE": "x"})) == {"nowhere": "unknown nowhere"}

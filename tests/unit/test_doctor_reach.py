@@ -11,13 +11,29 @@ import pytest
 from airferry.buildah.preflight import Check
 from airferry.config import load_config
 from airferry.events import Event, Notice, Warned
-from airferry.oci.documents import IMAGE_MANIFEST
+from airferry.oci.documents import (
+    IMAGE_CONFIG,
+    IMAGE_INDEX,
+    IMAGE_MANIFEST,
+    Descriptor,
+    Index,
+    Manifest,
+    PlatformDocument,
+    canonical_json,
+)
 from airferry.plan.planner import make_plan
 from airferry.usecases.reach import ask_all
 from catalogues import airgap, mounting, write_airgap, write_step
 from scripted_registry import ScriptedRegistry, run_scripted, sha256
 
 COMMIT = "0123456789" * 4
+CHILD = Descriptor(
+    media_type=IMAGE_MANIFEST,
+    digest=sha256(b""),
+    size=0,
+    platform=PlatformDocument(os="linux", architecture="amd64"),
+)
+INDEX = canonical_json(Index(schema_version=2, media_type=IMAGE_INDEX, manifests=[CHILD]))
 
 
 @pytest.fixture
@@ -53,7 +69,8 @@ def test_each_question_has_a_line_and_each_failure_a_way_out(registry: ScriptedR
     subprocess.run(["git", "init", "-q", "-b", "main", repository], check=True)
     author = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
     subprocess.run(["git", "-C", repository, *author, "commit", "-q", "--allow-empty", "-m", "one"], check=True)
-    registry.manifests["cache/nvidia/nemo@1"] = (b"{}", IMAGE_MANIFEST)
+    for target in ("1", sha256(INDEX)):
+        registry.manifests[f"cache/nvidia/nemo@{target}"] = (INDEX, IMAGE_INDEX)
     configs = {
         f"s/{number}": {"tiny": mounting(f"https://git.invalid/{overlay},/opt/{number}")}
         for number, overlay in enumerate(
@@ -63,7 +80,9 @@ def test_each_question_has_a_line_and_each_failure_a_way_out(registry: ScriptedR
     for step_id, config in configs.items():
         write_step(home, step_id, configs=config)
     images = {"one": "nvcr.invalid/nvidia/nemo:1", "two": f"{registry.address}/a/b:1"}
-    document = airgap(images, {step_id: "one" if step_id == "s/0" else "two" for step_id in configs})
+    document = airgap(
+        images, {step_id: "one" if step_id == "s/0" else "two" for step_id in configs}, platforms=["linux/amd64"]
+    )
     events: list[Event] = []
     checks = asked(home, document, events)
     assert list(checks) == [
@@ -84,7 +103,7 @@ def test_each_question_has_a_line_and_each_failure_a_way_out(registry: ScriptedR
     assert all(check.hint for check in checks.values() if check.status == "fail")
     assert (
         checks["base nvcr.invalid/nvidia/nemo:1"].detail
-        == f"{sha256(b'{}')} from `{registry.address}/cache/nvidia/nemo`"
+        == f"{sha256(INDEX)} from `{registry.address}/cache/nvidia/nemo`"
     )
     assert f"{conf}:7: pulls from `docker.io/library/python` are blocked" in checks["base python:3.12-slim"].detail
     assert checks[f"base {registry.address}/a/b:1"].detail == "there is no such image"
@@ -92,6 +111,32 @@ def test_each_question_has_a_line_and_each_failure_a_way_out(registry: ScriptedR
     assert str(home / "absent") in checks[f"Git https://git.invalid/absent@{COMMIT}"].detail
     assert len([event for event in events if isinstance(event, Warned)]) == 1
     assert not [event for event in events if isinstance(event, Notice)]
+
+
+def test_a_base_is_fine_only_if_it_has_each_platform(registry: ScriptedRegistry, home: Path) -> None:
+    """An index says it, of a single image its config does; a base on this host is looked at as well."""
+    address = registry.address
+    config = b'{"architecture": "arm64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": []}}'
+    registry.blobs[sha256(config)] = config
+    described = Descriptor(media_type=IMAGE_CONFIG, digest=sha256(config), size=len(config))
+    single = canonical_json(Manifest(schema_version=2, media_type=IMAGE_MANIFEST, config=described, layers=[]))
+    for name, data, media_type in (("index", INDEX, IMAGE_INDEX), ("single", single, IMAGE_MANIFEST)):
+        for target in ("1", sha256(data)):
+            registry.manifests[f"team/{name}@{target}"] = (data, media_type)
+    images = {"one": f"{address}/team/index:1", "two": f"{address}/team/single:1", "three": "oci:nowhere:x"}
+    for name in images:
+        write_step(home, f"s/{name}")
+    document = airgap(
+        images, {f"s/{name}": name for name in images}, platforms=["linux/amd64", "linux/arm64"], launcher_image=False
+    )
+    checks = asked(home, document)
+    failing = [checks[f"base {base}"] for base in images.values()]
+    assert [check.status for check in failing] == ["fail"] * 3
+    assert "has no image for `linux/arm64`" in failing[0].detail and failing[0].hint == "it has `linux/amd64`"
+    assert "`linux/arm64`" in failing[1].detail and "linux/amd64" in failing[1].detail
+    assert "does not exist" in failing[2].detail
+    document["platforms"] = ["linux/arm64"]
+    assert asked(home, document)[f"base {address}/team/single:1"].status == "ok"
 
 
 def test_the_index_is_asked_as_pip_is_configured(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

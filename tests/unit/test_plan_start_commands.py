@@ -86,6 +86,32 @@ def test_commands(command: str, found: list[str]) -> None:
     assert short(command) == found
 
 
+@pytest.mark.parametrize(
+    ("command", "found"),
+    [
+        ('su -c "pip install a"', ["unknown: ? `su` starts another command"]),
+        ("/usr/bin/flock /tmp/lock pip3 install a", ["unknown: ? `flock` starts another command"]),
+        ("srun -n 1 apt-get -y install a", ["unknown: ? `srun` starts another command"]),
+        ("trap 'uv pip install a' EXIT", ["unknown: ? `trap` starts another command"]),
+        (
+            "python3 -c \"import os; os.system('pip install a')\"",
+            ["unknown: ? its Python code starts another command"],
+        ),
+        ('env -S "pip install a"', ["pip: a"]),
+        ("xargs pip install < list", ["pip: ? `xargs` adds to its arguments in the job alone"]),
+        ("cargo install a", ["unknown: ? `cargo` installs"]),
+        ("poetry install", ["unknown: ? `poetry` installs"]),
+        ("echo pip install a", []),
+        ("command -v pip", []),
+        ("python -c 'import pip'", []),
+        ("ls /opt/pip install.log", []),
+        ("cargo build", []),
+    ],
+)
+def test_installers_within_other_commands_are_not_passed_over(command: str, found: list[str]) -> None:
+    assert short(command) == found
+
+
 def test_what_is_too_long_or_too_deep_is_unknown() -> None:
     assert short("pip install " + "a " * MAX_COMMAND)[0].startswith("unknown: ? it has more than")
     nested = "pip install a"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -162,10 +163,11 @@ class BaseCache:
         missing = tuple(platform for platform in platforms if platform not in images)
         if isinstance(base, BootstrapBase) or not missing:
             return FoundBase(base, locked, images, missing, "bootstrap")
-        source, reference, kind = self._source(base)
+        source, reference, kind = open_base(base, open_registry=self.open_registry)
         pins = [pinned[str(platform)].manifest for platform in missing if str(platform) in pinned]
         top = source.resolve((locked.index if locked else None) or (pins[0] if pins else reference))
-        children = self._children(base, source, top, missing)
+        read_config = partial(self._config, source, name=base.key)
+        children = find_children(base.key, source, top, missing, read_config=read_config)
         for platform, child in children.items():
             if (pin := pinned.get(str(platform))) is not None and pin.manifest != child.digest:
                 raise BuildError(
@@ -191,41 +193,6 @@ class BaseCache:
             return self._bootstrap(found.base, found.missing, dict(found.images), found.locked)
         assert found.source is not None
         return self._copy(found, found.source, learn=learn)
-
-    def _source(self, base: RegistryBase | LayoutBase | ArchiveBase) -> tuple[Source, str, BaseKind]:
-        if isinstance(base, RegistryBase):
-            reference = parse_reference(base.reference)
-            return self.open_registry(reference), reference.target, "registry"
-        if not base.path.exists():
-            raise ConfigurationError(
-                f"`{base.key}`: `{base.path}` does not exist",
-                hint="a path starts at the folder of the plan's file; `skopeo copy` brings a base as `oci:DIR:NAME`",
-            )
-        if isinstance(base, LayoutBase):
-            return LayoutStore.open(base.path, read_only=True), base.reference or "", "layout"
-        return ArchiveSource(base.path), base.reference or "", "archive"
-
-    def _children(
-        self, base: BaseSpec, source: Source, top: Descriptor, platforms: Sequence[Platform]
-    ) -> dict[Platform, Descriptor]:
-        """Return the manifest for each platform: those of an index, or the only one, if its config is for them."""
-        name = base.key
-        if top.media_type not in INDEX_TYPES:
-            manifest = parse_manifest(source.read_manifest(top).data, what=f"the manifest of `{name}`")
-            _check_platforms(name, self._config(source, manifest, name=name), platforms)
-            return dict.fromkeys(platforms, top)
-        index = parse_index(source.read_manifest(top).data, what=f"the index of `{name}`")
-        children: dict[Platform, Descriptor] = {}
-        lacking: list[BuildError] = []
-        for platform in platforms:
-            try:
-                children[platform] = select_platforms(index, [platform], what=f"base `{name}`")[0]
-            except BuildError as error:
-                lacking.append(error)
-        if lacking:
-            named = ", ".join(f"`{platform}`" for platform in platforms if platform not in children)
-            raise ConfigurationError(f"base `{name}` has no image for {named}", hint=lacking[0].hint) from lacking[0]
-        return children
 
     def _copy(self, found: FoundBase, source: Source, *, learn: Learn | None) -> ResolvedBase:
         name = found.base.key
@@ -353,6 +320,58 @@ class BaseCache:
         for part in (document["config"], *document["layers"]):
             part["mediaType"] = _OCI_TYPES.get(part["mediaType"], part["mediaType"])
         return self.store.put_bytes(canonical_json(document), IMAGE_MANIFEST)
+
+
+def open_base(
+    base: RegistryBase | LayoutBase | ArchiveBase, *, open_registry: OpenRegistry
+) -> tuple[Source, str, BaseKind]:
+    """Open where a base is read from, and return it with the tag, digest or name to ask it for.
+
+    Raises:
+        ConfigurationError: there is nothing at its path.
+    """
+    if isinstance(base, RegistryBase):
+        reference = parse_reference(base.reference)
+        return open_registry(reference), reference.target, "registry"
+    if not base.path.exists():
+        raise ConfigurationError(
+            f"`{base.key}`: `{base.path}` does not exist",
+            hint="a path starts at the folder of the plan's file; `skopeo copy` brings a base as `oci:DIR:NAME`",
+        )
+    if isinstance(base, LayoutBase):
+        return LayoutStore.open(base.path, read_only=True), base.reference or "", "layout"
+    return ArchiveSource(base.path), base.reference or "", "archive"
+
+
+def find_children(
+    name: str,
+    source: Source,
+    top: Descriptor,
+    platforms: Sequence[Platform],
+    *,
+    read_config: Callable[[Manifest], ImageConfig],
+) -> dict[Platform, Descriptor]:
+    """Return a base's manifest for each platform: those of an index, or the only one, if its config is for them.
+
+    Raises:
+        ConfigurationError: the base lacks a platform; all that it lacks are named.
+    """
+    if top.media_type not in INDEX_TYPES:
+        manifest = parse_manifest(source.read_manifest(top).data, what=f"the manifest of `{name}`")
+        _check_platforms(name, read_config(manifest), platforms)
+        return dict.fromkeys(platforms, top)
+    index = parse_index(source.read_manifest(top).data, what=f"the index of `{name}`")
+    children: dict[Platform, Descriptor] = {}
+    lacking: list[BuildError] = []
+    for platform in platforms:
+        try:
+            children[platform] = select_platforms(index, [platform], what=f"base `{name}`")[0]
+        except BuildError as error:
+            lacking.append(error)
+    if lacking:
+        named = ", ".join(f"`{platform}`" for platform in platforms if platform not in children)
+        raise ConfigurationError(f"base `{name}` has no image for {named}", hint=lacking[0].hint) from lacking[0]
+    return children
 
 
 def _check_platforms(name: str, config: ImageConfig, platforms: Sequence[Platform]) -> None:

@@ -113,10 +113,11 @@ def naming_base(plan: Plan, key: str) -> Iterator[None]:
 
 
 def base_place(plan: Plan, key: str) -> str | None:
-    """Return `file:line` of the first image that is built on a base, or None where that is the launcher's default."""
+    """Return `file:line` of the plan's first image on a base, or None where that is the launcher's default."""
     config = plan.config
+    planned = {name for group in plan.groups for name in group.image_names}
     for name, image in config.execution_images.items():
-        if image.base_image.key == key:
+        if name in planned and image.base_image.key == key:
             return f"{config.path}:{config.line('execution_images', name, 'base_image')}"
     launcher = config.launcher_image
     if not launcher or "base_image" not in launcher.model_fields_set:

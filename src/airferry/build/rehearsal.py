@@ -109,9 +109,22 @@ class RehearsalReport:
         raise FindingsError(
             f"the rehearsal found {counted(len(self.findings), 'thing')}:{shown}"
             + (f"\n  and {more} more" if more > 0 else ""),
-            hint="bake in what steps fetch (`overlays:`), stage it (`assets:`), or declare it under `rehearsal:`",
+            hint="; ".join(self._ways_out()),
             report=self,
         )
+
+    def _ways_out(self) -> Iterator[str]:
+        """Yield what to do about the kinds of findings that there are."""
+        wrong = [result.entry for result in self.results if result.findings]
+        short = {entry.stopped_by for entry in wrong if entry.reached != "started"}
+        if any(not attempt.allowed for entry in wrong for attempt in entry.attempts) or "network" in short:
+            yield "bake in what steps fetch (`overlays:`), stage it (`assets:`), or declare it under `rehearsal:`"
+        if "module" in short or any(entry.missing for entry in wrong):
+            yield "name modules that are missing under `required_imports` of the image, or choose another base"
+        if "program" in short:
+            yield "install programs that are missing in a `containerfile:` of the image, or choose another base"
+        if short - {"network", "module", "program"}:
+            yield f"read in `{REPORT_FILE}` what steps said last; change the config, or `rehearsal.steps`"
 
 
 def check_rehearsal(plan: Plan) -> None:

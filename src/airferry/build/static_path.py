@@ -62,6 +62,8 @@ class _Sites:
         # since 3.11.8, 3.12.2 and 3.13, see python/cpython#113659
         site = path.view.read_bytes(f"{interpreter.stdlib}/site.py") or b""
         self._skips_hidden = b'.startswith(".")' in site or b"hidden" in site
+        # since 3.12.4 and 3.13, see python/cpython#77102; before, a byte order mark was a part of the first line
+        self._skips_mark = b"utf-8-sig" in site
 
     def add_packages(self, prefixes: Iterable[str]) -> None:
         """Add the folders of packages below prefixes, as far as they are there."""
@@ -108,7 +110,7 @@ class _Sites:
         if text is None:
             self._path.doubt(f"`{place}` is larger than {MAX_PTH_BYTES >> 20} MiB and is not read")
             return
-        for line in text.removeprefix("\ufeff").splitlines():
+        for line in text.removeprefix("\ufeff" if self._skips_mark else "").splitlines():
             if not line.strip() or line.startswith("#"):
                 continue
             if line.startswith(("import ", "import\t")):

@@ -5,6 +5,7 @@ A command that is not understood is said to be unknown; it is never taken for a 
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ _KEYWORDS = frozenset({"if", "then", "elif", "else", "while", "until", "do", "!"
 # programs that start another one, with those of their options that take a value
 _STARTERS = {
     "sudo": "-u -g -h -p -C -D -R -T",
-    "env": "-u -C -S",
+    "env": "-u -C",
     "nice": "-n",
     "ionice": "-c -n",
     "timeout": "-s -k",
@@ -58,6 +59,16 @@ _INSTALLERS: dict[str, tuple[Manager, frozenset[str]]] = {
 }
 _INSTALLING = frozenset({"install", "add", "i", "reinstall", "build-dep"})
 _DOWNLOADERS = frozenset({"curl", "wget", "aria2c", "huggingface-cli", "hf", "gsutil", "aws", "rclone", "ngc"})
+_OTHER_INSTALLERS = frozenset(
+    {"poetry", "pdm", "pipenv", "pixi", "cargo", "gem", "go", "rustup", "brew", "snap", "flatpak"}
+)
+# an installer in the arguments of a program that may start it: `su -c`, `flock`, `srun`, `python -c`
+_INSTALLER_WITHIN = re.compile(
+    r"(?<![\w.-])(?:pip[\d.]*|uv|apt|apt-get|dnf|yum|microdnf|apk|conda|mamba|micromamba|npm)\s(?:.*\s)?"
+    r"(?:install|add|sync)(?![\w.-])",
+    re.DOTALL,
+)
+_PRINTERS = frozenset({"echo", "printf", "#", ":"})
 _OF_ENVIRONMENTS = ("/activate", "activate")
 
 
@@ -135,9 +146,20 @@ def _words(text: str) -> Iterator[str]:
 
 def _of_simple(words: Sequence[str], depth: int) -> Iterator[StartInstall]:
     """Yield what a command without operators installs."""
-    words = _without_prefixes(words)
+    given, words = words, _without_prefixes(words)
     if not words:
         return
+    if " " in words[0]:  # of `env -S`
+        yield from _of_text(words[0], depth + 1)
+        return
+    if "xargs" in given[: len(given) - len(words)]:
+        for found in _of_program(words, depth):
+            yield replace(found, unknown=found.unknown or "`xargs` adds to its arguments in the job alone")
+        return
+    yield from _of_program(words, depth)
+
+
+def _of_program(words: Sequence[str], depth: int) -> Iterator[StartInstall]:
     program, arguments = words[0].rpartition("/")[2], words[1:]
     if program in _SHELLS or program == "eval":
         yield from _of_shell(program, arguments, depth)
@@ -157,8 +179,18 @@ def _of_simple(words: Sequence[str], depth: int) -> Iterator[StartInstall]:
         yield from _of_installer(*_INSTALLERS[program], arguments)
     elif program in _DOWNLOADERS or (program == "git" and {"clone", "fetch", "pull", "submodule"} & set(arguments)):
         yield StartInstall("download", names=(program,))
-    elif "$" in words[0] or "`" in words[0] or words[0].endswith(".sh"):
+    else:
+        yield from _of_other(program, words)
+
+
+def _of_other(program: str, words: Sequence[str]) -> Iterator[StartInstall]:
+    """Yield what is unknown of a program that is not followed; nothing where its words name no installer."""
+    if "$" in words[0] or "`" in words[0] or words[0].endswith(".sh"):
         yield StartInstall("unknown", unknown=f"it runs `{words[0]}`")
+    elif program in _OTHER_INSTALLERS and _INSTALLING & set(words):
+        yield StartInstall("unknown", unknown=f"`{program}` installs")
+    elif program not in _PRINTERS and _INSTALLER_WITHIN.search(" ".join(words)):
+        yield StartInstall("unknown", unknown=f"`{program}` starts another command")
 
 
 def _without_prefixes(words: Sequence[str]) -> list[str]:
@@ -209,6 +241,8 @@ def _of_python(arguments: Sequence[str], depth: int) -> Iterator[StartInstall]:
                 yield StartInstall("pip", unknown=f"`{module}` makes an environment by pip")
                 yield from _of_simple(rest[rest.index("--") + 1 :] if "--" in rest else (), depth)
             return
+        if argument == "-c" and _INSTALLER_WITHIN.search(" ".join(arguments[index + 1 : index + 2])):
+            yield StartInstall("unknown", unknown="its Python code starts another command")
         if not argument.startswith("-") or argument == "-c":
             return
 

@@ -1,28 +1,32 @@
-"""What a build of a plan reaches for, asked before it hurts: registries, Git hosts, the package index.
+"""What a build of a plan reaches for, asked before it hurts: bases, Git hosts, the package index.
 
-Each is asked once, side by side, for a limited time, the way that the build would ask. Nothing is fetched.
+Each is asked once, side by side, for a limited time, the way that the build would ask. No layer is fetched.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from airferry.build import contexts, overlays
+from airferry.build.bases import find_children, open_base
 from airferry.build.git_addresses import redact
 from airferry.build.locking import needed_bases
 from airferry.build.pip import Pip
 from airferry.buildah.preflight import Check
-from airferry.config import RegistryBase
-from airferry.errors import AirferryError, RegistryError
+from airferry.config import ArchiveBase, BootstrapBase, LayoutBase, RegistryBase
+from airferry.errors import AirferryError, IntegrityError, RegistryError
 from airferry.events import Emit, Event, Warned
 from airferry.host.threads import parallel_map
+from airferry.oci.documents import MAX_CONFIG_BYTES, ImageConfig, Manifest, parse_image_config
+from airferry.oci.platform import Platform
+from airferry.oci.ports import Source
 from airferry.oci.reference import parse_reference
 from airferry.plan.catalogue_lock import read_catalogue_lock
 from airferry.plan.locked_packages import GitSource
 from airferry.plan.models import Plan
 from airferry.registry.client import ClientOptions, open_clients
-from airferry.registry.pulls import Pulls
+from airferry.registry.pulls import Pulls, PullSource
 from airferry.registry.retry import RetryPolicy
 
 QUESTIONS_AT_ONCE = 8
@@ -55,18 +59,32 @@ def _source(plan: Plan) -> Iterator[Callable[[], Check]]:
 
 
 def _bases(plan: Plan, pulls: Pulls) -> Iterator[Callable[[], Check]]:
-    bases = [base for base, _platforms in needed_bases(plan).values()]
-    for text in sorted({base.reference for base in bases if isinstance(base, RegistryBase)}):
-        yield partial(_check, f"base {text}", partial(_find_base, text, pulls))
+    for key, (base, platforms) in sorted(needed_bases(plan).items()):
+        if not isinstance(base, BootstrapBase):
+            yield partial(_check, f"base {key}", partial(_find_base, base, platforms, pulls))
 
 
-def _find_base(text: str, pulls: Pulls) -> str:
-    reference = parse_reference(text)
-    source = pulls.source(reference)
-    digest = source.find(reference.target)
-    if digest is None:
-        raise RegistryError("there is no such image", hint="check its name and tag")
-    return digest if str(source) == reference.name else f"{digest} from `{source}`"
+def _find_base(base: RegistryBase | LayoutBase | ArchiveBase, platforms: Sequence[Platform], pulls: Pulls) -> str:
+    """Return the digest of a base that has an image for each platform, and where it is if its name does not say it."""
+    source, wanted, _kind = open_base(base, open_registry=pulls.source)
+    if not isinstance(source, PullSource):
+        found = source.resolve(wanted)
+    else:
+        digest = source.find(wanted)
+        if digest is None:
+            raise RegistryError("there is no such image", hint="check its name and tag")
+        found = source.resolve(digest)
+    find_children(base.key, source, found, platforms, read_config=partial(_read_config, source))
+    if not isinstance(base, RegistryBase) or str(source) == parse_reference(base.reference).name:
+        return found.digest
+    return f"{found.digest} from `{source}`"
+
+
+def _read_config(source: Source, manifest: Manifest) -> ImageConfig:
+    if manifest.config.size > MAX_CONFIG_BYTES:
+        raise IntegrityError(f"the image's config is larger than {MAX_CONFIG_BYTES >> 20} MiB")
+    with source.open_blob(manifest.config) as stream:
+        return parse_image_config(stream.read(manifest.config.size))
 
 
 def _git(plan: Plan) -> Iterator[Callable[[], Check]]:
