@@ -422,6 +422,19 @@ def test_the_registry_has_it_pinned_by_digest(tmp_path: Path, bundle: Path) -> N
     assert "name the bundle in the place of the receipt" in (caught.value.hint or "")
 
 
+def test_nothing_is_written_into_the_bundle(tmp_path: Path, bundle: Path) -> None:
+    layout = open_bundle(bundle).store.path
+    (tmp_path / "way").symlink_to(layout)
+    for folder in (layout / "jobs", layout / "blobs/jobs", tmp_path / "way/jobs"):
+        with pytest.raises(UsageError, match="lies in the bundle"):
+            usecases.extract_catalogue(bundle, folder)
+        with pytest.raises(UsageError, match="lies in the bundle"):
+            usecases.load(bundle, to="localhost:1/x", receipt=folder / "receipt.yaml")
+        with pytest.raises(UsageError, match="lies in the bundle"):
+            usecases.load_for_jobs(bundle, to="localhost:1/x", jobs=folder, receipt=tmp_path / "receipt.yaml")
+    assert verify_bundle(bundle).ok
+
+
 def test_the_current_folder_is_not_replaced(tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = tmp_path / "here"
     here.mkdir()

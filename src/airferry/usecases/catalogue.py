@@ -20,6 +20,7 @@ from airferry.registry.client import ClientOptions, open_clients
 from airferry.registry.source import RegistrySource
 from airferry.site.extraction import Extracted, expect_ours, holds_catalogue, unpack_catalogue
 from airferry.site.extraction import extract_catalogue as extract
+from airferry.site.load import expect_outside
 from airferry.site.places import CATALOGUE_FOLDER
 from airferry.usecases.defaults import DEFAULT_STEPS
 
@@ -135,7 +136,9 @@ def extract_catalogue(
             raise UsageError("`--root` goes with a bundle, and a receipt was given", hint="name the bundle")
         places = Whereabouts(receipt=read_receipt(source), options=options, emit=emit)
     else:
-        places = Whereabouts(bundle=open_bundle(source, root=root), options=options, emit=emit)
+        bundle = open_bundle(source, root=root)
+        expect_outside(destination, bundle.store.path)
+        places = Whereabouts(bundle=bundle, options=options, emit=emit)
     with _opened(places, elsewhere="name the bundle in the place of the receipt") as (opened, descriptor):
         return extract(opened, descriptor, destination)
 
