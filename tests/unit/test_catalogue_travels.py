@@ -19,7 +19,7 @@ from airferry.bundle.catalogue import CATALOGUE_ARTIFACT, CATALOGUE_CONTENT, CAT
 from airferry.bundle.receipt import Receipt, ReceiptCatalogue, write_receipt
 from airferry.bundle.verify import open_bundle, verify_bundle
 from airferry.cli.app import run
-from airferry.errors import HostError, IntegrityError, UsageError
+from airferry.errors import HostError, IntegrityError, RegistryError, UsageError
 from airferry.events import Event, Warned
 from airferry.host import files
 from airferry.oci.documents import Descriptor, parse_manifest
@@ -411,6 +411,39 @@ def test_the_registry_has_it_pinned_by_digest(tmp_path: Path, bundle: Path) -> N
         finally:
             registry.stop()
             thread.join(10)
+    # what lies there already needs no registry
+    assert usecases.overlays(receipt, out=tmp_path / "jobs").steps == made.steps
+    assert not usecases.check(receipt=receipt, overlays=tmp_path / "jobs", ask_registry=False).blocking
+    with pytest.raises(RegistryError) as caught:
+        usecases.overlays(receipt, out=tmp_path / "other")
+    assert "name the bundle with `--bundle`" in (caught.value.hint or "")
+    with pytest.raises(RegistryError) as caught:
+        usecases.extract_catalogue(receipt, tmp_path / "farther")
+    assert "name the bundle in the place of the receipt" in (caught.value.hint or "")
+
+
+def test_nothing_is_written_into_the_bundle(tmp_path: Path, bundle: Path) -> None:
+    layout = open_bundle(bundle).store.path
+    (tmp_path / "way").symlink_to(layout)
+    for folder in (layout / "jobs", layout / "blobs/jobs", tmp_path / "way/jobs"):
+        with pytest.raises(UsageError, match="lies in the bundle"):
+            usecases.extract_catalogue(bundle, folder)
+        with pytest.raises(UsageError, match="lies in the bundle"):
+            usecases.load(bundle, to="localhost:1/x", receipt=folder / "receipt.yaml")
+        with pytest.raises(UsageError, match="lies in the bundle"):
+            usecases.load_for_jobs(bundle, to="localhost:1/x", jobs=folder, receipt=tmp_path / "receipt.yaml")
+    assert verify_bundle(bundle).ok
+
+
+def test_the_current_folder_is_not_replaced(tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    for name in (".", str(here)):
+        with pytest.raises(UsageError, match="is the current folder") as caught:
+            usecases.extract_catalogue(bundle, Path(name))
+        assert f"`{Path(name) / 'catalogue'}`" in (caught.value.hint or "")
+    assert usecases.extract_catalogue(bundle, Path("catalogue")).files == 8
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -92,7 +93,11 @@ def test_overlays_print_the_commands_and_check_accepts_them(tmp_path: Path, caps
     assert "is cloned when the job starts" in capsys.readouterr().out
     assert run(["overlays", *arguments, "--out", "made"]) == 0
     path = tmp_path / "made/slurm-pyxis/sft/one/tiny.yaml"
-    assert capsys.readouterr().out == f"nemotron steps run sft/one -c {path} -b slurm_pyxis_airgap\n"
+    printed = capsys.readouterr()
+    assert printed.out == f"nemotron steps run sft/one -c {path} -b slurm_pyxis_airgap\n"
+    after = shlex.split(" ".join(printed.err.split()).partition("next: airferry ")[2])
+    assert after == ["check", str(receipt), "--overlays", "made", "--source", str(code)]
+    assert run([*after, "--no-registry"]) == 0, "what is printed is what checks"
     assert yaml.safe_load(path.read_text())["run"]["env"] == {
         "container_image": f"hub.site:5000#airgap/trainer:{DIGEST}",
         "mounts": [],
@@ -129,6 +134,20 @@ def test_what_an_earlier_run_wrote_does_not_linger(tmp_path: Path) -> None:
         "kubernetes/notes.yaml",
         "kubernetes/sft/one/tiny.yaml",
     }
+
+
+def test_a_run_without_a_site_profile_says_so_and_removes_no_other_executor(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_step(tmp_path / "code", "sft/one", configs={"tiny": "a: 1\n"})
+    (tmp_path / "mine.yaml").write_text("executors: ['slurm-pyxis:4.0']\n")
+    arguments = ["overlays", str(put_receipt(tmp_path)), "--source", str(tmp_path / "code"), "--out", "made"]
+    assert run([*arguments, "--site", "mine.yaml"]) == 0
+    assert "no site profile" not in capsys.readouterr().err
+    assert run(arguments) == 0
+    assert "no site profile names an executor, so this is for kubernetes" in " ".join(capsys.readouterr().err.split())
+    for executor in ("kubernetes", "slurm-pyxis"):
+        assert (tmp_path / "made" / executor / "sft/one/tiny.yaml").is_file()
 
 
 def test_check_exits_with_8_and_prints_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from airferry.bundle.manifest import MANIFEST_FILE, BundleManifest, SavedImage
 from airferry.bundle.seal import seal
 from airferry.bundle.verify import open_bundle, verify_bundle
 from airferry.cli.app import run
+from airferry.errors import IntegrityError
 from airferry.events import Event, Notice, Warned
 from airferry.host.journal import Journal
 from airferry.oci.layout import LayoutStore
@@ -181,6 +182,8 @@ def test_an_archive_that_is_not_what_the_manifest_says_is_an_integrity_error(
     shown = capsys.readouterr()
     assert "archive `archives/two.tar`: has SHA-256" in shown.out
     assert "note: `notes.txt` belongs to nothing in the bundle" in shown.err
+    assert f"bundle `{out / 'bundle'}` is whole, archives next to it are not: 1 finding" in " ".join(shown.err.split())
+    assert "copy those archives again" in shown.err and "is damaged" not in shown.err
     assert run(["verify", str(out), "--json"]) == 6
     document = json.loads(capsys.readouterr().out)
     assert document["beside"] == ["`notes.txt` belongs to nothing in the bundle"] and not document["ok"]
@@ -194,7 +197,10 @@ def test_a_hostile_manifest_leads_nowhere(out: Path, tmp_path: Path) -> None:
     (out / "way").symlink_to(tmp_path)
     wrong = "f" * 64
     reseal(out, [entry(tar, wrong) for tar in ("../secret", str(secret), "link.tar", "way/secret")])
-    texts = [str(finding) for finding in verify_bundle(out, beside=True).findings]
+    report = verify_bundle(out, beside=True)
+    with pytest.raises(IntegrityError, match="is damaged"):
+        report.raise_if_wrong()
+    texts = [str(finding) for finding in report.findings]
     assert len(texts) == 4 and not any(hashlib.sha256(b"s").hexdigest() in text for text in texts)
     assert sum("leads out of the output folder" in text for text in texts) == 2
     assert sum("links are not followed" in text for text in texts) == 2

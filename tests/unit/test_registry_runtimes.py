@@ -157,6 +157,7 @@ def test_layers_that_an_executor_cannot_read_are_a_problem(tmp_path: Path, execu
         chosen = Executor.model_validate(executor)
         said = ask_images([name], executor=chosen, platform=None, options=OPTIONS)[name]
         assert said.found and (problem in (said.problem or "") if problem else said.problem is None)
+        assert (said.fix is not None) == (problem is not None)
 
 
 @pytest.mark.parametrize(("hides", "refuses"), [(False, False), (True, False), (False, True)])

@@ -204,6 +204,16 @@ def test_overlays_are_what_counts_where_there_are_some(root: Path, tmp_path: Pat
     assert "run.env.mounts=" not in cloned.fix
 
 
+def test_no_overlay_is_named_for_a_config_that_did_not_travel(root: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text(f"defaults: {root / STEPS / 'sft/one/config/tiny.yaml'}\n")
+    pinned = receipt("sft/one:tiny", overlays=(BRIDGE,))
+    report = check(root, receipt=pinned, targets=(f"sft/one:{own}",))
+    (cloned,) = [item for item in report.findings if item.kind == "git"]
+    assert cloned.fix is not None and "airgap-overlays/" not in cloned.fix
+    assert cloned.fix.startswith("name this config in the plan's `workflow.stages`")
+
+
 def test_a_checkout_that_the_image_does_not_hold_is_said_to_be_missing(root: Path) -> None:
     (cloned,) = [item for item in check(root, receipt=receipt("sft/one:tiny")).findings if item.kind == "git"]
     assert cloned.fix is not None and "does not hold it: build the bundle again" in cloned.fix
@@ -233,6 +243,13 @@ def test_what_the_registry_says_of_the_image(root: Path, image: RegistryImage, g
     else:
         ((kind, text),) = texts
         assert kind == expected[0] and expected[1] in text
+
+
+def test_what_helps_against_a_problem_of_an_image_is_said(root: Path) -> None:
+    image = RegistryImage(True, {}, "its layers are compressed with zstd", fix="build with `compression: gzip`")
+    report = check(root, receipt=receipt("data_prep/pack:tiny"), images={PINNED: image})
+    fixes = {item.text: item.fix for item in found(report, "image", "block")}
+    assert fixes[image.problem or ""] == image.fix
 
 
 HIDDEN = RegistryImage(True, {}, "the registry answers 404 to enroot", hidden=True)

@@ -37,6 +37,7 @@ BUILD_FILES = frozenset(
 )
 # what people sign a root with lies next to the layout, and comes after the build
 SIGNATURES = (".asc", ".minisig", ".p7s", ".sig", ".sigstore", ".sigstore.json")
+LEADS_OUT = "its name leads out of the output folder"  # the manifest is to blame then, not the archive
 MAX_NAMED = 1000
 MAX_COMPARED_BYTES = 16 * 1024 * 1024
 
@@ -74,7 +75,7 @@ def _archive(folder: Path, saved: SavedImage) -> tuple[str, str]:
     """Return what is wrong with an archive, and what is to be said of one that is not there; empty if nothing is."""
     path = _inside(folder, str(saved.tar))
     if path is None:
-        return "its name leads out of the output folder", ""
+        return LEADS_OUT, ""
     try:
         found = path.lstat()
     except OSError:

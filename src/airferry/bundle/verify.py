@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from airferry.bundle.artifacts import MANIFEST_ARTIFACT, MANIFEST_CONTENT, read_artifact_file
-from airferry.bundle.beside import BUNDLE_FOLDER, look_beside
+from airferry.bundle.beside import BUNDLE_FOLDER, LEADS_OUT, look_beside
 from airferry.bundle.manifest import BundleManifest, ImageEntry, read_manifest
 from airferry.errors import AirferryError, IntegrityError, UsageError
 from airferry.events import Emit, silent
@@ -27,6 +27,7 @@ from airferry.oci.validate import Finding, ImagePart, Inspector, report_unnamed
 from airferry.wording import counted
 
 SHOWN_FINDINGS = 5
+COPY_ARCHIVES = "copy those archives again, or remove them: a load does not read them"
 COPY_AGAIN = "copy the bundle again from where it came, and verify it before it is loaded"
 
 
@@ -68,7 +69,8 @@ class Bundle:
 class VerifyReport:
     """What a verification saw. `root_verified` says whether a root was given and matched.
 
-    `beside` lists notes on the output folder around the bundle; none of them means that the bundle is damaged.
+    `beside` lists notes on the output folder around the bundle; none of them means that the bundle is damaged. The last
+    `beside_findings` of the findings are about archives in that folder: the bundle itself is whole without them.
     """
 
     path: Path
@@ -80,6 +82,7 @@ class VerifyReport:
     size_bytes: int
     findings: tuple[Finding, ...]
     beside: tuple[str, ...] = ()
+    beside_findings: int = 0
 
     @property
     def ok(self) -> bool:
@@ -111,10 +114,13 @@ class VerifyReport:
             return
         shown = "".join(f"\n  | {finding}" for finding in self.findings[:SHOWN_FINDINGS])
         more = len(self.findings) - SHOWN_FINDINGS
+        damaged, hint = f"bundle `{self.path}` is damaged", COPY_AGAIN
+        if len(self.findings) == self.beside_findings:
+            damaged, hint = f"bundle `{self.path}` is whole, archives next to it are not", COPY_ARCHIVES
         raise IntegrityError(
-            f"bundle `{self.path}` is damaged: {counted(len(self.findings), 'finding')}"
+            f"{damaged}: {counted(len(self.findings), 'finding')}"
             + ("" if listed else shown + (f"\n  | and {more} more" if more > 0 else "")),
-            hint=COPY_AGAIN,
+            hint=hint,
             report=self,
         )
 
@@ -206,6 +212,7 @@ def verify_bundle(
     for name, text in _stray_files(bundle.store.path):
         inspector.report(f"file `{name}`", text)
     around: tuple[str, ...] = ()
+    about_the_bundle = len(inspector.findings)
     if beside and bundle.store.path != path:
         around = look_beside(path, bundle.store, bundle.manifest, bundle.root, jobs=jobs, report=inspector.report)
     return VerifyReport(
@@ -218,6 +225,7 @@ def verify_bundle(
         size_bytes=size_bytes,
         findings=tuple(inspector.findings),
         beside=around,
+        beside_findings=sum(found.text != LEADS_OUT for found in inspector.findings[about_the_bundle:]),
     )
 
 

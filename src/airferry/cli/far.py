@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -156,7 +157,7 @@ def load(
     if isinstance(outcome, usecases.LoadOutcome):
         _show_commands(outcome, reporter)
     elif outcome.overlays is not None:
-        _show_jobs(outcome.overlays, jobs, reporter)
+        _show_jobs(outcome.overlays, jobs or Path(), reporter, receipt=loaded.receipt_path, site=site, source=source)
     reporter.say(f"wrote {escape(str(loaded.receipt_path))}")
     if not loaded.receipt.root_verified:
         reporter.say("Integrity was checked, not origin: no `--root` was given.")
@@ -190,12 +191,25 @@ def _show_commands(outcome: usecases.LoadOutcome, reporter: Reporter) -> None:
         )
 
 
-def _show_jobs(made: OverlaySet, folder: Path | None, reporter: Reporter) -> None:
+def _show_jobs(
+    made: OverlaySet, folder: Path, reporter: Reporter, *, receipt: Path, site: Path | None, source: Path | None
+) -> None:
     for step in made.steps:
         data(step.command)
     for note in made.notes:
         reporter.say(f"[yellow]note:[/] {escape(note)}")
-    reporter.say(f"wrote {counted(len(made.files), 'file')} below {escape(str(folder))}; next: [bold]airferry check[/]")
+    say_written(reporter, made, folder, receipt=receipt, site=site, source=source)
+
+
+def say_written(
+    reporter: Reporter, made: OverlaySet, folder: Path, *, receipt: Path, site: Path | None, source: Path | None
+) -> None:
+    """Say how many overlay files were written, and the whole command that checks them."""
+    words = ["airferry", "check", str(receipt), "--overlays", str(folder)]
+    for option, value in (("--site", site), ("--source", source)):
+        words += [option, str(value)] if value is not None else []
+    command = escape(shlex.join(words))
+    reporter.say(f"wrote {counted(len(made.files), 'file')} below {escape(str(folder))}; next: [bold]{command}[/]")
 
 
 def _roll_back(receipt: Path, options: usecases.ClientOptions, *, as_json: bool, reporter: Reporter) -> None:

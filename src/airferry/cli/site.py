@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from airferry import usecases
-from airferry.cli.far import CaFileOption, PlainHttpOption
+from airferry.cli.far import CaFileOption, PlainHttpOption, say_written
 from airferry.cli.render import Reporter, data, escape
 from airferry.errors import UsageError
 from airferry.site.places import OVERLAYS_FOLDER
@@ -202,7 +202,7 @@ def overlays(
         data(step.command)
     for note in made.notes:
         reporter.say(f"[yellow]note:[/] {escape(note)}")
-    reporter.say(f"wrote {counted(len(made.files), 'file')} below {escape(str(out))}; next: [bold]airferry check[/]")
+    say_written(reporter, made, out, receipt=receipt, site=site, source=source)
 
 
 def mirrors(

@@ -144,6 +144,11 @@ def _baked_fix(context: StepContext, raw: str) -> str:
         held = {(item.url, item.ref, item.target) for item in context.image.overlays}
         if not all((item.url, item.ref, item.target) in held for item in wanted):
             return f"`{context.image.image}` does not hold it: build the bundle again, of this catalogue"
+    if context.files.target.path is not None:
+        return (
+            "name this config in the plan's `workflow.stages`, build and load again, and check it by the name that it "
+            "has in the receipt: `airferry overlays` writes configs only for what the bundle carries"
+        )
     step, _, config = context.name.partition(":")
     path = f"{OVERLAYS_FOLDER}/{context.executor.kind}/{step}/{config}.yaml"
     return f"-c {path}, which `airferry overlays` writes; an override of `run.env.mounts` drops the profile's storage"

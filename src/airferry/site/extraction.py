@@ -88,6 +88,7 @@ def extract_catalogue(source: Source, descriptor: Descriptor, destination: Path)
     if known is not None and known["digest"] == descriptor.digest:
         return Extracted(destination, descriptor.digest, len(known["files"]), reused=True)
     try:
+        _expect_replaceable(destination)
         with files.scratch_directory(destination.absolute().parent) as scratch:
             root = files.ensure_directory(scratch / "catalogue")
             count = unpack_catalogue(source, descriptor, root, scratch=scratch)
@@ -187,6 +188,18 @@ def expect_ours(destination: Path) -> dict[str, Any] | None:
         f"`{destination}` is there, and not a catalogue that airferry extracted",
         hint="name a folder that is absent or empty",
     )
+
+
+def _expect_replaceable(destination: Path) -> None:
+    """Refuse a folder that no other can take the place of: the current one, and the top of a mounted file system."""
+    if not destination.is_dir():
+        return
+    what = "the current folder" if destination.samefile(Path()) else "a mount point" if destination.is_mount() else None
+    if what is not None:
+        raise UsageError(
+            f"`{destination}` is {what}, and the catalogue takes the whole place of its folder",
+            hint=f"name a folder in it: `{destination / 'catalogue'}`",
+        )
 
 
 def _mark(path: Path) -> dict[str, Any] | None:

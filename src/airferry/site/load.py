@@ -24,7 +24,7 @@ from airferry.bundle.receipt import (
     write_receipt,
 )
 from airferry.bundle.twins import twin_of
-from airferry.bundle.verify import Bundle, VerifyReport, open_bundle, verify_bundle
+from airferry.bundle.verify import Bundle, VerifyReport, find_layout, open_bundle, verify_bundle
 from airferry.errors import IntegrityError, RegistryError, UsageError
 from airferry.events import Emit, Warned, silent
 from airferry.host import clock, files
@@ -86,6 +86,7 @@ def load(
     """
     options = options or ClientOptions()
     destination = parse_destination(to)
+    expect_outside(receipt_path, find_layout(path))
     report = stage("verify", emit, lambda: verify_bundle(path, root=root, emit=emit))
     report.raise_if_wrong()
     bundle = open_bundle(path, root=report.root)
@@ -121,6 +122,19 @@ def load(
             write_receipt(receipt, receipt_path)
             forget_journal(receipt_path)
     return LoadResult(report, bundle.manifest, pushed, tuple(tags), receipt, dry_run)
+
+
+def expect_outside(written: Path, layout: Path) -> None:
+    """Refuse to write into a bundle: a file that nothing in it names makes it damaged.
+
+    Raises:
+        UsageError: the path lies in the layout.
+    """
+    if written.resolve().is_relative_to(layout.resolve()):
+        raise UsageError(
+            f"`{written}` lies in the bundle `{layout}`, and whatever is added there damages it",
+            hint="name a place outside of the bundle",
+        )
 
 
 def _push(pusher: Pusher, shipments: Sequence[Shipment]) -> PushResult:

@@ -107,6 +107,11 @@ def make_overlays(receipt: Receipt, catalogue: Catalogue, *, site: SiteProfile, 
         f"which key of `{target}` the asset `{name}` is for is not clear: give it on the command line"
         for name, target in unclear
     ]
+    if not site.executors:
+        notes.append(
+            f"no site profile names an executor, so this is for {PLAIN}: `airferry site init` writes a profile, "
+            "`--site` names it"
+        )
     for executor in executors:
         own = [step for step in steps if step.executor == executor.kind]
         texts[f"{executor.kind}/env.toml"] = _fragment(site, executor, submit=receipt.submit)
@@ -261,8 +266,8 @@ def _check_baked(found: StepFiles, image: ReceiptImage, wanted: Iterable[Overlay
             raise ConfigurationError(
                 f"{found.config_path}: mounts `{overlay.key}` at `{overlay.target}`, which is not baked into "
                 f"`{image.image}`",
-                hint="this catalogue is not the one that the bundle was built of; take the one of the launcher image, "
-                "or build the bundle again",
+                hint="this catalogue is not the one that the bundle was built of; without `--source`, the one that "
+                "travelled is taken, if the bundle carries it; or build the bundle again",
             )
 
 

@@ -19,6 +19,7 @@ from airferry.registry.source import RegistrySource
 from airferry.site.site_rules import RegistryImage
 
 JOBS = 4
+GZIP = "build with `compression: gzip`, or with the site's profile as `site`, and load again"
 # Lepton and DGX Cloud run on Kubernetes, whose nodes pull with containerd unless they are OpenShift's
 RUNTIMES: Mapping[ExecutorKind, Runtime] = {
     "slurm-pyxis": "enroot",
@@ -53,14 +54,15 @@ def ask_images(
                 answer = pull_as(RUNTIMES[executor.kind], source, reference.target, version=version, platform=platform)
                 if answer.missing:
                     return RegistryImage(False, {})
-                problem = answer.problem
+                problem, fix = answer.problem, None
                 if answer.manifest is None:
                     return RegistryImage(True, {}, problem, hidden=answer.hidden)
                 if problem is None and not executor.reads_zstd and _has_zstd(answer.manifest):
                     problem = f"the layers of `{name}` are compressed with zstd, which {executor} cannot read"
-                return RegistryImage(True, _environment(source, answer.manifest), problem)
+                    fix = GZIP
+                return RegistryImage(True, _environment(source, answer.manifest), problem, fix=fix)
             except (RegistryError, ConfigurationError) as error:
-                return RegistryImage(False, {}, error.message)
+                return RegistryImage(False, {}, error.message, fix=error.hint)
             except AirferryError as error:
                 return RegistryImage(True, {}, f"`{name}` cannot be read: {error.message}")
 

@@ -35,13 +35,15 @@ _VARIABLES_OF_SERVICES = {
 class RegistryImage:
     """An image as the executor gets it from the registry, `found` False for one that is not there.
 
-    `problem` says why it cannot be had; `hidden` that the registry holds it, and does not show it to this executor.
+    `problem` says why it cannot be had, `fix` what helps where that is known; `hidden` that the registry holds it, and
+    does not show it to this executor.
     """
 
     found: bool
     environment: Mapping[str, str]
     problem: str | None = None
     hidden: bool = False
+    fix: str | None = None
 
 
 def site_findings(context: StepContext, images: Mapping[str, RegistryImage]) -> Iterator[Finding]:
@@ -205,7 +207,7 @@ def _in_registry(context: StepContext, image: ReceiptImage, name: str, asked: Re
             "image", "block", asked.problem or "is hidden", key=key, fix=_way_out(context, image, name)
         )
     elif asked.problem is not None:
-        yield context.general("image", "block", asked.problem, key=key)
+        yield context.general("image", "block", asked.problem, key=key, fix=asked.fix)
     elif not asked.found:
         yield context.general(
             "image",

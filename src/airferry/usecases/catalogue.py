@@ -20,6 +20,7 @@ from airferry.registry.client import ClientOptions, open_clients
 from airferry.registry.source import RegistrySource
 from airferry.site.extraction import Extracted, expect_ours, holds_catalogue, unpack_catalogue
 from airferry.site.extraction import extract_catalogue as extract
+from airferry.site.load import expect_outside
 from airferry.site.places import CATALOGUE_FOLDER
 from airferry.usecases.defaults import DEFAULT_STEPS
 
@@ -65,6 +66,8 @@ class Whereabouts:
         """
         if self.source is not None:
             return self.at(self.source)
+        if self._lies_in(out / CATALOGUE_FOLDER):
+            return self.at(out / CATALOGUE_FOLDER)
         with _opened(self) as (source, descriptor):
             return self.at(extract(source, descriptor, out / CATALOGUE_FOLDER).path)
 
@@ -78,14 +81,21 @@ class Whereabouts:
         if self.source is not None:
             yield self.at(self.source)
             return
-        with _opened(self) as (source, descriptor):
-            if beside is not None and holds_catalogue(beside / CATALOGUE_FOLDER, descriptor.digest):
-                yield self.at(beside / CATALOGUE_FOLDER)
-                return
-            with files.scratch_directory(files.cache_directory() / "scratch") as scratch:
-                root = files.ensure_directory(scratch / CATALOGUE_FOLDER)
-                unpack_catalogue(source, descriptor, root, scratch=scratch)
-                yield self.at(root)
+        if beside is not None and self._lies_in(beside / CATALOGUE_FOLDER):
+            yield self.at(beside / CATALOGUE_FOLDER)
+            return
+        with (
+            _opened(self) as (source, descriptor),
+            files.scratch_directory(files.cache_directory() / "scratch") as scratch,
+        ):
+            root = files.ensure_directory(scratch / CATALOGUE_FOLDER)
+            unpack_catalogue(source, descriptor, root, scratch=scratch)
+            yield self.at(root)
+
+    def _lies_in(self, folder: Path) -> bool:
+        """Tell whether a folder is, unchanged, the catalogue that would be fetched: then no registry is asked."""
+        named = _named(self.bundle, self.receipt)
+        return named is not None and holds_catalogue(folder, named.digest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,13 +136,15 @@ def extract_catalogue(
             raise UsageError("`--root` goes with a bundle, and a receipt was given", hint="name the bundle")
         places = Whereabouts(receipt=read_receipt(source), options=options, emit=emit)
     else:
-        places = Whereabouts(bundle=open_bundle(source, root=root), options=options, emit=emit)
-    with _opened(places) as (opened, descriptor):
+        bundle = open_bundle(source, root=root)
+        expect_outside(destination, bundle.store.path)
+        places = Whereabouts(bundle=bundle, options=options, emit=emit)
+    with _opened(places, elsewhere="name the bundle in the place of the receipt") as (opened, descriptor):
         return extract(opened, descriptor, destination)
 
 
 @contextmanager
-def _opened(places: Whereabouts) -> Iterator[tuple[Source, Descriptor]]:
+def _opened(places: Whereabouts, *, elsewhere: str = ELSEWHERE) -> Iterator[tuple[Source, Descriptor]]:
     bundle, receipt = places.bundle, places.receipt
     named = _named(bundle, receipt)
     if named is None:
@@ -160,5 +172,6 @@ def _opened(places: Whereabouts) -> Iterator[tuple[Source, Descriptor]]:
             registry = RegistrySource(clients(reference.registry), reference.repository)
             descriptor = registry.resolve(reference.target)
         except RegistryError as error:
-            raise RegistryError(error.message, hint=error.hint or ELSEWHERE, **error.fields) from error
+            hint = f"{error.hint}; or {elsewhere}" if error.hint else elsewhere
+            raise RegistryError(error.message, hint=hint, **error.fields) from error
         yield registry, descriptor

@@ -11,6 +11,7 @@ from airferry.bundle.receipt import RECEIPT_FILE
 from airferry.bundle.verify import open_bundle
 from airferry.events import Emit, silent
 from airferry.registry.client import ClientOptions
+from airferry.site import load as loading
 from airferry.site.overlays import OverlaySet
 from airferry.usecases.catalogue import Whereabouts
 from airferry.usecases.far import LoadOutcome, load
@@ -60,6 +61,7 @@ def load_for_jobs(
     """
     known = read_site(site)
     opened = open_bundle(bundle, root=root)
+    loading.expect_outside(jobs, opened.store.path)
     Whereabouts(source=source, bundle=opened, options=options, emit=emit).expect(jobs)
     loaded = load(
         bundle,

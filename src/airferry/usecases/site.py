@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from airferry.site.asset_rules import StagedAssets
 from airferry.site.assets import bundle_assets
 from airferry.site.check import Checked, CheckReport, executor_of, images_to_ask, run_check
 from airferry.site.mirrors import MirrorFiles, make_mirrors
-from airferry.site.overlays import WRITTEN_BY, OverlaySet, make_overlays
+from airferry.site.overlays import PLAIN, WRITTEN_BY, OverlaySet, make_overlays
 from airferry.site.registry_images import ask_images
 from airferry.usecases.catalogue import Whereabouts
 from airferry.usecases.defaults import SITE_FILE
@@ -105,7 +105,8 @@ def write_overlays(receipt: Receipt, places: Whereabouts, *, site: SiteProfile, 
     """Write what `overlays` writes, from a receipt, a catalogue and a site that are at hand."""
     made = make_overlays(receipt, places.kept_in(out), site=site, out=out.absolute())
     _write(out, made.files)
-    _remove_stale(out, made.files)
+    # without a profile, nothing says that the executors of an earlier run are gone
+    _remove_stale(out, made.files, kinds=EXECUTOR_KINDS if site.executors else (PLAIN.kind,))
     return made
 
 
@@ -206,13 +207,13 @@ def _receipt(path: Path, root: str | None) -> Receipt:
     return receipt
 
 
-def _remove_stale(out: Path, written: Mapping[str, str]) -> None:
+def _remove_stale(out: Path, written: Mapping[str, str], *, kinds: Iterable[str]) -> None:
     """Remove what an earlier run wrote for steps and executors that are no more; files of others stay.
 
     Nothing but the executors' own folders is looked at, as `out` may be a folder with much else in it.
     """
     mark = WRITTEN_BY.encode()
-    for path in sorted(path for kind in EXECUTOR_KINDS for path in (out / kind).rglob("*")):
+    for path in sorted(path for kind in kinds for path in (out / kind).rglob("*")):
         if path.is_symlink() or not path.is_file() or str(path.relative_to(out)) in written:
             continue
         with path.open("rb") as stream:
