@@ -156,6 +156,21 @@ def test_all_bases_and_refs_that_cannot_be_had_are_one_error_before_anything_is_
     assert not list((home / "out").glob("*.lock.yaml"))
 
 
+def test_a_faulty_registries_conf_is_told_once_and_by_itself(registry: ScriptedRegistry, home: Path) -> None:
+    in_git(home)
+    conf = home / "home/.config/containers/registries.conf"
+    conf.parent.mkdir(parents=True, exist_ok=True)
+    conf.write_text('[[registry]]\nlocation = "http://a"\n')
+    for name in ("one", "two"):
+        write_step(home, f"s/{name}", configs={"tiny": "a: 1\n"})
+    images = {name: f"{registry.address}/team/{name}:1" for name in ("one", "two")}
+    document = airgap(images, {f"s/{name}": name for name in images}, platforms=["linux/amd64"])
+    with pytest.raises(ConfigurationError) as caught:
+        lock(Selection(write_airgap(home, document)))
+    (line,) = caught.value.message.splitlines()
+    assert line.startswith(f"{conf}:2: ")
+
+
 def test_the_launchers_default_base_is_named_as_such(registry: ScriptedRegistry, home: Path) -> None:
     in_git(home)
     write_step(home, "s/one")

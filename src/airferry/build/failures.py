@@ -87,13 +87,15 @@ def parts(error: AirferryError) -> Sequence[AirferryError]:
 def naming(place: str, *, hint: str | None = None) -> Iterator[None]:
     """Put the place in the user's files before the message of what fails, and a way out behind its hint.
 
-    The host's faults have no such place.
+    The host's faults have no such place, nor has what is wrong in a file that all images share.
     """
     try:
         yield
     except HostError:
         raise
     except AirferryError as error:
+        if error.fields.get("stands_alone"):
+            raise
         hints = [text for text in (error.hint, hint) if text]
         told = f"{place}: {error.message}"
         raise type(error)(told, hint="; ".join(hints) or None, **error.fields) from error
