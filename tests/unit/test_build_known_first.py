@@ -84,6 +84,13 @@ def test_platforms_that_there_are_pass(text: str) -> None:
     assert parse_buildable_platform(text) == parse_platform(text)
 
 
+def test_variants_that_bases_may_be_made_for_are_named() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        parse_buildable_platform("linux/amd64/v9")
+    expected = "its variants are `linux/amd64/v2`, `linux/amd64/v3`, `linux/amd64/v4`, for bases that are made for them"
+    assert caught.value.hint == expected
+
+
 def fails(error: AirferryError | None) -> int:
     if error is not None:
         raise error
@@ -259,6 +266,10 @@ def test_an_image_of_one_platform_is_refused_for_others_before_its_layers_are_re
     cache = BaseCache(home / "cache", open_registry=lambda reference: pytest.fail(str(reference)), emit=silent)
     with pytest.raises(ConfigurationError, match="is for `linux/amd64`, not for `linux/arm64`"):
         cache.find(base, [AMD64, ARM64], locked=None)
+    with pytest.raises(ConfigurationError) as caught:
+        cache.find(base, [parse_platform("linux/amd64/v3")], locked=None)
+    assert "`linux/amd64` runs on `linux/amd64/v3` too" in (caught.value.hint or "")
+    assert cache.find(base, [parse_platform("linux/amd64/v1")], locked=None)
     assert not cache.store.has_blob(layer.descriptor)
     found = cache.find(base, [AMD64], locked=None)
     assert not cache.store.has_blob(layer.descriptor)
