@@ -89,7 +89,7 @@ def test_the_launcher_takes_the_same_and_keeps_its_catalogue(tmp_path: Path) -> 
 @pytest.mark.parametrize("line", ["C:", "C: null", "C: ~"])
 def test_a_variable_without_a_value_is_refused(tmp_path: Path, line: str) -> None:
     found = problem(tmp_path, line)
-    assert found.startswith("airgap.yaml:6: `execution_images.a.env.C`: the variable has no value; write `\"\"`")
+    assert found.startswith('airgap.yaml:6: `execution_images.a.env.C`: the variable has no value; write `""`')
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from airferry.build.pip import WheelTarget
 from airferry.build.probe import InstalledDistribution, ProbeResult
 from airferry.build.wheel_files import Wheel
 from airferry.build.wheels import Pin, WheelStore
+from airferry.config.fields import parse_git_requirement
 from airferry.errors import AirferryError, BuildError
 from airferry.plan.catalogue_lock import CatalogueLock
 from airferry.plan.locked_packages import GitSource, LocalSource, LockedPackage, ResolutionRules, UrlSource
@@ -350,15 +351,10 @@ def _narrowed(requirement: Requirement, specifier: SpecifierSet) -> Requirement:
 
 
 def _git_source(requirement: Requirement) -> GitSource:
-    address, _, fragment = (requirement.url or "").partition("#")
-    url, _, commit = address.removeprefix("git+").rpartition("@")
-    if not address.startswith("git+") or not url or len(commit) not in (40, 64):
-        raise BuildError(
-            f"`{requirement.name}` is named by an address that cannot be carried: `{requirement.name} @ …`",
-            hint="write `name==version`, or `name @ git+URL@COMMIT` with a full commit id",
-        )
-    settings = dict(part.partition("=")[::2] for part in fragment.split("&") if part)
-    return GitSource(url, commit, settings.get("subdirectory"))
+    try:
+        return GitSource(*parse_git_requirement(requirement))
+    except ValueError as error:
+        raise BuildError(str(error)) from error
 
 
 def parse_requirement(text: str, *, why: str) -> Requirement:
