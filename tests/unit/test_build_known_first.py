@@ -11,7 +11,7 @@ import pytest
 
 from airferry.build import locking
 from airferry.build.bases import BaseCache
-from airferry.build.failures import base_place, combined, gathered
+from airferry.build.failures import base_place, combined, gathered, requirement_places
 from airferry.build.job_modules import JobModules
 from airferry.config import ArchiveBase, LayoutBase, load_config
 from airferry.errors import (
@@ -176,6 +176,40 @@ def test_a_faulty_registries_conf_is_told_once_and_by_itself(registry: ScriptedR
         lock(Selection(write_airgap(home, document)))
     (line,) = caught.value.message.splitlines()
     assert line.startswith(f"{conf}:2: ")
+
+
+@pytest.mark.parametrize("by_config", [True, False])
+def test_a_commit_of_an_overlay_that_is_gone_is_told_with_its_line(home: Path, by_config: bool) -> None:
+    in_git(home)
+    subprocess.run(["git", "init", "-q", home / "repository"], check=True)
+    overlay = f"{(home / 'repository').as_uri()}@{'1' * 40},/opt/r"
+    store = LayoutStore.create(home / "layout")
+    image, _layers = put_image(store, [{"a": b"b"}], platform="linux/amd64")
+    store.write_index([image.model_copy(update={"annotations": {"org.opencontainers.image.ref.name": "x"}})])
+    write_step(home, "s/one", configs={"tiny": mounting(overlay) if by_config else "a: 1\n"})
+    images = {"one": {"base_image": "oci:layout:x", **({} if by_config else {"overlays": [f"git+{overlay}"]})}}
+    config = write_airgap(home, {**airgap({}, {"s/one": "one"}, platforms=["linux/amd64"]), "execution_images": images})
+    path = home / "src/nemotron/steps/s/one/config/tiny.yaml" if by_config else config
+    with pytest.raises(BuildError) as caught:
+        lock(Selection(config, stages=("build-execution-images",)))
+    line = next(number for number, line in enumerate(path.read_text().splitlines(), 1) if "1" * 40 in line)
+    assert caught.value.message.startswith(f"{path}:{line - (not by_config)}: ")
+    assert f"has no commit `{'1' * 40}`" in caught.value.message
+
+
+def test_requirements_have_their_lines(home: Path) -> None:
+    in_git(home)
+    write_step(home, "s/one")
+    named = {"thing": "thing==1", "other": "other==2"}
+    images = {"one": {"base_image": "a.invalid/b:1", "requirements": named}}
+    document = {**airgap({}, {"s/one": "one"}), "execution_images": images}
+    config = write_airgap(home, {**document, "launcher_image": {"requirements": {"more": "more==3"}}})
+    lines = {line.strip(): f"{config}:{number}" for number, line in enumerate(config.read_text().splitlines(), 1)}
+    made = make_plan(load_config(config))
+    expected = {"thing": lines["thing: thing==1"], "other": lines["other: other==2"]}
+    assert requirement_places(made, made.groups[0]) == expected
+    assert made.launcher is not None
+    assert requirement_places(made, made.launcher) == {"more": lines["more: more==3"]}
 
 
 def test_the_launchers_default_base_is_named_as_such(registry: ScriptedRegistry, home: Path) -> None:

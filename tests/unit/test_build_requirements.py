@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -393,6 +394,22 @@ def test_a_requirement_that_does_not_apply_is_noted(case: Case) -> None:
 def test_an_address_that_is_not_pinned_is_refused(case: Case, named: str) -> None:
     with pytest.raises(BuildError, match="not an address that can be carried"):
         case.resolve({"thing": MISSING}, named={"thing": named})
+
+
+def test_a_commit_of_a_requirement_that_is_gone_is_told_with_its_line(case: Case) -> None:
+    repository = case.root / "repository"
+    subprocess.run(["git", "init", "-q", repository], check=True)
+    named = {"thing": f"thing @ git+{repository.as_uri()}@{'1' * 40}"}
+    with pytest.raises(BuildError, match=rf"^airgap\.yaml:9: .* has no commit `{'1' * 40}`"):
+        resolve_additions(
+            make_group([Candidate("thing.part", "step", "steps/a/step.py", 7)], named=named, pip_no_deps=True),
+            probe=make_probe(modules={"thing.part": MISSING}),
+            base="b",
+            platform=AMD64,
+            catalogue=None,
+            wheels=case.store,
+            named_at={"thing": "airgap.yaml:9"},
+        )
 
 
 def test_what_the_probe_was_not_asked_for_is_an_error(case: Case) -> None:

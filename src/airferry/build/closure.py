@@ -53,6 +53,7 @@ class _Want:
     git: GitSource | None = None
     address: str = ""
     is_named: bool = False
+    named_at: str = ""
     closed_for: frozenset[str] | None = None
     wheel: Wheel | None = None
 
@@ -86,10 +87,13 @@ class Closure:
         self._installed = {canonicalize_name(item.name): item for item in probe.distributions}
         self._wants: dict[str, _Want] = {}
 
-    def add_direct(self, requirement: Requirement, module: str, *, place: str, is_named: bool = False) -> None:
+    def add_direct(
+        self, requirement: Requirement, module: str, *, place: str, is_named: bool = False, named_at: str = ""
+    ) -> None:
         """Ask for the distribution of a module that the base lacks, and that is imported at a place of the catalogue.
 
-        `place` is empty where only what the base holds imports it. `is_named`: the image's `requirements:` name it.
+        `place` is empty where only what the base holds imports it. `is_named`: the image's `requirements:` name it,
+        in the line `named_at`.
         """
         if not self._applies(requirement, extras=()):
             self.notes.add(f"`{requirement}`, named for `{module}`, does not apply to this platform and Python")
@@ -98,6 +102,7 @@ class Closure:
         want = self._ask(name, requirement, parent=f"`{module}` ({place})" if place else f"`{module}`")
         want.modules.add(module)
         want.is_named = want.is_named or is_named
+        want.named_at = want.named_at or named_at
 
     def run(self) -> None:
         """Fetch, read what the wheels require, and repeat until the list is closed.
@@ -165,7 +170,7 @@ class Closure:
 
     def _pin(self, name: str, want: _Want) -> Pin:
         if want.git is not None and want.wheel is None:
-            return Pin(name, git=want.git)
+            return Pin(name, git=want.git, place=want.named_at)
         locked = self._locked(name)
         if locked is not None and self._suits(want, locked):
             assert self._lock is not None

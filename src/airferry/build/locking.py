@@ -18,7 +18,7 @@ from airferry.build.base_probe import BaseProbe, ProbeChoice
 from airferry.build.bases import BaseCache, BaseImage, FoundBase
 from airferry.build.checkouts import Checkouts
 from airferry.build.compilation import Compiler, may_compile
-from airferry.build.failures import gathered, naming, naming_base, overlay_place
+from airferry.build.failures import gathered, naming, naming_base, overlay_place, requirement_places
 from airferry.build.git_addresses import redact
 from airferry.build.job_modules import (
     JobModules,
@@ -227,11 +227,15 @@ class Locker:
                 stage,
                 f"check out {redact(item.url)}@{item.ref}",
                 self.emit,
-                partial(self.checkouts.tree, item.url, commits[item.key]),
+                partial(self._tree, item, commits),
             )
             for item in {item.key: item for item in checkouts}.values()
             if not self.checkouts.has(item.url, commits[item.key])
         ]
+
+    def _tree(self, overlay: Overlay, commits: Mapping[str, str]) -> Path:
+        with naming(overlay_place(self.plan, overlay)):
+            return self.checkouts.tree(overlay.url, commits[overlay.key])
 
     def _look_up(self, existing: Lockfile) -> tuple[dict[str, str], dict[str, FoundBase]]:
         """Resolve all refs and find all bases; one error tells all that cannot be had."""
@@ -329,6 +333,7 @@ class Locker:
                 requirements=image.requirements,
                 base=probed.base.name,
                 compiler=compiler,
+                named_at=requirement_places(self.plan, image),
             )
         else:
             found = resolve_additions(
@@ -339,6 +344,7 @@ class Locker:
                 catalogue=self.catalogue,
                 wheels=self.wheels,
                 compiler=compiler,
+                named_at=requirement_places(self.plan, image),
             )
         return replace(found, notes=(*found.notes, *probed.answer.notes))
 
@@ -352,7 +358,7 @@ class Locker:
         if isinstance(image, LauncherPlan):
             variables = image_variables(image, base)
             return JobModules(self._probe(base, platform, image.python, [], variables, {}))
-        trees = {item.target: self.checkouts.tree(item.url, commits[item.key]) for item in image.overlays}
+        trees = {item.target: self._tree(item, commits) for item in image.overlays}
         needed = deciding_modules(image)
 
         def probe(modules: Sequence[str], variables: Mapping[str, str], mounts: Mapping[str, Path]) -> ProbeResult:

@@ -102,13 +102,14 @@ def resolve_additions(
     wheels: WheelStore,
     compiler: Compiler | None = None,
     target: WheelTarget | None = None,
+    named_at: Mapping[str, str] | None = None,
 ) -> Additions:
     """Return the closed list of what a base needs for a group's steps, with the wheels in the cache.
 
     Versions come from the catalogue's lock where it has one that suits, else the newest that all who ask agree on.
     With the group's `pip_no_deps` a distribution of the base stays even where an addition asks for another version.
     Without `target` the wheels are those for the interpreter that was probed. `compiler` makes those that must be
-    compiled, which are refused without it.
+    compiled, which are refused without it. `named_at` are the lines of the group's `requirements:`, by module.
 
     Raises:
         BuildError: a core module is missing from the base, nothing names a module's distribution, or one cannot be
@@ -136,8 +137,14 @@ def resolve_additions(
         )
         places = {candidate.module: candidate.place for candidate in group.candidates}
         for requirement, module in [*wanted, *transitive]:
-            named = any(name in group.requirements for name in parents(module))
-            closure.add_direct(requirement, module, place=places.get(module, ""), is_named=named)
+            named = next((name for name in parents(module) if name in group.requirements), None)
+            closure.add_direct(
+                requirement,
+                module,
+                place=places.get(module, ""),
+                is_named=named is not None,
+                named_at=(named_at or {}).get(named or "", ""),
+            )
         closure.run()
         notes += closure.notes
         found = closure.additions()
@@ -154,11 +161,13 @@ def resolve_environment(
     base: str = "",
     compiler: Compiler | None = None,
     target: WheelTarget | None = None,
+    named_at: Mapping[str, str] | None = None,
 ) -> Additions:
     """Return the environment that the catalogue's lock names, for the base's platform and Python.
 
     It goes into an environment of its own, so what the base holds does not count. `requirements`, by module, take the
-    place of what the lock names for these distributions, and are closed over what they require.
+    place of what the lock names for these distributions, and are closed over what they require. `named_at` are their
+    lines.
 
     Raises:
         BuildError: a locked distribution cannot be had.
@@ -209,7 +218,7 @@ def resolve_environment(
             is_own=True,
         )
         for module, requirement in named:
-            closure.add_direct(requirement, module, place="", is_named=True)
+            closure.add_direct(requirement, module, place="", is_named=True, named_at=(named_at or {}).get(module, ""))
         closure.run()
         taken = closure.additions()
         replaced = {item.wheel.name for item in taken}
