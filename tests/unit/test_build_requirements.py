@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from airferry.build.locking import told
 from airferry.build.pip import Pip
 from airferry.build.probe import ModuleAnswer, ProbeResult
 from airferry.build.requirements import (
@@ -20,6 +21,7 @@ from airferry.build.requirements import (
 from airferry.build.wheels import WheelStore
 from airferry.config import CompressionChoice, RegistryBase
 from airferry.errors import BuildError, IntegrityError
+from airferry.events import Notice
 from airferry.oci.platform import parse_platform
 from airferry.plan.catalogue_lock import CatalogueLock, read_catalogue_lock
 from airferry.plan.models import Candidate, GroupPlan, Origin
@@ -361,10 +363,16 @@ def test_what_a_module_of_the_base_lacks_is_added_where_it_is_named(case: Case) 
     needs = ModuleAnswer(status="incomplete", missing="tabulate")
     strange = ModuleAnswer(status="incomplete", missing="nobody_knows")
     held = ModuleAnswer(status="incomplete", missing="yaml.gone")
-    result = case.resolve({"a": needs, "b": strange, "c": held}, installed={"PyYAML": "6"})
+    answers = {"a": needs, "a.b": needs, "b": strange, "c": held}
+    result = case.resolve(answers, installed={"PyYAML": "6"})
     assert listed(result) == ["tabulate==1.0"]
+    sentence = "`{}` is there, but imports `tabulate`, which is not; `tabulate` is added for it"
+    assert result.completed == {"tabulate": (sentence.format("a.b"), sentence.format("a"))}
+    noted, *more = [event for event in told("one on linux/amd64", result) if isinstance(event, Notice)]
+    text = "one on linux/amd64: `tabulate` is added: the base lacks it, and 2 modules of the base would not import"
+    assert (noted.text, more) == (text, [])
+    assert noted.details == result.completed["tabulate"]
     assert [note.split(";")[1].split(":")[0].strip() for note in result.notes] == [
-        "`tabulate` is added for it",
         "it was left so",
         "it was left so",
     ]

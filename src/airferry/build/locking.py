@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -42,7 +42,7 @@ from airferry.build.wheels import WheelStore
 from airferry.buildah.engine import Engine
 from airferry.config import BaseImage as BaseSpec
 from airferry.errors import UsageError
-from airferry.events import Emit, Notice, StageFinished, StageStarted, Warned
+from airferry.events import Emit, Event, Notice, StageFinished, StageStarted, Warned
 from airferry.host import clock
 from airferry.host.journal import inputs_digest
 from airferry.host.stages import stage
@@ -136,12 +136,8 @@ class Locker:
         def work(probed: _Probed) -> LockedPlatform:
             name, _image, platform, _inputs = probed.task
             added = self._additions(probed)
-            for note in added.notes:
-                self.emit(Warned(f"{name} on {platform}: {note}"))
-            if optional := added.conditional:
-                what = counted(len(optional), "module")
-                text = f"{name} on {platform}: {what} imported under conditions are not in the base, and not installed"
-                self.emit(Notice(text, details=optional))
+            for event in told(f"{name} on {platform}", added):
+                self.emit(event)
             found = _environment(probed.answer.probe, added, probed.task[3])
             detail = f"adds {len(found.additions)}" if found.additions else "lacks nothing"
             self.emit(StageFinished(f"probe {name} {platform}", clock.monotonic_s() - probed.started_s, detail=detail))
@@ -446,6 +442,20 @@ def forget(lockfile: Lockfile, names: Sequence[str], *, plan: Plan) -> Lockfile:
     )
 
 
+def told(image: str, added: Additions) -> Iterator[Event]:
+    """Yield what an operator is told of an image's additions; what is one fact about many modules is one event."""
+    for note in added.notes:
+        yield Warned(f"{image}: {note}")
+    for distribution, sentences in added.completed.items():
+        modules = counted(len(sentences), "module")
+        text = f"{image}: `{distribution}` is added: the base lacks it, and {modules} of the base would not import"
+        yield Notice(text, details=sentences)
+    if optional := added.conditional:
+        modules = counted(len(optional), "module")
+        text = f"{image}: {modules} imported under conditions are not in the base, and not installed"
+        yield Notice(text, details=optional)
+
+
 def _environment(probe: ProbeResult, found: Additions, inputs: str) -> LockedPlatform:
     python = probe.python
     return LockedPlatform(
@@ -458,7 +468,7 @@ def _environment(probe: ProbeResult, found: Additions, inputs: str) -> LockedPla
         machine=python.machine,
         missing=found.missing,
         missing_core=found.missing_core,
-        notes=(*found.notes, *found.conditional),
+        notes=(*found.notes, *(text for texts in found.completed.values() for text in texts), *found.conditional),
         additions=found.locked(),
         distributions=render_inventory({item.name: item.version for item in probe.distributions}),
     )

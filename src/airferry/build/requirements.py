@@ -7,7 +7,7 @@ without a note. Fetching is for `wheels`; finding out what the base holds is for
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -31,6 +31,7 @@ from airferry.plan.modules import CORE_MODULES, distribution_for, is_core, paren
 class Additions:
     """What one base lacks and gets. `additions` are sorted by name; `notes` are sentences for an operator.
 
+    `completed` are, by what is added for them, sentences on modules of the base that import what it lacks.
     `conditional` are sentences on modules that are imported under a condition only, and neither there nor added.
     """
 
@@ -39,6 +40,7 @@ class Additions:
     notes: tuple[str, ...] = ()
     conditional: tuple[str, ...] = ()
     additions: tuple[Addition, ...] = ()
+    completed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def locked(self) -> tuple[LockedAddition, ...]:
         """Return the additions as the lock file holds them."""
@@ -122,7 +124,7 @@ def resolve_additions(
         group.candidates, probe, base=where, requirements=group.requirements, lock=catalogue
     )
     notes += [f"the catalogue imports `{name}`, which the base lacks and which is never installed" for name in core]
-    transitive, more = _incomplete(group.candidates, probe, requirements=group.requirements, lock=catalogue)
+    transitive, more, completed = _incomplete(group.candidates, probe, requirements=group.requirements, lock=catalogue)
     notes += more
     found: tuple[Addition, ...] = ()
     if wanted or transitive:
@@ -149,7 +151,7 @@ def resolve_additions(
         notes += closure.notes
         found = closure.additions()
     conditional = _conditional(group, probe, found, lock=catalogue)
-    return Additions(tuple(missing), tuple(core), tuple(sorted(set(notes))), conditional, found)
+    return Additions(tuple(missing), tuple(core), tuple(sorted(set(notes))), conditional, found, completed)
 
 
 def resolve_environment(
@@ -345,11 +347,15 @@ def _incomplete(
     *,
     requirements: Mapping[str, str],
     lock: CatalogueLock | None,
-) -> tuple[list[tuple[Requirement, str]], list[str]]:
-    """Treat modules that are there but import one that is not: add it where its distribution is named, else say so."""
+) -> tuple[list[tuple[Requirement, str]], list[str], dict[str, tuple[str, ...]]]:
+    """Treat modules that are there but import one that is not: add it where its distribution is named, else say so.
+
+    Return what to add with its module, notes on what was left so, and sentences by what is added.
+    """
     held = {canonicalize_name(item.name) for item in probe.distributions}
     wanted: dict[str, Requirement] = {}
     notes = []
+    completed: dict[str, list[str]] = {}
     for candidate in candidates:
         answer = probe.modules[candidate.module]
         if candidate.origin == "reported" or answer.status != "incomplete":
@@ -367,5 +373,6 @@ def _incomplete(
             notes.append(f"{text}; it was left so: name its distribution under `requirements:` if a step needs it")
         else:
             wanted[answer.missing] = parse_requirement(named, why=f"`requirements:` for `{answer.missing}`")
-            notes.append(f"{text}; `{named}` is added for it")
-    return [(requirement, module) for module, requirement in sorted(wanted.items())], notes
+            completed.setdefault(named, []).append(f"{text}; `{named}` is added for it")
+    told = {named: tuple(sorted(set(sentences))) for named, sentences in sorted(completed.items())}
+    return [(requirement, module) for module, requirement in sorted(wanted.items())], notes, told
