@@ -149,7 +149,15 @@ def test_the_catalogue_is_found_above_the_file_or_where_it_is_named(
     assert found.lock_path == repository / "uv.lock"
 
     elsewhere = tmp_path / "elsewhere"
-    assert "no folder of steps" in failure(elsewhere, document).message
+    monkeypatch.chdir(tmp_path)
+    told = "no folder of steps `src/nemotron/steps` at or above "
+    assert failure(elsewhere, document).message == f"{told}`{elsewhere}`"
+    monkeypatch.chdir(elsewhere)
+    assert failure(elsewhere, document).message == f"{told}`{elsewhere}`"
+    (tmp_path / "third").mkdir()
+    monkeypatch.chdir(tmp_path / "third")
+    message = failure(elsewhere, document).message
+    assert message == f"{told}`{elsewhere}`, nor at or above `{tmp_path}/third`"
     monkeypatch.chdir(repository / "src")
     assert plan(elsewhere, document).source_root == repository
     monkeypatch.chdir(tmp_path)

@@ -104,9 +104,12 @@ def open_catalogue(config: Config, *, source_dir: Path | None = None) -> Catalog
             None,
         )
         if nearest is None:
-            raise ConfigurationError(
-                f"no folder of steps `{steps}` at or above `{config.folder}`, nor at or above `{here}`", hint=hint
-            )
+            # one of both is said where the other lies above it
+            starts = [here] if here.is_relative_to(config.folder) else [config.folder]
+            if not config.folder.is_relative_to(here) and not here.is_relative_to(config.folder):
+                starts.append(here)
+            told = ", nor at or above ".join(f"`{folder}`" for folder in starts)
+            raise ConfigurationError(f"no folder of steps `{steps}` at or above {told}", hint=hint)
         root = nearest
     return Catalogue(root, root / PurePosixPath(steps), config.source.steps_package)
 

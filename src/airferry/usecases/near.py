@@ -23,6 +23,7 @@ from airferry.build.prediction import Prediction, Predictor, ensure_room
 from airferry.build.production import Produced, Production, Workshop
 from airferry.build.wheels import WheelStore
 from airferry.buildah.engine import Engine, open_engine
+from airferry.buildah.preflight import Check
 from airferry.buildah.program import EngineChoice, Program, find_engine
 from airferry.bundle.manifest import BundleManifest
 from airferry.errors import ConfigurationError, UsageError
@@ -31,6 +32,7 @@ from airferry.host import files, memory
 from airferry.host.threads import usable_cores
 from airferry.oci.layers import Compression
 from airferry.oci.platform import Platform, parse_buildable_platform
+from airferry.plan.catalogue import open_catalogue
 from airferry.plan.catalogue_lock import read_catalogue_lock
 from airferry.plan.lockfile import LOCK_FILE, Lockfile, differences, read_lockfile, render_lockfile, write_lockfile
 from airferry.plan.models import Plan, PlanWarning
@@ -249,11 +251,21 @@ def _warn(made: Plan, emit: Emit) -> None:
 def doctor(selection: Selection, *, engine: str = "auto", emit: Emit = silent) -> DoctorReport:
     """Check this host for what a build of the plan needs, or, where there is no plan's file, of any plan.
 
+    A catalogue that is not found is a failed check, next to those of what any plan needs.
+
     Raises:
         ConfigurationError: there is a plan's file, and it is wrong.
     """
-    made = read_plan(selection) if selection.config.exists() else None
-    return examine(made, engine=parse_engine(engine), emit=emit)
+    choice = parse_engine(engine)
+    if not selection.config.exists():
+        return examine(None, engine=choice, emit=emit)
+    config = configuration.load_config(selection.config)
+    try:
+        open_catalogue(config, source_dir=selection.source)
+    except ConfigurationError as error:
+        report = examine(None, engine=choice, emit=emit)
+        return replace(report, checks=(*report.checks, Check("catalogue", "fail", error.message, error.hint or "")))
+    return examine(read_plan(selection), engine=choice, emit=emit)
 
 
 def read_plan(selection: Selection) -> Plan:
