@@ -120,7 +120,7 @@ class Locker:
         commits, bases, images = self._sources(existing)
         tasks: list[_Probing] = []
         environments: dict[tuple[str, Platform], LockedPlatform] = {}
-        for name, platform, known, inputs, image in self._wanted(existing, bases, commits):
+        for name, platform, known, inputs, image in _wanted(self.plan, self.catalogue_digest, existing, bases, commits):
             if known is not None and known.inputs == inputs:
                 environments[name, platform] = known
             else:
@@ -159,21 +159,8 @@ class Locker:
                 contexts.tracked_files(self.plan.source_root)
 
     def uncovered(self, existing: Lockfile) -> list[str]:
-        """Return what of the plan a lock does not cover, a line each. Needs no network and no engine."""
-        lines = []
-        for base, platforms in needed_bases(self.plan).values():
-            known = existing.bases.get(base.key)
-            absent = [str(platform) for platform in platforms if known is None or str(platform) not in known.platforms]
-            if absent:
-                lines.append(f"base `{base.key}` for {', '.join(absent)}")
-        lines += [f"overlay `{overlay.key}`" for overlay in self.plan.overlays if overlay.key not in existing.overlays]
-        if lines:
-            return lines
-        commits = {key: overlay.commit for key, overlay in existing.overlays.items()}
-        for name, platform, known_environment, inputs, _image in self._wanted(existing, existing.bases, commits):
-            if known_environment is None or known_environment.inputs != inputs:
-                lines.append(f"what `{name}` needs on {platform}")
-        return lines
+        """Return what of the plan a lock does not cover (see `uncovered`)."""
+        return uncovered(self.plan, self.catalogue_digest, existing)
 
     # --- bases and overlays ------------------------------------------------------------------------------------------
 
@@ -272,39 +259,6 @@ class Locker:
 
     # --- what each base lacks ----------------------------------------------------------------------------------------
 
-    def _wanted(
-        self, existing: Lockfile, bases: Mapping[str, LockedBase], commits: Mapping[str, str]
-    ) -> Iterable[tuple[str, Platform, LockedPlatform | None, str, GroupPlan | LauncherPlan]]:
-        """Yield each group and platform, then the launcher's, with what the lock says and what it depends on."""
-        for group in self.plan.groups:
-            known = existing.groups.get(group.name)
-            for platform in group.platforms:
-                inputs = {
-                    "probe": PROBE_VERSION,
-                    "base": bases[group.base_image.key].platforms[str(platform)].manifest,
-                    "group": group_digest(group),
-                    "catalogue_lock": self.catalogue_digest,
-                    "overlays": [[commits[overlay.key], overlay.target] for overlay in group.overlays],
-                }
-                if paths := path_inputs(steps_of(self.plan, group)):
-                    inputs["paths"] = paths
-                environment = known.platforms.get(str(platform)) if known else None
-                yield group.name, platform, environment, inputs_digest(inputs), group
-        launcher = self.plan.launcher
-        for platform in launcher.platforms if launcher else ():
-            assert launcher is not None
-            inputs = {
-                "probe": PROBE_VERSION,
-                "base": bases[launcher.base_image.key].platforms[str(platform)].manifest,
-                "python": launcher.python,
-                "catalogue_lock": self.catalogue_digest,
-                **({"requirements": sorted(launcher.requirements.items())} if launcher.requirements else {}),
-            }
-            if launcher.env:
-                inputs["env"] = dict(launcher.env)
-            environment = existing.launcher.platforms.get(str(platform)) if existing.launcher else None
-            yield LAUNCHER, platform, environment, inputs_digest(inputs), launcher
-
     def _refuse(self, answers: Sequence[_Probed]) -> None:
         """Tell all that can be seen to be wrong in any image in one error, before the first wheel is fetched."""
 
@@ -400,6 +354,64 @@ class Locker:
             groups=groups,
             launcher=launcher,
         )
+
+
+def uncovered(plan: Plan, catalogue_digest: str | None, existing: Lockfile) -> list[str]:
+    """Return what of the plan a lock does not cover, a line each. Needs no network and no engine."""
+    lines = []
+    for base, platforms in needed_bases(plan).values():
+        known = existing.bases.get(base.key)
+        absent = [str(platform) for platform in platforms if known is None or str(platform) not in known.platforms]
+        if absent:
+            lines.append(f"base `{base.key}` for {', '.join(absent)}")
+    lines += [f"overlay `{overlay.key}`" for overlay in plan.overlays if overlay.key not in existing.overlays]
+    if lines:
+        return lines
+    commits = {key: overlay.commit for key, overlay in existing.overlays.items()}
+    for name, platform, known_environment, inputs, _image in _wanted(
+        plan, catalogue_digest, existing, existing.bases, commits
+    ):
+        if known_environment is None or known_environment.inputs != inputs:
+            lines.append(f"what `{name}` needs on {platform}")
+    return lines
+
+
+def _wanted(
+    plan: Plan,
+    catalogue_digest: str | None,
+    existing: Lockfile,
+    bases: Mapping[str, LockedBase],
+    commits: Mapping[str, str],
+) -> Iterable[tuple[str, Platform, LockedPlatform | None, str, GroupPlan | LauncherPlan]]:
+    """Yield each group and platform, then the launcher's, with what the lock says and what it depends on."""
+    for group in plan.groups:
+        known = existing.groups.get(group.name)
+        for platform in group.platforms:
+            inputs = {
+                "probe": PROBE_VERSION,
+                "base": bases[group.base_image.key].platforms[str(platform)].manifest,
+                "group": group_digest(group),
+                "catalogue_lock": catalogue_digest,
+                "overlays": [[commits[overlay.key], overlay.target] for overlay in group.overlays],
+            }
+            if paths := path_inputs(steps_of(plan, group)):
+                inputs["paths"] = paths
+            environment = known.platforms.get(str(platform)) if known else None
+            yield group.name, platform, environment, inputs_digest(inputs), group
+    launcher = plan.launcher
+    for platform in launcher.platforms if launcher else ():
+        assert launcher is not None
+        inputs = {
+            "probe": PROBE_VERSION,
+            "base": bases[launcher.base_image.key].platforms[str(platform)].manifest,
+            "python": launcher.python,
+            "catalogue_lock": catalogue_digest,
+            **({"requirements": sorted(launcher.requirements.items())} if launcher.requirements else {}),
+        }
+        if launcher.env:
+            inputs["env"] = dict(launcher.env)
+        environment = existing.launcher.platforms.get(str(platform)) if existing.launcher else None
+        yield LAUNCHER, platform, environment, inputs_digest(inputs), launcher
 
 
 def needed_bases(plan: Plan) -> dict[str, tuple[BaseSpec, tuple[Platform, ...]]]:

@@ -16,7 +16,7 @@ from airferry.build.base_probe import ProbeChoice
 from airferry.build.bases import BaseCache
 from airferry.build.checkouts import Checkouts
 from airferry.build.knowledge import Knowledge
-from airferry.build.locking import Locked, Locker, forget
+from airferry.build.locking import Locked, Locker, forget, uncovered
 from airferry.build.originals import bring_originals
 from airferry.build.pip import Pip
 from airferry.build.prediction import Prediction, Predictor, ensure_room
@@ -74,12 +74,13 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class PlanOutcome:
-    """A plan, its document, where that was written, and what a build of it is expected to take."""
+    """A plan, its document, where that was written, what a build of it is expected to take, and if a lock covers it."""
 
     plan: Plan
     document: dict[str, Any]
     path: Path
     prediction: Prediction
+    locked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +166,14 @@ def plan(selection: Selection) -> PlanOutcome:
     document = made.to_document()
     path = made.output_dir / PLAN_FILE
     write_plan(document, path)
-    known = read_lockfile(made.output_dir / LOCK_FILE) or Lockfile()
-    return PlanOutcome(made, document, path, Predictor(made, known, files.cache_directory()).predict())
+    known = read_lockfile(made.output_dir / LOCK_FILE)
+    covered = known is not None and not uncovered(made, _catalogue_digest(made), known)
+    prediction = Predictor(made, known or Lockfile(), files.cache_directory()).predict()
+    return PlanOutcome(made, document, path, prediction, covered)
+
+
+def _catalogue_digest(made: Plan) -> str | None:
+    return hashlib.sha256(made.lock_path.read_bytes()).hexdigest() if made.lock_path else None
 
 
 def lock(
@@ -395,7 +402,6 @@ def open_near_side(made: Plan, *, engine: str, probe: str, jobs: int | None, emi
             return opened[0]
 
         catalogue = read_catalogue_lock(made.lock_path) if made.lock_path else None
-        digest = hashlib.sha256(made.lock_path.read_bytes()).hexdigest() if made.lock_path else None
         bases = BaseCache(cache, open_registry=Pulls(clients, emit=emit).source, emit=emit)
         compression = Compression(made.compression.kind, made.compression.level)
         limits = made.config.limits
@@ -414,7 +420,7 @@ def open_near_side(made: Plan, *, engine: str, probe: str, jobs: int | None, emi
             engine=_once(lend_engine),
             wheels=WheelStore(cache, Pip(emit=emit), emit),
             catalogue=catalogue,
-            catalogue_digest=digest,
+            catalogue_digest=_catalogue_digest(made),
             cache=cache,
             checkouts=Checkouts(stack.enter_context(files.scratch_directory(scratch)), cache=cache, emit=emit),
             jobs=jobs or _default_jobs(),
