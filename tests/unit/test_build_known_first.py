@@ -11,7 +11,7 @@ import pytest
 
 from airferry.build import locking
 from airferry.build.bases import BaseCache
-from airferry.build.failures import base_place, combined, gathered
+from airferry.build.failures import base_place, combined, gathered, requirement_places
 from airferry.build.job_modules import JobModules
 from airferry.config import ArchiveBase, LayoutBase, load_config
 from airferry.errors import (
@@ -84,6 +84,13 @@ def test_platforms_that_there_are_pass(text: str) -> None:
     assert parse_buildable_platform(text) == parse_platform(text)
 
 
+def test_variants_that_bases_may_be_made_for_are_named() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        parse_buildable_platform("linux/amd64/v9")
+    expected = "its variants are `linux/amd64/v2`, `linux/amd64/v3`, `linux/amd64/v4`, for bases that are made for them"
+    assert caught.value.hint == expected
+
+
 def fails(error: AirferryError | None) -> int:
     if error is not None:
         raise error
@@ -154,6 +161,55 @@ def test_all_bases_and_refs_that_cannot_be_had_are_one_error_before_anything_is_
     assert f"{step}:" in told and "is a Git repository that you may read" in told
     assert registry.count("GET", "/blobs/") == 0
     assert not list((home / "out").glob("*.lock.yaml"))
+
+
+def test_a_faulty_registries_conf_is_told_once_and_by_itself(registry: ScriptedRegistry, home: Path) -> None:
+    in_git(home)
+    conf = home / "home/.config/containers/registries.conf"
+    conf.parent.mkdir(parents=True, exist_ok=True)
+    conf.write_text('[[registry]]\nlocation = "http://a"\n')
+    for name in ("one", "two"):
+        write_step(home, f"s/{name}", configs={"tiny": "a: 1\n"})
+    images = {name: f"{registry.address}/team/{name}:1" for name in ("one", "two")}
+    document = airgap(images, {f"s/{name}": name for name in images}, platforms=["linux/amd64"])
+    with pytest.raises(ConfigurationError) as caught:
+        lock(Selection(write_airgap(home, document)))
+    (line,) = caught.value.message.splitlines()
+    assert line.startswith(f"{conf}:2: ")
+
+
+@pytest.mark.parametrize("by_config", [True, False])
+def test_a_commit_of_an_overlay_that_is_gone_is_told_with_its_line(home: Path, by_config: bool) -> None:
+    in_git(home)
+    subprocess.run(["git", "init", "-q", home / "repository"], check=True)
+    overlay = f"{(home / 'repository').as_uri()}@{'1' * 40},/opt/r"
+    store = LayoutStore.create(home / "layout")
+    image, _layers = put_image(store, [{"a": b"b"}], platform="linux/amd64")
+    store.write_index([image.model_copy(update={"annotations": {"org.opencontainers.image.ref.name": "x"}})])
+    write_step(home, "s/one", configs={"tiny": mounting(overlay) if by_config else "a: 1\n"})
+    images = {"one": {"base_image": "oci:layout:x", **({} if by_config else {"overlays": [f"git+{overlay}"]})}}
+    config = write_airgap(home, {**airgap({}, {"s/one": "one"}, platforms=["linux/amd64"]), "execution_images": images})
+    path = home / "src/nemotron/steps/s/one/config/tiny.yaml" if by_config else config
+    with pytest.raises(BuildError) as caught:
+        lock(Selection(config, stages=("build-execution-images",)))
+    line = next(number for number, line in enumerate(path.read_text().splitlines(), 1) if "1" * 40 in line)
+    assert caught.value.message.startswith(f"{path}:{line - (not by_config)}: ")
+    assert f"has no commit `{'1' * 40}`" in caught.value.message
+
+
+def test_requirements_have_their_lines(home: Path) -> None:
+    in_git(home)
+    write_step(home, "s/one")
+    named = {"thing": "thing==1", "other": "other==2"}
+    images = {"one": {"base_image": "a.invalid/b:1", "requirements": named}}
+    document = {**airgap({}, {"s/one": "one"}), "execution_images": images}
+    config = write_airgap(home, {**document, "launcher_image": {"requirements": {"more": "more==3"}}})
+    lines = {line.strip(): f"{config}:{number}" for number, line in enumerate(config.read_text().splitlines(), 1)}
+    made = make_plan(load_config(config))
+    expected = {"thing": lines["thing: thing==1"], "other": lines["other: other==2"]}
+    assert requirement_places(made, made.groups[0]) == expected
+    assert made.launcher is not None
+    assert requirement_places(made, made.launcher) == {"more": lines["more: more==3"]}
 
 
 def test_the_launchers_default_base_is_named_as_such(registry: ScriptedRegistry, home: Path) -> None:
@@ -244,6 +300,10 @@ def test_an_image_of_one_platform_is_refused_for_others_before_its_layers_are_re
     cache = BaseCache(home / "cache", open_registry=lambda reference: pytest.fail(str(reference)), emit=silent)
     with pytest.raises(ConfigurationError, match="is for `linux/amd64`, not for `linux/arm64`"):
         cache.find(base, [AMD64, ARM64], locked=None)
+    with pytest.raises(ConfigurationError) as caught:
+        cache.find(base, [parse_platform("linux/amd64/v3")], locked=None)
+    assert "`linux/amd64` runs on `linux/amd64/v3` too" in (caught.value.hint or "")
+    assert cache.find(base, [parse_platform("linux/amd64/v1")], locked=None)
     assert not cache.store.has_blob(layer.descriptor)
     found = cache.find(base, [AMD64], locked=None)
     assert not cache.store.has_blob(layer.descriptor)

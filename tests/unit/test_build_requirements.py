@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
+from airferry.build.locking import told
 from airferry.build.pip import Pip
 from airferry.build.probe import ModuleAnswer, ProbeResult
 from airferry.build.requirements import (
@@ -19,6 +21,7 @@ from airferry.build.requirements import (
 from airferry.build.wheels import WheelStore
 from airferry.config import CompressionChoice, RegistryBase
 from airferry.errors import BuildError, IntegrityError
+from airferry.events import Notice
 from airferry.oci.platform import parse_platform
 from airferry.plan.catalogue_lock import CatalogueLock, read_catalogue_lock
 from airferry.plan.models import Candidate, GroupPlan, Origin
@@ -360,10 +363,16 @@ def test_what_a_module_of_the_base_lacks_is_added_where_it_is_named(case: Case) 
     needs = ModuleAnswer(status="incomplete", missing="tabulate")
     strange = ModuleAnswer(status="incomplete", missing="nobody_knows")
     held = ModuleAnswer(status="incomplete", missing="yaml.gone")
-    result = case.resolve({"a": needs, "b": strange, "c": held}, installed={"PyYAML": "6"})
+    answers = {"a": needs, "a.b": needs, "b": strange, "c": held}
+    result = case.resolve(answers, installed={"PyYAML": "6"})
     assert listed(result) == ["tabulate==1.0"]
+    sentence = "`{}` is there, but imports `tabulate`, which is not; `tabulate` is added for it"
+    assert result.completed == {"tabulate": (sentence.format("a.b"), sentence.format("a"))}
+    noted, *more = [event for event in told("one on linux/amd64", result) if isinstance(event, Notice)]
+    text = "one on linux/amd64: `tabulate` is added: the base lacks it, and 2 modules of the base would not import"
+    assert (noted.text, more) == (text, [])
+    assert noted.details == result.completed["tabulate"]
     assert [note.split(";")[1].split(":")[0].strip() for note in result.notes] == [
-        "`tabulate` is added for it",
         "it was left so",
         "it was left so",
     ]
@@ -391,8 +400,24 @@ def test_a_requirement_that_does_not_apply_is_noted(case: Case) -> None:
 
 @pytest.mark.parametrize("named", ["thing @ https://example.org/thing.whl", "thing @ git+https://example.org/t@main"])
 def test_an_address_that_is_not_pinned_is_refused(case: Case, named: str) -> None:
-    with pytest.raises(BuildError, match="cannot be carried"):
+    with pytest.raises(BuildError, match="not an address that can be carried"):
         case.resolve({"thing": MISSING}, named={"thing": named})
+
+
+def test_a_commit_of_a_requirement_that_is_gone_is_told_with_its_line(case: Case) -> None:
+    repository = case.root / "repository"
+    subprocess.run(["git", "init", "-q", repository], check=True)
+    named = {"thing": f"thing @ git+{repository.as_uri()}@{'1' * 40}"}
+    with pytest.raises(BuildError, match=rf"^airgap\.yaml:9: .* has no commit `{'1' * 40}`"):
+        resolve_additions(
+            make_group([Candidate("thing.part", "step", "steps/a/step.py", 7)], named=named, pip_no_deps=True),
+            probe=make_probe(modules={"thing.part": MISSING}),
+            base="b",
+            platform=AMD64,
+            catalogue=None,
+            wheels=case.store,
+            named_at={"thing": "airgap.yaml:9"},
+        )
 
 
 def test_what_the_probe_was_not_asked_for_is_an_error(case: Case) -> None:

@@ -15,6 +15,7 @@ from airferry.build.wheel_files import Wheel, normalise_wheel, read_wheel
 from airferry.build.wheelhouse import wheelhouse
 from airferry.build.wheels import Pin, WheelStore
 from airferry.errors import BuildError, IntegrityError
+from airferry.events import Event, Notice
 from airferry.host import process
 from wheel_factory import make_probe, make_wheel, sha256, source_distribution
 
@@ -113,6 +114,17 @@ def test_a_distribution_without_a_wheel_is_built_when_it_is_pure(tmp_path: Path)
     )
     again = store(tmp_path / "cache2", index).fetch(pins, ARM64)
     assert again[0].sha256 == found[0].sha256, "a build is the same on every host"
+
+
+def test_that_a_source_was_built_is_said_once_for_all_images(tmp_path: Path) -> None:
+    source_distribution(tmp_path / "index", name="onlysource", tag="py3-none-any")
+    events: list[Event] = []
+    options = ("--no-index", f"--find-links={tmp_path / 'index'}")
+    wheels = WheelStore(tmp_path / "cache", Pip(options), events.append)
+    for target in (AMD64, ARM64):
+        wheels.fetch([Pin("onlysource", "==1.0")], target)
+    said = [event.text for event in events if isinstance(event, Notice)]
+    assert said == ["`onlysource==1.0` has no wheel; it was built from its source on this host"]
 
 
 def test_a_source_with_another_hash_is_never_unpacked(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,8 @@ from airferry.cli import app as program
 from airferry.cli.app import run
 from airferry.cli.render import Reporter
 from airferry.events import Notice
-from airferry.plan.lockfile import LockedGroup, LockedPlatform, Lockfile
+from airferry.plan.lockfile import LOCK_FILE, LockedGroup, LockedPlatform, Lockfile, write_lockfile
+from airferry.usecases.near import LockOutcome
 from catalogues import airgap, write_airgap, write_step
 from near_side import PROGRAM
 from oci_images import make_bundle
@@ -83,7 +85,7 @@ def test_a_plan_is_data_and_what_to_do_next_is_not(catalogue: Path, capsys: pyte
     assert run(["plan"]) == 0
     captured = capsys.readouterr()
     assert captured.out.rstrip().splitlines()[-1].startswith("  sft/tiny") or "sft/tiny" in captured.out
-    assert "airferry build" in captured.err and "airferry build" not in captured.out
+    assert "airferry lock" in captured.err and "next: " not in captured.out
     assert str(catalogue / "out" / "airgap-plan.yaml") in captured.err
 
 
@@ -228,3 +230,27 @@ def test_the_json_of_lock_holds_the_notes_of_its_entries(
         "notes": [{"image": "py", "platform": "linux/amd64", "text": "`x` 1 was taken"}],
         "warnings": [],
     }
+
+
+def test_the_next_command_goes_on_with_the_same_plan(
+    catalogue: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def following() -> list[str]:
+        return shlex.split(" ".join(capsys.readouterr().err.split()).partition("next: airferry ")[2])
+
+    assert run(["plan"]) == 0
+    assert following() == ["lock"]
+    (catalogue / "airgap.yaml").rename(catalogue / "my plan.yaml")
+    options = ["--config", "my plan.yaml", "--source", ".", "--target", "sft/tiny:tiny", "--platform", "linux/arm64"]
+    assert run(["plan", *options, "--stage", "save-images"]) == 0
+    assert following() == ["lock", *options]
+    lockfile = catalogue / "out" / LOCK_FILE
+    write_lockfile(Lockfile(), lockfile)
+    assert run(["plan", *options]) == 0
+    assert following() == ["lock", *options], "it covers nothing"
+    monkeypatch.setattr("airferry.usecases.near.uncovered", lambda *_: [])
+    assert run(["plan", *options, "--stage", "save-images"]) == 0
+    assert following() == ["build", *options, "--stage", "save-images"]
+    monkeypatch.setattr(usecases, "lock", lambda *_, **__: LockOutcome(lockfile, ()))
+    assert run(["lock", *options, "--engine", "podman"]) == 0
+    assert following() == ["build", *options, "--engine", "podman"]

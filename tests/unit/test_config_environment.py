@@ -86,6 +86,32 @@ def test_the_launcher_takes_the_same_and_keeps_its_catalogue(tmp_path: Path) -> 
     assert config.launcher_image.env == {"PYTHONPATH": "/opt/x:${PYTHONPATH}"}
 
 
+@pytest.mark.parametrize("line", ["C:", "C: null", "C: ~"])
+def test_a_variable_without_a_value_is_refused(tmp_path: Path, line: str) -> None:
+    found = problem(tmp_path, line)
+    assert found.startswith('airgap.yaml:6: `execution_images.a.env.C`: the variable has no value; write `""`')
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"launcher_image": {"env": {"C": None}}},
+        {"rehearsal": {"env": {"C": None}}},
+        {"rehearsal": {"steps": {"env": {"env": {"C": None}}}}},
+        {"site": {"registry": "r:5000/x", "profiles": {"env": {"executor": "slurm", "env": {"C": None}}}}},
+    ],
+)
+def test_every_env_refuses_a_variable_without_a_value(tmp_path: Path, document: dict[str, object]) -> None:
+    with pytest.raises(ConfigurationError, match=r"env\.C`: the variable has no value"):
+        load_config(write_airgap(tmp_path, document))
+
+
+def test_an_env_without_variables_is_the_same_as_none(tmp_path: Path) -> None:
+    images = {"env": {"base_image": "b", "tag": None, "env": None}}
+    config = load_config(write_airgap(tmp_path, {"execution_images": images, "rehearsal": {"steps": {"env": None}}}))
+    assert config.execution_images["env"].env == {}
+
+
 def test_names_that_only_resemble_secrets_are_taken(tmp_path: Path) -> None:
     env = {"TOKENIZERS_PARALLELISM": "false", "MAX_TOKENS": 8, "KEYBOARD": "us", "OMP_NUM_THREADS": 8, "EMPTY": ""}
     image = {"base_image": "b", "env": env}

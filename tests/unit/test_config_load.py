@@ -24,6 +24,29 @@ def problems(tmp_path: Path, text: str) -> list[str]:
     return [line.removeprefix(f"{tmp_path}/") for line in caught.value.message.splitlines()]
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://h/thing.whl",
+        "git+https://h/t@main",
+        f"git+https://h/t@{'A' * 40}",
+        "git+https://h/t",
+        f"git+-x@{'1' * 40}",
+    ],
+)
+@pytest.mark.parametrize(("image", "line"), [("launcher_image", 5), ("execution_images:\n  a", 6)])
+def test_requirements_take_git_addresses_with_a_full_commit_id_only(
+    tmp_path: Path, address: str, image: str, line: int
+) -> None:
+    text = f"{image}:\n    base_image: b\n    requirements:\n      other: other==1\n      thing: thing @ {address}\n"
+    (told,) = problems(tmp_path, text)
+    key = image.replace(":\n  ", ".")
+    assert told.startswith(f"airgap.yaml:{line}: `{key}.requirements.thing`: `thing @ …` is not an address")
+    assert "`thing==VERSION`, or `thing @ git+URL@COMMIT` with a full commit id" in told
+    pinned = f"git+https://h/t@{'1' * 40}#subdirectory=x"
+    assert load_config(write_airgap(tmp_path, text.replace(address, pinned)))
+
+
 def test_a_file_of_nemotrons_own_runner_is_accepted(tmp_path: Path) -> None:
     config = load_config(
         write_airgap(

@@ -10,6 +10,7 @@ import pytest
 
 from airferry.buildah.preflight import Check
 from airferry.config import load_config
+from airferry.errors import ConfigurationError
 from airferry.events import Event, Notice, Warned
 from airferry.oci.documents import (
     IMAGE_CONFIG,
@@ -22,6 +23,7 @@ from airferry.oci.documents import (
     canonical_json,
 )
 from airferry.plan.planner import make_plan
+from airferry.usecases import Selection, doctor
 from airferry.usecases.reach import ask_all
 from catalogues import airgap, mounting, write_airgap, write_step
 from scripted_registry import ScriptedRegistry, run_scripted, sha256
@@ -152,3 +154,20 @@ def test_the_index_is_asked_as_pip_is_configured(home: Path, monkeypatch: pytest
     check = asked(home, document)["package index"]
     assert check.status == "fail" and "Connection refused" in check.detail
     assert "secret" not in f"{check.detail} {check.hint}"
+
+
+def test_a_catalogue_that_is_not_found_is_one_failed_check_of_the_host(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(home)
+    monkeypatch.setattr("airferry.usecases.host.checks", lambda **_: [Check("git", "ok", "git 2", "")])
+    config = write_airgap(home, airgap({"one": "a.invalid/b"}, {"s/one": "one"}))
+    report = doctor(Selection(config))
+    assert [(check.name, check.status) for check in report.checks] == [("git", "ok"), ("catalogue", "fail")]
+    assert report.checks[1].detail.startswith("no folder of steps")
+    assert "--source DIR" in report.checks[1].hint and not report.planned
+    told = doctor(Selection(config, source=home / "absent")).checks[1].detail
+    assert told == f"`{home / 'absent'}` has no folder of steps `src/nemotron/steps`"
+    config.write_text("workflow: 1\n")
+    with pytest.raises(ConfigurationError):
+        doctor(Selection(config))

@@ -99,6 +99,9 @@ def test_any_text_is_a_reference_or_a_usage_error(text: str) -> None:
         ("linux/aarch64", Platform("linux", "arm64")),
         ("linux/arm64/v8", Platform("linux", "arm64")),
         ("linux/arm/v7", Platform("linux", "arm", "v7")),
+        ("linux/amd64/v1", Platform("linux", "amd64")),
+        ("linux/x86_64/v1", Platform("linux", "amd64")),
+        ("linux/amd64/v3", Platform("linux", "amd64", "v3")),
     ],
 )
 def test_platforms_and_their_aliases(text: str, expected: Platform) -> None:
@@ -118,6 +121,9 @@ def test_variants_match_as_runtimes_match_them() -> None:
     assert Platform("linux", "arm64", "v8").accepts(arm64)
     assert not Platform("linux", "arm", "v6").accepts(Platform("linux", "arm", "v7"))
     assert not arm64.accepts(Platform("linux", "amd64"))
+    amd64, first = Platform("linux", "amd64"), Platform("linux", "amd64", "v1")
+    assert amd64.accepts(first) and first.accepts(amd64)
+    assert not Platform("linux", "amd64", "v3").accepts(amd64)
 
 
 @pytest.mark.parametrize(

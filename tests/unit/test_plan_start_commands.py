@@ -41,6 +41,8 @@ def short(command: str) -> list[str]:
         ("pip install git+https://host/a@v1#egg=a", ["pip: other git+https://host/a@v1#egg=a"]),
         ("pip install --index-url https://i/simple a", ["pip: a"]),
         ("pip install -r requirements.txt", ["pip: ? its packages are in the file `requirements.txt`"]),
+        ("pip install a -r", ["pip: a ? `-r` names no file"]),
+        ("pip install --requirement=", ["pip: ? `--requirement` names no file"]),
         ("pip install $PKGS a", ["pip: a ? `$PKGS` is known in the job alone"]),
         ("pip install a>=1", ["pip: a"]),
         ("pip install a 2>&1 | tee log", ["pip: a"]),

@@ -79,6 +79,7 @@ def test_a_missing_config_is_told_with_the_nearest_names(tmp_path: Path) -> None
     error = failure(tmp_path, document, targets=["a:tniy"])
     assert "has no config `tniy`" in error.message
     assert error.hint is not None and "`tiny`" in error.hint
+    assert "path" in error.hint and "travelled" not in error.hint, "that is for the far side"
 
 
 @pytest.mark.parametrize("name", ["step.py", "step.toml"])
@@ -148,7 +149,15 @@ def test_the_catalogue_is_found_above_the_file_or_where_it_is_named(
     assert found.lock_path == repository / "uv.lock"
 
     elsewhere = tmp_path / "elsewhere"
-    assert "no folder of steps" in failure(elsewhere, document).message
+    monkeypatch.chdir(tmp_path)
+    told = "no folder of steps `src/nemotron/steps` at or above "
+    assert failure(elsewhere, document).message == f"{told}`{elsewhere}`"
+    monkeypatch.chdir(elsewhere)
+    assert failure(elsewhere, document).message == f"{told}`{elsewhere}`"
+    (tmp_path / "third").mkdir()
+    monkeypatch.chdir(tmp_path / "third")
+    message = failure(elsewhere, document).message
+    assert message == f"{told}`{elsewhere}`, nor at or above `{tmp_path}/third`"
     monkeypatch.chdir(repository / "src")
     assert plan(elsewhere, document).source_root == repository
     monkeypatch.chdir(tmp_path)

@@ -328,6 +328,7 @@ def test_what_the_catalogue_contradicts_is_refused(
     with pytest.raises(ConfigurationError) as caught:
         overlays(tmp_path, loaded)
     assert expected in caught.value.message
+    assert ("catalogue that travelled" in (caught.value.hint or "")) == ("has no config" in expected)
 
 
 def test_a_folder_without_steps_is_refused(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ digest stays the one that is recorded.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -370,8 +370,20 @@ def find_children(
             lacking.append(error)
     if lacking:
         named = ", ".join(f"`{platform}`" for platform in platforms if platform not in children)
-        raise ConfigurationError(f"base `{name}` has no image for {named}", hint=lacking[0].hint) from lacking[0]
+        hint = _without_variant(platform for platform in platforms if platform not in children)
+        raise ConfigurationError(
+            f"base `{name}` has no image for {named}", hint="; ".join(filter(None, (lacking[0].hint, hint)))
+        ) from lacking[0]
     return children
+
+
+def _without_variant(refused: Iterable[Platform]) -> str:
+    """Return the way out for CPUs that also run what is made for less: few bases are made for one variant of amd64."""
+    for platform in refused:
+        if platform.variant and platform.architecture == "amd64":
+            plain = replace(platform, variant="")
+            return f"an image for `{plain}` runs on `{platform}` too, so that `{plain}` is enough under `platforms:`"
+    return ""
 
 
 def _check_platforms(name: str, config: ImageConfig, platforms: Sequence[Platform]) -> None:
@@ -381,5 +393,5 @@ def _check_platforms(name: str, config: ImageConfig, platforms: Sequence[Platfor
         named = " or ".join(f"`{platform}`" for platform in refused)
         raise ConfigurationError(
             f"base `{name}` is for `{config.platform_value()}`, not for {named}",
-            hint="choose another base, or another `platforms:`",
+            hint=_without_variant(refused) or "choose another base, or another `platforms:`",
         )

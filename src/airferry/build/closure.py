@@ -19,6 +19,7 @@ from airferry.build.pip import WheelTarget
 from airferry.build.probe import InstalledDistribution, ProbeResult
 from airferry.build.wheel_files import Wheel
 from airferry.build.wheels import Pin, WheelStore
+from airferry.config.fields import parse_git_requirement
 from airferry.errors import AirferryError, BuildError
 from airferry.plan.catalogue_lock import CatalogueLock
 from airferry.plan.locked_packages import GitSource, LocalSource, LockedPackage, ResolutionRules, UrlSource
@@ -52,6 +53,7 @@ class _Want:
     git: GitSource | None = None
     address: str = ""
     is_named: bool = False
+    named_at: str = ""
     closed_for: frozenset[str] | None = None
     wheel: Wheel | None = None
 
@@ -85,10 +87,13 @@ class Closure:
         self._installed = {canonicalize_name(item.name): item for item in probe.distributions}
         self._wants: dict[str, _Want] = {}
 
-    def add_direct(self, requirement: Requirement, module: str, *, place: str, is_named: bool = False) -> None:
+    def add_direct(
+        self, requirement: Requirement, module: str, *, place: str, is_named: bool = False, named_at: str = ""
+    ) -> None:
         """Ask for the distribution of a module that the base lacks, and that is imported at a place of the catalogue.
 
-        `place` is empty where only what the base holds imports it. `is_named`: the image's `requirements:` name it.
+        `place` is empty where only what the base holds imports it. `is_named`: the image's `requirements:` name it,
+        in the line `named_at`.
         """
         if not self._applies(requirement, extras=()):
             self.notes.add(f"`{requirement}`, named for `{module}`, does not apply to this platform and Python")
@@ -97,6 +102,7 @@ class Closure:
         want = self._ask(name, requirement, parent=f"`{module}` ({place})" if place else f"`{module}`")
         want.modules.add(module)
         want.is_named = want.is_named or is_named
+        want.named_at = want.named_at or named_at
 
     def run(self) -> None:
         """Fetch, read what the wheels require, and repeat until the list is closed.
@@ -164,7 +170,7 @@ class Closure:
 
     def _pin(self, name: str, want: _Want) -> Pin:
         if want.git is not None and want.wheel is None:
-            return Pin(name, git=want.git)
+            return Pin(name, git=want.git, place=want.named_at)
         locked = self._locked(name)
         if locked is not None and self._suits(want, locked):
             assert self._lock is not None
@@ -350,15 +356,10 @@ def _narrowed(requirement: Requirement, specifier: SpecifierSet) -> Requirement:
 
 
 def _git_source(requirement: Requirement) -> GitSource:
-    address, _, fragment = (requirement.url or "").partition("#")
-    url, _, commit = address.removeprefix("git+").rpartition("@")
-    if not address.startswith("git+") or not url or len(commit) not in (40, 64):
-        raise BuildError(
-            f"`{requirement.name}` is named by an address that cannot be carried: `{requirement.name} @ …`",
-            hint="write `name==version`, or `name @ git+URL@COMMIT` with a full commit id",
-        )
-    settings = dict(part.partition("=")[::2] for part in fragment.split("&") if part)
-    return GitSource(url, commit, settings.get("subdirectory"))
+    try:
+        return GitSource(*parse_git_requirement(requirement))
+    except ValueError as error:
+        raise BuildError(str(error)) from error
 
 
 def parse_requirement(text: str, *, why: str) -> Requirement:

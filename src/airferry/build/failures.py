@@ -12,7 +12,7 @@ from typing import NoReturn, TypeVar
 from airferry import errors
 from airferry.errors import AirferryError, HostError, IntegrityError
 from airferry.host.threads import parallel_map
-from airferry.plan.models import Overlay, Plan
+from airferry.plan.models import GroupPlan, LauncherPlan, Overlay, Plan
 
 MAX_TOLD = 50
 T = TypeVar("T")
@@ -87,13 +87,15 @@ def parts(error: AirferryError) -> Sequence[AirferryError]:
 def naming(place: str, *, hint: str | None = None) -> Iterator[None]:
     """Put the place in the user's files before the message of what fails, and a way out behind its hint.
 
-    The host's faults have no such place.
+    The host's faults have no such place, nor has what is wrong in a file that all images share.
     """
     try:
         yield
     except HostError:
         raise
     except AirferryError as error:
+        if error.fields.get("stands_alone"):
+            raise
         hints = [text for text in (error.hint, hint) if text]
         told = f"{place}: {error.message}"
         raise type(error)(told, hint="; ".join(hints) or None, **error.fields) from error
@@ -137,6 +139,21 @@ def overlay_place(plan: Plan, overlay: Overlay) -> str:
         if any((spec.url, spec.ref) == (overlay.url, overlay.ref) for spec in image.overlays):
             return f"{config.path}:{config.line('execution_images', name, 'overlays')}"
     return str(config.path)
+
+
+def requirement_places(plan: Plan, image: GroupPlan | LauncherPlan) -> dict[str, str]:
+    """Return `file:line` of each module under an image's `requirements:`."""
+    config = plan.config
+    keys: dict[str, tuple[str, ...]]
+    if isinstance(image, LauncherPlan):
+        keys = {module: ("launcher_image", "requirements", module) for module in image.requirements}
+    else:
+        keys = {
+            module: ("execution_images", name, "requirements", module)
+            for name in reversed(image.image_names)
+            for module in config.execution_images[name].requirements
+        }
+    return {module: f"{config.path}:{config.line(*key)}" for module, key in keys.items()}
 
 
 class _Failed:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from airferry.build.base_probe import BaseProbe, ProbeChoice
 from airferry.build.bases import BaseCache, BaseImage, FoundBase
 from airferry.build.checkouts import Checkouts
 from airferry.build.compilation import Compiler, may_compile
-from airferry.build.failures import gathered, naming, naming_base, overlay_place
+from airferry.build.failures import gathered, naming, naming_base, overlay_place, requirement_places
 from airferry.build.git_addresses import redact
 from airferry.build.job_modules import (
     JobModules,
@@ -42,7 +42,7 @@ from airferry.build.wheels import WheelStore
 from airferry.buildah.engine import Engine
 from airferry.config import BaseImage as BaseSpec
 from airferry.errors import UsageError
-from airferry.events import Emit, Notice, StageFinished, StageStarted, Warned
+from airferry.events import Emit, Event, Notice, StageFinished, StageStarted, Warned
 from airferry.host import clock
 from airferry.host.journal import inputs_digest
 from airferry.host.stages import stage
@@ -120,7 +120,7 @@ class Locker:
         commits, bases, images = self._sources(existing)
         tasks: list[_Probing] = []
         environments: dict[tuple[str, Platform], LockedPlatform] = {}
-        for name, platform, known, inputs, image in self._wanted(existing, bases, commits):
+        for name, platform, known, inputs, image in _wanted(self.plan, self.catalogue_digest, existing, bases, commits):
             if known is not None and known.inputs == inputs:
                 environments[name, platform] = known
             else:
@@ -136,12 +136,8 @@ class Locker:
         def work(probed: _Probed) -> LockedPlatform:
             name, _image, platform, _inputs = probed.task
             added = self._additions(probed)
-            for note in added.notes:
-                self.emit(Warned(f"{name} on {platform}: {note}"))
-            if optional := added.conditional:
-                what = counted(len(optional), "module")
-                text = f"{name} on {platform}: {what} imported under conditions are not in the base, and not installed"
-                self.emit(Notice(text, details=optional))
+            for event in told(f"{name} on {platform}", added):
+                self.emit(event)
             found = _environment(probed.answer.probe, added, probed.task[3])
             detail = f"adds {len(found.additions)}" if found.additions else "lacks nothing"
             self.emit(StageFinished(f"probe {name} {platform}", clock.monotonic_s() - probed.started_s, detail=detail))
@@ -163,21 +159,8 @@ class Locker:
                 contexts.tracked_files(self.plan.source_root)
 
     def uncovered(self, existing: Lockfile) -> list[str]:
-        """Return what of the plan a lock does not cover, a line each. Needs no network and no engine."""
-        lines = []
-        for base, platforms in needed_bases(self.plan).values():
-            known = existing.bases.get(base.key)
-            absent = [str(platform) for platform in platforms if known is None or str(platform) not in known.platforms]
-            if absent:
-                lines.append(f"base `{base.key}` for {', '.join(absent)}")
-        lines += [f"overlay `{overlay.key}`" for overlay in self.plan.overlays if overlay.key not in existing.overlays]
-        if lines:
-            return lines
-        commits = {key: overlay.commit for key, overlay in existing.overlays.items()}
-        for name, platform, known_environment, inputs, _image in self._wanted(existing, existing.bases, commits):
-            if known_environment is None or known_environment.inputs != inputs:
-                lines.append(f"what `{name}` needs on {platform}")
-        return lines
+        """Return what of the plan a lock does not cover (see `uncovered`)."""
+        return uncovered(self.plan, self.catalogue_digest, existing)
 
     # --- bases and overlays ------------------------------------------------------------------------------------------
 
@@ -227,11 +210,15 @@ class Locker:
                 stage,
                 f"check out {redact(item.url)}@{item.ref}",
                 self.emit,
-                partial(self.checkouts.tree, item.url, commits[item.key]),
+                partial(self._tree, item, commits),
             )
             for item in {item.key: item for item in checkouts}.values()
             if not self.checkouts.has(item.url, commits[item.key])
         ]
+
+    def _tree(self, overlay: Overlay, commits: Mapping[str, str]) -> Path:
+        with naming(overlay_place(self.plan, overlay)):
+            return self.checkouts.tree(overlay.url, commits[overlay.key])
 
     def _look_up(self, existing: Lockfile) -> tuple[dict[str, str], dict[str, FoundBase]]:
         """Resolve all refs and find all bases; one error tells all that cannot be had."""
@@ -272,39 +259,6 @@ class Locker:
 
     # --- what each base lacks ----------------------------------------------------------------------------------------
 
-    def _wanted(
-        self, existing: Lockfile, bases: Mapping[str, LockedBase], commits: Mapping[str, str]
-    ) -> Iterable[tuple[str, Platform, LockedPlatform | None, str, GroupPlan | LauncherPlan]]:
-        """Yield each group and platform, then the launcher's, with what the lock says and what it depends on."""
-        for group in self.plan.groups:
-            known = existing.groups.get(group.name)
-            for platform in group.platforms:
-                inputs = {
-                    "probe": PROBE_VERSION,
-                    "base": bases[group.base_image.key].platforms[str(platform)].manifest,
-                    "group": group_digest(group),
-                    "catalogue_lock": self.catalogue_digest,
-                    "overlays": [[commits[overlay.key], overlay.target] for overlay in group.overlays],
-                }
-                if paths := path_inputs(steps_of(self.plan, group)):
-                    inputs["paths"] = paths
-                environment = known.platforms.get(str(platform)) if known else None
-                yield group.name, platform, environment, inputs_digest(inputs), group
-        launcher = self.plan.launcher
-        for platform in launcher.platforms if launcher else ():
-            assert launcher is not None
-            inputs = {
-                "probe": PROBE_VERSION,
-                "base": bases[launcher.base_image.key].platforms[str(platform)].manifest,
-                "python": launcher.python,
-                "catalogue_lock": self.catalogue_digest,
-                **({"requirements": sorted(launcher.requirements.items())} if launcher.requirements else {}),
-            }
-            if launcher.env:
-                inputs["env"] = dict(launcher.env)
-            environment = existing.launcher.platforms.get(str(platform)) if existing.launcher else None
-            yield LAUNCHER, platform, environment, inputs_digest(inputs), launcher
-
     def _refuse(self, answers: Sequence[_Probed]) -> None:
         """Tell all that can be seen to be wrong in any image in one error, before the first wheel is fetched."""
 
@@ -329,6 +283,7 @@ class Locker:
                 requirements=image.requirements,
                 base=probed.base.name,
                 compiler=compiler,
+                named_at=requirement_places(self.plan, image),
             )
         else:
             found = resolve_additions(
@@ -339,6 +294,7 @@ class Locker:
                 catalogue=self.catalogue,
                 wheels=self.wheels,
                 compiler=compiler,
+                named_at=requirement_places(self.plan, image),
             )
         return replace(found, notes=(*found.notes, *probed.answer.notes))
 
@@ -352,7 +308,7 @@ class Locker:
         if isinstance(image, LauncherPlan):
             variables = image_variables(image, base)
             return JobModules(self._probe(base, platform, image.python, [], variables, {}))
-        trees = {item.target: self.checkouts.tree(item.url, commits[item.key]) for item in image.overlays}
+        trees = {item.target: self._tree(item, commits) for item in image.overlays}
         needed = deciding_modules(image)
 
         def probe(modules: Sequence[str], variables: Mapping[str, str], mounts: Mapping[str, Path]) -> ProbeResult:
@@ -400,6 +356,64 @@ class Locker:
         )
 
 
+def uncovered(plan: Plan, catalogue_digest: str | None, existing: Lockfile) -> list[str]:
+    """Return what of the plan a lock does not cover, a line each. Needs no network and no engine."""
+    lines = []
+    for base, platforms in needed_bases(plan).values():
+        known = existing.bases.get(base.key)
+        absent = [str(platform) for platform in platforms if known is None or str(platform) not in known.platforms]
+        if absent:
+            lines.append(f"base `{base.key}` for {', '.join(absent)}")
+    lines += [f"overlay `{overlay.key}`" for overlay in plan.overlays if overlay.key not in existing.overlays]
+    if lines:
+        return lines
+    commits = {key: overlay.commit for key, overlay in existing.overlays.items()}
+    for name, platform, known_environment, inputs, _image in _wanted(
+        plan, catalogue_digest, existing, existing.bases, commits
+    ):
+        if known_environment is None or known_environment.inputs != inputs:
+            lines.append(f"what `{name}` needs on {platform}")
+    return lines
+
+
+def _wanted(
+    plan: Plan,
+    catalogue_digest: str | None,
+    existing: Lockfile,
+    bases: Mapping[str, LockedBase],
+    commits: Mapping[str, str],
+) -> Iterable[tuple[str, Platform, LockedPlatform | None, str, GroupPlan | LauncherPlan]]:
+    """Yield each group and platform, then the launcher's, with what the lock says and what it depends on."""
+    for group in plan.groups:
+        known = existing.groups.get(group.name)
+        for platform in group.platforms:
+            inputs = {
+                "probe": PROBE_VERSION,
+                "base": bases[group.base_image.key].platforms[str(platform)].manifest,
+                "group": group_digest(group),
+                "catalogue_lock": catalogue_digest,
+                "overlays": [[commits[overlay.key], overlay.target] for overlay in group.overlays],
+            }
+            if paths := path_inputs(steps_of(plan, group)):
+                inputs["paths"] = paths
+            environment = known.platforms.get(str(platform)) if known else None
+            yield group.name, platform, environment, inputs_digest(inputs), group
+    launcher = plan.launcher
+    for platform in launcher.platforms if launcher else ():
+        assert launcher is not None
+        inputs = {
+            "probe": PROBE_VERSION,
+            "base": bases[launcher.base_image.key].platforms[str(platform)].manifest,
+            "python": launcher.python,
+            "catalogue_lock": catalogue_digest,
+            **({"requirements": sorted(launcher.requirements.items())} if launcher.requirements else {}),
+        }
+        if launcher.env:
+            inputs["env"] = dict(launcher.env)
+        environment = existing.launcher.platforms.get(str(platform)) if existing.launcher else None
+        yield LAUNCHER, platform, environment, inputs_digest(inputs), launcher
+
+
 def needed_bases(plan: Plan) -> dict[str, tuple[BaseSpec, tuple[Platform, ...]]]:
     """Return every base of a plan under its key, with all platforms that it is needed for, sorted."""
     found: dict[str, tuple[BaseSpec, set[Platform]]] = {}
@@ -440,6 +454,20 @@ def forget(lockfile: Lockfile, names: Sequence[str], *, plan: Plan) -> Lockfile:
     )
 
 
+def told(image: str, added: Additions) -> Iterator[Event]:
+    """Yield what an operator is told of an image's additions; what is one fact about many modules is one event."""
+    for note in added.notes:
+        yield Warned(f"{image}: {note}")
+    for distribution, sentences in added.completed.items():
+        modules = counted(len(sentences), "module")
+        text = f"{image}: `{distribution}` is added: the base lacks it, and {modules} of the base would not import"
+        yield Notice(text, details=sentences)
+    if optional := added.conditional:
+        modules = counted(len(optional), "module")
+        text = f"{image}: {modules} imported under conditions are not in the base, and not installed"
+        yield Notice(text, details=optional)
+
+
 def _environment(probe: ProbeResult, found: Additions, inputs: str) -> LockedPlatform:
     python = probe.python
     return LockedPlatform(
@@ -452,7 +480,7 @@ def _environment(probe: ProbeResult, found: Additions, inputs: str) -> LockedPla
         machine=python.machine,
         missing=found.missing,
         missing_core=found.missing_core,
-        notes=(*found.notes, *found.conditional),
+        notes=(*found.notes, *(text for texts in found.completed.values() for text in texts), *found.conditional),
         additions=found.locked(),
         distributions=render_inventory({item.name: item.version for item in probe.distributions}),
     )

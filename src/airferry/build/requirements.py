@@ -7,7 +7,7 @@ without a note. Fetching is for `wheels`; finding out what the base holds is for
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -31,6 +31,7 @@ from airferry.plan.modules import CORE_MODULES, distribution_for, is_core, paren
 class Additions:
     """What one base lacks and gets. `additions` are sorted by name; `notes` are sentences for an operator.
 
+    `completed` are, by what is added for them, sentences on modules of the base that import what it lacks.
     `conditional` are sentences on modules that are imported under a condition only, and neither there nor added.
     """
 
@@ -39,6 +40,7 @@ class Additions:
     notes: tuple[str, ...] = ()
     conditional: tuple[str, ...] = ()
     additions: tuple[Addition, ...] = ()
+    completed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def locked(self) -> tuple[LockedAddition, ...]:
         """Return the additions as the lock file holds them."""
@@ -102,13 +104,14 @@ def resolve_additions(
     wheels: WheelStore,
     compiler: Compiler | None = None,
     target: WheelTarget | None = None,
+    named_at: Mapping[str, str] | None = None,
 ) -> Additions:
     """Return the closed list of what a base needs for a group's steps, with the wheels in the cache.
 
     Versions come from the catalogue's lock where it has one that suits, else the newest that all who ask agree on.
     With the group's `pip_no_deps` a distribution of the base stays even where an addition asks for another version.
     Without `target` the wheels are those for the interpreter that was probed. `compiler` makes those that must be
-    compiled, which are refused without it.
+    compiled, which are refused without it. `named_at` are the lines of the group's `requirements:`, by module.
 
     Raises:
         BuildError: a core module is missing from the base, nothing names a module's distribution, or one cannot be
@@ -121,7 +124,7 @@ def resolve_additions(
         group.candidates, probe, base=where, requirements=group.requirements, lock=catalogue
     )
     notes += [f"the catalogue imports `{name}`, which the base lacks and which is never installed" for name in core]
-    transitive, more = _incomplete(group.candidates, probe, requirements=group.requirements, lock=catalogue)
+    transitive, more, completed = _incomplete(group.candidates, probe, requirements=group.requirements, lock=catalogue)
     notes += more
     found: tuple[Addition, ...] = ()
     if wanted or transitive:
@@ -136,13 +139,19 @@ def resolve_additions(
         )
         places = {candidate.module: candidate.place for candidate in group.candidates}
         for requirement, module in [*wanted, *transitive]:
-            named = any(name in group.requirements for name in parents(module))
-            closure.add_direct(requirement, module, place=places.get(module, ""), is_named=named)
+            named = next((name for name in parents(module) if name in group.requirements), None)
+            closure.add_direct(
+                requirement,
+                module,
+                place=places.get(module, ""),
+                is_named=named is not None,
+                named_at=(named_at or {}).get(named or "", ""),
+            )
         closure.run()
         notes += closure.notes
         found = closure.additions()
     conditional = _conditional(group, probe, found, lock=catalogue)
-    return Additions(tuple(missing), tuple(core), tuple(sorted(set(notes))), conditional, found)
+    return Additions(tuple(missing), tuple(core), tuple(sorted(set(notes))), conditional, found, completed)
 
 
 def resolve_environment(
@@ -154,11 +163,13 @@ def resolve_environment(
     base: str = "",
     compiler: Compiler | None = None,
     target: WheelTarget | None = None,
+    named_at: Mapping[str, str] | None = None,
 ) -> Additions:
     """Return the environment that the catalogue's lock names, for the base's platform and Python.
 
     It goes into an environment of its own, so what the base holds does not count. `requirements`, by module, take the
-    place of what the lock names for these distributions, and are closed over what they require.
+    place of what the lock names for these distributions, and are closed over what they require. `named_at` are their
+    lines.
 
     Raises:
         BuildError: a locked distribution cannot be had.
@@ -209,7 +220,7 @@ def resolve_environment(
             is_own=True,
         )
         for module, requirement in named:
-            closure.add_direct(requirement, module, place="", is_named=True)
+            closure.add_direct(requirement, module, place="", is_named=True, named_at=(named_at or {}).get(module, ""))
         closure.run()
         taken = closure.additions()
         replaced = {item.wheel.name for item in taken}
@@ -336,11 +347,15 @@ def _incomplete(
     *,
     requirements: Mapping[str, str],
     lock: CatalogueLock | None,
-) -> tuple[list[tuple[Requirement, str]], list[str]]:
-    """Treat modules that are there but import one that is not: add it where its distribution is named, else say so."""
+) -> tuple[list[tuple[Requirement, str]], list[str], dict[str, tuple[str, ...]]]:
+    """Treat modules that are there but import one that is not: add it where its distribution is named, else say so.
+
+    Return what to add with its module, notes on what was left so, and sentences by what is added.
+    """
     held = {canonicalize_name(item.name) for item in probe.distributions}
     wanted: dict[str, Requirement] = {}
     notes = []
+    completed: dict[str, list[str]] = {}
     for candidate in candidates:
         answer = probe.modules[candidate.module]
         if candidate.origin == "reported" or answer.status != "incomplete":
@@ -358,5 +373,6 @@ def _incomplete(
             notes.append(f"{text}; it was left so: name its distribution under `requirements:` if a step needs it")
         else:
             wanted[answer.missing] = parse_requirement(named, why=f"`requirements:` for `{answer.missing}`")
-            notes.append(f"{text}; `{named}` is added for it")
-    return [(requirement, module) for module, requirement in sorted(wanted.items())], notes
+            completed.setdefault(named, []).append(f"{text}; `{named}` is added for it")
+    told = {named: tuple(sorted(set(sentences))) for named, sentences in sorted(completed.items())}
+    return [(requirement, module) for module, requirement in sorted(wanted.items())], notes, told

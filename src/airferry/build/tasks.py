@@ -20,6 +20,7 @@ from airferry.build.direct_launcher import add_environment, add_repository, laun
 from airferry.build.direct_overlays import add_checkout
 from airferry.build.direct_tree import LayerTree
 from airferry.build.direct_wheels import BaseFiles, InstallScheme, WheelInstaller, install_scheme, installed_names
+from airferry.build.failures import naming, overlay_place, requirement_places
 from airferry.build.git_addresses import redact
 from airferry.build.image_writer import base_annotations
 from airferry.build.images import ASSEMBLY_VERSION
@@ -37,6 +38,7 @@ from airferry.oci.layers import Compression
 from airferry.oci.platform import Platform
 from airferry.plan.lockfile import LockedPlatform, Lockfile
 from airferry.plan.models import GroupPlan, LauncherPlan, Plan
+from airferry.plan.modules import parents
 
 LAUNCHER = "launcher"
 TITLE_LABEL = "org.opencontainers.image.title"
@@ -179,9 +181,10 @@ class TaskMaker:
         arguments = {"PYTHON_BIN": locked.python, "BASE_USER": base.user}
 
         def lay_out(context: Path) -> None:
+            self._fetch_overlays(group, checkouts)
             contexts.execution_context(
                 context,
-                additions=self._fetch(locked, base),
+                additions=self._fetch(group, locked, base),
                 pip=self._pip(locked.python_version) if locked.additions else None,
                 checkouts=checkouts,
                 cache=self.cache,
@@ -209,7 +212,7 @@ class TaskMaker:
 
         def lay_out(context: Path) -> None:
             files.ensure_directory(context)
-            wheels = [*self._fetch(locked, base), *self._project_wheels(context.parent)]
+            wheels = [*self._fetch(launcher, locked, base), *self._project_wheels(context.parent)]
             pip = self._pip(locked.python_version)
             contexts.launcher_context(
                 context,
@@ -272,8 +275,9 @@ class TaskMaker:
         def compose(tree: LayerTree, known: Known, room: Room) -> None:
             if known.python is not None:
                 _check_python(known, locked, base=group.base_image.key)
-                wheels = self._fetch(locked, base)
+                wheels = self._fetch(group, locked, base)
                 self._install(tree, known, room, locked, wheels, install_scheme(known.python))
+            self._fetch_overlays(group, checkouts)
             for url, commit, target in checkouts:
                 owner = f"{redact(url)}@{commit[:12]}"
                 add_checkout(
@@ -312,7 +316,7 @@ class TaskMaker:
             configs = contexts.plan_configs(self.plan, self.cache)
             add_repository(tree, contexts.carried(root, excluded, configs), workspace)
             scheme = add_environment(tree, known.python, f"{workspace}/.venv")
-            wheels = [*self._fetch(locked, base), *self._project_wheels(room.folder)]
+            wheels = [*self._fetch(launcher, locked, base), *self._project_wheels(room.folder)]
             self._install(tree, known, room, locked, wheels, scheme)
 
         recipe = DirectRecipe(
@@ -380,7 +384,8 @@ class TaskMaker:
     def _pip(self, python_version: str) -> Path:
         return self.wheels.pip_wheel(_release(python_version))
 
-    def _fetch(self, locked: LockedPlatform, base: BaseImage) -> list[Wheel]:
+    def _fetch(self, image: GroupPlan | LauncherPlan, locked: LockedPlatform, base: BaseImage) -> list[Wheel]:
+        named_at = requirement_places(self.plan, image)
         pins = [
             Pin(
                 item.name,
@@ -390,11 +395,21 @@ class TaskMaker:
                 sha256=item.sha256,
                 address=item.address,
                 root=self.plan.lock_path.parent if self.plan.lock_path else self.plan.source_root,
+                place=next(
+                    (named_at[name] for module in item.modules for name in parents(module) if name in named_at), ""
+                ),
             )
             for item in locked.additions
         ]
         compiler = may_compile(self.plan, self.engine, self.base_layout, base, locked.python, emit=self.emit)
         return self.wheels.fetch(pins, _target(locked), compiler=compiler) if pins else []
+
+    def _fetch_overlays(self, group: GroupPlan, checkouts: tuple[Checkout, ...]) -> None:
+        """Bring what the cache lacks of a group's overlays, so that a failure names the line that asks for it."""
+        for overlay, (url, commit, _target) in zip(group.overlays, checkouts, strict=True):
+            if not self.checkouts.has(url, commit):
+                with naming(overlay_place(self.plan, overlay)):
+                    overlays.fetch_overlay(url, commit, cache=self.cache, emit=self.emit)
 
     def _project_wheels(self, into: Path) -> list[Wheel]:
         """Return the wheel that makes the catalogue's own project importable, if it declares one."""

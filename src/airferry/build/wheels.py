@@ -86,6 +86,8 @@ class WheelStore:
     cache: Path
     pip: Pip = field(default_factory=Pip)
     emit: Emit = silent
+    # added to under the cache's lock
+    _said: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
     @property
     def folder(self) -> Path:
@@ -191,7 +193,7 @@ class WheelStore:
                 shutil.copytree(source, untouched, symlinks=True)
                 made = self._build_here(source, scratch=out, into=scratch)
                 if isinstance(made, Wheel):
-                    self.emit(Notice(f"`{pin.requirement}` has no wheel; it was built from its source on this host"))
+                    self._say_once(f"`{pin.requirement}` has no wheel; it was built from its source on this host")
                     return made
                 source, reason = untouched, f"`{pin.requirement}` has no wheel for {target}, and {made}"
                 compiler = self._may_compile(compiler, reason)
@@ -245,6 +247,12 @@ class WheelStore:
             )
         self.emit(Notice(f"{reason}; it is compiled in a container of `{compiler.base.name}`"))
         return compiler
+
+    def _say_once(self, text: str) -> None:
+        """Say what concerns no single image once in the life of this store, however many images lead to it."""
+        if text not in self._said:
+            self._said.add(text)
+            self.emit(Notice(text))
 
     def _compile(
         self,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -136,7 +137,20 @@ def plan(
         return
     data("\n".join(usecases.describe_plan(result.plan, verbose=reporter.verbose)))
     data("\n".join(["", *usecases.describe_prediction(result.prediction, verbose=reporter.verbose)]))
-    reporter.say(f"wrote {result.path}; next: [bold]airferry build[/]")
+    following = "build" if result.locked else "lock"
+    more = {"--stage": stage} if result.locked else {}
+    command = _next(following, config, {"--source": source, "--target": target, "--platform": platform, **more})
+    reporter.say(f"wrote {result.path}; next: [bold]{escape(command)}[/]")
+
+
+def _next(command: str, config: Path, options: Mapping[str, object]) -> str:
+    """Return the command that goes on with the same plan, for a shell: the options as they were given."""
+    words = ["airferry", command]
+    given = {"--config": config if config != DEFAULT_CONFIG else None, **options}
+    for name, value in given.items():
+        for one in value if isinstance(value, list) else [value] if value else []:
+            words += [name, str(one)]
+    return shlex.join(words)
 
 
 def lock(
@@ -169,7 +183,9 @@ def lock(
         return
     data("\n".join(result.changes) if result.changes else "nothing changed")
     done = "wrote" if result.changes else "kept"
-    reporter.say(f"{done} {result.path}; next: [bold]airferry build[/]")
+    given: dict[str, object] = {"--source": source, "--target": target, "--platform": platform}
+    given |= {"--engine": engine if engine != "auto" else None, "--probe": probe if probe != "auto" else None}
+    reporter.say(f"{done} {result.path}; next: [bold]{escape(_next('build', config, given))}[/]")
 
 
 def build(

@@ -29,6 +29,7 @@ from airferry.oci.reference import parse_reference
 FREE_PREFIX = "x-"
 _IMAGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
+_COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]*(:[a-z0-9-]+)?")
 
 
@@ -95,10 +96,29 @@ def _module(value: str) -> str:
 
 def _requirement(value: str) -> str:
     try:
-        Requirement(value)
+        requirement = Requirement(value)
     except InvalidRequirement as error:
         raise ValueError(f"`{value}` is no requirement, expected for example `name==1.2`") from error
+    if requirement.url:
+        parse_git_requirement(requirement)
     return value
+
+
+def parse_git_requirement(requirement: Requirement) -> tuple[str, str, str | None]:
+    """Return URL, commit and folder of `name @ git+URL@COMMIT`, to which `#subdirectory=FOLDER` may be added.
+
+    Raises:
+        ValueError: it is another address; only a full commit id names the same bytes tomorrow.
+    """
+    address, _, fragment = (requirement.url or "").partition("#")
+    url, _, commit = address.removeprefix("git+").rpartition("@")
+    if not address.startswith("git+") or not url or url.startswith("-") or not _COMMIT.fullmatch(commit):
+        raise ValueError(
+            f"`{requirement.name} @ …` is not an address that can be carried; write `{requirement.name}==VERSION`, or "
+            f"`{requirement.name} @ git+URL@COMMIT` with a full commit id"
+        )
+    settings = dict(part.partition("=")[::2] for part in fragment.split("&") if part)
+    return url, commit, settings.get("subdirectory")
 
 
 def _image_name(value: str) -> str:

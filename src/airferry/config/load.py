@@ -15,6 +15,8 @@ from airferry.config.site import SiteProfile
 from airferry.errors import ConfigurationError
 
 MAX_PROBLEMS = 50
+# below these, `env` is a name that the user chose, and not the key for variables
+_NAMED_BY_USERS = (("execution_images",), ("profiles",), ("steps",))
 _REASONS = {
     "string_type": "expected text",
     "bool_type": "expected `true` or `false`",
@@ -98,12 +100,18 @@ def _site_of_its_own(document: Document) -> SiteProfile:
         raise _configuration_error(document, error, below=("site",)) from error
 
 
-def _without_nulls(value: Any) -> Any:
-    """Drop keys without a value: `required_imports:` with nothing after it is the same as no key."""
+def _without_nulls(value: Any, key: KeyPath = ()) -> Any:
+    """Drop keys without a value: `required_imports:` with nothing after it is the same as no key.
+
+    A variable without a value stays, to be refused: nothing tells whether an empty one or none was meant.
+    """
     if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+        variables = key[-1:] == ("env",) and (key[-2:-1] not in _NAMED_BY_USERS)
+        return {
+            name: _without_nulls(item, (*key, name)) for name, item in value.items() if item is not None or variables
+        }
     if isinstance(value, list):
-        return [_without_nulls(item) for item in value]
+        return [_without_nulls(item, (*key, index)) for index, item in enumerate(value)]
     return value
 
 
@@ -151,6 +159,8 @@ def _reason(kind: str, message: str, value: Any, key: KeyPath) -> str:
         if near:
             return f"unknown key, did you mean `{near[0]}`?"
         return "unknown key; here may be " + ", ".join(f"`{name}`" for name in known)
+    if value is None and key[-2:-1] == ("env",):
+        return 'the variable has no value; write `""` for an empty one, or leave it out'
     if kind == "literal_error" and message.endswith(" False"):
         return "expected `false`, or a mapping"
     reason = _REASONS.get(kind) or message.removeprefix("Value error, ")

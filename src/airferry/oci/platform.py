@@ -28,10 +28,12 @@ _MACHINES = {
     "arm": "armv7l",
 }
 _VARIANTS = {
-    "amd64": ("v1", "v2", "v3", "v4"),
+    "amd64": ("v2", "v3", "v4"),
     "arm": ("v5", "v6", "v7", "v8"),
     "arm64": ("v8", "v9"),
 }
+# what an architecture without a variant is; `normalizeArch` of containerd's platforms drops those of amd64 and arm64
+_BASELINE = {"amd64": "v1", "arm64": "v8", "arm": "v7"}
 _QEMU = {
     "amd64": "x86_64",
     "arm64": "aarch64",
@@ -72,7 +74,7 @@ class Platform:
     def accepts(self, other: Platform) -> bool:
         """Tell whether an image for `other` serves where this platform is wanted.
 
-        `arm64` and `arm64/v8` are the same; no variant wanted accepts any.
+        `arm64` and `arm64/v8` are the same, `amd64` and `amd64/v1` too; no variant wanted accepts any.
         """
         if (self.os, self.architecture) != (other.os, other.architecture):
             return False
@@ -84,8 +86,7 @@ class Platform:
 
 
 def _variant(value: Platform) -> str:
-    default = {"arm64": "v8", "arm": "v7"}.get(value.architecture, "")
-    return value.variant or default
+    return value.variant or _BASELINE.get(value.architecture, "")
 
 
 def parse_platform(text: str) -> Platform:
@@ -102,7 +103,7 @@ def parse_platform(text: str) -> Platform:
         )
     architecture = _ALIASES.get(parts[1], parts[1])
     variant = parts[2] if len(parts) == 3 else ""
-    if (architecture, variant) == ("arm64", "v8"):
+    if architecture in ("amd64", "arm64") and variant == _BASELINE[architecture]:
         variant = ""
     return Platform(parts[0], architecture, variant)
 
@@ -132,7 +133,7 @@ def parse_buildable_platform(text: str) -> Platform:
         known = ", ".join(f"`{platform.os}/{platform.architecture}/{variant}`" for variant in variants)
         raise ConfigurationError(
             f"unsupported platform `{text}`, did you mean `{platform.os}/{platform.architecture}`?",
-            hint=f"its variants are {known}" if known else "it has no variants",
+            hint=f"its variants are {known}, for bases that are made for them" if known else "it has no variants",
         )
     return platform
 

@@ -104,9 +104,12 @@ def open_catalogue(config: Config, *, source_dir: Path | None = None) -> Catalog
             None,
         )
         if nearest is None:
-            raise ConfigurationError(
-                f"no folder of steps `{steps}` at or above `{config.folder}`, nor at or above `{here}`", hint=hint
-            )
+            # one of both is said where the other lies above it
+            starts = [here] if here.is_relative_to(config.folder) else [config.folder]
+            if not config.folder.is_relative_to(here) and not here.is_relative_to(config.folder):
+                starts.append(here)
+            told = ", nor at or above ".join(f"`{folder}`" for folder in starts)
+            raise ConfigurationError(f"no folder of steps `{steps}` at or above {told}", hint=hint)
         root = nearest
     return Catalogue(root, root / PurePosixPath(steps), config.source.steps_package)
 
@@ -181,8 +184,10 @@ def _named_config(folder: Path, name: str) -> Path:
     return next((path for path in files if path.is_file()), files[0])
 
 
-def find_step(catalogue: Catalogue, target: Target) -> StepFiles:
+def find_step(catalogue: Catalogue, target: Target, *, travelled: bool = False) -> StepFiles:
     """Find a target's files and check that `step.toml` is about the folder that it is in.
+
+    `travelled`: images were built of it, so that its catalogue may be one that lacks the user's own configs.
 
     Raises:
         ConfigurationError: a file is missing or unreadable; nearest names are shown.
@@ -210,8 +215,8 @@ def find_step(catalogue: Catalogue, target: Target) -> StepFiles:
             raise ConfigurationError(
                 f"step `{target.step_id}` has no config `{target.config}`: `{config_path}` is missing",
                 hint=_nearest(target.config, catalogue.config_names(target.step_id))
-                + "; a customer's own config is named by its path, with a `/` or the ending `.yaml`, and is in the "
-                "catalogue that travelled with the images",
+                + "; a config of your own is named by its path, with a `/` or the ending `.yaml`"
+                + (", and is in the catalogue that travelled with the images" if travelled else ""),
             )
     module = f"{catalogue.package}.{target.step_id.replace('/', '.')}.step"
     return StepFiles(target, folder, step_py, step_toml, config_path, module)

@@ -292,7 +292,7 @@ def _installed(arguments: Sequence[str]) -> StartInstall:
         if option in ("-e", "--editable"):
             _sort_in(value, names, folders, others, unknown, local=True)
         elif option in ("-r", "--requirement"):
-            unknown.append(f"its packages are in the file `{value}`")
+            unknown.append(f"its packages are in the file `{value}`" if value else f"`{option}` names no file")
     return StartInstall("pip", tuple(names), tuple(folders), tuple(others), "; ".join(dict.fromkeys(unknown)))
 
 

@@ -53,7 +53,13 @@ class Pulls:
         """
         with self._lock:
             if self._configuration is None:
-                self._configuration = self._read()
+                try:
+                    self._configuration = self._read()
+                except ConfigurationError as error:
+                    # it is about no single image
+                    raise ConfigurationError(
+                        error.message, hint=error.hint, **{**error.fields, "stands_alone": True}
+                    ) from error
             return self._configuration.endpoints(reference)
 
     def open(self, endpoint: PullEndpoint) -> RegistrySource:

@@ -196,7 +196,7 @@ def _context(
     checked: Checked, target: Target, *, executor: Executor, profile: EnvProfile | None, reader: StepConfigReader
 ) -> StepContext | None:
     """Return a step as the rules see it, or None if it has no config to look at."""
-    found = find_step(checked.catalogue, target)
+    found = find_step(checked.catalogue, target, travelled=True)
     path = _config_path(checked, found, executor)
     if path is None:
         return None

@@ -93,7 +93,7 @@ def make_overlays(receipt: Receipt, catalogue: Catalogue, *, site: SiteProfile, 
     unclear: dict[tuple[str, str], None] = {}
     for target in targets_of(receipt):
         image = image_of(receipt, target)
-        found = find_step(catalogue, with_default(catalogue, target))
+        found = find_step(catalogue, with_default(catalogue, target), travelled=True)
         staged = _staged(found, receipt, reader)
         unclear.update(dict.fromkeys((name, found.target.spec) for name in staged.values.unclear))
         for executor in executors:

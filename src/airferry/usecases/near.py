@@ -16,13 +16,14 @@ from airferry.build.base_probe import ProbeChoice
 from airferry.build.bases import BaseCache
 from airferry.build.checkouts import Checkouts
 from airferry.build.knowledge import Knowledge
-from airferry.build.locking import Locked, Locker, forget
+from airferry.build.locking import Locked, Locker, forget, uncovered
 from airferry.build.originals import bring_originals
 from airferry.build.pip import Pip
 from airferry.build.prediction import Prediction, Predictor, ensure_room
 from airferry.build.production import Produced, Production, Workshop
 from airferry.build.wheels import WheelStore
 from airferry.buildah.engine import Engine, open_engine
+from airferry.buildah.preflight import Check
 from airferry.buildah.program import EngineChoice, Program, find_engine
 from airferry.bundle.manifest import BundleManifest
 from airferry.errors import ConfigurationError, UsageError
@@ -31,6 +32,7 @@ from airferry.host import files, memory
 from airferry.host.threads import usable_cores
 from airferry.oci.layers import Compression
 from airferry.oci.platform import Platform, parse_buildable_platform
+from airferry.plan.catalogue import open_catalogue
 from airferry.plan.catalogue_lock import read_catalogue_lock
 from airferry.plan.lockfile import LOCK_FILE, Lockfile, differences, read_lockfile, render_lockfile, write_lockfile
 from airferry.plan.models import Plan, PlanWarning
@@ -72,12 +74,13 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class PlanOutcome:
-    """A plan, its document, where that was written, and what a build of it is expected to take."""
+    """A plan, its document, where that was written, what a build of it is expected to take, and if a lock covers it."""
 
     plan: Plan
     document: dict[str, Any]
     path: Path
     prediction: Prediction
+    locked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,8 +166,14 @@ def plan(selection: Selection) -> PlanOutcome:
     document = made.to_document()
     path = made.output_dir / PLAN_FILE
     write_plan(document, path)
-    known = read_lockfile(made.output_dir / LOCK_FILE) or Lockfile()
-    return PlanOutcome(made, document, path, Predictor(made, known, files.cache_directory()).predict())
+    known = read_lockfile(made.output_dir / LOCK_FILE)
+    covered = known is not None and not uncovered(made, _catalogue_digest(made), known)
+    prediction = Predictor(made, known or Lockfile(), files.cache_directory()).predict()
+    return PlanOutcome(made, document, path, prediction, covered)
+
+
+def _catalogue_digest(made: Plan) -> str | None:
+    return hashlib.sha256(made.lock_path.read_bytes()).hexdigest() if made.lock_path else None
 
 
 def lock(
@@ -249,11 +258,21 @@ def _warn(made: Plan, emit: Emit) -> None:
 def doctor(selection: Selection, *, engine: str = "auto", emit: Emit = silent) -> DoctorReport:
     """Check this host for what a build of the plan needs, or, where there is no plan's file, of any plan.
 
+    A catalogue that is not found is a failed check, next to those of what any plan needs.
+
     Raises:
         ConfigurationError: there is a plan's file, and it is wrong.
     """
-    made = read_plan(selection) if selection.config.exists() else None
-    return examine(made, engine=parse_engine(engine), emit=emit)
+    choice = parse_engine(engine)
+    if not selection.config.exists():
+        return examine(None, engine=choice, emit=emit)
+    config = configuration.load_config(selection.config)
+    try:
+        open_catalogue(config, source_dir=selection.source)
+    except ConfigurationError as error:
+        report = examine(None, engine=choice, emit=emit)
+        return replace(report, checks=(*report.checks, Check("catalogue", "fail", error.message, error.hint or "")))
+    return examine(read_plan(selection), engine=choice, emit=emit)
 
 
 def read_plan(selection: Selection) -> Plan:
@@ -383,7 +402,6 @@ def open_near_side(made: Plan, *, engine: str, probe: str, jobs: int | None, emi
             return opened[0]
 
         catalogue = read_catalogue_lock(made.lock_path) if made.lock_path else None
-        digest = hashlib.sha256(made.lock_path.read_bytes()).hexdigest() if made.lock_path else None
         bases = BaseCache(cache, open_registry=Pulls(clients, emit=emit).source, emit=emit)
         compression = Compression(made.compression.kind, made.compression.level)
         limits = made.config.limits
@@ -402,7 +420,7 @@ def open_near_side(made: Plan, *, engine: str, probe: str, jobs: int | None, emi
             engine=_once(lend_engine),
             wheels=WheelStore(cache, Pip(emit=emit), emit),
             catalogue=catalogue,
-            catalogue_digest=digest,
+            catalogue_digest=_catalogue_digest(made),
             cache=cache,
             checkouts=Checkouts(stack.enter_context(files.scratch_directory(scratch)), cache=cache, emit=emit),
             jobs=jobs or _default_jobs(),
