@@ -87,6 +87,8 @@ def load(
     options = options or ClientOptions()
     destination = parse_destination(to)
     expect_outside(receipt_path, find_layout(path))
+    if not dry_run:
+        expect_receipt_place(receipt_path)
     report = stage("verify", emit, lambda: verify_bundle(path, root=root, emit=emit))
     report.raise_if_wrong()
     bundle = open_bundle(path, root=report.root)
@@ -135,6 +137,32 @@ def expect_outside(written: Path, layout: Path) -> None:
             f"`{written}` lies in the bundle `{layout}`, and whatever is added there damages it",
             hint="name a place outside of the bundle",
         )
+
+
+def expect_receipt_place(path: Path) -> None:
+    """Check that a receipt can be written to a path. Leaves nothing behind.
+
+    Raises:
+        UsageError: a folder is there.
+        HostError: its folder is not writable.
+    """
+    if path.is_dir():
+        raise UsageError(f"receipt `{path}` is a folder, expected a file", hint="name a file: `--receipt FILE`")
+    files.expect_writable(path.parent)
+
+
+def expected_receipt(
+    bundle: Bundle, *, to: str, maps: Mapping[str, str] | None = None, flatten: bool = False
+) -> Receipt:
+    """Return the receipt that a load would write, as far as the bundle alone tells: no registry is asked.
+
+    Raises:
+        UsageError: no destination, or two images would collide.
+        IntegrityError: the bundle is damaged.
+    """
+    destination = parse_destination(to)
+    places = place_images(bundle, destination, maps=maps, flatten=flatten)
+    return _receipt(bundle, destination, places, (), plan_shipments(bundle, destination, places), verified=False)
 
 
 def _push(pusher: Pusher, shipments: Sequence[Shipment]) -> PushResult:
