@@ -8,14 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from airferry.bundle.receipt import RECEIPT_FILE
+from airferry.bundle.receipt import RECEIPT_FILE, Receipt
 from airferry.bundle.verify import open_bundle
+from airferry.config import SiteProfile
 from airferry.errors import AirferryError
 from airferry.events import Emit, Warned, silent
 from airferry.host import files
 from airferry.registry.client import ClientOptions
 from airferry.site import load as loading
-from airferry.site.overlays import OverlaySet, make_overlays
+from airferry.site.overlays import OverlaySet, image_of, make_overlays, targets_of
+from airferry.site.registry_images import ask_images, pull_warnings
+from airferry.site.submission import reference_for
 from airferry.usecases.catalogue import Whereabouts
 from airferry.usecases.far import LoadOutcome, load
 from airferry.usecases.site import read_site, write_overlays
@@ -88,6 +91,7 @@ def load_for_jobs(
     )
     if dry_run:
         return JobsOutcome(loaded, None)
+    _warn_of_pulls(loaded.receipt, known, options=options, emit=emit)
     places = Whereabouts(source=source, bundle=opened, receipt=loaded.receipt, options=options, emit=emit)
     try:
         made = write_overlays(loaded.receipt, places, site=known, out=jobs)
@@ -104,3 +108,18 @@ def load_for_jobs(
         )
         raise
     return JobsOutcome(loaded, made)
+
+
+def _warn_of_pulls(receipt: Receipt, site: SiteProfile, *, options: ClientOptions | None, emit: Emit) -> None:
+    """Warn about images that the registry holds and does not give to an executor of the site.
+
+    The load itself sees nothing of it: docker-registry 2.x shows OCI manifests to any client but enroot.
+    """
+    images = [image_of(receipt, target) for target in targets_of(receipt)]
+    for executor in site.executors:
+        names = {str(reference_for(executor, image)) for image in images}
+        asked = ask_images(
+            names, executor=executor, platform=site.platform, options=options or ClientOptions(), emit=emit
+        )
+        for warning in pull_warnings(executor, images, asked):
+            emit(warning)
