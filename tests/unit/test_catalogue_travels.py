@@ -370,6 +370,8 @@ def test_overlays_and_check_take_the_catalogue_of_the_bundle(tmp_path: Path, bun
     assert {finding.kind for finding in report.blocking} == {"git", "image"}
     assert report.blocking[0].file == f"{STEP}/config/default.yaml"
     assert not any((tmp_path / "cache/scratch").iterdir()), "what was extracted for the check is gone"
+    (cloned,) = [finding for finding in report.blocking if finding.kind == "git"]
+    assert f"-c {tmp_path}/jobs/kubernetes/sft/one/tiny.yaml, " in str(cloned.fix), "written next to the receipt"
     report = usecases.check(receipt=receipt, bundle=bundle, overlays=tmp_path / "jobs", ask_registry=False)
     assert not report.blocking
 

@@ -22,7 +22,7 @@ from airferry.site.asset_rules import StagedAssets
 from airferry.site.assets import bundle_assets
 from airferry.site.check import Checked, CheckReport, executor_of, images_to_ask, run_check
 from airferry.site.mirrors import MirrorFiles, make_mirrors
-from airferry.site.overlays import PLAIN, WRITTEN_BY, OverlaySet, make_overlays
+from airferry.site.overlays import COMMANDS_FILE, PLAIN, WRITTEN_BY, OverlaySet, make_overlays
 from airferry.site.registry_images import ask_images
 from airferry.usecases.catalogue import Whereabouts
 from airferry.usecases.defaults import SITE_FILE
@@ -176,6 +176,7 @@ def check(
             targets=tuple(part.strip() for text in targets for part in text.split(",") if part.strip()),
             executor=executor,
             overlays=overlays,
+            written=_written_next_to(receipt, known),
             env_file=read_env_file(env_file) if env_file is not None else None,
             profile=profile,
             assets=_assets(opened, content=hash_assets, emit=emit),
@@ -186,6 +187,14 @@ def check(
             asking = executor_of(checked)
             images = ask_images(names, executor=asking, platform=known.platform, options=quick, emit=emit)
         return run_check(checked, images)
+
+
+def _written_next_to(receipt: Path | None, site: SiteProfile) -> Path | None:
+    """Return the folder of a receipt where `load --jobs` wrote overlays next to it, else None."""
+    kinds = [executor.kind for executor in site.executors or (PLAIN,)]
+    if receipt is None or not any((receipt.parent / kind / COMMANDS_FILE).is_file() for kind in kinds):
+        return None
+    return receipt.parent
 
 
 def _assets(bundle: Bundle | None, *, content: bool, emit: Emit) -> StagedAssets:
