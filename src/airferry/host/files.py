@@ -57,6 +57,11 @@ def ensure_directory(path: Path) -> Path:
     return path
 
 
+def without_dots(path: Path) -> Path:
+    """Return a path without `..`, absolute where it had any. Links are not followed: `link/..` is where `link` is."""
+    return Path(os.path.normpath(path.absolute())) if ".." in path.parts else path
+
+
 def expect_writable(folder: Path) -> None:
     """Check that files can be written below a folder, which may not exist yet. Leaves nothing behind.
 

@@ -67,6 +67,7 @@ def load_for_jobs(
         AirferryError: as `load` raises.
     """
     known = read_site(site)
+    jobs = files.without_dots(jobs)
     opened = open_bundle(bundle, root=root)
     loading.expect_outside(jobs, opened.store.path)
     before = Whereabouts(source=source, bundle=opened, options=options, emit=emit)

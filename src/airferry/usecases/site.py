@@ -103,6 +103,7 @@ def overlays(
 
 def write_overlays(receipt: Receipt, places: Whereabouts, *, site: SiteProfile, out: Path) -> OverlaySet:
     """Write what `overlays` writes, from a receipt, a catalogue and a site that are at hand."""
+    out = files.without_dots(out)
     made = make_overlays(receipt, places.kept_in(out), site=site, out=out.absolute())
     _write(out, made.files)
     # without a profile, nothing says that the executors of an earlier run are gone
