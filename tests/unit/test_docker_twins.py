@@ -12,7 +12,7 @@ from airferry import usecases
 from airferry.bundle.manifest import BundleManifest, TwinEntry
 from airferry.bundle.receipt import ReceiptTwin, read_receipt
 from airferry.bundle.seal import seal
-from airferry.bundle.twins import twin_of, with_twins
+from airferry.bundle.twins import images_text, twin_of, with_twins
 from airferry.bundle.verify import open_bundle, verify_bundle
 from airferry.config import Executor, load_config
 from airferry.errors import ConfigurationError, RegistryError, UsageError
@@ -69,7 +69,10 @@ def test_a_twin_lists_the_very_manifests_of_its_image_and_adds_one_small_blob(tm
     assert make_bundle(tmp_path / "again", twins=True).root == with_twin.root
     assert opened.manifest.images[0].docker_twin == TwinEntry(reference=TWIN, digest=twin.digest)
     report = verify_bundle(tmp_path / "twin")
-    assert report.ok and report.images == 1
+    assert report.ok and (report.images, report.twins, report.originals) == (1, 1, 0)
+    assert report.images_text == "1 image and 1 Docker twin"
+    assert images_text(2, twins=2, originals=1) == "2 images, 2 Docker twins and 1 original base image"
+    assert images_text(3, twins=0, originals=0) == "3 images"
 
 
 def test_a_report_names_twins(bundle: Path) -> None:

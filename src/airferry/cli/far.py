@@ -68,7 +68,7 @@ def verify(
         if (more := len(report.beside) - SHOWN_BESIDE) > 0:
             reporter.say(f"[yellow]note:[/] {more} more lines about the folder, all of them with `--json`")
         amount = f"{report.blobs} blobs, {size_text(report.size_bytes)}"
-        reporter.say(f"{counted(report.images, 'image')} and {counted(report.artifacts, 'artifact')} in {amount}")
+        reporter.say(f"{report.images_text}; {counted(report.artifacts, 'artifact')}; {amount}")
         reporter.say(f"root {report.root}" + (" (as expected)" if report.root_verified else ""))
     report.raise_if_wrong(listed=not as_json)
     if not report.root_verified:

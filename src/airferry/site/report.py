@@ -148,7 +148,7 @@ def _summary(bundle: Bundle, verified: VerifyReport) -> Section:
             _cell("Verification"),
             _cell("nothing is wrong" if verified.ok else counted(len(verified.findings), "finding")),
         ],
-        [_cell("Images"), _cell(f"{len(manifest.images)}, for {', '.join(platforms) or 'no platform'}")],
+        [_cell("Images"), _cell(f"{verified.images_text}, for {', '.join(platforms) or 'no platform'}")],
         [_cell("Artifacts"), _cell(len(manifest.artifacts) + 1)],
         [_cell("Bytes in the bundle"), _cell(f"{size_text(verified.size_bytes)} in {verified.blobs} blobs")],
         [_cell("Bytes if every image stood alone"), _cell(size_text(separate))],

@@ -11,7 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from airferry.bundle.asset_files import asset_place
-from airferry.bundle.assets import MAX_NAME_BYTES, MAX_PATH_BYTES, AssetLink, decode_path, encode_path, linked_path, safe_path
+from airferry.bundle.assets import (
+    MAX_NAME_BYTES,
+    MAX_PATH_BYTES,
+    AssetLink,
+    decode_path,
+    encode_path,
+    linked_path,
+    safe_path,
+)
 from airferry.errors import IntegrityError
 from airferry.oci.tar import DIRECTORY, SYMLINK, TarEntry, TarReader
 
