@@ -199,6 +199,16 @@ def test_other_failures_still_end_the_load(bundle: Path, tmp_path: Path, fault: 
         loaded(bundle, registry, tmp_path)
 
 
+def test_a_load_that_fails_leads_with_the_cause_and_counts_what_is_missing(bundle: Path, tmp_path: Path) -> None:
+    with run_scripted() as registry:
+        address = registry.address
+    with pytest.raises(RegistryError) as caught:
+        load(bundle, to=f"{address}/site", receipt_path=tmp_path / "receipt.yaml", options=OPTIONS)
+    cause, _, rest = caught.value.message.partition("; ")
+    assert cause.endswith("refuses connections")
+    assert rest == "no tag was moved; not whole there yet: 1 image and 2 artifacts"
+
+
 def test_a_twin_and_an_image_under_one_name_are_refused(bundle: Path, tmp_path: Path) -> None:
     opened = open_bundle(bundle)
     index = opened.images[REFERENCE]
