@@ -22,6 +22,7 @@ from airferry.oci.layout import LayoutStore
 from airferry.oci.reference import parse_reference
 from airferry.registry.client import ClientOptions
 from airferry.registry.retry import RetryPolicy
+from airferry.site import activation
 from airferry.site.load import LoadResult, load
 from airferry.site.relocation import parse_destination
 from airferry.site.served import read_repositories
@@ -227,3 +228,13 @@ def test_serve_offers_twins_under_their_tags(bundle: Path) -> None:
     repository = read_repositories(open_bundle(bundle), parse_destination("localhost:1"))["team/trainer"]
     found = repository.find("1.0-docker")
     assert found is not None and found.descriptor.media_type == DOCKER_MANIFEST_LIST
+
+
+def test_the_hint_of_a_rollback_says_only_what_was_done() -> None:
+    moved = {"hub/x:1": "something else has moved it since"}
+    new = {"hub/x:1": activation.NOT_REMOVABLE}
+    removal = "remove the new tags with the registry's own tools if they must go"
+    assert activation._rollback_hint(moved, others=0) is None
+    assert activation._rollback_hint(new, others=0) == removal
+    assert activation._rollback_hint(new, others=2) == f"2 other tags are as before the load; {removal}"
+    assert activation._rollback_hint(moved, others=1) == "1 other tag is as before the load"
