@@ -27,7 +27,7 @@ RootOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
 PlainHttpOption = Annotated[
-    bool | None, typer.Option("--plain-http/--tls", help="Without TLS; loopback needs no such word.")
+    bool | None, typer.Option("--plain-http/--tls", help="Use plain HTTP; not needed for localhost.")
 ]
 CaFileOption = Annotated[Path | None, typer.Option("--ca-file", help="Certificate of a private authority, PEM.")]
 JobsOption = Annotated[

@@ -28,7 +28,7 @@ from airferry.usecases.catalogue import Whereabouts
 from airferry.usecases.defaults import SITE_FILE
 
 PLAN_CONFIG = "airgap.yaml"
-HEADER = "# What is known of the far side, for `airferry overlays`, `mirrors` and `check`.\n"
+HEADER = "# The far side, described for `airferry overlays`, `mirrors` and `check`.\n"
 
 
 def init_site(path: Path, document: Mapping[str, Any], *, force: bool = False) -> SiteProfile:
@@ -39,7 +39,7 @@ def init_site(path: Path, document: Mapping[str, Any], *, force: bool = False) -
         ConfigurationError: the profile would be wrong.
     """
     if path.exists() and not force:
-        raise UsageError(f"`{path}` is there already", hint="`--force` writes it anew")
+        raise UsageError(f"`{path}` is there already", hint="`--force` replaces it")
     written = {key: value for key, value in document.items() if value not in (None, "", [], {}, ())}
     text = HEADER + yaml.safe_dump(written, sort_keys=False, width=120)
     site = parse_site(text.encode(), path)
