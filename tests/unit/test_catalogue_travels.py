@@ -180,7 +180,12 @@ FILE, LINK, FOLDER = tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE
         ([("/out", FILE, "")], "leads out"),
         ([("./a", FILE, "")], "leads out"),
         ([("a//b", FILE, "")], "leads out"),
-        ([("a" * 300 + "/" + "b" * 4000, FILE, "")], "leads out"),
+        ([("a" * 300 + "/" + "b" * 4000, FILE, "")], "name of more than 255 bytes"),
+        ([("/".join(["a" * 250] * 17), FILE, "")], "leads out"),
+        ([("a" * 256, FILE, "")], "name of more than 255 bytes"),
+        ([("l" * 300, LINK, "a")], "name of more than 255 bytes"),
+        ([("l", LINK, "")], "a link without a target"),
+        ([("l", LINK, "a/" * 2100)], "a target of 4096 bytes or more"),
         ([("l", LINK, "/etc")], "a link that leads out"),
         ([("l", LINK, "..")], "a link that leads out"),
         ([("d/l", LINK, "x/../../../out")], "a link that leads out"),
@@ -370,6 +375,8 @@ def test_overlays_and_check_take_the_catalogue_of_the_bundle(tmp_path: Path, bun
     assert {finding.kind for finding in report.blocking} == {"git", "image"}
     assert report.blocking[0].file == f"{STEP}/config/default.yaml"
     assert not any((tmp_path / "cache/scratch").iterdir()), "what was extracted for the check is gone"
+    (cloned,) = [finding for finding in report.blocking if finding.kind == "git"]
+    assert f"-c {tmp_path}/jobs/kubernetes/sft/one/tiny.yaml, " in str(cloned.fix), "written next to the receipt"
     report = usecases.check(receipt=receipt, bundle=bundle, overlays=tmp_path / "jobs", ask_registry=False)
     assert not report.blocking
 

@@ -57,6 +57,13 @@ def put_receipt(folder: Path, *, target: str = "sft/one:tiny") -> Path:
     return folder / "airgap-receipt.yaml"
 
 
+def test_a_missing_receipt_is_told_with_what_writes_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["overlays", "gone.yaml"], ["check", "gone.yaml", "--source", str(tmp_path)]):
+        assert run(words) == 4
+        said = " ".join(capsys.readouterr().err.split())
+        assert "there is no receipt `gone.yaml`" in said and "airferry load BUNDLE --to HOST:PORT/PREFIX" in said
+
+
 @pytest.fixture(autouse=True)
 def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AIRFERRY_SITE", "AIRFERRY_SOURCE", "AIRFERRY_ROOT", "NEMOTRON_ENV_FILE"):

@@ -12,7 +12,7 @@ from airferry import usecases
 from airferry.bundle.manifest import BundleManifest, TwinEntry
 from airferry.bundle.receipt import ReceiptTwin, read_receipt
 from airferry.bundle.seal import seal
-from airferry.bundle.twins import twin_of, with_twins
+from airferry.bundle.twins import images_text, twin_of, with_twins
 from airferry.bundle.verify import open_bundle, verify_bundle
 from airferry.config import Executor, load_config
 from airferry.errors import ConfigurationError, RegistryError, UsageError
@@ -22,6 +22,7 @@ from airferry.oci.layout import LayoutStore
 from airferry.oci.reference import parse_reference
 from airferry.registry.client import ClientOptions
 from airferry.registry.retry import RetryPolicy
+from airferry.site import activation
 from airferry.site.load import LoadResult, load
 from airferry.site.relocation import parse_destination
 from airferry.site.served import read_repositories
@@ -69,7 +70,10 @@ def test_a_twin_lists_the_very_manifests_of_its_image_and_adds_one_small_blob(tm
     assert make_bundle(tmp_path / "again", twins=True).root == with_twin.root
     assert opened.manifest.images[0].docker_twin == TwinEntry(reference=TWIN, digest=twin.digest)
     report = verify_bundle(tmp_path / "twin")
-    assert report.ok and report.images == 1
+    assert report.ok and (report.images, report.twins, report.originals) == (1, 1, 0)
+    assert report.images_text == "1 image and 1 Docker twin"
+    assert images_text(2, twins=2, originals=1) == "2 images, 2 Docker twins and 1 original base image"
+    assert images_text(3, twins=0, originals=0) == "3 images"
 
 
 def test_a_report_names_twins(bundle: Path) -> None:
@@ -196,6 +200,16 @@ def test_other_failures_still_end_the_load(bundle: Path, tmp_path: Path, fault: 
         loaded(bundle, registry, tmp_path)
 
 
+def test_a_load_that_fails_leads_with_the_cause_and_counts_what_is_missing(bundle: Path, tmp_path: Path) -> None:
+    with run_scripted() as registry:
+        address = registry.address
+    with pytest.raises(RegistryError) as caught:
+        load(bundle, to=f"{address}/site", receipt_path=tmp_path / "receipt.yaml", options=OPTIONS)
+    cause, _, rest = caught.value.message.partition("; ")
+    assert cause.endswith("refuses connections")
+    assert rest == "no tag was moved; not whole there yet: 1 image and 2 artifacts"
+
+
 def test_a_twin_and_an_image_under_one_name_are_refused(bundle: Path, tmp_path: Path) -> None:
     opened = open_bundle(bundle)
     index = opened.images[REFERENCE]
@@ -214,3 +228,13 @@ def test_serve_offers_twins_under_their_tags(bundle: Path) -> None:
     repository = read_repositories(open_bundle(bundle), parse_destination("localhost:1"))["team/trainer"]
     found = repository.find("1.0-docker")
     assert found is not None and found.descriptor.media_type == DOCKER_MANIFEST_LIST
+
+
+def test_the_hint_of_a_rollback_says_only_what_was_done() -> None:
+    moved = {"hub/x:1": "something else has moved it since"}
+    new = {"hub/x:1": activation.NOT_REMOVABLE}
+    removal = "remove the new tags with the registry's own tools if they must go"
+    assert activation._rollback_hint(moved, others=0) is None
+    assert activation._rollback_hint(new, others=0) == removal
+    assert activation._rollback_hint(new, others=2) == f"2 other tags are as before the load; {removal}"
+    assert activation._rollback_hint(moved, others=1) == "1 other tag is as before the load"

@@ -312,3 +312,10 @@ def test_documents_have_one_title_and_no_trailing_spaces(document: Path) -> None
     text = document.read_text()
     assert len(re.findall(r"^# ", prose(text), re.MULTILINE)) == 1
     assert not re.search(r"[ \t]+$", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", ["cli.md", "airferry.1", "airgap.schema.json"])
+def test_generated_pages_speak_plainly(page: str) -> None:
+    said = " ".join((DOCS / page).read_text().split()).lower()
+    phrases = ("no such word", "before it hurts", "anew", "afresh", "whoever", "what is known of", "another way")
+    assert [phrase for phrase in phrases if phrase in said] == []

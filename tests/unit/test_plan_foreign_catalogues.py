@@ -167,3 +167,29 @@ def test_a_selected_step_without_an_image_is_told_of_the_entry_that_may_be_meant
     with pytest.raises(ConfigurationError, match=r"airgap.yaml:5: .*`sft/megatron_bridge` has no entry") as caught:
         plan(config)
     assert "or correct `sft/megatron_brige`" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("steps", "package", "near"),
+    [
+        ("python/acme/steps", "acme.stps", "acme.steps"),
+        ("python/acme/steps", "acmee.steps", "acme.steps"),
+        ("src/acme", "amce", "acme"),
+        ("python/acme/steps", "zebra", None),
+    ],
+)
+def test_a_package_that_is_not_that_of_the_steps_is_refused(
+    tmp_path: Path, steps: str, package: str, near: str | None
+) -> None:
+    with pytest.raises(ConfigurationError, match=rf"airgap.yaml:\d+: `source.package`: `{package}` is not") as caught:
+        plan(foreign(tmp_path, steps, package=package))
+    hint = f"did you mean `{near}`?" if near else "name the package that Python imports the steps from"
+    assert caught.value.hint == hint
+
+
+@pytest.mark.parametrize(
+    ("steps", "package"),
+    [("steps", "minicat.steps"), ("python/lib/steps", "acme.steps"), ("acme/steps", "org.acme.steps")],
+)
+def test_packages_that_a_build_backend_maps_are_not_refused(tmp_path: Path, steps: str, package: str) -> None:
+    assert plan(foreign(tmp_path, steps, package=package)).steps[0].module == f"{package}.train.tree.step"

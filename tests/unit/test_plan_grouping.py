@@ -58,7 +58,9 @@ def test_overlays_part_groups_and_enter_the_suffix_in_the_order_found(tmp_path: 
     assert found.groups[0].name == f"i-{expected_suffix('base:1', [LM, BRIDGE])}"
     assert [overlay.repo for overlay in found.groups[0].overlays] == ["Megatron-LM", "Bridge"]
     document = found.to_document()
-    assert document["persistent_assets"]["mounts_from_configs"][2] == "/data:/data"
+    mounts = document["persistent_assets"]["mounts_from_configs"]
+    assert mounts[2] == "/data:/data"
+    assert len(mounts) == 3, "two steps mount the same checkouts"
 
 
 def test_overlays_of_an_image_come_after_the_steps(tmp_path: Path) -> None:

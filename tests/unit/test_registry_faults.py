@@ -6,11 +6,13 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from airferry.errors import AirferryError, IntegrityError, RegistryError
+from airferry.events import Event, Warned
 from airferry.oci.copy import copy_image
 from airferry.oci.documents import LAYER_TAR, Descriptor, descriptor_of
 from airferry.oci.layout import LayoutStore
@@ -350,6 +352,52 @@ def test_a_refused_connection_is_retried_then_one_error(pauses: list[float]) -> 
         ):
             RegistrySource(client, "r/x").find("latest")
         assert len(pauses) == 3
+
+
+@pytest.mark.parametrize("plain_http", [True, None])
+def test_where_nobody_ever_answered_the_first_refusal_is_said_and_few_follow(
+    pauses: list[float], plain_http: bool | None
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    events: list[Event] = []
+    patient = RetryPolicy(attempts=20, sleep=pauses.append)
+    with RegistryClient(
+        address, options=options(pauses, plain_http=plain_http, retry=patient), emit=events.append
+    ) as client:
+        with pytest.raises(RegistryError, match="refuses connections"):
+            RegistrySource(client, "r/x").find("latest")
+        assert len(pauses) == 3
+        assert [event.text for event in events if isinstance(event, Warned)] == [
+            f"`{address}` refuses connections; trying again"
+        ]
+
+
+def test_threads_do_not_wait_one_after_the_other_for_a_registry_that_is_not_there() -> None:
+    waiting = threading.Barrier(3)
+    tried: list[str] = []
+
+    class Counting(RegistryClient):
+        def _detect_scheme(self, host: str) -> str:
+            tried.append(host)
+            time.sleep(0.2)
+            raise RegistryError(f"`{host}` refuses connections")
+
+    with Counting("127.0.0.1:1") as client:
+
+        def ask(_number: int) -> str:
+            waiting.wait(5)
+            with pytest.raises(RegistryError, match="refuses") as caught:
+                client.url("")
+            return caught.value.message
+
+        with ThreadPoolExecutor(3) as pool:
+            assert len(list(pool.map(ask, range(3)))) == 3
+        assert len(tried) == 1
+        with pytest.raises(RegistryError):
+            client.url("")
+        assert len(tried) == 2, "a later request tries again"
 
 
 def test_plain_http_on_loopback_is_found_out(registry: ScriptedRegistry, pauses: list[float]) -> None:

@@ -204,6 +204,24 @@ def test_overlays_are_what_counts_where_there_are_some(root: Path, tmp_path: Pat
     assert "run.env.mounts=" not in cloned.fix
 
 
+@pytest.mark.parametrize(
+    ("submit", "expected"),
+    [
+        (None, "-c jobs/slurm-pyxis/sft/one/tiny.yaml, which"),
+        ("acme run {step} --file={config} {overrides}", "--file=jobs/slurm-pyxis/sft/one/tiny.yaml, which"),
+        ("acme run {step} {config}", "jobs/slurm-pyxis/sft/one/tiny.yaml, which"),
+        ("", "jobs/slurm-pyxis/sft/one/tiny.yaml, which"),
+    ],
+)
+def test_the_fix_of_a_clone_names_the_folder_given_and_the_catalogues_command(
+    root: Path, submit: str | None, expected: str
+) -> None:
+    pinned = receipt("sft/one:tiny", overlays=(BRIDGE,)).model_copy(update={"submit": submit})
+    for folder in ({"overlays": Path("jobs")}, {"written": Path("jobs")}):
+        (cloned,) = [item for item in check(root, receipt=pinned, **folder).findings if item.kind == "git"]
+        assert (cloned.fix or "").startswith(expected)
+
+
 def test_no_overlay_is_named_for_a_config_that_did_not_travel(root: Path, tmp_path: Path) -> None:
     own = tmp_path / "own.yaml"
     own.write_text(f"defaults: {root / STEPS / 'sft/one/config/tiny.yaml'}\n")
@@ -259,6 +277,27 @@ def test_an_image_that_is_hidden_from_enroot_blocks_with_the_way_out(root: Path)
     report = check(root, receipt=receipt("data_prep/pack:tiny"), images={PINNED: HIDDEN})
     fixes = {item.text: item.fix for item in found(report, "image", "block")}
     assert "build with `docker_twin: true` and load again" in (fixes[HIDDEN.problem or ""] or "")
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (HIDDEN, "build the bundle again as the findings say, and load it; for the rest, type the overrides"),
+        (RegistryImage(True, {}, "zstd", fix="gzip", other_build=True), "build the bundle again"),
+        (RegistryImage(False, {}), "load the bundle again; for the rest, type"),
+        (RegistryImage(True, {}), "type the overrides, or change site profile and `env.toml`; then check again"),
+    ],
+)
+def test_the_closing_hint_fits_the_findings(root: Path, image: RegistryImage, expected: str) -> None:
+    report = check(root, receipt=receipt("data_prep/pack:tiny"), images={PINNED: image})
+    with pytest.raises(FindingsError) as caught:
+        report.raise_if_blocked()
+    assert (caught.value.hint or "").startswith(expected)
+    only = CheckReport(report.steps, tuple(item for item in report.findings if item.remedy != "change"))
+    if only.blocking:
+        with pytest.raises(FindingsError) as caught:
+            only.raise_if_blocked()
+        assert "overrides" not in (caught.value.hint or "")
 
 
 def test_enroot_is_given_the_twin_and_others_the_image(root: Path, tmp_path: Path) -> None:

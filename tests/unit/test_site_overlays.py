@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from airferry import usecases
 from airferry.bundle.manifest import OverlayEntry
-from airferry.bundle.receipt import Receipt, ReceiptAsset, ReceiptImage
+from airferry.bundle.receipt import Receipt, ReceiptAsset, ReceiptImage, write_receipt
 from airferry.config import SiteProfile
 from airferry.errors import ConfigurationError
 from airferry.plan.catalogue import catalogue_at
@@ -334,3 +335,21 @@ def test_what_the_catalogue_contradicts_is_refused(
 def test_a_folder_without_steps_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="has no folder of steps"):
         catalogue_at(tmp_path, steps=STEPS)
+
+
+def test_paths_in_commands_have_no_dots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_step(tmp_path / "code", "sft/one", configs={"tiny": BASE})
+    write_receipt(receipt("sft/one:tiny"), tmp_path / "receipt.yaml")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+    def command(out: str) -> str:
+        made = usecases.overlays(Path("../receipt.yaml"), source=Path("../code"), out=Path(out))
+        (config,) = [word for word in made.steps[0].command.split() if word.endswith("tiny.yaml")]
+        assert Path(config).is_file()
+        return made.steps[0].command
+
+    assert f" -c {tmp_path}/jobs/kubernetes/sft/one/tiny.yaml " in command("../jobs")
+    (tmp_path / "deep/er").mkdir(parents=True)
+    (tmp_path / "here/link").symlink_to(tmp_path / "deep/er")
+    assert f" -c {tmp_path}/here/jobs/" in command("link/../jobs")

@@ -29,7 +29,7 @@ from airferry.errors import HostError, IntegrityError, UsageError
 from airferry.oci.digest import digest_of
 from airferry.oci.documents import Index
 from airferry.oci.validate import Finding
-from airferry.site.report import make_report
+from airferry.site.report import layers_text, make_report
 from airferry.site.report_html import render_html
 from airferry.site.report_text import render_text
 from oci_images import REFERENCE, make_bundle
@@ -302,6 +302,7 @@ def test_a_manifest_that_holds_nothing_has_a_report(sealed: Path) -> None:
     empty = BundleManifest(workflow={}, build_stages=(), compression="zstd", tool=ToolEntry(airferry="0"))
     html, text = synthetic(sealed, empty)
     assert "Images and the steps that need them: none." in text and not Page(html).all("svg")
+    assert text.splitlines()[0].strip() == "Bundle" and "unnamed" not in text
 
 
 def test_a_damaged_bundle_is_reported_and_the_code_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -327,3 +328,20 @@ def test_bundles_that_cannot_be_read_and_places_that_cannot_be_written(sealed: P
 def test_without_a_file_the_text_goes_to_stdout(sealed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert program.run(["--quiet", "report", str(sealed)]) == 0
     assert capsys.readouterr().out == usecases.report(sealed).text
+
+
+@pytest.mark.parametrize(
+    ("shared", "alone", "expected"),
+    [
+        (0, 2, "No layer is shared by several bars. 2 layers belong to one bar alone"),
+        (
+            1,
+            1,
+            "1 layer is shared by several bars: dark, numbered; it is stored once (8 B), which saves 16 B. 1 layer",
+        ),
+        (3, 0, "3 layers are shared by several bars: dark, with the same number in each; they are stored once (8 B)"),
+    ],
+)
+def test_numbers_of_layers_are_worded(shared: int, alone: int, expected: str) -> None:
+    said = layers_text(shared, alone, size="8 B", saved="16 B")
+    assert said.startswith(expected) and ("alone" in said) == (alone > 0)

@@ -338,3 +338,18 @@ def test_verify_first_finds_damage_before_anything_is_served(bundle: Path) -> No
         usecases.serve(bundle, listen="127.0.0.1:0", verify_first=True),
     ):
         pass
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0"])
+def test_all_addresses_are_offered_under_the_hosts_name(
+    bundle: Path, listen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airferry.site.serve.socket.gethostname", lambda: "near.site")
+    try:
+        opened = usecases.serve(bundle, listen=listen)
+        with opened as serving:
+            port = serving.url.rpartition(":")[2]
+            assert serving.url == f"http://near.site:{port}"
+            assert all(name.startswith(f"near.site:{port}/") for name, _digest in serving.images)
+    except HostError:
+        pytest.skip("this host has no IPv6")

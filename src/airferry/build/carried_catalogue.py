@@ -1,4 +1,4 @@
-"""The step catalogue as an artifact of the bundle, so that the far side needs no copy of it that came another way.
+"""The step catalogue as an artifact of the bundle, so that the far side needs no separate copy.
 
 It holds what Git tracks, as the launcher's image does, and always the files of the targets that are carried.
 """

@@ -56,7 +56,7 @@ from airferry.bundle.manifest import (
     describe_image,
 )
 from airferry.bundle.seal import Sealed, seal
-from airferry.bundle.twins import with_twins
+from airferry.bundle.twins import images_text, with_twins
 from airferry.events import Emit, StageFinished, StageStarted
 from airferry.host import clock, files
 from airferry.host.journal import Journal
@@ -75,7 +75,6 @@ from airferry.oci.reference import parse_reference
 from airferry.plan.inventory import parse_inventory, render_inventory
 from airferry.plan.lockfile import LOCK_FILE, LockedPlatform, Lockfile
 from airferry.plan.models import GroupPlan, Plan
-from airferry.wording import counted
 
 LOCK_ARTIFACT = "application/vnd.airferry.lock.v1"
 LOCK_CONTENT = "application/vnd.airferry.lock.v1+yaml"
@@ -281,7 +280,9 @@ class Production:
         sealed = seal(self._store, named, artifacts=[descriptor for _entry, descriptor in described], manifest=manifest)
         manifest = manifest.with_root(sealed.root)
         files.write_bytes(self._shop.output / MANIFEST_FILE, manifest.to_yaml())
-        self._shop.emit(StageFinished("seal", clock.monotonic_s() - started, detail=counted(len(named), "image")))
+        twins = sum(entry.docker_twin is not None for entry in entries)
+        detail = images_text(len(entries), twins=twins, originals=len(originals))
+        self._shop.emit(StageFinished("seal", clock.monotonic_s() - started, detail=detail))
         return manifest, sealed
 
     def _loader(self) -> CarriedLoader | None:

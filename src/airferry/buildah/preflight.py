@@ -117,7 +117,7 @@ def _tool(name: str, argument: str, *, hint: str) -> Check:
 def check_runtime_folder(value: str) -> Check:
     """Check `XDG_RUNTIME_DIR`, whose value is given: set, a folder, this user's."""
     name = "runtime folder"
-    hint = "log in afresh, or `export XDG_RUNTIME_DIR=/run/user/$(id -u)` where that folder is yours"
+    hint = "log out and in again, or `export XDG_RUNTIME_DIR=/run/user/$(id -u)` where that folder is yours"
     if not value:
         return Check(name, "warn", "`XDG_RUNTIME_DIR` is not set; engines then fall back to `/tmp`", hint)
     try:

@@ -113,7 +113,7 @@ _COMPLAINTS = (
     _Complaint(
         re.compile(r"not owned by the current user|XDG_RUNTIME_DIR", re.I),
         "`XDG_RUNTIME_DIR` is not this user's",
-        "log in afresh, or `export XDG_RUNTIME_DIR=/run/user/$(id -u)`",
+        "log out and in again, or `export XDG_RUNTIME_DIR=/run/user/$(id -u)`",
     ),
     _Complaint(
         re.compile(r"fuse-overlayfs: cannot mount|kernel does not support overlay|overlay.*not supported", re.I),

@@ -28,6 +28,7 @@ MODELPACK_FILEPATH = "org.cncf.model.filepath"
 MAX_ASSET_FILES = 1_000_000
 MAX_ASSET_MANIFEST_BYTES = 512 * 1024 * 1024
 MAX_PATH_BYTES = 4096
+MAX_NAME_BYTES = 255  # NAME_MAX of Linux file systems
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ESCAPED = re.compile("[%\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\udc80-\udcff]")
 _ESCAPE = re.compile(rb"%([0-9A-F]{2})")
@@ -131,11 +132,13 @@ def decode_path(text: str) -> bytes:
 
 
 def linked_path(link: AssetLink) -> str | None:
-    """Return the path in the asset that a link leads to, one hop far, or None if it leads out.
+    """Return the path in the asset that a link leads to, one hop far, or None if it leads out or nowhere.
 
     A target that goes up again after it went down counts as leading out: over another link it might.
     """
     target, own = decode_path(link.target), decode_path(link.path)
+    if not 0 < len(target) < MAX_PATH_BYTES:
+        return None
     parts = [part for part in target.split(b"/") if part not in (b"", b".")]
     if b".." in parts[next((number for number, part in enumerate(parts) if part != b".."), len(parts)) :]:
         return None
@@ -208,8 +211,9 @@ def _json_lines(data: bytes) -> Iterator[Any]:
 
 def safe_path(raw: bytes) -> bool:
     """Tell whether a path's bytes are relative, without `.`, `..`, empty parts and NUL, and of bounded length."""
-    parts = raw.split(b"/")
-    return 0 < len(raw) <= MAX_PATH_BYTES and b"\0" not in raw and not any(part in (b"", b".", b"..") for part in parts)
+    if not 0 < len(raw) <= MAX_PATH_BYTES or b"\0" in raw:
+        return False
+    return not any(part in (b"", b".", b"..") or len(part) > MAX_NAME_BYTES for part in raw.split(b"/"))
 
 
 def _safe(path: str) -> str:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from airferry.bundle.manifest import Distributions, OverlayEntry, Role, StepsFolder, SubmitTemplate
 from airferry.bundle.yaml_documents import MAX_BYTES, read_document, to_yaml
 from airferry.config.fields import Module
+from airferry.errors import HostError
 from airferry.host import files
 from airferry.oci.digest import Digest
 
@@ -141,5 +142,12 @@ def read_receipt(path: Path) -> Receipt:
         HostError: the file cannot be read.
         IntegrityError: it is no receipt, or one of a newer version.
     """
+    if not path.exists():
+        raise HostError(
+            f"there is no receipt `{path}`",
+            hint="`airferry load BUNDLE --to HOST:PORT/PREFIX` writes `airgap-receipt.yaml` to the current folder, or "
+            "where `--receipt FILE` or `--jobs DIR` says",
+            path=str(path),
+        )
     data = files.read_bounded(path, limit_bytes=MAX_BYTES)
     return read_document(Receipt, data, schema_version=SCHEMA_VERSION, what=f"receipt `{path}`")

@@ -22,6 +22,7 @@ from airferry.oci.documents import (
 )
 from airferry.oci.layout import LayoutStore
 from airferry.oci.reference import Reference, parse_reference
+from airferry.wording import counted
 
 SUFFIX = "-docker"
 MAX_TAG_CHARACTERS = 128
@@ -68,3 +69,11 @@ def with_twins(store: LayoutStore, entries: Iterable[ImageEntry], named: dict[st
             entry.model_copy(update={"docker_twin": TwinEntry(reference=reference, digest=named[reference].digest)})
         )
     return made
+
+
+def images_text(images: int, *, twins: int, originals: int) -> str:
+    """Return how many images a bundle holds: those built, their Docker twins, and bases as they were."""
+    parts = [counted(images, "image")]
+    parts += [counted(twins, "Docker twin")] if twins else []
+    parts += [counted(originals, "original base image")] if originals else []
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

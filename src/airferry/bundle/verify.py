@@ -16,6 +16,7 @@ from typing import Any
 from airferry.bundle.artifacts import MANIFEST_ARTIFACT, MANIFEST_CONTENT, read_artifact_file
 from airferry.bundle.beside import BUNDLE_FOLDER, LEADS_OUT, look_beside
 from airferry.bundle.manifest import BundleManifest, ImageEntry, read_manifest
+from airferry.bundle.twins import images_text
 from airferry.errors import AirferryError, IntegrityError, UsageError
 from airferry.events import Emit, silent
 from airferry.oci.digest import digest_of, parse_digest
@@ -69,6 +70,7 @@ class Bundle:
 class VerifyReport:
     """What a verification saw. `root_verified` says whether a root was given and matched.
 
+    `images` are those that were built, their Docker `twins` and the `originals` of their bases not counted.
     `beside` lists notes on the output folder around the bundle; none of them means that the bundle is damaged. The last
     `beside_findings` of the findings are about archives in that folder: the bundle itself is whole without them.
     """
@@ -83,11 +85,18 @@ class VerifyReport:
     findings: tuple[Finding, ...]
     beside: tuple[str, ...] = ()
     beside_findings: int = 0
+    twins: int = 0
+    originals: int = 0
 
     @property
     def ok(self) -> bool:
         """Whether nothing is wrong."""
         return not self.findings
+
+    @property
+    def images_text(self) -> str:
+        """How many images there are, twins and originals named as such."""
+        return images_text(self.images, twins=self.twins, originals=self.originals)
 
     def to_document(self) -> dict[str, Any]:
         """Return the report as plain data."""
@@ -97,6 +106,8 @@ class VerifyReport:
             "root": self.root,
             "root_verified": self.root_verified,
             "images": self.images,
+            "docker_twins": self.twins,
+            "original_images": self.originals,
             "artifacts": self.artifacts,
             "blobs": self.blobs,
             "size_bytes": self.size_bytes,
@@ -219,7 +230,9 @@ def verify_bundle(
         path=bundle.store.path,
         root=bundle.root,
         root_verified=root is not None,
-        images=len(bundle.images.keys() - bundle.twins.keys()),
+        images=len(bundle.images.keys() - bundle.twins.keys() - bundle.originals),
+        twins=len(bundle.images.keys() & bundle.twins.keys()),
+        originals=len(bundle.images.keys() & bundle.originals),
         artifacts=len(bundle.artifacts),
         blobs=len(inspector.wanted),
         size_bytes=size_bytes,

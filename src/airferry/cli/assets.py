@@ -98,7 +98,7 @@ def unpack(
     name: NameOption = None,
     root: RootOption = None,
     plain_http: Annotated[
-        bool | None, typer.Option("--plain-http/--tls", help="Without TLS; loopback needs no such word.")
+        bool | None, typer.Option("--plain-http/--tls", help="Use plain HTTP; not needed for localhost.")
     ] = None,
     ca_file: Annotated[Path | None, typer.Option("--ca-file", help="Certificate of a private authority, PEM.")] = None,
     as_json: JsonOption = False,

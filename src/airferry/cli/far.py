@@ -27,7 +27,7 @@ RootOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
 PlainHttpOption = Annotated[
-    bool | None, typer.Option("--plain-http/--tls", help="Without TLS; loopback needs no such word.")
+    bool | None, typer.Option("--plain-http/--tls", help="Use plain HTTP; not needed for localhost.")
 ]
 CaFileOption = Annotated[Path | None, typer.Option("--ca-file", help="Certificate of a private authority, PEM.")]
 JobsOption = Annotated[
@@ -68,7 +68,7 @@ def verify(
         if (more := len(report.beside) - SHOWN_BESIDE) > 0:
             reporter.say(f"[yellow]note:[/] {more} more lines about the folder, all of them with `--json`")
         amount = f"{report.blobs} blobs, {size_text(report.size_bytes)}"
-        reporter.say(f"{counted(report.images, 'image')} and {counted(report.artifacts, 'artifact')} in {amount}")
+        reporter.say(f"{report.images_text}; {counted(report.artifacts, 'artifact')}; {amount}")
         reporter.say(f"root {report.root}" + (" (as expected)" if report.root_verified else ""))
     report.raise_if_wrong(listed=not as_json)
     if not report.root_verified:

@@ -28,7 +28,7 @@ def report(
     text: Annotated[Path | None, typer.Option("--text", help="Write it as plain text; on stdout without both.")] = None,
     root: RootOption = None,
 ) -> None:
-    """Say what a bundle holds, why, and where it came from, for whoever signs for it. Verifies the bundle first."""
+    """Report what a bundle holds, why, and where it came from, for the approver. Verifies it first."""
     reporter: Reporter = context.obj
     with reporter.display():
         outcome = usecases.report(bundle, html=html, text=text, root=root, emit=reporter)

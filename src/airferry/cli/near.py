@@ -96,7 +96,7 @@ def doctor(
     engine: EngineOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Check this host before it hurts: what a build of the plan needs, and what to type where it is missing."""
+    """Check that this host can build the plan, and print what to type where something is missing."""
     reporter: Reporter = context.obj
     report = usecases.doctor(_selection(config, source, target, platform), engine=engine, emit=reporter)
     if as_json:
@@ -159,9 +159,9 @@ def lock(
     source: SourceOption = None,
     target: TargetOption = None,
     platform: PlatformOption = None,
-    update: Annotated[bool, typer.Option("--update", help="Resolve anew: what NAMES say, or everything.")] = False,
+    update: Annotated[bool, typer.Option("--update", help="Resolve again: only NAMES, or everything.")] = False,
     names: Annotated[
-        list[str] | None, typer.Argument(help="With --update: bases, overlays (URL@REF) or groups to resolve anew.")
+        list[str] | None, typer.Argument(help="With --update: bases, overlays (URL@REF) or groups to resolve again.")
     ] = None,
     engine: EngineOption = "auto",
     probe: ProbeOption = "auto",
@@ -198,7 +198,7 @@ def build(
     locked: Annotated[bool, typer.Option("--locked", help="Refuse to write airgap.lock.yaml.")] = False,
     update: Annotated[
         list[str] | None,
-        typer.Option("--update", help="Resolve this anew first, as `airferry lock --update NAME` does. Repeatable."),
+        typer.Option("--update", help="Resolve this again first, as `airferry lock --update NAME` does. Repeatable."),
     ] = None,
     rehearse: Annotated[
         bool, typer.Option("--rehearse", help="Try every step before sealing, as `airferry rehearse` does.")

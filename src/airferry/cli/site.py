@@ -46,7 +46,7 @@ RootOption = Annotated[
 EXECUTORS_QUESTION = "Executors, separated by commas (slurm-pyxis:VERSION, kubernetes, …)"
 LEVEL_STYLES = {"block": "[red]block[/]", "warn": "[yellow]warn[/]", "note": "[dim]note[/]"}
 
-site_app = typer.Typer(help="Say what is known of the far side.", no_args_is_help=True)
+site_app = typer.Typer(help="Describe the far side in a site profile.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
@@ -210,7 +210,7 @@ def mirrors(
     receipt: ReceiptArgument,
     out: Annotated[Path, typer.Option("--out", help="Folder that the files go to.")] = Path("airgap-mirrors"),
     plain_http: Annotated[
-        bool | None, typer.Option("--plain-http/--tls", help="Without TLS; loopback needs no such word.")
+        bool | None, typer.Option("--plain-http/--tls", help="Use plain HTTP; not needed for localhost.")
     ] = None,
     ca_file: Annotated[
         str | None, typer.Option("--ca-file", help="Certificate of a private authority: its path on the nodes.")

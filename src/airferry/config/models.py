@@ -320,7 +320,7 @@ class RegistryChoice(StrictModel):
     """The private registry of the far side."""
 
     to: Annotated[Text | None, Field(description="`HOST:PORT/PREFIX` that `load` pushes to.")] = None
-    plain_http: Annotated[StrictBool, Field(description="Without TLS; loopback needs no such word.")] = False
+    plain_http: Annotated[StrictBool, Field(description="Use plain HTTP; not needed for localhost.")] = False
 
 
 class LimitsChoice(StrictModel):
@@ -390,7 +390,7 @@ class Config(StrictModel):
         default_factory=dict, description="Models and data that stay on persistent storage, by name."
     )
     site: Annotated[
-        SiteProfile | None, Field(description="What is known of the far side, or the path of a file that says it.")
+        SiteProfile | None, Field(description="Description of the far side, or the path of a file with it.")
     ] = None
     registry: RegistryChoice = RegistryChoice()
     loader: Annotated[

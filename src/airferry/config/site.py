@@ -1,4 +1,4 @@
-"""The site profile: what is known of the far side, as `site:` of `airgap.yaml` or as a file of its own.
+"""The site profile: a description of the far side, as `site:` of `airgap.yaml` or as a file of its own.
 
 Says what executors, storage, mirrors and GPUs there are; asks none of them.
 """
@@ -164,7 +164,7 @@ class EnvironmentProfile(StrictModel):
 
 
 class SiteProfile(StrictModel):
-    """What is known of the far side."""
+    """Describes the far side."""
 
     executors: Annotated[tuple[Executor, ...], Field(description="What runs the steps.")] = ()
     registry: Annotated[RegistryPrefix | None, Field(description="`HOST:PORT/PREFIX` that `load` pushes to.")] = None

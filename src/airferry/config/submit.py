@@ -55,3 +55,16 @@ def submit_words(
                 filled = filled.replace(f"{{{name}}}", values[name] or "")
             result.append(filled)
     return result
+
+
+def config_words(template: str | None, *, config: str) -> list[str]:
+    """Return the words of a submit command that name its config: the path alone where no command is known.
+
+    None stands for Nemotron's command, an empty template for one that is not known.
+    """
+    words = shlex.split(NEMOTRON_SUBMIT if template is None else template)
+    for number, word in enumerate(words):
+        if "{config}" in word:
+            option = words[number - 1 : number] if word.startswith("{") and number else []
+            return [*(item for item in option if item.startswith("-")), word.replace("{config}", config)]
+    return [config]

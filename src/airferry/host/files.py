@@ -57,6 +57,28 @@ def ensure_directory(path: Path) -> Path:
     return path
 
 
+def without_dots(path: Path) -> Path:
+    """Return a path without `..`, absolute where it had any. Links are not followed: `link/..` is where `link` is."""
+    return Path(os.path.normpath(path.absolute())) if ".." in path.parts else path
+
+
+def expect_writable(folder: Path) -> None:
+    """Check that files can be written below a folder, which may not exist yet. Leaves nothing behind.
+
+    Raises:
+        HostError: they cannot, or the folder or one above it is something else.
+    """
+    absolute = folder.absolute()
+    nearest = next(path for path in (absolute, *absolute.parents) if os.path.lexists(path))
+    if not nearest.is_dir():
+        raise HostError(f"cannot write below `{folder}`: `{nearest}` is not a folder", hint="choose another folder")
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise translate_os_error(error, doing="write below", path=nearest) from error
+
+
 def begin_writeback(stream: IO[bytes], start: int, end: int) -> int:
     """Let the kernel begin to write a part of a file to disk, so that fsync has little left to wait for.
 

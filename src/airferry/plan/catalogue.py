@@ -111,7 +111,34 @@ def open_catalogue(config: Config, *, source_dir: Path | None = None) -> Catalog
             told = ", nor at or above ".join(f"`{folder}`" for folder in starts)
             raise ConfigurationError(f"no folder of steps `{steps}` at or above {told}", hint=hint)
         root = nearest
-    return Catalogue(root, root / PurePosixPath(steps), config.source.steps_package)
+    catalogue = Catalogue(root, root / PurePosixPath(steps), config.source.steps_package)
+    _check_package(config, catalogue)
+    return catalogue
+
+
+def _check_package(config: Config, catalogue: Catalogue) -> None:
+    """Refuse a `source.package` that is a typing error for the path of `steps`.
+
+    A build backend may map folders to packages (setuptools' `package-dir`), so that their paths may differ; the
+    package's last part is the folder's name even then.
+    """
+    package = config.source.package
+    if package is None:
+        return
+    parts, steps = package.split("."), list(PurePosixPath(config.source.steps).parts)
+    tail = steps[-len(parts) :]
+    if parts[-len(tail) :] == tail or (catalogue.source_folder / Path(*parts)).is_dir():
+        return
+    near = ".".join(tail)
+    alike = difflib.SequenceMatcher(None, package, near).ratio() >= 0.75
+    if parts[-1] != steps[-1] or (len(tail) == len(parts) and alike):
+        raise config.error(
+            "source",
+            "package",
+            reason=f"`{package}` is not the package of `{config.source.steps}`, whose path does not end in "
+            f"`{'/'.join(parts)}`",
+            hint=f"did you mean `{near}`?" if alike else "name the package that Python imports the steps from",
+        )
 
 
 def catalogue_at(root: Path, *, steps: str, package: str | None = None) -> Catalogue:

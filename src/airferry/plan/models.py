@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -294,7 +294,7 @@ class Plan:
             "execution_groups": [_group_document(group) for group in self.groups],
             "persistent_assets": {
                 "policy": "models, datasets, checkpoints and customer data stay on storage that the executor sees",
-                "mounts_from_configs": [mount for step in self.steps for mount in step.mounts],
+                "mounts_from_configs": _distinct(mount for step in self.steps for mount in step.mounts),
                 "baked_repo_overlays": [overlay.to_document() for overlay in self.overlays],
             },
             "step_execution_images": dict(self.step_images),
@@ -364,3 +364,12 @@ def _launcher_document(launcher: LauncherPlan) -> dict[str, Any]:
         **({"requirements_by_module": dict(sorted(launcher.requirements.items()))} if launcher.requirements else {}),
         "env": dict(sorted(launcher.env.items())),
     }
+
+
+def _distinct(values: Iterable[Any]) -> list[Any]:
+    """Return values in their order, each once; mounts may be mappings, which no set takes."""
+    found: list[Any] = []
+    for value in values:
+        if value not in found:
+            found.append(value)
+    return found

@@ -20,7 +20,7 @@ import requests
 import urllib3
 
 from airferry.errors import RegistryError, UsageError
-from airferry.events import Emit, silent
+from airferry.events import Emit, Warned, silent
 from airferry.oci.reference import DEFAULT_REGISTRY, is_loopback
 from airferry.registry.auth import RegistryAuth
 from airferry.registry.connections import Answer, Body, Connections, speaks_tls
@@ -29,6 +29,7 @@ from airferry.registry.failures import (
     MAX_ERROR_BYTES,
     connection_error,
     is_fatal,
+    is_refused,
     redacted,
     status_error,
 )
@@ -41,6 +42,8 @@ MAX_REDIRECTS = 5
 MAX_ANSWER_BYTES = 8 * 1024 * 1024
 MAX_TOKEN_ANSWER_BYTES = 256 * 1024
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
+# a registry that restarts is back within seconds of a load that runs; one that never answered mostly is not there
+REFUSALS_AT_THE_START = 4
 _DOCKER_HOST = "registry-1.docker.io"
 
 
@@ -97,6 +100,9 @@ class RegistryClient(Registry):  # type: ignore[misc]
         self.transient_failures = 0
         self._scheme: str | None = None
         self._scheme_lock = threading.Lock()
+        self._scheme_error: RegistryError | None = None
+        self._answered = False
+        self._said_unreachable = False
         self.session.auth = _keep_headers
         self._connections = Connections(
             self.session,
@@ -176,10 +182,12 @@ class RegistryClient(Registry):  # type: ignore[misc]
                     _read_content(response, limit, what=what, truncate=response.status_code >= 400)
             except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
                 self.transient_failures += 1
-                if last or is_fatal(error):
+                if last or is_fatal(error) or self._is_nobody(error, attempt):
                     raise connection_error(method, whole, what=what, error=error) from error
+                self._say_unreachable(error)
                 self.options.retry.pause(attempt)
                 continue
+            self._answered = True
             status = response.status_code
             if status in TRANSIENT_STATUSES and (expected is None or status not in expected):
                 self.transient_failures += 1
@@ -331,11 +339,31 @@ class RegistryClient(Registry):  # type: ignore[misc]
     def _find_scheme(self, host: str) -> str:
         if self._scheme is not None:
             return self._scheme
+        before = self._scheme_error
         with self._scheme_lock:
             if self._scheme is None:
-                self._scheme = self._detect_scheme(host)
+                # threads that waited for a try that failed would each try as long, one after the other
+                if (error := self._scheme_error) is not None and error is not before:
+                    raise type(error)(error.message, hint=error.hint, **error.fields) from error
+                try:
+                    self._scheme = self._detect_scheme(host)
+                except RegistryError as failed:
+                    self._scheme_error = failed
+                    raise
                 self.prefix = self._scheme
             return self._scheme
+
+    def _is_nobody(self, error: Exception, attempt: int) -> bool:
+        """Tell whether a registry that never answered has refused often enough."""
+        return not self._answered and attempt + 1 >= REFUSALS_AT_THE_START and is_refused(error)
+
+    def _say_unreachable(self, error: Exception) -> None:
+        """Say once, if nothing has answered yet, that this is tried again: pauses would look like work otherwise."""
+        if self._answered or self._said_unreachable:
+            return
+        self._said_unreachable = True
+        what = "refuses connections" if is_refused(error) else "does not answer"
+        self.emit(Warned(f"`{self.registry}` {what}; trying again"))
 
     def _detect_scheme(self, host: str) -> str:
         """Return `http` where it was asked for, and on loopback where no TLS is spoken; else `https`."""
@@ -351,8 +379,10 @@ class RegistryClient(Registry):  # type: ignore[misc]
             try:
                 return "https" if speaks_tls(host, timeout_s=self.options.connect_timeout_s) else "http"
             except OSError as error:
-                if attempt + 1 == self.options.retry.attempts or is_fatal(error):
+                last = attempt + 1 == self.options.retry.attempts
+                if last or is_fatal(error) or self._is_nobody(error, attempt):
                     raise connection_error("GET", f"https://{host}/v2/", what=f"reach `{host}`", error=error) from error
+                self._say_unreachable(error)
                 self.options.retry.pause(attempt)
         raise AssertionError("a retry policy allows one attempt at least")
 

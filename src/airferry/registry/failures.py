@@ -120,7 +120,7 @@ def connection_error(method: str, url: str, *, what: str, error: Exception) -> R
             hint="check the network, then rerun; what was finished is not sent again",
             **fields,
         )
-    if _has_cause(error, ConnectionRefusedError):
+    if is_refused(error):
         return TransientRegistryError(
             f"cannot {what}: `{host}` refuses connections", hint="check that the registry runs, and its port", **fields
         )
@@ -134,6 +134,11 @@ def connection_error(method: str, url: str, *, what: str, error: Exception) -> R
 def is_fatal(error: Exception) -> bool:
     """Tell whether a request that got no answer would get none the next time either: names and TLS."""
     return _is_tls(error) or _has_cause(error, urllib3.exceptions.NameResolutionError) or isinstance(error, _BAD_URLS)
+
+
+def is_refused(error: Exception) -> bool:
+    """Tell whether nothing listens at the address."""
+    return _has_cause(error, ConnectionRefusedError)
 
 
 def _is_late(error: Exception) -> bool:

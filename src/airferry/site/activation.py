@@ -21,7 +21,9 @@ from airferry.oci.ports import Stored
 from airferry.oci.reference import parse_reference
 from airferry.registry.client import ClientOptions, RegistryClient
 from airferry.registry.sink import RegistrySink
+from airferry.wording import counted
 
+NOT_REMOVABLE = "it is new, and the registry cannot remove a tag"
 MAX_JOURNAL_BYTES = 64 * 1024 * 1024
 
 
@@ -144,10 +146,18 @@ def rollback(receipt_path: Path, *, options: ClientOptions | None = None, emit: 
         raise RegistryError(
             "not all tags are as they were before the load: "
             + "; ".join(f"`{reference}`: {reason}" for reference, reason in left.items()),
-            hint="the rest was put back; remove these tags with the registry's own tools if they must go",
+            hint=_rollback_hint(left, others=len(receipt.tags) - len(left)),
             left=left,
         )
     return RollbackResult(tuple(restored), tuple(removed))
+
+
+def _rollback_hint(left: Mapping[str, str], *, others: int) -> str | None:
+    """Return what to do about tags that are not as they were; None where there is nothing to say."""
+    parts = [f"{counted(others, 'other tag')} {'is' if others == 1 else 'are'} as before the load"] if others else []
+    if NOT_REMOVABLE in left.values():
+        parts.append("remove the new tags with the registry's own tools if they must go")
+    return "; ".join(parts) or None
 
 
 def _restore(client: RegistryClient, moved: ReceiptTag, restored: list[str], removed: list[str]) -> str:
@@ -163,7 +173,7 @@ def _restore(client: RegistryClient, moved: ReceiptTag, restored: list[str], rem
         return f"something else has moved it since, to `{current}`" if current else "something else has removed it"
     if moved.previous_digest is None:
         if not sink.delete_tag(reference.tag):
-            return "it is new, and the registry cannot remove a tag"
+            return NOT_REMOVABLE
         removed.append(moved.reference)
         return ""
     before = sink.source.read_manifest(sink.source.resolve(moved.previous_digest))

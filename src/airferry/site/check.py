@@ -38,6 +38,7 @@ class Checked:
     """What a check is about. Without a receipt, images are not compared; `targets` empty means all there are.
 
     `overlays` is a folder that `airferry overlays` wrote; a target that has an overlay there is checked with it.
+    `written` is one that is only named in fixes.
     """
 
     catalogue: Catalogue
@@ -46,6 +47,7 @@ class Checked:
     targets: tuple[str, ...] = ()
     executor: str | None = None
     overlays: Path | None = None
+    written: Path | None = None
     env_file: EnvFile | None = None
     profile: str | None = None
     submission: Mapping[str, str] = field(default_factory=lambda: dict(os.environ), repr=False)
@@ -94,9 +96,23 @@ class CheckReport:
             whole = f"{blocked} of {jobs} would fail" if blocked < len(self.steps) else f"{jobs} would fail"
             raise FindingsError(
                 f"{whole}: {counted(len(blocking), 'blocking finding')}",
-                hint="type the overrides, or change site profile and `env.toml`, then check again",
+                hint=_closing_hint(blocking),
                 report=self,
             )
+
+
+def _closing_hint(blocking: Sequence[Finding]) -> str:
+    """Return what to do about findings: what needs another build is named first, as no change here helps."""
+    remedies = {finding.remedy for finding in blocking}
+    parts = []
+    if "build" in remedies:
+        parts.append("build the bundle again as the findings say, and load it")
+    elif "load" in remedies:
+        parts.append("load the bundle again")
+    if "change" in remedies:
+        rest = "for the rest, " if parts else ""
+        parts.append(f"{rest}type the overrides, or change site profile and `env.toml`")
+    return "; ".join(parts) + "; then check again"
 
 
 def images_to_ask(checked: Checked) -> list[str]:
@@ -225,6 +241,8 @@ def _context(
         image=image_of(checked.receipt, target) if checked.receipt is not None else None,
         code_root=checked.catalogue.root,
         staged={item.value.key: item.target for item in staged.found},
+        overlays=checked.overlays or checked.written,
+        submit=checked.receipt.submit if checked.receipt is not None else None,
     )
 
 

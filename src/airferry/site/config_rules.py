@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from airferry.config.fields import parse_overlay
+from airferry.config.submit import config_words
 from airferry.oci.reference import is_loopback
 from airferry.plan.step_config import split_mounts
 from airferry.plan.step_values import StepValue
-from airferry.site.findings import Finding, Level
+from airferry.site.findings import Finding, Level, Remedy
 from airferry.site.hub import HUB_URL, LOCAL_DATASETS, is_hub_id
 from airferry.site.places import OVERLAYS_FOLDER
 from airferry.site.settings import input_path, output_path, override, variable
@@ -125,14 +127,16 @@ def blend_findings(context: StepContext) -> Iterator[Finding]:
 def _git(context: StepContext, value: StepValue) -> Iterator[Finding]:
     if not isinstance(value.raw, str) or "auto_mount" not in value.raw or "${" not in value.raw:
         return
-    fix = _baked_fix(context, value.raw) if value.key[:3] == ("run", "env", "mounts") else None
-    yield context.finding(
-        value, "git", "block", "is cloned when the job starts", fix=fix, shown=_overlay_name(value.raw)
-    )
+    fix: str | None = None
+    remedy: Remedy = "change"
+    if value.key[:3] == ("run", "env", "mounts"):
+        fix, remedy = _baked_fix(context, value.raw)
+    shown, text = _overlay_name(value.raw), "is cloned when the job starts"
+    yield context.finding(value, "git", "block", text, fix=fix, shown=shown, remedy=remedy)
 
 
-def _baked_fix(context: StepContext, raw: str) -> str:
-    """Return what keeps a baked checkout from being cloned: a config without its mount.
+def _baked_fix(context: StepContext, raw: str) -> tuple[str, Remedy]:
+    """Return what keeps a baked checkout from being cloned: a config without its mount, or another build.
 
     No override does: it would come after the profile, and drop the profile's storage as well.
     """
@@ -140,18 +144,21 @@ def _baked_fix(context: StepContext, raw: str) -> str:
         try:
             wanted = split_mounts([raw])[0]
         except ValueError as error:
-            return f"correct it: {error}"
+            return f"correct it: {error}", "change"
         held = {(item.url, item.ref, item.target) for item in context.image.overlays}
         if not all((item.url, item.ref, item.target) in held for item in wanted):
-            return f"`{context.image.image}` does not hold it: build the bundle again, of this catalogue"
+            return f"`{context.image.image}` does not hold it: build the bundle again, of this catalogue", "build"
     if context.files.target.path is not None:
         return (
             "name this config in the plan's `workflow.stages`, build and load again, and check it by the name that it "
             "has in the receipt: `airferry overlays` writes configs only for what the bundle carries"
-        )
+        ), "build"
     step, _, config = context.name.partition(":")
-    path = f"{OVERLAYS_FOLDER}/{context.executor.kind}/{step}/{config}.yaml"
-    return f"-c {path}, which `airferry overlays` writes; an override of `run.env.mounts` drops the profile's storage"
+    path = str(context.overlays or OVERLAYS_FOLDER) + f"/{context.executor.kind}/{step}/{config or 'CONFIG'}.yaml"
+    how = shlex.join(config_words(context.submit, config=path))
+    return f"{how}, which `airferry overlays` writes; an override of `run.env.mounts` drops the profile's storage", (
+        "change"
+    )
 
 
 def _overlay_name(raw: str) -> str:

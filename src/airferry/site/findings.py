@@ -26,6 +26,8 @@ Kind = Literal[
     "value",
     "variable",
 ]
+# what takes a finding back: a change on the far side, another load, or another build on the near side
+Remedy = Literal["change", "load", "build"]
 LEVELS: tuple[Level, ...] = ("block", "warn", "note")
 
 
@@ -34,6 +36,7 @@ class Finding:
     """Something about a step: `block` keeps it from running inside, `warn` may, `note` is to be known.
 
     `value` never holds a secret. `fix` is an override or setting to type; `also` are other keys that say the same.
+    `remedy` is where the fix has to be made.
     """
 
     step: str
@@ -46,6 +49,7 @@ class Finding:
     text: str
     fix: str | None = None
     also: tuple[str, ...] = ()
+    remedy: Remedy = "change"
 
     def to_document(self) -> dict[str, Any]:
         """Return the finding as plain data."""
@@ -60,6 +64,7 @@ class Finding:
             "text": self.text,
             "fix": self.fix,
             "also": list(self.also),
+            "remedy": self.remedy,
         }
 
 

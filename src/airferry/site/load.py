@@ -40,8 +40,9 @@ from airferry.site.activation import TagMove, WantedTag, forget_journal, move_ta
 from airferry.site.assets import bundle_packs
 from airferry.site.push import Pusher, PushResult, Shipment
 from airferry.site.relocation import ARTIFACTS_REPOSITORY, Destination, parse_destination, relocate
+from airferry.wording import counted
 
-SHOWN_UNFINISHED = 10
+ARTIFACT_NAME = "artifact "
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,8 @@ def load(
     options = options or ClientOptions()
     destination = parse_destination(to)
     expect_outside(receipt_path, find_layout(path))
+    if not dry_run:
+        expect_receipt_place(receipt_path)
     report = stage("verify", emit, lambda: verify_bundle(path, root=root, emit=emit))
     report.raise_if_wrong()
     bundle = open_bundle(path, root=report.root)
@@ -137,16 +140,44 @@ def expect_outside(written: Path, layout: Path) -> None:
         )
 
 
+def expect_receipt_place(path: Path) -> None:
+    """Check that a receipt can be written to a path. Leaves nothing behind.
+
+    Raises:
+        UsageError: a folder is there.
+        HostError: its folder is not writable.
+    """
+    if path.is_dir():
+        raise UsageError(f"receipt `{path}` is a folder, expected a file", hint="name a file: `--receipt FILE`")
+    files.expect_writable(path.parent)
+
+
+def expected_receipt(
+    bundle: Bundle, *, to: str, maps: Mapping[str, str] | None = None, flatten: bool = False
+) -> Receipt:
+    """Return the receipt that a load would write, as far as the bundle alone tells: no registry is asked.
+
+    Raises:
+        UsageError: no destination, or two images would collide.
+        IntegrityError: the bundle is damaged.
+    """
+    destination = parse_destination(to)
+    places = place_images(bundle, destination, maps=maps, flatten=flatten)
+    return _receipt(bundle, destination, places, (), plan_shipments(bundle, destination, places), verified=False)
+
+
 def _push(pusher: Pusher, shipments: Sequence[Shipment]) -> PushResult:
     try:
         return pusher.push(shipments)
     except RegistryError as error:
         unfinished = pusher.unfinished(shipments)
-        shown = ", ".join(f"`{name}`" for name in unfinished[:SHOWN_UNFINISHED])
-        more = len(unfinished) - SHOWN_UNFINISHED
-        what = f"not whole there yet: {shown}" + (f" and {more} more" if more > 0 else "")
+        optional = {item.name for item in shipments if item.optional}
+        artifacts = sum(name.startswith(ARTIFACT_NAME) for name in unfinished)
+        images = sum(name not in optional and not name.startswith(ARTIFACT_NAME) for name in unfinished)
+        counts = [counted(number, noun) for number, noun in ((images, "image"), (artifacts, "artifact")) if number]
+        what = f"not whole there yet: {' and '.join(counts)}" if counts else "manifests are missing there"
         raise RegistryError(
-            f"{error.message}; {what if unfinished else 'manifests are missing there'}; no tag was moved",
+            f"{error.message}; no tag was moved; {what}",
             hint=error.hint or "rerun: what arrived is not sent again",
             **{**error.fields, "missing": unfinished},
         ) from error
@@ -221,7 +252,7 @@ def plan_shipments(bundle: Bundle, destination: Destination, places: Mapping[str
                 continue
             repositories = homes[subject.digest] if subject else [destination.repository(ARTIFACTS_REPOSITORY)]
             for repository in dict.fromkeys(repositories):
-                shipments.append(Shipment(f"artifact {descriptor.digest}", repository, closure))
+                shipments.append(Shipment(f"{ARTIFACT_NAME}{descriptor.digest}", repository, closure))
                 homes.setdefault(descriptor.digest, []).append(repository)
         if len(held) == len(waiting):
             raise IntegrityError(f"artifact `{held[0].digest}` refers to something that the bundle does not hold")

@@ -36,6 +36,7 @@ from airferry.site.submission import (
 )
 
 DEFAULT_CONFIG = "default"
+COMMANDS_FILE = "submit.txt"
 WRITTEN_BY = "# Written by `airferry overlays`"
 PLAIN = Executor(kind="kubernetes")
 _VARIABLE = re.compile(r"\$\{\s*oc\.env\s*:\s*([A-Za-z_]\w*)\s*,[^${}]*\}")
@@ -116,7 +117,7 @@ def make_overlays(receipt: Receipt, catalogue: Catalogue, *, site: SiteProfile, 
         own = [step for step in steps if step.executor == executor.kind]
         texts[f"{executor.kind}/env.toml"] = _fragment(site, executor, submit=receipt.submit)
         commands = "".join(f"{step.command}\n" for step in own)
-        texts[f"{executor.kind}/submit.txt"] = f"{WRITTEN_BY}: one command a step.\n{commands}"
+        texts[f"{executor.kind}/{COMMANDS_FILE}"] = f"{WRITTEN_BY}: one command a step.\n{commands}"
         if not names_by_digest(executor):
             notes.append(
                 f"{executor} cannot be given a digest, so the overlays name tags; `airferry load` leaves them where "

@@ -108,8 +108,8 @@ def make_report(bundle: Bundle, verified: VerifyReport) -> Report:
         _outside(manifest),
         _signatures(bundle),
     )
-    name = shown(str(manifest.workflow.get("name") or "unnamed"))
-    return Report(f"Bundle “{name}”", bundle.root, sections)
+    name = manifest.workflow.get("name")
+    return Report(f"Bundle “{shown(str(name))}”" if name else "Bundle", bundle.root, sections)
 
 
 def shown(text: str) -> str:
@@ -148,7 +148,7 @@ def _summary(bundle: Bundle, verified: VerifyReport) -> Section:
             _cell("Verification"),
             _cell("nothing is wrong" if verified.ok else counted(len(verified.findings), "finding")),
         ],
-        [_cell("Images"), _cell(f"{len(manifest.images)}, for {', '.join(platforms) or 'no platform'}")],
+        [_cell("Images"), _cell(f"{verified.images_text}, for {', '.join(platforms) or 'no platform'}")],
         [_cell("Artifacts"), _cell(len(manifest.artifacts) + 1)],
         [_cell("Bytes in the bundle"), _cell(f"{size_text(verified.size_bytes)} in {verified.blobs} blobs")],
         [_cell("Bytes if every image stood alone"), _cell(size_text(separate))],
@@ -157,7 +157,7 @@ def _summary(bundle: Bundle, verified: VerifyReport) -> Section:
     ]
     text = (
         "This document lists what the bundle holds, why it is in there, and where it came from. One digest, the root, "
-        "names all of it: whoever signs for the root signs for every byte listed here."
+        "names all of it: a signature of the root covers every byte listed here."
     )
     return Section("summary", "Summary", (Paragraph(text), *_table("The bundle at a glance", ("What", "Value"), rows)))
 
@@ -310,10 +310,8 @@ def _layers(manifest: BundleManifest) -> Section:
     )
     shared_bytes = sum(sizes[digest][0] for digest in numbers)
     saved = sum((uses[digest] - 1) * sizes[digest][0] for digest in numbers)
-    description = (
-        f"One bar for each image and platform, its layers to scale. {len(numbers)} layers are shared by several bars: "
-        f"dark, with the same number in each; they are stored once ({size_text(shared_bytes)}), which saves "
-        f"{size_text(saved)}. {len(sizes) - len(numbers)} layers belong to one bar alone: light, without a number."
+    description = "One bar for each image and platform, its layers to scale. " + layers_text(
+        len(numbers), len(sizes) - len(numbers), size=size_text(shared_bytes), saved=size_text(saved)
     )
     rows = [
         [
@@ -472,3 +470,20 @@ def _signatures(bundle: Bundle) -> Section:
     text = f"The undersigned accept what root {bundle.root} names."
     columns = ("Role", "Name", "Date", "Signature")
     return Section("signatures", "Signatures", (Paragraph(text), *_table("Signatures", columns, rows)))
+
+
+def layers_text(shared: int, alone: int, *, size: str, saved: str) -> str:
+    """Return how many layers several bars share, what that saves, and how many belong to one bar."""
+    if shared == 0:
+        text = "No layer is shared by several bars."
+    elif shared == 1:
+        text = f"1 layer is shared by several bars: dark, numbered; it is stored once ({size}), which saves {saved}."
+    else:
+        text = (
+            f"{shared} layers are shared by several bars: dark, with the same number in each; they are stored once "
+            f"({size}), which saves {saved}."
+        )
+    if alone == 0:
+        return text
+    verb = "belongs" if alone == 1 else "belong"
+    return f"{text} {counted(alone, 'layer')} {verb} to one bar alone: light, without a number."

@@ -277,7 +277,9 @@ class Listener:
             ) from error
         bound = self.socket.getsockname()
         self.is_loopback = bare in ("127.0.0.1", "::1", "localhost")
-        self.address = f"[{bare}]:{bound[1]}" if family == socket.AF_INET6 else f"{bare}:{bound[1]}"
+        # an address that stands for all of a host's is none that another host can pull from
+        name = socket.gethostname() if bare in ("", "0.0.0.0", "::") else bare
+        self.address = f"[{name}]:{bound[1]}" if ":" in name else f"{name}:{bound[1]}"
 
     def close(self) -> None:
         """Give the port back. Idempotent."""

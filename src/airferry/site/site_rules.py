@@ -13,7 +13,7 @@ from airferry.errors import AirferryError
 from airferry.oci.platform import parse_platform
 from airferry.oci.reference import parse_reference
 from airferry.plan.step_values import StepValue
-from airferry.site.findings import Finding
+from airferry.site.findings import Finding, Remedy
 from airferry.site.python_path_rules import python_path_findings
 from airferry.site.settings import input_path
 from airferry.site.startup_rules import startup_findings
@@ -35,8 +35,8 @@ _VARIABLES_OF_SERVICES = {
 class RegistryImage:
     """An image as the executor gets it from the registry, `found` False for one that is not there.
 
-    `problem` says why it cannot be had, `fix` what helps where that is known; `hidden` that the registry holds it, and
-    does not show it to this executor.
+    `problem` says why it cannot be had, `fix` what helps where that is known, `other_build` that this is a new build;
+    `hidden` that the registry holds it, and does not show it to this executor.
     """
 
     found: bool
@@ -44,6 +44,7 @@ class RegistryImage:
     problem: str | None = None
     hidden: bool = False
     fix: str | None = None
+    other_build: bool = False
 
 
 def site_findings(context: StepContext, images: Mapping[str, RegistryImage]) -> Iterator[Finding]:
@@ -183,6 +184,7 @@ def _platform(context: StepContext) -> Iterator[Finding]:
             f"`{image.image}` is for {', '.join(image.platforms)}, the nodes are {wanted}",
             key="run.env.container_image",
             fix=f"build it for {wanted}: `airferry build --platform {wanted}`",
+            remedy="build",
         )
 
 
@@ -204,10 +206,16 @@ def _in_registry(context: StepContext, image: ReceiptImage, name: str, asked: Re
     key = "run.env.container_image"
     if asked.hidden:
         yield context.general(
-            "image", "block", asked.problem or "is hidden", key=key, fix=_way_out(context, image, name)
+            "image",
+            "block",
+            asked.problem or "is hidden",
+            key=key,
+            fix=way_out(context.executor, image, name),
+            remedy=_remedy_where_hidden(context.executor, image, name),
         )
     elif asked.problem is not None:
-        yield context.general("image", "block", asked.problem, key=key, fix=asked.fix)
+        remedy: Remedy = "build" if asked.other_build else "change"
+        yield context.general("image", "block", asked.problem, key=key, fix=asked.fix, remedy=remedy)
     elif not asked.found:
         yield context.general(
             "image",
@@ -215,17 +223,23 @@ def _in_registry(context: StepContext, image: ReceiptImage, name: str, asked: Re
             f"the registry does not hold `{name}`",
             key=key,
             fix="load the bundle again: `airferry load`",
+            remedy="load",
         )
     else:
         yield from gpu_findings(context, asked.environment)
 
 
-def _way_out(context: StepContext, image: ReceiptImage, name: str) -> str:
+def _remedy_where_hidden(executor: Executor, image: ReceiptImage, name: str) -> Remedy:
+    other = str(reference_for(executor, image)) != name
+    return "change" if other or executor.kind != "slurm-pyxis" or image.docker_twin is not None else "build"
+
+
+def way_out(executor: Executor, image: ReceiptImage, name: str) -> str:
     """Return what helps where the registry hides an image from the executor."""
-    expected = reference_for(context.executor, image)
+    expected = reference_for(executor, image)
     if str(expected) != name:
-        return f"run.env.container_image={image_for(context.executor.kind, expected)}"
-    if context.executor.kind != "slurm-pyxis":
+        return f"run.env.container_image={image_for(executor.kind, expected)}"
+    if executor.kind != "slurm-pyxis":
         return "let the registry, or the proxy in front of it, answer the runtime"
     if image.docker_twin is not None:
         return "enroot 3.4.1 or newer, given the image by digest"

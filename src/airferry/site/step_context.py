@@ -15,7 +15,7 @@ from airferry.config.environment import SECRET_TEXT
 from airferry.plan.catalogue import StepFiles
 from airferry.plan.env_profiles import EnvProfile
 from airferry.plan.step_values import StepValue, StepValues
-from airferry.site.findings import Finding, Kind, Level
+from airferry.site.findings import Finding, Kind, Level, Remedy
 from airferry.site.settings import setting
 
 JOB_FOLDER = "/nemo_run"
@@ -63,7 +63,8 @@ class Consumed:
 
 @dataclass(frozen=True)
 class StepContext:
-    """Everything that the rules of a check look at. `staged` has targets of assets by the keys they are for."""
+    """Everything that the rules of a check look at. `staged` has targets of assets by the keys they are for,
+    `overlays` is the folder that configs were written to, `submit` the catalogue's command, None for Nemotron's."""
 
     name: str
     files: StepFiles
@@ -79,9 +80,19 @@ class StepContext:
     image: ReceiptImage | None = None
     code_root: Path = Path()
     staged: Mapping[tuple[str | int, ...], str] = field(default_factory=dict)
+    overlays: Path | None = None
+    submit: str | None = None
 
     def finding(
-        self, value: StepValue, kind: Kind, level: Level, text: str, *, fix: str | None = None, shown: str | None = None
+        self,
+        value: StepValue,
+        kind: Kind,
+        level: Level,
+        text: str,
+        *,
+        fix: str | None = None,
+        shown: str | None = None,
+        remedy: Remedy = "change",
     ) -> Finding:
         """Return a finding about a value of the config."""
         return Finding(
@@ -94,12 +105,15 @@ class StepContext:
             value=masked(str(value.value if value.value is not None else value.raw) if shown is None else shown),
             text=text,
             fix=fix,
+            remedy=remedy,
         )
 
-    def general(self, kind: Kind, level: Level, text: str, *, key: str, fix: str | None = None) -> Finding:
+    def general(
+        self, kind: Kind, level: Level, text: str, *, key: str, fix: str | None = None, remedy: Remedy = "change"
+    ) -> Finding:
         """Return a finding about the config as a whole."""
         path = self.values.path
-        return Finding(self.name, kind, level, self.shown_path(path), 1, key, "", text, fix)
+        return Finding(self.name, kind, level, self.shown_path(path), 1, key, "", text, fix, remedy=remedy)
 
     def in_profile(
         self, kind: Kind, level: Level, text: str, *, key: tuple[str | int, ...], value: str, fix: str | None = None

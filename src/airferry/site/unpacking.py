@@ -11,7 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from airferry.bundle.asset_files import asset_place
-from airferry.bundle.assets import AssetLink, decode_path, encode_path, linked_path, safe_path
+from airferry.bundle.assets import (
+    MAX_NAME_BYTES,
+    MAX_PATH_BYTES,
+    AssetLink,
+    decode_path,
+    encode_path,
+    linked_path,
+    safe_path,
+)
 from airferry.errors import IntegrityError
 from airferry.oci.tar import DIRECTORY, SYMLINK, TarEntry, TarReader
 
@@ -106,8 +114,19 @@ class TreeUnpacker:
                 raise IntegrityError(f"{self._what} holds `{link.path}` twice, or below a file") from error
 
     def _check(self, raw: bytes, *, link_target: bytes | None = None) -> Path:
-        if reason := self.trouble(raw, link_target=link_target):
+        if reason := _unwritable(raw, link_target) or self.trouble(raw, link_target=link_target):
             raise IntegrityError(f"{self._what} holds `{encode_path(raw)[:200]}`, which {reason}")
         if self.files + len(self.links) >= self._limit_files:
             raise IntegrityError(f"{self._what} holds more than {self._limit_files} files")
         return asset_place(self._root, encode_path(raw))
+
+
+def _unwritable(raw: bytes, link_target: bytes | None) -> str | None:
+    """Return why Linux would refuse a path or a link's target, whatever they lead to; None if it would not."""
+    if any(len(part) > MAX_NAME_BYTES for part in raw.split(b"/")):
+        return f"has a name of more than {MAX_NAME_BYTES} bytes"
+    if link_target == b"":
+        return "is a link without a target"
+    if link_target is not None and len(link_target) >= MAX_PATH_BYTES:
+        return f"is a link with a target of {MAX_PATH_BYTES} bytes or more"
+    return None

@@ -1,4 +1,4 @@
-"""The host: what a build of a plan needs of it, checked before it hurts."""
+"""The host: what a build of a plan needs of it, checked before a build starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a build of a plan reaches for, asked before it hurts: bases, Git hosts, the package index.
+"""What a build of a plan reaches for, asked before a build starts: bases, Git hosts, the package index.
 
 Each is asked once, side by side, for a limited time, the way that the build would ask. No layer is fetched.
 """

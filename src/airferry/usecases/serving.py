@@ -79,7 +79,8 @@ def serve(
         if not listener.is_loopback and tls is None:
             emit(
                 Warned(
-                    f"`{listener.address}` is served without TLS: who is between can change what nodes pull by tag",
+                    f"`{listener.address}` is served without TLS: anyone on the network path can change what nodes "
+                    "pull by tag",
                     hint="give `--tls-cert` and `--tls-key`, or pull by digest",
                 )
             )

@@ -22,13 +22,13 @@ from airferry.site.asset_rules import StagedAssets
 from airferry.site.assets import bundle_assets
 from airferry.site.check import Checked, CheckReport, executor_of, images_to_ask, run_check
 from airferry.site.mirrors import MirrorFiles, make_mirrors
-from airferry.site.overlays import PLAIN, WRITTEN_BY, OverlaySet, make_overlays
+from airferry.site.overlays import COMMANDS_FILE, PLAIN, WRITTEN_BY, OverlaySet, make_overlays
 from airferry.site.registry_images import ask_images
 from airferry.usecases.catalogue import Whereabouts
 from airferry.usecases.defaults import SITE_FILE
 
 PLAN_CONFIG = "airgap.yaml"
-HEADER = "# What is known of the far side, for `airferry overlays`, `mirrors` and `check`.\n"
+HEADER = "# The far side, described for `airferry overlays`, `mirrors` and `check`.\n"
 
 
 def init_site(path: Path, document: Mapping[str, Any], *, force: bool = False) -> SiteProfile:
@@ -39,7 +39,7 @@ def init_site(path: Path, document: Mapping[str, Any], *, force: bool = False) -
         ConfigurationError: the profile would be wrong.
     """
     if path.exists() and not force:
-        raise UsageError(f"`{path}` is there already", hint="`--force` writes it anew")
+        raise UsageError(f"`{path}` is there already", hint="`--force` replaces it")
     written = {key: value for key, value in document.items() if value not in (None, "", [], {}, ())}
     text = HEADER + yaml.safe_dump(written, sort_keys=False, width=120)
     site = parse_site(text.encode(), path)
@@ -103,6 +103,7 @@ def overlays(
 
 def write_overlays(receipt: Receipt, places: Whereabouts, *, site: SiteProfile, out: Path) -> OverlaySet:
     """Write what `overlays` writes, from a receipt, a catalogue and a site that are at hand."""
+    out = files.without_dots(out)
     made = make_overlays(receipt, places.kept_in(out), site=site, out=out.absolute())
     _write(out, made.files)
     # without a profile, nothing says that the executors of an earlier run are gone
@@ -176,6 +177,7 @@ def check(
             targets=tuple(part.strip() for text in targets for part in text.split(",") if part.strip()),
             executor=executor,
             overlays=overlays,
+            written=_written_next_to(receipt, known),
             env_file=read_env_file(env_file) if env_file is not None else None,
             profile=profile,
             assets=_assets(opened, content=hash_assets, emit=emit),
@@ -186,6 +188,14 @@ def check(
             asking = executor_of(checked)
             images = ask_images(names, executor=asking, platform=known.platform, options=quick, emit=emit)
         return run_check(checked, images)
+
+
+def _written_next_to(receipt: Path | None, site: SiteProfile) -> Path | None:
+    """Return the folder of a receipt where `load --jobs` wrote overlays next to it, else None."""
+    kinds = [executor.kind for executor in site.executors or (PLAIN,)]
+    if receipt is None or not any((receipt.parent / kind / COMMANDS_FILE).is_file() for kind in kinds):
+        return None
+    return receipt.parent
 
 
 def _assets(bundle: Bundle | None, *, content: bool, emit: Emit) -> StagedAssets:
