@@ -14,6 +14,7 @@ import json
 import logging
 import socket
 import ssl
+import warnings
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -327,6 +328,8 @@ class Service:
         logger = logging.getLogger("uvicorn.error")
         logger.addHandler(handler)
         logger.propagate = False
+        # a signal before the event loop runs leaves uvicorn's coroutine behind, which Python then writes to stderr
+        warnings.filterwarnings("ignore", "coroutine 'Server.serve' was never awaited", RuntimeWarning)
         try:
             self._server.run(sockets=[self._listener.socket])
         finally:

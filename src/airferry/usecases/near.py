@@ -320,7 +320,7 @@ def follow_lock(side: NearSide, *, locked: bool, update: Sequence[str] = (), emi
     if missing := side.locker.uncovered(existing):
         raise ConfigurationError(
             f"{side.lock_path}: the plan has outgrown its lock, which does not cover " + "; ".join(missing),
-            hint="run `airferry lock` (what is locked stays), then build again",
+            hint="run `airferry lock` with the same targets (what is locked stays), then this command again",
             missing=missing,
         )
     if not update:
