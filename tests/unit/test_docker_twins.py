@@ -206,7 +206,7 @@ def test_a_load_that_fails_leads_with_the_cause_and_counts_what_is_missing(bundl
     with pytest.raises(RegistryError) as caught:
         load(bundle, to=f"{address}/site", receipt_path=tmp_path / "receipt.yaml", options=OPTIONS)
     cause, _, rest = caught.value.message.partition("; ")
-    assert cause.endswith("refuses connections")
+    assert cause.startswith(f"`{address}` refuses connections: cannot ")
     assert rest == "no tag was moved; not whole there yet: 1 image and 2 artifacts"
 
 

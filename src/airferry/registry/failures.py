@@ -106,7 +106,7 @@ def connection_error(method: str, url: str, *, what: str, error: Exception) -> R
         )
     if _has_cause(error, urllib3.exceptions.NameResolutionError):
         return RegistryError(
-            f"cannot {what}: the name of `{host}` cannot be resolved", hint="check the name, and DNS", **fields
+            f"the name of `{host}` cannot be resolved: cannot {what}", hint="check the name, and DNS", **fields
         )
     if isinstance(error, requests.exceptions.ProxyError | urllib3.exceptions.ProxyError):
         return TransientRegistryError(
@@ -122,7 +122,7 @@ def connection_error(method: str, url: str, *, what: str, error: Exception) -> R
         )
     if is_refused(error):
         return TransientRegistryError(
-            f"cannot {what}: `{host}` refuses connections", hint="check that the registry runs, and its port", **fields
+            f"`{host}` refuses connections: cannot {what}", hint="check that the registry runs, and its port", **fields
         )
     return TransientRegistryError(
         f"cannot {what}: the connection to `{host}` broke (`{method} {redacted(url)}`)",
