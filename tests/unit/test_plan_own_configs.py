@@ -217,7 +217,7 @@ def test_a_path_from_the_wrong_folder_is_put_right(tmp_path: Path, monkeypatch: 
     for text, hint in (
         ("sft/a:deploy/mine.yaml", f"write `sft/a:{tmp_path}/cat/deploy/mine.yaml`"),
         ("sft/a:tiny.yaml", "the step's own config of that name is `sft/a:tiny`"),
-        ("sft/a:work", "a customer's own config is named by its path"),
+        ("sft/a:work", "a config of your own is named by its path"),
     ):
         with pytest.raises(ConfigurationError) as caught:
             plan(config, targets=[text])
