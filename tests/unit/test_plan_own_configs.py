@@ -120,7 +120,7 @@ def test_names_are_unique_and_come_from_file_and_content_alone(tmp_path: Path) -
     # x and z say the same, so they are one target; `tiny` is the catalogue's
     assert len(specs) == 3 and all(spec.count("-") == 1 for spec in specs)
     assert [spec.partition("-")[0] for spec in specs] == ["sft/a:tiny", "sft/a:mine", "sft/a:mine"]
-    alone = plan(config, targets=[f"sft/a:{tmp_path}/work/y/mine.yaml"])
+    alone = plan(config, targets=[f"sft/a:{tmp_path / 'work' / 'y' / 'mine.yaml'}"])
     assert [step.target.spec for step in alone.steps] == ["sft/a:mine"]
 
 
