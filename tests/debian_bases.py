@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from airferry.buildah.bootstrap import BootstrapResult
 from airferry.config import BootstrapBase
+from airferry.near.bases.debian import BootstrapResult
 from airferry.oci.digest import digest_of
 from airferry.oci.documents import IMAGE_CONFIG, Descriptor, parse_image_config, parse_manifest
 from airferry.oci.layout import LayoutStore

@@ -7,8 +7,8 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from airferry.build.layer_facts import LayerFacts, collect_facts
-from airferry.build.view import RootView
+from airferry.rootfs.layers import LayerFacts, collect_facts
+from airferry.rootfs.view import RootView
 
 TYPES = {
     "file": tarfile.REGTYPE,

@@ -18,6 +18,7 @@ import yaml
 from airferry.bundle.manifest import PlatformEntry
 from airferry.events import Emit, silent
 from airferry.host import files
+from airferry.host.canonical import canonical_json
 from airferry.oci.codecs import inflate
 from airferry.oci.documents import (
     IMAGE_CONFIG,
@@ -27,7 +28,6 @@ from airferry.oci.documents import (
     Descriptor,
     Index,
     Manifest,
-    canonical_json,
     parse_image_config,
     parse_manifest,
 )

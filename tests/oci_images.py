@@ -8,9 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from airferry.build.base_layers import BaseLayers
-from airferry.build.bases import BaseImage
-from airferry.build.knowledge import Knowledge
 from airferry.bundle.artifacts import REQUIREMENTS_ARTIFACT, ArtifactFile, put_artifact
 from airferry.bundle.manifest import (
     ArtifactEntry,
@@ -24,6 +21,10 @@ from airferry.bundle.manifest import (
 from airferry.bundle.seal import Sealed, seal
 from airferry.bundle.twins import with_twins
 from airferry.host import files
+from airferry.host.canonical import canonical_json
+from airferry.near.bases.fetch import BaseImage
+from airferry.near.bases.layers import BaseLayers
+from airferry.near.probe.knowledge import Knowledge
 from airferry.oci.documents import (
     IMAGE_CONFIG,
     IMAGE_INDEX,
@@ -32,7 +33,6 @@ from airferry.oci.documents import (
     Index,
     Manifest,
     PlatformDocument,
-    canonical_json,
     parse_image_config,
     parse_manifest,
 )

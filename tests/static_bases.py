@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from airferry.build.probe import ProbeResult
-from airferry.build.static_probe import static_probe
+from airferry.near.probe.answers import ProbeResult
+from airferry.near.probe.static import static_probe
 from airferry.oci.documents import ImageConfig
 from airferry.oci.platform import parse_platform
 from layer_tars import Item, folder, link, view_of

@@ -7,12 +7,12 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from airferry.build.carried_catalogue import CarriedCatalogue, carry_catalogue
 from airferry.bundle.manifest import BundleManifest, GroupEntry, TargetEntry, ToolEntry
 from airferry.bundle.receipt import Receipt, ReceiptCatalogue, ReceiptImage
 from airferry.bundle.seal import seal
 from airferry.config import load_config
 from airferry.events import Emit, silent
+from airferry.near.carry.catalogue import CarriedCatalogue, carry_catalogue
 from airferry.oci.layout import LayoutStore
 from airferry.plan.models import Plan
 from airferry.plan.planner import make_plan

@@ -10,7 +10,8 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from airferry.build.probe import InstalledDistribution, ModuleAnswer, ProbeResult, PythonFacts
+from airferry.near.probe.answers import InstalledDistribution, ProbeResult, PythonFacts
+from airferry.rootfs.modules import ModuleAnswer
 
 
 def make_wheel(

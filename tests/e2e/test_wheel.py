@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from airferry.buildah import inside
-from airferry.buildah.program import find_engine
-from airferry.buildah.storage import Storage
+from airferry.engine import inside
+from airferry.engine.program import find_engine
+from airferry.engine.storage import Storage
 from airferry.events import silent
 
 SOURCE = Path(__file__).parents[2]

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from airferry.buildah.bootstrap import bootstrap, store_userland
-from airferry.buildah.program import find_engine
-from airferry.buildah.storage import Storage
+from airferry.engine.program import find_engine
+from airferry.engine.storage import Storage
 from airferry.events import silent
+from airferry.near.bases.debian import bootstrap, store_userland
 from airferry.oci.layout import LayoutStore
 from debian_bases import AMD64, ARM64, DEBIAN, EPOCH_S, DebianBase
 from near_side import NearSide, make_base, make_near_side

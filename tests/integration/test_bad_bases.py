@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from airferry.buildah.program import find_engine
-from airferry.buildah.storage import Storage
 from airferry.cli.app import run
+from airferry.engine.program import find_engine
+from airferry.engine.storage import Storage
 from airferry.events import silent
 from airferry.oci.documents import LAYER_GZIP, LAYER_TAR, LAYER_ZSTD, REF_NAME, Descriptor
 from airferry.oci.layers import Compression, LayerResult, compress_layer

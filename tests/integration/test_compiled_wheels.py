@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 import yaml
 
-from airferry.buildah.bootstrap import bootstrap, store_userland
-from airferry.buildah.engine import open_engine
 from airferry.bundle.manifest import BundleManifest
 from airferry.config import BootstrapBase
+from airferry.engine.driver import open_engine
 from airferry.errors import BuildError
 from airferry.events import Event, Notice
+from airferry.near.bases.debian import bootstrap, store_userland
 from airferry.oci.layout import LayoutStore
 from catalogues import write_step
 from debian_bases import AMD64, EPOCH_S, DebianBase

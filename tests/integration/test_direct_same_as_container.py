@@ -12,17 +12,17 @@ from typing import Any
 import pytest
 import yaml
 
-from airferry.build.wheels import WheelStore
-from airferry.buildah.engine import Engine, Volume, open_engine
 from airferry.bundle.manifest import BundleManifest
+from airferry.engine.driver import Engine, Volume, open_engine
 from airferry.errors import BuildError
 from airferry.events import Event, Notice
+from airferry.host.canonical import canonical_json
+from airferry.near.wheels.store import WheelStore
 from airferry.oci.documents import (
     IMAGE_CONFIG,
     IMAGE_MANIFEST,
     REF_NAME,
     Manifest,
-    canonical_json,
     parse_image_config,
     parse_index,
     parse_manifest,

@@ -15,8 +15,8 @@ import pytest
 import yaml
 from registries import RegistryProcess, run_registry
 
-from airferry.buildah.engine import open_engine
 from airferry.bundle.verify import verify_bundle
+from airferry.engine.driver import open_engine
 from airferry.errors import RegistryError
 from airferry.host import files
 from airferry.host.shipped import shipped

@@ -9,9 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from airferry.build.loader import CarriedLoader, carry_loader
-from airferry.build.pip import Pip
-from airferry.build.wheels import WheelStore
 from airferry.bundle.manifest import BundleManifest, ToolEntry
 from airferry.bundle.receipt import read_receipt
 from airferry.bundle.seal import seal
@@ -20,6 +17,9 @@ from airferry.config.models import LoaderChoice
 from airferry.events import Emit, Event, StageFinished, silent
 from airferry.host import process
 from airferry.host.journal import Journal
+from airferry.near.carry.loader import CarriedLoader, carry_loader
+from airferry.near.wheels.pip import Pip
+from airferry.near.wheels.store import WheelStore
 from airferry.oci.layout import LayoutStore
 from debian_bases import AMD64, DebianBase
 from oci_images import REFERENCE, make_image

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from registries import run_registry
 
-from airferry.buildah.program import find_engine
-from airferry.buildah.storage import Storage
+from airferry.engine.program import find_engine
+from airferry.engine.storage import Storage
 from airferry.events import silent
 from airferry.oci.layout import LayoutStore
 from debian_bases import DebianBase

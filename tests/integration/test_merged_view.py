@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from airferry.build.view import RootView
-from airferry.buildah.engine import Engine, open_engine
-from airferry.oci.documents import IMAGE_CONFIG, IMAGE_MANIFEST, Manifest, canonical_json
+from airferry.engine.driver import Engine, open_engine
+from airferry.host.canonical import canonical_json
+from airferry.oci.documents import IMAGE_CONFIG, IMAGE_MANIFEST, Manifest
 from airferry.oci.layers import Compression, compress_layer
 from airferry.oci.layout import LayoutStore
 from airferry.oci.tar import DIRECTORY, REGULAR, SYMLINK
+from airferry.rootfs.view import RootView
 from debian_bases import AMD64
 from layer_tars import Item, facts_of, tar_of
 

@@ -10,8 +10,6 @@ import pytest
 from containerd import run_containerd
 from registries import run_registry
 
-from airferry.build.bases import BaseCache
-from airferry.build.originals import bring_originals, put_originals
 from airferry.bundle.artifacts import put_artifact
 from airferry.bundle.manifest import BundleManifest, ToolEntry
 from airferry.bundle.receipt import Receipt
@@ -20,7 +18,11 @@ from airferry.bundle.verify import verify_bundle
 from airferry.config import load_config
 from airferry.errors import BuildError
 from airferry.events import silent
+from airferry.far.load import load
 from airferry.host import files, process
+from airferry.jobs.mirrors import make_mirrors
+from airferry.near.bases.fetch import BaseCache
+from airferry.near.bases.originals import bring_originals, put_originals
 from airferry.oci.copy import copy_image
 from airferry.oci.documents import Descriptor, PlatformDocument, parse_index
 from airferry.oci.layout import LayoutStore
@@ -30,8 +32,6 @@ from airferry.plan.planner import make_plan
 from airferry.registry.client import ClientOptions, RegistryClient
 from airferry.registry.sink import RegistrySink
 from airferry.registry.source import RegistrySource
-from airferry.site.load import load
-from airferry.site.mirrors import make_mirrors
 from catalogues import airgap, write_airgap, write_step
 from oci_images import put_image, put_index
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from airferry.buildah.engine import open_engine
 from airferry.bundle.manifest import MANIFEST_FILE, BundleManifest, ImageEntry, PlatformEntry
+from airferry.engine.driver import open_engine
 from airferry.errors import ConfigurationError, UsageError
 from airferry.events import Event, Notice
 from airferry.host import files, process

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from airferry.build import bases, prediction
 from airferry.errors import HostError
 from airferry.events import Event, Warned
+from airferry.near import predict
+from airferry.near.bases import fetch as bases
 from airferry.oci.layout import LayoutStore
 from airferry.oci.platform import parse_platform
 from airferry.usecases import host, plan
@@ -31,7 +32,7 @@ def direct(side: NearSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def base_bytes(side: NearSide) -> int:
     """Return the size of the base's layers for the platform of the plan."""
     store = LayoutStore.open(side.base, read_only=True)
-    layers = prediction._read_layers(store, store.resolve(REFERENCE), AMD64)
+    layers = predict._read_layers(store, store.resolve(REFERENCE), AMD64)
     assert layers is not None
     return sum(layer.size for layer in layers.descriptors)
 
@@ -82,7 +83,7 @@ def test_the_program_prints_what_it_predicts(direct: NearSide) -> None:
 def test_a_build_that_surely_does_not_fit_is_refused_before_it_begins(
     direct: NearSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prediction.files, "free_bytes", lambda path: base_bytes(direct))
+    monkeypatch.setattr(predict.files, "free_bytes", lambda path: base_bytes(direct))
     with pytest.raises(HostError, match=r"are free at .* needs at least") as caught:
         direct.build()
     assert caught.value.exit_code == 4
@@ -92,7 +93,7 @@ def test_a_build_that_surely_does_not_fit_is_refused_before_it_begins(
 
 def test_a_build_that_may_not_fit_is_warned_of_and_goes_on(direct: NearSide, monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[Event] = []
-    monkeypatch.setattr(prediction.files, "free_bytes", lambda path: base_bytes(direct) * 2)
+    monkeypatch.setattr(predict.files, "free_bytes", lambda path: base_bytes(direct) * 2)
     assert direct.build(emit=events.append).root is not None
     assert any(isinstance(event, Warned) and "may need" in event.text for event in events)
 
@@ -111,7 +112,7 @@ def test_the_doctor_looks_for_room_for_the_plan(
     share: float, status: str, direct: NearSide, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free_bytes = int(base_bytes(direct) * share)
-    monkeypatch.setattr(prediction.files, "free_bytes", lambda path: free_bytes)
+    monkeypatch.setattr(predict.files, "free_bytes", lambda path: free_bytes)
     (check,) = (item for item in host._room(read_plan(direct.selection())))
     assert (check.name, check.status) == ("room for the plan", status)
     assert "not known yet: wheels of" in check.detail and f"{free_bytes / 1e9:.2f} GB free" in check.detail

@@ -12,6 +12,7 @@ from registries import make_authority, run_registry
 
 from airferry.errors import AirferryError, RegistryError
 from airferry.events import Event, Warned, silent
+from airferry.far.copy import copy, parse_place
 from airferry.host import process
 from airferry.oci.copy import copy_image
 from airferry.oci.layout import LayoutStore
@@ -20,7 +21,6 @@ from airferry.registry.client import ClientOptions, RegistryClient, open_clients
 from airferry.registry.pulls import Pulls
 from airferry.registry.retry import RetryPolicy
 from airferry.registry.sink import RegistrySink
-from airferry.site.copies import copy, parse_place
 from oci_images import put_image
 from scripted_registry import Exchange, ScriptedRegistry, run_scripted
 

@@ -16,6 +16,7 @@ from registries import PASSWORD, USER, RegistryProcess, basic_options, make_auth
 from airferry.bundle.verify import open_bundle
 from airferry.cli.app import run
 from airferry.errors import UsageError
+from airferry.far.copy import FilePlace, copy, parse_place
 from airferry.oci.archive import ArchiveSource
 from airferry.oci.documents import parse_index
 from airferry.oci.layout import LayoutStore
@@ -23,7 +24,6 @@ from airferry.oci.validate import validate_image
 from airferry.registry.client import ClientOptions, RegistryClient
 from airferry.registry.profile import profile_path, read_profile
 from airferry.registry.source import RegistrySource
-from airferry.site.copies import FilePlace, copy, parse_place
 from oci_images import REFERENCE, make_bundle
 
 ANONYMOUS = ClientOptions(lookup=lambda registry, repository: None)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from registries import PASSWORD, USER, basic_options, run_registry, run_token_server
 
+from airferry.far.load import load
 from airferry.host import process
 from airferry.oci.digest import digest_of
 from airferry.oci.platform import parse_platform
@@ -18,7 +19,6 @@ from airferry.registry.client import ClientOptions, RegistryClient
 from airferry.registry.credentials import Credential
 from airferry.registry.runtimes import pull_as
 from airferry.registry.source import RegistrySource
-from airferry.site.load import load
 from oci_images import make_bundle
 
 LISTS = "Accept: application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.oci.image.index.v1+json"

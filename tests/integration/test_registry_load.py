@@ -26,17 +26,12 @@ from airferry.bundle.receipt import ReceiptTag, read_receipt, write_receipt
 from airferry.bundle.verify import open_bundle
 from airferry.cli.app import run
 from airferry.errors import ConfigurationError, RegistryError, UsageError
+from airferry.far.load import load
+from airferry.far.tags import journal_path, rollback
 from airferry.host import files, process
+from airferry.host.canonical import canonical_json
 from airferry.oci.copy import copy_image
-from airferry.oci.documents import (
-    IMAGE_MANIFEST,
-    LAYER_TAR,
-    Descriptor,
-    Manifest,
-    canonical_json,
-    descriptor_of,
-    parse_manifest,
-)
+from airferry.oci.documents import IMAGE_MANIFEST, LAYER_TAR, Descriptor, Manifest, descriptor_of, parse_manifest
 from airferry.oci.layout import LayoutStore
 from airferry.oci.ports import Stored
 from airferry.oci.validate import validate_image
@@ -46,8 +41,6 @@ from airferry.registry.retry import RetryPolicy
 from airferry.registry.sink import RegistrySink
 from airferry.registry.source import RegistrySource
 from airferry.registry.uploads import UNCHECKED_FROM_BYTES, Limits, Uploader
-from airferry.site.activation import journal_path, rollback
-from airferry.site.load import load
 from nemotron_rules import environment_of_job
 from oci_images import REFERENCE, make_bundle, put_image
 from travelling_catalogue import make_travelling_bundle, write_catalogue

@@ -22,6 +22,7 @@ from airferry.bundle.seal import seal
 from airferry.bundle.verify import open_bundle
 from airferry.cli.app import run
 from airferry.errors import IntegrityError, RegistryError
+from airferry.far.load import load
 from airferry.host.threads import parallel_map
 from airferry.oci.copy import copy_image, read_closure
 from airferry.oci.documents import LAYER_TAR, Descriptor, parse_index
@@ -33,7 +34,6 @@ from airferry.registry.retry import RetryPolicy
 from airferry.registry.sink import RegistrySink
 from airferry.registry.source import RegistrySource
 from airferry.registry.uploads import Limits, Uploader
-from airferry.site.load import load
 from fault_proxy import FaultProxy, is_download, is_upload, run_fault_proxy
 from oci_images import REFERENCE, make_bundle, make_image, put_image
 from scripted_registry import Call, Exchange, Fault, error_document, times

@@ -18,6 +18,8 @@ from registries import PASSWORD, USER, RegistryProcess, basic_options, run_regis
 from airferry.bundle.receipt import read_receipt
 from airferry.bundle.verify import open_bundle
 from airferry.errors import RegistryError
+from airferry.far.load import load
+from airferry.far.tags import rollback
 from airferry.host import process
 from airferry.oci.copy import copy_image
 from airferry.oci.digest import digest_of
@@ -25,12 +27,10 @@ from airferry.oci.documents import LAYER_TAR
 from airferry.oci.layout import LayoutStore
 from airferry.registry.client import ClientOptions, RegistryClient
 from airferry.registry.credentials import Credential
-from airferry.registry.probe import probe
 from airferry.registry.sink import RegistrySink
 from airferry.registry.source import RegistrySource
+from airferry.registry.trial import probe
 from airferry.registry.uploads import UNCHECKED_FROM_BYTES, Limits, Uploader, checks_digests
-from airferry.site.activation import rollback
-from airferry.site.load import load
 from oci_images import REFERENCE, make_bundle
 
 OPTIONS = ClientOptions(lookup=lambda registry, repository: None)

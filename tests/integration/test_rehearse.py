@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from airferry import usecases
-from airferry.buildah.engine import open_engine
 from airferry.bundle.manifest import read_manifest
+from airferry.engine.driver import open_engine
 from airferry.errors import ConfigurationError
 from airferry.host import files
 from airferry.oci.layout import LayoutStore

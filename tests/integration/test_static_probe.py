@@ -12,15 +12,10 @@ from typing import Any
 
 import pytest
 
-from airferry.build.probe import ProbeResult, parse_probe, probe_argv, probe_input
-from airferry.buildah.engine import Engine, base_tag, open_engine
-from airferry.oci.documents import (
-    IMAGE_CONFIG,
-    IMAGE_MANIFEST,
-    Manifest,
-    canonical_json,
-    parse_manifest,
-)
+from airferry.engine.driver import Engine, base_tag, open_engine
+from airferry.host.canonical import canonical_json
+from airferry.near.probe.answers import ProbeResult, parse_probe, probe_argv, probe_input
+from airferry.oci.documents import IMAGE_CONFIG, IMAGE_MANIFEST, Manifest, parse_manifest
 from airferry.oci.layers import Compression, compress_layer
 from airferry.oci.layout import LayoutStore
 from airferry.oci.platform import Platform

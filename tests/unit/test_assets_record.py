@@ -16,27 +16,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airferry.build import assets as building
-from airferry.build.assets import content_kind, pack_asset, record_asset
-from airferry.bundle.asset_files import FileState, Listing, hash_files
-from airferry.bundle.assets import (
+from airferry.assets import record as building
+from airferry.assets.files import FileState, Listing, hash_files
+from airferry.assets.manifest import (
     MODELPACK_ARTIFACT,
     MODELPACK_FILEPATH,
     AssetFile,
     AssetLink,
     AssetManifest,
-    decode_path,
-    encode_path,
-    linked_path,
     parse_asset_manifest,
 )
+from airferry.assets.record import content_kind, pack_asset, record_asset
+from airferry.assets.staged import unpack_asset, verify_asset
+from airferry.bundle.tree_paths import decode_path, encode_path, linked_path
 from airferry.errors import AirferryError, BuildError, FindingsError, HostError, IntegrityError, UsageError
 from airferry.events import Event, Progress
 from airferry.host import files
+from airferry.host.canonical import canonical_json
 from airferry.oci.digest import digest_hex
-from airferry.oci.documents import IMAGE_MANIFEST, Descriptor, Manifest, canonical_json, parse_manifest
+from airferry.oci.documents import IMAGE_MANIFEST, Descriptor, Manifest, parse_manifest
 from airferry.oci.layout import LayoutStore
-from airferry.site.assets import unpack_asset, verify_asset
 
 SHA = "a" * 64
 

@@ -19,9 +19,9 @@ from airferry.bundle.manifest import BundleManifest, ToolEntry, describe_platfor
 from airferry.bundle.receipt import Receipt, ReceiptImage, read_receipt, write_receipt
 from airferry.bundle.seal import seal
 from airferry.bundle.verify import open_bundle, verify_bundle
-from airferry.bundle.yaml_documents import _load
 from airferry.errors import HostError, IntegrityError
 from airferry.host import files
+from airferry.host.yaml import _load
 from airferry.oci.documents import LAYER_TAR
 from airferry.oci.layout import LayoutStore
 from oci_images import REFERENCE, make_bundle, make_image, put_image

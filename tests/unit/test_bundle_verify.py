@@ -19,7 +19,8 @@ from airferry.bundle.seal import seal
 from airferry.bundle.verify import Bundle, VerifyReport, open_bundle, verify_bundle
 from airferry.errors import IntegrityError, UsageError
 from airferry.events import Event, Progress
-from airferry.oci.documents import IMAGE_MANIFEST, LAYER_TAR, Descriptor, canonical_json
+from airferry.host.canonical import canonical_json
+from airferry.oci.documents import IMAGE_MANIFEST, LAYER_TAR, Descriptor
 from airferry.oci.entries import named
 from airferry.oci.layout import LayoutStore
 from airferry.oci.streams import verifying

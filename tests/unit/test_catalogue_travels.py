@@ -21,12 +21,12 @@ from airferry.bundle.verify import open_bundle, verify_bundle
 from airferry.cli.app import run
 from airferry.errors import HostError, IntegrityError, RegistryError, UsageError
 from airferry.events import Event, Warned
+from airferry.far import catalogue as extraction
+from airferry.far.catalogue import extract_catalogue
+from airferry.far.relocate import ARTIFACTS_REPOSITORY
 from airferry.host import files
 from airferry.oci.documents import Descriptor, parse_manifest
 from airferry.oci.layout import LayoutStore
-from airferry.site import extraction
-from airferry.site.extraction import extract_catalogue
-from airferry.site.relocation import ARTIFACTS_REPOSITORY
 from airferry.usecases import serving
 from travelling_catalogue import (
     DIGEST,
@@ -146,7 +146,7 @@ def test_a_catalogue_that_is_too_large_stays_here_and_stops_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: int, reason: str
 ) -> None:
     root = write_catalogue(tmp_path / "code")
-    monkeypatch.setattr(f"airferry.build.carried_catalogue.{limit}", value)
+    monkeypatch.setattr(f"airferry.near.carry.catalogue.{limit}", value)
     events: list[Event] = []
     assert carry(root, tmp_path / "layout", emit=events.append) is None
     assert reason in warned(events)

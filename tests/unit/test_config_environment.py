@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from airferry.build.direct import with_env
 from airferry.config import load_config
 from airferry.config.environment import MAX_VALUE, MAX_VARIABLES
 from airferry.errors import ConfigurationError
+from airferry.near.assemble.direct import with_env
 from catalogues import write_airgap
 
 

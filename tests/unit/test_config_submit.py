@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from airferry.config.submit import NEMOTRON_SUBMIT, submit_words
-from airferry.site.submission import submit_command
+from airferry.jobs.submission import submit_command
 
 
 @pytest.mark.parametrize(

@@ -17,16 +17,16 @@ from airferry.bundle.verify import open_bundle, verify_bundle
 from airferry.config import Executor, load_config
 from airferry.errors import ConfigurationError, RegistryError, UsageError
 from airferry.events import Event, Warned
+from airferry.far import tags
+from airferry.far.load import LoadResult, load
+from airferry.far.relocate import parse_destination
+from airferry.far.serve.offer import read_repositories
+from airferry.jobs.submission import image_for, reference_for
 from airferry.oci.documents import DOCKER_MANIFEST_LIST, Descriptor, parse_index
 from airferry.oci.layout import LayoutStore
 from airferry.oci.reference import parse_reference
 from airferry.registry.client import ClientOptions
 from airferry.registry.retry import RetryPolicy
-from airferry.site import activation
-from airferry.site.load import LoadResult, load
-from airferry.site.relocation import parse_destination
-from airferry.site.served import read_repositories
-from airferry.site.submission import image_for, reference_for
 from catalogues import airgap, write_airgap, write_step
 from oci_images import REFERENCE, make_bundle, make_image
 from scripted_registry import Exchange, ScriptedRegistry, error_document, run_scripted
@@ -232,9 +232,9 @@ def test_serve_offers_twins_under_their_tags(bundle: Path) -> None:
 
 def test_the_hint_of_a_rollback_says_only_what_was_done() -> None:
     moved = {"hub/x:1": "something else has moved it since"}
-    new = {"hub/x:1": activation.NOT_REMOVABLE}
+    new = {"hub/x:1": tags.NOT_REMOVABLE}
     removal = "remove the new tags with the registry's own tools if they must go"
-    assert activation._rollback_hint(moved, others=0) is None
-    assert activation._rollback_hint(new, others=0) == removal
-    assert activation._rollback_hint(new, others=2) == f"2 other tags are as before the load; {removal}"
-    assert activation._rollback_hint(moved, others=1) == "1 other tag is as before the load"
+    assert tags._rollback_hint(moved, others=0) is None
+    assert tags._rollback_hint(new, others=0) == removal
+    assert tags._rollback_hint(new, others=2) == f"2 other tags are as before the load; {removal}"
+    assert tags._rollback_hint(moved, others=1) == "1 other tag is as before the load"

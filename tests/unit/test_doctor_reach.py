@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from airferry.buildah.preflight import Check
 from airferry.config import load_config
+from airferry.engine.preflight import Check
 from airferry.errors import ConfigurationError
 from airferry.events import Event, Notice, Warned
+from airferry.host.canonical import canonical_json
 from airferry.oci.documents import (
     IMAGE_CONFIG,
     IMAGE_INDEX,
@@ -20,7 +21,6 @@ from airferry.oci.documents import (
     Index,
     Manifest,
     PlatformDocument,
-    canonical_json,
 )
 from airferry.plan.planner import make_plan
 from airferry.usecases import Selection, doctor

@@ -13,8 +13,8 @@ from airferry.bundle.verify import VerifyReport
 from airferry.cli import far
 from airferry.cli.app import run
 from airferry.cli.render import Reporter
-from airferry.site.load import LoadResult
-from airferry.site.push import PushResult
+from airferry.far.load import LoadResult
+from airferry.far.push import PushResult
 from airferry.usecases import LoadOutcome
 from travelling_catalogue import DIGEST, REF, TARGET, URL, receipt_of
 

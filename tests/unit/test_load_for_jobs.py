@@ -15,7 +15,7 @@ from airferry.cli.app import run
 from airferry.config.site import Executor
 from airferry.errors import AirferryError, ConfigurationError, HostError, UsageError
 from airferry.events import Event, Warned
-from airferry.site.site_rules import RegistryImage
+from airferry.jobs.rules.site import RegistryImage
 from airferry.usecases import jobs as module
 from travelling_catalogue import make_travelling_bundle, receipt_of, write_catalogue
 

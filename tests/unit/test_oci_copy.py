@@ -15,6 +15,7 @@ import pytest
 
 from airferry.errors import AirferryError, BuildError, ConfigurationError, HostError, IntegrityError
 from airferry.events import Event, Progress
+from airferry.host.canonical import canonical_json
 from airferry.host.threads import Cancelled, parallel_map
 from airferry.oci.archive import ArchiveSource, write_oci_archive
 from airferry.oci.copy import copy_image
@@ -24,7 +25,6 @@ from airferry.oci.documents import (
     LAYER_TAR,
     Descriptor,
     Manifest,
-    canonical_json,
     parse_index,
     parse_manifest,
 )

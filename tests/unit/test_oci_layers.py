@@ -19,14 +19,7 @@ from hypothesis import strategies as st
 from airferry.errors import IntegrityError
 from airferry.events import Event, Progress
 from airferry.oci import codecs
-from airferry.oci.documents import (
-    DOCKER_LAYER_GZIP,
-    LAYER_GZIP,
-    LAYER_TAR,
-    LAYER_ZSTD,
-    Descriptor,
-    descriptor_of,
-)
+from airferry.oci.documents import DOCKER_LAYER_GZIP, LAYER_GZIP, LAYER_TAR, LAYER_ZSTD, Descriptor, descriptor_of
 from airferry.oci.layers import MEDIA_TYPES, Compression, LayerResult, compress_layer, layer_kind, recompress_layer
 from airferry.oci.layout import LayoutStore
 from airferry.oci.ports import BLOCK_BYTES

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from airferry.errors import ConfigurationError, HostError, IntegrityError
 from airferry.host import files
-from airferry.oci.documents import IMAGE_MANIFEST, LAYER_TAR, Descriptor, Manifest, canonical_json, descriptor_of
+from airferry.host.canonical import canonical_json
+from airferry.oci.documents import IMAGE_MANIFEST, LAYER_TAR, Descriptor, Manifest, descriptor_of
 from airferry.oci.layout import LayoutStore
 from airferry.oci.ports import Stored
 from oci_images import put_image

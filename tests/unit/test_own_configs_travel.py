@@ -9,14 +9,14 @@ import pytest
 import yaml
 
 from airferry import usecases
-from airferry.build import contexts
-from airferry.build.carried_catalogue import CarriedCatalogue
 from airferry.bundle.catalogue import CATALOGUE_MARK
 from airferry.bundle.receipt import write_receipt
 from airferry.events import Event, Warned
+from airferry.far.catalogue import extract_catalogue
+from airferry.near.assemble import context
+from airferry.near.carry.catalogue import CarriedCatalogue
 from airferry.oci.layout import LayoutStore
 from airferry.plan.models import Plan
-from airferry.site.extraction import extract_catalogue
 from travelling_catalogue import DIGEST, TARGET, carry, plan_of, receipt_of, tree, write_catalogue
 
 STEP = "src/nemotron/steps/sft/one"
@@ -86,17 +86,17 @@ def test_overlays_and_check_take_it_like_any_other(tmp_path: Path) -> None:
 def test_the_launcher_and_rehearsals_carry_it_too(tmp_path: Path) -> None:
     plan = lay_out(tmp_path)
     excluded = [plan.output_dir]
-    before = contexts.tracked_digest(plan.source_root, excluded=excluded)
-    configs = contexts.plan_configs(plan, tmp_path / "cache")
-    contexts.copy_tracked(plan.source_root, tmp_path / "copy", excluded=excluded, configs=configs)
+    before = context.tracked_digest(plan.source_root, excluded=excluded)
+    configs = context.plan_configs(plan, tmp_path / "cache")
+    context.copy_tracked(plan.source_root, tmp_path / "copy", excluded=excluded, configs=configs)
     assert (tmp_path / f"copy/{STEP}/config/mine.yaml").read_text().startswith("# ours\ndefaults: [tiny.yaml, ")
-    first = contexts.tracked_digest(plan.source_root, excluded=excluded, configs=configs)
+    first = context.tracked_digest(plan.source_root, excluded=excluded, configs=configs)
     assert first != before
     with (tmp_path / "own/site.yaml").open("a") as stream:
         stream.write("b: 1\n")
     again = plan_of(plan.source_root, workflow={"stages": [f"sft/one:{tmp_path}/own/mine.yaml"]})
-    configs = contexts.plan_configs(again, tmp_path / "cache")
-    assert contexts.tracked_digest(plan.source_root, excluded=excluded, configs=configs) != first
+    configs = context.plan_configs(again, tmp_path / "cache")
+    assert context.tracked_digest(plan.source_root, excluded=excluded, configs=configs) != first
 
 
 def test_a_config_in_the_catalogue_travels_though_git_does_not_track_it(tmp_path: Path) -> None:

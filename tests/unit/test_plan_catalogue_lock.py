@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from airferry.errors import ConfigurationError
-from airferry.plan.catalogue_lock import CatalogueLock, find_catalogue_lock, read_catalogue_lock
-from airferry.plan.locked_packages import GitSource, LocalSource, LockedFile, RegistrySource, UrlSource
+from airferry.plan.locks.catalogue import CatalogueLock, find_catalogue_lock, read_catalogue_lock
+from airferry.plan.locks.packages import GitSource, LocalSource, LockedFile, RegistrySource, UrlSource
 
 A, B, C = ("sha256:" + letter * 64 for letter in "abc")
 UV = f"""

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from airferry.build.direct_launcher import launcher_environment
 from airferry.config import load_config
 from airferry.errors import ConfigurationError
+from airferry.near.assemble.launcher import launcher_environment
 from airferry.plan.models import Plan
 from airferry.plan.planner import make_plan
 from airferry.usecases.describe import describe_plan

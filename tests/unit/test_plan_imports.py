@@ -11,8 +11,8 @@ import pytest
 from airferry.config import load_config
 from airferry.errors import ConfigurationError
 from airferry.plan.catalogue import Catalogue, find_step, parse_target
-from airferry.plan.imports import ImportScanner
-from airferry.plan.modules import CORE_MODULES, WELL_KNOWN, distribution_for, is_core
+from airferry.plan.code.imports import ImportScanner
+from airferry.plan.code.modules import CORE_MODULES, WELL_KNOWN, distribution_for, is_core
 from airferry.plan.planner import make_plan
 from catalogues import STEPS, airgap, mounting, write_airgap, write_step
 

@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airferry.build.locking import forget
 from airferry.config import load_config
 from airferry.errors import ConfigurationError, UsageError
-from airferry.plan.locked_packages import GitSource
+from airferry.near.lock.resolve import forget
 from airferry.plan.lockfile import (
     LockedAddition,
     LockedBase,
@@ -29,6 +28,7 @@ from airferry.plan.lockfile import (
     render_lockfile,
     write_lockfile,
 )
+from airferry.plan.locks.packages import GitSource
 from airferry.plan.models import Candidate
 from airferry.plan.planner import make_plan
 from catalogues import airgap, write_airgap, write_step

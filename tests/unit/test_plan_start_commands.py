@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airferry.plan.start_commands import MAX_COMMAND, installs_of
+from airferry.plan.code.commands import MAX_COMMAND, installs_of
 
 
 def short(command: str) -> list[str]:

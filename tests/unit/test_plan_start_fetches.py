@@ -9,9 +9,9 @@ import pytest
 
 from airferry.config import load_config
 from airferry.plan.catalogue import Target, catalogue_at, find_step
+from airferry.plan.code.fetches import StartFetch, StartFetches
 from airferry.plan.models import PlanWarning
 from airferry.plan.planner import make_plan
-from airferry.plan.start_fetches import StartFetch, StartFetches
 from catalogues import STEPS, airgap, mounting, write_airgap, write_step
 
 URL = "https://git.example.org/tool.git"

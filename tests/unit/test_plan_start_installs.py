@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from airferry.config import load_config
+from airferry.plan.code.installs import bake_lines, module_of
 from airferry.plan.inventory import is_held, parse_inventory, render_inventory
 from airferry.plan.models import JobPath, Plan, PlanWarning
 from airferry.plan.planner import make_plan
-from airferry.plan.start_installs import bake_lines, module_of
 from airferry.usecases.describe import describe_plan
 from catalogues import airgap, write_airgap, write_step
 

@@ -16,10 +16,10 @@ import pytest
 from packaging.markers import Marker
 from uv import find_uv_bin
 
-from airferry.build.probe import cpython_markers
 from airferry.host import process
-from airferry.plan.catalogue_lock import CatalogueLock, read_catalogue_lock
-from airferry.plan.locked_packages import GitSource, LocalSource, LockedPackage
+from airferry.near.probe.answers import cpython_markers
+from airferry.plan.locks.catalogue import CatalogueLock, read_catalogue_lock
+from airferry.plan.locks.packages import GitSource, LocalSource, LockedPackage
 from wheel_factory import make_wheel, sha256, source_distribution
 
 TARGETS = list(itertools.product(("x86_64", "aarch64"), ("3.11.2", "3.13.0")))

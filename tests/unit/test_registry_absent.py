@@ -7,15 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from airferry.host.canonical import canonical_json
 from airferry.oci.copy import copy_image
-from airferry.oci.documents import (
-    IMAGE_CONFIG,
-    IMAGE_MANIFEST,
-    LAYER_TAR,
-    Descriptor,
-    Manifest,
-    canonical_json,
-)
+from airferry.oci.documents import IMAGE_CONFIG, IMAGE_MANIFEST, LAYER_TAR, Descriptor, Manifest
 from airferry.oci.layout import LayoutStore
 from airferry.registry.client import ClientOptions, RegistryClient
 from airferry.registry.retry import RetryPolicy

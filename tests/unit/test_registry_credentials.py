@@ -12,12 +12,7 @@ from hypothesis import strategies as st
 
 from airferry.errors import ConfigurationError, RegistryError, UsageError
 from airferry.registry.auth import parse_challenges
-from airferry.registry.credentials import (
-    Credential,
-    find_credential,
-    remove_credential,
-    store_credential,
-)
+from airferry.registry.credentials import Credential, find_credential, remove_credential, store_credential
 
 
 def encoded(user: str, password: str) -> dict[str, str]:

@@ -11,6 +11,7 @@ import pytest
 
 from airferry.errors import AirferryError, ConfigurationError, IntegrityError, RegistryError
 from airferry.events import Event, Notice, Warned
+from airferry.far.copy import copy, parse_place
 from airferry.oci.documents import IMAGE_MANIFEST
 from airferry.oci.layout import LayoutStore
 from airferry.oci.reference import parse_reference
@@ -20,7 +21,6 @@ from airferry.registry.credentials import Credential
 from airferry.registry.pulls import FIRST_ATTEMPTS, Pulls, PullSource
 from airferry.registry.registries_conf import MAX_FILE_BYTES, covered, parse_registries_conf, read_registries_conf
 from airferry.registry.retry import RetryPolicy
-from airferry.site.copies import copy, parse_place
 from oci_images import put_image
 from scripted_registry import Exchange, ScriptedRegistry, run_scripted, sha256, times
 

@@ -12,18 +12,18 @@ import pytest
 
 from airferry.bundle.twins import put_twin
 from airferry.config import Executor
+from airferry.jobs.images import ask_images
 from airferry.oci.copy import copy_image
 from airferry.oci.documents import DOCKER_MANIFEST_LIST, IMAGE_INDEX, IMAGE_MANIFEST
 from airferry.oci.layout import LayoutStore
 from airferry.oci.platform import parse_platform
 from airferry.registry.client import ClientOptions, RegistryClient
 from airferry.registry.credentials import Credential
-from airferry.registry.probe import probe
 from airferry.registry.retry import RetryPolicy
 from airferry.registry.runtimes import Runtime, pull_as
 from airferry.registry.sink import RegistrySink
 from airferry.registry.source import RegistrySource
-from airferry.site.registry_images import ask_images
+from airferry.registry.trial import probe
 from oci_images import make_image, put_image, put_index, put_manifest
 from scripted_registry import Exchange, ScriptedRegistry, error_document, run_scripted
 

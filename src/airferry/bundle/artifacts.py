@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from airferry.errors import IntegrityError
+from airferry.host.canonical import canonical_json
 from airferry.oci.copy import read_closure
 from airferry.oci.documents import (
     EMPTY_CONFIG,
@@ -15,7 +16,6 @@ from airferry.oci.documents import (
     IMAGE_MANIFEST,
     Descriptor,
     Manifest,
-    canonical_json,
     descriptor_of,
     parse_manifest,
 )

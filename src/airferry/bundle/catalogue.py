@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 
-from airferry.bundle.assets import AssetLink, encode_path, linked_path, safe_path
+from airferry.bundle.tree_paths import encode_path, linked_path, safe_path
 
 CATALOGUE_ARTIFACT = "application/vnd.airferry.catalogue.v1"
 CATALOGUE_CONTENT = "application/vnd.airferry.catalogue.v1.tar+zstd"
@@ -43,7 +43,7 @@ class CataloguePaths:
             return "lies in a Git folder"
         if folded == CATALOGUE_MARK:
             return "has a name that airferry takes for itself"
-        if link_target is not None and linked_path(AssetLink(path, encode_path(link_target))) is None:
+        if link_target is not None and linked_path(path, encode_path(link_target)) is None:
             return f"is a link that leads out of the catalogue, to `{encode_path(link_target)[:200]}`"
         if (other := self._folded.get(folded)) is not None:
             return "is there twice" if other == path else f"differs from `{other}` only by case or form"

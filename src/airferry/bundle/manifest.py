@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from airferry.bundle.yaml_documents import read_document, to_yaml
 from airferry.config.fields import Module, Text
 from airferry.config.submit import SubmitText
 from airferry.errors import IntegrityError
+from airferry.host.yaml import read_document, to_yaml
 from airferry.oci.digest import Digest
 from airferry.oci.documents import (
     INDEX_TYPES,

@@ -8,10 +8,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from airferry.bundle.manifest import Distributions, OverlayEntry, Role, StepsFolder, SubmitTemplate
-from airferry.bundle.yaml_documents import MAX_BYTES, read_document, to_yaml
 from airferry.config.fields import Module
 from airferry.errors import HostError
 from airferry.host import files
+from airferry.host.yaml import MAX_BYTES, read_document, to_yaml
 from airferry.oci.digest import Digest
 
 SCHEMA_VERSION = 2

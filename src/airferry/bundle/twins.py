@@ -13,13 +13,8 @@ from dataclasses import replace
 
 from airferry.bundle.manifest import ImageEntry, TwinEntry
 from airferry.errors import ConfigurationError
-from airferry.oci.documents import (
-    DOCKER_MANIFEST_LIST,
-    Descriptor,
-    Index,
-    canonical_json,
-    parse_index,
-)
+from airferry.host.canonical import canonical_json
+from airferry.oci.documents import DOCKER_MANIFEST_LIST, Descriptor, Index, parse_index
 from airferry.oci.layout import LayoutStore
 from airferry.oci.reference import Reference, parse_reference
 from airferry.wording import counted

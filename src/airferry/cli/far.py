@@ -16,7 +16,7 @@ from airferry.errors import UsageError
 from airferry.wording import counted, size_text
 
 if TYPE_CHECKING:
-    from airferry.site.overlays import OverlaySet
+    from airferry.jobs.configs import OverlaySet
 
 SHOWN_BESIDE = 20
 

@@ -14,12 +14,12 @@ from airferry import usecases
 from airferry.cli.far import CaFileOption, PlainHttpOption, say_written
 from airferry.cli.render import Reporter, data, escape
 from airferry.errors import UsageError
-from airferry.site.places import OVERLAYS_FOLDER
+from airferry.jobs.places import OVERLAYS_FOLDER
 from airferry.usecases.defaults import SITE_FILE
 from airferry.wording import counted
 
 if TYPE_CHECKING:
-    from airferry.site.check import CheckReport
+    from airferry.jobs.check import CheckReport
 
 PANEL = "Far side"
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]

@@ -11,9 +11,10 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
 
+from airferry.oci.documents import DEFAULT_PATH
+
 MAX_VARIABLES = 128
 MAX_VALUE = 8192
-DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 OFFLINE_NAMES = frozenset(
     {"HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "WANDB_MODE", "UV_OFFLINE", "UV_PYTHON_DOWNLOADS"}

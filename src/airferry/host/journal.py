@@ -6,8 +6,6 @@ another tool at the same path is recognised and left alone (the journal then goe
 
 from __future__ import annotations
 
-import hashlib
-import json
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,16 +15,11 @@ import yaml
 
 from airferry.errors import ConfigurationError
 from airferry.host import files
+from airferry.host.canonical import inputs_digest
 
 SCHEMA_VERSION = 1
 WRITTEN_BY = "airferry"
 MAX_BYTES = 64 * 1024 * 1024
-
-
-def inputs_digest(inputs: Mapping[str, Any]) -> str:
-    """Return `sha256:…` of compact JSON with sorted keys: the key of an action."""
-    text = json.dumps(inputs, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
 class Journal:

@@ -18,6 +18,7 @@ from typing import IO, cast
 from airferry.errors import IntegrityError
 from airferry.events import Emit, Progress, silent
 from airferry.host import files
+from airferry.host.canonical import canonical_json
 from airferry.oci.copy import read_closure, read_referrers
 from airferry.oci.digest import digest_hex
 from airferry.oci.documents import (
@@ -26,7 +27,6 @@ from airferry.oci.documents import (
     MAX_MANIFEST_BYTES,
     Descriptor,
     Index,
-    canonical_json,
     parse_index,
     parse_manifest,
 )

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 
 from airferry.errors import BuildError, IntegrityError
 from airferry.events import Emit, Progress, silent
+from airferry.host.canonical import canonical_json
 from airferry.host.threads import Cancelled, parallel_map
 from airferry.oci.documents import (
     INDEX_TYPES,
     MANIFEST_TYPES,
     Descriptor,
     Index,
-    canonical_json,
     descriptor_of,
     parse_index,
     parse_manifest,

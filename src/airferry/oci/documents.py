@@ -6,7 +6,6 @@ that airferry authors are serialised by `canonical_json`.
 
 from __future__ import annotations
 
-import json
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -39,6 +38,8 @@ CONTAINERD_NAME = "io.containerd.image.name"
 CONTAINERD_SUBJECT = "io.containerd.manifest.subject"
 
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
+# what engines set where a config has no PATH
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 MAX_CONFIG_BYTES = 16 * 1024 * 1024
 MAX_LAYERS = 1000
 MAX_INDEX_ENTRIES = 20_000
@@ -131,13 +132,6 @@ class ImageConfig(Document):
     def platform_value(self) -> Platform:
         """Return the platform that the config states."""
         return Platform(self.os, self.architecture, self.variant or "")
-
-
-def canonical_json(value: Any) -> bytes:
-    """Serialise a document that airferry authors: sorted keys, no blanks, UTF-8."""
-    if isinstance(value, BaseModel):
-        value = value.model_dump(by_alias=True, exclude_none=True)
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def descriptor_of(data: bytes, media_type: str, **fields: Any) -> Descriptor:

@@ -14,15 +14,15 @@ from typing import IO, Literal
 from airferry.errors import IntegrityError
 from airferry.events import Emit, Progress, silent
 from airferry.host.threads import Pipeline, usable_cores
-from airferry.oci.codecs import DEFAULT_GZIP_LEVEL, DEFAULT_ZSTD_LEVEL, exact_blocks, gzip_blocks, inflate, zstd_blocks
-from airferry.oci.documents import (
-    DOCKER_LAYER_GZIP,
-    DOCKER_LAYER_TAR,
-    LAYER_GZIP,
-    LAYER_TAR,
-    LAYER_ZSTD,
-    Descriptor,
+from airferry.oci.codecs import (
+    DEFAULT_GZIP_LEVEL,
+    DEFAULT_ZSTD_LEVEL,
+    exact_blocks,
+    gzip_blocks,
+    inflate,
+    zstd_blocks,
 )
+from airferry.oci.documents import DOCKER_LAYER_GZIP, DOCKER_LAYER_TAR, LAYER_GZIP, LAYER_TAR, LAYER_ZSTD, Descriptor
 from airferry.oci.layout import LayoutStore
 from airferry.oci.ports import BLOCK_BYTES, blocks
 from airferry.oci.streams import verifying

@@ -22,6 +22,7 @@ from typing import IO, Any
 
 from airferry.errors import HostError, IntegrityError
 from airferry.host import files
+from airferry.host.canonical import canonical_json
 from airferry.oci.digest import digest_hex, digest_of, is_digest
 from airferry.oci.documents import (
     CONTAINERD_SUBJECT,
@@ -30,7 +31,6 @@ from airferry.oci.documents import (
     REF_NAME,
     Descriptor,
     Index,
-    canonical_json,
     descriptor_of,
     parse_index,
 )

@@ -16,7 +16,7 @@ from airferry.config.document import KeyPath, read_document
 from airferry.errors import ConfigurationError
 from airferry.host import files
 from airferry.oci.digest import Digest, digest_of
-from airferry.plan.locked_packages import GitSource
+from airferry.plan.locks.packages import GitSource
 from airferry.plan.models import GroupPlan
 from airferry.plan.rendering import render_yaml
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from airferry.config import BaseImage, CompressionChoice, Config, RegistryChoice
 from airferry.oci.platform import Platform
-from airferry.plan.start_commands import StartInstall
+from airferry.plan.code.commands import StartInstall
 
 SCHEMA_VERSION = 1
 Origin = Literal["required", "step", "catalogue", "reported"]

@@ -14,16 +14,16 @@ from airferry.errors import AirferryError, UsageError
 from airferry.host import files
 from airferry.oci.platform import Platform
 from airferry.plan.catalogue import Catalogue, StepFiles, expand_targets, find_step, located, open_catalogue
-from airferry.plan.catalogue_lock import find_catalogue_lock
+from airferry.plan.code.imports import ImportScanner
+from airferry.plan.code.installs import config_installs, editable_folders, install_warnings
+from airferry.plan.code.job_path import PathScanner
+from airferry.plan.code.warnings import fetch_warnings
 from airferry.plan.config_images import image_warnings
 from airferry.plan.grouping import check_images, image_platforms, make_groups
-from airferry.plan.imports import ImportScanner
-from airferry.plan.job_path import PathScanner
+from airferry.plan.locks.catalogue import find_catalogue_lock
 from airferry.plan.models import GroupPlan, LauncherPlan, Plan, PlanWarning, StepPlan
 from airferry.plan.own_configs import OwnConfigs
 from airferry.plan.rendering import render_yaml
-from airferry.plan.start_installs import config_installs, editable_folders, install_warnings
-from airferry.plan.start_warnings import fetch_warnings
 from airferry.plan.step_config import StepConfigReader
 from airferry.plan.step_ids import id_warnings
 from airferry.plan.step_values import StepDocuments

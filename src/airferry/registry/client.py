@@ -25,14 +25,7 @@ from airferry.oci.reference import DEFAULT_REGISTRY, is_loopback
 from airferry.registry.auth import RegistryAuth
 from airferry.registry.connections import Answer, Body, Connections, speaks_tls
 from airferry.registry.credentials import Lookup, find_credential
-from airferry.registry.failures import (
-    MAX_ERROR_BYTES,
-    connection_error,
-    is_fatal,
-    is_refused,
-    redacted,
-    status_error,
-)
+from airferry.registry.failures import MAX_ERROR_BYTES, connection_error, is_fatal, is_refused, redacted, status_error
 from airferry.registry.governor import Governor, RateLimit
 from airferry.registry.oras_registry import Registry
 from airferry.registry.retry import TRANSIENT_STATUSES, RetryPolicy, retry_after_s

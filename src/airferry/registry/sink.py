@@ -13,6 +13,7 @@ from typing import IO, cast
 from urllib.parse import urljoin
 
 from airferry.errors import AirferryError, IntegrityError, RegistryError
+from airferry.host.canonical import canonical_json
 from airferry.oci.digest import digest_of
 from airferry.oci.documents import (
     EMPTY_CONFIG,
@@ -21,7 +22,6 @@ from airferry.oci.documents import (
     Descriptor,
     Index,
     Manifest,
-    canonical_json,
     parse_manifest,
 )
 from airferry.oci.ports import OpenStream, Stored, blocks

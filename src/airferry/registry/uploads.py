@@ -19,8 +19,9 @@ from urllib.parse import urljoin
 
 from airferry.errors import AirferryError, IntegrityError, RegistryError
 from airferry.host import files
+from airferry.host.canonical import canonical_json
 from airferry.oci.digest import digest_of
-from airferry.oci.documents import Descriptor, canonical_json
+from airferry.oci.documents import Descriptor
 from airferry.oci.ports import BLOCK_BYTES, OpenStream
 from airferry.registry.bodies import PartBody, WholeBody
 from airferry.registry.client import RegistryClient

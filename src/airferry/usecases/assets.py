@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from airferry.build import assets as recording
-from airferry.bundle.assets import AssetManifest, asset_file_name
+from airferry.assets import record as recording
+from airferry.assets import staged
+from airferry.assets.manifest import AssetManifest, asset_file_name
+from airferry.assets.staged import AssetReport, Unpacked, bundle_assets, bundle_packs, read_asset_file
 from airferry.bundle.verify import find_layout, open_bundle
 from airferry.errors import AirferryError, UsageError
 from airferry.events import Emit, silent
@@ -15,14 +17,6 @@ from airferry.host import files
 from airferry.oci.reference import parse_reference
 from airferry.registry.client import ClientOptions, open_clients
 from airferry.registry.pulls import Pulls
-from airferry.site import assets as staged
-from airferry.site.assets import (
-    AssetReport,
-    Unpacked,
-    bundle_assets,
-    bundle_packs,
-    read_asset_file,
-)
 
 REGISTRY_PREFIX = "docker://"
 

@@ -11,17 +11,17 @@ from airferry.bundle.receipt import Receipt, read_receipt
 from airferry.bundle.verify import Bundle, open_bundle
 from airferry.errors import IntegrityError, RegistryError, UsageError
 from airferry.events import Emit, silent
+from airferry.far.catalogue import Extracted, expect_ours, holds_catalogue, unpack_catalogue
+from airferry.far.catalogue import extract_catalogue as extract
+from airferry.far.load import expect_outside
 from airferry.host import files
+from airferry.jobs.places import CATALOGUE_FOLDER
 from airferry.oci.documents import Descriptor
 from airferry.oci.ports import Source
 from airferry.oci.reference import parse_reference
 from airferry.plan.catalogue import Catalogue, catalogue_at
 from airferry.registry.client import ClientOptions, open_clients
 from airferry.registry.source import RegistrySource
-from airferry.site.extraction import Extracted, expect_ours, holds_catalogue, unpack_catalogue
-from airferry.site.extraction import extract_catalogue as extract
-from airferry.site.load import expect_outside
-from airferry.site.places import CATALOGUE_FOLDER
 from airferry.usecases.defaults import DEFAULT_STEPS
 
 ELSEWHERE = "name the bundle with `--bundle`, or a copy of the catalogue with `--source`"

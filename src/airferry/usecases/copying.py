@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from airferry.events import Emit, silent
+from airferry.far import copy as copies
 from airferry.oci.platform import parse_platform
 from airferry.registry.client import ClientOptions
-from airferry.site import copies
 
 CopyResult = copies.CopyResult
 

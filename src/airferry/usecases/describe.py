@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable
 
-from airferry.build.prediction import Prediction
+from airferry.near.predict import Prediction
 from airferry.plan.models import GroupPlan, Plan, PlanWarning, base_document
 from airferry.wording import counted, size_text
 

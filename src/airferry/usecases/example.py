@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from airferry.buildah.engine import Engine, Volume, open_engine
 from airferry.bundle.receipt import Receipt
+from airferry.engine.driver import Engine, Volume, open_engine
 from airferry.errors import HostError
 from airferry.events import Emit, StageFinished, StageStarted, silent
 from airferry.host import clock, files, process

@@ -10,14 +10,14 @@ from typing import Any
 from airferry.bundle.receipt import RECEIPT_FILE, Receipt
 from airferry.bundle.verify import VerifyReport, verify_bundle
 from airferry.events import Emit, silent
+from airferry.far import load as loading
+from airferry.far import tags
+from airferry.jobs.places import OVERLAYS_FOLDER
+from airferry.jobs.submission import submit_command
 from airferry.registry.client import ClientOptions
-from airferry.site import activation
-from airferry.site import load as loading
-from airferry.site.places import OVERLAYS_FOLDER
-from airferry.site.submission import submit_command
 from airferry.wording import counted, size_text
 
-RollbackResult = activation.RollbackResult
+RollbackResult = tags.RollbackResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,4 +163,4 @@ def rollback(receipt: Path, *, options: ClientOptions | None = None, emit: Emit 
         IntegrityError: it is no receipt.
         RegistryError: tags are not as they were before the load; the message says which, and why.
     """
-    return activation.rollback(receipt, options=options, emit=emit)
+    return tags.rollback(receipt, options=options, emit=emit)

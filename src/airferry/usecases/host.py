@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from airferry.build.prediction import ROOM_HINT, Predictor, rooms
-from airferry.buildah.preflight import Check, Status, check_emulator, check_space, checks
-from airferry.buildah.program import EngineChoice
 from airferry.config import BootstrapBase
+from airferry.engine.preflight import Check, Status, check_emulator, check_space, checks
+from airferry.engine.program import EngineChoice
 from airferry.errors import HostError
 from airferry.events import Emit, silent
 from airferry.host import files
+from airferry.near.predict import ROOM_HINT, Predictor, rooms
 from airferry.plan.lockfile import LOCK_FILE, Lockfile, read_lockfile
 from airferry.plan.models import Plan
 from airferry.usecases.reach import ask_all

@@ -13,12 +13,12 @@ from airferry.bundle.verify import open_bundle
 from airferry.config import SiteProfile
 from airferry.errors import AirferryError
 from airferry.events import Emit, Warned, silent
+from airferry.far import load as loading
 from airferry.host import files
+from airferry.jobs.configs import OverlaySet, image_of, make_overlays, targets_of
+from airferry.jobs.images import ask_images, pull_warnings
+from airferry.jobs.submission import reference_for
 from airferry.registry.client import ClientOptions
-from airferry.site import load as loading
-from airferry.site.overlays import OverlaySet, image_of, make_overlays, targets_of
-from airferry.site.registry_images import ask_images, pull_warnings
-from airferry.site.submission import reference_for
 from airferry.usecases.catalogue import Whereabouts
 from airferry.usecases.far import LoadOutcome, load
 from airferry.usecases.site import read_site, write_overlays

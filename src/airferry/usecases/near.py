@@ -11,30 +11,30 @@ from pathlib import Path
 from typing import Any
 
 from airferry import config as configuration
-from airferry.build.base_layers import BaseLayers
-from airferry.build.base_probe import ProbeChoice
-from airferry.build.bases import BaseCache
-from airferry.build.checkouts import Checkouts
-from airferry.build.knowledge import Knowledge
-from airferry.build.locking import Locked, Locker, forget, uncovered
-from airferry.build.originals import bring_originals
-from airferry.build.pip import Pip
-from airferry.build.prediction import Prediction, Predictor, ensure_room
-from airferry.build.production import Produced, Production, Workshop
-from airferry.build.wheels import WheelStore
-from airferry.buildah.engine import Engine, open_engine
-from airferry.buildah.preflight import Check
-from airferry.buildah.program import EngineChoice, Program, find_engine
 from airferry.bundle.manifest import BundleManifest
+from airferry.engine.driver import Engine, open_engine
+from airferry.engine.preflight import Check
+from airferry.engine.program import EngineChoice, Program, find_engine
 from airferry.errors import ConfigurationError, UsageError
 from airferry.events import Emit, Notice, Warned, silent
 from airferry.host import files, memory
 from airferry.host.threads import usable_cores
+from airferry.near.bases.fetch import BaseCache
+from airferry.near.bases.layers import BaseLayers
+from airferry.near.bases.originals import bring_originals
+from airferry.near.build import Produced, Production, Workshop
+from airferry.near.git.checkouts import Checkouts
+from airferry.near.lock.resolve import Locked, Locker, forget, uncovered
+from airferry.near.predict import Prediction, Predictor, ensure_room
+from airferry.near.probe.ask import ProbeChoice
+from airferry.near.probe.knowledge import Knowledge
+from airferry.near.wheels.pip import Pip
+from airferry.near.wheels.store import WheelStore
 from airferry.oci.layers import Compression
 from airferry.oci.platform import Platform, parse_buildable_platform
 from airferry.plan.catalogue import open_catalogue
-from airferry.plan.catalogue_lock import read_catalogue_lock
 from airferry.plan.lockfile import LOCK_FILE, Lockfile, differences, read_lockfile, render_lockfile, write_lockfile
+from airferry.plan.locks.catalogue import read_catalogue_lock
 from airferry.plan.models import Plan, PlanWarning
 from airferry.plan.planner import make_plan, write_plan
 from airferry.registry.client import ClientOptions, open_clients

@@ -8,22 +8,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from airferry.build import contexts, overlays
-from airferry.build.bases import find_children, open_base
-from airferry.build.git_addresses import redact
-from airferry.build.locking import needed_bases
-from airferry.build.pip import Pip
-from airferry.buildah.preflight import Check
 from airferry.config import ArchiveBase, BootstrapBase, LayoutBase, RegistryBase
+from airferry.engine.preflight import Check
 from airferry.errors import AirferryError, IntegrityError, RegistryError
 from airferry.events import Emit, Event, Warned
 from airferry.host.threads import parallel_map
+from airferry.near.assemble import context
+from airferry.near.bases.fetch import find_children, open_base
+from airferry.near.git import driver as git
+from airferry.near.git.addresses import redact
+from airferry.near.lock.resolve import needed_bases
+from airferry.near.wheels.pip import Pip
 from airferry.oci.documents import MAX_CONFIG_BYTES, ImageConfig, Manifest, parse_image_config
 from airferry.oci.platform import Platform
 from airferry.oci.ports import Source
 from airferry.oci.reference import parse_reference
-from airferry.plan.catalogue_lock import read_catalogue_lock
-from airferry.plan.locked_packages import GitSource
+from airferry.plan.locks.catalogue import read_catalogue_lock
+from airferry.plan.locks.packages import GitSource
 from airferry.plan.models import Plan
 from airferry.registry.client import ClientOptions, open_clients
 from airferry.registry.pulls import Pulls, PullSource
@@ -54,7 +55,7 @@ def _source(plan: Plan) -> Iterator[Callable[[], Check]]:
         yield partial(
             _check,
             "source of the launcher",
-            lambda: f"Git tracks {len(contexts.tracked_files(plan.source_root))} files in `{plan.source_root}`",
+            lambda: f"Git tracks {len(context.tracked_files(plan.source_root))} files in `{plan.source_root}`",
         )
 
 
@@ -106,7 +107,7 @@ def _locked_repositories(plan: Plan) -> list[str]:
 
 
 def _find_ref(url: str, ref: str) -> str:
-    commit = overlays.find_ref(url, ref, timeout_s=GIT_S)
+    commit = git.find_ref(url, ref, timeout_s=GIT_S)
     return commit or "the host answers; whether it has the commit shows when it is fetched"
 
 

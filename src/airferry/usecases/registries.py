@@ -8,12 +8,12 @@ from typing import Any
 
 from airferry.errors import RegistryError, UsageError
 from airferry.events import Emit, silent
+from airferry.far.relocate import parse_destination
 from airferry.oci.reference import parse_reference
 from airferry.registry.client import ClientOptions, RegistryClient
 from airferry.registry.credentials import Credential, remove_credential, store_credential
-from airferry.registry.probe import PROBE_REPOSITORY, probe
 from airferry.registry.profile import RegistryProfile, write_profile
-from airferry.site.relocation import parse_destination
+from airferry.registry.trial import PROBE_REPOSITORY, probe
 
 
 @dataclass(frozen=True, slots=True)

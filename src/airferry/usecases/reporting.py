@@ -7,10 +7,10 @@ from pathlib import Path
 
 from airferry.bundle.verify import VerifyReport, open_bundle, verify_bundle
 from airferry.events import Emit, silent
+from airferry.far.report.content import make_report
+from airferry.far.report.html import render_html
+from airferry.far.report.text import render_text
 from airferry.host import files
-from airferry.site.report import make_report
-from airferry.site.report_html import render_html
-from airferry.site.report_text import render_text
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,9 @@ from pathlib import Path
 from airferry.bundle.verify import open_bundle, verify_bundle
 from airferry.errors import UsageError
 from airferry.events import Emit, Notice, Warned, silent
-from airferry.site.relocation import Destination
-from airferry.site.serve import Listener, Passwords, Service, Tls, make_app, names_offered
-from airferry.site.served import CheckedBlobs, read_repositories
+from airferry.far.relocate import Destination
+from airferry.far.serve.offer import CheckedBlobs, read_repositories
+from airferry.far.serve.server import Listener, Passwords, Service, Tls, make_app, names_offered
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from airferry.assets.staged import bundle_assets
 from airferry.bundle.receipt import Receipt, read_receipt
 from airferry.bundle.verify import Bundle, open_bundle
 from airferry.config import SiteProfile, load_config, load_site, parse_site
@@ -15,15 +16,14 @@ from airferry.config.site import EXECUTOR_KINDS
 from airferry.errors import ConfigurationError, IntegrityError, UsageError
 from airferry.events import Emit, Warned, silent
 from airferry.host import files
+from airferry.jobs.check import Checked, CheckReport, executor_of, images_to_ask, run_check
+from airferry.jobs.configs import COMMANDS_FILE, PLAIN, WRITTEN_BY, OverlaySet, make_overlays
+from airferry.jobs.images import ask_images
+from airferry.jobs.mirrors import MirrorFiles, make_mirrors
+from airferry.jobs.rules.assets import StagedAssets
 from airferry.oci.digest import parse_digest
 from airferry.plan.env_profiles import read_env_file
 from airferry.registry.client import ClientOptions
-from airferry.site.asset_rules import StagedAssets
-from airferry.site.assets import bundle_assets
-from airferry.site.check import Checked, CheckReport, executor_of, images_to_ask, run_check
-from airferry.site.mirrors import MirrorFiles, make_mirrors
-from airferry.site.overlays import COMMANDS_FILE, PLAIN, WRITTEN_BY, OverlaySet, make_overlays
-from airferry.site.registry_images import ask_images
 from airferry.usecases.catalogue import Whereabouts
 from airferry.usecases.defaults import SITE_FILE
 

@@ -1,0 +1,1 @@
+"""Models and data: manifests, recording, packing, and verification of what was staged."""

@@ -1,0 +1,180 @@
+"""Asset manifests: which files a model, dataset, checkpoint or tokenizer consists of, each with size and SHA-256.
+
+One JSON value a line: a header, then the files, then the symbolic links, each sorted by the bytes of their paths.
+Models and their text only; nothing here looks at a disk. Paths are relative to the asset and safe to join: a manifest
+that says otherwise is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from airferry.bundle.tree_paths import decode_path, linked_path, safe_path
+from airferry.config.assets import ASSET_KINDS, ASSET_NAME
+from airferry.errors import IntegrityError
+from airferry.oci.digest import digest_of
+
+SCHEMA_VERSION = 1
+ASSET_ARTIFACT = "application/vnd.airferry.asset.v1"
+ASSET_CONTENT = "application/vnd.airferry.asset.v1+jsonl"
+MODELPACK_ARTIFACT = "application/vnd.cncf.model.manifest.v1+json"
+MODELPACK_CONFIG = "application/vnd.cncf.model.config.v1+json"
+MODELPACK_FILEPATH = "org.cncf.model.filepath"
+MAX_ASSET_FILES = 1_000_000
+MAX_ASSET_MANIFEST_BYTES = 512 * 1024 * 1024
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class AssetFile:
+    """A regular file: its path as manifests write it, its size, and the hexadecimal SHA-256 of its content."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class AssetLink:
+    """A symbolic link within the asset: its path and what it says, both as manifests write them."""
+
+    path: str
+    target: str
+
+
+@dataclass(frozen=True)
+class AssetManifest:
+    """What an asset consists of. `kind` is `model`, `dataset`, `checkpoint`, `tokenizer` or `other`."""
+
+    name: str
+    kind: str
+    files: tuple[AssetFile, ...]
+    links: tuple[AssetLink, ...] = ()
+
+    @property
+    def size_bytes(self) -> int:
+        """The bytes of all files together."""
+        return sum(file.size_bytes for file in self.files)
+
+    @cached_property
+    def by_path(self) -> dict[str, AssetFile]:
+        """The files by path."""
+        return {file.path: file for file in self.files}
+
+    @cached_property
+    def digest(self) -> str:
+        """The digest of the manifest's bytes: it names the content of the asset."""
+        return digest_of(self.to_bytes())
+
+    def file_name(self) -> str:
+        """Return the name that the manifest's file has by default."""
+        return asset_file_name(self.name)
+
+    def linked_file(self, link: AssetLink) -> AssetFile | None:
+        """Return the file that a link leads to, over further links if need be, or None."""
+        links = {item.path: item for item in self.links}
+        current: AssetLink | None = link
+        for _hop in range(len(links) + 1):
+            if current is None:
+                return None
+            path = linked_path(current.path, current.target)
+            if path is None or path in self.by_path:
+                return self.by_path.get(path or "")
+            current = links.get(path)
+        return None
+
+    def to_bytes(self) -> bytes:
+        """Return the manifest's text, the same bytes for the same content."""
+        header = {
+            "schema_version": SCHEMA_VERSION,
+            "name": self.name,
+            "kind": self.kind,
+            "files": len(self.files),
+            "links": len(self.links),
+            "size_bytes": self.size_bytes,
+        }
+        lines: list[Any] = [header]
+        lines += [["file", file.path, file.size_bytes, file.sha256] for file in sorted(self.files, key=_order)]
+        lines += [["link", link.path, link.target] for link in sorted(self.links, key=_order)]
+        return b"".join(json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n" for line in lines)
+
+
+def asset_file_name(name: str) -> str:
+    """Return the name of the file that holds an asset's manifest."""
+    return f"airgap-asset-{name}.jsonl"
+
+
+def parse_asset_manifest(data: bytes, *, what: str) -> AssetManifest:
+    """Return the manifest that bytes hold.
+
+    Raises:
+        IntegrityError: they are no manifest, one of a newer version, or one that names a path outside the asset.
+    """
+    try:
+        return _parse(data)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise IntegrityError(f"{what} is no valid asset manifest: {error}") from error
+
+
+def _parse(data: bytes) -> AssetManifest:
+    lines = _json_lines(data)
+    header = next(lines, None)
+    if not isinstance(header, dict) or not isinstance(header.get("schema_version"), int):
+        raise ValueError("line 1 is no header")
+    if header["schema_version"] > SCHEMA_VERSION:
+        raise ValueError(f"schema_version {header['schema_version']}, this airferry knows {SCHEMA_VERSION}")
+    if not isinstance(header["name"], str) or not ASSET_NAME.fullmatch(header["name"]):
+        raise ValueError("its name is no asset name")
+    if header["kind"] not in ASSET_KINDS:
+        raise ValueError("its kind is none of " + ", ".join(ASSET_KINDS))
+    files: list[AssetFile] = []
+    links: list[AssetLink] = []
+    for number, line in enumerate(lines, start=2):
+        if number - 1 > MAX_ASSET_FILES:
+            raise ValueError(f"more than {MAX_ASSET_FILES} files")
+        match line:
+            case ["file", str() as path, int() as size, str() as sha256] if size >= 0 and _SHA256.fullmatch(sha256):
+                files.append(AssetFile(_safe(path), size, sha256))
+            case ["link", str() as path, str() as target]:
+                links.append(AssetLink(_safe(path), target))
+                if linked_path(links[-1].path, links[-1].target) is None:
+                    raise ValueError(f"line {number}: the link `{path}` leads out of the asset")
+            case _:
+                raise ValueError(f"line {number} is neither a file nor a link")
+    manifest = AssetManifest(header["name"], header["kind"], tuple(files), tuple(links))
+    paths = [*(file.path for file in files), *(link.path for link in links)]
+    taken = set(paths)
+    if len(taken) != len(paths):
+        raise ValueError("a path is there twice")
+    for path in paths:
+        parents = path.split("/")[:-1]
+        if any("/".join(parents[:depth]) in taken for depth in range(1, len(parents) + 1)):
+            raise ValueError(f"`{path}` lies below something that is no folder")
+    if manifest.to_bytes() != data:
+        raise ValueError("it is cut short, or not written as asset manifests are")
+    return manifest
+
+
+def _json_lines(data: bytes) -> Iterator[Any]:
+    position = 0
+    while position < len(data):
+        end = data.find(b"\n", position)
+        if end < 0:
+            raise ValueError("its last line is cut short")
+        yield json.loads(data[position:end])
+        position = end + 1
+
+
+def _safe(path: str) -> str:
+    if not safe_path(decode_path(path)):
+        raise ValueError(f"the path `{path}` leads out of the asset")
+    return path
+
+
+def _order(item: AssetFile | AssetLink) -> bytes:
+    return decode_path(item.path)

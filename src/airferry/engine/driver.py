@@ -1,0 +1,477 @@
+"""One typed function a verb: import a base, build, run, export, pull, copy out, remove.
+
+Works on Buildah or Podman, without root and without a daemon, in storage of its own. It decides nothing about what is
+built and writes no bundle: what comes out are image IDs, documents' bytes and layer files for the caller to hash.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets as random_names
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from airferry.engine import inside
+from airferry.engine.nowhere import NAME_SERVER, OWN_NAME
+from airferry.engine.program import EngineChoice, Program, build_error, engine_error, find_engine
+from airferry.engine.storage import Storage
+from airferry.errors import BuildError, HostError, IntegrityError, RegistryError
+from airferry.events import Emit, Progress, silent
+from airferry.host import files, process
+from airferry.host.canonical import canonical_json
+from airferry.oci.digest import digest_hex, parse_digest
+from airferry.oci.documents import (
+    IMAGE_MANIFEST,
+    MAX_CONFIG_BYTES,
+    MAX_MANIFEST_BYTES,
+    Descriptor,
+    parse_image_config,
+    parse_index,
+    parse_manifest,
+)
+from airferry.oci.platform import Platform
+
+PULL_S = 4 * 3600.0
+BUILD_S = 12 * 3600.0
+EXPORT_S = 4 * 3600.0
+_LAYOUT_FILE = b'{"imageLayoutVersion":"1.0.0"}'
+_STEP = re.compile(r"STEP (\d+)/(\d+): ")
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """A folder or file of the host that a container sees. Read-only unless `writable`."""
+
+    host: Path
+    container: str
+    writable: bool = False
+
+    def __str__(self) -> str:
+        if ":" in str(self.host) or ":" in self.container:
+            raise HostError(f"`{self.host}` cannot be mounted: its path holds a `:`", hint="use another folder")
+        return f"{self.host}:{self.container}:{'rw' if self.writable else 'ro'}"
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedLayer:
+    """A layer that a build added: the digest of its tar, its file, and that file's descriptor."""
+
+    diff_id: str
+    path: Path
+    descriptor: Descriptor
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedImage:
+    """What `Engine.export` hands over: the config's bytes, history included, and the layers that the base lacks.
+
+    The order of all layers is that of `rootfs.diff_ids` in the config.
+    """
+
+    config_bytes: bytes
+    layers: tuple[ExportedLayer, ...]
+
+
+class Engine:
+    """A container engine at work on its own storage. Made by `open_engine`; safe to use from threads.
+
+    Images are pulled one at a time, as two platforms of one image share a local name while they are pulled; builds,
+    runs and exports may go on side by side.
+    """
+
+    def __init__(self, storage: Storage, *, emit: Emit) -> None:
+        """Wrap a storage whose lock is held."""
+        self.storage = storage
+        self._emit = emit
+        self._importing = threading.Lock()
+        self._pulling = threading.Lock()
+
+    @property
+    def program(self) -> Program:
+        """The program that does the work."""
+        return self.storage.program
+
+    # --- images in ---------------------------------------------------------------------------------------------------
+
+    def import_base(self, layout: Path, manifest_digest: str, *, platform: Platform, name: str = "base") -> str:
+        """Bring one manifest of a layout into the storage and return the image's ID. Idempotent.
+
+        The image is tagged `base_tag(manifest_digest, name)`, a name that depends on the digest alone, so that what a
+        build writes into the history does too.
+
+        Raises:
+            IntegrityError: the layout does not hold the manifest, or holds other bytes under its digest.
+            BuildError: it cannot be pulled, or is for another platform.
+        """
+        parse_digest(manifest_digest)
+        tag = base_tag(manifest_digest, name)
+        with self._importing:
+            if (present := self.find_image(tag)) is not None:
+                return present
+            return self._import(layout, manifest_digest, platform=platform, tag=tag)
+
+    def _import(self, layout: Path, manifest_digest: str, *, platform: Platform, tag: str) -> str:
+        path = layout / "blobs" / "sha256" / digest_hex(manifest_digest)
+        if not path.is_file():
+            raise IntegrityError(f"`{layout}` does not hold the manifest `{manifest_digest}`", digest=manifest_digest)
+        data = files.read_bounded(path, limit_bytes=MAX_MANIFEST_BYTES)
+        media_type = parse_manifest(data, what=f"manifest `{manifest_digest}`").media_type or IMAGE_MANIFEST
+        index = {
+            "schemaVersion": 2,
+            "manifests": [{"mediaType": media_type, "digest": manifest_digest, "size": len(data)}],
+        }
+        with files.scratch_directory(self.storage.temporary) as folder:
+            # The engine names an image after the path that it is given, which must be lower case and without `:`.
+            relative = f"base-{digest_hex(manifest_digest)[:12]}"
+            part = files.ensure_directory(folder / relative)
+            (part / "oci-layout").write_bytes(_LAYOUT_FILE)
+            (part / "index.json").write_bytes(canonical_json(index))
+            (part / "blobs").symlink_to((layout / "blobs").resolve(), target_is_directory=True)
+            image = self._pull(f"oci:{relative}", cwd=folder, arguments=[], what=f"base `{manifest_digest}`")
+        config = self.inspect(image)
+        if not platform.accepts(config):
+            self.remove_image(image)
+            raise BuildError(f"base `{manifest_digest}` is for `{config}`, expected `{platform}`")
+        self._command(["tag", image, tag], doing=f"tag `{tag}`")
+        return image
+
+    def pull_from_layout(self, layout: Path, reference: str, *, platform: Platform | None = None) -> str:
+        """Pull an image by its name in a layout and return its ID."""
+        with files.scratch_directory(self.storage.temporary) as folder:
+            (folder / "layout").symlink_to(layout.resolve(), target_is_directory=True)
+            return self._pull(
+                f"oci:layout:{reference}",
+                cwd=folder,
+                arguments=_platform_arguments(platform),
+                what=f"`{reference}` from `{layout}`",
+            )
+
+    def pull_from_registry(
+        self,
+        reference: str,
+        *,
+        platform: Platform | None = None,
+        plain_http: bool = False,
+        authfile: Path | None = None,
+    ) -> str:
+        """Pull an image from a registry and return its ID.
+
+        Raises:
+            RegistryError: the registry does not hand it over.
+        """
+        arguments = _platform_arguments(platform)
+        arguments += ["--tls-verify=false"] if plain_http else []
+        arguments += ["--authfile", str(authfile)] if authfile else []
+        try:
+            return self._pull(f"docker://{reference}", cwd=None, arguments=arguments, what=f"`{reference}`")
+        except BuildError as error:
+            raise RegistryError(error.message, hint=error.hint, **error.fields) from error
+
+    def _pull(self, source: str, *, cwd: Path | None, arguments: Sequence[str], what: str) -> str:
+        try:
+            with self._pulling:
+                done = self.storage.invoke(["pull", "-q", *arguments, source], timeout_s=PULL_S, cwd=cwd)
+        except process.ProcessFailed as failure:
+            raise engine_error(failure, doing=f"pull {what}") from failure
+        return done.text.split()[-1].removeprefix("sha256:")
+
+    # --- images in the storage ---------------------------------------------------------------------------------------
+
+    def find_image(self, name: str) -> str | None:
+        """Return the ID of the image that a name stands for, or None."""
+        inspect = ["image", "inspect", "--format", "{{.Id}}", name]
+        if self.program.kind == "buildah":
+            inspect = ["inspect", "--type", "image", "--format", "{{.FromImageID}}", name]
+        done = self.storage.invoke(inspect, check=False)
+        return done.text.strip().removeprefix("sha256:") if done.returncode == 0 else None
+
+    def inspect(self, image: str) -> Platform:
+        """Return the platform that an image's config states."""
+        if self.program.kind == "podman":
+            done = self._command(["image", "inspect", image], doing=f"inspect `{image}`")
+            found = json.loads(done.text)[0]
+            return Platform(found["Os"], found["Architecture"], found.get("Variant") or "")
+        done = self._command(["inspect", "--type", "image", image], doing=f"inspect `{image}`")
+        found = json.loads(done.text)["OCIv1"]
+        return Platform(found["os"], found["architecture"], found.get("variant") or "")
+
+    def images(self) -> dict[str, str]:
+        """Return the names in the storage, each with its image's ID; unnamed images appear under their ID."""
+        form = "--json" if self.program.kind == "buildah" else "--format=json"
+        done = self._command(["images", "--no-trunc", form], doing="list the images")
+        result = {}
+        for entry in json.loads(done.text or "[]") or []:
+            image = str(entry.get("id") or entry.get("Id")).removeprefix("sha256:")
+            for name in entry.get("names") or entry.get("Names") or [image]:
+                result[name] = image
+        return dict(sorted(result.items()))
+
+    def remove_image(self, name: str) -> None:
+        """Remove a name, and the image with its last name. Idempotent."""
+        self.storage.invoke(["rmi", *(["--force"] if self.program.kind == "podman" else []), name], check=False)
+
+    def mount_copy(self, image: str, path_in_image: str, destination: Path) -> None:
+        """Copy a file or tree out of an image to a path that must not exist. Links stay links.
+
+        Raises:
+            BuildError: the image has no such path, or the path leads out of it.
+        """
+        files.ensure_directory(destination.parent)
+        with self._working_container(image) as container:
+            if self.program.kind == "podman":
+                argv = [*self.storage.command(), "cp", f"{container}:{path_in_image}", str(destination)]
+            else:
+                argv = [*self.storage.command(), "unshare", "--mount", f"AIRFERRY_MOUNT={container}", "--"]
+                argv += [sys.executable, "-I", inside.__file__, "copy", path_in_image, str(destination)]
+            try:
+                self.storage.invoke_raw(argv, timeout_s=EXPORT_S)
+            except process.ProcessFailed as failure:
+                raise engine_error(failure, doing=f"copy `{path_in_image}` out of `{image}`") from failure
+
+    # --- build and run -----------------------------------------------------------------------------------------------
+
+    def build(
+        self,
+        *,
+        containerfile: Path,
+        context: Path,
+        platform: Platform,
+        tag: str,
+        epoch_s: int,
+        build_args: Mapping[str, str] | None = None,
+        secrets: Mapping[str, Path] | None = None,
+        volumes: Sequence[Volume] = (),
+        network: bool = False,
+        ignorefile: Path | None = None,
+        timeout_s: float = BUILD_S,
+        emit: Emit = silent,
+    ) -> str:
+        """Build a Containerfile for one platform, as one layer on its base, and return the image's ID.
+
+        Nothing is pulled. Times in the image are `epoch_s`. Without `network` a RUN sees a loopback interface only.
+        `secrets` maps an ID to a file that a RUN may mount. Progress counts the Containerfile's steps.
+
+        Raises:
+            BuildError: an instruction failed; its last lines are in the message.
+            HostError: the host is at fault: disk, emulator, namespaces.
+        """
+        what = f"`{tag}` for `{platform}` from `{containerfile}`"
+
+        def on_line(line: str) -> None:
+            if step := _STEP.match(line):
+                emit(Progress(f"build {tag} {platform}", int(step[1]), int(step[2]), unit="steps"))
+
+        with files.scratch_directory(self.storage.temporary) as folder:
+            identity = folder / "id"
+            argv: list[str | Path] = ["build", "--pull=never", "--layers=false", "--force-rm", "--format", "oci"]
+            argv += ["--timestamp", str(epoch_s), "--platform", str(platform), *self.storage.isolation.arguments]
+            argv += ["--identity-label=false", *(["--http-proxy=false"] if not network else [])]
+            argv += ["--file", containerfile.resolve(), "--tag", tag, "--iidfile", identity]
+            argv += ["--ignorefile", ignorefile.resolve()] if ignorefile else []
+            for key, value in sorted((build_args or {}).items()):
+                argv += ["--build-arg", f"{key}={value}"]
+            for key, path in sorted((secrets or {}).items()):
+                argv += ["--secret", f"id={key},src={path}"]
+            for volume in volumes:
+                argv += ["--volume", str(volume)]
+            argv.append(context.resolve())
+            try:
+                self.storage.invoke(argv, network=network, timeout_s=timeout_s, merge_output=True, on_line=on_line)
+            except process.ProcessFailed as failure:
+                raise build_error(failure, what=what) from failure
+            return identity.read_text().strip().removeprefix("sha256:")
+
+    def run(
+        self,
+        image: str,
+        argv: Sequence[str],
+        *,
+        platform: Platform,
+        volumes: Sequence[Volume] = (),
+        env: Mapping[str, str] | None = None,
+        workdir: str | None = None,
+        user: str | None = None,
+        network: bool = False,
+        watch: Path | None = None,
+        stdin: bytes | None = None,
+        timeout_s: float = BUILD_S,
+        check: bool = True,
+        on_line: Callable[[str], None] | None = None,
+    ) -> process.Completed:
+        """Run a command in a container of an image and return what it left. No container stays behind.
+
+        The image's entry point is not used. Without `network` the command sees a loopback interface only; with `watch`
+        it sees a network that leads nowhere, and each attempt to use it goes to that file, as `buildah.sink` writes it.
+        Its name is `sink.OWN_NAME` then, and it is told neither the name servers nor the known hosts of this one.
+        `user` stands for the image's own. `on_line` gets each line of its stderr. With `check` false, its exit code is
+        the caller's to judge.
+
+        Raises:
+            BuildError: with `check`, the command failed; always, its time ran out.
+        """
+        common: list[str] = []
+        for volume in volumes:
+            common += ["--volume", str(volume)]
+        for key, value in sorted((env or {}).items()):
+            common += ["--env", f"{key}={value}"]
+        common += ["--user", user] if user else []
+        common += ["--hostname", OWN_NAME, "--no-hosts"] if watch else []
+        names = ["--dns", NAME_SERVER, "--dns-search", "."] if watch else []
+        name = _container_name()
+        try:
+            if self.program.kind == "podman":
+                self.storage.choose_runtime()
+                common += ["--workdir", workdir] if workdir else []
+                common += [
+                    "--network",
+                    "host" if network or watch else "none",
+                    *(["--interactive"] if stdin is not None else []),
+                ]
+                create = [
+                    "--rm",
+                    "--stop-timeout",
+                    "0",
+                    "--pull",
+                    "never",
+                    "--platform",
+                    str(platform),
+                    "--name",
+                    name,
+                    "--entrypoint",
+                    "",
+                    *names,
+                ]
+                arguments = ["run", *create, *common, image, *argv]
+                network = True  # of the engine itself; the container's was said above
+            else:
+                common += ["--workingdir", workdir] if workdir else []
+                self._command(
+                    ["from", "--pull=never", "--platform", str(platform), *names, "--name", name, image], doing="start"
+                )
+                arguments = ["run", *self.storage.isolation.arguments, *common, name, "--", *argv]
+            return self.storage.invoke(
+                arguments, network=network, watch=watch, timeout_s=timeout_s, stdin=stdin, check=check, on_line=on_line
+            )
+        except process.ProcessFailed as failure:
+            raise engine_error(failure, doing=f"run `{argv[0]}` in `{image}` for `{platform}`") from failure
+        finally:
+            self._remove_container(name)
+
+    # --- images out --------------------------------------------------------------------------------------------------
+
+    def export(self, image: str, *, base_diff_ids: Sequence[str], into: Path) -> ExportedImage:
+        """Write the layers that an image has beyond its base to a private folder, and return them with the config.
+
+        Layers of the base are neither read, compressed nor written: the engine finds empty files under their diff_ids
+        where it would put them, and takes them for the blobs. `into` must be empty or absent, and nobody else may use
+        it. A layer whose diff_id the base has as well is not listed.
+
+        Raises:
+            BuildError: the image does not begin with the base's layers, or the export fails.
+        """
+        if into.exists() and any(into.iterdir()):
+            raise BuildError(f"cannot export `{image}`: `{into}` is not empty")
+        blobs = files.ensure_directory(into / "blobs" / "sha256")
+        (into / "oci-layout").write_bytes(_LAYOUT_FILE)
+        for diff_id in base_diff_ids:
+            (blobs / digest_hex(parse_digest(diff_id))).touch()
+        arguments = ["push", "-q", "--format", "oci", *self._fast_compression()]
+        try:
+            self.storage.invoke([*arguments, image, "oci:.:image"], timeout_s=EXPORT_S, cwd=into)
+        except process.ProcessFailed as failure:
+            raise engine_error(failure, doing=f"export `{image}`") from failure
+        return _read_export(into, base_diff_ids=base_diff_ids, what=f"export of `{image}`")
+
+    def _fast_compression(self) -> list[str]:
+        # The layer is compressed again by the caller, so as little time as possible goes into this passage.
+        if self.program.kind == "buildah":
+            return ["--compression-format", "gzip", "--compression-level", "1"]
+        return ["--compression-format", "gzip"]
+
+    # --- the rest ----------------------------------------------------------------------------------------------------
+
+    def remove_tree(self, path: Path) -> None:
+        """Remove a folder that containers wrote to, files of subordinate users included. Idempotent."""
+        self.storage.remove_tree(path)
+
+    def _command(self, arguments: Sequence[str], *, doing: str) -> process.Completed:
+        try:
+            return self.storage.invoke(arguments)
+        except process.ProcessFailed as failure:
+            raise engine_error(failure, doing=doing) from failure
+
+    @contextmanager
+    def _working_container(self, image: str) -> Iterator[str]:
+        name = _container_name()
+        create = ["from", "--pull=never", "--name", name, image]
+        if self.program.kind == "podman":
+            create = ["create", "--pull", "never", "--name", name, image, "true"]
+        try:
+            self._command(create, doing=f"open `{image}`")
+            yield name
+        finally:
+            self._remove_container(name)
+
+    def _remove_container(self, name: str) -> None:
+        force = ["--force"] if self.program.kind == "podman" else []
+        self.storage.invoke(["rm", *force, name], check=False)
+
+
+@contextmanager
+def open_engine(state: Path, *, engine: EngineChoice = "auto", emit: Emit = silent) -> Iterator[Engine]:
+    """Find an engine, take the lock of its state folder, clear what a killed run left there, and hand it out.
+
+    Raises:
+        HostError: there is no engine, or another process works in the folder.
+    """
+    program = find_engine(engine)
+    files.ensure_directory(state)
+    with files.exclusive_lock(state / "lock", purpose="keep container storage"):
+        storage = Storage(program, state, emit=emit)
+        storage.reset_leftovers()
+        opened = Engine(storage, emit=emit)
+        try:
+            yield opened
+        finally:
+            storage.reset_leftovers()
+
+
+def base_tag(manifest_digest: str, name: str = "base") -> str:
+    """Return the name that an imported base has in the storage: it depends on the manifest's digest alone."""
+    return f"localhost/{name}:{digest_hex(manifest_digest)[:12]}"
+
+
+def _container_name() -> str:
+    return f"airferry-{random_names.token_hex(8)}"
+
+
+def _platform_arguments(platform: Platform | None) -> list[str]:
+    return ["--platform", str(platform)] if platform else []
+
+
+def _read_export(layout: Path, *, base_diff_ids: Sequence[str], what: str) -> ExportedImage:
+    blobs = layout / "blobs" / "sha256"
+    index = parse_index(files.read_bounded(layout / "index.json", limit_bytes=MAX_MANIFEST_BYTES), what=what)
+    digest = index.manifests[0].digest
+    manifest = parse_manifest(files.read_bounded(blobs / digest_hex(digest), limit_bytes=MAX_MANIFEST_BYTES), what=what)
+    config_bytes = files.read_bounded(blobs / digest_hex(manifest.config.digest), limit_bytes=MAX_CONFIG_BYTES)
+    diff_ids = parse_image_config(config_bytes, what=what).rootfs.diff_ids
+    if list(base_diff_ids) != diff_ids[: len(base_diff_ids)] or len(diff_ids) != len(manifest.layers):
+        raise BuildError(
+            f"{what}: the image does not begin with its base's layers",
+            hint="another base was imported under the same name; clear the engine's state folder",
+            expected=list(base_diff_ids),
+            observed=diff_ids,
+        )
+    known = set(base_diff_ids)
+    layers = {
+        diff_id: ExportedLayer(diff_id, blobs / digest_hex(descriptor.digest), descriptor)
+        for diff_id, descriptor in zip(diff_ids, manifest.layers, strict=True)
+        if diff_id not in known
+    }
+    return ExportedImage(config_bytes, tuple(layers.values()))

@@ -1,0 +1,395 @@
+"""An engine's own storage under a state folder: how it is called, what isolates its containers, what a kill left.
+
+One process at a time holds the folder's lock, so whatever it finds there that runs or is half done is a leftover.
+Touches nothing outside the state folder and the user's runtime folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from airferry.engine import inside, nowhere
+from airferry.engine.program import Program, engine_error
+from airferry.errors import HostError
+from airferry.events import Emit, Warned
+from airferry.host import clock, files, process
+
+QUICK_S = 180.0
+ORPHAN_GRACE_S = 10.0
+ATTEMPTS = 3
+# containers/storage (Buildah 1.28, Podman 4.3) starts itself anew from a sealed copy in memory, which the kernel
+# refuses to seal while it moves one of the copy's pages; nothing was run then
+NOT_STARTED = "sealing memfd copy: Device or resource busy"
+STATIC_PROGRAMS = ("/usr/sbin/ldconfig.real", "/sbin/ldconfig.real", "/usr/sbin/ldconfig", "/sbin/ldconfig")
+
+
+@dataclass(frozen=True, slots=True)
+class Isolation:
+    """How a container is kept apart: Buildah's `chroot`, `rootless` or `oci`, the last two with a runtime."""
+
+    kind: str
+    runtime: str | None = None
+
+    @property
+    def arguments(self) -> list[str]:
+        """What `build` and `run` are told. A runtime's own network is never used: the caller's is."""
+        if self.kind == "chroot":
+            return ["--isolation", "chroot"]
+        runtime = ["--runtime", self.runtime] if self.runtime else []
+        return ["--isolation", self.kind, *runtime, "--network", "host"]
+
+    def __str__(self) -> str:
+        return f"{self.kind} with {self.runtime}" if self.runtime else self.kind
+
+
+class Storage:
+    """The storage of one engine under one state folder. Safe to use from threads; not shared between processes."""
+
+    def __init__(self, program: Program, state: Path, *, emit: Emit) -> None:
+        """Prepare the folders. The caller holds the lock of `state`."""
+        self.program = program
+        self.state = files.ensure_directory(state).resolve()
+        self.root = self.state / f"{program.kind}-storage"
+        self.run_root = self._choose_run_root()
+        self.temporary = self.state / "tmp"
+        self._emit = emit
+        self._driver: str | None = None
+        self._isolation: Isolation | None = None
+        self._runtime: str | None = None
+        self._lock = threading.Lock()
+        self._choosing = threading.Lock()
+        self._sessions = self.state / "sessions"
+
+    def _choose_run_root(self) -> Path:
+        # Podman puts sockets under it, whose paths may not exceed about 100 characters.
+        runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+        if self.program.kind == "podman" and runtime and os.access(runtime, os.W_OK):
+            mark = hashlib.sha256(os.fsencode(self.state)).hexdigest()[:12]
+            return Path(runtime) / f"airferry-{mark}"
+        return self.state / "run"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What children get beyond the allow-list."""
+        return {"TMPDIR": str(self.temporary)}
+
+    @property
+    def driver(self) -> str:
+        """The storage driver: overlay, or vfs where overlay does not work."""
+        with self._lock:
+            if self._driver is None:
+                self._driver = self._choose_driver()
+            return self._driver
+
+    def _choose_driver(self) -> str:
+        files.ensure_directory(self.temporary)
+        if (self.root / "vfs").is_dir() and not (self.root / "overlay").is_dir():
+            return "vfs"
+        try:
+            self.invoke_with("overlay", ["info"])
+        except process.ProcessFailed as failure:
+            tail = "\n".join(process.failure_tail(failure))
+            if not re.search(r"overlay|fuse", tail, re.I):
+                raise engine_error(failure, doing=f"use `{self.root}` as container storage") from failure
+            self._emit(
+                Warned(
+                    f"overlay storage does not work in `{self.root}`; vfs is used, which is several times slower",
+                    hint="put the cache on a local ext4 or xfs file system with `AIRFERRY_CACHE`",
+                )
+            )
+            return "vfs"
+        return "overlay"
+
+    def invoke_with(self, driver: str, arguments: Sequence[str | Path]) -> process.Completed:
+        """Run the engine with a given storage driver, once, quickly."""
+        return process.run(
+            [*self.command(driver=driver), *arguments], timeout_s=QUICK_S, environment=self.environment, emit=self._emit
+        )
+
+    def command(self, *, driver: str | None = None) -> list[str]:
+        """Return the engine's program and the options that tie it to this storage."""
+        argv = [str(self.program.path), "--root", str(self.root), "--runroot", str(self.run_root)]
+        argv += ["--storage-driver", driver or self.driver]
+        if self.program.kind == "podman":
+            argv += ["--cgroup-manager", "cgroupfs", "--events-backend", "none"]
+            argv += ["--runtime", self._runtime] if self._runtime else []
+        return argv
+
+    def unshared(self, argv: Sequence[str | Path]) -> list[str]:
+        """Return `argv` as run by root of the user namespace."""
+        return [*self.command(), "unshare", *([] if self.program.kind == "podman" else ["--"]), *map(str, argv)]
+
+    def offline(self, argv: Sequence[str | Path]) -> list[str]:
+        """Return `argv` as run where there is a loopback interface and no other network."""
+        return self.unshared([sys.executable, "-I", inside.__file__, "offline", *argv])
+
+    def watched(self, argv: Sequence[str | Path], log: Path) -> list[str]:
+        """Return `argv` as run where a network seems to be: it leads nowhere, and attempts to use it go to a log."""
+        return self.unshared([sys.executable, "-I", nowhere.__file__, log, *argv])
+
+    def invoke(
+        self,
+        arguments: Sequence[str | Path],
+        *,
+        network: bool = True,
+        watch: Path | None = None,
+        timeout_s: float = QUICK_S,
+        check: bool = True,
+        cwd: Path | None = None,
+        stdin: bytes | None = None,
+        merge_output: bool = False,
+        on_line: Callable[[str], None] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> process.Completed:
+        """Run the engine with this storage. It is terminated when this process dies, however it dies.
+
+        Raises:
+            ProcessFailed: as `host.process.run` does.
+        """
+        argv: list[str] = [*self.command(), *map(str, arguments)]
+        if watch is not None:
+            argv = self.watched(argv, watch)
+        elif not network:
+            argv = self.offline(argv)
+        return self.invoke_raw(
+            argv,
+            timeout_s=timeout_s,
+            check=check,
+            cwd=cwd,
+            stdin=stdin,
+            merge_output=merge_output,
+            on_line=on_line,
+            environment=environment,
+        )
+
+    def invoke_raw(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout_s: float = QUICK_S,
+        check: bool = True,
+        cwd: Path | None = None,
+        stdin: bytes | None = None,
+        merge_output: bool = False,
+        on_line: Callable[[str], None] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> process.Completed:
+        """Run a whole command line that `command`, `unshared` or `offline` made, again if the engine did not start."""
+        files.ensure_directory(self._sessions)
+        guard = [sys.executable, "-I", "-S", inside.__file__, "guarded", str(self._sessions)]
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                completed = process.run(
+                    [*guard, *argv],
+                    timeout_s=timeout_s,
+                    environment={**self.environment, **(environment or {})},
+                    cwd=cwd,
+                    stdin=stdin,
+                    check=check,
+                    emit=self._emit,
+                    on_line=on_line,
+                    merge_output=merge_output,
+                )
+            except process.ProcessFailed as failure:
+                if attempt == ATTEMPTS or not _did_not_start(process.failure_tail(failure)):
+                    raise
+            else:
+                if attempt == ATTEMPTS or completed.returncode == 0 or not _did_not_start(completed.tail):
+                    return completed
+
+    # --- isolation -------------------------------------------------------------------------------------------------
+
+    @property
+    def isolation(self) -> Isolation:
+        """The first isolation that really starts a container here; `BUILDAH_ISOLATION` is the only one if it is set.
+
+        Raises:
+            HostError: none does.
+        """
+        with self._choosing:
+            if self._isolation is None:
+                self._isolation = self._choose_isolation()
+            return self._isolation
+
+    def _choose_isolation(self) -> Isolation:
+        static = static_program()
+        wanted = os.environ.get("BUILDAH_ISOLATION", "")
+        failures: list[str] = []
+        for candidate in isolation_candidates(wanted, os.environ.get("BUILDAH_RUNTIME", "")):
+            if static is None:
+                return candidate
+            completed = self._try_isolation(candidate, static)
+            if completed is None:
+                return candidate
+            failures.append(f"{candidate}: {completed}")
+        raise HostError(
+            "no isolation starts a container here" + "".join(f"\n  | {line}" for line in failures),
+            hint="unset `BUILDAH_ISOLATION`; then `airferry doctor`" if wanted else "run `airferry doctor`",
+        )
+
+    def _try_isolation(self, candidate: Isolation, static: Path) -> str | None:
+        with files.scratch_directory(self.temporary) as folder:
+            root = folder / "root"
+            for name in ("proc", "sys", "dev", "etc", "run", "tmp"):
+                (root / name).mkdir(parents=True)
+            shutil.copy(static, root / "probe")
+            (root / "probe").chmod(0o755)
+            (folder / "Containerfile").write_text('FROM scratch\nCOPY . /\nRUN ["/probe", "-V"]\n')
+            argv: list[str | Path] = ["build", *candidate.arguments, "--layers=false", "--quiet", "--pull=never"]
+            argv += ["--file", folder / "Containerfile", "--iidfile", folder / "id", root]
+            try:
+                self.invoke(argv)
+            except process.ProcessFailed as failure:
+                tail = process.failure_tail(failure)
+                return next((line for line in reversed(tail) if line.strip()), "no message")
+            self.invoke(["rmi", "--force", (folder / "id").read_text().strip()], check=False)
+            return None
+
+    def choose_runtime(self) -> None:
+        """Let Podman use the first of its own runtime, crun and runc that really starts a container here.
+
+        Raises:
+            HostError: none does.
+        """
+        if self.program.kind != "podman":
+            return
+        with self._choosing:
+            if self._runtime is None:
+                self._runtime = self._choose_runtime()
+
+    def _choose_runtime(self) -> str:
+        static = static_program()
+        failures = []
+        for runtime in filter(process.find_program, ("crun", "runc")):
+            if static is None:
+                return runtime
+            with files.scratch_directory(self.temporary) as root:
+                for name in ("proc", "sys", "dev", "etc", "run", "tmp"):
+                    (root / name).mkdir()
+                shutil.copy(static, root / "probe")
+                argv = ["run", "--rm", "--network", "none", "--rootfs", str(root), "/probe", "-V"]
+                completed = self.invoke_raw([*self.command(), "--runtime", runtime, *argv], check=False)
+            if completed.returncode == 0:
+                return runtime
+            failures.append(f"{runtime}: {completed.tail[-1] if completed.tail else 'no message'}")
+        raise HostError(
+            "Podman starts no container here" + "".join(f"\n  | {line}" for line in failures),
+            hint="install a runtime that suits the host: `sudo apt-get install runc`",
+        )
+
+    # --- leftovers -------------------------------------------------------------------------------------------------
+
+    def reset_leftovers(self) -> None:
+        """End what a killed run left running, remove its working containers, mounts and temporary files."""
+        end_orphans(self._sessions)
+        if (self.root / "overlay-containers").is_dir() or (self.root / "vfs-containers").is_dir():
+            for container in self.containers():
+                self.invoke(["rm", *(["--force"] if self.program.kind == "podman" else []), container], check=False)
+        self.remove_tree(self.temporary)
+        files.ensure_directory(self.temporary)
+        self.temporary.chmod(0o700)
+
+    def remove_all(self) -> None:
+        """Remove the whole storage, images included."""
+        for path in (self.root, self.run_root, self.temporary):
+            self.remove_tree(path)
+
+    def containers(self) -> list[str]:
+        """Return the names of all containers in the storage, those of a build included."""
+        names: list[str] = []
+        for kind in ("overlay", "vfs"):
+            path = self.root / f"{kind}-containers" / "containers.json"
+            if path.is_file():
+                for entry in json.loads(path.read_text() or "[]") or []:
+                    names.append(entry["id"])
+        return names
+
+    def remove_tree(self, path: Path) -> None:
+        """Remove a folder that may hold files of subordinate users. Idempotent.
+
+        Raises:
+            HostError: it cannot be removed.
+        """
+        if not path.exists() and not path.is_symlink():
+            return
+        try:
+            files.remove_tree(path)
+        except HostError:
+            # A driver is named, as choosing one needs the folder that may be the one that goes.
+            argv = [*self.command(driver=self._driver or "overlay"), "unshare", "rm", "-rf", "--", str(path)]
+            try:
+                process.run(argv, timeout_s=QUICK_S)
+            except process.ProcessFailed as failure:
+                raise engine_error(failure, doing=f"remove `{path}`") from failure
+
+
+def isolation_candidates(wanted: str, runtime: str = "") -> list[Isolation]:
+    """Return what to try, best known first. `wanted` is `BUILDAH_ISOLATION`, `runtime` is `BUILDAH_RUNTIME`."""
+    runtimes = [runtime] if runtime else [name for name in ("crun", "runc") if process.find_program(name)]
+    if wanted == "chroot":
+        return [Isolation("chroot")]
+    if wanted:
+        return [Isolation(wanted, name) for name in runtimes] or [Isolation(wanted)]
+    return [Isolation("chroot"), *(Isolation("rootless", name) for name in runtimes)]
+
+
+def _did_not_start(tail: Sequence[str]) -> bool:
+    return any(NOT_STARTED in line for line in tail)
+
+
+def static_program() -> Path | None:
+    """Return a statically linked program of the host that does nothing for `-V`, to start in an empty container."""
+    for name in STATIC_PROGRAMS:
+        path = Path(name)
+        with suppress(OSError):
+            if path.is_file() and path.read_bytes()[:4] == b"\x7fELF":
+                return path
+    return None
+
+
+def end_orphans(sessions: Path) -> None:
+    """Terminate, and 10 s later kill, what is left of the sessions that `inside.guarded` noted; forget the notes."""
+    if not sessions.is_dir():
+        return
+    noted = {int(note.name): note.read_text() for note in sessions.iterdir() if note.name.isdecimal()}
+    told: set[int] = set()
+    deadline = clock.monotonic_s() + ORPHAN_GRACE_S
+    while members := _members(noted):
+        final = clock.monotonic_s() > deadline
+        for pid in members if final else members - told:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL if final else signal.SIGTERM)
+        told |= members
+        time.sleep(0.1)
+        if final:
+            break
+    files.remove_tree(sessions)
+
+
+def _members(noted: Mapping[int, str]) -> set[int]:
+    """Return the processes of the noted sessions. A number that another session has taken since is left alone."""
+    running = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with suppress(OSError, ValueError, IndexError):
+                if entry.stat().st_uid == os.geteuid():
+                    running[int(entry.name)] = inside.process_mark(int(entry.name))
+    return {
+        pid
+        for pid, (session, _, state) in running.items()
+        if session in noted and state != "Z" and (session not in running or running[session][1] == noted[session])
+    }

@@ -1,0 +1,1 @@
+"""The far side: a bundle becomes a loaded registry. Trusts nothing that it reads."""

@@ -1,0 +1,1 @@
+"""The report of a bundle that a security officer can sign."""

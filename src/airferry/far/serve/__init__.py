@@ -1,0 +1,1 @@
+"""A bundle served as a read-only registry."""

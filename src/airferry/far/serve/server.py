@@ -1,0 +1,365 @@
+"""A read-only OCI registry straight from a bundle: distribution-spec v1.1, pull, tags list, referrers.
+
+With the modules it is made of, the only importer of the ASGI stack. Nothing is written into the bundle, nothing is
+copied out of it, and no blob is served that was not checked.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+import logging
+import socket
+import ssl
+import warnings
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import anyio.to_thread
+import bcrypt
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from airferry.errors import ConfigurationError, HostError, IntegrityError, UsageError
+from airferry.events import Emit, Warned, silent
+from airferry.far.serve.offer import CheckedBlobs, Repository
+from airferry.far.serve.sendfile import FileProtocol, QuietServer
+from airferry.host import files
+from airferry.host.canonical import canonical_json
+from airferry.oci.digest import is_digest
+from airferry.oci.documents import IMAGE_INDEX, Index
+
+VERSION_HEADER = {"Docker-Distribution-Api-Version": "registry/2.0"}
+MAX_PASSWORD_FILE_BYTES = 1024 * 1024
+MAX_PAGE = 1000
+BACKLOG = 1024
+GRACE_S = 5
+READ_BYTES = 1024 * 1024
+
+Handler = Callable[[Request, Repository], Awaitable[Response]]
+
+
+class Passwords:
+    """Users and the bcrypt hashes of their passwords, as `htpasswd -B` writes them."""
+
+    def __init__(self, hashes: Mapping[str, bytes]) -> None:
+        """Take users with their hashes."""
+        self._hashes = dict(hashes)
+        self._accepted: dict[str, bytes] = {}
+
+    @classmethod
+    def read(cls, path: Path) -> Passwords:
+        """Read an htpasswd file.
+
+        Raises:
+            HostError: it cannot be read.
+            ConfigurationError: a line is no user with a bcrypt hash, or there is none.
+        """
+        hashes: dict[str, bytes] = {}
+        text = files.read_bounded(path, limit_bytes=MAX_PASSWORD_FILE_BYTES).decode("utf-8", "replace")
+        for number, line in enumerate(text.splitlines(), start=1):
+            if not line.strip() or line.startswith("#"):
+                continue
+            user, colon, value = line.strip().partition(":")
+            if not user or not colon or not value.startswith(("$2a$", "$2b$", "$2y$")):
+                raise ConfigurationError(
+                    f"{path}:{number}: expected a user and a bcrypt hash, `USER:$2y$…`",
+                    hint=f"make it with `htpasswd -B {path} USER`",
+                )
+            hashes[user] = value.encode()
+        if not hashes:
+            raise ConfigurationError(f"{path}:1: holds no user", hint=f"make one with `htpasswd -Bc {path} USER`")
+        return cls(hashes)
+
+    def accept(self, header: str) -> bool:
+        """Tell whether an `Authorization` header names a user with the right password. Slow on the first try."""
+        kind, _, value = header.partition(" ")
+        if kind.lower() != "basic":
+            return False
+        try:
+            user, colon, password = base64.b64decode(value.strip(), validate=True).decode().partition(":")
+        except (binascii.Error, UnicodeDecodeError):
+            return False
+        expected = self._hashes.get(user)
+        if not colon or expected is None:
+            return False
+        digest = hashlib.sha256(password.encode()).digest()
+        known = self._accepted.get(user)
+        if known is not None and hmac.compare_digest(known, digest):
+            return True
+        try:
+            good = bcrypt.checkpw(password.encode()[:72], expected)
+        except ValueError:
+            return False
+        if good:
+            self._accepted[user] = digest
+        return good
+
+
+class _Guard:
+    """Lets requests through that carry the right password."""
+
+    def __init__(self, app: ASGIApp, passwords: Passwords) -> None:
+        self._app = app
+        self._passwords = passwords
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        header = Request(scope).headers.get("authorization")
+        accepted = header is not None and await anyio.to_thread.run_sync(self._passwords.accept, header)
+        if accepted:
+            await self._app(scope, receive, send)
+            return
+        challenge = {"WWW-Authenticate": 'Basic realm="airferry"'}
+        response = _failure(401, "UNAUTHORIZED", "a user and a password are wanted", headers=challenge)
+        await response(scope, receive, send)
+
+
+class _Blob(FileResponse):
+    """A checked blob: all of it by `pathsend` where that is offered, a range of it by reading."""
+
+    chunk_size = READ_BYTES
+
+
+def make_app(
+    repositories: Mapping[str, Repository], blobs: CheckedBlobs, *, passwords: Passwords | None = None
+) -> ASGIApp:
+    """Return the registry as an ASGI application."""
+
+    def route(path: str, handler: Handler) -> Route:
+        async def endpoint(request: Request) -> Response:
+            repository = repositories.get(request.path_params["name"])
+            if repository is None:
+                return _failure(404, "NAME_UNKNOWN", "the bundle has no such repository")
+            return await handler(request, repository)
+
+        return Route(path, endpoint, methods=["GET"])
+
+    async def base(_request: Request) -> Response:
+        return _document({})
+
+    async def catalogue(request: Request) -> Response:
+        return _page(request, "repositories", list(repositories), {})
+
+    app = Starlette(
+        routes=[
+            Route("/v2/", base, methods=["GET"]),
+            Route("/v2", base, methods=["GET"]),
+            Route("/v2/_catalog", catalogue, methods=["GET"]),
+            route("/v2/{name:path}/manifests/{reference}", _manifest),
+            route("/v2/{name:path}/blobs/{digest}", partial(_blob, blobs=blobs)),
+            route("/v2/{name:path}/tags/list", _tags),
+            route("/v2/{name:path}/referrers/{digest}", _referrers),
+        ],
+        exception_handlers={HTTPException: _no_such_endpoint},
+    )
+    app.router.redirect_slashes = False
+    return _Guard(app, passwords) if passwords is not None else app
+
+
+async def _manifest(request: Request, repository: Repository) -> Response:
+    stored = repository.find(request.path_params["reference"])
+    if stored is None:
+        return _failure(404, "MANIFEST_UNKNOWN", "the repository has no such manifest")
+    digest = stored.descriptor.digest
+    headers = {"Docker-Content-Digest": digest, "ETag": f'"{digest}"', **VERSION_HEADER}
+    return Response(stored.data, headers=headers, media_type=stored.descriptor.media_type)
+
+
+async def _blob(request: Request, repository: Repository, *, blobs: CheckedBlobs) -> Response:
+    digest = request.path_params["digest"]
+    descriptor = repository.blobs.get(digest)
+    if descriptor is None:
+        code = "BLOB_UNKNOWN" if is_digest(digest) else "DIGEST_INVALID"
+        return _failure(404, code, "the repository has no such blob")
+    try:
+        path, found = await anyio.to_thread.run_sync(blobs.path, descriptor)
+    except IntegrityError as error:
+        return _failure(500, "BLOB_DAMAGED", error.message)
+    except HostError as error:
+        return _failure(503, "UNAVAILABLE", error.message)
+    headers = {"Docker-Content-Digest": digest, "ETag": f'"{digest}"', **VERSION_HEADER}
+    return _Blob(path, headers=headers, media_type="application/octet-stream", stat_result=found)
+
+
+async def _tags(request: Request, repository: Repository) -> Response:
+    return _page(request, "tags", sorted(repository.tags), {"name": repository.name})
+
+
+async def _referrers(request: Request, repository: Repository) -> Response:
+    digest = request.path_params["digest"]
+    if not is_digest(digest):
+        return _failure(400, "DIGEST_INVALID", "no digest, expected `sha256:` and 64 hex digits")
+    entries = repository.referrers.get(digest, [])
+    headers = {}
+    if wanted := request.query_params.get("artifactType"):
+        entries = [entry for entry in entries if entry.artifact_type == wanted]
+        headers["OCI-Filters-Applied"] = "artifactType"
+    index = Index(schema_version=2, media_type=IMAGE_INDEX, manifests=entries)
+    return Response(canonical_json(index), headers={**headers, **VERSION_HEADER}, media_type=IMAGE_INDEX)
+
+
+def _page(request: Request, key: str, names: Sequence[str], document: Mapping[str, Any]) -> Response:
+    """Answer a list, narrowed by `n` and `last`, with a link to the rest: distribution-spec, *Listing Tags*."""
+    asked = request.query_params.get("n", "")
+    if asked and not (asked.isascii() and asked.isdecimal() and len(asked) <= 9):
+        return _failure(400, "PAGINATION_NUMBER_INVALID", "`n` is no number")
+    last = request.query_params.get("last")
+    rest = [name for name in names if last is None or name > last]
+    count = min(int(asked), MAX_PAGE) if asked else len(rest)
+    shown = rest[:count]
+    headers = {}
+    if shown and len(rest) > len(shown):
+        headers["Link"] = f'<{request.url.path}?n={count}&last={quote(shown[-1])}>; rel="next"'
+    return _document({**document, key: shown}, headers)
+
+
+def _document(value: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
+    return Response(json.dumps(value), headers={**(headers or {}), **VERSION_HEADER}, media_type="application/json")
+
+
+def _failure(status: int, code: str, message: str, *, headers: Mapping[str, str] | None = None) -> Response:
+    value = {"errors": [{"code": code, "message": message}]}
+    return Response(
+        json.dumps(value),
+        status_code=status,
+        headers={**(headers or {}), **VERSION_HEADER},
+        media_type="application/json",
+    )
+
+
+async def _no_such_endpoint(_request: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    if status == 405:
+        return _failure(405, "UNSUPPORTED", "this registry is read-only", headers={"Allow": "GET, HEAD"})
+    return _failure(status, "NAME_UNKNOWN" if status == 404 else "UNKNOWN", "there is no such endpoint")
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """A certificate with its chain, and its key: paths of PEM files."""
+
+    certificate: Path
+    key: Path
+
+
+class Listener:
+    """A socket that is bound already, so that whoever asked for it knows where before anything is served."""
+
+    def __init__(self, address: str) -> None:
+        """Bind `HOST:PORT`; port 0 takes a free one.
+
+        Raises:
+            UsageError: the address has another form.
+            HostError: the port is in use, or not ours to use.
+        """
+        host, colon, port = address.rpartition(":")
+        if not colon or not port.isdecimal() or int(port) > 65535:
+            raise UsageError(f"`{address}` is no address, expected `HOST:PORT`", hint="for example `127.0.0.1:5000`")
+        bare = host.strip("[]")
+        family = socket.AF_INET6 if ":" in bare else socket.AF_INET
+        try:
+            self.socket = socket.create_server((bare, int(port)), family=family, backlog=BACKLOG)
+        except (OSError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise HostError(
+                f"cannot listen on `{address}`: {reason}",
+                hint="choose another with `--listen HOST:PORT`; port 0 takes a free one",
+            ) from error
+        bound = self.socket.getsockname()
+        self.is_loopback = bare in ("127.0.0.1", "::1", "localhost")
+        # an address that stands for all of a host's is none that another host can pull from
+        name = socket.gethostname() if bare in ("", "0.0.0.0", "::") else bare
+        self.address = f"[{name}]:{bound[1]}" if ":" in name else f"{name}:{bound[1]}"
+
+    def close(self) -> None:
+        """Give the port back. Idempotent."""
+        self.socket.close()
+
+
+class Service:
+    """A registry on a listener. `run` serves until the process is told to end, or `stop` is called."""
+
+    def __init__(self, app: ASGIApp, listener: Listener, *, tls: Tls | None = None, emit: Emit = silent) -> None:
+        """Prepare the server.
+
+        Raises:
+            ConfigurationError: certificate and key cannot be read or do not belong together.
+        """
+        self._listener = listener
+        config = uvicorn.Config(
+            app,
+            http=FileProtocol,
+            loop="asyncio",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=GRACE_S,
+            ssl_certfile=tls.certificate if tls else None,
+            ssl_keyfile=tls.key if tls else None,
+        )
+        try:
+            config.load()
+        except (OSError, ssl.SSLError) as error:
+            assert tls is not None
+            raise ConfigurationError(
+                f"certificate `{tls.certificate}` and key `{tls.key}` cannot be used: {error.strerror or error}",
+                hint="both are PEM files, the certificate with its chain, the key without a password",
+            ) from error
+        self._server = QuietServer(config)
+        self._emit = emit
+
+    def run(self) -> None:
+        """Serve; returns after SIGINT, SIGTERM or `stop`, when what is under way has ended or 5 s have passed."""
+        handler = _Events(self._emit)
+        logger = logging.getLogger("uvicorn.error")
+        logger.addHandler(handler)
+        logger.propagate = False
+        # a signal before the event loop runs leaves uvicorn's coroutine behind, which Python then writes to stderr
+        warnings.filterwarnings("ignore", "coroutine 'Server.serve' was never awaited", RuntimeWarning)
+        try:
+            self._server.run(sockets=[self._listener.socket])
+        finally:
+            logger.removeHandler(handler)
+            self._listener.close()
+
+    def stop(self) -> None:
+        """End the service from another thread."""
+        self._server.should_exit = True
+
+
+class _Events(logging.Handler):
+    """Passes on what the server has to complain about."""
+
+    def __init__(self, emit: Emit) -> None:
+        super().__init__(logging.WARNING)
+        self._emit = emit
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage().strip()
+        if record.exc_info and record.exc_info[1] is not None:
+            text += f": {record.exc_info[1]}"
+        self._emit(Warned(text))
+
+
+def names_offered(repositories: Iterable[Repository], address: str) -> list[tuple[str, str]]:
+    """Return what can be pulled from an address by tag, with digests, sorted."""
+    return sorted(
+        (f"{address}/{repository.name}:{tag}", digest)
+        for repository in repositories
+        for tag, digest in repository.tags.items()
+    )

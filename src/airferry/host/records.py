@@ -1,0 +1,41 @@
+"""What the cache remembers of work by what went into it: one small file each, named by the digest of that.
+
+Nothing depends on a record: one that is missing or damaged only costs the work again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from airferry.errors import HostError
+from airferry.host import files
+from airferry.host.canonical import canonical_json, inputs_digest
+
+MAX_RECORD_BYTES = 64 * 1024
+
+
+class Records:
+    """Records in a folder. Safe to use from threads."""
+
+    def __init__(self, folder: Path) -> None:
+        """Use a folder, which is made when something is remembered."""
+        self._folder = folder
+
+    def recall(self, key: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return what was remembered under a key, or None."""
+        with suppress(HostError, ValueError, RecursionError):
+            found = json.loads(files.read_bounded(self._path(key), limit_bytes=MAX_RECORD_BYTES))
+            if isinstance(found, dict):
+                return found
+        return None
+
+    def remember(self, key: Mapping[str, Any], value: Mapping[str, Any]) -> None:
+        """Keep a value under a key, atomically, in place of an older one."""
+        files.write_bytes(self._path(key), canonical_json(value))
+
+    def _path(self, key: Mapping[str, Any]) -> Path:
+        return self._folder / f"{inputs_digest(key).removeprefix('sha256:')}.json"

@@ -1,0 +1,1 @@
+"""Jobs on the site: configs, mirrors and the checklist for a loaded bundle."""

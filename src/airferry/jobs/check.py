@@ -1,0 +1,279 @@
+"""The cluster checklist, run and not read: every step's config resolved as a job would see it, and looked at.
+
+Reads the catalogue, `env.toml`, storage as far as this host sees it, and asks the registry. Changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from airferry.bundle.receipt import Receipt, ReceiptAsset
+from airferry.config import Executor, SiteProfile
+from airferry.errors import ConfigurationError, FindingsError, UsageError
+from airferry.jobs.configs import PLAIN, image_of, targets_of, with_default
+from airferry.jobs.context import AMBIENT, CODE_FOLDER, JOB_FOLDER, StepContext, mounts_of, read_step_toml
+from airferry.jobs.findings import LEVELS, Finding, gathered
+from airferry.jobs.known_assets import staged_values
+from airferry.jobs.rules.assets import StagedAssets, asset_findings
+from airferry.jobs.rules.code import code_findings
+from airferry.jobs.rules.config import blend_findings, config_findings
+from airferry.jobs.rules.paths import path_findings
+from airferry.jobs.rules.site import RegistryImage, images_of_job, site_findings
+from airferry.jobs.submission import OFFLINE_VARIABLES, environment_of
+from airferry.plan.catalogue import Catalogue, StepFiles, choose_target, find_step
+from airferry.plan.code.fetches import StartFetches
+from airferry.plan.env_profiles import EnvFile, EnvProfile
+from airferry.plan.models import Target
+from airferry.plan.step_config import StepConfigReader
+from airferry.plan.step_values import StepValues, read_step_values, resolve_texts
+from airferry.wording import counted
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a check is about. Without a receipt, images are not compared; `targets` empty means all there are.
+
+    `overlays` is a folder that `airferry overlays` wrote; a target that has an overlay there is checked with it.
+    `written` is one that is only named in fixes.
+    """
+
+    catalogue: Catalogue
+    site: SiteProfile
+    receipt: Receipt | None = None
+    targets: tuple[str, ...] = ()
+    executor: str | None = None
+    overlays: Path | None = None
+    written: Path | None = None
+    env_file: EnvFile | None = None
+    profile: str | None = None
+    submission: Mapping[str, str] = field(default_factory=lambda: dict(os.environ), repr=False)
+    assets: StagedAssets = field(default_factory=StagedAssets)
+
+    @property
+    def known_assets(self) -> tuple[ReceiptAsset, ...]:
+        """The assets that the bundle, or else the receipt, declares."""
+        if self.assets.entries or self.receipt is None:
+            return tuple(
+                ReceiptAsset(name=entry.name, kind=entry.kind, steps=entry.steps, target=entry.target)
+                for entry in self.assets.entries
+            )
+        return self.receipt.assets
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """All findings, the worst of each job first, and the jobs that were looked at: a step with a config each."""
+
+    steps: tuple[str, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def blocking(self) -> tuple[Finding, ...]:
+        """The findings that keep a step from running inside."""
+        return tuple(finding for finding in self.findings if finding.level == "block")
+
+    def to_document(self) -> dict[str, Any]:
+        """Return the report as plain data."""
+        return {
+            "steps": list(self.steps),
+            "counts": {level: sum(finding.level == level for finding in self.findings) for level in LEVELS},
+            "findings": [finding.to_document() for finding in self.findings],
+        }
+
+    def raise_if_blocked(self) -> None:
+        """Do nothing if nothing blocks.
+
+        Raises:
+            FindingsError: something does; `fields["report"]` is this report.
+        """
+        if blocking := self.blocking:
+            blocked = len({finding.step for finding in blocking})
+            jobs = counted(len(self.steps), "job")
+            whole = f"{blocked} of {jobs} would fail" if blocked < len(self.steps) else f"{jobs} would fail"
+            raise FindingsError(
+                f"{whole}: {counted(len(blocking), 'blocking finding')}",
+                hint=_closing_hint(blocking),
+                report=self,
+            )
+
+
+def _closing_hint(blocking: Sequence[Finding]) -> str:
+    """Return what to do about findings: what needs another build is named first, as no change here helps."""
+    remedies = {finding.remedy for finding in blocking}
+    parts = []
+    if "build" in remedies:
+        parts.append("build the bundle again as the findings say, and load it")
+    elif "load" in remedies:
+        parts.append("load the bundle again")
+    if "change" in remedies:
+        rest = "for the rest, " if parts else ""
+        parts.append(f"{rest}type the overrides, or change site profile and `env.toml`")
+    return "; ".join(parts) + "; then check again"
+
+
+def images_to_ask(checked: Checked) -> list[str]:
+    """Return what the jobs of the steps to check may name as their image."""
+    if checked.receipt is None:
+        return []
+    executor = executor_of(checked)
+    images = [image_of(checked.receipt, target) for target in chosen_targets(checked)]
+    return sorted({name for image in images for name in images_of_job(executor, image)})
+
+
+def run_check(checked: Checked, images: Mapping[str, RegistryImage]) -> CheckReport:
+    """Look at every step and return what was found. A step that cannot be read is a finding, not the end.
+
+    Raises:
+        UsageError: a target, executor or profile that is asked for does not exist.
+        ConfigurationError: `env.toml` contradicts itself.
+    """
+    executor = executor_of(checked)
+    profile = _profile(checked, executor)
+    reader = StepConfigReader()
+    fetches = StartFetches(checked.catalogue)
+    names: list[str] = []
+    findings: list[Finding] = []
+    for target in chosen_targets(checked):
+        names.append(target.spec)
+        try:
+            context = _context(checked, target, executor=executor, profile=profile, reader=reader)
+        except ConfigurationError as error:
+            path, line = str(error.fields.get("path", "")), error.fields.get("line", 1)
+            number = line if isinstance(line, int) else 1
+            findings.append(Finding(target.spec, "value", "block", path, number, "", "", error.message, error.hint))
+            continue
+        if context is None:
+            continue
+        found = [*config_findings(context), *blend_findings(context), *path_findings(context)]
+        found += asset_findings(context, checked.assets)
+        findings += gathered([*found, *code_findings(context, fetches), *site_findings(context, images)])
+    return CheckReport(tuple(names), tuple(findings))
+
+
+def chosen_targets(checked: Checked) -> list[Target]:
+    """Return what to check: as asked for, else the receipt's targets, else each config of the catalogue.
+
+    Raises:
+        UsageError: the receipt does not have a target.
+    """
+    catalogue = checked.catalogue
+    if checked.receipt is not None:
+        known = targets_of(checked.receipt)
+        wanted = [choose_target(catalogue, text, folder=Path.cwd()) for text in checked.targets]
+        for target in wanted:
+            if target.spec not in checked.receipt.steps and target.step_id not in checked.receipt.steps:
+                names = ", ".join(f"`{item.spec}`" for item in known) or "none"
+                raise UsageError(f"the receipt has no `{target.spec}`", hint=f"it has {names}")
+        return [with_default(catalogue, target) for target in wanted or known]
+    if checked.targets:
+        found = (choose_target(catalogue, text, folder=Path.cwd()) for text in checked.targets)
+        return [with_default(catalogue, target) for target in found]
+    every: list[Target] = []
+    for step_id in catalogue.step_ids():
+        configs = catalogue.config_names(step_id)
+        every += [Target(step_id, name) for name in configs] or [Target(step_id)]
+    return every
+
+
+def executor_of(checked: Checked) -> Executor:
+    """Return the executor to check for: as asked for, else the first of the site.
+
+    Raises:
+        UsageError: the site does not have it.
+    """
+    executors = checked.site.executors or (PLAIN,)
+    if checked.executor is None:
+        return executors[0]
+    for executor in executors:
+        if executor.kind == checked.executor:
+            return executor
+    names = ", ".join(f"`{executor.kind}`" for executor in executors)
+    raise UsageError(f"the site has no executor `{checked.executor}`", hint=f"it has {names}")
+
+
+def _profile(checked: Checked, executor: Executor) -> EnvProfile | None:
+    if checked.env_file is None:
+        if checked.profile is not None:
+            raise UsageError(f"profile `{checked.profile}` is in no file", hint="name the file with `--env-file`")
+        return None
+    known = checked.site.profile_of(executor)
+    name = checked.profile or (known[0] if known else None)
+    if name is None:
+        names = ", ".join(f"`{item}`" for item in checked.env_file.profiles)
+        raise UsageError(f"which profile of `{checked.env_file.path}`?", hint=f"`--profile NAME`; there are {names}")
+    return checked.env_file.profile(name)
+
+
+def _context(
+    checked: Checked, target: Target, *, executor: Executor, profile: EnvProfile | None, reader: StepConfigReader
+) -> StepContext | None:
+    """Return a step as the rules see it, or None if it has no config to look at."""
+    found = find_step(checked.catalogue, target, travelled=True)
+    path = _config_path(checked, found, executor)
+    if path is None:
+        return None
+    consumes, produces = read_step_toml(found.step_toml)
+    ambient = {name: checked.submission.get(name, name.lower()) for name in AMBIENT}
+    ambient |= {"PWD": CODE_FOLDER, "NEMO_RUN_DIR": JOB_FOLDER}
+    variables = _profile_variables(checked, executor, profile)
+    first = read_step_values(reader, path, environment={**ambient, **variables})
+    own = {value.last: str(value.value) for value in first.below("run", "env", "env_vars") if value.value is not None}
+    environment = {**ambient, **own, **variables}
+    values = read_step_values(reader, path, environment=environment) if own else first
+    known = checked.site.profile_of(executor)
+    staged = staged_values(values, consumes, checked.known_assets, step=target.spec)
+    return StepContext(
+        name=target.spec,
+        files=found,
+        values=values,
+        consumes=consumes,
+        produces=produces,
+        site=checked.site,
+        executor=executor,
+        mounts=mounts_of(checked.site, _written_mounts(values, profile, checked.submission)),
+        environment=environment,
+        provided=frozenset(known[1].provides if known else ()),
+        profile=profile,
+        image=image_of(checked.receipt, target) if checked.receipt is not None else None,
+        code_root=checked.catalogue.root,
+        staged={item.value.key: item.target for item in staged.found},
+        overlays=checked.overlays or checked.written,
+        submit=checked.receipt.submit if checked.receipt is not None else None,
+    )
+
+
+def _config_path(checked: Checked, found: StepFiles, executor: Executor) -> Path | None:
+    if checked.overlays is not None and found.target.config is not None and found.target.path is None:
+        overlay = checked.overlays / executor.kind / found.target.step_id / f"{found.target.config}.yaml"
+        if overlay.is_file():
+            return overlay
+    return found.config_path
+
+
+def _profile_variables(checked: Checked, executor: Executor, profile: EnvProfile | None) -> dict[str, str]:
+    """Return the variables that jobs get from outside the config: of `env.toml` if it is there, else of the site."""
+    if profile is None:
+        return environment_of(checked.site, executor)
+    written = profile.values.get("env_vars")
+    variables = resolve_texts(written if isinstance(written, dict) else {}, environment=checked.submission)
+    known = checked.site.profile_of(executor)
+    return {**OFFLINE_VARIABLES, **(known[1].env if known else {}), **variables}
+
+
+def _written_mounts(values: StepValues, profile: EnvProfile | None, submission: Mapping[str, str]) -> Sequence[object]:
+    """Return the mounts of a config and of the profile, the latter resolved as they are where jobs are submitted."""
+    mounts: list[object] = [value.value for value in values.below("run", "env", "mounts")]
+    if profile is None:
+        return mounts
+    for name in ("mounts", "pvcs"):
+        written = profile.values.get(name)
+        for mount in written if isinstance(written, list) else ():
+            table = mount if isinstance(mount, dict) else {"": mount}
+            resolved = resolve_texts(table, environment=submission)
+            mounts.append(resolved if isinstance(mount, dict) else resolved[""])
+    mounts.append(profile.values.get("lustre_mount"))
+    return mounts

@@ -1,0 +1,181 @@
+"""Mirror configurations: what runtimes need so that the original names of base images lead to the private registry.
+
+Makes text from a receipt and writes nothing. containerd maps whole hosts (*hosts.md*), containers/image and OpenShift
+single repositories (*containers-registries.conf(5)*, `ImageDigestMirrorSet`); enroot knows no mirrors, so it gets the
+other names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import yaml
+
+from airferry.bundle.receipt import Receipt
+from airferry.errors import ConfigurationError
+from airferry.jobs.submission import image_for
+from airferry.oci.reference import DEFAULT_REGISTRY, Reference, is_loopback, parse_reference
+
+WRITTEN_BY = "Written by `airferry mirrors`."
+OPENSHIFT_API = "config.openshift.io/v1"
+
+
+@dataclass(frozen=True, slots=True)
+class MirroredImage:
+    """An original: its name outside, where it is inside, and its digest."""
+
+    original: Reference
+    place: Reference
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorFiles:
+    """Files by their relative paths, and what could not be expressed in some of them."""
+
+    images: tuple[MirroredImage, ...]
+    files: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def make_mirrors(receipt: Receipt, *, plain_http: bool | None = None, ca_file: str | None = None) -> MirrorFiles:
+    """Return the mirror configurations for the originals that a load left.
+
+    `ca_file` is a path on the nodes. `plain_http` None means: on loopback only.
+
+    Raises:
+        ConfigurationError: the bundle carried no originals.
+    """
+    images = _originals(receipt)
+    registry = parse_reference(f"{receipt.registry}/x").registry
+    insecure = is_loopback(registry) if plain_http is None else plain_http
+    containerd, notes = _containerd(images, insecure=insecure, ca_file=ca_file)
+    files = {
+        **containerd,
+        "containers/registries.conf.d/50-airferry.conf": _registries_conf(images, insecure=insecure),
+        "openshift/image-digest-mirror-set.yaml": _mirror_set("ImageDigestMirrorSet", "imageDigestMirrors", images),
+        "openshift/image-tag-mirror-set.yaml": _mirror_set("ImageTagMirrorSet", "imageTagMirrors", images),
+        "enroot/credentials": _enroot_credentials(registry),
+        "enroot/enroot.conf.d/50-airferry.conf": _enroot_conf(insecure=insecure, ca_file=ca_file),
+        "enroot/images.txt": _enroot_images(images),
+    }
+    return MirrorFiles(images, dict(sorted(files.items())), tuple(notes))
+
+
+def _originals(receipt: Receipt) -> tuple[MirroredImage, ...]:
+    found = [
+        MirroredImage(parse_reference(image.image), parse_reference(image.reference), image.digest)
+        for image in receipt.images
+        if image.role == "base"
+    ]
+    if not found:
+        raise ConfigurationError(
+            "the bundle of this receipt carries no base images that a mirror could serve",
+            hint="set `bases: include` in `airgap.yaml` on the near side, build and load again",
+        )
+    return tuple(sorted(found, key=lambda image: str(image.original)))
+
+
+def _repositories(images: Iterable[MirroredImage]) -> dict[str, str]:
+    """Return repository outside to repository inside, each in full."""
+    return {image.original.name: image.place.name for image in images}
+
+
+def _containerd(
+    images: Iterable[MirroredImage], *, insecure: bool, ca_file: str | None
+) -> tuple[dict[str, str], list[str]]:
+    """Return a `certs.d` tree. A host can be mapped if one prefix stands before all its repositories."""
+    files: dict[str, str] = {}
+    notes: list[str] = []
+    prefixes: dict[str, set[str | None]] = {}
+    for image in images:
+        before, own, after = image.place.repository.rpartition(image.original.repository)
+        fits = bool(own) and not after and (not before or before.endswith("/"))
+        prefixes.setdefault(image.original.registry, set()).add(before.rstrip("/") if fits else None)
+    places = {image.original.registry: image.place.registry for image in images}
+    for host, found in prefixes.items():
+        if len(found) > 1 or None in found:
+            notes.append(
+                f"containerd maps whole hosts, and the images of `{host}` lie under other paths than there: "
+                "load them without `--flatten` and `--map`"
+            )
+            continue
+        path = f"/v2/{next(iter(found))}".rstrip("/")
+        url = f"{'http' if insecure else 'https'}://{places[host]}{path}"
+        options = ['capabilities = ["pull", "resolve"]', "override_path = true"]
+        if ca_file and not insecure:
+            options.append(f"ca = {_toml(ca_file)}")
+        lines = [
+            f"# {WRITTEN_BY} The server is the mirror too, so that nothing is asked of the real `{host}`.",
+            f"server = {_toml(url)}",
+            *options,
+            "",
+            f"[host.{_toml(url)}]",
+            *(f"  {option}" for option in options),
+        ]
+        files[f"containerd/certs.d/{host}/hosts.toml"] = "\n".join(lines) + "\n"
+    return files, notes
+
+
+def _registries_conf(images: Iterable[MirroredImage], *, insecure: bool) -> str:
+    lines = [f"# {WRITTEN_BY} For /etc/containers/registries.conf.d/ or ~/.config/containers/registries.conf.d/."]
+    short: dict[str, str] = {}
+    for original, place in _repositories(images).items():
+        lines += ["", "[[registry]]", f"prefix = {_toml(original)}", f"location = {_toml(original)}"]
+        lines += ["[[registry.mirror]]", f"location = {_toml(place)}", *(["insecure = true"] if insecure else [])]
+        library = f"{DEFAULT_REGISTRY}/library/"
+        if original.startswith(library):
+            short[original.removeprefix(library)] = original
+    if short:
+        lines += ["", "[aliases]", *(f"{_toml(name)} = {_toml(full)}" for name, full in short.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _mirror_set(kind: str, key: str, images: Iterable[MirroredImage]) -> str:
+    document = {
+        "apiVersion": OPENSHIFT_API,
+        "kind": kind,
+        "metadata": {"name": "airferry"},
+        "spec": {
+            key: [
+                {"source": original, "mirrors": [place], "mirrorSourcePolicy": "NeverContactSource"}
+                for original, place in _repositories(images).items()
+            ]
+        },
+    }
+    text: str = yaml.safe_dump(document, sort_keys=False, width=120)
+    return f"# {WRITTEN_BY}\n{text}"
+
+
+def _enroot_credentials(registry: str) -> str:
+    host = registry.rpartition(":")[0] or registry
+    return (
+        f"# {WRITTEN_BY} Append to $ENROOT_CONFIG_PATH/.credentials; netrc lines are matched without the port.\n"
+        "# The variables are expanded when enroot reads the file, so no secret stands in it.\n"
+        f"machine {host} login $REGISTRY_USER password $REGISTRY_PASSWORD\n"
+    )
+
+
+def _enroot_conf(*, insecure: bool, ca_file: str | None) -> str:
+    lines = [f"# {WRITTEN_BY} For /etc/enroot/enroot.conf.d/."]
+    if insecure:
+        lines.append("ENROOT_ALLOW_HTTP yes")
+    elif ca_file:
+        lines.append(f"SSL_CERT_FILE {ca_file}")
+    else:
+        lines.append("# The registry's certificate is taken to be known to the nodes.")
+    return "\n".join(lines) + "\n"
+
+
+def _enroot_images(images: Iterable[MirroredImage]) -> str:
+    lines = [f"# {WRITTEN_BY} enroot knows no mirrors: these names take the place of the original ones."]
+    for image in images:
+        lines.append(f"{image.original}  docker://{image_for('slurm-pyxis', image.place.with_digest(image.digest))}")
+    return "\n".join(lines) + "\n"
+
+
+def _toml(text: str) -> str:
+    """Return a basic string of TOML."""
+    return json.dumps(text, ensure_ascii=False)

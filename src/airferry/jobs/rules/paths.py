@@ -1,0 +1,172 @@
+"""Rules about paths: what feeds a step is there, what it writes is kept, and storage is read-only or read-write as it
+should be. Looks at files where they can be seen from this host; changes none."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from airferry.jobs.context import FEEDS, StepContext, has_word
+from airferry.jobs.findings import Finding, Level
+from airferry.jobs.hub import is_hub_id
+from airferry.jobs.settings import input_path, output_path, override, variable
+from airferry.plan.step_values import StepValue
+
+PRODUCED = {"checkpoint_megatron": ("megatron_path",), "checkpoint_hf": ("hf_path",)}
+PLACEHOLDER = "/path/to/"
+_OUTPUT = re.compile(
+    r"output_(dir|path|hf_path|megatron_path)|save|\w*_save_path|(checkpoint|log|save|results|local|index_mapping)_dir"
+    r"|hf_export_path|data_path_to_cache|\w*_cache_dir|caching_dir"
+)
+_PATH = re.compile(r"(/|\./|\.\./|~/)\S*")
+_MODEL_FILE = re.compile(r"\.(bin|pt|pth|safetensors|nemo|gguf|onnx|model|ckpt)$")
+_GLOB = re.compile(r"[*?\[]")
+
+
+def path_findings(context: StepContext) -> Iterator[Finding]:
+    """Yield what is to be said about the paths that feed a step and those that it writes."""
+    inputs = _inputs(context)
+    yield from _unfed(context)
+    for value in context.values.values:
+        if (isinstance(value.raw, str) and "\n" in value.raw) or not value.text:
+            continue
+        if _is_replaced(context, value):
+            continue
+        if PLACEHOLDER in value.text or value.text.startswith("/path/to"):
+            yield context.finding(value, "input", "block", "is a placeholder", fix=_input_fix(context, value))
+        elif value in inputs:
+            yield from _input(context, value)
+        elif _is_output(context, value):
+            yield from _output(context, value)
+
+
+def _is_replaced(context: StepContext, value: StepValue) -> bool:
+    """Tell whether the manifest of an earlier step, named beside the splits, takes the place of a split's path."""
+    if value.last != "data_path" or len(value.key) < 2:
+        return False
+    manifest = context.values.get(*value.key[:-2], "manifest_path")
+    return manifest is not None and bool(manifest.text)
+
+
+def _inputs(context: StepContext) -> list[StepValue]:
+    names = {name for consumed in context.consumes for name in FEEDS.get(consumed.kind, ())}
+    return [
+        value
+        for value in context.values.values
+        if (value.last in names or _MODEL_FILE.search(value.text))
+        and value.text
+        and not is_hub_id(context.values, value)
+        and not _is_output(context, value)
+    ]
+
+
+def _unfed(context: StepContext) -> Iterator[Finding]:
+    """Yield what the step says that it must have and no key of the config feeds.
+
+    A config without such a key that feeds something else of the step runs another part of it: that is only noted.
+    """
+    fed = {
+        consumed.kind
+        for consumed in context.consumes
+        if any(value.text and value.last in FEEDS.get(consumed.kind, ()) for value in context.values.values)
+    }
+    for consumed in context.consumes:
+        names = FEEDS.get(consumed.kind)
+        if not consumed.required or not names:
+            continue
+        found = [value for value in context.values.values if value.last in names]
+        if any(value.value is not None or value.problem for value in found):
+            continue
+        what = f"the step needs `{consumed.kind}`"
+        if not found and "blend_path" in names and context.own_blend is not None:
+            continue
+        if found:
+            fix = _input_fix(context, found[0])
+            yield context.finding(found[0], "input", "block", f"{what}, and this key is empty", fix=fix, shown="")
+        else:
+            text = f"{what}, and no key of the config feeds it: a default of the step may"
+            if fed:
+                yield context.general("input", "note", text, key=names[0])
+            else:
+                fix = override(names[0], input_path(context, None))
+                yield context.general("input", "warn", text, key=names[0], fix=fix)
+
+
+def _input_fix(context: StepContext, value: StepValue) -> str:
+    """Return what to type for a value that feeds a step; in a section of an `env.toml`, the variable that it reads."""
+    if value.key[0] == "sections" and (names := [name for name, _default in value.variables]):
+        return variable(context.values.tree, value, names[0])
+    return context.setting(value, input_path(context, value))
+
+
+def _is_output(context: StepContext, value: StepValue) -> bool:
+    consumed = {item.kind for item in context.consumes}
+    produced = {name for kind in context.produces if kind not in consumed for name in PRODUCED.get(kind, ())}
+    evaluators_own = "adapter_config" in value.key
+    return value.last in produced or bool(_OUTPUT.fullmatch(value.last) and "/" in value.text and not evaluators_own)
+
+
+def _input(context: StepContext, value: StepValue) -> Iterator[Finding]:
+    if not _PATH.fullmatch(value.text):
+        return
+    place, mount = context.place_of(value.text)
+    fix = _input_fix(context, value)
+    if place in ("relative", "temporary"):
+        yield context.finding(
+            value, "input", "block", "is only local to the job, on no storage that others fill", fix=fix
+        )
+        return
+    if place == "image":
+        level: Level = "block" if context.mounts else "warn"
+        yield context.finding(value, "input", level, "is on no mount: containers do not see it", fix=fix)
+        return
+    if mount is not None and not mount.read_only and not has_word(value.last, "cache"):
+        text = f"is read from `{mount.inside}`, which is mounted read-write; read-only is enough"
+        yield context.finding(value, "mount", "note", text)
+    here = context.on_this_host(value.text)
+    if here is None:
+        return
+    if place == "mount" and mount is not None and not Path(mount.host).exists():
+        yield context.finding(value, "input", "note", f"`{mount.host}` cannot be seen from this host; not looked at")
+        return
+    if trouble := look_at(here):
+        yield context.finding(value, "input", "block", f"{trouble} (`{context.shown_path(here)}` here)", fix=fix)
+
+
+def look_at(path: Path) -> str | None:
+    """Return what is wrong with a path, or a pattern of paths, that a step is to read: None if nothing is."""
+    text = str(path)
+    if _GLOB.search(text):
+        matches = list(islice(glob.iglob(text, recursive=True), 1))  # noqa: PTH207 (takes absolute patterns)
+        if not matches:
+            return "matches nothing"
+        path = Path(matches[0])
+    try:
+        if path.is_dir():
+            with os.scandir(path) as entries:
+                return None if next(entries, None) is not None else "is an empty folder"
+        if not path.exists():
+            return "is not there"
+        if path.stat().st_size == 0:
+            return "is an empty file"
+        with path.open("rb"):
+            return None
+    except OSError as error:
+        return f"cannot be read: {(error.strerror or str(error)).lower()}"
+
+
+def _output(context: StepContext, value: StepValue) -> Iterator[Finding]:
+    place, mount = context.place_of(value.text)
+    fix = context.setting(value, output_path(context, value))
+    if mount is not None:
+        if mount.read_only:
+            text = f"is written, and `{mount.inside}` is mounted read-only"
+            yield context.finding(value, "mount", "block", text, fix=fix)
+        return
+    if place in ("job", "code") and context.executor.kind == "slurm-pyxis":
+        return
+    yield context.finding(value, "output", "warn", "is on no mount: what is written there ends with the job", fix=fix)

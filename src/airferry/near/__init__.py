@@ -1,0 +1,1 @@
+"""The near side: a plan becomes a bundle. Imports nothing of `far` or `jobs`."""

@@ -1,0 +1,1 @@
+"""Base images: fetched, verified, kept by layer, or composed from Debian packages."""

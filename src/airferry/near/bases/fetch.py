@@ -1,0 +1,397 @@
+"""Base images in the cache: resolved to digests, copied blob by blob for the platforms wanted, verified, kept as
+they are.
+
+The cache is one layout that every plan shares; what lies there under its digest is never fetched again. Documents of
+Docker's media types get a twin in OCI's, since the engines' layouts and the bundle know only those; the original
+digest stays the one that is recorded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from airferry.config import ArchiveBase, BootstrapBase, LayoutBase, RegistryBase
+from airferry.config import BaseImage as BaseSpec
+from airferry.errors import AirferryError, BuildError, ConfigurationError, HostError, IntegrityError
+from airferry.events import Emit
+from airferry.host import clock, files
+from airferry.host.canonical import canonical_json
+from airferry.host.threads import parallel_map
+from airferry.near.bases import debian
+from airferry.near.bases.layers import layers_at_once
+from airferry.near.bases.tee import Learn, learning
+from airferry.oci.archive import ArchiveSource
+from airferry.oci.copy import DEFAULT_JOBS, copy_image, select_platforms
+from airferry.oci.documents import (
+    DOCKER_CONFIG,
+    DOCKER_LAYER_GZIP,
+    DOCKER_LAYER_TAR,
+    DOCKER_MANIFEST,
+    IMAGE_CONFIG,
+    IMAGE_MANIFEST,
+    INDEX_TYPES,
+    LAYER_GZIP,
+    LAYER_TAR,
+    MAX_CONFIG_BYTES,
+    Descriptor,
+    ImageConfig,
+    Manifest,
+    parse_image_config,
+    parse_index,
+    parse_manifest,
+)
+from airferry.oci.layers import Compression
+from airferry.oci.layout import LayoutStore
+from airferry.oci.platform import Platform
+from airferry.oci.ports import Source
+from airferry.oci.reference import Reference, parse_reference
+from airferry.plan.lockfile import LockedBase, LockedBasePlatform
+
+_OCI_TYPES = {
+    DOCKER_MANIFEST: IMAGE_MANIFEST,
+    DOCKER_CONFIG: IMAGE_CONFIG,
+    DOCKER_LAYER_GZIP: LAYER_GZIP,
+    DOCKER_LAYER_TAR: LAYER_TAR,
+}
+
+BaseKind = Literal["registry", "layout", "archive", "bootstrap"]
+OpenRegistry = Callable[[Reference], Source]
+
+
+@dataclass(frozen=True, slots=True)
+class BaseImage:
+    """A base for one platform, whole in the cache.
+
+    `digest` is the manifest's digest where the base came from, `manifest` describes the one in the cache, which is
+    the same unless that was Docker's. `name` is the base as the plan writes it, `reference` its name in a registry.
+    """
+
+    name: str
+    reference: str | None
+    platform: Platform
+    digest: str
+    manifest: Descriptor
+    config: ImageConfig
+    config_bytes: bytes
+    layers: tuple[Descriptor, ...]
+
+    @property
+    def user(self) -> str:
+        """The user that the base's containers run as, `root` unless it says another."""
+        return str((self.config.config or {}).get("User") or "root")
+
+    @property
+    def size_bytes(self) -> int:
+        """The bytes of its layers as they are in the cache."""
+        return sum(layer.size for layer in self.layers)
+
+
+@dataclass(frozen=True, slots=True)
+class FoundBase:
+    """A base that can be had: what of it is in the cache, and where the rest comes from. No layer was fetched yet.
+
+    `source` is None where the rest is made on this host, or there is none.
+    """
+
+    base: BaseSpec
+    locked: LockedBase | None
+    images: Mapping[Platform, BaseImage]
+    missing: tuple[Platform, ...]
+    kind: BaseKind
+    source: Source | None = None
+    index: str | None = None
+    children: Mapping[Platform, Descriptor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedBase:
+    """A base for all platforms wanted, and what the lock file says of it."""
+
+    images: Mapping[Platform, BaseImage]
+    locked: LockedBase = field(repr=False)
+
+
+class BaseCache:
+    """Brings bases into the cache. One process at a time may use it."""
+
+    def __init__(self, cache: Path, *, open_registry: OpenRegistry, emit: Emit) -> None:
+        """Open the cache's layout, made if it is missing, and clear what killed runs left there."""
+        self.store = LayoutStore.create(cache / "bases")
+        self.store.remove_stale_temporaries()
+        files.remove_stale_temporaries(cache / "bootstrap")
+        files.remove_stale_temporaries(cache / "bootstrap" / "bootstrap")
+        self._cache = cache
+        self.open_registry = open_registry
+        self._emit = emit
+
+    def bring(
+        self,
+        base: BaseSpec,
+        platforms: Sequence[Platform],
+        *,
+        locked: LockedBase | None,
+        learn: Learn | None = None,
+    ) -> ResolvedBase:
+        """Return a base for the platforms, from the cache where it is there, else fetched or made.
+
+        The same as `find`, then `fetch`.
+        """
+        return self.fetch(self.find(base, platforms, locked=locked), learn=learn)
+
+    def find(self, base: BaseSpec, platforms: Sequence[Platform], *, locked: LockedBase | None) -> FoundBase:
+        """Find out where a base comes from, and whether it is there for the platforms. Fetches no layer.
+
+        What `locked` pins is followed, to the digest; what it does not pin is resolved now.
+
+        Raises:
+            ConfigurationError: the base lacks a wanted platform, or is not where its path says.
+            BuildError: it is no longer what the lock file pins.
+            RegistryError: the registry does not answer, refuses, or has no such image.
+            IntegrityError: bytes are not what a digest says.
+        """
+        pinned = dict(locked.platforms) if locked else {}
+        images: dict[Platform, BaseImage] = {}
+        for platform in platforms:
+            pin = pinned.get(str(platform))
+            if pin is not None and (image := self._cached(base, platform, pin.manifest)) is not None:
+                images[platform] = image
+        missing = tuple(platform for platform in platforms if platform not in images)
+        if isinstance(base, BootstrapBase) or not missing:
+            return FoundBase(base, locked, images, missing, "bootstrap")
+        source, reference, kind = open_base(base, open_registry=self.open_registry)
+        pins = [pinned[str(platform)].manifest for platform in missing if str(platform) in pinned]
+        top = source.resolve((locked.index if locked else None) or (pins[0] if pins else reference))
+        read_config = partial(self._config, source, name=base.key)
+        children = find_children(base.key, source, top, missing, read_config=read_config)
+        for platform, child in children.items():
+            if (pin := pinned.get(str(platform))) is not None and pin.manifest != child.digest:
+                raise BuildError(
+                    f"base `{base.key}` for `{platform}` is `{child.digest}` now, the lock file pins `{pin.manifest}`",
+                    hint=f"run `airferry lock --update {base.key}` to take the new one",
+                )
+        index = top.digest if top.media_type in INDEX_TYPES else None
+        return FoundBase(base, locked, images, missing, kind, source, index, children)
+
+    def fetch(self, found: FoundBase, *, learn: Learn | None = None) -> ResolvedBase:
+        """Bring a base into the cache, or make it there. `learn` reads layers while they are fetched.
+
+        Raises:
+            ConfigurationError: its config is one for another platform.
+            BuildError: it cannot be made, or comes out as something else than the lock file pins.
+            RegistryError: the registry does not answer or refuses.
+            IntegrityError: bytes are not what a digest says.
+        """
+        if not found.missing:
+            assert found.locked is not None
+            return ResolvedBase(found.images, found.locked)
+        if isinstance(found.base, BootstrapBase):
+            return self._bootstrap(found.base, found.missing, dict(found.images), found.locked)
+        assert found.source is not None
+        return self._copy(found, found.source, learn=learn)
+
+    def _copy(self, found: FoundBase, source: Source, *, learn: Learn | None) -> ResolvedBase:
+        name = found.base.key
+        images = dict(found.images)
+        pinned = dict(found.locked.platforms) if found.locked else {}
+        for platform, child in found.children.items():
+            manifest = parse_manifest(source.read_manifest(child).data, what=f"the manifest of `{name}`")
+            self._ensure_room(manifest, name=name)
+            if learn is None:
+                copy_image(source, self.store, child, emit=self._emit)
+            else:
+                shared = learning(source, self._diff_ids(source, manifest, name=name), learn)
+                # what is read at a time is what is learnt at a time: two layers keep the cores of one busy
+                copy_image(shared, self.store, child, jobs=min(2 * layers_at_once(), DEFAULT_JOBS), emit=self._emit)
+            image = self._read(found.base, platform, child)
+            _check_platforms(name, image.config, [platform])
+            images[platform] = image
+            pinned[str(platform)] = LockedBasePlatform(manifest=child.digest)
+        return ResolvedBase(images, LockedBase(kind=found.kind, index=found.index, platforms=pinned))
+
+    def _diff_ids(self, source: Source, manifest: Manifest, *, name: str) -> dict[str, str]:
+        """Return the diff_ids of an image's layers by digest, as its config has them."""
+        diff_ids = self._config(source, manifest, name=name).rootfs.diff_ids
+        return {layer.digest: diff_id for layer, diff_id in zip(manifest.layers, diff_ids, strict=False)}
+
+    def _config(self, source: Source, manifest: Manifest, *, name: str) -> ImageConfig:
+        """Return an image's config, which is in the cache now."""
+        with source.open_blob(manifest.config) as stream:
+            self.store.put_blob(manifest.config, stream)
+        data = self.store.read_bytes(manifest.config, limit_bytes=MAX_CONFIG_BYTES)
+        return parse_image_config(data, what=f"the config of `{name}`")
+
+    def _ensure_room(self, manifest: Manifest, *, name: str) -> None:
+        """Refuse to fetch what the cache's disk has no room for, before the first byte of it."""
+        missing = {layer.digest: layer.size for layer in manifest.layers if not self.store.has_blob(layer)}
+        needed, free = sum(missing.values()), files.free_bytes(self.store.path)
+        if free < needed:
+            raise HostError(
+                f"base `{name}` has {needed / 1e9:.2f} GB to fetch, and {free / 1e9:.2f} GB are free at "
+                f"`{self.store.path}`",
+                hint="free space, or choose another place with `AIRFERRY_CACHE`",
+                needed_bytes=needed,
+                free_bytes=free,
+            )
+
+    def _bootstrap(
+        self,
+        base: BootstrapBase,
+        missing: Sequence[Platform],
+        images: dict[Platform, BaseImage],
+        locked: LockedBase | None,
+    ) -> ResolvedBase:
+        pinned = dict(locked.platforms) if locked else {}
+
+        def make(platform: Platform) -> tuple[Descriptor, dict[str, str]]:
+            pin = pinned.get(str(platform))
+            return self._make_userland(base, platform, pins=pin.packages if pin else None)
+
+        for platform, (descriptor, packages) in zip(missing, parallel_map(make, missing, jobs=2), strict=True):
+            pin = pinned.get(str(platform))
+            if pin is not None and pin.manifest != descriptor.digest:
+                raise BuildError(
+                    f"the bootstrapped base for `{platform}` came out as `{descriptor.digest}`, the lock file pins "
+                    f"`{pin.manifest}`",
+                    hint="another mmdebstrap or airferry made it; run `airferry lock --update` to take the new one",
+                )
+            images[platform] = self._read(base, platform, descriptor)
+            pinned[str(platform)] = LockedBasePlatform(manifest=descriptor.digest, packages=packages)
+        return ResolvedBase(images, LockedBase(kind="bootstrap", index=None, platforms=pinned))
+
+    def _make_userland(
+        self, base: BootstrapBase, platform: Platform, *, pins: Mapping[str, str] | None
+    ) -> tuple[Descriptor, dict[str, str]]:
+        epoch_s = clock.source_date_epoch_s()
+        with files.scratch_directory(self._cache / "bootstrap") as folder:
+            made = debian.bootstrap(
+                base,
+                platform=platform,
+                into=folder / "userland.tar",
+                cache=self._cache / "bootstrap",
+                epoch_s=epoch_s,
+                pins=pins,
+                emit=self._emit,
+            )
+            descriptor = debian.store_userland(
+                made, base=base, platform=platform, epoch_s=epoch_s, store=self.store, compression=Compression()
+            )
+        return descriptor, made.packages
+
+    def _cached(self, base: BaseSpec, platform: Platform, digest: str) -> BaseImage | None:
+        """Return the pinned image if all of it is in the cache."""
+        path = self.store.blob_path(digest)
+        if not path.is_file():
+            return None
+        try:
+            data = path.read_bytes()
+            media_type = json.loads(data).get("mediaType") or IMAGE_MANIFEST
+            image = self._read(base, platform, Descriptor(media_type=media_type, digest=digest, size=len(data)))
+        except (OSError, ValueError, AttributeError, AirferryError):
+            self.store.remove_blob(digest)
+            return None
+        return image if all(self.store.has_blob(layer) for layer in image.layers) else None
+
+    def _read(self, base: BaseSpec, platform: Platform, descriptor: Descriptor) -> BaseImage:
+        name = base.key
+        reference = str(parse_reference(base.reference)) if isinstance(base, RegistryBase) else None
+        data = self.store.read_manifest(descriptor).data
+        own = self._in_oci_types(descriptor, data)
+        manifest = parse_manifest(self.store.read_manifest(own).data, what=f"the manifest of `{name}`")
+        config_bytes = self.store.read_bytes(manifest.config, limit_bytes=MAX_CONFIG_BYTES)
+        config = parse_image_config(config_bytes, what=f"the config of `{name}`")
+        if len(config.rootfs.diff_ids) != len(manifest.layers):
+            raise IntegrityError(
+                f"base `{name}` has {len(manifest.layers)} layers, but its config names {len(config.rootfs.diff_ids)}"
+            )
+        return BaseImage(
+            name, reference, platform, descriptor.digest, own, config, config_bytes, tuple(manifest.layers)
+        )
+
+    def _in_oci_types(self, descriptor: Descriptor, data: bytes) -> Descriptor:
+        document = json.loads(data)
+        if document.get("mediaType", IMAGE_MANIFEST) == IMAGE_MANIFEST:
+            return descriptor
+        document["mediaType"] = IMAGE_MANIFEST
+        for part in (document["config"], *document["layers"]):
+            part["mediaType"] = _OCI_TYPES.get(part["mediaType"], part["mediaType"])
+        return self.store.put_bytes(canonical_json(document), IMAGE_MANIFEST)
+
+
+def open_base(
+    base: RegistryBase | LayoutBase | ArchiveBase, *, open_registry: OpenRegistry
+) -> tuple[Source, str, BaseKind]:
+    """Open where a base is read from, and return it with the tag, digest or name to ask it for.
+
+    Raises:
+        ConfigurationError: there is nothing at its path.
+    """
+    if isinstance(base, RegistryBase):
+        reference = parse_reference(base.reference)
+        return open_registry(reference), reference.target, "registry"
+    if not base.path.exists():
+        raise ConfigurationError(
+            f"`{base.key}`: `{base.path}` does not exist",
+            hint="a path starts at the folder of the plan's file; `skopeo copy` brings a base as `oci:DIR:NAME`",
+        )
+    if isinstance(base, LayoutBase):
+        return LayoutStore.open(base.path, read_only=True), base.reference or "", "layout"
+    return ArchiveSource(base.path), base.reference or "", "archive"
+
+
+def find_children(
+    name: str,
+    source: Source,
+    top: Descriptor,
+    platforms: Sequence[Platform],
+    *,
+    read_config: Callable[[Manifest], ImageConfig],
+) -> dict[Platform, Descriptor]:
+    """Return a base's manifest for each platform: those of an index, or the only one, if its config is for them.
+
+    Raises:
+        ConfigurationError: the base lacks a platform; all that it lacks are named.
+    """
+    if top.media_type not in INDEX_TYPES:
+        manifest = parse_manifest(source.read_manifest(top).data, what=f"the manifest of `{name}`")
+        _check_platforms(name, read_config(manifest), platforms)
+        return dict.fromkeys(platforms, top)
+    index = parse_index(source.read_manifest(top).data, what=f"the index of `{name}`")
+    children: dict[Platform, Descriptor] = {}
+    lacking: list[BuildError] = []
+    for platform in platforms:
+        try:
+            children[platform] = select_platforms(index, [platform], what=f"base `{name}`")[0]
+        except BuildError as error:
+            lacking.append(error)
+    if lacking:
+        named = ", ".join(f"`{platform}`" for platform in platforms if platform not in children)
+        hint = _without_variant(platform for platform in platforms if platform not in children)
+        raise ConfigurationError(
+            f"base `{name}` has no image for {named}", hint="; ".join(filter(None, (lacking[0].hint, hint)))
+        ) from lacking[0]
+    return children
+
+
+def _without_variant(refused: Iterable[Platform]) -> str:
+    """Return the way out for CPUs that also run what is made for less: few bases are made for one variant of amd64."""
+    for platform in refused:
+        if platform.variant and platform.architecture == "amd64":
+            plain = replace(platform, variant="")
+            return f"an image for `{plain}` runs on `{platform}` too, so that `{plain}` is enough under `platforms:`"
+    return ""
+
+
+def _check_platforms(name: str, config: ImageConfig, platforms: Sequence[Platform]) -> None:
+    """Refuse a base whose config is for another platform than one of those wanted."""
+    refused = [platform for platform in platforms if not platform.accepts(config.platform_value())]
+    if refused:
+        named = " or ".join(f"`{platform}`" for platform in refused)
+        raise ConfigurationError(
+            f"base `{name}` is for `{config.platform_value()}`, not for {named}",
+            hint=_without_variant(refused) or "choose another base, or another `platforms:`",
+        )

@@ -1,0 +1,250 @@
+"""The layers of bases on their way into bundles: each read once, checked, recompressed, and kept for later bundles.
+
+What a layer becomes depends on its uncompressed content and the encoder alone, so the cache is keyed by these. Bundles
+get hard links; where cache and bundle are on different file systems nothing is kept, so that nothing is stored twice.
+"""
+
+from __future__ import annotations
+
+import threading
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import IO, Any
+
+import zstandard
+
+from airferry.errors import IntegrityError
+from airferry.events import Emit, silent
+from airferry.host import files
+from airferry.host.records import Records
+from airferry.host.threads import usable_cores
+from airferry.oci.codecs import DEFAULT_GZIP_LEVEL, DEFAULT_ZSTD_LEVEL, ZSTD_JOB_BYTES
+from airferry.oci.documents import Descriptor
+from airferry.oci.layers import (
+    DEFAULT_LIMIT_BYTES,
+    MEDIA_TYPES,
+    Compression,
+    LayerResult,
+    Observer,
+    inspect_layer,
+    layer_kind,
+    recompress_layer,
+)
+from airferry.oci.layout import LayoutStore
+
+MAX_LAYERS_AT_ONCE = 4
+
+
+def layers_at_once() -> int:
+    """Return how many layers are read at a time: reading one keeps two cores busy or more."""
+    return max(1, min(usable_cores() // 2, MAX_LAYERS_AT_ONCE))
+
+
+class BaseLayers:
+    """Carries layers from the cache of bases into bundles. Safe to use from threads; one process at a time."""
+
+    def __init__(
+        self,
+        bases: LayoutStore,
+        cache: Path,
+        *,
+        compression: Compression,
+        output: Path,
+        limit_bytes: int = DEFAULT_LIMIT_BYTES,
+        emit: Emit = silent,
+    ) -> None:
+        """`bases` holds the layers as they came, `output` is where bundles will be, `cache` what is kept for later."""
+        self._bases = bases
+        self._records = Records(cache / "layers" / "records")
+        self._linkable = _same_file_system(cache, output)
+        self._kept = LayoutStore.create(cache / "layers") if self._linkable else None
+        self.compression = compression
+        self._limit_bytes = limit_bytes
+        self._emit = emit
+        self._guard = threading.Lock()
+        self._locks: dict[str, threading.Lock] = defaultdict(threading.Lock)
+        self._read_now: set[str] = set()
+
+    def carry(self, descriptor: Descriptor, diff_id: str, *, into: LayoutStore) -> LayerResult:
+        """Bring a layer into a bundle in the wanted compression, and return what it is there.
+
+        A layer that this or an earlier run has read is not inflated again: it is hashed once and linked.
+
+        Raises:
+            IntegrityError: the layer is not what the base's manifest or config says.
+        """
+        with self._lock(descriptor):
+            if self._stays(descriptor):
+                result = self._checked(descriptor, diff_id)
+                into.link_blob(
+                    self._bases.blob_path(descriptor.digest), descriptor, verified=descriptor.digest in self._read_now
+                )
+                return result
+            if self._kept is None:
+                return self._recompress(descriptor, diff_id, into=into)
+            result = self._known(descriptor, diff_id) or self._recompress(descriptor, diff_id, into=self._kept)
+            path = self._kept.blob_path(result.descriptor.digest)
+            try:
+                into.link_blob(path, result.descriptor, verified=result.descriptor.digest in self._read_now)
+            except IntegrityError:
+                # the cache is damaged, the base it was made from need not be
+                self._kept.remove_blob(result.descriptor.digest)
+                result = self._recompress(descriptor, diff_id, into=self._kept)
+                into.link_blob(path, result.descriptor, verified=True)
+            return result
+
+    def observe(
+        self,
+        descriptor: Descriptor,
+        diff_id: str,
+        observers: Iterable[Observer],
+        *,
+        stream: IO[bytes] | None = None,
+    ) -> None:
+        """Let observers see a layer's uncompressed bytes; what has to be done to carry it is done in the same pass.
+
+        `stream` is the layer on its way into the cache, from where it is read otherwise.
+
+        Raises:
+            IntegrityError: the layer is not what the base's manifest or config says.
+        """
+        with self._lock(descriptor):
+            if self._stays(descriptor) or self._kept is None or self._known(descriptor, diff_id) is not None:
+                self._inspect(descriptor, diff_id, observers, stream=stream)
+            else:
+                self._recompress(descriptor, diff_id, into=self._kept, observers=observers, stream=stream)
+
+    def expected(self, descriptor: Descriptor, diff_id: str) -> tuple[Descriptor, bool]:
+        """Return what a layer will be in a bundle, and whether it will be a link, which takes no room of its own.
+
+        A layer that nobody has recompressed yet is taken to become no smaller.
+        """
+        if self._stays(descriptor):
+            return descriptor, self._linkable
+        known = self._known(descriptor, diff_id)
+        return (descriptor, False) if known is None else (known.descriptor, True)
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _lock(self, descriptor: Descriptor) -> threading.Lock:
+        with self._guard:
+            return self._locks[descriptor.digest]
+
+    def _stays(self, descriptor: Descriptor) -> bool:
+        return self.compression.kind in ("preserve", layer_kind(descriptor.media_type))
+
+    def _checked(self, descriptor: Descriptor, diff_id: str) -> LayerResult:
+        """Return a layer that keeps its bytes; its diff_id is checked once, and that is noted."""
+        known = self._records.recall(_blob_key(descriptor))
+        if known is not None and known["diff_id"] == diff_id:
+            return _unchanged(descriptor, diff_id, known["unpacked_bytes"])
+        return self._inspect(descriptor, diff_id, ())
+
+    def _inspect(
+        self,
+        descriptor: Descriptor,
+        diff_id: str,
+        observers: Iterable[Observer],
+        *,
+        stream: IO[bytes] | None = None,
+    ) -> LayerResult:
+        with self._opened(descriptor, stream) as packed:
+            result = inspect_layer(
+                packed,
+                descriptor,
+                diff_id=diff_id,
+                observers=observers,
+                emit=self._emit,
+                limit_bytes=self._limit_bytes,
+            )
+        self._note(descriptor, result)
+        self._read_now.add(descriptor.digest)
+        return result
+
+    def _recompress(
+        self,
+        descriptor: Descriptor,
+        diff_id: str,
+        *,
+        into: LayoutStore,
+        observers: Iterable[Observer] = (),
+        stream: IO[bytes] | None = None,
+    ) -> LayerResult:
+        with self._opened(descriptor, stream) as packed:
+            result = recompress_layer(
+                packed,
+                descriptor,
+                diff_id=diff_id,
+                compression=self.compression,
+                into=into,
+                observers=observers,
+                emit=self._emit,
+                limit_bytes=self._limit_bytes,
+            )
+        self._note(descriptor, result)
+        if into is self._kept:
+            self._read_now.add(result.descriptor.digest)
+            self._records.remember(
+                self._packed_key(diff_id),
+                {
+                    "descriptor": result.descriptor.model_dump(by_alias=True, exclude_none=True),
+                    "unpacked_bytes": result.unpacked_bytes,
+                },
+            )
+        return result
+
+    def _opened(self, descriptor: Descriptor, stream: IO[bytes] | None) -> AbstractContextManager[IO[bytes]]:
+        return self._bases.open_blob(descriptor) if stream is None else nullcontext(stream)
+
+    def _known(self, descriptor: Descriptor, diff_id: str) -> LayerResult | None:
+        """Return the layer as an earlier pass has recompressed it, if that is still there."""
+        known = self._records.recall(self._packed_key(diff_id))
+        if known is None or self._kept is None:
+            return None
+        packed = Descriptor.model_validate(known["descriptor"])
+        if not self._kept.has_blob(packed):
+            return None
+        return LayerResult(packed, diff_id, known["unpacked_bytes"], descriptor)
+
+    def _packed_key(self, diff_id: str) -> dict[str, Any]:
+        kind, level = self.compression.kind, self.compression.level
+        defaults = {"zstd": DEFAULT_ZSTD_LEVEL, "gzip": DEFAULT_GZIP_LEVEL}
+        return {
+            "diff_id": diff_id,
+            "kind": kind,
+            "level": defaults.get(kind) if level is None else level,
+            "encoder": encoder(self.compression),
+        }
+
+    def _note(self, descriptor: Descriptor, result: LayerResult) -> None:
+        self._records.remember(
+            _blob_key(descriptor), {"diff_id": result.diff_id, "unpacked_bytes": result.unpacked_bytes}
+        )
+
+
+def encoder(compression: Compression) -> str:
+    """Return what decides, beside kind and level, which bytes a compressed layer has: the library, and its mode."""
+    if compression.kind == "zstd":
+        version = ".".join(str(part) for part in zstandard.ZSTD_VERSION)
+        return f"zstd {version}, zstandard {zstandard.__version__}, threads, jobs of {ZSTD_JOB_BYTES}"
+    return f"zlib {zlib.ZLIB_RUNTIME_VERSION}, blocks" if compression.kind == "gzip" else compression.kind
+
+
+def _blob_key(descriptor: Descriptor) -> dict[str, Any]:
+    return {"blob": descriptor.digest}
+
+
+def _unchanged(descriptor: Descriptor, diff_id: str, unpacked_bytes: int) -> LayerResult:
+    media_type = MEDIA_TYPES[layer_kind(descriptor.media_type)]
+    kept = Descriptor(media_type=media_type, digest=descriptor.digest, size=descriptor.size)
+    return LayerResult(kept, diff_id, unpacked_bytes, descriptor)
+
+
+def _same_file_system(cache: Path, output: Path) -> bool:
+    there = output
+    while not there.exists():
+        there = there.parent
+    return files.ensure_directory(cache).stat().st_dev == there.stat().st_dev

@@ -1,0 +1,104 @@
+"""The base images of a plan as their registries have them, carried for mirrors: bytes and digests untouched.
+
+They go into the bundle beside the images that were built on them, under their own names. Nothing is recompressed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+
+from airferry.bundle.manifest import ImageEntry, describe_original
+from airferry.config import RegistryBase
+from airferry.errors import AirferryError, BuildError, IntegrityError
+from airferry.near.bases.fetch import BaseCache
+from airferry.near.lock.resolve import needed_bases
+from airferry.oci.copy import copy_image, read_closure
+from airferry.oci.documents import INDEX_TYPES, MAX_MANIFEST_BYTES, Descriptor
+from airferry.oci.layout import LayoutStore
+from airferry.oci.ports import Source
+from airferry.oci.reference import parse_reference
+from airferry.plan.lockfile import Lockfile
+from airferry.plan.models import Plan
+
+
+def bring_originals(plan: Plan, lock: Lockfile, cache: BaseCache) -> dict[str, Descriptor]:
+    """Bring the plan's registry bases whole into the cache, and return them by the names that the bundle gives them.
+
+    With `bases: include` an index keeps every child that its registry has, with `platforms` only those that the plan
+    needs; it then has another digest, its children do not. Empty with `omit`. What is in the cache is not fetched.
+
+    Raises:
+        BuildError: a base cannot be copied whole.
+        RegistryError: the registry does not answer or refuses.
+    """
+    choice = plan.config.bases
+    found: dict[str, Descriptor] = {}
+    for base, platforms in needed_bases(plan).values() if choice != "omit" else ():
+        if not isinstance(base, RegistryBase):
+            continue
+        locked = lock.bases[base.key]
+        pinned = locked.index or next(iter(locked.platforms.values())).manifest
+        source: Source = cache.store
+        top = _stored(cache.store, pinned)
+        if top is None or (choice == "include" and not _is_whole(cache.store, top)):
+            source = cache.open_registry(parse_reference(base.reference))
+            top = source.resolve(pinned)
+            cache.store.put_bytes(source.read_manifest(top).data, top.media_type)
+        try:
+            copied = copy_image(source, cache.store, top, platforms=platforms if choice == "platforms" else None)
+        except AirferryError as error:
+            raise BuildError(
+                f"base `{base.reference}` cannot be carried as it is: {error.message}",
+                hint="`bases: platforms` carries only what the plan's platforms need",
+            ) from error
+        found[original_name(base.reference)] = copied
+    return found
+
+
+def put_originals(originals: Mapping[str, Descriptor], cache: LayoutStore, bundle: LayoutStore) -> list[ImageEntry]:
+    """Put originals from the cache into the bundle, linked where the file system can, and return their entries.
+
+    Raises:
+        IntegrityError: the cache lacks something, or holds what is not the blob.
+    """
+    entries = []
+    for name, descriptor in originals.items():
+        closure = read_closure(cache, descriptor)
+        for blob in closure.blobs.values():
+            bundle.link_blob(cache.blob_path(blob.digest), blob)
+        for stored in closure.manifests:
+            bundle.put_bytes(stored.data, stored.descriptor.media_type)
+        entries.append(describe_original(bundle, descriptor, reference=name))
+    return entries
+
+
+def original_name(reference: str) -> str:
+    """Return the name of a base in the bundle: in full; without its digest where it has a tag."""
+    parsed = parse_reference(reference)
+    return str(replace(parsed, digest=None) if parsed.tag else parsed)
+
+
+def _stored(store: LayoutStore, digest: str) -> Descriptor | None:
+    """Return the descriptor of a manifest or index in the cache, if it is there and whole."""
+    path = store.blob_path(digest)
+    if not path.is_file() or (size := path.stat().st_size) > MAX_MANIFEST_BYTES:
+        return None
+    try:
+        document = json.loads(path.read_bytes())
+        descriptor = Descriptor(media_type=document["mediaType"], digest=digest, size=size)
+        store.read_manifest(descriptor)
+    except (ValueError, KeyError, TypeError, IntegrityError):
+        return None
+    return descriptor
+
+
+def _is_whole(store: LayoutStore, top: Descriptor) -> bool:
+    try:
+        closure = read_closure(store, top)
+    except IntegrityError:
+        return False
+    return (top.media_type in INDEX_TYPES or bool(closure.blobs)) and all(
+        store.has_blob(blob) for blob in closure.blobs.values()
+    )

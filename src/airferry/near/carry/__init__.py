@@ -1,0 +1,1 @@
+"""What a bundle carries beside images: loader, assets, catalogue."""

@@ -1,0 +1,1 @@
+"""Git repositories on the near side: commits in a cache, exported as plain trees."""

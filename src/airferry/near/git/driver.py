@@ -1,0 +1,494 @@
+"""Git checkouts at a commit, fetched into a cache and exported as plain trees.
+
+The only driver of Git for repositories that a plan names. What such a repository says is data: none of its hooks,
+filters, attributes or transports is ever run, no path in it leads out of the exported tree, and no `.git` goes along.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from airferry.errors import BuildError
+from airferry.events import Emit, Warned, silent
+from airferry.host import clock, files, process
+from airferry.near.git.addresses import GitAddress, is_local, read_address, redact, remote_address, submodule_address
+
+FETCH_TIMEOUT_S = 3600.0
+LIST_TIMEOUT_S = 300.0
+MAX_SUBMODULE_DEPTH = 10
+MAX_LISTED_REFS = 8
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
+LFS_POINTER_MAX_BYTES = 1024
+_LEAVING = ("fetch", "ls-remote")
+_UNREADABLE = re.compile(r"unable to read ([0-9a-f]{40,64})")
+_REFUSED = re.compile(r"transport '([^']*)' not allowed")
+
+_COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_SHORT_COMMIT = re.compile(r"[0-9a-f]{7,63}")
+# large files pass in blocks, and are not held in memory as a whole
+_STREAMED = "core.bigFileThreshold=1m"
+# what this host sends to itself is hardly worth compressing, or looking for deltas in
+_LOCAL_SENDER = f"git -c {_STREAMED} -c pack.compression=0 -c pack.window=0 upload-pack"
+# The user's configuration is read, since credential helpers, proxies and rewritten addresses live there; these
+# settings win over it.
+_SETTINGS = (
+    _STREAMED,
+    "core.hooksPath=/dev/null",
+    "core.attributesFile=/dev/null",
+    "core.fsmonitor=false",
+    "core.autocrlf=false",
+    "core.symlinks=true",
+    "core.fileMode=true",
+    "core.protectHFS=true",
+    "core.protectNTFS=true",
+    "fetch.recurseSubmodules=false",
+    "submodule.recurse=false",
+    "fetch.parallel=1",
+    # what is fetched stays the pack that it came as: taking it apart compresses every file anew
+    "fetch.unpackLimit=1",
+    "gc.auto=0",
+    "maintenance.auto=false",
+    "http.lowSpeedLimit=1000",
+    "http.lowSpeedTime=60",
+    "protocol.ext.allow=never",
+)
+# the highest level of attributes: blobs come out as they are in the repository
+_RAW_ATTRIBUTES = "* -text -eol -ident -filter -working-tree-encoding\n"
+
+
+class DamagedRepository(BuildError):
+    """A repository lacks objects that its commits name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submodule:
+    """A submodule at the commit that its parent records. `path` is relative to the overlay."""
+
+    path: str
+    url: str
+    commit: str
+
+
+@dataclass(frozen=True, slots=True)
+class OverlayTree:
+    """An exported overlay: where it is, and what was found in it."""
+
+    path: Path
+    submodules: tuple[Submodule, ...]
+    lfs_pointers: tuple[str, ...]
+
+    @property
+    def digest(self) -> str:
+        """The digest of its content as it is now; every file is read for it."""
+        return tree_digest(self.path)
+
+
+def resolve_commit(url: str, ref: str, *, cache: Path, emit: Emit = silent) -> str:
+    """Return the full commit id that a ref of a repository points at.
+
+    A full commit id passes unchecked. Annotated tags are peeled; tags come before branches of the same name; what
+    looks like a shortened commit id is looked up in the repository's history.
+
+    Raises:
+        BuildError: the repository cannot be read, or has no such ref.
+    """
+    if _COMMIT.fullmatch(ref):
+        return ref
+    if ref.startswith("-") or not ref.strip():
+        raise BuildError(f"`{ref}` is no ref of `{redact(url)}`", hint="name a branch, a tag or a full commit id")
+    refs = _list_refs(url, timeout_s=LIST_TIMEOUT_S, emit=emit)
+    commit = _commit_of(ref, refs)
+    if commit is None and _SHORT_COMMIT.fullmatch(ref):
+        commit = _expand(url, ref, cache=cache, emit=emit)
+    if commit is None:
+        raise _no_ref(url, ref, refs)
+    return commit
+
+
+def find_ref(url: str, ref: str, *, timeout_s: float, emit: Emit = silent) -> str | None:
+    """Ask a repository for a ref, and return its commit; None where that would take more than a question.
+
+    The repository is asked for a commit id too, though it tells only by its history whether it has it.
+
+    Raises:
+        BuildError: the repository cannot be read in time, or has no such ref.
+    """
+    refs = _list_refs(url, timeout_s=timeout_s, emit=emit)
+    commit = _commit_of(ref, refs)
+    if commit is None and not _COMMIT.fullmatch(ref) and not _SHORT_COMMIT.fullmatch(ref):
+        raise _no_ref(url, ref, refs)
+    return commit
+
+
+def _list_refs(url: str, *, timeout_s: float, emit: Emit) -> dict[str, str]:
+    argv = ["ls-remote", "--", remote_address(url)]
+    done = run_git(argv, url=url, timeout_s=timeout_s, emit=emit, doing="read the refs of")
+    return {name: commit for commit, _, name in (line.partition("\t") for line in done.text.splitlines()) if name}
+
+
+def _commit_of(ref: str, refs: Mapping[str, str]) -> str | None:
+    for name in (ref, f"refs/tags/{ref}", f"refs/heads/{ref}", f"refs/{ref}"):
+        commit = refs.get(name + "^{}") or refs.get(name)
+        if commit is not None:
+            return commit
+    return None
+
+
+def _no_ref(url: str, ref: str, refs: Mapping[str, str]) -> BuildError:
+    names = sorted({re.sub(r"^refs/(heads|tags)/|\^\{\}$", "", name) for name in refs})
+    near = difflib.get_close_matches(ref, names, n=MAX_LISTED_REFS, cutoff=0.5) or names[:MAX_LISTED_REFS]
+    return BuildError(
+        f"`{redact(url)}` has no ref `{ref}`",
+        hint=f"the nearest that it has: {', '.join(f'`{name}`' for name in near)}" if near else "it has no refs at all",
+        url=redact(url),
+        ref=ref,
+        nearest=near,
+    )
+
+
+def fetch_overlay(url: str, commit: str, *, cache: Path, emit: Emit = silent) -> Path:
+    """Bring a commit and, recursively, the submodules that it records into the cache; return the bare repository.
+
+    Only the commit itself is fetched where the server allows that, all branches and tags where not. Idempotent, needs
+    no network when everything is there, and safe beside other processes.
+
+    Raises:
+        BuildError: the repository cannot be read or does not have the commit.
+    """
+    return _fetch(url, commit, cache=cache, emit=emit, depth=0)
+
+
+def export_overlay(url: str, commit: str, *, cache: Path, into: Path, emit: Emit = silent) -> OverlayTree:
+    """Write a fetched commit with its submodules as a plain tree at `into`, which is replaced as a whole.
+
+    The same commit gives the same tree: modes 755 and 644, one time stamp, symlinks as they are. No network.
+
+    Raises:
+        BuildError: the commit was not fetched, or holds a symlink that leads out of the tree.
+    """
+    files.ensure_directory(into.parent)
+    with files.scratch_directory(into.parent) as scratch:
+        tree = scratch / "tree"
+        submodules = _export(url, commit, cache=cache, into=tree, prefix="", depth=0)
+        pointers = _settle(tree, what=f"{redact(url)}@{commit}")
+        files.remove_tree(into)
+        files.publish(tree, into)
+    if pointers:
+        emit(
+            Warned(
+                f"`{redact(url)}` at `{commit}` holds {len(pointers)} Git LFS pointers, such as `{pointers[0]}`; "
+                "the files that they stand for are not carried along",
+                hint="add what the steps need of them to `assets:`",
+            )
+        )
+    return OverlayTree(into, tuple(submodules), tuple(pointers))
+
+
+def checkout_bytes(url: str, commit: str, *, cache: Path) -> int | None:
+    """Return the size of a commit's files, submodules included, or None where not all of it is in the cache."""
+    repository = _repository(url, cache)
+    if not repository.is_dir() or not has_commit(repository, commit):
+        return None
+    listing = run_git(["ls-tree", "-r", "-l", "-z", "--full-tree", commit], url=url, repository=repository).text
+    total = 0
+    for line in listing.split("\0"):
+        _mode, kind, _object, size = (line.partition("\t")[0].split() + [""] * 4)[:4]
+        total += int(size) if kind == "blob" else 0
+    below = [checkout_bytes(item.url, item.commit, cache=cache) for item in _submodules(repository, url, commit)]
+    return None if None in below else total + sum(size or 0 for size in below)
+
+
+def tree_digest(path: Path) -> str:
+    """Return `sha256:…` of a tree: names, kinds, executable bits, contents and link targets, but no times."""
+    state = hashlib.sha256()
+    for entry in sorted(_walk(path), key=lambda item: os.fsencode(item.relative_to(path))):
+        name = os.fsencode(entry.relative_to(path))
+        mode = entry.lstat().st_mode
+        if stat.S_ISLNK(mode):
+            kind, content = b"l", hashlib.sha256(os.fsencode(entry.readlink())).digest()
+        elif stat.S_ISDIR(mode):
+            kind, content = b"d", b""
+        else:
+            kind = b"x" if mode & 0o100 else b"f"
+            with entry.open("rb") as stream:
+                content = hashlib.file_digest(stream, "sha256").digest()
+        state.update(kind + len(name).to_bytes(4, "big") + name + content)
+    return "sha256:" + state.hexdigest()
+
+
+def check_submodules(url: str, submodules: Sequence[Submodule]) -> None:
+    """Refuse submodules of a distant repository that point into this host.
+
+    Raises:
+        BuildError: there is one.
+    """
+    for submodule in submodules:
+        if is_local(submodule.url) and not is_local(url):
+            raise BuildError(
+                f"submodule `{submodule.path}` of `{redact(url)}` points into this host: `{submodule.url}`",
+                hint="use a commit whose `.gitmodules` names an address that others can reach too",
+                url=redact(url),
+            )
+
+
+def _fetch(url: str, commit: str, *, cache: Path, emit: Emit, depth: int) -> Path:
+    if not _COMMIT.fullmatch(commit):
+        raise BuildError(f"`{commit}` is no full commit id", hint="resolve the ref first")
+    if depth > MAX_SUBMODULE_DEPTH:
+        raise BuildError(f"`{redact(url)}`: submodules are nested more than {MAX_SUBMODULE_DEPTH} deep")
+    with locked_repository(url, cache) as repository:
+        if not has_commit(repository, commit):
+            _fetch_commit(repository, url, commit, emit=emit)
+        below = _submodules(repository, url, commit)
+    check_submodules(url, below)
+    for submodule in below:
+        _fetch(submodule.url, submodule.commit, cache=cache, emit=emit, depth=depth + 1)
+    return repository
+
+
+def _fetch_commit(repository: Path, url: str, commit: str, *, emit: Emit) -> None:
+    """Fetch one commit, or everything where the server answers no request for a bare commit."""
+    remote, address = remote_address(url), read_address(url)
+    common = [
+        "fetch",
+        "--quiet",
+        "--no-tags",
+        "--no-write-fetch-head",
+        "--no-recurse-submodules",
+        "--no-auto-maintenance",
+        *([f"--upload-pack={_LOCAL_SENDER}"] if address.is_local else []),
+    ]
+    pin = f"refs/airferry/{commit}"
+    try:
+        argv = [*common, "--depth=1", "--", remote, f"+{commit}:{pin}"]
+        run_git(argv, url=url, repository=repository, emit=emit, doing="fetch from")
+    except DamagedRepository:
+        raise
+    except BuildError as refusal:
+        complete = ["--unshallow"] if (repository / "shallow").is_file() else []
+        refspecs = ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"]
+        run_git(
+            [*common, *complete, "--", remote, *refspecs],
+            url=url,
+            repository=repository,
+            emit=emit,
+            doing="fetch from",
+        )
+        found = run_git(["cat-file", "-e", f"{commit}^{{commit}}"], url=url, repository=repository, check=False)
+        if found.returncode != 0:
+            raise BuildError(
+                f"`{redact(url)}` has no commit `{commit}`",
+                hint="check the ref; run `airferry lock --update` if the branch was rewritten",
+                url=redact(url),
+                commit=commit,
+            ) from refusal
+        run_git(["update-ref", pin, commit], url=url, repository=repository)
+
+
+def has_commit(repository: Path, commit: str) -> bool:
+    """Tell whether a repository of the cache has a commit, fetched for itself."""
+    argv = ["rev-parse", "--verify", "--quiet", f"refs/airferry/{commit}^{{commit}}"]
+    return run_git(argv, url="", repository=repository, check=False).returncode == 0
+
+
+def _expand(url: str, short: str, *, cache: Path, emit: Emit) -> str | None:
+    """Return the commit that a shortened id stands for, from the whole history, or None."""
+    with locked_repository(url, cache) as repository:
+        complete = ["--unshallow"] if (repository / "shallow").is_file() else []
+        refspecs = ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"]
+        argv = ["fetch", "--quiet", "--no-tags", "--no-write-fetch-head", *complete]
+        argv += ["--", remote_address(url), *refspecs]
+        run_git(argv, url=url, repository=repository, emit=emit, doing="fetch from")
+        argv = ["rev-parse", "--verify", "--quiet", "--end-of-options", f"{short}^{{commit}}"]
+        done = run_git(argv, url=url, repository=repository, check=False)
+        # `--end-of-options` itself is printed by the versions of Git before 2.30
+        found = [line for line in done.text.split() if _COMMIT.fullmatch(line)]
+        return found[0] if done.returncode == 0 and found else None
+
+
+def _export(url: str, commit: str, *, cache: Path, into: Path, prefix: str, depth: int) -> list[Submodule]:
+    files.ensure_directory(into)
+    with locked_repository(url, cache) as repository:
+        if depth > MAX_SUBMODULE_DEPTH or not has_commit(repository, commit):
+            raise BuildError(f"`{redact(url)}` at `{commit}` is not in the cache", hint="rerun with network")
+        with files.scratch_directory(repository) as scratch:
+            index = {"GIT_INDEX_FILE": str(scratch / "index")}
+            run_git(["read-tree", commit], url=url, repository=repository, environment=index)
+            argv = [f"--work-tree={into}", "checkout-index", "--all", "--force", "--quiet"]
+            run_git(argv, url=url, repository=repository, environment=index, cwd=into, doing="export")
+        below = _submodules(repository, url, commit)
+    found = []
+    for item in below:
+        target = into / item.path
+        if target.is_symlink() or not target.parent.resolve().is_relative_to(into.resolve()):
+            raise BuildError(f"submodule `{item.path}` of `{redact(url)}` leads out of the tree")
+        found.append(Submodule(prefix + item.path, redact(item.url), item.commit))
+        found += _export(
+            item.url, item.commit, cache=cache, into=target, prefix=f"{prefix}{item.path}/", depth=depth + 1
+        )
+    return found
+
+
+def _submodules(repository: Path, url: str, commit: str) -> list[Submodule]:
+    """Return the submodules that a commit records, their addresses made absolute."""
+    listing = run_git(["ls-tree", "-r", "-z", "--full-tree", commit], url=url, repository=repository).text
+    links = {}
+    for line in listing.split("\0"):
+        fields, _, path = line.partition("\t")
+        if fields.startswith("160000 "):
+            links[path] = fields.split()[2]
+    if not links:
+        return []
+    argv = ["config", "--blob", f"{commit}:.gitmodules", "--null", "--list"]
+    done = run_git(argv, url=url, repository=repository, check=False)
+    settings = dict(line.split("\n", 1) for line in done.text.split("\0") if "\n" in line)
+    addresses = {
+        path: settings.get(key.removesuffix(".path") + ".url", "")
+        for key, path in settings.items()
+        if key.startswith("submodule.") and key.endswith(".path")
+    }
+    found = []
+    for path, recorded in sorted(links.items()):
+        address = addresses.get(path, "")
+        if not address:
+            raise BuildError(
+                f"`{redact(url)}` at `{commit}` records a submodule at `{path}`, but its `.gitmodules` has no address",
+                hint="use a commit whose `.gitmodules` is whole",
+            )
+        found.append(Submodule(path, submodule_address(url, address), recorded))
+    return found
+
+
+def _settle(tree: Path, *, what: str) -> list[str]:
+    """Give every entry its mode and time, refuse links that lead out, and return the Git LFS pointers."""
+    root = tree.resolve()
+    epoch_s = clock.source_date_epoch_s()
+    pointers = []
+    entries = sorted(_walk(tree), reverse=True)
+    for entry in [*entries, tree]:
+        mode = entry.lstat().st_mode
+        if stat.S_ISLNK(mode):
+            target = entry.readlink()
+            lexical = os.path.normpath(entry.parent.relative_to(tree) / target)
+            if target.is_absolute() or lexical.startswith("..") or not entry.resolve().is_relative_to(root):
+                raise BuildError(
+                    f"`{what}` holds the symlink `{entry.relative_to(tree)}`, which leads out of the tree: `{target}`",
+                    hint="use a commit without it, or name a fork in its stead",
+                )
+        elif stat.S_ISDIR(mode):
+            entry.chmod(0o755)
+        else:
+            entry.chmod(0o755 if mode & 0o100 else 0o644)
+            if entry.lstat().st_size <= LFS_POINTER_MAX_BYTES and entry.read_bytes().startswith(LFS_POINTER):
+                pointers.append(entry.relative_to(tree).as_posix())
+        os.utime(entry, (epoch_s, epoch_s), follow_symlinks=False)
+    return sorted(pointers)
+
+
+def _walk(path: Path) -> list[Path]:
+    found = []
+    for folder, folders, names in os.walk(path):
+        found += [Path(folder, name) for name in (*folders, *names)]
+    return found
+
+
+def _repository(url: str, cache: Path) -> Path:
+    return cache / "git" / f"{hashlib.sha256(remote_address(url).encode()).hexdigest()[:32]}.git"
+
+
+@contextmanager
+def locked_repository(url: str, cache: Path) -> Iterator[Path]:
+    """Hold the lock of a repository's bare copy in the cache, made if it is missing, cleared of what kills left."""
+    repository = _repository(url, cache)
+    with files.waiting_lock(repository.with_suffix(".lock")):
+        if not repository.is_dir():
+            bare = repository.with_suffix(".new")
+            files.remove_tree(bare)
+            run_git(["init", "--quiet", "--bare", "--template=", str(bare)], url=url)
+            files.write_text(bare / "info" / "attributes", _RAW_ATTRIBUTES)
+            files.publish(bare, repository)
+        files.remove_stale_temporaries(repository)
+        for pattern in ("*.lock", "refs/**/*.lock", "objects/pack/tmp_*"):
+            for left_over in repository.glob(pattern):
+                left_over.unlink(missing_ok=True)
+        yield repository
+
+
+def run_git(
+    argv: Sequence[str],
+    *,
+    url: str,
+    repository: Path | None = None,
+    timeout_s: float = FETCH_TIMEOUT_S,
+    environment: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    emit: Emit = silent,
+    check: bool = True,
+    doing: str = "read",
+) -> process.Completed:
+    """Run Git with settings that leave no room for what a repository or a user's configuration might run.
+
+    Only `fetch` and `ls-remote` may leave the process, by the protocols that the repository's address takes.
+
+    Raises:
+        BuildError: it failed, unless `check` is off.
+    """
+    command = ["git", "--no-replace-objects"]
+    for setting in _SETTINGS:
+        command += ["-c", setting]
+    if repository is not None:
+        command += [f"--git-dir={repository}"]
+    address = read_address(url) if argv[0] in _LEAVING else None
+    done = process.run(
+        [*command, *argv],
+        timeout_s=timeout_s,
+        environment={
+            "GIT_TERMINAL_PROMPT": "0",
+            "GCM_INTERACTIVE": "never",
+            "GIT_ATTR_NOSYSTEM": "1",
+            "GIT_ALLOW_PROTOCOL": address.protocols if address else "",
+            "GIT_SSH_COMMAND": os.environ.get("GIT_SSH_COMMAND", "ssh -oBatchMode=yes"),
+            **(environment or {}),
+        },
+        # a repository that the current folder lies in has no part in this
+        cwd=cwd or Path("/"),
+        check=False,
+        emit=emit,
+        secrets=address.secrets if address else (),
+    )
+    if check and done.returncode != 0:
+        raise _git_error(done, address, url=url, doing=doing)
+    return done
+
+
+def _git_error(done: process.Completed, address: GitAddress | None, *, url: str, doing: str) -> BuildError:
+    """Return the error for what Git said last, with the way out where it is known."""
+    said = [line for line in done.tail if line.startswith(("fatal: ", "error: ", "ERROR: "))] or list(done.tail)
+    reason = said[0] if said else "no message"
+    kind, everything = BuildError, "\n".join(done.tail)
+    hint = "check the address and your credentials: `git ls-remote` must work with it without asking"
+    if missing := _UNREADABLE.search(everything):
+        kind = DamagedRepository
+        reason = f"it lacks the object `{missing.group(1)}`"
+        hint = "a clone made with `--filter` is not whole: make the mirror with `git clone --mirror`"
+    elif "dubious ownership" in everything and address is not None:
+        folder = urlsplit(address.used).path if "://" in address.used else address.used
+        hint = f"it belongs to another user; if you trust it: `git config --global --add safe.directory {folder}`"
+    elif address is not None and (refused := _REFUSED.search(everything)):
+        hint = (
+            f"your Git configuration says `protocol.file.allow = never`, and rewrites the address to `{address.used}`"
+            if refused.group(1) == "file" and not address.file_allowed
+            else "only https, http, ssh, git and file addresses are used; see `git config --get-regexp url`"
+        )
+    elif address is not None and address.is_local:
+        hint = f"check that `{redact(address.used)}` is a Git repository that you may read"
+    return kind(f"cannot {doing} {address or f'`{redact(url)}`'}: {reason}", hint=hint, url=redact(url), tail=done.tail)

@@ -1,0 +1,1 @@
+"""Locking: what moves is resolved to digests, commits and hashes."""

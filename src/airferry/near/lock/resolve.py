@@ -1,0 +1,487 @@
+"""Resolving what moves: bases to digests, Git refs to commits, what each base lacks to wheels with hashes.
+
+What a lock file holds already and the plan has not outgrown is kept as it is. A base is probed by its files; only where
+these do not tell is it run, which needs an engine. A lock that covers the plan needs no network either.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+from airferry.config import BaseImage as BaseSpec
+from airferry.engine.driver import Engine
+from airferry.errors import UsageError
+from airferry.events import Emit, Event, Notice, StageFinished, StageStarted, Warned
+from airferry.host import clock
+from airferry.host.canonical import inputs_digest
+from airferry.host.stages import stage
+from airferry.host.threads import parallel_map
+from airferry.near.assemble import context
+from airferry.near.bases.fetch import BaseCache, BaseImage, FoundBase
+from airferry.near.failures import gathered, naming, naming_base, overlay_place, requirement_places
+from airferry.near.git import driver as git
+from airferry.near.git.addresses import redact
+from airferry.near.git.checkouts import Checkouts
+from airferry.near.lock.additions import (
+    Additions,
+    deciding_modules,
+    refuse_missing,
+    resolve_additions,
+    resolve_environment,
+)
+from airferry.near.lock.job_modules import (
+    JobModules,
+    Refused,
+    image_variables,
+    job_modules,
+    path_inputs,
+    refuse_unreached,
+    steps_of,
+)
+from airferry.near.probe.answers import ProbeResult
+from airferry.near.probe.ask import BaseProbe, ProbeChoice
+from airferry.near.probe.knowledge import Knowledge
+from airferry.near.wheels.compile import Compiler, may_compile
+from airferry.near.wheels.store import WheelStore
+from airferry.oci.platform import Platform
+from airferry.plan.inventory import render_inventory
+from airferry.plan.lockfile import (
+    LockedBase,
+    LockedGroup,
+    LockedLauncher,
+    LockedOverlay,
+    LockedPlatform,
+    Lockfile,
+    group_digest,
+)
+from airferry.plan.locks.catalogue import CatalogueLock
+from airferry.plan.models import GroupPlan, LauncherPlan, Overlay, Plan
+from airferry.wording import counted
+
+PROBE_VERSION = 3  # part of what a lock entry depends on: raise it when the same base may give another answer
+LAUNCHER = "launcher"
+LOOKUPS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Locked:
+    """A lock that covers a plan, and the bases, which are in the cache now."""
+
+    lockfile: Lockfile
+    bases: Mapping[str, Mapping[Platform, BaseImage]]
+
+
+_Probing = tuple[str, GroupPlan | LauncherPlan, Platform, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Probed:
+    """A base that was probed for an image, and what its jobs can import."""
+
+    task: _Probing
+    base: BaseImage
+    started_s: float
+    answer: JobModules
+
+    @property
+    def refused(self) -> Refused:
+        """The imports that nothing leads to what satisfies them."""
+        return Refused(self.task[1], self.base, self.answer.unreached)
+
+
+@dataclass(frozen=True, slots=True)
+class Locker:
+    """What resolving works with. `engine` opens the engine, which a lock that covers the plan never needs."""
+
+    plan: Plan
+    bases: BaseCache
+    knowledge: Knowledge
+    engine: Callable[[], Engine]
+    wheels: WheelStore
+    catalogue: CatalogueLock | None
+    catalogue_digest: str | None
+    cache: Path
+    checkouts: Checkouts
+    jobs: int
+    emit: Emit = field(repr=False)
+    probe: ProbeChoice = "auto"
+
+    def resolve(self, existing: Lockfile) -> Locked:
+        """Return a lock that covers the plan: entries of `existing` that still hold, and what is missing, resolved.
+
+        Raises:
+            AirferryError: of the family of what failed.
+        """
+        self._check_source()
+        commits, bases, images = self._sources(existing)
+        tasks: list[_Probing] = []
+        environments: dict[tuple[str, Platform], LockedPlatform] = {}
+        for name, platform, known, inputs, image in _wanted(self.plan, self.catalogue_digest, existing, bases, commits):
+            if known is not None and known.inputs == inputs:
+                environments[name, platform] = known
+            else:
+                tasks.append((name, image, platform, inputs))
+
+        def probe(task: _Probing) -> _Probed:
+            name, image, platform, _inputs = task
+            base = images[image.base_image.key][platform]
+            started = clock.monotonic_s()
+            self.emit(StageStarted(f"probe {name} {platform}"))
+            return _Probed(task, base, started, self._ask(image, platform, base, commits))
+
+        def work(probed: _Probed) -> LockedPlatform:
+            name, _image, platform, _inputs = probed.task
+            added = self._additions(probed)
+            for event in told(f"{name} on {platform}", added):
+                self.emit(event)
+            found = _environment(probed.answer.probe, added, probed.task[3])
+            detail = f"adds {len(found.additions)}" if found.additions else "lacks nothing"
+            self.emit(StageFinished(f"probe {name} {platform}", clock.monotonic_s() - probed.started_s, detail=detail))
+            return found
+
+        self._gather(tasks, images, commits)
+        answers = gathered(probe, tasks, jobs=self.jobs)
+        self._refuse(answers)
+        for task, found in zip(tasks, gathered(work, answers, jobs=self.jobs), strict=True):
+            environments[task[0], task[2]] = found
+        return Locked(self._assemble(existing, bases, commits, environments), images)
+
+    def _check_source(self) -> None:
+        """Refuse a launcher whose repository is not one, which needs no network to be seen."""
+        if self.plan.launcher is not None:
+            config = self.plan.config
+            written = config.source is not None and config.source.root is not None
+            with naming(f"{config.path}:{config.line('source', 'root')}" if written else str(config.path)):
+                context.tracked_files(self.plan.source_root)
+
+    def uncovered(self, existing: Lockfile) -> list[str]:
+        """Return what of the plan a lock does not cover (see `uncovered`)."""
+        return uncovered(self.plan, self.catalogue_digest, existing)
+
+    # --- bases and overlays ------------------------------------------------------------------------------------------
+
+    def _sources(
+        self, existing: Lockfile
+    ) -> tuple[dict[str, str], dict[str, LockedBase], dict[str, Mapping[Platform, BaseImage]]]:
+        """Resolve all refs, bring all bases, and beside that do what probes of new groups need in any case."""
+        # first, so that all that cannot be had is told before gigabytes are fetched
+        commits, found = self._look_up(existing)
+        locked: dict[str, LockedBase] = {}
+        images: dict[str, Mapping[Platform, BaseImage]] = {}
+        new = [group for group in self.plan.groups if group.name not in existing.groups]
+        by_engine_alone = self.probe == "run" and self.plan.config.builder == "buildah"
+        learn = None if by_engine_alone else self.knowledge.learn
+
+        def bring() -> None:
+            for key, base in found.items():
+                with naming_base(self.plan, key):
+                    resolved = self.bases.fetch(base, learn=learn)
+                locked[key], images[key] = resolved.locked, resolved.images
+            needed = [(group.name, one, images[group.base_image.key][one]) for group in new for one in group.platforms]
+            self._side_by_side(self._reading_stages(needed))
+
+        self._side_by_side([bring, *self._checkout_stages((item for group in new for item in group.overlays), commits)])
+        return commits, locked, images
+
+    def _side_by_side(self, work: Sequence[Callable[[], object]]) -> None:
+        parallel_map(lambda one: one(), work, jobs=self.jobs)
+
+    def _reading_stages(self, bases: Iterable[tuple[str, Platform, BaseImage]]) -> list[Callable[[], object]]:
+        """Return what reads bases, named after an image, each once, as stages."""
+        if self.probe == "run":
+            return []
+        unread: dict[str, tuple[str, Platform, BaseImage]] = {}
+        for name, platform, base in bases:
+            if not self.knowledge.has_view(base):
+                unread.setdefault(base.manifest.digest, (name, platform, base))
+        return [
+            partial(stage, f"read the base of {name} {platform}", self.emit, partial(self.knowledge.view, base))
+            for name, platform, base in unread.values()
+        ]
+
+    def _checkout_stages(self, checkouts: Iterable[Overlay], commits: Mapping[str, str]) -> list[Callable[[], object]]:
+        """Return what writes checkouts, each once, as stages."""
+        return [
+            partial(
+                stage,
+                f"check out {redact(item.url)}@{item.ref}",
+                self.emit,
+                partial(self._tree, item, commits),
+            )
+            for item in {item.key: item for item in checkouts}.values()
+            if not self.checkouts.has(item.url, commits[item.key])
+        ]
+
+    def _tree(self, overlay: Overlay, commits: Mapping[str, str]) -> Path:
+        with naming(overlay_place(self.plan, overlay)):
+            return self.checkouts.tree(overlay.url, commits[overlay.key])
+
+    def _look_up(self, existing: Lockfile) -> tuple[dict[str, str], dict[str, FoundBase]]:
+        """Resolve all refs and find all bases; one error tells all that cannot be had."""
+        needed = needed_bases(self.plan)
+        commits: dict[str, str] = {}
+        found: dict[str, FoundBase] = {}
+
+        def find(key: str) -> None:
+            base, platforms = needed[key]
+            with naming_base(self.plan, key):
+                found[key] = self.bases.find(base, platforms, locked=existing.bases.get(key))
+
+        def resolve(overlay: Overlay) -> None:
+            if (known := existing.overlays.get(overlay.key)) is not None:
+                commits[overlay.key] = known.commit
+                return
+            with naming(overlay_place(self.plan, overlay)):
+                commit = git.resolve_commit(overlay.url, overlay.ref, cache=self.cache, emit=self.emit)
+                commits[overlay.key] = commit
+
+        refs = [partial(resolve, overlay) for overlay in self.plan.overlays]
+        gathered(lambda look: look(), [*refs, *(partial(find, key) for key in needed)], jobs=LOOKUPS)
+        ordered = {overlay.key: commits[overlay.key] for overlay in self.plan.overlays}
+        return ordered, {key: found[key] for key in needed}
+
+    def _gather(
+        self, tasks: Sequence[_Probing], images: Mapping[str, Mapping[Platform, BaseImage]], commits: Mapping[str, str]
+    ) -> None:
+        """Read bases and write checkouts side by side, each once, before the probes, most of which share them."""
+        bases = [(name, platform, images[image.base_image.key][platform]) for name, image, platform, _inputs in tasks]
+        checkouts = [
+            item
+            for _name, image, _platform, _inputs in tasks
+            if isinstance(image, GroupPlan)
+            for item in image.overlays
+        ]
+        self._side_by_side([*self._reading_stages(bases), *self._checkout_stages(checkouts, commits)])
+
+    # --- what each base lacks ----------------------------------------------------------------------------------------
+
+    def _refuse(self, answers: Sequence[_Probed]) -> None:
+        """Tell all that can be seen to be wrong in any image in one error, before the first wheel is fetched."""
+
+        def look(probed: _Probed) -> None:
+            _name, image, platform, _inputs = probed.task
+            if isinstance(image, GroupPlan):
+                base, probe = probed.base.name, probed.answer.probe
+                refuse_missing(image, probe=probe, base=base, platform=platform, catalogue=self.catalogue)
+
+        unreached = partial(refuse_unreached, [probed.refused for probed in answers], partial(overlay_place, self.plan))
+        gathered(lambda one: one(), [unreached, *(partial(look, probed) for probed in answers)], jobs=1)
+
+    def _additions(self, probed: _Probed) -> Additions:
+        _name, image, platform, _inputs = probed.task
+        answer = probed.answer.probe
+        compiler = self._compiler(probed.base, answer)
+        if isinstance(image, LauncherPlan):
+            found = resolve_environment(
+                probe=answer,
+                catalogue=self.catalogue,
+                wheels=self.wheels,
+                requirements=image.requirements,
+                base=probed.base.name,
+                compiler=compiler,
+                named_at=requirement_places(self.plan, image),
+            )
+        else:
+            found = resolve_additions(
+                image,
+                probe=answer,
+                base=probed.base.name,
+                platform=platform,
+                catalogue=self.catalogue,
+                wheels=self.wheels,
+                compiler=compiler,
+                named_at=requirement_places(self.plan, image),
+            )
+        return replace(found, notes=(*found.notes, *probed.answer.notes))
+
+    def _compiler(self, base: BaseImage, probe: ProbeResult) -> Compiler | None:
+        return may_compile(self.plan, self.engine, self.bases.store.path, base, probe.python.executable, emit=self.emit)
+
+    def _ask(
+        self, image: GroupPlan | LauncherPlan, platform: Platform, base: BaseImage, commits: Mapping[str, str]
+    ) -> JobModules:
+        """Find out what the jobs of an image can import, checkouts in their places."""
+        if isinstance(image, LauncherPlan):
+            variables = image_variables(image, base)
+            return JobModules(self._probe(base, platform, image.python, [], variables, {}))
+        trees = {item.target: self._tree(item, commits) for item in image.overlays}
+        needed = deciding_modules(image)
+
+        def probe(modules: Sequence[str], variables: Mapping[str, str], mounts: Mapping[str, Path]) -> ProbeResult:
+            return self._probe(base, platform, image.python, modules, variables, mounts, needed)
+
+        return job_modules(image, steps_of(self.plan, image), base=base, trees=trees, probe=probe)
+
+    def _probe(
+        self,
+        base: BaseImage,
+        platform: Platform,
+        python: str | None,
+        modules: Sequence[str],
+        variables: Mapping[str, str],
+        mounts: Mapping[str, Path],
+        needed: Collection[str] = (),
+    ) -> ProbeResult:
+        """Find out what a base can import with checkouts mounted (see `BaseProbe.ask`)."""
+        probe = BaseProbe(self.knowledge, self.engine, self.bases.store.path, self.probe, self.emit)
+        return probe.ask(
+            base, platform, python=python, modules=modules, needed=needed, variables=variables, mounts=mounts
+        )
+
+    def _assemble(
+        self,
+        existing: Lockfile,
+        bases: Mapping[str, LockedBase],
+        commits: Mapping[str, str],
+        environments: Mapping[tuple[str, Platform], LockedPlatform],
+    ) -> Lockfile:
+        groups = dict(existing.groups)
+        for group in self.plan.groups:
+            known = groups.get(group.name, LockedGroup()).platforms
+            fresh = {str(platform): environments[group.name, platform] for platform in group.platforms}
+            groups[group.name] = LockedGroup(platforms={**known, **fresh})
+        launcher = existing.launcher
+        if self.plan.launcher is not None:
+            fresh = {str(platform): environments[LAUNCHER, platform] for platform in self.plan.launcher.platforms}
+            launcher = LockedLauncher(platforms={**(launcher.platforms if launcher else {}), **fresh})
+        return Lockfile(
+            bases={**existing.bases, **bases},
+            overlays={**existing.overlays, **{key: LockedOverlay(commit=commit) for key, commit in commits.items()}},
+            groups=groups,
+            launcher=launcher,
+        )
+
+
+def uncovered(plan: Plan, catalogue_digest: str | None, existing: Lockfile) -> list[str]:
+    """Return what of the plan a lock does not cover, a line each. Needs no network and no engine."""
+    lines = []
+    for base, platforms in needed_bases(plan).values():
+        known = existing.bases.get(base.key)
+        absent = [str(platform) for platform in platforms if known is None or str(platform) not in known.platforms]
+        if absent:
+            lines.append(f"base `{base.key}` for {', '.join(absent)}")
+    lines += [f"overlay `{overlay.key}`" for overlay in plan.overlays if overlay.key not in existing.overlays]
+    if lines:
+        return lines
+    commits = {key: overlay.commit for key, overlay in existing.overlays.items()}
+    for name, platform, known_environment, inputs, _image in _wanted(
+        plan, catalogue_digest, existing, existing.bases, commits
+    ):
+        if known_environment is None or known_environment.inputs != inputs:
+            lines.append(f"what `{name}` needs on {platform}")
+    return lines
+
+
+def _wanted(
+    plan: Plan,
+    catalogue_digest: str | None,
+    existing: Lockfile,
+    bases: Mapping[str, LockedBase],
+    commits: Mapping[str, str],
+) -> Iterable[tuple[str, Platform, LockedPlatform | None, str, GroupPlan | LauncherPlan]]:
+    """Yield each group and platform, then the launcher's, with what the lock says and what it depends on."""
+    for group in plan.groups:
+        known = existing.groups.get(group.name)
+        for platform in group.platforms:
+            inputs = {
+                "probe": PROBE_VERSION,
+                "base": bases[group.base_image.key].platforms[str(platform)].manifest,
+                "group": group_digest(group),
+                "catalogue_lock": catalogue_digest,
+                "overlays": [[commits[overlay.key], overlay.target] for overlay in group.overlays],
+            }
+            if paths := path_inputs(steps_of(plan, group)):
+                inputs["paths"] = paths
+            environment = known.platforms.get(str(platform)) if known else None
+            yield group.name, platform, environment, inputs_digest(inputs), group
+    launcher = plan.launcher
+    for platform in launcher.platforms if launcher else ():
+        assert launcher is not None
+        inputs = {
+            "probe": PROBE_VERSION,
+            "base": bases[launcher.base_image.key].platforms[str(platform)].manifest,
+            "python": launcher.python,
+            "catalogue_lock": catalogue_digest,
+            **({"requirements": sorted(launcher.requirements.items())} if launcher.requirements else {}),
+        }
+        if launcher.env:
+            inputs["env"] = dict(launcher.env)
+        environment = existing.launcher.platforms.get(str(platform)) if existing.launcher else None
+        yield LAUNCHER, platform, environment, inputs_digest(inputs), launcher
+
+
+def needed_bases(plan: Plan) -> dict[str, tuple[BaseSpec, tuple[Platform, ...]]]:
+    """Return every base of a plan under its key, with all platforms that it is needed for, sorted."""
+    found: dict[str, tuple[BaseSpec, set[Platform]]] = {}
+    images: list[GroupPlan | LauncherPlan] = [*plan.groups, *([plan.launcher] if plan.launcher else [])]
+    for image in images:
+        _base, platforms = found.setdefault(image.base_image.key, (image.base_image, set()))
+        platforms.update(image.platforms)
+    return {key: (base, tuple(sorted(platforms))) for key, (base, platforms) in found.items()}
+
+
+def forget(lockfile: Lockfile, names: Sequence[str], *, plan: Plan) -> Lockfile:
+    """Return a lock without what is to be resolved anew: the named bases, overlays and groups, or everything.
+
+    A name under `execution_images` stands for the base of that image, as a bootstrapped base has no short name itself.
+
+    Raises:
+        UsageError: nothing has such a name.
+    """
+    if not names:
+        return Lockfile()
+    known = {*lockfile.bases, *lockfile.overlays, *lockfile.groups, LAUNCHER}
+    known |= {*needed_bases(plan), *(overlay.key for overlay in plan.overlays), *(group.name for group in plan.groups)}
+    bases = {name: group.base_image.key for group in plan.groups for name in group.image_names}
+    choices = sorted({*known, *bases})
+    for name in names:
+        if name not in choices:
+            near = difflib.get_close_matches(name, choices, n=3, cutoff=0.3)
+            raise UsageError(
+                f"nothing in the lock is called `{name}`",
+                hint="it holds " + ", ".join(f"`{item}`" for item in near or choices[:10]),
+            )
+    chosen = {name if name in known else bases[name] for name in names}
+    return Lockfile(
+        bases={key: value for key, value in lockfile.bases.items() if key not in chosen},
+        overlays={key: value for key, value in lockfile.overlays.items() if key not in chosen},
+        groups={key: value for key, value in lockfile.groups.items() if key not in chosen},
+        launcher=None if LAUNCHER in chosen else lockfile.launcher,
+    )
+
+
+def told(image: str, added: Additions) -> Iterator[Event]:
+    """Yield what an operator is told of an image's additions; what is one fact about many modules is one event."""
+    for note in added.notes:
+        yield Warned(f"{image}: {note}")
+    for distribution, sentences in added.completed.items():
+        modules = counted(len(sentences), "module")
+        text = f"{image}: `{distribution}` is added: the base lacks it, and {modules} of the base would not import"
+        yield Notice(text, details=sentences)
+    if optional := added.conditional:
+        modules = counted(len(optional), "module")
+        text = f"{image}: {modules} imported under conditions are not in the base, and not installed"
+        yield Notice(text, details=optional)
+
+
+def _environment(probe: ProbeResult, found: Additions, inputs: str) -> LockedPlatform:
+    python = probe.python
+    return LockedPlatform(
+        inputs=inputs,
+        python=python.executable,
+        python_version=".".join(re.findall(r"\d+", python.version)[:3]),
+        abi=python.abi,
+        libc=python.libc,
+        libc_version=python.libc_version,
+        machine=python.machine,
+        missing=found.missing,
+        missing_core=found.missing_core,
+        notes=(*found.notes, *(text for texts in found.completed.values() for text in texts), *found.conditional),
+        additions=found.locked(),
+        distributions=render_inventory({item.name: item.version for item in probe.distributions}),
+    )

@@ -1,0 +1,1 @@
+"""What a base image holds: read from its files, or by running its Python."""

@@ -1,0 +1,123 @@
+"""What is known of bases without running them: their merged trees, and what their Pythons are like.
+
+A layer is read once for both: its facts are learnt in the same pass that recompresses it, and kept in the cache.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import IO
+
+from airferry.host.threads import parallel_map
+from airferry.near.assemble.direct import Known, NotKnown
+from airferry.near.bases.fetch import BaseImage
+from airferry.near.bases.layers import BaseLayers, layers_at_once
+from airferry.near.probe.answers import ProbeResult
+from airferry.near.probe.static import static_probe
+from airferry.oci.documents import Descriptor
+from airferry.oci.platform import Platform
+from airferry.rootfs.layers import MAX_ENTRIES, FactsCache, LayerFacts, layer_observer
+from airferry.rootfs.python import StaticallyUnknown
+from airferry.rootfs.view import RootView
+
+
+class Knowledge:
+    """Looks at bases whose layers are in the cache. Safe to use from threads."""
+
+    def __init__(self, layers: BaseLayers, cache: Path, *, max_entries: int = MAX_ENTRIES) -> None:
+        """`layers` reads them, `cache` keeps what was learnt."""
+        self.layers = layers
+        self._facts = FactsCache(cache / "facts")
+        self._max_entries = max_entries
+        self._guard = threading.Lock()
+        self._locks: dict[str, threading.Lock] = defaultdict(threading.Lock)
+        self._views: dict[str, RootView] = {}
+        self._learnt: dict[str, LayerFacts] = {}
+
+    def has_view(self, base: BaseImage) -> bool:
+        """Tell whether the merged root of a base is known already."""
+        return base.manifest.digest in self._views
+
+    def view(self, base: BaseImage) -> RootView:
+        """Return the merged root of a base; layers that nobody has looked at yet are read, once.
+
+        Raises:
+            IntegrityError: a layer is not what the manifest or config says, or holds what cannot be unpacked.
+        """
+        digest = base.manifest.digest
+        with self._lock(digest):
+            if digest not in self._views:
+                layers = zip(base.layers, base.config.rootfs.diff_ids, strict=True)
+                facts = parallel_map(lambda layer: self._layer_facts(*layer), layers, jobs=layers_at_once())
+                self._views[digest] = RootView(facts, max_entries=self._max_entries)
+            return self._views[digest]
+
+    def probe(
+        self,
+        base: BaseImage,
+        platform: Platform,
+        *,
+        python: str | None,
+        modules: Iterable[str] = (),
+        variables: Mapping[str, str] | None = None,
+        mounts: Mapping[str, Path] | None = None,
+    ) -> ProbeResult:
+        """Return what the base's interpreter would answer, with folders of this host in place of some of its own, and
+        variables over those of the base's config.
+
+        Raises:
+            StaticallyUnknown: it cannot be told without running it.
+            BuildError: the base has no such interpreter.
+            IntegrityError: see `view`.
+        """
+        view = self.view(base)
+        return static_probe(
+            view.mounted(mounts) if mounts else view,
+            base.config,
+            modules=modules,
+            python=python,
+            platform=platform,
+            variables=variables,
+        )
+
+    def look(self, base: BaseImage, platform: Platform, python: str | None, needs_python: bool) -> Known:
+        """Return a base's tree, and its interpreter where that is needed.
+
+        Raises:
+            NotKnown: the interpreter cannot be told without running it.
+            IntegrityError: see `view`.
+        """
+        if not needs_python:
+            return Known(self.view(base))
+        try:
+            return Known(self.view(base), self.probe(base, platform, python=python).python)
+        except StaticallyUnknown as unknown:
+            raise NotKnown(unknown.reason) from unknown
+
+    def learn(self, descriptor: Descriptor, diff_id: str, stream: IO[bytes]) -> None:
+        """Do with a layer that is on its way into the cache what `view` would do with it later: read it, once.
+
+        Raises:
+            IntegrityError: see `view`.
+        """
+        with self._lock(diff_id):
+            self._learnt[diff_id] = self._facts.find(diff_id) or self._read(descriptor, diff_id, stream)
+
+    def _layer_facts(self, descriptor: Descriptor, diff_id: str) -> LayerFacts:
+        with self._lock(diff_id):
+            known = self._learnt.pop(diff_id, None) or self._facts.find(diff_id)
+            return self._read(descriptor, diff_id, None) if known is None else known
+
+    def _read(self, descriptor: Descriptor, diff_id: str, stream: IO[bytes] | None) -> LayerFacts:
+        with layer_observer(what=f"layer `{descriptor.digest}`", max_entries=self._max_entries) as observer:
+            self.layers.observe(descriptor, diff_id, [observer], stream=stream)
+            found, data = observer.result()
+        self._facts.keep(diff_id, data)
+        return found
+
+    def _lock(self, name: str) -> threading.Lock:
+        with self._guard:
+            return self._locks[name]

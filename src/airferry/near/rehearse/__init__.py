@@ -1,0 +1,1 @@
+"""Rehearsals: every step is run in its image, without a network."""

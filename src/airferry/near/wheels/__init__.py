@@ -1,0 +1,1 @@
+"""Wheels: resolved, fetched or built, kept by their SHA-256."""

@@ -1,0 +1,450 @@
+"""Wheels for a target, fetched, built on the host or compiled, and kept by the SHA-256 of their bytes.
+
+Every wheel is checked each time it is handed out: its hash against the lock, its name and version against its own
+metadata, its tags against the target. This module does not decide what is needed; `requirements` does.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from packaging.specifiers import SpecifierSet
+from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
+
+from airferry.errors import BuildError, IntegrityError
+from airferry.events import Emit, Notice, silent
+from airferry.host import clock, files
+from airferry.host.records import Records
+from airferry.near.failures import raise_all
+from airferry.near.git import driver
+from airferry.near.wheels.compile import Compiler
+from airferry.near.wheels.from_git import GitProject, git_address
+from airferry.near.wheels.isolated import SourceBuilder
+from airferry.near.wheels.pack import Wheel, add_member, normalise_wheel, read_wheel
+from airferry.near.wheels.pip import DoesNotBuild, IndexUnreachable, NotFound, Pip, WheelTarget
+from airferry.plan.locks.packages import GitSource
+
+MAX_NAMED = 12
+GIT_BUILD_VERSION = 1  # part of what a wheel from Git is known by: raise it when it is made in another way
+_OTHER_VERSION = (
+    "name a version that has a wheel for the platform under `requirements:` of the image, or leave the platform out"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """What is wanted of one distribution.
+
+    `hashes`: SHA-256 in hex of files that the catalogue's lock names, any of which will do. `filename` and `sha256`:
+    the very wheel that was locked, taken from the cache without network when it is there. `address`: where the file
+    is, if not in the package index: a URL, or a path below `root`. `place`: `file:line` of the lock that wants it.
+    """
+
+    name: str
+    specifier: str = ""
+    hashes: frozenset[str] = frozenset()
+    git: GitSource | None = None
+    filename: str = ""
+    sha256: str = ""
+    address: str = ""
+    root: Path = field(default=Path(), compare=False)
+    place: str = ""
+
+    @property
+    def key(self) -> str:
+        """The normalised name."""
+        return canonicalize_name(self.name)
+
+    @property
+    def requirement(self) -> str:
+        """The pin as people read it, and pip, where it comes from the index."""
+        return f"{self.key}{self.specifier}"
+
+    @property
+    def asked(self) -> str:
+        """The pin as pip reads it."""
+        if not self.address:
+            return self.requirement
+        url = self.address if "://" in self.address else (self.root / self.address).absolute().as_uri()
+        return f"{self.key} @ {url}"
+
+
+@dataclass(frozen=True, slots=True)
+class WheelStore:
+    """The cache of wheels under `cache`, and pip to fill it."""
+
+    cache: Path
+    pip: Pip = field(default_factory=Pip)
+    emit: Emit = silent
+    # added to under the cache's lock
+    _said: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
+
+    @property
+    def folder(self) -> Path:
+        """Where wheels are kept: `wheels/<sha256>/<file name>` in the cache."""
+        return self.cache / "wheels"
+
+    def find(self, filename: str, sha256: str) -> Wheel | None:
+        """Return a wheel that is in the cache, verified, or None. A damaged one is removed and counts as absent."""
+        path = self.folder / sha256 / filename
+        if not path.is_file():
+            return None
+        if files.file_sha256(path) != sha256:
+            files.remove_tree(path.parent)
+            return None
+        return read_wheel(path, sha256=sha256)
+
+    def size_bytes(self, filename: str, sha256: str) -> int:
+        """Return the size of a wheel that is in the cache, 0 where it is not."""
+        path = self.folder / sha256 / filename
+        return path.stat().st_size if path.is_file() else 0
+
+    def fetch(self, pins: Sequence[Pin], target: WheelTarget, *, compiler: Compiler | None = None) -> list[Wheel]:
+        """Return a wheel for each pin, in the order of the pins. Needs no network for locked wheels in the cache.
+
+        A distribution without a wheel is built here from its source, if the result is pure Python; what must be
+        compiled is left to `compiler`, and refused where there is none.
+
+        Raises:
+            BuildError: one cannot be found, has no wheel for the target, does not compile, or is not what its name
+                says.
+            HostError: something must be compiled, and there is no engine for it.
+            IntegrityError: a wheel has another hash than the lock says.
+        """
+        found: dict[str, Wheel] = {}
+        for pin in pins:
+            if pin.sha256 and (wheel := self.find(pin.filename, pin.sha256)):
+                _check_target(wheel, target)
+                found[pin.key] = wheel
+        wanted = [pin for pin in pins if pin.key not in found]
+        if wanted:
+            with self._filling():
+                found.update(self._fetch(wanted, target, compiler))
+        return [replace(found[pin.key], origin=_origin(pin, found[pin.key])) for pin in pins]
+
+    @contextmanager
+    def _filling(self) -> Iterator[None]:
+        """Hold the cache of wheels, for what adds to it."""
+        with files.waiting_lock(self.folder / ".lock"):
+            files.remove_stale_temporaries(self.folder)
+            yield
+
+    def _fetch(self, pins: Sequence[Pin], target: WheelTarget, compiler: Compiler | None) -> dict[str, Wheel]:
+        found: dict[str, Wheel] = {}
+        # pip would run the build of a source that an address leads to
+        from_source = [pin for pin in pins if pin.address and not urlsplit(pin.address).path.endswith(".whl")]
+        from_index = [pin for pin in pins if pin.git is None and pin not in from_source]
+        with files.scratch_directory(self.folder) as scratch:
+            work = [
+                partial(self._build_git, pin, pin.git, target, scratch=scratch, compiler=compiler)
+                for pin in pins
+                if pin.git is not None
+            ]
+            missing = {pin.asked: NotFound(pin.requirement, ()) for pin in from_source}
+            if from_index:
+                asked = {pin.asked: _accepted(pin) for pin in from_index}
+                missing |= {item.requirement: item for item in self.pip.download(asked, target, into=scratch)}
+                for path in sorted(scratch.glob("*.whl")):
+                    wheel = read_wheel(path, sha256=files.file_sha256(path))
+                    found.setdefault(wheel.name, wheel)
+            work += [
+                partial(self._build, pin, target, scratch=scratch, why=missing[pin.asked], compiler=compiler)
+                for pin in (*from_source, *from_index)
+                if pin.asked in missing
+            ]
+            found |= {wheel.name: wheel for wheel in _all_or_errors(work)}
+            return {pin.key: self._admit(pin, found.get(pin.key), target) for pin in pins}
+
+    def _build(
+        self, pin: Pin, target: WheelTarget, *, scratch: Path, why: NotFound, compiler: Compiler | None
+    ) -> Wheel:
+        """Build from a source distribution what has no wheel for the target.
+
+        What has wheels for other platforms is compiled, so it is not tried on this host.
+        """
+        with files.scratch_directory(scratch) as out:
+            offered = [] if pin.address else self.pip.offered_wheels(pin.requirement, target, into=out)
+            platforms = {name.removesuffix(".whl").rpartition("-")[2] for name in offered if _suits(name, pin)}
+            reason = f"`{pin.requirement}` has no wheel for {target}"
+            if platforms:
+                named = ", ".join(f"`{platform}`" for platform in sorted(platforms)[:MAX_NAMED])
+                reason += f"; it has wheels for {named}"
+                compiler = self._may_compile(compiler, reason, platforms=sorted(platforms))
+            source = self.pip.unpack_source(
+                pin.asked, into=files.ensure_directory(out / "source"), hashes=sorted(pin.hashes)
+            )
+            if isinstance(source, NotFound):
+                if not platforms:
+                    raise _absent(pin, target, source.versions or why.versions)
+                raise BuildError(f"{reason}, and no source", hint=_OTHER_VERSION, platforms=sorted(platforms))
+            identity = driver.tree_digest(source)
+            if not platforms:
+                untouched = out / "untouched"
+                shutil.copytree(source, untouched, symlinks=True)
+                made = self._build_here(source, scratch=out, into=scratch)
+                if isinstance(made, Wheel):
+                    self._say_once(f"`{pin.requirement}` has no wheel; it was built from its source on this host")
+                    return made
+                source, reason = untouched, f"`{pin.requirement}` has no wheel for {target}, and {made}"
+                compiler = self._may_compile(compiler, reason)
+            assert compiler is not None
+            return self._compile(pin, target, source, identity, scratch=out, compiler=compiler)
+
+    def _build_git(
+        self, pin: Pin, git: GitSource, target: WheelTarget, *, scratch: Path, compiler: Compiler | None
+    ) -> Wheel:
+        """Build from a Git commit. A wheel of pure Python is built once for a commit and the version wanted."""
+        project = GitProject(pin.key, git, _exact_version(pin), pin.place, self.cache, self.emit)
+        records = Records(self.cache / "git-wheels")
+        key = {"version": GIT_BUILD_VERSION, "name": pin.key, "source": project.address, "wanted": project.wanted}
+        key |= {"environment": dict(_build_env())}
+        known = records.recall(key) or {}
+        if kept := self.find(str(known.get("file")), str(known.get("sha256"))):
+            return replace(kept, note=str(known.get("note", "")))
+        project.fetch()
+        with files.scratch_directory(scratch) as out:
+            built: Path | str
+            try:
+                built = project.build(self._builder(), scratch=out, environment=_build_env())
+            except DoesNotBuild as error:
+                built = f"its source does not build on this host: {error.message}"
+            else:
+                project.check(str(parse_wheel_filename(built.name)[1]))
+            wheel = self._portable(built, into=scratch)
+            if isinstance(wheel, str):
+                compiler = self._may_compile(compiler, f"`{pin.requirement}` comes from Git, and {wheel}")
+                shown = project.check_out(out / "fresh")
+                wheel = self._compile(
+                    pin,
+                    target,
+                    out / "fresh",
+                    project.address,
+                    scratch=out,
+                    compiler=compiler,
+                    shown=shown,
+                )
+            wheel = self._keep(replace(wheel, note=project.check(wheel.version)))
+            if wheel.filename.endswith("-none-any.whl"):
+                records.remember(key, {"file": wheel.filename, "sha256": wheel.sha256, "note": wheel.note})
+            return wheel
+
+    def _may_compile(self, compiler: Compiler | None, reason: str, **fields: object) -> Compiler:
+        if compiler is None:
+            raise BuildError(
+                reason,
+                hint=f"{_OTHER_VERSION}; with `builder: auto` it is compiled in a container of the base",
+                **fields,
+            )
+        self.emit(Notice(f"{reason}; it is compiled in a container of `{compiler.base.name}`"))
+        return compiler
+
+    def _say_once(self, text: str) -> None:
+        """Say what concerns no single image once in the life of this store, however many images lead to it."""
+        if text not in self._said:
+            self._said.add(text)
+            self.emit(Notice(text))
+
+    def _compile(
+        self,
+        pin: Pin,
+        target: WheelTarget,
+        source: Path,
+        identity: str,
+        *,
+        scratch: Path,
+        compiler: Compiler,
+        shown: Mapping[Path, str] | None = None,
+    ) -> Wheel:
+        """Return the wheel that a source compiles to; what was compiled before on the same base is taken again."""
+        records = Records(self.cache / "compiled")
+        key = compiler.key(pin.requirement, identity, _compile_env(pin))
+        known = records.recall(key) or {}
+        if wheel := self.find(str(known.get("file")), str(known.get("sha256"))):
+            return replace(wheel, origin="source")
+        made = compiler.compile(
+            pin.requirement,
+            source,
+            target,
+            pip=self.pip,
+            own_pip=self._pip_wheel(target.python_version),
+            # apart from what was tried on the host, whose wheels lie in `scratch`
+            scratch=files.ensure_directory(scratch / "in-base"),
+            environment=_compile_env(pin),
+            folder=pin.git.subdirectory if pin.git is not None else None,
+            shown=shown,
+        )
+        wheel = self._keep(self._take(made, into=scratch / "normal", origin="source"))
+        records.remember(key, {"file": wheel.filename, "sha256": wheel.sha256})
+        return wheel
+
+    def _builder(self) -> SourceBuilder:
+        return SourceBuilder(self.pip, self._packed_pip(), self.emit)
+
+    def _build_here(self, source: Path, *, scratch: Path, into: Path) -> Wheel | str:
+        """Build on this host, and return the wheel, or in words why it serves on no other."""
+        built: Path | str
+        try:
+            built = self._builder().build(source, folder=None, scratch=scratch, environment=_build_env(), shown={})
+        except DoesNotBuild as error:
+            built = f"its source does not build on this host: {error.message}"
+        return self._portable(built, into=into)
+
+    def _portable(self, built: Path | str, *, into: Path) -> Wheel | str:
+        if isinstance(built, str):
+            return built
+        if built.name.endswith("-none-any.whl"):
+            return self._take(built, into=into, origin="source")
+        return f"its source builds `{built.name}`, which is bound to this host"
+
+    @staticmethod
+    def _take(built: Path, *, into: Path, origin: str) -> Wheel:
+        path = files.ensure_directory(into) / built.name
+        normalise_wheel(built, path)
+        return replace(read_wheel(path, sha256=files.file_sha256(path)), origin=origin)
+
+    def _admit(self, pin: Pin, wheel: Wheel | None, target: WheelTarget) -> Wheel:
+        """Check a wheel against its pin and move it into the cache."""
+        # what comes from Git was held against its version when it was built
+        specifier = SpecifierSet("" if pin.git is not None and not pin.sha256 else pin.specifier)
+        if wheel is None or not specifier.contains(wheel.version, prereleases=True):
+            got = "nothing" if wheel is None else f"`{wheel.filename}`"
+            raise BuildError(f"`{pin.requirement}` was asked for, and {got} came")
+        accepted = {pin.sha256} if pin.sha256 else pin.hashes if wheel.origin == "index" else frozenset[str]()
+        if accepted and wheel.sha256 not in accepted:
+            raise IntegrityError(
+                f"`{wheel.filename}` has SHA-256 `{wheel.sha256}`, expected "
+                + " or ".join(f"`{value}`" for value in sorted(accepted)[:3]),
+                hint="if the change is meant, run `airferry lock --update`",
+                expected=sorted(accepted),
+                observed=wheel.sha256,
+            )
+        _check_target(wheel, target)
+        return self._keep(wheel)
+
+    def _keep(self, wheel: Wheel) -> Wheel:
+        """Move a wheel into the cache."""
+        path = self.folder / wheel.sha256 / wheel.filename
+        if not path.is_file():
+            files.ensure_directory(path.parent)
+            with wheel.path.open("rb") as stream:
+                os.fsync(stream.fileno())
+            files.publish(wheel.path, path)
+        return replace(wheel, path=path)
+
+    def pip_wheel(self, python_version: tuple[int, int, int]) -> Path:
+        """Return a pip that runs as `PYTHON FILE/pip install …` inside images that have none.
+
+        It is the pip of this host, packed; only for Pythons too old for that one is an older pip fetched.
+        """
+        with self._filling():
+            return self._pip_wheel(python_version)
+
+    def _pip_wheel(self, python_version: tuple[int, int, int]) -> Path:
+        lowest = SpecifierSet(metadata.metadata("pip")["Requires-Python"] or "")
+        if lowest.contains(".".join(str(part) for part in python_version), prereleases=True):
+            return self._packed_pip()
+        target = WheelTarget(python_version, f"cp{python_version[0]}{python_version[1]}", "glibc", (2, 17), "x86_64")
+        return self._fetch([Pin("pip")], target, None)["pip"].path
+
+    def _packed_pip(self) -> Path:
+        distribution = metadata.distribution("pip")
+        name = f"pip-{distribution.version}-py3-none-any.whl"
+        listed = sorted(distribution.files or (), key=str)
+        kept = [item for item in listed if item.parts[0] == "pip" and "__pycache__" not in item.parts]
+        kept += [item for item in listed if item.name == "METADATA" and item.parts[0].endswith(".dist-info")]
+        if not kept:
+            raise BuildError("the pip of this host does not list its files", hint="run `scripts/setup` again")
+        with files.scratch_directory(self.folder) as scratch:
+            packed = scratch / name
+            with zipfile.ZipFile(packed, "w") as archive:
+                for item in kept:
+                    add_member(archive, str(item), Path(str(item.locate())).read_bytes())
+            path = self.folder / files.file_sha256(packed) / name
+            if not path.is_file():
+                files.ensure_directory(path.parent)
+                files.publish(packed, path)
+        return path
+
+
+def _build_env() -> Mapping[str, str]:
+    return {"SOURCE_DATE_EPOCH": str(clock.source_date_epoch_s()), "PYTHONHASHSEED": "0"}
+
+
+def _compile_env(pin: Pin) -> Mapping[str, str]:
+    environment = dict(_build_env())
+    if version := _exact_version(pin):
+        # a base may have no Git to tell setuptools-scm or hatch-vcs the version
+        suffix = re.sub(r"\W", "_", pin.key).upper()
+        environment[f"SETUPTOOLS_SCM_PRETEND_VERSION_FOR_{suffix}"] = version
+    return environment
+
+
+def _exact_version(pin: Pin) -> str | None:
+    """Return the one version that a pin is for, or None where it leaves a choice."""
+    specifiers = list(SpecifierSet(pin.specifier))
+    exact = len(specifiers) == 1 and specifiers[0].operator == "==" and not specifiers[0].version.endswith(".*")
+    return specifiers[0].version if exact else None
+
+
+def _all_or_errors(work: Sequence[Callable[[], Wheel]]) -> list[Wheel]:
+    """Do all work, and tell all that cannot be built in one error."""
+    found, errors = [], []
+    for build in work:
+        try:
+            found.append(build())
+        except IndexUnreachable:
+            raise
+        except BuildError as error:
+            errors.append(error)
+    if errors:
+        raise_all(errors)
+    return found
+
+
+def _check_target(wheel: Wheel, target: WheelTarget) -> None:
+    tags = parse_wheel_filename(wheel.filename)[3]
+    version = ".".join(str(part) for part in target.python_version)
+    if tags.isdisjoint(target.tags):
+        raise BuildError(f"`{wheel.filename}` does not suit {target}", hint="run `airferry lock --update`")
+    if not SpecifierSet(wheel.requires_python).contains(version, prereleases=True):
+        raise BuildError(
+            f"`{wheel.filename}` needs Python `{wheel.requires_python}`, the base has {version}",
+            hint="name another version under `requirements:` of the image",
+        )
+
+
+def _absent(pin: Pin, target: WheelTarget, versions: Sequence[str]) -> BuildError:
+    known = ", ".join(f"`{version}`" for version in versions[-MAX_NAMED:])
+    return BuildError(
+        f"`{pin.requirement}` cannot be found for {target}"
+        + (f"; the latest versions that are there: {known}" if known else ""),
+        hint="check name and version, under `requirements:` of the image or in the catalogue's lock, and pip's own "
+        "configuration",
+    )
+
+
+def _accepted(pin: Pin) -> frozenset[str]:
+    """Return the hashes that pip has to choose among; it takes none for what is not pinned to a version."""
+    return (frozenset({pin.sha256}) if pin.sha256 else pin.hashes) if _exact_version(pin) else frozenset()
+
+
+def _suits(filename: str, pin: Pin) -> bool:
+    try:
+        name, version, _, _ = parse_wheel_filename(filename)
+    except InvalidWheelFilename:
+        return False
+    return name == pin.key and SpecifierSet(pin.specifier).contains(version, prereleases=True)
+
+
+def _origin(pin: Pin, wheel: Wheel) -> str:
+    return git_address(pin.git) if pin.git is not None else wheel.origin

@@ -1,0 +1,1 @@
+"""What step code does: imports, commands, and what it fetches or installs at start. Read, never run."""

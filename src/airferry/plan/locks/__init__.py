@@ -1,0 +1,1 @@
+"""The lock files of catalogues: `uv.lock`, pip's and others, read into one model."""

@@ -1,0 +1,334 @@
+"""The engine for real, as an ordinary user: with Buildah and with Podman."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from airferry.engine.driver import Engine, Volume, base_tag, open_engine
+from airferry.engine.storage import Isolation
+from airferry.errors import BuildError, HostError, IntegrityError, RegistryError
+from airferry.events import Event, Progress
+from airferry.host import process
+from airferry.oci.digest import digest_hex, digest_of
+from airferry.oci.documents import parse_image_config
+from airferry.oci.platform import Platform
+from debian_bases import AMD64, ARM64, EPOCH_S, DebianBase
+from running import processes
+
+
+@pytest.fixture(scope="module", params=["buildah", "podman"])
+def engine(request: pytest.FixtureRequest, engine_state: Path, require_tool: Callable[[str], Path]) -> Iterator[Engine]:
+    require_tool(request.param)
+    with open_engine(engine_state, engine=request.param) as opened:
+        yield opened
+
+
+@pytest.fixture
+def bases(engine: Engine, debian_base: DebianBase) -> dict[Platform, str]:
+    return {
+        platform: engine.import_base(debian_base.layout, descriptor.digest, platform=platform)
+        for platform, descriptor in debian_base.manifests.items()
+    }
+
+
+def containerfile(folder: Path, text: str) -> Path:
+    path = folder / "Containerfile"
+    path.write_text("ARG BASE\nFROM ${BASE}\n" + textwrap.dedent(text))
+    return path
+
+
+def build(
+    engine: Engine,
+    base: DebianBase,
+    folder: Path,
+    text: str,
+    platform: Platform = AMD64,
+    *,
+    name: str = "test",
+    **more: object,
+) -> str:
+    context = folder / "context"
+    context.mkdir(exist_ok=True)
+    return engine.build(
+        containerfile=containerfile(folder, text),
+        context=context,
+        platform=platform,
+        tag=f"localhost/{name}-{platform.architecture}:latest",
+        epoch_s=EPOCH_S,
+        build_args={"BASE": base_tag(base.manifests[platform].digest)},
+        **more,  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.usefixtures("bases")
+def test_import_is_idempotent_and_named_by_digest(engine: Engine, debian_base: DebianBase) -> None:
+    digest = debian_base.manifests[AMD64].digest
+    first = engine.import_base(debian_base.layout, digest, platform=AMD64)
+    assert engine.import_base(debian_base.layout, digest, platform=AMD64) == first
+    assert base_tag(digest) == f"localhost/base:{digest_hex(digest)[:12]}"
+    assert engine.images()[base_tag(digest)] == first
+    assert engine.find_image("localhost/absent:latest") is None
+
+
+def test_import_refuses_what_the_layout_lacks_and_other_platforms(engine: Engine, debian_base: DebianBase) -> None:
+    with pytest.raises(IntegrityError, match="does not hold the manifest"):
+        engine.import_base(debian_base.layout, "sha256:" + "0" * 64, platform=AMD64)
+    with pytest.raises(BuildError, match="is for `linux/arm64`, expected `linux/amd64`"):
+        engine.import_base(debian_base.layout, debian_base.manifests[ARM64].digest, platform=AMD64, name="wrong")
+
+
+@pytest.mark.usefixtures("bases")
+@pytest.mark.parametrize("platform", [AMD64, ARM64], ids=str)
+def test_build_twice_gives_the_same_image_on_each_platform(
+    engine: Engine, debian_base: DebianBase, tmp_path: Path, platform: Platform
+) -> None:
+    text = "RUN python -c 'import platform; print(platform.machine())' > /machine\n"
+    first = build(engine, debian_base, tmp_path, text, platform)
+    assert build(engine, debian_base, tmp_path, text, platform) == first
+    assert engine.run(first, ["cat", "/machine"], platform=platform).text.strip() == platform.machine
+
+
+@pytest.mark.usefixtures("bases")
+def test_platforms_build_side_by_side(engine: Engine, debian_base: DebianBase, tmp_path: Path) -> None:
+    def one(number: int) -> process.Completed:
+        platform = (AMD64, ARM64)[number % 2]
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        # each under a name of its own, as an engine that commits two images to one name may mix them up
+        text = f"RUN echo {number} > /number\n"
+        image = build(engine, debian_base, folder, text, platform, name=f"test{number}")
+        # by its exit code, as Buildah 1.28 now and then loses what is printed where several containers run at a time
+        return engine.run(image, ["sh", "-c", f"test $(cat /number) = {number}"], platform=platform, check=False)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert [done.returncode for done in pool.map(one, range(6))] == [0] * 6
+    assert engine.storage.containers() == []
+
+
+@pytest.mark.usefixtures("bases")
+def test_there_is_no_network_unless_asked_for(engine: Engine, debian_base: DebianBase, tmp_path: Path) -> None:
+    count = "import socket; names = [n for _, n in socket.if_nameindex()]; print(names)"
+    image = build(engine, debian_base, tmp_path, f'RUN python -c "{count}" > /interfaces\n')
+    assert engine.run(image, ["cat", "/interfaces"], platform=AMD64).text.strip() == "['lo']"
+    assert engine.run(image, ["python", "-c", count], platform=AMD64).text.strip() == "['lo']"
+    loopback = "import socket; s = socket.create_server(('127.0.0.1', 0)); socket.create_connection(s.getsockname())"
+    assert engine.run(image, ["python", "-c", loopback], platform=AMD64).returncode == 0
+    with_network = engine.run(image, ["python", "-c", count], platform=AMD64, network=True).text.strip()
+    assert with_network != "['lo']" or len(list(Path("/sys/class/net").iterdir())) == 1
+
+
+@pytest.mark.usefixtures("bases")
+def test_run_passes_volumes_environment_folder_input_and_exit_code(
+    engine: Engine, debian_base: DebianBase, tmp_path: Path
+) -> None:
+    (tmp_path / "ro").mkdir()
+    (tmp_path / "rw").mkdir()
+    (tmp_path / "ro" / "file").write_text("from the host")
+    script = "cat /ro/file; cat; pwd; echo $WORD; echo made > /rw/made; touch /ro/no 2>/dev/null && exit 9; exit 3"
+    completed = engine.run(
+        base_tag(debian_base.manifests[AMD64].digest),
+        ["sh", "-c", script],
+        platform=AMD64,
+        volumes=[Volume(tmp_path / "ro", "/ro"), Volume(tmp_path / "rw", "/rw", writable=True)],
+        env={"WORD": "a word"},
+        workdir="/usr",
+        stdin=b" and stdin\n",
+        check=False,
+    )
+    assert completed.returncode == 3
+    assert completed.text == "from the host and stdin\n/usr\na word\n"
+    assert (tmp_path / "rw" / "made").read_text() == "made\n"
+    assert engine.storage.containers() == []
+
+
+@pytest.mark.usefixtures("bases")
+def test_run_that_exceeds_its_time_leaves_nothing(engine: Engine, debian_base: DebianBase) -> None:
+    started = time.monotonic()
+    with pytest.raises(BuildError, match="did not end within 2 s"):
+        engine.run(base_tag(debian_base.manifests[AMD64].digest), ["sleep", "1234567"], platform=AMD64, timeout_s=2)
+    assert time.monotonic() - started < 60
+    assert engine.storage.containers() == []
+    assert not processes("1234567")
+
+
+@pytest.mark.usefixtures("bases")
+def test_export_hands_over_new_layers_and_no_base(engine: Engine, debian_base: DebianBase, tmp_path: Path) -> None:
+    image = build(engine, debian_base, tmp_path, "RUN mkdir /added && echo payload > /added/file\nENV MARK=1\n")
+    base_diff_ids = debian_base.diff_ids(AMD64)
+    exported = engine.export(image, base_diff_ids=base_diff_ids, into=tmp_path / "out")
+    config = parse_image_config(exported.config_bytes)
+    assert config.rootfs.diff_ids[: len(base_diff_ids)] == base_diff_ids
+    assert [layer.diff_id for layer in exported.layers] == config.rootfs.diff_ids[len(base_diff_ids) :]
+    assert config.config and "MARK=1" in config.config["Env"]
+    assert config.history and "airferry bootstrap" in config.history[0]["created_by"]
+    layer = exported.layers[0]
+    assert digest_of(layer.path.read_bytes()) == layer.descriptor.digest
+    with tarfile.open(layer.path) as archive:
+        content = archive.extractfile("added/file")
+        assert content and content.read() == b"payload\n"
+    for diff_id in base_diff_ids:
+        assert (tmp_path / "out" / "blobs" / "sha256" / digest_hex(diff_id)).stat().st_size == 0
+    assert sum(path.stat().st_size for path in (tmp_path / "out").rglob("*") if path.is_file()) < 100_000
+
+
+@pytest.mark.usefixtures("bases")
+def test_export_refuses_another_base(engine: Engine, debian_base: DebianBase, tmp_path: Path) -> None:
+    image = build(engine, debian_base, tmp_path, "RUN echo 1 > /one\n")
+    with pytest.raises(BuildError, match="does not begin with its base's layers"):
+        engine.export(image, base_diff_ids=["sha256:" + "1" * 64], into=tmp_path / "out")
+
+
+@pytest.mark.usefixtures("bases")
+def test_a_failing_step_is_shown_with_its_last_lines(engine: Engine, debian_base: DebianBase, tmp_path: Path) -> None:
+    seen: list[Event] = []
+    with pytest.raises(BuildError) as caught:
+        build(engine, debian_base, tmp_path, "RUN true\nRUN echo the reason >&2; exit 7\n", emit=seen.append)
+    assert "`RUN echo the reason >&2; exit 7` failed" in caught.value.message
+    assert "| the reason" in caught.value.message
+    assert [event.done for event in seen if isinstance(event, Progress)] == [1, 2, 3]
+    assert engine.storage.containers() == []
+
+
+@pytest.mark.usefixtures("bases")
+def test_secrets_are_seen_by_the_step_and_stay_out_of_the_image(
+    engine: Engine, debian_base: DebianBase, tmp_path: Path
+) -> None:
+    (tmp_path / "secret").write_text("hush")
+    text = "RUN --mount=type=secret,id=word,target=/etc/word test $(cat /etc/word) = hush\n"
+    image = build(engine, debian_base, tmp_path, text, secrets={"word": tmp_path / "secret"})
+    exported = engine.export(image, base_diff_ids=debian_base.diff_ids(AMD64), into=tmp_path / "out")
+    assert b"hush" not in exported.config_bytes.replace(b"= hush", b"")
+    for layer in exported.layers:
+        with tarfile.open(layer.path) as archive:
+            assert all(item.size == 0 for item in archive if item.name == "etc/word")
+
+
+@pytest.mark.usefixtures("bases")
+def test_mount_copy_takes_a_tree_out_and_stays_inside(engine: Engine, debian_base: DebianBase, tmp_path: Path) -> None:
+    text = "RUN mkdir -p /tree/sub && echo 1 > /tree/sub/file && ln -s sub/file /tree/link\n"
+    image = build(engine, debian_base, tmp_path, text)
+    engine.mount_copy(image, "/tree", tmp_path / "copied")
+    assert (tmp_path / "copied" / "sub" / "file").read_text() == "1\n"
+    assert (tmp_path / "copied" / "link").readlink() == Path("sub/file")
+    with pytest.raises(BuildError):
+        engine.mount_copy(image, "/absent", tmp_path / "absent")
+    assert engine.storage.containers() == []
+
+
+def test_images_come_from_a_layout_by_name_whatever_its_path(
+    engine: Engine, debian_base: DebianBase, tmp_path: Path
+) -> None:
+    from airferry.oci.layout import LayoutStore, named
+
+    store = LayoutStore.create(tmp_path / "Upper Case")
+    (tmp_path / "Upper Case" / "blobs" / "sha256").rmdir()
+    (tmp_path / "Upper Case" / "blobs" / "sha256").symlink_to(debian_base.layout / "blobs" / "sha256")
+    store.write_index([named(debian_base.manifests[AMD64], "example.test/debian:1")])
+    image = engine.pull_from_layout(store.path, "example.test/debian:1", platform=AMD64)
+    assert engine.run(image, ["python", "-c", "print(6 * 7)"], platform=AMD64).text == "42\n"
+
+
+@pytest.fixture
+def registry(tmp_path: Path, require_tool: Callable[[str], Path]) -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    config = tmp_path / "registry.yml"
+    storage = f"storage: {{filesystem: {{rootdirectory: {tmp_path}/registry}}}}"
+    config.write_text(f"version: 0.1\n{storage}\nhttp: {{addr: '{address}'}}\n")
+    server = process.start([require_tool("docker-registry"), "serve", config], log=tmp_path / "registry.log")
+    try:
+        host, port = address.split(":")
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=1):
+                break
+            time.sleep(0.05)
+        yield address
+    finally:
+        process.end_process_group(server)
+
+
+@pytest.mark.usefixtures("bases")
+def test_images_come_from_a_registry(engine: Engine, debian_base: DebianBase, registry: str) -> None:
+    base = base_tag(debian_base.manifests[AMD64].digest)
+    image = engine.find_image(base)
+    engine.storage.invoke(["push", "--tls-verify=false", "-q", base, f"docker://{registry}/team/debian:1"])
+    assert engine.pull_from_registry(f"{registry}/team/debian:1", platform=AMD64, plain_http=True) == image
+    with pytest.raises(RegistryError, match="manifest unknown"):
+        engine.pull_from_registry(f"{registry}/team/absent:1", plain_http=True)
+    engine.remove_image(f"{registry}/team/debian:1")
+    assert engine.find_image(base) == image
+
+
+def test_one_process_at_a_time(engine: Engine) -> None:
+    with (
+        pytest.raises(HostError, match="another airferry process"),
+        open_engine(engine.storage.state, engine=engine.program.kind),
+    ):
+        pass
+
+
+def test_isolation_that_the_user_names_is_taken(engine: Engine) -> None:
+    assert engine.storage.isolation in (Isolation("chroot"), *[Isolation("rootless", r) for r in ("crun", "runc")])
+
+
+BUILD_FOREVER = """
+import sys
+from pathlib import Path
+from airferry.engine.driver import base_tag, open_engine
+from airferry.oci.platform import parse_platform
+
+kind, state, layout, digest, folder = sys.argv[1:]
+platform = parse_platform("linux/amd64")
+with open_engine(Path(state), engine=kind) as engine:
+    engine.import_base(Path(layout), digest, platform=platform)
+    engine.build(containerfile=Path(folder, "Containerfile"), context=Path(folder), platform=platform,
+                 tag="localhost/never:1", epoch_s=0, build_args={"BASE": base_tag(digest)})
+"""
+
+
+@pytest.mark.parametrize("kind", ["buildah", "podman"])
+def test_a_killed_build_leaves_nothing_after_the_next_start(
+    kind: str, debian_base: DebianBase, tmp_path: Path, require_tool: Callable[[str], Path]
+) -> None:
+    require_tool(kind)
+    state, context = tmp_path / "state", tmp_path / "context"
+    context.mkdir()
+    mark = f"98765{os.getpid()}"
+    (context / "Containerfile").write_text(f"ARG BASE\nFROM ${{BASE}}\nRUN sleep {mark}\n")
+    digest = debian_base.manifests[AMD64].digest
+    child = subprocess.Popen(
+        [sys.executable, "-c", BUILD_FOREVER, kind, str(state), str(debian_base.layout), digest, str(context)]
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not processes(f"sleep {mark}"):
+            assert child.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+    with open_engine(state, engine=kind) as engine:  # type: ignore[arg-type]
+        try:
+            assert engine.storage.containers() == []
+            assert list(engine.storage.temporary.iterdir()) == []
+            assert not processes(f"sleep {mark}")
+            assert not processes(f"{engine.storage.root} ")
+            assert engine.find_image(base_tag(digest)) is not None
+        finally:
+            engine.storage.remove_all()
+    assert str(state) not in Path("/proc/self/mounts").read_text()

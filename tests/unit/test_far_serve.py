@@ -1,0 +1,355 @@
+"""The registry that `serve` offers, asked as an ASGI application: what it answers, and what it never hands out."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import shutil
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import bcrypt
+import pytest
+from starlette.types import ASGIApp
+
+from airferry import usecases
+from airferry.bundle.artifacts import REQUIREMENTS_ARTIFACT
+from airferry.bundle.verify import open_bundle
+from airferry.cli import app as program
+from airferry.errors import ConfigurationError, HostError, IntegrityError, UsageError
+from airferry.events import Event, Notice, Warned
+from airferry.far.relocate import parse_destination
+from airferry.far.serve.offer import CheckedBlobs, Repository, read_repositories
+from airferry.far.serve.server import Listener, Passwords, make_app
+from airferry.oci.digest import digest_of
+from airferry.oci.documents import IMAGE_INDEX, IMAGE_MANIFEST, Descriptor
+from oci_images import make_bundle
+
+NAME = "team/trainer"
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def document(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def code(self) -> str:
+        return str(self.document["errors"][0]["code"])
+
+
+def ask(app: ASGIApp, path: str, *, method: str = "GET", headers: Mapping[str, str] | None = None) -> Answer:
+    """Send one request to an application, without a server."""
+    bare, _, query = path.partition("?")
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": method,
+        "scheme": "http",
+        "path": bare,
+        "raw_path": bare.encode(),
+        "root_path": "",
+        "query_string": query.encode(),
+        "headers": [(name.lower().encode(), value.encode()) for name, value in (headers or {}).items()],
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 5000),
+    }
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(app(scope, receive, send))
+    got = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+    return Answer(sent[0]["status"], got, b"".join(message.get("body", b"") for message in sent[1:]))
+
+
+@pytest.fixture(scope="module")
+def sealed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("served") / "bundle"
+    make_bundle(path)
+    return path
+
+
+@pytest.fixture
+def bundle(sealed: Path, tmp_path: Path) -> Path:
+    shutil.copytree(sealed, tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+def repositories_of(path: Path) -> dict[str, Repository]:
+    return read_repositories(open_bundle(path), parse_destination("127.0.0.1:5000"))
+
+
+@pytest.fixture
+def events() -> list[Event]:
+    return []
+
+
+@pytest.fixture
+def app(bundle: Path, events: list[Event]) -> ASGIApp:
+    opened = open_bundle(bundle)
+    return make_app(repositories_of(bundle), CheckedBlobs(opened.store, emit=events.append))
+
+
+def layer_of(path: Path) -> Descriptor:
+    """Return the largest blob of the image."""
+    return max(repositories_of(path)[NAME].blobs.values(), key=lambda descriptor: descriptor.size)
+
+
+def test_the_base_says_that_this_is_a_registry(app: ASGIApp) -> None:
+    answer = ask(app, "/v2/")
+    assert answer.status == 200 and answer.document == {}
+    assert answer.headers["docker-distribution-api-version"] == "registry/2.0"
+
+
+def test_a_manifest_comes_by_tag_and_by_digest_as_its_original_bytes(app: ASGIApp, bundle: Path) -> None:
+    index = open_bundle(bundle).images["registry.example/team/trainer:1.0"]
+    by_tag = ask(app, f"/v2/{NAME}/manifests/1.0")
+    assert by_tag.status == 200
+    assert by_tag.headers["content-type"] == IMAGE_INDEX
+    assert by_tag.headers["docker-content-digest"] == index.digest == digest_of(by_tag.body)
+    child = by_tag.document["manifests"][0]["digest"]
+    by_digest = ask(app, f"/v2/{NAME}/manifests/{child}")
+    assert by_digest.headers["content-type"] == IMAGE_MANIFEST and digest_of(by_digest.body) == child
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "code"),
+    [
+        ("/v2/team/trainer/manifests/2.0", 404, "MANIFEST_UNKNOWN"),
+        ("/v2/team/trainer/manifests/..%2f..%2findex.json", 404, "MANIFEST_UNKNOWN"),
+        ("/v2/other/manifests/1.0", 404, "NAME_UNKNOWN"),
+        ("/v2/team/trainer/blobs/sha256:" + "0" * 64, 404, "BLOB_UNKNOWN"),
+        ("/v2/team/trainer/blobs/sha256:../../oci-layout", 404, "NAME_UNKNOWN"),
+        ("/v2/team/trainer/blobs/x", 404, "DIGEST_INVALID"),
+        ("/v2/team/trainer/tags/list?n=-1", 400, "PAGINATION_NUMBER_INVALID"),
+        ("/v2/team/trainer/referrers/x", 400, "DIGEST_INVALID"),
+        ("/", 404, "NAME_UNKNOWN"),
+        ("/v2/team/trainer/index.json", 404, "NAME_UNKNOWN"),
+    ],
+)
+def test_what_is_not_there_is_answered_in_the_registry_s_own_words(
+    app: ASGIApp, path: str, status: int, code: str
+) -> None:
+    answer = ask(app, path)
+    assert (answer.status, answer.code) == (status, code)
+
+
+@pytest.mark.parametrize("method", ["PUT", "POST", "PATCH", "DELETE"])
+def test_nothing_can_be_written(app: ASGIApp, method: str) -> None:
+    answer = ask(app, f"/v2/{NAME}/manifests/1.0", method=method)
+    assert (answer.status, answer.code) == (405, "UNSUPPORTED")
+
+
+def test_a_blob_comes_whole_in_part_and_as_headers(app: ASGIApp, bundle: Path) -> None:
+    layer = layer_of(bundle)
+    data = open_bundle(bundle).store.read_bytes(layer)
+    path = f"/v2/{NAME}/blobs/{layer.digest}"
+    whole = ask(app, path)
+    assert whole.body == data and whole.headers["docker-content-digest"] == layer.digest
+    head = ask(app, path, method="HEAD")
+    assert head.body == b"" and head.headers["content-length"] == str(layer.size)
+    part = ask(app, path, headers={"Range": "bytes=3-9"})
+    assert part.status == 206 and part.body == data[3:10]
+    assert part.headers["content-range"] == f"bytes 3-9/{layer.size}"
+    rest = ask(app, path, headers={"Range": f"bytes={layer.size - 4}-"})
+    assert rest.body == data[-4:]
+    assert ask(app, path, headers={"Range": f"bytes={layer.size}-"}).status == 416
+
+
+def test_each_blob_is_checked_once_and_that_is_said(app: ASGIApp, bundle: Path, events: list[Event]) -> None:
+    path = f"/v2/{NAME}/blobs/{layer_of(bundle).digest}"
+    for _time in range(3):
+        assert ask(app, path).status == 200
+    said = [event.text for event in events if isinstance(event, Notice)]
+    assert len(said) == 1 and "verified" in said[0]
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["after it was served", "before it was served"])
+def test_a_damaged_blob_is_never_served(app: ASGIApp, bundle: Path, events: list[Event], before: bool) -> None:
+    layer = layer_of(bundle)
+    path = f"/v2/{NAME}/blobs/{layer.digest}"
+    if before:
+        assert ask(app, path).status == 200
+    file = open_bundle(bundle).store.blob_path(layer.digest)
+    data = bytearray(file.read_bytes())
+    data[10] ^= 1
+    file.write_bytes(data)
+    answer = ask(app, path)
+    assert (answer.status, answer.code) == (500, "BLOB_DAMAGED")
+    assert any(isinstance(event, Warned) and layer.digest in event.text for event in events)
+
+
+def test_a_blob_that_became_a_link_is_never_served(app: ASGIApp, bundle: Path, tmp_path: Path) -> None:
+    layer = layer_of(bundle)
+    file = open_bundle(bundle).store.blob_path(layer.digest)
+    file.rename(tmp_path / "elsewhere")
+    file.symlink_to(tmp_path / "elsewhere")
+    assert ask(app, f"/v2/{NAME}/blobs/{layer.digest}").code == "BLOB_DAMAGED"
+
+
+def test_tags_are_listed_in_pages(bundle: Path) -> None:
+    repositories = repositories_of(bundle)
+    repository = repositories[NAME]
+    repository.tags.update(dict.fromkeys(("a", "b", "c"), repository.tags["1.0"]))
+    app = make_app(repositories, CheckedBlobs(open_bundle(bundle).store))
+    seen, path = [], f"/v2/{NAME}/tags/list?n=3"
+    while path:
+        answer = ask(app, path)
+        assert answer.document["name"] == NAME
+        seen.append(answer.document["tags"])
+        path = answer.headers.get("link", "").partition(">")[0].lstrip("<")
+    assert seen == [["1.0", "a", "b"], ["c"]]
+    assert ask(app, f"/v2/{NAME}/tags/list?n=0").document["tags"] == []
+    assert ask(app, f"/v2/{NAME}/tags/list").document["tags"] == ["1.0", "a", "b", "c"]
+
+
+def test_repositories_are_listed(app: ASGIApp) -> None:
+    assert ask(app, "/v2/_catalog").document == {"repositories": ["airferry-artifacts", NAME]}
+
+
+def test_referrers_are_found_and_filtered(app: ASGIApp, bundle: Path) -> None:
+    index = open_bundle(bundle).images["registry.example/team/trainer:1.0"]
+    answer = ask(app, f"/v2/{NAME}/referrers/{index.digest}")
+    entry = answer.document["manifests"][0]
+    assert answer.headers["content-type"] == IMAGE_INDEX and entry["artifactType"] == REQUIREMENTS_ARTIFACT
+    assert ask(app, f"/v2/{NAME}/manifests/{entry['digest']}").status == 200
+    kept = ask(app, f"/v2/{NAME}/referrers/{index.digest}?artifactType={REQUIREMENTS_ARTIFACT}")
+    assert len(kept.document["manifests"]) == 1
+    other = ask(app, f"/v2/{NAME}/referrers/{index.digest}?artifactType=other/type")
+    assert other.document["manifests"] == [] and other.headers["oci-filters-applied"] == "artifactType"
+    assert ask(app, f"/v2/{NAME}/referrers/sha256:{'0' * 64}").document["manifests"] == []
+
+
+@pytest.fixture
+def guarded(bundle: Path, tmp_path: Path) -> ASGIApp:
+    hashed = bcrypt.hashpw(b"open sesame", bcrypt.gensalt(4)).decode().replace("$2b$", "$2y$")
+    (tmp_path / "users").write_text(f"# who may pull\nferry:{hashed}\n")
+    opened = open_bundle(bundle)
+    return make_app(repositories_of(bundle), CheckedBlobs(opened.store), passwords=Passwords.read(tmp_path / "users"))
+
+
+def basic(user: str, password: str) -> dict[str, str]:
+    return {"Authorization": "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()}
+
+
+def test_the_right_password_opens_and_again(guarded: ASGIApp) -> None:
+    for _time in range(2):
+        assert ask(guarded, f"/v2/{NAME}/manifests/1.0", headers=basic("ferry", "open sesame")).status == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        basic("ferry", "wrong"),
+        basic("nobody", "open sesame"),
+        basic("ferry", "open sesame" + "x" * 80),
+        {"Authorization": "Basic !!"},
+        {"Authorization": "Basic " + base64.b64encode(b"\xff\xfe").decode()},
+        {"Authorization": "Bearer abc"},
+    ],
+)
+def test_anything_else_is_asked_for_a_password(guarded: ASGIApp, headers: dict[str, str]) -> None:
+    answer = ask(guarded, f"/v2/{NAME}/manifests/1.0", headers=headers)
+    assert (answer.status, answer.code) == (401, "UNAUTHORIZED")
+    assert answer.headers["www-authenticate"].startswith("Basic ")
+
+
+@pytest.mark.parametrize("line", ["ferry:{SHA}abc=", "ferry:$apr1$x$y", "ferry", ":$2y$05$abc"])
+def test_a_password_file_of_another_kind_is_refused_at_its_line(tmp_path: Path, line: str) -> None:
+    (tmp_path / "users").write_text(f"\n{line}\n")
+    with pytest.raises(ConfigurationError, match="users:2: expected a user and a bcrypt hash") as caught:
+        Passwords.read(tmp_path / "users")
+    assert "htpasswd -B" in str(caught.value.hint)
+
+
+def test_an_empty_password_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "users").write_text("# nobody\n")
+    with pytest.raises(ConfigurationError, match="holds no user"):
+        Passwords.read(tmp_path / "users")
+
+
+@pytest.fixture
+def taken() -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_a_port_in_use_is_an_error_of_the_environment(
+    bundle: Path, taken: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert program.run(["serve", str(bundle), "--listen", taken]) == HostError.exit_code
+    error = capsys.readouterr().err
+    assert f"cannot listen on `{taken}`" in error and "in use" in error and "--listen" in error
+
+
+@pytest.mark.parametrize("address", ["5000", "127.0.0.1", "127.0.0.1:x", "127.0.0.1:70000"])
+def test_an_address_of_another_form_is_refused(address: str) -> None:
+    with pytest.raises(UsageError, match="is no address"):
+        Listener(address)
+
+
+def test_wrong_certificates_are_refused_and_the_port_given_back(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.pem").write_text("no certificate")
+    with (
+        pytest.raises(ConfigurationError, match="cannot be used"),
+        usecases.serve(bundle, listen="127.0.0.1:0", tls_certificate=tmp_path / "x.pem", tls_key=tmp_path / "x.pem"),
+    ):
+        pass
+    with (
+        pytest.raises(UsageError, match="come together"),
+        usecases.serve(bundle, listen="127.0.0.1:0", tls_key=tmp_path / "x.pem"),
+    ):
+        pass
+
+
+def test_another_root_and_no_bundle_are_refused(bundle: Path, tmp_path: Path) -> None:
+    with (
+        pytest.raises(IntegrityError, match="expected"),
+        usecases.serve(bundle, listen="127.0.0.1:0", root="sha256:" + "0" * 64),
+    ):
+        pass
+    with pytest.raises(UsageError, match="holds no bundle"), usecases.serve(tmp_path / "x", listen="127.0.0.1:0"):
+        pass
+
+
+def test_verify_first_finds_damage_before_anything_is_served(bundle: Path) -> None:
+    file = open_bundle(bundle).store.blob_path(layer_of(bundle).digest)
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with (
+        pytest.raises(IntegrityError, match="is damaged"),
+        usecases.serve(bundle, listen="127.0.0.1:0", verify_first=True),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0"])
+def test_all_addresses_are_offered_under_the_hosts_name(
+    bundle: Path, listen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airferry.far.serve.server.socket.gethostname", lambda: "near.site")
+    try:
+        opened = usecases.serve(bundle, listen=listen)
+        with opened as serving:
+            port = serving.url.rpartition(":")[2]
+            assert serving.url == f"http://near.site:{port}"
+            assert all(name.startswith(f"near.site:{port}/") for name, _digest in serving.images)
+    except HostError:
+        pytest.skip("this host has no IPv6")

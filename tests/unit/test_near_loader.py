@@ -1,0 +1,158 @@
+"""The loader in a bundle: airferry's own wheel, the lock of what it needs, and where `airgap.yaml` leaves it out."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from airferry.config import load_config
+from airferry.config.models import LoaderChoice
+from airferry.errors import BuildError, ConfigurationError
+from airferry.events import silent
+from airferry.host import files, process
+from airferry.host.journal import Journal
+from airferry.host.shipped import shipped
+from airferry.near.carry import loader
+from airferry.near.carry.loader import carry_loader, own_wheel, read_pins
+from airferry.near.wheels.pack import read_wheel
+from airferry.near.wheels.pip import Pip
+from airferry.near.wheels.store import WheelStore
+from airferry.oci.layout import LayoutStore
+from airferry.oci.platform import parse_platform
+
+ROOT = Path(__file__).parents[2]
+NEAR_SIDE_ONLY = {"pip"}
+
+
+def pinned(path: Path) -> dict[str, tuple[str, frozenset[str]]]:
+    return {pin.key: (pin.specifier, pin.hashes) for pin in read_pins(path.read_text())}
+
+
+def test_the_far_side_s_lock_is_a_part_of_the_whole_lock() -> None:
+    whole, part = pinned(ROOT / "requirements.lock"), pinned(shipped("near/carry/far-side.lock"))
+    assert part and {name: whole[name] for name in part} == part
+    assert all(hashes for _version, hashes in part.values())
+
+
+def test_the_far_side_s_lock_covers_all_that_airferry_imports_there() -> None:
+    part = pinned(shipped("near/carry/far-side.lock"))
+    waiting, seen = ["airferry"], set()
+    while waiting:
+        name = waiting.pop()
+        for line in metadata.requires(name) or ():
+            wanted = Requirement(line)
+            key = canonicalize_name(wanted.name)
+            if key in seen | NEAR_SIDE_ONLY or (wanted.marker and not wanted.marker.evaluate({"extra": ""})):
+                continue
+            seen.add(key)
+            waiting.append(key)
+    assert seen <= part.keys()
+
+
+def test_pins_are_read_with_their_hashes() -> None:
+    text = (
+        "# made by hand\none==1.0 \\\n    --hash=sha256:"
+        + "a" * 64
+        + " \\\n    --hash=sha256:"
+        + "b" * 64
+        + "\ntwo==2\n"
+    )
+    one, two = read_pins(text)
+    assert (one.name, one.specifier, one.hashes) == ("one", "==1.0", frozenset({"a" * 64, "b" * 64}))
+    assert (two.name, two.specifier, two.hashes) == ("two", "==2", frozenset())
+
+
+def test_our_own_wheel_is_whole_and_the_same_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = tmp_path / "one", tmp_path / "two"
+    for folder in folders:
+        folder.mkdir()
+    one = own_wheel(folders[0])
+    monkeypatch.setenv("TZ", "Pacific/Kiritimati")
+    two = own_wheel(folders[1])
+    assert one.read_bytes() == two.read_bytes()
+    wheel = read_wheel(one, sha256=files.file_sha256(one))
+    assert wheel.name == "airferry" and any(line.startswith("pydantic") for line in wheel.requires)
+    with zipfile.ZipFile(one) as archive:
+        names = archive.namelist()
+        record = archive.read(next(name for name in names if name.endswith("RECORD"))).decode()
+    for name in (
+        "cli/app.py",
+        "airgap.yaml",
+        "containerfiles/Containerfile.launcher",
+        "near/carry/far-side.lock",
+        "example/airgap.yaml",
+    ):
+        assert f"airferry/{name}" in names
+    assert len(names) == len(set(names)) and not [name for name in names if name.endswith(".pyc")]
+    assert {line.partition(",")[0] for line in record.splitlines()} == set(names)
+
+
+def test_our_own_wheel_can_make_itself_again(tmp_path: Path) -> None:
+    first = own_wheel(tmp_path)
+    with zipfile.ZipFile(first) as archive:
+        archive.extractall(tmp_path / "lib")
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from pathlib import Path\nfrom airferry.near.carry.loader import own_wheel\n"
+        "import airferry\nassert airferry.__file__.startswith(sys.argv[1])\n"
+        "own_wheel(Path(sys.argv[2]))\n"
+    )
+    (tmp_path / "again").mkdir()
+    process.run([sys.executable, "-I", "-c", code, tmp_path / "lib", tmp_path / "again"], timeout_s=60)
+    assert (tmp_path / "again" / first.name).read_bytes() == first.read_bytes()
+
+
+def test_without_an_index_the_error_says_how_to_do_without(tmp_path: Path) -> None:
+    wheels = WheelStore(tmp_path / "cache", Pip(options=("--no-index",)))
+    with pytest.raises(BuildError, match="the loader for the far side cannot be made") as caught:
+        carry_loader(
+            LoaderChoice(),
+            [parse_platform("linux/amd64")],
+            LayoutStore.create(tmp_path / "bundle"),
+            journal=Journal(tmp_path / "journal.yaml"),
+            wheels=wheels,
+            scratch=tmp_path / "scratch",
+            emit=silent,
+        )
+    assert "`loader: false`" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    "text", ["loader: {pythons: ['3.10']}", "loader: {pythons: []}", "loader: maybe", "loader: true"]
+)
+def test_a_loader_that_cannot_be_is_refused_at_its_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "airgap.yaml").write_text(f"# a plan\n{text}\n")
+    with pytest.raises(ConfigurationError, match=r"airgap.yaml:2: `loader"):
+        load_config(tmp_path / "airgap.yaml")
+
+
+def test_a_loader_can_be_left_out_or_chosen(tmp_path: Path) -> None:
+    path = tmp_path / "airgap.yaml"
+    path.write_text("loader: false\n")
+    assert load_config(path).loader is False
+    path.write_text("loader: {pythons: ['3.11', '3.12'], platforms: [linux/arm64]}\n")
+    assert load_config(path).loader == LoaderChoice(
+        pythons=("3.11", "3.12"), platforms=(parse_platform("linux/arm64"),)
+    )
+    path.write_text("{}\n")
+    assert load_config(path).loader == LoaderChoice()
+
+
+def test_the_install_script_is_plain_posix() -> None:
+    script = shipped("containerfiles") / "install-airferry.sh"
+    assert script.read_text().startswith("#!/bin/sh\n")
+    assert not re.search(r"\[\[|\bfunction\b|\blocal\b|<<<|\$'", script.read_text())
+    shell = shutil.which("dash") or "sh"
+    assert process.run([shell, "-n", script], timeout_s=10).returncode == 0
+
+
+def test_the_script_is_the_one_in_the_archive() -> None:
+    assert loader.FOLDER in (shipped("containerfiles") / "install-airferry.sh").read_text()
