@@ -130,7 +130,7 @@ def test_a_manifest_of_a_newer_airferry_is_refused_by_number() -> None:
     [("a", "b", "b"), ("d/a", "../b", "b"), ("d/a", "./x/y", "d/x/y"), ("a", "..", None), ("a", "/b", None)],
 )
 def test_links_are_followed_one_hop(path: str, target: str, leads_to: str | None) -> None:
-    assert linked_path(AssetLink(path, target)) == leads_to
+    assert linked_path(path, target) == leads_to
 
 
 # --- recording -------------------------------------------------------------------------------------------------------

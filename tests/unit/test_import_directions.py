@@ -18,8 +18,8 @@ OWNERS = {
     "typer": ("cli/",),
     "rich": ("cli/",),
     "omegaconf": ("plan/",),
-    "starlette": ("site/",),
-    "uvicorn": ("site/",),
+    "starlette": ("far/serve/",),
+    "uvicorn": ("far/serve/",),
 }
 
 
