@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from airferry import usecases
+from airferry import api
 from airferry.bundle.manifest import BundleManifest, TwinEntry
 from airferry.bundle.receipt import ReceiptTwin, read_receipt
 from airferry.bundle.seal import seal
@@ -77,7 +77,7 @@ def test_a_twin_lists_the_very_manifests_of_its_image_and_adds_one_small_blob(tm
 
 
 def test_a_report_names_twins(bundle: Path) -> None:
-    text = usecases.report(bundle).text
+    text = api.report(bundle).text
     assert TWIN in text.split() and open_bundle(bundle).images[TWIN].digest in text.split()
 
 
@@ -164,7 +164,7 @@ def test_a_load_brings_the_twin_to_the_repository_of_its_image_and_pins_it_for_e
         old = Executor.model_validate("slurm-pyxis:3.3")
         assert str(reference_for(old, image)) == twin.reference
         assert str(reference_for(docker, image)) == image.pinned
-        usecases.rollback(tmp_path / "receipt.yaml", options=OPTIONS)
+        api.rollback(tmp_path / "receipt.yaml", options=OPTIONS)
         assert "site/other/name@9-docker" not in registry.manifests
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from airferry.api import Selection, lock, plan
 from airferry.config import ArchiveBase, LayoutBase, load_config
 from airferry.errors import AirferryError, BuildError, ConfigurationError, HostError, IntegrityError, RegistryError
 from airferry.events import silent
@@ -20,7 +21,6 @@ from airferry.oci.layout import LayoutStore
 from airferry.oci.platform import parse_buildable_platform, parse_platform
 from airferry.plan.planner import make_plan
 from airferry.registry.failures import TransientRegistryError
-from airferry.usecases import Selection, lock, plan
 from catalogues import airgap, mounting, write_airgap, write_step
 from oci_images import put_image, put_index
 from scripted_registry import ScriptedRegistry, run_scripted

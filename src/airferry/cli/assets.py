@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from airferry import usecases
+from airferry import api
 from airferry.cli.far import JsonOption, RootOption
 from airferry.cli.render import Reporter, data
 from airferry.wording import counted, size_text
@@ -47,7 +47,7 @@ def record(
     """Write sizes and SHA-256 of all files of an asset, on all cores. Rerun it after any interruption: it goes on."""
     reporter: Reporter = context.obj
     with reporter.display():
-        outcome = usecases.record_asset(path, name=name, kind=kind, output=out, jobs=jobs, emit=reporter)
+        outcome = api.record_asset(path, name=name, kind=kind, output=out, jobs=jobs, emit=reporter)
     manifest = outcome.manifest
     if as_json:
         document = {
@@ -78,7 +78,7 @@ def verify(
     """Check that what is staged is complete and unaltered. Exits with 8 if anything is missing, extra or changed."""
     reporter: Reporter = context.obj
     with reporter.display():
-        report = usecases.verify_asset(source, path, name=name, root=root, jobs=jobs, emit=reporter)
+        report = api.verify_asset(source, path, name=name, root=root, jobs=jobs, emit=reporter)
     if as_json:
         data(json.dumps(report.to_document(), indent=2))
     else:
@@ -105,9 +105,9 @@ def unpack(
 ) -> None:
     """Unpack an asset that travelled as a ModelPack artifact. The folder appears whole or not at all."""
     reporter: Reporter = context.obj
-    options = usecases.ClientOptions(plain_http=plain_http, ca_file=ca_file)
+    options = api.ClientOptions(plain_http=plain_http, ca_file=ca_file)
     with reporter.display():
-        done = usecases.unpack_asset(source, destination, name=name, root=root, options=options, emit=reporter)
+        done = api.unpack_asset(source, destination, name=name, root=root, options=options, emit=reporter)
     if as_json:
         document = {
             "path": str(done.path),

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from airferry import usecases
+from airferry import api
 from airferry.cli.near import (
     DEFAULT_CONFIG,
     ConfigOption,
@@ -43,11 +43,11 @@ def rehearse(
 ) -> None:
     """Run every step in an isolated network and report outbound connection attempts. Exits with 8 if there are any."""
     reporter: Reporter = context.obj
-    selection = usecases.Selection(
+    selection = api.Selection(
         config=config, source=source, targets=tuple(target or ()), platforms=tuple(platform or ())
     )
     with reporter.display():
-        outcome = usecases.rehearse(selection, locked=locked, engine=engine, jobs=jobs, emit=reporter)
+        outcome = api.rehearse(selection, locked=locked, engine=engine, jobs=jobs, emit=reporter)
     report = outcome.report
     if as_json:
         data(json.dumps(report.to_document(), indent=2))

@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from airferry.api.catalogue import Whereabouts
+from airferry.api.defaults import SITE_FILE
 from airferry.assets.staged import bundle_assets
 from airferry.bundle.receipt import Receipt, read_receipt
 from airferry.bundle.verify import Bundle, open_bundle
@@ -24,8 +26,6 @@ from airferry.jobs.rules.assets import StagedAssets
 from airferry.oci.digest import parse_digest
 from airferry.plan.env_profiles import read_env_file
 from airferry.registry.client import ClientOptions
-from airferry.usecases.catalogue import Whereabouts
-from airferry.usecases.defaults import SITE_FILE
 
 PLAN_CONFIG = "airgap.yaml"
 HEADER = "# The far side, described for `airferry overlays`, `mirrors` and `check`.\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from airferry.api.reach import ask_all
 from airferry.config import BootstrapBase
 from airferry.engine.preflight import Check, Status, check_emulator, check_space, checks
 from airferry.engine.program import EngineChoice
@@ -14,7 +15,6 @@ from airferry.host import files
 from airferry.near.predict import ROOM_HINT, Predictor, rooms
 from airferry.plan.lockfile import LOCK_FILE, Lockfile, read_lockfile
 from airferry.plan.models import Plan
-from airferry.usecases.reach import ask_all
 
 UNKNOWN_HINT = "`airferry lock` fetches the bases and resolves the rest; then this is known"
 LEAST_FREE_BYTES = 2 * 10**9
