@@ -23,7 +23,7 @@ from airferry.cli.app import run
 from airferry.errors import HostError, IntegrityError, RegistryError, UsageError
 from airferry.events import Event, Warned
 from airferry.far import catalogue as extraction
-from airferry.far.catalogue import extract_catalogue
+from airferry.far.catalogue import extract_packed
 from airferry.far.relocate import ARTIFACTS_REPOSITORY
 from airferry.host import files
 from airferry.oci.documents import Descriptor, parse_manifest
@@ -74,7 +74,7 @@ def test_what_git_tracks_travels_and_comes_out_as_it_was(tmp_path: Path) -> None
     entry = carried.entry
     assert (entry.files, entry.steps, entry.package, entry.tracked) == (8, "src/nemotron/steps", "nemotron.steps", True)
     store = LayoutStore.open(layout, read_only=True)
-    done = extract_catalogue(store, carried.artifact[1], tmp_path / "far")
+    done = extract_packed(store, carried.artifact[1], tmp_path / "far")
     assert (done.files, done.reused) == (8, False)
     found = tree(tmp_path / "far")
     assert found.pop(CATALOGUE_MARK)
@@ -107,7 +107,7 @@ def test_without_git_the_folder_of_the_steps_travels(tmp_path: Path) -> None:
     carried = carry(root, tmp_path / "layout", emit=events.append, plan=plan)
     assert carried is not None and not carried.entry.tracked
     assert "is in no Git repository, so of the catalogue only `src` travels" in warned(events)
-    extract_catalogue(LayoutStore.open(tmp_path / "layout"), carried.artifact[1], tmp_path / "far")
+    extract_packed(LayoutStore.open(tmp_path / "layout"), carried.artifact[1], tmp_path / "far")
     expected = {name for name in TRACKED if name.startswith("src/")} | {"src/folder", CATALOGUE_MARK}
     assert set(tree(tmp_path / "far")) == expected
 
@@ -212,7 +212,7 @@ def test_nothing_is_written_outside_and_nothing_left(tmp_path: Path, entries: li
     store = LayoutStore.create(tmp_path / "layout")
     place = tmp_path / "deep" / "er"
     with pytest.raises(IntegrityError, match=reason):
-        extract_catalogue(store, hostile(store, *entries), place / "far")
+        extract_packed(store, hostile(store, *entries), place / "far")
     assert list(place.iterdir()) == []
     assert not (tmp_path / "deep/out").exists() and not (tmp_path / "out").exists() and not Path("/out").exists()
 
@@ -236,7 +236,7 @@ def test_counts_and_sizes_are_bounded(
     store = LayoutStore.create(tmp_path / "layout")
     descriptor = hostile(store, ("a", FILE, ""), ("b", FILE, ""), ("c", FOLDER, ""), ("d", FILE, ""))
     with pytest.raises(IntegrityError, match=reason):
-        extract_catalogue(store, descriptor, tmp_path / "far")
+        extract_packed(store, descriptor, tmp_path / "far")
     assert not (tmp_path / "far").exists()
 
 
@@ -245,7 +245,7 @@ def test_folders_alone_are_bounded_too(tmp_path: Path, monkeypatch: pytest.Monke
     store = LayoutStore.create(tmp_path / "layout")
     descriptor = hostile(store, *[(f"d{number}", FOLDER, "") for number in range(60)])
     with pytest.raises(IntegrityError, match="more than 50 entries"):
-        extract_catalogue(store, descriptor, tmp_path / "far")
+        extract_packed(store, descriptor, tmp_path / "far")
 
 
 def test_nothing_is_unpacked_before_all_of_it_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,17 +260,17 @@ def test_nothing_is_unpacked_before_all_of_it_is_verified(tmp_path: Path, monkey
     blob.write_bytes(data)
     monkeypatch.setattr(extraction, "inflate", lambda *_, **__: pytest.fail("unpacked what was not verified"))
     with pytest.raises(IntegrityError):
-        extract_catalogue(store, carried.artifact[1], tmp_path / "far")
+        extract_packed(store, carried.artifact[1], tmp_path / "far")
     assert not (tmp_path / "far").exists()
 
 
 def test_what_is_no_catalogue_is_told(tmp_path: Path) -> None:
     store = LayoutStore.create(tmp_path / "layout")
     with pytest.raises(IntegrityError, match="not a catalogue"):
-        extract_catalogue(store, hostile(store, artifact_type="application/vnd.other"), tmp_path / "far")
+        extract_packed(store, hostile(store, artifact_type="application/vnd.other"), tmp_path / "far")
     file = ArtifactFile("a", "text/plain", b"x")
     with pytest.raises(IntegrityError, match="must have exactly one layer, of type"):
-        extract_catalogue(store, put_artifact(store, CATALOGUE_ARTIFACT, contents=[file]), tmp_path / "far")
+        extract_packed(store, put_artifact(store, CATALOGUE_ARTIFACT, contents=[file]), tmp_path / "far")
 
 
 # --- where it goes ---------------------------------------------------------------------------------------------------
@@ -284,19 +284,19 @@ def test_only_an_own_and_unchanged_folder_is_replaced(tmp_path: Path) -> None:
     assert first is not None and second is not None
     store = LayoutStore.open(layout)
     far.mkdir()
-    extract_catalogue(store, first.artifact[1], far)
+    extract_packed(store, first.artifact[1], far)
     inode = (far / "airgap.yaml").stat().st_ino
     (far / "src/__pycache__").mkdir()
     (far / "src/__pycache__/x.pyc").write_text("made by a run of Python")
-    assert extract_catalogue(store, first.artifact[1], far).reused
+    assert extract_packed(store, first.artifact[1], far).reused
     assert (far / "airgap.yaml").stat().st_ino == inode
-    extract_catalogue(store, second.artifact[1], far)
+    extract_packed(store, second.artifact[1], far)
     assert (far / "docs/ä page.md").read_text() == "other text\n" and not (far / "src/__pycache__").exists()
     (far / "own.yaml").write_text("a: 1\n")
     (far / "airgap.yaml").write_text("b: 1\n")
     for carried in (first, second):
         with pytest.raises(UsageError, match=r"was changed since airferry extracted it: `airgap[.]yaml`, `own[.]yaml`"):
-            extract_catalogue(store, carried.artifact[1], far)
+            extract_packed(store, carried.artifact[1], far)
     assert (far / "own.yaml").exists()
 
 
@@ -317,7 +317,7 @@ def test_what_is_not_ours_is_left_alone(tmp_path: Path, kind: str) -> None:
             (far / CATALOGUE_MARK).write_text("[" * 100_000)
     before = tree(tmp_path)
     with pytest.raises(UsageError, match="not a catalogue that airferry extracted"):
-        extract_catalogue(LayoutStore.open(tmp_path / "layout"), carried.artifact[1], far)
+        extract_packed(LayoutStore.open(tmp_path / "layout"), carried.artifact[1], far)
     assert tree(tmp_path) == before
 
 
@@ -326,7 +326,7 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert carried is not None
     monkeypatch.setattr(files, "free_bytes", lambda _path: 3)
     with pytest.raises(HostError, match="3 are free"):
-        extract_catalogue(LayoutStore.open(tmp_path / "layout"), carried.artifact[1], tmp_path / "far")
+        extract_packed(LayoutStore.open(tmp_path / "layout"), carried.artifact[1], tmp_path / "far")
 
 
 def test_paths_are_compared_as_disks_do() -> None:

@@ -12,7 +12,7 @@ from airferry import api
 from airferry.bundle.catalogue import CATALOGUE_MARK
 from airferry.bundle.receipt import write_receipt
 from airferry.events import Event, Warned
-from airferry.far.catalogue import extract_catalogue
+from airferry.far.catalogue import extract_packed
 from airferry.near.assemble import context
 from airferry.near.carry.catalogue import CarriedCatalogue
 from airferry.oci.layout import LayoutStore
@@ -41,7 +41,7 @@ def travel(root: Path, **options: Any) -> tuple[CarriedCatalogue, Plan]:
     plan = lay_out(root, **options)
     carried = carry(plan.source_root, root / "layout", plan=plan)
     assert carried is not None
-    extract_catalogue(LayoutStore.open(root / "layout", read_only=True), carried.artifact[1], root / "far")
+    extract_packed(LayoutStore.open(root / "layout", read_only=True), carried.artifact[1], root / "far")
     return carried, plan
 
 
@@ -109,7 +109,7 @@ def test_a_config_in_the_catalogue_travels_though_git_does_not_track_it(tmp_path
     events: list[Event] = []
     carried = carry(catalogue, tmp_path / "layout", plan=plan, emit=events.append)
     assert carried is not None
-    extract_catalogue(LayoutStore.open(tmp_path / "layout"), carried.artifact[1], tmp_path / "far")
+    extract_packed(LayoutStore.open(tmp_path / "layout"), carried.artifact[1], tmp_path / "far")
     assert (tmp_path / f"far/{STEP}/config/base/more.yaml").read_text() == "a: 1\n"
     assert [event.text for event in events if isinstance(event, Warned)] == [
         f"`{STEP}/config/base/more.yaml`, `{STEP}/config/new.yaml` travel, as targets need them, though Git does not "

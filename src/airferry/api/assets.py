@@ -55,7 +55,7 @@ def record_asset(
     target = output or Path(asset_file_name(chosen))
     if path.is_dir() and target.resolve().is_relative_to(path.resolve()):
         raise UsageError(f"`{target}` lies in the asset itself", hint="write the manifest elsewhere: `--out FILE`")
-    manifest = recording.record_asset(path, name=chosen, kind=kind, jobs=jobs, emit=emit)
+    manifest = recording.record_files(path, name=chosen, kind=kind, jobs=jobs, emit=emit)
     files.write_bytes(target, manifest.to_bytes())
     return RecordOutcome(manifest, target)
 
@@ -85,7 +85,7 @@ def verify_asset(
     else:
         bundle = open_bundle(source, root=root)
         manifest = _choose(bundle_assets(bundle), name, f"bundle `{source}` carries the manifest")
-    return staged.verify_asset(manifest, path, jobs=jobs, emit=emit)
+    return staged.verify_staged(manifest, path, jobs=jobs, emit=emit)
 
 
 def unpack_asset(
@@ -109,14 +109,14 @@ def unpack_asset(
         layout = find_layout(Path(source))
         bundle = open_bundle(layout, root=root)
         descriptor = _choose(bundle_packs(bundle), name, f"bundle `{source}` carries the content")
-        return staged.unpack_asset(bundle.store, descriptor, destination, emit=emit)
+        return staged.unpack_staged(bundle.store, descriptor, destination, emit=emit)
     try:
         reference = parse_reference(source.removeprefix(REGISTRY_PREFIX))
     except AirferryError as error:
         raise UsageError(f"`{source}` is no bundle and no reference: {error.message}") from error
     with open_clients(options or ClientOptions(), emit=emit) as clients:
         registry = Pulls(clients, emit=emit).source(reference)
-        return staged.unpack_asset(registry, registry.resolve(reference.target), destination, emit=emit)
+        return staged.unpack_staged(registry, registry.resolve(reference.target), destination, emit=emit)
 
 
 def _choose(found: dict[str, T], name: str | None, what: str) -> T:

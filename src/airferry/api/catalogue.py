@@ -13,7 +13,7 @@ from airferry.bundle.verify import Bundle, open_bundle
 from airferry.errors import IntegrityError, RegistryError, UsageError
 from airferry.events import Emit, silent
 from airferry.far.catalogue import Extracted, expect_ours, holds_catalogue, unpack_catalogue
-from airferry.far.catalogue import extract_catalogue as extract
+from airferry.far.catalogue import extract_packed as extract
 from airferry.far.load import expect_outside
 from airferry.host import files
 from airferry.jobs.places import CATALOGUE_FOLDER

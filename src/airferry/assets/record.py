@@ -41,10 +41,9 @@ MAX_RAW_LAYERS = 500
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".nemo", ".distcp", ".npz", ".h5")
 DOCUMENTS = (".md", ".rst", ".pdf")
 CODE = (".py", ".sh", ".ipynb")
-SHOWN = 3
 
 
-def record_asset(
+def record_files(
     path: Path,
     *,
     name: str,

@@ -36,6 +36,7 @@ from airferry.oci.documents import Descriptor, parse_manifest
 from airferry.oci.ports import Source, blocks
 from airferry.oci.streams import BlockReader, verifying
 from airferry.oci.tar import TarReader
+from airferry.wording import some_of
 
 SHOWN_FINDINGS = 5
 MAX_KEPT_FINDINGS = 10_000
@@ -95,17 +96,15 @@ class AssetReport:
         """
         if self.ok:
             return
-        shown = "; ".join(str(item) for item in self.findings[:SHOWN_FINDINGS])
-        more = len(self.findings) - SHOWN_FINDINGS
+        shown = some_of([str(item) for item in self.findings], SHOWN_FINDINGS, separator="; ")
         raise FindingsError(
-            f"asset `{self.name}` in `{self.path}` is not what was recorded: {shown}"
-            + (f"; and {more} more" if more > 0 else ""),
+            f"asset `{self.name}` in `{self.path}` is not what was recorded: {shown}",
             hint="copy these files again from where they came, then verify again",
             report=self,
         )
 
 
-def verify_asset(
+def verify_staged(
     manifest: AssetManifest, path: Path, *, content: bool = True, jobs: int | None = None, emit: Emit = silent
 ) -> AssetReport:
     """Compare what is staged at a path with a manifest and return what differs. Each file is read once, on all cores.
@@ -226,7 +225,7 @@ class Unpacked:
     size_bytes: int
 
 
-def unpack_asset(source: Source, descriptor: Descriptor, destination: Path, *, emit: Emit = silent) -> Unpacked:
+def unpack_staged(source: Source, descriptor: Descriptor, destination: Path, *, emit: Emit = silent) -> Unpacked:
     """Unpack a ModelPack artifact into a folder that is absent or empty. Atomic: it appears whole or not at all.
 
     Only regular files, folders and links that stay inside are made, whatever the artifact says; every blob is

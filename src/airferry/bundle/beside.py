@@ -19,6 +19,7 @@ from airferry.host import files
 from airferry.host.threads import parallel_map, usable_cores
 from airferry.oci.documents import parse_manifest
 from airferry.oci.layout import LayoutStore
+from airferry.wording import printable
 
 BUNDLE_FOLDER = "bundle"
 BUILD_FILES = frozenset(
@@ -126,7 +127,7 @@ def _others(folder: Path, known: Collection[str], prefix: str = "") -> Iterator[
         if is_folder and any(other.startswith(f"{name}/") for other in known):
             yield from _others(folder / entry.name, known, f"{name}/")
         else:
-            shown = "".join(character if character.isprintable() else "\ufffd" for character in name)
+            shown = printable(name, most=len(name))
             yield shown + ("/" if is_folder else "")
 
 

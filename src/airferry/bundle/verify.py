@@ -25,7 +25,7 @@ from airferry.oci.entries import names_of
 from airferry.oci.layout import INDEX_FILE, LAYOUT_FILE, LayoutStore
 from airferry.oci.reference import parse_reference
 from airferry.oci.validate import Defect, ImagePart, Inspector, report_unnamed
-from airferry.wording import counted
+from airferry.wording import counted, some_of
 
 SHOWN_FINDINGS = 5
 COPY_ARCHIVES = "copy those archives again, or remove them: a load does not read them"
@@ -123,14 +123,12 @@ class VerifyReport:
         """
         if self.ok:
             return
-        shown = "".join(f"\n  | {finding}" for finding in self.findings[:SHOWN_FINDINGS])
-        more = len(self.findings) - SHOWN_FINDINGS
+        shown = some_of([str(finding) for finding in self.findings], SHOWN_FINDINGS, separator="\n  | ")
         damaged, hint = f"bundle `{self.path}` is damaged", COPY_AGAIN
         if len(self.findings) == self.beside_findings:
             damaged, hint = f"bundle `{self.path}` is whole, archives next to it are not", COPY_ARCHIVES
         raise IntegrityError(
-            f"{damaged}: {counted(len(self.findings), 'finding')}"
-            + ("" if listed else shown + (f"\n  | and {more} more" if more > 0 else "")),
+            f"{damaged}: {counted(len(self.findings), 'finding')}" + ("" if listed else f"\n  | {shown}"),
             hint=hint,
             report=self,
         )

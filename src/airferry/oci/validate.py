@@ -17,7 +17,7 @@ from airferry.oci.documents import (
     EMPTY_CONFIG,
     INDEX_TYPES,
     MANIFEST_TYPES,
-    MAX_CONFIG_BYTES,
+    MAX_IMAGE_CONFIG_BYTES,
     REF_NAME,
     Descriptor,
     ImageConfig,
@@ -32,6 +32,7 @@ from airferry.oci.layout import LayoutStore
 from airferry.oci.platform import Platform
 from airferry.oci.ports import BLOCK_BYTES, Source, blocks
 from airferry.oci.streams import verifying
+from airferry.wording import printable
 
 PROGRESS_EVERY_BYTES = 64 * BLOCK_BYTES
 MAX_FINDINGS = 1000
@@ -87,7 +88,11 @@ class Inspector:
     def report(self, subject: str, text: str, digest: str | None = None) -> None:
         """Note that something is wrong; what others wrote is cut and made printable."""
         if len(self.findings) < MAX_FINDINGS:
-            self.findings.append(Defect(_shown(subject), _shown(text), digest))
+            self.findings.append(
+                Defect(
+                    printable(subject, most=MAX_DEFECT_CHARACTERS), printable(text, most=MAX_DEFECT_CHARACTERS), digest
+                )
+            )
 
     def image(self, descriptor: Descriptor, *, subject: str, original: bool = False) -> tuple[ImagePart, ...]:
         """Walk an image or image index and return its platforms; what cannot be read is reported and left out.
@@ -228,8 +233,8 @@ class Inspector:
     def _config(self, descriptor: Descriptor, *, subject: str) -> ImageConfig | None:
         self.read_whole.add(descriptor.digest)
         try:
-            if descriptor.size > MAX_CONFIG_BYTES:
-                raise IntegrityError(f"config `{descriptor.digest}` is larger than {MAX_CONFIG_BYTES} bytes")
+            if descriptor.size > MAX_IMAGE_CONFIG_BYTES:
+                raise IntegrityError(f"config `{descriptor.digest}` is larger than {MAX_IMAGE_CONFIG_BYTES} bytes")
             with self.source.open_blob(descriptor) as stream:
                 data = verifying(stream, descriptor).read()
             return parse_image_config(data, what=f"config `{descriptor.digest}`")
@@ -288,11 +293,6 @@ def report_unnamed(
     """Report each stored digest that nothing wants."""
     for digest in sorted(set(stored).difference(wanted)):
         report(f"blob `{digest}`", "nothing names it", digest)
-
-
-def _shown(text: str) -> str:
-    cut = text if len(text) <= MAX_DEFECT_CHARACTERS else text[:MAX_DEFECT_CHARACTERS] + "…"
-    return "".join(character if character.isprintable() else "\ufffd" for character in cut)
 
 
 def _name(entry: Descriptor) -> str:
