@@ -24,9 +24,9 @@ from airferry.events import Emit, Progress
 from airferry.host import files
 from airferry.host.threads import Cancelled, parallel_map
 
-READ_BYTES = 2 * 1024 * 1024
+HASH_READ_BYTES = 2 * 1024 * 1024
 PROGRESS_EVERY_BYTES = 64 * 1024 * 1024
-BATCH_BYTES = 16 * 1024 * 1024
+HASH_BATCH_BYTES = 16 * 1024 * 1024
 BATCH_LINES = 512
 MAX_JOURNAL_LINE = 64 * 1024
 
@@ -160,7 +160,7 @@ def hash_files(
 
 def _sha256(place: Path, state: FileState, meter: _Meter, stop: threading.Event) -> str:
     digest = hashlib.sha256()
-    buffer = memoryview(bytearray(max(1, min(READ_BYTES, state.size_bytes + 1))))
+    buffer = memoryview(bytearray(max(1, min(HASH_READ_BYTES, state.size_bytes + 1))))
     handle = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         _expect_same(os.fstat(handle), state)
@@ -258,7 +258,7 @@ class HashJournal:
             self._known[state] = sha256
             self._waiting.append(line)
             self._waiting_bytes += state.size_bytes
-            if self._waiting_bytes >= BATCH_BYTES or len(self._waiting) >= BATCH_LINES:
+            if self._waiting_bytes >= HASH_BATCH_BYTES or len(self._waiting) >= BATCH_LINES:
                 self._write()
 
     def flush(self) -> None:
