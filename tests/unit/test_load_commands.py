@@ -60,7 +60,7 @@ def test_a_step_with_a_baked_checkout_takes_the_config_that_overlays_writes(by_t
 def test_no_command_overrides_the_mounts_of_a_job(baked: bool, submit: str | None) -> None:
     """Overrides come after the profile: one of the mounts would take its storage away."""
     for targets in (("sft/one:tiny",), ("sft/one",), ("sft/one:tiny", "eval/two")):
-        steps = {target: IMAGE for target in targets}
+        steps = dict.fromkeys(targets, IMAGE)
         receipt = receipt_of(DIGEST, submit=submit).model_copy(update={"targets": targets, "steps": steps})
         commands = outcome(receipt, baked=baked).submit_commands()
         assert len(commands) == len(targets)
