@@ -25,9 +25,9 @@ from airferry.host import files
 from airferry.host.progress import MIB, Meter
 from airferry.host.threads import Cancelled, parallel_map
 
-READ_BYTES = 2 * 1024 * 1024
+HASH_READ_BYTES = 2 * MIB
 PROGRESS_EVERY_BYTES = 64 * MIB
-BATCH_BYTES = 16 * 1024 * 1024
+HASH_BATCH_BYTES = 16 * MIB
 BATCH_LINES = 512
 MAX_JOURNAL_LINE = 64 * 1024
 
@@ -161,7 +161,7 @@ def hash_files(
 
 def _sha256(place: Path, state: FileState, meter: Meter, stop: threading.Event) -> str:
     digest = hashlib.sha256()
-    buffer = memoryview(bytearray(max(1, min(READ_BYTES, state.size_bytes + 1))))
+    buffer = memoryview(bytearray(max(1, min(HASH_READ_BYTES, state.size_bytes + 1))))
     handle = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         _expect_same(os.fstat(handle), state)
@@ -240,7 +240,7 @@ class HashJournal:
             self._known[state] = sha256
             self._waiting.append(line)
             self._waiting_bytes += state.size_bytes
-            if self._waiting_bytes >= BATCH_BYTES or len(self._waiting) >= BATCH_LINES:
+            if self._waiting_bytes >= HASH_BATCH_BYTES or len(self._waiting) >= BATCH_LINES:
                 self._write()
 
     def flush(self) -> None:

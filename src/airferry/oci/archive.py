@@ -39,7 +39,7 @@ from airferry.oci.streams import verifying
 from airferry.oci.tar import DIRECTORY, END_OF_ARCHIVE, TarEntry, TarReader, padding, tar_header
 
 DOCKER_FILE = "manifest.json"
-MAX_ENTRIES = 50_000
+MAX_ARCHIVE_ENTRIES = 50_000
 # skopeo as an ordinary user fails (1.9: chown) on folders that the archive only implies
 BLOB_FOLDERS = ("blobs/", "blobs/sha256/")
 PREFERRED_FOR_DOCKER = Platform("linux", "amd64")
@@ -255,8 +255,8 @@ class ArchiveSource:
             stream.seek(0)
             reader = TarReader(stream, what=f"`{self.path}`", seeks=True)
             for number, entry in enumerate(reader):
-                if number >= MAX_ENTRIES:
-                    raise IntegrityError(f"`{self.path}` has more than {MAX_ENTRIES} entries")
+                if number >= MAX_ARCHIVE_ENTRIES:
+                    raise IntegrityError(f"`{self.path}` has more than {MAX_ARCHIVE_ENTRIES} entries")
                 if entry.type == DIRECTORY:
                     continue
                 name = entry.path

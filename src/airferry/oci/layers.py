@@ -28,11 +28,11 @@ from airferry.oci.layout import LayoutStore
 from airferry.oci.ports import blocks
 from airferry.oci.streams import verifying
 
-Kind = Literal["zstd", "gzip", "none"]
+CompressionKind = Literal["zstd", "gzip", "none"]
 Observer = Callable[[bytes], None]
 
-MEDIA_TYPES: dict[Kind, str] = {"zstd": LAYER_ZSTD, "gzip": LAYER_GZIP, "none": LAYER_TAR}
-KINDS: dict[str, Kind] = {
+MEDIA_TYPES: dict[CompressionKind, str] = {"zstd": LAYER_ZSTD, "gzip": LAYER_GZIP, "none": LAYER_TAR}
+KINDS: dict[str, CompressionKind] = {
     LAYER_ZSTD: "zstd",
     LAYER_GZIP: "gzip",
     DOCKER_LAYER_GZIP: "gzip",
@@ -86,7 +86,7 @@ class LayerResult:
     original: Descriptor | None = None
 
 
-def layer_kind(media_type: str) -> Kind:
+def layer_kind(media_type: str) -> CompressionKind:
     """Return how layers of a media type are compressed.
 
     Raises:

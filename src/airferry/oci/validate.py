@@ -37,11 +37,11 @@ PROGRESS_EVERY_BYTES = 64 * MIB
 MAX_FINDINGS = 1000
 # a bad sector is a finding about a blob, not the end of the search for others
 UNREADABLE = (IntegrityError, HostError)
-MAX_SHOWN_CHARACTERS = 500
+MAX_DEFECT_CHARACTERS = 500
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Defect:
     """Something wrong: with what (an image and its platform, an artifact, a file), and what is wrong."""
 
     subject: str
@@ -80,14 +80,14 @@ class Inspector:
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self.findings: list[Finding] = []
+        self.findings: list[Defect] = []
         self.wanted: dict[str, Wanted] = {}
         self.read_whole: set[str] = set()
 
     def report(self, subject: str, text: str, digest: str | None = None) -> None:
         """Note that something is wrong; what others wrote is cut and made printable."""
         if len(self.findings) < MAX_FINDINGS:
-            self.findings.append(Finding(_shown(subject), _shown(text), digest))
+            self.findings.append(Defect(_shown(subject), _shown(text), digest))
 
     def image(self, descriptor: Descriptor, *, subject: str, original: bool = False) -> tuple[ImagePart, ...]:
         """Walk an image or image index and return its platforms; what cannot be read is reported and left out.
@@ -257,7 +257,7 @@ def validate_image(
     subject: str,
     jobs: int | None = None,
     emit: Emit = silent,
-) -> list[Finding]:
+) -> list[Defect]:
     """Check one image of any source, every byte of it, and return what is wrong with it."""
     inspector = Inspector(source)
     inspector.image(descriptor, subject=subject)
@@ -265,7 +265,7 @@ def validate_image(
     return inspector.findings
 
 
-def validate_layout(store: LayoutStore, *, jobs: int | None = None, emit: Emit = silent) -> list[Finding]:
+def validate_layout(store: LayoutStore, *, jobs: int | None = None, emit: Emit = silent) -> list[Defect]:
     """Check a whole layout, every byte of what its index.json names and what lies about, and return what is wrong.
 
     Raises:
@@ -291,7 +291,7 @@ def report_unnamed(
 
 
 def _shown(text: str) -> str:
-    cut = text if len(text) <= MAX_SHOWN_CHARACTERS else text[:MAX_SHOWN_CHARACTERS] + "…"
+    cut = text if len(text) <= MAX_DEFECT_CHARACTERS else text[:MAX_DEFECT_CHARACTERS] + "…"
     return "".join(character if character.isprintable() else "\ufffd" for character in cut)
 
 
