@@ -7,9 +7,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from airferry.api.defaults import DEFAULT_STEPS
 from airferry.bundle.receipt import Receipt, read_receipt
 from airferry.bundle.verify import Bundle, open_bundle
+from airferry.config.models import DEFAULT_STEPS
 from airferry.errors import IntegrityError, RegistryError, UsageError
 from airferry.events import Emit, silent
 from airferry.far.catalogue import Extracted, expect_ours, holds_catalogue, unpack_catalogue

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from airferry.bundle.plain import verify_any
 from airferry.bundle.receipt import RECEIPT_FILE, Receipt
-from airferry.bundle.verify import VerifyReport, verify_bundle
+from airferry.bundle.verify import VerifyReport
 from airferry.events import Emit, silent
 from airferry.far import load as loading
 from airferry.far import tags
@@ -112,11 +113,13 @@ class LoadOutcome:
 def verify(bundle: Path, *, root: str | None = None, emit: Emit = silent) -> VerifyReport:
     """Check every byte of a bundle and that each image in it is whole, and return what was seen.
 
+    An OCI image layout of another tool is checked as far as it can be told from itself: `is_bundle` is false then.
+
     Raises:
-        UsageError: there is no bundle.
+        UsageError: there is no bundle or layout.
         IntegrityError: the root is another, or there is no telling what the bundle should hold.
     """
-    return verify_bundle(bundle, root=root, beside=True, emit=emit)
+    return verify_any(bundle, root=root, emit=emit)
 
 
 def load(

@@ -68,10 +68,14 @@ def verify(
         if (more := len(report.beside) - SHOWN_BESIDE) > 0:
             reporter.say(f"[yellow]note:[/] {more} more lines about the folder, all of them with `--json`")
         amount = f"{report.blobs} blobs, {size_text(report.size_bytes)}"
+        if not report.is_bundle:
+            reporter.say("an image layout of another tool, checked by its own index; [yellow]not checked:[/]")
+            for line in report.not_checked:
+                reporter.say(f"  {escape(line)}")
         reporter.say(f"{report.images_text}; {counted(report.artifacts, 'artifact')}; {amount}")
         reporter.say(f"root {report.root}" + (" (as expected)" if report.root_verified else ""))
     report.raise_if_wrong(listed=not as_json)
-    if not report.root_verified:
+    if report.is_bundle and not report.root_verified:
         reporter.say(
             "Integrity was checked, not origin: compare the root with the one from the separate channel (`--root`)."
         )

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from airferry.config import ArchiveBase, BootstrapBase, LayoutBase
-from airferry.config import BaseImage as BaseSpec
+from airferry.config import BaseSpec as BaseSpec
 from airferry.errors import AirferryError, HostError
 from airferry.events import Emit, Warned, silent
 from airferry.host import files

@@ -39,10 +39,9 @@ from airferry.oci.layers import Compression
 from airferry.oci.platform import Platform
 from airferry.plan.code.modules import parents
 from airferry.plan.lockfile import LockedPlatform, Lockfile
-from airferry.plan.models import GroupPlan, LauncherPlan, Plan
+from airferry.plan.models import LAUNCHER, GroupPlan, LauncherPlan, Plan
 from airferry.wording import some_of
 
-LAUNCHER = "launcher"
 TITLE_LABEL = "org.opencontainers.image.title"
 MAX_SAID = 20
 

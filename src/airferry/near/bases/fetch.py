@@ -15,8 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from airferry.config import ArchiveBase, BootstrapBase, LayoutBase, RegistryBase
-from airferry.config import BaseImage as BaseSpec
+from airferry.config import ArchiveBase, BaseSpec, BootstrapBase, LayoutBase, RegistryBase
 from airferry.errors import AirferryError, BuildError, ConfigurationError, HostError, IntegrityError
 from airferry.events import Emit
 from airferry.host import clock, files

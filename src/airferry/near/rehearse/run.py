@@ -49,7 +49,7 @@ VERSION = 4  # part of every rehearsal's inputs: raise it when the same step wou
 REPORT_FILE = "airgap-rehearsal.json"
 MAX_OUTPUT = 4000
 REHEARSAL_TAG = "rehearsal"
-SHOWN_FINDINGS = 8
+SHOWN_ATTEMPTS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ class RehearsalReport:
         """
         if not self.findings:
             return
-        shown = some_of([str(finding) for finding in self.findings], SHOWN_FINDINGS, separator="\n  ")
+        shown = some_of([str(finding) for finding in self.findings], SHOWN_ATTEMPTS, separator="\n  ")
         raise FindingsError(
             f"the rehearsal found {counted(len(self.findings), 'thing')}:\n  {shown}",
             hint="; ".join(self._ways_out()),
