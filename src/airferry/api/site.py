@@ -19,7 +19,7 @@ from airferry.errors import ConfigurationError, IntegrityError, UsageError
 from airferry.events import Emit, Warned, silent
 from airferry.host import files
 from airferry.jobs.check import Checked, CheckReport, executor_of, images_to_ask, run_check
-from airferry.jobs.configs import COMMANDS_FILE, PLAIN, WRITTEN_BY, OverlaySet, make_overlays
+from airferry.jobs.configs import COMMANDS_FILE, CONFIGS_MARK, PLAIN, OverlaySet, make_overlays
 from airferry.jobs.images import ask_images
 from airferry.jobs.mirrors import MirrorFiles, make_mirrors
 from airferry.jobs.rules.assets import StagedAssets
@@ -222,7 +222,7 @@ def _remove_stale(out: Path, written: Mapping[str, str], *, kinds: Iterable[str]
 
     Nothing but the executors' own folders is looked at, as `out` may be a folder with much else in it.
     """
-    mark = WRITTEN_BY.encode()
+    mark = CONFIGS_MARK.encode()
     for path in sorted(path for kind in kinds for path in (out / kind).rglob("*")):
         if path.is_symlink() or not path.is_file() or str(path.relative_to(out)) in written:
             continue

@@ -14,7 +14,7 @@ from airferry.cli.options import AssetNameOption, CaFileOption, JsonOption, Plai
 from airferry.cli.render import Reporter, data
 from airferry.wording import counted, size_text
 
-MAX_SHOWN = 200
+MAX_SHOWN_FINDINGS = 200
 assets = typer.Typer(
     no_args_is_help=True,
     help="Models, datasets, checkpoints and tokenizers on storage: record them here, verify them there.",
@@ -92,10 +92,10 @@ def verify(
     if as_json:
         data(json.dumps(report.to_document(), indent=2))
     else:
-        for finding in report.findings[:MAX_SHOWN]:
+        for finding in report.findings[:MAX_SHOWN_FINDINGS]:
             data(str(finding))
-        if len(report.findings) > MAX_SHOWN:
-            reporter.say(f"and {len(report.findings) - MAX_SHOWN} more; `--json` lists all")
+        if len(report.findings) > MAX_SHOWN_FINDINGS:
+            reporter.say(f"and {len(report.findings) - MAX_SHOWN_FINDINGS} more; `--json` lists all")
     report.raise_if_wrong()
     amount = f"{counted(report.files, 'file')}, {size_text(report.size_bytes)}"
     reporter.say(f"asset {report.name} is complete: {amount}, {report.digest}")

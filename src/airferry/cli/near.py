@@ -12,7 +12,7 @@ import typer
 
 from airferry import api
 from airferry.cli.options import (
-    DEFAULT_CONFIG,
+    DEFAULT_PLAN_FILE,
     BuildJobsOption,
     ConfigOption,
     EngineOption,
@@ -62,7 +62,7 @@ def _documents(warnings: Iterable[PlanWarning]) -> list[dict[str, Any]]:
 
 def doctor(
     context: typer.Context,
-    config: ConfigOption = DEFAULT_CONFIG,
+    config: ConfigOption = DEFAULT_PLAN_FILE,
     source: SourceOption = None,
     target: TargetOption = None,
     platform: PlatformOption = None,
@@ -94,7 +94,7 @@ def doctor(
 
 def plan(
     context: typer.Context,
-    config: ConfigOption = DEFAULT_CONFIG,
+    config: ConfigOption = DEFAULT_PLAN_FILE,
     source: SourceOption = None,
     target: TargetOption = None,
     platform: PlatformOption = None,
@@ -119,7 +119,7 @@ def plan(
 def _next(command: str, config: Path, options: Mapping[str, object]) -> str:
     """Return the command that goes on with the same plan, for a shell: the options as they were given."""
     words = ["airferry", command]
-    given = {"--config": config if config != DEFAULT_CONFIG else None, **options}
+    given = {"--config": config if config != DEFAULT_PLAN_FILE else None, **options}
     for name, value in given.items():
         for one in value if isinstance(value, list) else [value] if value else []:
             words += [name, str(one)]
@@ -128,7 +128,7 @@ def _next(command: str, config: Path, options: Mapping[str, object]) -> str:
 
 def lock(
     context: typer.Context,
-    config: ConfigOption = DEFAULT_CONFIG,
+    config: ConfigOption = DEFAULT_PLAN_FILE,
     source: SourceOption = None,
     target: TargetOption = None,
     platform: PlatformOption = None,
@@ -164,7 +164,7 @@ def lock(
 
 def build(
     context: typer.Context,
-    config: ConfigOption = DEFAULT_CONFIG,
+    config: ConfigOption = DEFAULT_PLAN_FILE,
     source: SourceOption = None,
     target: TargetOption = None,
     platform: PlatformOption = None,

@@ -9,7 +9,7 @@ import typer
 
 from airferry.cli import completion
 
-DEFAULT_CONFIG = Path("airgap.yaml")
+DEFAULT_PLAN_FILE = Path("airgap.yaml")
 MAX_PARALLEL = 64
 MAX_READERS = 256
 
@@ -23,7 +23,7 @@ ConfigOption = Annotated[
         metavar="FILE",
         envvar="AIRFERRY_CONFIG",
         help="Configuration file.",
-        show_default=str(DEFAULT_CONFIG),
+        show_default=str(DEFAULT_PLAN_FILE),
     ),
 ]
 SourceOption = Annotated[

@@ -8,7 +8,7 @@ import typer
 
 from airferry import api
 from airferry.cli.options import (
-    DEFAULT_CONFIG,
+    DEFAULT_PLAN_FILE,
     BuildJobsOption,
     ConfigOption,
     EngineOption,
@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
 
 def rehearse(
     context: typer.Context,
-    config: ConfigOption = DEFAULT_CONFIG,
+    config: ConfigOption = DEFAULT_PLAN_FILE,
     source: SourceOption = None,
     target: TargetOption = None,
     platform: PlatformOption = None,
