@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import IO, cast
 
 from airferry.errors import IntegrityError
-from airferry.events import Emit, Progress, silent
+from airferry.events import Emit, silent
 from airferry.host import files
 from airferry.host.canonical import canonical_json
+from airferry.host.progress import Meter
 from airferry.oci.copy import read_closure, read_referrers
 from airferry.oci.digest import digest_hex
 from airferry.oci.documents import (
@@ -106,12 +107,11 @@ def write_oci_archive(
             tar.add_folder(folder)
         for stored in manifests.values():
             tar.add_bytes(_blob_name(stored.descriptor), stored.data)
-        done = 0
+        meter = Meter(f"archive {path.name}", total, emit, every_bytes=1)
         for blob in ordered:
             with source.open_blob(blob) as stream:
                 tar.add(_blob_name(blob), blob.size, verifying(stream, blob))
-            done += blob.size
-            emit(Progress(f"archive {path.name}", done, total))
+            meter.advance(blob.size)
         tar.finish()
     return WrittenArchive(path, tar.size_bytes, tar.digest())
 

@@ -6,12 +6,12 @@ what makes reading on impossible is raised.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 from airferry.errors import HostError, IntegrityError
-from airferry.events import Emit, Progress, silent
+from airferry.events import Emit, silent
+from airferry.host.progress import MIB, Meter
 from airferry.host.threads import parallel_map, usable_cores
 from airferry.oci.documents import (
     EMPTY_CONFIG,
@@ -30,10 +30,10 @@ from airferry.oci.documents import (
 from airferry.oci.layers import KINDS
 from airferry.oci.layout import LayoutStore
 from airferry.oci.platform import Platform
-from airferry.oci.ports import BLOCK_BYTES, Source, blocks
+from airferry.oci.ports import Source, blocks
 from airferry.oci.streams import verifying
 
-PROGRESS_EVERY_BYTES = 64 * BLOCK_BYTES
+PROGRESS_EVERY_BYTES = 64 * MIB
 MAX_FINDINGS = 1000
 # a bad sector is a finding about a blob, not the end of the search for others
 UNREADABLE = (IntegrityError, HostError)
@@ -151,7 +151,7 @@ class Inspector:
         todo = [wanted for digest, wanted in self.wanted.items() if digest not in self.read_whole]
         todo.sort(key=lambda wanted: (-wanted.descriptor.size, wanted.descriptor.digest))
         total = sum(wanted.descriptor.size for wanted in todo)
-        progress = _Progress(total, emit)
+        progress = Meter("verify", total, emit, every_bytes=PROGRESS_EVERY_BYTES)
         failures = parallel_map(
             lambda wanted: _check_blob(self.source, wanted.descriptor, progress.advance),
             todo,
@@ -307,22 +307,3 @@ def _check_blob(source: Source, descriptor: Descriptor, on_block: Callable[[int]
     except UNREADABLE as error:
         return error.message
     return None
-
-
-class _Progress:
-    """Bytes that were read, counted from several threads."""
-
-    def __init__(self, total: int, emit: Emit) -> None:
-        self._total = total
-        self._emit = emit
-        self._lock = threading.Lock()
-        self._done = 0
-        self._said = 0
-
-    def advance(self, size: int) -> None:
-        with self._lock:
-            self._done += size
-            if self._done - self._said < PROGRESS_EVERY_BYTES and self._done < self._total:
-                return
-            self._said = self._done
-            self._emit(Progress("verify", self._done, self._total))
