@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from airferry.api import LoadOutcome
 from airferry.bundle.manifest import BundleManifest, GroupEntry, ToolEntry
 from airferry.bundle.receipt import Receipt, ReceiptCatalogue
 from airferry.bundle.verify import VerifyReport
@@ -15,7 +16,6 @@ from airferry.cli.app import run
 from airferry.cli.render import Reporter
 from airferry.far.load import LoadResult
 from airferry.far.push import PushResult
-from airferry.usecases import LoadOutcome
 from travelling_catalogue import DIGEST, REF, TARGET, URL, receipt_of
 
 IMAGE = f"hub.site:5000/airgap/trainer@{DIGEST}"
