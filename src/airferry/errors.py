@@ -112,10 +112,6 @@ class ConfigurationError(AirferryError):
         self.line = line
 
 
-class SharedFileError(ConfigurationError):
-    """A file of the host that all images share is wrong: no place in the user's plan has a part in it."""
-
-
 class HostError(AirferryError):
     """The host lacks something: a tool, a permission, disk space, an emulator."""
 

@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from typing import NoReturn, TypeVar
 
 from airferry import errors
-from airferry.errors import AirferryError, HostError, IntegrityError, SharedFileError
+from airferry.errors import AirferryError, HostError, IntegrityError
 from airferry.host.threads import parallel_map
 from airferry.plan.models import GroupPlan, LauncherPlan, Overlay, Plan
+from airferry.registry.registries_conf import SharedFileError
 
 MAX_TOLD = 50
 T = TypeVar("T")

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from airferry.config.toml_errors import toml_error_line
-from airferry.errors import ConfigurationError, HostError, SharedFileError, UsageError
+from airferry.errors import ConfigurationError, HostError, UsageError
 from airferry.host import files
 from airferry.oci.reference import Reference, parse_reference
 
@@ -38,6 +38,10 @@ _KEYS_OF_VERSION_2 = (
     "additional-layer-store-auth-helper",
 )
 _KeyPath = tuple[str | int, ...]
+
+
+class SharedFileError(ConfigurationError):
+    """A file of the host that all images share is wrong: no place in the user's plan has a part in it."""
 
 
 @dataclass(frozen=True, slots=True)
