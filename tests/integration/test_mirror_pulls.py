@@ -107,7 +107,7 @@ def carry(folder: Path, choice: str, *, private: str, upstream: Path) -> Carried
         for finding in verify_bundle(folder / "bundle").findings
     )
     put_originals(originals, cache.store, bundle)
-    loaded = load(folder / "bundle", to=f"{private}/airgap", receipt_path=folder / "receipt.yaml", options=ANONYMOUS)
+    loaded = load(folder / "bundle", to=f"{private}/airgap", receipt=folder / "receipt.yaml", options=ANONYMOUS)
     return Carried(name, index, loaded.receipt)
 
 

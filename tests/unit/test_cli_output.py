@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from airferry import api
-from airferry.api.near import LockOutcome
 from airferry.cli import app as program
 from airferry.cli.app import run
 from airferry.cli.render import Reporter
 from airferry.events import Notice
+from airferry.near.commands import LockOutcome
 from airferry.plan.lockfile import LOCK_FILE, LockedGroup, LockedPlatform, Lockfile, write_lockfile
 from catalogues import airgap, write_airgap, write_step
 from near_side import PROGRAM
@@ -248,7 +248,7 @@ def test_the_next_command_goes_on_with_the_same_plan(
     write_lockfile(Lockfile(), lockfile)
     assert run(["plan", *options]) == 0
     assert following() == ["lock", *options], "it covers nothing"
-    monkeypatch.setattr("airferry.api.near.uncovered", lambda *_: [])
+    monkeypatch.setattr("airferry.near.commands.uncovered", lambda *_: [])
     assert run(["plan", *options, "--stage", "save-images"]) == 0
     assert following() == ["build", *options, "--stage", "save-images"]
     monkeypatch.setattr(api, "lock", lambda *_, **__: LockOutcome(lockfile, ()))

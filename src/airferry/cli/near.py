@@ -13,7 +13,6 @@ import typer
 from airferry import api
 from airferry.cli.render import Reporter, data, escape
 from airferry.errors import HostError
-from airferry.plan.models import PlanWarning
 from airferry.wording import counted, size_text
 
 ConfigOption = Annotated[
@@ -83,7 +82,7 @@ def _selection(
     )
 
 
-def _documents(warnings: Iterable[PlanWarning]) -> list[dict[str, Any]]:
+def _documents(warnings: Iterable[api.PlanWarning]) -> list[dict[str, Any]]:
     return [warning.to_document() for warning in warnings]
 
 
