@@ -29,7 +29,7 @@ from airferry.registry.client import ClientOptions, RegistryClient
 from airferry.registry.credentials import Credential
 from airferry.registry.sink import RegistrySink
 from airferry.registry.source import RegistrySource
-from airferry.registry.trial import probe
+from airferry.registry.trial import try_registry
 from airferry.registry.uploads import UNCHECKED_FROM_BYTES, Limits, Uploader, checks_digests
 from oci_images import REFERENCE, make_bundle
 
@@ -58,7 +58,7 @@ def test_a_load_arrives_whole_with_referrers_and_a_second_one_sends_nothing(
     bundle = open_bundle(tmp_path / "bundle")
     receipt_path = tmp_path / "r.yaml"
     with RegistryClient(registry.address, options=OPTIONS) as client:
-        profile = probe(client)
+        profile = try_registry(client)
     assert profile.shows_oci_to_enroot and profile.takes_docker_lists
     first = load(tmp_path / "bundle", to=f"{registry.address}/load", receipt=receipt_path, options=OPTIONS)
     assert first.pushed.sent_blobs > 0
@@ -79,7 +79,7 @@ def test_a_rollback_removes_new_tags_where_the_registry_can(registry: RegistryPr
     receipt_path = tmp_path / "r.yaml"
     load(tmp_path / "bundle", to=f"{registry.address}/back", receipt=receipt_path, options=OPTIONS)
     with RegistryClient(registry.address, options=OPTIONS) as client:
-        deletes = probe(client).deletes_tags
+        deletes = try_registry(client).deletes_tags
         if deletes:
             result = rollback(receipt_path, options=OPTIONS)
             assert set(result.removed) == {moved.reference for moved in read_receipt(receipt_path).tags}
@@ -119,7 +119,7 @@ def test_an_upload_goes_on_in_its_session_as_the_probe_says(registry: RegistryPr
         return sent
 
     with RegistryClient(registry.address, options=OPTIONS) as client:
-        profile = probe(client)
+        profile = try_registry(client)
     with pytest.raises(Gone):
         upload(4)
     assert json.loads(journal.read_text())

@@ -31,7 +31,7 @@ from airferry.far.report.html import render_html
 from airferry.far.report.text import render_text
 from airferry.oci.digest import digest_of
 from airferry.oci.documents import Index
-from airferry.oci.validate import Finding
+from airferry.oci.validate import Defect
 from oci_images import REFERENCE, make_bundle
 
 HOSTILE = "</title><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\n\x1b[31m\u202emoc"
@@ -79,7 +79,7 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
 
-def synthetic(bundle: Path, manifest: BundleManifest, findings: tuple[Finding, ...] = ()) -> tuple[str, str]:
+def synthetic(bundle: Path, manifest: BundleManifest, findings: tuple[Defect, ...] = ()) -> tuple[str, str]:
     """Return page and text for a manifest that no layout backs."""
     opened = open_bundle(bundle)
     made = Bundle(
@@ -268,7 +268,7 @@ def test_colours_have_enough_contrast(sealed: Path, text: str, ground: str) -> N
 
 
 def test_hostile_names_are_shown_and_do_nothing(sealed: Path) -> None:
-    finding = Finding(subject=f"image {HOSTILE}", text="is wrong", digest=None)
+    finding = Defect(subject=f"image {HOSTILE}", text="is wrong", digest=None)
     html, text = synthetic(sealed, make_manifest(2, text=HOSTILE), (finding,))
     page = Page(html)
     assert not page.all("script") and not page.all("img")

@@ -8,13 +8,13 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from airferry.bundle.manifest import Distributions, OverlayEntry, Role, StepsFolder, SubmitTemplate
-from airferry.config.fields import Module
+from airferry.config.fields import ModuleName
 from airferry.errors import HostError, IntegrityError
 from airferry.host import files
-from airferry.host.yaml import MAX_BYTES, read_document, to_yaml
+from airferry.host.yaml import MAX_DOCUMENT_BYTES, from_yaml, to_yaml
 from airferry.oci.digest import Digest, parse_digest
 
-SCHEMA_VERSION = 2
+RECEIPT_SCHEMA_VERSION = 2
 RECEIPT_FILE = "airgap-receipt.yaml"
 
 
@@ -75,7 +75,7 @@ class ReceiptCatalogue(BaseModel):
 
     pinned: str
     steps: StepsFolder
-    package: Module
+    package: ModuleName
 
 
 class ReceiptAsset(BaseModel):
@@ -149,8 +149,8 @@ def read_receipt(path: Path, *, root: str | None = None) -> Receipt:
             "where `--receipt FILE` or `--jobs DIR` says",
             path=str(path),
         )
-    data = files.read_bounded(path, limit_bytes=MAX_BYTES)
-    receipt = read_document(Receipt, data, schema_version=SCHEMA_VERSION, what=f"receipt `{path}`")
+    data = files.read_bounded(path, limit_bytes=MAX_DOCUMENT_BYTES)
+    receipt = from_yaml(Receipt, data, schema_version=RECEIPT_SCHEMA_VERSION, what=f"receipt `{path}`")
     if root is not None and receipt.bundle_root != parse_digest(root):
         raise IntegrityError(
             f"receipt `{path}` is of bundle `{receipt.bundle_root}`, expected `{root}`",

@@ -13,7 +13,7 @@ from airferry.cli.far import JsonOption, RootOption
 from airferry.cli.render import Reporter, data
 from airferry.wording import counted, size_text
 
-MAX_SHOWN = 200
+MAX_SHOWN_FINDINGS = 200
 NameOption = Annotated[str | None, typer.Option("--name", help="Which asset of the bundle is meant, of several.")]
 JobsOption = Annotated[
     int | None, typer.Option("--jobs", "-j", envvar="AIRFERRY_JOBS", min=1, max=256, help="Files read at a time.")
@@ -82,10 +82,10 @@ def verify(
     if as_json:
         data(json.dumps(report.to_document(), indent=2))
     else:
-        for finding in report.findings[:MAX_SHOWN]:
+        for finding in report.findings[:MAX_SHOWN_FINDINGS]:
             data(str(finding))
-        if len(report.findings) > MAX_SHOWN:
-            reporter.say(f"and {len(report.findings) - MAX_SHOWN} more; `--json` lists all")
+        if len(report.findings) > MAX_SHOWN_FINDINGS:
+            reporter.say(f"and {len(report.findings) - MAX_SHOWN_FINDINGS} more; `--json` lists all")
     report.raise_if_wrong()
     amount = f"{counted(report.files, 'file')}, {size_text(report.size_bytes)}"
     reporter.say(f"asset {report.name} is complete: {amount}, {report.digest}")

@@ -53,7 +53,7 @@ ProbeOption = Annotated[
 JobsOption = Annotated[
     int | None, typer.Option("--jobs", "-j", envvar="AIRFERRY_JOBS", min=1, max=64, help="Images built at a time.")
 ]
-DEFAULT_CONFIG = Path("airgap.yaml")
+DEFAULT_PLAN_FILE = Path("airgap.yaml")
 
 
 def register(app: typer.Typer) -> None:
@@ -88,7 +88,7 @@ def _documents(warnings: Iterable[api.PlanWarning]) -> list[dict[str, Any]]:
 
 def doctor(
     context: typer.Context,
-    config: ConfigOption = DEFAULT_CONFIG,
+    config: ConfigOption = DEFAULT_PLAN_FILE,
     source: SourceOption = None,
     target: TargetOption = None,
     platform: PlatformOption = None,
@@ -120,7 +120,7 @@ def doctor(
 
 def plan(
     context: typer.Context,
-    config: ConfigOption = DEFAULT_CONFIG,
+    config: ConfigOption = DEFAULT_PLAN_FILE,
     source: SourceOption = None,
     target: TargetOption = None,
     platform: PlatformOption = None,
@@ -145,7 +145,7 @@ def plan(
 def _next(command: str, config: Path, options: Mapping[str, object]) -> str:
     """Return the command that goes on with the same plan, for a shell: the options as they were given."""
     words = ["airferry", command]
-    given = {"--config": config if config != DEFAULT_CONFIG else None, **options}
+    given = {"--config": config if config != DEFAULT_PLAN_FILE else None, **options}
     for name, value in given.items():
         for one in value if isinstance(value, list) else [value] if value else []:
             words += [name, str(one)]
@@ -154,7 +154,7 @@ def _next(command: str, config: Path, options: Mapping[str, object]) -> str:
 
 def lock(
     context: typer.Context,
-    config: ConfigOption = DEFAULT_CONFIG,
+    config: ConfigOption = DEFAULT_PLAN_FILE,
     source: SourceOption = None,
     target: TargetOption = None,
     platform: PlatformOption = None,
@@ -189,7 +189,7 @@ def lock(
 
 def build(
     context: typer.Context,
-    config: ConfigOption = DEFAULT_CONFIG,
+    config: ConfigOption = DEFAULT_PLAN_FILE,
     source: SourceOption = None,
     target: TargetOption = None,
     platform: PlatformOption = None,

@@ -9,7 +9,7 @@ import typer
 
 from airferry import api
 from airferry.cli.near import (
-    DEFAULT_CONFIG,
+    DEFAULT_PLAN_FILE,
     ConfigOption,
     EngineOption,
     JobsOption,
@@ -19,7 +19,7 @@ from airferry.cli.near import (
 )
 from airferry.cli.render import Reporter, data, seconds
 
-TargetOption = Annotated[
+RehearseTargetOption = Annotated[
     list[str] | None,
     typer.Option("--target", "-t", help="STEP:CONFIG or STEP to rehearse, instead of all. Repeatable, takes commas."),
 ]
@@ -32,9 +32,9 @@ def register(app: typer.Typer) -> None:
 
 def rehearse(
     context: typer.Context,
-    config: ConfigOption = DEFAULT_CONFIG,
+    config: ConfigOption = DEFAULT_PLAN_FILE,
     source: SourceOption = None,
-    target: TargetOption = None,
+    target: RehearseTargetOption = None,
     platform: PlatformOption = None,
     locked: Annotated[bool, typer.Option("--locked", help="Refuse to write airgap.lock.yaml.")] = False,
     engine: EngineOption = "auto",

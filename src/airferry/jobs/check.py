@@ -20,7 +20,7 @@ from airferry.events import Emit, silent
 from airferry.jobs.catalogue import CatalogueSource
 from airferry.jobs.configs import COMMANDS_FILE, PLAIN, image_of, targets_of, with_default
 from airferry.jobs.context import AMBIENT, CODE_FOLDER, JOB_FOLDER, StepContext, mounts_of, read_step_toml
-from airferry.jobs.findings import LEVELS, Finding, gathered
+from airferry.jobs.findings import LEVELS, Finding, merge_findings
 from airferry.jobs.images import ask_images
 from airferry.jobs.known_assets import staged_values
 from airferry.jobs.profile import read_site
@@ -238,7 +238,7 @@ def run_check(checked: Checked, images: Mapping[str, RegistryImage]) -> CheckRep
             continue
         found = [*config_findings(context), *blend_findings(context), *path_findings(context)]
         found += asset_findings(context, checked.assets)
-        findings += gathered([*found, *code_findings(context, fetches), *site_findings(context, images)])
+        findings += merge_findings([*found, *code_findings(context, fetches), *site_findings(context, images)])
     return CheckReport(tuple(names), tuple(findings))
 
 

@@ -10,7 +10,7 @@ from airferry.config.site import EXECUTOR_KINDS
 from airferry.events import Emit, silent
 from airferry.host import files
 from airferry.jobs.catalogue import CatalogueSource, Whereabouts
-from airferry.jobs.configs import PLAIN, WRITTEN_BY, OverlaySet, make_overlays
+from airferry.jobs.configs import CONFIGS_MARK, PLAIN, OverlaySet, make_overlays
 from airferry.jobs.profile import read_site
 from airferry.registry.client import ClientOptions
 
@@ -55,7 +55,7 @@ def _remove_stale(out: Path, written: Mapping[str, str], *, kinds: Iterable[str]
 
     Nothing but the executors' own folders is looked at, as `out` may be a folder with much else in it.
     """
-    mark = WRITTEN_BY.encode()
+    mark = CONFIGS_MARK.encode()
     for path in sorted(path for kind in kinds for path in (out / kind).rglob("*")):
         if path.is_symlink() or not path.is_file() or str(path.relative_to(out)) in written:
             continue
