@@ -228,7 +228,7 @@ class Script:
         self.bundle = bundle
         self.receipt = Path("airgap-receipt.yaml")
 
-    def load(self, **more: Any) -> loading.LoadResult:
+    def load(self, **more: Any) -> loading.LoadOutcome:
         retry = RetryPolicy(attempts=1, sleep=lambda _seconds: None)
         options = ClientOptions(plain_http=True, retry=retry, lookup=lambda _registry, _repository: None, jobs=2)
         to = f"{self.registry.address}/airgap"
