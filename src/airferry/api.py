@@ -11,6 +11,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from airferry.host.extras import require_extra
+
 if TYPE_CHECKING:
     from airferry.assets.carried import unpack_asset, verify_asset
     from airferry.assets.record import RecordOutcome, record_asset
@@ -145,6 +147,8 @@ _HOMES = {
     "airferry.quickstart": ("quickstart",),
     "airferry.registry.client": ("ClientOptions",),
 }
+# these need more than a far side is asked to take in
+_EXTRAS = {"airferry.near.": "near", "airferry.quickstart": "near", "airferry.far.serve.": "serve"}
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
@@ -213,5 +217,9 @@ if not TYPE_CHECKING:
     def __getattr__(name: str) -> object:
         if name not in _HOME_OF:
             raise AttributeError(f"module `{__name__}` has no attribute `{name}`")
-        value = globals()[name] = getattr(import_module(_HOME_OF[name]), name)
+        home = _HOME_OF[name]
+        for prefix, extra in _EXTRAS.items():
+            if home.startswith(prefix):
+                require_extra(extra, what=f"`{name}`")
+        value = globals()[name] = getattr(import_module(home), name)
         return value

@@ -6,7 +6,7 @@ import json
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,6 +27,9 @@ from airferry.cli.options import (
 from airferry.cli.render import Reporter, data, escape
 from airferry.errors import HostError
 from airferry.wording import counted, size_text
+
+if TYPE_CHECKING:
+    pass
 
 
 def register(app: typer.Typer) -> None:
