@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from airferry.bundle.artifacts import MANIFEST_ARTIFACT
-from airferry.bundle.plain import verify_any
 from airferry.bundle.verify import verify_bundle
 from airferry.cli.app import run
 from airferry.errors import IntegrityError
+from airferry.far.verify import verify
 from airferry.host.canonical import canonical_json
 from airferry.oci.digest import digest_of
 from airferry.oci.documents import IMAGE_INDEX, REF_NAME, Descriptor, parse_index, parse_manifest
@@ -38,7 +38,7 @@ def blob(store: LayoutStore, digest: str) -> Path:
 
 
 def test_a_sound_layout_is_checked_by_its_own_index(store: LayoutStore) -> None:
-    report = verify_any(store.path)
+    report = verify(store.path)
     assert (report.ok, report.is_bundle, report.images, report.artifacts) == (True, False, 1, 0)
     stored = list((store.path / "blobs" / "sha256").iterdir())
     assert report.blobs == len(stored)
@@ -48,11 +48,11 @@ def test_a_sound_layout_is_checked_by_its_own_index(store: LayoutStore) -> None:
 
 def test_the_digest_of_the_index_is_compared(store: LayoutStore) -> None:
     digest = digest_of(store.read_index_bytes())
-    report = verify_any(store.path, root=digest)
+    report = verify(store.path, root=digest)
     assert report.root_verified and report.root == digest
     assert not any("who made it" in line for line in report.not_checked)
     with pytest.raises(IntegrityError, match="has root"):
-        verify_any(store.path, root="sha256:" + "0" * 64)
+        verify(store.path, root="sha256:" + "0" * 64)
 
 
 def test_what_is_wrong_is_found_and_named(store: LayoutStore) -> None:
@@ -61,7 +61,7 @@ def test_what_is_wrong_is_found_and_named(store: LayoutStore) -> None:
     layer.write_bytes(data[:-1] + bytes((data[-1] ^ 1,)))
     (store.path / "notes.txt").write_text("x")
     blob(store, "sha256:" + "a" * 64).write_bytes(b"stray")
-    report = verify_any(store.path)
+    report = verify(store.path)
     texts = [str(finding) for finding in report.findings]
     assert any(text.startswith("image `v1`") for text in texts)
     assert any("notes.txt" in text for text in texts)
@@ -75,7 +75,7 @@ def test_a_name_that_stands_for_two_images_is_found(store: LayoutStore) -> None:
     (entry,) = store.read_index().manifests
     other = make_image(store, "other")[0].annotated(annotations={REF_NAME: "v1"})
     write_index(store, entry, other)
-    assert [str(finding) for finding in verify_any(store.path).findings] == ["image `v1`: is in index.json twice"]
+    assert [str(finding) for finding in verify(store.path).findings] == ["image `v1`: is in index.json twice"]
 
 
 def test_indexes_in_indexes_charts_and_nameless_images_are_whole(store: LayoutStore) -> None:
@@ -96,7 +96,7 @@ def test_indexes_in_indexes_charts_and_nameless_images_are_whole(store: LayoutSt
     store.put_bytes(data, changed["config"]["mediaType"])
     put = store.put_bytes(canonical_json(changed), chart.descriptor.media_type)
     write_index(store, outer, put)
-    report = verify_any(store.path)
+    report = verify(store.path)
     assert outer.media_type == IMAGE_INDEX
     assert ([str(finding) for finding in report.findings], report.images, report.artifacts) == ([], 1, 1)
 
@@ -111,21 +111,21 @@ def test_a_bundle_without_its_manifest_is_damaged_and_not_a_layout_of_another_to
         write_index(layout, *kept)
     # other artifacts of airferry tell what it was
     with pytest.raises(IntegrityError, match="has 0 manifests of airferry"):
-        verify_any(tmp_path / "alone")
+        verify(tmp_path / "alone")
     # as does the output folder, whatever the layout in it holds
     images = [entry for entry in LayoutStore.open(out / "bundle").read_index().manifests if not entry.artifact_type]
     write_index(LayoutStore.open(out / "bundle"), *images)
     with pytest.raises(IntegrityError, match="has 0 manifests of airferry"):
-        verify_any(out)
+        verify(out)
     (out / "airgap-manifest.yaml").write_text("{}")
     with pytest.raises(IntegrityError, match="has 0 manifests of airferry"):
-        verify_any(out / "bundle")
+        verify(out / "bundle")
 
 
 def test_a_layout_that_holds_nothing_is_not_sound(store: LayoutStore) -> None:
     write_index(store)
     with pytest.raises(IntegrityError, match="has 0 manifests of airferry"):
-        verify_any(store.path)
+        verify(store.path)
 
 
 def test_nothing_but_verify_takes_a_layout_of_another_tool(store: LayoutStore) -> None:

@@ -1,4 +1,4 @@
-"""Verification of an image layout that is not a bundle of airferry's, as far as it can be told from itself."""
+"""Verification as the far side starts with it: a bundle and the folder it came in, or an image layout as such."""
 
 from __future__ import annotations
 
@@ -18,22 +18,25 @@ NOT_CHECKED = (
 ORIGIN = "who made it: compare the digest with one from a separate channel (`--root`)"
 
 
-def verify_any(path: Path, *, root: str | None = None, jobs: int | None = None, emit: Emit = silent) -> VerifyReport:
-    """Check a bundle as `verify_bundle` does, archives next to it included, or else an image layout of another tool.
+def verify(bundle: Path, *, root: str | None = None, jobs: int | None = None, emit: Emit = silent) -> VerifyReport:
+    """Check every byte of a bundle and that each image in it is whole, and return what was seen.
 
-    What lies in the output folder of a build, or next to a build's files, is a bundle whatever it holds: one without
-    its manifest is damaged, not another kind of layout.
+    An image layout of another tool is checked as far as can be told from itself: `is_bundle` is false then. What lies
+    in the output folder of a build, or next to a build's files, is a bundle whatever it holds: one without its manifest
+    is damaged, not another kind of layout.
+
+    Findings are in the report, not raised; `raise_if_wrong` of the report raises them.
 
     Raises:
         UsageError: there is neither.
         IntegrityError: the root is another, or there is no telling what the bundle or layout should hold.
     """
     try:
-        return verify_bundle(path, root=root, jobs=jobs, beside=True, emit=emit)
+        return verify_bundle(bundle, root=root, jobs=jobs, beside=True, emit=emit)
     except NoBundleManifest:
-        if (path / BUNDLE_FOLDER).exists() or any((path.absolute().parent / name).exists() for name in BUILD_FILES):
+        if (bundle / BUNDLE_FOLDER).exists() or any((bundle.absolute().parent / name).exists() for name in BUILD_FILES):
             raise
-    return _verify_layout(path, root=root, jobs=jobs, emit=emit)
+    return _verify_layout(bundle, root=root, jobs=jobs, emit=emit)
 
 
 def _verify_layout(path: Path, *, root: str | None, jobs: int | None, emit: Emit) -> VerifyReport:
