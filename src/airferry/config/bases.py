@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from airferry.config.fields import DebianPackage, StrictModel, parse_tag, parse_text
+from airferry.host import files
 
 
 class RegistryBase(BaseModel):
@@ -114,7 +115,7 @@ def _parse_base(value: Any, info: ValidationInfo) -> RegistryBase | LayoutBase |
             raise ValueError(f"`{written}` names no path after `{kind}:`")
         folder = (info.context or {}).get("folder", Path())
         made: type[LayoutBase] | type[ArchiveBase] = LayoutBase if kind == "oci" else ArchiveBase
-        return made(path=folder / Path(name).expanduser(), reference=reference or None, written=written)
+        return made(path=folder / files.expand_home(Path(name)), reference=reference or None, written=written)
     parse_tag(written)
     return RegistryBase(reference=written)
 

@@ -133,7 +133,7 @@ def expect_outside(written: Path, layout: Path) -> None:
     Raises:
         UsageError: the path lies in the layout.
     """
-    if written.resolve().is_relative_to(layout.resolve()):
+    if files.lies_within(written, layout):
         raise UsageError(
             f"`{written}` lies in the bundle `{layout}`, and whatever is added there damages it",
             hint="name a place outside of the bundle",

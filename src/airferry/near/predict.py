@@ -6,7 +6,6 @@ to be compressed are those before it, so that what comes out is at most as large
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -17,6 +16,7 @@ from airferry.config import BaseImage as BaseSpec
 from airferry.errors import AirferryError, HostError
 from airferry.events import Emit, Warned, silent
 from airferry.host import files
+from airferry.host.parsing import parse_json
 from airferry.near.assemble import context
 from airferry.near.bases.layers import BaseLayers
 from airferry.near.carry.loader import expected_loader_bytes
@@ -375,7 +375,7 @@ def _stored(store: LayoutStore, digest: str) -> Descriptor | None:
     """Return the descriptor of a manifest that is in the cache, whose index names nothing."""
     try:
         data = files.read_bounded(store.blob_path(digest), limit_bytes=MAX_MANIFEST_BYTES)
-        media_type = json.loads(data).get("mediaType") or IMAGE_MANIFEST
+        media_type = parse_json(data).get("mediaType") or IMAGE_MANIFEST
     except (HostError, ValueError, AttributeError):
         return None
     return Descriptor(media_type=media_type, digest=digest, size=len(data))

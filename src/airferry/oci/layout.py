@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
-import json
 import os
 import stat
 import tempfile
@@ -23,6 +22,7 @@ from typing import IO, Any
 from airferry.errors import HostError, IntegrityError
 from airferry.host import files
 from airferry.host.canonical import canonical_json
+from airferry.host.parsing import Malformed, parse_json
 from airferry.oci.digest import digest_hex, digest_of, is_digest
 from airferry.oci.documents import (
     CONTAINERD_SUBJECT,
@@ -132,8 +132,8 @@ class LayoutStore:
         store = cls(path, read_only=read_only)
         data = store._read_file(path / LAYOUT_FILE, limit_bytes=MAX_LAYOUT_FILE_BYTES)
         try:
-            version = json.loads(data).get("imageLayoutVersion")
-        except (ValueError, AttributeError, RecursionError) as error:
+            version = parse_json(data).get("imageLayoutVersion")
+        except (Malformed, AttributeError) as error:
             raise IntegrityError(f"`{path / LAYOUT_FILE}` is not valid JSON of a layout") from error
         if version != LAYOUT_VERSION:
             raise IntegrityError(f"`{path}` has imageLayoutVersion `{version}`, expected `{LAYOUT_VERSION}`")

@@ -8,7 +8,6 @@ digest stays the one that is recorded.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,6 +20,7 @@ from airferry.errors import AirferryError, BuildError, ConfigurationError, HostE
 from airferry.events import Emit
 from airferry.host import clock, files
 from airferry.host.canonical import canonical_json
+from airferry.host.parsing import parse_json
 from airferry.host.threads import parallel_map
 from airferry.near.bases import debian
 from airferry.near.bases.layers import layers_at_once
@@ -289,7 +289,7 @@ class BaseCache:
             return None
         try:
             data = path.read_bytes()
-            media_type = json.loads(data).get("mediaType") or IMAGE_MANIFEST
+            media_type = parse_json(data).get("mediaType") or IMAGE_MANIFEST
             image = self._read(base, platform, Descriptor(media_type=media_type, digest=digest, size=len(data)))
         except (OSError, ValueError, AttributeError, AirferryError):
             self.store.remove_blob(digest)
@@ -313,7 +313,7 @@ class BaseCache:
         )
 
     def _in_oci_types(self, descriptor: Descriptor, data: bytes) -> Descriptor:
-        document = json.loads(data)
+        document = parse_json(data)
         if document.get("mediaType", IMAGE_MANIFEST) == IMAGE_MANIFEST:
             return descriptor
         document["mediaType"] = IMAGE_MANIFEST

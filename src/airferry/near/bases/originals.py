@@ -5,13 +5,13 @@ They go into the bundle beside the images that were built on them, under their o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 
 from airferry.bundle.manifest import ImageEntry, describe_original
 from airferry.config import RegistryBase
 from airferry.errors import AirferryError, BuildError, IntegrityError
+from airferry.host.parsing import parse_json
 from airferry.near.bases.fetch import BaseCache
 from airferry.near.lock.resolve import needed_bases
 from airferry.oci.copy import copy_image, read_closure
@@ -86,7 +86,7 @@ def _stored(store: LayoutStore, digest: str) -> Descriptor | None:
     if not path.is_file() or (size := path.stat().st_size) > MAX_MANIFEST_BYTES:
         return None
     try:
-        document = json.loads(path.read_bytes())
+        document = parse_json(path.read_bytes())
         descriptor = Descriptor(media_type=document["mediaType"], digest=digest, size=size)
         store.read_manifest(descriptor)
     except (ValueError, KeyError, TypeError, IntegrityError):
