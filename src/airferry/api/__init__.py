@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from airferry.api.copying import CopyResult, copy
     from airferry.api.describe import describe_plan, describe_prediction
     from airferry.api.example import quickstart
-    from airferry.api.far import LoadOutcome, RollbackResult, load, rollback, verify
+    from airferry.api.far import LoadOutcome, RollbackResult, load, rollback
     from airferry.api.host import DoctorReport
     from airferry.api.jobs import JobsOutcome, load_for_jobs
     from airferry.api.near import (
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from airferry.api.reporting import ReportOutcome, report
     from airferry.api.serving import Serving, serve
     from airferry.api.site import check, init_site, mirrors, overlays, site_trouble
+    from airferry.api.verification import verify
     from airferry.registry.client import ClientOptions
 
 _HOMES = {
@@ -47,7 +48,7 @@ _HOMES = {
     "airferry.api.copying": ("CopyResult", "copy"),
     "airferry.api.describe": ("describe_plan", "describe_prediction"),
     "airferry.api.example": ("quickstart",),
-    "airferry.api.far": ("LoadOutcome", "RollbackResult", "load", "rollback", "verify"),
+    "airferry.api.far": ("LoadOutcome", "RollbackResult", "load", "rollback"),
     "airferry.api.host": ("DoctorReport",),
     "airferry.api.jobs": ("JobsOutcome", "load_for_jobs"),
     "airferry.api.near": (
@@ -59,6 +60,7 @@ _HOMES = {
     "airferry.api.reporting": ("ReportOutcome", "report"),
     "airferry.api.serving": ("Serving", "serve"),
     "airferry.api.site": ("check", "init_site", "mirrors", "overlays", "site_trouble"),
+    "airferry.api.verification": ("verify",),
 }
 # these need more than a far side is asked to take in
 _EXTRA_OF = {

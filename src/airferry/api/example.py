@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from airferry.api.far import LoadOutcome, load, verify
+from airferry.api.far import LoadOutcome, load
 from airferry.api.near import BuildOutcome, Selection, build, parse_engine, plan
+from airferry.api.verification import verify
 from airferry.bundle.receipt import Receipt
 from airferry.engine.driver import Engine, Volume, open_engine
 from airferry.errors import HostError

@@ -1,4 +1,4 @@
-"""The far side: verify a bundle, load it into a registry, and put the tags of a load back."""
+"""The far side: load a bundle into a registry, and put the tags of a load back."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from airferry.bundle.receipt import RECEIPT_FILE, Receipt
-from airferry.bundle.verify import VerifyReport, verify_bundle
 from airferry.events import Emit, silent
 from airferry.far import load as loading
 from airferry.far import tags
@@ -107,16 +106,6 @@ class LoadOutcome:
             ],
             "receipt": self.receipt.model_dump(mode="json"),
         }
-
-
-def verify(bundle: Path, *, root: str | None = None, emit: Emit = silent) -> VerifyReport:
-    """Check every byte of a bundle and that each image in it is whole, and return what was seen.
-
-    Raises:
-        UsageError: there is no bundle.
-        IntegrityError: the root is another, or there is no telling what the bundle should hold.
-    """
-    return verify_bundle(bundle, root=root, beside=True, emit=emit)
 
 
 def load(
