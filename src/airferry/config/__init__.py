@@ -8,10 +8,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from airferry.config.bases import ArchiveBase, BaseImage, BootstrapBase, LayoutBase, RegistryBase
+    from airferry.config.bases import ArchiveBase, BaseSpec, BootstrapBase, LayoutBase, RegistryBase
     from airferry.config.load import load_config, load_site, parse_site
     from airferry.config.models import (
-        CatalogueSource,
         CompressionChoice,
         Config,
         ExecutionImage,
@@ -19,17 +18,18 @@ if TYPE_CHECKING:
         OverlaySpec,
         Paths,
         RegistryChoice,
+        SourceSettings,
         Workflow,
     )
     from airferry.config.schema import json_schema, render_schema
     from airferry.config.site import EnvironmentProfile, Executor, Gpu, Mirrors, SiteProfile, StorageMount
 
 _HOMES = {
-    "airferry.config.bases": ("ArchiveBase", "BaseImage", "BootstrapBase", "LayoutBase", "RegistryBase"),
+    "airferry.config.bases": ("ArchiveBase", "BaseSpec", "BootstrapBase", "LayoutBase", "RegistryBase"),
     "airferry.config.load": ("load_config", "load_site", "parse_site"),
     "airferry.config.models": (
-        *("CatalogueSource", "CompressionChoice", "Config", "ExecutionImage", "LauncherImage"),
-        *("OverlaySpec", "Paths", "RegistryChoice", "Workflow"),
+        *("CompressionChoice", "Config", "ExecutionImage", "LauncherImage"),
+        *("OverlaySpec", "Paths", "RegistryChoice", "SourceSettings", "Workflow"),
     ),
     "airferry.config.schema": ("json_schema", "render_schema"),
     "airferry.config.site": ("EnvironmentProfile", "Executor", "Gpu", "Mirrors", "SiteProfile", "StorageMount"),
@@ -38,9 +38,8 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "ArchiveBase",
-    "BaseImage",
+    "BaseSpec",
     "BootstrapBase",
-    "CatalogueSource",
     "CompressionChoice",
     "Config",
     "EnvironmentProfile",
@@ -55,6 +54,7 @@ __all__ = [
     "RegistryBase",
     "RegistryChoice",
     "SiteProfile",
+    "SourceSettings",
     "StorageMount",
     "Workflow",
     "json_schema",
