@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from airferry.api import BuildOutcome, LockOutcome, Selection, build, lock
 from airferry.bundle.manifest import PlatformEntry
 from airferry.events import Emit, silent
 from airferry.host import files
@@ -34,7 +35,6 @@ from airferry.oci.documents import (
 from airferry.oci.layers import Compression, compress_layer, layer_kind, recompress_layer
 from airferry.oci.layout import LayoutStore
 from airferry.oci.ports import blocks
-from airferry.usecases import BuildOutcome, LockOutcome, Selection, build, lock
 from catalogues import write_airgap, write_step
 from debian_bases import DebianBase
 from oci_images import layer_tar

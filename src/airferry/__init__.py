@@ -1,6 +1,6 @@
 """airferry carries container images, and everything that goes with them, across an air gap.
 
-The public interface is `airferry.usecases`; this package imports nothing by itself.
+The public interface is `airferry.api`; this package imports nothing by itself.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from airferry import usecases
+from airferry import api
 from airferry.host import process
 from oci_images import make_bundle
 
@@ -34,7 +34,7 @@ def browser(require_tool: Callable[[str], Path], tmp_path: Path) -> Callable[...
 @pytest.fixture
 def page(tmp_path: Path) -> Path:
     make_bundle(tmp_path / "bundle")
-    usecases.report(tmp_path / "bundle", html=tmp_path / "report.html")
+    api.report(tmp_path / "bundle", html=tmp_path / "report.html")
     return tmp_path / "report.html"
 
 

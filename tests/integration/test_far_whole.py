@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from registries import run_registry
 
+from airferry import api
+from airferry.api import load, unpack_asset, verify
 from airferry.bundle.receipt import Receipt, read_receipt, write_receipt
 from airferry.errors import IntegrityError
 from airferry.oci.copy import copy_image
@@ -16,8 +18,6 @@ from airferry.oci.layout import LayoutStore
 from airferry.registry.client import ClientOptions, RegistryClient
 from airferry.registry.sink import RegistrySink
 from airferry.registry.source import RegistrySource
-from airferry.usecases import load, unpack_asset, verify
-from airferry.usecases import site as site_usecases
 from near_side import REFERENCE, TARGET, make_near_side
 
 ANONYMOUS = ClientOptions(lookup=lambda registry, repository: None)
@@ -83,24 +83,24 @@ def test_a_plan_becomes_jobs_that_nothing_blocks(
         with RegistryClient(inside.address, options=ANONYMOUS) as client:
             assert RegistrySource(client, "airgap/team/base").find("1") == index.digest
         out = tmp_path / "overlays"
-        made = site_usecases.overlays(receipt, source=side.catalogue, out=out, site=side.config)
+        made = api.overlays(receipt, source=side.catalogue, out=out, site=side.config)
         (step,) = made.steps
         assert step.target == "train/run:tiny" and step.cleared[0].endswith(f"@main,{TARGET}")
         checked = {"source": side.catalogue, "receipt": receipt, "site": side.config, "options": ANONYMOUS}
-        without = site_usecases.check(**checked)
+        without = api.check(**checked)
         assert {finding.kind for finding in without.blocking} == {"git", "image"}
-        assert site_usecases.check(**checked, overlays=out).findings == ()
-        assert site_usecases.mirrors(receipt, out=tmp_path / "mirrors").images[0].digest == index.digest
+        assert api.check(**checked, overlays=out).findings == ()
+        assert api.mirrors(receipt, out=tmp_path / "mirrors").images[0].digest == index.digest
         with_assets = {**checked, "overlays": out, "bundle": built.output}
-        (missing,) = site_usecases.check(**with_assets).blocking
+        (missing,) = api.check(**with_assets).blocking
         assert (missing.kind, missing.text) == ("asset", f"the model `base` is not there (`{storage}/base` here)")
         (asset,) = built.manifest.persistent_assets.assets
         place = f"{inside.address}/airgap/airferry-artifacts@{asset.pack}"
         assert unpack_asset(place, storage / "base", options=ANONYMOUS).files == len(weights)
         assert {path.name: path.read_bytes() for path in (storage / "base").iterdir()} == weights
-        assert site_usecases.check(**with_assets, hash_assets=True).findings == ()
+        assert api.check(**with_assets, hash_assets=True).findings == ()
         with pytest.raises(IntegrityError, match="is of bundle"):
             other = replace(read_receipt(receipt), tmp_path / "other.yaml")
-            site_usecases.check(**{**with_assets, "receipt": other})
-    gone = site_usecases.check(**checked, overlays=out)
+            api.check(**{**with_assets, "receipt": other})
+    gone = api.check(**checked, overlays=out)
     assert [finding.kind for finding in gone.blocking] == ["image"] and inside.address in gone.blocking[0].text

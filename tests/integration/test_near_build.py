@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from airferry.api import BuildOutcome, near, verify
 from airferry.bundle.manifest import MANIFEST_FILE, BundleManifest, ImageEntry, PlatformEntry
 from airferry.engine.driver import open_engine
 from airferry.errors import ConfigurationError, UsageError
@@ -21,7 +22,6 @@ from airferry.host import files, process
 from airferry.oci.documents import DOCKER_MANIFEST_LIST, parse_index, parse_manifest
 from airferry.oci.entries import names_of
 from airferry.oci.layout import LayoutStore
-from airferry.usecases import BuildOutcome, near, verify
 from debian_bases import AMD64, ARM64, DebianBase
 from near_side import (
     TARGET,

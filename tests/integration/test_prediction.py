@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from airferry.api import host, plan
+from airferry.api.near import read_plan
 from airferry.errors import HostError
 from airferry.events import Event, Warned
 from airferry.near import predict
 from airferry.near.bases import fetch as bases
 from airferry.oci.layout import LayoutStore
 from airferry.oci.platform import parse_platform
-from airferry.usecases import host, plan
-from airferry.usecases.near import read_plan
 from near_side import REFERENCE, NearSide
 
 AMD64 = parse_platform("linux/amd64")

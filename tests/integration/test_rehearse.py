@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import yaml
 
-from airferry import usecases
+from airferry import api
+from airferry.api import near
 from airferry.bundle.manifest import read_manifest
 from airferry.engine.driver import open_engine
 from airferry.errors import ConfigurationError
 from airferry.host import files
 from airferry.oci.layout import LayoutStore
-from airferry.usecases import near
 from near_side import PROGRAM, NearSide, git, temporaries
 from rehearsed_steps import LONG_SLEEP_S, SLEEP_S, STEPS, make_rehearsed_side, stages
 from running import processes, wait_for
@@ -183,7 +183,7 @@ def test_a_step_that_talks_to_itself_reaches_for_nothing(fared: dict[str, dict[s
 
 
 @pytest.fixture(scope="module")
-def sealed(yard: NearSide, refused: subprocess.CompletedProcess[str]) -> usecases.BuildOutcome:
+def sealed(yard: NearSide, refused: subprocess.CompletedProcess[str]) -> api.BuildOutcome:
     """The bundle of the steps whose attempts the plan declares by now; what was tried is not tried again."""
     rehearsal = yard.document["rehearsal"]
     yard.write(**stages(*HARMLESS), rehearsal={**rehearsal, "allow": DECLARED})
@@ -193,9 +193,9 @@ def sealed(yard: NearSide, refused: subprocess.CompletedProcess[str]) -> usecase
         return near.build(yard.selection(), rehearse=True)
 
 
-def test_the_bundle_carries_what_was_found(yard: NearSide, sealed: usecases.BuildOutcome) -> None:
+def test_the_bundle_carries_what_was_found(yard: NearSide, sealed: api.BuildOutcome) -> None:
     assert sealed.manifest is not None and sealed.root is not None
-    usecases.verify(yard.out, root=sealed.root).raise_if_wrong()
+    api.verify(yard.out, root=sealed.root).raise_if_wrong()
     manifest = read_manifest((yard.out / "airgap-manifest.yaml").read_bytes())
     assert [entry.target for entry in manifest.rehearsals] == [f"{step}:tiny" for step in HARMLESS]
     assert {entry.reached for entry in manifest.rehearsals} == {"started"}
@@ -211,7 +211,7 @@ def test_the_bundle_carries_what_was_found(yard: NearSide, sealed: usecases.Buil
 
 
 def test_another_engine_finds_the_same_to_the_byte(
-    yard: NearSide, sealed: usecases.BuildOutcome, require_tool: Callable[[str], Path]
+    yard: NearSide, sealed: api.BuildOutcome, require_tool: Callable[[str], Path]
 ) -> None:
     require_tool("podman")
     (yard.out / "airgap-build-state.yaml").unlink()
@@ -219,11 +219,11 @@ def test_another_engine_finds_the_same_to_the_byte(
     assert again.root == sealed.root
 
 
-def test_it_works_across_cpus(yard: NearSide, fared: dict[str, dict[str, Any]], sealed: usecases.BuildOutcome) -> None:
+def test_it_works_across_cpus(yard: NearSide, fared: dict[str, dict[str, Any]], sealed: api.BuildOutcome) -> None:
     yard.write(**stages("quiet/python", "native/code"), platforms=["linux/arm64"])
     try:
         yard.lock()
-        report = usecases.rehearse(yard.selection()).report
+        report = api.rehearse(yard.selection()).report
     finally:
         yard.write(platforms=["linux/amd64"])
     for entry in report.to_document()["rehearsals"]:
@@ -233,7 +233,7 @@ def test_it_works_across_cpus(yard: NearSide, fared: dict[str, dict[str, Any]], 
         assert (entry["reached"], entry["stopped_by"]) == (native["reached"], native["stopped_by"])
 
 
-def test_named_targets_alone_are_tried(yard: NearSide, sealed: usecases.BuildOutcome) -> None:
+def test_named_targets_alone_are_tried(yard: NearSide, sealed: api.BuildOutcome) -> None:
     yard.write(**stages(*HARMLESS))
     done = yard.run("rehearse", "--target", "good/step:tiny, quiet/python")
     assert done.returncode == 0, done.stderr
@@ -241,25 +241,25 @@ def test_named_targets_alone_are_tried(yard: NearSide, sealed: usecases.BuildOut
     assert sorted(entry["target"] for entry in report["rehearsals"]) == ["good/step:tiny", "quiet/python:tiny"]
 
 
-def test_a_step_that_there_is_none_of_is_named(yard: NearSide, sealed: usecases.BuildOutcome) -> None:
+def test_a_step_that_there_is_none_of_is_named(yard: NearSide, sealed: api.BuildOutcome) -> None:
     yard.write(**stages(*HARMLESS))
     with pytest.raises(ConfigurationError, match="there is no step `good/stop`") as caught:
-        usecases.rehearse(yard.selection(targets=("good/stop",)))
+        api.rehearse(yard.selection(targets=("good/stop",)))
     assert "`good/step`" in (caught.value.hint or "")
     limits = yard.document["rehearsal"]
     for name, wanted in (("good/stop", "good/stop/step.py"), ("good/step:tony", "good/step/config/tony.yaml")):
         yard.write(rehearsal={**limits, "steps": {**limits["steps"], name: {"least": "config"}}})
         with pytest.raises(ConfigurationError, match=rf"airgap.yaml:\d+: .*the catalogue holds no `{wanted}`"):
-            usecases.rehearse(yard.selection())
+            api.rehearse(yard.selection())
     yard.write(rehearsal=limits)
 
 
-def test_a_step_that_git_does_not_track_is_named(yard: NearSide, sealed: usecases.BuildOutcome) -> None:
+def test_a_step_that_git_does_not_track_is_named(yard: NearSide, sealed: api.BuildOutcome) -> None:
     yard.write(**stages(*HARMLESS))
     git(yard.catalogue, "rm", "--quiet", "--cached", "src/nemotron/steps/good/step/step.py")
     try:
         with pytest.raises(ConfigurationError, match=r"good/step/step\.py` is not among what Git tracks"):
-            usecases.rehearse(yard.selection())
+            api.rehearse(yard.selection())
     finally:
         git(yard.catalogue, "add", "--all")
 
@@ -269,7 +269,7 @@ def test_a_step_that_git_does_not_track_is_named(yard: NearSide, sealed: usecase
 
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
 def test_a_rehearsal_that_ends_in_the_middle_leaves_nothing(
-    yard: NearSide, near_cache: Path, sealed: usecases.BuildOutcome, how: signal.Signals, code: int
+    yard: NearSide, near_cache: Path, sealed: api.BuildOutcome, how: signal.Signals, code: int
 ) -> None:
     limits = yard.document["rehearsal"]
     yard.write(**stages(SLOW))

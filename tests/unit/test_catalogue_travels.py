@@ -12,7 +12,8 @@ import pytest
 import yaml
 import zstandard
 
-from airferry import usecases
+from airferry import api
+from airferry.api import serving
 from airferry.bundle import catalogue as rules
 from airferry.bundle.artifacts import ArtifactFile, put_artifact
 from airferry.bundle.catalogue import CATALOGUE_ARTIFACT, CATALOGUE_CONTENT, CATALOGUE_MARK
@@ -27,7 +28,6 @@ from airferry.far.relocate import ARTIFACTS_REPOSITORY
 from airferry.host import files
 from airferry.oci.documents import Descriptor, parse_manifest
 from airferry.oci.layout import LayoutStore
-from airferry.usecases import serving
 from travelling_catalogue import (
     DIGEST,
     carry,
@@ -364,26 +364,26 @@ def test_extract_takes_a_bundle(tmp_path: Path, bundle: Path, capsys: pytest.Cap
 
 def test_overlays_and_check_take_the_catalogue_of_the_bundle(tmp_path: Path, bundle: Path) -> None:
     receipt = put(tmp_path, receipt_of(open_bundle(bundle).root))
-    made = usecases.overlays(receipt, bundle=bundle, out=tmp_path / "jobs")
+    made = api.overlays(receipt, bundle=bundle, out=tmp_path / "jobs")
     (step,) = made.steps
     config = yaml.safe_load((tmp_path / "jobs" / str(step.path)).read_text())
     inherited = (tmp_path / "jobs" / str(step.path)).parent / config["defaults"]
     assert inherited.resolve() == (tmp_path / f"jobs/catalogue/{STEP}/config/tiny.yaml").resolve()
     assert inherited.read_text() == "defaults: default.yaml\na: 2\n"
-    assert usecases.overlays(receipt, bundle=bundle, out=tmp_path / "jobs").steps == made.steps
-    report = usecases.check(receipt=receipt, bundle=bundle, ask_registry=False)
+    assert api.overlays(receipt, bundle=bundle, out=tmp_path / "jobs").steps == made.steps
+    report = api.check(receipt=receipt, bundle=bundle, ask_registry=False)
     assert {finding.kind for finding in report.blocking} == {"git", "image"}
     assert report.blocking[0].file == f"{STEP}/config/default.yaml"
     assert not any((tmp_path / "cache/scratch").iterdir()), "what was extracted for the check is gone"
     (cloned,) = [finding for finding in report.blocking if finding.kind == "git"]
     assert f"-c {tmp_path}/jobs/kubernetes/sft/one/tiny.yaml, " in str(cloned.fix), "written next to the receipt"
-    report = usecases.check(receipt=receipt, bundle=bundle, overlays=tmp_path / "jobs", ask_registry=False)
+    report = api.check(receipt=receipt, bundle=bundle, overlays=tmp_path / "jobs", ask_registry=False)
     assert not report.blocking
 
 
 def test_a_source_that_is_given_wins(tmp_path: Path, bundle: Path) -> None:
     receipt = put(tmp_path, receipt_of(open_bundle(bundle).root))
-    (step,) = usecases.overlays(receipt, bundle=bundle, source=tmp_path / "code", out=tmp_path / "jobs").steps
+    (step,) = api.overlays(receipt, bundle=bundle, source=tmp_path / "code", out=tmp_path / "jobs").steps
     assert step.config == str(tmp_path / f"code/{STEP}/config/tiny.yaml")
     assert not (tmp_path / "jobs/catalogue").exists()
 
@@ -393,9 +393,9 @@ def test_steps_folder_and_package_come_from_the_receipt(tmp_path: Path) -> None:
     (source / "src/nemotron").rename(source / "recipes")
     held = ReceiptCatalogue(pinned=f"hub.site:5000/airgap/x@{DIGEST}", steps="recipes/steps", package="nemotron.steps")
     receipt = put(tmp_path, receipt_of(DIGEST, catalogue=held))
-    (step,) = usecases.overlays(receipt, source=source, out=tmp_path / "jobs").steps
+    (step,) = api.overlays(receipt, source=source, out=tmp_path / "jobs").steps
     assert step.config == str(source / "recipes/steps/sft/one/config/tiny.yaml")
-    assert usecases.check(source=source, receipt=receipt, ask_registry=False).steps == ("sft/one:tiny",)
+    assert api.check(source=source, receipt=receipt, ask_registry=False).steps == ("sft/one:tiny",)
 
 
 def test_the_registry_has_it_pinned_by_digest(tmp_path: Path, bundle: Path) -> None:
@@ -410,22 +410,22 @@ def test_the_registry_has_it_pinned_by_digest(tmp_path: Path, bundle: Path) -> N
             pinned = f"{host}/{ARTIFACTS_REPOSITORY}@{entry.digest}"
             held = ReceiptCatalogue(pinned=pinned, steps=entry.steps, package=entry.package)
             receipt = put(tmp_path, receipt_of(opened.root, catalogue=held))
-            made = usecases.overlays(receipt, out=tmp_path / "jobs")
+            made = api.overlays(receipt, out=tmp_path / "jobs")
             assert made.steps and (tmp_path / f"jobs/catalogue/{STEP}/step.py").is_file()
-            assert usecases.extract_catalogue(receipt, tmp_path / "far").files == 8
-            report = usecases.check(receipt=receipt, overlays=tmp_path / "jobs", ask_registry=False)
+            assert api.extract_catalogue(receipt, tmp_path / "far").files == 8
+            report = api.check(receipt=receipt, overlays=tmp_path / "jobs", ask_registry=False)
             assert not report.blocking
         finally:
             registry.stop()
             thread.join(10)
     # what lies there already needs no registry
-    assert usecases.overlays(receipt, out=tmp_path / "jobs").steps == made.steps
-    assert not usecases.check(receipt=receipt, overlays=tmp_path / "jobs", ask_registry=False).blocking
+    assert api.overlays(receipt, out=tmp_path / "jobs").steps == made.steps
+    assert not api.check(receipt=receipt, overlays=tmp_path / "jobs", ask_registry=False).blocking
     with pytest.raises(RegistryError) as caught:
-        usecases.overlays(receipt, out=tmp_path / "other")
+        api.overlays(receipt, out=tmp_path / "other")
     assert "name the bundle with `--bundle`" in (caught.value.hint or "")
     with pytest.raises(RegistryError) as caught:
-        usecases.extract_catalogue(receipt, tmp_path / "farther")
+        api.extract_catalogue(receipt, tmp_path / "farther")
     assert "name the bundle in the place of the receipt" in (caught.value.hint or "")
 
 
@@ -434,11 +434,11 @@ def test_nothing_is_written_into_the_bundle(tmp_path: Path, bundle: Path) -> Non
     (tmp_path / "way").symlink_to(layout)
     for folder in (layout / "jobs", layout / "blobs/jobs", tmp_path / "way/jobs"):
         with pytest.raises(UsageError, match="lies in the bundle"):
-            usecases.extract_catalogue(bundle, folder)
+            api.extract_catalogue(bundle, folder)
         with pytest.raises(UsageError, match="lies in the bundle"):
-            usecases.load(bundle, to="localhost:1/x", receipt=folder / "receipt.yaml")
+            api.load(bundle, to="localhost:1/x", receipt=folder / "receipt.yaml")
         with pytest.raises(UsageError, match="lies in the bundle"):
-            usecases.load_for_jobs(bundle, to="localhost:1/x", jobs=folder, receipt=tmp_path / "receipt.yaml")
+            api.load_for_jobs(bundle, to="localhost:1/x", jobs=folder, receipt=tmp_path / "receipt.yaml")
     assert verify_bundle(bundle).ok
 
 
@@ -448,9 +448,9 @@ def test_the_current_folder_is_not_replaced(tmp_path: Path, bundle: Path, monkey
     monkeypatch.chdir(here)
     for name in (".", str(here)):
         with pytest.raises(UsageError, match="is the current folder") as caught:
-            usecases.extract_catalogue(bundle, Path(name))
+            api.extract_catalogue(bundle, Path(name))
         assert f"`{Path(name) / 'catalogue'}`" in (caught.value.hint or "")
-    assert usecases.extract_catalogue(bundle, Path("catalogue")).files == 8
+    assert api.extract_catalogue(bundle, Path("catalogue")).files == 8
 
 
 @pytest.mark.parametrize(
@@ -462,16 +462,16 @@ def test_a_receipt_cannot_lead_out_of_the_catalogue(tmp_path: Path, steps: str, 
     receipt = receipt_of(DIGEST, catalogue=held.model_copy(update={"steps": steps, "package": package}))
     path = put(tmp_path, receipt)
     with pytest.raises(IntegrityError, match=f"catalogue.{'package' if steps == 'src/steps' else 'steps'}"):
-        usecases.overlays(path, source=tmp_path, out=tmp_path / "jobs")
+        api.overlays(path, source=tmp_path, out=tmp_path / "jobs")
 
 
 def test_receipts_of_an_older_airferry_are_read(tmp_path: Path) -> None:
     receipt = put(tmp_path, receipt_of(DIGEST))
     receipt.write_bytes(receipt.read_bytes().replace(b"schema_version: 2", b"schema_version: 1"))
     source = write_catalogue(tmp_path / "code")
-    assert usecases.overlays(receipt, source=source, out=tmp_path / "jobs").steps
+    assert api.overlays(receipt, source=source, out=tmp_path / "jobs").steps
     with pytest.raises(UsageError, match="carries no catalogue"):
-        usecases.overlays(receipt, out=tmp_path / "jobs")
+        api.overlays(receipt, out=tmp_path / "jobs")
 
 
 def test_a_catalogue_that_is_nowhere_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

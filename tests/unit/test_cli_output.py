@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from airferry import usecases
+from airferry import api
+from airferry.api.near import LockOutcome
 from airferry.cli import app as program
 from airferry.cli.app import run
 from airferry.cli.render import Reporter
 from airferry.events import Notice
 from airferry.plan.lockfile import LOCK_FILE, LockedGroup, LockedPlatform, Lockfile, write_lockfile
-from airferry.usecases.near import LockOutcome
 from catalogues import airgap, write_airgap, write_step
 from near_side import PROGRAM
 from oci_images import make_bundle
@@ -221,8 +221,8 @@ def test_the_json_of_lock_holds_the_notes_of_its_entries(
         inputs="sha256:" + "a" * 64, python="python3", python_version="3.12", notes=("`x` 1 was taken",)
     )
     made = Lockfile(groups={"py": LockedGroup(platforms={"linux/amd64": entry})})
-    outcome = usecases.LockOutcome(catalogue / "airgap.lock.yaml", ("+ one",), lockfile=made)
-    monkeypatch.setattr(usecases, "lock", lambda *_arguments, **_options: outcome, raising=False)
+    outcome = api.LockOutcome(catalogue / "airgap.lock.yaml", ("+ one",), lockfile=made)
+    monkeypatch.setattr(api, "lock", lambda *_arguments, **_options: outcome, raising=False)
     assert run(["lock", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {
         "path": str(catalogue / "airgap.lock.yaml"),
@@ -248,9 +248,9 @@ def test_the_next_command_goes_on_with_the_same_plan(
     write_lockfile(Lockfile(), lockfile)
     assert run(["plan", *options]) == 0
     assert following() == ["lock", *options], "it covers nothing"
-    monkeypatch.setattr("airferry.usecases.near.uncovered", lambda *_: [])
+    monkeypatch.setattr("airferry.api.near.uncovered", lambda *_: [])
     assert run(["plan", *options, "--stage", "save-images"]) == 0
     assert following() == ["build", *options, "--stage", "save-images"]
-    monkeypatch.setattr(usecases, "lock", lambda *_, **__: LockOutcome(lockfile, ()))
+    monkeypatch.setattr(api, "lock", lambda *_, **__: LockOutcome(lockfile, ()))
     assert run(["lock", *options, "--engine", "podman"]) == 0
     assert following() == ["build", *options, "--engine", "podman"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from airferry import usecases
+from airferry import api
 from airferry.bundle.manifest import BundleManifest, TwinEntry
 from airferry.bundle.receipt import ReceiptTwin, read_receipt
 from airferry.bundle.seal import seal
@@ -18,7 +18,7 @@ from airferry.config import Executor, load_config
 from airferry.errors import ConfigurationError, RegistryError, UsageError
 from airferry.events import Event, Warned
 from airferry.far import tags
-from airferry.far.load import LoadResult, load
+from airferry.far.load import LoadResult, load_bundle
 from airferry.far.relocate import parse_destination
 from airferry.far.serve.offer import read_repositories
 from airferry.jobs.submission import image_for, reference_for
@@ -77,7 +77,7 @@ def test_a_twin_lists_the_very_manifests_of_its_image_and_adds_one_small_blob(tm
 
 
 def test_a_report_names_twins(bundle: Path) -> None:
-    text = usecases.report(bundle).text
+    text = api.report(bundle).text
     assert TWIN in text.split() and open_bundle(bundle).images[TWIN].digest in text.split()
 
 
@@ -140,7 +140,9 @@ def test_twins_are_made_for_enroot_or_as_written(tmp_path: Path, site: Any, writ
 
 
 def loaded(bundle: Path, registry: ScriptedRegistry, tmp_path: Path, **more: Any) -> LoadResult:
-    return load(bundle, to=f"{registry.address}/site", receipt_path=tmp_path / "receipt.yaml", options=OPTIONS, **more)
+    return load_bundle(
+        bundle, to=f"{registry.address}/site", receipt_path=tmp_path / "receipt.yaml", options=OPTIONS, **more
+    )
 
 
 def test_a_load_brings_the_twin_to_the_repository_of_its_image_and_pins_it_for_enroot(
@@ -164,7 +166,7 @@ def test_a_load_brings_the_twin_to_the_repository_of_its_image_and_pins_it_for_e
         old = Executor.model_validate("slurm-pyxis:3.3")
         assert str(reference_for(old, image)) == twin.reference
         assert str(reference_for(docker, image)) == image.pinned
-        usecases.rollback(tmp_path / "receipt.yaml", options=OPTIONS)
+        api.rollback(tmp_path / "receipt.yaml", options=OPTIONS)
         assert "site/other/name@9-docker" not in registry.manifests
 
 
@@ -204,7 +206,7 @@ def test_a_load_that_fails_leads_with_the_cause_and_counts_what_is_missing(bundl
     with run_scripted() as registry:
         address = registry.address
     with pytest.raises(RegistryError) as caught:
-        load(bundle, to=f"{address}/site", receipt_path=tmp_path / "receipt.yaml", options=OPTIONS)
+        load_bundle(bundle, to=f"{address}/site", receipt_path=tmp_path / "receipt.yaml", options=OPTIONS)
     cause, _, rest = caught.value.message.partition("; ")
     assert cause.startswith(f"`{address}` refuses connections: cannot ")
     assert rest == "no tag was moved; not whole there yet: 1 image and 2 artifacts"

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from airferry.api import Selection, doctor
+from airferry.api.reach import ask_all
 from airferry.config import load_config
 from airferry.engine.preflight import Check
 from airferry.errors import ConfigurationError
@@ -23,8 +25,6 @@ from airferry.oci.documents import (
     PlatformDocument,
 )
 from airferry.plan.planner import make_plan
-from airferry.usecases import Selection, doctor
-from airferry.usecases.reach import ask_all
 from catalogues import airgap, mounting, write_airgap, write_step
 from scripted_registry import ScriptedRegistry, run_scripted, sha256
 
@@ -160,7 +160,7 @@ def test_a_catalogue_that_is_not_found_is_one_failed_check_of_the_host(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(home)
-    monkeypatch.setattr("airferry.usecases.host.checks", lambda **_: [Check("git", "ok", "git 2", "")])
+    monkeypatch.setattr("airferry.api.host.checks", lambda **_: [Check("git", "ok", "git 2", "")])
     config = write_airgap(home, airgap({"one": "a.invalid/b"}, {"s/one": "one"}))
     report = doctor(Selection(config))
     assert [(check.name, check.status) for check in report.checks] == [("git", "ok"), ("catalogue", "fail")]

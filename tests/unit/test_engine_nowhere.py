@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airferry.engine import nowhere as sink
-from airferry.engine.nowhere import OWN_NAME, Packet, Records, checksum, question, summed, wrap
+from airferry.engine.nowhere import OWN_NAME, Packet, RequestLog, checksum, question, summed, wrap
 
 V4_SOURCE, V4_TARGET = bytes([192, 0, 2, 1]), bytes([203, 0, 113, 9])
 V6_SOURCE, V6_TARGET = (socket.inet_pton(socket.AF_INET6, text) for text in ("2001:db8::1", "2001:db8:1::7"))
@@ -64,7 +64,7 @@ def pseudo(version: int, packet: Packet) -> bytes:
 @pytest.mark.parametrize("version", [4, 6])
 def test_a_connection_is_noted_and_reset_as_a_stack_expects(version: int, log: Path) -> None:
     asked = frame(version, socket.IPPROTO_TCP, SYN)
-    reply = Records(log).handle(asked)
+    reply = RequestLog(log).handle(asked)
     assert reply is not None
     assert (reply[:6], reply[6:12], reply[12:14]) == (asked[6:12], asked[:6], asked[12:14])
     back = Packet(reply[14:])
@@ -76,7 +76,7 @@ def test_a_connection_is_noted_and_reset_as_a_stack_expects(version: int, log: P
 
 
 def test_only_what_opens_a_connection_counts(log: Path) -> None:
-    records = Records(log)
+    records = RequestLog(log)
     for flags in (0x10, 0x12, 0x04, 0x11):
         assert records.handle(frame(4, socket.IPPROTO_TCP, SYN[:13] + bytes([flags]) + SYN[14:])) is None
     assert written(log) == []
@@ -84,7 +84,7 @@ def test_only_what_opens_a_connection_counts(log: Path) -> None:
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_a_datagram_is_noted_and_bounced(version: int, log: Path) -> None:
-    reply = Records(log).handle(frame(version, socket.IPPROTO_UDP, datagram(5000, 8125, b"tick")))
+    reply = RequestLog(log).handle(frame(version, socket.IPPROTO_UDP, datagram(5000, 8125, b"tick")))
     assert reply is not None
     back = Packet(reply[14:])
     kind, code = {4: (3, 3), 6: (1, 4)}[version]
@@ -94,7 +94,7 @@ def test_a_datagram_is_noted_and_bounced(version: int, log: Path) -> None:
 
 
 def test_what_is_for_the_own_network_and_other_protocols_is_let_be(log: Path) -> None:
-    records = Records(log)
+    records = RequestLog(log)
     assert records.handle(frame(4, socket.IPPROTO_UDP, datagram(1, 5353, b"x"), target=bytes([224, 0, 0, 251]))) is None
     assert records.handle(frame(4, socket.IPPROTO_UDP, datagram(1, 67, b"x"), target=b"\xff" * 4)) is None
     assert records.handle(b"\0" * 12 + b"\x08\x06" + b"\0" * 28) is None, "ARP"
@@ -105,7 +105,7 @@ def test_what_is_for_the_own_network_and_other_protocols_is_let_be(log: Path) ->
 
 
 def test_a_name_gets_one_address_that_leads_back_to_it(log: Path) -> None:
-    records = Records(log)
+    records = RequestLog(log)
     answer = records.resolve(query("Models.Example.ORG"), 1234)
     assert answer is not None
     asked = query("Models.Example.ORG")
@@ -125,7 +125,7 @@ def test_a_name_gets_one_address_that_leads_back_to_it(log: Path) -> None:
 
 
 def test_a_query_to_a_server_elsewhere_is_answered_from_there(log: Path) -> None:
-    reply = Records(log).handle(frame(4, socket.IPPROTO_UDP, datagram(5000, 53, query("a.example.org"))))
+    reply = RequestLog(log).handle(frame(4, socket.IPPROTO_UDP, datagram(5000, 53, query("a.example.org"))))
     assert reply is not None
     back = Packet(reply[14:])
     assert back.source == V4_TARGET and struct.unpack_from("!HH", back.payload) == (53, 5000)
@@ -135,13 +135,13 @@ def test_a_query_to_a_server_elsewhere_is_answered_from_there(log: Path) -> None
 
 @pytest.mark.parametrize("name", ["localhost", "db.localhost", OWN_NAME])
 def test_own_names_are_this_host_and_no_attempt(name: str, log: Path) -> None:
-    answer = Records(log).resolve(query(name), 1)
+    answer = RequestLog(log).resolve(query(name), 1)
     assert answer is not None and answer[-4:] == bytes([127, 0, 0, 1])
     assert written(log) == []
 
 
 def test_other_types_are_answered_with_nothing_and_noted_but_for_reverse_look_ups(log: Path) -> None:
-    records = Records(log)
+    records = RequestLog(log)
     for kind, name in ((28, "six.example.org"), (16, "text.example.org"), (12, "9.113.0.203.in-addr.arpa")):
         answer = records.resolve(query(name, kind), 1)
         assert answer is not None and struct.unpack_from("!H", answer, 6)[0] == 0
@@ -165,9 +165,9 @@ def test_what_is_no_query_is_none(data: bytes) -> None:
 
 
 def test_records_and_names_are_bounded(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sink, "MAX_RECORDS", 5)
+    monkeypatch.setattr(sink, "MAX_LOGGED_REQUESTS", 5)
     monkeypatch.setattr(sink, "MAX_NAMES", 3)
-    records = Records(log)
+    records = RequestLog(log)
     answers = [records.resolve(query(f"n{number}.example.org"), 1) for number in range(20)]
     assert len({answer[-4:] for answer in answers if answer}) == 4, "all that are too many share one"
     assert records.resolve(query("n0.example.org"), 1) == answers[0]
@@ -178,7 +178,7 @@ def test_records_and_names_are_bounded(log: Path, monkeypatch: pytest.MonkeyPatc
 @given(st.binary(max_size=120), st.sampled_from([b"\x08\x00", b"\x86\xdd"]))
 def test_no_frame_raises_what_the_sink_does_not_expect(data: bytes, kind: bytes) -> None:
     with contextlib.suppress(struct.error, IndexError, ValueError):
-        Records(Path("/dev/null")).handle(b"\0" * 12 + kind + data)
+        RequestLog(Path("/dev/null")).handle(b"\0" * 12 + kind + data)
 
 
 @given(st.binary(max_size=600))
@@ -219,9 +219,9 @@ def test_who_holds_a_socket_is_found_with_command_and_ancestors() -> None:
         )
         try:
             assert sink.owner(inode) == child.pid, "not this process, and the youngest of the rest"
-            said = sink.describe(child.pid)
+            said = sink.process_facts(child.pid)
         finally:
             child.communicate()
     assert said["pid"] == child.pid and str(said["command"]).endswith("a-mark")
     assert said["ancestors"][0] == os.getpid()  # type: ignore[index]
-    assert sink.describe(None) == {"pid": None, "command": "", "ancestors": []}
+    assert sink.process_facts(None) == {"pid": None, "command": "", "ancestors": []}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from airferry.engine.program import build_error, engine_error, explain, find_engine, parse_version, step_lines
+from airferry.engine.program import build_error, engine_error, explain, find_engine, printed_version, step_lines
 from airferry.errors import BuildError, HostError
 from airferry.host.process import ProcessFailed
 
@@ -92,7 +92,7 @@ def test_time_out_keeps_its_own_message() -> None:
     ],
 )
 def test_versions(text: str, version: tuple[int, ...]) -> None:
-    assert parse_version(text) == version
+    assert printed_version(text) == version
 
 
 def engine_stub(folder: Path, name: str, text: str) -> None:

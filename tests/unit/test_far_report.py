@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from airferry import usecases
+from airferry import api
 from airferry.bundle.manifest import (
     Addition,
     AttemptEntry,
@@ -31,7 +31,7 @@ from airferry.far.report.html import render_html
 from airferry.far.report.text import render_text
 from airferry.oci.digest import digest_of
 from airferry.oci.documents import Index
-from airferry.oci.validate import Finding
+from airferry.oci.validate import Defect
 from oci_images import REFERENCE, make_bundle
 
 HOSTILE = "</title><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\n\x1b[31m\u202emoc"
@@ -79,7 +79,7 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
 
-def synthetic(bundle: Path, manifest: BundleManifest, findings: tuple[Finding, ...] = ()) -> tuple[str, str]:
+def synthetic(bundle: Path, manifest: BundleManifest, findings: tuple[Defect, ...] = ()) -> tuple[str, str]:
     """Return page and text for a manifest that no layout backs."""
     opened = open_bundle(bundle)
     made = Bundle(
@@ -195,7 +195,7 @@ def make_manifest(images: int, *, text: str = "") -> BundleManifest:
 
 def test_a_report_tells_of_everything_in_a_bundle(sealed: Path, tmp_path: Path) -> None:
     bundle = open_bundle(sealed)
-    outcome = usecases.report(sealed, html=tmp_path / "r.html", text=tmp_path / "r.txt", root=bundle.root)
+    outcome = api.report(sealed, html=tmp_path / "r.html", text=tmp_path / "r.txt", root=bundle.root)
     image = bundle.manifest.images[0]
     page = Page(outcome.html)
     for text in (page.text, outcome.text):
@@ -214,27 +214,27 @@ def test_a_report_tells_how_far_steps_came_and_what_they_reached_for(sealed: Pat
         for word in ("step/1:default", "started", "needs a GPU", "absent", "hub.example:443", "step.py:3", "curl"):
             assert word in text
         assert text.count("not declared") == text.count("step.py:3") == 4
-    assert "No step was rehearsed." in usecases.report(sealed).text
+    assert "No step was rehearsed." in api.report(sealed).text
 
 
 def test_the_same_bundle_gives_the_same_report(sealed: Path) -> None:
-    one, other = usecases.report(sealed), usecases.report(sealed)
+    one, other = api.report(sealed), api.report(sealed)
     assert (one.html, one.text) == (other.html, other.text)
 
 
 def test_a_page_needs_nothing_from_outside_and_runs_nothing(sealed: Path) -> None:
-    page = Page(usecases.report(sealed).html)
+    page = Page(api.report(sealed).html)
     names = {name for name, _attributes in page.elements}
     assert not names & {"script", "link", "img", "iframe", "object", "form", "base"}
     for _name, attributes in page.elements:
         assert not [key for key in attributes if key.startswith("on") or key in ("src", "action", "style")]
         assert (attributes.get("href") or "#").startswith("#")
     assert "default-src 'none'" in str(page.all("meta"))
-    assert "url(" not in usecases.report(sealed).html and "@import" not in usecases.report(sealed).html
+    assert "url(" not in api.report(sealed).html and "@import" not in api.report(sealed).html
 
 
 def test_a_page_is_accessible(sealed: Path) -> None:
-    page = Page(usecases.report(sealed).html)
+    page = Page(api.report(sealed).html)
     assert page.all("html") == [{"lang": "en"}]
     assert len(page.all("h1")) == 1 and len(page.all("h2")) == len(page.all("section"))
     assert len(page.all("table")) == len(page.all("caption"))
@@ -261,14 +261,14 @@ def luminance(color: str) -> float:
     [("#1a1a1a", "#fff"), ("#0b4f8a", "#fff"), ("#1a1a1a", "#e7edf3"), ("#1a1a1a", "#f2f2f2"), ("#fff", "#1f4e79")],
 )
 def test_colours_have_enough_contrast(sealed: Path, text: str, ground: str) -> None:
-    html = usecases.report(sealed).html
+    html = api.report(sealed).html
     assert text in html and ground in html
     lighter, darker = sorted((luminance(text), luminance(ground)), reverse=True)
     assert (lighter + 0.05) / (darker + 0.05) >= 4.5
 
 
 def test_hostile_names_are_shown_and_do_nothing(sealed: Path) -> None:
-    finding = Finding(subject=f"image {HOSTILE}", text="is wrong", digest=None)
+    finding = Defect(subject=f"image {HOSTILE}", text="is wrong", digest=None)
     html, text = synthetic(sealed, make_manifest(2, text=HOSTILE), (finding,))
     page = Page(html)
     assert not page.all("script") and not page.all("img")
@@ -319,15 +319,15 @@ def test_a_damaged_bundle_is_reported_and_the_code_says_so(tmp_path: Path, capsy
 
 def test_bundles_that_cannot_be_read_and_places_that_cannot_be_written(sealed: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no bundle"):
-        usecases.report(tmp_path / "nothing")
+        api.report(tmp_path / "nothing")
     (tmp_path / "file").write_text("")
     with pytest.raises(HostError):
-        usecases.report(sealed, html=tmp_path / "file" / "r.html")
+        api.report(sealed, html=tmp_path / "file" / "r.html")
 
 
 def test_without_a_file_the_text_goes_to_stdout(sealed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert program.run(["--quiet", "report", str(sealed)]) == 0
-    assert capsys.readouterr().out == usecases.report(sealed).text
+    assert capsys.readouterr().out == api.report(sealed).text
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import bcrypt
 import pytest
 from starlette.types import ASGIApp
 
-from airferry import usecases
+from airferry import api
 from airferry.bundle.artifacts import REQUIREMENTS_ARTIFACT
 from airferry.bundle.verify import open_bundle
 from airferry.cli import app as program
@@ -308,12 +308,12 @@ def test_wrong_certificates_are_refused_and_the_port_given_back(bundle: Path, tm
     (tmp_path / "x.pem").write_text("no certificate")
     with (
         pytest.raises(ConfigurationError, match="cannot be used"),
-        usecases.serve(bundle, listen="127.0.0.1:0", tls_certificate=tmp_path / "x.pem", tls_key=tmp_path / "x.pem"),
+        api.serve(bundle, listen="127.0.0.1:0", tls_certificate=tmp_path / "x.pem", tls_key=tmp_path / "x.pem"),
     ):
         pass
     with (
         pytest.raises(UsageError, match="come together"),
-        usecases.serve(bundle, listen="127.0.0.1:0", tls_key=tmp_path / "x.pem"),
+        api.serve(bundle, listen="127.0.0.1:0", tls_key=tmp_path / "x.pem"),
     ):
         pass
 
@@ -321,10 +321,10 @@ def test_wrong_certificates_are_refused_and_the_port_given_back(bundle: Path, tm
 def test_another_root_and_no_bundle_are_refused(bundle: Path, tmp_path: Path) -> None:
     with (
         pytest.raises(IntegrityError, match="expected"),
-        usecases.serve(bundle, listen="127.0.0.1:0", root="sha256:" + "0" * 64),
+        api.serve(bundle, listen="127.0.0.1:0", root="sha256:" + "0" * 64),
     ):
         pass
-    with pytest.raises(UsageError, match="holds no bundle"), usecases.serve(tmp_path / "x", listen="127.0.0.1:0"):
+    with pytest.raises(UsageError, match="holds no bundle"), api.serve(tmp_path / "x", listen="127.0.0.1:0"):
         pass
 
 
@@ -335,7 +335,7 @@ def test_verify_first_finds_damage_before_anything_is_served(bundle: Path) -> No
     file.write_bytes(data)
     with (
         pytest.raises(IntegrityError, match="is damaged"),
-        usecases.serve(bundle, listen="127.0.0.1:0", verify_first=True),
+        api.serve(bundle, listen="127.0.0.1:0", verify_first=True),
     ):
         pass
 
@@ -346,7 +346,7 @@ def test_all_addresses_are_offered_under_the_hosts_name(
 ) -> None:
     monkeypatch.setattr("airferry.far.serve.server.socket.gethostname", lambda: "near.site")
     try:
-        opened = usecases.serve(bundle, listen=listen)
+        opened = api.serve(bundle, listen=listen)
         with opened as serving:
             port = serving.url.rpartition(":")[2]
             assert serving.url == f"http://near.site:{port}"

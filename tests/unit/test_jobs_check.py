@@ -18,7 +18,7 @@ from airferry.errors import ConfigurationError, FindingsError, UsageError
 from airferry.jobs.check import Checked, CheckReport, images_to_ask, run_check
 from airferry.jobs.findings import Finding
 from airferry.jobs.rules.assets import StagedAssets
-from airferry.jobs.rules.paths import look_at
+from airferry.jobs.rules.paths import path_problem
 from airferry.jobs.rules.site import RegistryImage
 from airferry.plan.catalogue import catalogue_at
 from airferry.plan.env_profiles import read_env_file
@@ -477,13 +477,13 @@ def test_what_is_wrong_with_a_path(tmp_path: Path) -> None:
     (tmp_path / "full.parquet").write_text("x")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").write_text("x")
-    assert look_at(tmp_path / "*.parquet") is None
-    assert look_at(tmp_path / "full") is None
-    assert look_at(tmp_path / "*.bin") == "matches nothing"
-    assert look_at(tmp_path / "empty") == "is an empty file"
-    assert look_at(tmp_path / "none") == "is not there"
+    assert path_problem(tmp_path / "*.parquet") is None
+    assert path_problem(tmp_path / "full") is None
+    assert path_problem(tmp_path / "*.bin") == "matches nothing"
+    assert path_problem(tmp_path / "empty") == "is an empty file"
+    assert path_problem(tmp_path / "none") == "is not there"
     (tmp_path / "loop").symlink_to("loop")
-    assert look_at(tmp_path / "loop") in ("is not there", "cannot be read: too many levels of symbolic links")
+    assert path_problem(tmp_path / "loop") in ("is not there", "cannot be read: too many levels of symbolic links")
     if os.geteuid() != 0:
         (tmp_path / "full.parquet").chmod(0)
-        assert look_at(tmp_path / "full.parquet") == "cannot be read: permission denied"
+        assert path_problem(tmp_path / "full.parquet") == "cannot be read: permission denied"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from airferry import usecases
+from airferry import api
 from airferry.bundle.manifest import OverlayEntry
 from airferry.bundle.receipt import Receipt, ReceiptAsset, ReceiptImage, write_receipt
 from airferry.config import SiteProfile
@@ -344,7 +344,7 @@ def test_paths_in_commands_have_no_dots(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path / "here")
 
     def command(out: str) -> str:
-        made = usecases.overlays(Path("../receipt.yaml"), source=Path("../code"), out=Path(out))
+        made = api.overlays(Path("../receipt.yaml"), source=Path("../code"), out=Path(out))
         (config,) = [word for word in made.steps[0].command.split() if word.endswith("tiny.yaml")]
         assert Path(config).is_file()
         return made.steps[0].command

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from airferry.api import LoadOutcome
 from airferry.bundle.manifest import BundleManifest, GroupEntry, ToolEntry
 from airferry.bundle.receipt import Receipt, ReceiptCatalogue
 from airferry.bundle.verify import VerifyReport
@@ -15,7 +16,6 @@ from airferry.cli.app import run
 from airferry.cli.render import Reporter
 from airferry.far.load import LoadResult
 from airferry.far.push import PushResult
-from airferry.usecases import LoadOutcome
 from travelling_catalogue import DIGEST, REF, TARGET, URL, receipt_of
 
 IMAGE = f"hub.site:5000/airgap/trainer@{DIGEST}"
@@ -53,6 +53,18 @@ def outcome(receipt: Receipt, *, baked: bool, by_target: bool = True) -> LoadOut
 def test_a_step_with_a_baked_checkout_takes_the_config_that_overlays_writes(by_target: bool) -> None:
     commands = outcome(receipt_of(DIGEST), baked=True, by_target=by_target).submit_commands()
     assert commands == ["nemotron steps run sft/one -c airgap-overlays/EXECUTOR/sft/one/tiny.yaml -b PROFILE"]
+
+
+@pytest.mark.parametrize("submit", [None, "", "acme run {step} --file {config} {overrides}"])
+@pytest.mark.parametrize("baked", [True, False])
+def test_no_command_overrides_the_mounts_of_a_job(baked: bool, submit: str | None) -> None:
+    """Overrides come after the profile: one of the mounts would take its storage away."""
+    for targets in (("sft/one:tiny",), ("sft/one",), ("sft/one:tiny", "eval/two")):
+        steps = dict.fromkeys(targets, IMAGE)
+        receipt = receipt_of(DIGEST, submit=submit).model_copy(update={"targets": targets, "steps": steps})
+        commands = outcome(receipt, baked=baked).submit_commands()
+        assert len(commands) == len(targets)
+        assert [command for command in commands if "mounts" in command] == []
 
 
 def test_a_step_without_one_takes_its_own_config_and_the_image() -> None:

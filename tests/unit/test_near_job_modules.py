@@ -13,7 +13,14 @@ import pytest
 from airferry.config import load_config
 from airferry.errors import BuildError
 from airferry.near.bases.fetch import BaseImage
-from airferry.near.lock.job_modules import JobModules, Refused, job_modules, path_inputs, refuse_unreached, steps_of
+from airferry.near.lock.job_modules import (
+    JobModules,
+    RefusedImports,
+    job_modules,
+    path_inputs,
+    refuse_unreached,
+    steps_of,
+)
 from airferry.near.probe.answers import ProbeResult
 from airferry.near.probe.static import static_probe
 from airferry.oci.documents import IMAGE_MANIFEST, ImageConfig, descriptor_of
@@ -74,7 +81,7 @@ class Side:
             "base:1", None, AMD64, manifest.digest, manifest, ImageConfig.model_validate(document), data, ()
         )
 
-    def ask(self, plan: Plan, *items: Item, env: Mapping[str, str] | None = None) -> tuple[JobModules, Refused]:
+    def ask(self, plan: Plan, *items: Item, env: Mapping[str, str] | None = None) -> tuple[JobModules, RefusedImports]:
         (group,) = plan.groups
         base = self.base(env=env)
         trees = {overlay.target: self.tree for overlay in group.overlays}
@@ -85,7 +92,7 @@ class Side:
             return static_probe(view, base.config, modules=modules, python=None, platform=AMD64, variables=variables)
 
         found = job_modules(group, steps_of(plan, group), base=base, trees=trees, probe=probe)
-        return found, Refused(group, base, found.unreached)
+        return found, RefusedImports(group, base, found.unreached)
 
 
 @pytest.fixture
@@ -93,7 +100,7 @@ def side(tmp_path: Path) -> Side:
     return Side(tmp_path)
 
 
-def refusal(refused: Refused) -> BuildError:
+def refusal(refused: RefusedImports) -> BuildError:
     with pytest.raises(BuildError) as caught:
         refuse_unreached([refused], lambda overlay: f"place of {overlay.repo}")
     return caught.value

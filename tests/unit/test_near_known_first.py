@@ -9,18 +9,18 @@ from pathlib import Path
 
 import pytest
 
+from airferry.api import Selection, lock, plan
 from airferry.config import ArchiveBase, LayoutBase, load_config
 from airferry.errors import AirferryError, BuildError, ConfigurationError, HostError, IntegrityError, RegistryError
 from airferry.events import silent
 from airferry.near.bases.fetch import BaseCache
-from airferry.near.failures import base_place, combined, gathered, requirement_places
+from airferry.near.failures import base_place, combined, map_all, requirement_places
 from airferry.near.lock import resolve
 from airferry.near.lock.job_modules import JobModules
 from airferry.oci.layout import LayoutStore
 from airferry.oci.platform import parse_buildable_platform, parse_platform
 from airferry.plan.planner import make_plan
 from airferry.registry.failures import TransientRegistryError
-from airferry.usecases import Selection, lock, plan
 from catalogues import airgap, mounting, write_airgap, write_step
 from oci_images import put_image, put_index
 from scripted_registry import ScriptedRegistry, run_scripted
@@ -91,14 +91,14 @@ def fails(error: AirferryError | None) -> int:
 
 
 def test_failures_are_told_together_each_with_its_way_out() -> None:
-    assert gathered(fails, [None, None], jobs=2) == [1, 1]
+    assert map_all(fails, [None, None], jobs=2) == [1, 1]
     one = BuildError("one", hint="do", detail=1)
     with pytest.raises(BuildError) as caught:
-        gathered(fails, [None, one, BuildError("one")], jobs=1)
+        map_all(fails, [None, one, BuildError("one")], jobs=1)
     assert caught.value is one, "what is alone stays what it is"
     several = [one, None, TransientRegistryError("two", hint="wait"), ConfigurationError("three")]
     with pytest.raises(BuildError) as caught:
-        gathered(fails, several, jobs=3)
+        map_all(fails, several, jobs=3)
     assert caught.value.message == "one\n  hint: do\ntwo\n  hint: wait\nthree"
     assert caught.value.hint is None
     both = combined(
@@ -110,7 +110,7 @@ def test_failures_are_told_together_each_with_its_way_out() -> None:
 @pytest.mark.parametrize("kind", [HostError, IntegrityError])
 def test_faults_of_the_host_and_of_bytes_end_it_at_once(kind: type[AirferryError]) -> None:
     with pytest.raises(kind, match="at once"):
-        gathered(fails, [BuildError("one"), kind("at once"), BuildError("two")], jobs=1)
+        map_all(fails, [BuildError("one"), kind("at once"), BuildError("two")], jobs=1)
 
 
 def test_all_bases_and_refs_that_cannot_be_had_are_one_error_before_anything_is_fetched(

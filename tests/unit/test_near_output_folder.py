@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from airferry.bundle.beside import MAX_NAMED
+from airferry.bundle.beside import MAX_NAMED_FILES
 from airferry.bundle.manifest import MANIFEST_FILE, BundleManifest, SavedImage
 from airferry.bundle.seal import seal
 from airferry.bundle.verify import open_bundle, verify_bundle
@@ -168,9 +168,9 @@ def test_what_else_lies_there_is_named_and_is_no_finding(out: Path) -> None:
     )
     assert verify_bundle(out / "bundle", beside=True).beside == (), "the bundle alone has no folder around it"
     assert verify_bundle(out).beside == ()
-    for number in range(MAX_NAMED + 5):
+    for number in range(MAX_NAMED_FILES + 5):
         (out / f"x{number}").touch()
-    assert len(verify_bundle(out, beside=True).beside) == MAX_NAMED
+    assert len(verify_bundle(out, beside=True).beside) == MAX_NAMED_FILES
 
 
 def test_an_archive_that_is_not_what_the_manifest_says_is_an_integrity_error(

@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 from airferry.errors import BuildError
 from airferry.host import process
 from airferry.near.probe import script as probe_script
-from airferry.near.probe.answers import ATTEMPTS, MARK, ProbeResult, ask, parse_probe, probe_argv, probe_input
+from airferry.near.probe.answers import (
+    MARK,
+    PROBE_ATTEMPTS,
+    ProbeResult,
+    ask_again,
+    parse_probe,
+    probe_argv,
+    probe_input,
+)
 
 
 def write_modules(root: Path, sources: dict[str, str]) -> Path:
@@ -174,12 +182,12 @@ def test_a_probe_whose_output_was_lost_is_run_again(tmp_path: Path) -> None:
     python, *options, script = probe_argv(sys.executable)
     answer = process.run([python, *options, script], stdin=probe_input(["json"]), timeout_s=60).stdout
     outputs = [b"", answer]
-    assert ask(lambda: outputs.pop(0)).modules["json"].status == "present"
+    assert ask_again(lambda: outputs.pop(0)).modules["json"].status == "present"
     assert outputs == []
 
 
 def test_a_probe_that_never_answers_is_given_up() -> None:
     runs: list[int] = []
     with pytest.raises(BuildError, match="gave no answer"):
-        ask(lambda: runs.append(1) or b"")  # type: ignore[func-returns-value]
-    assert len(runs) == ATTEMPTS
+        ask_again(lambda: runs.append(1) or b"")  # type: ignore[func-returns-value]
+    assert len(runs) == PROBE_ATTEMPTS

@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 
 from airferry.config.rehearsal import is_allowed
 from airferry.near.rehearse import judge
-from airferry.near.rehearse.judge import LEVELS, Attempt, find_attempts, judge_ending, read_hook_log, read_sink_log
+from airferry.near.rehearse.judge import (
+    REHEARSAL_LEVELS,
+    Attempt,
+    find_attempts,
+    judge_ending,
+    read_hook_log,
+    read_sink_log,
+)
 
 ROOT = "/workspace/Nemotron"
 STEP = f"{ROOT}/src/steps/a/step.py"
@@ -412,7 +419,7 @@ def test_no_record_of_whatever_shape_raises(hook: list[dict[str, Any]], sink: li
     for item in find_attempts(*read, root=ROOT, own="container"):
         str(item)
     judged = judge_ending(read[0], root=ROOT, has_config=True)
-    assert judged.reached in LEVELS and judged.text.isprintable()
+    assert judged.reached in REHEARSAL_LEVELS and judged.text.isprintable()
 
 
 @given(st.binary(max_size=300))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from airferry.config import load_config
-from airferry.near.rehearse.stage import HOOK, Scene, Stage
+from airferry.near.rehearse.stage import HOOK, RehearsalFolders, Scene
 from airferry.oci.platform import host
 from airferry.plan.planner import make_plan
 from catalogues import airgap, mounting, write_airgap, write_step
@@ -56,7 +56,7 @@ def asked(
     engine = Engine()
     (root / "scratch").mkdir()
     with pytest.raises(Captured):
-        Stage(root / "scratch", root, scene, image_path).import_modules(engine, "image")  # type: ignore[arg-type]
+        RehearsalFolders(root / "scratch", root, scene, image_path).import_modules(engine, "image")  # type: ignore[arg-type]
     return engine
 
 

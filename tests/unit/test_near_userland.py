@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from airferry.config import BootstrapBase
 from airferry.errors import BuildError
-from airferry.near.bases.debian import PackageCache, bootstrap, mirrors
+from airferry.near.bases.debian import PackageCache, bootstrap, mmdebstrap_mirrors
 from airferry.near.bases.userland import compose, read_package
 from airferry.oci.platform import parse_platform
 
@@ -225,11 +225,11 @@ def test_the_hosts_own_mirrors_serve_their_suite(tmp_path: Path) -> None:
     base = BootstrapBase(suite="bookworm")
     platform = parse_platform("linux/amd64")
     signed = "[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]"
-    assert mirrors(base, platform=platform, apt=tmp_path) == [
+    assert mmdebstrap_mirrors(base, platform=platform, apt=tmp_path) == [
         "deb [trusted=yes] http://old.test/debian bookworm-security main",
         f"deb {signed} http://mirror.test/debian bookworm main",
         f"deb {signed} http://mirror.test/debian bookworm-updates main",
     ]
-    assert mirrors(BootstrapBase(suite="noble"), platform=platform, apt=tmp_path) == []
+    assert mmdebstrap_mirrors(BootstrapBase(suite="noble"), platform=platform, apt=tmp_path) == []
     own = BootstrapBase(suite="bookworm", mirror="http://named.test/debian")
-    assert mirrors(own, platform=platform, apt=tmp_path) == ["http://named.test/debian"]
+    assert mmdebstrap_mirrors(own, platform=platform, apt=tmp_path) == ["http://named.test/debian"]

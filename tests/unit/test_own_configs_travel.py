@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from airferry import usecases
+from airferry import api
 from airferry.bundle.catalogue import CATALOGUE_MARK
 from airferry.bundle.receipt import write_receipt
 from airferry.events import Event, Warned
@@ -70,14 +70,14 @@ def test_overlays_and_check_take_it_like_any_other(tmp_path: Path) -> None:
     _, plan = travel(tmp_path)
     receipt = receipt_of(DIGEST).model_copy(update={"targets": (plan.steps[0].target.spec,)})
     write_receipt(receipt, tmp_path / "receipt.yaml")
-    made = usecases.overlays(tmp_path / "receipt.yaml", source=tmp_path / "far", out=tmp_path / "jobs")
+    made = api.overlays(tmp_path / "receipt.yaml", source=tmp_path / "far", out=tmp_path / "jobs")
     (step,) = made.steps
     assert step.target == "sft/one:mine" and step.path == "kubernetes/sft/one/mine.yaml"
     overlay = yaml.safe_load((tmp_path / "jobs" / step.path).read_text())
     inherited = (tmp_path / "jobs" / step.path).parent / overlay["defaults"]
     assert inherited.resolve() == tmp_path / f"far/{STEP}/config/mine.yaml"
     assert overlay["run"]["env"]["mounts"] == [] and step.cleared[0].endswith(TARGET)
-    report = usecases.check(
+    report = api.check(
         receipt=tmp_path / "receipt.yaml", source=tmp_path / "far", overlays=tmp_path / "jobs", ask_registry=False
     )
     assert report.steps == ("sft/one:mine",) and not report.blocking
@@ -125,7 +125,7 @@ def test_the_submit_line_is_the_catalogues(tmp_path: Path) -> None:
         ("", "# no command is known for this catalogue"),
     ):
         write_receipt(receipt_of(DIGEST, submit=submit), tmp_path / "receipt.yaml")
-        (step,) = usecases.overlays(tmp_path / "receipt.yaml", source=catalogue, out=tmp_path / "jobs").steps
+        (step,) = api.overlays(tmp_path / "receipt.yaml", source=catalogue, out=tmp_path / "jobs").steps
         assert step.command.startswith(expected)
         assert step.command in (tmp_path / "jobs/kubernetes/submit.txt").read_text()
 
@@ -137,7 +137,7 @@ def test_a_config_that_was_written_on_the_far_side_is_checked_by_its_path(
     write_receipt(receipt_of(DIGEST), tmp_path / "receipt.yaml")
     (tmp_path / "late.yaml").write_text(f"defaults: code/{STEP}/config/default\ntokenizer: org/name\n")
     monkeypatch.chdir(tmp_path)
-    report = usecases.check(
+    report = api.check(
         receipt=Path("receipt.yaml"), source=catalogue, targets=["sft/one:late.yaml"], ask_registry=False
     )
     assert report.steps == ("sft/one:late.yaml",)

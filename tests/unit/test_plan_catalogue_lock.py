@@ -8,7 +8,7 @@ import pytest
 
 from airferry.errors import ConfigurationError
 from airferry.plan.locks.catalogue import CatalogueLock, find_catalogue_lock, read_catalogue_lock
-from airferry.plan.locks.packages import GitSource, LocalSource, LockedFile, RegistrySource, UrlSource
+from airferry.plan.locks.packages import GitSource, IndexSource, LocalSource, LockedFile, UrlSource
 
 A, B, C = ("sha256:" + letter * 64 for letter in "abc")
 UV = f"""
@@ -148,7 +148,7 @@ directory = {{ path = "." }}
     assert found.find("plain", environment("aarch64")) is None
     git = found.find("git", environment())
     assert git is not None and git.source == GitSource("https://h/g.git", "2" * 40, "p")
-    assert [item.source for item in found.all_for(environment())] == [git.source, LocalSource("."), RegistrySource()]
+    assert [item.source for item in found.all_for(environment())] == [git.source, LocalSource("."), IndexSource()]
 
 
 def test_requirements(tmp_path: Path) -> None:

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import yaml
 
+from airferry.api import Selection, rehearsal
 from airferry.config import load_config
 from airferry.config.yaml_edit import replace_texts
 from airferry.errors import ConfigurationError
 from airferry.plan.models import Plan
 from airferry.plan.planner import make_plan, render_plan
 from airferry.plan.step_config import StepConfigReader
-from airferry.usecases import Selection, rehearsal
 from catalogues import STEPS, airgap, mounting, write_airgap, write_step
 
 LM = "https://example.com/org/Megatron-LM.git@abc,/opt/megatron-lm"

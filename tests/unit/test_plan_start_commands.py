@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airferry.plan.code.commands import MAX_COMMAND, installs_of
+from airferry.plan.code.commands import MAX_COMMAND_CHARACTERS, installs_of
 
 
 def short(command: str) -> list[str]:
@@ -115,7 +115,7 @@ def test_installers_within_other_commands_are_not_passed_over(command: str, foun
 
 
 def test_what_is_too_long_or_too_deep_is_unknown() -> None:
-    assert short("pip install " + "a " * MAX_COMMAND)[0].startswith("unknown: ? it has more than")
+    assert short("pip install " + "a " * MAX_COMMAND_CHARACTERS)[0].startswith("unknown: ? it has more than")
     nested = "pip install a"
     for _ in range(10):
         nested = f"eval {nested}"

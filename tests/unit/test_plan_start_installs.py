@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from airferry.api.describe import describe_plan
 from airferry.config import load_config
 from airferry.plan.code.installs import bake_lines, module_of
 from airferry.plan.inventory import is_held, parse_inventory, render_inventory
 from airferry.plan.models import JobPath, Plan, PlanWarning
 from airferry.plan.planner import make_plan
-from airferry.usecases.describe import describe_plan
 from catalogues import airgap, write_airgap, write_step
 
 CONFIG = "src/nemotron/steps/a/config/tiny.yaml"

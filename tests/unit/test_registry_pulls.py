@@ -11,7 +11,7 @@ import pytest
 
 from airferry.errors import AirferryError, ConfigurationError, IntegrityError, RegistryError
 from airferry.events import Event, Notice, Warned
-from airferry.far.copy import copy, parse_place
+from airferry.far.copy import copy_between, parse_place
 from airferry.oci.documents import IMAGE_MANIFEST
 from airferry.oci.layout import LayoutStore
 from airferry.oci.reference import parse_reference
@@ -19,7 +19,12 @@ from airferry.registry import registries_conf
 from airferry.registry.client import ClientOptions, RegistryClient, open_clients
 from airferry.registry.credentials import Credential
 from airferry.registry.pulls import FIRST_ATTEMPTS, Pulls, PullSource
-from airferry.registry.registries_conf import MAX_FILE_BYTES, covered, parse_registries_conf, read_registries_conf
+from airferry.registry.registries_conf import (
+    MAX_REGISTRIES_CONF_BYTES,
+    covered,
+    parse_registries_conf,
+    read_registries_conf,
+)
 from airferry.registry.retry import RetryPolicy
 from oci_images import put_image
 from scripted_registry import Exchange, ScriptedRegistry, run_scripted, sha256, times
@@ -145,7 +150,7 @@ def test_files_are_bounded_and_one_that_a_variable_names_must_be_there(
     with pytest.raises(ConfigurationError) as caught:
         read_registries_conf()
     assert "mine.conf" in caught.value.message and "`CONTAINERS_REGISTRIES_CONF` names it" in (caught.value.hint or "")
-    write(home / "mine.conf", "#" * (MAX_FILE_BYTES + 1))
+    write(home / "mine.conf", "#" * (MAX_REGISTRIES_CONF_BYTES + 1))
     with pytest.raises(ConfigurationError, match="larger than the limit"):
         read_registries_conf()
     write(home / "mine.conf", mirrored("a.b"))
@@ -289,10 +294,12 @@ def test_a_copy_pulls_by_way_of_the_mirror_and_pushes_to_the_name_itself(
     descriptor, _ = put_image(store, [{"a": b"b"}])
     store.write_index([descriptor.model_copy(update={"annotations": {"org.opencontainers.image.ref.name": "x:1"}})])
     place = parse_place
-    copy(place(f"oci:{home / 'made'}:x:1"), place(f"docker://{mirror.address}/cache/base:1"), options=OPTIONS)
+    copy_between(place(f"oci:{home / 'made'}:x:1"), place(f"docker://{mirror.address}/cache/base:1"), options=OPTIONS)
     rule = '[[registry]]\nprefix = "{0}"\nlocation = "{1}"\ninsecure = true\n'
     text = rule.format("nvcr.invalid", f"{mirror.address}/cache") + rule.format(destination.address, "127.0.0.1:1")
     monkeypatch.setenv("CONTAINERS_REGISTRIES_CONF", str(write(home / "r.conf", text)))
-    copied = copy(place("docker://nvcr.invalid/base:1"), place(f"docker://{destination.address}/b:1"), options=OPTIONS)
+    copied = copy_between(
+        place("docker://nvcr.invalid/base:1"), place(f"docker://{destination.address}/b:1"), options=OPTIONS
+    )
     assert copied.descriptor.digest == descriptor.digest
     assert destination.manifests["b@1"] == mirror.manifests["cache/base@1"]

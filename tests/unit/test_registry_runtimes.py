@@ -23,7 +23,7 @@ from airferry.registry.retry import RetryPolicy
 from airferry.registry.runtimes import Runtime, pull_as
 from airferry.registry.sink import RegistrySink
 from airferry.registry.source import RegistrySource
-from airferry.registry.trial import probe
+from airferry.registry.trial import try_registry
 from oci_images import make_image, put_image, put_index, put_manifest
 from scripted_registry import Exchange, ScriptedRegistry, error_document, run_scripted
 
@@ -171,6 +171,6 @@ def test_a_probe_tells_what_enroot_finds(hides: bool, refuses: bool) -> None:
 
     faults = ([hide_indexes] if hides else []) + ([refuse] if refuses else [])
     with run_scripted(list(faults)) as registry, RegistryClient(registry.address, options=OPTIONS) as client:
-        profile = probe(client, "try")
+        profile = try_registry(client, "try")
         assert (profile.shows_oci_to_enroot, profile.takes_docker_lists) == (not hides, not refuses)
         assert not [key for key in registry.manifests if "@sha256" in key], "what was stored is removed"

@@ -20,13 +20,14 @@ from typing import TypeVar
 from airferry.assets.manifest import MAX_ASSET_FILES, AssetLink
 from airferry.bundle.tree_paths import decode_path, encode_path
 from airferry.errors import BuildError, IntegrityError
-from airferry.events import Emit, Progress
+from airferry.events import Emit
 from airferry.host import files
+from airferry.host.progress import MIB, Meter
 from airferry.host.threads import Cancelled, parallel_map
 
-READ_BYTES = 2 * 1024 * 1024
-PROGRESS_EVERY_BYTES = 64 * 1024 * 1024
-BATCH_BYTES = 16 * 1024 * 1024
+HASH_READ_BYTES = 2 * MIB
+PROGRESS_EVERY_BYTES = 64 * MIB
+HASH_BATCH_BYTES = 16 * MIB
 BATCH_LINES = 512
 MAX_JOURNAL_LINE = 64 * 1024
 
@@ -141,7 +142,7 @@ def hash_files(
         IntegrityError: a file changed while it was read.
     """
     stop = threading.Event()
-    meter = _Meter(task, sum(state.size_bytes for state in states), emit)
+    meter = Meter(task, sum(state.size_bytes for state in states), emit, every_bytes=PROGRESS_EVERY_BYTES)
 
     def one(number: int) -> tuple[int, T]:
         state = states[number]
@@ -158,9 +159,9 @@ def hash_files(
     return [done[number] for number in range(len(states))]
 
 
-def _sha256(place: Path, state: FileState, meter: _Meter, stop: threading.Event) -> str:
+def _sha256(place: Path, state: FileState, meter: Meter, stop: threading.Event) -> str:
     digest = hashlib.sha256()
-    buffer = memoryview(bytearray(max(1, min(READ_BYTES, state.size_bytes + 1))))
+    buffer = memoryview(bytearray(max(1, min(HASH_READ_BYTES, state.size_bytes + 1))))
     handle = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         _expect_same(os.fstat(handle), state)
@@ -196,25 +197,6 @@ def changed(path: str) -> IntegrityError:
         hint="end what writes to the asset, then run the command again; what did not change is not read again",
         path=path,
     )
-
-
-class _Meter:
-    """Bytes read by several threads, told in steps."""
-
-    def __init__(self, task: str, total: int, emit: Emit) -> None:
-        self._task, self._total, self._emit = task, total, emit
-        self._lock = threading.Lock()
-        self._done = self._said = 0
-
-    def advance(self, count: int) -> None:
-        with self._lock:
-            self._done += count
-            if self._done - self._said >= PROGRESS_EVERY_BYTES:
-                self._said = self._done
-                self._emit(Progress(self._task, self._done, self._total))
-
-    def finish(self) -> None:
-        self._emit(Progress(self._task, self._total, self._total))
 
 
 class HashJournal:
@@ -258,7 +240,7 @@ class HashJournal:
             self._known[state] = sha256
             self._waiting.append(line)
             self._waiting_bytes += state.size_bytes
-            if self._waiting_bytes >= BATCH_BYTES or len(self._waiting) >= BATCH_LINES:
+            if self._waiting_bytes >= HASH_BATCH_BYTES or len(self._waiting) >= BATCH_LINES:
                 self._write()
 
     def flush(self) -> None:

@@ -19,7 +19,7 @@ from airferry.config.assets import ASSET_KINDS, ASSET_NAME
 from airferry.errors import IntegrityError
 from airferry.oci.digest import digest_of
 
-SCHEMA_VERSION = 1
+ASSET_SCHEMA_VERSION = 1
 ASSET_ARTIFACT = "application/vnd.airferry.asset.v1"
 ASSET_CONTENT = "application/vnd.airferry.asset.v1+jsonl"
 MODELPACK_ARTIFACT = "application/vnd.cncf.model.manifest.v1+json"
@@ -91,7 +91,7 @@ class AssetManifest:
     def to_bytes(self) -> bytes:
         """Return the manifest's text, the same bytes for the same content."""
         header = {
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": ASSET_SCHEMA_VERSION,
             "name": self.name,
             "kind": self.kind,
             "files": len(self.files),
@@ -126,8 +126,8 @@ def _parse(data: bytes) -> AssetManifest:
     header = next(lines, None)
     if not isinstance(header, dict) or not isinstance(header.get("schema_version"), int):
         raise ValueError("line 1 is no header")
-    if header["schema_version"] > SCHEMA_VERSION:
-        raise ValueError(f"schema_version {header['schema_version']}, this airferry knows {SCHEMA_VERSION}")
+    if header["schema_version"] > ASSET_SCHEMA_VERSION:
+        raise ValueError(f"schema_version {header['schema_version']}, this airferry knows {ASSET_SCHEMA_VERSION}")
     if not isinstance(header["name"], str) or not ASSET_NAME.fullmatch(header["name"]):
         raise ValueError("its name is no asset name")
     if header["kind"] not in ASSET_KINDS:

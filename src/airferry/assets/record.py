@@ -26,9 +26,10 @@ from airferry.bundle.artifacts import TITLE
 from airferry.bundle.tree_paths import decode_path, linked_path, safe_path
 from airferry.config.assets import ASSET_KINDS, ASSET_NAME
 from airferry.errors import BuildError, UsageError
-from airferry.events import Emit, Progress, silent
+from airferry.events import Emit, silent
 from airferry.host import files
 from airferry.host.canonical import canonical_json
+from airferry.host.progress import Meter
 from airferry.host.threads import usable_cores
 from airferry.oci.documents import IMAGE_MANIFEST, Descriptor, Manifest, descriptor_of
 from airferry.oci.layout import BlobWriter, LayoutStore
@@ -167,12 +168,11 @@ def pack_asset(
         key=lambda file: (-file.size_bytes, file.path),
     )[:MAX_RAW_LAYERS]
     raw = {file.path for file in large}
-    total, done = manifest.size_bytes, 0
+    meter = Meter(f"pack {manifest.name}", manifest.size_bytes, emit, every_bytes=1)
     layers: list[Descriptor] = []
     for file in _sorted(large):
         layers.append(_raw_layer(store, manifest.kind, file, root))
-        done += file.size_bytes
-        emit(Progress(f"pack {manifest.name}", done, total))
+        meter.advance(file.size_bytes)
     small: dict[str, list[AssetFile]] = {}
     for file in manifest.files:
         if file.path not in raw:
@@ -182,7 +182,7 @@ def pack_asset(
     for number, (content, members) in enumerate(sorted(small.items())):
         links = manifest.links if number == len(small) - 1 else ()
         layers.append(_tar_layer(store, content, _sorted(members), links, root))
-    emit(Progress(f"pack {manifest.name}", total, total))
+    meter.finish()
     return _put_pack(store, manifest, layers)
 
 

@@ -28,8 +28,9 @@ from airferry.assets.unpack import TreeUnpacker
 from airferry.bundle.artifacts import read_artifact_file
 from airferry.bundle.verify import Bundle
 from airferry.errors import FindingsError, HostError, IntegrityError, UsageError
-from airferry.events import Emit, Progress, silent
+from airferry.events import Emit, silent
 from airferry.host import files
+from airferry.host.progress import Meter
 from airferry.host.threads import usable_cores
 from airferry.oci.codecs import inflate
 from airferry.oci.documents import Descriptor, parse_manifest
@@ -259,11 +260,10 @@ def unpack_asset(source: Source, descriptor: Descriptor, destination: Path, *, e
                 limit_bytes=free,
                 limit_files=MAX_ASSET_FILES,
             )
-            done = 0
+            meter = Meter(f"unpack {destination.name}", total, emit, every_bytes=1)
             for layer in manifest.layers:
                 _add_layer(unpacker, source, layer)
-                done += layer.size
-                emit(Progress(f"unpack {destination.name}", done, total))
+                meter.advance(layer.size)
             unpacker.make_links()
             if destination.is_dir():
                 destination.rmdir()

@@ -38,14 +38,14 @@ BUILD_FILES = frozenset(
 # what people sign a root with lies next to the layout, and comes after the build
 SIGNATURES = (".asc", ".minisig", ".p7s", ".sig", ".sigstore", ".sigstore.json")
 LEADS_OUT = "its name leads out of the output folder"  # the manifest is to blame then, not the archive
-MAX_NAMED = 1000
+MAX_NAMED_FILES = 1000
 MAX_COMPARED_BYTES = 16 * 1024 * 1024
 
-Report = Callable[[str, str, str | None], None]
+ReportDefect = Callable[[str, str, str | None], None]
 
 
 def look_beside(
-    folder: Path, store: LayoutStore, manifest: BundleManifest, root: str, *, jobs: int | None, report: Report
+    folder: Path, store: LayoutStore, manifest: BundleManifest, root: str, *, jobs: int | None, report: ReportDefect
 ) -> tuple[str, ...]:
     """Check the archives of a bundle that lie in its output folder, and return what else is to be said of the folder.
 
@@ -66,8 +66,8 @@ def look_beside(
     said += _copies(folder, store, manifest, root)
     known = {*BUILD_FILES, *(entry.title for entry in manifest.artifacts), *(str(saved.tar) for saved in archives)}
     said += [f"`{name}` belongs to nothing in the bundle" for name in _others(folder, known)]
-    if len(said) > MAX_NAMED:
-        said = [*said[: MAX_NAMED - 1], f"and {len(said) - MAX_NAMED + 1} more"]
+    if len(said) > MAX_NAMED_FILES:
+        said = [*said[: MAX_NAMED_FILES - 1], f"and {len(said) - MAX_NAMED_FILES + 1} more"]
     return tuple(said)
 
 

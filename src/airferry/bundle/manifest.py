@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from airferry.config.fields import Module, Text
+from airferry.config.fields import ModuleName, Text
 from airferry.config.submit import SubmitText
 from airferry.errors import IntegrityError
-from airferry.host.yaml import read_document, to_yaml
+from airferry.host.yaml import from_yaml, to_yaml
 from airferry.oci.digest import Digest
 from airferry.oci.documents import (
     INDEX_TYPES,
@@ -28,7 +28,7 @@ from airferry.oci.documents import (
 from airferry.oci.layers import LayerResult
 from airferry.oci.layout import LayoutStore
 
-SCHEMA_VERSION = 2
+BUNDLE_SCHEMA_VERSION = 2
 MANIFEST_FILE = "airgap-manifest.yaml"
 PERSISTENT_ASSETS_POLICY = (
     "models, datasets, checkpoints, and customer data stay on executor-visible persistent storage"
@@ -169,7 +169,7 @@ class CatalogueEntry(_Own):
     unpacked_bytes: int = Field(ge=0)
     files: int = Field(ge=0)
     steps: StepsFolder
-    package: Module
+    package: ModuleName
     tracked: bool = True
 
 
@@ -348,7 +348,7 @@ def read_manifest(data: bytes, *, what: str = f"`{MANIFEST_FILE}`") -> BundleMan
     Raises:
         IntegrityError: they are no manifest, or one of a newer version.
     """
-    return read_document(BundleManifest, data, schema_version=SCHEMA_VERSION, what=what)
+    return from_yaml(BundleManifest, data, schema_version=BUNDLE_SCHEMA_VERSION, what=what)
 
 
 def describe_platform(

@@ -8,13 +8,13 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from airferry.bundle.manifest import Distributions, OverlayEntry, Role, StepsFolder, SubmitTemplate
-from airferry.config.fields import Module
+from airferry.config.fields import ModuleName
 from airferry.errors import HostError
 from airferry.host import files
-from airferry.host.yaml import MAX_BYTES, read_document, to_yaml
+from airferry.host.yaml import MAX_DOCUMENT_BYTES, from_yaml, to_yaml
 from airferry.oci.digest import Digest
 
-SCHEMA_VERSION = 2
+RECEIPT_SCHEMA_VERSION = 2
 RECEIPT_FILE = "airgap-receipt.yaml"
 
 
@@ -75,7 +75,7 @@ class ReceiptCatalogue(BaseModel):
 
     pinned: str
     steps: StepsFolder
-    package: Module
+    package: ModuleName
 
 
 class ReceiptAsset(BaseModel):
@@ -149,5 +149,5 @@ def read_receipt(path: Path) -> Receipt:
             "where `--receipt FILE` or `--jobs DIR` says",
             path=str(path),
         )
-    data = files.read_bounded(path, limit_bytes=MAX_BYTES)
-    return read_document(Receipt, data, schema_version=SCHEMA_VERSION, what=f"receipt `{path}`")
+    data = files.read_bounded(path, limit_bytes=MAX_DOCUMENT_BYTES)
+    return from_yaml(Receipt, data, schema_version=RECEIPT_SCHEMA_VERSION, what=f"receipt `{path}`")

@@ -24,7 +24,7 @@ from airferry.oci.documents import Descriptor, Index, parse_index
 from airferry.oci.entries import names_of
 from airferry.oci.layout import INDEX_FILE, LAYOUT_FILE, LayoutStore
 from airferry.oci.reference import parse_reference
-from airferry.oci.validate import Finding, ImagePart, Inspector, report_unnamed
+from airferry.oci.validate import Defect, ImagePart, Inspector, report_unnamed
 from airferry.wording import counted
 
 SHOWN_FINDINGS = 5
@@ -82,7 +82,7 @@ class VerifyReport:
     artifacts: int
     blobs: int
     size_bytes: int
-    findings: tuple[Finding, ...]
+    findings: tuple[Defect, ...]
     beside: tuple[str, ...] = ()
     beside_findings: int = 0
     twins: int = 0

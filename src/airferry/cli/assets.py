@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
-from airferry import usecases
+from airferry import api
 from airferry.cli.far import JsonOption, RootOption
 from airferry.cli.render import Reporter, data
 from airferry.wording import counted, size_text
 
-MAX_SHOWN = 200
+MAX_SHOWN_FINDINGS = 200
 NameOption = Annotated[str | None, typer.Option("--name", help="Which asset of the bundle is meant, of several.")]
 JobsOption = Annotated[
     int | None, typer.Option("--jobs", "-j", envvar="AIRFERRY_JOBS", min=1, max=256, help="Files read at a time.")
@@ -47,7 +47,7 @@ def record(
     """Write sizes and SHA-256 of all files of an asset, on all cores. Rerun it after any interruption: it goes on."""
     reporter: Reporter = context.obj
     with reporter.display():
-        outcome = usecases.record_asset(path, name=name, kind=kind, output=out, jobs=jobs, emit=reporter)
+        outcome = api.record_asset(path, name=name, kind=kind, output=out, jobs=jobs, emit=reporter)
     manifest = outcome.manifest
     if as_json:
         document = {
@@ -78,14 +78,14 @@ def verify(
     """Check that what is staged is complete and unaltered. Exits with 8 if anything is missing, extra or changed."""
     reporter: Reporter = context.obj
     with reporter.display():
-        report = usecases.verify_asset(source, path, name=name, root=root, jobs=jobs, emit=reporter)
+        report = api.verify_asset(source, path, name=name, root=root, jobs=jobs, emit=reporter)
     if as_json:
         data(json.dumps(report.to_document(), indent=2))
     else:
-        for finding in report.findings[:MAX_SHOWN]:
+        for finding in report.findings[:MAX_SHOWN_FINDINGS]:
             data(str(finding))
-        if len(report.findings) > MAX_SHOWN:
-            reporter.say(f"and {len(report.findings) - MAX_SHOWN} more; `--json` lists all")
+        if len(report.findings) > MAX_SHOWN_FINDINGS:
+            reporter.say(f"and {len(report.findings) - MAX_SHOWN_FINDINGS} more; `--json` lists all")
     report.raise_if_wrong()
     amount = f"{counted(report.files, 'file')}, {size_text(report.size_bytes)}"
     reporter.say(f"asset {report.name} is complete: {amount}, {report.digest}")
@@ -105,9 +105,9 @@ def unpack(
 ) -> None:
     """Unpack an asset that travelled as a ModelPack artifact. The folder appears whole or not at all."""
     reporter: Reporter = context.obj
-    options = usecases.ClientOptions(plain_http=plain_http, ca_file=ca_file)
+    options = api.ClientOptions(plain_http=plain_http, ca_file=ca_file)
     with reporter.display():
-        done = usecases.unpack_asset(source, destination, name=name, root=root, options=options, emit=reporter)
+        done = api.unpack_asset(source, destination, name=name, root=root, options=options, emit=reporter)
     if as_json:
         document = {
             "path": str(done.path),

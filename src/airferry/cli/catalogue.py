@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from airferry import usecases
+from airferry import api
 from airferry.cli.far import CaFileOption, JsonOption, PlainHttpOption, RootOption
 from airferry.cli.render import Reporter, data, escape
 from airferry.wording import counted
@@ -35,9 +35,9 @@ def extract(
 ) -> None:
     """Extract the step catalogue. All of it is verified before anything is written, and nothing leaves the folder."""
     reporter: Reporter = context.obj
-    options = usecases.ClientOptions(plain_http=plain_http, ca_file=ca_file)
+    options = api.ClientOptions(plain_http=plain_http, ca_file=ca_file)
     with reporter.display():
-        done = usecases.extract_catalogue(source, destination, root=root, options=options, emit=reporter)
+        done = api.extract_catalogue(source, destination, root=root, options=options, emit=reporter)
     if as_json:
         document = {"path": str(done.path), "digest": done.digest, "files": done.files, "reused": done.reused}
         data(json.dumps(document, indent=2))

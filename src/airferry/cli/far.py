@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from airferry import usecases
+from airferry import api
 from airferry.cli.render import Reporter, data, escape
 from airferry.errors import UsageError
 from airferry.wording import counted, size_text
@@ -57,7 +57,7 @@ def verify(
     """Check every byte of a bundle, and that every image in it is whole for each of its platforms."""
     reporter: Reporter = context.obj
     with reporter.display():
-        report = usecases.verify(bundle, root=root, emit=reporter)
+        report = api.verify(bundle, root=root, emit=reporter)
     if as_json:
         data(json.dumps(report.to_document(), indent=2))
     else:
@@ -140,12 +140,12 @@ def load(
         "options": options,
         "emit": reporter,
     }
-    outcome: usecases.LoadOutcome | usecases.JobsOutcome
+    outcome: api.LoadOutcome | api.JobsOutcome
     with reporter.display():
         if jobs is None:
-            outcome = loaded = usecases.load(bundle, **common)
+            outcome = loaded = api.load(bundle, **common)
         else:
-            outcome = usecases.load_for_jobs(bundle, jobs=jobs, site=site, source=source, **common)
+            outcome = api.load_for_jobs(bundle, jobs=jobs, site=site, source=source, **common)
             loaded = outcome.loaded
     if as_json:
         data(json.dumps(outcome.to_document(), indent=2))
@@ -154,7 +154,7 @@ def load(
         _show_plan(loaded)
         return
     reporter.say(loaded.summary)
-    if isinstance(outcome, usecases.LoadOutcome):
+    if isinstance(outcome, api.LoadOutcome):
         _show_commands(outcome, reporter)
     elif outcome.overlays is not None:
         _show_jobs(outcome.overlays, jobs or Path(), reporter, receipt=loaded.receipt_path, site=site, source=source)
@@ -170,7 +170,7 @@ def _check_jobs(jobs: Path | None, *, site: Path | None, source: Path | None) ->
         raise UsageError("`--source` goes with `--jobs DIR`", hint="or give it to `airferry overlays` after the load")
 
 
-def _show_commands(outcome: usecases.LoadOutcome, reporter: Reporter) -> None:
+def _show_commands(outcome: api.LoadOutcome, reporter: Reporter) -> None:
     """Print what submits each step, and say what writes the configs and the commands whole."""
     commands = outcome.submit_commands()
     if not commands:
@@ -212,8 +212,8 @@ def say_written(
     reporter.say(f"wrote {counted(len(made.files), 'file')} below {escape(str(folder))}; next: [bold]{command}[/]")
 
 
-def _roll_back(receipt: Path, options: usecases.ClientOptions, *, as_json: bool, reporter: Reporter) -> None:
-    result = usecases.rollback(receipt, options=options, emit=reporter)
+def _roll_back(receipt: Path, options: api.ClientOptions, *, as_json: bool, reporter: Reporter) -> None:
+    result = api.rollback(receipt, options=options, emit=reporter)
     if as_json:
         data(json.dumps({"restored": list(result.restored), "removed": list(result.removed)}, indent=2))
         return
@@ -223,7 +223,7 @@ def _roll_back(receipt: Path, options: usecases.ClientOptions, *, as_json: bool,
     reporter.say("all tags are as they were before the load")
 
 
-def _show_plan(outcome: usecases.LoadOutcome) -> None:
+def _show_plan(outcome: api.LoadOutcome) -> None:
     for step in outcome.result.pushed.steps:
         data(f"{step.action}  {step.repository}@{step.digest}  {size_text(step.size_bytes)}")
     for sent in outcome.result.pushed.manifest_steps:
@@ -236,14 +236,14 @@ def _show_plan(outcome: usecases.LoadOutcome) -> None:
 
 def make_options(
     *, plain_http: bool | None, ca_file: Path | None, jobs: int = 4, limit_rate: str | None = None
-) -> usecases.ClientOptions:
+) -> api.ClientOptions:
     """Return how registries are reached, from the options of a command.
 
     Raises:
         UsageError: the rate is no rate.
     """
     rate = parse_rate(limit_rate) if limit_rate else None
-    return usecases.ClientOptions(plain_http=plain_http, ca_file=ca_file, jobs=jobs, limit_rate=rate)
+    return api.ClientOptions(plain_http=plain_http, ca_file=ca_file, jobs=jobs, limit_rate=rate)
 
 
 def parse_maps(values: list[str]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from airferry import usecases
+from airferry import api
 from airferry.cli.far import BundleArgument, JsonOption, RootOption, parse_maps
 from airferry.cli.render import Reporter, data
 
@@ -31,7 +31,7 @@ def report(
     """Report what a bundle holds, why, and where it came from, for the approver. Verifies it first."""
     reporter: Reporter = context.obj
     with reporter.display():
-        outcome = usecases.report(bundle, html=html, text=text, root=root, emit=reporter)
+        outcome = api.report(bundle, html=html, text=text, root=root, emit=reporter)
     if not outcome.written:
         data(outcome.text)
     for path in outcome.written:
@@ -65,7 +65,7 @@ def serve(
     For sites whose registry is not up yet, and for nodes that pull directly. Names are those that `load` would use.
     """
     reporter: Reporter = context.obj
-    with usecases.serve(
+    with api.serve(
         bundle,
         listen=listen,
         root=root,

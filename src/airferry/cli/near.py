@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from airferry import usecases
+from airferry import api
 from airferry.cli.render import Reporter, data, escape
 from airferry.errors import HostError
 from airferry.plan.models import PlanWarning
@@ -54,7 +54,7 @@ ProbeOption = Annotated[
 JobsOption = Annotated[
     int | None, typer.Option("--jobs", "-j", envvar="AIRFERRY_JOBS", min=1, max=64, help="Images built at a time.")
 ]
-DEFAULT_CONFIG = Path("airgap.yaml")
+DEFAULT_PLAN_FILE = Path("airgap.yaml")
 
 
 def register(app: typer.Typer) -> None:
@@ -73,8 +73,8 @@ def _selection(
     target: list[str] | None,
     platform: list[str] | None,
     stage: list[str] | None = None,
-) -> usecases.Selection:
-    return usecases.Selection(
+) -> api.Selection:
+    return api.Selection(
         config=config,
         source=source,
         targets=tuple(target or ()),
@@ -89,7 +89,7 @@ def _documents(warnings: Iterable[PlanWarning]) -> list[dict[str, Any]]:
 
 def doctor(
     context: typer.Context,
-    config: ConfigOption = DEFAULT_CONFIG,
+    config: ConfigOption = DEFAULT_PLAN_FILE,
     source: SourceOption = None,
     target: TargetOption = None,
     platform: PlatformOption = None,
@@ -98,7 +98,7 @@ def doctor(
 ) -> None:
     """Check that this host can build the plan, and print what to type where something is missing."""
     reporter: Reporter = context.obj
-    report = usecases.doctor(_selection(config, source, target, platform), engine=engine, emit=reporter)
+    report = api.doctor(_selection(config, source, target, platform), engine=engine, emit=reporter)
     if as_json:
         data(json.dumps([check.to_document() for check in report.checks], indent=2))
     else:
@@ -121,7 +121,7 @@ def doctor(
 
 def plan(
     context: typer.Context,
-    config: ConfigOption = DEFAULT_CONFIG,
+    config: ConfigOption = DEFAULT_PLAN_FILE,
     source: SourceOption = None,
     target: TargetOption = None,
     platform: PlatformOption = None,
@@ -130,13 +130,13 @@ def plan(
 ) -> None:
     """Show what would be built, for which steps and platforms. Needs no network and no Buildah."""
     reporter: Reporter = context.obj
-    result = usecases.plan(_selection(config, source, target, platform, stage))
+    result = api.plan(_selection(config, source, target, platform, stage))
     if as_json:
         found = {"predicted": result.prediction.to_document(), "warnings": _documents(result.plan.warnings)}
         data(json.dumps({**result.document, **found}, indent=2))
         return
-    data("\n".join(usecases.describe_plan(result.plan, verbose=reporter.verbose)))
-    data("\n".join(["", *usecases.describe_prediction(result.prediction, verbose=reporter.verbose)]))
+    data("\n".join(api.describe_plan(result.plan, verbose=reporter.verbose)))
+    data("\n".join(["", *api.describe_prediction(result.prediction, verbose=reporter.verbose)]))
     following = "build" if result.locked else "lock"
     more = {"--stage": stage} if result.locked else {}
     command = _next(following, config, {"--source": source, "--target": target, "--platform": platform, **more})
@@ -146,7 +146,7 @@ def plan(
 def _next(command: str, config: Path, options: Mapping[str, object]) -> str:
     """Return the command that goes on with the same plan, for a shell: the options as they were given."""
     words = ["airferry", command]
-    given = {"--config": config if config != DEFAULT_CONFIG else None, **options}
+    given = {"--config": config if config != DEFAULT_PLAN_FILE else None, **options}
     for name, value in given.items():
         for one in value if isinstance(value, list) else [value] if value else []:
             words += [name, str(one)]
@@ -155,7 +155,7 @@ def _next(command: str, config: Path, options: Mapping[str, object]) -> str:
 
 def lock(
     context: typer.Context,
-    config: ConfigOption = DEFAULT_CONFIG,
+    config: ConfigOption = DEFAULT_PLAN_FILE,
     source: SourceOption = None,
     target: TargetOption = None,
     platform: PlatformOption = None,
@@ -170,7 +170,7 @@ def lock(
     """Resolve what moves (bases, Git refs, versions) into airgap.lock.yaml, and show what changed."""
     reporter: Reporter = context.obj
     with reporter.display():
-        result = usecases.lock(
+        result = api.lock(
             _selection(config, source, target, platform),
             update=update,
             names=tuple(names or ()),
@@ -190,7 +190,7 @@ def lock(
 
 def build(
     context: typer.Context,
-    config: ConfigOption = DEFAULT_CONFIG,
+    config: ConfigOption = DEFAULT_PLAN_FILE,
     source: SourceOption = None,
     target: TargetOption = None,
     platform: PlatformOption = None,
@@ -211,7 +211,7 @@ def build(
     """Build the plan's images into one bundle. Rerun it after any interruption: what is finished is reused."""
     reporter: Reporter = context.obj
     with reporter.display():
-        result = usecases.build(
+        result = api.build(
             _selection(config, source, target, platform, stage),
             locked=locked,
             update=tuple(update or ()),
@@ -239,7 +239,7 @@ def build(
 
 def schema() -> None:
     """Print the JSON Schema of airgap.yaml, for editors."""
-    data(json.dumps(usecases.schema(), indent=2))
+    data(json.dumps(api.schema(), indent=2))
 
 
 def quickstart(
@@ -253,5 +253,5 @@ def quickstart(
     """Do the whole job on the built-in example: plan, build, verify, load into a registry, run without network."""
     reporter: Reporter = context.obj
     with reporter.display():
-        report = usecases.quickstart(folder, platforms=tuple(platform or ()), engine=engine, emit=reporter)
+        report = api.quickstart(folder, platforms=tuple(platform or ()), engine=engine, emit=reporter)
     data("\n".join(report))

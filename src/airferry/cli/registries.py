@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from airferry import usecases
+from airferry import api
 from airferry.cli.far import CaFileOption, JobsOption, JsonOption, PlainHttpOption, RateOption, make_options
 from airferry.cli.render import Reporter, data
 from airferry.errors import UsageError
@@ -53,14 +53,14 @@ def login(
     )
     if not secret:
         raise UsageError("the password is empty")
-    path = usecases.login(registry, name, secret, options=make_options(plain_http=plain_http, ca_file=ca_file))
+    path = api.login(registry, name, secret, options=make_options(plain_http=plain_http, ca_file=ca_file))
     reporter.say(f"logged in to {registry} as {name}; kept in {path}")
 
 
 def logout(context: typer.Context, registry: RegistryArgument) -> None:
     """Remove what is kept for a registry, wherever Podman or Docker keeps it."""
     reporter: Reporter = context.obj
-    changed = usecases.logout(registry)
+    changed = api.logout(registry)
     for path in changed:
         reporter.say(f"removed from {path}")
     if not changed:
@@ -82,7 +82,7 @@ def probe(
     """
     reporter: Reporter = context.obj
     options = make_options(plain_http=plain_http, ca_file=ca_file, limit_rate=limit_rate)
-    outcome = usecases.probe_registry(target, options=options, emit=reporter)
+    outcome = api.probe_registry(target, options=options, emit=reporter)
     if as_json:
         data(json.dumps(outcome.to_document(), indent=2))
         return
@@ -123,7 +123,7 @@ def copy(
     reporter: Reporter = context.obj
     options = make_options(plain_http=plain_http, ca_file=ca_file, jobs=jobs, limit_rate=limit_rate)
     with reporter.display():
-        result = usecases.copy(
+        result = api.copy(
             source, destination, platforms=platform or (), referrers=referrers, options=options, emit=reporter
         )
     digest = result.descriptor.digest

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from airferry import usecases
+from airferry import api
 from airferry.cli.near import (
-    DEFAULT_CONFIG,
+    DEFAULT_PLAN_FILE,
     ConfigOption,
     EngineOption,
     JobsOption,
@@ -19,7 +19,7 @@ from airferry.cli.near import (
 )
 from airferry.cli.render import Reporter, data, seconds
 
-TargetOption = Annotated[
+RehearseTargetOption = Annotated[
     list[str] | None,
     typer.Option("--target", "-t", help="STEP:CONFIG or STEP to rehearse, instead of all. Repeatable, takes commas."),
 ]
@@ -32,9 +32,9 @@ def register(app: typer.Typer) -> None:
 
 def rehearse(
     context: typer.Context,
-    config: ConfigOption = DEFAULT_CONFIG,
+    config: ConfigOption = DEFAULT_PLAN_FILE,
     source: SourceOption = None,
-    target: TargetOption = None,
+    target: RehearseTargetOption = None,
     platform: PlatformOption = None,
     locked: Annotated[bool, typer.Option("--locked", help="Refuse to write airgap.lock.yaml.")] = False,
     engine: EngineOption = "auto",
@@ -43,11 +43,11 @@ def rehearse(
 ) -> None:
     """Run every step in an isolated network and report outbound connection attempts. Exits with 8 if there are any."""
     reporter: Reporter = context.obj
-    selection = usecases.Selection(
+    selection = api.Selection(
         config=config, source=source, targets=tuple(target or ()), platforms=tuple(platform or ())
     )
     with reporter.display():
-        outcome = usecases.rehearse(selection, locked=locked, engine=engine, jobs=jobs, emit=reporter)
+        outcome = api.rehearse(selection, locked=locked, engine=engine, jobs=jobs, emit=reporter)
     report = outcome.report
     if as_json:
         data(json.dumps(report.to_document(), indent=2))

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from airferry import usecases
+from airferry import api
+from airferry.api.defaults import SITE_FILE
 from airferry.cli.far import CaFileOption, PlainHttpOption, say_written
 from airferry.cli.render import Reporter, data, escape
 from airferry.errors import UsageError
 from airferry.jobs.places import OVERLAYS_FOLDER
-from airferry.usecases.defaults import SITE_FILE
 from airferry.wording import counted
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def init(
     document["executors"] = _with_profiles(document["executors"], profiles)
     for key in ("gpu", "mirrors"):
         document[key] = {name: value for name, value in document[key].items() if value}
-    written = usecases.init_site(out, document, force=force)
+    written = api.init_site(out, document, force=force)
     for unable in written.without_zstd:
         reporter.say(f"{escape(str(unable))} cannot read zstd: the near side's plan selects gzip for this site.")
     reporter.say(f"wrote {escape(str(out))}")
@@ -127,7 +127,7 @@ def _ask(reporter: Reporter, document: dict[str, Any], profiles: dict[str, str])
         while True:
             answer = str(typer.prompt(question, default="", show_default=False, err=True)).strip()
             value = make(answer)
-            trouble = usecases.site_trouble(key, {below: value} if below else value) if value else None
+            trouble = api.site_trouble(key, {below: value} if below else value) if value else None
             if trouble is None:
                 return value
             reporter.say(f"[red]{escape(trouble)}[/]")
@@ -184,7 +184,7 @@ def overlays(
     """Write, for each step, a config that pins the loaded image, and the command that submits it."""
     reporter: Reporter = context.obj
     with reporter.display():
-        made = usecases.overlays(
+        made = api.overlays(
             receipt,
             source=source,
             bundle=bundle,
@@ -192,7 +192,7 @@ def overlays(
             site=site,
             steps=steps,
             root=root,
-            options=usecases.ClientOptions(plain_http=plain_http, ca_file=ca_file),
+            options=api.ClientOptions(plain_http=plain_http, ca_file=ca_file),
             emit=reporter,
         )
     if as_json:
@@ -220,7 +220,7 @@ def mirrors(
 ) -> None:
     """Write mirror configurations, so that the original names of base images lead to the private registry."""
     reporter: Reporter = context.obj
-    made = usecases.mirrors(receipt, out=out, plain_http=plain_http, ca_file=ca_file, root=root, emit=reporter)
+    made = api.mirrors(receipt, out=out, plain_http=plain_http, ca_file=ca_file, root=root, emit=reporter)
     if as_json:
         images = [
             {"original": str(image.original), "mirror": str(image.place), "digest": image.digest}
@@ -274,7 +274,7 @@ def check(
     """Check, step by step, that jobs need nothing from outside and find what they read; exit code 8 if not."""
     reporter: Reporter = context.obj
     with reporter.display():
-        report = usecases.check(
+        report = api.check(
             source=source,
             receipt=receipt,
             site=site,
@@ -288,7 +288,7 @@ def check(
             bundle=bundle,
             hash_assets=hash_assets,
             ask_registry=registry,
-            options=usecases.ClientOptions(
+            options=api.ClientOptions(
                 plain_http=plain_http, ca_file=ca_file, connect_timeout_s=10.0, read_timeout_s=20.0
             ),
             emit=reporter,

@@ -7,6 +7,7 @@ site profile if `site:` names one, and no other.
 from airferry.config.bases import ArchiveBase, BaseImage, BootstrapBase, LayoutBase, RegistryBase
 from airferry.config.load import load_config, load_site, parse_site
 from airferry.config.models import (
+    CatalogueSource,
     CompressionChoice,
     Config,
     ExecutionImage,
@@ -14,7 +15,6 @@ from airferry.config.models import (
     OverlaySpec,
     Paths,
     RegistryChoice,
-    Source,
     Workflow,
 )
 from airferry.config.schema import json_schema, render_schema
@@ -24,6 +24,7 @@ __all__ = [
     "ArchiveBase",
     "BaseImage",
     "BootstrapBase",
+    "CatalogueSource",
     "CompressionChoice",
     "Config",
     "EnvironmentProfile",
@@ -38,7 +39,6 @@ __all__ = [
     "RegistryBase",
     "RegistryChoice",
     "SiteProfile",
-    "Source",
     "StorageMount",
     "Workflow",
     "json_schema",

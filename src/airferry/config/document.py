@@ -16,16 +16,16 @@ import yaml
 from airferry.errors import ConfigurationError, HostError
 from airferry.host import files
 
-MAX_BYTES = 4 * 1024 * 1024
+MAX_CONFIG_BYTES = 4 * 1024 * 1024
 MAX_NODES = 200_000
-MAX_DEPTH = 60
+MAX_CONFIG_DEPTH = 60
 
 KeyPath = tuple[str | int, ...]
 _Pairs = dict[str, tuple[yaml.Node, yaml.Node]]
 
 
 @dataclass(frozen=True)
-class Document:
+class YamlDocument:
     """The values of one YAML document and, for each path of keys in it, the line (from 1) it begins on."""
 
     path: Path
@@ -56,27 +56,27 @@ def format_key(key: KeyPath) -> str:
     return text
 
 
-def read_document(path: Path) -> Document:
+def read_yaml(path: Path) -> YamlDocument:
     """Read a YAML file of one document. An empty one has the value None.
 
     Raises:
         ConfigurationError: it cannot be read, is too large, is no YAML, or says one key twice.
     """
     try:
-        if path.is_file() and path.stat().st_size > MAX_BYTES:
+        if path.is_file() and path.stat().st_size > MAX_CONFIG_BYTES:
             raise ConfigurationError(
-                f"{path}:1: larger than {MAX_BYTES >> 20} MiB, the limit for configuration",
+                f"{path}:1: larger than {MAX_CONFIG_BYTES >> 20} MiB, the limit for configuration",
                 hint="keep data in files of its own, and name them by their paths",
                 path=str(path),
                 line=1,
             )
-        data = files.read_bounded(path, limit_bytes=MAX_BYTES)
+        data = files.read_bounded(path, limit_bytes=MAX_CONFIG_BYTES)
     except HostError as error:
         raise ConfigurationError(error.message, hint=error.hint, path=str(path)) from error
     return parse_document(data, path)
 
 
-def parse_document(data: bytes, path: Path) -> Document:
+def parse_document(data: bytes, path: Path) -> YamlDocument:
     """Parse the YAML of a file that was read already.
 
     Raises:
@@ -92,7 +92,7 @@ def parse_document(data: bytes, path: Path) -> Document:
         node = loader.get_single_node()
         builder = _Builder(path, loader)
         value = None if node is None else builder.build(node, ())
-        return Document(path, value, builder.lines)
+        return YamlDocument(path, value, builder.lines)
     except yaml.YAMLError as error:
         raise _yaml_error(path, error) from error
     except RecursionError as error:
@@ -125,8 +125,8 @@ class _Builder:
 
     def build(self, node: yaml.Node, key: KeyPath) -> Any:
         self._nodes += 1
-        if self._nodes > MAX_NODES or len(key) > MAX_DEPTH:
-            raise self._error(node, f"more than {MAX_NODES} values or {MAX_DEPTH} levels, aliases expanded")
+        if self._nodes > MAX_NODES or len(key) > MAX_CONFIG_DEPTH:
+            raise self._error(node, f"more than {MAX_NODES} values or {MAX_CONFIG_DEPTH} levels, aliases expanded")
         self.lines.setdefault(key, node.start_mark.line + 1)
         if isinstance(node, yaml.SequenceNode):
             return [self.build(item, (*key, index)) for index, item in enumerate(node.value)]
@@ -142,7 +142,7 @@ class _Builder:
         """Return the pairs of a mapping, those that merge keys (`<<`) bring in first."""
         if (known := self._pairs.get(id(node))) is not None:
             return known
-        if depth > MAX_DEPTH:
+        if depth > MAX_CONFIG_DEPTH:
             raise self._error(node, "merge keys are nested too deeply")
         merged: _Pairs = {}
         own: _Pairs = {}

@@ -152,7 +152,7 @@ PlatformField = Annotated[
 ]
 ImageTag = Annotated[Text, AfterValidator(parse_tag)]
 ArchiveName = Annotated[Text, AfterValidator(_archive_name)]
-Module = Annotated[str, AfterValidator(_module)]
+ModuleName = Annotated[str, AfterValidator(_module)]
 RequirementText = Annotated[str, AfterValidator(_requirement)]
 ImageName = Annotated[str, AfterValidator(_image_name)]
 ContainerPath = Annotated[Text, AfterValidator(parse_container_path)]

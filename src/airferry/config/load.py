@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from airferry.config.document import Document, KeyPath, parse_document, read_document
+from airferry.config.document import KeyPath, YamlDocument, parse_document, read_yaml
 from airferry.config.models import Config
 from airferry.config.schema import allowed_keys
 from airferry.config.site import SiteProfile
@@ -46,7 +46,7 @@ def load_config(path: Path) -> Config:
             hint="work in the folder that holds the plan's file, or name the file with `--config`",
             path=str(path),
         )
-    document = read_document(path)
+    document = read_yaml(path)
     if document.value is None:
         raise ConfigurationError(
             f"{path}:1: the file is empty",
@@ -58,12 +58,12 @@ def load_config(path: Path) -> Config:
     folder = path.absolute().parent
     value = _without_nulls(document.value)
     if isinstance(value.get("site"), str):
-        value["site"] = _site_of_its_own(read_document(folder / value["site"]))
+        value["site"] = _site_of_its_own(read_yaml(folder / value["site"]))
     try:
         config = Config.model_validate(value, context={"folder": folder})
     except ValidationError as error:
         raise _configuration_error(document, error) from error
-    config._document = Document(path.absolute(), document.value, document.lines)
+    config._document = YamlDocument(path.absolute(), document.value, document.lines)
     return config
 
 
@@ -73,7 +73,7 @@ def load_site(path: Path) -> SiteProfile:
     Raises:
         ConfigurationError: all problems of the file, each as `file:line: key: reason`; or it holds no site profile.
     """
-    document = read_document(path)
+    document = read_yaml(path)
     if not (isinstance(document.value, dict) and document.value.keys() & {"site", "workflow", "execution_images"}):
         return _site_of_its_own(document)
     site = load_config(path).site
@@ -91,7 +91,7 @@ def parse_site(data: bytes, path: Path) -> SiteProfile:
     return _site_of_its_own(parse_document(data, path))
 
 
-def _site_of_its_own(document: Document) -> SiteProfile:
+def _site_of_its_own(document: YamlDocument) -> SiteProfile:
     if not isinstance(document.value, dict):
         raise document.error((), "expected a mapping of keys at the top level", hint="`airferry site init` writes one")
     try:
@@ -115,7 +115,7 @@ def _without_nulls(value: Any, key: KeyPath = ()) -> Any:
     return value
 
 
-def _configuration_error(document: Document, error: ValidationError, *, below: KeyPath = ()) -> ConfigurationError:
+def _configuration_error(document: YamlDocument, error: ValidationError, *, below: KeyPath = ()) -> ConfigurationError:
     found: dict[str, int] = {}
     items = error.errors(include_url=False)
     for item in items:

@@ -24,7 +24,7 @@ from pydantic import (
 
 from airferry.config.assets import AssetChoice, AssetName
 from airferry.config.bases import BaseImage, RegistryBase
-from airferry.config.document import Document
+from airferry.config.document import YamlDocument
 from airferry.config.environment import ImageEnv
 from airferry.config.fields import (
     ArchiveName,
@@ -33,7 +33,7 @@ from airferry.config.fields import (
     FileBeside,
     ImageName,
     ImageTag,
-    Module,
+    ModuleName,
     PlatformField,
     RequirementText,
     StrictModel,
@@ -125,7 +125,7 @@ class LauncherImage(StrictModel):
     ] = ("git", "ca-certificates")
     python: Annotated[Text | None, Field(description="Interpreter in the base; `python`, then `python3`.")] = None
     env: ImageEnv = Field(default_factory=dict, description="Variables of the image, over the base's and airferry's.")
-    requirements: dict[Module, RequirementText] = Field(
+    requirements: dict[ModuleName, RequirementText] = Field(
         default_factory=dict, description="Module to requirement, in place of what the catalogue's lock names."
     )
     containerfile: Annotated[
@@ -169,14 +169,16 @@ class ExecutionImage(StrictModel):
     platforms: Annotated[
         tuple[PlatformField, ...] | None, Field(min_length=1, description="What the image is built for.")
     ] = None
-    required_imports: Annotated[tuple[Module, ...], Field(description="Modules that must be there in any case.")] = ()
+    required_imports: Annotated[
+        tuple[ModuleName, ...], Field(description="Modules that must be there in any case.")
+    ] = ()
     pip_no_deps: Annotated[
         StrictBool, Field(description="Keep what the base has, even where an addition asks for another version.")
     ] = True
     overlays: Annotated[
         tuple[OverlaySpec, ...], Field(description="Git checkouts that steps would otherwise clone at start.")
     ] = ()
-    requirements: dict[Module, RequirementText] = Field(
+    requirements: dict[ModuleName, RequirementText] = Field(
         default_factory=dict, description="Module to requirement, where no lock file names it."
     )
     python: Annotated[Text | None, Field(description="Interpreter in the base, for example in a venv.")] = None
@@ -220,12 +222,12 @@ class Paths(StrictModel):
     ] = None
 
 
-class Source(StrictModel):
+class CatalogueSource(StrictModel):
     """Where the catalogue is, and what it is called: Nemotron's words are defaults for Nemotron's catalogue alone."""
 
     root: Annotated[Path | None, Field(description="Root of the catalogue's repository, relative to this file.")] = None
     steps: Annotated[Text, Field(description="Folder of the steps, relative to the root.")] = DEFAULT_STEPS
-    package: Annotated[Module | None, Field(description="Python package of that folder.")] = None
+    package: Annotated[ModuleName | None, Field(description="Python package of that folder.")] = None
     lock: Annotated[
         Path | None, Field(description="Lock file: `uv.lock`, `pylock.toml` or a hash-pinned `requirements.txt`.")
     ] = None
@@ -339,15 +341,15 @@ def _check_stage(value: str) -> str:
     return value
 
 
-Stage = Annotated[str, AfterValidator(_check_stage)]
+StageName = Annotated[str, AfterValidator(_check_stage)]
 
 
 class Config(StrictModel):
     """The whole of `airgap.yaml`."""
 
     workflow: Annotated[Workflow, Field(description="The steps to carry.")] = Workflow()
-    build_stages: Annotated[tuple[Stage, ...], Field(description="What `build` does; all of it by default.")] = ()
-    stages: Annotated[tuple[Stage, ...], Field(description="Another name of `build_stages`, which wins.")] = ()
+    build_stages: Annotated[tuple[StageName, ...], Field(description="What `build` does; all of it by default.")] = ()
+    stages: Annotated[tuple[StageName, ...], Field(description="Another name of `build_stages`, which wins.")] = ()
     paths: Paths = Paths()
     launcher_image: Annotated[
         LauncherChoice | None, Field(description="The image that carries the catalogue; `false` for none.")
@@ -364,7 +366,7 @@ class Config(StrictModel):
     platforms: Annotated[
         tuple[PlatformField, ...], Field(description="What images are built for unless they say it themselves.")
     ] = ()
-    source: Source = Source()
+    source: CatalogueSource = CatalogueSource()
     compression: CompressionChoice = CompressionChoice()
     docker_twin: Annotated[
         Literal["auto"] | StrictBool,
@@ -397,7 +399,7 @@ class Config(StrictModel):
         LoaderChoice | Literal[False], Field(description="Airferry itself in the bundle; `false` leaves it out.")
     ] = LoaderChoice()
 
-    _document: Document = PrivateAttr(default=Document(Path("airgap.yaml"), {}, {}))
+    _document: YamlDocument = PrivateAttr(default=YamlDocument(Path("airgap.yaml"), {}, {}))
 
     @property
     def path(self) -> Path:

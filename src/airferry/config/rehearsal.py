@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, StrictInt
 
 from airferry.config.fields import StrictModel, Text
 
-Level = Literal["image", "imported", "config", "started"]
+RehearsalLevel = Literal["image", "imported", "config", "started"]
 DEFAULT_TIME_LIMIT_S = 120
 _PLACE = re.compile(r"(\[[0-9a-f:.]+\]|(\*\.)?[A-Za-z0-9_.-]+)(:[0-9]{1,5})?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -48,7 +48,7 @@ class StepRehearsal(StrictModel):
     time_limit_s: Annotated[Seconds | None, Field(description="Seconds after which the step has run long enough.")] = (
         None
     )
-    least: Annotated[Level | None, Field(description="How far it must come.")] = None
+    least: Annotated[RehearsalLevel | None, Field(description="How far it must come.")] = None
 
 
 class RehearsalChoice(StrictModel):
@@ -65,7 +65,7 @@ class RehearsalChoice(StrictModel):
         Seconds, Field(description="Seconds after which a step has run long enough; four times that under emulation.")
     ] = DEFAULT_TIME_LIMIT_S
     least: Annotated[
-        Level, Field(description="How far steps must come: `image`, `imported`, `config` or `started`.")
+        RehearsalLevel, Field(description="How far steps must come: `image`, `imported`, `config` or `started`.")
     ] = "started"
     steps: dict[Text, StepRehearsal] = Field(
         default_factory=dict, description="Exceptions by step id or by target, which wins."

@@ -58,7 +58,7 @@ Variable = Annotated[str, _matching(_VARIABLE, "the name of an environment varia
 RegistryPrefix = Annotated[Text, _matching(_REGISTRY, "`HOST:PORT/PREFIX`")]
 
 
-def parse_version(text: str) -> tuple[int, ...]:
+def parse_executor_version(text: str) -> tuple[int, ...]:
     """Return a version as numbers, two at least."""
     numbers = tuple(int(part) for part in text.split("."))
     return numbers if len(numbers) > 1 else (*numbers, 0)
@@ -93,7 +93,7 @@ class Executor(StrictModel):
     def reads_zstd(self) -> bool:
         """Whether it can run images whose layers are compressed with zstd."""
         first = FIRST_WITH_ZSTD.get(self.kind)
-        return first is None or self.version is None or parse_version(self.version) >= first
+        return first is None or self.version is None or parse_executor_version(self.version) >= first
 
     def __str__(self) -> str:
         if self.kind not in VERSIONED:

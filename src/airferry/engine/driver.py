@@ -37,7 +37,7 @@ from airferry.oci.documents import (
 from airferry.oci.platform import Platform
 
 PULL_S = 4 * 3600.0
-BUILD_S = 12 * 3600.0
+IMAGE_BUILD_TIMEOUT_S = 12 * 3600.0
 EXPORT_S = 4 * 3600.0
 _LAYOUT_FILE = b'{"imageLayoutVersion":"1.0.0"}'
 _STEP = re.compile(r"STEP (\d+)/(\d+): ")
@@ -248,7 +248,7 @@ class Engine:
         volumes: Sequence[Volume] = (),
         network: bool = False,
         ignorefile: Path | None = None,
-        timeout_s: float = BUILD_S,
+        timeout_s: float = IMAGE_BUILD_TIMEOUT_S,
         emit: Emit = silent,
     ) -> str:
         """Build a Containerfile for one platform, as one layer on its base, and return the image's ID.
@@ -299,7 +299,7 @@ class Engine:
         network: bool = False,
         watch: Path | None = None,
         stdin: bytes | None = None,
-        timeout_s: float = BUILD_S,
+        timeout_s: float = IMAGE_BUILD_TIMEOUT_S,
         check: bool = True,
         on_line: Callable[[str], None] | None = None,
     ) -> process.Completed:

@@ -27,8 +27,8 @@ PR_SET_CHILD_SUBREAPER = 36
 WATCH_MS = 500
 END_GRACE_S = 4.0
 LEFT_GRACE_S = 2.0
-MAX_RECORDS = 10_000
-MAX_COMMAND = 300
+MAX_LOGGED_REQUESTS = 10_000
+MAX_SHOWN_COMMAND = 300
 MAX_ANCESTORS = 16
 MAX_NAMES = 60_000
 OWN_NAME = "container"  # what whoever starts the command is to call its host
@@ -55,7 +55,7 @@ def attribute(kind: int, data: bytes) -> bytes:
     return struct.pack("HH", len(data) + 4, kind) + data + bytes(-len(data) % 4)
 
 
-def ask(kind: int, body: bytes, *, flags: int = 0) -> None:
+def netlink_request(kind: int, body: bytes, *, flags: int = 0) -> None:
     """Send one rtnetlink request and raise what the kernel answers."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as link:
         link.sendall(struct.pack("IHHII", 16 + len(body), kind, NLM_REQUEST_ACK | flags, 1, 0) + body)
@@ -76,11 +76,11 @@ def raise_network() -> bool:
     if libc.unshare(CLONE_NEWNET) != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"unshare(CLONE_NEWNET): {os.strerror(number)}")
-    ask(RTM_NEWLINK, interface(socket.if_nametoindex("lo"), flags=IFF_UP))
+    netlink_request(RTM_NEWLINK, interface(socket.if_nametoindex("lo"), flags=IFF_UP))
     peer = attribute(1, interface(0) + attribute(3, INSIDE.encode() + b"\0"))
     cable = attribute(18, attribute(1, b"veth\0") + attribute(2, peer))
     try:
-        ask(RTM_NEWLINK, interface(0) + attribute(3, OUTSIDE.encode() + b"\0") + cable, flags=NLM_CREATE)
+        netlink_request(RTM_NEWLINK, interface(0) + attribute(3, OUTSIDE.encode() + b"\0") + cable, flags=NLM_CREATE)
     except OSError as error:
         raise OSError(error.errno, f"no virtual network interface can be made (kernel module veth): {error}") from error
     for name in (INSIDE, OUTSIDE):
@@ -88,7 +88,7 @@ def raise_network() -> bool:
             if name == INSIDE or setting != "disable_ipv6":
                 with contextlib.suppress(OSError):
                     Path(f"/proc/sys/net/ipv6/conf/{name}/{setting}").write_text(value)
-        ask(RTM_NEWLINK, interface(socket.if_nametoindex(name), flags=IFF_UP | IFF_NOARP))
+        netlink_request(RTM_NEWLINK, interface(socket.if_nametoindex(name), flags=IFF_UP | IFF_NOARP))
     route(socket.AF_INET, OWN_V4, 32)
     try:
         route(socket.AF_INET6, OWN_V6, 128)
@@ -103,9 +103,9 @@ def route(family: int, own: str, bits: int) -> None:
     address = socket.inet_pton(family, own)
     no_detection = 0x02 if family == socket.AF_INET6 else 0
     head = struct.pack("BBBBI", family, bits, no_detection, 0, index)
-    ask(RTM_NEWADDR, head + attribute(2, address) + attribute(1, address), flags=NLM_CREATE)
+    netlink_request(RTM_NEWADDR, head + attribute(2, address) + attribute(1, address), flags=NLM_CREATE)
     head = struct.pack("BBBBBBBBI", family, 0, 0, 0, 254, 4, 253 if family == socket.AF_INET else 0, 1, 0)
-    ask(RTM_NEWROUTE, head + attribute(4, struct.pack("I", index)), flags=NLM_CREATE)
+    netlink_request(RTM_NEWROUTE, head + attribute(4, struct.pack("I", index)), flags=NLM_CREATE)
 
 
 # --- who -------------------------------------------------------------------------------------------------------------
@@ -136,7 +136,7 @@ def owner(inode: str | None) -> int | None:
     return max(holders, default=None)
 
 
-def describe(pid: int | None) -> dict[str, object]:
+def process_facts(pid: int | None) -> dict[str, object]:
     """Return what can be said of a process: its number inside, its command line, and its ancestors' numbers."""
     if pid is None:
         return {"pid": None, "command": "", "ancestors": []}
@@ -149,7 +149,7 @@ def describe(pid: int | None) -> dict[str, object]:
     while current and current > 1 and len(chain) < MAX_ANCESTORS:
         inner, current = relation(current)
         chain.append(inner)
-    return {"pid": chain[0] if chain else pid, "command": " ".join(words)[:MAX_COMMAND], "ancestors": chain[1:]}
+    return {"pid": chain[0] if chain else pid, "command": " ".join(words)[:MAX_SHOWN_COMMAND], "ancestors": chain[1:]}
 
 
 def emulated(words: list[str]) -> list[str]:
@@ -267,7 +267,7 @@ def question(data: bytes) -> tuple[str, int, int] | None:
 # --- the sink --------------------------------------------------------------------------------------------------------
 
 
-class Records:
+class RequestLog:
     """What was asked for and by whom, written to a log, and what is answered. Knows no network."""
 
     def __init__(self, log: Path) -> None:
@@ -333,18 +333,18 @@ class Records:
 
     def _write(self, protocol: str, host: str, port: int | None, pid: int | None, **more: object) -> None:
         key = (protocol, host, port, pid)
-        if key in self._seen or len(self._seen) >= MAX_RECORDS:
+        if key in self._seen or len(self._seen) >= MAX_LOGGED_REQUESTS:
             return
         self._seen.add(key)
-        record = {"protocol": protocol, "host": host, "port": port, **describe(pid), **more}
+        record = {"protocol": protocol, "host": host, "port": port, **process_facts(pid), **more}
         self._log.write(json.dumps(record, sort_keys=True) + "\n")
         self._log.flush()
 
 
-class Sink:
+class BlackHole:
     """The inner end of the cable, and a name server for those who ask this host itself."""
 
-    def __init__(self, records: Records, *, with_v6: bool) -> None:
+    def __init__(self, records: RequestLog, *, with_v6: bool) -> None:
         self._records = records
         self._cable = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_ALL))
         self._cable.bind((INSIDE, ETH_ALL))
@@ -379,7 +379,7 @@ def name_server(family: int) -> socket.socket:
     return server
 
 
-def start(argv: list[str]) -> int:
+def start_command(argv: list[str]) -> int:
     """Start the command as a child that is terminated when this process dies; return its number."""
     pid = os.fork()
     if pid == 0:
@@ -426,7 +426,7 @@ class Command:
     def __init__(self, argv: list[str]) -> None:
         self._parent = os.getppid()
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
-        self.pid = start(argv)
+        self.pid = start_command(argv)
         self.handle = os.pidfd_open(self.pid)
         self._deadline: float | None = None
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -455,7 +455,7 @@ def main(arguments: list[str]) -> int:
     """Run `LOG PROGRAM ARGUMENT…` with the sink beside it, and exit as the program does."""
     log, *argv = arguments
     try:
-        sink = Sink(Records(Path(log)), with_v6=raise_network())
+        sink = BlackHole(RequestLog(Path(log)), with_v6=raise_network())
     except OSError as error:
         sys.stderr.write(f"airferry: {error}\n")
         return 1
@@ -464,7 +464,7 @@ def main(arguments: list[str]) -> int:
     by_number = {item.fileno(): item for item in sink.sockets}
     for number in (*by_number, command.handle):
         poller.register(number, select.POLLIN)
-    rest = MAX_RECORDS  # what is still looked at when the command has ended
+    rest = MAX_LOGGED_REQUESTS  # what is still looked at when the command has ended
     while True:
         ready = [number for number, _event in poller.poll(WATCH_MS)]
         for number in ready:

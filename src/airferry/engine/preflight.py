@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from airferry.engine.program import MMDEBSTRAP_HINT, EngineChoice, Program, find_engine, parse_version
+from airferry.engine.program import MMDEBSTRAP_HINT, EngineChoice, Program, find_engine, printed_version
 from airferry.engine.storage import Storage
 from airferry.errors import AirferryError, HostError
 from airferry.events import Emit, Event, Warned, silent
@@ -23,7 +23,7 @@ from airferry.host.confinement import NAMESPACES_HINT, UNCONFINED, host_python, 
 from airferry.oci.platform import Platform
 
 Status = Literal["ok", "warn", "fail", "unknown"]
-LEAST_FREE_BYTES = 5 * 10**9
+ENGINE_LEAST_FREE_BYTES = 5 * 10**9
 LEAST_TEMPORARY_BYTES = 10**9
 LEAST_SUBORDINATE_IDS = 65536
 BINFMT = Path("/proc/sys/fs/binfmt_misc")
@@ -61,7 +61,7 @@ def checks(
     engine: EngineChoice = "auto",
     platforms: Sequence[Platform] = (),
     bootstrap: bool = False,
-    needed_bytes: int = LEAST_FREE_BYTES,
+    needed_bytes: int = ENGINE_LEAST_FREE_BYTES,
     emit: Emit = silent,
 ) -> list[Check]:
     """Check the host and return every line, those that are well included, in a fixed order. Takes about a second.
@@ -107,7 +107,7 @@ def _tool(name: str, argument: str, *, hint: str) -> Check:
     if path is None:
         return Check(name, "fail", f"`{name}` was not found", hint)
     completed = process.run([path, argument], timeout_s=20, check=False)
-    version = ".".join(map(str, parse_version(completed.text)))
+    version = ".".join(map(str, printed_version(completed.text)))
     if completed.returncode != 0 or not version:
         return Check(name, "fail", f"`{path}` does not start", hint)
     return Check(name, "ok", f"{version} (`{path}`)")

@@ -37,7 +37,7 @@ class Program:
         return ".".join(str(part) for part in self.version)
 
 
-def parse_version(text: str) -> tuple[int, ...]:
+def printed_version(text: str) -> tuple[int, ...]:
     """Return the first dotted number in what `--version` printed, or an empty tuple."""
     found = re.search(r"\d+(?:\.\d+)+", text)
     return tuple(int(part) for part in found.group().split(".")) if found else ()
@@ -55,7 +55,7 @@ def find_engine(choice: EngineChoice = "auto") -> Program:
         if path is None:
             continue
         try:
-            version = parse_version(process.run([path, "--version"], timeout_s=30).text)
+            version = printed_version(process.run([path, "--version"], timeout_s=30).text)
         except process.ProcessFailed as failure:
             raise engine_error(failure, doing=f"start `{path}`") from failure
         program = Program(kind, path, version)

@@ -28,7 +28,7 @@ from airferry.host import clock, files, process
 
 QUICK_S = 180.0
 ORPHAN_GRACE_S = 10.0
-ATTEMPTS = 3
+START_ATTEMPTS = 3
 # containers/storage (Buildah 1.28, Podman 4.3) starts itself anew from a sealed copy in memory, which the kernel
 # refuses to seal while it moves one of the copy's pages; nothing was run then
 NOT_STARTED = "sealing memfd copy: Device or resource busy"
@@ -205,10 +205,10 @@ class Storage:
                     merge_output=merge_output,
                 )
             except process.ProcessFailed as failure:
-                if attempt == ATTEMPTS or not _did_not_start(process.failure_tail(failure)):
+                if attempt == START_ATTEMPTS or not _did_not_start(process.failure_tail(failure)):
                     raise
             else:
-                if attempt == ATTEMPTS or completed.returncode == 0 or not _did_not_start(completed.tail):
+                if attempt == START_ATTEMPTS or completed.returncode == 0 or not _did_not_start(completed.tail):
                     return completed
 
     # --- isolation -------------------------------------------------------------------------------------------------

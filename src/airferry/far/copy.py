@@ -81,7 +81,7 @@ def parse_place(text: str) -> Place:
     return FilePlace(Path(path), name, kind == "oci-archive")
 
 
-def copy(
+def copy_between(
     source: Place,
     destination: Place,
     *,

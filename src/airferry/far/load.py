@@ -62,7 +62,7 @@ class LoadResult:
         return tuple(move for move in self.tags if move.needed)
 
 
-def load(
+def load_bundle(
     path: Path,
     *,
     to: str,

@@ -13,17 +13,17 @@ from dataclasses import dataclass, field
 from typing import IO
 
 from airferry.errors import IntegrityError, RegistryError
-from airferry.events import Emit, Progress
-from airferry.host.threads import Cancelled, parallel_map
+from airferry.events import Emit
+from airferry.host.progress import Meter
+from airferry.host.threads import parallel_map
 from airferry.oci.copy import Closure
 from airferry.oci.documents import MANIFEST_TYPES, Descriptor, parse_manifest
-from airferry.oci.ports import BLOCK_BYTES, OpenStream, Source, Stored, UncheckedSource
+from airferry.oci.ports import OpenStream, Source, Stored, UncheckedSource
 from airferry.oci.streams import sized, verifying
 from airferry.registry.client import RegistryClient
 from airferry.registry.sink import RegistrySink
 from airferry.registry.uploads import Uploader
 
-PROGRESS_EVERY_BYTES = 16 * BLOCK_BYTES
 SHOWN_MISSING = 10
 # how registries refuse a media type, once they took other manifests of the same user in the same repository
 REFUSALS = frozenset({400, 403, 405, 406, 415, 422})
@@ -192,7 +192,7 @@ class Pusher:
         """
         blobs = _wanted_blobs(shipments)
         cancelled = threading.Event()
-        advance = self._progress(sum(blob.descriptor.size for blob in blobs), cancelled)
+        advance = Meter("load", sum(blob.descriptor.size for blob in blobs), self._emit, cancelled=cancelled).advance
         parallel_map(lambda blob: self._place(blob, advance), blobs, jobs=self._jobs, cancelled=cancelled)
         needed = [item for item in shipments if not item.optional]
         subjects = [item for item in needed if not _subject(item.closure.top)]
@@ -349,22 +349,6 @@ class Pusher:
         with self._lock:
             self._read_back.add((item.repository, digest))
         return ""
-
-    def _progress(self, total: int, cancelled: threading.Event) -> Callable[[int], None]:
-        lock = threading.Lock()
-        state = {"done": 0, "said": 0}
-
-        def advance(size: int) -> None:
-            if cancelled.is_set():
-                raise Cancelled
-            with lock:
-                state["done"] = min(total, state["done"] + size)
-                if state["done"] - state["said"] < PROGRESS_EVERY_BYTES and state["done"] < total:
-                    return
-                state["said"] = state["done"]
-                self._emit(Progress("load", state["done"], total))
-
-        return advance
 
 
 class _Reopened:

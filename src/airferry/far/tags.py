@@ -24,7 +24,7 @@ from airferry.registry.sink import RegistrySink
 from airferry.wording import counted
 
 NOT_REMOVABLE = "it is new, and the registry cannot remove a tag"
-MAX_JOURNAL_BYTES = 64 * 1024 * 1024
+MAX_TAG_JOURNAL_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ class RollbackResult:
     removed: tuple[str, ...]
 
 
-def rollback(receipt_path: Path, *, options: ClientOptions | None = None, emit: Emit = silent) -> RollbackResult:
+def roll_back(receipt_path: Path, *, options: ClientOptions | None = None, emit: Emit = silent) -> RollbackResult:
     """Put the tags of a load back as they were. Images and blobs stay. Idempotent.
 
     A tag that something else has moved since is left alone. All tags are tried before anything is raised.
@@ -195,7 +195,7 @@ def _from_journal(path: Path, root: str) -> dict[str, str | None]:
     if not path.is_file():
         return {}
     with suppress(ValueError, RecursionError):
-        document = json.loads(files.read_bounded(path, limit_bytes=MAX_JOURNAL_BYTES))
+        document = json.loads(files.read_bounded(path, limit_bytes=MAX_TAG_JOURNAL_BYTES))
         if isinstance(document, dict) and document.get("root") == root and isinstance(document.get("tags"), dict):
             tags: dict[str, str | None] = document["tags"]
             return tags

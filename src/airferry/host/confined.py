@@ -32,7 +32,7 @@ ST_RELATIME = 4096
 MNT_DETACH = 2
 PR_SET_PDEATHSIG, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 24, 38
 SETUP_FAILED = 125
-DEVICES = ("full", "null", "random", "urandom", "zero")
+DEVICE_NODES = ("full", "null", "random", "urandom", "zero")
 # of /etc only what programs need to run at all: names of users, the linker's cache, alternatives, Debian's Python
 ETC = (
     "alternatives",
@@ -111,7 +111,7 @@ def build_root(root: str, spec: dict[str, Any]) -> None:
     for name in ETC:
         if Path("/etc", name).exists():
             bind(str(Path("/etc", name).resolve()), f"{root}/etc/{name}")
-    for name in DEVICES:
+    for name in DEVICE_NODES:
         bind(f"/dev/{name}", f"{root}/dev/{name}", writable=True)
     for name, target in (("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2")):
         Path(f"{root}/dev/{name}").symlink_to(f"/proc/self/fd{target}")
@@ -144,7 +144,7 @@ def drop_privileges() -> None:
     call("no_new_privs", _libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 
 
-def run(argv: list[str], environment: dict[str, str]) -> int:
+def run_and_reap(argv: list[str], environment: dict[str, str]) -> int:
     """Run a program as the child of this process, which is the first of its namespace, and collect orphans."""
     child = os.fork()
     if child == 0:
@@ -170,7 +170,7 @@ def main(arguments: list[str]) -> int:
         try:
             _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
             build_root(arguments[1], spec)
-            code = run(spec["argv"], spec["environment"])
+            code = run_and_reap(spec["argv"], spec["environment"])
         except OSError as error:
             sys.stderr.write(f"airferry: {error}\n")
             sys.stderr.flush()

@@ -17,9 +17,9 @@ from airferry.errors import ConfigurationError
 from airferry.host import files
 from airferry.host.canonical import inputs_digest
 
-SCHEMA_VERSION = 1
-WRITTEN_BY = "airferry"
-MAX_BYTES = 64 * 1024 * 1024
+JOURNAL_SCHEMA_VERSION = 1
+JOURNAL_MARK = "airferry"
+MAX_JOURNAL_BYTES = 64 * 1024 * 1024
 
 
 class Journal:
@@ -35,14 +35,15 @@ class Journal:
         self._lock = threading.Lock()
         self._actions: dict[str, dict[str, Any]] = {}
         data = self._read(path)
-        if data is not None and data.get("written_by") != WRITTEN_BY:
+        if data is not None and data.get("written_by") != JOURNAL_MARK:
             self.path = path.with_name(f"airferry-{path.name}")
             data = self._read(self.path)
         if data is None:
             return
-        if data.get("schema_version", 0) > SCHEMA_VERSION:
+        if data.get("schema_version", 0) > JOURNAL_SCHEMA_VERSION:
             raise ConfigurationError(
-                f"`{self.path}` has schema_version {data['schema_version']}, this airferry knows {SCHEMA_VERSION}",
+                f"`{self.path}` has schema_version {data['schema_version']}, "
+                f"this airferry knows {JOURNAL_SCHEMA_VERSION}",
                 hint="use the newer airferry that wrote it, or another output folder",
             )
         actions = data.get("actions")
@@ -54,7 +55,7 @@ class Journal:
         if not path.is_file():
             return None
         try:
-            data = yaml.load(files.read_bounded(path, limit_bytes=MAX_BYTES), Loader=yaml.CSafeLoader)
+            data = yaml.load(files.read_bounded(path, limit_bytes=MAX_JOURNAL_BYTES), Loader=yaml.CSafeLoader)
         except (yaml.YAMLError, UnicodeDecodeError):
             return {}
         return data if isinstance(data, dict) else {}
@@ -79,8 +80,8 @@ class Journal:
         with self._lock:
             self._actions[action] = {"inputs": inputs_digest(inputs), "result": dict(result)}
             document = {
-                "schema_version": SCHEMA_VERSION,
-                "written_by": WRITTEN_BY,
+                "schema_version": JOURNAL_SCHEMA_VERSION,
+                "written_by": JOURNAL_MARK,
                 "actions": dict(sorted(self._actions.items())),
             }
             text = yaml.dump(document, Dumper=yaml.CSafeDumper, sort_keys=False, allow_unicode=True)

@@ -10,8 +10,8 @@ from pydantic import BaseModel, ValidationError
 
 from airferry.errors import IntegrityError
 
-MAX_BYTES = 16 * 1024 * 1024
-MAX_DEPTH = 40
+MAX_DOCUMENT_BYTES = 16 * 1024 * 1024
+MAX_DOCUMENT_DEPTH = 40
 MAX_SHOWN_PROBLEMS = 5
 _NO_KEY = object()
 
@@ -32,7 +32,7 @@ def to_yaml(document: BaseModel) -> bytes:
     return text.encode()
 
 
-def read_document(model: type[M], data: bytes, *, schema_version: int, what: str) -> M:
+def from_yaml(model: type[M], data: bytes, *, schema_version: int, what: str) -> M:
     """Return the document that YAML bytes hold.
 
     Aliases, deep nesting and large documents are refused before anything is built from them.
@@ -60,8 +60,8 @@ def read_document(model: type[M], data: bytes, *, schema_version: int, what: str
 
 
 def _load(data: bytes, what: str) -> object:
-    if len(data) > MAX_BYTES:
-        raise IntegrityError(f"{what} has {len(data)} bytes, more than the limit of {MAX_BYTES}")
+    if len(data) > MAX_DOCUMENT_BYTES:
+        raise IntegrityError(f"{what} has {len(data)} bytes, more than the limit of {MAX_DOCUMENT_BYTES}")
     try:
         return _build(data, what)
     except (yaml.YAMLError, ValueError) as error:
@@ -85,8 +85,8 @@ def _build(data: bytes, what: str) -> object:
             inner: dict[Any, Any] | list[Any] = {} if isinstance(event, yaml.MappingStartEvent) else []
             holder.add(inner, what)
             holders.append(_Holder(inner))
-            if len(holders) > MAX_DEPTH:
-                raise IntegrityError(f"{what} nests deeper than {MAX_DEPTH} levels")
+            if len(holders) > MAX_DOCUMENT_DEPTH:
+                raise IntegrityError(f"{what} nests deeper than {MAX_DOCUMENT_DEPTH} levels")
         elif isinstance(event, yaml.MappingEndEvent | yaml.SequenceEndEvent):
             holders.pop()
     values = top.values

@@ -16,7 +16,7 @@ from airferry.config import Executor, SiteProfile
 from airferry.errors import ConfigurationError, FindingsError, UsageError
 from airferry.jobs.configs import PLAIN, image_of, targets_of, with_default
 from airferry.jobs.context import AMBIENT, CODE_FOLDER, JOB_FOLDER, StepContext, mounts_of, read_step_toml
-from airferry.jobs.findings import LEVELS, Finding, gathered
+from airferry.jobs.findings import LEVELS, Finding, merge_findings
 from airferry.jobs.known_assets import staged_values
 from airferry.jobs.rules.assets import StagedAssets, asset_findings
 from airferry.jobs.rules.code import code_findings
@@ -150,7 +150,7 @@ def run_check(checked: Checked, images: Mapping[str, RegistryImage]) -> CheckRep
             continue
         found = [*config_findings(context), *blend_findings(context), *path_findings(context)]
         found += asset_findings(context, checked.assets)
-        findings += gathered([*found, *code_findings(context, fetches), *site_findings(context, images)])
+        findings += merge_findings([*found, *code_findings(context, fetches), *site_findings(context, images)])
     return CheckReport(tuple(names), tuple(findings))
 
 

@@ -35,9 +35,9 @@ from airferry.plan.rendering import render_yaml
 from airferry.plan.step_config import StepConfigReader, split_mounts
 from airferry.plan.step_values import read_step_values
 
-DEFAULT_CONFIG = "default"
+DEFAULT_CONFIG_NAME = "default"
 COMMANDS_FILE = "submit.txt"
-WRITTEN_BY = "# Written by `airferry overlays`"
+CONFIGS_MARK = "# Written by `airferry overlays`"
 PLAIN = Executor(kind="kubernetes")
 _VARIABLE = re.compile(r"\$\{\s*oc\.env\s*:\s*([A-Za-z_]\w*)\s*,[^${}]*\}")
 
@@ -117,7 +117,7 @@ def make_overlays(receipt: Receipt, catalogue: Catalogue, *, site: SiteProfile, 
         own = [step for step in steps if step.executor == executor.kind]
         texts[f"{executor.kind}/env.toml"] = _fragment(site, executor, submit=receipt.submit)
         commands = "".join(f"{step.command}\n" for step in own)
-        texts[f"{executor.kind}/{COMMANDS_FILE}"] = f"{WRITTEN_BY}: one command a step.\n{commands}"
+        texts[f"{executor.kind}/{COMMANDS_FILE}"] = f"{CONFIGS_MARK}: one command a step.\n{commands}"
         if not names_by_digest(executor):
             notes.append(
                 f"{executor} cannot be given a digest, so the overlays name tags; `airferry load` leaves them where "
@@ -152,8 +152,8 @@ def image_of(receipt: Receipt, target: Target) -> ReceiptImage:
 
 def with_default(catalogue: Catalogue, target: Target) -> Target:
     """Return the target with the config that is taken where none is named, if there is one."""
-    path = catalogue.steps_folder / target.step_id / "config" / f"{DEFAULT_CONFIG}.yaml"
-    return Target(target.step_id, DEFAULT_CONFIG) if target.config is None and path.is_file() else target
+    path = catalogue.steps_folder / target.step_id / "config" / f"{DEFAULT_CONFIG_NAME}.yaml"
+    return Target(target.step_id, DEFAULT_CONFIG_NAME) if target.config is None and path.is_file() else target
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +206,7 @@ def _overlay(
     for item in staged.values.found:
         _put(document, staged.tree, item)
     lines = [
-        f"{WRITTEN_BY} for {target.spec} on {executor}.",
+        f"{CONFIGS_MARK} for {target.spec} on {executor}.",
         f"# Image {image.image}; the rest is as in the config that it inherits.",
         *(f"# Baked, so not cloned: {overlay.url} at {overlay.ref} in {overlay.target}" for overlay in baked),
         *(f"# Staged: {item.value.name} is the asset {item.asset}" for item in staged.values.found),
@@ -279,12 +279,12 @@ def _fragment(site: SiteProfile, executor: Executor, *, submit: str | None) -> s
     """
     if submit is None:
         head = (
-            f"{WRITTEN_BY}: append to `env.toml`, or name this file in NEMOTRON_ENV_FILE together with\n"
+            f"{CONFIGS_MARK}: append to `env.toml`, or name this file in NEMOTRON_ENV_FILE together with\n"
             "# the profile that it extends."
         )
     else:
         head = (
-            f"{WRITTEN_BY}: the profile that the commands in `submit.txt` name. Put its settings where\n"
+            f"{CONFIGS_MARK}: the profile that the commands in `submit.txt` name. Put its settings where\n"
             "# the catalogue's own command reads profiles."
         )
     return f"{head} Secrets do not belong here: the scheduler injects them.\n\n" + render_profile(site, executor)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from airferry.bundle.receipt import ReceiptImage
 from airferry.config import Executor, SiteProfile
 from airferry.config.environment import SECRET_TEXT
-from airferry.jobs.findings import Finding, Kind, Level, Remedy
+from airferry.jobs.findings import Finding, FindingKind, Level, Remedy
 from airferry.jobs.settings import setting
 from airferry.plan.catalogue import StepFiles
 from airferry.plan.env_profiles import EnvProfile
@@ -41,7 +41,7 @@ FEEDS: dict[str, tuple[str, ...]] = {
     "benchmark_source_corpus": ("input_dir",),
     "benchmark_parquet": ("dataset_path",),
 }
-Place = Literal["mount", "code", "job", "temporary", "relative", "image"]
+PathPlace = Literal["mount", "code", "job", "temporary", "relative", "image"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class StepContext:
     def finding(
         self,
         value: StepValue,
-        kind: Kind,
+        kind: FindingKind,
         level: Level,
         text: str,
         *,
@@ -109,14 +109,21 @@ class StepContext:
         )
 
     def general(
-        self, kind: Kind, level: Level, text: str, *, key: str, fix: str | None = None, remedy: Remedy = "change"
+        self, kind: FindingKind, level: Level, text: str, *, key: str, fix: str | None = None, remedy: Remedy = "change"
     ) -> Finding:
         """Return a finding about the config as a whole."""
         path = self.values.path
         return Finding(self.name, kind, level, self.shown_path(path), 1, key, "", text, fix, remedy=remedy)
 
     def in_profile(
-        self, kind: Kind, level: Level, text: str, *, key: tuple[str | int, ...], value: str, fix: str | None = None
+        self,
+        kind: FindingKind,
+        level: Level,
+        text: str,
+        *,
+        key: tuple[str | int, ...],
+        value: str,
+        fix: str | None = None,
     ) -> Finding:
         """Return a finding about the profile of `env.toml`."""
         assert self.profile is not None
@@ -129,7 +136,7 @@ class StepContext:
         root = self.code_root.resolve()
         return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
-    def place_of(self, path: str) -> tuple[Place, Mount | None]:
+    def place_of(self, path: str) -> tuple[PathPlace, Mount | None]:
         """Return where a path of a container leads: the longest mount that covers it wins."""
         covering = [mount for mount in self.mounts if path == mount.inside or path.startswith(f"{mount.inside}/")]
         if covering:

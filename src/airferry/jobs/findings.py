@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 Level = Literal["block", "warn", "note"]
-Kind = Literal[
+FindingKind = Literal[
     "artifact",
     "asset",
     "endpoint",
@@ -40,7 +40,7 @@ class Finding:
     """
 
     step: str
-    kind: Kind
+    kind: FindingKind
     level: Level
     file: str
     line: int
@@ -68,7 +68,7 @@ class Finding:
         }
 
 
-def gathered(findings: Iterable[Finding]) -> list[Finding]:
+def merge_findings(findings: Iterable[Finding]) -> list[Finding]:
     """Return findings with those of one step that say the same of one value made one; the worst first."""
     found: dict[tuple[str, ...], Finding] = {}
     for finding in findings:

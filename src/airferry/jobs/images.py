@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 
 from airferry.bundle.receipt import ReceiptImage
 from airferry.config import Executor
-from airferry.config.site import ExecutorKind, parse_version
+from airferry.config.site import ExecutorKind, parse_executor_version
 from airferry.errors import AirferryError, ConfigurationError, RegistryError
 from airferry.events import Emit, Warned, silent
 from airferry.host.threads import parallel_map
-from airferry.jobs.rules.site import RegistryImage, way_out
+from airferry.jobs.rules.site import RegistryImage, runtime_fix
 from airferry.jobs.submission import reference_for
 from airferry.oci.documents import LAYER_ZSTD, MAX_CONFIG_BYTES, Manifest, parse_image_config
 from airferry.oci.platform import Platform
@@ -46,7 +46,7 @@ def ask_images(
     The variables are those of `platform`, or of the first that the image has.
     """
     wanted = sorted(set(names))
-    version = parse_version(executor.version) if executor.version else ()
+    version = parse_executor_version(executor.version) if executor.version else ()
     with open_clients(options, emit=emit) as clients:
 
         def ask(name: str) -> RegistryImage:
@@ -83,7 +83,7 @@ def pull_warnings(
             continue
         # the digest is in the request that the problem quotes, so that no two images would have the same one
         problem = answer.problem.replace(name.rpartition("@")[2], "DIGEST")
-        hint = way_out(executor, image, name) if answer.hidden else answer.fix
+        hint = runtime_fix(executor, image, name) if answer.hidden else answer.fix
         reasons.setdefault((problem, hint), []).append(f"`{image.image}`")
     return [
         Warned(f"{executor} cannot run {', '.join(dict.fromkeys(names))}: {problem}", hint=hint)

@@ -18,7 +18,7 @@ from airferry.errors import ConfigurationError
 from airferry.jobs.submission import image_for
 from airferry.oci.reference import DEFAULT_REGISTRY, Reference, is_loopback, parse_reference
 
-WRITTEN_BY = "Written by `airferry mirrors`."
+MIRRORS_MARK = "Written by `airferry mirrors`."
 OPENSHIFT_API = "config.openshift.io/v1"
 
 
@@ -108,7 +108,7 @@ def _containerd(
         if ca_file and not insecure:
             options.append(f"ca = {_toml(ca_file)}")
         lines = [
-            f"# {WRITTEN_BY} The server is the mirror too, so that nothing is asked of the real `{host}`.",
+            f"# {MIRRORS_MARK} The server is the mirror too, so that nothing is asked of the real `{host}`.",
             f"server = {_toml(url)}",
             *options,
             "",
@@ -120,7 +120,7 @@ def _containerd(
 
 
 def _registries_conf(images: Iterable[MirroredImage], *, insecure: bool) -> str:
-    lines = [f"# {WRITTEN_BY} For /etc/containers/registries.conf.d/ or ~/.config/containers/registries.conf.d/."]
+    lines = [f"# {MIRRORS_MARK} For /etc/containers/registries.conf.d/ or ~/.config/containers/registries.conf.d/."]
     short: dict[str, str] = {}
     for original, place in _repositories(images).items():
         lines += ["", "[[registry]]", f"prefix = {_toml(original)}", f"location = {_toml(original)}"]
@@ -146,20 +146,20 @@ def _mirror_set(kind: str, key: str, images: Iterable[MirroredImage]) -> str:
         },
     }
     text: str = yaml.safe_dump(document, sort_keys=False, width=120)
-    return f"# {WRITTEN_BY}\n{text}"
+    return f"# {MIRRORS_MARK}\n{text}"
 
 
 def _enroot_credentials(registry: str) -> str:
     host = registry.rpartition(":")[0] or registry
     return (
-        f"# {WRITTEN_BY} Append to $ENROOT_CONFIG_PATH/.credentials; netrc lines are matched without the port.\n"
+        f"# {MIRRORS_MARK} Append to $ENROOT_CONFIG_PATH/.credentials; netrc lines are matched without the port.\n"
         "# The variables are expanded when enroot reads the file, so no secret stands in it.\n"
         f"machine {host} login $REGISTRY_USER password $REGISTRY_PASSWORD\n"
     )
 
 
 def _enroot_conf(*, insecure: bool, ca_file: str | None) -> str:
-    lines = [f"# {WRITTEN_BY} For /etc/enroot/enroot.conf.d/."]
+    lines = [f"# {MIRRORS_MARK} For /etc/enroot/enroot.conf.d/."]
     if insecure:
         lines.append("ENROOT_ALLOW_HTTP yes")
     elif ca_file:
@@ -170,7 +170,7 @@ def _enroot_conf(*, insecure: bool, ca_file: str | None) -> str:
 
 
 def _enroot_images(images: Iterable[MirroredImage]) -> str:
-    lines = [f"# {WRITTEN_BY} enroot knows no mirrors: these names take the place of the original ones."]
+    lines = [f"# {MIRRORS_MARK} enroot knows no mirrors: these names take the place of the original ones."]
     for image in images:
         lines.append(f"{image.original}  docker://{image_for('slurm-pyxis', image.place.with_digest(image.digest))}")
     return "\n".join(lines) + "\n"

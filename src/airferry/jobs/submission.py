@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from airferry.bundle.receipt import ReceiptImage
 from airferry.config import Executor, SiteProfile
-from airferry.config.site import StorageMount, parse_version
+from airferry.config.site import StorageMount, parse_executor_version
 from airferry.config.submit import NEMOTRON_SUBMIT, submit_words
 from airferry.oci.reference import Reference, parse_reference
 
@@ -34,7 +34,7 @@ def image_for(kind: str, image: Reference) -> str:
 def names_by_digest(executor: Executor) -> bool:
     """Tell whether an executor can be given a digest; enroot can from 3.4 on."""
     known = executor.kind == "slurm-pyxis" and executor.version is not None
-    return not known or parse_version(executor.version or "") >= FIRST_ENROOT_WITH_DIGESTS
+    return not known or parse_executor_version(executor.version or "") >= FIRST_ENROOT_WITH_DIGESTS
 
 
 def reference_for(executor: Executor, image: ReceiptImage) -> Reference:

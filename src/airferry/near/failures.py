@@ -19,7 +19,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def gathered(function: Callable[[T], R], items: Iterable[T], *, jobs: int) -> list[R]:
+def map_all(function: Callable[[T], R], items: Iterable[T], *, jobs: int) -> list[R]:
     """Return the function of each item, in their order; what fails for some items is tried for all.
 
     Faults of the host and of bytes end it at once.

@@ -302,7 +302,7 @@ class Predictor:
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class DiskNeed:
     """What a build needs on a disk, in any case and at most, and what is free there."""
 
     folder: Path
@@ -311,7 +311,7 @@ class Room:
     free_bytes: int
 
 
-def rooms(prediction: Prediction, *, cache: Path, output: Path) -> list[Room]:
+def disk_needs(prediction: Prediction, *, cache: Path, output: Path) -> list[DiskNeed]:
     """Return what a build needs on the disk of cache and output folder, or on both disks where these are two."""
     brought, in_flight = prediction.in_bytes, prediction.in_flight_bytes
     here, there = _nearest(cache), _nearest(output)
@@ -321,7 +321,7 @@ def rooms(prediction: Prediction, *, cache: Path, output: Path) -> list[Room]:
             (here, brought, _with_margin(brought) + in_flight),
             (there, prediction.sure_bytes, _with_margin(prediction.new_bytes)),
         ]
-    return [Room(folder, least, most, files.free_bytes(folder)) for folder, least, most in needs]
+    return [DiskNeed(folder, least, most, files.free_bytes(folder)) for folder, least, most in needs]
 
 
 def ensure_room(prediction: Prediction, *, cache: Path, output: Path, emit: Emit = silent) -> None:
@@ -330,7 +330,7 @@ def ensure_room(prediction: Prediction, *, cache: Path, output: Path, emit: Emit
     Raises:
         HostError: it has less than is needed in any case, as far as that is known.
     """
-    for room in rooms(prediction, cache=cache, output=output):
+    for room in disk_needs(prediction, cache=cache, output=output):
         says = f"{room.free_bytes / 1e9:.2f} GB are free at `{room.folder}`"
         if room.free_bytes < room.least_bytes:
             raise HostError(

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import IO, cast
 
 from airferry.errors import IntegrityError
-from airferry.events import Emit, Progress, silent
+from airferry.events import Emit, silent
 from airferry.host import files
 from airferry.host.canonical import canonical_json
+from airferry.host.progress import Meter
 from airferry.oci.copy import read_closure, read_referrers
 from airferry.oci.digest import digest_hex
 from airferry.oci.documents import (
@@ -38,7 +39,7 @@ from airferry.oci.streams import verifying
 from airferry.oci.tar import DIRECTORY, END_OF_ARCHIVE, TarEntry, TarReader, padding, tar_header
 
 DOCKER_FILE = "manifest.json"
-MAX_ENTRIES = 50_000
+MAX_ARCHIVE_ENTRIES = 50_000
 # skopeo as an ordinary user fails (1.9: chown) on folders that the archive only implies
 BLOB_FOLDERS = ("blobs/", "blobs/sha256/")
 PREFERRED_FOR_DOCKER = Platform("linux", "amd64")
@@ -106,12 +107,11 @@ def write_oci_archive(
             tar.add_folder(folder)
         for stored in manifests.values():
             tar.add_bytes(_blob_name(stored.descriptor), stored.data)
-        done = 0
+        meter = Meter(f"archive {path.name}", total, emit, every_bytes=1)
         for blob in ordered:
             with source.open_blob(blob) as stream:
                 tar.add(_blob_name(blob), blob.size, verifying(stream, blob))
-            done += blob.size
-            emit(Progress(f"archive {path.name}", done, total))
+            meter.advance(blob.size)
         tar.finish()
     return WrittenArchive(path, tar.size_bytes, tar.digest())
 
@@ -255,8 +255,8 @@ class ArchiveSource:
             stream.seek(0)
             reader = TarReader(stream, what=f"`{self.path}`", seeks=True)
             for number, entry in enumerate(reader):
-                if number >= MAX_ENTRIES:
-                    raise IntegrityError(f"`{self.path}` has more than {MAX_ENTRIES} entries")
+                if number >= MAX_ARCHIVE_ENTRIES:
+                    raise IntegrityError(f"`{self.path}` has more than {MAX_ARCHIVE_ENTRIES} entries")
                 if entry.type == DIRECTORY:
                     continue
                 name = entry.path

@@ -8,9 +8,10 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from airferry.errors import BuildError, IntegrityError
-from airferry.events import Emit, Progress, silent
+from airferry.events import Emit, silent
 from airferry.host.canonical import canonical_json
-from airferry.host.threads import Cancelled, parallel_map
+from airferry.host.progress import Meter
+from airferry.host.threads import parallel_map
 from airferry.oci.documents import (
     INDEX_TYPES,
     MANIFEST_TYPES,
@@ -22,12 +23,11 @@ from airferry.oci.documents import (
 )
 from airferry.oci.layout import LayoutStore
 from airferry.oci.platform import Platform
-from airferry.oci.ports import BLOCK_BYTES, OpenStream, ReopeningSink, Sink, Source, Stored, UncheckedSource
+from airferry.oci.ports import OpenStream, ReopeningSink, Sink, Source, Stored, UncheckedSource
 from airferry.oci.resume import RESUMABLE_FROM_BYTES, RangedSource, fetch_blob
 from airferry.oci.streams import verifying
 
 DEFAULT_JOBS = 4
-PROGRESS_EVERY_BYTES = 16 * BLOCK_BYTES
 MAX_REFERRER_DEPTH = 4
 
 
@@ -145,7 +145,7 @@ def _copy_closure(
 ) -> None:
     failed = threading.Event()
     task = f"copy {closure.top.descriptor.digest}"
-    progress = _Progress(task, closure.total_bytes, emit, failed)
+    progress = Meter(task, closure.total_bytes, emit, cancelled=failed)
 
     def copy_blob(blob: Descriptor) -> None:
         if isinstance(sink, ReopeningSink):
@@ -195,26 +195,3 @@ def _narrowed(top: Stored, digests: set[str]) -> Stored:
     data = canonical_json(document)
     fresh = descriptor_of(data, top.descriptor.media_type, annotations=top.descriptor.annotations)
     return Stored(fresh, data)
-
-
-class _Progress:
-    """Bytes of one copy, counted from several threads; a failure elsewhere surfaces here as `Cancelled`."""
-
-    def __init__(self, task: str, total: int, emit: Emit, failed: threading.Event) -> None:
-        self._task = task
-        self._total = total
-        self._emit = emit
-        self._failed = failed
-        self._lock = threading.Lock()
-        self._done = 0
-        self._said = 0
-
-    def advance(self, size: int) -> None:
-        if self._failed.is_set():
-            raise Cancelled
-        with self._lock:
-            self._done += size
-            if self._done - self._said < PROGRESS_EVERY_BYTES and self._done < self._total:
-                return
-            self._said = self._done
-            self._emit(Progress(self._task, self._done, self._total))

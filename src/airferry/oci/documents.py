@@ -45,16 +45,16 @@ MAX_LAYERS = 1000
 MAX_INDEX_ENTRIES = 20_000
 
 
-D = TypeVar("D", bound="Document")
+D = TypeVar("D", bound="OciDocument")
 
 
-class Document(BaseModel):
+class OciDocument(BaseModel):
     """A frozen view of a document that others may have written: unknown fields are tolerated and kept."""
 
     model_config = ConfigDict(frozen=True, extra="allow", alias_generator=to_camel, populate_by_name=True)
 
 
-class PlatformDocument(Document):
+class PlatformDocument(OciDocument):
     """The platform of a descriptor: image-spec, *image-index.md*."""
 
     architecture: str
@@ -62,7 +62,7 @@ class PlatformDocument(Document):
     variant: str | None = None
 
 
-class Descriptor(Document):
+class Descriptor(OciDocument):
     """What names a blob: media type, digest, size in bytes (image-spec, *descriptor.md*)."""
 
     media_type: str
@@ -88,7 +88,7 @@ class Descriptor(Document):
         return self.model_copy(update=changes)
 
 
-class Manifest(Document):
+class Manifest(OciDocument):
     """An image manifest or an artifact (image-spec, *manifest.md*)."""
 
     schema_version: int
@@ -100,7 +100,7 @@ class Manifest(Document):
     annotations: dict[str, str] | None = None
 
 
-class Index(Document):
+class Index(OciDocument):
     """An image index (image-spec, *image-index.md*)."""
 
     schema_version: int
@@ -111,7 +111,7 @@ class Index(Document):
     annotations: dict[str, str] | None = None
 
 
-class RootFilesystem(Document):
+class RootFilesystem(OciDocument):
     """The digests of an image's uncompressed layers, bottom first."""
 
     model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True, alias_generator=None)
@@ -119,7 +119,7 @@ class RootFilesystem(Document):
     diff_ids: list[Digest] = Field(max_length=MAX_LAYERS)
 
 
-class ImageConfig(Document):
+class ImageConfig(OciDocument):
     """An image config (image-spec, *config.md*)."""
 
     architecture: str

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import IO, Literal
 
 from airferry.errors import IntegrityError
-from airferry.events import Emit, Progress, silent
+from airferry.events import Emit, silent
+from airferry.host.progress import Meter
 from airferry.host.threads import Pipeline, usable_cores
 from airferry.oci.codecs import (
     DEFAULT_GZIP_LEVEL,
@@ -24,14 +25,14 @@ from airferry.oci.codecs import (
 )
 from airferry.oci.documents import DOCKER_LAYER_GZIP, DOCKER_LAYER_TAR, LAYER_GZIP, LAYER_TAR, LAYER_ZSTD, Descriptor
 from airferry.oci.layout import LayoutStore
-from airferry.oci.ports import BLOCK_BYTES, blocks
+from airferry.oci.ports import blocks
 from airferry.oci.streams import verifying
 
-Kind = Literal["zstd", "gzip", "none"]
+CompressionKind = Literal["zstd", "gzip", "none"]
 Observer = Callable[[bytes], None]
 
-MEDIA_TYPES: dict[Kind, str] = {"zstd": LAYER_ZSTD, "gzip": LAYER_GZIP, "none": LAYER_TAR}
-KINDS: dict[str, Kind] = {
+MEDIA_TYPES: dict[CompressionKind, str] = {"zstd": LAYER_ZSTD, "gzip": LAYER_GZIP, "none": LAYER_TAR}
+KINDS: dict[str, CompressionKind] = {
     LAYER_ZSTD: "zstd",
     LAYER_GZIP: "gzip",
     DOCKER_LAYER_GZIP: "gzip",
@@ -40,7 +41,6 @@ KINDS: dict[str, Kind] = {
 }
 DEFAULT_LIMIT_BYTES = 1 << 40
 MAX_THREADS = 8
-PROGRESS_EVERY_BYTES = 16 * BLOCK_BYTES
 
 
 def _default_threads() -> int:
@@ -86,7 +86,7 @@ class LayerResult:
     original: Descriptor | None = None
 
 
-def layer_kind(media_type: str) -> Kind:
+def layer_kind(media_type: str) -> CompressionKind:
     """Return how layers of a media type are compressed.
 
     Raises:
@@ -126,7 +126,7 @@ def recompress_layer(
     keep = compression.kind in ("preserve", kind)
     with into.new_blob() as writer, Pipeline() as pipeline:
         tally = _Tally(what, observers, limit_bytes)
-        progress = _Progress(what, descriptor.size, emit)
+        progress = Meter(what, descriptor.size, emit)
         packed = progress.watch(blocks(verifying(stream, descriptor, what=what)))
         if keep:
             packed = _tee(packed, None if into.has_blob(descriptor) else writer.write)
@@ -168,7 +168,7 @@ def inspect_layer(
     what = f"layer `{descriptor.digest}`"
     with Pipeline() as pipeline:
         tally = _Tally(what, observers, limit_bytes)
-        progress = _Progress(what, descriptor.size, emit)
+        progress = Meter(what, descriptor.size, emit)
         packed = pipeline.stage(progress.watch(blocks(verifying(stream, descriptor, what=what))))
         for _block in tally.watch(pipeline.stage(inflate(packed, kind, what=what))):
             pass
@@ -262,24 +262,3 @@ def _check_diff_id(tally: _Tally, diff_id: str | None, *, what: str, descriptor:
             diff_id=diff_id,
             observed=tally.digest(),
         )
-
-
-class _Progress:
-    """Progress in compressed bytes, said every 16 MiB and at the end."""
-
-    def __init__(self, task: str, total: int, emit: Emit) -> None:
-        self._task = task
-        self._total = total
-        self._emit = emit
-
-    def watch(self, source: Iterable[bytes]) -> Iterator[bytes]:
-        done = said = 0
-        for block in source:
-            done += len(block)
-            if done - said >= PROGRESS_EVERY_BYTES:
-                said = done
-                self._emit(Progress(self._task, done, self._total))
-            yield block
-
-    def finish(self) -> None:
-        self._emit(Progress(self._task, self._total, self._total))

@@ -6,12 +6,12 @@ what makes reading on impossible is raised.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 from airferry.errors import HostError, IntegrityError
-from airferry.events import Emit, Progress, silent
+from airferry.events import Emit, silent
+from airferry.host.progress import MIB, Meter
 from airferry.host.threads import parallel_map, usable_cores
 from airferry.oci.documents import (
     EMPTY_CONFIG,
@@ -30,18 +30,18 @@ from airferry.oci.documents import (
 from airferry.oci.layers import KINDS
 from airferry.oci.layout import LayoutStore
 from airferry.oci.platform import Platform
-from airferry.oci.ports import BLOCK_BYTES, Source, blocks
+from airferry.oci.ports import Source, blocks
 from airferry.oci.streams import verifying
 
-PROGRESS_EVERY_BYTES = 64 * BLOCK_BYTES
+PROGRESS_EVERY_BYTES = 64 * MIB
 MAX_FINDINGS = 1000
 # a bad sector is a finding about a blob, not the end of the search for others
 UNREADABLE = (IntegrityError, HostError)
-MAX_SHOWN_CHARACTERS = 500
+MAX_DEFECT_CHARACTERS = 500
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Defect:
     """Something wrong: with what (an image and its platform, an artifact, a file), and what is wrong."""
 
     subject: str
@@ -80,14 +80,14 @@ class Inspector:
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self.findings: list[Finding] = []
+        self.findings: list[Defect] = []
         self.wanted: dict[str, Wanted] = {}
         self.read_whole: set[str] = set()
 
     def report(self, subject: str, text: str, digest: str | None = None) -> None:
         """Note that something is wrong; what others wrote is cut and made printable."""
         if len(self.findings) < MAX_FINDINGS:
-            self.findings.append(Finding(_shown(subject), _shown(text), digest))
+            self.findings.append(Defect(_shown(subject), _shown(text), digest))
 
     def image(self, descriptor: Descriptor, *, subject: str, original: bool = False) -> tuple[ImagePart, ...]:
         """Walk an image or image index and return its platforms; what cannot be read is reported and left out.
@@ -151,7 +151,7 @@ class Inspector:
         todo = [wanted for digest, wanted in self.wanted.items() if digest not in self.read_whole]
         todo.sort(key=lambda wanted: (-wanted.descriptor.size, wanted.descriptor.digest))
         total = sum(wanted.descriptor.size for wanted in todo)
-        progress = _Progress(total, emit)
+        progress = Meter("verify", total, emit, every_bytes=PROGRESS_EVERY_BYTES)
         failures = parallel_map(
             lambda wanted: _check_blob(self.source, wanted.descriptor, progress.advance),
             todo,
@@ -257,7 +257,7 @@ def validate_image(
     subject: str,
     jobs: int | None = None,
     emit: Emit = silent,
-) -> list[Finding]:
+) -> list[Defect]:
     """Check one image of any source, every byte of it, and return what is wrong with it."""
     inspector = Inspector(source)
     inspector.image(descriptor, subject=subject)
@@ -265,7 +265,7 @@ def validate_image(
     return inspector.findings
 
 
-def validate_layout(store: LayoutStore, *, jobs: int | None = None, emit: Emit = silent) -> list[Finding]:
+def validate_layout(store: LayoutStore, *, jobs: int | None = None, emit: Emit = silent) -> list[Defect]:
     """Check a whole layout, every byte of what its index.json names and what lies about, and return what is wrong.
 
     Raises:
@@ -291,7 +291,7 @@ def report_unnamed(
 
 
 def _shown(text: str) -> str:
-    cut = text if len(text) <= MAX_SHOWN_CHARACTERS else text[:MAX_SHOWN_CHARACTERS] + "…"
+    cut = text if len(text) <= MAX_DEFECT_CHARACTERS else text[:MAX_DEFECT_CHARACTERS] + "…"
     return "".join(character if character.isprintable() else "\ufffd" for character in cut)
 
 
@@ -307,22 +307,3 @@ def _check_blob(source: Source, descriptor: Descriptor, on_block: Callable[[int]
     except UNREADABLE as error:
         return error.message
     return None
-
-
-class _Progress:
-    """Bytes that were read, counted from several threads."""
-
-    def __init__(self, total: int, emit: Emit) -> None:
-        self._total = total
-        self._emit = emit
-        self._lock = threading.Lock()
-        self._done = 0
-        self._said = 0
-
-    def advance(self, size: int) -> None:
-        with self._lock:
-            self._done += size
-            if self._done - self._said < PROGRESS_EVERY_BYTES and self._done < self._total:
-                return
-            self._said = self._done
-            self._emit(Progress("verify", self._done, self._total))

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from airferry.config import Config, Source
+from airferry.config import CatalogueSource, Config
 from airferry.errors import AirferryError, ConfigurationError
 from airferry.plan.models import Target
 
@@ -155,7 +155,9 @@ def catalogue_at(root: Path, *, steps: str, package: str | None = None) -> Catal
             f"`{root}` has no folder of steps `{steps}`",
             hint="name the catalogue's repository with `--source DIR`, and its folder of steps with `--steps`",
         )
-    return Catalogue(absolute, absolute / PurePosixPath(steps), Source(steps=steps, package=package).steps_package)
+    return Catalogue(
+        absolute, absolute / PurePosixPath(steps), CatalogueSource(steps=steps, package=package).steps_package
+    )
 
 
 def parse_target(text: str) -> Target:

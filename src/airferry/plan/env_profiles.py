@@ -17,7 +17,7 @@ from airferry.config.toml_errors import toml_error_line
 from airferry.errors import ConfigurationError, HostError
 from airferry.host import files
 
-MAX_BYTES = 4 * 1024 * 1024
+MAX_PROFILES_BYTES = 4 * 1024 * 1024
 NO_PROFILES = frozenset({"wandb", "cli", "cache", "artifacts"})
 
 
@@ -106,7 +106,7 @@ def read_env_file(path: Path) -> EnvFile:
         ConfigurationError: it cannot be read or is no TOML; the line is named.
     """
     try:
-        text = files.read_bounded(path, limit_bytes=MAX_BYTES).decode("utf-8")
+        text = files.read_bounded(path, limit_bytes=MAX_PROFILES_BYTES).decode("utf-8")
         tables = tomllib.loads(text)
     except HostError as error:
         raise ConfigurationError(error.message, hint=error.hint, path=str(path)) from error

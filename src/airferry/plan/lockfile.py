@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 
-from airferry.config.document import KeyPath, read_document
+from airferry.config.document import KeyPath, read_yaml
 from airferry.errors import ConfigurationError
 from airferry.host import files
 from airferry.oci.digest import Digest, digest_of
@@ -159,7 +159,7 @@ def read_lockfile(path: Path) -> Lockfile | None:
     """
     if not path.exists():
         return None
-    document = read_document(path)
+    document = read_yaml(path)
     value = document.value
     if not isinstance(value, dict):
         raise ConfigurationError(f"{path}:1: no lock file: expected a mapping", hint=_RELOCK, path=str(path))

@@ -11,7 +11,7 @@ from airferry.config import BaseImage, CompressionChoice, Config, RegistryChoice
 from airferry.oci.platform import Platform
 from airferry.plan.code.commands import StartInstall
 
-SCHEMA_VERSION = 1
+PLAN_SCHEMA_VERSION = 1
 Origin = Literal["required", "step", "catalogue", "reported"]
 WarningKind = Literal["fetch", "image", "install", "name"]
 
@@ -286,7 +286,7 @@ class Plan:
         """Return the plan in the manifest's shape, without what only a build knows. Paths are relative."""
         names = self.own_names
         document: dict[str, Any] = {
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": PLAN_SCHEMA_VERSION,
             "workflow": {"stages": list(dict.fromkeys(names.get(text, text) for text in self.workflow_stages))},
             "build_stages": list(self.stages),
             "output_dir": ".",

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from airferry.config.document import MAX_BYTES
+from airferry.config.document import MAX_CONFIG_BYTES
 from airferry.config.environment import SECRET_TEXT
 from airferry.config.yaml_edit import replace_texts
 from airferry.host import files
@@ -98,7 +98,7 @@ class OwnConfigs:
         if self._catalogue.name_of(source) == name:
             return ConfigFile(name, source)
         self._refuse_secrets(source)
-        data = files.read_bounded(source, limit_bytes=MAX_BYTES)
+        data = files.read_bounded(source, limit_bytes=MAX_CONFIG_BYTES)
         changes = {}
         for base in self._reader.bases(source):
             leads = posixpath.normpath(posixpath.join(posixpath.dirname(name), _with_ending(base.written)))
@@ -122,7 +122,7 @@ class OwnConfigs:
         known = self._digests.get(path)
         if known is None:
             self._reader.documents(path)  # refuses what is missing, and circles
-            data = files.read_bounded(path, limit_bytes=MAX_BYTES)
+            data = files.read_bounded(path, limit_bytes=MAX_CONFIG_BYTES)
             tokens = {base.key: self._token(base.path) for base in self._reader.bases(path)}
             known = hashlib.sha256(replace_texts(data, tokens, path) if tokens else data).hexdigest()
             self._digests[path] = known

@@ -17,7 +17,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from airferry.config.document import Document, KeyPath, read_document
+from airferry.config.document import KeyPath, YamlDocument, read_yaml
 from airferry.config.fields import parse_overlay
 from airferry.errors import ConfigurationError
 from airferry.plan.models import ConfigText, Overlay
@@ -53,7 +53,7 @@ class StepConfigReader:
     """Reads configs, each file once."""
 
     def __init__(self) -> None:
-        self._documents: dict[Path, Document] = {}
+        self._documents: dict[Path, YamlDocument] = {}
 
     def read(self, path: Path) -> StepConfig:
         """Read a config and what it inherits.
@@ -78,7 +78,7 @@ class StepConfigReader:
             )
         return StepConfig(tuple(mounts) if isinstance(mounts, list) else (), overlays, _container_image(chain))
 
-    def documents(self, path: Path) -> list[Document]:
+    def documents(self, path: Path) -> list[YamlDocument]:
         """Return the documents that a config consists of, the weakest first.
 
         Raises:
@@ -109,7 +109,7 @@ class StepConfigReader:
             found.append(ConfigBase(key, name, base.parent.resolve() / base.name))
         return found
 
-    def _chain(self, path: Path, above: tuple[Path, ...], count: list[int]) -> list[Document]:
+    def _chain(self, path: Path, above: tuple[Path, ...], count: list[int]) -> list[YamlDocument]:
         """Return the documents that a config consists of, the weakest first."""
         real = path.resolve()
         if real in above:
@@ -121,15 +121,15 @@ class StepConfigReader:
         count[0] += 1
         if count[0] > MAX_CHAIN:
             raise self._document(path).error((), f"with this, a config inherits from more than {MAX_CHAIN} files")
-        chain: list[Document] = []
+        chain: list[YamlDocument] = []
         for base in self.bases(path):
             chain += self._chain(base.path, (*above, real), count)
         return [*chain, self._document(path)]
 
-    def _document(self, path: Path) -> Document:
+    def _document(self, path: Path) -> YamlDocument:
         document = self._documents.get(path)
         if document is None:
-            document = read_document(path)
+            document = read_yaml(path)
             if document.value is not None and not isinstance(document.value, dict):
                 raise document.error((), "expected a mapping of keys at the top level")
             self._documents[path] = document
@@ -175,7 +175,7 @@ def make_overlay(url: str, ref: str, target: str) -> Overlay:
     return Overlay(url.rstrip("/").split("/")[-1].removesuffix(".git"), url, ref, target)
 
 
-def _container_image(chain: list[Document]) -> ConfigText | None:
+def _container_image(chain: list[YamlDocument]) -> ConfigText | None:
     """Return `run.env.container_image` of the strongest document that has it."""
     for document in reversed(chain):
         value = document.value
@@ -213,7 +213,7 @@ def _telling_keys(value: Any) -> Iterator[str]:
             yield key
 
 
-def _merge(chain: list[Document], keys: set[str]) -> Any:
+def _merge(chain: list[YamlDocument], keys: set[str]) -> Any:
     parts = [{key: item for key, item in (document.value or {}).items() if key in keys} for document in chain]
     if all(_PLAIN.fullmatch(text) for part in parts for _, text in strings(part) if "$" in text or text == MISSING):
         with suppress(_NotPlainError):
@@ -250,7 +250,7 @@ def strings(value: Any, key: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
             yield from strings(item, (*key, index))
 
 
-def _overlays(value: Any, chain: list[Document]) -> Iterator[Overlay]:
+def _overlays(value: Any, chain: list[YamlDocument]) -> Iterator[Overlay]:
     for _, text in strings(value):
         found = _WHOLE.findall(text)
         if len(found) != len(_MARK.findall(text)):
@@ -262,7 +262,7 @@ def _overlays(value: Any, chain: list[Document]) -> Iterator[Overlay]:
                 raise _error(text, chain, str(error)) from error
 
 
-def _place(overlay: Overlay, chain: list[Document]) -> str:
+def _place(overlay: Overlay, chain: list[YamlDocument]) -> str:
     """Return `file:line` of the value that asks for an overlay, in the strongest document that does."""
     for document in reversed(chain):
         for key, text in strings(document.value):
@@ -271,7 +271,7 @@ def _place(overlay: Overlay, chain: list[Document]) -> str:
     return str(chain[-1].path)
 
 
-def _error(text: str, chain: list[Document], reason: str) -> ConfigurationError:
+def _error(text: str, chain: list[YamlDocument], reason: str) -> ConfigurationError:
     """Return the error for a value, at the place in the strongest document that says it."""
     hint = "an overlay is `${auto_mount:git+URL@REF,TARGET}`, for example with `@main,/opt/name`"
     for document in reversed(chain):

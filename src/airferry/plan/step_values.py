@@ -20,7 +20,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from airferry.config.document import Document, KeyPath, format_key
+from airferry.config.document import KeyPath, YamlDocument, format_key
 from airferry.errors import ConfigurationError
 from airferry.plan.step_config import MISSING, StepConfigReader
 
@@ -76,7 +76,7 @@ class StepValues:
     path: Path
     values: tuple[StepValue, ...]
     tree: Mapping[str, Any] = field(repr=False)
-    documents: tuple[Document, ...] = field(default=(), repr=False)
+    documents: tuple[YamlDocument, ...] = field(default=(), repr=False)
 
     def get(self, *key: str | int) -> StepValue | None:
         """Return the leaf of a key."""
@@ -199,7 +199,7 @@ def _leaves(value: Any, key: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
         yield key, value
 
 
-def _leaf(key: KeyPath, raw: Any, tree: Any, documents: list[Document]) -> StepValue:
+def _leaf(key: KeyPath, raw: Any, tree: Any, documents: list[YamlDocument]) -> StepValue:
     file, line = _place(key, documents)
     if not isinstance(raw, str) or "\n" in raw or ("${" not in raw and raw != MISSING):
         return StepValue(key, raw, raw, None, file, line)
@@ -216,7 +216,7 @@ def _leaf(key: KeyPath, raw: Any, tree: Any, documents: list[Document]) -> StepV
     return StepValue(key, raw, node, None, file, line)
 
 
-def _place(key: KeyPath, documents: list[Document]) -> tuple[Path, int]:
+def _place(key: KeyPath, documents: list[YamlDocument]) -> tuple[Path, int]:
     for document in reversed(documents):
         if key in document.lines:
             return document.path, document.lines[key]

@@ -20,7 +20,7 @@ from airferry.errors import ConfigurationError, HostError, RegistryError, UsageE
 from airferry.host import files, process
 from airferry.oci.reference import DEFAULT_REGISTRY
 
-MAX_FILE_BYTES = 1024 * 1024
+MAX_CREDENTIALS_BYTES = 1024 * 1024
 HELPER_TIMEOUT_S = 60.0
 IDENTITY_TOKEN_USER = "<token>"
 _HELPER_NAME = re.compile(r"[A-Za-z0-9._-]+")
@@ -134,7 +134,7 @@ def _read(path: Path) -> dict[str, Any] | None:
             return None
     except OSError:
         return None
-    data = files.read_bounded(path, limit_bytes=MAX_FILE_BYTES)
+    data = files.read_bounded(path, limit_bytes=MAX_CREDENTIALS_BYTES)
     if not data.strip():
         return {}
     try:

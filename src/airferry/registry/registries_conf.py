@@ -23,7 +23,7 @@ from airferry.errors import ConfigurationError, HostError, UsageError
 from airferry.host import files
 from airferry.oci.reference import Reference, parse_reference
 
-MAX_FILE_BYTES = 1024 * 1024
+MAX_REGISTRIES_CONF_BYTES = 1024 * 1024
 MAX_DROP_INS = 1000
 SYSTEM_FOLDER = Path("/etc/containers")
 # Podman and Buildah look at both; the first one wins, and one that is empty counts as unset
@@ -386,7 +386,7 @@ def _is_folder(path: Path) -> bool:
 
 def _read(path: Path) -> bytes:
     try:
-        return files.read_bounded(path, limit_bytes=MAX_FILE_BYTES)
+        return files.read_bounded(path, limit_bytes=MAX_REGISTRIES_CONF_BYTES)
     except HostError as error:
         named = [name for name in VARIABLES if os.environ.get(name) == str(path)]
         hint = f"`{named[0]}` names it: correct or unset that" if named else error.hint

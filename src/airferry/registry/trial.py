@@ -46,7 +46,7 @@ SETTLE_PAUSE_S = 0.1
 TAKEN = frozenset({201, 202, 204})
 
 
-def probe(client: RegistryClient, repository: str = PROBE_REPOSITORY) -> RegistryProfile:
+def try_registry(client: RegistryClient, repository: str = PROBE_REPOSITORY) -> RegistryProfile:
     """Return what the registry does, as tried in `repository` and in `repository/mounted`.
 
     What was put there is removed again, as far as the registry removes anything.

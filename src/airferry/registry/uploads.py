@@ -33,7 +33,7 @@ CHUNK_BYTES = 64 * 1024 * 1024
 SMALLEST_CHUNK_BYTES = 256 * 1024
 UNCHECKED_FROM_BYTES = 4 * 1024 * 1024
 SLOWEST_DIGEST_BYTES_PER_S = 20 * 1024 * 1024
-MAX_JOURNAL_BYTES = 16 * 1024 * 1024
+MAX_UPLOAD_JOURNAL_BYTES = 16 * 1024 * 1024
 _RANGE = re.compile(r"(?:bytes=)?0-(\d+)")
 
 
@@ -72,7 +72,7 @@ class UploadJournal:
         self._entries: dict[str, dict[str, object]] = {}
         if path is not None and path.is_file():
             with suppress(ValueError, RecursionError):
-                document = json.loads(files.read_bounded(path, limit_bytes=MAX_JOURNAL_BYTES))
+                document = json.loads(files.read_bounded(path, limit_bytes=MAX_UPLOAD_JOURNAL_BYTES))
                 if isinstance(document, dict):
                     self._entries = {key: value for key, value in document.items() if isinstance(value, dict)}
 

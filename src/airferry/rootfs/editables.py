@@ -16,7 +16,7 @@ from airferry.rootfs.search_path import Redirect, SearchPath
 from airferry.rootfs.view import RootView
 
 MAX_TABLE = 200_000
-MAX_DEPTH = 40
+MAX_FOLDER_DEPTH = 40
 SUFFIXES = (".py", ".pyc", ".so")
 
 
@@ -141,7 +141,7 @@ def _files(view: RootView, folder: str) -> Iterator[tuple[str, ...]]:
             if seen > MAX_TABLE:
                 return
             if view.is_dir("/".join((folder, *parts, name))):
-                if len(parts) < MAX_DEPTH:
+                if len(parts) < MAX_FOLDER_DEPTH:
                     waiting.append((*parts, name))
             else:
                 yield (*parts, name)

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from airferry.rootfs.editables import read_editable
-from airferry.rootfs.python import Environment
+from airferry.rootfs.python import ProcessEnvironment
 from airferry.rootfs.search_path import SearchPath, absolute
 
 MAX_HOOK_MODULES = 50
@@ -38,7 +38,7 @@ _DANGEROUS_OF_SYS = frozenset({"path", "modules"})
 class HookReader:
     """Reads hooks for one search path, which it changes as they would. Use it while the path is being made."""
 
-    def __init__(self, path: SearchPath, environment: Environment, add_site: Callable[[str], None]) -> None:
+    def __init__(self, path: SearchPath, environment: ProcessEnvironment, add_site: Callable[[str], None]) -> None:
         """`add_site` adds a folder with what its own `.pth` files say."""
         self._view = path.view
         self._variables = environment.variables

@@ -27,8 +27,8 @@ from airferry.oci.tar import BLOCK, CHARACTER, DIRECTORY, REGULAR, SYMLINK, TarE
 from airferry.rootfs.files import MAX_KEPT_BYTES, FileFacts, read_source, reader_for
 from airferry.rootfs.sources import SourceReader
 
-SCHEMA_VERSION = 4
-MAX_ENTRIES = 2_000_000
+FACTS_SCHEMA_VERSION = 4
+MAX_LAYER_ENTRIES = 2_000_000
 MAX_PATH_BYTES = 4096
 MAX_NAME_BYTES = 255
 MAX_CACHE_BYTES = 1 << 30
@@ -37,7 +37,7 @@ CACHE_SUFFIX = ".json.zst"
 # blocks: sources of Python take longer than all else in a layer, and they lie together
 OBSERVER_DEPTH = 64
 OPAQUE = ".wh..wh..opq"
-DEVICES = (CHARACTER, BLOCK)
+DEVICE_TYPES = (CHARACTER, BLOCK)
 
 
 class Entry(NamedTuple):
@@ -69,7 +69,7 @@ class LayerFacts:
             if entry.facts is not None:
                 row.append(entry.facts.to_row())
             rows.append(row)
-        document = {"schema_version": SCHEMA_VERSION, "folders": self.folders, "entries": rows}
+        document = {"schema_version": FACTS_SCHEMA_VERSION, "folders": self.folders, "entries": rows}
         return zstandard.compress(json.dumps(document, separators=(",", ":")).encode(), 3)
 
     @classmethod
@@ -79,7 +79,7 @@ class LayerFacts:
             reader = zstandard.ZstdDecompressor().stream_reader(data)
             text = reader.read(MAX_FACTS_BYTES)
             document = json.loads(text)
-            if document["schema_version"] != SCHEMA_VERSION:
+            if document["schema_version"] != FACTS_SCHEMA_VERSION:
                 return None
             return cls(document["folders"], [_entry_of(row) for row in document["entries"]])
         except (ValueError, KeyError, TypeError, IndexError, RecursionError, zstandard.ZstdError):
@@ -91,7 +91,7 @@ def _entry_of(row: list[Any]) -> tuple[int, str, Entry]:
     return row[0], row[1], Entry._make((row[2].encode("latin-1"), *row[3:10], facts))
 
 
-def collect_facts(source: Iterable[bytes], *, what: str, max_entries: int = MAX_ENTRIES) -> LayerFacts:
+def collect_facts(source: Iterable[bytes], *, what: str, max_entries: int = MAX_LAYER_ENTRIES) -> LayerFacts:
     """Return the facts of a layer from the blocks of its uncompressed tar.
 
     Raises:
@@ -128,7 +128,7 @@ def _collect_entries(
         number = numbers.get(folder)
         if number is None:
             number = numbers[folder] = _number_folder(_clean_folder(what, raw, folder), folders, numbers)
-        if entry.type in DEVICES:
+        if entry.type in DEVICE_TYPES:
             _check_device(what, entry, folder)
         if len(entries) >= max_entries:
             raise IntegrityError(
@@ -255,7 +255,7 @@ def _clean_folder(what: str, raw: str, folder: str) -> str:
     return "/".join(parts)
 
 
-def layer_observer(*, what: str, max_entries: int = MAX_ENTRIES) -> Consumer[tuple[LayerFacts, bytes]]:
+def layer_observer(*, what: str, max_entries: int = MAX_LAYER_ENTRIES) -> Consumer[tuple[LayerFacts, bytes]]:
     """Return an observer for the layer pipeline that collects the facts of the layer that passes it.
 
     Use it as a context manager around the pipeline; `result()` gives the facts once the layer has passed, and the same

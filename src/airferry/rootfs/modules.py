@@ -44,7 +44,7 @@ class ModuleAnswer(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Module:
+class FoundModule:
     """A module that is there. `locations` are where its submodules are looked for, None for one that has none."""
 
     locations: tuple[str, ...] | None = None
@@ -53,7 +53,7 @@ class Module:
     is_namespace: bool = False
 
 
-_BUILT_IN = Module()
+_BUILT_IN = FoundModule()
 
 
 class ModuleFinder:
@@ -65,11 +65,11 @@ class ModuleFinder:
         self._builtins = interpreter.builtins
         self._extensions = (interpreter.extension_suffix, ".abi3.so", ".so")
         self._suffixes = (*self._extensions, ".py", ".pyc")
-        self._found: dict[str, Module | None] = {}
+        self._found: dict[str, FoundModule | None] = {}
         self._listings: dict[str, frozenset[str]] = {}
         self._verdicts: dict[str, str] = {}
 
-    def find(self, name: str) -> Module | None:
+    def find(self, name: str) -> FoundModule | None:
         """Return a module, found without running its parents, or None."""
         if name not in self._found:
             if len(self._found) >= MAX_MODULES:
@@ -125,7 +125,7 @@ class ModuleFinder:
             parent = parent.rpartition(".")[0]
         return ""
 
-    def _look(self, name: str) -> Module | None:
+    def _look(self, name: str) -> FoundModule | None:
         parent, _, last = name.rpartition(".")
         if not parent:
             if name in self._builtins:
@@ -141,12 +141,12 @@ class ModuleFinder:
             folders = above.locations if above is not None else None
             made = [place for place in self._path.namespaces.get(name, ()) if not self._has_init(place)]
         if made:
-            return Module(locations=tuple(dict.fromkeys(made)))
+            return FoundModule(locations=tuple(dict.fromkeys(made)))
         if folders is None:
             return None
         return self._look_in(folders, last, name) or self._look_in_mappings(name)
 
-    def _redirected(self, name: str) -> Module | None:
+    def _redirected(self, name: str) -> FoundModule | None:
         """Return a module that a hook finds before the folders are looked through, or None."""
         if name in self._path.aliases:
             return self._package(self._path.aliases[name], name, ())
@@ -165,10 +165,12 @@ class ModuleFinder:
             folders = (above.locations or ()) if above is not None else tuple(self._path.folders)
             native = self._look_in(folders, last, name)
             shared = native.locations or () if native is not None and native.is_namespace else ()
-            return Module(locations=tuple(dict.fromkeys((*(redirect.locations or ()), *shared))), is_namespace=True)
+            return FoundModule(
+                locations=tuple(dict.fromkeys((*(redirect.locations or ()), *shared))), is_namespace=True
+            )
         return self._module(redirect.source, redirect.locations) if self._view.is_file(redirect.source) else None
 
-    def _look_in(self, folders: tuple[str, ...], last: str, name: str) -> Module | None:
+    def _look_in(self, folders: tuple[str, ...], last: str, name: str) -> FoundModule | None:
         portions = []
         for folder in folders:
             names = self._listing(folder)
@@ -181,9 +183,9 @@ class ModuleFinder:
             if is_folder:
                 portions.append(place)
         portions += [place for place in self._path.editable_namespaces.get(name, ()) if place not in portions]
-        return Module(locations=tuple(portions), is_namespace=True) if portions else None
+        return FoundModule(locations=tuple(portions), is_namespace=True) if portions else None
 
-    def _look_in_mappings(self, name: str) -> Module | None:
+    def _look_in_mappings(self, name: str) -> FoundModule | None:
         for package, place in reversed(self._path.mappings.items()):
             if name != package and not name.startswith(package + "."):
                 continue
@@ -195,14 +197,14 @@ class ModuleFinder:
             return self._file(full, self._listing(folder))
         return None
 
-    def _file(self, place: str, names: frozenset[str]) -> Module | None:
+    def _file(self, place: str, names: frozenset[str]) -> FoundModule | None:
         last = place.rpartition("/")[2]
         for suffix in self._suffixes:
             if last + suffix in names and self._view.is_file(place + suffix):
                 return self._module(place + suffix, None)
         return None
 
-    def _package(self, place: str, last: str, folders: tuple[str, ...]) -> Module:
+    def _package(self, place: str, last: str, folders: tuple[str, ...]) -> FoundModule:
         """Return a package; one that declares itself a namespace has the folders of its name on the whole path."""
         names = self._listing(place)
         suffix = next(suffix for suffix in self._suffixes if "__init__" + suffix in names)
@@ -211,13 +213,13 @@ class ModuleFinder:
         if content and (b"extend_path" in content or b"declare_namespace" in content):
             others = [f"{folder}/{last}" for folder in folders if f"{folder}/{last}" != place]
             shared = (place, *(other for other in others if self._view.is_dir(other)))
-            return Module(locations=shared, source=source)
+            return FoundModule(locations=shared, source=source)
         return self._module(source, (place,))
 
-    def _module(self, source: str, locations: tuple[str, ...] | None) -> Module:
+    def _module(self, source: str, locations: tuple[str, ...] | None) -> FoundModule:
         entry = self._view.stat(source) if source.endswith(".py") else None
         is_dynamic = entry is not None and entry.facts is not None and entry.facts.is_dynamic
-        return Module(locations, source if entry is not None else None, is_dynamic)
+        return FoundModule(locations, source if entry is not None else None, is_dynamic)
 
     def _has_init(self, place: str) -> bool:
         names = self._listing(place)
@@ -266,7 +268,7 @@ class ModuleFinder:
         self._verdicts.update(dict.fromkeys((name, *(entry[0] for entry in stack)), unmet))
         return unmet
 
-    def _needs(self, name: str, module: Module) -> Iterator[str]:
+    def _needs(self, name: str, module: FoundModule) -> Iterator[str]:
         """Yield what the source of a module imports, parents first, in its order."""
         entry = self._view.stat(module.source) if module.source is not None else None
         if entry is None or entry.facts is None:

@@ -41,7 +41,7 @@ class StaticallyUnknown(BuildError):
 
 
 @dataclass(frozen=True, slots=True)
-class Environment:
+class ProcessEnvironment:
     """What an image's config gives to a process: variables, the folder it starts in, its home."""
 
     variables: Mapping[str, str]
@@ -49,7 +49,7 @@ class Environment:
     home: str
 
     @classmethod
-    def of(cls, view: RootView, config: ImageConfig, over: Mapping[str, str]) -> Environment:
+    def of(cls, view: RootView, config: ImageConfig, over: Mapping[str, str]) -> ProcessEnvironment:
         """Return the environment of a container's first process, as engines make it from the config and `over`."""
         settings = config.config or {}
         variables: dict[str, str] = {}
@@ -103,7 +103,7 @@ class Interpreter:
 
 
 def find_interpreter(
-    view: RootView, environment: Environment, *, python: str | None, platform: Platform
+    view: RootView, environment: ProcessEnvironment, *, python: str | None, platform: Platform
 ) -> Interpreter:
     """Return the interpreter that `python` names, or else the first `python` or `python3` on the image's `PATH`.
 
@@ -185,7 +185,7 @@ def _home_of(view: RootView, user: str) -> str:
     return "/root" if name in ("root", "0") else "/"
 
 
-def _locate(view: RootView, environment: Environment, python: str | None) -> str:
+def _locate(view: RootView, environment: ProcessEnvironment, python: str | None) -> str:
     names = (python,) if python else NAMES
     dangling = ""
     for name in names:

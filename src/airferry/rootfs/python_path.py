@@ -11,12 +11,12 @@ from collections.abc import Iterable
 
 from airferry.rootfs.files import MAX_PTH_BYTES
 from airferry.rootfs.hooks import HookReader
-from airferry.rootfs.python import Environment, Interpreter
+from airferry.rootfs.python import Interpreter, ProcessEnvironment
 from airferry.rootfs.search_path import SearchPath, absolute
 from airferry.rootfs.view import RootView
 
 
-def find_search_path(view: RootView, interpreter: Interpreter, environment: Environment) -> SearchPath:
+def find_search_path(view: RootView, interpreter: Interpreter, environment: ProcessEnvironment) -> SearchPath:
     """Return the search path of an interpreter.
 
     Raises:
@@ -53,7 +53,7 @@ def find_search_path(view: RootView, interpreter: Interpreter, environment: Envi
 class _Sites:
     """Adds folders of packages to a search path, as `site` does."""
 
-    def __init__(self, path: SearchPath, interpreter: Interpreter, environment: Environment) -> None:
+    def __init__(self, path: SearchPath, interpreter: Interpreter, environment: ProcessEnvironment) -> None:
         self._path = path
         self._view = path.view
         self._interpreter = interpreter

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from airferry.rootfs.python import StaticallyUnknown
 from airferry.rootfs.view import RootView
 
-MAX_ENTRIES = 2000
+MAX_SEARCH_PATH_ENTRIES = 2000
 MAX_DOUBTS = 20
 
 
@@ -54,8 +54,10 @@ class SearchPath:
         """
         if folder in self.folders:
             return
-        if len(self.folders) >= MAX_ENTRIES:
-            raise StaticallyUnknown(f"the search path of the base's Python has more than {MAX_ENTRIES} entries")
+        if len(self.folders) >= MAX_SEARCH_PATH_ENTRIES:
+            raise StaticallyUnknown(
+                f"the search path of the base's Python has more than {MAX_SEARCH_PATH_ENTRIES} entries"
+            )
         self.folders.append(folder)
 
     def put_first(self, folders: Iterable[str]) -> None:

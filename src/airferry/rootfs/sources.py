@@ -15,7 +15,7 @@ from airferry.rootfs.files import MAX_KEPT_BYTES, FileFacts, source_facts
 LENGTH_BYTES = 4
 # as long as there are no more, starting a process would take longer
 INLINE_BYTES = 8 << 20
-BATCH_BYTES = 256 << 10
+SOURCE_BATCH_BYTES = 256 << 10
 
 
 class SourceReader:
@@ -43,7 +43,7 @@ class SourceReader:
         self._numbers.append(number)
         self._batch += (len(source).to_bytes(LENGTH_BYTES, "little"), source)
         self._batch_bytes += len(source)
-        if self._batch_bytes < (INLINE_BYTES if self._process is None else BATCH_BYTES):
+        if self._batch_bytes < (INLINE_BYTES if self._process is None else SOURCE_BATCH_BYTES):
             return
         if self._process is None:
             offloaded = Offloaded(f"{__name__}:{look.__name__}", {"what": self._what})
@@ -57,7 +57,7 @@ class SourceReader:
             IntegrityError: there is more to remember than can be kept.
         """
         if self._process is None:
-            found = look_at(self._batch[1::2], what=self._what)
+            found = scan_sources(self._batch[1::2], what=self._what)
         else:
             self._hand_over(self._process)
             rows = json.loads(self._process.result())
@@ -73,11 +73,11 @@ class SourceReader:
 
 def look(stream: IO[bytes], *, what: str) -> bytes:
     """Return positions and facts of sources that come one behind the other, each with its length before it, as JSON."""
-    rows = [(position, facts.to_row()) for position, facts in look_at(_framed(stream), what=what)]
+    rows = [(position, facts.to_row()) for position, facts in scan_sources(_framed(stream), what=what)]
     return json.dumps(rows, separators=(",", ":")).encode()
 
 
-def look_at(sources: Iterable[bytes], *, what: str) -> Iterator[tuple[int, FileFacts]]:
+def scan_sources(sources: Iterable[bytes], *, what: str) -> Iterator[tuple[int, FileFacts]]:
     """Yield position and facts of each source of which there is something to know.
 
     Raises:

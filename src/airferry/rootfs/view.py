@@ -12,7 +12,7 @@ from pathlib import Path
 
 from airferry.errors import IntegrityError
 from airferry.oci.tar import DIRECTORY, HARD_LINK, REGULAR, SYMLINK
-from airferry.rootfs.layers import MAX_ENTRIES, OPAQUE, Entry, LayerFacts, folder_facts
+from airferry.rootfs.layers import MAX_LAYER_ENTRIES, OPAQUE, Entry, LayerFacts, folder_facts
 
 MAX_LINKS = 40
 WHITEOUT_PREFIX = ".wh."
@@ -38,7 +38,7 @@ class RootView:
     `lookup` takes a path as it is; all other questions follow links, absolute ones from the image's own root.
     """
 
-    def __init__(self, layers: Iterable[LayerFacts] = (), *, max_entries: int = MAX_ENTRIES) -> None:
+    def __init__(self, layers: Iterable[LayerFacts] = (), *, max_entries: int = MAX_LAYER_ENTRIES) -> None:
         """Merge layers, bottom first.
 
         Raises:

@@ -7,7 +7,7 @@ import textwrap
 from airferry.far.report.content import Bar, Block, Paragraph, Picture, Report, Table
 from airferry.wording import size_text
 
-WIDTH = 100
+LINE_WIDTH = 100
 BAR_CHARACTERS = 50
 
 
@@ -30,7 +30,7 @@ def _block(block: Block) -> list[str]:
 
 
 def _paragraph(block: Paragraph) -> list[str]:
-    return [f"    {block.text}"] if block.code else textwrap.wrap(block.text, WIDTH)
+    return [f"    {block.text}"] if block.code else textwrap.wrap(block.text, LINE_WIDTH)
 
 
 def _table(table: Table) -> list[str]:
@@ -39,7 +39,7 @@ def _table(table: Table) -> list[str]:
         max(len(column), *(len(row[number].text) for row in table.rows)) for number, column in enumerate(table.columns)
     ]
     lines = [f"{table.caption}:"]
-    if len(widths) <= 2 or sum(widths) + 2 * len(widths) <= WIDTH:
+    if len(widths) <= 2 or sum(widths) + 2 * len(widths) <= LINE_WIDTH:
         rows = [list(table.columns), *([cell.text for cell in row] for row in table.rows)]
         return lines + [
             "  " + "  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)) for row in rows
@@ -54,7 +54,7 @@ def _table(table: Table) -> list[str]:
 def _picture(picture: Picture) -> list[str]:
     largest = max(1, *(bar.size_bytes for bar in picture.bars))
     name = max(len(bar.name) for bar in picture.bars)
-    lines = [*textwrap.wrap(f"{picture.title}. {picture.description}", WIDTH), "  # shared, + own", ""]
+    lines = [*textwrap.wrap(f"{picture.title}. {picture.description}", LINE_WIDTH), "  # shared, + own", ""]
     return lines + [f"  {bar.name:<{name}}  {_bar(bar, largest)} {size_text(bar.size_bytes)}" for bar in picture.bars]
 
 

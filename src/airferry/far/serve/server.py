@@ -46,7 +46,7 @@ MAX_PASSWORD_FILE_BYTES = 1024 * 1024
 MAX_PAGE = 1000
 BACKLOG = 1024
 GRACE_S = 5
-READ_BYTES = 1024 * 1024
+SEND_CHUNK_BYTES = 1024 * 1024
 
 Handler = Callable[[Request, Repository], Awaitable[Response]]
 
@@ -129,7 +129,7 @@ class _Guard:
 class _Blob(FileResponse):
     """A checked blob: all of it by `pathsend` where that is offered, a range of it by reading."""
 
-    chunk_size = READ_BYTES
+    chunk_size = SEND_CHUNK_BYTES
 
 
 def make_app(

@@ -7,12 +7,12 @@ from dataclasses import replace
 from urllib.parse import urlsplit
 
 from airferry.jobs.context import StepContext
-from airferry.jobs.findings import Finding, Kind, Level
+from airferry.jobs.findings import Finding, FindingKind, Level
 from airferry.jobs.rules.config import known_hosts
 from airferry.plan.code.fetches import StartFetch, StartFetches
-from airferry.plan.code.warnings import plain_url, way_out
+from airferry.plan.code.warnings import fetch_fix, plain_url
 
-_KINDS: dict[str, Kind] = {"git": "git", "install": "startup", "hub": "huggingface", "download": "url"}
+_KINDS: dict[str, FindingKind] = {"git": "git", "install": "startup", "hub": "huggingface", "download": "url"}
 
 
 def code_findings(context: StepContext, fetches: StartFetches) -> Iterator[Finding]:
@@ -50,5 +50,5 @@ def _finding(context: StepContext, fetch: StartFetch) -> Finding:
         key=fetch.file.name,
         value=fetch.what,
         text=f"the step's code {fetch.text}" + ("; the site's mirror must have it" if mirrored else ""),
-        fix=None if mirrored else f"on the connected side, {way_out(fetch, image='its image')}",
+        fix=None if mirrored else f"on the connected side, {fetch_fix(fetch, image='its image')}",
     )

@@ -17,7 +17,7 @@ from airferry.jobs.settings import input_path, output_path, override, variable
 from airferry.plan.step_values import StepValue
 
 PRODUCED = {"checkpoint_megatron": ("megatron_path",), "checkpoint_hf": ("hf_path",)}
-PLACEHOLDER = "/path/to/"
+UNSET_PATH = "/path/to/"
 _OUTPUT = re.compile(
     r"output_(dir|path|hf_path|megatron_path)|save|\w*_save_path|(checkpoint|log|save|results|local|index_mapping)_dir"
     r"|hf_export_path|data_path_to_cache|\w*_cache_dir|caching_dir"
@@ -36,7 +36,7 @@ def path_findings(context: StepContext) -> Iterator[Finding]:
             continue
         if _is_replaced(context, value):
             continue
-        if PLACEHOLDER in value.text or value.text.startswith("/path/to"):
+        if UNSET_PATH in value.text or value.text.startswith("/path/to"):
             yield context.finding(value, "input", "block", "is a placeholder", fix=_input_fix(context, value))
         elif value in inputs:
             yield from _input(context, value)
@@ -133,11 +133,11 @@ def _input(context: StepContext, value: StepValue) -> Iterator[Finding]:
     if place == "mount" and mount is not None and not Path(mount.host).exists():
         yield context.finding(value, "input", "note", f"`{mount.host}` cannot be seen from this host; not looked at")
         return
-    if trouble := look_at(here):
+    if trouble := path_problem(here):
         yield context.finding(value, "input", "block", f"{trouble} (`{context.shown_path(here)}` here)", fix=fix)
 
 
-def look_at(path: Path) -> str | None:
+def path_problem(path: Path) -> str | None:
     """Return what is wrong with a path, or a pattern of paths, that a step is to read: None if nothing is."""
     text = str(path)
     if _GLOB.search(text):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from airferry.bundle.receipt import ReceiptImage
 from airferry.config import Executor
-from airferry.config.site import parse_version
+from airferry.config.site import parse_executor_version
 from airferry.errors import AirferryError
 from airferry.jobs.context import StepContext, masked
 from airferry.jobs.findings import Finding, Remedy
@@ -210,7 +210,7 @@ def _in_registry(context: StepContext, image: ReceiptImage, name: str, asked: Re
             "block",
             asked.problem or "is hidden",
             key=key,
-            fix=way_out(context.executor, image, name),
+            fix=runtime_fix(context.executor, image, name),
             remedy=_remedy_where_hidden(context.executor, image, name),
         )
     elif asked.problem is not None:
@@ -234,7 +234,7 @@ def _remedy_where_hidden(executor: Executor, image: ReceiptImage, name: str) -> 
     return "change" if other or executor.kind != "slurm-pyxis" or image.docker_twin is not None else "build"
 
 
-def way_out(executor: Executor, image: ReceiptImage, name: str) -> str:
+def runtime_fix(executor: Executor, image: ReceiptImage, name: str) -> str:
     """Return what helps where the registry hides an image from the executor."""
     expected = reference_for(executor, image)
     if str(expected) != name:
@@ -252,7 +252,7 @@ def gpu_findings(context: StepContext, environment: Mapping[str, str]) -> Iterat
     cuda, driver = environment.get("CUDA_VERSION", ""), context.site.gpu.driver
     major = re.match(r"(\d+)\.", cuda)
     first = FIRST_DRIVERS.get(int(major[1])) if major else None
-    if driver and first and parse_version(driver) < first:
+    if driver and first and parse_executor_version(driver) < first:
         text = f"the image has CUDA {cuda}, which needs a driver from {first[0]}.{first[1]}; the site has {driver}"
         yield context.general("gpu", "block", text, key=key, fix="a newer driver, or an image with an older CUDA")
     written = environment.get("TORCH_CUDA_ARCH_LIST", "")

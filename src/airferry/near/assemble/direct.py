@@ -50,7 +50,7 @@ class Known:
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class RecipeScratch:
     """What a recipe may use until its layer is written: a scratch folder, and what is to be closed afterwards."""
 
     folder: Path
@@ -79,7 +79,7 @@ class DirectRecipe:
     settings: Mapping[str, Any] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
     obstacle: Callable[[Known], str | None] = lambda known: None
-    compose: Callable[[LayerTree, Known, Room], None] = lambda tree, known, room: None
+    compose: Callable[[LayerTree, Known, RecipeScratch], None] = lambda tree, known, room: None
 
 
 Look = Callable[[BaseImage, Platform, str | None, bool], Known]
@@ -121,7 +121,7 @@ class DirectAssembler:
         if known is not None:
             with files.scratch_directory(self._scratch) as folder, ExitStack() as stack:
                 tree = LayerTree(known.tree, epoch_s=epoch_s)
-                recipe.compose(tree, known, Room(folder, stack))
+                recipe.compose(tree, known, RecipeScratch(folder, stack))
                 if not tree.is_empty:
                     compression = self._writer.compression_over(base)
                     layers.append(compress_layer(tree.blocks(), compression=compression, into=self._writer.bundle))

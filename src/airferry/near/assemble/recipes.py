@@ -19,7 +19,7 @@ from airferry.host.shipped import shipped
 from airferry.near.assemble import context
 from airferry.near.assemble.checkouts import add_checkout
 from airferry.near.assemble.container import ASSEMBLY_VERSION
-from airferry.near.assemble.direct import OFFLINE_ENVIRONMENT, DirectRecipe, Known, Room, direct_inputs
+from airferry.near.assemble.direct import OFFLINE_ENVIRONMENT, DirectRecipe, Known, RecipeScratch, direct_inputs
 from airferry.near.assemble.launcher import add_environment, add_repository, launcher_environment, launcher_obstacle
 from airferry.near.assemble.tree import LayerTree
 from airferry.near.assemble.wheels import BaseFiles, InstallScheme, WheelInstaller, install_scheme, installed_names
@@ -273,7 +273,7 @@ class TaskMaker:
                 return f"an older `{sorted(there)[0]}` of the base would have to be uninstalled first"
             return None
 
-        def compose(tree: LayerTree, known: Known, room: Room) -> None:
+        def compose(tree: LayerTree, known: Known, room: RecipeScratch) -> None:
             if known.python is not None:
                 _check_python(known, locked, base=group.base_image.key)
                 wheels = self._fetch(group, locked, base)
@@ -311,7 +311,7 @@ class TaskMaker:
         before = (base.config.config or {}).get("Env") or ()
         environment = launcher_environment(workspace, before, code_folder=code_folder)
 
-        def compose(tree: LayerTree, known: Known, room: Room) -> None:
+        def compose(tree: LayerTree, known: Known, room: RecipeScratch) -> None:
             _check_python(known, locked, base=launcher.base_image.key)
             assert known.python is not None
             configs = context.plan_configs(self.plan, self.cache)
@@ -351,7 +351,7 @@ class TaskMaker:
     def _install(
         tree: LayerTree,
         known: Known,
-        room: Room,
+        room: RecipeScratch,
         locked: LockedPlatform,
         wheels: Sequence[Wheel],
         scheme: InstallScheme,

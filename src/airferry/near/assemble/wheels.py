@@ -42,7 +42,7 @@ from airferry.plan.locks.packages import GitSource
 
 INSTALLER = b"airferry\n"
 MAX_SCRIPT_BYTES = 64 * 1024 * 1024
-MAX_RECORD_BYTES = 64 * 1024 * 1024
+MAX_WHEEL_RECORD_BYTES = 64 * 1024 * 1024
 _SIGNATURES = ("RECORD.p7s", "RECORD.jws")
 _FAULTS = (
     InstallerError,
@@ -201,8 +201,8 @@ class _CheckedWheel(WheelFile):
         """Refuse names that lead elsewhere, a RECORD that is too large, and one that is silent on a member."""
         record_path = f"{self.dist_info_dir}/RECORD"
         listed = self._archive.getinfo(record_path)
-        if listed.file_size > MAX_RECORD_BYTES:
-            raise ValueError(f"its RECORD has {listed.file_size} bytes, more than {MAX_RECORD_BYTES}")
+        if listed.file_size > MAX_WHEEL_RECORD_BYTES:
+            raise ValueError(f"its RECORD has {listed.file_size} bytes, more than {MAX_WHEEL_RECORD_BYTES}")
         said = {row[0]: row for row in parse_record_file(self.read_dist_info("RECORD").splitlines())}
         for item in self._archive.infolist():
             parts = item.filename.removesuffix("/").split("/")

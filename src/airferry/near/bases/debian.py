@@ -260,7 +260,7 @@ def _mmdebstrap(job: _Job, arguments: Sequence[str]) -> Path:
     argv += ["--hook-dir=/usr/share/mmdebstrap/hooks/maybe-merged-usr", '--aptopt=Acquire::Languages "none"']
     argv += ['--setup-hook=mkdir -p "$1/etc/apt/preferences.d"']
     argv += [f"--setup-hook=upload {shlex.quote(str(preferences))} /etc/apt/preferences.d/airferry"]
-    argv += [base.suite, str(tar), *mirrors(base, platform=job.platform)]
+    argv += [base.suite, str(tar), *mmdebstrap_mirrors(base, platform=job.platform)]
     # It works as a subordinate user, who can enter neither a cache nor a home that is this user's alone.
     environment = {"SOURCE_DATE_EPOCH": str(job.epoch_s), "TMPDIR": tempfile.gettempdir()}
     try:
@@ -306,7 +306,7 @@ def _check_pins(packages: Mapping[str, str], pins: Mapping[str, str] | None, *, 
         )
 
 
-def mirrors(base: BootstrapBase, *, platform: Platform, apt: Path = Path("/etc/apt")) -> list[str]:
+def mmdebstrap_mirrors(base: BootstrapBase, *, platform: Platform, apt: Path = Path("/etc/apt")) -> list[str]:
     """Return what mmdebstrap is given as mirrors: the base's own, else the host's for that suite, else nothing.
 
     Without any, mmdebstrap takes the distribution's default. The host's own serve only the host's architecture,

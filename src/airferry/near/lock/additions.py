@@ -14,7 +14,13 @@ from packaging.utils import canonicalize_name
 
 from airferry.errors import BuildError
 from airferry.near.failures import raise_all
-from airferry.near.lock.closure import Addition, Closure, is_core_distribution, locked_pin, parse_requirement
+from airferry.near.lock.closure import (
+    AddedDistribution,
+    DependencyClosure,
+    is_core_distribution,
+    locked_pin,
+    parse_requirement,
+)
 from airferry.near.probe.answers import InstalledDistribution, ProbeResult
 from airferry.near.wheels.compile import Compiler
 from airferry.near.wheels.pip import WheelTarget, wheel_target
@@ -39,7 +45,7 @@ class Additions:
     missing_core: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     conditional: tuple[str, ...] = ()
-    additions: tuple[Addition, ...] = ()
+    additions: tuple[AddedDistribution, ...] = ()
     completed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def locked(self) -> tuple[LockedAddition, ...]:
@@ -126,9 +132,9 @@ def resolve_additions(
     notes += [f"the catalogue imports `{name}`, which the base lacks and which is never installed" for name in core]
     transitive, more, completed = _incomplete(group.candidates, probe, requirements=group.requirements, lock=catalogue)
     notes += more
-    found: tuple[Addition, ...] = ()
+    found: tuple[AddedDistribution, ...] = ()
     if wanted or transitive:
-        closure = Closure(
+        closure = DependencyClosure(
             probe,
             base=where,
             pip_no_deps=group.pip_no_deps,
@@ -198,7 +204,7 @@ def resolve_environment(
         and (not isinstance(item.source, LocalSource) or item.source.kind == "path")
     ]
     found = wheels.fetch(pins, target, compiler=compiler) if pins else []
-    additions = [Addition(wheel, (), pin.git, pin.address) for wheel, pin in zip(found, pins, strict=True)]
+    additions = [AddedDistribution(wheel, (), pin.git, pin.address) for wheel, pin in zip(found, pins, strict=True)]
     notes |= {wheel.note for wheel in found if wheel.note}
     if named:
         there = probe.model_copy(
@@ -209,7 +215,7 @@ def resolve_environment(
                 )
             }
         )
-        closure = Closure(
+        closure = DependencyClosure(
             there,
             base=base,
             pip_no_deps=False,
@@ -245,7 +251,7 @@ def _notes_on_present(candidates: Sequence[Candidate], probe: ProbeResult) -> li
 
 
 def _conditional(
-    group: GroupPlan, probe: ProbeResult, added: Iterable[Addition], *, lock: CatalogueLock | None
+    group: GroupPlan, probe: ProbeResult, added: Iterable[AddedDistribution], *, lock: CatalogueLock | None
 ) -> tuple[str, ...]:
     """Return a sentence for each module that is imported under a condition, and neither there nor added."""
     names = {canonicalize_name(item.wheel.name) for item in added}

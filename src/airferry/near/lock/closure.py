@@ -26,11 +26,11 @@ from airferry.plan.locks.catalogue import CatalogueLock
 from airferry.plan.locks.packages import GitSource, LocalSource, LockedPackage, ResolutionRules, UrlSource
 
 CORE_DISTRIBUTIONS = CORE_MODULES | {"megatron-core", "megatron-bridge", "nemo-toolkit"}
-MAX_ROUNDS = 100
+MAX_CLOSURE_ROUNDS = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Addition:
+class AddedDistribution:
     """A distribution to install. `modules` are those it was added for, none if only another addition requires it.
 
     `address` is where its file is, if not in the package index.
@@ -58,7 +58,7 @@ class _Want:
     wheel: Wheel | None = None
 
 
-class Closure:
+class DependencyClosure:
     """Adds what additions require until nothing is missing any more."""
 
     def __init__(
@@ -110,7 +110,7 @@ class Closure:
         Raises:
             BuildError: a distribution cannot be had, or the wishes never agree.
         """
-        for _ in range(MAX_ROUNDS):
+        for _ in range(MAX_CLOSURE_ROUNDS):
             unsettled = sorted(
                 name
                 for name, want in self._wants.items()
@@ -128,10 +128,10 @@ class Closure:
                 self._close(name)
         raise BuildError(f"the requirements of `{'`, `'.join(sorted(self._wants))}` never agree")
 
-    def additions(self) -> tuple[Addition, ...]:
+    def additions(self) -> tuple[AddedDistribution, ...]:
         """Return what was found, sorted by name."""
         return tuple(
-            Addition(want.wheel, tuple(sorted(want.modules)), want.git, want.address)
+            AddedDistribution(want.wheel, tuple(sorted(want.modules)), want.git, want.address)
             for _, want in sorted(self._wants.items())
             if want.wheel is not None
         )

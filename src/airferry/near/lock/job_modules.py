@@ -50,7 +50,7 @@ class JobModules:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class RefusedImports:
     """The unreached imports of an image on one base; a launcher has none."""
 
     image: GroupPlan | LauncherPlan
@@ -229,7 +229,7 @@ def _holds(folder: Path, module: str) -> bool:
     return place.is_dir() and next(place.rglob("*.py"), None) is not None
 
 
-def refuse_unreached(refused: Sequence[Refused], place: Callable[[Overlay], str]) -> None:
+def refuse_unreached(refused: Sequence[RefusedImports], place: Callable[[Overlay], str]) -> None:
     """Do nothing if every import is led to what satisfies it. `place` tells where an overlay is asked for.
 
     Raises:
@@ -250,7 +250,7 @@ def refuse_unreached(refused: Sequence[Refused], place: Callable[[Overlay], str]
     )
 
 
-def _lines(item: Refused, place: Callable[[Overlay], str]) -> Iterator[str]:
+def _lines(item: RefusedImports, place: Callable[[Overlay], str]) -> Iterator[str]:
     for overlay in dict.fromkeys(one.overlay for one in item.unreached):
         found = {one.candidate.module: one.candidate for one in item.unreached if one.overlay == overlay}
         first = min(found.values(), key=lambda candidate: (candidate.file, candidate.line))
@@ -261,7 +261,7 @@ def _lines(item: Refused, place: Callable[[Overlay], str]) -> Iterator[str]:
         )
 
 
-def _ways(item: Refused) -> Iterator[str]:
+def _ways(item: RefusedImports) -> Iterator[str]:
     """Yield what to write so that the imports of a group are led to their checkouts."""
     images: dict[str, None] = {}
     configs: dict[tuple[str, str], dict[str, None]] = {}

@@ -23,7 +23,7 @@ from airferry.host.stages import stage
 from airferry.host.threads import parallel_map
 from airferry.near.assemble import context
 from airferry.near.bases.fetch import BaseCache, BaseImage, FoundBase
-from airferry.near.failures import gathered, naming, naming_base, overlay_place, requirement_places
+from airferry.near.failures import map_all, naming, naming_base, overlay_place, requirement_places
 from airferry.near.git import driver as git
 from airferry.near.git.addresses import redact
 from airferry.near.git.checkouts import Checkouts
@@ -36,7 +36,7 @@ from airferry.near.lock.additions import (
 )
 from airferry.near.lock.job_modules import (
     JobModules,
-    Refused,
+    RefusedImports,
     image_variables,
     job_modules,
     path_inputs,
@@ -89,9 +89,9 @@ class _Probed:
     answer: JobModules
 
     @property
-    def refused(self) -> Refused:
+    def refused(self) -> RefusedImports:
         """The imports that nothing leads to what satisfies them."""
-        return Refused(self.task[1], self.base, self.answer.unreached)
+        return RefusedImports(self.task[1], self.base, self.answer.unreached)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +145,9 @@ class Locker:
             return found
 
         self._gather(tasks, images, commits)
-        answers = gathered(probe, tasks, jobs=self.jobs)
+        answers = map_all(probe, tasks, jobs=self.jobs)
         self._refuse(answers)
-        for task, found in zip(tasks, gathered(work, answers, jobs=self.jobs), strict=True):
+        for task, found in zip(tasks, map_all(work, answers, jobs=self.jobs), strict=True):
             environments[task[0], task[2]] = found
         return Locked(self._assemble(existing, bases, commits, environments), images)
 
@@ -241,7 +241,7 @@ class Locker:
                 commits[overlay.key] = commit
 
         refs = [partial(resolve, overlay) for overlay in self.plan.overlays]
-        gathered(lambda look: look(), [*refs, *(partial(find, key) for key in needed)], jobs=LOOKUPS)
+        map_all(lambda look: look(), [*refs, *(partial(find, key) for key in needed)], jobs=LOOKUPS)
         ordered = {overlay.key: commits[overlay.key] for overlay in self.plan.overlays}
         return ordered, {key: found[key] for key in needed}
 
@@ -270,7 +270,7 @@ class Locker:
                 refuse_missing(image, probe=probe, base=base, platform=platform, catalogue=self.catalogue)
 
         unreached = partial(refuse_unreached, [probed.refused for probed in answers], partial(overlay_place, self.plan))
-        gathered(lambda one: one(), [unreached, *(partial(look, probed) for probed in answers)], jobs=1)
+        map_all(lambda one: one(), [unreached, *(partial(look, probed) for probed in answers)], jobs=1)
 
     def _additions(self, probed: _Probed) -> Additions:
         _name, image, platform, _inputs = probed.task

@@ -18,9 +18,9 @@ from airferry.errors import BuildError
 from airferry.rootfs.modules import ModuleAnswer
 
 MARK = "AIRFERRY-PROBE "
-SCHEMA_VERSION = 1
+PROBE_SCHEMA_VERSION = 1
 DEFAULT_MODULE_TIMEOUT_S = 120.0
-ATTEMPTS = 3
+PROBE_ATTEMPTS = 3
 
 
 class _Frozen(BaseModel):
@@ -79,7 +79,7 @@ class PythonFacts(_Frozen):
 class ProbeResult(_Frozen):
     """Everything that one run of the probe found."""
 
-    schema_version: int = Field(le=SCHEMA_VERSION)
+    schema_version: int = Field(le=PROBE_SCHEMA_VERSION)
     modules: dict[str, ModuleAnswer]
     python: PythonFacts
     distributions: tuple[InstalledDistribution, ...]
@@ -130,7 +130,7 @@ class NoAnswer(BuildError):
     """A probe ended well and printed no answer."""
 
 
-def ask(run: Callable[[], bytes]) -> ProbeResult:
+def ask_again(run: Callable[[], bytes]) -> ProbeResult:
     """Run a probe, again where its answer did not come, and return that.
 
     Buildah 1.28 loses what a container prints, all of it, about once in two hundred runs where several run at a time.
@@ -138,7 +138,7 @@ def ask(run: Callable[[], bytes]) -> ProbeResult:
     Raises:
         BuildError: there is no answer, or it is not understood.
     """
-    for _attempt in range(ATTEMPTS - 1):
+    for _attempt in range(PROBE_ATTEMPTS - 1):
         with suppress(NoAnswer):
             return parse_probe(run())
     return parse_probe(run())

@@ -15,7 +15,7 @@ from airferry.engine.driver import Engine, Volume, base_tag
 from airferry.errors import HostError
 from airferry.events import Emit, Notice
 from airferry.near.bases.fetch import BaseImage
-from airferry.near.probe.answers import ProbeResult, ask, probe_argv, probe_input
+from airferry.near.probe.answers import ProbeResult, ask_again, probe_argv, probe_input
 from airferry.near.probe.knowledge import Knowledge
 from airferry.oci.platform import Platform
 from airferry.rootfs.python import StaticallyUnknown
@@ -114,4 +114,4 @@ class BaseProbe:
                 timeout_s=PROBE_S,
             ).stdout
 
-        return ask(run)
+        return ask_again(run)

@@ -19,7 +19,7 @@ from airferry.near.probe.answers import ProbeResult
 from airferry.near.probe.static import static_probe
 from airferry.oci.documents import Descriptor
 from airferry.oci.platform import Platform
-from airferry.rootfs.layers import MAX_ENTRIES, FactsCache, LayerFacts, layer_observer
+from airferry.rootfs.layers import MAX_LAYER_ENTRIES, FactsCache, LayerFacts, layer_observer
 from airferry.rootfs.python import StaticallyUnknown
 from airferry.rootfs.view import RootView
 
@@ -27,7 +27,7 @@ from airferry.rootfs.view import RootView
 class Knowledge:
     """Looks at bases whose layers are in the cache. Safe to use from threads."""
 
-    def __init__(self, layers: BaseLayers, cache: Path, *, max_entries: int = MAX_ENTRIES) -> None:
+    def __init__(self, layers: BaseLayers, cache: Path, *, max_entries: int = MAX_LAYER_ENTRIES) -> None:
         """`layers` reads them, `cache` keeps what was learnt."""
         self.layers = layers
         self._facts = FactsCache(cache / "facts")

@@ -14,7 +14,7 @@ from airferry.near.probe.answers import InstalledDistribution, ProbeResult, Pyth
 from airferry.oci.documents import ImageConfig
 from airferry.oci.platform import Platform
 from airferry.rootfs.modules import ModuleFinder
-from airferry.rootfs.python import Environment, Interpreter, StaticallyUnknown, find_interpreter, find_libc
+from airferry.rootfs.python import Interpreter, ProcessEnvironment, StaticallyUnknown, find_interpreter, find_libc
 from airferry.rootfs.python_path import find_search_path
 from airferry.rootfs.search_path import SearchPath
 from airferry.rootfs.view import RootView
@@ -40,7 +40,7 @@ def static_probe(
         BuildError: the base has no such interpreter.
         StaticallyUnknown: the base's files do not tell what its interpreter is; run it instead.
     """
-    environment = Environment.of(view, config, variables or {})
+    environment = ProcessEnvironment.of(view, config, variables or {})
     try:
         interpreter = find_interpreter(view, environment, python=python, platform=platform)
         search_path = find_search_path(view, interpreter, environment)

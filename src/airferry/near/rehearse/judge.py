@@ -18,11 +18,11 @@ from typing import Any, Literal
 from airferry.bundle.manifest import host_and_port
 from airferry.near.rehearse.causes import ENOUGH, Stop, classify, classify_output, is_of_child
 
-LEVELS = ("nothing", "image", "imported", "config", "started")
+REHEARSAL_LEVELS = ("nothing", "image", "imported", "config", "started")
 MAX_LOG_LINES = 100_000
 MAX_LINE = 200_000
 MAX_SHOWN = 300
-MAX_DEPTH = 4
+MAX_VALUE_DEPTH = 4
 EXEC = "os.exec"
 _PROTOCOLS = {
     "socket.getaddrinfo": "dns",
@@ -96,7 +96,7 @@ def _records(data: bytes, parse: Callable[[str], Any]) -> list[dict[str, Any]]:
     return records
 
 
-def _is_plain(value: Any, *, depth: int = MAX_DEPTH) -> bool:
+def _is_plain(value: Any, *, depth: int = MAX_VALUE_DEPTH) -> bool:
     """Tell whether a value is what a hook or sink writes: text, small numbers, and few levels of lists of them."""
     if isinstance(value, dict):
         return depth > 0 and all(

@@ -29,8 +29,16 @@ from airferry.host.threads import parallel_map
 from airferry.near.assemble import context
 from airferry.near.assemble.writer import BuiltImage
 from airferry.near.probe.answers import ProbeResult
-from airferry.near.rehearse.judge import LEVELS, Attempt, Ending, find_attempts, in_order, judge_ending, printable
-from airferry.near.rehearse.stage import PHASES, Scene, Stage
+from airferry.near.rehearse.judge import (
+    REHEARSAL_LEVELS,
+    Attempt,
+    Ending,
+    find_attempts,
+    in_order,
+    judge_ending,
+    printable,
+)
+from airferry.near.rehearse.stage import PHASES, RehearsalFolders, Scene
 from airferry.oci.documents import MAX_CONFIG_BYTES, parse_image_config, parse_manifest
 from airferry.oci.layout import LayoutStore
 from airferry.plan.lockfile import Lockfile
@@ -40,7 +48,7 @@ from airferry.wording import counted
 VERSION = 4  # part of every rehearsal's inputs: raise it when the same step would be judged otherwise
 REPORT_FILE = "airgap-rehearsal.json"
 MAX_OUTPUT = 4000
-TAG = "rehearsal"
+REHEARSAL_TAG = "rehearsal"
 SHOWN_FINDINGS = 8
 
 
@@ -197,7 +205,7 @@ class Rehearsal:
         """Remove from the engine's storage what rehearsals brought there, those of a killed run included."""
         engine = self._engine()
         for name in engine.images():
-            if name.startswith(f"localhost/{TAG}:"):
+            if name.startswith(f"localhost/{REHEARSAL_TAG}:"):
                 engine.remove_image(name)
 
     def _scenes(self, images: Mapping[str, Sequence[BuiltImage]], targets: Sequence[str]) -> list[Scene]:
@@ -295,11 +303,11 @@ class Rehearsal:
         engine = self._engine()
         digest = scene.image.manifest.digest
         self._tried = True
-        image = engine.import_base(self._store.path, digest, platform=scene.platform, name=TAG)
+        image = engine.import_base(self._store.path, digest, platform=scene.platform, name=REHEARSAL_TAG)
         # the engine's own folder: users of containers write there, whose files only the engine can remove after a kill
         folder = Path(tempfile.mkdtemp(prefix=files.TEMPORARY_PREFIX, dir=engine.storage.temporary))
         try:
-            stage = Stage(folder, source, scene, self._image_path(scene.image))
+            stage = RehearsalFolders(folder, source, scene, self._image_path(scene.image))
             answer = stage.import_modules(engine, image)
             stage.start_step(engine, image)
             phases = [stage.logs(phase) for phase in PHASES]
@@ -359,7 +367,7 @@ def _judge(scene: Scene, found: Mapping[str, Any], *, reused: bool = False) -> S
         lacks = "" if missing == module else f", as `{missing}` is missing"
         findings.append(f"{where} cannot import `{module}` ({place}){lacks}")
     least = scene.choice.least or "started"
-    if LEVELS.index(ending.reached) < LEVELS.index(least):
+    if REHEARSAL_LEVELS.index(ending.reached) < REHEARSAL_LEVELS.index(least):
         at = f" at {ending.place}" if ending.place else ""
         findings.append(
             f"{where} came to `{ending.reached}`, expected `{least}`: {ending.stopped_by}{at}: {ending.text}"

@@ -62,7 +62,7 @@ class Scene:
         return float((self.choice.time_limit_s or 1) * self.factor)
 
 
-class Stage:
+class RehearsalFolders:
     """The folders that a target's containers see, and what they leave there."""
 
     def __init__(self, folder: Path, source: Path, scene: Scene, image_path: str) -> None:

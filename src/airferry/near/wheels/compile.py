@@ -27,7 +27,7 @@ from airferry.plan.models import Plan
 
 COMPILE_S = 4 * 3600.0
 COMPILATION_VERSION = 2  # part of what a compiled wheel is known by: raise it when it is made in another way
-MAX_ROUNDS = 8
+MAX_REQUIREMENT_ROUNDS = 8
 MAX_PYPROJECT_BYTES = 1024 * 1024
 # what setuptools asks for where a project says nothing (PEP 517), and what older back ends add by themselves
 USUAL_REQUIREMENTS = ("setuptools>=40.8.0", "wheel")
@@ -99,7 +99,7 @@ class Compiler:
         (house / own_pip.name).hardlink_to(own_pip)
         wanted = [*build_requirements(source / (folder or ""), target.markers), *USUAL_REQUIREMENTS]
         fetched: set[str] = set()
-        for _round in range(MAX_ROUNDS):
+        for _round in range(MAX_REQUIREMENT_ROUNDS):
             pip.download_closure(wanted, target, into=house)
             fetched |= set(wanted)
             done = engine.run(

@@ -17,10 +17,10 @@ from airferry.errors import BuildError
 from airferry.events import Emit
 from airferry.host import files
 from airferry.host.confinement import host_python, run_confined
-from airferry.near.wheels.compile import MAX_ROUNDS, build_requirements
+from airferry.near.wheels.compile import MAX_REQUIREMENT_ROUNDS, build_requirements
 from airferry.near.wheels.pip import DoesNotBuild, Pip, last_words, not_found_names
 
-BUILD_S = 3600.0
+WHEEL_BUILD_TIMEOUT_S = 3600.0
 _SOURCE, _HOUSE, _OUT = "/build/source", "/build/house", "/build/out"
 _GIT = {"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1", "GIT_TERMINAL_PROMPT": "0"}
 _FAILURE = re.compile(r"^\s*((?:[A-Za-z_][\w.]*(?:Error|Exception)\b|error): \S.*)$")
@@ -60,7 +60,7 @@ class SourceBuilder:
         markers = {key: str(value) for key, value in default_environment().items()}
         wanted = build_requirements(project, markers)
         fetched: set[str] = set()
-        for _round in range(MAX_ROUNDS):
+        for _round in range(MAX_REQUIREMENT_ROUNDS):
             if wanted:
                 self.pip.download_closure(wanted, None, into=house)
                 fetched |= set(wanted)
@@ -75,7 +75,7 @@ class SourceBuilder:
                 write={source: _SOURCE, out: _OUT},
                 cwd="/tmp",
                 environment={**_GIT, **environment, "PIP_CONFIG_FILE": "/dev/null"},
-                timeout_s=BUILD_S,
+                timeout_s=WHEEL_BUILD_TIMEOUT_S,
                 emit=self.emit,
             )
             if done.returncode == 0:

@@ -16,7 +16,7 @@ from packaging.version import InvalidVersion, Version
 
 from airferry.errors import BuildError
 
-MAX_METADATA_BYTES = 4 * 1024 * 1024
+MAX_WHEEL_METADATA_BYTES = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ def read_wheel(path: Path, *, sha256: str) -> Wheel:
         name, version, _, _ = parse_wheel_filename(path.name)
         with zipfile.ZipFile(path) as archive:
             inside = [item for item in archive.infolist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", item.filename)]
-            if len(inside) != 1 or inside[0].file_size > MAX_METADATA_BYTES:
+            if len(inside) != 1 or inside[0].file_size > MAX_WHEEL_METADATA_BYTES:
                 raise BuildError(f"`{path.name}` must contain exactly one METADATA file of at most 4 MiB")
             text = archive.read(inside[0]).decode("utf-8", "replace")
     except (InvalidWheelFilename, zipfile.BadZipFile, OSError) as error:

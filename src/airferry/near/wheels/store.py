@@ -34,7 +34,7 @@ from airferry.near.wheels.pack import Wheel, add_member, normalise_wheel, read_w
 from airferry.near.wheels.pip import DoesNotBuild, IndexUnreachable, NotFound, Pip, WheelTarget
 from airferry.plan.locks.packages import GitSource
 
-MAX_NAMED = 12
+MAX_NAMED_WHEELS = 12
 GIT_BUILD_VERSION = 1  # part of what a wheel from Git is known by: raise it when it is made in another way
 _OTHER_VERSION = (
     "name a version that has a wheel for the platform under `requirements:` of the image, or leave the platform out"
@@ -177,7 +177,7 @@ class WheelStore:
             platforms = {name.removesuffix(".whl").rpartition("-")[2] for name in offered if _suits(name, pin)}
             reason = f"`{pin.requirement}` has no wheel for {target}"
             if platforms:
-                named = ", ".join(f"`{platform}`" for platform in sorted(platforms)[:MAX_NAMED])
+                named = ", ".join(f"`{platform}`" for platform in sorted(platforms)[:MAX_NAMED_WHEELS])
                 reason += f"; it has wheels for {named}"
                 compiler = self._may_compile(compiler, reason, platforms=sorted(platforms))
             source = self.pip.unpack_source(
@@ -424,7 +424,7 @@ def _check_target(wheel: Wheel, target: WheelTarget) -> None:
 
 
 def _absent(pin: Pin, target: WheelTarget, versions: Sequence[str]) -> BuildError:
-    known = ", ".join(f"`{version}`" for version in versions[-MAX_NAMED:])
+    known = ", ".join(f"`{version}`" for version in versions[-MAX_NAMED_WHEELS:])
     return BuildError(
         f"`{pin.requirement}` cannot be found for {target}"
         + (f"; the latest versions that are there: {known}" if known else ""),

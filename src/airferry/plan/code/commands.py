@@ -18,7 +18,7 @@ Manager = Literal["pip", "apt", "conda", "npm", "download", "unknown"]
 BOOTSTRAP = "._bootstrap."
 """A part of the name of the catalogue's modules that make an environment by pip and start a step in it."""
 
-MAX_COMMAND = 64 * 1024
+MAX_COMMAND_CHARACTERS = 64 * 1024
 MAX_NESTING = 5
 _SEPARATORS = frozenset({";", "&&", "||", "|", "&", "|&", "(", ")", "\n", ";;"})
 _KEYWORDS = frozenset({"if", "then", "elif", "else", "while", "until", "do", "!", "{", "}", "fi", "done", "time"})
@@ -90,8 +90,12 @@ class StartInstall:
 
 def installs_of(command: str) -> tuple[StartInstall, ...]:
     """Return what a shell command installs or downloads, in its order; nothing for one that is known to do neither."""
-    if len(command) > MAX_COMMAND:
-        return (StartInstall("unknown", unknown=f"it has more than {MAX_COMMAND} characters", command=command[:80]),)
+    if len(command) > MAX_COMMAND_CHARACTERS:
+        return (
+            StartInstall(
+                "unknown", unknown=f"it has more than {MAX_COMMAND_CHARACTERS} characters", command=command[:80]
+            ),
+        )
     return tuple(_of_text(command, 0))
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from airferry.plan.code.commands import installs_of
-from airferry.plan.code.values import UNKNOWN, Words, split
+from airferry.plan.code.values import UNKNOWN, Words, split_words
 
 FetchKind = Literal["git", "install", "hub", "download"]
 URL = re.compile(r"(https?|ssh|git|ftp|hf|s3|gs)://|git@")
@@ -62,7 +62,7 @@ class CommandFetch:
 def commands_of(text: str) -> Iterator[Words]:
     """Return the commands of a shell's line or script, each as words."""
     for number, part in enumerate(re.split(r"\n|&&|\|\||[;|&()]", text)):
-        if number < _MAX_COMMANDS and (words := split(part)):
+        if number < _MAX_COMMANDS and (words := split_words(part)):
             yield words
 
 

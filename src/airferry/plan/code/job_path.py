@@ -17,7 +17,7 @@ from airferry.plan.models import JobPath
 from airferry.plan.step_values import StepDocuments, StepValues
 
 PYTHONPATH = "PYTHONPATH"
-CONFIG_KEY = ("run", "env", "env_vars", PYTHONPATH)
+PYTHONPATH_KEY = ("run", "env", "env_vars", PYTHONPATH)
 _MARKS = (b"sys.path", b"addsitedir", PYTHONPATH.encode())
 _SAME_PATH = frozenset(
     {"Path", "PurePath", "PosixPath", "PurePosixPath", "str", "fspath", "abspath", "realpath", "normpath", "expanduser"}
@@ -72,7 +72,7 @@ class PathScanner:
                     folders |= dict.fromkeys(part for part in value.split(":") if part.startswith("/"))
                 elif isinstance(value, _Unknown):
                     unknown[f"{self._catalogue.relative(path)}:{addition.line}"] = None
-        written = config.values.get(*CONFIG_KEY) if config is not None and config.mentions({PYTHONPATH}) else None
+        written = config.values.get(*PYTHONPATH_KEY) if config is not None and config.mentions({PYTHONPATH}) else None
         if written is None or written.value is None:
             return JobPath(folders=tuple(folders), unknown=tuple(unknown))
         place = f"{self._catalogue.relative(written.file)}:{written.line}"

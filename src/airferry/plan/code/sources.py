@@ -18,7 +18,7 @@ from airferry.host import files
 from airferry.plan.catalogue import Catalogue, StepFiles
 from airferry.plan.code.own_modules import OwnModules
 
-MAX_SOURCE_BYTES = 4 * 1024 * 1024
+MAX_STEP_SOURCE_BYTES = 4 * 1024 * 1024
 MAX_FILES = 5000
 MAX_HOPS = 8
 _NOT_RUN = ("test", "tests")
@@ -107,7 +107,7 @@ class StepCode:
 
     def _parse(self, path: Path, step: StepFiles) -> CodeFile | None:
         try:
-            source = files.read_bounded(path, limit_bytes=MAX_SOURCE_BYTES)
+            source = files.read_bounded(path, limit_bytes=MAX_STEP_SOURCE_BYTES)
             tree = ast.parse(source)
         except (HostError, SyntaxError, ValueError, RecursionError, MemoryError):
             return None

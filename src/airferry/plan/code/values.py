@@ -13,10 +13,10 @@ from airferry.plan.catalogue import StepFiles
 from airferry.plan.code.sources import Assignment, CodeFile, Scope, StepCode, parts_of
 
 UNKNOWN = "…"
-MAX_DEPTH = 12
+MAX_EVALUATION_DEPTH = 12
 MAX_EVALUATIONS = 2000
 MAX_WORDS = 200
-MAX_TEXT = 4000
+MAX_TEXT_CHARACTERS = 4000
 Words = list[str | None]
 _SAME = frozenset({"str", "Path", "PurePath", "PurePosixPath", "fspath", "quote", "Request", "URL"})
 _LISTS = frozenset({"list", "tuple", "sorted"})
@@ -39,7 +39,7 @@ class Values:
     def _spent(self, depth: int) -> bool:
         """Tell whether an expression has been looked at long enough: names may lead to each other in circles."""
         self._budget[0] = self._budget[0] - 1 if depth else MAX_EVALUATIONS
-        return depth > MAX_DEPTH or self._budget[0] < 0
+        return depth > MAX_EVALUATION_DEPTH or self._budget[0] < 0
 
     def text(self, node: ast.expr | None, scope: Scope, *, line: int, depth: int = 0) -> str | None:
         """Return the text that an expression is at a line, or None where nothing of it shows."""
@@ -74,7 +74,7 @@ class Values:
                 found = self._called(node, scope, line=line, depth=depth)
             case ast.Name() | ast.Attribute():
                 found = self._named(node, scope, line=line, depth=depth)
-        return found[:MAX_TEXT] if found else found
+        return found[:MAX_TEXT_CHARACTERS] if found else found
 
     def _called(self, node: ast.Call, scope: Scope, *, line: int, depth: int) -> str | None:
         def inner(part: ast.expr) -> str | None:
@@ -153,9 +153,9 @@ class Values:
             case ast.GeneratorExp(generators=[ast.comprehension(iter=iterated)]):
                 found = inner(iterated)
             case ast.Call(func=function, args=[first_argument, *_]) if parts_of(function)[-1:] == ["split"]:
-                found = split(self.text(first_argument, scope, line=line, depth=depth + 1))
+                found = split_words(self.text(first_argument, scope, line=line, depth=depth + 1))
             case ast.Call(func=ast.Attribute(value=value, attr="split")):
-                found = split(self.text(value, scope, line=line, depth=depth + 1))
+                found = split_words(self.text(value, scope, line=line, depth=depth + 1))
             case ast.Call(func=ast.Name(id=name), args=[argument]) if name in _LISTS:
                 found = inner(argument)
             case ast.IfExp(body=body, orelse=orelse):
@@ -179,7 +179,7 @@ class Values:
         return result
 
 
-def split(text: str | None) -> Words | None:
+def split_words(text: str | None) -> Words | None:
     """Return the words of a command line, or None where it is none."""
     if not text:
         return None

@@ -38,7 +38,7 @@ def fetch_warnings(
     return tuple(sorted(warnings, key=lambda warning: not warning.certain))
 
 
-def way_out(fetch: StartFetch, *, image: str) -> str:
+def fetch_fix(fetch: StartFetch, *, image: str) -> str:
     """Return what to change on this side so that the step need not fetch something."""
     if fetch.kind == "git" and fetch.how != "git clone":
         return f"leave it switched off, and bake the commit in that is wanted: `overlays:` of {image}"
@@ -68,7 +68,7 @@ def _warning(
         kind="fetch",
         place=places[0],
         message=fetch.text,
-        hint=way_out(fetch, image=" and ".join(f"`{image}`" for image in images)),
+        hint=fetch_fix(fetch, image=" and ".join(f"`{image}`" for image in images)),
         targets=tuple(targets),
         also=tuple(places[1:]),
         certain=fetch.certain,

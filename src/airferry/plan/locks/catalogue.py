@@ -20,16 +20,16 @@ from airferry.errors import ConfigurationError, HostError
 from airferry.host import files
 from airferry.plan.locks.flat import pylock_packages, read_requirements
 from airferry.plan.locks.packages import (
-    Environment,
     LocalSource,
     LockedPackage,
+    MarkerEnvironment,
     ResolutionRules,
     any_holds,
     version_key,
 )
 from airferry.plan.locks.uv import UvGraph, read_uv_lock
 
-MAX_BYTES = 64 * 1024 * 1024
+MAX_LOCK_BYTES = 64 * 1024 * 1024
 LOCK_NAMES = ("uv.lock", "pylock.toml", "requirements.txt")
 
 
@@ -45,7 +45,7 @@ class CatalogueLock:
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and canonicalize_name(name) in self.packages
 
-    def find(self, name: str, environment: Environment) -> LockedPackage | None:
+    def find(self, name: str, environment: MarkerEnvironment) -> LockedPackage | None:
         """Return the version of a distribution that counts in a PEP 508 marker environment, if any.
 
         Where the lock has several, it is the one that the catalogue's project gets there by default, then the highest
@@ -61,7 +61,11 @@ class CatalogueLock:
         return max(found, key=version_key, default=None)
 
     def all_for(
-        self, environment: Environment, *, extras: frozenset[str] = frozenset(), groups: frozenset[str] = frozenset()
+        self,
+        environment: MarkerEnvironment,
+        *,
+        extras: frozenset[str] = frozenset(),
+        groups: frozenset[str] = frozenset(),
     ) -> tuple[LockedPackage, ...]:
         """Return what the catalogue's own environment consists of, sorted by name.
 
@@ -92,12 +96,12 @@ class CatalogueLock:
         return f"{self.path}:{package.line}" if package.line else str(self.path)
 
     def _closure(
-        self, environment: Environment, extras: frozenset[str], groups: frozenset[str]
+        self, environment: MarkerEnvironment, extras: frozenset[str], groups: frozenset[str]
     ) -> tuple[LockedPackage, ...]:
         assert self.graph is not None
         return self.graph.closure(environment, extras=extras, groups=groups)
 
-    def _applies(self, package: LockedPackage, environment: Environment) -> bool:
+    def _applies(self, package: LockedPackage, environment: MarkerEnvironment) -> bool:
         if self.graph is not None:
             return self.graph.applies(package, environment)
         return any_holds(package.markers, environment)
@@ -115,7 +119,7 @@ def read_catalogue_lock(path: Path) -> CatalogueLock:
         ConfigurationError: it cannot be read, or is not what its name says.
     """
     try:
-        text = files.read_bounded(path, limit_bytes=MAX_BYTES).decode("utf-8")
+        text = files.read_bounded(path, limit_bytes=MAX_LOCK_BYTES).decode("utf-8")
     except HostError as error:
         raise ConfigurationError(error.message, hint=error.hint, path=str(path)) from error
     except UnicodeDecodeError as error:

@@ -17,12 +17,12 @@ from packaging.utils import canonicalize_name
 from airferry.errors import ConfigurationError
 from airferry.plan.locks.packages import (
     GitSource,
+    IndexSource,
     LocalSource,
     LockedDependency,
     LockedFile,
     LockedPackage,
     LockedSource,
-    RegistrySource,
     UrlSource,
 )
 
@@ -37,7 +37,7 @@ def pylock_packages(entries: Iterable[Mapping[str, Any]], lines: Iterable[int]) 
 
 
 def _pylock_package(item: Mapping[str, Any], line: int) -> LockedPackage:
-    source: LockedSource = RegistrySource()
+    source: LockedSource = IndexSource()
     if "vcs" in item:
         vcs = item["vcs"]
         source = GitSource(vcs.get("url") or vcs["path"], vcs["commit-id"], vcs.get("subdirectory"))
@@ -115,7 +115,7 @@ def read_requirements(path: Path, text: str) -> Iterable[LockedPackage]:
 
 def _requirement_source(url: str | None) -> LockedSource:
     if url is None:
-        return RegistrySource()
+        return IndexSource()
     if not url.startswith("git+"):
         return UrlSource(url)
     address, _, fragment = url.removeprefix("git+").partition("#")

@@ -16,13 +16,13 @@ from packaging.version import InvalidVersion, Version
 
 from airferry.errors import ConfigurationError
 
-Environment = Mapping[str, str]
+MarkerEnvironment = Mapping[str, str]
 LocalKind = Literal["editable", "virtual", "directory", "path"]
 LOCAL_KINDS: tuple[LocalKind, ...] = get_args(LocalKind)
 
 
 @dataclass(frozen=True, slots=True)
-class RegistrySource:
+class IndexSource:
     """The distribution comes from a package registry, whichever the host is configured for.
 
     `index` is the address that the lock names, which tells equal versions of two registries apart.
@@ -58,7 +58,7 @@ class LocalSource:
     kind: LocalKind = "directory"
 
 
-LockedSource = RegistrySource | GitSource | UrlSource | LocalSource
+LockedSource = IndexSource | GitSource | UrlSource | LocalSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ def _marker(text: str) -> Marker:
     return Marker(text)
 
 
-def evaluate(text: str, environment: Environment) -> bool:
+def evaluate(text: str, environment: MarkerEnvironment) -> bool:
     """Tell whether a PEP 508 marker holds in an environment, without any extra.
 
     Raises:
@@ -145,7 +145,7 @@ def evaluate(text: str, environment: Environment) -> bool:
         raise ConfigurationError(f"`{text}` is not an environment marker: {error}") from error
 
 
-def any_holds(markers: Collection[str], environment: Environment) -> bool:
+def any_holds(markers: Collection[str], environment: MarkerEnvironment) -> bool:
     """Tell whether one of the markers holds, or there are none."""
     return not markers or any(evaluate(marker, environment) for marker in markers)
 

@@ -19,14 +19,14 @@ from packaging.utils import canonicalize_name
 from airferry.errors import ConfigurationError
 from airferry.plan.locks.packages import (
     LOCAL_KINDS,
-    Environment,
     GitSource,
+    IndexSource,
     LocalSource,
     LockedDependency,
     LockedFile,
     LockedPackage,
     LockedSource,
-    RegistrySource,
+    MarkerEnvironment,
     ResolutionRules,
     UrlSource,
     any_holds,
@@ -34,7 +34,7 @@ from airferry.plan.locks.packages import (
     version_key,
 )
 
-LOCK_VERSION = 1
+UV_LOCK_VERSION = 1
 _HOLDS, _FAILS = "python_full_version >= '0'", "python_full_version < '0'"
 # uv writes which extras, groups and projects are chosen as extras of made-up names: `extra-3-foo-cpu`, where 3 is the
 # length of `foo`, `group-3-foo-docs`, `project-3-foo`
@@ -75,7 +75,11 @@ class UvGraph:
         ]
 
     def closure(
-        self, environment: Environment, *, extras: frozenset[str] = frozenset(), groups: frozenset[str] = frozenset()
+        self,
+        environment: MarkerEnvironment,
+        *,
+        extras: frozenset[str] = frozenset(),
+        groups: frozenset[str] = frozenset(),
     ) -> tuple[LockedPackage, ...]:
         """Return what `uv sync` would install, sorted by name: the closure of the roots with extras and groups."""
         roots = self.roots()
@@ -95,11 +99,11 @@ class UvGraph:
                 return tuple(sorted(walk.found, key=lambda item: (item.name, version_key(item))))
             chosen = walk.chosen
 
-    def applies(self, package: LockedPackage, environment: Environment) -> bool:
+    def applies(self, package: LockedPackage, environment: MarkerEnvironment) -> bool:
         """Tell whether a package may count in an environment, whatever extras and groups are chosen."""
         return any_holds([_CHOICE.sub(_HOLDS, marker) for marker in package.markers], environment)
 
-    def resolve(self, wanted: LockedDependency, environment: Environment) -> LockedPackage | None:
+    def resolve(self, wanted: LockedDependency, environment: MarkerEnvironment) -> LockedPackage | None:
         """Return the package that a dependency means."""
         candidates = [
             item
@@ -114,7 +118,7 @@ class UvGraph:
 class _Walk:
     """One walk along the dependencies, with the choices of extras and groups that count as made."""
 
-    def __init__(self, graph: UvGraph, environment: Environment, chosen: Iterable[str]) -> None:
+    def __init__(self, graph: UvGraph, environment: MarkerEnvironment, chosen: Iterable[str]) -> None:
         self.found: list[LockedPackage] = []
         self.chosen = set(chosen)
         self._graph = graph
@@ -172,9 +176,9 @@ def read_uv_lock(
         KeyError, TypeError, AttributeError, ValueError: it is not what uv writes.
     """
     version = data.get("version")
-    if version != LOCK_VERSION:
+    if version != UV_LOCK_VERSION:
         raise ConfigurationError(
-            f"{path}: its version is `{version}`, and this airferry reads uv's lock version {LOCK_VERSION}",
+            f"{path}: its version is `{version}`, and this airferry reads uv's lock version {UV_LOCK_VERSION}",
             hint="export it with the uv that wrote it, `uv export --format pylock.toml -o pylock.toml`, and name that "
             "in `source.lock`",
         )
@@ -212,7 +216,7 @@ def _package(item: Mapping[str, Any], line: int) -> LockedPackage:
 
 def _source(source: Mapping[str, str]) -> LockedSource:
     if "registry" in source:
-        return RegistrySource(source["registry"])
+        return IndexSource(source["registry"])
     if "git" in source:
         parts = urlsplit(source["git"])
         query = dict(part.partition("=")[::2] for part in parts.query.split("&") if part)

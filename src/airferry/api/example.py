@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from airferry.api.far import LoadOutcome, load, verify
+from airferry.api.near import BuildOutcome, Selection, build, parse_engine, plan
 from airferry.bundle.receipt import Receipt
 from airferry.engine.driver import Engine, Volume, open_engine
 from airferry.errors import HostError
@@ -21,8 +23,6 @@ from airferry.host import clock, files, process
 from airferry.host.shipped import PACKAGE
 from airferry.host.threads import parallel_map, usable_cores
 from airferry.oci.platform import Platform, parse_platform
-from airferry.usecases.far import LoadOutcome, load, verify
-from airferry.usecases.near import BuildOutcome, Selection, build, parse_engine, plan
 from airferry.wording import size_text
 
 WORKSPACE = "/workspace/ferry"  # as the example's airgap.yaml says

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from airferry.api.reach import ask_all
 from airferry.config import BootstrapBase
 from airferry.engine.preflight import Check, Status, check_emulator, check_space, checks
 from airferry.engine.program import EngineChoice
 from airferry.errors import HostError
 from airferry.events import Emit, silent
 from airferry.host import files
-from airferry.near.predict import ROOM_HINT, Predictor, rooms
+from airferry.near.predict import ROOM_HINT, Predictor, disk_needs
 from airferry.plan.lockfile import LOCK_FILE, Lockfile, read_lockfile
 from airferry.plan.models import Plan
-from airferry.usecases.reach import ask_all
 
 UNKNOWN_HINT = "`airferry lock` fetches the bases and resolves the rest; then this is known"
 LEAST_FREE_BYTES = 2 * 10**9
@@ -55,7 +55,7 @@ def _room(plan: Plan) -> list[Check]:
     known = read_lockfile(plan.output_dir / LOCK_FILE) or Lockfile()
     prediction = Predictor(plan, known, files.cache_directory()).predict()
     found = []
-    for room in rooms(prediction, cache=files.cache_directory(), output=plan.output_dir):
+    for room in disk_needs(prediction, cache=files.cache_directory(), output=plan.output_dir):
         status: Status = "unknown" if prediction.unknown else "ok"
         if room.free_bytes < room.most_bytes:
             status = "fail" if room.free_bytes < room.least_bytes else "warn"

@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from airferry.api.catalogue import Whereabouts
+from airferry.api.defaults import SITE_FILE
 from airferry.assets.staged import bundle_assets
 from airferry.bundle.receipt import Receipt, read_receipt
 from airferry.bundle.verify import Bundle, open_bundle
@@ -17,15 +19,13 @@ from airferry.errors import ConfigurationError, IntegrityError, UsageError
 from airferry.events import Emit, Warned, silent
 from airferry.host import files
 from airferry.jobs.check import Checked, CheckReport, executor_of, images_to_ask, run_check
-from airferry.jobs.configs import COMMANDS_FILE, PLAIN, WRITTEN_BY, OverlaySet, make_overlays
+from airferry.jobs.configs import COMMANDS_FILE, CONFIGS_MARK, PLAIN, OverlaySet, make_overlays
 from airferry.jobs.images import ask_images
 from airferry.jobs.mirrors import MirrorFiles, make_mirrors
 from airferry.jobs.rules.assets import StagedAssets
 from airferry.oci.digest import parse_digest
 from airferry.plan.env_profiles import read_env_file
 from airferry.registry.client import ClientOptions
-from airferry.usecases.catalogue import Whereabouts
-from airferry.usecases.defaults import SITE_FILE
 
 PLAN_CONFIG = "airgap.yaml"
 HEADER = "# The far side, described for `airferry overlays`, `mirrors` and `check`.\n"
@@ -222,7 +222,7 @@ def _remove_stale(out: Path, written: Mapping[str, str], *, kinds: Iterable[str]
 
     Nothing but the executors' own folders is looked at, as `out` may be a folder with much else in it.
     """
-    mark = WRITTEN_BY.encode()
+    mark = CONFIGS_MARK.encode()
     for path in sorted(path for kind in kinds for path in (out / kind).rglob("*")):
         if path.is_symlink() or not path.is_file() or str(path.relative_to(out)) in written:
             continue

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from airferry.api.defaults import DEFAULT_STEPS
 from airferry.bundle.receipt import Receipt, read_receipt
 from airferry.bundle.verify import Bundle, open_bundle
 from airferry.errors import IntegrityError, RegistryError, UsageError
@@ -22,7 +23,6 @@ from airferry.oci.reference import parse_reference
 from airferry.plan.catalogue import Catalogue, catalogue_at
 from airferry.registry.client import ClientOptions, open_clients
 from airferry.registry.source import RegistrySource
-from airferry.usecases.defaults import DEFAULT_STEPS
 
 ELSEWHERE = "name the bundle with `--bundle`, or a copy of the catalogue with `--source`"
 

@@ -13,7 +13,7 @@ from airferry.oci.reference import parse_reference
 from airferry.registry.client import ClientOptions, RegistryClient
 from airferry.registry.credentials import Credential, remove_credential, store_credential
 from airferry.registry.profile import RegistryProfile, write_profile
-from airferry.registry.trial import PROBE_REPOSITORY, probe
+from airferry.registry.trial import PROBE_REPOSITORY, try_registry
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ def probe_registry(target: str, *, options: ClientOptions | None = None, emit: E
     """
     place = parse_destination(target)
     with RegistryClient(place.registry, options=options, emit=emit) as client:
-        profile = probe(client, place.prefix or PROBE_REPOSITORY)
+        profile = try_registry(client, place.prefix or PROBE_REPOSITORY)
     return ProbeOutcome(profile, write_profile(profile))
 
 

@@ -142,7 +142,7 @@ def load(
         RegistryError: the registry does not answer, refuses, or lacks something afterwards.
     """
     path = receipt or Path(RECEIPT_FILE)
-    result = loading.load(
+    result = loading.load_bundle(
         bundle,
         to=to,
         receipt_path=path,
@@ -163,4 +163,4 @@ def rollback(receipt: Path, *, options: ClientOptions | None = None, emit: Emit 
         IntegrityError: it is no receipt.
         RegistryError: tags are not as they were before the load; the message says which, and why.
     """
-    return tags.rollback(receipt, options=options, emit=emit)
+    return tags.roll_back(receipt, options=options, emit=emit)

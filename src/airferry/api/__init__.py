@@ -12,16 +12,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from airferry.registry.client import ClientOptions
-    from airferry.usecases.assets import RecordOutcome, record_asset, unpack_asset, verify_asset
-    from airferry.usecases.catalogue import extract_catalogue
-    from airferry.usecases.copying import CopyResult, copy
-    from airferry.usecases.describe import describe_plan, describe_prediction
-    from airferry.usecases.example import quickstart
-    from airferry.usecases.far import LoadOutcome, RollbackResult, load, rollback, verify
-    from airferry.usecases.host import DoctorReport
-    from airferry.usecases.jobs import JobsOutcome, load_for_jobs
-    from airferry.usecases.near import (
+    from airferry.api.assets import RecordOutcome, record_asset, unpack_asset, verify_asset
+    from airferry.api.catalogue import extract_catalogue
+    from airferry.api.copying import CopyResult, copy
+    from airferry.api.describe import describe_plan, describe_prediction
+    from airferry.api.example import quickstart
+    from airferry.api.far import LoadOutcome, RollbackResult, load, rollback, verify
+    from airferry.api.host import DoctorReport
+    from airferry.api.jobs import JobsOutcome, load_for_jobs
+    from airferry.api.near import (
         BuildOutcome,
         LockOutcome,
         PlanOutcome,
@@ -32,31 +31,32 @@ if TYPE_CHECKING:
         plan,
         schema,
     )
-    from airferry.usecases.registries import ProbeOutcome, login, logout, probe_registry
-    from airferry.usecases.rehearsal import RehearsalOutcome, rehearse
-    from airferry.usecases.reporting import ReportOutcome, report
-    from airferry.usecases.serving import Serving, serve
-    from airferry.usecases.site import check, init_site, mirrors, overlays, site_trouble
+    from airferry.api.registries import ProbeOutcome, login, logout, probe_registry
+    from airferry.api.rehearsal import RehearsalOutcome, rehearse
+    from airferry.api.reporting import ReportOutcome, report
+    from airferry.api.serving import Serving, serve
+    from airferry.api.site import check, init_site, mirrors, overlays, site_trouble
+    from airferry.registry.client import ClientOptions
 
 _HOMES = {
     "airferry.registry.client": ("ClientOptions",),
-    "airferry.usecases.assets": ("RecordOutcome", "record_asset", "unpack_asset", "verify_asset"),
-    "airferry.usecases.catalogue": ("extract_catalogue",),
-    "airferry.usecases.copying": ("CopyResult", "copy"),
-    "airferry.usecases.describe": ("describe_plan", "describe_prediction"),
-    "airferry.usecases.example": ("quickstart",),
-    "airferry.usecases.far": ("LoadOutcome", "RollbackResult", "load", "rollback", "verify"),
-    "airferry.usecases.host": ("DoctorReport",),
-    "airferry.usecases.jobs": ("JobsOutcome", "load_for_jobs"),
-    "airferry.usecases.near": (
+    "airferry.api.assets": ("RecordOutcome", "record_asset", "unpack_asset", "verify_asset"),
+    "airferry.api.catalogue": ("extract_catalogue",),
+    "airferry.api.copying": ("CopyResult", "copy"),
+    "airferry.api.describe": ("describe_plan", "describe_prediction"),
+    "airferry.api.example": ("quickstart",),
+    "airferry.api.far": ("LoadOutcome", "RollbackResult", "load", "rollback", "verify"),
+    "airferry.api.host": ("DoctorReport",),
+    "airferry.api.jobs": ("JobsOutcome", "load_for_jobs"),
+    "airferry.api.near": (
         *("BuildOutcome", "LockOutcome", "PlanOutcome", "Selection"),
         *("build", "doctor", "lock", "plan", "schema"),
     ),
-    "airferry.usecases.registries": ("ProbeOutcome", "login", "logout", "probe_registry"),
-    "airferry.usecases.rehearsal": ("RehearsalOutcome", "rehearse"),
-    "airferry.usecases.reporting": ("ReportOutcome", "report"),
-    "airferry.usecases.serving": ("Serving", "serve"),
-    "airferry.usecases.site": ("check", "init_site", "mirrors", "overlays", "site_trouble"),
+    "airferry.api.registries": ("ProbeOutcome", "login", "logout", "probe_registry"),
+    "airferry.api.rehearsal": ("RehearsalOutcome", "rehearse"),
+    "airferry.api.reporting": ("ReportOutcome", "report"),
+    "airferry.api.serving": ("Serving", "serve"),
+    "airferry.api.site": ("check", "init_site", "mirrors", "overlays", "site_trouble"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from airferry import config as configuration
+from airferry.api.describe import warning_text
+from airferry.api.host import DoctorReport, check_for_build, examine
 from airferry.bundle.manifest import BundleManifest
 from airferry.engine.driver import Engine, open_engine
 from airferry.engine.preflight import Check
@@ -39,8 +41,6 @@ from airferry.plan.models import Plan, PlanWarning
 from airferry.plan.planner import make_plan, write_plan
 from airferry.registry.client import ClientOptions, open_clients
 from airferry.registry.pulls import Pulls
-from airferry.usecases.describe import warning_text
-from airferry.usecases.host import DoctorReport, check_for_build, examine
 
 PLAN_FILE = "airgap-plan.yaml"
 MAX_JOBS = 4

@@ -30,7 +30,7 @@ def copy(
         IntegrityError: something is not what its descriptor says.
         RegistryError: a registry does not answer or refuses.
     """
-    return copies.copy(
+    return copies.copy_between(
         copies.parse_place(source),
         copies.parse_place(destination),
         platforms=[parse_platform(text) for text in platforms] or None,

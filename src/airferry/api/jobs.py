@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from airferry.api.catalogue import Whereabouts
+from airferry.api.far import LoadOutcome, load
+from airferry.api.site import read_site, write_overlays
 from airferry.bundle.receipt import RECEIPT_FILE, Receipt
 from airferry.bundle.verify import open_bundle
 from airferry.config import SiteProfile
@@ -19,9 +22,6 @@ from airferry.jobs.configs import OverlaySet, image_of, make_overlays, targets_o
 from airferry.jobs.images import ask_images, pull_warnings
 from airferry.jobs.submission import reference_for
 from airferry.registry.client import ClientOptions
-from airferry.usecases.catalogue import Whereabouts
-from airferry.usecases.far import LoadOutcome, load
-from airferry.usecases.site import read_site, write_overlays
 
 
 @dataclass(frozen=True, slots=True)
