@@ -86,7 +86,7 @@ class Yard:
         self, number: int, how: signal.Signals = signal.SIGKILL
     ) -> tuple[subprocess.CompletedProcess[str], list[str]]:
         log = self.cache.parent / "log"
-        return drive(number, log, "--quiet", "build", "--jobs", "1", "--json", folder=self.side.catalogue, how=how)
+        return drive(number, log, "build", "--jobs", "1", "--json", folder=self.side.catalogue, how=how)
 
     def check(self) -> None:
         """Finish what was interrupted and see that it ends as the undisturbed run did, with nothing left over."""
