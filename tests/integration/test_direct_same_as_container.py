@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from airferry.api import near
 from airferry.bundle.manifest import BundleManifest
 from airferry.engine.driver import Engine, Volume, open_engine
 from airferry.errors import BuildError
@@ -30,7 +31,6 @@ from airferry.oci.documents import (
 from airferry.oci.layers import Compression, compress_layer
 from airferry.oci.layout import LayoutStore
 from airferry.oci.tar import DIRECTORY, SYMLINK, TarEntry, tar_header
-from airferry.usecases import near
 from debian_bases import AMD64
 from near_side import REFERENCE, TARGET, NearSide, commit_all
 from static_bases import elf
