@@ -22,7 +22,7 @@ from packaging.version import Version
 from airferry.errors import BuildError, IntegrityError
 from airferry.events import CommandRun
 from airferry.near.wheels.pack import read_wheel
-from airferry.near.wheels.pip import NotFound, Pip, WheelTarget
+from airferry.near.wheels.pip import NoDistribution, Pip, WheelTarget
 from wheel_factory import sha256
 
 
@@ -34,7 +34,7 @@ class FolderPip(Pip):
 
     def download(
         self, requirements: Mapping[str, Collection[str]], target: WheelTarget, *, into: Path
-    ) -> list[NotFound]:
+    ) -> list[NoDistribution]:
         self.emit(CommandRun(f"download {' '.join(requirements)}"))
         missing = []
         for text, hashes in requirements.items():
@@ -56,21 +56,21 @@ class FolderPip(Pip):
                 shutil.copy(best, into)
             else:
                 versions = tuple(str(version) for version in sorted(set(suiting.values())))
-                missing.append(NotFound(text, versions, tuple(sorted(path.name for path, _, _ in there))))
+                missing.append(NoDistribution(text, versions, tuple(sorted(path.name for path, _, _ in there))))
         return missing
 
     def unpack_sources(
         self, requirements: Mapping[str, Collection[str]], *, into: Path
-    ) -> dict[str, Path | NotFound | BuildError]:
+    ) -> dict[str, Path | NoDistribution | BuildError]:
         self.emit(CommandRun(f"unpack {' '.join(requirements)}"))
-        found: dict[str, Path | NotFound | BuildError] = {}
+        found: dict[str, Path | NoDistribution | BuildError] = {}
         for text, hashes in requirements.items():
             wanted = Requirement(text)
             there = [(path, *parse_sdist_filename(path.name)) for path in sorted(self.folder.glob("*.tar.gz"))]
             there = [item for item in there if item[1] == canonicalize_name(wanted.name)]
             chosen = [path for path, _, version in there if wanted.specifier.contains(version)]
             if not chosen:
-                found[text] = NotFound(text, tuple(str(version) for _, _, version in there))
+                found[text] = NoDistribution(text, tuple(str(version) for _, _, version in there))
                 continue
             self._check(chosen, text, hashes)
             folder = into / canonicalize_name(wanted.name)

@@ -12,7 +12,7 @@ from airferry.events import CommandRun, Event, Notice
 from airferry.host import process
 from airferry.near.lock.additions import resolve_environment
 from airferry.near.wheels.folder import wheelhouse
-from airferry.near.wheels.pip import NotFound, Pip, WheelTarget, wheel_target
+from airferry.near.wheels.pip import NoDistribution, Pip, WheelTarget, wheel_target
 from airferry.near.wheels.store import Pin, WheelStore
 from airferry.plan.locks.catalogue import read_catalogue_lock
 from folder_pip import FolderPip
@@ -81,7 +81,7 @@ def test_the_stand_in_finds_the_hashes_and_sources_that_pip_does(shelf: Path, tm
         found = pip.unpack_sources(asked, into=tmp_path / name)
         folder = found.pop("onlysource==1.0")
         assert isinstance(folder, Path) and (folder / "backend.py").is_file()
-        assert list(found.values()) == [NotFound("onlysource==2.0", ("1.0",)), NotFound("absent")]
+        assert list(found.values()) == [NoDistribution("onlysource==2.0", ("1.0",)), NoDistribution("absent")]
 
 
 # --- how often pip is started ---------------------------------------------------------------------------------------

@@ -11,6 +11,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from airferry.host.extras import require_extra
+
 if TYPE_CHECKING:
     from airferry.api.assets import RecordOutcome, record_asset, unpack_asset, verify_asset
     from airferry.api.catalogue import extract_catalogue
@@ -57,6 +59,15 @@ _HOMES = {
     "airferry.api.reporting": ("ReportOutcome", "report"),
     "airferry.api.serving": ("Serving", "serve"),
     "airferry.api.site": ("check", "init_site", "mirrors", "overlays", "site_trouble"),
+}
+# these need more than a far side is asked to take in
+_EXTRA_OF = {
+    "airferry.api.describe": "near",
+    "airferry.api.example": "near",
+    "airferry.api.host": "near",
+    "airferry.api.near": "near",
+    "airferry.api.rehearsal": "near",
+    "airferry.api.serving": "serve",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -112,5 +123,8 @@ if not TYPE_CHECKING:
     def __getattr__(name: str) -> object:
         if name not in _HOME_OF:
             raise AttributeError(f"module `{__name__}` has no attribute `{name}`")
-        value = globals()[name] = getattr(import_module(_HOME_OF[name]), name)
+        home = _HOME_OF[name]
+        if (extra := _EXTRA_OF.get(home)) is not None:
+            require_extra(extra, what=f"`{name}`")
+        value = globals()[name] = getattr(import_module(home), name)
         return value

@@ -155,7 +155,7 @@ class DoesNotBuild(BuildError):
 
 
 @dataclass(frozen=True, slots=True)
-class NotFound:
+class NoDistribution:
     """A requirement that pip found no file for. `versions` are those that it could have had.
 
     `offered` are the file names of all wheels that the index has for its name, whatever platform they are for.
@@ -175,7 +175,7 @@ class Pip:
 
     def download(
         self, requirements: Mapping[str, Collection[str]], target: WheelTarget, *, into: Path
-    ) -> list[NotFound]:
+    ) -> list[NoDistribution]:
         """Download a wheel for each requirement, and return those without one. Starts two processes at most.
 
         The values are the SHA-256 in hex of files that will do, none for any. Where there are some, pip chooses among
@@ -202,7 +202,7 @@ class Pip:
             [*argv, "-vv", *_asking([item], requirements, into / f"alone-{number}.txt")]
             for number, item in enumerate(unsure)
         ]
-        missing: list[NotFound] = []
+        missing: list[NoDistribution] = []
         for item, done in zip(unsure, self._run_all(calls, into=into), strict=True):
             if done.returncode != 0:
                 _check_hashes(done)
@@ -228,7 +228,7 @@ class Pip:
 
     def unpack_sources(
         self, requirements: Mapping[str, Collection[str]], *, into: Path
-    ) -> dict[str, Path | NotFound | BuildError]:
+    ) -> dict[str, Path | NoDistribution | BuildError]:
         """Unpack the source distribution of each requirement, and return its folder below `into`, or why there is none.
 
         Starts one process, and runs nothing of a source. The values are the SHA-256 in hex of files that will do, none
@@ -249,7 +249,7 @@ class Pip:
             calls.append([*argv, f"--requirement={listing}"])
         # pip asks every source for its metadata, which runs code of it: this pip can start no interpreter, and leaves
         # what it unpacked
-        found: dict[str, Path | NotFound | BuildError] = {}
+        found: dict[str, Path | NoDistribution | BuildError] = {}
         outcomes = self._run_all(calls, into=into, temporaries=temporaries)
         for requirement, temporary, done in zip(requirements, temporaries, outcomes, strict=True):
             _check_hashes(done)
@@ -322,7 +322,7 @@ class Pip:
             ]
 
     @staticmethod
-    def _not_found(done: process.Completed, wanted: Sequence[str]) -> NotFound:
+    def _not_found(done: process.Completed, wanted: Sequence[str]) -> NoDistribution:
         if any(_UNREACHABLE.search(line) for line in done.tail):
             raise IndexUnreachable(
                 f"the package index did not answer: {last_words(done.tail)}",
@@ -337,7 +337,7 @@ class Pip:
                 name = _name(match[1])
                 for requirement in wanted:
                     if _name(requirement) == name:
-                        return NotFound(requirement, versions)
+                        return NoDistribution(requirement, versions)
         raise BuildError(
             f"pip failed for `{'`, `'.join(wanted)}`: {last_words(done.tail)}",
             tail=tuple(_redact(line) for line in done.tail),

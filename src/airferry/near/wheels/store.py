@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from packaging.specifiers import SpecifierSet
@@ -31,7 +32,7 @@ from airferry.near.wheels.compile import Compiler
 from airferry.near.wheels.from_git import GitProject, git_address
 from airferry.near.wheels.isolated import SourceBuilder
 from airferry.near.wheels.pack import Wheel, add_member, normalise_wheel, read_wheel
-from airferry.near.wheels.pip import DoesNotBuild, IndexUnreachable, NotFound, Pip, WheelTarget
+from airferry.near.wheels.pip import DoesNotBuild, IndexUnreachable, NoDistribution, Pip, WheelTarget
 from airferry.plan.locks.packages import GitSource
 
 MAX_NAMED_WHEELS = 12
@@ -150,7 +151,7 @@ class WheelStore:
                 for pin in pins
                 if pin.git is not None
             ]
-            missing = {pin.asked: NotFound(pin.requirement) for pin in from_source}
+            missing = {pin.asked: NoDistribution(pin.requirement) for pin in from_source}
             if from_index:
                 asked = {pin.asked: _accepted(pin) for pin in from_index}
                 missing |= {item.requirement: item for item in self.pip.download(asked, target, into=scratch)}
@@ -169,8 +170,8 @@ class WheelStore:
             return {pin.key: self._admit(pin, found.get(pin.key), target) for pin in pins}
 
     def _unpack(
-        self, lacking: Mapping[Pin, NotFound], *, compiler: Compiler | None, into: Path
-    ) -> dict[str, Path | NotFound | BuildError]:
+        self, lacking: Mapping[Pin, NoDistribution], *, compiler: Compiler | None, into: Path
+    ) -> dict[str, Path | NoDistribution | BuildError]:
         """Unpack the sources of all that has no wheel and can be built or compiled."""
         asked = {
             pin.asked: sorted(pin.hashes)
@@ -185,8 +186,8 @@ class WheelStore:
         target: WheelTarget,
         *,
         scratch: Path,
-        why: NotFound,
-        source: Path | NotFound | BuildError | None,
+        why: NoDistribution,
+        source: Path | NoDistribution | BuildError | None,
         compiler: Compiler | None,
     ) -> Wheel:
         """Build from a source distribution what has no wheel for the target.
@@ -257,7 +258,7 @@ class WheelStore:
                 records.remember(key, {"file": wheel.filename, "sha256": wheel.sha256, "note": wheel.note})
             return wheel
 
-    def _may_compile(self, compiler: Compiler | None, reason: str, **fields: object) -> Compiler:
+    def _may_compile(self, compiler: Compiler | None, reason: str, **fields: Any) -> Compiler:
         if compiler is None:
             raise BuildError(
                 reason,
@@ -457,7 +458,7 @@ def _accepted(pin: Pin) -> frozenset[str]:
     return (frozenset({pin.sha256}) if pin.sha256 else pin.hashes) if _exact_version(pin) else frozenset()
 
 
-def _other_platforms(pin: Pin, why: NotFound) -> list[str]:
+def _other_platforms(pin: Pin, why: NoDistribution) -> list[str]:
     """Return the platforms that the index has wheels of a pin for, none of which is the target's."""
     offered = () if pin.address else why.offered
     return sorted({name.removesuffix(".whl").rpartition("-")[2] for name in offered if _suits(name, pin)})
