@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import yaml
 
-from airferry.api import near
 from airferry.bundle.manifest import BundleManifest
 from airferry.engine.driver import Engine, Volume, open_engine
 from airferry.errors import BuildError
 from airferry.events import Event, Notice
 from airferry.host.canonical import canonical_json
+from airferry.near import commands as near
 from airferry.near.wheels.store import WheelStore
 from airferry.oci.documents import (
     IMAGE_CONFIG,
