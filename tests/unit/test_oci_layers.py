@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from airferry.errors import IntegrityError
@@ -23,6 +23,7 @@ from airferry.oci.documents import DOCKER_LAYER_GZIP, LAYER_GZIP, LAYER_TAR, LAY
 from airferry.oci.layers import MEDIA_TYPES, Compression, LayerResult, compress_layer, layer_kind, recompress_layer
 from airferry.oci.layout import LayoutStore
 from airferry.oci.ports import BLOCK_BYTES
+from examples import examples
 
 KINDS = ("zstd", "gzip", "none")
 RANDOM = random.Random(7)
@@ -33,6 +34,13 @@ DIFF_ID = "sha256:" + hashlib.sha256(CONTENT).hexdigest()
 @pytest.fixture
 def store(tmp_path: Path) -> LayoutStore:
     return LayoutStore.create(tmp_path / "layout")
+
+
+@pytest.fixture(params=["isal", "zlib"])
+def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read gzip as where images are built, and as where isal is not installed."""
+    if request.param == "zlib":
+        monkeypatch.setattr(codecs, "igzip_lib", None)
 
 
 def packed(kind: str, content: bytes = CONTENT) -> bytes:
@@ -84,7 +92,7 @@ def test_each_compression_goes_into_each_other(store: LayoutStore, source: str, 
 
 
 @given(data=st.binary(max_size=3000), cut=st.integers(0, 3000), to=st.sampled_from(KINDS))
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_any_content_keeps_its_diff_id(data: bytes, cut: int, to: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = LayoutStore.create(Path(folder))
@@ -142,6 +150,7 @@ def test_several_frames_and_skippable_ones_are_one_layer(store: LayoutStore) -> 
     assert carry(store, data, LAYER_ZSTD, to=Compression("none")).diff_id == DIFF_ID
 
 
+@pytest.mark.usefixtures("decoder")
 @pytest.mark.parametrize("step", [1, 3, 1000])
 def test_decoders_do_not_care_how_their_input_is_cut(step: int) -> None:
     content = CONTENT[:60_000]
@@ -152,15 +161,18 @@ def test_decoders_do_not_care_how_their_input_is_cut(step: int) -> None:
         assert plain == content * (1 if kind == "none" else 2)
 
 
-@given(data=st.binary(max_size=400), kind=st.sampled_from(KINDS[:2]))
-@settings(max_examples=300, deadline=None)
-def test_decoders_raise_nothing_but_integrity_errors(data: bytes, kind: str) -> None:
+@given(data=st.binary(max_size=400), kind=st.sampled_from(KINDS[:2]), isal=st.booleans())
+@examples(300)
+def test_decoders_raise_nothing_but_integrity_errors(data: bytes, kind: str, isal: bool) -> None:
     magic = codecs.ZSTD_MAGIC if kind == "zstd" else codecs.GZIP_MAGIC + b"\x08"
-    with suppress(IntegrityError):
+    with pytest.MonkeyPatch.context() as patch, suppress(IntegrityError):
+        if not isal:
+            patch.setattr(codecs, "igzip_lib", None)
         for block in codecs.inflate([magic, data, b"\xff"], kind, what="layer"):  # type: ignore[arg-type]
             assert len(block) <= BLOCK_BYTES
 
 
+@pytest.mark.usefixtures("decoder")
 @pytest.mark.parametrize(
     ("data", "media_type", "message"),
     [
@@ -207,6 +219,7 @@ def test_another_digest_is_refused(store: LayoutStore) -> None:
     assert store.stored_digests() == set()
 
 
+@pytest.mark.usefixtures("decoder")
 @pytest.mark.parametrize("kind", ["zstd", "gzip"])
 def test_a_bomb_is_stopped_at_the_limit(store: LayoutStore, kind: str) -> None:
     bomb = packed(kind, bytes(64 * BLOCK_BYTES))

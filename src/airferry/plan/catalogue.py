@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from airferry.config import CatalogueSource, Config
+from airferry.config import Config, SourceSettings
 from airferry.errors import AirferryError, ConfigurationError, HostError
 from airferry.host import files
 from airferry.host.parsing import Malformed, parse_toml
@@ -159,7 +159,7 @@ def catalogue_at(root: Path, *, steps: str, package: str | None = None) -> Catal
             hint="name the catalogue's repository with `--source DIR`, and its folder of steps with `--steps`",
         )
     return Catalogue(
-        absolute, absolute / PurePosixPath(steps), CatalogueSource(steps=steps, package=package).steps_package
+        absolute, absolute / PurePosixPath(steps), SourceSettings(steps=steps, package=package).steps_package
     )
 
 

@@ -31,7 +31,7 @@ from airferry.registry.failures import (
     TooLarge,
     TransientRegistryError,
     following_url,
-    printable,
+    one_line,
     registry_codes,
 )
 
@@ -431,7 +431,7 @@ class _Transfer:
         stated = response.headers.get("Docker-Content-Digest", digest)
         if stated != digest:
             raise IntegrityError(
-                f"`{self._name}` says that it stored `{printable(stated)}` where `{digest}` was sent", digest=digest
+                f"`{self._name}` says that it stored `{one_line(stated)}` where `{digest}` was sent", digest=digest
             )
 
     def _next_location(self, response: Answer) -> str:
