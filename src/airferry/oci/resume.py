@@ -10,31 +10,33 @@ import fcntl
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Protocol, runtime_checkable
+from typing import IO, Protocol
 
 from airferry.errors import IntegrityError
 from airferry.host import files
 from airferry.oci.digest import digest_hex
 from airferry.oci.documents import Descriptor
-from airferry.oci.layout import LayoutStore
-from airferry.oci.ports import BLOCK_BYTES, blocks
+from airferry.oci.ports import BLOCK_BYTES, Source, blocks
 
 RESUMABLE_FROM_BYTES = 16 * BLOCK_BYTES
 
 
-@runtime_checkable
-class RangedSource(Protocol):
-    """A source whose blobs can be read from an offset on, unverified."""
+class BlobFolder(Protocol):
+    """A store that keeps each blob as a file."""
 
-    def open_blob_at(self, descriptor: Descriptor, offset: int) -> AbstractContextManager[IO[bytes]]:
-        """Open a blob from an offset on."""
+    def blob_path(self, digest: str) -> Path:
+        """Return the path where a blob is or would be."""
+        ...
+
+    def link_blob(self, source_path: Path, descriptor: Descriptor) -> None:
+        """Store a blob that is a file on this machine, verified."""
         ...
 
 
 def fetch_blob(
-    source: RangedSource, store: LayoutStore, descriptor: Descriptor, *, on_block: Callable[[int], None]
+    source: Source, store: BlobFolder, descriptor: Descriptor, *, on_block: Callable[[int], None]
 ) -> bool:
     """Bring a blob into a layout, going on where an earlier process ended; False if another process is at it now.
 
@@ -68,7 +70,7 @@ def fetch_blob(
 
 
 def _fill(
-    stream: IO[bytes], source: RangedSource, descriptor: Descriptor, on_block: Callable[[int], None]
+    stream: IO[bytes], source: Source, descriptor: Descriptor, on_block: Callable[[int], None]
 ) -> tuple[bool, str]:
     """Hash what is there, append what is missing, and return whether something was there, and the digest of all."""
     seen = hashlib.sha256()
@@ -95,7 +97,7 @@ def _fill(
     return resumed, "sha256:" + seen.hexdigest() if offset <= descriptor.size else "too long"
 
 
-def _adopt(stream: IO[bytes], path: Path, store: LayoutStore, descriptor: Descriptor) -> None:
+def _adopt(stream: IO[bytes], path: Path, store: BlobFolder, descriptor: Descriptor) -> None:
     """Move the verified file into the layout, or copy it where that is another file system."""
     target = store.blob_path(descriptor.digest)
     os.fchmod(stream.fileno(), 0o644)

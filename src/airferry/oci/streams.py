@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import IO, Any, cast
 
 from airferry.errors import HostError, IntegrityError
+from airferry.host.progress import MIB
 from airferry.oci.documents import Descriptor
-from airferry.oci.ports import BLOCK_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class SizedReader(io.RawIOBase):
             HostError: the medium cannot be read.
         """
         if size is None or size < 0:
-            return b"".join(iter(lambda: self.read(BLOCK_BYTES), b""))
+            return b"".join(iter(lambda: self.read(MIB), b""))
         if self._left == 0:
             self._end()
             return b""
@@ -102,7 +102,7 @@ class SizedReader(io.RawIOBase):
         """
         sliced = type(self) is SizedReader and isinstance(self._stream, io.FileIO)
         while size:
-            length = min(size, BLOCK_BYTES)
+            length = min(size, MIB)
             block: bytes | FileSlice
             if sliced and length <= self._left:
                 offset = self.descriptor.size - self._left
