@@ -211,8 +211,8 @@ def replace_expired_tokens(running: RegistryProcess) -> None:
     with RegistryClient(running.address, options=LOGGED_IN) as client:
         source = RegistrySource(client, "p0/team/trainer")
         descriptor = source.resolve("1.0")
-        stale = {key: type(token)("Bearer stale", token.expires_s) for key, token in client.auth._tokens.items()}
-        client.auth._tokens.update(stale)
+        stale = {key: type(token)("Bearer stale", token.expires_s) for key, token in client._login._tokens.items()}
+        client._login._tokens.update(stale)
         assert source.find("1.0") == descriptor.digest
 
 

@@ -10,7 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-import requests
 
 from airferry.errors import IntegrityError
 from airferry.oci.documents import LAYER_TAR, Descriptor
@@ -134,14 +133,6 @@ def test_a_proxy_is_asked_for_every_other_host(
     with RegistryClient(registry.address, options=options()) as client:
         assert RegistrySink(client, "r/x").has_blob(layer), "loopback is never behind a proxy"
         assert None not in client._connections._pools.values()
-
-
-def test_what_oras_py_asks_for_comes_as_it_expects(registry: ScriptedRegistry) -> None:
-    with RegistryClient(registry.address, options=options()) as client:
-        response = client.do_request(client.url(""), "GET")
-        missing = client.do_request(client.url("a/b/manifests/x"), "GET")
-    assert isinstance(response, requests.Response) and response.ok
-    assert (missing.status_code, missing.json()["errors"][0]["code"]) == (404, "MANIFEST_UNKNOWN")
 
 
 def test_pages_of_referrers_are_followed(registry: ScriptedRegistry) -> None:

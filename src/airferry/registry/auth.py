@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-from oras.auth.base import AuthBackend
-
 from airferry.errors import RegistryError
 from airferry.host import clock
 from airferry.oci.reference import is_loopback
@@ -77,12 +75,11 @@ def parse_challenges(text: str) -> list[Challenge]:
     return found
 
 
-class RegistryAuth(AuthBackend):  # type: ignore[misc]
+class RegistryAuth:
     """The `Authorization` headers for one registry host. Safe to use from threads."""
 
     def __init__(self, registry: str, *, lookup: Lookup, request_token: TokenRequest, plain_http: bool) -> None:
         """Hold what is needed to log in. `request_token(method, url, headers, body)` sends to a token server."""
-        super().__init__()
         self.registry = registry
         self._lookup = lookup
         self._request_token = request_token
@@ -91,9 +88,6 @@ class RegistryAuth(AuthBackend):  # type: ignore[misc]
         self._challenge: Challenge | None = None
         self._tokens: dict[tuple[str, ...], _Token] = {}
         self._credentials: dict[str, Credential | None] = {}
-
-    def load_configs(self, container: object, configs: object = None) -> None:
-        """Do nothing: credentials are looked up when the registry asks for them."""
 
     def authorization(self, scopes: Sequence[str]) -> str | None:
         """Return the header for a request with these scopes, or None while the registry has asked for nothing.

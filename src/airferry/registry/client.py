@@ -1,4 +1,4 @@
-"""The one client that talks to registries: oras-py's `Registry` with its own requests, retries, trust and login.
+"""The one client that talks to registries: oras-py's `Registry`, with requests, retries, trust and login of airferry.
 
 Follows the OCI distribution-spec v1.1. Redirects are followed here, so that credentials never go to another host;
 answers are bounded; what a registry says becomes a `RegistryError` that names method, redacted URL, status and code.
@@ -13,21 +13,21 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 from urllib.parse import urljoin, urlsplit
 
 import requests
 import urllib3
 
-from airferry.errors import RegistryError, UsageError
+from airferry.errors import RegistryError
 from airferry.events import Emit, Warned, silent
-from airferry.oci.reference import DEFAULT_REGISTRY, is_loopback
+from airferry.oci.reference import is_loopback
 from airferry.registry.auth import RegistryAuth
 from airferry.registry.connections import Answer, Body, Connections, speaks_tls
 from airferry.registry.credentials import Lookup, find_credential
 from airferry.registry.failures import MAX_ERROR_BYTES, connection_error, is_fatal, is_refused, redacted, status_error
 from airferry.registry.governor import Governor, RateLimit
-from airferry.registry.oras_registry import Registry
+from airferry.registry.oras_registry import OrasRegistry
 from airferry.registry.retry import TRANSIENT_STATUSES, RetryPolicy, retry_after_s
 from airferry.registry.tls import make_context
 
@@ -37,7 +37,6 @@ MAX_TOKEN_ANSWER_BYTES = 256 * 1024
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 # a registry that restarts is back within seconds of a load that runs; one that never answered mostly is not there
 REFUSALS_AT_THE_START = 4
-_DOCKER_HOST = "registry-1.docker.io"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +56,10 @@ class ClientOptions:
     lookup: Lookup = find_credential
 
 
-def _keep_headers(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """Stand in the place of a login, so that requests does not take one from `~/.netrc`."""
-    return request
-
-
-class RegistryClient(Registry):  # type: ignore[misc]
+class RegistryClient(OrasRegistry):
     """A client of one registry host. Safe to use from as many threads as `options.jobs` says.
 
-    `request` is the door for everything; the methods of oras-py's `Registry` come through it as well.
+    `request` is the one door: the methods of oras-py's `Registry` come through it as well.
     """
 
     def __init__(
@@ -85,8 +79,7 @@ class RegistryClient(Registry):  # type: ignore[misc]
         """
         self.options = options or ClientOptions()
         self.insecure = insecure
-        super().__init__(hostname=registry)
-        self.registry = registry
+        super().__init__(registry)
         self.emit = emit
         self.governor = Governor(self.options.jobs)
         self.rate = RateLimit(self.options.limit_rate, sleep=self.options.retry.sleep)
@@ -96,15 +89,13 @@ class RegistryClient(Registry):  # type: ignore[misc]
         self._scheme_error: RegistryError | None = None
         self._answered = False
         self._said_unreachable = False
-        self.session.auth = _keep_headers
         self._connections = Connections(
-            self.session,
             context=self._make_context(registry),
             # a copy within one registry holds two connections a job, one that reads and one that writes
             most=2 * self.options.jobs + 2,
             verify=not insecure,
         )
-        self.auth = RegistryAuth(
+        self._login = RegistryAuth(
             registry,
             lookup=self.options.lookup,
             request_token=self._request_token,
@@ -113,7 +104,7 @@ class RegistryClient(Registry):  # type: ignore[misc]
 
     def close(self) -> None:
         """Close all connections. Idempotent."""
-        self.session.close()
+        self._connections.close()
 
     def __enter__(self) -> RegistryClient:
         return self
@@ -129,8 +120,7 @@ class RegistryClient(Registry):  # type: ignore[misc]
         Raises:
             RegistryError: plain HTTP was asked for where it must not be, or the registry cannot be reached.
         """
-        host = _DOCKER_HOST if self.registry == DEFAULT_REGISTRY else self.registry
-        return f"{self._find_scheme(host)}://{host}/v2/{path}"
+        return f"{self._find_scheme(self.host)}://{self.host}/v2/{path}"
 
     def request(
         self,
@@ -161,6 +151,7 @@ class RegistryClient(Registry):  # type: ignore[misc]
         if self.insecure and method not in ("GET", "HEAD"):
             raise RegistryError(f"cannot {what}: nothing is sent to `{self.registry}` over a connection for pulls")
         whole = url if "://" in url else self.url(url)
+        self._check_scheme(whole, what)
         tries = min(attempts or self.options.retry.attempts, self.options.retry.attempts)
         timeout = (self.options.connect_timeout_s, read_timeout_s or self.options.read_timeout_s)
         for attempt in range(tries):
@@ -201,28 +192,6 @@ class RegistryClient(Registry):  # type: ignore[misc]
             )
         raise AssertionError("a retry policy allows one attempt at least")
 
-    def do_request(
-        self,
-        url: str,
-        method: str = "GET",
-        data: Any = None,
-        headers: dict[str, str] | None = None,
-        json: Any = None,
-        stream: bool = False,
-    ) -> requests.Response:
-        """Serve the methods of oras-py's `Registry`: the same as `request`, with any status.
-
-        Raises:
-            RegistryError: no answer.
-            UsageError: a body in JSON, which no method that is used sends.
-        """
-        if json is not None:
-            raise UsageError("bodies are sent as bytes, so that their digest is known")
-        answer = self.request(
-            method, url, what="talk to the registry", headers=headers, body=data, expected=None, stream=stream
-        )
-        return answer.to_response(read=not stream)
-
     # -- the parts of a request ---------------------------------------------------------------------------------
 
     def _authorised(
@@ -238,7 +207,7 @@ class RegistryClient(Registry):  # type: ignore[misc]
     ) -> Answer:
         """Send once; after a 401 once more, with what its challenge asks for."""
         own = self._is_own(url)
-        header = self.auth.authorization(scopes) if own else None
+        header = self._login.authorization(scopes) if own else None
         for _ in range(2):
             sent = {**headers, "Authorization": header} if header else headers
             response = self._follow(method, url, sent, body, stream, timeout, what)
@@ -248,7 +217,7 @@ class RegistryClient(Registry):  # type: ignore[misc]
             # read to its end, so that its connection is free: the token server may be the registry itself
             _read_content(response, MAX_ERROR_BYTES, what=what, truncate=True)
             response.close()
-            fresh = self.auth.respond(asked, scopes=scopes, refused=header)
+            fresh = self._login.respond(asked, scopes=scopes, refused=header)
             if fresh is None:
                 return response
             header = fresh
@@ -308,9 +277,19 @@ class RegistryClient(Registry):  # type: ignore[misc]
     def _is_own(self, url: str) -> bool:
         """Tell whether a URL is the registry's own host, where its credentials may go."""
         parts = urlsplit(url)
-        host = _DOCKER_HOST if self.registry == DEFAULT_REGISTRY else self.registry
-        same = parts.netloc == host or (parts.scheme == "https" and parts.netloc == f"{host}:443")
-        return same and parts.scheme == self._find_scheme(host)
+        same = parts.netloc == self.host or (parts.scheme == "https" and parts.netloc == f"{self.host}:443")
+        return same and parts.scheme == self._find_scheme(self.host)
+
+    def _check_scheme(self, url: str, what: str) -> None:
+        """Refuse plain HTTP that nobody asked for: an upload goes on where the registry's `Location` points."""
+        parts = urlsplit(url)
+        plain = parts.scheme == "http" and not self.options.plain_http and not is_loopback(parts.netloc)
+        if plain and not self._is_own(url):
+            raise RegistryError(
+                f"cannot {what}: `{self.registry}` points from TLS to plain HTTP at `{redacted(url)}`",
+                hint="the registry does not know that a proxy in front of it speaks TLS; set its external URL",
+                url=redacted(url),
+            )
 
     def _request_token(self, method: str, url: str, headers: dict[str, str], body: bytes | None) -> Answer:
         timeout = (self.options.connect_timeout_s, self.options.read_timeout_s)
@@ -343,7 +322,6 @@ class RegistryClient(Registry):  # type: ignore[misc]
                 except RegistryError as failed:
                     self._scheme_error = failed
                     raise
-                self.prefix = self._scheme
             return self._scheme
 
     def _is_nobody(self, error: Exception, attempt: int) -> bool:

@@ -12,13 +12,13 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from http.cookiejar import DefaultCookiePolicy
 from typing import Any, Protocol, runtime_checkable
 from urllib.parse import SplitResult, urlsplit
 
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
-from requests.structures import CaseInsensitiveDict
 from requests.utils import get_environ_proxies, parse_header_links, requote_uri, select_proxy
 from urllib3.connection import HTTPConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
@@ -75,21 +75,15 @@ class Answer:
         links = parse_header_links(self.headers.get("Link", ""))
         return next((link["url"] for link in links if link.get("rel") == "next"), "")
 
-    def to_response(self, *, read: bool) -> requests.Response:
-        """Return the same as what `requests` gives; `read` says that the content was read."""
-        response = requests.Response()
-        response.status_code = self.status_code
-        response.url = self.url
-        response.headers = CaseInsensitiveDict(self.headers)
-        response.raw = self.raw
-        if read:
-            response._content = self.content
-        return response
-
     def close(self) -> None:
         """Give up what was not read. Idempotent."""
         self.raw.close()
         self.raw.release_conn()
+
+
+def _keep_headers(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """Stand in the place of a login, so that requests does not take one from `~/.netrc`."""
+    return request
 
 
 class Connections:
@@ -97,7 +91,6 @@ class Connections:
 
     def __init__(
         self,
-        session: requests.Session,
         *,
         context: Callable[[], ssl.SSLContext] | None,
         most: int,
@@ -107,13 +100,20 @@ class Connections:
 
         Without `verify` every certificate is accepted.
         """
-        self._session = session
+        self._session = requests.Session()
+        self._session.auth = _keep_headers
+        # some registries take a client that returns their cookie for a browser, and ask for more of it (Harbor's CSRF)
+        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         self._verify = verify
         self._context = context
         self._most = most
         self._lock = threading.Lock()
         self._pools: dict[tuple[str, str], HTTPConnectionPool | None] = {}
-        session.mount("http://", _Adapter(None, most))
+        self._session.mount("http://", _Adapter(None, most))
+
+    def close(self) -> None:
+        """Close all connections. Idempotent."""
+        self._session.close()
 
     def send(
         self, method: str, url: str, headers: Mapping[str, str], body: Body | None, timeout: tuple[float, float]
