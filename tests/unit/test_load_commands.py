@@ -15,7 +15,7 @@ from airferry.cli import far
 from airferry.cli.app import run
 from airferry.cli.render import Reporter
 from airferry.far.load import LoadResult
-from airferry.far.push import PushResult
+from airferry.oci.copy import CopyReport
 from travelling_catalogue import DIGEST, REF, TARGET, URL, receipt_of
 
 IMAGE = f"hub.site:5000/airgap/trainer@{DIGEST}"
@@ -46,7 +46,7 @@ def outcome(receipt: Receipt, *, baked: bool, by_target: bool = True) -> LoadOut
         tool=ToolEntry(airferry="0"),
     )
     report = VerifyReport(Path("out"), DIGEST, True, 1, 1, 1, 1, ())
-    return LoadOutcome(LoadResult(report, manifest, PushResult(), (), receipt, False), Path("airgap-receipt.yaml"))
+    return LoadOutcome(LoadResult(report, manifest, CopyReport(), (), receipt, False), Path("airgap-receipt.yaml"))
 
 
 @pytest.mark.parametrize("by_target", [True, False])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from airferry.errors import IntegrityError
 from airferry.host.canonical import canonical_json
-from airferry.oci.copy import read_closure
+from airferry.oci.closure import read_closure
 from airferry.oci.documents import (
     EMPTY_CONFIG,
     EMPTY_CONFIG_BYTES,

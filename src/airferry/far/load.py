@@ -28,14 +28,15 @@ from airferry.bundle.twins import twin_of
 from airferry.bundle.verify import Bundle, VerifyReport, find_layout, open_bundle, verify_bundle
 from airferry.errors import IntegrityError, RegistryError, UsageError
 from airferry.events import Emit, Warned, silent
-from airferry.far.push import Pusher, PushResult, Shipment
+from airferry.far.push import RegistrySinks, audit, load_transfer
 from airferry.far.relocate import ARTIFACTS_REPOSITORY, Destination, parse_destination, relocate
 from airferry.far.tags import TagMove, WantedTag, forget_journal, move_tags, plan_tags
 from airferry.host import clock, files
 from airferry.host.stages import stage
-from airferry.oci.copy import read_closure
+from airferry.oci.closure import read_closure
+from airferry.oci.copy import CopyReport, Shipment, Transfer
 from airferry.oci.digest import digest_hex
-from airferry.oci.documents import Descriptor, parse_manifest
+from airferry.oci.documents import Descriptor
 from airferry.oci.reference import Reference
 from airferry.registry.client import ClientOptions, RegistryClient
 from airferry.registry.profile import keep_learned, read_profile
@@ -51,7 +52,7 @@ class LoadResult:
 
     report: VerifyReport
     manifest: BundleManifest
-    pushed: PushResult
+    pushed: CopyReport
     tags: tuple[TagMove, ...]
     receipt: Receipt
     dry_run: bool
@@ -104,23 +105,23 @@ def load_bundle(
         mounts = known.mounts is not False
         journal = None if dry_run else work / "uploads.json"
         uploader = Uploader(client, limits=limits or known.limits(), journal=journal, mounts=mounts)
-        pusher = Pusher(client, uploader, bundle.store, jobs=options.jobs, emit=emit, mounts=mounts)
+        sinks = RegistrySinks(client, uploader)
+        transfer = load_transfer(bundle.store, sinks, jobs=options.jobs, emit=emit)
         if dry_run:
-            pushed = pusher.preview(shipments)
+            pushed = transfer.preview(shipments)
         else:
             try:
-                pushed = stage("push", emit, lambda: _push(pusher, shipments))
+                pushed = stage("push", emit, lambda: _push(transfer, shipments))
             finally:
-                keep_learned(known, uploader.limits, mounts=pusher.mounts)
+                keep_learned(known, uploader.limits, mounts=uploader.mounts)
             refused = _say_refused(pushed, destination, emit)
             shipments = [item for item in shipments if item.name not in refused]
-            stage("audit", emit, lambda: pusher.audit(shipments))
-        wanted = _wanted_tags(bundle, pusher, places, shipments)
+            stage("audit", emit, lambda: audit(transfer, shipments, registry=destination.registry))
+        wanted = _wanted_tags(bundle, sinks, places, shipments)
         tags = plan_tags(wanted, receipt_path, root=bundle.root, jobs=options.jobs)
         receipt = _receipt(bundle, destination, places, tags, shipments, verified=root is not None)
         receipt = receipt.model_copy(update={"left_out": _left_out(pushed, places)})
         if not dry_run:
-            sinks = {item.sink.repository: item.sink for item in wanted}
             stage("tag", emit, lambda: move_tags(tags, sinks, receipt_path, root=bundle.root))
             write_receipt(receipt, receipt_path)
             forget_journal(receipt_path)
@@ -166,11 +167,11 @@ def expected_receipt(
     return _receipt(bundle, destination, places, (), plan_shipments(bundle, destination, places), verified=False)
 
 
-def _push(pusher: Pusher, shipments: Sequence[Shipment]) -> PushResult:
+def _push(transfer: Transfer, shipments: Sequence[Shipment]) -> CopyReport:
     try:
-        return pusher.push(shipments)
+        return transfer.send(shipments)
     except RegistryError as error:
-        unfinished = pusher.unfinished(shipments)
+        unfinished = transfer.unfinished(shipments)
         optional = {item.name for item in shipments if item.optional}
         artifacts = sum(name.startswith(ARTIFACT_NAME) for name in unfinished)
         images = sum(name not in optional and not name.startswith(ARTIFACT_NAME) for name in unfinished)
@@ -206,7 +207,7 @@ def place_images(
     return places
 
 
-def _say_refused(pushed: PushResult, destination: Destination, emit: Emit) -> set[str]:
+def _say_refused(pushed: CopyReport, destination: Destination, emit: Emit) -> set[str]:
     """Warn about the optional shipments that the registry refused, and return their names."""
     if pushed.refused:
         emit(
@@ -219,7 +220,7 @@ def _say_refused(pushed: PushResult, destination: Destination, emit: Emit) -> se
     return {refused.item.name for refused in pushed.refused}
 
 
-def _left_out(pushed: PushResult, places: Mapping[str, Reference]) -> tuple[LeftOut, ...]:
+def _left_out(pushed: CopyReport, places: Mapping[str, Reference]) -> tuple[LeftOut, ...]:
     return tuple(
         LeftOut(reference=str(places[one.item.name]), digest=one.item.descriptor.digest, reason=one.reason)
         for one in sorted(pushed.refused, key=lambda one: one.item.name)
@@ -246,11 +247,11 @@ def plan_shipments(bundle: Bundle, destination: Destination, places: Mapping[str
         held: list[Descriptor] = []
         for descriptor in waiting:
             closure = read_closure(bundle.store, descriptor)
-            subject = parse_manifest(closure.top.data).subject
-            if subject is not None and subject.digest not in homes:
+            subject = closure.top.subject
+            if subject is not None and subject not in homes:
                 held.append(descriptor)
                 continue
-            repositories = homes[subject.digest] if subject else [destination.repository(ARTIFACTS_REPOSITORY)]
+            repositories = homes[subject] if subject else [destination.repository(ARTIFACTS_REPOSITORY)]
             for repository in dict.fromkeys(repositories):
                 shipments.append(Shipment(f"{ARTIFACT_NAME}{descriptor.digest}", repository, closure))
                 homes.setdefault(descriptor.digest, []).append(repository)
@@ -273,13 +274,13 @@ def artifact_tag(bundle: Bundle, item: Shipment) -> str | None:
 
 
 def _wanted_tags(
-    bundle: Bundle, pusher: Pusher, places: Mapping[str, Reference], shipments: Sequence[Shipment]
+    bundle: Bundle, sinks: RegistrySinks, places: Mapping[str, Reference], shipments: Sequence[Shipment]
 ) -> list[WantedTag]:
     """Return the tags to set."""
     wanted = []
     for item in shipments:
         place = places.get(item.name)
-        sink = pusher.sink(item.repository)
+        sink = sinks(item.repository)
         tag = place.tag if place is not None else artifact_tag(bundle, item)
         if tag is not None:
             wanted.append(WantedTag(f"{sink}:{tag}", sink, tag, item.closure.top))

@@ -25,7 +25,7 @@ from airferry.near.git.addresses import redact
 from airferry.near.lock.resolve import needed_bases
 from airferry.near.wheels.store import WheelStore
 from airferry.oci.archive import ArchiveSource
-from airferry.oci.copy import select_platforms
+from airferry.oci.closure import select_platforms
 from airferry.oci.documents import (
     IMAGE_MANIFEST,
     INDEX_TYPES,

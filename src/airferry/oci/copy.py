@@ -259,7 +259,8 @@ class Transfer:
                     raise IntegrityError(f"blob `{digest}` is declared with two sizes", digest=digest)
                 if item.repository not in blob.repositories:
                     blob.repositories.append(item.repository)
-        return [found[descriptor.digest] for descriptor in self._options.order(one.descriptor for one in found.values())]
+        ordered = self._options.order(blob.descriptor for blob in found.values())
+        return [found[descriptor.digest] for descriptor in ordered]
 
     def _place(self, blob: _Wanted, advance: Callable[[int], None]) -> None:
         """Bring one blob into all repositories that want it: one of them is sent it, the others take it over there."""

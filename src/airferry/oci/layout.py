@@ -406,6 +406,18 @@ class LayoutStore(Source, Sink):
         return data
 
 
+class UnlistedLayout(LayoutStore):
+    """A layout in which a copy only puts blobs and manifests, while index.json stays what it is until it is sealed."""
+
+    def put_manifest(self, stored: Stored, *, reference: str | None = None) -> None:
+        """Store a manifest's or index's bytes.
+
+        Raises:
+            IntegrityError: the bytes are not what the descriptor says.
+        """
+        self.put_blob(stored.descriptor, io.BytesIO(stored.data))
+
+
 def _same_unnamed(old: Descriptor, new: Descriptor) -> bool:
     return old.digest == new.digest and not names_of(old)
 

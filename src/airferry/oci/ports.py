@@ -178,8 +178,11 @@ class Sink(ABC):
 
     # what another sink of the same kind calls this one when it takes a blob over from here
     repository = ""
-    # `mount_blob` is worth a try
-    mounts = False
+
+    @property
+    def mounts(self) -> bool:
+        """Whether `mount_blob` is worth a try."""
+        return False
 
     @abstractmethod
     def has_blob(self, descriptor: Descriptor) -> bool:

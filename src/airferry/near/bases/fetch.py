@@ -26,7 +26,8 @@ from airferry.near.bases import debian
 from airferry.near.bases.layers import layers_at_once
 from airferry.near.bases.tee import Learn, learning
 from airferry.oci.archive import ArchiveSource
-from airferry.oci.copy import DEFAULT_JOBS, copy_image, select_platforms
+from airferry.oci.closure import select_platforms
+from airferry.oci.copy import DEFAULT_JOBS, CopyOptions, copy_image
 from airferry.oci.documents import (
     DOCKER_CONFIG,
     DOCKER_LAYER_GZIP,
@@ -201,12 +202,13 @@ class BaseCache:
         for platform, child in found.children.items():
             manifest = parse_manifest(source.read_manifest(child).data, what=f"the manifest of `{name}`")
             self._ensure_room(manifest, name=name)
-            if learn is None:
-                copy_image(source, self.store, child, emit=self._emit)
-            else:
-                shared = learning(source, self._diff_ids(source, manifest, name=name), learn)
+            reader, jobs = source, DEFAULT_JOBS
+            if learn is not None:
+                reader = learning(source, self._diff_ids(source, manifest, name=name), learn)
                 # what is read at a time is what is learnt at a time: two layers keep the cores of one busy
-                copy_image(shared, self.store, child, jobs=min(2 * layers_at_once(), DEFAULT_JOBS), emit=self._emit)
+                jobs = min(2 * layers_at_once(), DEFAULT_JOBS)
+            options = CopyOptions(jobs=jobs, task=f"copy {child.digest}", emit=self._emit)
+            copy_image(reader, self.store, child, options=options)
             image = self._read(found.base, platform, child)
             _check_platforms(name, image.config, [platform])
             images[platform] = image

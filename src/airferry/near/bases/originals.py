@@ -14,9 +14,10 @@ from airferry.config import RegistryBase
 from airferry.errors import AirferryError, BuildError, IntegrityError
 from airferry.near.bases.fetch import BaseCache
 from airferry.near.lock.resolve import needed_bases
-from airferry.oci.copy import copy_image, read_closure
+from airferry.oci.closure import read_closure
+from airferry.oci.copy import CopyOptions, copy_image
 from airferry.oci.documents import INDEX_TYPES, MAX_MANIFEST_BYTES, Descriptor
-from airferry.oci.layout import LayoutStore
+from airferry.oci.layout import LayoutStore, UnlistedLayout
 from airferry.oci.ports import Source
 from airferry.oci.reference import parse_reference
 from airferry.plan.lockfile import Lockfile
@@ -64,12 +65,10 @@ def put_originals(originals: Mapping[str, Descriptor], cache: LayoutStore, bundl
         IntegrityError: the cache lacks something, or holds what is not the blob.
     """
     entries = []
+    # an older bundle in the same folder stays what its root says until it is sealed again
+    sink = UnlistedLayout(bundle.path, read_only=False)
     for name, descriptor in originals.items():
-        closure = read_closure(cache, descriptor)
-        for blob in closure.blobs.values():
-            bundle.link_blob(cache.blob_path(blob.digest), blob)
-        for stored in closure.manifests:
-            bundle.put_bytes(stored.data, stored.descriptor.media_type)
+        copy_image(cache, sink, descriptor, options=CopyOptions(link=True))
         entries.append(describe_original(bundle, descriptor, reference=name))
     return entries
 
