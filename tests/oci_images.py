@@ -33,12 +33,14 @@ from airferry.oci.documents import (
     Index,
     Manifest,
     PlatformDocument,
+    descriptor_of,
     parse_image_config,
     parse_manifest,
 )
 from airferry.oci.layers import Compression, LayerResult, compress_layer
 from airferry.oci.layout import LayoutStore
 from airferry.oci.platform import Platform, parse_platform
+from airferry.oci.ports import Stored
 
 REFERENCE = "registry.example/team/trainer:1.0"
 
@@ -94,6 +96,21 @@ def put_manifest(
         IMAGE_MANIFEST,
         platform=PlatformDocument(os=stated.os, architecture=stated.architecture),
     )
+
+
+def manifest_over(blobs: dict[str, bytes], layer: Descriptor) -> Stored:
+    """Return the manifest of an image of one uncompressed layer; its config goes to the blobs."""
+    config = {
+        "architecture": "amd64",
+        "os": "linux",
+        "rootfs": {"type": "layers", "diff_ids": [layer.digest]},
+    }
+    data = canonical_json(config)
+    described = descriptor_of(data, IMAGE_CONFIG)
+    blobs[described.digest] = data
+    manifest = Manifest(schema_version=2, media_type=IMAGE_MANIFEST, config=described, layers=[layer])
+    document = canonical_json(manifest)
+    return Stored(descriptor_of(document, IMAGE_MANIFEST), document)
 
 
 def put_index(store: LayoutStore, children: Sequence[Descriptor]) -> Descriptor:

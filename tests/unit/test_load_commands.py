@@ -55,6 +55,18 @@ def test_a_step_with_a_baked_checkout_takes_the_config_that_overlays_writes(by_t
     assert commands == ["nemotron steps run sft/one -c airgap-overlays/EXECUTOR/sft/one/tiny.yaml -b PROFILE"]
 
 
+@pytest.mark.parametrize("submit", [None, "", "acme run {step} --file {config} {overrides}"])
+@pytest.mark.parametrize("baked", [True, False])
+def test_no_command_overrides_the_mounts_of_a_job(baked: bool, submit: str | None) -> None:
+    """Overrides come after the profile: one of the mounts would take its storage away."""
+    for targets in (("sft/one:tiny",), ("sft/one",), ("sft/one:tiny", "eval/two")):
+        steps = dict.fromkeys(targets, IMAGE)
+        receipt = receipt_of(DIGEST, submit=submit).model_copy(update={"targets": targets, "steps": steps})
+        commands = outcome(receipt, baked=baked).submit_commands()
+        assert len(commands) == len(targets)
+        assert [command for command in commands if "mounts" in command] == []
+
+
 def test_a_step_without_one_takes_its_own_config_and_the_image() -> None:
     commands = outcome(receipt_of(DIGEST), baked=False).submit_commands()
     assert commands == [f"nemotron steps run sft/one -c tiny -b PROFILE run.env.container_image={IMAGE}"]

@@ -1,0 +1,304 @@
+"""A load and its rollback, as they are typed, against a registry: what is written and said, and both ways of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airferry.bundle.receipt import read_receipt
+from airferry.bundle.verify import open_bundle
+from airferry.cli.app import run
+from airferry.errors import RegistryError
+from airferry.far import load as loading
+from airferry.far.tags import journal_path
+from airferry.oci.copy import Closure, read_closure
+from airferry.registry.client import ClientOptions
+from airferry.registry.retry import RetryPolicy
+from oci_images import make_bundle
+from scripted_registry import Call, Exchange, ScriptedRegistry, error_document, run_scripted, sha256
+
+ORIGIN_UNKNOWN = "Integrity was checked, not origin"
+TRAINER = "airgap/team/trainer"
+
+
+@pytest.fixture
+def registry() -> Iterator[ScriptedRegistry]:
+    with run_scripted() as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AIRFERRY_ROOT", "AIRFERRY_TO", "AIRFERRY_SITE", "AIRFERRY_SOURCE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two bundles of one image, whose bytes differ: an older and a newer delivery. Nothing writes into them."""
+    folder = tmp_path_factory.mktemp("bundles")
+    for salt in ("", "2"):
+        make_bundle(folder / f"bundle{salt}", salt)
+    return {"old": folder / "bundle", "new": folder / "bundle2"}
+
+
+def load(registry: ScriptedRegistry, bundle: Path, *more: str) -> int:
+    return run(["load", str(bundle), "--to", f"{registry.address}/airgap", "--plain-http", *more])
+
+
+def roll_back(*more: str) -> int:
+    return run(["load", "--rollback", "airgap-receipt.yaml", "--plain-http", *more])
+
+
+def tag_of(registry: ScriptedRegistry, name: str, tag: str) -> str | None:
+    found = registry.manifests.get(f"{name}@{tag}")
+    return None if found is None else sha256(found[0])
+
+
+def closures(path: Path) -> list[Closure]:
+    bundle = open_bundle(path)
+    return [read_closure(bundle.store, entry) for entry in (*bundle.images.values(), *bundle.artifacts)]
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
+    """Return what went to stdout as it is, and to stderr with its line breaks taken out."""
+    captured = capsys.readouterr()
+    return captured.out, " ".join(captured.err.split())
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_the_receipt_says_whether_the_root_was_compared(
+    given: bool, registry: ScriptedRegistry, bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = open_bundle(bundles["old"]).root
+    assert load(registry, bundles["old"], *(["--root", root] if given else [])) == 0
+    receipt = read_receipt(Path("airgap-receipt.yaml"))
+    assert (receipt.bundle_root, receipt.root_verified) == (root, given)
+    assert (ORIGIN_UNKNOWN in said(capsys)[1]) is not given
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_the_report_of_a_verification_says_whether_the_root_was_compared(
+    given: bool, bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = open_bundle(bundles["old"]).root
+    arguments = ["verify", str(bundles["old"]), *(["--root", root] if given else [])]
+    assert run([*arguments, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["root"], document["root_verified"]) == (root, given)
+    assert run(arguments) == 0
+    out, err = said(capsys)
+    assert out == "", "what was found wrong is the data, and nothing was"
+    assert f"root {root}" in err and "1 image" in err and "2 artifacts; " in err
+    assert ("(as expected)" in err) is given and (ORIGIN_UNKNOWN in err) is not given
+
+
+def test_the_root_of_another_bundle_is_refused_and_nothing_is_asked(
+    registry: ScriptedRegistry, bundles: dict[str, Path]
+) -> None:
+    assert load(registry, bundles["old"], "--root", open_bundle(bundles["new"]).root) == 6
+    assert registry.calls == [] and not Path("airgap-receipt.yaml").exists()
+
+
+def test_a_load_says_what_it_did_and_a_second_one_sends_nothing(
+    registry: ScriptedRegistry, bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert load(registry, bundles["old"]) == 0
+    first = said(capsys)[1]
+    assert "0 taken over from another repository, 0 there already" in first
+    assert "2 of 2 tags moved" in first and "wrote airgap-receipt.yaml" in first
+    assert load(registry, bundles["old"], "--json") == 0
+    second = json.loads(said(capsys)[0])
+    assert (second["sent_blobs"], second["sent_bytes"], second["dry_run"]) == (0, 0, False)
+    assert second["present_blobs"] > 0 and {tag["moved"] for tag in second["tags"]} == {False}
+    assert second["receipt_path"] == "airgap-receipt.yaml"
+
+
+def test_a_dry_run_writes_nothing_anywhere_and_says_what_would_move(
+    registry: ScriptedRegistry, bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert load(registry, bundles["old"], "--dry-run") == 0
+    out, _err = said(capsys)
+    bundle = open_bundle(bundles["old"])
+    (index,) = bundle.images.values()
+    lines = out.splitlines()
+    assert f"tag  {registry.address}/{TRAINER}:1.0  {index.digest}" in lines
+    sends = [line.split()[1] for line in lines if line.startswith("send  ")]
+    blobs = {blob.digest for closure in closures(bundles["old"]) for blob in closure.blobs.values()}
+    assert {name.partition("@")[2] for name in sends} == blobs
+    assert lines[-1].startswith("would send ")
+    assert load(registry, bundles["old"], "--dry-run", "--json") == 0
+    document = json.loads(said(capsys)[0])
+    assert (document["dry_run"], document["receipt_path"]) == (True, None)
+    assert {call.method for call in registry.calls} <= {"GET", "HEAD"}
+    assert not registry.manifests and not registry.blobs and not Path("airgap-receipt.yaml").exists()
+
+
+def test_a_rollback_puts_back_what_a_tag_stood_for_and_removes_what_is_new(
+    registry: ScriptedRegistry, bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert load(registry, bundles["old"]) == 0
+    before = tag_of(registry, TRAINER, "1.0")
+    assert load(registry, bundles["new"]) == 0
+    after = tag_of(registry, TRAINER, "1.0")
+    assert before is not None and after not in (before, None)
+    receipt = read_receipt(Path("airgap-receipt.yaml"))
+    assert [(tag.digest, tag.previous_digest) for tag in receipt.tags if tag.reference.endswith(":1.0")] == [
+        (after, before)
+    ]
+    assert not journal_path(Path("airgap-receipt.yaml")).exists()
+    said(capsys)
+    assert roll_back("--json") == 0
+    document = json.loads(said(capsys)[0])
+    assert document["restored"] == [f"{registry.address}/{TRAINER}:1.0"]
+    assert len(document["removed"]) == 1 and "airferry-artifacts:bundle-" in document["removed"][0]
+    assert tag_of(registry, TRAINER, "1.0") == before
+    assert roll_back() == 0, "a rollback can be repeated"
+    out, err = said(capsys)
+    assert out == "" and "all tags are as they were before the load" in err
+    assert tag_of(registry, TRAINER, "1.0") == before
+
+
+def test_a_rollback_lists_each_tag_on_a_line(
+    registry: ScriptedRegistry, bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert load(registry, bundles["old"]) == 0 and load(registry, bundles["new"]) == 0
+    artifact = read_receipt(Path("airgap-receipt.yaml")).artifact_tags[0].reference
+    said(capsys)
+    assert roll_back() == 0
+    assert said(capsys)[0].splitlines() == [f"restored  {registry.address}/{TRAINER}:1.0", f"removed  {artifact}"]
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_rollback_leaves_a_tag_alone_that_others_moved_since(
+    gone: bool, registry: ScriptedRegistry, bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert load(registry, bundles["old"]) == 0 and load(registry, bundles["new"]) == 0
+    theirs = (b'{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}', "index")
+    if gone:
+        del registry.manifests[f"{TRAINER}@1.0"]
+    else:
+        registry.manifests[f"{TRAINER}@1.0"] = theirs
+    moved = tag_of(registry, TRAINER, "1.0")
+    puts = registry.count("PUT", "manifests")
+    said(capsys)
+    assert roll_back() == 7
+    err = said(capsys)[1]
+    assert "not all tags are as they were before the load" in err and "1 other tag is as before the load" in err
+    expected = "something else has removed it" if gone else f"something else has moved it since, to `{moved}`"
+    assert f"`{registry.address}/{TRAINER}:1.0`: {expected}" in err
+    assert tag_of(registry, TRAINER, "1.0") == moved, "another's tag stays what they made it"
+    assert registry.count("PUT", "manifests") == puts
+    assert not [key for key in registry.manifests if "@bundle-" in key and key.endswith(newest_bundle_tag())]
+
+
+def newest_bundle_tag() -> str:
+    return read_receipt(Path("airgap-receipt.yaml")).artifact_tags[0].reference.rpartition(":")[2]
+
+
+def test_a_rollback_where_tags_cannot_be_removed_says_so_and_restores_the_rest(
+    registry: ScriptedRegistry, bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert load(registry, bundles["old"]) == 0
+    before = tag_of(registry, TRAINER, "1.0")
+    assert load(registry, bundles["new"]) == 0
+
+    def refuse(exchange: Exchange) -> bool:
+        return exchange.call.method == "DELETE" and exchange.answer(405, error_document("UNSUPPORTED"))
+
+    registry.faults.append(refuse)
+    said(capsys)
+    assert roll_back() == 7
+    err = said(capsys)[1]
+    assert "it is new, and the registry cannot remove a tag" in err
+    assert "remove the new tags with the registry's own tools if they must go" in err
+    assert tag_of(registry, TRAINER, "1.0") == before
+
+
+class Script:
+    """What a load against a registry that breaks off leaves, and what a second one makes of it."""
+
+    def __init__(self, registry: ScriptedRegistry, bundle: Path) -> None:
+        self.registry = registry
+        self.bundle = bundle
+        self.receipt = Path("airgap-receipt.yaml")
+
+    def load(self, **more: Any) -> loading.LoadResult:
+        retry = RetryPolicy(attempts=1, sleep=lambda _seconds: None)
+        options = ClientOptions(plain_http=True, retry=retry, lookup=lambda _registry, _repository: None, jobs=2)
+        to = f"{self.registry.address}/airgap"
+        return loading.load(self.bundle, to=to, receipt_path=self.receipt, options=options, **more)
+
+
+def test_tags_move_last_and_what_they_stood_for_is_noted_before(
+    registry: ScriptedRegistry, bundles: dict[str, Path]
+) -> None:
+    assert load(registry, bundles["old"]) == 0
+    before = tag_of(registry, TRAINER, "1.0")
+    script = Script(registry, bundles["new"])
+    noted: list[dict[str, Any]] = []
+
+    def is_tag(call: Call) -> bool:
+        return call.method == "PUT" and "/manifests/" in call.path and "/manifests/sha256" not in call.path
+
+    def fail(exchange: Exchange) -> bool:
+        if not is_tag(exchange.call) or "bundle-" not in exchange.call.path:
+            return False
+        noted.append(json.loads(journal_path(script.receipt).read_text()))
+        exchange.read_body()
+        return exchange.answer(403, error_document("DENIED"))
+
+    registry.calls.clear()
+    registry.faults.append(fail)
+    with pytest.raises(RegistryError, match="1 of 2 tags have moved") as caught:
+        script.load()
+    assert "rerun the same load" in (caught.value.hint or "")
+    tags = [call.number for call in registry.calls if is_tag(call)]
+    others = [call.number for call in registry.calls if call.method in ("PUT", "PATCH", "POST") and not is_tag(call)]
+    assert max(others) < min(tags), "no tag moves before all that it stands for is there"
+    assert noted[0]["tags"][f"{registry.address}/{TRAINER}:1.0"] == before
+    assert noted[0]["root"] == open_bundle(bundles["new"]).root
+    assert read_receipt(script.receipt).bundle_root == open_bundle(bundles["old"]).root, "no new receipt yet"
+
+    registry.faults.clear()
+    script.load()
+    receipt = read_receipt(script.receipt)
+    previous = {tag.reference: tag.previous_digest for tag in receipt.tags}
+    assert previous[f"{registry.address}/{TRAINER}:1.0"] == before, "as before the first of the two runs"
+    assert previous[receipt.artifact_tags[0].reference] is None
+    assert not journal_path(script.receipt).exists()
+    script.load()
+    assert read_receipt(script.receipt).tags == receipt.tags, "a third run takes it from the receipt"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b'{"root": "another", "tags": {}}', b'{"tags": 1}', b"[" * 100_000, b'{"root": "ROOT"}'],
+)
+def test_a_journal_of_something_else_counts_for_nothing(
+    content: bytes, registry: ScriptedRegistry, bundles: dict[str, Path]
+) -> None:
+    script = Script(registry, bundles["old"])
+    root = open_bundle(bundles["old"]).root
+    journal_path(script.receipt).write_bytes(content.replace(b"ROOT", root.encode()))
+    script.load()
+    assert {tag.previous_digest for tag in read_receipt(script.receipt).tags} == {None}
+    assert not journal_path(script.receipt).exists()
+
+
+def test_a_tag_that_others_moved_between_two_runs_is_taken_as_they_left_it(
+    registry: ScriptedRegistry, bundles: dict[str, Path]
+) -> None:
+    """A journal speaks of a tag only while it stands for what that run set."""
+    script = Script(registry, bundles["new"])
+    script.load()
+    theirs = b'{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}'
+    registry.manifests[f"{TRAINER}@1.0"] = (theirs, "application/vnd.oci.image.index.v1+json")
+    script.load()
+    previous = {tag.reference: tag.previous_digest for tag in read_receipt(script.receipt).tags}
+    assert previous[f"{registry.address}/{TRAINER}:1.0"] == sha256(theirs)
