@@ -232,7 +232,7 @@ class Script:
         retry = RetryPolicy(attempts=1, sleep=lambda _seconds: None)
         options = ClientOptions(plain_http=True, retry=retry, lookup=lambda _registry, _repository: None, jobs=2)
         to = f"{self.registry.address}/airgap"
-        return loading.load(self.bundle, to=to, receipt_path=self.receipt, options=options, **more)
+        return loading.load_bundle(self.bundle, to=to, receipt_path=self.receipt, options=options, **more)
 
 
 def test_tags_move_last_and_what_they_stood_for_is_noted_before(
