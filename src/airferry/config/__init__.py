@@ -4,7 +4,7 @@ Knows the file's keys and nothing of the catalogue, of Buildah or of a registry.
 site profile if `site:` names one, and no other.
 """
 
-from airferry.config.bases import ArchiveBase, BaseImage, BootstrapBase, LayoutBase, RegistryBase
+from airferry.config.bases import ArchiveBase, BaseSpec, BootstrapBase, LayoutBase, RegistryBase
 from airferry.config.load import load_config, load_site, parse_site
 from airferry.config.models import (
     CatalogueSource,
@@ -22,7 +22,7 @@ from airferry.config.site import EnvironmentProfile, Executor, Gpu, Mirrors, Sit
 
 __all__ = [
     "ArchiveBase",
-    "BaseImage",
+    "BaseSpec",
     "BootstrapBase",
     "CatalogueSource",
     "CompressionChoice",

@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from airferry.config.assets import AssetChoice, AssetName
-from airferry.config.bases import BaseImage, RegistryBase
+from airferry.config.bases import BaseSpec, RegistryBase
 from airferry.config.document import YamlDocument
 from airferry.config.environment import ImageEnv
 from airferry.config.fields import (
@@ -113,7 +113,7 @@ def _one_platform_key(model: LauncherImage | ExecutionImage) -> None:
 class LauncherImage(StrictModel):
     """The image that carries the catalogue and submits steps; it does not train."""
 
-    base_image: BaseImage = RegistryBase(reference=DEFAULT_LAUNCHER_BASE)
+    base_image: BaseSpec = RegistryBase(reference=DEFAULT_LAUNCHER_BASE)
     tag: Annotated[ImageTag | None, Field(description="`<prefix>-launcher-airgap:latest` by default.")] = None
     tar: Annotated[ArchiveName, Field(description="Archive name, used with `archives: true`.")] = DEFAULT_LAUNCHER_TAR
     platform: Annotated[PlatformField | None, Field(description="The same as a list of one in `platforms`.")] = None
@@ -162,7 +162,7 @@ LauncherChoice = Annotated[
 class ExecutionImage(StrictModel):
     """An image that steps run in."""
 
-    base_image: BaseImage
+    base_image: BaseSpec
     tag: Annotated[ImageTag | None, Field(description="`<prefix>-execution-<name>:airgap` by default.")] = None
     tar: Annotated[ArchiveName | None, Field(description="Archive name, used with `archives: true`.")] = None
     platform: Annotated[PlatformField | None, Field(description="The same as a list of one in `platforms`.")] = None

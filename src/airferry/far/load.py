@@ -25,7 +25,7 @@ from airferry.bundle.receipt import (
     write_receipt,
 )
 from airferry.bundle.twins import twin_of
-from airferry.bundle.verify import Bundle, VerifyReport, find_layout, open_bundle, verify_bundle
+from airferry.bundle.verify import Bundle, VerifyReport, find_layout, open_bundle, verify_opened
 from airferry.errors import IntegrityError, RegistryError, UsageError
 from airferry.events import Emit, Warned, silent
 from airferry.far.push import RegistrySinks, audit, load_transfer
@@ -91,9 +91,8 @@ def load_bundle(
     expect_outside(receipt_path, find_layout(path))
     if not dry_run:
         expect_receipt_place(receipt_path)
-    report = stage("verify", emit, lambda: verify_bundle(path, root=root, emit=emit))
+    bundle, report = stage("verify", emit, lambda: _open_verified(path, root=root, emit=emit))
     report.raise_if_wrong()
-    bundle = open_bundle(path, root=report.root)
     places = place_images(bundle, destination, maps=maps, flatten=flatten)
     shipments = plan_shipments(bundle, destination, places)
     work = files.cache_directory() / "loads" / hashlib.sha256(str(destination).encode()).hexdigest()[:16]
@@ -106,7 +105,7 @@ def load_bundle(
         journal = None if dry_run else work / "uploads.json"
         uploader = Uploader(client, limits=limits or known.limits(), journal=journal, mounts=mounts)
         sinks = RegistrySinks(client, uploader)
-        transfer = load_transfer(bundle.store, sinks, jobs=options.jobs, emit=emit)
+        transfer = load_transfer(bundle.documents, sinks, jobs=options.jobs, emit=emit)
         if dry_run:
             pushed = transfer.preview(shipments)
         else:
@@ -126,6 +125,11 @@ def load_bundle(
             write_receipt(receipt, receipt_path)
             forget_journal(receipt_path)
     return LoadResult(report, bundle.manifest, pushed, tuple(tags), receipt, dry_run)
+
+
+def _open_verified(path: Path, *, root: str | None, emit: Emit) -> tuple[Bundle, VerifyReport]:
+    bundle = open_bundle(path, root=root)
+    return bundle, verify_opened(bundle, emit=emit)
 
 
 def expect_outside(written: Path, layout: Path) -> None:
@@ -235,7 +239,7 @@ def plan_shipments(bundle: Bundle, destination: Destination, places: Mapping[str
     """
     twins = bundle.twins
     shipments = [
-        Shipment(name, places[name].repository, read_closure(bundle.store, descriptor), optional=name in twins)
+        Shipment(name, places[name].repository, read_closure(bundle.documents, descriptor), optional=name in twins)
         for name, descriptor in bundle.images.items()
     ]
     homes: dict[str, list[str]] = {}
@@ -246,7 +250,7 @@ def plan_shipments(bundle: Bundle, destination: Destination, places: Mapping[str
     while waiting:
         held: list[Descriptor] = []
         for descriptor in waiting:
-            closure = read_closure(bundle.store, descriptor)
+            closure = read_closure(bundle.documents, descriptor)
             subject = closure.top.subject
             if subject is not None and subject not in homes:
                 held.append(descriptor)

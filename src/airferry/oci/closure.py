@@ -3,16 +3,48 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from airferry.errors import BuildError, IntegrityError
 from airferry.host.canonical import canonical_json
+from airferry.host.progress import MIB
 from airferry.oci.documents import INDEX_TYPES, MANIFEST_TYPES, Descriptor, Index, descriptor_of
 from airferry.oci.platform import Platform
-from airferry.oci.ports import Source, Stored
+from airferry.oci.ports import Source, Stored, WrappedSource
 
 MAX_REFERRER_DEPTH = 4
+# a bundle's documents are far below it; one that is made to fill memory is read again instead
+MAX_REMEMBERED_BYTES = 64 * MIB
+
+
+class RememberingSource(WrappedSource):
+    """A Source whose manifests and indexes are read, hashed and parsed once. Safe to use from threads.
+
+    What it returns is what it read first, whatever happens to the medium meanwhile: documents that were verified are
+    the ones that are used.
+    """
+
+    def __init__(self, inner: Source, *, limit_bytes: int = MAX_REMEMBERED_BYTES) -> None:
+        """Remember nothing yet, and never more than the limit."""
+        super().__init__(inner)
+        self._left_bytes = limit_bytes
+        self._known: dict[str, Stored] = {}
+        self._lock = threading.Lock()
+
+    def read_manifest(self, descriptor: Descriptor) -> Stored:
+        """Return a manifest's or index's original bytes, verified when they were read."""
+        with self._lock:
+            known = self._known.get(descriptor.digest)
+        if known is not None and known.descriptor.size == descriptor.size:
+            return known.described_as(descriptor)
+        stored = self.inner.read_manifest(descriptor)
+        with self._lock:
+            if descriptor.digest not in self._known and self._left_bytes >= descriptor.size:
+                self._left_bytes -= descriptor.size
+                self._known[descriptor.digest] = stored
+        return stored
 
 
 @dataclass(slots=True)

@@ -20,13 +20,16 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from airferry.errors import HostError, IntegrityError
+from airferry.errors import AirferryError, HostError, IntegrityError
 from airferry.host import files
 from airferry.host.canonical import canonical_json
 from airferry.oci.digest import digest_hex, digest_of, is_digest
 from airferry.oci.documents import (
     CONTAINERD_SUBJECT,
     IMAGE_INDEX,
+    IMAGE_MANIFEST,
+    INDEX_TYPES,
+    MANIFEST_TYPES,
     MAX_MANIFEST_BYTES,
     REF_NAME,
     Descriptor,
@@ -216,6 +219,24 @@ class LayoutStore(Source, Sink):
     def read_manifest(self, descriptor: Descriptor) -> Stored:
         """Return a manifest's or index's original bytes, verified."""
         return Stored(descriptor, self.read_bytes(descriptor))
+
+    def find_manifest(self, digest: str) -> Stored | None:
+        """Return a manifest or index that a layout holds though its index.json need not name it; None if it does not.
+
+        Its media type is what it says of itself. One that is damaged or too large counts as not there.
+        """
+        path = self.blob_path(digest)
+        try:
+            data = self._read_file(path, limit_bytes=MAX_MANIFEST_BYTES)
+            document = json.loads(data)
+        except (AirferryError, ValueError, RecursionError):
+            return None
+        if digest_of(data) != digest or not isinstance(document, dict):
+            return None
+        media_type = document.get("mediaType") or (IMAGE_INDEX if "manifests" in document else IMAGE_MANIFEST)
+        if media_type not in (*INDEX_TYPES, *MANIFEST_TYPES):
+            return None
+        return Stored(Descriptor(media_type=media_type, digest=digest, size=len(data)), data)
 
     def read_index_bytes(self) -> bytes:
         """Return the bytes of index.json. Their digest is the root of a bundle."""

@@ -115,6 +115,43 @@ class Source(ABC):
         return None
 
 
+class WrappedSource(Source):
+    """A Source over another one, which does everything; what is added to it overrides."""
+
+    def __init__(self, inner: Source) -> None:
+        self.inner = inner
+        self.reads_ranges = inner.reads_ranges
+        self.reads_unchecked = inner.reads_unchecked
+
+    def resolve(self, reference: str) -> Descriptor:
+        """Return the descriptor that a tag, name or digest stands for."""
+        return self.inner.resolve(reference)
+
+    def read_manifest(self, descriptor: Descriptor) -> Stored:
+        """Return a manifest's or index's bytes after checking size and digest."""
+        return self.inner.read_manifest(descriptor)
+
+    def open_blob(self, descriptor: Descriptor) -> AbstractContextManager[IO[bytes]]:
+        """Open a blob for reading as a stream that raises `IntegrityError` at its end if it is not the blob."""
+        return self.inner.open_blob(descriptor)
+
+    def referrers(self, digest: str) -> list[Descriptor]:
+        """Return the descriptors of the artifacts whose subject is the digest, sorted by digest."""
+        return self.inner.referrers(digest)
+
+    def open_blob_at(self, descriptor: Descriptor, offset: int) -> AbstractContextManager[IO[bytes]]:
+        """Open a blob from an offset on; whoever reads checks the whole."""
+        return self.inner.open_blob_at(descriptor, offset)
+
+    def open_blob_unchecked(self, descriptor: Descriptor) -> AbstractContextManager[IO[bytes]]:
+        """Open a blob of the right size for reading."""
+        return self.inner.open_blob_unchecked(descriptor)
+
+    def blob_file(self, descriptor: Descriptor) -> Path | None:
+        """Return the file on this machine that holds a blob and nothing else, if there is one."""
+        return self.inner.blob_file(descriptor)
+
+
 class BlobOffer:
     """A blob that a source offers to a sink: each way to read it, counted as progress, no byte twice."""
 

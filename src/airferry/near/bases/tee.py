@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import IO, cast
 
 from airferry.errors import AirferryError
 from airferry.host.threads import Cancelled, Consumer
 from airferry.oci.documents import Descriptor
-from airferry.oci.ports import Source, Stored
+from airferry.oci.ports import Source, WrappedSource
 from airferry.oci.streams import BlockStream, HashedBefore, VerifyingReader
 
 Learn = Callable[[Descriptor, str, IO[bytes]], object]
@@ -30,34 +31,32 @@ def learning(inner: Source, diff_ids: Mapping[str, str], learn: Learn) -> Source
     return _LearntSource(inner, diff_ids, learn)
 
 
-class _LearntSource(Source):
+class _LearntSource(WrappedSource):
     def __init__(self, inner: Source, diff_ids: Mapping[str, str], learn: Learn) -> None:
-        self.reads_ranges = inner.reads_ranges
-        self._inner = inner
+        super().__init__(inner)
+        # every layer is to come by here, and hashed
+        self.reads_unchecked = False
         self._diff_ids = diff_ids
         self._learn = learn
-
-    def resolve(self, reference: str) -> Descriptor:
-        return self._inner.resolve(reference)
-
-    def read_manifest(self, descriptor: Descriptor) -> Stored:
-        return self._inner.read_manifest(descriptor)
-
-    def referrers(self, digest: str) -> list[Descriptor]:
-        return self._inner.referrers(digest)
 
     def open_blob(self, descriptor: Descriptor) -> AbstractContextManager[IO[bytes]]:
         diff_id = self._diff_ids.get(descriptor.digest)
         if diff_id is None:
-            return self._inner.open_blob(descriptor)
-        ranged = self._inner.reads_ranges
+            return self.inner.open_blob(descriptor)
+        ranged = self.inner.reads_ranges
         # not hashed there, as it is hashed here
-        raw = self._inner.open_blob_at(descriptor, 0) if ranged else self._inner.open_blob_unchecked(descriptor)
+        raw = self.inner.open_blob_at(descriptor, 0) if ranged else self.inner.open_blob_unchecked(descriptor)
         return self._shared(descriptor, diff_id, raw)
 
     def open_blob_at(self, descriptor: Descriptor, offset: int) -> AbstractContextManager[IO[bytes]]:
         # whoever asks for the rest has the beginning, which nobody can be shown any more
-        return self._inner.open_blob_at(descriptor, offset) if offset else self.open_blob(descriptor)
+        return self.inner.open_blob_at(descriptor, offset) if offset else self.open_blob(descriptor)
+
+    def open_blob_unchecked(self, descriptor: Descriptor) -> AbstractContextManager[IO[bytes]]:
+        return self.open_blob(descriptor)
+
+    def blob_file(self, descriptor: Descriptor) -> Path | None:
+        return None
 
     @contextmanager
     def _shared(
