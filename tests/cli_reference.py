@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import typer
 from rich.text import Text
 
 from airferry.cli.app import app
 
-WORDS = {str: "text", Path: "path", int: "number", float: "number"}
 TITLE = "# Command line\n\nGenerated from the program; `airferry COMMAND --help` shows the same.\n"
 
 
@@ -67,13 +66,13 @@ def _section(path: tuple[str, ...], command: Any) -> list[str]:
     words = " ".join(("airferry", *path))
     arguments = [item for item in command.params if not is_option(item)]
     named = [item for item in command.params if is_option(item) and not item.hidden]
-    usage = " ".join([words, "[OPTIONS]", *map(_placeholder, arguments)])
+    usage = " ".join([words, "[OPTIONS]", *map(placeholder, arguments)])
     if is_group(command):
         usage += " COMMAND …"
     lines = [f"## `{words}`\n", f"{Text.from_markup(command.help or '').plain.strip()}\n", f"```text\n{usage}\n```\n"]
     if arguments:
         lines += ["| Argument | Meaning |", "|---|---|"]
-        lines += [f"| `{_placeholder(item)}` | {_cell(getattr(item, 'help', None))} |" for item in arguments]
+        lines += [f"| `{placeholder(item)}` | {_cell(getattr(item, 'help', None))} |" for item in arguments]
         lines.append("")
     if named:
         lines += ["| Option | Takes | Default | Environment | Meaning |", "|---|---|---|---|---|"]
@@ -82,8 +81,10 @@ def _section(path: tuple[str, ...], command: Any) -> list[str]:
     return lines
 
 
-def _placeholder(argument: Any) -> str:
-    name = (argument.name or "").upper() + ("…" if argument.nargs == -1 else "")
+def placeholder(argument: Any) -> str:
+    """Return an argument as a line of usage shows it."""
+    assert argument.metavar, f"`{argument.name}` has no metavar"
+    name = f"{argument.metavar}…" if argument.nargs == -1 else argument.metavar
     return name if argument.required else f"[{name}]"
 
 
@@ -102,9 +103,8 @@ def _row(option: Any) -> str:
 def _takes(option: Any) -> str:
     if option.is_flag:
         return ""
-    kind = option.type_descriptor.annotation
-    inner = next((part for part in get_args(kind) if part in WORDS), kind)
-    return WORDS[inner] + (", repeatable" if option.multiple else "")
+    assert option.metavar, f"`{option.opts[0]}` has no metavar"
+    return f"`{_cell(option.metavar)}`" + (", repeatable" if option.multiple else "")
 
 
 def _cell(text: str | None) -> str:

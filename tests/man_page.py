@@ -7,7 +7,7 @@ from typing import Any
 from rich.text import Text
 
 from airferry import __version__
-from cli_reference import commands, environment_names, is_group, is_option, program
+from cli_reference import commands, environment_names, is_group, is_option, placeholder, program
 
 
 def render() -> str:
@@ -32,11 +32,11 @@ def render() -> str:
             lines += _command(path, command)
     lines += [".SH ENVIRONMENT"]
     for name in sorted(environment_names()):
-        lines += [".TP", f".B {_escape(name)}", "Stands for the option of that name."]
+        lines += [".TP", f".B {_escape(name)}", "Sets the option of that name."]
     lines += [
         ".TP",
         ".B NO_COLOR",
-        "No colours.",
+        "Turns colors off.",
         ".SH SHELL COMPLETION",
         "\\fBairferry \\-\\-install\\-completion\\fR installs it for the shell that runs it,",
         "\\fBairferry \\-\\-show\\-completion\\fR prints it. bash, zsh and fish.",
@@ -53,7 +53,7 @@ def render() -> str:
 
 def _command(path: tuple[str, ...], command: Any) -> list[str]:
     arguments = [item for item in command.params if not is_option(item)]
-    shown = " ".join(f"\\fI{_escape((item.name or '').upper())}\\fR" for item in arguments)
+    shown = " ".join(f"\\fI{_escape(placeholder(item))}\\fR" for item in arguments)
     lines = [f".SS airferry {_escape(' '.join(path))} {shown}".rstrip(), *_paragraphs(command.help)]
     return lines + _options(command)
 
@@ -63,7 +63,8 @@ def _options(command: Any) -> list[str]:
     for item in command.params:
         if is_option(item) and not item.hidden:
             names = ", ".join(f"\\fB{_escape(name)}\\fR" for name in (*item.opts, *item.secondary_opts))
-            lines += [".TP", names, _line(item.help or "")]
+            value = "" if item.is_flag else f" \\fI{_escape(item.metavar)}\\fR"
+            lines += [".TP", names + value, _line(item.help or "")]
     return lines
 
 

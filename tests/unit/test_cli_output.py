@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shlex
@@ -10,13 +11,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+from rich.text import Text
 
 from airferry import api
-from airferry.api.near import LockOutcome
 from airferry.cli import app as program
 from airferry.cli.app import run
-from airferry.cli.render import Reporter
-from airferry.events import Notice
+from airferry.cli.render import Reporter, shortened
+from airferry.events import Notice, Progress, StageFinished
+from airferry.near.commands import LockOutcome
 from airferry.plan.lockfile import LOCK_FILE, LockedGroup, LockedPlatform, Lockfile, write_lockfile
 from catalogues import airgap, write_airgap, write_step
 from near_side import PROGRAM
@@ -248,9 +251,65 @@ def test_the_next_command_goes_on_with_the_same_plan(
     write_lockfile(Lockfile(), lockfile)
     assert run(["plan", *options]) == 0
     assert following() == ["lock", *options], "it covers nothing"
-    monkeypatch.setattr("airferry.api.near.uncovered", lambda *_: [])
+    monkeypatch.setattr("airferry.near.commands.uncovered", lambda *_: [])
     assert run(["plan", *options, "--stage", "save-images"]) == 0
     assert following() == ["build", *options, "--stage", "save-images"]
     monkeypatch.setattr(api, "lock", lambda *_, **__: LockOutcome(lockfile, ()))
     assert run(["lock", *options, "--engine", "podman"]) == 0
     assert following() == ["build", *options, "--engine", "podman"]
+
+
+DIGEST = "sha256:" + "0123456789abcdef" * 4
+LONG = f"registry.example:5000/nvidia/nemo/nemotron-customizer-execution-airgap@{DIGEST}"
+
+
+def on_a_terminal(columns: int, *, verbose: bool = False) -> tuple[Reporter, io.StringIO]:
+    """Return a reporter whose stderr is a terminal of some columns, and what it shows there."""
+    shown = io.StringIO()
+    reporter = Reporter(verbose=verbose)
+    reporter.console = Console(
+        file=shown, width=columns, force_terminal=True, no_color=True, highlight=False, soft_wrap=True
+    )
+    return reporter, shown
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_long_names_leave_room_for_times(columns: int) -> None:
+    reporter, shown = on_a_terminal(columns)
+    reporter(StageFinished(f"pull {LONG}", 75.0, detail="12 layers"))
+    (line,) = Text.from_ansi(shown.getvalue()).plain.splitlines()
+    assert len(line) <= columns
+    assert line.startswith("✓ pull registry.example") and line.endswith(": 12 layers (1 min 15 s)")
+    assert "abcdef:" in line, "the end of the digest"
+
+
+def test_long_names_leave_room_for_amounts_in_live_rows() -> None:
+    reporter, shown = on_a_terminal(80)
+    with reporter.display():
+        reporter(Progress(f"pull {LONG}", 3 << 30, 17 << 30))
+        reporter(Progress(f"push https://{'mirror.' * 9}example/v2/nemo/blobs/{DIGEST}", 1 << 20, 5 << 30))
+        assert reporter._live is not None
+        reporter._live.refresh()
+    lines = Text.from_ansi(shown.getvalue()).plain.splitlines()
+    pulled = next(line for line in reversed(lines) if "pull" in line)
+    pushed = next(line for line in reversed(lines) if "push" in line)
+    assert "3.0 GiB of 17.0 GiB" in pulled and "0:00:0" in pulled and len(pulled.rstrip()) <= 80
+    assert "1.0 MiB of 5.0 GiB" in pushed and "0:00:0" in pushed and len(pushed.rstrip()) <= 80
+
+
+def test_names_are_whole_with_verbose_and_in_logs(capsys: pytest.CaptureFixture[str]) -> None:
+    event = StageFinished(f"pull {LONG}", 75.0)
+    reporter, shown = on_a_terminal(80, verbose=True)
+    reporter(event)
+    assert LONG in Text.from_ansi(shown.getvalue()).plain
+    Reporter()(event)
+    assert LONG in capsys.readouterr().err
+
+
+def test_texts_are_shortened_where_they_say_least() -> None:
+    assert shortened("push x", 80) == "push x"
+    assert shortened(f"push {DIGEST}", 40) == "push sha256:012345…abcdef"
+    assert shortened("one two three", 5) == "one two three", "words that people read stay whole"
+    url = "https://registry.example:5000/v2/nvidia/nemo/manifests/a-tag-at-the-end"
+    cut = shortened(f"pull {url}", 45)
+    assert len(cut) == 45 and cut.startswith("pull https://reg") and cut.endswith("-at-the-end")

@@ -14,27 +14,29 @@ from typing import Annotated
 import typer
 
 import airferry
-from airferry.cli import assets, catalogue, far, far_more, near, registries, rehearse, site
+from airferry.cli import assets, catalogue, completion, far, far_more, near, registries, rehearse, site
+from airferry.cli.flags import show_flags_as_flags
 from airferry.cli.render import Reporter, data, escape
 from airferry.errors import AirferryError, HostError
 from airferry.host import files, process
 
+PROGRAM = "airferry"
 INTERRUPTED = 130
 GLOBAL_SWITCHES = {"--quiet", "-q", "--verbose", "-v", "--debug"}
 HOST_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EMFILE}
 HELP = """Carry container images, and everything that goes with them, across an air gap.
 
-Near side: [bold]doctor[/], [bold]plan[/], [bold]lock[/], [bold]rehearse[/], [bold]build[/]. Carry the folder over.
-Far side: [bold]verify[/], [bold]report[/], [bold]load[/], or [bold]serve[/] where there is no registry yet.
-Then: [bold]site init[/], [bold]overlays[/], [bold]check[/], and submit what [bold]overlays[/] wrote.
-To see all of it at work: [bold]quickstart[/].
+Near side: [bold]doctor[/], [bold]plan[/], [bold]lock[/], [bold]rehearse[/], [bold]build[/], then carry the folder over.
+Far side: [bold]verify[/], [bold]report[/], then [bold]load[/], or [bold]serve[/] if there is no registry yet.
+Jobs: [bold]site init[/], [bold]overlays[/], [bold]check[/], then run the submit commands from [bold]overlays[/].
+Start with [bold]quickstart[/]: it runs the whole job on a built-in example.
 
-Exit codes: 0 all done, 1 a bug of airferry, 2 usage, 3 configuration, 4 environment, 5 build, 6 integrity,
+Exit codes: 0 success, 1 a bug in airferry, 2 usage, 3 configuration, 4 environment, 5 build, 6 integrity,
 7 registry, 8 a check found something.
 """
 
 app = typer.Typer(
-    name="airferry",
+    name=PROGRAM,
     help=HELP,
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -49,6 +51,7 @@ assets.register(app)
 registries.register(app)
 site.register(app)
 catalogue.register(app)
+show_flags_as_flags(app)
 
 
 def _show_version(value: bool) -> None:
@@ -60,11 +63,9 @@ def _show_version(value: bool) -> None:
 @app.callback()
 def options(
     context: typer.Context,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", envvar="AIRFERRY_QUIET", help="Say nothing but errors.")
-    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", envvar="AIRFERRY_QUIET", help="Print errors only.")] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", envvar="AIRFERRY_VERBOSE", help="List what is otherwise counted.")
+        bool, typer.Option("--verbose", "-v", envvar="AIRFERRY_VERBOSE", help="List details instead of counts.")
     ] = False,
     debug: Annotated[
         bool, typer.Option("--debug", envvar="AIRFERRY_DEBUG", help="Show commands and tracebacks.")
@@ -83,7 +84,8 @@ def main() -> None:
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
-    code = run(sys.argv[1:])
+    asked = completion.is_asked(os.environ)
+    code = completion.answer(os.environ, lambda: run([])) if asked else run(sys.argv[1:])
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):
             stream.flush()
@@ -106,7 +108,7 @@ def run(arguments: list[str]) -> int:
     debug = "--debug" in arguments or bool(os.environ.get("AIRFERRY_DEBUG"))
     reporter = Reporter(debug=debug)
     try:
-        app(_global_first(arguments))
+        app(_global_first(arguments), prog_name=PROGRAM)
         return 0
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else 0

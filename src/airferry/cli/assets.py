@@ -9,19 +9,15 @@ from typing import Annotated
 import typer
 
 from airferry import api
-from airferry.cli.far import JsonOption, RootOption
+from airferry.cli import completion
+from airferry.cli.options import AssetNameOption, CaFileOption, JsonOption, PlainHttpOption, ReadersOption, RootOption
 from airferry.cli.render import Reporter, data
 from airferry.wording import counted, size_text
 
 MAX_SHOWN_FINDINGS = 200
-NameOption = Annotated[str | None, typer.Option("--name", help="Which asset of the bundle is meant, of several.")]
-JobsOption = Annotated[
-    int | None, typer.Option("--jobs", "-j", envvar="AIRFERRY_JOBS", min=1, max=256, help="Files read at a time.")
-]
-
 assets = typer.Typer(
     no_args_is_help=True,
-    help="Models, datasets, checkpoints and tokenizers that stay on storage: record here, verify there.",
+    help="Models, datasets, checkpoints and tokenizers on storage: record them here, verify them there.",
 )
 
 
@@ -35,16 +31,28 @@ def register(app: typer.Typer) -> None:
 
 def record(
     context: typer.Context,
-    path: Annotated[Path, typer.Argument(help="The asset's folder, or the one file that it is.")],
-    name: Annotated[str | None, typer.Option("--name", help="Name of the asset.", show_default="the folder's")] = None,
-    kind: Annotated[str, typer.Option("--kind", help="model, dataset, checkpoint, tokenizer or other.")] = "other",
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Manifest's file.", show_default="airgap-asset-NAME.jsonl")
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="Folder of the asset, or its single file.")],
+    name: Annotated[
+        str | None,
+        typer.Option("--name", metavar="NAME", help="Name of the asset.", show_default="name of the folder"),
     ] = None,
-    jobs: JobsOption = None,
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--kind",
+            metavar="KIND",
+            help="model, dataset, checkpoint, tokenizer or other.",
+            autocompletion=completion.asset_kinds,
+        ),
+    ] = "other",
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="FILE", help="Manifest to write.", show_default="airgap-asset-NAME.jsonl"),
+    ] = None,
+    jobs: ReadersOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write sizes and SHA-256 of all files of an asset, on all cores. Rerun it after any interruption: it goes on."""
+    """Record size and SHA-256 of all files of an asset, on all cores. Rerun after an interruption: it resumes."""
     reporter: Reporter = context.obj
     with reporter.display():
         outcome = api.record_asset(path, name=name, kind=kind, output=out, jobs=jobs, emit=reporter)
@@ -68,14 +76,16 @@ def record(
 
 def verify(
     context: typer.Context,
-    source: Annotated[Path, typer.Argument(help="What `assets record` wrote, or the bundle that carries it.")],
-    path: Annotated[Path, typer.Argument(help="Where the asset is staged.")],
-    name: NameOption = None,
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="Manifest from `assets record`, or a bundle that contains it.")
+    ],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="Staged asset.")],
+    name: AssetNameOption = None,
     root: RootOption = None,
-    jobs: JobsOption = None,
+    jobs: ReadersOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check that what is staged is complete and unaltered. Exits with 8 if anything is missing, extra or changed."""
+    """Check that a staged asset is complete and unchanged. Exits with 8 if a file is missing, extra or changed."""
     reporter: Reporter = context.obj
     with reporter.display():
         report = api.verify_asset(source, path, name=name, root=root, jobs=jobs, emit=reporter)
@@ -93,17 +103,17 @@ def verify(
 
 def unpack(
     context: typer.Context,
-    source: Annotated[str, typer.Argument(help="A bundle, or HOST:PORT/REPOSITORY:TAG (or @DIGEST) of a registry.")],
-    destination: Annotated[Path, typer.Argument(help="Folder to make; absent or empty.")],
-    name: NameOption = None,
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="A bundle, or HOST:PORT/REPOSITORY:TAG (or @DIGEST) in a registry.")
+    ],
+    destination: Annotated[Path, typer.Argument(metavar="DESTINATION", help="Folder to create; may exist if empty.")],
+    name: AssetNameOption = None,
     root: RootOption = None,
-    plain_http: Annotated[
-        bool | None, typer.Option("--plain-http/--tls", help="Use plain HTTP; not needed for localhost.")
-    ] = None,
-    ca_file: Annotated[Path | None, typer.Option("--ca-file", help="Certificate of a private authority, PEM.")] = None,
+    plain_http: PlainHttpOption = None,
+    ca_file: CaFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Unpack an asset that travelled as a ModelPack artifact. The folder appears whole or not at all."""
+    """Unpack an asset that was carried as a ModelPack artifact, atomically."""
     reporter: Reporter = context.obj
     options = api.ClientOptions(plain_http=plain_http, ca_file=ca_file)
     with reporter.display():

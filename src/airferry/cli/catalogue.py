@@ -9,11 +9,11 @@ from typing import Annotated
 import typer
 
 from airferry import api
-from airferry.cli.far import CaFileOption, JsonOption, PlainHttpOption, RootOption
+from airferry.cli.options import CaFileOption, JsonOption, PlainHttpOption, RootOption
 from airferry.cli.render import Reporter, data, escape
 from airferry.wording import counted
 
-catalogue = typer.Typer(no_args_is_help=True, help="The step catalogue that travels with the images.")
+catalogue = typer.Typer(no_args_is_help=True, help="The step catalogue in a bundle.")
 
 
 def register(app: typer.Typer) -> None:
@@ -25,15 +25,17 @@ def register(app: typer.Typer) -> None:
 def extract(
     context: typer.Context,
     source: Annotated[
-        Path, typer.Argument(help="The bundle, or the receipt of its load, to take the catalogue from the registry.")
+        Path, typer.Argument(metavar="SOURCE", help="A bundle, or the receipt of its load to pull from the registry.")
     ],
-    destination: Annotated[Path, typer.Argument(help="Folder to make; absent, empty, or extracted before.")],
+    destination: Annotated[
+        Path, typer.Argument(metavar="DESTINATION", help="Folder to create; may exist if empty or extracted before.")
+    ],
     root: RootOption = None,
     plain_http: PlainHttpOption = None,
     ca_file: CaFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Extract the step catalogue. All of it is verified before anything is written, and nothing leaves the folder."""
+    """Extract the step catalogue. Verifies all of it before writing, and writes to the given folder only."""
     reporter: Reporter = context.obj
     options = api.ClientOptions(plain_http=plain_http, ca_file=ca_file)
     with reporter.display():

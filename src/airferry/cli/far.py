@@ -6,40 +6,27 @@ import json
 import re
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from airferry import api
+from airferry.cli.options import (
+    BundleArgument,
+    CaFileOption,
+    FlattenOption,
+    JsonOption,
+    MapOption,
+    ParallelOption,
+    PlainHttpOption,
+    RateOption,
+    RootOption,
+)
 from airferry.cli.render import Reporter, data, escape
 from airferry.errors import UsageError
 from airferry.wording import counted, size_text
 
-if TYPE_CHECKING:
-    from airferry.jobs.configs import OverlaySet
-
 SHOWN_BESIDE = 20
-
-BundleArgument = Annotated[Path, typer.Argument(help="The output folder of a build, or the bundle in it.")]
-RootOption = Annotated[
-    str | None,
-    typer.Option("--root", envvar="AIRFERRY_ROOT", help="Digest of the bundle, as received over a separate channel."),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
-PlainHttpOption = Annotated[
-    bool | None, typer.Option("--plain-http/--tls", help="Use plain HTTP; not needed for localhost.")
-]
-CaFileOption = Annotated[Path | None, typer.Option("--ca-file", help="Certificate of a private authority, PEM.")]
-JobsOption = Annotated[
-    int, typer.Option("--jobs", "-j", envvar="AIRFERRY_JOBS", min=1, max=64, help="Transfers at a time, at the most.")
-]
-ParallelOption = Annotated[
-    int,
-    typer.Option("--parallel", "-j", envvar="AIRFERRY_JOBS", min=1, max=64, help="Transfers at a time, at the most."),
-]
-RateOption = Annotated[
-    str | None, typer.Option("--limit-rate", help="Bytes a second over all connections, for example 20M.")
-]
 
 
 def register(app: typer.Typer) -> None:
@@ -54,7 +41,7 @@ def verify(
     root: RootOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check every byte of a bundle, and that every image in it is whole for each of its platforms."""
+    """Check every byte of a bundle, and that each image is complete for all its platforms."""
     reporter: Reporter = context.obj
     with reporter.display():
         report = api.verify(bundle, root=root, emit=reporter)
@@ -80,38 +67,44 @@ def verify(
 def load(
     context: typer.Context,
     bundle: Annotated[
-        Path | None, typer.Argument(help="The output folder of a build, or the bundle in it.", show_default=False)
+        Path | None,
+        typer.Argument(metavar="BUNDLE", help="Output folder of a build, or its bundle.", show_default=False),
     ] = None,
     to: Annotated[
-        str | None, typer.Option("--to", envvar="AIRFERRY_TO", help="HOST:PORT/PREFIX of the private registry.")
+        str | None,
+        typer.Option("--to", metavar="HOST:PORT/PREFIX", envvar="AIRFERRY_TO", help="Private registry to load into."),
     ] = None,
     root: RootOption = None,
     receipt: Annotated[
-        Path | None, typer.Option("--receipt", help="Where the receipt goes.", show_default="airgap-receipt.yaml")
+        Path | None,
+        typer.Option("--receipt", metavar="FILE", help="Receipt to write.", show_default="airgap-receipt.yaml"),
     ] = None,
-    maps: Annotated[
-        list[str] | None,
-        typer.Option("--map", help="FROM=TO: another place under the prefix for what begins with FROM. Repeatable."),
-    ] = None,
-    flatten: Annotated[bool, typer.Option("--flatten", help="Keep only the last part of each image's path.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be sent and tagged.")] = False,
+    maps: MapOption = None,
+    flatten: FlattenOption = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what a load would send and tag.")] = False,
     rollback: Annotated[
         Path | None,
-        typer.Option("--rollback", help="Load nothing: put back the tags that this receipt's load moved."),
+        typer.Option("--rollback", metavar="RECEIPT", help="Put back the tags that this load moved; load nothing."),
     ] = None,
     jobs: Annotated[
         Path | None,
         typer.Option(
-            "--jobs", help="Folder to write into: receipt, catalogue, overlay configs, profile, and submit commands."
+            "--jobs",
+            metavar="DIR",
+            help="Folder for receipt, catalogue, config overlays, env.toml profiles and submit commands.",
         ),
     ] = None,
     site: Annotated[
         Path | None,
-        typer.Option("--site", envvar="AIRFERRY_SITE", help="With `--jobs`: the site profile, as `overlays` takes it."),
+        typer.Option(
+            "--site", metavar="FILE", envvar="AIRFERRY_SITE", help="With --jobs: site profile, as for `overlays`."
+        ),
     ] = None,
     source: Annotated[
         Path | None,
-        typer.Option("--source", help="With `--jobs`: root of the catalogue, instead of the bundle's own."),
+        typer.Option(
+            "--source", metavar="DIR", help="With --jobs: root of the catalogue, instead of the one in the bundle."
+        ),
     ] = None,
     plain_http: PlainHttpOption = None,
     ca_file: CaFileOption = None,
@@ -119,7 +112,7 @@ def load(
     limit_rate: RateOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Load a bundle into a private registry, verified before and read back after, and say what to submit with."""
+    """Verify a bundle, load it into a private registry, read it back, and print the submit commands."""
     reporter: Reporter = context.obj
     options = make_options(plain_http=plain_http, ca_file=ca_file, jobs=parallel, limit_rate=limit_rate)
     _check_jobs(jobs, site=site, source=source)
@@ -131,11 +124,8 @@ def load(
     if bundle is None or to is None:
         raise UsageError("a load takes a bundle and `--to HOST:PORT/PREFIX`", hint="or `--rollback RECEIPT`")
     common: dict[str, Any] = {
-        "to": to,
+        "to": api.parse_destination(to, maps=parse_maps(maps or []), flatten=flatten),
         "root": root,
-        "receipt": receipt,
-        "maps": parse_maps(maps or []),
-        "flatten": flatten,
         "dry_run": dry_run,
         "options": options,
         "emit": reporter,
@@ -143,9 +133,10 @@ def load(
     outcome: api.LoadOutcome | api.JobsOutcome
     with reporter.display():
         if jobs is None:
-            outcome = loaded = api.load(bundle, **common)
+            outcome = loaded = api.load(bundle, receipt=receipt, **common)
         else:
-            outcome = api.load_for_jobs(bundle, jobs=jobs, site=site, source=source, **common)
+            files = api.JobFiles(jobs, site=site, source=source, receipt=receipt)
+            outcome = api.load_for_jobs(bundle, jobs=files, **common)
             loaded = outcome.loaded
     if as_json:
         data(json.dumps(outcome.to_document(), indent=2))
@@ -192,7 +183,7 @@ def _show_commands(outcome: api.LoadOutcome, reporter: Reporter) -> None:
 
 
 def _show_jobs(
-    made: OverlaySet, folder: Path, reporter: Reporter, *, receipt: Path, site: Path | None, source: Path | None
+    made: api.OverlaySet, folder: Path, reporter: Reporter, *, receipt: Path, site: Path | None, source: Path | None
 ) -> None:
     for step in made.steps:
         data(step.command)
@@ -202,7 +193,7 @@ def _show_jobs(
 
 
 def say_written(
-    reporter: Reporter, made: OverlaySet, folder: Path, *, receipt: Path, site: Path | None, source: Path | None
+    reporter: Reporter, made: api.OverlaySet, folder: Path, *, receipt: Path, site: Path | None, source: Path | None
 ) -> None:
     """Say how many overlay files were written, and the whole command that checks them."""
     words = ["airferry", "check", str(receipt), "--overlays", str(folder)]
@@ -224,13 +215,13 @@ def _roll_back(receipt: Path, options: api.ClientOptions, *, as_json: bool, repo
 
 
 def _show_plan(outcome: api.LoadOutcome) -> None:
-    for step in outcome.result.pushed.steps:
+    for step in outcome.pushed.steps:
         data(f"{step.action}  {step.repository}@{step.digest}  {size_text(step.size_bytes)}")
-    for sent in outcome.result.pushed.manifest_steps:
+    for sent in outcome.pushed.manifest_steps:
         data(f"manifest  {sent.repository}@{sent.digest}  {size_text(sent.size_bytes)}")
-    for move in outcome.result.moved_tags:
+    for move in outcome.moved_tags:
         data(f"tag  {move.reference}  {move.digest}" + (f"  (was {move.previous})" if move.previous else ""))
-    pushed = outcome.result.pushed
+    pushed = outcome.pushed
     data(f"would send {size_text(pushed.sent_bytes + pushed.manifest_bytes)}")
 
 

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from airferry import api
-from airferry.cli.far import BundleArgument, JsonOption, RootOption, parse_maps
+from airferry.cli.far import parse_maps
+from airferry.cli.options import BundleArgument, FlattenOption, JsonOption, MapOption, RootOption
 from airferry.cli.render import Reporter, data
 
 
@@ -23,12 +24,17 @@ def report(
     context: typer.Context,
     bundle: BundleArgument,
     html: Annotated[
-        Path | None, typer.Option("--html", help="Write it as one HTML file, which needs nothing else.")
+        Path | None, typer.Option("--html", metavar="FILE", help="Write the report as one self-contained HTML file.")
     ] = None,
-    text: Annotated[Path | None, typer.Option("--text", help="Write it as plain text; on stdout without both.")] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            "--text", metavar="FILE", help="Write the report as plain text. Without --html or --text: to stdout."
+        ),
+    ] = None,
     root: RootOption = None,
 ) -> None:
-    """Report what a bundle holds, why, and where it came from, for the approver. Verifies it first."""
+    """Verify a bundle and report what it contains, why, and where it came from, for the approver."""
     reporter: Reporter = context.obj
     with reporter.display():
         outcome = api.report(bundle, html=html, text=text, root=root, emit=reporter)
@@ -44,39 +50,43 @@ def report(
 def serve(
     context: typer.Context,
     bundle: BundleArgument,
-    listen: Annotated[str, typer.Option("--listen", help="HOST:PORT; port 0 takes a free one.")] = "127.0.0.1:5000",
+    listen: Annotated[
+        str, typer.Option("--listen", metavar="HOST:PORT", help="Address to listen on; port 0 takes a free one.")
+    ] = "127.0.0.1:5000",
     root: RootOption = None,
     verify_first: Annotated[
-        bool, typer.Option("--verify-first", help="Check all blobs before listening, not each before its first use.")
+        bool,
+        typer.Option("--verify-first", help="Verify all blobs before listening, instead of each before its first use."),
     ] = False,
-    tls_cert: Annotated[Path | None, typer.Option("--tls-cert", help="Certificate with its chain, PEM.")] = None,
-    tls_key: Annotated[Path | None, typer.Option("--tls-key", help="Its key, PEM.")] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option("--tls-cert", metavar="FILE", help="PEM certificate with its chain.")
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option("--tls-key", metavar="FILE", help="PEM key of the certificate.")
+    ] = None,
     htpasswd: Annotated[
-        Path | None, typer.Option("--htpasswd", help="Users who may pull, as `htpasswd -B` writes them.")
+        Path | None,
+        typer.Option("--htpasswd", metavar="FILE", help="Users who may pull, in the format of `htpasswd -B`."),
     ] = None,
-    maps: Annotated[
-        list[str] | None, typer.Option("--map", help="FROM=TO: another name for what begins with FROM. Repeatable.")
-    ] = None,
-    flatten: Annotated[bool, typer.Option("--flatten", help="Keep only the last part of each image's path.")] = False,
+    maps: MapOption = None,
+    flatten: FlattenOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Serve a bundle as a read-only registry, straight from where it lies, until Ctrl-C.
+    """Serve a bundle as a read-only registry, without copying it, until Ctrl-C.
 
-    For sites whose registry is not up yet, and for nodes that pull directly. Names are those that `load` would use.
+    For sites that have no registry yet, and for nodes that pull directly. Repositories and tags are the same as after
+    `load`.
     """
     reporter: Reporter = context.obj
-    with api.serve(
-        bundle,
-        listen=listen,
-        root=root,
+    options = api.ServeOptions(
         maps=parse_maps(maps or []),
         flatten=flatten,
         tls_certificate=tls_cert,
         tls_key=tls_key,
         htpasswd=htpasswd,
         verify_first=verify_first,
-        emit=reporter,
-    ) as serving:
+    )
+    with api.serve(bundle, listen=listen, root=root, options=options, emit=reporter) as serving:
         if as_json:
             images = [{"reference": reference, "digest": digest} for reference, digest in serving.images]
             data(json.dumps({"url": serving.url, "root": serving.root, "images": images}))

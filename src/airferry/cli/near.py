@@ -6,55 +6,30 @@ import json
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from airferry import api
+from airferry.cli.options import (
+    DEFAULT_PLAN_FILE,
+    BuildJobsOption,
+    ConfigOption,
+    EngineOption,
+    JsonOption,
+    LockedOption,
+    PlatformOption,
+    ProbeOption,
+    SourceOption,
+    StageOption,
+    TargetOption,
+)
 from airferry.cli.render import Reporter, data, escape
 from airferry.errors import HostError
-from airferry.plan.models import PlanWarning
 from airferry.wording import counted, size_text
 
-ConfigOption = Annotated[
-    Path,
-    typer.Option("--config", "-c", envvar="AIRFERRY_CONFIG", help="The plan's file.", show_default="airgap.yaml"),
-]
-SourceOption = Annotated[
-    Path | None,
-    typer.Option("--source", envvar="AIRFERRY_SOURCE", help="Root of the catalogue; beats `source.root` of the file."),
-]
-TargetOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--target", "-t", help="STEP:CONFIG or STEP:PATH to carry, instead of the file's. Repeatable, takes commas."
-    ),
-]
-PlatformOption = Annotated[
-    list[str] | None,
-    typer.Option("--platform", "-p", help="Platform to build for, instead of the file's. Repeatable, takes commas."),
-]
-StageOption = Annotated[
-    list[str] | None,
-    typer.Option("--stage", "-s", help="Stage to run, with its prerequisites. Repeatable, takes commas."),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
-EngineOption = Annotated[
-    str, typer.Option("--engine", envvar="AIRFERRY_ENGINE", help="auto, buildah or podman.", show_default=True)
-]
-ProbeOption = Annotated[
-    str,
-    typer.Option(
-        "--probe",
-        envvar="AIRFERRY_PROBE",
-        help="How to find out what a base holds: static (from its files), run (in a container), or auto.",
-        show_default=True,
-    ),
-]
-JobsOption = Annotated[
-    int | None, typer.Option("--jobs", "-j", envvar="AIRFERRY_JOBS", min=1, max=64, help="Images built at a time.")
-]
-DEFAULT_PLAN_FILE = Path("airgap.yaml")
+if TYPE_CHECKING:
+    pass
 
 
 def register(app: typer.Typer) -> None:
@@ -83,7 +58,7 @@ def _selection(
     )
 
 
-def _documents(warnings: Iterable[PlanWarning]) -> list[dict[str, Any]]:
+def _documents(warnings: Iterable[api.PlanWarning]) -> list[dict[str, Any]]:
     return [warning.to_document() for warning in warnings]
 
 
@@ -96,7 +71,7 @@ def doctor(
     engine: EngineOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Check that this host can build the plan, and print what to type where something is missing."""
+    """Check that this host can build the plan, and print the commands that fix what is missing."""
     reporter: Reporter = context.obj
     report = api.doctor(_selection(config, source, target, platform), engine=engine, emit=reporter)
     if as_json:
@@ -128,7 +103,7 @@ def plan(
     stage: StageOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what would be built, for which steps and platforms. Needs no network and no Buildah."""
+    """Show what a build would make, for which steps and platforms. Needs no network and no Buildah."""
     reporter: Reporter = context.obj
     result = api.plan(_selection(config, source, target, platform, stage))
     if as_json:
@@ -159,15 +134,16 @@ def lock(
     source: SourceOption = None,
     target: TargetOption = None,
     platform: PlatformOption = None,
-    update: Annotated[bool, typer.Option("--update", help="Resolve again: only NAMES, or everything.")] = False,
+    update: Annotated[bool, typer.Option("--update", help="Resolve again: everything, or only each NAME.")] = False,
     names: Annotated[
-        list[str] | None, typer.Argument(help="With --update: bases, overlays (URL@REF) or groups to resolve again.")
+        list[str] | None,
+        typer.Argument(metavar="NAME", help="With --update: bases, overlays (URL@REF) or groups to resolve again."),
     ] = None,
     engine: EngineOption = "auto",
     probe: ProbeOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Resolve what moves (bases, Git refs, versions) into airgap.lock.yaml, and show what changed."""
+    """Pin base images, Git refs and package versions in airgap.lock.yaml, and show what changed."""
     reporter: Reporter = context.obj
     with reporter.display():
         result = api.lock(
@@ -195,20 +171,22 @@ def build(
     target: TargetOption = None,
     platform: PlatformOption = None,
     stage: StageOption = None,
-    locked: Annotated[bool, typer.Option("--locked", help="Refuse to write airgap.lock.yaml.")] = False,
+    locked: LockedOption = False,
     update: Annotated[
         list[str] | None,
-        typer.Option("--update", help="Resolve this again first, as `airferry lock --update NAME` does. Repeatable."),
+        typer.Option(
+            "--update", metavar="NAME", help="Resolve NAME again first, as `airferry lock --update NAME`. Repeatable."
+        ),
     ] = None,
     rehearse: Annotated[
-        bool, typer.Option("--rehearse", help="Try every step before sealing, as `airferry rehearse` does.")
+        bool, typer.Option("--rehearse", help="Rehearse every step before sealing, as `airferry rehearse`.")
     ] = False,
     engine: EngineOption = "auto",
     probe: ProbeOption = "auto",
-    jobs: JobsOption = None,
+    jobs: BuildJobsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Build the plan's images into one bundle. Rerun it after any interruption: what is finished is reused."""
+    """Build the images of the plan into one bundle. Rerun after an interruption: finished work is reused."""
     reporter: Reporter = context.obj
     with reporter.display():
         result = api.build(
@@ -238,19 +216,19 @@ def build(
 
 
 def schema() -> None:
-    """Print the JSON Schema of airgap.yaml, for editors."""
+    """Print the JSON Schema of airgap.yaml for editors."""
     data(json.dumps(api.schema(), indent=2))
 
 
 def quickstart(
     context: typer.Context,
-    folder: Annotated[Path, typer.Option("--dir", help="Where the example is laid out and built.")] = Path(
-        "airferry-quickstart"
-    ),
+    folder: Annotated[
+        Path, typer.Option("--dir", metavar="DIR", help="Folder to write and build the example in.")
+    ] = Path("airferry-quickstart"),
     platform: PlatformOption = None,
     engine: EngineOption = "auto",
 ) -> None:
-    """Do the whole job on the built-in example: plan, build, verify, load into a registry, run without network."""
+    """Run the whole job on a built-in example: plan, build, verify, load into a registry, run without network."""
     reporter: Reporter = context.obj
     with reporter.display():
         report = api.quickstart(folder, platforms=tuple(platform or ()), engine=engine, emit=reporter)

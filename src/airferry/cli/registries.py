@@ -9,7 +9,9 @@ from typing import Annotated
 import typer
 
 from airferry import api
-from airferry.cli.far import CaFileOption, JobsOption, JsonOption, PlainHttpOption, RateOption, make_options
+from airferry.cli import completion
+from airferry.cli.far import make_options
+from airferry.cli.options import CaFileOption, JsonOption, PlainHttpOption, RateOption, TransfersOption
 from airferry.cli.render import Reporter, data
 from airferry.errors import UsageError
 from airferry.wording import size_text
@@ -17,9 +19,9 @@ from airferry.wording import size_text
 MAX_PASSWORD_CHARACTERS = 64 * 1024
 PANEL = "Registries"
 
-RegistryArgument = Annotated[str, typer.Argument(help="HOST[:PORT] of the registry.")]
+RegistryArgument = Annotated[str, typer.Argument(metavar="HOST[:PORT]", help="Registry.")]
 
-registry_commands = typer.Typer(no_args_is_help=True, help="Find out about a registry.")
+registry_commands = typer.Typer(no_args_is_help=True, help="Test a registry.")
 
 
 def register(app: typer.Typer) -> None:
@@ -34,14 +36,16 @@ def register(app: typer.Typer) -> None:
 def login(
     context: typer.Context,
     registry: RegistryArgument,
-    username: Annotated[str | None, typer.Option("--username", "-u", help="The user; asked for if not given.")] = None,
+    username: Annotated[
+        str | None, typer.Option("--username", "-u", metavar="NAME", help="User name; prompted for if missing.")
+    ] = None,
     password_stdin: Annotated[
-        bool, typer.Option("--password-stdin", help="Read the password from stdin, not from a prompt.")
+        bool, typer.Option("--password-stdin", help="Read the password from stdin instead of a prompt.")
     ] = False,
     plain_http: PlainHttpOption = None,
     ca_file: CaFileOption = None,
 ) -> None:
-    """Log in to a registry, and keep the password where Podman keeps it."""
+    """Log in to a registry and store the password where Podman stores it."""
     reporter: Reporter = context.obj
     if not sys.stdin.isatty() and (username is None or not password_stdin):
         raise UsageError("there is no terminal to ask on", hint="say `--username NAME --password-stdin`")
@@ -58,7 +62,7 @@ def login(
 
 
 def logout(context: typer.Context, registry: RegistryArgument) -> None:
-    """Remove what is kept for a registry, wherever Podman or Docker keeps it."""
+    """Remove the stored credentials of a registry from the files of Podman and Docker."""
     reporter: Reporter = context.obj
     changed = api.logout(registry)
     for path in changed:
@@ -69,16 +73,18 @@ def logout(context: typer.Context, registry: RegistryArgument) -> None:
 
 def probe(
     context: typer.Context,
-    target: Annotated[str, typer.Argument(help="HOST[:PORT][/REPO]; REPO is where things are tried.")],
+    target: Annotated[
+        str, typer.Argument(metavar="HOST[:PORT][/REPO]", help="Registry, and the repository to test in.")
+    ],
     plain_http: PlainHttpOption = None,
     ca_file: CaFileOption = None,
     limit_rate: RateOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Find out what a registry does, and keep that for the next load.
+    """Test what a registry supports and store the result for the next load.
 
-    Tries small uploads, a mount, an artifact and removals in a repository of its own (`airferry-probe`), and clears
-    them away. Needs the right to push there.
+    Tries small uploads, a mount, an artifact and deletions in a separate repository (`airferry-probe`), then cleans
+    up. Requires push permission there.
     """
     reporter: Reporter = context.obj
     options = make_options(plain_http=plain_http, ca_file=ca_file, limit_rate=limit_rate)
@@ -105,21 +111,31 @@ def _shown(name: str, value: object) -> str:
 
 def copy(
     context: typer.Context,
-    source: Annotated[str, typer.Argument(help="oci:DIR[:REF], oci-archive:FILE[:REF] or docker://HOST/REPO[:TAG].")],
-    destination: Annotated[str, typer.Argument(help="The same; without a name, the image keeps its own.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="oci:DIR[:REF], oci-archive:FILE[:REF] or docker://HOST/REPO[:TAG].")
+    ],
+    destination: Annotated[
+        str, typer.Argument(metavar="DESTINATION", help="The same forms; without a name, the image keeps its own.")
+    ],
     platform: Annotated[
-        list[str] | None, typer.Option("--platform", help="Only this platform of an index. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--platform",
+            metavar="OS/ARCH",
+            help="Copy only this platform of an index. Repeatable.",
+            autocompletion=completion.platforms,
+        ),
     ] = None,
     referrers: Annotated[
-        bool, typer.Option("--referrers/--no-referrers", help="With the artifacts that refer to the image.")
+        bool, typer.Option("--referrers/--no-referrers", help="Copy the artifacts that refer to the image too.")
     ] = True,
     plain_http: PlainHttpOption = None,
     ca_file: CaFileOption = None,
-    jobs: JobsOption = 4,
+    jobs: TransfersOption = 4,
     limit_rate: RateOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Copy an image, index or artifact between layouts, archives and registries, its digest unchanged."""
+    """Copy an image, index or artifact between layouts, archives and registries. Its digest stays the same."""
     reporter: Reporter = context.obj
     options = make_options(plain_http=plain_http, ca_file=ca_file, jobs=jobs, limit_rate=limit_rate)
     with reporter.display():

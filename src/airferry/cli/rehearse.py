@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
 
 import typer
 
 from airferry import api
-from airferry.cli.near import (
+from airferry.cli.options import (
     DEFAULT_PLAN_FILE,
+    BuildJobsOption,
     ConfigOption,
     EngineOption,
-    JobsOption,
     JsonOption,
+    LockedOption,
     PlatformOption,
     SourceOption,
+    TargetOption,
 )
 from airferry.cli.render import Reporter, data, seconds
-
-RehearseTargetOption = Annotated[
-    list[str] | None,
-    typer.Option("--target", "-t", help="STEP:CONFIG or STEP to rehearse, instead of all. Repeatable, takes commas."),
-]
 
 
 def register(app: typer.Typer) -> None:
@@ -34,14 +30,14 @@ def rehearse(
     context: typer.Context,
     config: ConfigOption = DEFAULT_PLAN_FILE,
     source: SourceOption = None,
-    target: RehearseTargetOption = None,
+    target: TargetOption = None,
     platform: PlatformOption = None,
-    locked: Annotated[bool, typer.Option("--locked", help="Refuse to write airgap.lock.yaml.")] = False,
+    locked: LockedOption = False,
     engine: EngineOption = "auto",
-    jobs: JobsOption = None,
+    jobs: BuildJobsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run every step in an isolated network and report outbound connection attempts. Exits with 8 if there are any."""
+    """Run every step in an isolated network and report outbound connection attempts. Exits with 8 if it finds any."""
     reporter: Reporter = context.obj
     selection = api.Selection(
         config=config, source=source, targets=tuple(target or ()), platforms=tuple(platform or ())

@@ -6,6 +6,7 @@ loaded when something is shown, as most of what scripts call shows nothing.
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -17,7 +18,6 @@ from airferry.errors import AirferryError, HostError
 from airferry.events import CommandRun, Event, Notice, StageFinished, StageStarted, Warned
 from airferry.events import Progress as Progressed
 from airferry.host import clock
-from airferry.host.process import failure_tail
 from airferry.wording import size_text
 
 if TYPE_CHECKING:
@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 
 PLAIN_INTERVAL_S = 10.0
 SHOWN_TAIL_LINES = 15
+NARROW_COLUMNS = 100
+BAR_COLUMNS = {"wide": 24, "narrow": 8}
+ELAPSED_COLUMNS = len("0:00:00")
+# below this, what is left of a reference or a URL says nothing
+SHORTEST_WORD = 20
+_DIGEST = re.compile(r"(sha(?:256|384|512):[0-9a-f]{6})[0-9a-f]{20,}([0-9a-f]{6})")
 
 
 def escape(text: str) -> str:
@@ -40,6 +46,29 @@ def seconds(elapsed_s: float) -> str:
     if elapsed_s < 60:
         return f"{elapsed_s:.1f} s"
     return f"{int(elapsed_s // 60)} min {int(elapsed_s % 60)} s"
+
+
+def shortened(text: str, columns: int) -> str:
+    """Return text of at most `columns` if cutting digests, then the longest words, in their middle achieves that."""
+    if len(text) <= columns:
+        return text
+    words = _DIGEST.sub(r"\1…\2", text).split(" ")
+    while (over := len(" ".join(words)) - columns) > 0:
+        longest = max(range(len(words)), key=lambda index: len(words[index]))
+        keep = max(SHORTEST_WORD, len(words[longest]) - over)
+        if keep >= len(words[longest]):
+            break
+        words[longest] = _cut(words[longest], keep)
+    return " ".join(words)
+
+
+def _cut(text: str, columns: int) -> str:
+    """Return text without its middle: its end tells images of one repository apart, its start says whose they are."""
+    if len(text) <= columns:
+        return text
+    head = columns // 2
+    tail = columns - head - 1
+    return f"{text[:head]}…{text[-tail:] if tail > 0 else ''}"
 
 
 class Reporter:
@@ -73,7 +102,7 @@ class Reporter:
         progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=self._bar_columns),
             TextColumn("{task.fields[amount]}"),
             TimeElapsedColumn(),
             console=self.console,
@@ -118,14 +147,17 @@ class Reporter:
         if self._live is None:
             self._line(f"[bold]{escape(event.stage)}[/]{escape(detail)} …")
             return
-        self._tasks[event.stage] = self._live.add_task(escape(event.stage), total=None, amount=escape(event.detail))
+        amount = self._fitting(event.detail, taken=self.console.width // 2)
+        name = self._row_name(event.stage, amount)
+        self._tasks[event.stage] = self._live.add_task(escape(name), total=None, amount=escape(amount))
 
     def _finish(self, event: StageFinished) -> None:
         detail = f": {event.detail}" if event.detail else ""
         how = "unchanged" if event.reused else seconds(event.elapsed_s)
         if self._live is not None and event.stage in self._tasks:
             self._live.remove_task(self._tasks.pop(event.stage))
-        self._line(f"[green]✓[/] {escape(event.stage)}{escape(detail)} ({how})")
+        said = self._fitting(f"{event.stage}{detail}", taken=len(f"✓  ({how})"))
+        self._line(f"[green]✓[/] {escape(said)} ({how})")
 
     def _advance(self, event: Progressed) -> None:
         counted = event.unit == "bytes"
@@ -139,14 +171,33 @@ class Reporter:
                     self._live.remove_task(self._tasks.pop(event.task))
                 return
             if event.task not in self._tasks:
-                self._tasks[event.task] = self._live.add_task(escape(event.task), total=event.total, amount=amount)
-            self._live.update(self._tasks[event.task], completed=event.done, total=event.total, amount=amount)
+                self._tasks[event.task] = self._live.add_task("", total=event.total, amount=amount)
+            name = escape(self._row_name(event.task, amount))
+            task = self._tasks[event.task]
+            self._live.update(task, description=name, completed=event.done, total=event.total, amount=amount)
             return
         now = clock.monotonic_s()
         last = self._last_line.setdefault(event.task, now)
         if now - last >= PLAIN_INTERVAL_S:
             self._last_line[event.task] = now
             self._line(f"  {escape(event.task)}: {amount}")
+
+    @property
+    def _bar_columns(self) -> int:
+        return BAR_COLUMNS["narrow" if self.console.width < NARROW_COLUMNS else "wide"]
+
+    def _fitting(self, text: str, *, taken: int) -> str:
+        """Return what is shown next to amounts and times: in full in logs and with `--verbose`, else shortened."""
+        if self.verbose or not self.console.is_terminal:
+            return text
+        return shortened(text, self.console.width - taken)
+
+    def _row_name(self, name: str, amount: str) -> str:
+        """Return the name in a live row, which has one line: rich would cut its end and crowd the amount out."""
+        taken = len("⠋ ") + self._bar_columns + len(amount) + ELAPSED_COLUMNS + 3
+        if self.verbose:
+            return name
+        return _cut(self._fitting(name, taken=taken), max(self.console.width - taken, SHORTEST_WORD))
 
     def _line(self, text: str) -> None:
         target = self._live.console if self._live is not None else self.console
@@ -160,7 +211,7 @@ class Reporter:
     def error(self, error: AirferryError) -> None:
         """Show an error and what can be done about it, always on stderr, quiet or not."""
         self.console.print(f"[bold red]error:[/] {escape(error.message)}")
-        tail = () if "\n" in error.message else failure_tail(error)
+        tail = () if "\n" in error.message else error.tail
         for line in tail[-SHOWN_TAIL_LINES:]:
             self.console.print(f"  [dim]|[/] {escape(line)}")
         if error.hint:

@@ -6,43 +6,30 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from airferry import api
-from airferry.api.defaults import SITE_FILE
-from airferry.cli.far import CaFileOption, PlainHttpOption, say_written
+from airferry.cli import completion
+from airferry.cli.far import say_written
+from airferry.cli.options import (
+    CaFileOption,
+    JsonOption,
+    PlainHttpOption,
+    ReceiptArgument,
+    ReceiptRootOption,
+    SiteOption,
+    SiteSourceOption,
+    StepsOption,
+    TargetOption,
+)
 from airferry.cli.render import Reporter, data, escape
+from airferry.defaults import OVERLAYS_FOLDER, SITE_FILE
 from airferry.errors import UsageError
-from airferry.jobs.places import OVERLAYS_FOLDER
 from airferry.wording import counted
 
-if TYPE_CHECKING:
-    from airferry.jobs.check import CheckReport
-
 PANEL = "Far side"
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
-ReceiptArgument = Annotated[Path, typer.Argument(help="The receipt that `airferry load` wrote.")]
-SourceOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--source",
-        envvar="AIRFERRY_SOURCE",
-        help="Root of the catalogue, instead of the one that travelled with the images.",
-    ),
-]
-SiteOption = Annotated[
-    Path | None,
-    typer.Option("--site", envvar="AIRFERRY_SITE", help="Site profile; `site.yaml` or `airgap.yaml` here by default."),
-]
-StepsOption = Annotated[
-    str | None,
-    typer.Option("--steps", help="Folder of the steps in the catalogue, where the receipt does not name it."),
-]
-RootOption = Annotated[
-    str | None, typer.Option("--root", envvar="AIRFERRY_ROOT", help="Digest of the bundle that the receipt must be of.")
-]
 EXECUTORS_QUESTION = "Executors, separated by commas (slurm-pyxis:VERSION, kubernetes, …)"
 LEVEL_STYLES = {"block": "[red]block[/]", "warn": "[yellow]warn[/]", "note": "[dim]note[/]"}
 
@@ -60,32 +47,59 @@ def register(app: typer.Typer) -> None:
 
 def init(
     context: typer.Context,
-    out: Annotated[Path, typer.Option("--out", help="Where the profile goes.")] = Path(SITE_FILE),
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Profile to write.")] = Path(SITE_FILE),
     executor: Annotated[
         list[str] | None,
-        typer.Option("--executor", help="KIND[:VERSION], for example slurm-pyxis:4.0 or kubernetes. Repeatable."),
+        typer.Option(
+            "--executor",
+            metavar="KIND[:VERSION]",
+            help="For example slurm-pyxis:4.0 or kubernetes. Repeatable.",
+            autocompletion=completion.executor_kinds,
+        ),
     ] = None,
-    registry: Annotated[str | None, typer.Option("--registry", help="HOST:PORT/PREFIX of the registry.")] = None,
-    platform: Annotated[str | None, typer.Option("--platform", help="CPU platform of the nodes.")] = None,
-    gpu_driver: Annotated[str | None, typer.Option("--gpu-driver", help="Version of the NVIDIA driver.")] = None,
+    registry: Annotated[
+        str | None, typer.Option("--registry", metavar="HOST:PORT/PREFIX", help="Private registry of the site.")
+    ] = None,
+    platform: Annotated[
+        str | None,
+        typer.Option(
+            "--platform",
+            metavar="OS/ARCH",
+            help="Platform of the nodes.",
+            autocompletion=completion.platforms,
+        ),
+    ] = None,
+    gpu_driver: Annotated[
+        str | None, typer.Option("--gpu-driver", metavar="VERSION", help="Version of the NVIDIA driver.")
+    ] = None,
     capability: Annotated[
-        list[str] | None, typer.Option("--compute-capability", help="Of the GPUs, for example 9.0. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--compute-capability", metavar="N.N", help="Compute capability of the GPUs, for example 9.0. Repeatable."
+        ),
     ] = None,
     mount: Annotated[
-        list[str] | None, typer.Option("--mount", help="PATH[:TARGET][:ro|rw] of persistent storage. Repeatable.")
+        list[str] | None,
+        typer.Option("--mount", metavar="PATH[:TARGET][:ro|rw]", help="Persistent storage on the nodes. Repeatable."),
     ] = None,
-    huggingface: Annotated[str | None, typer.Option("--hf-mirror", help="URL of a mirror of the Hub.")] = None,
-    packages: Annotated[str | None, typer.Option("--package-index", help="URL of a Python package index.")] = None,
-    wandb: Annotated[str | None, typer.Option("--wandb", help="URL of a W&B server.")] = None,
+    huggingface: Annotated[
+        str | None, typer.Option("--hf-mirror", metavar="URL", help="Mirror of the Hugging Face Hub.")
+    ] = None,
+    packages: Annotated[
+        str | None, typer.Option("--package-index", metavar="URL", help="Python package index.")
+    ] = None,
+    wandb: Annotated[str | None, typer.Option("--wandb", metavar="URL", help="W&B server.")] = None,
     endpoint: Annotated[
-        list[str] | None, typer.Option("--endpoint", help="PROVIDER=URL of a model provider inside. Repeatable.")
+        list[str] | None,
+        typer.Option("--endpoint", metavar="PROVIDER=URL", help="Model provider inside the site. Repeatable."),
     ] = None,
     profile: Annotated[
-        list[str] | None, typer.Option("--profile", help="EXECUTOR=NAME of a profile in env.toml. Repeatable.")
+        list[str] | None,
+        typer.Option("--profile", metavar="EXECUTOR=NAME", help="Profile in env.toml for an executor. Repeatable."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
-    """Write a site profile from options; on a terminal, ask for what they leave out."""
+    """Write a site profile from options; on a terminal, prompt for the missing ones."""
     reporter: Reporter = context.obj
     document: dict[str, Any] = {
         "executors": executor or [],
@@ -169,29 +183,27 @@ def _paired(answer: str) -> dict[str, str]:
 def overlays(
     context: typer.Context,
     receipt: ReceiptArgument,
-    source: SourceOption = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder that the overlays go to.")] = Path(OVERLAYS_FOLDER),
+    source: SiteSourceOption = None,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the overlays.")] = Path(OVERLAYS_FOLDER),
     site: SiteOption = None,
     steps: StepsOption = None,
-    root: RootOption = None,
+    root: ReceiptRootOption = None,
     bundle: Annotated[
-        Path | None, typer.Option("--bundle", help="The bundle to take the catalogue from, instead of the registry.")
+        Path | None,
+        typer.Option("--bundle", metavar="BUNDLE", help="Take the catalogue from this bundle, not from the registry."),
     ] = None,
     plain_http: PlainHttpOption = None,
     ca_file: CaFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write, for each step, a config that pins the loaded image, and the command that submits it."""
+    """Write a config overlay for each step that pins the loaded image, and the command that submits it."""
     reporter: Reporter = context.obj
     with reporter.display():
         made = api.overlays(
             receipt,
-            source=source,
-            bundle=bundle,
             out=out,
+            catalogue=api.CatalogueSource(source=source, bundle=bundle, steps=steps, root=root),
             site=site,
-            steps=steps,
-            root=root,
             options=api.ClientOptions(plain_http=plain_http, ca_file=ca_file),
             emit=reporter,
         )
@@ -208,17 +220,16 @@ def overlays(
 def mirrors(
     context: typer.Context,
     receipt: ReceiptArgument,
-    out: Annotated[Path, typer.Option("--out", help="Folder that the files go to.")] = Path("airgap-mirrors"),
-    plain_http: Annotated[
-        bool | None, typer.Option("--plain-http/--tls", help="Use plain HTTP; not needed for localhost.")
-    ] = None,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the files.")] = Path("airgap-mirrors"),
+    plain_http: PlainHttpOption = None,
     ca_file: Annotated[
-        str | None, typer.Option("--ca-file", help="Certificate of a private authority: its path on the nodes.")
+        str | None,
+        typer.Option("--ca-file", metavar="PATH", help="PEM certificate of a private CA: its path on the nodes."),
     ] = None,
-    root: RootOption = None,
+    root: ReceiptRootOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write mirror configurations, so that the original names of base images lead to the private registry."""
+    """Write mirror configurations that redirect the original names of base images to the private registry."""
     reporter: Reporter = context.obj
     made = api.mirrors(receipt, out=out, plain_http=plain_http, ca_file=ca_file, root=root, emit=reporter)
     if as_json:
@@ -235,57 +246,59 @@ def mirrors(
 
 def check(
     context: typer.Context,
-    source: SourceOption = None,
+    source: SiteSourceOption = None,
     receipt: Annotated[
-        Path | None, typer.Argument(help="The receipt that `airferry load` wrote; without it, images are not compared.")
+        Path | None,
+        typer.Argument(
+            metavar="RECEIPT", help="Receipt that `airferry load` wrote; without it, images are not checked."
+        ),
     ] = None,
     site: SiteOption = None,
-    target: Annotated[
-        list[str] | None,
-        typer.Option("--target", "-t", help="STEP:CONFIG or STEP:PATH to check. Repeatable, takes commas."),
-    ] = None,
+    target: TargetOption = None,
     overlays_folder: Annotated[
-        Path | None, typer.Option("--overlays", help="Folder that `airferry overlays` wrote, to check with.")
+        Path | None,
+        typer.Option("--overlays", metavar="DIR", help="Folder that `airferry overlays` wrote, to check as well."),
     ] = None,
     executor: Annotated[
-        str | None, typer.Option("--executor", help="Executor of the site; its first one by default.")
+        str | None,
+        typer.Option("--executor", metavar="EXECUTOR", help="Executor of the site; by default its first one."),
     ] = None,
     env_file: Annotated[
-        Path | None, typer.Option("--env-file", envvar="NEMOTRON_ENV_FILE", help="The env.toml that jobs use.")
+        Path | None,
+        typer.Option("--env-file", metavar="FILE", envvar="NEMOTRON_ENV_FILE", help="env.toml that jobs use."),
     ] = None,
-    profile: Annotated[str | None, typer.Option("--profile", help="Profile of that file.")] = None,
+    profile: Annotated[str | None, typer.Option("--profile", metavar="NAME", help="Profile in that file.")] = None,
     steps: StepsOption = None,
-    root: RootOption = None,
+    root: ReceiptRootOption = None,
     bundle: Annotated[
         Path | None,
-        typer.Option("--bundle", help="The bundle: its catalogue, and assets to compare with those staged."),
+        typer.Option("--bundle", metavar="BUNDLE", help="Bundle to take the catalogue and the recorded assets from."),
     ] = None,
     hash_assets: Annotated[
-        bool, typer.Option("--hash-assets", help="Read every byte of the assets, not only names and sizes.")
+        bool, typer.Option("--hash-assets", help="Hash every byte of the assets instead of comparing names and sizes.")
     ] = False,
     registry: Annotated[
-        bool, typer.Option("--registry/--no-registry", help="Ask the registry for the images and what they need.")
+        bool, typer.Option("--registry/--no-registry", help="Query the registry for the images and what they need.")
     ] = True,
     plain_http: PlainHttpOption = None,
     ca_file: CaFileOption = None,
-    notes: Annotated[bool, typer.Option("--notes", help="Show notes in the table too.")] = False,
+    notes: Annotated[bool, typer.Option("--notes", help="Show notes as well.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Check, step by step, that jobs need nothing from outside and find what they read; exit code 8 if not."""
+    """Check each step: needs nothing from outside, and finds what it reads. Exits with 8 if something blocks a job."""
     reporter: Reporter = context.obj
     with reporter.display():
         report = api.check(
-            source=source,
+            api.JobSelection(
+                site=site,
+                targets=tuple(target or ()),
+                executor=executor,
+                profile=profile,
+                env_file=env_file,
+                overlays=overlays_folder,
+            ),
             receipt=receipt,
-            site=site,
-            targets=tuple(target or ()),
-            executor=executor,
-            overlays=overlays_folder,
-            env_file=env_file,
-            profile=profile,
-            steps=steps,
-            root=root,
-            bundle=bundle,
+            catalogue=api.CatalogueSource(source=source, bundle=bundle, steps=steps, root=root),
             hash_assets=hash_assets,
             ask_registry=registry,
             options=api.ClientOptions(
@@ -301,7 +314,7 @@ def check(
     reporter.say(f"Nothing blocks {counted(len(report.steps), 'job')}.")
 
 
-def _show(reporter: Reporter, report: CheckReport, *, notes: bool) -> None:
+def _show(reporter: Reporter, report: api.CheckReport, *, notes: bool) -> None:
     """Show findings as a table on a terminal, as lines elsewhere."""
     shown = [finding for finding in report.findings if notes or finding.level != "note"]
     if not sys.stdout.isatty():

@@ -96,10 +96,9 @@ def move_tags(moves: Iterable[TagMove], sinks: Callable[[str], RegistrySink], re
         try:
             sinks(move.repository).put_manifest(move.stored, reference=move.tag)
         except RegistryError as error:
-            raise RegistryError(
+            raise error.reworded(
                 f"{error.message}; {number} of {len(todo)} tags have moved",
                 hint="rerun the same load: it finishes what is left",
-                **error.fields,
             ) from error
         files.boundary(f"tag {move.reference}")
     return len(todo)
@@ -118,7 +117,7 @@ class RollbackResult:
     removed: tuple[str, ...]
 
 
-def roll_back(receipt_path: Path, *, options: ClientOptions | None = None, emit: Emit = silent) -> RollbackResult:
+def rollback(receipt_path: Path, *, options: ClientOptions | None = None, emit: Emit = silent) -> RollbackResult:
     """Put the tags of a load back as they were. Images and blobs stay. Idempotent.
 
     A tag that something else has moved since is left alone. All tags are tried before anything is raised.
@@ -126,7 +125,7 @@ def roll_back(receipt_path: Path, *, options: ClientOptions | None = None, emit:
     Raises:
         HostError: the receipt cannot be read.
         IntegrityError: it is no receipt.
-        RegistryError: tags are not as they were before the load; `fields["left"]` says which, and why.
+        RegistryError: tags are not as they were before the load; `left` of the error says which, and why.
     """
     receipt = read_receipt(receipt_path)
     restored: list[str] = []

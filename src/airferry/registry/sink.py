@@ -21,7 +21,7 @@ from airferry.oci.ports import Action, BlobOffer, OpenStream, Sink, Stored, bloc
 from airferry.oci.streams import verifying
 from airferry.registry.auth import repository_scope
 from airferry.registry.client import RegistryClient
-from airferry.registry.failures import printable
+from airferry.registry.failures import NotFound, printable
 from airferry.registry.source import RegistrySource, referrers_tag
 from airferry.registry.uploads import Uploader
 
@@ -256,9 +256,7 @@ class RegistrySink(Sink):
         digest, subject = stored.descriptor.digest, stored.subject
         try:
             held = self.source.read_manifest(stored.descriptor)
-        except RegistryError as error:
-            if error.fields.get("status") != 404:
-                raise
+        except NotFound:
             return f"manifest `{digest}`"
         if held.data != stored.data:
             raise IntegrityError(f"`{self}` holds something else as `{digest}`", digest=digest)
@@ -268,7 +266,7 @@ class RegistrySink(Sink):
 
     def refuses(self, error: AirferryError) -> bool:
         """Tell whether the registry means a media type, as it took other manifests of this user in this repository."""
-        return isinstance(error, RegistryError) and error.fields.get("status") in REFUSALS
+        return isinstance(error, RegistryError) and error.status in REFUSALS
 
     def delete_tag(self, tag: str) -> bool:
         """Remove a tag; False if the registry cannot. A tag that is not there counts as removed.

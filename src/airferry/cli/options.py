@@ -1,0 +1,215 @@
+"""The options and arguments that several commands share, each defined once. Options of one command stay with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from airferry.cli import completion
+
+DEFAULT_PLAN_FILE = Path("airgap.yaml")
+MAX_PARALLEL = 64
+MAX_READERS = 256
+
+# --- near side: what to build, and with what -------------------------------------------------------------------------
+
+ConfigOption = Annotated[
+    Path,
+    typer.Option(
+        "--config",
+        "-c",
+        metavar="FILE",
+        envvar="AIRFERRY_CONFIG",
+        help="Configuration file.",
+        show_default=str(DEFAULT_PLAN_FILE),
+    ),
+]
+SourceOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--source",
+        metavar="DIR",
+        envvar="AIRFERRY_SOURCE",
+        help="Root of the catalogue; overrides `source.root` in the configuration file.",
+    ),
+]
+TargetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--target",
+        "-t",
+        metavar="TARGET",
+        help="STEP:CONFIG or STEP:PATH to use instead of those in the plan. Repeatable; accepts commas.",
+        autocompletion=completion.targets,
+    ),
+]
+PlatformOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--platform",
+        "-p",
+        metavar="OS/ARCH",
+        help="Platform to build for instead of those in the plan. Repeatable; accepts commas.",
+        autocompletion=completion.platforms,
+    ),
+]
+StageOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--stage",
+        "-s",
+        metavar="STAGE",
+        help="Stage to run, with its prerequisites. Repeatable; accepts commas.",
+        autocompletion=completion.stages,
+    ),
+]
+EngineOption = Annotated[
+    str,
+    typer.Option(
+        "--engine",
+        metavar="ENGINE",
+        envvar="AIRFERRY_ENGINE",
+        help="Container engine: auto, buildah or podman.",
+        show_default=True,
+        autocompletion=completion.engines,
+    ),
+]
+ProbeOption = Annotated[
+    str,
+    typer.Option(
+        "--probe",
+        metavar="MODE",
+        envvar="AIRFERRY_PROBE",
+        help="How to find the Python modules of a base: static (read its files), run (start a container) or auto.",
+        show_default=True,
+        autocompletion=completion.probes,
+    ),
+]
+LockedOption = Annotated[bool, typer.Option("--locked", help="Fail instead of changing airgap.lock.yaml.")]
+BuildJobsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--jobs",
+        "-j",
+        metavar="N",
+        envvar="AIRFERRY_JOBS",
+        min=1,
+        max=MAX_PARALLEL,
+        help="Images to build in parallel.",
+    ),
+]
+
+# --- a bundle, its root digest, and what a load of it left -----------------------------------------------------------
+
+BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Output folder of a build, or its bundle.")]
+RootOption = Annotated[
+    str | None,
+    typer.Option(
+        "--root",
+        metavar="DIGEST",
+        envvar="AIRFERRY_ROOT",
+        help="Root digest of the bundle, received over a separate channel.",
+    ),
+]
+ReceiptArgument = Annotated[Path, typer.Argument(metavar="RECEIPT", help="Receipt that `airferry load` wrote.")]
+ReceiptRootOption = Annotated[
+    str | None,
+    typer.Option(
+        "--root", metavar="DIGEST", envvar="AIRFERRY_ROOT", help="Root digest of the bundle; the receipt must match it."
+    ),
+]
+MapOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map", metavar="FROM=TO", help="Replace the prefix FROM of an image's repository by TO. Repeatable."
+    ),
+]
+FlattenOption = Annotated[bool, typer.Option("--flatten", help="Keep only the last part of each repository's path.")]
+
+# --- the site --------------------------------------------------------------------------------------------------------
+
+SiteSourceOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--source",
+        metavar="DIR",
+        envvar="AIRFERRY_SOURCE",
+        help="Root of the catalogue, instead of the one in the bundle.",
+    ),
+]
+SiteOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--site",
+        metavar="FILE",
+        envvar="AIRFERRY_SITE",
+        help="Site profile; by default `site.yaml` or `airgap.yaml` in the current folder.",
+    ),
+]
+StepsOption = Annotated[
+    str | None,
+    typer.Option("--steps", metavar="DIR", help="Folder of the steps in the catalogue, if the receipt lacks it."),
+]
+
+# --- registries ------------------------------------------------------------------------------------------------------
+
+PlainHttpOption = Annotated[
+    bool | None, typer.Option("--plain-http/--tls", help="Use plain HTTP; not needed for localhost.")
+]
+CaFileOption = Annotated[
+    Path | None, typer.Option("--ca-file", metavar="FILE", help="PEM certificate of a private CA.")
+]
+RateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--limit-rate", metavar="RATE", help="Limit in bytes per second over all connections, for example 20M."
+    ),
+]
+TransfersOption = Annotated[
+    int,
+    typer.Option(
+        "--jobs",
+        "-j",
+        metavar="N",
+        envvar="AIRFERRY_JOBS",
+        min=1,
+        max=MAX_PARALLEL,
+        help="Maximum number of parallel transfers.",
+    ),
+]
+ParallelOption = Annotated[
+    int,
+    typer.Option(
+        "--parallel",
+        "-j",
+        metavar="N",
+        envvar="AIRFERRY_JOBS",
+        min=1,
+        max=MAX_PARALLEL,
+        help="Maximum number of parallel transfers.",
+    ),
+]
+
+# --- assets ----------------------------------------------------------------------------------------------------------
+
+AssetNameOption = Annotated[
+    str | None, typer.Option("--name", metavar="NAME", help="Asset to take, if the bundle holds several.")
+]
+ReadersOption = Annotated[
+    int | None,
+    typer.Option(
+        "--jobs",
+        "-j",
+        metavar="N",
+        envvar="AIRFERRY_JOBS",
+        min=1,
+        max=MAX_READERS,
+        help="Files to read in parallel.",
+    ),
+]
+
+# --- output ----------------------------------------------------------------------------------------------------------
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON to stdout and nothing else.")]

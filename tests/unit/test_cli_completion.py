@@ -1,0 +1,164 @@
+"""What the shell offers at TAB for the values of options, and how the help shows flags."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from airferry.cli import completion
+from airferry.cli.app import run
+from catalogues import airgap, write_airgap, write_step
+from cli_reference import commands, is_option, program
+from near_side import PROGRAM
+
+Complete = Callable[..., list[str]]
+
+
+@pytest.fixture
+def catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for step in ("sft/tiny", "sft/large", "eval/perplexity"):
+        write_step(tmp_path, step, configs={"tiny": "a: 1\n"})
+    document = airgap({"py": "registry.example/base:1"}, {"sft/tiny": "py"})
+    document["execution_images"]["py"]["platforms"] = ["linux/riscv64"]
+    write_airgap(tmp_path, document)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def complete(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Complete:
+    """Ask as bash does, by the words of its line (the last one is at the cursor); stderr must stay empty."""
+
+    def ask(*words: str) -> list[str]:
+        monkeypatch.setenv(completion.VARIABLE, "complete_bash")
+        monkeypatch.setenv("COMP_WORDS", " ".join(["airferry", *words]))
+        monkeypatch.setenv("COMP_CWORD", str(len(words)))
+        assert completion.answer(os.environ, lambda: run([])) == 0
+        shown = capsys.readouterr()
+        assert shown.err == ""
+        return shown.out.split()
+
+    return ask
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (("build", "--engine", ""), ["auto", "buildah", "podman"]),
+        (("doctor", "--engine", "p"), ["podman"]),
+        (("lock", "--probe", ""), ["auto", "static", "run"]),
+        (("build", "--stage", "build-"), ["build-launcher-image", "build-execution-images"]),
+        (("plan", "-s", "validate,sa"), ["validate,save-images"]),
+        (("build", "--platform", "linux/"), ["linux/riscv64", "linux/amd64", "linux/arm64"]),
+        (("copy", "a", "b", "--platform", "linux/am"), ["linux/amd64"]),
+        (("build", "--target", "sft/"), ["sft/large:tiny", "sft/tiny:tiny"]),
+        (("build", "--target", "sft/tiny:tiny,ev"), ["sft/tiny:tiny,eval/perplexity:tiny"]),
+        (("check", "--target", "sft/l"), ["sft/large:tiny"]),
+        (("site", "init", "--executor", "slurm"), ["slurm-pyxis"]),
+        (("assets", "record", "x", "--kind", "d"), ["dataset"]),
+    ],
+)
+def test_values_of_options_complete(
+    catalogue: Path, complete: Complete, words: tuple[str, ...], found: list[str]
+) -> None:
+    assert complete(*words) == found
+
+
+def test_a_target_completes_though_bash_splits_it_at_its_colon(catalogue: Path, complete: Complete) -> None:
+    assert complete("build", "--target", "sft/tiny", ":") == ["tiny"]
+    assert complete("build", "--target", "sft/tiny", ":", "ti") == ["tiny"]
+    assert complete("build", "--target", "sft/tiny", ":", "x") == []
+    assert complete("build", "--target", "sft/tiny", ":", "tiny", "--engine", "pod") == ["podman"]
+    assert complete("load", "--to", "localhost", ":", "5000/x", "--roo") == ["--root"]
+    assert complete("build", "--target", "=", "sft/l") == ["sft/large:tiny"]
+    assert complete("build", "--engine", "=") == ["auto", "buildah", "podman"]
+
+
+def test_the_plan_that_is_named_on_the_line_is_read(catalogue: Path, complete: Complete) -> None:
+    (catalogue / "airgap.yaml").rename(catalogue / "other.yaml")
+    assert complete("build", "--target", "sft/t") == []
+    assert complete("build", "--config", "other.yaml", "--target", "sft/t") == ["sft/tiny:tiny"]
+    (catalogue / "elsewhere").mkdir()
+    write_step(catalogue / "elsewhere", "rl/grpo", configs={"tiny": "a: 1\n"})
+    options = ("--config", "other.yaml", "--source", "elsewhere")
+    assert complete("build", *options, "--target", "") == ["rl/grpo:tiny"]
+    assert complete("check", "--source", "elsewhere", "--target", "") == ["rl/grpo:tiny"]
+
+
+@pytest.mark.parametrize("text", ["", "a: [", "workflow: 7\n", "\0", "x: &a [*a]\n"])
+def test_nothing_is_offered_and_nothing_printed_for_a_plan_that_is_wrong(
+    catalogue: Path, complete: Complete, text: str
+) -> None:
+    (catalogue / "airgap.yaml").write_text(text)
+    assert complete("build", "--target", "") == []
+    assert complete("build", "--platform", "") == list(completion.COMMON_PLATFORMS)
+    assert complete("build", "--stage", "val") == ["validate"]
+
+
+def test_a_wrong_environment_does_not_disturb(
+    catalogue: Path, complete: Complete, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFERRY_JOBS", "many")
+    monkeypatch.setenv("AIRFERRY_CONFIG", "nowhere.yaml")
+    assert complete("build", "--engine", "b") == ["buildah"]
+    assert complete("build", "--target", "") == []
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_each_shell_gets_targets(catalogue: Path, shell: str) -> None:
+    line = "airferry build --target sft/t"
+    environment = {
+        completion.VARIABLE: f"complete_{shell}",
+        "COMP_WORDS": line,
+        "COMP_CWORD": "3",
+        "_TYPER_COMPLETE_ARGS": line,
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+    }
+    done = subprocess.run(
+        PROGRAM, env={**os.environ, **environment}, cwd=catalogue, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.replace("\\\\", "").strip() == {
+        "bash": "sft/tiny:tiny",
+        "zsh": "_arguments '*: :((\"sft/tiny:tiny\"))'",
+        "fish": "sft/tiny:tiny",
+    }.get(shell)
+
+
+def test_bash_itself_completes_past_a_colon(catalogue: Path) -> None:
+    """The script that `--show-completion` prints, with words as bash splits a line."""
+    environment = {**os.environ, completion.VARIABLE: "source_bash"}
+    script = subprocess.run(PROGRAM, env=environment, capture_output=True, text=True, check=True).stdout
+    installed = catalogue / "bin" / "airferry"
+    installed.parent.mkdir()
+    installed.write_text(f'#!/bin/sh\nexec {shlex.join(PROGRAM)} "$@"\n')
+    installed.chmod(0o755)
+    asked = f"""{script}
+        COMP_WORDS=(airferry build --target sft/tiny : ti); COMP_CWORD=5
+        _airferry_completion airferry; printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    path = f"{installed.parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", asked], cwd=catalogue, env={**os.environ, "PATH": path}, capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr) == ("tiny\n", "")
+
+
+def test_every_value_has_a_name_in_the_help_and_no_flag_has_a_type() -> None:
+    every = [("airferry", program()), *((" ".join(path), command) for path, command in commands(program()))]
+    for name, command in every:
+        context = command.make_context("airferry", [], resilient_parsing=True)
+        for parameter in command.get_params(context):
+            flag = is_option(parameter) and parameter.is_flag
+            assert bool(parameter.metavar) != flag, f"{name}: {parameter.opts[0]}"
+
+
+def test_help_shows_flags_as_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    for path, _command in commands(program()):
+        assert run([*path, "--help"]) == 0
+        assert "<bool>" not in capsys.readouterr().out
