@@ -14,7 +14,7 @@ from airferry.bundle.verify import open_bundle
 from airferry.config import ArchiveBase, LayoutBase, RegistryBase
 from airferry.errors import IntegrityError
 from airferry.events import silent
-from airferry.far.load import load_bundle
+from airferry.far.load import load
 from airferry.near.bases.fetch import BaseCache
 from airferry.near.bases.layers import BaseLayers
 from airferry.near.probe.knowledge import Knowledge
@@ -116,13 +116,13 @@ def test_a_load_parses_each_document_of_the_bundle_once(
     own = documents_of(tmp_path / "bundle")
     with run_scripted() as registry:
 
-        def load() -> None:
-            load_bundle(tmp_path / "bundle", to=registry.address, receipt_path=tmp_path / "r.yaml", options=OPTIONS)
+        def load_it() -> None:
+            load(tmp_path / "bundle", to=registry.address, receipt=tmp_path / "r.yaml", options=OPTIONS)
 
         if again:
-            load()
+            load_it()
         parsed.clear()
-        load()
+        load_it()
     assert {digest: parsed[digest] for digest in own} == dict.fromkeys(own, 1)
 
 
