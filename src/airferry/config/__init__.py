@@ -7,7 +7,6 @@ site profile if `site:` names one, and no other.
 from airferry.config.bases import ArchiveBase, BaseSpec, BootstrapBase, LayoutBase, RegistryBase
 from airferry.config.load import load_config, load_site, parse_site
 from airferry.config.models import (
-    CatalogueSource,
     CompressionChoice,
     Config,
     ExecutionImage,
@@ -15,6 +14,7 @@ from airferry.config.models import (
     OverlaySpec,
     Paths,
     RegistryChoice,
+    SourceSettings,
     Workflow,
 )
 from airferry.config.schema import json_schema, render_schema
@@ -24,7 +24,6 @@ __all__ = [
     "ArchiveBase",
     "BaseSpec",
     "BootstrapBase",
-    "CatalogueSource",
     "CompressionChoice",
     "Config",
     "EnvironmentProfile",
@@ -39,6 +38,7 @@ __all__ = [
     "RegistryBase",
     "RegistryChoice",
     "SiteProfile",
+    "SourceSettings",
     "StorageMount",
     "Workflow",
     "json_schema",

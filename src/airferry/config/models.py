@@ -44,6 +44,7 @@ from airferry.config.fields import (
 from airferry.config.rehearsal import RehearsalChoice
 from airferry.config.site import SiteProfile
 from airferry.config.submit import NEMOTRON_SUBMIT, SubmitText
+from airferry.defaults import DEFAULT_STEPS
 from airferry.errors import ConfigurationError
 from airferry.oci.platform import Platform
 
@@ -54,7 +55,6 @@ STAGES = (
     "build-execution-images",
     "save-images",
 )
-DEFAULT_STEPS = "src/nemotron/steps"
 NEMOTRON_PACKAGE = "nemotron.steps"
 DEFAULT_LAUNCHER_TAR = "launcher-image.tar"
 DEFAULT_LAUNCHER_BASE = "python:3.12-slim"
@@ -222,7 +222,7 @@ class Paths(StrictModel):
     ] = None
 
 
-class CatalogueSource(StrictModel):
+class SourceSettings(StrictModel):
     """Where the catalogue is, and what it is called: Nemotron's words are defaults for Nemotron's catalogue alone."""
 
     root: Annotated[Path | None, Field(description="Root of the catalogue's repository, relative to this file.")] = None
@@ -366,7 +366,7 @@ class Config(StrictModel):
     platforms: Annotated[
         tuple[PlatformField, ...], Field(description="What images are built for unless they say it themselves.")
     ] = ()
-    source: CatalogueSource = CatalogueSource()
+    source: SourceSettings = SourceSettings()
     compression: CompressionChoice = CompressionChoice()
     docker_twin: Annotated[
         Literal["auto"] | StrictBool,

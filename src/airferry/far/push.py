@@ -12,6 +12,7 @@ from airferry.oci.ports import Source
 from airferry.registry.client import RegistryClient
 from airferry.registry.sink import RegistrySink
 from airferry.registry.uploads import Uploader
+from airferry.wording import some_of
 
 SHOWN_MISSING = 10
 
@@ -48,10 +49,8 @@ def audit(transfer: Transfer, shipments: Sequence[Shipment], *, registry: str) -
     """
     missing = transfer.audit(shipments)
     if missing:
-        shown = ", ".join(missing[:SHOWN_MISSING])
-        more = len(missing) - SHOWN_MISSING
         raise RegistryError(
-            f"`{registry}` lacks what it took: {shown}" + (f" and {more} more" if more > 0 else ""),
+            f"`{registry}` lacks what it took: {some_of(missing, SHOWN_MISSING)}",
             hint="does the registry collect garbage while it is loaded? No tag was moved; rerun",
             missing=missing,
         )

@@ -26,7 +26,7 @@ from airferry.oci.archive import ArchiveSource
 from airferry.oci.closure import select_platforms
 from airferry.oci.documents import (
     INDEX_TYPES,
-    MAX_CONFIG_BYTES,
+    MAX_IMAGE_CONFIG_BYTES,
     Descriptor,
     parse_image_config,
 )
@@ -372,7 +372,7 @@ def _read_layers(source: Source, top: Descriptor, platform: Platform) -> _Layers
         top = select_platforms(index, [platform], what=top.digest)[0]
     manifest = source.read_manifest(top).manifest
     with source.open_blob(manifest.config) as stream:
-        config = parse_image_config(stream.read(MAX_CONFIG_BYTES))
+        config = parse_image_config(stream.read(MAX_IMAGE_CONFIG_BYTES))
     layers = tuple(manifest.layers)
     if any(layer.media_type not in KINDS for layer in layers):
         return None

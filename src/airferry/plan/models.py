@@ -12,6 +12,7 @@ from airferry.oci.platform import Platform
 from airferry.plan.code.commands import StartInstall
 
 PLAN_SCHEMA_VERSION = 1
+LAUNCHER = "launcher"  # the name of the launcher image, among those of the groups
 Origin = Literal["required", "step", "catalogue", "reported"]
 WarningKind = Literal["fetch", "image", "install", "name"]
 

@@ -21,7 +21,7 @@ from airferry.oci.ports import Action, BlobOffer, OpenStream, Sink, Stored, bloc
 from airferry.oci.streams import verifying
 from airferry.registry.auth import repository_scope
 from airferry.registry.client import RegistryClient
-from airferry.registry.failures import NotFound, printable
+from airferry.registry.failures import NotFound, one_line
 from airferry.registry.source import RegistrySource, referrers_tag
 from airferry.registry.uploads import Uploader
 
@@ -239,7 +239,7 @@ class RegistrySink(Sink):
         stated = response.headers.get("Docker-Content-Digest", descriptor.digest)
         if stated != descriptor.digest:
             raise IntegrityError(
-                f"`{self}` says that it stored `{printable(stated)}` where manifest `{descriptor.digest}` was sent",
+                f"`{self}` says that it stored `{one_line(stated)}` where manifest `{descriptor.digest}` was sent",
                 digest=descriptor.digest,
             )
         subject = stored.subject

@@ -37,7 +37,7 @@ from airferry.oci.documents import (
     INDEX_TYPES,
     LAYER_GZIP,
     LAYER_TAR,
-    MAX_CONFIG_BYTES,
+    MAX_IMAGE_CONFIG_BYTES,
     Descriptor,
     ImageConfig,
     Manifest,
@@ -231,7 +231,7 @@ class BaseCache:
         """Return a config that is in the cache, and its bytes; each is read and parsed once."""
         known = self._configs.get(descriptor.digest)
         if known is None:
-            data = self.store.read_bytes(descriptor, limit_bytes=MAX_CONFIG_BYTES)
+            data = self.store.read_bytes(descriptor, limit_bytes=MAX_IMAGE_CONFIG_BYTES)
             known = parse_image_config(data, what=f"the config of `{name}`"), data
             self._configs[descriptor.digest] = known
         return known

@@ -60,11 +60,10 @@ from airferry.plan.lockfile import (
     group_digest,
 )
 from airferry.plan.locks.catalogue import CatalogueLock
-from airferry.plan.models import GroupPlan, LauncherPlan, Overlay, Plan
+from airferry.plan.models import LAUNCHER, GroupPlan, LauncherPlan, Overlay, Plan
 from airferry.wording import counted
 
 PROBE_VERSION = 3  # part of what a lock entry depends on: raise it when the same base may give another answer
-LAUNCHER = "launcher"
 LOOKUPS = 4
 
 
