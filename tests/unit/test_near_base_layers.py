@@ -206,15 +206,19 @@ def test_nothing_is_kept_where_the_bundle_is_on_another_file_system(
     assert cache.carry(cache.run()) == made and reads == ["recompress", "recompress"]
 
 
-def test_what_is_seen_on_the_way_needs_no_second_pass(tmp_path: Path, reads: list[str]) -> None:
+def test_what_is_read_on_the_way_is_not_read_again(tmp_path: Path, reads: list[str]) -> None:
     cache = Cache(tmp_path)
     layers = cache.run()
     assert layers.expected(cache.layer, cache.diff_id) == (cache.layer, False)
+    assert cache.run("gzip").expected(cache.layer, cache.diff_id) == (cache.layer, True)
+    with cache.bases.open_blob(cache.layer) as stream:
+        layers.observe(cache.layer, cache.diff_id, [], stream=stream)
+    assert reads == ["recompress"]
     made = cache.carry(layers)
-    assert cache.bundle.has_blob(made.descriptor) and not (tmp_path / "cache" / "layers" / "blobs").exists()
-    assert cache.run("preserve").expected(cache.layer, cache.diff_id) == (cache.layer, False)
-    cache.bundle = LayoutStore.create(tmp_path / "another")
-    assert cache.carry(cache.run()) == made and reads == ["recompress", "recompress"]
+    assert reads == ["recompress"]
+    assert layers.expected(cache.layer, cache.diff_id) == (made.descriptor, True)
+    layers.observe(cache.layer, cache.diff_id, [])
+    assert reads == ["recompress", "inspect"], "it is there already: nothing is compressed again"
 
 
 def test_a_layer_larger_than_the_limit_is_refused(tmp_path: Path) -> None:
