@@ -1,6 +1,6 @@
 # Functions that the scripts share: to be sourced by bash, not run.
 #
-#   ensure_setup          installs what is missing (scripts/setup); quick when nothing is
+#   ensure_setup [--tests]  installs what is missing (scripts/setup); quick when nothing is
 #   run_as_user CMD…      runs a command as the ordinary user, in the checkout with its virtual environment on PATH
 #
 # Started as root, the ordinary user is `airferry` (or $AIRFERRY_USER) and the checkout a copy in its home, as the clone
@@ -45,7 +45,7 @@ runtime_folder() {
   printf '%s\n' "$folder"
 }
 
-ensure_setup() { SETUP_IS_A_PART=yes "$repository/scripts/setup"; }
+ensure_setup() { SETUP_IS_A_PART=yes "$repository/scripts/setup" "$@"; }
 
 run_as_user() {
   local folder path runtime
