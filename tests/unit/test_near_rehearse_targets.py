@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from airferry.api import rehearsal
-from airferry.api.near import Selection
 from airferry.errors import ConfigurationError
+from airferry.near.commands import Selection
+from airferry.near.rehearse import targets as rehearsal
 from catalogues import airgap, mounting, write_airgap, write_step
 
 OVERLAY = "https://git.example.org/tool@main,/opt/tool"

@@ -106,7 +106,7 @@ class AssetReport:
         )
 
 
-def verify_asset(
+def compare_asset(
     manifest: AssetManifest, path: Path, *, content: bool = True, jobs: int | None = None, emit: Emit = silent
 ) -> AssetReport:
     """Compare what is staged at a path with a manifest and return what differs. Each file is read once, on all cores.
@@ -227,7 +227,7 @@ class Unpacked:
     size_bytes: int
 
 
-def unpack_asset(source: Source, descriptor: Descriptor, destination: Path, *, emit: Emit = silent) -> Unpacked:
+def unpack_pack(source: Source, descriptor: Descriptor, destination: Path, *, emit: Emit = silent) -> Unpacked:
     """Unpack a ModelPack artifact into a folder that is absent or empty. Atomic: it appears whole or not at all.
 
     Only regular files, folders and links that stay inside are made, whatever the artifact says; every blob is

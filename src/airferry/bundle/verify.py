@@ -151,6 +151,19 @@ def find_layout(path: Path) -> Path:
     )
 
 
+def expect_outside(written: Path, layout: Path) -> None:
+    """Refuse to write into a bundle: a file that nothing in it names makes it damaged.
+
+    Raises:
+        UsageError: the path lies in the layout.
+    """
+    if written.resolve().is_relative_to(layout.resolve()):
+        raise UsageError(
+            f"`{written}` lies in the bundle `{layout}`, and whatever is added there damages it",
+            hint="name a place outside of the bundle",
+        )
+
+
 def open_bundle(path: Path, *, root: str | None = None) -> Bundle:
     """Open a bundle for reading: `out/` or `out/bundle`. The root, if given, is compared before anything is parsed.
 

@@ -6,7 +6,7 @@ import json
 import re
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -25,9 +25,6 @@ from airferry.cli.options import (
 from airferry.cli.render import Reporter, data, escape
 from airferry.errors import UsageError
 from airferry.wording import counted, size_text
-
-if TYPE_CHECKING:
-    from airferry.jobs.configs import OverlaySet
 
 SHOWN_BESIDE = 20
 
@@ -127,11 +124,8 @@ def load(
     if bundle is None or to is None:
         raise UsageError("a load takes a bundle and `--to HOST:PORT/PREFIX`", hint="or `--rollback RECEIPT`")
     common: dict[str, Any] = {
-        "to": to,
+        "to": api.parse_destination(to, maps=parse_maps(maps or []), flatten=flatten),
         "root": root,
-        "receipt": receipt,
-        "maps": parse_maps(maps or []),
-        "flatten": flatten,
         "dry_run": dry_run,
         "options": options,
         "emit": reporter,
@@ -139,9 +133,10 @@ def load(
     outcome: api.LoadOutcome | api.JobsOutcome
     with reporter.display():
         if jobs is None:
-            outcome = loaded = api.load(bundle, **common)
+            outcome = loaded = api.load(bundle, receipt=receipt, **common)
         else:
-            outcome = api.load_for_jobs(bundle, jobs=jobs, site=site, source=source, **common)
+            files = api.JobFiles(jobs, site=site, source=source, receipt=receipt)
+            outcome = api.load_for_jobs(bundle, jobs=files, **common)
             loaded = outcome.loaded
     if as_json:
         data(json.dumps(outcome.to_document(), indent=2))
@@ -188,7 +183,7 @@ def _show_commands(outcome: api.LoadOutcome, reporter: Reporter) -> None:
 
 
 def _show_jobs(
-    made: OverlaySet, folder: Path, reporter: Reporter, *, receipt: Path, site: Path | None, source: Path | None
+    made: api.OverlaySet, folder: Path, reporter: Reporter, *, receipt: Path, site: Path | None, source: Path | None
 ) -> None:
     for step in made.steps:
         data(step.command)
@@ -198,7 +193,7 @@ def _show_jobs(
 
 
 def say_written(
-    reporter: Reporter, made: OverlaySet, folder: Path, *, receipt: Path, site: Path | None, source: Path | None
+    reporter: Reporter, made: api.OverlaySet, folder: Path, *, receipt: Path, site: Path | None, source: Path | None
 ) -> None:
     """Say how many overlay files were written, and the whole command that checks them."""
     words = ["airferry", "check", str(receipt), "--overlays", str(folder)]
@@ -220,13 +215,13 @@ def _roll_back(receipt: Path, options: api.ClientOptions, *, as_json: bool, repo
 
 
 def _show_plan(outcome: api.LoadOutcome) -> None:
-    for step in outcome.result.pushed.steps:
+    for step in outcome.pushed.steps:
         data(f"{step.action}  {step.repository}@{step.digest}  {size_text(step.size_bytes)}")
-    for sent in outcome.result.pushed.manifest_steps:
+    for sent in outcome.pushed.manifest_steps:
         data(f"manifest  {sent.repository}@{sent.digest}  {size_text(sent.size_bytes)}")
-    for move in outcome.result.moved_tags:
+    for move in outcome.moved_tags:
         data(f"tag  {move.reference}  {move.digest}" + (f"  (was {move.previous})" if move.previous else ""))
-    pushed = outcome.result.pushed
+    pushed = outcome.pushed
     data(f"would send {size_text(pushed.sent_bytes + pushed.manifest_bytes)}")
 
 

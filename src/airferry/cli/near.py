@@ -29,7 +29,7 @@ from airferry.errors import HostError
 from airferry.wording import counted, size_text
 
 if TYPE_CHECKING:
-    from airferry.plan.models import PlanWarning
+    pass
 
 
 def register(app: typer.Typer) -> None:
@@ -58,7 +58,7 @@ def _selection(
     )
 
 
-def _documents(warnings: Iterable[PlanWarning]) -> list[dict[str, Any]]:
+def _documents(warnings: Iterable[api.PlanWarning]) -> list[dict[str, Any]]:
     return [warning.to_document() for warning in warnings]
 
 

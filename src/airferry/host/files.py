@@ -12,7 +12,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -149,6 +149,12 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
 def write_text(path: Path, text: str, *, mode: int = 0o644) -> None:
     """Write a whole text file, UTF-8, atomically and durably. An equal file is left alone."""
     write_bytes(path, text.encode(), mode=mode)
+
+
+def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
+    """Write files below a folder, by their relative paths, each as `write_text` does."""
+    for name, text in texts.items():
+        write_text(folder / name, text)
 
 
 def file_sha256(path: Path) -> str:

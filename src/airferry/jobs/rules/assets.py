@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from airferry.assets.manifest import AssetManifest
-from airferry.assets.staged import verify_asset
+from airferry.assets.staged import compare_asset
 from airferry.bundle.manifest import AssetEntry
 from airferry.errors import AirferryError
 from airferry.events import Emit, silent
@@ -43,7 +43,7 @@ class StagedAssets:
         if (manifest := self.manifests.get(name)) is None:
             return "has no list of files in the bundle"
         try:
-            report = verify_asset(manifest, path, content=self.content, emit=self.emit)
+            report = compare_asset(manifest, path, content=self.content, emit=self.emit)
         except AirferryError as error:
             return f"cannot be looked at: {error.message}"
         if report.ok:

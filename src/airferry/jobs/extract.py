@@ -1,4 +1,4 @@
-"""The step catalogue on the far side: out of the artifact of a bundle or registry, into a folder.
+"""The step catalogue on the site: out of the artifact of a bundle or registry, into a folder.
 
 Trusts neither: the whole artifact is compared with its digest before any of it is unpacked, nothing is written outside
 the folder, and it appears whole or not at all. A folder that an earlier extraction left is known by its mark.
@@ -74,7 +74,7 @@ class _CatalogueUnpacker(TreeUnpacker):
         return entry.name
 
 
-def extract_catalogue(source: Source, descriptor: Descriptor, destination: Path) -> Extracted:
+def extract_artifact(source: Source, descriptor: Descriptor, destination: Path) -> Extracted:
     """Extract a catalogue into a folder that is absent, empty, or the unchanged result of an earlier extraction.
 
     What an earlier one left is replaced; the same catalogue is left as it is.
@@ -115,7 +115,7 @@ def unpack_catalogue(source: Source, descriptor: Descriptor, root: Path, *, scra
     """Unpack a catalogue into an empty folder, once all of it is verified, and return how many files there are.
 
     Raises:
-        IntegrityError: as `extract_catalogue` says.
+        IntegrityError: as `extract_artifact` says.
         HostError: the disk is full.
     """
     what = f"the catalogue `{descriptor.digest}`"

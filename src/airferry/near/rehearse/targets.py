@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from airferry.api.near import Selection, follow_lock, open_near_side, read_plan, split
 from airferry.events import Emit, silent
 from airferry.near.build import Production
+from airferry.near.commands import Selection, follow_lock, open_near_side, read_plan, split
 from airferry.near.rehearse.run import REPORT_FILE, RehearsalReport
 from airferry.plan.lockfile import read_lockfile
 from airferry.plan.models import Plan
