@@ -25,10 +25,10 @@ from airferry.host.shipped import shipped
 from airferry.near.carry import loader
 from airferry.near.carry.loader import carry_loader, own_wheel, read_pins
 from airferry.near.wheels.pack import read_wheel
-from airferry.near.wheels.pip import Pip
 from airferry.near.wheels.store import WheelStore
 from airferry.oci.layout import LayoutStore
 from airferry.oci.platform import parse_platform
+from folder_pip import FolderPip
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -155,7 +155,7 @@ def test_our_own_wheel_can_make_itself_again(tmp_path: Path) -> None:
 
 
 def test_without_an_index_the_error_says_how_to_do_without(tmp_path: Path) -> None:
-    wheels = WheelStore(tmp_path / "cache", Pip(options=("--no-index",)))
+    wheels = WheelStore(tmp_path / "cache", FolderPip(folder=tmp_path))
     with pytest.raises(BuildError, match="the loader for the far side cannot be made") as caught:
         carry_loader(
             LoaderChoice(),
