@@ -21,6 +21,7 @@ from airferry.errors import AirferryError, ConfigurationError, IntegrityError, R
 from airferry.far.serve.server import Listener
 from airferry.host.yaml import from_yaml
 from airferry.near.wheels.project import project_wheel
+from airferry.oci.documents import parse_manifest
 from airferry.plan.catalogue import choose_target, open_catalogue
 from airferry.plan.env_profiles import read_env_file
 from airferry.plan.locks.catalogue import read_catalogue_lock
@@ -115,6 +116,14 @@ def test_yaml_of_people(text: str, tmp_path: Path) -> None:
 def test_yaml_of_airferrys_own(text: str) -> None:
     data = text.encode("latin-1")
     failure(lambda: from_yaml(BundleManifest, data, schema_version=1, what="x"), AirferryError, 6, "x")
+
+
+@pytest.mark.parametrize("name", ["a\0b.yaml", "x" * 5_000, "loop/x.yaml", "~no-such-user/x.yaml"])
+def test_a_file_that_no_system_can_have(name: str, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    failure(lambda: read_yaml(tmp_path / name), ConfigurationError, 3, str(tmp_path / name))
+    config = write_airgap(tmp_path, {**airgap({"img": "base:1"}, {"sft/tiny": "img"}), "site": name})
+    failure(lambda: load_config(config), ConfigurationError, 3, name.partition("/")[0])
 
 
 def test_a_list_of_thousands_of_items_is_not_deep(tmp_path: Path) -> None:
@@ -311,3 +320,10 @@ def test_a_host_without_memory_is_no_bug(monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.setattr("airferry.cli.app.app", fail)
     assert run(["plan"]) == 4
     assert "too little memory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", ["1" + "0" * 400, "1e999", "9223372036854775808", "-1", "NaN", "1" * 5_000])
+def test_a_size_that_no_blob_can_have(size: str) -> None:
+    descriptor = f'{{"mediaType": "a/b", "digest": "sha256:{"0" * 64}", "size": {size}}}'
+    data = f'{{"schemaVersion": 2, "config": {descriptor}, "layers": []}}'.encode()
+    failure(lambda: parse_manifest(data), IntegrityError, 6, "the manifest is not valid")

@@ -65,7 +65,7 @@ def read_yaml(path: Path) -> YamlDocument:
         ConfigurationError: it cannot be read, is too large, is no YAML, or says one key twice.
     """
     try:
-        if path.is_file() and path.stat().st_size > MAX_CONFIG_BYTES:
+        if _is_large(path):
             raise ConfigurationError(
                 f"{path}:1: larger than {MAX_CONFIG_BYTES >> 20} MiB, the limit for configuration",
                 hint="keep data in files of its own, and name them by their paths",
@@ -76,6 +76,14 @@ def read_yaml(path: Path) -> YamlDocument:
     except HostError as error:
         raise ConfigurationError(error.message, hint=error.hint, path=str(path)) from error
     return parse_document(data, path)
+
+
+def _is_large(path: Path) -> bool:
+    try:
+        return path.is_file() and path.stat().st_size > MAX_CONFIG_BYTES
+    except (OSError, ValueError):
+        # a name that is too long, or has null bytes: reading it says so
+        return False
 
 
 def parse_document(data: bytes, path: Path) -> YamlDocument:

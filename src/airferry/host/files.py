@@ -224,6 +224,9 @@ def read_bounded(path: Path, *, limit_bytes: int) -> bytes:
             data = stream.read(limit_bytes + 1)
     except OSError as error:
         raise translate_os_error(error, doing="read", path=path) from error
+    except ValueError as error:
+        # a null byte in its name
+        raise HostError(f"cannot read `{path}`: {error}", path=str(path)) from error
     if len(data) > limit_bytes:
         raise HostError(f"`{path}` is larger than the limit of {limit_bytes} bytes", path=str(path))
     return data

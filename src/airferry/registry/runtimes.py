@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from airferry.errors import IntegrityError
 from airferry.host.parsing import Malformed, parse_json
-from airferry.oci.copy import select_platforms
+from airferry.oci.closure import select_platforms
 from airferry.oci.documents import (
     DOCKER_MANIFEST,
     DOCKER_MANIFEST_LIST,
