@@ -75,6 +75,7 @@ def put_random(store: LayoutStore, size: int) -> Descriptor:
 # -- how many at once -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(("allowed", "refusal"), [(1, 429), (2, 503), (5, 429)])
 def test_parallel_uploads_settle_at_what_a_proxy_allows_and_find_a_raised_limit_within_50_requests(
     proxy: FaultProxy, tmp_path: Path, allowed: int, refusal: int
