@@ -191,6 +191,7 @@ class Inspector:
             index = parse_index(data, what=f"index `{descriptor.digest}`")
         except UNREADABLE as error:
             self.report(subject, error.message, descriptor.digest)
+            self.read_whole.add(descriptor.digest)
             return None
         self.read_whole.add(descriptor.digest)
         return index
