@@ -16,7 +16,7 @@ from airferry.cli.app import run
 from airferry.errors import RegistryError
 from airferry.events import Event, Notice
 from airferry.far.tags import journal_path, move_tags
-from airferry.oci.copy import Closure, read_closure
+from airferry.oci.closure import Closure, read_closure
 from airferry.registry.client import ClientOptions
 from airferry.registry.credentials import Credential
 from airferry.registry.retry import RetryPolicy
