@@ -1,8 +1,8 @@
 """What everything is a copy between: a Source and a Sink of blobs and manifests.
 
 A layout folder, an archive, a set of volumes and a registry's repository each are one or both. A new one writes the
-abstract methods; the others have defaults, and are overridden where a medium can do better. `oci.copy` is the only code that
-copies from one to the other.
+abstract methods; the others have defaults, and are overridden where a medium can do better. `oci.copy` is the only code
+that copies from one to the other.
 """
 
 from __future__ import annotations
