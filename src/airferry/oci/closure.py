@@ -59,7 +59,7 @@ class Closure:
 def read_closure(source: Source, descriptor: Descriptor, *, platforms: Collection[Platform] | None = None) -> Closure:
     """Read the manifests of an image (or of an artifact) and return what it consists of.
 
-    With `platforms`, an index is narrowed to the children that serve them; it is written anew, with another digest,
+    With `platforms`, an index is narrowed to the children that serve them; it is rewritten, with another digest,
     only if that leaves something out.
 
     Raises:

@@ -152,7 +152,7 @@ class RegistrySink(Sink):
 
         After several blobs in a row that were absent, a mount of the blob from this same repository begins the next
         upload: a registry that knows mounts answers whether the blob is there, and with a session if it is not, so
-        that asking costs no request of its own. Whether the registry does that is tried on a blob that it holds.
+        that asking costs no extra request. Whether the registry does that is tried on a blob that it holds.
 
         Raises:
             RegistryError: the registry does not answer, refuses, or fails too often.

@@ -277,7 +277,7 @@ def _media_type(data: bytes, header: str, *, what: str) -> str:
 
 
 class _BlobStream(io.RawIOBase):
-    """A blob as it comes, from an offset on. A broken connection is opened anew where it broke."""
+    """A blob as it comes, from an offset on. A broken connection is reopened where it broke."""
 
     def __init__(self, source: RegistrySource, descriptor: Descriptor, offset: int) -> None:
         super().__init__()

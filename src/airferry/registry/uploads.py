@@ -67,7 +67,7 @@ class Limits:
     chunks: bool = True
 
     def lower(self, refused_bytes: int) -> bool:
-        """Note that so many bytes were too many for one request; False if nothing smaller is worth a try."""
+        """Note that one request of this size was refused; False if nothing smaller is worth a try."""
         if not self.chunks or refused_bytes <= SMALLEST_CHUNK_BYTES:
             return False
         self.chunk_bytes = max(SMALLEST_CHUNK_BYTES, min(self.chunk_bytes, refused_bytes // 2))

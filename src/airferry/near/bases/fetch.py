@@ -205,7 +205,7 @@ class BaseCache:
             reader, jobs = source, DEFAULT_JOBS
             if learn is not None:
                 reader = learning(source, self._diff_ids(source, manifest, name=name), learn)
-                # what is read at a time is what is learnt at a time: two layers keep the cores of one busy
+                # as many as are learned at a time: two layers keep two cores busy
                 jobs = min(2 * layers_at_once(), DEFAULT_JOBS)
             options = CopyOptions(jobs=jobs, task=f"copy {child.digest}", emit=self._emit)
             copy_image(reader, self.store, child, options=options)
@@ -301,7 +301,7 @@ class BaseCache:
         except AirferryError:
             image = None
         if image is None:
-            # what is there in its place, if anything, is damaged
+            # missing, or damaged
             self.store.remove_blob(digest)
             return None
         return image if all(self.store.has_blob(layer) for layer in image.layers) else None
