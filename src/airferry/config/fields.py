@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from airferry.errors import AirferryError
+from airferry.host import files
 from airferry.oci.platform import Platform, parse_buildable_platform
 from airferry.oci.reference import parse_reference
 
@@ -78,8 +79,13 @@ def parse_tag(value: str) -> str:
     try:
         parse_reference(value)
     except AirferryError as error:
-        raise ValueError(error.message + (f" ({error.hint})" if error.hint else "")) from error
+        raise refused_reference(error) from error
     return value
+
+
+def refused_reference(error: AirferryError) -> ValueError:
+    """Return what a validator raises where a text is no reference."""
+    return ValueError(error.message + (f" ({error.hint})" if error.hint else ""))
 
 
 def _archive_name(value: str) -> str:
@@ -104,7 +110,7 @@ def _variable(value: str) -> str:
 def _requirement(value: str) -> str:
     try:
         requirement = Requirement(value)
-    except InvalidRequirement as error:
+    except (InvalidRequirement, RecursionError) as error:
         raise ValueError(f"`{value}` is no requirement, expected for example `name==1.2`") from error
     if requirement.url:
         parse_git_requirement(requirement)
@@ -169,7 +175,7 @@ DebianPackage = Annotated[str, AfterValidator(_debian_package)]
 
 def _beside_file(value: Path, info: ValidationInfo) -> Path:
     folder: Path = (info.context or {}).get("folder", Path())
-    return folder / value.expanduser()
+    return folder / files.expand_home(value)
 
 
 FileBeside = Annotated[Path, AfterValidator(_beside_file)]

@@ -7,7 +7,7 @@ run reads in it what the tags stood for before the first one.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from airferry.bundle.receipt import Receipt, ReceiptTag, read_receipt
 from airferry.errors import RegistryError
 from airferry.events import Emit, Notice, silent
 from airferry.host import files
+from airferry.host.parsing import Malformed, parse_json
 from airferry.host.threads import parallel_map
 from airferry.oci.ports import Stored
 from airferry.oci.reference import parse_reference
@@ -81,7 +82,7 @@ def plan_tags(wanted: Iterable[WantedTag], receipt_path: Path, *, root: str, job
     return parallel_map(ask, list(wanted), jobs=jobs)
 
 
-def move_tags(moves: Iterable[TagMove], sinks: Mapping[str, RegistrySink], receipt_path: Path, *, root: str) -> int:
+def move_tags(moves: Iterable[TagMove], sinks: Callable[[str], RegistrySink], receipt_path: Path, *, root: str) -> int:
     """Note what the tags stood for, durably, then move those that need it; return how many moved.
 
     Raises:
@@ -94,7 +95,7 @@ def move_tags(moves: Iterable[TagMove], sinks: Mapping[str, RegistrySink], recei
     files.write_bytes(journal_path(receipt_path), json.dumps(document, indent=1, sort_keys=True).encode())
     for number, move in enumerate(todo):
         try:
-            sinks[move.repository].put_manifest(move.stored, reference=move.tag)
+            sinks(move.repository).put_manifest(move.stored, reference=move.tag)
         except RegistryError as error:
             raise error.reworded(
                 f"{error.message}; {number} of {len(todo)} tags have moved",
@@ -193,8 +194,8 @@ def _from_receipt(path: Path, root: str) -> dict[str, str | None]:
 def _from_journal(path: Path, root: str) -> dict[str, str | None]:
     if not path.is_file():
         return {}
-    with suppress(ValueError, RecursionError):
-        document = json.loads(files.read_bounded(path, limit_bytes=MAX_TAG_JOURNAL_BYTES))
+    with suppress(Malformed):
+        document = parse_json(files.read_bounded(path, limit_bytes=MAX_TAG_JOURNAL_BYTES))
         if isinstance(document, dict) and document.get("root") == root and isinstance(document.get("tags"), dict):
             tags: dict[str, str | None] = document["tags"]
             return tags

@@ -29,9 +29,10 @@ from airferry.bundle.catalogue import (
 from airferry.bundle.tree_paths import encode_path
 from airferry.errors import HostError, IntegrityError, UsageError
 from airferry.host import files
+from airferry.host.parsing import Malformed, parse_json
 from airferry.host.threads import parallel_map
 from airferry.oci.codecs import inflate
-from airferry.oci.documents import Descriptor, parse_manifest
+from airferry.oci.documents import Descriptor
 from airferry.oci.ports import Source, blocks
 from airferry.oci.streams import BlockReader
 from airferry.oci.tar import TarEntry, TarReader
@@ -119,7 +120,7 @@ def unpack_catalogue(source: Source, descriptor: Descriptor, root: Path, *, scra
         HostError: the disk is full.
     """
     what = f"the catalogue `{descriptor.digest}`"
-    manifest = parse_manifest(source.read_manifest(descriptor).data, what=what)
+    manifest = source.read_manifest(descriptor).manifest
     if manifest.artifact_type != CATALOGUE_ARTIFACT:
         raise IntegrityError(f"artifact `{descriptor.digest}` is of type `{manifest.artifact_type}`, not a catalogue")
     if len(manifest.layers) != 1 or manifest.layers[0].media_type != CATALOGUE_CONTENT:
@@ -205,8 +206,8 @@ def _expect_replaceable(destination: Path) -> None:
 def _mark(path: Path) -> dict[str, Any] | None:
     if path.is_symlink() or not path.is_file():
         return None
-    with suppress(ValueError, RecursionError):
-        known = json.loads(files.read_bounded(path, limit_bytes=MAX_MARK_BYTES))
+    with suppress(Malformed):
+        known = parse_json(files.read_bounded(path, limit_bytes=MAX_MARK_BYTES))
         if isinstance(known, dict) and isinstance(known.get("files"), dict) and isinstance(known.get("digest"), str):
             return known
     return None

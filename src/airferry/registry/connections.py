@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any, Protocol, runtime_checkable
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult
 
 import requests
 import urllib3
@@ -24,12 +24,14 @@ from urllib3.connection import HTTPConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from airferry.errors import HostError
+from airferry.host.parsing import split_url
 from airferry.oci.ports import BLOCK_BYTES
 from airferry.oci.reference import is_loopback
 from airferry.oci.streams import FileSlice
 from airferry.registry.failures import speaks_no_tls
 
 USER_AGENT = "airferry"
+# hosts that connections are kept to: a registry, its storage, its token server
 MAX_IDLE_CONNECTIONS = 16
 _HEADERS = {"User-Agent": USER_AGENT, "Accept": "*/*", "Accept-Encoding": "identity"}
 _PLAIN_TARGET = re.compile(r"/[\x21\x23-\x3b\x3d\x3f-\x5b\x5d\x5f\x61-\x7a\x7e]*")
@@ -124,7 +126,7 @@ class Connections:
             requests.RequestException, urllib3.exceptions.HTTPError, OSError: there is no answer.
             ConfigurationError: a certificate that is configured for the registry cannot be read.
         """
-        parts = urlsplit(url)
+        parts = split_url(url)
         pool = self._pool(parts, url)
         sent = {**_HEADERS, **headers}
         content: Any = body
@@ -132,6 +134,7 @@ class Connections:
             sent["Content-Length"] = str(len(body))
             if parts.scheme == "http" and pool is not None and isinstance(body, SlicedBody):
                 content = body.slices()
+        # a proxy is left to requests, which knows CONNECT and the proxy's login
         if pool is None:
             return self._send_by_proxy(method, url, sent, body, timeout)
         target = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
@@ -203,6 +206,7 @@ class _PlainConnection(HTTPConnection):
             super().send(data)
             return
         assert self.sock is not None
+        # from the page cache into the socket: the bytes never enter this process
         try:
             sent = self.sock.sendfile(data.stream, data.offset, data.length)
         except OSError as error:
@@ -221,6 +225,7 @@ class _Adapter(HTTPAdapter):
 
     def __init__(self, context: ssl.SSLContext | None, most: int) -> None:
         self._extra: dict[str, Any] = {"ssl_context": context, "blocksize": BLOCK_BYTES}
+        # blocking, as a pool that does not opens a connection for every thread and throws it away after one request
         super().__init__(pool_connections=MAX_IDLE_CONNECTIONS, pool_maxsize=most, pool_block=True, max_retries=0)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
@@ -231,6 +236,7 @@ class _Adapter(HTTPAdapter):
         return super().proxy_manager_for(*args, **{**kwargs, **self._extra})
 
     def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
+        # the stock method loads certifi's authorities into the pool, next to the context that holds what is configured
         conn.cert_reqs = "CERT_REQUIRED" if verify else "CERT_NONE"
 
 
@@ -240,7 +246,7 @@ def speaks_tls(host: str, *, timeout_s: float) -> bool:
     Raises:
         OSError: nobody answers.
     """
-    parts = urlsplit(f"//{host}")
+    parts = split_url(f"//{host}")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

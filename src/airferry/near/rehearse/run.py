@@ -39,7 +39,7 @@ from airferry.near.rehearse.judge import (
     judge_ending,
 )
 from airferry.near.rehearse.stage import PHASES, RehearsalFolders, Scene
-from airferry.oci.documents import MAX_IMAGE_CONFIG_BYTES, parse_image_config, parse_manifest
+from airferry.oci.documents import MAX_IMAGE_CONFIG_BYTES, parse_image_config
 from airferry.oci.layout import LayoutStore
 from airferry.plan.lockfile import Lockfile
 from airferry.plan.models import GroupPlan, Plan, StepPlan
@@ -146,7 +146,7 @@ def check_rehearsal(plan: Plan) -> None:
         carried = {source for _name, source in context.carried(plan.source_root, [plan.output_dir])}
     except ConfigurationError:
         return  # in no repository: nothing is tracked, and the code is taken as it lies
-    root = plan.source_root.resolve()
+    root = files.resolved(plan.source_root)
     for path in [step.step_py for step in plan.steps]:
         if root / path.relative_to(plan.source_root) not in carried:
             raise ConfigurationError(
@@ -324,7 +324,7 @@ class Rehearsal:
 
     def _image_path(self, image: BuiltImage) -> str:
         """Return the `PYTHONPATH` that the image's config sets."""
-        manifest = parse_manifest(self._store.read_bytes(image.manifest))
+        manifest = self._store.read_manifest(image.manifest).manifest
         config = parse_image_config(self._store.read_bytes(manifest.config, limit_bytes=MAX_IMAGE_CONFIG_BYTES))
         for line in (config.config or {}).get("Env") or ():
             name, _, value = str(line).partition("=")
