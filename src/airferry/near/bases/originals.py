@@ -13,7 +13,7 @@ from airferry.bundle.manifest import ImageEntry, describe_original
 from airferry.config import RegistryBase
 from airferry.errors import AirferryError, BuildError, IntegrityError
 from airferry.near.bases.fetch import BaseCache
-from airferry.near.lock.resolve import needed_bases
+from airferry.near.lock.covered import needed_bases
 from airferry.oci.copy import copy_image, read_closure
 from airferry.oci.documents import INDEX_TYPES, MAX_MANIFEST_BYTES, Descriptor
 from airferry.oci.layout import LayoutStore
