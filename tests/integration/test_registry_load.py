@@ -35,7 +35,6 @@ from airferry.oci.copy import copy_image
 from airferry.oci.documents import IMAGE_MANIFEST, LAYER_TAR, Descriptor, Manifest, descriptor_of, parse_manifest
 from airferry.oci.layout import LayoutStore
 from airferry.oci.ports import Stored
-from airferry.oci.validate import validate_image
 from airferry.registry.client import ClientOptions, RegistryClient
 from airferry.registry.credentials import Credential
 from airferry.registry.retry import RetryPolicy
@@ -43,7 +42,7 @@ from airferry.registry.sink import RegistrySink
 from airferry.registry.source import RegistrySource
 from airferry.registry.uploads import UNCHECKED_FROM_BYTES, Limits, Uploader
 from nemotron_rules import environment_of_job
-from oci_images import REFERENCE, make_bundle, put_image
+from oci_images import REFERENCE, image_defects, make_bundle, put_image
 from travelling_catalogue import make_travelling_bundle, write_catalogue
 
 QUICK = RetryPolicy(attempts=4, first_pause_s=0.01, longest_pause_s=0.05)
@@ -265,7 +264,7 @@ def test_a_large_blob_goes_over_tls_as_it_does_without(tmp_path: Path, require_t
                 pulled = LayoutStore.create(tmp_path / repository)
                 copy_image(sink.source, pulled, sink.source.resolve("1"), reference="1")
                 assert pulled.resolve("1").digest == image.digest
-                assert validate_image(pulled, pulled.resolve("1"), subject="pulled") == []
+                assert image_defects(pulled, pulled.resolve("1"), subject="pulled") == []
 
 
 def test_rollback_puts_tags_back_and_removes_new_ones_or_says_so(

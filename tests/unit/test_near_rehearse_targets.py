@@ -24,7 +24,7 @@ def selection(tmp_path: Path) -> Selection:
     document = airgap(images, {"a": "one", "b": "two", "c": "one", "d": "other"})
     document["step_execution_images"]["e"] = "other"
     document["dependencies"] = {"e": ["d:tiny"]}
-    return Selection(config=write_airgap(tmp_path, document), stages=rehearsal.STAGES)
+    return Selection(config=write_airgap(tmp_path, document), stages=rehearsal.REHEARSED_STAGES)
 
 
 def plans(selection: Selection, *names: str) -> list[list[tuple[str, tuple[str, ...]]]]:

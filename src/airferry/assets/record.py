@@ -44,7 +44,6 @@ MAX_RAW_LAYERS = 500
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".nemo", ".distcp", ".npz", ".h5")
 DOCUMENTS = (".md", ".rst", ".pdf")
 CODE = (".py", ".sh", ".ipynb")
-SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,12 +33,13 @@ from airferry.host import files
 from airferry.host.progress import Meter
 from airferry.host.threads import usable_cores
 from airferry.oci.codecs import inflate
-from airferry.oci.documents import Descriptor, parse_manifest
+from airferry.oci.documents import Descriptor
 from airferry.oci.ports import Source, blocks
 from airferry.oci.streams import BlockReader, verifying
 from airferry.oci.tar import TarReader
+from airferry.wording import some_of
 
-SHOWN_FINDINGS = 5
+SHOWN_DIFFERENCES = 5
 MAX_KEPT_FINDINGS = 10_000
 _COMPRESSION: dict[str, Literal["zstd", "gzip", "none"]] = {"tar": "none", "tar+gzip": "gzip", "tar+zstd": "zstd"}
 _FORM = re.compile(r"application/vnd\.cncf\.model\.[a-z.]+\.v1\.(raw|tar|tar\+gzip|tar\+zstd)")
@@ -96,11 +97,9 @@ class AssetReport:
         """
         if self.ok:
             return
-        shown = "; ".join(str(item) for item in self.findings[:SHOWN_FINDINGS])
-        more = len(self.findings) - SHOWN_FINDINGS
+        shown = some_of([str(item) for item in self.findings], SHOWN_DIFFERENCES, separator="; ")
         raise FindingsError(
-            f"asset `{self.name}` in `{self.path}` is not what was recorded: {shown}"
-            + (f"; and {more} more" if more > 0 else ""),
+            f"asset `{self.name}` in `{self.path}` is not what was recorded: {shown}",
             hint="copy these files again from where they came, then verify again",
             report=self,
         )
@@ -240,7 +239,7 @@ def unpack_pack(source: Source, descriptor: Descriptor, destination: Path, *, em
     """
     if destination.is_symlink() or (destination.exists() and (not destination.is_dir() or any(destination.iterdir()))):
         raise UsageError(f"`{destination}` is there already", hint="name a folder that is absent or empty")
-    manifest = parse_manifest(source.read_manifest(descriptor).data, what=f"artifact `{descriptor.digest}`")
+    manifest = source.read_manifest(descriptor).manifest
     if manifest.artifact_type != MODELPACK_ARTIFACT:
         raise IntegrityError(
             f"artifact `{descriptor.digest}` is of type `{manifest.artifact_type}`, no ModelPack",

@@ -12,10 +12,10 @@ import typer
 
 from airferry import api
 from airferry.cli.options import (
-    BundleArgument,
     CaFileOption,
     FlattenOption,
     JsonOption,
+    LayoutArgument,
     MapOption,
     ParallelOption,
     PlainHttpOption,
@@ -37,11 +37,11 @@ def register(app: typer.Typer) -> None:
 
 def verify(
     context: typer.Context,
-    bundle: BundleArgument,
+    bundle: LayoutArgument,
     root: RootOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check every byte of a bundle, and that each image is complete for all its platforms."""
+    """Check every byte of a bundle or image layout, and that each image is complete for all its platforms."""
     reporter: Reporter = context.obj
     with reporter.display():
         report = api.verify(bundle, root=root, emit=reporter)
@@ -55,10 +55,14 @@ def verify(
         if (more := len(report.beside) - SHOWN_BESIDE) > 0:
             reporter.say(f"[yellow]note:[/] {more} more lines about the folder, all of them with `--json`")
         amount = f"{report.blobs} blobs, {size_text(report.size_bytes)}"
+        if not report.is_bundle:
+            reporter.say("an image layout of another tool, checked by its own index; [yellow]not checked:[/]")
+            for line in report.not_checked:
+                reporter.say(f"  {escape(line)}")
         reporter.say(f"{report.images_text}; {counted(report.artifacts, 'artifact')}; {amount}")
         reporter.say(f"root {report.root}" + (" (as expected)" if report.root_verified else ""))
     report.raise_if_wrong(listed=not as_json)
-    if not report.root_verified:
+    if report.is_bundle and not report.root_verified:
         reporter.say(
             "Integrity was checked, not origin: compare the root with the one from the separate channel (`--root`)."
         )

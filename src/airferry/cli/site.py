@@ -29,7 +29,7 @@ from airferry.defaults import OVERLAYS_FOLDER, SITE_FILE
 from airferry.errors import UsageError
 from airferry.wording import counted
 
-PANEL = "Far side"
+_PANEL = "Far side"
 EXECUTORS_QUESTION = "Executors, separated by commas (slurm-pyxis:VERSION, kubernetes, …)"
 LEVEL_STYLES = {"block": "[red]block[/]", "warn": "[yellow]warn[/]", "note": "[dim]note[/]"}
 
@@ -39,10 +39,10 @@ site_app = typer.Typer(help="Describe the far side in a site profile.", no_args_
 def register(app: typer.Typer) -> None:
     """Add this module's commands in the order in which an operator needs them."""
     site_app.command("init")(init)
-    app.add_typer(site_app, name="site", rich_help_panel=PANEL)
-    app.command(rich_help_panel=PANEL)(overlays)
-    app.command(rich_help_panel=PANEL)(mirrors)
-    app.command(rich_help_panel=PANEL)(check)
+    app.add_typer(site_app, name="site", rich_help_panel=_PANEL)
+    app.command(rich_help_panel=_PANEL)(overlays)
+    app.command(rich_help_panel=_PANEL)(mirrors)
+    app.command(rich_help_panel=_PANEL)(check)
 
 
 def init(

@@ -20,6 +20,8 @@ from typing import IO, Any
 from airferry.errors import HostError
 
 TEMPORARY_PREFIX = ".airferry-"
+MAX_PATH_BYTES = 4096  # PATH_MAX of Linux
+MAX_NAME_BYTES = 255  # NAME_MAX of its file systems
 WRITEBACK_BYTES = 32 * 1024 * 1024
 
 

@@ -31,16 +31,16 @@ from airferry.errors import HostError, IntegrityError, UsageError
 from airferry.host import files
 from airferry.host.threads import parallel_map
 from airferry.oci.codecs import inflate
-from airferry.oci.documents import Descriptor, parse_manifest
+from airferry.oci.documents import Descriptor
 from airferry.oci.ports import Source, blocks
 from airferry.oci.streams import BlockReader
 from airferry.oci.tar import TarEntry, TarReader
+from airferry.wording import some_of
 
 MAX_MARK_BYTES = 64 << 20
 HEADERS_BYTES = 8192  # what an entry's headers take at the most where its path is as long as it may be
 LEFT_BY_TOOLS = "__pycache__"
 SYNC_JOBS = 16
-SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ def unpack_catalogue(source: Source, descriptor: Descriptor, root: Path, *, scra
         HostError: the disk is full.
     """
     what = f"the catalogue `{descriptor.digest}`"
-    manifest = parse_manifest(source.read_manifest(descriptor).data, what=what)
+    manifest = source.read_manifest(descriptor).manifest
     if manifest.artifact_type != CATALOGUE_ARTIFACT:
         raise IntegrityError(f"artifact `{descriptor.digest}` is of type `{manifest.artifact_type}`, not a catalogue")
     if len(manifest.layers) != 1 or manifest.layers[0].media_type != CATALOGUE_CONTENT:
@@ -216,10 +216,9 @@ def _expect_unchanged(folder: Path, known: dict[str, str]) -> None:
     now = dict(_states(folder))
     changed = sorted({path for path, state in {*now.items()} ^ {*known.items()}})
     if changed:
-        shown = ", ".join(f"`{path}`" for path in changed[:SHOWN])
-        more = f" and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
+        shown = some_of([f"`{path}`" for path in changed], 3)
         raise UsageError(
-            f"`{folder}` was changed since airferry extracted it: {shown}{more}",
+            f"`{folder}` was changed since airferry extracted it: {shown}",
             hint="name another folder, or use this one with `--source`",
         )
 

@@ -19,10 +19,9 @@ from airferry.near.git import driver as git
 from airferry.near.git.addresses import redact
 from airferry.near.lock.covered import needed_bases
 from airferry.near.wheels.pip import Pip
-from airferry.oci.documents import MAX_CONFIG_BYTES, ImageConfig, Manifest, parse_image_config
+from airferry.oci.documents import MAX_IMAGE_CONFIG_BYTES, ImageConfig, Manifest, parse_image_config
 from airferry.oci.platform import Platform
 from airferry.oci.ports import Source
-from airferry.oci.reference import parse_reference
 from airferry.plan.locks.catalogue import read_catalogue_lock
 from airferry.plan.locks.packages import GitSource
 from airferry.plan.models import Plan
@@ -76,14 +75,14 @@ def _find_base(base: RegistryBase | LayoutBase | ArchiveBase, platforms: Sequenc
             raise RegistryError("there is no such image", hint="check its name and tag")
         found = source.resolve(digest)
     find_children(base.key, source, found, platforms, read_config=partial(_read_config, source))
-    if not isinstance(base, RegistryBase) or str(source) == parse_reference(base.reference).name:
+    if not isinstance(base, RegistryBase) or str(source) == base.parsed.name:
         return found.digest
     return f"{found.digest} from `{source}`"
 
 
 def _read_config(source: Source, manifest: Manifest) -> ImageConfig:
-    if manifest.config.size > MAX_CONFIG_BYTES:
-        raise IntegrityError(f"the image's config is larger than {MAX_CONFIG_BYTES >> 20} MiB")
+    if manifest.config.size > MAX_IMAGE_CONFIG_BYTES:
+        raise IntegrityError(f"the image's config is larger than {MAX_IMAGE_CONFIG_BYTES >> 20} MiB")
     with source.open_blob(manifest.config) as stream:
         return parse_image_config(stream.read(manifest.config.size))
 

@@ -38,7 +38,6 @@ from airferry.events import StageFinished, StageStarted
 from airferry.host import clock, files
 from airferry.host.canonical import canonical_json
 from airferry.host.journal import Journal
-from airferry.near.assemble.recipes import LAUNCHER
 from airferry.near.assemble.writer import BuiltImage
 from airferry.near.bases.originals import put_originals
 from airferry.near.carry.assets import carry_assets
@@ -58,7 +57,7 @@ from airferry.oci.platform import parse_platform
 from airferry.oci.reference import parse_reference
 from airferry.plan.inventory import parse_inventory, render_inventory
 from airferry.plan.lockfile import LOCK_FILE, LockedPlatform, Lockfile, render_lockfile
-from airferry.plan.models import GroupPlan, Plan
+from airferry.plan.models import LAUNCHER, GroupPlan, Plan
 
 LOCK_ARTIFACT = "application/vnd.airferry.lock.v1"
 LOCK_CONTENT = "application/vnd.airferry.lock.v1+yaml"

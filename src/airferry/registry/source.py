@@ -28,12 +28,12 @@ from airferry.oci.documents import (
     Index,
     parse_index,
 )
-from airferry.oci.ports import BLOCK_BYTES, Stored
+from airferry.oci.ports import BLOCK_BYTES, Source, Stored
 from airferry.oci.streams import verifying
 from airferry.registry.auth import repository_scope
 from airferry.registry.client import RegistryClient
 from airferry.registry.connections import Answer
-from airferry.registry.failures import connection_error, printable
+from airferry.registry.failures import connection_error, one_line
 
 ACCEPTED = ", ".join((*INDEX_TYPES, *MANIFEST_TYPES))
 MAX_REFERRER_PAGES = 100
@@ -46,8 +46,10 @@ def referrers_tag(digest: str) -> str:
     return f"sha256-{digest_hex(digest)}"
 
 
-class RegistrySource:
+class RegistrySource(Source):
     """A Source over one repository. Safe to use from threads."""
+
+    reads_ranges = True
 
     def __init__(self, client: RegistryClient, repository: str) -> None:
         """Read from a repository of the client's registry; nothing is sent yet."""
@@ -104,7 +106,7 @@ class RegistrySource:
         with self._lock:
             known = self._remembered.get(descriptor.digest)
         if known is not None and known.descriptor.size == descriptor.size:
-            return Stored(descriptor, known.data)
+            return known.described_as(descriptor)
         if descriptor.size > MAX_MANIFEST_BYTES:
             raise IntegrityError(
                 f"manifest `{descriptor.digest}` has {descriptor.size} bytes, more than the limit of "
@@ -236,7 +238,7 @@ class RegistrySource:
         if observed != stated or observed != wanted:
             raise IntegrityError(
                 f"`{self}` gives a manifest with digest `{observed}` for `{reference}`, and says it is "
-                f"`{printable(stated)}`",
+                f"`{one_line(stated)}`",
                 digest=observed,
             )
         media_type = _media_type(data, response.headers.get("Content-Type", ""), what=f"`{reference}` of `{self}`")
@@ -270,7 +272,7 @@ def _media_type(data: bytes, header: str, *, what: str) -> str:
         if candidate in INDEX_TYPES or candidate in MANIFEST_TYPES:
             return str(candidate)
     raise RegistryError(
-        f"{what} is no image or artifact: its media type is `{printable(str(stated or header or 'missing'))}`",
+        f"{what} is no image or artifact: its media type is `{one_line(str(stated or header or 'missing'))}`",
         hint="is a web page or a login form answering in the registry's place? Docker's schema 1 is not supported",
     )
 

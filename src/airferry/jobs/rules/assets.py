@@ -16,8 +16,7 @@ from airferry.errors import AirferryError
 from airferry.events import Emit, silent
 from airferry.jobs.context import StepContext
 from airferry.jobs.findings import Finding
-
-SHOWN = 2
+from airferry.wording import some_of
 
 
 @dataclass
@@ -48,9 +47,8 @@ class StagedAssets:
             return f"cannot be looked at: {error.message}"
         if report.ok:
             return None
-        shown = "; ".join(str(finding) for finding in report.findings[:SHOWN])
-        more = len(report.findings) - SHOWN
-        return f"is not what was recorded: {shown}" + (f"; and {more} more" if more > 0 else "")
+        shown = some_of([str(finding) for finding in report.findings], 2, separator="; ")
+        return f"is not what was recorded: {shown}"
 
 
 def asset_findings(context: StepContext, assets: StagedAssets) -> Iterator[Finding]:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 
-from airferry.config import BaseImage as BaseSpec
+from airferry.config import BaseSpec
 from airferry.host.canonical import inputs_digest
 from airferry.near.lock.job_modules import path_inputs, steps_of
 from airferry.oci.platform import Platform
 from airferry.plan.lockfile import LockedBase, LockedPlatform, Lockfile, group_digest
-from airferry.plan.models import GroupPlan, LauncherPlan, Plan
+from airferry.plan.models import LAUNCHER, GroupPlan, LauncherPlan, Plan
 
 PROBE_VERSION = 3  # part of what a lock entry depends on: raise it when the same base may give another answer
-LAUNCHER = "launcher"
 
 
 def catalogue_digest(plan: Plan) -> str | None:

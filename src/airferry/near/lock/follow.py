@@ -10,12 +10,12 @@ from typing import Any
 
 from airferry.errors import ConfigurationError, UsageError
 from airferry.events import Emit, Notice, silent
-from airferry.near.lock.covered import LAUNCHER, needed_bases, uncovered
+from airferry.near.lock.covered import needed_bases, uncovered
 from airferry.near.lock.resolve import Locked, Resolver
 from airferry.near.planning import Selection, read_plan, warn_of_plan
 from airferry.near.session import BuildOptions, Session, open_session
 from airferry.plan.lockfile import LOCK_FILE, Lockfile, differences, read_lockfile, write_lockfile
-from airferry.plan.models import Plan, PlanWarning
+from airferry.plan.models import LAUNCHER, Plan, PlanWarning
 
 
 @dataclass(frozen=True, slots=True)

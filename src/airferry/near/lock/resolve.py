@@ -28,7 +28,7 @@ from airferry.near.lock.additions import (
     resolve_additions,
     resolve_environment,
 )
-from airferry.near.lock.covered import LAUNCHER, needed_bases, wanted_environments
+from airferry.near.lock.covered import needed_bases, wanted_environments
 from airferry.near.lock.job_modules import (
     JobModules,
     RefusedImports,
@@ -52,7 +52,7 @@ from airferry.plan.lockfile import (
     Lockfile,
 )
 from airferry.plan.locks.catalogue import CatalogueLock, read_catalogue_lock
-from airferry.plan.models import GroupPlan, LauncherPlan, Overlay, Plan
+from airferry.plan.models import LAUNCHER, GroupPlan, LauncherPlan, Overlay, Plan
 from airferry.wording import counted
 
 LOOKUPS = 4

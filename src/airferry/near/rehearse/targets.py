@@ -16,7 +16,7 @@ from airferry.near.session import BuildOptions, open_session
 from airferry.plan.lockfile import LOCK_FILE, read_lockfile
 from airferry.plan.models import Plan
 
-STAGES = ("build-execution-images",)
+REHEARSED_STAGES = ("build-execution-images",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ def rehearse(
         AirferryError: of the family of what failed.
     """
     names = split(selection.targets)
-    plans = list(_plans(replace(selection, stages=STAGES), names))
+    plans = list(_plans(replace(selection, stages=REHEARSED_STAGES), names))
     for made in plans:
         with open_session(made, options or BuildOptions(), emit=emit) as session:
             existing = read_lockfile(made.output_dir / LOCK_FILE)
