@@ -1,6 +1,6 @@
 # Functions that the scripts share: to be sourced by bash, not run.
 #
-#   ensure_setup          installs what is missing (scripts/setup); quick when nothing is
+#   ensure_setup          installs what is missing (scripts/setup), for the tests or `quickstart`; quick when nothing is
 #   run_as_user CMD…      runs a command as the ordinary user, in the checkout with its virtual environment on PATH
 #   run_pytest ARG…       runs pytest so, on all CPUs, a file on one worker; byte code goes to the user's cache
 #
@@ -46,7 +46,7 @@ runtime_folder() {
   printf '%s\n' "$folder"
 }
 
-ensure_setup() { SETUP_IS_A_PART=yes "$repository/scripts/setup"; }
+ensure_setup() { SETUP_IS_A_PART=yes "$repository/scripts/setup" "$@"; }
 
 run_as_user() {
   local folder path runtime
