@@ -1,6 +1,6 @@
 # Functions that the scripts share: to be sourced by bash, not run.
 #
-#   ensure_setup          installs what is missing (scripts/setup), for the tests or `quickstart`; quick when nothing is
+#   ensure_setup [--tests]  installs what is missing (scripts/setup); quick when nothing is
 #   run_as_user CMD…      runs a command as the ordinary user, in the checkout with its virtual environment on PATH
 #   run_pytest ARG…       runs pytest so, on all CPUs, a file on one worker; byte code goes to the user's cache
 #

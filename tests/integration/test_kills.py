@@ -20,7 +20,7 @@ from airferry.engine.driver import open_engine
 from airferry.errors import RegistryError
 from airferry.host import files
 from airferry.host.shipped import shipped
-from airferry.oci.copy import read_closure
+from airferry.oci.closure import read_closure
 from airferry.registry.client import ClientOptions, RegistryClient
 from airferry.registry.sink import RegistrySink
 from airferry.registry.source import RegistrySource

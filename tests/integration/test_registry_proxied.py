@@ -24,7 +24,8 @@ from airferry.cli.app import run
 from airferry.errors import IntegrityError, RegistryError
 from airferry.far.load import load
 from airferry.host.threads import parallel_map
-from airferry.oci.copy import copy_image, read_closure
+from airferry.oci.closure import read_closure
+from airferry.oci.copy import copy_image
 from airferry.oci.documents import LAYER_TAR, Descriptor, parse_index
 from airferry.oci.layout import LayoutStore
 from airferry.registry.client import ClientOptions, RegistryClient

@@ -44,6 +44,13 @@ def test_the_far_side_s_lock_is_a_part_of_the_whole_lock() -> None:
     assert all(hashes for _version, hashes in part.values())
 
 
+def test_what_setup_installs_for_a_quickstart_is_a_part_of_the_whole_lock() -> None:
+    whole, part = pinned(ROOT / "requirements.lock"), pinned(ROOT / "requirements-runtime.lock")
+    assert {name: whole[name] for name in part} == part
+    extras = [line for lines in PROJECT["optional-dependencies"].values() for line in lines]
+    assert closure([*PROJECT["dependencies"], *extras, "editables", "hatchling"]) == part.keys()
+
+
 def closure(requirements: Iterable[str]) -> set[str]:
     """Return what these need, by what is installed here, on the oldest Python that airferry runs on."""
     oldest = {"extra": "", "python_version": "3.11", "python_full_version": "3.11.0"}
@@ -78,7 +85,7 @@ def test_the_page_on_security_says_why_of_each_distribution() -> None:
 
 
 def test_no_lock_names_an_index() -> None:
-    for lock in (ROOT / "requirements.lock", shipped("near/carry/far-side.lock")):
+    for lock in (ROOT / "requirements.lock", ROOT / "requirements-runtime.lock", shipped("near/carry/far-side.lock")):
         assert not re.search(r"[a-z]+://|--(extra-)?index-url|--trusted-host|--find-links", lock.read_text())
 
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import IO, Any, cast
 
 from airferry.errors import HostError, IntegrityError
+from airferry.host.progress import MIB
 from airferry.oci.documents import Descriptor
-from airferry.oci.ports import BLOCK_BYTES
 
 
 @dataclass(frozen=True, slots=True)
 class FileSlice:
-    """Bytes of a file that whoever sends them leaves to the kernel, and then checks."""
+    """Bytes of a file that the sender leaves to the kernel, and then checks."""
 
     stream: IO[bytes]
     offset: int
@@ -68,7 +68,7 @@ class SizedReader(io.RawIOBase):
             HostError: the medium cannot be read.
         """
         if size is None or size < 0:
-            return b"".join(iter(lambda: self.read(BLOCK_BYTES), b""))
+            return b"".join(iter(lambda: self.read(MIB), b""))
         if self._left == 0:
             self._end()
             return b""
@@ -87,6 +87,7 @@ class SizedReader(io.RawIOBase):
             self.on_block(len(block))
         if self._left == 0:
             self._end()
+        self._hand_on(block)
         return block
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
@@ -102,7 +103,7 @@ class SizedReader(io.RawIOBase):
         """
         sliced = type(self) is SizedReader and isinstance(self._stream, io.FileIO)
         while size:
-            length = min(size, BLOCK_BYTES)
+            length = min(size, MIB)
             block: bytes | FileSlice
             if sliced and length <= self._left:
                 offset = self.descriptor.size - self._left
@@ -135,6 +136,9 @@ class SizedReader(io.RawIOBase):
     def _see(self, block: bytes) -> None:
         """Take note of a block before it is handed out."""
 
+    def _hand_on(self, block: bytes) -> None:
+        """Take note of a block that is right as far as that can be known by now."""
+
     def _end(self) -> None:
         """Check, once, that nothing follows the last declared byte."""
         if self._checked:
@@ -153,8 +157,8 @@ class SizedReader(io.RawIOBase):
 class VerifyingReader(SizedReader):
     """A stream over a blob that never yields more than the declared size and checks the digest at its end.
 
-    The check runs when the last declared byte is read, before that byte is handed out, so whoever read the whole
-    blob without an error holds the right bytes.
+    The check runs when the last declared byte is read, before that byte is handed out, so a caller that read the
+    whole blob without an error holds the right bytes.
     """
 
     def __init__(self, stream: IO[bytes], descriptor: Descriptor, *, what: str | None = None) -> None:
@@ -172,6 +176,19 @@ class VerifyingReader(SizedReader):
                 digest=self.descriptor.digest,
                 observed=observed,
             )
+
+
+class HashedBefore(VerifyingReader):
+    """A stream over a blob that comes out of a reader that has hashed it. Checks the size, and hashes nothing again.
+
+    Only for one who gets the last block from that reader, which hands it out when the digest is right.
+    """
+
+    def _see(self, block: bytes) -> None:
+        """Leave the hashing to the reader before."""
+
+    def _check(self) -> None:
+        """Leave the check to the reader before."""
 
 
 class BlockStream:

@@ -22,18 +22,24 @@ from airferry.host import files
 from airferry.host.canonical import canonical_json
 from airferry.oci.digest import digest_of
 from airferry.oci.documents import Descriptor
-from airferry.oci.ports import BLOCK_BYTES, OpenStream
+from airferry.oci.ports import OpenStream, skip
 from airferry.registry.bodies import PartBody, WholeBody
 from airferry.registry.client import RegistryClient
 from airferry.registry.connections import Answer
 from airferry.registry.failures import LostSession, TooLarge, TransientRegistryError, one_line, registry_codes
 
+# one request is quickest, but loses everything when it breaks; from here on, losing it would hurt
 CHUNKED_ABOVE_BYTES = 256 * 1024 * 1024
+# what a broken connection costs at most, against one round trip and one fsync of the journal each
 CHUNK_BYTES = 64 * 1024 * 1024
+# below it the round trips cost more than the bytes
 SMALLEST_CHUNK_BYTES = 256 * 1024
+# seeing whether a registry checks digests takes four requests, which small blobs would not win back
 UNCHECKED_FROM_BYTES = 4 * 1024 * 1024
+# distribution was measured at 480 MiB/s; one that is busy, on network storage, does far less
 SLOWEST_DIGEST_BYTES_PER_S = 20 * 1024 * 1024
 MAX_UPLOAD_JOURNAL_BYTES = 16 * 1024 * 1024
+# the specification writes `0-N`; some registries put the unit before it
 _RANGE = re.compile(r"(?:bytes=)?0-(\d+)")
 
 
@@ -54,7 +60,7 @@ class Limits:
     chunks: bool = True
 
     def lower(self, refused_bytes: int) -> bool:
-        """Note that so many bytes were too many for one request; False if nothing smaller is worth a try."""
+        """Note that one request of this size was refused; False if nothing smaller is worth a try."""
         if not self.chunks or refused_bytes <= SMALLEST_CHUNK_BYTES:
             return False
         self.chunk_bytes = max(SMALLEST_CHUNK_BYTES, min(self.chunk_bytes, refused_bytes // 2))
@@ -122,6 +128,8 @@ class Uploader:
         self.client = client
         self.limits = limits or Limits()
         self.journal = UploadJournal(journal)
+        # whether one repository takes blobs over from another, as far as it is known
+        self.mounts = mounts
         # whether a mount of a blob from the repository that holds it is answered with "created"; None: not tried yet
         self.finds_by_mount: bool | None = None if mounts else False
         self._checks: bool | None = None
@@ -156,6 +164,7 @@ class Uploader:
                 with governor.slot():
                     sent = transfer.run()
             except TransientRegistryError as error:
+                # a reset counts too: what is in front of a registry may cut connections instead of answering 429
                 governor.overloaded()
                 # only what was never reached before counts as progress, so that this ends
                 attempt = 0 if transfer.offset > best else attempt + 1
@@ -164,9 +173,11 @@ class Uploader:
                     transfer.abandon()
                     raise
                 retry.pause(max(0, attempt - 1), asked_s=error.retry_after_s)
+                # asked after the pause, in which the registry may have finished what its proxy gave up on
                 if transfer.arrived():
                     return True
             except TooLarge:
+                # mostly the limit of a proxy: the registry behind it takes the blob in smaller requests
                 transfer.abandon()
                 if not self.limits.lower(transfer.request_bytes):
                     raise
@@ -178,6 +189,7 @@ class Uploader:
                 transfer.abandon()
                 raise
             except BaseException:
+                # Ctrl-C, or another upload failed: a later run goes on from the journal
                 transfer.interrupt()
                 raise
             else:
@@ -205,6 +217,7 @@ def checks_digests(client: RegistryClient, repository: str, scopes: tuple[str, .
             method, url, what=what, scopes=scopes, headers=headers, body=body, expected=None, attempts=1
         )
 
+    # asked of each registry, never assumed of a product: proxies and forks answer for themselves
     refused, left = False, []
     with suppress(RegistryError):
         begun = ask("POST", f"{repository}/blobs/uploads/")
@@ -309,6 +322,7 @@ class _Transfer:
         """Return the session that was under way, at the offset that the registry states, or None."""
         if self._session is None:
             return None
+        # nothing was acknowledged: starting over costs no bytes, and a broken first request may have ended the session
         if not self._session.offset:
             self.abandon()
             return None
@@ -317,6 +331,7 @@ class _Transfer:
         except RegistryError:
             self.abandon()
             return None
+        # the registry's word counts, not the journal's: a chunk may have arrived whose answer did not
         known = acknowledged_bytes(response)
         if known is None or known > self._descriptor.size:
             self.abandon()
@@ -358,7 +373,7 @@ class _Transfer:
     def _send_chunks(self, session: Session) -> None:
         size = self._descriptor.size
         with self._opener()() as stream:
-            _skip(stream, session.offset)
+            skip(stream, session.offset)
             while session.offset < size:
                 length = min(self._limits.chunk_bytes, size - session.offset)
                 self.request_bytes = length
@@ -370,6 +385,7 @@ class _Transfer:
 
     def _send_chunk(self, session: Session, stream: IO[bytes], length: int) -> Session:
         end = session.offset + length
+        # one attempt: distribution 2.8 does not look at Content-Range, so a chunk that is sent twice is stored twice
         response = self._request(
             "PATCH",
             session.location,
@@ -380,10 +396,12 @@ class _Transfer:
         )
         status = response.status_code
         if status in (405, 501):
+            # the next round sends the blob in one request; no failure of the network, but it is retried like one
             self._limits.chunks = False
             self.abandon()
             raise TransientRegistryError(f"cannot {self._what}: the registry takes no chunks", status=status)
         if status in (404, 416):
+            # 416: it holds another number of bytes than we think, and says which when it is asked; 404: it holds none
             if status == 404:
                 self.abandon()
             raise LostSession(f"cannot {self._what}: the registry lost the upload session", status=status)
@@ -464,21 +482,13 @@ def _with_digest(location: str, digest: str) -> str:
     return f"{location}{'&' if '?' in location else '?'}digest={digest}"
 
 
-def _skip(stream: IO[bytes], count: int) -> None:
-    """Read past what the registry holds already; a stream that verifies itself hashes it, as it hashes the whole."""
-    while count:
-        block = stream.read(min(BLOCK_BYTES, count))
-        if not block:
-            raise IntegrityError("a blob ended before its declared size")
-        count -= len(block)
-
-
 def acknowledged_bytes(response: Answer) -> int | None:
     """Return how many bytes a session holds by its `Range` header, or None if it does not say."""
     found = _RANGE.fullmatch(response.headers.get("Range", "").strip())
     if found is None:
         return None
     last = int(found.group(1))
+    # `0-0` says one byte by the letter, and "nothing yet" by the habit of distribution; no chunk of ours has one byte
     return last + 1 if last else 0
 
 
