@@ -87,7 +87,7 @@ def test_an_identity_token_is_taken_before_a_password(home: Path) -> None:
 def helper(folder: Path, name: str, script: str) -> None:
     folder.mkdir(exist_ok=True)
     path = folder / f"docker-credential-{name}"
-    path.write_text(f"#!/bin/sh\nread server\n{script}\n")
+    path.write_text(f'#!/bin/sh\n[ "$*" = get ] || exit 9\nread server\n{script}\n')
     path.chmod(0o755)
 
 
