@@ -171,6 +171,7 @@ def docker(home: Path, document: object) -> Path:
         ({"username": "u", "password": 1}, None),
         ({"username": 1, "password": "p"}, None),
         ({"auth": base64.b64encode(b"u:p\0\0").decode(), "username": "x", "password": "y"}, Credential("u", "p")),
+        ({"auth": base64.b64encode(b"u:pX\0").decode()}, Credential("u", "pX")),
         ({"auth": ""}, None),
         ({"auth": 5}, None),
         ({"auth": "%%%"}, None),
