@@ -146,7 +146,7 @@ def check_rehearsal(plan: Plan) -> None:
         carried = {source for _name, source in context.carried(plan.source_root, [plan.output_dir])}
     except ConfigurationError:
         return  # in no repository: nothing is tracked, and the code is taken as it lies
-    root = plan.source_root.resolve()
+    root = files.resolved(plan.source_root)
     for path in [step.step_py for step in plan.steps]:
         if root / path.relative_to(plan.source_root) not in carried:
             raise ConfigurationError(
