@@ -51,7 +51,7 @@ _RANGE = re.compile(r"(?:bytes=)?0-(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
+class UploadSession:
     """An upload under way: where the next request goes, and how many bytes the registry has acknowledged."""
 
     location: str
@@ -89,16 +89,16 @@ class UploadJournal:
                 if isinstance(document, dict):
                     self._entries = {key: value for key, value in document.items() if isinstance(value, dict)}
 
-    def find(self, repository: str, descriptor: Descriptor) -> Session | None:
+    def find(self, repository: str, descriptor: Descriptor) -> UploadSession | None:
         """Return the session in which a blob was being sent to `HOST/REPOSITORY`, or None."""
         with self._lock:
             entry = self._entries.get(_journal_key(repository, descriptor))
         if entry is None:
             return None
         location, offset = entry.get("location"), entry.get("offset")
-        return Session(location, offset) if _is_url(location) and isinstance(offset, int) else None
+        return UploadSession(location, offset) if _is_url(location) and isinstance(offset, int) else None
 
-    def record(self, repository: str, descriptor: Descriptor, session: Session | None) -> None:
+    def record(self, repository: str, descriptor: Descriptor, session: UploadSession | None) -> None:
         """Note durably how far an upload is; None: it is over. Atomic."""
         if self._path is None:
             return
@@ -325,7 +325,7 @@ class _Transfer:
         with suppress(AirferryError):
             self._request("DELETE", session.location, expected=None, attempts=1)
 
-    def _resumed(self) -> Session | None:
+    def _resumed(self) -> UploadSession | None:
         """Return the session that was under way, at the offset that the registry states, or None."""
         if self._session is None:
             return None
@@ -343,7 +343,7 @@ class _Transfer:
         if known is None or known > self._descriptor.size:
             self.abandon()
             return None
-        self._session = Session(self._next_location(response), known)
+        self._session = UploadSession(self._next_location(response), known)
         return self._session
 
     def _opener(self) -> OpenStream:
@@ -351,7 +351,7 @@ class _Transfer:
             return self._unchecked
         return self._source
 
-    def _start(self) -> Session | None:
+    def _start(self) -> UploadSession | None:
         """Begin a session; None where the repository was asked for the blob by a mount, and holds it."""
         path = f"{self._repository}/blobs/uploads/"
         response = None
@@ -368,16 +368,16 @@ class _Transfer:
         minimum = response.headers.get("OCI-Chunk-Min-Length", "")
         if minimum.isdecimal() and len(minimum) < 12:
             self._limits.chunk_bytes = max(self._limits.chunk_bytes, int(minimum))
-        self._session = Session(self._next_location(response))
+        self._session = UploadSession(self._next_location(response))
         return self._session
 
-    def _send_whole(self, session: Session) -> None:
+    def _send_whole(self, session: UploadSession) -> None:
         size = self._descriptor.size
         self.request_bytes = size
         body = WholeBody(self._opener(), size, self._client.rate) if size else b""
         self._finish(session, body)
 
-    def _send_chunks(self, session: Session) -> None:
+    def _send_chunks(self, session: UploadSession) -> None:
         size = self._descriptor.size
         with self._opener()() as stream:
             skip(stream, session.offset)
@@ -390,7 +390,7 @@ class _Transfer:
         self.request_bytes = 0
         self._finish(session, b"")
 
-    def _send_chunk(self, session: Session, stream: IO[bytes], length: int) -> Session:
+    def _send_chunk(self, session: UploadSession, stream: IO[bytes], length: int) -> UploadSession:
         end = session.offset + length
         # one attempt: distribution 2.8 does not look at Content-Range, so a chunk that is sent twice is stored twice
         response = self._request(
@@ -417,9 +417,9 @@ class _Transfer:
             raise LostSession(
                 f"cannot {self._what}: the registry acknowledges {known} bytes where {end} were sent", status=status
             )
-        return Session(self._next_location(response), end)
+        return UploadSession(self._next_location(response), end)
 
-    def _finish(self, session: Session, body: bytes | WholeBody) -> None:
+    def _finish(self, session: UploadSession, body: bytes | WholeBody) -> None:
         """Close the session under the digest. Registries hash here, so large blobs are given time."""
         digest = self._descriptor.digest
         self._ending = True
