@@ -1,4 +1,4 @@
-"""Names of files and folders, and texts, where none is given, apart from what uses them: help shows them without loading that."""
+"""Names and texts that are taken where none is given, apart from what uses them: help shows them without that."""
 
 CATALOGUE_FOLDER = "catalogue"
 DEFAULT_STEPS = "src/nemotron/steps"
