@@ -25,10 +25,9 @@ from airferry.errors import AirferryError, HostError
 from airferry.events import Emit, StageFinished, StageStarted
 from airferry.host import clock, files
 from airferry.host.canonical import inputs_digest
-from airferry.host.extras import EXTRAS
+from airferry.host.installation import EXTRAS, PACKAGE, shipped
 from airferry.host.journal import Journal
 from airferry.host.parsing import parse_json
-from airferry.host.shipped import PACKAGE, shipped
 from airferry.near.wheels.pack import Wheel, add_member
 from airferry.near.wheels.pip import WheelTarget
 from airferry.near.wheels.store import Pin, WheelStore
