@@ -16,7 +16,10 @@ from airferry.host import installation, process
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NEAR = {"build", "describe_plan", "describe_prediction", "doctor", "lock", "plan", "quickstart", "rehearse", "schema"}
-NEAR_VALUES = {"BuildOutcome", "DoctorReport", "LockOutcome", "PlanOutcome", "RehearsalOutcome", "Selection"}
+NEAR_VALUES = {
+    *("BuildOptions", "BuildOutcome", "DoctorReport", "ImageSummary", "LockOutcome", "PlanOutcome"),
+    *("RehearsalOutcome", "Selection"),
+}
 SERVE = {"ServeOptions", "Serving", "serve"}
 COMMANDS = {
     "build": "near",
