@@ -72,10 +72,6 @@ class AssetManifest:
         """The digest of the manifest's bytes: it names the content of the asset."""
         return digest_of(self.to_bytes())
 
-    def file_name(self) -> str:
-        """Return the name that the manifest's file has by default."""
-        return asset_file_name(self.name)
-
     def linked_file(self, link: AssetLink) -> AssetFile | None:
         """Return the file that a link leads to, over further links if need be, or None."""
         links = {item.path: item for item in self.links}
