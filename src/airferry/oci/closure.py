@@ -15,8 +15,8 @@ from airferry.oci.platform import Platform
 from airferry.oci.ports import Source, Stored, WrappedSource
 
 MAX_REFERRER_DEPTH = 4
-# the documents of a thousand images are below it; a view takes several times its bytes, so that a bundle that is made to
-# fill memory has its documents read again instead
+# the documents of a thousand images stay below it; a view takes several times its bytes, so the documents of a bundle
+# that is made to fill memory are read again instead
 MAX_REMEMBERED_BYTES = 16 * MIB
 
 
