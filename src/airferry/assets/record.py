@@ -76,7 +76,7 @@ def record_asset(
     """
     chosen = name or path.absolute().name.lower()
     target = output or Path(asset_file_name(chosen))
-    if path.is_dir() and target.resolve().is_relative_to(path.resolve()):
+    if path.is_dir() and files.lies_within(target, path):
         raise UsageError(f"`{target}` lies in the asset itself", hint="write the manifest elsewhere: `--out FILE`")
     manifest = hash_asset(path, name=chosen, kind=kind, jobs=jobs, emit=emit)
     files.write_bytes(target, manifest.to_bytes())

@@ -87,7 +87,7 @@ def _archive(folder: Path, saved: SavedImage) -> tuple[str, str]:
         found = path.lstat()
     except OSError:
         return "", f"archive `{saved.tar}` is not there; the bundle is whole without it"
-    if not stat.S_ISREG(found.st_mode) or path.resolve() != folder.resolve() / str(saved.tar):
+    if not stat.S_ISREG(found.st_mode) or files.resolved(path) != files.resolved(folder) / str(saved.tar):
         return "is not a regular file; links are not followed", ""
     try:
         digest = files.file_sha256(path)

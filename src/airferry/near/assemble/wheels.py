@@ -15,9 +15,8 @@ import json
 import posixpath
 import warnings
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal, cast
 
@@ -31,6 +30,7 @@ from installer.utils import Scheme, construct_record_file, fix_shebang
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from airferry.errors import BuildError
+from airferry.host.archives import archive_faults
 from airferry.near.assemble.tree import BaseTree, Content, LayerTree
 from airferry.near.git.addresses import redact
 from airferry.near.probe.answers import PythonFacts
@@ -44,17 +44,6 @@ INSTALLER = b"airferry\n"
 MAX_SCRIPT_BYTES = 64 * 1024 * 1024
 MAX_WHEEL_RECORD_BYTES = 64 * 1024 * 1024
 _SIGNATURES = ("RECORD.p7s", "RECORD.jws")
-_FAULTS = (
-    InstallerError,
-    InvalidRecordEntry,
-    ValueError,
-    KeyError,
-    AssertionError,
-    EOFError,
-    RuntimeError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 Owned = Callable[[str], tuple[str, str] | None]
 
@@ -326,18 +315,17 @@ def _base64(digest: bytes) -> str:
     return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
 
 
-@contextmanager
-def _translated(filename: str) -> Iterator[None]:
+def _translated(filename: str) -> AbstractContextManager[None]:
     """Say of which wheel it is that the installer, or the archive, complains."""
-    try:
-        yield
-    except _FAULTS as error:
-        message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-        raise BuildError(
-            f"`{filename}` cannot be installed: {message or 'it is no whole wheel'}",
+
+    def told(reason: str) -> BuildError:
+        return BuildError(
+            f"`{filename}` cannot be installed: {reason}",
             hint="name another version under `requirements:` of the image, or ask whoever made the wheel",
             wheel=filename,
-        ) from error
+        )
+
+    return archive_faults(told, also=(InstallerError, InvalidRecordEntry, csv.Error))
 
 
 def recorded_files(record: str, *, library: str) -> Mapping[str, str]:

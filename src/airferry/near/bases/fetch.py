@@ -8,7 +8,6 @@ digest stays the one that is recorded.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,6 +19,7 @@ from airferry.errors import AirferryError, BuildError, ConfigurationError, HostE
 from airferry.events import Emit
 from airferry.host import clock, files
 from airferry.host.canonical import canonical_json
+from airferry.host.parsing import parse_json
 from airferry.host.threads import parallel_map
 from airferry.near.bases import debian
 from airferry.near.bases.layers import layers_at_once
@@ -326,7 +326,7 @@ class BaseCache:
         """Return a manifest of OCI's types, in the cache, for one of Docker's; others as they are."""
         if stored.manifest.media_type in (None, IMAGE_MANIFEST):
             return stored
-        document = json.loads(stored.data)
+        document = parse_json(stored.data)
         document["mediaType"] = IMAGE_MANIFEST
         for part in (document["config"], *document["layers"]):
             part["mediaType"] = _OCI_TYPES.get(part["mediaType"], part["mediaType"])
