@@ -29,6 +29,7 @@ from airferry.plan.env_profiles import read_env_file
 from airferry.plan.locks.catalogue import read_catalogue_lock
 from airferry.plan.locks.packages import evaluate
 from airferry.plan.planner import make_plan
+from airferry.registry.bodies import acknowledged_bytes
 from airferry.registry.client import RegistryClient
 from airferry.registry.connections import Answer
 from airferry.registry.credentials import Credential, find_credential
@@ -37,7 +38,7 @@ from airferry.registry.registries_conf import read_registries_conf
 from airferry.registry.retry import retry_after_s
 from airferry.registry.sink import RegistrySink
 from airferry.registry.source import RegistrySource
-from airferry.registry.uploads import Limits, Uploader, UploadJournal, UploadSession, acknowledged_bytes
+from airferry.registry.uploads import Limits, Uploader, UploadJournal, UploadSession
 from catalogues import STEPS, airgap, write_airgap, write_step
 from near_side import PROGRAM
 from scripted_registry import Exchange, ScriptedRegistry, run_scripted

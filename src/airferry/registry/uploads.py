@@ -7,7 +7,6 @@ asked how far it got, and where it lost the session the upload starts over.
 from __future__ import annotations
 
 import json
-import re
 import secrets
 import threading
 from collections.abc import Callable
@@ -19,11 +18,11 @@ from typing import IO, TypeGuard
 from airferry.errors import AirferryError, IntegrityError, RegistryError
 from airferry.host import files
 from airferry.host.canonical import canonical_json
-from airferry.host.parsing import Malformed, parse_count, parse_json, url_host
+from airferry.host.parsing import Malformed, parse_json, url_host
 from airferry.oci.digest import digest_of
 from airferry.oci.documents import Descriptor
 from airferry.oci.ports import OpenStream, skip
-from airferry.registry.bodies import PartBody, WholeBody
+from airferry.registry.bodies import PartBody, WholeBody, acknowledged_bytes
 from airferry.registry.client import RegistryClient
 from airferry.registry.connections import Answer
 from airferry.registry.failures import (
@@ -47,7 +46,6 @@ UNCHECKED_FROM_BYTES = 4 * 1024 * 1024
 SLOWEST_DIGEST_BYTES_PER_S = 20 * 1024 * 1024
 MAX_UPLOAD_JOURNAL_BYTES = 16 * 1024 * 1024
 # the specification writes `0-N`; some registries put the unit before it
-_RANGE = re.compile(r"(?:bytes=)?0-(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -491,18 +489,6 @@ def _is_url(value: object) -> TypeGuard[str]:
 def _with_digest(location: str, digest: str) -> str:
     """Return where the last request of a session goes."""
     return f"{location}{'&' if '?' in location else '?'}digest={digest}"
-
-
-def acknowledged_bytes(response: Answer) -> int | None:
-    """Return how many bytes a session holds by its `Range` header, or None if it does not say."""
-    found = _RANGE.fullmatch(response.headers.get("Range", "").strip())
-    if found is None:
-        return None
-    last = parse_count(found.group(1))
-    if last is None:
-        return None
-    # `0-0` says one byte by the letter, and "nothing yet" by the habit of distribution; no chunk of ours has one byte
-    return last + 1 if last else 0
 
 
 def _journal_key(repository: str, descriptor: Descriptor) -> str:
