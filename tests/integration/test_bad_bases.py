@@ -67,7 +67,7 @@ CASES: list[tuple[str, Callable[[LayoutStore], LayerResult], dict[str, Any], str
     ("gzip called tar", bytes_of(lambda data: data, LAYER_TAR), {}, "but is gzip"),
     ("another diff_id", other_content, {}, "its image's config says"),
     ("another digest", lost, {}, "expected `sha256:"),
-    ("garbage behind the end", bytes_of(lambda data: data + b"garbage"), {}, "bytes behind the end"),
+    ("garbage behind the end", bytes_of(lambda data: data + b"garbage"), {}, "bytes after the end"),
     ("truncated", bytes_of(lambda data: data[:-20]), {}, "ends in the middle"),
     ("flipped bit", bytes_of(lambda data: data[:40] + bytes([data[40] ^ 4]) + data[41:]), {}, "corrupt gzip"),
     ("no tar", bytes_of(lambda data: gzip.compress(b"no tar" * 500)), {}, "layer"),

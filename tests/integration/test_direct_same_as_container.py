@@ -410,7 +410,7 @@ def with_two_versions(side: NearSide) -> Base:
 @pytest.mark.parametrize(
     ("arrange", "reason"),
     [
-        (with_containerfile, "it has a Containerfile of its own, `Own.containerfile`"),
+        (with_containerfile, "it has its own Containerfile, `Own.containerfile`"),
         (with_conflict, "an older `second-addition` of the base would have to be uninstalled first"),
         (with_two_versions, "shows several versions of Python 3.11"),
     ],

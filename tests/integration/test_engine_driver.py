@@ -157,7 +157,7 @@ def test_run_passes_volumes_environment_folder_input_and_exit_code(
 @pytest.mark.usefixtures("bases")
 def test_run_that_exceeds_its_time_leaves_nothing(engine: Engine, debian_base: DebianBase) -> None:
     started = time.monotonic()
-    with pytest.raises(BuildError, match="did not end within 2 s"):
+    with pytest.raises(BuildError, match="did not finish within 2 s"):
         engine.run(base_tag(debian_base.manifests[AMD64].digest), ["sleep", "1234567"], platform=AMD64, timeout_s=2)
     assert time.monotonic() - started < 60
     assert engine.storage.containers() == []

@@ -37,7 +37,7 @@ from near_side import (
 
 OFFLINE = {"HF_HUB_OFFLINE=1", "TRANSFORMERS_OFFLINE=1", "HF_DATASETS_OFFLINE=1", "WANDB_MODE=offline"}
 STATE = "airgap-build-state.yaml"
-NOT_OURS = "`tracked.txt` belongs to nothing in the bundle"
+NOT_OURS = "`tracked.txt` is not part of the bundle"
 
 
 @dataclass(frozen=True)
@@ -463,7 +463,7 @@ def test_files_of_images_that_the_plan_lost_go_when_it_is_sealed(side: NearSide)
     assert [name for name in lost if (side.out / name).exists()] == [lost[2]], "what was edited stays"
     assert (side.out / other.tar).is_file() and second.reused == 2
     report = verify(side.out, root=second.root)
-    assert report.ok and report.beside == (f"`{lost[2]}` belongs to nothing in the bundle", NOT_OURS)
+    assert report.ok and report.beside == (f"`{lost[2]}` is not part of the bundle", NOT_OURS)
 
 
 def test_a_branch_that_moved_is_followed_by_an_update_alone(side: NearSide) -> None:
@@ -517,12 +517,12 @@ def test_what_killed_runs_left_in_the_cache_is_cleared(side: NearSide, near_cach
 def test_an_update_of_something_unknown_names_what_there_is(side: NearSide) -> None:
     side.lock()
     before = snapshot(side.out)
-    with pytest.raises(UsageError, match="nothing in the lock is called `git`") as caught:
+    with pytest.raises(UsageError, match="the lock file has no entry `git`") as caught:
         side.lock(update=True, names=["git"])
     assert "`" in (caught.value.hint or "")
     with pytest.raises(UsageError, match="--update"):
         side.lock(names=["x"])
-    with pytest.raises(UsageError, match="nothing in the lock is called `git`"):
+    with pytest.raises(UsageError, match="the lock file has no entry `git`"):
         side.build(update=["git"])
     with pytest.raises(UsageError, match="`--update` writes it"):
         side.build(locked=True, update=["launcher"])

@@ -108,7 +108,7 @@ def test_an_address_that_git_would_run_is_refused(
 
 
 def test_a_ref_that_looks_like_an_option_is_refused(repository: Repository, cache: Path) -> None:
-    with pytest.raises(BuildError, match="is no ref of"):
+    with pytest.raises(BuildError, match="is not a ref of"):
         driver.resolve_commit(repository.url, "--upload-pack=x", cache=cache)
 
 

@@ -283,7 +283,7 @@ def test_rollback_puts_tags_back_and_removes_new_ones_or_says_so(
     repeated = load_bundle(tmp_path / "newer", to=destination, receipt_path=tmp_path / "two.yaml", options=ANONYMOUS)
     assert repeated.receipt.images[0].previous_digest == old.digest, "a second load keeps what was before the first"
     # docker-registry 2.8 cannot remove a tag alone
-    reason = "it is new, and the registry cannot remove a tag"
+    reason = "it is new, and the registry cannot delete tags"
     with pytest.raises(RegistryError, match=reason) as caught:
         roll_back(tmp_path / "two.yaml", options=ANONYMOUS)
     (marker,) = newer.receipt.artifact_tags

@@ -150,7 +150,7 @@ def test_a_step_that_hangs_is_ended_with_all_that_it_left(fared: dict[str, dict[
             "program at src/nemotron/steps/exec/launcher/step.py:6: the program ",
         ),
         ("exec/launcher", "config", "program", [], "the program `torchrun` is not in the image: FileNotFoundError"),
-        ("early/exit", "imported", "finished", [], "it ended without having read its config"),
+        ("early/exit", "imported", "finished", [], "it ended without reading its config"),
     ],
 )
 def test_steps_that_do_not_come_far(
@@ -249,7 +249,7 @@ def test_a_step_that_there_is_none_of_is_named(yard: NearSide, sealed: api.Build
     limits = yard.document["rehearsal"]
     for name, wanted in (("good/stop", "good/stop/step.py"), ("good/step:tony", "good/step/config/tony.yaml")):
         yard.write(rehearsal={**limits, "steps": {**limits["steps"], name: {"least": "config"}}})
-        with pytest.raises(ConfigurationError, match=rf"airgap.yaml:\d+: .*the catalogue holds no `{wanted}`"):
+        with pytest.raises(ConfigurationError, match=rf"airgap.yaml:\d+: .*the catalogue does not contain `{wanted}`"):
             api.rehearse(yard.selection())
     yard.write(rehearsal=limits)
 

@@ -121,7 +121,7 @@ def test_a_manifest_that_is_cut_short_is_refused(cut: int) -> None:
 
 
 def test_a_manifest_of_a_newer_airferry_is_refused_by_number() -> None:
-    with pytest.raises(IntegrityError, match="schema_version 2, this airferry knows 1"):
+    with pytest.raises(IntegrityError, match="schema_version 2, this version of airferry supports 1"):
         parse_asset_manifest(b'{"schema_version":2}\n', what="it")
 
 
@@ -230,7 +230,8 @@ def test_an_asset_that_changes_while_it_is_recorded_is_an_error(tmp_path: Path, 
 
 
 @pytest.mark.parametrize(
-    ("target", "reason"), [("/etc/hostname", "leads out of it"), ("../x", "leads out of it"), ("gone", "is not there")]
+    ("target", "reason"),
+    [("/etc/hostname", "points outside it"), ("../x", "points outside it"), ("gone", "is not there")],
 )
 def test_links_that_cannot_travel_are_refused(tmp_path: Path, target: str, reason: str) -> None:
     folder = model(tmp_path)
@@ -243,10 +244,10 @@ def test_links_that_cannot_travel_are_refused(tmp_path: Path, target: str, reaso
 def test_pipes_empty_folders_and_bad_words_are_refused(tmp_path: Path) -> None:
     folder = model(tmp_path)
     os.mkfifo(folder / "pipe")
-    with pytest.raises(BuildError, match="`pipe`, which is no regular file"):
+    with pytest.raises(BuildError, match="`pipe`, which is not a regular file"):
         recorded(folder)
     (tmp_path / "void").mkdir()
-    with pytest.raises(BuildError, match="holds no file"):
+    with pytest.raises(BuildError, match="contains no files"):
         recorded(tmp_path / "void")
     with pytest.raises(HostError, match="cannot read"):
         recorded(tmp_path / "absent")

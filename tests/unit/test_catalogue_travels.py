@@ -130,7 +130,7 @@ def test_what_the_far_side_would_refuse_stays_here(tmp_path: Path) -> None:
     carried = carry(root, tmp_path / "layout", emit=events.append)
     assert carried is not None and carried.entry.files == 8
     assert "2 files of the catalogue stay here" in warned(events)
-    assert "`out_of_it` is a link that leads out of the catalogue, to `/etc/passwd`" in warned(events)
+    assert "`out_of_it` is a link that points outside the catalogue, to `/etc/passwd`" in warned(events)
     assert "`readme.md` differs from `README.md` only by case or form" in warned(events)
 
 
@@ -175,7 +175,7 @@ FILE, LINK, FOLDER = tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE
 @pytest.mark.parametrize(
     ("entries", "reason"),
     [
-        ([("../out", FILE, "")], "leads out of the catalogue"),
+        ([("../out", FILE, "")], "points outside the catalogue"),
         ([("a/../../out", FILE, "")], "leads out"),
         ([("/out", FILE, "")], "leads out"),
         ([("./a", FILE, "")], "leads out"),
@@ -426,7 +426,7 @@ def test_the_registry_has_it_pinned_by_digest(tmp_path: Path, bundle: Path) -> N
     assert "name the bundle with `--bundle`" in (caught.value.hint or "")
     with pytest.raises(RegistryError) as caught:
         api.extract_catalogue(receipt, tmp_path / "farther")
-    assert "name the bundle in the place of the receipt" in (caught.value.hint or "")
+    assert "give the bundle instead of the receipt" in (caught.value.hint or "")
 
 
 def test_nothing_is_written_into_the_bundle(tmp_path: Path, bundle: Path) -> None:

@@ -198,10 +198,10 @@ def test_what_is_imported_under_conditions_is_counted_and_listed_on_demand(
     (catalogue / "src/nemotron/steps/sft/tiny/step.py").write_text("import nemotron.helper\n")
     assert run(["plan"]) == 0
     shown = capsys.readouterr().out
-    assert "2 modules imported under conditions, not installed" in shown and "orjson" not in shown
+    assert "2 modules imported conditionally, not installed" in shown and "orjson" not in shown
     for arguments in (["--verbose", "plan"], ["plan", "-v"], ["plan", "--verbose"]):
         assert run(arguments) == 0
-        assert "orjson, zstandard (imported under conditions, not installed)" in capsys.readouterr().out
+        assert "orjson, zstandard (imported conditionally, not installed)" in capsys.readouterr().out
 
 
 def test_global_switches_are_taken_after_the_command_too(catalogue: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -116,7 +116,7 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
 
 def test_a_key_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     found = problems(tmp_path, "workflow: {}\npaths: {}\nworkflow: {}\n")
-    assert found == ["airgap.yaml:3: `workflow`: the key is there twice, first on line 1"]
+    assert found == ["airgap.yaml:3: `workflow`: duplicate key, first on line 1"]
 
 
 def test_aliases_cannot_grow_without_bound(tmp_path: Path) -> None:
@@ -184,15 +184,15 @@ compression: {kind: gzip, level: 12}
         ("compression: {level: '3'}", "expected a whole number"),
         ("compression: {kind: preserve, level: 3}", "takes no level"),
         ("builder: bob", "'auto', 'buildah' or 'direct'"),
-        ("stages: [sav-images]", "`sav-images` is no stage"),
+        ("stages: [sav-images]", "`sav-images` is not a stage"),
         ("platforms: [amd64]", "is not a platform"),
         ("launcher_image: {platform: linux/amd64, platforms: [linux/amd64]}", "both there"),
         ("launcher_image: {tar: ../a.tar}", "inside the output folder"),
-        ("execution_images: {a/b: {base_image: c}}", "is no image name"),
+        ("execution_images: {a/b: {base_image: c}}", "is not an image name"),
         ("execution_images: {a: {base_image: 'A:B:C'}}", "is no"),
         ("execution_images: {a: {base_image: {bootstrap: {suite: b}, other: 1}}}", "of one kind"),
         ("execution_images: {a: {base_image: 'oci:'}}", "names no path"),
-        ("execution_images: {a: {base_image: b, required_imports: [a-b]}}", "is no name of a Python module"),
+        ("execution_images: {a: {base_image: b, required_imports: [a-b]}}", "is not a Python module name"),
         ("execution_images: {a: {base_image: b, overlays: [{url: u, ref: r, target: opt}]}}", "no absolute path"),
         ("execution_images: {a: {base_image: b, overlays: [{url: u, ref: r, target: /}]}}", "no absolute path"),
         ("source: {steps: ../steps}", "inside the catalogue's root"),

@@ -47,7 +47,7 @@ def test_a_target_beats_its_step_and_a_step_beats_all(tmp_path: Path) -> None:
     [
         ("  allow: [https://example.org/x]", 2, "expected `HOST`, `*.HOST` or either with `:PORT`"),
         ("  allow: ['*']", 2, "expected `HOST`, `*.HOST` or either with `:PORT`"),
-        ("  env: {'A B': x}", 2, "is no name of an environment variable"),
+        ("  env: {'A B': x}", 2, "is not the name of an environment variable"),
         ("  time_limit_s: 0", 2, "greater than or equal to 1"),
         ("  least: all", 2, "Input should be 'image'"),
         ("  steps:\n    a:\n      commands: [x]", 4, "did you mean `command`?"),

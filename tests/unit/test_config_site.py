@@ -60,7 +60,7 @@ def test_a_profile_is_read_from_a_file_of_its_own_or_from_airgap_yaml(tmp_path: 
         ("gpu: {compute_capabilities: [H100]}\n", "expected a compute capability"),
         ("registry: https://registry.site\n", "expected `HOST:PORT/PREFIX`"),
         ("", "expected a mapping"),
-        ("workflow: {name: x}\n", "there is no `site` in it"),
+        ("workflow: {name: x}\n", "it has no `site`"),
         ("site: site.yaml\n", "`site`: unknown key"),
     ],
 )

@@ -145,7 +145,7 @@ def test_the_index_is_asked_as_pip_is_configured(home: Path, monkeypatch: pytest
     write_step(home, "s/one")
     document = airgap({"one": "oci:nowhere:x"}, {"s/one": "one"})
     monkeypatch.setenv("PIP_FIND_LINKS", str(home))
-    assert asked(home, document)["package index"].detail == "answers, and does not have `pip`"
+    assert asked(home, document)["package index"].detail == "answers, but does not have `pip`"
     (home / "pip-99.9-py3-none-any.whl").write_bytes(b"")
     assert asked(home, document)["package index"].detail == "answers"
     monkeypatch.delenv("PIP_NO_INDEX")

@@ -110,7 +110,7 @@ def test_a_load_says_what_it_did_and_a_second_one_sends_nothing(
 ) -> None:
     assert load(registry, bundles["old"]) == 0
     first = said(capsys)[1]
-    assert "0 taken over from another repository, 0 there already" in first
+    assert "0 mounted from another repository, 0 there already" in first
     assert "2 of 2 tags moved" in first and "wrote airgap-receipt.yaml" in first
     assert load(registry, bundles["old"], "--json") == 0
     second = json.loads(said(capsys)[0])
@@ -160,7 +160,7 @@ def test_a_rollback_puts_back_what_a_tag_stood_for_and_removes_what_is_new(
     assert tag_of(registry, TRAINER, "1.0") == before
     assert roll_back() == 0, "a rollback can be repeated"
     out, err = said(capsys)
-    assert out == "" and "all tags are as they were before the load" in err
+    assert out == "" and "all tags are back to their state before the load" in err
     assert tag_of(registry, TRAINER, "1.0") == before
 
 
@@ -189,8 +189,8 @@ def test_a_rollback_leaves_a_tag_alone_that_others_moved_since(
     said(capsys)
     assert roll_back() == 7
     err = said(capsys)[1]
-    assert "not all tags are as they were before the load" in err and "1 other tag is as before the load" in err
-    expected = "something else has removed it" if gone else f"something else has moved it since, to `{moved}`"
+    assert "not all tags are back to their state before the load" in err and "1 other tag is as before the load" in err
+    expected = "another client has removed it" if gone else f"another client has moved it since, to `{moved}`"
     assert f"`{registry.address}/{TRAINER}:1.0`: {expected}" in err
     assert tag_of(registry, TRAINER, "1.0") == moved, "another's tag stays what they made it"
     assert registry.count("PUT", "manifests") == puts
@@ -215,7 +215,7 @@ def test_a_rollback_where_tags_cannot_be_removed_says_so_and_restores_the_rest(
     said(capsys)
     assert roll_back() == 7
     err = said(capsys)[1]
-    assert "it is new, and the registry cannot remove a tag" in err
+    assert "it is new, and the registry cannot delete tags" in err
     assert "remove the new tags with the registry's own tools if they must go" in err
     assert tag_of(registry, TRAINER, "1.0") == before
 

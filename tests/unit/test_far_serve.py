@@ -280,7 +280,7 @@ def test_a_password_file_of_another_kind_is_refused_at_its_line(tmp_path: Path, 
 
 def test_an_empty_password_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "users").write_text("# nobody\n")
-    with pytest.raises(ConfigurationError, match="holds no user"):
+    with pytest.raises(ConfigurationError, match="contains no user"):
         Passwords.read(tmp_path / "users")
 
 
@@ -300,7 +300,7 @@ def test_a_port_in_use_is_an_error_of_the_environment(
 
 @pytest.mark.parametrize("address", ["5000", "127.0.0.1", "127.0.0.1:x", "127.0.0.1:70000"])
 def test_an_address_of_another_form_is_refused(address: str) -> None:
-    with pytest.raises(UsageError, match="is no address"):
+    with pytest.raises(UsageError, match="is not an address"):
         Listener(address)
 
 

@@ -85,7 +85,7 @@ def found(report: CheckReport, kind: str, level: str | None = None) -> list[Find
 
 
 def test_the_findings_are_the_golden_ones(root: Path) -> None:
-    """Set AIRFERRY_REGENERATE=1 to write them anew, and read the difference."""
+    """Set AIRFERRY_REGENERATE=1 to write them again, and read the difference."""
     report = check(root)
     observed: dict[str, list[list[str]]] = {}
     for finding in report.findings:
@@ -285,7 +285,7 @@ def test_an_image_that_is_hidden_from_enroot_blocks_with_the_way_out(root: Path)
         (HIDDEN, "build the bundle again as the findings say, and load it; for the rest, type the overrides"),
         (RegistryImage(True, {}, "zstd", fix="gzip", other_build=True), "build the bundle again"),
         (RegistryImage(False, {}), "load the bundle again; for the rest, type"),
-        (RegistryImage(True, {}), "type the overrides, or change site profile and `env.toml`; then check again"),
+        (RegistryImage(True, {}), "set the overrides, or change the site profile and `env.toml`; then check again"),
     ],
 )
 def test_the_closing_hint_fits_the_findings(root: Path, image: RegistryImage, expected: str) -> None:
@@ -380,8 +380,12 @@ def test_the_profile_of_env_toml_counts_and_is_looked_at_itself(root: Path, tmp_
     [
         ("[a]\nb = \n", "a", "env.toml:2: no valid TOML"),
         ("[a]\n", "b", "profile `b` is not there; there are `a`"),
-        ('[a]\nextends = "c"\n', "a", "env.toml:1: profile `a` extends `c`, which is not there"),
-        ('[x]\n[a]\nextends = "b"\n[b]\nextends = "a"\n', "a", "env.toml:4: profiles extend each other: a → b → a"),
+        ('[a]\nextends = "c"\n', "a", "env.toml:1: profile `a` extends `c`, which does not exist"),
+        (
+            '[x]\n[a]\nextends = "b"\n[b]\nextends = "a"\n',
+            "a",
+            "env.toml:4: circular inheritance between profiles: a → b → a",
+        ),
         ("[wandb]\n", "wandb", "profile `wandb` is not there; there are none"),
     ],
 )
@@ -419,7 +423,7 @@ def test_storage_of_the_profile_counts_in_each_executors_own_form(
 
 
 def test_a_profile_without_a_file_and_an_unknown_executor_are_usage_errors(root: Path) -> None:
-    with pytest.raises(UsageError, match="is in no file"):
+    with pytest.raises(UsageError, match="is not in any file"):
         check(root, profile="a")
     with pytest.raises(UsageError, match="has no executor `docker`"):
         check(root, executor="docker")
@@ -466,10 +470,13 @@ def test_assets_are_looked_at_where_containers_find_them(root: Path, tmp_path: P
     assert fix.endswith(f"airferry assets verify BUNDLE {storage}/base --name base")
     (storage / "base" / "w.safetensors").unlink()
     ((level, text, _fix),) = look("/models/base")
-    assert (level, "the model `base` is not what was recorded: missing: w.safetensors" in text) == ("block", True)
+    assert (level, "the model `base` differs from what was recorded: missing: w.safetensors" in text) == ("block", True)
     assert "is not there" in look("/models/gone")[0][1]
     assert look("/far/base")[0][0] == "note", "storage that this host does not see"
-    assert look("/elsewhere")[0][:2] == ("block", "the model `base` is expected at `/elsewhere`, which is on no mount")
+    assert look("/elsewhere")[0][:2] == (
+        "block",
+        "the model `base` is expected at `/elsewhere`, which is not on a mount",
+    )
 
 
 def test_what_is_wrong_with_a_path(tmp_path: Path) -> None:

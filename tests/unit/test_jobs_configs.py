@@ -258,7 +258,7 @@ def test_the_variable_that_a_value_reads_still_wins(tmp_path: Path, monkeypatch:
         # two that could be meant, and two values that could be
         ([("a", "model", "/m/a", ("sft/one",)), ("b", "model", "/m/b", ("sft/one",))], {"a", "b"}),
         ([("a", "model", "/m/a", ("sft/one",))], {"a"}),
-        # a folder is no place for a file
+        # a folder is not a place for a file
         ([("d", "dataset", "/data/folder", ("sft/one",))], {"d"}),
         # declared for every step: nothing says that this one reads it
         ([("d", "dataset", "/data/x.jsonl", ())], set()),

@@ -115,7 +115,7 @@ def test_what_writes_the_configs_is_said(
     ("arguments", "reason"),
     [
         (["load", "out", "--to", "hub:5000/x", "--jobs", "4"], "transfers at a time are `-j 4`"),
-        (["load", "out", "--to", "hub:5000/x", "--source", "code"], "`--source` goes with `--jobs DIR`"),
+        (["load", "out", "--to", "hub:5000/x", "--source", "code"], "`--source` requires `--jobs DIR`"),
         (["load", "--rollback", "r.yaml", "--jobs", "jobs"], "takes a receipt, and no bundle"),
     ],
 )

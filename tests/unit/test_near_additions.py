@@ -129,7 +129,7 @@ def test_nothing_missing_asks_nobody(case: Case) -> None:
     result = case.resolve({"yaml": PRESENT, "torch": ModuleAnswer(status="present", note="OSError: libcuda.so.1")})
     assert result.additions == ()
     assert result.missing == ()
-    assert result.notes == ("`torch` is there, but its import failed in the build: OSError: libcuda.so.1",)
+    assert result.notes == ("`torch` is installed, but importing it failed in the build: OSError: libcuda.so.1",)
     assert case.calls == []
 
 
@@ -201,7 +201,7 @@ def test_constraints_and_metadata_of_the_lock_count(case: Case) -> None:
     result = case.resolve({"tabulate": MISSING})
     assert listed(result) == ["shared==1.0", "tabulate==1.0"]
     assert result.notes == (
-        "`shared` is not in the catalogue's lock: 1.0 was taken, the newest that suits, for `tabulate` 1.0",
+        "`shared` is not in the catalogue's lock: 1.0 was taken, the newest compatible version, for `tabulate` 1.0",
     )
 
 
@@ -277,7 +277,7 @@ def test_what_the_base_holds_stays_with_pip_no_deps(case: Case) -> None:
     case.wheel("tabulate", "1.0", "held>=2")
     result = case.resolve({"tabulate": MISSING}, installed={"held": "1.0"})
     assert listed(result) == ["tabulate==1.0"]
-    assert result.notes == ("`tabulate` 1.0 asks for `held>=2`; the base has `held` 1.0, which stays",)
+    assert result.notes == ("`tabulate` 1.0 asks for `held>=2`; the base has `held` 1.0, which is kept",)
 
 
 def test_without_pip_no_deps_it_is_replaced_and_said_so(case: Case) -> None:
@@ -292,8 +292,8 @@ def test_without_pip_no_deps_it_is_replaced_and_said_so(case: Case) -> None:
     assert listed(result) == ["held==2.0", "tabulate==1.0"]
     assert result.notes == (
         "`held` 1.0 of the base is replaced by 2.0, for `tabulate` 1.0",
-        "`tabulate` 1.0 asks for `numpy>=2`; the base has `numpy` 1.26, which stays",
-        "`user` of the base asks for `held<2`, and gets 2.0",
+        "`tabulate` 1.0 asks for `numpy>=2`; the base has `numpy` 1.26, which is kept",
+        "`user` of the base requires `held<2`, and gets 2.0",
     )
 
 
@@ -381,7 +381,7 @@ def test_what_a_module_of_the_base_lacks_is_added_where_it_is_named(case: Case) 
 
 def test_a_base_that_has_the_version_without_the_module(case: Case) -> None:
     case.wheel("protobuf", "4.0")
-    with pytest.raises(BuildError, match=r"has `protobuf` 4\.0, yet lacks `google\.protobuf`"):
+    with pytest.raises(BuildError, match=r"has `protobuf` 4\.0, but lacks `google\.protobuf`"):
         case.resolve({"google.protobuf": MISSING}, installed={"protobuf": "4.0"})
     result = case.resolve({"google.protobuf": MISSING}, installed={"protobuf": "3.0"})
     assert result.notes == ("`protobuf` 3.0 of the base is replaced by 4.0, for `google.protobuf` (steps/a/step.py:7)",)
@@ -389,7 +389,7 @@ def test_a_base_that_has_the_version_without_the_module(case: Case) -> None:
 
 def test_an_addition_that_cannot_be_found_says_who_asked(case: Case) -> None:
     case.wheel("tabulate", "1.0", "absent>=3")
-    with pytest.raises(BuildError, match=r"`absent>=3` cannot be found .* \(asked for by `tabulate` 1\.0\)"):
+    with pytest.raises(BuildError, match=r"`absent>=3` cannot be found .* \(required by `tabulate` 1\.0\)"):
         case.resolve({"tabulate": MISSING})
 
 
@@ -471,7 +471,7 @@ def test_a_module_that_files_leave_open_is_reported_with_the_way_out(case: Case)
     with pytest.raises(BuildError) as caught:
         case.resolve({"fine": PRESENT, "maybe": OPEN, "other": OPEN})
     assert caught.value.message == (
-        "the files of the base `registry.example/base:1` for `linux/amd64` do not tell whether it has "
+        "the files of the base `registry.example/base:1` for `linux/amd64` do not show whether it has "
         "steps/a/step.py:8: `maybe`, steps/a/step.py:9: `other` (`/site/hook.pth` runs code)"
     )
     assert "Buildah or Podman" in (caught.value.hint or "")
@@ -486,7 +486,7 @@ def test_following_the_hint_adds_what_the_image_names(case: Case) -> None:
 
 def test_a_conditional_import_that_files_leave_open_is_a_note(case: Case) -> None:
     (note,) = case.resolve({"maybe": OPEN}, origin="reported").conditional
-    assert "whether the base has it is not known: `/site/hook.pth` runs code" in note
+    assert "cannot tell whether the base has it: `/site/hook.pth` runs code" in note
 
 
 def test_what_a_module_imports_and_may_be_there_is_not_added(case: Case) -> None:
@@ -499,10 +499,10 @@ def test_what_a_module_imports_and_may_be_there_is_not_added(case: Case) -> None
 
 def test_an_editable_install_that_leads_nowhere_is_said(case: Case) -> None:
     case.wheel("gone", "1.0")
-    answer = ModuleAnswer(status="missing", missing="gone", note="an editable install leads to `/opt/gone`")
+    answer = ModuleAnswer(status="missing", missing="gone", note="an editable install points to `/opt/gone`")
     found = case.resolve({"gone": answer}, named={"gone": "gone"})
     assert listed(found) == ["gone==1.0"]
-    assert "`gone` is not there: an editable install leads to `/opt/gone`" in found.notes
+    assert "`gone` is not there: an editable install points to `/opt/gone`" in found.notes
 
 
 def test_modules_that_decide(case: Case) -> None:
@@ -523,6 +523,6 @@ def test_all_that_has_neither_a_wheel_nor_a_compiler_is_told_at_once_with_who_as
         case.resolve(dict.fromkeys(named, MISSING), named=named)
     lines = [line for line in caught.value.message.splitlines() if "hint:" not in line]
     assert [line.partition("`")[2].partition("`")[0] for line in lines] == ["native-one", "native-three==9.9"]
-    assert "it has wheels for `manylinux_2_17_aarch64` (asked for by `native_one` (steps/a/step.py:7))" in lines[0]
-    with pytest.raises(BuildError, match=r"`native-two` has no wheel .* \(asked for by `asks` 1\.0\)"):
+    assert "it has wheels for `manylinux_2_17_aarch64` (required by `native_one` (steps/a/step.py:7))" in lines[0]
+    with pytest.raises(BuildError, match=r"`native-two` has no wheel .* \(required by `asks` 1\.0\)"):
         case.resolve({"asks": MISSING}, named=named)

@@ -50,7 +50,7 @@ def test_links_in_circles_are_refused() -> None:
 
 
 def test_a_file_on_the_way_is_refused() -> None:
-    with pytest.raises(BuildError, match="`/usr/bin/x` is no folder"):
+    with pytest.raises(BuildError, match="`/usr/bin/x` is not a folder"):
         tree({"usr/bin/x": Entry(REGULAR, 0o755)}).add_file("/usr/bin/x/y", content())
 
 
@@ -135,7 +135,7 @@ def test_the_root_cannot_be_replaced() -> None:
 def test_names_that_lead_out_of_a_replaced_folder_are_refused(name: str) -> None:
     made = tree()
     place = made.replace_with_folder("/opt")
-    with pytest.raises(BuildError, match="is no name inside"):
+    with pytest.raises(BuildError, match="is not a name inside"):
         made.put_in(place, name, Node(REGULAR, 0o644, content=content()))
 
 

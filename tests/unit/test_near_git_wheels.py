@@ -135,7 +135,7 @@ def test_the_same_commit_at_another_length_is_a_note(tmp_path: Path) -> None:
     repository = Repository(tmp_path / "repository", '"1.0+" + git("rev-parse", "HEAD")[:11]')
     wheel = fetch(tmp_path / "cache", repository.pin(f"1.0+{repository.commit[:7]}"))
     assert wheel.version == f"1.0+{repository.commit[:11]}"
-    assert "the same commit, its id at another length" in wheel.note
+    assert "the same commit with an abbreviated id of another length" in wheel.note
     assert fetch(tmp_path / "cache", repository.pin(f"1.0+{repository.commit[:7]}")) == wheel
 
 

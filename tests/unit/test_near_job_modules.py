@@ -245,8 +245,8 @@ def test_a_checkout_that_jobs_pass_over_is_noted(side: Side) -> None:
         found, _refused = side.ask(side.plan(), *OWN_COPY, *more)
         (note,) = found.notes
         assert note == (
-            "src/nemotron/steps/a/step.py:3: `nemo_curator` is the base's own and not that of the checkout at "
-            "`/opt/Curator`; if the checkout is meant, put `/opt/Curator` on `PYTHONPATH` (`env:` of the image)"
+            "src/nemotron/steps/a/step.py:3: `nemo_curator` comes from the base and not from the checkout at "
+            "`/opt/Curator`; to use the checkout, put `/opt/Curator` on `PYTHONPATH` (`env:` of the image)"
         )
 
 

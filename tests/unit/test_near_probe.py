@@ -91,7 +91,7 @@ def test_a_hanging_module_is_present_and_the_rest_is_still_answered(tmp_path: Pa
     answers = run_probe(["slow", "slow.a", "slow.b"], tmp_path, timeout_s=1).modules
     assert time.monotonic() - started < 15
     assert answers["slow.a"].status == "present"
-    assert "did not end within 1 s" in answers["slow.a"].note
+    assert "did not finish within 1 s" in answers["slow.a"].note
     assert answers["slow.b"].note == ""
 
 

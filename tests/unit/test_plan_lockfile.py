@@ -111,7 +111,7 @@ def test_an_update_forgets_what_is_named_and_a_base_by_the_image_on_it(tmp_path:
     assert set(forget(lockfile, ["other", key], plan=plan).bases) == set()
     assert forget(lockfile, ["u@r"], plan=plan) == Lockfile(bases=bases)
     assert forget(lockfile, [], plan=plan) == Lockfile()
-    with pytest.raises(UsageError, match="nothing in the lock is called `onw`") as caught:
+    with pytest.raises(UsageError, match="the lock file has no entry `onw`") as caught:
         forget(lockfile, ["onw"], plan=plan)
     assert "`own`" in (caught.value.hint or "")
 
@@ -137,7 +137,7 @@ def test_order_of_keys_does_not_matter() -> None:
     ("text", "reason"),
     [
         ("", "no lock file"),
-        ("schema_version: 3\n", "has version 3, this airferry reads version 2"),
+        ("schema_version: 3\n", "has version 3, this version of airferry reads version 2"),
         ("overlays: {}\n", "expected 2, found `None`"),
         ("schema_version: 1\noverlays:\n  a: {commit: main}\n", ":3: `overlays.a.commit`"),
         ("schema_version: 1\nunknown: 1\n", ":2: `unknown`"),

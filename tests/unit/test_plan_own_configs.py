@@ -168,7 +168,7 @@ def test_a_link_inherits_from_where_it_lies(tmp_path: Path) -> None:
         (
             {},
             "airgap.yaml:3: `workflow.stages[0]`: config `mine.yaml` for step `sft/a`",
-            "nearest are `tiny`",
+            "close matches: `tiny`",
         ),
         (
             {"mine.yaml": "a: 1\ndefaults: bsae\n", "base.yaml": "a: 1\n"},

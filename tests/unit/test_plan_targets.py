@@ -111,7 +111,7 @@ def test_targets_cannot_leave_the_catalogue(text: str) -> None:
 def test_a_plan_of_nothing_is_refused(tmp_path: Path) -> None:
     document = simple(tmp_path, "a")
     document["workflow"] = {"name": "empty"}
-    assert "no step is named" in failure(tmp_path, document).message
+    assert "no steps selected" in failure(tmp_path, document).message
 
 
 def test_stages_bring_what_they_need() -> None:
@@ -124,7 +124,7 @@ def test_stages_bring_what_they_need() -> None:
         "discover-execution-deps",
         "build-execution-images",
     )
-    with pytest.raises(UsageError, match="`sve` is no stage"):
+    with pytest.raises(UsageError, match="`sve` is not a stage"):
         normalise_stages(["sve"])
 
 
@@ -169,7 +169,7 @@ def test_the_catalogue_is_found_above_the_file_or_where_it_is_named(
 
 def test_output_may_not_be_the_catalogue_itself(tmp_path: Path) -> None:
     document = simple(tmp_path, "a", paths={"output_dir": "."})
-    assert "holds the catalogue itself" in failure(tmp_path, document).message
+    assert "contains the catalogue itself" in failure(tmp_path, document).message
 
 
 def test_a_lock_file_that_is_named_must_be_there(tmp_path: Path) -> None:

@@ -592,7 +592,7 @@ def test_credentials_go_to_no_token_server_over_plain_http(registry: ScriptedReg
     login = options(pauses, plain_http=None, lookup=lambda registry, repository: Credential("user", SECRET))
     with (
         RegistryClient(registry.address, options=login) as client,
-        pytest.raises(RegistryError, match="to which no credentials are sent"),
+        pytest.raises(RegistryError, match="which must not receive credentials"),
     ):
         RegistrySource(client, "r/x").find("latest")
 

@@ -54,7 +54,9 @@ def record_asset(
     chosen = name or path.absolute().name.lower()
     target = output or Path(asset_file_name(chosen))
     if path.is_dir() and target.resolve().is_relative_to(path.resolve()):
-        raise UsageError(f"`{target}` lies in the asset itself", hint="write the manifest elsewhere: `--out FILE`")
+        raise UsageError(
+            f"`{target}` is inside the asset", hint="write the manifest to another place with `--out FILE`"
+        )
     manifest = recording.record_asset(path, name=chosen, kind=kind, jobs=jobs, emit=emit)
     files.write_bytes(target, manifest.to_bytes())
     return RecordOutcome(manifest, target)
@@ -76,11 +78,11 @@ def verify_asset(
     Raises:
         UsageError: there is no manifest, or no telling which is meant.
         HostError: the path is not there, or a folder cannot be read.
-        IntegrityError: the bundle is another, or what it or the file holds is no manifest.
+        IntegrityError: the bundle is another, or what it or the file holds is not a manifest.
     """
     if source.is_file():
         if root is not None:
-            raise UsageError("`--root` goes with a bundle", hint="name the bundle, not the manifest's file")
+            raise UsageError("`--root` requires a bundle", hint="give the bundle instead of the manifest file")
         manifest = read_asset_file(source)
     else:
         bundle = open_bundle(source, root=root)
@@ -101,7 +103,7 @@ def unpack_asset(
 
     Raises:
         UsageError: the destination is not empty, or there is no telling which asset is meant.
-        IntegrityError: what is unpacked is damaged, no ModelPack, or would leave the destination.
+        IntegrityError: what is unpacked is damaged, not a ModelPack, or would leave the destination.
         RegistryError: the registry does not hand it over.
         HostError: the disk is full.
     """
@@ -113,7 +115,7 @@ def unpack_asset(
     try:
         reference = parse_reference(source.removeprefix(REGISTRY_PREFIX))
     except AirferryError as error:
-        raise UsageError(f"`{source}` is no bundle and no reference: {error.message}") from error
+        raise UsageError(f"`{source}` is neither a bundle nor a reference: {error.message}") from error
     with open_clients(options or ClientOptions(), emit=emit) as clients:
         registry = Pulls(clients, emit=emit).source(reference)
         return staged.unpack_asset(registry, registry.resolve(reference.target), destination, emit=emit)

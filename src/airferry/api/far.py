@@ -38,7 +38,7 @@ class LoadOutcome:
         pushed = self.result.pushed
         return (
             f"{counted(pushed.sent_blobs, 'blob')} sent ({size_text(pushed.sent_bytes)}), {pushed.mounted_blobs} taken "
-            f"over from another repository, {pushed.present_blobs} there already; "
+            f"over from another repository, {pushed.present_blobs} already present; "
             f"{counted(pushed.manifests, 'manifest')}, "
             f"{len(self.result.moved_tags)} of {counted(len(self.result.tags), 'tag')} moved"
         )
@@ -160,7 +160,7 @@ def rollback(receipt: Path, *, options: ClientOptions | None = None, emit: Emit 
     """Put the tags of a load back as they were before it. Images and blobs stay. Idempotent.
 
     Raises:
-        IntegrityError: it is no receipt.
+        IntegrityError: it is not a receipt.
         RegistryError: tags are not as they were before the load; the message says which, and why.
     """
     return tags.roll_back(receipt, options=options, emit=emit)

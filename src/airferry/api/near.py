@@ -44,7 +44,7 @@ from airferry.registry.pulls import Pulls
 
 PLAN_FILE = "airgap-plan.yaml"
 MAX_JOBS = 4
-# the folders of the cache, as patterns, that are written under its lock and that nobody else clears
+# the folders of the cache, as patterns, that are written under its lock and that are cleared nowhere else
 WRITTEN_UNDER_LOCK = (
     "bootstrap/debs/*",
     "compiled",
@@ -189,14 +189,14 @@ def lock(
     """Resolve what moves into `airgap.lock.yaml`.
 
     Without `update`, what is locked stays and only what the plan has outgrown is resolved; with it, everything or what
-    `names` say (bases, overlays as `URL@REF`, groups, `launcher`) is resolved anew.
+    `names` say (bases, overlays as `URL@REF`, groups, `launcher`) is resolved again.
 
     Raises:
         UsageError: a name that nothing has, or names without `update`.
         AirferryError: of the family of what could not be resolved.
     """
     if names and not update:
-        raise UsageError("names go with `--update`", hint=f"airferry lock --update {' '.join(names)}")
+        raise UsageError("NAME arguments require `--update`", hint=f"airferry lock --update {' '.join(names)}")
     made = read_plan(selection)
     _warn(made, emit)
     with open_near_side(made, engine=engine, probe=probe, jobs=jobs, emit=emit) as side:
@@ -220,7 +220,7 @@ def build(
 ) -> BuildOutcome:
     """Run the plan's stages: lock, build, seal. What is finished from an earlier run is reused.
 
-    What `update` names is resolved anew first, as `lock` does. With `rehearse`, every step is tried before the bundle
+    What `update` names is resolved again first, as `lock` does. With `rehearse`, every step is tried before the bundle
     is sealed, in a network that leads nowhere.
 
     Raises:
@@ -230,7 +230,7 @@ def build(
         AirferryError: of the family of what failed. Finished work stays.
     """
     if locked and update:
-        raise UsageError("`--locked` refuses to write a lock, and `--update` writes it", hint="leave one of them out")
+        raise UsageError("`--locked` and `--update` exclude each other", hint="remove one of them")
     made = read_plan(selection)
     write_plan(made.to_document(), made.output_dir / PLAN_FILE)
     _warn(made, emit)
@@ -301,7 +301,7 @@ def split(values: Sequence[str]) -> tuple[str, ...]:
 def follow_lock(side: NearSide, *, locked: bool, update: Sequence[str] = (), emit: Emit) -> Locked:
     """Return what moves as the lock pins it; write the lock first if there is none and `locked` does not forbid it.
 
-    What `update` names is resolved anew, and the lock written with it.
+    What `update` names is resolved again, and the lock written with it.
 
     Raises:
         UsageError: `update` names what nothing in the lock has.
@@ -311,7 +311,7 @@ def follow_lock(side: NearSide, *, locked: bool, update: Sequence[str] = (), emi
     if existing is None:
         if locked:
             raise ConfigurationError(
-                f"there is no `{side.lock_path}`, and `--locked` refuses to write one", hint="run `airferry lock`"
+                f"there is no `{side.lock_path}`, and `--locked` forbids writing it", hint="run `airferry lock`"
             )
         resolved = side.locker.resolve(Lockfile())
         write_lockfile(resolved.lockfile, side.lock_path)
@@ -319,8 +319,8 @@ def follow_lock(side: NearSide, *, locked: bool, update: Sequence[str] = (), emi
         return resolved
     if missing := side.locker.uncovered(existing):
         raise ConfigurationError(
-            f"{side.lock_path}: the plan has outgrown its lock, which does not cover " + "; ".join(missing),
-            hint="run `airferry lock` with the same targets (what is locked stays), then this command again",
+            f"{side.lock_path}: the lock file does not cover " + "; ".join(missing),
+            hint="run `airferry lock` with the same targets (existing pins stay), then this command again",
             missing=missing,
         )
     if not update:
@@ -431,7 +431,7 @@ def open_near_side(made: Plan, *, engine: str, probe: str, jobs: int | None, emi
 
 
 def _default_jobs() -> int:
-    """Return how many images are made at a time where nobody says it: what cores and memory allow."""
+    """Return how many images are made in parallel by default: what cores and memory allow."""
     return max(1, min(usable_cores(), MAX_JOBS, memory.available_bytes() // JOB_BYTES))
 
 
@@ -443,7 +443,7 @@ def _version_of(program: Program) -> str:
 def _cache_lock(path: Path, *, emit: Emit) -> Iterator[None]:
     """Hold the cache's lock, waiting for other builds of this user to end, and saying so."""
     with files.waiting_lock(
-        path, on_wait=lambda: emit(Notice(f"waiting for another airferry process on the same cache (`{path}`)"))
+        path, on_wait=lambda: emit(Notice(f"waiting for another airferry process that uses the same cache (`{path}`)"))
     ):
         yield
 
@@ -457,7 +457,7 @@ def parse_engine(text: str) -> EngineChoice:
     for choice in ENGINES:
         if choice == text:
             return choice
-    raise UsageError(f"`{text}` is no engine", hint="there are `auto`, `buildah` and `podman`")
+    raise UsageError(f"unknown engine `{text}`", hint="choose `auto`, `buildah` or `podman`")
 
 
 def parse_probe_choice(text: str) -> ProbeChoice:
@@ -469,7 +469,7 @@ def parse_probe_choice(text: str) -> ProbeChoice:
     for choice in PROBES:
         if choice == text:
             return choice
-    raise UsageError(f"`{text}` is no way to probe", hint="there are `auto`, `static` and `run`")
+    raise UsageError(f"unknown probe mode `{text}`", hint="choose `auto`, `static` or `run`")
 
 
 def _once(make: Callable[[], Engine]) -> Callable[[], Engine]:

@@ -60,13 +60,15 @@ def serve(
         IntegrityError: the root is another, or the bundle is damaged.
     """
     if (tls_certificate is None) != (tls_key is None):
-        raise UsageError("a certificate and its key come together", hint="give both `--tls-cert` and `--tls-key`")
+        raise UsageError(
+            "a certificate requires its key, and a key its certificate", hint="give both `--tls-cert` and `--tls-key`"
+        )
     opened = open_bundle(bundle, root=root)
     passwords = Passwords.read(htpasswd) if htpasswd else None
     blobs = CheckedBlobs(opened.store, emit=emit)
     if verify_first:
         verify_bundle(bundle, root=opened.root, emit=emit).raise_if_wrong()
-        emit(Notice("verified every blob before the first is served"))
+        emit(Notice("verified all blobs before serving"))
     listener = Listener(listen)
     try:
         repositories = read_repositories(opened, Destination(listener.address, ""), maps=maps, flatten=flatten)

@@ -39,7 +39,7 @@ def init_site(path: Path, document: Mapping[str, Any], *, force: bool = False) -
         ConfigurationError: the profile would be wrong.
     """
     if path.exists() and not force:
-        raise UsageError(f"`{path}` is there already", hint="`--force` replaces it")
+        raise UsageError(f"`{path}` already exists", hint="`--force` replaces it")
     written = {key: value for key, value in document.items() if value not in (None, "", [], {}, ())}
     text = HEADER + yaml.safe_dump(written, sort_keys=False, width=120)
     site = parse_site(text.encode(), path)
@@ -164,7 +164,9 @@ def check(
     """
     known = read_site(site)
     if hash_assets and bundle is None:
-        raise UsageError("which assets are to be read is said by the bundle", hint="name it: `--bundle DIR`")
+        raise UsageError(
+            "`--hash-assets` requires a bundle, which lists the assets", hint="give the bundle with `--bundle DIR`"
+        )
     if overlays is not None and not overlays.is_dir():
         raise UsageError(f"`{overlays}` is not a folder of overlays", hint="`airferry overlays` writes one")
     opened = open_bundle(bundle, root=root) if bundle is not None else None
@@ -210,7 +212,7 @@ def _receipt(path: Path, root: str | None) -> Receipt:
     if root is not None and receipt.bundle_root != parse_digest(root):
         raise IntegrityError(
             f"receipt `{path}` is of bundle `{receipt.bundle_root}`, expected `{root}`",
-            hint="take the receipt that the load of this bundle wrote",
+            hint="use the receipt that loading this bundle wrote",
             root=receipt.bundle_root,
             expected=root,
         )

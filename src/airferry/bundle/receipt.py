@@ -140,7 +140,7 @@ def read_receipt(path: Path) -> Receipt:
 
     Raises:
         HostError: the file cannot be read.
-        IntegrityError: it is no receipt, or one of a newer version.
+        IntegrityError: it is not a receipt, or one of a newer version.
     """
     if not path.exists():
         raise HostError(

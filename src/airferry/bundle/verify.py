@@ -28,8 +28,8 @@ from airferry.oci.validate import Defect, ImagePart, Inspector, report_unnamed
 from airferry.wording import counted
 
 SHOWN_FINDINGS = 5
-COPY_ARCHIVES = "copy those archives again, or remove them: a load does not read them"
-COPY_AGAIN = "copy the bundle again from where it came, and verify it before it is loaded"
+COPY_ARCHIVES = "copy these archives again, or remove them: `load` does not read them"
+COPY_AGAIN = "copy the bundle again from the source, and verify it before you load it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ class VerifyReport:
         more = len(self.findings) - SHOWN_FINDINGS
         damaged, hint = f"bundle `{self.path}` is damaged", COPY_AGAIN
         if len(self.findings) == self.beside_findings:
-            damaged, hint = f"bundle `{self.path}` is whole, archives next to it are not", COPY_ARCHIVES
+            damaged, hint = f"bundle `{self.path}` is complete, but archives next to it are damaged", COPY_ARCHIVES
         raise IntegrityError(
             f"{damaged}: {counted(len(self.findings), 'finding')}"
             + ("" if listed else shown + (f"\n  | and {more} more" if more > 0 else "")),
@@ -146,8 +146,8 @@ def find_layout(path: Path) -> Path:
         if (candidate / LAYOUT_FILE).exists() or (candidate / INDEX_FILE).exists():
             return candidate
     raise UsageError(
-        f"`{path}` holds no bundle: there is no `{LAYOUT_FILE}` in it or in `{path / BUNDLE_FOLDER}`",
-        hint="name the output folder of `airferry build`, or the bundle in it",
+        f"`{path}` contains no bundle: there is no `{LAYOUT_FILE}` in it or in `{path / BUNDLE_FOLDER}`",
+        hint="give the output folder of `airferry build`, or the bundle in it",
     )
 
 
@@ -155,7 +155,7 @@ def open_bundle(path: Path, *, root: str | None = None) -> Bundle:
     """Open a bundle for reading: `out/` or `out/bundle`. The root, if given, is compared before anything is parsed.
 
     Raises:
-        UsageError: there is no bundle, or the root that was given is no digest.
+        UsageError: there is no bundle, or the root that was given is not a digest.
         IntegrityError: the root is another, or layout, index or manifest cannot be read.
     """
     try:
@@ -169,7 +169,7 @@ def _open(path: Path, root: str | None) -> Bundle:
     index = parse_index(data, what=f"`{store.path / INDEX_FILE}`")
     found = [entry for entry in index.manifests if entry.artifact_type == MANIFEST_ARTIFACT]
     if len(found) != 1:
-        raise IntegrityError(f"bundle `{store.path}` has {len(found)} manifests of airferry, expected one")
+        raise IntegrityError(f"bundle `{store.path}` contains {len(found)} airferry manifests, expected one")
     manifest = read_manifest(read_artifact_file(store, found[0], media_type=MANIFEST_CONTENT))
     return Bundle(store, index, observed, manifest, found[0])
 
@@ -251,14 +251,14 @@ def _open_index(path: Path, root: str | None) -> tuple[LayoutStore, bytes, str]:
         except OSError as error:
             raise IntegrityError(f"bundle `{layout}` has no folder `{folder}`") from error
         if not stat.S_ISDIR(found.st_mode):
-            raise IntegrityError(f"`{folder}` is no folder; links are not followed")
+            raise IntegrityError(f"`{folder}` is not a folder; links are not followed")
     store = LayoutStore.open(layout, read_only=True)
     data = store.read_index_bytes()
     observed = digest_of(data)
     if expected is not None and observed != expected:
         raise IntegrityError(
             f"bundle `{layout}` has root `{observed}`, expected `{expected}`",
-            hint="this is not the bundle that was signed for, or its index.json was changed; do not load it",
+            hint="this is a different bundle, or its index.json was changed; do not load it",
             root=observed,
             expected=expected,
         )
@@ -270,8 +270,8 @@ def _parse_root(text: str) -> str:
         return parse_digest(text.strip().lower())
     except IntegrityError as error:
         raise UsageError(
-            f"`{text}` is no root, expected `sha256:` and 64 hex digits",
-            hint="`airferry build` prints it last, and `airgap-manifest.yaml` beside the bundle has it",
+            f"`{text}` is not a root digest, expected `sha256:` and 64 hex digits",
+            hint="`airferry build` prints it last, and `airgap-manifest.yaml` next to the bundle contains it",
         ) from error
 
 
@@ -285,9 +285,11 @@ def _check_names(index: Index, inspector: Inspector) -> None:
             try:
                 parse_reference(name)
             except AirferryError as error:
-                inspector.report(f"image `{name}`", f"has a name that is no reference: {error.message}", entry.digest)
+                inspector.report(
+                    f"image `{name}`", f"has a name that is not a valid reference: {error.message}", entry.digest
+                )
             if name in seen:
-                inspector.report(f"image `{name}`", "is in index.json twice", entry.digest)
+                inspector.report(f"image `{name}`", "is listed twice in index.json", entry.digest)
             seen.add(name)
 
 
@@ -331,7 +333,7 @@ def _compare_twin(inspector: Inspector, entry: ImageEntry, descriptor: Descripto
         inspector.report(subject, f"has digest `{descriptor.digest}`, the manifest says `{entry.docker_twin.digest}`")
     found = sorted((str(child.platform_value()), child.digest) for child in listed)
     if found != sorted((platform, stated.digest) for platform, stated in entry.platforms.items()):
-        inspector.report(subject, "lists other manifests than the image", descriptor.digest)
+        inspector.report(subject, "lists different manifests than the image", descriptor.digest)
 
 
 def _check_artifacts(bundle: Bundle, inspector: Inspector) -> None:
@@ -355,16 +357,16 @@ def _check_artifacts(bundle: Bundle, inspector: Inspector) -> None:
 
 
 def _stray_files(layout: Path) -> Iterator[tuple[str, str]]:
-    """Yield what lies in the layout beside index.json, oci-layout and regular files named by digests."""
+    """Yield what lies in the layout besides index.json, oci-layout and regular files named by digests."""
     known = {"": {LAYOUT_FILE, INDEX_FILE, "blobs"}, "blobs": {"sha256"}}
     for folder, names in known.items():
         with os.scandir(layout / folder) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 if entry.name not in names:
-                    yield str(Path(folder) / entry.name), "nothing names it"
+                    yield str(Path(folder) / entry.name), "nothing refers to it"
     with os.scandir(layout / "blobs" / "sha256") as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             if not entry.is_file(follow_symlinks=False):
-                yield f"blobs/sha256/{entry.name}", "is no regular file"
+                yield f"blobs/sha256/{entry.name}", "is not a regular file"
             elif len(entry.name) != 64 or not set(entry.name) <= set("0123456789abcdef"):
-                yield f"blobs/sha256/{entry.name}", "nothing names it"
+                yield f"blobs/sha256/{entry.name}", "nothing refers to it"

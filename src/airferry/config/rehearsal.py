@@ -1,4 +1,4 @@
-"""`rehearsal:` of `airgap.yaml`: how steps are tried before they travel, and which attempts to reach out are known."""
+"""`rehearsal:` of `airgap.yaml`: how steps are tried before sealing, and which attempts to reach out are known."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _allowed(value: str) -> str:
 
 def _variable(value: str) -> str:
     if not _VARIABLE.fullmatch(value):
-        raise ValueError(f"`{value}` is no name of an environment variable")
+        raise ValueError(f"`{value}` is not the name of an environment variable")
     return value
 
 
@@ -44,7 +44,7 @@ class StepRehearsal(StrictModel):
     env: dict[Variable, str] = Field(
         default_factory=dict, description="Environment variables, over those of all steps."
     )
-    allow: Annotated[tuple[Allowed, ...], Field(description="Hosts that this step may try, beside those of all.")] = ()
+    allow: Annotated[tuple[Allowed, ...], Field(description="More hosts that this step may try to reach.")] = ()
     time_limit_s: Annotated[Seconds | None, Field(description="Seconds after which the step has run long enough.")] = (
         None
     )
@@ -56,7 +56,7 @@ class RehearsalChoice(StrictModel):
 
     allow: Annotated[
         tuple[Allowed, ...],
-        Field(description="Hosts that steps may try in vain: `HOST`, `*.HOST`, with or without port."),
+        Field(description="Hosts that steps may try to reach: `HOST`, `*.HOST`, with or without port."),
     ] = ()
     env: dict[Variable, str] = Field(
         default_factory=dict, description="Environment variables that the far side sets as well."

@@ -29,7 +29,7 @@ from airferry.host import clock, files, process
 QUICK_S = 180.0
 ORPHAN_GRACE_S = 10.0
 START_ATTEMPTS = 3
-# containers/storage (Buildah 1.28, Podman 4.3) starts itself anew from a sealed copy in memory, which the kernel
+# containers/storage (Buildah 1.28, Podman 4.3) re-executes itself from a sealed copy in memory, which the kernel
 # refuses to seal while it moves one of the copy's pages; nothing was run then
 NOT_STARTED = "sealing memfd copy: Device or resource busy"
 STATIC_PROGRAMS = ("/usr/sbin/ldconfig.real", "/sbin/ldconfig.real", "/usr/sbin/ldconfig", "/sbin/ldconfig")
@@ -105,7 +105,8 @@ class Storage:
                 raise engine_error(failure, doing=f"use `{self.root}` as container storage") from failure
             self._emit(
                 Warned(
-                    f"overlay storage does not work in `{self.root}`; vfs is used, which is several times slower",
+                    f"overlay storage does not work in `{self.root}`; falling back to "
+                    "vfs, which is several times slower",
                     hint="put the cache on a local ext4 or xfs file system with `AIRFERRY_CACHE`",
                 )
             )
@@ -237,7 +238,7 @@ class Storage:
                 return candidate
             failures.append(f"{candidate}: {completed}")
         raise HostError(
-            "no isolation starts a container here" + "".join(f"\n  | {line}" for line in failures),
+            "no isolation mode can start a container here" + "".join(f"\n  | {line}" for line in failures),
             hint="unset `BUILDAH_ISOLATION`; then `airferry doctor`" if wanted else "run `airferry doctor`",
         )
 
@@ -260,7 +261,7 @@ class Storage:
             return None
 
     def choose_runtime(self) -> None:
-        """Let Podman use the first of its own runtime, crun and runc that really starts a container here.
+        """Let Podman use the first of its default runtime, crun and runc that really starts a container here.
 
         Raises:
             HostError: none does.
@@ -287,8 +288,8 @@ class Storage:
                 return runtime
             failures.append(f"{runtime}: {completed.tail[-1] if completed.tail else 'no message'}")
         raise HostError(
-            "Podman starts no container here" + "".join(f"\n  | {line}" for line in failures),
-            hint="install a runtime that suits the host: `sudo apt-get install runc`",
+            "Podman cannot start a container here" + "".join(f"\n  | {line}" for line in failures),
+            hint="install another runtime: `sudo apt-get install runc`",
         )
 
     # --- leftovers -------------------------------------------------------------------------------------------------

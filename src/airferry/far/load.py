@@ -135,8 +135,8 @@ def expect_outside(written: Path, layout: Path) -> None:
     """
     if written.resolve().is_relative_to(layout.resolve()):
         raise UsageError(
-            f"`{written}` lies in the bundle `{layout}`, and whatever is added there damages it",
-            hint="name a place outside of the bundle",
+            f"`{written}` is inside the bundle `{layout}`; added files damage a bundle",
+            hint="choose a path outside the bundle",
         )
 
 
@@ -148,7 +148,7 @@ def expect_receipt_place(path: Path) -> None:
         HostError: its folder is not writable.
     """
     if path.is_dir():
-        raise UsageError(f"receipt `{path}` is a folder, expected a file", hint="name a file: `--receipt FILE`")
+        raise UsageError(f"receipt `{path}` is a folder, expected a file", hint="give a file with `--receipt FILE`")
     files.expect_writable(path.parent)
 
 
@@ -175,10 +175,10 @@ def _push(pusher: Pusher, shipments: Sequence[Shipment]) -> PushResult:
         artifacts = sum(name.startswith(ARTIFACT_NAME) for name in unfinished)
         images = sum(name not in optional and not name.startswith(ARTIFACT_NAME) for name in unfinished)
         counts = [counted(number, noun) for number, noun in ((images, "image"), (artifacts, "artifact")) if number]
-        what = f"not whole there yet: {' and '.join(counts)}" if counts else "manifests are missing there"
+        what = f"not complete there yet: {' and '.join(counts)}" if counts else "manifests are missing"
         raise RegistryError(
             f"{error.message}; no tag was moved; {what}",
-            hint=error.hint or "rerun: what arrived is not sent again",
+            hint=error.hint or "rerun: finished uploads are not repeated",
             **{**error.fields, "missing": unfinished},
         ) from error
 
@@ -213,7 +213,7 @@ def _say_refused(pushed: PushResult, destination: Destination, emit: Emit) -> se
             Warned(
                 f"`{destination.registry}` refuses the Docker twins of its images ({len(pushed.refused)}), so they are "
                 f"left out and all else is loaded: {pushed.refused[0].reason}",
-                hint="enroot is given the images themselves then; `airferry check` tells whether it can import them",
+                hint="enroot then gets the images themselves; `airferry check` tells whether it can import them",
             )
         )
     return {refused.item.name for refused in pushed.refused}
@@ -230,7 +230,7 @@ def plan_shipments(bundle: Bundle, destination: Destination, places: Mapping[str
     """Return all that goes to the registry: images, then artifacts, each to where its subject goes.
 
     Raises:
-        IntegrityError: an artifact refers to something that the bundle does not hold.
+        IntegrityError: an artifact refers to content that is not in the bundle.
     """
     twins = bundle.twins
     shipments = [
@@ -255,7 +255,7 @@ def plan_shipments(bundle: Bundle, destination: Destination, places: Mapping[str
                 shipments.append(Shipment(f"{ARTIFACT_NAME}{descriptor.digest}", repository, closure))
                 homes.setdefault(descriptor.digest, []).append(repository)
         if len(held) == len(waiting):
-            raise IntegrityError(f"artifact `{held[0].digest}` refers to something that the bundle does not hold")
+            raise IntegrityError(f"artifact `{held[0].digest}` refers to content that is not in the bundle")
         waiting = held
     return shipments
 
@@ -375,5 +375,5 @@ def _catalogue(bundle: Bundle, destination: Destination, shipments: Sequence[Shi
 
 def _pinned_image(by_name: Mapping[str, str], step: str, image: str) -> str:
     if image not in by_name:
-        raise IntegrityError(f"the manifest runs step `{step}` in image `{image}`, which the bundle does not hold")
+        raise IntegrityError(f"the manifest runs step `{step}` in image `{image}`, which is not in the bundle")
     return by_name[image]

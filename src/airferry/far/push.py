@@ -236,8 +236,9 @@ class Pusher:
             shown = ", ".join(missing[:SHOWN_MISSING])
             more = len(missing) - SHOWN_MISSING
             raise RegistryError(
-                f"`{self._client.registry}` lacks what it took: {shown}" + (f" and {more} more" if more > 0 else ""),
-                hint="does the registry collect garbage while it is loaded? No tag was moved; rerun",
+                f"`{self._client.registry}` has lost content that it accepted: {shown}"
+                + (f" and {more} more" if more > 0 else ""),
+                hint="check whether the registry runs garbage collection during the load; no tag was moved, rerun",
                 missing=missing,
             )
 
@@ -343,7 +344,7 @@ class Pusher:
                 raise
             return f"manifest `{digest}` in `{item.repository}`"
         if held.data != stored.data:
-            raise IntegrityError(f"`{source}` holds something else as `{digest}`", digest=digest)
+            raise IntegrityError(f"`{source}` has different content for `{digest}`", digest=digest)
         if subject and not _is_listed(source.referrers(subject), digest):
             return f"`{digest}` among the referrers of `{subject}` in `{item.repository}`"
         with self._lock:
@@ -401,14 +402,14 @@ def _wanted_blobs(shipments: Iterable[Shipment]) -> list[_Blob]:
     """Return every blob once, largest first, with the repositories that want it.
 
     Raises:
-        IntegrityError: a blob is declared with two sizes.
+        IntegrityError: a blob is declared with two different sizes.
     """
     found: dict[str, _Blob] = {}
     for item in shipments:
         for digest, descriptor in item.closure.blobs.items():
             blob = found.setdefault(digest, _Blob(descriptor))
             if blob.descriptor.size != descriptor.size:
-                raise IntegrityError(f"blob `{digest}` is declared with two sizes", digest=digest)
+                raise IntegrityError(f"blob `{digest}` is declared with two different sizes", digest=digest)
             if item.repository not in blob.repositories:
                 blob.repositories.append(item.repository)
     return sorted(found.values(), key=lambda blob: (-blob.descriptor.size, blob.descriptor.digest))

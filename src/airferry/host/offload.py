@@ -1,4 +1,4 @@
-"""A function over a stream in a process of its own, for work that would keep the interpreter's lock from other threads.
+"""A function over a stream that runs in a subprocess, for work that would hold the GIL.
 
 The process serves one stream and ends with it, with its parent, or when it is given up.
 """
@@ -29,7 +29,7 @@ serve(*sys.argv[2:])
 
 
 class Offloaded:
-    """A function from a binary stream to bytes, in a process of its own. Feed it from one thread.
+    """A function from a binary stream to bytes, in a subprocess. Feed it from one thread.
 
     Feeding waits while the function is behind, and raises the `AirferryError` that it raised. Leaving the block gives
     up what is unfinished; the process has ended then.
@@ -84,8 +84,8 @@ class Offloaded:
                 raise RuntimeError(raised["message"])
             raise getattr(errors, raised["kind"])(raised["message"], hint=raised["hint"])
         raise errors.HostError(
-            f"a process of airferry ended before its work was done, with code {self._child.wait()}",
-            hint="start again; if the host ran out of memory, with fewer `--jobs`",
+            f"a worker process of airferry exited early with code {self._child.wait()}",
+            hint="rerun; if the host ran out of memory, lower `--jobs`",
         )
 
 

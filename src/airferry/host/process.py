@@ -188,8 +188,8 @@ def run(
     except subprocess.TimeoutExpired:
         end_process_group(child)
         raise ProcessFailed(
-            f"`{command[0]}` did not end within {timeout_s:g} s",
-            hint="rerun; what was finished is reused",
+            f"`{command[0]}` did not finish within {timeout_s:g} s",
+            hint="rerun; finished work is reused",
             command=printable,
             returncode=None,
             tail=tuple(tail),
@@ -210,7 +210,7 @@ def run(
         )
     if check and returncode != 0:
         raise ProcessFailed(
-            f"`{mask(shlex.join(command[:3]), secrets)} …` ended with code {returncode}: " + _last_words(tail),
+            f"`{mask(shlex.join(command[:3]), secrets)} …` failed with exit code {returncode}: " + _last_words(tail),
             command=printable,
             returncode=returncode,
             tail=tuple(tail),

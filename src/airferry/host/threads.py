@@ -123,7 +123,7 @@ class Pipeline:
             thread.await_end()
 
     def stage(self, items: Iterable[bytes], *, depth: int = DEFAULT_DEPTH) -> Iterator[bytes]:
-        """Run an iterable of blocks in a thread of its own, and return an iterator over what it yields."""
+        """Run an iterable of blocks in a separate thread, and return an iterator over what it yields."""
         channel: _Channel[bytes] = _Channel(depth)
 
         def work() -> None:
@@ -146,7 +146,7 @@ class Pipeline:
 
 
 class Consumer(Generic[R]):
-    """A function over a stream of blocks, in a thread of its own, that others feed block by block.
+    """A function over a stream of blocks, in a separate thread, fed block by block.
 
     Feeding waits while the function is behind, and raises what the function raised. Leaving the block without
     `result` gives the work up; either way the thread is joined.
@@ -206,7 +206,7 @@ class RoomBudget:
 
     @contextmanager
     def holding(self, size_bytes: int) -> Iterator[None]:
-        """Wait until the room is there beside that of work under way, and hold it while the block runs.
+        """Wait until there is room next to that of running work, and hold it while the block runs.
 
         Work that is alone never waits: whether it fits at all is not decided here.
         """

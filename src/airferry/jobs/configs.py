@@ -105,7 +105,7 @@ def make_overlays(receipt: Receipt, catalogue: Catalogue, *, site: SiteProfile, 
             if step.path is not None:
                 texts[step.path] = text
     notes = [
-        f"which key of `{target}` the asset `{name}` is for is not clear: give it on the command line"
+        f"cannot tell which key of `{target}` is for asset `{name}`: set it on the command line"
         for name, target in unclear
     ]
     if not site.executors:
@@ -121,7 +121,7 @@ def make_overlays(receipt: Receipt, catalogue: Catalogue, *, site: SiteProfile, 
         if not names_by_digest(executor):
             notes.append(
                 f"{executor} cannot be given a digest, so the overlays name tags; `airferry load` leaves them where "
-                "they belong, and nobody may move them"
+                "they belong, do not move them"
             )
         if receipt.submit is None and executor.kind not in NEMOTRON_EXECUTORS:
             notes.append(
@@ -147,7 +147,7 @@ def image_of(receipt: Receipt, target: Target) -> ReceiptImage:
     for image in receipt.images:
         if image.pinned == pinned:
             return image
-    raise IntegrityError(f"the receipt runs `{target.spec}` in `{pinned}`, which is none of its images")
+    raise IntegrityError(f"the receipt runs `{target.spec}` in `{pinned}`, which is not one of its images")
 
 
 def with_default(catalogue: Catalogue, target: Target) -> Target:

@@ -323,7 +323,7 @@ class Production:
     def _describe_group(
         self, group: GroupPlan, subject: Descriptor
     ) -> tuple[GroupEntry, list[tuple[ArtifactEntry, Descriptor]]]:
-        """Write the group's requirements and overlays beside the bundle and into it, and return its entry."""
+        """Write the group's requirements and overlays next to the bundle and into it, and return its entry."""
         locked = self._shop.lock.groups[group.name].platforms
         requirements = requirements_lines(locked)
         commits = [

@@ -186,7 +186,7 @@ class ArchiveSource:
 
         Raises:
             HostError: the file cannot be read.
-            IntegrityError: it is no OCI archive.
+            IntegrityError: it is not an OCI archive.
         """
         self.path = path
         self._entries = self._read_headers()
@@ -278,7 +278,7 @@ class ArchiveSource:
     def _read_file(self, name: str, limit_bytes: int) -> bytes:
         offset, size = self._entries.get(name, (0, -1))
         if size < 0:
-            raise IntegrityError(f"`{self.path}` is no OCI archive: it has no `{name}`")
+            raise IntegrityError(f"`{self.path}` is not an OCI archive: it has no `{name}`")
         if size > limit_bytes:
             raise IntegrityError(f"`{name}` in `{self.path}` has {size} bytes, more than the limit of {limit_bytes}")
         with self._open() as raw:

@@ -83,7 +83,7 @@ def _gunzip(source: Iterable[bytes], what: str) -> Iterator[bytes]:
                         head = pending
                         break
                     if not pending.startswith(GZIP_MAGIC):
-                        raise IntegrityError(f"{what} has bytes behind the end of its gzip stream")
+                        raise IntegrityError(f"{what} has bytes after the end of its gzip stream")
                     member = _gzip_member()
                 yield from _drained(member, pending)
                 pending = member.unused_data if member.eof else b""
@@ -92,7 +92,7 @@ def _gunzip(source: Iterable[bytes], what: str) -> Iterator[bytes]:
     if not member.eof:
         raise IntegrityError(f"{what} ends in the middle of its gzip stream")
     if head:
-        raise IntegrityError(f"{what} has bytes behind the end of its gzip stream")
+        raise IntegrityError(f"{what} has bytes after the end of its gzip stream")
 
 
 def _gzip_member() -> igzip_lib.IgzipDecompressor:
@@ -127,7 +127,7 @@ class _ZstdFrames:
     """A readable over blocks that follows the frames in them (RFC 8878, section 3) and insists on whole ones.
 
     zstandard's reader takes the end of its input for the end of a frame, wherever that is; this walks from block
-    header to block header beside it.
+    header to block header next to it.
     """
 
     def __init__(self, source: Iterable[bytes], what: str) -> None:
@@ -191,7 +191,7 @@ class _ZstdFrames:
             if header & 1:
                 self._state = "checksum" if self._has_checksum else "frame"
         elif not _is_zstd(head):
-            raise IntegrityError(f"{self._what} has bytes behind the end of its zstd stream")
+            raise IntegrityError(f"{self._what} has bytes after the end of its zstd stream")
         elif head[1:4] == SKIPPABLE_MAGIC_SUFFIX:
             self._skip = int.from_bytes(head[4:8], "little")
         else:
@@ -200,7 +200,7 @@ class _ZstdFrames:
 
 
 def zstd_blocks(source: Iterable[bytes], *, level: int, threads: int) -> Iterator[bytes]:
-    """Yield one zstd frame over the content, without a content size and without a checksum of its own.
+    """Yield one zstd frame over the content, without a content size and without a checksum.
 
     `threads` is at least 1: zstd's single-threaded mode (0) would give other bytes than any number of threads.
     """

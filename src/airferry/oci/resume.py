@@ -1,6 +1,6 @@
 """Blobs on their way from a source that can be read from an offset into a layout, kept over the end of the process.
 
-What arrived lies in the cache under the blob's digest, and is hashed anew before more is appended. Nothing enters the
+What arrived lies in the cache under the blob's digest, and is hashed again before more is appended. Nothing enters the
 layout before its size and digest are right.
 """
 

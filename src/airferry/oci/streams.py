@@ -15,7 +15,7 @@ from airferry.oci.ports import BLOCK_BYTES
 
 @dataclass(frozen=True, slots=True)
 class FileSlice:
-    """Bytes of a file that whoever sends them leaves to the kernel, and then checks."""
+    """Bytes of a file that the sender leaves to the kernel and then checks."""
 
     stream: IO[bytes]
     offset: int
@@ -128,7 +128,7 @@ class SizedReader(io.RawIOBase):
         except OSError as error:
             raise HostError(
                 f"cannot read {self._what}: {error.strerror or error}",
-                hint="the disk or medium may be damaged: copy it again, from another medium",
+                hint="the disk or medium may be damaged: copy it again from another medium",
                 digest=self.descriptor.digest,
             ) from error
 
@@ -153,7 +153,7 @@ class SizedReader(io.RawIOBase):
 class VerifyingReader(SizedReader):
     """A stream over a blob that never yields more than the declared size and checks the digest at its end.
 
-    The check runs when the last declared byte is read, before that byte is handed out, so whoever read the whole
+    The check runs when the last declared byte is read, before that byte is handed out, so a caller that read the whole
     blob without an error holds the right bytes.
     """
 

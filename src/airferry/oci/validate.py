@@ -287,7 +287,7 @@ def report_unnamed(
 ) -> None:
     """Report each stored digest that nothing wants."""
     for digest in sorted(set(stored).difference(wanted)):
-        report(f"blob `{digest}`", "nothing names it", digest)
+        report(f"blob `{digest}`", "nothing refers to it", digest)
 
 
 def _shown(text: str) -> str:

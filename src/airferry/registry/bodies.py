@@ -13,7 +13,7 @@ from airferry.registry.governor import RateLimit
 
 
 class WholeBody:
-    """A whole blob; each iteration opens the source anew."""
+    """A whole blob; each iteration reopens the source."""
 
     def __init__(self, source: OpenStream, size: int, rate: RateLimit) -> None:
         """Send what `source` opens."""

@@ -85,7 +85,7 @@ class RegistrySink:
         if stated.isdecimal() and int(stated) != descriptor.size:
             raise IntegrityError(
                 f"`{self}` holds {stated} bytes as blob `{descriptor.digest}`, which has {descriptor.size}",
-                hint="the registry's storage is damaged: remove the blob there, then rerun",
+                hint="the storage of the registry is damaged: delete the blob there, then rerun",
                 digest=descriptor.digest,
             )
         return True
@@ -144,7 +144,7 @@ class RegistrySink:
 
         After several blobs in a row that were absent, a mount of the blob from this same repository begins the next
         upload: a registry that knows mounts answers whether the blob is there, and with a session if it is not, so
-        that asking costs no request of its own. Whether the registry does that is tried on a blob that it holds.
+        that asking costs no extra request. Whether the registry does that is tried on a blob that it holds.
 
         Raises:
             RegistryError: the registry does not answer, refuses, or fails too often.
@@ -212,7 +212,7 @@ class RegistrySink:
         """
         descriptor = stored.descriptor
         if digest_of(stored.data) != descriptor.digest:
-            raise IntegrityError(f"the bytes at hand are not manifest `{descriptor.digest}`", digest=descriptor.digest)
+            raise IntegrityError(f"these bytes are not manifest `{descriptor.digest}`", digest=descriptor.digest)
         response = self.client.request(
             "PUT",
             f"{self.repository}/manifests/{reference or descriptor.digest}",
@@ -225,7 +225,7 @@ class RegistrySink:
         stated = response.headers.get("Docker-Content-Digest", descriptor.digest)
         if stated != descriptor.digest:
             raise IntegrityError(
-                f"`{self}` says that it stored `{printable(stated)}` where manifest `{descriptor.digest}` was sent",
+                f"`{self}` claims to have stored `{printable(stated)}` when manifest `{descriptor.digest}` was sent",
                 digest=descriptor.digest,
             )
         if descriptor.media_type in MANIFEST_TYPES:
@@ -289,4 +289,4 @@ class RegistrySink:
                 expected=(200, 201, 202),
             )
         if all(old.digest != entry.digest for old in self.source.tagged_referrers(subject)):
-            raise RegistryError(f"`{self}` did not keep the list of referrers of `{subject}`")
+            raise RegistryError(f"`{self}` did not store the list of referrers of `{subject}`")

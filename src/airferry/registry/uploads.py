@@ -54,7 +54,7 @@ class Limits:
     chunks: bool = True
 
     def lower(self, refused_bytes: int) -> bool:
-        """Note that so many bytes were too many for one request; False if nothing smaller is worth a try."""
+        """Note that this many bytes were too many for one request; False if nothing smaller is worth a try."""
         if not self.chunks or refused_bytes <= SMALLEST_CHUNK_BYTES:
             return False
         self.chunk_bytes = max(SMALLEST_CHUNK_BYTES, min(self.chunk_bytes, refused_bytes // 2))
@@ -172,7 +172,7 @@ class Uploader:
                 if error.fields.get("status") != 413 or not self.limits.lower(transfer.request_bytes):
                     raise
             except IntegrityError:
-                # what was acknowledged is no part of the blob, or it is not known whether it is
+                # what was acknowledged is not a part of the blob, or it is not known whether it is
                 transfer.abandon()
                 raise
             except BaseException:
@@ -380,7 +380,7 @@ class _Transfer:
         if status in (405, 501):
             self._limits.chunks = False
             self.abandon()
-            raise TransientRegistryError(f"cannot {self._what}: the registry takes no chunks", status=status)
+            raise TransientRegistryError(f"cannot {self._what}: the registry does not accept chunks", status=status)
         if status in (404, 416):
             if status == 404:
                 self.abandon()
@@ -388,7 +388,7 @@ class _Transfer:
         known = acknowledged_bytes(response)
         if known is not None and known != end:
             raise LostSession(
-                f"cannot {self._what}: the registry acknowledges {known} bytes where {end} were sent", status=status
+                f"cannot {self._what}: the registry acknowledges {known} bytes, but {end} were sent", status=status
             )
         return Session(self._next_location(response), end)
 
@@ -422,7 +422,7 @@ class _Transfer:
         stated = response.headers.get("Docker-Content-Digest", digest)
         if stated != digest:
             raise IntegrityError(
-                f"`{self._name}` says that it stored `{printable(stated)}` where `{digest}` was sent", digest=digest
+                f"`{self._name}` claims to have stored `{printable(stated)}` when `{digest}` was sent", digest=digest
             )
 
     def _next_location(self, response: Answer) -> str:

@@ -184,7 +184,9 @@ class HookReader:
         is_read = read_editable(path, source, self._path)
         if is_read is not None:
             if not is_read:
-                self._doubt(place, f"runs `{path}`, an editable install that is not as its build back end writes it")
+                self._doubt(
+                    place, f"runs `{path}`, an editable install that differs from what its build backend writes"
+                )
             return True
         if "class _Finder" in source and "_DISTUTILS_PATCH" in source:
             return True  # virtualenv's: it patches modules that others find

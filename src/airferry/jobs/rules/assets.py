@@ -41,16 +41,16 @@ class StagedAssets:
         if not path.exists():
             return "is not there"
         if (manifest := self.manifests.get(name)) is None:
-            return "has no list of files in the bundle"
+            return "has no file list in the bundle"
         try:
             report = verify_asset(manifest, path, content=self.content, emit=self.emit)
         except AirferryError as error:
-            return f"cannot be looked at: {error.message}"
+            return f"cannot be read: {error.message}"
         if report.ok:
             return None
         shown = "; ".join(str(finding) for finding in report.findings[:SHOWN])
         more = len(report.findings) - SHOWN
-        return f"is not what was recorded: {shown}" + (f"; and {more} more" if more > 0 else "")
+        return f"differs from what was recorded: {shown}" + (f"; and {more} more" if more > 0 else "")
 
 
 def asset_findings(context: StepContext, assets: StagedAssets) -> Iterator[Finding]:
@@ -69,12 +69,12 @@ def _asset(context: StepContext, entry: AssetEntry, target: str, assets: StagedA
     what = f"the {entry.kind} `{entry.name}`" if entry.kind != "other" else f"the asset `{entry.name}`"
     _place, mount = context.place_of(target)
     if mount is None:
-        text = f"{what} is expected at `{target}`, which is on no mount"
+        text = f"{what} is expected at `{target}`, which is not on a mount"
         yield context.general("asset", "block", text, key=key, fix=f"mount storage that covers `{target}`")
         return
     here = context.on_this_host(target)
     if here is None or not Path(mount.host).exists():
-        text = f"{what}: `{mount.host}` cannot be seen from this host; not looked at"
+        text = f"{what}: `{mount.host}` is not visible from this host; not checked"
         yield context.general("asset", "note", text, key=key, fix=f"there: airferry assets verify BUNDLE {target}")
     elif trouble := assets.trouble(entry.name, here):
         fix = f"stage it again, then: airferry assets verify BUNDLE {here} --name {entry.name}"

@@ -49,7 +49,7 @@ class Maker:
         scratch: Path,
         emit: Emit,
     ) -> None:
-        """`engine` opens the engine, `look` tells what is known of a base without running it."""
+        """`engine` opens the engine, `look` reads the facts about a base without running it."""
         self._builder = builder
         self._writer = writer
         self._journal = journal
@@ -83,7 +83,7 @@ class Maker:
             if (known := self._known(task, inputs)) is not None:
                 return Made(known, True, True)
             if reason and self._builder == "auto":
-                self._emit(Notice(f"{task.title} is built by an engine: {reason}"))
+                self._emit(Notice(f"{task.title} is built with a container engine: {reason}"))
             self._emit(StageStarted(task.title))
             with self._room.holding(task.room_bytes()):
                 image = self._build(task)

@@ -1,5 +1,6 @@
-"""A source of bases whose layers are learnt while they are fetched: what comes in is written, checked, inflated, looked
-at and recompressed in one passage.
+"""A source of bases whose layers are examined while they are fetched.
+
+Bytes are written, checked, inflated, examined and recompressed in one pass.
 
 Learning never gets in the way of fetching. Where it fails, or cannot see a layer from its first byte on, the layer is
 read again from the cache, and what is wrong with it is said then.

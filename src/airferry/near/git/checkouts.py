@@ -23,7 +23,7 @@ class Checkouts:
         self._locks: dict[Path, threading.Lock] = defaultdict(threading.Lock)
 
     def has(self, url: str, commit: str) -> bool:
-        """Tell whether the folder of a commit is there already."""
+        """Tell whether the folder of a commit already exists."""
         return self._place(url, commit).exists()
 
     def tree(self, url: str, commit: str) -> Path:

@@ -168,7 +168,7 @@ class Locker:
     def _sources(
         self, existing: Lockfile
     ) -> tuple[dict[str, str], dict[str, LockedBase], dict[str, Mapping[Platform, BaseImage]]]:
-        """Resolve all refs, bring all bases, and beside that do what probes of new groups need in any case."""
+        """Resolve all refs, fetch all bases, and at the same time do what probes of new groups need in any case."""
         # first, so that all that cannot be had is told before gigabytes are fetched
         commits, found = self._look_up(existing)
         locked: dict[str, LockedBase] = {}
@@ -426,7 +426,7 @@ def needed_bases(plan: Plan) -> dict[str, tuple[BaseSpec, tuple[Platform, ...]]]
 
 
 def forget(lockfile: Lockfile, names: Sequence[str], *, plan: Plan) -> Lockfile:
-    """Return a lock without what is to be resolved anew: the named bases, overlays and groups, or everything.
+    """Return a lock without what is to be resolved again: the named bases, overlays and groups, or everything.
 
     A name under `execution_images` stands for the base of that image, as a bootstrapped base has no short name itself.
 
@@ -443,7 +443,7 @@ def forget(lockfile: Lockfile, names: Sequence[str], *, plan: Plan) -> Lockfile:
         if name not in choices:
             near = difflib.get_close_matches(name, choices, n=3, cutoff=0.3)
             raise UsageError(
-                f"nothing in the lock is called `{name}`",
+                f"the lock file has no entry `{name}`",
                 hint="it holds " + ", ".join(f"`{item}`" for item in near or choices[:10]),
             )
     chosen = {name if name in known else bases[name] for name in names}
@@ -461,11 +461,14 @@ def told(image: str, added: Additions) -> Iterator[Event]:
         yield Warned(f"{image}: {note}")
     for distribution, sentences in added.completed.items():
         modules = counted(len(sentences), "module")
-        text = f"{image}: `{distribution}` is added: the base lacks it, and {modules} of the base would not import"
+        text = (
+            f"{image}: `{distribution}` is added: the base lacks it, and {modules} of "
+            "the base cannot be imported without it"
+        )
         yield Notice(text, details=sentences)
     if optional := added.conditional:
         modules = counted(len(optional), "module")
-        text = f"{image}: {modules} imported under conditions are not in the base, and not installed"
+        text = f"{image}: {modules} imported conditionally are not in the base and are not installed"
         yield Notice(text, details=optional)
 
 

@@ -56,7 +56,7 @@ class ImportScanner:
         """Return what the step's files import from outside of the catalogue and the standard library, by module.
 
         Raises:
-            ConfigurationError: a file that the step loads is no Python.
+            ConfigurationError: a file that the step loads is not Python.
         """
         found: dict[str, Candidate] = {}
         rank: dict[Origin, int] = {"step": 0, "catalogue": 1, "reported": 2}
@@ -132,8 +132,8 @@ class ImportScanner:
             except (SyntaxError, ValueError) as error:
                 line = getattr(error, "lineno", None) or 1
                 raise ConfigurationError(
-                    f"{path}:{line}: no valid Python: {getattr(error, 'msg', error)}",
-                    hint="correct the file, or run airferry with a Python as new as the steps'",
+                    f"{path}:{line}: not valid Python: {getattr(error, 'msg', error)}",
+                    hint="correct the file, or run airferry with the Python version of the steps",
                 ) from error
             except OSError as error:
                 raise ConfigurationError(f"`{path}` cannot be read: {error.strerror}") from error
