@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import importlib
 import os
 import signal
-from typing import IO
+from pathlib import Path
+from typing import IO, Any
 
-from airferry.errors import IntegrityError
+from airferry.errors import IntegrityError, RegistryError, revived
+from airferry.registry.failures import NotFound
 
 
 def digest_of(stream: IO[bytes], *, salt: str) -> bytes:
@@ -37,3 +41,36 @@ def where(stream: IO[bytes]) -> bytes:
     import colorsys
 
     return str(colorsys.__file__).encode()
+
+
+class OwnError(RegistryError):
+    """A class of errors that is not defined with the others, and is made in a way of its own."""
+
+    def __init__(self, host: str, *, tries: int) -> None:
+        """Fail `tries` times at a host."""
+        super().__init__(f"`{host}` failed {tries} times", status=503, retry_after_s=1.5)
+        self.host = Path(host)
+        self.tries = {"made": (tries, [tries])}
+
+
+def refuse_in_own_words(stream: IO[bytes]) -> bytes:
+    """Raise an error of a class of one's own, which combines another."""
+    error = OwnError("r.example", tries=3)
+    error.failures = (NotFound("gone", hint="look elsewhere", status=404, digest="sha256:0"),)
+    raise error
+
+
+def raise_as_told(stream: IO[bytes], *, kind: str, attributes: dict[str, Any]) -> bytes:
+    """Raise an error of a class that is named, with these attributes."""
+    module, _, name = kind.partition(":")
+    raise revived(getattr(importlib.import_module(module), name), attributes)
+
+
+def fill_the_disk(stream: IO[bytes]) -> bytes:
+    """Fail as a disk without room does."""
+    raise OSError(errno.ENOSPC, "No space left on device", "/cache/layer")
+
+
+def use_much_memory(stream: IO[bytes]) -> bytes:
+    """Fail as an allocation does."""
+    raise MemoryError

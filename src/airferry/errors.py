@@ -2,27 +2,90 @@
 
 Everything that airferry raises on purpose derives from `AirferryError`. This module imports nothing of the
 project, prints nothing and never exits: the command line decides what becomes of an error.
+
+Code that decides by an error catches a class, or asks a typed attribute (`RegistryError.status`); leaves that only one
+module raises are defined there. `fields` is the same as data, for output alone.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar, Self, TypeVar
+
+_WORDS = ("message", "hint")
 
 
 class AirferryError(Exception):
     """Root of all errors that airferry raises on purpose.
 
-    `message` says what failed, on which object, observed against expected; `hint`, if any, says what to do;
-    `fields` carries the same as data. `exit_code` is the code of the family.
+    `message` says what failed, on which object, observed against expected; `hint`, if any, says what to do. `tail`
+    holds the last lines of a program whose failure this is, `failures` the errors that this one combines. Further
+    keywords become attributes. `exit_code` is the code of the family.
     """
 
     exit_code: ClassVar[int] = 1
+    tail: tuple[str, ...] = ()
+    failures: tuple[AirferryError, ...] = ()
 
-    def __init__(self, message: str, *, hint: str | None = None, **fields: object) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        tail: Sequence[str] = (),
+        failures: Sequence[AirferryError] = (),
+        **fields: object,
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
-        self.fields = fields
+        self.tail = tuple(tail)
+        self.failures = tuple(failures)
+        vars(self).update(fields)
+
+    @property
+    def fields(self) -> dict[str, object]:
+        """What the error knows besides its words, as data for output. Code that decides asks the attributes."""
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if name not in _WORDS and not name.startswith("_") and value is not None and value != ()
+        }
+
+    def at(self, place: str, *, hint: str | None = None) -> Self:
+        """Return this error with the place that it is about in front; what it combines gets the place as well.
+
+        Class and attributes stay, the hint unless one is given; this error is the cause of the new one.
+        """
+        told = self.reworded(f"{place}: {self.message}", hint=hint)
+        told.failures = tuple(failure.at(place) for failure in self.failures)
+        return told
+
+    def reworded(self, message: str, *, hint: str | None = None, **fields: object) -> Self:
+        """Return this error with another message, and another hint or more attributes where they are given.
+
+        Class and all else stay; this error is the cause of the new one.
+        """
+        told = revived(type(self), {**vars(self), "message": message, "hint": hint or self.hint, **fields})
+        told.__cause__ = self
+        return told
+
+    def __str__(self) -> str:
+        return self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # a leaf may have a constructor of its own, which what copies or pickles errors must not have to know
+        return revived, (type(self), vars(self))
+
+
+_AnyError = TypeVar("_AnyError", bound=AirferryError)
+
+
+def revived(kind: type[_AnyError], attributes: dict[str, object]) -> _AnyError:
+    """Return an error of a class with these attributes, whatever its constructor takes."""
+    error = kind.__new__(kind, attributes["message"])
+    vars(error).update(attributes)
+    return error
 
 
 class UsageError(AirferryError):
@@ -32,9 +95,21 @@ class UsageError(AirferryError):
 
 
 class ConfigurationError(AirferryError):
-    """A file that the user wrote (configuration, plan, lock, step, site profile) is wrong."""
+    """A file that the user wrote (configuration, plan, lock, step, site profile) is wrong.
+
+    `path` and `line` say where, as far as that is known.
+    """
 
     exit_code = 3
+    path: str | None = None
+    line: int | None = None
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, path: str | None = None, line: int | None = None, **fields: Any
+    ) -> None:
+        super().__init__(message, hint=hint, **fields)
+        self.path = path
+        self.line = line
 
 
 class HostError(AirferryError):
@@ -56,12 +131,35 @@ class IntegrityError(AirferryError):
 
 
 class RegistryError(AirferryError):
-    """A registry cannot be reached, refuses, or answers what it must not."""
+    """A registry cannot be reached, refuses, or answers what it must not.
+
+    `status` is the status of its answer, None where there was none, `code` the registry's own word for it, and
+    `retry_after_s` the pause that it asks for.
+    """
 
     exit_code = 7
+    status: int | None = None
+    code: str | None = None
+    retry_after_s: float | None = None
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        status: int | None = None,
+        code: str | None = None,
+        retry_after_s: float | None = None,
+        **fields: Any,
+    ) -> None:
+        super().__init__(message, hint=hint, **fields)
+        self.status = status
+        self.code = code
+        self.retry_after_s = retry_after_s
 
 
 class FindingsError(AirferryError):
-    """A check or a rehearsal ran to its end and found something."""
+    """A check or a rehearsal ran to its end and found something; `report` holds all of it."""
 
     exit_code = 8
+    report: object = None

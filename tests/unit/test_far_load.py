@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from airferry import api
 from airferry.bundle.receipt import read_receipt
 from airferry.bundle.verify import open_bundle
 from airferry.cli.app import run
 from airferry.errors import RegistryError
-from airferry.far import load as loading
 from airferry.far.tags import journal_path
 from airferry.oci.copy import Closure, read_closure
 from airferry.registry.client import ClientOptions
@@ -228,11 +228,11 @@ class Script:
         self.bundle = bundle
         self.receipt = Path("airgap-receipt.yaml")
 
-    def load(self, **more: Any) -> loading.LoadResult:
+    def load(self) -> None:
         retry = RetryPolicy(attempts=1, sleep=lambda _seconds: None)
         options = ClientOptions(plain_http=True, retry=retry, lookup=lambda _registry, _repository: None, jobs=2)
         to = f"{self.registry.address}/airgap"
-        return loading.load(self.bundle, to=to, receipt_path=self.receipt, options=options, **more)
+        api.load(self.bundle, to=to, receipt=self.receipt, options=options)
 
 
 def test_tags_move_last_and_what_they_stood_for_is_noted_before(

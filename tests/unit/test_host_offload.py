@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import threading
@@ -64,3 +65,14 @@ def test_nothing_is_loaded_from_the_current_folder(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     with Offloaded("offloaded:where", {}) as process:
         assert not process.result().startswith(os.fsencode(tmp_path))
+
+
+def test_a_disk_without_room_is_told_as_such() -> None:
+    with Offloaded("offloaded:fill_the_disk", {}) as process, pytest.raises(OSError, match="No space left") as caught:
+        process.result()
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, "/cache/layer")
+
+
+def test_too_little_memory_is_an_error_of_the_host() -> None:
+    with Offloaded("offloaded:use_much_memory", {}) as process, pytest.raises(HostError, match="too little memory"):
+        process.result()

@@ -173,5 +173,5 @@ def _opened(places: Whereabouts, *, elsewhere: str = ELSEWHERE) -> Iterator[tupl
             descriptor = registry.resolve(reference.target)
         except RegistryError as error:
             hint = f"{error.hint}; or {elsewhere}" if error.hint else elsewhere
-            raise RegistryError(error.message, hint=hint, **error.fields) from error
+            raise error.reworded(error.message, hint=hint) from error
         yield registry, descriptor

@@ -290,7 +290,7 @@ def _parse_option(text: str) -> Platform:
     try:
         return parse_buildable_platform(text)
     except ConfigurationError as error:
-        raise ConfigurationError(f"`--platform`: {error.message}", hint=error.hint) from error
+        raise error.at("`--platform`") from error
 
 
 def split(values: Sequence[str]) -> tuple[str, ...]:

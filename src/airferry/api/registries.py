@@ -6,12 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from airferry.errors import RegistryError, UsageError
+from airferry.errors import UsageError
 from airferry.events import Emit, silent
 from airferry.far.relocate import parse_destination
 from airferry.oci.reference import parse_reference
 from airferry.registry.client import ClientOptions, RegistryClient
 from airferry.registry.credentials import Credential, remove_credential, store_credential
+from airferry.registry.failures import Unauthorized
 from airferry.registry.profile import RegistryProfile, write_profile
 from airferry.registry.trial import PROBE_REPOSITORY, try_registry
 
@@ -57,7 +58,7 @@ def login(registry: str, username: str, password: str, *, options: ClientOptions
     with RegistryClient(host, options=tried) as client:
         response = client.request("GET", "", what=f"log in to `{host}`", expected=(200, 401))
         if response.status_code == 401:
-            raise RegistryError(f"`{host}` rejects user `{username}` with this password", status=401)
+            raise Unauthorized(f"`{host}` rejects user `{username}` with this password", status=401)
     return store_credential(host, username, password=password)
 
 

@@ -92,7 +92,7 @@ class AssetReport:
         """Do nothing if the asset is complete and unaltered.
 
         Raises:
-            FindingsError: it is not; `fields["report"]` is this report.
+            FindingsError: it is not; `report` of it is this report.
         """
         if self.ok:
             return

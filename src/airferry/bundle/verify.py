@@ -161,7 +161,7 @@ def open_bundle(path: Path, *, root: str | None = None) -> Bundle:
     try:
         return _open(path, root)
     except IntegrityError as error:
-        raise IntegrityError(error.message, hint=error.hint or COPY_AGAIN, **error.fields) from error
+        raise error.reworded(error.message, hint=error.hint or COPY_AGAIN) from error
 
 
 def _open(path: Path, root: str | None) -> Bundle:

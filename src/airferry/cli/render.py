@@ -18,7 +18,6 @@ from airferry.errors import AirferryError, HostError
 from airferry.events import CommandRun, Event, Notice, StageFinished, StageStarted, Warned
 from airferry.events import Progress as Progressed
 from airferry.host import clock
-from airferry.host.process import failure_tail
 from airferry.wording import size_text
 
 if TYPE_CHECKING:
@@ -212,7 +211,7 @@ class Reporter:
     def error(self, error: AirferryError) -> None:
         """Show an error and what can be done about it, always on stderr, quiet or not."""
         self.console.print(f"[bold red]error:[/] {escape(error.message)}")
-        tail = () if "\n" in error.message else failure_tail(error)
+        tail = () if "\n" in error.message else error.tail
         for line in tail[-SHOWN_TAIL_LINES:]:
             self.console.print(f"  [dim]|[/] {escape(line)}")
         if error.hint:

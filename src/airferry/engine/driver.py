@@ -170,7 +170,7 @@ class Engine:
         try:
             return self._pull(f"docker://{reference}", cwd=None, arguments=arguments, what=f"`{reference}`")
         except BuildError as error:
-            raise RegistryError(error.message, hint=error.hint, **error.fields) from error
+            raise RegistryError(error.message, hint=error.hint, tail=error.tail) from error
 
     def _pull(self, source: str, *, cwd: Path | None, arguments: Sequence[str], what: str) -> str:
         try:

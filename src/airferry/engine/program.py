@@ -136,13 +136,12 @@ def explain(lines: Sequence[str]) -> tuple[str, str] | None:
 def engine_error(failure: process.ProcessFailed, *, doing: str, hint: str | None = None) -> AirferryError:
     """Return the error for an engine's failure: the host's, if its words say so, else the build's.
 
-    The last lines that it wrote are in the message and, as `tail`, in the fields.
+    The last lines that it wrote are in the message and its `tail`.
     """
-    tail = process.failure_tail(failure)
     fields = _facts(failure)
-    if failure.fields.get("returncode") is None:
+    if failure.returncode is None:
         return BuildError(f"cannot {doing}: {failure.message}", hint=failure.hint, **fields)
-    lines = [line for line in tail if line.strip()]
+    lines = [line for line in failure.tail if line.strip()]
     if explained := explain(lines):
         meaning, remedy = explained
         return HostError(f"cannot {doing}: {meaning}{_quoted(lines)}", hint=remedy, **fields)
@@ -159,17 +158,16 @@ def step_lines(tail: Sequence[str]) -> tuple[str | None, list[str]]:
 
 def build_error(failure: process.ProcessFailed, *, what: str) -> AirferryError:
     """Return the error of a failed Containerfile: the step and the last lines that it wrote."""
-    tail = process.failure_tail(failure)
-    if failure.fields.get("returncode") is None or explain(tail):
+    if failure.returncode is None or explain(failure.tail):
         return engine_error(failure, doing=f"build {what}")
-    step, lines = step_lines(tail)
+    step, lines = step_lines(failure.tail)
     instruction = re.sub(r"^(\[\d+/\d+\] )?STEP \d+(/\d+)?: ", "", step) if step else "the Containerfile"
     shown = instruction if len(instruction) <= 300 else instruction[:300] + "…"
     return BuildError(f"cannot build {what}: `{shown}` failed{_quoted(lines)}", **_facts(failure))
 
 
 def _facts(failure: process.ProcessFailed) -> dict[str, Any]:
-    return dict(failure.fields)
+    return {"tail": failure.tail, "command": failure.command, "returncode": failure.returncode}
 
 
 def _quoted(lines: Sequence[str]) -> str:

@@ -100,7 +100,7 @@ class Storage:
         try:
             self.invoke_with("overlay", ["info"])
         except process.ProcessFailed as failure:
-            tail = "\n".join(process.failure_tail(failure))
+            tail = "\n".join(failure.tail)
             if not re.search(r"overlay|fuse", tail, re.I):
                 raise engine_error(failure, doing=f"use `{self.root}` as container storage") from failure
             self._emit(
@@ -206,7 +206,7 @@ class Storage:
                     merge_output=merge_output,
                 )
             except process.ProcessFailed as failure:
-                if attempt == START_ATTEMPTS or not _did_not_start(process.failure_tail(failure)):
+                if attempt == START_ATTEMPTS or not _did_not_start(failure.tail):
                     raise
             else:
                 if attempt == START_ATTEMPTS or completed.returncode == 0 or not _did_not_start(completed.tail):
@@ -255,7 +255,7 @@ class Storage:
             try:
                 self.invoke(argv)
             except process.ProcessFailed as failure:
-                tail = process.failure_tail(failure)
+                tail = failure.tail
                 return next((line for line in reversed(tail) if line.strip()), "no message")
             self.invoke(["rmi", "--force", (folder / "id").read_text().strip()], check=False)
             return None

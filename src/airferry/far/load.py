@@ -176,10 +176,10 @@ def _push(pusher: Pusher, shipments: Sequence[Shipment]) -> PushResult:
         images = sum(name not in optional and not name.startswith(ARTIFACT_NAME) for name in unfinished)
         counts = [counted(number, noun) for number, noun in ((images, "image"), (artifacts, "artifact")) if number]
         what = f"not complete there yet: {' and '.join(counts)}" if counts else "manifests are missing"
-        raise RegistryError(
+        raise error.reworded(
             f"{error.message}; no tag was moved; {what}",
             hint=error.hint or "rerun: finished uploads are not repeated",
-            **{**error.fields, "missing": unfinished},
+            missing=unfinished,
         ) from error
 
 

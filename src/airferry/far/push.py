@@ -21,6 +21,7 @@ from airferry.oci.documents import MANIFEST_TYPES, Descriptor, parse_manifest
 from airferry.oci.ports import OpenStream, Source, Stored, UncheckedSource
 from airferry.oci.streams import sized, verifying
 from airferry.registry.client import RegistryClient
+from airferry.registry.failures import NotFound
 from airferry.registry.sink import RegistrySink
 from airferry.registry.uploads import Uploader
 
@@ -311,7 +312,7 @@ class Pusher:
         try:
             self._put_manifests(item)
         except RegistryError as error:
-            if error.fields.get("status") not in REFUSALS:
+            if error.status not in REFUSALS:
                 raise
             return Refused(item, error.message)
         return None
@@ -339,9 +340,7 @@ class Pusher:
         digest, subject = stored.descriptor.digest, _subject(stored)
         try:
             held = source.read_manifest(stored.descriptor)
-        except RegistryError as error:
-            if error.fields.get("status") != 404:
-                raise
+        except NotFound:
             return f"manifest `{digest}` in `{item.repository}`"
         if held.data != stored.data:
             raise IntegrityError(f"`{source}` has different content for `{digest}`", digest=digest)

@@ -96,10 +96,9 @@ def move_tags(moves: Iterable[TagMove], sinks: Mapping[str, RegistrySink], recei
         try:
             sinks[move.repository].put_manifest(move.stored, reference=move.tag)
         except RegistryError as error:
-            raise RegistryError(
+            raise error.reworded(
                 f"{error.message}; {number} of {len(todo)} tags were moved",
                 hint="rerun the same load: it moves the remaining tags",
-                **error.fields,
             ) from error
         files.boundary(f"tag {move.reference}")
     return len(todo)
@@ -126,7 +125,7 @@ def roll_back(receipt_path: Path, *, options: ClientOptions | None = None, emit:
     Raises:
         HostError: the receipt cannot be read.
         IntegrityError: it is not a receipt.
-        RegistryError: tags are not as they were before the load; `fields["left"]` says which, and why.
+        RegistryError: tags are not as they were before the load; `left` of the error says which, and why.
     """
     receipt = read_receipt(receipt_path)
     restored: list[str] = []

@@ -12,12 +12,13 @@ import sys
 import traceback
 from collections.abc import Mapping
 from types import TracebackType
+from typing import Any
 
-from airferry import errors
+from airferry.errors import AirferryError, HostError
 from airferry.host import process
+from airferry.host.error_documents import error_document, error_from
 
 RETURNED, RAISED = b"=", b"!"
-MISTAKE = "mistake"
 READ_BYTES = 1 << 20
 # isolated, with the parent's search path, so that no folder that happens to be the current one is looked in
 _BOOT = """
@@ -69,8 +70,9 @@ class Offloaded:
         """Say that all was handed over, and return what the function returned.
 
         Raises:
-            AirferryError: what the function raised.
-            HostError: the process was killed.
+            AirferryError: what the function raised, with its class and attributes.
+            OSError: likewise.
+            HostError: the process was killed, or had too little memory.
             RuntimeError: the function failed by a mistake in it; the text is its traceback.
         """
         self._input.close()
@@ -79,11 +81,8 @@ class Offloaded:
         if mark == RETURNED:
             return content
         if mark == RAISED:
-            raised = json.loads(content)
-            if raised["kind"] == MISTAKE:
-                raise RuntimeError(raised["message"])
-            raise getattr(errors, raised["kind"])(raised["message"], hint=raised["hint"])
-        raise errors.HostError(
+            raise _raised(json.loads(content))
+        raise HostError(
             f"a worker process of airferry exited early with code {self._child.wait()}",
             hint="rerun; if the host ran out of memory, lower `--jobs`",
         )
@@ -95,11 +94,38 @@ def serve(function: str, arguments: str) -> None:
     with os.fdopen(0, "rb", READ_BYTES) as stream, os.fdopen(1, "wb") as answer:
         try:
             returned = getattr(importlib.import_module(module), name)(stream, **json.loads(arguments))
-        except errors.AirferryError as error:
-            raised = {"kind": type(error).__name__, "message": error.message, "hint": error.hint}
-            answer.write(RAISED + json.dumps(raised).encode())
-        except Exception:
-            raised = {"kind": MISTAKE, "message": traceback.format_exc()}
-            answer.write(RAISED + json.dumps(raised).encode())
+        except MemoryError:
+            answer.write(RAISED + json.dumps({"error": error_document(_no_memory())}).encode())
+        except Exception as error:
+            answer.write(RAISED + json.dumps(_told(error)).encode())
         else:
             answer.write(RETURNED + returned)
+
+
+def _told(error: Exception) -> dict[str, Any]:
+    """Return what a function raised as data; its traceback always goes along, for `--debug`."""
+    told: dict[str, Any] = {"traceback": "".join(traceback.format_exception(error))}
+    if isinstance(error, AirferryError):
+        told["error"] = error_document(error)
+    elif isinstance(error, OSError) and error.errno is not None:
+        name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes | os.PathLike) else None
+        told["system"] = [error.errno, error.strerror, name]
+    return told
+
+
+def _raised(told: dict[str, Any]) -> Exception:
+    """Return what `_told` was given, with the traceback of the other process as a note."""
+    raised: Exception
+    if "error" in told:
+        raised = error_from(told["error"])
+    elif "system" in told:
+        raised = OSError(*told["system"])
+    else:
+        return RuntimeError(told["traceback"])
+    if "traceback" in told:
+        raised.add_note(f"raised in a subprocess:\n{told['traceback']}")
+    return raised
+
+
+def _no_memory() -> HostError:
+    return HostError("the host has too little memory", hint="start again with fewer `--jobs`, or on a larger host")

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from airferry.errors import AirferryError, BuildError, HostError
+from airferry.errors import BuildError, HostError
 from airferry.events import CommandRun, Emit, silent
 
 TAIL_LINES = 40
@@ -76,8 +76,21 @@ ALLOWED_PREFIXES = ("PIP_", "GIT_CONFIG_")
 class ProcessFailed(BuildError):
     """A child process ended with a code other than 0, or was ended after its time-out.
 
-    `fields` holds `returncode` (None after a time-out), `command` and `tail`, the last lines of its stderr.
+    `returncode` is None after a time-out; `tail` holds the last lines of its stderr.
     """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        command: str,
+        returncode: int | None,
+        tail: Iterable[str],
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint, tail=tuple(tail))
+        self.command = command
+        self.returncode = returncode
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +205,7 @@ def run(
             hint="rerun; finished work is reused",
             command=printable,
             returncode=None,
-            tail=tuple(tail),
+            tail=tail,
         ) from None
     except BaseException:
         end_process_group(child)
@@ -206,14 +219,14 @@ def run(
             f"`{command[0]}` wrote more than {MAX_STDOUT_BYTES} bytes to stdout",
             command=printable,
             returncode=returncode,
-            tail=tuple(tail),
+            tail=tail,
         )
     if check and returncode != 0:
         raise ProcessFailed(
             f"`{mask(shlex.join(command[:3]), secrets)} …` failed with exit code {returncode}: " + _last_words(tail),
             command=printable,
             returncode=returncode,
-            tail=tuple(tail),
+            tail=tail,
         )
     return Completed(returncode, bytes(stdout), tuple(tail))
 
@@ -297,12 +310,6 @@ def end_all() -> None:
     for child in list(_live):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, signal.SIGTERM)
-
-
-def failure_tail(error: AirferryError) -> tuple[str, ...]:
-    """Return the last lines of stderr that a failed process left in its error, if any."""
-    tail = error.fields.get("tail")
-    return tail if isinstance(tail, tuple) else ()
 
 
 def _last_words(tail: Iterable[str]) -> str:

@@ -88,7 +88,7 @@ class CheckReport:
         """Do nothing if nothing blocks.
 
         Raises:
-            FindingsError: something does; `fields["report"]` is this report.
+            FindingsError: something does; `report` of it is this report.
         """
         if blocking := self.blocking:
             blocked = len({finding.step for finding in blocking})
@@ -142,9 +142,8 @@ def run_check(checked: Checked, images: Mapping[str, RegistryImage]) -> CheckRep
         try:
             context = _context(checked, target, executor=executor, profile=profile, reader=reader)
         except ConfigurationError as error:
-            path, line = str(error.fields.get("path", "")), error.fields.get("line", 1)
-            number = line if isinstance(line, int) else 1
-            findings.append(Finding(target.spec, "value", "block", path, number, "", "", error.message, error.hint))
+            place = error.path or "", error.line or 1
+            findings.append(Finding(target.spec, "value", "block", *place, "", "", error.message, error.hint))
             continue
         if context is None:
             continue

@@ -13,6 +13,7 @@ from airferry import errors
 from airferry.errors import AirferryError, HostError, IntegrityError
 from airferry.host.threads import parallel_map
 from airferry.plan.models import GroupPlan, LauncherPlan, Overlay, Plan
+from airferry.registry.registries_conf import SharedFileError
 
 MAX_TOLD = 50
 T = TypeVar("T")
@@ -74,13 +75,12 @@ def combined(failures: Sequence[AirferryError]) -> AirferryError:
         lines.append(f"… and {len(singles) - MAX_TOLD} more")
     first = singles[0]
     family: type[AirferryError] = next(kind for kind in type(first).__mro__ if kind.__module__ == errors.__name__)
-    return family("\n".join(lines), hint=hints[0] if len(hints) == 1 else None, failures=tuple(singles))
+    return family("\n".join(lines), hint=hints[0] if len(hints) == 1 else None, failures=singles)
 
 
 def parts(error: AirferryError) -> Sequence[AirferryError]:
     """Return the errors that an error combines, or it alone."""
-    found = error.fields.get("failures")
-    return found if isinstance(found, tuple) else (error,)
+    return error.failures or (error,)
 
 
 @contextmanager
@@ -91,14 +91,11 @@ def naming(place: str, *, hint: str | None = None) -> Iterator[None]:
     """
     try:
         yield
-    except HostError:
+    except (HostError, SharedFileError):
         raise
     except AirferryError as error:
-        if error.fields.get("stands_alone"):
-            raise
         hints = [text for text in (error.hint, hint) if text]
-        told = f"{place}: {error.message}"
-        raise type(error)(told, hint="; ".join(hints) or None, **error.fields) from error
+        raise error.at(place, hint="; ".join(hints)) from error
 
 
 @contextmanager

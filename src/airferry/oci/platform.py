@@ -125,7 +125,7 @@ def parse_buildable_platform(text: str) -> Platform:
     try:
         platform = parse_platform(text)
     except ConfigurationError as error:
-        raise ConfigurationError(f"{error.message}{meant if near else ''}", hint=error.hint) from error
+        raise error.reworded(f"{error.message}{meant if near else ''}") from error
     if platform.os != "linux" or platform.architecture not in _MACHINES:
         raise ConfigurationError(f"unsupported platform `{text}`{meant}")
     variants = _VARIANTS.get(platform.architecture, ())

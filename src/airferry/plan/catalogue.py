@@ -357,7 +357,7 @@ def expand_targets(config: Config, catalogue: Catalogue, targets: tuple[str, ...
 
 
 def located(config: Config, key: tuple[str | int, ...], error: AirferryError) -> ConfigurationError:
-    """Return an error as one of the configuration's key that caused it, or as it is where no key did."""
+    """Return an error as one of the configuration's key that caused it, or of the configuration where no key did."""
     if not key:
-        return ConfigurationError(error.message, hint=error.hint, **error.fields)
+        return error if isinstance(error, ConfigurationError) else ConfigurationError(error.message, hint=error.hint)
     return config.error(*key, reason=error.message, hint=error.hint)

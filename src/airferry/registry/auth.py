@@ -20,7 +20,7 @@ from airferry.host import clock
 from airferry.oci.reference import is_loopback
 from airferry.registry.connections import Answer
 from airferry.registry.credentials import Credential, Lookup
-from airferry.registry.failures import redacted, registry_codes
+from airferry.registry.failures import Unauthorized, redacted, registry_codes
 
 MAX_CHALLENGE_CHARACTERS = 8192
 MAX_TOKEN_CHARACTERS = 64 * 1024
@@ -111,7 +111,7 @@ class RegistryAuth:
         challenges = {challenge.scheme: challenge for challenge in reversed(parse_challenges(header))}
         challenge = challenges.get("bearer") or challenges.get("basic")
         if challenge is None:
-            raise RegistryError(
+            raise Unauthorized(
                 f"`{self.registry}` answers 401 without a supported authentication scheme (basic, bearer)",
                 registry=self.registry,
                 status=401,

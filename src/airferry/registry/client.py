@@ -317,7 +317,7 @@ class RegistryClient(OrasRegistry):
             if self._scheme is None:
                 # threads that waited for a try that failed would each try as long, one after the other
                 if (error := self._scheme_error) is not None and error is not before:
-                    raise type(error)(error.message, hint=error.hint, **error.fields) from error
+                    raise error.reworded(error.message) from error
                 try:
                     self._scheme = self._detect_scheme(host)
                 except RegistryError as failed:

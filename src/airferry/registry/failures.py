@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import ssl
 from collections.abc import Iterator
+from typing import Any
 from urllib.parse import urlsplit
 
 import requests
@@ -37,6 +38,21 @@ _BAD_URLS = (
 
 class TransientRegistryError(RegistryError):
     """A failure that was retried as often as the policy allows, and may be gone later."""
+
+
+class Unauthorized(RegistryError):
+    """The registry, or its token server, wants another login (401)."""
+
+
+class NotFound(RegistryError):
+    """The registry does not have it, or says so to those who may not see it (404)."""
+
+
+class TooLarge(RegistryError):
+    """The registry, or a proxy in front of it, does not take a request of this size (413)."""
+
+
+_LEAVES: dict[int, type[RegistryError]] = {401: Unauthorized, 404: NotFound, 413: TooLarge}
 
 
 class LostSession(TransientRegistryError):
@@ -73,7 +89,7 @@ def status_error(
     code, text = registry_codes(data)
     said = f" `{code}`" if code else ""
     said += f": {text}" if text else ""
-    kind = TransientRegistryError if transient else RegistryError
+    kind = TransientRegistryError if transient else _LEAVES.get(status, RegistryError)
     hint = _HINTS.get(status)
     if hint is None and status >= 500:
         hint = "the registry failed; check its log, then rerun"
@@ -91,7 +107,7 @@ def status_error(
 def connection_error(method: str, url: str, *, what: str, error: Exception) -> RegistryError:
     """Return the error for a request that got no answer."""
     host = urlsplit(url).netloc.rpartition("@")[2]
-    fields: dict[str, object] = {"method": method, "url": redacted(url), "status": None, "code": None}
+    fields: dict[str, Any] = {"method": method, "url": redacted(url)}
     if is_untrusted(error):
         return RegistryError(
             f"cannot {what}: the certificate of `{host}` is not trusted ({_tls_reason(error)})",

@@ -49,17 +49,11 @@ class Pulls:
         """Return where to ask for a reference, in order.
 
         Raises:
-            ConfigurationError: a file of the configuration is wrong.
+            SharedFileError: a file of the configuration is wrong.
         """
         with self._lock:
             if self._configuration is None:
-                try:
-                    self._configuration = self._read()
-                except ConfigurationError as error:
-                    # it is about no single image
-                    raise ConfigurationError(
-                        error.message, hint=error.hint, **{**error.fields, "stands_alone": True}
-                    ) from error
+                self._configuration = self._read()
             return self._configuration.endpoints(reference)
 
     def open(self, endpoint: PullEndpoint) -> RegistrySource:
@@ -216,5 +210,4 @@ def _all_failed(
         "\n".join([f"`{reference}` cannot be pulled from any of {len(failures)} sources:", *lines]),
         hint=next((error.hint for error in errors if error.hint), None),
         endpoints=[str(endpoint.reference) for endpoint in failures],
-        status=errors[-1].fields.get("status"),
     )

@@ -40,6 +40,10 @@ _KEYS_OF_VERSION_2 = (
 _KeyPath = tuple[str | int, ...]
 
 
+class SharedFileError(ConfigurationError):
+    """A file of the host that all images share is wrong: no place in the user's plan has a part in it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """A place that a rule names: where a prefix leads, and `file:line` of what says so."""
@@ -114,7 +118,7 @@ def read_registries_conf() -> RegistriesConf:
     """Read the files that count for this user; none of them has to be there, unless a variable names it.
 
     Raises:
-        ConfigurationError: a file cannot be read, is too large, or is wrong; each problem as `file:line: reason`.
+        SharedFileError: a file cannot be read, is too large, or is wrong; each problem as `file:line: reason`.
     """
     main, folders = configuration_files()
     rules: dict[str, Rule] = {}
@@ -146,7 +150,7 @@ def parse_registries_conf(data: bytes, path: Path, *, drop_in: bool = False) -> 
     """Return the rules of a file by prefix; of two with one prefix, the first one counts.
 
     Raises:
-        ConfigurationError: all problems of the file, each as `file:line: reason`.
+        SharedFileError: all problems of the file, each as `file:line: reason`.
     """
     text, value = _parse_toml(data, path)
     lines = _Lines(path, text)
@@ -255,9 +259,9 @@ class _Lines:
             key = key[:-1]
         return f"{self._path}:{self._lines[key]}" if key else str(self._path)
 
-    def error(self, problems: Iterable[tuple[_KeyPath, str]]) -> ConfigurationError:
+    def error(self, problems: Iterable[tuple[_KeyPath, str]]) -> SharedFileError:
         """Return the error for all problems of the file."""
-        return ConfigurationError(
+        return SharedFileError(
             "\n".join(dict.fromkeys(f"{self.place(key)}: {reason}" for key, reason in problems)),
             hint="see `man 5 containers-registries.conf`; Podman, Buildah and skopeo read the same file",
             path=str(self._path),
@@ -373,10 +377,10 @@ def _drop_ins(folders: Sequence[Path]) -> list[Path]:
         except FileNotFoundError:
             continue
         except OSError as error:
-            raise ConfigurationError(f"cannot read folder `{folder}`: {error.strerror}") from error
+            raise SharedFileError(f"cannot read folder `{folder}`: {error.strerror}") from error
         found += [path for path in entries if path.name.endswith(".conf") and not _is_folder(path)]
     if len(found) > MAX_DROP_INS:
-        raise ConfigurationError(f"more than {MAX_DROP_INS} files in {' and '.join(map(str, folders))}")
+        raise SharedFileError(f"more than {MAX_DROP_INS} files in {' and '.join(map(str, folders))}")
     return found
 
 
@@ -390,7 +394,7 @@ def _read(path: Path) -> bytes:
     except HostError as error:
         named = [name for name in VARIABLES if os.environ.get(name) == str(path)]
         hint = f"`{named[0]}` points to it: correct or unset that variable" if named else error.hint
-        raise ConfigurationError(error.message, hint=hint, path=str(path)) from error
+        raise SharedFileError(error.message, hint=hint, path=str(path)) from error
 
 
 def _parse_toml(data: bytes, path: Path) -> tuple[str, dict[str, Any]]:
@@ -398,13 +402,13 @@ def _parse_toml(data: bytes, path: Path) -> tuple[str, dict[str, Any]]:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise ConfigurationError(f"{path}:{line}: not UTF-8 text", path=str(path), line=line) from error
+        raise SharedFileError(f"{path}:{line}: not UTF-8 text", path=str(path), line=line) from error
     try:
         return text, tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         line = toml_error_line(error, text)
         reason = str(error).partition(" (at ")[0] if isinstance(error, tomllib.TOMLDecodeError) else "nested too deeply"
-        raise ConfigurationError(
+        raise SharedFileError(
             f"{path}:{line}: not valid TOML: {reason}",
             hint="Podman, Buildah and skopeo refuse this file as well",
             path=str(path),

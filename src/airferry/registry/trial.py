@@ -143,7 +143,7 @@ def _takes(sink: RegistrySink, stored: Stored) -> bool:
     try:
         sink.put_manifest(stored)
     except RegistryError as error:
-        if not isinstance(error.fields.get("status"), int):
+        if error.status is None:
             raise
         return False
     return True

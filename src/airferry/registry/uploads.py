@@ -26,7 +26,7 @@ from airferry.oci.ports import BLOCK_BYTES, OpenStream
 from airferry.registry.bodies import PartBody, WholeBody
 from airferry.registry.client import RegistryClient
 from airferry.registry.connections import Answer
-from airferry.registry.failures import LostSession, TransientRegistryError, printable, registry_codes
+from airferry.registry.failures import LostSession, TooLarge, TransientRegistryError, printable, registry_codes
 
 CHUNKED_ABOVE_BYTES = 256 * 1024 * 1024
 CHUNK_BYTES = 64 * 1024 * 1024
@@ -163,14 +163,16 @@ class Uploader:
                 if attempt >= retry.attempts:
                     transfer.abandon()
                     raise
-                asked = error.fields.get("retry_after_s")
-                retry.pause(max(0, attempt - 1), asked_s=asked if isinstance(asked, float) else None)
+                retry.pause(max(0, attempt - 1), asked_s=error.retry_after_s)
                 if transfer.arrived():
                     return True
-            except RegistryError as error:
+            except TooLarge:
                 transfer.abandon()
-                if error.fields.get("status") != 413 or not self.limits.lower(transfer.request_bytes):
+                if not self.limits.lower(transfer.request_bytes):
                     raise
+            except RegistryError:
+                transfer.abandon()
+                raise
             except IntegrityError:
                 # what was acknowledged is not a part of the blob, or it is not known whether it is
                 transfer.abandon()

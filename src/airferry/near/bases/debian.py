@@ -271,7 +271,7 @@ def _mmdebstrap(job: _Job, arguments: Sequence[str]) -> Path:
 
 
 def _translated(failure: process.ProcessFailed, *, what: str) -> BuildError | HostError:
-    lines = [line for line in process.failure_tail(failure) if line.strip()]
+    lines = [line for line in failure.tail if line.strip()]
     for found in filter(None, map(_NO_SUCH_PACKAGE.search, lines)):
         name = found[1] or found[2]
         return BuildError(

@@ -126,10 +126,9 @@ def _environments(lock: Path, targets: Sequence[WheelTarget], wheels: WheelStore
     try:
         return {_name(target): _wheels(lock, target, wheels) for target in targets}
     except AirferryError as error:
-        raise type(error)(
-            f"cannot make the loader for the far side: {error.message}",
+        raise error.at(
+            "the loader for the far side cannot be made",
             hint=f"{error.hint}; or: {LEAVE_OUT}" if error.hint else LEAVE_OUT,
-            **error.fields,
         ) from error
 
 

@@ -166,7 +166,7 @@ class DependencyClosure:
         if asked is None:
             return error
         parents = ", ".join(sorted(self._wants[asked.key].parents))
-        return BuildError(f"{error.message} (required by {parents})", hint=error.hint, **error.fields)
+        return error.reworded(f"{error.message} (required by {parents})")
 
     def _pin(self, name: str, want: _Want) -> Pin:
         if want.git is not None and want.wheel is None:

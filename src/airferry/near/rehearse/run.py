@@ -101,7 +101,7 @@ class RehearsalReport:
         """Do nothing if no target did what it should not.
 
         Raises:
-            FindingsError: one did; `fields["report"]` is this report.
+            FindingsError: one did; `report` of it is this report.
         """
         if not self.findings:
             return

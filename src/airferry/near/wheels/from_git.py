@@ -125,7 +125,7 @@ class GitProject:
         except BuildError as error:
             if not self.place:
                 raise
-            raise type(error)(f"{self.place}: {error.message}", hint=error.hint, **error.fields) from error
+            raise error.at(self.place) from error
 
 
 def git_address(git: GitSource) -> str:

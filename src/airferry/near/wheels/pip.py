@@ -134,7 +134,7 @@ class DoesNotBuild(BuildError):
 
 
 @dataclass(frozen=True, slots=True)
-class NotFound:
+class NoDistribution:
     """A requirement that pip found no file for. `versions` are those that it could have had."""
 
     requirement: str
@@ -150,7 +150,7 @@ class Pip:
 
     def download(
         self, requirements: Mapping[str, Collection[str]], target: WheelTarget, *, into: Path
-    ) -> list[NotFound]:
+    ) -> list[NoDistribution]:
         """Download a wheel for each requirement, in as few calls as possible, and return those without one.
 
         The values are the SHA-256 in hex of files that will do, none for any. Where there are some, pip chooses among
@@ -160,7 +160,7 @@ class Pip:
             BuildError: the index cannot be reached, or pip fails for another reason.
             IntegrityError: the index has the version with other hashes.
         """
-        failed: list[NotFound] = []
+        failed: list[NoDistribution] = []
         for hashed in (True, False):
             wanted = [item for item, hashes in requirements.items() if bool(hashes) == hashed]
             while wanted:
@@ -196,7 +196,7 @@ class Pip:
                 hint="set a version that has a wheel under `requirements:` of the image",
             )
 
-    def unpack_source(self, requirement: str, *, into: Path, hashes: Sequence[str] = ()) -> Path | NotFound:
+    def unpack_source(self, requirement: str, *, into: Path, hashes: Sequence[str] = ()) -> Path | NoDistribution:
         """Download the source distribution of a requirement, and return its folder below `into`. Runs nothing of it.
 
         With `hashes` (SHA-256 in hex), pip unpacks nothing that has another hash.
@@ -272,7 +272,7 @@ class Pip:
         )
 
     @staticmethod
-    def _not_found(done: process.Completed, wanted: Sequence[str]) -> NotFound:
+    def _not_found(done: process.Completed, wanted: Sequence[str]) -> NoDistribution:
         if any(_UNREACHABLE.search(line) for line in done.tail):
             raise IndexUnreachable(
                 f"the package index did not answer: {last_words(done.tail)}",
@@ -287,7 +287,7 @@ class Pip:
                 name = _name(match[1])
                 for requirement in wanted:
                     if _name(requirement) == name:
-                        return NotFound(requirement, versions)
+                        return NoDistribution(requirement, versions)
         raise BuildError(
             f"pip failed for `{'`, `'.join(wanted)}`: {last_words(done.tail)}",
             tail=tuple(_redact(line) for line in done.tail),

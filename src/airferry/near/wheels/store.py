@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from packaging.specifiers import SpecifierSet
@@ -31,7 +32,7 @@ from airferry.near.wheels.compile import Compiler
 from airferry.near.wheels.from_git import GitProject, git_address
 from airferry.near.wheels.isolated import SourceBuilder
 from airferry.near.wheels.pack import Wheel, add_member, normalise_wheel, read_wheel
-from airferry.near.wheels.pip import DoesNotBuild, IndexUnreachable, NotFound, Pip, WheelTarget
+from airferry.near.wheels.pip import DoesNotBuild, IndexUnreachable, NoDistribution, Pip, WheelTarget
 from airferry.plan.locks.packages import GitSource
 
 MAX_NAMED_WHEELS = 12
@@ -150,7 +151,7 @@ class WheelStore:
                 for pin in pins
                 if pin.git is not None
             ]
-            missing = {pin.asked: NotFound(pin.requirement, ()) for pin in from_source}
+            missing = {pin.asked: NoDistribution(pin.requirement, ()) for pin in from_source}
             if from_index:
                 asked = {pin.asked: _accepted(pin) for pin in from_index}
                 missing |= {item.requirement: item for item in self.pip.download(asked, target, into=scratch)}
@@ -166,7 +167,7 @@ class WheelStore:
             return {pin.key: self._admit(pin, found.get(pin.key), target) for pin in pins}
 
     def _build(
-        self, pin: Pin, target: WheelTarget, *, scratch: Path, why: NotFound, compiler: Compiler | None
+        self, pin: Pin, target: WheelTarget, *, scratch: Path, why: NoDistribution, compiler: Compiler | None
     ) -> Wheel:
         """Build from a source distribution what has no wheel for the target.
 
@@ -183,7 +184,7 @@ class WheelStore:
             source = self.pip.unpack_source(
                 pin.asked, into=files.ensure_directory(out / "source"), hashes=sorted(pin.hashes)
             )
-            if isinstance(source, NotFound):
+            if isinstance(source, NoDistribution):
                 if not platforms:
                     raise _absent(pin, target, source.versions or why.versions)
                 raise BuildError(f"{reason}, and no source", hint=_OTHER_VERSION, platforms=sorted(platforms))
@@ -238,7 +239,7 @@ class WheelStore:
                 records.remember(key, {"file": wheel.filename, "sha256": wheel.sha256, "note": wheel.note})
             return wheel
 
-    def _may_compile(self, compiler: Compiler | None, reason: str, **fields: object) -> Compiler:
+    def _may_compile(self, compiler: Compiler | None, reason: str, **fields: Any) -> Compiler:
         if compiler is None:
             raise BuildError(
                 reason,
