@@ -99,7 +99,9 @@ class Case:
 
 
 CASES = [
-    Case("unreadable yaml", lambda s: text(s, "workflow:\n  name: [x\n"), 3, ("airgap.yaml:3: no valid YAML", "hint:")),
+    Case(
+        "unreadable yaml", lambda s: text(s, "workflow:\n  name: [x\n"), 3, ("airgap.yaml:3: not valid YAML", "hint:")
+    ),
     Case("empty yaml", lambda s: text(s, ""), 3, ("airgap.yaml:1: the file is empty",)),
     Case("missing file", lambda s: s.config.unlink(), 3, ("there is no `airgap.yaml`", "--config")),
     Case(

@@ -187,7 +187,7 @@ def test_export_hands_over_new_layers_and_no_base(engine: Engine, debian_base: D
 @pytest.mark.usefixtures("bases")
 def test_export_refuses_another_base(engine: Engine, debian_base: DebianBase, tmp_path: Path) -> None:
     image = build(engine, debian_base, tmp_path, "RUN echo 1 > /one\n")
-    with pytest.raises(BuildError, match="does not begin with its base's layers"):
+    with pytest.raises(BuildError, match="does not start with the layers of its base"):
         engine.export(image, base_diff_ids=["sha256:" + "1" * 64], into=tmp_path / "out")
 
 

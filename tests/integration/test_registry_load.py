@@ -479,7 +479,7 @@ def test_maps_apply_and_collisions_are_refused_before_anything_is_sent(
         options=ANONYMOUS,
     )
     assert result.receipt.images[0].reference == f"{registry.address}/maps/new/name:v2"
-    with pytest.raises(UsageError, match="fits no image"):
+    with pytest.raises(UsageError, match="matches no image"):
         load_bundle(sealed, to=registry.address, receipt_path=tmp_path / "r.yaml", maps={"x": "y"}, options=ANONYMOUS)
 
 

@@ -159,7 +159,7 @@ def test_steps_that_do_not_come_far(
     entry = fared[step]
     assert (entry["reached"], entry["stopped_by"], entry["missing"]) == (reached, stopped_by, missing)
     assert any(finding in line for line in entry["findings"]), entry["findings"]
-    assert any(f"came to `{reached}`, expected `started`" in line for line in entry["findings"])
+    assert any(f"reached `{reached}`, expected `started`" in line for line in entry["findings"])
 
 
 def test_declared_attempts_and_a_missing_gpu_are_no_findings(fared: dict[str, dict[str, Any]]) -> None:
@@ -258,7 +258,7 @@ def test_a_step_that_git_does_not_track_is_named(yard: NearSide, sealed: api.Bui
     yard.write(**stages(*HARMLESS))
     git(yard.catalogue, "rm", "--quiet", "--cached", "src/nemotron/steps/good/step/step.py")
     try:
-        with pytest.raises(ConfigurationError, match=r"good/step/step\.py` is not among what Git tracks"):
+        with pytest.raises(ConfigurationError, match=r"good/step/step\.py` is not tracked by Git"):
             api.rehearse(yard.selection())
     finally:
         git(yard.catalogue, "add", "--all")

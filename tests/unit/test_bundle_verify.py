@@ -110,7 +110,7 @@ def test_what_a_broken_copy_lacks_is_named_with_what_to_do(bundle: Path, name: s
 
 
 def test_no_bundle_is_a_usage_error(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="holds no bundle"):
+    with pytest.raises(UsageError, match="contains no bundle"):
         verify_bundle(tmp_path)
 
 

@@ -104,7 +104,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_yaml_that_cannot_be_read_is_refused_at_its_line(tmp_path: Path, text: str, line: int) -> None:
-    assert problems(tmp_path, text)[0].startswith(f"airgap.yaml:{line}: no valid YAML")
+    assert problems(tmp_path, text)[0].startswith(f"airgap.yaml:{line}: not valid YAML")
 
 
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
@@ -186,15 +186,15 @@ compression: {kind: gzip, level: 12}
         ("builder: bob", "'auto', 'buildah' or 'direct'"),
         ("stages: [sav-images]", "`sav-images` is not a stage"),
         ("platforms: [amd64]", "is not a platform"),
-        ("launcher_image: {platform: linux/amd64, platforms: [linux/amd64]}", "both there"),
+        ("launcher_image: {platform: linux/amd64, platforms: [linux/amd64]}", "exclude each other"),
         ("launcher_image: {tar: ../a.tar}", "inside the output folder"),
         ("execution_images: {a/b: {base_image: c}}", "is not an image name"),
         ("execution_images: {a: {base_image: 'A:B:C'}}", "is no"),
-        ("execution_images: {a: {base_image: {bootstrap: {suite: b}, other: 1}}}", "of one kind"),
-        ("execution_images: {a: {base_image: 'oci:'}}", "names no path"),
+        ("execution_images: {a: {base_image: {bootstrap: {suite: b}, other: 1}}}", "exclude each other"),
+        ("execution_images: {a: {base_image: 'oci:'}}", "has no path"),
         ("execution_images: {a: {base_image: b, required_imports: [a-b]}}", "is not a Python module name"),
-        ("execution_images: {a: {base_image: b, overlays: [{url: u, ref: r, target: opt}]}}", "no absolute path"),
-        ("execution_images: {a: {base_image: b, overlays: [{url: u, ref: r, target: /}]}}", "no absolute path"),
+        ("execution_images: {a: {base_image: b, overlays: [{url: u, ref: r, target: opt}]}}", "not an absolute path"),
+        ("execution_images: {a: {base_image: b, overlays: [{url: u, ref: r, target: /}]}}", "not an absolute path"),
         ("source: {steps: ../steps}", "inside the catalogue's root"),
         ("site: [a]", "expected a mapping"),
         ("assets: a", "expected a mapping"),

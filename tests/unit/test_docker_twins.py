@@ -233,7 +233,7 @@ def test_serve_offers_twins_under_their_tags(bundle: Path) -> None:
 
 
 def test_the_hint_of_a_rollback_says_only_what_was_done() -> None:
-    moved = {"hub/x:1": "something else has moved it since"}
+    moved = {"hub/x:1": "another client has moved it since"}
     new = {"hub/x:1": tags.NOT_REMOVABLE}
     removal = "remove the new tags with the registry's own tools if they must go"
     assert tags._rollback_hint(moved, others=0) is None

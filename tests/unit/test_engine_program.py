@@ -23,7 +23,7 @@ FAILED_STEP = (
 
 
 def failure(*tail: str, returncode: int | None = 1) -> ProcessFailed:
-    return ProcessFailed("`x` did not end", command="x", returncode=returncode, tail=tail, hint="rerun")
+    return ProcessFailed("`x` did not finish", command="x", returncode=returncode, tail=tail, hint="rerun")
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_a_step_of_several_stages_is_found() -> None:
 
 def test_time_out_keeps_its_own_message() -> None:
     error = build_error(failure(*FAILED_STEP, returncode=None), what="`x`")
-    assert "did not end" in error.message
+    assert "did not finish" in error.message
     assert error.hint == "rerun"
 
 

@@ -21,7 +21,7 @@ from airferry.registry.retry import RetryPolicy
 from oci_images import make_bundle
 from scripted_registry import Call, Exchange, ScriptedRegistry, error_document, run_scripted, sha256
 
-ORIGIN_UNKNOWN = "Integrity was checked, not origin"
+ORIGIN_UNKNOWN = "Checked integrity, not origin"
 TRAINER = "airgap/team/trainer"
 
 
@@ -255,7 +255,7 @@ def test_tags_move_last_and_what_they_stood_for_is_noted_before(
 
     registry.calls.clear()
     registry.faults.append(fail)
-    with pytest.raises(RegistryError, match="1 of 2 tags have moved") as caught:
+    with pytest.raises(RegistryError, match="1 of 2 tags were moved") as caught:
         script.load()
     assert "rerun the same load" in (caught.value.hint or "")
     tags = [call.number for call in registry.calls if is_tag(call)]

@@ -324,7 +324,7 @@ def test_another_root_and_no_bundle_are_refused(bundle: Path, tmp_path: Path) ->
         api.serve(bundle, listen="127.0.0.1:0", root="sha256:" + "0" * 64),
     ):
         pass
-    with pytest.raises(UsageError, match="holds no bundle"), api.serve(tmp_path / "x", listen="127.0.0.1:0"):
+    with pytest.raises(UsageError, match="contains no bundle"), api.serve(tmp_path / "x", listen="127.0.0.1:0"):
         pass
 
 

@@ -234,7 +234,7 @@ def test_no_overlay_is_named_for_a_config_that_did_not_travel(root: Path, tmp_pa
 
 def test_a_checkout_that_the_image_does_not_hold_is_said_to_be_missing(root: Path) -> None:
     (cloned,) = [item for item in check(root, receipt=receipt("sft/one:tiny")).findings if item.kind == "git"]
-    assert cloned.fix is not None and "does not hold it: build the bundle again" in cloned.fix
+    assert cloned.fix is not None and "does not contain it: build the bundle again" in cloned.fix
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ def test_an_image_that_is_hidden_from_enroot_blocks_with_the_way_out(root: Path)
 @pytest.mark.parametrize(
     ("image", "expected"),
     [
-        (HIDDEN, "build the bundle again as the findings say, and load it; for the rest, type the overrides"),
+        (HIDDEN, "build the bundle again as the findings say, and load it; for the rest, set the overrides"),
         (RegistryImage(True, {}, "zstd", fix="gzip", other_build=True), "build the bundle again"),
         (RegistryImage(False, {}), "load the bundle again; for the rest, type"),
         (RegistryImage(True, {}), "set the overrides, or change the site profile and `env.toml`; then check again"),
@@ -378,15 +378,15 @@ def test_the_profile_of_env_toml_counts_and_is_looked_at_itself(root: Path, tmp_
 @pytest.mark.parametrize(
     ("text", "profile", "expected"),
     [
-        ("[a]\nb = \n", "a", "env.toml:2: no valid TOML"),
-        ("[a]\n", "b", "profile `b` is not there; there are `a`"),
+        ("[a]\nb = \n", "a", "env.toml:2: not valid TOML"),
+        ("[a]\n", "b", "profile `b` does not exist; available: `a`"),
         ('[a]\nextends = "c"\n', "a", "env.toml:1: profile `a` extends `c`, which does not exist"),
         (
             '[x]\n[a]\nextends = "b"\n[b]\nextends = "a"\n',
             "a",
             "env.toml:4: circular inheritance between profiles: a → b → a",
         ),
-        ("[wandb]\n", "wandb", "profile `wandb` is not there; there are none"),
+        ("[wandb]\n", "wandb", "profile `wandb` does not exist; available: none"),
     ],
 )
 def test_what_is_wrong_with_env_toml_is_told_at_its_line(
@@ -415,7 +415,7 @@ def test_storage_of_the_profile_counts_in_each_executors_own_form(
     site = {"executors": [{"kind": kind, "version": "29.1"}]}
     report = check(root, site, env_file=read_env_file(path), profile="base", targets=("byob/mcq:translate",))
     (dataset,) = [item for item in report.findings if item.key == "dataset_path" and item.kind == "input"]
-    assert (dataset.level, "cannot be seen from this host" in dataset.text) == ("note", True)
+    assert (dataset.level, "is not visible from this host" in dataset.text) == ("note", True)
     (extras,) = found(report, "startup")
     assert (extras.level, extras.key, extras.line, extras.value) == ("warn", "base.pip_extras", 4, "typer")
     mirrored = {**site, "mirrors": {"packages": "https://pypi.site/simple"}}

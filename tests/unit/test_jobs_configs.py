@@ -329,11 +329,11 @@ def test_what_the_catalogue_contradicts_is_refused(
     with pytest.raises(ConfigurationError) as caught:
         overlays(tmp_path, loaded)
     assert expected in caught.value.message
-    assert ("catalogue that travelled" in (caught.value.hint or "")) == ("has no config" in expected)
+    assert ("catalogue of the bundle" in (caught.value.hint or "")) == ("has no config" in expected)
 
 
 def test_a_folder_without_steps_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="has no folder of steps"):
+    with pytest.raises(ConfigurationError, match="has no steps folder"):
         catalogue_at(tmp_path, steps=STEPS)
 
 

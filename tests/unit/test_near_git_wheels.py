@@ -119,7 +119,7 @@ def test_a_shallow_remote_is_told(tmp_path: Path) -> None:
     repository = Repository(tmp_path / "repository", "describe()")
     shallow = tmp_path / "shallow"
     process.run(["git", "clone", "-q", "--depth=1", repository.folder.as_uri(), shallow], timeout_s=60)
-    with pytest.raises(BuildError, match="the remote has a part of the history only") as caught:
+    with pytest.raises(BuildError, match="the remote has only part of the history") as caught:
         fetch(tmp_path / "cache", repository.pin("1.0.post2", url=shallow.as_uri()))
     assert "the whole history" in (caught.value.hint or "")
 

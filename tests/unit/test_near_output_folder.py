@@ -185,7 +185,7 @@ def test_an_archive_that_is_not_what_the_manifest_says_is_an_integrity_error(
     assert f"bundle `{out / 'bundle'}` is complete, but archives next to it are damaged: 1 finding" in " ".join(
         shown.err.split()
     )
-    assert "copy those archives again" in shown.err and "is damaged" not in shown.err
+    assert "copy these archives again" in shown.err and "is damaged" not in shown.err
     assert run(["verify", str(out), "--json"]) == 6
     document = json.loads(capsys.readouterr().out)
     assert document["beside"] == ["`notes.txt` is not part of the bundle"] and not document["ok"]

@@ -105,7 +105,7 @@ def test_a_warning_names_what_it_leaves_out(
             "unknown",
             "at least 6.44 GB there, plus an unknown amount for: 1 of 2 bases",
         ),
-        ((UNKNOWN_BASE,), 100 * GIB, "unknown", "the build needs what is not known yet: 1 of 1 base"),
+        ((UNKNOWN_BASE,), 100 * GIB, "unknown", "the build needs an unknown amount for: 1 of 1 base"),
         ((BASE, UNKNOWN_BASE), GIB, "fail", "at least 6.44 GB there"),
     ],
 )

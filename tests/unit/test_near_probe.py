@@ -188,6 +188,6 @@ def test_a_probe_whose_output_was_lost_is_run_again(tmp_path: Path) -> None:
 
 def test_a_probe_that_never_answers_is_given_up() -> None:
     runs: list[int] = []
-    with pytest.raises(BuildError, match="gave no answer"):
+    with pytest.raises(BuildError, match="returned no answer"):
         ask_again(lambda: runs.append(1) or b"")  # type: ignore[func-returns-value]
     assert len(runs) == PROBE_ATTEMPTS

@@ -146,11 +146,11 @@ def test_unknown_step_ids_are_warnings_with_line_and_near_match(tmp_path: Path) 
     assert [step.target.spec for step in made.steps] == ["sft/megatron_bridge:tiny"]
     found = {warning.place: warning for warning in made.warnings}
     for text, message, hint, targets in (
-        ("  sft/megatron_brige:", "`dependencies` names the step", "did you mean `sft/megatron_bridge`?", 1),
-        ("  sft/megatron_brdge:", "`step_execution_images` names the step", "did you mean `sft/megatron_bridge`?", 1),
+        ("  sft/megatron_brige:", "`dependencies` refers to step", "did you mean `sft/megatron_bridge`?", 1),
+        ("  sft/megatron_brdge:", "`step_execution_images` refers to step", "did you mean `sft/megatron_bridge`?", 1),
         ("  byob/mcq:", "refers to steps that are not in the catalogue: `byob/mcq`", "source.root", 0),
         ("  - data_prep/sft_packing:tniy", "no config `tniy`", "close matches: `tiny`", 0),
-        ("  - data_prep/rl_prep:tiny", "a prerequisite of `rl/dpo`: there is no step", "nearest are", 0),
+        ("  - data_prep/rl_prep:tiny", "a prerequisite of `rl/dpo`: there is no step", "close matches:", 0),
     ):
         (number,) = [number for number, line in enumerate(lines, 1) if line.startswith(text)]
         warning = found.pop(f"airgap.yaml:{number}")

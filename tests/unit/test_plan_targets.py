@@ -99,7 +99,7 @@ def test_a_step_that_says_it_is_another_is_refused(tmp_path: Path) -> None:
 def test_a_step_toml_that_is_none_is_refused_at_its_line(tmp_path: Path) -> None:
     document = simple(tmp_path, "a")
     (tmp_path / "src/nemotron/steps/a/step.toml").write_text("[step]\nid = \n")
-    assert "step.toml:2: no valid TOML" in failure(tmp_path, document).message
+    assert "step.toml:2: not valid TOML" in failure(tmp_path, document).message
 
 
 @pytest.mark.parametrize("text", ["", ":tiny", "../etc", "a/../b", "/a", "a:../b", "a b"])

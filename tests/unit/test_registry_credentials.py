@@ -98,7 +98,7 @@ def test_credential_helpers_are_asked(home: Path, monkeypatch: pytest.MonkeyPatc
     assert find_credential("unknown", "x") is None, "a store for all that is not installed stops nobody"
     with pytest.raises(RegistryError, match="was not found"):
         find_credential("gone", "x")
-    with pytest.raises(RegistryError, match="answer that is none") as caught:
+    with pytest.raises(RegistryError, match="an invalid answer") as caught:
         find_credential("broken", "x")
     assert "do-not-show" not in str(caught.value) and caught.value.__cause__ is None
 

@@ -105,7 +105,7 @@ def test_a_prefix_covers_whole_parts_of_a_name(prefix: str, name: str, expected:
         ("\n\n[[registry]]\ninsecure = true\n", "3: `[[registry]]` has neither `prefix` nor `location`"),
         ('[[registry]]\nprefix = "a.b"\n', "2: `a.b` needs a `location`"),
         ('[[registry]]\nprefix = "*.b/c"\n', "2: `*.b/c`: a prefix with `*.` ends with the domain"),
-        ('[[registry]]\nlocation = "a.b"\npull-from-mirror = "all"\n', "3: `pull-from-mirror` belongs into"),
+        ('[[registry]]\nlocation = "a.b"\npull-from-mirror = "all"\n', "3: `pull-from-mirror` belongs in"),
         ('[[registry]]\nlocation = "a.b"\n[[registry.mirror]]\n', "3: `[[registry.mirror]]` has no `location`"),
         (
             '[[registry]]\nlocation = "a.b"\n[[registry.mirror]]\nlocation = "c.d"\n[[registry.mirror]]\n'
@@ -119,7 +119,7 @@ def test_a_prefix_covers_whole_parts_of_a_name(prefix: str, name: str, expected:
         ),
         (
             '[[registry]]\nlocation = "a.b"\n[[registry]]\nprefix = "c.d"\nlocation = "a.b"\nblocked = true\n',
-            "3: `a.b` is there twice with different",
+            "3: `a.b` is listed twice with different",
         ),
         (
             '[registries.block]\nregistries = ["a"]\n[[registry]]\nlocation = "a.b"\n',
@@ -209,7 +209,7 @@ def test_an_image_that_no_place_has_is_one_error_that_names_each(registries: lis
     with pytest.raises(RegistryError) as caught:
         pulling.ask(lambda source: source.resolve("1"))
     lines = caught.value.message.splitlines()
-    assert lines[0] == f"`{NAME}` cannot be pulled from any of the 2 places to ask:"
+    assert lines[0] == f"`{NAME}` cannot be pulled from any of 2 sources:"
     assert lines[1].startswith(f"  {CONF}:5: `{one.address}/nvidia/nemo:1`: ") and "404" in lines[1]
     assert lines[2].startswith(f"  {CONF}:3: `{two.address}/cache/nvidia/nemo:1`: ") and "404" in lines[2]
     assert pulling.ask(lambda source: source.find("1")) is None

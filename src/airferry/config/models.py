@@ -218,7 +218,7 @@ class Paths(StrictModel):
     """Where things go."""
 
     output_dir: Annotated[
-        Path | None, Field(description="Relative to the catalogue's root; `out` beside this file by default.")
+        Path | None, Field(description="Relative to the catalogue's root; `out` next to this file by default.")
     ] = None
 
 

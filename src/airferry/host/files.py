@@ -102,7 +102,7 @@ def fsync_directory(path: Path) -> None:
 
 @contextmanager
 def atomic_file(path: Path, *, mode: int = 0o644) -> Iterator[IO[bytes]]:
-    """Open a temporary file beside `path` that takes its place, durably, when the block ends well.
+    """Open a temporary file next to `path` that takes its place, durably, when the block ends well.
 
     If the block raises, the temporary file is removed and `path` is as it was.
 

@@ -49,7 +49,7 @@ class BaseProbe:
         variables: Mapping[str, str] | None = None,
         mounts: Mapping[str, Path] | None = None,
     ) -> ProbeResult:
-        """Find out what a base can import, with folders of this host mounted over some of its own, and variables.
+        """Find out what a base can import, with folders of this host mounted over some of its folders, and variables.
 
         `needed` are those of the modules that are worth a container if files leave them open. Without an engine, and
         with the choice `static`, they stay unknown.

@@ -65,7 +65,7 @@ class Knowledge:
         variables: Mapping[str, str] | None = None,
         mounts: Mapping[str, Path] | None = None,
     ) -> ProbeResult:
-        """Return what the base's interpreter would answer, with folders of this host mounted over some of its own, and
+        """Return what the base's interpreter would answer, with some of its folders replaced by some of this host, and
         variables over those of the base's config.
 
         Raises:
