@@ -40,7 +40,8 @@ from airferry.oci.documents import (
 from airferry.oci.layers import Compression, LayerResult, compress_layer
 from airferry.oci.layout import LayoutStore
 from airferry.oci.platform import Platform, parse_platform
-from airferry.oci.ports import Stored
+from airferry.oci.ports import Source, Stored
+from airferry.oci.validate import Defect, Inspector, validate_layout
 
 REFERENCE = "registry.example/team/trainer:1.0"
 
@@ -187,3 +188,16 @@ def knowledge_of(store: LayoutStore, cache: Path, **limits: int) -> Knowledge:
     """Return what looks at bases that lie in a layout, and keeps what it learns in a folder."""
     output = files.ensure_directory(cache)
     return Knowledge(BaseLayers(store, cache, compression=Compression("preserve"), output=output, **limits), cache)
+
+
+def image_defects(source: Source, descriptor: Descriptor, *, subject: str) -> list[Defect]:
+    """Check one image of any source, every byte of it, and return what is wrong with it."""
+    inspector = Inspector(source)
+    inspector.image(descriptor, subject=subject)
+    inspector.check_blobs()
+    return inspector.findings
+
+
+def layout_defects(store: LayoutStore) -> list[Defect]:
+    """Check a whole layout and return what is wrong with it."""
+    return list(validate_layout(store, store.read_index()).findings)

@@ -15,10 +15,10 @@ import pytest
 import yaml
 from registries import PASSWORD, USER, basic_options, free_port, run_registry
 
-from airferry.api import host
 from airferry.bundle.verify import open_bundle
 from airferry.cli.app import run
 from airferry.host import files
+from airferry.near import doctor as host
 from catalogues import mounting
 from near_side import PROGRAM, NearSide, make_near_side, snapshot, temporaries
 from oci_images import make_bundle
@@ -313,7 +313,9 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_build(side: NearSide, require_t
     (side.out / "airgap.lock.yaml").unlink()
     side.lock()
     side.write(paths={"output_dir": str(small)})
-    forget = "from airferry.api import near; near.check_for_build = near.ensure_room = lambda *_, **__: None\n"
+    forget = (
+        "from airferry.near import commands as near; near.check_for_build = near.ensure_room = lambda *_, **__: None\n"
+    )
     program = [PROGRAM[0], "-c", forget]
     program[-1] += PROGRAM[-1]
     build = ["build", "--stage", "build-execution-images"]

@@ -83,24 +83,26 @@ def test_a_plan_becomes_jobs_that_nothing_blocks(
         with RegistryClient(inside.address, options=ANONYMOUS) as client:
             assert RegistrySource(client, "airgap/team/base").find("1") == index.digest
         out = tmp_path / "overlays"
-        made = api.overlays(receipt, source=side.catalogue, out=out, site=side.config)
+        made = api.overlays(receipt, catalogue=api.CatalogueSource(side.catalogue), out=out, site=side.config)
         (step,) = made.steps
         assert step.target == "train/run:tiny" and step.cleared[0].endswith(f"@main,{TARGET}")
-        checked = {"source": side.catalogue, "receipt": receipt, "site": side.config, "options": ANONYMOUS}
-        without = api.check(**checked)
+        plain, overlaid = api.JobSelection(side.config), api.JobSelection(side.config, overlays=out)
+        copied = api.CatalogueSource(side.catalogue)
+        carried = api.CatalogueSource(side.catalogue, built.output)
+        without = api.check(plain, receipt=receipt, catalogue=copied, options=ANONYMOUS)
         assert {finding.kind for finding in without.blocking} == {"git", "image"}
-        assert api.check(**checked, overlays=out).findings == ()
+        assert api.check(overlaid, receipt=receipt, catalogue=copied, options=ANONYMOUS).findings == ()
         assert api.mirrors(receipt, out=tmp_path / "mirrors").images[0].digest == index.digest
-        with_assets = {**checked, "overlays": out, "bundle": built.output}
-        (missing,) = api.check(**with_assets).blocking
+        (missing,) = api.check(overlaid, receipt=receipt, catalogue=carried, options=ANONYMOUS).blocking
         assert (missing.kind, missing.text) == ("asset", f"the model `base` is not there (`{storage}/base` here)")
         (asset,) = built.manifest.persistent_assets.assets
         place = f"{inside.address}/airgap/airferry-artifacts@{asset.pack}"
         assert unpack_asset(place, storage / "base", options=ANONYMOUS).files == len(weights)
         assert {path.name: path.read_bytes() for path in (storage / "base").iterdir()} == weights
-        assert api.check(**with_assets, hash_assets=True).findings == ()
+        staged = api.check(overlaid, receipt=receipt, catalogue=carried, hash_assets=True, options=ANONYMOUS)
+        assert staged.findings == ()
         with pytest.raises(IntegrityError, match="is of bundle"):
             other = replace(read_receipt(receipt), tmp_path / "other.yaml")
-            api.check(**{**with_assets, "receipt": other})
-    gone = api.check(**checked, overlays=out)
+            api.check(overlaid, receipt=other, catalogue=carried, options=ANONYMOUS)
+    gone = api.check(overlaid, receipt=receipt, catalogue=copied, options=ANONYMOUS)
     assert [finding.kind for finding in gone.blocking] == ["image"] and inside.address in gone.blocking[0].text

@@ -55,6 +55,10 @@ for attempt in range(200):
 PYTHON
 /far/airferry/bin/airferry verify out --root "$(cat root)"
 /far/airferry/bin/airferry load out --root "$(cat root)" --to 127.0.0.1:5055/airgap --receipt /far/receipt.yaml
+code=0
+/far/airferry/bin/airferry build 2>/far/build.txt || code=$?
+[ "$code" = 4 ] && grep -qF "airferry[near]" /far/build.txt
+/far/airferry/bin/airferry serve --help >/dev/null
 /far/airferry/bin/airferry report out --root "$(cat root)" --html /far/report.html
 """
 REGISTRY = """

@@ -18,7 +18,7 @@ from airferry.bundle.verify import verify_bundle
 from airferry.config import load_config
 from airferry.errors import BuildError
 from airferry.events import silent
-from airferry.far.load import load_bundle
+from airferry.far.load import load
 from airferry.host import files, process
 from airferry.jobs.mirrors import make_mirrors
 from airferry.near.bases.fetch import BaseCache
@@ -107,9 +107,7 @@ def carry(folder: Path, choice: str, *, private: str, upstream: Path) -> Carried
         for finding in verify_bundle(folder / "bundle").findings
     )
     put_originals(originals, cache.store, bundle)
-    loaded = load_bundle(
-        folder / "bundle", to=f"{private}/airgap", receipt_path=folder / "receipt.yaml", options=ANONYMOUS
-    )
+    loaded = load(folder / "bundle", to=f"{private}/airgap", receipt=folder / "receipt.yaml", options=ANONYMOUS)
     return Carried(name, index, loaded.receipt)
 
 

@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from airferry.api import BuildOutcome, near, verify
+from airferry.api import BuildOutcome, verify
 from airferry.bundle.manifest import MANIFEST_FILE, BundleManifest, ImageEntry, PlatformEntry
 from airferry.engine.driver import open_engine
 from airferry.errors import ConfigurationError, UsageError
 from airferry.events import Event, Notice
 from airferry.host import files, process
+from airferry.near import commands as near
 from airferry.oci.documents import DOCKER_MANIFEST_LIST, parse_index, parse_manifest
 from airferry.oci.entries import names_of
 from airferry.oci.layout import LayoutStore

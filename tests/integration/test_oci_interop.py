@@ -18,8 +18,7 @@ from airferry.oci.documents import LAYER_GZIP, LAYER_ZSTD, Descriptor, parse_ind
 from airferry.oci.layers import Compression, compress_layer, recompress_layer
 from airferry.oci.layout import LayoutStore
 from airferry.oci.platform import host
-from airferry.oci.validate import validate_image, validate_layout
-from oci_images import REFERENCE, make_bundle, make_image, put_image
+from oci_images import REFERENCE, image_defects, layout_defects, make_bundle, make_image, put_image
 
 RequireTool = Callable[[str], Path]
 TIMEOUT_S = 120
@@ -85,7 +84,7 @@ def test_skopeo_reads_and_copies_a_bundle_and_keeps_its_digests(tmp_path: Path, 
     skopeo("copy", "--all", f"oci:{tmp_path / 'bundle'}:{REFERENCE}", f"oci:{tmp_path / 'copy'}:{REFERENCE}")
     copied = LayoutStore.open(tmp_path / "copy")
     assert copied.resolve(REFERENCE).digest == index.digest
-    assert validate_layout(copied) == []
+    assert layout_defects(copied) == []
 
 
 def test_what_skopeo_wrote_is_read_and_recompressed(tmp_path: Path, skopeo: Callable[..., str]) -> None:
@@ -95,7 +94,7 @@ def test_what_skopeo_wrote_is_read_and_recompressed(tmp_path: Path, skopeo: Call
     skopeo("copy", f"oci:{tmp_path / 'ours'}:x:1", f"oci-archive:{tmp_path / 'theirs.tar'}:x:1")
     source = ArchiveSource(tmp_path / "theirs.tar")
     descriptor = source.resolve("x:1")
-    assert validate_image(source, descriptor, subject="x") == []
+    assert image_defects(source, descriptor, subject="x") == []
     manifest = parse_manifest(source.read_manifest(descriptor).data)
     target = LayoutStore.create(tmp_path / "target")
     for layer in manifest.layers:
@@ -145,7 +144,7 @@ def test_skopeo_reads_an_archive_in_both_forms(
     assert seen["architecture"] == host().architecture
     skopeo("copy", f"{transport}:{archive.path}:{REFERENCE}", f"oci:{tmp_path / 'copy'}:{REFERENCE}")
     copied = LayoutStore.open(tmp_path / "copy")
-    assert validate_image(copied, copied.resolve(REFERENCE), subject="copy") == []
+    assert image_defects(copied, copied.resolve(REFERENCE), subject="copy") == []
     config = parse_manifest(copied.read_manifest(copied.resolve(REFERENCE)).data).config
     assert json.loads(copied.read_bytes(config))["rootfs"] == seen["rootfs"]
 

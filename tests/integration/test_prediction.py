@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from airferry.api import host, plan
-from airferry.api.near import read_plan
+from airferry.api import plan
 from airferry.errors import HostError
 from airferry.events import Event, Warned
+from airferry.near import doctor as host
 from airferry.near import predict
 from airferry.near.bases import fetch as bases
+from airferry.near.commands import read_plan
 from airferry.oci.layout import LayoutStore
 from airferry.oci.platform import parse_platform
 from near_side import REFERENCE, NearSide

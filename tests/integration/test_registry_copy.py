@@ -20,11 +20,10 @@ from airferry.far.copy import FilePlace, copy_between, parse_place
 from airferry.oci.archive import ArchiveSource
 from airferry.oci.documents import parse_index
 from airferry.oci.layout import LayoutStore
-from airferry.oci.validate import validate_image
 from airferry.registry.client import ClientOptions, RegistryClient
 from airferry.registry.profile import profile_path, read_profile
 from airferry.registry.source import RegistrySource
-from oci_images import REFERENCE, make_bundle
+from oci_images import REFERENCE, image_defects, make_bundle
 
 ANONYMOUS = ClientOptions(lookup=lambda registry, repository: None)
 
@@ -111,7 +110,7 @@ def test_every_kind_of_place_goes_to_every_other_with_what_refers_to_it(
     image = bundle.images[REFERENCE]
     seen = LayoutStore.open(tmp_path / "seen", read_only=True)
     assert seen.resolve("x").digest == image.digest
-    assert validate_image(seen, seen.resolve("x"), subject="seen") == []
+    assert image_defects(seen, seen.resolve("x"), subject="seen") == []
     attached = [entry.digest for entry in bundle.store.referrers(image.digest)]
     assert [entry.digest for entry in seen.referrers(image.digest)] == attached != []
 

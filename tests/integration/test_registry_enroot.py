@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from registries import PASSWORD, USER, basic_options, run_registry, run_token_server
 
-from airferry.far.load import load_bundle
+from airferry.far.load import load
 from airferry.host import process
 from airferry.oci.digest import digest_of
 from airferry.oci.platform import parse_platform
@@ -77,9 +77,7 @@ def test_enroot_imports_the_twin_from_debians_registry(
             extra = held.enter_context(run_token_server(tmp_path / "tokens")).options()
         running = held.enter_context(run_registry(tmp_path / "registry", extra=extra))
         client = held.enter_context(RegistryClient(running.address, options=options))
-        result = load_bundle(
-            tmp_path / "bundle", to=f"{running.address}/site", receipt_path=tmp_path / "r.yaml", options=options
-        )
+        result = load(tmp_path / "bundle", to=f"{running.address}/site", receipt=tmp_path / "r.yaml", options=options)
         (image,) = result.receipt.images
         assert image.docker_twin is not None and result.receipt.left_out == ()
         source = RegistrySource(client, "site/team/trainer")

@@ -26,15 +26,15 @@ from airferry.bundle.receipt import ReceiptTag, read_receipt, write_receipt
 from airferry.bundle.verify import open_bundle
 from airferry.cli.app import run
 from airferry.errors import ConfigurationError, RegistryError, UsageError
-from airferry.far.load import load_bundle
-from airferry.far.tags import journal_path, roll_back
+from airferry.far.load import load
+from airferry.far.relocate import parse_destination
+from airferry.far.tags import journal_path, rollback
 from airferry.host import files, process
 from airferry.host.canonical import canonical_json
 from airferry.oci.copy import copy_image
 from airferry.oci.documents import IMAGE_MANIFEST, LAYER_TAR, Descriptor, Manifest, descriptor_of, parse_manifest
 from airferry.oci.layout import LayoutStore
 from airferry.oci.ports import Stored
-from airferry.oci.validate import validate_image
 from airferry.registry.client import ClientOptions, RegistryClient
 from airferry.registry.credentials import Credential
 from airferry.registry.retry import RetryPolicy
@@ -42,7 +42,7 @@ from airferry.registry.sink import RegistrySink
 from airferry.registry.source import RegistrySource
 from airferry.registry.uploads import UNCHECKED_FROM_BYTES, Limits, Uploader
 from nemotron_rules import environment_of_job
-from oci_images import REFERENCE, make_bundle, put_image
+from oci_images import REFERENCE, image_defects, make_bundle, put_image
 from travelling_catalogue import make_travelling_bundle, write_catalogue
 
 QUICK = RetryPolicy(attempts=4, first_pause_s=0.01, longest_pause_s=0.05)
@@ -71,11 +71,9 @@ def test_a_load_arrives_whole_and_a_second_one_sends_nothing(
 ) -> None:
     receipt_path = tmp_path / "airgap-receipt.yaml"
     root = open_bundle(sealed).root
-    preview = load_bundle(
-        sealed, to=f"{registry.address}/first", receipt_path=receipt_path, dry_run=True, options=ANONYMOUS
-    )
+    preview = load(sealed, to=f"{registry.address}/first", receipt=receipt_path, dry_run=True, options=ANONYMOUS)
     assert not receipt_path.exists()
-    first = load_bundle(sealed, to=f"{registry.address}/first", receipt_path=receipt_path, root=root, options=ANONYMOUS)
+    first = load(sealed, to=f"{registry.address}/first", receipt=receipt_path, root=root, options=ANONYMOUS)
     assert first.pushed.sent_blobs > 0
     assert sorted(preview.pushed.steps, key=str) == sorted(first.pushed.steps, key=str)
     assert sorted(preview.pushed.manifest_steps, key=str) == sorted(first.pushed.manifest_steps, key=str)
@@ -88,7 +86,7 @@ def test_a_load_arrives_whole_and_a_second_one_sends_nothing(
     assert not journal_path(receipt_path).exists()
     before = sorted(sealed.rglob("*"))
 
-    again = load_bundle(sealed, to=f"{registry.address}/first", receipt_path=receipt_path, options=ANONYMOUS)
+    again = load(sealed, to=f"{registry.address}/first", receipt=receipt_path, options=ANONYMOUS)
     assert (again.pushed.sent_bytes, again.pushed.steps, again.pushed.manifests, again.moved_tags) == (0, [], 0, ())
     assert read_receipt(receipt_path).images == receipt.images
     assert sorted(sealed.rglob("*")) == before
@@ -129,7 +127,7 @@ def test_a_load_for_jobs_writes_all_that_jobs_are_submitted_with(
 def test_an_artifact_is_listed_as_a_referrer_of_its_image(
     registry: RegistryProcess, sealed: Path, tmp_path: Path
 ) -> None:
-    load_bundle(sealed, to=f"{registry.address}/ref", receipt_path=tmp_path / "r.yaml", options=ANONYMOUS)
+    load(sealed, to=f"{registry.address}/ref", receipt=tmp_path / "r.yaml", options=ANONYMOUS)
     bundle = open_bundle(sealed)
     image = bundle.images[REFERENCE]
     with RegistryClient(registry.address, options=ANONYMOUS) as client:
@@ -142,9 +140,7 @@ def test_skopeo_reads_the_same_digests(
     registry: RegistryProcess, sealed: Path, tmp_path: Path, require_tool: Callable[[str], Path]
 ) -> None:
     skopeo = require_tool("skopeo")
-    receipt = load_bundle(
-        sealed, to=f"{registry.address}/skopeo", receipt_path=tmp_path / "r.yaml", options=ANONYMOUS
-    ).receipt
+    receipt = load(sealed, to=f"{registry.address}/skopeo", receipt=tmp_path / "r.yaml", options=ANONYMOUS).receipt
     image = receipt.images[0]
     policy = tmp_path / "policy.json"
     policy.write_text(json.dumps({"default": [{"type": "insecureAcceptAnything"}]}))
@@ -195,11 +191,11 @@ def test_a_load_logs_in_as_the_registry_asks(
 def check_login(running: RegistryProcess, sealed: Path, folder: Path, options: ClientOptions, hint: str) -> None:
     """Load once without what is needed, and twice with it, into two places, so that blobs are mounted."""
     with pytest.raises(RegistryError) as caught:
-        load_bundle(sealed, to=f"{running.address}/none", receipt_path=folder / "n.yaml", options=ANONYMOUS)
+        load(sealed, to=f"{running.address}/none", receipt=folder / "n.yaml", options=ANONYMOUS)
     assert hint in (caught.value.hint or "")
     assert PASSWORD not in str(caught.value.fields) + caught.value.message
     for number in range(2):
-        load_bundle(sealed, to=f"{running.address}/p{number}", receipt_path=folder / f"{number}.yaml", options=options)
+        load(sealed, to=f"{running.address}/p{number}", receipt=folder / f"{number}.yaml", options=options)
     with RegistryClient(running.address, options=options) as client:
         blob = next(iter(open_bundle(sealed).manifest.images[0].platforms.values())).layers[0]
         descriptor = Descriptor(media_type=LAYER_TAR, digest=blob.digest, size=blob.size_bytes)
@@ -220,9 +216,9 @@ def test_an_untrusted_certificate_and_a_dead_registry_are_one_clear_error(sealed
     with run_registry(tmp_path / "registry", tls=make_authority(tmp_path / "ca")) as running:
         address = running.address
         with pytest.raises(RegistryError, match=r"certificate of .* is not trusted"):
-            load_bundle(sealed, to=address, receipt_path=tmp_path / "r.yaml", options=ANONYMOUS)
+            load(sealed, to=address, receipt=tmp_path / "r.yaml", options=ANONYMOUS)
     with pytest.raises(RegistryError, match="refuses connections"):
-        load_bundle(sealed, to=address, receipt_path=tmp_path / "r.yaml", options=ANONYMOUS)
+        load(sealed, to=address, receipt=tmp_path / "r.yaml", options=ANONYMOUS)
     assert not (tmp_path / "r.yaml").exists()
 
 
@@ -232,7 +228,7 @@ def test_certificates_are_found_in_certs_d(sealed: Path, tmp_path: Path, monkeyp
         folder = tmp_path / "config" / "containers" / "certs.d" / running.address
         folder.mkdir(parents=True)
         shutil.copy(tmp_path / "ca" / "ca.crt", folder)
-        load_bundle(sealed, to=running.address, receipt_path=tmp_path / "r.yaml", options=ANONYMOUS)
+        load(sealed, to=running.address, receipt=tmp_path / "r.yaml", options=ANONYMOUS)
 
 
 def test_a_client_certificate_is_found_in_certs_d(
@@ -245,12 +241,12 @@ def test_a_client_certificate_is_found_in_certs_d(
         folder.mkdir(parents=True)
         shutil.copy(tmp_path / "ca" / "ca.crt", folder)
         with pytest.raises(RegistryError):
-            load_bundle(sealed, to=running.address, receipt_path=tmp_path / "n.yaml", options=ANONYMOUS)
+            load(sealed, to=running.address, receipt=tmp_path / "n.yaml", options=ANONYMOUS)
         shutil.copy(tmp_path / "ca" / "host.crt", folder / "client.cert")
         with pytest.raises(ConfigurationError, match="client certificate"):
-            load_bundle(sealed, to=running.address, receipt_path=tmp_path / "n.yaml", options=ANONYMOUS)
+            load(sealed, to=running.address, receipt=tmp_path / "n.yaml", options=ANONYMOUS)
         shutil.copy(tmp_path / "ca" / "host.key", folder / "client.key")
-        load_bundle(sealed, to=running.address, receipt_path=tmp_path / "r.yaml", options=ANONYMOUS)
+        load(sealed, to=running.address, receipt=tmp_path / "r.yaml", options=ANONYMOUS)
 
 
 def test_a_large_blob_goes_over_tls_as_it_does_without(tmp_path: Path, require_tool: Callable[[str], Path]) -> None:
@@ -268,30 +264,30 @@ def test_a_large_blob_goes_over_tls_as_it_does_without(tmp_path: Path, require_t
                 pulled = LayoutStore.create(tmp_path / repository)
                 copy_image(sink.source, pulled, sink.source.resolve("1"), reference="1")
                 assert pulled.resolve("1").digest == image.digest
-                assert validate_image(pulled, pulled.resolve("1"), subject="pulled") == []
+                assert image_defects(pulled, pulled.resolve("1"), subject="pulled") == []
 
 
 def test_rollback_puts_tags_back_and_removes_new_ones_or_says_so(
     registry: RegistryProcess, sealed: Path, tmp_path: Path
 ) -> None:
     destination = f"{registry.address}/back"
-    load_bundle(sealed, to=destination, receipt_path=tmp_path / "one.yaml", options=ANONYMOUS)
+    load(sealed, to=destination, receipt=tmp_path / "one.yaml", options=ANONYMOUS)
     make_bundle(tmp_path / "newer", salt="2")
-    newer = load_bundle(tmp_path / "newer", to=destination, receipt_path=tmp_path / "two.yaml", options=ANONYMOUS)
+    newer = load(tmp_path / "newer", to=destination, receipt=tmp_path / "two.yaml", options=ANONYMOUS)
     old = read_receipt(tmp_path / "one.yaml").images[0]
     assert newer.receipt.images[0].previous_digest == old.digest
-    repeated = load_bundle(tmp_path / "newer", to=destination, receipt_path=tmp_path / "two.yaml", options=ANONYMOUS)
+    repeated = load(tmp_path / "newer", to=destination, receipt=tmp_path / "two.yaml", options=ANONYMOUS)
     assert repeated.receipt.images[0].previous_digest == old.digest, "a second load keeps what was before the first"
     # docker-registry 2.8 cannot remove a tag alone
     reason = "it is new, and the registry cannot delete tags"
     with pytest.raises(RegistryError, match=reason) as caught:
-        roll_back(tmp_path / "two.yaml", options=ANONYMOUS)
+        rollback(tmp_path / "two.yaml", options=ANONYMOUS)
     (marker,) = newer.receipt.artifact_tags
     assert caught.value.fields["left"] == {marker.reference: reason}
     with RegistryClient(registry.address, options=ANONYMOUS) as client:
         assert RegistrySource(client, "back/team/trainer").find("1.0") == old.digest
     with pytest.raises(RegistryError, match=reason) as caught:
-        roll_back(tmp_path / "one.yaml", options=ANONYMOUS)
+        rollback(tmp_path / "one.yaml", options=ANONYMOUS)
     assert caught.value.fields["left"].keys() == {
         old.reference,
         *(moved.reference for moved in read_receipt(tmp_path / "one.yaml").artifact_tags),
@@ -300,20 +296,18 @@ def test_rollback_puts_tags_back_and_removes_new_ones_or_says_so(
 
 def test_rollback_puts_tags_of_artifacts_back_as_well(registry: RegistryProcess, sealed: Path, tmp_path: Path) -> None:
     destination = f"{registry.address}/kept"
-    one = load_bundle(
-        sealed, to=destination, receipt_path=tmp_path / "one.yaml", options=ANONYMOUS
-    ).receipt.artifact_tags[0]
+    one = load(sealed, to=destination, receipt=tmp_path / "one.yaml", options=ANONYMOUS).receipt.artifact_tags[0]
     make_bundle(tmp_path / "newer", salt="3")
-    newer = load_bundle(tmp_path / "newer", to=destination, receipt_path=tmp_path / "two.yaml", options=ANONYMOUS)
+    newer = load(tmp_path / "newer", to=destination, receipt=tmp_path / "two.yaml", options=ANONYMOUS)
     two = newer.receipt.artifact_tags[0]
     # as a model's tag moves from one load to the next
     repository, tag = two.reference.removeprefix(f"{registry.address}/").split(":")
     moved = ReceiptTag(reference=two.reference, digest=two.digest, previous_digest=one.digest)
     write_receipt(newer.receipt.model_copy(update={"images": (), "artifact_tags": (moved,)}), tmp_path / "three.yaml")
-    assert roll_back(tmp_path / "three.yaml", options=ANONYMOUS).restored == (two.reference,)
+    assert rollback(tmp_path / "three.yaml", options=ANONYMOUS).restored == (two.reference,)
     with RegistryClient(registry.address, options=ANONYMOUS) as client:
         assert RegistrySource(client, repository).find(tag) == one.digest
-    assert roll_back(tmp_path / "three.yaml", options=ANONYMOUS).restored == ()
+    assert rollback(tmp_path / "three.yaml", options=ANONYMOUS).restored == ()
 
 
 def test_a_dry_run_prints_all_that_would_go_there_with_its_size(
@@ -340,7 +334,7 @@ def test_a_kill_while_tags_move_keeps_what_they_stood_for(
     registry: RegistryProcess, sealed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     destination = f"{registry.address}/killed"
-    load_bundle(sealed, to=destination, receipt_path=tmp_path / "one.yaml", options=ANONYMOUS)
+    load(sealed, to=destination, receipt=tmp_path / "one.yaml", options=ANONYMOUS)
     make_bundle(tmp_path / "newer", salt="2")
 
     def kill(what: str) -> None:
@@ -351,9 +345,9 @@ def test_a_kill_while_tags_move_keeps_what_they_stood_for(
     with monkeypatch.context() as patch:
         patch.setattr(files, "boundary", kill)
         with pytest.raises(KeyboardInterrupt):
-            load_bundle(tmp_path / "newer", to=destination, receipt_path=receipt_path, options=ANONYMOUS)
+            load(tmp_path / "newer", to=destination, receipt=receipt_path, options=ANONYMOUS)
     assert journal_path(receipt_path).exists() and not receipt_path.exists()
-    load_bundle(tmp_path / "newer", to=destination, receipt_path=receipt_path, options=ANONYMOUS)
+    load(tmp_path / "newer", to=destination, receipt=receipt_path, options=ANONYMOUS)
     before = read_receipt(tmp_path / "one.yaml").images[0].digest
     assert read_receipt(receipt_path).images[0].previous_digest == before
     assert not journal_path(receipt_path).exists()
@@ -452,9 +446,7 @@ def test_two_loads_of_one_place_at_once_exclude_each_other(
 
     def work(number: int) -> None:
         try:
-            load_bundle(
-                sealed, to=f"{registry.address}/race", receipt_path=tmp_path / f"{number}.yaml", options=ANONYMOUS
-            )
+            load(sealed, to=f"{registry.address}/race", receipt=tmp_path / f"{number}.yaml", options=ANONYMOUS)
             results.append(None)
         except Exception as error:
             results.append(error)
@@ -471,16 +463,16 @@ def test_two_loads_of_one_place_at_once_exclude_each_other(
 def test_maps_apply_and_collisions_are_refused_before_anything_is_sent(
     registry: RegistryProcess, sealed: Path, tmp_path: Path
 ) -> None:
-    result = load_bundle(
+    result = load(
         sealed,
-        to=f"{registry.address}/maps",
-        receipt_path=tmp_path / "r.yaml",
-        maps={REFERENCE: "new/name:v2"},
+        to=parse_destination(f"{registry.address}/maps", maps={REFERENCE: "new/name:v2"}),
+        receipt=tmp_path / "r.yaml",
         options=ANONYMOUS,
     )
     assert result.receipt.images[0].reference == f"{registry.address}/maps/new/name:v2"
     with pytest.raises(UsageError, match="matches no image"):
-        load_bundle(sealed, to=registry.address, receipt_path=tmp_path / "r.yaml", maps={"x": "y"}, options=ANONYMOUS)
+        to = parse_destination(registry.address, maps={"x": "y"})
+        load(sealed, to=to, receipt=tmp_path / "r.yaml", options=ANONYMOUS)
 
 
 def test_an_image_is_pulled_as_it_was_pushed(registry: RegistryProcess, tmp_path: Path) -> None:

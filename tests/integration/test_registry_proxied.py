@@ -22,7 +22,7 @@ from airferry.bundle.seal import seal
 from airferry.bundle.verify import open_bundle
 from airferry.cli.app import run
 from airferry.errors import IntegrityError, RegistryError
-from airferry.far.load import load_bundle
+from airferry.far.load import load
 from airferry.host.threads import parallel_map
 from airferry.oci.copy import copy_image, read_closure
 from airferry.oci.documents import LAYER_TAR, Descriptor, parse_index
@@ -159,7 +159,7 @@ def test_a_load_keeps_what_it_learned_for_the_next_one_and_for_those_who_ask(
         )
         seal(store, {REFERENCE: image}, artifacts=[artifact], manifest=manifest)
         before = count_large(proxy, MIB)
-        load_bundle(store.path, to=f"{proxy.address}/learned", receipt_path=tmp_path / "r.yaml", options=PATIENT)
+        load(store.path, to=f"{proxy.address}/learned", receipt=tmp_path / "r.yaml", options=PATIENT)
         refused.append(count_large(proxy, MIB) - before)
     assert refused[0] > 0 and refused[1] == 0
     assert (read_profile(proxy.address).largest_request_bytes or 0) <= MIB
@@ -190,9 +190,7 @@ def test_ten_images_that_share_a_layer_send_it_once_and_what_holds_others_comes_
     )
     seal(store, {entry.reference: index for index, entry in made}, manifest=manifest)
     one_at_a_time = dataclasses.replace(PATIENT, jobs=1)
-    result = load_bundle(
-        store.path, to=f"{proxy.address}/ten", receipt_path=tmp_path / "r.yaml", options=one_at_a_time
-    ).pushed
+    result = load(store.path, to=f"{proxy.address}/ten", receipt=tmp_path / "r.yaml", options=one_at_a_time).pushed
     uploads = [(call.query["digest"][0], int(call.headers["Content-Length"])) for call in proxy.uploads()]
     assert len({digest for digest, _size in uploads}) == len(uploads) == result.sent_blobs
     sizes = [size for _digest, size in uploads]
@@ -270,9 +268,7 @@ def test_a_load_survives_faults_that_pass(
     prefix = "passing/" + name.replace(" ", "").replace("%", "")
     proxy.faults.append(times(1 if name == "401" else 3, is_upload, UPLOAD_FAULTS[name]))
     try:
-        load_bundle(
-            tmp_path / "bundle", to=f"{proxy.address}/{prefix}", receipt_path=tmp_path / "r.yaml", options=OPTIONS
-        )
+        load(tmp_path / "bundle", to=f"{proxy.address}/{prefix}", receipt=tmp_path / "r.yaml", options=OPTIONS)
     except RegistryError as error:
         assert name == "401", error.message
         assert find_tag(registry, prefix) is None
@@ -288,14 +284,12 @@ def test_a_load_under_faults_that_stay_is_one_error_without_a_tag(
     prefix = "staying/" + name.replace(" ", "").replace("%", "")
     proxy.faults.append(times(ALWAYS, is_upload, UPLOAD_FAULTS[name]))
     with pytest.raises(RegistryError) as caught:
-        load_bundle(
-            tmp_path / "bundle", to=f"{proxy.address}/{prefix}", receipt_path=tmp_path / "r.yaml", options=OPTIONS
-        )
+        load(tmp_path / "bundle", to=f"{proxy.address}/{prefix}", receipt=tmp_path / "r.yaml", options=OPTIONS)
     assert "no tag was moved" in caught.value.message and caught.value.fields["missing"]
     assert not (tmp_path / "r.yaml").exists()
     assert find_tag(registry, prefix) is None
     proxy.faults.clear()
-    load_bundle(tmp_path / "bundle", to=f"{proxy.address}/{prefix}", receipt_path=tmp_path / "r.yaml", options=OPTIONS)
+    load(tmp_path / "bundle", to=f"{proxy.address}/{prefix}", receipt=tmp_path / "r.yaml", options=OPTIONS)
     check_whole(registry, prefix, tmp_path / "bundle")
 
 
@@ -305,10 +299,10 @@ def test_a_blob_whose_last_answer_is_lost_each_time_is_found_and_sent_once(
 ) -> None:
     make_bundle(tmp_path / "bundle", salt=os.urandom(4).hex())
     proxy.faults.append(times(ALWAYS, is_upload, LOST_ANSWERS[name]))
-    result = load_bundle(
+    result = load(
         tmp_path / "bundle",
         to=f"{proxy.address}/lost/{name.split()[0]}",
-        receipt_path=tmp_path / "r.yaml",
+        receipt=tmp_path / "r.yaml",
         options=OPTIONS,
     )
     check_whole(registry, f"lost/{name.split()[0]}", tmp_path / "bundle")
@@ -362,11 +356,11 @@ def test_what_the_registry_lost_meanwhile_is_found_before_a_tag_moves(
     to, receipt = f"{proxy.address}/{lost.__name__}", tmp_path / "r.yaml"
     alone = dataclasses.replace(PATIENT, jobs=1)
     with pytest.raises(RegistryError, match="has lost content") as caught:
-        load_bundle(tmp_path / "bundle", to=to, receipt_path=receipt, options=alone)
+        load(tmp_path / "bundle", to=to, receipt=receipt, options=alone)
     assert struck and caught.value.fields["missing"]
     assert not receipt.exists() and find_tag(registry, lost.__name__) is None
     proxy.faults.clear()
-    load_bundle(tmp_path / "bundle", to=to, receipt_path=receipt, options=alone)
+    load(tmp_path / "bundle", to=to, receipt=receipt, options=alone)
     check_whole(registry, lost.__name__, tmp_path / "bundle")
 
 

@@ -18,8 +18,8 @@ from registries import PASSWORD, USER, RegistryProcess, basic_options, run_regis
 from airferry.bundle.receipt import read_receipt
 from airferry.bundle.verify import open_bundle
 from airferry.errors import RegistryError
-from airferry.far.load import load_bundle
-from airferry.far.tags import roll_back
+from airferry.far.load import load
+from airferry.far.tags import rollback
 from airferry.host import process
 from airferry.oci.copy import copy_image
 from airferry.oci.digest import digest_of
@@ -60,9 +60,9 @@ def test_a_load_arrives_whole_with_referrers_and_a_second_one_sends_nothing(
     with RegistryClient(registry.address, options=OPTIONS) as client:
         profile = try_registry(client)
     assert profile.shows_oci_to_enroot and profile.takes_docker_lists
-    first = load_bundle(tmp_path / "bundle", to=f"{registry.address}/load", receipt_path=receipt_path, options=OPTIONS)
+    first = load(tmp_path / "bundle", to=f"{registry.address}/load", receipt=receipt_path, options=OPTIONS)
     assert first.pushed.sent_blobs > 0
-    again = load_bundle(tmp_path / "bundle", to=f"{registry.address}/load", receipt_path=receipt_path, options=OPTIONS)
+    again = load(tmp_path / "bundle", to=f"{registry.address}/load", receipt=receipt_path, options=OPTIONS)
     assert (again.pushed.steps, again.pushed.manifests, again.moved_tags) == ([], 0, ())
     image = bundle.images[REFERENCE]
     target = LayoutStore.create(tmp_path / "pulled")
@@ -77,16 +77,16 @@ def test_a_load_arrives_whole_with_referrers_and_a_second_one_sends_nothing(
 def test_a_rollback_removes_new_tags_where_the_registry_can(registry: RegistryProcess, tmp_path: Path) -> None:
     make_bundle(tmp_path / "bundle", salt="rolled")
     receipt_path = tmp_path / "r.yaml"
-    load_bundle(tmp_path / "bundle", to=f"{registry.address}/back", receipt_path=receipt_path, options=OPTIONS)
+    load(tmp_path / "bundle", to=f"{registry.address}/back", receipt=receipt_path, options=OPTIONS)
     with RegistryClient(registry.address, options=OPTIONS) as client:
         deletes = try_registry(client).deletes_tags
         if deletes:
-            result = roll_back(receipt_path, options=OPTIONS)
+            result = rollback(receipt_path, options=OPTIONS)
             assert set(result.removed) == {moved.reference for moved in read_receipt(receipt_path).tags}
             assert f"{registry.address}/back/team/trainer:1.0" in result.removed
         else:
             with pytest.raises(RegistryError, match="cannot delete tags"):
-                roll_back(receipt_path, options=OPTIONS)
+                rollback(receipt_path, options=OPTIONS)
         found = RegistrySource(client, "back/team/trainer").find("1.0")
         assert (found is None) is deletes
 
@@ -146,9 +146,9 @@ def test_a_password_is_asked_for(tmp_path: Path, program: str) -> None:
     make_bundle(tmp_path / "bundle")
     with run_registry(tmp_path / "r", program=program, extra=basic_options(tmp_path / "users")) as running:
         with pytest.raises(RegistryError):
-            load_bundle(tmp_path / "bundle", to=running.address, receipt_path=tmp_path / "n.yaml", options=OPTIONS)
+            load(tmp_path / "bundle", to=running.address, receipt=tmp_path / "n.yaml", options=OPTIONS)
         known = ClientOptions(lookup=lambda registry, repository: Credential(USER, PASSWORD))
-        load_bundle(tmp_path / "bundle", to=running.address, receipt_path=tmp_path / "r.yaml", options=known)
+        load(tmp_path / "bundle", to=running.address, receipt=tmp_path / "r.yaml", options=known)
 
 
 def test_skopeo_reads_the_same_digest(
@@ -156,9 +156,7 @@ def test_skopeo_reads_the_same_digest(
 ) -> None:
     require_tool("skopeo")
     make_bundle(tmp_path / "bundle", salt="skopeo")
-    result = load_bundle(
-        tmp_path / "bundle", to=f"{registry.address}/skopeo", receipt_path=tmp_path / "r.yaml", options=OPTIONS
-    )
+    result = load(tmp_path / "bundle", to=f"{registry.address}/skopeo", receipt=tmp_path / "r.yaml", options=OPTIONS)
     image = result.receipt.images[0]
     done = process.run(
         ["skopeo", "inspect", "--raw", "--tls-verify=false", f"docker://{image.reference}"], timeout_s=60

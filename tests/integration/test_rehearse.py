@@ -15,11 +15,11 @@ import pytest
 import yaml
 
 from airferry import api
-from airferry.api import near
 from airferry.bundle.manifest import read_manifest
 from airferry.engine.driver import open_engine
 from airferry.errors import ConfigurationError
 from airferry.host import files
+from airferry.near import commands as near
 from airferry.oci.layout import LayoutStore
 from near_side import PROGRAM, NearSide, git, temporaries
 from rehearsed_steps import LONG_SLEEP_S, SLEEP_S, STEPS, make_rehearsed_side, stages

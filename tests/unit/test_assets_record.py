@@ -26,8 +26,8 @@ from airferry.assets.manifest import (
     AssetManifest,
     parse_asset_manifest,
 )
-from airferry.assets.record import content_kind, pack_asset, record_asset
-from airferry.assets.staged import unpack_asset, verify_asset
+from airferry.assets.record import content_kind, hash_asset, pack_asset
+from airferry.assets.staged import compare_asset, unpack_pack
 from airferry.bundle.tree_paths import decode_path, encode_path, linked_path
 from airferry.errors import AirferryError, BuildError, FindingsError, HostError, IntegrityError, UsageError
 from airferry.events import Event, Progress
@@ -55,7 +55,7 @@ def model(root: Path) -> Path:
 
 
 def recorded(folder: Path, **more: object) -> AssetManifest:
-    return record_asset(folder, name="nano", kind="model", **more)  # type: ignore[arg-type]
+    return hash_asset(folder, name="nano", kind="model", **more)  # type: ignore[arg-type]
 
 
 # --- paths and manifests ---------------------------------------------------------------------------------------------
@@ -149,7 +149,7 @@ def test_a_recorded_asset_verifies_and_says_what_coreutils_says(tmp_path: Path) 
     assert manifest.by_path["blobs/w1"].sha256 == hashlib.sha256((folder / "blobs" / "w1").read_bytes()).hexdigest()
     assert manifest.links == (AssetLink("snapshots/main/model.safetensors", "../../blobs/w1"),)
     assert parse_asset_manifest(manifest.to_bytes(), what="it") == manifest
-    report = verify_asset(manifest, folder)
+    report = compare_asset(manifest, folder)
     assert report.ok
     assert report.read_bytes == manifest.size_bytes
 
@@ -157,12 +157,12 @@ def test_a_recorded_asset_verifies_and_says_what_coreutils_says(tmp_path: Path) 
 def test_a_single_file_is_an_asset_under_any_name(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text("{}\n")
-    manifest = record_asset(path, name="data", kind="dataset")
+    manifest = hash_asset(path, name="data", kind="dataset")
     assert [file.path for file in manifest.files] == ["data.jsonl"]
     moved = path.rename(tmp_path / "renamed")
-    assert verify_asset(manifest, moved).ok
+    assert compare_asset(manifest, moved).ok
     moved.write_text("[]\n")
-    assert [item.problem for item in verify_asset(manifest, moved).findings] == ["changed"]
+    assert [item.problem for item in compare_asset(manifest, moved).findings] == ["changed"]
 
 
 def test_an_interrupted_record_reads_only_what_is_left(tmp_path: Path) -> None:
@@ -230,8 +230,7 @@ def test_an_asset_that_changes_while_it_is_recorded_is_an_error(tmp_path: Path, 
 
 
 @pytest.mark.parametrize(
-    ("target", "reason"),
-    [("/etc/hostname", "points outside"), ("../x", "points outside"), ("gone", "does not exist")],
+    ("target", "reason"), [("/etc/hostname", "points outside"), ("../x", "points outside"), ("gone", "does not exist")]
 )
 def test_links_that_cannot_travel_are_refused(tmp_path: Path, target: str, reason: str) -> None:
     folder = model(tmp_path)
@@ -252,9 +251,9 @@ def test_pipes_empty_folders_and_bad_words_are_refused(tmp_path: Path) -> None:
     with pytest.raises(HostError, match="cannot read"):
         recorded(tmp_path / "absent")
     with pytest.raises(UsageError, match="not a valid asset name"):
-        record_asset(folder, name="No Name")
+        hash_asset(folder, name="No Name")
     with pytest.raises(UsageError, match="unknown asset kind"):
-        record_asset(folder, name="n", kind="thing")
+        hash_asset(folder, name="n", kind="thing")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
@@ -262,7 +261,7 @@ def test_an_unreadable_file_is_told_by_both_sides(tmp_path: Path) -> None:
     folder = model(tmp_path)
     manifest = recorded(folder)
     (folder / "config.json").chmod(0)
-    report = verify_asset(manifest, folder)
+    report = compare_asset(manifest, folder)
     assert [(item.path, item.problem) for item in report.findings] == [("config.json", "unreadable")]
     (folder / "other").write_text("x")
     (folder / "other").chmod(0)
@@ -282,7 +281,7 @@ def test_every_kind_of_trouble_is_found_and_nothing_else(tmp_path: Path) -> None
     (folder / "config.json").write_text("{}")
     (folder / "README.md").unlink()
     (folder / "added").write_text("x")
-    report = verify_asset(manifest, folder)
+    report = compare_asset(manifest, folder)
     assert [(item.path, item.problem) for item in report.findings] == [
         ("README.md", "missing"),
         ("added", "extra"),
@@ -301,12 +300,12 @@ def test_a_link_may_have_become_a_copy_of_its_file_but_of_no_other(tmp_path: Pat
     content = link.read_bytes()
     link.unlink()
     link.write_bytes(content)
-    assert verify_asset(manifest, folder).ok
+    assert compare_asset(manifest, folder).ok
     link.write_bytes(content[:-1] + b"?")
-    assert [item.problem for item in verify_asset(manifest, folder).findings] == ["changed"]
+    assert [item.problem for item in compare_asset(manifest, folder).findings] == ["changed"]
     link.unlink()
     link.symlink_to("../../config.json")
-    assert not verify_asset(manifest, folder).ok
+    assert not compare_asset(manifest, folder).ok
 
 
 # --- packing and unpacking -------------------------------------------------------------------------------------------
@@ -329,9 +328,9 @@ def test_a_packed_asset_unpacks_to_what_it_was(tmp_path: Path, monkeypatch: pyte
     assert {layer.media_type.rpartition(".")[2] for layer in document.layers[1:]} == {"tar"}
     config = json.loads(store.read_bytes(document.config))
     assert config["modelfs"]["diffIds"] == [layer.digest for layer in document.layers]
-    done = unpack_asset(store, descriptor, tmp_path / "there")
+    done = unpack_pack(store, descriptor, tmp_path / "there")
     assert (done.files, done.links, done.size_bytes) == (5, 1, manifest.size_bytes)
-    assert verify_asset(manifest, tmp_path / "there").ok
+    assert compare_asset(manifest, tmp_path / "there").ok
     assert (tmp_path / "there" / "snapshots" / "main" / "model.safetensors").is_symlink()
 
 
@@ -407,7 +406,7 @@ def test_no_artifact_writes_outside_or_leaves_anything(
     descriptor = hostile(store, [tar_layer(store, *entries)])
     place = tmp_path / "deep" / "er"
     with pytest.raises(IntegrityError, match=reason):
-        unpack_asset(store, descriptor, place / "asset")
+        unpack_pack(store, descriptor, place / "asset")
     assert list(place.iterdir()) == []
     assert not (tmp_path / "out").exists() and not (tmp_path / "deep" / "out").exists()
 
@@ -417,7 +416,7 @@ def test_no_raw_layer_writes_outside(tmp_path: Path, name: str) -> None:
     store = LayoutStore.create(tmp_path / "layout")
     layer = store.put_bytes(b"x", "application/vnd.cncf.model.weight.v1.raw", annotations={MODELPACK_FILEPATH: name})
     with pytest.raises(IntegrityError, match="points outside"):
-        unpack_asset(store, hostile(store, [layer]), tmp_path / "asset")
+        unpack_pack(store, hostile(store, [layer]), tmp_path / "asset")
     assert not (tmp_path / "asset").exists()
 
 
@@ -426,24 +425,24 @@ def test_damage_other_artifacts_and_occupied_places_are_told(tmp_path: Path) -> 
     store = LayoutStore.create(tmp_path / "layout")
     descriptor = pack_asset(store, recorded(folder), folder)
     with pytest.raises(UsageError, match="already exists"):
-        unpack_asset(store, descriptor, folder)
+        unpack_pack(store, descriptor, folder)
     layer = parse_manifest(store.read_bytes(descriptor)).layers[0]
     blob = store.path / "blobs" / "sha256" / digest_hex(layer.digest)
     data = bytearray(blob.read_bytes())
     data[600] ^= 1
     blob.write_bytes(data)
     with pytest.raises(IntegrityError):
-        unpack_asset(store, descriptor, tmp_path / "there")
+        unpack_pack(store, descriptor, tmp_path / "there")
     assert not (tmp_path / "there").exists()
     other = hostile(store, [store.put_bytes(b"x", "application/vnd.oci.image.layer.v1.tar")])
     with pytest.raises(IntegrityError, match="not a ModelPack type"):
-        unpack_asset(store, other, tmp_path / "there")
+        unpack_pack(store, other, tmp_path / "there")
 
 
 def test_no_temporary_stays_beside_the_destination(tmp_path: Path) -> None:
     folder = model(tmp_path)
     store = LayoutStore.create(tmp_path / "layout")
     (tmp_path / "far" / "asset").mkdir(parents=True)
-    unpack_asset(store, pack_asset(store, recorded(folder), folder), tmp_path / "far" / "asset")
+    unpack_pack(store, pack_asset(store, recorded(folder), folder), tmp_path / "far" / "asset")
     assert [path.name for path in (tmp_path / "far").iterdir()] == ["asset"]
     assert not list((tmp_path / "far").rglob(files.TEMPORARY_PREFIX + "*"))

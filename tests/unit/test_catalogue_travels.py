@@ -13,7 +13,6 @@ import yaml
 import zstandard
 
 from airferry import api
-from airferry.api import serving
 from airferry.bundle import catalogue as rules
 from airferry.bundle.artifacts import ArtifactFile, put_artifact
 from airferry.bundle.catalogue import CATALOGUE_ARTIFACT, CATALOGUE_CONTENT, CATALOGUE_MARK
@@ -22,10 +21,11 @@ from airferry.bundle.verify import open_bundle, verify_bundle
 from airferry.cli.app import run
 from airferry.errors import HostError, IntegrityError, RegistryError, UsageError
 from airferry.events import Event, Warned
-from airferry.far import catalogue as extraction
-from airferry.far.catalogue import extract_catalogue
 from airferry.far.relocate import ARTIFACTS_REPOSITORY
+from airferry.far.serve import serving
 from airferry.host import files
+from airferry.jobs import extract as extraction
+from airferry.jobs.extract import extract_artifact
 from airferry.oci.documents import Descriptor, parse_manifest
 from airferry.oci.layout import LayoutStore
 from travelling_catalogue import (
@@ -74,7 +74,7 @@ def test_what_git_tracks_travels_and_comes_out_as_it_was(tmp_path: Path) -> None
     entry = carried.entry
     assert (entry.files, entry.steps, entry.package, entry.tracked) == (8, "src/nemotron/steps", "nemotron.steps", True)
     store = LayoutStore.open(layout, read_only=True)
-    done = extract_catalogue(store, carried.artifact[1], tmp_path / "far")
+    done = extract_artifact(store, carried.artifact[1], tmp_path / "far")
     assert (done.files, done.reused) == (8, False)
     found = tree(tmp_path / "far")
     assert found.pop(CATALOGUE_MARK)
@@ -107,7 +107,7 @@ def test_without_git_the_folder_of_the_steps_travels(tmp_path: Path) -> None:
     carried = carry(root, tmp_path / "layout", emit=events.append, plan=plan)
     assert carried is not None and not carried.entry.tracked
     assert "is not in a Git repository, so only `src` of the catalogue is added to the bundle" in warned(events)
-    extract_catalogue(LayoutStore.open(tmp_path / "layout"), carried.artifact[1], tmp_path / "far")
+    extract_artifact(LayoutStore.open(tmp_path / "layout"), carried.artifact[1], tmp_path / "far")
     expected = {name for name in TRACKED if name.startswith("src/")} | {"src/folder", CATALOGUE_MARK}
     assert set(tree(tmp_path / "far")) == expected
 
@@ -212,7 +212,7 @@ def test_nothing_is_written_outside_and_nothing_left(tmp_path: Path, entries: li
     store = LayoutStore.create(tmp_path / "layout")
     place = tmp_path / "deep" / "er"
     with pytest.raises(IntegrityError, match=reason):
-        extract_catalogue(store, hostile(store, *entries), place / "far")
+        extract_artifact(store, hostile(store, *entries), place / "far")
     assert list(place.iterdir()) == []
     assert not (tmp_path / "deep/out").exists() and not (tmp_path / "out").exists() and not Path("/out").exists()
 
@@ -236,7 +236,7 @@ def test_counts_and_sizes_are_bounded(
     store = LayoutStore.create(tmp_path / "layout")
     descriptor = hostile(store, ("a", FILE, ""), ("b", FILE, ""), ("c", FOLDER, ""), ("d", FILE, ""))
     with pytest.raises(IntegrityError, match=reason):
-        extract_catalogue(store, descriptor, tmp_path / "far")
+        extract_artifact(store, descriptor, tmp_path / "far")
     assert not (tmp_path / "far").exists()
 
 
@@ -245,7 +245,7 @@ def test_folders_alone_are_bounded_too(tmp_path: Path, monkeypatch: pytest.Monke
     store = LayoutStore.create(tmp_path / "layout")
     descriptor = hostile(store, *[(f"d{number}", FOLDER, "") for number in range(60)])
     with pytest.raises(IntegrityError, match="more than 50 entries"):
-        extract_catalogue(store, descriptor, tmp_path / "far")
+        extract_artifact(store, descriptor, tmp_path / "far")
 
 
 def test_nothing_is_unpacked_before_all_of_it_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,17 +260,17 @@ def test_nothing_is_unpacked_before_all_of_it_is_verified(tmp_path: Path, monkey
     blob.write_bytes(data)
     monkeypatch.setattr(extraction, "inflate", lambda *_, **__: pytest.fail("unpacked what was not verified"))
     with pytest.raises(IntegrityError):
-        extract_catalogue(store, carried.artifact[1], tmp_path / "far")
+        extract_artifact(store, carried.artifact[1], tmp_path / "far")
     assert not (tmp_path / "far").exists()
 
 
 def test_what_is_no_catalogue_is_told(tmp_path: Path) -> None:
     store = LayoutStore.create(tmp_path / "layout")
     with pytest.raises(IntegrityError, match="not a catalogue"):
-        extract_catalogue(store, hostile(store, artifact_type="application/vnd.other"), tmp_path / "far")
+        extract_artifact(store, hostile(store, artifact_type="application/vnd.other"), tmp_path / "far")
     file = ArtifactFile("a", "text/plain", b"x")
     with pytest.raises(IntegrityError, match="must have exactly one layer, of type"):
-        extract_catalogue(store, put_artifact(store, CATALOGUE_ARTIFACT, contents=[file]), tmp_path / "far")
+        extract_artifact(store, put_artifact(store, CATALOGUE_ARTIFACT, contents=[file]), tmp_path / "far")
 
 
 # --- where it goes ---------------------------------------------------------------------------------------------------
@@ -284,19 +284,19 @@ def test_only_an_own_and_unchanged_folder_is_replaced(tmp_path: Path) -> None:
     assert first is not None and second is not None
     store = LayoutStore.open(layout)
     far.mkdir()
-    extract_catalogue(store, first.artifact[1], far)
+    extract_artifact(store, first.artifact[1], far)
     inode = (far / "airgap.yaml").stat().st_ino
     (far / "src/__pycache__").mkdir()
     (far / "src/__pycache__/x.pyc").write_text("made by a run of Python")
-    assert extract_catalogue(store, first.artifact[1], far).reused
+    assert extract_artifact(store, first.artifact[1], far).reused
     assert (far / "airgap.yaml").stat().st_ino == inode
-    extract_catalogue(store, second.artifact[1], far)
+    extract_artifact(store, second.artifact[1], far)
     assert (far / "docs/ä page.md").read_text() == "other text\n" and not (far / "src/__pycache__").exists()
     (far / "own.yaml").write_text("a: 1\n")
     (far / "airgap.yaml").write_text("b: 1\n")
     for carried in (first, second):
         with pytest.raises(UsageError, match=r"was changed since airferry extracted it: `airgap[.]yaml`, `own[.]yaml`"):
-            extract_catalogue(store, carried.artifact[1], far)
+            extract_artifact(store, carried.artifact[1], far)
     assert (far / "own.yaml").exists()
 
 
@@ -317,7 +317,7 @@ def test_what_is_not_ours_is_left_alone(tmp_path: Path, kind: str) -> None:
             (far / CATALOGUE_MARK).write_text("[" * 100_000)
     before = tree(tmp_path)
     with pytest.raises(UsageError, match="not a catalogue that airferry extracted"):
-        extract_catalogue(LayoutStore.open(tmp_path / "layout"), carried.artifact[1], far)
+        extract_artifact(LayoutStore.open(tmp_path / "layout"), carried.artifact[1], far)
     assert tree(tmp_path) == before
 
 
@@ -326,7 +326,7 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert carried is not None
     monkeypatch.setattr(files, "free_bytes", lambda _path: 3)
     with pytest.raises(HostError, match="3 are free"):
-        extract_catalogue(LayoutStore.open(tmp_path / "layout"), carried.artifact[1], tmp_path / "far")
+        extract_artifact(LayoutStore.open(tmp_path / "layout"), carried.artifact[1], tmp_path / "far")
 
 
 def test_paths_are_compared_as_disks_do() -> None:
@@ -364,26 +364,32 @@ def test_extract_takes_a_bundle(tmp_path: Path, bundle: Path, capsys: pytest.Cap
 
 def test_overlays_and_check_take_the_catalogue_of_the_bundle(tmp_path: Path, bundle: Path) -> None:
     receipt = put(tmp_path, receipt_of(open_bundle(bundle).root))
-    made = api.overlays(receipt, bundle=bundle, out=tmp_path / "jobs")
+    carried = api.CatalogueSource(bundle=bundle)
+    made = api.overlays(receipt, catalogue=carried, out=tmp_path / "jobs")
     (step,) = made.steps
     config = yaml.safe_load((tmp_path / "jobs" / str(step.path)).read_text())
     inherited = (tmp_path / "jobs" / str(step.path)).parent / config["defaults"]
     assert inherited.resolve() == (tmp_path / f"jobs/catalogue/{STEP}/config/tiny.yaml").resolve()
     assert inherited.read_text() == "defaults: default.yaml\na: 2\n"
-    assert api.overlays(receipt, bundle=bundle, out=tmp_path / "jobs").steps == made.steps
-    report = api.check(receipt=receipt, bundle=bundle, ask_registry=False)
+    assert (
+        api.overlays(receipt, catalogue=api.CatalogueSource(bundle=bundle), out=tmp_path / "jobs").steps == made.steps
+    )
+    report = api.check(receipt=receipt, catalogue=carried, ask_registry=False)
     assert {finding.kind for finding in report.blocking} == {"git", "image"}
     assert report.blocking[0].file == f"{STEP}/config/default.yaml"
     assert not any((tmp_path / "cache/scratch").iterdir()), "what was extracted for the check is gone"
     (cloned,) = [finding for finding in report.blocking if finding.kind == "git"]
     assert f"-c {tmp_path}/jobs/kubernetes/sft/one/tiny.yaml, " in str(cloned.fix), "written next to the receipt"
-    report = api.check(receipt=receipt, bundle=bundle, overlays=tmp_path / "jobs", ask_registry=False)
+    report = api.check(
+        api.JobSelection(overlays=tmp_path / "jobs"), receipt=receipt, catalogue=carried, ask_registry=False
+    )
     assert not report.blocking
 
 
 def test_a_source_that_is_given_wins(tmp_path: Path, bundle: Path) -> None:
     receipt = put(tmp_path, receipt_of(open_bundle(bundle).root))
-    (step,) = api.overlays(receipt, bundle=bundle, source=tmp_path / "code", out=tmp_path / "jobs").steps
+    source = api.CatalogueSource(tmp_path / "code", bundle)
+    (step,) = api.overlays(receipt, catalogue=source, out=tmp_path / "jobs").steps
     assert step.config == str(tmp_path / f"code/{STEP}/config/tiny.yaml")
     assert not (tmp_path / "jobs/catalogue").exists()
 
@@ -393,9 +399,11 @@ def test_steps_folder_and_package_come_from_the_receipt(tmp_path: Path) -> None:
     (source / "src/nemotron").rename(source / "recipes")
     held = ReceiptCatalogue(pinned=f"hub.site:5000/airgap/x@{DIGEST}", steps="recipes/steps", package="nemotron.steps")
     receipt = put(tmp_path, receipt_of(DIGEST, catalogue=held))
-    (step,) = api.overlays(receipt, source=source, out=tmp_path / "jobs").steps
+    (step,) = api.overlays(receipt, catalogue=api.CatalogueSource(source), out=tmp_path / "jobs").steps
     assert step.config == str(source / "recipes/steps/sft/one/config/tiny.yaml")
-    assert api.check(source=source, receipt=receipt, ask_registry=False).steps == ("sft/one:tiny",)
+    assert api.check(receipt=receipt, catalogue=api.CatalogueSource(source), ask_registry=False).steps == (
+        "sft/one:tiny",
+    )
 
 
 def test_the_registry_has_it_pinned_by_digest(tmp_path: Path, bundle: Path) -> None:
@@ -413,14 +421,14 @@ def test_the_registry_has_it_pinned_by_digest(tmp_path: Path, bundle: Path) -> N
             made = api.overlays(receipt, out=tmp_path / "jobs")
             assert made.steps and (tmp_path / f"jobs/catalogue/{STEP}/step.py").is_file()
             assert api.extract_catalogue(receipt, tmp_path / "far").files == 8
-            report = api.check(receipt=receipt, overlays=tmp_path / "jobs", ask_registry=False)
+            report = api.check(api.JobSelection(overlays=tmp_path / "jobs"), receipt=receipt, ask_registry=False)
             assert not report.blocking
         finally:
             registry.stop()
             thread.join(10)
     # what lies there already needs no registry
     assert api.overlays(receipt, out=tmp_path / "jobs").steps == made.steps
-    assert not api.check(receipt=receipt, overlays=tmp_path / "jobs", ask_registry=False).blocking
+    assert not api.check(api.JobSelection(overlays=tmp_path / "jobs"), receipt=receipt, ask_registry=False).blocking
     with pytest.raises(RegistryError) as caught:
         api.overlays(receipt, out=tmp_path / "other")
     assert "give the bundle with `--bundle`" in (caught.value.hint or "")
@@ -438,7 +446,7 @@ def test_nothing_is_written_into_the_bundle(tmp_path: Path, bundle: Path) -> Non
         with pytest.raises(UsageError, match="is inside the bundle"):
             api.load(bundle, to="localhost:1/x", receipt=folder / "receipt.yaml")
         with pytest.raises(UsageError, match="is inside the bundle"):
-            api.load_for_jobs(bundle, to="localhost:1/x", jobs=folder, receipt=tmp_path / "receipt.yaml")
+            api.load_for_jobs(bundle, to="localhost:1/x", jobs=api.JobFiles(folder, receipt=tmp_path / "receipt.yaml"))
     assert verify_bundle(bundle).ok
 
 
@@ -462,14 +470,14 @@ def test_a_receipt_cannot_lead_out_of_the_catalogue(tmp_path: Path, steps: str, 
     receipt = receipt_of(DIGEST, catalogue=held.model_copy(update={"steps": steps, "package": package}))
     path = put(tmp_path, receipt)
     with pytest.raises(IntegrityError, match=f"catalogue.{'package' if steps == 'src/steps' else 'steps'}"):
-        api.overlays(path, source=tmp_path, out=tmp_path / "jobs")
+        api.overlays(path, catalogue=api.CatalogueSource(tmp_path), out=tmp_path / "jobs")
 
 
 def test_receipts_of_an_older_airferry_are_read(tmp_path: Path) -> None:
     receipt = put(tmp_path, receipt_of(DIGEST))
     receipt.write_bytes(receipt.read_bytes().replace(b"schema_version: 2", b"schema_version: 1"))
     source = write_catalogue(tmp_path / "code")
-    assert api.overlays(receipt, source=source, out=tmp_path / "jobs").steps
+    assert api.overlays(receipt, catalogue=api.CatalogueSource(source), out=tmp_path / "jobs").steps
     with pytest.raises(UsageError, match="contains no catalogue"):
         api.overlays(receipt, out=tmp_path / "jobs")
 

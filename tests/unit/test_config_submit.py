@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from airferry.config.submit import NEMOTRON_SUBMIT, submit_words
-from airferry.jobs.submission import submit_command
+from airferry.config.submit import NEMOTRON_SUBMIT, submit_command, submit_words
 
 
 @pytest.mark.parametrize(

@@ -27,13 +27,12 @@ from airferry.oci.layers import Compression
 from airferry.oci.layout import LayoutStore
 from airferry.oci.platform import Platform
 from airferry.oci.ports import Stored
-from airferry.oci.validate import validate_image
 from airferry.registry.client import ClientOptions, RegistryClient
 from airferry.registry.retry import MAX_RETRY_AFTER_S, RetryPolicy, retry_after_s
 from airferry.registry.sink import RegistrySink
 from airferry.registry.source import RegistrySource
 from airferry.registry.uploads import Uploader
-from oci_images import base_image, manifest_over, put_image, put_index, put_manifest
+from oci_images import base_image, image_defects, manifest_over, put_image, put_index, put_manifest
 from scripted_registry import Call, Exchange, error_document, run_scripted
 
 AMD64 = Platform("linux", "amd64")
@@ -274,7 +273,7 @@ def test_an_image_with_more_or_fewer_diff_ids_than_layers_is_refused_everywhere(
 ) -> None:
     image = with_diff_ids(store, change)
     listed = f"has 2 layers, its config lists {2 + change} diff_ids"
-    assert any(listed in str(finding) for finding in validate_image(store, image, subject="image `x`"))
+    assert any(listed in str(finding) for finding in image_defects(store, image, subject="image `x`"))
     _child, results = put_image(store, [{"a": b"1"}, {"b": b"2"}])
     with pytest.raises(IntegrityError, match=f"has 2 layers, its config {2 + change} diff_ids"):
         describe_platform(store, image, layers=results)

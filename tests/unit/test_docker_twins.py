@@ -18,7 +18,7 @@ from airferry.config import Executor, load_config
 from airferry.errors import ConfigurationError, RegistryError, UsageError
 from airferry.events import Event, Warned
 from airferry.far import tags
-from airferry.far.load import LoadResult, load_bundle
+from airferry.far.load import LoadOutcome, load
 from airferry.far.relocate import parse_destination
 from airferry.far.serve.offer import read_repositories
 from airferry.jobs.submission import image_for, reference_for
@@ -139,10 +139,11 @@ def test_twins_are_made_for_enroot_or_as_written(tmp_path: Path, site: Any, writ
     assert load_config(write_airgap(tmp_path, document)).effective_docker_twin is expected
 
 
-def loaded(bundle: Path, registry: ScriptedRegistry, tmp_path: Path, **more: Any) -> LoadResult:
-    return load_bundle(
-        bundle, to=f"{registry.address}/site", receipt_path=tmp_path / "receipt.yaml", options=OPTIONS, **more
-    )
+def loaded(
+    bundle: Path, registry: ScriptedRegistry, tmp_path: Path, *, maps: dict[str, str] | None = None, **more: Any
+) -> LoadOutcome:
+    to = parse_destination(f"{registry.address}/site", maps=maps)
+    return load(bundle, to=to, receipt=tmp_path / "receipt.yaml", options=OPTIONS, **more)
 
 
 def test_a_load_brings_the_twin_to_the_repository_of_its_image_and_pins_it_for_enroot(
@@ -206,7 +207,7 @@ def test_a_load_that_fails_leads_with_the_cause_and_counts_what_is_missing(bundl
     with run_scripted() as registry:
         address = registry.address
     with pytest.raises(RegistryError) as caught:
-        load_bundle(bundle, to=f"{address}/site", receipt_path=tmp_path / "receipt.yaml", options=OPTIONS)
+        load(bundle, to=f"{address}/site", receipt=tmp_path / "receipt.yaml", options=OPTIONS)
     cause, _, rest = caught.value.message.partition("; ")
     assert cause.startswith(f"`{address}` refuses connections: cannot ")
     assert rest == "no tag was moved; not complete there yet: 1 image and 2 artifacts"

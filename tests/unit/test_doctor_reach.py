@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from airferry.api import Selection, doctor
-from airferry.api.reach import ask_all
 from airferry.config import load_config
 from airferry.engine.preflight import Check
 from airferry.errors import ConfigurationError
 from airferry.events import Event, Notice, Warned
 from airferry.host.canonical import canonical_json
+from airferry.near.reach import ask_all
 from airferry.oci.documents import (
     IMAGE_CONFIG,
     IMAGE_INDEX,
@@ -160,7 +160,7 @@ def test_a_catalogue_that_is_not_found_is_one_failed_check_of_the_host(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(home)
-    monkeypatch.setattr("airferry.api.host.checks", lambda **_: [Check("git", "ok", "git 2", "")])
+    monkeypatch.setattr("airferry.near.doctor.checks", lambda **_: [Check("git", "ok", "git 2", "")])
     config = write_airgap(home, airgap({"one": "a.invalid/b"}, {"s/one": "one"}))
     report = doctor(Selection(config))
     assert [(check.name, check.status) for check in report.checks] == [("git", "ok"), ("catalogue", "fail")]

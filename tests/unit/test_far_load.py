@@ -51,7 +51,7 @@ def load(registry: ScriptedRegistry, bundle: Path, *more: str) -> int:
     return run(["load", str(bundle), "--to", f"{registry.address}/airgap", "--plain-http", *more])
 
 
-def roll_back(*more: str) -> int:
+def rollback(*more: str) -> int:
     return run(["load", "--rollback", "airgap-receipt.yaml", "--plain-http", *more])
 
 
@@ -153,12 +153,12 @@ def test_a_rollback_puts_back_what_a_tag_stood_for_and_removes_what_is_new(
     ]
     assert not journal_path(Path("airgap-receipt.yaml")).exists()
     said(capsys)
-    assert roll_back("--json") == 0
+    assert rollback("--json") == 0
     document = json.loads(said(capsys)[0])
     assert document["restored"] == [f"{registry.address}/{TRAINER}:1.0"]
     assert len(document["removed"]) == 1 and "airferry-artifacts:bundle-" in document["removed"][0]
     assert tag_of(registry, TRAINER, "1.0") == before
-    assert roll_back() == 0, "a rollback can be repeated"
+    assert rollback() == 0, "a rollback can be repeated"
     out, err = said(capsys)
     assert out == "" and "all tags are back to their state before the load" in err
     assert tag_of(registry, TRAINER, "1.0") == before
@@ -170,7 +170,7 @@ def test_a_rollback_lists_each_tag_on_a_line(
     assert load(registry, bundles["old"]) == 0 and load(registry, bundles["new"]) == 0
     artifact = read_receipt(Path("airgap-receipt.yaml")).artifact_tags[0].reference
     said(capsys)
-    assert roll_back() == 0
+    assert rollback() == 0
     assert said(capsys)[0].splitlines() == [f"restored  {registry.address}/{TRAINER}:1.0", f"removed  {artifact}"]
 
 
@@ -187,7 +187,7 @@ def test_a_rollback_leaves_a_tag_alone_that_others_moved_since(
     moved = tag_of(registry, TRAINER, "1.0")
     puts = registry.count("PUT", "manifests")
     said(capsys)
-    assert roll_back() == 7
+    assert rollback() == 7
     err = said(capsys)[1]
     assert "not all tags are back to their state before the load" in err and "1 other tag is as before the load" in err
     expected = "another client has removed it" if gone else f"another client has moved it since, to `{moved}`"
@@ -213,7 +213,7 @@ def test_a_rollback_where_tags_cannot_be_removed_says_so_and_restores_the_rest(
 
     registry.faults.append(refuse)
     said(capsys)
-    assert roll_back() == 7
+    assert rollback() == 7
     err = said(capsys)[1]
     assert "it is new, and the registry cannot delete tags" in err
     assert "remove the new tags with the registry's own tools if they must go" in err

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,7 +29,7 @@ def test_the_host_is_dropped_and_the_path_is_kept(name: str, expected: str) -> N
 
 
 def test_flatten_keeps_the_last_part() -> None:
-    found = relocate(["nvcr.io/nvidia/nemo:25.09"], TO, flatten=True)
+    found = relocate(["nvcr.io/nvidia/nemo:25.09"], replace(TO, flatten=True))
     assert [str(place) for place in found.values()] == ["reg.corp:5000/mirror/x/nemo:25.09"]
 
 
@@ -44,15 +46,15 @@ def test_flatten_keeps_the_last_part() -> None:
 )
 def test_a_map_takes_the_place_of_what_it_fits(maps: dict[str, str], expected: str) -> None:
     name = "nvcr.io/nvidia/nemo:25.09"
-    assert str(relocate([name], TO, maps=maps)[name]) == f"reg.corp:5000/mirror/x/{expected}"
+    assert str(relocate([name], replace(TO, maps=maps))[name]) == f"reg.corp:5000/mirror/x/{expected}"
 
 
 def test_the_longest_map_wins_and_one_that_fits_nothing_is_refused() -> None:
     names = ["a.io/x/one:1", "a.io/x/two:1"]
-    found = relocate(names, TO, maps={"a.io/x": "general", "a.io/x/two": "special"})
+    found = relocate(names, replace(TO, maps={"a.io/x": "general", "a.io/x/two": "special"}))
     assert [place.repository for place in found.values()] == ["mirror/x/general/one", "mirror/x/special"]
     with pytest.raises(UsageError, match=r"`--map a\.io/xx=…` matches no image"):
-        relocate(names, TO, maps={"a.io/xx": "y"})
+        relocate(names, replace(TO, maps={"a.io/xx": "y"}))
 
 
 def test_images_that_would_collide_are_refused() -> None:
@@ -64,7 +66,7 @@ def test_images_that_would_collide_are_refused() -> None:
 
 def test_a_map_to_what_is_no_name_is_refused() -> None:
     with pytest.raises(UsageError, match="cannot go to"):
-        relocate(["a.io/x:1"], TO, maps={"a.io/x:1": "Not A Name"})
+        relocate(["a.io/x:1"], replace(TO, maps={"a.io/x:1": "Not A Name"}))
 
 
 @pytest.mark.parametrize("text", ["", "registry/prefix", "reg.corp/UPPER", "/x", "reg.corp:5000/a//b"])
@@ -87,7 +89,7 @@ PART = st.from_regex(r"[a-z0-9]{1,5}", fullmatch=True)
 def test_no_two_images_ever_share_a_place(parts: list[tuple[str, str, str]], flatten: bool) -> None:
     names = [f"{host}.io/{path}/image:{tag}" for host, path, tag in parts]
     try:
-        places = relocate(names, TO, flatten=flatten)
+        places = relocate(names, replace(TO, flatten=flatten))
     except UsageError:
         assert len({(path if not flatten else "", tag) for _host, path, tag in parts}) < len(names)
         return

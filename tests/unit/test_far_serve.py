@@ -306,14 +306,15 @@ def test_an_address_of_another_form_is_refused(address: str) -> None:
 
 def test_wrong_certificates_are_refused_and_the_port_given_back(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "x.pem").write_text("no certificate")
+    both = api.ServeOptions(tls_certificate=tmp_path / "x.pem", tls_key=tmp_path / "x.pem")
     with (
         pytest.raises(ConfigurationError, match="cannot be used"),
-        api.serve(bundle, listen="127.0.0.1:0", tls_certificate=tmp_path / "x.pem", tls_key=tmp_path / "x.pem"),
+        api.serve(bundle, listen="127.0.0.1:0", options=both),
     ):
         pass
     with (
         pytest.raises(UsageError, match="come together"),
-        api.serve(bundle, listen="127.0.0.1:0", tls_key=tmp_path / "x.pem"),
+        api.serve(bundle, listen="127.0.0.1:0", options=api.ServeOptions(tls_key=tmp_path / "x.pem")),
     ):
         pass
 
@@ -335,7 +336,7 @@ def test_verify_first_finds_damage_before_anything_is_served(bundle: Path) -> No
     file.write_bytes(data)
     with (
         pytest.raises(IntegrityError, match="is damaged"),
-        api.serve(bundle, listen="127.0.0.1:0", verify_first=True),
+        api.serve(bundle, listen="127.0.0.1:0", options=api.ServeOptions(verify_first=True)),
     ):
         pass
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from airferry.api import near
 from airferry.host import memory
+from airferry.near import commands as near
 
 MIB = 1 << 20
 

@@ -18,8 +18,9 @@ OWNERS = {
     "typer": ("cli/",),
     "rich": ("cli/",),
     "omegaconf": ("plan/",),
-    "starlette": ("far/serve/",),
-    "uvicorn": ("far/serve/",),
+    "installer": ("near/",),
+    "isal": ("oci/codecs.py",),
+    **dict.fromkeys(("anyio", "bcrypt", "h11", "starlette", "uvicorn"), ("far/serve/",)),
 }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from airferry.assets.record import record_asset
+from airferry.assets.record import hash_asset
 from airferry.bundle.manifest import AssetEntry, OverlayEntry
 from airferry.bundle.receipt import Receipt, ReceiptImage, ReceiptTwin
 from airferry.config import SiteProfile
@@ -450,7 +450,7 @@ def test_assets_are_looked_at_where_containers_find_them(root: Path, tmp_path: P
     storage = tmp_path / "storage"
     (storage / "base").mkdir(parents=True)
     (storage / "base" / "w.safetensors").write_bytes(b"weights")
-    manifest = record_asset(storage / "base", name="base", kind="model", journal=tmp_path / "journal")
+    manifest = hash_asset(storage / "base", name="base", kind="model", journal=tmp_path / "journal")
     site = {**SITE, "mounts": [{"path": str(storage), "target": "/models"}, "/nowhere:/far:ro"]}
 
     def look(target: str, *, steps: tuple[str, ...] = (), content: bool = False) -> list[tuple[str, str, str]]:

@@ -344,7 +344,7 @@ def test_paths_in_commands_have_no_dots(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path / "here")
 
     def command(out: str) -> str:
-        made = api.overlays(Path("../receipt.yaml"), source=Path("../code"), out=Path(out))
+        made = api.overlays(Path("../receipt.yaml"), catalogue=api.CatalogueSource(Path("../code")), out=Path(out))
         (config,) = [word for word in made.steps[0].command.split() if word.endswith("tiny.yaml")]
         assert Path(config).is_file()
         return made.steps[0].command

@@ -22,7 +22,7 @@ NAMES = ("nvcr.io/nvidia/nemo:26.04", "docker.io/library/python:3.12-slim", "qua
 def receipt(
     names: tuple[str, ...] = NAMES, *, flatten: bool = False, registry: str = "hub.site:5000/airgap"
 ) -> Receipt:
-    places = relocate(names, parse_destination(registry), flatten=flatten, whole=names)
+    places = relocate(names, parse_destination(registry, flatten=flatten), whole=names)
     images = [
         ReceiptImage(
             name=name,

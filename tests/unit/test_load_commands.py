@@ -14,7 +14,6 @@ from airferry.bundle.verify import VerifyReport
 from airferry.cli import far
 from airferry.cli.app import run
 from airferry.cli.render import Reporter
-from airferry.far.load import LoadResult
 from airferry.far.push import PushResult
 from travelling_catalogue import DIGEST, REF, TARGET, URL, receipt_of
 
@@ -46,7 +45,7 @@ def outcome(receipt: Receipt, *, baked: bool, by_target: bool = True) -> LoadOut
         tool=ToolEntry(airferry="0"),
     )
     report = VerifyReport(Path("out"), DIGEST, True, 1, 1, 1, 1, ())
-    return LoadOutcome(LoadResult(report, manifest, PushResult(), (), receipt, False), Path("airgap-receipt.yaml"))
+    return LoadOutcome(report, manifest, PushResult(), (), receipt, Path("airgap-receipt.yaml"), False)
 
 
 @pytest.mark.parametrize("by_target", [True, False])

@@ -10,7 +10,7 @@ import pytest
 from test_load_commands import outcome
 
 from airferry import api
-from airferry.api import jobs as module
+from airferry import load_for_jobs as module
 from airferry.bundle.verify import open_bundle
 from airferry.cli.app import run
 from airferry.config.site import Executor
@@ -55,10 +55,10 @@ def test_another_catalogue_is_refused_before_anything_is_sent(tmp_path: Path, bu
     config = other / CONFIG / "default.yaml"
     config.write_text(config.read_text().replace("0123abc", "9999999"))
     with pytest.raises(ConfigurationError, match="which is not baked into"):
-        api.load_for_jobs(bundle, to=NOBODY, jobs=tmp_path / "jobs", source=other)
+        api.load_for_jobs(bundle, to=NOBODY, jobs=api.JobFiles(tmp_path / "jobs", source=other))
     (other / CONFIG / "tiny.yaml").unlink()
     with pytest.raises(ConfigurationError, match="has no config `tiny`"):
-        api.load_for_jobs(bundle, to=NOBODY, jobs=tmp_path / "jobs", source=other)
+        api.load_for_jobs(bundle, to=NOBODY, jobs=api.JobFiles(tmp_path / "jobs", source=other))
     assert not sent and not (tmp_path / "jobs").exists()
 
 
@@ -66,9 +66,9 @@ def test_places_are_tried_before_anything_is_sent(tmp_path: Path, bundle: Path, 
     (tmp_path / "file").write_text("x")
     for jobs in (tmp_path / "file", tmp_path / "file/below"):
         with pytest.raises(HostError, match=r"file` is not a folder"):
-            api.load_for_jobs(bundle, to=NOBODY, jobs=jobs, receipt=tmp_path / "receipt.yaml")
+            api.load_for_jobs(bundle, to=NOBODY, jobs=api.JobFiles(jobs, receipt=tmp_path / "receipt.yaml"))
     with pytest.raises(UsageError, match="is a folder, expected a file"):
-        api.load_for_jobs(bundle, to=NOBODY, jobs=tmp_path / "jobs", receipt=tmp_path)
+        api.load_for_jobs(bundle, to=NOBODY, jobs=api.JobFiles(tmp_path / "jobs", receipt=tmp_path))
     assert not sent
     for receipt, kind in ((tmp_path, UsageError), (tmp_path / "file/receipt.yaml", HostError)):
         with pytest.raises(kind, match=r"is (a folder|not a folder)"):
@@ -83,7 +83,7 @@ def test_a_place_that_refuses_files_is_told(
 
     monkeypatch.setattr("airferry.host.files.tempfile.TemporaryFile", refuse)
     with pytest.raises(HostError, match=r"cannot write below .*Permission denied"):
-        api.load_for_jobs(bundle, to=NOBODY, jobs=tmp_path / "jobs")
+        api.load_for_jobs(bundle, to=NOBODY, jobs=api.JobFiles(tmp_path / "jobs"))
     assert not sent
 
 
@@ -96,7 +96,8 @@ def test_what_fails_after_the_load_says_that_it_is_loaded(
     monkeypatch.setattr(module, "write_overlays", full)
     events: list[Event] = []
     with pytest.raises(AirferryError, match="the disk is full"):
-        api.load_for_jobs(bundle, to=NOBODY, jobs=tmp_path / "jobs", source=tmp_path / "code", emit=events.append)
+        files = api.JobFiles(tmp_path / "jobs", source=tmp_path / "code")
+        api.load_for_jobs(bundle, to=NOBODY, jobs=files, emit=events.append)
     (said,) = [event for event in events if isinstance(event, Warned)]
     receipt = tmp_path / "jobs/airgap-receipt.yaml"
     assert f"the bundle is loaded (receipt `{receipt}`" in said.text
@@ -132,7 +133,7 @@ def test_images_that_an_executor_cannot_pull_are_warned_of(
 
     monkeypatch.setattr(module, "ask_images", ask)
     events: list[Event] = []
-    api.load_for_jobs(bundle, to=NOBODY, jobs=tmp_path / "jobs", site=site, emit=events.append)
+    api.load_for_jobs(bundle, to=NOBODY, jobs=api.JobFiles(tmp_path / "jobs", site=site), emit=events.append)
     said = [event for event in events if isinstance(event, Warned)]
     assert [executor.kind for executor in asked] == ["slurm-pyxis"]
     assert [event.hint for event in said] == ([hint] if hint else [])

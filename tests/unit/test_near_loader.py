@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+import tomllib
 import zipfile
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
@@ -29,7 +31,7 @@ from airferry.oci.layout import LayoutStore
 from airferry.oci.platform import parse_platform
 
 ROOT = Path(__file__).parents[2]
-NEAR_SIDE_ONLY = {"pip"}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 def pinned(path: Path) -> dict[str, tuple[str, frozenset[str]]]:
@@ -42,19 +44,42 @@ def test_the_far_side_s_lock_is_a_part_of_the_whole_lock() -> None:
     assert all(hashes for _version, hashes in part.values())
 
 
-def test_the_far_side_s_lock_covers_all_that_airferry_imports_there() -> None:
-    part = pinned(shipped("near/carry/far-side.lock"))
-    waiting, seen = ["airferry"], set()
+def closure(requirements: Iterable[str]) -> set[str]:
+    """Return what these need, by what is installed here, on the oldest Python that airferry runs on."""
+    oldest = {"extra": "", "python_version": "3.11", "python_full_version": "3.11.0"}
+    waiting, seen = list(requirements), set()
     while waiting:
-        name = waiting.pop()
-        for line in metadata.requires(name) or ():
-            wanted = Requirement(line)
-            key = canonicalize_name(wanted.name)
-            if key in seen | NEAR_SIDE_ONLY or (wanted.marker and not wanted.marker.evaluate({"extra": ""})):
-                continue
+        wanted = Requirement(waiting.pop())
+        key = canonicalize_name(wanted.name)
+        if key not in seen and (wanted.marker is None or wanted.marker.evaluate(oldest)):
             seen.add(key)
-            waiting.append(key)
-    assert seen <= part.keys()
+            waiting += metadata.requires(key) or ()
+    return seen
+
+
+def test_the_far_side_takes_in_what_airferry_and_serve_need_and_nothing_else() -> None:
+    part = pinned(shipped("near/carry/far-side.lock"))
+    assert closure([*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["serve"]]) == part.keys()
+    for line in PROJECT["optional-dependencies"]["near"]:
+        assert canonicalize_name(Requirement(line).name) not in part
+
+
+def test_the_page_on_security_says_why_of_each_distribution() -> None:
+    page = (ROOT / "docs" / "security.md").read_text()
+    section = page.partition("## What the far side takes in\n")[2].partition("\n## ")[0]
+    named = [name for row in re.findall(r"^\| (`[^|]+) \|", section, re.M) for name in re.findall(r"`([^`]+)`", row)]
+    part, base = pinned(shipped("near/carry/far-side.lock")), closure(PROJECT["dependencies"])
+    assert sorted(named) == sorted(part)
+    assert section.startswith(f"\n{len(part)} Python distributions") and f"extra: {len(base)} distributions" in section
+    serve_only = {
+        name for line in section.splitlines() if "`serve` only" in line for name in re.findall(r"`([\w-]+)`", line)
+    }
+    assert serve_only - {"serve", "htpasswd"} == part.keys() - base
+
+
+def test_no_lock_names_an_index() -> None:
+    for lock in (ROOT / "requirements.lock", shipped("near/carry/far-side.lock")):
+        assert not re.search(r"[a-z]+://|--(extra-)?index-url|--trusted-host|--find-links", lock.read_text())
 
 
 def test_pins_are_read_with_their_hashes() -> None:
@@ -93,6 +118,18 @@ def test_our_own_wheel_is_whole_and_the_same_each_time(tmp_path: Path, monkeypat
         assert f"airferry/{name}" in names
     assert len(names) == len(set(names)) and not [name for name in names if name.endswith(".pyc")]
     assert {line.partition(",")[0] for line in record.splitlines()} == set(names)
+
+
+def test_our_own_wheel_names_its_extras(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    requires = [
+        f'{line}; extra == "{name}"' for name, lines in PROJECT["optional-dependencies"].items() for line in lines
+    ]
+    monkeypatch.setattr(metadata, "requires", lambda _: [*PROJECT["dependencies"], *requires])
+    path = own_wheel(tmp_path)
+    with zipfile.ZipFile(path) as archive:
+        text = archive.read(next(name for name in archive.namelist() if name.endswith("METADATA"))).decode()
+    assert re.findall(r"^Provides-Extra: (.*)$", text, re.M) == sorted(PROJECT["optional-dependencies"])
+    assert set(re.findall(r"^Requires-Dist: (.*)$", text, re.M)) == {*PROJECT["dependencies"], *requires}
 
 
 def test_our_own_wheel_can_make_itself_again(tmp_path: Path) -> None:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from airferry.api import host
-from airferry.api.describe import describe_prediction
 from airferry.cli.app import run
 from airferry.config import load_config
 from airferry.errors import HostError
 from airferry.events import Event, Warned
+from airferry.near import doctor as host
 from airferry.near import predict as prediction
+from airferry.near.describe import describe_prediction
 from airferry.near.predict import Expected, Prediction, ensure_room
 from airferry.plan.planner import make_plan
 from catalogues import airgap, mounting, write_airgap, write_step

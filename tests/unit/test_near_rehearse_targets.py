@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from airferry.api import rehearsal
-from airferry.api.near import Selection
 from airferry.errors import ConfigurationError
+from airferry.near.commands import Selection
+from airferry.near.rehearse import targets as rehearsal
 from catalogues import airgap, mounting, write_airgap, write_step
 
 OVERLAY = "https://git.example.org/tool@main,/opt/tool"
@@ -24,7 +24,7 @@ def selection(tmp_path: Path) -> Selection:
     document = airgap(images, {"a": "one", "b": "two", "c": "one", "d": "other"})
     document["step_execution_images"]["e"] = "other"
     document["dependencies"] = {"e": ["d:tiny"]}
-    return Selection(config=write_airgap(tmp_path, document), stages=rehearsal.STAGES)
+    return Selection(config=write_airgap(tmp_path, document), stages=rehearsal.REHEARSED_STAGES)
 
 
 def plans(selection: Selection, *names: str) -> list[list[tuple[str, tuple[str, ...]]]]:

@@ -31,8 +31,7 @@ from airferry.oci.documents import (
 from airferry.oci.layout import LayoutStore
 from airferry.oci.platform import Platform
 from airferry.oci.ports import Stored
-from airferry.oci.validate import validate_image, validate_layout
-from oci_images import make_image, put_image, put_index, put_manifest
+from oci_images import image_defects, layout_defects, make_image, put_image, put_index, put_manifest
 
 NAME = "registry.example/team/trainer:1.0"
 AMD64, ARM64 = Platform("linux", "amd64"), Platform("linux", "arm64")
@@ -94,7 +93,7 @@ def test_children_go_before_parents_and_nothing_goes_twice(store: LayoutStore, t
     manifests = [child.digest for child in parse_index(store.read_manifest(index).data).manifests]
     assert sink.order[-3:] == [*manifests, index.digest]
     assert target.resolve(NAME).digest == index.digest
-    assert validate_layout(target) == []
+    assert layout_defects(target) == []
     last = events[-1]
     assert isinstance(last, Progress)
     assert last.done == last.total
@@ -110,7 +109,7 @@ def test_one_platform_leaves_the_others_blobs_behind(store: LayoutStore, target:
     children = parse_index(target.read_manifest(copied).data).manifests
     assert [child.platform_value() for child in children] == [ARM64]
     assert len(target.stored_digests()) == 5
-    assert validate_layout(target) == []
+    assert layout_defects(target) == []
 
 
 def test_all_platforms_keep_the_index_as_it_is(store: LayoutStore, target: LayoutStore) -> None:
@@ -135,7 +134,7 @@ def test_referrers_come_along_when_asked_for(store: LayoutStore, target: LayoutS
     copy_image(store, target, index, reference=NAME, referrers=True)
     assert [referrer.digest for referrer in target.referrers(index.digest)] == [note.digest]
     assert [referrer.digest for referrer in target.referrers(note.digest)] == [of_note.digest]
-    assert validate_layout(target) == []
+    assert layout_defects(target) == []
 
 
 def test_a_failure_leaves_no_name(store: LayoutStore, target: LayoutStore) -> None:
@@ -193,7 +192,7 @@ def test_an_archive_is_read_in_place(store: LayoutStore, target: LayoutStore, tm
     assert source.resolve(NAME).digest == source.resolve("").digest == index.digest
     copy_image(source, target, source.resolve(NAME), reference=NAME)
     assert target.stored_digests() == store.stored_digests()
-    assert validate_image(source, index, subject="image") == []
+    assert image_defects(source, index, subject="image") == []
     with pytest.raises(ConfigurationError, match="holds nothing under `other`"):
         source.resolve("other")
 
@@ -294,7 +293,7 @@ def test_a_damaged_archive_is_found_when_the_blob_is_read(store: LayoutStore, tm
     layer = entry.platforms["linux/amd64"].layers[0]
     content = store.blob_path(layer.digest).read_bytes()
     path.write_bytes(path.read_bytes().replace(content, content[::-1]))
-    findings = validate_image(ArchiveSource(path), index, subject="image")
+    findings = image_defects(ArchiveSource(path), index, subject="image")
     assert [finding.digest for finding in findings] == [layer.digest] * 2
 
 
@@ -306,7 +305,7 @@ def test_a_sound_layout_has_no_findings(store: LayoutStore) -> None:
     note = add_artifact(store, index)
     store.write_index([index, *store.referrers(index.digest)])
     assert note.digest in {entry.digest for entry in store.read_index().manifests}
-    assert validate_layout(store) == []
+    assert layout_defects(store) == []
 
 
 def wrong_platform(store: LayoutStore) -> Descriptor:
@@ -394,7 +393,7 @@ def manifest_is_a_blob(store: LayoutStore) -> Descriptor:
     ],
 )
 def test_an_unsound_image_is_found(store: LayoutStore, make: Callable[[LayoutStore], Descriptor], message: str) -> None:
-    findings = [str(finding) for finding in validate_image(store, make(store), subject="image `x`")]
+    findings = [str(finding) for finding in image_defects(store, make(store), subject="image `x`")]
     assert any(finding.startswith("image `x`") and message in finding for finding in findings), findings
 
 
@@ -402,7 +401,7 @@ def test_what_nothing_names_is_found(store: LayoutStore) -> None:
     index, _entry = make_image(store)
     store.write_index([index])
     stray = store.put_bytes(b"stray", LAYER_TAR)
-    assert [finding.digest for finding in validate_layout(store)] == [stray.digest]
+    assert [finding.digest for finding in layout_defects(store)] == [stray.digest]
 
 
 def test_any_flipped_byte_of_any_blob_is_found(store: LayoutStore) -> None:
@@ -416,9 +415,9 @@ def test_any_flipped_byte_of_any_blob_is_found(store: LayoutStore) -> None:
             bad[position] ^= 0x20
             path.write_bytes(bad)
             try:
-                found = {finding.digest for finding in validate_layout(store)}
+                found = {finding.digest for finding in layout_defects(store)}
             except AirferryError as error:
                 pytest.fail(f"raised instead of reported: {error}")
             assert digest in found
         path.write_bytes(good)
-    assert validate_layout(store) == []
+    assert layout_defects(store) == []

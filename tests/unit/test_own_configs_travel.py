@@ -12,7 +12,7 @@ from airferry import api
 from airferry.bundle.catalogue import CATALOGUE_MARK
 from airferry.bundle.receipt import write_receipt
 from airferry.events import Event, Warned
-from airferry.far.catalogue import extract_catalogue
+from airferry.jobs.extract import extract_artifact
 from airferry.near.assemble import context
 from airferry.near.carry.catalogue import CarriedCatalogue
 from airferry.oci.layout import LayoutStore
@@ -41,7 +41,7 @@ def travel(root: Path, **options: Any) -> tuple[CarriedCatalogue, Plan]:
     plan = lay_out(root, **options)
     carried = carry(plan.source_root, root / "layout", plan=plan)
     assert carried is not None
-    extract_catalogue(LayoutStore.open(root / "layout", read_only=True), carried.artifact[1], root / "far")
+    extract_artifact(LayoutStore.open(root / "layout", read_only=True), carried.artifact[1], root / "far")
     return carried, plan
 
 
@@ -70,7 +70,9 @@ def test_overlays_and_check_take_it_like_any_other(tmp_path: Path) -> None:
     _, plan = travel(tmp_path)
     receipt = receipt_of(DIGEST).model_copy(update={"targets": (plan.steps[0].target.spec,)})
     write_receipt(receipt, tmp_path / "receipt.yaml")
-    made = api.overlays(tmp_path / "receipt.yaml", source=tmp_path / "far", out=tmp_path / "jobs")
+    made = api.overlays(
+        tmp_path / "receipt.yaml", catalogue=api.CatalogueSource(tmp_path / "far"), out=tmp_path / "jobs"
+    )
     (step,) = made.steps
     assert step.target == "sft/one:mine" and step.path == "kubernetes/sft/one/mine.yaml"
     overlay = yaml.safe_load((tmp_path / "jobs" / step.path).read_text())
@@ -78,7 +80,10 @@ def test_overlays_and_check_take_it_like_any_other(tmp_path: Path) -> None:
     assert inherited.resolve() == tmp_path / f"far/{STEP}/config/mine.yaml"
     assert overlay["run"]["env"]["mounts"] == [] and step.cleared[0].endswith(TARGET)
     report = api.check(
-        receipt=tmp_path / "receipt.yaml", source=tmp_path / "far", overlays=tmp_path / "jobs", ask_registry=False
+        api.JobSelection(overlays=tmp_path / "jobs"),
+        receipt=tmp_path / "receipt.yaml",
+        catalogue=api.CatalogueSource(tmp_path / "far"),
+        ask_registry=False,
     )
     assert report.steps == ("sft/one:mine",) and not report.blocking
 
@@ -109,7 +114,7 @@ def test_a_config_in_the_catalogue_travels_though_git_does_not_track_it(tmp_path
     events: list[Event] = []
     carried = carry(catalogue, tmp_path / "layout", plan=plan, emit=events.append)
     assert carried is not None
-    extract_catalogue(LayoutStore.open(tmp_path / "layout"), carried.artifact[1], tmp_path / "far")
+    extract_artifact(LayoutStore.open(tmp_path / "layout"), carried.artifact[1], tmp_path / "far")
     assert (tmp_path / f"far/{STEP}/config/base/more.yaml").read_text() == "a: 1\n"
     assert [event.text for event in events if isinstance(event, Warned)] == [
         f"`{STEP}/config/base/more.yaml`, `{STEP}/config/new.yaml` are added to the bundle because "
@@ -125,7 +130,8 @@ def test_the_submit_line_is_the_catalogues(tmp_path: Path) -> None:
         ("", "# no command is known for this catalogue"),
     ):
         write_receipt(receipt_of(DIGEST, submit=submit), tmp_path / "receipt.yaml")
-        (step,) = api.overlays(tmp_path / "receipt.yaml", source=catalogue, out=tmp_path / "jobs").steps
+        source = api.CatalogueSource(catalogue)
+        (step,) = api.overlays(tmp_path / "receipt.yaml", catalogue=source, out=tmp_path / "jobs").steps
         assert step.command.startswith(expected)
         assert step.command in (tmp_path / "jobs/kubernetes/submit.txt").read_text()
 
@@ -138,7 +144,10 @@ def test_a_config_that_was_written_on_the_far_side_is_checked_by_its_path(
     (tmp_path / "late.yaml").write_text(f"defaults: code/{STEP}/config/default\ntokenizer: org/name\n")
     monkeypatch.chdir(tmp_path)
     report = api.check(
-        receipt=Path("receipt.yaml"), source=catalogue, targets=["sft/one:late.yaml"], ask_registry=False
+        api.JobSelection(targets=("sft/one:late.yaml",)),
+        receipt=Path("receipt.yaml"),
+        catalogue=api.CatalogueSource(catalogue),
+        ask_registry=False,
     )
     assert report.steps == ("sft/one:late.yaml",)
     assert "huggingface" in {finding.kind for finding in report.blocking}

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from airferry.api.describe import describe_plan
 from airferry.config import load_config
 from airferry.errors import ConfigurationError
 from airferry.near.assemble.launcher import launcher_environment
+from airferry.near.describe import describe_plan
 from airferry.plan.models import Plan
 from airferry.plan.planner import make_plan
 from catalogues import airgap, expected_suffix, write_airgap, write_step

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
-from airferry.api import Selection, rehearsal
+from airferry.api import Selection
 from airferry.config import load_config
 from airferry.config.yaml_edit import replace_texts
 from airferry.errors import ConfigurationError
+from airferry.near.rehearse import targets as rehearsal
 from airferry.plan.models import Plan
 from airferry.plan.planner import make_plan, render_plan
 from airferry.plan.step_config import StepConfigReader

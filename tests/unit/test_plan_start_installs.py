@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from airferry.api.describe import describe_plan
 from airferry.config import load_config
+from airferry.near.describe import describe_plan
 from airferry.plan.code.installs import bake_lines, module_of
 from airferry.plan.inventory import is_held, parse_inventory, render_inventory
 from airferry.plan.models import JobPath, Plan, PlanWarning

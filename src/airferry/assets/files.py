@@ -26,7 +26,7 @@ from airferry.host.progress import MIB, Meter
 from airferry.host.threads import Cancelled, parallel_map
 
 HASH_READ_BYTES = 2 * MIB
-PROGRESS_EVERY_BYTES = 64 * MIB
+HASHED_EVERY_BYTES = 64 * MIB
 HASH_BATCH_BYTES = 16 * MIB
 BATCH_LINES = 512
 MAX_JOURNAL_LINE = 64 * 1024
@@ -142,7 +142,7 @@ def hash_files(
         IntegrityError: a file changed while it was read.
     """
     stop = threading.Event()
-    meter = Meter(task, sum(state.size_bytes for state in states), emit, every_bytes=PROGRESS_EVERY_BYTES)
+    meter = Meter(task, sum(state.size_bytes for state in states), emit, every_bytes=HASHED_EVERY_BYTES)
 
     def one(number: int) -> tuple[int, T]:
         state = states[number]

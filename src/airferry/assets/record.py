@@ -10,6 +10,7 @@ import os
 import posixpath
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -21,6 +22,7 @@ from airferry.assets.manifest import (
     AssetFile,
     AssetLink,
     AssetManifest,
+    asset_file_name,
 )
 from airferry.bundle.artifacts import TITLE
 from airferry.bundle.tree_paths import decode_path, linked_path, safe_path
@@ -42,10 +44,48 @@ MAX_RAW_LAYERS = 500
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".nemo", ".distcp", ".npz", ".h5")
 DOCUMENTS = (".md", ".rst", ".pdf")
 CODE = (".py", ".sh", ".ipynb")
-SHOWN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class RecordOutcome:
+    """The manifest of an asset and where it was written."""
+
+    manifest: AssetManifest
+    path: Path
 
 
 def record_asset(
+    path: Path,
+    *,
+    name: str | None = None,
+    kind: str = "other",
+    output: Path | None = None,
+    jobs: int | None = None,
+    emit: Emit = silent,
+) -> RecordOutcome:
+    """Write the manifest of an asset, a folder or a file: sizes and SHA-256 of all its files. A rerun resumes.
+
+    It goes to `airgap-asset-<name>.jsonl` in the current folder unless another path is given; the name is the folder's
+    by default.
+
+    Raises:
+        UsageError: the name is none, or the manifest would lie in the asset.
+        HostError: something cannot be read or written.
+        BuildError: the asset is empty, or holds what cannot be carried.
+        IntegrityError: it changed while it was recorded.
+    """
+    chosen = name or path.absolute().name.lower()
+    target = output or Path(asset_file_name(chosen))
+    if path.is_dir() and target.resolve().is_relative_to(path.resolve()):
+        raise UsageError(
+            f"`{target}` is inside the asset", hint="write the manifest to another place with `--out FILE`"
+        )
+    manifest = hash_asset(path, name=chosen, kind=kind, jobs=jobs, emit=emit)
+    files.write_bytes(target, manifest.to_bytes())
+    return RecordOutcome(manifest, target)
+
+
+def hash_asset(
     path: Path,
     *,
     name: str,

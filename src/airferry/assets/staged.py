@@ -37,8 +37,9 @@ from airferry.oci.documents import Descriptor, parse_manifest
 from airferry.oci.ports import Source, blocks
 from airferry.oci.streams import BlockReader, verifying
 from airferry.oci.tar import TarReader
+from airferry.wording import some_of
 
-SHOWN_FINDINGS = 5
+SHOWN_DIFFERENCES = 5
 MAX_KEPT_FINDINGS = 10_000
 _COMPRESSION: dict[str, Literal["zstd", "gzip", "none"]] = {"tar": "none", "tar+gzip": "gzip", "tar+zstd": "zstd"}
 _FORM = re.compile(r"application/vnd\.cncf\.model\.[a-z.]+\.v1\.(raw|tar|tar\+gzip|tar\+zstd)")
@@ -96,17 +97,15 @@ class AssetReport:
         """
         if self.ok:
             return
-        shown = "; ".join(str(item) for item in self.findings[:SHOWN_FINDINGS])
-        more = len(self.findings) - SHOWN_FINDINGS
+        shown = some_of([str(item) for item in self.findings], SHOWN_DIFFERENCES, separator="; ")
         raise FindingsError(
-            f"asset `{self.name}` in `{self.path}` differs from what was recorded: {shown}"
-            + (f"; and {more} more" if more > 0 else ""),
+            f"asset `{self.name}` in `{self.path}` differs from what was recorded: {shown}",
             hint="copy these files again from the source, then verify again",
             report=self,
         )
 
 
-def verify_asset(
+def compare_asset(
     manifest: AssetManifest, path: Path, *, content: bool = True, jobs: int | None = None, emit: Emit = silent
 ) -> AssetReport:
     """Compare what is staged at a path with a manifest and return what differs. Each file is read once, on all cores.
@@ -227,7 +226,7 @@ class Unpacked:
     size_bytes: int
 
 
-def unpack_asset(source: Source, descriptor: Descriptor, destination: Path, *, emit: Emit = silent) -> Unpacked:
+def unpack_pack(source: Source, descriptor: Descriptor, destination: Path, *, emit: Emit = silent) -> Unpacked:
     """Unpack a ModelPack artifact into a folder that is absent or empty. Atomic: it appears whole or not at all.
 
     Only regular files, folders and links that stay inside are made, whatever the artifact says; every blob is

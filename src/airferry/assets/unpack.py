@@ -12,8 +12,9 @@ from pathlib import Path
 
 from airferry.assets.files import asset_place
 from airferry.assets.manifest import AssetLink
-from airferry.bundle.tree_paths import MAX_NAME_BYTES, MAX_PATH_BYTES, decode_path, encode_path, linked_path, safe_path
+from airferry.bundle.tree_paths import decode_path, encode_path, linked_path, safe_path
 from airferry.errors import IntegrityError
+from airferry.host.files import MAX_NAME_BYTES, MAX_PATH_BYTES
 from airferry.oci.tar import DIRECTORY, SYMLINK, TarEntry, TarReader
 
 

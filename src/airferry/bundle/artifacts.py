@@ -24,6 +24,7 @@ from airferry.oci.layout import LayoutStore
 from airferry.oci.ports import Source, Stored, blocks
 
 TITLE = "org.opencontainers.image.title"
+OWN_ARTIFACTS = "application/vnd.airferry."
 MANIFEST_ARTIFACT = "application/vnd.airferry.manifest.v1"
 MANIFEST_CONTENT = "application/vnd.airferry.manifest.v1+yaml"
 REQUIREMENTS_ARTIFACT = "application/vnd.airferry.requirements.v1"

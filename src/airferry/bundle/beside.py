@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 
 from airferry.bundle.artifacts import read_artifact_file
@@ -19,6 +19,8 @@ from airferry.host import files
 from airferry.host.threads import parallel_map, usable_cores
 from airferry.oci.documents import parse_manifest
 from airferry.oci.layout import LayoutStore
+from airferry.oci.validate import ReportDefect
+from airferry.wording import printable
 
 BUNDLE_FOLDER = "bundle"
 BUILD_FILES = frozenset(
@@ -40,8 +42,6 @@ SIGNATURES = (".asc", ".minisig", ".p7s", ".sig", ".sigstore", ".sigstore.json")
 LEADS_OUT = "its name points outside the output folder"  # the manifest is to blame then, not the archive
 MAX_NAMED_FILES = 1000
 MAX_COMPARED_BYTES = 16 * 1024 * 1024
-
-ReportDefect = Callable[[str, str, str | None], None]
 
 
 def look_beside(
@@ -126,7 +126,7 @@ def _others(folder: Path, known: Collection[str], prefix: str = "") -> Iterator[
         if is_folder and any(other.startswith(f"{name}/") for other in known):
             yield from _others(folder / entry.name, known, f"{name}/")
         else:
-            shown = "".join(character if character.isprintable() else "\ufffd" for character in name)
+            shown = printable(name, most=len(name))
             yield shown + ("/" if is_folder else "")
 
 

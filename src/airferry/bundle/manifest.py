@@ -19,7 +19,7 @@ from airferry.host.yaml import from_yaml, to_yaml
 from airferry.oci.digest import Digest
 from airferry.oci.documents import (
     INDEX_TYPES,
-    MAX_CONFIG_BYTES,
+    MAX_IMAGE_CONFIG_BYTES,
     Descriptor,
     parse_image_config,
     parse_index,
@@ -369,7 +369,7 @@ def describe_platform(
         IntegrityError: the store does not hold what the descriptor names, or a layer is not covered.
     """
     manifest = parse_manifest(store.read_bytes(descriptor), what=f"manifest `{descriptor.digest}`")
-    config = parse_image_config(store.read_bytes(manifest.config, limit_bytes=MAX_CONFIG_BYTES))
+    config = parse_image_config(store.read_bytes(manifest.config, limit_bytes=MAX_IMAGE_CONFIG_BYTES))
     known = {(result.descriptor.digest, result.diff_id): result for result in layers}
     if len(manifest.layers) != len(config.rootfs.diff_ids):
         raise IntegrityError(
@@ -434,7 +434,7 @@ def describe_original(store: LayoutStore, descriptor: Descriptor, *, reference: 
     platforms: dict[str, PlatformEntry] = {}
     for child in children:
         manifest = parse_manifest(store.read_bytes(child), what=f"manifest `{child.digest}`")
-        config = parse_image_config(store.read_bytes(manifest.config, limit_bytes=MAX_CONFIG_BYTES))
+        config = parse_image_config(store.read_bytes(manifest.config, limit_bytes=MAX_IMAGE_CONFIG_BYTES))
         if len(manifest.layers) != len(config.rootfs.diff_ids):
             raise IntegrityError(f"manifest `{child.digest}` of `{reference}` and its config differ in their layers")
         layers = tuple(

@@ -9,10 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from airferry.bundle.manifest import Distributions, OverlayEntry, Role, StepsFolder, SubmitTemplate
 from airferry.config.fields import ModuleName
-from airferry.errors import HostError
+from airferry.errors import HostError, IntegrityError
 from airferry.host import files
 from airferry.host.yaml import MAX_DOCUMENT_BYTES, from_yaml, to_yaml
-from airferry.oci.digest import Digest
+from airferry.oci.digest import Digest, parse_digest
 
 RECEIPT_SCHEMA_VERSION = 2
 RECEIPT_FILE = "airgap-receipt.yaml"
@@ -135,12 +135,12 @@ def write_receipt(receipt: Receipt, path: Path) -> None:
     files.write_bytes(path, receipt.to_yaml())
 
 
-def read_receipt(path: Path) -> Receipt:
-    """Read a receipt.
+def read_receipt(path: Path, *, root: str | None = None) -> Receipt:
+    """Read a receipt, and compare the bundle that it is of with `root`, if given.
 
     Raises:
         HostError: the file cannot be read.
-        IntegrityError: it is not a receipt, or one of a newer version.
+        IntegrityError: it is not a receipt, one of a newer version, or one of another bundle.
     """
     if not path.exists():
         raise HostError(
@@ -150,4 +150,12 @@ def read_receipt(path: Path) -> Receipt:
             path=str(path),
         )
     data = files.read_bounded(path, limit_bytes=MAX_DOCUMENT_BYTES)
-    return from_yaml(Receipt, data, schema_version=RECEIPT_SCHEMA_VERSION, what=f"receipt `{path}`")
+    receipt = from_yaml(Receipt, data, schema_version=RECEIPT_SCHEMA_VERSION, what=f"receipt `{path}`")
+    if root is not None and receipt.bundle_root != parse_digest(root):
+        raise IntegrityError(
+            f"receipt `{path}` is of bundle `{receipt.bundle_root}`, expected `{root}`",
+            hint="use the receipt that loading this bundle wrote",
+            root=receipt.bundle_root,
+            expected=root,
+        )
+    return receipt

@@ -8,8 +8,8 @@ from __future__ import annotations
 import posixpath
 import re
 
-MAX_PATH_BYTES = 4096
-MAX_NAME_BYTES = 255  # NAME_MAX of Linux file systems
+from airferry.host.files import MAX_NAME_BYTES, MAX_PATH_BYTES
+
 _ESCAPED = re.compile("[%\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\udc80-\udcff]")
 _ESCAPE = re.compile(rb"%([0-9A-F]{2})")
 

@@ -6,14 +6,12 @@ channel.
 
 from __future__ import annotations
 
-import os
 import stat
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from airferry.bundle.artifacts import MANIFEST_ARTIFACT, MANIFEST_CONTENT, read_artifact_file
+from airferry.bundle.artifacts import MANIFEST_ARTIFACT, MANIFEST_CONTENT, OWN_ARTIFACTS, read_artifact_file
 from airferry.bundle.beside import BUNDLE_FOLDER, LEADS_OUT, look_beside
 from airferry.bundle.manifest import BundleManifest, ImageEntry, read_manifest
 from airferry.bundle.twins import images_text
@@ -24,12 +22,16 @@ from airferry.oci.documents import Descriptor, Index, parse_index
 from airferry.oci.entries import names_of
 from airferry.oci.layout import INDEX_FILE, LAYOUT_FILE, LayoutStore
 from airferry.oci.reference import parse_reference
-from airferry.oci.validate import Defect, ImagePart, Inspector, report_unnamed
-from airferry.wording import counted
+from airferry.oci.validate import Defect, ImagePart, Inspector, report_strays, report_unnamed
+from airferry.wording import counted, some_of
 
 SHOWN_FINDINGS = 5
 COPY_ARCHIVES = "copy these archives again, or remove them: `load` does not read them"
 COPY_AGAIN = "copy the bundle again from the source, and verify it before you load it"
+
+
+class NoBundleManifest(IntegrityError):
+    """A layout holds nothing that airferry made: it may be an image layout of another tool."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,7 @@ class Bundle:
 class VerifyReport:
     """What a verification saw. `root_verified` says whether a root was given and matched.
 
+    `is_bundle` is false for an image layout of another tool, of which `not_checked` says what nobody can tell.
     `images` are those that were built, their Docker `twins` and the `originals` of their bases not counted.
     `beside` lists notes on the output folder around the bundle; none of them means that the bundle is damaged. The last
     `beside_findings` of the findings are about archives in that folder: the bundle itself is whole without them.
@@ -87,6 +90,8 @@ class VerifyReport:
     beside_findings: int = 0
     twins: int = 0
     originals: int = 0
+    is_bundle: bool = True
+    not_checked: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -102,6 +107,7 @@ class VerifyReport:
         """Return the report as plain data."""
         return {
             "path": str(self.path),
+            "kind": "bundle" if self.is_bundle else "layout",
             "ok": self.ok,
             "root": self.root,
             "root_verified": self.root_verified,
@@ -113,6 +119,7 @@ class VerifyReport:
             "size_bytes": self.size_bytes,
             "findings": [str(finding) for finding in self.findings],
             "beside": list(self.beside),
+            "not_checked": list(self.not_checked),
         }
 
     def raise_if_wrong(self, *, listed: bool = False) -> None:
@@ -123,14 +130,14 @@ class VerifyReport:
         """
         if self.ok:
             return
-        shown = "".join(f"\n  | {finding}" for finding in self.findings[:SHOWN_FINDINGS])
-        more = len(self.findings) - SHOWN_FINDINGS
+        shown = some_of([str(finding) for finding in self.findings], SHOWN_FINDINGS, separator="\n  | ")
         damaged, hint = f"bundle `{self.path}` is damaged", COPY_AGAIN
-        if len(self.findings) == self.beside_findings:
+        if not self.is_bundle:
+            damaged, hint = f"image layout `{self.path}` is damaged", "copy it again from where it came"
+        elif len(self.findings) == self.beside_findings:
             damaged, hint = f"bundle `{self.path}` is complete, but archives next to it are damaged", COPY_ARCHIVES
         raise IntegrityError(
-            f"{damaged}: {counted(len(self.findings), 'finding')}"
-            + ("" if listed else shown + (f"\n  | and {more} more" if more > 0 else "")),
+            f"{damaged}: {counted(len(self.findings), 'finding')}" + ("" if listed else f"\n  | {shown}"),
             hint=hint,
             report=self,
         )
@@ -151,6 +158,19 @@ def find_layout(path: Path) -> Path:
     )
 
 
+def expect_outside(written: Path, layout: Path) -> None:
+    """Refuse to write into a bundle: a file that nothing in it names makes it damaged.
+
+    Raises:
+        UsageError: the path lies in the layout.
+    """
+    if written.resolve().is_relative_to(layout.resolve()):
+        raise UsageError(
+            f"`{written}` is inside the bundle `{layout}`; added files damage a bundle",
+            hint="choose a path outside the bundle",
+        )
+
+
 def open_bundle(path: Path, *, root: str | None = None) -> Bundle:
     """Open a bundle for reading: `out/` or `out/bundle`. The root, if given, is compared before anything is parsed.
 
@@ -160,16 +180,22 @@ def open_bundle(path: Path, *, root: str | None = None) -> Bundle:
     """
     try:
         return _open(path, root)
+    except NoBundleManifest:
+        raise
     except IntegrityError as error:
         raise error.reworded(error.message, hint=error.hint or COPY_AGAIN) from error
 
 
 def _open(path: Path, root: str | None) -> Bundle:
-    store, data, observed = _open_index(path, root)
+    store, data, observed = open_index(path, root)
     index = parse_index(data, what=f"`{store.path / INDEX_FILE}`")
     found = [entry for entry in index.manifests if entry.artifact_type == MANIFEST_ARTIFACT]
     if len(found) != 1:
-        raise IntegrityError(f"bundle `{store.path}` contains {len(found)} airferry manifests, expected one")
+        is_foreign = index.manifests and not any(
+            (entry.artifact_type or "").startswith(OWN_ARTIFACTS) for entry in index.manifests
+        )
+        kind = NoBundleManifest if is_foreign else IntegrityError
+        raise kind(f"bundle `{store.path}` contains {len(found)} airferry manifests, expected one", hint=COPY_AGAIN)
     manifest = read_manifest(read_artifact_file(store, found[0], media_type=MANIFEST_CONTENT))
     return Bundle(store, index, observed, manifest, found[0])
 
@@ -220,8 +246,7 @@ def verify_bundle(
             inspector.image(descriptor, subject=f"image `{descriptor.digest}`")
     size_bytes = inspector.check_blobs(jobs=jobs, emit=emit)
     report_unnamed(bundle.store.stored_digests(), inspector.wanted.keys(), inspector.report)
-    for name, text in _stray_files(bundle.store.path):
-        inspector.report(f"file `{name}`", text)
+    report_strays(bundle.store.path, inspector.report)
     around: tuple[str, ...] = ()
     about_the_bundle = len(inspector.findings)
     if beside and bundle.store.path != path:
@@ -242,7 +267,13 @@ def verify_bundle(
     )
 
 
-def _open_index(path: Path, root: str | None) -> tuple[LayoutStore, bytes, str]:
+def open_index(path: Path, root: str | None) -> tuple[LayoutStore, bytes, str]:
+    """Open a layout and return it with the bytes of its index.json and their digest, which `root`, if given, must be.
+
+    Raises:
+        UsageError: there is no layout, or the root that was given is not a digest.
+        IntegrityError: the root is another, or blobs lie behind a link.
+    """
     layout = find_layout(path)
     expected = _parse_root(root) if root is not None else None
     for folder in (layout / "blobs", layout / "blobs" / "sha256"):
@@ -354,19 +385,3 @@ def _check_artifacts(bundle: Bundle, inspector: Inspector) -> None:
             inspector.report(subject, "has different types in index.json and elsewhere", descriptor.digest)
     for entry in stated.values():
         inspector.report(f"artifact `{entry.title}`", "is in the manifest, not in the layout", entry.digest)
-
-
-def _stray_files(layout: Path) -> Iterator[tuple[str, str]]:
-    """Yield what lies in the layout besides index.json, oci-layout and regular files named by digests."""
-    known = {"": {LAYOUT_FILE, INDEX_FILE, "blobs"}, "blobs": {"sha256"}}
-    for folder, names in known.items():
-        with os.scandir(layout / folder) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                if entry.name not in names:
-                    yield str(Path(folder) / entry.name), "nothing refers to it"
-    with os.scandir(layout / "blobs" / "sha256") as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            if not entry.is_file(follow_symlinks=False):
-                yield f"blobs/sha256/{entry.name}", "is not a regular file"
-            elif len(entry.name) != 64 or not set(entry.name) <= set("0123456789abcdef"):
-                yield f"blobs/sha256/{entry.name}", "nothing refers to it"

@@ -115,7 +115,7 @@ def _platforms(context: typer.Context) -> Iterable[str]:
 
 def _targets(context: typer.Context) -> Iterable[str]:
     """Return `STEP:CONFIG` for all configs of the catalogue, and the bare id of a step without any."""
-    from airferry.config.models import DEFAULT_STEPS
+    from airferry.defaults import DEFAULT_STEPS
     from airferry.plan.catalogue import catalogue_at, open_catalogue
 
     root = context.params.get("source")

@@ -6,16 +6,16 @@ import json
 import re
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from airferry import api
 from airferry.cli.options import (
-    BundleArgument,
     CaFileOption,
     FlattenOption,
     JsonOption,
+    LayoutArgument,
     MapOption,
     ParallelOption,
     PlainHttpOption,
@@ -25,9 +25,6 @@ from airferry.cli.options import (
 from airferry.cli.render import Reporter, data, escape
 from airferry.errors import UsageError
 from airferry.wording import counted, size_text
-
-if TYPE_CHECKING:
-    from airferry.jobs.configs import OverlaySet
 
 SHOWN_BESIDE = 20
 
@@ -40,11 +37,11 @@ def register(app: typer.Typer) -> None:
 
 def verify(
     context: typer.Context,
-    bundle: BundleArgument,
+    bundle: LayoutArgument,
     root: RootOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check every byte of a bundle, and that each image is complete for all its platforms."""
+    """Check every byte of a bundle or image layout, and that each image is complete for all its platforms."""
     reporter: Reporter = context.obj
     with reporter.display():
         report = api.verify(bundle, root=root, emit=reporter)
@@ -58,10 +55,14 @@ def verify(
         if (more := len(report.beside) - SHOWN_BESIDE) > 0:
             reporter.say(f"[yellow]note:[/] {more} more notes about the folder; `--json` lists all")
         amount = f"{report.blobs} blobs, {size_text(report.size_bytes)}"
+        if not report.is_bundle:
+            reporter.say("an image layout of another tool, checked by its own index; [yellow]not checked:[/]")
+            for line in report.not_checked:
+                reporter.say(f"  {escape(line)}")
         reporter.say(f"{report.images_text}; {counted(report.artifacts, 'artifact')}; {amount}")
         reporter.say(f"root {report.root}" + (" (as expected)" if report.root_verified else ""))
     report.raise_if_wrong(listed=not as_json)
-    if not report.root_verified:
+    if report.is_bundle and not report.root_verified:
         reporter.say("Checked integrity, not origin: pass the root digest from the separate channel with `--root`.")
 
 
@@ -125,11 +126,8 @@ def load(
     if bundle is None or to is None:
         raise UsageError("`load` requires a bundle and `--to HOST:PORT/PREFIX`", hint="or `--rollback RECEIPT`")
     common: dict[str, Any] = {
-        "to": to,
+        "to": api.parse_destination(to, maps=parse_maps(maps or []), flatten=flatten),
         "root": root,
-        "receipt": receipt,
-        "maps": parse_maps(maps or []),
-        "flatten": flatten,
         "dry_run": dry_run,
         "options": options,
         "emit": reporter,
@@ -137,9 +135,10 @@ def load(
     outcome: api.LoadOutcome | api.JobsOutcome
     with reporter.display():
         if jobs is None:
-            outcome = loaded = api.load(bundle, **common)
+            outcome = loaded = api.load(bundle, receipt=receipt, **common)
         else:
-            outcome = api.load_for_jobs(bundle, jobs=jobs, site=site, source=source, **common)
+            files = api.JobFiles(jobs, site=site, source=source, receipt=receipt)
+            outcome = api.load_for_jobs(bundle, jobs=files, **common)
             loaded = outcome.loaded
     if as_json:
         data(json.dumps(outcome.to_document(), indent=2))
@@ -190,7 +189,7 @@ def _show_commands(outcome: api.LoadOutcome, reporter: Reporter) -> None:
 
 
 def _show_jobs(
-    made: OverlaySet, folder: Path, reporter: Reporter, *, receipt: Path, site: Path | None, source: Path | None
+    made: api.OverlaySet, folder: Path, reporter: Reporter, *, receipt: Path, site: Path | None, source: Path | None
 ) -> None:
     for step in made.steps:
         data(step.command)
@@ -200,7 +199,7 @@ def _show_jobs(
 
 
 def say_written(
-    reporter: Reporter, made: OverlaySet, folder: Path, *, receipt: Path, site: Path | None, source: Path | None
+    reporter: Reporter, made: api.OverlaySet, folder: Path, *, receipt: Path, site: Path | None, source: Path | None
 ) -> None:
     """Say how many overlay files were written, and the whole command that checks them."""
     words = ["airferry", "check", str(receipt), "--overlays", str(folder)]
@@ -222,13 +221,13 @@ def _roll_back(receipt: Path, options: api.ClientOptions, *, as_json: bool, repo
 
 
 def _show_plan(outcome: api.LoadOutcome) -> None:
-    for step in outcome.result.pushed.steps:
+    for step in outcome.pushed.steps:
         data(f"{step.action}  {step.repository}@{step.digest}  {size_text(step.size_bytes)}")
-    for sent in outcome.result.pushed.manifest_steps:
+    for sent in outcome.pushed.manifest_steps:
         data(f"manifest  {sent.repository}@{sent.digest}  {size_text(sent.size_bytes)}")
-    for move in outcome.result.moved_tags:
+    for move in outcome.moved_tags:
         data(f"tag  {move.reference}  {move.digest}" + (f"  (was {move.previous})" if move.previous else ""))
-    pushed = outcome.result.pushed
+    pushed = outcome.pushed
     data(f"would send {size_text(pushed.sent_bytes + pushed.manifest_bytes)}")
 
 

@@ -78,18 +78,15 @@ def serve(
     `load`.
     """
     reporter: Reporter = context.obj
-    with api.serve(
-        bundle,
-        listen=listen,
-        root=root,
+    options = api.ServeOptions(
         maps=parse_maps(maps or []),
         flatten=flatten,
         tls_certificate=tls_cert,
         tls_key=tls_key,
         htpasswd=htpasswd,
         verify_first=verify_first,
-        emit=reporter,
-    ) as serving:
+    )
+    with api.serve(bundle, listen=listen, root=root, options=options, emit=reporter) as serving:
         if as_json:
             images = [{"reference": reference, "digest": digest} for reference, digest in serving.images]
             data(json.dumps({"url": serving.url, "root": serving.root, "images": images}))

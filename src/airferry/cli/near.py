@@ -6,7 +6,7 @@ import json
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,8 +26,10 @@ from airferry.cli.options import (
 )
 from airferry.cli.render import Reporter, data, escape
 from airferry.errors import HostError
-from airferry.plan.models import PlanWarning
 from airferry.wording import counted, size_text
+
+if TYPE_CHECKING:
+    pass
 
 
 def register(app: typer.Typer) -> None:
@@ -56,7 +58,7 @@ def _selection(
     )
 
 
-def _documents(warnings: Iterable[PlanWarning]) -> list[dict[str, Any]]:
+def _documents(warnings: Iterable[api.PlanWarning]) -> list[dict[str, Any]]:
     return [warning.to_document() for warning in warnings]
 
 

@@ -103,6 +103,9 @@ BuildJobsOption = Annotated[
 
 # --- a bundle, its root digest, and what a load of it left -----------------------------------------------------------
 
+LayoutArgument = Annotated[
+    Path, typer.Argument(metavar="BUNDLE", help="Output folder of a build, its bundle, or any OCI image layout.")
+]
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Output folder of a build, or its bundle.")]
 RootOption = Annotated[
     str | None,

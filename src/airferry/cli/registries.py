@@ -17,7 +17,7 @@ from airferry.errors import UsageError
 from airferry.wording import size_text
 
 MAX_PASSWORD_CHARACTERS = 64 * 1024
-PANEL = "Registries"
+_PANEL = "Registries"
 
 RegistryArgument = Annotated[str, typer.Argument(metavar="HOST[:PORT]", help="Registry.")]
 
@@ -26,11 +26,11 @@ registry_commands = typer.Typer(no_args_is_help=True, help="Test a registry.")
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands in the order in which an operator needs them."""
-    app.command(rich_help_panel=PANEL)(login)
-    app.command(rich_help_panel=PANEL)(logout)
-    app.command(rich_help_panel=PANEL)(copy)
+    app.command(rich_help_panel=_PANEL)(login)
+    app.command(rich_help_panel=_PANEL)(logout)
+    app.command(rich_help_panel=_PANEL)(copy)
     registry_commands.command()(probe)
-    app.add_typer(registry_commands, name="registry", rich_help_panel=PANEL)
+    app.add_typer(registry_commands, name="registry", rich_help_panel=_PANEL)
 
 
 def login(

@@ -6,12 +6,11 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from airferry import api
-from airferry.api.defaults import SITE_FILE
 from airferry.cli import completion
 from airferry.cli.far import say_written
 from airferry.cli.options import (
@@ -26,14 +25,11 @@ from airferry.cli.options import (
     TargetOption,
 )
 from airferry.cli.render import Reporter, data, escape
+from airferry.defaults import OVERLAYS_FOLDER, SITE_FILE
 from airferry.errors import UsageError
-from airferry.jobs.places import OVERLAYS_FOLDER
 from airferry.wording import counted
 
-if TYPE_CHECKING:
-    from airferry.jobs.check import CheckReport
-
-PANEL = "Far side"
+_PANEL = "Far side"
 EXECUTORS_QUESTION = "Executors, separated by commas (slurm-pyxis:VERSION, kubernetes, …)"
 LEVEL_STYLES = {"block": "[red]block[/]", "warn": "[yellow]warn[/]", "note": "[dim]note[/]"}
 
@@ -43,10 +39,10 @@ site_app = typer.Typer(help="Describe the far side in a site profile.", no_args_
 def register(app: typer.Typer) -> None:
     """Add this module's commands in the order in which an operator needs them."""
     site_app.command("init")(init)
-    app.add_typer(site_app, name="site", rich_help_panel=PANEL)
-    app.command(rich_help_panel=PANEL)(overlays)
-    app.command(rich_help_panel=PANEL)(mirrors)
-    app.command(rich_help_panel=PANEL)(check)
+    app.add_typer(site_app, name="site", rich_help_panel=_PANEL)
+    app.command(rich_help_panel=_PANEL)(overlays)
+    app.command(rich_help_panel=_PANEL)(mirrors)
+    app.command(rich_help_panel=_PANEL)(check)
 
 
 def init(
@@ -205,12 +201,9 @@ def overlays(
     with reporter.display():
         made = api.overlays(
             receipt,
-            source=source,
-            bundle=bundle,
             out=out,
+            catalogue=api.CatalogueSource(source=source, bundle=bundle, steps=steps, root=root),
             site=site,
-            steps=steps,
-            root=root,
             options=api.ClientOptions(plain_http=plain_http, ca_file=ca_file),
             emit=reporter,
         )
@@ -296,17 +289,16 @@ def check(
     reporter: Reporter = context.obj
     with reporter.display():
         report = api.check(
-            source=source,
+            api.JobSelection(
+                site=site,
+                targets=tuple(target or ()),
+                executor=executor,
+                profile=profile,
+                env_file=env_file,
+                overlays=overlays_folder,
+            ),
             receipt=receipt,
-            site=site,
-            targets=tuple(target or ()),
-            executor=executor,
-            overlays=overlays_folder,
-            env_file=env_file,
-            profile=profile,
-            steps=steps,
-            root=root,
-            bundle=bundle,
+            catalogue=api.CatalogueSource(source=source, bundle=bundle, steps=steps, root=root),
             hash_assets=hash_assets,
             ask_registry=registry,
             options=api.ClientOptions(
@@ -322,7 +314,7 @@ def check(
     reporter.say(f"Nothing blocks {counted(len(report.steps), 'job')}.")
 
 
-def _show(reporter: Reporter, report: CheckReport, *, notes: bool) -> None:
+def _show(reporter: Reporter, report: api.CheckReport, *, notes: bool) -> None:
     """Show findings as a table on a terminal, as lines elsewhere."""
     shown = [finding for finding in report.findings if notes or finding.level != "note"]
     if not sys.stdout.isatty():

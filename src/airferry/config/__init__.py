@@ -4,10 +4,9 @@ Knows the file's keys and nothing of the catalogue, of Buildah or of a registry.
 site profile if `site:` names one, and no other.
 """
 
-from airferry.config.bases import ArchiveBase, BaseImage, BootstrapBase, LayoutBase, RegistryBase
+from airferry.config.bases import ArchiveBase, BaseSpec, BootstrapBase, LayoutBase, RegistryBase
 from airferry.config.load import load_config, load_site, parse_site
 from airferry.config.models import (
-    CatalogueSource,
     CompressionChoice,
     Config,
     ExecutionImage,
@@ -15,6 +14,7 @@ from airferry.config.models import (
     OverlaySpec,
     Paths,
     RegistryChoice,
+    SourceSettings,
     Workflow,
 )
 from airferry.config.schema import json_schema, render_schema
@@ -22,9 +22,8 @@ from airferry.config.site import EnvironmentProfile, Executor, Gpu, Mirrors, Sit
 
 __all__ = [
     "ArchiveBase",
-    "BaseImage",
+    "BaseSpec",
     "BootstrapBase",
-    "CatalogueSource",
     "CompressionChoice",
     "Config",
     "EnvironmentProfile",
@@ -39,6 +38,7 @@ __all__ = [
     "RegistryBase",
     "RegistryChoice",
     "SiteProfile",
+    "SourceSettings",
     "StorageMount",
     "Workflow",
     "json_schema",

@@ -128,7 +128,7 @@ _REFERENCE_BASE_SCHEMA = {
     "minLength": 1,
     "examples": ["python:3.12-slim", "oci:bases/python:3.12", "oci-archive:base.tar"],
 }
-BaseImage = Annotated[
+BaseSpec = Annotated[
     Annotated[
         RegistryBase | LayoutBase | ArchiveBase,
         BeforeValidator(_parse_base),

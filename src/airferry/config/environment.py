@@ -118,14 +118,14 @@ def _mapping(value: dict[str, str]) -> dict[str, str]:
     return value
 
 
-VariableName = Annotated[str, AfterValidator(_name)]
-VariableValue = Annotated[
+ImageVariableName = Annotated[str, AfterValidator(_name)]
+ImageVariableValue = Annotated[
     str,
     BeforeValidator(_number_as_text),
     AfterValidator(_value),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer"}]}),
 ]
-ImageEnv = Annotated[dict[VariableName, VariableValue], AfterValidator(_mapping)]
+ImageEnv = Annotated[dict[ImageVariableName, ImageVariableValue], AfterValidator(_mapping)]
 
 
 def expanded(chosen: Mapping[str, str], known: Mapping[str, str]) -> dict[str, str]:

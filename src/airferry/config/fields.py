@@ -29,6 +29,7 @@ from airferry.oci.reference import parse_reference
 FREE_PREFIX = "x-"
 _IMAGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]*(:[a-z0-9-]+)?")
 
@@ -94,6 +95,12 @@ def _module(value: str) -> str:
     return value
 
 
+def _variable(value: str) -> str:
+    if not _VARIABLE.fullmatch(value):
+        raise ValueError(f"`{value}` is not the name of an environment variable")
+    return value
+
+
 def _requirement(value: str) -> str:
     try:
         requirement = Requirement(value)
@@ -153,6 +160,7 @@ PlatformField = Annotated[
 ImageTag = Annotated[Text, AfterValidator(parse_tag)]
 ArchiveName = Annotated[Text, AfterValidator(_archive_name)]
 ModuleName = Annotated[str, AfterValidator(_module)]
+VariableName = Annotated[str, AfterValidator(_variable)]
 RequirementText = Annotated[str, AfterValidator(_requirement)]
 ImageName = Annotated[str, AfterValidator(_image_name)]
 ContainerPath = Annotated[Text, AfterValidator(parse_container_path)]

@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from airferry.config.assets import AssetChoice, AssetName
-from airferry.config.bases import BaseImage, RegistryBase
+from airferry.config.bases import BaseSpec, RegistryBase
 from airferry.config.document import YamlDocument
 from airferry.config.environment import ImageEnv
 from airferry.config.fields import (
@@ -44,6 +44,7 @@ from airferry.config.fields import (
 from airferry.config.rehearsal import RehearsalChoice
 from airferry.config.site import SiteProfile
 from airferry.config.submit import NEMOTRON_SUBMIT, SubmitText
+from airferry.defaults import DEFAULT_STEPS
 from airferry.errors import ConfigurationError
 from airferry.oci.platform import Platform
 
@@ -54,7 +55,6 @@ STAGES = (
     "build-execution-images",
     "save-images",
 )
-DEFAULT_STEPS = "src/nemotron/steps"
 NEMOTRON_PACKAGE = "nemotron.steps"
 DEFAULT_LAUNCHER_TAR = "launcher-image.tar"
 DEFAULT_LAUNCHER_BASE = "python:3.12-slim"
@@ -113,7 +113,7 @@ def _one_platform_key(model: LauncherImage | ExecutionImage) -> None:
 class LauncherImage(StrictModel):
     """The image that carries the catalogue and submits steps; it does not train."""
 
-    base_image: BaseImage = RegistryBase(reference=DEFAULT_LAUNCHER_BASE)
+    base_image: BaseSpec = RegistryBase(reference=DEFAULT_LAUNCHER_BASE)
     tag: Annotated[ImageTag | None, Field(description="`<prefix>-launcher-airgap:latest` by default.")] = None
     tar: Annotated[ArchiveName, Field(description="Archive name, used with `archives: true`.")] = DEFAULT_LAUNCHER_TAR
     platform: Annotated[PlatformField | None, Field(description="The same as a list of one in `platforms`.")] = None
@@ -162,7 +162,7 @@ LauncherChoice = Annotated[
 class ExecutionImage(StrictModel):
     """An image that steps run in."""
 
-    base_image: BaseImage
+    base_image: BaseSpec
     tag: Annotated[ImageTag | None, Field(description="`<prefix>-execution-<name>:airgap` by default.")] = None
     tar: Annotated[ArchiveName | None, Field(description="Archive name, used with `archives: true`.")] = None
     platform: Annotated[PlatformField | None, Field(description="The same as a list of one in `platforms`.")] = None
@@ -222,7 +222,7 @@ class Paths(StrictModel):
     ] = None
 
 
-class CatalogueSource(StrictModel):
+class SourceSettings(StrictModel):
     """Where the catalogue is, and what it is called: Nemotron's words are defaults for Nemotron's catalogue alone."""
 
     root: Annotated[Path | None, Field(description="Root of the catalogue's repository, relative to this file.")] = None
@@ -366,7 +366,7 @@ class Config(StrictModel):
     platforms: Annotated[
         tuple[PlatformField, ...], Field(description="What images are built for unless they say it themselves.")
     ] = ()
-    source: CatalogueSource = CatalogueSource()
+    source: SourceSettings = SourceSettings()
     compression: CompressionChoice = CompressionChoice()
     docker_twin: Annotated[
         Literal["auto"] | StrictBool,

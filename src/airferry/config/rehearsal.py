@@ -9,12 +9,11 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, StrictInt
 
-from airferry.config.fields import StrictModel, Text
+from airferry.config.fields import StrictModel, Text, VariableName
 
 RehearsalLevel = Literal["image", "imported", "config", "started"]
 DEFAULT_TIME_LIMIT_S = 120
 _PLACE = re.compile(r"(\[[0-9a-f:.]+\]|(\*\.)?[A-Za-z0-9_.-]+)(:[0-9]{1,5})?")
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def _allowed(value: str) -> str:
@@ -23,14 +22,7 @@ def _allowed(value: str) -> str:
     return value.lower()
 
 
-def _variable(value: str) -> str:
-    if not _VARIABLE.fullmatch(value):
-        raise ValueError(f"`{value}` is not the name of an environment variable")
-    return value
-
-
 Allowed = Annotated[str, AfterValidator(_allowed)]
-Variable = Annotated[str, AfterValidator(_variable)]
 Seconds = Annotated[StrictInt, Field(ge=1, le=86400)]
 
 
@@ -41,7 +33,7 @@ class StepRehearsal(StrictModel):
         tuple[Text, ...] | None,
         Field(min_length=1, description="Instead of `{python} {step} --config {config}`; those words are replaced."),
     ] = None
-    env: dict[Variable, str] = Field(
+    env: dict[VariableName, str] = Field(
         default_factory=dict, description="Environment variables, over those of all steps."
     )
     allow: Annotated[tuple[Allowed, ...], Field(description="More hosts that this step may try to reach.")] = ()
@@ -58,7 +50,7 @@ class RehearsalChoice(StrictModel):
         tuple[Allowed, ...],
         Field(description="Hosts that steps may try to reach: `HOST`, `*.HOST`, with or without port."),
     ] = ()
-    env: dict[Variable, str] = Field(
+    env: dict[VariableName, str] = Field(
         default_factory=dict, description="Environment variables that the far side sets as well."
     )
     time_limit_s: Annotated[

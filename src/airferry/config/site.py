@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
-from airferry.config.fields import ContainerPath, PlatformField, StrictModel, Text
+from airferry.config.fields import ContainerPath, PlatformField, StrictModel, Text, VariableName
 
 ExecutorKind = Literal["slurm-pyxis", "kubernetes", "lepton", "dgxcloud", "docker", "podman"]
 EXECUTOR_KINDS: tuple[ExecutorKind, ...] = ("slurm-pyxis", "kubernetes", "lepton", "dgxcloud", "docker", "podman")
@@ -19,7 +19,6 @@ VERSIONED = {"slurm-pyxis": "enroot", "docker": "Docker"}
 
 _VERSION = re.compile(r"[0-9]+(\.[0-9]+)*")
 _PROFILE = re.compile(r"[A-Za-z0-9_-]+")
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _URL = re.compile(r"https?://[^\s/]+(/\S*)?")
 _CAPABILITY = re.compile(r"[0-9]{1,2}\.[0-9][a-z]?")
 _REGISTRY = re.compile(r"(\[[0-9a-f:]+\]|[A-Za-z0-9.-]+)(:[0-9]{1,5})?(/[a-z0-9._/-]+)?")
@@ -54,7 +53,6 @@ Capability = Annotated[
 ]
 Url = Annotated[Text, _matching(_URL, "a URL such as `https://host.internal/path`")]
 ProfileName = Annotated[str, _matching(_PROFILE, "a profile's name of letters, digits, `_` and `-`")]
-Variable = Annotated[str, _matching(_VARIABLE, "the name of an environment variable")]
 RegistryPrefix = Annotated[Text, _matching(_REGISTRY, "`HOST:PORT/PREFIX`")]
 
 
@@ -155,11 +153,11 @@ class EnvironmentProfile(StrictModel):
     """A profile of `env.toml`: for which executor it is, and which variables it or the scheduler sets."""
 
     executor: Annotated[ExecutorKind | None, Field(description="The executor that it belongs to.")] = None
-    env: dict[Variable, str] = Field(
+    env: dict[VariableName, str] = Field(
         default_factory=dict, description="Variables with their values. No secrets: name those under `provides`."
     )
     provides: Annotated[
-        tuple[Variable, ...], Field(description="Variables that the scheduler injects, secrets for example.")
+        tuple[VariableName, ...], Field(description="Variables that the scheduler injects, secrets for example.")
     ] = ()
 
 

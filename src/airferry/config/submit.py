@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Mapping
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
@@ -55,6 +56,22 @@ def submit_words(
                 filled = filled.replace(f"{{{name}}}", values[name] or "")
             result.append(filled)
     return result
+
+
+def submit_command(
+    step_id: str, *, config: str | None, profile: str, overrides: Mapping[str, str], template: str | None = None
+) -> str:
+    """Return the whole command that submits a step, quoted for a shell.
+
+    The template is the catalogue's, None for Nemotron's command. An empty one says that no command is known: then the
+    facts that any command needs are listed.
+    """
+    settings = tuple(f"{key}={value}" for key, value in overrides.items())
+    if template == "":
+        words = [step_id, *([f"config={config}"] if config else []), f"profile={profile}", *settings]
+        return "# no command is known for this catalogue (`source.submit`): " + shlex.join(words)
+    known = template or NEMOTRON_SUBMIT
+    return shlex.join(submit_words(known, step=step_id, config=config, profile=profile, overrides=settings))
 
 
 def config_words(template: str | None, *, config: str) -> list[str]:

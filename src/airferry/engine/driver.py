@@ -27,7 +27,7 @@ from airferry.host.canonical import canonical_json
 from airferry.oci.digest import digest_hex, parse_digest
 from airferry.oci.documents import (
     IMAGE_MANIFEST,
-    MAX_CONFIG_BYTES,
+    MAX_IMAGE_CONFIG_BYTES,
     MAX_MANIFEST_BYTES,
     Descriptor,
     parse_image_config,
@@ -459,7 +459,7 @@ def _read_export(layout: Path, *, base_diff_ids: Sequence[str], what: str) -> Ex
     index = parse_index(files.read_bounded(layout / "index.json", limit_bytes=MAX_MANIFEST_BYTES), what=what)
     digest = index.manifests[0].digest
     manifest = parse_manifest(files.read_bounded(blobs / digest_hex(digest), limit_bytes=MAX_MANIFEST_BYTES), what=what)
-    config_bytes = files.read_bounded(blobs / digest_hex(manifest.config.digest), limit_bytes=MAX_CONFIG_BYTES)
+    config_bytes = files.read_bounded(blobs / digest_hex(manifest.config.digest), limit_bytes=MAX_IMAGE_CONFIG_BYTES)
     diff_ids = parse_image_config(config_bytes, what=what).rootfs.diff_ids
     if list(base_diff_ids) != diff_ids[: len(base_diff_ids)] or len(diff_ids) != len(manifest.layers):
         raise BuildError(

@@ -24,6 +24,7 @@ from airferry.registry.client import RegistryClient
 from airferry.registry.failures import NotFound
 from airferry.registry.sink import RegistrySink
 from airferry.registry.uploads import Uploader
+from airferry.wording import some_of
 
 SHOWN_MISSING = 10
 # how registries refuse a media type, once they took other manifests of the same user in the same repository
@@ -234,11 +235,8 @@ class Pusher:
         missing = [text for found in parallel_map(check_blob, blobs, jobs=self._jobs) for text in found]
         missing += [text for found in parallel_map(self._audit_manifests, shipments, jobs=self._jobs) for text in found]
         if missing:
-            shown = ", ".join(missing[:SHOWN_MISSING])
-            more = len(missing) - SHOWN_MISSING
             raise RegistryError(
-                f"`{self._client.registry}` has lost content that it accepted: {shown}"
-                + (f" and {more} more" if more > 0 else ""),
+                f"`{self._client.registry}` has lost content that it accepted: {some_of(missing, SHOWN_MISSING)}",
                 hint="check whether the registry runs garbage collection during the load; no tag was moved, rerun",
                 missing=missing,
             )

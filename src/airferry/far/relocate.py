@@ -8,7 +8,7 @@ under the prefix, or only its last part with `flatten`; the tag stays. `nvcr.io/
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from airferry.errors import AirferryError, UsageError
 from airferry.oci.reference import DEFAULT_REGISTRY, Reference, parse_reference
@@ -18,10 +18,16 @@ ARTIFACTS_REPOSITORY = "airferry-artifacts"
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """A registry host, and the path under which everything goes; empty for none."""
+    """A registry host, the path under which everything goes (empty for none), and how names change on the way.
+
+    `maps` are exceptions to the rule: a name in the bundle, or what it begins with up to a `/` or the tag, and what
+    takes its place under the prefix. With `flatten` only the last part of each path is kept.
+    """
 
     registry: str
     prefix: str
+    maps: Mapping[str, str] = field(default_factory=dict)
+    flatten: bool = False
 
     def __str__(self) -> str:
         return f"{self.registry}/{self.prefix}" if self.prefix else self.registry
@@ -31,8 +37,8 @@ class Destination:
         return f"{self.prefix}/{path}" if self.prefix else path
 
 
-def parse_destination(text: str) -> Destination:
-    """Return the destination that `HOST[:PORT][/PREFIX]` names.
+def parse_destination(text: str, *, maps: Mapping[str, str] | None = None, flatten: bool = False) -> Destination:
+    """Return the destination that `HOST[:PORT][/PREFIX]` names, with the exceptions to how names change.
 
     Raises:
         UsageError: it names none.
@@ -45,33 +51,22 @@ def parse_destination(text: str) -> Destination:
             hint=f"add the port, for example `{host or 'registry'}:443`",
         )
     parsed = parse_reference(f"{trimmed}/image")
-    return Destination(parsed.registry, prefix)
+    return Destination(parsed.registry, prefix, maps or {}, flatten)
 
 
-def relocate(
-    names: Iterable[str],
-    destination: Destination,
-    *,
-    maps: Mapping[str, str] | None = None,
-    flatten: bool = False,
-    whole: Collection[str] = (),
-) -> dict[str, Reference]:
-    """Return where each image goes, in the order of the names.
+def relocate(names: Iterable[str], destination: Destination, *, whole: Collection[str] = ()) -> dict[str, Reference]:
+    """Return where each image goes, in the order of the names. Of the destination's maps the longest key wins.
 
     Those in `whole` are asked for by their own names through a mirror: they keep `library/`.
-
-    `maps` overrides the rule: its keys are names in the bundle, or what they begin with up to a `/` or the tag; its
-    values take the place of that under the prefix. The longest key wins.
 
     Raises:
         UsageError: two images would take one name, a map fits nothing, or a result is not a reference.
     """
-    rules = maps or {}
     used: set[str] = set()
     placed: dict[str, Reference] = {}
     taken: dict[tuple[str, str], str] = {}
     for name in names:
-        target = _place(name, destination, rules, flatten, used, keep_library=name in whole)
+        target = _place(name, destination, used, keep_library=name in whole)
         tag = target.tag or target.digest or ""
         other = taken.setdefault((target.repository, tag), name)
         if other != name:
@@ -80,7 +75,7 @@ def relocate(
                 hint=f"give one another name: `--map {name}=OTHER/NAME`",
             )
         placed[name] = target
-    unused = sorted(rules.keys() - used)
+    unused = sorted(destination.maps.keys() - used)
     if unused:
         raise UsageError(
             f"`--map {unused[0]}=…` matches no image in the bundle",
@@ -89,16 +84,9 @@ def relocate(
     return placed
 
 
-def _place(
-    name: str,
-    destination: Destination,
-    rules: Mapping[str, str],
-    flatten: bool,
-    used: set[str],
-    *,
-    keep_library: bool,
-) -> Reference:
+def _place(name: str, destination: Destination, used: set[str], *, keep_library: bool) -> Reference:
     given = parse_reference(name)
+    rules = destination.maps
     matching = [key for key in rules if _fits(key, name)]
     if matching:
         key = max(matching, key=len)
@@ -108,7 +96,7 @@ def _place(
         path, tag = given.repository, given.tag
         if given.registry == DEFAULT_REGISTRY and not keep_library:
             path = path.removeprefix("library/")
-        if flatten:
+        if destination.flatten:
             path = path.rpartition("/")[2]
     text = f"{destination.registry}/{destination.repository(path)}" + (f":{tag}" if tag else "")
     try:

@@ -117,7 +117,7 @@ class RollbackResult:
     removed: tuple[str, ...]
 
 
-def roll_back(receipt_path: Path, *, options: ClientOptions | None = None, emit: Emit = silent) -> RollbackResult:
+def rollback(receipt_path: Path, *, options: ClientOptions | None = None, emit: Emit = silent) -> RollbackResult:
     """Put the tags of a load back as they were. Images and blobs stay. Idempotent.
 
     A tag that something else has moved since is left alone. All tags are tried before anything is raised.

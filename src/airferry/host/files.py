@@ -12,7 +12,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +20,8 @@ from typing import IO, Any
 from airferry.errors import HostError
 
 TEMPORARY_PREFIX = ".airferry-"
+MAX_PATH_BYTES = 4096  # PATH_MAX of Linux
+MAX_NAME_BYTES = 255  # NAME_MAX of its file systems
 WRITEBACK_BYTES = 32 * 1024 * 1024
 
 
@@ -149,6 +151,12 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
 def write_text(path: Path, text: str, *, mode: int = 0o644) -> None:
     """Write a whole text file, UTF-8, atomically and durably. An equal file is left alone."""
     write_bytes(path, text.encode(), mode=mode)
+
+
+def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
+    """Write files below a folder, by their relative paths, each as `write_text` does."""
+    for name, text in texts.items():
+        write_text(folder / name, text)
 
 
 def file_sha256(path: Path) -> str:

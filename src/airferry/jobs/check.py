@@ -11,13 +11,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from airferry.assets.staged import bundle_assets
 from airferry.bundle.receipt import Receipt, ReceiptAsset
+from airferry.bundle.verify import Bundle
 from airferry.config import Executor, SiteProfile
 from airferry.errors import ConfigurationError, FindingsError, UsageError
-from airferry.jobs.configs import PLAIN, image_of, targets_of, with_default
+from airferry.events import Emit, silent
+from airferry.jobs.catalogue import CatalogueSource
+from airferry.jobs.configs import COMMANDS_FILE, PLAIN, image_of, targets_of, with_default
 from airferry.jobs.context import AMBIENT, CODE_FOLDER, JOB_FOLDER, StepContext, mounts_of, read_step_toml
 from airferry.jobs.findings import LEVELS, Finding, merge_findings
+from airferry.jobs.images import ask_images
 from airferry.jobs.known_assets import staged_values
+from airferry.jobs.profile import read_site
 from airferry.jobs.rules.assets import StagedAssets, asset_findings
 from airferry.jobs.rules.code import code_findings
 from airferry.jobs.rules.config import blend_findings, config_findings
@@ -26,10 +32,11 @@ from airferry.jobs.rules.site import RegistryImage, images_of_job, site_findings
 from airferry.jobs.submission import OFFLINE_VARIABLES, environment_of
 from airferry.plan.catalogue import Catalogue, StepFiles, choose_target, find_step
 from airferry.plan.code.fetches import StartFetches
-from airferry.plan.env_profiles import EnvFile, EnvProfile
+from airferry.plan.env_profiles import EnvFile, EnvProfile, read_env_file
 from airferry.plan.models import Target
 from airferry.plan.step_config import StepConfigReader
 from airferry.plan.step_values import StepValues, read_step_values, resolve_texts
+from airferry.registry.client import ClientOptions
 from airferry.wording import counted
 
 
@@ -113,6 +120,89 @@ def _closing_hint(blocking: Sequence[Finding]) -> str:
         rest = "for the rest, " if parts else ""
         parts.append(f"{rest}set the overrides, or change the site profile and `env.toml`")
     return "; ".join(parts) + "; then check again"
+
+
+@dataclass(frozen=True, slots=True)
+class JobSelection:
+    """Which jobs of a site are meant, and how they are submitted. `targets` empty means all there are.
+
+    Without `executor` it is the first of the site profile. `overlays` is a folder that `overlays` wrote, to be used;
+    `env_file` is the `env.toml` that jobs use, and `profile` the one in it.
+    """
+
+    site: Path | None = None
+    targets: tuple[str, ...] = ()
+    executor: str | None = None
+    profile: str | None = None
+    env_file: Path | None = None
+    overlays: Path | None = None
+
+
+def check(
+    jobs: JobSelection | None = None,
+    *,
+    receipt: Path | None = None,
+    catalogue: CatalogueSource | None = None,
+    hash_assets: bool = False,
+    ask_registry: bool = True,
+    options: ClientOptions | None = None,
+    emit: Emit = silent,
+) -> CheckReport:
+    """Look at each step as a job on the far side would see it, and return what was found. Changes nothing.
+
+    Without a receipt, images are not compared. With a bundle in `catalogue`, the assets that it names are compared with
+    what is staged: names and sizes, and with `hash_assets` every byte. Findings are in the report, not raised.
+
+    Raises:
+        UsageError: a target, executor or profile does not exist, or there is no catalogue.
+        ConfigurationError: site or `env.toml` are wrong; the line is named.
+        IntegrityError: it is not a receipt, or one of another bundle than the catalogue's `root` or `bundle`; the
+            bundle is damaged.
+    """
+    jobs = jobs or JobSelection()
+    catalogue = catalogue or CatalogueSource()
+    known = read_site(jobs.site)
+    if hash_assets and catalogue.bundle is None:
+        raise UsageError(
+            "`--hash-assets` requires a bundle, which lists the assets", hint="give the bundle with `--bundle DIR`"
+        )
+    if jobs.overlays is not None and not jobs.overlays.is_dir():
+        raise UsageError(f"`{jobs.overlays}` is not a folder of overlays", hint="`airferry overlays` writes one")
+    places = catalogue.find(receipt, options=options, emit=emit)
+    with places.open(beside=jobs.overlays) as opened:
+        checked = Checked(
+            catalogue=opened,
+            site=known,
+            receipt=places.receipt,
+            targets=tuple(part.strip() for text in jobs.targets for part in text.split(",") if part.strip()),
+            executor=jobs.executor,
+            overlays=jobs.overlays,
+            written=_written_next_to(receipt, known),
+            env_file=read_env_file(jobs.env_file) if jobs.env_file is not None else None,
+            profile=jobs.profile,
+            assets=_assets(places.bundle, content=hash_assets, emit=emit),
+        )
+        images = {}
+        if ask_registry and (names := images_to_ask(checked)):
+            quick = options or ClientOptions(connect_timeout_s=10.0, read_timeout_s=20.0)
+            asking = executor_of(checked)
+            images = ask_images(names, executor=asking, platform=known.platform, options=quick, emit=emit)
+        return run_check(checked, images)
+
+
+def _written_next_to(receipt: Path | None, site: SiteProfile) -> Path | None:
+    """Return the folder of a receipt where `load --jobs` wrote overlays next to it, else None."""
+    kinds = [executor.kind for executor in site.executors or (PLAIN,)]
+    if receipt is None or not any((receipt.parent / kind / COMMANDS_FILE).is_file() for kind in kinds):
+        return None
+    return receipt.parent
+
+
+def _assets(bundle: Bundle | None, *, content: bool, emit: Emit) -> StagedAssets:
+    if bundle is None:
+        return StagedAssets()
+    entries = bundle.manifest.persistent_assets.assets
+    return StagedAssets(entries, bundle_assets(bundle), content=content, emit=emit)
 
 
 def images_to_ask(checked: Checked) -> list[str]:

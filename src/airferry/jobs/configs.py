@@ -16,6 +16,7 @@ from typing import Any
 
 from airferry.bundle.receipt import Receipt, ReceiptImage
 from airferry.config import Executor, SiteProfile
+from airferry.config.submit import submit_command
 from airferry.errors import ConfigurationError, IntegrityError
 from airferry.jobs.context import read_step_toml
 from airferry.jobs.known_assets import StagedValue, StagedValues, assets_of, staged_values
@@ -27,7 +28,6 @@ from airferry.jobs.submission import (
     profile_name,
     reference_for,
     render_profile,
-    submit_command,
 )
 from airferry.plan.catalogue import Catalogue, StepFiles, find_step, parse_target
 from airferry.plan.models import Overlay, Target

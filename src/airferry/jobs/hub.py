@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 from airferry.jobs.context import has_word
+from airferry.plan.code.fetches import HUB_ID
 from airferry.plan.step_values import StepValue, StepValues
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 HUB_URL = re.compile(r"hf://(?:datasets/)?([\w.-]+/[\w.-]+)")
 LOCAL_DATASETS = frozenset(
     {"NemoGymDataset", "ResponseDataset", "PreferenceDataset", "BinaryPreferenceDataset", "OpenAIFormatDataset"}

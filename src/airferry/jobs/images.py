@@ -12,7 +12,7 @@ from airferry.events import Emit, Warned, silent
 from airferry.host.threads import parallel_map
 from airferry.jobs.rules.site import RegistryImage, runtime_fix
 from airferry.jobs.submission import reference_for
-from airferry.oci.documents import LAYER_ZSTD, MAX_CONFIG_BYTES, Manifest, parse_image_config
+from airferry.oci.documents import LAYER_ZSTD, MAX_IMAGE_CONFIG_BYTES, Manifest, parse_image_config
 from airferry.oci.platform import Platform
 from airferry.oci.ports import blocks
 from airferry.oci.reference import parse_reference
@@ -96,7 +96,7 @@ def _has_zstd(manifest: Manifest) -> bool:
 
 
 def _environment(source: RegistrySource, manifest: Manifest) -> dict[str, str]:
-    if manifest.config.size > MAX_CONFIG_BYTES:
+    if manifest.config.size > MAX_IMAGE_CONFIG_BYTES:
         return {}
     with source.open_blob(manifest.config) as stream:
         config = parse_image_config(b"".join(blocks(stream)))

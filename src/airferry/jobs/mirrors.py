@@ -1,6 +1,6 @@
 """Mirror configurations: what runtimes need so that the original names of base images lead to the private registry.
 
-Makes text from a receipt and writes nothing. containerd maps whole hosts (*hosts.md*), containers/image and OpenShift
+containerd maps whole hosts (*hosts.md*), containers/image and OpenShift
 single repositories (*containers-registries.conf(5)*, `ImageDigestMirrorSet`); enroot knows no mirrors, so it gets the
 other names.
 """
@@ -10,11 +10,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import yaml
 
-from airferry.bundle.receipt import Receipt
+from airferry.bundle.receipt import Receipt, read_receipt
 from airferry.errors import ConfigurationError
+from airferry.events import Emit, Warned, silent
+from airferry.host import files
 from airferry.jobs.submission import image_for
 from airferry.oci.reference import DEFAULT_REGISTRY, Reference, is_loopback, parse_reference
 
@@ -38,6 +41,28 @@ class MirrorFiles:
     images: tuple[MirroredImage, ...]
     files: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+
+def mirrors(
+    receipt: Path,
+    *,
+    out: Path,
+    plain_http: bool | None = None,
+    ca_file: str | None = None,
+    root: str | None = None,
+    emit: Emit = silent,
+) -> MirrorFiles:
+    """Write mirror configurations for the base images that a loaded bundle carried.
+
+    Raises:
+        ConfigurationError: it carried none.
+        IntegrityError: it is not a receipt, or one of another bundle than `root` names.
+    """
+    made = make_mirrors(read_receipt(receipt, root=root), plain_http=plain_http, ca_file=ca_file)
+    files.write_texts(out, made.files)
+    for note in made.notes:
+        emit(Warned(note))
+    return made
 
 
 def make_mirrors(receipt: Receipt, *, plain_http: bool | None = None, ca_file: str | None = None) -> MirrorFiles:

@@ -6,13 +6,10 @@ The forms are those that enroot, and the runtimes that follow Docker's reference
 from __future__ import annotations
 
 import json
-import shlex
-from collections.abc import Mapping
 
 from airferry.bundle.receipt import ReceiptImage
 from airferry.config import Executor, SiteProfile
 from airferry.config.site import StorageMount, parse_executor_version
-from airferry.config.submit import NEMOTRON_SUBMIT, submit_words
 from airferry.oci.reference import Reference, parse_reference
 
 NEMOTRON_EXECUTORS = {"slurm-pyxis": "slurm", "lepton": "lepton", "dgxcloud": "dgxcloud", "docker": "docker"}
@@ -101,22 +98,6 @@ def render_profile(site: SiteProfile, executor: Executor) -> str:
     lines += ["", f"[{name}.env_vars]"]
     lines += [f"{key} = {_toml(value)}" for key, value in environment_of(site, executor).items()]
     return "\n".join(lines) + "\n"
-
-
-def submit_command(
-    step_id: str, *, config: str | None, profile: str, overrides: Mapping[str, str], template: str | None = None
-) -> str:
-    """Return the whole command that submits a step, quoted for a shell.
-
-    The template is the catalogue's, None for Nemotron's command. An empty one says that no command is known: then the
-    facts that any command needs are listed.
-    """
-    settings = tuple(f"{key}={value}" for key, value in overrides.items())
-    if template == "":
-        words = [step_id, *([f"config={config}"] if config else []), f"profile={profile}", *settings]
-        return "# no command is known for this catalogue (`source.submit`): " + shlex.join(words)
-    known = template or NEMOTRON_SUBMIT
-    return shlex.join(submit_words(known, step=step_id, config=config, profile=profile, overrides=settings))
 
 
 def _mount(mount: StorageMount, executor: Executor) -> str:

@@ -42,7 +42,7 @@ from airferry.host.canonical import canonical_json
 from airferry.host.journal import Journal
 from airferry.host.threads import parallel_map
 from airferry.near.assemble.assembler import Maker
-from airferry.near.assemble.recipes import LAUNCHER, Task, TaskMaker
+from airferry.near.assemble.recipes import Task, TaskMaker
 from airferry.near.assemble.writer import BuiltImage, ImageWriter
 from airferry.near.bases.fetch import BaseImage
 from airferry.near.bases.originals import put_originals
@@ -69,7 +69,7 @@ from airferry.oci.platform import Platform, parse_platform
 from airferry.oci.reference import parse_reference
 from airferry.plan.inventory import parse_inventory, render_inventory
 from airferry.plan.lockfile import LOCK_FILE, LockedPlatform, Lockfile
-from airferry.plan.models import GroupPlan, Plan
+from airferry.plan.models import LAUNCHER, GroupPlan, Plan
 
 LOCK_ARTIFACT = "application/vnd.airferry.lock.v1"
 LOCK_CONTENT = "application/vnd.airferry.lock.v1+yaml"

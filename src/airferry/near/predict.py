@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from airferry.config import ArchiveBase, BootstrapBase, LayoutBase
-from airferry.config import BaseImage as BaseSpec
+from airferry.config import BaseSpec as BaseSpec
 from airferry.errors import AirferryError, HostError
 from airferry.events import Emit, Warned, silent
 from airferry.host import files
@@ -29,7 +29,7 @@ from airferry.oci.copy import select_platforms
 from airferry.oci.documents import (
     IMAGE_MANIFEST,
     INDEX_TYPES,
-    MAX_CONFIG_BYTES,
+    MAX_IMAGE_CONFIG_BYTES,
     MAX_MANIFEST_BYTES,
     Descriptor,
     parse_image_config,
@@ -388,7 +388,7 @@ def _read_layers(source: Source, top: Descriptor, platform: Platform) -> _Layers
         top = select_platforms(index, [platform], what=top.digest)[0]
     manifest = parse_manifest(source.read_manifest(top).data)
     with source.open_blob(manifest.config) as stream:
-        config = parse_image_config(stream.read(MAX_CONFIG_BYTES))
+        config = parse_image_config(stream.read(MAX_IMAGE_CONFIG_BYTES))
     layers = tuple(manifest.layers)
     if any(layer.media_type not in KINDS for layer in layers):
         return None

@@ -40,7 +40,7 @@ CONTAINERD_SUBJECT = "io.containerd.manifest.subject"
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 # what engines set where a config has no PATH
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-MAX_CONFIG_BYTES = 16 * 1024 * 1024
+MAX_IMAGE_CONFIG_BYTES = 16 * 1024 * 1024
 MAX_LAYERS = 1000
 MAX_INDEX_ENTRIES = 20_000
 

@@ -6,18 +6,22 @@ what makes reading on impossible is raised.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from airferry.errors import HostError, IntegrityError
 from airferry.events import Emit, silent
 from airferry.host.progress import MIB, Meter
 from airferry.host.threads import parallel_map, usable_cores
 from airferry.oci.documents import (
+    DOCKER_CONFIG,
     EMPTY_CONFIG,
+    IMAGE_CONFIG,
     INDEX_TYPES,
     MANIFEST_TYPES,
-    MAX_CONFIG_BYTES,
+    MAX_IMAGE_CONFIG_BYTES,
     REF_NAME,
     Descriptor,
     ImageConfig,
@@ -28,16 +32,21 @@ from airferry.oci.documents import (
     parse_manifest,
 )
 from airferry.oci.layers import KINDS
-from airferry.oci.layout import LayoutStore
+from airferry.oci.layout import INDEX_FILE, LAYOUT_FILE, LayoutStore
 from airferry.oci.platform import Platform
 from airferry.oci.ports import Source, blocks
 from airferry.oci.streams import verifying
+from airferry.wording import printable
 
-PROGRESS_EVERY_BYTES = 64 * MIB
+CHECKED_EVERY_BYTES = 64 * MIB
 MAX_FINDINGS = 1000
+MAX_NESTED = 4
 # a bad sector is a finding about a blob, not the end of the search for others
 UNREADABLE = (IntegrityError, HostError)
 MAX_DEFECT_CHARACTERS = 500
+
+# who has something wrong, what is wrong, and the digest that it is about
+ReportDefect = Callable[[str, str, str | None], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,17 +92,25 @@ class Inspector:
         self.findings: list[Defect] = []
         self.wanted: dict[str, Wanted] = {}
         self.read_whole: set[str] = set()
+        self.artifacts: set[str] = set()
 
     def report(self, subject: str, text: str, digest: str | None = None) -> None:
         """Note that something is wrong; what others wrote is cut and made printable."""
         if len(self.findings) < MAX_FINDINGS:
-            self.findings.append(Defect(_shown(subject), _shown(text), digest))
+            self.findings.append(
+                Defect(
+                    printable(subject, most=MAX_DEFECT_CHARACTERS), printable(text, most=MAX_DEFECT_CHARACTERS), digest
+                )
+            )
 
-    def image(self, descriptor: Descriptor, *, subject: str, original: bool = False) -> tuple[ImagePart, ...]:
+    def image(
+        self, descriptor: Descriptor, *, subject: str, original: bool = False, nested: int = 0
+    ) -> tuple[ImagePart, ...]:
         """Walk an image or image index and return its platforms; what cannot be read is reported and left out.
 
         An `original` is carried as others made it: attestations, a platform listed twice (the first counts) and mixed
-        compressions are its own affair, while every byte of it is wanted all the same.
+        compressions are its own affair, while every byte of it is wanted all the same. So deep as `nested` says may
+        indexes list others.
         """
         if descriptor.media_type not in INDEX_TYPES:
             part = self._manifest(descriptor, subject=subject, stated=descriptor.platform_value(), original=original)
@@ -110,6 +127,9 @@ class Inspector:
             platform = child.platform_value()
             inner = f"{subject}, platform `{platform}`" if platform else subject
             if child.media_type in INDEX_TYPES:
+                if nested:
+                    parts += self.image(child, subject=inner, original=original, nested=nested - 1)
+                    continue
                 self.report(inner, f"index `{child.digest}` is nested in an index", child.digest)
                 continue
             if platform is None:
@@ -136,6 +156,7 @@ class Inspector:
         manifest = self._read_manifest(descriptor, subject=subject)
         if manifest is None:
             return None
+        self.artifacts.add(descriptor.digest)
         if manifest.config.media_type == EMPTY_CONFIG and not manifest.artifact_type:
             self.report(subject, "has an empty config and no artifactType", descriptor.digest)
         self._want(manifest.config, "config", subject)
@@ -151,7 +172,7 @@ class Inspector:
         todo = [wanted for digest, wanted in self.wanted.items() if digest not in self.read_whole]
         todo.sort(key=lambda wanted: (-wanted.descriptor.size, wanted.descriptor.digest))
         total = sum(wanted.descriptor.size for wanted in todo)
-        progress = Meter("verify", total, emit, every_bytes=PROGRESS_EVERY_BYTES)
+        progress = Meter("verify", total, emit, every_bytes=CHECKED_EVERY_BYTES)
         failures = parallel_map(
             lambda wanted: _check_blob(self.source, wanted.descriptor, progress.advance),
             todo,
@@ -202,6 +223,10 @@ class Inspector:
         for layer in manifest.layers:
             self._want(layer, "layer", subject)
         self._want(manifest.config, "config", subject)
+        if original and manifest.config.media_type not in (IMAGE_CONFIG, DOCKER_CONFIG):
+            # charts and the like have no artifactType where they are older than that field
+            self.artifacts.add(descriptor.digest)
+            return None
         kinds = {KINDS.get(layer.media_type) for layer in manifest.layers}
         if None in kinds:
             unknown = sorted({layer.media_type for layer in manifest.layers if layer.media_type not in KINDS})
@@ -228,8 +253,8 @@ class Inspector:
     def _config(self, descriptor: Descriptor, *, subject: str) -> ImageConfig | None:
         self.read_whole.add(descriptor.digest)
         try:
-            if descriptor.size > MAX_CONFIG_BYTES:
-                raise IntegrityError(f"config `{descriptor.digest}` is larger than {MAX_CONFIG_BYTES} bytes")
+            if descriptor.size > MAX_IMAGE_CONFIG_BYTES:
+                raise IntegrityError(f"config `{descriptor.digest}` is larger than {MAX_IMAGE_CONFIG_BYTES} bytes")
             with self.source.open_blob(descriptor) as stream:
                 data = verifying(stream, descriptor).read()
             return parse_image_config(data, what=f"config `{descriptor.digest}`")
@@ -250,53 +275,68 @@ class Inspector:
             wanted.subjects.append(subject)
 
 
-def validate_image(
-    source: Source,
-    descriptor: Descriptor,
-    *,
-    subject: str,
-    jobs: int | None = None,
-    emit: Emit = silent,
-) -> list[Defect]:
-    """Check one image of any source, every byte of it, and return what is wrong with it."""
-    inspector = Inspector(source)
-    inspector.image(descriptor, subject=subject)
-    inspector.check_blobs(jobs=jobs, emit=emit)
-    return inspector.findings
+@dataclass(frozen=True, slots=True)
+class LayoutCheck:
+    """What a layout holds, as far as its index names it, and what is wrong with it."""
+
+    images: int
+    artifacts: int
+    blobs: int
+    size_bytes: int
+    findings: tuple[Defect, ...]
 
 
-def validate_layout(store: LayoutStore, *, jobs: int | None = None, emit: Emit = silent) -> list[Defect]:
-    """Check a whole layout, every byte of what its index.json names and what lies about, and return what is wrong.
+def validate_layout(store: LayoutStore, index: Index, *, jobs: int | None = None, emit: Emit = silent) -> LayoutCheck:
+    """Check a whole layout: every byte of what its index names, and that nothing lies there that nothing names.
 
-    Raises:
-        IntegrityError: index.json cannot be read.
+    It may be of any tool: images are checked as `Inspector.image` checks originals, indexes may list indexes, and a
+    name may be given to one thing alone.
     """
     inspector = Inspector(store)
-    for entry in store.read_index().manifests:
+    named: set[str] = set()
+    for entry in index.manifests:
+        name = (entry.annotations or {}).get(REF_NAME)
         if entry.artifact_type is not None:
-            inspector.artifact(entry, subject=f"artifact `{entry.digest}` (`{entry.artifact_type}`)")
+            inspector.artifact(entry, subject=f"artifact `{name or entry.digest}`")
         else:
-            inspector.image(entry, subject=f"image `{_name(entry)}`")
-    inspector.check_blobs(jobs=jobs, emit=emit)
+            inspector.image(entry, subject=f"image `{name or entry.digest}`", original=True, nested=MAX_NESTED)
+        if name in named:
+            inspector.report(f"image `{name}`", "is listed twice in index.json", entry.digest)
+        if name is not None:
+            named.add(name)
+    size_bytes = inspector.check_blobs(jobs=jobs, emit=emit)
     report_unnamed(store.stored_digests(), inspector.wanted.keys(), inspector.report)
-    return inspector.findings
+    report_strays(store.path, inspector.report)
+    tops = {entry.digest for entry in index.manifests}
+    return LayoutCheck(
+        images=len(tops - inspector.artifacts),
+        artifacts=len(tops & inspector.artifacts),
+        blobs=len(inspector.wanted),
+        size_bytes=size_bytes,
+        findings=tuple(inspector.findings),
+    )
 
 
-def report_unnamed(
-    stored: Iterable[str], wanted: Collection[str], report: Callable[[str, str, str | None], None]
-) -> None:
+def report_strays(layout: Path, report: ReportDefect) -> None:
+    """Report what lies in a layout besides index.json, oci-layout and regular files named by digests."""
+    known = {"": {LAYOUT_FILE, INDEX_FILE, "blobs"}, "blobs": {"sha256"}}
+    for folder, names in known.items():
+        with os.scandir(layout / folder) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                if entry.name not in names:
+                    report(f"file `{Path(folder) / entry.name}`", "nothing refers to it", None)
+    with os.scandir(layout / "blobs" / "sha256") as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if not entry.is_file(follow_symlinks=False):
+                report(f"file `blobs/sha256/{entry.name}`", "is not a regular file", None)
+            elif len(entry.name) != 64 or not set(entry.name) <= set("0123456789abcdef"):
+                report(f"file `blobs/sha256/{entry.name}`", "nothing refers to it", None)
+
+
+def report_unnamed(stored: Iterable[str], wanted: Collection[str], report: ReportDefect) -> None:
     """Report each stored digest that nothing wants."""
     for digest in sorted(set(stored).difference(wanted)):
         report(f"blob `{digest}`", "nothing refers to it", digest)
-
-
-def _shown(text: str) -> str:
-    cut = text if len(text) <= MAX_DEFECT_CHARACTERS else text[:MAX_DEFECT_CHARACTERS] + "…"
-    return "".join(character if character.isprintable() else "\ufffd" for character in cut)
-
-
-def _name(entry: Descriptor) -> str:
-    return (entry.annotations or {}).get(REF_NAME, entry.digest)
 
 
 def _check_blob(source: Source, descriptor: Descriptor, on_block: Callable[[int], None]) -> str | None:

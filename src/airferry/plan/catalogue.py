@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from airferry.config import CatalogueSource, Config
+from airferry.config import Config, SourceSettings
 from airferry.errors import AirferryError, ConfigurationError
 from airferry.plan.models import Target
 
@@ -156,7 +156,7 @@ def catalogue_at(root: Path, *, steps: str, package: str | None = None) -> Catal
             hint="give the root of the catalogue with `--source DIR`, and its folder of steps with `--steps`",
         )
     return Catalogue(
-        absolute, absolute / PurePosixPath(steps), CatalogueSource(steps=steps, package=package).steps_package
+        absolute, absolute / PurePosixPath(steps), SourceSettings(steps=steps, package=package).steps_package
     )
 
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from airferry.config import BaseImage, CompressionChoice, Config, RegistryChoice
+from airferry.config import BaseSpec, CompressionChoice, Config, RegistryChoice
 from airferry.oci.platform import Platform
 from airferry.plan.code.commands import StartInstall
 
 PLAN_SCHEMA_VERSION = 1
+LAUNCHER = "launcher"  # the name of the launcher image, among those of the groups
 Origin = Literal["required", "step", "catalogue", "reported"]
 WarningKind = Literal["fetch", "image", "install", "name"]
 
@@ -188,7 +189,7 @@ class GroupPlan:
 
     name: str
     image_names: tuple[str, ...]
-    base_image: BaseImage
+    base_image: BaseSpec
     platforms: tuple[Platform, ...]
     tag: str
     tar: str
@@ -209,7 +210,7 @@ class GroupPlan:
 class LauncherPlan:
     """The image that carries the catalogue. `tar` is relative to the output folder."""
 
-    base_image: BaseImage
+    base_image: BaseSpec
     platforms: tuple[Platform, ...]
     tag: str
     tar: str
@@ -315,7 +316,7 @@ class Plan:
         }
 
 
-def base_document(base: BaseImage) -> Any:
+def base_document(base: BaseSpec) -> Any:
     """Return a base image as documents hold it: text as written, or the mapping."""
     if base.key.startswith("{"):
         return {"bootstrap": base.model_dump(mode="json", exclude_unset=True)}

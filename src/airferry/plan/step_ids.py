@@ -13,9 +13,9 @@ from airferry.config import Config
 from airferry.errors import ConfigurationError
 from airferry.plan.catalogue import Catalogue, choose_target, find_step
 from airferry.plan.models import PlanWarning, StepPlan
+from airferry.wording import some_of
 
 CUTOFF = 0.75
-SHOWN = 5
 _Key = tuple[str | int, ...]
 
 
@@ -44,7 +44,7 @@ def id_warnings(config: Config, catalogue: Catalogue, steps: Iterable[StepPlan])
             found.append(PlanWarning("name", place, message, f"did you mean `{near[0]}`?", targets))
         if strange:
             places = [_place(config, catalogue, (*section, name)) for name in strange]
-            shown = ", ".join(f"`{name}`" for name in strange[:SHOWN]) + (", …" if len(strange) > SHOWN else "")
+            shown = some_of([f"`{name}`" for name in strange], 5)
             message = f"`{'.'.join(section)}` refers to steps that are not in the catalogue: {shown}"
             hint = "remove them, or set `source.root` to the catalogue that has them"
             found.append(PlanWarning("name", places[0], message, hint, also=tuple(places[1:])))

@@ -197,6 +197,7 @@ class RegistryAuth:
             raise RegistryError(f"token server `{server}` answers without a token", url=server) from None
         if not isinstance(token, str) or len(token) > MAX_TOKEN_CHARACTERS or not _TOKEN.fullmatch(token):
             raise RegistryError(f"token server `{server}` answers without a usable token", url=server)
-        seconds = float(lifetime) if isinstance(lifetime, int | float) and lifetime > 0 else DEFAULT_LIFETIME_S
-        seconds = min(seconds, LONGEST_LIFETIME_S)
+        # capped before it becomes a float, which a number of 400 digits cannot
+        known = isinstance(lifetime, int | float) and lifetime > 0
+        seconds = float(min(lifetime, LONGEST_LIFETIME_S)) if known else DEFAULT_LIFETIME_S
         return _Token(f"Bearer {token}", clock.monotonic_s() + seconds * 0.9)

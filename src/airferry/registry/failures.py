@@ -15,6 +15,7 @@ import requests
 import urllib3
 
 from airferry.errors import RegistryError
+from airferry.wording import printable
 
 MAX_ERROR_BYTES = 64 * 1024
 MAX_SHOWN_CHARACTERS = 300
@@ -66,18 +67,16 @@ def redacted(url: str) -> str:
     return f"{parts.scheme}://{host}{parts.path}"
 
 
-def printable(text: str) -> str:
-    """Return foreign text bounded and without control characters."""
-    clean = "".join(character if character.isprintable() else " " for character in text[: MAX_SHOWN_CHARACTERS * 4])
-    clean = " ".join(clean.split())
-    return clean if len(clean) <= MAX_SHOWN_CHARACTERS else clean[:MAX_SHOWN_CHARACTERS] + "…"
+def one_line(text: str) -> str:
+    """Return foreign text as one bounded line without control characters."""
+    return printable(" ".join(text[: MAX_SHOWN_CHARACTERS * 4].split()), most=MAX_SHOWN_CHARACTERS)
 
 
 def registry_codes(data: bytes) -> tuple[str, str]:
     """Return the first error code and message of an error document, empty where it is none."""
     try:
         first = json.loads(data)["errors"][0]
-        return printable(str(first.get("code") or "")), printable(str(first.get("message") or ""))
+        return one_line(str(first.get("code") or "")), one_line(str(first.get("message") or ""))
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         return "", ""
 
@@ -185,9 +184,9 @@ def speaks_no_tls(error: Exception) -> bool:
 def _tls_reason(error: Exception) -> str:
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return printable(cause.verify_message)
+            return one_line(cause.verify_message)
         if isinstance(cause, ssl.SSLError) and cause.reason:
-            return printable(str(cause.reason).replace("_", " ").lower())
+            return one_line(str(cause.reason).replace("_", " ").lower())
     return "no reason given"
 
 

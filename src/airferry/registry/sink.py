@@ -28,7 +28,7 @@ from airferry.oci.ports import OpenStream, Stored, blocks
 from airferry.oci.streams import verifying
 from airferry.registry.auth import repository_scope
 from airferry.registry.client import RegistryClient
-from airferry.registry.failures import printable
+from airferry.registry.failures import one_line
 from airferry.registry.source import RegistrySource, referrers_tag
 from airferry.registry.uploads import Uploader
 
@@ -225,7 +225,7 @@ class RegistrySink:
         stated = response.headers.get("Docker-Content-Digest", descriptor.digest)
         if stated != descriptor.digest:
             raise IntegrityError(
-                f"`{self}` claims to have stored `{printable(stated)}` when manifest `{descriptor.digest}` was sent",
+                f"`{self}` says that it stored `{one_line(stated)}` where manifest `{descriptor.digest}` was sent",
                 digest=descriptor.digest,
             )
         if descriptor.media_type in MANIFEST_TYPES:

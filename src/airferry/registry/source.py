@@ -33,7 +33,7 @@ from airferry.oci.streams import verifying
 from airferry.registry.auth import repository_scope
 from airferry.registry.client import RegistryClient
 from airferry.registry.connections import Answer
-from airferry.registry.failures import connection_error, printable
+from airferry.registry.failures import connection_error, one_line
 
 ACCEPTED = ", ".join((*INDEX_TYPES, *MANIFEST_TYPES))
 MAX_REFERRER_PAGES = 100
@@ -236,7 +236,7 @@ class RegistrySource:
         if observed != stated or observed != wanted:
             raise IntegrityError(
                 f"`{self}` returned a manifest with digest `{observed}` for `{reference}`, but declared "
-                f"`{printable(stated)}`",
+                f"`{one_line(stated)}`",
                 digest=observed,
             )
         media_type = _media_type(data, response.headers.get("Content-Type", ""), what=f"`{reference}` of `{self}`")
@@ -270,7 +270,7 @@ def _media_type(data: bytes, header: str, *, what: str) -> str:
         if candidate in INDEX_TYPES or candidate in MANIFEST_TYPES:
             return str(candidate)
     raise RegistryError(
-        f"{what} is not an image or artifact: its media type is `{printable(str(stated or header or 'missing'))}`",
+        f"{what} is not an image or artifact: its media type is `{one_line(str(stated or header or 'missing'))}`",
         hint="check whether a web page or login form answers instead of the registry; Docker schema 1 is not supported",
     )
 

@@ -26,7 +26,7 @@ from airferry.oci.ports import BLOCK_BYTES, OpenStream
 from airferry.registry.bodies import PartBody, WholeBody
 from airferry.registry.client import RegistryClient
 from airferry.registry.connections import Answer
-from airferry.registry.failures import LostSession, TooLarge, TransientRegistryError, printable, registry_codes
+from airferry.registry.failures import LostSession, TooLarge, TransientRegistryError, one_line, registry_codes
 
 CHUNKED_ABOVE_BYTES = 256 * 1024 * 1024
 CHUNK_BYTES = 64 * 1024 * 1024
@@ -424,7 +424,7 @@ class _Transfer:
         stated = response.headers.get("Docker-Content-Digest", digest)
         if stated != digest:
             raise IntegrityError(
-                f"`{self._name}` claims to have stored `{printable(stated)}` when `{digest}` was sent", digest=digest
+                f"`{self._name}` says that it stored `{one_line(stated)}` where `{digest}` was sent", digest=digest
             )
 
     def _next_location(self, response: Answer) -> str:

@@ -19,6 +19,7 @@ import zstandard
 
 from airferry.errors import HostError, IntegrityError
 from airferry.host import files
+from airferry.host.files import MAX_NAME_BYTES, MAX_PATH_BYTES
 from airferry.host.threads import Consumer
 from airferry.oci.digest import digest_hex
 from airferry.oci.ports import blocks
@@ -29,8 +30,6 @@ from airferry.rootfs.sources import SourceReader
 
 FACTS_SCHEMA_VERSION = 4
 MAX_LAYER_ENTRIES = 2_000_000
-MAX_PATH_BYTES = 4096
-MAX_NAME_BYTES = 255
 MAX_CACHE_BYTES = 1 << 30
 MAX_FACTS_BYTES = 1 << 30
 CACHE_SUFFIX = ".json.zst"

@@ -16,10 +16,9 @@ from airferry.oci.documents import DEFAULT_PATH, ImageConfig
 from airferry.oci.platform import Platform
 from airferry.oci.tar import SYMLINK
 from airferry.rootfs.files import BinaryFacts
-from airferry.rootfs.view import RootView
+from airferry.rootfs.view import MAX_LINKS, RootView
 
 NAMES = ("python", "python3")
-MAX_LINKS = 40
 OLDEST_MINOR = 8
 # what Python itself holds, under names that no `PyInit_` mark in the binary gives away
 CORE_BUILTINS = frozenset(

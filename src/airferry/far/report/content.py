@@ -18,7 +18,7 @@ from airferry.bundle.artifacts import TITLE
 from airferry.bundle.manifest import Addition, BundleManifest, GroupEntry, ImageEntry, OverlayEntry
 from airferry.bundle.verify import Bundle, VerifyReport
 from airferry.oci.digest import digest_hex
-from airferry.wording import counted, size_text
+from airferry.wording import counted, printable, size_text
 
 MAX_CELL_CHARACTERS = 600
 NO_ENTRY = "–"
@@ -114,8 +114,7 @@ def make_report(bundle: Bundle, verified: VerifyReport) -> Report:
 
 def shown(text: str) -> str:
     """Return text that others wrote so that it shows as one line and hides nothing: no controls, a bounded length."""
-    cut = text if len(text) <= MAX_CELL_CHARACTERS else text[:MAX_CELL_CHARACTERS] + "…"
-    return "".join(character if character.isprintable() else "\ufffd" for character in cut)
+    return printable(text, most=MAX_CELL_CHARACTERS)
 
 
 def _cell(value: object) -> Cell:

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from airferry.bundle.verify import Bundle
 from airferry.errors import IntegrityError
 from airferry.events import Emit, Notice, Warned, silent
-from airferry.far.load import artifact_tag, place_images, plan_shipments
 from airferry.far.relocate import Destination
+from airferry.far.shipments import artifact_tag, place_images, plan_shipments
 from airferry.oci.documents import Descriptor, Manifest, parse_manifest
 from airferry.oci.layout import LayoutStore
 from airferry.oci.ports import Stored, blocks
@@ -39,16 +38,14 @@ class Repository:
         return self.manifests.get(self.tags.get(reference, reference))
 
 
-def read_repositories(
-    bundle: Bundle, destination: Destination, *, maps: Mapping[str, str] | None = None, flatten: bool = False
-) -> dict[str, Repository]:
+def read_repositories(bundle: Bundle, destination: Destination) -> dict[str, Repository]:
     """Return the repositories of a bundle by name, sorted: the names that `load` would use under the destination.
 
     Raises:
         UsageError: two images would take one name, or a map fits nothing.
         IntegrityError: a manifest is missing or not what its digest says.
     """
-    places = place_images(bundle, destination, maps=maps, flatten=flatten)
+    places = place_images(bundle, destination)
     found: dict[str, Repository] = {}
     for item in plan_shipments(bundle, destination, places):
         repository = found.setdefault(item.repository, Repository(item.repository))

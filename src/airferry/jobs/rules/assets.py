@@ -10,14 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from airferry.assets.manifest import AssetManifest
-from airferry.assets.staged import verify_asset
+from airferry.assets.staged import compare_asset
 from airferry.bundle.manifest import AssetEntry
 from airferry.errors import AirferryError
 from airferry.events import Emit, silent
 from airferry.jobs.context import StepContext
 from airferry.jobs.findings import Finding
-
-SHOWN = 2
+from airferry.wording import some_of
 
 
 @dataclass
@@ -43,14 +42,13 @@ class StagedAssets:
         if (manifest := self.manifests.get(name)) is None:
             return "has no file list in the bundle"
         try:
-            report = verify_asset(manifest, path, content=self.content, emit=self.emit)
+            report = compare_asset(manifest, path, content=self.content, emit=self.emit)
         except AirferryError as error:
             return f"cannot be read: {error.message}"
         if report.ok:
             return None
-        shown = "; ".join(str(finding) for finding in report.findings[:SHOWN])
-        more = len(report.findings) - SHOWN
-        return f"differs from what was recorded: {shown}" + (f"; and {more} more" if more > 0 else "")
+        shown = some_of([str(finding) for finding in report.findings], 2, separator="; ")
+        return f"differs from what was recorded: {shown}"
 
 
 def asset_findings(context: StepContext, assets: StagedAssets) -> Iterator[Finding]:

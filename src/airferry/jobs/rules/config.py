@@ -10,10 +10,10 @@ from urllib.parse import urlsplit
 
 from airferry.config.fields import parse_overlay
 from airferry.config.submit import config_words
+from airferry.defaults import OVERLAYS_FOLDER
 from airferry.jobs.context import AMBIENT, StepContext, has_word, masked
 from airferry.jobs.findings import Finding, Level, Remedy
 from airferry.jobs.hub import HUB_URL, LOCAL_DATASETS, is_hub_id
-from airferry.jobs.places import OVERLAYS_FOLDER
 from airferry.jobs.settings import input_path, output_path, override, variable
 from airferry.oci.reference import is_loopback
 from airferry.plan.step_config import split_mounts

@@ -6,9 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from airferry.jobs.context import StepContext
 from airferry.jobs.findings import Finding, Level
-
-PYTHONPATH = "PYTHONPATH"
-CONFIG_KEY = ("run", "env", "env_vars", PYTHONPATH)
+from airferry.plan.code.job_path import PYTHONPATH, PYTHONPATH_KEY
 
 
 def python_path_findings(context: StepContext, environment: Mapping[str, str]) -> Iterator[Finding]:
@@ -17,7 +15,7 @@ def python_path_findings(context: StepContext, environment: Mapping[str, str]) -
     `environment` are the image's variables. A config that sets it was judged on the near side, by the lock. Executors
     give a job the variables of its profile whatever its image sets (for Slurm by pyxis' `--container-env`).
     """
-    if context.image is None or context.values.get(*CONFIG_KEY) is not None:
+    if context.image is None or context.values.get(*PYTHONPATH_KEY) is not None:
         return
     written = context.environment.get(PYTHONPATH)
     if written is None:
@@ -35,7 +33,7 @@ def python_path_findings(context: StepContext, environment: Mapping[str, str]) -
         yield context.in_profile("variable", level, text, key=key, value=written, fix=fix)
     else:
         text = f"`{PYTHONPATH}` of the site's profile {text}"
-        yield context.general("variable", level, text, key=".".join(CONFIG_KEY), fix=fix)
+        yield context.general("variable", level, text, key=".".join(PYTHONPATH_KEY), fix=fix)
 
 
 def _folders(text: str) -> list[str]:

@@ -12,7 +12,7 @@ from airferry.jobs.context import StepContext
 from airferry.jobs.findings import Finding, Level
 from airferry.oci.platform import parse_platform
 from airferry.plan.code.commands import BOOTSTRAP, StartInstall
-from airferry.plan.code.installs import COMMANDS, EXTRAS, KEYS, RUN, bake_lines, table_installs
+from airferry.plan.code.installs import COMMANDS, KEYS, PIP_EXTRAS, RUN, bake_lines, table_installs
 from airferry.plan.inventory import is_held, parse_inventory
 
 DOWNLOADS = "downloads when the job starts"
@@ -54,7 +54,7 @@ def _of_profile(context: StepContext, held: Mapping[str, str] | None) -> Iterato
         written = context.profile.values.get(key)
         texts = [str(item) for item in (written if isinstance(written, list) else [written]) if item]
         # the packages of `pip_extras` are one install, each command is a separate one
-        groups = [texts] if key == EXTRAS and texts else [[text] for text in texts]
+        groups = [texts] if key == PIP_EXTRAS and texts else [[text] for text in texts]
         for index, items in enumerate(groups):
             for item in table_installs(key, items):
                 if found := _judge(context, key, item, held):
@@ -100,7 +100,7 @@ def _judge(context: StepContext, key: str, item: StartInstall, held: Mapping[str
 
 
 def _judge_pip(context: StepContext, key: str, item: StartInstall, held: Mapping[str, str] | None) -> _Judgement | None:
-    level: Level = "warn" if key == EXTRAS else "block"
+    level: Level = "warn" if key == PIP_EXTRAS else "block"
     if item.folders and not (item.names or item.others or item.unknown):
         if "--no-build-isolation" in item.command and "--no-deps" in item.command:
             return None
@@ -108,7 +108,7 @@ def _judge_pip(context: StepContext, key: str, item: StartInstall, held: Mapping
         fix = "an image with `env: {PYTHONPATH: FOLDER}`; then "
         return _Judgement(level, f"installs {named} when the job starts, and pip fetches what builds it", fix=fix)
     if held is None or item.unknown or item.others or item.folders:
-        return _Judgement(level, _EXTRAS if key == EXTRAS else DOWNLOADS)
+        return _Judgement(level, _EXTRAS if key == PIP_EXTRAS else DOWNLOADS)
     other = [text for name in item.names if (text := _other_version(name, held))]
     lacking = [name for name in item.names if not (is_held(name, held) or _other_version(name, held))]
     if other and not lacking:

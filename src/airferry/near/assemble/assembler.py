@@ -21,6 +21,7 @@ from airferry.near.assemble.direct import DirectAssembler, Look, refuse
 from airferry.near.assemble.recipes import Task
 from airferry.near.assemble.writer import BuiltImage, ImageWriter
 from airferry.oci.layout import LayoutStore
+from airferry.wording import some_of
 
 Builder = Literal["auto", "buildah", "direct"]
 
@@ -143,4 +144,4 @@ class Maker:
 
 def _added(task: Task) -> str:
     names = [f"{item.name} {item.version}" for item in task.additions]
-    return "added " + ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else ""
+    return f"added {some_of(names, 5)}" if names else ""

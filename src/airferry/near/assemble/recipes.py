@@ -39,9 +39,9 @@ from airferry.oci.layers import Compression
 from airferry.oci.platform import Platform
 from airferry.plan.code.modules import parents
 from airferry.plan.lockfile import LockedPlatform, Lockfile
-from airferry.plan.models import GroupPlan, LauncherPlan, Plan
+from airferry.plan.models import LAUNCHER, GroupPlan, LauncherPlan, Plan
+from airferry.wording import some_of
 
-LAUNCHER = "launcher"
 TITLE_LABEL = "org.opencontainers.image.title"
 MAX_SAID = 20
 
@@ -291,7 +291,7 @@ class TaskMaker:
             name=group.name,
             platform=platform,
             labels=labels,
-            says=f"airferry {group.name}: " + (_listed([*said, *_variables(group)]) or "nothing to add"),
+            says=f"airferry {group.name}: " + (some_of([*said, *_variables(group)], MAX_SAID) or "nothing to add"),
             adds=bool(said),
             python=locked.python,
             needs_python=bool(locked.additions),
@@ -446,11 +446,6 @@ def _described(locked: LockedPlatform) -> dict[str, Any]:
         "sources": [[item.name, item.source.model_dump()] for item in locked.additions if item.source],
         "environment": OFFLINE_ENVIRONMENT,
     }
-
-
-def _listed(items: list[str]) -> str:
-    more = f" and {len(items) - MAX_SAID} more" if len(items) > MAX_SAID else ""
-    return ", ".join(items[:MAX_SAID]) + more
 
 
 def _check_python(known: Known, locked: LockedPlatform, *, base: str) -> None:

@@ -13,13 +13,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from airferry.errors import BuildError
+from airferry.host.files import MAX_PATH_BYTES
 from airferry.oci.tar import DIRECTORY, END_OF_ARCHIVE, REGULAR, SYMLINK, TarEntry, padding, tar_header
+from airferry.rootfs.layers import MAX_LAYER_ENTRIES, OPAQUE
+from airferry.rootfs.view import MAX_LINKS, WHITEOUT_PREFIX
 
-OPAQUE = ".wh..wh..opq"
-WHITEOUT_PREFIX = ".wh."
-MAX_LINKS = 40
-MAX_ENTRIES = 2_000_000
-MAX_PATH_BYTES = 4096
 FOLDER_MODE = 0o755
 SETGID = 0o2000
 
@@ -291,8 +289,8 @@ class LayerTree:
     def _put(self, place: str, node: Node) -> None:
         if posixpath.basename(place).startswith(WHITEOUT_PREFIX):
             raise BuildError(f"`/{place}` cannot be stored: in layers, names that begin with `.wh.` mean deletions")
-        if len(self._nodes) >= MAX_ENTRIES:
-            raise BuildError(f"the new layer has more than {MAX_ENTRIES} entries")
+        if len(self._nodes) >= MAX_LAYER_ENTRIES:
+            raise BuildError(f"the new layer has more than {MAX_LAYER_ENTRIES} entries")
         self._nodes[place] = node
 
     def _ensure_folders(self, place: str) -> str:

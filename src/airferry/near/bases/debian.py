@@ -30,7 +30,7 @@ from airferry.oci.normalise import normalise_layer
 from airferry.oci.platform import Platform
 from airferry.oci.ports import BLOCK_BYTES
 from airferry.oci.tar import TarReader
-from airferry.wording import counted
+from airferry.wording import counted, some_of
 
 BOOTSTRAP_S = 3600.0
 # What every userland needs to be a base: a shell, the C library's tools, users, and certificates.
@@ -297,10 +297,9 @@ def _check_pins(packages: Mapping[str, str], pins: Mapping[str, str] | None, *, 
     names = sorted({*packages, *pins})
     differing = [name for name in names if packages.get(name) != pins.get(name)]
     if differing:
-        shown = [f"`{n}` locked {pins.get(n, 'absent')}, found {packages.get(n, 'absent')}" for n in differing[:5]]
-        more = f", and {len(differing) - 5} more" if len(differing) > 5 else ""
+        shown = [f"`{n}` locked {pins.get(n, 'absent')}, found {packages.get(n, 'absent')}" for n in differing]
         raise BuildError(
-            f"the mirror of `{base.suite}` does not have the locked versions: {', '.join(shown)}{more}",
+            f"the mirror of `{base.suite}` does not have the locked versions: {some_of(shown, 5)}",
             hint="run `airferry lock --update`, or set a mirror that keeps old versions under `mirror:`",
             packages=differing,
         )

@@ -15,8 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from airferry.config import ArchiveBase, BootstrapBase, LayoutBase, RegistryBase
-from airferry.config import BaseImage as BaseSpec
+from airferry.config import ArchiveBase, BaseSpec, BootstrapBase, LayoutBase, RegistryBase
 from airferry.errors import AirferryError, BuildError, ConfigurationError, HostError, IntegrityError
 from airferry.events import Emit
 from airferry.host import clock, files
@@ -37,7 +36,7 @@ from airferry.oci.documents import (
     INDEX_TYPES,
     LAYER_GZIP,
     LAYER_TAR,
-    MAX_CONFIG_BYTES,
+    MAX_IMAGE_CONFIG_BYTES,
     Descriptor,
     ImageConfig,
     Manifest,
@@ -223,7 +222,7 @@ class BaseCache:
         """Return an image's config, which is in the cache now."""
         with source.open_blob(manifest.config) as stream:
             self.store.put_blob(manifest.config, stream)
-        data = self.store.read_bytes(manifest.config, limit_bytes=MAX_CONFIG_BYTES)
+        data = self.store.read_bytes(manifest.config, limit_bytes=MAX_IMAGE_CONFIG_BYTES)
         return parse_image_config(data, what=f"the config of `{name}`")
 
     def _ensure_room(self, manifest: Manifest, *, name: str) -> None:
@@ -304,7 +303,7 @@ class BaseCache:
         data = self.store.read_manifest(descriptor).data
         own = self._in_oci_types(descriptor, data)
         manifest = parse_manifest(self.store.read_manifest(own).data, what=f"the manifest of `{name}`")
-        config_bytes = self.store.read_bytes(manifest.config, limit_bytes=MAX_CONFIG_BYTES)
+        config_bytes = self.store.read_bytes(manifest.config, limit_bytes=MAX_IMAGE_CONFIG_BYTES)
         config = parse_image_config(config_bytes, what=f"the config of `{name}`")
         if len(config.rootfs.diff_ids) != len(manifest.layers):
             raise IntegrityError(

@@ -14,7 +14,7 @@ from airferry.assets.manifest import (
     asset_file_name,
     parse_asset_manifest,
 )
-from airferry.assets.record import PACK_VERSION, pack_asset, record_asset
+from airferry.assets.record import PACK_VERSION, hash_asset, pack_asset
 from airferry.bundle.artifacts import ArtifactFile, artifact_is_whole, put_artifact
 from airferry.bundle.manifest import ArtifactEntry, AssetEntry
 from airferry.config.assets import AssetChoice
@@ -46,7 +46,7 @@ def carry_assets(
 
     Raises:
         ConfigurationError: a manifest that the file names is none, or cannot be read.
-        AirferryError: as `record_asset` and `pack_asset` raise.
+        AirferryError: as `hash_asset` and `pack_asset` raise.
     """
     entries: list[AssetEntry] = []
     artifacts: list[tuple[ArtifactEntry, Descriptor]] = []
@@ -82,7 +82,7 @@ def carry_assets(
 
 def _manifest(plan: Plan, name: str, choice: AssetChoice, emit: Emit) -> AssetManifest:
     if choice.path is not None:
-        return record_asset(choice.path, name=name, kind=choice.kind, emit=emit)
+        return hash_asset(choice.path, name=name, kind=choice.kind, emit=emit)
     assert choice.manifest is not None
     try:
         data = files.read_bounded(choice.manifest, limit_bytes=MAX_ASSET_MANIFEST_BYTES)

@@ -33,11 +33,11 @@ from airferry.oci.layout import LayoutStore
 from airferry.oci.ports import blocks
 from airferry.oci.tar import END_OF_ARCHIVE, SYMLINK, TarEntry, padding, tar_header
 from airferry.plan.models import Plan
-from airferry.wording import counted
+from airferry.wording import counted, some_of
 
 ZSTD_LEVEL = 9
 NEVER_CARRIED = ("__pycache__", "node_modules")
-SHOWN = 3
+MAX_NAMED_PATHS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,11 +140,8 @@ def catalogue_files(
             if item.path.as_posix() not in own:
                 added.append(item.path.as_posix())
     if added:
-        shown = ", ".join(f"`{path}`" for path in added[:SHOWN])
-        more = f" and {len(added) - SHOWN} more" if len(added) > SHOWN else ""
-        emit(
-            Warned(f"{shown}{more} are added to the bundle because targets need them, although Git does not track them")
-        )
+        shown = some_of([f"`{path}`" for path in added], MAX_NAMED_PATHS)
+        emit(Warned(f"{shown} are added to the bundle because targets need them, although Git does not track them"))
     return sorted(found.values(), key=lambda item: os.fsencode(item.path)), tracked
 
 
@@ -184,13 +181,8 @@ def _allowed(found: Sequence[CatalogueFile], emit: Emit) -> Iterator[CatalogueFi
         else:
             yield item
     if left:
-        more = f"; and {len(left) - SHOWN} more" if len(left) > SHOWN else ""
-        emit(
-            Warned(
-                f"{counted(len(left), 'file')} of the catalogue are not added to the "
-                f"bundle: {'; '.join(left[:SHOWN])}{more}"
-            )
-        )
+        named = some_of(left, MAX_NAMED_PATHS, separator="; ")
+        emit(Warned(f"{counted(len(left), 'file')} of the catalogue are not added to the bundle: {named}"))
 
 
 def _size_bytes(source: Path) -> int:

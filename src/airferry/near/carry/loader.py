@@ -25,6 +25,7 @@ from airferry.errors import AirferryError, HostError
 from airferry.events import Emit, StageFinished, StageStarted
 from airferry.host import clock, files
 from airferry.host.canonical import inputs_digest
+from airferry.host.extras import EXTRAS
 from airferry.host.journal import Journal
 from airferry.host.shipped import PACKAGE, shipped
 from airferry.near.wheels.pack import Wheel, add_member
@@ -181,7 +182,8 @@ def own_wheel(into: Path) -> Path:
     except metadata.PackageNotFoundError as error:
         raise HostError("airferry is not installed", hint="install it with pip, or run `scripts/setup`") from error
     described = ["Metadata-Version: 2.1", "Name: airferry", f"Version: {__version__}", "Requires-Python: >=3.11"]
-    described += [f"Requires-Dist: {line}" for line in requires if "extra ==" not in line]
+    described += [f"Provides-Extra: {extra}" for extra in sorted(EXTRAS)]
+    described += [f"Requires-Dist: {line}" for line in requires]
     members: dict[str, bytes] = {
         **{f"airferry/{name}": path.read_bytes() for name, path in _own_files()},
         f"{info}/METADATA": ("\n".join(described) + "\n").encode(),

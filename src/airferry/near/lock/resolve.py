@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from airferry.config import BaseImage as BaseSpec
+from airferry.config import BaseSpec as BaseSpec
 from airferry.engine.driver import Engine
 from airferry.errors import UsageError
 from airferry.events import Emit, Event, Notice, StageFinished, StageStarted, Warned
@@ -60,11 +60,10 @@ from airferry.plan.lockfile import (
     group_digest,
 )
 from airferry.plan.locks.catalogue import CatalogueLock
-from airferry.plan.models import GroupPlan, LauncherPlan, Overlay, Plan
+from airferry.plan.models import LAUNCHER, GroupPlan, LauncherPlan, Overlay, Plan
 from airferry.wording import counted
 
 PROBE_VERSION = 3  # part of what a lock entry depends on: raise it when the same base may give another answer
-LAUNCHER = "launcher"
 LOOKUPS = 4
 
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from airferry.bundle.manifest import host_and_port
 from airferry.near.rehearse.causes import ENOUGH, Stop, classify, classify_output, is_of_child
+from airferry.wording import printable
 
 REHEARSAL_LEVELS = ("nothing", "image", "imported", "config", "started")
 MAX_LOG_LINES = 100_000
@@ -157,7 +158,9 @@ def find_attempts(
         place, library = _origin(pid, command, sink, starts, root)
         for port, protocol in _known(ports):
             result.append(Attempt(host, port, protocol, _shown(command), place, library, "network"))
-    return in_order({replace(item, host=printable(item.host)) for item in result if item.host.lower() != own})
+    return in_order(
+        {replace(item, host=printable(item.host, most=MAX_SHOWN)) for item in result if item.host.lower() != own}
+    )
 
 
 def in_order(attempts: Iterable[Attempt]) -> tuple[Attempt, ...]:
@@ -211,12 +214,7 @@ def _shown(text: str) -> str:
     line = " ".join(text[: 4 * MAX_SHOWN].split())
     for pattern, instead in _VOLATILE:
         line = pattern.sub(instead, line)
-    return printable(line)
-
-
-def printable(text: str) -> str:
-    """Return text of others with nothing in it that a terminal obeys, and not too much of it."""
-    return "".join(character if character.isprintable() else "?" for character in text[:MAX_SHOWN])
+    return printable(line, most=MAX_SHOWN)
 
 
 # --- how far a step came ---------------------------------------------------------------------------------------------

@@ -30,26 +30,26 @@ from airferry.near.assemble import context
 from airferry.near.assemble.writer import BuiltImage
 from airferry.near.probe.answers import ProbeResult
 from airferry.near.rehearse.judge import (
+    MAX_SHOWN,
     REHEARSAL_LEVELS,
     Attempt,
     Ending,
     find_attempts,
     in_order,
     judge_ending,
-    printable,
 )
 from airferry.near.rehearse.stage import PHASES, RehearsalFolders, Scene
-from airferry.oci.documents import MAX_CONFIG_BYTES, parse_image_config, parse_manifest
+from airferry.oci.documents import MAX_IMAGE_CONFIG_BYTES, parse_image_config, parse_manifest
 from airferry.oci.layout import LayoutStore
 from airferry.plan.lockfile import Lockfile
 from airferry.plan.models import GroupPlan, Plan, StepPlan
-from airferry.wording import counted
+from airferry.wording import counted, printable, some_of
 
 VERSION = 4  # part of every rehearsal's inputs: raise it when the same step would be judged otherwise
 REPORT_FILE = "airgap-rehearsal.json"
 MAX_OUTPUT = 4000
 REHEARSAL_TAG = "rehearsal"
-SHOWN_FINDINGS = 8
+SHOWN_ATTEMPTS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +105,9 @@ class RehearsalReport:
         """
         if not self.findings:
             return
-        shown = "".join(f"\n  {finding}" for finding in self.findings[:SHOWN_FINDINGS])
-        more = len(self.findings) - SHOWN_FINDINGS
+        shown = some_of([str(finding) for finding in self.findings], SHOWN_ATTEMPTS, separator="\n  ")
         raise FindingsError(
-            f"the rehearsal found {counted(len(self.findings), 'thing')}:{shown}"
-            + (f"\n  and {more} more" if more > 0 else ""),
+            f"the rehearsal found {counted(len(self.findings), 'thing')}:\n  {shown}",
             hint="; ".join(self._ways_out()),
             report=self,
         )
@@ -327,7 +325,7 @@ class Rehearsal:
     def _image_path(self, image: BuiltImage) -> str:
         """Return the `PYTHONPATH` that the image's config sets."""
         manifest = parse_manifest(self._store.read_bytes(image.manifest))
-        config = parse_image_config(self._store.read_bytes(manifest.config, limit_bytes=MAX_CONFIG_BYTES))
+        config = parse_image_config(self._store.read_bytes(manifest.config, limit_bytes=MAX_IMAGE_CONFIG_BYTES))
         for line in (config.config or {}).get("Env") or ():
             name, _, value = str(line).partition("=")
             if name == "PYTHONPATH":
@@ -352,7 +350,9 @@ def _missing(scene: Scene, answer: ProbeResult | None) -> list[list[str]]:
     found = []
     for module, said in sorted(answer.modules.items()):
         if said.status != "present":
-            found.append([module, printable(said.missing) or module, places.get(module, "required_imports")])
+            found.append(
+                [module, printable(said.missing, most=MAX_SHOWN) or module, places.get(module, "required_imports")]
+            )
     return found
 
 

@@ -22,13 +22,13 @@ from airferry.errors import BuildError
 from airferry.events import Emit, StageFinished, StageStarted
 from airferry.host import clock, files
 from airferry.near.bases.fetch import BaseImage
+from airferry.near.git.versions import MAX_PYPROJECT_BYTES
 from airferry.near.wheels.pip import Pip, WheelTarget, last_words, not_found_names
 from airferry.plan.models import Plan
 
 COMPILE_S = 4 * 3600.0
 COMPILATION_VERSION = 2  # part of what a compiled wheel is known by: raise it when it is made in another way
 MAX_REQUIREMENT_ROUNDS = 8
-MAX_PYPROJECT_BYTES = 1024 * 1024
 # what setuptools asks for where a project says nothing (PEP 517), and what older back ends add by themselves
 USUAL_REQUIREMENTS = ("setuptools>=40.8.0", "wheel")
 _SOURCE, _HOUSE, _OUT = "/airferry/source", "/airferry/house", "/airferry/out"

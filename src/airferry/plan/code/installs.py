@@ -22,9 +22,9 @@ from airferry.plan.rendering import render_line
 from airferry.plan.step_values import StepDocuments, StepValue
 
 COMMANDS = "startup_commands"
-EXTRAS = "pip_extras"
+PIP_EXTRAS = "pip_extras"
 RUN = "run_command"
-KEYS = frozenset({COMMANDS, EXTRAS, RUN})
+KEYS = frozenset({COMMANDS, PIP_EXTRAS, RUN})
 ENV_FILE = "env.toml"
 _OF_THE_JOB = ("run", "env")
 _MANAGERS = {"pip": "pip", "apt": "the system's package manager", "conda": "conda", "npm": "npm"}
@@ -60,7 +60,7 @@ def profile_installs(file: EnvFile) -> Iterator[StartKey]:
 
 def table_installs(key: str, items: Sequence[str]) -> tuple[StartInstall, ...]:
     """Return what a key of a profile or config installs, `items` being the texts below it."""
-    if key == EXTRAS:
+    if key == PIP_EXTRAS:
         return (extras_of(items),) if items else ()
     return tuple(found for item in items for found in installs_of(item)) if key in (COMMANDS, RUN) else ()
 

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from airferry.api.catalogue import Whereabouts
-from airferry.api.far import LoadOutcome, load
-from airferry.api.site import read_site, write_overlays
 from airferry.bundle.receipt import RECEIPT_FILE, Receipt
-from airferry.bundle.verify import open_bundle
+from airferry.bundle.verify import expect_outside, open_bundle
 from airferry.config import SiteProfile
 from airferry.errors import AirferryError
 from airferry.events import Emit, Warned, silent
-from airferry.far import load as loading
+from airferry.far.load import LoadOutcome, expect_receipt_place, load
+from airferry.far.receipts import expected_receipt
+from airferry.far.relocate import Destination, parse_destination
 from airferry.host import files
+from airferry.jobs.catalogue import Whereabouts
 from airferry.jobs.configs import OverlaySet, image_of, make_overlays, targets_of
 from airferry.jobs.images import ask_images, pull_warnings
+from airferry.jobs.overlays import write_overlays
+from airferry.jobs.profile import read_site
 from airferry.jobs.submission import reference_for
 from airferry.registry.client import ClientOptions
 
@@ -40,52 +41,60 @@ class JobsOutcome:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class JobFiles:
+    """Where the files for jobs go, and what they are made of besides the bundle.
+
+    `site` is the site profile, by default `site.yaml` or `airgap.yaml` here; `source` a copy of the catalogue, by
+    default the bundle's own; `receipt` the receipt's place, by default `airgap-receipt.yaml` in `out`.
+    """
+
+    out: Path
+    site: Path | None = None
+    source: Path | None = None
+    receipt: Path | None = None
+
+
 def load_for_jobs(
     bundle: Path,
     *,
-    to: str,
-    jobs: Path,
-    site: Path | None = None,
-    source: Path | None = None,
+    to: str | Destination,
+    jobs: JobFiles,
     root: str | None = None,
-    receipt: Path | None = None,
-    maps: Mapping[str, str] | None = None,
-    flatten: bool = False,
     dry_run: bool = False,
     options: ClientOptions | None = None,
     emit: Emit = silent,
 ) -> JobsOutcome:
-    """Load a bundle, and write into `jobs` the receipt, the catalogue, and what `overlays` writes.
+    """Load a bundle, and write into the folder for jobs the receipt, the catalogue, and what `overlays` writes.
 
     Everything that can fail without the registry is tried before anything is sent: the site's profile, the catalogue,
-    the overlays for it, and the places to write to. The catalogue is `source`, else the bundle's own.
+    the overlays for it, and the places to write to.
 
     Raises:
-        UsageError: there is no catalogue, or `jobs` holds something else in its place; and as `load` raises.
+        UsageError: there is no catalogue, or `jobs.out` holds something else in its place; and as `load` raises.
         ConfigurationError: the site's profile is wrong, or does not fit catalogue and bundle.
-        HostError: `jobs` or the receipt's folder is not writable.
+        HostError: `jobs.out` or the receipt's folder is not writable.
         AirferryError: as `load` raises.
     """
-    known = read_site(site)
-    jobs = files.without_dots(jobs)
+    destination = parse_destination(to) if isinstance(to, str) else to
+    known = read_site(jobs.site)
+    out = files.without_dots(jobs.out)
     opened = open_bundle(bundle, root=root)
-    loading.expect_outside(jobs, opened.store.path)
-    before = Whereabouts(source=source, bundle=opened, options=options, emit=emit)
-    before.expect(jobs)
-    receipt_path = receipt or jobs / RECEIPT_FILE
+    expect_outside(out, opened.store.path)
+    before = Whereabouts(source=jobs.source, bundle=opened, options=options, emit=emit)
+    before.expect(out)
+    receipt_path = jobs.receipt or out / RECEIPT_FILE
     if not dry_run:
-        files.expect_writable(jobs)
-        loading.expect_receipt_place(receipt_path)
-    expected = loading.expected_receipt(opened, to=to, maps=maps, flatten=flatten)
-    with before.open(beside=jobs) as catalogue:
-        make_overlays(expected, catalogue, site=known, out=jobs.absolute())
+        files.expect_writable(out)
+        expect_receipt_place(receipt_path)
+    expected = expected_receipt(opened, destination)
+    with before.open(beside=out) as catalogue:
+        make_overlays(expected, catalogue, site=known, out=out.absolute())
     loaded = load(
         bundle,
-        to=to,
+        to=destination,
         root=root,
         receipt=receipt_path,
-        maps=maps,
-        flatten=flatten,
         dry_run=dry_run,
         options=options,
         emit=emit,
@@ -93,13 +102,13 @@ def load_for_jobs(
     if dry_run:
         return JobsOutcome(loaded, None)
     _warn_of_pulls(loaded.receipt, known, options=options, emit=emit)
-    places = Whereabouts(source=source, bundle=opened, receipt=loaded.receipt, options=options, emit=emit)
+    places = Whereabouts(source=jobs.source, bundle=opened, receipt=loaded.receipt, options=options, emit=emit)
     try:
-        made = write_overlays(loaded.receipt, places, site=known, out=jobs)
+        made = write_overlays(places, site=known, out=out)
     except AirferryError:
         # the error is about the folder alone: without this, an operator would load again
-        words = ["airferry", "overlays", str(receipt_path), "--out", str(jobs)]
-        for option, value in (("--source", source), ("--site", site)):
+        words = ["airferry", "overlays", str(receipt_path), "--out", str(out)]
+        for option, value in (("--source", jobs.source), ("--site", jobs.site)):
             words += [option, str(value)] if value is not None else []
         emit(
             Warned(

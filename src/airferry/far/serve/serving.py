@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from airferry.bundle.verify import open_bundle, verify_bundle
@@ -34,24 +34,49 @@ class Serving:
         self.service.stop()
 
 
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """How a bundle is served. `maps` and `flatten` change names, as those of a `Destination` do.
+
+    Certificate and key turn TLS on; `htpasswd` is a file of users who may pull. With `verify_first`, every blob is
+    verified before the first is served.
+    """
+
+    maps: Mapping[str, str] = field(default_factory=dict)
+    flatten: bool = False
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    htpasswd: Path | None = None
+    verify_first: bool = False
+
+    def tls(self) -> Tls | None:
+        """Return the certificate and its key, None where there are none.
+
+        Raises:
+            UsageError: one is given without the other.
+        """
+        if self.tls_certificate is None and self.tls_key is None:
+            return None
+        if self.tls_certificate is None or self.tls_key is None:
+            raise UsageError(
+                "a certificate requires its key, and a key its certificate",
+                hint="give both `--tls-cert` and `--tls-key`",
+            )
+        return Tls(self.tls_certificate, self.tls_key)
+
+
 @contextmanager
 def serve(
     bundle: Path,
     *,
     listen: str,
     root: str | None = None,
-    maps: Mapping[str, str] | None = None,
-    flatten: bool = False,
-    tls_certificate: Path | None = None,
-    tls_key: Path | None = None,
-    htpasswd: Path | None = None,
-    verify_first: bool = False,
+    options: ServeOptions | None = None,
     emit: Emit = silent,
 ) -> Iterator[Serving]:
     """Open a bundle as a registry on `HOST:PORT` and give it, ready to `run`. Its names are those that `load` uses.
 
-    Every blob is read and checked before its bytes are served for the first time, with `verify_first` all of them
-    before anything is. Nothing is written.
+    Every blob is read and checked before its bytes are served for the first time. Nothing is written.
 
     Raises:
         UsageError: there is no bundle, the address has another form, or certificate and key do not come together.
@@ -59,24 +84,22 @@ def serve(
         HostError: the port is in use.
         IntegrityError: the root is another, or the bundle is damaged.
     """
-    if (tls_certificate is None) != (tls_key is None):
-        raise UsageError(
-            "a certificate requires its key, and a key its certificate", hint="give both `--tls-cert` and `--tls-key`"
-        )
+    options = options or ServeOptions()
+    tls = options.tls()
     opened = open_bundle(bundle, root=root)
-    passwords = Passwords.read(htpasswd) if htpasswd else None
+    passwords = Passwords.read(options.htpasswd) if options.htpasswd else None
     blobs = CheckedBlobs(opened.store, emit=emit)
-    if verify_first:
+    if options.verify_first:
         verify_bundle(bundle, root=opened.root, emit=emit).raise_if_wrong()
         emit(Notice("verified all blobs before serving"))
     listener = Listener(listen)
     try:
-        repositories = read_repositories(opened, Destination(listener.address, ""), maps=maps, flatten=flatten)
-        if verify_first:
+        named = Destination(listener.address, "", options.maps, options.flatten)
+        repositories = read_repositories(opened, named)
+        if options.verify_first:
             for repository in repositories.values():
                 for descriptor in repository.blobs.values():
                     blobs.mark_checked(descriptor)
-        tls = Tls(tls_certificate, tls_key) if tls_certificate and tls_key else None
         service = Service(make_app(repositories, blobs, passwords=passwords), listener, tls=tls, emit=emit)
         if not listener.is_loopback and tls is None:
             emit(

@@ -1,4 +1,4 @@
-"""The step catalogue on the far side: out of the artifact of a bundle or registry, into a folder.
+"""The step catalogue on the site: out of the artifact of a bundle or registry, into a folder.
 
 Trusts neither: the whole artifact is compared with its digest before any of it is unpacked, nothing is written outside
 the folder, and it appears whole or not at all. A folder that an earlier extraction left is known by its mark.
@@ -35,12 +35,12 @@ from airferry.oci.documents import Descriptor, parse_manifest
 from airferry.oci.ports import Source, blocks
 from airferry.oci.streams import BlockReader
 from airferry.oci.tar import TarEntry, TarReader
+from airferry.wording import some_of
 
 MAX_MARK_BYTES = 64 << 20
 HEADERS_BYTES = 8192  # what an entry's headers take at most, with the longest allowed path
 LEFT_BY_TOOLS = "__pycache__"
 SYNC_JOBS = 16
-SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class _CatalogueUnpacker(TreeUnpacker):
         return entry.name
 
 
-def extract_catalogue(source: Source, descriptor: Descriptor, destination: Path) -> Extracted:
+def extract_artifact(source: Source, descriptor: Descriptor, destination: Path) -> Extracted:
     """Extract a catalogue into a folder that is absent, empty, or the unchanged result of an earlier extraction.
 
     What an earlier one left is replaced; the same catalogue is left as it is.
@@ -115,7 +115,7 @@ def unpack_catalogue(source: Source, descriptor: Descriptor, root: Path, *, scra
     """Unpack a catalogue into an empty folder, once all of it is verified, and return how many files there are.
 
     Raises:
-        IntegrityError: as `extract_catalogue` says.
+        IntegrityError: as `extract_artifact` says.
         HostError: the disk is full.
     """
     what = f"the catalogue `{descriptor.digest}`"
@@ -216,10 +216,9 @@ def _expect_unchanged(folder: Path, known: dict[str, str]) -> None:
     now = dict(_states(folder))
     changed = sorted({path for path, state in {*now.items()} ^ {*known.items()}})
     if changed:
-        shown = ", ".join(f"`{path}`" for path in changed[:SHOWN])
-        more = f" and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
+        shown = some_of([f"`{path}`" for path in changed], 3)
         raise UsageError(
-            f"`{folder}` was changed since airferry extracted it: {shown}{more}",
+            f"`{folder}` was changed since airferry extracted it: {shown}",
             hint="name another folder, or use this one with `--source`",
         )
 

@@ -7,16 +7,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from airferry.api.defaults import DEFAULT_STEPS
 from airferry.bundle.receipt import Receipt, read_receipt
-from airferry.bundle.verify import Bundle, open_bundle
+from airferry.bundle.verify import Bundle, expect_outside, open_bundle
+from airferry.defaults import CATALOGUE_FOLDER, DEFAULT_STEPS
 from airferry.errors import IntegrityError, RegistryError, UsageError
 from airferry.events import Emit, silent
-from airferry.far.catalogue import Extracted, expect_ours, holds_catalogue, unpack_catalogue
-from airferry.far.catalogue import extract_catalogue as extract
-from airferry.far.load import expect_outside
 from airferry.host import files
-from airferry.jobs.places import CATALOGUE_FOLDER
+from airferry.jobs.extract import Extracted, expect_ours, extract_artifact, holds_catalogue, unpack_catalogue
 from airferry.oci.documents import Descriptor
 from airferry.oci.ports import Source
 from airferry.oci.reference import parse_reference
@@ -25,6 +22,32 @@ from airferry.registry.client import ClientOptions, open_clients
 from airferry.registry.source import RegistrySource
 
 ELSEWHERE = "give the bundle with `--bundle`, or a copy of the catalogue with `--source`"
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogueSource:
+    """Where the catalogue is taken from: `source`, a copy of it, else the bundle, else the registry of the receipt.
+
+    `steps` is the folder of its steps, where neither bundle nor receipt says it. `root` is the digest that bundle and
+    receipt must be of.
+    """
+
+    source: Path | None = None
+    bundle: Path | None = None
+    steps: str | None = None
+    root: str | None = None
+
+    def find(self, receipt: Path | None, *, options: ClientOptions | None = None, emit: Emit = silent) -> Whereabouts:
+        """Open what is named, and return where the catalogue may be taken from.
+
+        Raises:
+            UsageError: there is no such bundle.
+            IntegrityError: it is not a receipt, or one of another bundle than `root` or `bundle` names.
+        """
+        opened = open_bundle(self.bundle, root=self.root) if self.bundle is not None else None
+        root = opened.root if opened else self.root
+        held = read_receipt(receipt, root=root) if receipt is not None else None
+        return Whereabouts(self.source, self.steps, opened, held, options, emit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +92,7 @@ class Whereabouts:
         if self._lies_in(out / CATALOGUE_FOLDER):
             return self.at(out / CATALOGUE_FOLDER)
         with _opened(self) as (source, descriptor):
-            return self.at(extract(source, descriptor, out / CATALOGUE_FOLDER).path)
+            return self.at(extract_artifact(source, descriptor, out / CATALOGUE_FOLDER).path)
 
     @contextmanager
     def open(self, *, beside: Path | None = None) -> Iterator[Catalogue]:
@@ -140,7 +163,7 @@ def extract_catalogue(
         expect_outside(destination, bundle.store.path)
         places = Whereabouts(bundle=bundle, options=options, emit=emit)
     with _opened(places, elsewhere="give the bundle instead of the receipt") as (opened, descriptor):
-        return extract(opened, descriptor, destination)
+        return extract_artifact(opened, descriptor, destination)
 
 
 @contextmanager

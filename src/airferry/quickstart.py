@@ -13,15 +13,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from airferry.api.far import LoadOutcome, load, verify
-from airferry.api.near import BuildOutcome, Selection, build, parse_engine, plan
 from airferry.bundle.receipt import Receipt
 from airferry.engine.driver import Engine, Volume, open_engine
 from airferry.errors import HostError
 from airferry.events import Emit, StageFinished, StageStarted, silent
+from airferry.far.load import LoadOutcome, load
+from airferry.far.verify import verify
 from airferry.host import clock, files, process
 from airferry.host.shipped import PACKAGE
 from airferry.host.threads import parallel_map, usable_cores
+from airferry.near.commands import BuildOutcome, Selection, build, parse_engine, plan
 from airferry.oci.platform import Platform, parse_platform
 from airferry.wording import size_text
 

@@ -1,19 +1,22 @@
-"""Assets: record what they consist of, verify what was staged, unpack what travelled in a bundle."""
+"""Assets as a bundle or a registry has them: which one is meant, then its verification or unpacking."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from airferry.assets import record as recording
-from airferry.assets import staged
-from airferry.assets.manifest import AssetManifest, asset_file_name
-from airferry.assets.staged import AssetReport, Unpacked, bundle_assets, bundle_packs, read_asset_file
+from airferry.assets.staged import (
+    AssetReport,
+    Unpacked,
+    bundle_assets,
+    bundle_packs,
+    compare_asset,
+    read_asset_file,
+    unpack_pack,
+)
 from airferry.bundle.verify import find_layout, open_bundle
 from airferry.errors import AirferryError, UsageError
 from airferry.events import Emit, silent
-from airferry.host import files
 from airferry.oci.reference import parse_reference
 from airferry.registry.client import ClientOptions, open_clients
 from airferry.registry.pulls import Pulls
@@ -21,45 +24,6 @@ from airferry.registry.pulls import Pulls
 REGISTRY_PREFIX = "docker://"
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class RecordOutcome:
-    """The manifest of an asset and where it was written."""
-
-    manifest: AssetManifest
-    path: Path
-
-
-def record_asset(
-    path: Path,
-    *,
-    name: str | None = None,
-    kind: str = "other",
-    output: Path | None = None,
-    jobs: int | None = None,
-    emit: Emit = silent,
-) -> RecordOutcome:
-    """Write the manifest of an asset, a folder or a file: sizes and SHA-256 of all its files. A rerun resumes.
-
-    It goes to `airgap-asset-<name>.jsonl` in the current folder unless another path is given; the name is the folder's
-    by default.
-
-    Raises:
-        UsageError: the name is none, or the manifest would lie in the asset.
-        HostError: something cannot be read or written.
-        BuildError: the asset is empty, or holds what cannot be carried.
-        IntegrityError: it changed while it was recorded.
-    """
-    chosen = name or path.absolute().name.lower()
-    target = output or Path(asset_file_name(chosen))
-    if path.is_dir() and target.resolve().is_relative_to(path.resolve()):
-        raise UsageError(
-            f"`{target}` is inside the asset", hint="write the manifest to another place with `--out FILE`"
-        )
-    manifest = recording.record_asset(path, name=chosen, kind=kind, jobs=jobs, emit=emit)
-    files.write_bytes(target, manifest.to_bytes())
-    return RecordOutcome(manifest, target)
 
 
 def verify_asset(
@@ -87,7 +51,7 @@ def verify_asset(
     else:
         bundle = open_bundle(source, root=root)
         manifest = _choose(bundle_assets(bundle), name, f"bundle `{source}` carries the manifest")
-    return staged.verify_asset(manifest, path, jobs=jobs, emit=emit)
+    return compare_asset(manifest, path, jobs=jobs, emit=emit)
 
 
 def unpack_asset(
@@ -111,14 +75,14 @@ def unpack_asset(
         layout = find_layout(Path(source))
         bundle = open_bundle(layout, root=root)
         descriptor = _choose(bundle_packs(bundle), name, f"bundle `{source}` carries the content")
-        return staged.unpack_asset(bundle.store, descriptor, destination, emit=emit)
+        return unpack_pack(bundle.store, descriptor, destination, emit=emit)
     try:
         reference = parse_reference(source.removeprefix(REGISTRY_PREFIX))
     except AirferryError as error:
         raise UsageError(f"`{source}` is neither a bundle nor a reference: {error.message}") from error
     with open_clients(options or ClientOptions(), emit=emit) as clients:
         registry = Pulls(clients, emit=emit).source(reference)
-        return staged.unpack_asset(registry, registry.resolve(reference.target), destination, emit=emit)
+        return unpack_pack(registry, registry.resolve(reference.target), destination, emit=emit)
 
 
 def _choose(found: dict[str, T], name: str | None, what: str) -> T:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from airferry.api.reach import ask_all
 from airferry.config import BootstrapBase
 from airferry.engine.preflight import Check, Status, check_emulator, check_space, checks
 from airferry.engine.program import EngineChoice
@@ -13,6 +12,7 @@ from airferry.errors import HostError
 from airferry.events import Emit, silent
 from airferry.host import files
 from airferry.near.predict import ROOM_HINT, Predictor, disk_needs
+from airferry.near.reach import ask_all
 from airferry.plan.lockfile import LOCK_FILE, Lockfile, read_lockfile
 from airferry.plan.models import Plan
 
@@ -90,7 +90,7 @@ def _eased(check: Check, *, bootstraps: bool) -> Check:
     if check.status != "fail" or needed or not (check.name in ENGINE_CHECKS or check.name.startswith("emulator ")):
         return check
     return replace(
-        check, status="warn", detail=f"{check.detail}; images of this plan can be assembled without it it it it it"
+        check, status="warn", detail=f"{check.detail}; images of this plan can be assembled without it it it it it it"
     )
 
 

@@ -19,7 +19,7 @@ from airferry.near.git import driver as git
 from airferry.near.git.addresses import redact
 from airferry.near.lock.resolve import needed_bases
 from airferry.near.wheels.pip import Pip
-from airferry.oci.documents import MAX_CONFIG_BYTES, ImageConfig, Manifest, parse_image_config
+from airferry.oci.documents import MAX_IMAGE_CONFIG_BYTES, ImageConfig, Manifest, parse_image_config
 from airferry.oci.platform import Platform
 from airferry.oci.ports import Source
 from airferry.oci.reference import parse_reference
@@ -82,8 +82,8 @@ def _find_base(base: RegistryBase | LayoutBase | ArchiveBase, platforms: Sequenc
 
 
 def _read_config(source: Source, manifest: Manifest) -> ImageConfig:
-    if manifest.config.size > MAX_CONFIG_BYTES:
-        raise IntegrityError(f"the image's config is larger than {MAX_CONFIG_BYTES >> 20} MiB")
+    if manifest.config.size > MAX_IMAGE_CONFIG_BYTES:
+        raise IntegrityError(f"the image's config is larger than {MAX_IMAGE_CONFIG_BYTES >> 20} MiB")
     with source.open_blob(manifest.config) as stream:
         return parse_image_config(stream.read(manifest.config.size))
 

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from airferry import config as configuration
-from airferry.api.describe import warning_text
-from airferry.api.host import DoctorReport, check_for_build, examine
 from airferry.bundle.manifest import BundleManifest
 from airferry.engine.driver import Engine, open_engine
 from airferry.engine.preflight import Check
@@ -25,6 +23,8 @@ from airferry.near.bases.fetch import BaseCache
 from airferry.near.bases.layers import BaseLayers
 from airferry.near.bases.originals import bring_originals
 from airferry.near.build import Produced, Production, Workshop
+from airferry.near.describe import warning_text
+from airferry.near.doctor import DoctorReport, check_for_build, examine
 from airferry.near.git.checkouts import Checkouts
 from airferry.near.lock.resolve import Locked, Locker, forget, uncovered
 from airferry.near.predict import Prediction, Predictor, ensure_room

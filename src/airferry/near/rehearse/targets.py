@@ -6,14 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from airferry.api.near import Selection, follow_lock, open_near_side, read_plan, split
 from airferry.events import Emit, silent
 from airferry.near.build import Production
+from airferry.near.commands import Selection, follow_lock, open_near_side, read_plan, split
 from airferry.near.rehearse.run import REPORT_FILE, RehearsalReport
 from airferry.plan.lockfile import read_lockfile
 from airferry.plan.models import Plan
 
-STAGES = ("build-execution-images",)
+REHEARSED_STAGES = ("build-execution-images",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ def rehearse(
         AirferryError: of the family of what failed.
     """
     names = split(selection.targets)
-    plans = list(_plans(replace(selection, stages=STAGES), names))
+    plans = list(_plans(replace(selection, stages=REHEARSED_STAGES), names))
     for made in plans:
         with open_near_side(made, engine=engine, probe=probe, jobs=jobs, emit=emit) as side:
             existing = read_lockfile(side.lock_path)

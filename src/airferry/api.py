@@ -1,0 +1,225 @@
+"""What airferry offers to programs and to its command line: one function a task, silent, with events.
+
+A use case takes plain values and an `Emit`, returns a frozen result, raises from the catalogue of errors, and never
+prints, prompts or exits.
+
+Names are imported when they are first used, as most programs use one of them, and all of them need everything.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from airferry.host.extras import require_extra
+
+if TYPE_CHECKING:
+    from airferry.assets.carried import unpack_asset, verify_asset
+    from airferry.assets.record import RecordOutcome, record_asset
+    from airferry.assets.staged import AssetReport, Unpacked
+    from airferry.bundle.verify import VerifyReport
+    from airferry.far.copying import CopyResult, copy
+    from airferry.far.load import LoadOutcome, load
+    from airferry.far.registries import ProbeOutcome, login, logout, probe_registry
+    from airferry.far.relocate import Destination, parse_destination
+    from airferry.far.report.report import ReportOutcome, report
+    from airferry.far.serve.serving import ServeOptions, Serving, serve
+    from airferry.far.tags import RollbackResult, rollback
+    from airferry.far.verify import verify
+    from airferry.jobs.catalogue import CatalogueSource, extract_catalogue
+    from airferry.jobs.check import CheckReport, JobSelection, check
+    from airferry.jobs.configs import OverlaySet
+    from airferry.jobs.extract import Extracted
+    from airferry.jobs.mirrors import MirrorFiles, mirrors
+    from airferry.jobs.overlays import overlays
+    from airferry.jobs.profile import init_site, site_trouble
+    from airferry.load_for_jobs import JobFiles, JobsOutcome, load_for_jobs
+    from airferry.near.commands import (
+        BuildOutcome,
+        LockOutcome,
+        PlanOutcome,
+        Selection,
+        build,
+        doctor,
+        lock,
+        plan,
+        schema,
+    )
+    from airferry.near.describe import describe_plan, describe_prediction
+    from airferry.near.doctor import DoctorReport
+    from airferry.near.rehearse.targets import RehearsalOutcome, rehearse
+    from airferry.plan.models import PlanWarning
+    from airferry.quickstart import quickstart
+    from airferry.registry.client import ClientOptions
+
+_HOMES = {
+    "airferry.near.describe": (
+        "describe_plan",
+        "describe_prediction",
+    ),
+    "airferry.near.doctor": ("DoctorReport",),
+    "airferry.near.commands": (
+        "BuildOutcome",
+        "LockOutcome",
+        "PlanOutcome",
+        "Selection",
+        "build",
+        "doctor",
+        "lock",
+        "plan",
+        "schema",
+    ),
+    "airferry.near.rehearse.targets": (
+        "RehearsalOutcome",
+        "rehearse",
+    ),
+    "airferry.assets.carried": (
+        "unpack_asset",
+        "verify_asset",
+    ),
+    "airferry.assets.record": (
+        "RecordOutcome",
+        "record_asset",
+    ),
+    "airferry.assets.staged": (
+        "AssetReport",
+        "Unpacked",
+    ),
+    "airferry.bundle.verify": ("VerifyReport",),
+    "airferry.far.copying": (
+        "CopyResult",
+        "copy",
+    ),
+    "airferry.far.load": (
+        "LoadOutcome",
+        "load",
+    ),
+    "airferry.far.registries": (
+        "ProbeOutcome",
+        "login",
+        "logout",
+        "probe_registry",
+    ),
+    "airferry.far.relocate": (
+        "Destination",
+        "parse_destination",
+    ),
+    "airferry.far.report.report": (
+        "ReportOutcome",
+        "report",
+    ),
+    "airferry.far.serve.serving": (
+        "ServeOptions",
+        "Serving",
+        "serve",
+    ),
+    "airferry.far.tags": (
+        "RollbackResult",
+        "rollback",
+    ),
+    "airferry.far.verify": ("verify",),
+    "airferry.jobs.catalogue": (
+        "CatalogueSource",
+        "extract_catalogue",
+    ),
+    "airferry.jobs.check": (
+        "CheckReport",
+        "JobSelection",
+        "check",
+    ),
+    "airferry.jobs.configs": ("OverlaySet",),
+    "airferry.jobs.extract": ("Extracted",),
+    "airferry.jobs.mirrors": (
+        "MirrorFiles",
+        "mirrors",
+    ),
+    "airferry.jobs.overlays": ("overlays",),
+    "airferry.jobs.profile": (
+        "init_site",
+        "site_trouble",
+    ),
+    "airferry.load_for_jobs": (
+        "JobFiles",
+        "JobsOutcome",
+        "load_for_jobs",
+    ),
+    "airferry.plan.models": ("PlanWarning",),
+    "airferry.quickstart": ("quickstart",),
+    "airferry.registry.client": ("ClientOptions",),
+}
+# these need more than a far side is asked to take in
+_EXTRAS = {"airferry.near.": "near", "airferry.quickstart": "near", "airferry.far.serve.": "serve"}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "AssetReport",
+    "BuildOutcome",
+    "CatalogueSource",
+    "CheckReport",
+    "ClientOptions",
+    "CopyResult",
+    "Destination",
+    "DoctorReport",
+    "Extracted",
+    "JobFiles",
+    "JobSelection",
+    "JobsOutcome",
+    "LoadOutcome",
+    "LockOutcome",
+    "MirrorFiles",
+    "OverlaySet",
+    "PlanOutcome",
+    "PlanWarning",
+    "ProbeOutcome",
+    "RecordOutcome",
+    "RehearsalOutcome",
+    "ReportOutcome",
+    "RollbackResult",
+    "Selection",
+    "ServeOptions",
+    "Serving",
+    "Unpacked",
+    "VerifyReport",
+    "build",
+    "check",
+    "copy",
+    "describe_plan",
+    "describe_prediction",
+    "doctor",
+    "extract_catalogue",
+    "init_site",
+    "load",
+    "load_for_jobs",
+    "lock",
+    "login",
+    "logout",
+    "mirrors",
+    "overlays",
+    "parse_destination",
+    "plan",
+    "probe_registry",
+    "quickstart",
+    "record_asset",
+    "rehearse",
+    "report",
+    "rollback",
+    "schema",
+    "serve",
+    "site_trouble",
+    "unpack_asset",
+    "verify",
+    "verify_asset",
+]
+
+# not for type checkers, which would take any name for one of these
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        if name not in _HOME_OF:
+            raise AttributeError(f"module `{__name__}` has no attribute `{name}`")
+        home = _HOME_OF[name]
+        for prefix, extra in _EXTRAS.items():
+            if home.startswith(prefix):
+                require_extra(extra, what=f"`{name}`")
+        value = globals()[name] = getattr(import_module(home), name)
+        return value

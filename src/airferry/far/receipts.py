@@ -1,0 +1,141 @@
+"""The receipt of a load: what the registry holds afterwards, under which names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import airferry
+from airferry.bundle.receipt import (
+    LeftOut,
+    Receipt,
+    ReceiptAsset,
+    ReceiptCatalogue,
+    ReceiptImage,
+    ReceiptTag,
+    ReceiptTwin,
+)
+from airferry.bundle.verify import Bundle
+from airferry.errors import IntegrityError
+from airferry.far.push import PushResult, Shipment
+from airferry.far.relocate import Destination
+from airferry.far.shipments import place_images, plan_shipments
+from airferry.far.tags import TagMove
+from airferry.host import clock
+from airferry.oci.reference import Reference
+
+
+def expected_receipt(bundle: Bundle, destination: Destination) -> Receipt:
+    """Return the receipt that a load would write, as far as the bundle alone tells: no registry is asked.
+
+    Raises:
+        UsageError: two images would collide.
+        IntegrityError: the bundle is damaged.
+    """
+    places = place_images(bundle, destination)
+    return make_receipt(bundle, destination, places, (), plan_shipments(bundle, destination, places), verified=False)
+
+
+def make_receipt(
+    bundle: Bundle,
+    destination: Destination,
+    places: Mapping[str, Reference],
+    tags: Sequence[TagMove],
+    shipments: Sequence[Shipment],
+    *,
+    verified: bool,
+) -> Receipt:
+    """Return the receipt of a load. `verified` says that the bundle's root was given and matched.
+
+    Raises:
+        IntegrityError: a step runs in an image that the bundle does not hold.
+    """
+    previous = {move.reference: move.previous for move in tags}
+    of_images = {str(place) for place in places.values()}
+    groups = {group.name: group for group in bundle.manifest.execution_groups}
+    twins = {
+        item.name: ReceiptTwin(
+            reference=str(places[item.name]),
+            digest=item.descriptor.digest,
+            previous_digest=previous.get(str(places[item.name])),
+            pinned=str(places[item.name].with_digest(item.descriptor.digest)),
+        )
+        for item in shipments
+        if item.optional
+    }
+    images: list[ReceiptImage] = []
+    by_name: dict[str, str] = {}
+    for entry in bundle.manifest.images:
+        place = places[entry.reference]
+        pinned = str(place.with_digest(entry.digest))
+        before = previous.get(str(place))
+        images.append(
+            ReceiptImage(
+                name=entry.name,
+                role=entry.role,
+                image=entry.image,
+                reference=str(place),
+                pinned=pinned,
+                digest=entry.digest,
+                previous_digest=before,
+                platforms=tuple(entry.platforms),
+                overlays=groups[entry.name].repo_overlays if entry.name in groups else (),
+                env=groups[entry.name].env if entry.name in groups else {},
+                distributions=groups[entry.name].distributions if entry.name in groups else {},
+                docker_twin=twins.get(entry.docker_twin.reference) if entry.docker_twin else None,
+            )
+        )
+        for name in (entry.image, entry.reference, entry.name):
+            by_name.setdefault(name, pinned)
+    artifacts = {
+        f"{destination.registry}/{item.repository}@{item.descriptor.digest}"
+        for item in shipments
+        if item.name not in places
+    }
+    return Receipt(
+        bundle_root=bundle.root,
+        root_verified=verified,
+        registry=str(destination),
+        loaded_at=clock.rfc3339(clock.now_s()),
+        airferry=airferry.__version__,
+        images=tuple(images),
+        steps={
+            step: _pinned_image(by_name, step, image) for step, image in bundle.manifest.step_execution_images.items()
+        },
+        targets=tuple(dict.fromkeys(entry.target for entry in bundle.manifest.targets)),
+        submit=bundle.manifest.submit,
+        catalogue=_catalogue(bundle, destination, shipments),
+        assets=tuple(
+            ReceiptAsset(name=entry.name, kind=entry.kind, steps=entry.steps, target=entry.target)
+            for entry in bundle.manifest.persistent_assets.assets
+        ),
+        artifacts=tuple(sorted(artifacts)),
+        artifact_tags=tuple(
+            ReceiptTag(reference=move.reference, digest=move.digest, previous_digest=move.previous)
+            for move in sorted(tags, key=lambda move: move.reference)
+            if move.reference not in of_images
+        ),
+    )
+
+
+def _catalogue(bundle: Bundle, destination: Destination, shipments: Sequence[Shipment]) -> ReceiptCatalogue | None:
+    if (entry := bundle.manifest.catalogue) is None:
+        return None
+    for item in shipments:
+        if item.descriptor.digest == entry.digest:
+            pinned = f"{destination.registry}/{item.repository}@{entry.digest}"
+            return ReceiptCatalogue(pinned=pinned, steps=entry.steps, package=entry.package)
+    return None
+
+
+def _pinned_image(by_name: Mapping[str, str], step: str, image: str) -> str:
+    if image not in by_name:
+        raise IntegrityError(f"the manifest runs step `{step}` in image `{image}`, which is not in the bundle")
+    return by_name[image]
+
+
+def left_out(pushed: PushResult, places: Mapping[str, Reference]) -> tuple[LeftOut, ...]:
+    """Return what the registry refused and the load went on without, with the registry's reasons."""
+    return tuple(
+        LeftOut(reference=str(places[one.item.name]), digest=one.item.descriptor.digest, reason=one.reason)
+        for one in sorted(pushed.refused, key=lambda one: one.item.name)
+    )

@@ -1,0 +1,85 @@
+"""What of a bundle goes where: a place for each image, and shipments in the order of a load. Talks to no registry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from airferry.assets.staged import bundle_packs
+from airferry.bundle.twins import twin_of
+from airferry.bundle.verify import Bundle
+from airferry.errors import IntegrityError, UsageError
+from airferry.far.push import Shipment
+from airferry.far.relocate import ARTIFACTS_REPOSITORY, Destination, relocate
+from airferry.oci.copy import read_closure
+from airferry.oci.digest import digest_hex
+from airferry.oci.documents import Descriptor, parse_manifest
+from airferry.oci.reference import Reference
+
+ARTIFACT_NAME = "artifact "
+
+
+def place_images(bundle: Bundle, destination: Destination) -> dict[str, Reference]:
+    """Return where each image of a bundle goes; a Docker twin goes to the repository of its image.
+
+    Raises:
+        UsageError: two images would take one name, a map fits nothing, or a result is not a reference.
+    """
+    twins = bundle.twins
+    images = [name for name in bundle.images if name not in twins]
+    places = relocate(images, destination, whole=bundle.originals)
+    taken = {str(place): name for name, place in places.items()}
+    for name, image in twins.items():
+        place = twin_of(places[image.reference])
+        if (other := taken.setdefault(str(place), name)) != name:
+            raise UsageError(
+                f"`{other}` and `{name}` would both become `{place}`",
+                hint=f"give one another name: `--map {other}=OTHER/NAME`",
+            )
+        places[name] = place
+    return places
+
+
+def plan_shipments(bundle: Bundle, destination: Destination, places: Mapping[str, Reference]) -> list[Shipment]:
+    """Return all that goes to the registry: images, then artifacts, each to where its subject goes.
+
+    Raises:
+        IntegrityError: an artifact refers to content that is not in the bundle.
+    """
+    twins = bundle.twins
+    shipments = [
+        Shipment(name, places[name].repository, read_closure(bundle.store, descriptor), optional=name in twins)
+        for name, descriptor in bundle.images.items()
+    ]
+    homes: dict[str, list[str]] = {}
+    for item in shipments:
+        for stored in item.closure.manifests:
+            homes.setdefault(stored.descriptor.digest, []).append(item.repository)
+    waiting = list(bundle.artifacts)
+    while waiting:
+        held: list[Descriptor] = []
+        for descriptor in waiting:
+            closure = read_closure(bundle.store, descriptor)
+            subject = parse_manifest(closure.top.data).subject
+            if subject is not None and subject.digest not in homes:
+                held.append(descriptor)
+                continue
+            repositories = homes[subject.digest] if subject else [destination.repository(ARTIFACTS_REPOSITORY)]
+            for repository in dict.fromkeys(repositories):
+                shipments.append(Shipment(f"{ARTIFACT_NAME}{descriptor.digest}", repository, closure))
+                homes.setdefault(descriptor.digest, []).append(repository)
+        if len(held) == len(waiting):
+            raise IntegrityError(f"artifact `{held[0].digest}` refers to content that is not in the bundle")
+        waiting = held
+    return shipments
+
+
+def artifact_tag(bundle: Bundle, item: Shipment) -> str | None:
+    """Return the tag of an artifact that refers to nothing, so that no garbage collection takes it; else None."""
+    if not item.repository.endswith(ARTIFACTS_REPOSITORY):
+        return None
+    if item.descriptor.digest == bundle.manifest_descriptor.digest:
+        return f"bundle-{digest_hex(bundle.root)[:16]}"
+    for name, descriptor in bundle_packs(bundle).items():
+        if descriptor.digest == item.descriptor.digest:
+            return f"model-{name}"
+    return f"artifact-{digest_hex(item.descriptor.digest)[:16]}"
