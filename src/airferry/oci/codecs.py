@@ -37,8 +37,10 @@ ZSTD_MAX_LEVEL_IN_JOBS = 9
 GZIP_MAGIC = b"\x1f\x8b"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 SKIPPABLE_MAGIC_SUFFIX = b"\x2a\x4d\x18"
+# what `zstd --long` needs at most, and `zstd -d` accepts by default: a frame may ask for far more memory
 MAX_ZSTD_WINDOW_BYTES = 1 << 27
 GZIP_WINDOW_BYTES = 32 * 1024
+# without name and time, and with the operating system "unknown" (RFC 1952, section 2.3): the same bytes on any host
 GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
 DEFLATE_END = b"\x03\x00"
 
@@ -86,6 +88,7 @@ def _gunzip(source: Iterable[bytes], what: str) -> Iterator[bytes]:
             head = b""
             while pending:
                 if member.eof:
+                    # a block may end between the two bytes of the next member's magic
                     if len(pending) < len(GZIP_MAGIC):
                         head = pending
                         break
@@ -227,6 +230,7 @@ class _ZstdFrames:
             self._state = "frame"
         elif self._state == "block":
             header = int.from_bytes(head, "little")
+            # of an RLE block (type 1) the size is that of its content, which is one byte in the stream
             repeated = (header >> 1) & 3 == 1
             self._skip = 1 if repeated else header >> 3
             if header & 1:
@@ -249,6 +253,7 @@ def zstd_blocks(source: Iterable[bytes], *, level: int, threads: int) -> Iterato
         level,
         threads=max(1, threads),
         job_size=ZSTD_JOB_BYTES if level <= ZSTD_MAX_LEVEL_IN_JOBS else 0,
+        # blobs have a digest, and the size is not known before the end: pledging it changes the frame's header
         write_checksum=False,
         write_content_size=False,
     )

@@ -98,6 +98,8 @@ class HookReader:
                     if not self._take_module(alias.name, place):
                         return False
             elif isinstance(statement, ast.If):
+                # a test on files or variables has one answer in this image; where it has none, both branches must be
+                # harmless for the answer not to matter
                 holds = self._value(statement.test)
                 taken = [*statement.body, *statement.orelse] if holds is None else None
                 if taken is None:

@@ -92,6 +92,7 @@ class Interpreter:
     @property
     def paths(self) -> dict[str, str]:
         """Where an installer puts things, as `sysconfig` says it."""
+        # since 3.10, Debian's Python installs to `local` what dpkg does not own (scheme `posix_local`)
         if self.is_debian and not self.in_venv and self.minor >= 10:
             packages = f"{self.prefix}/local/lib/{self.folder}/dist-packages"
             scripts = f"{self.prefix}/local/bin"
@@ -111,9 +112,11 @@ def find_interpreter(
         StaticallyUnknown: there is one, and its files do not say enough of it.
     """
     executable = _locate(view, environment, python)
+    # it moves the whole standard library, and a mistake here would answer for modules of another Python
     if environment.variables.get("PYTHONHOME"):
         raise StaticallyUnknown("the base sets `PYTHONHOME`")
     target = _follow(view, executable)
+    # a `._pth` file next to the interpreter replaces its search path altogether
     for path in (executable, target):
         if view.lookup(posixpath.splitext(path)[0] + "._pth") or view.lookup(path + "._pth"):
             raise StaticallyUnknown(f"`{path}` sets its search path in a `._pth` file")
