@@ -74,7 +74,7 @@ def test_what_an_image_does_not_take(tmp_path: Path, line: str, reason: str) -> 
 
 def test_there_are_not_too_many(tmp_path: Path) -> None:
     lines = "\n      ".join(f"V{number}: x" for number in range(MAX_VARIABLES))
-    assert f"{MAX_VARIABLES}at most " in problem(tmp_path, lines)
+    assert f"at most {MAX_VARIABLES} variables" in problem(tmp_path, lines)
 
 
 def test_the_launcher_takes_the_same_and_keeps_its_catalogue(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ class CataloguePaths:
         if link_target is not None and linked_path(path, encode_path(link_target)) is None:
             return f"is a link that points outside the catalogue, to `{encode_path(link_target)[:200]}`"
         if (other := self._folded.get(folded)) is not None:
-            return "is there twice" if other == path else f"differs from `{other}` only by case or form"
+            return "is listed twice" if other == path else f"differs from `{other}` only by case or form"
         self._folded[folded] = path
         return None
 

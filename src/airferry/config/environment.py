@@ -75,8 +75,8 @@ def _name(value: str) -> str:
         )
     if upper in HOOK_NAMES:
         raise ValueError(
-            f"`{value}` changes what starts before a step; put it into a `containerfile:` of the image if a step "
-            "really needs it"
+            f"`{value}` changes what starts before a step; if a step really needs it, set "
+            "it in a `containerfile:` of the image"
         )
     if upper.startswith("AIRFERRY_"):
         raise ValueError(f"`{value}`: names that begin with `AIRFERRY_` are reserved")

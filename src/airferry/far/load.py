@@ -225,8 +225,8 @@ def _say_refused(pushed: PushResult, destination: Destination, emit: Emit) -> se
     if pushed.refused:
         emit(
             Warned(
-                f"`{destination.registry}` refuses the Docker twins of its images ({len(pushed.refused)}), so they are "
-                f"left out and all else is loaded: {pushed.refused[0].reason}",
+                f"`{destination.registry}` refuses the Docker twins of its images ({len(pushed.refused)}), "
+                f"so they are skipped and everything else is loaded: {pushed.refused[0].reason}",
                 hint="enroot then gets the images themselves; `airferry check` tells whether it can import them",
             )
         )

@@ -76,8 +76,8 @@ def run_confined(
     if os.environ.get(UNCONFINED) != "1":
         raise HostError(
             f"build scripts cannot be confined on this host: {said}",
-            hint=f"{NAMESPACES_HINT}, set a version that has a wheel under `requirements:`, or trust the scripts with "
-            f"your account and network: `{UNCONFINED}=1`",
+            hint=f"{NAMESPACES_HINT}, set a version that has a wheel under `requirements:`, or let the "
+            f"scripts use your account and network: `{UNCONFINED}=1`",
         )
     emit(Warned(f"build scripts run with your account's rights and network, as `{UNCONFINED}` says: {said}"))
     places = {

@@ -264,8 +264,8 @@ def _check_own_config(catalogue: Catalogue, target: Target, path: Path) -> None:
         hint = f"the step's own config of that name is `{target.step_id}:{stem}`"
     else:
         hint = (
-            "a path starts at the current folder, or at the folder of the configuration that it stands in; the step's "
-            f"own configs are named without ending: {_nearest(stem, catalogue.config_names(target.step_id))}"
+            "paths are relative to the current folder, or to the configuration file that contains them; the step's own "
+            f"configs are named without extension: {_nearest(stem, catalogue.config_names(target.step_id))}"
         )
     state = "is not a file" if path.exists() else "is missing"
     raise ConfigurationError(f"config `{target.config}` for step `{target.step_id}`: `{path}` {state}", hint=hint)

@@ -350,8 +350,8 @@ def _rewrite(reference: Reference, prefix: str, endpoint: Endpoint) -> Reference
         parsed = None
     if parsed is None or parsed.name != name:
         raise ConfigurationError(
-            f"{endpoint.place}: location `{endpoint.location}` makes `{name}` of `{reference.name}`, which is not "
-            "a repository of a registry",
+            f"{endpoint.place}: location `{endpoint.location}` makes `{name}` of `{reference.name}`, "
+            "which is not a repository in a registry",
             hint="a location begins with a host, which has a `.` or a port, or is `localhost`",
         )
     return replace(reference, registry=parsed.registry, repository=parsed.repository)

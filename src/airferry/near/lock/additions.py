@@ -191,8 +191,8 @@ def resolve_environment(
     instead = {canonicalize_name(requirement.name) for _, requirement in named}
     packages = catalogue.all_for(probe.python.markers) if catalogue is not None else ()
     notes = {
-        f"`{item.name}` of the catalogue's lock is the folder `{item.source.path}`; the launcher carries it with the "
-        "repository, and it is not installed"
+        f"`{item.name}` of the catalogue's lock is the folder `{item.source.path}`; the launcher contains "
+        "it with the repository, so it is not installed"
         for item in packages
         if isinstance(item.source, LocalSource) and item.source.kind != "path"
     }

@@ -336,8 +336,8 @@ def locked_pin(package: LockedPackage, lock: CatalogueLock) -> Pin:
     hashes = frozenset(digest.removeprefix("sha256:") for digest in package.hashes if digest.startswith("sha256:"))
     if isinstance(source, LocalSource) and source.kind != "path":
         raise BuildError(
-            f"{place}: the catalogue's lock takes `{package.name}` from the folder `{source.path}`, which is carried "
-            "in no image",
+            f"{place}: the catalogue's lock takes `{package.name}` from the folder "
+            f"`{source.path}`, which is in no image",
             hint="set a distribution under `requirements:` of the image, or add the folder as an overlay",
         )
     if isinstance(source, GitSource):

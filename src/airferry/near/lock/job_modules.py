@@ -206,8 +206,8 @@ def _judge(step: StepPlan, candidate: Candidate, overlay: Overlay, root: str, *,
     if step.job_path.unknown:
         places = ", ".join(step.job_path.unknown)
         return (
-            f"{candidate.place}: `{wanted}` is in the checkout at `{overlay.target}`; whether {places} puts it on "
-            "Python's path is not known: `airferry rehearse` tells"
+            f"{candidate.place}: `{wanted}` is in the checkout at `{overlay.target}`; whether {places} "
+            "puts it on Python's path is unknown: `airferry rehearse` tells"
         )
     return Unreached(step, candidate, overlay, root)
 

@@ -107,7 +107,7 @@ class RehearsalReport:
             return
         shown = some_of([str(finding) for finding in self.findings], SHOWN_ATTEMPTS, separator="\n  ")
         raise FindingsError(
-            f"the rehearsal found {counted(len(self.findings), 'thing')}:\n  {shown}",
+            f"the rehearsal has {counted(len(self.findings), 'finding')}:\n  {shown}",
             hint="; ".join(self._ways_out()),
             report=self,
         )

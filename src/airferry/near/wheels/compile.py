@@ -145,8 +145,8 @@ class Compiler:
         return BuildError(
             f"`{requirement}` does not compile in `{self.base.name}` for {self.base.platform}: "
             + (said[-1].strip() if said else last_words(tail)),
-            hint="compiling takes a base with a compiler and the headers of its Python, often called `devel`; else "
-            "set a version that has a wheel under `requirements:` of the image",
+            hint="compiling requires a base with a compiler and Python headers, often called `devel`; "
+            "or set a version that has a wheel under `requirements:` of the image",
             tail=tuple(tail),
         )
 

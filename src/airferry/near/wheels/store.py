@@ -428,8 +428,8 @@ def _absent(pin: Pin, target: WheelTarget, versions: Sequence[str]) -> BuildErro
     known = ", ".join(f"`{version}`" for version in versions[-MAX_NAMED_WHEELS:])
     return BuildError(
         f"`{pin.requirement}` was not found for {target}" + (f"; latest versions available: {known}" if known else ""),
-        hint="check name and version, under `requirements:` of the image or in the catalogue's lock, and pip's own "
-        "configuration",
+        hint="check the name and version under `requirements:` of the image or in the catalogue's "
+        "lock file, and the configuration of pip",
     )
 
 
