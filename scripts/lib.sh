@@ -1,7 +1,8 @@
 # Functions that the scripts share: to be sourced by bash, not run.
 #
-#   ensure_setup          installs what is missing (scripts/setup); quick when nothing is
+#   ensure_setup [--tests]  installs what is missing (scripts/setup); quick when nothing is
 #   run_as_user CMD…      runs a command as the ordinary user, in the checkout with its virtual environment on PATH
+#   run_pytest ARG…       runs pytest so, on all CPUs, a file on one worker; byte code goes to the user's cache
 #
 # Started as root, the ordinary user is `airferry` (or $AIRFERRY_USER) and the checkout a copy in its home, as the clone
 # may be where that user cannot read. Started by anybody else, it is that user and the clone itself.
@@ -45,7 +46,7 @@ runtime_folder() {
   printf '%s\n' "$folder"
 }
 
-ensure_setup() { SETUP_IS_A_PART=yes "$repository/scripts/setup"; }
+ensure_setup() { SETUP_IS_A_PART=yes "$repository/scripts/setup" "$@"; }
 
 run_as_user() {
   local folder path runtime
@@ -62,4 +63,21 @@ run_as_user() {
     HOME="$(home_of "$ordinary_user")" USER="$ordinary_user" LOGNAME="$ordinary_user" SHELL=/bin/bash \
     XDG_RUNTIME_DIR="$runtime" PATH="$path" \
     runuser -u "$ordinary_user" -- "$@")
+}
+
+run_pytest() {
+  local cache
+  cache=$(home_of "$ordinary_user")/.cache
+  remove_storage_of_dead_runs
+  # Fixtures of a module are made once, as a file's tests stay together; in order, so that the long ones begin first.
+  run_as_user env PYTHONPYCACHEPREFIX="$cache/airferry-byte-code" \
+    pytest --numprocesses auto --dist loadfile --no-loadscope-reorder "$@"
+}
+
+# What a killed run left in container storage belongs to subordinate IDs, and pytest can only rename it, to `garbage-*`.
+remove_storage_of_dead_runs() {
+  local folder
+  for folder in "${TMPDIR:-/tmp}/pytest-of-$ordinary_user"/garbage-*; do
+    if [ -d "$folder" ]; then run_as_user buildah unshare rm -rf "$folder" || true; fi
+  done
 }

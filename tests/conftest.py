@@ -1,21 +1,37 @@
-"""What all tests share: tools that must be there, and a host that gives every test its own cache."""
+"""What all tests share: tools that must be there, a cache of its own for every test, and a turn among the workers."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from airferry.host.process import find_program
+from examples import MANY
+from workers import shared_folder, turn
 
 # CI tries the same examples each time, and a busy machine fails no test for being slow.
 settings.register_profile(
-    "airferry", deadline=None, derandomize=bool(os.environ.get("CI")), suppress_health_check=[HealthCheck.too_slow]
+    "airferry",
+    max_examples=100 * MANY,
+    deadline=None,
+    derandomize=bool(os.environ.get("CI")),
+    suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("airferry")
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Run a test marked `alone` while no other worker runs one. Waiting is not a part of the test's time."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return (yield)
+    factory: pytest.TempPathFactory = item.config._tmp_path_factory  # type: ignore[attr-defined]
+    with turn(shared_folder(factory), alone=item.get_closest_marker("alone") is not None):
+        return (yield)
 
 
 @pytest.fixture(scope="session")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from airferry.config import BootstrapBase
-from airferry.near.bases.debian import BootstrapResult
+from airferry.near.bases.debian import BootstrapResult, bootstrap, store_userland
 from airferry.oci.digest import digest_of
 from airferry.oci.documents import IMAGE_CONFIG, Descriptor, parse_image_config, parse_manifest
 from airferry.oci.layout import LayoutStore
@@ -34,3 +36,27 @@ class DebianBase:
         data = store.read_bytes(manifest.config)
         assert digest_of(data) == manifest.config.digest
         return list(parse_image_config(data).rootfs.diff_ids)
+
+
+def write_debian(folder: Path) -> None:
+    """Bootstrap both platforms side by side into a folder that `read_debian` reads."""
+    store = LayoutStore.create(folder / "layout")
+
+    def write(platform: Platform) -> tuple[Descriptor, BootstrapResult]:
+        tar = folder / f"{platform.slug}.tar"
+        result = bootstrap(DEBIAN, platform=platform, into=tar, cache=folder / "cache", epoch_s=EPOCH_S)
+        made = store_userland(result, base=DEBIAN, platform=platform, epoch_s=EPOCH_S, store=store)
+        return made, result
+
+    platforms = (AMD64, ARM64)
+    with ThreadPoolExecutor(len(platforms)) as pool:
+        made = dict(zip(platforms, pool.map(write, platforms), strict=True))
+    manifests = {platform: descriptor for platform, (descriptor, _) in made.items()}
+    results = {platform: result for platform, (_, result) in made.items()}
+    (folder / "made").write_bytes(pickle.dumps((manifests, results)))
+
+
+def read_debian(folder: Path) -> DebianBase:
+    """Return what `write_debian` made in this run."""
+    manifests, results = pickle.loads((folder / "made").read_bytes())
+    return DebianBase(folder / "layout", manifests, results, folder / "cache")

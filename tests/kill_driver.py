@@ -1,4 +1,4 @@
-"""Runs airferry and kills it: `kill_driver.py N LOG ARGUMENT…` dies by SIGKILL at the N-th boundary, 0 for none.
+"""Runs airferry and kills it: `kill_driver.py N SIGNAL LOG ARGUMENT…` gets the signal at the N-th boundary, 0 for none.
 
 A boundary is whatever `files.boundary` marks (each fsync, rename and moved tag) and each answer of a registry. Their
 names go to LOG, a line each.
@@ -21,13 +21,13 @@ seen = 0
 
 
 def boundary(what: str) -> None:
-    """Note a boundary and die if it is the one."""
+    """Note a boundary and send the signal if it is the one."""
     global seen
     with guard:
         seen += 1
         os.write(log, what.encode() + b"\n")
         if seen == last:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), how)
 
 
 def answered(self: RegistryClient, method: str, url: str, **options: Any) -> Any:
@@ -39,8 +39,9 @@ def answered(self: RegistryClient, method: str, url: str, **options: Any) -> Any
 
 if __name__ == "__main__":
     last = int(sys.argv[1])
-    log = os.open(sys.argv[2], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    how = signal.Signals(int(sys.argv[2]))
+    log = os.open(sys.argv[3], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     request = RegistryClient.request
     RegistryClient.request = answered  # type: ignore[method-assign,assignment]
     files.boundary = boundary
-    sys.exit(run(sys.argv[3:]))
+    sys.exit(run(sys.argv[4:]))

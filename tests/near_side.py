@@ -182,7 +182,7 @@ class NearSide:
         (self.catalogue / "requirements.txt").write_text("".join(lines))
 
 
-def make_near_side(root: Path, base: Path) -> NearSide:
+def make_near_side(root: Path, base: Path, *, builder: str = "direct") -> NearSide:
     """Lay out a near side whose plan is a launcher and one step with an addition and an overlay."""
     side = NearSide(root, base)
     side.thing.mkdir(parents=True)
@@ -208,7 +208,7 @@ def make_near_side(root: Path, base: Path) -> NearSide:
         workflow={"name": "tests", "stages": ["train/run:tiny"]},
         source={"lock": "requirements.txt"},
         platforms=["linux/amd64"],
-        builder="buildah",
+        builder=builder,
         loader=False,
         launcher_image={**image, "tag": "launcher:1", "tar": "launcher.tar", "packages": []},
         step_execution_images=dict.fromkeys(["train/run", "bare/nothing", "prep/pack"], "py"),

@@ -11,10 +11,9 @@ import pytest
 from airferry.engine.program import find_engine
 from airferry.engine.storage import Storage
 from airferry.events import silent
-from airferry.near.bases.debian import bootstrap, store_userland
-from airferry.oci.layout import LayoutStore
-from debian_bases import AMD64, ARM64, DEBIAN, EPOCH_S, DebianBase
+from debian_bases import DebianBase, read_debian, write_debian
 from near_side import NearSide, make_base, make_near_side
+from workers import once, shared_folder
 
 
 @pytest.fixture(scope="session")
@@ -44,23 +43,16 @@ def engine_state(
 def debian_base(
     tmp_path_factory: pytest.TempPathFactory, require_tool: Callable[[str], Path], ordinary_user: None
 ) -> DebianBase:
-    """A small Debian with Python for linux/amd64 and linux/arm64, bootstrapped once a session."""
+    """A small Debian with Python for linux/amd64 and linux/arm64, bootstrapped once a run for all workers."""
     require_tool("mmdebstrap")
-    folder = tmp_path_factory.mktemp("debian")
-    store = LayoutStore.create(folder / "layout")
-    manifests, results = {}, {}
-    for platform in (AMD64, ARM64):
-        tar = folder / f"{platform.slug}.tar"
-        result = bootstrap(DEBIAN, platform=platform, into=tar, cache=folder / "cache", epoch_s=EPOCH_S)
-        manifests[platform] = store_userland(result, base=DEBIAN, platform=platform, epoch_s=EPOCH_S, store=store)
-        results[platform] = result
-    return DebianBase(store.path, manifests, results, folder / "cache")
+    return read_debian(once(shared_folder(tmp_path_factory) / "debian", write_debian))
 
 
 @pytest.fixture(scope="session")
 def near_base(debian_base: DebianBase, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A layout whose image `base:1` is what near sides under test build on."""
-    return make_base(debian_base, tmp_path_factory.mktemp("near") / "base")
+    """A layout whose image `base:1` is what near sides under test build on. Made once a run: copy it to change it."""
+    folder = shared_folder(tmp_path_factory) / "near-base"
+    return once(folder, lambda path: make_base(debian_base, path / "base")) / "base"
 
 
 @pytest.fixture(scope="session")

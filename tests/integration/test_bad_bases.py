@@ -98,12 +98,11 @@ def base_of(path: Path, layer: Callable[[LayoutStore], LayerResult]) -> Path:
 
 @pytest.fixture
 def side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NearSide:
-    """A near side whose images are assembled directly; each test gives it a base."""
+    """A near side; each test gives it a base."""
     monkeypatch.setenv("AIRFERRY_CACHE", str(tmp_path / "cache"))
     made = make_near_side(tmp_path / "near", tmp_path / "base")
     for name, value in made.environment.items():
         monkeypatch.setenv(name, value)
-    made.write(builder="direct")
     monkeypatch.chdir(made.catalogue)
     return made
 

@@ -85,6 +85,7 @@ def no_wheel(side: NearSide) -> None:
 def failing_containerfile(side: NearSide) -> None:
     path = side.catalogue / "Containerfile"
     path.write_text("ARG BASE_IMAGE\nFROM ${BASE_IMAGE}\nRUN echo one && echo the last words >&2 && exit 7\n")
+    side.write(builder="buildah")
     image(side, containerfile="Containerfile")
 
 
@@ -309,7 +310,7 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_build(side: NearSide, require_t
     require_tool("unshare")
     small = side.root / "small"
     small.mkdir()
-    side.write(builder="direct", compression="gzip")
+    side.write(compression="gzip")
     (side.out / "airgap.lock.yaml").unlink()
     side.lock()
     side.write(paths={"output_dir": str(small)})
@@ -337,7 +338,7 @@ def test_a_platform_that_nothing_emulates(
     (tmp_path / "binfmt").mkdir()
     (tmp_path / "binfmt" / "register").touch()
     monkeypatch.setattr(host, "check_emulator", partial(host.check_emulator, binfmt=tmp_path / "binfmt"))
-    side.write(platforms=["linux/arm64", "linux/amd64"])
+    side.write(builder="buildah", platforms=["linux/arm64", "linux/amd64"])
     assert run(["lock"]) in (0, 4), "a probe that runs nothing needs no emulator"
     before = snapshot(side.out, but=UNCOMPARED)
     capsys.readouterr()

@@ -17,6 +17,7 @@ from airferry.engine.driver import Engine, Volume, open_engine
 from airferry.errors import BuildError
 from airferry.events import Event, Notice
 from airferry.host.canonical import canonical_json
+from airferry.near import commands as near
 from airferry.near.wheels.store import WheelStore
 from airferry.oci.documents import (
     IMAGE_CONFIG,
@@ -242,6 +243,19 @@ def built_both_ways(side: NearSide) -> tuple[BundleManifest, BundleManifest, dic
         manifests.append(outcome.manifest)
         bundles[builder] = outcome.bundle
     return manifests[0], manifests[1], bundles
+
+
+def test_what_a_container_build_made_is_reused_and_no_engine_is_opened(
+    side: NearSide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the engine was opened")
+
+    side.write(builder="buildah")
+    first = side.build()
+    monkeypatch.setattr(near, "open_engine", refuse)
+    again = side.build(locked=True)
+    assert (again.root, again.reused) == (first.root, 2)
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

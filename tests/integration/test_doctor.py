@@ -21,6 +21,7 @@ def examined(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, 
 
 
 def test_a_sound_host_can_build_the_plan(side: NearSide, capsys: pytest.CaptureFixture[str]) -> None:
+    side.write(builder="buildah")
     before = snapshot(side.root)
     code, checks, shown = examined(capsys, "--config", str(side.config), "--platform", "linux/amd64,linux/arm64")
     assert code == 0, shown
@@ -34,6 +35,7 @@ def test_a_sound_host_can_build_the_plan(side: NearSide, capsys: pytest.CaptureF
 def test_a_host_without_engine_says_what_to_install(
     side: NearSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    side.write(builder="buildah")
     (tmp_path / "empty").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
     code, checks, shown = examined(capsys, "--config", str(side.config))
@@ -50,6 +52,7 @@ def test_a_runtime_folder_of_somebody_else_ends_no_report(
     side: NearSide, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """So it is after `su` and `sudo`, and engines then do not even say their version."""
+    side.write(builder="buildah")
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/usr")
     code, checks, shown = examined(capsys, "--config", str(side.config))
     assert code == 4 and "checks failed" in shown

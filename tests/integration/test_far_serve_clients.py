@@ -173,6 +173,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return open_bundle(path)
 
 
+@pytest.mark.alone
 def test_64_parallel_pulls_hold_no_memory(large: Bundle, tmp_path: Path) -> None:
     layer = large.manifest.images[0].platforms["linux/amd64"].layers[0]
     path = f"/v2/{NAME}/blobs/{layer.digest}"

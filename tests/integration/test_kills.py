@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from airferry.engine.driver import open_engine
 from airferry.errors import RegistryError
 from airferry.host import files
 from airferry.host.shipped import shipped
-from airferry.oci.copy import read_closure
+from airferry.oci.closure import read_closure
 from airferry.registry.client import ClientOptions, RegistryClient
 from airferry.registry.sink import RegistrySink
 from airferry.registry.source import RegistrySource
@@ -34,10 +34,12 @@ KILLED = -signal.SIGKILL
 PAUSE_S = "97.53"
 
 
-def drive(number: int, log: Path, *arguments: str, folder: Path) -> tuple[subprocess.CompletedProcess[str], list[str]]:
-    """Run airferry in a child that dies at a boundary; return how it ended and the boundaries that it passed."""
+def drive(
+    number: int, log: Path, *arguments: str, folder: Path, how: signal.Signals = signal.SIGKILL
+) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    """Run airferry in a child that gets a signal at a boundary; return how it ended and the boundaries it passed."""
     done = subprocess.run(
-        [sys.executable, DRIVER, str(number), log, *arguments],
+        [sys.executable, DRIVER, str(number), str(int(how)), log, *arguments],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -51,7 +53,7 @@ def kind(boundary: str) -> str:
     return re.sub(r"sha256:[0-9a-f]+|[0-9a-f]{12,}|[0-9a-f-]{36}", "X", boundary)
 
 
-def sample(boundaries: list[str], count: int) -> list[int]:
+def sample(boundaries: Sequence[str], count: int) -> list[int]:
     """Choose boundaries, counted from 1: the first of each kind, and of those a spread."""
     first: dict[str, int] = {}
     for number, name in enumerate(boundaries, 1):
@@ -70,8 +72,8 @@ class Yard:
 
     side: NearSide
     cache: Path
-    root: str
-    boundaries: list[str]
+    root: str = ""
+    boundaries: tuple[str, ...] = ()
 
     def clear(self) -> None:
         """Start over, with all but the engine's storage cold."""
@@ -80,9 +82,11 @@ class Yard:
             if not path.is_symlink():
                 files.remove_tree(path)
 
-    def drive(self, number: int) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    def drive(
+        self, number: int, how: signal.Signals = signal.SIGKILL
+    ) -> tuple[subprocess.CompletedProcess[str], list[str]]:
         log = self.cache.parent / "log"
-        return drive(number, log, "--quiet", "build", "--jobs", "1", "--json", folder=self.side.catalogue)
+        return drive(number, log, "build", "--jobs", "1", "--json", folder=self.side.catalogue, how=how)
 
     def check(self) -> None:
         """Finish what was interrupted and see that it ends as the undisturbed run did, with nothing left over."""
@@ -91,29 +95,56 @@ class Yard:
         assert yaml.safe_load(done.stdout)["root"] == self.root
         verify_bundle(self.side.out / "bundle", root=self.root).raise_if_wrong()
         assert temporaries(self.side.out, self.cache) == []
+        if not (self.cache / "engine").exists():
+            return
         with open_engine(self.cache / "engine") as engine:
             assert engine.storage.containers() == []
             assert [name for name in engine.images() if "airferry/" in name] == []
             assert list(engine.storage.temporary.iterdir()) == []
 
 
-@pytest.fixture(scope="module")
-def yard(near_base: Path, near_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yard]:
-    folder = tmp_path_factory.mktemp("yard")
-    side = make_near_side(folder / "near", near_base)
+def make_yard(folder: Path, base: Path, *, builder: str, engine: Path | None = None) -> Yard:
+    side = make_near_side(folder / "near", base, builder=builder)
     cache = files.ensure_directory(folder / "cache")
-    (cache / "engine").symlink_to(files.ensure_directory(near_cache / "engine"))
+    if engine is not None:
+        (cache / "engine").symlink_to(files.ensure_directory(engine))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AIRFERRY_CACHE", str(cache))
-        for name, value in side.environment.items():
-            patch.setenv(name, value)
-        made = Yard(side, cache, "", [])
-        done, boundaries = made.drive(0)
-        assert done.returncode == 0, done.stderr
-        yield Yard(side, cache, yaml.safe_load(done.stdout)["root"], boundaries)
+        done, boundaries = in_its_environment(Yard(side, cache), patch).drive(0)
+    assert done.returncode == 0, done.stderr
+    return Yard(side, cache, yaml.safe_load(done.stdout)["root"], tuple(boundaries))
 
 
-def test_a_build_passes_boundaries_of_every_kind(yard: Yard) -> None:
+@pytest.fixture
+def yard(direct_yard: Yard, monkeypatch: pytest.MonkeyPatch) -> Yard:
+    """Images are assembled directly."""
+    return in_its_environment(direct_yard, monkeypatch)
+
+
+@pytest.fixture
+def container_yard(buildah_yard: Yard, monkeypatch: pytest.MonkeyPatch) -> Yard:
+    """Images are built in Buildah's containers."""
+    return in_its_environment(buildah_yard, monkeypatch)
+
+
+def in_its_environment(yard: Yard, patch: pytest.MonkeyPatch) -> Yard:
+    patch.setenv("AIRFERRY_CACHE", str(yard.cache))
+    for name, value in yard.side.environment.items():
+        patch.setenv(name, value)
+    return yard
+
+
+@pytest.fixture(scope="module")
+def direct_yard(near_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Yard:
+    return make_yard(tmp_path_factory.mktemp("yard"), near_base, builder="direct")
+
+
+@pytest.fixture(scope="module")
+def buildah_yard(near_base: Path, near_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Yard:
+    folder = tmp_path_factory.mktemp("container-yard")
+    return make_yard(folder, near_base, builder="buildah", engine=near_cache / "engine")
+
+
+def check_kinds(yard: Yard) -> None:
     kinds = {kind(name) for name in yard.boundaries}
     for name in (
         "airgap.lock.yaml",
@@ -126,11 +157,31 @@ def test_a_build_passes_boundaries_of_every_kind(yard: Yard) -> None:
     assert {"fsync X", "rename X", "fsync folder of X"} <= kinds, "blobs"
 
 
+def test_a_build_passes_boundaries_of_every_kind(yard: Yard) -> None:
+    check_kinds(yard)
+
+
+@pytest.mark.slow
+def test_a_build_in_containers_passes_boundaries_of_every_kind(container_yard: Yard) -> None:
+    check_kinds(container_yard)
+
+
 def kill_and_finish(yard: Yard, number: int) -> None:
     yard.clear()
     done, boundaries = yard.drive(number)
     assert done.returncode == KILLED, f"boundary {number} of {len(yard.boundaries)}: {done.stderr}"
     assert len(boundaries) == number
+    yard.check()
+
+
+def kill_again_and_again(yard: Yard) -> None:
+    yard.clear()
+    kills = 0
+    while (done := yard.drive(25)[0]).returncode == KILLED:
+        kills += 1
+        assert kills < 30, "it gets on each time"
+    assert done.returncode == 0, done.stderr
+    assert kills >= 2
     yard.check()
 
 
@@ -146,19 +197,42 @@ def test_a_build_that_is_killed_at_any_boundary_is_finished_by_a_rerun(yard: Yar
         kill_and_finish(yard, number)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_a_build_in_containers_that_is_killed_at_any_boundary_is_finished_by_a_rerun(container_yard: Yard) -> None:
+    for number in range(1, len(container_yard.boundaries) + 1):
+        kill_and_finish(container_yard, number)
+
+
 def test_a_build_that_is_killed_again_and_again_ends_in_the_same_root(yard: Yard) -> None:
+    kill_again_and_again(yard)
+
+
+@pytest.mark.slow
+def test_a_build_in_containers_that_is_killed_again_and_again_ends_in_the_same_root(container_yard: Yard) -> None:
+    kill_again_and_again(container_yard)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_build_that_is_interrupted_says_how_to_go_on_and_leaves_nothing_half_done(
+    yard: Yard, how: signal.Signals
+) -> None:
     yard.clear()
-    kills = 0
-    while (done := yard.drive(25)[0]).returncode == KILLED:
-        kills += 1
-        assert kills < 30, "it gets on each time"
-    assert done.returncode == 0, done.stderr
-    assert kills >= 2
+    done, _boundaries = yard.drive(len(yard.boundaries) // 2, how)
+    assert done.returncode == 130, done.stderr
+    assert "Traceback" not in done.stderr and "rerun" in done.stderr
+    assert temporaries(yard.side.out, yard.cache) == []
     yard.check()
 
 
-@pytest.mark.parametrize(("how", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 130)])
-def test_a_build_that_ends_in_the_middle_of_a_run(yard: Yard, how: signal.Signals, code: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("how", "code"),
+    [(signal.SIGKILL, -9), (signal.SIGINT, 130), pytest.param(signal.SIGTERM, 130, marks=pytest.mark.slow)],
+)
+def test_a_build_that_ends_in_the_middle_of_a_run(
+    container_yard: Yard, how: signal.Signals, code: int, tmp_path: Path
+) -> None:
+    yard = container_yard
     yard.clear()
     containerfile = tmp_path / "Containerfile"
     text = (shipped("containerfiles") / "Containerfile.execution").read_text()

@@ -41,14 +41,21 @@ def peak_bytes(*arguments: str, folder: Path) -> int:
     return int(done.stdout.split()[-1]) * 1024
 
 
+@pytest.mark.parametrize("builder", ["direct", pytest.param("buildah", marks=pytest.mark.slow)])
 def test_a_large_layer_is_never_held_in_memory(
-    debian_base: DebianBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, require_tool: Callable[[str], Path]
+    builder: str,
+    debian_base: DebianBase,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    require_tool: Callable[[str], Path],
 ) -> None:
     require_tool("docker-registry")
     one = DebianBase(
         debian_base.layout, dict(list(debian_base.manifests.items())[:1]), debian_base.results, debian_base.cache
     )
-    side = make_near_side(tmp_path / "near", make_base(one, tmp_path / "base", filler_bytes=LAYER_BYTES))
+    side = make_near_side(
+        tmp_path / "near", make_base(one, tmp_path / "base", filler_bytes=LAYER_BYTES), builder=builder
+    )
     monkeypatch.setenv("AIRFERRY_CACHE", str(tmp_path / "cache"))
     for name, value in side.environment.items():
         monkeypatch.setenv(name, value)

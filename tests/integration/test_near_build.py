@@ -352,7 +352,7 @@ def test_a_base_from_an_archive_is_the_base_that_went_into_it(
     process.run([skopeo, "copy", "--quiet", "--all", layout, archives["whole"]], timeout_s=120)
     process.run([skopeo, "copy", "--quiet", "--override-arch", "arm64", layout, archives["arm64"]], timeout_s=120)
     image = side.document["execution_images"]["py"]
-    side.write(builder="direct", platforms=["linux/amd64", "linux/arm64"])
+    side.write(platforms=["linux/amd64", "linux/arm64"])
     first = side.build()
     side.write(execution_images={"py": {**image, "base_image": archives["whole"]}})
     side.lock()
@@ -377,6 +377,7 @@ def test_podman_serves_where_there_is_no_buildah_and_builds_the_same(
     side: NearSide, require_tool: Callable[[str], Path], near_cache: Path, tmp_path: Path
 ) -> None:
     require_tool("podman")
+    side.write(builder="buildah")
     by_buildah = side.build(engine="buildah")
     programs = tmp_path / "programs"
     programs.mkdir()

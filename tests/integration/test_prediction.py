@@ -24,9 +24,8 @@ AMD64 = parse_platform("linux/amd64")
 
 @pytest.fixture
 def direct(side: NearSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NearSide:
-    """A near side that needs no engine, with a cache of its own."""
+    """A near side with a cache of its own."""
     monkeypatch.setenv("AIRFERRY_CACHE", str(tmp_path / "cache"))
-    side.write(builder="direct")
     return side
 
 

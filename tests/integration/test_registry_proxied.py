@@ -24,7 +24,8 @@ from airferry.cli.app import run
 from airferry.errors import IntegrityError, RegistryError
 from airferry.far.load import load
 from airferry.host.threads import parallel_map
-from airferry.oci.copy import copy_image, read_closure
+from airferry.oci.closure import read_closure
+from airferry.oci.copy import copy_image
 from airferry.oci.documents import LAYER_TAR, Descriptor, parse_index
 from airferry.oci.layout import LayoutStore
 from airferry.registry.client import ClientOptions, RegistryClient
@@ -74,6 +75,7 @@ def put_random(store: LayoutStore, size: int) -> Descriptor:
 # -- how many at once -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(("allowed", "refusal"), [(1, 429), (2, 503), (5, 429)])
 def test_parallel_uploads_settle_at_what_a_proxy_allows_and_find_a_raised_limit_within_50_requests(
     proxy: FaultProxy, tmp_path: Path, allowed: int, refusal: int

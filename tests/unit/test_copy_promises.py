@@ -26,7 +26,7 @@ from airferry.oci.documents import IMAGE_MANIFEST, LAYER_TAR, Descriptor, descri
 from airferry.oci.layers import Compression
 from airferry.oci.layout import LayoutStore
 from airferry.oci.platform import Platform
-from airferry.oci.ports import Stored
+from airferry.oci.ports import Sink, Stored
 from airferry.registry.client import ClientOptions, RegistryClient
 from airferry.registry.retry import MAX_RETRY_AFTER_S, RetryPolicy, retry_after_s
 from airferry.registry.sink import RegistrySink
@@ -47,7 +47,7 @@ def store(tmp_path: Path) -> LayoutStore:
 # --- order ---------------------------------------------------------------------------------------------------------
 
 
-class Named:
+class Named(Sink):
     """A sink that notes which digests it holds at the moment when it is given a name."""
 
     def __init__(self, inner: LayoutStore) -> None:
@@ -67,6 +67,9 @@ class Named:
             self.at_naming.append(set(self.held))
         self.inner.put_manifest(stored, reference=reference)
         self.held.add(stored.descriptor.digest)
+
+    def lacks_manifest(self, stored: Stored) -> str:
+        return self.inner.lacks_manifest(stored)
 
 
 @pytest.mark.parametrize("referrers", [True, False])

@@ -14,9 +14,11 @@ from airferry.bundle.receipt import read_receipt
 from airferry.bundle.verify import open_bundle
 from airferry.cli.app import run
 from airferry.errors import RegistryError
+from airferry.events import Event, Notice
 from airferry.far.tags import journal_path
-from airferry.oci.copy import Closure, read_closure
+from airferry.oci.closure import Closure, read_closure
 from airferry.registry.client import ClientOptions
+from airferry.registry.credentials import Credential
 from airferry.registry.retry import RetryPolicy
 from oci_images import make_bundle
 from scripted_registry import Call, Exchange, ScriptedRegistry, error_document, run_scripted, sha256
@@ -110,7 +112,7 @@ def test_a_load_says_what_it_did_and_a_second_one_sends_nothing(
 ) -> None:
     assert load(registry, bundles["old"]) == 0
     first = said(capsys)[1]
-    assert "0 mounted from another repository, 0 there already" in first
+    assert "0 mounted from another repository, 0 already present" in first
     assert "2 of 2 tags moved" in first and "wrote airgap-receipt.yaml" in first
     assert load(registry, bundles["old"], "--json") == 0
     second = json.loads(said(capsys)[0])
@@ -302,3 +304,62 @@ def test_a_tag_that_others_moved_between_two_runs_is_taken_as_they_left_it(
     script.load()
     previous = {tag.reference: tag.previous_digest for tag in read_receipt(script.receipt).tags}
     assert previous[f"{registry.address}/{TRAINER}:1.0"] == sha256(theirs)
+
+
+@pytest.fixture(scope="module")
+def with_twin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("twins") / "bundle"
+    make_bundle(path, twins=True)
+    return path
+
+
+def test_the_closing_words_of_a_rollback_fit_what_is_left(
+    registry: ScriptedRegistry, with_twin: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All three tags are new. First one, then all of them, cannot be taken back."""
+    theirs = (b'{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}', "index")
+
+    def closing() -> str:
+        said(capsys)
+        assert rollback() == 7
+        return said(capsys)[1].partition("hint: ")[2]
+
+    assert load(registry, with_twin) == 0
+    registry.manifests[f"{TRAINER}@1.0"] = theirs
+    assert closing().startswith("2 other tags are as before the load")
+    assert not [key for key in registry.manifests if key.endswith(("-docker", "@1.0")) and key != f"{TRAINER}@1.0"]
+
+    registry.manifests.clear()
+    assert load(registry, with_twin) == 0
+    for tag in read_receipt(Path("airgap-receipt.yaml")).tags:
+        name, _, version = tag.reference.partition("/")[2].rpartition(":")
+        registry.manifests[f"{name}@{version}"] = theirs
+    assert closing() == "", "nothing is as before, and nothing here can be done about it"
+
+    registry.manifests.clear()
+    assert load(registry, with_twin) == 0
+    registry.faults.append(lambda ex: ex.call.method == "DELETE" and ex.answer(405, error_document("UNSUPPORTED")))
+    assert closing() == "remove the new tags with the registry's own tools if they must go"
+
+
+def test_a_rollback_says_each_tag_as_it_goes_and_logs_in_as_a_load_does(
+    registry: ScriptedRegistry, bundles: dict[str, Path]
+) -> None:
+    user = Credential("ferry", "s3cret")
+    events: list[Event] = []
+    Script(registry, bundles["old"]).load()
+    Script(registry, bundles["new"]).load()
+
+    def guarded(exchange: Exchange) -> bool:
+        if exchange.headers.get("Authorization") == user.basic:
+            return False
+        exchange.read_body()
+        return exchange.answer(401, WWW_Authenticate='Basic realm="hub"')
+
+    registry.faults.append(guarded)
+    options = ClientOptions(plain_http=True, lookup=lambda _registry, _repository: user)
+    result = api.rollback(Path("airgap-receipt.yaml"), options=options, emit=events.append)
+    tags = read_receipt(Path("airgap-receipt.yaml")).tags
+    assert {*result.restored, *result.removed} == {tag.reference for tag in tags}
+    notices = [event.text for event in events if isinstance(event, Notice)]
+    assert notices == [f"`{tag.reference}` already has its value from before the load" for tag in tags]

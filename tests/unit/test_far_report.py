@@ -83,7 +83,12 @@ def synthetic(bundle: Path, manifest: BundleManifest, findings: tuple[Defect, ..
     """Return page and text for a manifest that no layout backs."""
     opened = open_bundle(bundle)
     made = Bundle(
-        opened.store, Index(schema_version=2, manifests=[]), opened.root, manifest, opened.manifest_descriptor
+        opened.store,
+        Index(schema_version=2, manifests=[]),
+        opened.root,
+        manifest,
+        opened.manifest_descriptor,
+        opened.documents,
     )
     verified = VerifyReport(bundle, opened.root, True, len(manifest.images), 1, 10, 10**9, findings)
     report = make_report(made, verified)

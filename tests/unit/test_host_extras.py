@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NEAR = {"build", "describe_plan", "describe_prediction", "doctor", "lock", "plan", "quickstart", "rehearse", "schema"}
 NEAR_VALUES = {"BuildOutcome", "DoctorReport", "LockOutcome", "PlanOutcome", "RehearsalOutcome", "Selection"}
-SERVE = {"Serving", "serve"}
+SERVE = {"ServeOptions", "Serving", "serve"}
 COMMANDS = {
     "build": "near",
     "doctor": "near",

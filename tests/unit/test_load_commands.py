@@ -14,7 +14,7 @@ from airferry.bundle.verify import VerifyReport
 from airferry.cli import far
 from airferry.cli.app import run
 from airferry.cli.render import Reporter
-from airferry.far.push import PushResult
+from airferry.oci.copy import CopyReport
 from travelling_catalogue import DIGEST, REF, TARGET, URL, receipt_of
 
 IMAGE = f"hub.site:5000/airgap/trainer@{DIGEST}"
@@ -45,7 +45,7 @@ def outcome(receipt: Receipt, *, baked: bool, by_target: bool = True) -> LoadOut
         tool=ToolEntry(airferry="0"),
     )
     report = VerifyReport(Path("out"), DIGEST, True, 1, 1, 1, 1, ())
-    return LoadOutcome(report, manifest, PushResult(), (), receipt, Path("airgap-receipt.yaml"), False)
+    return LoadOutcome(report, manifest, CopyReport(), (), receipt, Path("airgap-receipt.yaml"), False)
 
 
 @pytest.mark.parametrize("by_target", [True, False])

@@ -20,13 +20,13 @@ from airferry.near.lock.additions import (
 )
 from airferry.near.lock.resolve import told
 from airferry.near.probe.answers import ProbeResult
-from airferry.near.wheels.pip import Pip
 from airferry.near.wheels.store import WheelStore
 from airferry.oci.platform import parse_platform
 from airferry.plan.locks.catalogue import CatalogueLock, read_catalogue_lock
 from airferry.plan.models import Candidate, GroupPlan, Origin
 from airferry.rootfs.modules import ModuleAnswer
-from wheel_factory import make_probe, make_wheel, sha256, source_distribution
+from folder_pip import FolderPip
+from wheel_factory import make_probe, make_wheel, sha256
 
 AMD64 = parse_platform("linux/amd64")
 MISSING = ModuleAnswer(status="missing", missing="x")
@@ -62,7 +62,7 @@ class Case:
         self.index = root / "index"
         self.index.mkdir()
         self.calls: list[object] = []
-        pip = Pip(("--no-index", f"--find-links={self.index}"), emit=self.calls.append)
+        pip = FolderPip(emit=self.calls.append, folder=self.index)
         self.store = WheelStore(root / "cache", pip)
         self.lock: CatalogueLock | None = None
 
@@ -235,21 +235,17 @@ def test_the_launcher_takes_requirements_in_place_of_the_locks(case: Case) -> No
     assert listed(alone) == ["extra-part==1.0", "numpy==1.0", "one==2.0", "two==1.0"]
 
 
-def test_files_at_addresses_and_paths_of_the_lock_are_taken(case: Case) -> None:
+def test_files_at_paths_of_the_lock_are_taken(case: Case) -> None:
     wheel = make_wheel(case.root / "elsewhere", "frompath", "1.0")
-    source = source_distribution(case.root / "elsewhere", name="onlysource", tag="py3-none-any")
     (case.root / "uv.lock").write_text(
         'version = 1\n[[package]]\nname = "p"\nversion = "1"\nsource = { virtual = "." }\n'
-        'dependencies = [{ name = "frompath" }, { name = "onlysource" }]\n'
+        'dependencies = [{ name = "frompath" }]\n'
         '[[package]]\nname = "frompath"\nversion = "1.0"\nsource = { path = "elsewhere/' + wheel.name + '" }\n'
         f'wheels = [{{ filename = "{wheel.name}", hash = "sha256:{sha256(wheel)}" }}]\n'
-        f'[[package]]\nname = "onlysource"\nversion = "1.0"\nsource = {{ url = "{source.as_uri()}" }}\n'
-        f'sdist = {{ hash = "sha256:{sha256(source)}" }}\n'
     )
     lock = read_catalogue_lock(case.root / "uv.lock")
     found = resolve_environment(probe=make_probe(), catalogue=lock, wheels=case.store)
-    assert listed(found) == ["frompath==1.0", "onlysource==1.0"]
-    assert [item.address for item in found.locked()] == [f"elsewhere/{wheel.name}", source.as_uri()]
+    assert [item.address for item in found.locked()] == [f"elsewhere/{wheel.name}"]
     wheel.write_bytes(wheel.read_bytes() + b"x")
     with pytest.raises(IntegrityError):
         resolve_environment(probe=make_probe(), catalogue=lock, wheels=WheelStore(case.root / "other", case.store.pip))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import zstandard
 
 from airferry.errors import IntegrityError
 from airferry.host.journal import Journal
@@ -17,7 +20,7 @@ from airferry.near.bases.layers import BaseLayers
 from airferry.near.probe import knowledge
 from airferry.near.probe.knowledge import Knowledge
 from airferry.oci.documents import Descriptor
-from airferry.oci.layers import Compression
+from airferry.oci.layers import Compression, LayerResult
 from airferry.oci.layout import LayoutStore
 from debian_bases import AMD64
 from oci_images import base_image, put_image
@@ -90,3 +93,146 @@ def test_what_a_layer_will_take_in_a_bundle_is_known_once_it_was_recompressed(tm
     assert fresh.expected(base.layers[0], diff_id) == (base.layers[0], False)
     packed, _names, layers = carry(tmp_path, "zstd")
     assert layers.expected(base.layers[0], diff_id) == (packed[0], True)
+
+
+class Cache:
+    """A cache of bases with one layer, from which layers go into a bundle, in one run or in several."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.bases = LayoutStore.create(root / "cache" / "bases")
+        descriptor, _layers = put_image(self.bases, [LAYERS[0]], kind="gzip")
+        base = base_image(self.bases, descriptor, AMD64)
+        self.layer, self.diff_id = base.layers[0], base.config.rootfs.diff_ids[0]
+        self.bundle = LayoutStore.create(root / "bundle")
+
+    def run(self, kind: str = "zstd", **more: Any) -> BaseLayers:
+        """Return what carries layers in a process that begins now."""
+        compression = Compression(kind, level=more.pop("level", None))  # type: ignore[arg-type]
+        return BaseLayers(self.bases, self.root / "cache", compression=compression, output=self.root, **more)
+
+    def carry(self, layers: BaseLayers) -> LayerResult:
+        return layers.carry(self.layer, self.diff_id, into=self.bundle)
+
+    def kept(self, descriptor: Descriptor) -> Path:
+        return LayoutStore.open(self.root / "cache" / "layers").blob_path(descriptor.digest)
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Note which layers are inflated, and for what."""
+    done: list[str] = []
+
+    def noting(real: Callable[..., LayerResult], what: str) -> Callable[..., LayerResult]:
+        def call(*arguments: Any, **more: Any) -> LayerResult:
+            done.append(what)
+            return real(*arguments, **more)
+
+        return call
+
+    for what in ("inspect", "recompress"):
+        monkeypatch.setattr(base_layers, f"{what}_layer", noting(getattr(base_layers, f"{what}_layer"), what))
+    return done
+
+
+def test_a_layer_is_recompressed_once_and_a_link_in_each_bundle(tmp_path: Path, reads: list[str]) -> None:
+    cache = Cache(tmp_path)
+    made = cache.carry(cache.run())
+    assert reads == ["recompress"]
+    assert (made.diff_id, made.original) == (cache.diff_id, cache.layer)
+    assert made.descriptor.media_type.endswith("+zstd") and made.unpacked_bytes > 300_000
+    assert cache.bundle.blob_path(made.descriptor.digest).samefile(cache.kept(made.descriptor))
+    cache.bundle = LayoutStore.create(tmp_path / "another")
+    again = cache.carry(cache.run())
+    assert again == made and reads == ["recompress"]
+    assert cache.bundle.blob_path(made.descriptor.digest).samefile(cache.kept(made.descriptor))
+    with cache.bundle.open_blob(made.descriptor) as stream:
+        assert len(stream.read()) == made.descriptor.size
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_damaged_cache_is_made_again_from_the_base(tmp_path: Path, gone: bool, reads: list[str]) -> None:
+    cache = Cache(tmp_path)
+    made = cache.carry(cache.run())
+    path = cache.kept(made.descriptor)
+    data = path.read_bytes()
+    path.unlink()
+    if not gone:
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    cache.bundle = LayoutStore.create(tmp_path / "another")
+    assert cache.carry(cache.run()) == made
+    assert reads == ["recompress", "recompress"]
+    assert path.read_bytes() == data == cache.bundle.blob_path(made.descriptor.digest).read_bytes()
+
+
+def test_a_layer_that_keeps_its_bytes_is_looked_at_once_in_all(tmp_path: Path, reads: list[str]) -> None:
+    cache = Cache(tmp_path)
+    for kind in ("preserve", "gzip"):
+        cache.bundle = LayoutStore.create(tmp_path / kind)
+        kept = cache.carry(cache.run(kind))
+        assert kept.descriptor.digest == cache.layer.digest and kept.original == cache.layer
+        assert kept.unpacked_bytes > 300_000 and kept.diff_id == cache.diff_id
+    assert reads == ["inspect"]
+    with pytest.raises(IntegrityError, match="diff_id"):
+        cache.run("gzip").carry(cache.layer, "sha256:" + "0" * 64, into=cache.bundle)
+    assert reads == ["inspect", "inspect"], "what was noted is of another diff_id"
+
+
+@pytest.mark.parametrize("kind", ["preserve", "zstd"])
+def test_a_base_that_was_damaged_in_the_cache_is_never_carried(tmp_path: Path, kind: str) -> None:
+    cache = Cache(tmp_path)
+    cache.carry(cache.run("preserve"))
+    path = cache.bases.blob_path(cache.layer.digest)
+    data = path.read_bytes()
+    path.unlink()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    cache.bundle = LayoutStore.create(tmp_path / "another")
+    with pytest.raises(IntegrityError):
+        cache.carry(cache.run(kind))
+    assert cache.bundle.stored_digests() == set()
+
+
+def test_nothing_is_kept_where_the_bundle_is_on_another_file_system(
+    tmp_path: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base_layers, "_same_file_system", lambda cache, output: False)
+    cache = Cache(tmp_path)
+    layers = cache.run()
+    assert layers.expected(cache.layer, cache.diff_id) == (cache.layer, False)
+    made = cache.carry(layers)
+    assert cache.bundle.has_blob(made.descriptor) and not (tmp_path / "cache" / "layers" / "blobs").exists()
+    assert cache.run("preserve").expected(cache.layer, cache.diff_id) == (cache.layer, False)
+    cache.bundle = LayoutStore.create(tmp_path / "another")
+    assert cache.carry(cache.run()) == made and reads == ["recompress", "recompress"]
+
+
+def test_what_is_read_on_the_way_is_not_read_again(tmp_path: Path, reads: list[str]) -> None:
+    cache = Cache(tmp_path)
+    layers = cache.run()
+    assert layers.expected(cache.layer, cache.diff_id) == (cache.layer, False)
+    assert cache.run("gzip").expected(cache.layer, cache.diff_id) == (cache.layer, True)
+    with cache.bases.open_blob(cache.layer) as stream:
+        layers.observe(cache.layer, cache.diff_id, [], stream=stream)
+    assert reads == ["recompress"]
+    made = cache.carry(layers)
+    assert reads == ["recompress"]
+    assert layers.expected(cache.layer, cache.diff_id) == (made.descriptor, True)
+    layers.observe(cache.layer, cache.diff_id, [])
+    assert reads == ["recompress", "inspect"], "it already exists: nothing is compressed again"
+
+
+def test_a_layer_larger_than_the_limit_is_refused(tmp_path: Path) -> None:
+    for kind in ("zstd", "preserve"):
+        cache = Cache(tmp_path / kind)
+        with pytest.raises(IntegrityError, match="limit"):
+            cache.carry(cache.run(kind, limit_bytes=1000))
+
+
+def test_levels_encoders_and_kinds_have_cache_entries_of_their_own(tmp_path: Path, reads: list[str]) -> None:
+    cache = Cache(tmp_path)
+    first = cache.carry(cache.run(level=base_layers.DEFAULT_ZSTD_LEVEL))
+    assert cache.carry(cache.run()) == first and reads == ["recompress"], "the default is that level"
+    cache.carry(cache.run(level=1))
+    assert reads == ["recompress"] * 2
+    encoders = {base_layers.encoder(Compression(kind)) for kind in ("zstd", "gzip", "none")}  # type: ignore[arg-type]
+    assert len(encoders) == 3 and any(zstandard.__version__ in encoder for encoder in encoders)

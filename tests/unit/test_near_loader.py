@@ -25,10 +25,10 @@ from airferry.host.shipped import shipped
 from airferry.near.carry import loader
 from airferry.near.carry.loader import carry_loader, own_wheel, read_pins
 from airferry.near.wheels.pack import read_wheel
-from airferry.near.wheels.pip import Pip
 from airferry.near.wheels.store import WheelStore
 from airferry.oci.layout import LayoutStore
 from airferry.oci.platform import parse_platform
+from folder_pip import FolderPip
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -42,6 +42,13 @@ def test_the_far_side_s_lock_is_a_part_of_the_whole_lock() -> None:
     whole, part = pinned(ROOT / "requirements.lock"), pinned(shipped("near/carry/far-side.lock"))
     assert part and {name: whole[name] for name in part} == part
     assert all(hashes for _version, hashes in part.values())
+
+
+def test_what_setup_installs_for_a_quickstart_is_a_part_of_the_whole_lock() -> None:
+    whole, part = pinned(ROOT / "requirements.lock"), pinned(ROOT / "requirements-runtime.lock")
+    assert {name: whole[name] for name in part} == part
+    extras = [line for lines in PROJECT["optional-dependencies"].values() for line in lines]
+    assert closure([*PROJECT["dependencies"], *extras, "editables", "hatchling"]) == part.keys()
 
 
 def closure(requirements: Iterable[str]) -> set[str]:
@@ -78,7 +85,7 @@ def test_the_page_on_security_says_why_of_each_distribution() -> None:
 
 
 def test_no_lock_names_an_index() -> None:
-    for lock in (ROOT / "requirements.lock", shipped("near/carry/far-side.lock")):
+    for lock in (ROOT / "requirements.lock", ROOT / "requirements-runtime.lock", shipped("near/carry/far-side.lock")):
         assert not re.search(r"[a-z]+://|--(extra-)?index-url|--trusted-host|--find-links", lock.read_text())
 
 
@@ -148,7 +155,7 @@ def test_our_own_wheel_can_make_itself_again(tmp_path: Path) -> None:
 
 
 def test_without_an_index_the_error_says_how_to_do_without(tmp_path: Path) -> None:
-    wheels = WheelStore(tmp_path / "cache", Pip(options=("--no-index",)))
+    wheels = WheelStore(tmp_path / "cache", FolderPip(folder=tmp_path))
     with pytest.raises(BuildError, match="the loader for the far side cannot be made") as caught:
         carry_loader(
             LoaderChoice(),

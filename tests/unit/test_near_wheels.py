@@ -10,13 +10,12 @@ import pytest
 from packaging.tags import Tag, sys_tags
 
 from airferry.errors import BuildError, IntegrityError
-from airferry.events import Event, Notice
 from airferry.host import process
 from airferry.near.probe.answers import parse_probe, probe_argv, probe_input
-from airferry.near.wheels.folder import wheelhouse
 from airferry.near.wheels.pack import Wheel, normalise_wheel, read_wheel
-from airferry.near.wheels.pip import Pip, WheelTarget, wheel_target
+from airferry.near.wheels.pip import WheelTarget, wheel_target
 from airferry.near.wheels.store import Pin, WheelStore
+from folder_pip import FolderPip
 from wheel_factory import make_probe, make_wheel, sha256, source_distribution
 
 AMD64 = wheel_target(make_probe().python)
@@ -24,8 +23,7 @@ ARM64 = wheel_target(make_probe(machine="aarch64", libc=("glibc", "2.28")).pytho
 
 
 def store(cache: Path, index: Path | None) -> WheelStore:
-    options = ("--no-index", f"--find-links={index}") if index else ("--no-index",)
-    return WheelStore(cache, Pip(options))
+    return WheelStore(cache, FolderPip(folder=index or cache))
 
 
 def test_the_newest_wheel_for_the_target_is_chosen_in_one_call(tmp_path: Path) -> None:
@@ -38,7 +36,7 @@ def test_the_newest_wheel_for_the_target_is_chosen_in_one_call(tmp_path: Path) -
     make_wheel(index, "future", "1.0")
     make_wheel(index, "future", "2.0", requires_python=">=3.12")
     calls: list[object] = []
-    wheels = WheelStore(tmp_path / "cache", Pip(("--no-index", f"--find-links={index}"), emit=calls.append))
+    wheels = WheelStore(tmp_path / "cache", FolderPip(emit=calls.append, folder=index))
     found = wheels.fetch([Pin("pure", "<3"), Pin("native"), Pin("future")], ARM64)
     assert [wheel.filename for wheel in found] == [
         "pure-2.0-py3-none-any.whl",
@@ -54,7 +52,7 @@ def test_a_locked_wheel_in_the_cache_needs_no_pip_at_all(tmp_path: Path) -> None
     first = store(tmp_path / "cache", tmp_path / "index").fetch([Pin("pure")], AMD64)[0]
     locked = Pin("pure", "==1.0", filename=first.filename, sha256=first.sha256)
     calls: list[object] = []
-    again = WheelStore(tmp_path / "cache", Pip(("--no-index",), emit=calls.append)).fetch([locked], AMD64)
+    again = WheelStore(tmp_path / "cache", FolderPip(emit=calls.append)).fetch([locked], AMD64)
     assert again == [first]
     assert again[0].requires == ("other>=1",)
     assert calls == []
@@ -77,18 +75,6 @@ def test_another_hash_than_the_locked_one_is_an_integrity_error(tmp_path: Path, 
     assert not list((tmp_path / "cache" / "wheels").glob("*/*.whl"))
 
 
-def test_a_better_wheel_that_came_later_does_not_displace_the_locked_one(tmp_path: Path) -> None:
-    locked = make_wheel(tmp_path / "index", "pure", "1.0")
-    page = tmp_path / "pure.html"
-    better = make_wheel(tmp_path / "index", "pure", "1.0", tag="cp311-cp311-manylinux_2_17_x86_64")
-    links = [f'<a href="{path.as_uri()}#sha256={sha256(path)}">{path.name}</a>' for path in (locked, better)]
-    page.write_text(f"<!DOCTYPE html><html><body>{''.join(links)}</body></html>")
-    wheels = WheelStore(tmp_path / "cache", Pip(("--no-index", f"--find-links={page}")))
-    assert wheels.fetch([Pin("pure", "==1.0")], AMD64)[0].filename == better.name
-    pin = Pin("pure", "==1.0", filename=locked.name, sha256=sha256(locked))
-    assert wheels.fetch([pin], AMD64)[0].filename == locked.name
-
-
 def test_any_of_the_hashes_of_the_catalogue_will_do(tmp_path: Path) -> None:
     path = make_wheel(tmp_path / "index", "pure", "1.0")
     pin = Pin("pure", "==1.0", hashes=frozenset({"1" * 64, sha256(path)}))
@@ -101,44 +87,11 @@ def test_a_wheel_whose_metadata_tells_another_name_is_refused(tmp_path: Path) ->
         read_wheel(path, sha256="")
 
 
-def test_a_distribution_without_a_wheel_is_built_when_it_is_pure(tmp_path: Path) -> None:
-    index = tmp_path / "index"
-    source = source_distribution(index, name="onlysource", tag="py3-none-any")
-    make_wheel(index, "pure", "1.0")
-    pins = [Pin("onlysource", "==1.0", hashes=frozenset({sha256(source)})), Pin("pure")]
-    found = store(tmp_path / "cache", index).fetch(pins, ARM64)
-    assert (found[0].filename, found[0].origin, found[1].origin) == (
-        "onlysource-1.0-py3-none-any.whl",
-        "source",
-        "index",
-    )
-    again = store(tmp_path / "cache2", index).fetch(pins, ARM64)
-    assert again[0].sha256 == found[0].sha256, "a build is the same on every host"
-
-
-def test_that_a_source_was_built_is_said_once_for_all_images(tmp_path: Path) -> None:
-    source_distribution(tmp_path / "index", name="onlysource", tag="py3-none-any")
-    events: list[Event] = []
-    options = ("--no-index", f"--find-links={tmp_path / 'index'}")
-    wheels = WheelStore(tmp_path / "cache", Pip(options), events.append)
-    for target in (AMD64, ARM64):
-        wheels.fetch([Pin("onlysource", "==1.0")], target)
-    said = [event.text for event in events if isinstance(event, Notice)]
-    assert said == ["`onlysource==1.0` has no wheel; it was built from its source on this host"]
-
-
 def test_a_source_with_another_hash_is_never_unpacked(tmp_path: Path) -> None:
     source_distribution(tmp_path / "index", name="onlysource", tag="py3-none-any")
     pin = Pin("onlysource", "==1.0", hashes=frozenset({"2" * 64}))
     with pytest.raises(IntegrityError, match="onlysource"):
         store(tmp_path / "cache", tmp_path / "index").fetch([pin], ARM64)
-
-
-def test_a_source_that_builds_a_native_wheel_is_refused(tmp_path: Path) -> None:
-    source_distribution(tmp_path / "index", name="native", tag="cp311-cp311-linux_x86_64")
-    with pytest.raises(BuildError, match="only runs on this host") as caught:
-        store(tmp_path / "cache", tmp_path / "index").fetch([Pin("native")], ARM64)
-    assert "requirements:" in (caught.value.hint or "")
 
 
 def test_no_wheel_for_the_platform_names_the_platforms_that_there_are(tmp_path: Path) -> None:
@@ -163,33 +116,6 @@ def test_what_cannot_be_found_is_named_with_the_versions_there_are(tmp_path: Pat
         store(tmp_path / "cache", tmp_path / "index").fetch([Pin("pure", "==9")], AMD64)
     with pytest.raises(BuildError, match="`absent` cannot be found"):
         store(tmp_path / "cache", tmp_path / "index").fetch([Pin("pure"), Pin("absent")], AMD64)
-
-
-def test_an_index_that_does_not_answer_is_no_missing_distribution(tmp_path: Path) -> None:
-    pip = Pip(("--isolated", "--index-url=http://user:secret@127.0.0.1:9/simple", "--retries=1", "--timeout=2"))
-    with pytest.raises(BuildError, match="did not answer") as caught:
-        WheelStore(tmp_path, pip).fetch([Pin("anything")], AMD64)
-    assert "secret" not in f"{caught.value} {caught.value.fields}"
-
-
-def test_the_wheelhouse_installs_with_the_packed_pip(tmp_path: Path) -> None:
-    make_wheel(tmp_path / "index", "pure", "1.0", requires=["not-there"])
-    wheels = store(tmp_path / "cache", tmp_path / "index")
-    found = wheels.fetch([Pin("pure")], AMD64)
-    pip = wheels.pip_wheel((3, 12, 0))
-    assert wheels.pip_wheel((3, 12, 0)) == pip
-    context = tmp_path / "context"
-    listing = wheelhouse(found, context, pip=pip)
-    assert listing.read_text() == f"pure==1.0 --hash=sha256:{found[0].sha256}\n"
-    assert (context / found[0].filename).stat().st_ino == found[0].path.stat().st_ino, "linked, not copied"
-    environment = tmp_path / "environment"
-    process.run([sys.executable, "-m", "venv", "--without-pip", environment], timeout_s=60)
-    install = ["install", "--no-index", "--find-links", context, "--require-hashes", "--no-deps", "-r", listing]
-    process.run([environment / "bin" / "python", context / pip.name / "pip", *install], timeout_s=120)
-    answer = process.run([environment / "bin" / "python", "-c", "import pure; print(pure.VERSION)"], timeout_s=60)
-    assert answer.text == "1.0\n"
-    wheelhouse([], context)
-    assert sorted(path.name for path in context.iterdir()) == ["requirements.txt"]
 
 
 def test_normalising_hides_time_and_order(tmp_path: Path) -> None:

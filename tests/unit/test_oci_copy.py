@@ -18,7 +18,7 @@ from airferry.events import Event, Progress
 from airferry.host.canonical import canonical_json
 from airferry.host.threads import Cancelled, parallel_map
 from airferry.oci.archive import ArchiveSource, write_oci_archive
-from airferry.oci.copy import copy_image
+from airferry.oci.copy import CopyOptions, copy_image
 from airferry.oci.documents import (
     IMAGE_INDEX,
     IMAGE_MANIFEST,
@@ -30,7 +30,7 @@ from airferry.oci.documents import (
 )
 from airferry.oci.layout import LayoutStore
 from airferry.oci.platform import Platform
-from airferry.oci.ports import Stored
+from airferry.oci.ports import Sink, Stored
 from oci_images import image_defects, layout_defects, make_image, put_image, put_index, put_manifest
 
 NAME = "registry.example/team/trainer:1.0"
@@ -62,7 +62,7 @@ def add_artifact(store: LayoutStore, subject: Descriptor) -> Descriptor:
     return descriptor
 
 
-class RecordingSink:
+class RecordingSink(Sink):
     """A sink that notes what comes in which order, and fails when told to."""
 
     def __init__(self, inner: LayoutStore, fail_on: str = "") -> None:
@@ -83,12 +83,15 @@ class RecordingSink:
         self.inner.put_manifest(stored, reference=reference)
         self.order.append(stored.descriptor.digest)
 
+    def lacks_manifest(self, stored: Stored) -> str:
+        return self.inner.lacks_manifest(stored)
+
 
 def test_children_go_before_parents_and_nothing_goes_twice(store: LayoutStore, target: LayoutStore) -> None:
     index, _entry = make_image(store)
     sink = RecordingSink(target)
     events: list[Event] = []
-    assert copy_image(store, sink, index, reference=NAME, jobs=3, emit=events.append) == index
+    assert copy_image(store, sink, index, reference=NAME, options=CopyOptions(jobs=3, emit=events.append)) == index
     assert len(sink.order) == len(set(sink.order)) == len(store.stored_digests())
     manifests = [child.digest for child in parse_index(store.read_manifest(index).data).manifests]
     assert sink.order[-3:] == [*manifests, index.digest]
@@ -141,7 +144,7 @@ def test_a_failure_leaves_no_name(store: LayoutStore, target: LayoutStore) -> No
     index, entry = make_image(store)
     broken = entry.platforms["linux/amd64"].layers[1].digest
     with pytest.raises(HostError, match="the disk broke"):
-        copy_image(store, RecordingSink(target, fail_on=broken), index, reference=NAME, jobs=2)
+        copy_image(store, RecordingSink(target, fail_on=broken), index, reference=NAME, options=CopyOptions(jobs=2))
     assert target.read_index().manifests == []
     assert not target.has_blob(index)
 

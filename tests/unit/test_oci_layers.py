@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from airferry.errors import IntegrityError
@@ -23,6 +23,7 @@ from airferry.oci.documents import DOCKER_LAYER_GZIP, LAYER_GZIP, LAYER_TAR, LAY
 from airferry.oci.layers import MEDIA_TYPES, Compression, LayerResult, compress_layer, layer_kind, recompress_layer
 from airferry.oci.layout import LayoutStore
 from airferry.oci.ports import BLOCK_BYTES
+from examples import examples
 
 KINDS = ("zstd", "gzip", "none")
 RANDOM = random.Random(7)
@@ -91,7 +92,7 @@ def test_each_compression_goes_into_each_other(store: LayoutStore, source: str, 
 
 
 @given(data=st.binary(max_size=3000), cut=st.integers(0, 3000), to=st.sampled_from(KINDS))
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_any_content_keeps_its_diff_id(data: bytes, cut: int, to: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = LayoutStore.create(Path(folder))
@@ -161,7 +162,7 @@ def test_decoders_do_not_care_how_their_input_is_cut(step: int) -> None:
 
 
 @given(data=st.binary(max_size=400), kind=st.sampled_from(KINDS[:2]), isal=st.booleans())
-@settings(max_examples=300, deadline=None)
+@examples(300)
 def test_decoders_raise_nothing_but_integrity_errors(data: bytes, kind: str, isal: bool) -> None:
     magic = codecs.ZSTD_MAGIC if kind == "zstd" else codecs.GZIP_MAGIC + b"\x08"
     with pytest.MonkeyPatch.context() as patch, suppress(IntegrityError):

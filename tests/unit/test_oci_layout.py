@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from airferry.errors import ConfigurationError, HostError, IntegrityError
@@ -17,6 +17,7 @@ from airferry.host.canonical import canonical_json
 from airferry.oci.documents import IMAGE_MANIFEST, LAYER_TAR, Descriptor, Manifest, descriptor_of
 from airferry.oci.layout import LayoutStore
 from airferry.oci.ports import Stored
+from examples import examples
 from oci_images import put_image
 
 
@@ -30,7 +31,7 @@ def leftovers(store: LayoutStore) -> list[str]:
 
 
 @given(data=st.binary(max_size=5000))
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_what_is_put_is_what_is_read(data: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = LayoutStore.create(Path(folder))
@@ -41,7 +42,7 @@ def test_what_is_put_is_what_is_read(data: bytes) -> None:
 
 
 @given(data=st.binary(min_size=1, max_size=300), wrong=st.binary(max_size=300))
-@settings(max_examples=50, deadline=None)
+@examples(50)
 def test_a_wrong_stream_never_becomes_a_blob(data: bytes, wrong: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = LayoutStore.create(Path(folder))

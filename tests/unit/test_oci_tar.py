@@ -7,12 +7,13 @@ import tarfile
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from airferry.errors import AirferryError, BuildError, IntegrityError
 from airferry.oci.normalise import PYTHON_CACHES, RUN_LAYER_LEFTOVERS, normalise_layer
 from airferry.oci.tar import REGULAR, TarEntry, TarReader, tar_header
+from examples import examples
 
 EPOCH_S = 315532800
 
@@ -148,7 +149,7 @@ NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=
     mtime_s=st.integers(0, 1 << 33),
     xattrs=st.dictionaries(st.just("SCHILY.xattr.user.x"), st.binary(max_size=200)),
 )
-@settings(max_examples=150, deadline=None)
+@examples(150)
 def test_what_is_written_is_read(
     name: str, link: str, size: int, mode: int, uid: int, mtime_s: int, xattrs: dict[str, bytes]
 ) -> None:
@@ -159,7 +160,7 @@ def test_what_is_written_is_read(
 
 
 @given(position=st.integers(0, 5000), value=st.integers(0, 255))
-@settings(max_examples=200, deadline=None)
+@examples(200)
 def test_a_damaged_tar_raises_nothing_but_our_errors(position: int, value: int) -> None:
     raw = bytearray(container_tar(mtime_s=0))
     raw[position % len(raw)] = value

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from airferry.config import load_config
@@ -16,6 +16,7 @@ from airferry.plan.grouping import tag_with_suffix, tar_with_suffix
 from airferry.plan.models import Plan
 from airferry.plan.planner import make_plan, render_plan, write_plan
 from catalogues import airgap, expected_suffix, mounting, write_airgap, write_step
+from examples import examples
 
 LM = "https://example.com/org/Megatron-LM.git@abc,/opt/megatron-lm"
 BRIDGE = "https://example.com/org/Bridge@feature/x,/opt/Bridge"
@@ -248,7 +249,7 @@ def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(60)
 @given(
     targets=st.lists(
         st.tuples(st.sampled_from(STEPS), st.sampled_from(sorted(CONFIGS))), min_size=1, max_size=8, unique=True

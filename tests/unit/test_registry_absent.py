@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from airferry.host.canonical import canonical_json
-from airferry.oci.copy import copy_image
+from airferry.oci.copy import CopyOptions, copy_image
 from airferry.oci.documents import IMAGE_CONFIG, IMAGE_MANIFEST, LAYER_TAR, Descriptor, Manifest
 from airferry.oci.layout import LayoutStore
 from airferry.registry.client import ClientOptions, RegistryClient
@@ -49,7 +49,7 @@ def push(registry: ScriptedRegistry, store: LayoutStore, image: Descriptor, *, m
     )
     with RegistryClient(registry.address, options=options) as client:
         sink = RegistrySink(client, "r/x", uploader=Uploader(client, mounts=mounts))
-        copy_image(store, sink, image, jobs=1)
+        copy_image(store, sink, image, options=CopyOptions(jobs=1))
 
 
 def asked(registry: ScriptedRegistry) -> int:

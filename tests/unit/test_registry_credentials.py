@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airferry.errors import ConfigurationError, RegistryError, UsageError
+from airferry.errors import ConfigurationError, HostError, RegistryError, UsageError
 from airferry.registry.auth import parse_challenges
-from airferry.registry.credentials import Credential, find_credential, remove_credential, store_credential
+from airferry.registry.credentials import (
+    Credential,
+    credential_files,
+    find_credential,
+    remove_credential,
+    store_credential,
+)
 
 
 def encoded(user: str, password: str) -> dict[str, str]:
@@ -147,3 +154,180 @@ def test_challenges_are_read() -> None:
 def test_no_challenge_breaks_the_reader(text: str) -> None:
     for challenge in parse_challenges(text):
         assert challenge.scheme == challenge.scheme.lower()
+
+
+def docker(home: Path, document: object) -> Path:
+    write(home / ".docker" / "config.json", document)
+    return home / ".docker" / "config.json"
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ({"username": "u", "password": "p"}, Credential("u", "p")),
+        ({"username": "u", "password": ""}, Credential("u", "")),
+        ({"username": "", "password": "p"}, None),
+        ({"username": "u"}, None),
+        ({"username": "u", "password": 1}, None),
+        ({"username": 1, "password": "p"}, None),
+        ({"auth": base64.b64encode(b"u:p\0\0").decode(), "username": "x", "password": "y"}, Credential("u", "p")),
+        ({"auth": ""}, None),
+        ({"auth": 5}, None),
+        ({"auth": "%%%"}, None),
+        ({"auth": "abc"}, None),
+        ({"auth": base64.b64encode(b"\xff\xfe:x").decode()}, None),
+        ({"identitytoken": "t"}, Credential("", identity_token="t")),
+        ({"identitytoken": "t", "username": "u", "password": "p"}, Credential("u", identity_token="t")),
+        ({"identitytoken": "", "username": "u", "password": "p"}, Credential("u", "p")),
+        ({"identitytoken": 5}, None),
+        ("text", None),
+        (None, None),
+    ],
+)
+def test_an_entry_is_read_in_each_of_its_forms(home: Path, entry: object, expected: Credential | None) -> None:
+    docker(home, {"auths": {"host": entry}})
+    assert find_credential("host", "x") == expected
+
+
+@pytest.mark.parametrize("document", [{}, {"auths": []}, {"auths": None, "credHelpers": "x", "credsStore": 5}])
+def test_a_file_of_another_shape_holds_nothing(home: Path, document: object) -> None:
+    docker(home, document)
+    assert find_credential("host", "x") is None and remove_credential("host") == []
+
+
+@pytest.mark.parametrize(
+    ("key", "found"),
+    [
+        ("host", True),
+        ("https://host", True),
+        ("http://host/", True),
+        ("https://host/v1/", True),
+        ("https://host/v2", True),
+        ("https://host/v3", False),
+        ("host.other", False),
+        ("other/host", False),
+    ],
+)
+def test_a_registry_is_found_and_forgotten_under_each_of_its_names(home: Path, key: str, found: bool) -> None:
+    path = docker(home, {"auths": {key: encoded("u", "p"), "kept": encoded("k", "p")}, "other": 1})
+    assert (find_credential("host", "x") is not None) is found
+    assert remove_credential("host") == ([path] if found else [])
+    kept = {"kept"} if found else {"kept", key}
+    assert json.loads(path.read_text()).keys() == {"auths", "other"}
+    assert json.loads(path.read_text())["auths"].keys() == kept
+
+
+def test_an_empty_file_is_one_and_gets_a_login(home: Path) -> None:
+    path = home / "run" / "containers" / "auth.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(" \n")
+    path.chmod(0o644)
+    assert find_credential("host", "x") is None
+    assert store_credential("host", "u", password="p") == path
+    assert json.loads(path.read_text()) == {"auths": {"host": encoded("u", "p")}}
+    assert path.stat().st_mode & 0o777 == 0o600
+    store_credential("host", "other", password="q")
+    store_credential("second", "s", password="r")
+    assert json.loads(path.read_text()) == {"auths": {"host": encoded("other", "q"), "second": encoded("s", "r")}}
+
+
+@pytest.mark.parametrize("user", ["", "a:b", ":"])
+def test_a_user_name_that_cannot_be_stored_is_refused(home: Path, user: str) -> None:
+    with pytest.raises(UsageError, match="cannot be a user name"):
+        store_credential("host", user, password="x")
+    assert not (home / "run").exists()
+
+
+def test_logins_go_where_podman_looks_for_them(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REGISTRY_AUTH_FILE", str(home / "mine.json"))
+    assert store_credential("host", "u", password="p") == home / "mine.json"
+    assert remove_credential("host") == [home / "mine.json"]
+    monkeypatch.delenv("REGISTRY_AUTH_FILE")
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    assert store_credential("host", "u", password="p") == home / ".config" / "containers" / "auth.json"
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "xdg"))
+    assert store_credential("host", "u", password="p") == home / "xdg" / "containers" / "auth.json"
+    places = credential_files()
+    assert places == [
+        Path("/run/containers") / str(os.getuid()) / "auth.json",
+        home / "xdg" / "containers" / "auth.json",
+        home / ".docker" / "config.json",
+    ]
+    monkeypatch.setenv("DOCKER_CONFIG", str(home / "docker"))
+    assert credential_files()[-1] == home / "docker" / "config.json"
+
+
+@pytest.mark.parametrize("content", ["[]", '"text"', "{", "[" * 100_000])
+def test_a_file_that_is_no_object_is_refused_by_name(home: Path, content: str) -> None:
+    path = home / ".docker" / "config.json"
+    path.parent.mkdir()
+    path.write_text(content)
+    for act in (lambda: find_credential("host", "x"), lambda: remove_credential("host")):
+        with pytest.raises(ConfigurationError, match=r"\.docker/config\.json"):
+            act()
+
+
+def test_a_file_of_more_than_a_mebibyte_is_refused(home: Path) -> None:
+    path = docker(home, {"auths": {"host": encoded("u", "p")}})
+    text = path.read_text()
+    path.write_text(text + " " * (1024 * 1024 - len(text)))
+    assert find_credential("host", "x") == Credential("u", "p")
+    path.write_text(text + " " * (1024 * 1024 - len(text) + 1))
+    with pytest.raises(HostError, match="larger than the limit of 1048576 bytes"):
+        find_credential("host", "x")
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ("echo locked >&2; exit 1", "ended with code 1"),
+        ('echo \'{"Username": "u"}\'', "an invalid answer"),
+        ("echo '[]'", "an invalid answer"),
+        ("true", "an invalid answer"),
+    ],
+)
+def test_a_helper_that_fails_is_told_unless_it_is_a_store_for_all(
+    home: Path, monkeypatch: pytest.MonkeyPatch, script: str, expected: str
+) -> None:
+    monkeypatch.setenv("PATH", f"{home / 'bin'}:/usr/bin:/bin")
+    helper(home / "bin", "bad", script)
+    docker(home, {"credHelpers": {"https://host/": "bad"}})
+    with pytest.raises(RegistryError, match=expected) as caught:
+        find_credential("host", "x")
+    assert "`docker-credential-bad`" in caught.value.message and "`host`" in caught.value.message
+    docker(home, {"auths": {"host": {}}, "credsStore": "bad"})
+    with pytest.raises(RegistryError, match=expected):
+        find_credential("host", "x")
+    docker(home, {"credsStore": "bad"})
+    if "exit" in script:
+        assert find_credential("host", "x") is None, "nothing says that it holds this registry"
+
+
+@pytest.mark.parametrize("said", ["echo 'Credentials NOT FOUND'", "echo 'not found' >&2"])
+def test_a_helper_that_holds_nothing_may_say_so_on_either_stream(
+    home: Path, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    monkeypatch.setenv("PATH", f"{home / 'bin'}:/usr/bin:/bin")
+    helper(home / "bin", "none", f"{said}; exit 1")
+    docker(home, {"credHelpers": {"host": "none"}})
+    assert find_credential("host", "x") is None
+
+
+@pytest.mark.parametrize("name", ["../evil", "a b", "x/y", "a\n"])
+def test_a_helper_is_never_a_path(home: Path, name: str) -> None:
+    docker(home, {"credHelpers": {"host": name}})
+    with pytest.raises(ConfigurationError, match="credential helper"):
+        find_credential("host", "x")
+
+
+def test_a_store_that_is_asked_for_all_gives_what_it_has(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", f"{home / 'bin'}:/usr/bin:/bin")
+    helper(home / "bin", "store", """echo '{"Username":"'$server'","Secret":5}'""")
+    docker(home, {"auths": {"host": encoded("u", "p")}, "credsStore": "store", "credHelpers": {"x": 5, "y": ""}})
+    assert find_credential("other", "a/b") == Credential("other", "5")
+    assert find_credential("host", "a/b") == Credential("u", "p"), "what is in the file needs no helper"
+    assert find_credential("x", "a") == Credential("x", "5") and find_credential("y", "a") == Credential("y", "5")
+
+
+def test_the_header_of_a_login_is_as_the_standard_says() -> None:
+    assert Credential("Aladdin", "open sesame").basic == "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="

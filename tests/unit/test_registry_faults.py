@@ -13,7 +13,7 @@ import pytest
 
 from airferry.errors import AirferryError, IntegrityError, RegistryError
 from airferry.events import Event, Warned
-from airferry.oci.copy import copy_image
+from airferry.oci.copy import CopyOptions, copy_image
 from airferry.oci.documents import LAYER_TAR, Descriptor, descriptor_of
 from airferry.oci.layout import LayoutStore
 from airferry.registry.client import ClientOptions, RegistryClient
@@ -632,8 +632,10 @@ def test_a_copy_within_one_registry_does_not_run_out_of_connections(
     store = LayoutStore.create(tmp_path / "images")
     index, _entry = make_image(store)
     with RegistryClient(registry.address, options=options(pauses, jobs=2)) as client:
-        copy_image(store, RegistrySink(client, "r/x"), index, reference="v1", jobs=2)
+        copy_image(store, RegistrySink(client, "r/x"), index, reference="v1", options=CopyOptions(jobs=2))
         registry.faults.append(times(99, lambda call: call.method == "HEAD", status(404)))
         source = RegistrySource(client, "r/x")
-        copy_image(source, RegistrySink(client, "r/y"), source.resolve("v1"), reference="v2", jobs=2)
+        copy_image(
+            source, RegistrySink(client, "r/y"), source.resolve("v1"), reference="v2", options=CopyOptions(jobs=2)
+        )
     assert sha256(registry.manifests["r/y@v2"][0]) == index.digest

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from airferry.errors import AirferryError, IntegrityError
@@ -24,6 +24,7 @@ from airferry.rootfs import sources
 from airferry.rootfs.layers import FactsCache, LayerFacts, collect_facts, layer_observer
 from airferry.rootfs.view import RootView
 from debian_bases import AMD64
+from examples import examples
 from layer_tars import Item, cut, facts_of, folder, link, tar_of, view_of
 from oci_images import base_image, knowledge_of, put_manifest
 
@@ -229,7 +230,7 @@ def model(layers: Sequence[Sequence[Item]]) -> dict[str, str]:
 
 
 @given(LAYERS)
-@settings(max_examples=300, deadline=None)
+@examples(300)
 def test_it_agrees_with_a_naive_model(layers: list[list[Item]]) -> None:
     try:
         expected = model(layers)
@@ -246,7 +247,7 @@ def test_it_agrees_with_a_naive_model(layers: list[list[Item]]) -> None:
         st.one_of(ITEMS, st.builds(link, PLACES, PLACES), st.builds(Item, PLACES, st.just("hard"), PLACES)), max_size=12
     )
 )
-@settings(max_examples=200, deadline=None)
+@examples(200)
 def test_whatever_a_layer_holds_it_is_a_root_or_an_error_and_the_cache_keeps_it(items: list[Item]) -> None:
     facts = facts_of(items)
     assert LayerFacts.from_bytes(facts.to_bytes()) == facts

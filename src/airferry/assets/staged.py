@@ -33,7 +33,7 @@ from airferry.host import files
 from airferry.host.progress import Meter
 from airferry.host.threads import usable_cores
 from airferry.oci.codecs import inflate
-from airferry.oci.documents import Descriptor, parse_manifest
+from airferry.oci.documents import Descriptor
 from airferry.oci.ports import Source, blocks
 from airferry.oci.streams import BlockReader, verifying
 from airferry.oci.tar import TarReader
@@ -239,7 +239,7 @@ def unpack_pack(source: Source, descriptor: Descriptor, destination: Path, *, em
     """
     if destination.is_symlink() or (destination.exists() and (not destination.is_dir() or any(destination.iterdir()))):
         raise UsageError(f"`{destination}` already exists", hint="name a folder that does not exist or is empty")
-    manifest = parse_manifest(source.read_manifest(descriptor).data, what=f"artifact `{descriptor.digest}`")
+    manifest = source.read_manifest(descriptor).manifest
     if manifest.artifact_type != MODELPACK_ARTIFACT:
         raise IntegrityError(
             f"artifact `{descriptor.digest}` is of type `{manifest.artifact_type}`, not a ModelPack",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from airferry.errors import IntegrityError
 from airferry.host.canonical import canonical_json
-from airferry.oci.copy import read_closure
+from airferry.oci.closure import read_closure
 from airferry.oci.documents import (
     EMPTY_CONFIG,
     EMPTY_CONFIG_BYTES,
@@ -17,7 +17,6 @@ from airferry.oci.documents import (
     Descriptor,
     Manifest,
     descriptor_of,
-    parse_manifest,
 )
 from airferry.oci.entries import as_referrer
 from airferry.oci.layout import LayoutStore
@@ -81,7 +80,7 @@ def read_artifact_file(
     Raises:
         IntegrityError: the artifact has no such file, or several, or it is larger than the limit.
     """
-    manifest = parse_manifest(source.read_manifest(descriptor).data, what=f"artifact `{descriptor.digest}`")
+    manifest = source.read_manifest(descriptor).manifest
     found = [layer for layer in manifest.layers if layer.media_type == media_type]
     if len(found) != 1:
         raise IntegrityError(

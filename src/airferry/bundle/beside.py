@@ -17,8 +17,8 @@ from airferry.bundle.receipt import RECEIPT_FILE
 from airferry.errors import AirferryError
 from airferry.host import files
 from airferry.host.threads import parallel_map, usable_cores
-from airferry.oci.documents import parse_manifest
-from airferry.oci.layout import LayoutStore
+from airferry.oci.documents import Index
+from airferry.oci.ports import Source
 from airferry.oci.validate import ReportDefect
 from airferry.wording import printable
 
@@ -45,7 +45,14 @@ MAX_COMPARED_BYTES = 16 * 1024 * 1024
 
 
 def look_beside(
-    folder: Path, store: LayoutStore, manifest: BundleManifest, root: str, *, jobs: int | None, report: ReportDefect
+    folder: Path,
+    documents: Source,
+    index: Index,
+    manifest: BundleManifest,
+    root: str,
+    *,
+    jobs: int | None,
+    report: ReportDefect,
 ) -> tuple[str, ...]:
     """Check the archives of a bundle that lie in its output folder, and return what else is to be said of the folder.
 
@@ -63,7 +70,7 @@ def look_beside(
             report(f"archive `{saved.tar}`", damage, None)
         if note:
             said.append(note)
-    said += _copies(folder, store, manifest, root)
+    said += _copies(folder, documents, index, manifest, root)
     known = {*BUILD_FILES, *(entry.title for entry in manifest.artifacts), *(str(saved.tar) for saved in archives)}
     said += [f"`{name}` is not part of the bundle" for name in _others(folder, known)]
     if len(said) > MAX_NAMED_FILES:
@@ -89,7 +96,7 @@ def _archive(folder: Path, saved: SavedImage) -> tuple[str, str]:
     return ("" if digest == saved.sha256 else f"has SHA-256 `{digest}`, the manifest says `{saved.sha256}`"), ""
 
 
-def _copies(folder: Path, store: LayoutStore, manifest: BundleManifest, root: str) -> Iterator[str]:
+def _copies(folder: Path, documents: Source, index: Index, manifest: BundleManifest, root: str) -> Iterator[str]:
     """Yield the small files next to the bundle that are not what the bundle has of them."""
     expected: dict[str, bytes] = {MANIFEST_FILE: manifest.with_root(root).to_yaml()}
     for entry in manifest.artifacts:
@@ -97,9 +104,9 @@ def _copies(folder: Path, store: LayoutStore, manifest: BundleManifest, root: st
         if path is None or not path.is_file() or entry.size_bytes > MAX_COMPARED_BYTES:
             continue
         try:
-            (descriptor,) = [found for found in store.read_index().manifests if found.digest == entry.digest]
-            (layer,) = parse_manifest(store.read_bytes(descriptor)).layers
-            expected[entry.title] = read_artifact_file(store, descriptor, media_type=layer.media_type)
+            (descriptor,) = [found for found in index.manifests if found.digest == entry.digest]
+            (layer,) = documents.read_manifest(descriptor).manifest.layers
+            expected[entry.title] = read_artifact_file(documents, descriptor, media_type=layer.media_type)
         except (AirferryError, ValueError):
             continue  # not a file of ours, or damaged, which is reported where the bundle is checked
     for name, data in sorted(expected.items()):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from airferry.bundle.artifacts import MANIFEST_ARTIFACT, MANIFEST_CONTENT, ArtifactFile, put_artifact
 from airferry.bundle.manifest import MANIFEST_FILE, BundleManifest
 from airferry.errors import IntegrityError
-from airferry.oci.copy import read_closure
+from airferry.oci.closure import read_closure
 from airferry.oci.digest import digest_of
 from airferry.oci.documents import Descriptor
 from airferry.oci.entries import named

@@ -17,10 +17,12 @@ from airferry.bundle.manifest import BundleManifest, ImageEntry, read_manifest
 from airferry.bundle.twins import images_text
 from airferry.errors import AirferryError, IntegrityError, UsageError
 from airferry.events import Emit, silent
+from airferry.oci.closure import RememberingSource
 from airferry.oci.digest import digest_of, parse_digest
 from airferry.oci.documents import Descriptor, Index, parse_index
 from airferry.oci.entries import names_of
 from airferry.oci.layout import INDEX_FILE, LAYOUT_FILE, LayoutStore
+from airferry.oci.ports import Source
 from airferry.oci.reference import parse_reference
 from airferry.oci.validate import Defect, ImagePart, Inspector, report_strays, report_unnamed
 from airferry.wording import counted, some_of
@@ -36,13 +38,19 @@ class NoBundleManifest(IntegrityError):
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A bundle that was opened: its layout, its index and root, and the manifest inside it."""
+    """A bundle that was opened: its layout, its index and root, and the manifest inside it.
+
+    `documents` is the layout as a source that reads and parses each manifest once. `root_verified` says whether a root
+    was given and matched.
+    """
 
     store: LayoutStore
     index: Index
     root: str
     manifest: BundleManifest
     manifest_descriptor: Descriptor
+    documents: Source
+    root_verified: bool = False
 
     @property
     def images(self) -> dict[str, Descriptor]:
@@ -72,7 +80,7 @@ class Bundle:
 class VerifyReport:
     """What a verification saw. `root_verified` says whether a root was given and matched.
 
-    `is_bundle` is false for an image layout of another tool, of which `not_checked` says what cannot be checked.
+    `is_bundle` is false for an image layout of another tool, of which `not_checked` says what nobody can tell.
     `images` are those that were built, their Docker `twins` and the `originals` of their bases not counted.
     `beside` lists notes on the output folder around the bundle; none of them means that the bundle is damaged. The last
     `beside_findings` of the findings are about archives in that folder: the bundle itself is whole without them.
@@ -196,8 +204,9 @@ def _open(path: Path, root: str | None) -> Bundle:
         )
         kind = NoBundleManifest if is_foreign else IntegrityError
         raise kind(f"bundle `{store.path}` contains {len(found)} airferry manifests, expected one", hint=COPY_AGAIN)
-    manifest = read_manifest(read_artifact_file(store, found[0], media_type=MANIFEST_CONTENT))
-    return Bundle(store, index, observed, manifest, found[0])
+    documents = RememberingSource(store)
+    manifest = read_manifest(read_artifact_file(documents, found[0], media_type=MANIFEST_CONTENT))
+    return Bundle(store, index, observed, manifest, found[0], documents, root_verified=root is not None)
 
 
 def verify_bundle(
@@ -219,8 +228,17 @@ def verify_bundle(
         UsageError: there is no bundle.
         IntegrityError: the root is another, or there is no telling what the bundle should hold.
     """
-    bundle = open_bundle(path, root=root)
-    inspector = Inspector(bundle.store)
+    return verify_opened(open_bundle(path, root=root), jobs=jobs, beside=path if beside else None, emit=emit)
+
+
+def verify_opened(
+    bundle: Bundle, *, jobs: int | None = None, beside: Path | None = None, emit: Emit = silent
+) -> VerifyReport:
+    """Check everything about a bundle, see `verify_bundle`; with `beside`, also the output folder around it.
+
+    What is done with the bundle afterwards uses the very documents that were checked here.
+    """
+    inspector = Inspector(bundle.documents)
     _check_names(bundle.index, inspector)
     expected = {entry.reference: entry for entry in bundle.manifest.images}
     subjects = {entry.reference: f"image `{entry.name}`" for entry in bundle.manifest.images}
@@ -249,12 +267,20 @@ def verify_bundle(
     report_strays(bundle.store.path, inspector.report)
     around: tuple[str, ...] = ()
     about_the_bundle = len(inspector.findings)
-    if beside and bundle.store.path != path:
-        around = look_beside(path, bundle.store, bundle.manifest, bundle.root, jobs=jobs, report=inspector.report)
+    if beside is not None and bundle.store.path != beside:
+        around = look_beside(
+            beside,
+            bundle.documents,
+            bundle.index,
+            bundle.manifest,
+            bundle.root,
+            jobs=jobs,
+            report=inspector.report,
+        )
     return VerifyReport(
         path=bundle.store.path,
         root=bundle.root,
-        root_verified=root is not None,
+        root_verified=bundle.root_verified,
         images=len(bundle.images.keys() - bundle.twins.keys() - bundle.originals),
         twins=len(bundle.images.keys() & bundle.twins.keys()),
         originals=len(bundle.images.keys() & bundle.originals),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,7 +20,9 @@ from pydantic import (
     model_validator,
 )
 
-from airferry.config.fields import DebianPackage, StrictModel, parse_tag, parse_text
+from airferry.config.fields import DebianPackage, StrictModel, parse_text, refused_reference
+from airferry.errors import AirferryError
+from airferry.oci.reference import Reference, parse_reference
 
 
 class RegistryBase(BaseModel):
@@ -32,6 +35,15 @@ class RegistryBase(BaseModel):
     def key(self) -> str:
         """The base as it enters hashes: as written."""
         return self.reference
+
+    @cached_property
+    def parsed(self) -> Reference:
+        """The reference in full, parsed once.
+
+        Raises:
+            UsageError: it is none.
+        """
+        return parse_reference(self.reference)
 
 
 class LayoutBase(BaseModel):
@@ -115,8 +127,12 @@ def _parse_base(value: Any, info: ValidationInfo) -> RegistryBase | LayoutBase |
         folder = (info.context or {}).get("folder", Path())
         made: type[LayoutBase] | type[ArchiveBase] = LayoutBase if kind == "oci" else ArchiveBase
         return made(path=folder / Path(name).expanduser(), reference=reference or None, written=written)
-    parse_tag(written)
-    return RegistryBase(reference=written)
+    base = RegistryBase(reference=written)
+    try:
+        _ = base.parsed
+    except AirferryError as error:
+        raise refused_reference(error) from error
+    return base
 
 
 def _base_kind(value: Any) -> str:

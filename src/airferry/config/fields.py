@@ -78,8 +78,13 @@ def parse_tag(value: str) -> str:
     try:
         parse_reference(value)
     except AirferryError as error:
-        raise ValueError(error.message + (f" ({error.hint})" if error.hint else "")) from error
+        raise refused_reference(error) from error
     return value
+
+
+def refused_reference(error: AirferryError) -> ValueError:
+    """Return what a validator raises where a text is not a reference."""
+    return ValueError(error.message + (f" ({error.hint})" if error.hint else ""))
 
 
 def _archive_name(value: str) -> str:

@@ -16,7 +16,7 @@ from airferry.errors import ConfigurationError, UsageError
 from airferry.events import Emit, silent
 from airferry.host import files
 from airferry.oci.archive import ArchiveSource, write_oci_archive
-from airferry.oci.copy import copy_image
+from airferry.oci.copy import CopyOptions, copy_image
 from airferry.oci.documents import Descriptor
 from airferry.oci.entries import names_of
 from airferry.oci.layout import LayoutStore
@@ -128,8 +128,7 @@ def copy_between(
             platforms=platforms,
             reference=reference,
             referrers=referrers,
-            jobs=options.jobs,
-            emit=emit,
+            options=CopyOptions(jobs=options.jobs, task=f"copy {descriptor.digest}", emit=emit),
         )
     return CopyResult(copied, where)
 

@@ -14,18 +14,19 @@ from typing import Any
 
 from airferry.bundle.manifest import BundleManifest
 from airferry.bundle.receipt import RECEIPT_FILE, Receipt, write_receipt
-from airferry.bundle.verify import Bundle, VerifyReport, expect_outside, find_layout, open_bundle, verify_bundle
+from airferry.bundle.verify import Bundle, VerifyReport, expect_outside, find_layout, open_bundle, verify_opened
 from airferry.config.submit import submit_command
 from airferry.defaults import OVERLAYS_FOLDER
 from airferry.errors import RegistryError, UsageError
 from airferry.events import Emit, Warned, silent
-from airferry.far.push import Pusher, PushResult, Shipment
+from airferry.far.push import RegistrySinks, audit, load_transfer
 from airferry.far.receipts import left_out, make_receipt
 from airferry.far.relocate import Destination, parse_destination
 from airferry.far.shipments import ARTIFACT_NAME, artifact_tag, place_images, plan_shipments
 from airferry.far.tags import TagMove, WantedTag, forget_journal, move_tags, plan_tags
 from airferry.host import files
 from airferry.host.stages import stage
+from airferry.oci.copy import CopyReport, Shipment, Transfer
 from airferry.oci.reference import Reference
 from airferry.registry.client import ClientOptions, RegistryClient
 from airferry.registry.profile import keep_learned, read_profile
@@ -39,7 +40,7 @@ class LoadOutcome:
 
     report: VerifyReport
     manifest: BundleManifest
-    pushed: PushResult
+    pushed: CopyReport
     tags: tuple[TagMove, ...]
     receipt: Receipt
     receipt_path: Path
@@ -154,9 +155,8 @@ def load(
     expect_outside(receipt_path, find_layout(bundle))
     if not dry_run:
         expect_receipt_place(receipt_path)
-    report = stage("verify", emit, lambda: verify_bundle(bundle, root=root, emit=emit))
+    opened, report = stage("verify", emit, lambda: _open_verified(bundle, root=root, emit=emit))
     report.raise_if_wrong()
-    opened = open_bundle(bundle, root=report.root)
     places = place_images(opened, destination)
     shipments = plan_shipments(opened, destination, places)
     work = files.cache_directory() / "loads" / hashlib.sha256(str(destination).encode()).hexdigest()[:16]
@@ -168,23 +168,23 @@ def load(
         mounts = known.mounts is not False
         journal = None if dry_run else work / "uploads.json"
         uploader = Uploader(client, limits=known.limits(), journal=journal, mounts=mounts)
-        pusher = Pusher(client, uploader, opened.store, jobs=options.jobs, emit=emit, mounts=mounts)
+        sinks = RegistrySinks(client, uploader)
+        transfer = load_transfer(opened.documents, sinks, jobs=options.jobs, emit=emit)
         if dry_run:
-            pushed = pusher.preview(shipments)
+            pushed = transfer.preview(shipments)
         else:
             try:
-                pushed = stage("push", emit, lambda: _push(pusher, shipments))
+                pushed = stage("push", emit, lambda: _push(transfer, shipments))
             finally:
-                keep_learned(known, uploader.limits, mounts=pusher.mounts)
+                keep_learned(known, uploader.limits, mounts=uploader.mounts)
             refused = _say_refused(pushed, destination, emit)
             shipments = [item for item in shipments if item.name not in refused]
-            stage("audit", emit, lambda: pusher.audit(shipments))
-        wanted = _wanted_tags(opened, pusher, places, shipments)
+            stage("audit", emit, lambda: audit(transfer, shipments, registry=destination.registry))
+        wanted = _wanted_tags(opened, sinks, places, shipments)
         tags = plan_tags(wanted, receipt_path, root=opened.root, jobs=options.jobs)
         made = make_receipt(opened, destination, places, tags, shipments, verified=root is not None)
         made = made.model_copy(update={"left_out": left_out(pushed, places)})
         if not dry_run:
-            sinks = {item.sink.repository: item.sink for item in wanted}
             stage("tag", emit, lambda: move_tags(tags, sinks, receipt_path, root=opened.root))
             write_receipt(made, receipt_path)
             forget_journal(receipt_path)
@@ -203,11 +203,16 @@ def expect_receipt_place(path: Path) -> None:
     files.expect_writable(path.parent)
 
 
-def _push(pusher: Pusher, shipments: Sequence[Shipment]) -> PushResult:
+def _open_verified(path: Path, *, root: str | None, emit: Emit) -> tuple[Bundle, VerifyReport]:
+    bundle = open_bundle(path, root=root)
+    return bundle, verify_opened(bundle, emit=emit)
+
+
+def _push(transfer: Transfer, shipments: Sequence[Shipment]) -> CopyReport:
     try:
-        return pusher.push(shipments)
+        return transfer.send(shipments)
     except RegistryError as error:
-        unfinished = pusher.unfinished(shipments)
+        unfinished = transfer.unfinished(shipments)
         optional = {item.name for item in shipments if item.optional}
         artifacts = sum(name.startswith(ARTIFACT_NAME) for name in unfinished)
         images = sum(name not in optional and not name.startswith(ARTIFACT_NAME) for name in unfinished)
@@ -220,7 +225,7 @@ def _push(pusher: Pusher, shipments: Sequence[Shipment]) -> PushResult:
         ) from error
 
 
-def _say_refused(pushed: PushResult, destination: Destination, emit: Emit) -> set[str]:
+def _say_refused(pushed: CopyReport, destination: Destination, emit: Emit) -> set[str]:
     """Warn about the optional shipments that the registry refused, and return their names."""
     if pushed.refused:
         emit(
@@ -234,13 +239,13 @@ def _say_refused(pushed: PushResult, destination: Destination, emit: Emit) -> se
 
 
 def _wanted_tags(
-    bundle: Bundle, pusher: Pusher, places: Mapping[str, Reference], shipments: Sequence[Shipment]
+    bundle: Bundle, sinks: RegistrySinks, places: Mapping[str, Reference], shipments: Sequence[Shipment]
 ) -> list[WantedTag]:
     """Return the tags to set."""
     wanted = []
     for item in shipments:
         place = places.get(item.name)
-        sink = pusher.sink(item.repository)
+        sink = sinks(item.repository)
         tag = place.tag if place is not None else artifact_tag(bundle, item)
         if tag is not None:
             wanted.append(WantedTag(f"{sink}:{tag}", sink, tag, item.closure.top))

@@ -16,11 +16,11 @@ from airferry.bundle.receipt import (
 )
 from airferry.bundle.verify import Bundle
 from airferry.errors import IntegrityError
-from airferry.far.push import PushResult, Shipment
 from airferry.far.relocate import Destination
 from airferry.far.shipments import place_images, plan_shipments
 from airferry.far.tags import TagMove
 from airferry.host import clock
+from airferry.oci.copy import CopyReport, Shipment
 from airferry.oci.reference import Reference
 
 
@@ -133,7 +133,7 @@ def _pinned_image(by_name: Mapping[str, str], step: str, image: str) -> str:
     return by_name[image]
 
 
-def left_out(pushed: PushResult, places: Mapping[str, Reference]) -> tuple[LeftOut, ...]:
+def left_out(pushed: CopyReport, places: Mapping[str, Reference]) -> tuple[LeftOut, ...]:
     """Return what the registry refused and the load went on without, with the registry's reasons."""
     return tuple(
         LeftOut(reference=str(places[one.item.name]), digest=one.item.descriptor.digest, reason=one.reason)

@@ -8,11 +8,11 @@ from airferry.assets.staged import bundle_packs
 from airferry.bundle.twins import twin_of
 from airferry.bundle.verify import Bundle
 from airferry.errors import IntegrityError, UsageError
-from airferry.far.push import Shipment
 from airferry.far.relocate import ARTIFACTS_REPOSITORY, Destination, relocate
-from airferry.oci.copy import read_closure
+from airferry.oci.closure import read_closure
+from airferry.oci.copy import Shipment
 from airferry.oci.digest import digest_hex
-from airferry.oci.documents import Descriptor, parse_manifest
+from airferry.oci.documents import Descriptor
 from airferry.oci.reference import Reference
 
 ARTIFACT_NAME = "artifact "
@@ -47,7 +47,7 @@ def plan_shipments(bundle: Bundle, destination: Destination, places: Mapping[str
     """
     twins = bundle.twins
     shipments = [
-        Shipment(name, places[name].repository, read_closure(bundle.store, descriptor), optional=name in twins)
+        Shipment(name, places[name].repository, read_closure(bundle.documents, descriptor), optional=name in twins)
         for name, descriptor in bundle.images.items()
     ]
     homes: dict[str, list[str]] = {}
@@ -58,12 +58,12 @@ def plan_shipments(bundle: Bundle, destination: Destination, places: Mapping[str
     while waiting:
         held: list[Descriptor] = []
         for descriptor in waiting:
-            closure = read_closure(bundle.store, descriptor)
-            subject = parse_manifest(closure.top.data).subject
-            if subject is not None and subject.digest not in homes:
+            closure = read_closure(bundle.documents, descriptor)
+            subject = closure.top.subject
+            if subject is not None and subject not in homes:
                 held.append(descriptor)
                 continue
-            repositories = homes[subject.digest] if subject else [destination.repository(ARTIFACTS_REPOSITORY)]
+            repositories = homes[subject] if subject else [destination.repository(ARTIFACTS_REPOSITORY)]
             for repository in dict.fromkeys(repositories):
                 shipments.append(Shipment(f"{ARTIFACT_NAME}{descriptor.digest}", repository, closure))
                 homes.setdefault(descriptor.digest, []).append(repository)

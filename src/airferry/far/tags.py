@@ -7,7 +7,7 @@ run reads in it what the tags stood for before the first one.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +81,7 @@ def plan_tags(wanted: Iterable[WantedTag], receipt_path: Path, *, root: str, job
     return parallel_map(ask, list(wanted), jobs=jobs)
 
 
-def move_tags(moves: Iterable[TagMove], sinks: Mapping[str, RegistrySink], receipt_path: Path, *, root: str) -> int:
+def move_tags(moves: Iterable[TagMove], sinks: Callable[[str], RegistrySink], receipt_path: Path, *, root: str) -> int:
     """Note what the tags stood for, durably, then move those that need it; return how many moved.
 
     Raises:
@@ -94,7 +94,7 @@ def move_tags(moves: Iterable[TagMove], sinks: Mapping[str, RegistrySink], recei
     files.write_bytes(journal_path(receipt_path), json.dumps(document, indent=1, sort_keys=True).encode())
     for number, move in enumerate(todo):
         try:
-            sinks[move.repository].put_manifest(move.stored, reference=move.tag)
+            sinks(move.repository).put_manifest(move.stored, reference=move.tag)
         except RegistryError as error:
             raise error.reworded(
                 f"{error.message}; {number} of {len(todo)} tags were moved",

@@ -31,7 +31,7 @@ from airferry.errors import HostError, IntegrityError, UsageError
 from airferry.host import files
 from airferry.host.threads import parallel_map
 from airferry.oci.codecs import inflate
-from airferry.oci.documents import Descriptor, parse_manifest
+from airferry.oci.documents import Descriptor
 from airferry.oci.ports import Source, blocks
 from airferry.oci.streams import BlockReader
 from airferry.oci.tar import TarEntry, TarReader
@@ -119,7 +119,7 @@ def unpack_catalogue(source: Source, descriptor: Descriptor, root: Path, *, scra
         HostError: the disk is full.
     """
     what = f"the catalogue `{descriptor.digest}`"
-    manifest = parse_manifest(source.read_manifest(descriptor).data, what=what)
+    manifest = source.read_manifest(descriptor).manifest
     if manifest.artifact_type != CATALOGUE_ARTIFACT:
         raise IntegrityError(f"artifact `{descriptor.digest}` is of type `{manifest.artifact_type}`, not a catalogue")
     if len(manifest.layers) != 1 or manifest.layers[0].media_type != CATALOGUE_CONTENT:

@@ -6,14 +6,12 @@ to be compressed are those before it, so that what comes out is at most as large
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from airferry.config import ArchiveBase, BootstrapBase, LayoutBase
-from airferry.config import BaseSpec as BaseSpec
+from airferry.config import ArchiveBase, BaseSpec, BootstrapBase, LayoutBase
 from airferry.errors import AirferryError, HostError
 from airferry.events import Emit, Warned, silent
 from airferry.host import files
@@ -25,16 +23,12 @@ from airferry.near.git.addresses import redact
 from airferry.near.lock.resolve import needed_bases
 from airferry.near.wheels.store import WheelStore
 from airferry.oci.archive import ArchiveSource
-from airferry.oci.copy import select_platforms
+from airferry.oci.closure import select_platforms
 from airferry.oci.documents import (
-    IMAGE_MANIFEST,
     INDEX_TYPES,
     MAX_IMAGE_CONFIG_BYTES,
-    MAX_MANIFEST_BYTES,
     Descriptor,
     parse_image_config,
-    parse_index,
-    parse_manifest,
 )
 from airferry.oci.layers import KINDS, Compression, layer_kind
 from airferry.oci.layout import LayoutStore
@@ -244,9 +238,9 @@ class Predictor:
         pin = locked.platforms.get(str(platform)) if locked else None
         try:
             if pin is not None and self._bases is not None:
-                top = _stored(self._bases, pin.manifest)
-                if top is not None:
-                    return _read_layers(self._bases, top, platform)
+                held = self._bases.find_manifest(pin.manifest)
+                if held is not None:
+                    return _read_layers(self._bases, held.descriptor, platform)
             if isinstance(base, LayoutBase) and base.path.is_dir():
                 layout = LayoutStore.open(base.path, read_only=True)
                 top = layout.resolve((locked.index if locked else None) or base.reference or "")
@@ -371,22 +365,12 @@ def _existing(path: Path) -> LayoutStore | None:
         return None
 
 
-def _stored(store: LayoutStore, digest: str) -> Descriptor | None:
-    """Return the descriptor of a manifest that is in the cache, whose index names nothing."""
-    try:
-        data = files.read_bounded(store.blob_path(digest), limit_bytes=MAX_MANIFEST_BYTES)
-        media_type = json.loads(data).get("mediaType") or IMAGE_MANIFEST
-    except (HostError, ValueError, AttributeError):
-        return None
-    return Descriptor(media_type=media_type, digest=digest, size=len(data))
-
-
 def _read_layers(source: Source, top: Descriptor, platform: Platform) -> _Layers | None:
     """Return a base's layers from where its documents are, or None where a layer is of no type that can be carried."""
     if top.media_type in INDEX_TYPES:
-        index = parse_index(source.read_manifest(top).data)
+        index = source.read_manifest(top).index
         top = select_platforms(index, [platform], what=top.digest)[0]
-    manifest = parse_manifest(source.read_manifest(top).data)
+    manifest = source.read_manifest(top).manifest
     with source.open_blob(manifest.config) as stream:
         config = parse_image_config(stream.read(MAX_IMAGE_CONFIG_BYTES))
     layers = tuple(manifest.layers)

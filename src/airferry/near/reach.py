@@ -22,7 +22,6 @@ from airferry.near.wheels.pip import Pip
 from airferry.oci.documents import MAX_IMAGE_CONFIG_BYTES, ImageConfig, Manifest, parse_image_config
 from airferry.oci.platform import Platform
 from airferry.oci.ports import Source
-from airferry.oci.reference import parse_reference
 from airferry.plan.locks.catalogue import read_catalogue_lock
 from airferry.plan.locks.packages import GitSource
 from airferry.plan.models import Plan
@@ -76,7 +75,7 @@ def _find_base(base: RegistryBase | LayoutBase | ArchiveBase, platforms: Sequenc
             raise RegistryError("there is no such image", hint="check its name and tag")
         found = source.resolve(digest)
     find_children(base.key, source, found, platforms, read_config=partial(_read_config, source))
-    if not isinstance(base, RegistryBase) or str(source) == parse_reference(base.reference).name:
+    if not isinstance(base, RegistryBase) or str(source) == base.parsed.name:
         return found.digest
     return f"{found.digest} from `{source}`"
 

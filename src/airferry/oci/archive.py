@@ -9,7 +9,8 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Collection, Iterator, Sequence
+import threading
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,7 @@ from airferry.errors import IntegrityError
 from airferry.events import Emit, silent
 from airferry.host import files
 from airferry.host.canonical import canonical_json
-from airferry.host.progress import Meter
-from airferry.oci.copy import read_closure, read_referrers
+from airferry.oci.copy import CopyOptions, Shipment, image_shipments, transfer
 from airferry.oci.digest import digest_hex
 from airferry.oci.documents import (
     IMAGE_INDEX,
@@ -29,12 +29,11 @@ from airferry.oci.documents import (
     Descriptor,
     Index,
     parse_index,
-    parse_manifest,
 )
 from airferry.oci.entries import as_referrer, find_entry, find_referrers, named
 from airferry.oci.layout import INDEX_FILE, LAYOUT_BYTES, LAYOUT_FILE, LAYOUT_VERSION, MAX_INDEX_BYTES
 from airferry.oci.platform import Platform
-from airferry.oci.ports import Source, Stored, blocks
+from airferry.oci.ports import Sink, Source, Stored, blocks
 from airferry.oci.streams import verifying
 from airferry.oci.tar import DIRECTORY, END_OF_ARCHIVE, TarEntry, TarReader, padding, tar_header
 
@@ -76,55 +75,124 @@ def write_oci_archive(
         BuildError: a wanted platform is missing.
         IntegrityError: a blob is not what its descriptor says.
     """
-    closure = read_closure(source, descriptor, platforms=platforms)
-    attached = read_referrers(source, closure) if referrers else []
-    written = closure.top.descriptor
-    top = Descriptor(
-        media_type=written.media_type, digest=written.digest, size=written.size, artifact_type=written.artifact_type
-    )
-    entries = [named(top, reference), *(entry for item in attached if (entry := as_referrer(item.top)) is not None)]
-    index = Index(schema_version=2, media_type=IMAGE_INDEX, manifests=entries)
-    manifests = {stored.descriptor.digest: stored for stored in reversed(closure.manifests)}
-    manifests |= {item.top.descriptor.digest: item.top for item in attached}
-    blobs = {**closure.blobs}
-    for item in attached:
-        blobs |= {digest: blob for digest, blob in item.blobs.items() if digest not in blobs}
-    total = sum(blob.size for blob in blobs.values())
-    configs = {
-        manifest.config.digest
-        for stored in manifests.values()
-        if stored.descriptor.media_type not in INDEX_TYPES
-        for manifest in (parse_manifest(stored.data),)
-    }
+    shipments = image_shipments(source, descriptor, platforms=platforms, reference=reference, referrers=referrers)
     names = [reference] if docker_names is None else list(docker_names)
-    ordered = sorted(blobs.values(), key=lambda blob: blob.digest not in configs)
     with files.atomic_file(path) as raw:
-        tar = _TarWriter(raw)
-        tar.add_bytes(LAYOUT_FILE, LAYOUT_BYTES)
-        tar.add_bytes(INDEX_FILE, canonical_json(index))
-        tar.add_bytes(DOCKER_FILE, _docker_manifest(closure.top, manifests, names))
+        sink = ArchiveSink(raw, shipments, docker_names=names)
+        # a tar is written by one hand, and its order is that of its readers
+        options = CopyOptions(jobs=1, task=f"archive {path.name}", order=sink.configs_first, emit=emit)
+        transfer(shipments, source, sink, options)
+        size_bytes, digest = sink.finish()
+    return WrittenArchive(path, size_bytes, digest)
+
+
+class ArchiveSink(Sink):
+    """A Sink that writes an OCI archive into a stream, for shipments that are known beforehand.
+
+    Readers of streams want `index.json` and manifests first, so these are written at once; each blob is written when
+    it comes. Nothing but the caller's renaming of the finished file lets the names stand for something.
+    """
+
+    def __init__(self, stream: IO[bytes], shipments: Sequence[Shipment], *, docker_names: Sequence[str]) -> None:
+        """Write all documents. The first shipment is the image that Docker's file describes."""
+        entries: list[Descriptor] = []
+        self._manifests: dict[str, Stored] = {}
+        self._missing: dict[str, Descriptor] = {}
+        for item in shipments:
+            top = item.closure.top
+            entry = named(_bare(top.descriptor), item.reference) if item.reference is not None else as_referrer(top)
+            entries += [entry] if entry is not None else []
+            self._manifests |= {one.descriptor.digest: one for one in reversed(item.closure.manifests)}
+            self._missing = {**item.closure.blobs, **self._missing}
+        self._wanted = frozenset(self._missing)
+        self._configs = {
+            one.manifest.config.digest
+            for one in self._manifests.values()
+            if one.descriptor.media_type not in INDEX_TYPES
+        }
+        index = Index(schema_version=2, media_type=IMAGE_INDEX, manifests=entries)
+        self._lock = threading.Lock()
+        self._tar = _TarWriter(stream)
+        self._tar.add_bytes(LAYOUT_FILE, LAYOUT_BYTES)
+        self._tar.add_bytes(INDEX_FILE, canonical_json(index))
+        self._tar.add_bytes(DOCKER_FILE, _docker_manifest(shipments[0].closure.top, self._manifests, docker_names))
         for folder in BLOB_FOLDERS:
-            tar.add_folder(folder)
-        for stored in manifests.values():
-            tar.add_bytes(_blob_name(stored.descriptor), stored.data)
-        meter = Meter(f"archive {path.name}", total, emit, every_bytes=1)
-        for blob in ordered:
-            with source.open_blob(blob) as stream:
-                tar.add(_blob_name(blob), blob.size, verifying(stream, blob))
-            meter.advance(blob.size)
-        tar.finish()
-    return WrittenArchive(path, tar.size_bytes, tar.digest())
+            self._tar.add_folder(folder)
+        for stored in self._manifests.values():
+            self._tar.add_bytes(_blob_name(stored.descriptor), stored.data)
+
+    def configs_first(self, blobs: Iterable[Descriptor]) -> Iterable[Descriptor]:
+        """Return blobs in the order of the archive: what says how to read the others, then these, bottom first."""
+        return sorted(blobs, key=lambda blob: blob.digest not in self._configs)
+
+    def has_blob(self, descriptor: Descriptor) -> bool:
+        """Tell whether the blob was written already."""
+        return descriptor.digest in self._wanted and descriptor.digest not in self._missing
+
+    def put_blob(self, descriptor: Descriptor, stream: IO[bytes]) -> None:
+        """Write a blob of one of the shipments, unless it was written. After an error the archive is worth nothing.
+
+        Raises:
+            IntegrityError: the stream is not the blob, or no shipment has it.
+        """
+        with self._lock:
+            if self.has_blob(descriptor):
+                return
+            if descriptor.digest not in self._wanted:
+                raise IntegrityError(f"blob `{descriptor.digest}` is not a part of what the archive is to hold")
+            self._tar.add(_blob_name(descriptor), descriptor.size, verifying(stream, descriptor))
+            del self._missing[descriptor.digest]
+
+    def put_manifest(self, stored: Stored, *, reference: str | None = None) -> None:
+        """Check that a manifest was written, as all of them are in the beginning.
+
+        Raises:
+            IntegrityError: it was not.
+        """
+        if lack := self.lacks_manifest(stored):
+            raise IntegrityError(f"{lack} is not a part of what the archive is to hold")
+
+    def lacks_manifest(self, stored: Stored) -> str:
+        """Return what is missing of a manifest: all of it, or nothing.
+
+        Raises:
+            IntegrityError: other bytes were written under its digest.
+        """
+        held = self._manifests.get(stored.descriptor.digest)
+        if held is not None and held.data != stored.data:
+            raise IntegrityError(f"these bytes are not manifest `{stored.descriptor.digest}`")
+        return "" if held is not None else f"manifest `{stored.descriptor.digest}`"
+
+    def finish(self) -> tuple[int, str]:
+        """End the archive, and return its size and the digest of all of it.
+
+        Raises:
+            IntegrityError: a blob did not come.
+        """
+        if self._missing:
+            raise IntegrityError(f"blob `{next(iter(self._missing))}` did not come, and the archive needs it")
+        self._tar.finish()
+        return self._tar.size_bytes, self._tar.digest()
+
+
+def _bare(descriptor: Descriptor) -> Descriptor:
+    return Descriptor(
+        media_type=descriptor.media_type,
+        digest=descriptor.digest,
+        size=descriptor.size,
+        artifact_type=descriptor.artifact_type,
+    )
 
 
 def _docker_manifest(top: Stored, manifests: dict[str, Stored], names: Sequence[str]) -> bytes:
     chosen = top
     if top.descriptor.media_type in INDEX_TYPES:
-        children = [child for child in parse_index(top.data).manifests if child.platform is not None]
+        children = [child for child in top.index.manifests if child.platform is not None]
         if not children:
             return b"[]"
         preferred = (child for child in children if _prefers(child))
         chosen = manifests[next(preferred, children[0]).digest]
-    manifest = parse_manifest(chosen.data)
+    manifest = chosen.manifest
     entry = {
         "Config": _blob_name(manifest.config),
         "Layers": [_blob_name(layer) for layer in manifest.layers],
@@ -174,12 +242,14 @@ class _TarWriter:
         self.size_bytes += len(data)
 
 
-class ArchiveSource:
+class ArchiveSource(Source):
     """A Source over an OCI archive, read in place.
 
     Only `oci-layout`, `index.json` and blobs matter. Links, devices, names that leave the archive and names that
     come twice are refused, whatever they are for.
     """
+
+    reads_unchecked = True
 
     def __init__(self, path: Path) -> None:
         """Open an archive and read its headers.
@@ -224,6 +294,16 @@ class ArchiveSource:
         Raises:
             IntegrityError: it is missing or of another size.
         """
+        with self.open_blob_unchecked(descriptor) as stream:
+            yield verifying(stream, descriptor)
+
+    @contextmanager
+    def open_blob_unchecked(self, descriptor: Descriptor) -> Iterator[IO[bytes]]:
+        """Open a blob as a stream of the right size whose digest is not checked.
+
+        Raises:
+            IntegrityError: it is missing or of another size.
+        """
         place = self._entries.get(_blob_name(descriptor))
         if place is None:
             raise IntegrityError(f"blob `{descriptor.digest}` is missing in `{self.path}`", digest=descriptor.digest)
@@ -233,7 +313,7 @@ class ArchiveSource:
                 digest=descriptor.digest,
             )
         with self._open() as raw:
-            yield verifying(cast(IO[bytes], _Slice(raw, *place)), descriptor)
+            yield cast(IO[bytes], _Slice(raw, *place))
 
     def referrers(self, digest: str) -> list[Descriptor]:
         """Return the top-level descriptors of artifacts whose subject is the digest, sorted by digest."""

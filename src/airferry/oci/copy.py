@@ -1,96 +1,363 @@
-"""Copies of whole images between a Source and a Sink, children before parents. Knows no registries."""
+"""The one engine that copies images and artifacts from a Source to Sinks. Knows no registries, archives and caches.
+
+Whatever a copy is for, it keeps one order, so that nothing ever stands for something incomplete: blobs, the largest
+first and each sent once however many repositories want it; then manifests, children before indexes and subjects before
+what refers to them; names last. What was interrupted is begun again, and what arrived is not sent again. What a Source
+or a Sink can do better than read and put, it says for itself (`oci.ports`).
+"""
 
 from __future__ import annotations
 
-import json
 import threading
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
-from airferry.errors import BuildError, IntegrityError
+from airferry.errors import AirferryError, IntegrityError
 from airferry.events import Emit, silent
-from airferry.host.canonical import canonical_json
 from airferry.host.progress import Meter
 from airferry.host.threads import parallel_map
-from airferry.oci.documents import (
-    INDEX_TYPES,
-    MANIFEST_TYPES,
-    Descriptor,
-    Index,
-    descriptor_of,
-    parse_index,
-    parse_manifest,
-)
-from airferry.oci.layout import LayoutStore
+from airferry.oci.closure import Closure, read_closure, read_referrers
+from airferry.oci.documents import Descriptor
 from airferry.oci.platform import Platform
-from airferry.oci.ports import OpenStream, ReopeningSink, Sink, Source, Stored, UncheckedSource
-from airferry.oci.resume import RESUMABLE_FROM_BYTES, RangedSource, fetch_blob
-from airferry.oci.streams import verifying
+from airferry.oci.ports import Action, BlobOffer, Sink, Source, Stored
 
 DEFAULT_JOBS = 4
-MAX_REFERRER_DEPTH = 4
+
+T = TypeVar("T")
+R = TypeVar("R")
+Order = Callable[[Iterable[Descriptor]], Iterable[Descriptor]]
+
+
+def largest_first(blobs: Iterable[Descriptor]) -> Iterable[Descriptor]:
+    """Return blobs in the order in which several threads are done with them soonest."""
+    return sorted(blobs, key=lambda blob: (-blob.size, blob.digest))
+
+
+@dataclass(frozen=True, slots=True)
+class CopyOptions:
+    """How to copy.
+
+    `task` is what progress is said of. `link` lets a sink take files of the source as they are, as between stores of
+    one user. With `skip_held`, manifests are read back first and only those that are missing are sent.
+    """
+
+    jobs: int = DEFAULT_JOBS
+    task: str = "copy"
+    order: Order = largest_first
+    link: bool = False
+    skip_held: bool = False
+    emit: Emit = silent
+
+
+@dataclass(frozen=True, slots=True)
+class Shipment:
+    """An image or artifact on its way: what it is called, the repository it goes to, and what it consists of.
+
+    `repository` is empty where the sink is one place. `reference` is the name that it gets there, last of all. An
+    `optional` one goes after the others, and what the sink refuses of it does not keep the rest from arriving.
+    """
+
+    name: str
+    repository: str
+    closure: Closure
+    optional: bool = False
+    reference: str | None = None
+
+    @property
+    def descriptor(self) -> Descriptor:
+        """The descriptor of the whole."""
+        return self.closure.top.descriptor
+
+
+@dataclass(frozen=True, slots=True)
+class BlobStep:
+    """What was done for one blob: `action` is `send`, `mount` or `link`."""
+
+    action: Action
+    digest: str
+    size_bytes: int
+    repository: str
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestStep:
+    """A manifest or index that was sent."""
+
+    digest: str
+    size_bytes: int
+    repository: str
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedShipment:
+    """An optional shipment that a sink refused, and what it said."""
+
+    item: Shipment
+    reason: str
 
 
 @dataclass(slots=True)
-class Closure:
-    """All that an image consists of: its manifests, children first, and its blobs, each once."""
+class CopyReport:
+    """What a copy did, or would do: blobs that were sent, mounted, and there before; manifests that were sent.
 
-    top: Stored
-    manifests: list[Stored] = field(default_factory=list)
-    blobs: dict[str, Descriptor] = field(default_factory=dict)
+    `refused` are the optional shipments that the sink does not take.
+    """
+
+    steps: list[BlobStep] = field(default_factory=list)
+    present_blobs: int = 0
+    manifest_steps: list[ManifestStep] = field(default_factory=list)
+    refused: list[RefusedShipment] = field(default_factory=list)
 
     @property
-    def total_bytes(self) -> int:
-        """The size of all blobs together, manifests left out."""
-        return sum(blob.size for blob in self.blobs.values())
+    def manifests(self) -> int:
+        """How many manifests and indexes were sent."""
+        return len(self.manifest_steps)
+
+    @property
+    def manifest_bytes(self) -> int:
+        """The bytes of the manifests and indexes that were sent."""
+        return sum(step.size_bytes for step in self.manifest_steps)
+
+    @property
+    def sent_blobs(self) -> int:
+        """How many blobs were sent."""
+        return sum(step.action == "send" for step in self.steps)
+
+    @property
+    def sent_bytes(self) -> int:
+        """The bytes of the blobs that were sent."""
+        return sum(step.size_bytes for step in self.steps if step.action == "send")
+
+    @property
+    def mounted_blobs(self) -> int:
+        """How many blobs one repository took over from another."""
+        return sum(step.action == "mount" for step in self.steps)
 
 
-def read_closure(source: Source, descriptor: Descriptor, *, platforms: Collection[Platform] | None = None) -> Closure:
-    """Read the manifests of an image (or of an artifact) and return what it consists of.
+@dataclass(slots=True)
+class _Wanted:
+    """A blob, and the repositories that want it."""
 
-    With `platforms`, an index is narrowed to the children that serve them; it is rewritten, with another digest,
-    only if that leaves something out.
+    descriptor: Descriptor
+    repositories: list[str] = field(default_factory=list)
+
+
+class Transfer:
+    """Copies shipments from one source to the sinks of their repositories, in steps that a caller can part.
+
+    `send` brings everything but the names, `audit` reads it back, `name` lets the names stand for it. What one step
+    learned, the next ones know.
+    """
+
+    def __init__(self, source: Source, sinks: Callable[[str], Sink], options: CopyOptions | None = None) -> None:
+        """Prepare; nothing is sent yet. `sinks` returns the sink of a repository, the same one each time."""
+        self.report = CopyReport()
+        self._source = source
+        self._sinks = sinks
+        self._options = options or CopyOptions()
+        self._lock = threading.Lock()
+        self._arrived: set[tuple[str, str]] = set()
+        self._read_back: set[tuple[str, str]] = set()
+
+    def preview(self, shipments: Sequence[Shipment]) -> CopyReport:
+        """Return what `send` would do, by asking the sinks only."""
+        report = CopyReport()
+
+        def ask(blob: _Wanted) -> list[BlobStep]:
+            lacking = [name for name in blob.repositories if not self._sinks(name).has_blob(blob.descriptor)]
+            held = len(lacking) < len(blob.repositories)
+            return [
+                BlobStep(
+                    "mount" if (held or number) and self._sinks(name).mounts else "send",
+                    blob.descriptor.digest,
+                    blob.descriptor.size,
+                    name,
+                )
+                for number, name in enumerate(lacking)
+            ]
+
+        blobs = self._wanted_blobs(shipments)
+        for blob, steps in zip(blobs, self._map(ask, blobs), strict=True):
+            report.steps += steps
+            report.present_blobs += len(blob.repositories) - len(steps)
+        missing: dict[tuple[str, str], ManifestStep] = {}
+        for item, lacking in zip(shipments, self._map(self._lacking_manifests, shipments), strict=True):
+            for stored in lacking:
+                missing.setdefault((item.repository, stored.descriptor.digest), _manifest_step(item, stored))
+        report.manifest_steps += missing.values()
+        return report
+
+    def send(self, shipments: Sequence[Shipment]) -> CopyReport:
+        """Bring everything to the sinks, by digest. Idempotent; the first failure cancels the rest.
+
+        Raises:
+            IntegrityError: something is not what its descriptor says.
+        """
+        blobs = self._wanted_blobs(shipments)
+        failed = threading.Event()
+        total = sum(blob.descriptor.size for blob in blobs)
+        meter = Meter(self._options.task, total, self._options.emit, cancelled=failed)
+        self._map(lambda blob: self._place(blob, meter.advance), blobs, cancelled=failed)
+        for level in _subjects_first([item for item in shipments if not item.optional]):
+            self._map(lambda item: self._put_manifests(item, shipments), level)
+        refused = self._map(self._try_manifests, [item for item in shipments if item.optional])
+        self.report.refused = [answer for answer in refused if answer is not None]
+        return self.report
+
+    def name(self, shipments: Sequence[Shipment]) -> None:
+        """Let the references of shipments stand for what `send` has brought."""
+        for item in shipments:
+            if item.reference is not None:
+                self._sinks(item.repository).put_manifest(item.closure.top, reference=item.reference)
+
+    def audit(self, shipments: Sequence[Shipment]) -> list[str]:
+        """Read back the whole closure of every shipment, and return what is missing, in words.
+
+        Manifests are compared byte by byte, blobs that were sent or mounted by their size, referrers must be listed.
+        What was read back before counts.
+
+        Raises:
+            IntegrityError: a sink holds something else.
+        """
+        moved = {(step.repository, step.digest) for step in self.report.steps}
+        changed = {digest for _repository, digest in moved}
+        blobs = [blob for blob in self._wanted_blobs(shipments) if blob.descriptor.digest in changed]
+
+        def check_blob(blob: _Wanted) -> list[str]:
+            return [
+                f"blob `{blob.descriptor.digest}`{_in(name)}"
+                for name in blob.repositories
+                if (name, blob.descriptor.digest) in moved and not self._sinks(name).has_blob(blob.descriptor)
+            ]
+
+        missing = [text for found in self._map(check_blob, blobs) for text in found]
+        return missing + [text for found in self._map(self._audit_manifests, shipments) for text in found]
+
+    def unfinished(self, shipments: Iterable[Shipment]) -> list[str]:
+        """Return the names of shipments of which blobs are not known to have arrived."""
+        with self._lock:
+            return [
+                item.name
+                for item in shipments
+                if any((item.repository, digest) not in self._arrived for digest in item.closure.blobs)
+            ]
+
+    # --- blobs -------------------------------------------------------------------------------------------------------
+
+    def _wanted_blobs(self, shipments: Iterable[Shipment]) -> list[_Wanted]:
+        """Return every blob once, in the order to send them, with the repositories that want it.
+
+        Raises:
+            IntegrityError: a blob is declared with two different sizes.
+        """
+        found: dict[str, _Wanted] = {}
+        for item in shipments:
+            for digest, descriptor in item.closure.blobs.items():
+                blob = found.setdefault(digest, _Wanted(descriptor))
+                if blob.descriptor.size != descriptor.size:
+                    raise IntegrityError(f"blob `{digest}` is declared with two different sizes", digest=digest)
+                if item.repository not in blob.repositories:
+                    blob.repositories.append(item.repository)
+        ordered = self._options.order(blob.descriptor for blob in found.values())
+        return [found[descriptor.digest] for descriptor in ordered]
+
+    def _place(self, blob: _Wanted, advance: Callable[[int], None]) -> None:
+        """Bring one blob into all repositories that want it: one of them is sent it, the others take it over there."""
+        descriptor = blob.descriptor
+        offer = BlobOffer(descriptor, self._source, advance=advance, link=self._options.link)
+        if len(blob.repositories) == 1:
+            # asking is left to the sink, which may know a way that costs no request
+            self._note(self._sinks(blob.repositories[0]).take_blob(offer), descriptor, blob.repositories[0])
+        else:
+            lacking = [name for name in blob.repositories if not self._has(name, descriptor)]
+            holder = next((name for name in blob.repositories if name not in lacking), None)
+            for name in lacking:
+                sink = self._sinks(name)
+                if holder is not None and sink.mount_blob(descriptor, self._sinks(holder).repository):
+                    self._note("mount", descriptor, name)
+                else:
+                    self._note(sink.take_blob(offer, absent=True), descriptor, name)
+                holder = holder or name
+        offer.settle()
+
+    def _has(self, repository: str, descriptor: Descriptor) -> bool:
+        found = self._sinks(repository).has_blob(descriptor)
+        if found:
+            self._note("present", descriptor, repository)
+        return found
+
+    def _note(self, action: Action, descriptor: Descriptor, repository: str) -> None:
+        with self._lock:
+            self._arrived.add((repository, descriptor.digest))
+            if action == "present":
+                self.report.present_blobs += 1
+            else:
+                self.report.steps.append(BlobStep(action, descriptor.digest, descriptor.size, repository))
+
+    # --- manifests ---------------------------------------------------------------------------------------------------
+
+    def _put_manifests(self, item: Shipment, shipments: Sequence[Shipment] = ()) -> None:
+        """Send the manifests of a shipment, children first; the top is left to `name` where nothing refers to it."""
+        sink = self._sinks(item.repository)
+        lacking = self._lacking_manifests(item) if self._options.skip_held else item.closure.manifests
+        held_back = item.closure.top if item.reference is not None and not _is_subject(item, shipments) else None
+        for stored in lacking:
+            if stored is not held_back:
+                sink.put_manifest(stored)
+            with self._lock:
+                self.report.manifest_steps.append(_manifest_step(item, stored))
+
+    def _try_manifests(self, item: Shipment) -> RefusedShipment | None:
+        """Send the manifests of an optional shipment, and return the refusal if the sink does not take them."""
+        try:
+            self._put_manifests(item)
+        except AirferryError as error:
+            if not self._sinks(item.repository).refuses(error):
+                raise
+            return RefusedShipment(item, error.message)
+        return None
+
+    def _lacking_manifests(self, item: Shipment) -> list[Stored]:
+        """Return the manifests that the sink does not hold, or holds unlisted as referrers, children first."""
+        return [stored for stored in item.closure.manifests if self._lack(item, stored)]
+
+    def _audit_manifests(self, item: Shipment) -> list[str]:
+        """Return what is missing of the manifests of a shipment, those left out that were read back already."""
+        found = [
+            self._lack(item, stored)
+            for stored in item.closure.manifests
+            if (item.repository, stored.descriptor.digest) not in self._read_back
+        ]
+        return [f"{lack}{_in(item.repository)}" for lack in found if lack]
+
+    def _lack(self, item: Shipment, stored: Stored) -> str:
+        lack = self._sinks(item.repository).lacks_manifest(stored)
+        if not lack:
+            with self._lock:
+                self._read_back.add((item.repository, stored.descriptor.digest))
+        return lack
+
+    def _map(
+        self, function: Callable[[T], R], items: Iterable[T], *, cancelled: threading.Event | None = None
+    ) -> list[R]:
+        return parallel_map(function, items, jobs=self._options.jobs, cancelled=cancelled)
+
+
+def transfer(
+    shipments: Sequence[Shipment], source: Source, sink: Sink, options: CopyOptions | None = None
+) -> CopyReport:
+    """Copy shipments from a source to one sink, each name last.
+
+    Idempotent: what the sink holds is not sent again. The first failure cancels the rest and leaves no new name.
 
     Raises:
-        BuildError: a wanted platform is missing.
-        IntegrityError: a document is not what its descriptor says, or an index nests another.
+        IntegrityError: something is not what its descriptor says.
     """
-    top = source.read_manifest(descriptor)
-    if descriptor.media_type in INDEX_TYPES:
-        index = parse_index(top.data, what=f"index `{descriptor.digest}`")
-        children = index.manifests
-        if platforms is not None:
-            children = select_platforms(index, platforms, what=f"image `{descriptor.digest}`")
-            if len(children) < len(index.manifests):
-                top = _narrowed(top, {child.digest for child in children})
-        closure = Closure(top)
-        for child in {child.digest: child for child in children}.values():
-            _add_manifest(closure, source.read_manifest(child))
-        closure.manifests.append(top)
-        return closure
-    closure = Closure(top)
-    _add_manifest(closure, top)
-    return closure
-
-
-def select_platforms(index: Index, platforms: Collection[Platform], *, what: str) -> list[Descriptor]:
-    """Return the children of an index that serve the platforms, in the index's order.
-
-    Raises:
-        BuildError: a platform is missing.
-    """
-    chosen: set[str] = set()
-    offered = [(child.platform_value(), child) for child in index.manifests]
-    for wanted in platforms:
-        match = next((child for platform, child in offered if platform is not None and wanted.accepts(platform)), None)
-        if match is None:
-            names = sorted({str(platform) for platform, _child in offered if platform is not None})
-            raise BuildError(
-                f"{what} has no `{wanted}`",
-                hint="it has " + ", ".join(f"`{name}`" for name in names) if names else "it states no platform",
-            )
-        chosen.add(match.digest)
-    return [child for child in index.manifests if child.digest in chosen]
+    copying = Transfer(source, lambda repository: sink, options)
+    report = copying.send(shipments)
+    copying.name(shipments)
+    return report
 
 
 def copy_image(
@@ -101,97 +368,77 @@ def copy_image(
     platforms: Collection[Platform] | None = None,
     reference: str | None = None,
     referrers: bool = False,
-    jobs: int = DEFAULT_JOBS,
-    emit: Emit = silent,
+    options: CopyOptions | None = None,
 ) -> Descriptor:
-    """Copy an image, all of it, and return the descriptor of what the sink holds now.
+    """Copy an image, all of it, and return the descriptor of what the sink holds now under `reference`.
 
-    Blobs go first, on `jobs` threads, those that the sink holds are skipped; then manifests, then the index; last
-    `reference`. So nothing ever stands for something incomplete. The first failure cancels the rest. With
-    `referrers`, artifacts that refer to any part of the image come along, before `reference`.
+    With `platforms`, an index is narrowed. With `referrers`, artifacts that refer to any part of the image come along.
 
     Raises:
         BuildError: a wanted platform is missing.
         IntegrityError: something is not what its descriptor says.
     """
-    closure = read_closure(source, descriptor, platforms=platforms)
-    attached = read_referrers(source, closure) if referrers else []
-    _copy_closure(source, sink, closure, reference=None if attached else reference, jobs=jobs, emit=emit)
-    for inner in attached:
-        _copy_closure(source, sink, inner, reference=None, jobs=jobs, emit=emit)
-    if attached and reference is not None:
-        sink.put_manifest(closure.top, reference=reference)
-    return closure.top.descriptor
+    shipments = image_shipments(source, descriptor, platforms=platforms, reference=reference, referrers=referrers)
+    transfer(shipments, source, sink, options)
+    return shipments[0].descriptor
 
 
-def read_referrers(source: Source, closure: Closure, *, depth: int = MAX_REFERRER_DEPTH) -> list[Closure]:
-    """Return the artifacts that refer to any part of an image, and those that refer to these, subjects first.
+def image_shipments(
+    source: Source,
+    descriptor: Descriptor,
+    *,
+    platforms: Collection[Platform] | None = None,
+    reference: str | None = None,
+    referrers: bool = False,
+) -> list[Shipment]:
+    """Return what a copy of one image consists of: the image, and with `referrers` the artifacts that refer to it.
 
     Raises:
-        IntegrityError: they refer to each other more than `depth` times over, or are not what they should be.
+        BuildError: a wanted platform is missing.
+        IntegrityError: a document is not what its descriptor says.
     """
-    found: list[Closure] = []
-    for stored in closure.manifests:
-        for referrer in source.referrers(stored.descriptor.digest):
-            if depth == 0:
-                raise IntegrityError(f"artifacts refer to artifacts more than {MAX_REFERRER_DEPTH} levels deep")
-            inner = read_closure(source, referrer)
-            found += [inner, *read_referrers(source, inner, depth=depth - 1)]
-    return found
+    closure = read_closure(source, descriptor, platforms=platforms)
+    attached = read_referrers(source, closure) if referrers else []
+    return [
+        Shipment(closure.top.descriptor.digest, "", closure, reference=reference),
+        *(Shipment(inner.top.descriptor.digest, "", inner) for inner in attached),
+    ]
 
 
-def _copy_closure(
-    source: Source, sink: Sink, closure: Closure, *, reference: str | None, jobs: int, emit: Emit
-) -> None:
-    failed = threading.Event()
-    task = f"copy {closure.top.descriptor.digest}"
-    progress = Meter(task, closure.total_bytes, emit, cancelled=failed)
+def copy_blob(
+    source: Source, sink: Sink, descriptor: Descriptor, *, link: bool = False, verified: bool = False
+) -> Action:
+    """Copy one blob that no manifest names yet, and return what was done. Idempotent.
 
-    def copy_blob(blob: Descriptor) -> None:
-        if isinstance(sink, ReopeningSink):
-            sink.bring_blob(blob, lambda: source.open_blob(blob), open_unchecked=_unchecked(source, blob))
-            progress.advance(blob.size)
-            return
-        if sink.has_blob(blob):
-            progress.advance(blob.size)
-            return
-        if (
-            blob.size >= RESUMABLE_FROM_BYTES
-            and isinstance(source, RangedSource)
-            and isinstance(sink, LayoutStore)
-            and fetch_blob(source, sink, blob, on_block=progress.advance)
-        ):
-            return
-        with source.open_blob(blob) as stream:
-            sink.put_blob(blob, verifying(stream, blob, on_block=progress.advance))
+    With `link` the sink may take the very file; `verified` says that this process has just found it to be the blob.
 
-    largest_first = sorted(closure.blobs.values(), key=lambda blob: (-blob.size, blob.digest))
-    parallel_map(copy_blob, largest_first, jobs=jobs, cancelled=failed)
-    for stored in closure.manifests:
-        sink.put_manifest(stored, reference=reference if stored is closure.top else None)
+    Raises:
+        IntegrityError: it is not what its descriptor says.
+    """
+    return sink.take_blob(BlobOffer(descriptor, source, link=link, verified=verified))
 
 
-def _unchecked(source: Source, blob: Descriptor) -> OpenStream | None:
-    return (lambda: source.open_blob_unchecked(blob)) if isinstance(source, UncheckedSource) else None
+def _subjects_first(shipments: Sequence[Shipment]) -> Iterator[list[Shipment]]:
+    """Yield shipments in groups, those that something refers to before it. What is within a group goes side by side."""
+    waiting = list(shipments)
+    while waiting:
+        coming = {stored.descriptor.digest for item in waiting for stored in item.closure.manifests}
+        ready = [item for item in waiting if item.closure.top.subject not in coming]
+        # digests cannot refer to each other in a circle; were it so, the order would not matter
+        ready = ready or waiting
+        yield ready
+        done = {id(item) for item in ready}
+        waiting = [item for item in waiting if id(item) not in done]
 
 
-def _add_manifest(closure: Closure, stored: Stored) -> None:
-    descriptor = stored.descriptor
-    if descriptor.media_type not in MANIFEST_TYPES:
-        raise IntegrityError(
-            f"`{descriptor.digest}` has media type `{descriptor.media_type}` but an image manifest is expected"
-        )
-    manifest = parse_manifest(stored.data, what=f"manifest `{descriptor.digest}`")
-    for blob in (manifest.config, *manifest.layers):
-        known = closure.blobs.setdefault(blob.digest, blob)
-        if known.size != blob.size:
-            raise IntegrityError(f"blob `{blob.digest}` is declared with {known.size} and with {blob.size} bytes")
-    closure.manifests.append(stored)
+def _is_subject(item: Shipment, shipments: Iterable[Shipment]) -> bool:
+    parts = {stored.descriptor.digest for stored in item.closure.manifests}
+    return any(other.closure.top.subject in parts for other in shipments)
 
 
-def _narrowed(top: Stored, digests: set[str]) -> Stored:
-    document = json.loads(top.data)
-    document["manifests"] = [entry for entry in document["manifests"] if entry["digest"] in digests]
-    data = canonical_json(document)
-    fresh = descriptor_of(data, top.descriptor.media_type, annotations=top.descriptor.annotations)
-    return Stored(fresh, data)
+def _manifest_step(item: Shipment, stored: Stored) -> ManifestStep:
+    return ManifestStep(stored.descriptor.digest, stored.descriptor.size, item.repository)
+
+
+def _in(repository: str) -> str:
+    return f" in `{repository}`" if repository else ""

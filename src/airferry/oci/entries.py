@@ -13,7 +13,7 @@ from airferry.oci.documents import (
     MANIFEST_TYPES,
     REF_NAME,
     Descriptor,
-    parse_manifest,
+    Manifest,
 )
 from airferry.oci.ports import Source, Stored
 
@@ -38,16 +38,18 @@ def as_referrer(stored: Stored) -> Descriptor | None:
     Raises:
         IntegrityError: the bytes are no manifest.
     """
-    if stored.descriptor.media_type not in MANIFEST_TYPES:
+    if (subject := stored.subject) is None:
         return None
-    manifest = parse_manifest(stored.data, what=f"manifest `{stored.descriptor.digest}`")
-    if manifest.subject is None:
-        return None
-    annotations = {**(stored.descriptor.annotations or {}), CONTAINERD_SUBJECT: manifest.subject.digest}
-    kind = manifest.artifact_type
-    if kind is None and manifest.config.media_type != EMPTY_CONFIG:
-        kind = manifest.config.media_type
-    return stored.descriptor.annotated(annotations=annotations, artifact_type=kind)
+    manifest = stored.manifest
+    annotations = {**(stored.descriptor.annotations or {}), CONTAINERD_SUBJECT: subject}
+    return stored.descriptor.annotated(annotations=annotations, artifact_type=referrer_kind(manifest))
+
+
+def referrer_kind(manifest: Manifest) -> str | None:
+    """Return the artifact type under which a referrer is listed (distribution-spec, "Listing Referrers")."""
+    if manifest.artifact_type is None and manifest.config.media_type != EMPTY_CONFIG:
+        return manifest.config.media_type
+    return manifest.artifact_type
 
 
 def find_entry(entries: Sequence[Descriptor], reference: str, *, where: str) -> Descriptor:
@@ -78,9 +80,7 @@ def find_referrers(source: Source, entries: Sequence[Descriptor], digest: str) -
     for entry in entries:
         subject = (entry.annotations or {}).get(CONTAINERD_SUBJECT)
         if subject is None and entry.media_type in MANIFEST_TYPES:
-            data = source.read_manifest(entry).data
-            manifest = parse_manifest(data, what=f"manifest `{entry.digest}`")
-            subject = manifest.subject.digest if manifest.subject else None
+            subject = source.read_manifest(entry).subject
         if subject == digest:
             found[entry.digest] = entry
     return [found[key] for key in sorted(found)]

@@ -16,17 +16,20 @@ import stat
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from airferry.errors import HostError, IntegrityError
+from airferry.errors import AirferryError, HostError, IntegrityError
 from airferry.host import files
 from airferry.host.canonical import canonical_json
 from airferry.oci.digest import digest_hex, digest_of, is_digest
 from airferry.oci.documents import (
     CONTAINERD_SUBJECT,
     IMAGE_INDEX,
+    IMAGE_MANIFEST,
+    INDEX_TYPES,
+    MANIFEST_TYPES,
     MAX_MANIFEST_BYTES,
     REF_NAME,
     Descriptor,
@@ -35,7 +38,8 @@ from airferry.oci.documents import (
     parse_index,
 )
 from airferry.oci.entries import as_referrer, find_entry, find_referrers, named, names_of
-from airferry.oci.ports import Stored, blocks
+from airferry.oci.ports import Action, BlobOffer, Sink, Source, Stored, blocks
+from airferry.oci.resume import RESUMABLE_FROM_BYTES, fetch_blob
 from airferry.oci.streams import sized, verifying
 
 LAYOUT_FILE = "oci-layout"
@@ -49,9 +53,13 @@ MAX_LAYOUT_FILE_BYTES = 4096
 class BlobWriter:
     """A blob in the making. `write` its bytes, then `commit`; without a commit nothing is left."""
 
-    def __init__(self, folder: Path) -> None:
-        """Make a temporary file in the folder; use `LayoutStore.new_blob`."""
+    def __init__(self, folder: Path, *, digest: str | None = None) -> None:
+        """Make a temporary file in the folder; use `LayoutStore.new_blob`.
+
+        Without `digest` the bytes are hashed here. With it, what they are read from has to be a verified stream.
+        """
         self._folder = folder
+        self._digest = digest
         with self._translated():
             handle, name = tempfile.mkstemp(prefix=files.TEMPORARY_PREFIX, dir=folder)
         self.path = Path(name)
@@ -62,7 +70,8 @@ class BlobWriter:
 
     def write(self, data: bytes) -> int:
         """Append bytes and return how many."""
-        self._hash.update(data)
+        if self._digest is None:
+            self._hash.update(data)
         self._size += len(data)
         with self._translated():
             written = self._stream.write(data)
@@ -71,7 +80,7 @@ class BlobWriter:
 
     def commit(self) -> tuple[str, int]:
         """Put the blob, durably, under its digest, and return digest and size. Idempotent for equal content."""
-        digest = "sha256:" + self._hash.hexdigest()
+        digest = self._digest or "sha256:" + self._hash.hexdigest()
         with self._translated():
             self._stream.flush()
             os.fchmod(self._stream.fileno(), 0o644)
@@ -96,8 +105,10 @@ class BlobWriter:
             raise files.translate_os_error(error, doing="write a blob into", path=self._folder) from error
 
 
-class LayoutStore:
+class LayoutStore(Source, Sink):
     """A Source and Sink over a layout folder."""
+
+    reads_unchecked = True
 
     def __init__(self, path: Path, *, read_only: bool) -> None:
         """Take a folder as it is; use `create` or `open`."""
@@ -144,6 +155,10 @@ class LayoutStore:
     def blob_path(self, digest: str) -> Path:
         """Return the path where a blob is or would be."""
         return self._blobs / digest_hex(digest)
+
+    def blob_file(self, descriptor: Descriptor) -> Path | None:
+        """Return the file that holds a blob, if there is one of the right size."""
+        return self.blob_path(descriptor.digest) if self.has_blob(descriptor) else None
 
     def has_blob(self, descriptor: Descriptor) -> bool:
         """Tell whether a regular file of the right name and size is there. Its content is checked when read."""
@@ -205,6 +220,24 @@ class LayoutStore:
         """Return a manifest's or index's original bytes, verified."""
         return Stored(descriptor, self.read_bytes(descriptor))
 
+    def find_manifest(self, digest: str) -> Stored | None:
+        """Return a manifest or index that a layout holds though its index.json need not name it; None if it does not.
+
+        Its media type is what it says of itself. One that is damaged or too large counts as not there.
+        """
+        path = self.blob_path(digest)
+        try:
+            data = self._read_file(path, limit_bytes=MAX_MANIFEST_BYTES)
+            document = json.loads(data)
+        except (AirferryError, ValueError, RecursionError):
+            return None
+        if digest_of(data) != digest or not isinstance(document, dict):
+            return None
+        media_type = document.get("mediaType") or (IMAGE_INDEX if "manifests" in document else IMAGE_MANIFEST)
+        if media_type not in (*INDEX_TYPES, *MANIFEST_TYPES):
+            return None
+        return Stored(Descriptor(media_type=media_type, digest=digest, size=len(data)), data)
+
     def read_index_bytes(self) -> bytes:
         """Return the bytes of index.json. Their digest is the root of a bundle."""
         return self._read_file(self.path / INDEX_FILE, limit_bytes=MAX_INDEX_BYTES)
@@ -249,12 +282,45 @@ class LayoutStore:
         if self.has_blob(descriptor):
             return
         reader = verifying(stream, descriptor)
-        with self.new_blob() as writer:
+        # hashed by the reader alone: the last block is not handed out before all of it is right
+        with self._new_writer(descriptor.digest) as writer:
             for block in blocks(reader):
                 writer.write(block)
             if descriptor.size == 0:
                 reader.read(1)
             writer.commit()
+
+    def take_blob(self, offer: BlobOffer, *, absent: bool = False) -> Action:
+        """Store a blob unless it is there: as a link, by going on where an earlier process ended, or from its start.
+
+        Raises:
+            IntegrityError: it is not what its descriptor says.
+        """
+        if not absent and self.has_blob(offer.descriptor):
+            return "present"
+        if offer.file is not None:
+            self.link_blob(offer.file, offer.descriptor, verified=offer.verified)
+            return "link"
+        # small blobs are quicker fetched again than kept and hashed again
+        resumable = offer.source.reads_ranges and offer.descriptor.size >= RESUMABLE_FROM_BYTES
+        if resumable and fetch_blob(offer.source, self, offer.descriptor, on_block=offer.counter()):
+            return "send"
+        return super().take_blob(offer, absent=True)
+
+    def lacks_manifest(self, stored: Stored) -> str:
+        """Return what is missing of a manifest: its bytes, or its entry as a referrer; empty if nothing is.
+
+        Raises:
+            IntegrityError: what is there is not the manifest.
+        """
+        digest = stored.descriptor.digest
+        if not self.has_blob(stored.descriptor):
+            return f"manifest `{digest}`"
+        self.read_manifest(stored.descriptor)
+        subject = stored.subject
+        if subject is not None and all(entry.digest != digest for entry in self.referrers(subject)):
+            return f"`{digest}` among the referrers of `{subject}`"
+        return ""
 
     def put_bytes(self, data: bytes, media_type: str, **fields: Any) -> Descriptor:
         """Store a small blob that is at hand and return its descriptor with the given fields."""
@@ -281,15 +347,18 @@ class LayoutStore:
             kept = [old for old in entries if not (names_of(old) & names_of(entry)) and not _same_unnamed(old, entry)]
             self.write_index([*kept, entry])
 
-    @contextmanager
-    def new_blob(self) -> Iterator[BlobWriter]:
+    def new_blob(self) -> AbstractContextManager[BlobWriter]:
         """Give a writer for a blob whose digest is not known yet; it must `commit` within the block.
 
         Raises:
             HostError: the disk is full, or the folder not writable.
         """
+        return self._new_writer(None)
+
+    @contextmanager
+    def _new_writer(self, digest: str | None) -> Iterator[BlobWriter]:
         self._ensure_writable()
-        writer = BlobWriter(self._blobs)
+        writer = BlobWriter(self._blobs, digest=digest)
         try:
             yield writer
         finally:
@@ -356,6 +425,18 @@ class LayoutStore:
         if len(data) > limit_bytes:
             raise IntegrityError(f"`{path}` is larger than the limit of {limit_bytes} bytes", path=str(path))
         return data
+
+
+class UnlistedLayout(LayoutStore):
+    """A layout in which a copy only puts blobs and manifests, while index.json stays what it is until it is sealed."""
+
+    def put_manifest(self, stored: Stored, *, reference: str | None = None) -> None:
+        """Store a manifest's or index's bytes.
+
+        Raises:
+            IntegrityError: the bytes are not what the descriptor says.
+        """
+        self.put_blob(stored.descriptor, io.BytesIO(stored.data))
 
 
 def _same_unnamed(old: Descriptor, new: Descriptor) -> bool:

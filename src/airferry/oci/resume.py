@@ -10,32 +10,32 @@ import fcntl
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Protocol, runtime_checkable
+from typing import IO, Protocol
 
 from airferry.errors import IntegrityError
 from airferry.host import files
 from airferry.oci.digest import digest_hex
 from airferry.oci.documents import Descriptor
-from airferry.oci.layout import LayoutStore
-from airferry.oci.ports import BLOCK_BYTES, blocks
+from airferry.oci.ports import BLOCK_BYTES, Source, blocks
 
 RESUMABLE_FROM_BYTES = 16 * BLOCK_BYTES
 
 
-@runtime_checkable
-class RangedSource(Protocol):
-    """A source whose blobs can be read from an offset on, unverified."""
+class BlobFolder(Protocol):
+    """A store that keeps each blob as a file."""
 
-    def open_blob_at(self, descriptor: Descriptor, offset: int) -> AbstractContextManager[IO[bytes]]:
-        """Open a blob from an offset on."""
+    def blob_path(self, digest: str) -> Path:
+        """Return the path where a blob is or would be."""
+        ...
+
+    def link_blob(self, source_path: Path, descriptor: Descriptor) -> None:
+        """Store a blob that is a file on this machine, verified."""
         ...
 
 
-def fetch_blob(
-    source: RangedSource, store: LayoutStore, descriptor: Descriptor, *, on_block: Callable[[int], None]
-) -> bool:
+def fetch_blob(source: Source, store: BlobFolder, descriptor: Descriptor, *, on_block: Callable[[int], None]) -> bool:
     """Bring a blob into a layout, going on where an earlier process ended; False if another process is at it now.
 
     `on_block` gets the length of what was there before and of each block that arrives.
@@ -50,27 +50,26 @@ def fetch_blob(
         if stream is None:
             return False
         try:
-            resumed, digest = _fill(stream, source, descriptor, on_block)
-            if resumed and digest != descriptor.digest:
-                # a power cut may have left blocks that were never written: what was kept proves nothing
-                stream.truncate(0)
-                _, digest = _fill(stream, source, descriptor, _ignore)
-            if digest != descriptor.digest:
+            try:
+                if not _fill(stream, source, descriptor, on_block):
+                    # a power cut may have left blocks that were never written: what was kept proves nothing
+                    stream.truncate(0)
+                    _fill(stream, source, descriptor, _ignore)
+            except IntegrityError:
                 path.unlink(missing_ok=True)
-                raise IntegrityError(
-                    f"blob `{descriptor.digest}` of {descriptor.size} bytes arrived as `{digest}`",
-                    digest=descriptor.digest,
-                )
+                raise
             _adopt(stream, path, store, descriptor)
         except OSError as error:
             raise files.translate_os_error(error, doing="write", path=path) from error
     return True
 
 
-def _fill(
-    stream: IO[bytes], source: RangedSource, descriptor: Descriptor, on_block: Callable[[int], None]
-) -> tuple[bool, str]:
-    """Hash what is there, append what is missing, and return whether something was there, and the digest of all."""
+def _fill(stream: IO[bytes], source: Source, descriptor: Descriptor, on_block: Callable[[int], None]) -> bool:
+    """Hash what is there and append what is missing; False if all of it is not the blob although some was there.
+
+    Raises:
+        IntegrityError: nothing was there, and the source gives something else than the blob.
+    """
     seen = hashlib.sha256()
     if os.fstat(stream.fileno()).st_size > descriptor.size:
         stream.truncate(0)
@@ -81,21 +80,24 @@ def _fill(
         offset += len(block)
         on_block(len(block))
     resumed, on_its_way = offset > 0, offset
-    if offset < descriptor.size:
-        with source.open_blob_at(descriptor, offset) as rest:
+    if offset < descriptor.size or not resumed:
+        # from its first byte on, the source's own reader hashes the blob; only what was kept has to be hashed here
+        opened = source.open_blob_at(descriptor, offset) if resumed else source.open_blob(descriptor)
+        with opened as rest:
             for block in blocks(rest):
                 offset += len(block)
                 if offset > descriptor.size:
-                    break
-                seen.update(block)
+                    return False
+                if resumed:
+                    seen.update(block)
                 stream.write(block)
                 on_block(len(block))
                 on_its_way = files.begin_writeback(stream, on_its_way, offset)
     stream.flush()
-    return resumed, "sha256:" + seen.hexdigest() if offset <= descriptor.size else "too long"
+    return not resumed or "sha256:" + seen.hexdigest() == descriptor.digest
 
 
-def _adopt(stream: IO[bytes], path: Path, store: LayoutStore, descriptor: Descriptor) -> None:
+def _adopt(stream: IO[bytes], path: Path, store: BlobFolder, descriptor: Descriptor) -> None:
     """Move the verified file into the layout, or copy it where that is another file system."""
     target = store.blob_path(descriptor.digest)
     os.fchmod(stream.fileno(), 0o644)

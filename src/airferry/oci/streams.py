@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import IO, Any, cast
 
 from airferry.errors import HostError, IntegrityError
+from airferry.host.progress import MIB
 from airferry.oci.documents import Descriptor
-from airferry.oci.ports import BLOCK_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class SizedReader(io.RawIOBase):
             HostError: the medium cannot be read.
         """
         if size is None or size < 0:
-            return b"".join(iter(lambda: self.read(BLOCK_BYTES), b""))
+            return b"".join(iter(lambda: self.read(MIB), b""))
         if self._left == 0:
             self._end()
             return b""
@@ -87,6 +87,7 @@ class SizedReader(io.RawIOBase):
             self.on_block(len(block))
         if self._left == 0:
             self._end()
+        self._hand_on(block)
         return block
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
@@ -102,7 +103,7 @@ class SizedReader(io.RawIOBase):
         """
         sliced = type(self) is SizedReader and isinstance(self._stream, io.FileIO)
         while size:
-            length = min(size, BLOCK_BYTES)
+            length = min(size, MIB)
             block: bytes | FileSlice
             if sliced and length <= self._left:
                 offset = self.descriptor.size - self._left
@@ -134,6 +135,9 @@ class SizedReader(io.RawIOBase):
 
     def _see(self, block: bytes) -> None:
         """Take note of a block before it is handed out."""
+
+    def _hand_on(self, block: bytes) -> None:
+        """Take note of a block that is right as far as that can be known by now."""
 
     def _end(self) -> None:
         """Check, once, that nothing follows the last declared byte."""
@@ -172,6 +176,19 @@ class VerifyingReader(SizedReader):
                 digest=self.descriptor.digest,
                 observed=observed,
             )
+
+
+class HashedBefore(VerifyingReader):
+    """A stream over a blob that comes out of a reader that has hashed it. Checks the size, and hashes nothing again.
+
+    Only for one who gets the last block from that reader, which hands it out when the digest is right.
+    """
+
+    def _see(self, block: bytes) -> None:
+        """Leave the hashing to the reader before."""
+
+    def _check(self) -> None:
+        """Leave the check to the reader before."""
 
 
 class BlockStream:

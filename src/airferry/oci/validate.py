@@ -28,8 +28,6 @@ from airferry.oci.documents import (
     Index,
     Manifest,
     parse_image_config,
-    parse_index,
-    parse_manifest,
 )
 from airferry.oci.layers import KINDS
 from airferry.oci.layout import INDEX_FILE, LAYOUT_FILE, LayoutStore
@@ -187,8 +185,7 @@ class Inspector:
     def _index(self, descriptor: Descriptor, *, subject: str) -> Index | None:
         self._want(descriptor, "index", subject)
         try:
-            data = self.source.read_manifest(descriptor).data
-            index = parse_index(data, what=f"index `{descriptor.digest}`")
+            index = self.source.read_manifest(descriptor).index
         except UNREADABLE as error:
             self.report(subject, error.message, descriptor.digest)
             return None
@@ -205,8 +202,7 @@ class Inspector:
             )
             return None
         try:
-            data = self.source.read_manifest(descriptor).data
-            manifest = parse_manifest(data, what=f"manifest `{descriptor.digest}`")
+            manifest = self.source.read_manifest(descriptor).manifest
         except UNREADABLE as error:
             self.report(subject, error.message, descriptor.digest)
             self.read_whole.add(descriptor.digest)

@@ -15,7 +15,7 @@ from airferry.errors import AirferryError, ConfigurationError, RegistryError
 from airferry.events import Emit, Notice, Warned
 from airferry.oci.digest import is_digest
 from airferry.oci.documents import Descriptor
-from airferry.oci.ports import Stored
+from airferry.oci.ports import Source, Stored
 from airferry.oci.reference import Reference
 from airferry.registry.client import Clients
 from airferry.registry.failures import TransientRegistryError
@@ -90,8 +90,10 @@ class Pulls:
             self._emit(event)
 
 
-class PullSource:
+class PullSource(Source):
     """A Source over whichever endpoint has the image: chosen by `resolve` or `find`, then used for all of it."""
+
+    reads_ranges = True
 
     def __init__(self, reference: Reference, pulls: Pulls) -> None:
         """Read an image's repository; nothing is sent yet."""

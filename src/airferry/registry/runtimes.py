@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from airferry.errors import IntegrityError
-from airferry.oci.copy import select_platforms
+from airferry.oci.closure import select_platforms
 from airferry.oci.documents import (
     DOCKER_MANIFEST,
     DOCKER_MANIFEST_LIST,

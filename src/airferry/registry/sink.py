@@ -15,28 +15,23 @@ from urllib.parse import urljoin
 from airferry.errors import AirferryError, IntegrityError, RegistryError
 from airferry.host.canonical import canonical_json
 from airferry.oci.digest import digest_of
-from airferry.oci.documents import (
-    EMPTY_CONFIG,
-    IMAGE_INDEX,
-    MANIFEST_TYPES,
-    Descriptor,
-    Index,
-    Manifest,
-    parse_manifest,
-)
-from airferry.oci.ports import OpenStream, Stored, blocks
+from airferry.oci.documents import IMAGE_INDEX, Descriptor, Index
+from airferry.oci.entries import referrer_kind
+from airferry.oci.ports import Action, BlobOffer, OpenStream, Sink, Stored, blocks
 from airferry.oci.streams import verifying
 from airferry.registry.auth import repository_scope
 from airferry.registry.client import RegistryClient
-from airferry.registry.failures import one_line
+from airferry.registry.failures import NotFound, one_line
 from airferry.registry.source import RegistrySource, referrers_tag
 from airferry.registry.uploads import Uploader
 
 SPOOL_IN_MEMORY_BYTES = 8 * 1024 * 1024
 ABSENT_IN_A_ROW = 4
+# how registries refuse a media type, once they took other manifests of the same user in the same repository
+REFUSALS = frozenset({400, 403, 405, 406, 415, 422})
 
 
-class RegistrySink:
+class RegistrySink(Sink):
     """A Sink over one repository. Safe to use from threads; sinks of one registry share an uploader."""
 
     def __init__(
@@ -90,17 +85,32 @@ class RegistrySink:
             )
         return True
 
-    def mount_blob(self, descriptor: Descriptor, origin: str) -> bool:
-        """Take a blob over from another repository of the registry; False if the registry does not do that.
+    @property
+    def mounts(self) -> bool:
+        """Whether the registry is not known to do no mounts."""
+        return self._uploader.mounts
+
+    def mount_blob(self, descriptor: Descriptor, repository: str) -> bool:
+        """Take a blob over from a repository of the registry that holds it; False if the registry does not do that.
+
+        One that has shown that it does not is not asked again.
 
         Raises:
             RegistryError: the registry does not answer or refuses.
         """
-        scopes = (*self._scopes, repository_scope(origin, "pull"))
+        if not self._uploader.mounts:
+            return False
+        done = self._try_mount(descriptor, repository)
+        if not done:
+            self._uploader.mounts = False
+        return done
+
+    def _try_mount(self, descriptor: Descriptor, repository: str) -> bool:
+        scopes = (*self._scopes, repository_scope(repository, "pull"))
         response = self.client.request(
             "POST",
-            f"{self.repository}/blobs/uploads/?mount={descriptor.digest}&from={origin}",
-            what=f"mount blob `{descriptor.digest}` from `{origin}` into `{self}`",
+            f"{self.repository}/blobs/uploads/?mount={descriptor.digest}&from={repository}",
+            what=f"mount blob `{descriptor.digest}` from `{repository}` into `{self}`",
             scopes=scopes,
             expected=(201, 202),
         )
@@ -137,10 +147,8 @@ class RegistrySink:
 
             self.put_blob_from(descriptor, rewound)
 
-    def bring_blob(
-        self, descriptor: Descriptor, open_stream: OpenStream, *, open_unchecked: OpenStream | None = None
-    ) -> bool:
-        """Store a blob unless the repository holds it, and tell whether it was sent. Idempotent.
+    def take_blob(self, offer: BlobOffer, *, absent: bool = False) -> Action:
+        """Store a blob unless the repository holds it, and return what was done. Idempotent.
 
         After several blobs in a row that were absent, a mount of the blob from this same repository begins the next
         upload: a registry that knows mounts answers whether the blob is there, and with a session if it is not, so
@@ -150,22 +158,26 @@ class RegistrySink:
             RegistryError: the registry does not answer, refuses, or fails too often.
             IntegrityError: the source is not the blob, or the registry holds or stored something else.
         """
+        descriptor = offer.descriptor
         asks_by_mount = (
-            self._absent_in_a_row >= ABSENT_IN_A_ROW
+            not absent
+            and self._absent_in_a_row >= ABSENT_IN_A_ROW
             and self._mount_from is None
             and self._uploader.finds_by_mount is True
         )
-        if not asks_by_mount and self.has_blob(descriptor):
+        if not absent and not asks_by_mount and self.has_blob(descriptor):
             self._absent_in_a_row = 0
-            return False
+            return "present"
         unless_held = (lambda: self.has_blob(descriptor)) if asks_by_mount else None
-        sent = self._send(descriptor, open_stream, open_unchecked=open_unchecked, unless_held=unless_held)
-        self._absent_in_a_row = self._absent_in_a_row + 1 if sent else 0
+        action = self._send(descriptor, offer.open, open_unchecked=offer.unchecked, unless_held=unless_held)
+        if absent:
+            return action
+        self._absent_in_a_row = 0 if action == "present" else self._absent_in_a_row + 1
         if self._absent_in_a_row >= ABSENT_IN_A_ROW and self._uploader.finds_by_mount is None:
             self._uploader.finds_by_mount = False
             with suppress(RegistryError):
-                self._uploader.finds_by_mount = self.mount_blob(descriptor, self.repository)
-        return sent
+                self._uploader.finds_by_mount = self._try_mount(descriptor, self.repository)
+        return action
 
     def put_blob_from(
         self, descriptor: Descriptor, open_stream: OpenStream, *, open_unchecked: OpenStream | None = None
@@ -187,12 +199,13 @@ class RegistrySink:
         *,
         open_unchecked: OpenStream | None,
         unless_held: Callable[[], bool] | None,
-    ) -> bool:
+    ) -> Action:
         if self._mount_from is not None:
-            if self.mount_blob(descriptor, self._mount_from):
-                return True
+            # a refusal is about this one repository, which may lack the blob: it says nothing of the registry
+            if self._try_mount(descriptor, self._mount_from):
+                return "mount"
             self._mount_from = None
-        return self._uploader.upload(
+        sent = self._uploader.upload(
             self.repository,
             self._scopes,
             descriptor=descriptor,
@@ -200,6 +213,7 @@ class RegistrySink:
             unchecked=open_unchecked,
             unless_held=unless_held,
         )
+        return "send" if sent else "present"
 
     def put_manifest(self, stored: Stored, *, reference: str | None = None) -> None:
         """Store a manifest's or index's original bytes under its digest, and let a tag stand for it if given.
@@ -228,10 +242,31 @@ class RegistrySink:
                 f"`{self}` says that it stored `{one_line(stated)}` where manifest `{descriptor.digest}` was sent",
                 digest=descriptor.digest,
             )
-        if descriptor.media_type in MANIFEST_TYPES:
-            manifest = parse_manifest(stored.data, what=f"manifest `{descriptor.digest}`")
-            if manifest.subject is not None and "OCI-Subject" not in response.headers:
-                self._tag_referrer(stored, manifest, manifest.subject.digest)
+        subject = stored.subject
+        if subject is not None and "OCI-Subject" not in response.headers:
+            self._tag_referrer(stored, subject)
+
+    def lacks_manifest(self, stored: Stored) -> str:
+        """Read a manifest back, and return what is missing, empty if nothing is.
+
+        Raises:
+            RegistryError: the registry does not answer or refuses.
+            IntegrityError: the registry holds something else.
+        """
+        digest, subject = stored.descriptor.digest, stored.subject
+        try:
+            held = self.source.read_manifest(stored.descriptor)
+        except NotFound:
+            return f"manifest `{digest}`"
+        if held.data != stored.data:
+            raise IntegrityError(f"`{self}` has different content for `{digest}`", digest=digest)
+        if subject is not None and all(entry.digest != digest for entry in self.source.referrers(subject)):
+            return f"`{digest}` among the referrers of `{subject}`"
+        return ""
+
+    def refuses(self, error: AirferryError) -> bool:
+        """Tell whether the registry means a media type, as it took other manifests of this user in this repository."""
+        return isinstance(error, RegistryError) and error.status in REFUSALS
 
     def delete_tag(self, tag: str) -> bool:
         """Remove a tag; False if the registry cannot. A tag that is not there counts as removed.
@@ -261,17 +296,14 @@ class RegistrySink:
             return self.source.find(reference) is None
         return response.status_code < 300
 
-    def _tag_referrer(self, stored: Stored, manifest: Manifest, subject: str) -> None:
+    def _tag_referrer(self, stored: Stored, subject: str) -> None:
         """Enter a referrer in the index that the subject's tag stands for, once."""
-        kind = manifest.artifact_type
-        if kind is None and manifest.config.media_type != EMPTY_CONFIG:
-            kind = manifest.config.media_type
         entry = Descriptor(
             media_type=stored.descriptor.media_type,
             digest=stored.descriptor.digest,
             size=stored.descriptor.size,
-            artifact_type=kind,
-            annotations=manifest.annotations,
+            artifact_type=referrer_kind(stored.manifest),
+            annotations=stored.manifest.annotations,
         )
         with self._referrers_lock:
             known = self.source.tagged_referrers(subject)

@@ -28,7 +28,7 @@ from airferry.oci.documents import (
     Index,
     parse_index,
 )
-from airferry.oci.ports import BLOCK_BYTES, Stored
+from airferry.oci.ports import BLOCK_BYTES, Source, Stored
 from airferry.oci.streams import verifying
 from airferry.registry.auth import repository_scope
 from airferry.registry.client import RegistryClient
@@ -46,8 +46,10 @@ def referrers_tag(digest: str) -> str:
     return f"sha256-{digest_hex(digest)}"
 
 
-class RegistrySource:
+class RegistrySource(Source):
     """A Source over one repository. Safe to use from threads."""
+
+    reads_ranges = True
 
     def __init__(self, client: RegistryClient, repository: str) -> None:
         """Read from a repository of the client's registry; nothing is sent yet."""
@@ -104,7 +106,7 @@ class RegistrySource:
         with self._lock:
             known = self._remembered.get(descriptor.digest)
         if known is not None and known.descriptor.size == descriptor.size:
-            return Stored(descriptor, known.data)
+            return known.described_as(descriptor)
         if descriptor.size > MAX_MANIFEST_BYTES:
             raise IntegrityError(
                 f"manifest `{descriptor.digest}` has {descriptor.size} bytes, more than the limit of "

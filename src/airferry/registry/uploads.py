@@ -22,7 +22,7 @@ from airferry.host import files
 from airferry.host.canonical import canonical_json
 from airferry.oci.digest import digest_of
 from airferry.oci.documents import Descriptor
-from airferry.oci.ports import BLOCK_BYTES, OpenStream
+from airferry.oci.ports import OpenStream, skip
 from airferry.registry.bodies import PartBody, WholeBody
 from airferry.registry.client import RegistryClient
 from airferry.registry.connections import Answer
@@ -122,6 +122,8 @@ class Uploader:
         self.client = client
         self.limits = limits or Limits()
         self.journal = UploadJournal(journal)
+        # whether one repository takes blobs over from another, as far as it is known
+        self.mounts = mounts
         # whether a mount of a blob from the repository that holds it is answered with "created"; None: not tried yet
         self.finds_by_mount: bool | None = None if mounts else False
         self._checks: bool | None = None
@@ -358,7 +360,7 @@ class _Transfer:
     def _send_chunks(self, session: Session) -> None:
         size = self._descriptor.size
         with self._opener()() as stream:
-            _skip(stream, session.offset)
+            skip(stream, session.offset)
             while session.offset < size:
                 length = min(self._limits.chunk_bytes, size - session.offset)
                 self.request_bytes = length
@@ -462,15 +464,6 @@ class _Transfer:
 def _with_digest(location: str, digest: str) -> str:
     """Return where the last request of a session goes."""
     return f"{location}{'&' if '?' in location else '?'}digest={digest}"
-
-
-def _skip(stream: IO[bytes], count: int) -> None:
-    """Read past what the registry holds already; a stream that verifies itself hashes it, as it hashes the whole."""
-    while count:
-        block = stream.read(min(BLOCK_BYTES, count))
-        if not block:
-            raise IntegrityError("a blob ended before its declared size")
-        count -= len(block)
 
 
 def acknowledged_bytes(response: Answer) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from airferry.bundle.verify import VerifyReport, open_bundle, verify_bundle
+from airferry.bundle.verify import VerifyReport, open_bundle, verify_opened
 from airferry.events import Emit, silent
 from airferry.far.report.content import make_report
 from airferry.far.report.html import render_html
@@ -40,8 +40,9 @@ def report(
         HostError: a file cannot be written.
         IntegrityError: the root is another, or there is no telling what the bundle should hold.
     """
-    verified = verify_bundle(bundle, root=root, emit=emit)
-    made = make_report(open_bundle(bundle, root=verified.root), verified)
+    opened = open_bundle(bundle, root=root)
+    verified = verify_opened(opened, emit=emit)
+    made = make_report(opened, verified)
     page, plain = render_html(made), render_text(made)
     written = []
     for path, content in ((html, page), (text, plain)):

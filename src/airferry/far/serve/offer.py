@@ -16,7 +16,7 @@ from airferry.errors import IntegrityError
 from airferry.events import Emit, Notice, Warned, silent
 from airferry.far.relocate import Destination
 from airferry.far.shipments import artifact_tag, place_images, plan_shipments
-from airferry.oci.documents import Descriptor, Manifest, parse_manifest
+from airferry.oci.documents import Descriptor, Manifest
 from airferry.oci.layout import LayoutStore
 from airferry.oci.ports import Stored, blocks
 
@@ -65,9 +65,9 @@ def read_repositories(bundle: Bundle, destination: Destination) -> dict[str, Rep
 
 
 def _enter_referrer(repository: Repository, stored: Stored) -> None:
-    manifest = parse_manifest(stored.data, what=f"artifact `{stored.descriptor.digest}`")
-    if manifest.subject is None:
+    if (subject := stored.subject) is None:
         return
+    manifest = stored.manifest
     entry = Descriptor(
         media_type=stored.descriptor.media_type,
         digest=stored.descriptor.digest,
@@ -75,7 +75,7 @@ def _enter_referrer(repository: Repository, stored: Stored) -> None:
         artifact_type=_artifact_type(manifest),
         annotations=manifest.annotations,
     )
-    repository.referrers.setdefault(manifest.subject.digest, []).append(entry)
+    repository.referrers.setdefault(subject, []).append(entry)
 
 
 def _artifact_type(manifest: Manifest) -> str:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from airferry.bundle.verify import open_bundle, verify_bundle
+from airferry.bundle.verify import open_bundle, verify_opened
 from airferry.errors import UsageError
 from airferry.events import Emit, Notice, Warned, silent
 from airferry.far.relocate import Destination
@@ -90,7 +90,7 @@ def serve(
     passwords = Passwords.read(options.htpasswd) if options.htpasswd else None
     blobs = CheckedBlobs(opened.store, emit=emit)
     if options.verify_first:
-        verify_bundle(bundle, root=opened.root, emit=emit).raise_if_wrong()
+        verify_opened(opened, emit=emit).raise_if_wrong()
         emit(Notice("verified all blobs before serving"))
     listener = Listener(listen)
     try:

@@ -18,7 +18,7 @@ from airferry.host.journal import Journal
 from airferry.host.threads import parallel_map
 from airferry.near.bases.fetch import BaseImage
 from airferry.near.bases.layers import BaseLayers, encoder, layers_at_once
-from airferry.oci.copy import read_closure
+from airferry.oci.closure import read_closure
 from airferry.oci.documents import IMAGE_CONFIG, IMAGE_MANIFEST, Descriptor, Manifest
 from airferry.oci.layers import Compression, LayerResult
 from airferry.oci.layout import LayoutStore

@@ -25,7 +25,8 @@ from airferry.near.bases import debian
 from airferry.near.bases.layers import layers_at_once
 from airferry.near.bases.tee import Learn, learning
 from airferry.oci.archive import ArchiveSource
-from airferry.oci.copy import DEFAULT_JOBS, copy_image, select_platforms
+from airferry.oci.closure import RememberingSource, select_platforms
+from airferry.oci.copy import DEFAULT_JOBS, CopyOptions, copy_image
 from airferry.oci.documents import (
     DOCKER_CONFIG,
     DOCKER_LAYER_GZIP,
@@ -41,14 +42,12 @@ from airferry.oci.documents import (
     ImageConfig,
     Manifest,
     parse_image_config,
-    parse_index,
-    parse_manifest,
 )
 from airferry.oci.layers import Compression
 from airferry.oci.layout import LayoutStore
 from airferry.oci.platform import Platform
-from airferry.oci.ports import Source
-from airferry.oci.reference import Reference, parse_reference
+from airferry.oci.ports import Source, Stored
+from airferry.oci.reference import Reference
 from airferry.plan.lockfile import LockedBase, LockedBasePlatform
 
 _OCI_TYPES = {
@@ -127,6 +126,7 @@ class BaseCache:
         self._cache = cache
         self.open_registry = open_registry
         self._emit = emit
+        self._configs: dict[str, tuple[ImageConfig, bytes]] = {}
 
     def bring(
         self,
@@ -162,7 +162,8 @@ class BaseCache:
         missing = tuple(platform for platform in platforms if platform not in images)
         if isinstance(base, BootstrapBase) or not missing:
             return FoundBase(base, locked, images, missing, "bootstrap")
-        source, reference, kind = open_base(base, open_registry=self.open_registry)
+        opened, reference, kind = open_base(base, open_registry=self.open_registry)
+        source = RememberingSource(opened)
         pins = [pinned[str(platform)].manifest for platform in missing if str(platform) in pinned]
         top = source.resolve((locked.index if locked else None) or (pins[0] if pins else reference))
         read_config = partial(self._config, source, name=base.key)
@@ -199,15 +200,17 @@ class BaseCache:
         images = dict(found.images)
         pinned = dict(found.locked.platforms) if found.locked else {}
         for platform, child in found.children.items():
-            manifest = parse_manifest(source.read_manifest(child).data, what=f"the manifest of `{name}`")
+            stored = source.read_manifest(child)
+            manifest = stored.manifest
             self._ensure_room(manifest, name=name)
-            if learn is None:
-                copy_image(source, self.store, child, emit=self._emit)
-            else:
-                shared = learning(source, self._diff_ids(source, manifest, name=name), learn)
+            reader, jobs = source, DEFAULT_JOBS
+            if learn is not None:
+                reader = learning(source, self._diff_ids(source, manifest, name=name), learn)
                 # layers are examined in the order in which they are read: two layers keep the cores of one busy
-                copy_image(shared, self.store, child, jobs=min(2 * layers_at_once(), DEFAULT_JOBS), emit=self._emit)
-            image = self._read(found.base, platform, child)
+                jobs = min(2 * layers_at_once(), DEFAULT_JOBS)
+            options = CopyOptions(jobs=jobs, task=f"copy {child.digest}", emit=self._emit)
+            copy_image(reader, self.store, child, options=options)
+            image = self._image(found.base, platform, stored)
             _check_platforms(name, image.config, [platform])
             images[platform] = image
             pinned[str(platform)] = LockedBasePlatform(manifest=child.digest)
@@ -220,10 +223,19 @@ class BaseCache:
 
     def _config(self, source: Source, manifest: Manifest, *, name: str) -> ImageConfig:
         """Return an image's config, which is in the cache now."""
-        with source.open_blob(manifest.config) as stream:
-            self.store.put_blob(manifest.config, stream)
-        data = self.store.read_bytes(manifest.config, limit_bytes=MAX_IMAGE_CONFIG_BYTES)
-        return parse_image_config(data, what=f"the config of `{name}`")
+        if manifest.config.digest not in self._configs:
+            with source.open_blob(manifest.config) as stream:
+                self.store.put_blob(manifest.config, stream)
+        return self._stored_config(manifest.config, name=name)[0]
+
+    def _stored_config(self, descriptor: Descriptor, *, name: str) -> tuple[ImageConfig, bytes]:
+        """Return a config that is in the cache, and its bytes; each is read and parsed once."""
+        known = self._configs.get(descriptor.digest)
+        if known is None:
+            data = self.store.read_bytes(descriptor, limit_bytes=MAX_IMAGE_CONFIG_BYTES)
+            known = parse_image_config(data, what=f"the config of `{name}`"), data
+            self._configs[descriptor.digest] = known
+        return known
 
     def _ensure_room(self, manifest: Manifest, *, name: str) -> None:
         """Refuse to fetch what the cache's disk has no room for, before the first byte of it."""
@@ -260,7 +272,7 @@ class BaseCache:
                     hint="the version of mmdebstrap or airferry differs; run `airferry lock "
                     "--update` to accept the new one",
                 )
-            images[platform] = self._read(base, platform, descriptor)
+            images[platform] = self._image(base, platform, self.store.read_manifest(descriptor))
             pinned[str(platform)] = LockedBasePlatform(manifest=descriptor.digest, packages=packages)
         return ResolvedBase(images, LockedBase(kind="bootstrap", index=None, platforms=pinned))
 
@@ -285,42 +297,43 @@ class BaseCache:
 
     def _cached(self, base: BaseSpec, platform: Platform, digest: str) -> BaseImage | None:
         """Return the pinned image if all of it is in the cache."""
-        path = self.store.blob_path(digest)
-        if not path.is_file():
-            return None
+        stored = self.store.find_manifest(digest)
         try:
-            data = path.read_bytes()
-            media_type = json.loads(data).get("mediaType") or IMAGE_MANIFEST
-            image = self._read(base, platform, Descriptor(media_type=media_type, digest=digest, size=len(data)))
-        except (OSError, ValueError, AttributeError, AirferryError):
+            image = self._image(base, platform, stored) if stored is not None else None
+        except AirferryError:
+            image = None
+        if image is None:
+            # what is there in its place, if anything, is damaged
             self.store.remove_blob(digest)
             return None
         return image if all(self.store.has_blob(layer) for layer in image.layers) else None
 
-    def _read(self, base: BaseSpec, platform: Platform, descriptor: Descriptor) -> BaseImage:
+    def _image(self, base: BaseSpec, platform: Platform, original: Stored) -> BaseImage:
+        """Return a base's image that is in the cache; `original` is its manifest as it came."""
         name = base.key
-        reference = str(parse_reference(base.reference)) if isinstance(base, RegistryBase) else None
-        data = self.store.read_manifest(descriptor).data
-        own = self._in_oci_types(descriptor, data)
-        manifest = parse_manifest(self.store.read_manifest(own).data, what=f"the manifest of `{name}`")
-        config_bytes = self.store.read_bytes(manifest.config, limit_bytes=MAX_IMAGE_CONFIG_BYTES)
-        config = parse_image_config(config_bytes, what=f"the config of `{name}`")
+        reference = str(base.parsed) if isinstance(base, RegistryBase) else None
+        own = self._in_oci_types(original)
+        manifest = own.manifest
+        config, config_bytes = self._stored_config(manifest.config, name=name)
         if len(config.rootfs.diff_ids) != len(manifest.layers):
             raise IntegrityError(
                 f"base `{name}` has {len(manifest.layers)} layers, but its config names {len(config.rootfs.diff_ids)}"
             )
+        digest = original.descriptor.digest
         return BaseImage(
-            name, reference, platform, descriptor.digest, own, config, config_bytes, tuple(manifest.layers)
+            name, reference, platform, digest, own.descriptor, config, config_bytes, tuple(manifest.layers)
         )
 
-    def _in_oci_types(self, descriptor: Descriptor, data: bytes) -> Descriptor:
-        document = json.loads(data)
-        if document.get("mediaType", IMAGE_MANIFEST) == IMAGE_MANIFEST:
-            return descriptor
+    def _in_oci_types(self, stored: Stored) -> Stored:
+        """Return a manifest of OCI's types, in the cache, for one of Docker's; others as they are."""
+        if stored.manifest.media_type in (None, IMAGE_MANIFEST):
+            return stored
+        document = json.loads(stored.data)
         document["mediaType"] = IMAGE_MANIFEST
         for part in (document["config"], *document["layers"]):
             part["mediaType"] = _OCI_TYPES.get(part["mediaType"], part["mediaType"])
-        return self.store.put_bytes(canonical_json(document), IMAGE_MANIFEST)
+        data = canonical_json(document)
+        return Stored(self.store.put_bytes(data, IMAGE_MANIFEST), data)
 
 
 def open_base(
@@ -332,8 +345,7 @@ def open_base(
         ConfigurationError: there is nothing at its path.
     """
     if isinstance(base, RegistryBase):
-        reference = parse_reference(base.reference)
-        return open_registry(reference), reference.target, "registry"
+        return open_registry(base.parsed), base.parsed.target, "registry"
     if not base.path.exists():
         raise ConfigurationError(
             f"`{base.key}`: `{base.path}` does not exist",
@@ -358,10 +370,9 @@ def find_children(
         ConfigurationError: the base lacks a platform; all that it lacks are named.
     """
     if top.media_type not in INDEX_TYPES:
-        manifest = parse_manifest(source.read_manifest(top).data, what=f"the manifest of `{name}`")
-        _check_platforms(name, read_config(manifest), platforms)
+        _check_platforms(name, read_config(source.read_manifest(top).manifest), platforms)
         return dict.fromkeys(platforms, top)
-    index = parse_index(source.read_manifest(top).data, what=f"the index of `{name}`")
+    index = source.read_manifest(top).index
     children: dict[Platform, Descriptor] = {}
     lacking: list[BuildError] = []
     for platform in platforms:

@@ -22,6 +22,7 @@ from airferry.host import files
 from airferry.host.records import Records
 from airferry.host.threads import usable_cores
 from airferry.oci.codecs import DEFAULT_GZIP_LEVEL, DEFAULT_ZSTD_LEVEL, ZSTD_JOB_BYTES
+from airferry.oci.copy import copy_blob
 from airferry.oci.documents import Descriptor
 from airferry.oci.layers import (
     DEFAULT_LIMIT_BYTES,
@@ -79,21 +80,18 @@ class BaseLayers:
         with self._lock(descriptor):
             if self._stays(descriptor):
                 result = self._checked(descriptor, diff_id)
-                into.link_blob(
-                    self._bases.blob_path(descriptor.digest), descriptor, verified=descriptor.digest in self._read_now
-                )
+                self._link(self._bases, into, descriptor)
                 return result
             if self._kept is None:
                 return self._recompress(descriptor, diff_id, into=into)
             result = self._known(descriptor, diff_id) or self._recompress(descriptor, diff_id, into=self._kept)
-            path = self._kept.blob_path(result.descriptor.digest)
             try:
-                into.link_blob(path, result.descriptor, verified=result.descriptor.digest in self._read_now)
+                self._link(self._kept, into, result.descriptor)
             except IntegrityError:
                 # the cache is damaged, the base it was made from need not be
                 self._kept.remove_blob(result.descriptor.digest)
                 result = self._recompress(descriptor, diff_id, into=self._kept)
-                into.link_blob(path, result.descriptor, verified=True)
+                self._link(self._kept, into, result.descriptor)
             return result
 
     def observe(
@@ -132,6 +130,9 @@ class BaseLayers:
     def _lock(self, descriptor: Descriptor) -> threading.Lock:
         with self._guard:
             return self._locks[descriptor.digest]
+
+    def _link(self, store: LayoutStore, into: LayoutStore, descriptor: Descriptor) -> None:
+        copy_blob(store, into, descriptor, link=True, verified=descriptor.digest in self._read_now)
 
     def _stays(self, descriptor: Descriptor) -> bool:
         return self.compression.kind in ("preserve", layer_kind(descriptor.media_type))

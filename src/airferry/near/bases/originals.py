@@ -5,7 +5,6 @@ They go into the bundle next to the images that were built on them, under their 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -14,9 +13,10 @@ from airferry.config import RegistryBase
 from airferry.errors import AirferryError, BuildError, IntegrityError
 from airferry.near.bases.fetch import BaseCache
 from airferry.near.lock.resolve import needed_bases
-from airferry.oci.copy import copy_image, read_closure
-from airferry.oci.documents import INDEX_TYPES, MAX_MANIFEST_BYTES, Descriptor
-from airferry.oci.layout import LayoutStore
+from airferry.oci.closure import RememberingSource, read_closure
+from airferry.oci.copy import CopyOptions, copy_image
+from airferry.oci.documents import INDEX_TYPES, Descriptor
+from airferry.oci.layout import LayoutStore, UnlistedLayout
 from airferry.oci.ports import Source
 from airferry.oci.reference import parse_reference
 from airferry.plan.lockfile import Lockfile
@@ -41,9 +41,10 @@ def bring_originals(plan: Plan, lock: Lockfile, cache: BaseCache) -> dict[str, D
         locked = lock.bases[base.key]
         pinned = locked.index or next(iter(locked.platforms.values())).manifest
         source: Source = cache.store
-        top = _stored(cache.store, pinned)
+        held = cache.store.find_manifest(pinned)
+        top = held.descriptor if held is not None else None
         if top is None or (choice == "include" and not _is_whole(cache.store, top)):
-            source = cache.open_registry(parse_reference(base.reference))
+            source = RememberingSource(cache.open_registry(base.parsed))
             top = source.resolve(pinned)
             cache.store.put_bytes(source.read_manifest(top).data, top.media_type)
         try:
@@ -64,12 +65,10 @@ def put_originals(originals: Mapping[str, Descriptor], cache: LayoutStore, bundl
         IntegrityError: the cache lacks something, or holds what is not the blob.
     """
     entries = []
+    # an older bundle in the same folder stays what its root says until it is sealed again
+    sink = UnlistedLayout(bundle.path, read_only=False)
     for name, descriptor in originals.items():
-        closure = read_closure(cache, descriptor)
-        for blob in closure.blobs.values():
-            bundle.link_blob(cache.blob_path(blob.digest), blob)
-        for stored in closure.manifests:
-            bundle.put_bytes(stored.data, stored.descriptor.media_type)
+        copy_image(cache, sink, descriptor, options=CopyOptions(link=True))
         entries.append(describe_original(bundle, descriptor, reference=name))
     return entries
 
@@ -78,20 +77,6 @@ def original_name(reference: str) -> str:
     """Return the name of a base in the bundle: in full; without its digest where it has a tag."""
     parsed = parse_reference(reference)
     return str(replace(parsed, digest=None) if parsed.tag else parsed)
-
-
-def _stored(store: LayoutStore, digest: str) -> Descriptor | None:
-    """Return the descriptor of a manifest or index in the cache, if it is there and whole."""
-    path = store.blob_path(digest)
-    if not path.is_file() or (size := path.stat().st_size) > MAX_MANIFEST_BYTES:
-        return None
-    try:
-        document = json.loads(path.read_bytes())
-        descriptor = Descriptor(media_type=document["mediaType"], digest=digest, size=size)
-        store.read_manifest(descriptor)
-    except (ValueError, KeyError, TypeError, IntegrityError):
-        return None
-    return descriptor
 
 
 def _is_whole(store: LayoutStore, top: Descriptor) -> bool:

@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import IO, cast
 
 from airferry.errors import AirferryError
 from airferry.host.threads import Cancelled, Consumer
 from airferry.oci.documents import Descriptor
-from airferry.oci.ports import Source, Stored
-from airferry.oci.resume import RangedSource
-from airferry.oci.streams import BlockStream
+from airferry.oci.ports import Source, WrappedSource
+from airferry.oci.streams import BlockStream, HashedBefore, VerifyingReader
 
 Learn = Callable[[Descriptor, str, IO[bytes]], object]
 
@@ -26,74 +26,75 @@ Learn = Callable[[Descriptor, str, IO[bytes]], object]
 def learning(inner: Source, diff_ids: Mapping[str, str], learn: Learn) -> Source:
     """Return a source that lets `learn` read each layer while another reads it.
 
-    `diff_ids` are those of the layers, by digest. `learn` checks for itself that it was given the whole layer.
+    `diff_ids` are those of the layers, by digest. What `learn` gets is hashed already, and once: it ends only where the
+    layer was right to its last byte.
     """
-    if isinstance(inner, RangedSource):
-        return _LearntRangedSource(inner, diff_ids, learn)
     return _LearntSource(inner, diff_ids, learn)
 
 
-class _LearntSource:
+class _LearntSource(WrappedSource):
     def __init__(self, inner: Source, diff_ids: Mapping[str, str], learn: Learn) -> None:
-        self._inner = inner
+        super().__init__(inner)
+        # every layer is to come by here, and hashed
+        self.reads_unchecked = False
         self._diff_ids = diff_ids
         self._learn = learn
 
-    def resolve(self, reference: str) -> Descriptor:
-        return self._inner.resolve(reference)
-
-    def read_manifest(self, descriptor: Descriptor) -> Stored:
-        return self._inner.read_manifest(descriptor)
-
-    def referrers(self, digest: str) -> list[Descriptor]:
-        return self._inner.referrers(digest)
-
     def open_blob(self, descriptor: Descriptor) -> AbstractContextManager[IO[bytes]]:
-        return self._learnt(descriptor, self._inner.open_blob(descriptor))
-
-    def _learnt(
-        self, descriptor: Descriptor, opened: AbstractContextManager[IO[bytes]]
-    ) -> AbstractContextManager[IO[bytes]]:
         diff_id = self._diff_ids.get(descriptor.digest)
-        return opened if diff_id is None else self._shared(descriptor, diff_id, opened)
+        if diff_id is None:
+            return self.inner.open_blob(descriptor)
+        ranged = self.inner.reads_ranges
+        # not hashed there, as it is hashed here
+        raw = self.inner.open_blob_at(descriptor, 0) if ranged else self.inner.open_blob_unchecked(descriptor)
+        return self._shared(descriptor, diff_id, raw)
+
+    def open_blob_at(self, descriptor: Descriptor, offset: int) -> AbstractContextManager[IO[bytes]]:
+        # whoever asks for the rest has the beginning, which nobody can be shown any more
+        return self.inner.open_blob_at(descriptor, offset) if offset else self.open_blob(descriptor)
+
+    def open_blob_unchecked(self, descriptor: Descriptor) -> AbstractContextManager[IO[bytes]]:
+        return self.open_blob(descriptor)
+
+    def blob_file(self, descriptor: Descriptor) -> Path | None:
+        return None
 
     @contextmanager
     def _shared(
         self, descriptor: Descriptor, diff_id: str, opened: AbstractContextManager[IO[bytes]]
     ) -> Iterator[IO[bytes]]:
         with opened as stream, Consumer(partial(self._take_in, descriptor, diff_id)) as consumer:
-            shared = _SharedStream(stream, consumer)
+            shared = SharedReader(stream, descriptor, consumer)
             yield cast(IO[bytes], shared)
-            if shared.passed == descriptor.size and not shared.alone:
+            if shared.whole:
                 with suppress(AirferryError):
                     consumer.result()
 
     def _take_in(self, descriptor: Descriptor, diff_id: str, blocks: Iterator[bytes]) -> None:
-        self._learn(descriptor, diff_id, cast(IO[bytes], BlockStream(blocks)))
+        # these blocks come out of a reader that has hashed them, the last one only if all were right: a second hash in
+        # this thread would find nothing that the first has not
+        checked = HashedBefore(cast(IO[bytes], BlockStream(blocks)), descriptor)
+        self._learn(descriptor, diff_id, cast(IO[bytes], checked))
 
 
-class _LearntRangedSource(_LearntSource):
-    def open_blob_at(self, descriptor: Descriptor, offset: int) -> AbstractContextManager[IO[bytes]]:
-        assert isinstance(self._inner, RangedSource)
-        opened = self._inner.open_blob_at(descriptor, offset)
-        return self._learnt(descriptor, opened) if offset == 0 else opened
+class SharedReader(VerifyingReader):
+    """A verified stream whose blocks another gets as well, as long as it takes them."""
 
-
-class _SharedStream:
-    """A stream whose blocks another gets as well, as long as it takes them."""
-
-    def __init__(self, stream: IO[bytes], feed: Callable[[bytes], None]) -> None:
-        self._stream = stream
+    def __init__(self, stream: IO[bytes], descriptor: Descriptor, feed: Callable[[bytes], None]) -> None:
+        super().__init__(stream, descriptor)
         self._feed = feed
-        self.passed = 0
-        self.alone = False
+        self._passed = 0
+        self._alone = False
 
-    def read(self, size: int = -1) -> bytes:
-        block = self._stream.read(size)
-        self.passed += len(block)
-        if block and not self.alone:
+    @property
+    def whole(self) -> bool:
+        """Whether the other got every byte."""
+        return self._passed == self.descriptor.size and not self._alone
+
+    def _hand_on(self, block: bytes) -> None:
+        self._passed += len(block)
+        if not self._alone:
             try:
                 self._feed(block)
             except (AirferryError, Cancelled):
-                self.alone = True
-        return block
+                self._alone = True

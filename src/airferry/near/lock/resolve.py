@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from airferry.config import BaseSpec as BaseSpec
+from airferry.config import BaseSpec
 from airferry.engine.driver import Engine
 from airferry.errors import UsageError
 from airferry.events import Emit, Event, Notice, StageFinished, StageStarted, Warned

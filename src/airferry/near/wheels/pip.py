@@ -6,10 +6,11 @@ decides nothing: what to fetch, whether it is what was locked, and where it is k
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from packaging import tags
@@ -23,10 +24,30 @@ from airferry.near.probe.answers import PythonFacts, cpython_markers
 
 TIMEOUT_S = 3600.0
 _BASE = ("--no-input", "--disable-pip-version-check", "--no-color")
-_CHILDLESS = """\
-import runpy, sys
-sys.argv[0], sys.executable = "pip", "/bin/false"
-runpy.run_module("pip", run_name="__main__")
+# One process for many calls: an interpreter with pip in it takes longer to start than most calls take.
+_CALLS = """\
+import json, os, runpy, sys, tempfile
+folder = sys.argv[1]
+with open(os.path.join(folder, "calls")) as file:
+    asked = json.load(file)
+if asked["childless"]:
+    sys.executable = "/bin/false"
+codes = []
+for number, call in enumerate(asked["calls"]):
+    for stream, name in ((sys.stdout, "out"), (sys.stderr, "err")):
+        stream.flush()
+        target = os.open(os.path.join(folder, "%d.%s" % (number, name)), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        os.dup2(target, stream.fileno())
+        os.close(target)
+    if asked["temporaries"]:
+        os.environ["TMPDIR"], tempfile.tempdir = asked["temporaries"][number], None
+    sys.argv = ["pip", *call]
+    try:
+        runpy.run_module("pip", run_name="__main__")
+    except SystemExit as end:
+        codes.append(end.code if isinstance(end.code, int) else 1)
+with open(os.path.join(folder, "codes"), "w") as file:
+    json.dump(codes, file)
 """
 _NO_MATCH = re.compile(r"No matching distribution found for (\S.*)$")
 _NOT_FETCHED = re.compile(r"^Could not fetch URL \S+: (.*?)(?: - skipping)?$", re.MULTILINE)
@@ -135,10 +156,14 @@ class DoesNotBuild(BuildError):
 
 @dataclass(frozen=True, slots=True)
 class NoDistribution:
-    """A requirement that pip found no file for. `versions` are those that it could have had."""
+    """A requirement that pip found no file for. `versions` are those that it could have had.
+
+    `offered` are the file names of all wheels that the index has for its name, whatever platform they are for.
+    """
 
     requirement: str
-    versions: tuple[str, ...]
+    versions: tuple[str, ...] = ()
+    offered: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +176,7 @@ class Pip:
     def download(
         self, requirements: Mapping[str, Collection[str]], target: WheelTarget, *, into: Path
     ) -> list[NoDistribution]:
-        """Download a wheel for each requirement, in as few calls as possible, and return those without one.
+        """Download a wheel for each requirement, and return those without one. Starts two processes at most.
 
         The values are the SHA-256 in hex of files that will do, none for any. Where there are some, pip chooses among
         these, whatever else the index has got since; such a requirement must name one version.
@@ -160,25 +185,30 @@ class Pip:
             BuildError: the index cannot be reached, or pip fails for another reason.
             IntegrityError: the index has the version with other hashes.
         """
-        failed: list[NoDistribution] = []
-        for hashed in (True, False):
-            wanted = [item for item, hashes in requirements.items() if bool(hashes) == hashed]
-            while wanted:
-                argv = ["download", "--no-deps", "--only-binary=:all:", f"--dest={into}", *target.options]
-                if hashed:
-                    listing = into / "requirements.txt"
-                    listing.write_text("".join(_hashed(item, requirements[item]) for item in wanted), encoding="utf-8")
-                    argv.append(f"--requirement={listing}")
-                else:
-                    argv += ["--", *wanted]
-                done = self._run(argv)
-                if done.returncode == 0:
-                    break
+        # pip takes either hashes for all that it is asked for, or for nothing
+        hashed = [item for item, hashes in requirements.items() if hashes]
+        free = [item for item, hashes in requirements.items() if not hashes]
+        groups = [group for group in (hashed, free) if group]
+        argv = ["download", "--no-deps", "--only-binary=:all:", f"--dest={into}", *target.options]
+        unsure: list[str] = []
+        calls = [[*argv, *_asking(group, requirements, into / f"{number}.txt")] for number, group in enumerate(groups)]
+        for group, done in zip(groups, self._run_all(calls, into=into), strict=True):
+            if done.returncode != 0:
                 _check_hashes(done)
-                missing = self._not_found(done, wanted)
-                failed.append(missing)
-                wanted.remove(missing.requirement)
-        return failed
+                self._not_found(done, group)
+                unsure += group
+        # pip gives up at the first requirement that it finds nothing for, so each is asked for alone
+        calls = [
+            [*argv, "-vv", *_asking([item], requirements, into / f"alone-{number}.txt")]
+            for number, item in enumerate(unsure)
+        ]
+        missing: list[NoDistribution] = []
+        for item, done in zip(unsure, self._run_all(calls, into=into), strict=True):
+            if done.returncode != 0:
+                _check_hashes(done)
+                offered = tuple(sorted(set(_WHEEL.findall(done.text))))
+                missing.append(replace(self._not_found(done, [item]), offered=offered))
+        return missing
 
     def download_closure(self, requirements: Sequence[str], target: WheelTarget | None, *, into: Path) -> None:
         """Download wheels for requirements, for all that these require, and so on; for this host without a target.
@@ -196,45 +226,44 @@ class Pip:
                 hint="set a version that has a wheel under `requirements:` of the image",
             )
 
-    def unpack_source(self, requirement: str, *, into: Path, hashes: Sequence[str] = ()) -> Path | NoDistribution:
-        """Download the source distribution of a requirement, and return its folder below `into`. Runs nothing of it.
+    def unpack_sources(
+        self, requirements: Mapping[str, Collection[str]], *, into: Path
+    ) -> dict[str, Path | NoDistribution | BuildError]:
+        """Unpack the source distribution of each requirement, and return its folder below `into`, or why there is none.
 
-        With `hashes` (SHA-256 in hex), pip unpacks nothing that has another hash.
+        Starts one process, and runs nothing of a source. The values are the SHA-256 in hex of files that will do, none
+        for any; pip unpacks nothing that has another hash.
 
         Raises:
-            BuildError: the index cannot be reached, or has nothing that can be unpacked.
-            IntegrityError: the source has none of the hashes.
+            BuildError: the index cannot be reached.
+            IntegrityError: a source has none of the hashes.
         """
-        temporary = files.ensure_directory(into / "temporary")
-        listing = into / "source-requirement.txt"
-        listing.write_text(_hashed(requirement, hashes), encoding="utf-8")
-        name = Requirement(requirement).name
-        argv = ["download", "--no-clean", "--no-deps", "--no-cache-dir", "--ignore-requires-python", "--use-pep517"]
-        argv += [f"--dest={into / 'archive'}", f"--no-binary={name}", f"--requirement={listing}"]
+        calls, temporaries = [], []
+        for number, (requirement, hashes) in enumerate(requirements.items()):
+            folder = into / str(number)
+            temporaries.append(files.ensure_directory(folder / "temporary"))
+            listing = folder / "source-requirement.txt"
+            listing.write_text(_hashed(requirement, hashes), encoding="utf-8")
+            argv = ["download", "--no-clean", "--no-deps", "--no-cache-dir", "--ignore-requires-python", "--use-pep517"]
+            argv += [f"--dest={folder / 'archive'}", f"--no-binary={Requirement(requirement).name}"]
+            calls.append([*argv, f"--requirement={listing}"])
         # pip asks every source for its metadata, which runs code of it: this pip can start no interpreter, and leaves
         # what it unpacked
-        done = self._run(argv, environment={"TMPDIR": str(temporary)}, prefix=("-c", _CHILDLESS))
-        _check_hashes(done)
-        found = sorted(path for path in temporary.glob("pip-download-*/*") if any(path.iterdir()))
-        if len(found) == 1:
-            return found[0]
-        return self._not_found(done, [requirement])
-
-    def offered_wheels(self, requirement: str, target: WheelTarget, *, into: Path) -> list[str]:
-        """Return the file names of all wheels that the index has for a requirement's versions, whatever platform."""
-        done = self._run(
-            [
-                "download",
-                "-vv",
-                "--no-deps",
-                "--only-binary=:all:",
-                f"--dest={into}",
-                *target.options,
-                "--",
-                requirement,
-            ]
-        )
-        return sorted(set(_WHEEL.findall(done.text)))
+        found: dict[str, Path | NoDistribution | BuildError] = {}
+        outcomes = self._run_all(calls, into=into, temporaries=temporaries)
+        for requirement, temporary, done in zip(requirements, temporaries, outcomes, strict=True):
+            _check_hashes(done)
+            unpacked = sorted(path for path in temporary.glob("pip-download-*/*") if any(path.iterdir()))
+            if len(unpacked) == 1:
+                found[requirement] = unpacked[0]
+                continue
+            try:
+                found[requirement] = self._not_found(done, [requirement])
+            except IndexUnreachable:
+                raise
+            except BuildError as error:
+                found[requirement] = error
+        return found
 
     def ask_index(self, *, timeout_s: float) -> str:
         """Ask every index and folder that pip is configured for about a project, and say what was answered.
@@ -254,22 +283,43 @@ class Pip:
                 )
         return "answers" if done.returncode == 0 else "answers, but does not have `pip`"
 
-    def _run(
-        self,
-        argv: list[str],
-        *,
-        environment: Mapping[str, str] | None = None,
-        prefix: Sequence[str] = ("-m", "pip"),
-        timeout_s: float = TIMEOUT_S,
-    ) -> process.Completed:
-        verb, *rest = argv
+    def _run(self, argv: Sequence[str], *, timeout_s: float = TIMEOUT_S) -> process.Completed:
         return process.run(
-            [sys.executable, *prefix, *_BASE, verb, *self.options, *rest],
-            timeout_s=timeout_s,
-            environment=environment,
-            check=False,
-            emit=self.emit,
+            [sys.executable, "-m", "pip", *self._arguments(argv)], timeout_s=timeout_s, check=False, emit=self.emit
         )
+
+    def _arguments(self, argv: Sequence[str]) -> list[str]:
+        verb, *rest = argv
+        return [*_BASE, verb, *self.options, *rest]
+
+    def _run_all(
+        self, calls: Sequence[Sequence[str]], *, into: Path, temporaries: Sequence[Path] = ()
+    ) -> list[process.Completed]:
+        """Make all calls in one process, one after the other, and return how each ended.
+
+        With `temporaries`, each call has its own folder for temporary files, and none can start an interpreter.
+        """
+        if not calls:
+            return []
+        if len(calls) == 1 and not temporaries:
+            return [self._run(calls[0])]
+        with files.scratch_directory(into) as folder:
+            asked = {
+                "calls": [self._arguments(call) for call in calls],
+                "childless": bool(temporaries),
+                "temporaries": [str(path) for path in temporaries],
+            }
+            (folder / "calls").write_text(json.dumps(asked), encoding="utf-8")
+            process.run([sys.executable, "-c", _CALLS, folder], timeout_s=TIMEOUT_S, emit=self.emit)
+            codes = json.loads((folder / "codes").read_bytes())
+            return [
+                process.Completed(
+                    code,
+                    (folder / f"{number}.out").read_bytes(),
+                    tuple((folder / f"{number}.err").read_text(errors="replace").splitlines()[-process.TAIL_LINES :]),
+                )
+                for number, code in enumerate(codes)
+            ]
 
     @staticmethod
     def _not_found(done: process.Completed, wanted: Sequence[str]) -> NoDistribution:
@@ -303,6 +353,14 @@ def last_words(tail: Sequence[str]) -> str:
     """Return the last line of an error that pip wrote, without addresses."""
     errors = [line for line in tail if line.startswith("ERROR: ")] or [line for line in tail if line.strip()]
     return _redact(errors[-1].removeprefix("ERROR: ").strip()) if errors else "no message"
+
+
+def _asking(group: Sequence[str], requirements: Mapping[str, Collection[str]], listing: Path) -> list[str]:
+    """Return what asks pip for a group, all of it with hashes or nothing of it; hashes go by a file."""
+    if not requirements[group[0]]:
+        return ["--", *group]
+    listing.write_text("".join(_hashed(item, requirements[item]) for item in group), encoding="utf-8")
+    return [f"--requirement={listing}"]
 
 
 def _hashed(requirement: str, hashes: Iterable[str]) -> str:

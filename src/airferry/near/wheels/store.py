@@ -151,43 +151,62 @@ class WheelStore:
                 for pin in pins
                 if pin.git is not None
             ]
-            missing = {pin.asked: NoDistribution(pin.requirement, ()) for pin in from_source}
+            missing = {pin.asked: NoDistribution(pin.requirement) for pin in from_source}
             if from_index:
                 asked = {pin.asked: _accepted(pin) for pin in from_index}
                 missing |= {item.requirement: item for item in self.pip.download(asked, target, into=scratch)}
                 for path in sorted(scratch.glob("*.whl")):
                     wheel = read_wheel(path, sha256=files.file_sha256(path))
                     found.setdefault(wheel.name, wheel)
+            lacking = {pin: missing[pin.asked] for pin in (*from_source, *from_index) if pin.asked in missing}
+            sources = self._unpack(lacking, compiler=compiler, into=scratch / "sources")
             work += [
-                partial(self._build, pin, target, scratch=scratch, why=missing[pin.asked], compiler=compiler)
-                for pin in (*from_source, *from_index)
-                if pin.asked in missing
+                partial(
+                    self._build, pin, target, scratch=scratch, why=why, source=sources.get(pin.asked), compiler=compiler
+                )
+                for pin, why in lacking.items()
             ]
             found |= {wheel.name: wheel for wheel in _all_or_errors(work)}
             return {pin.key: self._admit(pin, found.get(pin.key), target) for pin in pins}
 
+    def _unpack(
+        self, lacking: Mapping[Pin, NoDistribution], *, compiler: Compiler | None, into: Path
+    ) -> dict[str, Path | NoDistribution | BuildError]:
+        """Unpack the sources of all that has no wheel and can be built or compiled."""
+        asked = {
+            pin.asked: sorted(pin.hashes)
+            for pin, why in lacking.items()
+            if compiler is not None or not _other_platforms(pin, why)
+        }
+        return self.pip.unpack_sources(asked, into=files.ensure_directory(into)) if asked else {}
+
     def _build(
-        self, pin: Pin, target: WheelTarget, *, scratch: Path, why: NoDistribution, compiler: Compiler | None
+        self,
+        pin: Pin,
+        target: WheelTarget,
+        *,
+        scratch: Path,
+        why: NoDistribution,
+        source: Path | NoDistribution | BuildError | None,
+        compiler: Compiler | None,
     ) -> Wheel:
         """Build from a source distribution what has no wheel for the target.
 
         What has wheels for other platforms is compiled, so it is not tried on this host.
         """
         with files.scratch_directory(scratch) as out:
-            offered = [] if pin.address else self.pip.offered_wheels(pin.requirement, target, into=out)
-            platforms = {name.removesuffix(".whl").rpartition("-")[2] for name in offered if _suits(name, pin)}
+            platforms = _other_platforms(pin, why)
             reason = f"`{pin.requirement}` has no wheel for {target}"
             if platforms:
-                named = ", ".join(f"`{platform}`" for platform in sorted(platforms)[:MAX_NAMED_WHEELS])
+                named = ", ".join(f"`{platform}`" for platform in platforms[:MAX_NAMED_WHEELS])
                 reason += f"; it has wheels for {named}"
-                compiler = self._may_compile(compiler, reason, platforms=sorted(platforms))
-            source = self.pip.unpack_source(
-                pin.asked, into=files.ensure_directory(out / "source"), hashes=sorted(pin.hashes)
-            )
-            if isinstance(source, NoDistribution):
+                compiler = self._may_compile(compiler, reason, platforms=platforms)
+            if isinstance(source, BuildError):
+                raise source
+            if not isinstance(source, Path):
                 if not platforms:
-                    raise _absent(pin, target, source.versions or why.versions)
-                raise BuildError(f"{reason}, and no source", hint=_OTHER_VERSION, platforms=sorted(platforms))
+                    raise _absent(pin, target, (source or why).versions or why.versions)
+                raise BuildError(f"{reason}, and no source", hint=_OTHER_VERSION, platforms=platforms)
             identity = driver.tree_digest(source)
             if not platforms:
                 untouched = out / "untouched"
@@ -436,6 +455,12 @@ def _absent(pin: Pin, target: WheelTarget, versions: Sequence[str]) -> BuildErro
 def _accepted(pin: Pin) -> frozenset[str]:
     """Return the hashes that pip has to choose among; it takes none for what is not pinned to a version."""
     return (frozenset({pin.sha256}) if pin.sha256 else pin.hashes) if _exact_version(pin) else frozenset()
+
+
+def _other_platforms(pin: Pin, why: NoDistribution) -> list[str]:
+    """Return the platforms that the index has wheels of a pin for, none of which is the target's."""
+    offered = () if pin.address else why.offered
+    return sorted({name.removesuffix(".whl").rpartition("-")[2] for name in offered if _suits(name, pin)})
 
 
 def _suits(filename: str, pin: Pin) -> bool:

@@ -1,0 +1,147 @@
+"""What images and artifacts consist of: manifests, children first, and blobs. Reads documents only."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from airferry.errors import BuildError, IntegrityError
+from airferry.host.canonical import canonical_json
+from airferry.host.progress import MIB
+from airferry.oci.documents import INDEX_TYPES, MANIFEST_TYPES, Descriptor, Index, descriptor_of
+from airferry.oci.platform import Platform
+from airferry.oci.ports import Source, Stored, WrappedSource
+
+MAX_REFERRER_DEPTH = 4
+# a bundle's documents are far below it; one that is made to fill memory is read again instead
+MAX_REMEMBERED_BYTES = 64 * MIB
+
+
+class RememberingSource(WrappedSource):
+    """A Source whose manifests and indexes are read, hashed and parsed once. Safe to use from threads.
+
+    What it returns is what it read first, whatever happens to the medium meanwhile: documents that were verified are
+    the ones that are used.
+    """
+
+    def __init__(self, inner: Source, *, limit_bytes: int = MAX_REMEMBERED_BYTES) -> None:
+        """Remember nothing yet, and never more than the limit."""
+        super().__init__(inner)
+        self._left_bytes = limit_bytes
+        self._known: dict[str, Stored] = {}
+        self._lock = threading.Lock()
+
+    def read_manifest(self, descriptor: Descriptor) -> Stored:
+        """Return a manifest's or index's original bytes, verified when they were read."""
+        with self._lock:
+            known = self._known.get(descriptor.digest)
+        if known is not None and known.descriptor.size == descriptor.size:
+            return known.described_as(descriptor)
+        stored = self.inner.read_manifest(descriptor)
+        with self._lock:
+            if descriptor.digest not in self._known and self._left_bytes >= descriptor.size:
+                self._left_bytes -= descriptor.size
+                self._known[descriptor.digest] = stored
+        return stored
+
+
+@dataclass(slots=True)
+class Closure:
+    """All that an image consists of: its manifests, children first, and its blobs, each once."""
+
+    top: Stored
+    manifests: list[Stored] = field(default_factory=list)
+    blobs: dict[str, Descriptor] = field(default_factory=dict)
+
+    @property
+    def total_bytes(self) -> int:
+        """The size of all blobs together, manifests left out."""
+        return sum(blob.size for blob in self.blobs.values())
+
+
+def read_closure(source: Source, descriptor: Descriptor, *, platforms: Collection[Platform] | None = None) -> Closure:
+    """Read the manifests of an image (or of an artifact) and return what it consists of.
+
+    With `platforms`, an index is narrowed to the children that serve them; it is rewritten, with another digest,
+    only if that leaves something out.
+
+    Raises:
+        BuildError: a wanted platform is missing.
+        IntegrityError: a document is not what its descriptor says, or an index nests another.
+    """
+    top = source.read_manifest(descriptor)
+    if descriptor.media_type in INDEX_TYPES:
+        index = top.index
+        children = index.manifests
+        if platforms is not None:
+            children = select_platforms(index, platforms, what=f"image `{descriptor.digest}`")
+            if len(children) < len(index.manifests):
+                top = _narrowed(top, {child.digest for child in children})
+        closure = Closure(top)
+        for child in {child.digest: child for child in children}.values():
+            _add_manifest(closure, source.read_manifest(child))
+        closure.manifests.append(top)
+        return closure
+    closure = Closure(top)
+    _add_manifest(closure, top)
+    return closure
+
+
+def select_platforms(index: Index, platforms: Collection[Platform], *, what: str) -> list[Descriptor]:
+    """Return the children of an index that serve the platforms, in the index's order.
+
+    Raises:
+        BuildError: a platform is missing.
+    """
+    chosen: set[str] = set()
+    offered = [(child.platform_value(), child) for child in index.manifests]
+    for wanted in platforms:
+        match = next((child for platform, child in offered if platform is not None and wanted.accepts(platform)), None)
+        if match is None:
+            names = sorted({str(platform) for platform, _child in offered if platform is not None})
+            raise BuildError(
+                f"{what} has no `{wanted}`",
+                hint="it has " + ", ".join(f"`{name}`" for name in names) if names else "it states no platform",
+            )
+        chosen.add(match.digest)
+    return [child for child in index.manifests if child.digest in chosen]
+
+
+def read_referrers(source: Source, closure: Closure, *, depth: int = MAX_REFERRER_DEPTH) -> list[Closure]:
+    """Return the artifacts that refer to any part of an image, and those that refer to these, subjects first.
+
+    Raises:
+        IntegrityError: they refer to each other more than `depth` times over, or are not what they should be.
+    """
+    found: list[Closure] = []
+    for stored in closure.manifests:
+        for referrer in source.referrers(stored.descriptor.digest):
+            if depth == 0:
+                raise IntegrityError(f"artifacts refer to artifacts more than {MAX_REFERRER_DEPTH} levels deep")
+            inner = read_closure(source, referrer)
+            found += [inner, *read_referrers(source, inner, depth=depth - 1)]
+    return found
+
+
+def _add_manifest(closure: Closure, stored: Stored) -> None:
+    descriptor = stored.descriptor
+    if descriptor.media_type not in MANIFEST_TYPES:
+        raise IntegrityError(
+            f"`{descriptor.digest}` has media type `{descriptor.media_type}` but an image manifest is expected"
+        )
+    manifest = stored.manifest
+    for blob in (manifest.config, *manifest.layers):
+        known = closure.blobs.setdefault(blob.digest, blob)
+        if known.size != blob.size:
+            raise IntegrityError(f"blob `{blob.digest}` is declared with {known.size} and with {blob.size} bytes")
+    closure.manifests.append(stored)
+
+
+def _narrowed(top: Stored, digests: set[str]) -> Stored:
+    document = json.loads(top.data)
+    document["manifests"] = [entry for entry in document["manifests"] if entry["digest"] in digests]
+    data = canonical_json(document)
+    fresh = descriptor_of(data, top.descriptor.media_type, annotations=top.descriptor.annotations)
+    return Stored(fresh, data)

@@ -1,0 +1,326 @@
+"""Files, folders, locks and journals of this host: whole or not there, for one process at a time, with a way out."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from airferry.errors import ConfigurationError, HostError
+from airferry.host import files
+from airferry.host.canonical import canonical_json, inputs_digest
+from airferry.host.journal import Journal
+from airferry.host.records import Records
+from airferry.oci.documents import LAYER_TAR, descriptor_of
+
+
+def leftovers(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if path.name.startswith(files.TEMPORARY_PREFIX)]
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "hint"),
+    [
+        (errno.ENOSPC, "free up space on the file system of `/a/b`"),
+        (errno.EDQUOT, "free up space on the file system of `/a/b`"),
+        (errno.EFBIG, "ulimit -f"),
+        (errno.EACCES, "check the owner and mode of `/a/b`"),
+        (errno.EPERM, "check the owner and mode of `/a/b`"),
+        (errno.EROFS, "`/a/b` is on a read-only file system"),
+        (errno.EIO, None),
+    ],
+)
+def test_an_error_of_the_system_says_what_failed_and_the_way_out(code: int, hint: str | None) -> None:
+    error = files.translate_os_error(OSError(code, os.strerror(code)), doing="write", path=Path("/a/b"))
+    assert error.message == f"cannot write `/a/b`: {os.strerror(code)}"
+    assert (hint or "") in (error.hint or "") and (error.hint is None) is (hint is None)
+    assert error.exit_code == 4 and error.fields["path"] == "/a/b"
+    assert "odd" in files.translate_os_error(OSError("odd"), doing="write", path=Path("/a/b")).message
+
+
+def in_the_way(path: Path) -> Path:
+    path.write_text("in the way")
+    return path
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda path: files.ensure_directory(path / "below"),
+        lambda path: files.write_bytes(path / "below" / "file", b"x"),
+        lambda path: files.expect_writable(path),
+        lambda path: files.expect_writable(path / "below" / "deeper"),
+        lambda path: files.scratch_directory(path).__enter__(),
+        lambda path: files.read_bounded(path / "below", limit_bytes=1),
+        lambda path: files.exclusive_lock(path / "lock", purpose="x").__enter__(),
+        lambda path: files.waiting_lock(path / "lock").__enter__(),
+    ],
+)
+def test_a_file_in_the_place_of_a_folder_is_an_error_of_the_host(act: Callable[[Path], Any], tmp_path: Path) -> None:
+    path = in_the_way(tmp_path / "file")
+    with pytest.raises(HostError) as caught:
+        act(path)
+    assert "file" in caught.value.message
+    assert path.read_text() == "in the way" and leftovers(tmp_path) == []
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_appears_whole_with_its_mode_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file"
+    with files.atomic_file(path, mode=0o600) as stream:
+        stream.write(b"half")
+        assert not path.exists()
+        assert len(leftovers(path.parent)) == 1, "beside it, so that a rename is enough"
+    assert path.read_bytes() == b"half" and path.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(KeyError), files.atomic_file(path) as stream:
+        stream.write(b"other")
+        raise KeyError
+    assert path.read_bytes() == b"half" and leftovers(path.parent) == []
+    files.write_bytes(path, b"other")
+    assert path.read_bytes() == b"other" and path.stat().st_mode & 0o777 == 0o644
+    files.write_text(path, "ä")
+    assert path.read_bytes() == "ä".encode()
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    files.write_bytes(path, b"old")
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(HostError, match=r"cannot write .*No space left") as caught:
+        files.write_bytes(path, b"new")
+    assert "free space" in (caught.value.hint or "")
+    assert path.read_bytes() == b"old" and leftovers(tmp_path) == []
+
+
+def test_tests_can_stop_a_write_at_each_boundary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(files, "boundary", seen.append)
+    files.write_bytes(tmp_path / "file", b"x")
+    assert seen == ["fsync file", "rename file", "fsync folder of file"]
+
+
+def test_large_files_begin_to_be_written_before_their_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    advised: list[tuple[int, int, int]] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda _handle, *rest: advised.append(rest))
+    with (tmp_path / "file").open("wb") as stream:
+        stream.write(b"x")
+        assert files.begin_writeback(stream, 0, files.WRITEBACK_BYTES - 1) == 0 and advised == []
+        assert files.begin_writeback(stream, 5, files.WRITEBACK_BYTES + 5) == files.WRITEBACK_BYTES + 5
+        assert (tmp_path / "file").stat().st_size == 1, "what Python held back is with the kernel"
+    assert advised == [(5, files.WRITEBACK_BYTES, os.POSIX_FADV_DONTNEED)]
+
+
+def test_whether_files_can_be_written_is_tried_and_leaves_nothing(tmp_path: Path) -> None:
+    files.expect_writable(tmp_path / "not" / "yet" / "there")
+    files.expect_writable(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "dangling").symlink_to("nowhere")
+    with pytest.raises(HostError, match="is not a folder") as caught:
+        files.expect_writable(tmp_path / "dangling" / "below")
+    assert caught.value.hint == "choose another folder"
+
+
+def test_dots_go_from_a_path_and_links_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert files.without_dots(Path("a/b")) == Path("a/b")
+    assert files.without_dots(Path("a/../b")) == tmp_path / "b"
+    assert files.without_dots(Path("/a/../b")) == Path("/b")
+
+
+def test_a_file_is_read_up_to_its_limit_and_hashed_whole(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"12345")
+    assert files.read_bounded(path, limit_bytes=5) == b"12345"
+    with pytest.raises(HostError, match=r"file` is larger than the limit of 4 bytes") as caught:
+        files.read_bounded(path, limit_bytes=4)
+    assert caught.value.fields["path"] == str(path)
+    with pytest.raises(HostError, match="cannot read"):
+        files.read_bounded(tmp_path / "gone", limit_bytes=4)
+    assert "sha256:" + files.file_sha256(path) == descriptor_of(b"12345", LAYER_TAR).digest
+
+
+# --- removing --------------------------------------------------------------------------------------------------------
+
+
+def test_trees_go_whatever_their_modes_and_links_are_not_followed(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "file").write_text("x")
+    tree = tmp_path / "tree"
+    (tree / "locked" / "deep").mkdir(parents=True)
+    (tree / "locked" / "deep" / "file").write_text("x")
+    (tree / "link").symlink_to(kept)
+    (tree / "locked" / "deep").chmod(0o500)
+    (tree / "locked").chmod(0o000)
+    files.remove_tree(tree)
+    assert not tree.exists() and (kept / "file").read_text() == "x"
+    (tmp_path / "link").symlink_to(kept)
+    files.remove_tree(tmp_path / "link")
+    assert not (tmp_path / "link").is_symlink() and kept.is_dir()
+    files.remove_tree(kept / "file")
+    files.remove_tree(tmp_path / "never")
+    assert list(kept.iterdir()) == []
+
+
+def test_what_killed_writers_left_goes_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / f"{files.TEMPORARY_PREFIX}file").write_text("x")
+    (tmp_path / f"{files.TEMPORARY_PREFIX}folder" / "deep").mkdir(parents=True)
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / f"{files.TEMPORARY_PREFIX}kept").write_text("x")
+    assert files.remove_stale_temporaries(tmp_path) == 2
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [f"{files.TEMPORARY_PREFIX}kept", "below", "file"]
+    assert files.remove_stale_temporaries(tmp_path / "gone") == files.remove_stale_temporaries(tmp_path) == 0
+
+
+def test_a_scratch_folder_goes_with_all_that_is_in_it(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), files.scratch_directory(tmp_path / "new") as scratch:
+        assert scratch.parent == tmp_path / "new" and scratch.name.startswith(files.TEMPORARY_PREFIX)
+        (scratch / "file").write_text("x")
+        raise KeyError
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+# --- locks -----------------------------------------------------------------------------------------------------------
+
+
+def test_one_process_works_where_another_does(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "lock"
+    with files.exclusive_lock(path, purpose="build"):
+        with pytest.raises(HostError, match=r"lock` is locked") as caught:
+            files.exclusive_lock(path, purpose="load into `x`").__enter__()
+        assert caught.value.hint == "wait until it finishes, or use another folder to load into `x`"
+        assert caught.value.fields["path"] == str(path)
+    path.write_bytes(b"kept")
+    for lock in (files.exclusive_lock(path, purpose="x"), files.waiting_lock(path)):
+        with lock, path.open("ab") as other, pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with path.open("ab") as other:
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert path.read_bytes() == b"kept"
+
+
+def test_a_lock_that_is_taken_is_waited_for_and_that_is_said_once(tmp_path: Path) -> None:
+    path, said = tmp_path / "lock", []
+    holder = path.open("ab")
+    fcntl.flock(holder, fcntl.LOCK_EX)
+
+    def on_wait() -> None:
+        said.append("waiting")
+        holder.close()
+
+    with files.waiting_lock(path, on_wait=on_wait):
+        assert said == ["waiting"]
+    with files.waiting_lock(path, on_wait=on_wait):
+        assert said == ["waiting"], "a free lock is not waited for"
+
+
+# --- places ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AIRFERRY_CACHE", "/a/cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    assert files.cache_directory() == Path("/a/cache")
+    monkeypatch.setenv("AIRFERRY_CACHE", "")
+    assert files.cache_directory() == Path("/xdg/airferry")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert files.cache_directory() == tmp_path / ".cache" / "airferry"
+
+
+def test_free_space_is_that_of_the_nearest_folder_there_is(tmp_path: Path) -> None:
+    # other processes write to the same disk
+    assert files.free_bytes(tmp_path / "not" / "yet") == pytest.approx(files.free_bytes(tmp_path), rel=0.2)
+
+
+# --- what was done before --------------------------------------------------------------------------------------------
+
+
+def test_a_journal_gives_back_what_was_done_with_the_same_inputs(tmp_path: Path) -> None:
+    path = tmp_path / "journal.yaml"
+    journal = Journal(path)
+    assert journal.result("build", {}) is None and not path.exists()
+    journal.record("build", {"a": 1, "b": [2]}, {"image": "ä"})
+    journal.record("probe/x", {}, {"n": 1})
+    for same in (journal, Journal(path)):
+        assert same.path == path
+        assert same.result("build", {"b": [2], "a": 1}) == {"image": "ä"}
+        assert same.result("build", {"a": 1, "b": [3]}) is None
+        assert same.result("other", {"a": 1, "b": [2]}) is None
+        assert same.results("probe/") == {"probe/x": {"n": 1}} and same.results("none") == {}
+        assert list(same.results("")) == ["build", "probe/x"]
+    journal.record("build", {"a": 2}, {"image": "new"})
+    assert Journal(path).result("build", {"a": 2}) == {"image": "new"}
+    assert Journal(path).result("build", {"a": 1, "b": [2]}) is None, "the newer one takes its place"
+    journal.forget_except({"probe/x"})
+    assert journal.result("build", {"a": 2}) is None
+    journal.record("last", {}, {})
+    assert list(Journal(path).results("")) == ["last", "probe/x"]
+    document = yaml.safe_load(path.read_text())
+    assert (document["schema_version"], document["written_by"]) == (1, "airferry")
+    assert document["actions"]["last"] == {"inputs": inputs_digest({}), "result": {}}
+
+
+@pytest.mark.parametrize("content", ["written_by: nemotron\nactions: {build: {}}\n", "[1, 2]\n", "a: [", "text"])
+def test_a_file_of_another_tool_is_left_alone(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "state.yaml"
+    path.write_text(content)
+    journal = Journal(path)
+    assert journal.path == tmp_path / "airferry-state.yaml"
+    journal.record("build", {}, {"a": 1})
+    assert path.read_text() == content
+    assert Journal(path).result("build", {}) == {"a": 1}
+
+
+def test_a_journal_of_a_newer_airferry_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "journal.yaml"
+    path.write_text("schema_version: 2\nwritten_by: airferry\n")
+    with pytest.raises(ConfigurationError, match="has schema_version 2, this version of airferry supports 1") as caught:
+        Journal(path)
+    assert "another output folder" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("actions", ["[]", "{build: 5}", "{build: {inputs: DIGEST, result: 5}}", "{build: {}}"])
+def test_entries_of_another_shape_count_for_nothing(tmp_path: Path, actions: str) -> None:
+    path = tmp_path / "journal.yaml"
+    text = f"schema_version: 1\nwritten_by: airferry\nactions: {actions}\n"
+    path.write_text(text.replace("DIGEST", f"'{inputs_digest({})}'"))
+    assert Journal(path).result("build", {}) is None and Journal(path).results("") == {}
+
+
+def test_records_are_kept_by_all_of_their_key(tmp_path: Path) -> None:
+    records = Records(tmp_path / "new")
+    assert records.recall({"a": 1}) is None and not (tmp_path / "new").exists()
+    records.remember({"a": 1, "b": 2}, {"x": "ä"})
+    records.remember({"a": 1, "b": 3}, {"x": 2})
+    assert records.recall({"b": 2, "a": 1}) == {"x": "ä"} and records.recall({"a": 1}) is None
+    records.remember({"a": 1, "b": 2}, {"x": 3})
+    assert Records(tmp_path / "new").recall({"a": 1, "b": 2}) == {"x": 3}
+    for path in (tmp_path / "new").iterdir():
+        path.write_text("[]")
+    assert records.recall({"a": 1, "b": 2}) is None
+
+
+def test_documents_of_ours_have_one_form() -> None:
+    assert canonical_json({"b": [1, None], "a": "ä\n"}) == '{"a":"ä\\n","b":[1,null]}'.encode()
+    described = descriptor_of(b"x", LAYER_TAR)
+    assert canonical_json(described) == (
+        f'{{"digest":"{described.digest}","mediaType":"{LAYER_TAR}","size":1}}'.encode()
+    )
+    assert inputs_digest({"a": 1}) == "sha256:015abd7f5cc57a2dd94b7590f04ad8084273905ee33ec5cebeae62276a97f862"
