@@ -284,7 +284,7 @@ def test_an_image_that_is_hidden_from_enroot_blocks_with_the_way_out(root: Path)
     [
         (HIDDEN, "build the bundle again as the findings say, and load it; for the rest, set the overrides"),
         (RegistryImage(True, {}, "zstd", fix="gzip", other_build=True), "build the bundle again"),
-        (RegistryImage(False, {}), "load the bundle again; for the rest, type"),
+        (RegistryImage(False, {}), "load the bundle again; for the rest, set"),
         (RegistryImage(True, {}), "set the overrides, or change the site profile and `env.toml`; then check again"),
     ],
 )

@@ -241,7 +241,7 @@ def test_a_declared_asset_takes_the_place_of_what_it_is_for(tmp_path: Path) -> N
     assert step.to_document()["staged"]["hf_model_path"] == "/lustre/models/nano-30b-bf16"
     text = made.files["slurm-pyxis/sft/one/tiny.yaml"]
     assert "# Staged: hf_model_path is the asset nano" in text and "${oc.env:SFT_MODEL,/lustre/models/nano" in text
-    assert not any("not clear" in note for note in made.notes)
+    assert not any("cannot tell which key" in note for note in made.notes)
 
 
 def test_the_variable_that_a_value_reads_still_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,7 +273,7 @@ def test_what_is_not_clear_is_left_alone_and_said(tmp_path: Path, assets: Any, e
     (folder / "step.toml").write_text(f'[step]\nid = "sft/one"\n{CONSUMES}')
     made = overlays(tmp_path, receipt("sft/one:tiny").model_copy(update={"assets": staged(*assets)}))
     assert all(not step.staged for step in made.steps)
-    said = {note.partition("the asset `")[2].partition("`")[0] for note in made.notes if "not clear" in note}
+    said = {note.partition("for asset `")[2].partition("`")[0] for note in made.notes if "cannot tell" in note}
     assert said == expected
 
 

@@ -201,7 +201,7 @@ def test_constraints_and_metadata_of_the_lock_count(case: Case) -> None:
     result = case.resolve({"tabulate": MISSING})
     assert listed(result) == ["shared==1.0", "tabulate==1.0"]
     assert result.notes == (
-        "`shared` is not in the catalogue's lock: 1.0 was taken, the newest compatible version, for `tabulate` 1.0",
+        "`shared` is not in the catalogue's lock: 1.0 was chosen, the newest compatible version, for `tabulate` 1.0",
     )
 
 
@@ -214,9 +214,9 @@ def test_leaving_the_lock_is_never_silent(case: Case) -> None:
     result = case.resolve({"tabulate": MISSING, "named": MISSING}, named={"named": "named==3.0"})
     assert listed(result) == ["named==3.0", "shared==2.0", "tabulate==1.0"]
     assert result.notes == (
-        "`named` is not in the catalogue's lock: 3.0 was taken, as `requirements:` says, for `named` "
+        "`named` is not in the catalogue's lock: 3.0 was chosen, as `requirements:` says, for `named` "
         "(steps/a/step.py:8)",
-        "`shared` 1.0 of the catalogue's lock is not `>=2`, which `tabulate` 1.0 asks for; 2.0 was taken",
+        "`shared` 1.0 of the catalogue's lock is not `>=2`, which `tabulate` 1.0 requires; 2.0 was chosen",
     )
 
 
@@ -273,7 +273,7 @@ def test_what_the_base_holds_stays_with_pip_no_deps(case: Case) -> None:
     case.wheel("tabulate", "1.0", "held>=2")
     result = case.resolve({"tabulate": MISSING}, installed={"held": "1.0"})
     assert listed(result) == ["tabulate==1.0"]
-    assert result.notes == ("`tabulate` 1.0 asks for `held>=2`; the base has `held` 1.0, which is kept",)
+    assert result.notes == ("`tabulate` 1.0 requires `held>=2`; the base has `held` 1.0, which is kept",)
 
 
 def test_without_pip_no_deps_it_is_replaced_and_said_so(case: Case) -> None:
@@ -288,8 +288,8 @@ def test_without_pip_no_deps_it_is_replaced_and_said_so(case: Case) -> None:
     assert listed(result) == ["held==2.0", "tabulate==1.0"]
     assert result.notes == (
         "`held` 1.0 of the base is replaced by 2.0, for `tabulate` 1.0",
-        "`tabulate` 1.0 asks for `numpy>=2`; the base has `numpy` 1.26, which is kept",
-        "`user` of the base requires `held<2`, and gets 2.0",
+        "`tabulate` 1.0 requires `numpy>=2`; the base has `numpy` 1.26, which is kept",
+        "`user` of the base requires `held<2`, but gets 2.0",
     )
 
 
@@ -320,7 +320,7 @@ def test_a_core_module_that_only_the_catalogue_imports_is_noted(case: Case) -> N
 def test_a_core_distribution_is_never_installed(case: Case) -> None:
     case.wheel("tabulate", "1.0", "torch>=2")
     case.wheel("torch", "2.0")
-    with pytest.raises(BuildError, match=r"`tabulate` 1\.0 needs `torch`"):
+    with pytest.raises(BuildError, match=r"`tabulate` 1\.0 requires `torch`"):
         case.resolve({"tabulate": MISSING})
     with pytest.raises(BuildError, match="lacks core packages that only a base can provide"):
         case.resolve({"mytorch": MISSING}, named={"mytorch": "torch==2.0"})
@@ -386,7 +386,7 @@ def test_a_base_that_has_the_version_without_the_module(case: Case) -> None:
 
 def test_an_addition_that_cannot_be_found_says_who_asked(case: Case) -> None:
     case.wheel("tabulate", "1.0", "absent>=3")
-    with pytest.raises(BuildError, match=r"`absent>=3` cannot be found .* \(required by `tabulate` 1\.0\)"):
+    with pytest.raises(BuildError, match=r"`absent>=3` was not found .* \(required by `tabulate` 1\.0\)"):
         case.resolve({"tabulate": MISSING})
 
 

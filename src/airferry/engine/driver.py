@@ -380,8 +380,6 @@ class Engine:
         (into / "oci-layout").write_bytes(_LAYOUT_FILE)
         # otherwise the engine reads, compresses and writes the base's layers too, only to be thrown away here: minutes
         # for each image on a base of 20 GB
-        # containers/image writes uncompressed layers under their diff_id first and skips those that exist. A base of 20 GB
-        # would otherwise be read from the storage, compressed and thrown away for each image
         for diff_id in base_diff_ids:
             (blobs / digest_hex(parse_digest(diff_id))).touch()
         arguments = ["push", "-q", "--format", "oci", *self._fast_compression()]

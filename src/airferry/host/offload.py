@@ -44,8 +44,6 @@ class Offloaded:
         """
         # not `multiprocessing`: `fork` copies locks that other threads hold, `spawn` imports the main program again.
         # `-I` keeps PYTHON* variables and the current folder out; the child gets our `sys.path` as an argument instead
-        # not `multiprocessing`: `fork` copies locks that other threads hold, and `spawn` imports the main program again.
-        # `-I` keeps PYTHON* variables and the current folder out; the child gets our `sys.path` as an argument instead
         argv = [sys.executable, "-I", *(["-B"] if sys.dont_write_bytecode else []), "-c", _BOOT]
         self._child = process.start_exchange([*argv, json.dumps(sys.path), function, json.dumps(arguments)])
         assert self._child.stdin is not None

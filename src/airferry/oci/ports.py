@@ -103,7 +103,7 @@ class Source(ABC):
         """Return the descriptors of the artifacts whose subject is the digest, sorted by digest."""
 
     def open_blob_at(self, descriptor: Descriptor, offset: int) -> AbstractContextManager[IO[bytes]]:
-        """Open a blob from an offset on; whoever reads checks the whole. Slow unless `reads_ranges`."""
+        """Open a blob from an offset on; the reader checks the whole. Slow unless `reads_ranges`."""
         return _opened_behind(self, descriptor, offset)
 
     def open_blob_unchecked(self, descriptor: Descriptor) -> AbstractContextManager[IO[bytes]]:
@@ -140,7 +140,7 @@ class WrappedSource(Source):
         return self.inner.referrers(digest)
 
     def open_blob_at(self, descriptor: Descriptor, offset: int) -> AbstractContextManager[IO[bytes]]:
-        """Open a blob from an offset on; whoever reads checks the whole."""
+        """Open a blob from an offset on; the reader checks the whole."""
         return self.inner.open_blob_at(descriptor, offset)
 
     def open_blob_unchecked(self, descriptor: Descriptor) -> AbstractContextManager[IO[bytes]]:

@@ -93,7 +93,6 @@ class Interpreter:
     def paths(self) -> dict[str, str]:
         """Where an installer puts things, as `sysconfig` says it."""
         # since 3.10, Debian's Python installs to `local` what dpkg does not own (scheme `posix_local`)
-        # Debian moves what others than dpkg install out of its own folders, with its schemes since 3.10 (bookworm, jammy)
         if self.is_debian and not self.in_venv and self.minor >= 10:
             packages = f"{self.prefix}/local/lib/{self.folder}/dist-packages"
             scripts = f"{self.prefix}/local/bin"
@@ -118,7 +117,6 @@ def find_interpreter(
         raise StaticallyUnknown("the base sets `PYTHONHOME`")
     target = _follow(view, executable)
     # a `._pth` file next to the interpreter replaces its search path altogether
-    # a `._pth` file next to the interpreter replaces the search path altogether; CPython honors it on all platforms
     for path in (executable, target):
         if view.lookup(posixpath.splitext(path)[0] + "._pth") or view.lookup(path + "._pth"):
             raise StaticallyUnknown(f"`{path}` sets its search path in a `._pth` file")

@@ -50,7 +50,7 @@ class _LearntSource(WrappedSource):
         return self._shared(descriptor, diff_id, raw)
 
     def open_blob_at(self, descriptor: Descriptor, offset: int) -> AbstractContextManager[IO[bytes]]:
-        # whoever asks for the rest has the beginning, which nobody can be shown any more
+        # a caller that asks for the rest has the beginning, which cannot be shown again
         return self.inner.open_blob_at(descriptor, offset) if offset else self.open_blob(descriptor)
 
     def open_blob_unchecked(self, descriptor: Descriptor) -> AbstractContextManager[IO[bytes]]:

@@ -202,7 +202,7 @@ class DependencyClosure:
             elif locked.version not in (None, want.wheel.version):
                 self.notes.add(
                     f"`{name}` {locked.version} of the catalogue's lock is not `{want.specifier or want.git}`, which "
-                    f"{who} asks for; {want.wheel.version} was taken"
+                    f"{who} requires; {want.wheel.version} was chosen"
                 )
 
     def _close(self, name: str) -> None:
@@ -260,7 +260,7 @@ class DependencyClosure:
                 return
             self.notes.add(
                 f"{parent} requires `{name}{requirement.specifier}`; the base has `{name}` {installed.version}, which "
-                "stays"
+                "is kept"
             )
         for extra in sorted(canonicalize_name(item) for item in requirement.extras):
             if (name, extra) not in seen:
