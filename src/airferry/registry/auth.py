@@ -24,10 +24,13 @@ from airferry.registry.failures import Unauthorized, redacted, registry_codes
 
 MAX_CHALLENGE_CHARACTERS = 8192
 MAX_TOKEN_CHARACTERS = 64 * 1024
+# what the specification gives a token that does not say how long it lives
 DEFAULT_LIFETIME_S = 60.0
 LONGEST_LIFETIME_S = 24 * 3600.0
 CLIENT_ID = "airferry"
 
+# a comma parts challenges as well as their parameters (RFC 9110, section 11.6.1): a scheme is a word that another one
+# with `=` follows, or that stands alone
 _SCHEME = re.compile(
     r"(?:^|,)\s*(?P<scheme>[A-Za-z][A-Za-z0-9-]*)\s+(?=[A-Za-z0-9_-]+\s*=)|^\s*(?P<bare>[A-Za-z]+)\s*$"
 )
@@ -95,6 +98,7 @@ class RegistryAuth:
         Raises:
             RegistryError: the token server does not answer, refuses, or gives no token.
         """
+        # held while a token is fetched: the other threads need the same one, and token servers limit requests
         with self._lock:
             if self._challenge is None:
                 return None
@@ -108,6 +112,7 @@ class RegistryAuth:
         Raises:
             RegistryError: the challenge cannot be met, or the token server gives no token.
         """
+        # reversed, so that the first of a kind counts; bearer first, as a token is worth less to who steals it
         challenges = {challenge.scheme: challenge for challenge in reversed(parse_challenges(header))}
         challenge = challenges.get("bearer") or challenges.get("basic")
         if challenge is None:
@@ -120,6 +125,7 @@ class RegistryAuth:
             self._challenge = challenge
             key = tuple(scopes)
             known = self._tokens.get(key)
+            # else another thread has fetched a new one since this request was sent
             if known is not None and known.header == refused:
                 del self._tokens[key]
             fresh = self._header(challenge, key)
@@ -144,10 +150,14 @@ class RegistryAuth:
     def _fetch(self, challenge: Challenge, scopes: tuple[str, ...], credential: Credential | None) -> _Token:
         realm = challenge.get("realm")
         self._check_realm(realm)
+        # all that is needed is asked for at once: pushing takes `pull` as well (harbor #5777), and clients whose first
+        # token is for pulling alone fail to push to Quay (helm #32156); oras-py keeps the first one for good (#187),
+        # and for every repository (#133)
         wanted = list(scopes)
         if not wanted and challenge.get("scope"):
             wanted = [challenge.get("scope")]
         fields = [("service", challenge.get("service"))] if challenge.get("service") else []
+        # a password goes by GET, as every token server takes it so; an identity token is only taken by POST
         if credential is not None and credential.identity_token:
             form = [*fields, ("client_id", CLIENT_ID), ("grant_type", "refresh_token")]
             form += [("refresh_token", credential.identity_token), ("scope", " ".join(wanted))]
@@ -200,4 +210,5 @@ class RegistryAuth:
         # capped before it becomes a float, which a number of 400 digits cannot
         known = isinstance(lifetime, int | float) and lifetime > 0
         seconds = float(min(lifetime, LONGEST_LIFETIME_S)) if known else DEFAULT_LIFETIME_S
+        # not in its last tenth: the server began to count before its answer came
         return _Token(f"Bearer {token}", clock.monotonic_s() + seconds * 0.9)

@@ -31,7 +31,9 @@ from airferry.registry.oras_registry import OrasRegistry
 from airferry.registry.retry import TRANSIENT_STATUSES, RetryPolicy, retry_after_s
 from airferry.registry.tls import make_context
 
+# blobs are redirected once, to storage, or twice where a mirror stands in front; a page that asks to log in, in circles
 MAX_REDIRECTS = 5
+# twice the 4 MiB that distribution and zot allow a manifest (distribution, registry/handlers/manifests.go)
 MAX_ANSWER_BYTES = 8 * 1024 * 1024
 MAX_TOKEN_ANSWER_BYTES = 256 * 1024
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -164,6 +166,8 @@ class RegistryClient(OrasRegistry):
                 if not stream or response.status_code >= 400:
                     limit = limit_bytes if response.status_code < 400 else MAX_ERROR_BYTES
                     _read_content(response, limit, what=what, truncate=response.status_code >= 400)
+            # not urllib3's own retries: they cannot rewind a body that streams, and do not know which statuses a caller
+            # takes for an answer
             except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
                 self.transient_failures += 1
                 if last or is_fatal(error) or self._is_nobody(error, attempt):
@@ -208,6 +212,8 @@ class RegistryClient(OrasRegistry):
         """Send once; after a 401 once more, with what its challenge asks for."""
         own = self._is_own(url)
         header = self._login.authorization(scopes) if own else None
+        # twice: a token that was kept may have been revoked, and the challenge that comes with its refusal may ask for
+        # another scheme than the one that was remembered
         for _ in range(2):
             sent = {**headers, "Authorization": header} if header else headers
             response = self._follow(method, url, sent, body, stream, timeout, what)
@@ -239,6 +245,7 @@ class RegistryClient(OrasRegistry):
         for _ in range(MAX_REDIRECTS + 1):
             response = self._send(method, current, headers, body, timeout)
             target = response.headers.get("Location", "")
+            # 301 to 303 may turn anything else into a GET without its body (RFC 9110, section 15.4)
             bodiless = method in ("GET", "HEAD")
             if response.status_code not in REDIRECTS or not target or not (bodiless or response.status_code >= 307):
                 return response
@@ -252,6 +259,8 @@ class RegistryClient(OrasRegistry):
                     f"cannot {what}: `{redacted(current)}` redirects from TLS to plain HTTP at `{after.netloc}`",
                     url=redacted(current),
                 )
+            # the login is for the registry alone, and storage that finds its signature in the URL refuses another login
+            # next to it (Azure/acr #217)
             if (before.scheme, before.netloc) != (after.scheme, after.netloc):
                 headers = {name: value for name, value in headers.items() if name.lower() != "authorization"}
             current = following
@@ -293,6 +302,7 @@ class RegistryClient(OrasRegistry):
             )
 
     def _request_token(self, method: str, url: str, headers: dict[str, str], body: bytes | None) -> Answer:
+        # not by `request`, which would log in to the token server; and no redirect is followed with a password
         timeout = (self.options.connect_timeout_s, self.options.read_timeout_s)
         what = f"get a token for `{self.registry}`"
         for attempt in range(self.options.retry.attempts):
@@ -345,6 +355,7 @@ class RegistryClient(OrasRegistry):
             with suppress(OSError):
                 return "https" if speaks_tls(host, timeout_s=self.options.connect_timeout_s) else "http"
             return "http"
+        # never http after https failed: whoever cuts the connection off would be sent the login in the clear
         if not is_loopback(host):
             return "https"
         for attempt in range(self.options.retry.attempts):

@@ -30,6 +30,7 @@ from airferry.oci.streams import FileSlice
 from airferry.registry.failures import speaks_no_tls
 
 USER_AGENT = "airferry"
+# hosts that connections are kept to: a registry, its storage, its token server
 MAX_IDLE_CONNECTIONS = 16
 _HEADERS = {"User-Agent": USER_AGENT, "Accept": "*/*", "Accept-Encoding": "identity"}
 _PLAIN_TARGET = re.compile(r"/[\x21\x23-\x3b\x3d\x3f-\x5b\x5d\x5f\x61-\x7a\x7e]*")
@@ -132,6 +133,7 @@ class Connections:
             sent["Content-Length"] = str(len(body))
             if parts.scheme == "http" and pool is not None and isinstance(body, SlicedBody):
                 content = body.slices()
+        # a proxy is left to requests, which knows CONNECT and the proxy's login
         if pool is None:
             return self._send_by_proxy(method, url, sent, body, timeout)
         target = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
@@ -203,6 +205,7 @@ class _PlainConnection(HTTPConnection):
             super().send(data)
             return
         assert self.sock is not None
+        # from the page cache into the socket: the bytes never enter this process
         try:
             sent = self.sock.sendfile(data.stream, data.offset, data.length)
         except OSError as error:
@@ -221,6 +224,7 @@ class _Adapter(HTTPAdapter):
 
     def __init__(self, context: ssl.SSLContext | None, most: int) -> None:
         self._extra: dict[str, Any] = {"ssl_context": context, "blocksize": BLOCK_BYTES}
+        # blocking, as a pool that does not opens a connection for every thread and throws it away after one request
         super().__init__(pool_connections=MAX_IDLE_CONNECTIONS, pool_maxsize=most, pool_block=True, max_retries=0)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
@@ -231,6 +235,7 @@ class _Adapter(HTTPAdapter):
         return super().proxy_manager_for(*args, **{**kwargs, **self._extra})
 
     def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
+        # the stock method loads certifi's authorities into the pool, next to the context that holds what is configured
         conn.cert_reqs = "CERT_REQUIRED" if verify else "CERT_NONE"
 
 

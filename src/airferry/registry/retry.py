@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from airferry.host import clock
 
 TRANSIENT_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
+# Docker Hub's limit lifts after hours, which nobody waits for; a proxy's after seconds
 MAX_RETRY_AFTER_S = 120.0
 
 
@@ -27,6 +28,7 @@ class RetryPolicy:
     def pause(self, attempt: int, *, asked_s: float | None = None) -> None:
         """Wait before the attempt after `attempt` (counted from 0), as long as `Retry-After` asked for if it did."""
         if asked_s is None:
+            # jitter, so that threads which failed at once do not come back at once
             longest = min(self.longest_pause_s, self.first_pause_s * 2**attempt)
             self.sleep(longest * (0.5 + 0.5 * self.jitter()))
         else:

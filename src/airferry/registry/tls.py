@@ -37,6 +37,7 @@ def make_context(registry: str, *, ca_file: Path | None = None, verify: bool = T
     """
     context = ssl.create_default_context()
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # the system's authorities are missing in a slim container, certifi's lack what a site added: both
     authorities: list[Path] = [Path(certifi.where())]
     authorities += [Path(os.environ[name]) for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE") if os.environ.get(name)]
     authorities += [ca_file] if ca_file is not None else []
@@ -70,6 +71,7 @@ def _load_authority(context: ssl.SSLContext, path: Path) -> None:
 def _load_client_certificate(context: ssl.SSLContext, path: Path) -> None:
     key = path.with_suffix(".key")
     try:
+        # an empty password: OpenSSL would ask for one at the terminal, in the middle of a run
         context.load_cert_chain(path, key, password=lambda: "")
     except OSError as error:
         raise ConfigurationError(
