@@ -136,7 +136,7 @@ def test_a_linked_library_folder_stays_a_link(tmp_path: Path) -> None:
     ["../evil.py", "/etc/evil", "pkg/../../evil.py", "pkg\\..\\evil.py", "pkg-1.0.data/scripts/../evil", "a//b"],
 )
 def test_members_that_lead_out_are_refused(tmp_path: Path, member: str) -> None:
-    with pytest.raises(BuildError, match="points outside the folder"):
+    with pytest.raises(BuildError, match="points outside its folder"):
         layer(wheel(tmp_path, {member: b"x"}))
 
 

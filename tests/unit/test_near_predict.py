@@ -103,7 +103,7 @@ def test_a_warning_names_what_it_leaves_out(
             (BASE, UNKNOWN_BASE),
             100 * GIB,
             "unknown",
-            "at least 6.44 GB there, plus an unknown amount for: 1 of 2 bases",
+            "at least 6.44 GB there, and an unknown amount for: 1 of 2 bases",
         ),
         ((UNKNOWN_BASE,), 100 * GIB, "unknown", "the build needs an unknown amount for: 1 of 1 base"),
         ((BASE, UNKNOWN_BASE), GIB, "fail", "at least 6.44 GB there"),

@@ -183,7 +183,7 @@ def test_decoders_raise_nothing_but_integrity_errors(data: bytes, kind: str, isa
         (b"", LAYER_ZSTD, "declared as zstd but is empty"),
         (packed("gzip") + b"\0" * 20, LAYER_GZIP, "after the end of its gzip"),
         (packed("gzip") + b"\x1f", LAYER_GZIP, "after the end of its gzip"),
-        (packed("zstd") + b"trailing garbage", LAYER_ZSTD, "behind the end of its zstd|corrupt zstd"),
+        (packed("zstd") + b"trailing garbage", LAYER_ZSTD, "after the end of its zstd|corrupt zstd"),
         (packed("gzip")[:-9], LAYER_GZIP, "in the middle of its gzip"),
         (packed("zstd")[:-9], LAYER_ZSTD, "in the middle of a zstd frame"),
         (packed("gzip")[:-6] + b"\0" + packed("gzip")[-5:], LAYER_GZIP, "corrupt gzip"),

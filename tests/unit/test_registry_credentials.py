@@ -280,7 +280,7 @@ def test_a_file_of_more_than_a_mebibyte_is_refused(home: Path) -> None:
 @pytest.mark.parametrize(
     ("script", "expected"),
     [
-        ("echo locked >&2; exit 1", "ended with code 1"),
+        ("echo locked >&2; exit 1", "failed with exit code 1"),
         ('echo \'{"Username": "u"}\'', "an invalid answer"),
         ("echo '[]'", "an invalid answer"),
         ("true", "an invalid answer"),

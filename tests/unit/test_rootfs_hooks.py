@@ -232,7 +232,7 @@ def test_an_editable_install_of_setuptools_and_one_that_leads_nowhere() -> None:
     }
     assert {name: found.note for name, found in result.modules.items() if found.note} == {
         "lost": "an editable install points to `/gone/lost`, which the base does not have",
-        "dead_end": f"`/{SITE}/__editable__.dead_end-1.0.pth` leads to `/gone/src`, which the base does not have",
+        "dead_end": f"`/{SITE}/__editable__.dead_end-1.0.pth` points to `/gone/src`, which the base does not have",
     }
 
 

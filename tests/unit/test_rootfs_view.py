@@ -125,11 +125,11 @@ def test_contents_that_matter_are_kept_and_others_not() -> None:
         (Item("a", "hard", "folder"), "which is not a file of the image"),
         (Item("file/x"), "is used as a folder"),
         (Item("loop/x"), "is used as a folder"),
-        (Item("a/.wh."), "names nothing"),
+        (Item("a/.wh."), "has no name"),
         (Item("dev/sda", "block", "8:0"), r"is a block device \(8:0\)"),
         (Item("etc/dev/mem", "char", "1:1"), r"is a character device \(1:1\)"),
         (Item("dev/gone", "char", "0:0"), "is a whiteout of overlayfs"),
-        (Item("a/.wh..."), "names nothing"),
+        (Item("a/.wh..."), "has no name"),
     ],
 )
 def test_what_no_engine_could_unpack_is_refused(item: Item, message: str) -> None:

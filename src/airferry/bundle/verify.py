@@ -80,7 +80,7 @@ class Bundle:
 class VerifyReport:
     """What a verification saw. `root_verified` says whether a root was given and matched.
 
-    `is_bundle` is false for an image layout of another tool, of which `not_checked` says what nobody can tell.
+    `is_bundle` is false for an image layout of another tool, of which `not_checked` says what cannot be checked.
     `images` are those that were built, their Docker `twins` and the `originals` of their bases not counted.
     `beside` lists notes on the output folder around the bundle; none of them means that the bundle is damaged. The last
     `beside_findings` of the findings are about archives in that folder: the bundle itself is whole without them.

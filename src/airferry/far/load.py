@@ -56,8 +56,8 @@ class LoadOutcome:
         """One line: what was sent, what was there before, and how many tags moved."""
         pushed = self.pushed
         return (
-            f"{counted(pushed.sent_blobs, 'blob')} sent ({size_text(pushed.sent_bytes)}), {pushed.mounted_blobs} taken "
-            f"over from another repository, {pushed.present_blobs} already present; "
+            f"{counted(pushed.sent_blobs, 'blob')} sent ({size_text(pushed.sent_bytes)}), {pushed.mounted_blobs} "
+            f"mounted from another repository, {pushed.present_blobs} already present; "
             f"{counted(pushed.manifests, 'manifest')}, "
             f"{len(self.moved_tags)} of {counted(len(self.tags), 'tag')} moved"
         )

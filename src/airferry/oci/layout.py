@@ -223,7 +223,7 @@ class LayoutStore(Source, Sink):
     def find_manifest(self, digest: str) -> Stored | None:
         """Return a manifest or index that a layout holds though its index.json need not name it; None if it does not.
 
-        Its media type is what it says of itself. One that is damaged or too large counts as not there.
+        Its media type is the one that it states. One that is damaged or too large counts as not there.
         """
         path = self.blob_path(digest)
         try:
