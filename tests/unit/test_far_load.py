@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from airferry import api
-from airferry.bundle.receipt import read_receipt
+from airferry.bundle.receipt import ReceiptTag, read_receipt, write_receipt
 from airferry.bundle.verify import open_bundle
 from airferry.cli.app import run
 from airferry.errors import RegistryError
 from airferry.events import Event, Notice
-from airferry.far.tags import journal_path
+from airferry.far.tags import journal_path, move_tags
 from airferry.oci.closure import Closure, read_closure
 from airferry.registry.client import ClientOptions
 from airferry.registry.credentials import Credential
@@ -363,3 +363,17 @@ def test_a_rollback_says_each_tag_as_it_goes_and_logs_in_as_a_load_does(
     assert {*result.restored, *result.removed} == {tag.reference for tag in tags}
     notices = [event.text for event in events if isinstance(event, Notice)]
     assert notices == [f"`{tag.reference}` already has its value from before the load" for tag in tags]
+
+
+def test_no_tag_to_move_leaves_no_journal_and_a_reference_without_a_tag_is_nothing_to_put_back(
+    registry: ScriptedRegistry, bundles: dict[str, Path]
+) -> None:
+    path = Path("airgap-receipt.yaml")
+    assert move_tags([], {}, path, root="sha256:" + "0" * 64) == 0
+    assert not journal_path(path).exists()
+    Script(registry, bundles["old"]).load()
+    receipt = read_receipt(path)
+    pinned = ReceiptTag(reference=receipt.images[0].pinned, digest=receipt.images[0].digest)
+    write_receipt(receipt.model_copy(update={"artifact_tags": (pinned,)}), path)
+    result = api.rollback(path, options=ClientOptions(plain_http=True))
+    assert result.removed == (f"{registry.address}/{TRAINER}:1.0",) and result.restored == ()

@@ -218,6 +218,35 @@ def require_login(exchange: Exchange) -> bool:
     return exchange.answer(401, WWW_Authenticate='Basic realm="x"')
 
 
+@pytest.mark.parametrize(
+    ("ask", "scopes"),
+    [
+        ("get_manifest", ["repository:r/x:pull"]),
+        ("put_upload", ["repository:r/x:pull,push"]),
+        ("delete_tag", ["repository:r/x:pull", "repository:r/x:delete,pull,push"]),
+    ],
+)
+def test_a_token_is_asked_for_by_repository_and_action(
+    ask: str, scopes: list[str], registry: ScriptedRegistry, tmp_path: Path
+) -> None:
+    asked: list[str] = []
+
+    def token_server(exchange: Exchange) -> bool:
+        if exchange.call.path == "/token":
+            asked.extend(exchange.call.query["scope"])
+            return exchange.answer(200, json.dumps({"token": f"for-{len(asked)}"}).encode())
+        if exchange.headers.get("Authorization") == f"Bearer for-{len(asked)}":
+            return False
+        exchange.read_body()
+        realm = f'Bearer realm="http://{registry.address}/token",service="s",scope="repository:other/y:pull"'
+        return exchange.answer(401, WWW_Authenticate=realm)
+
+    registry.faults.insert(0, token_server)
+    with RegistryClient(registry.address, options=options()) as client:
+        ASK[ask](client, client.registry, tmp_path)
+    assert asked == scopes
+
+
 @every
 def test_a_refusal_is_a_registry_error_without_the_secret(
     ask: Ask, registry: ScriptedRegistry, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -22,8 +22,6 @@ from airferry.oci.documents import (
     MAX_IMAGE_CONFIG_BYTES,
     Descriptor,
     parse_image_config,
-    parse_index,
-    parse_manifest,
 )
 from airferry.oci.layers import LayerResult
 from airferry.oci.layout import LayoutStore
@@ -368,7 +366,7 @@ def describe_platform(
     Raises:
         IntegrityError: the store does not hold what the descriptor names, or a layer is not covered.
     """
-    manifest = parse_manifest(store.read_bytes(descriptor), what=f"manifest `{descriptor.digest}`")
+    manifest = store.read_manifest(descriptor).manifest
     config = parse_image_config(store.read_bytes(manifest.config, limit_bytes=MAX_IMAGE_CONFIG_BYTES))
     known = {(result.descriptor.digest, result.diff_id): result for result in layers}
     if len(manifest.layers) != len(config.rootfs.diff_ids):
@@ -429,11 +427,11 @@ def describe_original(store: LayoutStore, descriptor: Descriptor, *, reference: 
     """
     children = [descriptor]
     if descriptor.media_type in INDEX_TYPES:
-        index = parse_index(store.read_bytes(descriptor), what=f"index of `{reference}`")
+        index = store.read_manifest(descriptor).index
         children = [child for child in index.manifests if child.is_runnable]
     platforms: dict[str, PlatformEntry] = {}
     for child in children:
-        manifest = parse_manifest(store.read_bytes(child), what=f"manifest `{child.digest}`")
+        manifest = store.read_manifest(child).manifest
         config = parse_image_config(store.read_bytes(manifest.config, limit_bytes=MAX_IMAGE_CONFIG_BYTES))
         if len(manifest.layers) != len(config.rootfs.diff_ids):
             raise IntegrityError(f"manifest `{child.digest}` of `{reference}` and its config differ in their layers")

@@ -14,7 +14,7 @@ from dataclasses import replace
 from airferry.bundle.manifest import ImageEntry, TwinEntry
 from airferry.errors import ConfigurationError
 from airferry.host.canonical import canonical_json
-from airferry.oci.documents import DOCKER_MANIFEST_LIST, Descriptor, Index, parse_index
+from airferry.oci.documents import DOCKER_MANIFEST_LIST, Descriptor, Index
 from airferry.oci.layout import LayoutStore
 from airferry.oci.reference import Reference, parse_reference
 from airferry.wording import counted
@@ -35,7 +35,7 @@ def put_twin(store: LayoutStore, index: Descriptor) -> Descriptor:
     Raises:
         IntegrityError: the store does not hold the index.
     """
-    listed = parse_index(store.read_bytes(index), what=f"index `{index.digest}`").manifests
+    listed = store.read_manifest(index).index.manifests
     children = [
         Descriptor(media_type=child.media_type, digest=child.digest, size=child.size, platform=child.platform)
         for child in listed

@@ -92,7 +92,7 @@ def _eased(check: Check, *, bootstraps: bool) -> Check:
     return replace(
         check,
         status="warn",
-        detail=f"{check.detail}; images of this plan can be assembled without it it it it it it it it",
+        detail=f"{check.detail}; images of this plan can be assembled without it it it it it it it it it",
     )
 
 

@@ -55,11 +55,6 @@ class Closure:
     manifests: list[Stored] = field(default_factory=list)
     blobs: dict[str, Descriptor] = field(default_factory=dict)
 
-    @property
-    def total_bytes(self) -> int:
-        """The size of all blobs together, manifests left out."""
-        return sum(blob.size for blob in self.blobs.values())
-
 
 def read_closure(source: Source, descriptor: Descriptor, *, platforms: Collection[Platform] | None = None) -> Closure:
     """Read the manifests of an image (or of an artifact) and return what it consists of.

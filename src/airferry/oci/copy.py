@@ -22,6 +22,7 @@ from airferry.oci.documents import Descriptor
 from airferry.oci.platform import Platform
 from airferry.oci.ports import Action, BlobOffer, Sink, Source, Stored
 
+# between stores on disks, where hashing and writing are what takes time; registries have an option of their own
 DEFAULT_JOBS = 4
 
 T = TypeVar("T")
@@ -220,6 +221,7 @@ class Transfer:
         Raises:
             IntegrityError: a sink holds something else.
         """
+        # blobs that were there are not asked for again: that was done in this run, when the repository was compared
         moved = {(step.repository, step.digest) for step in self.report.steps}
         changed = {digest for _repository, digest in moved}
         blobs = [blob for blob in self._wanted_blobs(shipments) if blob.descriptor.digest in changed]
@@ -271,12 +273,14 @@ class Transfer:
             self._note(self._sinks(blob.repositories[0]).take_blob(offer), descriptor, blob.repositories[0])
         else:
             lacking = [name for name in blob.repositories if not self._has(name, descriptor)]
+            # one after another: the second takes over what the first was sent
             holder = next((name for name in blob.repositories if name not in lacking), None)
             for name in lacking:
                 sink = self._sinks(name)
                 if holder is not None and sink.mount_blob(descriptor, self._sinks(holder).repository):
                     self._note("mount", descriptor, name)
                 else:
+                    # also after a mount that was refused, which registries do by beginning an upload (202)
                     self._note(sink.take_blob(offer, absent=True), descriptor, name)
                 holder = holder or name
         offer.settle()

@@ -20,6 +20,7 @@ from airferry.oci.digest import digest_hex
 from airferry.oci.documents import Descriptor
 from airferry.oci.ports import BLOCK_BYTES, Source, blocks
 
+# below it, fetching a blob again is quicker than keeping a file for it and hashing that file
 RESUMABLE_FROM_BYTES = 16 * BLOCK_BYTES
 
 
@@ -71,6 +72,7 @@ def _fill(stream: IO[bytes], source: Source, descriptor: Descriptor, on_block: C
         IntegrityError: nothing was there, and the source gives something else than the blob.
     """
     seen = hashlib.sha256()
+    # longer than the blob: it was kept for another run's mistake, and no part of it is worth a look
     if os.fstat(stream.fileno()).st_size > descriptor.size:
         stream.truncate(0)
     stream.seek(0)
@@ -92,6 +94,7 @@ def _fill(stream: IO[bytes], source: Source, descriptor: Descriptor, on_block: C
                     seen.update(block)
                 stream.write(block)
                 on_block(len(block))
+                # the disk works while the network does, so that the fsync at the end has little left to wait for
                 on_its_way = files.begin_writeback(stream, on_its_way, offset)
     stream.flush()
     return not resumed or "sha256:" + seen.hexdigest() == descriptor.digest
@@ -101,6 +104,7 @@ def _adopt(stream: IO[bytes], path: Path, store: BlobFolder, descriptor: Descrip
     """Move the verified file into the layout, or copy it where that is another file system."""
     target = store.blob_path(descriptor.digest)
     os.fchmod(stream.fileno(), 0o644)
+    # before it is renamed: a name that outlives a power cut must not stand for blocks that did not
     os.fsync(stream.fileno())
     if path.stat().st_dev == target.parent.stat().st_dev:
         files.publish(path, target)
@@ -116,10 +120,12 @@ def _ignore(size: int) -> None:
 @contextmanager
 def _opened_alone(path: Path) -> Iterator[IO[bytes] | None]:
     """Open a file for reading and appending that no other process has open here; give None if one has."""
+    # appending, as another process may open the file at the same time, and "w" would cut off what that one has
     with path.open("a+b") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # who held the lock before may have moved the file away
+            # whoever held the lock before may have moved the file into a layout: then the name stands for another file
+            # by now, or for none, and what is open here is a blob that must not change any more
             alone = path.stat().st_ino == os.fstat(stream.fileno()).st_ino
         except (BlockingIOError, FileNotFoundError):
             alone = False

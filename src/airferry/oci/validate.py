@@ -188,6 +188,7 @@ class Inspector:
             index = self.source.read_manifest(descriptor).index
         except UNREADABLE as error:
             self.report(subject, error.message, descriptor.digest)
+            self.read_whole.add(descriptor.digest)
             return None
         self.read_whole.add(descriptor.digest)
         return index

@@ -92,14 +92,14 @@ def pull_as(
         return _refused(source, runtime, reference, first)
     top = source.resolve(reference)
     if top.media_type in INDEX_TYPES:
-        index = parse_index(source.read_manifest(top).data, what=f"index `{reference}`")
+        index = source.read_manifest(top).index
         fitting = [child for child in index.manifests if child.is_runnable]
         if platform is not None:
             fitting = select_platforms(index, [platform], what=f"image `{reference}`")
         if not fitting:
             raise IntegrityError(f"index `{reference}` lists no image")
         top = fitting[0]
-    return PullAnswer(parse_manifest(source.read_manifest(top).data, what=f"manifest `{top.digest}`"))
+    return PullAnswer(source.read_manifest(top).manifest)
 
 
 def hides_from_enroot(source: RegistrySource, reference: str) -> bool:

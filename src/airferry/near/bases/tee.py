@@ -67,6 +67,7 @@ class _LearntSource(WrappedSource):
             shared = SharedReader(stream, descriptor, consumer)
             yield cast(IO[bytes], shared)
             if shared.whole:
+                # what is wrong with the layer is said when it is read again; the copy itself went well
                 with suppress(AirferryError):
                     consumer.result()
 
@@ -94,6 +95,7 @@ class SharedReader(VerifyingReader):
     def _hand_on(self, block: bytes) -> None:
         self._passed += len(block)
         if not self._alone:
+            # waits while the other is behind, so that no more than a few blocks are ever in memory
             try:
                 self._feed(block)
             except (AirferryError, Cancelled):

@@ -31,7 +31,7 @@ from airferry.host.shipped import PACKAGE, shipped
 from airferry.near.wheels.pack import Wheel, add_member
 from airferry.near.wheels.pip import WheelTarget
 from airferry.near.wheels.store import Pin, WheelStore
-from airferry.oci.documents import Descriptor, parse_manifest
+from airferry.oci.documents import Descriptor
 from airferry.oci.layout import LayoutStore
 from airferry.oci.platform import Platform
 from airferry.oci.tar import END_OF_ARCHIVE, TarEntry, padding, tar_header
@@ -134,7 +134,7 @@ def _environments(lock: Path, targets: Sequence[WheelTarget], wheels: WheelStore
 
 
 def _carried(descriptor: Descriptor, store: LayoutStore, lock: Path, targets: Sequence[WheelTarget]) -> CarriedLoader:
-    (layer,) = parse_manifest(store.read_bytes(descriptor)).layers
+    (layer,) = store.read_manifest(descriptor).manifest.layers
     return CarriedLoader(
         entry=LoaderEntry(
             archive=str(store.blob_path(layer.digest).relative_to(store.path.parent)),

@@ -39,7 +39,7 @@ from airferry.near.rehearse.judge import (
     judge_ending,
 )
 from airferry.near.rehearse.stage import PHASES, RehearsalFolders, Scene
-from airferry.oci.documents import MAX_IMAGE_CONFIG_BYTES, parse_image_config, parse_manifest
+from airferry.oci.documents import MAX_IMAGE_CONFIG_BYTES, parse_image_config
 from airferry.oci.layout import LayoutStore
 from airferry.plan.lockfile import Lockfile
 from airferry.plan.models import GroupPlan, Plan, StepPlan
@@ -324,7 +324,7 @@ class Rehearsal:
 
     def _image_path(self, image: BuiltImage) -> str:
         """Return the `PYTHONPATH` that the image's config sets."""
-        manifest = parse_manifest(self._store.read_bytes(image.manifest))
+        manifest = self._store.read_manifest(image.manifest).manifest
         config = parse_image_config(self._store.read_bytes(manifest.config, limit_bytes=MAX_IMAGE_CONFIG_BYTES))
         for line in (config.config or {}).get("Env") or ():
             name, _, value = str(line).partition("=")

@@ -1,0 +1,228 @@
+"""What operators read after a command: the amounts, paths and next steps in it, and the JSON that scripts read."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airferry import api
+from airferry.bundle.verify import open_bundle
+from airferry.cli import app as program
+from airferry.cli.app import run
+from oci_images import make_bundle
+from scripted_registry import Exchange, ScriptedRegistry, run_scripted
+
+Said = Callable[[], tuple[str, str]]
+
+
+@pytest.fixture(autouse=True)
+def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AIRFERRY_ROOT", "AIRFERRY_TO", "AIRFERRY_SITE", "AIRFERRY_SOURCE", "AIRFERRY_DEBUG"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str]) -> Said:
+    """Return what gives stdout as it is, and stderr with its line breaks taken out."""
+
+    def read() -> tuple[str, str]:
+        captured = capsys.readouterr()
+        return captured.out, " ".join(captured.err.split())
+
+    return read
+
+
+@pytest.fixture(scope="module")
+def sealed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sealed") / "out" / "bundle"
+    make_bundle(path)
+    return path
+
+
+@pytest.fixture
+def registry() -> Iterator[ScriptedRegistry]:
+    with run_scripted() as running:
+        yield running
+
+
+# --- how a command ends ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "expected"),
+    [
+        (RuntimeError("odd [thing]"), 1, "bug: RuntimeError: odd [thing]"),
+        (program.Interrupted(), program.INTERRUPTED, "interrupted; rerun the same command to continue"),
+        (PermissionError(13, "Permission denied", "/a/file"), 4, "`/a/file`: Permission denied"),
+    ],
+)
+def test_a_command_that_breaks_off_says_how_to_go_on(
+    raised: BaseException, code: int, expected: str, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise raised
+
+    monkeypatch.setattr(api, "verify", broken)
+    assert run(["verify", "out"]) == code
+    out, err = said()
+    assert out == "" and expected in err and "Traceback" not in err
+    assert ("--debug" in err) is (code == 1)
+    assert run(["--debug", "verify", "out"]) == code
+    assert ("Traceback" in said()[1]) is (code != program.INTERRUPTED)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["load", "out"], "`--to HOST:PORT/PREFIX`"),
+        (["load", "--to", "hub:5000/x"], "`--to HOST:PORT/PREFIX`"),
+        (["load", "--rollback", "r.yaml", "out"], "`--rollback` takes a receipt"),
+        (["load", "--rollback", "r.yaml", "--dry-run"], "`--rollback` takes a receipt"),
+        (["load", "out", "--to", "hub:5000/x", "--map", "a"], "`--map a`: expected `FROM=TO`"),
+        (["load", "out", "--to", "hub:5000/x", "--map", "=b"], "`--map =b`: expected `FROM=TO`"),
+        (["load", "out", "--to", "hub:5000/x", "--limit-rate", "fast"], "`--limit-rate fast`"),
+        (["load", "out", "--to", "hub:5000/x", "--limit-rate", "0"], "`--limit-rate 0`"),
+        (["site", "init", "--endpoint", "x"], "`--endpoint x`"),
+    ],
+)
+def test_a_command_line_that_cannot_be_is_a_usage_error(arguments: list[str], expected: str, said: Said) -> None:
+    assert run(arguments) == 2
+    assert expected in said()[1]
+
+
+@pytest.mark.parametrize(("text", "rate"), [("20", 20.0), ("1.5K", 1536.0), ("20M", 20 * 2**20), ("1GiB", 2**30)])
+def test_a_rate_reaches_the_load(text: str, rate: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def load(*_: Any, options: api.ClientOptions, **__: Any) -> None:
+        seen.append(options.limit_rate)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, "load", load)
+    run(["load", "out", "--to", "hub:5000/x", "--limit-rate", text])
+    assert seen == [rate]
+
+
+# --- logins ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_login_says_where_it_is_kept_and_a_logout_where_it_was(
+    registry: ScriptedRegistry, said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "auth.json"
+    monkeypatch.setenv("REGISTRY_AUTH_FILE", str(path))
+
+    def login(password: str) -> int:
+        monkeypatch.setattr("sys.stdin", io.StringIO(password))
+        return run(["login", registry.address, "-u", "ferry", "--password-stdin", "--plain-http"])
+
+    assert login("s3cret\n") == 0
+    out, err = said()
+    assert out == "" and f"{registry.address} as ferry" in err and str(path) in err.replace(" ", "")
+    assert "s3cret" not in err
+    assert login("\n") == 2 and "the password is empty" in said()[1]
+    monkeypatch.setattr("sys.stdin", io.StringIO("x"))
+    assert run(["login", registry.address, "-u", "ferry"]) == 2
+    assert "`--username NAME --password-stdin`" in said()[1]
+
+    def refuse(exchange: Exchange) -> bool:
+        exchange.read_body()
+        return exchange.answer(401, WWW_Authenticate='Basic realm="hub"')
+
+    before = path.read_bytes()
+    registry.faults.append(refuse)
+    assert login("wrong") == 7
+    assert path.read_bytes() == before, "a login that fails changes nothing"
+    assert "wrong" not in said()[1].replace("went wrong", "")
+    assert run(["logout", registry.address]) == 0
+    assert str(path) in said()[1].replace(" ", "")
+    assert json.loads(path.read_text())["auths"] == {}
+    assert run(["logout", registry.address]) == 0
+    assert f"nothing is kept for {registry.address}" in said()[1]
+
+
+# --- bundles ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_damaged_bundle_is_named_with_its_findings_as_data(sealed: Path, tmp_path: Path, said: Said) -> None:
+    path = tmp_path / "bundle"
+    make_bundle(path)
+    bundle = open_bundle(path)
+    (image,) = bundle.manifest.images
+    layer = image.platforms["linux/amd64"].layers[-1].digest
+    bundle.store.blob_path(layer).unlink()
+    assert run(["verify", str(path)]) == 6
+    out, err = said()
+    assert f"{layer}" in out and len(out.splitlines()) == 1
+    assert "error:" in err and "hint:" in err
+    assert run(["verify", str(path), "--json"]) == 6
+    document = json.loads(said()[0])
+    assert document["ok"] is False and len(document["findings"]) == 1 and layer in json.dumps(document["findings"])
+    assert run(["verify", str(sealed), "--json"]) == 0
+    assert json.loads(said()[0])["ok"] is True
+
+
+def test_many_notes_about_a_folder_are_counted(sealed: Path, tmp_path: Path, said: Said) -> None:
+    out = tmp_path / "out"
+    make_bundle(out / "bundle")
+    for number in range(30):
+        (out / f"file{number}.txt").write_text("x")
+    assert run(["verify", str(out), "--json"]) == 0
+    beside = json.loads(said()[0])["beside"]
+    assert run(["verify", str(out)]) == 0
+    err = said()[1]
+    shown = err.count("note:")
+    if len(beside) > 20:
+        assert f"{len(beside) - (shown - 1)} more lines about the folder" in err
+    else:
+        assert shown == len(beside)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_report_says_whether_the_root_was_compared(sealed: Path, given: bool, said: Said) -> None:
+    root = open_bundle(sealed).root
+    arguments = ["report", str(sealed), *(["--root", root] if given else [])]
+    assert run(arguments) == 0
+    out, err = said()
+    assert root in out.replace("\n", "") and ("Integrity was checked, not origin" in err) is not given
+    assert run([*arguments, "--html", "report.html", "--text", "report.txt"]) == 0
+    out, err = said()
+    assert out == "" and "wrote report.html" in err and "wrote report.txt" in err
+    assert root in Path("report.txt").read_text().replace("\n", "")
+    assert root in Path("report.html").read_text()
+
+
+def test_a_copy_says_what_the_image_is_called_there(sealed: Path, tmp_path: Path, said: Said) -> None:
+    (name, index), *_ = open_bundle(sealed).images.items()
+    assert run(["copy", f"oci:{sealed}:{name}", f"oci:{tmp_path / 'copy'}:x"]) == 0
+    out, err = said()
+    assert index.digest in out + err
+    assert run(["copy", f"oci:{sealed}:{name}", f"oci-archive:{tmp_path / 'x.tar'}:y", "--json"]) == 0
+    assert index.digest in json.dumps(json.loads(said()[0]))
+
+
+def test_an_asset_is_recorded_and_verified_with_its_amounts(tmp_path: Path, said: Said) -> None:
+    (tmp_path / "data").mkdir()
+    for number in range(3):
+        (tmp_path / "data" / f"{number}.txt").write_text("four")
+    assert run(["assets", "record", "data", "--kind", "dataset", "-o", "m.jsonl"]) == 0
+    out, err = said()
+    digest = out.split()[1]
+    assert out.split()[0] == "m.jsonl" and digest.startswith("sha256:")
+    assert "3 files, 12 B" in err and "airferry assets verify m.jsonl PATH" in err
+    assert run(["assets", "verify", "m.jsonl", "data"]) == 0
+    out, err = said()
+    assert out == "" and "3 files, 12 B" in err and digest in err.replace(" ", "")
+    for number in range(40):
+        (tmp_path / "data" / f"extra{number}.txt").write_text("x")
+    assert run(["assets", "verify", "m.jsonl", "data"]) == 8
+    out, err = said()
+    lines = out.splitlines()
+    assert {line.split(":")[0] for line in lines} == {"extra"}
+    assert len(lines) == 40 or f"and {40 - len(lines)} more" in err
