@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from airferry.api import BuildOutcome, LockOutcome, Selection, build, lock
+from airferry.api import BuildOptions, BuildOutcome, LockOutcome, Selection, build, lock
 from airferry.bundle.manifest import PlatformEntry
 from airferry.events import Emit, silent
 from airferry.host import files
@@ -154,7 +154,8 @@ class NearSide:
         emit: Emit = silent,
         **more: Any,
     ) -> BuildOutcome:
-        return build(self.selection(**more), locked=locked, update=update, engine=engine, jobs=jobs, emit=emit)
+        options = BuildOptions(engine=engine, jobs=jobs)
+        return build(self.selection(**more), locked=locked, update=update, options=options, emit=emit)
 
     def lock(self, **more: Any) -> LockOutcome:
         return lock(self.selection(), **more)

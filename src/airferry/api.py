@@ -34,45 +34,18 @@ if TYPE_CHECKING:
     from airferry.jobs.overlays import overlays
     from airferry.jobs.profile import init_site, site_trouble
     from airferry.load_for_jobs import JobFiles, JobsOutcome, load_for_jobs
-    from airferry.near.commands import (
-        BuildOutcome,
-        LockOutcome,
-        PlanOutcome,
-        Selection,
-        build,
-        doctor,
-        lock,
-        plan,
-        schema,
-    )
+    from airferry.near.build import BuildOutcome, ImageSummary, build
     from airferry.near.describe import describe_plan, describe_prediction
-    from airferry.near.doctor import DoctorReport
+    from airferry.near.doctor import DoctorReport, doctor
+    from airferry.near.lock.follow import LockOutcome, lock
+    from airferry.near.planning import PlanOutcome, Selection, plan, schema
     from airferry.near.rehearse.targets import RehearsalOutcome, rehearse
+    from airferry.near.session import BuildOptions
     from airferry.plan.models import PlanWarning
     from airferry.quickstart import quickstart
     from airferry.registry.client import ClientOptions
 
 _HOMES = {
-    "airferry.near.describe": (
-        "describe_plan",
-        "describe_prediction",
-    ),
-    "airferry.near.doctor": ("DoctorReport",),
-    "airferry.near.commands": (
-        "BuildOutcome",
-        "LockOutcome",
-        "PlanOutcome",
-        "Selection",
-        "build",
-        "doctor",
-        "lock",
-        "plan",
-        "schema",
-    ),
-    "airferry.near.rehearse.targets": (
-        "RehearsalOutcome",
-        "rehearse",
-    ),
     "airferry.assets.carried": (
         "unpack_asset",
         "verify_asset",
@@ -143,6 +116,34 @@ _HOMES = {
         "JobsOutcome",
         "load_for_jobs",
     ),
+    "airferry.near.build": (
+        "BuildOutcome",
+        "ImageSummary",
+        "build",
+    ),
+    "airferry.near.describe": (
+        "describe_plan",
+        "describe_prediction",
+    ),
+    "airferry.near.doctor": (
+        "DoctorReport",
+        "doctor",
+    ),
+    "airferry.near.lock.follow": (
+        "LockOutcome",
+        "lock",
+    ),
+    "airferry.near.planning": (
+        "PlanOutcome",
+        "Selection",
+        "plan",
+        "schema",
+    ),
+    "airferry.near.rehearse.targets": (
+        "RehearsalOutcome",
+        "rehearse",
+    ),
+    "airferry.near.session": ("BuildOptions",),
     "airferry.plan.models": ("PlanWarning",),
     "airferry.quickstart": ("quickstart",),
     "airferry.registry.client": ("ClientOptions",),
@@ -153,6 +154,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "AssetReport",
+    "BuildOptions",
     "BuildOutcome",
     "CatalogueSource",
     "CheckReport",
@@ -161,6 +163,7 @@ __all__ = [
     "Destination",
     "DoctorReport",
     "Extracted",
+    "ImageSummary",
     "JobFiles",
     "JobSelection",
     "JobsOutcome",

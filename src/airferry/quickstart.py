@@ -22,7 +22,9 @@ from airferry.far.verify import verify
 from airferry.host import clock, files, process
 from airferry.host.shipped import PACKAGE
 from airferry.host.threads import parallel_map, usable_cores
-from airferry.near.commands import BuildOutcome, Selection, build, parse_engine, plan
+from airferry.near.build import BuildOutcome, build
+from airferry.near.planning import Selection, plan
+from airferry.near.session import BuildOptions, parse_engine
 from airferry.oci.platform import Platform, parse_platform
 from airferry.wording import size_text
 
@@ -69,7 +71,7 @@ def quickstart(folder: Path, *, platforms: Sequence[str] = (), engine: str = "au
     folder = folder.absolute()
     selection = Selection(config=lay_out(folder), platforms=tuple(platforms))
     planned = plan(selection).plan
-    built = build(selection, engine=engine, emit=emit)
+    built = build(selection, options=BuildOptions(engine=engine), emit=emit)
     checked = verify(built.output, root=built.root, emit=emit)
     checked.raise_if_wrong()
     near_s = clock.monotonic_s() - started

@@ -315,7 +315,8 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_build(side: NearSide, require_t
     side.lock()
     side.write(paths={"output_dir": str(small)})
     forget = (
-        "from airferry.near import commands as near; near.check_for_build = near.ensure_room = lambda *_, **__: None\n"
+        "from airferry.near import build, session\n"
+        "session.check_for_build = build.ensure_room = lambda *_, **__: None\n"
     )
     program = [PROGRAM[0], "-c", forget]
     program[-1] += PROGRAM[-1]

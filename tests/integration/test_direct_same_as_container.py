@@ -17,7 +17,7 @@ from airferry.engine.driver import Engine, Volume, open_engine
 from airferry.errors import BuildError
 from airferry.events import Event, Notice
 from airferry.host.canonical import canonical_json
-from airferry.near import commands as near
+from airferry.near import session
 from airferry.near.wheels.store import WheelStore
 from airferry.oci.documents import (
     IMAGE_CONFIG,
@@ -253,7 +253,7 @@ def test_what_a_container_build_made_is_reused_and_no_engine_is_opened(
 
     side.write(builder="buildah")
     first = side.build()
-    monkeypatch.setattr(near, "open_engine", refuse)
+    monkeypatch.setattr(session, "open_engine", refuse)
     again = side.build(locked=True)
     assert (again.root, again.reused) == (first.root, 2)
 

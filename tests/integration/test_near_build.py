@@ -19,7 +19,7 @@ from airferry.engine.driver import open_engine
 from airferry.errors import ConfigurationError, UsageError
 from airferry.events import Event, Notice
 from airferry.host import files, process
-from airferry.near import commands as near
+from airferry.near import session
 from airferry.oci.documents import DOCKER_MANIFEST_LIST, parse_index, parse_manifest
 from airferry.oci.entries import names_of
 from airferry.oci.layout import LayoutStore
@@ -258,7 +258,7 @@ def test_a_second_run_reuses_all_and_opens_no_engine(built: Built, monkeypatch: 
         raise AssertionError("the engine was opened")
 
     monkeypatch.setenv("AIRFERRY_CACHE", str(built.cache))
-    monkeypatch.setattr(near, "open_engine", refuse)
+    monkeypatch.setattr(session, "open_engine", refuse)
     before = snapshot(built.side.out)
     stamp = (built.side.out / STATE).stat().st_mtime_ns
     again = built.side.build(locked=True)

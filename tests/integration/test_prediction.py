@@ -14,7 +14,7 @@ from airferry.events import Event, Warned
 from airferry.near import doctor as host
 from airferry.near import predict
 from airferry.near.bases import fetch as bases
-from airferry.near.commands import read_plan
+from airferry.near.planning import read_plan
 from airferry.oci.layout import LayoutStore
 from airferry.oci.platform import parse_platform
 from near_side import REFERENCE, NearSide

@@ -19,7 +19,7 @@ from airferry.bundle.manifest import read_manifest
 from airferry.engine.driver import open_engine
 from airferry.errors import ConfigurationError
 from airferry.host import files
-from airferry.near import commands as near
+from airferry.near import session
 from airferry.oci.layout import LayoutStore
 from near_side import PROGRAM, NearSide, git, temporaries
 from rehearsed_steps import LONG_SLEEP_S, SLEEP_S, STEPS, make_rehearsed_side, stages
@@ -189,8 +189,8 @@ def sealed(yard: NearSide, refused: subprocess.CompletedProcess[str]) -> api.Bui
     yard.write(**stages(*HARMLESS), rehearsal={**rehearsal, "allow": DECLARED})
     yard.lock()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(near, "open_engine", None)
-        return near.build(yard.selection(), rehearse=True)
+        patch.setattr(session, "open_engine", None)
+        return api.build(yard.selection(), rehearse=True)
 
 
 def test_the_bundle_carries_what_was_found(yard: NearSide, sealed: api.BuildOutcome) -> None:
@@ -215,7 +215,7 @@ def test_another_engine_finds_the_same_to_the_byte(
 ) -> None:
     require_tool("podman")
     (yard.out / "airgap-build-state.yaml").unlink()
-    again = near.build(yard.selection(), rehearse=True, engine="podman")
+    again = api.build(yard.selection(), rehearse=True, options=api.BuildOptions(engine="podman"))
     assert again.root == sealed.root
 
 

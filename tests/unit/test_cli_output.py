@@ -19,7 +19,7 @@ from airferry.cli import app as program
 from airferry.cli.app import run
 from airferry.cli.render import Reporter, shortened
 from airferry.events import Notice, Progress, StageFinished
-from airferry.near.commands import LockOutcome
+from airferry.near.lock.follow import LockOutcome
 from airferry.plan.lockfile import LOCK_FILE, LockedGroup, LockedPlatform, Lockfile, write_lockfile
 from catalogues import airgap, write_airgap, write_step
 from near_side import PROGRAM
@@ -251,7 +251,7 @@ def test_the_next_command_goes_on_with_the_same_plan(
     write_lockfile(Lockfile(), lockfile)
     assert run(["plan", *options]) == 0
     assert following() == ["lock", *options], "it covers nothing"
-    monkeypatch.setattr("airferry.near.commands.uncovered", lambda *_: [])
+    monkeypatch.setattr("airferry.near.planning.uncovered", lambda *_: [])
     assert run(["plan", *options, "--stage", "save-images"]) == 0
     assert following() == ["build", *options, "--stage", "save-images"]
     monkeypatch.setattr(api, "lock", lambda *_, **__: LockOutcome(lockfile, ()))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from airferry.host import memory
-from airferry.near import commands as near
+from airferry.near import session
 
 MIB = 1 << 20
 
@@ -45,6 +45,6 @@ def test_where_nothing_is_told(tmp_path: Path) -> None:
     ("cores", "available_mib", "jobs"), [(16, 64_000, 4), (2, 64_000, 2), (16, 700, 2), (16, 9, 1)]
 )
 def test_images_at_a_time(cores: int, available_mib: int, jobs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(near, "usable_cores", lambda: cores)
-    monkeypatch.setattr(near.memory, "available_bytes", lambda: available_mib * MIB)
-    assert near._default_jobs() == jobs
+    monkeypatch.setattr(session, "usable_cores", lambda: cores)
+    monkeypatch.setattr(session.memory, "available_bytes", lambda: available_mib * MIB)
+    assert session._default_jobs() == jobs

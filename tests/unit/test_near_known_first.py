@@ -261,8 +261,8 @@ def test_what_all_images_lack_is_one_error(
         raise BuildError(f"`{base}` for {platform} lacks it", hint="another base")
 
     monkeypatch.setattr(resolve, "refuse_missing", refuse)
-    monkeypatch.setattr(resolve.Locker, "_ask", lambda *_: JobModules(None))  # type: ignore[arg-type]
-    monkeypatch.setattr(resolve.Locker, "_additions", lambda *_: pytest.fail("a wheel would be fetched"))
+    monkeypatch.setattr(resolve.Resolver, "_ask", lambda *_: JobModules(None))  # type: ignore[arg-type]
+    monkeypatch.setattr(resolve.Resolver, "_additions", lambda *_: pytest.fail("a wheel would be fetched"))
     for name in ("one", "two"):
         store = LayoutStore.create(home / name)
         children = [put_image(store, [{name: b"b"}], platform=str(item))[0] for item in (AMD64, ARM64)]

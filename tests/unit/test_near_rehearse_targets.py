@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from airferry.errors import ConfigurationError
-from airferry.near.commands import Selection
+from airferry.near.planning import Selection
 from airferry.near.rehearse import targets as rehearsal
 from catalogues import airgap, mounting, write_airgap, write_step
 

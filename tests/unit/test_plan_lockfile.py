@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from airferry.config import load_config
 from airferry.errors import ConfigurationError, UsageError
-from airferry.near.lock.resolve import forget
+from airferry.near.lock.follow import drop_entries
 from airferry.plan.lockfile import (
     LockedAddition,
     LockedBase,
@@ -107,12 +107,12 @@ def test_an_update_forgets_what_is_named_and_a_base_by_the_image_on_it(tmp_path:
     key = next(group.base_image.key for group in plan.groups if "own" in group.image_names)
     bases = {name: LockedBase(kind="registry", index=DIGEST) for name in (key, "python:3.12")}
     lockfile = Lockfile(bases=bases, overlays={"u@r": LockedOverlay(commit="1" * 40)})
-    assert set(forget(lockfile, ["own"], plan=plan).bases) == {"python:3.12"}
-    assert set(forget(lockfile, ["other", key], plan=plan).bases) == set()
-    assert forget(lockfile, ["u@r"], plan=plan) == Lockfile(bases=bases)
-    assert forget(lockfile, [], plan=plan) == Lockfile()
+    assert set(drop_entries(lockfile, ["own"], plan=plan).bases) == {"python:3.12"}
+    assert set(drop_entries(lockfile, ["other", key], plan=plan).bases) == set()
+    assert drop_entries(lockfile, ["u@r"], plan=plan) == Lockfile(bases=bases)
+    assert drop_entries(lockfile, [], plan=plan) == Lockfile()
     with pytest.raises(UsageError, match="the lock file has no entry `onw`") as caught:
-        forget(lockfile, ["onw"], plan=plan)
+        drop_entries(lockfile, ["onw"], plan=plan)
     assert "`own`" in (caught.value.hint or "")
 
 

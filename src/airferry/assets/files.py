@@ -22,6 +22,7 @@ from airferry.bundle.tree_paths import decode_path, encode_path
 from airferry.errors import BuildError, IntegrityError
 from airferry.events import Emit
 from airferry.host import files
+from airferry.host.parsing import parse_json
 from airferry.host.progress import MIB, Meter
 from airferry.host.threads import Cancelled, parallel_map
 
@@ -225,7 +226,7 @@ class HashJournal:
 
     def _learn(self, line: bytes) -> None:
         with contextlib.suppress(ValueError, TypeError):
-            path, size, mtime_ns, inode, sha256 = json.loads(line)
+            path, size, mtime_ns, inode, sha256 = parse_json(line)
             if isinstance(sha256, str) and len(sha256) == 64:
                 self._known[FileState(path, size, mtime_ns, inode)] = sha256
 

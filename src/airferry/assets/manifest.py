@@ -17,6 +17,7 @@ from typing import Any
 from airferry.bundle.tree_paths import decode_path, linked_path, safe_path
 from airferry.config.assets import ASSET_KINDS, ASSET_NAME
 from airferry.errors import IntegrityError
+from airferry.host.parsing import parse_json
 from airferry.oci.digest import digest_of
 
 ASSET_SCHEMA_VERSION = 1
@@ -117,7 +118,7 @@ def parse_asset_manifest(data: bytes, *, what: str) -> AssetManifest:
     """
     try:
         return _parse(data)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise IntegrityError(f"{what} is not a valid asset manifest: {error}") from error
 
 
@@ -168,7 +169,7 @@ def _json_lines(data: bytes) -> Iterator[Any]:
         end = data.find(b"\n", position)
         if end < 0:
             raise ValueError("its last line is truncated")
-        yield json.loads(data[position:end])
+        yield parse_json(data[position:end])
         position = end + 1
 
 

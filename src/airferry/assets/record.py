@@ -76,7 +76,7 @@ def record_asset(
     """
     chosen = name or path.absolute().name.lower()
     target = output or Path(asset_file_name(chosen))
-    if path.is_dir() and target.resolve().is_relative_to(path.resolve()):
+    if path.is_dir() and files.lies_within(target, path):
         raise UsageError(
             f"`{target}` is inside the asset", hint="write the manifest to another place with `--out FILE`"
         )

@@ -1,6 +1,6 @@
 """What lies in an output folder next to the bundle: archives are checked, what belongs to nothing is named.
 
-Reads only. The manifest with the list of files came with the bundle, so no path of it may point outside the folder,
+Reads only. The manifest that says which files there are came with the bundle, so no path of it points outside the folder,
 and links are not followed. Files of the operator are his own: they are named, never a finding.
 """
 
@@ -87,7 +87,7 @@ def _archive(folder: Path, saved: SavedImage) -> tuple[str, str]:
         found = path.lstat()
     except OSError:
         return "", f"archive `{saved.tar}` is missing; the bundle is complete without it"
-    if not stat.S_ISREG(found.st_mode) or path.resolve() != folder.resolve() / str(saved.tar):
+    if not stat.S_ISREG(found.st_mode) or files.resolved(path) != files.resolved(folder) / str(saved.tar):
         return "is not a regular file; links are not followed", ""
     try:
         digest = files.file_sha256(path)

@@ -17,6 +17,7 @@ from airferry.bundle.manifest import BundleManifest, ImageEntry, read_manifest
 from airferry.bundle.twins import images_text
 from airferry.errors import AirferryError, IntegrityError, UsageError
 from airferry.events import Emit, silent
+from airferry.host import files
 from airferry.oci.closure import RememberingSource
 from airferry.oci.digest import digest_of, parse_digest
 from airferry.oci.documents import Descriptor, Index, parse_index
@@ -172,7 +173,7 @@ def expect_outside(written: Path, layout: Path) -> None:
     Raises:
         UsageError: the path lies in the layout.
     """
-    if written.resolve().is_relative_to(layout.resolve()):
+    if files.lies_within(written, layout):
         raise UsageError(
             f"`{written}` is inside the bundle `{layout}`; added files damage a bundle",
             hint="choose a path outside the bundle",

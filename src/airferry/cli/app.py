@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import sys
@@ -23,7 +24,14 @@ from airferry.host import files, process
 PROGRAM = "airferry"
 INTERRUPTED = 130
 GLOBAL_SWITCHES = {"--quiet", "-q", "--verbose", "-v", "--debug"}
-HOST_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EMFILE}
+# no room, no right, a medium that fails, limits of this host, and paths of the user's that no system takes
+HOST_ERRORS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT),
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EMLINK, errno.EOPNOTSUPP),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR),
+}
 HELP = """Carry container images, and everything that goes with them, across an air gap.
 
 Near side: [bold]doctor[/], [bold]plan[/], [bold]lock[/], [bold]rehearse[/], [bold]build[/], then carry the folder over.
@@ -84,6 +92,9 @@ def main() -> None:
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
+    # names of files may be no text, and the terminal's encoding may lack a character: neither ends a command
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     asked = completion.is_asked(os.environ)
     code = completion.answer(os.environ, lambda: run([])) if asked else run(sys.argv[1:])
     for stream in (sys.stdout, sys.stderr):
@@ -126,6 +137,13 @@ def run(arguments: list[str]) -> int:
         if error.errno not in HOST_ERRORS:
             return _show_bug(reporter, error)
         reporter.error(files.translate_os_error(error, doing="use", path=Path(str(error.filename or "."))))
+        return HostError.exit_code
+    except MemoryError:
+        if debug:
+            traceback.print_exc()
+        reporter.error(
+            HostError("the host has too little memory", hint="rerun with fewer `--jobs`, or on a larger host")
+        )
         return HostError.exit_code
     except Exception as error:
         if debug:

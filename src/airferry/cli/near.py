@@ -150,8 +150,7 @@ def lock(
             _selection(config, source, target, platform),
             update=update,
             names=tuple(names or ()),
-            engine=engine,
-            probe=probe,
+            options=api.BuildOptions(engine=engine, probe=probe),
             emit=reporter,
         )
     if as_json:
@@ -194,9 +193,7 @@ def build(
             locked=locked,
             update=tuple(update or ()),
             rehearse=rehearse,
-            engine=engine,
-            probe=probe,
-            jobs=jobs,
+            options=api.BuildOptions(engine=engine, probe=probe, jobs=jobs),
             emit=reporter,
         )
     if as_json:

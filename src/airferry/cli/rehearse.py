@@ -43,7 +43,8 @@ def rehearse(
         config=config, source=source, targets=tuple(target or ()), platforms=tuple(platform or ())
     )
     with reporter.display():
-        outcome = api.rehearse(selection, locked=locked, engine=engine, jobs=jobs, emit=reporter)
+        options = api.BuildOptions(engine=engine, jobs=jobs)
+        outcome = api.rehearse(selection, locked=locked, options=options, emit=reporter)
     report = outcome.report
     if as_json:
         data(json.dumps(report.to_document(), indent=2))

@@ -22,6 +22,7 @@ from pydantic import (
 
 from airferry.config.fields import DebianPackage, StrictModel, parse_text, refused_reference
 from airferry.errors import AirferryError
+from airferry.host import files
 from airferry.oci.reference import Reference, parse_reference
 
 
@@ -126,7 +127,7 @@ def _parse_base(value: Any, info: ValidationInfo) -> RegistryBase | LayoutBase |
             raise ValueError(f"`{written}` has no path after `{kind}:`")
         folder = (info.context or {}).get("folder", Path())
         made: type[LayoutBase] | type[ArchiveBase] = LayoutBase if kind == "oci" else ArchiveBase
-        return made(path=folder / Path(name).expanduser(), reference=reference or None, written=written)
+        return made(path=folder / files.expand_home(Path(name)), reference=reference or None, written=written)
     base = RegistryBase(reference=written)
     try:
         _ = base.parsed

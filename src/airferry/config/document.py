@@ -17,6 +17,8 @@ from airferry.errors import ConfigurationError, HostError
 from airferry.host import files
 
 MAX_CONFIG_BYTES = 4 * 1024 * 1024
+# below it, indentation alone nests, which a file of the size that is read cannot do deeply enough
+FEW_OPENERS = 1_000
 MAX_NODES = 200_000
 MAX_CONFIG_DEPTH = 60
 
@@ -63,7 +65,7 @@ def read_yaml(path: Path) -> YamlDocument:
         ConfigurationError: it cannot be read, is too large, is not YAML, or says one key twice.
     """
     try:
-        if path.is_file() and path.stat().st_size > MAX_CONFIG_BYTES:
+        if _is_large(path):
             raise ConfigurationError(
                 f"{path}:1: larger than {MAX_CONFIG_BYTES >> 20} MiB, the limit for configuration",
                 hint="keep data in separate files, and refer to them by path",
@@ -74,6 +76,14 @@ def read_yaml(path: Path) -> YamlDocument:
     except HostError as error:
         raise ConfigurationError(error.message, hint=error.hint, path=str(path)) from error
     return parse_document(data, path)
+
+
+def _is_large(path: Path) -> bool:
+    try:
+        return path.is_file() and path.stat().st_size > MAX_CONFIG_BYTES
+    except (OSError, ValueError):
+        # a name that is too long, or has null bytes: reading it says so
+        return False
 
 
 def parse_document(data: bytes, path: Path) -> YamlDocument:
@@ -89,6 +99,7 @@ def parse_document(data: bytes, path: Path) -> YamlDocument:
         raise ConfigurationError(f"{path}:{line}: not UTF-8 text", path=str(path), line=line) from error
     loader = yaml.CSafeLoader(text)
     try:
+        _expect_shallow(text, path)
         node = loader.get_single_node()
         builder = _Builder(path, loader)
         value = None if node is None else builder.build(node, ())
@@ -99,6 +110,26 @@ def parse_document(data: bytes, path: Path) -> YamlDocument:
         raise ConfigurationError(f"{path}: nested too deeply", path=str(path)) from error
     finally:
         loader.dispose()
+
+
+def _expect_shallow(text: str, path: Path) -> None:
+    """Refuse deep nesting before it is composed: PyYAML's C loader recurses without a bound, and overflows the stack.
+
+    Text that cannot be deep, for it opens few lists and mappings on lines that hold others, is not looked at.
+    """
+    if sum(map(text.count, "[{-?")) <= FEW_OPENERS:
+        return
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.CSafeLoader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > MAX_CONFIG_DEPTH:
+            line = event.start_mark.line + 1 if event.start_mark else 1
+            raise ConfigurationError(
+                f"{path}:{line}: nested deeper than {MAX_CONFIG_DEPTH} levels", path=str(path), line=line
+            )
 
 
 def _yaml_error(path: Path, error: yaml.YAMLError) -> ConfigurationError:
@@ -136,7 +167,13 @@ class _Builder:
                 self.lines[(*key, name)] = key_node.start_mark.line + 1
                 result[name] = self.build(value_node, (*key, name))
             return result
-        return self.loader.construct_object(node)
+        try:
+            return self.loader.construct_object(node)
+        except (ValueError, LookupError, AttributeError, TypeError, OverflowError) as error:
+            # `2001-99-99` looks like a date, `0b_` like a number, and a tag may be on any text
+            raise self._error(
+                node, f"`{str(node.value)[:80]}` cannot be read as what it looks like: {error}"
+            ) from error
 
     def _mapping(self, node: yaml.MappingNode, depth: int) -> _Pairs:
         """Return the pairs of a mapping, those that merge keys (`<<`) bring in first."""

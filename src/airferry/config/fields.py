@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from airferry.errors import AirferryError
+from airferry.host import files
 from airferry.oci.platform import Platform, parse_buildable_platform
 from airferry.oci.reference import parse_reference
 
@@ -109,7 +110,7 @@ def _variable(value: str) -> str:
 def _requirement(value: str) -> str:
     try:
         requirement = Requirement(value)
-    except InvalidRequirement as error:
+    except (InvalidRequirement, RecursionError) as error:
         raise ValueError(f"`{value}` is not a requirement, expected for example `name==1.2`") from error
     if requirement.url:
         parse_git_requirement(requirement)
@@ -174,7 +175,7 @@ DebianPackage = Annotated[str, AfterValidator(_debian_package)]
 
 def _beside_file(value: Path, info: ValidationInfo) -> Path:
     folder: Path = (info.context or {}).get("folder", Path())
-    return folder / value.expanduser()
+    return folder / files.expand_home(value)
 
 
 FileBeside = Annotated[Path, AfterValidator(_beside_file)]

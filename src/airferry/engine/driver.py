@@ -6,7 +6,6 @@ built and writes no bundle: what comes out are image IDs, documents' bytes and l
 
 from __future__ import annotations
 
-import json
 import re
 import secrets as random_names
 import sys
@@ -24,6 +23,7 @@ from airferry.errors import BuildError, HostError, IntegrityError, RegistryError
 from airferry.events import Emit, Progress, silent
 from airferry.host import files, process
 from airferry.host.canonical import canonical_json
+from airferry.host.parsing import parse_json
 from airferry.oci.digest import digest_hex, parse_digest
 from airferry.oci.documents import (
     IMAGE_MANIFEST,
@@ -131,7 +131,7 @@ class Engine:
             part = files.ensure_directory(folder / relative)
             (part / "oci-layout").write_bytes(_LAYOUT_FILE)
             (part / "index.json").write_bytes(canonical_json(index))
-            (part / "blobs").symlink_to((layout / "blobs").resolve(), target_is_directory=True)
+            (part / "blobs").symlink_to(files.resolved(layout / "blobs"), target_is_directory=True)
             image = self._pull(f"oci:{relative}", cwd=folder, arguments=[], what=f"base `{manifest_digest}`")
         config = self.inspect(image)
         if not platform.accepts(config):
@@ -143,7 +143,7 @@ class Engine:
     def pull_from_layout(self, layout: Path, reference: str, *, platform: Platform | None = None) -> str:
         """Pull an image by its name in a layout and return its ID."""
         with files.scratch_directory(self.storage.temporary) as folder:
-            (folder / "layout").symlink_to(layout.resolve(), target_is_directory=True)
+            (folder / "layout").symlink_to(files.resolved(layout), target_is_directory=True)
             return self._pull(
                 f"oci:layout:{reference}",
                 cwd=folder,
@@ -194,10 +194,10 @@ class Engine:
         """Return the platform that an image's config states."""
         if self.program.kind == "podman":
             done = self._command(["image", "inspect", image], doing=f"inspect `{image}`")
-            found = json.loads(done.text)[0]
+            found = parse_json(done.text)[0]
             return Platform(found["Os"], found["Architecture"], found.get("Variant") or "")
         done = self._command(["inspect", "--type", "image", image], doing=f"inspect `{image}`")
-        found = json.loads(done.text)["OCIv1"]
+        found = parse_json(done.text)["OCIv1"]
         return Platform(found["os"], found["architecture"], found.get("variant") or "")
 
     def images(self) -> dict[str, str]:
@@ -205,7 +205,7 @@ class Engine:
         form = "--json" if self.program.kind == "buildah" else "--format=json"
         done = self._command(["images", "--no-trunc", form], doing="list the images")
         result = {}
-        for entry in json.loads(done.text or "[]") or []:
+        for entry in parse_json(done.text or "[]") or []:
             image = str(entry.get("id") or entry.get("Id")).removeprefix("sha256:")
             for name in entry.get("names") or entry.get("Names") or [image]:
                 result[name] = image
@@ -271,15 +271,15 @@ class Engine:
             argv: list[str | Path] = ["build", "--pull=never", "--layers=false", "--force-rm", "--format", "oci"]
             argv += ["--timestamp", str(epoch_s), "--platform", str(platform), *self.storage.isolation.arguments]
             argv += ["--identity-label=false", *(["--http-proxy=false"] if not network else [])]
-            argv += ["--file", containerfile.resolve(), "--tag", tag, "--iidfile", identity]
-            argv += ["--ignorefile", ignorefile.resolve()] if ignorefile else []
+            argv += ["--file", files.resolved(containerfile), "--tag", tag, "--iidfile", identity]
+            argv += ["--ignorefile", files.resolved(ignorefile)] if ignorefile else []
             for key, value in sorted((build_args or {}).items()):
                 argv += ["--build-arg", f"{key}={value}"]
             for key, path in sorted((secrets or {}).items()):
                 argv += ["--secret", f"id={key},src={path}"]
             for volume in volumes:
                 argv += ["--volume", str(volume)]
-            argv.append(context.resolve())
+            argv.append(files.resolved(context))
             try:
                 self.storage.invoke(argv, network=network, timeout_s=timeout_s, merge_output=True, on_line=on_line)
             except process.ProcessFailed as failure:

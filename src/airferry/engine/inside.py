@@ -82,7 +82,8 @@ def main(arguments: list[str]) -> int:
             enter_empty_network()
             os.execvp(rest[0], rest)
         copy_out(Path(os.environ["AIRFERRY_MOUNT"]), rest[0], Path(rest[1]))
-    except (OSError, shutil.Error) as error:
+    except (OSError, RuntimeError, ValueError) as error:
+        # a circle of links in the image is a RuntimeError before Python 3.13; shutil.Error is an OSError
         sys.stderr.write(f"airferry: {error}\n")
         return 1
     return 0

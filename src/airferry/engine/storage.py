@@ -7,7 +7,6 @@ Touches nothing outside the state folder and the user's runtime folder.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -25,6 +24,7 @@ from airferry.engine.program import Program, engine_error
 from airferry.errors import HostError
 from airferry.events import Emit, Warned
 from airferry.host import clock, files, process
+from airferry.host.parsing import parse_json
 
 QUICK_S = 180.0
 ORPHAN_GRACE_S = 10.0
@@ -61,7 +61,7 @@ class Storage:
     def __init__(self, program: Program, state: Path, *, emit: Emit) -> None:
         """Prepare the folders. The caller holds the lock of `state`."""
         self.program = program
-        self.state = files.ensure_directory(state).resolve()
+        self.state = files.resolved(files.ensure_directory(state))
         self.root = self.state / f"{program.kind}-storage"
         self.run_root = self._choose_run_root()
         self.temporary = self.state / "tmp"
@@ -319,7 +319,7 @@ class Storage:
         for kind in ("overlay", "vfs"):
             path = self.root / f"{kind}-containers" / "containers.json"
             if path.is_file():
-                for entry in json.loads(path.read_text() or "[]") or []:
+                for entry in parse_json(path.read_text() or "[]") or []:
                     names.append(entry["id"])
         return names
 

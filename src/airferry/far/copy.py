@@ -173,7 +173,7 @@ def _registry_sink(source: Place, reference: Reference, client: Clients) -> Iter
 @contextmanager
 def _layout_lock(path: Path) -> Iterator[None]:
     """Wait for other copies into the same layout, each of which rewrites its index."""
-    name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+    name = hashlib.sha256(str(files.resolved(path)).encode()).hexdigest()[:16]
     with files.waiting_lock(files.cache_directory() / "layouts" / f"{name}.lock"):
         yield
 

@@ -16,6 +16,7 @@ from airferry.bundle.receipt import Receipt, ReceiptTag, read_receipt
 from airferry.errors import RegistryError
 from airferry.events import Emit, Notice, silent
 from airferry.host import files
+from airferry.host.parsing import Malformed, parse_json
 from airferry.host.threads import parallel_map
 from airferry.oci.ports import Stored
 from airferry.oci.reference import parse_reference
@@ -193,8 +194,8 @@ def _from_receipt(path: Path, root: str) -> dict[str, str | None]:
 def _from_journal(path: Path, root: str) -> dict[str, str | None]:
     if not path.is_file():
         return {}
-    with suppress(ValueError, RecursionError):
-        document = json.loads(files.read_bounded(path, limit_bytes=MAX_TAG_JOURNAL_BYTES))
+    with suppress(Malformed):
+        document = parse_json(files.read_bounded(path, limit_bytes=MAX_TAG_JOURNAL_BYTES))
         if isinstance(document, dict) and document.get("root") == root and isinstance(document.get("tags"), dict):
             tags: dict[str, str | None] = document["tags"]
             return tags

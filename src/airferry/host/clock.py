@@ -7,7 +7,10 @@ import time
 from datetime import UTC, datetime
 
 from airferry.errors import ConfigurationError
+from airferry.host.parsing import parse_count
 
+# the last second that RFC 3339 can write
+LAST_EPOCH_S = 253402300799
 DEFAULT_EPOCH_S = 315532800  # 1980-01-01, the first second that zip archives (wheels) can hold
 
 
@@ -22,12 +25,13 @@ def source_date_epoch_s() -> int:
     text = os.environ.get("SOURCE_DATE_EPOCH", "")
     if not text:
         return DEFAULT_EPOCH_S
-    if not text.isdecimal():
+    epoch_s = parse_count(text)
+    if epoch_s is None or epoch_s > LAST_EPOCH_S:
         raise ConfigurationError(
-            f"`SOURCE_DATE_EPOCH` is `{text}`, expected seconds since 1970 as a whole number",
+            f"`SOURCE_DATE_EPOCH` is `{text}`, expected seconds since 1970 as a whole number, before the year 10000",
             hint="unset it, or set it to the output of `git log -1 --format=%ct`",
         )
-    return int(text)
+    return epoch_s
 
 
 def rfc3339(epoch_s: float) -> str:

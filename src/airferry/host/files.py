@@ -64,6 +64,50 @@ def without_dots(path: Path) -> Path:
     return Path(os.path.normpath(path.absolute())) if ".." in path.parts else path
 
 
+def resolved(path: Path) -> Path:
+    """Return a path absolute and without links.
+
+    Raises:
+        HostError: links lead in a circle, or no file can have such a name.
+    """
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        # a circle of links is a RuntimeError before Python 3.13, a null byte a ValueError
+        reason = getattr(error, "strerror", None) or str(error) or "no such path can be"
+        hint = "links lead in a circle: remove one of them" if isinstance(error, RuntimeError) else None
+        raise HostError(f"cannot follow `{path}`: {reason}", hint=hint, path=str(path)) from error
+
+
+def lies_within(path: Path, folder: Path) -> bool:
+    """Tell whether a path, without links, is a folder or in it. What links lead in a circle from is nowhere."""
+    try:
+        return resolved(path).is_relative_to(resolved(folder))
+    except HostError:
+        return False
+
+
+def expand_home(path: Path) -> Path:
+    """Return a path with `~` and `~USER` in front replaced; as shells do, it stays where there is no such user."""
+    # `Path.expanduser` raises a RuntimeError there
+    return Path(os.path.expanduser(path))  # noqa: PTH111
+
+
+def home_directory() -> Path:
+    """Return the user's home.
+
+    Raises:
+        HostError: the host does not say where it is, as in a container with any user ID.
+    """
+    home = expand_home(Path("~"))
+    if home == Path("~"):
+        raise HostError(
+            f"the user with ID {os.getuid()} has no home folder on this host",
+            hint="set the environment variable `HOME`",
+        )
+    return home
+
+
 def expect_writable(folder: Path) -> None:
     """Check that files can be written below a folder, which may not exist yet. Leaves nothing behind.
 
@@ -180,6 +224,9 @@ def read_bounded(path: Path, *, limit_bytes: int) -> bytes:
             data = stream.read(limit_bytes + 1)
     except OSError as error:
         raise translate_os_error(error, doing="read", path=path) from error
+    except ValueError as error:
+        # a null byte in its name
+        raise HostError(f"cannot read `{path}`: {error}", path=str(path)) from error
     if len(data) > limit_bytes:
         raise HostError(f"`{path}` is larger than the limit of {limit_bytes} bytes", path=str(path))
     return data
@@ -300,4 +347,4 @@ def cache_directory() -> Path:
     if chosen := os.environ.get("AIRFERRY_CACHE"):
         return Path(chosen)
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "airferry"
+    return (Path(base) if base else home_directory() / ".cache") / "airferry"

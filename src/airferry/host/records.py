@@ -5,7 +5,6 @@ Nothing depends on a record: one that is missing or damaged only costs the work 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from airferry.errors import HostError
 from airferry.host import files
 from airferry.host.canonical import canonical_json, inputs_digest
+from airferry.host.parsing import parse_json
 
 MAX_RECORD_BYTES = 64 * 1024
 
@@ -27,8 +27,8 @@ class Records:
 
     def recall(self, key: Mapping[str, Any]) -> dict[str, Any] | None:
         """Return what was remembered under a key, or None."""
-        with suppress(HostError, ValueError, RecursionError):
-            found = json.loads(files.read_bounded(self._path(key), limit_bytes=MAX_RECORD_BYTES))
+        with suppress(HostError, ValueError):
+            found = parse_json(files.read_bounded(self._path(key), limit_bytes=MAX_RECORD_BYTES))
             if isinstance(found, dict):
                 return found
         return None

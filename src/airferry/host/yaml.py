@@ -64,7 +64,7 @@ def _load(data: bytes, what: str) -> object:
         raise IntegrityError(f"{what} has {len(data)} bytes, more than the limit of {MAX_DOCUMENT_BYTES}")
     try:
         return _build(data, what)
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
         raise IntegrityError(f"{what} is not valid YAML") from error
 
 

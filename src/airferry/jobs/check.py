@@ -19,7 +19,7 @@ from airferry.errors import ConfigurationError, FindingsError, UsageError
 from airferry.events import Emit, silent
 from airferry.jobs.catalogue import CatalogueSource
 from airferry.jobs.configs import COMMANDS_FILE, PLAIN, image_of, targets_of, with_default
-from airferry.jobs.context import AMBIENT, CODE_FOLDER, JOB_FOLDER, StepContext, mounts_of, read_step_toml
+from airferry.jobs.context import AMBIENT, CODE_FOLDER, JOB_FOLDER, StepContext, consumed_and_produced, mounts_of
 from airferry.jobs.findings import LEVELS, Finding, merge_findings
 from airferry.jobs.images import ask_images
 from airferry.jobs.known_assets import staged_values
@@ -307,7 +307,7 @@ def _context(
     path = _config_path(checked, found, executor)
     if path is None:
         return None
-    consumes, produces = read_step_toml(found.step_toml)
+    consumes, produces = consumed_and_produced(found.step_toml)
     ambient = {name: checked.submission.get(name, name.lower()) for name in AMBIENT}
     ambient |= {"PWD": CODE_FOLDER, "NEMO_RUN_DIR": JOB_FOLDER}
     variables = _profile_variables(checked, executor, profile)

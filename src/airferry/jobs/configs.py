@@ -18,7 +18,7 @@ from airferry.bundle.receipt import Receipt, ReceiptImage
 from airferry.config import Executor, SiteProfile
 from airferry.config.submit import submit_command
 from airferry.errors import ConfigurationError, IntegrityError
-from airferry.jobs.context import read_step_toml
+from airferry.jobs.context import consumed_and_produced
 from airferry.jobs.known_assets import StagedValue, StagedValues, assets_of, staged_values
 from airferry.jobs.settings import changed_list
 from airferry.jobs.submission import (
@@ -165,7 +165,7 @@ def _staged(found: StepFiles, receipt: Receipt, reader: StepConfigReader) -> _St
     if found.config_path is None or not assets_of(receipt.assets, step=found.target.spec):
         return _Staged()
     values = read_step_values(reader, found.config_path, environment={})
-    consumes, _produces = read_step_toml(found.step_toml)
+    consumes, _produces = consumed_and_produced(found.step_toml)
     return _Staged(staged_values(values, consumes, receipt.assets, step=found.target.spec), values.tree)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +11,10 @@ from typing import Any, Literal
 from airferry.bundle.receipt import ReceiptImage
 from airferry.config import Executor, SiteProfile
 from airferry.config.environment import SECRET_TEXT
+from airferry.host import files
 from airferry.jobs.findings import Finding, FindingKind, Level, Remedy
 from airferry.jobs.settings import setting
-from airferry.plan.catalogue import StepFiles
+from airferry.plan.catalogue import StepFiles, read_step_toml
 from airferry.plan.env_profiles import EnvProfile
 from airferry.plan.step_values import StepValue, StepValues
 
@@ -133,7 +133,7 @@ class StepContext:
 
     def shown_path(self, path: Path) -> str:
         """Return a path relative to the catalogue, if it is in it."""
-        root = self.code_root.resolve()
+        root = files.resolved(self.code_root)
         return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
     def place_of(self, path: str) -> tuple[PathPlace, Mount | None]:
@@ -181,9 +181,9 @@ class StepContext:
         return self.values.get(*value.key[:-1], name)
 
 
-def read_step_toml(path: Path) -> tuple[tuple[Consumed, ...], tuple[str, ...]]:
+def consumed_and_produced(path: Path) -> tuple[tuple[Consumed, ...], tuple[str, ...]]:
     """Return what a step says that it consumes and produces; the file was checked when the step was found."""
-    data = tomllib.loads(path.read_text(encoding="utf-8"))
+    data = read_step_toml(path)
 
     def tables(name: str) -> list[Mapping[str, Any]]:
         found = data.get(name, [])

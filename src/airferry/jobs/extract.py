@@ -29,6 +29,7 @@ from airferry.bundle.catalogue import (
 from airferry.bundle.tree_paths import encode_path
 from airferry.errors import HostError, IntegrityError, UsageError
 from airferry.host import files
+from airferry.host.parsing import Malformed, parse_json
 from airferry.host.threads import parallel_map
 from airferry.oci.codecs import inflate
 from airferry.oci.documents import Descriptor
@@ -205,8 +206,8 @@ def _expect_replaceable(destination: Path) -> None:
 def _mark(path: Path) -> dict[str, Any] | None:
     if path.is_symlink() or not path.is_file():
         return None
-    with suppress(ValueError, RecursionError):
-        known = json.loads(files.read_bounded(path, limit_bytes=MAX_MARK_BYTES))
+    with suppress(Malformed):
+        known = parse_json(files.read_bounded(path, limit_bytes=MAX_MARK_BYTES))
         if isinstance(known, dict) and isinstance(known.get("files"), dict) and isinstance(known.get("digest"), str):
             return known
     return None

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from airferry.config import BootstrapBase
-from airferry.engine.preflight import Check, Status, check_emulator, check_space, checks
+from airferry.config import BootstrapBase, load_config
+from airferry.engine.preflight import Check, Status, checks
 from airferry.engine.program import EngineChoice
-from airferry.errors import HostError
+from airferry.errors import ConfigurationError
 from airferry.events import Emit, silent
 from airferry.host import files
+from airferry.near.planning import Selection, read_plan
 from airferry.near.predict import ROOM_HINT, Predictor, disk_needs
 from airferry.near.reach import ask_all
+from airferry.near.session import parse_engine
+from airferry.plan.catalogue import open_catalogue
 from airferry.plan.lockfile import LOCK_FILE, Lockfile, read_lockfile
 from airferry.plan.models import Plan
 
 UNKNOWN_HINT = "run `airferry lock`: it fetches the bases and resolves the rest"
-LEAST_FREE_BYTES = 2 * 10**9
 ENGINE_CHECKS = ("engine", "runtime folder", "user namespaces", "storage", "isolation")
 
 
@@ -27,6 +28,28 @@ class DoctorReport:
 
     checks: tuple[Check, ...]
     planned: bool
+
+
+def doctor(selection: Selection, *, engine: str = "auto", emit: Emit = silent) -> DoctorReport:
+    """Check this host for what a build of the plan needs, or, where there is no plan's file, of any plan.
+
+    A catalogue that is not found is a failed check, next to those of what any plan needs. Failed checks are in the
+    report, not raised.
+
+    Raises:
+        UsageError: there is no such engine.
+        ConfigurationError: there is a plan's file, and it is wrong.
+    """
+    choice = parse_engine(engine)
+    if not selection.config.exists():
+        return examine(None, engine=choice, emit=emit)
+    config = load_config(selection.config)
+    try:
+        open_catalogue(config, source_dir=selection.source)
+    except ConfigurationError as error:
+        report = examine(None, engine=choice, emit=emit)
+        return replace(report, checks=(*report.checks, Check("catalogue", "fail", error.message, error.hint or "")))
+    return examine(read_plan(selection), engine=choice, emit=emit)
 
 
 def examine(plan: Plan | None, *, engine: EngineChoice, emit: Emit = silent) -> DoctorReport:
@@ -89,28 +112,4 @@ def _eased(check: Check, *, bootstraps: bool) -> Check:
     needed = bootstraps and check.name == "user namespaces"
     if check.status != "fail" or needed or not (check.name in ENGINE_CHECKS or check.name.startswith("emulator ")):
         return check
-    return replace(
-        check,
-        status="warn",
-        detail=f"{check.detail}; images of this plan can be assembled without it it it it it it it it it",
-    )
-
-
-def check_for_build(plan: Plan, *, cache: Path) -> None:
-    """Check what would end a build late: emulators for foreign CPUs, and room in cache and output folder.
-
-    Raises:
-        HostError: something is missing; the message says what, the hint what to type.
-    """
-    found = [check_emulator(platform) for platform in plan.platforms if not platform.matches_host()]
-    found += [
-        check_space("cache", cache, needed_bytes=LEAST_FREE_BYTES),
-        check_space("output", plan.output_dir, needed_bytes=LEAST_FREE_BYTES),
-    ]
-    failed = [check for check in found if check.status == "fail"]
-    if failed:
-        raise HostError(
-            "; ".join(f"{check.name}: {check.detail}" for check in failed),
-            hint=failed[0].hint,
-            checks=[check.name for check in failed],
-        )
+    return replace(check, status="warn", detail=f"{check.detail}; images of this plan can be assembled without it")

@@ -67,7 +67,7 @@ class OutputFolder:
             found = path.lstat()
         except OSError:
             return False
-        inside = path.parent.resolve().is_relative_to(self.path.resolve())
+        inside = files.lies_within(path.parent, self.path)
         same_size = stat.S_ISREG(found.st_mode) and found.st_size == result.get("size_bytes")
         try:
             if not (inside and same_size and files.file_sha256(path) == result.get("sha256")):

@@ -20,7 +20,7 @@ from airferry.near.bases.layers import BaseLayers
 from airferry.near.carry.loader import expected_loader_bytes
 from airferry.near.git import driver as git
 from airferry.near.git.addresses import redact
-from airferry.near.lock.resolve import needed_bases
+from airferry.near.lock.covered import needed_bases
 from airferry.near.wheels.store import WheelStore
 from airferry.oci.archive import ArchiveSource
 from airferry.oci.closure import select_platforms

@@ -17,7 +17,7 @@ from airferry.near.assemble import context
 from airferry.near.bases.fetch import find_children, open_base
 from airferry.near.git import driver as git
 from airferry.near.git.addresses import redact
-from airferry.near.lock.resolve import needed_bases
+from airferry.near.lock.covered import needed_bases
 from airferry.near.wheels.pip import Pip
 from airferry.oci.documents import MAX_IMAGE_CONFIG_BYTES, ImageConfig, Manifest, parse_image_config
 from airferry.oci.platform import Platform

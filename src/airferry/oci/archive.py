@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -20,6 +19,7 @@ from airferry.errors import IntegrityError
 from airferry.events import Emit, silent
 from airferry.host import files
 from airferry.host.canonical import canonical_json
+from airferry.host.parsing import Malformed, parse_json
 from airferry.oci.copy import CopyOptions, Shipment, image_shipments, transfer
 from airferry.oci.digest import digest_hex
 from airferry.oci.documents import (
@@ -350,8 +350,8 @@ class ArchiveSource(Source):
     def _layout_version(self) -> object:
         data = self._read_file(LAYOUT_FILE, 4096)
         try:
-            document = json.loads(data)
-        except (ValueError, RecursionError) as error:
+            document = parse_json(data)
+        except Malformed as error:
             raise IntegrityError(f"`{LAYOUT_FILE}` in `{self.path}` is not valid JSON") from error
         return document.get("imageLayoutVersion") if isinstance(document, dict) else None
 

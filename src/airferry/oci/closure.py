@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from airferry.errors import BuildError, IntegrityError
 from airferry.host.canonical import canonical_json
+from airferry.host.parsing import parse_json
 from airferry.host.progress import MIB
 from airferry.oci.documents import INDEX_TYPES, MANIFEST_TYPES, Descriptor, Index, descriptor_of
 from airferry.oci.platform import Platform
@@ -135,7 +135,7 @@ def _add_manifest(closure: Closure, stored: Stored) -> None:
 
 
 def _narrowed(top: Stored, digests: set[str]) -> Stored:
-    document = json.loads(top.data)
+    document = parse_json(top.data)
     document["manifests"] = [entry for entry in document["manifests"] if entry["digest"] in digests]
     data = canonical_json(document)
     fresh = descriptor_of(data, top.descriptor.media_type, annotations=top.descriptor.annotations)

@@ -67,7 +67,8 @@ class Descriptor(OciDocument):
 
     media_type: str
     digest: Digest
-    size: int = Field(ge=0)
+    # the specification has int64; a larger number would be no float either
+    size: int = Field(ge=0, lt=1 << 63)
     annotations: dict[str, str] | None = None
     artifact_type: str | None = None
     platform: PlatformDocument | None = None

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
-import json
 import os
 import stat
 import tempfile
@@ -23,6 +22,7 @@ from typing import IO, Any
 from airferry.errors import AirferryError, HostError, IntegrityError
 from airferry.host import files
 from airferry.host.canonical import canonical_json
+from airferry.host.parsing import Malformed, parse_json
 from airferry.oci.digest import digest_hex, digest_of, is_digest
 from airferry.oci.documents import (
     CONTAINERD_SUBJECT,
@@ -143,8 +143,8 @@ class LayoutStore(Source, Sink):
         store = cls(path, read_only=read_only)
         data = store._read_file(path / LAYOUT_FILE, limit_bytes=MAX_LAYOUT_FILE_BYTES)
         try:
-            version = json.loads(data).get("imageLayoutVersion")
-        except (ValueError, AttributeError, RecursionError) as error:
+            version = parse_json(data).get("imageLayoutVersion")
+        except (Malformed, AttributeError) as error:
             raise IntegrityError(f"`{path / LAYOUT_FILE}` is not valid JSON of a layout") from error
         if version != LAYOUT_VERSION:
             raise IntegrityError(f"`{path}` has imageLayoutVersion `{version}`, expected `{LAYOUT_VERSION}`")
@@ -228,8 +228,8 @@ class LayoutStore(Source, Sink):
         path = self.blob_path(digest)
         try:
             data = self._read_file(path, limit_bytes=MAX_MANIFEST_BYTES)
-            document = json.loads(data)
-        except (AirferryError, ValueError, RecursionError):
+            document = parse_json(data)
+        except (AirferryError, ValueError):
             return None
         if digest_of(data) != digest or not isinstance(document, dict):
             return None

@@ -1,8 +1,8 @@
 """What everything is a copy between: a Source and a Sink of blobs and manifests.
 
-A layout folder, an archive, a set of volumes and a registry's repository each are one or both. A new one writes what is
-abstract here; the rest are ways to be faster, or to be asked more, which it may offer. `oci.copy` is the only code that
-copies from one to the other.
+A layout folder, an archive, a set of volumes and a registry's repository each are one or both. A new one writes the
+abstract methods; the others have defaults, and are overridden where a medium can do better. `oci.copy` is the only code
+that copies from one to the other.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ D = TypeVar("D")
 class Stored:
     """A manifest or index: its descriptor, its original bytes, which match it, and their view, parsed once.
 
-    The bytes are what is stored and sent on. Whoever holds this needs to read and parse nothing again.
+    The bytes are what is stored and sent on. Code that holds a `Stored` reads and parses nothing again.
     """
 
     descriptor: Descriptor
@@ -116,7 +116,7 @@ class Source(ABC):
 
 
 class WrappedSource(Source):
-    """A Source over another one, which does everything; what is added to it overrides."""
+    """A Source that forwards to another one; subclasses override what they add."""
 
     def __init__(self, inner: Source) -> None:
         self.inner = inner

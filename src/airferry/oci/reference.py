@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from dataclasses import dataclass, replace
 
@@ -17,6 +18,7 @@ _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _REPOSITORY = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 MAX_NAME_CHARACTERS = 255
+MAX_PORT = 65535
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ def parse_reference(text: str, *, default_registry: str = DEFAULT_REGISTRY) -> R
         registry = DEFAULT_REGISTRY
     if registry == DEFAULT_REGISTRY and "/" not in repository:
         repository = f"library/{repository}"
-    if not _HOST.fullmatch(registry):
+    if not _is_host(registry):
         raise UsageError(f"`{text}`: `{registry}` is not a registry host")
     if not _REPOSITORY.fullmatch(repository) or len(registry) + 1 + len(repository) > MAX_NAME_CHARACTERS:
         raise UsageError(
@@ -86,6 +88,19 @@ def parse_reference(text: str, *, default_registry: str = DEFAULT_REGISTRY) -> R
     if not colon and not at:
         tag = "latest"
     return Reference(registry, repository, tag or None, digest if at else None)
+
+
+def _is_host(text: str) -> bool:
+    """Tell whether a text is a host with or without port, which a URL can hold: brackets hold an IPv6 address."""
+    if not _HOST.fullmatch(text):
+        return False
+    host, colon, port = text.rpartition(":") if re.search(r":[0-9]+$", text) else (text, "", "")
+    if colon and int(port) > MAX_PORT:
+        return False
+    try:
+        return not host.startswith("[") or bool(ipaddress.IPv6Address(host.strip("[]")))
+    except ValueError:
+        return False
 
 
 def is_loopback(registry: str) -> bool:

@@ -124,8 +124,8 @@ def _opened_alone(path: Path) -> Iterator[IO[bytes] | None]:
     with path.open("a+b") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # whoever held the lock before may have moved the file into a layout: then the name stands for another file
-            # by now, or for none, and what is open here is a blob that must not change any more
+            # the process that held the lock may have moved the file into a layout: the name is another file's by now,
+            # or nobody's, and the file that is open here is a blob that must not change any more
             alone = path.stat().st_ino == os.fstat(stream.fileno()).st_ino
         except (BlockingIOError, FileNotFoundError):
             alone = False

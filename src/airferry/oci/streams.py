@@ -15,7 +15,7 @@ from airferry.oci.documents import Descriptor
 
 @dataclass(frozen=True, slots=True)
 class FileSlice:
-    """Bytes of a file that the sender leaves to the kernel and then checks."""
+    """Bytes of a file that the sender leaves to the kernel, and then checks."""
 
     stream: IO[bytes]
     offset: int
@@ -157,8 +157,8 @@ class SizedReader(io.RawIOBase):
 class VerifyingReader(SizedReader):
     """A stream over a blob that never yields more than the declared size and checks the digest at its end.
 
-    The check runs when the last declared byte is read, before that byte is handed out, so a caller that read the whole
-    blob without an error holds the right bytes.
+    The check runs when the last declared byte is read, before that byte is handed out, so a caller that read the
+    whole blob without an error holds the right bytes.
     """
 
     def __init__(self, stream: IO[bytes], descriptor: Descriptor, *, what: str | None = None) -> None:

@@ -96,7 +96,11 @@ class TarReader:
         """Pass over what is left of the last entry, and its padding."""
         if self._seeks:
             left = self._content_left + self._padding
-            self._stream.seek(left, 1)
+            try:
+                self._stream.seek(left, 1)
+            except (OSError, OverflowError, ValueError) as error:
+                # a size that no file can have
+                raise IntegrityError(f"{self._what} is truncated in the middle of an entry") from error
             self._position += left
             self._content_left = 0
             return

@@ -5,15 +5,18 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from airferry.config import Config, SourceSettings
-from airferry.errors import AirferryError, ConfigurationError
+from airferry.errors import AirferryError, ConfigurationError, HostError
+from airferry.host import files
+from airferry.host.parsing import Malformed, parse_toml
 from airferry.plan.models import Target
 
+MAX_STEP_TOML_BYTES = 1024 * 1024
 CONFIG_ENDINGS = (".yaml", ".yml")
 _STEP_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 
@@ -64,7 +67,7 @@ class Catalogue:
 
     def name_of(self, path: Path) -> str | None:
         """Return a file's path from the root, or None if it lies outside."""
-        for root, inside in ((self.root, path), (self.root.resolve(), real_path(path))):
+        for root, inside in ((self.root, path), (files.resolved(self.root), real_path(path))):
             if inside.is_relative_to(root) and ".." not in inside.parts:
                 return inside.relative_to(root).as_posix()
         return None
@@ -89,7 +92,7 @@ def open_catalogue(config: Config, *, source_dir: Path | None = None) -> Catalog
         if not (root / steps).is_dir():
             raise ConfigurationError(f"`{source_dir}` has no steps folder `{steps}`", hint=hint)
     elif config.source.root is not None:
-        root = Path(os.path.normpath(config.folder / config.source.root.expanduser()))
+        root = Path(os.path.normpath(config.folder / files.expand_home(config.source.root)))
         if not (root / steps).is_dir():
             raise config.error("source", "root", reason=f"`{root}` has no steps folder `{steps}`", hint=hint)
     else:
@@ -192,8 +195,9 @@ def choose_target(catalogue: Catalogue, text: str, *, folder: Path) -> Target:
     own = catalogue.steps_folder / step_id / "config"
     if _STEP_ID.fullmatch(config) and _named_config(own, config).is_file():
         return Target(step_id, config)
-    path = real_path(folder / Path(config).expanduser())
-    name = path.relative_to(own.resolve()).with_suffix("").as_posix() if path.is_relative_to(own.resolve()) else ""
+    path = real_path(folder / files.expand_home(Path(config)))
+    real_own = real_path(own / "config.yaml").parent
+    name = path.relative_to(real_own).with_suffix("").as_posix() if path.is_relative_to(real_own) else ""
     if _STEP_ID.fullmatch(name) and real_path(_named_config(own, name)) == path:
         return Target(step_id, name)
     return Target(step_id, config, path)
@@ -203,8 +207,14 @@ def real_path(path: Path) -> Path:
     """Return a file's absolute path, with links in the folders above it followed; one at its end stays.
 
     What a config inherits from starts at the folder that its own path names, wherever a link at the end leads.
+
+    Raises:
+        ConfigurationError: links lead in a circle.
     """
-    return path.parent.resolve() / path.name
+    try:
+        return files.resolved(path.parent) / path.name
+    except HostError as error:
+        raise ConfigurationError(error.message, hint=error.hint, path=str(path)) from error
 
 
 def _named_config(folder: Path, name: str) -> Path:
@@ -254,7 +264,7 @@ def find_step(catalogue: Catalogue, target: Target, *, travelled: bool = False) 
 def _check_own_config(catalogue: Catalogue, target: Target, path: Path) -> None:
     if path.is_file():
         return
-    written = Path(target.config or "").expanduser()
+    written = files.expand_home(Path(target.config or ""))
     stem = written.name.removesuffix(written.suffix)
     if (catalogue.root / written).is_file():
         hint = (
@@ -264,28 +274,37 @@ def _check_own_config(catalogue: Catalogue, target: Target, path: Path) -> None:
         hint = f"the step's own config of that name is `{target.step_id}:{stem}`"
     else:
         hint = (
-            "paths are relative to the current folder, or to the configuration file that contains them; the step's own "
-            f"configs are named without extension: {_nearest(stem, catalogue.config_names(target.step_id))}"
+            "a path starts at the current folder, or at the folder of the configuration that it stands in; the step's "
+            f"own configs are named without ending: {_nearest(stem, catalogue.config_names(target.step_id))}"
         )
     state = "is not a file" if path.exists() else "is missing"
     raise ConfigurationError(f"config `{target.config}` for step `{target.step_id}`: `{path}` {state}", hint=hint)
 
 
 def _check_step_toml(path: Path, target: Target) -> None:
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        line = re.search(r"at line (\d+)", str(error))
-        raise ConfigurationError(f"{path}:{line.group(1) if line else 1}: not valid TOML: {error}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path}: cannot be read: {error}") from error
-    section = data.get("step")
+    section = read_step_toml(path).get("step")
     step_id = section.get("id") if isinstance(section, dict) else None
     if step_id != target.step_id:
         raise ConfigurationError(
             f"{path}:1: `step.id` is `{step_id}`, expected `{target.step_id}`, the folder that the file is in",
             hint="correct `id` under `[step]`",
         )
+
+
+def read_step_toml(path: Path) -> dict[str, Any]:
+    """Return what a `step.toml` holds.
+
+    Raises:
+        ConfigurationError: it cannot be read, or is not valid TOML.
+    """
+    try:
+        return parse_toml(files.read_bounded(path, limit_bytes=MAX_STEP_TOML_BYTES))
+    except HostError as error:
+        raise ConfigurationError(error.message, hint=error.hint, path=str(path)) from error
+    except Malformed as error:
+        raise ConfigurationError(
+            f"{path}:{error.line}: not valid TOML: {error}", path=str(path), line=error.line
+        ) from error
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

@@ -6,16 +6,15 @@ Only reads the file; resolves nothing.
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from airferry.config.document import KeyPath
-from airferry.config.toml_errors import toml_error_line
 from airferry.errors import ConfigurationError, HostError
 from airferry.host import files
+from airferry.host.parsing import Malformed, parse_toml
 
 MAX_PROFILES_BYTES = 4 * 1024 * 1024
 NO_PROFILES = frozenset({"wandb", "cli", "cache", "artifacts"})
@@ -106,21 +105,17 @@ def read_env_file(path: Path) -> EnvFile:
         ConfigurationError: it cannot be read or is not TOML; the line is named.
     """
     try:
-        text = files.read_bounded(path, limit_bytes=MAX_PROFILES_BYTES).decode("utf-8")
-        tables = tomllib.loads(text)
+        data = files.read_bounded(path, limit_bytes=MAX_PROFILES_BYTES)
+        return EnvFile(path, parse_toml(data), data.decode("utf-8"))
     except HostError as error:
         raise ConfigurationError(error.message, hint=error.hint, path=str(path)) from error
-    except UnicodeDecodeError as error:
-        raise ConfigurationError(f"{path}: not UTF-8 text", path=str(path)) from error
-    except tomllib.TOMLDecodeError as error:
-        line = toml_error_line(error, text)
+    except Malformed as error:
         raise ConfigurationError(
-            f"{path}:{line}: not valid TOML: {error}",
+            f"{path}:{error.line}: not valid TOML: {error}",
             hint="check the quotes and brackets of this line",
             path=str(path),
-            line=line,
+            line=error.line,
         ) from error
-    return EnvFile(path, tables, text)
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -29,5 +29,5 @@ def is_held(requirement: str, held: Mapping[str, str]) -> bool:
         wanted = Requirement(requirement)
         version = held.get(canonicalize_name(wanted.name))
         return version is not None and not wanted.url and wanted.specifier.contains(version, prereleases=True)
-    except (InvalidRequirement, InvalidVersion):
+    except (InvalidRequirement, InvalidVersion, RecursionError):
         return False

@@ -209,7 +209,7 @@ def _output_dir(config: Config, catalogue: Catalogue) -> Path:
     chosen = config.paths.output_dir
     if chosen is None:
         return config.folder / "out"
-    path = Path(os.path.normpath(catalogue.root / chosen.expanduser()))
+    path = Path(os.path.normpath(catalogue.root / files.expand_home(chosen)))
     if catalogue.root.is_relative_to(path):
         raise config.error(
             "paths",

@@ -20,6 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 from airferry.config.document import KeyPath, YamlDocument, read_yaml
 from airferry.config.fields import parse_overlay
 from airferry.errors import ConfigurationError
+from airferry.host import files
+from airferry.plan.catalogue import real_path
 from airferry.plan.models import ConfigText, Overlay
 
 MISSING = "???"
@@ -84,7 +86,7 @@ class StepConfigReader:
         Raises:
             ConfigurationError: a file is missing, no YAML or inherits itself.
         """
-        return self._chain(path.parent.resolve() / path.name, (), [0])
+        return self._chain(real_path(path), (), [0])
 
     def bases(self, path: Path) -> list[ConfigBase]:
         """Return what a config inherits from directly, in its order.
@@ -106,12 +108,12 @@ class StepConfigReader:
                     hint="paths in `defaults:` are relative to the file that contains them"
                     + (f"; did you mean `{Path(name).parent / near[0]}`?" if near else "; correct it"),
                 )
-            found.append(ConfigBase(key, name, base.parent.resolve() / base.name))
+            found.append(ConfigBase(key, name, real_path(base)))
         return found
 
     def _chain(self, path: Path, above: tuple[Path, ...], count: list[int]) -> list[YamlDocument]:
         """Return the documents that a config consists of, the weakest first."""
-        real = path.resolve()
+        real = files.resolved(path)
         if real in above:
             raise self._document(path).error(
                 ("defaults",),

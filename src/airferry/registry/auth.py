@@ -7,16 +7,16 @@ plain HTTP was asked for. Nothing of it shows in errors.
 
 from __future__ import annotations
 
-import json
 import re
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 from airferry.errors import RegistryError
 from airferry.host import clock
+from airferry.host.parsing import Malformed, parse_json, split_url
 from airferry.oci.reference import is_loopback
 from airferry.registry.connections import Answer
 from airferry.registry.credentials import Credential, Lookup
@@ -166,12 +166,17 @@ class RegistryAuth:
         else:
             query = urlencode([*fields, *(("scope", scope) for scope in wanted)])
             headers = {"Authorization": credential.basic} if credential is not None else {}
-            separator = "&" if urlsplit(realm).query else "?"
+            separator = "&" if split_url(realm).query else "?"
             response = self._request_token("GET", f"{realm}{separator}{query}" if query else realm, headers, None)
         return self._read_token(realm, response, anonymous=credential is None)
 
     def _check_realm(self, realm: str) -> None:
-        parts = urlsplit(realm)
+        try:
+            parts = split_url(realm)
+        except Malformed as error:
+            raise RegistryError(
+                f"`{self.registry}` names a token server that is not a URL: {error}", registry=self.registry
+            ) from error
         host = parts.netloc
         safe = parts.scheme == "https" or (parts.scheme == "http" and (self._plain_http or is_loopback(host)))
         if not safe or not host or "@" in host:
@@ -199,10 +204,10 @@ class RegistryAuth:
                 f"token server `{server}` answers {response.status_code}", status=response.status_code, url=server
             )
         try:
-            document: Any = json.loads(response.content)
+            document: Any = parse_json(response.content)
             token = document.get("token") or document.get("access_token")
             lifetime = document.get("expires_in")
-        except (ValueError, AttributeError, RecursionError):
+        except (Malformed, AttributeError):
             # the answer may hold a token: the parser's message is not passed on
             raise RegistryError(f"token server `{server}` answers without a token", url=server) from None
         if not isinstance(token, str) or len(token) > MAX_TOKEN_CHARACTERS or not _TOKEN.fullmatch(token):

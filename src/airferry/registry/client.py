@@ -14,18 +14,26 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import urljoin, urlsplit
 
 import requests
 import urllib3
 
 from airferry.errors import RegistryError
 from airferry.events import Emit, Warned, silent
+from airferry.host.parsing import split_url
 from airferry.oci.reference import is_loopback
 from airferry.registry.auth import RegistryAuth
 from airferry.registry.connections import Answer, Body, Connections, speaks_tls
 from airferry.registry.credentials import Lookup, find_credential
-from airferry.registry.failures import MAX_ERROR_BYTES, connection_error, is_fatal, is_refused, redacted, status_error
+from airferry.registry.failures import (
+    MAX_ERROR_BYTES,
+    connection_error,
+    following_url,
+    is_fatal,
+    is_refused,
+    redacted,
+    status_error,
+)
 from airferry.registry.governor import Governor, RateLimit
 from airferry.registry.oras_registry import OrasRegistry
 from airferry.registry.retry import TRANSIENT_STATUSES, RetryPolicy, retry_after_s
@@ -250,8 +258,8 @@ class RegistryClient(OrasRegistry):
             if response.status_code not in REDIRECTS or not target or not (bodiless or response.status_code >= 307):
                 return response
             response.close()
-            following = urljoin(current, target)
-            before, after = urlsplit(current), urlsplit(following)
+            following = following_url(current, target, what=what)
+            before, after = split_url(current), split_url(following)
             if after.scheme not in ("http", "https") or not after.hostname:
                 break
             if after.scheme == "http" and before.scheme == "https" and not is_loopback(after.netloc):
@@ -286,13 +294,13 @@ class RegistryClient(OrasRegistry):
 
     def _is_own(self, url: str) -> bool:
         """Tell whether a URL is the registry's own host, where its credentials may go."""
-        parts = urlsplit(url)
+        parts = split_url(url)
         same = parts.netloc == self.host or (parts.scheme == "https" and parts.netloc == f"{self.host}:443")
         return same and parts.scheme == self._find_scheme(self.host)
 
     def _check_scheme(self, url: str, what: str) -> None:
         """Refuse plain HTTP that was not requested: an upload goes on where the registry's `Location` points."""
-        parts = urlsplit(url)
+        parts = split_url(url)
         plain = parts.scheme == "http" and not self.options.plain_http and not is_loopback(parts.netloc)
         if plain and not self._is_own(url):
             raise RegistryError(

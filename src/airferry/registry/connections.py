@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any, Protocol, runtime_checkable
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult
 
 import requests
 import urllib3
@@ -24,6 +24,7 @@ from urllib3.connection import HTTPConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from airferry.errors import HostError
+from airferry.host.parsing import split_url
 from airferry.oci.ports import BLOCK_BYTES
 from airferry.oci.reference import is_loopback
 from airferry.oci.streams import FileSlice
@@ -125,7 +126,7 @@ class Connections:
             requests.RequestException, urllib3.exceptions.HTTPError, OSError: there is no answer.
             ConfigurationError: a certificate that is configured for the registry cannot be read.
         """
-        parts = urlsplit(url)
+        parts = split_url(url)
         pool = self._pool(parts, url)
         sent = {**_HEADERS, **headers}
         content: Any = body
@@ -245,7 +246,7 @@ def speaks_tls(host: str, *, timeout_s: float) -> bool:
     Raises:
         OSError: the server does not answer.
     """
-    parts = urlsplit(f"//{host}")
+    parts = split_url(f"//{host}")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

@@ -7,7 +7,6 @@ Looked at, in this order: `REGISTRY_AUTH_FILE` (alone, where it is set), `$XDG_R
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import os
 import re
@@ -18,6 +17,7 @@ from typing import Any
 
 from airferry.errors import ConfigurationError, HostError, RegistryError, UsageError
 from airferry.host import files, process
+from airferry.host.parsing import Malformed, parse_json
 from airferry.oci.reference import DEFAULT_REGISTRY
 
 MAX_CREDENTIALS_BYTES = 1024 * 1024
@@ -67,7 +67,7 @@ def credential_files() -> list[Path]:
     return [
         _runtime_file(),
         _config_home() / "containers" / "auth.json",
-        (Path(docker) if docker else Path.home() / ".docker") / "config.json",
+        (Path(docker) if docker else files.home_directory() / ".docker") / "config.json",
     ]
 
 
@@ -117,7 +117,7 @@ def _runtime_file() -> Path:
 
 def _config_home() -> Path:
     chosen = os.environ.get("XDG_CONFIG_HOME")
-    return Path(chosen) if chosen else Path.home() / ".config"
+    return Path(chosen) if chosen else files.home_directory() / ".config"
 
 
 def _writable_file() -> Path:
@@ -138,8 +138,8 @@ def _read(path: Path) -> dict[str, Any] | None:
     if not data.strip():
         return {}
     try:
-        document = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        document = parse_json(data)
+    except Malformed as error:
         raise ConfigurationError(
             f"credentials file `{path}` is not valid JSON", hint="fix it, or remove it and log in again"
         ) from error
@@ -201,7 +201,7 @@ def _from_entry(entry: object) -> Credential | None:
     if isinstance(secret, str) and secret:
         try:
             username, _, password = base64.b64decode(secret).decode().rstrip("\0").partition(":")
-        except (binascii.Error, UnicodeDecodeError):
+        except ValueError:
             return None
     if isinstance(identity, str) and identity:
         return Credential(username if isinstance(username, str) else "", identity_token=identity)
@@ -232,9 +232,9 @@ def _ask_helper(name: str, server: str, *, required: bool) -> Credential | None:
             hint="try it manually: `echo SERVER | " + program + " get`",
         )
     try:
-        answer = json.loads(done.stdout)
+        answer = parse_json(done.stdout)
         username, secret = answer["Username"], answer["Secret"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (Malformed, KeyError, TypeError):
         # the answer holds a secret: neither it nor the parser's message may be shown
         raise RegistryError(f"credential helper `{program}` returned an invalid answer for `{server}`") from None
     if username == IDENTITY_TOKEN_USER:

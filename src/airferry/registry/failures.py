@@ -5,16 +5,15 @@ Nothing that a registry says is trusted: its text is bounded and stripped of wha
 
 from __future__ import annotations
 
-import json
 import ssl
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import urlsplit
 
 import requests
 import urllib3
 
 from airferry.errors import RegistryError
+from airferry.host.parsing import Malformed, join_url, parse_json, split_url, url_host
 from airferry.wording import printable
 
 MAX_ERROR_BYTES = 64 * 1024
@@ -62,9 +61,26 @@ class LostSession(TransientRegistryError):
 
 def redacted(url: str) -> str:
     """Return a URL without user, query and fragment: they may hold secrets."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{host}{parts.path}"
+    try:
+        parts = split_url(url)
+    except Malformed:
+        return "(not a URL)"
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def following_url(answered: str, location: str, *, what: str) -> str:
+    """Return where a registry's answer leads: from the URL that was answered, by its `Location` or `Link`.
+
+    Raises:
+        RegistryError: that is not a URL.
+    """
+    try:
+        return join_url(answered, location)
+    except Malformed as error:
+        raise RegistryError(
+            f"cannot {what}: `{redacted(answered)}` leads to something that is not a URL ({error})",
+            url=redacted(answered),
+        ) from error
 
 
 def one_line(text: str) -> str:
@@ -75,9 +91,9 @@ def one_line(text: str) -> str:
 def registry_codes(data: bytes) -> tuple[str, str]:
     """Return the first error code and message of an error document, empty where it is none."""
     try:
-        first = json.loads(data)["errors"][0]
+        first = parse_json(data)["errors"][0]
         return one_line(str(first.get("code") or "")), one_line(str(first.get("message") or ""))
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+    except (Malformed, KeyError, IndexError, TypeError, AttributeError):
         return "", ""
 
 
@@ -105,7 +121,7 @@ def status_error(
 
 def connection_error(method: str, url: str, *, what: str, error: Exception) -> RegistryError:
     """Return the error for a request that got no answer."""
-    host = urlsplit(url).netloc.rpartition("@")[2]
+    host = url_host(url)
     fields: dict[str, Any] = {"method": method, "url": redacted(url)}
     if is_untrusted(error):
         return RegistryError(

@@ -18,13 +18,13 @@ from abc import abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
-from urllib.parse import urlsplit
 
 import requests
 from oras.provider import Registry
 
-from airferry.errors import IntegrityError, UsageError
+from airferry.errors import IntegrityError, RegistryError, UsageError
 from airferry.host import files
+from airferry.host.parsing import Malformed, split_url
 from airferry.oci.digest import digest_of
 from airferry.oci.reference import DEFAULT_REGISTRY
 from airferry.registry.auth import repository_scope
@@ -83,7 +83,7 @@ class OrasRegistry(Registry):  # type: ignore[misc]
     @property
     def prefix(self) -> str:
         """`https` or `http`, as `url` finds it out: stock methods begin each URL with it."""
-        return urlsplit(self.url("")).scheme
+        return split_url(self.url("")).scheme
 
     @prefix.setter
     def prefix(self, _stock: str) -> None:
@@ -136,7 +136,10 @@ class OrasRegistry(Registry):  # type: ignore[misc]
 
     def _checked(self, url: str, method: str) -> str:
         """Return where a stock method may send. Only the bytes of an upload go where the registry points."""
-        parts = urlsplit(url)
+        try:
+            parts = split_url(url)
+        except Malformed as error:
+            raise RegistryError(f"`{self.registry}` leads to something that is not a URL ({error})") from error
         if parts.netloc == self.registry:
             return parts._replace(netloc=self.host).geturl()
         if parts.netloc != self.host and (method not in ("PUT", "PATCH") or "/manifests/" in parts.path):
@@ -145,7 +148,7 @@ class OrasRegistry(Registry):  # type: ignore[misc]
 
     def _scopes(self, method: str, url: str) -> tuple[str, ...]:
         """Return the scope that a request needs: credentials are looked up, and tokens kept, by repository."""
-        found = _REPOSITORY.match(urlsplit(url).path)
+        found = _REPOSITORY.match(split_url(url).path)
         return (repository_scope(found["name"], *_ACTIONS.get(method, ("pull", "push"))),) if found else ()
 
     # -- stock methods that would leave the rules -----------------------------------------------------------------
@@ -262,7 +265,7 @@ def _status_error(answer: Answer, what: str) -> Exception:
 
 
 def _verify(url: str, digest: str) -> None:
-    wanted = _DIGEST_AT_END.search(urlsplit(url).path)
+    wanted = _DIGEST_AT_END.search(split_url(url).path)
     if wanted is not None and wanted["digest"] != digest:
         raise IntegrityError(
             f"`{wanted['digest']}` was requested, but `{digest}` was returned", digest=wanted["digest"]

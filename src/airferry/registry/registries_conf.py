@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,9 +17,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from airferry.config.toml_errors import toml_error_line
 from airferry.errors import ConfigurationError, HostError, UsageError
 from airferry.host import files
+from airferry.host.parsing import Malformed, parse_toml
 from airferry.oci.reference import Reference, parse_reference
 
 MAX_REGISTRIES_CONF_BYTES = 1024 * 1024
@@ -359,7 +358,7 @@ def _rewrite(reference: Reference, prefix: str, endpoint: Endpoint) -> Reference
 
 def _user_folder() -> Path:
     """Return the user's folder: that of XDG where it holds something of this, else the one that Podman 5 knows."""
-    usual = Path.home() / ".config" / "containers"
+    usual = files.home_directory() / ".config" / "containers"
     chosen = os.environ.get("XDG_CONFIG_HOME")
     own = Path(chosen) / "containers" if chosen else usual
     names = ("registries.conf", "registries.conf.d")
@@ -399,20 +398,13 @@ def _read(path: Path) -> bytes:
 
 def _parse_toml(data: bytes, path: Path) -> tuple[str, dict[str, Any]]:
     try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise SharedFileError(f"{path}:{line}: not UTF-8 text", path=str(path), line=line) from error
-    try:
-        return text, tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        line = toml_error_line(error, text)
-        reason = str(error).partition(" (at ")[0] if isinstance(error, tomllib.TOMLDecodeError) else "nested too deeply"
+        return data.decode("utf-8", "replace"), parse_toml(data)
+    except Malformed as error:
         raise SharedFileError(
-            f"{path}:{line}: not valid TOML: {reason}",
+            f"{path}:{error.line}: not valid TOML: {error}",
             hint="Podman, Buildah and skopeo refuse this file as well",
             path=str(path),
-            line=line,
+            line=error.line,
         ) from error
 
 

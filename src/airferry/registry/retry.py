@@ -43,7 +43,7 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
     if text.isdecimal() and len(text) < 10:
         return float(text)
     try:
-        moment = email.utils.parsedate_to_datetime(text)
-    except (TypeError, ValueError):
+        moment_s = email.utils.parsedate_to_datetime(text).timestamp()
+    except (TypeError, ValueError, OverflowError, IndexError):
         return None
-    return max(0.0, moment.timestamp() - clock.now_s())
+    return max(0.0, moment_s - clock.now_s())

@@ -8,11 +8,11 @@ on details. Changes nothing in the registry, and reads no blob.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from airferry.errors import IntegrityError
+from airferry.host.parsing import Malformed, parse_json
 from airferry.oci.closure import select_platforms
 from airferry.oci.documents import (
     DOCKER_MANIFEST,
@@ -214,8 +214,8 @@ def _digest_for(answer: Answer, platform: Platform | None) -> str | None:
 
 def _document(data: bytes) -> Any:
     try:
-        return json.loads(data)
-    except (ValueError, RecursionError):
+        return parse_json(data)
+    except Malformed:
         return None
 
 

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from tempfile import SpooledTemporaryFile
 from typing import IO, cast
-from urllib.parse import urljoin
 
 from airferry.errors import AirferryError, IntegrityError, RegistryError
 from airferry.host.canonical import canonical_json
+from airferry.host.parsing import parse_count
 from airferry.oci.digest import digest_of
 from airferry.oci.documents import IMAGE_INDEX, Descriptor, Index
 from airferry.oci.entries import referrer_kind
@@ -21,7 +21,7 @@ from airferry.oci.ports import Action, BlobOffer, OpenStream, Sink, Stored, bloc
 from airferry.oci.streams import verifying
 from airferry.registry.auth import repository_scope
 from airferry.registry.client import RegistryClient
-from airferry.registry.failures import NotFound, one_line
+from airferry.registry.failures import NotFound, following_url, one_line
 from airferry.registry.source import RegistrySource, referrers_tag
 from airferry.registry.uploads import Uploader
 
@@ -77,7 +77,7 @@ class RegistrySink(Sink):
         if response.status_code == 404:
             return False
         stated = response.headers.get("Content-Length", "")
-        if stated.isdecimal() and int(stated) != descriptor.size:
+        if stated.isdecimal() and parse_count(stated) != descriptor.size:
             raise IntegrityError(
                 f"`{self}` holds {stated} bytes as blob `{descriptor.digest}`, which has {descriptor.size}",
                 hint="the storage of the registry is damaged: delete the blob there, then rerun",
@@ -121,7 +121,7 @@ class RegistrySink(Sink):
             with suppress(AirferryError):
                 self.client.request(
                     "DELETE",
-                    urljoin(response.url, location),
+                    following_url(response.url, location, what="end an upload session"),
                     what="end an upload session",
                     scopes=self._scopes,
                     expected=None,

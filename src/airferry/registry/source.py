@@ -6,18 +6,17 @@ Follows the OCI distribution-spec v1.1, "Pull" and "Listing Referrers". Writes n
 from __future__ import annotations
 
 import io
-import json
 import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, cast
-from urllib.parse import urljoin
 
 import requests
 import urllib3
 
 from airferry.errors import IntegrityError, RegistryError
+from airferry.host.parsing import Malformed, parse_count, parse_json
 from airferry.oci.digest import digest_hex, digest_of, is_digest
 from airferry.oci.documents import (
     IMAGE_INDEX,
@@ -33,7 +32,7 @@ from airferry.oci.streams import verifying
 from airferry.registry.auth import repository_scope
 from airferry.registry.client import RegistryClient
 from airferry.registry.connections import Answer
-from airferry.registry.failures import connection_error, one_line
+from airferry.registry.failures import connection_error, following_url, one_line
 
 ACCEPTED = ", ".join((*INDEX_TYPES, *MANIFEST_TYPES))
 MAX_REFERRER_PAGES = 100
@@ -167,7 +166,7 @@ class RegistrySource(Source):
             following = response.next_page
             if not following:
                 return [found[key] for key in sorted(found)]
-            url = urljoin(response.url, following)
+            url = following_url(response.url, following, what=what)
         raise RegistryError(f"cannot {what}: there are more than {MAX_REFERRER_PAGES} pages")
 
     def has_referrers_api(self, digest: str) -> bool:
@@ -264,8 +263,8 @@ def _media_type(data: bytes, header: str, *, what: str) -> str:
         RegistryError: it is not a manifest of a kind that is known.
     """
     stated = ""
-    with suppress(ValueError, RecursionError):
-        document = json.loads(data)
+    with suppress(Malformed):
+        document = parse_json(data)
         if isinstance(document, dict):
             stated = document.get("mediaType") or ""
     for candidate in (stated, header.partition(";")[0].strip()):
@@ -332,7 +331,7 @@ class _BlobStream(io.RawIOBase):
         skip = 0
         if self._offset and response.status_code == 206:
             begins = _CONTENT_RANGE.match(response.headers.get("Content-Range", ""))
-            if begins is None or int(begins.group(1)) != self._offset:
+            if begins is None or parse_count(begins.group(1)) != self._offset:
                 raise RegistryError(f"`{self._source}` answers a range request with a different range")
         elif self._offset:
             skip = self._offset

@@ -13,11 +13,12 @@ from pathlib import Path
 import certifi
 
 from airferry.errors import ConfigurationError
+from airferry.host import files
 
 
 def certificate_folders(registry: str) -> list[Path]:
     """Return the folders that may hold certificates for a registry host, existing or not."""
-    home = Path.home()
+    home = files.home_directory()
     config = os.environ.get("XDG_CONFIG_HOME")
     roots = (
         (Path(config) if config else home / ".config") / "containers" / "certs.d",

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO
-from urllib.parse import urljoin
 
 from airferry.errors import AirferryError, RegistryError
 from airferry.host import clock
@@ -32,6 +31,7 @@ from airferry.oci.ports import BLOCK_BYTES, Stored
 from airferry.registry.auth import repository_scope
 from airferry.registry.client import RegistryClient
 from airferry.registry.connections import Answer, Body
+from airferry.registry.failures import following_url
 from airferry.registry.profile import RegistryProfile
 from airferry.registry.runtimes import hides_from_enroot
 from airferry.registry.sink import RegistrySink
@@ -235,7 +235,9 @@ class _Chunks:
 
     def _start(self) -> None:
         response = self._request("POST", f"{self._repository}/blobs/uploads/", expected=(202,))
-        self._location = urljoin(response.url, response.headers.get("Location", ""))
+        self._location = following_url(
+            response.url, response.headers.get("Location", ""), what="see which chunks the registry takes"
+        )
         minimum = response.headers.get("OCI-Chunk-Min-Length", "")
         if minimum.isdecimal() and len(minimum) < 12:
             self.smallest_bytes = int(minimum)
@@ -244,7 +246,9 @@ class _Chunks:
         headers = {"Content-Type": "application/octet-stream", "Content-Range": f"{begin}-{end - 1}"}
         response = self._request("PATCH", self._location, body=body, headers=headers, attempts=1)
         if response.status_code < 300 and response.headers.get("Location"):
-            self._location = urljoin(response.url, response.headers["Location"])
+            self._location = following_url(
+                response.url, response.headers["Location"], what="see which chunks the registry takes"
+            )
         return response.status_code
 
     def _acknowledged(self) -> int | None:

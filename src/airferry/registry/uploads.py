@@ -14,19 +14,26 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
-from urllib.parse import urljoin
+from typing import IO, TypeGuard
 
 from airferry.errors import AirferryError, IntegrityError, RegistryError
 from airferry.host import files
 from airferry.host.canonical import canonical_json
+from airferry.host.parsing import Malformed, parse_count, parse_json, url_host
 from airferry.oci.digest import digest_of
 from airferry.oci.documents import Descriptor
 from airferry.oci.ports import OpenStream, skip
 from airferry.registry.bodies import PartBody, WholeBody
 from airferry.registry.client import RegistryClient
 from airferry.registry.connections import Answer
-from airferry.registry.failures import LostSession, TooLarge, TransientRegistryError, one_line, registry_codes
+from airferry.registry.failures import (
+    LostSession,
+    TooLarge,
+    TransientRegistryError,
+    following_url,
+    one_line,
+    registry_codes,
+)
 
 # one request is quickest, but loses everything when it breaks; from here on, losing it would hurt
 CHUNKED_ABOVE_BYTES = 256 * 1024 * 1024
@@ -60,7 +67,7 @@ class Limits:
     chunks: bool = True
 
     def lower(self, refused_bytes: int) -> bool:
-        """Note that this many bytes were too many for one request; False if nothing smaller is worth a try."""
+        """Note that one request of this size was refused; False if nothing smaller is worth a try."""
         if not self.chunks or refused_bytes <= SMALLEST_CHUNK_BYTES:
             return False
         self.chunk_bytes = max(SMALLEST_CHUNK_BYTES, min(self.chunk_bytes, refused_bytes // 2))
@@ -77,8 +84,8 @@ class UploadJournal:
         self._lock = threading.Lock()
         self._entries: dict[str, dict[str, object]] = {}
         if path is not None and path.is_file():
-            with suppress(ValueError, RecursionError):
-                document = json.loads(files.read_bounded(path, limit_bytes=MAX_UPLOAD_JOURNAL_BYTES))
+            with suppress(Malformed):
+                document = parse_json(files.read_bounded(path, limit_bytes=MAX_UPLOAD_JOURNAL_BYTES))
                 if isinstance(document, dict):
                     self._entries = {key: value for key, value in document.items() if isinstance(value, dict)}
 
@@ -89,7 +96,7 @@ class UploadJournal:
         if entry is None:
             return None
         location, offset = entry.get("location"), entry.get("offset")
-        return Session(location, offset) if isinstance(location, str) and isinstance(offset, int) else None
+        return Session(location, offset) if _is_url(location) and isinstance(offset, int) else None
 
     def record(self, repository: str, descriptor: Descriptor, session: Session | None) -> None:
         """Note durably how far an upload is; None: it is over. Atomic."""
@@ -221,10 +228,10 @@ def checks_digests(client: RegistryClient, repository: str, scopes: tuple[str, .
     refused, left = False, []
     with suppress(RegistryError):
         begun = ask("POST", f"{repository}/blobs/uploads/")
-        left = [urljoin(begun.url, begun.headers.get("Location", ""))]
+        left = [following_url(begun.url, begun.headers.get("Location", ""), what=what)]
         # by a chunk, as distribution removes a session only at the offset that it last told
         taken = ask("PATCH", left[0], content)
-        left = [urljoin(taken.url, taken.headers.get("Location", left[0]))]
+        left = [following_url(taken.url, taken.headers.get("Location", left[0]), what=what)]
         answer = ask("PUT", _with_digest(left[0], digest_of(other)))
         refused = answer.status_code == 400 and registry_codes(answer.content)[0] == "DIGEST_INVALID"
         if answer.status_code < 300:
@@ -451,7 +458,7 @@ class _Transfer:
             if self._session is not None and response.method == "GET":
                 return self._session.location
             raise RegistryError(f"cannot {self._what}: the registry answers without a `Location`")
-        return urljoin(response.url, location)
+        return following_url(response.url, location, what=self._what)
 
     def _request(
         self,
@@ -477,6 +484,10 @@ class _Transfer:
         )
 
 
+def _is_url(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and bool(url_host(value))
+
+
 def _with_digest(location: str, digest: str) -> str:
     """Return where the last request of a session goes."""
     return f"{location}{'&' if '?' in location else '?'}digest={digest}"
@@ -487,7 +498,9 @@ def acknowledged_bytes(response: Answer) -> int | None:
     found = _RANGE.fullmatch(response.headers.get("Range", "").strip())
     if found is None:
         return None
-    last = int(found.group(1))
+    last = parse_count(found.group(1))
+    if last is None:
+        return None
     # `0-0` says one byte by the letter, and "nothing yet" by the habit of distribution; no chunk of ours has one byte
     return last + 1 if last else 0
 

@@ -7,11 +7,11 @@ and `editables` for hatchling and others. The tables are read, the code is not r
 from __future__ import annotations
 
 import ast
-import json
 import posixpath
 from collections.abc import Iterator
 from typing import Any
 
+from airferry.host.parsing import Malformed, parse_json, parse_literal, parse_python
 from airferry.rootfs.search_path import Redirect, SearchPath
 from airferry.rootfs.view import RootView
 
@@ -98,8 +98,8 @@ def _read_meson(source: str, path: SearchPath) -> bool:
             continue
         text = path.view.read_text(f"{folder}/meson-info/intro-install_plan.json")
         try:
-            plan = json.loads(text or "")
-        except (ValueError, RecursionError):
+            plan = parse_json(text or "")
+        except Malformed:
             return False
         for parts, file in _planned(plan, path.view):
             _add_file(parts, file, path)
@@ -166,8 +166,8 @@ def _is_init(file: str) -> bool:
 
 def _body(source: str) -> list[ast.stmt]:
     try:
-        return ast.parse(source).body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return parse_python(source).body
+    except Malformed:
         return []
 
 
@@ -183,6 +183,6 @@ def _calls(source: str, functions: tuple[str, ...]) -> Iterator[tuple[str, list[
 
 def _value(node: ast.expr | None) -> Any:
     try:
-        return ast.literal_eval(node) if node is not None else None
-    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+        return parse_literal(node) if node is not None else None
+    except Malformed:
         return None

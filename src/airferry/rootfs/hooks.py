@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 
+from airferry.host.parsing import Malformed, parse_python
 from airferry.rootfs.editables import read_editable
 from airferry.rootfs.python import ProcessEnvironment
 from airferry.rootfs.search_path import SearchPath, absolute
@@ -239,8 +240,8 @@ class HookReader:
 
 def _parsed(source: str) -> ast.Module | None:
     try:
-        return ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return parse_python(source)
+    except Malformed:
         return None
 
 

@@ -20,6 +20,7 @@ import zstandard
 from airferry.errors import HostError, IntegrityError
 from airferry.host import files
 from airferry.host.files import MAX_NAME_BYTES, MAX_PATH_BYTES
+from airferry.host.parsing import parse_json
 from airferry.host.threads import Consumer
 from airferry.oci.digest import digest_hex
 from airferry.oci.ports import blocks
@@ -77,11 +78,11 @@ class LayerFacts:
         try:
             reader = zstandard.ZstdDecompressor().stream_reader(data)
             text = reader.read(MAX_FACTS_BYTES)
-            document = json.loads(text)
+            document = parse_json(text)
             if document["schema_version"] != FACTS_SCHEMA_VERSION:
                 return None
             return cls(document["folders"], [_entry_of(row) for row in document["entries"]])
-        except (ValueError, KeyError, TypeError, IndexError, RecursionError, zstandard.ZstdError):
+        except (ValueError, KeyError, TypeError, IndexError, zstandard.ZstdError):
             return None
 
 

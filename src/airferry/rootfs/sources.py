@@ -10,6 +10,7 @@ from typing import IO
 
 from airferry.errors import IntegrityError
 from airferry.host.offload import Offloaded
+from airferry.host.parsing import parse_json
 from airferry.rootfs.files import MAX_KEPT_BYTES, FileFacts, source_facts
 
 LENGTH_BYTES = 4
@@ -60,7 +61,7 @@ class SourceReader:
             found = scan_sources(self._batch[1::2], what=self._what)
         else:
             self._hand_over(self._process)
-            rows = json.loads(self._process.result())
+            rows = parse_json(self._process.result())
             found = ((position, FileFacts.from_row(row)) for position, row in rows)
         for position, facts in found:
             yield self._numbers[position], facts

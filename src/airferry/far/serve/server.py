@@ -7,7 +7,6 @@ copied out of it, and no blob is served that was not checked.
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
 import json
@@ -38,6 +37,7 @@ from airferry.far.serve.offer import CheckedBlobs, Repository
 from airferry.far.serve.sendfile import FileProtocol, QuietServer
 from airferry.host import files
 from airferry.host.canonical import canonical_json
+from airferry.host.parsing import parse_count
 from airferry.oci.digest import is_digest
 from airferry.oci.documents import IMAGE_INDEX, Index
 
@@ -90,7 +90,7 @@ class Passwords:
             return False
         try:
             user, colon, password = base64.b64decode(value.strip(), validate=True).decode().partition(":")
-        except (binascii.Error, UnicodeDecodeError):
+        except ValueError:
             return False
         expected = self._hashes.get(user)
         if not colon or expected is None:
@@ -265,14 +265,14 @@ class Listener:
             HostError: the port is in use, or not ours to use.
         """
         host, colon, port = address.rpartition(":")
-        if not colon or not port.isdecimal() or int(port) > 65535:
+        if not colon or (number := parse_count(port)) is None or number > 65535:
             raise UsageError(
                 f"`{address}` is not an address, expected `HOST:PORT`", hint="for example `127.0.0.1:5000`"
             )
         bare = host.strip("[]")
         family = socket.AF_INET6 if ":" in bare else socket.AF_INET
         try:
-            self.socket = socket.create_server((bare, int(port)), family=family, backlog=BACKLOG)
+            self.socket = socket.create_server((bare, number), family=family, backlog=BACKLOG)
         except (OSError, UnicodeError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise HostError(

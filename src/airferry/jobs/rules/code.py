@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from urllib.parse import urlsplit
 
+from airferry.host import files
+from airferry.host.parsing import url_host
 from airferry.jobs.context import StepContext
 from airferry.jobs.findings import Finding, FindingKind, Level
 from airferry.jobs.rules.config import known_hosts
@@ -25,7 +26,7 @@ def code_findings(context: StepContext, fetches: StartFetches) -> Iterator[Findi
     undecided: dict[str, list[StartFetch]] = {}
     for fetch in fetches.of(context.files):
         held = fetch.kind == "git" and plain_url(fetch.what) in baked
-        inside = "://" in fetch.what and urlsplit(fetch.what).netloc in hosts
+        inside = "://" in fetch.what and url_host(fetch.what) in hosts
         if held or inside:
             continue
         if fetch.certain:
@@ -33,7 +34,7 @@ def code_findings(context: StepContext, fetches: StartFetches) -> Iterator[Findi
         else:
             undecided.setdefault(fetch.kind, []).append(fetch)
     for first, *others in undecided.values():
-        also = dict.fromkeys(f"{context.shown_path(item.file.resolve())}:{item.line}" for item in others)
+        also = dict.fromkeys(f"{context.shown_path(files.resolved(item.file))}:{item.line}" for item in others)
         yield replace(_finding(context, first), also=tuple(also))
 
 
@@ -45,7 +46,7 @@ def _finding(context: StepContext, fetch: StartFetch) -> Finding:
         step=context.name,
         kind=_KINDS[fetch.kind],
         level=level,
-        file=context.shown_path(fetch.file.resolve()),
+        file=context.shown_path(files.resolved(fetch.file)),
         line=fetch.line,
         key=fetch.file.name,
         value=fetch.what,

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from collections.abc import Iterator
-from urllib.parse import urlsplit
 
 from airferry.config.fields import parse_overlay
 from airferry.config.submit import config_words
 from airferry.defaults import OVERLAYS_FOLDER
+from airferry.host import files
+from airferry.host.parsing import Malformed, parse_json, split_url, url_host
 from airferry.jobs.context import AMBIENT, StepContext, has_word, masked
 from airferry.jobs.findings import Finding, Level, Remedy
 from airferry.jobs.hub import HUB_URL, LOCAL_DATASETS, is_hub_id
@@ -104,7 +104,7 @@ def blend_findings(context: StepContext) -> Iterator[Finding]:
         return
     try:
         text = path.read_text(encoding="utf-8")
-        json.loads(text)
+        parse_json(text)
     except (OSError, ValueError):
         return
     for number, line in enumerate(text.splitlines(), start=1):
@@ -113,7 +113,7 @@ def blend_findings(context: StepContext) -> Iterator[Finding]:
                 context.name,
                 "huggingface",
                 "block",
-                context.shown_path(path.resolve()),
+                context.shown_path(files.resolved(path)),
                 number,
                 "blend_path",
                 match[0],
@@ -210,7 +210,7 @@ def known_hosts(context: StepContext) -> set[str]:
     """Return the hosts that the site declares to be inside."""
     mirrors = context.site.mirrors
     urls = [mirrors.huggingface, mirrors.packages, mirrors.wandb, *context.site.endpoints.values()]
-    hosts = {urlsplit(url).netloc for url in urls if url}
+    hosts = {url_host(url) for url in urls if url}
     if context.site.registry:
         hosts.add(context.site.registry.partition("/")[0])
     return hosts
@@ -231,7 +231,7 @@ def _urls(context: StepContext, value: StepValue) -> Iterator[Finding]:
         return
     prose = " " in value.text and not value.text.startswith("http")
     for url in _URL.findall(value.text) if not prose else ():
-        host = urlsplit(url).netloc.rpartition("@")[2]
+        host = url_host(url)
         if is_loopback(host) or host in known_hosts(context) or host.startswith("0.0.0.0"):
             continue
         if endpoint:
@@ -249,7 +249,10 @@ def _urls(context: StepContext, value: StepValue) -> Iterator[Finding]:
 
 def _endpoint(context: StepContext, url: str) -> str:
     """Return the site's endpoint for an address outside: the provider's whose name its host has, or the only one."""
-    parts = urlsplit(url)
+    try:
+        parts = split_url(url)
+    except Malformed:
+        parts = split_url("")
     endpoints = context.site.endpoints
     for name, inside in endpoints.items():
         if name.lower() in re.split(r"[^a-z0-9]+", (parts.hostname or "").lower()):

@@ -6,21 +6,19 @@ The engine is opened when the first image needs it, so that a run in which none 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-from airferry.engine.driver import Engine
-from airferry.events import Emit, Notice, StageFinished, StageStarted
+from airferry.events import Notice, StageFinished, StageStarted
 from airferry.host import clock, files
 from airferry.host.journal import Journal
 from airferry.host.threads import RoomBudget
 from airferry.near.assemble.container import Assembler, ImageRecipe
-from airferry.near.assemble.direct import DirectAssembler, Look, refuse
+from airferry.near.assemble.direct import DirectAssembler, refuse
 from airferry.near.assemble.recipes import Task
 from airferry.near.assemble.writer import BuiltImage, ImageWriter
-from airferry.oci.layout import LayoutStore
+from airferry.near.session import Session
 from airferry.wording import some_of
 
 Builder = Literal["auto", "buildah", "direct"]
@@ -38,27 +36,14 @@ class Made:
 class Maker:
     """Makes images into one bundle. Safe to use from threads."""
 
-    def __init__(
-        self,
-        *,
-        builder: Builder,
-        writer: ImageWriter,
-        journal: Journal,
-        bases: LayoutStore,
-        engine: Callable[[], Engine],
-        look: Look,
-        scratch: Path,
-        emit: Emit,
-    ) -> None:
-        """`engine` opens the engine, `look` reads the facts about a base without running it."""
+    def __init__(self, session: Session, *, builder: Builder, writer: ImageWriter, journal: Journal) -> None:
+        """Take what all images share; `writer` writes into the bundle, whose journal `journal` is."""
+        self._session = session
         self._builder = builder
         self._writer = writer
         self._journal = journal
-        self._bases = bases
-        self._engine = engine
-        self._direct = DirectAssembler(writer=writer, look=look, scratch=scratch, emit=emit)
-        self._scratch = scratch
-        self._emit = emit
+        scratch, look = session.scratch, session.knowledge.look
+        self._direct = DirectAssembler(writer=writer, look=look, scratch=scratch, emit=session.emit)
         self._room = RoomBudget(lambda: files.free_bytes(scratch))
         self._guard = threading.Lock()
         self._assembler: Assembler | None = None
@@ -75,7 +60,7 @@ class Maker:
         started = clock.monotonic_s()
         reason = self._against(task)
         if task.direct is not None and reason is None:
-            self._emit(StageStarted(task.title))
+            self._session.emit(StageStarted(task.title))
             by_engine, inputs = False, task.direct.inputs
             with self._room.holding(task.room_bytes()):
                 image = self._direct.build(task.direct.recipe, task.base)
@@ -84,12 +69,12 @@ class Maker:
             if (known := self._known(task, inputs)) is not None:
                 return Made(known, True, True)
             if reason and self._builder == "auto":
-                self._emit(Notice(f"{task.title} is built with a container engine: {reason}"))
-            self._emit(StageStarted(task.title))
+                self._session.emit(Notice(f"{task.title} is built with a container engine: {reason}"))
+            self._session.emit(StageStarted(task.title))
             with self._room.holding(task.room_bytes()):
                 image = self._build(task)
         self._journal.record(task.action, inputs, image.to_json())
-        self._emit(StageFinished(task.title, clock.monotonic_s() - started, detail=_added(task)))
+        self._session.emit(StageFinished(task.title, clock.monotonic_s() - started, detail=_added(task)))
         return Made(image, False, by_engine)
 
     def _known(self, task: Task, inputs: Mapping[str, Any]) -> BuiltImage | None:
@@ -99,7 +84,7 @@ class Maker:
         image = BuiltImage.from_json(known)
         if not image.is_whole(self._writer.bundle):
             return None
-        self._emit(StageFinished(task.title, 0.0, reused=True))
+        self._session.emit(StageFinished(task.title, 0.0, reused=True))
         return image
 
     def _against(self, task: Task) -> str | None:
@@ -112,7 +97,7 @@ class Maker:
         return reason
 
     def _build(self, task: Task) -> BuiltImage:
-        with files.scratch_directory(self._scratch) as folder:
+        with files.scratch_directory(self._session.scratch) as folder:
             context = folder / "context"
             task.container.lay_out(context)
             recipe = ImageRecipe(
@@ -133,11 +118,11 @@ class Maker:
         with self._guard:
             if self._assembler is None:
                 self._assembler = Assembler(
-                    engine=self._engine(),
+                    engine=self._session.engine(),
                     writer=self._writer,
-                    cache=self._bases,
-                    scratch=self._scratch,
-                    emit=self._emit,
+                    cache=self._session.bases.store,
+                    scratch=self._session.scratch,
+                    emit=self._session.emit,
                 )
             return self._assembler
 

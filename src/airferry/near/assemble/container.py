@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from airferry.bundle.manifest import Addition
 from airferry.engine.driver import Engine, ExportedImage, base_tag
 from airferry.events import Emit, Event, Progress
 from airferry.host import clock, files
+from airferry.host.parsing import parse_json
 from airferry.near.assemble.direct import with_env
 from airferry.near.assemble.writer import BuiltImage, ImageWriter, image_config
 from airferry.near.bases.fetch import BaseImage
@@ -128,11 +128,11 @@ class Assembler:
 
 def _settings(recipe: ImageRecipe, base: BaseImage, exported: ExportedImage) -> dict[str, Any]:
     """Return the config's settings: what the engine made of them, with our labels, for the base's own user."""
-    settings = dict(json.loads(exported.config_bytes).get("config") or {})
+    settings = dict(parse_json(exported.config_bytes).get("config") or {})
     if recipe.env:
         settings["Env"] = with_env(settings.get("Env") or [], recipe.env)
     settings["Labels"] = {**(settings.get("Labels") or {}), **recipe.labels}
-    user = (json.loads(base.config_bytes).get("config") or {}).get("User")
+    user = (parse_json(base.config_bytes).get("config") or {}).get("User")
     if user:
         settings["User"] = user
     else:

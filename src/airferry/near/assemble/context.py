@@ -155,8 +155,8 @@ def carried(
     Raises:
         ConfigurationError: the folder is not in a Git repository.
     """
-    shut_out = [path.resolve() for path in excluded]
-    root = source_root.resolve()
+    shut_out = [files.resolved(path) for path in excluded]
+    root = files.resolved(source_root)
     found = dict(configs or {})
     for name in tracked_files(source_root):
         source = root / name
@@ -174,7 +174,7 @@ def plan_configs(plan: Plan, cache: Path) -> dict[PurePosixPath, Path]:
     """
     found = {}
     for item in plan.config_files:
-        source = item.source.resolve()
+        source = files.resolved(item.source)
         if item.data is not None:
             source = cache / "configs" / f"{hashlib.sha256(item.data).hexdigest()}.yaml"
             files.ensure_directory(source.parent)

@@ -6,7 +6,6 @@ lays them out in a tree over the base's merged view; the tree streams into the b
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from airferry.config.environment import expanded
 from airferry.errors import BuildError
 from airferry.events import Emit
 from airferry.host import clock, files
+from airferry.host.parsing import parse_json
 from airferry.near.assemble.tree import BaseTree, LayerTree
 from airferry.near.assemble.writer import BuiltImage, ImageWriter, image_config
 from airferry.near.bases.fetch import BaseImage
@@ -141,7 +141,7 @@ class DirectAssembler:
 
     @staticmethod
     def _settings(recipe: DirectRecipe, base: BaseImage) -> dict[str, Any]:
-        settings = dict(json.loads(base.config_bytes).get("config") or {})
+        settings = dict(parse_json(base.config_bytes).get("config") or {})
         settings["Env"] = merged_environment(settings.get("Env") or [], recipe.environment)
         settings["Env"] = with_env(settings["Env"], recipe.env)
         settings["Labels"] = {**(settings.get("Labels") or {}), **recipe.labels}

@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from airferry.bundle.manifest import Addition
-from airferry.engine.driver import Engine
 from airferry.errors import BuildError
-from airferry.events import Emit
 from airferry.host import clock, files
 from airferry.host.shipped import shipped
 from airferry.near.assemble import context
@@ -29,13 +27,12 @@ from airferry.near.bases.layers import encoder
 from airferry.near.failures import naming, overlay_place, requirement_places
 from airferry.near.git import driver
 from airferry.near.git.addresses import redact
-from airferry.near.git.checkouts import Checkouts
+from airferry.near.session import Session
 from airferry.near.wheels.compile import may_compile
 from airferry.near.wheels.pack import Wheel, read_wheel
 from airferry.near.wheels.pip import WheelTarget, wheel_target
 from airferry.near.wheels.project import project_wheel
-from airferry.near.wheels.store import Pin, WheelStore
-from airferry.oci.layers import Compression
+from airferry.near.wheels.store import Pin
 from airferry.oci.platform import Platform
 from airferry.plan.code.modules import parents
 from airferry.plan.lockfile import LockedPlatform, Lockfile
@@ -103,19 +100,12 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class TaskMaker:
-    """Makes the tasks of a plan that is locked. `engine_version` is asked for only where an engine is considered."""
+    """Makes the tasks of a locked plan. The engine's version is asked for only where an engine is considered."""
 
+    session: Session
     plan: Plan
     lock: Lockfile
     bases: Mapping[str, Mapping[Platform, BaseImage]]
-    wheels: WheelStore
-    cache: Path
-    checkouts: Checkouts
-    compression: Compression
-    engine: Callable[[], Engine]
-    base_layout: Path
-    engine_version: Callable[[], str]
-    emit: Emit
 
     def execution(self, group: GroupPlan, platform: Platform) -> Task:
         """Return the task of a group's image."""
@@ -188,8 +178,8 @@ class TaskMaker:
                 additions=self._fetch(group, locked, base),
                 pip=self._pip(locked.python_version) if locked.additions else None,
                 checkouts=checkouts,
-                cache=self.cache,
-                emit=self.emit,
+                cache=self.session.cache,
+                emit=self.session.emit,
             )
 
         def inputs() -> dict[str, Any]:
@@ -221,7 +211,7 @@ class TaskMaker:
                 excluded=excluded,
                 additions=wheels,
                 pip=pip,
-                configs=context.plan_configs(self.plan, self.cache),
+                configs=context.plan_configs(self.plan, self.session.cache),
             )
 
         def inputs() -> dict[str, Any]:
@@ -242,7 +232,7 @@ class TaskMaker:
         return {
             "builder": "engine",
             "assembly": ASSEMBLY_VERSION,
-            "engine": self.engine_version(),
+            "engine": self.session.engine_version(),
             "containerfile": "sha256:" + files.file_sha256(containerfile),
             "script": "sha256:" + files.file_sha256(shipped("containerfiles") / script),
         }
@@ -282,7 +272,11 @@ class TaskMaker:
             for url, commit, target in checkouts:
                 owner = f"{redact(url)}@{commit[:12]}"
                 add_checkout(
-                    tree, self.checkouts.tree(url, commit), target, epoch_s=clock.source_date_epoch_s(), owner=owner
+                    tree,
+                    self.session.checkouts.tree(url, commit),
+                    target,
+                    epoch_s=clock.source_date_epoch_s(),
+                    owner=owner,
                 )
 
         said = [f"{item.name} {item.version}" for item in locked.additions]
@@ -314,7 +308,7 @@ class TaskMaker:
         def compose(tree: LayerTree, known: Known, room: RecipeScratch) -> None:
             _check_python(known, locked, base=launcher.base_image.key)
             assert known.python is not None
-            configs = context.plan_configs(self.plan, self.cache)
+            configs = context.plan_configs(self.plan, self.session.cache)
             add_repository(tree, context.carried(root, excluded, configs), workspace)
             scheme = add_environment(tree, known.python, f"{workspace}/.venv")
             wheels = [*self._fetch(launcher, locked, base), *self._project_wheels(room.folder)]
@@ -366,24 +360,29 @@ class TaskMaker:
 
     def _inputs(self, base: BaseImage, inputs: Mapping[str, Any]) -> dict[str, Any]:
         return {
-            "encoder": encoder(self.compression),
-            "compression": [self.compression.kind, self.compression.level],
+            "encoder": encoder(self.session.knowledge.layers.compression),
+            "compression": [
+                self.session.knowledge.layers.compression.kind,
+                self.session.knowledge.layers.compression.level,
+            ],
             "epoch_s": clock.source_date_epoch_s(),
             "base": base.manifest.digest,
             **inputs,
         }
 
     def _source_digest(self) -> str:
-        configs = context.plan_configs(self.plan, self.cache)
+        configs = context.plan_configs(self.plan, self.session.cache)
         return context.tracked_digest(self.plan.source_root, excluded=[self.plan.output_dir], configs=configs)
 
     def _room_bytes(self, locked: LockedPlatform, checkouts: tuple[Checkout, ...]) -> int:
         """Return what an image holds on disk while it is made: its checkouts, and the layer that they go into."""
-        sizes = [driver.checkout_bytes(url, commit, cache=self.cache) or 0 for url, commit, _target in checkouts]
-        return 2 * sum(sizes) + sum(self.wheels.size_bytes(item.file, item.sha256) for item in locked.additions)
+        sizes = [
+            driver.checkout_bytes(url, commit, cache=self.session.cache) or 0 for url, commit, _target in checkouts
+        ]
+        return 2 * sum(sizes) + sum(self.session.wheels.size_bytes(item.file, item.sha256) for item in locked.additions)
 
     def _pip(self, python_version: str) -> Path:
-        return self.wheels.pip_wheel(_release(python_version))
+        return self.session.wheels.pip_wheel(_release(python_version))
 
     def _fetch(self, image: GroupPlan | LauncherPlan, locked: LockedPlatform, base: BaseImage) -> list[Wheel]:
         named_at = requirement_places(self.plan, image)
@@ -402,15 +401,17 @@ class TaskMaker:
             )
             for item in locked.additions
         ]
-        compiler = may_compile(self.plan, self.engine, self.base_layout, base, locked.python, emit=self.emit)
-        return self.wheels.fetch(pins, _target(locked), compiler=compiler) if pins else []
+        compiler = may_compile(
+            self.plan, self.session.engine, self.session.bases.store.path, base, locked.python, emit=self.session.emit
+        )
+        return self.session.wheels.fetch(pins, _target(locked), compiler=compiler) if pins else []
 
     def _fetch_overlays(self, group: GroupPlan, checkouts: tuple[Checkout, ...]) -> None:
         """Bring what the cache lacks of a group's overlays, so that a failure names the line that asks for it."""
         for overlay, (url, commit, _target) in zip(group.overlays, checkouts, strict=True):
-            if not self.checkouts.has(url, commit):
+            if not self.session.checkouts.has(url, commit):
                 with naming(overlay_place(self.plan, overlay)):
-                    driver.fetch_overlay(url, commit, cache=self.cache, emit=self.emit)
+                    driver.fetch_overlay(url, commit, cache=self.session.cache, emit=self.session.emit)
 
     def _project_wheels(self, into: Path) -> list[Wheel]:
         """Return the wheel that makes the catalogue's own project importable, if it declares one."""

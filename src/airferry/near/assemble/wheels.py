@@ -15,9 +15,8 @@ import json
 import posixpath
 import warnings
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal, cast
 
@@ -31,6 +30,7 @@ from installer.utils import Scheme, construct_record_file, fix_shebang
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from airferry.errors import BuildError
+from airferry.host.archives import archive_faults
 from airferry.near.assemble.tree import BaseTree, Content, LayerTree
 from airferry.near.git.addresses import redact
 from airferry.near.probe.answers import PythonFacts
@@ -44,17 +44,6 @@ INSTALLER = b"airferry\n"
 MAX_SCRIPT_BYTES = 64 * 1024 * 1024
 MAX_WHEEL_RECORD_BYTES = 64 * 1024 * 1024
 _SIGNATURES = ("RECORD.p7s", "RECORD.jws")
-_FAULTS = (
-    InstallerError,
-    InvalidRecordEntry,
-    ValueError,
-    KeyError,
-    AssertionError,
-    EOFError,
-    RuntimeError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 Owned = Callable[[str], tuple[str, str] | None]
 
@@ -124,7 +113,7 @@ class WheelInstaller:
         """Put one wheel into the tree.
 
         Raises:
-            BuildError: it is for another platform, is incomplete, points outside its folders, or contains a file that
+            BuildError: it is for another platform, is not a whole wheel, points outside its folders, or brings a file that
                 another distribution owns.
         """
         if parse_wheel_filename(wheel.filename)[3].isdisjoint(self._target.tags):
@@ -220,8 +209,7 @@ class _CheckedWheel(WheelFile):
                 raise ValueError(f"its RECORD has no valid hash for `{item.filename}`")
             if entry.size is not None and entry.size != item.file_size:
                 raise ValueError(
-                    f"its RECORD says {entry.size} bytes of `{item.filename}`, which has "
-                    f"{item.file_size} bytes bytes bytes"
+                    f"its RECORD says {entry.size} bytes of `{item.filename}`, which has {item.file_size} bytes"
                 )
 
     def get_contents(self) -> Iterator[tuple[tuple[str, str, str], BinaryIO, bool]]:
@@ -331,18 +319,17 @@ def _base64(digest: bytes) -> str:
     return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
 
 
-@contextmanager
-def _translated(filename: str) -> Iterator[None]:
+def _translated(filename: str) -> AbstractContextManager[None]:
     """Say of which wheel it is that the installer, or the archive, complains."""
-    try:
-        yield
-    except _FAULTS as error:
-        message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-        raise BuildError(
-            f"`{filename}` cannot be installed: {message or 'it is not a complete wheel'}",
+
+    def told(reason: str) -> BuildError:
+        return BuildError(
+            f"`{filename}` cannot be installed: {reason}",
             hint="set another version under `requirements:` of the image, or ask the publisher of the wheel",
             wheel=filename,
-        ) from error
+        )
+
+    return archive_faults(told, also=(InstallerError, InvalidRecordEntry, csv.Error))
 
 
 def recorded_files(record: str, *, library: str) -> Mapping[str, str]:

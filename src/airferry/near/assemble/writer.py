@@ -5,7 +5,6 @@ Every image build, with an engine or without, ends here. This module runs nothin
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from airferry.errors import BuildError, IntegrityError
 from airferry.host import clock
 from airferry.host.canonical import canonical_json
 from airferry.host.journal import Journal
+from airferry.host.parsing import parse_json
 from airferry.host.threads import parallel_map
 from airferry.near.bases.fetch import BaseImage
 from airferry.near.bases.layers import BaseLayers, encoder, layers_at_once
@@ -154,7 +154,7 @@ def image_config(
     Raises:
         BuildError: the layers do not begin with the base's.
     """
-    original = json.loads(base.config_bytes)
+    original = parse_json(base.config_bytes)
     known = len(base.config.rootfs.diff_ids)
     if diff_ids[:known] != base.config.rootfs.diff_ids:
         raise BuildError(f"an image for `{base.platform}` does not begin with the layers of its base `{base.name}`")

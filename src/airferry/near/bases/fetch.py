@@ -8,7 +8,6 @@ digest stays the one that is recorded.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,6 +19,7 @@ from airferry.errors import AirferryError, BuildError, ConfigurationError, HostE
 from airferry.events import Emit
 from airferry.host import clock, files
 from airferry.host.canonical import canonical_json
+from airferry.host.parsing import parse_json
 from airferry.host.threads import parallel_map
 from airferry.near.bases import debian
 from airferry.near.bases.layers import layers_at_once
@@ -206,7 +206,7 @@ class BaseCache:
             reader, jobs = source, DEFAULT_JOBS
             if learn is not None:
                 reader = learning(source, self._diff_ids(source, manifest, name=name), learn)
-                # layers are examined in the order in which they are read: two layers keep the cores of one busy
+                # as many as are learned at a time: two layers keep two cores busy
                 jobs = min(2 * layers_at_once(), DEFAULT_JOBS)
             options = CopyOptions(jobs=jobs, task=f"copy {child.digest}", emit=self._emit)
             copy_image(reader, self.store, child, options=options)
@@ -303,7 +303,7 @@ class BaseCache:
         except AirferryError:
             image = None
         if image is None:
-            # what is there in its place, if anything, is damaged
+            # missing, or damaged
             self.store.remove_blob(digest)
             return None
         return image if all(self.store.has_blob(layer) for layer in image.layers) else None
@@ -328,7 +328,7 @@ class BaseCache:
         """Return a manifest of OCI's types, in the cache, for one of Docker's; others as they are."""
         if stored.manifest.media_type in (None, IMAGE_MANIFEST):
             return stored
-        document = json.loads(stored.data)
+        document = parse_json(stored.data)
         document["mediaType"] = IMAGE_MANIFEST
         for part in (document["config"], *document["layers"]):
             part["mediaType"] = _OCI_TYPES.get(part["mediaType"], part["mediaType"])

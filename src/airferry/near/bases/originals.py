@@ -12,7 +12,7 @@ from airferry.bundle.manifest import ImageEntry, describe_original
 from airferry.config import RegistryBase
 from airferry.errors import AirferryError, BuildError, IntegrityError
 from airferry.near.bases.fetch import BaseCache
-from airferry.near.lock.resolve import needed_bases
+from airferry.near.lock.covered import needed_bases
 from airferry.oci.closure import RememberingSource, read_closure
 from airferry.oci.copy import CopyOptions, copy_image
 from airferry.oci.documents import INDEX_TYPES, Descriptor

@@ -1,9 +1,8 @@
-"""A source of bases whose layers are examined while they are fetched.
-
-Bytes are written, checked, inflated, examined and recompressed in one pass.
+"""A source of bases whose layers are learned while they are fetched: written, checked, inflated, inspected and
+recompressed in one pass.
 
 Learning never gets in the way of fetching. Where it fails, or cannot see a layer from its first byte on, the layer is
-read again from the cache, and what is wrong with it is said then.
+read again from the cache, and its faults are reported then.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ def learning(inner: Source, diff_ids: Mapping[str, str], learn: Learn) -> Source
     `diff_ids` are those of the layers, by digest. What `learn` gets is hashed already, and once: it ends only where the
     layer was right to its last byte.
     """
-    return _LearntSource(inner, diff_ids, learn)
+    return _LearningSource(inner, diff_ids, learn)
 
 
-class _LearntSource(WrappedSource):
+class _LearningSource(WrappedSource):
     def __init__(self, inner: Source, diff_ids: Mapping[str, str], learn: Learn) -> None:
         super().__init__(inner)
         # every layer is to come by here, and hashed
@@ -50,7 +49,7 @@ class _LearntSource(WrappedSource):
         return self._shared(descriptor, diff_id, raw)
 
     def open_blob_at(self, descriptor: Descriptor, offset: int) -> AbstractContextManager[IO[bytes]]:
-        # a caller that asks for the rest has the beginning, which cannot be shown again
+        # a reader that asks for the rest has the beginning already, and `learn` cannot do without it
         return self.inner.open_blob_at(descriptor, offset) if offset else self.open_blob(descriptor)
 
     def open_blob_unchecked(self, descriptor: Descriptor) -> AbstractContextManager[IO[bytes]]:
@@ -67,7 +66,7 @@ class _LearntSource(WrappedSource):
             shared = SharedReader(stream, descriptor, consumer)
             yield cast(IO[bytes], shared)
             if shared.whole:
-                # what is wrong with the layer is said when it is read again; the copy itself went well
+                # a fault of the layer is reported when it is read again; the copy itself went well
                 with suppress(AirferryError):
                     consumer.result()
 

@@ -20,6 +20,7 @@ from typing import IO, cast
 import zstandard
 
 from airferry.errors import BuildError
+from airferry.host.archives import archive_faults
 from airferry.oci.tar import TarEntry, padding, tar_header
 
 MERGED = ("bin", "lib", "lib32", "lib64", "libx32", "sbin")
@@ -92,7 +93,7 @@ def read_package(path: Path) -> Package:
         BuildError: it is no .deb file.
     """
     members: dict[str, bytes] = {}
-    with _member(path, "control.tar") as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+    with _reading(path), _member(path, "control.tar") as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
         for item in archive:
             content = archive.extractfile(item) if item.isreg() else None
             if content is not None:
@@ -131,7 +132,11 @@ class _Composer:
         self._templates = {source for source, _ in COPIES}
 
     def unpack(self, package: Package) -> Generator[bytes, None, None]:
-        with _member(package.path, "data.tar") as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+        with (
+            _reading(package.path),
+            _member(package.path, "data.tar") as stream,
+            tarfile.open(fileobj=stream, mode="r|") as archive,
+        ):
             for item in archive:
                 path = self._place(item.name)
                 if not path or path in MERGED or path in self._written or _DROPPED.fullmatch(path):
@@ -251,6 +256,10 @@ def _file_list(md5sums: bytes) -> bytes:
             paths.add(path)
             path = path.rpartition("/")[0] or "/"
     return "".join(f"{path}\n" for path in sorted(paths)).encode()
+
+
+def _reading(path: Path) -> AbstractContextManager[None]:
+    return archive_faults(lambda reason: BuildError(f"`{path.name}` is not a Debian package: {reason}"))
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from airferry.bundle.manifest import ArtifactEntry, CatalogueEntry
 from airferry.bundle.tree_paths import encode_path
 from airferry.errors import BuildError, ConfigurationError
 from airferry.events import Emit, Warned
-from airferry.host import clock
+from airferry.host import clock, files
 from airferry.host.files import translate_os_error
 from airferry.near.assemble import context
 from airferry.oci.codecs import zstd_blocks
@@ -165,7 +165,7 @@ def _needed(plan: Plan, configs: Mapping[PurePosixPath, Path]) -> Iterator[Catal
     """Yield the files of the plan's targets: step, description, and what their configs consist of."""
     for path in dict.fromkeys(path for step in plan.steps for path in (step.step_py, step.step_toml)):
         name = path.relative_to(plan.source_root).as_posix()
-        yield CatalogueFile(PurePosixPath(name), path.resolve())
+        yield CatalogueFile(PurePosixPath(name), files.resolved(path))
     for place, source in configs.items():
         yield CatalogueFile(place, source)
 

@@ -27,6 +27,7 @@ from airferry.host import clock, files
 from airferry.host.canonical import inputs_digest
 from airferry.host.extras import EXTRAS
 from airferry.host.journal import Journal
+from airferry.host.parsing import parse_json
 from airferry.host.shipped import PACKAGE, shipped
 from airferry.near.wheels.pack import Wheel, add_member
 from airferry.near.wheels.pip import WheelTarget
@@ -107,7 +108,7 @@ def expected_loader_bytes(choice: LoaderChoice, platforms: Sequence[Platform], c
         remembered = _remembered(text, target, cache)
         if not remembered.is_file():
             return None
-        for name, sha256 in json.loads(remembered.read_text(encoding="utf-8")):
+        for name, sha256 in parse_json(remembered.read_text(encoding="utf-8")):
             path = cache / "wheels" / sha256 / name
             if not path.is_file():
                 return None
@@ -232,7 +233,7 @@ def _wheels(lock: Path, target: WheelTarget, store: WheelStore) -> list[Wheel]:
     text = lock.read_text(encoding="utf-8")
     remembered = _remembered(text, target, store.cache)
     if remembered.is_file():
-        known = [store.find(name, sha256) for name, sha256 in json.loads(remembered.read_text(encoding="utf-8"))]
+        known = [store.find(name, sha256) for name, sha256 in parse_json(remembered.read_text(encoding="utf-8"))]
         if all(known):
             return [wheel for wheel in known if wheel is not None]
     found = store.fetch(read_pins(text), target)

@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from airferry.errors import BuildError
-from airferry.host import process
+from airferry.host import files, process
 
 ASK_TIMEOUT_S = 60.0
 _NETWORK_PROTOCOLS = ("https", "http", "ssh", "git")
@@ -45,7 +45,7 @@ class GitAddress:
     @property
     def secrets(self) -> tuple[str, ...]:
         """User names and passwords in it, which must not be shown."""
-        found = [urlsplit(url).netloc.rpartition("@")[0] for url in (self.written, self.used) if "://" in url]
+        found = [_authority(url).rpartition("@")[0] for url in (self.written, self.used) if "://" in url]
         return tuple(secret for secret in found if secret)
 
 
@@ -82,7 +82,7 @@ def remote_address(url: str) -> str:
             hint="give an https, ssh, git or file address, or a path",
         )
     if is_local(url):
-        return url if url.startswith("file://") else str(Path(url).expanduser().absolute())
+        return url if url.startswith("file://") else str(files.expand_home(Path(url)).absolute())
     # an address of another host that the user's configuration turns into a path must stay below that path
     if ".." in re.split(r"[/\\:]", unquote(url)):
         raise BuildError(
@@ -119,7 +119,11 @@ def is_local(url: str) -> bool:
 
 def redact(url: str) -> str:
     """Return a repository's address without user name and password."""
-    parts = urlsplit(url) if "://" in url else None
-    if parts is None or "@" not in parts.netloc:
-        return url
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    authority = _authority(url)
+    return url.replace(authority, authority.rpartition("@")[2], 1) if "@" in authority else url
+
+
+def _authority(url: str) -> str:
+    """Return user, host and port of an address with `://`, empty for others; of one that is not a URL as well, for Git
+    tells what is wrong with that, and its password must show nowhere."""
+    return re.split(r"[/?#]", url.partition("://")[2], maxsplit=1)[0]

@@ -15,11 +15,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from airferry.errors import BuildError
 from airferry.events import Emit, Warned, silent
 from airferry.host import clock, files, process
+from airferry.host.parsing import url_path
 from airferry.near.git.addresses import GitAddress, is_local, read_address, redact, remote_address, submodule_address
 
 FETCH_TIMEOUT_S = 3600.0
@@ -329,7 +329,7 @@ def _export(url: str, commit: str, *, cache: Path, into: Path, prefix: str, dept
     found = []
     for item in below:
         target = into / item.path
-        if target.is_symlink() or not target.parent.resolve().is_relative_to(into.resolve()):
+        if target.is_symlink() or not files.lies_within(target.parent, into):
             raise BuildError(f"submodule `{item.path}` of `{redact(url)}` points outside the tree")
         found.append(Submodule(prefix + item.path, redact(item.url), item.commit))
         found += _export(
@@ -370,7 +370,6 @@ def _submodules(repository: Path, url: str, commit: str) -> list[Submodule]:
 
 def _settle(tree: Path, *, what: str) -> list[str]:
     """Give every entry its mode and time, refuse links that lead out, and return the Git LFS pointers."""
-    root = tree.resolve()
     epoch_s = clock.source_date_epoch_s()
     pointers = []
     entries = sorted(_walk(tree), reverse=True)
@@ -379,7 +378,7 @@ def _settle(tree: Path, *, what: str) -> list[str]:
         if stat.S_ISLNK(mode):
             target = entry.readlink()
             lexical = os.path.normpath(entry.parent.relative_to(tree) / target)
-            if target.is_absolute() or lexical.startswith("..") or not entry.resolve().is_relative_to(root):
+            if target.is_absolute() or lexical.startswith("..") or not files.lies_within(entry, tree):
                 raise BuildError(
                     f"`{what}` holds the symlink `{entry.relative_to(tree)}`, which "
                     f"points outside the tree: `{target}`",
@@ -482,7 +481,7 @@ def _git_error(done: process.Completed, address: GitAddress | None, *, url: str,
         reason = f"it lacks the object `{missing.group(1)}`"
         hint = "a clone made with `--filter` is incomplete: make the mirror with `git clone --mirror`"
     elif "dubious ownership" in everything and address is not None:
-        folder = urlsplit(address.used).path if "://" in address.used else address.used
+        folder = url_path(address.used) if "://" in address.used else address.used
         hint = f"it belongs to another user; if you trust it: `git config --global --add safe.directory {folder}`"
     elif address is not None and (refused := _REFUSED.search(everything)):
         hint = (

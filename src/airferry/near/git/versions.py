@@ -6,13 +6,13 @@ Such versions often hold a shortened commit id, whose length depends on the repo
 from __future__ import annotations
 
 import re
-import tomllib
 from pathlib import Path
 
 from packaging.version import InvalidVersion, Version
 
 from airferry.errors import BuildError
 from airferry.host import files
+from airferry.host.parsing import Malformed, parse_toml
 from airferry.near.git.history import History
 from airferry.plan.locks.packages import GitSource
 
@@ -34,8 +34,8 @@ def needs_history(project: Path) -> bool:
 def has_fixed_version(project: Path) -> bool:
     """Tell whether a project's `pyproject.toml` says its version itself."""
     try:
-        declared = tomllib.loads(_text(project / "pyproject.toml")).get("project", {})
-    except tomllib.TOMLDecodeError:
+        declared = parse_toml(_text(project / "pyproject.toml")).get("project", {})
+    except Malformed:
         return False
     return isinstance(declared, dict) and isinstance(declared.get("version"), str)
 

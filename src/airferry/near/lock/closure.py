@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from packaging.requirements import InvalidRequirement, Requirement
-from packaging.specifiers import SpecifierSet
+from packaging.requirements import Requirement
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion
 
@@ -23,7 +23,15 @@ from airferry.near.wheels.pip import WheelTarget
 from airferry.near.wheels.store import Pin, WheelStore
 from airferry.plan.code.modules import CORE_MODULES
 from airferry.plan.locks.catalogue import CatalogueLock
-from airferry.plan.locks.packages import GitSource, LocalSource, LockedPackage, ResolutionRules, UrlSource
+from airferry.plan.locks.packages import (
+    GitSource,
+    LocalSource,
+    LockedPackage,
+    ResolutionRules,
+    UrlSource,
+    marker_holds,
+    read_requirement,
+)
 
 CORE_DISTRIBUTIONS = CORE_MODULES | {"megatron-core", "megatron-bridge", "nemo-toolkit"}
 MAX_CLOSURE_ROUNDS = 100
@@ -289,7 +297,12 @@ class DependencyClosure:
         if requirement.marker is None:
             return True
         environment = dict(self._probe.python.markers)
-        return any(requirement.marker.evaluate({**environment, "extra": extra}) for extra in ("", *sorted(extras)))
+        try:
+            return any(
+                marker_holds(requirement.marker, {**environment, "extra": extra}) for extra in ("", *sorted(extras))
+            )
+        except ValueError as error:
+            raise BuildError(f"`{requirement}` has a marker that cannot be evaluated: {error}") from error
 
     def _note_replacements(self) -> None:
         """Say which distributions of the base are replaced, and which others of the base do not like it."""
@@ -314,10 +327,11 @@ class DependencyClosure:
     def _note_broken(self, other: InstalledDistribution, name: str, version: str) -> None:
         for line in other.requires:
             try:
-                requirement = Requirement(line)
-            except InvalidRequirement:
-                continue
-            if canonicalize_name(requirement.name) != name or not self._applies(requirement, extras=()):
+                requirement = parse_requirement(line, why=f"what `{other.name}` of the base requires")
+                if canonicalize_name(requirement.name) != name or not self._applies(requirement, extras=()):
+                    continue
+            except BuildError:
+                # nothing of it is installed here
                 continue
             if not _satisfies(requirement.specifier, version):
                 self.notes.add(
@@ -333,6 +347,10 @@ def locked_pin(package: LockedPackage, lock: CatalogueLock) -> Pin:
     """
     source, place = package.source, lock.place(package)
     specifier = f"=={package.version}" if package.version else ""
+    try:
+        SpecifierSet(specifier)
+    except InvalidSpecifier as error:
+        raise BuildError(f"{place}: `{package.version}` is not a version of `{package.name}`") from error
     hashes = frozenset(digest.removeprefix("sha256:") for digest in package.hashes if digest.startswith("sha256:"))
     if isinstance(source, LocalSource) and source.kind != "path":
         raise BuildError(
@@ -365,8 +383,8 @@ def _git_source(requirement: Requirement) -> GitSource:
 def parse_requirement(text: str, *, why: str) -> Requirement:
     """Return a requirement; the error names it and `why` it was asked for."""
     try:
-        return Requirement(text)
-    except InvalidRequirement as error:
+        return read_requirement(text)
+    except ValueError as error:
         raise BuildError(f"`{text}` ({why}) is not a valid requirement: {error}") from error
 
 

@@ -6,27 +6,21 @@ these do not tell is it run, which needs an engine. A lock that covers the plan 
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from airferry.config import BaseSpec
-from airferry.engine.driver import Engine
-from airferry.errors import UsageError
-from airferry.events import Emit, Event, Notice, StageFinished, StageStarted, Warned
+from airferry.events import Event, Notice, StageFinished, StageStarted, Warned
 from airferry.host import clock
-from airferry.host.canonical import inputs_digest
 from airferry.host.stages import stage
 from airferry.host.threads import parallel_map
 from airferry.near.assemble import context
-from airferry.near.bases.fetch import BaseCache, BaseImage, FoundBase
+from airferry.near.bases.fetch import BaseImage, FoundBase
 from airferry.near.failures import map_all, naming, naming_base, overlay_place, requirement_places
 from airferry.near.git import driver as git
 from airferry.near.git.addresses import redact
-from airferry.near.git.checkouts import Checkouts
 from airferry.near.lock.additions import (
     Additions,
     deciding_modules,
@@ -34,20 +28,19 @@ from airferry.near.lock.additions import (
     resolve_additions,
     resolve_environment,
 )
+from airferry.near.lock.covered import needed_bases, wanted_environments
 from airferry.near.lock.job_modules import (
     JobModules,
     RefusedImports,
     image_variables,
     job_modules,
-    path_inputs,
     refuse_unreached,
     steps_of,
 )
 from airferry.near.probe.answers import ProbeResult
-from airferry.near.probe.ask import BaseProbe, ProbeChoice
-from airferry.near.probe.knowledge import Knowledge
+from airferry.near.probe.ask import BaseProbe
+from airferry.near.session import Session
 from airferry.near.wheels.compile import Compiler, may_compile
-from airferry.near.wheels.store import WheelStore
 from airferry.oci.platform import Platform
 from airferry.plan.inventory import render_inventory
 from airferry.plan.lockfile import (
@@ -57,13 +50,11 @@ from airferry.plan.lockfile import (
     LockedOverlay,
     LockedPlatform,
     Lockfile,
-    group_digest,
 )
-from airferry.plan.locks.catalogue import CatalogueLock
+from airferry.plan.locks.catalogue import CatalogueLock, read_catalogue_lock
 from airferry.plan.models import LAUNCHER, GroupPlan, LauncherPlan, Overlay, Plan
 from airferry.wording import counted
 
-PROBE_VERSION = 3  # part of what a lock entry depends on: raise it when the same base may give another answer
 LOOKUPS = 4
 
 
@@ -93,22 +84,14 @@ class _Probed:
         return RefusedImports(self.task[1], self.base, self.answer.unreached)
 
 
-@dataclass(frozen=True, slots=True)
-class Locker:
-    """What resolving works with. `engine` opens the engine, which a lock that covers the plan never needs."""
+class Resolver:
+    """Resolves what a plan needs. The engine is opened only where a base is run or something compiled."""
 
-    plan: Plan
-    bases: BaseCache
-    knowledge: Knowledge
-    engine: Callable[[], Engine]
-    wheels: WheelStore
-    catalogue: CatalogueLock | None
-    catalogue_digest: str | None
-    cache: Path
-    checkouts: Checkouts
-    jobs: int
-    emit: Emit = field(repr=False)
-    probe: ProbeChoice = "auto"
+    def __init__(self, session: Session, plan: Plan) -> None:
+        """Read the catalogue's own lock, which says what versions its steps were tried with."""
+        self._session = session
+        self.plan = plan
+        self.catalogue: CatalogueLock | None = read_catalogue_lock(plan.lock_path) if plan.lock_path else None
 
     def resolve(self, existing: Lockfile) -> Locked:
         """Return a lock that covers the plan: entries of `existing` that still hold, and what is missing, resolved.
@@ -120,7 +103,7 @@ class Locker:
         commits, bases, images = self._sources(existing)
         tasks: list[_Probing] = []
         environments: dict[tuple[str, Platform], LockedPlatform] = {}
-        for name, platform, known, inputs, image in _wanted(self.plan, self.catalogue_digest, existing, bases, commits):
+        for name, platform, known, inputs, image in wanted_environments(self.plan, existing, bases, commits):
             if known is not None and known.inputs == inputs:
                 environments[name, platform] = known
             else:
@@ -130,23 +113,25 @@ class Locker:
             name, image, platform, _inputs = task
             base = images[image.base_image.key][platform]
             started = clock.monotonic_s()
-            self.emit(StageStarted(f"probe {name} {platform}"))
+            self._session.emit(StageStarted(f"probe {name} {platform}"))
             return _Probed(task, base, started, self._ask(image, platform, base, commits))
 
         def work(probed: _Probed) -> LockedPlatform:
             name, _image, platform, _inputs = probed.task
             added = self._additions(probed)
             for event in told(f"{name} on {platform}", added):
-                self.emit(event)
+                self._session.emit(event)
             found = _environment(probed.answer.probe, added, probed.task[3])
             detail = f"adds {len(found.additions)}" if found.additions else "lacks nothing"
-            self.emit(StageFinished(f"probe {name} {platform}", clock.monotonic_s() - probed.started_s, detail=detail))
+            self._session.emit(
+                StageFinished(f"probe {name} {platform}", clock.monotonic_s() - probed.started_s, detail=detail)
+            )
             return found
 
         self._gather(tasks, images, commits)
-        answers = map_all(probe, tasks, jobs=self.jobs)
+        answers = map_all(probe, tasks, jobs=self._session.jobs)
         self._refuse(answers)
-        for task, found in zip(tasks, map_all(work, answers, jobs=self.jobs), strict=True):
+        for task, found in zip(tasks, map_all(work, answers, jobs=self._session.jobs), strict=True):
             environments[task[0], task[2]] = found
         return Locked(self._assemble(existing, bases, commits, environments), images)
 
@@ -157,10 +142,6 @@ class Locker:
             written = config.source is not None and config.source.root is not None
             with naming(f"{config.path}:{config.line('source', 'root')}" if written else str(config.path)):
                 context.tracked_files(self.plan.source_root)
-
-    def uncovered(self, existing: Lockfile) -> list[str]:
-        """Return what of the plan a lock does not cover (see `uncovered`)."""
-        return uncovered(self.plan, self.catalogue_digest, existing)
 
     # --- bases and overlays ------------------------------------------------------------------------------------------
 
@@ -173,13 +154,13 @@ class Locker:
         locked: dict[str, LockedBase] = {}
         images: dict[str, Mapping[Platform, BaseImage]] = {}
         new = [group for group in self.plan.groups if group.name not in existing.groups]
-        by_engine_alone = self.probe == "run" and self.plan.config.builder == "buildah"
-        learn = None if by_engine_alone else self.knowledge.learn
+        by_engine_alone = self._session.probe == "run" and self.plan.config.builder == "buildah"
+        learn = None if by_engine_alone else self._session.knowledge.learn
 
         def bring() -> None:
             for key, base in found.items():
                 with naming_base(self.plan, key):
-                    resolved = self.bases.fetch(base, learn=learn)
+                    resolved = self._session.bases.fetch(base, learn=learn)
                 locked[key], images[key] = resolved.locked, resolved.images
             needed = [(group.name, one, images[group.base_image.key][one]) for group in new for one in group.platforms]
             self._side_by_side(self._reading_stages(needed))
@@ -188,18 +169,23 @@ class Locker:
         return commits, locked, images
 
     def _side_by_side(self, work: Sequence[Callable[[], object]]) -> None:
-        parallel_map(lambda one: one(), work, jobs=self.jobs)
+        parallel_map(lambda one: one(), work, jobs=self._session.jobs)
 
     def _reading_stages(self, bases: Iterable[tuple[str, Platform, BaseImage]]) -> list[Callable[[], object]]:
         """Return what reads bases, named after an image, each once, as stages."""
-        if self.probe == "run":
+        if self._session.probe == "run":
             return []
         unread: dict[str, tuple[str, Platform, BaseImage]] = {}
         for name, platform, base in bases:
-            if not self.knowledge.has_view(base):
+            if not self._session.knowledge.has_view(base):
                 unread.setdefault(base.manifest.digest, (name, platform, base))
         return [
-            partial(stage, f"read the base of {name} {platform}", self.emit, partial(self.knowledge.view, base))
+            partial(
+                stage,
+                f"read the base of {name} {platform}",
+                self._session.emit,
+                partial(self._session.knowledge.view, base),
+            )
             for name, platform, base in unread.values()
         ]
 
@@ -209,16 +195,16 @@ class Locker:
             partial(
                 stage,
                 f"check out {redact(item.url)}@{item.ref}",
-                self.emit,
+                self._session.emit,
                 partial(self._tree, item, commits),
             )
             for item in {item.key: item for item in checkouts}.values()
-            if not self.checkouts.has(item.url, commits[item.key])
+            if not self._session.checkouts.has(item.url, commits[item.key])
         ]
 
     def _tree(self, overlay: Overlay, commits: Mapping[str, str]) -> Path:
         with naming(overlay_place(self.plan, overlay)):
-            return self.checkouts.tree(overlay.url, commits[overlay.key])
+            return self._session.checkouts.tree(overlay.url, commits[overlay.key])
 
     def _look_up(self, existing: Lockfile) -> tuple[dict[str, str], dict[str, FoundBase]]:
         """Resolve all refs and find all bases; one error tells all that cannot be had."""
@@ -229,14 +215,16 @@ class Locker:
         def find(key: str) -> None:
             base, platforms = needed[key]
             with naming_base(self.plan, key):
-                found[key] = self.bases.find(base, platforms, locked=existing.bases.get(key))
+                found[key] = self._session.bases.find(base, platforms, locked=existing.bases.get(key))
 
         def resolve(overlay: Overlay) -> None:
             if (known := existing.overlays.get(overlay.key)) is not None:
                 commits[overlay.key] = known.commit
                 return
             with naming(overlay_place(self.plan, overlay)):
-                commit = git.resolve_commit(overlay.url, overlay.ref, cache=self.cache, emit=self.emit)
+                commit = git.resolve_commit(
+                    overlay.url, overlay.ref, cache=self._session.cache, emit=self._session.emit
+                )
                 commits[overlay.key] = commit
 
         refs = [partial(resolve, overlay) for overlay in self.plan.overlays]
@@ -279,7 +267,7 @@ class Locker:
             found = resolve_environment(
                 probe=answer,
                 catalogue=self.catalogue,
-                wheels=self.wheels,
+                wheels=self._session.wheels,
                 requirements=image.requirements,
                 base=probed.base.name,
                 compiler=compiler,
@@ -292,14 +280,21 @@ class Locker:
                 base=probed.base.name,
                 platform=platform,
                 catalogue=self.catalogue,
-                wheels=self.wheels,
+                wheels=self._session.wheels,
                 compiler=compiler,
                 named_at=requirement_places(self.plan, image),
             )
         return replace(found, notes=(*found.notes, *probed.answer.notes))
 
     def _compiler(self, base: BaseImage, probe: ProbeResult) -> Compiler | None:
-        return may_compile(self.plan, self.engine, self.bases.store.path, base, probe.python.executable, emit=self.emit)
+        return may_compile(
+            self.plan,
+            self._session.engine,
+            self._session.bases.store.path,
+            base,
+            probe.python.executable,
+            emit=self._session.emit,
+        )
 
     def _ask(
         self, image: GroupPlan | LauncherPlan, platform: Platform, base: BaseImage, commits: Mapping[str, str]
@@ -327,7 +322,13 @@ class Locker:
         needed: Collection[str] = (),
     ) -> ProbeResult:
         """Find out what a base can import with checkouts mounted (see `BaseProbe.ask`)."""
-        probe = BaseProbe(self.knowledge, self.engine, self.bases.store.path, self.probe, self.emit)
+        probe = BaseProbe(
+            self._session.knowledge,
+            self._session.engine,
+            self._session.bases.store.path,
+            self._session.probe,
+            self._session.emit,
+        )
         return probe.ask(
             base, platform, python=python, modules=modules, needed=needed, variables=variables, mounts=mounts
         )
@@ -354,104 +355,6 @@ class Locker:
             groups=groups,
             launcher=launcher,
         )
-
-
-def uncovered(plan: Plan, catalogue_digest: str | None, existing: Lockfile) -> list[str]:
-    """Return what of the plan a lock does not cover, a line each. Needs no network and no engine."""
-    lines = []
-    for base, platforms in needed_bases(plan).values():
-        known = existing.bases.get(base.key)
-        absent = [str(platform) for platform in platforms if known is None or str(platform) not in known.platforms]
-        if absent:
-            lines.append(f"base `{base.key}` for {', '.join(absent)}")
-    lines += [f"overlay `{overlay.key}`" for overlay in plan.overlays if overlay.key not in existing.overlays]
-    if lines:
-        return lines
-    commits = {key: overlay.commit for key, overlay in existing.overlays.items()}
-    for name, platform, known_environment, inputs, _image in _wanted(
-        plan, catalogue_digest, existing, existing.bases, commits
-    ):
-        if known_environment is None or known_environment.inputs != inputs:
-            lines.append(f"what `{name}` needs on {platform}")
-    return lines
-
-
-def _wanted(
-    plan: Plan,
-    catalogue_digest: str | None,
-    existing: Lockfile,
-    bases: Mapping[str, LockedBase],
-    commits: Mapping[str, str],
-) -> Iterable[tuple[str, Platform, LockedPlatform | None, str, GroupPlan | LauncherPlan]]:
-    """Yield each group and platform, then the launcher's, with what the lock says and what it depends on."""
-    for group in plan.groups:
-        known = existing.groups.get(group.name)
-        for platform in group.platforms:
-            inputs = {
-                "probe": PROBE_VERSION,
-                "base": bases[group.base_image.key].platforms[str(platform)].manifest,
-                "group": group_digest(group),
-                "catalogue_lock": catalogue_digest,
-                "overlays": [[commits[overlay.key], overlay.target] for overlay in group.overlays],
-            }
-            if paths := path_inputs(steps_of(plan, group)):
-                inputs["paths"] = paths
-            environment = known.platforms.get(str(platform)) if known else None
-            yield group.name, platform, environment, inputs_digest(inputs), group
-    launcher = plan.launcher
-    for platform in launcher.platforms if launcher else ():
-        assert launcher is not None
-        inputs = {
-            "probe": PROBE_VERSION,
-            "base": bases[launcher.base_image.key].platforms[str(platform)].manifest,
-            "python": launcher.python,
-            "catalogue_lock": catalogue_digest,
-            **({"requirements": sorted(launcher.requirements.items())} if launcher.requirements else {}),
-        }
-        if launcher.env:
-            inputs["env"] = dict(launcher.env)
-        environment = existing.launcher.platforms.get(str(platform)) if existing.launcher else None
-        yield LAUNCHER, platform, environment, inputs_digest(inputs), launcher
-
-
-def needed_bases(plan: Plan) -> dict[str, tuple[BaseSpec, tuple[Platform, ...]]]:
-    """Return every base of a plan under its key, with all platforms that it is needed for, sorted."""
-    found: dict[str, tuple[BaseSpec, set[Platform]]] = {}
-    images: list[GroupPlan | LauncherPlan] = [*plan.groups, *([plan.launcher] if plan.launcher else [])]
-    for image in images:
-        _base, platforms = found.setdefault(image.base_image.key, (image.base_image, set()))
-        platforms.update(image.platforms)
-    return {key: (base, tuple(sorted(platforms))) for key, (base, platforms) in found.items()}
-
-
-def forget(lockfile: Lockfile, names: Sequence[str], *, plan: Plan) -> Lockfile:
-    """Return a lock without what is to be resolved again: the named bases, overlays and groups, or everything.
-
-    A name under `execution_images` stands for the base of that image, as a bootstrapped base has no short name itself.
-
-    Raises:
-        UsageError: nothing has such a name.
-    """
-    if not names:
-        return Lockfile()
-    known = {*lockfile.bases, *lockfile.overlays, *lockfile.groups, LAUNCHER}
-    known |= {*needed_bases(plan), *(overlay.key for overlay in plan.overlays), *(group.name for group in plan.groups)}
-    bases = {name: group.base_image.key for group in plan.groups for name in group.image_names}
-    choices = sorted({*known, *bases})
-    for name in names:
-        if name not in choices:
-            near = difflib.get_close_matches(name, choices, n=3, cutoff=0.3)
-            raise UsageError(
-                f"the lock file has no entry `{name}`",
-                hint="it holds " + ", ".join(f"`{item}`" for item in near or choices[:10]),
-            )
-    chosen = {name if name in known else bases[name] for name in names}
-    return Lockfile(
-        bases={key: value for key, value in lockfile.bases.items() if key not in chosen},
-        overlays={key: value for key, value in lockfile.overlays.items() if key not in chosen},
-        groups={key: value for key, value in lockfile.groups.items() if key not in chosen},
-        launcher=None if LAUNCHER in chosen else lockfile.launcher,
-    )
 
 
 def told(image: str, added: Additions) -> Iterator[Event]:

@@ -6,9 +6,7 @@ bounded and nothing is trusted to have the right shape.
 
 from __future__ import annotations
 
-import ast
 import io
-import json
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,6 +14,7 @@ from dataclasses import astuple, dataclass, replace
 from typing import Any, Literal
 
 from airferry.bundle.manifest import host_and_port
+from airferry.host.parsing import parse_json, parse_literal
 from airferry.near.rehearse.causes import ENOUGH, Stop, classify, classify_output, is_of_child
 from airferry.wording import printable
 
@@ -77,12 +76,12 @@ class Ending:
 
 def read_hook_log(data: bytes) -> list[dict[str, Any]]:
     """Return the records that the hook wrote, the last ones if there are too many; what is none is left out."""
-    return [item for item in _records(data, ast.literal_eval) if isinstance(item.get("event"), str)]
+    return [item for item in _records(data, parse_literal) if isinstance(item.get("event"), str)]
 
 
 def read_sink_log(data: bytes) -> list[dict[str, Any]]:
     """Return the records that the sink wrote, the last ones if there are too many; what is none is left out."""
-    return [item for item in _records(data, json.loads) if isinstance(item.get("host"), str)]
+    return [item for item in _records(data, parse_json) if isinstance(item.get("host"), str)]
 
 
 def _records(data: bytes, parse: Callable[[str], Any]) -> list[dict[str, Any]]:
@@ -90,7 +89,7 @@ def _records(data: bytes, parse: Callable[[str], Any]) -> list[dict[str, Any]]:
     for line in deque(io.BytesIO(data), maxlen=MAX_LOG_LINES):
         try:
             value = parse(line[:MAX_LINE].decode("utf-8"))
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
+        except ValueError:
             continue
         if isinstance(value, dict) and _is_plain(value):
             records.append(value if isinstance(value.get("pid"), int) else {**value, "pid": None})

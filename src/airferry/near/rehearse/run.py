@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -18,10 +18,9 @@ from typing import Any
 
 from airferry.bundle.manifest import AttemptEntry, RehearsalEntry
 from airferry.config.rehearsal import is_allowed
-from airferry.engine.driver import Engine
 from airferry.engine.nowhere import OWN_NAME
 from airferry.errors import ConfigurationError, FindingsError
-from airferry.events import Emit, StageFinished, StageStarted
+from airferry.events import StageFinished, StageStarted
 from airferry.host import clock, files
 from airferry.host.canonical import canonical_json
 from airferry.host.journal import Journal
@@ -39,6 +38,7 @@ from airferry.near.rehearse.judge import (
     judge_ending,
 )
 from airferry.near.rehearse.stage import PHASES, RehearsalFolders, Scene
+from airferry.near.session import Session
 from airferry.oci.documents import MAX_IMAGE_CONFIG_BYTES, parse_image_config
 from airferry.oci.layout import LayoutStore
 from airferry.plan.lockfile import Lockfile
@@ -146,7 +146,7 @@ def check_rehearsal(plan: Plan) -> None:
         carried = {source for _name, source in context.carried(plan.source_root, [plan.output_dir])}
     except ConfigurationError:
         return  # in no repository: nothing is tracked, and the code is taken as it lies
-    root = plan.source_root.resolve()
+    root = files.resolved(plan.source_root)
     for path in [step.step_py for step in plan.steps]:
         if root / path.relative_to(plan.source_root) not in carried:
             raise ConfigurationError(
@@ -157,29 +157,13 @@ def check_rehearsal(plan: Plan) -> None:
 class Rehearsal:
     """Tries the targets of a plan in the images that were built for them."""
 
-    def __init__(
-        self,
-        *,
-        plan: Plan,
-        lock: Lockfile,
-        store: LayoutStore,
-        journal: Journal,
-        engine: Callable[[], Engine],
-        scratch: Path,
-        cache: Path,
-        jobs: int,
-        emit: Emit,
-    ) -> None:
+    def __init__(self, session: Session, plan: Plan, lock: Lockfile, *, store: LayoutStore, journal: Journal) -> None:
         """Take what all targets share. The store is the bundle that holds the images."""
+        self._session = session
         self._plan = plan
         self._lock = lock
         self._store = store
         self._journal = journal
-        self._engine = engine
-        self._scratch = scratch
-        self._cache = cache
-        self._jobs = jobs
-        self._emit = emit
         self._tried = False
 
     def run(self, images: Mapping[str, Sequence[BuiltImage]], *, targets: Sequence[str] = ()) -> RehearsalReport:
@@ -193,7 +177,9 @@ class Rehearsal:
         scenes = self._scenes(images, targets)
         with self._source() as (source, digest):
             try:
-                results = parallel_map(lambda scene: self._rehearse(scene, source, digest), scenes, jobs=self._jobs)
+                results = parallel_map(
+                    lambda scene: self._rehearse(scene, source, digest), scenes, jobs=self._session.jobs
+                )
             finally:
                 if self._tried:
                     self._remove_images()
@@ -201,7 +187,7 @@ class Rehearsal:
 
     def _remove_images(self) -> None:
         """Remove from the engine's storage what rehearsals brought there, those of a killed run included."""
-        engine = self._engine()
+        engine = self._session.engine()
         for name in engine.images():
             if name.startswith(f"localhost/{REHEARSAL_TAG}:"):
                 engine.remove_image(name)
@@ -250,9 +236,9 @@ class Rehearsal:
     def _source(self) -> Iterator[tuple[Path, str | None]]:
         """Give the code as the launcher carries it, and its digest; as it lies, with none, outside of a repository."""
         root, excluded = self._plan.source_root, [self._plan.output_dir]
-        configs = context.plan_configs(self._plan, self._cache)
+        configs = context.plan_configs(self._plan, self._session.cache)
         digest = None
-        with files.scratch_directory(self._scratch) as folder:
+        with files.scratch_directory(self._session.scratch) as folder:
             source = folder / "source"
             try:
                 digest = context.tracked_digest(root, excluded=excluded, configs=configs)
@@ -283,22 +269,22 @@ class Rehearsal:
         }
         known = self._journal.result(scene.stage, inputs) if digest else None
         if known is not None:
-            self._emit(StageFinished(scene.stage, 0.0, reused=True))
+            self._session.emit(StageFinished(scene.stage, 0.0, reused=True))
             return _judge(scene, known, reused=True)
         started_s = clock.monotonic_s()
-        self._emit(StageStarted(scene.stage))
+        self._session.emit(StageStarted(scene.stage))
         found = self._try(scene, source)
         found["elapsed_s"] = clock.monotonic_s() - started_s
         if digest:
             self._journal.record(scene.stage, inputs, found)
         result = _judge(scene, found)
         detail = f"{result.entry.reached}, {result.entry.stopped_by}"
-        self._emit(StageFinished(scene.stage, found["elapsed_s"], detail=detail))
+        self._session.emit(StageFinished(scene.stage, found["elapsed_s"], detail=detail))
         return result
 
     def _try(self, scene: Scene, source: Path) -> dict[str, Any]:
         """Import the modules, start the step, and return what was found as plain data for the journal."""
-        engine = self._engine()
+        engine = self._session.engine()
         digest = scene.image.manifest.digest
         self._tried = True
         image = engine.import_base(self._store.path, digest, platform=scene.platform, name=REHEARSAL_TAG)

@@ -8,9 +8,12 @@ from pathlib import Path
 
 from airferry.events import Emit, silent
 from airferry.near.build import Production
-from airferry.near.commands import Selection, follow_lock, open_near_side, read_plan, split
+from airferry.near.lock.covered import uncovered
+from airferry.near.lock.follow import follow_lock
+from airferry.near.planning import Selection, read_plan, split
 from airferry.near.rehearse.run import REPORT_FILE, RehearsalReport
-from airferry.plan.lockfile import read_lockfile
+from airferry.near.session import BuildOptions, open_session
+from airferry.plan.lockfile import LOCK_FILE, read_lockfile
 from airferry.plan.models import Plan
 
 REHEARSED_STAGES = ("build-execution-images",)
@@ -28,9 +31,7 @@ def rehearse(
     selection: Selection,
     *,
     locked: bool = False,
-    engine: str = "auto",
-    probe: str = "auto",
-    jobs: int | None = None,
+    options: BuildOptions | None = None,
     emit: Emit = silent,
 ) -> RehearsalOutcome:
     """Try the plan's targets, or those that the selection names, and write `airgap-rehearsal.json`. Seals nothing.
@@ -48,12 +49,12 @@ def rehearse(
     names = split(selection.targets)
     plans = list(_plans(replace(selection, stages=REHEARSED_STAGES), names))
     for made in plans:
-        with open_near_side(made, engine=engine, probe=probe, jobs=jobs, emit=emit) as side:
-            existing = read_lockfile(side.lock_path)
-            if existing is not None and made is not plans[-1] and side.locker.uncovered(existing):
+        with open_session(made, options or BuildOptions(), emit=emit) as session:
+            existing = read_lockfile(made.output_dir / LOCK_FILE)
+            if existing is not None and made is not plans[-1] and uncovered(made, existing):
                 continue
-            workshop = side.workshop(follow_lock(side, locked=locked, emit=emit))
-            produced = Production(replace(workshop, rehearse=names)).run()
+            resolved = follow_lock(session, made, locked=locked)
+            produced = Production(session, made, resolved, rehearse=names).run()
         assert produced.rehearsal is not None
         return RehearsalOutcome(produced.rehearsal, made.output_dir / REPORT_FILE)
     raise AssertionError("there is always a plan")

@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import re
 import tarfile
-import tomllib
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from packaging.requirements import InvalidRequirement, Requirement
-
 from airferry.engine.driver import Engine, Volume, base_tag
 from airferry.errors import BuildError
 from airferry.events import Emit, StageFinished, StageStarted
 from airferry.host import clock, files
+from airferry.host.archives import archive_faults
+from airferry.host.parsing import parse_toml
 from airferry.near.bases.fetch import BaseImage
 from airferry.near.git.versions import MAX_PYPROJECT_BYTES
 from airferry.near.wheels.pip import Pip, WheelTarget, last_words, not_found_names
+from airferry.plan.locks.packages import marker_holds, read_requirement
 from airferry.plan.models import Plan
 
 COMPILE_S = 4 * 3600.0
@@ -166,21 +166,21 @@ def build_requirements(source: Path, markers: Mapping[str, str]) -> list[str]:
     """
     text = _pyproject(source)
     try:
-        asked = tomllib.loads(text).get("build-system", {}).get("requires", USUAL_REQUIREMENTS)
-        requirements = [Requirement(item) for item in asked]
-    except (tomllib.TOMLDecodeError, InvalidRequirement, AttributeError, TypeError) as error:
+        asked = parse_toml(text).get("build-system", {}).get("requires", USUAL_REQUIREMENTS)
+        requirements = [read_requirement(item) for item in asked]
+        chosen = [item for item in requirements if item.marker is None or marker_holds(item.marker, markers)]
+    except (ValueError, AttributeError, TypeError) as error:
         raise BuildError(f"the `pyproject.toml` of `{source.name}` cannot be read: {error}") from error
-    found = []
-    for requirement in requirements:
-        if requirement.marker is None or requirement.marker.evaluate(dict(markers)):
-            requirement.marker = None
-            found.append(str(requirement))
-    return found
+    for requirement in chosen:
+        requirement.marker = None
+    return [str(requirement) for requirement in chosen]
 
 
 def _pyproject(source: Path) -> str:
     """Return the text of a source's `pyproject.toml`, empty where there is none."""
-    try:
+    with archive_faults(
+        lambda reason: BuildError(f"`{source.name}` cannot be read as a source distribution: {reason}")
+    ):
         if source.is_dir():
             path = source / "pyproject.toml"
             data = files.read_bounded(path, limit_bytes=MAX_PYPROJECT_BYTES) if path.is_file() else b""
@@ -196,8 +196,6 @@ def _pyproject(source: Path) -> str:
                 stream = archive.extractfile(member) if member is not None else None
                 data = stream.read(MAX_PYPROJECT_BYTES) if stream is not None else b""
         return data.decode()
-    except (OSError, EOFError, ValueError, tarfile.TarError, zipfile.BadZipFile) as error:
-        raise BuildError(f"`{source.name}` cannot be read as a source distribution: {error}") from error
 
 
 def _is_pyproject(name: str) -> bool:

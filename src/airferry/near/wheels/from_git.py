@@ -60,7 +60,7 @@ class GitProject:
             self.git.url, self.git.commit, cache=self.cache, into=into, abbreviation=len(short) if short else None
         )
         project = self.project(into)
-        if not project.resolve().is_relative_to(into.resolve()) or not project.is_dir():
+        if not files.lies_within(project, into) or not project.is_dir():
             raise BuildError(f"`{self.address}` has no folder `{self.git.subdirectory}`", commit=self.git.commit)
         return {repository: str(repository)}
 

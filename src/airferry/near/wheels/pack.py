@@ -8,13 +8,15 @@ from __future__ import annotations
 import email.parser
 import re
 import zipfile
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
+from packaging.utils import canonicalize_name, parse_wheel_filename
 from packaging.version import InvalidVersion, Version
 
 from airferry.errors import BuildError
+from airferry.host.archives import archive_faults
 
 MAX_WHEEL_METADATA_BYTES = 4 * 1024 * 1024
 
@@ -44,17 +46,15 @@ def read_wheel(path: Path, *, sha256: str) -> Wheel:
     Raises:
         BuildError: it is not a wheel, or its name or version is not what its file name says.
     """
-    try:
+    with _reading(path):
         name, version, _, _ = parse_wheel_filename(path.name)
         with zipfile.ZipFile(path) as archive:
             inside = [item for item in archive.infolist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", item.filename)]
             if len(inside) != 1 or inside[0].file_size > MAX_WHEEL_METADATA_BYTES:
                 raise BuildError(f"`{path.name}` must contain exactly one METADATA file of at most 4 MiB")
             text = archive.read(inside[0]).decode("utf-8", "replace")
-    except (InvalidWheelFilename, zipfile.BadZipFile, OSError) as error:
-        raise BuildError(f"`{path.name}` is not a wheel: {error}") from error
-    headers = email.parser.HeaderParser().parsestr(text)
-    said_name, said_version = str(headers["Name"] or ""), str(headers["Version"] or "")
+        headers = email.parser.HeaderParser().parsestr(text)
+        said_name, said_version = str(headers["Name"] or ""), str(headers["Version"] or "")
     try:
         agrees = canonicalize_name(said_name) == name and Version(said_version) == version
     except InvalidVersion:
@@ -73,9 +73,17 @@ def read_wheel(path: Path, *, sha256: str) -> Wheel:
     )
 
 
+def _reading(path: Path) -> AbstractContextManager[None]:
+    return archive_faults(lambda reason: BuildError(f"`{path.name}` is not a wheel: {reason}"))
+
+
 def normalise_wheel(source: Path, path: Path) -> None:
-    """Rewrite a wheel so that its bytes depend on nothing but the content of its files."""
-    with zipfile.ZipFile(source) as old, zipfile.ZipFile(path, "w") as new:
+    """Rewrite a wheel so that its bytes depend on nothing but the content of its files.
+
+    Raises:
+        BuildError: it is not a wheel, or damaged.
+    """
+    with _reading(source), zipfile.ZipFile(source) as old, zipfile.ZipFile(path, "w") as new:
         for item in sorted(old.infolist(), key=lambda item: item.filename):
             if not item.is_dir():
                 add_member(new, item.filename, old.read(item), executable=bool(item.external_attr >> 16 & 0o111))

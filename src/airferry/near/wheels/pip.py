@@ -20,6 +20,7 @@ from packaging.utils import canonicalize_name
 from airferry.errors import BuildError, IntegrityError
 from airferry.events import Emit, silent
 from airferry.host import files, process
+from airferry.host.parsing import parse_json
 from airferry.near.probe.answers import PythonFacts, cpython_markers
 
 TIMEOUT_S = 3600.0
@@ -311,7 +312,7 @@ class Pip:
             }
             (folder / "calls").write_text(json.dumps(asked), encoding="utf-8")
             process.run([sys.executable, "-c", _CALLS, folder], timeout_s=TIMEOUT_S, emit=self.emit)
-            codes = json.loads((folder / "codes").read_bytes())
+            codes = parse_json((folder / "codes").read_bytes())
             return [
                 process.Completed(
                     code,

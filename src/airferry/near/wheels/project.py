@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import tomllib
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,11 @@ from typing import Any
 from packaging.utils import canonicalize_name
 
 from airferry.errors import ConfigurationError
+from airferry.host import files
+from airferry.host.parsing import Malformed, parse_toml
 
 WHEEL_EPOCH = (1980, 1, 1, 0, 0, 0)
+MAX_PROJECT_BYTES = 1024 * 1024
 FALLBACK_VERSION = "0.0.0"
 
 
@@ -29,9 +31,14 @@ def project_wheel(pyproject: Path, *, source_path: str, version: str | None, int
         ConfigurationError: `pyproject.toml` is not valid TOML.
     """
     try:
-        project = tomllib.loads(pyproject.read_text(encoding="utf-8")).get("project")
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{pyproject}: {error}", hint="correct the file") from error
+        project = parse_toml(files.read_bounded(pyproject, limit_bytes=MAX_PROJECT_BYTES)).get("project")
+    except Malformed as error:
+        raise ConfigurationError(
+            f"{pyproject}:{error.line}: not valid TOML: {error}",
+            hint="correct the file",
+            path=str(pyproject),
+            line=error.line,
+        ) from error
     if not isinstance(project, dict) or "name" not in project:
         return None
     name = str(project["name"])

@@ -17,14 +17,14 @@ from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from packaging.specifiers import SpecifierSet
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 
 from airferry.errors import BuildError, IntegrityError
 from airferry.events import Emit, Notice, silent
 from airferry.host import clock, files
+from airferry.host.parsing import url_path
 from airferry.host.records import Records
 from airferry.near.failures import raise_all
 from airferry.near.git import driver
@@ -143,7 +143,7 @@ class WheelStore:
     def _fetch(self, pins: Sequence[Pin], target: WheelTarget, compiler: Compiler | None) -> dict[str, Wheel]:
         found: dict[str, Wheel] = {}
         # pip would run the build of a source that an address leads to
-        from_source = [pin for pin in pins if pin.address and not urlsplit(pin.address).path.endswith(".whl")]
+        from_source = [pin for pin in pins if pin.address and not url_path(pin.address).endswith(".whl")]
         from_index = [pin for pin in pins if pin.git is None and pin not in from_source]
         with files.scratch_directory(self.folder) as scratch:
             work = [
@@ -436,7 +436,11 @@ def _check_target(wheel: Wheel, target: WheelTarget) -> None:
     version = ".".join(str(part) for part in target.python_version)
     if tags.isdisjoint(target.tags):
         raise BuildError(f"`{wheel.filename}` is not compatible with {target}", hint="run `airferry lock --update`")
-    if not SpecifierSet(wheel.requires_python).contains(version, prereleases=True):
+    try:
+        suits = SpecifierSet(wheel.requires_python).contains(version, prereleases=True)
+    except InvalidSpecifier as error:
+        raise BuildError(f"`{wheel.filename}` asks for a Python that cannot be: `{wheel.requires_python}`") from error
+    if not suits:
         raise BuildError(
             f"`{wheel.filename}` needs Python `{wheel.requires_python}`, the base has {version}",
             hint="set another version under `requirements:` of the image",
@@ -447,8 +451,7 @@ def _absent(pin: Pin, target: WheelTarget, versions: Sequence[str]) -> BuildErro
     known = ", ".join(f"`{version}`" for version in versions[-MAX_NAMED_WHEELS:])
     return BuildError(
         f"`{pin.requirement}` was not found for {target}" + (f"; latest versions available: {known}" if known else ""),
-        hint="check the name and version under `requirements:` of the image or in the catalogue's "
-        "lock file, and the configuration of pip",
+        hint="check the name and version under `requirements:` of the image or in the catalogue's lock file, and the configuration of pip",
     )
 
 

@@ -7,8 +7,8 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
-from urllib.parse import urlsplit
 
+from airferry.host.parsing import Malformed, split_url
 from airferry.plan.code.commands import installs_of
 from airferry.plan.code.values import UNKNOWN, Words, split_words
 
@@ -91,8 +91,8 @@ def is_outside(address: str) -> bool:
     if not URL.match(address):
         return False
     try:
-        host = (urlsplit(address).hostname or "") if "://" in address else "git"
-    except ValueError:
+        host = (split_url(address).hostname or "") if "://" in address else "git"
+    except Malformed:
         return True
     return bool(host) and host not in ("localhost", "::1", "0.0.0.0") and not host.startswith(("127.", UNKNOWN))
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from airferry.errors import ConfigurationError
+from airferry.host.parsing import TOO_DEEP, Malformed, parse_python
 from airferry.plan.catalogue import Catalogue, StepFiles
 from airferry.plan.code.modules import well_known_child
 from airferry.plan.code.own_modules import OwnModules
@@ -128,16 +129,18 @@ class ImportScanner:
         known = self._imports.get(path)
         if known is None:
             try:
-                tree = ast.parse(path.read_bytes(), filename=str(path))
-            except (SyntaxError, ValueError) as error:
-                line = getattr(error, "lineno", None) or 1
+                tree = parse_python(path.read_bytes())
+                known = self._imports[path] = tuple(_walk(tree.body, conditional=False))
+            except (Malformed, RecursionError) as error:
+                line = getattr(error, "line", None) or 1
                 raise ConfigurationError(
-                    f"{path}:{line}: not valid Python: {getattr(error, 'msg', error)}",
+                    f"{path}:{line}: not valid Python: {error if isinstance(error, Malformed) else TOO_DEEP}",
                     hint="correct the file, or run airferry with the Python version of the steps",
+                    path=str(path),
+                    line=line,
                 ) from error
             except OSError as error:
-                raise ConfigurationError(f"`{path}` cannot be read: {error.strerror}") from error
-            known = self._imports[path] = tuple(_walk(tree.body, conditional=False))
+                raise ConfigurationError(f"`{path}` cannot be read: {error.strerror}", path=str(path)) from error
         return known
 
 

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from airferry.errors import HostError
 from airferry.host import files
+from airferry.host.parsing import Malformed, parse_python
 from airferry.plan.catalogue import Catalogue, StepFiles
 from airferry.plan.code.own_modules import OwnModules
 
@@ -108,8 +109,8 @@ class StepCode:
     def _parse(self, path: Path, step: StepFiles) -> CodeFile | None:
         try:
             source = files.read_bounded(path, limit_bytes=MAX_STEP_SOURCE_BYTES)
-            tree = ast.parse(source)
-        except (HostError, SyntaxError, ValueError, RecursionError, MemoryError):
+            tree = parse_python(source)
+        except (HostError, Malformed):
             return None
         found = CodeFile(path, tree, source.decode("utf-8", "replace").split("\n"), top=scope_of(tree, None))
         for node in walk(tree.body):

@@ -7,7 +7,6 @@ fetches nothing.
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from packaging.utils import canonicalize_name
 
 from airferry.errors import ConfigurationError, HostError
 from airferry.host import files
+from airferry.host.parsing import Malformed, parse_toml
 from airferry.plan.locks.flat import pylock_packages, read_requirements
 from airferry.plan.locks.packages import (
     LocalSource,
@@ -127,12 +127,14 @@ def read_catalogue_lock(path: Path) -> CatalogueLock:
     if path.suffix == ".txt":
         return CatalogueLock(path, _by_name(read_requirements(path, text)))
     try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigurationError(f"{path}: not valid TOML: {error}", path=str(path)) from error
+        data = parse_toml(text)
+    except Malformed as error:
+        raise ConfigurationError(
+            f"{path}:{error.line}: not valid TOML: {error}", path=str(path), line=error.line
+        ) from error
     try:
         return _read_toml(path, data, text)
-    except (KeyError, TypeError, AttributeError, ValueError, InvalidRequirement) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, InvalidRequirement, RecursionError) as error:
         raise ConfigurationError(
             f"{path}: unexpected structure: {type(error).__name__}: {error}",
             hint="known are uv's lock version 1 and `pylock.toml` lock version 1.0",

@@ -9,12 +9,13 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from airferry.errors import ConfigurationError
+from airferry.host.parsing import url_path
 from airferry.plan.locks.packages import (
     GitSource,
     IndexSource,
@@ -72,7 +73,7 @@ def _pylock_package(item: Mapping[str, Any], line: int) -> LockedPackage:
 
 
 def _file_name(address: str) -> str | None:
-    return PurePosixPath(unquote(urlsplit(address).path)).name or None
+    return PurePosixPath(unquote(url_path(address))).name or None
 
 
 _HASH = re.compile(r"--hash[= ](sha256:[0-9a-f]{64})\b")
@@ -95,7 +96,7 @@ def read_requirements(path: Path, text: str) -> Iterable[LockedPackage]:
             continue
         try:
             requirement = Requirement(_ANY_HASH.sub("", entry).strip())
-        except InvalidRequirement as error:
+        except (InvalidRequirement, RecursionError) as error:
             raise ConfigurationError(f"{path}:{line}: `{entry}` is not a valid requirement: {error}") from error
         pins = [item.version for item in requirement.specifier if item.operator in ("==", "===")]
         if not requirement.url and (len(pins) != 1 or pins[0].endswith(".*")):

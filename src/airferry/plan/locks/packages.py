@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal, get_args
 
-from packaging.markers import InvalidMarker, Marker
+from packaging.markers import Marker
 from packaging.requirements import Requirement
 from packaging.version import InvalidVersion, Version
 
@@ -140,9 +140,30 @@ def evaluate(text: str, environment: MarkerEnvironment) -> bool:
         ConfigurationError: it is not a marker.
     """
     try:
-        return _marker(text).evaluate({"extra": "", **environment})
-    except InvalidMarker as error:
+        return marker_holds(_marker(text), environment)
+    except (ValueError, RecursionError) as error:
         raise ConfigurationError(f"`{text}` is not an environment marker: {error}") from error
+
+
+def marker_holds(marker: Marker, environment: Mapping[str, str]) -> bool:
+    """Tell whether a marker holds in an environment, without an extra unless that has one.
+
+    Raises:
+        ValueError: it compares what cannot be compared, or names a variable that there is not.
+    """
+    return marker.evaluate({"extra": "", **environment})
+
+
+def read_requirement(text: str) -> Requirement:
+    """Return a requirement of PEP 508.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return Requirement(text)
+    except RecursionError as error:
+        raise ValueError("its marker is nested too deeply") from error
 
 
 def any_holds(markers: Collection[str], environment: MarkerEnvironment) -> bool:

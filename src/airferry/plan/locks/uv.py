@@ -11,12 +11,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from airferry.errors import ConfigurationError
+from airferry.host.parsing import split_url, url_path
 from airferry.plan.locks.packages import (
     LOCAL_KINDS,
     GitSource,
@@ -219,7 +220,7 @@ def _source(source: Mapping[str, str]) -> LockedSource:
     if "registry" in source:
         return IndexSource(source["registry"])
     if "git" in source:
-        parts = urlsplit(source["git"])
+        parts = split_url(source["git"])
         query = dict(part.partition("=")[::2] for part in parts.query.split("&") if part)
         subdirectory = unquote(query["subdirectory"]) if "subdirectory" in query else None
         return GitSource(parts._replace(query="", fragment="").geturl(), parts.fragment, subdirectory)
@@ -235,7 +236,7 @@ def _files(item: Mapping[str, Any]) -> Iterable[LockedFile]:
     for entry in (*item.get("wheels", ()), *([item["sdist"]] if "sdist" in item else [])):
         if "hash" in entry:
             address = entry.get("url") or entry.get("path") or entry.get("filename") or ""
-            yield LockedFile(PurePosixPath(unquote(urlsplit(address).path)).name or None, entry["hash"])
+            yield LockedFile(PurePosixPath(unquote(url_path(address))).name or None, entry["hash"])
 
 
 def _dependencies(entries: Iterable[Mapping[str, Any]]) -> tuple[LockedDependency, ...]:

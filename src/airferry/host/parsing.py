@@ -1,0 +1,146 @@
+"""Text that others wrote, parsed: JSON, TOML, Python, URLs and numbers. The one owner of those parsers.
+
+Each of them fails in several ways on text that was made for that: `json`, `tomllib` and `ast` with RecursionError on
+deep nesting, `int` with a bare ValueError on more than 4,300 digits, `ast` with MemoryError, `urllib` on brackets that
+are no IPv6 address. Here all of that is `Malformed`, which callers turn into an error that names the file or the host.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import tomllib
+from typing import Any
+from urllib.parse import SplitResult, urljoin, urlsplit
+
+TOO_DEEP = "nested too deeply"
+MAX_DIGITS = 18
+_NUMBER = re.compile(rf"[0-9]{{1,{MAX_DIGITS}}}")
+_AT_LINE = re.compile(r"at line (\d{1,9})")
+
+
+class Malformed(ValueError):
+    """Text is not in the language that it should be in. The message says why; `line`, from 1, where, if it is known."""
+
+    def __init__(self, reason: str, *, line: int | None = None) -> None:
+        """Say why, and on which line."""
+        super().__init__(reason)
+        self.line = line
+
+
+def parse_json(data: str | bytes | bytearray) -> Any:
+    """Return what a JSON document holds.
+
+    Raises:
+        Malformed: it is none.
+    """
+    try:
+        return json.loads(data)
+    except RecursionError as error:
+        raise Malformed(TOO_DEEP) from error
+    except json.JSONDecodeError as error:
+        raise Malformed(error.msg, line=error.lineno) from error
+    except ValueError as error:
+        # not UTF-8, or a number of thousands of digits
+        raise Malformed(str(error)) from error
+
+
+def parse_toml(data: str | bytes) -> dict[str, Any]:
+    """Return what a TOML document holds.
+
+    Raises:
+        Malformed: it is none. The line is the last one where the parser names none.
+    """
+    try:
+        text = data if isinstance(data, str) else data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise Malformed("not UTF-8 text", line=error.object.count(b"\n", 0, error.start) + 1) from error
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise Malformed(TOO_DEEP, line=text.count("\n") + 1) from error
+    except ValueError as error:
+        # `TOMLDecodeError.lineno` is there from Python 3.14 on
+        found = _AT_LINE.search(str(error))
+        line = int(found[1]) if found else text.count("\n") + 1
+        raise Malformed(str(error).partition(" (at ")[0], line=line) from error
+
+
+def parse_python(source: str | bytes) -> ast.Module:
+    """Return the tree of a Python file.
+
+    Raises:
+        Malformed: it is none, or one that this Python cannot parse.
+    """
+    try:
+        return ast.parse(source)
+    except SyntaxError as error:
+        raise Malformed(error.msg or "invalid syntax", line=error.lineno) from error
+    except (RecursionError, MemoryError) as error:
+        raise Malformed(TOO_DEEP) from error
+    except ValueError as error:
+        # null bytes, or surrogates
+        raise Malformed(str(error)) from error
+
+
+def parse_literal(source: str | ast.AST) -> Any:
+    """Return the value of a Python literal.
+
+    Raises:
+        Malformed: it is none.
+    """
+    try:
+        return ast.literal_eval(source)
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
+        raise Malformed(f"not a literal: {error}") from error
+
+
+def split_url(url: str) -> SplitResult:
+    """Return the parts of a URL; its port, if any, is a number.
+
+    Raises:
+        Malformed: it is none.
+    """
+    try:
+        parts = urlsplit(url)
+        # read as it is asked for only, and refused only then
+        _ = parts.port
+    except ValueError as error:
+        raise Malformed(str(error)) from error
+    return parts
+
+
+def join_url(base: str, url: str) -> str:
+    """Return the URL that a reference in a document at `base` leads to.
+
+    Raises:
+        Malformed: it is not a URL.
+    """
+    try:
+        joined = urljoin(base, url)
+    except ValueError as error:
+        raise Malformed(str(error)) from error
+    split_url(joined)
+    return joined
+
+
+def url_host(url: str) -> str:
+    """Return host and port of a URL, without user and password; empty where it has none, or is not a URL."""
+    try:
+        return split_url(url).netloc.rpartition("@")[2]
+    except Malformed:
+        return ""
+
+
+def url_path(url: str) -> str:
+    """Return the path of a URL; of text that is not a URL, what is before its query."""
+    try:
+        return split_url(url).path
+    except Malformed:
+        return re.split(r"[?#]", url, maxsplit=1)[0]
+
+
+def parse_count(text: str) -> int | None:
+    """Return a whole number, written in at most 18 digits, or None for any other text."""
+    return int(text) if _NUMBER.fullmatch(text) else None

@@ -1,0 +1,96 @@
+"""From a selection to a plan: what is to be built, written down and predicted. Needs no network and no engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from airferry.config import json_schema, load_config
+from airferry.errors import ConfigurationError
+from airferry.events import Emit, Warned
+from airferry.host import files
+from airferry.near.describe import warning_text
+from airferry.near.lock.covered import uncovered
+from airferry.near.predict import Prediction, Predictor
+from airferry.oci.platform import Platform, parse_buildable_platform
+from airferry.plan.lockfile import LOCK_FILE, Lockfile, read_lockfile
+from airferry.plan.models import Plan
+from airferry.plan.planner import make_plan, write_plan
+
+PLAN_FILE = "airgap-plan.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What a command is about: the plan's file, and what beats it."""
+
+    config: Path
+    source: Path | None = None
+    targets: tuple[str, ...] = ()
+    platforms: tuple[str, ...] = ()
+    stages: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PlanOutcome:
+    """A plan, its document, where that was written, what a build of it is expected to take, and if a lock covers it."""
+
+    plan: Plan
+    document: dict[str, Any]
+    path: Path
+    prediction: Prediction
+    locked: bool = False
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON Schema of `airgap.yaml`."""
+    return json_schema()
+
+
+def plan(selection: Selection) -> PlanOutcome:
+    """Work out what is to be built and write `airgap-plan.yaml`. Needs no network and no engine.
+
+    Raises:
+        ConfigurationError: the file, the catalogue or what they say together is wrong.
+        HostError: the output folder is not writable.
+    """
+    made = read_plan(selection)
+    document = made.to_document()
+    path = made.output_dir / PLAN_FILE
+    write_plan(document, path)
+    known = read_lockfile(made.output_dir / LOCK_FILE)
+    covered = known is not None and not uncovered(made, known)
+    prediction = Predictor(made, known or Lockfile(), files.cache_directory()).predict()
+    return PlanOutcome(made, document, path, prediction, covered)
+
+
+def read_plan(selection: Selection) -> Plan:
+    """Return the plan that a selection asks for. Reads files only."""
+    return make_plan(
+        load_config(selection.config),
+        source_dir=selection.source,
+        targets=split(selection.targets),
+        platforms=tuple(_parse_option(text) for text in split(selection.platforms)),
+        stages=split(selection.stages),
+    )
+
+
+def _parse_option(text: str) -> Platform:
+    try:
+        return parse_buildable_platform(text)
+    except ConfigurationError as error:
+        raise error.at("`--platform`") from error
+
+
+def split(values: Sequence[str]) -> tuple[str, ...]:
+    """Return what was given several times or separated by commas, one by one."""
+    return tuple(part.strip() for value in values for part in value.split(",") if part.strip())
+
+
+def warn_of_plan(plan: Plan, emit: Emit) -> None:
+    """Say what of a plan's warnings is certain; the rest depends on values of configs, and `plan` lists it."""
+    for warning in plan.warnings:
+        if warning.certain:
+            emit(Warned(warning_text(warning), hint=warning.hint))

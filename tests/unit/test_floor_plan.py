@@ -1,0 +1,86 @@
+"""The floor plan of `src`, as ARCHITECTURE.md draws it, stays true: sizes of folders, modules and signatures."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[2] / "src" / "airferry"
+MODULES = sorted(path for path in SOURCE.rglob("*.py") if "example" not in path.relative_to(SOURCE).parts)
+MOST_LINES = 500
+MOST_MODULES = 18
+MOST_PARAMETERS = 7
+# each with the reason for which one value in their place would say less
+MANY_PARAMETERS = {
+    "engine/driver.py:build": "what `buildah build` is given, one flag for each",
+    "engine/driver.py:run": "what `buildah run` is given, one flag for each",
+    "engine/storage.py:invoke": "passes on what `host.process.run` takes",
+    "engine/storage.py:invoke_raw": "passes on what `host.process.run` takes",
+    "host/confinement.py:run_confined": "the one door for confined processes, as `host.process.run` is for others",
+    "host/process.py:run": "the one door for processes: each is a property of the call that callers set",
+    "far/copy.py:_write_archive": "all that the copy has found out by then",
+    "jobs/configs.py:_overlay": "a step, an image, an executor, and what all of a receipt share",
+    "near/lock/additions.py:resolve_additions": "what a base answers, and what its wheels are made with",
+    "near/lock/additions.py:resolve_environment": "what a base answers, and what its wheels are made with",
+    "near/lock/closure.py:__init__": "what a base answers, and what its wheels are made with",
+    "near/wheels/compile.py:compile": "one compilation",
+    "oci/archive.py:write_oci_archive": "what an archive is made of",
+    "oci/layers.py:recompress_layer": "what a layer is, and how it is made",
+    "near/git/driver.py:run_git": "passes on what `host.process.run` takes",
+    "registry/client.py:request": "the parts of an HTTP request, and what its answer may be",
+    "registry/client.py:_authorised": "the parts of an HTTP request",
+    "registry/oras_registry.py:request": "overrides a method of oras-py, whose parameters it takes",
+}
+
+
+def functions(path: Path) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield f"{path.relative_to(SOURCE).as_posix()}:{node.name}", node
+
+
+def parameters(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    taken = node.args
+    named = [item.arg for item in (*taken.posonlyargs, *taken.args, *taken.kwonlyargs)]
+    more = [item for item in (taken.vararg, taken.kwarg) if item is not None]
+    return len([name for name in named if name not in ("self", "cls")]) + len(more)
+
+
+def test_no_function_takes_more_than_seven_parameters() -> None:
+    # commands of Typer declare an option a parameter; constructors of dataclasses are not written out
+    many = {
+        name
+        for path in MODULES
+        if path.parent != SOURCE / "cli"
+        for name, node in functions(path)
+        if parameters(node) > MOST_PARAMETERS
+    }
+    assert many - MANY_PARAMETERS.keys() == set(), "take a selection, the session or an options object"
+    assert MANY_PARAMETERS.keys() - many == set(), "the exception is out of date"
+
+
+def test_no_module_is_longer_than_a_reader_holds() -> None:
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES}
+    assert {path.relative_to(SOURCE).as_posix(): lines for path, lines in lengths.items() if lines > MOST_LINES} == {}
+
+
+def test_no_folder_holds_more_modules_than_a_reader_overlooks() -> None:
+    folders: dict[Path, list[str]] = {}
+    for path in MODULES:
+        if path.name != "__init__.py":
+            folders.setdefault(path.parent, []).append(path.name)
+    assert {str(folder): len(names) for folder, names in folders.items() if len(names) > MOST_MODULES} == {}
+
+
+def test_no_folder_has_a_name_that_tools_take_for_output() -> None:
+    assert [
+        path for path in SOURCE.rglob("*") if path.is_dir() and path.name in ("build", "dist", "out", "target")
+    ] == []
+
+
+@pytest.mark.parametrize("folder", sorted(path.name for path in SOURCE.iterdir() if (path / "__init__.py").is_file()))
+def test_the_architecture_names_each_folder(folder: str) -> None:
+    assert f"`{folder}/`" in (SOURCE.parents[1] / "ARCHITECTURE.md").read_text(encoding="utf-8")

@@ -1,0 +1,329 @@
+"""What others wrote, where it is read: the right class of error, exit code and file, never a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+from test_registry_faults import LAYER, bearer, options
+
+from airferry.bundle.manifest import BundleManifest
+from airferry.cli.app import run
+from airferry.config import load_config
+from airferry.config.document import parse_document, read_yaml
+from airferry.errors import AirferryError, ConfigurationError, IntegrityError, RegistryError
+from airferry.far.serve.server import Listener
+from airferry.host.yaml import from_yaml
+from airferry.near.wheels.project import project_wheel
+from airferry.oci.documents import parse_manifest
+from airferry.plan.catalogue import choose_target, open_catalogue
+from airferry.plan.env_profiles import read_env_file
+from airferry.plan.locks.catalogue import read_catalogue_lock
+from airferry.plan.locks.packages import evaluate
+from airferry.plan.planner import make_plan
+from airferry.registry.client import RegistryClient
+from airferry.registry.connections import Answer
+from airferry.registry.credentials import Credential, find_credential
+from airferry.registry.failures import redacted
+from airferry.registry.registries_conf import read_registries_conf
+from airferry.registry.retry import retry_after_s
+from airferry.registry.sink import RegistrySink
+from airferry.registry.source import RegistrySource
+from airferry.registry.uploads import Limits, Session, Uploader, UploadJournal, acknowledged_bytes
+from catalogues import STEPS, airgap, write_airgap, write_step
+from near_side import PROGRAM
+from scripted_registry import Exchange, ScriptedRegistry, run_scripted
+
+DEEP_TOML = "a = " + "[" * 20_000
+LONG_TOML = "\n\na = " + "1" * 5_000
+BAD_TOML = [DEEP_TOML, LONG_TOML, "a = 2024-99-99", "a = \0", "\n\xff", "a = 1\na = 2"]
+
+
+def failure(work: Callable[[], object], kind: type[AirferryError], code: int, *named: str) -> AirferryError:
+    with pytest.raises(AirferryError) as caught:
+        work()
+    assert isinstance(caught.value, kind), caught.value
+    assert caught.value.exit_code == code
+    for text in named:
+        assert text in caught.value.message
+    return caught.value
+
+
+def written(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text.encode("latin-1"))
+    return path
+
+
+@pytest.mark.parametrize("text", BAD_TOML, ids=range(len(BAD_TOML)))
+@pytest.mark.parametrize(
+    "name", ["env.toml", "uv.lock", "pylock.toml", "pyproject.toml", "registries.conf", "step.toml"]
+)
+def test_toml(name: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path / name, text)
+    if name == "step.toml":
+        write_step(tmp_path, "sft/tiny")
+        path = written(tmp_path / STEPS / "sft/tiny/step.toml", text)
+    monkeypatch.setenv("CONTAINERS_REGISTRIES_CONF", str(path))
+    reads: dict[str, Callable[[], object]] = {
+        "env.toml": lambda: read_env_file(path),
+        "uv.lock": lambda: read_catalogue_lock(path),
+        "pylock.toml": lambda: read_catalogue_lock(path),
+        "pyproject.toml": lambda: project_wheel(path, source_path="/x", version=None, into=tmp_path),
+        "registries.conf": read_registries_conf,
+        "step.toml": lambda: make_plan(
+            load_config(write_airgap(tmp_path, airgap({"img": "base:1"}, {"sft/tiny": "img"})))
+        ),
+    }
+    failure(reads[name], ConfigurationError, 3, str(path))
+
+
+BAD_YAML = [
+    "a: 2001-99-99",
+    "a: " + "1" * 5_000,
+    "a: 0b_",
+    'a: !!int ""',
+    "a: !!float abc",
+    "a: !!timestamp x",
+    "a: !!bool x",
+    "a: 2001-12-14t21:59:43.10-99:99",
+    "a: " + "1:" * 3_000 + "1.5",
+    "[" * 100_000,
+    "a: " + "{a: " * 30_000,
+    "- " * 100_000,
+    "a: &a [*a]",
+    "? [a]\n: b",
+    "a: \0",
+    "\xff",
+    "*x",
+    "<<: 1",
+]
+
+
+@pytest.mark.parametrize("text", BAD_YAML, ids=range(len(BAD_YAML)))
+def test_yaml_of_people(text: str, tmp_path: Path) -> None:
+    path = written(tmp_path / "config.yaml", text)
+    failure(lambda: read_yaml(path), ConfigurationError, 3, str(path))
+
+
+@pytest.mark.parametrize("text", BAD_YAML, ids=range(len(BAD_YAML)))
+def test_yaml_of_airferrys_own(text: str) -> None:
+    data = text.encode("latin-1")
+    failure(lambda: from_yaml(BundleManifest, data, schema_version=1, what="x"), AirferryError, 6, "x")
+
+
+@pytest.mark.parametrize("name", ["a\0b.yaml", "x" * 5_000, "loop/x.yaml", "~no-such-user/x.yaml"])
+def test_a_file_that_no_system_can_have(name: str, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    failure(lambda: read_yaml(tmp_path / name), ConfigurationError, 3, str(tmp_path / name))
+    config = write_airgap(tmp_path, {**airgap({"img": "base:1"}, {"sft/tiny": "img"}), "site": name})
+    failure(lambda: load_config(config), ConfigurationError, 3, name.partition("/")[0])
+
+
+def test_a_list_of_thousands_of_items_is_not_deep(tmp_path: Path) -> None:
+    document = parse_document(b"a:\n" + b"- [1, {b: 2}]\n" * 5_000, tmp_path / "x.yaml")
+    assert len(document.value["a"]) == 5_000
+
+
+PYTHON = [
+    "x = \0",
+    "x = " + "(" * 5_000 + ")" * 5_000,
+    "x = " + "1 + " * 20_000 + "1",
+    "x = " + "a." * 20_000 + "a",
+    "x = " + "-" * 20_000 + "1",
+    "if a: pass\n" + "elif a: pass\n" * 20_000,
+    "import a\n" + "try: pass\nexcept: pass\n" * 2_000,
+    "def f(:\n",
+    "x = '\\ud800'",
+    "import " + "a." * 10_000 + "a",
+    "# coding: none\n",
+    "\xff\xfe",
+    "x = " + "1" * 5_000,
+    "import os, sys\nsys.path.append(" + "str(" * 80 + "'x'" + ")" * 80 + ")",
+]
+
+
+@pytest.mark.parametrize("source", PYTHON, ids=range(len(PYTHON)))
+def test_a_step_in_python(source: str, tmp_path: Path) -> None:
+    write_step(tmp_path, "sft/tiny")
+    path = written(tmp_path / STEPS / "sft/tiny/step.py", source + "\nimport subprocess; subprocess.run(['pip'])")
+    config = load_config(write_airgap(tmp_path, airgap({"img": "base:1"}, {"sft/tiny": "img"})))
+    try:
+        make_plan(config)
+    except ConfigurationError as error:
+        assert error.message.startswith(f"{path}:")
+
+
+def test_a_config_below_links_in_a_circle(tmp_path: Path) -> None:
+    write_step(tmp_path, "sft/tiny")
+    (tmp_path / "loop").symlink_to("loop")
+    config = load_config(write_airgap(tmp_path, airgap({"img": "base:1"}, {"sft/tiny": "img"})))
+    catalogue = open_catalogue(config)
+    failure(lambda: choose_target(catalogue, "sft/tiny:loop/x.yaml", folder=tmp_path), ConfigurationError, 3, "loop")
+    failure(
+        lambda: make_plan(config, targets=("sft/tiny:~no-such-user/x.yaml",)), ConfigurationError, 3, "~no-such-user"
+    )
+
+
+@pytest.mark.parametrize("marker", ['os_name ~= "x"', 'nothing == "x"', "(" * 5_000, 'python_version < "abc" or', ""])
+def test_a_marker_that_compares_nothing(marker: str) -> None:
+    failure(lambda: evaluate(marker, {"os_name": "posix"}), ConfigurationError, 3, "is not an environment marker")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"auths": ' + "1" * 5_000 + "}", "\xff", "[]"])
+def test_credentials(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path / "auth.json", text)
+    monkeypatch.setenv("REGISTRY_AUTH_FILE", str(path))
+    failure(lambda: find_credential("r.example", "x"), ConfigurationError, 3, str(path))
+
+
+@pytest.mark.parametrize("secret", ["é", "a" * 5, "/w==", "====", "\ud800"])
+def test_a_login_that_is_not_base64_is_none(secret: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path / "auth.json", json.dumps({"auths": {"r.example": {"auth": secret}}}))
+    monkeypatch.setenv("REGISTRY_AUTH_FILE", str(path))
+    assert find_credential("r.example", "x") is None
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:" + "1" * 5_000, "127.0.0.1:٠", "127.0.0.1:-1", "[::1:x", ":"])
+def test_an_address_to_listen_on(address: str) -> None:
+    failure(lambda: Listener(address), AirferryError, 2, "is not an address")
+
+
+NO_URLS = ["http://[::1", "http://h:port/x", "http://h:99999/x", "//\u00bd[", "http://[]/"]
+
+
+@pytest.fixture
+def registry() -> Iterator[ScriptedRegistry]:
+    with run_scripted() as running:
+        yield running
+
+
+@pytest.fixture
+def client(registry: ScriptedRegistry) -> Iterator[RegistryClient]:
+    with RegistryClient(registry.address, options=options([])) as made:
+        yield made
+
+
+@pytest.mark.parametrize("url", NO_URLS)
+def test_a_registry_that_redirects_to_no_url(url: str, registry: ScriptedRegistry, client: RegistryClient) -> None:
+    registry.faults.append(lambda exchange: exchange.answer(307, Location=url))
+    found = failure(lambda: RegistrySource(client, "r/x").find("latest"), RegistryError, 7, registry.address)
+    assert "not a URL" in found.message
+
+
+@pytest.mark.parametrize("url", NO_URLS)
+def test_a_registry_whose_upload_goes_to_no_url(url: str, registry: ScriptedRegistry, client: RegistryClient) -> None:
+    def answer(exchange: Exchange) -> bool:
+        return exchange.call.method == "POST" and exchange.answer(202, Location=url)
+
+    registry.faults.append(answer)
+    sink = RegistrySink(client, "r/x", uploader=Uploader(client, limits=Limits()))
+    found = failure(lambda: sink.put_blob_from(LAYER, _never), RegistryError, 7, registry.address)
+    assert "not a URL" in found.message
+    assert sink.mount_blob(LAYER, "r/y") is False
+
+
+def _never() -> object:
+    raise AssertionError("nothing is read before there is a session")
+
+
+@pytest.mark.parametrize("url", NO_URLS)
+def test_a_token_server_at_no_url(url: str, registry: ScriptedRegistry, client: RegistryClient) -> None:
+    challenge = bearer(registry).replace(f"http://{registry.address}/token", url)
+    registry.faults.append(lambda exchange: exchange.answer(401, WWW_Authenticate=challenge))
+    failure(lambda: RegistrySource(client, "r/x").find("latest"), RegistryError, 7, registry.address)
+
+
+@pytest.mark.parametrize("seconds", ["1" + "0" * 400, "1e999", "-1e999", "NaN", "true", '"x"', "[]"])
+def test_a_token_for_any_time(seconds: str, registry: ScriptedRegistry) -> None:
+    def answer(exchange: Exchange) -> bool:
+        if exchange.call.path == "/token":
+            return exchange.answer(200, b'{"token": "good", "expires_in": %s}' % seconds.encode())
+        if exchange.call.headers.get("Authorization") != "Bearer good":
+            return exchange.answer(401, WWW_Authenticate=bearer(registry))
+        return False
+
+    registry.faults.append(answer)
+    login = options([], lookup=lambda registry, repository: Credential("user", "secret"))
+    with RegistryClient(registry.address, options=login) as client:
+        assert RegistrySource(client, "r/x").find("latest") is None
+
+
+def test_a_length_of_thousands_of_digits(registry: ScriptedRegistry, client: RegistryClient) -> None:
+    registry.faults.append(
+        lambda exchange: exchange.call.method == "HEAD" and exchange.answer(200, Content_Length="9" * 5_000)
+    )
+    failure(lambda: RegistrySink(client, "r/x").has_blob(LAYER), IntegrityError, 6, registry.address)
+
+
+def test_a_range_of_thousands_of_digits(registry: ScriptedRegistry, client: RegistryClient) -> None:
+    registry.faults.append(
+        lambda exchange: (
+            exchange.call.method == "GET" and exchange.answer(206, Content_Range="bytes " + "9" * 5_000 + "-1/2")
+        )
+    )
+
+    def work() -> None:
+        with RegistrySource(client, "r/x").open_blob_at(LAYER, 5) as stream:
+            stream.read()
+
+    failure(work, RegistryError, 7, registry.address)
+
+
+def test_an_acknowledgement_of_thousands_of_digits() -> None:
+    answer = SimpleNamespace(headers={"Range": "0-" + "9" * 5_000})
+    assert acknowledged_bytes(cast(Answer, answer)) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Mon, 01 Jan 0001 00:00:00 -0000", "Mon, 99 Foo 99999 00:00:00 GMT", "²", "Mon, 01 Jan 2024 99:99:99 GMT", ","],
+)
+def test_a_pause_that_no_clock_knows(text: str) -> None:
+    assert retry_after_s({"Retry-After": text}) in (None, 0.0)
+
+
+def test_an_upload_journal_that_names_no_url(tmp_path: Path) -> None:
+    path = tmp_path / "uploads.json"
+    journal = UploadJournal(path)
+    journal.record("r.example/x", LAYER, Session("http://r.example/v2/x/blobs/uploads/1", 5))
+    assert UploadJournal(path).find("r.example/x", LAYER) is not None
+    path.write_text(path.read_text().replace("http://r.example/", "http://[::1/"))
+    assert UploadJournal(path).find("r.example/x", LAYER) is None
+
+
+def test_a_url_that_is_none_shows_nothing_of_itself() -> None:
+    assert redacted("http://user:secret@[::1/x?token=y") == "(not a URL)"
+    assert redacted("http://user:secret@h:1/x?token=y") == "http://h:1/x"
+
+
+@pytest.mark.parametrize("arguments", [["plan"], ["plan", "--json"], ["verify", "."], ["report", "."]])
+def test_names_that_are_no_text_end_no_command(arguments: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"na\xffme")
+    write_step(folder, "sft/tiny")
+    write_airgap(folder, airgap({"img": "base:1"}, {"sft/tiny": "img"}))
+    ended = subprocess.run([*PROGRAM, *arguments], cwd=folder, capture_output=True, check=False)
+    assert ended.returncode == (0 if arguments[0] == "plan" else 2), ended.stderr
+    assert b"bug:" not in ended.stderr and b"Traceback" not in ended.stderr
+
+
+def test_a_host_without_memory_is_no_bug(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("airferry.cli.app.app", fail)
+    assert run(["plan"]) == 4
+    assert "too little memory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", ["1" + "0" * 400, "1e999", "9223372036854775808", "-1", "NaN", "1" * 5_000])
+def test_a_size_that_no_blob_can_have(size: str) -> None:
+    descriptor = f'{{"mediaType": "a/b", "digest": "sha256:{"0" * 64}", "size": {size}}}'
+    data = f'{{"schemaVersion": 2, "config": {descriptor}, "layers": []}}'.encode()
+    failure(lambda: parse_manifest(data), IntegrityError, 6, "the manifest is not valid")

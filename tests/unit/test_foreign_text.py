@@ -1,0 +1,197 @@
+"""Text of others has one owner for each language; what no parser takes is `Malformed`, whatever the parser raises."""
+
+from __future__ import annotations
+
+import ast
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+import airferry
+from airferry.errors import ConfigurationError, HostError, UsageError
+from airferry.host import clock, files
+from airferry.host.parsing import (
+    Malformed,
+    join_url,
+    parse_count,
+    parse_json,
+    parse_literal,
+    parse_python,
+    parse_toml,
+    split_url,
+    url_host,
+    url_path,
+)
+from airferry.oci.reference import parse_reference
+
+SOURCE = Path(airferry.__file__).parent
+# these run where airferry is not: in images, in confined processes, and as the boot of a process
+ALONE = {"near/probe/script.py", "near/rehearse/hook.py", "host/confined.py", "engine/inside.py"}
+OWNERS = {
+    "json.loads": {"host/parsing.py", "host/offload.py"},
+    "json.load": set(),
+    "tomllib.loads": {"host/parsing.py"},
+    "tomllib.load": set(),
+    "ast.parse": {"host/parsing.py"},
+    "ast.literal_eval": {"host/parsing.py"},
+    "urlsplit": {"host/parsing.py"},
+    "urlparse": set(),
+    "urljoin": {"host/parsing.py"},
+    "Path.home": set(),
+    "*.expanduser": {"host/files.py"},
+    "configparser.ConfigParser": set(),
+    "zipfile.ZipFile": {
+        "near/wheels/pack.py",
+        "near/wheels/compile.py",
+        "near/assemble/wheels.py",
+        # these write only
+        "near/wheels/project.py",
+        "near/wheels/store.py",
+        "near/carry/loader.py",
+    },
+    "tarfile.open": {"near/wheels/compile.py", "near/bases/userland.py"},
+    "lzma.open": {"near/bases/userland.py"},
+    "gzip.open": {"near/bases/userland.py"},
+}
+NASTY = [
+    "",
+    "\0",
+    "\ud800",
+    "[" * 100_000,
+    "(" * 100_000,
+    '{"a":' * 50_000,
+    "-" * 100_000 + "1",
+    "1" * 5_000,
+    "a = " + "1" * 5_000,
+    "a = " + "[" * 50_000,
+    "a = 2024-99-99",
+    "[" + "a." * 20_000 + "a]",
+    "http://[::1",
+    "http://[::]]:80/",
+    "http://h:port/",
+    "http://h:99999/",
+    "//\u2100.example/",
+    "http://" + "a" * 70_000,
+]
+
+
+@pytest.mark.parametrize(
+    "parse", [parse_json, parse_toml, parse_python, parse_literal, split_url, lambda url: join_url("http://h/v2/", url)]
+)
+@pytest.mark.parametrize("text", NASTY, ids=range(len(NASTY)))
+def test_text_that_was_made_to_fail_is_malformed(parse: Callable[[str], Any], text: str) -> None:
+    try:
+        parse(text)
+    except Malformed as error:
+        assert str(error) and len(str(error)) < 1_000
+
+
+@given(st.text() | st.binary())
+def test_no_text_makes_a_parser_raise_anything_else(data: str | bytes) -> None:
+    for parse in (parse_json, parse_toml, parse_python):
+        try:
+            parse(data)
+        except Malformed:
+            continue
+
+
+@given(st.text(alphabet=st.sampled_from("htps:/[]@%?#.0aZ\u2100\\ ")), st.text(alphabet="./[]:@?#a0"))
+@example("http://[", "//[")
+def test_no_url_raises_anything_else(base: str, url: str) -> None:
+    assert isinstance(url_host(url), str) and isinstance(url_path(url), str)
+    try:
+        join_url(base, url)
+    except Malformed:
+        return
+
+
+def test_a_malformed_text_names_its_line() -> None:
+    for parse, text in (
+        (parse_json, b'{\n"a": ?}'),
+        (parse_toml, b"a = 1\nb = ?"),
+        (parse_toml, b"a = 1\nb = '\xff'"),
+        (parse_python, b"a = 1\nb ="),
+    ):
+        with pytest.raises(Malformed) as caught:
+            parse(text)  # type: ignore[operator]
+        assert caught.value.line == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("0", 0), ("18", 18), ("9" * 18, 10**18 - 1), ("9" * 19, None), ("9" * 9_999, None)]
+)
+def test_a_number_has_a_bound(text: str, number: int | None) -> None:
+    assert parse_count(text) == number
+    for other in ("", " 1", "-1", "+1", "1_0", "١", "²", "1.0"):
+        assert parse_count(other) is None
+
+
+@pytest.mark.parametrize("name", ["[::::]/a", "[1.2.3.4]/a", "[1:2]/a", "localhost:65536/a", "localhost:99999/a"])
+def test_a_host_that_no_url_can_hold_is_no_registry(name: str) -> None:
+    with pytest.raises(UsageError, match="is not a registry host") as caught:
+        parse_reference(name)
+    assert caught.value.exit_code == 2
+
+
+def test_links_in_a_circle_are_an_error_of_the_host(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    for path in (tmp_path / "a" / "x", tmp_path / "a\0b"):
+        with pytest.raises(HostError) as caught:
+            files.resolved(path)
+        assert caught.value.fields["path"] == str(path)
+        assert not files.lies_within(path, tmp_path)
+    assert files.lies_within(tmp_path / "c", tmp_path) and not files.lies_within(tmp_path.parent, tmp_path)
+
+
+def test_a_home_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert files.expand_home(Path("~no-such-user/x")) == Path("~no-such-user/x")
+    monkeypatch.setenv("HOME", "/home/x")
+    assert files.home_directory() == Path("/home/x") and files.expand_home(Path("~/y")) == Path("/home/x/y")
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("AIRFERRY_CACHE", raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000_000)
+    with pytest.raises(HostError, match="has no home folder") as caught:
+        files.cache_directory()
+    assert "`HOME`" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("text", ["-1", "soon", "1" * 5_000, "253402300800", "²", "1.5"])
+def test_an_epoch_that_no_date_can_show_is_an_error_of_the_configuration(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", text)
+    with pytest.raises(ConfigurationError, match="SOURCE_DATE_EPOCH"):
+        clock.source_date_epoch_s()
+
+
+def test_the_last_epoch_can_be_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", str(clock.LAST_EPOCH_S))
+    assert clock.rfc3339(clock.source_date_epoch_s()) == "9999-12-31T23:59:59Z"
+
+
+def test_each_parser_of_foreign_text_has_its_owner() -> None:
+    """Who needs one takes it from `host.parsing`, `host.files` or, for archives, wraps it in `archive_faults`."""
+    found = []
+    for path in sorted(SOURCE.rglob("*.py")):
+        place = path.relative_to(SOURCE).as_posix()
+        if place in ALONE or place.startswith("example/"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
+            short = f"*.{node.func.attr}" if isinstance(node.func, ast.Attribute) else called
+            for name in (called, short):
+                if name in OWNERS and place not in OWNERS[name]:
+                    found.append(f"{place}:{node.lineno}: {called}")
+            # without arguments it is that of a path: ours take what they resolve
+            if short == "*.resolve" and not node.args and place not in ("host/files.py", "host/confinement.py"):
+                found.append(f"{place}:{node.lineno}: {called}")
+    assert found == []
