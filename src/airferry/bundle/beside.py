@@ -1,6 +1,6 @@
 """What lies in an output folder next to the bundle: archives are checked, what belongs to nothing is named.
 
-Reads only. The manifest that says which files there are came with the bundle, so no path of it points outside the folder,
+Reads only. The manifest with the list of files came with the bundle, so no path of it may point outside the folder,
 and links are not followed. Files of the operator are his own: they are named, never a finding.
 """
 

@@ -113,7 +113,7 @@ class WheelInstaller:
         """Put one wheel into the tree.
 
         Raises:
-            BuildError: it is for another platform, is not a whole wheel, points outside its folders, or brings a file that
+            BuildError: it is for another platform, is incomplete, points outside its folders, or contains a file that
                 another distribution owns.
         """
         if parse_wheel_filename(wheel.filename)[3].isdisjoint(self._target.tags):

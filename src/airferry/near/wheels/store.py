@@ -451,7 +451,8 @@ def _absent(pin: Pin, target: WheelTarget, versions: Sequence[str]) -> BuildErro
     known = ", ".join(f"`{version}`" for version in versions[-MAX_NAMED_WHEELS:])
     return BuildError(
         f"`{pin.requirement}` was not found for {target}" + (f"; latest versions available: {known}" if known else ""),
-        hint="check the name and version under `requirements:` of the image or in the catalogue's lock file, and the configuration of pip",
+        hint="check the name and version under `requirements:` of the image or in the "
+        "lock file, and pip's configuration",
     )
 
 
