@@ -86,7 +86,7 @@ def test_a_token_is_taken_where_a_registry_offers_both(server: TokenServer) -> N
 
 
 def test_a_login_of_no_known_kind_is_told(server: TokenServer) -> None:
-    with pytest.raises(RegistryError, match="asks for no kind of login that is known") as caught:
+    with pytest.raises(RegistryError, match="without a supported authentication scheme") as caught:
         server.auth(USER).respond('Negotiate realm="x"', scopes=[PULL], refused=None)
     assert "`hub.example`" in caught.value.message
 

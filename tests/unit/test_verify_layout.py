@@ -110,26 +110,26 @@ def test_a_bundle_without_its_manifest_is_damaged_and_not_a_layout_of_another_to
         kept = [entry for entry in layout.read_index().manifests if entry.artifact_type != MANIFEST_ARTIFACT]
         write_index(layout, *kept)
     # other artifacts of airferry tell what it was
-    with pytest.raises(IntegrityError, match="has 0 manifests of airferry"):
+    with pytest.raises(IntegrityError, match="contains 0 airferry manifests"):
         verify(tmp_path / "alone")
     # as does the output folder, whatever the layout in it holds
     images = [entry for entry in LayoutStore.open(out / "bundle").read_index().manifests if not entry.artifact_type]
     write_index(LayoutStore.open(out / "bundle"), *images)
-    with pytest.raises(IntegrityError, match="has 0 manifests of airferry"):
+    with pytest.raises(IntegrityError, match="contains 0 airferry manifests"):
         verify(out)
     (out / "airgap-manifest.yaml").write_text("{}")
-    with pytest.raises(IntegrityError, match="has 0 manifests of airferry"):
+    with pytest.raises(IntegrityError, match="contains 0 airferry manifests"):
         verify(out / "bundle")
 
 
 def test_a_layout_that_holds_nothing_is_not_sound(store: LayoutStore) -> None:
     write_index(store)
-    with pytest.raises(IntegrityError, match="has 0 manifests of airferry"):
+    with pytest.raises(IntegrityError, match="contains 0 airferry manifests"):
         verify(store.path)
 
 
 def test_nothing_but_verify_takes_a_layout_of_another_tool(store: LayoutStore) -> None:
-    with pytest.raises(IntegrityError, match="has 0 manifests of airferry"):
+    with pytest.raises(IntegrityError, match="contains 0 airferry manifests"):
         verify_bundle(store.path)
 
 
