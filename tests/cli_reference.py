@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from airferry.cli.app import app
 TITLE = "# Command line\n\nGenerated from the program; `airferry COMMAND --help` shows the same.\n"
 
 
+@cache
 def program() -> Any:
-    """Return the whole command line."""
+    """Return the whole command line: it takes long to put together, and nobody changes it."""
     return typer.main.get_command(app)
 
 

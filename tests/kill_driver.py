@@ -12,7 +12,7 @@ import sys
 import threading
 from typing import Any
 
-from airferry.cli.app import run
+from airferry.cli import app
 from airferry.host import files
 from airferry.registry.client import RegistryClient
 
@@ -44,4 +44,6 @@ if __name__ == "__main__":
     request = RegistryClient.request
     RegistryClient.request = answered  # type: ignore[method-assign,assignment]
     files.boundary = boundary
-    sys.exit(run(sys.argv[4:]))
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ending, app._interrupt)
+    sys.exit(app.run(sys.argv[4:]))

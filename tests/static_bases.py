@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from airferry.near.probe.answers import ProbeResult
 from airferry.near.probe.static import static_probe
-from airferry.oci.documents import ImageConfig
+from airferry.oci.documents import REF_NAME, ImageConfig
+from airferry.oci.layers import Compression, compress_layer
+from airferry.oci.layout import LayoutStore
 from airferry.oci.platform import parse_platform
-from layer_tars import Item, folder, link, view_of
+from layer_tars import Item, folder, link, tar_of, view_of
+from oci_images import put_manifest
 
 MACHINES = {"linux/amd64": 62, "linux/arm64": 183}
 SITE = "usr/local/lib/python3.12/site-packages"
@@ -43,6 +48,14 @@ def python_of(
         folder(f"{prefix}/lib/{folder_name}/lib-dynload"),
         Item(libc[0], value=elf(libc[1], platform=platform)),
     ]
+
+
+def write_static_base(path: Path, reference: str) -> Path:
+    """Write a layout with an image of one small layer that holds a Python at `/usr/bin/python3`."""
+    store = LayoutStore.create(path)
+    layer = compress_layer(io.BytesIO(tar_of(python_of("usr"))), compression=Compression("gzip", 1), into=store)
+    store.write_index([put_manifest(store, [layer]).annotated(annotations={REF_NAME: reference})])
+    return path
 
 
 def probe(

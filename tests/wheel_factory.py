@@ -130,7 +130,6 @@ def make_probe(
                 "base_prefix": "/usr",
                 "in_venv": False,
                 "externally_managed": True,
-                "has_pip": False,
                 "paths": {},
                 "libc": libc[0],
                 "libc_version": libc[1],

@@ -25,6 +25,7 @@ from airferry.oci.layout import LayoutStore
 from catalogues import write_step
 from debian_bases import AMD64, EPOCH_S, DebianBase
 from near_side import NearSide, added_files, commit_all, make_base, make_near_side
+from pulled_images import pull_from_layout
 from wheel_factory import make_wheel
 
 COMPILING = BootstrapBase(suite="bookworm", packages=("python3-minimal", "libpython3-dev", "gcc", "libc6-dev"))
@@ -134,7 +135,7 @@ def test_an_addition_is_compiled_in_its_base_and_the_same_each_time(
     library = next(name for name in added_files(side.store(), entry) if name.endswith(".so"))
     assert library.startswith("usr/local/lib/python3.11/dist-packages/ferry_native.")
     with open_engine(near_cache / "engine") as engine:
-        image_id = engine.pull_from_layout(side.out / "bundle", image.reference)
+        image_id = pull_from_layout(engine, side.out / "bundle", image.reference)
         done = engine.run(
             image_id, ["/usr/bin/python3", "-c", "import ferry_native; print(ferry_native.answer())"], platform=AMD64
         )

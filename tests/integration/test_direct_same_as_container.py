@@ -30,9 +30,10 @@ from airferry.oci.documents import (
 )
 from airferry.oci.layers import Compression, compress_layer
 from airferry.oci.layout import LayoutStore
-from airferry.oci.tar import DIRECTORY, SYMLINK, TarEntry, tar_header
+from airferry.oci.tar import DIRECTORY, SYMLINK, TarEntry, entry_blocks
 from debian_bases import AMD64
 from near_side import REFERENCE, TARGET, NearSide, commit_all
+from pulled_images import pull_from_layout
 from static_bases import elf
 from wheel_factory import make_wheel, sha256, wheel_of
 
@@ -135,7 +136,7 @@ def write_base(near_base: Path, path: Path, base: Base) -> Path:
     def tar() -> Any:
         for item in base.entries:
             entry, data = item if isinstance(item, tuple) else (item, b"")
-            yield tar_header(entry) + data + bytes(-len(data) % 512)
+            yield from entry_blocks(entry, [data])
         yield bytes(1024)
 
     made = compress_layer(tar(), compression=Compression("gzip", 1), into=store)
@@ -207,7 +208,7 @@ class Inside:
 def look_inside(
     engine: Engine, bundle: Path, reference: str, python: str, *, pip: Path, texts: list[str], code: str, path: str
 ) -> Inside:
-    image = engine.pull_from_layout(bundle, reference, platform=AMD64)
+    image = pull_from_layout(engine, bundle, reference, platform=AMD64)
     volumes = [Volume(pip, "/run/" + pip.name)]
 
     def run(*argv: str) -> str:

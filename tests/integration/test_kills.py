@@ -24,9 +24,10 @@ from airferry.oci.closure import read_closure
 from airferry.registry.client import ClientOptions, RegistryClient
 from airferry.registry.sink import RegistrySink
 from airferry.registry.source import RegistrySource
-from near_side import PROGRAM, NearSide, make_near_side, temporaries
+from near_side import PROGRAM, REFERENCE, NearSide, make_near_side, temporaries
 from oci_images import make_bundle
 from running import processes, wait_for
+from static_bases import write_static_base
 
 DRIVER = Path(__file__).parents[1] / "kill_driver.py"
 SAMPLE = 8
@@ -134,8 +135,10 @@ def in_its_environment(yard: Yard, patch: pytest.MonkeyPatch) -> Yard:
 
 
 @pytest.fixture(scope="module")
-def direct_yard(near_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Yard:
-    return make_yard(tmp_path_factory.mktemp("yard"), near_base, builder="direct")
+def direct_yard(tmp_path_factory: pytest.TempPathFactory) -> Yard:
+    """A yard on a small base: what a boundary protects does not depend on sizes, and each kill starts from nothing."""
+    folder = tmp_path_factory.mktemp("yard")
+    return make_yard(folder, write_static_base(folder / "base", REFERENCE), builder="direct")
 
 
 @pytest.fixture(scope="module")

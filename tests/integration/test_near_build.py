@@ -35,6 +35,7 @@ from near_side import (
     snapshot,
     temporaries,
 )
+from pulled_images import pull_from_layout
 
 OFFLINE = {"HF_HUB_OFFLINE=1", "TRANSFORMERS_OFFLINE=1", "HF_DATASETS_OFFLINE=1", "WANDB_MODE=offline"}
 STATE = "airgap-build-state.yaml"
@@ -137,12 +138,12 @@ def test_the_catalogue_is_in_the_launcher_alone_without_secrets_and_output(built
 def test_what_was_added_can_be_imported_from_the_bundle_without_network(built: Built) -> None:
     code = "import ferry_addition, thing; print(ferry_addition.VERSION, thing.ANSWER)"
     with open_engine(built.cache / "engine") as engine:
-        image = engine.pull_from_layout(built.outcome.bundle, built.image("py").reference, platform=AMD64)
+        image = pull_from_layout(engine, built.outcome.bundle, built.image("py").reference, platform=AMD64)
         done = engine.run(image, ["/usr/bin/python3", "-c", code], platform=AMD64, env={"PYTHONPATH": TARGET})
         assert done.text.split() == ["1.0", "42"]
         stale = engine.run(image, ["ls", TARGET], platform=AMD64)
         assert stale.text.split() == ["thing.py"]
-        image = engine.pull_from_layout(built.outcome.bundle, built.image("launcher").reference, platform=AMD64)
+        image = pull_from_layout(engine, built.outcome.bundle, built.image("launcher").reference, platform=AMD64)
         code = (
             "import importlib.metadata as m, nemotron.steps; print(m.version('nemotron'), m.version('ferry-addition'))"
         )
@@ -248,7 +249,7 @@ def test_other_tools_read_the_bundle(built: Built, require_tool: Callable[[str],
 def test_engines_pull_from_the_bundle(built: Built, kind: str, require_tool: Callable[[str], Path]) -> None:
     require_tool(kind)
     with open_engine(built.cache / "engine", engine=kind) as engine:  # type: ignore[arg-type]
-        image = engine.pull_from_layout(built.outcome.bundle, built.image("bare").reference, platform=AMD64)
+        image = pull_from_layout(engine, built.outcome.bundle, built.image("bare").reference, platform=AMD64)
         done = engine.run(image, ["cat", "/opt/keep.txt"], platform=AMD64)
         assert done.text == "kept"
 
@@ -323,7 +324,7 @@ def test_two_platforms_stand_under_one_index(side: NearSide, near_cache: Path) -
         image.platforms[name].digest for name in ("linux/amd64", "linux/arm64")
     ]
     with open_engine(near_cache / "engine") as engine:
-        found = engine.pull_from_layout(outcome.bundle, image.reference, platform=ARM64)
+        found = pull_from_layout(engine, outcome.bundle, image.reference, platform=ARM64)
         code = "import platform, ferry_addition; print(platform.machine())"
         assert engine.run(found, ["/usr/bin/python3", "-c", code], platform=ARM64).text.strip() == "aarch64"
 
@@ -392,7 +393,7 @@ def test_podman_serves_where_there_is_no_buildah_and_builds_the_same(
     manifest = yaml.safe_load((side.out / "airgap-manifest.yaml").read_text())
     assert manifest["tool"]["versions"]["engine"].startswith("podman ")
     with open_engine(near_cache / "engine", engine="podman") as engine:
-        found = engine.pull_from_layout(by_buildah.bundle, answer["images"][-1]["reference"], platform=AMD64)
+        found = pull_from_layout(engine, by_buildah.bundle, answer["images"][-1]["reference"], platform=AMD64)
         code = "import ferry_addition; print(ferry_addition.VERSION)"
         assert engine.run(found, ["/usr/bin/python3", "-c", code], platform=AMD64).text.strip() == "1.0"
 

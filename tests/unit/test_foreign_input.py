@@ -11,9 +11,11 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
+import yaml
+from pydantic import ValidationError
 from test_registry_faults import LAYER, bearer, options
 
-from airferry.bundle.manifest import BundleManifest
+from airferry.bundle.manifest import BundleManifest, CatalogueEntry
 from airferry.cli.app import run
 from airferry.config import load_config
 from airferry.config.document import parse_document, read_yaml
@@ -166,9 +168,27 @@ def test_a_config_below_links_in_a_circle(tmp_path: Path) -> None:
     config = load_config(write_airgap(tmp_path, airgap({"img": "base:1"}, {"sft/tiny": "img"})))
     catalogue = open_catalogue(config)
     failure(lambda: choose_target(catalogue, "sft/tiny:loop/x.yaml", folder=tmp_path), ConfigurationError, 3, "loop")
-    failure(
-        lambda: make_plan(config, targets=("sft/tiny:~no-such-user/x.yaml",)), ConfigurationError, 3, "~no-such-user"
-    )
+    for name in ("~no-such-user/x.yaml", "x" * 300, "x/" * 3_000 + "x.yaml"):
+        failure(lambda name=name: make_plan(config, targets=(f"sft/tiny:{name}",)), ConfigurationError, 3, name[:10])
+    failure(lambda: make_plan(config, targets=("x" * 300,)), ConfigurationError, 3, "there is no step")
+    config_path = written(tmp_path / STEPS / "sft/tiny/config/tiny.yaml", "defaults: [" + "y" * 300 + "]")
+    failure(lambda: make_plan(config), ConfigurationError, 3, str(config_path))
+
+
+@pytest.mark.parametrize("size", ["1" + "0" * 400, "9223372036854775808", "-1", ".inf", ".nan", "1e999"])
+def test_sizes_in_a_bundle_manifest_are_those_of_files(size: str) -> None:
+    value = yaml.safe_load(size)
+    with pytest.raises(ValidationError, match="size_bytes"):
+        CatalogueEntry.model_validate(
+            {
+                "digest": "sha256:" + "0" * 64,
+                "files": 1,
+                "size_bytes": value,
+                "unpacked_bytes": 1,
+                "steps": "src/steps",
+                "package": "steps",
+            }
+        )
 
 
 @pytest.mark.parametrize("marker", ['os_name ~= "x"', 'nothing == "x"', "(" * 5_000, 'python_version < "abc" or', ""])

@@ -147,7 +147,7 @@ def test_names_that_would_be_whiteouts_are_refused() -> None:
 def test_a_content_that_is_not_of_the_size_that_was_said_ends_the_layer() -> None:
     made = tree()
     made.add_file("/x", Content(5, "d", lambda: (b"1234",)))
-    with pytest.raises(BuildError, match="`/x` has 4 bytes, its owner said 5"):
+    with pytest.raises(BuildError, match="`/x` changed while it was read: 4 bytes, 5 were expected"):
         list(made.blocks())
 
 

@@ -403,7 +403,8 @@ def test_text_of_others_is_one_bounded_printable_line() -> None:
 
 
 scalars = st.none() | st.booleans() | st.integers() | st.text(max_size=20)
-values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner))
+nested = st.lists(scalars, max_size=4) | st.dictionaries(st.text(max_size=5), scalars, max_size=4)
+values = scalars | st.lists(nested, max_size=4) | st.dictionaries(st.text(max_size=5), nested, max_size=4)
 names = ("pid", "host", "port", "how", "place", "argv", "causes", "frames", "code", "output", "signal", "step_pid")
 events = st.sampled_from(["attempt", "start", "python", "exception", "config", "end", "other"])
 records = st.builds(

@@ -87,7 +87,7 @@ def test_an_identity_token_is_taken_before_a_password(home: Path) -> None:
 def helper(folder: Path, name: str, script: str) -> None:
     folder.mkdir(exist_ok=True)
     path = folder / f"docker-credential-{name}"
-    path.write_text(f"#!/bin/sh\nread server\n{script}\n")
+    path.write_text(f'#!/bin/sh\n[ "$*" = get ] || exit 9\nread server\n{script}\n')
     path.chmod(0o755)
 
 
@@ -171,6 +171,7 @@ def docker(home: Path, document: object) -> Path:
         ({"username": "u", "password": 1}, None),
         ({"username": 1, "password": "p"}, None),
         ({"auth": base64.b64encode(b"u:p\0\0").decode(), "username": "x", "password": "y"}, Credential("u", "p")),
+        ({"auth": base64.b64encode(b"u:pX\0").decode()}, Credential("u", "pX")),
         ({"auth": ""}, None),
         ({"auth": 5}, None),
         ({"auth": "%%%"}, None),

@@ -19,6 +19,7 @@ from airferry.config.assets import ASSET_KINDS, ASSET_NAME
 from airferry.errors import IntegrityError
 from airferry.host.parsing import parse_json
 from airferry.oci.digest import digest_of
+from airferry.oci.documents import MAX_SIZE
 
 ASSET_SCHEMA_VERSION = 1
 ASSET_ARTIFACT = "application/vnd.airferry.asset.v1"
@@ -71,10 +72,6 @@ class AssetManifest:
     def digest(self) -> str:
         """The digest of the manifest's bytes: it names the content of the asset."""
         return digest_of(self.to_bytes())
-
-    def file_name(self) -> str:
-        """Return the name that the manifest's file has by default."""
-        return asset_file_name(self.name)
 
     def linked_file(self, link: AssetLink) -> AssetFile | None:
         """Return the file that a link leads to, over further links if need be, or None."""
@@ -141,7 +138,7 @@ def _parse(data: bytes) -> AssetManifest:
         if number - 1 > MAX_ASSET_FILES:
             raise ValueError(f"more than {MAX_ASSET_FILES} files")
         match line:
-            case ["file", str() as path, int() as size, str() as sha256] if size >= 0 and _SHA256.fullmatch(sha256):
+            case ["file", str() as path, int() as size, str() as sha256] if _is_content(size, sha256):
                 files.append(AssetFile(_safe(path), size, sha256))
             case ["link", str() as path, str() as target]:
                 links.append(AssetLink(_safe(path), target))
@@ -161,6 +158,10 @@ def _parse(data: bytes) -> AssetManifest:
     if manifest.to_bytes() != data:
         raise ValueError("it is truncated or malformed")
     return manifest
+
+
+def _is_content(size: int, sha256: str) -> bool:
+    return 0 <= size < MAX_SIZE and _SHA256.fullmatch(sha256) is not None
 
 
 def _json_lines(data: bytes) -> Iterator[Any]:

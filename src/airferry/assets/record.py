@@ -34,9 +34,9 @@ from airferry.host.canonical import canonical_json
 from airferry.host.progress import Meter
 from airferry.host.threads import usable_cores
 from airferry.oci.documents import IMAGE_MANIFEST, Descriptor, Manifest, descriptor_of
-from airferry.oci.layout import BlobWriter, LayoutStore
+from airferry.oci.layout import LayoutStore
 from airferry.oci.ports import blocks
-from airferry.oci.tar import END_OF_ARCHIVE, SYMLINK, TarEntry, padding, tar_header
+from airferry.oci.tar import END_OF_ARCHIVE, SYMLINK, TarEntry, entry_blocks
 
 PACK_VERSION = 1  # part of every pack's inputs: raise it when the same files give another artifact
 RAW_LAYER_BYTES = 16 * 1024 * 1024
@@ -254,7 +254,8 @@ def _raw_layer(store: LayoutStore, kind: str, file: AssetFile, root: Path) -> De
     )
     if not store.has_blob(descriptor):
         with store.new_blob() as writer:
-            _copy_into(writer, file, root)
+            for block in _recorded(file, root):
+                writer.write(block)
             writer.commit()
     return descriptor
 
@@ -265,14 +266,15 @@ def _tar_layer(
     """Store small files, and links if any, as one uncompressed tar, sorted and without owners and times."""
     with store.new_blob() as writer:
         for file in members:
-            writer.write(tar_header(TarEntry(os.fsdecode(_raw(file.path)), size=file.size_bytes)))
-            _copy_into(writer, file, root)
-            writer.write(padding(file.size_bytes))
+            entry = TarEntry(os.fsdecode(_raw(file.path)), size=file.size_bytes)
+            for block in entry_blocks(entry, _recorded(file, root)):
+                writer.write(block)
         for link in links:
             entry = TarEntry(
                 os.fsdecode(_raw(link.path)), type=SYMLINK, mode=0o777, link_name=os.fsdecode(_raw(link.target))
             )
-            writer.write(tar_header(entry))
+            for block in entry_blocks(entry):
+                writer.write(block)
         writer.write(END_OF_ARCHIVE)
         digest, size = writer.commit()
     return Descriptor(
@@ -283,8 +285,8 @@ def _tar_layer(
     )
 
 
-def _copy_into(writer: BlobWriter, file: AssetFile, root: Path) -> None:
-    """Copy a file into a blob and raise if it differs from what was recorded, before the blob is committed."""
+def _recorded(file: AssetFile, root: Path) -> Iterator[bytes]:
+    """Yield a file's content and raise at its end, before a blob of it is committed, if it differs from what was recorded."""
     state, size = hashlib.sha256(), 0
     with _opened(asset_place(root, file.path)) as stream:
         for block in blocks(stream):
@@ -292,7 +294,7 @@ def _copy_into(writer: BlobWriter, file: AssetFile, root: Path) -> None:
             size += len(block)
             if size > file.size_bytes:
                 raise changed(file.path)
-            writer.write(block)
+            yield block
     if size != file.size_bytes or state.hexdigest() != file.sha256:
         raise changed(file.path)
 

@@ -20,6 +20,7 @@ from airferry.oci.digest import Digest
 from airferry.oci.documents import (
     INDEX_TYPES,
     MAX_IMAGE_CONFIG_BYTES,
+    MAX_SIZE,
     Descriptor,
     parse_image_config,
 )
@@ -70,10 +71,10 @@ class LayerEntry(_Own):
     """
 
     digest: Digest
-    size_bytes: int = Field(ge=0)
+    size_bytes: int = Field(ge=0, lt=MAX_SIZE)
     media_type: str
     diff_id: Digest
-    unpacked_bytes: int | None = Field(default=None, ge=0)
+    unpacked_bytes: int | None = Field(default=None, ge=0, lt=MAX_SIZE)
     original_digest: Digest | None = None
     from_base: bool = False
 
@@ -91,8 +92,8 @@ class PlatformEntry(_Own):
     """One platform of an image. `size_bytes` counts its manifest, config and layers; layers are bottom first."""
 
     digest: Digest
-    size_bytes: int = Field(ge=0)
-    unpacked_bytes: int | None = Field(default=None, ge=0)
+    size_bytes: int = Field(ge=0, lt=MAX_SIZE)
+    unpacked_bytes: int | None = Field(default=None, ge=0, lt=MAX_SIZE)
     config_digest: Digest
     base_digest: Digest | None = None
     python: str | None = None
@@ -129,7 +130,7 @@ class ArtifactEntry(_Own):
     title: str
     artifact_type: str
     digest: Digest
-    size_bytes: int = Field(ge=0)
+    size_bytes: int = Field(ge=0, lt=MAX_SIZE)
     subject: Digest | None = None
 
 
@@ -145,7 +146,7 @@ class LoaderEntry(_Own):
 
     archive: Annotated[str, Field(pattern=r"^bundle/blobs/sha256/[0-9a-f]{64}$")]
     digest: Digest
-    size_bytes: int = Field(ge=0)
+    size_bytes: int = Field(ge=0, lt=MAX_SIZE)
     environments: tuple[str, ...]
 
 
@@ -163,9 +164,9 @@ class CatalogueEntry(_Own):
     """
 
     digest: Digest
-    size_bytes: int = Field(ge=0)
-    unpacked_bytes: int = Field(ge=0)
-    files: int = Field(ge=0)
+    size_bytes: int = Field(ge=0, lt=MAX_SIZE)
+    unpacked_bytes: int = Field(ge=0, lt=MAX_SIZE)
+    files: int = Field(ge=0, lt=MAX_SIZE)
     steps: StepsFolder
     package: ModuleName
     tracked: bool = True
@@ -245,8 +246,8 @@ class AssetEntry(_Own):
     kind: str
     steps: tuple[str, ...] = ()
     target: str | None = None
-    files: int = Field(ge=0)
-    size_bytes: int = Field(ge=0)
+    files: int = Field(ge=0, lt=MAX_SIZE)
+    size_bytes: int = Field(ge=0, lt=MAX_SIZE)
     manifest: Digest
     pack: Digest | None = None
 
@@ -291,7 +292,7 @@ class RehearsalEntry(_Own):
     stopped_by: str
     text: str = ""
     place: str = ""
-    modules: int = Field(ge=0)
+    modules: int = Field(ge=0, lt=MAX_SIZE)
     missing: tuple[str, ...] = ()
     attempts: tuple[AttemptEntry, ...] = ()
 

@@ -140,17 +140,6 @@ class Engine:
         self._command(["tag", image, tag], doing=f"tag `{tag}`")
         return image
 
-    def pull_from_layout(self, layout: Path, reference: str, *, platform: Platform | None = None) -> str:
-        """Pull an image by its name in a layout and return its ID."""
-        with files.scratch_directory(self.storage.temporary) as folder:
-            (folder / "layout").symlink_to(files.resolved(layout), target_is_directory=True)
-            return self._pull(
-                f"oci:layout:{reference}",
-                cwd=folder,
-                arguments=_platform_arguments(platform),
-                what=f"`{reference}` from `{layout}`",
-            )
-
     def pull_from_registry(
         self,
         reference: str,
@@ -244,17 +233,14 @@ class Engine:
         tag: str,
         epoch_s: int,
         build_args: Mapping[str, str] | None = None,
-        secrets: Mapping[str, Path] | None = None,
-        volumes: Sequence[Volume] = (),
         network: bool = False,
-        ignorefile: Path | None = None,
         timeout_s: float = IMAGE_BUILD_TIMEOUT_S,
         emit: Emit = silent,
     ) -> str:
         """Build a Containerfile for one platform, as one layer on its base, and return the image's ID.
 
         Nothing is pulled. Times in the image are `epoch_s`. Without `network` a RUN sees a loopback interface only.
-        `secrets` maps an ID to a file that a RUN may mount. Progress counts the Containerfile's steps.
+        Progress counts the Containerfile's steps.
 
         Raises:
             BuildError: an instruction failed; its last lines are in the message.
@@ -272,13 +258,8 @@ class Engine:
             argv += ["--timestamp", str(epoch_s), "--platform", str(platform), *self.storage.isolation.arguments]
             argv += ["--identity-label=false", *(["--http-proxy=false"] if not network else [])]
             argv += ["--file", files.resolved(containerfile), "--tag", tag, "--iidfile", identity]
-            argv += ["--ignorefile", files.resolved(ignorefile)] if ignorefile else []
             for key, value in sorted((build_args or {}).items()):
                 argv += ["--build-arg", f"{key}={value}"]
-            for key, path in sorted((secrets or {}).items()):
-                argv += ["--secret", f"id={key},src={path}"]
-            for volume in volumes:
-                argv += ["--volume", str(volume)]
             argv.append(files.resolved(context))
             try:
                 self.storage.invoke(argv, network=network, timeout_s=timeout_s, merge_output=True, on_line=on_line)

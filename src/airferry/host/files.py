@@ -64,6 +64,17 @@ def without_dots(path: Path) -> Path:
     return Path(os.path.normpath(path.absolute())) if ".." in path.parts else path
 
 
+def exists(path: Path) -> bool:
+    """Tell whether something is at a path that can be looked at; nothing is where no file can be."""
+    # a name that is too long, or a folder that may not be entered, is an OSError of `Path.exists` and `Path.is_file`
+    return os.path.exists(path)  # noqa: PTH110
+
+
+def is_file(path: Path) -> bool:
+    """Tell whether a path is a file that can be looked at; none is where no file can be."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
 def resolved(path: Path) -> Path:
     """Return a path absolute and without links.
 

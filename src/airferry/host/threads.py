@@ -273,3 +273,16 @@ def parallel_map(
     if stop.is_set():
         raise Cancelled
     return [results[number] for number in sorted(results)]
+
+
+class NamedLocks:
+    """A lock for each name, made when it is first asked for: work on one thing happens once, on others meanwhile."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._locks: dict[str, threading.Lock] = {}
+
+    def __call__(self, name: str) -> threading.Lock:
+        """Return the lock of a name."""
+        with self._guard:
+            return self._locks.setdefault(name, threading.Lock())

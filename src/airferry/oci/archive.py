@@ -35,7 +35,7 @@ from airferry.oci.layout import INDEX_FILE, LAYOUT_BYTES, LAYOUT_FILE, LAYOUT_VE
 from airferry.oci.platform import Platform
 from airferry.oci.ports import Sink, Source, Stored, blocks
 from airferry.oci.streams import verifying
-from airferry.oci.tar import DIRECTORY, END_OF_ARCHIVE, TarEntry, TarReader, padding, tar_header
+from airferry.oci.tar import DIRECTORY, END_OF_ARCHIVE, TarEntry, TarReader, entry_blocks
 
 DOCKER_FILE = "manifest.json"
 MAX_ARCHIVE_ENTRIES = 50_000
@@ -219,22 +219,23 @@ class _TarWriter:
         self.size_bytes = 0
 
     def add_folder(self, name: str) -> None:
-        self._write(tar_header(TarEntry(name, type=DIRECTORY, mode=0o755), large="gnu"))
+        self._add(TarEntry(name, type=DIRECTORY, mode=0o755), ())
 
     def add_bytes(self, name: str, data: bytes) -> None:
         self.add(name, len(data), io.BytesIO(data))
 
     def add(self, name: str, size: int, stream: IO[bytes]) -> None:
-        self._write(tar_header(TarEntry(name, size=size), large="gnu"))
-        for block in blocks(stream):
-            self._write(block)
-        self._write(padding(size))
+        self._add(TarEntry(name, size=size), blocks(stream))
 
     def finish(self) -> None:
         self._write(END_OF_ARCHIVE)
 
     def digest(self) -> str:
         return "sha256:" + self._hash.hexdigest()
+
+    def _add(self, entry: TarEntry, content: Iterable[bytes]) -> None:
+        for block in entry_blocks(entry, content, large="gnu"):
+            self._write(block)
 
     def _write(self, data: bytes) -> None:
         self._hash.update(data)

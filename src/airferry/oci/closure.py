@@ -15,8 +15,9 @@ from airferry.oci.platform import Platform
 from airferry.oci.ports import Source, Stored, WrappedSource
 
 MAX_REFERRER_DEPTH = 4
-# a bundle's documents are far below it; one that is made to fill memory is read again instead
-MAX_REMEMBERED_BYTES = 64 * MIB
+# the documents of a thousand images stay below it; a view takes several times its bytes, so the documents of a bundle
+# that is made to fill memory are read again instead
+MAX_REMEMBERED_BYTES = 16 * MIB
 
 
 class RememberingSource(WrappedSource):

@@ -37,6 +37,8 @@ REF_NAME = "org.opencontainers.image.ref.name"
 CONTAINERD_NAME = "io.containerd.image.name"
 CONTAINERD_SUBJECT = "io.containerd.manifest.subject"
 
+# of int64, which the specification has for sizes; larger ones would be no float either
+MAX_SIZE = 1 << 63
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 # what engines set where a config has no PATH
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -67,8 +69,7 @@ class Descriptor(OciDocument):
 
     media_type: str
     digest: Digest
-    # the specification has int64; a larger number would be no float either
-    size: int = Field(ge=0, lt=1 << 63)
+    size: int = Field(ge=0, lt=MAX_SIZE)
     annotations: dict[str, str] | None = None
     artifact_type: str | None = None
     platform: PlatformDocument | None = None

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import IO
 
 from airferry.errors import BuildError
-from airferry.oci.tar import END_OF_ARCHIVE, HARD_LINK, TarEntry, TarReader, padding, plain_path, tar_header
+from airferry.oci.tar import END_OF_ARCHIVE, HARD_LINK, TarEntry, TarReader, entry_blocks, plain_path
 
 RUN_LAYER_LEFTOVERS = (
     "etc/hosts",
@@ -28,7 +28,6 @@ RUN_LAYER_LEFTOVERS = (
     "tmp/*",
     "var/tmp/*",
 )
-PYTHON_CACHES = ("*.pyc", "__pycache__", "*/__pycache__")
 
 
 def normalise_layer(
@@ -54,10 +53,7 @@ def normalise_layer(
                 f"`{entry.path}` is a hard link to `{entry.link_name}`, which is excluded from layers",
                 hint="copy the file instead of linking it",
             )
-        yield tar_header(_normalised(entry, epoch_s))
-        if entry.is_regular:
-            yield from reader.content()
-            yield padding(entry.size)
+        yield from entry_blocks(_normalised(entry, epoch_s), reader.content())
     yield END_OF_ARCHIVE
 
 

@@ -7,11 +7,11 @@ archive. Sparse entries are refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import IO, Literal
 
-from airferry.errors import IntegrityError
+from airferry.errors import BuildError, IntegrityError
 from airferry.oci.ports import BLOCK_BYTES
 
 RECORD_BYTES = 512
@@ -227,13 +227,32 @@ def tar_header(entry: TarEntry, *, large: Literal["pax", "gnu"] = "pax") -> byte
     if records:
         data = b"".join(_pax_record(key, records[key]) for key in sorted(records))
         pax = TarEntry("././@PaxHeader", type=b"x", size=len(data))
-        head = _ustar(pax, size=len(data)) + data + padding(len(data))
+        head = _ustar(pax, size=len(data)) + data + bytes(-len(data) % RECORD_BYTES)
     return head + _ustar(entry, size=size)
 
 
-def padding(size: int) -> bytes:
-    """Return the zeros that fill an entry of a size up to whole records."""
-    return bytes(-size % RECORD_BYTES)
+def entry_blocks(
+    entry: TarEntry, content: Iterable[bytes] = (), *, what: str = "", large: Literal["pax", "gnu"] = "pax"
+) -> Iterator[bytes]:
+    """Yield an entry whole: header, content, padding. Whoever writes a tar ends it with `END_OF_ARCHIVE`.
+
+    Raises:
+        BuildError: the content is not as long as the header, which went out first, says; the message names `what`.
+    """
+    yield tar_header(entry, large=large)
+    if not entry.is_regular:
+        return
+    written = 0
+    for block in content:
+        written += len(block)
+        yield block
+    if written != entry.size:
+        raise BuildError(
+            f"`{what or entry.name}` changed while it was read: {written} bytes, {entry.size} were expected",
+            hint="run the command again",
+            path=what or entry.name,
+        )
+    yield bytes(-entry.size % RECORD_BYTES)
 
 
 def _ustar(entry: TarEntry, *, size: int) -> bytes:

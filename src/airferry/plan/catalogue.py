@@ -193,7 +193,7 @@ def choose_target(catalogue: Catalogue, text: str, *, folder: Path) -> Target:
             f"`{text}` is not a target, expected `step/id:config` or `step/id:path/to/config.yaml`"
         )
     own = catalogue.steps_folder / step_id / "config"
-    if _STEP_ID.fullmatch(config) and _named_config(own, config).is_file():
+    if _STEP_ID.fullmatch(config) and files.is_file(_named_config(own, config)):
         return Target(step_id, config)
     path = real_path(folder / files.expand_home(Path(config)))
     real_own = real_path(own / "config.yaml").parent
@@ -219,8 +219,8 @@ def real_path(path: Path) -> Path:
 
 def _named_config(folder: Path, name: str) -> Path:
     """Return the file of a step's own config, looked for as Nemotron's loader does."""
-    files = [folder / f"{name}{ending}" for ending in CONFIG_ENDINGS]
-    return next((path for path in files if path.is_file()), files[0])
+    found = [folder / f"{name}{ending}" for ending in CONFIG_ENDINGS]
+    return next((path for path in found if files.is_file(path)), found[0])
 
 
 def find_step(catalogue: Catalogue, target: Target, *, travelled: bool = False) -> StepFiles:
@@ -233,13 +233,13 @@ def find_step(catalogue: Catalogue, target: Target, *, travelled: bool = False) 
     """
     folder = catalogue.steps_folder / target.step_id
     step_py, step_toml = folder / "step.py", folder / "step.toml"
-    if not folder.is_dir() or not (step_py.exists() or step_toml.exists()):
+    if not (files.is_file(step_py) or files.is_file(step_toml)):
         raise ConfigurationError(
             f"there is no step `{target.step_id}` in `{catalogue.steps_folder}`",
             hint=_nearest(target.step_id, catalogue.step_ids()),
         )
     for path in (step_py, step_toml):
-        if not path.is_file():
+        if not files.is_file(path):
             raise ConfigurationError(
                 f"step `{target.step_id}` has no `{path.name}`: `{path}` is missing",
                 hint="a step is a folder with `step.py`, `step.toml` and `config/<name>.yaml`",
@@ -250,7 +250,7 @@ def find_step(catalogue: Catalogue, target: Target, *, travelled: bool = False) 
         _check_own_config(catalogue, target, config_path)
     elif target.config is not None:
         config_path = _named_config(folder / "config", target.config)
-        if not config_path.is_file():
+        if not files.is_file(config_path):
             raise ConfigurationError(
                 f"step `{target.step_id}` has no config `{target.config}`: `{config_path}` is missing",
                 hint=_nearest(target.config, catalogue.config_names(target.step_id))
@@ -262,11 +262,11 @@ def find_step(catalogue: Catalogue, target: Target, *, travelled: bool = False) 
 
 
 def _check_own_config(catalogue: Catalogue, target: Target, path: Path) -> None:
-    if path.is_file():
+    if files.is_file(path):
         return
     written = files.expand_home(Path(target.config or ""))
     stem = written.name.removesuffix(written.suffix)
-    if (catalogue.root / written).is_file():
+    if files.is_file(catalogue.root / written):
         hint = (
             f"paths are not relative to the root of the catalogue; write `{target.step_id}:{catalogue.root / written}`"
         )
@@ -277,7 +277,7 @@ def _check_own_config(catalogue: Catalogue, target: Target, path: Path) -> None:
             "a path starts at the current folder, or at the folder of the configuration that it stands in; the step's "
             f"own configs are named without ending: {_nearest(stem, catalogue.config_names(target.step_id))}"
         )
-    state = "is not a file" if path.exists() else "is missing"
+    state = "is not a file" if files.exists(path) else "is missing"
     raise ConfigurationError(f"config `{target.config}` for step `{target.step_id}`: `{path}` {state}", hint=hint)
 
 

@@ -100,7 +100,7 @@ class StepConfigReader:
         found = []
         for key, name in _entries(document.value):
             base = path.parent / (name if Path(name).suffix else f"{name}.yaml")
-            if not base.is_file():
+            if not files.is_file(base):
                 near = difflib.get_close_matches(base.name, _neighbours(base), n=1)
                 raise document.error(
                     key,

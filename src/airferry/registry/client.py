@@ -93,7 +93,6 @@ class RegistryClient(OrasRegistry):
         self.emit = emit
         self.governor = Governor(self.options.jobs)
         self.rate = RateLimit(self.options.limit_rate, sleep=self.options.retry.sleep)
-        self.transient_failures = 0
         self._scheme: str | None = None
         self._scheme_lock = threading.Lock()
         self._scheme_error: RegistryError | None = None
@@ -177,7 +176,6 @@ class RegistryClient(OrasRegistry):
             # not urllib3's own retries: they cannot rewind a body that streams, and do not know which statuses a caller
             # takes for an answer
             except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-                self.transient_failures += 1
                 if last or is_fatal(error) or self._is_nobody(error, attempt):
                     raise connection_error(method, whole, what=what, error=error) from error
                 self._say_unreachable(error)
@@ -186,7 +184,6 @@ class RegistryClient(OrasRegistry):
             self._answered = True
             status = response.status_code
             if status in TRANSIENT_STATUSES and (expected is None or status not in expected):
-                self.transient_failures += 1
                 if not last:
                     self.options.retry.pause(attempt, asked_s=retry_after_s(response.headers))
                     continue

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from airferry.errors import HostError
 from airferry.host import files
+from airferry.oci.documents import MAX_SIZE
 from airferry.registry.uploads import CHUNK_BYTES, CHUNKED_ABOVE_BYTES, SMALLEST_CHUNK_BYTES, Limits
 
 MAX_PROFILE_BYTES = 64 * 1024
@@ -38,7 +39,7 @@ class RegistryProfile(BaseModel):
     mounts: bool | None = None
     chunks: bool | None = None
     largest_request_bytes: int | None = Field(default=None, ge=SMALLEST_CHUNK_BYTES)
-    smallest_chunk_bytes: int | None = Field(default=None, ge=0)
+    smallest_chunk_bytes: int | None = Field(default=None, ge=0, lt=MAX_SIZE)
     resumes: bool | None = None
     survives_breaks: bool | None = None
     referrers: bool | None = None

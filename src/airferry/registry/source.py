@@ -346,7 +346,6 @@ class _BlobStream(io.RawIOBase):
         client = self._source.client
         self._drop()
         self._failures += 1
-        client.transient_failures += 1
         if self._failures >= client.options.retry.attempts:
             path = client.url(f"{self._source.repository}/blobs/{self._descriptor.digest}")
             what = f"read blob `{self._descriptor.digest}` of `{self._source}`"

@@ -7,7 +7,6 @@ out for the first time, and again if the file changes. Speaks no HTTP.
 from __future__ import annotations
 
 import os
-import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from airferry.errors import IntegrityError
 from airferry.events import Emit, Notice, Warned, silent
 from airferry.far.relocate import Destination
 from airferry.far.shipments import artifact_tag, place_images, plan_shipments
+from airferry.host.threads import NamedLocks
 from airferry.oci.documents import Descriptor, Manifest
 from airferry.oci.layout import LayoutStore
 from airferry.oci.ports import Stored, blocks
@@ -90,8 +90,7 @@ class CheckedBlobs:
         self._store = store
         self._emit = emit
         self._known: dict[str, Identity] = {}
-        self._under_way: dict[str, threading.Lock] = {}
-        self._lock = threading.Lock()
+        self._lock = NamedLocks()
 
     def present(self, descriptor: Descriptor) -> bool:
         """Tell whether a file of the right size is there; its content is not looked at."""
@@ -106,9 +105,7 @@ class CheckedBlobs:
         Raises:
             IntegrityError: it is missing, no regular file, or something else.
         """
-        with self._lock:
-            guard = self._under_way.setdefault(descriptor.digest, threading.Lock())
-        with guard:
+        with self._lock(descriptor.digest):
             path = self._store.blob_path(descriptor.digest)
             found = self._stat(path, descriptor)
             if self._known.get(descriptor.digest) != _identity(found):

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from airferry.errors import BuildError
 from airferry.host.files import MAX_PATH_BYTES
-from airferry.oci.tar import DIRECTORY, END_OF_ARCHIVE, REGULAR, SYMLINK, TarEntry, padding, tar_header
+from airferry.oci.tar import DIRECTORY, END_OF_ARCHIVE, REGULAR, SYMLINK, TarEntry, entry_blocks
 from airferry.rootfs.layers import MAX_LAYER_ENTRIES, OPAQUE
 from airferry.rootfs.view import MAX_LINKS, WHITEOUT_PREFIX
 
@@ -250,17 +250,10 @@ class LayerTree:
         """
         for place in sorted(self._nodes, key=lambda name: name.split("/")):
             node = self._nodes[place]
-            yield tar_header(_tar_entry(place, node))
-            if node.content is not None:
-                count = 0
-                for block in node.content.blocks():
-                    count += len(block)
-                    yield block
-                if count != node.content.size:
-                    raise BuildError(f"`/{place}` has {count} bytes, its owner said {node.content.size}", path=place)
-                yield padding(count)
+            content = node.content.blocks() if node.content is not None else ()
+            yield from entry_blocks(_tar_entry(place, node), content, what=f"/{place}")
             if place in self._opaque:
-                yield tar_header(TarEntry(f"{place}/{OPAQUE}", mode=0o644, mtime_s=self._epoch_s))
+                yield from entry_blocks(TarEntry(f"{place}/{OPAQUE}", mode=0o644, mtime_s=self._epoch_s))
         yield END_OF_ARCHIVE
 
     def sizes(self) -> Iterator[int]:

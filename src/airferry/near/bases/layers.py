@@ -6,9 +6,7 @@ get hard links; where cache and bundle are on different file systems nothing is 
 
 from __future__ import annotations
 
-import threading
 import zlib
-from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -20,7 +18,7 @@ from airferry.errors import IntegrityError
 from airferry.events import Emit, silent
 from airferry.host import files
 from airferry.host.records import Records
-from airferry.host.threads import usable_cores
+from airferry.host.threads import NamedLocks, usable_cores
 from airferry.oci.codecs import DEFAULT_GZIP_LEVEL, DEFAULT_ZSTD_LEVEL, ZSTD_JOB_BYTES
 from airferry.oci.copy import copy_blob
 from airferry.oci.documents import Descriptor
@@ -65,8 +63,7 @@ class BaseLayers:
         self.compression = compression
         self._limit_bytes = limit_bytes
         self._emit = emit
-        self._guard = threading.Lock()
-        self._locks: dict[str, threading.Lock] = defaultdict(threading.Lock)
+        self._lock = NamedLocks()
         self._read_now: set[str] = set()
 
     def carry(self, descriptor: Descriptor, diff_id: str, *, into: LayoutStore) -> LayerResult:
@@ -77,7 +74,7 @@ class BaseLayers:
         Raises:
             IntegrityError: the layer is not what the base's manifest or config says.
         """
-        with self._lock(descriptor):
+        with self._lock(descriptor.digest):
             if self._stays(descriptor):
                 result = self._checked(descriptor, diff_id)
                 self._link(self._bases, into, descriptor)
@@ -109,7 +106,7 @@ class BaseLayers:
         Raises:
             IntegrityError: the layer is not what the base's manifest or config says.
         """
-        with self._lock(descriptor):
+        with self._lock(descriptor.digest):
             if self._stays(descriptor) or self._kept is None or self._known(descriptor, diff_id) is not None:
                 self._inspect(descriptor, diff_id, observers, stream=stream)
             else:
@@ -126,10 +123,6 @@ class BaseLayers:
         return (descriptor, False) if known is None else (known.descriptor, True)
 
     # --- inside ------------------------------------------------------------------------------------------------------
-
-    def _lock(self, descriptor: Descriptor) -> threading.Lock:
-        with self._guard:
-            return self._locks[descriptor.digest]
 
     def _link(self, store: LayoutStore, into: LayoutStore, descriptor: Descriptor) -> None:
         copy_blob(store, into, descriptor, link=True, verified=descriptor.digest in self._read_now)

@@ -21,7 +21,7 @@ import zstandard
 
 from airferry.errors import BuildError
 from airferry.host.archives import archive_faults
-from airferry.oci.tar import TarEntry, padding, tar_header
+from airferry.oci.tar import DIRECTORY, END_OF_ARCHIVE, SYMLINK, TarEntry, entry_blocks
 
 MERGED = ("bin", "lib", "lib32", "lib64", "libx32", "sbin")
 MAX_CONTROL_BYTES = 16 * 1024 * 1024
@@ -169,17 +169,17 @@ class _Composer:
             device=(item.devmajor, item.devminor),
         )
         self._written.add(path)
-        yield tar_header(entry)
-        if content is None:
-            return
         keep = path in self._templates or (path.startswith(_CERTIFICATES) and path.endswith(".crt"))
         kept = bytearray()
-        while block := content.read(_BLOCK):
-            if keep and len(kept) < MAX_READ_BACK_BYTES:
-                kept += block
-            yield block
-        yield padding(entry.size)
-        if keep:
+
+        def blocks() -> Iterator[bytes]:
+            while block := content.read(_BLOCK) if content is not None else b"":
+                if keep and len(kept) < MAX_READ_BACK_BYTES:
+                    kept.extend(block)
+                yield block
+
+        yield from entry_blocks(entry, blocks())
+        if keep and content is not None:
             self._kept[path] = bytes(kept)
 
     def _parents(self, path: str) -> Iterator[bytes]:
@@ -190,21 +190,21 @@ class _Composer:
     def _folder(self, path: str, mode: int) -> Iterator[bytes]:
         if path not in self._written:
             self._written.add(path)
-            yield tar_header(TarEntry(name=f"{path}/", type=b"5", mode=mode, mtime_s=self._epoch_s))
+            yield from entry_blocks(TarEntry(name=f"{path}/", type=DIRECTORY, mode=mode, mtime_s=self._epoch_s))
 
     def _file(self, path: str, data: bytes) -> Iterator[bytes]:
         if path in self._written:
             return
         yield from self._parents(path)
         self._written.add(path)
-        yield tar_header(TarEntry(name=path, size=len(data), mtime_s=self._epoch_s))
-        yield data + padding(len(data))
+        yield from entry_blocks(TarEntry(name=path, size=len(data), mtime_s=self._epoch_s), [data])
 
     def _link(self, path: str, target: str) -> Iterator[bytes]:
         if path not in self._written:
             yield from self._parents(path)
             self._written.add(path)
-            yield tar_header(TarEntry(name=path, type=b"2", mode=0o777, link_name=target, mtime_s=self._epoch_s))
+            entry = TarEntry(name=path, type=SYMLINK, mode=0o777, link_name=target, mtime_s=self._epoch_s)
+            yield from entry_blocks(entry)
 
     def complete(self, packages: Sequence[Package]) -> Generator[bytes, None, None]:
         for name in sorted(self._merged | {"bin", "lib", "sbin"}):
@@ -228,7 +228,7 @@ class _Composer:
             listed = "".join(f"{path.removeprefix(_CERTIFICATES)}\n" for path in certificates)
             yield from self._file("etc/ca-certificates.conf", listed.encode())
         yield from self._database(packages)
-        yield bytes(2 * tarfile.BLOCKSIZE)
+        yield END_OF_ARCHIVE
 
     def _database(self, packages: Sequence[Package]) -> Iterator[bytes]:
         stanzas = []

@@ -22,7 +22,7 @@ from airferry.bundle.catalogue import (
 )
 from airferry.bundle.manifest import ArtifactEntry, CatalogueEntry
 from airferry.bundle.tree_paths import encode_path
-from airferry.errors import BuildError, ConfigurationError
+from airferry.errors import ConfigurationError
 from airferry.events import Emit, Warned
 from airferry.host import clock, files
 from airferry.host.files import translate_os_error
@@ -31,7 +31,7 @@ from airferry.oci.codecs import zstd_blocks
 from airferry.oci.documents import Descriptor
 from airferry.oci.layout import LayoutStore
 from airferry.oci.ports import blocks
-from airferry.oci.tar import END_OF_ARCHIVE, SYMLINK, TarEntry, padding, tar_header
+from airferry.oci.tar import END_OF_ARCHIVE, SYMLINK, TarEntry, entry_blocks
 from airferry.plan.models import Plan
 from airferry.wording import counted, some_of
 
@@ -195,16 +195,10 @@ def _tar(found: Sequence[tuple[PurePosixPath, int, Path]]) -> Iterator[bytes]:
         name = os.fsdecode(os.fsencode(path))
         if source.is_symlink():
             target = os.fsdecode(source.readlink())
-            yield tar_header(TarEntry(name, type=SYMLINK, mode=0o777, link_name=target, mtime_s=epoch_s))
+            yield from entry_blocks(TarEntry(name, type=SYMLINK, mode=0o777, link_name=target, mtime_s=epoch_s))
             continue
         mode = 0o755 if source.stat().st_mode & 0o100 else 0o644
-        yield tar_header(TarEntry(name, size=size, mode=mode, mtime_s=epoch_s))
-        written = 0
         with source.open("rb") as stream:
-            for block in blocks(stream):
-                written += len(block)
-                yield block
-        if written != size:
-            raise BuildError(f"`{source}` changed while it was read", hint="run the command again", path=str(source))
-        yield padding(size)
+            entry = TarEntry(name, size=size, mode=mode, mtime_s=epoch_s)
+            yield from entry_blocks(entry, blocks(stream), what=str(source))
     yield END_OF_ARCHIVE

@@ -6,11 +6,8 @@ plan's file, on airferry's version and on the lock file of its dependencies, whi
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import json
 import re
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -24,18 +21,17 @@ from airferry.config.models import LoaderChoice
 from airferry.errors import AirferryError, HostError
 from airferry.events import Emit, StageFinished, StageStarted
 from airferry.host import clock, files
-from airferry.host.canonical import inputs_digest
 from airferry.host.extras import EXTRAS
 from airferry.host.journal import Journal
-from airferry.host.parsing import parse_json
+from airferry.host.records import Records
 from airferry.host.shipped import PACKAGE, shipped
-from airferry.near.wheels.pack import Wheel, add_member
+from airferry.near.wheels.pack import Wheel, write_wheel
 from airferry.near.wheels.pip import WheelTarget
 from airferry.near.wheels.store import Pin, WheelStore
 from airferry.oci.documents import Descriptor
 from airferry.oci.layout import LayoutStore
 from airferry.oci.platform import Platform
-from airferry.oci.tar import END_OF_ARCHIVE, TarEntry, padding, tar_header
+from airferry.oci.tar import DIRECTORY, END_OF_ARCHIVE, TarEntry, entry_blocks
 
 FAR_SIDE_LOCK = "far-side.lock"
 LOADER_ACTION = "loader"
@@ -104,11 +100,12 @@ def expected_loader_bytes(choice: LoaderChoice, platforms: Sequence[Platform], c
     """Return how large the loader's wheels are, or None where they are not in the cache yet."""
     text = shipped(f"near/carry/{FAR_SIDE_LOCK}").read_text(encoding="utf-8")
     found: dict[Path, int] = {}
+    records = Records(cache / "loader")
     for target in [_target(python, item) for python in choice.pythons for item in choice.platforms or platforms]:
-        remembered = _remembered(text, target, cache)
-        if not remembered.is_file():
+        known = _known_wheels(records.recall(_resolution_key(text, target)))
+        if not known:
             return None
-        for name, sha256 in parse_json(remembered.read_text(encoding="utf-8")):
+        for name, sha256 in known:
             path = cache / "wheels" / sha256 / name
             if not path.is_file():
                 return None
@@ -191,12 +188,7 @@ def own_wheel(into: Path) -> Path:
         f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: airferry\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         f"{info}/entry_points.txt": b"[console_scripts]\nairferry = airferry.cli:main\n",
     }
-    members[f"{info}/RECORD"] = _record(members, f"{info}/RECORD")
-    path = into / f"{stem}-py3-none-any.whl"
-    with zipfile.ZipFile(path, "w") as archive:
-        for name in sorted(members):
-            add_member(archive, name, members[name])
-    return path
+    return write_wheel(into / f"{stem}-py3-none-any.whl", members, info=info)
 
 
 def _own_files() -> Iterator[tuple[str, Path]]:
@@ -211,14 +203,6 @@ def _own_files() -> Iterator[tuple[str, Path]]:
                     yield name, path
 
 
-def _record(members: Mapping[str, bytes], own_name: str) -> bytes:
-    lines = []
-    for name, data in sorted(members.items()):
-        digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
-        lines.append(f"{name},sha256={digest},{len(data)}\n")
-    return "".join([*lines, f"{own_name},,\n"]).encode()
-
-
 def _target(python: str, platform: Platform) -> WheelTarget:
     major, minor = (int(part) for part in python.split("."))
     return WheelTarget((major, minor, 0), f"cp{major}{minor}", "glibc", OLDEST_GLIBC, platform.machine)
@@ -231,19 +215,27 @@ def _name(target: WheelTarget) -> str:
 def _wheels(lock: Path, target: WheelTarget, store: WheelStore) -> list[Wheel]:
     """Return the wheels that a lock pins for a target; which files these are is remembered in the cache."""
     text = lock.read_text(encoding="utf-8")
-    remembered = _remembered(text, target, store.cache)
-    if remembered.is_file():
-        known = [store.find(name, sha256) for name, sha256 in parse_json(remembered.read_text(encoding="utf-8"))]
-        if all(known):
-            return [wheel for wheel in known if wheel is not None]
+    records = Records(store.cache / "loader")
+    if known := _known_wheels(records.recall(_resolution_key(text, target))):
+        wheels = [store.find(name, sha256) for name, sha256 in known]
+        if all(wheels):
+            return [wheel for wheel in wheels if wheel is not None]
     found = store.fetch(read_pins(text), target)
-    files.write_text(remembered, json.dumps([[wheel.filename, wheel.sha256] for wheel in found], indent=1))
+    records.remember(_resolution_key(text, target), {"wheels": [[wheel.filename, wheel.sha256] for wheel in found]})
     return found
 
 
-def _remembered(lock_text: str, target: WheelTarget, cache: Path) -> Path:
-    key = inputs_digest({"lock": lock_text, "target": str(target)}).partition(":")[2]
-    return cache / "loader" / f"{key}.json"
+def _resolution_key(lock_text: str, target: WheelTarget) -> dict[str, str]:
+    return {"lock": lock_text, "target": str(target)}
+
+
+def _known_wheels(record: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """Return name and SHA-256 of each wheel that a record names; none where there is no record of that form."""
+    found = (record or {}).get("wheels")
+    if not isinstance(found, list):
+        return []
+    pairs = [tuple(item) for item in found if isinstance(item, list) and len(item) == 2]
+    return [(str(name), str(sha256)) for name, sha256 in pairs]
 
 
 def _write_archive(path: Path, own: Path, environments: Mapping[str, Sequence[Wheel]]) -> None:
@@ -265,15 +257,14 @@ def _write_archive(path: Path, own: Path, environments: Mapping[str, Sequence[Wh
     folders = [FOLDER, f"{FOLDER}/environments", f"{FOLDER}/wheels"]
     with path.open("wb") as stream:
         for folder in folders:
-            stream.write(tar_header(TarEntry(f"{folder}/", type=b"5", mode=0o755, mtime_s=clock.DEFAULT_EPOCH_S)))
+            entry = TarEntry(f"{folder}/", type=DIRECTORY, mode=0o755, mtime_s=clock.DEFAULT_EPOCH_S)
+            stream.writelines(entry_blocks(entry))
         for name in sorted(contents):
             content = contents[name]
             data = content if isinstance(content, bytes) else content.read_bytes()
             mode = 0o755 if name == "install" else 0o644
             entry = TarEntry(f"{FOLDER}/{name}", size=len(data), mode=mode, mtime_s=clock.DEFAULT_EPOCH_S)
-            stream.write(tar_header(entry))
-            stream.write(data)
-            stream.write(padding(len(data)))
+            stream.writelines(entry_blocks(entry, [data]))
         stream.write(END_OF_ARCHIVE)
 
 

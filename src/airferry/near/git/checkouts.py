@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import threading
-from collections import defaultdict
 from pathlib import Path
 
 from airferry.events import Emit
+from airferry.host.threads import NamedLocks
 from airferry.near.git import driver as git
 
 
@@ -19,8 +18,7 @@ class Checkouts:
         self._folder = folder
         self._cache = cache
         self._emit = emit
-        self._guard = threading.Lock()
-        self._locks: dict[Path, threading.Lock] = defaultdict(threading.Lock)
+        self._lock = NamedLocks()
 
     def has(self, url: str, commit: str) -> bool:
         """Tell whether the folder of a commit already exists."""
@@ -33,9 +31,7 @@ class Checkouts:
             BuildError: the repository cannot be read, does not have the commit, or it cannot be carried.
         """
         into = self._place(url, commit)
-        with self._guard:
-            lock = self._locks[into]
-        with lock:
+        with self._lock(into.name):
             # it is published as a whole, so that it is there or not
             if not into.exists():
                 git.fetch_overlay(url, commit, cache=self._cache, emit=self._emit)

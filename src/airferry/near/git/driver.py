@@ -84,7 +84,6 @@ class OverlayTree:
 
     path: Path
     submodules: tuple[Submodule, ...]
-    lfs_pointers: tuple[str, ...]
 
     @property
     def digest(self) -> str:
@@ -190,7 +189,7 @@ def export_overlay(url: str, commit: str, *, cache: Path, into: Path, emit: Emit
                 hint="add the files that steps need to `assets:`",
             )
         )
-    return OverlayTree(into, tuple(submodules), tuple(pointers))
+    return OverlayTree(into, tuple(submodules))
 
 
 def checkout_bytes(url: str, commit: str, *, cache: Path) -> int | None:

@@ -62,7 +62,6 @@ class PythonFacts(_Frozen):
     base_prefix: str
     in_venv: bool
     externally_managed: bool
-    has_pip: bool
     paths: dict[str, str]
     libc: Literal["glibc", "musl", ""]
     libc_version: str

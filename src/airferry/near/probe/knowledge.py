@@ -5,13 +5,11 @@ A layer is read once for both: its facts are collected in the same pass that rec
 
 from __future__ import annotations
 
-import threading
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO
 
-from airferry.host.threads import parallel_map
+from airferry.host.threads import NamedLocks, parallel_map
 from airferry.near.assemble.direct import Known, NotKnown
 from airferry.near.bases.fetch import BaseImage
 from airferry.near.bases.layers import BaseLayers, layers_at_once
@@ -32,8 +30,7 @@ class Knowledge:
         self.layers = layers
         self._facts = FactsCache(cache / "facts")
         self._max_entries = max_entries
-        self._guard = threading.Lock()
-        self._locks: dict[str, threading.Lock] = defaultdict(threading.Lock)
+        self._lock = NamedLocks()
         self._views: dict[str, RootView] = {}
         self._learnt: dict[str, LayerFacts] = {}
 
@@ -117,7 +114,3 @@ class Knowledge:
             found, data = observer.result()
         self._facts.keep(diff_id, data)
         return found
-
-    def _lock(self, name: str) -> threading.Lock:
-        with self._guard:
-            return self._locks[name]

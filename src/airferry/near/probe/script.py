@@ -389,7 +389,6 @@ def python_facts():
         "base_prefix": base_prefix,
         "in_venv": in_venv,
         "externally_managed": not in_venv and os.path.exists(marker),
-        "has_pip": find_spec("pip", None) is not None,
         "paths": paths,
         "libc": kind,
         "libc_version": version,

@@ -68,7 +68,6 @@ def _facts(view: RootView, interpreter: Interpreter, finder: ModuleFinder, platf
         base_prefix=interpreter.base_prefix,
         in_venv=interpreter.in_venv,
         externally_managed=externally_managed and not interpreter.in_venv,
-        has_pip=finder.find("pip") is not None,
         paths=interpreter.paths,
         libc=libc,
         libc_version=libc_version,

@@ -266,7 +266,8 @@ def _failure(hook: Sequence[dict[str, Any]], pid: Any) -> dict[str, Any] | None:
 
 def _failing_line(frames: Any, root: str) -> str:
     """Return the innermost line of the catalogue's own code in a traceback, else the innermost at all."""
-    spots = [frame for frame in frames if isinstance(frame, (list, tuple)) and len(frame) >= 2]
+    listed = frames if isinstance(frames, (list, tuple)) else ()
+    spots = [frame for frame in listed if isinstance(frame, (list, tuple)) and len(frame) >= 2]
     own = [frame for frame in spots if str(frame[0]).startswith(root)]
     chosen = own or spots
     return _spot(chosen[-1], root) if chosen else ""

@@ -5,9 +5,12 @@ Nothing is fetched, built or kept here; `wheels` does that.
 
 from __future__ import annotations
 
+import base64
 import email.parser
+import hashlib
 import re
 import zipfile
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +38,6 @@ class Wheel:
     path: Path = field(compare=False)
     requires: tuple[str, ...] = ()
     requires_python: str = ""
-    provides_extras: tuple[str, ...] = ()
     origin: str = "index"
     note: str = ""
 
@@ -69,7 +71,6 @@ def read_wheel(path: Path, *, sha256: str) -> Wheel:
         path=path,
         requires=tuple(str(value) for value in headers.get_all("Requires-Dist", [])),
         requires_python=str(headers["Requires-Python"] or ""),
-        provides_extras=tuple(str(value) for value in headers.get_all("Provides-Extra", [])),
     )
 
 
@@ -86,11 +87,29 @@ def normalise_wheel(source: Path, path: Path) -> None:
     with _reading(source), zipfile.ZipFile(source) as old, zipfile.ZipFile(path, "w") as new:
         for item in sorted(old.infolist(), key=lambda item: item.filename):
             if not item.is_dir():
-                add_member(new, item.filename, old.read(item), executable=bool(item.external_attr >> 16 & 0o111))
+                _add_member(new, item.filename, old.read(item), executable=bool(item.external_attr >> 16 & 0o111))
 
 
-def add_member(archive: zipfile.ZipFile, name: str, data: bytes, *, executable: bool = False) -> None:
-    """Add a file to a wheel so that its bytes depend on nothing else."""
+def write_wheel(path: Path, members: Mapping[str, bytes], *, info: str = "") -> Path:
+    """Write a wheel of some files, sorted, and return its path; `info` names the folder that gets the RECORD of them.
+
+    See PEP 427, *Binary distribution format*. Without `info` there is no RECORD: nothing but pip itself is run from
+    such a file.
+    """
+    whole = dict(members)
+    if info:
+        lines = []
+        for name, data in sorted(members.items()):
+            digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+            lines.append(f"{name},sha256={digest},{len(data)}\n")
+        whole[f"{info}/RECORD"] = "".join([*lines, f"{info}/RECORD,,\n"]).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in sorted(whole):
+            _add_member(archive, name, whole[name])
+    return path
+
+
+def _add_member(archive: zipfile.ZipFile, name: str, data: bytes, *, executable: bool = False) -> None:
     # stored, since deflate's output differs between versions of zlib
     item = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
     item.external_attr = (0o100755 if executable else 0o100644) << 16

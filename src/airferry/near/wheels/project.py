@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +10,8 @@ from packaging.utils import canonicalize_name
 from airferry.errors import ConfigurationError
 from airferry.host import files
 from airferry.host.parsing import Malformed, parse_toml
+from airferry.near.wheels.pack import write_wheel
 
-WHEEL_EPOCH = (1980, 1, 1, 0, 0, 0)
 MAX_PROJECT_BYTES = 1024 * 1024
 FALLBACK_VERSION = "0.0.0"
 
@@ -52,15 +49,8 @@ def project_wheel(pyproject: Path, *, source_path: str, version: str | None, int
     }
     if entry_points := _entry_points(project):
         members[f"{folder}/entry_points.txt"] = entry_points
-    members[f"{folder}/RECORD"] = _record(members, f"{folder}/RECORD")
-    path = into / f"{stem}-py3-none-any.whl"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for member in sorted(members):
-            info = zipfile.ZipInfo(member, WHEEL_EPOCH)
-            info.external_attr = 0o100644 << 16
-            info.compress_type = zipfile.ZIP_DEFLATED
-            archive.writestr(info, members[member])
-    return path
+    data = {name: text.encode() for name, text in members.items()}
+    return write_wheel(into / f"{stem}-py3-none-any.whl", data, info=folder)
 
 
 def _metadata(project: dict[str, Any], name: str, version: str) -> str:
@@ -84,12 +74,3 @@ def _entry_points(project: dict[str, Any]) -> str:
         if entries:
             text += f"[{group}]\n" + "".join(f"{name} = {target}\n" for name, target in sorted(entries.items())) + "\n"
     return text
-
-
-def _record(members: dict[str, str], own_name: str) -> str:
-    lines = []
-    for member, text in sorted(members.items()):
-        data = text.encode()
-        digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
-        lines.append(f"{member},sha256={digest},{len(data)}")
-    return "\n".join([*lines, f"{own_name},,"]) + "\n"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -31,7 +30,7 @@ from airferry.near.git import driver
 from airferry.near.wheels.compile import Compiler
 from airferry.near.wheels.from_git import GitProject, git_address
 from airferry.near.wheels.isolated import SourceBuilder
-from airferry.near.wheels.pack import Wheel, add_member, normalise_wheel, read_wheel
+from airferry.near.wheels.pack import Wheel, normalise_wheel, read_wheel, write_wheel
 from airferry.near.wheels.pip import DoesNotBuild, IndexUnreachable, NoDistribution, Pip, WheelTarget
 from airferry.plan.locks.packages import GitSource
 
@@ -386,9 +385,7 @@ class WheelStore:
             raise BuildError("the pip of this host does not list its files", hint="run `scripts/setup` again")
         with files.scratch_directory(self.folder) as scratch:
             packed = scratch / name
-            with zipfile.ZipFile(packed, "w") as archive:
-                for item in kept:
-                    add_member(archive, str(item), Path(str(item.locate())).read_bytes())
+            write_wheel(packed, {str(item): Path(str(item.locate())).read_bytes() for item in kept})
             path = self.folder / files.file_sha256(packed) / name
             if not path.is_file():
                 files.ensure_directory(path.parent)
