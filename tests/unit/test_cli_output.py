@@ -171,7 +171,7 @@ def test_a_full_disk_that_nobody_translated_is_the_hosts_fault(
     monkeypatch.setattr(program, "app", fill_up)
     assert run(["plan"]) == 4
     shown = capsys.readouterr().err
-    assert "`/some/file`" in shown and "free space" in shown
+    assert "`/some/file`" in shown and "free up space" in shown
 
 
 def test_a_reader_that_goes_away_is_no_error(catalogue: Path) -> None:

@@ -240,9 +240,9 @@ def test_a_checkout_that_the_image_does_not_hold_is_said_to_be_missing(root: Pat
 @pytest.mark.parametrize(
     ("image", "gpu", "expected"),
     [
-        (RegistryImage(False, {}), {}, ("image", "does not hold")),
+        (RegistryImage(False, {}), {}, ("image", "does not have")),
         (RegistryImage(False, {}, "no answer"), {}, ("image", "no answer")),
-        (RegistryImage(True, {"CUDA_VERSION": "13.0.1"}), {"driver": "570.10"}, ("gpu", "from 580.0")),
+        (RegistryImage(True, {"CUDA_VERSION": "13.0.1"}), {"driver": "570.10"}, ("gpu", "driver 580.0")),
         (RegistryImage(True, {"CUDA_VERSION": "12.8.0"}), {"driver": "550.54"}, None),
         (RegistryImage(True, {"TORCH_CUDA_ARCH_LIST": "7.5 8.0"}), {"compute_capabilities": ["9.0"]}, ("gpu", "9.0")),
         (RegistryImage(True, {"TORCH_CUDA_ARCH_LIST": "8.0 8.6+PTX"}), {"compute_capabilities": ["9.0"]}, None),

@@ -265,7 +265,7 @@ def test_wishes_that_exclude_each_other_name_who_asks(case: Case) -> None:
     case.wheel("wide", "1.0", "shared<2")
     case.wheel("shared", "1.9")
     case.wheel("shared", "2.0")
-    with pytest.raises(BuildError, match=r"asked for by `tabulate` 1\.0, `wide` 1\.0"):
+    with pytest.raises(BuildError, match=r"required by `tabulate` 1\.0, `wide` 1\.0"):
         case.resolve({"tabulate": MISSING})
 
 
@@ -343,7 +343,7 @@ def test_conditional_imports_are_reported_only(case: Case) -> None:
     result = case.resolve({"tabulate": MISSING}, origin="reported")
     assert (result.additions, result.missing) == ((), ())
     assert result.notes == ()
-    assert result.conditional[0].startswith("steps/a/step.py:7: `tabulate` is imported under a condition")
+    assert result.conditional[0].startswith("steps/a/step.py:7: `tabulate` is imported conditionally")
 
 
 def test_of_conditional_imports_what_is_added_anyway_is_not_reported(case: Case) -> None:

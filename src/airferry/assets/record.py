@@ -286,7 +286,9 @@ def _tar_layer(
 
 
 def _recorded(file: AssetFile, root: Path) -> Iterator[bytes]:
-    """Yield a file's content and raise at its end, before a blob of it is committed, if it differs from what was recorded."""
+    """Yield a file's content and raise at its end, before a blob of it is committed, if it differs from what was
+    recorded.
+    """
     state, size = hashlib.sha256(), 0
     with _opened(asset_place(root, file.path)) as stream:
         for block in blocks(stream):
