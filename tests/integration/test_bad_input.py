@@ -141,7 +141,7 @@ CASES = [
         "ref that does not exist",
         lambda s: config(s, mounting(f"{s.thing.as_uri()}@nowhere,/opt/thing")),
         3,
-        ("the plan has outgrown its lock", "@nowhere", "airferry lock"),
+        ("the lock file does not cover", "@nowhere", "airferry lock"),
     ),
     Case(
         "two overlays want one target",

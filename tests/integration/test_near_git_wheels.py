@@ -120,7 +120,7 @@ def test_a_shallow_remote_is_told(tmp_path: Path) -> None:
     process.run(["git", "clone", "-q", "--depth=1", repository.folder.as_uri(), shallow], timeout_s=60)
     with pytest.raises(BuildError, match="the remote has only part of the history") as caught:
         fetch(tmp_path / "cache", repository.pin("1.0.post2", url=shallow.as_uri()))
-    assert "the whole history" in (caught.value.hint or "")
+    assert "the full history" in (caught.value.hint or "")
 
 
 def test_a_commit_that_is_gone_is_named_with_the_place_in_the_lock(tmp_path: Path) -> None:

@@ -216,7 +216,7 @@ def test_a_receipt_survives_writing_and_reading(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"schema_version: 2", b"schema_version: 9"))
     with pytest.raises(IntegrityError, match="schema_version 9") as caught:
         read_receipt(path)
-    assert "newer airferry" in (caught.value.hint or "")
+    assert "newer version of airferry" in (caught.value.hint or "")
     with pytest.raises(HostError):
         read_receipt(tmp_path / "missing")
 

@@ -52,7 +52,7 @@ def test_secrets_are_refused_by_name(tmp_path: Path, name: str) -> None:
         ("PYTHONSTARTUP: /x.py", "changes what starts before a step"),
         ("PYTHONHOME: /x", "changes what starts before a step"),
         ("https_proxy: http://proxy:3128", "names a proxy of this network"),
-        ("AIRFERRY_X: x", "airferry's own"),
+        ("AIRFERRY_X: x", "are reserved"),
         ("'A B': x", "is not the name of an environment variable"),
         ("A=B: x", "is not the name of an environment variable"),
         ("URL: https://me:secret@host/", "the value looks like a secret"),

@@ -313,7 +313,7 @@ def test_wrong_certificates_are_refused_and_the_port_given_back(bundle: Path, tm
     ):
         pass
     with (
-        pytest.raises(UsageError, match="come together"),
+        pytest.raises(UsageError, match="a certificate requires its key"),
         api.serve(bundle, listen="127.0.0.1:0", options=api.ServeOptions(tls_key=tmp_path / "x.pem")),
     ):
         pass

@@ -79,7 +79,7 @@ def test_a_missing_config_is_told_with_the_nearest_names(tmp_path: Path) -> None
     error = failure(tmp_path, document, targets=["a:tniy"])
     assert "has no config `tniy`" in error.message
     assert error.hint is not None and "`tiny`" in error.hint
-    assert "path" in error.hint and "travelled" not in error.hint, "that is for the far side"
+    assert "path" in error.hint and "catalogue of the bundle" not in error.hint, "that is for the far side"
 
 
 @pytest.mark.parametrize("name", ["step.py", "step.toml"])

@@ -511,11 +511,11 @@ def bearer(registry: ScriptedRegistry) -> str:
 @pytest.mark.parametrize(
     ("code", "data", "message"),
     [
-        (200, b"<html>", "no token"),
+        (200, b"<html>", "without a token"),
         (200, b"{}", "without a usable token"),
         (200, b'{"token": "a\\r\\nX-Evil: 1"}', "without a usable token"),
         (200, b'{"token": 5}', "without a usable token"),
-        (200, b"[" * 100_000, "no token"),
+        (200, b"[" * 100_000, "without a token"),
         (200, b"x" * 300_000, "more than 262144 bytes"),
         (401, b"", "refuses the credentials"),
         (500, b"", "answers 500"),
