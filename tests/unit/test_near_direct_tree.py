@@ -45,7 +45,7 @@ def test_relative_links_and_dots_resolve_within_the_root() -> None:
 
 
 def test_links_in_circles_are_refused() -> None:
-    with pytest.raises(BuildError, match="form a loop|forms a loop"):
+    with pytest.raises(BuildError, match="loop"):
         tree({"a": link("b"), "b": link("a")}).resolve("/a/x")
 
 
