@@ -11,7 +11,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from airferry.host.extras import require_extra
+from airferry.host.installation import require_extra
 
 if TYPE_CHECKING:
     from airferry.assets.carried import unpack_asset, verify_asset

@@ -20,7 +20,7 @@ from airferry.events import Emit, StageFinished, StageStarted, silent
 from airferry.far.load import LoadOutcome, load
 from airferry.far.verify import verify
 from airferry.host import clock, files, process
-from airferry.host.shipped import PACKAGE
+from airferry.host.installation import PACKAGE
 from airferry.host.threads import parallel_map, usable_cores
 from airferry.near.build import BuildOutcome, build
 from airferry.near.planning import Selection, plan

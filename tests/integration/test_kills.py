@@ -19,7 +19,7 @@ from airferry.bundle.verify import verify_bundle
 from airferry.engine.driver import open_engine
 from airferry.errors import RegistryError
 from airferry.host import files
-from airferry.host.shipped import shipped
+from airferry.host.installation import shipped
 from airferry.oci.closure import read_closure
 from airferry.registry.client import ClientOptions, RegistryClient
 from airferry.registry.sink import RegistrySink

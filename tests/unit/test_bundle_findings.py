@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_bundle_verify import reseal, rewrite_index
 
+from airferry import api
 from airferry.bundle.manifest import BundleManifest
-from airferry.bundle.verify import open_bundle, verify_bundle
-from airferry.errors import IntegrityError
+from airferry.bundle.verify import COPY_AGAIN, COPY_ARCHIVES, expect_outside, open_bundle, verify_bundle
+from airferry.errors import IntegrityError, UsageError
 from airferry.events import Event, Progress
 from airferry.oci.documents import Descriptor, parse_index, parse_manifest
 from airferry.oci.entries import named
 from airferry.oci.layout import LayoutStore
-from oci_images import REFERENCE, make_bundle, put_image
+from oci_images import REFERENCE, make_bundle, put_image, put_index, put_manifest
 
 Findings = list[tuple[str, str | None]]
 IMAGE = "image `trainer`"
@@ -328,3 +331,105 @@ def test_the_error_counts_all_findings_and_shows_the_first(bundle: Path, listed:
         shown = [line for line in rest if "stray" in line]
         assert f"{30 - len(shown)} more" in rest[-1]
     assert "copy" in (caught.value.hint or "")
+
+
+def test_the_report_of_a_bundle_as_data_is_all_of_it(bundle: Path) -> None:
+    report = verify_bundle(bundle)
+    assert report.to_document() == {
+        "path": str(bundle),
+        "kind": "bundle",
+        "ok": True,
+        "root": report.root,
+        "root_verified": False,
+        "images": 1,
+        "docker_twins": 1,
+        "original_images": 0,
+        "artifacts": 2,
+        "blobs": report.blobs,
+        "size_bytes": report.size_bytes,
+        "findings": [],
+        "beside": [],
+        "not_checked": [],
+    }
+    (bundle / "stray").write_text("x")
+    damaged = replace(verify_bundle(bundle), is_bundle=False, beside=("a note",), not_checked=("its origin",))
+    document = damaged.to_document()
+    assert (document["kind"], document["ok"]) == ("layout", False)
+    assert (document["findings"], document["beside"]) == (["file `stray`: nothing refers to it"], ["a note"])
+    assert document["not_checked"] == ["its origin"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message", "hint"),
+    [
+        ({}, "bundle `PATH` is damaged: 1 finding", COPY_AGAIN),
+        (
+            {"beside_findings": 1},
+            "bundle `PATH` is complete, but archives next to it are damaged: 1 finding",
+            COPY_ARCHIVES,
+        ),
+        ({"is_bundle": False}, "image layout `PATH` is damaged: 1 finding", "copy it again from where it came"),
+    ],
+)
+def test_the_error_says_what_is_damaged_and_what_to_copy_again(
+    bundle: Path, changes: dict[str, Any], message: str, hint: str
+) -> None:
+    (bundle / "stray").write_text("x")
+    report = replace(verify_bundle(bundle), **changes)
+    with pytest.raises(IntegrityError) as caught:
+        report.raise_if_wrong(listed=True)
+    assert caught.value.message == message.replace("PATH", str(bundle)) and caught.value.hint == hint
+
+
+def test_nothing_is_written_into_a_bundle(bundle: Path, tmp_path: Path) -> None:
+    for path in (bundle / "receipt.yaml", bundle, bundle / "blobs" / ".." / "x"):
+        with pytest.raises(UsageError, match="whatever is added there damages it") as caught:
+            expect_outside(path, bundle)
+        assert caught.value.hint == "choose a path outside the bundle"
+    expect_outside(tmp_path / "receipt.yaml", bundle)
+
+
+def test_the_root_is_never_in_the_bundle_that_it_is_of(bundle: Path) -> None:
+    root = open_bundle(bundle).root
+    reseal(bundle, lambda manifest: manifest.model_copy(update={"root": root}))
+    assert open_bundle(bundle).manifest.root is None and open_bundle(bundle).root == root
+
+
+def layout_of_another_tool(path: Path) -> tuple[LayoutStore, Descriptor, Descriptor]:
+    """Store an image of mixed compressions, in an index that an index lists, as other tools may do."""
+    store = LayoutStore.create(path)
+    _image, first = put_image(store, [{"a": b"1"}], kind="gzip")
+    _image, second = put_image(store, [{"b": b"2"}])
+    mixed = put_manifest(store, [*first, *second])
+    return store, put_index(store, [put_index(store, [mixed])]), mixed
+
+
+@pytest.mark.parametrize("name", ["x:1", None])
+def test_a_layout_of_another_tool_is_told_what_is_wrong_with_it_alone(tmp_path: Path, name: str | None) -> None:
+    store, outer, mixed = layout_of_another_tool(tmp_path / "layout")
+    used = {blob.digest for blob in parse_manifest(store.read_bytes(mixed)).layers}
+    used |= {outer.digest, mixed.digest, parse_manifest(store.read_bytes(mixed)).config.digest}
+    used |= {child.digest for child in parse_index(store.read_bytes(outer)).manifests}
+    for digest in store.stored_digests() - used:
+        store.remove_blob(digest)
+    entry = named(outer, name) if name else outer
+    store.write_index([entry])
+    report = api.verify(tmp_path / "layout")
+    assert report.findings == () and not report.is_bundle
+    assert (report.images, report.artifacts, report.blobs) == (1, 0, len(used))
+
+    layer = parse_manifest(store.read_bytes(mixed)).layers[0].digest
+    store.remove_blob(layer)
+    (finding,) = api.verify(tmp_path / "layout").findings
+    assert str(finding).startswith(f"image `{name or outer.digest}`") and finding.digest == layer
+
+
+def test_a_name_in_a_layout_stands_for_one_thing(tmp_path: Path) -> None:
+    store = LayoutStore.create(tmp_path / "layout")
+    one, _results = put_image(store, [{"a": b"1"}])
+    other, _results = put_image(store, [{"a": b"2"}])
+    bare = [Descriptor(media_type=item.media_type, digest=item.digest, size=item.size) for item in (one, other)]
+    store.write_index([named(bare[0], "x:1"), named(bare[1], "x:1")])
+    (finding,) = api.verify(tmp_path / "layout").findings
+    assert str(finding) == "image `x:1`: is listed twice in index.json"
+    assert finding.digest in (one.digest, other.digest)

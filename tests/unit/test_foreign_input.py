@@ -29,6 +29,7 @@ from airferry.plan.env_profiles import read_env_file
 from airferry.plan.locks.catalogue import read_catalogue_lock
 from airferry.plan.locks.packages import evaluate
 from airferry.plan.planner import make_plan
+from airferry.registry.bodies import acknowledged_bytes
 from airferry.registry.client import RegistryClient
 from airferry.registry.connections import Answer
 from airferry.registry.credentials import Credential, find_credential
@@ -37,7 +38,7 @@ from airferry.registry.registries_conf import read_registries_conf
 from airferry.registry.retry import retry_after_s
 from airferry.registry.sink import RegistrySink
 from airferry.registry.source import RegistrySource
-from airferry.registry.uploads import Limits, Session, Uploader, UploadJournal, acknowledged_bytes
+from airferry.registry.uploads import Limits, Uploader, UploadJournal, UploadSession
 from catalogues import STEPS, airgap, write_airgap, write_step
 from near_side import PROGRAM
 from scripted_registry import Exchange, ScriptedRegistry, run_scripted
@@ -312,7 +313,7 @@ def test_a_pause_that_no_clock_knows(text: str) -> None:
 def test_an_upload_journal_that_names_no_url(tmp_path: Path) -> None:
     path = tmp_path / "uploads.json"
     journal = UploadJournal(path)
-    journal.record("r.example/x", LAYER, Session("http://r.example/v2/x/blobs/uploads/1", 5))
+    journal.record("r.example/x", LAYER, UploadSession("http://r.example/v2/x/blobs/uploads/1", 5))
     assert UploadJournal(path).find("r.example/x", LAYER) is not None
     path.write_text(path.read_text().replace("http://r.example/", "http://[::1/"))
     assert UploadJournal(path).find("r.example/x", LAYER) is None

@@ -11,12 +11,15 @@ import pytest
 from packaging.requirements import Requirement
 
 from airferry.errors import HostError
-from airferry.host import extras, process
+from airferry.host import installation, process
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NEAR = {"build", "describe_plan", "describe_prediction", "doctor", "lock", "plan", "quickstart", "rehearse", "schema"}
-NEAR_VALUES = {"BuildOutcome", "DoctorReport", "LockOutcome", "PlanOutcome", "RehearsalOutcome", "Selection"}
+NEAR_VALUES = {
+    *("BuildOptions", "BuildOutcome", "DoctorReport", "ImageSummary", "LockOutcome", "PlanOutcome"),
+    *("RehearsalOutcome", "Selection"),
+}
 SERVE = {"ServeOptions", "Serving", "serve"}
 COMMANDS = {
     "build": "near",
@@ -64,7 +67,7 @@ print(json.dumps([names, said]))
 @pytest.fixture(scope="module")
 def without_extras() -> tuple[dict[str, str], dict[str, tuple[int, str]]]:
     """Return the hint for each name of the API, and each command's code and stderr, where no extra is installed."""
-    hidden = [name for names in extras.EXTRAS.values() for name in names]
+    hidden = [name for names in installation.EXTRAS.values() for name in names]
     arguments = [json.dumps(hidden), json.dumps(list(COMMANDS))]
     environment = {"PYTHONPATH": str(ROOT / "src"), "COLUMNS": "400"}
     done = process.run(
@@ -79,7 +82,7 @@ def test_the_extras_are_those_of_the_project() -> None:
         extra: tuple(Requirement(line).name for line in lines)
         for extra, lines in PROJECT["optional-dependencies"].items()
     }
-    assert declared == extras.EXTRAS
+    assert declared == installation.EXTRAS
 
 
 def test_all_that_a_far_side_does_needs_no_extra_but_serve(
@@ -100,15 +103,15 @@ def test_a_command_says_which_extra_to_install(
         code, said = without_extras[1][command]
         assert code == HostError.exit_code, (command, said)
         assert f"pip install 'airferry[{extra}]'" in said
-        assert all(f"`{module}`" in said for module in extras.EXTRAS[extra])
+        assert all(f"`{module}`" in said for module in installation.EXTRAS[extra])
 
 
 def test_a_part_that_is_missing_is_named() -> None:
-    extras.require_extra("near", what="`build`")
+    installation.require_extra("near", what="`build`")
     with (
         pytest.MonkeyPatch.context() as patch,
         pytest.raises(HostError, match=r"`build` needs `isal`, `pip`") as caught,
     ):
-        patch.setattr(extras, "find_spec", lambda name: None if name in ("isal", "pip") else object())
-        extras.require_extra("near", what="`build`")
+        patch.setattr(installation, "find_spec", lambda name: None if name in ("isal", "pip") else object())
+        installation.require_extra("near", what="`build`")
     assert caught.value.hint == "`pip install 'airferry[near]'`"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -324,3 +326,44 @@ def test_documents_of_ours_have_one_form() -> None:
         f'{{"digest":"{described.digest}","mediaType":"{LAYER_TAR}","size":1}}'.encode()
     )
     assert inputs_digest({"a": 1}) == "sha256:015abd7f5cc57a2dd94b7590f04ad8084273905ee33ec5cebeae62276a97f862"
+
+
+def test_modes_names_and_folders_are_those_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files.write_bytes(tmp_path / "secret", b"x", mode=0o600)
+    files.write_text(tmp_path / "text", "x")
+    files.write_text(tmp_path / "own", "x", mode=0o640)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert modes == {"secret": 0o600, "text": 0o644, "own": 0o640}
+    files.write_texts(tmp_path / "new", {"a": "1", "b/c": "2"})
+    assert (tmp_path / "new" / "a").read_text() == "1" and (tmp_path / "new" / "b" / "c").read_text() == "2"
+    records = Records(tmp_path / "records")
+    records.remember({"a": 1}, {})
+    assert [path.name for path in (tmp_path / "records").iterdir()] == [f"{inputs_digest({'a': 1})[7:]}.json"]
+    asked: list[Path] = []
+    real = shutil.disk_usage
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: asked.append(path) or real(path))
+    files.free_bytes(tmp_path / "not" / "yet")
+    assert asked == [tmp_path]
+
+
+def test_only_what_is_needed_is_read_and_only_folders_are_synced(tmp_path: Path) -> None:
+    with pytest.raises(HostError, match="larger than the limit of 1000 bytes"):
+        files.read_bounded(Path("/dev/zero"), limit_bytes=1000)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(NotADirectoryError):
+        files.fsync_directory(tmp_path / "file")
+    with (tmp_path / "file").open("wb") as stream:
+        assert files.begin_writeback(stream, files.WRITEBACK_BYTES, files.WRITEBACK_BYTES + 9) == files.WRITEBACK_BYTES
+
+
+def test_the_folder_itself_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[object] = []
+
+    def refuse(*, dir: object) -> None:  # noqa: A002 (the name that tempfile has)
+        tried.append(dir)
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(HostError, match="Permission denied"):
+        files.expect_writable(tmp_path / "new")
+    assert tried == [tmp_path]

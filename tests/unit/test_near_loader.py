@@ -20,8 +20,8 @@ from airferry.config.models import LoaderChoice
 from airferry.errors import BuildError, ConfigurationError
 from airferry.events import silent
 from airferry.host import files, process
+from airferry.host.installation import shipped
 from airferry.host.journal import Journal
-from airferry.host.shipped import shipped
 from airferry.near.carry import loader
 from airferry.near.carry.loader import carry_loader, own_wheel, read_pins
 from airferry.near.wheels.pack import read_wheel

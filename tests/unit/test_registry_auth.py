@@ -284,6 +284,10 @@ def test_credentials_are_looked_up_once_for_each_repository(server: TokenServer)
         ('BASIC realm="a b"', [("basic", {"realm": "a b"})]),
         ('Bearer Realm=x , service="a\\"b"', [("bearer", {"realm": "x", "service": 'a"b'})]),
         ('Basic realm="a", Bearer realm="b"', [("basic", {"realm": "a"}), ("bearer", {"realm": "b"})]),
+        (
+            "Digest nonce=1, Basic realm=2, Bearer realm=3",
+            [("digest", {"nonce": "1"}), ("basic", {"realm": "2"}), ("bearer", {"realm": "3"})],
+        ),
         ("Bearer " + "x=1," * 3000 + 'realm="late"', [("bearer", {"x": "1"})]),
     ],
 )

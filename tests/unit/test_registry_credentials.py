@@ -218,6 +218,11 @@ def test_a_registry_is_found_and_forgotten_under_each_of_its_names(home: Path, k
     assert json.loads(path.read_text())["auths"].keys() == kept
 
 
+def test_only_slashes_are_taken_off_a_name(home: Path) -> None:
+    docker(home, {"auths": {"https://boX/": encoded("u", "p")}})
+    assert find_credential("boX", "x") == Credential("u", "p") and find_credential("bo", "x") is None
+
+
 def test_an_empty_file_is_one_and_gets_a_login(home: Path) -> None:
     path = home / "run" / "containers" / "auth.json"
     path.parent.mkdir(parents=True)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import IO
 
 from airferry.errors import IntegrityError
+from airferry.host.parsing import parse_count
 from airferry.oci.ports import BLOCK_BYTES, OpenStream
 from airferry.oci.streams import FileSlice, SizedReader
+from airferry.registry.connections import Answer
 from airferry.registry.failures import LostSession
 from airferry.registry.governor import RateLimit
+
+_RANGE = re.compile(r"(?:bytes=)?0-(\d+)")
 
 
 class WholeBody:
@@ -80,3 +85,15 @@ def _slices(stream: IO[bytes], size: int, rate: RateLimit) -> Iterator[bytes | F
     for block in given.slices(size):
         rate.take(len(block))
         yield block
+
+
+def acknowledged_bytes(response: Answer) -> int | None:
+    """Return how many bytes a session holds by its `Range` header, or None if it does not say."""
+    found = _RANGE.fullmatch(response.headers.get("Range", "").strip())
+    if found is None:
+        return None
+    last = parse_count(found.group(1))
+    if last is None:
+        return None
+    # `0-0` says one byte by the letter, and "nothing yet" by the habit of distribution; no chunk of ours has one byte
+    return last + 1 if last else 0

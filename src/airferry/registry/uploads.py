@@ -7,7 +7,6 @@ asked how far it got, and where it lost the session the upload starts over.
 from __future__ import annotations
 
 import json
-import re
 import secrets
 import threading
 from collections.abc import Callable
@@ -19,11 +18,11 @@ from typing import IO, TypeGuard
 from airferry.errors import AirferryError, IntegrityError, RegistryError
 from airferry.host import files
 from airferry.host.canonical import canonical_json
-from airferry.host.parsing import Malformed, parse_count, parse_json, url_host
+from airferry.host.parsing import Malformed, parse_json, url_host
 from airferry.oci.digest import digest_of
 from airferry.oci.documents import Descriptor
 from airferry.oci.ports import OpenStream, skip
-from airferry.registry.bodies import PartBody, WholeBody
+from airferry.registry.bodies import PartBody, WholeBody, acknowledged_bytes
 from airferry.registry.client import RegistryClient
 from airferry.registry.connections import Answer
 from airferry.registry.failures import (
@@ -47,11 +46,10 @@ UNCHECKED_FROM_BYTES = 4 * 1024 * 1024
 SLOWEST_DIGEST_BYTES_PER_S = 20 * 1024 * 1024
 MAX_UPLOAD_JOURNAL_BYTES = 16 * 1024 * 1024
 # the specification writes `0-N`; some registries put the unit before it
-_RANGE = re.compile(r"(?:bytes=)?0-(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
+class UploadSession:
     """An upload under way: where the next request goes, and how many bytes the registry has acknowledged."""
 
     location: str
@@ -89,16 +87,16 @@ class UploadJournal:
                 if isinstance(document, dict):
                     self._entries = {key: value for key, value in document.items() if isinstance(value, dict)}
 
-    def find(self, repository: str, descriptor: Descriptor) -> Session | None:
+    def find(self, repository: str, descriptor: Descriptor) -> UploadSession | None:
         """Return the session in which a blob was being sent to `HOST/REPOSITORY`, or None."""
         with self._lock:
             entry = self._entries.get(_journal_key(repository, descriptor))
         if entry is None:
             return None
         location, offset = entry.get("location"), entry.get("offset")
-        return Session(location, offset) if _is_url(location) and isinstance(offset, int) else None
+        return UploadSession(location, offset) if _is_url(location) and isinstance(offset, int) else None
 
-    def record(self, repository: str, descriptor: Descriptor, session: Session | None) -> None:
+    def record(self, repository: str, descriptor: Descriptor, session: UploadSession | None) -> None:
         """Note durably how far an upload is; None: it is over. Atomic."""
         if self._path is None:
             return
@@ -325,7 +323,7 @@ class _Transfer:
         with suppress(AirferryError):
             self._request("DELETE", session.location, expected=None, attempts=1)
 
-    def _resumed(self) -> Session | None:
+    def _resumed(self) -> UploadSession | None:
         """Return the session that was under way, at the offset that the registry states, or None."""
         if self._session is None:
             return None
@@ -343,7 +341,7 @@ class _Transfer:
         if known is None or known > self._descriptor.size:
             self.abandon()
             return None
-        self._session = Session(self._next_location(response), known)
+        self._session = UploadSession(self._next_location(response), known)
         return self._session
 
     def _opener(self) -> OpenStream:
@@ -351,7 +349,7 @@ class _Transfer:
             return self._unchecked
         return self._source
 
-    def _start(self) -> Session | None:
+    def _start(self) -> UploadSession | None:
         """Begin a session; None where the repository was asked for the blob by a mount, and holds it."""
         path = f"{self._repository}/blobs/uploads/"
         response = None
@@ -368,16 +366,16 @@ class _Transfer:
         minimum = response.headers.get("OCI-Chunk-Min-Length", "")
         if minimum.isdecimal() and len(minimum) < 12:
             self._limits.chunk_bytes = max(self._limits.chunk_bytes, int(minimum))
-        self._session = Session(self._next_location(response))
+        self._session = UploadSession(self._next_location(response))
         return self._session
 
-    def _send_whole(self, session: Session) -> None:
+    def _send_whole(self, session: UploadSession) -> None:
         size = self._descriptor.size
         self.request_bytes = size
         body = WholeBody(self._opener(), size, self._client.rate) if size else b""
         self._finish(session, body)
 
-    def _send_chunks(self, session: Session) -> None:
+    def _send_chunks(self, session: UploadSession) -> None:
         size = self._descriptor.size
         with self._opener()() as stream:
             skip(stream, session.offset)
@@ -390,7 +388,7 @@ class _Transfer:
         self.request_bytes = 0
         self._finish(session, b"")
 
-    def _send_chunk(self, session: Session, stream: IO[bytes], length: int) -> Session:
+    def _send_chunk(self, session: UploadSession, stream: IO[bytes], length: int) -> UploadSession:
         end = session.offset + length
         # one attempt: distribution 2.8 does not look at Content-Range, so a chunk that is sent twice is stored twice
         response = self._request(
@@ -417,9 +415,9 @@ class _Transfer:
             raise LostSession(
                 f"cannot {self._what}: the registry acknowledges {known} bytes, but {end} were sent", status=status
             )
-        return Session(self._next_location(response), end)
+        return UploadSession(self._next_location(response), end)
 
-    def _finish(self, session: Session, body: bytes | WholeBody) -> None:
+    def _finish(self, session: UploadSession, body: bytes | WholeBody) -> None:
         """Close the session under the digest. Registries hash here, so large blobs are given time."""
         digest = self._descriptor.digest
         self._ending = True
@@ -491,18 +489,6 @@ def _is_url(value: object) -> TypeGuard[str]:
 def _with_digest(location: str, digest: str) -> str:
     """Return where the last request of a session goes."""
     return f"{location}{'&' if '?' in location else '?'}digest={digest}"
-
-
-def acknowledged_bytes(response: Answer) -> int | None:
-    """Return how many bytes a session holds by its `Range` header, or None if it does not say."""
-    found = _RANGE.fullmatch(response.headers.get("Range", "").strip())
-    if found is None:
-        return None
-    last = parse_count(found.group(1))
-    if last is None:
-        return None
-    # `0-0` says one byte by the letter, and "nothing yet" by the habit of distribution; no chunk of ours has one byte
-    return last + 1 if last else 0
 
 
 def _journal_key(repository: str, descriptor: Descriptor) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from airferry.errors import BuildError, ConfigurationError
 from airferry.events import Emit
 from airferry.host import files, process
-from airferry.host.shipped import shipped
+from airferry.host.installation import shipped
 from airferry.near.git import driver
 from airferry.near.wheels.folder import wheelhouse
 from airferry.near.wheels.pack import Wheel

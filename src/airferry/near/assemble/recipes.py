@@ -13,7 +13,7 @@ from typing import Any
 from airferry.bundle.manifest import Addition
 from airferry.errors import BuildError
 from airferry.host import clock, files
-from airferry.host.shipped import shipped
+from airferry.host.installation import shipped
 from airferry.near.assemble import context
 from airferry.near.assemble.checkouts import add_checkout
 from airferry.near.assemble.container import ASSEMBLY_VERSION

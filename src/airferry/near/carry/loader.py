@@ -21,10 +21,9 @@ from airferry.config.models import LoaderChoice
 from airferry.errors import AirferryError, HostError
 from airferry.events import Emit, StageFinished, StageStarted
 from airferry.host import clock, files
-from airferry.host.extras import EXTRAS
+from airferry.host.installation import EXTRAS, PACKAGE, shipped
 from airferry.host.journal import Journal
 from airferry.host.records import Records
-from airferry.host.shipped import PACKAGE, shipped
 from airferry.near.wheels.pack import Wheel, write_wheel
 from airferry.near.wheels.pip import WheelTarget
 from airferry.near.wheels.store import Pin, WheelStore

@@ -1,4 +1,4 @@
-"""The optional parts of an installation: what only a near side needs, and what only `serve` needs.
+"""The installation of airferry: files that ship with it, and the extras that a near side and `serve` need.
 
 A far side takes in as little as it can; `pyproject.toml` names the distributions, this module what is imported of them.
 """
@@ -6,13 +6,29 @@ A far side takes in as little as it can; `pyproject.toml` names the distribution
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
 
 from airferry.errors import HostError
+
+PACKAGE = Path(__file__).parents[1]
+SOURCE_TREE = Path(__file__).parents[3]
 
 EXTRAS: dict[str, tuple[str, ...]] = {
     "near": ("installer", "isal", "pip"),
     "serve": ("anyio", "bcrypt", "h11", "starlette", "uvicorn"),
 }
+
+
+def shipped(name: str) -> Path:
+    """Return the path of a shipped file or folder, from the installed wheel or from a source tree.
+
+    Raises:
+        HostError: the installation is incomplete.
+    """
+    for root in (PACKAGE, SOURCE_TREE):
+        if (root / name).exists():
+            return root / name
+    raise HostError(f"`{name}` is missing from the installation of airferry", hint="reinstall airferry")
 
 
 def require_extra(extra: str, *, what: str) -> None:
