@@ -167,7 +167,7 @@ def test_a_catalogue_that_is_not_found_is_one_failed_check_of_the_host(
     assert report.checks[1].detail.startswith("no steps folder")
     assert "--source DIR" in report.checks[1].hint and not report.planned
     told = doctor(Selection(config, source=home / "absent")).checks[1].detail
-    assert told == f"`{home / 'absent'}` has no folder of steps `src/nemotron/steps`"
+    assert told == f"`{home / 'absent'}` has no steps folder `src/nemotron/steps`"
     config.write_text("workflow: 1\n")
     with pytest.raises(ConfigurationError):
         doctor(Selection(config))

@@ -94,7 +94,7 @@ def test_two_owners_may_bring_the_same_file_but_not_different_ones() -> None:
     made = tree()
     made.add_file("/x", content("same"), owner="one")
     made.add_file("/x", content("same"), owner="two")
-    with pytest.raises(BuildError, match="`three` and `two` both bring `/x`"):
+    with pytest.raises(BuildError, match="`three` and `two` both contain `/x`"):
         made.add_file("/x", content("other"), owner="three")
 
 

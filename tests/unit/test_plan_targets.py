@@ -150,7 +150,7 @@ def test_the_catalogue_is_found_above_the_file_or_where_it_is_named(
 
     elsewhere = tmp_path / "elsewhere"
     monkeypatch.chdir(tmp_path)
-    told = "no folder of steps `src/nemotron/steps` at or above "
+    told = "no steps folder `src/nemotron/steps` at or above "
     assert failure(elsewhere, document).message == f"{told}`{elsewhere}`"
     monkeypatch.chdir(elsewhere)
     assert failure(elsewhere, document).message == f"{told}`{elsewhere}`"
