@@ -7,14 +7,19 @@ from pathlib import Path
 
 import pytest
 
+from airferry.config import load_config
+from airferry.engine.preflight import Check
 from airferry.errors import BuildError, IntegrityError
-from airferry.events import CommandRun, Event, Notice
+from airferry.events import CommandRun, Event, Notice, silent
 from airferry.host import process
 from airferry.near.lock.additions import resolve_environment
+from airferry.near.reach import ask_all
 from airferry.near.wheels.folder import wheelhouse
 from airferry.near.wheels.pip import NoDistribution, Pip, WheelTarget, wheel_target
 from airferry.near.wheels.store import Pin, WheelStore
 from airferry.plan.locks.catalogue import read_catalogue_lock
+from airferry.plan.planner import make_plan
+from catalogues import airgap, write_airgap, write_step
 from folder_pip import FolderPip
 from wheel_factory import make_probe, make_wheel, sha256, source_distribution
 
@@ -223,3 +228,23 @@ def test_files_at_addresses_and_paths_of_the_lock_are_taken(tmp_path: Path) -> N
     wheel.write_bytes(wheel.read_bytes() + b"x")
     with pytest.raises(IntegrityError):
         resolve_environment(probe=make_probe(), catalogue=lock, wheels=store(tmp_path / "other", tmp_path))
+
+
+def test_the_index_is_asked_as_pip_is_configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_step(tmp_path, "s/one")
+    plan = make_plan(load_config(write_airgap(tmp_path, airgap({"one": "oci:nowhere:x"}, {"s/one": "one"}))))
+
+    def asked() -> Check:
+        return next(check for check in ask_all(plan, emit=silent) if check.name == "package index")
+
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    assert asked().detail == "answers, but does not have `pip`"
+    (tmp_path / "pip-99.9-py3-none-any.whl").write_bytes(b"")
+    assert asked().detail == "answers"
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.delenv("PIP_FIND_LINKS")
+    monkeypatch.setenv("PIP_INDEX_URL", "https://me:secret@127.0.0.1:9/simple")
+    check = asked()
+    assert check.status == "fail" and "Connection refused" in check.detail
+    assert "secret" not in f"{check.detail} {check.hint}"

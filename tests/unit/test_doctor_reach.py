@@ -15,6 +15,7 @@ from airferry.errors import ConfigurationError
 from airferry.events import Event, Notice, Warned
 from airferry.host.canonical import canonical_json
 from airferry.near.reach import ask_all
+from airferry.near.wheels.pip import Pip
 from airferry.oci.documents import (
     IMAGE_CONFIG,
     IMAGE_INDEX,
@@ -49,8 +50,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("XDG_CONFIG_HOME", "REGISTRIES_CONFIG_PATH", "CONTAINERS_REGISTRIES_CONF", "PIP_FIND_LINKS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    # so that an index, where there is one, is not asked
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setattr(Pip, "ask_index", lambda self, timeout_s: "answers")
     return tmp_path
 
 
@@ -139,21 +139,6 @@ def test_a_base_is_fine_only_if_it_has_each_platform(registry: ScriptedRegistry,
     assert "does not exist" in failing[2].detail
     document["platforms"] = ["linux/arm64"]
     assert asked(home, document)[f"base {address}/team/single:1"].status == "ok"
-
-
-def test_the_index_is_asked_as_pip_is_configured(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_step(home, "s/one")
-    document = airgap({"one": "oci:nowhere:x"}, {"s/one": "one"})
-    monkeypatch.setenv("PIP_FIND_LINKS", str(home))
-    assert asked(home, document)["package index"].detail == "answers, but does not have `pip`"
-    (home / "pip-99.9-py3-none-any.whl").write_bytes(b"")
-    assert asked(home, document)["package index"].detail == "answers"
-    monkeypatch.delenv("PIP_NO_INDEX")
-    monkeypatch.delenv("PIP_FIND_LINKS")
-    monkeypatch.setenv("PIP_INDEX_URL", "https://me:secret@127.0.0.1:9/simple")
-    check = asked(home, document)["package index"]
-    assert check.status == "fail" and "Connection refused" in check.detail
-    assert "secret" not in f"{check.detail} {check.hint}"
 
 
 def test_a_catalogue_that_is_not_found_is_one_failed_check_of_the_host(

@@ -237,5 +237,14 @@ def test_bytes_are_passed_over(first: int, offset: int) -> None:
 
 def test_no_more_is_passed_over_than_there_is() -> None:
     stream = BlockStream(iter(BLOCKS))
-    stream.seek(1000, io.SEEK_CUR)
+    stream.seek(1001, io.SEEK_CUR)
     assert stream.read(1) == b""
+
+
+def test_no_more_is_read_at_once_than_was_asked_for() -> None:
+    buffer = bytearray(10)
+    assert VerifyingReader(io.BytesIO(DATA), LAYER).readinto(buffer) == 10 and buffer == DATA[:10]
+    parts = SizedReader(io.BytesIO(BIG), BIG_LAYER).slices(len(BIG))
+    assert [len(part) for part in parts] == [BLOCK_BYTES, len(BIG) - BLOCK_BYTES]
+    reader = BlockReader(iter([b"a"]))
+    assert [reader.read(1), reader.read(1), reader.read(1)] == [b"a", b"", b""]

@@ -184,10 +184,13 @@ def test_what_is_refused_of_an_optional_shipment_keeps_nothing_else_back(store: 
     twin.top = twin.manifests[-1]
     sink = Memory()
     sink.fails = lambda digest: RegistryError("not of this type") if digest == twin.top.descriptor.digest else None
-    shipments = [Shipment("twin", "", twin, optional=True), Shipment("image", "", closure)]
+    shipments = [Shipment("twin", "", twin, True, "twin:1"), Shipment("image", "", closure, reference=NAME)]
     report = transfer(shipments, store, sink)
     assert [(one.item.name, one.reason) for one in report.refused] == [("twin", "not of this type")]
-    assert closure.top.descriptor.digest in sink.manifests
+    assert sink.names == {NAME: closure.top.descriptor.digest}
+    sink.fails = lambda digest: None
+    transfer(shipments, store, sink)
+    assert sink.names == {NAME: closure.top.descriptor.digest, "twin:1": twin.top.descriptor.digest}
     sink.fails = lambda digest: HostError("the disk broke") if digest == twin.top.descriptor.digest else None
     with pytest.raises(HostError):
         transfer(shipments, store, sink)

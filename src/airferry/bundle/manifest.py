@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from airferry.config.fields import ModuleName, Text
 from airferry.config.submit import SubmitText
+from airferry.defaults import PERSISTENT_ASSETS_POLICY
 from airferry.errors import IntegrityError
 from airferry.host.yaml import from_yaml, to_yaml
 from airferry.oci.digest import Digest
@@ -29,9 +30,6 @@ from airferry.oci.layout import LayoutStore
 
 BUNDLE_SCHEMA_VERSION = 2
 MANIFEST_FILE = "airgap-manifest.yaml"
-PERSISTENT_ASSETS_POLICY = (
-    "models, datasets, checkpoints, and customer data stay on executor-visible persistent storage"
-)
 
 Distributions = Annotated[str, Field(max_length=1 << 20)]
 """The Python distributions that an image holds: `name==version`, sorted, with blanks between them."""

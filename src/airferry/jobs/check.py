@@ -34,6 +34,7 @@ from airferry.plan.catalogue import Catalogue, StepFiles, choose_target, find_st
 from airferry.plan.code.fetches import StartFetches
 from airferry.plan.env_profiles import EnvFile, EnvProfile, read_env_file
 from airferry.plan.models import Target
+from airferry.plan.planner import split_choices
 from airferry.plan.step_config import StepConfigReader
 from airferry.plan.step_values import StepValues, read_step_values, resolve_texts
 from airferry.registry.client import ClientOptions
@@ -174,7 +175,7 @@ def check(
             catalogue=opened,
             site=known,
             receipt=places.receipt,
-            targets=tuple(part.strip() for text in jobs.targets for part in text.split(",") if part.strip()),
+            targets=split_choices(jobs.targets),
             executor=jobs.executor,
             overlays=jobs.overlays,
             written=_written_next_to(receipt, known),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from airferry.near.predict import Prediction, Predictor
 from airferry.oci.platform import Platform, parse_buildable_platform
 from airferry.plan.lockfile import LOCK_FILE, Lockfile, read_lockfile
 from airferry.plan.models import Plan
-from airferry.plan.planner import make_plan, write_plan
+from airferry.plan.planner import make_plan, split_choices, write_plan
 
 PLAN_FILE = "airgap-plan.yaml"
 
@@ -71,9 +70,9 @@ def read_plan(selection: Selection) -> Plan:
     return make_plan(
         load_config(selection.config),
         source_dir=selection.source,
-        targets=split(selection.targets),
-        platforms=tuple(_parse_option(text) for text in split(selection.platforms)),
-        stages=split(selection.stages),
+        targets=split_choices(selection.targets),
+        platforms=tuple(_parse_option(text) for text in split_choices(selection.platforms)),
+        stages=split_choices(selection.stages),
     )
 
 
@@ -82,11 +81,6 @@ def _parse_option(text: str) -> Platform:
         return parse_buildable_platform(text)
     except ConfigurationError as error:
         raise error.at("`--platform`") from error
-
-
-def split(values: Sequence[str]) -> tuple[str, ...]:
-    """Return what was given several times or separated by commas, one by one."""
-    return tuple(part.strip() for value in values for part in value.split(",") if part.strip())
 
 
 def warn_of_plan(plan: Plan, emit: Emit) -> None:

@@ -207,9 +207,10 @@ class Transfer:
         return self.report
 
     def name(self, shipments: Sequence[Shipment]) -> None:
-        """Let the references of shipments stand for what `send` has brought."""
+        """Let the references of shipments stand for what `send` has brought, those left out that were refused."""
+        refused = {id(one.item) for one in self.report.refused}
         for item in shipments:
-            if item.reference is not None:
+            if item.reference is not None and id(item) not in refused:
                 self._sinks(item.repository).put_manifest(item.closure.top, reference=item.reference)
 
     def audit(self, shipments: Sequence[Shipment]) -> list[str]:
@@ -305,7 +306,9 @@ class Transfer:
         """Send the manifests of a shipment, children first; the top is left to `name` where nothing refers to it."""
         sink = self._sinks(item.repository)
         lacking = self._lacking_manifests(item) if self._options.skip_held else item.closure.manifests
-        held_back = item.closure.top if item.reference is not None and not _is_subject(item, shipments) else None
+        # whether an optional one is taken has to be known before it gets a name
+        named_later = item.reference is not None and not item.optional and not _is_subject(item, shipments)
+        held_back = item.closure.top if named_later else None
         for stored in lacking:
             if stored is not held_back:
                 sink.put_manifest(stored)

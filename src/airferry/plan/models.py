@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from airferry.config import BaseSpec, CompressionChoice, Config, RegistryChoice
+from airferry.defaults import PERSISTENT_ASSETS_POLICY
 from airferry.oci.platform import Platform
 from airferry.plan.code.commands import StartInstall
 
@@ -294,7 +295,7 @@ class Plan:
             "targets": [self._target_document(step) for step in self.steps],
             "execution_groups": [_group_document(group) for group in self.groups],
             "persistent_assets": {
-                "policy": "models, datasets, checkpoints and customer data stay on storage that the executor sees",
+                "policy": PERSISTENT_ASSETS_POLICY,
                 "mounts_from_configs": _distinct(mount for step in self.steps for mount in step.mounts),
                 "baked_repo_overlays": [overlay.to_document() for overlay in self.overlays],
             },

@@ -54,8 +54,8 @@ def make_plan(
         ConfigurationError: something is missing or contradicts itself; see the functions of this package.
         UsageError: a stage that was asked for does not exist.
     """
-    asked = _split(stages)
-    chosen_stages = normalise_stages(asked or _split(config.effective_stages))
+    asked = split_choices(stages)
+    chosen_stages = normalise_stages(asked or split_choices(config.effective_stages))
     if config.launcher_image is False:
         if "build-launcher-image" in asked:
             raise config.error(
@@ -67,7 +67,7 @@ def make_plan(
     chosen_platforms = tuple(platforms)
     _ = config.effective_compression  # refuses what the site's executors cannot read, whatever the stages are
     catalogue = open_catalogue(config, source_dir=source_dir)
-    wanted = tuple(_split(targets))
+    wanted = tuple(split_choices(targets))
     steps: tuple[StepPlan, ...] = ()
     groups: tuple[GroupPlan, ...] = ()
     if _NEED_TARGETS.intersection(chosen_stages):
@@ -124,8 +124,9 @@ def write_plan(document: dict[str, Any], path: Path) -> None:
     files.write_text(path, render_plan(document))
 
 
-def _split(values: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(item.strip() for value in values for item in value.split(",") if item.strip()))
+def split_choices(values: Iterable[str]) -> tuple[str, ...]:
+    """Return what was given several times or separated by commas, each once, in that order."""
+    return tuple(dict.fromkeys(item.strip() for value in values for item in value.split(",") if item.strip()))
 
 
 def _read_steps(config: Config, catalogue: Catalogue, targets: tuple[str, ...]) -> tuple[StepPlan, ...]:

@@ -10,11 +10,12 @@ from airferry.events import Emit, silent
 from airferry.near.build import Production
 from airferry.near.lock.covered import uncovered
 from airferry.near.lock.follow import follow_lock
-from airferry.near.planning import Selection, read_plan, split
+from airferry.near.planning import Selection, read_plan
 from airferry.near.rehearse.run import REPORT_FILE, RehearsalReport
 from airferry.near.session import BuildOptions, open_session
 from airferry.plan.lockfile import LOCK_FILE, read_lockfile
 from airferry.plan.models import Plan
+from airferry.plan.planner import split_choices
 
 REHEARSED_STAGES = ("build-execution-images",)
 
@@ -46,7 +47,7 @@ def rehearse(
         ConfigurationError: the plan is wrong or has outgrown its lock, or there is no such step.
         AirferryError: of the family of what failed.
     """
-    names = split(selection.targets)
+    names = split_choices(selection.targets)
     plans = list(_plans(replace(selection, stages=REHEARSED_STAGES), names))
     for made in plans:
         with open_session(made, options or BuildOptions(), emit=emit) as session:
