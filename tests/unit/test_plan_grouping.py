@@ -158,7 +158,7 @@ def test_a_base_that_is_a_mapping_enters_the_suffix_as_json(tmp_path: Path) -> N
     ("document", "message"),
     [
         ({"execution_images": {"i": {"base_image": "b"}}}, "step `a` has no entry"),
-        ({"step_execution_images": {"a": "j"}}, "there is no image `j` below `execution_images`"),
+        ({"step_execution_images": {"a": "j"}}, "there is no image `j` under `execution_images`"),
     ],
 )
 def test_a_step_without_image_is_refused(tmp_path: Path, document: dict[str, Any], message: str) -> None:
