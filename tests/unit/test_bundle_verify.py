@@ -343,7 +343,7 @@ def test_a_bundle_has_one_manifest(bundle: Path) -> None:
     store = LayoutStore.open(bundle)
     second = put_artifact(store, MANIFEST_ARTIFACT, contents=[ArtifactFile("m", MANIFEST_CONTENT, b"a: 1\n")])
     rewrite_index(bundle, lambda _bundle, entries: [*entries, second])
-    with pytest.raises(IntegrityError, match="has 2 manifests"):
+    with pytest.raises(IntegrityError, match="contains 2 airferry manifests"):
         open_bundle(bundle)
     store.write_index([])
     with pytest.raises(IntegrityError, match="has 0 manifests"):

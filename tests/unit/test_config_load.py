@@ -41,7 +41,7 @@ def test_requirements_take_git_addresses_with_a_full_commit_id_only(
     text = f"{image}:\n    base_image: b\n    requirements:\n      other: other==1\n      thing: thing @ {address}\n"
     (told,) = problems(tmp_path, text)
     key = image.replace(":\n  ", ".")
-    assert told.startswith(f"airgap.yaml:{line}: `{key}.requirements.thing`: `thing @ …` is not an address")
+    assert told.startswith(f"airgap.yaml:{line}: `{key}.requirements.thing`: `thing @ …` has an address")
     assert "`thing==VERSION`, or `thing @ git+URL@COMMIT` with a full commit id" in told
     pinned = f"git+https://h/t@{'1' * 40}#subdirectory=x"
     assert load_config(write_airgap(tmp_path, text.replace(address, pinned)))
