@@ -118,5 +118,5 @@ def test_auto_prefers_buildah_and_falls_back_to_podman(tmp_path: Path, monkeypat
 def test_a_version_that_is_too_old_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine_stub(tmp_path, "buildah", "buildah version 1.19.6")
     monkeypatch.setattr("airferry.host.process.find_program", lambda name: tmp_path / name)
-    with pytest.raises(HostError, match=r"is version 1\.19\.6, at least 1\.23 is needed"):
+    with pytest.raises(HostError, match=r"is version 1\.19\.6, at least 1\.23 is required"):
         find_engine("buildah")

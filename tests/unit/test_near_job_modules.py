@@ -210,7 +210,7 @@ def test_code_that_only_runs_to_tell_is_noted_and_stops_nothing(side: Side) -> N
     found, _refused = side.ask(side.plan())
     assert (statuses(found), found.unreached) == ({"present"}, ())
     assert any(
-        "whether src/nemotron/steps/a/step.py:5 puts it on Python's path is not known" in note for note in found.notes
+        "whether src/nemotron/steps/a/step.py:5 puts it on Python's path is unknown" in note for note in found.notes
     )
 
 

@@ -197,7 +197,7 @@ def test_a_mirror_that_has_the_image_gives_all_of_it_and_names_stay_as_written(
     assert one.count("GET", "/blobs/") == 0
     said = [event.text for event in pulling.events if isinstance(event, Notice)]
     assert len(said) == len(pulling.events) == 2, "said once, though it was pulled twice"
-    assert f"`{one.address}/nvidia/nemo:1` is passed over" in said[0]
+    assert f"`{one.address}/nvidia/nemo:1` is skipped" in said[0]
     assert f"`{NAME}` is pulled from `{two.address}/nvidia/nemo` ({CONF}:7)" == said[1]
     assert pulling.ask(lambda source: source.find("1")) == sha256(MANIFEST)
     assert pulling.ask(lambda source: source.find(sha256(MANIFEST))) == sha256(MANIFEST)
