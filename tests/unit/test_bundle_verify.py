@@ -346,7 +346,7 @@ def test_a_bundle_has_one_manifest(bundle: Path) -> None:
     with pytest.raises(IntegrityError, match="contains 2 airferry manifests"):
         open_bundle(bundle)
     store.write_index([])
-    with pytest.raises(IntegrityError, match="has 0 manifests"):
+    with pytest.raises(IntegrityError, match="contains 0 airferry manifests"):
         open_bundle(bundle)
 
 
