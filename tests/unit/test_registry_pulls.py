@@ -149,7 +149,9 @@ def test_files_are_bounded_and_one_that_a_variable_names_must_be_there(
     monkeypatch.setenv("CONTAINERS_REGISTRIES_CONF", str(home / "mine.conf"))
     with pytest.raises(ConfigurationError) as caught:
         read_registries_conf()
-    assert "mine.conf" in caught.value.message and "`CONTAINERS_REGISTRIES_CONF` points to it" in (caught.value.hint or "")
+    assert "mine.conf" in caught.value.message and "`CONTAINERS_REGISTRIES_CONF` points to it" in (
+        caught.value.hint or ""
+    )
     write(home / "mine.conf", "#" * (MAX_REGISTRIES_CONF_BYTES + 1))
     with pytest.raises(ConfigurationError, match="larger than the limit"):
         read_registries_conf()
