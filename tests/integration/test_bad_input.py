@@ -100,7 +100,9 @@ class Case:
 
 
 CASES = [
-    Case("unreadable yaml", lambda s: text(s, "workflow:\n  name: [x\n"), 3, ("airgap.yaml:3: no valid YAML", "hint:")),
+    Case(
+        "unreadable yaml", lambda s: text(s, "workflow:\n  name: [x\n"), 3, ("airgap.yaml:3: not valid YAML", "hint:")
+    ),
     Case("empty yaml", lambda s: text(s, ""), 3, ("airgap.yaml:1: the file is empty",)),
     Case("missing file", lambda s: s.config.unlink(), 3, ("there is no `airgap.yaml`", "--config")),
     Case(
@@ -139,7 +141,7 @@ CASES = [
         "ref that does not exist",
         lambda s: config(s, mounting(f"{s.thing.as_uri()}@nowhere,/opt/thing")),
         3,
-        ("the plan has outgrown its lock", "@nowhere", "airferry lock"),
+        ("the lock file does not cover", "@nowhere", "airferry lock"),
     ),
     Case(
         "two overlays want one target",
@@ -280,7 +282,7 @@ def test_a_full_disk(side: NearSide, command: str, require_tool: Callable[[str],
     side.write(paths={"output_dir": str(full)}, compression="gzip", workflow={"name": "other", "stages": ["prep/pack"]})
     done = in_small_file_system(side, full, command)
     assert done.returncode == 4, done.stderr
-    assert "No space left on device" in done.stderr and "free space" in done.stderr
+    assert "No space left on device" in done.stderr and "free up space" in done.stderr
     assert "the plan was touched" not in done.stderr and files.TEMPORARY_PREFIX + "tmp" not in done.stderr
 
 
@@ -327,7 +329,7 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_build(side: NearSide, require_t
         check=False,
     )
     assert done.returncode == 4, done.stderr
-    assert "No space left on device" in done.stderr and "free space" in done.stderr
+    assert "No space left on device" in done.stderr and "free up space" in done.stderr
     assert "the lock stands" in done.stderr and ".airferry-" not in done.stderr.partition("the lock stands")[2]
 
 

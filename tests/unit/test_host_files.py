@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import os
 import shutil
 import tempfile
@@ -32,8 +33,8 @@ def leftovers(folder: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("code", "hint"),
     [
-        (errno.ENOSPC, "free space on the file system of `/a/b`"),
-        (errno.EDQUOT, "free space on the file system of `/a/b`"),
+        (errno.ENOSPC, "free up space on the file system of `/a/b`"),
+        (errno.EDQUOT, "free up space on the file system of `/a/b`"),
         (errno.EFBIG, "ulimit -f"),
         (errno.EACCES, "check the owner and mode of `/a/b`"),
         (errno.EPERM, "check the owner and mode of `/a/b`"),
@@ -105,7 +106,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_temporary(tmp_path: Path, monkey
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(HostError, match=r"cannot write .*No space left") as caught:
         files.write_bytes(path, b"new")
-    assert "free space" in (caught.value.hint or "")
+    assert "free up space" in (caught.value.hint or "")
     assert path.read_bytes() == b"old" and leftovers(tmp_path) == []
 
 
@@ -206,7 +207,7 @@ def test_one_process_works_where_another_does(tmp_path: Path) -> None:
     with files.exclusive_lock(path, purpose="build"):
         with pytest.raises(HostError, match=r"lock` is locked") as caught:
             files.exclusive_lock(path, purpose="load into `x`").__enter__()
-        assert caught.value.hint == "wait until it ends, or use another folder to load into `x`"
+        assert caught.value.hint == "wait until it finishes, or use another folder to load into `x`"
         assert caught.value.fields["path"] == str(path)
     path.write_bytes(b"kept")
     for lock in (files.exclusive_lock(path, purpose="x"), files.waiting_lock(path)):
@@ -293,7 +294,7 @@ def test_a_file_of_another_tool_is_left_alone(tmp_path: Path, content: str) -> N
 def test_a_journal_of_a_newer_airferry_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "journal.yaml"
     path.write_text("schema_version: 2\nwritten_by: airferry\n")
-    with pytest.raises(ConfigurationError, match="has schema_version 2, this airferry knows 1") as caught:
+    with pytest.raises(ConfigurationError, match="has schema_version 2, this version of airferry supports 1") as caught:
         Journal(path)
     assert "another output folder" in (caught.value.hint or "")
 
@@ -346,9 +347,21 @@ def test_modes_names_and_folders_are_those_asked_for(tmp_path: Path, monkeypatch
     assert asked == [tmp_path]
 
 
-def test_only_what_is_needed_is_read_and_only_folders_are_synced(tmp_path: Path) -> None:
-    with pytest.raises(HostError, match="larger than the limit of 1000 bytes"):
-        files.read_bounded(Path("/dev/zero"), limit_bytes=1000)
+def test_only_what_is_needed_is_read_and_only_folders_are_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int | None] = []
+
+    class Endless(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            asked.append(size)
+            return b"x" * (size if size is not None and 0 <= size < 5000 else 5000)
+
+    with monkeypatch.context() as replaced:
+        replaced.setattr(Path, "open", lambda *_: Endless())
+        with pytest.raises(HostError, match="larger than the limit of 1000 bytes"):
+            files.read_bounded(tmp_path / "endless", limit_bytes=1000)
+    assert asked == [1001]
     (tmp_path / "file").write_text("x")
     with pytest.raises(NotADirectoryError):
         files.fsync_directory(tmp_path / "file")

@@ -77,7 +77,7 @@ def parse_place(text: str) -> Place:
     kind, _, rest = text.partition(":")
     path, _, name = rest.partition(":")
     if kind not in ("oci", "oci-archive") or not path:
-        raise UsageError(f"`{text}` names no place, expected {FORMS}")
+        raise UsageError(f"`{text}` is not a source or destination, expected {FORMS}")
     return FilePlace(Path(path), name, kind == "oci-archive")
 
 
@@ -139,7 +139,7 @@ def _open_source(place: Place, pulls: Pulls) -> tuple[Source, Descriptor, str]:
 def _named(place: FilePlace, name: str) -> FilePlace:
     """Return a destination with the name that the image gets there, which is its own where none is given."""
     if not place.name and not name:
-        raise UsageError(f"`{place}`: the image has no name to keep", hint=f"give it one: `{place}:NAME`")
+        raise UsageError(f"`{place}`: the image has no name", hint=f"give it one: `{place}:NAME`")
     return FilePlace(place.path, place.name or name, place.archive)
 
 
@@ -185,7 +185,7 @@ def _tag(reference: Reference, descriptor: Descriptor, *, narrowed: bool) -> str
     if narrowed or reference.digest != descriptor.digest:
         raise UsageError(
             f"`docker://{reference}`: the image is `{descriptor.digest}`"
-            + (", and another one once it is narrowed" if narrowed else ""),
+            + (", and selecting platforms changes the digest" if narrowed else ""),
             hint="name a tag as the destination",
         )
     return reference.tag
