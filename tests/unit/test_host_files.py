@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import os
 import shutil
 import tempfile
@@ -387,9 +388,21 @@ def test_modes_names_and_folders_are_those_asked_for(tmp_path: Path, monkeypatch
     assert asked == [tmp_path]
 
 
-def test_only_what_is_needed_is_read_and_only_folders_are_synced(tmp_path: Path) -> None:
-    with pytest.raises(HostError, match="larger than the limit of 1000 bytes"):
-        files.read_bounded(Path("/dev/zero"), limit_bytes=1000)
+def test_only_what_is_needed_is_read_and_only_folders_are_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int | None] = []
+
+    class Endless(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            asked.append(size)
+            return b"x" * (size if size is not None and 0 <= size < 5000 else 5000)
+
+    with monkeypatch.context() as replaced:
+        replaced.setattr(Path, "open", lambda *_: Endless())
+        with pytest.raises(HostError, match="larger than the limit of 1000 bytes"):
+            files.read_bounded(tmp_path / "endless", limit_bytes=1000)
+    assert asked == [1001]
     (tmp_path / "file").write_text("x")
     with pytest.raises(NotADirectoryError):
         files.fsync_directory(tmp_path / "file")

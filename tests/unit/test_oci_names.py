@@ -17,7 +17,9 @@ HEX = "0123456789abcdef" * 4
 DIGEST = f"sha256:{HEX}"
 COMPONENT = st.from_regex(r"[a-z0-9]{1,8}((\.|_|__|-{1,3})[a-z0-9]{1,8}){0,2}", fullmatch=True)
 TAG = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,20}", fullmatch=True)
-HOST = st.from_regex(r"([a-z0-9]{1,8}\.[a-z]{2,5}|localhost|127\.0\.0\.1|\[::1\])(:[1-9][0-9]{0,4})?", fullmatch=True)
+NAME = st.from_regex(r"[a-z0-9]{1,8}\.[a-z]{2,5}|localhost|127\.0\.0\.1|\[::1\]", fullmatch=True)
+PORT = st.just("") | st.integers(1, 65535).map(lambda port: f":{port}")
+HOST = st.builds(lambda name, port: name + port, NAME, PORT)
 
 
 @given(data=st.binary(max_size=200))
