@@ -83,7 +83,7 @@ class FolderPip(Pip):
     def _check(paths: list[Path], requirement: str, hashes: Collection[str]) -> None:
         got = [sha256(path) for path in paths]
         if hashes and got and not set(got) & set(hashes):
-            raise IntegrityError(f"`{requirement}` has SHA-256 `{got[0]}`, which is none of those locked")
+            raise IntegrityError(f"`{requirement}` has SHA-256 `{got[0]}`, which is not a locked hash")
 
     def _wheels(self, name: str) -> list[tuple[Path, Version, frozenset[Tag]]]:
         found = []

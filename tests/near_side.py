@@ -161,7 +161,7 @@ class NearSide:
         return lock(self.selection(), **more)
 
     def run(self, *arguments: str, check: bool = False, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run the program in a process of its own, in the catalogue."""
+        """Run the program in a subprocess, in the catalogue."""
         return subprocess.run(
             [*PROGRAM, *arguments],
             cwd=self.catalogue,

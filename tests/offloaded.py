@@ -22,7 +22,7 @@ def digest_of(stream: IO[bytes], *, salt: str) -> bytes:
 def refuse(stream: IO[bytes]) -> bytes:
     """Refuse what comes after its first byte."""
     stream.read(1)
-    raise IntegrityError("the stream is no tar", hint="take another")
+    raise IntegrityError("the stream is not a tar", hint="take another")
 
 
 def fail(stream: IO[bytes]) -> bytes:

@@ -112,8 +112,8 @@ def load_for_jobs(
             words += [option, str(value)] if value is not None else []
         emit(
             Warned(
-                f"the bundle is loaded, and its receipt is `{receipt_path}`; only the files for jobs are missing",
-                hint=f"correct what the error names, then `{shlex.join(words)}`",
+                f"the bundle is loaded (receipt `{receipt_path}`), but the files for jobs were not written",
+                hint=f"fix the error, then run `{shlex.join(words)}`",
             )
         )
         raise

@@ -97,7 +97,7 @@ def quickstart(folder: Path, *, platforms: Sequence[str] = (), engine: str = "au
 def lay_out(folder: Path) -> Path:
     """Write the example into a folder, its two Git repositories made on the spot, and return its airgap.yaml.
 
-    Idempotent: what is there already and the same is left alone. Git ids are the same on every machine.
+    Idempotent: what already exists and the same is left alone. Git ids are the same on every machine.
     """
     example = PACKAGE / "example"
     tokenizer = folder / "tokenizer"
@@ -228,7 +228,7 @@ def _run_step(
 
 
 def _code(engine: Engine, receipt: Receipt, far: Path) -> Path:
-    """Take the catalogue out of the launcher image, as whoever submits steps on the far side has it."""
+    """Take the catalogue out of the launcher image, as the operator on the far side gets it."""
     launcher = next(image for image in receipt.images if image.role == "launcher")
     platform = parse_platform(launcher.platforms[0])
     image = engine.pull_from_registry(launcher.pinned, platform=platform, plain_http=True)
@@ -246,25 +246,25 @@ def _story(
     lines = [
         "",
         "Near side",
-        f"  {len(built.images)} images for {len(built.images[0].platforms)} platforms, built without root and daemon in"
+        f"  {len(built.images)} images for {len(built.images[0].platforms)} platforms, built rootless and daemonless in"
         f" {near_s:.0f} s ({built.reused} of {count} reused):",
         *(f"    {image.reference}  {size_text(image.size_bytes)}  {image.digest}" for image in built.images),
         f"  one bundle of {size_text(built.bundle_bytes)}; as {count} uncompressed TARs, one an image and platform, it"
         f" would be {size_text(tars)}: {tars / max(1, built.bundle_bytes):.1f} times as much",
         *_own_share(built),
-        f"  root, to be sent over a separate channel: {built.root}",
+        f"  root digest, to send over a separate channel: {built.root}",
         "",
         "Far side",
-        f"  verified, then loaded into a registry on loopback: {loaded.summary}",
+        f"  verified, then loaded into a registry on localhost: {loaded.summary}",
         "  each step, run by digest from the loaded image, without network, with the code from the launcher image:",
     ]
     for run in runs:
         lines.append(f"    {run.platform}  {run.step}  ({run.elapsed_s:.1f} s)")
         lines += [f"      | {line}" for line in run.output.splitlines()]
     places = {
-        folder / "airgap.yaml": "what was asked for",
+        folder / "airgap.yaml": "what was requested",
         built.output / "airgap-manifest.yaml": "what was built, every digest",
-        built.output / "airgap.lock.yaml": "what moving references were resolved to",
+        built.output / "airgap.lock.yaml": "pinned bases, commits and versions",
         built.bundle: "the bundle, an OCI image layout",
         loaded.receipt_path: "what the registry holds, and what to submit each step with",
         folder / "far" / "data": "what the steps computed",
@@ -274,8 +274,8 @@ def _story(
         "",
         f"All done in {total_s:.0f} s. Where to look:",
         *(f"  {path!s:<{width}}  {what}" for path, what in places.items()),
-        f"Again: the same command reuses all of it. To start over, remove {folder}.",
-        "Next: your own steps, with `airferry doctor`, `plan` and `build`; docs/near-side.md goes through them.",
+        f"Run the same command again to reuse all of it. To start over, remove {folder}.",
+        "Next: your own steps, with `airferry doctor`, `plan` and `build`; docs/near-side.md explains them.",
     ]
     return lines
 

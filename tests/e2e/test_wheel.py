@@ -142,7 +142,7 @@ def quickstart(installed: Installed) -> subprocess.CompletedProcess[str]:
 
 def test_the_quickstart_does_the_whole_job(installed: Installed, quickstart: subprocess.CompletedProcess[str]) -> None:
     assert quickstart.returncode == 0, quickstart.stderr
-    for words in ("root, to be sent", "verified", "without network", "times as much"):
+    for words in ("root digest, to send", "verified", "without network", "times as much"):
         assert words in quickstart.stdout
     manifest = yaml.safe_load((installed.work / "q/out/airgap-manifest.yaml").read_text())
     assert manifest["root"] in quickstart.stdout

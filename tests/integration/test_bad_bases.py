@@ -67,14 +67,14 @@ CASES: list[tuple[str, Callable[[LayoutStore], LayerResult], dict[str, Any], str
     ("gzip called tar", bytes_of(lambda data: data, LAYER_TAR), {}, "but is gzip"),
     ("another diff_id", other_content, {}, "its image's config says"),
     ("another digest", lost, {}, "expected `sha256:"),
-    ("garbage behind the end", bytes_of(lambda data: data + b"garbage"), {}, "bytes behind the end"),
+    ("garbage behind the end", bytes_of(lambda data: data + b"garbage"), {}, "bytes after the end"),
     ("truncated", bytes_of(lambda data: data[:-20]), {}, "ends in the middle"),
     ("flipped bit", bytes_of(lambda data: data[:40] + bytes([data[40] ^ 4]) + data[41:]), {}, "corrupt gzip"),
     ("no tar", bytes_of(lambda data: gzip.compress(b"no tar" * 500)), {}, "layer"),
-    ("unknown type", bytes_of(lambda data: data, "application/vnd.oci.image.layer.v1.tar+lz4"), {}, "no layer type"),
+    ("unknown type", bytes_of(lambda data: data, "application/vnd.oci.image.layer.v1.tar+lz4"), {}, "not a layer type"),
     ("absolute path", packed([*GOOD, Item("/etc/passwd")]), {}, "is absolute"),
     ("path upwards", packed([*GOOD, Item("usr/../../etc/passwd")]), {}, "leads upwards"),
-    ("hard link elsewhere", packed([*GOOD, Item("a", "hard", "../../etc/shadow")]), {}, "no file of the image"),
+    ("hard link elsewhere", packed([*GOOD, Item("a", "hard", "../../etc/shadow")]), {}, "not a file of the image"),
     ("device", packed([*GOOD, Item("dev/sda", "block", "8:0")]), {}, "is a block device (8:0)"),
     ("deep path", packed([*GOOD, Item("d/" * 10_000 + "x")]), {}, "more than 4096 bytes"),
     ("bomb", BOMB, {"limits": {"layer_bytes": 1_000_000}}, "raise `limits.layer_bytes`"),
@@ -153,7 +153,7 @@ def test_a_base_with_a_device_can_be_taken_as_it_is(
     require_tool("buildah")
     make_base(debian_base, tmp_path / "base", last=tar_of([Item("dev/sda", "block", "8:0")]))
     assert run(["build"]) == 6
-    assert "`builder: buildah` with `--probe run` takes it as it is" in capsys.readouterr().err
+    assert "`builder: buildah` with `--probe run` accepts it" in capsys.readouterr().err
     side.write(builder="buildah")
     try:
         assert run(["build", "--probe", "run"]) == 0

@@ -100,7 +100,9 @@ class Case:
 
 
 CASES = [
-    Case("unreadable yaml", lambda s: text(s, "workflow:\n  name: [x\n"), 3, ("airgap.yaml:3: no valid YAML", "hint:")),
+    Case(
+        "unreadable yaml", lambda s: text(s, "workflow:\n  name: [x\n"), 3, ("airgap.yaml:3: not valid YAML", "hint:")
+    ),
     Case("empty yaml", lambda s: text(s, ""), 3, ("airgap.yaml:1: the file is empty",)),
     Case("missing file", lambda s: s.config.unlink(), 3, ("there is no `airgap.yaml`", "--config")),
     Case(
@@ -139,7 +141,7 @@ CASES = [
         "ref that does not exist",
         lambda s: config(s, mounting(f"{s.thing.as_uri()}@nowhere,/opt/thing")),
         3,
-        ("the plan has outgrown its lock", "@nowhere", "airferry lock"),
+        ("the lock file does not cover", "@nowhere", "airferry lock"),
     ),
     Case(
         "two overlays want one target",

@@ -425,7 +425,7 @@ def with_two_versions(side: NearSide) -> Base:
 @pytest.mark.parametrize(
     ("arrange", "reason"),
     [
-        (with_containerfile, "it has a Containerfile of its own, `Own.containerfile`"),
+        (with_containerfile, "it has its own Containerfile, `Own.containerfile`"),
         (with_conflict, "an older `second-addition` of the base would have to be uninstalled first"),
         (with_two_versions, "shows several versions of Python 3.11"),
     ],
@@ -443,7 +443,9 @@ def test_auto_takes_an_engine_where_files_do_not_suffice_and_says_why(
     side.write(builder="auto", build_stages=["build-execution-images"])
     events: list[Event] = []
     side.build(emit=events.append)
-    told = [event.text for event in events if isinstance(event, Notice) and "is built by an engine" in event.text]
+    told = [
+        event.text for event in events if isinstance(event, Notice) and "is built with a container engine" in event.text
+    ]
     assert len(told) == 1 and reason in told[0], told
     side.write(builder="direct")
     with pytest.raises(BuildError, match="cannot be assembled directly") as caught:

@@ -158,7 +158,7 @@ def test_run_passes_volumes_environment_folder_input_and_exit_code(
 @pytest.mark.usefixtures("bases")
 def test_run_that_exceeds_its_time_leaves_nothing(engine: Engine, debian_base: DebianBase) -> None:
     started = time.monotonic()
-    with pytest.raises(BuildError, match="did not end within 2 s"):
+    with pytest.raises(BuildError, match="did not finish within 2 s"):
         engine.run(base_tag(debian_base.manifests[AMD64].digest), ["sleep", "1234567"], platform=AMD64, timeout_s=2)
     assert time.monotonic() - started < 60
     assert engine.storage.containers() == []
@@ -188,7 +188,7 @@ def test_export_hands_over_new_layers_and_no_base(engine: Engine, debian_base: D
 @pytest.mark.usefixtures("bases")
 def test_export_refuses_another_base(engine: Engine, debian_base: DebianBase, tmp_path: Path) -> None:
     image = build(engine, debian_base, tmp_path, "RUN echo 1 > /one\n")
-    with pytest.raises(BuildError, match="does not begin with its base's layers"):
+    with pytest.raises(BuildError, match="does not start with the layers of its base"):
         engine.export(image, base_diff_ids=["sha256:" + "1" * 64], into=tmp_path / "out")
 
 

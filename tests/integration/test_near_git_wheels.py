@@ -118,9 +118,9 @@ def test_a_shallow_remote_is_told(tmp_path: Path) -> None:
     repository = Repository(tmp_path / "repository", "describe()")
     shallow = tmp_path / "shallow"
     process.run(["git", "clone", "-q", "--depth=1", repository.folder.as_uri(), shallow], timeout_s=60)
-    with pytest.raises(BuildError, match="the remote has a part of the history only") as caught:
+    with pytest.raises(BuildError, match="the remote has only part of the history") as caught:
         fetch(tmp_path / "cache", repository.pin("1.0.post2", url=shallow.as_uri()))
-    assert "the whole history" in (caught.value.hint or "")
+    assert "the full history" in (caught.value.hint or "")
 
 
 def test_a_commit_that_is_gone_is_named_with_the_place_in_the_lock(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_the_same_commit_at_another_length_is_a_note(tmp_path: Path) -> None:
     repository = Repository(tmp_path / "repository", '"1.0+" + git("rev-parse", "HEAD")[:11]')
     wheel = fetch(tmp_path / "cache", repository.pin(f"1.0+{repository.commit[:7]}"))
     assert wheel.version == f"1.0+{repository.commit[:11]}"
-    assert "the same commit, its id at another length" in wheel.note
+    assert "the same commit with an abbreviated id of another length" in wheel.note
     assert fetch(tmp_path / "cache", repository.pin(f"1.0+{repository.commit[:7]}")) == wheel
 
 

@@ -108,7 +108,7 @@ def test_an_address_that_git_would_run_is_refused(
 
 
 def test_a_ref_that_looks_like_an_option_is_refused(repository: Repository, cache: Path) -> None:
-    with pytest.raises(BuildError, match="is no ref of"):
+    with pytest.raises(BuildError, match="is not a ref of"):
         driver.resolve_commit(repository.url, "--upload-pack=x", cache=cache)
 
 
@@ -228,7 +228,7 @@ def test_a_link_out_of_the_tree_is_refused(repository: Repository, cache: Path, 
     (repository.path / "bad").symlink_to(target)
     (repository.path / "hop").symlink_to("d")
     commit = repository.commit({"d/file": "x"})
-    with pytest.raises(BuildError, match="symlink `bad`, which leads out"):
+    with pytest.raises(BuildError, match="symlink `bad`, which points outside"):
         bring(repository.url, commit, cache, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -266,7 +266,7 @@ def test_lfs_pointers_are_noticed(repository: Repository, cache: Path, tmp_path:
 
 
 def test_a_submodule_of_a_distant_repository_may_not_point_into_this_host() -> None:
-    with pytest.raises(BuildError, match="points into this host"):
+    with pytest.raises(BuildError, match="points to this host"):
         driver.check_submodules("https://example.org/a.git", [driver.Submodule("x", "/etc", "0" * 40)])
     driver.check_submodules("/srv/a.git", [driver.Submodule("x", "/srv/b.git", "0" * 40)])
 
@@ -359,11 +359,11 @@ def test_submodules_are_led_to_mirrors_as_well_and_none_by_its_own_word_into_thi
         assert (tree.path / "m" / "inner").read_text() == "i"
         assert tree.submodules[0].url == ("https://git.example.org/inner" if number else address)
     for address, reason in [
-        (inner.url, "points into this host"),
-        (str(inner.path), "points into this host"),
-        ("https://git.example.org/../inner", "climbs with"),
-        ("https://git.example.org/%2e%2e/inner", "climbs with"),
-        ("https://git.example.org/x/..%2f../inner", "climbs with"),
+        (inner.url, "points to this host"),
+        (str(inner.path), "points to this host"),
+        ("https://git.example.org/../inner", "contains `.."),
+        ("https://git.example.org/%2e%2e/inner", "contains `.."),
+        ("https://git.example.org/x/..%2f../inner", "contains `.."),
     ]:
         with pytest.raises(BuildError, match=reason):
             bring(url, record(address), cache, tmp_path / "bad")

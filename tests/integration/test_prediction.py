@@ -102,7 +102,7 @@ def test_a_base_that_the_cache_has_no_room_for_is_not_fetched(
     direct: NearSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bases.files, "free_bytes", lambda path: base_bytes(direct) - 1)
-    with pytest.raises(HostError, match=r"GB to fetch, and"):
+    with pytest.raises(HostError, match=r"GB to fetch, but"):
         direct.lock()
     assert not list((tmp_path / "cache" / "bases" / "blobs" / "sha256").iterdir())
 
@@ -115,4 +115,4 @@ def test_the_doctor_looks_for_room_for_the_plan(
     monkeypatch.setattr(predict.files, "free_bytes", lambda path: free_bytes)
     (check,) = (item for item in host._room(read_plan(direct.selection())))
     assert (check.name, check.status) == ("room for the plan", status)
-    assert "not known yet: wheels of" in check.detail and f"{free_bytes / 1e9:.2f} GB free" in check.detail
+    assert "an unknown amount for: wheels of" in check.detail and f"{free_bytes / 1e9:.2f} GB free" in check.detail

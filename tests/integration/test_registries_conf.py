@@ -146,7 +146,7 @@ class Asked:
         self._log = log
 
     def take(self) -> list[str]:
-        """Return what was asked for since the last time."""
+        """Return what was requested since the last time."""
         taken = self._log[:]
         self._log.clear()
         return taken

@@ -206,7 +206,7 @@ def test_login_tries_the_password_keeps_it_for_podman_and_logout_removes_it(
         assert airferry("logout", running.address) == 0
         assert airferry("copy", f"oci:{sealed}:{REFERENCE}", target) == 7
         monkeypatch.setattr(sys, "stdin", io.StringIO(""))
-        assert airferry("login", running.address) == 2, "no terminal to ask on"
+        assert airferry("login", running.address) == 2, "no terminal to prompt on"
     shown = capsys.readouterr()
     assert PASSWORD not in shown.out + shown.err
 

@@ -279,7 +279,7 @@ def test_rollback_puts_tags_back_and_removes_new_ones_or_says_so(
     repeated = load(tmp_path / "newer", to=destination, receipt=tmp_path / "two.yaml", options=ANONYMOUS)
     assert repeated.receipt.images[0].previous_digest == old.digest, "a second load keeps what was before the first"
     # docker-registry 2.8 cannot remove a tag alone
-    reason = "it is new, and the registry cannot remove a tag"
+    reason = "it is new, and the registry cannot delete tags"
     with pytest.raises(RegistryError, match=reason) as caught:
         rollback(tmp_path / "two.yaml", options=ANONYMOUS)
     (marker,) = newer.receipt.artifact_tags
@@ -470,7 +470,7 @@ def test_maps_apply_and_collisions_are_refused_before_anything_is_sent(
         options=ANONYMOUS,
     )
     assert result.receipt.images[0].reference == f"{registry.address}/maps/new/name:v2"
-    with pytest.raises(UsageError, match="fits no image"):
+    with pytest.raises(UsageError, match="matches no image"):
         to = parse_destination(registry.address, maps={"x": "y"})
         load(sealed, to=to, receipt=tmp_path / "r.yaml", options=ANONYMOUS)
 

@@ -357,7 +357,7 @@ def test_what_the_registry_lost_meanwhile_is_found_before_a_tag_moves(
     proxy.faults.append(fault)
     to, receipt = f"{proxy.address}/{lost.__name__}", tmp_path / "r.yaml"
     alone = dataclasses.replace(PATIENT, jobs=1)
-    with pytest.raises(RegistryError, match="lacks what it took") as caught:
+    with pytest.raises(RegistryError, match="has lost content") as caught:
         load(tmp_path / "bundle", to=to, receipt=receipt, options=alone)
     assert struck and caught.value.fields["missing"]
     assert not receipt.exists() and find_tag(registry, lost.__name__) is None

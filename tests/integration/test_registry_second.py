@@ -85,7 +85,7 @@ def test_a_rollback_removes_new_tags_where_the_registry_can(registry: RegistryPr
             assert set(result.removed) == {moved.reference for moved in read_receipt(receipt_path).tags}
             assert f"{registry.address}/back/team/trainer:1.0" in result.removed
         else:
-            with pytest.raises(RegistryError, match="cannot remove a tag"):
+            with pytest.raises(RegistryError, match="cannot delete tags"):
                 rollback(receipt_path, options=OPTIONS)
         found = RegistrySource(client, "back/team/trainer").find("1.0")
         assert (found is None) is deletes

@@ -150,7 +150,7 @@ def test_a_step_that_hangs_is_ended_with_all_that_it_left(fared: dict[str, dict[
             "program at src/nemotron/steps/exec/launcher/step.py:6: the program ",
         ),
         ("exec/launcher", "config", "program", [], "the program `torchrun` is not in the image: FileNotFoundError"),
-        ("early/exit", "imported", "finished", [], "it ended without having read its config"),
+        ("early/exit", "imported", "finished", [], "it ended without reading its config"),
     ],
 )
 def test_steps_that_do_not_come_far(
@@ -159,7 +159,7 @@ def test_steps_that_do_not_come_far(
     entry = fared[step]
     assert (entry["reached"], entry["stopped_by"], entry["missing"]) == (reached, stopped_by, missing)
     assert any(finding in line for line in entry["findings"]), entry["findings"]
-    assert any(f"came to `{reached}`, expected `started`" in line for line in entry["findings"])
+    assert any(f"reached `{reached}`, expected `started`" in line for line in entry["findings"])
 
 
 def test_declared_attempts_and_a_missing_gpu_are_no_findings(fared: dict[str, dict[str, Any]]) -> None:
@@ -249,7 +249,7 @@ def test_a_step_that_there_is_none_of_is_named(yard: NearSide, sealed: api.Build
     limits = yard.document["rehearsal"]
     for name, wanted in (("good/stop", "good/stop/step.py"), ("good/step:tony", "good/step/config/tony.yaml")):
         yard.write(rehearsal={**limits, "steps": {**limits["steps"], name: {"least": "config"}}})
-        with pytest.raises(ConfigurationError, match=rf"airgap.yaml:\d+: .*the catalogue holds no `{wanted}`"):
+        with pytest.raises(ConfigurationError, match=rf"airgap.yaml:\d+: .*the catalogue does not contain `{wanted}`"):
             api.rehearse(yard.selection())
     yard.write(rehearsal=limits)
 
@@ -258,7 +258,7 @@ def test_a_step_that_git_does_not_track_is_named(yard: NearSide, sealed: api.Bui
     yard.write(**stages(*HARMLESS))
     git(yard.catalogue, "rm", "--quiet", "--cached", "src/nemotron/steps/good/step/step.py")
     try:
-        with pytest.raises(ConfigurationError, match=r"good/step/step\.py` is not among what Git tracks"):
+        with pytest.raises(ConfigurationError, match=r"good/step/step\.py` is not tracked by Git"):
             api.rehearse(yard.selection())
     finally:
         git(yard.catalogue, "add", "--all")

@@ -89,19 +89,19 @@ def test_a_manifest_is_the_same_bytes_whatever_the_order() -> None:
 @pytest.mark.parametrize(
     ("lines", "reason"),
     [
-        ([["file", "../up", 1, SHA]], "leads out"),
-        ([["file", "/etc/passwd", 1, SHA]], "leads out"),
-        ([["file", "a//b", 1, SHA]], "leads out"),
-        ([["file", "a%00b", 1, SHA]], "leads out"),
-        ([["file", "a%41", 1, SHA]], "not written as paths are"),
+        ([["file", "../up", 1, SHA]], "points outside"),
+        ([["file", "/etc/passwd", 1, SHA]], "points outside"),
+        ([["file", "a//b", 1, SHA]], "points outside"),
+        ([["file", "a%00b", 1, SHA]], "points outside"),
+        ([["file", "a%41", 1, SHA]], "is not a valid path"),
         ([["file", "a", -1, SHA]], "neither a file nor a link"),
         ([["file", "a", 1, "A" * 64]], "neither a file nor a link"),
-        ([["file", "a", 1, SHA], ["file", "a", 1, SHA]], "there twice"),
-        ([["file", "a", 1, SHA], ["file", "a/b", 1, SHA]], "lies below something"),
-        ([["file", "a/b", 1, SHA], ["link", "a", "c"]], "lies below something"),
-        ([["link", "a", "../b"]], "leads out"),
-        ([["link", "a", "/b"]], "leads out"),
-        ([["link", "a", "b/../../c"]], "leads out"),
+        ([["file", "a", 1, SHA], ["file", "a", 1, SHA]], "listed twice"),
+        ([["file", "a", 1, SHA], ["file", "a/b", 1, SHA]], "is below a path"),
+        ([["file", "a/b", 1, SHA], ["link", "a", "c"]], "is below a path"),
+        ([["link", "a", "../b"]], "points outside"),
+        ([["link", "a", "/b"]], "points outside"),
+        ([["link", "a", "b/../../c"]], "points outside"),
         (["file"], "neither"),
     ],
 )
@@ -121,7 +121,7 @@ def test_a_manifest_that_is_cut_short_is_refused(cut: int) -> None:
 
 
 def test_a_manifest_of_a_newer_airferry_is_refused_by_number() -> None:
-    with pytest.raises(IntegrityError, match="schema_version 2, this airferry knows 1"):
+    with pytest.raises(IntegrityError, match="schema_version 2, this version of airferry supports 1"):
         parse_asset_manifest(b'{"schema_version":2}\n', what="it")
 
 
@@ -230,7 +230,7 @@ def test_an_asset_that_changes_while_it_is_recorded_is_an_error(tmp_path: Path, 
 
 
 @pytest.mark.parametrize(
-    ("target", "reason"), [("/etc/hostname", "leads out of it"), ("../x", "leads out of it"), ("gone", "is not there")]
+    ("target", "reason"), [("/etc/hostname", "points outside"), ("../x", "points outside"), ("gone", "does not exist")]
 )
 def test_links_that_cannot_travel_are_refused(tmp_path: Path, target: str, reason: str) -> None:
     folder = model(tmp_path)
@@ -243,16 +243,16 @@ def test_links_that_cannot_travel_are_refused(tmp_path: Path, target: str, reaso
 def test_pipes_empty_folders_and_bad_words_are_refused(tmp_path: Path) -> None:
     folder = model(tmp_path)
     os.mkfifo(folder / "pipe")
-    with pytest.raises(BuildError, match="`pipe`, which is no regular file"):
+    with pytest.raises(BuildError, match="`pipe`, which is not a regular file"):
         recorded(folder)
     (tmp_path / "void").mkdir()
-    with pytest.raises(BuildError, match="holds no file"):
+    with pytest.raises(BuildError, match="contains no files"):
         recorded(tmp_path / "void")
     with pytest.raises(HostError, match="cannot read"):
         recorded(tmp_path / "absent")
-    with pytest.raises(UsageError, match="no name of an asset"):
+    with pytest.raises(UsageError, match="not a valid asset name"):
         hash_asset(folder, name="No Name")
-    with pytest.raises(UsageError, match="no kind of asset"):
+    with pytest.raises(UsageError, match="unknown asset kind"):
         hash_asset(folder, name="n", kind="thing")
 
 
@@ -385,11 +385,11 @@ def tar_layer(store: LayoutStore, *entries: tuple[str, bytes, str]) -> Descripto
 @pytest.mark.parametrize(
     ("entries", "reason"),
     [
-        ([("../out", tarfile.REGTYPE, "")], "leads out"),
-        ([("a/../../out", tarfile.REGTYPE, "")], "leads out"),
-        ([("l", tarfile.SYMTYPE, "..")], "leads out"),
-        ([("l", tarfile.SYMTYPE, "/etc")], "leads out"),
-        ([("d/l", tarfile.SYMTYPE, "x/../../../out")], "leads out"),
+        ([("../out", tarfile.REGTYPE, "")], "points outside"),
+        ([("a/../../out", tarfile.REGTYPE, "")], "points outside"),
+        ([("l", tarfile.SYMTYPE, "..")], "points outside"),
+        ([("l", tarfile.SYMTYPE, "/etc")], "points outside"),
+        ([("d/l", tarfile.SYMTYPE, "x/../../../out")], "points outside"),
         ([("l", tarfile.SYMTYPE, "d"), ("l/file", tarfile.REGTYPE, "")], "twice"),
         ([("l", tarfile.SYMTYPE, "d"), ("l/m", tarfile.SYMTYPE, "x")], "below another link"),
         ([("a", tarfile.REGTYPE, ""), ("a", tarfile.REGTYPE, "")], "twice"),
@@ -415,7 +415,7 @@ def test_no_artifact_writes_outside_or_leaves_anything(
 def test_no_raw_layer_writes_outside(tmp_path: Path, name: str) -> None:
     store = LayoutStore.create(tmp_path / "layout")
     layer = store.put_bytes(b"x", "application/vnd.cncf.model.weight.v1.raw", annotations={MODELPACK_FILEPATH: name})
-    with pytest.raises(IntegrityError, match="leads out"):
+    with pytest.raises(IntegrityError, match="points outside"):
         unpack_pack(store, hostile(store, [layer]), tmp_path / "asset")
     assert not (tmp_path / "asset").exists()
 
@@ -424,7 +424,7 @@ def test_damage_other_artifacts_and_occupied_places_are_told(tmp_path: Path) -> 
     folder = model(tmp_path)
     store = LayoutStore.create(tmp_path / "layout")
     descriptor = pack_asset(store, recorded(folder), folder)
-    with pytest.raises(UsageError, match="is there already"):
+    with pytest.raises(UsageError, match="already exists"):
         unpack_pack(store, descriptor, folder)
     layer = parse_manifest(store.read_bytes(descriptor)).layers[0]
     blob = store.path / "blobs" / "sha256" / digest_hex(layer.digest)
@@ -435,7 +435,7 @@ def test_damage_other_artifacts_and_occupied_places_are_told(tmp_path: Path) -> 
         unpack_pack(store, descriptor, tmp_path / "there")
     assert not (tmp_path / "there").exists()
     other = hostile(store, [store.put_bytes(b"x", "application/vnd.oci.image.layer.v1.tar")])
-    with pytest.raises(IntegrityError, match="none of ModelPack"):
+    with pytest.raises(IntegrityError, match="not a ModelPack type"):
         unpack_pack(store, other, tmp_path / "there")
 
 

@@ -123,7 +123,7 @@ def lost_config(path: Path) -> Findings:
 def lost_twin(path: Path) -> Findings:
     twin = open_bundle(path).images[twin_name(path)].digest
     remove(path, twin)
-    return [(f"{TWIN}: {no_blob(twin)}", twin), (f"{TWIN}: lists other manifests than the image", twin)]
+    return [(f"{TWIN}: {no_blob(twin)}", twin), (f"{TWIN}: lists different manifests than the image", twin)]
 
 
 def unlisted_twin(path: Path) -> Findings:
@@ -132,7 +132,7 @@ def unlisted_twin(path: Path) -> Findings:
     rewrite_index(path, lambda bundle, entries: [entry for entry in entries if entry.digest != digest])
     return [
         (f"{TWIN}: `{name}` is in the manifest, not in the layout", None),
-        (f"blob `{digest}`: nothing names it", digest),
+        (f"blob `{digest}`: nothing refers to it", digest),
     ]
 
 
@@ -162,8 +162,8 @@ def image_as_twin(path: Path) -> Findings:
     gone = {other.digest, old, *others_of(store, other)}
     return [
         (f"{TWIN}: has digest `{index.digest}`, the manifest says `{old}`", None),
-        (f"{TWIN}: lists other manifests than the image", index.digest),
-        *((f"blob `{digest}`: nothing names it", digest) for digest in gone),
+        (f"{TWIN}: lists different manifests than the image", index.digest),
+        *((f"blob `{digest}`: nothing refers to it", digest) for digest in gone),
     ]
 
 
@@ -205,7 +205,7 @@ def unstated_platform(path: Path) -> Findings:
     twin = open_bundle(path).images[twin_name(path)].digest
     changed(path, platforms={"linux/amd64": image.platforms["linux/amd64"]})
     return [
-        (f"{TWIN}: lists other manifests than the image", twin),
+        (f"{TWIN}: lists different manifests than the image", twin),
         (f"{IMAGE}, platform `linux/arm64`: is in the layout, not in the manifest", None),
     ]
 
@@ -252,14 +252,14 @@ def missing_artifact(path: Path) -> Findings:
     unnamed = {entry.digest, *(layer.digest for layer in manifest.layers)}
     return [
         (f"artifact `{entry.title}`: is in the manifest, not in the layout", entry.digest),
-        *((f"blob `{digest}`: nothing names it", digest) for digest in unnamed),
+        *((f"blob `{digest}`: nothing refers to it", digest) for digest in unnamed),
     ]
 
 
 def two_names(path: Path) -> Findings:
     digest = top(path).digest
     rewrite_index(path, lambda bundle, entries: [*entries, bundle.images[REFERENCE]])
-    return [(f"image `{REFERENCE}`: is in index.json twice", digest)]
+    return [(f"image `{REFERENCE}`: is listed twice in index.json", digest)]
 
 
 def strange_name(path: Path) -> Findings:
@@ -268,7 +268,7 @@ def strange_name(path: Path) -> Findings:
     rewrite_index(path, lambda bundle, entries: [*entries, named(bare, "UPPER CASE")])
     return [
         ("image `UPPER CASE`: is in the layout, not in the manifest", index.digest),
-        ("image `UPPER CASE`: has a name that is no reference", index.digest),
+        ("image `UPPER CASE`: has a name that is not a valid reference", index.digest),
     ]
 
 
@@ -287,12 +287,12 @@ def strays(path: Path) -> Findings:
     (path / "blobs" / "sha256" / ("a" * 64)).mkdir()
     (path / "blobs" / "sha256" / ("b" * 64)).write_text("x")
     return [
-        ("file `readme`: nothing names it", None),
-        ("file `blobs/md5`: nothing names it", None),
-        ("file `blobs/sha256/short`: nothing names it", None),
-        (f"file `blobs/sha256/{'g' * 64}`: nothing names it", None),
-        (f"file `blobs/sha256/{'a' * 64}`: is no regular file", None),
-        (f"blob `sha256:{'b' * 64}`: nothing names it", f"sha256:{'b' * 64}"),
+        ("file `readme`: nothing refers to it", None),
+        ("file `blobs/md5`: nothing refers to it", None),
+        ("file `blobs/sha256/short`: nothing refers to it", None),
+        (f"file `blobs/sha256/{'g' * 64}`: nothing refers to it", None),
+        (f"file `blobs/sha256/{'a' * 64}`: is not a regular file", None),
+        (f"blob `sha256:{'b' * 64}`: nothing refers to it", f"sha256:{'b' * 64}"),
     ]
 
 
@@ -327,7 +327,7 @@ def test_the_error_counts_all_findings_and_shows_the_first(bundle: Path, listed:
     assert first == f"bundle `{bundle}` is damaged: 30 findings"
     assert bool(rest) is not listed
     if rest:
-        assert rest[0] == "  | file `stray00`: nothing names it"
+        assert rest[0] == "  | file `stray00`: nothing refers to it"
         shown = [line for line in rest if "stray" in line]
         assert f"{30 - len(shown)} more" in rest[-1]
     assert "copy" in (caught.value.hint or "")
@@ -355,7 +355,7 @@ def test_the_report_of_a_bundle_as_data_is_all_of_it(bundle: Path) -> None:
     damaged = replace(verify_bundle(bundle), is_bundle=False, beside=("a note",), not_checked=("its origin",))
     document = damaged.to_document()
     assert (document["kind"], document["ok"]) == ("layout", False)
-    assert (document["findings"], document["beside"]) == (["file `stray`: nothing names it"], ["a note"])
+    assert (document["findings"], document["beside"]) == (["file `stray`: nothing refers to it"], ["a note"])
     assert document["not_checked"] == ["its origin"]
 
 
@@ -363,7 +363,11 @@ def test_the_report_of_a_bundle_as_data_is_all_of_it(bundle: Path) -> None:
     ("changes", "message", "hint"),
     [
         ({}, "bundle `PATH` is damaged: 1 finding", COPY_AGAIN),
-        ({"beside_findings": 1}, "bundle `PATH` is whole, archives next to it are not: 1 finding", COPY_ARCHIVES),
+        (
+            {"beside_findings": 1},
+            "bundle `PATH` is complete, but archives next to it are damaged: 1 finding",
+            COPY_ARCHIVES,
+        ),
         ({"is_bundle": False}, "image layout `PATH` is damaged: 1 finding", "copy it again from where it came"),
     ],
 )
@@ -379,9 +383,9 @@ def test_the_error_says_what_is_damaged_and_what_to_copy_again(
 
 def test_nothing_is_written_into_a_bundle(bundle: Path, tmp_path: Path) -> None:
     for path in (bundle / "receipt.yaml", bundle, bundle / "blobs" / ".." / "x"):
-        with pytest.raises(UsageError, match="whatever is added there damages it") as caught:
+        with pytest.raises(UsageError, match="added files damage a bundle") as caught:
             expect_outside(path, bundle)
-        assert caught.value.hint == "name a place outside of the bundle"
+        assert caught.value.hint == "choose a path outside the bundle"
     expect_outside(tmp_path / "receipt.yaml", bundle)
 
 
@@ -427,5 +431,5 @@ def test_a_name_in_a_layout_stands_for_one_thing(tmp_path: Path) -> None:
     bare = [Descriptor(media_type=item.media_type, digest=item.digest, size=item.size) for item in (one, other)]
     store.write_index([named(bare[0], "x:1"), named(bare[1], "x:1")])
     (finding,) = api.verify(tmp_path / "layout").findings
-    assert str(finding) == "image `x:1`: is in index.json twice"
+    assert str(finding) == "image `x:1`: is listed twice in index.json"
     assert finding.digest in (one.digest, other.digest)

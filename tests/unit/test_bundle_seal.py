@@ -84,7 +84,7 @@ def test_killed_at_any_boundary_the_old_bundle_or_the_new_one_stands(
                 assert len(seen) < number
                 break
         report = verify_bundle(path)
-        assert {finding.text for finding in report.findings} <= {"nothing names it"}
+        assert {finding.text for finding in report.findings} <= {"nothing refers to it"}
         roots.append(report.root)
         assert make_bundle(path, "changed").root == expected
         assert verify_bundle(path, root=expected).ok
@@ -145,17 +145,17 @@ def test_a_layer_that_the_pipeline_did_not_see_is_refused(tmp_path: Path) -> Non
     store = LayoutStore.create(tmp_path)
     child, results = put_image(store, [{"a": b"1"}, {"b": b"2"}])
     assert describe_platform(store, child, layers=results).layers[1].digest == results[1].descriptor.digest
-    with pytest.raises(IntegrityError, match="nothing is known of layer"):
+    with pytest.raises(IntegrityError, match="missing record of layer"):
         describe_platform(store, child, layers=results[:1])
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"schema_version: 3\nbrand_new: 1\n", "schema_version 3, this airferry knows 2"),
+        (b"schema_version: 3\nbrand_new: 1\n", "schema_version 3, this version of airferry supports 2"),
         (b"schema_version: 1\n", "workflow: Field required"),
-        (b"- a\n", "is no mapping"),
-        (b"", "is no mapping"),
+        (b"- a\n", "is not a mapping"),
+        (b"", "is not a mapping"),
         (b"a: [", "is not valid YAML"),
         (b"a: &x [1]\nb: *x\n", "alias"),
         (b"a: !!python/object/apply:os.system [ls]\n", "YAML tag"),
@@ -216,7 +216,7 @@ def test_a_receipt_survives_writing_and_reading(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"schema_version: 2", b"schema_version: 9"))
     with pytest.raises(IntegrityError, match="schema_version 9") as caught:
         read_receipt(path)
-    assert "newer airferry" in (caught.value.hint or "")
+    assert "newer version of airferry" in (caught.value.hint or "")
     with pytest.raises(HostError):
         read_receipt(tmp_path / "missing")
 

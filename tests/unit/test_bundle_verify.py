@@ -89,7 +89,7 @@ def test_another_root_is_refused_before_anything_is_parsed(bundle: Path) -> None
 
 @pytest.mark.parametrize("text", ["sha256:123", "0" * 64, "sha512:" + "0" * 64, ""])
 def test_a_root_that_is_none_is_a_usage_error(bundle: Path, text: str) -> None:
-    with pytest.raises(UsageError, match="is no root, expected `sha256:` and 64 hex digits") as caught:
+    with pytest.raises(UsageError, match="is not a root digest, expected `sha256:` and 64 hex digits") as caught:
         open_bundle(bundle, root=text)
     assert "airferry build" in (caught.value.hint or "")
 
@@ -110,7 +110,7 @@ def test_what_a_broken_copy_lacks_is_named_with_what_to_do(bundle: Path, name: s
 
 
 def test_no_bundle_is_a_usage_error(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="holds no bundle"):
+    with pytest.raises(UsageError, match="contains no bundle"):
         verify_bundle(tmp_path)
 
 
@@ -295,20 +295,20 @@ def manifest_lies_about_a_layer(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (stray_blob, "nothing names it"),
-        (stray_file, "file `notes.txt`: nothing names it"),
-        (stray_in_blobs, "file `blobs/sha512`: nothing names it"),
-        (stray_name, "file `blobs/sha256/evil.sh`: nothing names it"),
-        (link_in_blobs, "is no regular file"),
-        (fifo_in_blobs, "is no regular file"),
+        (stray_blob, "nothing refers to it"),
+        (stray_file, "file `notes.txt`: nothing refers to it"),
+        (stray_in_blobs, "file `blobs/sha512`: nothing refers to it"),
+        (stray_name, "file `blobs/sha256/evil.sh`: nothing refers to it"),
+        (link_in_blobs, "is not a regular file"),
+        (fifo_in_blobs, "is not a regular file"),
         (linked_layer, "image `trainer`, platform `linux/amd64`: layer: blob"),
         (unnamed_image, "has 0 names in index.json"),
         (extra_image, "image `registry.example/extra:1`: is in the layout, not in the manifest"),
         (other_image_of_that_name, "image `trainer`: has digest"),
         (other_image_of_that_name, "image `trainer`, platform `linux/amd64`: its manifest in the layout"),
         (image_gone, f"image `trainer`: `{REFERENCE}` is in the manifest, not in the layout"),
-        (image_twice, "is in index.json twice"),
-        (bad_name, "has a name that is no reference"),
+        (image_twice, "is listed twice in index.json"),
+        (bad_name, "has a name that is not a valid reference"),
         (extra_artifact, "is in the layout, not in the manifest"),
         (artifact_gone, "artifact `requirements-trainer.txt`: is in the manifest, not in the layout"),
         (artifact_of_another_type, "has different types"),
@@ -335,7 +335,7 @@ def test_a_linked_folder_is_refused(bundle: Path, name: str) -> None:
 def test_a_linked_file_is_refused(bundle: Path, name: str) -> None:
     (bundle / name).rename(bundle.parent / "elsewhere")
     (bundle / name).symlink_to(bundle.parent / "elsewhere")
-    with pytest.raises(IntegrityError, match="is no regular file"):
+    with pytest.raises(IntegrityError, match="is not a regular file"):
         verify_bundle(bundle)
 
 
@@ -343,10 +343,10 @@ def test_a_bundle_has_one_manifest(bundle: Path) -> None:
     store = LayoutStore.open(bundle)
     second = put_artifact(store, MANIFEST_ARTIFACT, contents=[ArtifactFile("m", MANIFEST_CONTENT, b"a: 1\n")])
     rewrite_index(bundle, lambda _bundle, entries: [*entries, second])
-    with pytest.raises(IntegrityError, match="has 2 manifests"):
+    with pytest.raises(IntegrityError, match="contains 2 airferry manifests"):
         open_bundle(bundle)
     store.write_index([])
-    with pytest.raises(IntegrityError, match="has 0 manifests"):
+    with pytest.raises(IntegrityError, match="contains 0 airferry manifests"):
         open_bundle(bundle)
 
 

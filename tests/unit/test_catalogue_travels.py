@@ -106,7 +106,7 @@ def test_without_git_the_folder_of_the_steps_travels(tmp_path: Path) -> None:
     plan = plan_of(root, paths={"output_dir": "src/out"})
     carried = carry(root, tmp_path / "layout", emit=events.append, plan=plan)
     assert carried is not None and not carried.entry.tracked
-    assert "is in no Git repository, so of the catalogue only `src` travels" in warned(events)
+    assert "is not in a Git repository, so only `src` of the catalogue is added to the bundle" in warned(events)
     extract_artifact(LayoutStore.open(tmp_path / "layout"), carried.artifact[1], tmp_path / "far")
     expected = {name for name in TRACKED if name.startswith("src/")} | {"src/folder", CATALOGUE_MARK}
     assert set(tree(tmp_path / "far")) == expected
@@ -118,7 +118,7 @@ def test_what_a_target_needs_travels_though_git_does_not_track_it(tmp_path: Path
     events: list[Event] = []
     carried = carry(root, tmp_path / "layout", emit=events.append)
     assert carried is not None and carried.entry.files == 8 and carried.entry.tracked
-    assert f"`{STEP}/config/default.yaml` travel, as targets need them" in warned(events)
+    assert f"`{STEP}/config/default.yaml` are added to the bundle because targets need them" in warned(events)
 
 
 def test_what_the_far_side_would_refuse_stays_here(tmp_path: Path) -> None:
@@ -129,8 +129,8 @@ def test_what_the_far_side_would_refuse_stays_here(tmp_path: Path) -> None:
     events: list[Event] = []
     carried = carry(root, tmp_path / "layout", emit=events.append)
     assert carried is not None and carried.entry.files == 8
-    assert "2 files of the catalogue stay here" in warned(events)
-    assert "`out_of_it` is a link that leads out of the catalogue, to `/etc/passwd`" in warned(events)
+    assert "2 files of the catalogue are not added to the bundle" in warned(events)
+    assert "`out_of_it` is a link that points outside the catalogue, to `/etc/passwd`" in warned(events)
     assert "`readme.md` differs from `README.md` only by case or form" in warned(events)
 
 
@@ -175,24 +175,24 @@ FILE, LINK, FOLDER = tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE
 @pytest.mark.parametrize(
     ("entries", "reason"),
     [
-        ([("../out", FILE, "")], "leads out of the catalogue"),
-        ([("a/../../out", FILE, "")], "leads out"),
-        ([("/out", FILE, "")], "leads out"),
-        ([("./a", FILE, "")], "leads out"),
-        ([("a//b", FILE, "")], "leads out"),
+        ([("../out", FILE, "")], "points outside the catalogue"),
+        ([("a/../../out", FILE, "")], "points outside"),
+        ([("/out", FILE, "")], "points outside"),
+        ([("./a", FILE, "")], "points outside"),
+        ([("a//b", FILE, "")], "points outside"),
         ([("a" * 300 + "/" + "b" * 4000, FILE, "")], "name of more than 255 bytes"),
-        ([("/".join(["a" * 250] * 17), FILE, "")], "leads out"),
+        ([("/".join(["a" * 250] * 17), FILE, "")], "points outside"),
         ([("a" * 256, FILE, "")], "name of more than 255 bytes"),
         ([("l" * 300, LINK, "a")], "name of more than 255 bytes"),
         ([("l", LINK, "")], "a link without a target"),
         ([("l", LINK, "a/" * 2100)], "a target of 4096 bytes or more"),
-        ([("l", LINK, "/etc")], "a link that leads out"),
-        ([("l", LINK, "..")], "a link that leads out"),
-        ([("d/l", LINK, "x/../../../out")], "a link that leads out"),
+        ([("l", LINK, "/etc")], "a link that points outside"),
+        ([("l", LINK, "..")], "a link that points outside"),
+        ([("d/l", LINK, "x/../../../out")], "a link that points outside"),
         ([("l", LINK, "d"), ("l/file", FILE, "")], "twice"),
         ([("l", LINK, "d"), ("l/m", LINK, "x")], "below another link"),
         ([("l", LINK, "."), ("l/l/out", FILE, "")], "twice"),
-        ([("a", FILE, ""), ("a", FILE, "")], "there twice"),
+        ([("a", FILE, ""), ("a", FILE, "")], "listed twice"),
         ([("a", FILE, ""), ("a/b", FILE, "")], "twice"),
         ([("README", FILE, ""), ("readme", FILE, "")], "only by case"),
         ([("Straße", FILE, ""), ("STRASSE", FILE, "")], "only by case"),
@@ -201,7 +201,7 @@ FILE, LINK, FOLDER = tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE
         ([("x/.GIT/hooks/post-checkout", FILE, "")], "Git folder"),
         ([("GIT~1/config", FILE, "")], "Git folder"),
         ([(".git", LINK, "x")], "Git folder"),
-        ([(CATALOGUE_MARK, FILE, "")], "takes for itself"),
+        ([(CATALOGUE_MARK, FILE, "")], "airferry reserves"),
         ([("a", FILE, ""), ("b", tarfile.LNKTYPE, "a")], "neither a file"),
         ([("a", tarfile.CHRTYPE, "")], "neither a file"),
         ([("a", tarfile.BLKTYPE, "")], "neither a file"),
@@ -431,21 +431,21 @@ def test_the_registry_has_it_pinned_by_digest(tmp_path: Path, bundle: Path) -> N
     assert not api.check(api.JobSelection(overlays=tmp_path / "jobs"), receipt=receipt, ask_registry=False).blocking
     with pytest.raises(RegistryError) as caught:
         api.overlays(receipt, out=tmp_path / "other")
-    assert "name the bundle with `--bundle`" in (caught.value.hint or "")
+    assert "give the bundle with `--bundle`" in (caught.value.hint or "")
     with pytest.raises(RegistryError) as caught:
         api.extract_catalogue(receipt, tmp_path / "farther")
-    assert "name the bundle in the place of the receipt" in (caught.value.hint or "")
+    assert "give the bundle instead of the receipt" in (caught.value.hint or "")
 
 
 def test_nothing_is_written_into_the_bundle(tmp_path: Path, bundle: Path) -> None:
     layout = open_bundle(bundle).store.path
     (tmp_path / "way").symlink_to(layout)
     for folder in (layout / "jobs", layout / "blobs/jobs", tmp_path / "way/jobs"):
-        with pytest.raises(UsageError, match="lies in the bundle"):
+        with pytest.raises(UsageError, match="is inside the bundle"):
             api.extract_catalogue(bundle, folder)
-        with pytest.raises(UsageError, match="lies in the bundle"):
+        with pytest.raises(UsageError, match="is inside the bundle"):
             api.load(bundle, to="localhost:1/x", receipt=folder / "receipt.yaml")
-        with pytest.raises(UsageError, match="lies in the bundle"):
+        with pytest.raises(UsageError, match="is inside the bundle"):
             api.load_for_jobs(bundle, to="localhost:1/x", jobs=api.JobFiles(folder, receipt=tmp_path / "receipt.yaml"))
     assert verify_bundle(bundle).ok
 
@@ -478,7 +478,7 @@ def test_receipts_of_an_older_airferry_are_read(tmp_path: Path) -> None:
     receipt.write_bytes(receipt.read_bytes().replace(b"schema_version: 2", b"schema_version: 1"))
     source = write_catalogue(tmp_path / "code")
     assert api.overlays(receipt, catalogue=api.CatalogueSource(source), out=tmp_path / "jobs").steps
-    with pytest.raises(UsageError, match="carries no catalogue"):
+    with pytest.raises(UsageError, match="contains no catalogue"):
         api.overlays(receipt, out=tmp_path / "jobs")
 
 
@@ -486,7 +486,7 @@ def test_a_catalogue_that_is_nowhere_is_told(tmp_path: Path, capsys: pytest.Capt
     receipt = put(tmp_path, receipt_of(DIGEST))
     assert run(["overlays", str(receipt), "--out", str(tmp_path / "made")]) == 2
     said = " ".join(capsys.readouterr().err.split())
-    assert "the receipt's bundle carries no catalogue" in said and "--source DIR" in said
+    assert "the receipt's bundle contains no catalogue" in said and "--source DIR" in said
     assert run(["check"]) == 2
     assert "no catalogue given" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "made").exists()

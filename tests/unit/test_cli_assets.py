@@ -40,13 +40,13 @@ def test_findings_exit_with_8_and_are_data(dataset: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["record", "Data", "--out", "Data/m.jsonl"], 2, "lies in the asset itself"),
-        (["record", "Data", "--name", "Bad Name"], 2, "is no name of an asset"),
+        (["record", "Data", "--out", "Data/m.jsonl"], 2, "is inside the asset"),
+        (["record", "Data", "--name", "Bad Name"], 2, "is not a valid asset name"),
         (["record", "absent"], 4, "cannot read"),
-        (["verify", "Data/a.jsonl", "Data"], 6, "no valid asset manifest"),
-        (["verify", "Data", "Data"], 2, "holds no bundle"),
-        (["verify", "Data/a.jsonl", "Data", "--root", "sha256:" + "0" * 64], 2, "goes with a bundle"),
-        (["unpack", "UPPER/case:x:y", "there"], 2, "is no bundle and no reference"),
+        (["verify", "Data/a.jsonl", "Data"], 6, "not a valid asset manifest"),
+        (["verify", "Data", "Data"], 2, "contains no bundle"),
+        (["verify", "Data/a.jsonl", "Data", "--root", "sha256:" + "0" * 64], 2, "requires a bundle"),
+        (["unpack", "UPPER/case:x:y", "there"], 2, "is neither a bundle nor a reference"),
     ],
 )
 @pytest.mark.usefixtures("dataset")

@@ -171,7 +171,7 @@ def test_a_full_disk_that_nobody_translated_is_the_hosts_fault(
     monkeypatch.setattr(program, "app", fill_up)
     assert run(["plan"]) == 4
     shown = capsys.readouterr().err
-    assert "`/some/file`" in shown and "free space" in shown
+    assert "`/some/file`" in shown and "free up space" in shown
 
 
 def test_a_reader_that_goes_away_is_no_error(catalogue: Path) -> None:
@@ -198,10 +198,10 @@ def test_what_is_imported_under_conditions_is_counted_and_listed_on_demand(
     (catalogue / "src/nemotron/steps/sft/tiny/step.py").write_text("import nemotron.helper\n")
     assert run(["plan"]) == 0
     shown = capsys.readouterr().out
-    assert "2 modules imported under conditions, not installed" in shown and "orjson" not in shown
+    assert "2 modules imported conditionally, not installed" in shown and "orjson" not in shown
     for arguments in (["--verbose", "plan"], ["plan", "-v"], ["plan", "--verbose"]):
         assert run(arguments) == 0
-        assert "orjson, zstandard (imported under conditions, not installed)" in capsys.readouterr().out
+        assert "orjson, zstandard (imported conditionally, not installed)" in capsys.readouterr().out
 
 
 def test_global_switches_are_taken_after_the_command_too(catalogue: Path, capsys: pytest.CaptureFixture[str]) -> None:

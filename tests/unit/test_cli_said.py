@@ -58,7 +58,7 @@ def registry() -> Iterator[ScriptedRegistry]:
     ("raised", "code", "expected"),
     [
         (RuntimeError("odd [thing]"), 1, "bug: RuntimeError: odd [thing]"),
-        (program.Interrupted(), program.INTERRUPTED, "interrupted; rerun the same command to go on"),
+        (program.Interrupted(), program.INTERRUPTED, "interrupted; rerun the same command to continue"),
         (PermissionError(13, "Permission denied", "/a/file"), 4, "`/a/file`: Permission denied"),
     ],
 )
@@ -144,7 +144,7 @@ def test_a_login_says_where_it_is_kept_and_a_logout_where_it_was(
     assert str(path) in said()[1].replace(" ", "")
     assert json.loads(path.read_text())["auths"] == {}
     assert run(["logout", registry.address]) == 0
-    assert f"nothing is kept for {registry.address}" in said()[1]
+    assert f"no credentials stored for {registry.address}" in said()[1]
 
 
 # --- bundles ---------------------------------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ def test_many_notes_about_a_folder_are_counted(sealed: Path, tmp_path: Path, sai
     err = said()[1]
     shown = err.count("note:")
     if len(beside) > 20:
-        assert f"{len(beside) - (shown - 1)} more lines about the folder" in err
+        assert f"{len(beside) - (shown - 1)} more notes about the folder" in err
     else:
         assert shown == len(beside)
 
@@ -190,7 +190,7 @@ def test_a_report_says_whether_the_root_was_compared(sealed: Path, given: bool, 
     arguments = ["report", str(sealed), *(["--root", root] if given else [])]
     assert run(arguments) == 0
     out, err = said()
-    assert root in out.replace("\n", "") and ("Integrity was checked, not origin" in err) is not given
+    assert root in out.replace("\n", "") and ("Checked integrity, not origin" in err) is not given
     assert run([*arguments, "--html", "report.html", "--text", "report.txt"]) == 0
     out, err = said()
     assert out == "" and "wrote report.html" in err and "wrote report.txt" in err

@@ -168,7 +168,7 @@ def test_check_exits_with_8_and_prints_json(tmp_path: Path, capsys: pytest.Captu
     assert run(["check", "--source", str(code), "--env-file", "env.toml", "--profile", "a"]) == 3
     assert "env.toml:" in capsys.readouterr().err
     assert run(["check", "--source", str(code), "--site", "gone.yaml"]) == 3
-    assert run(["check", str(code / "README.md"), "--source", str(code)]) == 6, "it is no receipt"
+    assert run(["check", str(code / "README.md"), "--source", str(code)]) == 6, "it is not a receipt"
 
 
 def test_mirrors_write_all_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,11 +22,11 @@ def test_an_asset_is_read_with_its_path_beside_the_file(tmp_path: Path) -> None:
     [
         ("  a: {kind: modell, path: x}", 2, "Input should be 'model'"),
         ("  a:\n    path: x\n    stepps: [b]", 4, "did you mean `steps`?"),
-        ("  a: {kind: model}", 2, "expected one of `path` and `manifest`"),
-        ("  a: {path: x, manifest: y}", 2, "expected one of `path` and `manifest`"),
+        ("  a: {kind: model}", 2, "expected either `path` or `manifest`"),
+        ("  a: {path: x, manifest: y}", 2, "expected either `path` or `manifest`"),
         ("  a: {manifest: y, pack: true}", 2, "`pack` needs `path`"),
-        ("  'A b': {path: x}", 2, "is no name of an asset"),
-        ("  a: {path: x, target: data}", 2, "is no absolute path"),
+        ("  'A b': {path: x}", 2, "is not a valid asset name"),
+        ("  a: {path: x, target: data}", 2, "is not an absolute path"),
         ("  - a", 1, "expected a mapping"),
     ],
 )

@@ -52,7 +52,7 @@ def test_secrets_are_refused_by_name(tmp_path: Path, name: str) -> None:
         ("PYTHONSTARTUP: /x.py", "changes what starts before a step"),
         ("PYTHONHOME: /x", "changes what starts before a step"),
         ("https_proxy: http://proxy:3128", "names a proxy of this network"),
-        ("AIRFERRY_X: x", "airferry's own"),
+        ("AIRFERRY_X: x", "are reserved"),
         ("'A B': x", "is not the name of an environment variable"),
         ("A=B: x", "is not the name of an environment variable"),
         ("URL: https://me:secret@host/", "the value looks like a secret"),
@@ -74,7 +74,7 @@ def test_what_an_image_does_not_take(tmp_path: Path, line: str, reason: str) -> 
 
 def test_there_are_not_too_many(tmp_path: Path) -> None:
     lines = "\n      ".join(f"V{number}: x" for number in range(MAX_VARIABLES))
-    assert f"{MAX_VARIABLES} variables at most" in problem(tmp_path, lines)
+    assert f"at most {MAX_VARIABLES} variables" in problem(tmp_path, lines)
 
 
 def test_the_launcher_takes_the_same_and_keeps_its_catalogue(tmp_path: Path) -> None:

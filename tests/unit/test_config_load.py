@@ -41,7 +41,7 @@ def test_requirements_take_git_addresses_with_a_full_commit_id_only(
     text = f"{image}:\n    base_image: b\n    requirements:\n      other: other==1\n      thing: thing @ {address}\n"
     (told,) = problems(tmp_path, text)
     key = image.replace(":\n  ", ".")
-    assert told.startswith(f"airgap.yaml:{line}: `{key}.requirements.thing`: `thing @ …` is not an address")
+    assert told.startswith(f"airgap.yaml:{line}: `{key}.requirements.thing`: `thing @ …` has an address")
     assert "`thing==VERSION`, or `thing @ git+URL@COMMIT` with a full commit id" in told
     pinned = f"git+https://h/t@{'1' * 40}#subdirectory=x"
     assert load_config(write_airgap(tmp_path, text.replace(address, pinned)))
@@ -104,7 +104,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_yaml_that_cannot_be_read_is_refused_at_its_line(tmp_path: Path, text: str, line: int) -> None:
-    assert problems(tmp_path, text)[0].startswith(f"airgap.yaml:{line}: no valid YAML")
+    assert problems(tmp_path, text)[0].startswith(f"airgap.yaml:{line}: not valid YAML")
 
 
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
 
 def test_a_key_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     found = problems(tmp_path, "workflow: {}\npaths: {}\nworkflow: {}\n")
-    assert found == ["airgap.yaml:3: `workflow`: the key is there twice, first on line 1"]
+    assert found == ["airgap.yaml:3: `workflow`: duplicate key, first on line 1"]
 
 
 def test_aliases_cannot_grow_without_bound(tmp_path: Path) -> None:
@@ -184,17 +184,17 @@ compression: {kind: gzip, level: 12}
         ("compression: {level: '3'}", "expected a whole number"),
         ("compression: {kind: preserve, level: 3}", "takes no level"),
         ("builder: bob", "'auto', 'buildah' or 'direct'"),
-        ("stages: [sav-images]", "`sav-images` is no stage"),
+        ("stages: [sav-images]", "`sav-images` is not a stage"),
         ("platforms: [amd64]", "is not a platform"),
-        ("launcher_image: {platform: linux/amd64, platforms: [linux/amd64]}", "both there"),
+        ("launcher_image: {platform: linux/amd64, platforms: [linux/amd64]}", "exclude each other"),
         ("launcher_image: {tar: ../a.tar}", "inside the output folder"),
-        ("execution_images: {a/b: {base_image: c}}", "is no image name"),
+        ("execution_images: {a/b: {base_image: c}}", "is not an image name"),
         ("execution_images: {a: {base_image: 'A:B:C'}}", "is no"),
-        ("execution_images: {a: {base_image: {bootstrap: {suite: b}, other: 1}}}", "of one kind"),
-        ("execution_images: {a: {base_image: 'oci:'}}", "names no path"),
-        ("execution_images: {a: {base_image: b, required_imports: [a-b]}}", "is no name of a Python module"),
-        ("execution_images: {a: {base_image: b, overlays: [{url: u, ref: r, target: opt}]}}", "no absolute path"),
-        ("execution_images: {a: {base_image: b, overlays: [{url: u, ref: r, target: /}]}}", "no absolute path"),
+        ("execution_images: {a: {base_image: {bootstrap: {suite: b}, other: 1}}}", "exclude each other"),
+        ("execution_images: {a: {base_image: 'oci:'}}", "has no path"),
+        ("execution_images: {a: {base_image: b, required_imports: [a-b]}}", "is not a Python module name"),
+        ("execution_images: {a: {base_image: b, overlays: [{url: u, ref: r, target: opt}]}}", "not an absolute path"),
+        ("execution_images: {a: {base_image: b, overlays: [{url: u, ref: r, target: /}]}}", "not an absolute path"),
         ("source: {steps: ../steps}", "inside the catalogue's root"),
         ("site: [a]", "expected a mapping"),
         ("assets: a", "expected a mapping"),

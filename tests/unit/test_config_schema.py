@@ -24,7 +24,7 @@ def schema_accepts(value: Any) -> bool:
 
 
 def test_the_shipped_schema_is_the_generated_one() -> None:
-    """Set AIRFERRY_REGENERATE=1 to write it anew."""
+    """Set AIRFERRY_REGENERATE=1 to write it again."""
     if os.environ.get("AIRFERRY_REGENERATE"):
         SCHEMA.write_text(render_schema())
     assert SCHEMA.read_text() == render_schema()

@@ -52,7 +52,7 @@ def test_a_profile_is_read_from_a_file_of_its_own_or_from_airgap_yaml(tmp_path: 
         ("executor: [docker]\n", "site.yaml:1: `executor`: unknown key, did you mean `executors`?"),
         ("executors:\n  - kubernetes\n  - enroot\n", "site.yaml:3: `executors[1]`"),
         ("executors: [slurm-pyxis]\n", "`slurm-pyxis` needs the `version` of enroot"),
-        ("executors: [podman, podman]\n", "`podman` is there twice"),
+        ("executors: [podman, podman]\n", "`podman` is listed twice"),
         ("executors: [{kind: podman, profile: a}]\nprofiles: {b: {}}\n", "names the profile `a`"),
         ("mounts:\n- relative\n", "site.yaml:2: `mounts[0]"),
         ("mounts: ['/a:/b:/c:ro']\n", "expected `PATH[:TARGET][:ro|rw]`"),
@@ -60,7 +60,7 @@ def test_a_profile_is_read_from_a_file_of_its_own_or_from_airgap_yaml(tmp_path: 
         ("gpu: {compute_capabilities: [H100]}\n", "expected a compute capability"),
         ("registry: https://registry.site\n", "expected `HOST:PORT/PREFIX`"),
         ("", "expected a mapping"),
-        ("workflow: {name: x}\n", "there is no `site` in it"),
+        ("workflow: {name: x}\n", "it has no `site`"),
         ("site: site.yaml\n", "`site`: unknown key"),
     ],
 )

@@ -104,7 +104,7 @@ def test_what_is_wrong_with_a_twin_is_found(bundle: Path) -> None:
     reseal(bundle, images={**images, TWIN: other})
     found = texts(bundle)
     assert len(found) == 2 and all("Docker twin of image `trainer`" in text for text in found)
-    assert "the manifest says" in found[0] and "lists other manifests than the image" in found[1]
+    assert "the manifest says" in found[0] and "lists different manifests than the image" in found[1]
 
     make_bundle(bundle, twins=True)
     entry = {**open_bundle(bundle).manifest.images[0].model_dump(), "docker_twin": None}
@@ -210,7 +210,7 @@ def test_a_load_that_fails_leads_with_the_cause_and_counts_what_is_missing(bundl
         load(bundle, to=f"{address}/site", receipt=tmp_path / "receipt.yaml", options=OPTIONS)
     cause, _, rest = caught.value.message.partition("; ")
     assert cause.startswith(f"`{address}` refuses connections: cannot ")
-    assert rest == "no tag was moved; not whole there yet: 1 image and 2 artifacts"
+    assert rest == "no tag was moved; not complete there yet: 1 image and 2 artifacts"
 
 
 def test_a_twin_and_an_image_under_one_name_are_refused(bundle: Path, tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_serve_offers_twins_under_their_tags(bundle: Path) -> None:
 
 
 def test_the_hint_of_a_rollback_says_only_what_was_done() -> None:
-    moved = {"hub/x:1": "something else has moved it since"}
+    moved = {"hub/x:1": "another client has moved it since"}
     new = {"hub/x:1": tags.NOT_REMOVABLE}
     removal = "remove the new tags with the registry's own tools if they must go"
     assert tags._rollback_hint(moved, others=0) is None

@@ -169,7 +169,7 @@ def test_every_command_that_a_message_names_exists() -> None:
 
 
 def test_the_command_line_reference_is_the_generated_one() -> None:
-    """Set AIRFERRY_REGENERATE=1 to write it anew."""
+    """Set AIRFERRY_REGENERATE=1 to write it again."""
     if os.environ.get("AIRFERRY_REGENERATE"):
         REFERENCE.write_text(cli_reference.render())
     assert REFERENCE.read_text() == cli_reference.render()

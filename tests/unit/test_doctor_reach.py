@@ -149,10 +149,10 @@ def test_a_catalogue_that_is_not_found_is_one_failed_check_of_the_host(
     config = write_airgap(home, airgap({"one": "a.invalid/b"}, {"s/one": "one"}))
     report = doctor(Selection(config))
     assert [(check.name, check.status) for check in report.checks] == [("git", "ok"), ("catalogue", "fail")]
-    assert report.checks[1].detail.startswith("no folder of steps")
+    assert report.checks[1].detail.startswith("no steps folder")
     assert "--source DIR" in report.checks[1].hint and not report.planned
     told = doctor(Selection(config, source=home / "absent")).checks[1].detail
-    assert told == f"`{home / 'absent'}` has no folder of steps `src/nemotron/steps`"
+    assert told == f"`{home / 'absent'}` has no steps folder `src/nemotron/steps`"
     config.write_text("workflow: 1\n")
     with pytest.raises(ConfigurationError):
         doctor(Selection(config))

@@ -23,7 +23,7 @@ FAILED_STEP = (
 
 
 def failure(*tail: str, returncode: int | None = 1) -> ProcessFailed:
-    return ProcessFailed("`x` did not end", command="x", returncode=returncode, tail=tail, hint="rerun")
+    return ProcessFailed("`x` did not finish", command="x", returncode=returncode, tail=tail, hint="rerun")
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_a_step_of_several_stages_is_found() -> None:
 
 def test_time_out_keeps_its_own_message() -> None:
     error = build_error(failure(*FAILED_STEP, returncode=None), what="`x`")
-    assert "did not end" in error.message
+    assert "did not finish" in error.message
     assert error.hint == "rerun"
 
 
@@ -118,5 +118,5 @@ def test_auto_prefers_buildah_and_falls_back_to_podman(tmp_path: Path, monkeypat
 def test_a_version_that_is_too_old_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine_stub(tmp_path, "buildah", "buildah version 1.19.6")
     monkeypatch.setattr("airferry.host.process.find_program", lambda name: tmp_path / name)
-    with pytest.raises(HostError, match=r"is version 1\.19\.6, at least 1\.23 is needed"):
+    with pytest.raises(HostError, match=r"is version 1\.19\.6, at least 1\.23 is required"):
         find_engine("buildah")

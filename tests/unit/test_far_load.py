@@ -23,7 +23,7 @@ from airferry.registry.retry import RetryPolicy
 from oci_images import make_bundle
 from scripted_registry import Call, Exchange, ScriptedRegistry, error_document, run_scripted, sha256
 
-ORIGIN_UNKNOWN = "Integrity was checked, not origin"
+ORIGIN_UNKNOWN = "Checked integrity, not origin"
 TRAINER = "airgap/team/trainer"
 
 
@@ -112,7 +112,7 @@ def test_a_load_says_what_it_did_and_a_second_one_sends_nothing(
 ) -> None:
     assert load(registry, bundles["old"]) == 0
     first = said(capsys)[1]
-    assert "0 taken over from another repository, 0 there already" in first
+    assert "0 mounted from another repository, 0 already present" in first
     assert "2 of 2 tags moved" in first and "wrote airgap-receipt.yaml" in first
     assert load(registry, bundles["old"], "--json") == 0
     second = json.loads(said(capsys)[0])
@@ -162,7 +162,7 @@ def test_a_rollback_puts_back_what_a_tag_stood_for_and_removes_what_is_new(
     assert tag_of(registry, TRAINER, "1.0") == before
     assert rollback() == 0, "a rollback can be repeated"
     out, err = said(capsys)
-    assert out == "" and "all tags are as they were before the load" in err
+    assert out == "" and "all tags are back to their state before the load" in err
     assert tag_of(registry, TRAINER, "1.0") == before
 
 
@@ -191,8 +191,8 @@ def test_a_rollback_leaves_a_tag_alone_that_others_moved_since(
     said(capsys)
     assert rollback() == 7
     err = said(capsys)[1]
-    assert "not all tags are as they were before the load" in err and "1 other tag is as before the load" in err
-    expected = "something else has removed it" if gone else f"something else has moved it since, to `{moved}`"
+    assert "not all tags are back to their state before the load" in err and "1 other tag is as before the load" in err
+    expected = "another client has removed it" if gone else f"another client has moved it since, to `{moved}`"
     assert f"`{registry.address}/{TRAINER}:1.0`: {expected}" in err
     assert tag_of(registry, TRAINER, "1.0") == moved, "another's tag stays what they made it"
     assert registry.count("PUT", "manifests") == puts
@@ -217,7 +217,7 @@ def test_a_rollback_where_tags_cannot_be_removed_says_so_and_restores_the_rest(
     said(capsys)
     assert rollback() == 7
     err = said(capsys)[1]
-    assert "it is new, and the registry cannot remove a tag" in err
+    assert "it is new, and the registry cannot delete tags" in err
     assert "remove the new tags with the registry's own tools if they must go" in err
     assert tag_of(registry, TRAINER, "1.0") == before
 
@@ -257,7 +257,7 @@ def test_tags_move_last_and_what_they_stood_for_is_noted_before(
 
     registry.calls.clear()
     registry.faults.append(fail)
-    with pytest.raises(RegistryError, match="1 of 2 tags have moved") as caught:
+    with pytest.raises(RegistryError, match="1 of 2 tags were moved") as caught:
         script.load()
     assert "rerun the same load" in (caught.value.hint or "")
     tags = [call.number for call in registry.calls if is_tag(call)]
@@ -362,7 +362,7 @@ def test_a_rollback_says_each_tag_as_it_goes_and_logs_in_as_a_load_does(
     tags = read_receipt(Path("airgap-receipt.yaml")).tags
     assert {*result.restored, *result.removed} == {tag.reference for tag in tags}
     notices = [event.text for event in events if isinstance(event, Notice)]
-    assert notices == [f"`{tag.reference}` is as it was before the load" for tag in tags]
+    assert notices == [f"`{tag.reference}` already has its value from before the load" for tag in tags]
 
 
 def test_no_tag_to_move_leaves_no_journal_and_a_reference_without_a_tag_is_nothing_to_put_back(

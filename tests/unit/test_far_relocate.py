@@ -53,7 +53,7 @@ def test_the_longest_map_wins_and_one_that_fits_nothing_is_refused() -> None:
     names = ["a.io/x/one:1", "a.io/x/two:1"]
     found = relocate(names, replace(TO, maps={"a.io/x": "general", "a.io/x/two": "special"}))
     assert [place.repository for place in found.values()] == ["mirror/x/general/one", "mirror/x/special"]
-    with pytest.raises(UsageError, match=r"`--map a\.io/xx=…` fits no image"):
+    with pytest.raises(UsageError, match=r"`--map a\.io/xx=…` matches no image"):
         relocate(names, replace(TO, maps={"a.io/xx": "y"}))
 
 

@@ -323,7 +323,7 @@ def test_a_damaged_bundle_is_reported_and_the_code_says_so(tmp_path: Path, capsy
 
 
 def test_bundles_that_cannot_be_read_and_places_that_cannot_be_written(sealed: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="holds no bundle"):
+    with pytest.raises(UsageError, match="contains no bundle"):
         api.report(tmp_path / "nothing")
     (tmp_path / "file").write_text("")
     with pytest.raises(HostError):

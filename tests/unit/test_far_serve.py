@@ -280,7 +280,7 @@ def test_a_password_file_of_another_kind_is_refused_at_its_line(tmp_path: Path, 
 
 def test_an_empty_password_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "users").write_text("# nobody\n")
-    with pytest.raises(ConfigurationError, match="holds no user"):
+    with pytest.raises(ConfigurationError, match="contains no user"):
         Passwords.read(tmp_path / "users")
 
 
@@ -300,7 +300,7 @@ def test_a_port_in_use_is_an_error_of_the_environment(
 
 @pytest.mark.parametrize("address", ["5000", "127.0.0.1", "127.0.0.1:x", "127.0.0.1:70000"])
 def test_an_address_of_another_form_is_refused(address: str) -> None:
-    with pytest.raises(UsageError, match="is no address"):
+    with pytest.raises(UsageError, match="is not an address"):
         Listener(address)
 
 
@@ -313,7 +313,7 @@ def test_wrong_certificates_are_refused_and_the_port_given_back(bundle: Path, tm
     ):
         pass
     with (
-        pytest.raises(UsageError, match="come together"),
+        pytest.raises(UsageError, match="a certificate requires its key"),
         api.serve(bundle, listen="127.0.0.1:0", options=api.ServeOptions(tls_key=tmp_path / "x.pem")),
     ):
         pass
@@ -325,7 +325,7 @@ def test_another_root_and_no_bundle_are_refused(bundle: Path, tmp_path: Path) ->
         api.serve(bundle, listen="127.0.0.1:0", root="sha256:" + "0" * 64),
     ):
         pass
-    with pytest.raises(UsageError, match="holds no bundle"), api.serve(tmp_path / "x", listen="127.0.0.1:0"):
+    with pytest.raises(UsageError, match="contains no bundle"), api.serve(tmp_path / "x", listen="127.0.0.1:0"):
         pass
 
 

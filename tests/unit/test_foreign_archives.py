@@ -38,7 +38,7 @@ def damaged(path: Path, damage: Damage) -> Path:
 
 
 def expect(told: str, work: Callable[[], object]) -> None:
-    """Do work that may succeed, for not all bytes matter; its failure names the file and is no traceback."""
+    """Do work that may succeed, for not all bytes matter; its failure names the file and is not a traceback."""
     try:
         work()
     except BuildError as error:
@@ -59,7 +59,7 @@ def test_a_damaged_debian_package(tmp_path_factory: pytest.TempPathFactory, dama
 def test_a_debian_package_whose_member_has_no_size(tmp_path: Path, size: bytes) -> None:
     path = tmp_path / "a_1_all.deb"
     path.write_bytes(b"!<arch>\n" + b"control.tar.xz".ljust(48) + size.ljust(10) + b"`\n" + b"x" * 100)
-    with pytest.raises(BuildError, match=r"`a_1_all\.deb` is no Debian package"):
+    with pytest.raises(BuildError, match=r"`a_1_all\.deb` is not a Debian package"):
         list(compose([path], epoch_s=0))
 
 

@@ -213,7 +213,7 @@ def test_a_login_that_is_not_base64_is_none(secret: str, tmp_path: Path, monkeyp
 
 @pytest.mark.parametrize("address", ["127.0.0.1:" + "1" * 5_000, "127.0.0.1:٠", "127.0.0.1:-1", "[::1:x", ":"])
 def test_an_address_to_listen_on(address: str) -> None:
-    failure(lambda: Listener(address), AirferryError, 2, "is no address")
+    failure(lambda: Listener(address), AirferryError, 2, "is not an address")
 
 
 NO_URLS = ["http://[::1", "http://h:port/x", "http://h:99999/x", "//\u00bd[", "http://[]/"]

@@ -133,7 +133,7 @@ def test_a_number_has_a_bound(text: str, number: int | None) -> None:
 
 @pytest.mark.parametrize("name", ["[::::]/a", "[1.2.3.4]/a", "[1:2]/a", "localhost:65536/a", "localhost:99999/a"])
 def test_a_host_that_no_url_can_hold_is_no_registry(name: str) -> None:
-    with pytest.raises(UsageError, match="is no registry host") as caught:
+    with pytest.raises(UsageError, match="is not a registry host") as caught:
         parse_reference(name)
     assert caught.value.exit_code == 2
 

@@ -33,8 +33,8 @@ def leftovers(folder: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("code", "hint"),
     [
-        (errno.ENOSPC, "free space on the file system of `/a/b`"),
-        (errno.EDQUOT, "free space on the file system of `/a/b`"),
+        (errno.ENOSPC, "free up space on the file system of `/a/b`"),
+        (errno.EDQUOT, "free up space on the file system of `/a/b`"),
         (errno.EFBIG, "ulimit -f"),
         (errno.EACCES, "check the owner and mode of `/a/b`"),
         (errno.EPERM, "check the owner and mode of `/a/b`"),
@@ -207,7 +207,7 @@ def test_one_process_works_where_another_does(tmp_path: Path) -> None:
     with files.exclusive_lock(path, purpose="build"):
         with pytest.raises(HostError, match=r"lock` is locked") as caught:
             files.exclusive_lock(path, purpose="load into `x`").__enter__()
-        assert caught.value.hint == "wait until it ends, or use another folder to load into `x`"
+        assert caught.value.hint == "wait until it finishes, or use another folder to load into `x`"
         assert caught.value.fields["path"] == str(path)
     path.write_bytes(b"kept")
     for lock in (files.exclusive_lock(path, purpose="x"), files.waiting_lock(path)):
@@ -335,7 +335,7 @@ def test_an_older_journal_with_aliases_is_read_and_written_without(tmp_path: Pat
 def test_a_journal_of_a_newer_airferry_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "journal.yaml"
     path.write_text("schema_version: 2\nwritten_by: airferry\n")
-    with pytest.raises(ConfigurationError, match="has schema_version 2, this airferry knows 1") as caught:
+    with pytest.raises(ConfigurationError, match="has schema_version 2, this version of airferry supports 1") as caught:
         Journal(path)
     assert "another output folder" in (caught.value.hint or "")
 

@@ -1,4 +1,4 @@
-"""A function in a process of its own: what it returns and raises, and that it ends."""
+"""A function in a subprocess: what it returns and raises, and that it ends."""
 
 from __future__ import annotations
 

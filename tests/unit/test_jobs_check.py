@@ -85,7 +85,7 @@ def found(report: CheckReport, kind: str, level: str | None = None) -> list[Find
 
 
 def test_the_findings_are_the_golden_ones(root: Path) -> None:
-    """Set AIRFERRY_REGENERATE=1 to write them anew, and read the difference."""
+    """Set AIRFERRY_REGENERATE=1 to write them again, and read the difference."""
     report = check(root)
     observed: dict[str, list[list[str]]] = {}
     for finding in report.findings:
@@ -234,15 +234,15 @@ def test_no_overlay_is_named_for_a_config_that_did_not_travel(root: Path, tmp_pa
 
 def test_a_checkout_that_the_image_does_not_hold_is_said_to_be_missing(root: Path) -> None:
     (cloned,) = [item for item in check(root, receipt=receipt("sft/one:tiny")).findings if item.kind == "git"]
-    assert cloned.fix is not None and "does not hold it: build the bundle again" in cloned.fix
+    assert cloned.fix is not None and "does not contain it: build the bundle again" in cloned.fix
 
 
 @pytest.mark.parametrize(
     ("image", "gpu", "expected"),
     [
-        (RegistryImage(False, {}), {}, ("image", "does not hold")),
+        (RegistryImage(False, {}), {}, ("image", "does not have")),
         (RegistryImage(False, {}, "no answer"), {}, ("image", "no answer")),
-        (RegistryImage(True, {"CUDA_VERSION": "13.0.1"}), {"driver": "570.10"}, ("gpu", "from 580.0")),
+        (RegistryImage(True, {"CUDA_VERSION": "13.0.1"}), {"driver": "570.10"}, ("gpu", "driver 580.0")),
         (RegistryImage(True, {"CUDA_VERSION": "12.8.0"}), {"driver": "550.54"}, None),
         (RegistryImage(True, {"TORCH_CUDA_ARCH_LIST": "7.5 8.0"}), {"compute_capabilities": ["9.0"]}, ("gpu", "9.0")),
         (RegistryImage(True, {"TORCH_CUDA_ARCH_LIST": "8.0 8.6+PTX"}), {"compute_capabilities": ["9.0"]}, None),
@@ -282,10 +282,10 @@ def test_an_image_that_is_hidden_from_enroot_blocks_with_the_way_out(root: Path)
 @pytest.mark.parametrize(
     ("image", "expected"),
     [
-        (HIDDEN, "build the bundle again as the findings say, and load it; for the rest, type the overrides"),
+        (HIDDEN, "build the bundle again as the findings say, and load it; for the rest, set the overrides"),
         (RegistryImage(True, {}, "zstd", fix="gzip", other_build=True), "build the bundle again"),
-        (RegistryImage(False, {}), "load the bundle again; for the rest, type"),
-        (RegistryImage(True, {}), "type the overrides, or change site profile and `env.toml`; then check again"),
+        (RegistryImage(False, {}), "load the bundle again; for the rest, set"),
+        (RegistryImage(True, {}), "set the overrides, or change the site profile and `env.toml`; then check again"),
     ],
 )
 def test_the_closing_hint_fits_the_findings(root: Path, image: RegistryImage, expected: str) -> None:
@@ -378,11 +378,15 @@ def test_the_profile_of_env_toml_counts_and_is_looked_at_itself(root: Path, tmp_
 @pytest.mark.parametrize(
     ("text", "profile", "expected"),
     [
-        ("[a]\nb = \n", "a", "env.toml:2: no valid TOML"),
-        ("[a]\n", "b", "profile `b` is not there; there are `a`"),
-        ('[a]\nextends = "c"\n', "a", "env.toml:1: profile `a` extends `c`, which is not there"),
-        ('[x]\n[a]\nextends = "b"\n[b]\nextends = "a"\n', "a", "env.toml:4: profiles extend each other: a → b → a"),
-        ("[wandb]\n", "wandb", "profile `wandb` is not there; there are none"),
+        ("[a]\nb = \n", "a", "env.toml:2: not valid TOML"),
+        ("[a]\n", "b", "profile `b` does not exist; available: `a`"),
+        ('[a]\nextends = "c"\n', "a", "env.toml:1: profile `a` extends `c`, which does not exist"),
+        (
+            '[x]\n[a]\nextends = "b"\n[b]\nextends = "a"\n',
+            "a",
+            "env.toml:4: circular inheritance between profiles: a → b → a",
+        ),
+        ("[wandb]\n", "wandb", "profile `wandb` does not exist; available: none"),
     ],
 )
 def test_what_is_wrong_with_env_toml_is_told_at_its_line(
@@ -411,7 +415,7 @@ def test_storage_of_the_profile_counts_in_each_executors_own_form(
     site = {"executors": [{"kind": kind, "version": "29.1"}]}
     report = check(root, site, env_file=read_env_file(path), profile="base", targets=("byob/mcq:translate",))
     (dataset,) = [item for item in report.findings if item.key == "dataset_path" and item.kind == "input"]
-    assert (dataset.level, "cannot be seen from this host" in dataset.text) == ("note", True)
+    assert (dataset.level, "is not visible from this host" in dataset.text) == ("note", True)
     (extras,) = found(report, "startup")
     assert (extras.level, extras.key, extras.line, extras.value) == ("warn", "base.pip_extras", 4, "typer")
     mirrored = {**site, "mirrors": {"packages": "https://pypi.site/simple"}}
@@ -419,7 +423,7 @@ def test_storage_of_the_profile_counts_in_each_executors_own_form(
 
 
 def test_a_profile_without_a_file_and_an_unknown_executor_are_usage_errors(root: Path) -> None:
-    with pytest.raises(UsageError, match="is in no file"):
+    with pytest.raises(UsageError, match="is not in any file"):
         check(root, profile="a")
     with pytest.raises(UsageError, match="has no executor `docker`"):
         check(root, executor="docker")
@@ -466,10 +470,13 @@ def test_assets_are_looked_at_where_containers_find_them(root: Path, tmp_path: P
     assert fix.endswith(f"airferry assets verify BUNDLE {storage}/base --name base")
     (storage / "base" / "w.safetensors").unlink()
     ((level, text, _fix),) = look("/models/base")
-    assert (level, "the model `base` is not what was recorded: missing: w.safetensors" in text) == ("block", True)
+    assert (level, "the model `base` differs from what was recorded: missing: w.safetensors" in text) == ("block", True)
     assert "is not there" in look("/models/gone")[0][1]
     assert look("/far/base")[0][0] == "note", "storage that this host does not see"
-    assert look("/elsewhere")[0][:2] == ("block", "the model `base` is expected at `/elsewhere`, which is on no mount")
+    assert look("/elsewhere")[0][:2] == (
+        "block",
+        "the model `base` is expected at `/elsewhere`, which is not on a mount",
+    )
 
 
 def test_what_is_wrong_with_a_path(tmp_path: Path) -> None:

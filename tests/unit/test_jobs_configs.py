@@ -135,7 +135,7 @@ def test_each_executor_gets_the_image_in_its_own_form(tmp_path: Path, executor: 
     kind = executor.partition(":")[0]
     config = load_as_steps_do(tmp_path / "overlays" / kind / "sft/one/tiny.yaml")
     assert config.run.env.container_image == expected
-    assert any("cannot be given a digest" in note for note in made.notes) == executor.endswith(":3.3")
+    assert any("does not accept digests" in note for note in made.notes) == executor.endswith(":3.3")
 
 
 def test_storage_is_in_each_executors_own_form(tmp_path: Path) -> None:
@@ -241,7 +241,7 @@ def test_a_declared_asset_takes_the_place_of_what_it_is_for(tmp_path: Path) -> N
     assert step.to_document()["staged"]["hf_model_path"] == "/lustre/models/nano-30b-bf16"
     text = made.files["slurm-pyxis/sft/one/tiny.yaml"]
     assert "# Staged: hf_model_path is the asset nano" in text and "${oc.env:SFT_MODEL,/lustre/models/nano" in text
-    assert not any("not clear" in note for note in made.notes)
+    assert not any("cannot tell which key" in note for note in made.notes)
 
 
 def test_the_variable_that_a_value_reads_still_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,7 +258,7 @@ def test_the_variable_that_a_value_reads_still_wins(tmp_path: Path, monkeypatch:
         # two that could be meant, and two values that could be
         ([("a", "model", "/m/a", ("sft/one",)), ("b", "model", "/m/b", ("sft/one",))], {"a", "b"}),
         ([("a", "model", "/m/a", ("sft/one",))], {"a"}),
-        # a folder is no place for a file
+        # a folder is not a place for a file
         ([("d", "dataset", "/data/folder", ("sft/one",))], {"d"}),
         # declared for every step: nothing says that this one reads it
         ([("d", "dataset", "/data/x.jsonl", ())], set()),
@@ -273,7 +273,7 @@ def test_what_is_not_clear_is_left_alone_and_said(tmp_path: Path, assets: Any, e
     (folder / "step.toml").write_text(f'[step]\nid = "sft/one"\n{CONSUMES}')
     made = overlays(tmp_path, receipt("sft/one:tiny").model_copy(update={"assets": staged(*assets)}))
     assert all(not step.staged for step in made.steps)
-    said = {note.partition("the asset `")[2].partition("`")[0] for note in made.notes if "not clear" in note}
+    said = {note.partition("for asset `")[2].partition("`")[0] for note in made.notes if "cannot tell" in note}
     assert said == expected
 
 
@@ -329,11 +329,11 @@ def test_what_the_catalogue_contradicts_is_refused(
     with pytest.raises(ConfigurationError) as caught:
         overlays(tmp_path, loaded)
     assert expected in caught.value.message
-    assert ("catalogue that travelled" in (caught.value.hint or "")) == ("has no config" in expected)
+    assert ("catalogue of the bundle" in (caught.value.hint or "")) == ("has no config" in expected)
 
 
 def test_a_folder_without_steps_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="has no folder of steps"):
+    with pytest.raises(ConfigurationError, match="has no steps folder"):
         catalogue_at(tmp_path, steps=STEPS)
 
 

@@ -51,7 +51,7 @@ Found = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Case:
-    """A config beside the pinned image, what is to be found in it, and what is unlike the usual."""
+    """A config next to the pinned image, what is to be found in it, and what is unlike the usual."""
 
     config: str
     expected: tuple[Found, ...] = ()

@@ -147,7 +147,7 @@ def fix_of(report: CheckReport, key: str) -> str:
         ("blend_path", "blend_path=/lustre/data/PATH/blend.json"),
         ("checkpoint.save", "checkpoint.save=/lustre/out/PATH/tiny"),
         ("hf_dataset", "stage its dataset in a cache of the Hub, and name that: run.env.env_vars.HF_HOME=/lustre/out/"),
-        ("resolve_hf_placeholders", "resolve_hf_placeholders=false, with data in which they are replaced already"),
+        ("resolve_hf_placeholders", "resolve_hf_placeholders=false, with data that already has them replaced"),
         ("dataset.repo_id", "dataset=null, which downloads nothing"),
         ("data.default.dataset_name", "data.default.dataset_name=PreferenceDataset, and `data_path="),
         ("server.url", "server.url=http://vllm.site:8000/v1"),

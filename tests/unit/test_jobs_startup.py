@@ -90,7 +90,7 @@ def starting(command: str) -> str:
         (
             "pip install omegaconf protobuf",
             "note",
-            "is in the image, so that pip asks no index",
+            "is in the image, so pip does not ask an index",
             "run.env.startup_commands=[]",
         ),
         (
@@ -110,12 +110,13 @@ def starting(command: str) -> str:
             "pip install omegaconf==2.4",
             "block",
             "the image has `omegaconf` 2.3.0, and pip installs `omegaconf==2.4` when the job starts",
-            "run the step with what the image has, or choose a base that has it: run.env.startup_commands=[]",
+            "run the step with the versions in the image, or choose a base that has the "
+            "others: run.env.startup_commands=[]",
         ),
         (
             "pip install -U omegaconf",
             "block",
-            "is in the image, and pip still asks an index for a newer version",
+            "is in the image, but pip still asks an index for a newer version",
             "run.env.startup_commands=[]",
         ),
         (
@@ -129,7 +130,7 @@ def starting(command: str) -> str:
         (
             "bash /opt/x.sh",
             "note",
-            "what it installs when the job starts is not known: it runs the file `/opt/x.sh`",
+            "cannot tell what it installs when the job starts: it runs the file `/opt/x.sh`",
             "run.env.startup_commands=[]",
         ),
         (

@@ -107,15 +107,15 @@ def test_what_writes_the_configs_is_said(
     far._show_commands(outcome(receipt_of(DIGEST, catalogue=held), baked=True), Reporter())
     said = " ".join(capsys.readouterr().err.split())
     assert expected in said
-    assert ("carries no catalogue" in said) == (held is None)
+    assert ("contains no catalogue" in said) == (held is None)
 
 
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["load", "out", "--to", "hub:5000/x", "--jobs", "4"], "transfers at a time are `-j 4`"),
-        (["load", "out", "--to", "hub:5000/x", "--source", "code"], "`--source` goes with `--jobs DIR`"),
-        (["load", "--rollback", "r.yaml", "--jobs", "jobs"], "takes a receipt, and no bundle"),
+        (["load", "out", "--to", "hub:5000/x", "--jobs", "4"], "for parallel transfers use `-j 4`"),
+        (["load", "out", "--to", "hub:5000/x", "--source", "code"], "`--source` requires `--jobs DIR`"),
+        (["load", "--rollback", "r.yaml", "--jobs", "jobs"], "takes a receipt and excludes a bundle"),
     ],
 )
 def test_options_that_do_not_go_together_are_told(

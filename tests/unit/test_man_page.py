@@ -18,7 +18,7 @@ PAGE = ROOT / "docs" / "airferry.1"
 
 
 def test_the_man_page_is_the_generated_one() -> None:
-    """Set AIRFERRY_REGENERATE=1 to write it anew."""
+    """Set AIRFERRY_REGENERATE=1 to write it again."""
     if os.environ.get("AIRFERRY_REGENERATE"):
         PAGE.write_text(man_page.render())
     assert PAGE.read_text() == man_page.render()

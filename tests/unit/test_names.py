@@ -28,7 +28,7 @@ SHARED = {
 
 
 def definitions(path: Path) -> Iterator[str]:
-    """Yield the public names that a module defines; another name for something imported is no definition."""
+    """Yield the public names that a module defines; another name for something imported is not a definition."""
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         match node:
             case ast.FunctionDef(name=name) | ast.ClassDef(name=name):

@@ -129,7 +129,7 @@ def test_nothing_missing_asks_nobody(case: Case) -> None:
     result = case.resolve({"yaml": PRESENT, "torch": ModuleAnswer(status="present", note="OSError: libcuda.so.1")})
     assert result.additions == ()
     assert result.missing == ()
-    assert result.notes == ("`torch` is there, but its import failed in the build: OSError: libcuda.so.1",)
+    assert result.notes == ("`torch` is installed, but importing it failed in the build: OSError: libcuda.so.1",)
     assert case.calls == []
 
 
@@ -201,7 +201,7 @@ def test_constraints_and_metadata_of_the_lock_count(case: Case) -> None:
     result = case.resolve({"tabulate": MISSING})
     assert listed(result) == ["shared==1.0", "tabulate==1.0"]
     assert result.notes == (
-        "`shared` is not in the catalogue's lock: 1.0 was taken, the newest that suits, for `tabulate` 1.0",
+        "`shared` is not in the catalogue's lock: 1.0 was chosen, the newest compatible version, for `tabulate` 1.0",
     )
 
 
@@ -214,9 +214,9 @@ def test_leaving_the_lock_is_never_silent(case: Case) -> None:
     result = case.resolve({"tabulate": MISSING, "named": MISSING}, named={"named": "named==3.0"})
     assert listed(result) == ["named==3.0", "shared==2.0", "tabulate==1.0"]
     assert result.notes == (
-        "`named` is not in the catalogue's lock: 3.0 was taken, as `requirements:` says, for `named` "
+        "`named` is not in the catalogue's lock: 3.0 was chosen, as `requirements:` says, for `named` "
         "(steps/a/step.py:8)",
-        "`shared` 1.0 of the catalogue's lock is not `>=2`, which `tabulate` 1.0 asks for; 2.0 was taken",
+        "`shared` 1.0 of the catalogue's lock is not `>=2`, which `tabulate` 1.0 requires; 2.0 was chosen",
     )
 
 
@@ -265,7 +265,7 @@ def test_wishes_that_exclude_each_other_name_who_asks(case: Case) -> None:
     case.wheel("wide", "1.0", "shared<2")
     case.wheel("shared", "1.9")
     case.wheel("shared", "2.0")
-    with pytest.raises(BuildError, match=r"asked for by `tabulate` 1\.0, `wide` 1\.0"):
+    with pytest.raises(BuildError, match=r"required by `tabulate` 1\.0, `wide` 1\.0"):
         case.resolve({"tabulate": MISSING})
 
 
@@ -273,7 +273,7 @@ def test_what_the_base_holds_stays_with_pip_no_deps(case: Case) -> None:
     case.wheel("tabulate", "1.0", "held>=2")
     result = case.resolve({"tabulate": MISSING}, installed={"held": "1.0"})
     assert listed(result) == ["tabulate==1.0"]
-    assert result.notes == ("`tabulate` 1.0 asks for `held>=2`; the base has `held` 1.0, which stays",)
+    assert result.notes == ("`tabulate` 1.0 requires `held>=2`; the base has `held` 1.0, which is kept",)
 
 
 def test_without_pip_no_deps_it_is_replaced_and_said_so(case: Case) -> None:
@@ -288,8 +288,8 @@ def test_without_pip_no_deps_it_is_replaced_and_said_so(case: Case) -> None:
     assert listed(result) == ["held==2.0", "tabulate==1.0"]
     assert result.notes == (
         "`held` 1.0 of the base is replaced by 2.0, for `tabulate` 1.0",
-        "`tabulate` 1.0 asks for `numpy>=2`; the base has `numpy` 1.26, which stays",
-        "`user` of the base asks for `held<2`, and gets 2.0",
+        "`tabulate` 1.0 requires `numpy>=2`; the base has `numpy` 1.26, which is kept",
+        "`user` of the base requires `held<2`, but gets 2.0",
     )
 
 
@@ -320,9 +320,9 @@ def test_a_core_module_that_only_the_catalogue_imports_is_noted(case: Case) -> N
 def test_a_core_distribution_is_never_installed(case: Case) -> None:
     case.wheel("tabulate", "1.0", "torch>=2")
     case.wheel("torch", "2.0")
-    with pytest.raises(BuildError, match=r"`tabulate` 1\.0 needs `torch`"):
+    with pytest.raises(BuildError, match=r"`tabulate` 1\.0 requires `torch`"):
         case.resolve({"tabulate": MISSING})
-    with pytest.raises(BuildError, match="lacks what only a base can bring"):
+    with pytest.raises(BuildError, match="lacks core packages that only a base can provide"):
         case.resolve({"mytorch": MISSING}, named={"mytorch": "torch==2.0"})
     result = case.resolve({"tabulate": MISSING}, extra_answers={"torch": PRESENT})
     assert listed(result) == ["tabulate==1.0"]
@@ -343,7 +343,7 @@ def test_conditional_imports_are_reported_only(case: Case) -> None:
     result = case.resolve({"tabulate": MISSING}, origin="reported")
     assert (result.additions, result.missing) == ((), ())
     assert result.notes == ()
-    assert result.conditional[0].startswith("steps/a/step.py:7: `tabulate` is imported under a condition")
+    assert result.conditional[0].startswith("steps/a/step.py:7: `tabulate` is imported conditionally")
 
 
 def test_of_conditional_imports_what_is_added_anyway_is_not_reported(case: Case) -> None:
@@ -363,21 +363,22 @@ def test_what_a_module_of_the_base_lacks_is_added_where_it_is_named(case: Case) 
     answers = {"a": needs, "a.b": needs, "b": strange, "c": held}
     result = case.resolve(answers, installed={"PyYAML": "6"})
     assert listed(result) == ["tabulate==1.0"]
-    sentence = "`{}` is there, but imports `tabulate`, which is not; `tabulate` is added for it"
+    sentence = "`{}` is installed, but imports `tabulate`, which is missing; `tabulate` is added for it"
     assert result.completed == {"tabulate": (sentence.format("a.b"), sentence.format("a"))}
     noted, *more = [event for event in told("one on linux/amd64", result) if isinstance(event, Notice)]
-    text = "one on linux/amd64: `tabulate` is added: the base lacks it, and 2 modules of the base would not import"
+    text = "one on linux/amd64: `tabulate` is added: the base lacks it, and 2 modules of the base cannot be imported"
+    text += " without it"
     assert (noted.text, more) == (text, [])
     assert noted.details == result.completed["tabulate"]
     assert [note.split(";")[1].split(":")[0].strip() for note in result.notes] == [
-        "it was left so",
-        "it was left so",
+        "left as is",
+        "left as is",
     ]
 
 
 def test_a_base_that_has_the_version_without_the_module(case: Case) -> None:
     case.wheel("protobuf", "4.0")
-    with pytest.raises(BuildError, match=r"has `protobuf` 4\.0, yet lacks `google\.protobuf`"):
+    with pytest.raises(BuildError, match=r"has `protobuf` 4\.0, but lacks `google\.protobuf`"):
         case.resolve({"google.protobuf": MISSING}, installed={"protobuf": "4.0"})
     result = case.resolve({"google.protobuf": MISSING}, installed={"protobuf": "3.0"})
     assert result.notes == ("`protobuf` 3.0 of the base is replaced by 4.0, for `google.protobuf` (steps/a/step.py:7)",)
@@ -385,7 +386,7 @@ def test_a_base_that_has_the_version_without_the_module(case: Case) -> None:
 
 def test_an_addition_that_cannot_be_found_says_who_asked(case: Case) -> None:
     case.wheel("tabulate", "1.0", "absent>=3")
-    with pytest.raises(BuildError, match=r"`absent>=3` cannot be found .* \(asked for by `tabulate` 1\.0\)"):
+    with pytest.raises(BuildError, match=r"`absent>=3` was not found .* \(required by `tabulate` 1\.0\)"):
         case.resolve({"tabulate": MISSING})
 
 
@@ -397,7 +398,7 @@ def test_a_requirement_that_does_not_apply_is_noted(case: Case) -> None:
 
 @pytest.mark.parametrize("named", ["thing @ https://example.org/thing.whl", "thing @ git+https://example.org/t@main"])
 def test_an_address_that_is_not_pinned_is_refused(case: Case, named: str) -> None:
-    with pytest.raises(BuildError, match="not an address that can be carried"):
+    with pytest.raises(BuildError, match="an address that cannot be carried"):
         case.resolve({"thing": MISSING}, named={"thing": named})
 
 
@@ -418,7 +419,7 @@ def test_a_commit_of_a_requirement_that_is_gone_is_told_with_its_line(case: Case
 
 
 def test_what_the_probe_was_not_asked_for_is_an_error(case: Case) -> None:
-    with pytest.raises(BuildError, match="was not asked for `zzz`"):
+    with pytest.raises(BuildError, match="did not check `zzz`"):
         resolve_additions(
             make_group([Candidate("zzz", "step", "s.py", 1)], named={}, pip_no_deps=True),
             probe=make_probe(),
@@ -453,8 +454,8 @@ def test_core_modules_and_modules_without_a_name_are_told_together_before_any_wh
     with pytest.raises(BuildError) as caught:
         case.resolve({"torch": MISSING, "numpy": MISSING, "nobody_knows": MISSING, "yaml": MISSING})
     core, unnamed = (line for line in caught.value.message.splitlines() if "hint:" not in line)
-    assert "what only a base can bring: steps/a/step.py:8: `numpy`; steps/a/step.py:7: `torch`" in core
-    assert "whose distribution nothing names: steps/a/step.py:9: `nobody_knows`" in unnamed
+    assert "core packages that only a base can provide: steps/a/step.py:8: `numpy`; steps/a/step.py:7: `torch`" in core
+    assert "of unknown distributions: steps/a/step.py:9: `nobody_knows`" in unnamed
     assert case.calls == []
 
 
@@ -467,7 +468,7 @@ def test_a_module_that_files_leave_open_is_reported_with_the_way_out(case: Case)
     with pytest.raises(BuildError) as caught:
         case.resolve({"fine": PRESENT, "maybe": OPEN, "other": OPEN})
     assert caught.value.message == (
-        "the files of the base `registry.example/base:1` for `linux/amd64` do not tell whether it has "
+        "the files of the base `registry.example/base:1` for `linux/amd64` do not show whether it has "
         "steps/a/step.py:8: `maybe`, steps/a/step.py:9: `other` (`/site/hook.pth` runs code)"
     )
     assert "Buildah or Podman" in (caught.value.hint or "")
@@ -482,7 +483,7 @@ def test_following_the_hint_adds_what_the_image_names(case: Case) -> None:
 
 def test_a_conditional_import_that_files_leave_open_is_a_note(case: Case) -> None:
     (note,) = case.resolve({"maybe": OPEN}, origin="reported").conditional
-    assert "whether the base has it is not known: `/site/hook.pth` runs code" in note
+    assert "cannot tell whether the base has it: `/site/hook.pth` runs code" in note
 
 
 def test_what_a_module_imports_and_may_be_there_is_not_added(case: Case) -> None:
@@ -495,10 +496,10 @@ def test_what_a_module_imports_and_may_be_there_is_not_added(case: Case) -> None
 
 def test_an_editable_install_that_leads_nowhere_is_said(case: Case) -> None:
     case.wheel("gone", "1.0")
-    answer = ModuleAnswer(status="missing", missing="gone", note="an editable install leads to `/opt/gone`")
+    answer = ModuleAnswer(status="missing", missing="gone", note="an editable install points to `/opt/gone`")
     found = case.resolve({"gone": answer}, named={"gone": "gone"})
     assert listed(found) == ["gone==1.0"]
-    assert "`gone` is not there: an editable install leads to `/opt/gone`" in found.notes
+    assert "`gone` is missing: an editable install points to `/opt/gone`" in found.notes
 
 
 def test_modules_that_decide(case: Case) -> None:
@@ -519,6 +520,6 @@ def test_all_that_has_neither_a_wheel_nor_a_compiler_is_told_at_once_with_who_as
         case.resolve(dict.fromkeys(named, MISSING), named=named)
     lines = [line for line in caught.value.message.splitlines() if "hint:" not in line]
     assert [line.partition("`")[2].partition("`")[0] for line in lines] == ["native-one", "native-three==9.9"]
-    assert "it has wheels for `manylinux_2_17_aarch64` (asked for by `native_one` (steps/a/step.py:7))" in lines[0]
-    with pytest.raises(BuildError, match=r"`native-two` has no wheel .* \(asked for by `asks` 1\.0\)"):
+    assert "it has wheels for `manylinux_2_17_aarch64` (required by `native_one` (steps/a/step.py:7))" in lines[0]
+    with pytest.raises(BuildError, match=r"`native-two` has no wheel .* \(required by `asks` 1\.0\)"):
         case.resolve({"asks": MISSING}, named=named)

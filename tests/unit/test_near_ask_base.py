@@ -35,7 +35,7 @@ class FakeKnowledge:
 
     def probe(self, base: BaseImage, platform: object, *, modules: Iterable[str], **rest: object) -> Any:
         if self.modules is None:
-            raise StaticallyUnknown("`/usr/bin/python3` is no binary of Python")
+            raise StaticallyUnknown("`/usr/bin/python3` is not a Python binary")
         return make_probe(modules={name: self.modules[name] for name in modules})
 
 
@@ -82,7 +82,7 @@ def test_only_what_is_needed_and_open_is_asked_for() -> None:
     engine = FakeEngine()
     answers, told = ask({"here": PRESENT, "maybe": OPEN, "torch": OPEN}, lambda: engine)
     assert answers == {"here": "present", "maybe": "present", "torch": "unknown"}
-    assert told == ["base `base:1` for linux/amd64 is run to be asked for `maybe`"]
+    assert told == ["base `base:1` for linux/amd64 is run to check `maybe`"]
     (request,) = engine.requests
     assert b'"modules": ["maybe"]' in request
 
@@ -99,7 +99,7 @@ def test_an_interpreter_that_files_do_not_tell_of_is_run_for_everything() -> Non
     engine = FakeEngine()
     answers, told = ask(None, lambda: engine)
     assert answers == dict.fromkeys(["here", "maybe", "torch"], "present")
-    assert told == ["base `base:1` for linux/amd64 is run to be probed: `/usr/bin/python3` is no binary of Python"]
+    assert told == ["base `base:1` for linux/amd64 must be run to probe it: `/usr/bin/python3` is not a Python binary"]
     with pytest.raises(StaticallyUnknown):
         ask(None, lambda: engine, choice="static")
 

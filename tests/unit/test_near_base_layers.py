@@ -218,7 +218,7 @@ def test_what_is_read_on_the_way_is_not_read_again(tmp_path: Path, reads: list[s
     assert reads == ["recompress"]
     assert layers.expected(cache.layer, cache.diff_id) == (made.descriptor, True)
     layers.observe(cache.layer, cache.diff_id, [])
-    assert reads == ["recompress", "inspect"], "it is there already: nothing is compressed again"
+    assert reads == ["recompress", "inspect"], "it already exists: nothing is compressed again"
 
 
 def test_a_layer_larger_than_the_limit_is_refused(tmp_path: Path) -> None:

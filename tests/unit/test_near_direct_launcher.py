@@ -35,6 +35,6 @@ def test_an_interpreter_that_is_not_there_is_an_obstacle() -> None:
     facts = probe(layer, python="/opt/venv/bin/python").python
     gone = facts.model_copy(update={"base_executable": "/gone/python3"})
     assert launcher_obstacle(Known(view_of(layer), gone), ()) == (
-        "the interpreter `/gone/python3`, which its virtual environment was made from, is not there"
+        "the interpreter `/gone/python3`, from which its virtual environment was made, is missing"
     )
     assert launcher_obstacle(Known(view_of(layer)), ()) == "its interpreter is not known"

@@ -45,12 +45,12 @@ def test_relative_links_and_dots_resolve_within_the_root() -> None:
 
 
 def test_links_in_circles_are_refused() -> None:
-    with pytest.raises(BuildError, match="round in circles"):
+    with pytest.raises(BuildError, match="loop"):
         tree({"a": link("b"), "b": link("a")}).resolve("/a/x")
 
 
 def test_a_file_on_the_way_is_refused() -> None:
-    with pytest.raises(BuildError, match="`/usr/bin/x` is no folder"):
+    with pytest.raises(BuildError, match="`/usr/bin/x` is not a folder"):
         tree({"usr/bin/x": Entry(REGULAR, 0o755)}).add_file("/usr/bin/x/y", content())
 
 
@@ -82,11 +82,11 @@ def test_a_file_takes_the_place_of_a_link_not_of_what_it_leads_to() -> None:
 
 
 def test_a_file_in_place_of_a_folder_is_refused() -> None:
-    with pytest.raises(BuildError, match="where the base has a folder"):
+    with pytest.raises(BuildError, match="but the base has a folder there"):
         tree({"usr/bin/tool": Entry()}).add_file("/usr/bin/tool", content(), owner="w")
-    with pytest.raises(BuildError, match="where the base has a folder"):
+    with pytest.raises(BuildError, match="but the base has a folder there"):
         tree({"usr/bin/tool": link("../lib"), "usr/lib": Entry()}).add_file("/usr/bin/tool", content(), owner="w")
-    with pytest.raises(BuildError, match="where the base has a folder"):
+    with pytest.raises(BuildError, match="but the base has a folder there"):
         tree({"usr/bin/tool": Entry()}).add_link("/usr/bin/tool", "x", owner="w")
 
 
@@ -94,7 +94,7 @@ def test_two_owners_may_bring_the_same_file_but_not_different_ones() -> None:
     made = tree()
     made.add_file("/x", content("same"), owner="one")
     made.add_file("/x", content("same"), owner="two")
-    with pytest.raises(BuildError, match="`three` and `two` both bring `/x`"):
+    with pytest.raises(BuildError, match="`three` and `two` both contain `/x`"):
         made.add_file("/x", content("other"), owner="three")
 
 
@@ -135,12 +135,12 @@ def test_the_root_cannot_be_replaced() -> None:
 def test_names_that_lead_out_of_a_replaced_folder_are_refused(name: str) -> None:
     made = tree()
     place = made.replace_with_folder("/opt")
-    with pytest.raises(BuildError, match="is no name inside"):
+    with pytest.raises(BuildError, match="is not a name inside"):
         made.put_in(place, name, Node(REGULAR, 0o644, content=content()))
 
 
 def test_names_that_would_be_whiteouts_are_refused() -> None:
-    with pytest.raises(BuildError, match="removals by names"):
+    with pytest.raises(BuildError, match="names that begin"):
         tree().add_file("/opt/.wh.x", content())
 
 

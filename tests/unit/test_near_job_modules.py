@@ -210,7 +210,7 @@ def test_code_that_only_runs_to_tell_is_noted_and_stops_nothing(side: Side) -> N
     found, _refused = side.ask(side.plan())
     assert (statuses(found), found.unreached) == ({"present"}, ())
     assert any(
-        "whether src/nemotron/steps/a/step.py:5 puts it on Python's path is not known" in note for note in found.notes
+        "whether src/nemotron/steps/a/step.py:5 puts it on Python's path is unknown" in note for note in found.notes
     )
 
 
@@ -245,8 +245,8 @@ def test_a_checkout_that_jobs_pass_over_is_noted(side: Side) -> None:
         found, _refused = side.ask(side.plan(), *OWN_COPY, *more)
         (note,) = found.notes
         assert note == (
-            "src/nemotron/steps/a/step.py:3: `nemo_curator` is the base's own and not that of the checkout at "
-            "`/opt/Curator`; if the checkout is meant, put `/opt/Curator` on `PYTHONPATH` (`env:` of the image)"
+            "src/nemotron/steps/a/step.py:3: `nemo_curator` comes from the base and not from the checkout at "
+            "`/opt/Curator`; to use the checkout, put `/opt/Curator` on `PYTHONPATH` (`env:` of the image)"
         )
 
 

@@ -80,7 +80,7 @@ def test_platforms_that_there_are_pass(text: str) -> None:
 def test_variants_that_bases_may_be_made_for_are_named() -> None:
     with pytest.raises(ConfigurationError) as caught:
         parse_buildable_platform("linux/amd64/v9")
-    expected = "its variants are `linux/amd64/v2`, `linux/amd64/v3`, `linux/amd64/v4`, for bases that are made for them"
+    expected = "supported variants: `linux/amd64/v2`, `linux/amd64/v3`, `linux/amd64/v4`"
     assert caught.value.hint == expected
 
 

@@ -48,7 +48,7 @@ def test_what_no_image_needs_any_more_goes_and_nothing_else(tmp_path: Path) -> N
     events = build(tmp_path, {"requirements-a.txt": b"a2"})
     assert names(tmp_path) == ["mine.txt", "requirements-a.txt", "requirements-c.txt"]
     assert [event.text for event in events if isinstance(event, Notice)] == [
-        f"removed `{tmp_path / name}`, which belongs to nothing in the bundle any more"
+        f"removed `{tmp_path / name}`, which is no longer part of the bundle"
         for name in ("archives/b.tar", "requirements-b.txt")
     ]
     assert build(tmp_path, {"requirements-a.txt": b"a2"}) == []
@@ -159,12 +159,12 @@ def test_what_else_lies_there_is_named_and_is_no_finding(out: Path) -> None:
     report = verify_bundle(out, beside=True)
     assert report.ok
     assert report.beside == (
-        "archive `one.tar` is not there; the bundle is whole without it",
-        f"`{MANIFEST_FILE}` is not the one in the bundle, which counts",
-        "`requirements-trainer.txt` is not the one in the bundle, which counts",
-        "`archives/stale.tar` belongs to nothing in the bundle",
-        "`notes.txt` belongs to nothing in the bundle",
-        "`old/` belongs to nothing in the bundle",
+        "archive `one.tar` is missing; the bundle is complete without it",
+        f"`{MANIFEST_FILE}` differs from the copy in the bundle, which counts",
+        "`requirements-trainer.txt` differs from the copy in the bundle, which counts",
+        "`archives/stale.tar` is not part of the bundle",
+        "`notes.txt` is not part of the bundle",
+        "`old/` is not part of the bundle",
     )
     assert verify_bundle(out / "bundle", beside=True).beside == (), "the bundle alone has no folder around it"
     assert verify_bundle(out).beside == ()
@@ -181,12 +181,14 @@ def test_an_archive_that_is_not_what_the_manifest_says_is_an_integrity_error(
     assert run(["verify", str(out)]) == 6
     shown = capsys.readouterr()
     assert "archive `archives/two.tar`: has SHA-256" in shown.out
-    assert "note: `notes.txt` belongs to nothing in the bundle" in shown.err
-    assert f"bundle `{out / 'bundle'}` is whole, archives next to it are not: 1 finding" in " ".join(shown.err.split())
-    assert "copy those archives again" in shown.err and "is damaged" not in shown.err
+    assert "note: `notes.txt` is not part of the bundle" in shown.err
+    assert f"bundle `{out / 'bundle'}` is complete, but archives next to it are damaged: 1 finding" in " ".join(
+        shown.err.split()
+    )
+    assert "copy these archives again" in shown.err and "is damaged" not in shown.err
     assert run(["verify", str(out), "--json"]) == 6
     document = json.loads(capsys.readouterr().out)
-    assert document["beside"] == ["`notes.txt` belongs to nothing in the bundle"] and not document["ok"]
+    assert document["beside"] == ["`notes.txt` is not part of the bundle"] and not document["ok"]
     assert verify_bundle(out).ok, "a load does not depend on archives"
 
 
@@ -202,5 +204,5 @@ def test_a_hostile_manifest_leads_nowhere(out: Path, tmp_path: Path) -> None:
         report.raise_if_wrong()
     texts = [str(finding) for finding in report.findings]
     assert len(texts) == 4 and not any(hashlib.sha256(b"s").hexdigest() in text for text in texts)
-    assert sum("leads out of the output folder" in text for text in texts) == 2
+    assert sum("points outside the output folder" in text for text in texts) == 2
     assert sum("links are not followed" in text for text in texts) == 2

@@ -38,13 +38,13 @@ def test_at_most_is_said_only_where_all_is_known() -> None:
         "predicted:",
         "  in         4.0 GiB to fetch",
         "  out        at most 8.0 GiB",
-        "  disk       at most 13.2 GiB more than is taken now",
+        "  disk       at most 13.2 GiB in addition to what is used now",
     ]
     assert shown(BASE, UNKNOWN_BASE, *REST) == [
         "predicted:",
         "  in         at least 4.0 GiB to fetch",
         "  out        at least 4.0 GiB",
-        "  disk       at least 6.0 GiB more than is taken now",
+        "  disk       at least 6.0 GiB in addition to what is used now",
         "  not known  1 of 2 bases, wheels of 2 images, 1 checkout, airferry itself",
     ]
 
@@ -78,7 +78,7 @@ def test_data_says_how_many_bases_are_not_known() -> None:
     [
         (100 * GIB, (BASE,), []),
         (7 * GIB, (BASE,), ["may need 14.17 GB more there"]),
-        (7 * GIB, (BASE, UNKNOWN_BASE), ["may need 14.17 GB more there, and what is not known yet: 1 of 2 bases"]),
+        (7 * GIB, (BASE, UNKNOWN_BASE), ["may need 14.17 GB more there, plus an unknown amount for: 1 of 2 bases"]),
     ],
 )
 def test_a_warning_names_what_it_leaves_out(
@@ -99,8 +99,13 @@ def test_a_warning_names_what_it_leaves_out(
     [
         ((BASE,), 100 * GIB, "ok", "the build needs at most 14.17 GB there"),
         ((BASE,), 7 * GIB, "warn", "the build needs at most 14.17 GB there"),
-        ((BASE, UNKNOWN_BASE), 100 * GIB, "unknown", "at least 6.44 GB there, and what is not known yet: 1 of 2 bases"),
-        ((UNKNOWN_BASE,), 100 * GIB, "unknown", "the build needs what is not known yet: 1 of 1 base"),
+        (
+            (BASE, UNKNOWN_BASE),
+            100 * GIB,
+            "unknown",
+            "at least 6.44 GB there, and an unknown amount for: 1 of 2 bases",
+        ),
+        ((UNKNOWN_BASE,), 100 * GIB, "unknown", "the build needs an unknown amount for: 1 of 1 base"),
         ((BASE, UNKNOWN_BASE), GIB, "fail", "at least 6.44 GB there"),
     ],
 )

@@ -91,7 +91,7 @@ def test_a_hanging_module_is_present_and_the_rest_is_still_answered(tmp_path: Pa
     answers = run_probe(["slow", "slow.a", "slow.b"], tmp_path, timeout_s=1).modules
     assert time.monotonic() - started < 15
     assert answers["slow.a"].status == "present"
-    assert "did not end within 1 s" in answers["slow.a"].note
+    assert "did not finish within 1 s" in answers["slow.a"].note
     assert answers["slow.b"].note == ""
 
 
@@ -188,6 +188,6 @@ def test_a_probe_whose_output_was_lost_is_run_again(tmp_path: Path) -> None:
 
 def test_a_probe_that_never_answers_is_given_up() -> None:
     runs: list[int] = []
-    with pytest.raises(BuildError, match="gave no answer"):
+    with pytest.raises(BuildError, match="returned no answer"):
         ask_again(lambda: runs.append(1) or b"")  # type: ignore[func-returns-value]
     assert len(runs) == PROBE_ATTEMPTS

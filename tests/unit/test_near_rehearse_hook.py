@@ -163,7 +163,7 @@ def test_an_exception_is_noted_with_its_causes_and_still_shown(stage: Stage) -> 
         ("subprocess.run('ferryrun --x', shell=True, check=True)", "program", "ferryrun: not found"),
         ("subprocess.run(['true'], cwd='/lustre/work')", "data", "/lustre/work"),
         ("subprocess.run([sys.executable, '-c', 'import ferry_of_nobody'], check=True)", "module", "ferry_of_nobody"),
-        ("sys.exit(os.system('ferryrun') >> 8)", "program", "ended with code 127"),
+        ("sys.exit(os.system('ferryrun') >> 8)", "program", "exited with code 127"),
         ("os.environ['FERRY_RANK']", "variable", "the environment variable 'FERRY_RANK' is not set"),
         ("{}['FERRY_RANK']", "error", "KeyError"),
         ("open('/lustre/train.jsonl')", "data", "/lustre/train.jsonl"),

@@ -139,7 +139,7 @@ def test_what_differs_from_run_to_run_and_secrets_are_left_out() -> None:
     )
     end = {"event": "end", "code": 7, "output": "curl: (7) Failed to connect after 132 ms at 0x7f12ab34cd", "pid": 1}
     ending = judge_ending(hook_log({"event": "config", "pid": 1}, end), root=ROOT, has_config=True)
-    assert ending.text == "ended with code 7: curl: (7) Failed to connect after … ms at 0x…"
+    assert ending.text == "exited with code 7: curl: (7) Failed to connect after … ms at 0x…"
 
 
 def test_an_attempt_says_where_by_whom_and_from_which_line() -> None:

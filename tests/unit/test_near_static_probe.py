@@ -74,7 +74,7 @@ def test_a_note_of_the_virtual_environment_that_the_binary_does_not_bear_out_doe
         Item("opt/venv/pyvenv.cfg", value="home = /usr/local/bin\nversion = 3.12.4\n"),
         link("opt/venv/bin/python", "/usr/local/bin/python3"),
     ]
-    with pytest.raises(StaticallyUnknown, match=r"does not show which Python 3\.12 it is"):
+    with pytest.raises(StaticallyUnknown, match=r"does not show its Python 3\.12 release"):
         probe(layer, python="/opt/venv/bin/python")
 
 
@@ -89,7 +89,7 @@ def test_a_virtual_environment_whose_home_is_gone() -> None:
     with pytest.raises(StaticallyUnknown) as caught:
         probe(layer, python="/opt/venv/bin/python")
     assert caught.value.message.startswith(
-        "`/opt/venv/pyvenv.cfg` names the home `/root/.local/share/uv/python/cpython-3.12.4/bin`, which the base does "
+        "`/opt/venv/pyvenv.cfg` has `home = /root/.local/share/uv/python/cpython-3.12.4/bin`, which the base does "
     )
     assert "`python:`" in (caught.value.hint or "")
     with pytest.raises(BuildError) as broken:

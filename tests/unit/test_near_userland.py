@@ -157,7 +157,7 @@ def test_the_order_of_packages_does_not_matter(tmp_path_factory: pytest.TempPath
 @pytest.mark.parametrize("data", [b"", b"not a package", b"!<arch>\n"])
 def test_what_is_no_package_is_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "x.deb").write_bytes(data)
-    with pytest.raises(BuildError, match=r"`x\.deb` is no Debian package"):
+    with pytest.raises(BuildError, match=r"`x\.deb` is not a Debian package"):
         read_package(tmp_path / "x.deb")
 
 

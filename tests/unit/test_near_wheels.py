@@ -83,7 +83,7 @@ def test_any_of_the_hashes_of_the_catalogue_will_do(tmp_path: Path) -> None:
 
 def test_a_wheel_whose_metadata_tells_another_name_is_refused(tmp_path: Path) -> None:
     path = make_wheel(tmp_path, "pure", "1.0", said_name="evil")
-    with pytest.raises(BuildError, match="says of itself"):
+    with pytest.raises(BuildError, match="contains metadata of"):
         read_wheel(path, sha256="")
 
 
@@ -107,14 +107,14 @@ def test_all_that_has_no_wheel_is_named_at_once(tmp_path: Path) -> None:
         make_wheel(tmp_path / "index", name, "1.0", tag="cp311-cp311-win_amd64")
     with pytest.raises(BuildError, match=r"^`native==1\.0` has no wheel .*\n`other==1\.0` has no wheel") as e:
         store(tmp_path / "cache", tmp_path / "index").fetch([Pin("native", "==1.0"), Pin("other", "==1.0")], ARM64)
-    assert (e.value.hint or "").count("name a version") == 1
+    assert (e.value.hint or "").count("set a version") == 1
 
 
 def test_what_cannot_be_found_is_named_with_the_versions_there_are(tmp_path: Path) -> None:
     make_wheel(tmp_path / "index", "pure", "1.0")
-    with pytest.raises(BuildError, match=r"`pure==9` cannot be found .*`1\.0`"):
+    with pytest.raises(BuildError, match=r"`pure==9` was not found .*`1\.0`"):
         store(tmp_path / "cache", tmp_path / "index").fetch([Pin("pure", "==9")], AMD64)
-    with pytest.raises(BuildError, match="`absent` cannot be found"):
+    with pytest.raises(BuildError, match="`absent` was not found"):
         store(tmp_path / "cache", tmp_path / "index").fetch([Pin("pure"), Pin("absent")], AMD64)
 
 
@@ -154,7 +154,7 @@ def test_tags_of_other_targets() -> None:
     "probe", [make_probe(implementation="pypy"), make_probe(libc=("", "")), make_probe(version="strange")]
 )
 def test_an_interpreter_that_no_wheel_can_be_chosen_for(probe: object) -> None:
-    with pytest.raises(BuildError, match="no wheels can be chosen"):
+    with pytest.raises(BuildError, match="cannot choose wheels"):
         wheel_target(probe.python)  # type: ignore[attr-defined]
 
 
@@ -162,7 +162,7 @@ def test_a_wheel_that_does_not_suit_the_target_is_refused_even_when_locked(tmp_p
     path = make_wheel(tmp_path / "index", "native", "1.0", tag="cp311-cp311-manylinux_2_17_x86_64")
     wheels = store(tmp_path / "cache", tmp_path / "index")
     wheel = wheels.fetch([Pin("native")], AMD64)[0]
-    with pytest.raises(BuildError, match="does not suit"):
+    with pytest.raises(BuildError, match="is not compatible with"):
         wheels.fetch([Pin("native", "==1.0", filename=path.name, sha256=wheel.sha256)], ARM64)
 
 

@@ -161,7 +161,7 @@ def test_a_damaged_blob_is_not_copied(store: LayoutStore, target: LayoutStore) -
 
 def test_an_index_in_an_index_is_refused(store: LayoutStore, target: LayoutStore) -> None:
     index, _entry = make_image(store)
-    with pytest.raises(IntegrityError, match="where an image manifest is expected"):
+    with pytest.raises(IntegrityError, match="but an image manifest is expected"):
         copy_image(store, target, put_index(store, [index]))
 
 

@@ -308,6 +308,6 @@ def test_a_blob_that_is_declared_with_two_sizes_is_refused_before_anything_is_se
     digest, blob = next(iter(closure.blobs.items()))
     lying = replace(closure, blobs={digest: blob.annotated(size=blob.size + 1)})
     sink = Memory()
-    with pytest.raises(IntegrityError, match="two sizes"):
+    with pytest.raises(IntegrityError, match="two different sizes"):
         transfer([Shipment("a", "", closure), Shipment("b", "", lying)], store, sink)
     assert sink.log == []

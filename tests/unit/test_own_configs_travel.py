@@ -117,8 +117,8 @@ def test_a_config_in_the_catalogue_travels_though_git_does_not_track_it(tmp_path
     extract_artifact(LayoutStore.open(tmp_path / "layout"), carried.artifact[1], tmp_path / "far")
     assert (tmp_path / f"far/{STEP}/config/base/more.yaml").read_text() == "a: 1\n"
     assert [event.text for event in events if isinstance(event, Warned)] == [
-        f"`{STEP}/config/base/more.yaml`, `{STEP}/config/new.yaml` travel, as targets need them, though Git does not "
-        "track them"
+        f"`{STEP}/config/base/more.yaml`, `{STEP}/config/new.yaml` are added to the bundle because "
+        "targets need them, although Git does not track them"
     ]
 
 

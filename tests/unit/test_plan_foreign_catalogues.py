@@ -112,12 +112,12 @@ def test_false_leaves_the_launcher_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ({"submit": "acme {stp}"}, "`{stp}` stands for nothing; known are `{step}`, `{config}`"),
+        ({"submit": "acme {stp}"}, "`{stp}` is unknown; known are `{step}`, `{config}`"),
         ({"submit": "acme run"}, "`{step}` is missing"),
         ({"submit": "acme '{step}"}, "cannot be split into words"),
         ({"prefix": "Acme"}, "`source.prefix`"),
         ({"prefix": "a__b"}, "`source.prefix`"),
-        ({"workspace": "workspace"}, "is no absolute path"),
+        ({"workspace": "workspace"}, "is not an absolute path"),
     ],
 )
 def test_wrong_words_are_refused_at_their_line(tmp_path: Path, source: dict[str, str], said: str) -> None:
@@ -146,11 +146,11 @@ def test_unknown_step_ids_are_warnings_with_line_and_near_match(tmp_path: Path) 
     assert [step.target.spec for step in made.steps] == ["sft/megatron_bridge:tiny"]
     found = {warning.place: warning for warning in made.warnings}
     for text, message, hint, targets in (
-        ("  sft/megatron_brige:", "`dependencies` names the step", "did you mean `sft/megatron_bridge`?", 1),
-        ("  sft/megatron_brdge:", "`step_execution_images` names the step", "did you mean `sft/megatron_bridge`?", 1),
-        ("  byob/mcq:", "names steps that the catalogue does not have: `byob/mcq`", "source.root", 0),
-        ("  - data_prep/sft_packing:tniy", "no config `tniy`", "nearest are `tiny`", 0),
-        ("  - data_prep/rl_prep:tiny", "a prerequisite of `rl/dpo`: there is no step", "nearest are", 0),
+        ("  sft/megatron_brige:", "`dependencies` refers to step", "did you mean `sft/megatron_bridge`?", 1),
+        ("  sft/megatron_brdge:", "`step_execution_images` refers to step", "did you mean `sft/megatron_bridge`?", 1),
+        ("  byob/mcq:", "refers to steps that are not in the catalogue: `byob/mcq`", "source.root", 0),
+        ("  - data_prep/sft_packing:tniy", "no config `tniy`", "close matches: `tiny`", 0),
+        ("  - data_prep/rl_prep:tiny", "a prerequisite of `rl/dpo`: there is no step", "close matches:", 0),
     ):
         (number,) = [number for number, line in enumerate(lines, 1) if line.startswith(text)]
         warning = found.pop(f"airgap.yaml:{number}")
@@ -183,7 +183,7 @@ def test_a_package_that_is_not_that_of_the_steps_is_refused(
 ) -> None:
     with pytest.raises(ConfigurationError, match=rf"airgap.yaml:\d+: `source.package`: `{package}` is not") as caught:
         plan(foreign(tmp_path, steps, package=package))
-    hint = f"did you mean `{near}`?" if near else "name the package that Python imports the steps from"
+    hint = f"did you mean `{near}`?" if near else "set the package that Python imports the steps from"
     assert caught.value.hint == hint
 
 

@@ -158,7 +158,7 @@ def test_a_base_that_is_a_mapping_enters_the_suffix_as_json(tmp_path: Path) -> N
     ("document", "message"),
     [
         ({"execution_images": {"i": {"base_image": "b"}}}, "step `a` has no entry"),
-        ({"step_execution_images": {"a": "j"}}, "there is no image `j` below `execution_images`"),
+        ({"step_execution_images": {"a": "j"}}, "there is no image `j` under `execution_images`"),
     ],
 )
 def test_a_step_without_image_is_refused(tmp_path: Path, document: dict[str, Any], message: str) -> None:
@@ -174,7 +174,7 @@ def test_two_images_of_one_name_are_refused(tmp_path: Path, key: str, kind: str)
     suffix = expected_suffix("base:1", [LM])
     document = airgap({"i": {"base_image": "base:1", key: "x"}}, {"a": "i"}, launcher_image={key: f"x-{suffix}"})
     error = failure(tmp_path, document)
-    assert f"would take the same {kind}" in error.message
+    assert f"have the same {kind}" in error.message
     assert "the launcher image" in error.message
 
 
@@ -182,7 +182,7 @@ def test_a_short_and_a_long_form_of_one_tag_are_the_same(tmp_path: Path) -> None
     write_step(tmp_path, "a")
     tag = f"docker.io/library/x-{expected_suffix('base:1')}:latest"
     document = airgap({"i": {"base_image": "base:1", "tag": "x"}}, {"a": "i"}, launcher_image={"tag": tag})
-    assert "would take the same tag" in failure(tmp_path, document).message
+    assert "have the same tag" in failure(tmp_path, document).message
 
 
 def test_a_name_that_podman_refuses_is_refused(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_overlays_that_want_one_target_are_refused(tmp_path: Path) -> None:
     write_step(tmp_path, "a", configs={"tiny": mounting(LM)})
     image = {"base_image": "base:1", "overlays": ["git+https://example.com/other@1,/opt/megatron-lm/"]}
     error = failure(tmp_path, airgap({"i": image}, {"a": "i"}))
-    assert "two overlays want `/opt/megatron-lm/`" in error.message
+    assert "two overlays use the target `/opt/megatron-lm/`" in error.message
     assert "airgap.yaml:" in error.message and "`execution_images.i.overlays`" in error.message
     assert "`a:tiny`" in error.message
 

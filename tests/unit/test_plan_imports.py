@@ -149,7 +149,7 @@ def main():
 
 def test_a_step_that_is_no_python_is_refused_at_its_line(tmp_path: Path) -> None:
     write_step(tmp_path, "a", source="import os\ndef (:\n")
-    with pytest.raises(ConfigurationError, match=r"step\.py:2: no valid Python"):
+    with pytest.raises(ConfigurationError, match=r"step\.py:2: not valid Python"):
         candidates(tmp_path)
 
 

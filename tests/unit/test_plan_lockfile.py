@@ -111,7 +111,7 @@ def test_an_update_forgets_what_is_named_and_a_base_by_the_image_on_it(tmp_path:
     assert set(drop_entries(lockfile, ["other", key], plan=plan).bases) == set()
     assert drop_entries(lockfile, ["u@r"], plan=plan) == Lockfile(bases=bases)
     assert drop_entries(lockfile, [], plan=plan) == Lockfile()
-    with pytest.raises(UsageError, match="nothing in the lock is called `onw`") as caught:
+    with pytest.raises(UsageError, match="the lock file has no entry `onw`") as caught:
         drop_entries(lockfile, ["onw"], plan=plan)
     assert "`own`" in (caught.value.hint or "")
 
@@ -136,13 +136,13 @@ def test_order_of_keys_does_not_matter() -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "no lock file"),
-        ("schema_version: 3\n", "has version 3, this airferry reads version 2"),
+        ("", "not a lock file"),
+        ("schema_version: 3\n", "has version 3, this version of airferry reads version 2"),
         ("overlays: {}\n", "expected 2, found `None`"),
         ("schema_version: 1\noverlays:\n  a: {commit: main}\n", ":3: `overlays.a.commit`"),
         ("schema_version: 1\nunknown: 1\n", ":2: `unknown`"),
         ("schema_version: 1\nbases: {a: {kind: moon}}\n", "`bases.a.kind`"),
-        ("schema_version: 1\nschema_version: 1\n", "twice"),
+        ("schema_version: 1\nschema_version: 1\n", "duplicate key"),
     ],
 )
 def test_other_files_are_refused_at_their_line(tmp_path: Path, text: str, reason: str) -> None:

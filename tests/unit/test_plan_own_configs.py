@@ -169,7 +169,7 @@ def test_a_link_inherits_from_where_it_lies(tmp_path: Path) -> None:
         (
             {},
             "airgap.yaml:3: `workflow.stages[0]`: config `mine.yaml` for step `sft/a`",
-            "nearest are `tiny`",
+            "close matches: `tiny`",
         ),
         (
             {"mine.yaml": "a: 1\ndefaults: bsae\n", "base.yaml": "a: 1\n"},
@@ -178,17 +178,17 @@ def test_a_link_inherits_from_where_it_lies(tmp_path: Path) -> None:
         ),
         (
             {"mine.yaml": "defaults: base\n", "base.yaml": "x: 1\ndefaults: [mine.yaml]\n"},
-            "mine.yaml:1: `defaults`: configs inherit from each other in a circle",
+            "mine.yaml:1: `defaults`: circular inheritance between configs",
             "remove one",
         ),
-        ({"mine.yaml": "defaults: base\n", "base.yaml": "a: [1\nb: 2\n"}, "base.yaml:2: no valid YAML", "brackets"),
+        ({"mine.yaml": "defaults: base\n", "base.yaml": "a: [1\nb: 2\n"}, "base.yaml:2: not valid YAML", "brackets"),
         ({"mine.yaml": "defaults: base\n", "base.yaml": "- 1\n"}, "base.yaml:1: expected a mapping", ""),
         (
             {"mine.yaml": "defaults: base\n", "base.yaml": "a: 1\nhub: {token: hf_" + "a" * 30 + "}\n"},
             "base.yaml:2: `hub.token`: looks like a secret",
             "${oc.env:NAME}",
         ),
-        ({"mine.yaml": "a: " + "x" * (4 << 20)}, "mine.yaml:1: larger than 4 MiB", "name them by their paths"),
+        ({"mine.yaml": "a: " + "x" * (4 << 20)}, "mine.yaml:1: larger than 4 MiB", "refer to them by path"),
         (
             {
                 "mine.yaml": "defaults: [b, b]\n",
@@ -218,7 +218,7 @@ def test_a_path_from_the_wrong_folder_is_put_right(tmp_path: Path, monkeypatch: 
     for text, hint in (
         ("sft/a:deploy/mine.yaml", f"write `sft/a:{tmp_path}/cat/deploy/mine.yaml`"),
         ("sft/a:tiny.yaml", "the step's own config of that name is `sft/a:tiny`"),
-        ("sft/a:work", "a config of your own is named by its path"),
+        ("sft/a:work", "refer to your own config by its path"),
     ):
         with pytest.raises(ConfigurationError) as caught:
             plan(config, targets=[text])

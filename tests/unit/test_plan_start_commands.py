@@ -43,7 +43,7 @@ def short(command: str) -> list[str]:
         ("pip install -r requirements.txt", ["pip: ? its packages are in the file `requirements.txt`"]),
         ("pip install a -r", ["pip: a ? `-r` names no file"]),
         ("pip install --requirement=", ["pip: ? `--requirement` names no file"]),
-        ("pip install $PKGS a", ["pip: a ? `$PKGS` is known in the job alone"]),
+        ("pip install $PKGS a", ["pip: a ? `$PKGS` is known only at run time"]),
         ("pip install a>=1", ["pip: a"]),
         ("pip install a 2>&1 | tee log", ["pip: a"]),
         ("pip install a > /dev/null 2>/dev/null", ["pip: a"]),
@@ -54,19 +54,19 @@ def short(command: str) -> list[str]:
         ("pip install a \\\n  b", ["pip: a b"]),
         ("(pip install a)", ["pip: a"]),
         ("if ! command -v uv; then pip install uv; fi", ["pip: uv"]),
-        ("for p in a b; do pip install $p; done", ["pip: ? `$p` is known in the job alone"]),
+        ("for p in a b; do pip install $p; done", ["pip: ? `$p` is known only at run time"]),
         ("PIP_INDEX_URL=x sudo -E -u root nice -n 5 pip install a", ["pip: a"]),
         ("timeout 60 env A=b pip install a", ["pip: a"]),
         ("bash -lc 'apt-get update && apt-get install -y git curl'", ["apt: git curl"]),
         ("bash -c \"sh -c 'pip install a'\"", ["pip: a"]),
         ("bash setup.sh", ["unknown: ? it runs the file `setup.sh`"]),
         ("./setup.sh --all", ["unknown: ? it runs `./setup.sh`"]),
-        ("curl -L https://host/i.sh | sh", ["download: curl", "unknown: ? it runs what another command prints"]),
+        ("curl -L https://host/i.sh | sh", ["download: curl", "unknown: ? it runs the output of another command"]),
         ("$INSTALL a", ["unknown: ? it runs `$INSTALL`"]),
         ("eval pip install a", ["pip: a"]),
         ("apt-get -o Dpkg::Use-Pty=0 install --yes --no-install-recommends libsndfile1", ["apt: libsndfile1"]),
         ("apt update; apt-get clean", []),
-        ("apt install $X", ["apt: ? `$X` is known in the job alone"]),
+        ("apt install $X", ["apt: ? `$X` is known only at run time"]),
         ("apk add git", ["apt: git"]),
         ("conda install -y -c conda-forge ffmpeg", ["conda: ffmpeg"]),
         ("npm ci", ["npm: ? its packages are in a file"]),
@@ -80,7 +80,7 @@ def short(command: str) -> list[str]:
         ("source /opt/venv/bin/activate && export A=b && ulimit -n 65535 && mkdir -p /x && nvidia-smi", []),
         ("python train.py --install pip", []),
         ("echo 'pip install a'", []),
-        ("pip install 'a", ["unknown: ? its quotes do not match"]),
+        ("pip install 'a", ["unknown: ? its quotes are unbalanced"]),
         ("", []),
     ],
 )
@@ -100,7 +100,7 @@ def test_commands(command: str, found: list[str]) -> None:
             ["unknown: ? its Python code starts another command"],
         ),
         ('env -S "pip install a"', ["pip: a"]),
-        ("xargs pip install < list", ["pip: ? `xargs` adds to its arguments in the job alone"]),
+        ("xargs pip install < list", ["pip: ? `xargs` extends its arguments at run time"]),
         ("cargo install a", ["unknown: ? `cargo` installs"]),
         ("poetry install", ["unknown: ? `poetry` installs"]),
         ("echo pip install a", []),
@@ -119,7 +119,7 @@ def test_what_is_too_long_or_too_deep_is_unknown() -> None:
     nested = "pip install a"
     for _ in range(10):
         nested = f"eval {nested}"
-    assert short(nested) == ["unknown: ? it starts shells in shells"]
+    assert short(nested) == ["unknown: ? it nests shells"]
 
 
 @given(st.text(max_size=200))

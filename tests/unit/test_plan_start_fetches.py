@@ -288,7 +288,7 @@ def test_a_plan_warns_once_for_all_places_and_targets_with_a_way_out(tmp_path: P
     assert (found.kind, found.certain, found.targets) == ("fetch", True, ("a:tiny", "b:tiny"))
     assert found.place == "src/nemotron/shared.py:4"
     assert found.also == ("src/nemotron/shared.py:5", "src/nemotron/steps/b/step.py:4")
-    assert found.message == f"clones `{URL}` when the step starts, unless it is there already"
+    assert found.message == f"clones `{URL}` when the step starts, unless it already exists"
     assert f"`overlays: [git+{URL}@REF,/FOLDER]` of `img`" in found.hint
     baked = f"git+{URL.removesuffix('.git')}@main,/opt/tool"
     assert warnings(tmp_path, overlays=[baked]) == ()

@@ -66,8 +66,12 @@ def test_what_the_hint_says_helps(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "message", "hint"),
     [
-        ("bash /opt/setup.sh", "is not known: it runs the file `/opt/setup.sh`", "look into it"),
-        ("pip install $X", "`$X` is known in the job alone", "look into it"),
+        (
+            "bash /opt/setup.sh",
+            "cannot tell what `bash /opt/setup.sh` installs: it runs the file `/opt/setup.sh`",
+            "check it",
+        ),
+        ("pip install $X", "`$X` is known only at run time", "check it"),
         ("curl -O https://h/x", "`curl` downloads", "`overlays:`"),
         ("pip install -e /opt/Curator", "pip installs `/opt/Curator`", "`env: {PYTHONPATH: FOLDER}`"),
         (

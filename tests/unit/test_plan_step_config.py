@@ -82,9 +82,9 @@ def test_values_are_not_resolved(tmp_path: Path) -> None:
         ("git+https://example.com/one,/opt/one", "has no `@REF`"),
         ("git+ssh://git@example.com/one,/opt/one", "has no `@REF`"),
         ("git+https://example.com/one@v1", "has no target"),
-        ("git+https://example.com/one@v1,opt/one", "is no absolute path"),
-        ("https://example.com/one@v1,/opt/one", "is no overlay"),
-        ("git+https://example.com/one@${ref},/opt/one", "is no overlay"),
+        ("git+https://example.com/one@v1,opt/one", "is not an absolute path"),
+        ("https://example.com/one@v1,/opt/one", "is not an overlay"),
+        ("git+https://example.com/one@${ref},/opt/one", "is not an overlay"),
     ],
 )
 def test_wrong_overlays_are_told_at_file_and_line(tmp_path: Path, spec: str, reason: str) -> None:
@@ -97,7 +97,7 @@ def test_wrong_overlays_are_told_at_file_and_line(tmp_path: Path, spec: str, rea
 
 def test_two_overlays_of_one_config_may_not_want_one_target(tmp_path: Path) -> None:
     reader = write(tmp_path, a=mounting(ONE, "https://example.com/other@v1,/opt/one"), b=mounting(ONE, ONE))
-    with pytest.raises(ConfigurationError, match="two overlays want `/opt/one`"):
+    with pytest.raises(ConfigurationError, match="two overlays use the target `/opt/one`"):
         reader.read(tmp_path / "a.yaml")
     assert targets(reader, tmp_path / "b.yaml") == ["/opt/one"]
 

@@ -79,7 +79,7 @@ def test_a_missing_config_is_told_with_the_nearest_names(tmp_path: Path) -> None
     error = failure(tmp_path, document, targets=["a:tniy"])
     assert "has no config `tniy`" in error.message
     assert error.hint is not None and "`tiny`" in error.hint
-    assert "path" in error.hint and "travelled" not in error.hint, "that is for the far side"
+    assert "path" in error.hint and "catalogue of the bundle" not in error.hint, "that is for the far side"
 
 
 @pytest.mark.parametrize("name", ["step.py", "step.toml"])
@@ -99,7 +99,7 @@ def test_a_step_that_says_it_is_another_is_refused(tmp_path: Path) -> None:
 def test_a_step_toml_that_is_none_is_refused_at_its_line(tmp_path: Path) -> None:
     document = simple(tmp_path, "a")
     (tmp_path / "src/nemotron/steps/a/step.toml").write_text("[step]\nid = \n")
-    assert "step.toml:2: no valid TOML" in failure(tmp_path, document).message
+    assert "step.toml:2: not valid TOML" in failure(tmp_path, document).message
 
 
 @pytest.mark.parametrize("text", ["", ":tiny", "../etc", "a/../b", "/a", "a:../b", "a b"])
@@ -111,7 +111,7 @@ def test_targets_cannot_leave_the_catalogue(text: str) -> None:
 def test_a_plan_of_nothing_is_refused(tmp_path: Path) -> None:
     document = simple(tmp_path, "a")
     document["workflow"] = {"name": "empty"}
-    assert "no step is named" in failure(tmp_path, document).message
+    assert "no steps selected" in failure(tmp_path, document).message
 
 
 def test_stages_bring_what_they_need() -> None:
@@ -124,7 +124,7 @@ def test_stages_bring_what_they_need() -> None:
         "discover-execution-deps",
         "build-execution-images",
     )
-    with pytest.raises(UsageError, match="`sve` is no stage"):
+    with pytest.raises(UsageError, match="unknown stage `sve`"):
         normalise_stages(["sve"])
 
 
@@ -150,7 +150,7 @@ def test_the_catalogue_is_found_above_the_file_or_where_it_is_named(
 
     elsewhere = tmp_path / "elsewhere"
     monkeypatch.chdir(tmp_path)
-    told = "no folder of steps `src/nemotron/steps` at or above "
+    told = "no steps folder `src/nemotron/steps` at or above "
     assert failure(elsewhere, document).message == f"{told}`{elsewhere}`"
     monkeypatch.chdir(elsewhere)
     assert failure(elsewhere, document).message == f"{told}`{elsewhere}`"
@@ -169,7 +169,7 @@ def test_the_catalogue_is_found_above_the_file_or_where_it_is_named(
 
 def test_output_may_not_be_the_catalogue_itself(tmp_path: Path) -> None:
     document = simple(tmp_path, "a", paths={"output_dir": "."})
-    assert "holds the catalogue itself" in failure(tmp_path, document).message
+    assert "contains the catalogue itself" in failure(tmp_path, document).message
 
 
 def test_a_lock_file_that_is_named_must_be_there(tmp_path: Path) -> None:

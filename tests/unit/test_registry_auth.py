@@ -86,7 +86,7 @@ def test_a_token_is_taken_where_a_registry_offers_both(server: TokenServer) -> N
 
 
 def test_a_login_of_no_known_kind_is_told(server: TokenServer) -> None:
-    with pytest.raises(RegistryError, match="asks for no kind of login that is known") as caught:
+    with pytest.raises(RegistryError, match="without a supported authentication scheme") as caught:
         server.auth(USER).respond('Negotiate realm="x"', scopes=[PULL], refused=None)
     assert "`hub.example`" in caught.value.message
 
@@ -205,7 +205,7 @@ def test_credentials_go_to_no_token_server_that_is_not_safe(
     if allowed:
         assert auth.respond(header, scopes=[PULL], refused=None) == "Bearer token1"
     else:
-        with pytest.raises(RegistryError, match="to which no credentials are sent") as caught:
+        with pytest.raises(RegistryError, match="which must not receive credentials") as caught:
             auth.respond(header, scopes=[PULL], refused=None)
         assert "must be reached over https" in (caught.value.hint or "")
         assert server.asked == []
@@ -256,7 +256,7 @@ def test_any_other_answer_is_no_token(server: TokenServer, status: int) -> None:
 )
 def test_an_answer_without_a_usable_token_is_told_and_not_shown(server: TokenServer, content: bytes) -> None:
     server.content = content
-    with pytest.raises(RegistryError, match=r"that is no token|without a usable token") as caught:
+    with pytest.raises(RegistryError, match=r"answers without a token|without a usable token") as caught:
         server.auth(USER).respond(BEARER, scopes=[PULL], refused=None)
     assert "do-not-show" not in str(caught.value) and caught.value.__cause__ is None
 

@@ -105,7 +105,7 @@ def test_credential_helpers_are_asked(home: Path, monkeypatch: pytest.MonkeyPatc
     assert find_credential("unknown", "x") is None, "a store for all that is not installed stops nobody"
     with pytest.raises(RegistryError, match="was not found"):
         find_credential("gone", "x")
-    with pytest.raises(RegistryError, match="answer that is none") as caught:
+    with pytest.raises(RegistryError, match="an invalid answer") as caught:
         find_credential("broken", "x")
     assert "do-not-show" not in str(caught.value) and caught.value.__cause__ is None
 
@@ -286,10 +286,10 @@ def test_a_file_of_more_than_a_mebibyte_is_refused(home: Path) -> None:
 @pytest.mark.parametrize(
     ("script", "expected"),
     [
-        ("echo locked >&2; exit 1", "ended with code 1"),
-        ('echo \'{"Username": "u"}\'', "answer that is none"),
-        ("echo '[]'", "answer that is none"),
-        ("true", "answer that is none"),
+        ("echo locked >&2; exit 1", "failed with exit code 1"),
+        ('echo \'{"Username": "u"}\'', "an invalid answer"),
+        ("echo '[]'", "an invalid answer"),
+        ("true", "an invalid answer"),
     ],
 )
 def test_a_helper_that_fails_is_told_unless_it_is_a_store_for_all(

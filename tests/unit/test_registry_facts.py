@@ -139,5 +139,5 @@ def test_serving_says_whether_the_root_was_compared_and_all_was_verified(
         assert (serving.root, serving.root_verified) == (root, given)
         assert serving.url.startswith("http://127.0.0.1:")
     notices = [event.text for event in events if isinstance(event, Notice)]
-    assert any("verified every blob" in text for text in notices) is first
+    assert any("verified all blobs" in text for text in notices) is first
     assert not [event for event in events if isinstance(event, Warned)], "loopback needs no TLS"

@@ -105,7 +105,7 @@ def test_a_prefix_covers_whole_parts_of_a_name(prefix: str, name: str, expected:
         ("\n\n[[registry]]\ninsecure = true\n", "3: `[[registry]]` has neither `prefix` nor `location`"),
         ('[[registry]]\nprefix = "a.b"\n', "2: `a.b` needs a `location`"),
         ('[[registry]]\nprefix = "*.b/c"\n', "2: `*.b/c`: a prefix with `*.` ends with the domain"),
-        ('[[registry]]\nlocation = "a.b"\npull-from-mirror = "all"\n', "3: `pull-from-mirror` belongs into"),
+        ('[[registry]]\nlocation = "a.b"\npull-from-mirror = "all"\n', "3: `pull-from-mirror` belongs in"),
         ('[[registry]]\nlocation = "a.b"\n[[registry.mirror]]\n', "3: `[[registry.mirror]]` has no `location`"),
         (
             '[[registry]]\nlocation = "a.b"\n[[registry.mirror]]\nlocation = "c.d"\n[[registry.mirror]]\n'
@@ -119,7 +119,7 @@ def test_a_prefix_covers_whole_parts_of_a_name(prefix: str, name: str, expected:
         ),
         (
             '[[registry]]\nlocation = "a.b"\n[[registry]]\nprefix = "c.d"\nlocation = "a.b"\nblocked = true\n',
-            "3: `a.b` is there twice with different",
+            "3: `a.b` is listed twice with different",
         ),
         (
             '[registries.block]\nregistries = ["a"]\n[[registry]]\nlocation = "a.b"\n',
@@ -149,7 +149,9 @@ def test_files_are_bounded_and_one_that_a_variable_names_must_be_there(
     monkeypatch.setenv("CONTAINERS_REGISTRIES_CONF", str(home / "mine.conf"))
     with pytest.raises(ConfigurationError) as caught:
         read_registries_conf()
-    assert "mine.conf" in caught.value.message and "`CONTAINERS_REGISTRIES_CONF` names it" in (caught.value.hint or "")
+    assert "mine.conf" in caught.value.message and "`CONTAINERS_REGISTRIES_CONF` points to it" in (
+        caught.value.hint or ""
+    )
     write(home / "mine.conf", "#" * (MAX_REGISTRIES_CONF_BYTES + 1))
     with pytest.raises(ConfigurationError, match="larger than the limit"):
         read_registries_conf()
@@ -197,7 +199,7 @@ def test_a_mirror_that_has_the_image_gives_all_of_it_and_names_stay_as_written(
     assert one.count("GET", "/blobs/") == 0
     said = [event.text for event in pulling.events if isinstance(event, Notice)]
     assert len(said) == len(pulling.events) == 2, "said once, though it was pulled twice"
-    assert f"`{one.address}/nvidia/nemo:1` is passed over" in said[0]
+    assert f"`{one.address}/nvidia/nemo:1` is skipped" in said[0]
     assert f"`{NAME}` is pulled from `{two.address}/nvidia/nemo` ({CONF}:7)" == said[1]
     assert pulling.ask(lambda source: source.find("1")) == sha256(MANIFEST)
     assert pulling.ask(lambda source: source.find(sha256(MANIFEST))) == sha256(MANIFEST)
@@ -209,7 +211,7 @@ def test_an_image_that_no_place_has_is_one_error_that_names_each(registries: lis
     with pytest.raises(RegistryError) as caught:
         pulling.ask(lambda source: source.resolve("1"))
     lines = caught.value.message.splitlines()
-    assert lines[0] == f"`{NAME}` cannot be pulled from any of the 2 places to ask:"
+    assert lines[0] == f"`{NAME}` cannot be pulled from any of 2 sources:"
     assert lines[1].startswith(f"  {CONF}:5: `{one.address}/nvidia/nemo:1`: ") and "404" in lines[1]
     assert lines[2].startswith(f"  {CONF}:3: `{two.address}/cache/nvidia/nemo:1`: ") and "404" in lines[2]
     assert pulling.ask(lambda source: source.find("1")) is None

@@ -231,8 +231,8 @@ def test_an_editable_install_of_setuptools_and_one_that_leads_nowhere() -> None:
         "nowhere": "missing nowhere",
     }
     assert {name: found.note for name, found in result.modules.items() if found.note} == {
-        "lost": "an editable install leads to `/gone/lost`, which the base does not have",
-        "dead_end": f"`/{SITE}/__editable__.dead_end-1.0.pth` leads to `/gone/src`, which the base does not have",
+        "lost": "an editable install points to `/gone/lost`, which the base does not have",
+        "dead_end": f"`/{SITE}/__editable__.dead_end-1.0.pth` points to `/gone/src`, which the base does not have",
     }
 
 
@@ -283,7 +283,7 @@ def test_a_file_that_scikit_build_core_maps_and_that_is_gone() -> None:
     result = probe(
         site(Item("s.pth", value="import _s_editable\n"), Item("_s_editable.py", value=text)), modules=["sk"]
     )
-    assert result.modules["sk"].note == "an editable install leads to `/gone/sk.py`, which the base does not have"
+    assert result.modules["sk"].note == "an editable install points to `/gone/sk.py`, which the base does not have"
 
 
 @pytest.mark.parametrize(

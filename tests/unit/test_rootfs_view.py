@@ -117,19 +117,19 @@ def test_contents_that_matter_are_kept_and_others_not() -> None:
         (Item("/etc/passwd"), "is absolute"),
         (Item("../etc/passwd"), "leads upwards|to another folder"),
         (Item("a/../../etc/passwd"), "leads upwards"),
-        (Item("a/.."), "leads to another folder"),
+        (Item("a/.."), "points to another folder"),
         (Item("d/" * 10_000 + "x"), "more than 4096 bytes"),
         (Item("n" * 256), "more than 255 bytes"),
-        (Item("a", "hard", "../../etc/shadow"), "which is no file of the image"),
-        (Item("a", "hard", "nowhere"), "which is no file of the image"),
-        (Item("a", "hard", "folder"), "which is no file of the image"),
+        (Item("a", "hard", "../../etc/shadow"), "which is not a file of the image"),
+        (Item("a", "hard", "nowhere"), "which is not a file of the image"),
+        (Item("a", "hard", "folder"), "which is not a file of the image"),
         (Item("file/x"), "is used as a folder"),
         (Item("loop/x"), "is used as a folder"),
-        (Item("a/.wh."), "names nothing"),
+        (Item("a/.wh."), "has no name"),
         (Item("dev/sda", "block", "8:0"), r"is a block device \(8:0\)"),
         (Item("etc/dev/mem", "char", "1:1"), r"is a character device \(1:1\)"),
         (Item("dev/gone", "char", "0:0"), "is a whiteout of overlayfs"),
-        (Item("a/.wh..."), "names nothing"),
+        (Item("a/.wh..."), "has no name"),
     ],
 )
 def test_what_no_engine_could_unpack_is_refused(item: Item, message: str) -> None:
@@ -143,7 +143,7 @@ def test_links_in_circles_and_files_on_the_way() -> None:
     view = view_of([link("a", "b"), link("b", "a"), Item("f")])
     assert view.stat("a/x") is None
     assert view.listdir("a") == []
-    for path, message in (("a/x", "goes round in circles"), ("f/x", "is no folder")):
+    for path, message in (("a/x", "forms a loop"), ("f/x", "is not a folder")):
         with pytest.raises(IntegrityError, match=message):
             view.resolve(path)
 

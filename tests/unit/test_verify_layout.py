@@ -65,7 +65,7 @@ def test_what_is_wrong_is_found_and_named(store: LayoutStore) -> None:
     texts = [str(finding) for finding in report.findings]
     assert any(text.startswith("image `v1`") for text in texts)
     assert any("notes.txt" in text for text in texts)
-    assert any("a" * 64 in text and "nothing names it" in text for text in texts)
+    assert any("a" * 64 in text and "nothing refers to it" in text for text in texts)
     with pytest.raises(IntegrityError, match=r"image layout .* is damaged") as caught:
         report.raise_if_wrong()
     assert "copy it again" in (caught.value.hint or "")
@@ -75,7 +75,7 @@ def test_a_name_that_stands_for_two_images_is_found(store: LayoutStore) -> None:
     (entry,) = store.read_index().manifests
     other = make_image(store, "other")[0].annotated(annotations={REF_NAME: "v1"})
     write_index(store, entry, other)
-    assert [str(finding) for finding in verify(store.path).findings] == ["image `v1`: is in index.json twice"]
+    assert [str(finding) for finding in verify(store.path).findings] == ["image `v1`: is listed twice in index.json"]
 
 
 def test_indexes_in_indexes_charts_and_nameless_images_are_whole(store: LayoutStore) -> None:
@@ -110,26 +110,26 @@ def test_a_bundle_without_its_manifest_is_damaged_and_not_a_layout_of_another_to
         kept = [entry for entry in layout.read_index().manifests if entry.artifact_type != MANIFEST_ARTIFACT]
         write_index(layout, *kept)
     # other artifacts of airferry tell what it was
-    with pytest.raises(IntegrityError, match="has 0 manifests of airferry"):
+    with pytest.raises(IntegrityError, match="contains 0 airferry manifests"):
         verify(tmp_path / "alone")
     # as does the output folder, whatever the layout in it holds
     images = [entry for entry in LayoutStore.open(out / "bundle").read_index().manifests if not entry.artifact_type]
     write_index(LayoutStore.open(out / "bundle"), *images)
-    with pytest.raises(IntegrityError, match="has 0 manifests of airferry"):
+    with pytest.raises(IntegrityError, match="contains 0 airferry manifests"):
         verify(out)
     (out / "airgap-manifest.yaml").write_text("{}")
-    with pytest.raises(IntegrityError, match="has 0 manifests of airferry"):
+    with pytest.raises(IntegrityError, match="contains 0 airferry manifests"):
         verify(out / "bundle")
 
 
 def test_a_layout_that_holds_nothing_is_not_sound(store: LayoutStore) -> None:
     write_index(store)
-    with pytest.raises(IntegrityError, match="has 0 manifests of airferry"):
+    with pytest.raises(IntegrityError, match="contains 0 airferry manifests"):
         verify(store.path)
 
 
 def test_nothing_but_verify_takes_a_layout_of_another_tool(store: LayoutStore) -> None:
-    with pytest.raises(IntegrityError, match="has 0 manifests of airferry"):
+    with pytest.raises(IntegrityError, match="contains 0 airferry manifests"):
         verify_bundle(store.path)
 
 

@@ -42,11 +42,11 @@ def verify_asset(
     Raises:
         UsageError: there is no manifest, or no telling which is meant.
         HostError: the path is not there, or a folder cannot be read.
-        IntegrityError: the bundle is another, or what it or the file holds is no manifest.
+        IntegrityError: the bundle is another, or what it or the file holds is not a manifest.
     """
     if source.is_file():
         if root is not None:
-            raise UsageError("`--root` goes with a bundle", hint="name the bundle, not the manifest's file")
+            raise UsageError("`--root` requires a bundle", hint="give the bundle instead of the manifest file")
         manifest = read_asset_file(source)
     else:
         bundle = open_bundle(source, root=root)
@@ -67,7 +67,7 @@ def unpack_asset(
 
     Raises:
         UsageError: the destination is not empty, or there is no telling which asset is meant.
-        IntegrityError: what is unpacked is damaged, no ModelPack, or would leave the destination.
+        IntegrityError: what is unpacked is damaged, not a ModelPack, or would leave the destination.
         RegistryError: the registry does not hand it over.
         HostError: the disk is full.
     """
@@ -79,7 +79,7 @@ def unpack_asset(
     try:
         reference = parse_reference(source.removeprefix(REGISTRY_PREFIX))
     except AirferryError as error:
-        raise UsageError(f"`{source}` is no bundle and no reference: {error.message}") from error
+        raise UsageError(f"`{source}` is neither a bundle nor a reference: {error.message}") from error
     with open_clients(options or ClientOptions(), emit=emit) as clients:
         registry = Pulls(clients, emit=emit).source(reference)
         return unpack_pack(registry, registry.resolve(reference.target), destination, emit=emit)

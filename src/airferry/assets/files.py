@@ -92,7 +92,7 @@ def list_asset(path: Path) -> Listing:
         for raw, entry in _walk(path):
             if found.count() >= MAX_ASSET_FILES:
                 raise BuildError(
-                    f"`{path}` holds more than {MAX_ASSET_FILES} files", hint="name its parts as assets of their own"
+                    f"`{path}` holds more than {MAX_ASSET_FILES} files", hint="record its parts as separate assets"
                 )
             if entry.is_symlink():
                 found.links.append(AssetLink(encode_path(raw), encode_path(os.readlink(entry.path))))  # noqa: PTH115
@@ -195,7 +195,7 @@ def changed(path: str) -> IntegrityError:
     """Return the error for a file that was written to while it was read."""
     return IntegrityError(
         f"asset file `{path}` changed while it was read",
-        hint="end what writes to the asset, then run the command again; what did not change is not read again",
+        hint="stop the process that writes to the asset, then rerun; unchanged files are not read again",
         path=path,
     )
 

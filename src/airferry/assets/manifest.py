@@ -116,20 +116,22 @@ def parse_asset_manifest(data: bytes, *, what: str) -> AssetManifest:
     try:
         return _parse(data)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise IntegrityError(f"{what} is no valid asset manifest: {error}") from error
+        raise IntegrityError(f"{what} is not a valid asset manifest: {error}") from error
 
 
 def _parse(data: bytes) -> AssetManifest:
     lines = _json_lines(data)
     header = next(lines, None)
     if not isinstance(header, dict) or not isinstance(header.get("schema_version"), int):
-        raise ValueError("line 1 is no header")
+        raise ValueError("line 1 is not a header")
     if header["schema_version"] > ASSET_SCHEMA_VERSION:
-        raise ValueError(f"schema_version {header['schema_version']}, this airferry knows {ASSET_SCHEMA_VERSION}")
+        raise ValueError(
+            f"schema_version {header['schema_version']}, this version of airferry supports {ASSET_SCHEMA_VERSION}"
+        )
     if not isinstance(header["name"], str) or not ASSET_NAME.fullmatch(header["name"]):
-        raise ValueError("its name is no asset name")
+        raise ValueError("its name is not a valid asset name")
     if header["kind"] not in ASSET_KINDS:
-        raise ValueError("its kind is none of " + ", ".join(ASSET_KINDS))
+        raise ValueError("its kind is not one of " + ", ".join(ASSET_KINDS))
     files: list[AssetFile] = []
     links: list[AssetLink] = []
     for number, line in enumerate(lines, start=2):
@@ -141,20 +143,20 @@ def _parse(data: bytes) -> AssetManifest:
             case ["link", str() as path, str() as target]:
                 links.append(AssetLink(_safe(path), target))
                 if linked_path(links[-1].path, links[-1].target) is None:
-                    raise ValueError(f"line {number}: the link `{path}` leads out of the asset")
+                    raise ValueError(f"line {number}: the link `{path}` points outside the asset")
             case _:
                 raise ValueError(f"line {number} is neither a file nor a link")
     manifest = AssetManifest(header["name"], header["kind"], tuple(files), tuple(links))
     paths = [*(file.path for file in files), *(link.path for link in links)]
     taken = set(paths)
     if len(taken) != len(paths):
-        raise ValueError("a path is there twice")
+        raise ValueError("a path is listed twice")
     for path in paths:
         parents = path.split("/")[:-1]
         if any("/".join(parents[:depth]) in taken for depth in range(1, len(parents) + 1)):
-            raise ValueError(f"`{path}` lies below something that is no folder")
+            raise ValueError(f"`{path}` is below a path that is not a folder")
     if manifest.to_bytes() != data:
-        raise ValueError("it is cut short, or not written as asset manifests are")
+        raise ValueError("it is truncated or malformed")
     return manifest
 
 
@@ -167,14 +169,14 @@ def _json_lines(data: bytes) -> Iterator[Any]:
     while position < len(data):
         end = data.find(b"\n", position)
         if end < 0:
-            raise ValueError("its last line is cut short")
+            raise ValueError("its last line is truncated")
         yield parse_json(data[position:end])
         position = end + 1
 
 
 def _safe(path: str) -> str:
     if not safe_path(decode_path(path)):
-        raise ValueError(f"the path `{path}` leads out of the asset")
+        raise ValueError(f"the path `{path}` points outside the asset")
     return path
 
 

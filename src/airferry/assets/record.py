@@ -77,7 +77,9 @@ def record_asset(
     chosen = name or path.absolute().name.lower()
     target = output or Path(asset_file_name(chosen))
     if path.is_dir() and files.lies_within(target, path):
-        raise UsageError(f"`{target}` lies in the asset itself", hint="write the manifest elsewhere: `--out FILE`")
+        raise UsageError(
+            f"`{target}` is inside the asset", hint="write the manifest to another place with `--out FILE`"
+        )
     manifest = hash_asset(path, name=chosen, kind=kind, jobs=jobs, emit=emit)
     files.write_bytes(target, manifest.to_bytes())
     return RecordOutcome(manifest, target)
@@ -104,10 +106,11 @@ def hash_asset(
     """
     if not ASSET_NAME.fullmatch(name):
         raise UsageError(
-            f"`{name}` is no name of an asset", hint="use lower-case letters, digits, `.`, `_` and `-`: `--name NAME`"
+            f"`{name}` is not a valid asset name",
+            hint="use lower-case letters, digits, `.`, `_` and `-`: `--name NAME`",
         )
     if kind not in ASSET_KINDS:
-        raise UsageError(f"`{kind}` is no kind of asset", hint="there are " + ", ".join(f"`{k}`" for k in ASSET_KINDS))
+        raise UsageError(f"unknown asset kind `{kind}`", hint="there are " + ", ".join(f"`{k}`" for k in ASSET_KINDS))
     listing = list_asset(path)
     _check(listing.files, listing.links, listing.others, path)
     known = HashJournal(journal or _journal_path(path))
@@ -144,27 +147,29 @@ def _journal_path(path: Path) -> Path:
 def _check(found: Sequence[FileState], links: Sequence[AssetLink], others: Sequence[str], path: Path) -> None:
     """Refuse what another machine could not have."""
     if not found:
-        raise BuildError(f"asset `{path}` holds no file", hint="name the folder that holds the files, or one file")
+        raise BuildError(
+            f"asset `{path}` contains no files", hint="give the folder that contains the files, or a single file"
+        )
     if others:
         raise BuildError(
-            f"asset `{path}` holds `{others[0]}`, which is no regular file, no folder and no link",
-            hint="remove sockets, pipes and devices from the asset's folder",
+            f"asset `{path}` holds `{others[0]}`, which is not a regular file, a folder or a link",
+            hint="remove sockets, pipes and devices from the folder of the asset",
         )
     if long := [state.path for state in found if not safe_path(_raw(state.path))]:
-        raise BuildError(f"asset `{path}` holds a path that is too long: `{long[0][:80]}…`")
+        raise BuildError(f"asset `{path}` contains a path that is too long: `{long[0][:80]}…`")
     places = {state.path for state in found} | {link.path for link in links}
     folders = {folder for place in places for folder in _folders(place)}
     for link in links:
         leads_to = linked_path(link.path, link.target)
         if leads_to is None:
             raise BuildError(
-                f"asset `{path}`: the link `{link.path}` leads out of it, to `{link.target}`",
-                hint="put what it points to in its place, or record the folder that holds both",
+                f"asset `{path}`: the link `{link.path}` points outside the asset, to `{link.target}`",
+                hint="replace the link by its target, or record the folder that contains both",
                 path=link.path,
             )
         if leads_to not in places and leads_to not in folders:
             raise BuildError(
-                f"asset `{path}`: the link `{link.path}` points to `{link.target}`, which is not there",
+                f"asset `{path}`: the link `{link.path}` points to `{link.target}`, which does not exist",
                 hint="finish the download, or remove the link",
                 path=link.path,
             )
@@ -192,7 +197,7 @@ def pack_asset(
 ) -> Descriptor:
     """Store an asset as a ModelPack artifact and return the descriptor that index.json is to have. Idempotent.
 
-    Large files become raw layers of their own, whose digests are those of the files, so that what is there is not
+    Large files become separate raw layers, whose digests are those of the files, so that what is there is not
     written again; all others go into one tar layer for each kind of content. Everything is streamed and compared with
     the manifest.
 
@@ -281,7 +286,9 @@ def _tar_layer(
 
 
 def _recorded(file: AssetFile, root: Path) -> Iterator[bytes]:
-    """Yield a file's content and raise at its end, before a blob of it is committed, if it is not what was recorded."""
+    """Yield a file's content and raise at its end, before a blob of it is committed, if it differs from what was
+    recorded.
+    """
     state, size = hashlib.sha256(), 0
     with _opened(asset_place(root, file.path)) as stream:
         for block in blocks(stream):

@@ -99,8 +99,8 @@ class AssetReport:
             return
         shown = some_of([str(item) for item in self.findings], SHOWN_DIFFERENCES, separator="; ")
         raise FindingsError(
-            f"asset `{self.name}` in `{self.path}` is not what was recorded: {shown}",
-            hint="copy these files again from where they came, then verify again",
+            f"asset `{self.name}` in `{self.path}` differs from what was recorded: {shown}",
+            hint="copy these files again from the source, then verify again",
             report=self,
         )
 
@@ -167,7 +167,7 @@ def _compare_names(
         if name not in links:
             findings.append(AssetFinding(name, "missing", f"a link to {link.target}"))
         elif links[name] != link:
-            findings.append(AssetFinding(name, "changed", f"leads to {links[name].target}, expected {link.target}"))
+            findings.append(AssetFinding(name, "changed", f"points to {links[name].target}, expected {link.target}"))
     known = expected.keys() | wanted.keys()
     extra = [*(found.keys() - known), *(links.keys() - known), *listing.others]
     return findings + [AssetFinding(path, "extra", "") for path in extra]
@@ -181,7 +181,7 @@ def read_asset_file(path: Path) -> AssetManifest:
 
     Raises:
         HostError: the file cannot be read.
-        IntegrityError: it is no asset manifest.
+        IntegrityError: it is not an asset manifest.
     """
     return parse_asset_manifest(files.read_bounded(path, limit_bytes=MAX_ASSET_MANIFEST_BYTES), what=f"`{path}`")
 
@@ -190,7 +190,7 @@ def bundle_assets(bundle: Bundle) -> dict[str, AssetManifest]:
     """Return the asset manifests that a bundle carries, by name.
 
     Raises:
-        IntegrityError: one of them is not what its descriptor says, or is no asset manifest.
+        IntegrityError: one of them is not what its descriptor says, or is not an asset manifest.
     """
     result = {}
     for descriptor in bundle.artifacts:
@@ -234,21 +234,21 @@ def unpack_pack(source: Source, descriptor: Descriptor, destination: Path, *, em
 
     Raises:
         UsageError: the destination is not empty.
-        IntegrityError: the artifact is no ModelPack, is damaged, or would write outside the destination.
+        IntegrityError: the artifact is not a ModelPack, is damaged, or would write outside the destination.
         HostError: the disk is full, or the destination not writable.
     """
     if destination.is_symlink() or (destination.exists() and (not destination.is_dir() or any(destination.iterdir()))):
-        raise UsageError(f"`{destination}` is there already", hint="name a folder that is absent or empty")
+        raise UsageError(f"`{destination}` already exists", hint="name a folder that does not exist or is empty")
     manifest = source.read_manifest(descriptor).manifest
     if manifest.artifact_type != MODELPACK_ARTIFACT:
         raise IntegrityError(
-            f"artifact `{descriptor.digest}` is of type `{manifest.artifact_type}`, no ModelPack",
+            f"artifact `{descriptor.digest}` is of type `{manifest.artifact_type}`, not a ModelPack",
             hint="name an artifact that was packed with `pack: true`",
         )
     total, free = sum(layer.size for layer in manifest.layers), files.free_bytes(destination.parent)
     if total > free:
         raise HostError(
-            f"`{destination}` needs {total} bytes, {free} are free", hint="free space, or name another destination"
+            f"`{destination}` needs {total} bytes, {free} are free", hint="free up space, or choose another destination"
         )
     try:
         with files.scratch_directory(destination.parent) as scratch:
@@ -276,7 +276,7 @@ def _add_layer(unpacker: TreeUnpacker, source: Source, layer: Descriptor) -> Non
     what = f"layer `{layer.digest}`"
     form = _FORM.fullmatch(layer.media_type)
     if form is None:
-        raise IntegrityError(f"{what} has the type `{layer.media_type}`, which is none of ModelPack")
+        raise IntegrityError(f"{what} has the type `{layer.media_type}`, which is not a ModelPack type")
     with source.open_blob(layer) as stream:
         content = blocks(verifying(stream, layer))
         if form[1] == "raw":

@@ -19,7 +19,7 @@ from airferry.oci.tar import DIRECTORY, SYMLINK, TarEntry, TarReader
 
 
 class TreeUnpacker:
-    """Unpacks one artifact. `what` names it in errors, `whole` what its paths must not lead out of."""
+    """Unpacks one artifact. `what` names it in errors, `whole` what its paths must not point outside."""
 
     def __init__(
         self, root: Path, *, what: str, whole: str, limit_bytes: int, limit_files: int, durable: bool = True
@@ -36,8 +36,8 @@ class TreeUnpacker:
     def trouble(self, raw: bytes, *, link_target: bytes | None = None) -> str | None:
         """Return what is wrong with a path, besides what holds for all artifacts. Subclasses know more."""
         if link_target is not None and linked_path(encode_path(raw), encode_path(link_target)) is None:
-            return f"is a link that leads out of {self._whole}, to `{encode_path(link_target)[:200]}`"
-        return None if safe_path(raw) else f"leads out of {self._whole}"
+            return f"is a link that points outside {self._whole}, to `{encode_path(link_target)[:200]}`"
+        return None if safe_path(raw) else f"points outside {self._whole}"
 
     def path_of(self, entry: TarEntry) -> str:
         """Return the path of an entry: without a leading `/` or `./`, which tars of others have."""
@@ -76,14 +76,14 @@ class TreeUnpacker:
             handle = os.open(place, flags, 0o755 if executable else 0o644)
         except (FileExistsError, NotADirectoryError) as error:
             path = encode_path(raw)
-            raise IntegrityError(f"{self._what} holds `{path}` twice, or as a file and as a folder") from error
+            raise IntegrityError(f"{self._what} contains `{path}` twice, or as a file and as a folder") from error
         with os.fdopen(handle, "wb", buffering=0) as stream:
             for block in content:
                 self.size_bytes += len(block)
                 if self.size_bytes > self._limit_bytes:
                     raise IntegrityError(
                         f"{self._what} unpacks to more than {self._limit_bytes} bytes",
-                        hint="if that is what it should hold, free more space",
+                        hint="if this size is expected, free up more space",
                     )
                 stream.write(block)
             if self._durable:

@@ -1,6 +1,6 @@
 """What lies in an output folder next to the bundle: archives are checked, what belongs to nothing is named.
 
-Reads only. The manifest that says which files there are came with the bundle, so no path of it leads out of the folder,
+Reads only. The manifest with the list of files came with the bundle, so no path of it may point outside the folder,
 and links are not followed. Files of the operator are his own: they are named, never a finding.
 """
 
@@ -39,7 +39,7 @@ BUILD_FILES = frozenset(
 )
 # what people sign a root with lies next to the layout, and comes after the build
 SIGNATURES = (".asc", ".minisig", ".p7s", ".sig", ".sigstore", ".sigstore.json")
-LEADS_OUT = "its name leads out of the output folder"  # the manifest is to blame then, not the archive
+LEADS_OUT = "its name points outside the output folder"  # the manifest is to blame then, not the archive
 MAX_NAMED_FILES = 1000
 MAX_COMPARED_BYTES = 16 * 1024 * 1024
 
@@ -72,7 +72,7 @@ def look_beside(
             said.append(note)
     said += _copies(folder, documents, index, manifest, root)
     known = {*BUILD_FILES, *(entry.title for entry in manifest.artifacts), *(str(saved.tar) for saved in archives)}
-    said += [f"`{name}` belongs to nothing in the bundle" for name in _others(folder, known)]
+    said += [f"`{name}` is not part of the bundle" for name in _others(folder, known)]
     if len(said) > MAX_NAMED_FILES:
         said = [*said[: MAX_NAMED_FILES - 1], f"and {len(said) - MAX_NAMED_FILES + 1} more"]
     return tuple(said)
@@ -86,7 +86,7 @@ def _archive(folder: Path, saved: SavedImage) -> tuple[str, str]:
     try:
         found = path.lstat()
     except OSError:
-        return "", f"archive `{saved.tar}` is not there; the bundle is whole without it"
+        return "", f"archive `{saved.tar}` is missing; the bundle is complete without it"
     if not stat.S_ISREG(found.st_mode) or files.resolved(path) != files.resolved(folder) / str(saved.tar):
         return "is not a regular file; links are not followed", ""
     try:
@@ -118,7 +118,7 @@ def _copies(folder: Path, documents: Source, index: Index, manifest: BundleManif
         except OSError:
             same = False
         if not same:
-            yield f"`{name}` is not the one in the bundle, which counts"
+            yield f"`{name}` differs from the copy in the bundle, which counts"
 
 
 def _others(folder: Path, known: Collection[str], prefix: str = "") -> Iterator[str]:

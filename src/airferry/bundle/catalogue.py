@@ -32,21 +32,21 @@ class CataloguePaths:
 
         Wrong is: a path that is absolute or goes up; one in a Git folder, whose settings can run programs; one that
         differs from another one only by case or by the form of its letters, as file systems that do not tell them
-        apart would let one replace the other; and a link that leads out of the catalogue.
+        apart would let one replace the other; and a link that points outside the catalogue.
         """
         path = encode_path(raw)
         if not safe_path(raw):
-            return "leads out of the catalogue"
+            return "points outside the catalogue"
         folded = fold(raw)
         parts = folded.split("/")
         if any(part.rstrip(". ") in _GIT_FOLDERS for part in parts):
-            return "lies in a Git folder"
+            return "is in a Git folder"
         if folded == CATALOGUE_MARK:
-            return "has a name that airferry takes for itself"
+            return "has a name that airferry reserves"
         if link_target is not None and linked_path(path, encode_path(link_target)) is None:
-            return f"is a link that leads out of the catalogue, to `{encode_path(link_target)[:200]}`"
+            return f"is a link that points outside the catalogue, to `{encode_path(link_target)[:200]}`"
         if (other := self._folded.get(folded)) is not None:
-            return "is there twice" if other == path else f"differs from `{other}` only by case or form"
+            return "is listed twice" if other == path else f"differs from `{other}` only by case or form"
         self._folded[folded] = path
         return None
 

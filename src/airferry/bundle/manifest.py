@@ -100,7 +100,7 @@ class PlatformEntry(_Own):
 
 
 class TwinEntry(_Own):
-    """A Docker manifest list over the platforms of an image, under a name of its own in index.json."""
+    """A Docker manifest list over the platforms of an image, under a separate name in index.json."""
 
     reference: str
     digest: Digest
@@ -225,7 +225,7 @@ class LauncherEntry(_Familiar):
 
 
 class SavedImage(_Familiar):
-    """Where an image is: in the layout, under `reference`, and as an archive of its own where `tar` says so."""
+    """Where an image is: in the layout, under `reference`, and as a separate archive where `tar` says so."""
 
     role: Role
     name: str
@@ -335,7 +335,7 @@ class BundleManifest(_Own):
         return to_yaml(self)
 
     def with_root(self, root: str) -> BundleManifest:
-        """Return the copy that goes beside the bundle, which names its root."""
+        """Return the copy that goes next to the bundle, which names its root."""
         return self.model_copy(update={"root": root})
 
 
@@ -377,7 +377,7 @@ def describe_platform(
     for number, (layer, diff_id) in enumerate(zip(manifest.layers, config.rootfs.diff_ids, strict=True)):
         result = known.get((layer.digest, diff_id))
         if result is None:
-            raise IntegrityError(f"nothing is known of layer `{layer.digest}` of manifest `{descriptor.digest}`")
+            raise IntegrityError(f"missing record of layer `{layer.digest}` of manifest `{descriptor.digest}`")
         original = result.original.digest if result.original else None
         entries.append(
             LayerEntry(

@@ -140,7 +140,7 @@ def read_receipt(path: Path, *, root: str | None = None) -> Receipt:
 
     Raises:
         HostError: the file cannot be read.
-        IntegrityError: it is no receipt, one of a newer version, or one of another bundle.
+        IntegrityError: it is not a receipt, one of a newer version, or one of another bundle.
     """
     if not path.exists():
         raise HostError(
@@ -154,7 +154,7 @@ def read_receipt(path: Path, *, root: str | None = None) -> Receipt:
     if root is not None and receipt.bundle_root != parse_digest(root):
         raise IntegrityError(
             f"receipt `{path}` is of bundle `{receipt.bundle_root}`, expected `{root}`",
-            hint="take the receipt that the load of this bundle wrote",
+            hint="use the receipt that loading this bundle wrote",
             root=receipt.bundle_root,
             expected=root,
         )

@@ -73,7 +73,7 @@ def _held(store: LayoutStore, entry: Descriptor) -> dict[str, int]:
         if not store.has_blob(blob):
             raise IntegrityError(
                 f"cannot seal: blob `{blob.digest}` of `{entry.digest}` is missing or not {blob.size} bytes long",
-                hint="rerun `airferry build`; it makes again what is missing",
+                hint="rerun `airferry build`; it rebuilds what is missing",
                 digest=blob.digest,
             )
         sizes[blob.digest] = blob.size

@@ -28,7 +28,7 @@ def decode_path(text: str) -> bytes:
     """
     raw = _ESCAPE.sub(lambda match: bytes((int(match[1], 16),)), _raw(text))
     if encode_path(raw) != text:
-        raise ValueError(f"`{text}` is not written as paths are")
+        raise ValueError(f"`{text}` is not a valid path")
     return raw
 
 

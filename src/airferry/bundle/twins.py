@@ -57,7 +57,7 @@ def with_twins(store: LayoutStore, entries: Iterable[ImageEntry], named: dict[st
         if reference in named:
             raise ConfigurationError(
                 f"`{reference}` is the name of an image, and of the Docker twin of `{entry.reference}`",
-                hint="give one of the images another `tag`, or set `docker_twin: false`",
+                hint="give one of the images a different `tag`, or set `docker_twin: false`",
             )
         named[reference] = put_twin(store, named[entry.reference])
         made.append(

@@ -29,8 +29,8 @@ from airferry.oci.validate import Defect, ImagePart, Inspector, report_strays, r
 from airferry.wording import counted, some_of
 
 SHOWN_FINDINGS = 5
-COPY_ARCHIVES = "copy those archives again, or remove them: a load does not read them"
-COPY_AGAIN = "copy the bundle again from where it came, and verify it before it is loaded"
+COPY_ARCHIVES = "copy these archives again, or remove them: `load` does not read them"
+COPY_AGAIN = "copy the bundle again from the source, and verify it before you load it"
 
 
 class NoBundleManifest(IntegrityError):
@@ -81,7 +81,7 @@ class Bundle:
 class VerifyReport:
     """What a verification saw. `root_verified` says whether a root was given and matched.
 
-    `is_bundle` is false for an image layout of another tool, of which `not_checked` says what nobody can tell.
+    `is_bundle` is false for an image layout of another tool, of which `not_checked` says what cannot be checked.
     `images` are those that were built, their Docker `twins` and the `originals` of their bases not counted.
     `beside` lists notes on the output folder around the bundle; none of them means that the bundle is damaged. The last
     `beside_findings` of the findings are about archives in that folder: the bundle itself is whole without them.
@@ -144,7 +144,7 @@ class VerifyReport:
         if not self.is_bundle:
             damaged, hint = f"image layout `{self.path}` is damaged", "copy it again from where it came"
         elif len(self.findings) == self.beside_findings:
-            damaged, hint = f"bundle `{self.path}` is whole, archives next to it are not", COPY_ARCHIVES
+            damaged, hint = f"bundle `{self.path}` is complete, but archives next to it are damaged", COPY_ARCHIVES
         raise IntegrityError(
             f"{damaged}: {counted(len(self.findings), 'finding')}" + ("" if listed else f"\n  | {shown}"),
             hint=hint,
@@ -162,8 +162,8 @@ def find_layout(path: Path) -> Path:
         if (candidate / LAYOUT_FILE).exists() or (candidate / INDEX_FILE).exists():
             return candidate
     raise UsageError(
-        f"`{path}` holds no bundle: there is no `{LAYOUT_FILE}` in it or in `{path / BUNDLE_FOLDER}`",
-        hint="name the output folder of `airferry build`, or the bundle in it",
+        f"`{path}` contains no bundle: there is no `{LAYOUT_FILE}` in it or in `{path / BUNDLE_FOLDER}`",
+        hint="give the output folder of `airferry build`, or the bundle in it",
     )
 
 
@@ -175,8 +175,8 @@ def expect_outside(written: Path, layout: Path) -> None:
     """
     if files.lies_within(written, layout):
         raise UsageError(
-            f"`{written}` lies in the bundle `{layout}`, and whatever is added there damages it",
-            hint="name a place outside of the bundle",
+            f"`{written}` is inside the bundle `{layout}`; added files damage a bundle",
+            hint="choose a path outside the bundle",
         )
 
 
@@ -184,7 +184,7 @@ def open_bundle(path: Path, *, root: str | None = None) -> Bundle:
     """Open a bundle for reading: `out/` or `out/bundle`. The root, if given, is compared before anything is parsed.
 
     Raises:
-        UsageError: there is no bundle, or the root that was given is no digest.
+        UsageError: there is no bundle, or the root that was given is not a digest.
         IntegrityError: the root is another, or layout, index or manifest cannot be read.
     """
     try:
@@ -204,7 +204,7 @@ def _open(path: Path, root: str | None) -> Bundle:
             (entry.artifact_type or "").startswith(OWN_ARTIFACTS) for entry in index.manifests
         )
         kind = NoBundleManifest if is_foreign else IntegrityError
-        raise kind(f"bundle `{store.path}` has {len(found)} manifests of airferry, expected one", hint=COPY_AGAIN)
+        raise kind(f"bundle `{store.path}` contains {len(found)} airferry manifests, expected one", hint=COPY_AGAIN)
     documents = RememberingSource(store)
     manifest = read_manifest(read_artifact_file(documents, found[0], media_type=MANIFEST_CONTENT))
     return Bundle(store, index, observed, manifest, found[0], documents, root_verified=root is not None)
@@ -298,7 +298,7 @@ def open_index(path: Path, root: str | None) -> tuple[LayoutStore, bytes, str]:
     """Open a layout and return it with the bytes of its index.json and their digest, which `root`, if given, must be.
 
     Raises:
-        UsageError: there is no layout, or the root that was given is no digest.
+        UsageError: there is no layout, or the root that was given is not a digest.
         IntegrityError: the root is another, or blobs lie behind a link.
     """
     layout = find_layout(path)
@@ -309,14 +309,14 @@ def open_index(path: Path, root: str | None) -> tuple[LayoutStore, bytes, str]:
         except OSError as error:
             raise IntegrityError(f"bundle `{layout}` has no folder `{folder}`") from error
         if not stat.S_ISDIR(found.st_mode):
-            raise IntegrityError(f"`{folder}` is no folder; links are not followed")
+            raise IntegrityError(f"`{folder}` is not a folder; links are not followed")
     store = LayoutStore.open(layout, read_only=True)
     data = store.read_index_bytes()
     observed = digest_of(data)
     if expected is not None and observed != expected:
         raise IntegrityError(
             f"bundle `{layout}` has root `{observed}`, expected `{expected}`",
-            hint="this is not the bundle that was signed for, or its index.json was changed; do not load it",
+            hint="this is a different bundle, or its index.json was changed; do not load it",
             root=observed,
             expected=expected,
         )
@@ -328,8 +328,8 @@ def _parse_root(text: str) -> str:
         return parse_digest(text.strip().lower())
     except IntegrityError as error:
         raise UsageError(
-            f"`{text}` is no root, expected `sha256:` and 64 hex digits",
-            hint="`airferry build` prints it last, and `airgap-manifest.yaml` beside the bundle has it",
+            f"`{text}` is not a root digest, expected `sha256:` and 64 hex digits",
+            hint="`airferry build` prints it last, and `airgap-manifest.yaml` next to the bundle contains it",
         ) from error
 
 
@@ -343,9 +343,11 @@ def _check_names(index: Index, inspector: Inspector) -> None:
             try:
                 parse_reference(name)
             except AirferryError as error:
-                inspector.report(f"image `{name}`", f"has a name that is no reference: {error.message}", entry.digest)
+                inspector.report(
+                    f"image `{name}`", f"has a name that is not a valid reference: {error.message}", entry.digest
+                )
             if name in seen:
-                inspector.report(f"image `{name}`", "is in index.json twice", entry.digest)
+                inspector.report(f"image `{name}`", "is listed twice in index.json", entry.digest)
             seen.add(name)
 
 
@@ -389,7 +391,7 @@ def _compare_twin(inspector: Inspector, entry: ImageEntry, descriptor: Descripto
         inspector.report(subject, f"has digest `{descriptor.digest}`, the manifest says `{entry.docker_twin.digest}`")
     found = sorted((str(child.platform_value()), child.digest) for child in listed)
     if found != sorted((platform, stated.digest) for platform, stated in entry.platforms.items()):
-        inspector.report(subject, "lists other manifests than the image", descriptor.digest)
+        inspector.report(subject, "lists different manifests than the image", descriptor.digest)
 
 
 def _check_artifacts(bundle: Bundle, inspector: Inspector) -> None:

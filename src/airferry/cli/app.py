@@ -88,7 +88,7 @@ def options(
 
 def main() -> None:
     """Run the program and exit with the documented code."""
-    # what others put beside airferry has no part in reading documents, and looking for it takes time
+    # pydantic would search all installed packages for plugins at start, which takes longer than a short command
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
@@ -105,7 +105,7 @@ def main() -> None:
 
 
 class Interrupted(BaseException):
-    """A signal asked the program to end; typer would take `KeyboardInterrupt` for an answer of its own."""
+    """A signal asked the program to end; typer handles `KeyboardInterrupt` itself."""
 
 
 def _interrupt(_signal: int, _frame: object) -> None:
@@ -129,7 +129,7 @@ def run(arguments: list[str]) -> int:
         reporter.error(error)
         return error.exit_code
     except (Interrupted, KeyboardInterrupt):
-        reporter.console.print("interrupted; rerun the same command to go on")
+        reporter.console.print("interrupted; rerun the same command to continue")
         return INTERRUPTED
     except OSError as error:
         if debug:
@@ -160,5 +160,5 @@ def _global_first(arguments: list[str]) -> list[str]:
 
 def _show_bug(reporter: Reporter, error: Exception) -> int:
     reporter.console.print(f"[bold red]bug:[/] {type(error).__name__}: {escape(str(error))}")
-    reporter.console.print("This should not happen. Rerun with `--debug` and report what it shows.")
+    reporter.console.print("Report this bug with the output of a rerun with `--debug`.")
     return AirferryError.exit_code

@@ -71,7 +71,7 @@ def record(
         return
     data(f"{outcome.path}  {manifest.digest}")
     reporter.say(f"{counted(len(manifest.files), 'file')}, {size_text(manifest.size_bytes)}")
-    reporter.say(f"On the far side: [bold]airferry assets verify {outcome.path} PATH[/]")
+    reporter.say(f"On the far side, run: [bold]airferry assets verify {outcome.path} PATH[/]")
 
 
 def verify(

@@ -45,5 +45,5 @@ def extract(
         data(json.dumps(document, indent=2))
         return
     data(str(done.path))
-    there = "there already, and as it was" if done.reused else "extracted"
+    there = "already there and unchanged" if done.reused else "extracted"
     reporter.say(f"{counted(done.files, 'file')} {there}; next: [bold]--source {escape(str(done.path))}[/]")

@@ -76,7 +76,7 @@ def completer(candidates: Callable[[typer.Context], Iterable[str]]) -> Completer
         before, comma, last = incomplete.rpartition(",")
         try:
             return [f"{before}{comma}{value}" for value in candidates(context) if value.startswith(last)]
-        # whatever a half-typed command line leads to, a traceback among the shell's suggestions helps nobody
+        # a half-typed command line may fail anywhere; a traceback among suggestions would not help
         except Exception:
             return []
 

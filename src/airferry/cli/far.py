@@ -53,7 +53,7 @@ def verify(
         for line in report.beside[:SHOWN_BESIDE]:
             reporter.say(f"[yellow]note:[/] {escape(line)}")
         if (more := len(report.beside) - SHOWN_BESIDE) > 0:
-            reporter.say(f"[yellow]note:[/] {more} more lines about the folder, all of them with `--json`")
+            reporter.say(f"[yellow]note:[/] {more} more notes about the folder; `--json` lists all")
         amount = f"{report.blobs} blobs, {size_text(report.size_bytes)}"
         if not report.is_bundle:
             reporter.say("an image layout of another tool, checked by its own index; [yellow]not checked:[/]")
@@ -63,9 +63,7 @@ def verify(
         reporter.say(f"root {report.root}" + (" (as expected)" if report.root_verified else ""))
     report.raise_if_wrong(listed=not as_json)
     if report.is_bundle and not report.root_verified:
-        reporter.say(
-            "Integrity was checked, not origin: compare the root with the one from the separate channel (`--root`)."
-        )
+        reporter.say("Checked integrity, not origin: pass the root digest from the separate channel with `--root`.")
 
 
 def load(
@@ -122,11 +120,11 @@ def load(
     _check_jobs(jobs, site=site, source=source)
     if rollback is not None:
         if bundle is not None or dry_run or jobs is not None:
-            raise UsageError("`--rollback` takes a receipt, and no bundle, `--dry-run` or `--jobs`")
+            raise UsageError("`--rollback` takes a receipt and excludes a bundle, `--dry-run` and `--jobs`")
         _roll_back(rollback, options, as_json=as_json, reporter=reporter)
         return
     if bundle is None or to is None:
-        raise UsageError("a load takes a bundle and `--to HOST:PORT/PREFIX`", hint="or `--rollback RECEIPT`")
+        raise UsageError("`load` requires a bundle and `--to HOST:PORT/PREFIX`", hint="or `--rollback RECEIPT`")
     common: dict[str, Any] = {
         "to": api.parse_destination(to, maps=parse_maps(maps or []), flatten=flatten),
         "root": root,
@@ -155,14 +153,14 @@ def load(
         _show_jobs(outcome.overlays, jobs or Path(), reporter, receipt=loaded.receipt_path, site=site, source=source)
     reporter.say(f"wrote {escape(str(loaded.receipt_path))}")
     if not loaded.receipt.root_verified:
-        reporter.say("Integrity was checked, not origin: no `--root` was given.")
+        reporter.say("Checked integrity, not origin: no `--root` was given.")
 
 
 def _check_jobs(jobs: Path | None, *, site: Path | None, source: Path | None) -> None:
     if jobs is not None and str(jobs).isdigit():
-        raise UsageError(f"`--jobs {jobs}`: expected a folder", hint=f"transfers at a time are `-j {jobs}`")
+        raise UsageError(f"`--jobs {jobs}`: expected a folder", hint=f"for parallel transfers use `-j {jobs}`")
     if jobs is None and source is not None:
-        raise UsageError("`--source` goes with `--jobs DIR`", hint="or give it to `airferry overlays` after the load")
+        raise UsageError("`--source` requires `--jobs DIR`", hint="or pass it to `airferry overlays` after the load")
 
 
 def _show_commands(outcome: api.LoadOutcome, reporter: Reporter) -> None:
@@ -174,15 +172,19 @@ def _show_commands(outcome: api.LoadOutcome, reporter: Reporter) -> None:
     for command in commands:
         data(command)
     if any(image.docker_twin for image in outcome.receipt.images):
-        reporter.say("On Slurm, enroot is to be given the Docker twins of these images, which the overlays name.")
+        reporter.say("On Slurm, use the Docker twins of these images for enroot; the overlays name them.")
     overlays = f"airferry overlays {escape(str(outcome.receipt_path))}"
-    what = "these configs and whole commands" if outcome.baked else "whole commands for the executors of your site"
+    what = (
+        "these configs and the complete commands"
+        if outcome.baked
+        else "complete commands for the executors of your site"
+    )
     if outcome.receipt.catalogue is not None:
         reporter.say(f"Next: [bold]{overlays}[/] writes {what}; so does a load with `--jobs DIR`.")
     else:
         reporter.say(
-            f"Next: [bold]{overlays} --source CATALOGUE[/] writes {what}. The bundle carries no catalogue: take a copy "
-            "of the one that it was built of; the launcher image has it in its working folder."
+            f"Next: [bold]{overlays} --source CATALOGUE[/] writes {what}. The bundle contains no catalogue: use a copy "
+            "of the one that it was built from; the launcher image has it in its working directory."
         )
 
 
@@ -215,7 +217,7 @@ def _roll_back(receipt: Path, options: api.ClientOptions, *, as_json: bool, repo
     for verb, references in (("restored", result.restored), ("removed", result.removed)):
         for reference in references:
             data(f"{verb}  {reference}")
-    reporter.say("all tags are as they were before the load")
+    reporter.say("all tags are back to their state before the load")
 
 
 def _show_plan(outcome: api.LoadOutcome) -> None:
@@ -235,7 +237,7 @@ def make_options(
     """Return how registries are reached, from the options of a command.
 
     Raises:
-        UsageError: the rate is no rate.
+        UsageError: the rate is malformed.
     """
     rate = parse_rate(limit_rate) if limit_rate else None
     return api.ClientOptions(plain_http=plain_http, ca_file=ca_file, jobs=jobs, limit_rate=rate)
@@ -260,9 +262,9 @@ def parse_rate(text: str) -> float:
     """Return bytes a second from a number with an optional K, M or G (powers of 1024).
 
     Raises:
-        UsageError: it is no positive number.
+        UsageError: it is not a positive number.
     """
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     if match is None or float(match[1]) <= 0:
-        raise UsageError(f"`--limit-rate {text}`: expected bytes a second, for example `20M`")
+        raise UsageError(f"`--limit-rate {text}`: expected bytes per second, for example `20M`")
     return float(match[1]) * float(1024 ** " KMG".index(match[2].upper() or " "))

@@ -44,7 +44,7 @@ def report(
         reporter.say(f"wrote {path}")
     outcome.verified.raise_if_wrong()
     if not outcome.verified.root_verified:
-        reporter.say("Integrity was checked, not origin: give the root from the separate channel (`--root`).")
+        reporter.say("Checked integrity, not origin: pass the root digest from the separate channel with `--root`.")
 
 
 def serve(
@@ -94,5 +94,7 @@ def serve(
             for reference, digest in serving.images:
                 data(f"{reference}  {digest}")
         reporter.say(f"serving root {serving.root}" + (" (as expected)" if serving.root_verified else ""))
-        reporter.say(f"at {serving.url}, read-only; every blob is verified before it is first served; Ctrl-C ends it")
+        reporter.say(
+            f"at {serving.url}, read-only; each blob is verified before it is first served; press Ctrl-C to stop"
+        )
         serving.run()

@@ -1,4 +1,4 @@
-"""Help that shows flags as flags: without the type `<bool>`, which Typer gives them since 0.16 and nobody can type."""
+"""Help that shows flags as flags, without the type `<bool>` that recent versions of Typer print."""
 
 from __future__ import annotations
 

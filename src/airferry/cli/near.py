@@ -88,9 +88,9 @@ def doctor(
         raise HostError(
             f"{len(failed)} of {counted(len(report.checks), 'check')} failed: "
             + ", ".join(check.name for check in failed),
-            hint="do what the arrows say, then run `airferry doctor` again",
+            hint="run the commands after the arrows, then `airferry doctor` again",
         )
-    unknown = ", as far as is known" if any(check.status == "unknown" for check in report.checks) else ""
+    unknown = ", as far as known" if any(check.status == "unknown" for check in report.checks) else ""
     reporter.say(f"This host can build {'the plan' if report.planned else 'images'}{unknown}.")
 
 
@@ -200,7 +200,7 @@ def build(
         data(json.dumps(result.to_document(), indent=2))
         return
     if result.root is None:
-        reporter.say("nothing is sealed yet; next: [bold]airferry build --stage save-images[/]")
+        reporter.say("not sealed yet; next: [bold]airferry build --stage save-images[/]")
         return
     for image in result.images:
         data(f"{image.reference}  {image.digest}  {', '.join(image.platforms)}  {size_text(image.size_bytes)}")

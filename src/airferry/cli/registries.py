@@ -48,7 +48,7 @@ def login(
     """Log in to a registry and store the password where Podman stores it."""
     reporter: Reporter = context.obj
     if not sys.stdin.isatty() and (username is None or not password_stdin):
-        raise UsageError("there is no terminal to ask on", hint="say `--username NAME --password-stdin`")
+        raise UsageError("no terminal to prompt on", hint="use `--username NAME --password-stdin`")
     name = username or typer.prompt("Username", err=True)
     secret = (
         sys.stdin.read(MAX_PASSWORD_CHARACTERS).rstrip("\r\n")
@@ -58,7 +58,7 @@ def login(
     if not secret:
         raise UsageError("the password is empty")
     path = api.login(registry, name, secret, options=make_options(plain_http=plain_http, ca_file=ca_file))
-    reporter.say(f"logged in to {registry} as {name}; kept in {path}")
+    reporter.say(f"logged in to {registry} as {name}; stored in {path}")
 
 
 def logout(context: typer.Context, registry: RegistryArgument) -> None:
@@ -68,7 +68,7 @@ def logout(context: typer.Context, registry: RegistryArgument) -> None:
     for path in changed:
         reporter.say(f"removed from {path}")
     if not changed:
-        reporter.say(f"nothing is kept for {registry}")
+        reporter.say(f"no credentials stored for {registry}")
 
 
 def probe(
@@ -98,7 +98,7 @@ def probe(
         data(f"{name}  {_shown(name, value)}")
     if (advice := outcome.advice_for_enroot) is not None:
         reporter.say(advice)
-    reporter.say(f"kept in {outcome.path}")
+    reporter.say(f"stored in {outcome.path}")
 
 
 def _shown(name: str, value: object) -> str:

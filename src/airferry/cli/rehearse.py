@@ -59,4 +59,4 @@ def rehearse(
                 data(f"  {mark}  {attempt.where}  {attempt.protocol}  {attempt.process}  {place}")
     reporter.say(f"wrote {outcome.path}")
     report.raise_if_wrong()
-    reporter.say("No step reaches outside; `airferry build --rehearse` puts this into the bundle.")
+    reporter.say("No step tries to reach outside; `airferry build --rehearse` records this in the bundle.")

@@ -93,7 +93,7 @@ class Reporter:
 
     @contextmanager
     def display(self) -> Iterator[Reporter]:
-        """Show a live display while the block runs, if stderr is a terminal and nobody asked for quiet."""
+        """Show a live display while the block runs, if stderr is a terminal and quiet was not requested."""
         if self.quiet or not self.console.is_terminal:
             yield self
             return
@@ -219,7 +219,7 @@ class Reporter:
 
 
 def data(text: str) -> None:
-    """Write data to stdout, and nothing else. Ends the program where nobody reads on.
+    """Write data to stdout, and nothing else. Ends the program when the reader closes the pipe.
 
     Raises:
         HostError: it cannot be written.

@@ -130,7 +130,7 @@ def _with_profiles(executors: list[str], profiles: Mapping[str, str]) -> list[An
         name = unused.pop(kind, None)
         made.append({"kind": kind, **({"version": version} if version else {}), "profile": name} if name else text)
     if unused:
-        raise UsageError(f"`--profile {next(iter(unused))}=…` is for no executor of the site")
+        raise UsageError(f"`--profile {next(iter(unused))}=…` names an executor that the site does not have")
     return made
 
 

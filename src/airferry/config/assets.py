@@ -16,7 +16,7 @@ ASSET_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 
 def _asset_name(value: str) -> str:
     if not ASSET_NAME.fullmatch(value):
-        raise ValueError(f"`{value}` is no name of an asset, expected lower-case letters, digits, `.`, `_` and `-`")
+        raise ValueError(f"`{value}` is not a valid asset name, expected lower-case letters, digits, `.`, `_` and `-`")
     return value
 
 
@@ -46,7 +46,7 @@ class AssetChoice(StrictModel):
     @model_validator(mode="after")
     def _check(self) -> AssetChoice:
         if (self.path is None) == (self.manifest is None):
-            raise ValueError("expected one of `path` and `manifest`")
+            raise ValueError("expected either `path` or `manifest`")
         if self.pack and self.path is None:
-            raise ValueError("`pack` needs `path`: there is nothing to carry without the files")
+            raise ValueError("`pack` needs `path`: without the files there is nothing to pack")
         return self

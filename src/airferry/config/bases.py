@@ -103,7 +103,7 @@ class BootstrapBase(StrictModel):
         if isinstance(data, Mapping) and "bootstrap" in data:
             extra = sorted(set(data) - {"bootstrap"})
             if extra:
-                raise ValueError(f"beside `bootstrap` there is `{extra[0]}`; a base is of one kind")
+                raise ValueError(f"`bootstrap` and `{extra[0]}` exclude each other")
             return data["bootstrap"]
         return data
 
@@ -124,7 +124,7 @@ def _parse_base(value: Any, info: ValidationInfo) -> RegistryBase | LayoutBase |
     if kind in ("oci", "oci-archive"):
         name, _, reference = rest.partition(":")
         if not name:
-            raise ValueError(f"`{written}` names no path after `{kind}:`")
+            raise ValueError(f"`{written}` has no path after `{kind}:`")
         folder = (info.context or {}).get("folder", Path())
         made: type[LayoutBase] | type[ArchiveBase] = LayoutBase if kind == "oci" else ArchiveBase
         return made(path=folder / files.expand_home(Path(name)), reference=reference or None, written=written)

@@ -67,13 +67,13 @@ def read_yaml(path: Path) -> YamlDocument:
     """Read a YAML file of one document. An empty one has the value None.
 
     Raises:
-        ConfigurationError: it cannot be read, is too large, is no YAML, or says one key twice.
+        ConfigurationError: it cannot be read, is too large, is not YAML, or says one key twice.
     """
     try:
         if _is_large(path):
             raise ConfigurationError(
                 f"{path}:1: larger than {MAX_CONFIG_BYTES >> 20} MiB, the limit for configuration",
-                hint="keep data in files of its own, and name them by their paths",
+                hint="keep data in separate files, and refer to them by path",
                 path=str(path),
                 line=1,
             )
@@ -95,7 +95,7 @@ def parse_document(data: bytes, path: Path) -> YamlDocument:
     """Parse the YAML of a file that was read already.
 
     Raises:
-        ConfigurationError: it is no YAML, or says one key twice.
+        ConfigurationError: it is not YAML, or says one key twice.
     """
     try:
         text = data.decode("utf-8")
@@ -169,8 +169,8 @@ def _yaml_error(path: Path, error: yaml.YAMLError) -> ConfigurationError:
     line = mark.line + 1 if mark is not None else 1
     reason = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
     return ConfigurationError(
-        f"{path}:{line}: no valid YAML: {reason}",
-        hint="look at the indentation, quotes and brackets of this line and of the one before",
+        f"{path}:{line}: not valid YAML: {reason}",
+        hint="check the indentation, quotes and brackets of this line and the one before",
         path=str(path),
         line=line,
     )
@@ -228,7 +228,7 @@ class _Builder:
             name = str(key_node.value)
             if name in own:
                 first = own[name][0].start_mark.line + 1
-                raise self._error(key_node, f"`{name}`: the key is there twice, first on line {first}")
+                raise self._error(key_node, f"`{name}`: duplicate key, first on line {first}")
             own[name] = (key_node, value_node)
         merged.update(own)
         self._pairs[id(node)] = merged

@@ -75,14 +75,14 @@ def _name(value: str) -> str:
         )
     if upper in HOOK_NAMES:
         raise ValueError(
-            f"`{value}` changes what starts before a step; put it into a `containerfile:` of the image if a step "
-            "really needs it"
+            f"`{value}` changes what starts before a step; if a step really needs it, set "
+            "it in a `containerfile:` of the image"
         )
     if upper.startswith("AIRFERRY_"):
-        raise ValueError(f"`{value}`: names that begin with `AIRFERRY_` are airferry's own")
+        raise ValueError(f"`{value}`: names that begin with `AIRFERRY_` are reserved")
     if _SECRET_WORD.search(upper):
         raise ValueError(
-            f"`{value}` is named like a secret, and anyone who has the image can read its variables; let the scheduler "
+            f"`{value}` is named like a secret, and anyone with the image can read its variables; let the scheduler "
             "inject it, and name it under `site.profiles.NAME.provides`"
         )
     return value
@@ -99,7 +99,7 @@ def _value(value: str) -> str:
         raise ValueError("expected one line of printable text")
     if SECRET_TEXT.search(value):
         raise ValueError(
-            "the value looks like a secret, and anyone who has the image can read its variables; let the scheduler "
+            "the value looks like a secret, and anyone with the image can read its variables; let the scheduler "
             "inject it, and name it under `site.profiles.NAME.provides`"
         )
     if "$" in _REFERENCE.sub("", value):
@@ -109,7 +109,7 @@ def _value(value: str) -> str:
 
 def _mapping(value: dict[str, str]) -> dict[str, str]:
     if len(value) > MAX_VARIABLES:
-        raise ValueError(f"an image takes {MAX_VARIABLES} variables at most, these are {len(value)}")
+        raise ValueError(f"an image takes at most {MAX_VARIABLES} variables, found {len(value)}")
     if "PATH" in value and "${PATH}" not in value["PATH"]:
         raise ValueError("`PATH` without `${PATH}` drops the base's programs; write for example `/opt/bin:${PATH}`")
     for folder in _REFERENCE.sub("", value.get("PYTHONPATH", "")).split(":"):

@@ -84,7 +84,7 @@ def parse_tag(value: str) -> str:
 
 
 def refused_reference(error: AirferryError) -> ValueError:
-    """Return what a validator raises where a text is no reference."""
+    """Return what a validator raises where a text is not a reference."""
     return ValueError(error.message + (f" ({error.hint})" if error.hint else ""))
 
 
@@ -97,7 +97,7 @@ def _archive_name(value: str) -> str:
 
 def _module(value: str) -> str:
     if not _MODULE.fullmatch(value):
-        raise ValueError(f"`{value}` is no name of a Python module")
+        raise ValueError(f"`{value}` is not a Python module name")
     return value
 
 
@@ -111,7 +111,7 @@ def _requirement(value: str) -> str:
     try:
         requirement = Requirement(value)
     except (InvalidRequirement, RecursionError) as error:
-        raise ValueError(f"`{value}` is no requirement, expected for example `name==1.2`") from error
+        raise ValueError(f"`{value}` is not a requirement, expected for example `name==1.2`") from error
     if requirement.url:
         parse_git_requirement(requirement)
     return value
@@ -127,7 +127,7 @@ def parse_git_requirement(requirement: Requirement) -> tuple[str, str, str | Non
     url, _, commit = address.removeprefix("git+").rpartition("@")
     if not address.startswith("git+") or not url or url.startswith("-") or not _COMMIT.fullmatch(commit):
         raise ValueError(
-            f"`{requirement.name} @ …` is not an address that can be carried; write `{requirement.name}==VERSION`, or "
+            f"`{requirement.name} @ …` has an address that cannot be carried; write `{requirement.name}==VERSION`, or "
             f"`{requirement.name} @ git+URL@COMMIT` with a full commit id"
         )
     settings = dict(part.partition("=")[::2] for part in fragment.split("&") if part)
@@ -136,7 +136,7 @@ def parse_git_requirement(requirement: Requirement) -> tuple[str, str, str | Non
 
 def _image_name(value: str) -> str:
     if not _IMAGE_NAME.fullmatch(value):
-        raise ValueError(f"`{value}` is no image name, expected letters, digits, `_`, `.` and `-`")
+        raise ValueError(f"`{value}` is not an image name, expected letters, digits, `_`, `.` and `-`")
     return value
 
 
@@ -147,13 +147,13 @@ def parse_container_path(value: str) -> str:
         ValueError: it is none.
     """
     if not value.startswith("/") or ".." in value.split("/") or posixpath.normpath(value) == "/":
-        raise ValueError(f"`{value}` is no absolute path below `/`")
+        raise ValueError(f"`{value}` is not an absolute path below `/`")
     return value
 
 
 def _debian_package(value: str) -> str:
     if not _PACKAGE.fullmatch(value):
-        raise ValueError(f"`{value}` is no name of a Debian package")
+        raise ValueError(f"`{value}` is not a Debian package name")
     return value
 
 
@@ -192,7 +192,7 @@ def parse_overlay(text: str) -> tuple[str, str, str]:
     spec, comma, target = text.strip().strip("'\"").partition(",")
     spec, target = spec.strip().strip("'\""), target.strip().strip("'\"")
     if not spec.startswith("git+"):
-        raise ValueError(f"`{text}` is no overlay, expected `git+URL@REF,TARGET`")
+        raise ValueError(f"`{text}` is not an overlay, expected `git+URL@REF,TARGET`")
     rest = spec.removeprefix("git+")
     scheme, separator, after = rest.partition("://")
     head, path = (scheme + separator, after) if separator else ("", rest)
@@ -208,13 +208,15 @@ def parse_overlay(text: str) -> tuple[str, str, str]:
 
 
 def check_git_url(url: str) -> str:
-    """Return a Git URL that can be written down: it is no option, and holds no password, as bundles repeat it.
+    """Return a Git URL that can be written down: it is not an option, and holds no password, as bundles repeat it.
 
     Raises:
         ValueError: it is another.
     """
     if url.startswith("-"):
-        raise ValueError(f"`{url}` is no Git URL")
+        raise ValueError(f"`{url}` is not a Git URL")
     if re.match(r"https?://[^/@]+@|[a-z+]+://[^/@]*:[^/@]+@", url, re.IGNORECASE):
-        raise ValueError("the Git URL holds credentials, which would go into the bundle; use Git's credential helper")
+        raise ValueError(
+            "the Git URL contains credentials, which would end up in the bundle; use Git's credential helper"
+        )
     return url

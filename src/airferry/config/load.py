@@ -35,7 +35,7 @@ def load_config(path: Path) -> Config:
     """Read and check an `airgap.yaml`.
 
     Relative `oci:` and `oci-archive:` bases and `containerfile` are made relative to the file's folder. A `site:` that
-    is text names a file of its own, relative to that folder, which is read as well.
+    is text names a separate file, relative to that folder, which is read as well.
 
     Raises:
         ConfigurationError: all problems of the file, each as `file:line: key: reason`.
@@ -43,14 +43,14 @@ def load_config(path: Path) -> Config:
     if not path.exists():
         raise ConfigurationError(
             f"there is no `{path}`",
-            hint="work in the folder that holds the plan's file, or name the file with `--config`",
+            hint="run airferry in the folder of the file, or give the file with `--config`",
             path=str(path),
         )
     document = read_yaml(path)
     if document.value is None:
         raise ConfigurationError(
             f"{path}:1: the file is empty",
-            hint="it needs at least `workflow`, `step_execution_images` and `execution_images`",
+            hint="it requires at least `workflow`, `step_execution_images` and `execution_images`",
             path=str(path),
         )
     if not isinstance(document.value, dict):
@@ -68,7 +68,7 @@ def load_config(path: Path) -> Config:
 
 
 def load_site(path: Path) -> SiteProfile:
-    """Read and check a site profile: a file of its own, or an `airgap.yaml` with `site:`.
+    """Read and check a site profile: a separate file, or an `airgap.yaml` with `site:`.
 
     Raises:
         ConfigurationError: all problems of the file, each as `file:line: key: reason`; or it holds no site profile.
@@ -78,7 +78,7 @@ def load_site(path: Path) -> SiteProfile:
         return _site_of_its_own(document)
     site = load_config(path).site
     if site is None:
-        raise document.error((), "there is no `site` in it", hint="`airferry site init` writes a profile")
+        raise document.error((), "it has no `site`", hint="`airferry site init` writes a profile")
     return site
 
 
@@ -158,7 +158,7 @@ def _reason(kind: str, message: str, value: Any, key: KeyPath) -> str:
         near = difflib.get_close_matches(str(key[-1]), known, n=1, cutoff=0.6)
         if near:
             return f"unknown key, did you mean `{near[0]}`?"
-        return "unknown key; here may be " + ", ".join(f"`{name}`" for name in known)
+        return "unknown key; allowed here: " + ", ".join(f"`{name}`" for name in known)
     if value is None and key[-2:-1] == ("env",):
         return 'the variable has no value; write `""` for an empty one, or leave it out'
     if kind == "literal_error" and message.endswith(" False"):

@@ -107,7 +107,7 @@ class OverlaySpec(StrictModel):
 
 def _one_platform_key(model: LauncherImage | ExecutionImage) -> None:
     if model.platform is not None and model.platforms is not None:
-        raise ValueError("`platform` and `platforms` are both there; `platform` is a list of one")
+        raise ValueError("`platform` and `platforms` exclude each other")
 
 
 class LauncherImage(StrictModel):
@@ -218,7 +218,7 @@ class Paths(StrictModel):
     """Where things go."""
 
     output_dir: Annotated[
-        Path | None, Field(description="Relative to the catalogue's root; `out` beside this file by default.")
+        Path | None, Field(description="Relative to the catalogue's root; `out` next to this file by default.")
     ] = None
 
 
@@ -337,7 +337,7 @@ class LimitsChoice(StrictModel):
 def _check_stage(value: str) -> str:
     for item in value.split(","):
         if item.strip() and item.strip() not in STAGES:
-            raise ValueError(f"`{item.strip()}` is no stage; there are " + ", ".join(f"`{name}`" for name in STAGES))
+            raise ValueError(f"`{item.strip()}` is not a stage; choose " + ", ".join(f"`{name}`" for name in STAGES))
     return value
 
 
@@ -385,7 +385,7 @@ class Config(StrictModel):
     ] = "omit"
     builder: Annotated[Literal["auto", "buildah", "direct"], Field(description="How images are assembled.")] = "auto"
     limits: Annotated[LimitsChoice, Field(description="What a layer of a base may be at most.")] = LimitsChoice()
-    rehearsal: Annotated[RehearsalChoice, Field(description="How steps are tried before they travel.")] = (
+    rehearsal: Annotated[RehearsalChoice, Field(description="How steps are tried before the bundle is sealed.")] = (
         RehearsalChoice()
     )
     assets: dict[AssetName, AssetChoice] = Field(
@@ -429,7 +429,7 @@ class Config(StrictModel):
             raise self.error(
                 "compression",
                 reason=f"{names} of the site cannot read zstd",
-                hint="say `compression: gzip`, or leave the key out: gzip is then chosen",
+                hint="set `compression: gzip`, or remove the key: gzip is then the default",
             )
         return CompressionChoice(kind="gzip")
 

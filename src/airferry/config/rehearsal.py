@@ -1,4 +1,4 @@
-"""`rehearsal:` of `airgap.yaml`: how steps are tried before they travel, and which attempts to reach out are known."""
+"""`rehearsal:` of `airgap.yaml`: how steps are tried before sealing, and which attempts to reach out are known."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class StepRehearsal(StrictModel):
     env: dict[VariableName, str] = Field(
         default_factory=dict, description="Environment variables, over those of all steps."
     )
-    allow: Annotated[tuple[Allowed, ...], Field(description="Hosts that this step may try, beside those of all.")] = ()
+    allow: Annotated[tuple[Allowed, ...], Field(description="More hosts that this step may try to reach.")] = ()
     time_limit_s: Annotated[Seconds | None, Field(description="Seconds after which the step has run long enough.")] = (
         None
     )
@@ -48,7 +48,7 @@ class RehearsalChoice(StrictModel):
 
     allow: Annotated[
         tuple[Allowed, ...],
-        Field(description="Hosts that steps may try in vain: `HOST`, `*.HOST`, with or without port."),
+        Field(description="Hosts that steps may try to reach: `HOST`, `*.HOST`, with or without port."),
     ] = ()
     env: dict[VariableName, str] = Field(
         default_factory=dict, description="Environment variables that the far side sets as well."

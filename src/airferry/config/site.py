@@ -1,4 +1,4 @@
-"""The site profile: a description of the far side, as `site:` of `airgap.yaml` or as a file of its own.
+"""The site profile: a description of the far side, as `site:` of `airgap.yaml` or as a separate file.
 
 Says what executors, storage, mirrors and GPUs there are; asks none of them.
 """
@@ -182,7 +182,7 @@ class SiteProfile(StrictModel):
         taken: set[str] = set()
         for executor in self.executors:
             if executor.kind in taken:
-                raise ValueError(f"`{executor.kind}` is there twice; name each executor once")
+                raise ValueError(f"`{executor.kind}` is listed twice; list each executor once")
             taken.add(executor.kind)
             if executor.profile and self.profiles and executor.profile not in self.profiles:
                 raise ValueError(

@@ -24,7 +24,7 @@ def _check(value: str) -> str:
     unknown = [name for word in words for name in _PLACE.findall(word) if name not in _WORDS]
     if unknown:
         known = ", ".join(f"`{{{name}}}`" for name in _WORDS)
-        raise ValueError(f"`{{{unknown[0]}}}` stands for nothing; known are {known}")
+        raise ValueError(f"`{{{unknown[0]}}}` is unknown; known are {known}")
     if "{step}" not in value:
         raise ValueError("`{step}` is missing, for example `acme run {step} --config {config}`")
     return value

@@ -18,7 +18,7 @@ _PLAIN = re.compile(r"[A-Za-z_.][\w./-]*\.ya?ml", re.ASCII)
 def replace_texts(data: bytes, changes: Mapping[KeyPath, str], path: Path) -> bytes:
     """Return the YAML of a file with other texts at some keys.
 
-    Where a text has no place of its own in the file, as with aliases, the values are written out, without comments.
+    Where a text has no place in the file, as with aliases, the values are written out, without comments.
 
     Raises:
         ConfigurationError: the file is not valid YAML.

@@ -1,6 +1,6 @@
 """One typed function a verb: import a base, build, run, export, pull, copy out, remove.
 
-Works on Buildah or Podman, without root and without a daemon, in storage of its own. It decides nothing about what is
+Works on Buildah or Podman, without root and without a daemon, in separate storage. It decides nothing about what is
 built and writes no bundle: what comes out are image IDs, documents' bytes and layer files for the caller to hash.
 """
 
@@ -53,7 +53,7 @@ class Volume:
 
     def __str__(self) -> str:
         if ":" in str(self.host) or ":" in self.container:
-            raise HostError(f"`{self.host}` cannot be mounted: its path holds a `:`", hint="use another folder")
+            raise HostError(f"`{self.host}` cannot be mounted: its path contains a `:`", hint="use another folder")
         return f"{self.host}:{self.container}:{'rw' if self.writable else 'ro'}"
 
 
@@ -208,7 +208,7 @@ class Engine:
         """Copy a file or tree out of an image to a path that must not exist. Links stay links.
 
         Raises:
-            BuildError: the image has no such path, or the path leads out of it.
+            BuildError: the image has no such path, or the path points outside it.
         """
         files.ensure_directory(destination.parent)
         with self._working_container(image) as container:
@@ -349,8 +349,8 @@ class Engine:
         """Write the layers that an image has beyond its base to a private folder, and return them with the config.
 
         Layers of the base are neither read, compressed nor written: the engine finds empty files under their diff_ids
-        where it would put them, and takes them for the blobs. `into` must be empty or absent, and nobody else may use
-        it. A layer whose diff_id the base has as well is not listed.
+        where it would put them, and takes them for the blobs. `into` must be empty or absent, and used by no other
+        process. A layer whose diff_id the base has as well is not listed.
 
         Raises:
             BuildError: the image does not begin with the base's layers, or the export fails.
@@ -359,6 +359,8 @@ class Engine:
             raise BuildError(f"cannot export `{image}`: `{into}` is not empty")
         blobs = files.ensure_directory(into / "blobs" / "sha256")
         (into / "oci-layout").write_bytes(_LAYOUT_FILE)
+        # otherwise the engine reads, compresses and writes the base's layers too, only to be thrown away here: minutes
+        # for each image on a base of 20 GB
         for diff_id in base_diff_ids:
             (blobs / digest_hex(parse_digest(diff_id))).touch()
         arguments = ["push", "-q", "--format", "oci", *self._fast_compression()]
@@ -444,7 +446,7 @@ def _read_export(layout: Path, *, base_diff_ids: Sequence[str], what: str) -> Ex
     diff_ids = parse_image_config(config_bytes, what=what).rootfs.diff_ids
     if list(base_diff_ids) != diff_ids[: len(base_diff_ids)] or len(diff_ids) != len(manifest.layers):
         raise BuildError(
-            f"{what}: the image does not begin with its base's layers",
+            f"{what}: the image does not start with the layers of its base",
             hint="another base was imported under the same name; clear the engine's state folder",
             expected=list(base_diff_ids),
             observed=diff_ids,

@@ -61,7 +61,7 @@ def copy_out(root: Path, inside: str, destination: Path) -> None:
     base = root.resolve()
     source = (base / inside.lstrip("/")).resolve()
     if source != base and base not in source.parents:
-        raise OSError(f"{inside} leads out of the image")
+        raise OSError(f"{inside} points outside the image")
     if source.is_dir():
         shutil.copytree(source, destination, symlinks=True)
     else:

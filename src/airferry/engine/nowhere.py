@@ -1,4 +1,4 @@
-"""A network that leads nowhere and remembers who tried: it runs as a child, in a user namespace, beside a command.
+"""A network that leads nowhere and remembers who tried: it runs as a child, in a user namespace, next to a command.
 
 The command sees one interface with a default route. Whatever it sends out arrives here: names get an address that
 stands for them, connections are refused, datagrams are bounced, and each attempt is written down with the process that
@@ -31,7 +31,7 @@ MAX_LOGGED_REQUESTS = 10_000
 MAX_SHOWN_COMMAND = 300
 MAX_ANCESTORS = 16
 MAX_NAMES = 60_000
-OWN_NAME = "container"  # what whoever starts the command is to call its host
+OWN_NAME = "container"  # the host name that the starter gives the command
 NAME_SERVER = "192.0.2.53"  # any address will do
 OUTSIDE, INSIDE = "out", "sink"
 OWN_V4, OWN_V6 = "192.0.2.1", "2001:db8::1"
@@ -82,7 +82,9 @@ def raise_network() -> bool:
     try:
         netlink_request(RTM_NEWLINK, interface(0) + attribute(3, OUTSIDE.encode() + b"\0") + cable, flags=NLM_CREATE)
     except OSError as error:
-        raise OSError(error.errno, f"no virtual network interface can be made (kernel module veth): {error}") from error
+        raise OSError(
+            error.errno, f"cannot create a virtual network interface (kernel module veth): {error}"
+        ) from error
     for name in (INSIDE, OUTSIDE):
         for setting, value in (("disable_ipv6", "1"), ("accept_dad", "0"), ("autoconf", "0"), ("accept_ra", "0")):
             if name == INSIDE or setting != "disable_ipv6":
@@ -222,7 +224,7 @@ class Packet:
 
     @property
     def group(self) -> bool:
-        """Whether it was for whoever listens on this network."""
+        """Whether it was for the listener of this network."""
         return ipaddress.ip_address(self.target).is_multicast or self.target == b"\xff" * 4
 
     def reply(self, protocol: int, payload: bytes) -> bytes:
@@ -280,7 +282,7 @@ class RequestLog:
         """Note what an Ethernet frame wants and return the frame that answers it, or None.
 
         Raises:
-            struct.error, IndexError, ValueError: it is no frame that a network stack sends.
+            struct.error, IndexError, ValueError: it is not a frame that a network stack sends.
         """
         if struct.unpack_from("!H", frame, 12)[0] not in (ETH_V4, ETH_V6):
             return None
@@ -304,7 +306,7 @@ class RequestLog:
         return None
 
     def resolve(self, data: bytes, port: int) -> bytes | None:
-        """Note a name query that came from a port and return its answer, or None if it is no query."""
+        """Note a name query that came from a port and return its answer, or None if it is not a query."""
         asked = question(data)
         if asked is None:
             return None
@@ -394,7 +396,7 @@ def start_command(argv: list[str]) -> int:
 
 
 def end_left() -> None:
-    """End what the command left running: whoever lost its parent became a child of this process."""
+    """End what the command left running: a process that lost its parent became a child of this process."""
     deadline = time.monotonic() + LEFT_GRACE_S
     while True:
         with contextlib.suppress(ChildProcessError):
@@ -421,7 +423,7 @@ def children(parent: int) -> list[int]:
 
 
 class Command:
-    """The command beside the sink. It is ended, and killed after a while, when this process is or loses its parent."""
+    """The command next to the sink. It is ended, and killed after a while, when this process is or loses its parent."""
 
     def __init__(self, argv: list[str]) -> None:
         self._parent = os.getppid()
@@ -438,7 +440,7 @@ class Command:
             signal.pidfd_send_signal(self.handle, number)
 
     def watch(self) -> None:
-        """Do what is due: nothing, as long as nobody wants the command's end."""
+        """Do what is due: nothing, as long as the command may run."""
         if os.getppid() != self._parent:
             self._end()
         if self._deadline is not None and time.monotonic() > self._deadline:
@@ -452,7 +454,7 @@ class Command:
 
 
 def main(arguments: list[str]) -> int:
-    """Run `LOG PROGRAM ARGUMENT…` with the sink beside it, and exit as the program does."""
+    """Run `LOG PROGRAM ARGUMENT…` with the sink next to it, and exit as the program does."""
     log, *argv = arguments
     try:
         sink = BlackHole(RequestLog(Path(log)), with_v6=raise_network())

@@ -90,7 +90,7 @@ def checks(
 
 def _user() -> Check:
     if os.geteuid() == 0:
-        return Check("user", "warn", "this is root; airferry needs no root", "work as an ordinary user")
+        return Check("user", "warn", "running as root; airferry needs no root", "run as an ordinary user")
     return Check("user", "ok", f"ordinary user {os.geteuid()}")
 
 
@@ -116,7 +116,7 @@ def _tool(name: str, argument: str, *, hint: str) -> Check:
 def check_runtime_folder(value: str) -> Check:
     """Check `XDG_RUNTIME_DIR`, whose value is given: set, a folder, this user's."""
     name = "runtime folder"
-    hint = "log out and in again, or `export XDG_RUNTIME_DIR=/run/user/$(id -u)` where that folder is yours"
+    hint = "log out and in again, or `export XDG_RUNTIME_DIR=/run/user/$(id -u)` if you own that folder"
     if not value:
         return Check(name, "warn", "`XDG_RUNTIME_DIR` is not set; engines then fall back to `/tmp`", hint)
     try:
@@ -218,14 +218,14 @@ def diagnose_user_namespaces(uid_map: str, output: str, facts: NamespaceFacts) -
         name,
         "fail",
         f"the engine cannot enter one: {lines[-1] if lines else 'no message'}",
-        "`podman system migrate` after a change of `/etc/subuid`; inside a container, run airferry outside of it",
+        "`podman system migrate` after a change of `/etc/subuid`; inside a container, run airferry outside it",
     )
 
 
 def _who_forbids(facts: NamespaceFacts) -> tuple[str, str]:
     if facts.unprivileged_clone == "0":
         return (
-            "the kernel forbids them to ordinary users (`kernel.unprivileged_userns_clone`)",
+            "the kernel forbids them for ordinary users (`kernel.unprivileged_userns_clone`)",
             "`sudo sysctl -w kernel.unprivileged_userns_clone=1`, and the same line in `/etc/sysctl.d/`",
         )
     if facts.most_namespaces == "0":
@@ -235,13 +235,13 @@ def _who_forbids(facts: NamespaceFacts) -> tuple[str, str]:
         )
     if facts.apparmor_restricts == "1":
         return (
-            "AppArmor forbids them to programs without a profile (Ubuntu 23.10 and later)",
+            "AppArmor forbids them for programs without a profile (Ubuntu 23.10 and later)",
             "`sudo apt-get install --reinstall apparmor buildah` brings Buildah's profile; or "
             "`sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0`",
         )
     return (
-        "something forbids them: usually the seccomp profile of a container that this runs in",
-        "run airferry outside of the container, or start that with `--security-opt seccomp=unconfined`",
+        "something forbids them: usually the seccomp profile of the container that this runs in",
+        "run airferry outside the container, or start the container with `--security-opt seccomp=unconfined`",
     )
 
 
@@ -249,7 +249,7 @@ def _who_forbids(facts: NamespaceFacts) -> tuple[str, str]:
 
 
 def _containers(program: Program, state: Path, *, emit: Emit) -> list[Check]:
-    """Start a real container in scratch storage beside the real one, so on the same file system."""
+    """Start a real container in scratch storage next to the real one, so on the same file system."""
     warnings: list[Warned] = []
 
     def note(event: Event) -> None:
@@ -283,7 +283,7 @@ def check_space(name: str, folder: Path, *, needed_bytes: int) -> Check:
     detail = f"{free / 1e9:.1f} GB free at `{folder}`"
     if free >= needed_bytes:
         return Check(name, "ok", detail)
-    hint = "free space, or choose another place with `AIRFERRY_CACHE` (storage) or `TMPDIR` (temporary files)"
+    hint = "free up space, or choose another folder with `AIRFERRY_CACHE` (storage) or `TMPDIR` (temporary files)"
     return Check(name, "fail", f"{detail}, about {needed_bytes / 1e9:.1f} GB are needed", hint)
 
 

@@ -63,7 +63,7 @@ def find_engine(choice: EngineChoice = "auto") -> Program:
         if version < minimum:
             wanted = ".".join(map(str, minimum))
             raise HostError(
-                f"`{path}` is version {program.version_text or 'unknown'}, at least {wanted} is needed",
+                f"`{path}` is version {program.version_text or 'unknown'}, at least {wanted} is required",
                 hint="install a newer one from the distribution's backports",
             )
         return program
@@ -84,12 +84,12 @@ _COMPLAINTS = (
     _Complaint(
         re.compile(r"during unshare\(|CLONE_NEWUSER|cannot set up namespace|cannot clone", re.I),
         "the host does not let this user create a user namespace",
-        "run `airferry doctor`, which says what forbids it",
+        "run `airferry doctor`, which tells what forbids it",
     ),
     _Complaint(
         re.compile(r"no space left on device|disk quota exceeded", re.I),
         "the disk is full",
-        "free space, or choose another cache folder with `AIRFERRY_CACHE`; then rerun",
+        "free up space, or choose another cache folder with `AIRFERRY_CACHE`; then rerun",
     ),
     _Complaint(
         re.compile(r"exec format error|exec container process.*no such file or directory.*binfmt", re.I),

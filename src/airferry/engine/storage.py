@@ -29,8 +29,9 @@ from airferry.host.parsing import parse_json
 QUICK_S = 180.0
 ORPHAN_GRACE_S = 10.0
 START_ATTEMPTS = 3
-# containers/storage (Buildah 1.28, Podman 4.3) starts itself anew from a sealed copy in memory, which the kernel
-# refuses to seal while it moves one of the copy's pages; nothing was run then
+# containers/storage (Buildah 1.28, Podman 4.3) re-executes itself from a sealed copy in memory where it cannot
+# bind-mount its program (containers/storage#615). The kernel refuses to seal while it moves one of the copy's pages;
+# nothing has run then, so the command is started again
 NOT_STARTED = "sealing memfd copy: Device or resource busy"
 STATIC_PROGRAMS = ("/usr/sbin/ldconfig.real", "/sbin/ldconfig.real", "/usr/sbin/ldconfig", "/sbin/ldconfig")
 
@@ -73,7 +74,8 @@ class Storage:
         self._sessions = self.state / "sessions"
 
     def _choose_run_root(self) -> Path:
-        # Podman puts sockets under it, whose paths may not exceed about 100 characters.
+        # Podman puts sockets under it, whose paths the kernel limits to 108 characters, and refuses a run root of more
+        # than 50 (containers/podman#22272, until #22277)
         runtime = os.environ.get("XDG_RUNTIME_DIR", "")
         if self.program.kind == "podman" and runtime and os.access(runtime, os.W_OK):
             mark = hashlib.sha256(os.fsencode(self.state)).hexdigest()[:12]
@@ -105,7 +107,8 @@ class Storage:
                 raise engine_error(failure, doing=f"use `{self.root}` as container storage") from failure
             self._emit(
                 Warned(
-                    f"overlay storage does not work in `{self.root}`; vfs is used, which is several times slower",
+                    f"overlay storage does not work in `{self.root}`; falling back to "
+                    "vfs, which is several times slower",
                     hint="put the cache on a local ext4 or xfs file system with `AIRFERRY_CACHE`",
                 )
             )
@@ -237,13 +240,14 @@ class Storage:
                 return candidate
             failures.append(f"{candidate}: {completed}")
         raise HostError(
-            "no isolation starts a container here" + "".join(f"\n  | {line}" for line in failures),
+            "no isolation mode can start a container here" + "".join(f"\n  | {line}" for line in failures),
             hint="unset `BUILDAH_ISOLATION`; then `airferry doctor`" if wanted else "run `airferry doctor`",
         )
 
     def _try_isolation(self, candidate: Isolation, static: Path) -> str | None:
         with files.scratch_directory(self.temporary) as folder:
             root = folder / "root"
+            # mount points that runtimes expect; a static program needs nothing else, so no image has to be pulled
             for name in ("proc", "sys", "dev", "etc", "run", "tmp"):
                 (root / name).mkdir(parents=True)
             shutil.copy(static, root / "probe")
@@ -260,7 +264,7 @@ class Storage:
             return None
 
     def choose_runtime(self) -> None:
-        """Let Podman use the first of its own runtime, crun and runc that really starts a container here.
+        """Let Podman use the first of its default runtime, crun and runc that really starts a container here.
 
         Raises:
             HostError: none does.
@@ -274,6 +278,7 @@ class Storage:
     def _choose_runtime(self) -> str:
         static = static_program()
         failures = []
+        # crun first, as Podman prefers it; it refuses hybrid control groups (containers/podman#3439), where runc works
         for runtime in filter(process.find_program, ("crun", "runc")):
             if static is None:
                 return runtime
@@ -287,8 +292,8 @@ class Storage:
                 return runtime
             failures.append(f"{runtime}: {completed.tail[-1] if completed.tail else 'no message'}")
         raise HostError(
-            "Podman starts no container here" + "".join(f"\n  | {line}" for line in failures),
-            hint="install a runtime that suits the host: `sudo apt-get install runc`",
+            "Podman cannot start a container here" + "".join(f"\n  | {line}" for line in failures),
+            hint="install another runtime: `sudo apt-get install runc`",
         )
 
     # --- leftovers -------------------------------------------------------------------------------------------------

@@ -77,7 +77,7 @@ def parse_place(text: str) -> Place:
     kind, _, rest = text.partition(":")
     path, _, name = rest.partition(":")
     if kind not in ("oci", "oci-archive") or not path:
-        raise UsageError(f"`{text}` names no place, expected {FORMS}")
+        raise UsageError(f"`{text}` is not a source or destination, expected {FORMS}")
     return FilePlace(Path(path), name, kind == "oci-archive")
 
 
@@ -113,9 +113,7 @@ def copy_between(
         else:
             reference = destination.name or name
             if not reference:
-                raise UsageError(
-                    f"`{destination}`: the image has no name to keep", hint=f"give it one: `{destination}:NAME`"
-                )
+                raise UsageError(f"`{destination}`: the image has no name", hint=f"give it one: `{destination}:NAME`")
             where = str(FilePlace(destination.path, reference, destination.archive))
             if destination.archive:
                 return _write_archive(
@@ -187,7 +185,7 @@ def _tag(reference: Reference, descriptor: Descriptor, *, narrowed: bool) -> str
     if narrowed or reference.digest != descriptor.digest:
         raise UsageError(
             f"`docker://{reference}`: the image is `{descriptor.digest}`"
-            + (", and another one once it is narrowed" if narrowed else ""),
+            + (", and selecting platforms changes the digest" if narrowed else ""),
             hint="name a tag as the destination",
         )
     return reference.tag

@@ -56,8 +56,8 @@ class LoadOutcome:
         """One line: what was sent, what was there before, and how many tags moved."""
         pushed = self.pushed
         return (
-            f"{counted(pushed.sent_blobs, 'blob')} sent ({size_text(pushed.sent_bytes)}), {pushed.mounted_blobs} taken "
-            f"over from another repository, {pushed.present_blobs} there already; "
+            f"{counted(pushed.sent_blobs, 'blob')} sent ({size_text(pushed.sent_bytes)}), {pushed.mounted_blobs} "
+            f"mounted from another repository, {pushed.present_blobs} already present; "
             f"{counted(pushed.manifests, 'manifest')}, "
             f"{len(self.moved_tags)} of {counted(len(self.tags), 'tag')} moved"
         )
@@ -199,7 +199,7 @@ def expect_receipt_place(path: Path) -> None:
         HostError: its folder is not writable.
     """
     if path.is_dir():
-        raise UsageError(f"receipt `{path}` is a folder, expected a file", hint="name a file: `--receipt FILE`")
+        raise UsageError(f"receipt `{path}` is a folder, expected a file", hint="give a file with `--receipt FILE`")
     files.expect_writable(path.parent)
 
 
@@ -217,10 +217,10 @@ def _push(transfer: Transfer, shipments: Sequence[Shipment]) -> CopyReport:
         artifacts = sum(name.startswith(ARTIFACT_NAME) for name in unfinished)
         images = sum(name not in optional and not name.startswith(ARTIFACT_NAME) for name in unfinished)
         counts = [counted(number, noun) for number, noun in ((images, "image"), (artifacts, "artifact")) if number]
-        what = f"not whole there yet: {' and '.join(counts)}" if counts else "manifests are missing there"
+        what = f"not complete there yet: {' and '.join(counts)}" if counts else "manifests are missing"
         raise error.reworded(
             f"{error.message}; no tag was moved; {what}",
-            hint=error.hint or "rerun: what arrived is not sent again",
+            hint=error.hint or "rerun: finished uploads are not repeated",
             missing=unfinished,
         ) from error
 
@@ -230,9 +230,9 @@ def _say_refused(pushed: CopyReport, destination: Destination, emit: Emit) -> se
     if pushed.refused:
         emit(
             Warned(
-                f"`{destination.registry}` refuses the Docker twins of its images ({len(pushed.refused)}), so they are "
-                f"left out and all else is loaded: {pushed.refused[0].reason}",
-                hint="enroot is given the images themselves then; `airferry check` tells whether it can import them",
+                f"`{destination.registry}` refuses the Docker twins of its images ({len(pushed.refused)}), "
+                f"so they are skipped and everything else is loaded: {pushed.refused[0].reason}",
+                hint="enroot then gets the images themselves; `airferry check` tells whether it can import them",
             )
         )
     return {refused.item.name for refused in pushed.refused}

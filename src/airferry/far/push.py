@@ -50,7 +50,7 @@ def audit(transfer: Transfer, shipments: Sequence[Shipment], *, registry: str) -
     missing = transfer.audit(shipments)
     if missing:
         raise RegistryError(
-            f"`{registry}` lacks what it took: {some_of(missing, SHOWN_MISSING)}",
-            hint="does the registry collect garbage while it is loaded? No tag was moved; rerun",
+            f"`{registry}` has lost content that it accepted: {some_of(missing, SHOWN_MISSING)}",
+            hint="check whether the registry runs garbage collection during the load; no tag was moved, rerun",
             missing=missing,
         )

@@ -129,7 +129,7 @@ def _catalogue(bundle: Bundle, destination: Destination, shipments: Sequence[Shi
 
 def _pinned_image(by_name: Mapping[str, str], step: str, image: str) -> str:
     if image not in by_name:
-        raise IntegrityError(f"the manifest runs step `{step}` in image `{image}`, which the bundle does not hold")
+        raise IntegrityError(f"the manifest runs step `{step}` in image `{image}`, which is not in the bundle")
     return by_name[image]
 
 

@@ -30,8 +30,14 @@ class ProbeOutcome:
         if self.profile.shows_oci_to_enroot is not False:
             return None
         if self.profile.takes_docker_lists:
-            return "enroot finds no OCI index here: build with `docker_twin: true`, and it is given the Docker twins"
-        return "enroot finds no OCI index here, and Docker manifest lists are refused: use another registry for Slurm"
+            return (
+                "enroot cannot read OCI indexes from this registry: build with `docker_twin: true`, "
+                "so that enroot gets Docker manifests"
+            )
+        return (
+            "enroot cannot read OCI indexes from this registry, which also refuses Docker manifest "
+            "lists: use another registry for Slurm"
+        )
 
     def to_document(self) -> dict[str, Any]:
         """Return the outcome as plain data."""
@@ -52,7 +58,7 @@ def login(registry: str, username: str, password: str, *, options: ClientOptions
     with RegistryClient(host, options=tried) as client:
         response = client.request("GET", "", what=f"log in to `{host}`", expected=(200, 401))
         if response.status_code == 401:
-            raise Unauthorized(f"`{host}` refuses the user `{username}` with this password", status=401)
+            raise Unauthorized(f"`{host}` rejects user `{username}` with this password", status=401)
     return store_credential(host, username, password=password)
 
 
@@ -82,5 +88,5 @@ def probe_registry(target: str, *, options: ClientOptions | None = None, emit: E
 def _host(text: str) -> str:
     host = text.removeprefix("docker://").removeprefix("https://").rstrip("/")
     if "/" in host or not host:
-        raise UsageError(f"`{text}` is no registry host", hint="give `HOST:PORT` alone")
+        raise UsageError(f"`{text}` is not a registry host", hint="give only `HOST:PORT`")
     return parse_reference(f"{host}/x").registry if "." in host or ":" in host else host

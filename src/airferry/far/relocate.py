@@ -47,7 +47,7 @@ def parse_destination(text: str, *, maps: Mapping[str, str] | None = None, flatt
     host, _, prefix = trimmed.partition("/")
     if not ("." in host or ":" in host or host == "localhost" or host.startswith("[")):
         raise UsageError(
-            f"`{text}` names no registry, expected `HOST:PORT/PREFIX`",
+            f"`{text}` is not a registry, expected `HOST:PORT/PREFIX`",
             hint=f"add the port, for example `{host or 'registry'}:443`",
         )
     parsed = parse_reference(f"{trimmed}/image")
@@ -60,7 +60,7 @@ def relocate(names: Iterable[str], destination: Destination, *, whole: Collectio
     Those in `whole` are asked for by their own names through a mirror: they keep `library/`.
 
     Raises:
-        UsageError: two images would take one name, a map fits nothing, or a result is no reference.
+        UsageError: two images would take one name, a map fits nothing, or a result is not a reference.
     """
     used: set[str] = set()
     placed: dict[str, Reference] = {}
@@ -78,7 +78,7 @@ def relocate(names: Iterable[str], destination: Destination, *, whole: Collectio
     unused = sorted(destination.maps.keys() - used)
     if unused:
         raise UsageError(
-            f"`--map {unused[0]}=…` fits no image of the bundle",
+            f"`--map {unused[0]}=…` matches no image in the bundle",
             hint="it holds " + ", ".join(f"`{name}`" for name in placed),
         )
     return placed
@@ -102,7 +102,7 @@ def _place(name: str, destination: Destination, used: set[str], *, keep_library:
     try:
         target = parse_reference(text.partition("@")[0])
     except AirferryError as error:
-        raise UsageError(f"`{name}` cannot go to `{text}`: {error.message}", hint="name it with `--map`") from error
+        raise UsageError(f"`{name}` cannot go to `{text}`: {error.message}", hint="map it with `--map`") from error
     if given.digest and not given.tag and ":" not in path:
         target = replace(target, tag=None, digest=given.digest)
     elif not tag and given.tag and ":" not in text.rpartition("/")[2]:

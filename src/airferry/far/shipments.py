@@ -43,7 +43,7 @@ def plan_shipments(bundle: Bundle, destination: Destination, places: Mapping[str
     """Return all that goes to the registry: images, then artifacts, each to where its subject goes.
 
     Raises:
-        IntegrityError: an artifact refers to something that the bundle does not hold.
+        IntegrityError: an artifact refers to content that is not in the bundle.
     """
     twins = bundle.twins
     shipments = [
@@ -68,7 +68,7 @@ def plan_shipments(bundle: Bundle, destination: Destination, places: Mapping[str
                 shipments.append(Shipment(f"{ARTIFACT_NAME}{descriptor.digest}", repository, closure))
                 homes.setdefault(descriptor.digest, []).append(repository)
         if len(held) == len(waiting):
-            raise IntegrityError(f"artifact `{held[0].digest}` refers to something that the bundle does not hold")
+            raise IntegrityError(f"artifact `{held[0].digest}` refers to content that is not in the bundle")
         waiting = held
     return shipments
 

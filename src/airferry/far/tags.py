@@ -1,6 +1,6 @@
 """Tags, the last thing that moves in a load: what they stood for before is noted first, so that they can go back.
 
-The journal lies beside the receipt, never in the bundle. A run that was killed while tags moved leaves it; the next
+The journal lies next to the receipt, never in the bundle. A run that was killed while tags moved leaves it; the next
 run reads in it what the tags stood for before the first one.
 """
 
@@ -24,7 +24,7 @@ from airferry.registry.client import ClientOptions, RegistryClient
 from airferry.registry.sink import RegistrySink
 from airferry.wording import counted
 
-NOT_REMOVABLE = "it is new, and the registry cannot remove a tag"
+NOT_REMOVABLE = "it is new, and the registry cannot delete tags"
 MAX_TAG_JOURNAL_BYTES = 64 * 1024 * 1024
 
 
@@ -98,8 +98,8 @@ def move_tags(moves: Iterable[TagMove], sinks: Callable[[str], RegistrySink], re
             sinks(move.repository).put_manifest(move.stored, reference=move.tag)
         except RegistryError as error:
             raise error.reworded(
-                f"{error.message}; {number} of {len(todo)} tags have moved",
-                hint="rerun the same load: it finishes what is left",
+                f"{error.message}; {number} of {len(todo)} tags were moved",
+                hint="rerun the same load: it moves the remaining tags",
             ) from error
         files.boundary(f"tag {move.reference}")
     return len(todo)
@@ -125,7 +125,7 @@ def rollback(receipt_path: Path, *, options: ClientOptions | None = None, emit: 
 
     Raises:
         HostError: the receipt cannot be read.
-        IntegrityError: it is no receipt.
+        IntegrityError: it is not a receipt.
         RegistryError: tags are not as they were before the load; `left` of the error says which, and why.
     """
     receipt = read_receipt(receipt_path)
@@ -141,10 +141,10 @@ def rollback(receipt_path: Path, *, options: ClientOptions | None = None, emit: 
             if reason:
                 left[moved.reference] = reason
             else:
-                emit(Notice(f"`{moved.reference}` is as it was before the load"))
+                emit(Notice(f"`{moved.reference}` already has its value from before the load"))
     if left:
         raise RegistryError(
-            "not all tags are as they were before the load: "
+            "not all tags are back to their state before the load: "
             + "; ".join(f"`{reference}`: {reason}" for reference, reason in left.items()),
             hint=_rollback_hint(left, others=len(receipt.tags) - len(left)),
             left=left,
@@ -170,7 +170,7 @@ def _restore(client: RegistryClient, moved: ReceiptTag, restored: list[str], rem
     if current == moved.previous_digest:
         return ""
     if current != moved.digest:
-        return f"something else has moved it since, to `{current}`" if current else "something else has removed it"
+        return f"another client has moved it since, to `{current}`" if current else "another client has removed it"
     if moved.previous_digest is None:
         if not sink.delete_tag(reference.tag):
             return NOT_REMOVABLE

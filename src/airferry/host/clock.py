@@ -20,7 +20,7 @@ def source_date_epoch_s() -> int:
     It is `SOURCE_DATE_EPOCH` or, without it, a constant, so that the same inputs give the same bytes.
 
     Raises:
-        ConfigurationError: `SOURCE_DATE_EPOCH` is no non-negative whole number.
+        ConfigurationError: `SOURCE_DATE_EPOCH` is not a non-negative whole number.
     """
     text = os.environ.get("SOURCE_DATE_EPOCH", "")
     if not text:

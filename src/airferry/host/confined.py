@@ -76,6 +76,8 @@ def enter_namespaces() -> None:
     user, group = os.getuid(), os.getgid()
     call("unshare", _libc.unshare(CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC))
     try:
+        # the kernel takes a gid_map from an unprivileged process only after `setgroups` is denied (user_namespaces(7)):
+        # otherwise it could drop a group that denies it access to a file
         Path("/proc/self/setgroups").write_text("deny")
         Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
         Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
@@ -101,6 +103,7 @@ def bind(source: str, target: str, *, writable: bool = False) -> None:
 
 def build_root(root: str, spec: dict[str, Any]) -> None:
     """Lay out the new root: the host's programs and libraries to read, and what the specification names."""
+    # systemd makes `/` shared: without this, mounts made here would show up in the host's namespace
     mount("", "/", "", MS_REC | MS_PRIVATE)
     mount("tmpfs", root, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755,size=16m")
     for path in SYSTEM:
@@ -131,6 +134,8 @@ def build_root(root: str, spec: dict[str, Any]) -> None:
     for source, target in spec["write"]:
         bind(source, root + target, writable=True)
     os.chdir(root)
+    # pivot_root(2) with `.` twice stacks the old root on the new one and needs no folder for it; after `chroot` alone
+    # the host's root would stay reachable
     call("pivot_root", _libc.pivot_root(b".", b"."))
     call("umount", _libc.umount2(b".", MNT_DETACH))
     os.chdir(spec["cwd"])
@@ -138,6 +143,7 @@ def build_root(root: str, spec: dict[str, Any]) -> None:
 
 def drop_privileges() -> None:
     """Give up every capability for good, so that also root gets none back by `exec`."""
+    # the bounding set has one bit a capability; the kernel answers EINVAL past the last that it knows
     for capability in range(64):
         if _libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) != 0:
             break
@@ -150,6 +156,7 @@ def run_and_reap(argv: list[str], environment: dict[str, str]) -> int:
     if child == 0:
         drop_privileges()
         os.execvpe(argv[0], argv, environment)
+    # the first process of a PID namespace inherits all orphans, and the namespace dies with it
     while True:
         ended, status = os.wait()
         if ended == child:
@@ -168,6 +175,7 @@ def main(arguments: list[str]) -> int:
     if child == 0:
         code = SETUP_FAILED
         try:
+            # nothing inside can end the first process of a PID namespace, so it must not outlive a killed parent
             _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
             build_root(arguments[1], spec)
             code = run_and_reap(spec["argv"], spec["environment"])

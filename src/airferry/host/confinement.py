@@ -1,7 +1,7 @@
 """Runs programs that are not trusted with this host: no network, no other process, no file that is not shown to them.
 
 What a build script of a distribution does is up to its authors. It gets the host's programs and libraries to read,
-folders of its own to write, and neither the user's home nor credentials, sockets or environment.
+its own folders to write, and neither the user's home nor credentials, sockets or environment.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def run_confined(
     timeout_s: float,
     emit: Emit = silent,
 ) -> process.Completed:
-    """Run a program in user, PID, mount, network and IPC namespaces of its own, and return what it left.
+    """Run a program in user, PID, mount, network and IPC separate namespaces, and return what it left.
 
     `read` and `write` are paths of the host with where the program finds them; `argv` and `cwd` are as it finds them.
     Its environment is `environment` alone. `scratch` is a folder that nothing else uses; the program has a part of it
@@ -76,8 +76,8 @@ def run_confined(
     if os.environ.get(UNCONFINED) != "1":
         raise HostError(
             f"build scripts cannot be confined on this host: {said}",
-            hint=f"{NAMESPACES_HINT}, name a version that has a wheel under `requirements:`, or trust the scripts with "
-            f"your account and network: `{UNCONFINED}=1`",
+            hint=f"{NAMESPACES_HINT}, set a version that has a wheel under `requirements:`, or let the "
+            f"scripts use your account and network: `{UNCONFINED}=1`",
         )
     emit(Warned(f"build scripts run with your account's rights and network, as `{UNCONFINED}` says: {said}"))
     places = {

@@ -36,7 +36,7 @@ def translate_os_error(error: OSError, *, doing: str, path: Path) -> HostError:
     """Return the `HostError` for an `OSError`, with a hint for a full disk, permissions and read-only media."""
     hint = None
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        hint = f"free space on the file system of `{path}`, or choose another output or cache folder; then rerun"
+        hint = f"free up space on the file system of `{path}`, or choose another output or cache folder; then rerun"
     elif error.errno == errno.EFBIG:
         hint = "raise the limit on the size of files (`ulimit -f`), or choose a file system without one; then rerun"
     elif error.errno in (errno.EACCES, errno.EPERM):
@@ -159,7 +159,7 @@ def fsync_directory(path: Path) -> None:
 
 @contextmanager
 def atomic_file(path: Path, *, mode: int = 0o644) -> Iterator[IO[bytes]]:
-    """Open a temporary file beside `path` that takes its place, durably, when the block ends well.
+    """Open a temporary file next to `path` that takes its place, durably, when the block ends well.
 
     If the block raises, the temporary file is removed and `path` is as it was.
 
@@ -321,8 +321,8 @@ def exclusive_lock(path: Path, *, purpose: str) -> Iterator[None]:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise HostError(
-                f"another airferry process is at work here: `{path}` is locked",
-                hint=f"wait until it ends, or use another folder to {purpose}",
+                f"another airferry process is running here: `{path}` is locked",
+                hint=f"wait until it finishes, or use another folder to {purpose}",
                 path=str(path),
             ) from error
         yield

@@ -28,7 +28,7 @@ def shipped(name: str) -> Path:
     for root in (PACKAGE, SOURCE_TREE):
         if (root / name).exists():
             return root / name
-    raise HostError(f"`{name}` is missing from the installation of airferry", hint="install airferry again")
+    raise HostError(f"`{name}` is missing from the installation of airferry", hint="reinstall airferry")
 
 
 def require_extra(extra: str, *, what: str) -> None:

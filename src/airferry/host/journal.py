@@ -1,7 +1,7 @@
 """The journal of finished actions, each under the digest of all its inputs.
 
-What still matches is reused, what does not is done again; nobody ever has to delete the file. A state file of
-another tool at the same path is recognised and left alone (the journal then goes beside it).
+What still matches is reused, what does not is done again; the file never has to be deleted. A state file of
+another tool at the same path is recognised and left alone (the journal then goes next to it).
 """
 
 from __future__ import annotations
@@ -42,8 +42,9 @@ class Journal:
         version = data.get("schema_version", 0)
         if isinstance(version, int) and version > JOURNAL_SCHEMA_VERSION:
             raise ConfigurationError(
-                f"`{self.path}` has schema_version {version}, this airferry knows {JOURNAL_SCHEMA_VERSION}",
-                hint="use the newer airferry that wrote it, or another output folder",
+                f"`{self.path}` has schema_version {version}, "
+                f"this version of airferry supports {JOURNAL_SCHEMA_VERSION}",
+                hint="use the newer version of airferry that wrote it, or another output folder",
             )
         actions = data.get("actions")
         if isinstance(actions, dict):

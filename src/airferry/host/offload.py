@@ -1,4 +1,4 @@
-"""A function over a stream in a process of its own, for work that would keep the interpreter's lock from other threads.
+"""A function over a stream that runs in a subprocess, for work that would hold the GIL.
 
 The process serves one stream and ends with it, with its parent, or when it is given up. What the function raises is
 raised here with its class and attributes, for every class of errors that can be imported here as well. No pickles: what
@@ -33,7 +33,7 @@ serve(*sys.argv[2:])
 
 
 class Offloaded:
-    """A function from a binary stream to bytes, in a process of its own. Feed it from one thread.
+    """A function from a binary stream to bytes, in a subprocess. Feed it from one thread.
 
     Feeding waits while the function is behind, and raises the `AirferryError` that it raised. Leaving the block gives
     up what is unfinished; the process has ended then.
@@ -45,6 +45,8 @@ class Offloaded:
         Raises:
             HostError: no process can be started.
         """
+        # not `multiprocessing`: `fork` copies locks that other threads hold, `spawn` imports the main program again.
+        # `-I` keeps PYTHON* variables and the current folder out; the child gets our `sys.path` as an argument instead
         argv = [sys.executable, "-I", *(["-B"] if sys.dont_write_bytecode else []), "-c", _BOOT]
         self._child = process.start_exchange([*argv, json.dumps(sys.path), function, json.dumps(arguments)])
         assert self._child.stdin is not None
@@ -86,8 +88,8 @@ class Offloaded:
         if mark == RAISED:
             raise _raised(json.loads(content))
         raise HostError(
-            f"a process of airferry ended before its work was done, with code {self._child.wait()}",
-            hint="start again; if the host ran out of memory, with fewer `--jobs`",
+            f"a worker process of airferry exited early with code {self._child.wait()}",
+            hint="rerun; if the host ran out of memory, lower `--jobs`",
         )
 
 
@@ -126,7 +128,7 @@ def _raised(told: dict[str, Any]) -> Exception:
     else:
         return RuntimeError(told["traceback"])
     if "traceback" in told:
-        raised.add_note(f"raised in a process of its own:\n{told['traceback']}")
+        raised.add_note(f"raised in a subprocess:\n{told['traceback']}")
     return raised
 
 
@@ -135,7 +137,7 @@ def _no_memory() -> HostError:
 
 
 def error_document(error: AirferryError) -> dict[str, Any]:
-    """Return an error as data for JSON. An attribute that is no plain data, path or error is sent as its text."""
+    """Return an error as data for JSON. An attribute that is not a plain data, path or error is sent as its text."""
     kind = next(kind for kind in type(error).__mro__ if "<" not in kind.__qualname__)
     return {
         "class": f"{kind.__module__}:{kind.__qualname__}",

@@ -115,7 +115,7 @@ def join_url(base: str, url: str) -> str:
     """Return the URL that a reference in a document at `base` leads to.
 
     Raises:
-        Malformed: it is no URL.
+        Malformed: it is not a URL.
     """
     try:
         joined = urljoin(base, url)
@@ -126,7 +126,7 @@ def join_url(base: str, url: str) -> str:
 
 
 def url_host(url: str) -> str:
-    """Return host and port of a URL, without user and password; empty where it has none, or is no URL."""
+    """Return host and port of a URL, without user and password; empty where it has none, or is not a URL."""
     try:
         return split_url(url).netloc.rpartition("@")[2]
     except Malformed:
@@ -134,7 +134,7 @@ def url_host(url: str) -> str:
 
 
 def url_path(url: str) -> str:
-    """Return the path of a URL; of text that is no URL, what is before its query."""
+    """Return the path of a URL; of text that is not a URL, what is before its query."""
     try:
         return split_url(url).path
     except Malformed:

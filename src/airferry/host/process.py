@@ -201,8 +201,8 @@ def run(
     except subprocess.TimeoutExpired:
         end_process_group(child)
         raise ProcessFailed(
-            f"`{command[0]}` did not end within {timeout_s:g} s",
-            hint="rerun; what was finished is reused",
+            f"`{command[0]}` did not finish within {timeout_s:g} s",
+            hint="rerun; finished work is reused",
             command=printable,
             returncode=None,
             tail=tail,
@@ -223,7 +223,7 @@ def run(
         )
     if check and returncode != 0:
         raise ProcessFailed(
-            f"`{mask(shlex.join(command[:3]), secrets)} …` ended with code {returncode}: " + _last_words(tail),
+            f"`{mask(shlex.join(command[:3]), secrets)} …` failed with exit code {returncode}: " + _last_words(tail),
             command=printable,
             returncode=returncode,
             tail=tail,
@@ -271,10 +271,11 @@ def start_exchange(argv: Sequence[str | Path]) -> subprocess.Popen[bytes]:
             stderr=subprocess.DEVNULL,
             bufsize=0,
             env=child_environment(),
+            # Ctrl-C reaches the terminal's whole foreground group; children end when our handler says so, in order
             start_new_session=True,
         )
     assert child.stdin is not None
-    # else every 64 KiB wake the other side up
+    # a pipe holds 64 KiB by default (pipe(7)), so each block of 1 MiB would wake the other side up 16 times
     with contextlib.suppress(OSError):
         fcntl.fcntl(child.stdin, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
     _live.add(child)
@@ -292,6 +293,8 @@ def end_exchange(child: subprocess.Popen[bytes]) -> None:
 def end_process_group(child: subprocess.Popen[bytes]) -> None:
     """Terminate a child's process group and kill it if it has not ended 10 s later. Idempotent."""
     for signal_number in (signal.SIGTERM, signal.SIGKILL):
+        # SIGTERM goes to the group even if its leader has ended, as grandchildren may live on; SIGKILL does not, as the
+        # group's number may belong to others by then
         if child.poll() is not None and signal_number == signal.SIGKILL:
             return
         try:
@@ -307,6 +310,7 @@ def end_process_group(child: subprocess.Popen[bytes]) -> None:
 
 def end_all() -> None:
     """Terminate the process groups of all children under way in any thread, which then fail in their own callers."""
+    # called from a signal's handler: it takes no lock, as the interrupted code may hold it, and waits for nothing
     for child in list(_live):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, signal.SIGTERM)

@@ -32,10 +32,12 @@ def usable_cores() -> int:
 class _Worker(threading.Thread):
     """A thread whose end can be awaited again after a signal's handler broke into the waiting by raising.
 
-    `Thread.join` can not: broken into, it takes the thread for ended, though it runs on (bpo-45274).
+    `Thread.join` can not: broken into, it takes the thread for ended, though it runs on (python/cpython#90882, a
+    relative of #89437). python/cpython#114839 replaced the lock behind it in 3.13, which may not need this class.
     """
 
     def __init__(self, target: Callable[[], object]) -> None:
+        # a daemon, as an interrupted program must end even if a thread is stuck in a system call on a dead mount
         super().__init__(daemon=True)
         self._work = target
         self._done = threading.Event()
@@ -117,13 +119,14 @@ class Pipeline:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # all are cancelled before any is awaited: a stage may wait for room in a queue that a later one empties
         for channel in self._channels:
             channel.cancel()
         for thread in self._threads:
             thread.await_end()
 
     def stage(self, items: Iterable[bytes], *, depth: int = DEFAULT_DEPTH) -> Iterator[bytes]:
-        """Run an iterable of blocks in a thread of its own, and return an iterator over what it yields."""
+        """Run an iterable of blocks in a separate thread, and return an iterator over what it yields."""
         channel: _Channel[bytes] = _Channel(depth)
 
         def work() -> None:
@@ -134,6 +137,7 @@ class Pipeline:
             except BaseException as error:
                 failure = error
             finally:
+                # a generator's files must be closed by the thread that reads them, not whenever it is collected
                 if isinstance(items, Generator):
                     items.close()
                 channel.end(failure)
@@ -146,7 +150,7 @@ class Pipeline:
 
 
 class Consumer(Generic[R]):
-    """A function over a stream of blocks, in a thread of its own, that others feed block by block.
+    """A function over a stream of blocks, in a separate thread, fed block by block.
 
     Feeding waits while the function is behind, and raises what the function raised. Leaving the block without
     `result` gives the work up; either way the thread is joined.
@@ -174,6 +178,7 @@ class Consumer(Generic[R]):
         try:
             self._channel.put(block)
         except Cancelled:
+            # the channel is also cancelled when the function fails: its error is the cause, `Cancelled` the symptom
             if self._failure is not None:
                 raise self._failure from None
             raise
@@ -206,7 +211,7 @@ class RoomBudget:
 
     @contextmanager
     def holding(self, size_bytes: int) -> Iterator[None]:
-        """Wait until the room is there beside that of work under way, and hold it while the block runs.
+        """Wait until there is room next to that of running work, and hold it while the block runs.
 
         Work that is alone never waits: whether it fits at all is not decided here.
         """

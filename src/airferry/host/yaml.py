@@ -71,12 +71,12 @@ def from_yaml(model: type[M], data: bytes, *, schema_version: int, what: str) ->
     """
     value = load_yaml(data, what)
     if not isinstance(value, dict):
-        raise IntegrityError(f"{what} is no mapping")
+        raise IntegrityError(f"{what} is not a mapping")
     version = value.get("schema_version")
     if isinstance(version, int) and version > schema_version:
         raise IntegrityError(
-            f"{what} has schema_version {version}, this airferry knows {schema_version}",
-            hint="use the newer airferry that wrote it",
+            f"{what} has schema_version {version}, this version of airferry supports {schema_version}",
+            hint="use the newer version of airferry that wrote it",
         )
     try:
         return model.model_validate(value)

@@ -21,7 +21,7 @@ from airferry.plan.catalogue import Catalogue, catalogue_at
 from airferry.registry.client import ClientOptions, open_clients
 from airferry.registry.source import RegistrySource
 
-ELSEWHERE = "name the bundle with `--bundle`, or a copy of the catalogue with `--source`"
+ELSEWHERE = "give the bundle with `--bundle`, or a copy of the catalogue with `--source`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,13 +156,13 @@ def extract_catalogue(
     """
     if source.is_file():
         if root is not None:
-            raise UsageError("`--root` goes with a bundle, and a receipt was given", hint="name the bundle")
+            raise UsageError("`--root` requires a bundle, but a receipt was given", hint="name the bundle")
         places = Whereabouts(receipt=read_receipt(source), options=options, emit=emit)
     else:
         bundle = open_bundle(source, root=root)
         expect_outside(destination, bundle.store.path)
         places = Whereabouts(bundle=bundle, options=options, emit=emit)
-    with _opened(places, elsewhere="name the bundle in the place of the receipt") as (opened, descriptor):
+    with _opened(places, elsewhere="give the bundle instead of the receipt") as (opened, descriptor):
         return extract_artifact(opened, descriptor, destination)
 
 
@@ -173,10 +173,10 @@ def _opened(places: Whereabouts, *, elsewhere: str = ELSEWHERE) -> Iterator[tupl
     if named is None:
         what = "this bundle" if bundle is not None else "the receipt's bundle" if receipt is not None else None
         raise UsageError(
-            "no catalogue given, and neither a bundle nor a receipt to take it from"
+            "no catalogue given, and no bundle or receipt to take it from"
             if what is None
-            else f"{what} carries no catalogue: it was too large to travel, or the bundle is from an older airferry",
-            hint="name a copy of the catalogue with `--source DIR`; the launcher image has one in its working folder"
+            else f"{what} contains no catalogue: it was too large, or the bundle was made by an older airferry",
+            hint="give a copy of the catalogue with `--source DIR`; the launcher image has one in its working directory"
             if what is not None
             else ELSEWHERE,
         )

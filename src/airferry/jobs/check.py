@@ -119,7 +119,7 @@ def _closing_hint(blocking: Sequence[Finding]) -> str:
         parts.append("load the bundle again")
     if "change" in remedies:
         rest = "for the rest, " if parts else ""
-        parts.append(f"{rest}type the overrides, or change site profile and `env.toml`")
+        parts.append(f"{rest}set the overrides, or change the site profile and `env.toml`")
     return "; ".join(parts) + "; then check again"
 
 
@@ -164,7 +164,9 @@ def check(
     catalogue = catalogue or CatalogueSource()
     known = read_site(jobs.site)
     if hash_assets and catalogue.bundle is None:
-        raise UsageError("which assets are to be read is said by the bundle", hint="name it: `--bundle DIR`")
+        raise UsageError(
+            "`--hash-assets` requires a bundle, which lists the assets", hint="give the bundle with `--bundle DIR`"
+        )
     if jobs.overlays is not None and not jobs.overlays.is_dir():
         raise UsageError(f"`{jobs.overlays}` is not a folder of overlays", hint="`airferry overlays` writes one")
     places = catalogue.find(receipt, options=options, emit=emit)
@@ -286,13 +288,15 @@ def executor_of(checked: Checked) -> Executor:
 def _profile(checked: Checked, executor: Executor) -> EnvProfile | None:
     if checked.env_file is None:
         if checked.profile is not None:
-            raise UsageError(f"profile `{checked.profile}` is in no file", hint="name the file with `--env-file`")
+            raise UsageError(f"profile `{checked.profile}` is not in any file", hint="name the file with `--env-file`")
         return None
     known = checked.site.profile_of(executor)
     name = checked.profile or (known[0] if known else None)
     if name is None:
         names = ", ".join(f"`{item}`" for item in checked.env_file.profiles)
-        raise UsageError(f"which profile of `{checked.env_file.path}`?", hint=f"`--profile NAME`; there are {names}")
+        raise UsageError(
+            f"no profile of `{checked.env_file.path}` selected", hint=f"`--profile NAME`; there are {names}"
+        )
     return checked.env_file.profile(name)
 
 

@@ -105,13 +105,13 @@ def make_overlays(receipt: Receipt, catalogue: Catalogue, *, site: SiteProfile, 
             if step.path is not None:
                 texts[step.path] = text
     notes = [
-        f"which key of `{target}` the asset `{name}` is for is not clear: give it on the command line"
+        f"cannot tell which key of `{target}` is for asset `{name}`: set it on the command line"
         for name, target in unclear
     ]
     if not site.executors:
         notes.append(
-            f"no site profile names an executor, so this is for {PLAIN}: `airferry site init` writes a profile, "
-            "`--site` names it"
+            f"no site profile names an executor, so this is for {PLAIN}: write a profile with "
+            "`airferry site init`, and pass it with `--site`"
         )
     for executor in executors:
         own = [step for step in steps if step.executor == executor.kind]
@@ -119,10 +119,7 @@ def make_overlays(receipt: Receipt, catalogue: Catalogue, *, site: SiteProfile, 
         commands = "".join(f"{step.command}\n" for step in own)
         texts[f"{executor.kind}/{COMMANDS_FILE}"] = f"{CONFIGS_MARK}: one command a step.\n{commands}"
         if not names_by_digest(executor):
-            notes.append(
-                f"{executor} cannot be given a digest, so the overlays name tags; `airferry load` leaves them where "
-                "they belong, and nobody may move them"
-            )
+            notes.append(f"{executor} does not accept digests, so the overlays use tags: do not move them")
         if receipt.submit is None and executor.kind not in NEMOTRON_EXECUTORS:
             notes.append(
                 f"`nemotron steps run` has no executor for {executor.kind}; "
@@ -147,7 +144,7 @@ def image_of(receipt: Receipt, target: Target) -> ReceiptImage:
     for image in receipt.images:
         if image.pinned == pinned:
             return image
-    raise IntegrityError(f"the receipt runs `{target.spec}` in `{pinned}`, which is none of its images")
+    raise IntegrityError(f"the receipt runs `{target.spec}` in `{pinned}`, which is not one of its images")
 
 
 def with_default(catalogue: Catalogue, target: Target) -> Target:
@@ -267,8 +264,8 @@ def _check_baked(found: StepFiles, image: ReceiptImage, wanted: Iterable[Overlay
             raise ConfigurationError(
                 f"{found.config_path}: mounts `{overlay.key}` at `{overlay.target}`, which is not baked into "
                 f"`{image.image}`",
-                hint="this catalogue is not the one that the bundle was built of; without `--source`, the one that "
-                "travelled is taken, if the bundle carries it; or build the bundle again",
+                hint="this is not the catalogue that the bundle was built from; omit `--source` to use "
+                "the one in the bundle, if it contains one, or build the bundle again",
             )
 
 

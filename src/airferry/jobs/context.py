@@ -177,7 +177,7 @@ class StepContext:
         return setting(self.values.tree, value, text if known is None else known)
 
     def sibling(self, value: StepValue, name: str) -> StepValue | None:
-        """Return the value beside another one in the same mapping."""
+        """Return the value next to another one in the same mapping."""
         return self.values.get(*value.key[:-1], name)
 
 

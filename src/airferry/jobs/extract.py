@@ -39,7 +39,7 @@ from airferry.oci.tar import TarEntry, TarReader
 from airferry.wording import some_of
 
 MAX_MARK_BYTES = 64 << 20
-HEADERS_BYTES = 8192  # what an entry's headers take at the most where its path is as long as it may be
+HEADERS_BYTES = 8192  # what an entry's headers take at most, with the longest allowed path
 LEFT_BY_TOOLS = "__pycache__"
 SYNC_JOBS = 16
 
@@ -187,7 +187,7 @@ def expect_ours(destination: Path) -> dict[str, Any] | None:
                 return known
     raise UsageError(
         f"`{destination}` is there, and not a catalogue that airferry extracted",
-        hint="name a folder that is absent or empty",
+        hint="name a folder that does not exist or is empty",
     )
 
 

@@ -96,7 +96,7 @@ def _originals(receipt: Receipt) -> tuple[MirroredImage, ...]:
     ]
     if not found:
         raise ConfigurationError(
-            "the bundle of this receipt carries no base images that a mirror could serve",
+            "the bundle of this receipt contains no base images for a mirror to serve",
             hint="set `bases: include` in `airgap.yaml` on the near side, build and load again",
         )
     return tuple(sorted(found, key=lambda image: str(image.original)))
@@ -122,7 +122,7 @@ def _containerd(
     for host, found in prefixes.items():
         if len(found) > 1 or None in found:
             notes.append(
-                f"containerd maps whole hosts, and the images of `{host}` lie under other paths than there: "
+                f"containerd maps whole hosts, and the images of `{host}` have different paths there: "
                 "load them without `--flatten` and `--map`"
             )
             continue

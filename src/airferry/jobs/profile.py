@@ -24,7 +24,7 @@ def init_site(path: Path, document: Mapping[str, Any], *, force: bool = False) -
         ConfigurationError: the profile would be wrong.
     """
     if path.exists() and not force:
-        raise UsageError(f"`{path}` is there already", hint="`--force` replaces it")
+        raise UsageError(f"`{path}` already exists", hint="`--force` replaces it")
     written = {key: value for key, value in document.items() if value not in (None, "", [], {}, ())}
     text = HEADER + render_yaml(written)
     site = parse_site(text.encode(), path)

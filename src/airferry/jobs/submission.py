@@ -93,9 +93,7 @@ def render_profile(site: SiteProfile, executor: Executor) -> str:
         lines += [f"#   {mount}" for mount in site.mounts]
     elif site.mounts:
         if known:
-            lines.append(
-                f"# In the place of the mounts of {_toml(known[0])}: name all storage of jobs in the site profile."
-            )
+            lines.append(f"# Replaces the mounts of {_toml(known[0])}: name all storage of jobs in the site profile.")
         lines += ["mounts = [", *(f"  {_mount(mount, executor)}," for mount in site.mounts), "]"]
     lines += ["", f"[{name}.env_vars]"]
     lines += [f"{key} = {_toml(value)}" for key, value in environment_of(site, executor).items()]

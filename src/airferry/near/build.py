@@ -100,7 +100,7 @@ def build(
 ) -> BuildOutcome:
     """Run the plan's stages: lock, build, seal. What is finished from an earlier run is reused.
 
-    What `update` names is resolved anew first, as `lock` does. With `rehearse`, every step is tried before the bundle
+    What `update` names is resolved again first, as `lock` does. With `rehearse`, every step is tried before the bundle
     is sealed, in a network that leads nowhere.
 
     Raises:
@@ -110,7 +110,7 @@ def build(
         AirferryError: of the family of what failed. Finished work stays.
     """
     if locked and update:
-        raise UsageError("`--locked` refuses to write a lock, and `--update` writes it", hint="leave one of them out")
+        raise UsageError("`--locked` and `--update` exclude each other", hint="remove one of them")
     made = read_plan(selection)
     write_plan(made.to_document(), made.output_dir / PLAN_FILE)
     warn_of_plan(made, emit)

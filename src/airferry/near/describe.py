@@ -46,7 +46,7 @@ def describe_prediction(predicted: Prediction, *, verbose: bool = False) -> list
             "predicted:",
             f"  in         {size_text(predicted.in_bytes)} to fetch",
             f"  out        at most {size_text(predicted.out_bytes)}",
-            f"  disk       at most {size_text(predicted.disk_bytes())} more than is taken now",
+            f"  disk       at most {size_text(predicted.disk_bytes())} in addition to what is used now",
         ]
 
     def least(size_bytes: int) -> str:
@@ -57,7 +57,7 @@ def describe_prediction(predicted: Prediction, *, verbose: bool = False) -> list
         f"  in         {least(predicted.in_bytes)}" + (" to fetch" if predicted.in_bytes else ""),
         f"  out        {least(predicted.least_out_bytes)}",
         f"  disk       {least(predicted.least_disk_bytes)}"
-        + (" more than is taken now" if predicted.least_disk_bytes else ""),
+        + (" in addition to what is used now" if predicted.least_disk_bytes else ""),
         *_list("  not known  ", [predicted.unknown_text]),
     ]
     return lines + [f"             {what}" for what in predicted.unknown if verbose]
@@ -97,9 +97,9 @@ def _group_lines(group: GroupPlan, *, verbose: bool) -> list[str]:
     if wanted:
         lines += _list("  imports    ", wanted)
     if reported and verbose:
-        lines += _list("  optional   ", reported, end=" (imported under conditions, not installed)")
+        lines += _list("  optional   ", reported, end=" (imported conditionally, not installed)")
     elif reported:
-        lines.append(f"  optional   {counted(len(reported), 'module')} imported under conditions, not installed")
+        lines.append(f"  optional   {counted(len(reported), 'module')} imported conditionally, not installed")
     return lines
 
 

@@ -18,7 +18,7 @@ from airferry.plan.catalogue import open_catalogue
 from airferry.plan.lockfile import LOCK_FILE, Lockfile, read_lockfile
 from airferry.plan.models import Plan
 
-UNKNOWN_HINT = "`airferry lock` fetches the bases and resolves the rest; then this is known"
+UNKNOWN_HINT = "run `airferry lock`: it fetches the bases and resolves the rest"
 ENGINE_CHECKS = ("engine", "runtime folder", "user namespaces", "storage", "isolation")
 
 
@@ -85,7 +85,7 @@ def _room(plan: Plan) -> list[Check]:
         needs = f"the build needs at most {room.most_bytes / 1e9:.2f} GB there"
         if prediction.unknown:
             least = f"at least {room.least_bytes / 1e9:.2f} GB there, and " if room.least_bytes else ""
-            needs = f"the build needs {least}what is not known yet: {prediction.unknown_text}"
+            needs = f"the build needs {least}an unknown amount for: {prediction.unknown_text}"
         found.append(
             Check(
                 "room for the plan",
@@ -112,4 +112,6 @@ def _eased(check: Check, *, bootstraps: bool) -> Check:
     needed = bootstraps and check.name == "user namespaces"
     if check.status != "fail" or needed or not (check.name in ENGINE_CHECKS or check.name.startswith("emulator ")):
         return check
-    return replace(check, status="warn", detail=f"{check.detail}; images of this plan can be assembled without")
+    return replace(
+        check, status="warn", detail=f"{check.detail}; images of this plan can be assembled without it it it it it"
+    )

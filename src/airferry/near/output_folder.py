@@ -73,7 +73,7 @@ class OutputFolder:
             if not (inside and same_size and files.file_sha256(path) == result.get("sha256")):
                 self._emit(
                     Warned(
-                        f"`{path}` belongs to nothing in the bundle, and stays: it is not as a build wrote it",
+                        f"`{path}` is not part of the bundle, but was changed since a build wrote it, so it stays",
                         hint="remove or rename it",
                     )
                 )
@@ -84,5 +84,5 @@ class OutputFolder:
         for folder in path.parents[: len(parts) - 1]:
             with suppress(OSError):
                 folder.rmdir()
-        self._emit(Notice(f"removed `{path}`, which belongs to nothing in the bundle any more"))
+        self._emit(Notice(f"removed `{path}`, which is no longer part of the bundle"))
         return False

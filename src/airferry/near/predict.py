@@ -1,6 +1,6 @@
 """What a build will bring in, give out and need on disk, told before it begins, from what lock and cache know.
 
-Fetches nothing, changes nothing and guesses nothing: what nobody knows yet is listed as unknown. Sizes of what is going
+Fetches nothing, changes nothing and guesses nothing: unknown sizes are listed as unknown. Sizes of what is going
 to be compressed are those before it, so that what comes out is at most as large.
 """
 
@@ -39,9 +39,9 @@ from airferry.plan.models import Plan
 from airferry.wording import counted
 
 MARGIN_PERCENT = 10
-# what is left of a layer, at the very least, when it is compressed anew
+# what is left of a layer, at the very least, when it is recompressed
 LEAST_PART = {"gzip": 2, "zstd": 2, "none": 10}
-ROOM_HINT = "free space, or choose another place with `AIRFERRY_CACHE` or `paths.output_dir`"
+ROOM_HINT = "free up space, or choose another folder with `AIRFERRY_CACHE` or `paths.output_dir`"
 
 
 Part = Literal["base", "wheels", "checkout", "other"]
@@ -173,7 +173,7 @@ class Predictor:
             self._carrier = BaseLayers(self._bases, cache, compression=compression, output=plan.output_dir)
 
     def predict(self, *, jobs: int = 1) -> Prediction:
-        """Return what a build of the plan takes, with so many images at a time."""
+        """Return what a build of the plan takes, with this many images in parallel."""
         plan = self._plan
         checkouts = list(self._checkouts())
         items = [*self._base_layers(), *self._wheels(), *checkouts]
@@ -328,7 +328,7 @@ def ensure_room(prediction: Prediction, *, cache: Path, output: Path, emit: Emit
         says = f"{room.free_bytes / 1e9:.2f} GB are free at `{room.folder}`"
         if room.free_bytes < room.least_bytes:
             raise HostError(
-                f"{says}, and the build needs at least {room.least_bytes / 1e9:.2f} GB more there",
+                f"{says}, but the build needs at least {room.least_bytes / 1e9:.2f} GB more there",
                 hint=ROOM_HINT,
                 needed_bytes=room.least_bytes,
                 free_bytes=room.free_bytes,
@@ -336,8 +336,8 @@ def ensure_room(prediction: Prediction, *, cache: Path, output: Path, emit: Emit
         if room.free_bytes < room.most_bytes:
             needs = f"may need {room.most_bytes / 1e9:.2f} GB more there"
             if prediction.unknown:
-                needs += f", and what is not known yet: {prediction.unknown_text}"
-            emit(Warned(f"{says}, and the build {needs}", hint=ROOM_HINT))
+                needs += f", plus an unknown amount for: {prediction.unknown_text}"
+            emit(Warned(f"{says}, but the build {needs}", hint=ROOM_HINT))
 
 
 def _added(what: str, size_bytes: int | None, *, times: int = 1, part: Part = "other") -> Expected:

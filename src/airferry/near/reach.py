@@ -107,7 +107,7 @@ def _locked_repositories(plan: Plan) -> list[str]:
 
 def _find_ref(url: str, ref: str) -> str:
     commit = git.find_ref(url, ref, timeout_s=GIT_S)
-    return commit or "the host answers; whether it has the commit shows when it is fetched"
+    return commit or "the host answers; the commit is checked when it is fetched"
 
 
 def _check(name: str, ask: Callable[[], str]) -> Check:

@@ -81,7 +81,7 @@ class Sealer:
         journal: Journal,
         folder: OutputFolder,
     ) -> None:
-        """`store` is the bundle, `journal` what is made already, and `folder` what lies beside the bundle."""
+        """`store` is the bundle, `journal` what is made already, and `folder` what lies next to the bundle."""
         self._session = session
         self._plan = plan
         self._lock = lock
@@ -203,7 +203,7 @@ class Sealer:
     def _describe_group(
         self, group: GroupPlan, subject: Descriptor
     ) -> tuple[GroupEntry, list[tuple[ArtifactEntry, Descriptor]]]:
-        """Write the group's requirements and overlays beside the bundle and into it, and return its entry."""
+        """Write the group's requirements and overlays next to the bundle and into it, and return its entry."""
         locked = self._lock.groups[group.name].platforms
         requirements = requirements_lines(locked)
         commits = [

@@ -33,7 +33,7 @@ from airferry.registry.pulls import Pulls
 
 MAX_JOBS = 4
 LEAST_FREE_BYTES = 2 * 10**9
-# the folders of the cache, as patterns, that are written under its lock and that nobody else clears
+# the folders of the cache, as patterns, that are written under its lock and that are cleared nowhere else
 WRITTEN_UNDER_LOCK = (
     "bootstrap/debs/*",
     "compiled",
@@ -136,7 +136,7 @@ def open_session(plan: Plan, options: BuildOptions, *, emit: Emit) -> Iterator[S
 
 
 def _default_jobs() -> int:
-    """Return how many images are made at a time where nobody says it: what cores and memory allow."""
+    """Return how many images are made in parallel by default: what cores and memory allow."""
     return max(1, min(usable_cores(), MAX_JOBS, memory.available_bytes() // JOB_BYTES))
 
 
@@ -149,7 +149,7 @@ def _version_of(choice: EngineChoice) -> str:
 def _cache_lock(path: Path, *, emit: Emit) -> Iterator[None]:
     """Hold the cache's lock, waiting for other builds of this user to end, and saying so."""
     with files.waiting_lock(
-        path, on_wait=lambda: emit(Notice(f"waiting for another airferry process on the same cache (`{path}`)"))
+        path, on_wait=lambda: emit(Notice(f"waiting for another airferry process that uses the same cache (`{path}`)"))
     ):
         yield
 
@@ -163,7 +163,7 @@ def parse_engine(text: str) -> EngineChoice:
     for choice in ENGINES:
         if choice == text:
             return choice
-    raise UsageError(f"`{text}` is no engine", hint="there are `auto`, `buildah` and `podman`")
+    raise UsageError(f"unknown engine `{text}`", hint="choose `auto`, `buildah` or `podman`")
 
 
 def parse_probe_choice(text: str) -> ProbeChoice:
@@ -175,7 +175,7 @@ def parse_probe_choice(text: str) -> ProbeChoice:
     for choice in PROBES:
         if choice == text:
             return choice
-    raise UsageError(f"`{text}` is no way to probe", hint="there are `auto`, `static` and `run`")
+    raise UsageError(f"unknown probe mode `{text}`", hint="choose `auto`, `static` or `run`")
 
 
 def _once(make: Callable[[], Engine]) -> Callable[[], Engine]:

@@ -139,7 +139,7 @@ class ArchiveSink(Sink):
             if self.has_blob(descriptor):
                 return
             if descriptor.digest not in self._wanted:
-                raise IntegrityError(f"blob `{descriptor.digest}` is no part of what the archive is to hold")
+                raise IntegrityError(f"blob `{descriptor.digest}` is not a part of what the archive is to hold")
             self._tar.add(_blob_name(descriptor), descriptor.size, verifying(stream, descriptor))
             del self._missing[descriptor.digest]
 
@@ -150,7 +150,7 @@ class ArchiveSink(Sink):
             IntegrityError: it was not.
         """
         if lack := self.lacks_manifest(stored):
-            raise IntegrityError(f"{lack} is no part of what the archive is to hold")
+            raise IntegrityError(f"{lack} is not a part of what the archive is to hold")
 
     def lacks_manifest(self, stored: Stored) -> str:
         """Return what is missing of a manifest: all of it, or nothing.
@@ -160,7 +160,7 @@ class ArchiveSink(Sink):
         """
         held = self._manifests.get(stored.descriptor.digest)
         if held is not None and held.data != stored.data:
-            raise IntegrityError(f"the bytes at hand are not manifest `{stored.descriptor.digest}`")
+            raise IntegrityError(f"these bytes are not manifest `{stored.descriptor.digest}`")
         return "" if held is not None else f"manifest `{stored.descriptor.digest}`"
 
     def finish(self) -> tuple[int, str]:
@@ -257,7 +257,7 @@ class ArchiveSource(Source):
 
         Raises:
             HostError: the file cannot be read.
-            IntegrityError: it is no OCI archive.
+            IntegrityError: it is not an OCI archive.
         """
         self.path = path
         self._entries = self._read_headers()
@@ -300,7 +300,7 @@ class ArchiveSource(Source):
 
     @contextmanager
     def open_blob_unchecked(self, descriptor: Descriptor) -> Iterator[IO[bytes]]:
-        """Open a blob as a stream of the right size that nobody has hashed.
+        """Open a blob as a stream of the right size whose digest is not checked.
 
         Raises:
             IntegrityError: it is missing or of another size.
@@ -359,7 +359,7 @@ class ArchiveSource(Source):
     def _read_file(self, name: str, limit_bytes: int) -> bytes:
         offset, size = self._entries.get(name, (0, -1))
         if size < 0:
-            raise IntegrityError(f"`{self.path}` is no OCI archive: it has no `{name}`")
+            raise IntegrityError(f"`{self.path}` is not an OCI archive: it has no `{name}`")
         if size > limit_bytes:
             raise IntegrityError(f"`{name}` in `{self.path}` has {size} bytes, more than the limit of {limit_bytes}")
         with self._open() as raw:

@@ -115,7 +115,7 @@ def read_referrers(source: Source, closure: Closure, *, depth: int = MAX_REFERRE
     for stored in closure.manifests:
         for referrer in source.referrers(stored.descriptor.digest):
             if depth == 0:
-                raise IntegrityError(f"artifacts refer to artifacts more than {MAX_REFERRER_DEPTH} times over")
+                raise IntegrityError(f"artifacts refer to artifacts more than {MAX_REFERRER_DEPTH} levels deep")
             inner = read_closure(source, referrer)
             found += [inner, *read_referrers(source, inner, depth=depth - 1)]
     return found
@@ -125,7 +125,7 @@ def _add_manifest(closure: Closure, stored: Stored) -> None:
     descriptor = stored.descriptor
     if descriptor.media_type not in MANIFEST_TYPES:
         raise IntegrityError(
-            f"`{descriptor.digest}` has media type `{descriptor.media_type}` where an image manifest is expected"
+            f"`{descriptor.digest}` has media type `{descriptor.media_type}` but an image manifest is expected"
         )
     manifest = stored.manifest
     for blob in (manifest.config, *manifest.layers):

@@ -37,8 +37,10 @@ ZSTD_MAX_LEVEL_IN_JOBS = 9
 GZIP_MAGIC = b"\x1f\x8b"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 SKIPPABLE_MAGIC_SUFFIX = b"\x2a\x4d\x18"
+# what `zstd --long` needs at most, and `zstd -d` accepts by default: a frame may ask for far more memory
 MAX_ZSTD_WINDOW_BYTES = 1 << 27
 GZIP_WINDOW_BYTES = 32 * 1024
+# without name and time, and with the operating system "unknown" (RFC 1952, section 2.3): the same bytes on any host
 GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
 DEFLATE_END = b"\x03\x00"
 
@@ -86,11 +88,12 @@ def _gunzip(source: Iterable[bytes], what: str) -> Iterator[bytes]:
             head = b""
             while pending:
                 if member.eof:
+                    # a block may end between the two bytes of the next member's magic
                     if len(pending) < len(GZIP_MAGIC):
                         head = pending
                         break
                     if not pending.startswith(GZIP_MAGIC):
-                        raise IntegrityError(f"{what} has bytes behind the end of its gzip stream")
+                        raise IntegrityError(f"{what} has bytes after the end of its gzip stream")
                     member = _gzip_member()
                 yield from _drained(member, pending)
                 pending = member.unused_data if member.eof else b""
@@ -99,7 +102,7 @@ def _gunzip(source: Iterable[bytes], what: str) -> Iterator[bytes]:
     if not member.eof:
         raise IntegrityError(f"{what} ends in the middle of its gzip stream")
     if head:
-        raise IntegrityError(f"{what} has bytes behind the end of its gzip stream")
+        raise IntegrityError(f"{what} has bytes after the end of its gzip stream")
 
 
 class _GzipMember(Protocol):
@@ -168,7 +171,7 @@ class _ZstdFrames:
     """A readable over blocks that follows the frames in them (RFC 8878, section 3) and insists on whole ones.
 
     zstandard's reader takes the end of its input for the end of a frame, wherever that is; this walks from block
-    header to block header beside it.
+    header to block header next to it.
     """
 
     def __init__(self, source: Iterable[bytes], what: str) -> None:
@@ -227,12 +230,13 @@ class _ZstdFrames:
             self._state = "frame"
         elif self._state == "block":
             header = int.from_bytes(head, "little")
+            # of an RLE block (type 1) the size is that of its content, which is one byte in the stream
             repeated = (header >> 1) & 3 == 1
             self._skip = 1 if repeated else header >> 3
             if header & 1:
                 self._state = "checksum" if self._has_checksum else "frame"
         elif not _is_zstd(head):
-            raise IntegrityError(f"{self._what} has bytes behind the end of its zstd stream")
+            raise IntegrityError(f"{self._what} has bytes after the end of its zstd stream")
         elif head[1:4] == SKIPPABLE_MAGIC_SUFFIX:
             self._skip = int.from_bytes(head[4:8], "little")
         else:
@@ -241,7 +245,7 @@ class _ZstdFrames:
 
 
 def zstd_blocks(source: Iterable[bytes], *, level: int, threads: int) -> Iterator[bytes]:
-    """Yield one zstd frame over the content, without a content size and without a checksum of its own.
+    """Yield one zstd frame over the content, without a content size and without a checksum.
 
     `threads` is at least 1: zstd's single-threaded mode (0) would give other bytes than any number of threads.
     """
@@ -249,6 +253,7 @@ def zstd_blocks(source: Iterable[bytes], *, level: int, threads: int) -> Iterato
         level,
         threads=max(1, threads),
         job_size=ZSTD_JOB_BYTES if level <= ZSTD_MAX_LEVEL_IN_JOBS else 0,
+        # blobs have a digest, and the size is not known before the end: pledging it changes the frame's header
         write_checksum=False,
         write_content_size=False,
     )

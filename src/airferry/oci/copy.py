@@ -252,14 +252,14 @@ class Transfer:
         """Return every blob once, in the order to send them, with the repositories that want it.
 
         Raises:
-            IntegrityError: a blob is declared with two sizes.
+            IntegrityError: a blob is declared with two different sizes.
         """
         found: dict[str, _Wanted] = {}
         for item in shipments:
             for digest, descriptor in item.closure.blobs.items():
                 blob = found.setdefault(digest, _Wanted(descriptor))
                 if blob.descriptor.size != descriptor.size:
-                    raise IntegrityError(f"blob `{digest}` is declared with two sizes", digest=digest)
+                    raise IntegrityError(f"blob `{digest}` is declared with two different sizes", digest=digest)
                 if item.repository not in blob.repositories:
                     blob.repositories.append(item.repository)
         ordered = self._options.order(blob.descriptor for blob in found.values())

@@ -22,7 +22,7 @@ def parse_digest(text: str) -> str:
     if not _PATTERN.fullmatch(text):
         shown = text if len(text) <= 100 else text[:100] + "…"
         raise IntegrityError(
-            f"`{shown}` is no digest, expected `sha256:` and 64 lower-case hex digits",
+            f"`{shown}` is not a digest, expected `sha256:` and 64 lower-case hex digits",
             hint="only sha256 is supported",
         )
     return text

@@ -67,7 +67,7 @@ def find_entry(entries: Sequence[Descriptor], reference: str, *, where: str) -> 
     if len({entry.digest for entry in found}) == 1:
         return found[0]
     names = sorted({name for entry in entries for name in names_of(entry)})
-    wanted = f"under `{reference}`" if reference else "that could be meant without a name"
+    wanted = f"under `{reference}`" if reference else "to choose from without a name"
     raise ConfigurationError(
         f"{where} holds {len(found) or 'nothing'} {wanted}, expected one image",
         hint="it holds " + ", ".join(f"`{name}`" for name in names[:SHOWN_NAMES]) if names else "it names no image",

@@ -69,7 +69,7 @@ class Compression:
         kinds = {layer_kind(media_type) for media_type in media_types}
         if len(kinds) > 1:
             raise IntegrityError(
-                "the base's layers have several compressions, which some importers misread: "
+                "the layers of the base have different compressions, which some importers misread: "
                 + ", ".join(sorted(kinds)),
                 hint="use `compression: zstd` or `gzip` instead of `preserve`",
             )
@@ -90,12 +90,12 @@ def layer_kind(media_type: str) -> CompressionKind:
     """Return how layers of a media type are compressed.
 
     Raises:
-        IntegrityError: it is no layer type of OCI or Docker that can be carried.
+        IntegrityError: it is not a layer type of OCI or Docker that can be carried.
     """
     kind = KINDS.get(media_type)
     if kind is None:
         raise IntegrityError(
-            f"`{media_type}` is no layer type that airferry carries",
+            f"`{media_type}` is not a layer type that airferry supports",
             hint="layers are tar, gzip or zstd; foreign and encrypted layers cannot be carried",
         )
     return kind
@@ -243,7 +243,7 @@ class _Tally:
             if self.total > self._limit_bytes:
                 raise IntegrityError(
                     f"{self._what} unpacks to more than the limit of {self._limit_bytes} bytes",
-                    hint="if the layer is really that large, raise `limits.layer_bytes` in airgap.yaml",
+                    hint="if the layer is expected to be that large, raise `limits.layer_bytes` in airgap.yaml",
                 )
             self._hash.update(block)
             for observer in self._observers:

@@ -2,7 +2,7 @@
 
 Blobs are written once, atomically, under their digest; index.json is replaced whole. Nothing is followed out of the
 folder: blobs are regular files, never links. Reading needs no write access. Processes that write one layout exclude
-each other by a lock of their own; this module only orders the threads of one process.
+each other by a lock; this module only orders the threads of one process.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class LayoutStore(Source, Sink):
         """Open a layout that exists.
 
         Raises:
-            IntegrityError: the folder is no layout of version 1.0.0.
+            IntegrityError: the folder is not a layout of version 1.0.0.
         """
         store = cls(path, read_only=read_only)
         data = store._read_file(path / LAYOUT_FILE, limit_bytes=MAX_LAYOUT_FILE_BYTES)
@@ -180,7 +180,7 @@ class LayoutStore(Source, Sink):
 
     @contextmanager
     def open_blob_unchecked(self, descriptor: Descriptor) -> Iterator[IO[bytes]]:
-        """Open a blob as a stream of the right size that nobody has hashed.
+        """Open a blob as a stream of the right size whose digest is not checked.
 
         Raises:
             IntegrityError: it is missing, no regular file, or of another size.
@@ -223,7 +223,7 @@ class LayoutStore(Source, Sink):
     def find_manifest(self, digest: str) -> Stored | None:
         """Return a manifest or index that a layout holds though its index.json need not name it; None if it does not.
 
-        Its media type is what it says of itself. One that is damaged or too large counts as not there.
+        Its media type is the one that it states. One that is damaged or too large counts as not there.
         """
         path = self.blob_path(digest)
         try:
@@ -458,10 +458,10 @@ def _open_regular(path: Path, *, what: str) -> Iterator[IO[bytes]]:
         raise IntegrityError(f"{what} is missing", path=str(path)) from error
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO, errno.ENOTDIR, errno.EISDIR):
-            raise IntegrityError(f"{what} is no regular file", path=str(path)) from error
+            raise IntegrityError(f"{what} is not a regular file", path=str(path)) from error
         raise files.translate_os_error(error, doing="read", path=path) from error
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise IntegrityError(f"{what} is no regular file", path=str(path))
+        raise IntegrityError(f"{what} is not a regular file", path=str(path))
     with os.fdopen(handle, "rb", buffering=0) as stream:
         yield stream

@@ -40,7 +40,7 @@ def normalise_layer(
     (without leading `/`) matches a pattern of `drop` are left out; `*` in a pattern matches `/` too.
 
     Raises:
-        IntegrityError: the stream is no whole tar.
+        IntegrityError: the stream is not a whole tar.
         BuildError: a kept hard link points at an entry that was dropped.
     """
     dropped = _matcher(drop)
@@ -50,7 +50,7 @@ def normalise_layer(
             continue
         if entry.type == HARD_LINK and dropped(plain_path(entry.link_name)):
             raise BuildError(
-                f"`{entry.path}` is a hard link to `{entry.link_name}`, which is left out of layers",
+                f"`{entry.path}` is a hard link to `{entry.link_name}`, which is excluded from layers",
                 hint="copy the file instead of linking it",
             )
         yield from entry_blocks(_normalised(entry, epoch_s), reader.content())

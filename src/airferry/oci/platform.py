@@ -133,7 +133,7 @@ def parse_buildable_platform(text: str) -> Platform:
         known = ", ".join(f"`{platform.os}/{platform.architecture}/{variant}`" for variant in variants)
         raise ConfigurationError(
             f"unsupported platform `{text}`, did you mean `{platform.os}/{platform.architecture}`?",
-            hint=f"its variants are {known}, for bases that are made for them" if known else "it has no variants",
+            hint=f"supported variants: {known}" if known else "it has no variants",
         )
     return platform
 

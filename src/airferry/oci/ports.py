@@ -107,7 +107,7 @@ class Source(ABC):
         return _opened_behind(self, descriptor, offset)
 
     def open_blob_unchecked(self, descriptor: Descriptor) -> AbstractContextManager[IO[bytes]]:
-        """Open a blob of the right size for reading; where `reads_unchecked`, nobody has hashed it."""
+        """Open a blob of the right size for reading; where `reads_unchecked`, its digest is not checked."""
         return self.open_blob(descriptor)
 
     def blob_file(self, descriptor: Descriptor) -> Path | None:
@@ -195,7 +195,7 @@ class BlobOffer:
         return passed
 
     def settle(self) -> None:
-        """Count what was not read because nobody had to."""
+        """Count what did not have to be read."""
         self._count(self.descriptor.size)
 
     @contextmanager

@@ -60,12 +60,12 @@ def parse_reference(text: str, *, default_registry: str = DEFAULT_REGISTRY) -> R
     in front is dropped.
 
     Raises:
-        UsageError: it is no reference.
+        UsageError: it is not a reference.
     """
     rest = text.removeprefix("docker://").strip()
     rest, at, digest = rest.partition("@")
     if at and not is_digest(digest):
-        raise UsageError(f"`{text}`: `{digest}` is no digest, expected `sha256:` and 64 lower-case hex digits")
+        raise UsageError(f"`{text}`: `{digest}` is not a digest, expected `sha256:` and 64 lower-case hex digits")
     first, slash, remainder = rest.partition("/")
     has_host = bool(slash) and ("." in first or ":" in first or first == "localhost" or first.startswith("["))
     registry, path = (first, remainder) if has_host else (default_registry, rest)
@@ -77,14 +77,14 @@ def parse_reference(text: str, *, default_registry: str = DEFAULT_REGISTRY) -> R
     if registry == DEFAULT_REGISTRY and "/" not in repository:
         repository = f"library/{repository}"
     if not _is_host(registry):
-        raise UsageError(f"`{text}`: `{registry}` is no registry host")
+        raise UsageError(f"`{text}`: `{registry}` is not a registry host")
     if not _REPOSITORY.fullmatch(repository) or len(registry) + 1 + len(repository) > MAX_NAME_CHARACTERS:
         raise UsageError(
-            f"`{text}`: `{repository}` is no repository name",
+            f"`{text}`: `{repository}` is not a repository name",
             hint="lower-case letters, digits and `.`, `_`, `__`, `-` between them, parts separated by `/`",
         )
     if colon and not _TAG.fullmatch(tag):
-        raise UsageError(f"`{text}`: `{tag}` is no tag")
+        raise UsageError(f"`{text}`: `{tag}` is not a tag")
     if not colon and not at:
         tag = "latest"
     return Reference(registry, repository, tag or None, digest if at else None)

@@ -129,7 +129,7 @@ class SizedReader(io.RawIOBase):
         except OSError as error:
             raise HostError(
                 f"cannot read {self._what}: {error.strerror or error}",
-                hint="the disk or medium may be damaged: copy it again, from another medium",
+                hint="the disk or medium may be damaged: copy it again from another medium",
                 digest=self.descriptor.digest,
             ) from error
 

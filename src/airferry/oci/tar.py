@@ -60,7 +60,7 @@ def plain_path(name: str) -> str:
 class TarReader:
     """Iterates over the entries of a tar stream; between two of them `content` yields the bytes of the last one.
 
-    `offset_bytes` is where the content of the last entry begins. With `seeks`, content that nobody asks for is passed
+    `offset_bytes` is where the content of the last entry begins. With `seeks`, content that is not requested is passed
     over by seeking.
     """
 
@@ -177,7 +177,7 @@ class TarReader:
     def _expect_end(self) -> None:
         while block := self._stream.read(BLOCK_BYTES):
             if block.strip(b"\0"):
-                raise IntegrityError(f"{self._what} has data behind its end-of-archive mark")
+                raise IntegrityError(f"{self._what} has data after its end-of-archive mark")
 
     def _parse(self, header: bytes) -> TarEntry:
         try:
@@ -198,7 +198,9 @@ class TarReader:
                 device=(_octal(header[329:337]), _octal(header[337:345])) if magic[:5] == b"ustar" else (0, 0),
             )
         except ValueError as error:
-            raise IntegrityError(f"{self._what} is no tar: malformed header at byte {self._position}") from error
+            raise IntegrityError(
+                f"{self._what} is not a tar archive: malformed header at byte {self._position}"
+            ) from error
 
 
 def tar_header(entry: TarEntry, *, large: Literal["pax", "gnu"] = "pax") -> bytes:

@@ -298,7 +298,7 @@ def validate_layout(store: LayoutStore, index: Index, *, jobs: int | None = None
         else:
             inspector.image(entry, subject=f"image `{name or entry.digest}`", original=True, nested=MAX_NESTED)
         if name in named:
-            inspector.report(f"image `{name}`", "is in index.json twice", entry.digest)
+            inspector.report(f"image `{name}`", "is listed twice in index.json", entry.digest)
         if name is not None:
             named.add(name)
     size_bytes = inspector.check_blobs(jobs=jobs, emit=emit)
@@ -321,19 +321,19 @@ def report_strays(layout: Path, report: ReportDefect) -> None:
         with os.scandir(layout / folder) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 if entry.name not in names:
-                    report(f"file `{Path(folder) / entry.name}`", "nothing names it", None)
+                    report(f"file `{Path(folder) / entry.name}`", "nothing refers to it", None)
     with os.scandir(layout / "blobs" / "sha256") as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             if not entry.is_file(follow_symlinks=False):
-                report(f"file `blobs/sha256/{entry.name}`", "is no regular file", None)
+                report(f"file `blobs/sha256/{entry.name}`", "is not a regular file", None)
             elif len(entry.name) != 64 or not set(entry.name) <= set("0123456789abcdef"):
-                report(f"file `blobs/sha256/{entry.name}`", "nothing names it", None)
+                report(f"file `blobs/sha256/{entry.name}`", "nothing refers to it", None)
 
 
 def report_unnamed(stored: Iterable[str], wanted: Collection[str], report: ReportDefect) -> None:
     """Report each stored digest that nothing wants."""
     for digest in sorted(set(stored).difference(wanted)):
-        report(f"blob `{digest}`", "nothing names it", digest)
+        report(f"blob `{digest}`", "nothing refers to it", digest)
 
 
 def _check_blob(source: Source, descriptor: Descriptor, on_block: Callable[[int], None]) -> str | None:

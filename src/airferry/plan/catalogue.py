@@ -86,15 +86,15 @@ def open_catalogue(config: Config, *, source_dir: Path | None = None) -> Catalog
         ConfigurationError: it is nowhere.
     """
     steps = config.source.steps
-    hint = "name the catalogue's repository with `--source DIR`, or as `source.root` in the configuration"
+    hint = "give the root of the catalogue with `--source DIR`, or set `source.root` in the configuration"
     if source_dir is not None:
         root = source_dir.absolute()
         if not (root / steps).is_dir():
-            raise ConfigurationError(f"`{source_dir}` has no folder of steps `{steps}`", hint=hint)
+            raise ConfigurationError(f"`{source_dir}` has no steps folder `{steps}`", hint=hint)
     elif config.source.root is not None:
         root = Path(os.path.normpath(config.folder / files.expand_home(config.source.root)))
         if not (root / steps).is_dir():
-            raise config.error("source", "root", reason=f"`{root}` has no folder of steps `{steps}`", hint=hint)
+            raise config.error("source", "root", reason=f"`{root}` has no steps folder `{steps}`", hint=hint)
     else:
         here = Path.cwd()
         nearest = next(
@@ -112,7 +112,7 @@ def open_catalogue(config: Config, *, source_dir: Path | None = None) -> Catalog
             if not config.folder.is_relative_to(here) and not here.is_relative_to(config.folder):
                 starts.append(here)
             told = ", nor at or above ".join(f"`{folder}`" for folder in starts)
-            raise ConfigurationError(f"no folder of steps `{steps}` at or above {told}", hint=hint)
+            raise ConfigurationError(f"no steps folder `{steps}` at or above {told}", hint=hint)
         root = nearest
     catalogue = Catalogue(root, root / PurePosixPath(steps), config.source.steps_package)
     _check_package(config, catalogue)
@@ -140,7 +140,7 @@ def _check_package(config: Config, catalogue: Catalogue) -> None:
             "package",
             reason=f"`{package}` is not the package of `{config.source.steps}`, whose path does not end in "
             f"`{'/'.join(parts)}`",
-            hint=f"did you mean `{near}`?" if alike else "name the package that Python imports the steps from",
+            hint=f"did you mean `{near}`?" if alike else "set the package that Python imports the steps from",
         )
 
 
@@ -155,8 +155,8 @@ def catalogue_at(root: Path, *, steps: str, package: str | None = None) -> Catal
     absolute = root.absolute()
     if not (absolute / steps).is_dir():
         raise ConfigurationError(
-            f"`{root}` has no folder of steps `{steps}`",
-            hint="name the catalogue's repository with `--source DIR`, and its folder of steps with `--steps`",
+            f"`{root}` has no steps folder `{steps}`",
+            hint="give the root of the catalogue with `--source DIR`, and its folder of steps with `--steps`",
         )
     return Catalogue(
         absolute, absolute / PurePosixPath(steps), SourceSettings(steps=steps, package=package).steps_package
@@ -254,8 +254,8 @@ def find_step(catalogue: Catalogue, target: Target, *, travelled: bool = False) 
             raise ConfigurationError(
                 f"step `{target.step_id}` has no config `{target.config}`: `{config_path}` is missing",
                 hint=_nearest(target.config, catalogue.config_names(target.step_id))
-                + "; a config of your own is named by its path, with a `/` or the ending `.yaml`"
-                + (", and is in the catalogue that travelled with the images" if travelled else ""),
+                + "; refer to your own config by its path, with a `/` or the extension `.yaml`"
+                + (", which must be in the catalogue of the bundle" if travelled else ""),
             )
     module = f"{catalogue.package}.{target.step_id.replace('/', '.')}.step"
     return StepFiles(target, folder, step_py, step_toml, config_path, module)
@@ -267,7 +267,9 @@ def _check_own_config(catalogue: Catalogue, target: Target, path: Path) -> None:
     written = files.expand_home(Path(target.config or ""))
     stem = written.name.removesuffix(written.suffix)
     if files.is_file(catalogue.root / written):
-        hint = f"a path does not start at the catalogue's root; write `{target.step_id}:{catalogue.root / written}`"
+        hint = (
+            f"paths are not relative to the root of the catalogue; write `{target.step_id}:{catalogue.root / written}`"
+        )
     elif stem in catalogue.config_names(target.step_id):
         hint = f"the step's own config of that name is `{target.step_id}:{stem}`"
     else:
@@ -285,7 +287,7 @@ def _check_step_toml(path: Path, target: Target) -> None:
     if step_id != target.step_id:
         raise ConfigurationError(
             f"{path}:1: `step.id` is `{step_id}`, expected `{target.step_id}`, the folder that the file is in",
-            hint="correct `id` below `[step]`",
+            hint="correct `id` under `[step]`",
         )
 
 
@@ -301,7 +303,7 @@ def read_step_toml(path: Path) -> dict[str, Any]:
         raise ConfigurationError(error.message, hint=error.hint, path=str(path)) from error
     except Malformed as error:
         raise ConfigurationError(
-            f"{path}:{error.line}: no valid TOML: {error}", path=str(path), line=error.line
+            f"{path}:{error.line}: not valid TOML: {error}", path=str(path), line=error.line
         ) from error
 
 
@@ -309,8 +311,8 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     names = list(known)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or names[:8]
     if not near:
-        return "there are none at all"
-    return "nearest are " + ", ".join(f"`{item}`" for item in near)
+        return "there are none"
+    return "close matches: " + ", ".join(f"`{item}`" for item in near)
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,7 +353,9 @@ def expand_targets(config: Config, catalogue: Catalogue, targets: tuple[str, ...
             raise located(
                 config,
                 key,
-                ConfigurationError(f"steps depend on each other in a circle: {cycle}", hint="remove one of the edges"),
+                ConfigurationError(
+                    f"circular dependency between steps: {cycle}", hint="remove one of the dependencies"
+                ),
             )
         if (known := result.get(place)) is not None:
             result[place] = replace(known, written=tuple(dict.fromkeys((*known.written, text))))

@@ -18,7 +18,7 @@ def image_warnings(config: Config, catalogue: Catalogue, steps: Iterable[StepPla
     """Return a warning for each image that configs name in `run.env.container_image` and that is not their base.
 
     One warning stands for all targets that name one image and are built on one other. The same repository and tag in
-    another registry are the same image: sites pull through registries of their own.
+    another registry are the same image: sites pull through their own registries.
     """
     found: dict[tuple[str, str, str], list[StepPlan]] = {}
     for step in steps:
@@ -47,7 +47,8 @@ def _warning(
         kind="image",
         place=places[0],
         message=f"`container_image` is `{wanted}`, but `{name}` is built on `{base}` ({file}:{line})",
-        hint=f"try the steps on that base (`airferry rehearse`), or set `base_image: {wanted}` for `{name}` or for a "
+        hint="try the steps on that base with `airferry rehearse`, or set `base_image: "
+        f"{wanted}` for `{name}` or for a "
         "separate image of these steps",
         targets=tuple(step.target.spec for step in steps),
         also=tuple(places[1:]),

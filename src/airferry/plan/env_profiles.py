@@ -43,11 +43,11 @@ class EnvFile:
         current: str | None = name
         while current is not None:
             if current in chain:
-                raise self.error(chain[-1], "profiles extend each other: " + " → ".join([*chain, current]))
+                raise self.error(chain[-1], "circular inheritance between profiles: " + " → ".join([*chain, current]))
             if current not in self.profiles:
                 known = ", ".join(f"`{item}`" for item in self.profiles) or "none"
                 where = f"profile `{chain[-1]}` extends `{current}`, which" if chain else f"profile `{current}`"
-                raise self.error(chain[-1] if chain else "", f"{where} is not there; there are {known}")
+                raise self.error(chain[-1] if chain else "", f"{where} does not exist; available: {known}")
             chain.append(current)
             current = self.tables[current].get("extends")
         merged: dict[str, Any] = {}
@@ -102,7 +102,7 @@ def read_env_file(path: Path) -> EnvFile:
     """Read an `env.toml`.
 
     Raises:
-        ConfigurationError: it cannot be read or is no TOML; the line is named.
+        ConfigurationError: it cannot be read or is not TOML; the line is named.
     """
     try:
         data = files.read_bounded(path, limit_bytes=MAX_PROFILES_BYTES)
@@ -111,8 +111,8 @@ def read_env_file(path: Path) -> EnvFile:
         raise ConfigurationError(error.message, hint=error.hint, path=str(path)) from error
     except Malformed as error:
         raise ConfigurationError(
-            f"{path}:{error.line}: no valid TOML: {error}",
-            hint="look at the quotes and brackets of this line",
+            f"{path}:{error.line}: not valid TOML: {error}",
+            hint="check the quotes and brackets of this line",
             path=str(path),
             line=error.line,
         ) from error

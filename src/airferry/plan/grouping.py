@@ -86,7 +86,7 @@ def make_groups(config: Config, steps: Iterable[StepPlan], *, platforms: tuple[P
                 "execution_images",
                 name,
                 "overlays",
-                reason=f"two overlays want `{clash[1].target}`: `{clash[0].key}` and `{clash[1].key}`, for "
+                reason=f"two overlays use the target `{clash[1].target}`: `{clash[0].key}` and `{clash[1].key}`, for "
                 f"`{step.target.spec}`",
                 hint=CLASH_HINT,
             )
@@ -109,20 +109,20 @@ def _image_of(config: Config, step: StepPlan) -> tuple[str, ExecutionImage]:
         step_id = step.target.step_id
         near = difflib.get_close_matches(step_id, config.step_execution_images, n=1, cutoff=0.9)
         hint = f"add `{step_id}: <name>`, with one of " + (
-            ", ".join(f"`{name}`" for name in config.execution_images) or "the names below `execution_images`"
+            ", ".join(f"`{name}`" for name in config.execution_images) or "the names under `execution_images`"
         )
         raise config.error(
             "step_execution_images",
             *near,
             reason=f"step `{step_id}` has no entry",
-            hint=hint + (f"; or correct `{near[0]}`, if it stands for this step" if near else ""),
+            hint=hint + (f"; or correct `{near[0]}` if it means this step" if near else ""),
         )
     image = config.execution_images.get(entry.execution_image)
     if image is None:
         raise config.error(
             "step_execution_images",
             step.target.step_id,
-            reason=f"there is no image `{entry.execution_image}` below `execution_images`",
+            reason=f"there is no image `{entry.execution_image}` under `execution_images`",
             hint="there are " + (", ".join(f"`{name}`" for name in config.execution_images) or "none"),
         )
     return entry.execution_image, image
@@ -155,7 +155,7 @@ def _finish(config: Config, draft: _Draft) -> GroupPlan:
                     "requirements",
                     module,
                     reason=f"`{requirement}`, and an image on the same base says `{requirements[module]}`",
-                    hint="images on one base and with the same overlays become one image; let them agree",
+                    hint="images with the same base and overlays become one image; use the same value",
                 )
     required = {module: name for name in names for module in images[name].required_imports}
     return GroupPlan(
@@ -191,7 +191,7 @@ def _agreed(config: Config, images: dict[str, ExecutionImage], key: str) -> Any:
                 name,
                 key,
                 reason=f"`{other}`, and `{names[0]}`, which is on the same base, says `{first}`",
-                hint="images on one base and with the same overlays become one image; let them agree",
+                hint="images with the same base and overlays become one image; use the same value",
             )
     return first
 
@@ -254,7 +254,7 @@ def check_images(config: Config, groups: Iterable[GroupPlan], launcher: Launcher
             raise config.error(
                 *(*key, "containerfile"),
                 reason=f"`{image.containerfile}` is missing",
-                hint="paths start at the folder of this file",
+                hint="paths are relative to this file",
             )
         for part, kind, value, taken in (
             ("tag", "tag", name, tags),
@@ -263,6 +263,6 @@ def check_images(config: Config, groups: Iterable[GroupPlan], launcher: Launcher
             if (other := taken.setdefault(value, who)) != who:
                 raise config.error(
                     *(*key, part),
-                    reason=f"{other} and {who} would take the same {kind} `{value}`",
+                    reason=f"{other} and {who} have the same {kind} `{value}`",
                     hint=f"give one of them another `{part}`",
                 )

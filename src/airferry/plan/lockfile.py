@@ -1,4 +1,4 @@
-"""`airgap.lock.yaml`: what moving references were resolved to, so that a build can be repeated.
+"""`airgap.lock.yaml`: pinned bases, commits and versions, so that a build can be repeated.
 
 Models, reading, writing and differences. Resolves nothing itself.
 """
@@ -162,13 +162,13 @@ def read_lockfile(path: Path) -> Lockfile | None:
     document = read_yaml(path)
     value = document.value
     if not isinstance(value, dict):
-        raise ConfigurationError(f"{path}:1: no lock file: expected a mapping", hint=_RELOCK, path=str(path))
+        raise ConfigurationError(f"{path}:1: not a lock file: expected a mapping", hint=_RELOCK, path=str(path))
     version = value.get("schema_version")
     if isinstance(version, int) and version > LOCK_VERSION:
         raise document.error(
             ("schema_version",),
-            f"the lock file has version {version}, this airferry reads version {LOCK_VERSION}",
-            hint="use the airferry that wrote it, or a newer one",
+            f"the lock file has version {version}, this version of airferry reads version {LOCK_VERSION}",
+            hint="use the version of airferry that wrote it, or a newer one",
         )
     if not isinstance(version, int) or isinstance(version, bool) or version < OLDEST_VERSION:
         raise document.error(("schema_version",), f"expected {LOCK_VERSION}, found `{version}`", hint=_RELOCK)

@@ -112,7 +112,7 @@ class OwnConfigs:
             if "${" not in text and SECRET_TEXT.search(text):
                 raise document.error(
                     key,
-                    "looks like a secret, and would travel in the bundle",
+                    "looks like a secret, and would end up in the bundle",
                     hint="let the config read it when the job runs, with `${oc.env:NAME}`",
                 )
 

@@ -61,7 +61,7 @@ def make_plan(
             raise config.error(
                 "launcher_image",
                 reason="`false`: there is no launcher image to build",
-                hint="leave `--stage build-launcher-image` out, or describe the image",
+                hint="remove `--stage build-launcher-image`, or describe the image",
             )
         chosen_stages = tuple(stage for stage in chosen_stages if stage != "build-launcher-image")
     chosen_platforms = tuple(platforms)
@@ -102,7 +102,9 @@ def normalise_stages(stages: Iterable[str]) -> tuple[str, ...]:
     """
     wanted = set(stages) or set(STAGES)
     if unknown := sorted(wanted.difference(STAGES)):
-        raise UsageError(f"`{unknown[0]}` is no stage", hint="there are " + ", ".join(f"`{name}`" for name in STAGES))
+        raise UsageError(
+            f"unknown stage `{unknown[0]}`", hint="choose from " + ", ".join(f"`{name}`" for name in STAGES)
+        )
     for stage in tuple(wanted):
         wanted.update(_PREREQUISITES.get(stage, ()))
     return tuple(stage for stage in STAGES if stage in wanted)
@@ -133,8 +135,8 @@ def _read_steps(config: Config, catalogue: Catalogue, targets: tuple[str, ...]) 
         raise config.error(
             "workflow",
             "stages",
-            reason="no step is named",
-            hint="list targets such as `sft/megatron_bridge:tiny`, or give them with `--target`",
+            reason="no steps selected",
+            hint="list targets such as `sft/megatron_bridge:tiny`, or pass them with `--target`",
         )
     reader, scanner, paths = StepConfigReader(), ImportScanner(catalogue), PathScanner(catalogue)
     own = OwnConfigs(catalogue, reader)
@@ -213,8 +215,8 @@ def _output_dir(config: Config, catalogue: Catalogue) -> Path:
         raise config.error(
             "paths",
             "output_dir",
-            reason=f"`{path}` holds the catalogue itself",
-            hint="name a folder of its own, for example `out`",
+            reason=f"`{path}` contains the catalogue itself",
+            hint="use a separate folder, for example `out`",
         )
     return path
 
@@ -224,7 +226,9 @@ def _lock_path(config: Config, catalogue: Catalogue) -> Path | None:
         return find_catalogue_lock(catalogue.root)
     path = catalogue.root / config.source.lock
     if not path.is_file():
-        raise config.error("source", "lock", reason=f"`{path}` is missing", hint="paths start at the catalogue's root")
+        raise config.error(
+            "source", "lock", reason=f"`{path}` is missing", hint="paths are relative to the root of the catalogue"
+        )
     return path
 
 

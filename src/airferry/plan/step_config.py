@@ -74,7 +74,7 @@ class StepConfigReader:
         mounts = environment.get("mounts") if isinstance(environment, dict) else None
         if clash := find_clash(overlays):
             raise ConfigurationError(
-                f"{_place(clash[1], chain)}: two overlays want `{clash[1].target}`: `{clash[0].key}` and "
+                f"{_place(clash[1], chain)}: two overlays use the target `{clash[1].target}`: `{clash[0].key}` and "
                 f"`{clash[1].key}`",
                 hint=CLASH_HINT,
             )
@@ -105,7 +105,7 @@ class StepConfigReader:
                 raise document.error(
                     key,
                     f"the config inherits from `{name}`, and `{base}` is missing",
-                    hint="a path in `defaults:` starts at the folder of the file that it stands in"
+                    hint="paths in `defaults:` are relative to the file that contains them"
                     + (f"; did you mean `{Path(name).parent / near[0]}`?" if near else "; correct it"),
                 )
             found.append(ConfigBase(key, name, real_path(base)))
@@ -117,12 +117,12 @@ class StepConfigReader:
         if real in above:
             raise self._document(path).error(
                 ("defaults",),
-                "configs inherit from each other in a circle: " + " → ".join(f"`{item}`" for item in (*above, real)),
+                "circular inheritance between configs: " + " → ".join(f"`{item}`" for item in (*above, real)),
                 hint="remove one of the `defaults:`",
             )
         count[0] += 1
         if count[0] > MAX_CHAIN:
-            raise self._document(path).error((), f"with this, a config inherits from more than {MAX_CHAIN} files")
+            raise self._document(path).error((), f"this config inherits from more than {MAX_CHAIN} files")
         chain: list[YamlDocument] = []
         for base in self.bases(path):
             chain += self._chain(base.path, (*above, real), count)
@@ -167,7 +167,7 @@ def split_mounts(mounts: Iterable[Any]) -> tuple[tuple[Overlay, ...], tuple[Any,
             continue
         found = _WHOLE.findall(mount)
         if len(found) != len(_MARK.findall(mount)):
-            raise ValueError(f"`{mount}` is no overlay, expected `${{auto_mount:git+URL@REF,TARGET}}`")
+            raise ValueError(f"`{mount}` is not an overlay, expected `${{auto_mount:git+URL@REF,TARGET}}`")
         overlays += [make_overlay(*parse_overlay(spec)) for spec in found]
     return tuple(overlays), tuple(others)
 
@@ -256,7 +256,7 @@ def _overlays(value: Any, chain: list[YamlDocument]) -> Iterator[Overlay]:
     for _, text in strings(value):
         found = _WHOLE.findall(text)
         if len(found) != len(_MARK.findall(text)):
-            raise _error(text, chain, f"`{text}` is no overlay, expected `${{auto_mount:git+URL@REF,TARGET}}`")
+            raise _error(text, chain, f"`{text}` is not an overlay, expected `${{auto_mount:git+URL@REF,TARGET}}`")
         for spec in found:
             try:
                 yield make_overlay(*parse_overlay(spec))

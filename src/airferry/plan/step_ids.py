@@ -39,14 +39,14 @@ def id_warnings(config: Config, catalogue: Catalogue, steps: Iterable[StepPlan])
                 strange.append(name)
                 continue
             place = _place(config, catalogue, (*section, name))
-            message = f"`{'.'.join(section)}` names the step `{name}`, which the catalogue does not have"
+            message = f"`{'.'.join(section)}` refers to step `{name}`, which is not in the catalogue"
             targets = (selected[near[0]],) if near[0] in selected else ()
             found.append(PlanWarning("name", place, message, f"did you mean `{near[0]}`?", targets))
         if strange:
             places = [_place(config, catalogue, (*section, name)) for name in strange]
             shown = some_of([f"`{name}`" for name in strange], 5)
-            message = f"`{'.'.join(section)}` names steps that the catalogue does not have: {shown}"
-            hint = "remove them, or name the catalogue that has them as `source.root`"
+            message = f"`{'.'.join(section)}` refers to steps that are not in the catalogue: {shown}"
+            hint = "remove them, or set `source.root` to the catalogue that has them"
             found.append(PlanWarning("name", places[0], message, hint, also=tuple(places[1:])))
     return (*found, *_dependencies(config, catalogue, selected))
 

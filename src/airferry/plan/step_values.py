@@ -128,8 +128,9 @@ def read_step_values(reader: StepConfigReader, path: Path, *, environment: Mappi
             values = tuple(_leaf(key, text, readable, documents) for key, text in _leaves(raw, ()))
     except OmegaConfBaseException as error:
         raise ConfigurationError(
-            f"{path}: no config that OmegaConf reads: {_first_line(error)}",
-            hint="look for `${` that begins no interpolation, and for keys that are a list here and a mapping there",
+            f"{path}: OmegaConf cannot read it: {_first_line(error)}",
+            hint="check for `${` that does not start an interpolation, and for keys that are a "
+            "list in one file and a mapping in another",
             path=str(path),
         ) from error
     finally:

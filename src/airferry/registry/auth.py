@@ -117,7 +117,7 @@ class RegistryAuth:
         challenge = challenges.get("bearer") or challenges.get("basic")
         if challenge is None:
             raise Unauthorized(
-                f"`{self.registry}` answers 401 and asks for no kind of login that is known (basic, bearer)",
+                f"`{self.registry}` answers 401 without a supported authentication scheme (basic, bearer)",
                 registry=self.registry,
                 status=401,
             )
@@ -181,8 +181,8 @@ class RegistryAuth:
         safe = parts.scheme == "https" or (parts.scheme == "http" and (self._plain_http or is_loopback(host)))
         if not safe or not host or "@" in host:
             raise RegistryError(
-                f"`{self.registry}` names the token server `{redacted(realm)}`, to which no credentials are sent",
-                hint="a token server must be reached over https, except on loopback or with `--plain-http`",
+                f"`{self.registry}` names the token server `{redacted(realm)}`, which must not receive credentials",
+                hint="a token server must be reached over https, except on localhost or with `--plain-http`",
                 registry=self.registry,
             )
 
@@ -209,9 +209,7 @@ class RegistryAuth:
             lifetime = document.get("expires_in")
         except (Malformed, AttributeError):
             # the answer may hold a token: the parser's message is not passed on
-            raise RegistryError(
-                f"token server `{server}` answers with something that is no token", url=server
-            ) from None
+            raise RegistryError(f"token server `{server}` answers without a token", url=server) from None
         if not isinstance(token, str) or len(token) > MAX_TOKEN_CHARACTERS or not _TOKEN.fullmatch(token):
             raise RegistryError(f"token server `{server}` answers without a usable token", url=server)
         # capped before it becomes a float, which a number of 400 digits cannot

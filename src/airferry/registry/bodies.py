@@ -18,7 +18,7 @@ _RANGE = re.compile(r"(?:bytes=)?0-(\d+)")
 
 
 class WholeBody:
-    """A whole blob; each iteration opens the source anew."""
+    """A whole blob; each iteration reopens the source."""
 
     def __init__(self, source: OpenStream, size: int, rate: RateLimit) -> None:
         """Send what `source` opens."""

@@ -270,7 +270,8 @@ class RegistryClient(OrasRegistry):
                 headers = {name: value for name, value in headers.items() if name.lower() != "authorization"}
             current = following
         raise RegistryError(
-            f"cannot {what}: `{redacted(url)}` redirects more than {MAX_REDIRECTS} times, or nowhere", url=redacted(url)
+            f"cannot {what}: `{redacted(url)}` redirects more than {MAX_REDIRECTS} times, or without a target",
+            url=redacted(url),
         )
 
     def _send(
@@ -295,13 +296,13 @@ class RegistryClient(OrasRegistry):
         return same and parts.scheme == self._find_scheme(self.host)
 
     def _check_scheme(self, url: str, what: str) -> None:
-        """Refuse plain HTTP that nobody asked for: an upload goes on where the registry's `Location` points."""
+        """Refuse plain HTTP that was not requested: an upload goes on where the registry's `Location` points."""
         parts = split_url(url)
         plain = parts.scheme == "http" and not self.options.plain_http and not is_loopback(parts.netloc)
         if plain and not self._is_own(url):
             raise RegistryError(
                 f"cannot {what}: `{self.registry}` points from TLS to plain HTTP at `{redacted(url)}`",
-                hint="the registry does not know that a proxy in front of it speaks TLS; set its external URL",
+                hint="the registry is unaware of the TLS proxy in front of it; set its external URL",
                 url=redacted(url),
             )
 

@@ -244,7 +244,7 @@ def speaks_tls(host: str, *, timeout_s: float) -> bool:
     """Tell whether `HOST[:PORT]` answers a TLS greeting. Nothing is trusted, and nothing else is sent.
 
     Raises:
-        OSError: nobody answers.
+        OSError: the server does not answer.
     """
     parts = split_url(f"//{host}")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

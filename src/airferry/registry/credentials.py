@@ -141,10 +141,10 @@ def _read(path: Path) -> dict[str, Any] | None:
         document = parse_json(data)
     except Malformed as error:
         raise ConfigurationError(
-            f"credentials file `{path}` is not valid JSON", hint="repair it, or remove it and log in again"
+            f"credentials file `{path}` is not valid JSON", hint="fix it, or remove it and log in again"
         ) from error
     if not isinstance(document, dict):
-        raise ConfigurationError(f"credentials file `{path}` is no JSON object")
+        raise ConfigurationError(f"credentials file `{path}` is not a JSON object")
     return document
 
 
@@ -214,7 +214,7 @@ def _ask_helper(name: str, server: str, *, required: bool) -> Credential | None:
     """Return what a credential helper holds for a server. A store that was set up for all registries may be absent."""
     program = f"docker-credential-{name}"
     if not _HELPER_NAME.fullmatch(name):
-        raise ConfigurationError(f"`{name}` is no name of a credential helper")
+        raise ConfigurationError(f"`{name}` is not a valid credential helper name")
     try:
         done = process.run([program, "get"], timeout_s=HELPER_TIMEOUT_S, stdin=server.encode(), check=False)
     except HostError as error:
@@ -228,15 +228,15 @@ def _ask_helper(name: str, server: str, *, required: bool) -> Credential | None:
         if "not found" in (done.text + " ".join(done.tail)).lower() or not required:
             return None
         raise RegistryError(
-            f"credential helper `{program}` ended with code {done.returncode} for `{server}`",
-            hint="try it by hand: `echo SERVER | " + program + " get`",
+            f"credential helper `{program}` failed with exit code {done.returncode} for `{server}`",
+            hint="try it manually: `echo SERVER | " + program + " get`",
         )
     try:
         answer = parse_json(done.stdout)
         username, secret = answer["Username"], answer["Secret"]
     except (Malformed, KeyError, TypeError):
         # the answer holds a secret: neither it nor the parser's message may be shown
-        raise RegistryError(f"credential helper `{program}` gave an answer that is none, for `{server}`") from None
+        raise RegistryError(f"credential helper `{program}` returned an invalid answer for `{server}`") from None
     if username == IDENTITY_TOKEN_USER:
         return Credential("", identity_token=str(secret))
     return Credential(str(username), str(secret))

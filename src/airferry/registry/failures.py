@@ -21,9 +21,9 @@ MAX_SHOWN_CHARACTERS = 300
 
 _HINTS = {
     401: "log in with `airferry login` or `podman login`",
-    403: "the user that is logged in has no right to this; ask for it, or log in as another user",
-    404: "check the name; some registries also answer so to who may not see it",
-    413: "the registry or a proxy in front of it limits the size of a request",
+    403: "the logged-in user has no permission for this; request it, or log in as another user",
+    404: "check the name; some registries also answer this way without permission",
+    413: "the registry or a proxy in front of it limits the size of requests",
     429: "the registry limits requests; rerun later, or with `-j 1`",
     507: "the registry's disk is full",
 }
@@ -107,7 +107,7 @@ def status_error(
     kind = TransientRegistryError if transient else _LEAVES.get(status, RegistryError)
     hint = _HINTS.get(status)
     if hint is None and status >= 500:
-        hint = "the registry has a fault; look at its log, then rerun"
+        hint = "the registry failed; check its log, then rerun"
     return kind(
         f"cannot {what}: `{method} {redacted(url)}` was answered with {status}{said}",
         hint=hint,
@@ -126,13 +126,13 @@ def connection_error(method: str, url: str, *, what: str, error: Exception) -> R
     if is_untrusted(error):
         return RegistryError(
             f"cannot {what}: the certificate of `{host}` is not trusted ({_tls_reason(error)})",
-            hint=f"name its CA with `--ca-file`, or put that at `~/.config/containers/certs.d/{host}/ca.crt`",
+            hint=f"pass its CA with `--ca-file`, or install it as `~/.config/containers/certs.d/{host}/ca.crt`",
             **fields,
         )
     if _is_tls(error):
         return RegistryError(
             f"cannot {what}: no TLS connection to `{host}` ({_tls_reason(error)})",
-            hint="if the registry speaks plain HTTP, say `--plain-http`",
+            hint="if the registry uses plain HTTP, pass `--plain-http`",
             **fields,
         )
     if _has_cause(error, urllib3.exceptions.NameResolutionError):
@@ -141,23 +141,25 @@ def connection_error(method: str, url: str, *, what: str, error: Exception) -> R
         )
     if isinstance(error, requests.exceptions.ProxyError | urllib3.exceptions.ProxyError):
         return TransientRegistryError(
-            f"cannot {what}: the proxy on the way to `{host}` fails",
+            f"cannot {what}: the proxy for `{host}` failed",
             hint="check `HTTPS_PROXY` and `NO_PROXY`",
             **fields,
         )
     if _is_late(error):
         return TransientRegistryError(
             f"cannot {what}: `{host}` did not answer in time (`{method} {redacted(url)}`)",
-            hint="check the network, then rerun; what was finished is not sent again",
+            hint="check the network, then rerun; finished transfers are not repeated",
             **fields,
         )
     if is_refused(error):
         return TransientRegistryError(
-            f"`{host}` refuses connections: cannot {what}", hint="check that the registry runs, and its port", **fields
+            f"`{host}` refuses connections: cannot {what}",
+            hint="check that the registry is running, and its port",
+            **fields,
         )
     return TransientRegistryError(
         f"cannot {what}: the connection to `{host}` broke (`{method} {redacted(url)}`)",
-        hint="check the network, then rerun; what was finished is not sent again",
+        hint="check the network, then rerun; finished transfers are not repeated",
         **fields,
     )
 
@@ -190,7 +192,7 @@ def is_untrusted(error: Exception) -> bool:
 
 
 def speaks_no_tls(error: Exception) -> bool:
-    """Tell whether the other side answered a TLS greeting with something that is no TLS."""
+    """Tell whether the other side answered a TLS greeting with something that is not TLS."""
     reasons = {str(getattr(cause, "reason", "")) for cause in _causes(error) if isinstance(cause, ssl.SSLError)}
     return bool(reasons & {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL", "HTTP_REQUEST"})
 

@@ -74,7 +74,7 @@ class Governor:
 
 
 class RateLimit:
-    """A rate in bytes a second over all connections; None is no limit."""
+    """A rate in bytes a second over all connections; None means no limit."""
 
     def __init__(
         self,

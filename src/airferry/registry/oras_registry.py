@@ -6,7 +6,7 @@ is installed. The first is overridden here, the second finds another session and
 the rules hold for methods that a later oras-py adds, too: TLS, retries, where credentials go, what errors show.
 
 airferry's own transfers call none of the stock methods: `put_upload` reads a whole blob into memory, `upload_manifest`
-writes a manifest anew, which changes its digest, and one token serves every repository (oras-py #133, #187).
+rewrites a manifest, which changes its digest, and one token serves every repository (oras-py #133, #187).
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class OrasRegistry(Registry):  # type: ignore[misc]
 
     @prefix.setter
     def prefix(self, _stock: str) -> None:
-        """Leave it: the stock constructor sets it to what it was told, and asks nobody."""
+        """Leave it: the stock constructor sets it to what it was told, and asks no server."""
 
     # -- the door -----------------------------------------------------------------------------------------------
 
@@ -241,7 +241,7 @@ class _Response(requests.Response):
         self._what = what
 
     def raise_for_status(self) -> None:
-        """Raise a `RegistryError` where requests raises an error of its own, which shows the URL."""
+        """Raise a `RegistryError` where requests raises its own error, which shows the URL."""
         if self.status_code >= 400:
             raise _status_error(self._answer, self._what)
 
@@ -267,7 +267,9 @@ def _status_error(answer: Answer, what: str) -> Exception:
 def _verify(url: str, digest: str) -> None:
     wanted = _DIGEST_AT_END.search(split_url(url).path)
     if wanted is not None and wanted["digest"] != digest:
-        raise IntegrityError(f"`{wanted['digest']}` was asked for, and `{digest}` came", digest=wanted["digest"])
+        raise IntegrityError(
+            f"`{wanted['digest']}` was requested, but `{digest}` was returned", digest=wanted["digest"]
+        )
 
 
 def _encoded(data: Any) -> bytes | None:

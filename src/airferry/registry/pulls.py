@@ -65,7 +65,7 @@ class Pulls:
         if endpoint.blocked is not None:
             raise ConfigurationError(
                 f"{endpoint.blocked}: pulls from `{endpoint.reference.name}` are blocked",
-                hint="use an image from elsewhere, or ask who keeps this file to unblock it or to name a mirror",
+                hint="use another image, or ask the administrator of this file to unblock it or to add a mirror",
             )
         host = endpoint.reference.registry
         if endpoint.insecure:
@@ -73,7 +73,7 @@ class Pulls:
                 f"insecure {host}",
                 Warned(
                     f"{endpoint.place}: pulls from `{host}` accept any certificate, and plain HTTP",
-                    hint="digests still show what was changed on the way once they are locked; passwords can be read",
+                    hint="locked digests still detect changes in transit, but passwords can be read",
                 ),
             )
         return RegistrySource(self._clients(host, insecure=endpoint.insecure), endpoint.reference.repository)
@@ -189,7 +189,7 @@ class PullSource(Source):
         self, reference: Reference, chosen: PullEndpoint, failures: Mapping[PullEndpoint, AirferryError | None]
     ) -> None:
         for endpoint in (one for one in failures if one != chosen):
-            self._pulls.say(f"`{endpoint.reference}` is passed over: {_reason(failures[endpoint])}")
+            self._pulls.say(f"`{endpoint.reference}` is skipped: {_reason(failures[endpoint])}")
         if chosen.reference.name != reference.name:
             self._pulls.say(f"`{reference}` is pulled from `{chosen.reference.name}` ({chosen.place})")
 
@@ -209,7 +209,7 @@ def _all_failed(
     elif any(isinstance(error, TransientRegistryError) for error in errors):
         kind = TransientRegistryError
     return kind(
-        "\n".join([f"`{reference}` cannot be pulled from any of the {len(failures)} places to ask:", *lines]),
+        "\n".join([f"`{reference}` cannot be pulled from any of {len(failures)} sources:", *lines]),
         hint=next((error.hint for error in errors if error.hint), None),
         endpoints=[str(endpoint.reference) for endpoint in failures],
     )

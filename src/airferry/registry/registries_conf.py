@@ -277,7 +277,7 @@ def _rules(tables: Sequence[_Registry], lines: _Lines) -> dict[str, Rule]:
         location, prefix = table.location.rstrip("/"), (table.prefix or table.location).rstrip("/")
         chosen = (table.insecure, table.blocked)
         if settings.setdefault(location or prefix, chosen) != chosen:
-            problems.append((key, f"`{location or prefix}` is there twice with different `insecure` or `blocked`"))
+            problems.append((key, f"`{location or prefix}` is listed twice with different `insecure` or `blocked`"))
         mirrors = tuple(
             Endpoint(
                 mirror.location.rstrip("/"),
@@ -307,7 +307,7 @@ def _problems(table: _Registry) -> Iterator[tuple[_KeyPath, str]]:
     if table.prefix.startswith("*.") and any(character in table.prefix.rstrip("/") for character in _SEPARATORS):
         yield ("prefix",), f"`{table.prefix}`: a prefix with `*.` ends with the domain, as `*.example.com` does"
     if table.pull_from_mirror:
-        yield ("pull-from-mirror",), "`pull-from-mirror` belongs into a `[[registry.mirror]]`"
+        yield ("pull-from-mirror",), "`pull-from-mirror` belongs in a `[[registry.mirror]]`"
     for position, mirror in enumerate(table.mirror):
         if not mirror.location.rstrip("/"):
             yield ("mirror", position), "`[[registry.mirror]]` has no `location`"
@@ -349,8 +349,8 @@ def _rewrite(reference: Reference, prefix: str, endpoint: Endpoint) -> Reference
         parsed = None
     if parsed is None or parsed.name != name:
         raise ConfigurationError(
-            f"{endpoint.place}: location `{endpoint.location}` makes `{name}` of `{reference.name}`, which is not "
-            "a repository of a registry",
+            f"{endpoint.place}: location `{endpoint.location}` makes `{name}` of `{reference.name}`, "
+            "which is not a repository in a registry",
             hint="a location begins with a host, which has a `.` or a port, or is `localhost`",
         )
     return replace(reference, registry=parsed.registry, repository=parsed.repository)
@@ -379,7 +379,7 @@ def _drop_ins(folders: Sequence[Path]) -> list[Path]:
             raise SharedFileError(f"cannot read folder `{folder}`: {error.strerror}") from error
         found += [path for path in entries if path.name.endswith(".conf") and not _is_folder(path)]
     if len(found) > MAX_DROP_INS:
-        raise SharedFileError(f"there are more than {MAX_DROP_INS} files in {' and '.join(map(str, folders))}")
+        raise SharedFileError(f"more than {MAX_DROP_INS} files in {' and '.join(map(str, folders))}")
     return found
 
 
@@ -392,7 +392,7 @@ def _read(path: Path) -> bytes:
         return files.read_bounded(path, limit_bytes=MAX_REGISTRIES_CONF_BYTES)
     except HostError as error:
         named = [name for name in VARIABLES if os.environ.get(name) == str(path)]
-        hint = f"`{named[0]}` names it: correct or unset that" if named else error.hint
+        hint = f"`{named[0]}` points to it: correct or unset that variable" if named else error.hint
         raise SharedFileError(error.message, hint=hint, path=str(path)) from error
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from airferry.host import clock
 
 TRANSIENT_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
-# Docker Hub's limit lifts after hours, which nobody waits for; a proxy's after seconds
+# Docker Hub's limit lifts after hours, too long to wait for; a proxy's after seconds
 MAX_RETRY_AFTER_S = 120.0
 
 

@@ -136,7 +136,7 @@ class _Enroot:
         document = _document(answer.content)
         if not _is_image(document):
             wanted = f"`{platform}`" if platform else "any platform"
-            return PullAnswer(problem=f"enroot finds no image for {wanted} in what the registry answers")
+            return PullAnswer(problem=f"enroot finds no image for {wanted} in the answer of the registry")
         manifest = parse_manifest(answer.content, what=f"manifest `{name}`")
         return PullAnswer(manifest, problem=self._unreadable(manifest))
 
@@ -157,7 +157,10 @@ class _Enroot:
     def _unreadable(self, manifest: Manifest) -> str | None:
         kinds = {layer.media_type for layer in manifest.layers}
         if LAYER_ZSTD in kinds and len(kinds) > 1 and not self._since(FIRST_ENROOT_WITH_MIXED_LAYERS):
-            return "the layers differ in compression, and enroot up to 4.1.2 takes all of them for what the first is"
+            return (
+                "the layers differ in compression, and enroot up to 4.1.2 assumes the "
+                "compression of the first layer for all"
+            )
         return None
 
     def _since(self, first: tuple[int, ...]) -> bool:

@@ -80,7 +80,7 @@ class RegistrySink(Sink):
         if stated.isdecimal() and parse_count(stated) != descriptor.size:
             raise IntegrityError(
                 f"`{self}` holds {stated} bytes as blob `{descriptor.digest}`, which has {descriptor.size}",
-                hint="the registry's storage is damaged: remove the blob there, then rerun",
+                hint="the storage of the registry is damaged: delete the blob there, then rerun",
                 digest=descriptor.digest,
             )
         return True
@@ -226,7 +226,7 @@ class RegistrySink(Sink):
         """
         descriptor = stored.descriptor
         if digest_of(stored.data) != descriptor.digest:
-            raise IntegrityError(f"the bytes at hand are not manifest `{descriptor.digest}`", digest=descriptor.digest)
+            raise IntegrityError(f"these bytes are not manifest `{descriptor.digest}`", digest=descriptor.digest)
         response = self.client.request(
             "PUT",
             f"{self.repository}/manifests/{reference or descriptor.digest}",
@@ -259,7 +259,7 @@ class RegistrySink(Sink):
         except NotFound:
             return f"manifest `{digest}`"
         if held.data != stored.data:
-            raise IntegrityError(f"`{self}` holds something else as `{digest}`", digest=digest)
+            raise IntegrityError(f"`{self}` has different content for `{digest}`", digest=digest)
         if subject is not None and all(entry.digest != digest for entry in self.source.referrers(subject)):
             return f"`{digest}` among the referrers of `{subject}`"
         return ""
@@ -321,4 +321,4 @@ class RegistrySink(Sink):
                 expected=(200, 201, 202),
             )
         if all(old.digest != entry.digest for old in self.source.tagged_referrers(subject)):
-            raise RegistryError(f"`{self}` did not keep the list of referrers of `{subject}`")
+            raise RegistryError(f"`{self}` did not store the list of referrers of `{subject}`")

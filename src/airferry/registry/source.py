@@ -115,7 +115,7 @@ class RegistrySource(Source):
         data = response.content
         if (digest_of(data), len(data)) != (descriptor.digest, descriptor.size):
             raise IntegrityError(
-                f"`{self}` gives {len(data)} bytes with digest `{digest_of(data)}` for manifest "
+                f"`{self}` returned {len(data)} bytes with digest `{digest_of(data)}` for manifest "
                 f"`{descriptor.digest}` of {descriptor.size} bytes",
                 digest=descriptor.digest,
             )
@@ -152,7 +152,7 @@ class RegistrySource(Source):
         They come from the referrers API or, where a registry has none, from the tag that stands in for it.
 
         Raises:
-            RegistryError: the registry does not answer or refuses, or gives what is no index.
+            RegistryError: the registry does not answer or refuses, or gives what is not an index.
         """
         found: dict[str, Descriptor] = {}
         url = f"{self.repository}/referrers/{digest}"
@@ -204,7 +204,7 @@ class RegistrySource(Source):
             return parse_index(data)
         except IntegrityError as error:
             raise RegistryError(
-                f"cannot {what}: the answer is no image index ({error.message})",
+                f"cannot {what}: the answer is not an image index ({error.message})",
                 hint="remove or rename the tag, if something else was pushed under it",
             ) from error
 
@@ -236,7 +236,7 @@ class RegistrySource(Source):
         wanted = reference if is_digest(reference) else stated
         if observed != stated or observed != wanted:
             raise IntegrityError(
-                f"`{self}` gives a manifest with digest `{observed}` for `{reference}`, and says it is "
+                f"`{self}` returned a manifest with digest `{observed}` for `{reference}`, but declared "
                 f"`{one_line(stated)}`",
                 digest=observed,
             )
@@ -260,7 +260,7 @@ def _media_type(data: bytes, header: str, *, what: str) -> str:
     """Return a manifest's media type: its own word, else that of the header.
 
     Raises:
-        RegistryError: it is no manifest of a kind that is known.
+        RegistryError: it is not a manifest of a kind that is known.
     """
     stated = ""
     with suppress(Malformed):
@@ -271,8 +271,8 @@ def _media_type(data: bytes, header: str, *, what: str) -> str:
         if candidate in INDEX_TYPES or candidate in MANIFEST_TYPES:
             return str(candidate)
     raise RegistryError(
-        f"{what} is no image or artifact: its media type is `{one_line(str(stated or header or 'missing'))}`",
-        hint="is a web page or a login form answering in the registry's place? Docker's schema 1 is not supported",
+        f"{what} is not an image or artifact: its media type is `{one_line(str(stated or header or 'missing'))}`",
+        hint="check whether a web page or login form answers instead of the registry; Docker schema 1 is not supported",
     )
 
 
@@ -332,7 +332,7 @@ class _BlobStream(io.RawIOBase):
         if self._offset and response.status_code == 206:
             begins = _CONTENT_RANGE.match(response.headers.get("Content-Range", ""))
             if begins is None or parse_count(begins.group(1)) != self._offset:
-                raise RegistryError(f"`{self._source}` answers a request for a range with another one")
+                raise RegistryError(f"`{self._source}` answers a range request with a different range")
         elif self._offset:
             skip = self._offset
         while skip:

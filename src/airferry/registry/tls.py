@@ -66,7 +66,7 @@ def _load_authority(context: ssl.SSLContext, path: Path) -> None:
     try:
         context.load_verify_locations(cafile=None if path.is_dir() else path, capath=path if path.is_dir() else None)
     except OSError as error:
-        raise ConfigurationError(f"`{path}` cannot be read as certificates of authorities") from error
+        raise ConfigurationError(f"`{path}` cannot be read as CA certificates") from error
 
 
 def _load_client_certificate(context: ssl.SSLContext, path: Path) -> None:
@@ -76,5 +76,5 @@ def _load_client_certificate(context: ssl.SSLContext, path: Path) -> None:
         context.load_cert_chain(path, key, password=lambda: "")
     except OSError as error:
         raise ConfigurationError(
-            f"client certificate `{path}` with key `{key}` cannot be read", hint="the key must be there, unencrypted"
+            f"client certificate `{path}` with key `{key}` cannot be read", hint="the key must exist and be unencrypted"
         ) from error

@@ -209,7 +209,7 @@ class _Chunks:
                 size //= 4
                 self.largest_bytes = max(size, SMALLEST_CHUNK_BYTES)
         if self.resumes:
-            # a session of its own: some registries can neither go on with a broken one nor remove it
+            # a separate session: some registries can neither go on with a broken one nor remove it
             with self._session():
                 self.survives = self._survives(max(BROKEN_CHUNK_BYTES, self.smallest_bytes or 0))
 

@@ -190,7 +190,7 @@ class Uploader:
                 transfer.abandon()
                 raise
             except IntegrityError:
-                # what was acknowledged is no part of the blob, or it is not known whether it is
+                # what was acknowledged is not a part of the blob, or it is not known whether it is
                 transfer.abandon()
                 raise
             except BaseException:
@@ -404,7 +404,7 @@ class _Transfer:
             # the next round sends the blob in one request; no failure of the network, but it is retried like one
             self._limits.chunks = False
             self.abandon()
-            raise TransientRegistryError(f"cannot {self._what}: the registry takes no chunks", status=status)
+            raise TransientRegistryError(f"cannot {self._what}: the registry does not accept chunks", status=status)
         if status in (404, 416):
             # 416: it holds another number of bytes than we think, and says which when it is asked; 404: it holds none
             if status == 404:
@@ -413,7 +413,7 @@ class _Transfer:
         known = acknowledged_bytes(response)
         if known is not None and known != end:
             raise LostSession(
-                f"cannot {self._what}: the registry acknowledges {known} bytes where {end} were sent", status=status
+                f"cannot {self._what}: the registry acknowledges {known} bytes, but {end} were sent", status=status
             )
         return UploadSession(self._next_location(response), end)
 

@@ -1,6 +1,6 @@
 """Editable installs of a base: what the finders that build back ends write map modules to.
 
-Each back end copies a finder into a module of its own and hands it tables: setuptools, scikit-build-core, meson-python,
+Each back end copies a finder into a separate module and hands it tables: setuptools, scikit-build-core, meson-python,
 and `editables` for hatchling and others. The tables are read, the code is not run.
 """
 

@@ -75,7 +75,7 @@ _IMPORT = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class BinaryFacts:
-    """What an ELF file says of itself: its machine, and versions and built-in modules whose marks it holds.
+    """Facts about an ELF file: its machine, and versions and built-in modules whose marks it holds.
 
     `tails` are what ends in a version of Python and may hide one.
     """

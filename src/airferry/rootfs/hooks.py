@@ -99,6 +99,8 @@ class HookReader:
                     if not self._take_module(alias.name, place):
                         return False
             elif isinstance(statement, ast.If):
+                # a test on files or variables has one answer in this image; where it has none, both branches must be
+                # harmless for the answer not to matter
                 holds = self._value(statement.test)
                 taken = [*statement.body, *statement.orelse] if holds is None else None
                 if taken is None:
@@ -185,7 +187,9 @@ class HookReader:
         is_read = read_editable(path, source, self._path)
         if is_read is not None:
             if not is_read:
-                self._doubt(place, f"runs `{path}`, an editable install that is not as its build back end writes it")
+                self._doubt(
+                    place, f"runs `{path}`, an editable install that differs from what its build backend writes"
+                )
             return True
         if "class _Finder" in source and "_DISTUTILS_PATCH" in source:
             return True  # virtualenv's: it patches modules that others find

@@ -1,4 +1,4 @@
-"""What one layer of a base holds, learnt while its bytes pass by once: entries, whiteouts, facts of some files.
+"""What one layer of a base holds, collected while its bytes pass by once: entries, whiteouts, facts of some files.
 
 Nothing is unpacked. What no engine could unpack, or would unpack outside of the root, is refused. Facts are kept in
 the cache under the layer's diff_id, so that a layer is looked at once, whatever images share it.
@@ -95,7 +95,7 @@ def collect_facts(source: Iterable[bytes], *, what: str, max_entries: int = MAX_
     """Return the facts of a layer from the blocks of its uncompressed tar.
 
     Raises:
-        IntegrityError: it is no tar, a path is absolute or leads upwards or is too long, or there are too many.
+        IntegrityError: it is not a tar archive, or a path is absolute, climbs or is too long, or there are too many.
     """
     facts = LayerFacts()
     with SourceReader(what=what) as sources:
@@ -133,7 +133,7 @@ def _collect_entries(
         if len(entries) >= max_entries:
             raise IntegrityError(
                 f"{what} has more than {max_entries} entries",
-                hint="if the layer is really that large, raise `limits.layer_entries` in airgap.yaml",
+                hint="if the layer is expected to be that large, raise `limits.layer_entries` in airgap.yaml",
             )
         known: FileFacts | None = None
         if entry.is_regular and entry.size:
@@ -208,7 +208,7 @@ def _refused(what: str, name: str, why: str) -> IntegrityError:
     shown = name if len(name) <= 200 else name[:200] + "…"
     return IntegrityError(
         f"{what}: the entry `{shown}` {why}",
-        hint="no tool that builds images writes such a layer; take the base from another place",
+        hint="no image builder writes such a layer; get the base from another source",
     )
 
 
@@ -222,21 +222,21 @@ def _number_folder(clean: str, folders: list[str], numbers: dict[str, int]) -> i
 def _check_device(what: str, entry: TarEntry, folder: str) -> None:
     """Refuse a device node, but for the character devices that the `/dev` of a userland is made with."""
     if entry.type == CHARACTER and entry.device == (0, 0):
-        why = "is a whiteout of overlayfs, which is none in an image (image-spec, *layer.md*, Whiteouts)"
+        why = "is a whiteout of overlayfs, which images must not contain (image-spec, *layer.md*, Whiteouts)"
     elif entry.type == CHARACTER and folder.split("/")[0] == "dev":
         return
     else:
         kind = "block" if entry.type == BLOCK else "character"
-        why = f"is a {kind} device ({entry.device[0]}:{entry.device[1]}) that no userland has there"
+        why = f"is a {kind} device ({entry.device[0]}:{entry.device[1]}) that is not allowed there"
     raise IntegrityError(
         f"{what}: the entry `{entry.name[:200]}` {why}",
-        hint="make the base without it; if it has to be there, `builder: buildah` with `--probe run` takes it as it is",
+        hint="build the base without it; if it is required, `builder: buildah` with `--probe run` accepts it",
     )
 
 
 def _check_name(what: str, raw: str, name: str) -> None:
     if name in (".", ".."):
-        raise _refused(what, raw, "leads to another folder")
+        raise _refused(what, raw, "points to another folder")
     if "\0" in raw:
         raise _refused(what, raw, "has a zero byte in its name")
     if len(os.fsencode(name)) > MAX_NAME_BYTES:

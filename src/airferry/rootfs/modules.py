@@ -3,7 +3,7 @@
 A module is also followed through the imports at the first column of its source and of what those import, so that one
 that needs an absent module is known as incomplete. What a module does beyond that when it runs is not known here: an
 import under `if`, in `try` or in a function is taken to succeed, and a compiled module to load. A module that is found
-nowhere is unknown, not missing, where sources show that a package makes modules of its own, or where a hook that is not
+nowhere is unknown, not missing, where sources show that a package generates modules, or where a hook that is not
 understood might bring it.
 """
 
@@ -94,12 +94,12 @@ class ModuleFinder:
     def _lost(self, absent: str) -> str:
         """Return which editable install should lead to an absent module, and where it leads, or an empty string."""
         if (redirect := self._path.redirects.get(absent)) is not None and redirect.source is not None:
-            return f"an editable install leads to `{redirect.source}`, which the base does not have"
+            return f"an editable install points to `{redirect.source}`, which the base does not have"
         if (place := self._path.mappings.get(absent)) is not None:
-            return f"an editable install leads to `{place}`, which the base does not have"
+            return f"an editable install points to `{place}`, which the base does not have"
         for pth, place in self._path.dead.items():
             if absent.lower() in pth.rpartition("/")[2].lower().replace("-", "_"):
-                return f"`{pth}` leads to `{place}`, which the base does not have"
+                return f"`{pth}` points to `{place}`, which the base does not have"
         return ""
 
     # --- on disk -----------------------------------------------------------------------------------------------------
@@ -292,7 +292,7 @@ def _with_parents(name: str) -> list[str]:
 
 
 def _absolute(name: str, package: str) -> str:
-    """Return the absolute name of what a module of a package imports, empty where it leads out of all packages."""
+    """Return the absolute name of what a module of a package imports, empty where it points outside all packages."""
     rest = name.lstrip(".")
     level = len(name) - len(rest)
     if not level:

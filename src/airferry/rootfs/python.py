@@ -35,7 +35,7 @@ class StaticallyUnknown(BuildError):
     """What a base's Python is or does cannot be told from its files; running it can tell."""
 
     def __init__(self, reason: str, *, hint: str = "probe with `--probe run`") -> None:
-        super().__init__(f"{reason}, so its files do not tell what can be imported", hint=hint)
+        super().__init__(f"{reason}, so its files do not show what can be imported", hint=hint)
         self.reason = reason
 
 
@@ -92,6 +92,7 @@ class Interpreter:
     @property
     def paths(self) -> dict[str, str]:
         """Where an installer puts things, as `sysconfig` says it."""
+        # since 3.10, Debian's Python installs to `local` what dpkg does not own (scheme `posix_local`)
         if self.is_debian and not self.in_venv and self.minor >= 10:
             packages = f"{self.prefix}/local/lib/{self.folder}/dist-packages"
             scripts = f"{self.prefix}/local/bin"
@@ -111,16 +112,18 @@ def find_interpreter(
         StaticallyUnknown: there is one, and its files do not say enough of it.
     """
     executable = _locate(view, environment, python)
+    # it moves the whole standard library, and a mistake here would answer for modules of another Python
     if environment.variables.get("PYTHONHOME"):
         raise StaticallyUnknown("the base sets `PYTHONHOME`")
     target = _follow(view, executable)
+    # a `._pth` file next to the interpreter replaces its search path altogether
     for path in (executable, target):
         if view.lookup(posixpath.splitext(path)[0] + "._pth") or view.lookup(path + "._pth"):
-            raise StaticallyUnknown(f"`{path}` has its search path in a `._pth` file")
+            raise StaticallyUnknown(f"`{path}` sets its search path in a `._pth` file")
     entry = view.stat(target)
     binary = entry.facts.binary if entry is not None and entry.facts is not None else None
     if binary is None:
-        raise StaticallyUnknown(f"`{target}` is no binary of Python")
+        raise StaticallyUnknown(f"`{target}` is not a Python binary")
     if binary.machine != platform.machine:
         raise StaticallyUnknown(f"`{target}` is for `{binary.machine or 'another machine'}`, not `{platform.machine}`")
     venv = _environment_of(view, executable)
@@ -132,7 +135,7 @@ def find_interpreter(
     marks = (*binary.python, *library.python), (*binary.tails, *library.tails)
     version = _version(target, minor, marks[0]) or _hidden_version(view, base_prefix, minor, marks[1], venv.version)
     if not version:
-        raise StaticallyUnknown(f"`{target}` does not show which Python 3.{minor} it is")
+        raise StaticallyUnknown(f"`{target}` does not show its Python 3.{minor} release")
     builtins = frozenset({*binary.builtins, *library.builtins})
     if not builtins:
         raise StaticallyUnknown(f"`{target}` does not show which modules are built in")
@@ -172,7 +175,7 @@ def find_libc(view: RootView, binary: BinaryFacts) -> tuple[str, str]:
             facts = entry.facts.binary if entry is not None and entry.facts is not None else None
             if facts is not None and facts.musl:
                 return "musl", facts.musl
-    raise StaticallyUnknown("the base's C library does not show its version")
+    raise StaticallyUnknown("cannot read the version of the C library in the base")
 
 
 def _home_of(view: RootView, user: str) -> str:
@@ -202,12 +205,13 @@ def _locate(view: RootView, environment: ProcessEnvironment, python: str | None)
     if dangling:
         raise BuildError(
             f"`{dangling}` of the base links to `{_follow(view, dangling)}`, which the base does not have",
-            hint="make the base with the interpreter that its environment was made from, or set `python:` of the image "
+            hint="include in the base the interpreter that its environment was made "
+            "from, or set `python:` of the image "
             "to another one",
         )
     raise BuildError(
         f"the base has no `{python}`" if python else "there is no `python` or `python3` on the base's `PATH`",
-        hint="set `python:` of the image to the interpreter that its steps run with",
+        hint="set `python:` of the image to the interpreter that its steps use",
     )
 
 
@@ -249,11 +253,11 @@ def _environment_of(view: RootView, executable: str) -> _Venv:
                 values[key.strip().lower()] = value.strip()
         home = values.get("home")
         if not home:
-            raise StaticallyUnknown(f"`{place}/pyvenv.cfg` names no home")
+            raise StaticallyUnknown(f"`{place}/pyvenv.cfg` has no `home`")
         if not view.is_dir(home):
             raise StaticallyUnknown(
-                f"`{place}/pyvenv.cfg` names the home `{home}`, which the base does not have",
-                hint="make the base with the interpreter that its environment was made from, or set `python:` of the "
+                f"`{place}/pyvenv.cfg` has `home = {home}`, which the base does not have",
+                hint="include in the base the interpreter that its environment was made from, or set `python:` of the "
                 "image to another one",
             )
         system_site = values.get("include-system-site-packages", "true").lower() == "true"
@@ -293,13 +297,13 @@ def _base_of(view: RootView, starts: list[str], name: str, binary: BinaryFacts) 
                 and view.is_file(f"{place}/lib/{item}/os.py")
             ]
             if len(libraries) > 1:
-                raise StaticallyUnknown(f"`{place}/lib` has the libraries of several versions of Python")
+                raise StaticallyUnknown(f"`{place}/lib` contains libraries for several Python versions")
             if libraries:
                 return place or "/", libraries[0][0], libraries[0][1] + (match[3] if match else "")
             if place in ("", "/"):
                 break
             place = posixpath.dirname(place)
-    raise StaticallyUnknown(f"the standard library of `{starts[-1]}/{name}` is not where it is by default")
+    raise StaticallyUnknown(f"the standard library of `{starts[-1]}/{name}` is not in its default place")
 
 
 def _library(view: RootView, base_prefix: str, minor: int, flags: str, binary: BinaryFacts) -> BinaryFacts:

@@ -46,7 +46,9 @@ def find_search_path(view: RootView, interpreter: Interpreter, environment: Proc
     sites.customise(user_site=interpreter.system_site)
     for folder in path.folders:
         if view.is_file(folder):
-            path.doubt(f"`{folder}`, on the search path of the base's Python, is an archive, which is not read")
+            path.doubt(
+                f"`{folder}`, on the search path of the base's Python, is an archive, which airferry does not read"
+            )
     return path
 
 

@@ -1,6 +1,6 @@
 """The merged root of an image, as a container of it would see it, made from the facts of its layers.
 
-Each layer is taken as an engine unpacks it into a folder of its own, and the folders are laid over each other
+Each layer is taken as an engine unpacks it into a separate folder, and the folders are laid over each other
 (image-spec, *layer.md*; Linux's overlay file system): a link within a layer is followed by later entries of the same
 layer, and a folder of an upper layer takes the place of a lower layer's link. Nothing is read from disk here.
 """
@@ -51,7 +51,7 @@ class RootView:
             if left < 0:
                 raise IntegrityError(
                     f"the image has more than {max_entries} entries",
-                    hint="if it is really that large, raise `limits.layer_entries` in airgap.yaml",
+                    hint="if it is expected to be that large, raise `limits.layer_entries` in airgap.yaml",
                 )
             self._merge(_LayerTree(self, f"layer {number + 1}").build(facts))
 
@@ -150,12 +150,12 @@ class RootView:
                 continue
             here = nodes[-1]
             if here is not None and not isinstance(here, _Folder):
-                return "", None, f"goes through `/{'/'.join(names)}`, which is no folder"
+                return "", None, f"goes through `/{'/'.join(names)}`, which is not a folder"
             node = here.children.get(part) if here is not None else None
             if isinstance(node, Entry) and node.type == SYMLINK:
                 links += 1
                 if links > MAX_LINKS:
-                    return "", None, "goes round in circles"
+                    return "", None, "forms a loop"
                 if node.link_name.startswith("/"):
                     del names[:], nodes[1:]
                 rest += [item for item in node.link_name.split("/") if item and item != "."][::-1]
@@ -197,7 +197,7 @@ def _laid_over(lower: _Folder, upper: _Folder) -> _Folder:
 
 
 class _LayerTree:
-    """One layer, unpacked into a tree of its own."""
+    """One layer, unpacked into its own tree."""
 
     def __init__(self, below: RootView, what: str) -> None:
         self._below = below
@@ -243,7 +243,7 @@ class _LayerTree:
         elif not name.startswith(WHITEOUT_META_PREFIX):
             hidden = name.removeprefix(WHITEOUT_PREFIX)
             if hidden in ("", ".", ".."):
-                raise IntegrityError(f"{self._what}: the whiteout `{place}/{name}` names nothing")
+                raise IntegrityError(f"{self._what}: the whiteout `{place}/{name}` has no name")
             folder.whiteouts.add(hidden)
 
     def _enter(self, path: str) -> _Folder:
@@ -251,8 +251,8 @@ class _LayerTree:
         folder = self._find(path, make=True)
         if folder is None:
             raise IntegrityError(
-                f"{self._what}: `/{path}` is used as a folder, and is none",
-                hint="no tool that builds images writes such a layer; take the base from another place",
+                f"{self._what}: `/{path}` is used as a folder, but is not one",
+                hint="no image builder writes such a layer; get the base from another source",
             )
         self._known[path] = folder
         return folder
@@ -293,8 +293,8 @@ class _LayerTree:
             if isinstance(node, Entry) and node.type != DIRECTORY:
                 return node
         raise IntegrityError(
-            f"{self._what}: the hard link `{path}` names `{target}`, which is no file of the image",
-            hint="no tool that builds images writes such a layer; take the base from another place",
+            f"{self._what}: the hard link `{path}` points to `{target}`, which is not a file of the image",
+            hint="no image builder writes such a layer; get the base from another source",
         )
 
 

@@ -2,7 +2,7 @@
 
 Everything comes from the manifest inside the bundle and from a verification of it; nothing here depends on a clock or
 on this machine, so the same bundle gives the same report. What others wrote is shown with unprintable characters
-replaced; escaping for a format is for whoever writes that format.
+replaced; escaping for a format is up to the writer of that format.
 """
 
 from __future__ import annotations
@@ -390,7 +390,7 @@ def _artifacts(bundle: Bundle) -> Section:
     title = (own.annotations or {}).get(TITLE, "the manifest")
     rows.append([_cell(title), _code(own.artifact_type), _cell("the bundle"), _code(own.digest)])
     columns = ("Title", "Type", "Belongs to", "Digest")
-    return Section("artifacts", "Artifacts", tuple(_table("What the bundle holds beside images", columns, rows)))
+    return Section("artifacts", "Artifacts", tuple(_table("What the bundle contains besides images", columns, rows)))
 
 
 def _rehearsal(manifest: BundleManifest) -> Section:
@@ -466,7 +466,7 @@ def _outside(manifest: BundleManifest) -> Section:
 
 def _signatures(bundle: Bundle) -> Section:
     rows = [[Cell(role), Cell(" "), Cell(" "), Cell(" ")] for role in ("Prepared by", "Checked by", "Approved by")]
-    text = f"The undersigned accept what root {bundle.root} names."
+    text = f"The undersigned accept the bundle with root digest {bundle.root} names."
     columns = ("Role", "Name", "Date", "Signature")
     return Section("signatures", "Signatures", (Paragraph(text), *_table("Signatures", columns, rows)))
 

@@ -125,7 +125,7 @@ class CheckedBlobs:
                 for _block in blocks(stream):
                     pass
         except IntegrityError as error:
-            self._emit(Warned(f"not served: {error.message}", hint="copy the bundle again from where it came"))
+            self._emit(Warned(f"not served: {error.message}", hint="copy the bundle again from the source"))
             raise
         self._emit(Notice(f"verified {descriptor.digest} ({descriptor.size} bytes) before it is served"))
 

@@ -1,6 +1,6 @@
 """uvicorn with ASGI's `http.response.pathsend`: whole files go from the page cache to the socket by sendfile(2).
 
-uvicorn has no such extension of its own (0.54); with one that has, this module can go. Serves HTTP/1.1 only, and
+uvicorn has no such extension (0.54); with one that has, this module can go. Serves HTTP/1.1 only, and
 knows nothing of registries.
 """
 
@@ -58,7 +58,7 @@ class FileProtocol(H11Protocol):
         return offer
 
     async def _send_file(self, path: Path) -> None:
-        """Send a file after the headers, which said how long it is. A client that went away is no error."""
+        """Send a file after the headers, which said how long it is. A client that went away is not an error."""
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         with os.fdopen(handle, "rb", buffering=0) as stream:
             size = os.fstat(stream.fileno()).st_size

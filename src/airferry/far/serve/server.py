@@ -65,7 +65,7 @@ class Passwords:
 
         Raises:
             HostError: it cannot be read.
-            ConfigurationError: a line is no user with a bcrypt hash, or there is none.
+            ConfigurationError: a line is not a user with a bcrypt hash, or there is none.
         """
         hashes: dict[str, bytes] = {}
         text = files.read_bounded(path, limit_bytes=MAX_PASSWORD_FILE_BYTES).decode("utf-8", "replace")
@@ -80,7 +80,7 @@ class Passwords:
                 )
             hashes[user] = value.encode()
         if not hashes:
-            raise ConfigurationError(f"{path}:1: holds no user", hint=f"make one with `htpasswd -Bc {path} USER`")
+            raise ConfigurationError(f"{path}:1: contains no user", hint=f"make one with `htpasswd -Bc {path} USER`")
         return cls(hashes)
 
     def accept(self, header: str) -> bool:
@@ -122,7 +122,7 @@ class _Guard:
             await self._app(scope, receive, send)
             return
         challenge = {"WWW-Authenticate": 'Basic realm="airferry"'}
-        response = _failure(401, "UNAUTHORIZED", "a user and a password are wanted", headers=challenge)
+        response = _failure(401, "UNAUTHORIZED", "authentication required", headers=challenge)
         await response(scope, receive, send)
 
 
@@ -141,7 +141,7 @@ def make_app(
         async def endpoint(request: Request) -> Response:
             repository = repositories.get(request.path_params["name"])
             if repository is None:
-                return _failure(404, "NAME_UNKNOWN", "the bundle has no such repository")
+                return _failure(404, "NAME_UNKNOWN", "no such repository in the bundle")
             return await handler(request, repository)
 
         return Route(path, endpoint, methods=["GET"])
@@ -171,7 +171,7 @@ def make_app(
 async def _manifest(request: Request, repository: Repository) -> Response:
     stored = repository.find(request.path_params["reference"])
     if stored is None:
-        return _failure(404, "MANIFEST_UNKNOWN", "the repository has no such manifest")
+        return _failure(404, "MANIFEST_UNKNOWN", "no such manifest in the repository")
     digest = stored.descriptor.digest
     headers = {"Docker-Content-Digest": digest, "ETag": f'"{digest}"', **VERSION_HEADER}
     return Response(stored.data, headers=headers, media_type=stored.descriptor.media_type)
@@ -182,7 +182,7 @@ async def _blob(request: Request, repository: Repository, *, blobs: CheckedBlobs
     descriptor = repository.blobs.get(digest)
     if descriptor is None:
         code = "BLOB_UNKNOWN" if is_digest(digest) else "DIGEST_INVALID"
-        return _failure(404, code, "the repository has no such blob")
+        return _failure(404, code, "no such blob in the repository")
     try:
         path, found = await anyio.to_thread.run_sync(blobs.path, descriptor)
     except IntegrityError as error:
@@ -200,7 +200,7 @@ async def _tags(request: Request, repository: Repository) -> Response:
 async def _referrers(request: Request, repository: Repository) -> Response:
     digest = request.path_params["digest"]
     if not is_digest(digest):
-        return _failure(400, "DIGEST_INVALID", "no digest, expected `sha256:` and 64 hex digits")
+        return _failure(400, "DIGEST_INVALID", "not a digest, expected `sha256:` and 64 hex digits")
     entries = repository.referrers.get(digest, [])
     headers = {}
     if wanted := request.query_params.get("artifactType"):
@@ -214,7 +214,7 @@ def _page(request: Request, key: str, names: Sequence[str], document: Mapping[st
     """Answer a list, narrowed by `n` and `last`, with a link to the rest: distribution-spec, *Listing Tags*."""
     asked = request.query_params.get("n", "")
     if asked and not (asked.isascii() and asked.isdecimal() and len(asked) <= 9):
-        return _failure(400, "PAGINATION_NUMBER_INVALID", "`n` is no number")
+        return _failure(400, "PAGINATION_NUMBER_INVALID", "`n` is not a number")
     last = request.query_params.get("last")
     rest = [name for name in names if last is None or name > last]
     count = min(int(asked), MAX_PAGE) if asked else len(rest)
@@ -243,7 +243,7 @@ async def _no_such_endpoint(_request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
     if status == 405:
         return _failure(405, "UNSUPPORTED", "this registry is read-only", headers={"Allow": "GET, HEAD"})
-    return _failure(status, "NAME_UNKNOWN" if status == 404 else "UNKNOWN", "there is no such endpoint")
+    return _failure(status, "NAME_UNKNOWN" if status == 404 else "UNKNOWN", "no such endpoint")
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +255,7 @@ class Tls:
 
 
 class Listener:
-    """A socket that is bound already, so that whoever asked for it knows where before anything is served."""
+    """A socket that is bound already, so that the caller knows the address before anything is served."""
 
     def __init__(self, address: str) -> None:
         """Bind `HOST:PORT`; port 0 takes a free one.
@@ -266,7 +266,9 @@ class Listener:
         """
         host, colon, port = address.rpartition(":")
         if not colon or (number := parse_count(port)) is None or number > 65535:
-            raise UsageError(f"`{address}` is no address, expected `HOST:PORT`", hint="for example `127.0.0.1:5000`")
+            raise UsageError(
+                f"`{address}` is not an address, expected `HOST:PORT`", hint="for example `127.0.0.1:5000`"
+            )
         bare = host.strip("[]")
         family = socket.AF_INET6 if ":" in bare else socket.AF_INET
         try:

@@ -58,7 +58,10 @@ class ServeOptions:
         if self.tls_certificate is None and self.tls_key is None:
             return None
         if self.tls_certificate is None or self.tls_key is None:
-            raise UsageError("a certificate and its key come together", hint="give both `--tls-cert` and `--tls-key`")
+            raise UsageError(
+                "a certificate requires its key, and a key its certificate",
+                hint="give both `--tls-cert` and `--tls-key`",
+            )
         return Tls(self.tls_certificate, self.tls_key)
 
 
@@ -88,7 +91,7 @@ def serve(
     blobs = CheckedBlobs(opened.store, emit=emit)
     if options.verify_first:
         verify_opened(opened, emit=emit).raise_if_wrong()
-        emit(Notice("verified every blob before the first is served"))
+        emit(Notice("verified all blobs before serving"))
     listener = Listener(listen)
     try:
         named = Destination(listener.address, "", options.maps, options.flatten)

@@ -40,15 +40,15 @@ class StagedAssets:
         if not path.exists():
             return "is not there"
         if (manifest := self.manifests.get(name)) is None:
-            return "has no list of files in the bundle"
+            return "has no file list in the bundle"
         try:
             report = compare_asset(manifest, path, content=self.content, emit=self.emit)
         except AirferryError as error:
-            return f"cannot be looked at: {error.message}"
+            return f"cannot be read: {error.message}"
         if report.ok:
             return None
         shown = some_of([str(finding) for finding in report.findings], 2, separator="; ")
-        return f"is not what was recorded: {shown}"
+        return f"differs from what was recorded: {shown}"
 
 
 def asset_findings(context: StepContext, assets: StagedAssets) -> Iterator[Finding]:
@@ -67,12 +67,12 @@ def _asset(context: StepContext, entry: AssetEntry, target: str, assets: StagedA
     what = f"the {entry.kind} `{entry.name}`" if entry.kind != "other" else f"the asset `{entry.name}`"
     _place, mount = context.place_of(target)
     if mount is None:
-        text = f"{what} is expected at `{target}`, which is on no mount"
+        text = f"{what} is expected at `{target}`, which is not on a mount"
         yield context.general("asset", "block", text, key=key, fix=f"mount storage that covers `{target}`")
         return
     here = context.on_this_host(target)
     if here is None or not Path(mount.host).exists():
-        text = f"{what}: `{mount.host}` cannot be seen from this host; not looked at"
+        text = f"{what}: `{mount.host}` is not visible from this host; not checked"
         yield context.general("asset", "note", text, key=key, fix=f"there: airferry assets verify BUNDLE {target}")
     elif trouble := assets.trouble(entry.name, here):
         fix = f"stage it again, then: airferry assets verify BUNDLE {here} --name {entry.name}"

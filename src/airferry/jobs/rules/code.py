@@ -51,5 +51,5 @@ def _finding(context: StepContext, fetch: StartFetch) -> Finding:
         key=fetch.file.name,
         value=fetch.what,
         text=f"the step's code {fetch.text}" + ("; the site's mirror must have it" if mirrored else ""),
-        fix=None if mirrored else f"on the connected side, {fetch_fix(fetch, image='its image')}",
+        fix=None if mirrored else f"on the near side, {fetch_fix(fetch, image='its image')}",
     )

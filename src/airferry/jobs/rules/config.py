@@ -53,11 +53,11 @@ def _hub(context: StepContext, value: StepValue) -> Iterator[Finding]:
     if is_hub_id(context.values, value) or HUB_URL.search(text):
         what = "is on the Hugging Face Hub"
     elif value.last == "dataset_name" and text and "/" not in text and text not in LOCAL_DATASETS:
-        what = "is a dataset that the framework fetches from the Hugging Face Hub"
+        what = "is a dataset that the framework downloads from the Hugging Face Hub"
     elif value.last == _PLACEHOLDERS and value.value is True:
-        what = "takes the place of placeholders in the data by datasets of the Hugging Face Hub"
+        what = "replaces placeholders in the data by datasets from the Hugging Face Hub"
     elif value.last == "name" and value.key[-3:-1][:1] == ("tasks",) and "evaluation" in value.key and text:
-        what = "is a benchmark that fetches its dataset from the Hugging Face Hub"
+        what = "is a benchmark that downloads its dataset from the Hugging Face Hub"
     if what is None:
         return
     if context.site.mirrors.huggingface:
@@ -75,7 +75,7 @@ def _hub_fix(context: StepContext, value: StepValue) -> str:
     """Return what to type instead of something on the Hub: a path only where the key takes one."""
     cache = f"stage its dataset in a cache of the Hub, and name that: {_hub_cache(context)}"
     if value.last == _PLACEHOLDERS:
-        return f"{context.setting(value, 'false')}, with data in which they are replaced already"
+        return f"{context.setting(value, 'false')}, with data that already has them replaced"
     if value.last == "name":
         return f"{cache}; or leave the task out"
     if value.last == "dataset_name":
@@ -147,7 +147,7 @@ def _baked_fix(context: StepContext, raw: str) -> tuple[str, Remedy]:
             return f"correct it: {error}", "change"
         held = {(item.url, item.ref, item.target) for item in context.image.overlays}
         if not all((item.url, item.ref, item.target) in held for item in wanted):
-            return f"`{context.image.image}` does not hold it: build the bundle again, of this catalogue", "build"
+            return f"`{context.image.image}` does not contain it: build the bundle again from this catalogue", "build"
     if context.files.target.path is not None:
         return (
             "name this config in the plan's `workflow.stages`, build and load again, and check it by the name that it "
@@ -183,7 +183,7 @@ def _missing(context: StepContext, value: StepValue) -> Iterator[Finding]:
 
 
 def _variables(context: StepContext) -> Iterator[Finding]:
-    """Yield variables that have a default and are set by nobody, and those that are named for secrets."""
+    """Yield variables that have a default and are not set, and those that are named for secrets."""
     for value in context.values.values:
         for name, default in value.variables:
             if default and name not in context.environment and name not in context.provided | AMBIENT:
@@ -201,7 +201,7 @@ def _variables(context: StepContext) -> Iterator[Finding]:
                 value,
                 "variable",
                 "warn",
-                f"the step takes a key from `{value.text}`, which nothing sets",
+                f"the step reads a key from `{value.text}`, which nothing sets",
                 fix=f"name `{value.text}` below `provides` of the site's profile, and let the scheduler inject it",
             )
 
@@ -239,7 +239,7 @@ def _urls(context: StepContext, value: StepValue) -> Iterator[Finding]:
                 value,
                 "endpoint",
                 "block",
-                f"`{host}` is no endpoint that the site declares",
+                f"`{host}` is not an endpoint that the site declares",
                 fix=context.setting(value, _endpoint(context, url)),
             )
         else:
@@ -314,8 +314,8 @@ def _secret(context: StepContext, value: StepValue) -> Iterator[Finding]:
             value,
             "secret",
             "block",
-            "a secret stands in a file",
+            "a secret is stored in a file",
             fix=context.setting(value, "${oc.env:NAME}")
-            + ", injected by the scheduler; and replace the secret: it is known now",
+            + ", injected by the scheduler; and rotate the secret: it is exposed",
             shown="***",
         )

@@ -45,7 +45,7 @@ def path_findings(context: StepContext) -> Iterator[Finding]:
 
 
 def _is_replaced(context: StepContext, value: StepValue) -> bool:
-    """Tell whether the manifest of an earlier step, named beside the splits, takes the place of a split's path."""
+    """Tell whether the manifest of an earlier step, named next to the splits, takes the place of a split's path."""
     if value.last != "data_path" or len(value.key) < 2:
         return False
     manifest = context.values.get(*value.key[:-2], "manifest_path")
@@ -116,13 +116,11 @@ def _input(context: StepContext, value: StepValue) -> Iterator[Finding]:
     place, mount = context.place_of(value.text)
     fix = _input_fix(context, value)
     if place in ("relative", "temporary"):
-        yield context.finding(
-            value, "input", "block", "is only local to the job, on no storage that others fill", fix=fix
-        )
+        yield context.finding(value, "input", "block", "is local to the job, not on shared storage", fix=fix)
         return
     if place == "image":
         level: Level = "block" if context.mounts else "warn"
-        yield context.finding(value, "input", level, "is on no mount: containers do not see it", fix=fix)
+        yield context.finding(value, "input", level, "is not on a mount: containers cannot see it", fix=fix)
         return
     if mount is not None and not mount.read_only and not has_word(value.last, "cache"):
         text = f"is read from `{mount.inside}`, which is mounted read-write; read-only is enough"
@@ -131,7 +129,7 @@ def _input(context: StepContext, value: StepValue) -> Iterator[Finding]:
     if here is None:
         return
     if place == "mount" and mount is not None and not Path(mount.host).exists():
-        yield context.finding(value, "input", "note", f"`{mount.host}` cannot be seen from this host; not looked at")
+        yield context.finding(value, "input", "note", f"`{mount.host}` is not visible from this host; not checked")
         return
     if trouble := path_problem(here):
         yield context.finding(value, "input", "block", f"{trouble} (`{context.shown_path(here)}` here)", fix=fix)
@@ -169,4 +167,4 @@ def _output(context: StepContext, value: StepValue) -> Iterator[Finding]:
         return
     if place in ("job", "code") and context.executor.kind == "slurm-pyxis":
         return
-    yield context.finding(value, "output", "warn", "is on no mount: what is written there ends with the job", fix=fix)
+    yield context.finding(value, "output", "warn", "is not on a mount: its content is lost when the job ends", fix=fix)

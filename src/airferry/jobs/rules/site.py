@@ -79,9 +79,7 @@ def _image(context: StepContext) -> Iterator[Finding]:
             return
         if context.image is None and _inside(context, value.text):
             return
-        yield context.finding(
-            value, "image", "block", "is not the loaded image, and beats the one of the profile", fix=fix
-        )
+        yield context.finding(value, "image", "block", "is not the loaded image, and overrides the profile", fix=fix)
         return
     if context.image is None:
         return
@@ -118,7 +116,7 @@ def _artifacts(context: StepContext) -> Iterator[Finding]:
         return
     for value in context.values.values:
         if value.is_artifact:
-            text = "is looked up in an artifact service when the step runs"
+            text = "is resolved by an artifact service when the step runs"
             fix = f"{context.setting(value, input_path(context, None))}, or [artifacts.manifest] in env.toml"
             yield context.finding(value, "artifact", "block", text, fix=fix, shown=str(value.raw))
 
@@ -160,10 +158,10 @@ def _profile_values(context: StepContext) -> Iterator[Finding]:
             yield context.in_profile(
                 "secret",
                 "block",
-                "a secret stands in a file",
+                "a secret is stored in a file",
                 key=("env_vars", name),
                 value="***",
-                fix=f"{name} = '${{oc.env:{name}}}', and replace the secret: it is known now",
+                fix=f"{name} = '${{oc.env:{name}}}', and rotate the secret: it is exposed",
             )
     mounts = context.profile.values.get("mounts")
     for index, mount in enumerate(mounts if isinstance(mounts, list) else ()):
@@ -220,7 +218,7 @@ def _in_registry(context: StepContext, image: ReceiptImage, name: str, asked: Re
         yield context.general(
             "image",
             "block",
-            f"the registry does not hold `{name}`",
+            f"the registry does not have `{name}`",
             key=key,
             fix="load the bundle again: `airferry load`",
             remedy="load",
@@ -253,7 +251,7 @@ def gpu_findings(context: StepContext, environment: Mapping[str, str]) -> Iterat
     major = re.match(r"(\d+)\.", cuda)
     first = FIRST_DRIVERS.get(int(major[1])) if major else None
     if driver and first and parse_executor_version(driver) < first:
-        text = f"the image has CUDA {cuda}, which needs a driver from {first[0]}.{first[1]}; the site has {driver}"
+        text = f"the image has CUDA {cuda}, which requires driver {first[0]}.{first[1]} or newer; the site has {driver}"
         yield context.general("gpu", "block", text, key=key, fix="a newer driver, or an image with an older CUDA")
     written = environment.get("TORCH_CUDA_ARCH_LIST", "")
     built = re.findall(r"(\d+\.\d+[a-z]?)(\+PTX)?", written)

@@ -16,7 +16,7 @@ from airferry.plan.code.installs import COMMANDS, KEYS, PIP_EXTRAS, RUN, bake_li
 from airferry.plan.inventory import is_held, parse_inventory
 
 DOWNLOADS = "downloads when the job starts"
-_EXTRAS = "is installed by pip when the job starts; without an index that takes minutes and fails unseen"
+_EXTRAS = "is installed by pip when the job starts; without an index this takes minutes and fails silently"
 _UPGRADING = frozenset({"-U", "--upgrade", "--force-reinstall", "-I", "--ignore-installed", "--reinstall", "--refresh"})
 
 
@@ -53,7 +53,7 @@ def _of_profile(context: StepContext, held: Mapping[str, str] | None) -> Iterato
     for key in sorted(KEYS):
         written = context.profile.values.get(key)
         texts = [str(item) for item in (written if isinstance(written, list) else [written]) if item]
-        # the packages of `pip_extras` are one install, each command is one of its own
+        # the packages of `pip_extras` are one install, each command is a separate one
         groups = [texts] if key == PIP_EXTRAS and texts else [[text] for text in texts]
         for index, items in enumerate(groups):
             for item in table_installs(key, items):
@@ -88,7 +88,7 @@ def _judge(context: StepContext, key: str, item: StartInstall, held: Mapping[str
     if item.manager == "pip":
         return None if context.site.mirrors.packages else _judge_pip(context, key, item, held)
     if item.manager == "unknown":
-        return _Judgement("note", f"what it installs when the job starts is not known: {item.unknown}")
+        return _Judgement("note", f"cannot tell what it installs when the job starts: {item.unknown}")
     if item.manager == "download":
         return _Judgement("block", DOWNLOADS)
     named = ", ".join(f"`{name}`" for name in item.names) or "packages"
@@ -113,7 +113,9 @@ def _judge_pip(context: StepContext, key: str, item: StartInstall, held: Mapping
     lacking = [name for name in item.names if not (is_held(name, held) or _other_version(name, held))]
     if other and not lacking:
         text = f"the image has {', '.join(other)} when the job starts"
-        return _Judgement(level, text, fix="run the step with what the image has, or choose a base that has it: ")
+        return _Judgement(
+            level, text, fix="run the step with the versions in the image, or choose a base that has the others: "
+        )
     if lacking:
         assert context.image is not None
         named = ", ".join(f"`{name}`" for name in lacking)
@@ -121,12 +123,12 @@ def _judge_pip(context: StepContext, key: str, item: StartInstall, held: Mapping
         text = f"{named} {verb} not in the image, and pip installs {object_} when the job starts"
         return _Judgement(level, text, fix=f"build `{context.image.name}` with {bake_lines(lacking)}; then ")
     if _UPGRADING & set(item.command.split()):
-        return _Judgement(level, "is in the image, and pip still asks an index for a newer version")
-    return _Judgement("note", "is in the image, so that pip asks no index")
+        return _Judgement(level, "is in the image, but pip still asks an index for a newer version")
+    return _Judgement("note", "is in the image, so pip does not ask an index")
 
 
 def _other_version(requirement: str, held: Mapping[str, str]) -> str:
-    """Return that an image holds a distribution in a version that does not suit, or an empty text."""
+    """Return that an image holds a distribution in a version that is not compatible with, or an empty text."""
     version = held.get(canonicalize_name(Requirement(requirement).name))
     if version is None or is_held(requirement, held):
         return ""

@@ -69,7 +69,7 @@ class Maker:
             if (known := self._known(task, inputs)) is not None:
                 return Made(known, True, True)
             if reason and self._builder == "auto":
-                self._session.emit(Notice(f"{task.title} is built by an engine: {reason}"))
+                self._session.emit(Notice(f"{task.title} is built with a container engine: {reason}"))
             self._session.emit(StageStarted(task.title))
             with self._room.holding(task.room_bytes()):
                 image = self._build(task)

@@ -1,6 +1,6 @@
 """Folders of this host in a new layer: exported Git checkouts at their targets, and the launcher's repository.
 
-Files are read while the layer is written. What the folders hold was settled by whoever exported them: modes, links
+Files are read while the layer is written. What the folders hold was settled by the exporter: modes, links
 that stay inside, no `.git`.
 """
 
@@ -37,7 +37,7 @@ def _node(path: Path, *, epoch_s: int, owner: str) -> Node:
     if stat.S_ISDIR(found.st_mode):
         return Node(DIRECTORY, FOLDER_MODE, mtime_s=epoch_s, owner=owner)
     if not stat.S_ISREG(found.st_mode):
-        raise BuildError(f"`{owner}` holds `{path.name}`, which is no file, folder or link")
+        raise BuildError(f"`{owner}` holds `{path.name}`, which is not a file, folder or link")
     mode = 0o755 if found.st_mode & 0o100 else 0o644
     return Node(REGULAR, mode, mtime_s=epoch_s, content=file_content(path), owner=owner)
 

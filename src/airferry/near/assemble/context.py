@@ -86,8 +86,9 @@ def tracked_files(source_root: Path) -> list[PurePosixPath]:
         done = process.run([*argv, "ls-files", "-z", "--cached", "--recurse-submodules"], timeout_s=LISTING_S)
     except process.ProcessFailed as error:
         raise ConfigurationError(
-            f"the launcher image carries what Git tracks in `{source_root}`, which is not in a Git repository",
-            hint="clone the catalogue with Git, or name its root with `source.root` or `--source`",
+            f"the launcher image contains the files that Git tracks in `{source_root}`, "
+            "which is not in a Git repository",
+            hint="clone the catalogue with Git, or give its root with `source.root` or `--source`",
         ) from error
     names = sorted({PurePosixPath(name) for name in done.stdout.decode("utf-8", "surrogateescape").split("\0") if name})
     if len(names) > MAX_TRACKED_FILES:

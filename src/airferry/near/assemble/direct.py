@@ -43,7 +43,7 @@ class NotKnown(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is known of a base without running it: its merged tree, and the interpreter that a recipe asks for."""
+    """Facts about a base that is read, not run: its merged tree, and the interpreter that a recipe asks for."""
 
     tree: BaseTree
     python: PythonFacts | None = None
@@ -89,7 +89,7 @@ class DirectAssembler:
     """Writes images into one bundle. Safe to use from threads."""
 
     def __init__(self, *, writer: ImageWriter, look: Look, scratch: Path, emit: Emit) -> None:
-        """`look` tells what is known of a base: its tree, and an interpreter of it where that is asked for."""
+        """`look` returns the facts about a base: its tree, and an interpreter of it where that is asked for."""
         self._writer = writer
         self._look = look
         self._scratch = scratch
@@ -173,5 +173,5 @@ def refuse(title: str, reason: str) -> BuildError:
     """Return the error for an image that must be assembled directly and cannot be."""
     return BuildError(
         f"`{title}` cannot be assembled directly: {reason}",
-        hint="set `builder: auto`, which falls back to an engine where it must",
+        hint="set `builder: auto`, which falls back to a container engine if necessary",
     )

@@ -74,12 +74,12 @@ def launcher_obstacle(known: Known, packages: Sequence[str]) -> str | None:
             f"{name}.list" in listed and f"{name}.md5sums" in listed
             for name in {package, *(name.removesuffix(".list") for name in listed if name.startswith(f"{package}:"))}
         ):
-            return f"the package `{package}` has to be installed"
+            return f"the package `{package}` must be installed"
     if known.python is None:
         return "its interpreter is not known"
     base = known.python.base_executable
     if known.tree.lookup(known.tree.resolve(base)) is None:
-        return f"the interpreter `{base}`, which its virtual environment was made from, is not there"
+        return f"the interpreter `{base}`, from which its virtual environment was made, is missing"
     return None
 
 

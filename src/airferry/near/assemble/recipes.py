@@ -242,7 +242,7 @@ class TaskMaker:
     def _against(self, containerfile: Path | None) -> str:
         if self.plan.config.builder == "buildah":
             return "the plan says `builder: buildah`"
-        return f"it has a Containerfile of its own, `{containerfile.name}`" if containerfile is not None else ""
+        return f"it has its own Containerfile, `{containerfile.name}`" if containerfile is not None else ""
 
     def _execution_recipe(
         self,

@@ -153,13 +153,13 @@ class LayerTree:
             if entry is not None and entry.type == SYMLINK:
                 links += 1
                 if links > MAX_LINKS:
-                    raise BuildError(f"the links on the way to `{path}` go round in circles")
+                    raise BuildError(f"the links to `{path}` form a loop")
                 if entry.link_name.startswith("/"):
                     done = []
                 rest += [item for item in entry.link_name.split("/") if item and item != "."][::-1]
                 continue
             if entry is not None and entry.type != DIRECTORY and rest:
-                raise BuildError(f"`/{here}`, on the way to `{path}`, is no folder")
+                raise BuildError(f"`/{here}`, on the path to `{path}`, is not a folder")
             done.append(part)
         return "/".join(done)
 
@@ -181,12 +181,12 @@ class LayerTree:
         found = self._nodes.get(place)
         if found is not None and (found.content is None or found.content.digest != content.digest):
             raise BuildError(
-                f"`{owner}` and `{found.owner}` both bring `/{place}`, with different content",
-                hint="leave one of them out, or set `builder: buildah`, where the last one wins",
+                f"`{owner}` and `{found.owner}` both contain `/{place}`, with different content",
+                hint="remove one of them, or set `builder: buildah`, where the last one wins",
                 path=place,
             )
         if self._leads_to_folder(place):
-            raise BuildError(f"`{owner}` brings the file `/{place}`, where the base has a folder", path=place)
+            raise BuildError(f"`{owner}` contains the file `/{place}`, but the base has a folder there", path=place)
         _mode, gid = self._inherited(self._ensure_folders(posixpath.dirname(place)))
         mode = 0o755 if executable else 0o644
         self._put(place, Node(REGULAR, mode, gid=gid, mtime_s=self._epoch_s, content=content, owner=owner))
@@ -200,7 +200,7 @@ class LayerTree:
         """
         place = self.place(path)
         if self._leads_to_folder(place):
-            raise BuildError(f"`{owner}` brings the link `/{place}`, where the base has a folder", path=place)
+            raise BuildError(f"`{owner}` contains the link `/{place}`, but the base has a folder there", path=place)
         _mode, gid = self._inherited(self._ensure_folders(posixpath.dirname(place)))
         node = Node(SYMLINK, 0o777, gid=gid, mtime_s=self._epoch_s, link_name=target, owner=owner)
         self._put(place, node)
@@ -239,7 +239,7 @@ class LayerTree:
         """
         parts = name.split("/")
         if not name or any(part in ("", ".", "..") for part in parts):
-            raise BuildError(f"`{name}` is no name inside of `/{folder}`")
+            raise BuildError(f"`{name}` is not a name inside `/{folder}`")
         self._put(f"{folder}/{name}", node)
 
     def blocks(self) -> Generator[bytes, None, None]:
@@ -281,7 +281,7 @@ class LayerTree:
 
     def _put(self, place: str, node: Node) -> None:
         if posixpath.basename(place).startswith(WHITEOUT_PREFIX):
-            raise BuildError(f"`/{place}` cannot be carried: layers mean removals by names that begin with `.wh.`")
+            raise BuildError(f"`/{place}` cannot be stored: in layers, names that begin with `.wh.` mean deletions")
         if len(self._nodes) >= MAX_LAYER_ENTRIES:
             raise BuildError(f"the new layer has more than {MAX_LAYER_ENTRIES} entries")
         self._nodes[place] = node
@@ -302,14 +302,14 @@ class LayerTree:
             elif entry.type == DIRECTORY:
                 if not isinstance(entry, Node) and entry.has_xattrs:
                     raise BuildError(
-                        f"the base's folder `/{folder}` has extended attributes, which a new entry for it would lose",
+                        f"the base's folder `/{folder}` has extended attributes, which a new entry would drop",
                         hint="set `builder: buildah`",
                         path=folder,
                     )
                 mtime_s = min(entry.mtime_s, self._epoch_s)
                 self._put(folder, Node(DIRECTORY, entry.mode, entry.uid, entry.gid, mtime_s))
             else:
-                raise BuildError(f"`/{folder}` is no folder", path=folder)
+                raise BuildError(f"`/{folder}` is not a folder", path=folder)
         self._touch(place)
         return place
 

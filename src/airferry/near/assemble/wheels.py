@@ -75,7 +75,7 @@ def install_scheme(python: PythonFacts) -> InstallScheme:
     paths = {key: posixpath.normpath(value) for key, value in python.paths.items() if value.startswith("/")}
     if absent := [key for key in ("purelib", "platlib", "scripts") if key not in paths]:
         raise BuildError(
-            f"`{python.executable}` does not say where its `{absent[0]}` is", hint="set `builder: buildah`"
+            f"`{python.executable}` does not report where its `{absent[0]}` is", hint="set `builder: buildah`"
         )
     data = posixpath.dirname(paths["scripts"])
     short = ".".join(python.version.split(".")[:2])
@@ -113,11 +113,13 @@ class WheelInstaller:
         """Put one wheel into the tree.
 
         Raises:
-            BuildError: it is for another platform, is no whole wheel, leads out of its folders, or brings a file that
+            BuildError: it is for another platform, is incomplete, points outside its folders, or contains a file that
                 another distribution owns.
         """
         if parse_wheel_filename(wheel.filename)[3].isdisjoint(self._target.tags):
-            raise BuildError(f"`{wheel.filename}` does not suit {self._target}", hint="run `airferry lock --update`")
+            raise BuildError(
+                f"`{wheel.filename}` is not compatible with {self._target}", hint="run `airferry lock --update`"
+            )
         metadata = {"INSTALLER": INSTALLER, "REQUESTED": b""}
         if git is not None:
             metadata["direct_url.json"] = direct_url(git)
@@ -196,7 +198,7 @@ class _CheckedWheel(WheelFile):
         for item in self._archive.infolist():
             parts = item.filename.removesuffix("/").split("/")
             if any(part in ("", ".", "..") for part in parts) or "\\" in item.filename or "\0" in item.filename:
-                raise ValueError(f"its member `{item.filename}` leads out of the folder that it belongs to")
+                raise ValueError(f"its member `{item.filename}` points outside its folder")
             if item.is_dir() or item.filename == record_path or parts[-1] in _SIGNATURES:
                 continue
             row = said.pop(item.filename, None)
@@ -204,9 +206,12 @@ class _CheckedWheel(WheelFile):
                 raise ValueError(f"its RECORD does not name `{item.filename}`, or the wheel holds that twice")
             entry = RecordEntry.from_elements(*row)
             if entry.hash_ is None or entry.hash_.name not in ("sha256", "sha384", "sha512"):
-                raise ValueError(f"its RECORD has no usable hash for `{item.filename}`")
+                raise ValueError(f"its RECORD has no valid hash for `{item.filename}`")
             if entry.size is not None and entry.size != item.file_size:
-                raise ValueError(f"its RECORD says {entry.size} bytes of `{item.filename}`, which has {item.file_size}")
+                raise ValueError(
+                    f"its RECORD says {entry.size} bytes of `{item.filename}`, which has "
+                    f"{item.file_size} bytes bytes bytes"
+                )
 
     def get_contents(self) -> Iterator[tuple[tuple[str, str, str], BinaryIO, bool]]:
         """Yield the members; each stream is a `_Member`, opened when it is read."""
@@ -245,7 +250,7 @@ class _Member(io.RawIOBase):
                     state.update(block)
                     yield block
             if _base64(state.digest()) != self.record.hash_.value:
-                raise ValueError(f"`{self._item.filename}` is not what its RECORD says")
+                raise ValueError(f"`{self._item.filename}` does not match its RECORD")
 
 
 class _Destination(WheelDestination):
@@ -261,7 +266,7 @@ class _Destination(WheelDestination):
     def write_script(self, name: str, module: str, attr: str, section: Literal["console", "gui"]) -> RecordEntry:
         """Add the script of an entry point."""
         if "/" in name or name in ("", ".", ".."):
-            raise ValueError(f"its entry point `{name}` is no name of a script")
+            raise ValueError(f"its entry point `{name}` is not a valid script name")
         name, data = Script(name, module, attr, section).generate(self._scheme.interpreter, kind="posix")
         return self._add_bytes("scripts", name, data, executable=True)
 
@@ -304,8 +309,8 @@ class _Destination(WheelDestination):
         owner = self._owned(self._tree.place(full))
         if owner is not None and owner[1] != content.digest:
             raise BuildError(
-                f"`{self._owner}` brings `{full}`, which `{owner[0]}` of the base owns, with other content",
-                hint="leave the addition out, or name a version under `requirements:` that the base's agrees with",
+                f"`{self._owner}` brings `{full}`, which belongs to `{owner[0]}` of the base and has different content",
+                hint="remove the addition, or set a version under `requirements:` that agrees with the base",
                 path=full,
             )
         self._tree.add_file(full, content, executable=executable, owner=self._owner)
@@ -321,7 +326,7 @@ def _translated(filename: str) -> AbstractContextManager[None]:
     def told(reason: str) -> BuildError:
         return BuildError(
             f"`{filename}` cannot be installed: {reason}",
-            hint="name another version under `requirements:` of the image, or ask whoever made the wheel",
+            hint="set another version under `requirements:` of the image, or ask the publisher of the wheel",
             wheel=filename,
         )
 

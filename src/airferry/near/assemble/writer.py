@@ -1,6 +1,6 @@
 """Images of a bundle: a base's layers, layers of ours on top, a config, a manifest.
 
-Whoever builds an image, by an engine or without one, ends here. This module runs nothing and makes no layer.
+Every image build, with an engine or without, ends here. This module runs nothing and makes no layer.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class ImageWriter:
         return self._layers.compression.matching(layer.media_type for layer in base.layers)
 
     def base_layers(self, base: BaseImage) -> list[LayerResult]:
-        """Bring a base's layers into the bundle, each once, whoever asks first, and note them in the journal.
+        """Bring a base's layers into the bundle, each once, on the first request, and note them in the journal.
 
         Raises:
             IntegrityError: a layer is not what the base's manifest or config says.

@@ -246,7 +246,7 @@ def _read_status(reader: TarReader) -> dict[str, str]:
 def _mmdebstrap(job: _Job, arguments: Sequence[str]) -> Path:
     program = process.find_program("mmdebstrap")
     if program is None:
-        raise HostError("`mmdebstrap` was not found, and a base image is to be bootstrapped", hint=MMDEBSTRAP_HINT)
+        raise HostError("`mmdebstrap` was not found, but a base image must be bootstrapped", hint=MMDEBSTRAP_HINT)
     tar = job.folder / "userland.tar"
     preferences = job.folder / "preferences"
     pinned = sorted(job.pins.items())
@@ -275,8 +275,8 @@ def _translated(failure: process.ProcessFailed, *, what: str) -> BuildError | Ho
     for found in filter(None, map(_NO_SUCH_PACKAGE.search, lines)):
         name = found[1] or found[2]
         return BuildError(
-            f"{what}: the suite has no package `{name}` for it",
-            hint="check `packages:` of the base; `components:` may lack the archive area that holds it",
+            f"{what}: the suite has no package `{name}` for this platform",
+            hint="check `packages:` of the base; the archive area that contains it may be missing under `components:`",
             package=name,
         )
     shown = "".join(f"\n  | {line}" for line in lines[-8:])
@@ -285,7 +285,7 @@ def _translated(failure: process.ProcessFailed, *, what: str) -> BuildError | Ho
     text = "\n".join(lines)
     if re.search(r"NO_PUBKEY|not signed|keyring|signatures? (could|couldn't)", text):
         hint = "install the keyring of that distribution: `sudo apt-get install debian-archive-keyring ubuntu-keyring`"
-        return HostError(f"{what}: its archive's signature cannot be verified{shown}", hint=hint)
+        return HostError(f"{what}: cannot verify the signature of its archive{shown}", hint=hint)
     if re.search(r"Could not (resolve|connect)|Temporary failure|Connection (refused|timed out)|404 +Not Found", text):
         return BuildError(f"{what}: the package mirror does not answer{shown}", hint="check `mirror:` and the network")
     return BuildError(f"{what}{shown or ': no message'}")
@@ -299,8 +299,8 @@ def _check_pins(packages: Mapping[str, str], pins: Mapping[str, str] | None, *, 
     if differing:
         shown = [f"`{n}` locked {pins.get(n, 'absent')}, found {packages.get(n, 'absent')}" for n in differing]
         raise BuildError(
-            f"the mirror of `{base.suite}` does not serve what is locked: {some_of(shown, 5)}",
-            hint="run `airferry lock --update`, or name a mirror that keeps old versions under `mirror:`",
+            f"the mirror of `{base.suite}` does not have the locked versions: {some_of(shown, 5)}",
+            hint="run `airferry lock --update`, or set a mirror that keeps old versions under `mirror:`",
             packages=differing,
         )
 

@@ -171,8 +171,9 @@ class BaseCache:
         for platform, child in children.items():
             if (pin := pinned.get(str(platform))) is not None and pin.manifest != child.digest:
                 raise BuildError(
-                    f"base `{base.key}` for `{platform}` is `{child.digest}` now, the lock file pins `{pin.manifest}`",
-                    hint=f"run `airferry lock --update {base.key}` to take the new one",
+                    f"base `{base.key}` for `{platform}` is now `{child.digest}`, but the "
+                    f"lock file pins `{pin.manifest}`",
+                    hint=f"run `airferry lock --update {base.key}` to accept the new one",
                 )
         index = top.digest if top.media_type in INDEX_TYPES else None
         return FoundBase(base, locked, images, missing, kind, source, index, children)
@@ -242,9 +243,9 @@ class BaseCache:
         needed, free = sum(missing.values()), files.free_bytes(self.store.path)
         if free < needed:
             raise HostError(
-                f"base `{name}` has {needed / 1e9:.2f} GB to fetch, and {free / 1e9:.2f} GB are free at "
+                f"base `{name}` needs {needed / 1e9:.2f} GB to fetch, but only {free / 1e9:.2f} GB are free at "
                 f"`{self.store.path}`",
-                hint="free space, or choose another place with `AIRFERRY_CACHE`",
+                hint="free up space, or choose another folder with `AIRFERRY_CACHE`",
                 needed_bytes=needed,
                 free_bytes=free,
             )
@@ -266,9 +267,10 @@ class BaseCache:
             pin = pinned.get(str(platform))
             if pin is not None and pin.manifest != descriptor.digest:
                 raise BuildError(
-                    f"the bootstrapped base for `{platform}` came out as `{descriptor.digest}`, the lock file pins "
+                    f"the bootstrapped base for `{platform}` has digest `{descriptor.digest}`, but the lock file pins "
                     f"`{pin.manifest}`",
-                    hint="another mmdebstrap or airferry made it; run `airferry lock --update` to take the new one",
+                    hint="the version of mmdebstrap or airferry differs; run `airferry lock "
+                    "--update` to accept the new one",
                 )
             images[platform] = self._image(base, platform, self.store.read_manifest(descriptor))
             pinned[str(platform)] = LockedBasePlatform(manifest=descriptor.digest, packages=packages)
@@ -347,7 +349,7 @@ def open_base(
     if not base.path.exists():
         raise ConfigurationError(
             f"`{base.key}`: `{base.path}` does not exist",
-            hint="a path starts at the folder of the plan's file; `skopeo copy` brings a base as `oci:DIR:NAME`",
+            hint="paths are relative to the configuration file; `skopeo copy` writes a base as `oci:DIR:NAME`",
         )
     if isinstance(base, LayoutBase):
         return LayoutStore.open(base.path, read_only=True), base.reference or "", "layout"
@@ -392,7 +394,7 @@ def _without_variant(refused: Iterable[Platform]) -> str:
     for platform in refused:
         if platform.variant and platform.architecture == "amd64":
             plain = replace(platform, variant="")
-            return f"an image for `{plain}` runs on `{platform}` too, so that `{plain}` is enough under `platforms:`"
+            return f"an image for `{plain}` also runs on `{platform}`, so `{plain}` is enough under `platforms:`"
     return ""
 
 

@@ -113,9 +113,9 @@ class BaseLayers:
                 self._recompress(descriptor, diff_id, into=self._kept, observers=observers, stream=stream)
 
     def expected(self, descriptor: Descriptor, diff_id: str) -> tuple[Descriptor, bool]:
-        """Return what a layer will be in a bundle, and whether it will be a link, which takes no room of its own.
+        """Return what a layer will be in a bundle, and whether it will be a link, which takes no extra space.
 
-        A layer that nobody has recompressed yet is taken to become no smaller.
+        A layer that is not recompressed yet is assumed to become no smaller.
         """
         if self._stays(descriptor):
             return descriptor, self._linkable
@@ -220,7 +220,7 @@ class BaseLayers:
 
 
 def encoder(compression: Compression) -> str:
-    """Return what decides, beside kind and level, which bytes a compressed layer has: the library, and its mode."""
+    """Return what decides, besides kind and level, which bytes a compressed layer has: the library, and its mode."""
     if compression.kind == "zstd":
         version = ".".join(str(part) for part in zstandard.ZSTD_VERSION)
         return f"zstd {version}, zstandard {zstandard.__version__}, threads, jobs of {ZSTD_JOB_BYTES}"

@@ -1,6 +1,6 @@
 """The base images of a plan as their registries have them, carried for mirrors: bytes and digests untouched.
 
-They go into the bundle beside the images that were built on them, under their own names. Nothing is recompressed.
+They go into the bundle next to the images that were built on them, under their own names. Nothing is recompressed.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ def read_package(path: Path) -> Package:
     control = members.get("control", b"").decode("utf-8", "replace").strip() + "\n"
     fields = dict(re.findall(r"^([A-Za-z-]+): *(.*)$", control, re.M))
     if not fields.get("Package") or not fields.get("Version"):
-        raise BuildError(f"`{path.name}` is no Debian package: its control file names no package and version")
+        raise BuildError(f"`{path.name}` is not a Debian package: its control file has no package name and version")
     return Package(path, fields["Package"], fields["Version"], fields.get("Architecture", ""), control, members)
 
 
@@ -259,7 +259,7 @@ def _file_list(md5sums: bytes) -> bytes:
 
 
 def _reading(path: Path) -> AbstractContextManager[None]:
-    return archive_faults(lambda reason: BuildError(f"`{path.name}` is no Debian package: {reason}"))
+    return archive_faults(lambda reason: BuildError(f"`{path.name}` is not a Debian package: {reason}"))
 
 
 @contextmanager
@@ -267,7 +267,7 @@ def _member(path: Path, name: str) -> Iterator[IO[bytes]]:
     """Open a member of a .deb file (an `ar` archive), decompressed."""
     with path.open("rb") as stream:
         if stream.read(8) != b"!<arch>\n":
-            raise BuildError(f"`{path.name}` is no Debian package: it does not begin as an `ar` archive")
+            raise BuildError(f"`{path.name}` is not a Debian package: it is not an `ar` archive")
         while len(header := stream.read(60)) == 60:
             member = header[:16].decode("ascii", "replace").strip().rstrip("/")
             size = int(header[48:58])
@@ -278,7 +278,7 @@ def _member(path: Path, name: str) -> Iterator[IO[bytes]]:
                     yield content
                 return
             stream.seek(size + size % 2, io.SEEK_CUR)
-    raise BuildError(f"`{path.name}` is no Debian package: it has no `{name}`")
+    raise BuildError(f"`{path.name}` is not a Debian package: it has no `{name}`")
 
 
 def _decompressed(stream: io.BufferedReader, kind: str, *, what: str) -> AbstractContextManager[IO[bytes]]:
@@ -290,7 +290,7 @@ def _decompressed(stream: io.BufferedReader, kind: str, *, what: str) -> Abstrac
         return cast(IO[bytes], gzip.open(stream))
     if kind == "":
         return stream
-    raise BuildError(f"`{what}` is compressed in a way that is not known: `{kind}`")
+    raise BuildError(f"`{what}` has an unknown compression: `{kind}`")
 
 
 class _Part(io.RawIOBase):

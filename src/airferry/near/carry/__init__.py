@@ -1,1 +1,1 @@
-"""What a bundle carries beside images: loader, assets, catalogue."""
+"""What a bundle carries besides images: loader, assets, catalogue."""

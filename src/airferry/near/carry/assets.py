@@ -40,9 +40,9 @@ class CarriedAssets:
 def carry_assets(
     plan: Plan, store: LayoutStore, journal: Journal, folder: OutputFolder, *, emit: Emit
 ) -> CarriedAssets:
-    """Record or read the manifest of each asset of the plan's file, write it beside the bundle, and store what travels.
+    """Record or read the manifest of each asset of the plan, write it next to the bundle, and store what is carried.
 
-    Files that are as they were when they were last hashed are not read again, unless they are packed anew.
+    Files that are as they were when they were last hashed are not read again, unless they are packed again.
 
     Raises:
         ConfigurationError: a manifest that the file names is none, or cannot be read.

@@ -59,7 +59,7 @@ class CarriedCatalogue:
 def carry_catalogue(plan: Plan, store: LayoutStore, *, scratch: Path, emit: Emit) -> CarriedCatalogue | None:
     """Store the catalogue of a plan. The same bytes for the same files, whatever their times and owners are.
 
-    A catalogue that is too large stays behind, with a warning: the far side then needs a copy of its own.
+    A catalogue that is too large stays behind, with a warning: the far side then needs its own copy.
 
     Raises:
         BuildError: a file changed while it was read.
@@ -86,8 +86,8 @@ def carry_catalogue(plan: Plan, store: LayoutStore, *, scratch: Path, emit: Emit
     if reason:
         emit(
             Warned(
-                f"the catalogue `{plan.source_root}` does not travel in the bundle: {reason}",
-                hint="on the far side, give `overlays` and `check` a copy of it with `--source`",
+                f"the catalogue `{plan.source_root}` is not added to the bundle: {reason}",
+                hint="on the far side, pass a copy of it to `overlays` and `check` with `--source`",
             )
         )
         return None
@@ -128,8 +128,8 @@ def catalogue_files(
         found = {item.path: item for item in _lying_there(root, top, plan.output_dir)}
         emit(
             Warned(
-                f"`{root}` is in no Git repository, so of the catalogue only `{top}` travels",
-                hint="track the catalogue with Git to carry all of it",
+                f"`{root}` is not in a Git repository, so only `{top}` of the catalogue is added to the bundle",
+                hint="track the catalogue with Git to add all of it",
             )
         )
     added = []
@@ -141,7 +141,7 @@ def catalogue_files(
                 added.append(item.path.as_posix())
     if added:
         shown = some_of([f"`{path}`" for path in added], MAX_NAMED_PATHS)
-        emit(Warned(f"{shown} travel, as targets need them, though Git does not track them"))
+        emit(Warned(f"{shown} are added to the bundle because targets need them, although Git does not track them"))
     return sorted(found.values(), key=lambda item: os.fsencode(item.path)), tracked
 
 
@@ -182,7 +182,7 @@ def _allowed(found: Sequence[CatalogueFile], emit: Emit) -> Iterator[CatalogueFi
             yield item
     if left:
         named = some_of(left, MAX_NAMED_PATHS, separator="; ")
-        emit(Warned(f"{counted(len(left), 'file')} of the catalogue stay here: {named}"))
+        emit(Warned(f"{counted(len(left), 'file')} of the catalogue are not added to the bundle: {named}"))
 
 
 def _size_bytes(source: Path) -> int:

@@ -1,7 +1,7 @@
 """The loader that travels in a bundle: airferry's own wheels for the far side, and a script that installs them.
 
 One artifact with one layer, a plain tar, which a person can unpack with `tar` alone. What is in it depends on the
-plan's file, on airferry's version and on the lock of its own dependencies, which ships with it: not on this host.
+plan's file, on airferry's version and on the lock file of its dependencies, which ships with it: not on this host.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def carry_loader(
 ) -> CarriedLoader:
     """Put the loader for the chosen Pythons and platforms into a layout. Idempotent; the same inputs, the same bytes.
 
-    What the journal says is there already is not made again. Wheels that were fetched once come from the cache,
+    What the journal says already exists is not made again. Wheels that were fetched once come from the cache,
     without network.
 
     Raises:
@@ -191,7 +191,7 @@ def own_wheel(into: Path) -> Path:
 
 
 def _own_files() -> Iterator[tuple[str, Path]]:
-    """Yield the files of the package, and those that a source tree keeps beside it and a wheel inside it."""
+    """Yield the files of the package, and those that a source tree keeps next to it and a wheel inside it."""
     roots = {"": PACKAGE, **{name: shipped(name) for name in SHIPPED_BESIDE}}
     for prefix, root in roots.items():
         for path in [root] if root.is_file() else sorted(root.rglob("*")):

@@ -86,8 +86,8 @@ def remote_address(url: str) -> str:
     # an address of another host that the user's configuration turns into a path must stay below that path
     if ".." in re.split(r"[/\\:]", unquote(url)):
         raise BuildError(
-            f"`{redact(url)}` is not an address of a Git repository: it climbs with `..`",
-            hint="write the path of the repository out",
+            f"`{redact(url)}` is not an address of a Git repository: it contains `..`",
+            hint="write the full path of the repository",
         )
     return url
 
@@ -96,7 +96,7 @@ def submodule_address(url: str, address: str) -> str:
     """Return a submodule's address; one that begins with `./` or `../` is relative to its parent's.
 
     Raises:
-        BuildError: it leads above its parent's host.
+        BuildError: it points above its parent's host.
     """
     if not address.startswith(("./", "../")):
         return address
@@ -105,7 +105,7 @@ def submodule_address(url: str, address: str) -> str:
         if address.startswith("../"):
             cut = max(base.rfind("/"), base.rfind(":"))
             if cut <= 0:
-                raise BuildError(f"the submodule address `{address}` leads above `{redact(url)}`", url=redact(url))
+                raise BuildError(f"the submodule address `{address}` points above `{redact(url)}`", url=redact(url))
             base, separator, address = base[:cut], base[cut], address[3:]
         else:
             address = address[2:]
@@ -124,6 +124,6 @@ def redact(url: str) -> str:
 
 
 def _authority(url: str) -> str:
-    """Return user, host and port of an address with `://`, empty for others; of one that is no URL as well, for Git
+    """Return user, host and port of an address with `://`, empty for others; of one that is not a URL as well, for Git
     tells what is wrong with that, and its password must show nowhere."""
     return re.split(r"[/?#]", url.partition("://")[2], maxsplit=1)[0]

@@ -21,7 +21,7 @@ class Checkouts:
         self._lock = NamedLocks()
 
     def has(self, url: str, commit: str) -> bool:
-        """Tell whether the folder of a commit is there already."""
+        """Tell whether the folder of a commit already exists."""
         return self._place(url, commit).exists()
 
     def tree(self, url: str, commit: str) -> Path:

@@ -1,7 +1,7 @@
 """Git checkouts at a commit, fetched into a cache and exported as plain trees.
 
 The only driver of Git for repositories that a plan names. What such a repository says is data: none of its hooks,
-filters, attributes or transports is ever run, no path in it leads out of the exported tree, and no `.git` goes along.
+filters, attributes or transports is ever run, no path in it points outside the exported tree, and no `.git` goes along.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _SETTINGS = (
     "fetch.recurseSubmodules=false",
     "submodule.recurse=false",
     "fetch.parallel=1",
-    # what is fetched stays the pack that it came as: taking it apart compresses every file anew
+    # what is fetched stays the pack that it came as: taking it apart compresses every file again
     "fetch.unpackLimit=1",
     "gc.auto=0",
     "maintenance.auto=false",
@@ -103,7 +103,7 @@ def resolve_commit(url: str, ref: str, *, cache: Path, emit: Emit = silent) -> s
     if _COMMIT.fullmatch(ref):
         return ref
     if ref.startswith("-") or not ref.strip():
-        raise BuildError(f"`{ref}` is no ref of `{redact(url)}`", hint="name a branch, a tag or a full commit id")
+        raise BuildError(f"`{ref}` is not a ref of `{redact(url)}`", hint="name a branch, a tag or a full commit id")
     refs = _list_refs(url, timeout_s=LIST_TIMEOUT_S, emit=emit)
     commit = _commit_of(ref, refs)
     if commit is None and _SHORT_COMMIT.fullmatch(ref):
@@ -147,7 +147,7 @@ def _no_ref(url: str, ref: str, refs: Mapping[str, str]) -> BuildError:
     near = difflib.get_close_matches(ref, names, n=MAX_LISTED_REFS, cutoff=0.5) or names[:MAX_LISTED_REFS]
     return BuildError(
         f"`{redact(url)}` has no ref `{ref}`",
-        hint=f"the nearest that it has: {', '.join(f'`{name}`' for name in near)}" if near else "it has no refs at all",
+        hint=f"close matches: {', '.join(f'`{name}`' for name in near)}" if near else "it has no refs",
         url=redact(url),
         ref=ref,
         nearest=near,
@@ -158,7 +158,7 @@ def fetch_overlay(url: str, commit: str, *, cache: Path, emit: Emit = silent) ->
     """Bring a commit and, recursively, the submodules that it records into the cache; return the bare repository.
 
     Only the commit itself is fetched where the server allows that, all branches and tags where not. Idempotent, needs
-    no network when everything is there, and safe beside other processes.
+    no network when everything is there, and safe while other processes run.
 
     Raises:
         BuildError: the repository cannot be read or does not have the commit.
@@ -172,7 +172,7 @@ def export_overlay(url: str, commit: str, *, cache: Path, into: Path, emit: Emit
     The same commit gives the same tree: modes 755 and 644, one time stamp, symlinks as they are. No network.
 
     Raises:
-        BuildError: the commit was not fetched, or holds a symlink that leads out of the tree.
+        BuildError: the commit was not fetched, or holds a symlink that points outside the tree.
     """
     files.ensure_directory(into.parent)
     with files.scratch_directory(into.parent) as scratch:
@@ -185,8 +185,8 @@ def export_overlay(url: str, commit: str, *, cache: Path, into: Path, emit: Emit
         emit(
             Warned(
                 f"`{redact(url)}` at `{commit}` holds {len(pointers)} Git LFS pointers, such as `{pointers[0]}`; "
-                "the files that they stand for are not carried along",
-                hint="add what the steps need of them to `assets:`",
+                "the files that they point to are not included",
+                hint="add the files that steps need to `assets:`",
             )
         )
     return OverlayTree(into, tuple(submodules))
@@ -233,15 +233,15 @@ def check_submodules(url: str, submodules: Sequence[Submodule]) -> None:
     for submodule in submodules:
         if is_local(submodule.url) and not is_local(url):
             raise BuildError(
-                f"submodule `{submodule.path}` of `{redact(url)}` points into this host: `{submodule.url}`",
-                hint="use a commit whose `.gitmodules` names an address that others can reach too",
+                f"submodule `{submodule.path}` of `{redact(url)}` points to this host: `{submodule.url}`",
+                hint="use a commit whose `.gitmodules` has an address that other hosts can reach",
                 url=redact(url),
             )
 
 
 def _fetch(url: str, commit: str, *, cache: Path, emit: Emit, depth: int) -> Path:
     if not _COMMIT.fullmatch(commit):
-        raise BuildError(f"`{commit}` is no full commit id", hint="resolve the ref first")
+        raise BuildError(f"`{commit}` is not a full commit id", hint="resolve the ref first")
     if depth > MAX_SUBMODULE_DEPTH:
         raise BuildError(f"`{redact(url)}`: submodules are nested more than {MAX_SUBMODULE_DEPTH} deep")
     with locked_repository(url, cache) as repository:
@@ -329,7 +329,7 @@ def _export(url: str, commit: str, *, cache: Path, into: Path, prefix: str, dept
     for item in below:
         target = into / item.path
         if target.is_symlink() or not files.lies_within(target.parent, into):
-            raise BuildError(f"submodule `{item.path}` of `{redact(url)}` leads out of the tree")
+            raise BuildError(f"submodule `{item.path}` of `{redact(url)}` points outside the tree")
         found.append(Submodule(prefix + item.path, redact(item.url), item.commit))
         found += _export(
             item.url, item.commit, cache=cache, into=target, prefix=f"{prefix}{item.path}/", depth=depth + 1
@@ -361,7 +361,7 @@ def _submodules(repository: Path, url: str, commit: str) -> list[Submodule]:
         if not address:
             raise BuildError(
                 f"`{redact(url)}` at `{commit}` records a submodule at `{path}`, but its `.gitmodules` has no address",
-                hint="use a commit whose `.gitmodules` is whole",
+                hint="use a commit whose `.gitmodules` is complete",
             )
         found.append(Submodule(path, submodule_address(url, address), recorded))
     return found
@@ -379,8 +379,9 @@ def _settle(tree: Path, *, what: str) -> list[str]:
             lexical = os.path.normpath(entry.parent.relative_to(tree) / target)
             if target.is_absolute() or lexical.startswith("..") or not files.lies_within(entry, tree):
                 raise BuildError(
-                    f"`{what}` holds the symlink `{entry.relative_to(tree)}`, which leads out of the tree: `{target}`",
-                    hint="use a commit without it, or name a fork in its stead",
+                    f"`{what}` holds the symlink `{entry.relative_to(tree)}`, which "
+                    f"points outside the tree: `{target}`",
+                    hint="use a commit without it, or a fork",
                 )
         elif stat.S_ISDIR(mode):
             entry.chmod(0o755)
@@ -473,17 +474,17 @@ def _git_error(done: process.Completed, address: GitAddress | None, *, url: str,
     said = [line for line in done.tail if line.startswith(("fatal: ", "error: ", "ERROR: "))] or list(done.tail)
     reason = said[0] if said else "no message"
     kind, everything = BuildError, "\n".join(done.tail)
-    hint = "check the address and your credentials: `git ls-remote` must work with it without asking"
+    hint = "check the address and your credentials: `git ls-remote` must work with it without prompting"
     if missing := _UNREADABLE.search(everything):
         kind = DamagedRepository
         reason = f"it lacks the object `{missing.group(1)}`"
-        hint = "a clone made with `--filter` is not whole: make the mirror with `git clone --mirror`"
+        hint = "a clone made with `--filter` is incomplete: make the mirror with `git clone --mirror`"
     elif "dubious ownership" in everything and address is not None:
         folder = url_path(address.used) if "://" in address.used else address.used
         hint = f"it belongs to another user; if you trust it: `git config --global --add safe.directory {folder}`"
     elif address is not None and (refused := _REFUSED.search(everything)):
         hint = (
-            f"your Git configuration says `protocol.file.allow = never`, and rewrites the address to `{address.used}`"
+            f"your Git configuration sets `protocol.file.allow = never`, and rewrites the address to `{address.used}`"
             if refused.group(1) == "file" and not address.file_allowed
             else "only https, http, ssh, git and file addresses are used; see `git config --get-regexp url`"
         )

@@ -21,7 +21,7 @@ _RAW_ATTRIBUTES = "* -text -eol -ident -filter -working-tree-encoding\n"
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What is known of a commit's past. `complete` is False where the remote itself has only a part of it."""
+    """The fetched history of a commit. `complete` is False where the remote itself has only a part of it."""
 
     complete: bool
     tags: int
@@ -61,11 +61,11 @@ def fetch_history(url: str, commit: str, *, cache: Path, emit: Emit = silent) ->
 def write_checkout(url: str, commit: str, *, cache: Path, into: Path, abbreviation: int | None) -> Path:
     """Write a fetched commit with its submodules and a `.git` at `into`; return the repository that it borrows from.
 
-    `abbreviation` is the length of shortened commit ids there (`core.abbrev`), Git's own choice without it. Whoever
+    `abbreviation` is the length of shortened commit ids there (`core.abbrev`), Git's default without it. The caller who
     runs Git in it must see the returned folder at the same path.
 
     Raises:
-        BuildError: the commit was not fetched, or holds a symlink that leads out of the tree.
+        BuildError: the commit was not fetched, or holds a symlink that points outside the tree.
     """
     git.export_overlay(url, commit, cache=cache, into=into)
     git.run_git(["init", "--quiet", "--template=", str(into)], url=url)

@@ -83,7 +83,10 @@ def difference(name: str, wanted: str, got: str, git: GitSource) -> str | None:
         return None
     if _without(got, mine[0]) != _without(wanted, theirs[0]):
         return None
-    return f"`{name}` is {got} here and {wanted} in the catalogue's lock: the same commit, its id at another length"
+    return (
+        f"`{name}` is {got} here and {wanted} in the catalogue's lock: the same commit "
+        "with an abbreviated id of another length"
+    )
 
 
 def mismatch(
@@ -91,8 +94,8 @@ def mismatch(
 ) -> BuildError:
     """Return the error for a version that is not the one that the lock names."""
     if history is not None and not history.complete:
-        why = "; the remote has a part of the history only, so versions that count commits come out wrong"
-        out = "use an address whose repository has the whole history"
+        why = "; the remote has only part of the history, so versions that count commits are wrong"
+        out = "use an address whose repository has the full history"
     elif history is not None and history.tags == 0:
         why = "; the remote has no tags, from which such versions are computed"
         out = "push the tags to that address"
@@ -101,7 +104,8 @@ def mismatch(
     name = requirement.partition("=")[0]
     return BuildError(
         f"{place + ': ' if place else ''}`{name}` is locked at {wanted}, but `{address}` builds {got}{why}",
-        hint=f"{out}, or take what the commit builds: under the image, `requirements: {{{name.replace('-', '_')}: "
+        hint=f"{out}, or accept the version that the commit builds: under the image, "
+        f"`requirements: {{{name.replace('-', '_')}: "
         f'"{name} @ {address}"}}`',
         wanted=wanted,
         got=got,

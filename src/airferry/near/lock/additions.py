@@ -173,7 +173,7 @@ def resolve_environment(
 ) -> Additions:
     """Return the environment that the catalogue's lock names, for the base's platform and Python.
 
-    It goes into an environment of its own, so what the base holds does not count. `requirements`, by module, take the
+    It goes into a separate environment, so what the base holds does not count. `requirements`, by module, take the
     place of what the lock names for these distributions, and are closed over what they require. `named_at` are their
     lines.
 
@@ -186,13 +186,13 @@ def resolve_environment(
         for module, text in sorted((requirements or {}).items())
     ]
     if catalogue is None and not named:
-        return Additions(notes=("the catalogue has no lock file, so the launcher's environment is empty",))
+        return Additions(notes=("the catalogue has no lock file, so the environment of the launcher is empty",))
     target = target or wheel_target(probe.python)
     instead = {canonicalize_name(requirement.name) for _, requirement in named}
     packages = catalogue.all_for(probe.python.markers) if catalogue is not None else ()
     notes = {
-        f"`{item.name}` of the catalogue's lock is the folder `{item.source.path}`; the launcher carries it with the "
-        "repository, and it is not installed"
+        f"`{item.name}` of the catalogue's lock is the folder `{item.source.path}`; the launcher contains "
+        "it with the repository, so it is not installed"
         for item in packages
         if isinstance(item.source, LocalSource) and item.source.kind != "path"
     }
@@ -242,11 +242,11 @@ def _notes_on_present(candidates: Sequence[Candidate], probe: ProbeResult) -> li
         if answer is None and candidate.origin == "reported":
             continue
         if answer is None:
-            raise BuildError(f"the probe was not asked for `{candidate.module}` ({candidate.place})")
+            raise BuildError(f"the probe did not check `{candidate.module}` ({candidate.place})")
         if answer.status == "present" and answer.note:
-            notes.append(f"`{candidate.module}` is there, but its import failed in the build: {answer.note}")
+            notes.append(f"`{candidate.module}` is installed, but importing it failed in the build: {answer.note}")
         if answer.status == "missing" and answer.note and candidate.origin != "reported":
-            notes.append(f"`{candidate.module}` is not there: {answer.note}")
+            notes.append(f"`{candidate.module}` is missing: {answer.note}")
     return notes
 
 
@@ -266,8 +266,8 @@ def _conditional(
         if not comes and candidate.module.partition(".")[0] not in brought:
             says = "the base lacks it, and it is not installed"
             if answer.status == "unknown":
-                says = f"whether the base has it is not known: {answer.doubt}"
-            found.append(f"{candidate.place}: `{candidate.module}` is imported under a condition; {says}")
+                says = f"cannot tell whether the base has it: {answer.doubt}"
+            found.append(f"{candidate.place}: `{candidate.module}` is imported conditionally; {says}")
     return tuple(sorted(set(found)))
 
 
@@ -311,8 +311,8 @@ def _direct(
         listing = "; ".join(f"{item.place}: `{name}`" for name, item in sorted(refused.items()))
         failures.append(
             BuildError(
-                f"the base `{base}` lacks what only a base can bring: {listing}",
-                hint="choose a `base_image` for these steps that has it; core packages are never installed on top",
+                f"the base `{base}` lacks core packages that only a base can provide: {listing}",
+                hint="choose a `base_image` that has it for these steps; core packages are never installed on top",
                 modules=sorted(refused),
             )
         )
@@ -321,8 +321,9 @@ def _direct(
         listing = "; ".join(f"{item.place}: `{name}`" for name, item in sorted(unnamed.items()))
         failures.append(
             BuildError(
-                f"the base `{base}` lacks modules whose distribution nothing names: {listing}",
-                hint=f'name it under the image, `requirements: {{{first}: "distribution==version"}}`; none is guessed',
+                f"the base `{base}` lacks modules of unknown distributions: {listing}",
+                hint=f'name it under the image, `requirements: {{{first}: "distribution==version"}}`; '
+                "airferry never guesses a distribution",
                 modules=sorted(unnamed),
             )
         )
@@ -340,8 +341,9 @@ def _open_question(doubtful: Mapping[str, Candidate], probe: ProbeResult, *, bas
     listing = "; ".join(f"{', '.join(places)} ({reason})" for reason, places in sorted(reasons.items()))
     first = min(doubtful)
     return BuildError(
-        f"the files of the base `{base}` do not tell whether it has {listing}",
-        hint="install Buildah or Podman, so that the base can be asked (not with `--probe static`); or name what to "
+        f"the files of the base `{base}` do not show whether it has {listing}",
+        hint="install Buildah or Podman, so that airferry can run the base (not with "
+        "`--probe static`); or name what to "
         f'add under the image, `requirements: {{{first}: "distribution==version"}}`',
         modules=sorted(doubtful),
     )
@@ -368,15 +370,15 @@ def _incomplete(
             continue
         named = distribution_for(answer.missing, lock=lock, requirements=requirements)
         name = canonicalize_name(parse_requirement(named, why=answer.missing).name) if named else ""
-        text = f"`{candidate.module}` is there, but imports `{answer.missing}`, which is not"
+        text = f"`{candidate.module}` is installed, but imports `{answer.missing}`, which is missing"
         if answer.doubt and not _is_named(answer.missing, requirements):
             notes.append(
-                f"`{candidate.module}` is there, but imports `{answer.missing}`, which may be missing "
+                f"`{candidate.module}` is installed, but imports `{answer.missing}`, which may be missing "
                 f"({answer.doubt}); name its distribution under `requirements:` if a step needs it"
             )
             continue
         if named is None or is_core(answer.missing) or is_core_distribution(name) or name in held:
-            notes.append(f"{text}; it was left so: name its distribution under `requirements:` if a step needs it")
+            notes.append(f"{text}; left as is: name its distribution under `requirements:` if a step needs it")
         else:
             wanted[answer.missing] = parse_requirement(named, why=f"`requirements:` for `{answer.missing}`")
             completed.setdefault(named, []).append(f"{text}; `{named}` is added for it")

@@ -81,7 +81,7 @@ class DependencyClosure:
         target: WheelTarget,
         is_own: bool = False,
     ) -> None:
-        """Close over what a base holds; `is_own`: over an environment of its own, to which nothing is core."""
+        """Close over what a base holds; `is_own`: over a separate environment, in which no package is core."""
         self.notes: set[str] = set()
         self._probe = probe
         self._base = base
@@ -116,7 +116,7 @@ class DependencyClosure:
         """Fetch, read what the wheels require, and repeat until the list is closed.
 
         Raises:
-            BuildError: a distribution cannot be had, or the wishes never agree.
+            BuildError: a distribution cannot be had, or the wishes cannot be satisfied together.
         """
         for _ in range(MAX_CLOSURE_ROUNDS):
             unsettled = sorted(
@@ -134,7 +134,7 @@ class DependencyClosure:
                 return
             for name in sorted(open_ones):
                 self._close(name)
-        raise BuildError(f"the requirements of `{'`, `'.join(sorted(self._wants))}` never agree")
+        raise BuildError(f"the requirements of `{'`, `'.join(sorted(self._wants))}` cannot be satisfied together")
 
     def additions(self) -> tuple[AddedDistribution, ...]:
         """Return what was found, sorted by name."""
@@ -165,7 +165,7 @@ class DependencyClosure:
             if not _satisfies(want.specifier, wheel.version):
                 raise BuildError(
                     f"`{wheel.filename}` does not satisfy `{name}{want.specifier}` "
-                    f"(asked for by {', '.join(sorted(want.parents))})"
+                    f"(required by {', '.join(sorted(want.parents))})"
                 )
 
     def _asked_for(self, error: AirferryError, pins: Sequence[Pin]) -> AirferryError:
@@ -174,7 +174,7 @@ class DependencyClosure:
         if asked is None:
             return error
         parents = ", ".join(sorted(self._wants[asked.key].parents))
-        return error.reworded(f"{error.message} (asked for by {parents})")
+        return error.reworded(f"{error.message} (required by {parents})")
 
     def _pin(self, name: str, want: _Want) -> Pin:
         if want.git is not None and want.wheel is None:
@@ -203,14 +203,14 @@ class DependencyClosure:
             if want.wheel.note:
                 self.notes.add(want.wheel.note)
             elif locked is None:
-                how = "as `requirements:` says" if want.is_named else "the newest that suits"
+                how = "as `requirements:` says" if want.is_named else "the newest compatible version"
                 self.notes.add(
-                    f"`{name}` is not in the catalogue's lock: {want.wheel.version} was taken, {how}, for {who}"
+                    f"`{name}` is not in the catalogue's lock: {want.wheel.version} was chosen, {how}, for {who}"
                 )
             elif locked.version not in (None, want.wheel.version):
                 self.notes.add(
                     f"`{name}` {locked.version} of the catalogue's lock is not `{want.specifier or want.git}`, which "
-                    f"{who} asks for; {want.wheel.version} was taken"
+                    f"{who} requires; {want.wheel.version} was chosen"
                 )
 
     def _close(self, name: str) -> None:
@@ -267,8 +267,8 @@ class DependencyClosure:
                 self._ask(name, requirement, parent=parent)
                 return
             self.notes.add(
-                f"{parent} asks for `{name}{requirement.specifier}`; the base has `{name}` {installed.version}, which "
-                "stays"
+                f"{parent} requires `{name}{requirement.specifier}`; the base has `{name}` {installed.version}, which "
+                "is kept"
             )
         for extra in sorted(canonicalize_name(item) for item in requirement.extras):
             if (name, extra) not in seen:
@@ -283,14 +283,14 @@ class DependencyClosure:
         module = name.partition("-")[0]
         answer = self._probe.modules.get(module)
         if answer is not None and answer.status == "unknown":
-            self.notes.add(f"{parent} asks for `{name}`; whether the base has `{module}` is not known: {answer.doubt}")
+            self.notes.add(f"{parent} requires `{name}`; whether the base has `{module}` is unknown: {answer.doubt}")
             return
         if answer is not None and answer.status != "missing":
-            self.notes.add(f"{parent} asks for `{name}`; the base has the module `{module}` without its metadata")
+            self.notes.add(f"{parent} requires `{name}`; the base has the module `{module}` without its metadata")
             return
         raise BuildError(
-            f"{parent} needs `{name}`, which only a base can bring, and the base `{self._base}` lacks it",
-            hint="choose a `base_image` for these steps that has it; core packages are never installed on top",
+            f"{parent} requires `{name}`, which only a base can provide, and the base `{self._base}` lacks it",
+            hint="choose a `base_image` that has it for these steps; core packages are never installed on top",
         )
 
     def _applies(self, requirement: Requirement, *, extras: Iterable[str]) -> bool:
@@ -312,9 +312,9 @@ class DependencyClosure:
                 continue
             if installed.version == want.wheel.version and want.modules:
                 raise BuildError(
-                    f"the base `{self._base}` has `{name}` {installed.version}, yet lacks "
+                    f"the base `{self._base}` has `{name}` {installed.version}, but lacks "
                     f"`{'`, `'.join(sorted(want.modules))}`",
-                    hint="name the distribution or version that has it under `requirements:` of the image",
+                    hint="set the distribution or version that contains it under `requirements:` of the image",
                 )
             self.notes.add(
                 f"`{name}` {installed.version} of the base is replaced by {want.wheel.version}, for "
@@ -335,7 +335,7 @@ class DependencyClosure:
                 continue
             if not _satisfies(requirement.specifier, version):
                 self.notes.add(
-                    f"`{other.name}` of the base asks for `{name}{requirement.specifier}`, and gets {version}"
+                    f"`{other.name}` of the base requires `{name}{requirement.specifier}`, but gets {version}"
                 )
 
 
@@ -354,9 +354,9 @@ def locked_pin(package: LockedPackage, lock: CatalogueLock) -> Pin:
     hashes = frozenset(digest.removeprefix("sha256:") for digest in package.hashes if digest.startswith("sha256:"))
     if isinstance(source, LocalSource) and source.kind != "path":
         raise BuildError(
-            f"{place}: the catalogue's lock takes `{package.name}` from the folder `{source.path}`, which is carried "
-            "in no image",
-            hint="name a distribution under `requirements:` of the image, or add the folder as an overlay",
+            f"{place}: the catalogue's lock takes `{package.name}` from the folder "
+            f"`{source.path}`, which is in no image",
+            hint="set a distribution under `requirements:` of the image, or add the folder as an overlay",
         )
     if isinstance(source, GitSource):
         return Pin(package.name, specifier, git=source, place=place)

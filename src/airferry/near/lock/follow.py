@@ -48,14 +48,14 @@ def lock(
     """Resolve what moves into `airgap.lock.yaml`.
 
     Without `update`, what is locked stays and only what the plan has outgrown is resolved; with it, everything or what
-    `names` say (bases, overlays as `URL@REF`, groups, `launcher`) is resolved anew.
+    `names` say (bases, overlays as `URL@REF`, groups, `launcher`) is resolved again.
 
     Raises:
         UsageError: a name that nothing has, or names without `update`.
         AirferryError: of the family of what could not be resolved.
     """
     if names and not update:
-        raise UsageError("names go with `--update`", hint=f"airferry lock --update {' '.join(names)}")
+        raise UsageError("NAME arguments require `--update`", hint=f"airferry lock --update {' '.join(names)}")
     made = read_plan(selection)
     warn_of_plan(made, emit)
     path = made.output_dir / LOCK_FILE
@@ -70,7 +70,7 @@ def lock(
 def follow_lock(session: Session, plan: Plan, *, locked: bool, update: Sequence[str] = ()) -> Locked:
     """Return what moves as the lock pins it; write the lock first if there is none and `locked` does not forbid it.
 
-    What `update` names is resolved anew, and the lock written with it.
+    What `update` names is resolved again, and the lock written with it.
 
     Raises:
         UsageError: `update` names what nothing in the lock has.
@@ -81,7 +81,7 @@ def follow_lock(session: Session, plan: Plan, *, locked: bool, update: Sequence[
     if existing is None:
         if locked:
             raise ConfigurationError(
-                f"there is no `{path}`, and `--locked` refuses to write one", hint="run `airferry lock`"
+                f"there is no `{path}`, and `--locked` forbids writing it", hint="run `airferry lock`"
             )
         resolved = resolver.resolve(Lockfile())
         write_lockfile(resolved.lockfile, path)
@@ -89,8 +89,8 @@ def follow_lock(session: Session, plan: Plan, *, locked: bool, update: Sequence[
         return resolved
     if missing := uncovered(plan, existing):
         raise ConfigurationError(
-            f"{path}: the plan has outgrown its lock, which does not cover " + "; ".join(missing),
-            hint="run `airferry lock` with the same targets (what is locked stays), then this command again",
+            f"{path}: the lock file does not cover " + "; ".join(missing),
+            hint="run `airferry lock` with the same targets (existing pins stay), then this command again",
             missing=missing,
         )
     if not update:
@@ -103,7 +103,7 @@ def follow_lock(session: Session, plan: Plan, *, locked: bool, update: Sequence[
 
 
 def drop_entries(lockfile: Lockfile, names: Sequence[str], *, plan: Plan) -> Lockfile:
-    """Return a lock without what is to be resolved anew: the named bases, overlays and groups, or everything.
+    """Return a lock without what is to be resolved again: the named bases, overlays and groups, or everything.
 
     A name under `execution_images` stands for the base of that image, as a bootstrapped base has no short name itself.
 
@@ -120,7 +120,7 @@ def drop_entries(lockfile: Lockfile, names: Sequence[str], *, plan: Plan) -> Loc
         if name not in choices:
             near = difflib.get_close_matches(name, choices, n=3, cutoff=0.3)
             raise UsageError(
-                f"nothing in the lock is called `{name}`",
+                f"the lock file has no entry `{name}`",
                 hint="it holds " + ", ".join(f"`{item}`" for item in near or choices[:10]),
             )
     chosen = {name if name in known else bases[name] for name in names}

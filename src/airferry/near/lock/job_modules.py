@@ -160,7 +160,7 @@ def _passed_over(
 ) -> Iterator[str]:
     """Yield notes on checkouts that jobs pass over, as the base has what they hold in another place.
 
-    Such a base answers the same where the checkouts are empty. A folder of `PYTHONPATH` goes before all of its own.
+    Such a base answers the same where the checkouts are empty. `PYTHONPATH` goes before the base's folders.
     """
     own = image_variables(group, base)
     said: set[tuple[Overlay, str]] = set()
@@ -187,8 +187,8 @@ def _passed_over(
             if hidden.modules[candidate.module].status == "present" and (overlay, top) not in said:
                 said.add((overlay, top))
                 yield (
-                    f"{candidate.place}: `{top}` is the base's own and not that of the checkout at `{overlay.target}`; "
-                    f"if the checkout is meant, put `{root}` on `{PYTHONPATH}` (`env:` of the image)"
+                    f"{candidate.place}: `{top}` comes from the base and not from the checkout at `{overlay.target}`; "
+                    f"to use the checkout, put `{root}` on `{PYTHONPATH}` (`env:` of the image)"
                 )
 
 
@@ -206,8 +206,8 @@ def _judge(step: StepPlan, candidate: Candidate, overlay: Overlay, root: str, *,
     if step.job_path.unknown:
         places = ", ".join(step.job_path.unknown)
         return (
-            f"{candidate.place}: `{wanted}` is in the checkout at `{overlay.target}`; whether {places} puts it on "
-            "Python's path is not known: `airferry rehearse` tells"
+            f"{candidate.place}: `{wanted}` is in the checkout at `{overlay.target}`; whether {places} "
+            "puts it on Python's path is unknown: `airferry rehearse` tells"
         )
     return Unreached(step, candidate, overlay, root)
 
@@ -243,7 +243,7 @@ def refuse_unreached(refused: Sequence[RefusedImports], place: Callable[[Overlay
         lines |= dict.fromkeys(_lines(item, place))
         ways |= dict.fromkeys(_ways(item))
     raise BuildError(
-        "nothing leads Python to a baked checkout, so these imports would fail in the job:"
+        "baked checkouts are not on Python's path, so these imports would fail in the job:"
         + "".join(f"\n  {line}" for line in lines),
         hint="; ".join(ways),
         modules=sorted({one.candidate.module for item in refused for one in item.unreached}),

@@ -148,7 +148,7 @@ class Resolver:
     def _sources(
         self, existing: Lockfile
     ) -> tuple[dict[str, str], dict[str, LockedBase], dict[str, Mapping[Platform, BaseImage]]]:
-        """Resolve all refs, bring all bases, and beside that do what probes of new groups need in any case."""
+        """Resolve all refs, fetch all bases, and at the same time do what probes of new groups need in any case."""
         # first, so that all that cannot be had is told before gigabytes are fetched
         commits, found = self._look_up(existing)
         locked: dict[str, LockedBase] = {}
@@ -363,11 +363,14 @@ def told(image: str, added: Additions) -> Iterator[Event]:
         yield Warned(f"{image}: {note}")
     for distribution, sentences in added.completed.items():
         modules = counted(len(sentences), "module")
-        text = f"{image}: `{distribution}` is added: the base lacks it, and {modules} of the base would not import"
+        text = (
+            f"{image}: `{distribution}` is added: the base lacks it, and {modules} of "
+            "the base cannot be imported without it"
+        )
         yield Notice(text, details=sentences)
     if optional := added.conditional:
         modules = counted(len(optional), "module")
-        text = f"{image}: {modules} imported under conditions are not in the base, and not installed"
+        text = f"{image}: {modules} imported conditionally are not in the base and are not installed"
         yield Notice(text, details=optional)
 
 

@@ -1,6 +1,6 @@
 """What a base image holds: which modules can be imported there, and what its Python is like.
 
-This module makes the request and reads the answer. It starts nothing: whoever drives the container runs
+This module makes the request and reads the answer. It starts nothing: the caller that drives the container runs
 `probe_argv` in it with `probe_input` on stdin, once for all modules, and hands stdout to `parse_probe` or `ask`.
 """
 
@@ -92,14 +92,14 @@ class ProbeResult(_Frozen):
         """Return the result that `to_json` wrote.
 
         Raises:
-            BuildError: the text is no probe result of this version.
+            BuildError: the text is not a probe result of this version.
         """
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "document"
-            raise BuildError(f"the probe's answer is not understood: `{where}`: {first['msg']}") from error
+            raise BuildError(f"cannot parse the answer of the probe: `{where}`: {first['msg']}") from error
 
 
 def probe_argv(python: str) -> list[str]:
@@ -155,6 +155,6 @@ def parse_probe(stdout: str | bytes) -> ProbeResult:
         if line.startswith(MARK):
             return ProbeResult.from_json(line.removeprefix(MARK))
     raise NoAnswer(
-        "the probe of the base gave no answer",
+        "the probe of the base returned no answer",
         hint="its interpreter must be Python 3.6 or newer; set `python:` of the image to another one",
     )

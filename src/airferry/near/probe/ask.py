@@ -49,7 +49,7 @@ class BaseProbe:
         variables: Mapping[str, str] | None = None,
         mounts: Mapping[str, Path] | None = None,
     ) -> ProbeResult:
-        """Find out what a base can import, with folders of this host in place of some of its own, and variables.
+        """Find out what a base can import, with folders of this host mounted over some of its folders, and variables.
 
         `needed` are those of the modules that are worth a container if files leave them open. Without an engine, and
         with the choice `static`, they stay unknown.
@@ -67,7 +67,7 @@ class BaseProbe:
             except StaticallyUnknown as unknown:
                 if self.choice == "static":
                     raise
-                self.emit(Notice(f"base `{base.name}` for {platform} is run to be probed: {unknown.reason}"))
+                self.emit(Notice(f"base `{base.name}` for {platform} must be run to probe it: {unknown.reason}"))
             else:
                 left = [name for name in needed if name in known.modules and known.modules[name].status == "unknown"]
                 if not left or self.choice == "static" or not self._has_engine(base, platform, left):
@@ -82,9 +82,9 @@ class BaseProbe:
         try:
             self.engine()
         except HostError as error:
-            self.emit(Notice(f"base `{base.name}` for {platform} is not run to be asked for {names}: {error.message}"))
+            self.emit(Notice(f"base `{base.name}` for {platform} cannot be run to check {names}: {error.message}"))
             return False
-        self.emit(Notice(f"base `{base.name}` for {platform} is run to be asked for {names}"))
+        self.emit(Notice(f"base `{base.name}` for {platform} is run to check {names}"))
         return True
 
     def _run(

@@ -1,6 +1,6 @@
-"""What is known of bases without running them: their merged trees, and what their Pythons are like.
+"""Facts about bases that are read, not run: their merged trees, and what their Pythons are like.
 
-A layer is read once for both: its facts are learnt in the same pass that recompresses it, and kept in the cache.
+A layer is read once for both: its facts are collected in the same pass that recompresses it, and kept in the cache.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Knowledge:
     """Looks at bases whose layers are in the cache. Safe to use from threads."""
 
     def __init__(self, layers: BaseLayers, cache: Path, *, max_entries: int = MAX_LAYER_ENTRIES) -> None:
-        """`layers` reads them, `cache` keeps what was learnt."""
+        """`layers` reads them, `cache` keeps the facts."""
         self.layers = layers
         self._facts = FactsCache(cache / "facts")
         self._max_entries = max_entries
@@ -39,7 +39,7 @@ class Knowledge:
         return base.manifest.digest in self._views
 
     def view(self, base: BaseImage) -> RootView:
-        """Return the merged root of a base; layers that nobody has looked at yet are read, once.
+        """Return the merged root of a base; layers that were not read yet are read once.
 
         Raises:
             IntegrityError: a layer is not what the manifest or config says, or holds what cannot be unpacked.
@@ -62,7 +62,7 @@ class Knowledge:
         variables: Mapping[str, str] | None = None,
         mounts: Mapping[str, Path] | None = None,
     ) -> ProbeResult:
-        """Return what the base's interpreter would answer, with folders of this host in place of some of its own, and
+        """Return what the base's interpreter would answer, with some of its folders replaced by some of this host, and
         variables over those of the base's config.
 
         Raises:

@@ -187,7 +187,7 @@ class Child:
         self.kill()
         self.reap()
         module = self.modules.pop(0)
-        results[module] = settle(module, "the import did not end within %g s" % self.timeout_s)
+        results[module] = settle(module, "the import did not finish within %g s" % self.timeout_s)
 
     def kill(self):
         import signal

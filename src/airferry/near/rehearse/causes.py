@@ -99,7 +99,7 @@ _NETWORK_NUMBERS = (
     errno.ETIMEDOUT,
     errno.ENETDOWN,
 )
-# the types of Python that have a number of their own, for hooks and exceptions that give none
+# the types of Python with a separate number, for hooks and exceptions that give none
 _NUMBERS = {
     "FileNotFoundError": errno.ENOENT,
     "NotADirectoryError": errno.ENOTDIR,
@@ -261,8 +261,8 @@ def _of_words(causes: Sequence[_Cause], frames: Sequence[_Frame], root: str) -> 
 def classify_output(output: str, code: Any, signal: Any) -> tuple[Stop, str]:
     """Say what kind of trouble it was where there is only what the step said last."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    last = lines[-1] if lines else "it said nothing"
-    ended = f"killed by signal {signal}" if signal else f"ended with code {code}"
+    last = lines[-1] if lines else "it printed nothing"
+    ended = f"killed by signal {signal}" if signal else f"exited with code {code}"
     recent = "\n".join(lines[-RECENT_LINES:])
     missing = _SHELL_MISSING.search(recent)
     stop: Stop = "error"

@@ -166,7 +166,7 @@ def command(event, args):
 
 
 def causes(error):
-    """Return what is known of an exception and of what led to it, the outermost first.
+    """Return the facts about an exception and its causes, the outermost first.
 
     Of each: type, message, path, error number, the nearest folder of the path that is there, whether it was named as
     the cause of the one before it or only came first, and the exit code of a child.

@@ -1,6 +1,6 @@
 """What a rehearsal's logs mean: who tried to reach what, how far a step came, and what stopped it.
 
-Pure: bytes of logs in, frozen values out. The logs were written by or beside code of others, so everything in them is
+Pure: bytes of logs in, frozen values out. The logs were written by or next to other code, so everything in them is
 bounded and nothing is trusted to have the right shape.
 """
 
@@ -148,7 +148,7 @@ def find_attempts(
     others: dict[tuple[Any, str, str], dict[int | None, str]] = {}
     for item in sink:
         pid, host, port = item.get("pid"), item["host"], _port(item.get("port"))
-        # a datagram's or a query's sender may be gone when it is looked for: it adds nothing to what is known of others
+        # a datagram's or a query's sender may be gone when it is looked for: it adds nothing to the facts about others
         lost = pid is None and ((host, port) in peers or (port is None and host in hosts))
         if (pid, host) in by_python or lost:
             continue
@@ -231,11 +231,11 @@ def judge_ending(hook: Sequence[dict[str, Any]], *, root: str, has_config: bool)
     failure = _failure(hook, pid)
     output = str(end.get("output", ""))
     if end.get("limited"):
-        return Ending("started" if config_read else "imported", "time limit", "still at work when its time was up", "")
+        return Ending("started" if config_read else "imported", "time limit", "still running when its time was up", "")
     if end.get("code") == 0:
         if config_read:
             return Ending("started", "finished", "", "")
-        return Ending("imported", "finished", "it ended without having read its config", "")
+        return Ending("imported", "finished", "it ended without reading its config", "")
     if failure is not None:
         starts = [item for item in hook if item["event"] == "start" and item.get("pid") == failure.get("pid")]
         stop, text = classify(failure, starts, root=root, output=output)

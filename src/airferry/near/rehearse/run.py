@@ -107,7 +107,7 @@ class RehearsalReport:
             return
         shown = some_of([str(finding) for finding in self.findings], SHOWN_ATTEMPTS, separator="\n  ")
         raise FindingsError(
-            f"the rehearsal found {counted(len(self.findings), 'thing')}:\n  {shown}",
+            f"the rehearsal has {counted(len(self.findings), 'finding')}:\n  {shown}",
             hint="; ".join(self._ways_out()),
             report=self,
         )
@@ -117,13 +117,13 @@ class RehearsalReport:
         wrong = [result.entry for result in self.results if result.findings]
         short = {entry.stopped_by for entry in wrong if entry.reached != "started"}
         if any(not attempt.allowed for entry in wrong for attempt in entry.attempts) or "network" in short:
-            yield "bake in what steps fetch (`overlays:`), stage it (`assets:`), or declare it under `rehearsal:`"
+            yield "bake in what steps download (`overlays:`), stage it (`assets:`), or declare it under `rehearsal:`"
         if "module" in short or any(entry.missing for entry in wrong):
-            yield "name modules that are missing under `required_imports` of the image, or choose another base"
+            yield "add missing modules to `required_imports` of the image, or choose another base"
         if "program" in short:
-            yield "install programs that are missing in a `containerfile:` of the image, or choose another base"
+            yield "install missing programs in a `containerfile:` of the image, or choose another base"
         if short - {"network", "module", "program"}:
-            yield f"read in `{REPORT_FILE}` what steps said last; change the config, or `rehearsal.steps`"
+            yield f"see the last output of each step in `{REPORT_FILE}`; change the config, or `rehearsal.steps`"
 
 
 def check_rehearsal(plan: Plan) -> None:
@@ -141,7 +141,7 @@ def check_rehearsal(plan: Plan) -> None:
         wanted = f"{step_id}/config/{config}.yaml" if config else f"{step_id}/step.py"
         catalogue = plan.steps[0].folder.parents[plan.steps[0].target.step_id.count("/")]
         if not (catalogue / wanted).is_file():
-            raise plan.config.error("rehearsal", "steps", name, reason=f"the catalogue holds no `{wanted}`")
+            raise plan.config.error("rehearsal", "steps", name, reason=f"the catalogue does not contain `{wanted}`")
     try:
         carried = {source for _name, source in context.carried(plan.source_root, [plan.output_dir])}
     except ConfigurationError:
@@ -150,7 +150,7 @@ def check_rehearsal(plan: Plan) -> None:
     for path in [step.step_py for step in plan.steps]:
         if root / path.relative_to(plan.source_root) not in carried:
             raise ConfigurationError(
-                f"`{path}` is not among what Git tracks, which is what the far side gets", hint="`git add` it"
+                f"`{path}` is not tracked by Git; only tracked files reach the far side", hint="`git add` it"
             )
 
 
@@ -348,7 +348,7 @@ def _judge(scene: Scene, found: Mapping[str, Any], *, reused: bool = False) -> S
     attempts = [Attempt(**item) for item in found["attempts"]]
     attempts = [replace(item, allowed=is_allowed(item.host, item.port, scene.choice.allow)) for item in attempts]
     where = f"`{scene.step.target.spec}` on {scene.platform}"
-    findings = [f"{where} reaches for {item}" for item in attempts if not item.allowed]
+    findings = [f"{where} tries to reach {item}" for item in attempts if not item.allowed]
     for module, missing, place in found["missing"]:
         lacks = "" if missing == module else f", as `{missing}` is missing"
         findings.append(f"{where} cannot import `{module}` ({place}){lacks}")
@@ -356,7 +356,7 @@ def _judge(scene: Scene, found: Mapping[str, Any], *, reused: bool = False) -> S
     if REHEARSAL_LEVELS.index(ending.reached) < REHEARSAL_LEVELS.index(least):
         at = f" at {ending.place}" if ending.place else ""
         findings.append(
-            f"{where} came to `{ending.reached}`, expected `{least}`: {ending.stopped_by}{at}: {ending.text}"
+            f"{where} reached `{ending.reached}`, expected `{least}`: {ending.stopped_by}{at}: {ending.text}"
         )
     entry = RehearsalEntry(
         target=scene.step.target.spec,

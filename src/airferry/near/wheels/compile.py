@@ -1,7 +1,7 @@
 """Wheels that must be compiled, made from their source in a container of the base that they are for.
 
 The base brings the compiler, the interpreter and the libraries, so what comes out suits it exactly. What the build asks
-for beside them (PEP 518) is fetched on the host, as wheels for the base: the container has no network.
+for next to them (PEP 518) is fetched on the host, as wheels for the base: the container has no network.
 """
 
 from __future__ import annotations
@@ -145,8 +145,8 @@ class Compiler:
         return BuildError(
             f"`{requirement}` does not compile in `{self.base.name}` for {self.base.platform}: "
             + (said[-1].strip() if said else last_words(tail)),
-            hint="compiling takes a base with a compiler and the headers of its Python, often called `devel`; else "
-            "name a version that has a wheel under `requirements:` of the image",
+            hint="compiling requires a base with a compiler and Python headers, often called `devel`; "
+            "or set a version that has a wheel under `requirements:` of the image",
             tail=tuple(tail),
         )
 
@@ -162,7 +162,7 @@ def build_requirements(source: Path, markers: Mapping[str, str]) -> list[str]:
     """Return what a source's `pyproject.toml` asks for before it can be built (PEP 518), where markers are these.
 
     Raises:
-        BuildError: the source is no archive, or its `pyproject.toml` is none.
+        BuildError: the source is not an archive, or its `pyproject.toml` is invalid.
     """
     text = _pyproject(source)
     try:

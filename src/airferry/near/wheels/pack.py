@@ -62,7 +62,7 @@ def read_wheel(path: Path, *, sha256: str) -> Wheel:
     except InvalidVersion:
         agrees = False
     if not agrees:
-        raise BuildError(f"`{path.name}` says of itself that it is `{said_name}` `{said_version}`")
+        raise BuildError(f"`{path.name}` contains metadata of `{said_name}` `{said_version}`")
     return Wheel(
         name=name,
         version=str(version),

@@ -132,7 +132,7 @@ def wheel_target(python: PythonFacts) -> WheelTarget:
     libc = re.match(r"(\d+)\.(\d+)", python.libc_version)
     if python.implementation != "cpython" or not release or not libc or python.libc not in ("glibc", "musl"):
         raise BuildError(
-            f"no wheels can be chosen for `{python.executable}` ({python.implementation} {python.version}, C library "
+            f"cannot choose wheels for `{python.executable}` ({python.implementation} {python.version}, C library "
             f"`{python.libc} {python.libc_version}`): expected CPython with glibc or musl",
             hint="set `python:` of the image to a CPython interpreter",
         )
@@ -223,8 +223,8 @@ class Pip:
         if done.returncode != 0:
             missing = self._not_found(done, [*requirements, *not_found_names(done.tail)])
             raise BuildError(
-                f"`{missing.requirement}`, which a build asks for, has no wheel for {target or 'this host'}",
-                hint="name a version that has a wheel under `requirements:` of the image",
+                f"`{missing.requirement}`, which a build requires, has no wheel for {target or 'this host'}",
+                hint="set a version that has a wheel under `requirements:` of the image",
             )
 
     def unpack_sources(
@@ -280,9 +280,9 @@ class Pip:
                 raise IndexUnreachable(
                     f"a package index did not answer: {_redact(reason)}",
                     hint="check the network, the proxy and pip's configuration (`pip config debug`); "
-                    "`pip index versions -vv pip` asks the same",
+                    "`pip index versions -vv pip` makes the same request",
                 )
-        return "answers" if done.returncode == 0 else "answers, and does not have `pip`"
+        return "answers" if done.returncode == 0 else "answers, but does not have `pip`"
 
     def _run(self, argv: Sequence[str], *, timeout_s: float = TIMEOUT_S) -> process.Completed:
         return process.run(
@@ -375,8 +375,8 @@ def _check_hashes(done: process.Completed) -> None:
     names = [match[1] for line in done.tail if (match := _MISMATCH.match(line))]
     got = [line.split()[-1] for line in done.tail if line.strip().startswith("Got ")]
     raise IntegrityError(
-        f"`{'`, `'.join(names) or 'a distribution'}` has SHA-256 `{', '.join(got)}`, which is none of those locked",
-        hint="find out why before anything else; if the change is meant, run `airferry lock --update`",
+        f"`{'`, `'.join(names) or 'a distribution'}` has SHA-256 `{', '.join(got)}`, which is not a locked hash",
+        hint="find out why before you continue; if the change is intended, run `airferry lock --update`",
         observed=got,
     )
 

@@ -37,7 +37,7 @@ from airferry.plan.locks.packages import GitSource
 MAX_NAMED_WHEELS = 12
 GIT_BUILD_VERSION = 1  # part of what a wheel from Git is known by: raise it when it is made in another way
 _OTHER_VERSION = (
-    "name a version that has a wheel for the platform under `requirements:` of the image, or leave the platform out"
+    "set a version that has a wheel for the platform under `requirements:` of the image, or remove the platform"
 )
 
 
@@ -323,7 +323,7 @@ class WheelStore:
             return built
         if built.name.endswith("-none-any.whl"):
             return self._take(built, into=into, origin="source")
-        return f"its source builds `{built.name}`, which is bound to this host"
+        return f"its source builds `{built.name}`, which only runs on this host"
 
     @staticmethod
     def _take(built: Path, *, into: Path, origin: str) -> Wheel:
@@ -337,13 +337,13 @@ class WheelStore:
         specifier = SpecifierSet("" if pin.git is not None and not pin.sha256 else pin.specifier)
         if wheel is None or not specifier.contains(wheel.version, prereleases=True):
             got = "nothing" if wheel is None else f"`{wheel.filename}`"
-            raise BuildError(f"`{pin.requirement}` was asked for, and {got} came")
+            raise BuildError(f"`{pin.requirement}` was requested, but pip delivered {got}")
         accepted = {pin.sha256} if pin.sha256 else pin.hashes if wheel.origin == "index" else frozenset[str]()
         if accepted and wheel.sha256 not in accepted:
             raise IntegrityError(
                 f"`{wheel.filename}` has SHA-256 `{wheel.sha256}`, expected "
                 + " or ".join(f"`{value}`" for value in sorted(accepted)[:3]),
-                hint="if the change is meant, run `airferry lock --update`",
+                hint="if the change is intended, run `airferry lock --update`",
                 expected=sorted(accepted),
                 observed=wheel.sha256,
             )
@@ -432,7 +432,7 @@ def _check_target(wheel: Wheel, target: WheelTarget) -> None:
     tags = parse_wheel_filename(wheel.filename)[3]
     version = ".".join(str(part) for part in target.python_version)
     if tags.isdisjoint(target.tags):
-        raise BuildError(f"`{wheel.filename}` does not suit {target}", hint="run `airferry lock --update`")
+        raise BuildError(f"`{wheel.filename}` is not compatible with {target}", hint="run `airferry lock --update`")
     try:
         suits = SpecifierSet(wheel.requires_python).contains(version, prereleases=True)
     except InvalidSpecifier as error:
@@ -440,17 +440,16 @@ def _check_target(wheel: Wheel, target: WheelTarget) -> None:
     if not suits:
         raise BuildError(
             f"`{wheel.filename}` needs Python `{wheel.requires_python}`, the base has {version}",
-            hint="name another version under `requirements:` of the image",
+            hint="set another version under `requirements:` of the image",
         )
 
 
 def _absent(pin: Pin, target: WheelTarget, versions: Sequence[str]) -> BuildError:
     known = ", ".join(f"`{version}`" for version in versions[-MAX_NAMED_WHEELS:])
     return BuildError(
-        f"`{pin.requirement}` cannot be found for {target}"
-        + (f"; the latest versions that are there: {known}" if known else ""),
-        hint="check name and version, under `requirements:` of the image or in the catalogue's lock, and pip's own "
-        "configuration",
+        f"`{pin.requirement}` was not found for {target}" + (f"; latest versions available: {known}" if known else ""),
+        hint="check the name and version under `requirements:` of the image or in the "
+        "lock file, and pip's configuration",
     )
 
 

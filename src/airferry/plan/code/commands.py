@@ -107,12 +107,12 @@ def extras_of(names: Iterable[str]) -> StartInstall:
 
 def _of_text(text: str, depth: int) -> Iterator[StartInstall]:
     if depth > MAX_NESTING:
-        yield StartInstall("unknown", unknown="it starts shells in shells", command=text[:80])
+        yield StartInstall("unknown", unknown="it nests shells", command=text[:80])
         return
     try:
         words = list(_words(text))
     except ValueError:
-        yield StartInstall("unknown", unknown="its quotes do not match", command=text)
+        yield StartInstall("unknown", unknown="its quotes are unbalanced", command=text)
         return
     simple: list[str] = []
     for word in [*words, ";"]:
@@ -158,7 +158,7 @@ def _of_simple(words: Sequence[str], depth: int) -> Iterator[StartInstall]:
         return
     if "xargs" in given[: len(given) - len(words)]:
         for found in _of_program(words, depth):
-            yield replace(found, unknown=found.unknown or "`xargs` adds to its arguments in the job alone")
+            yield replace(found, unknown=found.unknown or "`xargs` extends its arguments at run time")
         return
     yield from _of_program(words, depth)
 
@@ -230,7 +230,7 @@ def _of_shell(program: str, arguments: Sequence[str], depth: int) -> Iterator[St
         if not argument.startswith("-"):
             yield StartInstall("unknown", unknown=f"it runs the file `{argument}`")
             return
-    yield StartInstall("unknown", unknown="it runs what another command prints")
+    yield StartInstall("unknown", unknown="it runs the output of another command")
 
 
 def _of_python(arguments: Sequence[str], depth: int) -> Iterator[StartInstall]:
@@ -304,7 +304,7 @@ def _sort_in(
     word: str, names: list[str], folders: list[str], others: list[str], unknown: list[str], *, local: bool = False
 ) -> None:
     if "$" in word or "`" in word or "{" in word:
-        unknown.append(f"`{word}` is known in the job alone")
+        unknown.append(f"`{word}` is known only at run time")
     elif "://" in word or word.startswith("git+") or word.endswith((".whl", ".tar.gz", ".zip")):
         others.append(word)
     elif local or word.startswith(("/", "./", "../", "~")) or word in (".", ".."):
@@ -328,5 +328,5 @@ def _of_installer(manager: Manager, values: frozenset[str], arguments: Sequence[
     if words and words[0] in _INSTALLING | {"ci"}:
         known = tuple(word for word in words[1:] if "$" not in word and "`" not in word)
         left = [word for word in words[1:] if word not in known]
-        unknown = "; ".join(f"`{word}` is known in the job alone" for word in left)
+        unknown = "; ".join(f"`{word}` is known only at run time" for word in left)
         yield StartInstall(manager, known, unknown=unknown or ("" if known else "its packages are in a file"))

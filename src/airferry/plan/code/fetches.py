@@ -156,9 +156,7 @@ class StartFetch:
         if self.kind == "git" and self.how != "git clone":
             return f"may update a checkout when the step starts (`{self.how}`)"
         if self.kind == "git":
-            return (
-                f"{self._verb('clone')} {self._named('a repository')} when the step starts, unless it is there already"
-            )
+            return f"{self._verb('clone')} {self._named('a repository')} when the step starts, unless it already exists"
         if self.kind == "install":
             return f"{self._verb('install')} {self._named('packages')} when the step starts (`{self.how}`)"
         if self.kind == "hub":
@@ -166,7 +164,7 @@ class StartFetch:
             return f"{self._verb('download')} {what} from the Hugging Face Hub (`{self.how}`)"
         if self.how in _NAMED.values():
             return f"{self._verb('download')} {self.how} {self._named('files')}"
-        what = self._named("from an address that does not show in the code")
+        what = self._named("from an address that is not in the code")
         return f"{self._verb('download')} {what} (`{self.how}`)"
 
     def _verb(self, verb: str) -> str:
@@ -243,7 +241,7 @@ class _Look:
         self._goes_on = False
 
     def through(self, nodes: list[ast.stmt], scope: Scope) -> Iterator[StartFetch]:
-        """Return the fetches below statements; definitions among them have scopes of their own."""
+        """Return the fetches below statements; definitions among them have their own scopes."""
         waiting: list[tuple[ast.AST, Scope, bool]] = [(node, scope, False) for node in reversed(nodes)]
         while waiting:
             node, place, self._goes_on = waiting.pop()
@@ -422,7 +420,7 @@ class _Look:
         return self._values.text(value, scope, line=node.lineno) or ""
 
     def _is_foreign(self, node: ast.Call) -> bool:
-        """Tell whether a call leads out of the catalogue, whose own definitions are read where they are."""
+        """Tell whether a call points outside the catalogue, whose own definitions are read where they are."""
         parts = parts_of(node.func)
         return not parts or self._code.find(self._file, parts, self._step) is None
 

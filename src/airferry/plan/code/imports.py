@@ -57,7 +57,7 @@ class ImportScanner:
         """Return what the step's files import from outside of the catalogue and the standard library, by module.
 
         Raises:
-            ConfigurationError: a file that the step loads is no Python.
+            ConfigurationError: a file that the step loads is not Python.
         """
         found: dict[str, Candidate] = {}
         rank: dict[Origin, int] = {"step": 0, "catalogue": 1, "reported": 2}
@@ -134,8 +134,8 @@ class ImportScanner:
             except (Malformed, RecursionError) as error:
                 line = getattr(error, "line", None) or 1
                 raise ConfigurationError(
-                    f"{path}:{line}: no valid Python: {error if isinstance(error, Malformed) else TOO_DEEP}",
-                    hint="correct the file, or run airferry with a Python as new as the steps'",
+                    f"{path}:{line}: not valid Python: {error if isinstance(error, Malformed) else TOO_DEEP}",
+                    hint="correct the file, or run airferry with the Python version of the steps",
                     path=str(path),
                     line=line,
                 ) from error

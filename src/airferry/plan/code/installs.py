@@ -128,7 +128,7 @@ def _message(key: StartKey, item: StartInstall, group: GroupPlan | None) -> str:
     elif named := [*item.names, *item.folders, *item.others]:
         parts.append(f"{_MANAGERS[item.manager]} installs " + ", ".join(f"`{name}`" for name in named))
     if item.unknown:
-        parts.append(f"what `{_short(item.command)}` installs is not known: {item.unknown}")
+        parts.append(f"cannot tell what `{_short(item.command)}` installs: {item.unknown}")
     held = "; the image gets it by `required_imports`" if group is not None and is_asked_for(item, group) else ""
     return SECRET_TEXT.sub("***", f"`{key.key.rpartition('.')[2]}`: when the job starts, {'; '.join(parts)}{held}")
 
@@ -159,7 +159,7 @@ def _hint(key: StartKey, item: StartInstall, group: GroupPlan | None) -> str:
     if BOOTSTRAP in bootstrap and dashes:
         ways.append(f"start the step without it, `{RUN}: {command}`, with what it installs in {image}")
     elif item.unknown:
-        ways.append(f"look into it: what it installs has to be in {image}")
+        ways.append(f"check it: everything that it installs must be in {image}")
     return "; ".join(dict.fromkeys(ways))
 
 

@@ -154,7 +154,7 @@ def parents(module: str) -> tuple[str, ...]:
 
 
 def well_known_child(package: str, name: str) -> str | None:
-    """Return `package.name` if that is a module which a distribution of its own provides (`google.protobuf`)."""
+    """Return `package.name` if that is a module which a separate distribution provides (`google.protobuf`)."""
     module = f"{package}.{name}"
     return module if module in _WELL_KNOWN_OR_ABOVE else None
 

@@ -81,7 +81,7 @@ class Unit:
 
 
 class StepCode:
-    """Reads the code of a catalogue's steps. Each file is parsed once; one that is no Python is passed over."""
+    """Reads the code of a catalogue's steps. Each file is parsed once; one that is not Python is skipped."""
 
     def __init__(self, catalogue: Catalogue) -> None:
         self._own = OwnModules(catalogue)
@@ -89,7 +89,7 @@ class StepCode:
         self._leads: dict[Unit, tuple[Unit, ...]] = {}
 
     def reached(self, step: StepFiles) -> list[Unit]:
-        """Return what runs when a step does: all of its own files, and what these lead to, in that order."""
+        """Return what runs when a step does: all files of the step, and what these lead to, in that order."""
         waiting = [unit for path in _own_files(step) for unit in self._whole(path, step)]
         waiting += [Unit(path) for path in self._own.locate(step.module)[0]]
         seen = dict.fromkeys(waiting)

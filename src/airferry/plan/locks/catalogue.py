@@ -82,7 +82,7 @@ class CatalogueLock:
         if not roots:
             raise ConfigurationError(
                 f"{self.path}: no root project in the lock file",
-                hint="run `uv lock` in the catalogue's root, or name another file in `source.lock`",
+                hint="run `uv lock` in the catalogue's root, or set another file in `source.lock`",
             )
         return tuple(
             item

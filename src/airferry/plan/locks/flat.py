@@ -90,7 +90,7 @@ def read_requirements(path: Path, text: str) -> Iterable[LockedPackage]:
         if entry.startswith("-"):
             if re.match(r"(-r|-c|-e|--requirement|--constraint|--editable)\b", entry):
                 raise ConfigurationError(
-                    f"{path}:{line}: `{entry}`: a lock file stands alone",
+                    f"{path}:{line}: `{entry}`: a lock file must be self-contained",
                     hint="write all pins into one file, for example with `pip-compile --generate-hashes`",
                 )
             continue

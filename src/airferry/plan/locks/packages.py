@@ -111,7 +111,7 @@ class ResolutionRules:
     """How the lock was resolved other than the distributions' own metadata asks for.
 
     `overrides` take the place of every requirement for their distribution, `constraints` narrow it, `excluded` drops
-    it. `metadata` is what counts as the requirements of a distribution, or of one version of it, instead of its own.
+    it. `metadata` is what replaces the requirements in the metadata of a distribution, or of one version of it.
     See uv's documentation, *Resolution*: dependency constraints, overrides, exclusions and metadata.
     """
 

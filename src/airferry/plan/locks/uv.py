@@ -179,7 +179,8 @@ def read_uv_lock(
     version = data.get("version")
     if version != UV_LOCK_VERSION:
         raise ConfigurationError(
-            f"{path}: its version is `{version}`, and this airferry reads uv's lock version {UV_LOCK_VERSION}",
+            f"{path}: its version is `{version}`, and this version of airferry reads "
+            f"uv's lock version {UV_LOCK_VERSION}",
             hint="export it with the uv that wrote it, `uv export --format pylock.toml -o pylock.toml`, and name that "
             "in `source.lock`",
         )
