@@ -106,7 +106,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_temporary(tmp_path: Path, monkey
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(HostError, match=r"cannot write .*No space left") as caught:
         files.write_bytes(path, b"new")
-    assert "free space" in (caught.value.hint or "")
+    assert "free up space" in (caught.value.hint or "")
     assert path.read_bytes() == b"old" and leftovers(tmp_path) == []
 
 
