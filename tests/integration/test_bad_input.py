@@ -282,7 +282,7 @@ def test_a_full_disk(side: NearSide, command: str, require_tool: Callable[[str],
     side.write(paths={"output_dir": str(full)}, compression="gzip", workflow={"name": "other", "stages": ["prep/pack"]})
     done = in_small_file_system(side, full, command)
     assert done.returncode == 4, done.stderr
-    assert "No space left on device" in done.stderr and "free space" in done.stderr
+    assert "No space left on device" in done.stderr and "free up space" in done.stderr
     assert "the plan was touched" not in done.stderr and files.TEMPORARY_PREFIX + "tmp" not in done.stderr
 
 
@@ -329,7 +329,7 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_build(side: NearSide, require_t
         check=False,
     )
     assert done.returncode == 4, done.stderr
-    assert "No space left on device" in done.stderr and "free space" in done.stderr
+    assert "No space left on device" in done.stderr and "free up space" in done.stderr
     assert "the lock stands" in done.stderr and ".airferry-" not in done.stderr.partition("the lock stands")[2]
 
 

@@ -28,7 +28,7 @@ def test_what_a_function_returns() -> None:
 
 
 def test_what_a_function_raises_is_raised_while_it_is_fed() -> None:
-    with Offloaded("offloaded:refuse", {}) as process, pytest.raises(IntegrityError, match="no tar") as caught:
+    with Offloaded("offloaded:refuse", {}) as process, pytest.raises(IntegrityError, match="not a tar") as caught:
         for _block in range(1000):
             process.write(bytes(1 << 20))
     assert caught.value.hint == "take another"
@@ -37,7 +37,7 @@ def test_what_a_function_raises_is_raised_while_it_is_fed() -> None:
 def test_what_a_function_raises_is_raised_at_the_end() -> None:
     with Offloaded("offloaded:refuse", {}) as process:
         process.write(b"x")
-        with pytest.raises(IntegrityError, match="no tar"):
+        with pytest.raises(IntegrityError, match="not a tar"):
             process.result()
 
 

@@ -295,7 +295,7 @@ def test_an_image_of_one_platform_is_refused_for_others_before_its_layers_are_re
         cache.find(base, [AMD64, ARM64], locked=None)
     with pytest.raises(ConfigurationError) as caught:
         cache.find(base, [parse_platform("linux/amd64/v3")], locked=None)
-    assert "`linux/amd64` runs on `linux/amd64/v3` too" in (caught.value.hint or "")
+    assert "`linux/amd64` also runs on `linux/amd64/v3`" in (caught.value.hint or "")
     assert cache.find(base, [parse_platform("linux/amd64/v1")], locked=None)
     assert not cache.store.has_blob(layer.descriptor)
     found = cache.find(base, [AMD64], locked=None)

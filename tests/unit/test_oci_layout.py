@@ -250,7 +250,7 @@ def test_a_full_disk_is_a_host_error_with_a_hint(store: LayoutStore, monkeypatch
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(HostError) as caught:
         store.put_bytes(b"x", LAYER_TAR)
-    assert "free space" in (caught.value.hint or "")
+    assert "free up space" in (caught.value.hint or "")
     assert leftovers(store) == []
 
 

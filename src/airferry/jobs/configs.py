@@ -18,6 +18,7 @@ from airferry.bundle.receipt import Receipt, ReceiptImage
 from airferry.config import Executor, SiteProfile
 from airferry.config.submit import submit_command
 from airferry.errors import ConfigurationError, IntegrityError
+from airferry.host.yaml import render_yaml
 from airferry.jobs.context import consumed_and_produced
 from airferry.jobs.known_assets import StagedValue, StagedValues, assets_of, staged_values
 from airferry.jobs.settings import changed_list
@@ -31,7 +32,6 @@ from airferry.jobs.submission import (
 )
 from airferry.plan.catalogue import Catalogue, StepFiles, find_step, parse_target
 from airferry.plan.models import Overlay, Target
-from airferry.plan.rendering import render_yaml
 from airferry.plan.step_config import StepConfigReader, split_mounts
 from airferry.plan.step_values import read_step_values
 
@@ -208,7 +208,7 @@ def _overlay(
         *(f"# Baked, so not cloned: {overlay.url} at {overlay.ref} in {overlay.target}" for overlay in baked),
         *(f"# Staged: {item.value.name} is the asset {item.asset}" for item in staged.values.found),
     ]
-    text = "\n".join(lines) + "\n" + render_yaml(document, sort_keys=False, width=1000)
+    text = "\n".join(lines) + "\n" + render_yaml(document, width=1000)
     step = StepOverlay(
         target=target.spec,
         executor=executor.kind,
