@@ -21,7 +21,7 @@ from airferry.bundle.seal import seal
 from airferry.bundle.verify import open_bundle, verify_bundle
 from airferry.errors import HostError, IntegrityError
 from airferry.host import files
-from airferry.host.yaml import _load
+from airferry.host.yaml import load_yaml
 from airferry.oci.documents import LAYER_TAR
 from airferry.oci.layout import LayoutStore
 from oci_images import REFERENCE, make_bundle, make_image, put_image
@@ -241,4 +241,4 @@ def test_the_manifest_in_the_bundle_is_an_artifact_by_name(tmp_path: Path) -> No
     ],
 )
 def test_documents_are_built_as_the_yaml_library_builds_them(text: str) -> None:
-    assert _load(text.encode(), "it") == yaml.safe_load(text)
+    assert load_yaml(text.encode(), "it") == yaml.safe_load(text)

@@ -291,6 +291,47 @@ def test_a_file_of_another_tool_is_left_alone(tmp_path: Path, content: str) -> N
     assert Journal(path).result("build", {}) == {"a": 1}
 
 
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        "actions: {build: &a [*a]}\n",
+        "actions: {build: *a}\n",
+        "actions: !!python/object/apply:os.system [ls]\n",
+        "actions: " + "[" * 100_000,
+        "a: &a [" + "x, " * 2_000 + "x]\nb: [" + "*a, " * 2_000 + "*a]\n",
+        "\xff",
+    ],
+)
+def test_a_journal_that_cannot_be_read_costs_the_work_and_nothing_else(tmp_path: Path, trouble: str) -> None:
+    path = tmp_path / "journal.yaml"
+    path.write_bytes(f"schema_version: 1\nwritten_by: airferry\n{trouble}".encode("latin-1"))
+    journal = Journal(path)
+    assert journal.results("") == {}
+    journal.record("build", {}, {"a": 1})
+    assert Journal(path).result("build", {}) == {"a": 1}
+
+
+def test_a_journal_of_a_strange_version_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
+    path = tmp_path / "journal.yaml"
+    path.write_text("schema_version: many\nwritten_by: airferry\nactions: {a: {result: {n: 1}}}\n")
+    assert Journal(path).results("") == {"a": {"n": 1}}
+
+
+def test_an_older_journal_with_aliases_is_read_and_written_without(tmp_path: Path) -> None:
+    path = tmp_path / "journal.yaml"
+    shared = {"layers": ["sha256:1"], "n": 1}
+    result = {"amd64": shared, "arm64": shared}
+    actions = {"build": {"inputs": inputs_digest({}), "result": result}}
+    text = yaml.safe_dump({"schema_version": 1, "written_by": "airferry", "actions": actions}, sort_keys=False)
+    assert "&id001" in text and "*id001" in text
+    path.write_text(text)
+    journal = Journal(path)
+    assert journal.path == path and journal.result("build", {}) == result
+    journal.record("next", {}, {})
+    assert b"id001" not in path.read_bytes()
+    assert Journal(path).result("build", {}) == result
+
+
 def test_a_journal_of_a_newer_airferry_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "journal.yaml"
     path.write_text("schema_version: 2\nwritten_by: airferry\n")

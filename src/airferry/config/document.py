@@ -1,12 +1,16 @@
 """YAML that people wrote, as plain values with the line of each.
 
 Only plain scalars, lists and mappings are made. Duplicate keys are errors; size, depth and what aliases expand to are
-bounded. Knows nothing of any key.
+bounded. Knows nothing of any key. OmegaConf gets these values, never a file: it would read YAML with a loader of its
+own, without lines and bounds.
 """
+
+# Not `host/yaml`, which reads documents of ours event by event: people use anchors, merge keys and keys twice, and each
+# problem needs its line. Nodes hold all that, the C loader makes them, and a catalogue has hundreds of small configs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,7 @@ import yaml
 
 from airferry.errors import ConfigurationError, HostError
 from airferry.host import files
+from airferry.host.yaml import TooDeepError, bounded_events
 
 MAX_CONFIG_BYTES = 4 * 1024 * 1024
 # below it, indentation alone nests, which a file of the size that is read cannot do deeply enough
@@ -112,6 +117,37 @@ def parse_document(data: bytes, path: Path) -> YamlDocument:
         loader.dispose()
 
 
+def text_spans(text: str, keys: Iterable[KeyPath]) -> dict[KeyPath, tuple[int, int]]:
+    """Return where, from which character to which, the scalars at some keys stand in YAML that was parsed before.
+
+    Keys of other values, and of values that an alias or a merge key brings in, may be missing.
+    """
+    loader = yaml.CSafeLoader(text)
+    try:
+        root = loader.get_single_node()
+    finally:
+        loader.dispose()
+    # libyaml does not count a byte order mark
+    shift = 1 if text.startswith("\ufeff") else 0
+    found = ((key, _node_at(root, key)) for key in keys)
+    return {
+        key: (node.start_mark.index + shift, node.end_mark.index + shift)
+        for key, node in found
+        if isinstance(node, yaml.ScalarNode)
+    }
+
+
+def _node_at(node: Any, key: KeyPath) -> Any:
+    for part in key:
+        if isinstance(node, yaml.MappingNode):
+            node = next((value for name, value in node.value if name.value == part), None)
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+        else:
+            return None
+    return node
+
+
 def _expect_shallow(text: str, path: Path) -> None:
     """Refuse deep nesting before it is composed: PyYAML's C loader recurses without a bound, and overflows the stack.
 
@@ -119,17 +155,13 @@ def _expect_shallow(text: str, path: Path) -> None:
     """
     if sum(map(text.count, "[{-?")) <= FEW_OPENERS:
         return
-    depth = 0
-    for event in yaml.parse(text, Loader=yaml.CSafeLoader):
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-        if depth > MAX_CONFIG_DEPTH:
-            line = event.start_mark.line + 1 if event.start_mark else 1
-            raise ConfigurationError(
-                f"{path}:{line}: nested deeper than {MAX_CONFIG_DEPTH} levels", path=str(path), line=line
-            )
+    try:
+        for _ in bounded_events(text, max_depth=MAX_CONFIG_DEPTH):
+            pass
+    except TooDeepError as error:
+        raise ConfigurationError(
+            f"{path}:{error.line}: nested deeper than {MAX_CONFIG_DEPTH} levels", path=str(path), line=error.line
+        ) from error
 
 
 def _yaml_error(path: Path, error: yaml.YAMLError) -> ConfigurationError:

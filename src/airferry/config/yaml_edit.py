@@ -7,12 +7,10 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from airferry.config.document import KeyPath, parse_document
+from airferry.config.document import KeyPath, parse_document, text_spans
 from airferry.errors import ConfigurationError
+from airferry.host.yaml import render_yaml
 
 _PLAIN = re.compile(r"[A-Za-z_.][\w./-]*\.ya?ml", re.ASCII)
 
@@ -36,33 +34,12 @@ def replace_texts(data: bytes, changes: Mapping[KeyPath, str], path: Path) -> by
         done = parse_document(edited, path).value == wanted
     except ConfigurationError:
         done = False
-    return edited if done else yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True, width=120).encode()
+    return edited if done else render_yaml(wanted, unicode=True).encode()
 
 
 def _spliced(text: str, changes: Mapping[KeyPath, str]) -> str:
-    loader = yaml.CSafeLoader(text)
-    try:
-        root = loader.get_single_node()
-    finally:
-        loader.dispose()
-    # libyaml does not count a byte order mark
-    shift = 1 if text.startswith("\ufeff") else 0
-    spans = []
-    for key, new in changes.items():
-        node = _node_at(root, key)
-        if isinstance(node, yaml.ScalarNode):
-            spans.append((node.start_mark.index + shift, node.end_mark.index + shift, new))
-    for start, end, new in sorted(spans, reverse=True):
+    spans = text_spans(text, changes)
+    for key, (start, end) in sorted(spans.items(), key=lambda item: item[1], reverse=True):
+        new = changes[key]
         text = text[:start] + (new if _PLAIN.fullmatch(new) else json.dumps(new, ensure_ascii=False)) + text[end:]
     return text
-
-
-def _node_at(node: Any, key: KeyPath) -> Any:
-    for part in key:
-        if isinstance(node, yaml.MappingNode):
-            node = next((value for name, value in node.value if name.value == part), None)
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            node = node.value[part]
-        else:
-            return None
-    return node

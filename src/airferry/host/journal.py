@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from airferry.errors import ConfigurationError
+from airferry.errors import ConfigurationError, IntegrityError
 from airferry.host import files
 from airferry.host.canonical import inputs_digest
+from airferry.host.yaml import load_yaml, render_yaml
 
 JOURNAL_SCHEMA_VERSION = 1
 JOURNAL_MARK = "airferry"
@@ -40,9 +39,10 @@ class Journal:
             data = self._read(self.path)
         if data is None:
             return
-        if data.get("schema_version", 0) > JOURNAL_SCHEMA_VERSION:
+        version = data.get("schema_version", 0)
+        if isinstance(version, int) and version > JOURNAL_SCHEMA_VERSION:
             raise ConfigurationError(
-                f"`{self.path}` has schema_version {data['schema_version']}, "
+                f"`{self.path}` has schema_version {version}, "
                 f"this version of airferry supports {JOURNAL_SCHEMA_VERSION}",
                 hint="use the newer version of airferry that wrote it, or another output folder",
             )
@@ -54,11 +54,13 @@ class Journal:
     def _read(path: Path) -> dict[str, Any] | None:
         if not path.is_file():
             return None
+        data = files.read_bounded(path, limit_bytes=MAX_JOURNAL_BYTES)
         try:
-            data = yaml.load(files.read_bounded(path, limit_bytes=MAX_JOURNAL_BYTES), Loader=yaml.CSafeLoader)
-        except (yaml.YAMLError, UnicodeDecodeError):
+            # a journal from before may hold an alias where a result held the same list twice
+            document = load_yaml(data, f"`{path}`", limit_bytes=MAX_JOURNAL_BYTES, aliases=True)
+        except IntegrityError:
             return {}
-        return data if isinstance(data, dict) else {}
+        return document if isinstance(document, dict) else {}
 
     def result(self, action: str, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
         """Return what the action left when it was done with the same inputs, or None."""
@@ -84,8 +86,7 @@ class Journal:
                 "written_by": JOURNAL_MARK,
                 "actions": dict(sorted(self._actions.items())),
             }
-            text = yaml.dump(document, Dumper=yaml.CSafeDumper, sort_keys=False, allow_unicode=True)
-            files.write_text(self.path, text)
+            files.write_text(self.path, render_yaml(document, width=80, unicode=True))
 
     def forget_except(self, actions: set[str]) -> None:
         """Drop entries of actions that no plan names any more; written with the next `record`."""

@@ -12,12 +12,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
 from airferry.bundle.receipt import Receipt, read_receipt
 from airferry.errors import ConfigurationError
 from airferry.events import Emit, Warned, silent
 from airferry.host import files
+from airferry.host.yaml import render_yaml
 from airferry.jobs.submission import image_for
 from airferry.oci.reference import DEFAULT_REGISTRY, Reference, is_loopback, parse_reference
 
@@ -170,8 +169,7 @@ def _mirror_set(kind: str, key: str, images: Iterable[MirroredImage]) -> str:
             ]
         },
     }
-    text: str = yaml.safe_dump(document, sort_keys=False, width=120)
-    return f"# {MIRRORS_MARK}\n{text}"
+    return f"# {MIRRORS_MARK}\n{render_yaml(document)}"
 
 
 def _enroot_credentials(registry: str) -> str:

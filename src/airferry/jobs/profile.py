@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from airferry.config import SiteProfile, load_config, load_site, parse_site
 from airferry.defaults import SITE_FILE
 from airferry.errors import ConfigurationError, UsageError
 from airferry.host import files
+from airferry.host.yaml import render_yaml
 
 PLAN_CONFIG = "airgap.yaml"
 HEADER = "# The far side, described for `airferry overlays`, `mirrors` and `check`.\n"
@@ -27,7 +26,7 @@ def init_site(path: Path, document: Mapping[str, Any], *, force: bool = False) -
     if path.exists() and not force:
         raise UsageError(f"`{path}` already exists", hint="`--force` replaces it")
     written = {key: value for key, value in document.items() if value not in (None, "", [], {}, ())}
-    text = HEADER + yaml.safe_dump(written, sort_keys=False, width=120)
+    text = HEADER + render_yaml(written)
     site = parse_site(text.encode(), path)
     files.write_text(path, text)
     return site
@@ -36,7 +35,7 @@ def init_site(path: Path, document: Mapping[str, Any], *, force: bool = False) -
 def site_trouble(key: str, value: Any) -> str | None:
     """Return what is wrong with a value of one key of a site profile by itself, None if nothing is."""
     try:
-        parse_site(yaml.safe_dump({key: value}).encode(), Path("answer"))
+        parse_site(render_yaml({key: value}).encode(), Path("answer"))
     except ConfigurationError as error:
         return error.message.partition(f"`{key}")[2].partition(": ")[2] or error.message
     return None

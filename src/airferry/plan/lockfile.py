@@ -15,10 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 from airferry.config.document import KeyPath, read_yaml
 from airferry.errors import ConfigurationError
 from airferry.host import files
+from airferry.host.yaml import render_yaml
 from airferry.oci.digest import Digest, digest_of
 from airferry.plan.locks.packages import GitSource
 from airferry.plan.models import GroupPlan
-from airferry.plan.rendering import render_yaml
 
 LOCK_FILE = "airgap.lock.yaml"
 LOCK_VERSION = 2  # 1 did not say which distributions a base holds, nor addresses of files

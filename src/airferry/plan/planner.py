@@ -12,6 +12,7 @@ from airferry.config import Config, LauncherImage
 from airferry.config.models import STAGES
 from airferry.errors import AirferryError, UsageError
 from airferry.host import files
+from airferry.host.yaml import render_yaml
 from airferry.oci.platform import Platform
 from airferry.plan.catalogue import Catalogue, StepFiles, expand_targets, find_step, located, open_catalogue
 from airferry.plan.code.imports import ImportScanner
@@ -23,7 +24,6 @@ from airferry.plan.grouping import check_images, image_platforms, make_groups
 from airferry.plan.locks.catalogue import find_catalogue_lock
 from airferry.plan.models import GroupPlan, LauncherPlan, Plan, PlanWarning, StepPlan
 from airferry.plan.own_configs import OwnConfigs
-from airferry.plan.rendering import render_yaml
 from airferry.plan.step_config import StepConfigReader
 from airferry.plan.step_ids import id_warnings
 from airferry.plan.step_values import StepDocuments
@@ -112,7 +112,7 @@ def normalise_stages(stages: Iterable[str]) -> tuple[str, ...]:
 
 def render_plan(document: dict[str, Any]) -> str:
     """Return a plan's document as YAML, keys in the order in which people read them."""
-    return render_yaml(document, sort_keys=False)
+    return render_yaml(document)
 
 
 def write_plan(document: dict[str, Any], path: Path) -> None:

@@ -1,6 +1,6 @@
 """A step's config as it will count: with what it inherits through `defaults:`, and without resolving anything.
 
-Finds the Git overlays in its values (never in comments) and its mounts. The only module that knows OmegaConf.
+Finds the Git overlays in its values (never in comments) and its mounts.
 """
 
 from __future__ import annotations

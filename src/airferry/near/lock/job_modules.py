@@ -13,13 +13,13 @@ from tempfile import TemporaryDirectory
 
 from airferry.config.environment import expanded
 from airferry.errors import BuildError
+from airferry.host.yaml import render_line
 from airferry.near.bases.fetch import BaseImage
 from airferry.near.lock.additions import modules_to_probe
 from airferry.near.probe.answers import ProbeResult
 from airferry.plan.code.job_path import PYTHONPATH
 from airferry.plan.code.modules import parents
 from airferry.plan.models import Candidate, GroupPlan, JobPath, LauncherPlan, Overlay, Plan, StepPlan
-from airferry.plan.rendering import render_line
 from airferry.rootfs.modules import ModuleAnswer
 from airferry.wording import counted
 

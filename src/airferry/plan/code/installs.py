@@ -13,12 +13,12 @@ from packaging.utils import canonicalize_name
 from airferry.config.document import KeyPath, format_key
 from airferry.config.environment import SECRET_TEXT
 from airferry.errors import ConfigurationError
+from airferry.host.yaml import render_line
 from airferry.plan.catalogue import Catalogue
 from airferry.plan.code.commands import BOOTSTRAP, StartInstall, extras_of, installs_of
 from airferry.plan.code.modules import WELL_KNOWN
 from airferry.plan.env_profiles import EnvFile, read_env_file
 from airferry.plan.models import GroupPlan, PlanWarning, StartKey, StepPlan
-from airferry.plan.rendering import render_line
 from airferry.plan.step_values import StepDocuments, StepValue
 
 COMMANDS = "startup_commands"
