@@ -33,6 +33,8 @@ class Exchange(http.server.BaseHTTPRequestHandler):
     """One request. A fault that returns True has answered it, or cut it off."""
 
     protocol_version = "HTTP/1.1"
+    # head and body are two segments, and a client that delays its ACK would hold the second one up for 40 ms
+    disable_nagle_algorithm = True
     registry: ScriptedRegistry
     call: Call
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from airferry.assets.record import RecordOutcome, record_asset
     from airferry.assets.staged import AssetReport, Unpacked
     from airferry.bundle.verify import VerifyReport
-    from airferry.far.copying import CopyResult, copy
+    from airferry.far.copy import CopyResult, copy
     from airferry.far.load import LoadOutcome, load
     from airferry.far.registries import ProbeOutcome, login, logout, probe_registry
     from airferry.far.relocate import Destination, parse_destination
@@ -59,7 +59,7 @@ _HOMES = {
         "Unpacked",
     ),
     "airferry.bundle.verify": ("VerifyReport",),
-    "airferry.far.copying": (
+    "airferry.far.copy": (
         "CopyResult",
         "copy",
     ),

@@ -14,6 +14,7 @@ from containerd import run_containerd
 
 from airferry.host import files, process
 from airferry.oci.archive import ArchiveSource, WrittenArchive, write_oci_archive
+from airferry.oci.copy import image_shipments
 from airferry.oci.documents import LAYER_GZIP, LAYER_ZSTD, Descriptor, parse_index, parse_manifest
 from airferry.oci.layers import Compression, compress_layer, recompress_layer
 from airferry.oci.layout import LayoutStore
@@ -69,7 +70,9 @@ def native(index: Descriptor, store: LayoutStore) -> Descriptor:
 def archive(tmp_path: Path) -> WrittenArchive:
     store = LayoutStore.create(tmp_path / "archived")
     index, _entry = make_image(store)
-    return write_oci_archive(store, native(index, store), tmp_path / "image.tar", reference=REFERENCE)
+    return write_oci_archive(
+        store, image_shipments(store, native(index, store), reference=REFERENCE), tmp_path / "image.tar"
+    )
 
 
 def test_skopeo_reads_and_copies_a_bundle_and_keeps_its_digests(tmp_path: Path, skopeo: Callable[..., str]) -> None:
@@ -156,7 +159,7 @@ def test_containerd_imports_an_archive_of_all_platforms(
         require_tool(name)
     store = LayoutStore.create(tmp_path / "layout")
     index, _entry = make_image(store)
-    path = write_oci_archive(store, index, tmp_path / "image.tar", reference=REFERENCE).path
+    path = write_oci_archive(store, image_shipments(store, index, reference=REFERENCE), tmp_path / "image.tar").path
     with run_containerd(plain_folder / "containerd") as ctr:
         process.run([*ctr, "images", "import", "--all-platforms", "--no-unpack", path], timeout_s=TIMEOUT_S)
         listed = process.run([*ctr, "images", "list"], timeout_s=TIMEOUT_S).text

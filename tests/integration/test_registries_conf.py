@@ -12,7 +12,7 @@ from registries import make_authority, run_registry
 
 from airferry.errors import AirferryError, RegistryError
 from airferry.events import Event, Warned, silent
-from airferry.far.copy import copy_between, parse_place
+from airferry.far.copy import copy
 from airferry.host import process
 from airferry.oci.copy import copy_image
 from airferry.oci.layout import LayoutStore
@@ -250,12 +250,12 @@ def test_insecure_pulls_accept_a_certificate_that_uploads_to_the_same_host_do_no
             f'[[registry]]\nlocation = "{registry.address}"\ninsecure = true\n'
         )
         monkeypatch.setenv("CONTAINERS_REGISTRIES_CONF", str(conf))
-        base = parse_place("docker://nvcr.invalid/team/base:1")
+        base = "docker://nvcr.invalid/team/base:1"
         events: list[Event] = []
-        copied = copy_between(base, parse_place(f"oci:{home / 'out'}:base"), options=ONCE, emit=events.append)
+        copied = copy(base, f"oci:{home / 'out'}:base", options=ONCE, emit=events.append)
         assert copied.descriptor.digest == descriptor.digest
         assert [event.text for event in events if isinstance(event, Warned)] == [
             f"{conf}:3: pulls from `{registry.address}` accept any certificate, and plain HTTP"
         ]
         with pytest.raises(RegistryError, match="is not trusted"):
-            copy_between(base, parse_place(f"docker://{registry.address}/up/base:1"), options=ONCE)
+            copy(base, f"docker://{registry.address}/up/base:1", options=ONCE)

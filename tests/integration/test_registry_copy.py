@@ -16,7 +16,7 @@ from registries import PASSWORD, USER, RegistryProcess, basic_options, make_auth
 from airferry.bundle.verify import open_bundle
 from airferry.cli.app import run
 from airferry.errors import UsageError
-from airferry.far.copy import FilePlace, copy_between, parse_place
+from airferry.far.copy import FilePlace, copy, parse_place
 from airferry.oci.archive import ArchiveSource
 from airferry.oci.documents import parse_index
 from airferry.oci.layout import LayoutStore
@@ -73,7 +73,7 @@ def test_an_image_goes_round_all_kinds_of_places_unchanged(
         f"oci:{tmp_path}/layout:d",
     ]
     for source, destination in itertools.pairwise(places):
-        result = copy_between(parse_place(source), parse_place(destination), options=ANONYMOUS)
+        result = copy(source, destination, options=ANONYMOUS)
         assert result.descriptor.digest == image.digest
         assert result.destination == destination
     store = LayoutStore.open(tmp_path / "layout", read_only=True)
@@ -116,11 +116,11 @@ def test_every_kind_of_place_goes_to_every_other_with_what_refers_to_it(
 
 
 def test_blobs_are_mounted_within_one_registry(registry: RegistryProcess, sealed: Path) -> None:
-    origin = parse_place(f"docker://{registry.address}/mount/one:v1")
-    copy_between(parse_place(f"oci:{sealed}:{REFERENCE}"), origin, options=ANONYMOUS)
+    origin = f"docker://{registry.address}/mount/one:v1"
+    copy(f"oci:{sealed}:{REFERENCE}", origin, options=ANONYMOUS)
     before = sum(path.stat().st_size for path in registry.storage.rglob("data"))
     sessions = (registry.log).read_text().count("PATCH")
-    result = copy_between(origin, parse_place(f"docker://{registry.address}/mount/two:v1"), options=ANONYMOUS)
+    result = copy(origin, f"docker://{registry.address}/mount/two:v1", options=ANONYMOUS)
     assert sum(path.stat().st_size for path in registry.storage.rglob("data")) == before
     assert registry.log.read_text().count("PATCH") == sessions
     with RegistryClient(registry.address, options=ANONYMOUS) as client:
@@ -162,13 +162,13 @@ def test_an_archive_that_cannot_be_finished_leaves_the_old_one(sealed: Path, tmp
 def test_a_copy_by_digest_sets_no_tag(registry: RegistryProcess, sealed: Path) -> None:
     digest = open_bundle(sealed).images[REFERENCE].digest
     place = f"docker://{registry.address}/bydigest/x"
-    copy_between(parse_place(f"oci:{sealed}:{REFERENCE}"), parse_place(f"{place}@{digest}"), options=ANONYMOUS)
+    copy(f"oci:{sealed}:{REFERENCE}", f"{place}@{digest}", options=ANONYMOUS)
     with RegistryClient(registry.address, options=ANONYMOUS) as client:
         assert RegistrySource(client, "bydigest/x").find(digest) == digest
         assert RegistrySource(client, "bydigest/x").find("latest") is None
     other = "sha256:" + "0" * 64
     with pytest.raises(UsageError, match="the image is"):
-        copy_between(parse_place(f"oci:{sealed}:{REFERENCE}"), parse_place(f"{place}@{other}"), options=ANONYMOUS)
+        copy(f"oci:{sealed}:{REFERENCE}", f"{place}@{other}", options=ANONYMOUS)
 
 
 @pytest.mark.parametrize("text", ["", "oci:", "oci-archive::x", "dir:/x", "registry.example/x:1", "docker://"])

@@ -20,7 +20,7 @@ from airferry.host import clock, files
 from airferry.near.bases.fetch import BaseCache
 from airferry.near.bases.layers import BaseLayers
 from airferry.oci.archive import write_oci_archive
-from airferry.oci.copy import copy_image
+from airferry.oci.copy import copy_image, image_shipments
 from airferry.oci.digest import digest_hex
 from airferry.oci.documents import IMAGE_MANIFEST, LAYER_TAR, Descriptor, descriptor_of
 from airferry.oci.layers import Compression
@@ -123,7 +123,7 @@ def test_docker_loads_amd64_of_an_archive_wherever_it_stands(
 ) -> None:
     children = {name: put_image(store, [{"own": name.encode()}], platform=name) for name in platforms}
     index = put_index(store, [child for child, _results in children.values()])
-    write_oci_archive(store, index, tmp_path / "image.tar", reference=NAME)
+    write_oci_archive(store, image_shipments(store, index, reference=NAME), tmp_path / "image.tar")
     with tarfile.open(tmp_path / "image.tar") as tar:
         stream = tar.extractfile("manifest.json")
         assert stream is not None

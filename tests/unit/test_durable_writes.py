@@ -16,7 +16,7 @@ from airferry.errors import IntegrityError
 from airferry.host import files
 from airferry.host.journal import Journal
 from airferry.oci.archive import write_oci_archive
-from airferry.oci.copy import copy_image
+from airferry.oci.copy import copy_image, image_shipments
 from airferry.oci.documents import IMAGE_MANIFEST, LAYER_TAR, descriptor_of
 from airferry.oci.layout import LayoutStore
 from airferry.registry.client import ClientOptions, RegistryClient
@@ -118,7 +118,7 @@ def test_a_bundle_its_archive_the_receipt_and_a_journal(disk: Disk, tmp_path: Pa
     make_bundle(tmp_path / "bundle")
     other = LayoutStore.create(tmp_path / "other")
     index, _entry = make_image(other)
-    write_oci_archive(other, index, tmp_path / "image.tar", reference="registry.example/x:1")
+    write_oci_archive(other, image_shipments(other, index, reference="registry.example/x:1"), tmp_path / "image.tar")
     write_receipt(receipt_of(DIGEST), tmp_path / "receipt.yaml")
     Journal(tmp_path / "journal.yaml").record("build", {"a": 1}, {"b": 2})
     assert disk.names() >= {"index.json", "image.tar", "receipt.yaml", "journal.yaml"}

@@ -18,7 +18,7 @@ from airferry.events import Event, Progress
 from airferry.host.canonical import canonical_json
 from airferry.host.threads import Cancelled, parallel_map
 from airferry.oci.archive import ArchiveSource, write_oci_archive
-from airferry.oci.copy import CopyOptions, copy_image
+from airferry.oci.copy import CopyOptions, Shipment, copy_image, image_shipments
 from airferry.oci.documents import (
     IMAGE_INDEX,
     IMAGE_MANIFEST,
@@ -45,6 +45,10 @@ def store(tmp_path: Path) -> LayoutStore:
 @pytest.fixture
 def target(tmp_path: Path) -> LayoutStore:
     return LayoutStore.create(tmp_path / "target")
+
+
+def shipped(store: LayoutStore, descriptor: Descriptor) -> list[Shipment]:
+    return image_shipments(store, descriptor, reference=NAME)
 
 
 def add_artifact(store: LayoutStore, subject: Descriptor) -> Descriptor:
@@ -187,9 +191,9 @@ def test_results_come_in_order_and_the_first_failure_stops_the_rest() -> None:
 
 def test_an_archive_is_read_in_place(store: LayoutStore, target: LayoutStore, tmp_path: Path) -> None:
     index, _entry = make_image(store)
-    written = write_oci_archive(store, index, tmp_path / "image.tar", reference=NAME)
+    written = write_oci_archive(store, shipped(store, index), tmp_path / "image.tar")
     assert written.path.stat().st_size == written.size_bytes
-    again = write_oci_archive(store, index, tmp_path / "again.tar", reference=NAME)
+    again = write_oci_archive(store, shipped(store, index), tmp_path / "again.tar")
     assert again.digest == written.digest
     source = ArchiveSource(written.path)
     assert source.resolve(NAME).digest == source.resolve("").digest == index.digest
@@ -202,7 +206,7 @@ def test_an_archive_is_read_in_place(store: LayoutStore, target: LayoutStore, tm
 
 def test_an_archive_is_in_streaming_order_and_has_dockers_file(store: LayoutStore, tmp_path: Path) -> None:
     index, entry = make_image(store)
-    write_oci_archive(store, index, tmp_path / "image.tar", reference=NAME, docker_names=["short:1"])
+    write_oci_archive(store, shipped(store, index), tmp_path / "image.tar", docker_names=["short:1"])
     with tarfile.open(tmp_path / "image.tar") as tar:
         members = tar.getmembers()
         stream = tar.extractfile("manifest.json")
@@ -231,7 +235,7 @@ def test_a_failed_archive_leaves_the_old_one(store: LayoutStore, tmp_path: Path)
     path.write_bytes(b"old")
     store.remove_blob(entry.platforms["linux/amd64"].layers[0].digest)
     with pytest.raises(IntegrityError, match="is missing"):
-        write_oci_archive(store, index, path, reference=NAME)
+        write_oci_archive(store, shipped(store, index), path)
     assert [child.name for child in tmp_path.iterdir() if child.is_file()] == ["image.tar"]
     assert path.read_bytes() == b"old"
 
@@ -277,7 +281,7 @@ def test_a_hostile_archive_is_refused(tmp_path: Path, entries: list[tuple[str, b
 def test_a_compressed_truncated_or_missing_archive_is_refused(store: LayoutStore, tmp_path: Path) -> None:
     index, _entry = make_image(store)
     path = tmp_path / "image.tar"
-    whole = write_oci_archive(store, index, path, reference=NAME).path.read_bytes()
+    whole = write_oci_archive(store, shipped(store, index), path).path.read_bytes()
     path.write_bytes(gzip.compress(whole))
     with pytest.raises(IntegrityError) as caught:
         ArchiveSource(path)
@@ -292,7 +296,7 @@ def test_a_compressed_truncated_or_missing_archive_is_refused(store: LayoutStore
 
 def test_a_damaged_archive_is_found_when_the_blob_is_read(store: LayoutStore, tmp_path: Path) -> None:
     index, entry = make_image(store)
-    path = write_oci_archive(store, index, tmp_path / "image.tar", reference=NAME).path
+    path = write_oci_archive(store, shipped(store, index), tmp_path / "image.tar").path
     layer = entry.platforms["linux/amd64"].layers[0]
     content = store.blob_path(layer.digest).read_bytes()
     path.write_bytes(path.read_bytes().replace(content, content[::-1]))

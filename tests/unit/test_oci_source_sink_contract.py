@@ -130,7 +130,9 @@ class GivenArchive(Given):
     def open(self) -> Source:
         path = self.folder / "image.tar"
         if not path.exists():
-            write_oci_archive(self.origin, top_of(self.origin), path, reference=NAME, referrers=True)
+            write_oci_archive(
+                self.origin, image_shipments(self.origin, top_of(self.origin), reference=NAME, referrers=True), path
+            )
         return ArchiveSource(path)
 
     def replace(self, digest: str, data: bytes) -> None:

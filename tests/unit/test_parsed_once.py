@@ -21,6 +21,7 @@ from airferry.near.probe.knowledge import Knowledge
 from airferry.oci import documents, layout, reference, resume, streams
 from airferry.oci.archive import write_oci_archive
 from airferry.oci.closure import RememberingSource
+from airferry.oci.copy import image_shipments
 from airferry.oci.documents import IMAGE_CONFIG, IMAGE_MANIFEST, INDEX_TYPES, Descriptor, parse_manifest
 from airferry.oci.layers import Compression
 from airferry.oci.layout import LayoutStore
@@ -176,7 +177,7 @@ def test_a_base_from_a_disk_is_hashed_once_and_its_manifest_read_and_parsed_once
     store = LayoutStore.create(tmp_path / "base")
     top, _results = put_image(store, [{"large": bytes(range(256)) * 9000}, {"small": b"1"}], kind="gzip")
     store.put_manifest(store.read_manifest(top), reference=NAME)
-    write_oci_archive(store, top, tmp_path / "base.tar", reference=NAME)
+    write_oci_archive(store, image_shipments(store, top, reference=NAME), tmp_path / "base.tar")
     manifest = parse_manifest(store.read_bytes(top))
     base: Any = LayoutBase(path=tmp_path / "base", reference=NAME, written="oci:base")
     if kind == "archive":

@@ -11,7 +11,7 @@ import pytest
 
 from airferry.errors import AirferryError, ConfigurationError, IntegrityError, RegistryError
 from airferry.events import Event, Notice, Warned
-from airferry.far.copy import copy_between, parse_place
+from airferry.far.copy import copy
 from airferry.oci.documents import IMAGE_MANIFEST
 from airferry.oci.layout import LayoutStore
 from airferry.oci.reference import parse_reference
@@ -295,13 +295,10 @@ def test_a_copy_pulls_by_way_of_the_mirror_and_pushes_to_the_name_itself(
     store = LayoutStore.create(home / "made")
     descriptor, _ = put_image(store, [{"a": b"b"}])
     store.write_index([descriptor.model_copy(update={"annotations": {"org.opencontainers.image.ref.name": "x:1"}})])
-    place = parse_place
-    copy_between(place(f"oci:{home / 'made'}:x:1"), place(f"docker://{mirror.address}/cache/base:1"), options=OPTIONS)
+    copy(f"oci:{home / 'made'}:x:1", f"docker://{mirror.address}/cache/base:1", options=OPTIONS)
     rule = '[[registry]]\nprefix = "{0}"\nlocation = "{1}"\ninsecure = true\n'
     text = rule.format("nvcr.invalid", f"{mirror.address}/cache") + rule.format(destination.address, "127.0.0.1:1")
     monkeypatch.setenv("CONTAINERS_REGISTRIES_CONF", str(write(home / "r.conf", text)))
-    copied = copy_between(
-        place("docker://nvcr.invalid/base:1"), place(f"docker://{destination.address}/b:1"), options=OPTIONS
-    )
+    copied = copy("docker://nvcr.invalid/base:1", f"docker://{destination.address}/b:1", options=OPTIONS)
     assert copied.descriptor.digest == descriptor.digest
     assert destination.manifests["b@1"] == mirror.manifests["cache/base@1"]

@@ -7,8 +7,8 @@ unless an index is narrowed to some of its platforms.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +16,11 @@ from airferry.errors import ConfigurationError, UsageError
 from airferry.events import Emit, silent
 from airferry.host import files
 from airferry.oci.archive import ArchiveSource, write_oci_archive
-from airferry.oci.copy import CopyOptions, copy_image
+from airferry.oci.copy import CopyOptions, image_shipments, transfer
 from airferry.oci.documents import Descriptor
 from airferry.oci.entries import names_of
 from airferry.oci.layout import LayoutStore
-from airferry.oci.platform import Platform
+from airferry.oci.platform import parse_platform
 from airferry.oci.ports import Sink, Source
 from airferry.oci.reference import Reference, parse_reference
 from airferry.registry.client import ClientOptions, Clients, open_clients
@@ -81,56 +81,45 @@ def parse_place(text: str) -> Place:
     return FilePlace(Path(path), name, kind == "oci-archive")
 
 
-def copy_between(
-    source: Place,
-    destination: Place,
+def copy(
+    source: str,
+    destination: str,
     *,
-    platforms: Collection[Platform] | None = None,
+    platforms: Sequence[str] = (),
     referrers: bool = True,
     options: ClientOptions | None = None,
     emit: Emit = silent,
 ) -> CopyResult:
-    """Copy an image, index or artifact with all that belongs to it; the name at the destination moves last.
+    """Copy an image, index or artifact between layouts, archives and registries; the name there moves last.
 
     Idempotent; what the destination holds is not sent again, and an interrupted copy goes on where it was. Without a
-    name at the destination, the image keeps the one that it has.
+    name at the destination, the image keeps the one that it has. `platforms` narrow an index.
 
     Raises:
-        UsageError: the destination cannot be written under that name, or needs one.
+        UsageError: a place is none, or the destination cannot be written under that name, or needs one.
         ConfigurationError: the source has no such image.
         BuildError: a wanted platform is missing.
         IntegrityError: something is not what its descriptor says.
         RegistryError: a registry does not answer or refuses.
     """
     options = options or ClientOptions()
-    with open_clients(options, emit=emit) as client, ExitStack() as held:
-        origin, descriptor, name = _open_source(source, Pulls(client, emit=emit))
-        sink: Sink
-        if isinstance(destination, RegistryPlace):
-            sink = held.enter_context(_registry_sink(source, destination.reference, client))
-            reference = _tag(destination.reference, descriptor, narrowed=platforms is not None)
-            where = str(destination)
+    origin, there = parse_place(source), parse_place(destination)
+    wanted = [parse_platform(text) for text in platforms] or None
+    with open_clients(options, emit=emit) as client:
+        held, descriptor, name = _open_source(origin, Pulls(client, emit=emit))
+        if isinstance(there, RegistryPlace):
+            reference = _tag(there.reference, descriptor, narrowed=wanted is not None)
         else:
-            reference = destination.name or name
-            if not reference:
-                raise UsageError(f"`{destination}`: the image has no name", hint=f"give it one: `{destination}:NAME`")
-            where = str(FilePlace(destination.path, reference, destination.archive))
-            if destination.archive:
-                return _write_archive(
-                    origin, descriptor, destination.path, reference, platforms, referrers, where, emit
-                )
-            held.enter_context(_layout_lock(destination.path))
-            sink = LayoutStore.create(destination.path)
-        copied = copy_image(
-            origin,
-            sink,
-            descriptor,
-            platforms=platforms,
-            reference=reference,
-            referrers=referrers,
-            options=CopyOptions(jobs=options.jobs, task=f"copy {descriptor.digest}", emit=emit),
-        )
-    return CopyResult(copied, where)
+            there = _named(there, name)
+            reference = there.name
+        shipments = image_shipments(held, descriptor, platforms=wanted, reference=reference, referrers=referrers)
+        if isinstance(there, FilePlace) and there.archive:
+            write_oci_archive(held, shipments, there.path, emit=emit)
+        else:
+            with _open_sink(there, origin, client) as sink:
+                steps = CopyOptions(jobs=options.jobs, task=f"copy {descriptor.digest}", emit=emit)
+                transfer(shipments, held, sink, steps)
+    return CopyResult(shipments[0].descriptor, str(there))
 
 
 def _open_source(place: Place, pulls: Pulls) -> tuple[Source, Descriptor, str]:
@@ -145,6 +134,17 @@ def _open_source(place: Place, pulls: Pulls) -> tuple[Source, Descriptor, str]:
     descriptor = origin.resolve(place.name)
     names = names_of(descriptor)
     return origin, descriptor, place.name if place.name in names else next(iter(names)) if len(names) == 1 else ""
+
+
+def _named(place: FilePlace, name: str) -> FilePlace:
+    """Return a destination with the name that the image gets there, which is its own where none is given."""
+    if not place.name and not name:
+        raise UsageError(f"`{place}`: the image has no name", hint=f"give it one: `{place}:NAME`")
+    return FilePlace(place.path, place.name or name, place.archive)
+
+
+def _open_sink(place: Place, source: Place, client: Clients) -> AbstractContextManager[Sink]:
+    return _layout_sink(place.path) if isinstance(place, FilePlace) else _registry_sink(source, place.reference, client)
 
 
 @contextmanager
@@ -171,11 +171,11 @@ def _registry_sink(source: Place, reference: Reference, client: Clients) -> Iter
 
 
 @contextmanager
-def _layout_lock(path: Path) -> Iterator[None]:
-    """Wait for other copies into the same layout, each of which rewrites its index."""
+def _layout_sink(path: Path) -> Iterator[LayoutStore]:
+    """Give a layout, made if need be, once other copies into it have ended: each of them rewrites its index."""
     name = hashlib.sha256(str(files.resolved(path)).encode()).hexdigest()[:16]
     with files.waiting_lock(files.cache_directory() / "layouts" / f"{name}.lock"):
-        yield
+        yield LayoutStore.create(path)
 
 
 def _tag(reference: Reference, descriptor: Descriptor, *, narrowed: bool) -> str | None:
@@ -189,20 +189,3 @@ def _tag(reference: Reference, descriptor: Descriptor, *, narrowed: bool) -> str
             hint="name a tag as the destination",
         )
     return reference.tag
-
-
-def _write_archive(
-    origin: Source,
-    descriptor: Descriptor,
-    path: Path,
-    reference: str,
-    platforms: Collection[Platform] | None,
-    referrers: bool,
-    where: str,
-    emit: Emit,
-) -> CopyResult:
-    write_oci_archive(
-        origin, descriptor, path, reference=reference, platforms=platforms, referrers=referrers, emit=emit
-    )
-    written = ArchiveSource(path).resolve(reference)
-    return CopyResult(written, where)

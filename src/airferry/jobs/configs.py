@@ -88,6 +88,7 @@ def make_overlays(receipt: Receipt, catalogue: Catalogue, *, site: SiteProfile, 
         IntegrityError: the receipt contradicts itself.
     """
     reader = StepConfigReader()
+    writer = _OverlayWriter(reader, site, out, receipt.submit)
     executors = site.executors or (PLAIN,)
     steps: list[StepOverlay] = []
     texts: dict[str, str] = {}
@@ -98,9 +99,7 @@ def make_overlays(receipt: Receipt, catalogue: Catalogue, *, site: SiteProfile, 
         staged = _staged(found, receipt, reader)
         unclear.update(dict.fromkeys((name, found.target.spec) for name in staged.values.unclear))
         for executor in executors:
-            step, text = _overlay(
-                found, image, executor, reader=reader, site=site, out=out, staged=staged, submit=receipt.submit
-            )
+            step, text = writer.overlay(found, image, executor, staged)
             steps.append(step)
             if step.path is not None:
                 texts[step.path] = text
@@ -169,59 +168,68 @@ def _staged(found: StepFiles, receipt: Receipt, reader: StepConfigReader) -> _St
     return _Staged(staged_values(values, consumes, receipt.assets, step=found.target.spec), values.tree)
 
 
-def _overlay(
-    found: StepFiles,
-    image: ReceiptImage,
-    executor: Executor,
-    *,
-    reader: StepConfigReader,
-    site: SiteProfile,
-    out: Path,
-    staged: _Staged,
-    submit: str | None,
-) -> tuple[StepOverlay, str]:
-    name = image_for(executor.kind, reference_for(executor, image))
-    target = found.target
-    profile = profile_name(site, executor)
-    if found.config_path is None:
-        command = submit_command(
-            target.step_id,
-            config=None,
-            profile=profile,
-            overrides={"run.env.container_image": name},
-            template=submit,
+@dataclass(frozen=True, slots=True)
+class _OverlayWriter:
+    """Makes overlays for a site's executors; they will lie below `out`.
+
+    `submit` is the catalogue's own command, see the receipt.
+    """
+
+    reader: StepConfigReader
+    site: SiteProfile
+    out: Path
+    submit: str | None
+
+    def overlay(
+        self, found: StepFiles, image: ReceiptImage, executor: Executor, staged: _Staged
+    ) -> tuple[StepOverlay, str]:
+        """Return the overlay of a step for one executor, and its text, which is empty where the step has no config."""
+        name = image_for(executor.kind, reference_for(executor, image))
+        target = found.target
+        profile = profile_name(self.site, executor)
+        if found.config_path is None:
+            command = submit_command(
+                target.step_id,
+                config=None,
+                profile=profile,
+                overrides={"run.env.container_image": name},
+                template=self.submit,
+            )
+            return StepOverlay(target.spec, executor.kind, name, None, None, (), command), ""
+        path = f"{executor.kind}/{target.step_id}/{target.config}.yaml"
+        folder = (self.out / path).parent.absolute()
+        changes: dict[str, Any] = {"container_image": name}
+        baked, kept = _split(found.config_path, self.reader)
+        if baked:
+            _check_baked(found, image, baked)
+            changes["mounts"] = list(kept)
+        document = {"defaults": os.path.relpath(found.config_path.absolute(), folder), "run": {"env": changes}}
+        for item in staged.values.found:
+            _put(document, staged.tree, item)
+        lines = [
+            f"{CONFIGS_MARK} for {target.spec} on {executor}.",
+            f"# Image {image.image}; the rest is as in the config that it inherits.",
+            *(f"# Baked, so not cloned: {overlay.url} at {overlay.ref} in {overlay.target}" for overlay in baked),
+            *(f"# Staged: {item.value.name} is the asset {item.asset}" for item in staged.values.found),
+        ]
+        text = "\n".join(lines) + "\n" + render_yaml(document, width=1000)
+        step = StepOverlay(
+            target=target.spec,
+            executor=executor.kind,
+            image=name,
+            path=path,
+            config=str(found.config_path),
+            cleared=tuple(f"{overlay.key},{overlay.target}" for overlay in baked),
+            command=submit_command(
+                target.step_id,
+                config=str((self.out / path).absolute()),
+                profile=profile,
+                overrides={},
+                template=self.submit,
+            ),
+            staged={item.value.name: item.target for item in staged.values.found},
         )
-        return StepOverlay(target.spec, executor.kind, name, None, None, (), command), ""
-    path = f"{executor.kind}/{target.step_id}/{target.config}.yaml"
-    folder = (out / path).parent.absolute()
-    changes: dict[str, Any] = {"container_image": name}
-    baked, kept = _split(found.config_path, reader)
-    if baked:
-        _check_baked(found, image, baked)
-        changes["mounts"] = list(kept)
-    document = {"defaults": os.path.relpath(found.config_path.absolute(), folder), "run": {"env": changes}}
-    for item in staged.values.found:
-        _put(document, staged.tree, item)
-    lines = [
-        f"{CONFIGS_MARK} for {target.spec} on {executor}.",
-        f"# Image {image.image}; the rest is as in the config that it inherits.",
-        *(f"# Baked, so not cloned: {overlay.url} at {overlay.ref} in {overlay.target}" for overlay in baked),
-        *(f"# Staged: {item.value.name} is the asset {item.asset}" for item in staged.values.found),
-    ]
-    text = "\n".join(lines) + "\n" + render_yaml(document, width=1000)
-    step = StepOverlay(
-        target=target.spec,
-        executor=executor.kind,
-        image=name,
-        path=path,
-        config=str(found.config_path),
-        cleared=tuple(f"{overlay.key},{overlay.target}" for overlay in baked),
-        command=submit_command(
-            target.step_id, config=str((out / path).absolute()), profile=profile, overrides={}, template=submit
-        ),
-        staged={item.value.name: item.target for item in staged.values.found},
-    )
-    return step, text
+        return step, text
 
 
 def _put(document: dict[str, Any], tree: Mapping[str, Any], item: StagedValue) -> None:

@@ -51,6 +51,7 @@ from airferry.near.rehearse.run import (
 )
 from airferry.near.session import Session
 from airferry.oci.archive import write_oci_archive
+from airferry.oci.copy import image_shipments
 from airferry.oci.documents import IMAGE_INDEX, Descriptor, Index, PlatformDocument
 from airferry.oci.layout import LayoutStore
 from airferry.oci.platform import parse_platform
@@ -278,9 +279,8 @@ class Sealer:
             return str(known["sha256"])
         written = write_oci_archive(
             self._store,
-            descriptor,
+            image_shipments(self._store, descriptor, reference=entry.reference),
             path,
-            reference=entry.reference,
             docker_names=[entry.image],
             emit=self._session.emit,
         )

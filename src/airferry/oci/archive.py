@@ -9,7 +9,7 @@ import hashlib
 import io
 import os
 import threading
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from airferry.events import Emit, silent
 from airferry.host import files
 from airferry.host.canonical import canonical_json
 from airferry.host.parsing import Malformed, parse_json
-from airferry.oci.copy import CopyOptions, Shipment, image_shipments, transfer
+from airferry.oci.copy import CopyOptions, Shipment, transfer
 from airferry.oci.digest import digest_hex
 from airferry.oci.documents import (
     IMAGE_INDEX,
@@ -55,30 +55,27 @@ class WrittenArchive:
 
 def write_oci_archive(
     source: Source,
-    descriptor: Descriptor,
+    shipments: Sequence[Shipment],
     path: Path,
     *,
-    reference: str,
     docker_names: Sequence[str] | None = None,
-    platforms: Collection[Platform] | None = None,
-    referrers: bool = False,
     emit: Emit = silent,
 ) -> WrittenArchive:
     """Write an image or an image index as one tar that `podman load`, `docker load` and `ctr image import` read.
 
+    The first shipment is the image, the others are what refers to it, as `image_shipments` lists them.
+
     The order suits readers of streams: `oci-layout`, `index.json`, Docker's `manifest.json`, manifests, configs,
-    layers. Docker's file names one platform, linux/amd64 if there is one, under `docker_names` (by default
-    `reference`). The same image gives the same bytes. Atomic; every blob is verified. `platforms` narrows an index as
-    a copy does; with `referrers`, artifacts that refer to any part of the image come along.
+    layers. Docker's file names one platform, linux/amd64 if there is one, under `docker_names` (by default the
+    image's reference). The same image gives the same bytes. Atomic; every blob is verified.
 
     Raises:
-        BuildError: a wanted platform is missing.
         IntegrityError: a blob is not what its descriptor says.
     """
-    shipments = image_shipments(source, descriptor, platforms=platforms, reference=reference, referrers=referrers)
-    names = [reference] if docker_names is None else list(docker_names)
+    if docker_names is None:
+        docker_names = [item.reference for item in shipments[:1] if item.reference is not None]
     with files.atomic_file(path) as raw:
-        sink = ArchiveSink(raw, shipments, docker_names=names)
+        sink = ArchiveSink(raw, shipments, docker_names=docker_names)
         # a tar is written by one hand, and its order is that of its readers
         options = CopyOptions(jobs=1, task=f"archive {path.name}", order=sink.configs_first, emit=emit)
         transfer(shipments, source, sink, options)
