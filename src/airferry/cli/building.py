@@ -1,4 +1,4 @@
-"""The near side's commands: doctor, plan, lock, build, schema, quickstart."""
+"""Commands that make a bundle: doctor, plan, lock, build, schema, quickstart."""
 
 from __future__ import annotations
 
