@@ -38,10 +38,6 @@ class Check:
     detail: str
     hint: str | None = None
 
-    def to_document(self) -> dict[str, str | None]:
-        """Return the line as plain data."""
-        return {"name": self.name, "status": self.status, "detail": self.detail, "hint": self.hint}
-
 
 @dataclass(frozen=True, slots=True)
 class NamespaceFacts:
