@@ -32,7 +32,7 @@ from airferry.oci.documents import (
     parse_image_config,
     parse_manifest,
 )
-from airferry.oci.layers import Compression, compress_layer, layer_kind, recompress_layer
+from airferry.oci.layers import Compression, LayerChecks, compress_layer, layer_kind, recompress_layer
 from airferry.oci.layout import LayoutStore
 from airferry.oci.ports import blocks
 from catalogues import write_airgap, write_step
@@ -74,7 +74,7 @@ def make_base(debian: DebianBase, path: Path, *, filler_bytes: int = 0, last: by
         layers = []
         for layer, diff_id in zip(manifest.layers, config["rootfs"]["diff_ids"], strict=True):
             with source.open_blob(layer) as stream:
-                made = recompress_layer(stream, layer, diff_id=diff_id, compression=gzip, into=store)
+                made = recompress_layer(stream, layer, checks=LayerChecks(diff_id), compression=gzip, into=store)
             layers.append(made)
         content = {"opt/thing/stale.txt": b"replaced", "opt/keep.txt": b"kept"}
         layers.append(compress_layer(io.BytesIO(layer_tar(content)), compression=gzip, into=store))

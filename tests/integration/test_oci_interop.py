@@ -16,7 +16,7 @@ from airferry.host import files, process
 from airferry.oci.archive import ArchiveSource, WrittenArchive, write_oci_archive
 from airferry.oci.copy import image_shipments
 from airferry.oci.documents import LAYER_GZIP, LAYER_ZSTD, Descriptor, parse_index, parse_manifest
-from airferry.oci.layers import Compression, compress_layer, recompress_layer
+from airferry.oci.layers import Compression, LayerChecks, compress_layer, recompress_layer
 from airferry.oci.layout import LayoutStore
 from airferry.oci.platform import host
 from oci_images import REFERENCE, image_defects, layout_defects, make_bundle, make_image, put_image
@@ -102,7 +102,9 @@ def test_what_skopeo_wrote_is_read_and_recompressed(tmp_path: Path, skopeo: Call
     target = LayoutStore.create(tmp_path / "target")
     for layer in manifest.layers:
         with source.open_blob(layer) as stream:
-            result = recompress_layer(stream, layer, diff_id=None, compression=Compression("zstd"), into=target)
+            result = recompress_layer(
+                stream, layer, checks=LayerChecks(None), compression=Compression("zstd"), into=target
+            )
         assert result.descriptor.media_type == LAYER_ZSTD
 
 
@@ -121,7 +123,9 @@ def test_a_zstd_layer_and_a_gzip_layer_are_unpacked_by_others(
         saved = ArchiveSource(tmp_path / f"{kind}.tar")
         layer = parse_manifest(saved.read_manifest(saved.index.manifests[0]).data).layers[0]
         with saved.open_blob(layer) as stream:
-            result = recompress_layer(stream, layer, diff_id=None, compression=Compression("none"), into=store)
+            result = recompress_layer(
+                stream, layer, checks=LayerChecks(None), compression=Compression("none"), into=store
+            )
         assert content["hello.txt"] in store.read_bytes(result.descriptor, limit_bytes=1 << 26)
 
 

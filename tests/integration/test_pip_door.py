@@ -13,6 +13,7 @@ from airferry.errors import BuildError, IntegrityError
 from airferry.events import CommandRun, Event, Notice, silent
 from airferry.host import process
 from airferry.near.lock.additions import resolve_environment
+from airferry.near.lock.closure import WheelSupply
 from airferry.near.reach import ask_all
 from airferry.near.wheels.folder import wheelhouse
 from airferry.near.wheels.pip import NoDistribution, Pip, WheelTarget, wheel_target
@@ -219,7 +220,7 @@ def test_files_at_addresses_and_paths_of_the_lock_are_taken(tmp_path: Path) -> N
         f'sdist = {{ hash = "sha256:{sha256(source)}" }}\n'
     )
     lock = read_catalogue_lock(tmp_path / "uv.lock")
-    found = resolve_environment(probe=make_probe(), catalogue=lock, wheels=store(tmp_path / "cache", tmp_path))
+    found = resolve_environment(probe=make_probe(), supply=WheelSupply(lock, store(tmp_path / "cache", tmp_path)))
     assert [f"{item.wheel.name}=={item.wheel.version}" for item in found.additions] == [
         "frompath==1.0",
         "onlysource==1.0",
@@ -227,7 +228,7 @@ def test_files_at_addresses_and_paths_of_the_lock_are_taken(tmp_path: Path) -> N
     assert [item.address for item in found.locked()] == [f"elsewhere/{wheel.name}", source.as_uri()]
     wheel.write_bytes(wheel.read_bytes() + b"x")
     with pytest.raises(IntegrityError):
-        resolve_environment(probe=make_probe(), catalogue=lock, wheels=store(tmp_path / "other", tmp_path))
+        resolve_environment(probe=make_probe(), supply=WheelSupply(lock, store(tmp_path / "other", tmp_path)))
 
 
 def test_the_index_is_asked_as_pip_is_configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

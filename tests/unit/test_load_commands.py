@@ -11,7 +11,7 @@ from airferry.api import LoadOutcome
 from airferry.bundle.manifest import BundleManifest, GroupEntry, ToolEntry
 from airferry.bundle.receipt import Receipt, ReceiptCatalogue
 from airferry.bundle.verify import VerifyReport
-from airferry.cli import far
+from airferry.cli import bundles
 from airferry.cli.app import run
 from airferry.cli.render import Reporter
 from airferry.oci.copy import CopyReport
@@ -104,7 +104,7 @@ def test_configs_of_one_step_have_their_own_images() -> None:
 def test_what_writes_the_configs_is_said(
     held: ReceiptCatalogue | None, expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    far._show_commands(outcome(receipt_of(DIGEST, catalogue=held), baked=True), Reporter())
+    bundles._show_commands(outcome(receipt_of(DIGEST, catalogue=held), baked=True), Reporter())
     said = " ".join(capsys.readouterr().err.split())
     assert expected in said
     assert ("contains no catalogue" in said) == (held is None)

@@ -18,6 +18,7 @@ from airferry.near.lock.additions import (
     resolve_additions,
     resolve_environment,
 )
+from airferry.near.lock.closure import WheelSupply
 from airferry.near.lock.resolve import told
 from airferry.near.probe.answers import ProbeResult
 from airferry.near.wheels.store import WheelStore
@@ -111,8 +112,7 @@ class Case:
             probe=probe,
             base="registry.example/base:1",
             platform=AMD64,
-            catalogue=self.lock,
-            wheels=self.store,
+            supply=WheelSupply(self.lock, self.store),
         )
 
 
@@ -227,11 +227,13 @@ def test_the_launcher_takes_requirements_in_place_of_the_locks(case: Case) -> No
     case.wheel("extra-part", "1.0")
     case.locked_by_uv("", one, two, numpy)
     found = resolve_environment(
-        probe=make_probe(), catalogue=case.lock, wheels=case.store, requirements={"one": "one>=2"}
+        probe=make_probe(), supply=WheelSupply(case.lock, case.store), requirements={"one": "one>=2"}
     )
     assert listed(found) == ["extra-part==1.0", "numpy==1.0", "one==2.0", "two==1.0"]
     assert len(found.notes) == 2 and all("catalogue's lock" in note for note in found.notes)
-    alone = resolve_environment(probe=make_probe(), catalogue=None, wheels=case.store, requirements={"two": "two==1.0"})
+    alone = resolve_environment(
+        probe=make_probe(), supply=WheelSupply(None, case.store), requirements={"two": "two==1.0"}
+    )
     assert listed(alone) == ["extra-part==1.0", "numpy==1.0", "one==2.0", "two==1.0"]
 
 
@@ -244,11 +246,13 @@ def test_files_at_paths_of_the_lock_are_taken(case: Case) -> None:
         f'wheels = [{{ filename = "{wheel.name}", hash = "sha256:{sha256(wheel)}" }}]\n'
     )
     lock = read_catalogue_lock(case.root / "uv.lock")
-    found = resolve_environment(probe=make_probe(), catalogue=lock, wheels=case.store)
+    found = resolve_environment(probe=make_probe(), supply=WheelSupply(lock, case.store))
     assert [item.address for item in found.locked()] == [f"elsewhere/{wheel.name}"]
     wheel.write_bytes(wheel.read_bytes() + b"x")
     with pytest.raises(IntegrityError):
-        resolve_environment(probe=make_probe(), catalogue=lock, wheels=WheelStore(case.root / "other", case.store.pip))
+        resolve_environment(
+            probe=make_probe(), supply=WheelSupply(lock, WheelStore(case.root / "other", case.store.pip))
+        )
 
 
 def test_wishes_that_narrow_each_other_are_resolved_again(case: Case) -> None:
@@ -412,8 +416,7 @@ def test_a_commit_of_a_requirement_that_is_gone_is_told_with_its_line(case: Case
             probe=make_probe(modules={"thing.part": MISSING}),
             base="b",
             platform=AMD64,
-            catalogue=None,
-            wheels=case.store,
+            supply=WheelSupply(None, case.store),
             named_at={"thing": "airgap.yaml:9"},
         )
 
@@ -425,8 +428,7 @@ def test_what_the_probe_was_not_asked_for_is_an_error(case: Case) -> None:
             probe=make_probe(),
             base="b",
             platform=AMD64,
-            catalogue=None,
-            wheels=case.store,
+            supply=WheelSupply(None, case.store),
         )
     assert {"zzz", "torch"} <= set(modules_to_probe([Candidate("zzz", "step", "s.py", 1)]))
 
@@ -440,14 +442,14 @@ def test_the_launcher_gets_the_whole_lock_for_its_python(case: Case) -> None:
     )
     assert case.lock is not None
     probe = make_probe(installed={"one": "1.0"})
-    found = resolve_environment(probe=probe, catalogue=case.lock, wheels=case.store)
+    found = resolve_environment(probe=probe, supply=WheelSupply(case.lock, case.store))
     assert listed(found) == ["one==1.0", "two==2.0"]
     assert [(item.name, item.version, item.sha256) for item in found.locked()] == [
         ("one", "1.0", sha256(one)),
         ("two", "2.0", sha256(two)),
     ]
     assert len(case.calls) == 1
-    assert "no lock file" in resolve_environment(probe=probe, catalogue=None, wheels=case.store).notes[0]
+    assert "no lock file" in resolve_environment(probe=probe, supply=WheelSupply(None, case.store)).notes[0]
 
 
 def test_core_modules_and_modules_without_a_name_are_told_together_before_any_wheel_is_fetched(case: Case) -> None:

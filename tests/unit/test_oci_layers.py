@@ -20,7 +20,16 @@ from airferry.errors import IntegrityError
 from airferry.events import Event, Progress
 from airferry.oci import codecs
 from airferry.oci.documents import DOCKER_LAYER_GZIP, LAYER_GZIP, LAYER_TAR, LAYER_ZSTD, Descriptor, descriptor_of
-from airferry.oci.layers import MEDIA_TYPES, Compression, LayerResult, compress_layer, layer_kind, recompress_layer
+from airferry.oci.layers import (
+    DEFAULT_LIMIT_BYTES,
+    MEDIA_TYPES,
+    Compression,
+    LayerChecks,
+    LayerResult,
+    compress_layer,
+    layer_kind,
+    recompress_layer,
+)
 from airferry.oci.layout import LayoutStore
 from airferry.oci.ports import BLOCK_BYTES
 from examples import examples
@@ -66,12 +75,13 @@ def carry(
     to: Compression | None = None,
     descriptor: Descriptor | None = None,
     diff_id: str | None = DIFF_ID,
+    limit_bytes: int = DEFAULT_LIMIT_BYTES,
     **options: object,
 ) -> LayerResult:
     return recompress_layer(
         io.BytesIO(data),
         descriptor or descriptor_of(data, media_type),
-        diff_id=diff_id,
+        checks=LayerChecks(diff_id, limit_bytes),
         compression=to or Compression("zstd"),
         into=store,
         **options,  # type: ignore[arg-type]
@@ -102,7 +112,7 @@ def test_any_content_keeps_its_diff_id(data: bytes, cut: int, to: str) -> None:
         back = recompress_layer(
             io.BytesIO(store.read_bytes(result.descriptor)),
             result.descriptor,
-            diff_id=None,
+            checks=LayerChecks(None),
             compression=Compression("none", threads=1),
             into=store,
         )

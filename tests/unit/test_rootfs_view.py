@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from airferry.errors import AirferryError, IntegrityError
 from airferry.near.bases.fetch import BaseImage
-from airferry.oci.layers import Compression, LayerResult, compress_layer, recompress_layer
+from airferry.oci.layers import Compression, LayerChecks, LayerResult, compress_layer, recompress_layer
 from airferry.oci.layout import LayoutStore
 from airferry.oci.tar import CHARACTER, DIRECTORY, REGULAR, SYMLINK
 from airferry.rootfs import sources
@@ -322,7 +322,7 @@ def test_facts_are_collected_while_a_layer_is_recompressed(tmp_path: Path) -> No
         recompress_layer(
             stream,
             layer.descriptor,
-            diff_id=layer.diff_id,
+            checks=LayerChecks(layer.diff_id),
             compression=Compression("zstd"),
             into=into,
             observers=[observer],
@@ -345,7 +345,7 @@ def test_what_the_observer_refuses_ends_the_recompression(tmp_path: Path) -> Non
         recompress_layer(
             stream,
             layer.descriptor,
-            diff_id=layer.diff_id,
+            checks=LayerChecks(layer.diff_id),
             compression=Compression("zstd"),
             into=into,
             observers=[observer],

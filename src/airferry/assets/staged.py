@@ -30,6 +30,7 @@ from airferry.bundle.verify import Bundle
 from airferry.errors import FindingsError, HostError, IntegrityError, UsageError
 from airferry.events import Emit, silent
 from airferry.host import files
+from airferry.host.canonical import plain_data
 from airferry.host.progress import Meter
 from airferry.host.threads import usable_cores
 from airferry.oci.codecs import inflate
@@ -78,16 +79,7 @@ class AssetReport:
 
     def to_document(self) -> dict[str, Any]:
         """Return the report as plain data."""
-        return {
-            "name": self.name,
-            "path": str(self.path),
-            "digest": self.digest,
-            "ok": self.ok,
-            "files": self.files,
-            "size_bytes": self.size_bytes,
-            "read_bytes": self.read_bytes,
-            "findings": [{"path": item.path, "problem": item.problem, "text": item.text} for item in self.findings],
-        }
+        return plain_data(self, "name", "path", "digest", "ok", "files", "size_bytes", "read_bytes", "findings")  # type: ignore[no-any-return]
 
     def raise_if_wrong(self) -> None:
         """Do nothing if the asset is complete and unaltered.

@@ -18,6 +18,7 @@ from airferry.bundle.twins import images_text
 from airferry.errors import AirferryError, IntegrityError, UsageError
 from airferry.events import Emit, silent
 from airferry.host import files
+from airferry.host.canonical import plain_data
 from airferry.oci.closure import RememberingSource
 from airferry.oci.digest import digest_of, parse_digest
 from airferry.oci.documents import Descriptor, Index, parse_index
@@ -123,12 +124,9 @@ class VerifyReport:
             "images": self.images,
             "docker_twins": self.twins,
             "original_images": self.originals,
-            "artifacts": self.artifacts,
-            "blobs": self.blobs,
-            "size_bytes": self.size_bytes,
+            **plain_data(self, "artifacts", "blobs", "size_bytes"),
             "findings": [str(finding) for finding in self.findings],
-            "beside": list(self.beside),
-            "not_checked": list(self.not_checked),
+            **plain_data(self, "beside", "not_checked"),
         }
 
     def raise_if_wrong(self, *, listed: bool = False) -> None:

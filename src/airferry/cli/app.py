@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 import airferry
-from airferry.cli import assets, catalogue, completion, far, far_more, near, registries, rehearse, site
+from airferry.cli import assets, building, bundles, catalogue, completion, jobs, registries, rehearse, serving
 from airferry.cli.flags import show_flags_as_flags
 from airferry.cli.render import Reporter, data, escape
 from airferry.errors import AirferryError, HostError
@@ -51,13 +51,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-near.register(app)
+building.register(app)
 rehearse.register(app)
-far.register(app)
-far_more.register(app)
+bundles.register(app)
+serving.register(app)
 assets.register(app)
 registries.register(app)
-site.register(app)
+jobs.register(app)
 catalogue.register(app)
 show_flags_as_flags(app)
 

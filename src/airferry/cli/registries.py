@@ -10,7 +10,7 @@ import typer
 
 from airferry import api
 from airferry.cli import completion
-from airferry.cli.far import make_options
+from airferry.cli.bundles import make_options
 from airferry.cli.options import CaFileOption, JsonOption, PlainHttpOption, RateOption, TransfersOption
 from airferry.cli.render import Reporter, data
 from airferry.errors import UsageError

@@ -25,6 +25,7 @@ from airferry.far.relocate import Destination, parse_destination
 from airferry.far.shipments import ARTIFACT_NAME, artifact_tag, place_images, plan_shipments
 from airferry.far.tags import TagMove, WantedTag, forget_journal, move_tags, plan_tags
 from airferry.host import files
+from airferry.host.canonical import plain_data
 from airferry.host.stages import stage
 from airferry.oci.copy import CopyReport, Shipment, Transfer
 from airferry.oci.reference import Reference
@@ -97,27 +98,10 @@ class LoadOutcome:
         return {
             "dry_run": self.dry_run,
             "receipt_path": None if self.dry_run else str(self.receipt_path),
-            "sent_blobs": pushed.sent_blobs,
-            "sent_bytes": pushed.sent_bytes,
-            "mounted_blobs": pushed.mounted_blobs,
-            "present_blobs": pushed.present_blobs,
-            "manifests": pushed.manifests,
-            "steps": [
-                {
-                    "action": step.action,
-                    "repository": step.repository,
-                    "digest": step.digest,
-                    "size_bytes": step.size_bytes,
-                }
-                for step in pushed.steps
-            ]
+            **plain_data(pushed, "sent_blobs", "sent_bytes", "mounted_blobs", "present_blobs", "manifests"),
+            "steps": [plain_data(step, "action", "repository", "digest", "size_bytes") for step in pushed.steps]
             + [
-                {
-                    "action": "manifest",
-                    "repository": step.repository,
-                    "digest": step.digest,
-                    "size_bytes": step.size_bytes,
-                }
+                {"action": "manifest", **plain_data(step, "repository", "digest", "size_bytes")}
                 for step in pushed.manifest_steps
             ],
             "tags": [

@@ -17,6 +17,7 @@ from airferry.bundle.verify import Bundle
 from airferry.config import Executor, SiteProfile
 from airferry.errors import ConfigurationError, FindingsError, UsageError
 from airferry.events import Emit, silent
+from airferry.host.canonical import plain_data
 from airferry.jobs.catalogue import CatalogueSource
 from airferry.jobs.configs import COMMANDS_FILE, PLAIN, image_of, targets_of, with_default
 from airferry.jobs.context import AMBIENT, CODE_FOLDER, JOB_FOLDER, StepContext, consumed_and_produced, mounts_of
@@ -89,7 +90,7 @@ class CheckReport:
         return {
             "steps": list(self.steps),
             "counts": {level: sum(finding.level == level for finding in self.findings) for level in LEVELS},
-            "findings": [finding.to_document() for finding in self.findings],
+            "findings": plain_data(self.findings),
         }
 
     def raise_if_blocked(self) -> None:

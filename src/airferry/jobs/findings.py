@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 Level = Literal["block", "warn", "note"]
 FindingKind = Literal[
@@ -50,22 +50,6 @@ class Finding:
     fix: str | None = None
     also: tuple[str, ...] = ()
     remedy: Remedy = "change"
-
-    def to_document(self) -> dict[str, Any]:
-        """Return the finding as plain data."""
-        return {
-            "step": self.step,
-            "kind": self.kind,
-            "level": self.level,
-            "file": self.file,
-            "line": self.line,
-            "key": self.key,
-            "value": self.value,
-            "text": self.text,
-            "fix": self.fix,
-            "also": list(self.also),
-            "remedy": self.remedy,
-        }
 
 
 def merge_findings(findings: Iterable[Finding]) -> list[Finding]:

@@ -16,6 +16,7 @@ from airferry.bundle.seal import Sealed
 from airferry.errors import UsageError
 from airferry.events import Emit, silent
 from airferry.host import files
+from airferry.host.canonical import plain_data
 from airferry.host.journal import Journal
 from airferry.host.threads import parallel_map
 from airferry.near.assemble.assembler import Maker
@@ -68,25 +69,7 @@ class BuildOutcome:
 
     def to_document(self) -> dict[str, Any]:
         """Return the outcome as plain data."""
-        return {
-            "output": str(self.output),
-            "bundle": str(self.bundle),
-            "root": self.root,
-            "bundle_bytes": self.bundle_bytes,
-            "reused": self.reused,
-            "warnings": [warning.to_document() for warning in self.warnings],
-            "images": [
-                {
-                    "name": image.name,
-                    "reference": image.reference,
-                    "digest": image.digest,
-                    "platforms": list(image.platforms),
-                    "size_bytes": image.size_bytes,
-                    "unpacked_bytes": image.unpacked_bytes,
-                }
-                for image in self.images
-            ],
-        }
+        return plain_data(self, "output", "bundle", "root", "bundle_bytes", "reused", "warnings", "images")  # type: ignore[no-any-return]
 
 
 def build(

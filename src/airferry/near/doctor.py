@@ -112,6 +112,4 @@ def _eased(check: Check, *, bootstraps: bool) -> Check:
     needed = bootstraps and check.name == "user namespaces"
     if check.status != "fail" or needed or not (check.name in ENGINE_CHECKS or check.name.startswith("emulator ")):
         return check
-    return replace(
-        check, status="warn", detail=f"{check.detail}; images of this plan can be assembled without it it it it it"
-    )
+    return replace(check, status="warn", detail=f"{check.detail}; images of this plan can be assembled without it")

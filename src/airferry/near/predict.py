@@ -15,6 +15,7 @@ from airferry.config import ArchiveBase, BaseSpec, BootstrapBase, LayoutBase
 from airferry.errors import AirferryError, HostError
 from airferry.events import Emit, Warned, silent
 from airferry.host import files
+from airferry.host.canonical import plain_data
 from airferry.near.assemble import context
 from airferry.near.bases.layers import BaseLayers
 from airferry.near.carry.loader import expected_loader_bytes
@@ -137,12 +138,9 @@ class Prediction:
     def to_document(self) -> dict[str, object]:
         """Return the prediction as plain data. The plain sizes are the most, where nothing is unknown."""
         return {
-            "in_bytes": self.in_bytes,
-            "out_bytes": self.out_bytes,
+            **plain_data(self, "in_bytes", "out_bytes"),
             "disk_bytes": self.disk_bytes(),
-            "least_out_bytes": self.least_out_bytes,
-            "least_disk_bytes": self.least_disk_bytes,
-            "bases": self.bases,
+            **plain_data(self, "least_out_bytes", "least_disk_bytes", "bases"),
             "unknown_bases": sum(item.part == "base" and not item.is_known for item in self.items),
             "unknown": list(self.unknown),
         }

@@ -36,7 +36,7 @@ from airferry.bundle.seal import Sealed, seal
 from airferry.bundle.twins import images_text, with_twins
 from airferry.events import StageFinished, StageStarted
 from airferry.host import clock, files
-from airferry.host.canonical import canonical_json
+from airferry.host.canonical import canonical_json, plain_data
 from airferry.host.journal import Journal
 from airferry.near.assemble.writer import BuiltImage
 from airferry.near.bases.originals import put_originals
@@ -208,7 +208,7 @@ class Sealer:
         locked = self._lock.groups[group.name].platforms
         requirements = requirements_lines(locked)
         commits = [
-            {**overlay.to_document(), "commit": self._lock.overlays[overlay.key].commit} for overlay in group.overlays
+            {**plain_data(overlay), "commit": self._lock.overlays[overlay.key].commit} for overlay in group.overlays
         ]
         documents = {item["name"]: item for item in self._plan.to_document()["execution_groups"]}
         artifacts = []
@@ -301,7 +301,7 @@ class Sealer:
         document = self._plan.to_document()
         persistent = document["persistent_assets"]
         baked = [
-            {**overlay.to_document(), "commit": self._lock.overlays[overlay.key].commit}
+            {**plain_data(overlay), "commit": self._lock.overlays[overlay.key].commit}
             for overlay in self._plan.overlays
         ]
         launcher = document.get("launcher_image")

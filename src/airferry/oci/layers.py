@@ -77,6 +77,14 @@ class Compression:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerChecks:
+    """What a layer is held against beyond its descriptor: its `diff_id` where that is known, and its unpacked size."""
+
+    diff_id: str | None
+    limit_bytes: int = DEFAULT_LIMIT_BYTES
+
+
+@dataclass(frozen=True, slots=True)
 class LayerResult:
     """A layer that a store holds now. `original` is the layer it was made from, if it came as a blob."""
 
@@ -105,18 +113,17 @@ def recompress_layer(
     stream: IO[bytes],
     descriptor: Descriptor,
     *,
-    diff_id: str | None,
+    checks: LayerChecks,
     compression: Compression,
     into: LayoutStore,
     observers: Iterable[Observer] = (),
     emit: Emit = silent,
-    limit_bytes: int = DEFAULT_LIMIT_BYTES,
 ) -> LayerResult:
     """Carry a layer from a stream into a store in the wanted compression, and check all of it on the way.
 
-    The compressed bytes are checked against the descriptor, the uncompressed ones against `diff_id` where it is
-    known, and limited to `limit_bytes`. A layer that has the wanted compression already keeps its bytes, and is
-    checked all the same; a store that holds it is not written. The store changes only when everything was right.
+    The compressed bytes are checked against the descriptor, the uncompressed ones as `checks` says. A layer that has
+    the wanted compression already keeps its bytes, and is checked all the same; a store that holds it is not written.
+    The store changes only when everything was right.
 
     Raises:
         IntegrityError: digest, size, compression, diff_id or unpacked size are not what was declared.
@@ -125,7 +132,7 @@ def recompress_layer(
     what = f"layer `{descriptor.digest}`"
     keep = compression.kind in ("preserve", kind)
     with into.new_blob() as writer, Pipeline() as pipeline:
-        tally = _Tally(what, observers, limit_bytes)
+        tally = _Tally(what, observers, checks.limit_bytes)
         progress = Meter(what, descriptor.size, emit)
         packed = progress.watch(blocks(verifying(stream, descriptor, what=what)))
         if keep:
@@ -138,7 +145,7 @@ def recompress_layer(
         else:
             for block in pipeline.stage(_compress(pipeline.stage(counted), compression)):
                 writer.write(block)
-        _check_diff_id(tally, diff_id, what=what, descriptor=descriptor)
+        _check_diff_id(tally, checks.diff_id, what=what, descriptor=descriptor)
         progress.finish()
         if keep:
             result = Descriptor(media_type=MEDIA_TYPES[kind], digest=descriptor.digest, size=descriptor.size)
@@ -154,10 +161,9 @@ def inspect_layer(
     stream: IO[bytes],
     descriptor: Descriptor,
     *,
-    diff_id: str | None,
+    checks: LayerChecks,
     observers: Iterable[Observer] = (),
     emit: Emit = silent,
-    limit_bytes: int = DEFAULT_LIMIT_BYTES,
 ) -> LayerResult:
     """Read a layer once, check it as `recompress_layer` does, let observers see it, and store nothing.
 
@@ -167,12 +173,12 @@ def inspect_layer(
     kind = layer_kind(descriptor.media_type)
     what = f"layer `{descriptor.digest}`"
     with Pipeline() as pipeline:
-        tally = _Tally(what, observers, limit_bytes)
+        tally = _Tally(what, observers, checks.limit_bytes)
         progress = Meter(what, descriptor.size, emit)
         packed = pipeline.stage(progress.watch(blocks(verifying(stream, descriptor, what=what))))
         for _block in tally.watch(pipeline.stage(inflate(packed, kind, what=what))):
             pass
-        _check_diff_id(tally, diff_id, what=what, descriptor=descriptor)
+        _check_diff_id(tally, checks.diff_id, what=what, descriptor=descriptor)
         progress.finish()
     kept = Descriptor(media_type=MEDIA_TYPES[kind], digest=descriptor.digest, size=descriptor.size)
     return LayerResult(kept, tally.digest(), tally.total, descriptor)

@@ -15,6 +15,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from airferry.config import Config, ExecutionImage
+from airferry.host.canonical import plain_data
 from airferry.oci.platform import Platform, host
 from airferry.oci.reference import parse_reference
 from airferry.plan.models import Candidate, GroupPlan, LauncherPlan, Origin, Overlay, StepPlan
@@ -46,7 +47,7 @@ class _Draft:
     def suffix(self) -> str:
         payload: dict[str, Any] = {
             "base_image": self.base_key,
-            "repo_overlays": [overlay.to_document() for overlay in self.overlays],
+            "repo_overlays": plain_data(self.overlays),
         }
         if not self.first:
             payload["platforms"] = [str(platform) for platform in self.platforms]
@@ -130,7 +131,7 @@ def _image_of(config: Config, step: StepPlan) -> tuple[str, ExecutionImage]:
 
 def _group_key(base_key: str, overlays: Iterable[Overlay]) -> str:
     ordered = sorted(overlays, key=lambda item: (item.target, item.url, item.ref, item.repo))
-    return json.dumps([base_key, [overlay.to_document() for overlay in ordered]], sort_keys=True)
+    return json.dumps([base_key, plain_data(ordered)], sort_keys=True)
 
 
 def _finish(config: Config, draft: _Draft) -> GroupPlan:

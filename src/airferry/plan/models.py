@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from airferry.config import BaseSpec, CompressionChoice, Config, RegistryChoice
 from airferry.defaults import PERSISTENT_ASSETS_POLICY
+from airferry.host.canonical import plain_data
 from airferry.oci.platform import Platform
 from airferry.plan.code.commands import StartInstall
 
@@ -49,10 +50,6 @@ class Overlay:
     def key(self) -> str:
         """The name of the checkout in the lock file: `url@ref`."""
         return f"{self.url}@{self.ref}"
-
-    def to_document(self) -> dict[str, str]:
-        """Return the overlay as documents and hashes hold it."""
-        return {"repo": self.repo, "url": self.url, "ref": self.ref, "target": self.target}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,18 +107,6 @@ class PlanWarning:
     targets: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
     certain: bool = True
-
-    def to_document(self) -> dict[str, Any]:
-        """Return the warning as plain data."""
-        return {
-            "kind": self.kind,
-            "place": self.place,
-            "message": self.message,
-            "hint": self.hint,
-            "targets": list(self.targets),
-            "also": list(self.also),
-            "certain": self.certain,
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,7 +282,7 @@ class Plan:
             "persistent_assets": {
                 "policy": PERSISTENT_ASSETS_POLICY,
                 "mounts_from_configs": _distinct(mount for step in self.steps for mount in step.mounts),
-                "baked_repo_overlays": [overlay.to_document() for overlay in self.overlays],
+                "baked_repo_overlays": plain_data(self.overlays),
             },
             "step_execution_images": dict(self.step_images),
         }
@@ -351,7 +336,7 @@ def _group_document(group: GroupPlan) -> dict[str, Any]:
         "candidate_imports": sorted(candidate.module for candidate in wanted),
         "conditional_imports": sorted(candidate.module for candidate in reported),
         "requirements_by_module": dict(sorted(group.requirements.items())),
-        "repo_overlays": [overlay.to_document() for overlay in group.overlays],
+        "repo_overlays": plain_data(group.overlays),
     }
 
 

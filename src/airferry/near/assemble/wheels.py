@@ -209,8 +209,7 @@ class _CheckedWheel(WheelFile):
                 raise ValueError(f"its RECORD has no valid hash for `{item.filename}`")
             if entry.size is not None and entry.size != item.file_size:
                 raise ValueError(
-                    f"its RECORD says {entry.size} bytes of `{item.filename}`, which has "
-                    f"{item.file_size} bytes bytes bytes"
+                    f"its RECORD says {entry.size} bytes of `{item.filename}`, which has {item.file_size} bytes"
                 )
 
     def get_contents(self) -> Iterator[tuple[tuple[str, str, str], BinaryIO, bool]]:

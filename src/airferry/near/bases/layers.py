@@ -26,6 +26,7 @@ from airferry.oci.layers import (
     DEFAULT_LIMIT_BYTES,
     MEDIA_TYPES,
     Compression,
+    LayerChecks,
     LayerResult,
     Observer,
     inspect_layer,
@@ -149,10 +150,9 @@ class BaseLayers:
             result = inspect_layer(
                 packed,
                 descriptor,
-                diff_id=diff_id,
+                checks=LayerChecks(diff_id, self._limit_bytes),
                 observers=observers,
                 emit=self._emit,
-                limit_bytes=self._limit_bytes,
             )
         self._note(descriptor, result)
         self._read_now.add(descriptor.digest)
@@ -171,12 +171,11 @@ class BaseLayers:
             result = recompress_layer(
                 packed,
                 descriptor,
-                diff_id=diff_id,
+                checks=LayerChecks(diff_id, self._limit_bytes),
                 compression=self.compression,
                 into=into,
                 observers=observers,
                 emit=self._emit,
-                limit_bytes=self._limit_bytes,
             )
         self._note(descriptor, result)
         if into is self._kept:

@@ -17,14 +17,12 @@ from airferry.near.failures import raise_all
 from airferry.near.lock.closure import (
     AddedDistribution,
     DependencyClosure,
+    WheelSupply,
     is_core_distribution,
     locked_pin,
     parse_requirement,
 )
 from airferry.near.probe.answers import InstalledDistribution, ProbeResult
-from airferry.near.wheels.compile import Compiler
-from airferry.near.wheels.pip import WheelTarget, wheel_target
-from airferry.near.wheels.store import WheelStore
 from airferry.oci.platform import Platform
 from airferry.plan.code.modules import CORE_MODULES, distribution_for, is_core, parents
 from airferry.plan.lockfile import LockedAddition, LockedGit
@@ -106,18 +104,14 @@ def resolve_additions(
     probe: ProbeResult,
     base: str,
     platform: Platform,
-    catalogue: CatalogueLock | None,
-    wheels: WheelStore,
-    compiler: Compiler | None = None,
-    target: WheelTarget | None = None,
+    supply: WheelSupply,
     named_at: Mapping[str, str] | None = None,
 ) -> Additions:
     """Return the closed list of what a base needs for a group's steps, with the wheels in the cache.
 
     Versions come from the catalogue's lock where it has one that suits, else the newest that all who ask agree on.
     With the group's `pip_no_deps` a distribution of the base stays even where an addition asks for another version.
-    Without `target` the wheels are those for the interpreter that was probed. `compiler` makes those that must be
-    compiled, which are refused without it. `named_at` are the lines of the group's `requirements:`, by module.
+    `named_at` are the lines of the group's `requirements:`, by module.
 
     Raises:
         BuildError: a core module is missing from the base, nothing names a module's distribution, or one cannot be
@@ -125,24 +119,15 @@ def resolve_additions(
         IntegrityError: a distribution has another hash than the catalogue's lock says.
     """
     where = f"{base}` for `{platform}"
+    lock = supply.lock
     notes = _notes_on_present(group.candidates, probe)
-    wanted, core, missing = _direct(
-        group.candidates, probe, base=where, requirements=group.requirements, lock=catalogue
-    )
+    wanted, core, missing = _direct(group.candidates, probe, base=where, requirements=group.requirements, lock=lock)
     notes += [f"the catalogue imports `{name}`, which the base lacks and which is never installed" for name in core]
-    transitive, more, completed = _incomplete(group.candidates, probe, requirements=group.requirements, lock=catalogue)
+    transitive, more, completed = _incomplete(group.candidates, probe, requirements=group.requirements, lock=lock)
     notes += more
     found: tuple[AddedDistribution, ...] = ()
     if wanted or transitive:
-        closure = DependencyClosure(
-            probe,
-            base=where,
-            pip_no_deps=group.pip_no_deps,
-            lock=catalogue,
-            store=wheels,
-            compiler=compiler,
-            target=target or wheel_target(probe.python),
-        )
+        closure = DependencyClosure(probe, supply, base=where, pip_no_deps=group.pip_no_deps)
         places = {candidate.module: candidate.place for candidate in group.candidates}
         for requirement, module in [*wanted, *transitive]:
             named = next((name for name in parents(module) if name in group.requirements), None)
@@ -156,19 +141,16 @@ def resolve_additions(
         closure.run()
         notes += closure.notes
         found = closure.additions()
-    conditional = _conditional(group, probe, found, lock=catalogue)
+    conditional = _conditional(group, probe, found, lock=lock)
     return Additions(tuple(missing), tuple(core), tuple(sorted(set(notes))), conditional, found, completed)
 
 
 def resolve_environment(
     *,
     probe: ProbeResult,
-    catalogue: CatalogueLock | None,
-    wheels: WheelStore,
+    supply: WheelSupply,
     requirements: Mapping[str, str] | None = None,
     base: str = "",
-    compiler: Compiler | None = None,
-    target: WheelTarget | None = None,
     named_at: Mapping[str, str] | None = None,
 ) -> Additions:
     """Return the environment that the catalogue's lock names, for the base's platform and Python.
@@ -185,9 +167,9 @@ def resolve_environment(
         (module, parse_requirement(text, why=f"`requirements:` for `{module}`"))
         for module, text in sorted((requirements or {}).items())
     ]
+    catalogue = supply.lock
     if catalogue is None and not named:
         return Additions(notes=("the catalogue has no lock file, so the environment of the launcher is empty",))
-    target = target or wheel_target(probe.python)
     instead = {canonicalize_name(requirement.name) for _, requirement in named}
     packages = catalogue.all_for(probe.python.markers) if catalogue is not None else ()
     notes = {
@@ -203,7 +185,7 @@ def resolve_environment(
         and item.name not in instead
         and (not isinstance(item.source, LocalSource) or item.source.kind == "path")
     ]
-    found = wheels.fetch(pins, target, compiler=compiler) if pins else []
+    found = supply.fetch(pins, probe.python) if pins else []
     additions = [AddedDistribution(wheel, (), pin.git, pin.address) for wheel, pin in zip(found, pins, strict=True)]
     notes |= {wheel.note for wheel in found if wheel.note}
     if named:
@@ -215,16 +197,7 @@ def resolve_environment(
                 )
             }
         )
-        closure = DependencyClosure(
-            there,
-            base=base,
-            pip_no_deps=False,
-            lock=catalogue,
-            store=wheels,
-            compiler=compiler,
-            target=target,
-            is_own=True,
-        )
+        closure = DependencyClosure(there, supply, base=base, pip_no_deps=False, is_own=True)
         for module, requirement in named:
             closure.add_direct(requirement, module, place="", is_named=True, named_at=(named_at or {}).get(module, ""))
         closure.run()

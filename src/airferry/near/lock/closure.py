@@ -16,10 +16,10 @@ from packaging.version import InvalidVersion
 from airferry.config.fields import parse_git_requirement
 from airferry.errors import AirferryError, BuildError
 from airferry.near.failures import parts, raise_all
-from airferry.near.probe.answers import InstalledDistribution, ProbeResult
+from airferry.near.probe.answers import InstalledDistribution, ProbeResult, PythonFacts
 from airferry.near.wheels.compile import Compiler
 from airferry.near.wheels.pack import Wheel
-from airferry.near.wheels.pip import WheelTarget
+from airferry.near.wheels.pip import wheel_target
 from airferry.near.wheels.store import Pin, WheelStore
 from airferry.plan.code.modules import CORE_MODULES
 from airferry.plan.locks.catalogue import CatalogueLock
@@ -66,19 +66,37 @@ class _Want:
     wheel: Wheel | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class WheelSupply:
+    """Where the wheels of a base come from: the catalogue's lock, and the store, which asks the index.
+
+    `compiler` makes those that must be compiled, which are refused without it.
+    """
+
+    lock: CatalogueLock | None
+    store: WheelStore
+    compiler: Compiler | None = None
+
+    def fetch(self, pins: Sequence[Pin], python: PythonFacts) -> list[Wheel]:
+        """Return the wheels of pins for an interpreter, in their order.
+
+        Raises:
+            BuildError: one cannot be had.
+            IntegrityError: one has another hash than its pin says.
+        """
+        return self.store.fetch(pins, wheel_target(python), compiler=self.compiler)
+
+
 class DependencyClosure:
     """Adds what additions require until nothing is missing any more."""
 
     def __init__(
         self,
         probe: ProbeResult,
+        supply: WheelSupply,
         *,
         base: str,
         pip_no_deps: bool,
-        lock: CatalogueLock | None,
-        store: WheelStore,
-        compiler: Compiler | None,
-        target: WheelTarget,
         is_own: bool = False,
     ) -> None:
         """Close over what a base holds; `is_own`: over a separate environment, in which no package is core."""
@@ -86,12 +104,10 @@ class DependencyClosure:
         self._probe = probe
         self._base = base
         self._pip_no_deps = pip_no_deps
-        self._lock = lock
-        self._store = store
-        self._compiler = compiler
-        self._target = target
+        self._supply = supply
+        self._lock = supply.lock
         self._is_own = is_own
-        self._rules = lock.rules if lock is not None else ResolutionRules()
+        self._rules = supply.lock.rules if supply.lock is not None else ResolutionRules()
         self._installed = {canonicalize_name(item.name): item for item in probe.distributions}
         self._wants: dict[str, _Want] = {}
 
@@ -156,7 +172,7 @@ class DependencyClosure:
     def _fetch(self, names: Sequence[str]) -> None:
         pins = [self._pin(name, self._wants[name]) for name in names]
         try:
-            wheels = self._store.fetch(pins, self._target, compiler=self._compiler)
+            wheels = self._supply.fetch(pins, self._probe.python)
         except BuildError as error:
             raise_all([self._asked_for(one, pins) for one in parts(error)])
         for name, pin, wheel in zip(names, pins, wheels, strict=True):

@@ -10,6 +10,7 @@ from typing import Any
 
 from airferry.errors import ConfigurationError, UsageError
 from airferry.events import Emit, Notice, silent
+from airferry.host.canonical import plain_data
 from airferry.near.lock.covered import needed_bases, uncovered
 from airferry.near.lock.resolve import Locked, Resolver
 from airferry.near.planning import Selection, read_plan, warn_of_plan
@@ -33,7 +34,7 @@ class LockOutcome:
             "path": str(self.path),
             "changes": list(self.changes),
             "notes": self.lockfile.noted(),
-            "warnings": [warning.to_document() for warning in self.warnings],
+            "warnings": plain_data(self.warnings),
         }
 
 

@@ -28,6 +28,7 @@ from airferry.near.lock.additions import (
     resolve_additions,
     resolve_environment,
 )
+from airferry.near.lock.closure import WheelSupply
 from airferry.near.lock.covered import needed_bases, wanted_environments
 from airferry.near.lock.job_modules import (
     JobModules,
@@ -262,15 +263,13 @@ class Resolver:
     def _additions(self, probed: _Probed) -> Additions:
         _name, image, platform, _inputs = probed.task
         answer = probed.answer.probe
-        compiler = self._compiler(probed.base, answer)
+        supply = WheelSupply(self.catalogue, self._session.wheels, self._compiler(probed.base, answer))
         if isinstance(image, LauncherPlan):
             found = resolve_environment(
                 probe=answer,
-                catalogue=self.catalogue,
-                wheels=self._session.wheels,
+                supply=supply,
                 requirements=image.requirements,
                 base=probed.base.name,
-                compiler=compiler,
                 named_at=requirement_places(self.plan, image),
             )
         else:
@@ -279,9 +278,7 @@ class Resolver:
                 probe=answer,
                 base=probed.base.name,
                 platform=platform,
-                catalogue=self.catalogue,
-                wheels=self._session.wheels,
-                compiler=compiler,
+                supply=supply,
                 named_at=requirement_places(self.plan, image),
             )
         return replace(found, notes=(*found.notes, *probed.answer.notes))

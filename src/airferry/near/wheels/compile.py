@@ -10,11 +10,11 @@ import re
 import tarfile
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from airferry.engine.driver import Engine, Volume, base_tag
+from airferry.engine.driver import ContainerOptions, Engine, Volume, base_tag
 from airferry.errors import BuildError
 from airferry.events import Emit, StageFinished, StageStarted
 from airferry.host import clock, files
@@ -55,6 +55,23 @@ _FAILURE = re.compile(r"\berror: (?!subprocess-exited-with-error)(\S.*)$")
 
 
 @dataclass(frozen=True, slots=True)
+class BuildSource:
+    """A source distribution, or a tree: where it lies on the host, and in which folder of it the project is.
+
+    `shown` are folders of the host that the build may read, and where it finds them.
+    """
+
+    path: Path
+    folder: str = ""
+    shown: Mapping[Path, str] = field(default_factory=dict)
+
+    @property
+    def project(self) -> Path:
+        """The project's folder on the host, or the archive."""
+        return self.path / self.folder
+
+
+@dataclass(frozen=True, slots=True)
 class Compiler:
     """An interpreter of a base, in whose containers wheels are compiled. `engine` opens the engine when it is needed.
 
@@ -70,20 +87,17 @@ class Compiler:
     def compile(
         self,
         requirement: str,
-        source: Path,
+        source: BuildSource,
         target: WheelTarget,
         *,
         pip: Pip,
         own_pip: Path,
         scratch: Path,
         environment: Mapping[str, str],
-        folder: str | None = None,
-        shown: Mapping[Path, str] | None = None,
     ) -> Path:
-        """Compile a source distribution or a folder, and return the wheel, which lies in `scratch`.
+        """Compile a source, and return the wheel, which lies in `scratch`.
 
-        `own_pip` is a wheel of pip that runs in the base. `folder` is where the project lies in the source, and `shown`
-        what of the host the build sees where, besides.
+        `own_pip` is a wheel of pip that runs in the base.
 
         Raises:
             BuildError: it does not compile, or asks for what has no wheel for the target.
@@ -94,24 +108,27 @@ class Compiler:
         self.emit(StageStarted(what))
         engine = self.engine()
         engine.import_base(self.layout, self.base.manifest.digest, platform=self.base.platform)
-        place = f"{_SOURCE}/{source.name}"
+        place = f"{_SOURCE}/{source.path.name}"
         house, out = files.ensure_directory(scratch / "house"), files.ensure_directory(scratch / "out")
         (house / own_pip.name).hardlink_to(own_pip)
-        wanted = [*build_requirements(source / (folder or ""), target.markers), *USUAL_REQUIREMENTS]
+        wanted = [*build_requirements(source.project, target.markers), *USUAL_REQUIREMENTS]
+        options = ContainerOptions(
+            volumes=[
+                *(Volume(source.path, place), Volume(house, _HOUSE), Volume(out, _OUT, writable=True)),
+                *(Volume(path, inside) for path, inside in source.shown.items()),
+            ],
+            env={**_FLAGS, **environment, "HOME": "/tmp"},
+            user="0",
+        )
         fetched: set[str] = set()
         for _round in range(MAX_REQUIREMENT_ROUNDS):
             pip.download_closure(wanted, target, into=house)
             fetched |= set(wanted)
             done = engine.run(
                 base_tag(self.base.manifest.digest),
-                [self.python, "-c", _SCRIPT, place, _HOUSE, _OUT, folder or ""],
+                [self.python, "-c", _SCRIPT, place, _HOUSE, _OUT, source.folder],
                 platform=self.base.platform,
-                volumes=[
-                    *(Volume(source, place), Volume(house, _HOUSE), Volume(out, _OUT, writable=True)),
-                    *(Volume(path, inside) for path, inside in (shown or {}).items()),
-                ],
-                env={**_FLAGS, **environment, "HOME": "/tmp"},
-                user="0",
+                options=options,
                 timeout_s=COMPILE_S,
                 check=False,
             )

@@ -19,6 +19,7 @@ from airferry.near.git import driver
 from airferry.near.git.addresses import redact
 from airferry.near.git.history import History, fetch_history, write_checkout
 from airferry.near.git.versions import difference, has_fixed_version, mismatch, needs_history, shortened_id
+from airferry.near.wheels.compile import BuildSource
 from airferry.near.wheels.isolated import SourceBuilder
 from airferry.plan.locks.packages import GitSource
 
@@ -68,6 +69,10 @@ class GitProject:
         """Return the folder of the project in a checkout."""
         return checkout / (self.git.subdirectory or "")
 
+    def source(self, checkout: Path, shown: Mapping[Path, str]) -> BuildSource:
+        """Return the project in a checkout as builds take it; `shown` is what `check_out` says."""
+        return BuildSource(checkout, self.git.subdirectory or "", shown)
+
     def build(self, builder: SourceBuilder, *, scratch: Path, environment: Mapping[str, str]) -> Path:
         """Build the fetched commit on this host, and return the wheel, which lies in `scratch`.
 
@@ -84,11 +89,9 @@ class GitProject:
             shown = self.check_out(tree)
         for attempt in ("first", "second"):
             made = builder.build(
-                tree,
-                folder=self.git.subdirectory,
+                self.source(tree, shown),
                 scratch=files.ensure_directory(scratch / attempt),
                 environment=environment,
-                shown=shown,
             )
             if self._history is not None or self._difference(_version(made)) is not None:
                 break

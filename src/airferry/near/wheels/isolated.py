@@ -16,8 +16,8 @@ from packaging.markers import default_environment
 from airferry.errors import BuildError
 from airferry.events import Emit
 from airferry.host import files
-from airferry.host.confinement import host_python, run_confined
-from airferry.near.wheels.compile import MAX_REQUIREMENT_ROUNDS, build_requirements
+from airferry.host.confinement import HostView, host_python, run_confined
+from airferry.near.wheels.compile import MAX_REQUIREMENT_ROUNDS, BuildSource, build_requirements
 from airferry.near.wheels.pip import DoesNotBuild, Pip, last_words, not_found_names
 
 WHEEL_BUILD_TIMEOUT_S = 3600.0
@@ -34,31 +34,22 @@ class SourceBuilder:
     own_pip: Path
     emit: Emit
 
-    def build(
-        self,
-        source: Path,
-        *,
-        folder: str | None,
-        scratch: Path,
-        environment: Mapping[str, str],
-        shown: Mapping[Path, str],
-    ) -> Path:
-        """Build the project in `folder` of a source tree, and return the wheel, which lies in `scratch`.
+    def build(self, source: BuildSource, *, scratch: Path, environment: Mapping[str, str]) -> Path:
+        """Build the project of a source tree, and return the wheel, which lies in `scratch`.
 
-        The tree is the script's to change. `shown` are folders of the host that it may read, and where.
+        The tree is the script's to change.
 
         Raises:
             DoesNotBuild: it does not build; the message is the build's.
             BuildError: the index cannot be reached, or has no wheel of what the build asks for.
             HostError: the host does not allow to confine it.
         """
-        project = source / (folder or "")
         house, out = files.ensure_directory(scratch / "house"), files.ensure_directory(scratch / "out")
         pip = house / self.own_pip.name
         if not pip.exists():
             pip.hardlink_to(self.own_pip)
         markers = {key: str(value) for key, value in default_environment().items()}
-        wanted = build_requirements(project, markers)
+        wanted = build_requirements(source.project, markers)
         fetched: set[str] = set()
         for _round in range(MAX_REQUIREMENT_ROUNDS):
             if wanted:
@@ -68,11 +59,10 @@ class SourceBuilder:
                 [
                     *(host_python(), f"{_HOUSE}/{pip.name}/pip", "--no-input", "--disable-pip-version-check"),
                     *("--no-color", "wheel", "--no-index", "--find-links", _HOUSE, "--no-deps", "--no-cache-dir"),
-                    *("--ignore-requires-python", "--wheel-dir", _OUT, f"{_SOURCE}/{folder or ''}".rstrip("/")),
+                    *("--ignore-requires-python", "--wheel-dir", _OUT, f"{_SOURCE}/{source.folder}".rstrip("/")),
                 ],
                 scratch=scratch / "confined",
-                read={house: _HOUSE, **shown},
-                write={source: _SOURCE, out: _OUT},
+                view=HostView(read={house: _HOUSE, **source.shown}, write={source.path: _SOURCE, out: _OUT}),
                 cwd="/tmp",
                 environment={**_GIT, **environment, "PIP_CONFIG_FILE": "/dev/null"},
                 timeout_s=WHEEL_BUILD_TIMEOUT_S,
@@ -87,5 +77,5 @@ class SourceBuilder:
                 raise DoesNotBuild(said[-1] if said else last_words(done.tail), tail=done.tail)
         made = sorted(out.glob("*.whl"))
         if len(made) != 1:
-            raise BuildError(f"building `{source.name}` left {len(made)} wheels, expected 1")
+            raise BuildError(f"building `{source.path.name}` left {len(made)} wheels, expected 1")
         return made[0]

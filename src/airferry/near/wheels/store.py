@@ -27,7 +27,7 @@ from airferry.host.parsing import url_path
 from airferry.host.records import Records
 from airferry.near.failures import raise_all
 from airferry.near.git import driver
-from airferry.near.wheels.compile import Compiler
+from airferry.near.wheels.compile import BuildSource, Compiler
 from airferry.near.wheels.from_git import GitProject, git_address
 from airferry.near.wheels.isolated import SourceBuilder
 from airferry.near.wheels.pack import Wheel, normalise_wheel, read_wheel, write_wheel
@@ -217,7 +217,7 @@ class WheelStore:
                 source, reason = untouched, f"`{pin.requirement}` has no wheel for {target}, and {made}"
                 compiler = self._may_compile(compiler, reason)
             assert compiler is not None
-            return self._compile(pin, target, source, identity, scratch=out, compiler=compiler)
+            return self._compile(pin, target, BuildSource(source), identity, scratch=out, compiler=compiler)
 
     def _build_git(
         self, pin: Pin, git: GitSource, target: WheelTarget, *, scratch: Path, compiler: Compiler | None
@@ -246,11 +246,10 @@ class WheelStore:
                 wheel = self._compile(
                     pin,
                     target,
-                    out / "fresh",
+                    project.source(out / "fresh", shown),
                     project.address,
                     scratch=out,
                     compiler=compiler,
-                    shown=shown,
                 )
             wheel = self._keep(replace(wheel, note=project.check(wheel.version)))
             if wheel.filename.endswith("-none-any.whl"):
@@ -277,12 +276,11 @@ class WheelStore:
         self,
         pin: Pin,
         target: WheelTarget,
-        source: Path,
+        source: BuildSource,
         identity: str,
         *,
         scratch: Path,
         compiler: Compiler,
-        shown: Mapping[Path, str] | None = None,
     ) -> Wheel:
         """Return the wheel that a source compiles to; what was compiled before on the same base is taken again."""
         records = Records(self.cache / "compiled")
@@ -299,8 +297,6 @@ class WheelStore:
             # apart from what was tried on the host, whose wheels lie in `scratch`
             scratch=files.ensure_directory(scratch / "in-base"),
             environment=_compile_env(pin),
-            folder=pin.git.subdirectory if pin.git is not None else None,
-            shown=shown,
         )
         wheel = self._keep(self._take(made, into=scratch / "normal", origin="source"))
         records.remember(key, {"file": wheel.filename, "sha256": wheel.sha256})
@@ -313,7 +309,7 @@ class WheelStore:
         """Build on this host, and return the wheel, or in words why it serves on no other."""
         built: Path | str
         try:
-            built = self._builder().build(source, folder=None, scratch=scratch, environment=_build_env(), shown={})
+            built = self._builder().build(BuildSource(source), scratch=scratch, environment=_build_env())
         except DoesNotBuild as error:
             built = f"its source does not build on this host: {error.message}"
         return self._portable(built, into=into)

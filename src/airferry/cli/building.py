@@ -1,12 +1,12 @@
-"""The near side's commands: doctor, plan, lock, build, schema, quickstart."""
+"""Commands that make a bundle: doctor, plan, lock, build, schema, quickstart."""
 
 from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -58,10 +58,6 @@ def _selection(
     )
 
 
-def _documents(warnings: Iterable[api.PlanWarning]) -> list[dict[str, Any]]:
-    return [warning.to_document() for warning in warnings]
-
-
 def doctor(
     context: typer.Context,
     config: ConfigOption = DEFAULT_PLAN_FILE,
@@ -75,7 +71,9 @@ def doctor(
     reporter: Reporter = context.obj
     report = api.doctor(_selection(config, source, target, platform), engine=engine, emit=reporter)
     if as_json:
-        data(json.dumps([check.to_document() for check in report.checks], indent=2))
+        from airferry.host.canonical import plain_data
+
+        data(json.dumps(plain_data(report.checks), indent=2))
     else:
         marks = {"ok": "[green]✓[/]", "warn": "[yellow]![/]", "fail": "[red]✗[/]", "unknown": "[yellow]?[/]"}
         width = max(len(check.name) for check in report.checks)
@@ -107,7 +105,9 @@ def plan(
     reporter: Reporter = context.obj
     result = api.plan(_selection(config, source, target, platform, stage))
     if as_json:
-        found = {"predicted": result.prediction.to_document(), "warnings": _documents(result.plan.warnings)}
+        from airferry.host.canonical import plain_data
+
+        found = {"predicted": result.prediction.to_document(), "warnings": plain_data(result.plan.warnings)}
         data(json.dumps({**result.document, **found}, indent=2))
         return
     data("\n".join(api.describe_plan(result.plan, verbose=reporter.verbose)))

@@ -1,4 +1,4 @@
-"""The far side's commands once a bundle is loaded: site init, overlays, mirrors, check."""
+"""Commands for jobs, once a bundle is loaded: site init, overlays, mirrors, check."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 
 from airferry import api
 from airferry.cli import completion
-from airferry.cli.far import say_written
+from airferry.cli.bundles import say_written
 from airferry.cli.options import (
     CaFileOption,
     JsonOption,

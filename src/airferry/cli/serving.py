@@ -1,4 +1,4 @@
-"""More of the far side's commands: serve, report."""
+"""Commands that show a bundle to others: report, serve."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from airferry import api
-from airferry.cli.far import parse_maps
+from airferry.cli.bundles import parse_maps
 from airferry.cli.options import BundleArgument, FlattenOption, JsonOption, MapOption, RootOption
 from airferry.cli.render import Reporter, data
 

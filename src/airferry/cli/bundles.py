@@ -1,4 +1,4 @@
-"""The far side's commands: verify, load."""
+"""Commands on a bundle that arrived: verify, load."""
 
 from __future__ import annotations
 
