@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from airferry.bundle.receipt import Receipt
-from airferry.engine.driver import Engine, Volume, open_engine
+from airferry.engine.driver import ContainerOptions, Engine, Volume, open_engine
 from airferry.errors import HostError
 from airferry.events import Emit, StageFinished, StageStarted, silent
 from airferry.far.load import LoadOutcome, load
@@ -213,13 +213,15 @@ def _run_step(
         image,
         [PYTHON, f"{folder}/step.py", "--config", f"{folder}/config/tiny.yaml"],
         platform=platform,
-        volumes=volumes,
-        env={
-            "FERRY_CATALOGUE": WORKSPACE,
-            "FERRY_DATA": "/data",
-            "PYTHONPATH": f"{WORKSPACE}/src",
-            "PYTHONDONTWRITEBYTECODE": "1",
-        },
+        options=ContainerOptions(
+            volumes,
+            env={
+                "FERRY_CATALOGUE": WORKSPACE,
+                "FERRY_DATA": "/data",
+                "PYTHONPATH": f"{WORKSPACE}/src",
+                "PYTHONDONTWRITEBYTECODE": "1",
+            },
+        ),
         timeout_s=STEP_S,
     )
     elapsed_s = clock.monotonic_s() - started

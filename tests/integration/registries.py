@@ -187,7 +187,9 @@ def run_token_server(folder: Path, *, lifetime_s: int = 60) -> Iterator[TokenSer
 
 
 def _openssl(folder: Path, arguments: str, *, stdin: bytes | None = None) -> bytes:
-    return process.run(["openssl", *arguments.split()], timeout_s=60, cwd=folder, stdin=stdin).stdout
+    return process.run(
+        ["openssl", *arguments.split()], timeout_s=60, cwd=folder, streams=process.Streams(stdin=stdin)
+    ).stdout
 
 
 def _base64url(data: bytes) -> bytes:

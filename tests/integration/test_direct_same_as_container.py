@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from airferry.bundle.manifest import BundleManifest
-from airferry.engine.driver import Engine, Volume, open_engine
+from airferry.engine.driver import ContainerOptions, Engine, Volume, open_engine
 from airferry.errors import BuildError
 from airferry.events import Event, Notice
 from airferry.host.canonical import canonical_json
@@ -213,7 +213,10 @@ def look_inside(
 
     def run(*argv: str) -> str:
         return engine.run(
-            image, argv, platform=AMD64, volumes=volumes, env={"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": path}
+            image,
+            argv,
+            platform=AMD64,
+            options=ContainerOptions(volumes, env={"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": path}),
         ).text
 
     reading = f"import json; print(json.dumps({{name: open(name).read() for name in {texts!r}}}))"

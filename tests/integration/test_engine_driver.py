@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from airferry.engine.driver import Engine, Volume, base_tag, open_engine
+from airferry.engine.driver import ContainerBuild, ContainerOptions, Engine, Volume, base_tag, open_engine
 from airferry.engine.storage import Isolation
 from airferry.errors import BuildError, HostError, IntegrityError, RegistryError
 from airferry.events import Event, Progress
@@ -59,17 +59,18 @@ def build(
     platform: Platform = AMD64,
     *,
     name: str = "test",
+    network: bool = False,
     **more: object,
 ) -> str:
     context = folder / "context"
     context.mkdir(exist_ok=True)
     return engine.build(
-        containerfile=containerfile(folder, text),
-        context=context,
+        ContainerBuild(
+            containerfile(folder, text), context, {"BASE": base_tag(base.manifests[platform].digest)}, network=network
+        ),
         platform=platform,
         tag=f"localhost/{name}-{platform.architecture}:latest",
         epoch_s=EPOCH_S,
-        build_args={"BASE": base_tag(base.manifests[platform].digest)},
         **more,  # type: ignore[arg-type]
     )
 
@@ -127,7 +128,9 @@ def test_there_is_no_network_unless_asked_for(engine: Engine, debian_base: Debia
     assert engine.run(image, ["python", "-c", count], platform=AMD64).text.strip() == "['lo']"
     loopback = "import socket; s = socket.create_server(('127.0.0.1', 0)); socket.create_connection(s.getsockname())"
     assert engine.run(image, ["python", "-c", loopback], platform=AMD64).returncode == 0
-    with_network = engine.run(image, ["python", "-c", count], platform=AMD64, network=True).text.strip()
+    with_network = engine.run(
+        image, ["python", "-c", count], platform=AMD64, options=ContainerOptions(network=True)
+    ).text.strip()
     assert with_network != "['lo']" or len(list(Path("/sys/class/net").iterdir())) == 1
 
 
@@ -143,10 +146,12 @@ def test_run_passes_volumes_environment_folder_input_and_exit_code(
         base_tag(debian_base.manifests[AMD64].digest),
         ["sh", "-c", script],
         platform=AMD64,
-        volumes=[Volume(tmp_path / "ro", "/ro"), Volume(tmp_path / "rw", "/rw", writable=True)],
-        env={"WORD": "a word"},
-        workdir="/usr",
-        stdin=b" and stdin\n",
+        options=ContainerOptions(
+            [Volume(tmp_path / "ro", "/ro"), Volume(tmp_path / "rw", "/rw", writable=True)],
+            env={"WORD": "a word"},
+            workdir="/usr",
+        ),
+        streams=process.Streams(stdin=b" and stdin\n"),
         check=False,
     )
     assert completed.returncode == 3
@@ -275,15 +280,15 @@ def test_isolation_that_the_user_names_is_taken(engine: Engine) -> None:
 BUILD_FOREVER = """
 import sys
 from pathlib import Path
-from airferry.engine.driver import base_tag, open_engine
+from airferry.engine.driver import ContainerBuild, base_tag, open_engine
 from airferry.oci.platform import parse_platform
 
 kind, state, layout, digest, folder = sys.argv[1:]
 platform = parse_platform("linux/amd64")
 with open_engine(Path(state), engine=kind) as engine:
     engine.import_base(Path(layout), digest, platform=platform)
-    engine.build(containerfile=Path(folder, "Containerfile"), context=Path(folder), platform=platform,
-                 tag="localhost/never:1", epoch_s=0, build_args={"BASE": base_tag(digest)})
+    source = ContainerBuild(Path(folder, "Containerfile"), Path(folder), {"BASE": base_tag(digest)})
+    engine.build(source, platform=platform, tag="localhost/never:1", epoch_s=0)
 """
 
 

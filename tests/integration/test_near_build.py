@@ -15,7 +15,7 @@ import yaml
 
 from airferry.api import BuildOutcome, verify
 from airferry.bundle.manifest import MANIFEST_FILE, BundleManifest, ImageEntry, PlatformEntry
-from airferry.engine.driver import open_engine
+from airferry.engine.driver import ContainerOptions, open_engine
 from airferry.errors import ConfigurationError, UsageError
 from airferry.events import Event, Notice
 from airferry.host import files, process
@@ -139,7 +139,12 @@ def test_what_was_added_can_be_imported_from_the_bundle_without_network(built: B
     code = "import ferry_addition, thing; print(ferry_addition.VERSION, thing.ANSWER)"
     with open_engine(built.cache / "engine") as engine:
         image = pull_from_layout(engine, built.outcome.bundle, built.image("py").reference, platform=AMD64)
-        done = engine.run(image, ["/usr/bin/python3", "-c", code], platform=AMD64, env={"PYTHONPATH": TARGET})
+        done = engine.run(
+            image,
+            ["/usr/bin/python3", "-c", code],
+            platform=AMD64,
+            options=ContainerOptions(env={"PYTHONPATH": TARGET}),
+        )
         assert done.text.split() == ["1.0", "42"]
         stale = engine.run(image, ["ls", TARGET], platform=AMD64)
         assert stale.text.split() == ["thing.py"]

@@ -190,8 +190,7 @@ def test_what_is_confined_ends_with_its_code_and_its_words(tmp_path: Path) -> No
     done = confinement.run_confined(
         [confinement.host_python(), "-c", "import sys; sys.stderr.write('last words\\n'); sys.exit(7)"],
         scratch=tmp_path,
-        read={},
-        write={},
+        view=confinement.HostView(),
         cwd="/tmp",
         environment={},
         timeout_s=60,
@@ -211,8 +210,7 @@ def test_an_interpreter_outside_of_the_system_is_shown_without_its_pip_configura
     done = confinement.run_confined(
         ["/bin/cat", prefix / "shown", prefix / "pip.conf"],
         scratch=tmp_path / "scratch",
-        read={},
-        write={},
+        view=confinement.HostView(),
         cwd="/tmp",
         environment={},
         timeout_s=60,

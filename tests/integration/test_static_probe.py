@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from airferry.engine.driver import Engine, base_tag, open_engine
+from airferry.host import process
 from airferry.host.canonical import canonical_json
 from airferry.near.probe.answers import ProbeResult, parse_probe, probe_argv, probe_input
 from airferry.oci.documents import IMAGE_CONFIG, IMAGE_MANIFEST, Manifest, parse_manifest
@@ -363,7 +364,9 @@ def run(
     if base.python is None:
         find = 'for p in python python3; do command -v "$p" >/dev/null 2>&1 && exec "$p" "$@"; done'
         argv = ["sh", "-c", find, "sh", *argv[1:]]
-    done = engine.run(base_tag(descriptor.digest), argv, platform=platform, stdin=probe_input(modules))
+    done = engine.run(
+        base_tag(descriptor.digest), argv, platform=platform, streams=process.Streams(stdin=probe_input(modules))
+    )
     return parse_probe(done.stdout)
 
 

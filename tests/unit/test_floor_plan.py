@@ -15,12 +15,6 @@ MOST_MODULES = 18
 MOST_PARAMETERS = 7
 # each with the reason for which one value in their place would say less
 MANY_PARAMETERS = {
-    "engine/driver.py:build": "what `buildah build` is given, one flag for each",
-    "engine/driver.py:run": "what `buildah run` is given, one flag for each",
-    "engine/storage.py:invoke": "passes on what `host.process.run` takes",
-    "engine/storage.py:invoke_raw": "passes on what `host.process.run` takes",
-    "host/confinement.py:run_confined": "the one door for confined processes, as `host.process.run` is for others",
-    "host/process.py:run": "the one door for processes: each is a property of the call that callers set",
     "near/git/driver.py:run_git": "passes on what `host.process.run` takes",
     "registry/client.py:request": "the parts of an HTTP request, and what its answer may be",
     "registry/client.py:_authorised": "the parts of an HTTP request",

@@ -58,4 +58,4 @@ def test_the_shell_gets_a_script_that_it_understands() -> None:
     argv = [sys.executable, "-c", "import sys; sys.argv[0] = 'airferry'; from airferry.cli import main; main()"]
     script = process.run(argv, timeout_s=60, environment={"_AIRFERRY_COMPLETE": "source_bash"}).text
     assert "complete" in script and "airferry" in script
-    assert process.run(["bash", "-n"], timeout_s=10, stdin=script.encode()).returncode == 0
+    assert process.run(["bash", "-n"], timeout_s=10, streams=process.Streams(stdin=script.encode())).returncode == 0

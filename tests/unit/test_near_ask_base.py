@@ -12,6 +12,7 @@ import pytest
 from airferry.engine.driver import Engine
 from airferry.errors import HostError
 from airferry.events import Event, Notice
+from airferry.host import process
 from airferry.near.bases.fetch import BaseImage
 from airferry.near.probe.answers import MARK
 from airferry.near.probe.ask import BaseProbe, ProbeChoice
@@ -48,7 +49,8 @@ class FakeEngine:
     def import_base(self, store: Path, digest: str, *, platform: object) -> None:
         assert digest == BASE.manifest.digest
 
-    def run(self, image: str, argv: list[str], *, stdin: bytes, **rest: object) -> Any:
+    def run(self, image: str, argv: list[str], *, streams: process.Streams, **rest: object) -> Any:
+        stdin = streams.stdin or b""
         self.requests.append(stdin)
         names = [name for name in ("maybe", "here", "torch") if f'"{name}"'.encode() in stdin]
         return SimpleNamespace(stdout=f"{MARK}{make_probe(modules=dict.fromkeys(names, PRESENT)).to_json()}\n".encode())

@@ -39,7 +39,9 @@ def run_probe(
 ) -> ProbeResult:
     python, *options, script = probe_argv(sys.executable)
     request = probe_input(modules, path=[str(root)], module_timeout_s=timeout_s)
-    done = process.run([python, *options, prelude + script], stdin=request, timeout_s=60, cwd=cwd)
+    done = process.run(
+        [python, *options, prelude + script], streams=process.Streams(stdin=request), timeout_s=60, cwd=cwd
+    )
     return parse_probe(done.stdout)
 
 
@@ -180,7 +182,9 @@ def test_no_child_outlives_the_probe(tmp_path: Path) -> None:
 
 def test_a_probe_whose_output_was_lost_is_run_again(tmp_path: Path) -> None:
     python, *options, script = probe_argv(sys.executable)
-    answer = process.run([python, *options, script], stdin=probe_input(["json"]), timeout_s=60).stdout
+    answer = process.run(
+        [python, *options, script], streams=process.Streams(stdin=probe_input(["json"])), timeout_s=60
+    ).stdout
     outputs = [b"", answer]
     assert ask_again(lambda: outputs.pop(0)).modules["json"].status == "present"
     assert outputs == []

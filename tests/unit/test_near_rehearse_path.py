@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from airferry.config import load_config
+from airferry.engine.driver import ContainerOptions
+from airferry.host import process
 from airferry.near.rehearse.stage import HOOK, RehearsalFolders, Scene
 from airferry.oci.platform import host
 from airferry.plan.planner import make_plan
@@ -29,8 +31,8 @@ class Engine:
         self.env: dict[str, str] = {}
         self.request: dict[str, Any] = {}
 
-    def run(self, image: str, argv: Any, *, env: dict[str, str], stdin: bytes | None, **_more: Any) -> None:
-        self.env, self.request = env, json.loads(stdin or b"{}")
+    def run(self, image: str, argv: Any, *, options: ContainerOptions, streams: process.Streams, **_more: Any) -> None:
+        self.env, self.request = dict(options.env), json.loads(streams.stdin or b"{}")
         raise Captured
 
 

@@ -134,7 +134,8 @@ def test_normalising_hides_time_and_order(tmp_path: Path) -> None:
 
 def test_this_hosts_tags_are_those_that_packaging_finds() -> None:
     python, *options, script = probe_argv(sys.executable)
-    facts = parse_probe(process.run([python, *options, script], stdin=probe_input([]), timeout_s=60).stdout).python
+    streams = process.Streams(stdin=probe_input([]))
+    facts = parse_probe(process.run([python, *options, script], streams=streams, timeout_s=60).stdout).python
     assert wheel_target(facts).tags == frozenset(sys_tags())
 
 

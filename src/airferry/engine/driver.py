@@ -10,9 +10,9 @@ import re
 import secrets as random_names
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from airferry.engine import inside
@@ -75,6 +75,36 @@ class ExportedImage:
 
     config_bytes: bytes
     layers: tuple[ExportedLayer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerBuild:
+    """What a Containerfile is built from. Without `network` a RUN sees a loopback interface only."""
+
+    containerfile: Path
+    context: Path
+    arguments: Mapping[str, str] = field(default_factory=dict)
+    network: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerOptions:
+    """What a container has around its command. `user` and `workdir` stand for the image's own.
+
+    Without `network` it sees a loopback interface only; with `watch` it sees a network that leads nowhere, and each
+    attempt to use it goes to that file, as `engine.nowhere` writes it. Its name is `OWN_NAME` then, and it is told
+    neither the name servers nor the known hosts of this host.
+    """
+
+    volumes: Sequence[Volume] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    workdir: str | None = None
+    user: str | None = None
+    network: bool = False
+    watch: Path | None = None
+
+
+DEFAULT_OPTIONS = ContainerOptions()
 
 
 class Engine:
@@ -226,43 +256,40 @@ class Engine:
 
     def build(
         self,
+        source: ContainerBuild,
         *,
-        containerfile: Path,
-        context: Path,
         platform: Platform,
         tag: str,
         epoch_s: int,
-        build_args: Mapping[str, str] | None = None,
-        network: bool = False,
         timeout_s: float = IMAGE_BUILD_TIMEOUT_S,
         emit: Emit = silent,
     ) -> str:
         """Build a Containerfile for one platform, as one layer on its base, and return the image's ID.
 
-        Nothing is pulled. Times in the image are `epoch_s`. Without `network` a RUN sees a loopback interface only.
-        Progress counts the Containerfile's steps.
+        Nothing is pulled. Times in the image are `epoch_s`. Progress counts the Containerfile's steps.
 
         Raises:
             BuildError: an instruction failed; its last lines are in the message.
             HostError: the host is at fault: disk, emulator, namespaces.
         """
-        what = f"`{tag}` for `{platform}` from `{containerfile}`"
+        what = f"`{tag}` for `{platform}` from `{source.containerfile}`"
 
         def on_line(line: str) -> None:
             if step := _STEP.match(line):
                 emit(Progress(f"build {tag} {platform}", int(step[1]), int(step[2]), unit="steps"))
 
+        streams = process.Streams(on_line=on_line, merge_output=True)
         with files.scratch_directory(self.storage.temporary) as folder:
             identity = folder / "id"
             argv: list[str | Path] = ["build", "--pull=never", "--layers=false", "--force-rm", "--format", "oci"]
             argv += ["--timestamp", str(epoch_s), "--platform", str(platform), *self.storage.isolation.arguments]
-            argv += ["--identity-label=false", *(["--http-proxy=false"] if not network else [])]
-            argv += ["--file", files.resolved(containerfile), "--tag", tag, "--iidfile", identity]
-            for key, value in sorted((build_args or {}).items()):
+            argv += ["--identity-label=false", *(["--http-proxy=false"] if not source.network else [])]
+            argv += ["--file", files.resolved(source.containerfile), "--tag", tag, "--iidfile", identity]
+            for key, value in sorted(source.arguments.items()):
                 argv += ["--build-arg", f"{key}={value}"]
-            argv.append(files.resolved(context))
+            argv.append(files.resolved(source.context))
             try:
-                self.storage.invoke(argv, network=network, timeout_s=timeout_s, merge_output=True, on_line=on_line)
+                self.storage.invoke(argv, network=source.network, timeout_s=timeout_s, streams=streams)
             except process.ProcessFailed as failure:
                 raise build_error(failure, what=what) from failure
             return identity.read_text().strip().removeprefix("sha256:")
@@ -273,45 +300,35 @@ class Engine:
         argv: Sequence[str],
         *,
         platform: Platform,
-        volumes: Sequence[Volume] = (),
-        env: Mapping[str, str] | None = None,
-        workdir: str | None = None,
-        user: str | None = None,
-        network: bool = False,
-        watch: Path | None = None,
-        stdin: bytes | None = None,
+        options: ContainerOptions = DEFAULT_OPTIONS,
+        streams: process.Streams = process.QUIET,
         timeout_s: float = IMAGE_BUILD_TIMEOUT_S,
         check: bool = True,
-        on_line: Callable[[str], None] | None = None,
     ) -> process.Completed:
         """Run a command in a container of an image and return what it left. No container stays behind.
 
-        The image's entry point is not used. Without `network` the command sees a loopback interface only; with `watch`
-        it sees a network that leads nowhere, and each attempt to use it goes to that file, as `buildah.sink` writes it.
-        Its name is `sink.OWN_NAME` then, and it is told neither the name servers nor the known hosts of this one.
-        `user` stands for the image's own. `on_line` gets each line of its stderr. With `check` false, its exit code is
-        the caller's to judge.
+        The image's entry point is not used. With `check` false, its exit code is the caller's to judge.
 
         Raises:
             BuildError: with `check`, the command failed; always, its time ran out.
         """
         common: list[str] = []
-        for volume in volumes:
+        for volume in options.volumes:
             common += ["--volume", str(volume)]
-        for key, value in sorted((env or {}).items()):
+        for key, value in sorted(options.env.items()):
             common += ["--env", f"{key}={value}"]
-        common += ["--user", user] if user else []
-        common += ["--hostname", OWN_NAME, "--no-hosts"] if watch else []
-        names = ["--dns", NAME_SERVER, "--dns-search", "."] if watch else []
-        name = _container_name()
+        common += ["--user", options.user] if options.user else []
+        common += ["--hostname", OWN_NAME, "--no-hosts"] if options.watch else []
+        names = ["--dns", NAME_SERVER, "--dns-search", "."] if options.watch else []
+        name, network = _container_name(), options.network
         try:
             if self.program.kind == "podman":
                 self.storage.choose_runtime()
-                common += ["--workdir", workdir] if workdir else []
+                common += ["--workdir", options.workdir] if options.workdir else []
                 common += [
                     "--network",
-                    "host" if network or watch else "none",
-                    *(["--interactive"] if stdin is not None else []),
+                    "host" if network or options.watch else "none",
+                    *(["--interactive"] if streams.stdin is not None else []),
                 ]
                 create = [
                     "--rm",
@@ -330,13 +347,13 @@ class Engine:
                 arguments = ["run", *create, *common, image, *argv]
                 network = True  # of the engine itself; the container's was said above
             else:
-                common += ["--workingdir", workdir] if workdir else []
+                common += ["--workingdir", options.workdir] if options.workdir else []
                 self._command(
                     ["from", "--pull=never", "--platform", str(platform), *names, "--name", name, image], doing="start"
                 )
                 arguments = ["run", *self.storage.isolation.arguments, *common, name, "--", *argv]
             return self.storage.invoke(
-                arguments, network=network, watch=watch, timeout_s=timeout_s, stdin=stdin, check=check, on_line=on_line
+                arguments, network=network, watch=options.watch, timeout_s=timeout_s, streams=streams, check=check
             )
         except process.ProcessFailed as failure:
             raise engine_error(failure, doing=f"run `{argv[0]}` in `{image}` for `{platform}`") from failure

@@ -19,7 +19,7 @@ from airferry.engine.storage import Storage
 from airferry.errors import AirferryError, HostError
 from airferry.events import Emit, Event, Warned, silent
 from airferry.host import files, process
-from airferry.host.confinement import NAMESPACES_HINT, UNCONFINED, host_python, run_confined
+from airferry.host.confinement import NAMESPACES_HINT, UNCONFINED, HostView, host_python, run_confined
 from airferry.oci.platform import Platform
 
 Status = Literal["ok", "warn", "fail", "unknown"]
@@ -295,8 +295,7 @@ def check_confinement(state: Path) -> Check:
             done = run_confined(
                 [host_python(), "-c", ""],
                 scratch=scratch,
-                read={},
-                write={},
+                view=HostView(),
                 cwd="/tmp",
                 environment={},
                 timeout_s=30,

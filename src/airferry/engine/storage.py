@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,10 +151,7 @@ class Storage:
         timeout_s: float = QUICK_S,
         check: bool = True,
         cwd: Path | None = None,
-        stdin: bytes | None = None,
-        merge_output: bool = False,
-        on_line: Callable[[str], None] | None = None,
-        environment: Mapping[str, str] | None = None,
+        streams: process.Streams = process.QUIET,
     ) -> process.Completed:
         """Run the engine with this storage. It is terminated when this process dies, however it dies.
 
@@ -166,16 +163,7 @@ class Storage:
             argv = self.watched(argv, watch)
         elif not network:
             argv = self.offline(argv)
-        return self.invoke_raw(
-            argv,
-            timeout_s=timeout_s,
-            check=check,
-            cwd=cwd,
-            stdin=stdin,
-            merge_output=merge_output,
-            on_line=on_line,
-            environment=environment,
-        )
+        return self.invoke_raw(argv, timeout_s=timeout_s, check=check, cwd=cwd, streams=streams)
 
     def invoke_raw(
         self,
@@ -184,10 +172,7 @@ class Storage:
         timeout_s: float = QUICK_S,
         check: bool = True,
         cwd: Path | None = None,
-        stdin: bytes | None = None,
-        merge_output: bool = False,
-        on_line: Callable[[str], None] | None = None,
-        environment: Mapping[str, str] | None = None,
+        streams: process.Streams = process.QUIET,
     ) -> process.Completed:
         """Run a whole command line that `command`, `unshared` or `offline` made, again if the engine did not start."""
         files.ensure_directory(self._sessions)
@@ -199,13 +184,11 @@ class Storage:
                 completed = process.run(
                     [*guard, *argv],
                     timeout_s=timeout_s,
-                    environment={**self.environment, **(environment or {})},
+                    environment=self.environment,
                     cwd=cwd,
-                    stdin=stdin,
+                    streams=streams,
                     check=check,
                     emit=self._emit,
-                    on_line=on_line,
-                    merge_output=merge_output,
                 )
             except process.ProcessFailed as failure:
                 if attempt == START_ATTEMPTS or not _did_not_start(failure.tail):

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from airferry.errors import HostError
@@ -30,12 +31,19 @@ def host_python() -> str:
     return str(Path(getattr(sys, "_base_executable", None) or sys.executable).resolve())
 
 
+@dataclass(frozen=True, slots=True)
+class HostView:
+    """What a confined program sees of the host: folders and files to read, and to write, with where it finds them."""
+
+    read: Mapping[Path, str] = field(default_factory=dict)
+    write: Mapping[Path, str] = field(default_factory=dict)
+
+
 def run_confined(
     argv: Sequence[str | Path],
     *,
     scratch: Path,
-    read: Mapping[Path, str],
-    write: Mapping[Path, str],
+    view: HostView,
     cwd: str,
     environment: Mapping[str, str],
     timeout_s: float,
@@ -43,7 +51,7 @@ def run_confined(
 ) -> process.Completed:
     """Run a program in user, PID, mount, network and IPC separate namespaces, and return what it left.
 
-    `read` and `write` are paths of the host with where the program finds them; `argv` and `cwd` are as it finds them.
+    `view` is what it finds of the host, where `argv` and `cwd` are as it finds them.
     Its environment is `environment` alone. `scratch` is a folder that nothing else uses; the program has a part of it
     as `/tmp`. It ends with this process.
 
@@ -61,8 +69,8 @@ def run_confined(
         "argv": [str(item) for item in argv],
         "cwd": cwd,
         "environment": {"HOME": "/tmp/home", "LC_ALL": "C.UTF-8", "PATH": _PATH, "TMPDIR": "/tmp", **environment},
-        "read": [[str(source), target] for source, target in {**shown, **read}.items()],
-        "write": [[str(source), target] for source, target in write.items()],
+        "read": [[str(source), target] for source, target in {**shown, **view.read}.items()],
+        "write": [[str(source), target] for source, target in view.write.items()],
         "tmp": str(temporary),
         "hide": [str(folder / "pip.conf") for folder in base],
     }
@@ -81,8 +89,8 @@ def run_confined(
         )
     emit(Warned(f"build scripts run with your account's rights and network, as `{UNCONFINED}` says: {said}"))
     places = {
-        **{target: source for source, target in read.items()},
-        **{target: source for source, target in write.items()},
+        **{target: source for source, target in view.read.items()},
+        **{target: source for source, target in view.write.items()},
     }
     places["/tmp"] = temporary
     return process.run(

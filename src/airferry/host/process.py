@@ -94,6 +94,23 @@ class ProcessFailed(BuildError):
 
 
 @dataclass(frozen=True, slots=True)
+class Streams:
+    """What goes into a child process, and who hears what comes out.
+
+    `stdin` is closed unless bytes are given. `on_line` gets each line of stderr as it comes; with `merge_output` stdout
+    joins stderr, in order. `secrets` are masked in both, and in the command line where it is shown.
+    """
+
+    stdin: bytes | None = None
+    on_line: Callable[[str], None] | None = None
+    merge_output: bool = False
+    secrets: Sequence[str] = ()
+
+
+QUIET = Streams()
+
+
+@dataclass(frozen=True, slots=True)
 class Completed:
     """What a child process that ended left: its code, all of stdout, the tail of stderr."""
 
@@ -149,33 +166,29 @@ def run(
     timeout_s: float,
     environment: Mapping[str, str] | None = None,
     cwd: Path | None = None,
-    stdin: bytes | None = None,
+    streams: Streams = QUIET,
     check: bool = True,
     emit: Emit = silent,
-    on_line: Callable[[str], None] | None = None,
-    merge_output: bool = False,
-    secrets: Sequence[str] = (),
 ) -> Completed:
     """Run a child process to its end and return what it left.
 
-    `stdin` is closed unless bytes are given. `on_line` gets each line of stderr as it comes, secrets masked. Stdout
-    is kept whole and may not exceed 64 MiB; with `merge_output` it joins stderr, in order, and none is kept. On a
-    time-out, and when this thread is interrupted, the whole process group is terminated and, 10 s later, killed.
+    Stdout is kept whole and may not exceed 64 MiB; merged with stderr, none is kept. On a time-out, and when this
+    thread is interrupted, the whole process group is terminated and, 10 s later, killed.
 
     Raises:
         HostError: the program does not exist or cannot be started.
         ProcessFailed: with `check`, the code is not 0; always, the time ran out or stdout is too long.
     """
     command = [str(part) for part in argv]
-    printable = mask(shlex.join(command), secrets)
+    printable = mask(shlex.join(command), streams.secrets)
     emit(CommandRun(printable))
     with _starting(command):
         try:
             child = subprocess.Popen(
                 command,
-                stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
+                stdin=subprocess.PIPE if streams.stdin is not None else subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT if merge_output else subprocess.PIPE,
+                stderr=subprocess.STDOUT if streams.merge_output else subprocess.PIPE,
                 env=child_environment(environment),
                 cwd=cwd,
                 start_new_session=True,
@@ -187,12 +200,12 @@ def run(
     tail: deque[str] = deque(maxlen=TAIL_LINES)
     stdout = bytearray()
     overflow = threading.Event()
-    spoken = child.stdout if merge_output else child.stderr
-    workers = [threading.Thread(target=_read_lines, args=(spoken, tail, on_line, secrets), daemon=True)]
-    if not merge_output:
+    spoken = child.stdout if streams.merge_output else child.stderr
+    workers = [threading.Thread(target=_read_lines, args=(spoken, tail, streams.on_line, streams.secrets), daemon=True)]
+    if not streams.merge_output:
         workers.append(threading.Thread(target=_read_all, args=(child.stdout, stdout, overflow, child), daemon=True))
-    if stdin is not None:
-        workers.append(threading.Thread(target=_feed, args=(child.stdin, stdin), daemon=True))
+    if streams.stdin is not None:
+        workers.append(threading.Thread(target=_feed, args=(child.stdin, streams.stdin), daemon=True))
     for worker in workers:
         worker.start()
     _live.add(child)
@@ -223,7 +236,8 @@ def run(
         )
     if check and returncode != 0:
         raise ProcessFailed(
-            f"`{mask(shlex.join(command[:3]), secrets)} …` failed with exit code {returncode}: " + _last_words(tail),
+            f"`{mask(shlex.join(command[:3]), streams.secrets)} …` failed with exit code {returncode}: "
+            + _last_words(tail),
             command=printable,
             returncode=returncode,
             tail=tail,

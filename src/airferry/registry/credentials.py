@@ -216,7 +216,9 @@ def _ask_helper(name: str, server: str, *, required: bool) -> Credential | None:
     if not _HELPER_NAME.fullmatch(name):
         raise ConfigurationError(f"`{name}` is not a valid credential helper name")
     try:
-        done = process.run([program, "get"], timeout_s=HELPER_TIMEOUT_S, stdin=server.encode(), check=False)
+        done = process.run(
+            [program, "get"], timeout_s=HELPER_TIMEOUT_S, streams=process.Streams(stdin=server.encode()), check=False
+        )
     except HostError as error:
         if not required:
             return None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from airferry.bundle.manifest import Addition
-from airferry.engine.driver import Engine, ExportedImage, base_tag
+from airferry.engine.driver import ContainerBuild, Engine, ExportedImage, base_tag
 from airferry.events import Emit, Event, Progress
 from airferry.host import clock, files
 from airferry.host.parsing import parse_json
@@ -75,13 +75,15 @@ class Assembler:
         self._engine.import_base(self._cache.path, base.manifest.digest, platform=recipe.platform)
         tag = local_tag(recipe)
         image = self._engine.build(
-            containerfile=recipe.containerfile,
-            context=recipe.context,
+            ContainerBuild(
+                recipe.containerfile,
+                recipe.context,
+                arguments={"BASE_IMAGE": base_tag(base.manifest.digest), **recipe.arguments},
+                network=recipe.network,
+            ),
             platform=recipe.platform,
             tag=tag,
             epoch_s=epoch_s,
-            build_args={"BASE_IMAGE": base_tag(base.manifest.digest), **recipe.arguments},
-            network=recipe.network,
             emit=self._as_part_of(recipe),
         )
         try:

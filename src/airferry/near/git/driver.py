@@ -462,7 +462,7 @@ def run_git(
         cwd=cwd or Path("/"),
         check=False,
         emit=emit,
-        secrets=address.secrets if address else (),
+        streams=process.Streams(secrets=address.secrets if address else ()),
     )
     if check and done.returncode != 0:
         raise _git_error(done, address, url=url, doing=doing)

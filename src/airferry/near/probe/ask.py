@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from airferry.engine.driver import Engine, Volume, base_tag
+from airferry.engine.driver import ContainerOptions, Engine, Volume, base_tag
 from airferry.errors import HostError
 from airferry.events import Emit, Notice
+from airferry.host import process
 from airferry.near.bases.fetch import BaseImage
 from airferry.near.probe.answers import ProbeResult, ask_again, probe_argv, probe_input
 from airferry.near.probe.knowledge import Knowledge
@@ -108,9 +109,8 @@ class BaseProbe:
                 base_tag(base.manifest.digest),
                 argv,
                 platform=platform,
-                volumes=[Volume(folder, target) for target, folder in mounts.items()],
-                env=variables,
-                stdin=probe_input(modules),
+                options=ContainerOptions([Volume(folder, target) for target, folder in mounts.items()], variables),
+                streams=process.Streams(stdin=probe_input(modules)),
                 timeout_s=PROBE_S,
             ).stdout
 

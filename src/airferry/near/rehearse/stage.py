@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from airferry.config.rehearsal import StepRehearsal
-from airferry.engine.driver import Engine, Volume
-from airferry.host import files
+from airferry.engine.driver import ContainerOptions, Engine, Volume
+from airferry.host import files, process
 from airferry.host.process import Completed
 from airferry.near.assemble.writer import BuiltImage
 from airferry.near.probe.answers import DEFAULT_MODULE_TIMEOUT_S, ProbeResult, parse_probe, probe_argv, probe_input
@@ -122,11 +122,13 @@ class RehearsalFolders:
             image,
             argv,
             platform=self._scene.platform,
-            volumes=[*self._volumes, Volume(self._folder / phase / "log", LOGS, writable=True)],
-            env=self._env,
-            workdir=JOB,
-            watch=self._folder / phase / SINK_FILE,
-            stdin=stdin,
+            options=ContainerOptions(
+                volumes=[*self._volumes, Volume(self._folder / phase / "log", LOGS, writable=True)],
+                env=self._env,
+                workdir=JOB,
+                watch=self._folder / phase / SINK_FILE,
+            ),
+            streams=process.Streams(stdin=stdin),
             timeout_s=START_S + limit_s,
         )
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from airferry.engine.driver import Engine, Volume, base_tag
+from airferry.engine.driver import ContainerOptions, Engine, Volume, base_tag
 from airferry.errors import BuildError
 from airferry.events import Emit, StageFinished, StageStarted
 from airferry.host import clock, files
@@ -112,6 +112,14 @@ class Compiler:
         house, out = files.ensure_directory(scratch / "house"), files.ensure_directory(scratch / "out")
         (house / own_pip.name).hardlink_to(own_pip)
         wanted = [*build_requirements(source.project, target.markers), *USUAL_REQUIREMENTS]
+        options = ContainerOptions(
+            volumes=[
+                *(Volume(source.path, place), Volume(house, _HOUSE), Volume(out, _OUT, writable=True)),
+                *(Volume(path, inside) for path, inside in source.shown.items()),
+            ],
+            env={**_FLAGS, **environment, "HOME": "/tmp"},
+            user="0",
+        )
         fetched: set[str] = set()
         for _round in range(MAX_REQUIREMENT_ROUNDS):
             pip.download_closure(wanted, target, into=house)
@@ -120,12 +128,7 @@ class Compiler:
                 base_tag(self.base.manifest.digest),
                 [self.python, "-c", _SCRIPT, place, _HOUSE, _OUT, source.folder],
                 platform=self.base.platform,
-                volumes=[
-                    *(Volume(source.path, place), Volume(house, _HOUSE), Volume(out, _OUT, writable=True)),
-                    *(Volume(path, inside) for path, inside in source.shown.items()),
-                ],
-                env={**_FLAGS, **environment, "HOME": "/tmp"},
-                user="0",
+                options=options,
                 timeout_s=COMPILE_S,
                 check=False,
             )

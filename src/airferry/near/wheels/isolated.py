@@ -16,7 +16,7 @@ from packaging.markers import default_environment
 from airferry.errors import BuildError
 from airferry.events import Emit
 from airferry.host import files
-from airferry.host.confinement import host_python, run_confined
+from airferry.host.confinement import HostView, host_python, run_confined
 from airferry.near.wheels.compile import MAX_REQUIREMENT_ROUNDS, BuildSource, build_requirements
 from airferry.near.wheels.pip import DoesNotBuild, Pip, last_words, not_found_names
 
@@ -62,8 +62,7 @@ class SourceBuilder:
                     *("--ignore-requires-python", "--wheel-dir", _OUT, f"{_SOURCE}/{source.folder}".rstrip("/")),
                 ],
                 scratch=scratch / "confined",
-                read={house: _HOUSE, **source.shown},
-                write={source.path: _SOURCE, out: _OUT},
+                view=HostView(read={house: _HOUSE, **source.shown}, write={source.path: _SOURCE, out: _OUT}),
                 cwd="/tmp",
                 environment={**_GIT, **environment, "PIP_CONFIG_FILE": "/dev/null"},
                 timeout_s=WHEEL_BUILD_TIMEOUT_S,
