@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -299,3 +301,26 @@ def test_a_checkout_that_a_config_mounts_is_not_warned_of(tmp_path: Path) -> Non
     write_step(tmp_path, "a", source=source, configs={"tiny": mounting(f"{URL}@main,/opt/tool")})
     write_step(tmp_path, "b", source=source)
     assert [item.targets for item in warnings(tmp_path)] == [("b:tiny",)]
+
+
+def test_a_plan_parses_each_source_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[str] = []
+    parse = ast.parse
+
+    def counting(source: str | bytes, *arguments: Any, **options: Any) -> Any:
+        parsed.append(source if isinstance(source, str) else source.decode())
+        return parse(source, *arguments, **options)
+
+    call = f'subprocess.run(["git", "clone", "{URL}"])'
+    source = f'import subprocess, sys\nimport more\nsys.path.append("/opt/x")\n{call}\n'
+    for name in ("a", "b"):
+        write_step(tmp_path, name, source=f"NAME = {name!r}\n{source}", files={"more.py": "import numpy\n"})
+    document = airgap({"img": {"base_image": "base:1"}}, {"a": "img", "b": "img"})
+    config = load_config(write_airgap(tmp_path, document))
+    with monkeypatch.context() as patched:
+        patched.setattr(ast, "parse", counting)
+        plan = make_plan(config)
+    assert [warning.kind for warning in plan.warnings] == ["fetch"], "what the code fetches was looked for as well"
+    assert [step.target.step_id for step in plan.steps if "/opt/x" in step.job_path.folders] == ["a", "b"]
+    ours = sorted(text for text in parsed if "import" in text)
+    assert len(ours) == 3 and len(set(ours)) == 3, ours

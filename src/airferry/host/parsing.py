@@ -84,6 +84,26 @@ def parse_python(source: str | bytes) -> ast.Module:
         raise Malformed(str(error)) from error
 
 
+class PythonTrees:
+    """Trees of Python sources, each parsed once. Whoever takes one must not change it."""
+
+    def __init__(self) -> None:
+        """Hold none yet."""
+        self._trees: dict[bytes, ast.Module] = {}
+
+    def parse(self, source: bytes) -> ast.Module:
+        """Return the tree of a source.
+
+        Raises:
+            Malformed: see `parse_python`.
+        """
+        # by its bytes and not by its path: what was changed since is parsed again
+        tree = self._trees.get(source)
+        if tree is None:
+            tree = self._trees[source] = parse_python(source)
+        return tree
+
+
 def parse_literal(source: str | ast.AST) -> Any:
     """Return the value of a Python literal.
 

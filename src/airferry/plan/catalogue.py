@@ -6,14 +6,14 @@ import difflib
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from airferry.config import Config, SourceSettings
 from airferry.errors import AirferryError, ConfigurationError, HostError
 from airferry.host import files
-from airferry.host.parsing import Malformed, parse_toml
+from airferry.host.parsing import Malformed, PythonTrees, parse_toml
 from airferry.plan.models import Target
 
 MAX_STEP_TOML_BYTES = 1024 * 1024
@@ -35,11 +35,15 @@ class StepFiles:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """A repository with a folder of steps, `package` being the Python package of that folder."""
+    """A repository with a folder of steps, `package` being the Python package of that folder.
+
+    `trees` are its sources as far as they were parsed, for all who look at them: parsing takes most of their time.
+    """
 
     root: Path
     steps_folder: Path
     package: str
+    trees: PythonTrees = field(default_factory=PythonTrees, compare=False, repr=False)
 
     @property
     def source_folder(self) -> Path:

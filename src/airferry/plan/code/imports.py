@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from airferry.errors import ConfigurationError
-from airferry.host.parsing import TOO_DEEP, Malformed, parse_python
+from airferry.host.parsing import TOO_DEEP, Malformed
 from airferry.plan.catalogue import Catalogue, StepFiles
 from airferry.plan.code.modules import well_known_child
 from airferry.plan.code.own_modules import OwnModules
@@ -129,7 +129,7 @@ class ImportScanner:
         known = self._imports.get(path)
         if known is None:
             try:
-                tree = parse_python(path.read_bytes())
+                tree = self._catalogue.trees.parse(path.read_bytes())
                 known = self._imports[path] = tuple(_walk(tree.body, conditional=False))
             except (Malformed, RecursionError) as error:
                 line = getattr(error, "line", None) or 1

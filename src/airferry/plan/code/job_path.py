@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from airferry.host.parsing import Malformed, parse_python
+from airferry.host.parsing import Malformed, PythonTrees
 from airferry.plan.catalogue import Catalogue
 from airferry.plan.models import JobPath
 from airferry.plan.step_values import StepDocuments, StepValues
@@ -82,16 +82,18 @@ class PathScanner:
     def _of(self, path: Path) -> tuple[_Addition, ...]:
         known = self._additions.get(path)
         if known is None:
-            known = self._additions[path] = tuple(sorted(_read(path), key=lambda item: item.line))
+            known = self._additions[path] = tuple(
+                sorted(_read(path, self._catalogue.trees), key=lambda item: item.line)
+            )
         return known
 
 
-def _read(path: Path) -> Iterable[_Addition]:
+def _read(path: Path, trees: PythonTrees) -> Iterable[_Addition]:
     """Return what a file puts on the path. One that is not Python is told of where imports are read."""
     try:
         source = path.read_bytes()
         # most files say nothing of paths, and parsing is slow
-        return list(_additions(parse_python(source))) if any(mark in source for mark in _MARKS) else ()
+        return list(_additions(trees.parse(source))) if any(mark in source for mark in _MARKS) else ()
     except (OSError, Malformed, RecursionError):
         return ()
 

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from airferry.errors import HostError
 from airferry.host import files
-from airferry.host.parsing import Malformed, parse_python
+from airferry.host.parsing import Malformed
 from airferry.plan.catalogue import Catalogue, StepFiles
 from airferry.plan.code.own_modules import OwnModules
 
@@ -85,6 +85,7 @@ class StepCode:
 
     def __init__(self, catalogue: Catalogue) -> None:
         self._own = OwnModules(catalogue)
+        self._trees = catalogue.trees
         self._files: dict[Path, CodeFile | None] = {}
         self._leads: dict[Unit, tuple[Unit, ...]] = {}
 
@@ -109,7 +110,7 @@ class StepCode:
     def _parse(self, path: Path, step: StepFiles) -> CodeFile | None:
         try:
             source = files.read_bounded(path, limit_bytes=MAX_STEP_SOURCE_BYTES)
-            tree = parse_python(source)
+            tree = self._trees.parse(source)
         except (HostError, Malformed):
             return None
         found = CodeFile(path, tree, source.decode("utf-8", "replace").split("\n"), top=scope_of(tree, None))
