@@ -167,9 +167,9 @@ class RegistryClient(OrasRegistry):
             last = attempt + 1 == tries
             try:
                 if anonymous:
-                    response = self._follow(method, whole, dict(headers or {}), body, stream, timeout, what)
+                    response = self._follow(method, whole, dict(headers or {}), body, timeout, what)
                 else:
-                    response = self._authorised(method, whole, scopes, dict(headers or {}), body, stream, timeout, what)
+                    response = self._authorised(method, whole, scopes, dict(headers or {}), body, timeout, what)
                 if not stream or response.status_code >= 400:
                     limit = limit_bytes if response.status_code < 400 else MAX_ERROR_BYTES
                     _read_content(response, limit, what=what, truncate=response.status_code >= 400)
@@ -210,7 +210,6 @@ class RegistryClient(OrasRegistry):
         scopes: Sequence[str],
         headers: dict[str, str],
         body: Body | None,
-        stream: bool,
         timeout: tuple[float, float],
         what: str,
     ) -> Answer:
@@ -221,7 +220,7 @@ class RegistryClient(OrasRegistry):
         # another scheme than the one that was remembered
         for _ in range(2):
             sent = {**headers, "Authorization": header} if header else headers
-            response = self._follow(method, url, sent, body, stream, timeout, what)
+            response = self._follow(method, url, sent, body, timeout, what)
             asked = response.headers.get("WWW-Authenticate", "")
             if response.status_code != 401 or not own or not asked:
                 return response
@@ -233,7 +232,7 @@ class RegistryClient(OrasRegistry):
                 return response
             header = fresh
         sent = {**headers, "Authorization": header} if header else headers
-        return self._follow(method, url, sent, body, stream, timeout, what)
+        return self._follow(method, url, sent, body, timeout, what)
 
     def _follow(
         self,
@@ -241,7 +240,6 @@ class RegistryClient(OrasRegistry):
         url: str,
         headers: dict[str, str],
         body: Body | None,
-        stream: bool,
         timeout: tuple[float, float],
         what: str,
     ) -> Answer:

@@ -1,7 +1,7 @@
 """Git checkouts at a commit, fetched into a cache and exported as plain trees.
 
-What such a repository says is data: none of its hooks,
-filters, attributes or transports is ever run, no path in it points outside the exported tree, and no `.git` goes along.
+What such a repository says is data: none of its hooks, filters, attributes or transports is ever run, no path in it
+points outside the exported tree, and no `.git` goes along.
 """
 
 from __future__ import annotations
