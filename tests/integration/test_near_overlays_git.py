@@ -16,6 +16,7 @@ from airferry.events import Event, Warned
 from airferry.host import process
 from airferry.near.git import driver
 from airferry.near.git.addresses import submodule_address
+from airferry.near.git.commands import DamagedRepository
 
 
 class Repository:
@@ -412,7 +413,7 @@ def test_a_mirror_that_is_not_whole_or_belongs_to_another_user_is_named(
     blob = repository.git("rev-parse", "HEAD:big")
     rewrite(monkeypatch, tmp_path / "home", git=f"{tmp_path.as_uri()}/")
     (repository.path / ".git" / "objects" / blob[:2] / blob[2:]).unlink()
-    with pytest.raises(driver.DamagedRepository, match=blob) as caught:
+    with pytest.raises(DamagedRepository, match=blob) as caught:
         driver.fetch_overlay("https://git.example.org/repository", commit, cache=cache)
     assert repository.url in caught.value.message and "git clone --mirror" in str(caught.value.hint)
     wrapper = tmp_path / "bin" / "git"

@@ -15,7 +15,6 @@ MOST_MODULES = 18
 MOST_PARAMETERS = 7
 # each with the reason for which one value in their place would say less
 MANY_PARAMETERS = {
-    "near/git/driver.py:run_git": "passes on what `host.process.run` takes",
     "registry/client.py:request": "the parts of an HTTP request, and what its answer may be",
     "registry/client.py:_authorised": "the parts of an HTTP request",
     "registry/oras_registry.py:request": "overrides a method of oras-py, whose parameters it takes",

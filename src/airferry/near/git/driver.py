@@ -1,6 +1,6 @@
 """Git checkouts at a commit, fetched into a cache and exported as plain trees.
 
-The only driver of Git for repositories that a plan names. What such a repository says is data: none of its hooks,
+What such a repository says is data: none of its hooks,
 filters, attributes or transports is ever run, no path in it points outside the exported tree, and no `.git` goes along.
 """
 
@@ -18,55 +18,22 @@ from pathlib import Path
 
 from airferry.errors import BuildError
 from airferry.events import Emit, Warned, silent
-from airferry.host import clock, files, process
-from airferry.host.parsing import url_path
-from airferry.near.git.addresses import GitAddress, is_local, read_address, redact, remote_address, submodule_address
+from airferry.host import clock, files
+from airferry.near.git.addresses import is_local, read_address, redact, remote_address, submodule_address
+from airferry.near.git.commands import STREAMED, DamagedRepository, WorkTree, run_git, try_git
 
-FETCH_TIMEOUT_S = 3600.0
 LIST_TIMEOUT_S = 300.0
 MAX_SUBMODULE_DEPTH = 10
 MAX_LISTED_REFS = 8
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 LFS_POINTER_MAX_BYTES = 1024
-_LEAVING = ("fetch", "ls-remote")
-_UNREADABLE = re.compile(r"unable to read ([0-9a-f]{40,64})")
-_REFUSED = re.compile(r"transport '([^']*)' not allowed")
 
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _SHORT_COMMIT = re.compile(r"[0-9a-f]{7,63}")
-# large files pass in blocks, and are not held in memory as a whole
-_STREAMED = "core.bigFileThreshold=1m"
 # what this host sends to itself is hardly worth compressing, or looking for deltas in
-_LOCAL_SENDER = f"git -c {_STREAMED} -c pack.compression=0 -c pack.window=0 upload-pack"
-# The user's configuration is read, since credential helpers, proxies and rewritten addresses live there; these
-# settings win over it.
-_SETTINGS = (
-    _STREAMED,
-    "core.hooksPath=/dev/null",
-    "core.attributesFile=/dev/null",
-    "core.fsmonitor=false",
-    "core.autocrlf=false",
-    "core.symlinks=true",
-    "core.fileMode=true",
-    "core.protectHFS=true",
-    "core.protectNTFS=true",
-    "fetch.recurseSubmodules=false",
-    "submodule.recurse=false",
-    "fetch.parallel=1",
-    # what is fetched stays the pack that it came as: taking it apart compresses every file again
-    "fetch.unpackLimit=1",
-    "gc.auto=0",
-    "maintenance.auto=false",
-    "http.lowSpeedLimit=1000",
-    "http.lowSpeedTime=60",
-    "protocol.ext.allow=never",
-)
+_LOCAL_SENDER = f"git -c {STREAMED} -c pack.compression=0 -c pack.window=0 upload-pack"
 # the highest level of attributes: blobs come out as they are in the repository
 _RAW_ATTRIBUTES = "* -text -eol -ident -filter -working-tree-encoding\n"
-
-
-class DamagedRepository(BuildError):
-    """A repository lacks objects that its commits name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,7 +244,7 @@ def _fetch_commit(repository: Path, url: str, commit: str, *, emit: Emit) -> Non
             emit=emit,
             doing="fetch from",
         )
-        found = run_git(["cat-file", "-e", f"{commit}^{{commit}}"], url=url, repository=repository, check=False)
+        found = try_git(["cat-file", "-e", f"{commit}^{{commit}}"], url=url, repository=repository)
         if found.returncode != 0:
             raise BuildError(
                 f"`{redact(url)}` has no commit `{commit}`",
@@ -291,7 +258,7 @@ def _fetch_commit(repository: Path, url: str, commit: str, *, emit: Emit) -> Non
 def has_commit(repository: Path, commit: str) -> bool:
     """Tell whether a repository of the cache has a commit, fetched for itself."""
     argv = ["rev-parse", "--verify", "--quiet", f"refs/airferry/{commit}^{{commit}}"]
-    return run_git(argv, url="", repository=repository, check=False).returncode == 0
+    return try_git(argv, url="", repository=repository).returncode == 0
 
 
 def _expand(url: str, short: str, *, cache: Path, emit: Emit) -> str | None:
@@ -303,7 +270,7 @@ def _expand(url: str, short: str, *, cache: Path, emit: Emit) -> str | None:
         argv += ["--", remote_address(url), *refspecs]
         run_git(argv, url=url, repository=repository, emit=emit, doing="fetch from")
         argv = ["rev-parse", "--verify", "--quiet", "--end-of-options", f"{short}^{{commit}}"]
-        done = run_git(argv, url=url, repository=repository, check=False)
+        done = try_git(argv, url=url, repository=repository)
         # `--end-of-options` itself is printed by the versions of Git before 2.30
         found = [line for line in done.text.split() if _COMMIT.fullmatch(line)]
         return found[0] if done.returncode == 0 and found else None
@@ -315,10 +282,10 @@ def _export(url: str, commit: str, *, cache: Path, into: Path, prefix: str, dept
         if depth > MAX_SUBMODULE_DEPTH or not has_commit(repository, commit):
             raise BuildError(f"`{redact(url)}` at `{commit}` is not in the cache", hint="rerun with network")
         with files.scratch_directory(repository) as scratch:
-            index = {"GIT_INDEX_FILE": str(scratch / "index")}
-            run_git(["read-tree", commit], url=url, repository=repository, environment=index)
-            argv = [f"--work-tree={into}", "checkout-index", "--all", "--force", "--quiet"]
-            run_git(argv, url=url, repository=repository, environment=index, cwd=into, doing="export")
+            checkout = WorkTree(into, index=scratch / "index")
+            run_git(["read-tree", commit], url=url, repository=repository, checkout=checkout)
+            argv = ["checkout-index", "--all", "--force", "--quiet"]
+            run_git(argv, url=url, repository=repository, checkout=checkout, doing="export")
         below = _submodules(repository, url, commit)
     found = []
     for item in below:
@@ -343,7 +310,7 @@ def _submodules(repository: Path, url: str, commit: str) -> list[Submodule]:
     if not links:
         return []
     argv = ["config", "--blob", f"{commit}:.gitmodules", "--null", "--list"]
-    done = run_git(argv, url=url, repository=repository, check=False)
+    done = try_git(argv, url=url, repository=repository)
     settings = dict(line.split("\n", 1) for line in done.text.split("\0") if "\n" in line)
     addresses = {
         path: settings.get(key.removesuffix(".path") + ".url", "")
@@ -415,74 +382,3 @@ def locked_repository(url: str, cache: Path) -> Iterator[Path]:
             for left_over in repository.glob(pattern):
                 left_over.unlink(missing_ok=True)
         yield repository
-
-
-def run_git(
-    argv: Sequence[str],
-    *,
-    url: str,
-    repository: Path | None = None,
-    timeout_s: float = FETCH_TIMEOUT_S,
-    environment: Mapping[str, str] | None = None,
-    cwd: Path | None = None,
-    emit: Emit = silent,
-    check: bool = True,
-    doing: str = "read",
-) -> process.Completed:
-    """Run Git with settings that leave no room for what a repository or a user's configuration might run.
-
-    Only `fetch` and `ls-remote` may leave the process, by the protocols that the repository's address takes.
-
-    Raises:
-        BuildError: it failed, unless `check` is off.
-    """
-    command = ["git", "--no-replace-objects"]
-    for setting in _SETTINGS:
-        command += ["-c", setting]
-    if repository is not None:
-        command += [f"--git-dir={repository}"]
-    address = read_address(url) if argv[0] in _LEAVING else None
-    done = process.run(
-        [*command, *argv],
-        timeout_s=timeout_s,
-        environment={
-            "GIT_TERMINAL_PROMPT": "0",
-            "GCM_INTERACTIVE": "never",
-            "GIT_ATTR_NOSYSTEM": "1",
-            "GIT_ALLOW_PROTOCOL": address.protocols if address else "",
-            "GIT_SSH_COMMAND": os.environ.get("GIT_SSH_COMMAND", "ssh -oBatchMode=yes"),
-            **(environment or {}),
-        },
-        # a repository that the current folder lies in has no part in this
-        cwd=cwd or Path("/"),
-        check=False,
-        emit=emit,
-        streams=process.Streams(secrets=address.secrets if address else ()),
-    )
-    if check and done.returncode != 0:
-        raise _git_error(done, address, url=url, doing=doing)
-    return done
-
-
-def _git_error(done: process.Completed, address: GitAddress | None, *, url: str, doing: str) -> BuildError:
-    """Return the error for what Git said last, with the way out where it is known."""
-    said = [line for line in done.tail if line.startswith(("fatal: ", "error: ", "ERROR: "))] or list(done.tail)
-    reason = said[0] if said else "no message"
-    kind, everything = BuildError, "\n".join(done.tail)
-    hint = "check the address and your credentials: `git ls-remote` must work with it without prompting"
-    if missing := _UNREADABLE.search(everything):
-        kind = DamagedRepository
-        reason = f"it lacks the object `{missing.group(1)}`"
-        hint = "a clone made with `--filter` is incomplete: make the mirror with `git clone --mirror`"
-    elif "dubious ownership" in everything and address is not None:
-        folder = url_path(address.used) if "://" in address.used else address.used
-        hint = f"it belongs to another user; if you trust it: `git config --global --add safe.directory {folder}`"
-    elif address is not None and (refused := _REFUSED.search(everything)):
-        hint = (
-            f"your Git configuration sets `protocol.file.allow = never`, and rewrites the address to `{address.used}`"
-            if refused.group(1) == "file" and not address.file_allowed
-            else "only https, http, ssh, git and file addresses are used; see `git config --get-regexp url`"
-        )
-    elif address is not None and address.is_local:
-        hint = f"check that `{redact(address.used)}` is a Git repository that you may read"
-    return kind(f"cannot {doing} {address or f'`{redact(url)}`'}: {reason}", hint=hint, url=redact(url), tail=done.tail)

@@ -14,6 +14,7 @@ from airferry.events import Emit, silent
 from airferry.host import files
 from airferry.near.git import driver as git
 from airferry.near.git.addresses import redact, remote_address
+from airferry.near.git.commands import DamagedRepository, WorkTree, run_git, try_git
 
 TAGS = "refs/tags/*"
 _RAW_ATTRIBUTES = "* -text -eol -ident -filter -working-tree-encoding\n"
@@ -44,17 +45,17 @@ def fetch_history(url: str, commit: str, *, cache: Path, emit: Emit = silent) ->
                 *("--", remote, f"+{TAGS}:{TAGS}"),
             ]
             try:
-                git.run_git([*argv, pin], url=url, repository=repository, emit=emit, doing="fetch from")
-            except git.DamagedRepository:
+                run_git([*argv, pin], url=url, repository=repository, emit=emit, doing="fetch from")
+            except DamagedRepository:
                 raise
             except BuildError:
                 # a server that answers no request for a bare commit
                 heads = "+refs/heads/*:refs/heads/*"
                 argv.append(heads)
-                git.run_git(argv, url=url, repository=repository, emit=emit, doing="fetch from")
+                run_git(argv, url=url, repository=repository, emit=emit, doing="fetch from")
             files.ensure_directory(done.parent)
             files.write_text(done, "")
-        tags = git.run_git(["tag", "--list"], url=url, repository=repository).text.splitlines()
+        tags = run_git(["tag", "--list"], url=url, repository=repository).text.splitlines()
         return History(not _is_cut(repository, url, commit), len(tags))
 
 
@@ -68,13 +69,13 @@ def write_checkout(url: str, commit: str, *, cache: Path, into: Path, abbreviati
         BuildError: the commit was not fetched, or holds a symlink that points outside the tree.
     """
     git.export_overlay(url, commit, cache=cache, into=into)
-    git.run_git(["init", "--quiet", "--template=", str(into)], url=url)
+    run_git(["init", "--quiet", "--template=", str(into)], url=url)
     own = into / ".git"
     with git.locked_repository(url, cache) as repository:
         files.write_text(files.ensure_directory(own / "objects" / "info") / "alternates", f"{repository / 'objects'}\n")
         files.write_text(files.ensure_directory(own / "info") / "attributes", _RAW_ATTRIBUTES)
         argv = ["for-each-ref", "--format=%(objectname) %(refname)", "refs/tags"]
-        files.write_text(own / "packed-refs", git.run_git(argv, url=url, repository=repository).text)
+        files.write_text(own / "packed-refs", run_git(argv, url=url, repository=repository).text)
         if (repository / "shallow").is_file():
             shutil.copyfile(repository / "shallow", own / "shallow")
         files.write_text(own / "HEAD", f"{commit}\n")
@@ -82,11 +83,11 @@ def write_checkout(url: str, commit: str, *, cache: Path, into: Path, abbreviati
         if abbreviation is not None:
             settings["core.abbrev"] = str(abbreviation)
         for name, value in settings.items():
-            git.run_git(["config", name, value], url=url, repository=own)
-        work = [f"--work-tree={into}"]
-        git.run_git([*work, "read-tree", commit], url=url, repository=own, cwd=into)
+            run_git(["config", name, value], url=url, repository=own)
+        checkout = WorkTree(into)
+        run_git(["read-tree", commit], url=url, repository=own, checkout=checkout)
         # so that tools which compare times alone do not call the checkout changed
-        git.run_git([*work, "update-index", "-q", "--refresh"], url=url, repository=own, cwd=into, check=False)
+        try_git(["update-index", "-q", "--refresh"], url=url, repository=own, checkout=checkout)
         return repository
 
 
@@ -96,5 +97,5 @@ def _is_cut(repository: Path, url: str, commit: str) -> bool:
     if not boundary.is_file():
         return False
     cut = set(boundary.read_text(encoding="ascii").split())
-    listing = git.run_git(["rev-list", commit], url=url, repository=repository).text.split()
+    listing = run_git(["rev-list", commit], url=url, repository=repository).text.split()
     return not cut.isdisjoint(listing)
