@@ -52,11 +52,6 @@ class OverlayTree:
     path: Path
     submodules: tuple[Submodule, ...]
 
-    @property
-    def digest(self) -> str:
-        """The digest of its content as it is now; every file is read for it."""
-        return tree_digest(self.path)
-
 
 def resolve_commit(url: str, ref: str, *, cache: Path, emit: Emit = silent) -> str:
     """Return the full commit id that a ref of a repository points at.
