@@ -57,6 +57,8 @@ class Workplace:
     home: Path
     registry: str
     environment: dict[str, str]
+    layout: Path
+    """A layout that is not a bundle."""
 
     @property
     def folder(self) -> Path:
@@ -72,6 +74,8 @@ class Workplace:
         script = re.sub(r"sha256:8adad7aa[0-9a-f]{56}", self.root, script)
         script = script.replace(HOST, self.registry).replace("0.0.0.0:5000", "127.0.0.1:0")
         script = script.replace("/etc/ssl/site-ca.pem", str(self.home / "tls" / "ca.crt"))
+        index = files.file_sha256(self.layout / "index.json")
+        script = script.replace("/media/layout", str(self.layout)).replace("DIGEST_OF_INDEX_JSON", index)
         script = script.replace("nvcr.io/nvidia/nemo=", f"{self.registry}/outside/base=")
         script = script.replace("git clone ", "rm -rf ~/Nemotron; git clone ")
         script = script.replace("airferry site init", "rm -f site.yaml; airferry site init")
@@ -161,7 +165,7 @@ def workplace(
             "execution_images": {"py": {**image, "tag": "py:1", "tar": "py.tar"}},
         }
         write_airgap(work, plan)
-        made = Workplace(home, registry.address, environment)
+        made = Workplace(home, registry.address, environment, near_base)
         made.run(f"airferry copy oci:{near_base}:{REFERENCE} docker://{registry.address}/{BASE}")
         made.run(f"git clone -q {CATALOGUE_URL} ~/Nemotron && airferry build")
         yield made

@@ -1,8 +1,8 @@
 """YAML that people wrote, as plain values with the line of each.
 
 Only plain scalars, lists and mappings are made. Duplicate keys are errors; size, depth and what aliases expand to are
-bounded. Knows nothing of any key. OmegaConf gets these values, never a file: it would read YAML with a loader of its
-own, without lines and bounds.
+bounded. Knows nothing of any key. OmegaConf gets these values, never a file: its own YAML loader knows
+neither lines nor bounds.
 """
 
 # Not `host/yaml`, which reads documents of ours event by event: people use anchors, merge keys and keys twice, and each

@@ -111,7 +111,7 @@ def bounded_events(text: str | bytes, *, max_depth: int) -> Iterator[yaml.Event]
     """Yield the parser's events of YAML.
 
     The parser itself keeps its levels in a list. What composes nodes in C recurses once a level and overflows the
-    stack, so that whoever composes text of others looks at its events first.
+    stack, so look at the events of foreign text before you compose it.
 
     Raises:
         TooDeepError: lists and mappings nest deeper than `max_depth`.
