@@ -1,0 +1,31 @@
+"""Programs that are run by hand: that what they import of airferry is there, as no other check runs them."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+PROGRAMS = sorted(
+    path
+    for path in [*SCRIPTS.iterdir(), *(SCRIPTS / "bench").iterdir()]
+    if path.is_file() and path.read_bytes().startswith(b"#!/usr/bin/env python3")
+)
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.name)
+def test_what_it_imports_of_airferry_is_there(program: Path) -> None:
+    imported = [
+        (node.module, alias.name)
+        for node in ast.walk(ast.parse(program.read_bytes()))
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] == "airferry"
+        for alias in node.names
+    ]
+    assert imported
+    for module, name in imported:
+        found = hasattr(importlib.import_module(module), name) or importlib.util.find_spec(f"{module}.{name}")
+        assert found, f"`{module}` has no `{name}`"
