@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import airferry
-from airferry.errors import ConfigurationError, HostError, UsageError
-from airferry.host import clock, files
+from airferry.errors import ConfigurationError, UsageError
+from airferry.host import clock
 from airferry.host.parsing import (
     Malformed,
     join_url,
@@ -136,30 +135,6 @@ def test_a_host_that_no_url_can_hold_is_no_registry(name: str) -> None:
     with pytest.raises(UsageError, match="is not a registry host") as caught:
         parse_reference(name)
     assert caught.value.exit_code == 2
-
-
-def test_links_in_a_circle_are_an_error_of_the_host(tmp_path: Path) -> None:
-    (tmp_path / "a").symlink_to("b")
-    (tmp_path / "b").symlink_to("a")
-    for path in (tmp_path / "a" / "x", tmp_path / "a\0b"):
-        with pytest.raises(HostError) as caught:
-            files.resolved(path)
-        assert caught.value.fields["path"] == str(path)
-        assert not files.lies_within(path, tmp_path)
-    assert files.lies_within(tmp_path / "c", tmp_path) and not files.lies_within(tmp_path.parent, tmp_path)
-
-
-def test_a_home_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert files.expand_home(Path("~no-such-user/x")) == Path("~no-such-user/x")
-    monkeypatch.setenv("HOME", "/home/x")
-    assert files.home_directory() == Path("/home/x") and files.expand_home(Path("~/y")) == Path("/home/x/y")
-    monkeypatch.delenv("HOME")
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.delenv("AIRFERRY_CACHE", raising=False)
-    monkeypatch.setattr(os, "getuid", lambda: 4_000_000_000)
-    with pytest.raises(HostError, match="has no home folder") as caught:
-        files.cache_directory()
-    assert "`HOME`" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("text", ["-1", "soon", "1" * 5_000, "253402300800", "²", "1.5"])

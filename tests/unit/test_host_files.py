@@ -20,6 +20,7 @@ from airferry.host import files
 from airferry.host.canonical import canonical_json, inputs_digest
 from airferry.host.journal import Journal
 from airferry.host.records import Records
+from airferry.host.yaml import MAX_DOCUMENT_BYTES
 from airferry.oci.documents import LAYER_TAR, descriptor_of
 
 
@@ -180,6 +181,38 @@ def test_trees_go_whatever_their_modes_and_links_are_not_followed(tmp_path: Path
     assert list(kept.iterdir()) == []
 
 
+def test_what_is_refused_is_unlocked_and_tried_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refusals as in folders that may not be entered or written, which root never meets."""
+    stuck = {"open": "folder", "unlink": "file", "rmdir": "emptied"}
+    refused: list[str] = []
+    for tree in ("one", "two"):
+        (tmp_path / tree / "emptied").mkdir(parents=True)
+        (tmp_path / tree / "folder").mkdir()
+        (tmp_path / tree / "folder" / "file").write_text("x")
+
+    def refusing(function: str, real: Callable[..., Any], times: int) -> Callable[..., Any]:
+        def call(name: Any, *arguments: Any, **more: Any) -> Any:
+            if Path(name).name == stuck[function] and refused.count(function) < times:
+                refused.append(function)
+                raise PermissionError(errno.EACCES, "Permission denied", name)
+            return real(name, *arguments, **more)
+
+        return call
+
+    for tree, times in (("one", 1), ("two", 2)):
+        refused.clear()
+        with monkeypatch.context() as replaced:
+            for function in stuck:
+                replaced.setattr(os, function, refusing(function, getattr(os, function), times))
+            if times == 1:
+                files.remove_tree(tmp_path / tree)
+                assert sorted(refused) == ["open", "rmdir", "unlink"]
+            else:
+                with pytest.raises(HostError, match=r"cannot remove .*Permission denied"):
+                    files.remove_tree(tmp_path / tree)
+        assert (tmp_path / tree).exists() is (times == 2)
+
+
 def test_what_killed_writers_left_goes_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / f"{files.TEMPORARY_PREFIX}file").write_text("x")
     (tmp_path / f"{files.TEMPORARY_PREFIX}folder" / "deep").mkdir(parents=True)
@@ -250,6 +283,41 @@ def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: py
 def test_free_space_is_that_of_the_nearest_folder_there_is(tmp_path: Path) -> None:
     # other processes write to the same disk
     assert files.free_bytes(tmp_path / "not" / "yet") == pytest.approx(files.free_bytes(tmp_path), rel=0.2)
+
+
+def test_nothing_is_where_no_file_can_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for path, there, a_file in (
+        (tmp_path, True, False),
+        (tmp_path / "file", True, True),
+        (tmp_path / "file" / "below", False, False),
+        (tmp_path / ("x" * 300), False, False),
+    ):
+        assert (files.exists(path), files.is_file(path)) == (there, a_file)
+
+
+def test_links_in_a_circle_are_an_error_of_the_host(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    for path in (tmp_path / "a" / "x", tmp_path / "a\0b"):
+        with pytest.raises(HostError) as caught:
+            files.resolved(path)
+        assert caught.value.fields["path"] == str(path)
+        assert not files.lies_within(path, tmp_path)
+    assert files.lies_within(tmp_path / "c", tmp_path) and not files.lies_within(tmp_path.parent, tmp_path)
+
+
+def test_a_home_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert files.expand_home(Path("~no-such-user/x")) == Path("~no-such-user/x")
+    monkeypatch.setenv("HOME", "/home/x")
+    assert files.home_directory() == Path("/home/x") and files.expand_home(Path("~/y")) == Path("/home/x/y")
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("AIRFERRY_CACHE", raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000_000)
+    with pytest.raises(HostError, match="has no home folder") as caught:
+        files.cache_directory()
+    assert "`HOME`" in (caught.value.hint or "")
 
 
 # --- what was done before --------------------------------------------------------------------------------------------
@@ -330,6 +398,15 @@ def test_an_older_journal_with_aliases_is_read_and_written_without(tmp_path: Pat
     journal.record("next", {}, {})
     assert b"id001" not in path.read_bytes()
     assert Journal(path).result("build", {}) == result
+
+
+def test_a_journal_may_be_larger_than_other_documents(tmp_path: Path) -> None:
+    path = tmp_path / "journal.yaml"
+    Journal(path).record("build", {}, {"a": 1})
+    with path.open("ab") as stream:
+        stream.write(b"# " + b"x" * MAX_DOCUMENT_BYTES + b"\n")
+    journal = Journal(path)
+    assert journal.path == path and journal.result("build", {}) == {"a": 1}
 
 
 def test_a_journal_of_a_newer_airferry_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import pytest
 import zstandard
 
 from airferry.errors import IntegrityError
+from airferry.events import Event, Progress
 from airferry.host.journal import Journal
+from airferry.host.records import Records
 from airferry.near.assemble import writer
 from airferry.near.assemble.writer import ImageWriter
 from airferry.near.bases import layers as base_layers
@@ -98,10 +101,10 @@ def test_what_a_layer_will_take_in_a_bundle_is_known_once_it_was_recompressed(tm
 class Cache:
     """A cache of bases with one layer, from which layers go into a bundle, in one run or in several."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, kind: str = "gzip") -> None:
         self.root = root
         self.bases = LayoutStore.create(root / "cache" / "bases")
-        descriptor, _layers = put_image(self.bases, [LAYERS[0]], kind="gzip")
+        descriptor, _layers = put_image(self.bases, [LAYERS[0]], kind=kind)
         base = base_image(self.bases, descriptor, AMD64)
         self.layer, self.diff_id = base.layers[0], base.config.rootfs.diff_ids[0]
         self.bundle = LayoutStore.create(root / "bundle")
@@ -236,3 +239,60 @@ def test_levels_encoders_and_kinds_have_cache_entries_of_their_own(tmp_path: Pat
     assert reads == ["recompress"] * 2
     encoders = {base_layers.encoder(Compression(kind)) for kind in ("zstd", "gzip", "none")}  # type: ignore[arg-type]
     assert len(encoders) == 3 and any(zstandard.__version__ in encoder for encoder in encoders)
+
+
+def test_the_default_level_of_gzip_is_a_level_as_others(tmp_path: Path, reads: list[str]) -> None:
+    cache = Cache(tmp_path, kind="zstd")
+    first = cache.carry(cache.run("gzip", level=base_layers.DEFAULT_GZIP_LEVEL))
+    assert cache.carry(cache.run("gzip")) == first and reads == ["recompress"]
+
+
+def test_an_encoder_is_its_library_in_its_version() -> None:
+    version = ".".join(map(str, zstandard.ZSTD_VERSION))
+    assert base_layers.encoder(Compression("zstd")).startswith(f"zstd {version}, zstandard {zstandard.__version__},")
+    assert base_layers.encoder(Compression("gzip")) == f"zlib {zlib.ZLIB_RUNTIME_VERSION}, blocks"
+    assert base_layers.encoder(Compression("none")) == "none"
+
+
+def test_what_is_kept_is_noted_as_other_versions_look_for_it(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    made = cache.carry(cache.run())
+    records = Records(tmp_path / "cache" / "layers" / "records")
+    key = {
+        "diff_id": cache.diff_id,
+        "kind": "zstd",
+        "level": base_layers.DEFAULT_ZSTD_LEVEL,
+        "encoder": base_layers.encoder(Compression("zstd")),
+    }
+    packed = made.descriptor
+    assert records.recall(key) == {
+        "descriptor": {"mediaType": packed.media_type, "digest": packed.digest, "size": packed.size},
+        "unpacked_bytes": made.unpacked_bytes,
+    }
+    noted = {"diff_id": cache.diff_id, "unpacked_bytes": made.unpacked_bytes}
+    assert records.recall({"blob": cache.layer.digest}) == noted
+
+
+def test_only_what_this_process_has_read_counts_as_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[object] = []
+    real = base_layers.copy_blob
+
+    def noting(*arguments: Any, **more: Any) -> Any:
+        told.append(more.get("verified"))
+        return real(*arguments, **more)
+
+    monkeypatch.setattr(base_layers, "copy_blob", noting)
+    cache = Cache(tmp_path)
+    for number in range(2):
+        cache.bundle = LayoutStore.create(tmp_path / f"bundle{number}")
+        cache.carry(cache.run())
+    assert told == [True, False], "read and hashed once in a run: while it is made, or else when it is linked"
+
+
+@pytest.mark.parametrize("kind", ["zstd", "preserve"])
+def test_reading_a_layer_is_progress(tmp_path: Path, kind: str) -> None:
+    events: list[Event] = []
+    cache = Cache(tmp_path)
+    cache.carry(cache.run(kind, emit=events.append))
+    done = [(event.done, event.total) for event in events if isinstance(event, Progress)]
+    assert done[-1:] == [(cache.layer.size, cache.layer.size)]
