@@ -76,7 +76,7 @@ def _hub_fix(context: StepContext, value: StepValue) -> str:
     cache = f"stage its dataset in a cache of the Hub, and name that: {_hub_cache(context)}"
     if value.last == _PLACEHOLDERS:
         return f"{context.setting(value, 'false')}, with data that already has them replaced"
-    if value.last == "name":
+    if value.last == "name" and "tasks" in value.key:
         return f"{cache}; or leave the task out"
     if value.last == "dataset_name":
         kind = "PreferenceDataset" if has_word(context.name.replace("/", "_").replace(":", "_"), "dpo|rm") else ""
@@ -252,7 +252,7 @@ def _endpoint(context: StepContext, url: str) -> str:
     try:
         parts = split_url(url)
     except Malformed:
-        parts = split_url("")
+        parts = split_url("http:")
     endpoints = context.site.endpoints
     for name, inside in endpoints.items():
         if name.lower() in re.split(r"[^a-z0-9]+", (parts.hostname or "").lower()):
