@@ -55,6 +55,13 @@ def test_attributes_may_be_named_properties_among_them() -> None:
     assert json.dumps(plain_data(OUTER, "path", "ok")) == '{"path": "x/y", "ok": true}'
 
 
+def test_a_model_becomes_what_json_has_and_nothing_else() -> None:
+    class Many(BaseModel):
+        many: tuple[int, ...]
+
+    assert plain_data(Many(many=(1, 2))) == {"many": [1, 2]}
+
+
 def test_the_documents_of_commands_keep_their_shape() -> None:
     warning = PlanWarning("imports", "a.py:1", "m", "h", ("t",), ("b.py:2",), certain=False)  # type: ignore[arg-type]
     assert json.dumps(plain_data(warning)) == (
