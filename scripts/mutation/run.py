@@ -148,7 +148,7 @@ def settings(group: Group) -> str:
         "pytest_add_cli_args_test_selection": [f"tests/unit/{name}" for name in group.tests],
         "also_copy": [name for name in COPIED if name not in ("src", "tests/unit")],
         "type_check_command": [*MYPY, *MYPY_BLIND],
-        # a busy machine is no infinite loop
+        # so that a busy machine is not taken for an infinite loop
         "timeout_constant": 5.0,
         "use_git_change_detection": False,
     }
@@ -156,7 +156,7 @@ def settings(group: Group) -> str:
 
 
 def report(group: Group, accepted: Iterable[Accepted]) -> bool:
-    """Print what became of the mutants of a group; return whether some survive that nobody has looked at."""
+    """Print what became of the mutants of a group; return whether some survive without being accepted."""
     unseen: list[Mutant] = []
     counts: dict[str, Counter[str]] = {}
     entries = list(accepted)

@@ -12,7 +12,7 @@ import pytest
 
 from airferry.assets.record import hash_asset
 from airferry.bundle.manifest import AssetEntry, OverlayEntry
-from airferry.bundle.receipt import Receipt, ReceiptImage, ReceiptTwin
+from airferry.bundle.receipt import ReceiptTwin
 from airferry.config import SiteProfile
 from airferry.errors import ConfigurationError, FindingsError, UsageError
 from airferry.jobs.check import Checked, CheckReport, images_to_ask, run_check
@@ -24,10 +24,9 @@ from airferry.plan.catalogue import catalogue_at
 from airferry.plan.env_profiles import read_env_file
 from catalogues import STEPS
 from checked_catalogue import OPTIMIZER, TOKEN, write_checked_catalogue
+from loaded_receipts import DIGEST, PINNED, loaded_receipt
 
 GOLDEN = Path(__file__).parent / "golden" / "check.json"
-DIGEST = "sha256:" + "c" * 64
-PINNED = f"hub.site:5000/airgap/trainer@{DIGEST}"
 SITE: dict[str, Any] = {
     "executors": [{"kind": "slurm-pyxis", "version": "4.0"}],
     "registry": "hub.site:5000/airgap",
@@ -42,31 +41,6 @@ BRIDGE = OverlayEntry(repo="Bridge", url="https://github.com/NVIDIA/Bridge.git",
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     return write_checked_catalogue(tmp_path / "code")
-
-
-def receipt(
-    *targets: str, platforms: tuple[str, ...] = ("linux/amd64",), overlays: tuple[OverlayEntry, ...] = ()
-) -> Receipt:
-    image = ReceiptImage(
-        name="trainer",
-        role="execution",
-        image="trainer:airgap",
-        reference="hub.site:5000/airgap/trainer:airgap",
-        pinned=PINNED,
-        digest=DIGEST,
-        platforms=platforms,
-        overlays=overlays,
-    )
-    return Receipt(
-        bundle_root=DIGEST,
-        root_verified=True,
-        registry="hub.site:5000/airgap",
-        loaded_at="2026-01-01T00:00:00Z",
-        airferry="0",
-        images=(image,),
-        steps={target.partition(":")[0]: PINNED for target in targets},
-        targets=targets,
-    )
 
 
 def check(root: Path, site: Mapping[str, Any] = SITE, *, images: Any = None, **more: Any) -> CheckReport:
@@ -126,7 +100,7 @@ def test_mirrors_and_endpoints_of_the_site_take_findings_back(root: Path) -> Non
 
 
 def test_the_receipt_decides_which_image_is_the_right_one(root: Path) -> None:
-    pinned = receipt("sft/one:tiny", "data_prep/pack:tiny")
+    pinned = loaded_receipt("sft/one:tiny", "data_prep/pack:tiny")
     report = check(root, receipt=pinned)
     assert report.steps == ("sft/one:tiny", "data_prep/pack:tiny")
     wanted = f"run.env.container_image=hub.site:5000#airgap/trainer:{DIGEST}"
@@ -140,7 +114,7 @@ def test_the_receipt_decides_which_image_is_the_right_one(root: Path) -> None:
 
 def test_enroot_before_3_4_is_given_a_tag(root: Path, tmp_path: Path) -> None:
     site = {**SITE, "executors": [{"kind": "slurm-pyxis", "version": "3.3"}]}
-    pinned = receipt("data_prep/pack:tiny")
+    pinned = loaded_receipt("data_prep/pack:tiny")
     (finding,) = found(check(root, site, receipt=pinned), "image")
     assert finding.fix == "run.env.container_image=hub.site:5000#airgap/trainer:airgap"
     folder = tmp_path / "overlays" / "slurm-pyxis" / "data_prep" / "pack"
@@ -153,13 +127,13 @@ def test_enroot_before_3_4_is_given_a_tag(root: Path, tmp_path: Path) -> None:
 
 
 def test_what_a_step_clones_by_itself_is_found_unless_it_is_baked(root: Path) -> None:
-    (finding,) = found(check(root, receipt=receipt("optimize/prune:tiny")), "git")
+    (finding,) = found(check(root, receipt=loaded_receipt("optimize/prune:tiny")), "git")
     assert (finding.level, finding.line, finding.value) == ("warn", 3, OPTIMIZER)
     assert finding.file.endswith("optimize/prune/step.py")
     baked = OverlayEntry(repo="Optimizer", url=OPTIMIZER.removesuffix(".git"), ref="main", target="/opt/O", commit=None)
-    assert found(check(root, receipt=receipt("optimize/prune:tiny", overlays=(baked,))), "git") == []
+    assert found(check(root, receipt=loaded_receipt("optimize/prune:tiny", overlays=(baked,))), "git") == []
     (root / STEPS / "optimize/prune/step.py").write_text("def broken(:\n")
-    assert found(check(root, receipt=receipt("optimize/prune:tiny")), "git") == []
+    assert found(check(root, receipt=loaded_receipt("optimize/prune:tiny")), "git") == []
 
 
 def test_what_a_step_installs_and_downloads_is_found_and_mirrors_take_it_back(root: Path) -> None:
@@ -171,7 +145,7 @@ def test_what_a_step_installs_and_downloads_is_found_and_mirrors_take_it_back(ro
     mirrors = {"huggingface": "https://hub.site", "packages": "https://files.site"}
 
     def from_code(site: dict[str, object]) -> list[tuple[str, str, int, str]]:
-        report = check(root, site, receipt=receipt("optimize/prune:tiny"))
+        report = check(root, site, receipt=loaded_receipt("optimize/prune:tiny"))
         return [(i.kind, i.level, i.line, i.value) for i in report.findings if i.file.endswith("prune/step.py")]
 
     address = "https://files.site/x"
@@ -195,7 +169,7 @@ def test_overlays_are_what_counts_where_there_are_some(root: Path, tmp_path: Pat
     image = f"hub.site:5000#airgap/trainer:{DIGEST}"
     env = {"container_image": image, "mounts": ["/lustre/scratch:/scratch"]}
     (folder / "tiny.yaml").write_text(json.dumps({"defaults": base, "run": {"env": env}}))
-    pinned = receipt("sft/one:tiny", overlays=(BRIDGE,))
+    pinned = loaded_receipt("sft/one:tiny", overlays=(BRIDGE,))
     without, within = check(root, receipt=pinned), check(root, receipt=pinned, overlays=tmp_path / "overlays")
     gone = {(item.kind, item.key) for item in without.findings} - {(item.kind, item.key) for item in within.findings}
     assert gone == {("git", "run.env.mounts[0]"), ("image", "run.env.container_image")}
@@ -216,7 +190,7 @@ def test_overlays_are_what_counts_where_there_are_some(root: Path, tmp_path: Pat
 def test_the_fix_of_a_clone_names_the_folder_given_and_the_catalogues_command(
     root: Path, submit: str | None, expected: str
 ) -> None:
-    pinned = receipt("sft/one:tiny", overlays=(BRIDGE,)).model_copy(update={"submit": submit})
+    pinned = loaded_receipt("sft/one:tiny", overlays=(BRIDGE,)).model_copy(update={"submit": submit})
     for folder in ({"overlays": Path("jobs")}, {"written": Path("jobs")}):
         (cloned,) = [item for item in check(root, receipt=pinned, **folder).findings if item.kind == "git"]
         assert (cloned.fix or "").startswith(expected)
@@ -225,7 +199,7 @@ def test_the_fix_of_a_clone_names_the_folder_given_and_the_catalogues_command(
 def test_no_overlay_is_named_for_a_config_that_did_not_travel(root: Path, tmp_path: Path) -> None:
     own = tmp_path / "own.yaml"
     own.write_text(f"defaults: {root / STEPS / 'sft/one/config/tiny.yaml'}\n")
-    pinned = receipt("sft/one:tiny", overlays=(BRIDGE,))
+    pinned = loaded_receipt("sft/one:tiny", overlays=(BRIDGE,))
     report = check(root, receipt=pinned, targets=(f"sft/one:{own}",))
     (cloned,) = [item for item in report.findings if item.kind == "git"]
     assert cloned.fix is not None and "airgap-overlays/" not in cloned.fix
@@ -233,7 +207,7 @@ def test_no_overlay_is_named_for_a_config_that_did_not_travel(root: Path, tmp_pa
 
 
 def test_a_checkout_that_the_image_does_not_hold_is_said_to_be_missing(root: Path) -> None:
-    (cloned,) = [item for item in check(root, receipt=receipt("sft/one:tiny")).findings if item.kind == "git"]
+    (cloned,) = [item for item in check(root, receipt=loaded_receipt("sft/one:tiny")).findings if item.kind == "git"]
     assert cloned.fix is not None and "does not contain it: build the bundle again" in cloned.fix
 
 
@@ -251,7 +225,7 @@ def test_a_checkout_that_the_image_does_not_hold_is_said_to_be_missing(root: Pat
     ],
 )
 def test_what_the_registry_says_of_the_image(root: Path, image: RegistryImage, gpu: Any, expected: Any) -> None:
-    pinned = receipt("data_prep/pack:tiny")
+    pinned = loaded_receipt("data_prep/pack:tiny")
     assert images_to_ask(Checked(catalogue_at(root, steps=STEPS), SiteProfile(), receipt=pinned)) == [PINNED]
     report = check(root, {**SITE, "gpu": gpu}, receipt=pinned, images={PINNED: image})
     texts = [(item.kind, item.text) for item in report.blocking if "pins the loaded" not in item.text]
@@ -265,7 +239,7 @@ def test_what_the_registry_says_of_the_image(root: Path, image: RegistryImage, g
 
 def test_what_helps_against_a_problem_of_an_image_is_said(root: Path) -> None:
     image = RegistryImage(True, {}, "its layers are compressed with zstd", fix="build with `compression: gzip`")
-    report = check(root, receipt=receipt("data_prep/pack:tiny"), images={PINNED: image})
+    report = check(root, receipt=loaded_receipt("data_prep/pack:tiny"), images={PINNED: image})
     fixes = {item.text: item.fix for item in found(report, "image", "block")}
     assert fixes[image.problem or ""] == image.fix
 
@@ -274,7 +248,7 @@ HIDDEN = RegistryImage(True, {}, "the registry answers 404 to enroot", hidden=Tr
 
 
 def test_an_image_that_is_hidden_from_enroot_blocks_with_the_way_out(root: Path) -> None:
-    report = check(root, receipt=receipt("data_prep/pack:tiny"), images={PINNED: HIDDEN})
+    report = check(root, receipt=loaded_receipt("data_prep/pack:tiny"), images={PINNED: HIDDEN})
     fixes = {item.text: item.fix for item in found(report, "image", "block")}
     assert "build with `docker_twin: true` and load again" in (fixes[HIDDEN.problem or ""] or "")
 
@@ -289,7 +263,7 @@ def test_an_image_that_is_hidden_from_enroot_blocks_with_the_way_out(root: Path)
     ],
 )
 def test_the_closing_hint_fits_the_findings(root: Path, image: RegistryImage, expected: str) -> None:
-    report = check(root, receipt=receipt("data_prep/pack:tiny"), images={PINNED: image})
+    report = check(root, receipt=loaded_receipt("data_prep/pack:tiny"), images={PINNED: image})
     with pytest.raises(FindingsError) as caught:
         report.raise_if_blocked()
     assert (caught.value.hint or "").startswith(expected)
@@ -301,7 +275,7 @@ def test_the_closing_hint_fits_the_findings(root: Path, image: RegistryImage, ex
 
 
 def test_enroot_is_given_the_twin_and_others_the_image(root: Path, tmp_path: Path) -> None:
-    loaded = receipt("data_prep/pack:tiny")
+    loaded = loaded_receipt("data_prep/pack:tiny")
     digest = "sha256:" + "d" * 64
     name = f"hub.site:5000/airgap/trainer@{digest}"
     twin = ReceiptTwin(reference="hub.site:5000/airgap/trainer:airgap-docker", digest=digest, pinned=name)
@@ -326,7 +300,7 @@ def test_enroot_is_given_the_twin_and_others_the_image(root: Path, tmp_path: Pat
 
 
 def test_an_image_for_another_cpu_blocks(root: Path) -> None:
-    report = check(root, receipt=receipt("data_prep/pack:tiny", platforms=("linux/arm64",)))
+    report = check(root, receipt=loaded_receipt("data_prep/pack:tiny", platforms=("linux/arm64",)))
     (finding,) = found(report, "platform")
     assert finding.fix == "build it for linux/amd64: `airferry build --platform linux/amd64`"
 

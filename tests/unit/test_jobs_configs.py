@@ -11,16 +11,15 @@ from omegaconf import OmegaConf
 
 from airferry import api
 from airferry.bundle.manifest import OverlayEntry
-from airferry.bundle.receipt import Receipt, ReceiptAsset, ReceiptImage, write_receipt
+from airferry.bundle.receipt import Receipt, ReceiptAsset, write_receipt
 from airferry.config import SiteProfile
 from airferry.errors import ConfigurationError
 from airferry.jobs.configs import OverlaySet, make_overlays
 from airferry.plan.catalogue import catalogue_at
 from catalogues import STEPS, write_step
+from loaded_receipts import DIGEST, PINNED, loaded_receipt
 from nemotron_rules import environment_of_job, load_as_steps_do
 
-DIGEST = "sha256:" + "b" * 64
-PINNED = f"hub.site:5000/airgap/trainer@{DIGEST}"
 BRIDGE = ("https://git.example/Bridge.git", "0123abc", "/opt/Bridge")
 MOUNT = "${auto_mount:git+%s@%s,%s}" % BRIDGE  # noqa: UP031 (braces of its own)
 BASE = f"""\
@@ -53,26 +52,8 @@ def flat(value: Any, key: str = "") -> dict[str, Any]:
 
 def receipt(*targets: str, steps: dict[str, str] | None = None, baked: tuple[str, str, str] = BRIDGE) -> Receipt:
     url, ref, target = baked
-    image = ReceiptImage(
-        name="trainer",
-        role="execution",
-        image="trainer:airgap",
-        reference="hub.site:5000/airgap/trainer:airgap",
-        pinned=PINNED,
-        digest=DIGEST,
-        platforms=("linux/amd64",),
-        overlays=(OverlayEntry(repo="Bridge", url=url, ref=ref, target=target, commit="0" * 40),),
-    )
-    return Receipt(
-        bundle_root=DIGEST,
-        root_verified=True,
-        registry="hub.site:5000/airgap",
-        loaded_at="2026-01-01T00:00:00Z",
-        airferry="0",
-        images=(image,),
-        steps=steps or {target.partition(":")[0]: PINNED for target in targets},
-        targets=targets,
-    )
+    overlay = OverlayEntry(repo="Bridge", url=url, ref=ref, target=target, commit="0" * 40)
+    return loaded_receipt(*targets, steps=steps, overlays=(overlay,))
 
 
 def overlays(tmp_path: Path, loaded: Receipt, site: SiteProfile = SITE) -> OverlaySet:

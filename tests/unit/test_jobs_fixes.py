@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_jobs_rules import DIGEST, PACKAGES, PINNED, SITE, WANDB, env_of, starting
+from test_jobs_rules import PACKAGES, SITE, WANDB, env_of, starting
 
 from airferry.assets.manifest import AssetFile, AssetManifest
 from airferry.bundle.manifest import AssetEntry, OverlayEntry
-from airferry.bundle.receipt import Receipt, ReceiptImage, ReceiptTwin
+from airferry.bundle.receipt import Receipt, ReceiptTwin
 from airferry.config import SiteProfile
 from airferry.errors import FindingsError, UsageError
 from airferry.jobs.catalogue import CatalogueSource
@@ -25,6 +25,7 @@ from airferry.jobs.rules.site import RegistryImage
 from airferry.plan.catalogue import catalogue_at
 from airferry.plan.env_profiles import read_env_file
 from catalogues import STEPS, write_step
+from loaded_receipts import PINNED, loaded_receipt
 
 CACHE = "stage its dataset in a cache of the Hub, and name that: run.env.env_vars.HF_HOME=/out/PATH/HUB-CACHE"
 ON_HUB = "is on the Hugging Face Hub, which cannot be reached"
@@ -47,25 +48,7 @@ TWIN = ReceiptTwin(
 
 
 def receipt(**image: Any) -> Receipt:
-    loaded = ReceiptImage(
-        name="trainer",
-        role="execution",
-        image="trainer:airgap",
-        reference="hub.site:5000/airgap/trainer:airgap",
-        pinned=PINNED,
-        digest=DIGEST,
-        platforms=("linux/amd64",),
-    )
-    return Receipt(
-        bundle_root=DIGEST,
-        root_verified=True,
-        registry="hub.site:5000/airgap",
-        loaded_at="2026-01-01T00:00:00Z",
-        airferry="0",
-        images=(loaded.model_copy(update=image),),
-        steps={"a/step": PINNED},
-        targets=("a/step:tiny",),
-    )
+    return loaded_receipt("a/step:tiny", **image)
 
 
 def look(

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from airferry.bundle.manifest import AssetEntry, OverlayEntry
-from airferry.bundle.receipt import Receipt, ReceiptImage
+from airferry.bundle.receipt import Receipt
 from airferry.cli.app import run
 from airferry.config import SiteProfile
 from airferry.errors import FindingsError
@@ -26,9 +26,8 @@ from airferry.jobs.rules.site import RegistryImage
 from airferry.plan.catalogue import catalogue_at
 from airferry.plan.env_profiles import read_env_file
 from catalogues import STEPS, write_step
+from loaded_receipts import DIGEST, PINNED, loaded_receipt
 
-DIGEST = "sha256:" + "c" * 64
-PINNED = f"hub.site:5000/airgap/trainer@{DIGEST}"
 MOUNT = "${auto_mount:git+https://g.example/Bridge.git@0123abc,/opt/Bridge}"
 SITE: dict[str, Any] = {
     "executors": ["kubernetes"],
@@ -301,27 +300,8 @@ def receipt(case: Case) -> Receipt:
     overlay = OverlayEntry(
         repo="Bridge", url="https://g.example/Bridge.git", ref="0123abc", target="/opt/Bridge", commit=None
     )
-    image = ReceiptImage(
-        name="trainer",
-        role="execution",
-        image="trainer:airgap",
-        reference="hub.site:5000/airgap/trainer:airgap",
-        pinned=PINNED,
-        digest=DIGEST,
-        platforms=case.platforms,
-        overlays=(overlay,) if case.baked else (),
-        env=dict(case.env),
-    )
-    return Receipt(
-        bundle_root=DIGEST,
-        root_verified=True,
-        registry="hub.site:5000/airgap",
-        loaded_at="2026-01-01T00:00:00Z",
-        airferry="0",
-        images=(image,),
-        steps={"a/step": PINNED},
-        targets=("a/step:tiny",),
-    )
+    baked = (overlay,) if case.baked else ()
+    return loaded_receipt("a/step:tiny", platforms=case.platforms, overlays=baked, env=dict(case.env))
 
 
 def check(root: Path, case: Case) -> CheckReport:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from airferry.bundle.manifest import OverlayEntry
-from airferry.bundle.receipt import Receipt, ReceiptImage
+from airferry.bundle.receipt import Receipt
 from airferry.config import SiteProfile
 from airferry.jobs.check import Checked, run_check
 from airferry.jobs.findings import Finding
@@ -16,34 +16,18 @@ from airferry.jobs.rules.site import RegistryImage
 from airferry.plan.catalogue import catalogue_at
 from airferry.plan.env_profiles import read_env_file
 from catalogues import STEPS, write_step
+from loaded_receipts import PINNED, loaded_receipt
 
-DIGEST = "sha256:" + "c" * 64
-PINNED = f"hub.site:5000/airgap/trainer@{DIGEST}"
 HELD = {"linux/amd64": "omegaconf==2.3.0 protobuf==5.29.1 typer==0.15.1"}
 
 
 def receipt(distributions: dict[str, str]) -> Receipt:
-    image = ReceiptImage(
+    return loaded_receipt(
+        "a:tiny",
         name="trainer-1",
-        role="execution",
-        image="trainer:airgap",
-        reference="hub.site:5000/airgap/trainer:airgap",
-        pinned=PINNED,
-        digest=DIGEST,
-        platforms=("linux/amd64",),
         distributions=distributions,
         overlays=(OverlayEntry(repo="Curator", url="https://h/Curator.git", ref="main", target="/opt/Curator"),),
         env={"PYTHONPATH": "/opt/Curator:/opt/tools:${PYTHONPATH}"},
-    )
-    return Receipt(
-        bundle_root=DIGEST,
-        root_verified=True,
-        registry="hub.site:5000/airgap",
-        loaded_at="2026-01-01T00:00:00Z",
-        airferry="0",
-        images=(image,),
-        steps={"a": PINNED},
-        targets=("a:tiny",),
     )
 
 

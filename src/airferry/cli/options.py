@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,6 +12,12 @@ from airferry.cli import completion
 DEFAULT_PLAN_FILE = Path("airgap.yaml")
 MAX_PARALLEL = 64
 MAX_READERS = 256
+
+
+def _jobs(help_text: str, *, flag: str = "--jobs", limit: int = MAX_PARALLEL) -> Any:
+    """Return the option that says how much is done in parallel; all of its kind heed `AIRFERRY_JOBS`."""
+    return typer.Option(flag, "-j", metavar="N", envvar="AIRFERRY_JOBS", min=1, max=limit, help=help_text)
+
 
 # --- near side: what to build, and with what -------------------------------------------------------------------------
 
@@ -90,15 +96,7 @@ ProbeOption = Annotated[
 LockedOption = Annotated[bool, typer.Option("--locked", help="Fail instead of changing airgap.lock.yaml.")]
 BuildJobsOption = Annotated[
     int | None,
-    typer.Option(
-        "--jobs",
-        "-j",
-        metavar="N",
-        envvar="AIRFERRY_JOBS",
-        min=1,
-        max=MAX_PARALLEL,
-        help="Images to build in parallel.",
-    ),
+    _jobs("Images to build in parallel."),
 ]
 
 # --- a bundle, its root digest, and what a load of it left -----------------------------------------------------------
@@ -172,27 +170,11 @@ RateOption = Annotated[
 ]
 TransfersOption = Annotated[
     int,
-    typer.Option(
-        "--jobs",
-        "-j",
-        metavar="N",
-        envvar="AIRFERRY_JOBS",
-        min=1,
-        max=MAX_PARALLEL,
-        help="Maximum number of parallel transfers.",
-    ),
+    _jobs("Maximum number of parallel transfers."),
 ]
 ParallelOption = Annotated[
     int,
-    typer.Option(
-        "--parallel",
-        "-j",
-        metavar="N",
-        envvar="AIRFERRY_JOBS",
-        min=1,
-        max=MAX_PARALLEL,
-        help="Maximum number of parallel transfers.",
-    ),
+    _jobs("Maximum number of parallel transfers.", flag="--parallel"),
 ]
 
 # --- assets ----------------------------------------------------------------------------------------------------------
@@ -202,15 +184,7 @@ AssetNameOption = Annotated[
 ]
 ReadersOption = Annotated[
     int | None,
-    typer.Option(
-        "--jobs",
-        "-j",
-        metavar="N",
-        envvar="AIRFERRY_JOBS",
-        min=1,
-        max=MAX_READERS,
-        help="Files to read in parallel.",
-    ),
+    _jobs("Files to read in parallel.", limit=MAX_READERS),
 ]
 
 # --- output ----------------------------------------------------------------------------------------------------------

@@ -19,9 +19,6 @@ from airferry.oci.reference import is_loopback
 from airferry.plan.step_config import split_mounts
 from airferry.plan.step_values import StepValue
 
-_URL = re.compile(r"hf://(?:datasets/)?([\w.-]+/[\w.-]+)")
-_HUB_WORDS = "hf|huggingface|model|models|tokenizer|pretrained|repo|dataset|datasets|teacher|student|checkpoint|reward"
-_FILE_ENDING = re.compile(r"\.(jsonl?|ya?ml|toml|py|parquet|txt|bin|csv|md|sqsh|sh|tar|gz)$", re.IGNORECASE)
 _URL = re.compile(r"https?://[^\s'\",)}]+")
 _REFERENCE = re.compile(r"\$\{\s*\.?[A-Za-z_][\w.\[\]]*\s*\}")
 _ENDPOINT_KEYS = frozenset({"url", "api_base", "endpoint"})
