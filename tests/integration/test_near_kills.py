@@ -77,5 +77,5 @@ def test_kills_while_an_overlay_is_fetched_and_exported(
         assert not into.exists() or (into / "file").read_text() == "content"
     assert kills >= 3, "the work passes boundaries"
     clean = driver.export_overlay(url, commit, cache=cache, into=tmp_path / "elsewhere" / "0")
-    assert bring().digest == clean.digest
+    assert driver.tree_digest(bring().path) == driver.tree_digest(clean.path)
     assert sorted(path.suffix for path in (cache / "git").iterdir()) == [".git", ".lock"]
