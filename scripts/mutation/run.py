@@ -69,9 +69,9 @@ class Accepted:
     """A survivor that needs no test, or a kind of them, and why. Patterns are those of shells."""
 
     function: str
-    now: str
     reason: str
     was: str = "*"
+    now: str = "*"
     used: bool = False
 
     def fits(self, mutant: Mutant) -> bool:
