@@ -47,7 +47,7 @@ def archive_faults(told: Callable[[str], AirferryError], *, also: tuple[type[Exc
     try:
         yield
     except OSError as error:
-        # gzip and bz2 raise some for data that are none of theirs; those have no number. A directory of a zip that points
+        # gzip and bz2 raise some for data that are none of theirs; those have no number. A zip's directory that points
         # before the file's start makes zipfile seek there, which the kernel refuses
         if error.errno not in (None, errno.EINVAL):
             raise
