@@ -46,7 +46,7 @@ def escape(text: str) -> str:
 
 
 def _indented(text: str) -> str:
-    """Return text for rich so that none of its lines but the first begins where ours do: `hint:` in it is not a hint."""
+    """Return text for rich so that none of its lines but the first begins where ours do: no `hint:` is forged."""
     return escape(_NEW_LINE.sub("\n  ", text))
 
 
