@@ -10,7 +10,7 @@ from airferry.wording import printable
 
 EXAMPLE = "sha256:8adad7aa…"
 # anyone who can change the bundle can change what lies next to it: no hint may send anyone there for the root
-FROM_THE_BUILDER = "take it from the person who built the bundle, over a channel other than the medium that the bundle came on"
+FROM_THE_BUILDER = "take it from the person who built the bundle, over a channel other than the medium that carries it"
 MAX_ROOT_SHOWN = 100
 
 
