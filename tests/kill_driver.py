@@ -15,6 +15,7 @@ from typing import Any
 from airferry.cli import app
 from airferry.host import files
 from airferry.registry.client import RegistryClient
+from airferry.registry.connections import Request
 
 guard = threading.Lock()
 seen = 0
@@ -30,10 +31,10 @@ def boundary(what: str) -> None:
             os.kill(os.getpid(), how)
 
 
-def answered(self: RegistryClient, method: str, url: str, **options: Any) -> Any:
+def answered(self: RegistryClient, sent: Request, **options: Any) -> Any:
     """Send a request as the client would; its answer is a boundary."""
-    answer = request(self, method, url, **options)
-    boundary(f"{method} {url.partition('?')[0]}")
+    answer = request(self, sent, **options)
+    boundary(f"{sent.method} {sent.url.partition('?')[0]}")
     return answer
 
 

@@ -101,6 +101,14 @@ def test_a_plan_becomes_jobs_that_nothing_blocks(
         assert {path.name: path.read_bytes() for path in (storage / "base").iterdir()} == weights
         staged = api.check(overlaid, receipt=receipt, catalogue=carried, hash_assets=True, options=ANONYMOUS)
         assert staged.findings == ()
+        one = next(path for path in sorted((storage / "base").iterdir()) if path.name.isprintable())
+        one.write_bytes(bytes(one.stat().st_size))
+        (changed,) = api.check(
+            overlaid, receipt=receipt, catalogue=carried, hash_assets=True, options=ANONYMOUS
+        ).blocking
+        assert changed.kind == "asset" and f"changed: {one.name}" in changed.text, changed.text
+        by_size = api.check(overlaid, receipt=receipt, catalogue=carried, options=ANONYMOUS)
+        assert by_size.findings == (), "names and sizes are right"
         with pytest.raises(IntegrityError, match="is of bundle"):
             other = replace(read_receipt(receipt), tmp_path / "other.yaml")
             api.check(overlaid, receipt=other, catalogue=carried, options=ANONYMOUS)

@@ -80,6 +80,18 @@ def test_a_damaged_wheel_is_not_installed(tmp_path_factory: pytest.TempPathFacto
     expect(made.filename, lambda: layer(made))
 
 
+def test_a_wheel_whose_directory_points_before_its_start(tmp_path: Path) -> None:
+    made = wheel(tmp_path, {"pkg.py": b"x = 1\n"})
+    data = bytearray(made.path.read_bytes())
+    # where the directory begins, in the record at the end (APPNOTE.TXT, section 4.3.16): its highest byte but one
+    data[-4] ^= 1
+    made.path.write_bytes(data)
+    with pytest.raises(BuildError, match=r"pkg-1\.0-py3-none-any\.whl` .*: it is cut short or damaged"):
+        layer(made)
+    with pytest.raises(BuildError, match=r"pkg-1\.0-py3-none-any\.whl` .*: it is cut short or damaged"):
+        normalise_wheel(made.path, tmp_path / "again.whl")
+
+
 @pytest.mark.parametrize(
     "text",
     [

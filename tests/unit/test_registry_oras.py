@@ -20,7 +20,7 @@ from oras.provider import Registry
 from airferry.errors import IntegrityError, RegistryError, UsageError
 from airferry.registry import oras_registry
 from airferry.registry.client import ClientOptions, RegistryClient
-from airferry.registry.connections import Connections
+from airferry.registry.connections import Connections, Request
 from airferry.registry.credentials import Credential
 from airferry.registry.retry import RetryPolicy
 from scripted_registry import Exchange, ScriptedRegistry, error_document, run_scripted, sha256, times
@@ -346,7 +346,7 @@ def test_an_upload_goes_on_over_tls_only(place: str, only_way: list[str]) -> Non
     with RegistryClient("registry.test", options=options()) as client:
         for send in (
             lambda: client.do_request(place, "PUT", data=b"x"),
-            lambda: client.request("PUT", place, what="upload", body=b"x"),
+            lambda: client.request(Request("PUT", place, what="upload", body=b"x")),
         ):
             with pytest.raises(RegistryError, match="from TLS to plain HTTP"):
                 send()

@@ -17,6 +17,7 @@ from airferry.oci.layout import LayoutStore
 from airferry.oci.reference import parse_reference
 from airferry.registry import registries_conf
 from airferry.registry.client import ClientOptions, RegistryClient, open_clients
+from airferry.registry.connections import Request
 from airferry.registry.credentials import Credential
 from airferry.registry.pulls import FIRST_ATTEMPTS, Pulls, PullSource
 from airferry.registry.registries_conf import (
@@ -262,7 +263,7 @@ def test_insecure_is_said_once_and_sends_nothing(registries: list[ScriptedRegist
     warned = [event.text for event in pulling.events if isinstance(event, Warned)]
     assert warned == [f"{CONF}:5: pulls from `{one.address}` accept any certificate, and plain HTTP"]
     with RegistryClient(one.address, options=OPTIONS, insecure=True) as client, pytest.raises(AirferryError):
-        client.request("PUT", "nvidia/nemo/manifests/2", what="push", body=b"x")
+        client.request(Request("PUT", "nvidia/nemo/manifests/2", what="push", body=b"x"))
     assert one.count("PUT") == 0
 
 

@@ -11,6 +11,7 @@ from airferry.events import Emit, silent
 from airferry.far.relocate import parse_destination
 from airferry.oci.reference import parse_reference
 from airferry.registry.client import ClientOptions, RegistryClient
+from airferry.registry.connections import Request
 from airferry.registry.credentials import Credential, remove_credential, store_credential
 from airferry.registry.failures import Unauthorized
 from airferry.registry.profile import RegistryProfile, write_profile
@@ -56,7 +57,7 @@ def login(registry: str, username: str, password: str, *, options: ClientOptions
     credential = Credential(username, password)
     tried = replace(options or ClientOptions(), lookup=lambda _registry, _repository: credential)
     with RegistryClient(host, options=tried) as client:
-        response = client.request("GET", "", what=f"log in to `{host}`", expected=(200, 401))
+        response = client.request(Request("GET", "", what=f"log in to `{host}`"), expected=(200, 401))
         if response.status_code == 401:
             raise Unauthorized(f"`{host}` rejects user `{username}` with this password", status=401)
     return store_credential(host, username, password=password)

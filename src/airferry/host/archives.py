@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import errno
 import lzma
 import struct
 import tarfile
@@ -46,8 +47,9 @@ def archive_faults(told: Callable[[str], AirferryError], *, also: tuple[type[Exc
     try:
         yield
     except OSError as error:
-        # gzip and bz2 raise some for data that are none of theirs; those have no number
-        if error.errno is not None:
+        # gzip and bz2 raise some for data that are none of theirs; those have no number. A zip's directory that points
+        # before the file's start makes zipfile seek there, which the kernel refuses
+        if error.errno not in (None, errno.EINVAL):
             raise
         raise told(_reason(error)) from error
     except _FAULTS + also as error:
@@ -55,5 +57,8 @@ def archive_faults(told: Callable[[str], AirferryError], *, also: tuple[type[Exc
 
 
 def _reason(error: Exception) -> str:
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    if isinstance(error, OSError) and error.errno is not None:
+        text = ""
+    else:
+        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     return text.partition("\n")[0] or "it is cut short or damaged"

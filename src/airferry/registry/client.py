@@ -9,9 +9,9 @@ from __future__ import annotations
 import functools
 import ssl
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -23,7 +23,7 @@ from airferry.events import Emit, Warned, silent
 from airferry.host.parsing import split_url
 from airferry.oci.reference import is_loopback
 from airferry.registry.auth import RegistryAuth
-from airferry.registry.connections import Answer, Body, Connections, speaks_tls
+from airferry.registry.connections import Answer, Connections, Request, speaks_tls
 from airferry.registry.credentials import Lookup, find_credential
 from airferry.registry.failures import (
     MAX_ERROR_BYTES,
@@ -133,51 +133,40 @@ class RegistryClient(OrasRegistry):
 
     def request(
         self,
-        method: str,
-        url: str,
+        request: Request,
         *,
-        what: str,
-        scopes: Sequence[str] = (),
-        headers: Mapping[str, str] | None = None,
-        body: Body | None = None,
         expected: Collection[int] | None = (200,),
         stream: bool = False,
         limit_bytes: int = MAX_ANSWER_BYTES,
-        attempts: int | None = None,
-        read_timeout_s: float | None = None,
-        anonymous: bool = False,
     ) -> Answer:
-        """Send a request, as often as the retry policy says, and return an answer with an expected status.
+        """Send a request, as often as it and the retry policy say, and return an answer with an expected status.
 
-        `url` is a path under `/v2/` or a whole URL. `what` completes "cannot …" in errors. With `expected` None any
-        status that is not transient is returned. The answer's content is read and bounded, unless `stream`. A body is
-        sent again with each attempt. The header goes only to the registry's own host. An `anonymous` request carries no
-        login, and a 401 is an answer like others.
+        With `expected` None any status that is not transient is returned. The answer's content is read and bounded,
+        unless `stream`. The login goes only to the registry's own host.
 
         Raises:
             RegistryError: no answer, another status, or more than `limit_bytes`.
         """
-        if self.insecure and method not in ("GET", "HEAD"):
-            raise RegistryError(f"cannot {what}: nothing is sent to `{self.registry}` over a connection for pulls")
-        whole = url if "://" in url else self.url(url)
-        self._check_scheme(whole, what)
-        tries = min(attempts or self.options.retry.attempts, self.options.retry.attempts)
-        timeout = (self.options.connect_timeout_s, read_timeout_s or self.options.read_timeout_s)
+        if self.insecure and request.method not in ("GET", "HEAD"):
+            raise RegistryError(
+                f"cannot {request.what}: nothing is sent to `{self.registry}` over a connection for pulls"
+            )
+        if "://" not in request.url:
+            request = replace(request, url=self.url(request.url))
+        self._check_scheme(request)
+        tries = min(request.attempts or self.options.retry.attempts, self.options.retry.attempts)
         for attempt in range(tries):
             last = attempt + 1 == tries
             try:
-                if anonymous:
-                    response = self._follow(method, whole, dict(headers or {}), body, timeout, what)
-                else:
-                    response = self._authorised(method, whole, scopes, dict(headers or {}), body, timeout, what)
+                response = self._follow(request) if request.anonymous else self._authorised(request)
                 if not stream or response.status_code >= 400:
                     limit = limit_bytes if response.status_code < 400 else MAX_ERROR_BYTES
-                    _read_content(response, limit, what=what, truncate=response.status_code >= 400)
+                    _read_content(response, limit, what=request.what, truncate=response.status_code >= 400)
             # not urllib3's own retries: they cannot rewind a body that streams, and do not know which statuses a caller
             # takes for an answer
             except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
                 if last or is_fatal(error) or self._is_nobody(error, attempt):
-                    raise connection_error(method, whole, what=what, error=error) from error
+                    raise connection_error(request.method, request.url, what=request.what, error=error) from error
                 self._say_unreachable(error)
                 self.options.retry.pause(attempt)
                 continue
@@ -191,11 +180,11 @@ class RegistryClient(OrasRegistry):
                 return response
             response.close()
             raise status_error(
-                method,
-                whole,
+                request.method,
+                request.url,
                 status=status,
                 data=response.content,
-                what=what,
+                what=request.what,
                 transient=status in TRANSIENT_STATUSES,
                 retry_after_s=retry_after_s(response.headers),
             )
@@ -203,79 +192,60 @@ class RegistryClient(OrasRegistry):
 
     # -- the parts of a request ---------------------------------------------------------------------------------
 
-    def _authorised(
-        self,
-        method: str,
-        url: str,
-        scopes: Sequence[str],
-        headers: dict[str, str],
-        body: Body | None,
-        timeout: tuple[float, float],
-        what: str,
-    ) -> Answer:
+    def _authorised(self, request: Request) -> Answer:
         """Send once; after a 401 once more, with what its challenge asks for."""
-        own = self._is_own(url)
-        header = self._login.authorization(scopes) if own else None
+        own = self._is_own(request.url)
+        header = self._login.authorization(request.scopes) if own else None
         # twice: a token that was kept may have been revoked, and the challenge that comes with its refusal may ask for
         # another scheme than the one that was remembered
         for _ in range(2):
-            sent = {**headers, "Authorization": header} if header else headers
-            response = self._follow(method, url, sent, body, timeout, what)
+            response = self._follow(request, authorization=header)
             asked = response.headers.get("WWW-Authenticate", "")
             if response.status_code != 401 or not own or not asked:
                 return response
             # read to its end, so that its connection is free: the token server may be the registry itself
-            _read_content(response, MAX_ERROR_BYTES, what=what, truncate=True)
+            _read_content(response, MAX_ERROR_BYTES, what=request.what, truncate=True)
             response.close()
-            fresh = self._login.respond(asked, scopes=scopes, refused=header)
+            fresh = self._login.respond(asked, scopes=request.scopes, refused=header)
             if fresh is None:
                 return response
             header = fresh
-        sent = {**headers, "Authorization": header} if header else headers
-        return self._follow(method, url, sent, body, timeout, what)
+        return self._follow(request, authorization=header)
 
-    def _follow(
-        self,
-        method: str,
-        url: str,
-        headers: dict[str, str],
-        body: Body | None,
-        timeout: tuple[float, float],
-        what: str,
-    ) -> Answer:
+    def _follow(self, request: Request, *, authorization: str | None = None) -> Answer:
         """Send, and follow redirects: without the login to another host, never from TLS to plain HTTP elsewhere."""
-        current = url
+        headers = {**request.headers, "Authorization": authorization} if authorization else dict(request.headers)
+        current = request.url
         for _ in range(MAX_REDIRECTS + 1):
-            response = self._send(method, current, headers, body, timeout)
+            response = self._send(replace(request, url=current, headers=headers))
             target = response.headers.get("Location", "")
             # 301 to 303 may turn anything else into a GET without its body (RFC 9110, section 15.4)
-            bodiless = method in ("GET", "HEAD")
+            bodiless = request.method in ("GET", "HEAD")
             if response.status_code not in REDIRECTS or not target or not (bodiless or response.status_code >= 307):
                 return response
             response.close()
-            following = following_url(current, target, what=what)
+            following = following_url(current, target, what=request.what)
             before, after = split_url(current), split_url(following)
             if after.scheme not in ("http", "https") or not after.hostname:
                 break
             if after.scheme == "http" and before.scheme == "https" and not is_loopback(after.netloc):
+                url = redacted(current)
                 raise RegistryError(
-                    f"cannot {what}: `{redacted(current)}` redirects from TLS to plain HTTP at `{after.netloc}`",
-                    url=redacted(current),
+                    f"cannot {request.what}: `{url}` redirects from TLS to plain HTTP at `{after.netloc}`", url=url
                 )
             # the login is for the registry alone, and storage that finds its signature in the URL refuses another login
             # next to it (Azure/acr #217)
             if (before.scheme, before.netloc) != (after.scheme, after.netloc):
                 headers = {name: value for name, value in headers.items() if name.lower() != "authorization"}
             current = following
+        url = redacted(request.url)
         raise RegistryError(
-            f"cannot {what}: `{redacted(url)}` redirects more than {MAX_REDIRECTS} times, or without a target",
-            url=redacted(url),
+            f"cannot {request.what}: `{url}` redirects more than {MAX_REDIRECTS} times, or without a target", url=url
         )
 
-    def _send(
-        self, method: str, url: str, headers: Mapping[str, str], body: Body | None, timeout: tuple[float, float]
-    ) -> Answer:
-        return self._connections.send(method, url, headers, body, timeout)
+    def _send(self, request: Request) -> Answer:
+        timeout = (self.options.connect_timeout_s, request.read_timeout_s or self.options.read_timeout_s)
+        return self._connections.send(request.method, request.url, request.headers, request.body, timeout)
 
     def _make_context(self, registry: str) -> Callable[[], ssl.SSLContext] | None:
         """Return what gives the TLS context: made now, so that errors in it show, unless none may be needed."""
@@ -293,24 +263,25 @@ class RegistryClient(OrasRegistry):
         same = parts.netloc == self.host or (parts.scheme == "https" and parts.netloc == f"{self.host}:443")
         return same and parts.scheme == self._find_scheme(self.host)
 
-    def _check_scheme(self, url: str, what: str) -> None:
+    def _check_scheme(self, request: Request) -> None:
         """Refuse plain HTTP that was not requested: an upload goes on where the registry's `Location` points."""
-        parts = split_url(url)
+        parts = split_url(request.url)
         plain = parts.scheme == "http" and not self.options.plain_http and not is_loopback(parts.netloc)
-        if plain and not self._is_own(url):
+        if plain and not self._is_own(request.url):
+            url = redacted(request.url)
             raise RegistryError(
-                f"cannot {what}: `{self.registry}` points from TLS to plain HTTP at `{redacted(url)}`",
+                f"cannot {request.what}: `{self.registry}` points from TLS to plain HTTP at `{url}`",
                 hint="the registry is unaware of the TLS proxy in front of it; set its external URL",
-                url=redacted(url),
+                url=url,
             )
 
     def _request_token(self, method: str, url: str, headers: dict[str, str], body: bytes | None) -> Answer:
         # not by `request`, which would log in to the token server; and no redirect is followed with a password
-        timeout = (self.options.connect_timeout_s, self.options.read_timeout_s)
         what = f"get a token for `{self.registry}`"
+        request = Request(method, url, what, headers=headers, body=body)
         for attempt in range(self.options.retry.attempts):
             try:
-                response = self._send(method, url, headers, body, timeout)
+                response = self._send(request)
                 _read_content(response, MAX_TOKEN_ANSWER_BYTES, what=what, truncate=False)
             except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
                 if attempt + 1 == self.options.retry.attempts or is_fatal(error):

@@ -11,7 +11,8 @@ import re
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any, Protocol, runtime_checkable
 from urllib.parse import SplitResult
@@ -55,6 +56,25 @@ class SlicedBody(Protocol):
 
 
 Body = bytes | ReplayableBody
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is sent. `url` is a path under `/v2/` or a whole URL; `what` completes "cannot …" in errors.
+
+    `scopes` are what a token must allow. A body is sent again with each attempt, of which there are at most `attempts`,
+    or as many as the retry policy says. An `anonymous` request carries no login, and a 401 is an answer like others.
+    """
+
+    method: str
+    url: str
+    what: str
+    scopes: Sequence[str] = ()
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: Body | None = None
+    attempts: int | None = None
+    read_timeout_s: float | None = None
+    anonymous: bool = False
 
 
 class Answer:

@@ -15,7 +15,7 @@ import hashlib
 import json as json_text
 import re
 from abc import abstractmethod
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,7 +28,7 @@ from airferry.host.parsing import Malformed, split_url
 from airferry.oci.digest import digest_of
 from airferry.oci.reference import DEFAULT_REGISTRY
 from airferry.registry.auth import repository_scope
-from airferry.registry.connections import Answer, Body
+from airferry.registry.connections import Answer, Request
 from airferry.registry.failures import redacted, status_error
 
 # Docker Hub is called by a name that serves a web page (moby, registry/config.go)
@@ -58,16 +58,10 @@ class OrasRegistry(Registry):  # type: ignore[misc]
     @abstractmethod
     def request(
         self,
-        method: str,
-        url: str,
+        request: Request,
         *,
-        what: str,
-        scopes: Sequence[str] = (),
-        headers: Mapping[str, str] | None = None,
-        body: Body | None = None,
         expected: Collection[int] | None = (200,),
         stream: bool = False,
-        attempts: int | None = None,
     ) -> Answer:
         """Send a request by the rules of this client."""
 
@@ -114,19 +108,18 @@ class OrasRegistry(Registry):  # type: ignore[misc]
             body = json_text.dumps(json, allow_nan=False).encode()
             sent.setdefault("Content-Type", "application/json")
         what = f"talk to `{self.registry}`"
-        answer = self.request(
+        request = Request(
             method,
             target,
-            what=what,
+            what,
             scopes=self._scopes(method, target),
             headers=sent,
             body=body,
-            expected=None,
-            stream=stream,
             # a chunk may have arrived although its answer was lost: distribution does not compare Content-Range, so the
             # same bytes would be appended once more
             attempts=1 if method == "PATCH" else None,
         )
+        answer = self.request(request, expected=None, stream=stream)
         if answer.status_code >= 400 and answer.status_code != NOT_FOUND:
             answer.close()
             raise _status_error(answer, what)

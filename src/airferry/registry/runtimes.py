@@ -29,7 +29,7 @@ from airferry.oci.documents import (
 )
 from airferry.oci.platform import Platform
 from airferry.registry.auth import parse_challenges
-from airferry.registry.connections import Answer
+from airferry.registry.connections import Answer, Request
 from airferry.registry.source import RegistrySource
 
 Runtime = Literal["enroot", "containerd", "podman", "docker"]
@@ -170,14 +170,16 @@ class _Enroot:
 
 def _ask(source: RegistrySource, method: str, reference: str, accept: str, *, anonymous: bool = False) -> Answer:
     return source.client.request(
-        method,
-        f"{source.repository}/manifests/{reference}",
-        what=f"look up `{reference}` in `{source}`",
-        scopes=source.scopes,
-        headers={"Accept": accept},
+        Request(
+            method,
+            f"{source.repository}/manifests/{reference}",
+            what=f"look up `{reference}` in `{source}`",
+            scopes=source.scopes,
+            headers={"Accept": accept},
+            anonymous=anonymous,
+        ),
         expected=None,
         limit_bytes=MAX_MANIFEST_BYTES,
-        anonymous=anonymous,
     )
 
 

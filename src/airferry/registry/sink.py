@@ -21,6 +21,7 @@ from airferry.oci.ports import Action, BlobOffer, OpenStream, Sink, Stored, bloc
 from airferry.oci.streams import verifying
 from airferry.registry.auth import repository_scope
 from airferry.registry.client import RegistryClient
+from airferry.registry.connections import Request
 from airferry.registry.failures import NotFound, following_url, one_line
 from airferry.registry.source import RegistrySource, referrers_tag
 from airferry.registry.uploads import Uploader
@@ -68,10 +69,12 @@ class RegistrySink(Sink):
             IntegrityError: it holds something of another size under this digest.
         """
         response = self.client.request(
-            "HEAD",
-            f"{self.repository}/blobs/{descriptor.digest}",
-            what=f"look for blob `{descriptor.digest}` in `{self}`",
-            scopes=self._scopes,
+            Request(
+                "HEAD",
+                f"{self.repository}/blobs/{descriptor.digest}",
+                what=f"look for blob `{descriptor.digest}` in `{self}`",
+                scopes=self._scopes,
+            ),
             expected=(200, 404),
         )
         if response.status_code == 404:
@@ -108,10 +111,12 @@ class RegistrySink(Sink):
     def _try_mount(self, descriptor: Descriptor, repository: str) -> bool:
         scopes = (*self._scopes, repository_scope(repository, "pull"))
         response = self.client.request(
-            "POST",
-            f"{self.repository}/blobs/uploads/?mount={descriptor.digest}&from={repository}",
-            what=f"mount blob `{descriptor.digest}` from `{repository}` into `{self}`",
-            scopes=scopes,
+            Request(
+                "POST",
+                f"{self.repository}/blobs/uploads/?mount={descriptor.digest}&from={repository}",
+                what=f"mount blob `{descriptor.digest}` from `{repository}` into `{self}`",
+                scopes=scopes,
+            ),
             expected=(201, 202),
         )
         if response.status_code == 201:
@@ -120,12 +125,14 @@ class RegistrySink(Sink):
         if location:
             with suppress(AirferryError):
                 self.client.request(
-                    "DELETE",
-                    following_url(response.url, location, what="end an upload session"),
-                    what="end an upload session",
-                    scopes=self._scopes,
+                    Request(
+                        "DELETE",
+                        following_url(response.url, location, what="end an upload session"),
+                        what="end an upload session",
+                        scopes=self._scopes,
+                        attempts=1,
+                    ),
                     expected=None,
-                    attempts=1,
                 )
         return False
 
@@ -228,12 +235,14 @@ class RegistrySink(Sink):
         if digest_of(stored.data) != descriptor.digest:
             raise IntegrityError(f"these bytes are not manifest `{descriptor.digest}`", digest=descriptor.digest)
         response = self.client.request(
-            "PUT",
-            f"{self.repository}/manifests/{reference or descriptor.digest}",
-            what=f"store manifest `{descriptor.digest}` in `{self}`" + (f" as `{reference}`" if reference else ""),
-            scopes=self._scopes,
-            headers={"Content-Type": descriptor.media_type},
-            body=stored.data,
+            Request(
+                "PUT",
+                f"{self.repository}/manifests/{reference or descriptor.digest}",
+                what=f"store manifest `{descriptor.digest}` in `{self}`" + (f" as `{reference}`" if reference else ""),
+                scopes=self._scopes,
+                headers={"Content-Type": descriptor.media_type},
+                body=stored.data,
+            ),
             expected=(200, 201, 202),
         )
         stated = response.headers.get("Docker-Content-Digest", descriptor.digest)
@@ -286,10 +295,12 @@ class RegistrySink(Sink):
 
     def _delete(self, reference: str, *, what: str) -> bool:
         response = self.client.request(
-            "DELETE",
-            f"{self.repository}/manifests/{reference}",
-            what=what,
-            scopes=(repository_scope(self.repository, "delete", "pull", "push"),),
+            Request(
+                "DELETE",
+                f"{self.repository}/manifests/{reference}",
+                what=what,
+                scopes=(repository_scope(self.repository, "delete", "pull", "push"),),
+            ),
             expected=(200, 202, 204, 400, 404, 405, 501),
         )
         if response.status_code == 404:
@@ -312,12 +323,14 @@ class RegistrySink(Sink):
             entries = sorted([*known, entry], key=lambda one: one.digest)
             data = canonical_json(Index(schema_version=2, media_type=IMAGE_INDEX, manifests=entries))
             self.client.request(
-                "PUT",
-                f"{self.repository}/manifests/{referrers_tag(subject)}",
-                what=f"list a referrer of `{subject}` in `{self}`",
-                scopes=self._scopes,
-                headers={"Content-Type": IMAGE_INDEX},
-                body=data,
+                Request(
+                    "PUT",
+                    f"{self.repository}/manifests/{referrers_tag(subject)}",
+                    what=f"list a referrer of `{subject}` in `{self}`",
+                    scopes=self._scopes,
+                    headers={"Content-Type": IMAGE_INDEX},
+                    body=data,
+                ),
                 expected=(200, 201, 202),
             )
         if all(old.digest != entry.digest for old in self.source.tagged_referrers(subject)):

@@ -31,7 +31,7 @@ from airferry.oci.ports import BLOCK_BYTES, Source, Stored
 from airferry.oci.streams import verifying
 from airferry.registry.auth import repository_scope
 from airferry.registry.client import RegistryClient
-from airferry.registry.connections import Answer
+from airferry.registry.connections import Answer, Request
 from airferry.registry.failures import connection_error, following_url, one_line
 
 ACCEPTED = ", ".join((*INDEX_TYPES, *MANIFEST_TYPES))
@@ -82,13 +82,15 @@ class RegistrySource(Source):
             RegistryError: the registry does not answer or refuses.
         """
         response = self.client.request(
-            "HEAD",
-            f"{self.repository}/manifests/{reference}",
-            what=f"look up `{reference}` in `{self}`",
-            scopes=self.scopes,
-            headers={"Accept": ACCEPTED},
+            Request(
+                "HEAD",
+                f"{self.repository}/manifests/{reference}",
+                what=f"look up `{reference}` in `{self}`",
+                scopes=self.scopes,
+                headers={"Accept": ACCEPTED},
+                attempts=attempts,
+            ),
             expected=(200, 404),
-            attempts=attempts,
         )
         if response.status_code == 404:
             return None
@@ -158,7 +160,9 @@ class RegistrySource(Source):
         url = f"{self.repository}/referrers/{digest}"
         what = f"list the referrers of `{digest}` in `{self}`"
         for _ in range(MAX_REFERRER_PAGES):
-            response = self.client.request("GET", url, what=what, scopes=self.scopes, expected=(200, 400, 404, 405))
+            response = self.client.request(
+                Request("GET", url, what=what, scopes=self.scopes), expected=(200, 400, 404, 405)
+            )
             if response.status_code != 200:
                 return self.tagged_referrers(digest)
             for entry in self._parse_index(response.content, what).manifests:
@@ -176,10 +180,12 @@ class RegistrySource(Source):
             RegistryError: the registry does not answer.
         """
         response = self.client.request(
-            "GET",
-            f"{self.repository}/referrers/{digest}",
-            what=f"list the referrers of `{digest}` in `{self}`",
-            scopes=self.scopes,
+            Request(
+                "GET",
+                f"{self.repository}/referrers/{digest}",
+                what=f"list the referrers of `{digest}` in `{self}`",
+                scopes=self.scopes,
+            ),
             expected=None,
         )
         with suppress(IntegrityError):
@@ -218,14 +224,16 @@ class RegistrySource(Source):
         attempts: int | None = None,
     ) -> Answer:
         return self.client.request(
-            "GET",
-            f"{self.repository}/manifests/{reference}",
-            what=f"read manifest `{reference}` of `{self}`",
-            scopes=self.scopes,
-            headers={"Accept": accept},
+            Request(
+                "GET",
+                f"{self.repository}/manifests/{reference}",
+                what=f"read manifest `{reference}` of `{self}`",
+                scopes=self.scopes,
+                headers={"Accept": accept},
+                attempts=attempts,
+            ),
             expected=expected,
             limit_bytes=limit_bytes,
-            attempts=attempts,
         )
 
     def _fetch(self, reference: str, *, limit_bytes: int, attempts: int | None = None) -> Stored:
@@ -246,11 +254,13 @@ class RegistrySource(Source):
     def request_blob(self, descriptor: Descriptor, offset: int) -> Answer:
         """Return the answer, not read yet, to a request for a blob from an offset on; 416 means nothing is there."""
         return self.client.request(
-            "GET",
-            f"{self.repository}/blobs/{descriptor.digest}",
-            what=f"read blob `{descriptor.digest}` of `{self}`",
-            scopes=self.scopes,
-            headers={"Range": f"bytes={offset}-"} if offset else {},
+            Request(
+                "GET",
+                f"{self.repository}/blobs/{descriptor.digest}",
+                what=f"read blob `{descriptor.digest}` of `{self}`",
+                scopes=self.scopes,
+                headers={"Range": f"bytes={offset}-"} if offset else {},
+            ),
             expected=(200, 206, 416) if offset else (200,),
             stream=True,
         )

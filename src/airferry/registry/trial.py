@@ -31,7 +31,7 @@ from airferry.oci.ports import BLOCK_BYTES, Stored
 from airferry.registry.auth import repository_scope
 from airferry.registry.bodies import acknowledged_bytes
 from airferry.registry.client import RegistryClient
-from airferry.registry.connections import Answer, Body
+from airferry.registry.connections import Answer, Body, Request
 from airferry.registry.failures import following_url
 from airferry.registry.profile import RegistryProfile
 from airferry.registry.runtimes import hides_from_enroot
@@ -152,10 +152,12 @@ def _takes(sink: RegistrySink, stored: Stored) -> bool:
 
 def _deletes_blob(sink: RegistrySink, blob: Descriptor) -> bool:
     response = sink.client.request(
-        "DELETE",
-        f"{sink.repository}/blobs/{blob.digest}",
-        what=f"remove blob `{blob.digest}` of `{sink}`",
-        scopes=(repository_scope(sink.repository, "delete", "pull", "push"),),
+        Request(
+            "DELETE",
+            f"{sink.repository}/blobs/{blob.digest}",
+            what=f"remove blob `{blob.digest}` of `{sink}`",
+            scopes=(repository_scope(sink.repository, "delete", "pull", "push"),),
+        ),
         expected=None,
     )
     return response.status_code in DONE
@@ -267,12 +269,14 @@ class _Chunks:
         attempts: int | None = None,
     ) -> Answer:
         return self._client.request(
-            method,
-            url,
-            what=f"try an upload in `{self._client.registry}/{self._repository}`",
-            scopes=self._scopes,
-            headers=headers,
-            body=body,
+            Request(
+                method,
+                url,
+                what=f"try an upload in `{self._client.registry}/{self._repository}`",
+                scopes=self._scopes,
+                headers=headers or {},
+                body=body,
+                attempts=attempts,
+            ),
             expected=expected,
-            attempts=attempts,
         )

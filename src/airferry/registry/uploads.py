@@ -24,7 +24,7 @@ from airferry.oci.documents import Descriptor
 from airferry.oci.ports import OpenStream, skip
 from airferry.registry.bodies import PartBody, WholeBody, acknowledged_bytes
 from airferry.registry.client import RegistryClient
-from airferry.registry.connections import Answer
+from airferry.registry.connections import Answer, Request
 from airferry.registry.failures import (
     LostSession,
     TooLarge,
@@ -219,7 +219,7 @@ def checks_digests(client: RegistryClient, repository: str, scopes: tuple[str, .
         if method == "PATCH":
             headers["Content-Range"] = f"0-{len(content) - 1}"
         return client.request(
-            method, url, what=what, scopes=scopes, headers=headers, body=body, expected=None, attempts=1
+            Request(method, url, what=what, scopes=scopes, headers=headers, body=body, attempts=1), expected=None
         )
 
     # asked of each registry, never assumed of a product: proxies and forks answer for themselves
@@ -470,15 +470,17 @@ class _Transfer:
         read_timeout_s: float | None = None,
     ) -> Answer:
         return self._client.request(
-            method,
-            url,
-            what=self._what,
-            scopes=self._scopes,
-            headers=headers,
-            body=body,
+            Request(
+                method,
+                url,
+                what=self._what,
+                scopes=self._scopes,
+                headers=headers or {},
+                body=body,
+                attempts=attempts,
+                read_timeout_s=read_timeout_s,
+            ),
             expected=expected,
-            attempts=attempts,
-            read_timeout_s=read_timeout_s,
         )
 
 
