@@ -283,10 +283,8 @@ def both_ways(near_base: Path, near_cache: Path, tmp_path_factory: pytest.TempPa
                 patch.setenv(key, value)
             answer_from_the_index(side, patch)
             lay_out(side, write_base(near_base, side.root / "base", base), base.python)
-            stages = ["build-execution-images", "save-images"]
-            if name in LAUNCHER_BASES:
-                stages.insert(0, "build-launcher-image")
-            side.write(build_stages=stages)
+            if name not in LAUNCHER_BASES:
+                side.write(launcher_image=False)
             return build_both_ways(side, near_cache)
 
     return build
