@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -22,6 +23,8 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("airferry")
+
+NUMBERS = itertools.count()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -54,5 +57,6 @@ def require_tool() -> Callable[[str], Path]:
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Give every test its own cache, and no time of its own."""
     if "AIRFERRY_CACHE" not in os.environ:
-        monkeypatch.setenv("AIRFERRY_CACHE", str(tmp_path_factory.mktemp("cache")))
+        # made by those who use it: most tests do not, and a numbered folder costs a look at all others
+        monkeypatch.setenv("AIRFERRY_CACHE", str(tmp_path_factory.getbasetemp() / "caches" / str(next(NUMBERS))))
     monkeypatch.delenv("SOURCE_DATE_EPOCH", raising=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from airferry.config import BootstrapBase
@@ -28,6 +28,10 @@ class DebianBase:
     manifests: dict[Platform, Descriptor]
     results: dict[Platform, BootstrapResult]
     cache: Path
+
+    def only(self, platform: Platform) -> DebianBase:
+        """Return the base as one that there is for a single platform."""
+        return replace(self, manifests={platform: self.manifests[platform]})
 
     def diff_ids(self, platform: Platform) -> list[str]:
         store = LayoutStore.open(self.layout, read_only=True)

@@ -60,10 +60,14 @@ def refuse_in_own_words(stream: IO[bytes]) -> bytes:
     raise error
 
 
-def raise_as_told(stream: IO[bytes], *, kind: str, attributes: dict[str, Any]) -> bytes:
-    """Raise an error of a class that is named, with these attributes."""
-    module, _, name = kind.partition(":")
-    raise revived(getattr(importlib.import_module(module), name), attributes)
+def raise_as_told(stream: IO[bytes], *, kinds: list[str], attributes: dict[str, Any]) -> bytes:
+    """Raise an error of the first class that is named, which combines one of each other class, all with attributes."""
+    errors = []
+    for kind in kinds:
+        module, _, name = kind.partition(":")
+        errors.append(revived(getattr(importlib.import_module(module), name), dict(attributes)))
+    errors[0].failures = tuple(errors[1:])
+    raise errors[0]
 
 
 def fill_the_disk(stream: IO[bytes]) -> bytes:

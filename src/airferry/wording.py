@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+
+# What a terminal obeys, or what makes a text read as another one: controls, separators of lines and paragraphs, marks
+# of direction and their overrides, characters that do not show, halves of surrogates. Not `str.isprintable`, which asks
+# the Unicode tables of this Python: each version of it would take other texts. Line feed and tab are left to callers;
+# the joiners U+200C and U+200D, which Persian and emoji need, are harmless.
+_OBEYED = (
+    r"\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff"
+    r"\ufff9-\ufffb\U000e0000-\U000e007f"
+)
+_IN_TEXT = re.compile(f"[{_OBEYED}]")
+_IN_LINE = re.compile(f"[\t\n{_OBEYED}]")
 
 
 def size_text(size_bytes: float) -> str:
@@ -30,4 +42,36 @@ def some_of(items: Sequence[str], most: int, *, separator: str = ", ") -> str:
 def printable(text: str, *, most: int) -> str:
     """Return text of others as one bounded line: a replacement mark for each character that a terminal obeys."""
     cut = text if len(text) <= most else text[: most - 1] + "…"
-    return "".join(character if character.isprintable() else "\ufffd" for character in cut)
+    return _IN_LINE.sub("\ufffd", cut)
+
+
+def obeyed(text: str, *, lines: bool = False) -> str | None:
+    """Return the first character of a text that a terminal obeys, as in `U+001B`, or None if there is none.
+
+    With `lines`, the text may have several lines, and tabs.
+    """
+    found = (_IN_TEXT if lines else _IN_LINE).search(text)
+    return f"U+{ord(found[0]):04X}" if found else None
+
+
+def visible(text: str) -> str:
+    """Return text with each character that a terminal obeys, but for line feed and tab, escaped as JSON escapes it.
+
+    What JSON writes stays JSON, and means the same.
+    """
+    return _IN_TEXT.sub(_escaped, text)
+
+
+def on_one_line(text: str) -> str:
+    """Return text as `visible` does, on one line."""
+    return _IN_LINE.sub(_escaped, text)
+
+
+def comment_line(text: str) -> str:
+    """Return a text as a comment of YAML, TOML, a shell or a `.conf`, which ends with its line: `# …`."""
+    return f"# {on_one_line(text)}"
+
+
+def _escaped(found: re.Match[str]) -> str:
+    units = found[0].encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[place : place + 4]}" for place in range(0, len(units), 4))

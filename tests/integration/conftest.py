@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -66,6 +68,18 @@ def near_cache(
     for kind in ("buildah", "podman"):
         if (cache / "engine" / f"{kind}-storage").is_dir():
             Storage(find_engine(kind), cache / "engine", emit=silent).remove_all()  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def build_tools(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the wheels of real build back ends and of all that they require, downloaded once a run."""
+    names = ("setuptools", "wheel", "setuptools-scm", "hatchling", "hatch-vcs", "versioningit")
+
+    def download(folder: Path) -> None:
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:", "--dest", str(folder)]
+        subprocess.run([*pip, *names], check=True)
+
+    return once(shared_folder(tmp_path_factory) / "build-tools", download)
 
 
 @pytest.fixture

@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import json
 import shutil
-import subprocess
-import sys
 import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -66,11 +64,12 @@ def compiling_base(debian_base: DebianBase, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="module")
-def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def index(tmp_path_factory: pytest.TempPathFactory, build_tools: Path) -> Path:
     """A folder that stands for a package index: a source alone of one distribution, and what its build asks for."""
     folder = tmp_path_factory.mktemp("index")
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
-    subprocess.run([*pip, "setuptools", "wheel", "packaging"], check=True)
+    for name in ("setuptools", "wheel", "packaging"):
+        for wheel in build_tools.glob(f"{name}-*.whl"):
+            shutil.copy(wheel, folder)
     make_wheel(folder, "ferry-helper", "1.0")
     with tarfile.open(folder / "ferry-native-1.0.tar.gz", "w:gz") as archive:
         for name, text in PROJECT.items():

@@ -13,7 +13,7 @@ import pytest
 from airferry.cli import completion
 from airferry.cli.app import run
 from catalogues import airgap, write_airgap, write_step
-from cli_reference import commands, is_option, program
+from cli_reference import commands, is_group, is_option, program
 from near_side import PROGRAM
 
 Complete = Callable[..., list[str]]
@@ -149,6 +149,14 @@ def test_bash_itself_completes_past_a_colon(catalogue: Path) -> None:
     assert (done.stdout, done.stderr) == ("tiny\n", "")
 
 
+def test_every_command_completes_and_so_do_options(complete: Complete) -> None:
+    assert set(complete("")) == set(program().commands)
+    assert "--root" in complete("verify", "--")
+    for path, command in commands(program()):
+        if is_group(command):
+            assert set(complete(*path, "")) == set(command.commands)
+
+
 def test_every_value_has_a_name_in_the_help_and_no_flag_has_a_type() -> None:
     every = [("airferry", program()), *((" ".join(path), command) for path, command in commands(program()))]
     for name, command in every:
@@ -158,7 +166,8 @@ def test_every_value_has_a_name_in_the_help_and_no_flag_has_a_type() -> None:
             assert bool(parameter.metavar) != flag, f"{name}: {parameter.opts[0]}"
 
 
-def test_help_shows_flags_as_flags(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_has_help_that_shows_flags_as_flags(capsys: pytest.CaptureFixture[str]) -> None:
     for path, _command in commands(program()):
         assert run([*path, "--help"]) == 0
-        assert "<bool>" not in capsys.readouterr().out
+        shown = capsys.readouterr().out
+        assert "Usage:" in shown and "<bool>" not in shown

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parents[2] / "src" / "airferry"
+from source_trees import SOURCE, nodes
+
 MODULES = sorted(path for path in SOURCE.rglob("*.py") if "example" not in path.relative_to(SOURCE).parts)
 MOST_LINES = 500
 MOST_MODULES = 18
 MOST_PARAMETERS = 7
-
-
-def functions(path: Path) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            yield f"{path.relative_to(SOURCE).as_posix()}:{node.name}", node
 
 
 def parameters(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
@@ -31,11 +25,9 @@ def parameters(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 def test_no_function_takes_more_than_seven_parameters() -> None:
     # commands of Typer declare an option a parameter; constructors of dataclasses are not written out
     many = {
-        name
-        for path in MODULES
-        if path.parent != SOURCE / "cli"
-        for name, node in functions(path)
-        if parameters(node) > MOST_PARAMETERS
+        f"{place}:{node.name}"
+        for place, node in [*nodes(ast.FunctionDef), *nodes(ast.AsyncFunctionDef)]
+        if not place.startswith(("cli/", "example/")) and parameters(node) > MOST_PARAMETERS
     }
     assert many == set(), "take a selection, the session or an options object"
 

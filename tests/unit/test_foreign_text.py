@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-import airferry
 from airferry.errors import ConfigurationError, UsageError
 from airferry.host import clock
 from airferry.host.parsing import (
@@ -27,8 +25,8 @@ from airferry.host.parsing import (
     url_path,
 )
 from airferry.oci.reference import parse_reference
+from source_trees import nodes
 
-SOURCE = Path(airferry.__file__).parent
 # these run where airferry is not: in images, in confined processes, and as the boot of a process
 ALONE = {"near/probe/script.py", "near/rehearse/hook.py", "host/confined.py", "engine/inside.py"}
 OWNERS = {
@@ -57,6 +55,7 @@ OWNERS = {
     "lzma.open": {"near/bases/userland.py"},
     "gzip.open": {"near/bases/userland.py"},
 }
+LAST_WORDS = {name.rpartition(".")[2] for name in [*OWNERS, "*.resolve"]}
 NASTY = [
     "",
     "\0",
@@ -154,19 +153,20 @@ def test_the_last_epoch_can_be_shown(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_each_parser_of_foreign_text_has_its_owner() -> None:
     """Who needs one takes it from `host.parsing`, `host.files` or, for archives, wraps it in `archive_faults`."""
     found = []
-    for path in sorted(SOURCE.rglob("*.py")):
-        place = path.relative_to(SOURCE).as_posix()
+    for place, node in nodes(ast.Call):
         if place in ALONE or place.startswith("example/"):
             continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if not isinstance(node, ast.Call):
+        match node.func:
+            case ast.Attribute(attr=attribute):
+                called, short = ast.unparse(node.func) if attribute in LAST_WORDS else "", f"*.{attribute}"
+            case ast.Name(id=called):
+                short = called
+            case _:
                 continue
-            called = ast.unparse(node.func)
-            short = f"*.{node.func.attr}" if isinstance(node.func, ast.Attribute) else called
-            for name in (called, short):
-                if name in OWNERS and place not in OWNERS[name]:
-                    found.append(f"{place}:{node.lineno}: {called}")
-            # without arguments it is that of a path: ours take what they resolve
-            if short == "*.resolve" and not node.args and place not in ("host/files.py", "host/confinement.py"):
+        for name in (called, short):
+            if name in OWNERS and place not in OWNERS[name]:
                 found.append(f"{place}:{node.lineno}: {called}")
+        # without arguments it is that of a path: ours take what they resolve
+        if short == "*.resolve" and not node.args and place not in ("host/files.py", "host/confinement.py"):
+            found.append(f"{place}:{node.lineno}: {called}")
     assert found == []

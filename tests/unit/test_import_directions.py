@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from airferry.host import process
+from source_trees import SOURCE, nodes
 
-SOURCE = Path(__file__).parents[2] / "src" / "airferry"
 OWNERS = {
     "subprocess": ("host/process.py",),
     "oras": ("registry/",),
@@ -28,25 +28,23 @@ OWNERS = {
 
 
 @cache
-def imports(path: Path) -> set[str]:
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names.update(alias.name.partition(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names.add(node.module.partition(".")[0])
-    return names
+def importers() -> dict[str, set[str]]:
+    """Return the modules that import each package, by its name at the top."""
+    found: dict[str, set[str]] = {}
+    for place, node in nodes(ast.Import):
+        for alias in node.names:
+            found.setdefault(alias.name.partition(".")[0], set()).add(place)
+    for place, node in nodes(ast.ImportFrom):
+        if node.module and not node.level:
+            found.setdefault(node.module.partition(".")[0], set()).add(place)
+    return found
 
 
 @pytest.mark.parametrize("dependency", sorted(OWNERS))
 def test_only_the_owner_imports_a_foreign_dependency(dependency: str) -> None:
-    importers = {
-        path.relative_to(SOURCE).as_posix()
-        for path in SOURCE.rglob("*.py")
-        if "example" not in path.relative_to(SOURCE).parts and dependency in imports(path)
-    }
-    assert importers, f"nobody imports {dependency}: the rule is out of date"
-    strangers = {name for name in importers if not name.startswith(OWNERS[dependency])}
+    places = {place for place in importers().get(dependency, ()) if not place.startswith("example/")}
+    assert places, f"nobody imports {dependency}: the rule is out of date"
+    strangers = {place for place in places if not place.startswith(OWNERS[dependency])}
     assert strangers == set()
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from pathlib import Path
 
 from airferry import api
-
-SOURCE = Path(__file__).parents[2] / "src" / "airferry"
+from source_trees import modules
 
 # files that run by themselves, in an image or in a namespace, and so import nothing of the project
 STANDALONE = {
@@ -27,9 +25,9 @@ SHARED = {
 }
 
 
-def definitions(path: Path) -> Iterator[str]:
+def definitions(module: ast.Module) -> Iterator[str]:
     """Yield the public names that a module defines; another name for something imported is not a definition."""
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    for node in module.body:
         match node:
             case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
                 yield name
@@ -44,10 +42,9 @@ def definitions(path: Path) -> Iterator[str]:
 
 def test_no_public_name_is_defined_twice() -> None:
     found: dict[str, set[str]] = {}
-    for path in sorted(SOURCE.rglob("*.py")):
-        place = path.relative_to(SOURCE).as_posix()
+    for place, module in modules().items():
         if not place.startswith("example/") and place not in STANDALONE:
-            for name in definitions(path):
+            for name in definitions(module):
                 if not name.startswith("_") and not (place.startswith("cli/") and name in api.__all__):
                     found.setdefault(name, set()).add(place)
     twice = {name: sorted(places) for name, places in found.items() if len(places) > 1}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+from source_trees import SOURCE, nodes
+
 ROOT = Path(__file__).parents[2]
-PACKAGE = ROOT / "src" / "airferry"
 GLOSSARY = ROOT / "docs" / "glossary.md"
 DOCUMENTS = [path for path in sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]) if path != GLOSSARY]
 
@@ -40,19 +41,18 @@ BANNED = {
 ALLOWED: set[tuple[str, str]] = set()
 
 
-def texts() -> Iterator[tuple[Path, int, str]]:
-    """Yield file, line and text of each string in the sources, docstrings included, and each line of documents."""
-    for path in sorted(PACKAGE.rglob("*.py")):
-        if "example" not in path.relative_to(PACKAGE).parts:
-            for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
-                    yield path, node.lineno, " ".join(node.value.split())
-    for path in DOCUMENTS:
-        for number, line in enumerate(path.read_text().splitlines(), start=1):
-            yield path, number, line
-
-
-TEXTS = list(texts())
+@cache
+def texts() -> list[tuple[Path, int, str]]:
+    """Return file, line and text of each string in the sources, docstrings included, and each line of documents."""
+    strings = [
+        (SOURCE / place, node.lineno, " ".join(node.value.split()))
+        for place, node in nodes(ast.Constant)
+        if not place.startswith("example/") and isinstance(node.value, str) and " " in node.value
+    ]
+    lines = [
+        (path, number, line) for path in DOCUMENTS for number, line in enumerate(path.read_text().splitlines(), start=1)
+    ]
+    return strings + lines
 
 
 def glossary() -> dict[str, tuple[str, list[str]]]:
@@ -69,7 +69,7 @@ def uses(pattern: str) -> list[str]:
     """Return where texts match, as `file:line: text`."""
     return [
         f"{path.relative_to(ROOT)}:{number}: {text[:120]}"
-        for path, number, text in TEXTS
+        for path, number, text in texts()
         if re.search(pattern, text) and (path.name, pattern) not in ALLOWED
     ]
 

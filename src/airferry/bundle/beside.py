@@ -18,6 +18,7 @@ from airferry.errors import AirferryError
 from airferry.host import files
 from airferry.host.threads import parallel_map, usable_cores
 from airferry.oci.documents import Index
+from airferry.oci.layout import INDEX_FILE, LAYOUT_FILE
 from airferry.oci.ports import Source
 from airferry.oci.validate import ReportDefect
 from airferry.wording import printable
@@ -42,6 +43,11 @@ SIGNATURES = (".asc", ".minisig", ".p7s", ".sig", ".sigstore", ".sigstore.json")
 LEADS_OUT = "its name points outside the output folder"  # the manifest is to blame then, not the archive
 MAX_NAMED_FILES = 1000
 MAX_COMPARED_BYTES = 16 * 1024 * 1024
+
+
+def holds_layout(folder: Path) -> bool:
+    """Tell whether a folder has a file of an image layout, or a link in its place."""
+    return any(os.path.lexists(folder / name) for name in (LAYOUT_FILE, INDEX_FILE))
 
 
 def look_beside(

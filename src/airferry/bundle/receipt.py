@@ -8,11 +8,12 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from airferry.bundle.manifest import Distributions, OverlayEntry, Role, StepsFolder, SubmitTemplate
+from airferry.bundle.root import parse_root
 from airferry.config.fields import ModuleName
 from airferry.errors import HostError, IntegrityError
 from airferry.host import files
 from airferry.host.yaml import MAX_DOCUMENT_BYTES, from_yaml, to_yaml
-from airferry.oci.digest import Digest, parse_digest
+from airferry.oci.digest import Digest
 
 RECEIPT_SCHEMA_VERSION = 2
 RECEIPT_FILE = "airgap-receipt.yaml"
@@ -151,7 +152,7 @@ def read_receipt(path: Path, *, root: str | None = None) -> Receipt:
         )
     data = files.read_bounded(path, limit_bytes=MAX_DOCUMENT_BYTES)
     receipt = from_yaml(Receipt, data, schema_version=RECEIPT_SCHEMA_VERSION, what=f"receipt `{path}`")
-    if root is not None and receipt.bundle_root != parse_digest(root):
+    if root is not None and receipt.bundle_root != parse_root(root):
         raise IntegrityError(
             f"receipt `{path}` is of bundle `{receipt.bundle_root}`, expected `{root}`",
             hint="use the receipt that loading this bundle wrote",

@@ -6,21 +6,23 @@ channel.
 
 from __future__ import annotations
 
+import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from airferry.bundle.artifacts import MANIFEST_ARTIFACT, MANIFEST_CONTENT, OWN_ARTIFACTS, read_artifact_file
-from airferry.bundle.beside import BUNDLE_FOLDER, LEADS_OUT, look_beside
+from airferry.bundle.beside import BUNDLE_FOLDER, LEADS_OUT, holds_layout, look_beside
 from airferry.bundle.manifest import BundleManifest, ImageEntry, read_manifest
+from airferry.bundle.root import parse_root
 from airferry.bundle.twins import images_text
 from airferry.errors import AirferryError, IntegrityError, UsageError
 from airferry.events import Emit, silent
 from airferry.host import files
 from airferry.host.canonical import plain_data
 from airferry.oci.closure import RememberingSource
-from airferry.oci.digest import digest_of, parse_digest
+from airferry.oci.digest import digest_of
 from airferry.oci.documents import Descriptor, Index, parse_index
 from airferry.oci.entries import names_of
 from airferry.oci.layout import INDEX_FILE, LAYOUT_FILE, LayoutStore
@@ -153,15 +155,28 @@ class VerifyReport:
 def find_layout(path: Path) -> Path:
     """Return the layout folder of a bundle, given as that folder or as the output folder that holds it.
 
+    In an output folder only `bundle` is ever chosen: a second layout that was put next to it wins nothing.
+
     Raises:
         UsageError: neither is one.
+        IntegrityError: the folder is a layout, and there is something in it that could be the bundle too.
     """
-    for candidate in (path, path / BUNDLE_FOLDER):
-        if (candidate / LAYOUT_FILE).exists() or (candidate / INDEX_FILE).exists():
-            return candidate
-    raise UsageError(
-        f"`{path}` contains no bundle: there is no `{LAYOUT_FILE}` in it or in `{path / BUNDLE_FOLDER}`",
-        hint="give the output folder of `airferry build`, or the bundle in it",
+    inner = path / BUNDLE_FOLDER
+    if not holds_layout(path):
+        if holds_layout(inner):
+            return inner
+        raise UsageError(
+            f"`{path}` contains no bundle: there is no `{LAYOUT_FILE}` in it or in `{inner}`",
+            hint="give the output folder of `airferry build`, or the bundle in it",
+        )
+    if not os.path.lexists(inner):
+        return path
+    if holds_layout(inner) and files.resolved(path).name.casefold() != BUNDLE_FOLDER:
+        return inner
+    # given `out/bundle` with a `bundle` in it, either may be the one that was added
+    raise IntegrityError(
+        f"`{path}` is an image layout, and `{inner}` in it has the name of a bundle: one of the two was added",
+        hint=COPY_AGAIN,
     )
 
 
@@ -300,7 +315,7 @@ def open_index(path: Path, root: str | None) -> tuple[LayoutStore, bytes, str]:
         IntegrityError: the root is another, or blobs lie behind a link.
     """
     layout = find_layout(path)
-    expected = _parse_root(root) if root is not None else None
+    expected = parse_root(root) if root is not None else None
     for folder in (layout / "blobs", layout / "blobs" / "sha256"):
         try:
             found = folder.lstat()
@@ -319,16 +334,6 @@ def open_index(path: Path, root: str | None) -> tuple[LayoutStore, bytes, str]:
             expected=expected,
         )
     return store, data, observed
-
-
-def _parse_root(text: str) -> str:
-    try:
-        return parse_digest(text.strip().lower())
-    except IntegrityError as error:
-        raise UsageError(
-            f"`{text}` is not a root digest, expected `sha256:` and 64 hex digits",
-            hint="`airferry build` prints it last, and `airgap-manifest.yaml` next to the bundle contains it",
-        ) from error
 
 
 def _check_names(index: Index, inspector: Inspector) -> None:

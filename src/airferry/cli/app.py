@@ -7,7 +7,6 @@ import io
 import os
 import signal
 import sys
-import traceback
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +16,7 @@ import typer
 import airferry
 from airferry.cli import assets, building, bundles, catalogue, completion, jobs, registries, rehearse, serving
 from airferry.cli.flags import show_flags_as_flags
-from airferry.cli.render import Reporter, data, escape
+from airferry.cli.render import Reporter, data_line
 from airferry.errors import AirferryError, HostError
 from airferry.host import files, process
 
@@ -64,7 +63,7 @@ show_flags_as_flags(app)
 
 def _show_version(value: bool) -> None:
     if value:
-        data(f"airferry {airferry.__version__}")
+        data_line(f"airferry {airferry.__version__}")
         raise typer.Exit
 
 
@@ -124,30 +123,26 @@ def run(arguments: list[str]) -> int:
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else 0
     except AirferryError as error:
-        if debug:
-            traceback.print_exc()
+        reporter.trace()
         reporter.error(error)
         return error.exit_code
     except (Interrupted, KeyboardInterrupt):
-        reporter.console.print("interrupted; rerun the same command to continue")
+        reporter.interrupted()
         return INTERRUPTED
     except OSError as error:
-        if debug:
-            traceback.print_exc()
+        reporter.trace()
         if error.errno not in HOST_ERRORS:
             return _show_bug(reporter, error)
         reporter.error(files.translate_os_error(error, doing="use", path=Path(str(error.filename or "."))))
         return HostError.exit_code
     except MemoryError:
-        if debug:
-            traceback.print_exc()
+        reporter.trace()
         reporter.error(
             HostError("the host has too little memory", hint="rerun with fewer `--jobs`, or on a larger host")
         )
         return HostError.exit_code
     except Exception as error:
-        if debug:
-            traceback.print_exc()
+        reporter.trace()
         return _show_bug(reporter, error)
 
 
@@ -159,6 +154,5 @@ def _global_first(arguments: list[str]) -> list[str]:
 
 
 def _show_bug(reporter: Reporter, error: Exception) -> int:
-    reporter.console.print(f"[bold red]bug:[/] {type(error).__name__}: {escape(str(error))}")
-    reporter.console.print("Report this bug with the output of a rerun with `--debug`.")
+    reporter.bug(error)
     return AirferryError.exit_code

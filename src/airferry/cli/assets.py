@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,7 @@ import typer
 from airferry import api
 from airferry.cli import completion
 from airferry.cli.options import AssetNameOption, CaFileOption, JsonOption, PlainHttpOption, ReadersOption, RootOption
-from airferry.cli.render import Reporter, data
+from airferry.cli.render import Reporter, data, data_line
 from airferry.wording import counted, size_text
 
 MAX_SHOWN_FINDINGS = 200
@@ -69,9 +70,9 @@ def record(
         }
         data(json.dumps(document, indent=2))
         return
-    data(f"{outcome.path}  {manifest.digest}")
-    reporter.say(f"{counted(len(manifest.files), 'file')}, {size_text(manifest.size_bytes)}")
-    reporter.say(f"On the far side, run: [bold]airferry assets verify {outcome.path} PATH[/]")
+    data_line(f"{outcome.path}  {manifest.digest}")
+    reporter.say("{}, {}", counted(len(manifest.files), "file"), size_text(manifest.size_bytes))
+    reporter.say("On the far side, run: [bold]airferry assets verify {} PATH[/]", shlex.quote(str(outcome.path)))
 
 
 def verify(
@@ -93,12 +94,12 @@ def verify(
         data(json.dumps(report.to_document(), indent=2))
     else:
         for finding in report.findings[:MAX_SHOWN_FINDINGS]:
-            data(str(finding))
+            data_line(str(finding))
         if len(report.findings) > MAX_SHOWN_FINDINGS:
-            reporter.say(f"and {len(report.findings) - MAX_SHOWN_FINDINGS} more; `--json` lists all")
+            reporter.say("and {} more; `--json` lists all", len(report.findings) - MAX_SHOWN_FINDINGS)
     report.raise_if_wrong()
     amount = f"{counted(report.files, 'file')}, {size_text(report.size_bytes)}"
-    reporter.say(f"asset {report.name} is complete: {amount}, {report.digest}")
+    reporter.say("asset {} is complete: {}, {}", report.name, amount, report.digest)
 
 
 def unpack(
@@ -127,5 +128,5 @@ def unpack(
         }
         data(json.dumps(document, indent=2))
         return
-    data(str(done.path))
-    reporter.say(f"{counted(done.files, 'file')}, {size_text(done.size_bytes)}")
+    data_line(str(done.path))
+    reporter.say("{}, {}", counted(done.files, "file"), size_text(done.size_bytes))

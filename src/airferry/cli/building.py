@@ -24,7 +24,7 @@ from airferry.cli.options import (
     StageOption,
     TargetOption,
 )
-from airferry.cli.render import Reporter, data, escape
+from airferry.cli.render import Reporter, data, data_line
 from airferry.errors import HostError
 from airferry.wording import counted, size_text
 
@@ -78,9 +78,9 @@ def doctor(
         marks = {"ok": "[green]✓[/]", "warn": "[yellow]![/]", "fail": "[red]✗[/]", "unknown": "[yellow]?[/]"}
         width = max(len(check.name) for check in report.checks)
         for check in report.checks:
-            reporter.say(f"{marks[check.status]} {escape(check.name):<{width}}  {escape(check.detail)}")
+            reporter.say(marks[check.status] + " {}  {}", f"{check.name:<{width}}", check.detail)
             if check.hint and check.status != "ok":
-                reporter.say(f"  {'':<{width}}  [bold]→[/] {escape(check.hint)}")
+                reporter.say("  {}  [bold]→[/] {}", " " * width, check.hint)
     failed = [check for check in report.checks if check.status == "fail"]
     if failed:
         raise HostError(
@@ -89,7 +89,7 @@ def doctor(
             hint="run the commands after the arrows, then `airferry doctor` again",
         )
     unknown = ", as far as known" if any(check.status == "unknown" for check in report.checks) else ""
-    reporter.say(f"This host can build {'the plan' if report.planned else 'images'}{unknown}.")
+    reporter.say("This host can build {}{}.", "the plan" if report.planned else "images", unknown)
 
 
 def plan(
@@ -115,7 +115,7 @@ def plan(
     following = "build" if result.locked else "lock"
     more = {"--stage": stage} if result.locked else {}
     command = _next(following, config, {"--source": source, "--target": target, "--platform": platform, **more})
-    reporter.say(f"wrote {result.path}; next: [bold]{escape(command)}[/]")
+    reporter.say("wrote {}; next: [bold]{}[/]", result.path, command)
 
 
 def _next(command: str, config: Path, options: Mapping[str, object]) -> str:
@@ -160,7 +160,7 @@ def lock(
     done = "wrote" if result.changes else "kept"
     given: dict[str, object] = {"--source": source, "--target": target, "--platform": platform}
     given |= {"--engine": engine if engine != "auto" else None, "--probe": probe if probe != "auto" else None}
-    reporter.say(f"{done} {result.path}; next: [bold]{escape(_next('build', config, given))}[/]")
+    reporter.say("{} {}; next: [bold]{}[/]", done, result.path, _next("build", config, given))
 
 
 def build(
@@ -203,12 +203,14 @@ def build(
         reporter.say("not sealed yet; next: [bold]airferry build --stage save-images[/]")
         return
     for image in result.images:
-        data(f"{image.reference}  {image.digest}  {', '.join(image.platforms)}  {size_text(image.size_bytes)}")
-    data(f"bundle {result.bundle}  {size_text(result.bundle_bytes)}")
-    data(f"root   {result.root}")
+        data_line(f"{image.reference}  {image.digest}  {', '.join(image.platforms)}  {size_text(image.size_bytes)}")
+    data_line(f"bundle {result.bundle}  {size_text(result.bundle_bytes)}")
+    data_line(f"root   {result.root}")
     reporter.say(
-        f"Carry [bold]{result.output}[/] over, and send the root over a separate channel. There: "
-        f"[bold]airferry verify OUT --root {result.root}[/], then [bold]airferry load OUT --to HOST:PORT/PREFIX[/]"
+        "Carry [bold]{}[/] over, and send the root over a separate channel. There: "
+        "[bold]airferry verify OUT --root {}[/], then [bold]airferry load OUT --to HOST:PORT/PREFIX[/]",
+        result.output,
+        result.root,
     )
 
 

@@ -22,7 +22,7 @@ from airferry.cli.options import (
     RateOption,
     RootOption,
 )
-from airferry.cli.render import Reporter, data, escape
+from airferry.cli.render import Reporter, data, data_line
 from airferry.errors import UsageError
 from airferry.wording import counted, size_text
 
@@ -49,18 +49,18 @@ def verify(
         data(json.dumps(report.to_document(), indent=2))
     else:
         for finding in report.findings:
-            data(str(finding))
+            data_line(str(finding))
         for line in report.beside[:SHOWN_BESIDE]:
-            reporter.say(f"[yellow]note:[/] {escape(line)}")
+            reporter.say("[yellow]note:[/] {}", line)
         if (more := len(report.beside) - SHOWN_BESIDE) > 0:
-            reporter.say(f"[yellow]note:[/] {more} more notes about the folder; `--json` lists all")
+            reporter.say("[yellow]note:[/] {} more notes about the folder; `--json` lists all", more)
         amount = f"{report.blobs} blobs, {size_text(report.size_bytes)}"
         if not report.is_bundle:
             reporter.say("an image layout of another tool, checked by its own index; [yellow]not checked:[/]")
             for line in report.not_checked:
-                reporter.say(f"  {escape(line)}")
-        reporter.say(f"{report.images_text}; {counted(report.artifacts, 'artifact')}; {amount}")
-        reporter.say(f"root {report.root}" + (" (as expected)" if report.root_verified else ""))
+                reporter.say("  {}", line)
+        reporter.say("{}; {}; {}", report.images_text, counted(report.artifacts, "artifact"), amount)
+        reporter.say("root {}" + (" (as expected)" if report.root_verified else ""), report.root)
     report.raise_if_wrong(listed=not as_json)
     if report.is_bundle and not report.root_verified:
         reporter.say("Checked integrity, not origin: pass the root digest from the separate channel with `--root`.")
@@ -146,12 +146,12 @@ def load(
     if dry_run:
         _show_plan(loaded)
         return
-    reporter.say(loaded.summary)
+    reporter.say("{}", loaded.summary)
     if isinstance(outcome, api.LoadOutcome):
         _show_commands(outcome, reporter)
     elif outcome.overlays is not None:
         _show_jobs(outcome.overlays, jobs or Path(), reporter, receipt=loaded.receipt_path, site=site, source=source)
-    reporter.say(f"wrote {escape(str(loaded.receipt_path))}")
+    reporter.say("wrote {}", loaded.receipt_path)
     if not loaded.receipt.root_verified:
         reporter.say("Checked integrity, not origin: no `--root` was given.")
 
@@ -170,21 +170,23 @@ def _show_commands(outcome: api.LoadOutcome, reporter: Reporter) -> None:
         return
     reporter.say("Submit each step with:")
     for command in commands:
-        data(command)
+        data_line(command)
     if any(image.docker_twin for image in outcome.receipt.images):
         reporter.say("On Slurm, use the Docker twins of these images for enroot; the overlays name them.")
-    overlays = f"airferry overlays {escape(str(outcome.receipt_path))}"
+    overlays = shlex.join(["airferry", "overlays", str(outcome.receipt_path)])
     what = (
         "these configs and the complete commands"
         if outcome.baked
         else "complete commands for the executors of your site"
     )
     if outcome.receipt.catalogue is not None:
-        reporter.say(f"Next: [bold]{overlays}[/] writes {what}; so does a load with `--jobs DIR`.")
+        reporter.say("Next: [bold]{}[/] writes {}; so does a load with `--jobs DIR`.", overlays, what)
     else:
         reporter.say(
-            f"Next: [bold]{overlays} --source CATALOGUE[/] writes {what}. The bundle contains no catalogue: use a copy "
-            "of the one that it was built from; the launcher image has it in its working directory."
+            "Next: [bold]{} --source CATALOGUE[/] writes {}. The bundle contains no catalogue: use a copy of the one "
+            "that it was built from; the launcher image has it in its working directory.",
+            overlays,
+            what,
         )
 
 
@@ -192,9 +194,9 @@ def _show_jobs(
     made: api.OverlaySet, folder: Path, reporter: Reporter, *, receipt: Path, site: Path | None, source: Path | None
 ) -> None:
     for step in made.steps:
-        data(step.command)
+        data_line(step.command)
     for note in made.notes:
-        reporter.say(f"[yellow]note:[/] {escape(note)}")
+        reporter.say("[yellow]note:[/] {}", note)
     say_written(reporter, made, folder, receipt=receipt, site=site, source=source)
 
 
@@ -205,8 +207,8 @@ def say_written(
     words = ["airferry", "check", str(receipt), "--overlays", str(folder)]
     for option, value in (("--site", site), ("--source", source)):
         words += [option, str(value)] if value is not None else []
-    command = escape(shlex.join(words))
-    reporter.say(f"wrote {counted(len(made.files), 'file')} below {escape(str(folder))}; next: [bold]{command}[/]")
+    files = counted(len(made.files), "file")
+    reporter.say("wrote {} below {}; next: [bold]{}[/]", files, folder, shlex.join(words))
 
 
 def _roll_back(receipt: Path, options: api.ClientOptions, *, as_json: bool, reporter: Reporter) -> None:
@@ -216,19 +218,19 @@ def _roll_back(receipt: Path, options: api.ClientOptions, *, as_json: bool, repo
         return
     for verb, references in (("restored", result.restored), ("removed", result.removed)):
         for reference in references:
-            data(f"{verb}  {reference}")
+            data_line(f"{verb}  {reference}")
     reporter.say("all tags are back to their state before the load")
 
 
 def _show_plan(outcome: api.LoadOutcome) -> None:
     for step in outcome.pushed.steps:
-        data(f"{step.action}  {step.repository}@{step.digest}  {size_text(step.size_bytes)}")
+        data_line(f"{step.action}  {step.repository}@{step.digest}  {size_text(step.size_bytes)}")
     for sent in outcome.pushed.manifest_steps:
-        data(f"manifest  {sent.repository}@{sent.digest}  {size_text(sent.size_bytes)}")
+        data_line(f"manifest  {sent.repository}@{sent.digest}  {size_text(sent.size_bytes)}")
     for move in outcome.moved_tags:
-        data(f"tag  {move.reference}  {move.digest}" + (f"  (was {move.previous})" if move.previous else ""))
+        data_line(f"tag  {move.reference}  {move.digest}" + (f"  (was {move.previous})" if move.previous else ""))
     pushed = outcome.pushed
-    data(f"would send {size_text(pushed.sent_bytes + pushed.manifest_bytes)}")
+    data_line(f"would send {size_text(pushed.sent_bytes + pushed.manifest_bytes)}")
 
 
 def make_options(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ import typer
 
 from airferry import api
 from airferry.cli.options import CaFileOption, JsonOption, PlainHttpOption, RootOption
-from airferry.cli.render import Reporter, data, escape
+from airferry.cli.render import Reporter, data, data_line
 from airferry.wording import counted
 
 catalogue = typer.Typer(no_args_is_help=True, help="The step catalogue in a bundle.")
@@ -44,6 +45,6 @@ def extract(
         document = {"path": str(done.path), "digest": done.digest, "files": done.files, "reused": done.reused}
         data(json.dumps(document, indent=2))
         return
-    data(str(done.path))
+    data_line(str(done.path))
     there = "already there and unchanged" if done.reused else "extracted"
-    reporter.say(f"{counted(done.files, 'file')} {there}; next: [bold]--source {escape(str(done.path))}[/]")
+    reporter.say("{} {}; next: [bold]--source {}[/]", counted(done.files, "file"), there, shlex.quote(str(done.path)))

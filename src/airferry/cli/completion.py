@@ -114,7 +114,11 @@ def _platforms(context: typer.Context) -> Iterable[str]:
 
 
 def _targets(context: typer.Context) -> Iterable[str]:
-    """Return `STEP:CONFIG` for all configs of the catalogue, and the bare id of a step without any."""
+    """Return `STEP:CONFIG` for all configs of the catalogue, and the bare id of a step without any.
+
+    The shell puts them into the command line as they are: a folder called `$(…)`, which is not a step, is left out.
+    """
+    from airferry.config.fields import is_target
     from airferry.defaults import DEFAULT_STEPS
     from airferry.plan.catalogue import catalogue_at, open_catalogue
 
@@ -124,7 +128,8 @@ def _targets(context: typer.Context) -> Iterable[str]:
     else:  # on the far side, a catalogue is a folder by itself
         catalogue = catalogue_at(Path(root or "."), steps=context.params.get("steps") or DEFAULT_STEPS)
     for step in catalogue.step_ids():
-        yield from [f"{step}:{name}" for name in catalogue.config_names(step)] or [step]
+        found = [f"{step}:{name}" for name in catalogue.config_names(step)] or [step]
+        yield from (text for text in found if is_target(text))
 
 
 def _executor_kinds(_context: typer.Context) -> Iterable[str]:

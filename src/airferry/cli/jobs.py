@@ -24,7 +24,7 @@ from airferry.cli.options import (
     StepsOption,
     TargetOption,
 )
-from airferry.cli.render import Reporter, data, escape
+from airferry.cli.render import Reporter, data, data_line, escape
 from airferry.defaults import OVERLAYS_FOLDER, SITE_FILE
 from airferry.errors import UsageError
 from airferry.wording import counted
@@ -118,8 +118,8 @@ def init(
         document[key] = {name: value for name, value in document[key].items() if value}
     written = api.init_site(out, document, force=force)
     for unable in written.without_zstd:
-        reporter.say(f"{escape(str(unable))} cannot read zstd: the near side's plan selects gzip for this site.")
-    reporter.say(f"wrote {escape(str(out))}")
+        reporter.say("{} cannot read zstd: the near side's plan selects gzip for this site.", unable)
+    reporter.say("wrote {}", out)
 
 
 def _with_profiles(executors: list[str], profiles: Mapping[str, str]) -> list[Any]:
@@ -144,7 +144,7 @@ def _ask(reporter: Reporter, document: dict[str, Any], profiles: dict[str, str])
             trouble = api.site_trouble(key, {below: value} if below else value) if value else None
             if trouble is None:
                 return value
-            reporter.say(f"[red]{escape(trouble)}[/]")
+            reporter.say("[red]{}[/]", trouble)
 
     document["executors"] = document["executors"] or ask(EXECUTORS_QUESTION, "executors", _listed)
     document["registry"] = document["registry"] or ask("Registry and prefix (HOST:PORT/PREFIX)", "registry", str)
@@ -211,9 +211,9 @@ def overlays(
         data(json.dumps({"out": str(out), "steps": [step.to_document() for step in made.steps]}, indent=2))
         return
     for step in made.steps:
-        data(step.command)
+        data_line(step.command)
     for note in made.notes:
-        reporter.say(f"[yellow]note:[/] {escape(note)}")
+        reporter.say("[yellow]note:[/] {}", note)
     say_written(reporter, made, out, receipt=receipt, site=site, source=source)
 
 
@@ -240,8 +240,8 @@ def mirrors(
         data(json.dumps({"out": str(out), "images": images, "files": list(made.files)}, indent=2))
         return
     for image in made.images:
-        data(f"{image.original}  {image.place}  {image.digest}")
-    reporter.say(f"wrote {counted(len(made.files), 'file')} below {escape(str(out))}")
+        data_line(f"{image.original}  {image.place}  {image.digest}")
+    reporter.say("wrote {} below {}", counted(len(made.files), "file"), out)
 
 
 def check(
@@ -311,7 +311,7 @@ def check(
     else:
         _show(reporter, report, notes=notes)
     report.raise_if_blocked()
-    reporter.say(f"Nothing blocks {counted(len(report.steps), 'job')}.")
+    reporter.say("Nothing blocks {}.", counted(len(report.steps), "job"))
 
 
 def _show(reporter: Reporter, report: api.CheckReport, *, notes: bool) -> None:
@@ -322,7 +322,7 @@ def _show(reporter: Reporter, report: api.CheckReport, *, notes: bool) -> None:
             place = f"{finding.file}:{finding.line}: {finding.key}" + (f" = {finding.value}" if finding.value else "")
             fix = f"  [{finding.fix}]" if finding.fix else ""
             also = f"  (also {', '.join(finding.also)})" if finding.also else ""
-            data(f"{finding.level}  {finding.step}  {place}: {finding.text}{fix}{also}")
+            data_line(f"{finding.level}  {finding.step}  {place}: {finding.text}{fix}{also}")
         return
     from rich.table import Table
 

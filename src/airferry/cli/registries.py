@@ -12,7 +12,7 @@ from airferry import api
 from airferry.cli import completion
 from airferry.cli.bundles import make_options
 from airferry.cli.options import CaFileOption, JsonOption, PlainHttpOption, RateOption, TransfersOption
-from airferry.cli.render import Reporter, data
+from airferry.cli.render import Reporter, data, data_line
 from airferry.errors import UsageError
 from airferry.wording import size_text
 
@@ -58,7 +58,7 @@ def login(
     if not secret:
         raise UsageError("the password is empty")
     path = api.login(registry, name, secret, options=make_options(plain_http=plain_http, ca_file=ca_file))
-    reporter.say(f"logged in to {registry} as {name}; stored in {path}")
+    reporter.say("logged in to {} as {}; stored in {}", registry, name, path)
 
 
 def logout(context: typer.Context, registry: RegistryArgument) -> None:
@@ -66,9 +66,9 @@ def logout(context: typer.Context, registry: RegistryArgument) -> None:
     reporter: Reporter = context.obj
     changed = api.logout(registry)
     for path in changed:
-        reporter.say(f"removed from {path}")
+        reporter.say("removed from {}", path)
     if not changed:
-        reporter.say(f"no credentials stored for {registry}")
+        reporter.say("no credentials stored for {}", registry)
 
 
 def probe(
@@ -95,10 +95,10 @@ def probe(
     for name, value in outcome.to_document().items():
         if name in ("schema_version", "registry", "probed_at"):
             continue
-        data(f"{name}  {_shown(name, value)}")
+        data_line(f"{name}  {_shown(name, value)}")
     if (advice := outcome.advice_for_enroot) is not None:
-        reporter.say(advice)
-    reporter.say(f"stored in {outcome.path}")
+        reporter.say("{}", advice)
+    reporter.say("stored in {}", outcome.path)
 
 
 def _shown(name: str, value: object) -> str:
@@ -147,4 +147,4 @@ def copy(
         document = {"destination": result.destination, "digest": digest, "media_type": result.descriptor.media_type}
         data(json.dumps(document, indent=2))
         return
-    data(f"{result.destination}  {digest}")
+    data_line(f"{result.destination}  {digest}")

@@ -18,7 +18,7 @@ from airferry.cli.options import (
     SourceOption,
     TargetOption,
 )
-from airferry.cli.render import Reporter, data, seconds
+from airferry.cli.render import Reporter, data, data_line, seconds
 
 
 def register(app: typer.Typer) -> None:
@@ -52,11 +52,11 @@ def rehearse(
         for result in report.results:
             entry = result.entry
             how = "reused" if result.reused else seconds(result.elapsed_s)
-            data(f"{entry.target}  {entry.platform}  {entry.reached}  {entry.stopped_by}  {entry.text}  ({how})")
+            data_line(f"{entry.target}  {entry.platform}  {entry.reached}  {entry.stopped_by}  {entry.text}  ({how})")
             for attempt in entry.attempts:
                 mark = "declared" if attempt.allowed else "undeclared"
                 place = attempt.place or attempt.library
-                data(f"  {mark}  {attempt.where}  {attempt.protocol}  {attempt.process}  {place}")
-    reporter.say(f"wrote {outcome.path}")
+                data_line(f"  {mark}  {attempt.where}  {attempt.protocol}  {attempt.process}  {place}")
+    reporter.say("wrote {}", outcome.path)
     report.raise_if_wrong()
     reporter.say("No step tries to reach outside; `airferry build --rehearse` records this in the bundle.")

@@ -1,7 +1,9 @@
 """What a person sees: progress and notices on stderr, data on stdout, errors with their hint.
 
-The only module that knows the terminal. `NO_COLOR`, a pipe instead of a terminal, and `--quiet` are honoured. rich is
-loaded when something is shown, as most of what scripts call shows nothing.
+The only module that knows the terminal, and so the place that keeps text of others from commanding it: in all that is
+shown, on both streams, characters that a terminal obeys are escaped, and markup of others is plain text. `NO_COLOR`, a
+pipe instead of a terminal, and `--quiet` are honoured. rich is loaded when something is shown, as most of what scripts
+call shows nothing.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import re
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -18,7 +21,7 @@ from airferry.errors import AirferryError, HostError
 from airferry.events import CommandRun, Event, Notice, StageFinished, StageStarted, Warned
 from airferry.events import Progress as Progressed
 from airferry.host import clock
-from airferry.wording import size_text
+from airferry.wording import on_one_line, size_text, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,14 +34,20 @@ BAR_COLUMNS = {"wide": 24, "narrow": 8}
 ELAPSED_COLUMNS = len("0:00:00")
 # below this, what is left of a reference or a URL says nothing
 SHORTEST_WORD = 20
+_NEW_LINE = re.compile(r"\n(?! )")
 _DIGEST = re.compile(r"(sha(?:256|384|512):[0-9a-f]{6})[0-9a-f]{20,}([0-9a-f]{6})")
 
 
 def escape(text: str) -> str:
-    """Return text so that rich shows it as it is."""
+    """Return text so that rich shows it as it is, and a terminal obeys none of it."""
     from rich.markup import escape as escaped
 
-    return escaped(text)
+    return escaped(visible(text))
+
+
+def _indented(text: str) -> str:
+    """Return text for rich so that none of its lines but the first begins where ours do: no `hint:` is forged."""
+    return escape(_NEW_LINE.sub("\n  ", text))
 
 
 def seconds(elapsed_s: float) -> str:
@@ -89,7 +98,8 @@ class Reporter:
         """What writes to stderr."""
         from rich.console import Console
 
-        return Console(stderr=True, highlight=False, soft_wrap=True)
+        # without `emoji=False`, `:x:` in a name or a path becomes a picture
+        return Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
     @contextmanager
     def display(self) -> Iterator[Reporter]:
@@ -101,9 +111,9 @@ class Reporter:
 
         progress = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=self._bar_columns),
-            TextColumn("{task.fields[amount]}"),
+            TextColumn("{task.fields[amount]}", markup=False),
             TimeElapsedColumn(),
             console=self.console,
             transient=True,
@@ -131,12 +141,12 @@ class Reporter:
         elif isinstance(event, Progressed):
             self._advance(event)
         elif isinstance(event, Warned):
-            self._line(f"[yellow]warning:[/] {escape(event.text)}")
+            self._line(f"[yellow]warning:[/] {_indented(event.text)}")
             if event.hint:
-                self._line(f"         {escape(event.hint)}")
+                self._line(f"         {_indented(event.hint)}")
         elif isinstance(event, Notice):
             more = "; `--verbose` lists them" if event.details and not self.verbose else ""
-            self._line(escape(event.text + more))
+            self._line(_indented(event.text + more))
             for line in event.details if self.verbose else ():
                 self._line(f"  {escape(line)}")
         elif isinstance(event, CommandRun) and self.debug:
@@ -149,7 +159,7 @@ class Reporter:
             return
         amount = self._fitting(event.detail, taken=self.console.width // 2)
         name = self._row_name(event.stage, amount)
-        self._tasks[event.stage] = self._live.add_task(escape(name), total=None, amount=escape(amount))
+        self._tasks[event.stage] = self._live.add_task(on_one_line(name), total=None, amount=on_one_line(amount))
 
     def _finish(self, event: StageFinished) -> None:
         detail = f": {event.detail}" if event.detail else ""
@@ -164,6 +174,7 @@ class Reporter:
         amount = size_text(event.done) if counted else f"{event.unit} {event.done}"
         if event.total is not None:
             amount += f" of {size_text(event.total) if counted else event.total}"
+        amount = on_one_line(amount)
         finished = event.unit == "bytes" and event.total is not None and event.done >= event.total
         if self._live is not None:
             if finished:
@@ -172,7 +183,7 @@ class Reporter:
                 return
             if event.task not in self._tasks:
                 self._tasks[event.task] = self._live.add_task("", total=event.total, amount=amount)
-            name = escape(self._row_name(event.task, amount))
+            name = on_one_line(self._row_name(event.task, amount))
             task = self._tasks[event.task]
             self._live.update(task, description=name, completed=event.done, total=event.total, amount=amount)
             return
@@ -180,7 +191,7 @@ class Reporter:
         last = self._last_line.setdefault(event.task, now)
         if now - last >= PLAIN_INTERVAL_S:
             self._last_line[event.task] = now
-            self._line(f"  {escape(event.task)}: {amount}")
+            self._line(f"  {escape(event.task)}: {escape(amount)}")
 
     @property
     def _bar_columns(self) -> int:
@@ -203,31 +214,60 @@ class Reporter:
         target = self._live.console if self._live is not None else self.console
         target.print(text)
 
-    def say(self, text: str) -> None:
-        """Tell the operator something, in rich's markup, on stderr, unless quiet was asked for."""
+    def say(self, markup: str, *values: object) -> None:
+        """Tell the operator something on stderr, unless quiet was asked for.
+
+        The first argument is a literal in rich's markup; `{}` in it stands for the values, which are shown as they are.
+        """
         if not self.quiet:
-            self.console.print(text)
+            self.console.print(markup.format(*(escape(str(value)) for value in values)))
+
+    def interrupted(self) -> None:
+        """Say that a signal ended the command."""
+        self.console.print("interrupted; rerun the same command to continue")
+
+    def bug(self, error: Exception) -> None:
+        """Show an error that airferry did not raise on purpose."""
+        self.console.print(f"[bold red]bug:[/] {type(error).__name__}: {escape(str(error))}")
+        self.console.print("Report this bug with the output of a rerun with `--debug`.")
+
+    def trace(self) -> None:
+        """Show the traceback of the error that is being handled, where `--debug` asks for it."""
+        if self.debug:
+            sys.stderr.write(visible(traceback.format_exc()))
 
     def error(self, error: AirferryError) -> None:
         """Show an error and what can be done about it, always on stderr, quiet or not."""
-        self.console.print(f"[bold red]error:[/] {escape(error.message)}")
+        self.console.print(f"[bold red]error:[/] {_indented(error.message)}")
         tail = () if "\n" in error.message else error.tail
         for line in tail[-SHOWN_TAIL_LINES:]:
             self.console.print(f"  [dim]|[/] {escape(line)}")
         if error.hint:
-            self.console.print(f"[bold]hint:[/]  {escape(error.hint)}")
+            self.console.print(f"[bold]hint:[/]  {_indented(error.hint)}")
 
 
 def data(text: str) -> None:
     """Write data to stdout, and nothing else. Ends the program when the reader closes the pipe.
 
+    Characters that a terminal obeys are escaped as in JSON: a pipe often ends at one, and a log is read on one later.
+
     Raises:
         HostError: it cannot be written.
     """
     try:
-        sys.stdout.write(text if text.endswith("\n") else text + "\n")
+        shown = visible(text)
+        sys.stdout.write(shown if shown.endswith("\n") else shown + "\n")
         sys.stdout.flush()
     except BrokenPipeError:
         sys.exit(0)
     except OSError as error:
         raise HostError(f"cannot write to standard output: {error.strerror}") from error
+
+
+def data_line(text: str) -> None:
+    """Write one line of data to stdout, see `data`: a line feed of others does not begin a line of ours.
+
+    Raises:
+        HostError: it cannot be written.
+    """
+    data(on_one_line(text))

@@ -11,7 +11,7 @@ import typer
 from airferry import api
 from airferry.cli.bundles import parse_maps
 from airferry.cli.options import BundleArgument, FlattenOption, JsonOption, MapOption, RootOption
-from airferry.cli.render import Reporter, data
+from airferry.cli.render import Reporter, data, data_line
 
 
 def register(app: typer.Typer) -> None:
@@ -41,7 +41,7 @@ def report(
     if not outcome.written:
         data(outcome.text)
     for path in outcome.written:
-        reporter.say(f"wrote {path}")
+        reporter.say("wrote {}", path)
     outcome.verified.raise_if_wrong()
     if not outcome.verified.root_verified:
         reporter.say("Checked integrity, not origin: pass the root digest from the separate channel with `--root`.")
@@ -92,9 +92,9 @@ def serve(
             data(json.dumps({"url": serving.url, "root": serving.root, "images": images}))
         else:
             for reference, digest in serving.images:
-                data(f"{reference}  {digest}")
-        reporter.say(f"serving root {serving.root}" + (" (as expected)" if serving.root_verified else ""))
+                data_line(f"{reference}  {digest}")
+        reporter.say("serving root {}" + (" (as expected)" if serving.root_verified else ""), serving.root)
         reporter.say(
-            f"at {serving.url}, read-only; each blob is verified before it is first served; press Ctrl-C to stop"
+            "at {}, read-only; each blob is verified before it is first served; press Ctrl-C to stop", serving.url
         )
         serving.run()

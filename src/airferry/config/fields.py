@@ -28,6 +28,9 @@ from airferry.oci.platform import Platform, parse_buildable_platform
 from airferry.oci.reference import parse_reference
 
 FREE_PREFIX = "x-"
+# a step's folder below that of all steps, and a config's below the step's: names that mean nothing to a shell, and that
+# lead nowhere else
+STEP_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 _IMAGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -57,6 +60,12 @@ def parse_text(value: str) -> str:
     if not value.strip() or value != value.strip() or "\n" in value:
         raise ValueError("expected one line of text, without spaces around it")
     return value
+
+
+def is_target(text: str) -> bool:
+    """Tell whether a text is `step/id:config` or `step/id`, without blanks."""
+    step_id, colon, config = text.partition(":")
+    return STEP_ID.fullmatch(step_id) is not None and (not colon or STEP_ID.fullmatch(config) is not None)
 
 
 def _parse_platform(value: Any) -> Platform:

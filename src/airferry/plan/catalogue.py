@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from airferry.config import Config, SourceSettings
+from airferry.config.fields import STEP_ID
 from airferry.errors import AirferryError, ConfigurationError, HostError
 from airferry.host import files
 from airferry.host.parsing import Malformed, PythonTrees, parse_toml
@@ -18,7 +18,6 @@ from airferry.plan.models import Target
 
 MAX_STEP_TOML_BYTES = 1024 * 1024
 CONFIG_ENDINGS = (".yaml", ".yml")
-_STEP_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 
 
 @dataclass(frozen=True)
@@ -174,7 +173,7 @@ def parse_target(text: str) -> Target:
         ConfigurationError: it has another form.
     """
     step_id, colon, name = (part.strip() for part in text.partition(":"))
-    if not _STEP_ID.fullmatch(step_id) or (colon and name and not _STEP_ID.fullmatch(name)):
+    if not STEP_ID.fullmatch(step_id) or (colon and name and not STEP_ID.fullmatch(name)):
         raise ConfigurationError(f"`{text}` is not a target, expected `step/id:config` or `step/id`")
     return Target(step_id, name or None)
 
@@ -192,17 +191,17 @@ def choose_target(catalogue: Catalogue, text: str, *, folder: Path) -> Target:
     step_id, _, config = (part.strip() for part in text.partition(":"))
     if "/" not in config and not config.endswith(CONFIG_ENDINGS):
         return parse_target(text)
-    if not _STEP_ID.fullmatch(step_id) or "\n" in config or "\0" in config:
+    if not STEP_ID.fullmatch(step_id) or "\n" in config or "\0" in config:
         raise ConfigurationError(
             f"`{text}` is not a target, expected `step/id:config` or `step/id:path/to/config.yaml`"
         )
     own = catalogue.steps_folder / step_id / "config"
-    if _STEP_ID.fullmatch(config) and files.is_file(_named_config(own, config)):
+    if STEP_ID.fullmatch(config) and files.is_file(_named_config(own, config)):
         return Target(step_id, config)
     path = real_path(folder / files.expand_home(Path(config)))
     real_own = real_path(own / "config.yaml").parent
     name = path.relative_to(real_own).with_suffix("").as_posix() if path.is_relative_to(real_own) else ""
-    if _STEP_ID.fullmatch(name) and real_path(_named_config(own, name)) == path:
+    if STEP_ID.fullmatch(name) and real_path(_named_config(own, name)) == path:
         return Target(step_id, name)
     return Target(step_id, config, path)
 

@@ -220,12 +220,18 @@ class _Job:
 
 def _fetch(job: _Job, store: PackageCache) -> list[Path]:
     debs = files.ensure_directory(job.folder / "debs")
-    _mmdebstrap(job, ["--variant=extract", f"--extract-hook=sync-out {_ARCHIVES} {shlex.quote(str(debs))}"])
+    # with `--include`, mmdebstrap would unpack what it downloads, and only the packages are wanted
+    apt = 'APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" apt-get --yes --download-only install --'
+    arguments = ["--variant=extract", "--format=null", f"--extract-hook={apt} {shlex.join(_included(job.base))}"]
+    arguments.append(f"--extract-hook=sync-out {_ARCHIVES} {shlex.quote(str(debs))}")
+    _mmdebstrap(job, arguments, target=Path("/dev/null"))
     return [store.add(deb) for deb in sorted(debs.glob("*.deb"))]
 
 
 def _configure(job: _Job, into: Path) -> dict[str, str]:
-    tar = _mmdebstrap(job, ["--variant=minbase"])
+    tar = job.folder / "userland.tar"
+    included = f"--include={','.join(_included(job.base))}"
+    _mmdebstrap(job, ["--variant=minbase", "--format=tar", included], target=tar)
     with tar.open("rb") as stream:
         packages = _read_status(TarReader(stream, what="the userland"))
     with tar.open("rb") as stream:
@@ -243,31 +249,32 @@ def _read_status(reader: TarReader) -> dict[str, str]:
     raise BuildError("the userland has no `var/lib/dpkg/status`")
 
 
-def _mmdebstrap(job: _Job, arguments: Sequence[str]) -> Path:
+def _included(base: BootstrapBase) -> list[str]:
+    return sorted({*IMPLIED_PACKAGES, *base.packages})
+
+
+def _mmdebstrap(job: _Job, arguments: Sequence[str], *, target: Path) -> None:
     program = process.find_program("mmdebstrap")
     if program is None:
         raise HostError("`mmdebstrap` was not found, but a base image must be bootstrapped", hint=MMDEBSTRAP_HINT)
-    tar = job.folder / "userland.tar"
     preferences = job.folder / "preferences"
     pinned = sorted(job.pins.items())
     preferences.write_text(
         "".join(f"Package: {name}\nPin: version {at}\nPin-Priority: 1001\n\n" for name, at in pinned)
     )
     base = job.base
-    argv = [str(program), "--mode=unshare", "--format=tar", *arguments]
+    argv = [str(program), "--mode=unshare", *arguments]
     argv += [f"--architectures={debian_architecture(job.platform)}", f"--components={','.join(base.components)}"]
-    argv += [f"--include={','.join(sorted({*IMPLIED_PACKAGES, *base.packages}))}"]
     argv += ["--hook-dir=/usr/share/mmdebstrap/hooks/maybe-merged-usr", '--aptopt=Acquire::Languages "none"']
     argv += ['--setup-hook=mkdir -p "$1/etc/apt/preferences.d"']
     argv += [f"--setup-hook=upload {shlex.quote(str(preferences))} /etc/apt/preferences.d/airferry"]
-    argv += [base.suite, str(tar), *mmdebstrap_mirrors(base, platform=job.platform)]
+    argv += [base.suite, str(target), *mmdebstrap_mirrors(base, platform=job.platform)]
     # It works as a subordinate user, who can enter neither a cache nor a home that is this user's alone.
     environment = {"SOURCE_DATE_EPOCH": str(job.epoch_s), "TMPDIR": tempfile.gettempdir()}
     try:
         process.run(argv, timeout_s=BOOTSTRAP_S, environment=environment, emit=job.emit)
     except process.ProcessFailed as failure:
         raise _translated(failure, what=f"cannot bootstrap {job}") from failure
-    return tar
 
 
 def _translated(failure: process.ProcessFailed, *, what: str) -> BuildError | HostError:

@@ -45,10 +45,13 @@ else:
     shutil.unpack_archive(source, work)
     (name,) = os.listdir(work)
     work = os.path.join(work, name)
-pip = os.path.join(house, next(name for name in os.listdir(house) if name.startswith("pip-")), "pip")
+# pip starts itself once more for what a build asks for, and out of a wheel it would be compiled again
+pip = "/tmp/airferry-pip"
+wheel = next(name for name in os.listdir(house) if name.startswith("pip-"))
+shutil.unpack_archive(os.path.join(house, wheel), pip, "zip")
 sys.exit(subprocess.call([
-    sys.executable, pip, "--no-input", "--disable-pip-version-check", "--no-color", "wheel", "--no-index",
-    "--find-links", house, "--no-deps", "--no-cache-dir", "--wheel-dir", out, os.path.join(work, folder),
+    sys.executable, os.path.join(pip, "pip"), "--no-input", "--disable-pip-version-check", "--no-color", "wheel",
+    "--no-index", "--find-links", house, "--no-deps", "--no-cache-dir", "--wheel-dir", out, os.path.join(work, folder),
 ]))
 """
 _FAILURE = re.compile(r"\berror: (?!subprocess-exited-with-error)(\S.*)$")

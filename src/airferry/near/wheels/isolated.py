@@ -21,14 +21,14 @@ from airferry.near.wheels.compile import MAX_REQUIREMENT_ROUNDS, BuildSource, bu
 from airferry.near.wheels.pip import DoesNotBuild, Pip, last_words, not_found_names
 
 WHEEL_BUILD_TIMEOUT_S = 3600.0
-_SOURCE, _HOUSE, _OUT = "/build/source", "/build/house", "/build/out"
+_SOURCE, _HOUSE, _OUT, _PIP = "/build/source", "/build/house", "/build/out", "/build/own/pip"
 _GIT = {"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1", "GIT_TERMINAL_PROMPT": "0"}
 _FAILURE = re.compile(r"^\s*((?:[A-Za-z_][\w.]*(?:Error|Exception)\b|error): \S.*)$")
 
 
 @dataclass(frozen=True, slots=True)
 class SourceBuilder:
-    """pip on the host, with what it needs to build there. `own_pip` is a wheel of pip."""
+    """pip on the host, with what it needs to build there. `own_pip` is the folder of an unpacked pip."""
 
     pip: Pip
     own_pip: Path
@@ -45,9 +45,6 @@ class SourceBuilder:
             HostError: the host does not allow to confine it.
         """
         house, out = files.ensure_directory(scratch / "house"), files.ensure_directory(scratch / "out")
-        pip = house / self.own_pip.name
-        if not pip.exists():
-            pip.hardlink_to(self.own_pip)
         markers = {key: str(value) for key, value in default_environment().items()}
         wanted = build_requirements(source.project, markers)
         fetched: set[str] = set()
@@ -57,12 +54,16 @@ class SourceBuilder:
                 fetched |= set(wanted)
             done = run_confined(
                 [
-                    *(host_python(), f"{_HOUSE}/{pip.name}/pip", "--no-input", "--disable-pip-version-check"),
+                    *(host_python(), _PIP, "--no-input", "--disable-pip-version-check"),
                     *("--no-color", "wheel", "--no-index", "--find-links", _HOUSE, "--no-deps", "--no-cache-dir"),
                     *("--ignore-requires-python", "--wheel-dir", _OUT, f"{_SOURCE}/{source.folder}".rstrip("/")),
                 ],
                 scratch=scratch / "confined",
-                view=HostView(read={house: _HOUSE, **source.shown}, write={source.path: _SOURCE, out: _OUT}),
+                view=HostView(
+                    # out of a wheel, pip would be compiled again each time that it starts
+                    read={house: _HOUSE, self.own_pip: _PIP, **source.shown},
+                    write={source.path: _SOURCE, out: _OUT},
+                ),
                 cwd="/tmp",
                 environment={**_GIT, **environment, "PIP_CONFIG_FILE": "/dev/null"},
                 timeout_s=WHEEL_BUILD_TIMEOUT_S,

@@ -303,7 +303,7 @@ class WheelStore:
         return wheel
 
     def _builder(self) -> SourceBuilder:
-        return SourceBuilder(self.pip, self._packed_pip(), self.emit)
+        return SourceBuilder(self.pip, _own_pip(), self.emit)
 
     def _build_here(self, source: Path, *, scratch: Path, into: Path) -> Wheel | str:
         """Build on this host, and return the wheel, or in words why it serves on no other."""
@@ -387,6 +387,14 @@ class WheelStore:
                 files.ensure_directory(path.parent)
                 files.publish(packed, path)
         return path
+
+
+def _own_pip() -> Path:
+    """Return the folder of the pip of this host."""
+    folder = Path(str(metadata.distribution("pip").locate_file("pip")))
+    if not (folder / "__main__.py").is_file():
+        raise BuildError("the pip of this host is not where it says", hint="run `scripts/setup` again")
+    return folder
 
 
 def _build_env() -> Mapping[str, str]:
