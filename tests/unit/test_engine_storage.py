@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from airferry.engine import inside
+from airferry.engine import inside, storage
 from airferry.engine.driver import Volume
 from airferry.engine.program import Program
 from airferry.engine.storage import Isolation, Storage, end_orphans, isolation_candidates, static_program
@@ -105,6 +105,30 @@ def test_a_guarded_child_ends_with_its_parent(tmp_path: Path) -> None:
     while process.exists() and process.read_text().rpartition(")")[2].split()[0] != "Z":
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_an_isolation_that_works_is_tried_again_only_where_it_may_work_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+    monkeypatch.setattr(Storage, "_try_isolation", lambda _self, candidate, _static: tried.append(candidate))
+    monkeypatch.setattr(storage, "static_program", lambda: Path("/bin/true"))
+
+    def trials(*version: int) -> int:
+        opened = Storage(Program("buildah", Path("/bin/false"), version), tmp_path / "state", emit=silent)
+        before = len(tried)
+        assert opened.isolation == opened.isolation == Isolation("chroot")
+        return len(tried) - before
+
+    assert [trials(1, 28), trials(1, 28)] == [1, 0]
+    assert [trials(1, 39), trials(1, 39)] == [1, 0], "another engine"
+    monkeypatch.setenv("BUILDAH_ISOLATION", "chroot")
+    assert [trials(1, 39), trials(1, 39)] == [1, 0], "another choice"
+    for half in (b"", b"[]", b'{"conditions": ['):
+        (tmp_path / "state" / "isolation.json").write_bytes(half)
+        assert [trials(1, 39), trials(1, 39)] == [1, 0], "a note that is none"
+    Storage(Program("buildah", Path("/bin/false"), (1, 39)), tmp_path / "state", emit=silent).forget_isolation()
+    assert [trials(1, 39), trials(1, 39)] == [1, 0], "a container failed"
 
 
 def test_isolations_in_the_order_of_trial(monkeypatch: pytest.MonkeyPatch) -> None:
