@@ -353,9 +353,12 @@ class Engine:
                     ["from", "--pull=never", "--platform", str(platform), *names, "--name", name, image], doing="start"
                 )
                 arguments = ["run", *self.storage.isolation.arguments, *common, name, "--", *argv]
-            return self.storage.invoke(
+            done = self.storage.invoke(
                 arguments, network=network, watch=options.watch, timeout_s=timeout_s, streams=streams, check=check
             )
+            if done.returncode != 0:
+                self.storage.forget_isolation()
+            return done
         except process.ProcessFailed as failure:
             self.storage.forget_isolation()
             raise engine_error(failure, doing=f"run `{argv[0]}` in `{image}` for `{platform}`") from failure
