@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from airferry.bundle.artifacts import MANIFEST_CONTENT, OWN_ARTIFACTS, TITLE, read_artifact_file
 from airferry.bundle.manifest import MANIFEST_FILE, BundleManifest, SavedImage
 from airferry.bundle.receipt import RECEIPT_FILE
+from airferry.defaults import CATALOGUE_FOLDER, OVERLAYS_FOLDER, SITE_FILE
 from airferry.errors import AirferryError
 from airferry.host import files
 from airferry.host.threads import parallel_map, usable_cores
@@ -45,6 +46,8 @@ WORKING_FILES = frozenset(
     }
 )
 RECEIPTS = frozenset({RECEIPT_FILE, f"{RECEIPT_FILE}.pending"})
+# what commands of the far side write, and read again, where they run in this folder; no build makes them
+FAR_SIDE_FILES = RECEIPTS | {SITE_FILE, OVERLAYS_FOLDER, CATALOGUE_FOLDER}
 BUILD_FILES = WORKING_FILES | RECEIPTS | {BUNDLE_FOLDER, MANIFEST_FILE}
 # what people sign a root with lies next to the layout, and comes after the build
 SIGNATURES = (".asc", ".minisig", ".p7s", ".sig", ".sigstore", ".sigstore.json")
@@ -53,7 +56,7 @@ DIFFERS = "differs from the copy in the bundle, which counts"
 NOT_REGULAR = "is not a regular file; links are not followed"
 SECOND_LAYOUT = f"is another image layout, which the root does not cover; only `{BUNDLE_FOLDER}` counts"
 MAX_NAMED_FILES = 1000
-# a folder of more files than this is nobody's output folder
+# no build leaves so many files
 MAX_SEEN_FILES = 20_000
 TOO_MANY = f"more than {MAX_SEEN_FILES} files lie there; not all were looked at"
 NOT_SEARCHED = f"not all folders were searched for image layouts: there are more than {MAX_SEEN_FILES} files in them"
@@ -214,8 +217,8 @@ class _Others:
             elif not (problem := self._problem(name, entry, is_folder=is_folder)):
                 if not prefix and entry.name.endswith(SIGNATURES) and entry.is_file(follow_symlinks=False):
                     continue
-                kind = "comes from a load, not from the build" if name in RECEIPTS else "is not part of the bundle"
-                yield f"`{printable(name, most=len(name))}{'/' if is_folder else ''}` {kind}"
+                shown = f"`{printable(name, most=len(name))}{'/' if is_folder else ''}` is not part of the bundle"
+                yield f"{shown}; use it only if it was made here" if name in FAR_SIDE_FILES else shown
             else:
                 self._report(f"{'folder' if is_folder else 'file'} `{name}`", problem, None)
 
