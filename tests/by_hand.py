@@ -21,3 +21,8 @@ def block_of_page(heading: str, root: str) -> str:
 def unpack_loader(root: str) -> str:
     """Return the commands that take the loader out of `out/bundle` and install it as `./airferry`."""
     return block_of_page("A machine that has nothing", root)
+
+
+def check_folder(root: str) -> str:
+    """Return the commands that check all of `out`."""
+    return block_of_page("Verify it by hand", root)

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from airferry.bundle.artifacts import MANIFEST_ARTIFACT, MANIFEST_CONTENT, OWN_ARTIFACTS, read_artifact_file
-from airferry.bundle.beside import BUNDLE_FOLDER, LEADS_OUT, holds_layout, look_beside
+from airferry.bundle.beside import BUNDLE_FOLDER, LEADS_OUT, Surroundings, holds_layout, look_beside
 from airferry.bundle.manifest import BundleManifest, ImageEntry, read_manifest
 from airferry.bundle.root import parse_root
 from airferry.bundle.twins import images_text
 from airferry.errors import AirferryError, IntegrityError, UsageError
-from airferry.events import Emit, silent
+from airferry.events import Emit, Warned, silent
 from airferry.host import files
 from airferry.host.canonical import plain_data
 from airferry.oci.closure import RememberingSource
@@ -28,11 +28,18 @@ from airferry.oci.entries import names_of
 from airferry.oci.layout import INDEX_FILE, LAYOUT_FILE, LayoutStore
 from airferry.oci.ports import Source
 from airferry.oci.reference import parse_reference
-from airferry.oci.validate import Defect, ImagePart, Inspector, report_strays, report_unnamed
-from airferry.wording import counted, some_of
+from airferry.oci.validate import (
+    MAX_DEFECT_CHARACTERS,
+    Defect,
+    ImagePart,
+    Inspector,
+    report_strays,
+    report_unnamed,
+)
+from airferry.wording import counted, printable, some_of
 
 SHOWN_FINDINGS = 5
-COPY_ARCHIVES = "copy these archives again, or remove them: `load` does not read them"
+COPY_BESIDE = "use none of these files: copy them again, or remove them"
 COPY_AGAIN = "copy the bundle again from the source, and verify it before you load it"
 
 
@@ -79,6 +86,33 @@ class Bundle:
         """The artifacts, the manifest's own among them."""
         return tuple(entry for entry in self.index.manifests if entry.artifact_type is not None)
 
+    def surroundings(self, folder: Path) -> Surroundings:
+        """Return the output folder around the bundle, with what the bundle says of it."""
+        return Surroundings(folder, self.documents, self.index, self.manifest, self.manifest_descriptor, self.root)
+
+    def warn_beside(self, given: Path, emit: Emit) -> None:
+        """Warn of files next to the bundle that are not what it says, if it was given as the output folder.
+
+        For commands that act on the bundle alone: nothing of it is wrong, but someone may act on those files.
+        Archives are not read, as that may take as long as the command.
+        """
+        found: list[str] = []
+        if self.store.path != given:
+            look_beside(
+                self.surroundings(given),
+                archives=False,
+                report=lambda subject, text, _digest: found.append(
+                    printable(f"{subject} {text}", most=MAX_DEFECT_CHARACTERS)
+                ),
+            )
+        if found:
+            emit(
+                Warned(
+                    f"the root does not cover all that lies in `{given}`: {some_of(found, SHOWN_FINDINGS)}",
+                    hint=f"{COPY_BESIDE}; `airferry verify {given}` lists all",
+                )
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
@@ -88,7 +122,7 @@ class VerifyReport:
     `images` are those that were built, their Docker `twins` and the `originals` of their bases not counted.
     `exempt` lists what programs may read differently in originals, which are carried as others made them.
     `beside` lists notes on the output folder around the bundle; none of them means that the bundle is damaged. The last
-    `beside_findings` of the findings are about archives in that folder: the bundle itself is whole without them.
+    `beside_findings` of the findings are about files in that folder: the bundle itself is whole without them.
     """
 
     path: Path
@@ -111,6 +145,11 @@ class VerifyReport:
     def ok(self) -> bool:
         """Whether nothing is wrong."""
         return not self.findings
+
+    @property
+    def only_beside(self) -> bool:
+        """Whether all that is wrong is next to the bundle, which is whole itself."""
+        return bool(self.findings) and len(self.findings) == self.beside_findings
 
     @property
     def images_text(self) -> str:
@@ -146,8 +185,9 @@ class VerifyReport:
         damaged, hint = f"bundle `{self.path}` is damaged", COPY_AGAIN
         if not self.is_bundle:
             damaged, hint = f"image layout `{self.path}` is damaged", "copy it again from where it came"
-        elif len(self.findings) == self.beside_findings:
-            damaged, hint = f"bundle `{self.path}` is complete, but archives next to it are damaged", COPY_ARCHIVES
+        elif self.only_beside:
+            damaged = f"bundle `{self.path}` is complete, but files next to it are not what its root covers"
+            hint = COPY_BESIDE
         raise IntegrityError(
             f"{damaged}: {counted(len(self.findings), 'finding')}" + ("" if listed else f"\n  | {shown}"),
             hint=hint,
@@ -238,8 +278,8 @@ def verify_bundle(
 
     Checked are: the layout's files; the root, if given; every digest and size; that every image is whole for each
     platform that the manifest names; that manifest and layout agree, both ways; that nothing is there that nothing
-    names. Links are never followed. With `beside`, and an output folder as the path, archives next to the bundle are
-    checked too, and what else is to be said of the folder is in the report.
+    names. Links are never followed. With `beside`, and an output folder as the path, what people act on next to the
+    bundle is checked too, and what else is to be said of the folder is in the report.
 
     Raises:
         UsageError: there is no bundle.
@@ -285,15 +325,7 @@ def verify_opened(
     around: tuple[str, ...] = ()
     about_the_bundle = len(inspector.findings)
     if beside is not None and bundle.store.path != beside:
-        around = look_beside(
-            beside,
-            bundle.documents,
-            bundle.index,
-            bundle.manifest,
-            bundle.root,
-            jobs=jobs,
-            report=inspector.report,
-        )
+        around = look_beside(bundle.surroundings(beside), jobs=jobs, report=inspector.report)
     return VerifyReport(
         path=bundle.store.path,
         root=bundle.root,
