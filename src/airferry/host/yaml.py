@@ -13,11 +13,13 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from airferry.errors import IntegrityError
+from airferry.wording import obeyed, printable
 
 MAX_DOCUMENT_BYTES = 16 * 1024 * 1024
 MAX_DOCUMENT_DEPTH = 40
 MAX_ALIASED_VALUES = 200_000
 MAX_SHOWN_PROBLEMS = 5
+MAX_PROBLEM_CHARACTERS = 300
 _NO_KEY = object()
 
 M = TypeVar("M", bound=BaseModel)
@@ -64,7 +66,8 @@ def to_yaml(document: BaseModel) -> bytes:
 def from_yaml(model: type[M], data: bytes, *, schema_version: int, what: str) -> M:
     """Return the document that YAML bytes hold.
 
-    Aliases, deep nesting and large documents are refused before anything is built from them.
+    Aliases, deep nesting and large documents are refused before anything is built from them; so is text that a terminal
+    would obey, wherever it stands, keys included. What else a text may hold is up to the model.
 
     Raises:
         IntegrityError: they are no such document, or one of a newer version.
@@ -78,14 +81,38 @@ def from_yaml(model: type[M], data: bytes, *, schema_version: int, what: str) ->
             f"{what} has schema_version {version}, this version of airferry supports {schema_version}",
             hint="use the newer version of airferry that wrote it",
         )
+    _expect_harmless(value, what)
     try:
         return model.model_validate(value)
     except ValidationError as error:
         problems = [
-            f"{'.'.join(str(part) for part in problem['loc']) or 'document'}: {problem['msg']}"
+            f"{_place(problem['loc'])}: {_reason(problem['msg'])}"
             for problem in error.errors(include_url=False, include_input=False)
         ]
         raise IntegrityError(f"{what} is not valid: {'; '.join(problems[:MAX_SHOWN_PROBLEMS])}") from error
+
+
+def _expect_harmless(value: Any, what: str) -> None:
+    """Check all text of a document, that of free values too; line feeds and tabs may stand there."""
+    waiting: list[tuple[tuple[int | str, ...], Any]] = [((), value)]
+    while waiting:
+        place, item = waiting.pop()
+        if isinstance(item, dict):
+            waiting += [(place, key) for key in item]
+            waiting += [((*place, key), inner) for key, inner in item.items()]
+        elif isinstance(item, list):
+            waiting += [((*place, number), inner) for number, inner in enumerate(item)]
+        elif isinstance(item, str) and (found := obeyed(item, lines=True)):
+            raise IntegrityError(f"{what} is not valid: {_place(place)}: text with the control character {found}")
+
+
+def _place(keys: tuple[int | str, ...]) -> str:
+    # keys are text of others too, up to the size of the document
+    return printable(".".join(str(key) for key in keys) or "document", most=MAX_PROBLEM_CHARACTERS)
+
+
+def _reason(text: str) -> str:
+    return printable(text.removeprefix("Value error, "), most=MAX_PROBLEM_CHARACTERS)
 
 
 def load_yaml(data: bytes, what: str, *, limit_bytes: int = MAX_DOCUMENT_BYTES, aliases: bool = False) -> object:
