@@ -19,13 +19,16 @@ if [ $# -ne 1 ] || [ -z "$1" ]; then
   exit 2
 fi
 
-(cd "$here" && sha256sum --check --quiet SHA256SUMS) || fail "files of this folder are damaged; unpack it again"
+# short options alone: BusyBox knows no others
+(cd "$here" && sha256sum -c SHA256SUMS >/dev/null) || fail "files of this folder are damaged; unpack it again"
 
+# Python runs with -I throughout: the current folder may be the medium, and what lies there is not to be imported
 python=
 seen=
 for name in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11}; do
-  tag=$("$name" -c 'import os, sys; print("cp%d%d-%s" % (*sys.version_info[:2], os.uname()[4]))' 2>/dev/null) || continue
-  if [ -f "$here/environments/$tag" ]; then
+  tag=$("$name" -I -c 'import os, sys; print("cp%d%d-%s" % (*sys.version_info[:2], os.uname()[4]))' 2>/dev/null) || continue
+  # listed, not just there: the folder may have held files before the archive was unpacked over it
+  if [ -n "$(sed -n "s,^[0-9a-f]*  environments/$tag\$,listed,p" "$here/SHA256SUMS")" ]; then
     python=$(command -v "$name")
     break
   fi
@@ -33,7 +36,7 @@ for name in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11}; do
 done
 [ -n "$python" ] || fail "no Python fits: found${seen:- none}, wanted one of: $(cd "$here/environments" && echo *)"
 
-"$python" -c 'import asyncio, dataclasses, http.client, json, shutil, zipfile' 2>/dev/null ||
+"$python" -I -c 'import asyncio, dataclasses, http.client, json, shutil, zipfile' 2>/dev/null ||
   fail "$python lacks parts of its standard library; on Debian: apt-get install libpython3-stdlib"
 
 mkdir -p "$1/bin"
@@ -41,11 +44,13 @@ target=$(cd "$1" && pwd -P)
 rm -rf "$target/lib.new"
 mkdir "$target/lib.new"
 while read -r wheel; do
-  "$python" -m zipfile -e "$here/wheels/$wheel" "$target/lib.new"
+  "$python" -I -m zipfile -e "$here/wheels/$wheel" "$target/lib.new"
 done <"$here/environments/$tag"
 rm -rf "$target/lib"
 mv "$target/lib.new" "$target/lib"
 
+# never through a link that lay there
+rm -f "$target/bin/airferry.py" "$target/bin/airferry.new"
 cat >"$target/bin/airferry.py" <<'SCRIPT'
 import os
 import sys

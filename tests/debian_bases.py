@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pickle
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from airferry.config import BootstrapBase
+from airferry.events import silent
+from airferry.near.bases import debian
 from airferry.near.bases.debian import BootstrapResult, bootstrap, store_userland
 from airferry.oci.digest import digest_of
 from airferry.oci.documents import IMAGE_CONFIG, Descriptor, parse_image_config, parse_manifest
@@ -28,6 +30,10 @@ class DebianBase:
     manifests: dict[Platform, Descriptor]
     results: dict[Platform, BootstrapResult]
     cache: Path
+
+    def only(self, platform: Platform) -> DebianBase:
+        """Return the base as one that there is for a single platform."""
+        return replace(self, manifests={platform: self.manifests[platform]})
 
     def diff_ids(self, platform: Platform) -> list[str]:
         store = LayoutStore.open(self.layout, read_only=True)
@@ -54,6 +60,13 @@ def write_debian(folder: Path) -> None:
     manifests = {platform: descriptor for platform, (descriptor, _) in made.items()}
     results = {platform: result for platform, (_, result) in made.items()}
     (folder / "made").write_bytes(pickle.dumps((manifests, results)))
+
+
+def fetch_packages(base: BootstrapBase, platform: Platform, folder: Path) -> list[Path]:
+    """Return the .deb files of what a base names and of all that it requires, without making a userland of them."""
+    folder.mkdir()
+    job = debian._Job(base, platform, folder, {}, EPOCH_S, silent)
+    return debian._fetch(job, debian.PackageCache(folder / "packages"))
 
 
 def read_debian(folder: Path) -> DebianBase:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import os
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from airferry.api import BuildOptions, BuildOutcome, LockOutcome, Selection, build, lock
@@ -20,6 +22,7 @@ from airferry.bundle.manifest import PlatformEntry
 from airferry.events import Emit, silent
 from airferry.host import files
 from airferry.host.canonical import canonical_json
+from airferry.near import session
 from airferry.oci.codecs import inflate
 from airferry.oci.documents import (
     IMAGE_CONFIG,
@@ -37,6 +40,7 @@ from airferry.oci.layout import LayoutStore
 from airferry.oci.ports import blocks
 from catalogues import write_airgap, write_step
 from debian_bases import DebianBase
+from folder_pip import FolderPip
 from oci_images import layer_tar
 from wheel_factory import make_wheel, sha256
 
@@ -181,6 +185,11 @@ class NearSide:
             wheel = make_wheel(self.index, name.replace("_", "-"), version)
             lines.append(f"{name.replace('_', '-')}=={version} --hash=sha256:{sha256(wheel)}\n")
         (self.catalogue / "requirements.txt").write_text("".join(lines))
+
+
+def answer_from_the_index(side: NearSide, patch: pytest.MonkeyPatch) -> None:
+    """Let the near side's folder of wheels answer in this process, as starting pip takes longer than a small build."""
+    patch.setattr(session, "Pip", functools.partial(FolderPip, folder=side.index))
 
 
 def make_near_side(root: Path, base: Path, *, builder: str = "direct") -> NearSide:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -50,11 +51,15 @@ def python_of(
     ]
 
 
-def write_static_base(path: Path, reference: str) -> Path:
-    """Write a layout with an image of one small layer that holds a Python at `/usr/bin/python3`."""
+def write_static_base(path: Path, reference: str, *, filler_bytes: int = 0) -> Path:
+    """Write a layout with an image of one small layer that holds a Python at `/usr/bin/python3`. A filler is a file of
+    noise in a second layer, without compression."""
     store = LayoutStore.create(path)
-    layer = compress_layer(io.BytesIO(tar_of(python_of("usr"))), compression=Compression("gzip", 1), into=store)
-    store.write_index([put_manifest(store, [layer]).annotated(annotations={REF_NAME: reference})])
+    layers = [compress_layer(io.BytesIO(tar_of(python_of("usr"))), compression=Compression("gzip", 1), into=store)]
+    if filler_bytes:
+        noise = io.BytesIO(tar_of([Item("opt/noise", value=os.urandom(filler_bytes))]))
+        layers.append(compress_layer(noise, compression=Compression("none"), into=store))
+    store.write_index([put_manifest(store, layers).annotated(annotations={REF_NAME: reference})])
     return path
 
 

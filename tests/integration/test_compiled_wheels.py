@@ -7,6 +7,7 @@ import json
 import shutil
 import tarfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,23 @@ from airferry.bundle.manifest import BundleManifest
 from airferry.config import BootstrapBase
 from airferry.engine.driver import open_engine
 from airferry.errors import BuildError
-from airferry.events import Event, Notice
-from airferry.near.bases.debian import bootstrap, store_userland
-from airferry.oci.layout import LayoutStore
+from airferry.events import CommandRun, Event, Notice
+from airferry.near.bases.userland import compose
+from airferry.oci.normalise import normalise_layer
 from catalogues import write_step
-from debian_bases import AMD64, EPOCH_S, DebianBase
+from debian_bases import AMD64, EPOCH_S, DebianBase, fetch_packages
 from near_side import NearSide, added_files, commit_all, make_base, make_near_side
 from pulled_images import pull_from_layout
-from wheel_factory import make_wheel
+from wheel_factory import make_wheel, source_distribution
 
-COMPILING = BootstrapBase(suite="bookworm", packages=("python3-minimal", "libpython3-dev", "gcc", "libc6-dev"))
+COMPILING = BootstrapBase(suite="bookworm", packages=("libpython3-dev", "gcc", "libc6-dev"))
+# what of these packages and of all that they bring compiles an extension: a quarter of the bytes
+COMPILER = (
+    *("binutils", "binutils-x86-64-linux-gnu", "cpp-12", "gcc", "gcc-12", "libbinutils", "libc6-dev", "libcrypt-dev"),
+    *("libctf0", "libgcc-12-dev", "libgmp10", "libisl23", "libjansson4", "libmpc3", "libmpfr6", "libpython3.11-dev"),
+    *("linux-libc-dev", "zlib1g", "libzstd1"),
+)
+DROPPED = ("*/lto1", "*-lto-dump-12", "*san.a", "*/libc.a", "*/libm*.a", "*/libpython*.a", "var/lib/dpkg/*")
 EXTENSION = """
 #include <Python.h>
 static PyObject *answer(PyObject *self, PyObject *none) { return PyLong_FromLong(ANSWER); }
@@ -44,7 +52,6 @@ setup(
 """
 PROJECT = {
     "pyproject.toml": '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n',
-    "setup.py": SETUP,
     "native.c": EXTENSION,
     "PKG-INFO": "Metadata-Version: 2.1\nName: ferry-native\nVersion: 1.0\n",
 }
@@ -55,12 +62,17 @@ WHEEL = "ferry_native-1.0-cp311-cp311-linux_x86_64.whl"
 def compiling_base(debian_base: DebianBase, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A layout whose `base:1` has a compiler, and a user of its own."""
     folder = tmp_path_factory.mktemp("compiling")
-    store = LayoutStore.create(folder / "debian")
-    tar = folder / "userland.tar"
-    result = bootstrap(COMPILING, platform=AMD64, into=tar, cache=debian_base.cache, epoch_s=EPOCH_S)
-    made = store_userland(result, base=COMPILING, platform=AMD64, epoch_s=EPOCH_S, store=store)
+    fetched = fetch_packages(COMPILING, AMD64, folder / "cache")
+    tar = folder / "compiler.tar"
+    with tar.open("wb") as stream:
+        stream.writelines(
+            compose([path for path in fetched if path.name.partition("_")[0] in COMPILER], epoch_s=EPOCH_S)
+        )
+    with tar.open("rb") as stream:
+        layer = b"".join(normalise_layer(stream, epoch_s=EPOCH_S, drop=DROPPED))
     tar.unlink()
-    return make_base(DebianBase(store.path, {AMD64: made}, {AMD64: result}, debian_base.cache), folder / "base")
+    debian = replace(debian_base, manifests={AMD64: debian_base.manifests[AMD64]})
+    return make_base(debian, folder / "base", last=layer)
 
 
 @pytest.fixture(scope="module")
@@ -71,12 +83,21 @@ def index(tmp_path_factory: pytest.TempPathFactory, build_tools: Path) -> Path:
         for wheel in build_tools.glob(f"{name}-*.whl"):
             shutil.copy(wheel, folder)
     make_wheel(folder, "ferry-helper", "1.0")
+    write_source(folder, SETUP)
+    return folder
+
+
+def write_source(folder: Path, setup: str) -> None:
     with tarfile.open(folder / "ferry-native-1.0.tar.gz", "w:gz") as archive:
-        for name, text in PROJECT.items():
+        for name, text in {**PROJECT, "setup.py": setup}.items():
             member = tarfile.TarInfo(f"ferry-native-1.0/{name}")
             member.size = len(text)
             archive.addfile(member, io.BytesIO(text.encode()))
-    return folder
+
+
+def offer_for_another_platform(side: NearSide) -> Path:
+    """Let the index have a wheel that no base of ours takes: such a source is not tried on this host."""
+    return make_wheel(side.index, "ferry-native", "1.0", tag="cp311-cp311-win_amd64")
 
 
 @pytest.fixture
@@ -145,21 +166,27 @@ def test_an_addition_is_compiled_in_its_base_and_the_same_each_time(
     forget_wheels(near_cache)
     shutil.rmtree(side.out / "bundle")
     (side.out / "airgap-build-state.yaml").unlink()
+    foreign = offer_for_another_platform(side)
     again = side.build(locked=True)
     assert again.root == outcome.root
 
-    # and what was compiled once is not compiled again
+    # and what was compiled once is neither compiled again nor tried on this host
+    foreign.unlink()
     (side.out / "airgap.lock.yaml").unlink()
     events.clear()
     side.lock(emit=events.append)
     assert additions(side) == [addition]
     assert not any("compile ferry-native" in json.dumps(repr(event)) for event in events)
+    started = [event.command for event in events if isinstance(event, CommandRun)]
+    assert started and not any("confined" in command for command in started)
 
 
 def test_a_base_without_a_compiler_says_so(
     lay_out: Callable[[Path], NearSide], near_base: Path, near_cache: Path
 ) -> None:
     side = lay_out(near_base)
+    write_source(side.index, SETUP.replace('setup_requires=["ferry-helper"],', ""))
+    offer_for_another_platform(side)
     forget_wheels(near_cache)
     with pytest.raises(BuildError, match=r"`ferry-native==1\.0` does not compile in .* for linux/amd64: ") as caught:
         side.lock()
@@ -173,6 +200,8 @@ def test_a_direct_build_compiles_nothing(
 ) -> None:
     side = lay_out(compiling_base)
     side.write(builder="direct")
+    (side.index / "ferry-native-1.0.tar.gz").unlink()
+    source_distribution(side.index, name="ferry_native", tag="cp311-cp311-linux_x86_64")
     forget_wheels(near_cache)
     with pytest.raises(BuildError, match=r"`ferry-native==1\.0` has no wheel for .*its source") as caught:
         side.lock()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from airferry.bundle.manifest import BundleManifest
-from airferry.engine.driver import ContainerOptions, Engine, Volume, open_engine
+from airferry.api import BuildOutcome
+from airferry.bundle.manifest import ImageEntry
+from airferry.engine.driver import ContainerOptions, Volume, open_engine
 from airferry.errors import BuildError
 from airferry.events import Event, Notice
 from airferry.host.canonical import canonical_json
@@ -32,14 +33,30 @@ from airferry.oci.layers import Compression, compress_layer
 from airferry.oci.layout import LayoutStore
 from airferry.oci.tar import DIRECTORY, SYMLINK, TarEntry, entry_blocks
 from debian_bases import AMD64
-from near_side import REFERENCE, TARGET, NearSide, commit_all
+from near_side import REFERENCE, TARGET, NearSide, answer_from_the_index, commit_all, make_near_side
 from pulled_images import pull_from_layout
 from static_bases import elf
 from wheel_factory import make_wheel, sha256, wheel_of
 
 SITE = "/usr/local/lib/python3.11/dist-packages"
-LISTING = """
-import hashlib, json, os, stat
+LAUNCHER_BASES = ("debian", "venv")
+ENVIRONMENT = "/workspace/Nemotron/.venv"
+# what a container of an image says of it: all its files, the texts of some, what pip finds, what a script prints
+LOOK = r"""
+import hashlib, json, os, stat, subprocess, sys
+# one process for both calls, as starting pip takes longer than they do
+PIP = '''
+import runpy, sys
+sys.path[0] = sys.argv[1]
+for call in (["list", "--format", "json"], ["check"]):
+    sys.argv = ["pip", *call]
+    try:
+        runpy.run_module("pip", run_name="__main__")
+    except SystemExit as end:
+        assert not end.code, (call, end.code)
+    print("--")
+'''
+python, pip, code, *texts = sys.argv[1:]
 found = {}
 skipped = {"proc", "sys", "dev", "run", "tmp"}
 for folder, folders, names in os.walk("/"):
@@ -59,7 +76,18 @@ for folder, folders, names in os.walk("/"):
                 content = hashlib.sha256(stream.read()).hexdigest()
         time = status.st_mtime if stat.S_ISREG(kind) else 0
         found[path] = [oct(status.st_mode), status.st_uid, status.st_gid, time, content]
-print(json.dumps(found))
+
+def output(*argv):
+    return subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+listed, checked, _ = output(python, "-c", PIP, pip).split("--\n")
+print(json.dumps({
+    "files": found,
+    "texts": {name: open(name).read() for name in texts},
+    "listed": json.loads(listed),
+    "checked": checked,
+    "said": output("sh", "-c", code),
+}))
 """
 
 
@@ -100,19 +128,14 @@ STALE = (folder("opt"), folder("opt/thing"), text("opt/thing/stale.txt", "replac
 BASES = {
     "debian": Base(STALE, "/usr/bin/python3", SITE),
     "venv": Base((*VENV, *STALE[1:]), "/opt/venv/bin/python", "/opt/venv/lib/python3.11/site-packages"),
-    "setgid": Base(
-        (
-            folder("usr/local/lib", mode=0o2775, gid=50),
-            folder("usr/local/lib/python3.11", mode=0o2775, gid=50),
-            folder("usr/local/lib/python3.11/dist-packages", mode=0o2775, gid=50),
-        ),
-        "/usr/bin/python3",
-        SITE,
-    ),
-    "linked": Base(
+    # folders that hand on their group, behind links
+    "odd": Base(
         (
             folder("srv"),
             folder("srv/local"),
+            folder("srv/local/lib", mode=0o2775, gid=50),
+            folder("srv/local/lib/python3.11", mode=0o2775, gid=50),
+            folder("srv/local/lib/python3.11/dist-packages", mode=0o2775, gid=50),
             link("usr/local", "../srv/local"),
             link("opt", "srv"),
         ),
@@ -179,24 +202,16 @@ def lay_out(side: NearSide, base: Path, python: str) -> None:
     (side.thing / "thing.py").write_text("ANSWER = 42\n")
     commit_all(side.thing)
     commit_all(side.catalogue)
-    image = {**side.document["execution_images"]["py"], "base_image": f"oci:{base}:{REFERENCE}", "python": python}
+    base_image = f"oci:{base}:{REFERENCE}"
+    image = {**side.document["execution_images"]["py"], "base_image": base_image, "python": python}
     image["env"] = {"PYTHONPATH": f"{TARGET}:${{PYTHONPATH}}", "OMP_NUM_THREADS": 8}
-    launcher = {
-        **side.document["launcher_image"],
-        "base_image": f"oci:{base}:{REFERENCE}",
-        "python": "/usr/bin/python3",
-    }
+    launcher = {**side.document["launcher_image"], "base_image": base_image, "python": "/usr/bin/python3"}
     side.write(execution_images={"py": image}, launcher_image=launcher, loader=False)
-
-
-@pytest.fixture
-def open_near_engine(near_cache: Path) -> Callable[[], AbstractContextManager[Engine]]:
-    return lambda: open_engine(near_cache / "engine")
 
 
 @dataclass(frozen=True)
 class Inside:
-    """What containers of an image say."""
+    """What a container of an image says."""
 
     files: dict[str, list[Any]]
     texts: dict[str, str]
@@ -205,61 +220,90 @@ class Inside:
     said: str
 
 
-def look_inside(
-    engine: Engine, bundle: Path, reference: str, python: str, *, pip: Path, texts: list[str], code: str, path: str
-) -> Inside:
-    image = pull_from_layout(engine, bundle, reference, platform=AMD64)
-    volumes = [Volume(pip, "/run/" + pip.name)]
+@dataclass(frozen=True)
+class BothWays:
+    """A launcher and an execution image that were built with an engine and directly, from one lock."""
 
-    def run(*argv: str) -> str:
-        return engine.run(
-            image,
-            argv,
-            platform=AMD64,
-            options=ContainerOptions(volumes, env={"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": path}),
-        ).text
+    side: NearSide
+    cache: Path
+    outcomes: dict[str, BuildOutcome]
+    documents: dict[str, dict[str, Any]]
 
-    reading = f"import json; print(json.dumps({{name: open(name).read() for name in {texts!r}}}))"
-    return Inside(
-        files=json.loads(run("/usr/bin/python3", "-c", LISTING)),
-        texts=json.loads(run("/usr/bin/python3", "-c", reading)),
-        listed=json.loads(run(python, f"/run/{pip.name}/pip", "list", "--format", "json")),
-        checked=run(python, f"/run/{pip.name}/pip", "check"),
-        said=run("sh", "-c", code),
-    )
+    def images(self, role: str) -> list[tuple[Path, ImageEntry]]:
+        """Return the bundle and the image of a role: the container's, then the one assembled directly."""
+        found = []
+        for builder in ("buildah", "direct"):
+            manifest = self.outcomes[builder].manifest
+            assert manifest is not None
+            (image,) = (image for image in manifest.images if image.role == role)
+            found.append((self.outcomes[builder].bundle, image))
+        return found
+
+    def look_inside(self, role: str, python: str, *, texts: list[str], code: str, path: str) -> list[Inside]:
+        pip = WheelStore(self.cache).pip_wheel((3, 11, 2))
+        argv = ["/usr/bin/python3", "-c", LOOK, python, f"/run/{pip.name}", code, *texts]
+        options = ContainerOptions(
+            [Volume(pip, f"/run/{pip.name}")], env={"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": path}
+        )
+        found = []
+        with open_engine(self.cache / "engine") as engine:
+            for bundle, image in self.images(role):
+                local = pull_from_layout(engine, bundle, image.reference, platform=AMD64)
+                found.append(Inside(**json.loads(engine.run(local, argv, platform=AMD64, options=options).text)))
+        return found
 
 
-def built_both_ways(side: NearSide) -> tuple[BundleManifest, BundleManifest, dict[str, Path]]:
-    """Build with an engine and directly, from one lock, and return both manifests."""
-    manifests, bundles = [], {}
+def build_both_ways(side: NearSide, cache: Path) -> BothWays:
+    both = BothWays(side, cache, {}, {})
     lock: bytes | None = None
     for builder in ("buildah", "direct"):
         side.write(builder=builder, paths={"output_dir": f"out-{builder}"})
+        both.documents[builder] = side.document
         out = side.catalogue / f"out-{builder}"
         if lock is not None:
             out.mkdir()
             (out / "airgap.lock.yaml").write_bytes(lock)
         notices: list[Event] = []
-        outcome = side.build(emit=notices.append)
+        both.outcomes[builder] = side.build(emit=notices.append)
         assert not [event for event in notices if isinstance(event, Notice) and "engine" in event.text]
-        assert outcome.manifest is not None
         lock = (out / "airgap.lock.yaml").read_bytes()
-        manifests.append(outcome.manifest)
-        bundles[builder] = outcome.bundle
-    return manifests[0], manifests[1], bundles
+    return both
+
+
+@pytest.fixture(scope="module")
+def both_ways(near_base: Path, near_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], BothWays]:
+    """Return a function that builds on a base of `BASES`, once."""
+
+    @functools.cache
+    def build(name: str) -> BothWays:
+        side, base = make_near_side(tmp_path_factory.mktemp(name) / "near", near_base), BASES[name]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("AIRFERRY_CACHE", str(near_cache))
+            for key, value in side.environment.items():
+                patch.setenv(key, value)
+            answer_from_the_index(side, patch)
+            lay_out(side, write_base(near_base, side.root / "base", base), base.python)
+            if name not in LAUNCHER_BASES:
+                side.write(launcher_image=False)
+            return build_both_ways(side, near_cache)
+
+    return build
 
 
 def test_what_a_container_build_made_is_reused_and_no_engine_is_opened(
-    side: NearSide, monkeypatch: pytest.MonkeyPatch
+    both_ways: Callable[[str], BothWays], near_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("the engine was opened")
 
-    side.write(builder="buildah")
-    first = side.build()
+    both = both_ways("debian")
+    monkeypatch.setenv("AIRFERRY_CACHE", str(near_cache))
+    for key, value in both.side.environment.items():
+        monkeypatch.setenv(key, value)
+    both.side.write(**both.documents["buildah"])
     monkeypatch.setattr(session, "open_engine", refuse)
-    again = side.build(locked=True)
-    assert (again.root, again.reused) == (first.root, 2)
+    again = both.side.build(locked=True)
+    assert (again.root, again.reused) == (both.outcomes["buildah"].root, 2)
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -271,31 +315,21 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, t
 
 
 @pytest.mark.parametrize("name", sorted(BASES))
-def test_an_execution_image_is_the_same_file_by_file(
-    name: str, side: NearSide, near_base: Path, near_cache: Path, open_near_engine: Any
-) -> None:
+def test_an_execution_image_is_the_same_file_by_file(name: str, both_ways: Callable[[str], BothWays]) -> None:
     base = BASES[name]
-    lay_out(side, write_base(near_base, side.root / "base", base), base.python)
-    side.write(build_stages=["build-execution-images", "save-images"])
-    by_engine, direct, bundles = built_both_ways(side)
     info = f"{base.site}/ferry_addition-1.0.dist-info"
     scripts = "/opt/venv/bin" if name == "venv" else "/usr/local/bin"
-    code = f"{scripts}/ferry-run && {scripts}/ferry-script && {base.python} -c 'import thing; print(thing.ANSWER)'"
-    pip = WheelStore(near_cache).pip_wheel((3, 11, 2))
-    texts = [f"{info}/RECORD", f"{info}/INSTALLER", f"{scripts}/ferry-run"]
-    found = []
-    with open_near_engine() as engine:
-        for builder, manifest in (("buildah", by_engine), ("direct", direct)):
-            reference = next(image.reference for image in manifest.images if image.role == "execution")
-            found.append(
-                look_inside(
-                    engine, bundles[builder], reference, base.python, pip=pip, texts=texts, code=code, path=TARGET
-                )
-            )
+    found = both_ways(name).look_inside(
+        "execution",
+        base.python,
+        texts=[f"{info}/RECORD", f"{info}/INSTALLER", f"{scripts}/ferry-run"],
+        code=f"{scripts}/ferry-run && {scripts}/ferry-script && {base.python} -c 'import thing; print(thing.ANSWER)'",
+        path=TARGET,
+    )
     container, ours = found
     changed = differences(container.files, ours.files)
     expected = {f"{info}/INSTALLER", f"{info}/RECORD", f"{scripts}/ferry-run"}
-    if name == "linked":
+    if name == "odd":
         expected = {path.replace("/usr/local", "/srv/local") for path in expected}
     assert set(changed) == expected, "the installer's own name, what follows from it, and its template of a script"
     for path in expected:
@@ -314,53 +348,34 @@ def test_an_execution_image_is_the_same_file_by_file(
     assert container.said == ours.said == "ran 1.0\nscript\n42\n"
 
 
-@pytest.mark.parametrize("kind", ["debian", "venv"])
-def test_a_launcher_is_the_same_file_by_file(
-    side: NearSide, near_base: Path, near_cache: Path, open_near_engine: Any, kind: str
-) -> None:
-    base = BASES[kind]
-    lay_out(side, write_base(near_base, side.root / "base", base), base.python)
-    side.write(build_stages=["build-launcher-image", "save-images"])
-    by_engine, direct, bundles = built_both_ways(side)
-    environment = "/workspace/Nemotron/.venv"
-    pip = WheelStore(near_cache).pip_wheel((3, 11, 2))
+@pytest.mark.parametrize("name", LAUNCHER_BASES)
+def test_a_launcher_is_the_same_file_by_file(name: str, both_ways: Callable[[str], BothWays]) -> None:
     code = (
-        f"cd / && . {environment}/bin/activate && ferry-run && deactivate && "
+        f"cd / && . {ENVIRONMENT}/bin/activate && ferry-run && deactivate && "
         "python -c 'import sys; print(sys.prefix)' && "
         "python -c 'import ferry_addition, nemotron.steps, importlib.metadata as m; print(m.version(\"nemotron\"))'"
     )
-    texts = [f"{environment}/pyvenv.cfg"]
-    found = []
-    with open_near_engine() as engine:
-        for builder, manifest in (("buildah", by_engine), ("direct", direct)):
-            reference = next(image.reference for image in manifest.images if image.role == "launcher")
-            python = f"{environment}/bin/python"
-            found.append(
-                look_inside(
-                    engine,
-                    bundles[builder],
-                    reference,
-                    python,
-                    pip=pip,
-                    texts=texts,
-                    code=code,
-                    path="/workspace/Nemotron/src",
-                )
-            )
+    found = both_ways(name).look_inside(
+        "launcher",
+        f"{ENVIRONMENT}/bin/python",
+        texts=[f"{ENVIRONMENT}/pyvenv.cfg"],
+        code=code,
+        path="/workspace/Nemotron/src",
+    )
     container, ours = found
     changed = differences(container.files, ours.files)
-    packages = f"{environment}/lib/python3.11/site-packages"
+    packages = f"{ENVIRONMENT}/lib/python3.11/site-packages"
     assert set(changed) == {
         f"{packages}/ferry_addition-1.0.dist-info/INSTALLER",
         f"{packages}/ferry_addition-1.0.dist-info/RECORD",
         f"{packages}/nemotron-1.dist-info/INSTALLER",
         f"{packages}/nemotron-1.dist-info/RECORD",
-        f"{environment}/bin/ferry-run",
+        f"{ENVIRONMENT}/bin/ferry-run",
         # one script for POSIX shells is written, none for other shells
-        f"{environment}/bin/activate",
-        f"{environment}/bin/activate.csh",
-        f"{environment}/bin/activate.fish",
-        f"{environment}/bin/Activate.ps1",
+        f"{ENVIRONMENT}/bin/activate",
+        f"{ENVIRONMENT}/bin/activate.csh",
+        f"{ENVIRONMENT}/bin/activate.fish",
+        f"{ENVIRONMENT}/bin/Activate.ps1",
         # the plan is in the catalogue, and says which builder it wants
         "/workspace/Nemotron/airgap.yaml",
     }
@@ -369,25 +384,23 @@ def test_a_launcher_is_the_same_file_by_file(
     assert container.said == ours.said
 
 
-def test_the_configs_agree_but_for_history_and_what_an_engine_adds(side: NearSide, near_base: Path) -> None:
-    lay_out(side, write_base(near_base, side.root / "base", BASES["debian"]), "/usr/bin/python3")
-    side.write(build_stages=["build-launcher-image", "build-execution-images", "save-images"])
-    by_engine, direct, bundles = built_both_ways(side)
-    for one, other in zip(by_engine.images, direct.images, strict=True):
+def test_the_configs_agree_but_for_history_and_what_an_engine_adds(both_ways: Callable[[str], BothWays]) -> None:
+    both = both_ways("debian")
+    for role in ("launcher", "execution"):
         configs = []
-        for builder, image in (("buildah", one), ("direct", other)):
-            store = LayoutStore.open(bundles[builder], read_only=True)
+        for bundle, image in both.images(role):
+            store = LayoutStore.open(bundle, read_only=True)
             digest = image.platforms["linux/amd64"].config_digest
             configs.append(yaml.safe_load(store.blob_path(digest).read_text()))
         settings = [dict(config.pop("config")) for config in configs]
         for chosen in settings:
             chosen["Env"] = sorted(chosen["Env"])
-            if one.role == "execution":
+            if role == "execution":
                 assert {f"PYTHONPATH={TARGET}", "OMP_NUM_THREADS=8"} <= set(chosen["Env"])
         labels = [settings_of.pop("Labels") for settings_of in settings]
         assert {key: value for key, value in labels[0].items() if not key.startswith("io.buildah")} == labels[1]
         assert settings[0] == settings[1]
-        assert "ferry-addition" in configs[1]["history"][-1]["created_by"] or one.role == "launcher"
+        assert "ferry-addition" in configs[1]["history"][-1]["created_by"] or role == "launcher"
         for config in configs:
             config.pop("history"), config.pop("rootfs")
         assert configs[0] == configs[1]
@@ -434,7 +447,11 @@ def with_two_versions(side: NearSide) -> Base:
     ],
 )
 def test_auto_takes_an_engine_where_files_do_not_suffice_and_says_why(
-    arrange: Callable[[NearSide], Base], reason: str, side: NearSide, near_base: Path
+    arrange: Callable[[NearSide], Base],
+    reason: str,
+    side: NearSide,
+    near_base: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     base = arrange(side)
     write_base(near_base, side.root / "base", base)
@@ -443,6 +460,7 @@ def test_auto_takes_an_engine_where_files_do_not_suffice_and_says_why(
         "python": base.python,
     }
     commit_all(side.catalogue)
+    answer_from_the_index(side, monkeypatch)
     side.write(builder="auto", build_stages=["build-execution-images"])
     events: list[Event] = []
     side.build(emit=events.append)
@@ -454,3 +472,33 @@ def test_auto_takes_an_engine_where_files_do_not_suffice_and_says_why(
     with pytest.raises(BuildError, match="cannot be assembled directly") as caught:
         side.build()
     assert reason in caught.value.message and "builder: auto" in (caught.value.hint or "")
+
+
+def test_podman_serves_where_there_is_no_buildah_and_builds_the_same(
+    both_ways: Callable[[str], BothWays],
+    require_tool: Callable[[str], Path],
+    near_cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    require_tool("podman")
+    both = both_ways("debian")
+    by_buildah = both.outcomes["buildah"]
+    both.side.write(**both.documents["buildah"])
+    monkeypatch.setenv("AIRFERRY_CACHE", str(near_cache))
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for path in Path("/usr/bin").iterdir():
+        if path.name != "buildah":
+            (programs / path.name).symlink_to(path)
+    done = both.side.run("build", "--json", PATH=str(programs))
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["reused"] == 0
+    assert [image["digest"] for image in answer["images"]] == [image.digest for image in by_buildah.images]
+    manifest = yaml.safe_load((by_buildah.output / "airgap-manifest.yaml").read_text())
+    assert manifest["tool"]["versions"]["engine"].startswith("podman ")
+    with open_engine(near_cache / "engine", engine="podman") as engine:
+        found = pull_from_layout(engine, by_buildah.bundle, answer["images"][-1]["reference"], platform=AMD64)
+        code = "import ferry_addition; print(ferry_addition.VERSION)"
+        assert engine.run(found, ["/usr/bin/python3", "-c", code], platform=AMD64).text.strip() == "1.0"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 import re
 import signal
@@ -35,17 +37,40 @@ KILLED = -signal.SIGKILL
 PAUSE_S = "97.53"
 
 
+@functools.cache
+def driver() -> subprocess.Popen[str]:
+    """Start what runs airferry for these tests."""
+    return subprocess.Popen([sys.executable, DRIVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _driver_ends() -> Iterator[None]:
+    yield
+    driver().communicate()
+    driver.cache_clear()
+
+
 def drive(
     number: int, log: Path, *arguments: str, folder: Path, how: signal.Signals = signal.SIGKILL
 ) -> tuple[subprocess.CompletedProcess[str], list[str]]:
     """Run airferry in a child that gets a signal at a boundary; return how it ended and the boundaries it passed."""
-    done = subprocess.run(
-        [sys.executable, DRIVER, str(number), str(int(how)), log, *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    texts = [log.with_name(f"{log.name}.{stream}") for stream in ("stdout", "stderr")]
+    asked = {
+        "number": number,
+        "signal": int(how),
+        "log": str(log),
+        "arguments": arguments,
+        "folder": str(folder),
+        "environment": dict(os.environ),
+        "stdout": str(texts[0]),
+        "stderr": str(texts[1]),
+    }
+    talking = driver()
+    assert talking.stdin is not None and talking.stdout is not None
+    talking.stdin.write(json.dumps(asked) + "\n")
+    talking.stdin.flush()
+    ended = int(talking.stdout.readline())
+    done = subprocess.CompletedProcess(arguments, ended, *(text.read_text() for text in texts))
     return done, log.read_text().splitlines()
 
 
@@ -104,8 +129,10 @@ class Yard:
             assert list(engine.storage.temporary.iterdir()) == []
 
 
-def make_yard(folder: Path, base: Path, *, builder: str, engine: Path | None = None) -> Yard:
+def make_yard(folder: Path, base: Path, *, builder: str, engine: Path | None = None, launcher: bool = True) -> Yard:
     side = make_near_side(folder / "near", base, builder=builder)
+    if not launcher:
+        side.write(launcher_image=False)
     cache = files.ensure_directory(folder / "cache")
     if engine is not None:
         (cache / "engine").symlink_to(files.ensure_directory(engine))
@@ -145,6 +172,21 @@ def direct_yard(tmp_path_factory: pytest.TempPathFactory) -> Yard:
 def buildah_yard(near_base: Path, near_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Yard:
     folder = tmp_path_factory.mktemp("container-yard")
     return make_yard(folder, near_base, builder="buildah", engine=near_cache / "engine")
+
+
+@pytest.fixture
+def execution_yard(
+    near_base: Path, near_cache: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Yard:
+    """An execution image alone is built, in a container of Buildah."""
+    made = make_yard(
+        tmp_path_factory.mktemp("execution-yard"),
+        near_base,
+        builder="buildah",
+        engine=near_cache / "engine",
+        launcher=False,
+    )
+    return in_its_environment(made, monkeypatch)
 
 
 def check_kinds(yard: Yard) -> None:
@@ -228,16 +270,8 @@ def test_a_build_that_is_interrupted_says_how_to_go_on_and_leaves_nothing_half_d
     yard.check()
 
 
-@pytest.mark.parametrize(
-    ("how", "code"),
-    [(signal.SIGKILL, -9), (signal.SIGINT, 130), pytest.param(signal.SIGTERM, 130, marks=pytest.mark.slow)],
-)
-def test_a_build_that_ends_in_the_middle_of_a_run(
-    container_yard: Yard, how: signal.Signals, code: int, tmp_path: Path
-) -> None:
-    yard = container_yard
-    yard.clear()
-    containerfile = tmp_path / "Containerfile"
+def end_in_the_middle_of_a_run(yard: Yard, how: signal.Signals, code: int, containerfile: Path) -> None:
+    """Build with a RUN that takes its time, and end the build while it runs."""
     text = (shipped("containerfiles") / "Containerfile.execution").read_text()
     document = yard.side.document
     slow = {**document["execution_images"]["py"], "containerfile": str(containerfile)}
@@ -263,7 +297,25 @@ def test_a_build_that_ends_in_the_middle_of_a_run(
         wait_for(lambda: not processes(f"sleep {PAUSE_S}"))
     finally:
         yard.side.write(execution_images=document["execution_images"])
-    yard.check()
+
+
+def test_a_build_that_is_killed_and_then_interrupted_in_the_middle_of_a_run(
+    execution_yard: Yard, tmp_path: Path
+) -> None:
+    execution_yard.clear()
+    for how, code in ((signal.SIGKILL, KILLED), (signal.SIGINT, 130)):
+        end_in_the_middle_of_a_run(execution_yard, how, code, tmp_path / "Containerfile")
+    execution_yard.check()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGKILL, KILLED), (signal.SIGINT, 130), (signal.SIGTERM, 130)])
+def test_a_build_that_ends_in_the_middle_of_a_run(
+    container_yard: Yard, how: signal.Signals, code: int, tmp_path: Path
+) -> None:
+    container_yard.clear()
+    end_in_the_middle_of_a_run(container_yard, how, code, tmp_path / "Containerfile")
+    container_yard.check()
 
 
 # --- loads ------------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from airferry.near.carry.loader import CarriedLoader, carry_loader
 from airferry.near.wheels.pip import Pip
 from airferry.near.wheels.store import WheelStore
 from airferry.oci.layout import LayoutStore
+from by_hand import unpack_loader
 from debian_bases import AMD64, DebianBase
 from oci_images import REFERENCE, make_image
 
@@ -40,8 +41,7 @@ for absent in pip yaml pydantic requests; do
   if python3 -c "import $absent" 2>/dev/null; then exit 9; fi
 done
 cd /far
-tar -xf "out/$(sed -n 's/^  archive: //p' out/airgap-manifest.yaml)"
-sh airferry-loader/install /far/airferry
+LOADER_BY_HAND
 /far/docker-registry serve /far/registry.yml >/far/registry.log 2>&1 &
 registry=$!
 trap 'kill $registry' EXIT
@@ -159,9 +159,9 @@ def test_it_installs_and_loads_where_there_is_no_way_out(
     shutil.copytree(carried / "out", far / "out")
     shutil.copy(registry, far / "docker-registry")
     (far / "home").mkdir()
-    (far / "run").write_text(FAR_SIDE)
-    (far / "registry.yml").write_text(REGISTRY)
     bundle = open_bundle(carried / "out")
+    (far / "run").write_text(FAR_SIDE.replace("LOADER_BY_HAND\n", unpack_loader(bundle.root)))
+    (far / "registry.yml").write_text(REGISTRY)
     (far / "root").write_text(bundle.root)
     unshare = ["unshare", "--map-root-user", "--net", "--mount", "--pid", "--fork", "--kill-child"]
     environment = {"ROOT": str(root), "PATH": f"{ip.parent}:/usr/sbin:/usr/bin:/sbin:/bin"}

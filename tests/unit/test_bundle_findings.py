@@ -13,7 +13,7 @@ from test_bundle_verify import reseal, rewrite_index
 
 from airferry import api
 from airferry.bundle.manifest import BundleManifest
-from airferry.bundle.verify import COPY_AGAIN, COPY_ARCHIVES, expect_outside, open_bundle, verify_bundle
+from airferry.bundle.verify import COPY_AGAIN, COPY_BESIDE, expect_outside, open_bundle, verify_bundle
 from airferry.errors import IntegrityError, UsageError
 from airferry.events import Event, Progress
 from airferry.oci.documents import Descriptor, parse_index, parse_manifest
@@ -365,8 +365,8 @@ def test_the_report_of_a_bundle_as_data_is_all_of_it(bundle: Path) -> None:
         ({}, "bundle `PATH` is damaged: 1 finding", COPY_AGAIN),
         (
             {"beside_findings": 1},
-            "bundle `PATH` is complete, but archives next to it are damaged: 1 finding",
-            COPY_ARCHIVES,
+            "bundle `PATH` is complete, but files next to it are not what its root covers: 1 finding",
+            COPY_BESIDE,
         ),
         ({"is_bundle": False}, "image layout `PATH` is damaged: 1 finding", "copy it again from where it came"),
     ],

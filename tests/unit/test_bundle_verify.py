@@ -15,6 +15,7 @@ import pytest
 
 from airferry.bundle.artifacts import MANIFEST_ARTIFACT, MANIFEST_CONTENT, ArtifactFile, put_artifact
 from airferry.bundle.manifest import BundleManifest
+from airferry.bundle.receipt import Receipt, read_receipt
 from airferry.bundle.seal import seal
 from airferry.bundle.verify import Bundle, VerifyReport, open_bundle, verify_bundle
 from airferry.errors import IntegrityError, UsageError
@@ -25,6 +26,10 @@ from airferry.oci.entries import named
 from airferry.oci.layout import LayoutStore
 from airferry.oci.streams import verifying
 from oci_images import REFERENCE, make_bundle, make_image, put_image
+
+RECEIPT = Receipt(
+    bundle_root="sha256:" + "0" * 64, root_verified=True, registry="x:5000", loaded_at="", airferry="0.1.0", images=()
+)
 
 
 @pytest.fixture(scope="module")
@@ -87,11 +92,30 @@ def test_another_root_is_refused_before_anything_is_parsed(bundle: Path) -> None
     assert "do not load" in (caught.value.hint or "")
 
 
-@pytest.mark.parametrize("text", ["sha256:123", "0" * 64, "sha512:" + "0" * 64, ""])
-def test_a_root_that_is_none_is_a_usage_error(bundle: Path, text: str) -> None:
-    with pytest.raises(UsageError, match="is not a root digest, expected `sha256:` and 64 hex digits") as caught:
-        open_bundle(bundle, root=text)
-    assert "airferry build" in (caught.value.hint or "")
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("sha256:123", "it has 3 digits"),
+        ("sha256:" + "0" * 65, "it has 65 digits"),
+        ("0" * 64, "it does not begin with `sha256:`"),
+        ("sha512:" + "0" * 64, "it does not begin with `sha256:`"),
+        ("sha256:" + "0" * 63 + "O", "`o` is not a hex digit"),
+        ("sha256:" + "0" * 63 + "\x1b", "\ufffd` is not a hex digit"),
+        (" ", "it is empty"),
+    ],
+)
+def test_a_root_that_is_none_is_a_usage_error_that_does_not_lead_to_the_medium(
+    bundle: Path, text: str, fault: str, tmp_path: Path
+) -> None:
+    receipt = tmp_path / "receipt.yaml"
+    receipt.write_bytes(RECEIPT.to_yaml())
+    for given in (lambda: open_bundle(bundle, root=text), lambda: read_receipt(receipt, root=text)):
+        with pytest.raises(UsageError, match="is not a root digest, expected `sha256:` and 64 hex digits") as caught:
+            given()
+        hint = caught.value.hint or ""
+        assert fault in caught.value.message and caught.value.message.isprintable()
+        assert "`sha256:8adad7aa…`" in hint and "over a channel other than the medium" in hint
+        assert "airgap-manifest.yaml" not in hint and "next to the bundle" not in hint
 
 
 def test_a_root_that_was_taken_down_by_hand_counts_in_any_case(bundle: Path) -> None:

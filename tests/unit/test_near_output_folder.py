@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from airferry.bundle.beside import MAX_NAMED_FILES
-from airferry.bundle.manifest import MANIFEST_FILE, BundleManifest, SavedImage
+from airferry.bundle.artifacts import OWN_ARTIFACTS, ArtifactFile, put_artifact
+from airferry.bundle.beside import LOCK_COPY, MAX_NAMED_FILES
+from airferry.bundle.manifest import MANIFEST_FILE, ArtifactEntry, BundleManifest, SavedImage
 from airferry.bundle.seal import seal
 from airferry.bundle.verify import open_bundle, verify_bundle
 from airferry.cli.app import run
@@ -125,6 +126,26 @@ def entry(tar: str, sha256: str) -> SavedImage:
     return SavedImage(role="execution", name="t", image="t", reference=REFERENCE, digest=digest, tar=tar, sha256=sha256)
 
 
+def carry(folder: Path, *contents: ArtifactFile) -> None:
+    """Seal again, with artifacts of one file each."""
+    opened = open_bundle(folder / "bundle")
+    store = LayoutStore.open(folder / "bundle")
+    kept = [item for item in opened.artifacts if item.digest != opened.manifest_descriptor.digest]
+    added = [put_artifact(store, f"{OWN_ARTIFACTS}test.v1", contents=[item]) for item in contents]
+    entries = [
+        ArtifactEntry(
+            title=item.title,
+            artifact_type=f"{OWN_ARTIFACTS}test.v1",
+            digest=descriptor.digest,
+            size_bytes=descriptor.size,
+        )
+        for item, descriptor in zip(contents, added, strict=True)
+    ]
+    manifest = opened.manifest.model_copy(update={"artifacts": (*opened.manifest.artifacts, *entries)})
+    sealed = seal(store, opened.images, artifacts=[*kept, *added], manifest=manifest)
+    (folder / MANIFEST_FILE).write_bytes(manifest.with_root(sealed.root).to_yaml())
+
+
 def reseal(folder: Path, saved: list[SavedImage]) -> None:
     opened = open_bundle(folder / "bundle")
     others = [item for item in opened.artifacts if item.digest != opened.manifest_descriptor.digest]
@@ -153,16 +174,18 @@ def test_what_else_lies_there_is_named_and_is_no_finding(out: Path) -> None:
     (out / "old").mkdir()
     (out / "old" / "deep.tar").write_text("not looked at")
     (out / "archives" / "stale.tar").write_text("of an image that is gone")
-    (out / "requirements-trainer.txt").write_text("tiny==2\n")
-    (out / MANIFEST_FILE).write_text("root: another\n")
+    (out / "airgap-receipt.yaml").write_text("of a load")
+    (out / "airgap-overlays").mkdir()
+    (out / "folder.sig").mkdir()
     (out / "one.tar").unlink()
     report = verify_bundle(out, beside=True)
     assert report.ok
     assert report.beside == (
         "archive `one.tar` is missing; the bundle is complete without it",
-        f"`{MANIFEST_FILE}` differs from the copy in the bundle, which counts",
-        "`requirements-trainer.txt` differs from the copy in the bundle, which counts",
+        "`airgap-overlays/` is not part of the bundle; use it only if it was made here",
+        "`airgap-receipt.yaml` is not part of the bundle; use it only if it was made here",
         "`archives/stale.tar` is not part of the bundle",
+        "`folder.sig/` is not part of the bundle",
         "`notes.txt` is not part of the bundle",
         "`old/` is not part of the bundle",
     )
@@ -171,6 +194,16 @@ def test_what_else_lies_there_is_named_and_is_no_finding(out: Path) -> None:
     for number in range(MAX_NAMED_FILES + 5):
         (out / f"x{number}").touch()
     assert len(verify_bundle(out, beside=True).beside) == MAX_NAMED_FILES
+
+
+def test_the_near_side_may_change_what_it_works_with_after_a_build(out: Path) -> None:
+    lock = ArtifactFile(LOCK_COPY, "text/plain", b"locked")
+    report = ArtifactFile("airgap-rehearsal.json", "text/plain", b"without times")
+    carry(out, lock, report)
+    for item in (lock, report):
+        (out / item.title).write_text("later")
+    found = verify_bundle(out, beside=True)
+    assert found.ok and found.beside == (f"`{LOCK_COPY}` differs from the copy in the bundle, which counts",)
 
 
 def test_an_archive_that_is_not_what_the_manifest_says_is_an_integrity_error(
@@ -182,10 +215,9 @@ def test_an_archive_that_is_not_what_the_manifest_says_is_an_integrity_error(
     shown = capsys.readouterr()
     assert "archive `archives/two.tar`: has SHA-256" in shown.out
     assert "note: `notes.txt` is not part of the bundle" in shown.err
-    assert f"bundle `{out / 'bundle'}` is complete, but archives next to it are damaged: 1 finding" in " ".join(
-        shown.err.split()
-    )
-    assert "copy these archives again" in shown.err and "is damaged" not in shown.err
+    said = " ".join(shown.err.split())
+    assert f"`{out / 'bundle'}` is complete, but files next to it are not what its root covers: 1 finding" in said
+    assert "use none of these files" in shown.err and "is damaged" not in shown.err
     assert run(["verify", str(out), "--json"]) == 6
     document = json.loads(capsys.readouterr().out)
     assert document["beside"] == ["`notes.txt` is not part of the bundle"] and not document["ok"]
@@ -203,6 +235,6 @@ def test_a_hostile_manifest_leads_nowhere(out: Path, tmp_path: Path) -> None:
     with pytest.raises(IntegrityError, match="is damaged"):
         report.raise_if_wrong()
     texts = [str(finding) for finding in report.findings]
-    assert len(texts) == 4 and not any(hashlib.sha256(b"s").hexdigest() in text for text in texts)
+    assert len(texts) == 5 and not any(hashlib.sha256(b"s").hexdigest() in text for text in texts)
     assert sum("points outside the output folder" in text for text in texts) == 2
-    assert sum("links are not followed" in text for text in texts) == 2
+    assert sum("links are not followed" in text for text in texts) == 3

@@ -20,6 +20,7 @@ from airferry.near.rehearse.judge import (
     read_hook_log,
     read_sink_log,
 )
+from examples import examples
 
 ROOT = "/workspace/Nemotron"
 STEP = f"{ROOT}/src/steps/a/step.py"
@@ -415,6 +416,7 @@ records = st.builds(
 
 
 @given(st.lists(records, max_size=6), st.lists(records, max_size=6))
+@examples(60)
 def test_no_record_of_whatever_shape_raises(hook: list[dict[str, Any]], sink: list[dict[str, Any]]) -> None:
     read = hook_log(*hook), sink_log(*({"host": "h", **item} for item in sink))
     for item in find_attempts(*read, root=ROOT, own="container"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,11 +106,17 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Descriptor, list[LayerResult]]:
+    """A layout, the image in it and its layers: made once, so copy what is to be changed."""
+    store = LayoutStore.create(tmp_path_factory.mktemp("image") / "source")
+    return store.path, *put_image(store, FILES, kind="gzip")
+
+
 @pytest.fixture
-def source(tmp_path: Path) -> Ranged:
-    store = LayoutStore.create(tmp_path / "source")
-    top, _layers = put_image(store, FILES, kind="gzip")
-    return Ranged(store, top)
+def source(image: tuple[Path, Descriptor, list[LayerResult]]) -> Ranged:
+    path, top, _layers = image
+    return Ranged(LayoutStore.open(path, read_only=True), top)
 
 
 def layers_of(source: Ranged) -> list[Descriptor]:
@@ -171,9 +179,12 @@ def test_a_transfer_that_brings_something_else_is_a_wrong_digest_and_nothing_is_
     assert near.knowledge.view(base).listdir("usr") == ["large", "second"]
 
 
-def test_a_layer_that_is_not_what_the_config_says_is_fetched_and_then_named(tmp_path: Path, cache: Path) -> None:
-    store = LayoutStore.create(tmp_path / "source")
-    _image, layers = put_image(store, FILES, kind="gzip")
+def test_a_layer_that_is_not_what_the_config_says_is_fetched_and_then_named(
+    image: tuple[Path, Descriptor, list[LayerResult]], tmp_path: Path, cache: Path
+) -> None:
+    path, _top, layers = image
+    shutil.copytree(path, tmp_path / "source", copy_function=os.link)
+    store = LayoutStore.open(tmp_path / "source")
     wrong = put_manifest(store, layers, diff_ids=["sha256:" + "0" * 64, *(layer.diff_id for layer in layers[1:])])
     near = Near(cache, Ranged(store, wrong))
     base = near.bring()

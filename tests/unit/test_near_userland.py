@@ -19,6 +19,7 @@ from airferry.errors import BuildError
 from airferry.near.bases.debian import PackageCache, bootstrap, mmdebstrap_mirrors
 from airferry.near.bases.userland import compose, read_package
 from airferry.oci.platform import parse_platform
+from examples import examples
 
 EPOCH_S = 1_700_000_000
 COMPRESSORS = {
@@ -141,9 +142,10 @@ def test_times_after_the_epoch_become_the_epoch(tmp_path: Path) -> None:
 
 
 @given(seed=st.integers(), count=st.integers(1, 6))
+@examples(50)
 def test_the_order_of_packages_does_not_matter(tmp_path_factory: pytest.TempPathFactory, seed: int, count: int) -> None:
     folder = tmp_path_factory.mktemp("debs")
-    paths = [deb(folder, f"p{n}", {"usr/share": None, f"usr/share/f{n}": bytes(n)}) for n in range(count)]
+    paths = [deb(folder, f"p{n}", {"usr/share": None, f"usr/share/f{n}": bytes(n)}, kind="") for n in range(count)]
     first, items = composed(paths)
     random.Random(seed).shuffle(paths)
     assert composed(paths)[0] == first

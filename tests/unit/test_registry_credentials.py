@@ -20,6 +20,7 @@ from airferry.registry.credentials import (
     remove_credential,
     store_credential,
 )
+from examples import examples
 
 
 def encoded(user: str, password: str) -> dict[str, str]:
@@ -151,6 +152,7 @@ def test_challenges_are_read() -> None:
 
 
 @given(st.text(alphabet=st.characters(codec="latin-1"), max_size=300))
+@examples(60)
 def test_no_challenge_breaks_the_reader(text: str) -> None:
     for challenge in parse_challenges(text):
         assert challenge.scheme == challenge.scheme.lower()

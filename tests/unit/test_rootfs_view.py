@@ -230,7 +230,7 @@ def model(layers: Sequence[Sequence[Item]]) -> dict[str, str]:
 
 
 @given(LAYERS)
-@examples(300)
+@examples(150)
 def test_it_agrees_with_a_naive_model(layers: list[list[Item]]) -> None:
     try:
         expected = model(layers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,29 @@ def test_a_layout_is_found_by_either_of_its_files(out: Path, name: str) -> None:
     assert find_layout(out) == find_layout(out / "bundle") == out / "bundle"
     with pytest.raises(IntegrityError, match=name):
         verify(out)
+
+
+def test_a_second_layout_in_the_output_folder_is_never_chosen(out: Path, tmp_path: Path) -> None:
+    root = open_bundle(out).root
+    for name in ("oci-layout", "index.json"):
+        (out / name).symlink_to(tmp_path / "nowhere")
+        assert find_layout(out) == out / "bundle" and open_bundle(out, root=root).root == root
+        (out / name).unlink()
+    planted = tmp_path / "planted"
+    make_full_bundle(planted)
+    shutil.copytree(planted, out, dirs_exist_ok=True)
+    assert open_bundle(out).root == root
+
+
+def test_a_layout_with_a_bundle_in_it_is_refused_by_either_of_its_paths(out: Path) -> None:
+    (out / "bundle" / "bundle").mkdir()
+    for path in (out / "bundle", out / "bundle" / ".." / "bundle"):
+        with pytest.raises(IntegrityError, match="one of the two was added"):
+            find_layout(path)
+    shutil.copytree(out / "bundle", out / "bundle" / "bundle", dirs_exist_ok=True)
+    with pytest.raises(IntegrityError, match="one of the two was added"):
+        open_bundle(out / "bundle")
+    assert not verify(out).ok
 
 
 def test_a_bundle_that_was_opened_is_not_written_to(out: Path) -> None:

@@ -136,11 +136,12 @@ def test_nothing_but_verify_takes_a_layout_of_another_tool(store: LayoutStore) -
 def test_the_command_says_what_was_not_checked(store: LayoutStore, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["verify", str(store.path)]) == 0
     said = " ".join(capsys.readouterr().err.split())
+    assert "This is not a bundle of airferry. If it was sent to you as one, it was stripped or replaced" in said
     assert "image layout of another tool" in said and "not checked" in said and "no manifest of airferry" in said
     assert run(["verify", str(store.path), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert (document["kind"], document["ok"], document["images"]) == ("layout", True, 1)
-    assert document["not_checked"]
+    assert document["not_checked"] and "was a bundle once" in document["not_checked"][0]
     next((store.path / "blobs" / "sha256").iterdir()).unlink()
     assert run(["verify", str(store.path)]) == 6
     assert "is damaged" in capsys.readouterr().err

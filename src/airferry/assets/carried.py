@@ -14,7 +14,7 @@ from airferry.assets.staged import (
     read_asset_file,
     unpack_pack,
 )
-from airferry.bundle.verify import find_layout, open_bundle
+from airferry.bundle.verify import open_bundle
 from airferry.errors import AirferryError, UsageError
 from airferry.events import Emit, silent
 from airferry.oci.reference import parse_reference
@@ -50,6 +50,7 @@ def verify_asset(
         manifest = read_asset_file(source)
     else:
         bundle = open_bundle(source, root=root)
+        bundle.warn_beside(source, emit)
         manifest = _choose(bundle_assets(bundle), name, f"bundle `{source}` carries the manifest")
     return compare_asset(manifest, path, jobs=jobs, emit=emit)
 
@@ -72,8 +73,8 @@ def unpack_asset(
         HostError: the disk is full.
     """
     if not source.startswith(REGISTRY_PREFIX) and Path(source).exists():
-        layout = find_layout(Path(source))
-        bundle = open_bundle(layout, root=root)
+        bundle = open_bundle(Path(source), root=root)
+        bundle.warn_beside(Path(source), emit)
         descriptor = _choose(bundle_packs(bundle), name, f"bundle `{source}` carries the content")
         return unpack_pack(bundle.store, descriptor, destination, emit=emit)
     try:

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from airferry.bundle.manifest import OverlayEntry, Role, StepsFolder, SubmitTemplate
+from airferry.bundle.root import parse_root
 from airferry.bundle.texts import (
     Distributions,
     EnvironmentText,
@@ -22,7 +23,7 @@ from airferry.config.fields import ContainerPath, ModuleName, VariableName
 from airferry.errors import HostError, IntegrityError
 from airferry.host import files
 from airferry.host.yaml import MAX_DOCUMENT_BYTES, from_yaml, to_yaml
-from airferry.oci.digest import Digest, parse_digest
+from airferry.oci.digest import Digest
 
 RECEIPT_SCHEMA_VERSION = 2
 RECEIPT_FILE = "airgap-receipt.yaml"
@@ -162,7 +163,7 @@ def read_receipt(path: Path, *, root: str | None = None) -> Receipt:
     data = files.read_bounded(path, limit_bytes=MAX_DOCUMENT_BYTES)
     what = f"receipt `{path}`"
     receipt = from_yaml(Receipt, data, schema_version=RECEIPT_SCHEMA_VERSION, what=what)
-    if root is not None and receipt.bundle_root != parse_digest(root):
+    if root is not None and receipt.bundle_root != parse_root(root):
         raise IntegrityError(
             f"{what} is of bundle `{receipt.bundle_root}`, expected `{root}`",
             hint="use the receipt that loading this bundle wrote",

@@ -16,8 +16,8 @@ from airferry.config.environment import MAX_VALUE
 from airferry.config.fields import is_target, parse_tag
 from airferry.wording import obeyed
 
-MAX_LINE_CHARACTERS = 4096
-MAX_WORD_CHARACTERS = 1024
+LONGEST_LINE = 4096
+LONGEST_NAME = 1024
 MAX_FILE_NAME = 255
 
 # what ends no word, line or quoted text in a shell, YAML, TOML, HTML and URLs, and no program takes for an option;
@@ -48,18 +48,16 @@ def _target(value: str) -> str:
     return value
 
 
-Line = Annotated[str, Field(max_length=MAX_LINE_CHARACTERS), AfterValidator(_one_line)]
+Line = Annotated[str, Field(max_length=LONGEST_LINE), AfterValidator(_one_line)]
 """Free text on one line, of any language."""
 
-Word = Annotated[
-    str, Field(max_length=MAX_WORD_CHARACTERS), _matching(_WORD, "a name of letters, digits and `_./:@%+=,~[]-`")
-]
+Word = Annotated[str, Field(max_length=LONGEST_NAME), _matching(_WORD, "a name of letters, digits and `_./:@%+=,~[]-`")]
 """A name that means the same everywhere: to a shell, in YAML, in a URL."""
 
 ImageText = Annotated[Word, AfterValidator(parse_tag)]
 """An image reference as written."""
 
-TargetText = Annotated[str, Field(max_length=MAX_WORD_CHARACTERS), AfterValidator(_target)]
+TargetText = Annotated[str, Field(max_length=LONGEST_NAME), AfterValidator(_target)]
 """A step, or one with a config."""
 
 PlatformText = Annotated[str, Field(max_length=MAX_FILE_NAME), _matching(_PLATFORM, "a platform, `os/architecture`")]

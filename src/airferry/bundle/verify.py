@@ -6,31 +6,40 @@ channel.
 
 from __future__ import annotations
 
+import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from airferry.bundle.artifacts import MANIFEST_ARTIFACT, MANIFEST_CONTENT, OWN_ARTIFACTS, read_artifact_file
-from airferry.bundle.beside import BUNDLE_FOLDER, LEADS_OUT, look_beside
+from airferry.bundle.beside import BUNDLE_FOLDER, LEADS_OUT, Surroundings, holds_layout, look_beside
 from airferry.bundle.manifest import BundleManifest, ImageEntry, read_manifest
+from airferry.bundle.root import parse_root
 from airferry.bundle.twins import images_text
 from airferry.errors import AirferryError, IntegrityError, UsageError
-from airferry.events import Emit, silent
+from airferry.events import Emit, Warned, silent
 from airferry.host import files
 from airferry.host.canonical import plain_data
 from airferry.oci.closure import RememberingSource
-from airferry.oci.digest import digest_of, parse_digest
+from airferry.oci.digest import digest_of
 from airferry.oci.documents import Descriptor, Index, parse_index
 from airferry.oci.entries import names_of
 from airferry.oci.layout import INDEX_FILE, LAYOUT_FILE, LayoutStore
 from airferry.oci.ports import Source
 from airferry.oci.reference import parse_reference
-from airferry.oci.validate import Defect, ImagePart, Inspector, report_strays, report_unnamed
-from airferry.wording import counted, some_of
+from airferry.oci.validate import (
+    MAX_DEFECT_CHARACTERS,
+    Defect,
+    ImagePart,
+    Inspector,
+    report_strays,
+    report_unnamed,
+)
+from airferry.wording import counted, printable, some_of
 
 SHOWN_FINDINGS = 5
-COPY_ARCHIVES = "copy these archives again, or remove them: `load` does not read them"
+COPY_BESIDE = "use none of these files: copy them again, or remove them"
 COPY_AGAIN = "copy the bundle again from the source, and verify it before you load it"
 
 
@@ -77,6 +86,33 @@ class Bundle:
         """The artifacts, the manifest's own among them."""
         return tuple(entry for entry in self.index.manifests if entry.artifact_type is not None)
 
+    def surroundings(self, folder: Path) -> Surroundings:
+        """Return the output folder around the bundle, with what the bundle says of it."""
+        return Surroundings(folder, self.documents, self.index, self.manifest, self.manifest_descriptor, self.root)
+
+    def warn_beside(self, given: Path, emit: Emit) -> None:
+        """Warn of files next to the bundle that are not what it says, if it was given as the output folder.
+
+        For commands that act on the bundle alone: nothing of it is wrong, but someone may act on those files.
+        Archives are not read, as that may take as long as the command.
+        """
+        found: list[str] = []
+        if self.store.path != given:
+            look_beside(
+                self.surroundings(given),
+                archives=False,
+                report=lambda subject, text, _digest: found.append(
+                    printable(f"{subject} {text}", most=MAX_DEFECT_CHARACTERS)
+                ),
+            )
+        if found:
+            emit(
+                Warned(
+                    f"the root does not cover all that lies in `{given}`: {some_of(found, SHOWN_FINDINGS)}",
+                    hint=f"{COPY_BESIDE}; `airferry verify {given}` lists all",
+                )
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
@@ -85,7 +121,7 @@ class VerifyReport:
     `is_bundle` is false for an image layout of another tool, of which `not_checked` says what cannot be checked.
     `images` are those that were built, their Docker `twins` and the `originals` of their bases not counted.
     `beside` lists notes on the output folder around the bundle; none of them means that the bundle is damaged. The last
-    `beside_findings` of the findings are about archives in that folder: the bundle itself is whole without them.
+    `beside_findings` of the findings are about files in that folder: the bundle itself is whole without them.
     """
 
     path: Path
@@ -107,6 +143,11 @@ class VerifyReport:
     def ok(self) -> bool:
         """Whether nothing is wrong."""
         return not self.findings
+
+    @property
+    def only_beside(self) -> bool:
+        """Whether all that is wrong is next to the bundle, which is whole itself."""
+        return bool(self.findings) and len(self.findings) == self.beside_findings
 
     @property
     def images_text(self) -> str:
@@ -141,8 +182,9 @@ class VerifyReport:
         damaged, hint = f"bundle `{self.path}` is damaged", COPY_AGAIN
         if not self.is_bundle:
             damaged, hint = f"image layout `{self.path}` is damaged", "copy it again from where it came"
-        elif len(self.findings) == self.beside_findings:
-            damaged, hint = f"bundle `{self.path}` is complete, but archives next to it are damaged", COPY_ARCHIVES
+        elif self.only_beside:
+            damaged = f"bundle `{self.path}` is complete, but files next to it are not what its root covers"
+            hint = COPY_BESIDE
         raise IntegrityError(
             f"{damaged}: {counted(len(self.findings), 'finding')}" + ("" if listed else f"\n  | {shown}"),
             hint=hint,
@@ -153,15 +195,28 @@ class VerifyReport:
 def find_layout(path: Path) -> Path:
     """Return the layout folder of a bundle, given as that folder or as the output folder that holds it.
 
+    In an output folder only `bundle` is ever chosen: a second layout that was put next to it wins nothing.
+
     Raises:
         UsageError: neither is one.
+        IntegrityError: the folder is a layout, and there is something in it that could be the bundle too.
     """
-    for candidate in (path, path / BUNDLE_FOLDER):
-        if (candidate / LAYOUT_FILE).exists() or (candidate / INDEX_FILE).exists():
-            return candidate
-    raise UsageError(
-        f"`{path}` contains no bundle: there is no `{LAYOUT_FILE}` in it or in `{path / BUNDLE_FOLDER}`",
-        hint="give the output folder of `airferry build`, or the bundle in it",
+    inner = path / BUNDLE_FOLDER
+    if not holds_layout(path):
+        if holds_layout(inner):
+            return inner
+        raise UsageError(
+            f"`{path}` contains no bundle: there is no `{LAYOUT_FILE}` in it or in `{inner}`",
+            hint="give the output folder of `airferry build`, or the bundle in it",
+        )
+    if not os.path.lexists(inner):
+        return path
+    if holds_layout(inner) and files.resolved(path).name.casefold() != BUNDLE_FOLDER:
+        return inner
+    # given `out/bundle` with a `bundle` in it, either may be the one that was added
+    raise IntegrityError(
+        f"`{path}` is an image layout, and `{inner}` in it has the name of a bundle: one of the two was added",
+        hint=COPY_AGAIN,
     )
 
 
@@ -220,8 +275,8 @@ def verify_bundle(
 
     Checked are: the layout's files; the root, if given; every digest and size; that every image is whole for each
     platform that the manifest names; that manifest and layout agree, both ways; that nothing is there that nothing
-    names. Links are never followed. With `beside`, and an output folder as the path, archives next to the bundle are
-    checked too, and what else is to be said of the folder is in the report.
+    names. Links are never followed. With `beside`, and an output folder as the path, what people act on next to the
+    bundle is checked too, and what else is to be said of the folder is in the report.
 
     Raises:
         UsageError: there is no bundle.
@@ -267,15 +322,7 @@ def verify_opened(
     around: tuple[str, ...] = ()
     about_the_bundle = len(inspector.findings)
     if beside is not None and bundle.store.path != beside:
-        around = look_beside(
-            beside,
-            bundle.documents,
-            bundle.index,
-            bundle.manifest,
-            bundle.root,
-            jobs=jobs,
-            report=inspector.report,
-        )
+        around = look_beside(bundle.surroundings(beside), jobs=jobs, report=inspector.report)
     return VerifyReport(
         path=bundle.store.path,
         root=bundle.root,
@@ -300,7 +347,7 @@ def open_index(path: Path, root: str | None) -> tuple[LayoutStore, bytes, str]:
         IntegrityError: the root is another, or blobs lie behind a link.
     """
     layout = find_layout(path)
-    expected = _parse_root(root) if root is not None else None
+    expected = parse_root(root) if root is not None else None
     for folder in (layout / "blobs", layout / "blobs" / "sha256"):
         try:
             found = folder.lstat()
@@ -319,16 +366,6 @@ def open_index(path: Path, root: str | None) -> tuple[LayoutStore, bytes, str]:
             expected=expected,
         )
     return store, data, observed
-
-
-def _parse_root(text: str) -> str:
-    try:
-        return parse_digest(text.strip().lower())
-    except IntegrityError as error:
-        raise UsageError(
-            f"`{text}` is not a root digest, expected `sha256:` and 64 hex digits",
-            hint="`airferry build` prints it last, and `airgap-manifest.yaml` next to the bundle contains it",
-        ) from error
 
 
 def _check_names(index: Index, inspector: Inspector) -> None:

@@ -56,7 +56,11 @@ def verify(
             reporter.say("[yellow]note:[/] {} more notes about the folder; `--json` lists all", more)
         amount = f"{report.blobs} blobs, {size_text(report.size_bytes)}"
         if not report.is_bundle:
-            reporter.say("an image layout of another tool, checked by its own index; [yellow]not checked:[/]")
+            reporter.say(
+                "[yellow]This is not a bundle of airferry.[/] If it was sent to you as one, it was stripped or "
+                "replaced: do not use it."
+            )
+            reporter.say("checked as an image layout of another tool, by its own index; [yellow]not checked:[/]")
             for line in report.not_checked:
                 reporter.say("  {}", line)
         reporter.say("{}; {}; {}", report.images_text, counted(report.artifacts, "artifact"), amount)

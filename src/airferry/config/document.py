@@ -19,12 +19,12 @@ import yaml
 
 from airferry.errors import ConfigurationError, HostError
 from airferry.host import files
-from airferry.host.yaml import TooDeepError, bounded_events
+from airferry.host.yaml import PlainLoader, StepLoader, YamlLimitError, bounded_events, expect_few_directives
 
 MAX_CONFIG_BYTES = 4 * 1024 * 1024
 # below it, indentation alone nests, which a file of the size that is read cannot do deeply enough
 FEW_OPENERS = 1_000
-MAX_NODES = 200_000
+MAX_CONFIG_VALUES = 200_000
 MAX_CONFIG_DEPTH = 60
 
 KeyPath = tuple[str | int, ...]
@@ -63,8 +63,11 @@ def format_key(key: KeyPath) -> str:
     return text
 
 
-def read_yaml(path: Path) -> YamlDocument:
+def read_yaml(path: Path, *, as_steps_do: bool = False) -> YamlDocument:
     """Read a YAML file of one document. An empty one has the value None.
+
+    With `as_steps_do`, plain scalars are what the steps themselves read: `12:00:00` is 43200 and `1e-5` a number. In
+    files that only airferry reads, both are texts.
 
     Raises:
         ConfigurationError: it cannot be read, is too large, is not YAML, or says one key twice.
@@ -80,7 +83,7 @@ def read_yaml(path: Path) -> YamlDocument:
         data = files.read_bounded(path, limit_bytes=MAX_CONFIG_BYTES)
     except HostError as error:
         raise ConfigurationError(error.message, hint=error.hint, path=str(path)) from error
-    return parse_document(data, path)
+    return parse_document(data, path, as_steps_do=as_steps_do)
 
 
 def _is_large(path: Path) -> bool:
@@ -91,24 +94,31 @@ def _is_large(path: Path) -> bool:
         return False
 
 
-def parse_document(data: bytes, path: Path) -> YamlDocument:
-    """Parse the YAML of a file that was read already.
+def parse_document(data: bytes, path: Path, *, as_steps_do: bool = False) -> YamlDocument:
+    """Parse the YAML of a file that was read already; `as_steps_do` as for `read_yaml`.
 
     Raises:
-        ConfigurationError: it is not YAML, or says one key twice.
+        ConfigurationError: it is not YAML, says one key twice, or exceeds a limit.
     """
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ConfigurationError(f"{path}:{line}: not UTF-8 text", path=str(path), line=line) from error
-    loader = yaml.CSafeLoader(text)
+    loader = (StepLoader if as_steps_do else PlainLoader)(text)
     try:
-        _expect_shallow(text, path)
+        _expect_bounded(text)
         node = loader.get_single_node()
         builder = _Builder(path, loader)
         value = None if node is None else builder.build(node, ())
         return YamlDocument(path, value, builder.lines)
+    except YamlLimitError as error:
+        raise ConfigurationError(
+            f"{path}:{error.line}: exceeds a limit of YAML: {error}",
+            hint=error.hint,
+            path=str(path),
+            line=error.line,
+        ) from error
     except yaml.YAMLError as error:
         raise _yaml_error(path, error) from error
     except RecursionError as error:
@@ -148,20 +158,17 @@ def _node_at(node: Any, key: KeyPath) -> Any:
     return node
 
 
-def _expect_shallow(text: str, path: Path) -> None:
-    """Refuse deep nesting before it is composed: PyYAML's C loader recurses without a bound, and overflows the stack.
+def _expect_bounded(text: str) -> None:
+    """Refuse deep nesting and too many values before anything is composed.
 
-    Text that cannot be deep, for it opens few lists and mappings on lines that hold others, is not looked at.
+    PyYAML's C loader recurses without a bound, and overflows the stack; a node takes a hundred times its text. Text
+    that can be neither deep nor rich, for it has few of the marks that part values, is not looked at.
     """
-    if sum(map(text.count, "[{-?")) <= FEW_OPENERS:
+    if sum(map(text.count, "[{-?")) <= FEW_OPENERS and sum(map(text.count, "[{-?,:")) <= MAX_CONFIG_VALUES // 2:
+        expect_few_directives(text)
         return
-    try:
-        for _ in bounded_events(text, max_depth=MAX_CONFIG_DEPTH):
-            pass
-    except TooDeepError as error:
-        raise ConfigurationError(
-            f"{path}:{error.line}: nested deeper than {MAX_CONFIG_DEPTH} levels", path=str(path), line=error.line
-        ) from error
+    for _ in bounded_events(text, max_depth=MAX_CONFIG_DEPTH, max_values=MAX_CONFIG_VALUES):
+        pass
 
 
 def _yaml_error(path: Path, error: yaml.YAMLError) -> ConfigurationError:
@@ -179,17 +186,20 @@ def _yaml_error(path: Path, error: yaml.YAMLError) -> ConfigurationError:
 class _Builder:
     """Makes plain values of nodes and remembers their lines."""
 
-    def __init__(self, path: Path, loader: yaml.CSafeLoader) -> None:
+    def __init__(self, path: Path, loader: PlainLoader) -> None:
         self.path = path
         self.loader = loader
         self.lines: dict[KeyPath, int] = {}
         self._nodes = 0
+        self._merged = 0
         self._pairs: dict[int, _Pairs] = {}
 
     def build(self, node: yaml.Node, key: KeyPath) -> Any:
         self._nodes += 1
-        if self._nodes > MAX_NODES or len(key) > MAX_CONFIG_DEPTH:
-            raise self._error(node, f"more than {MAX_NODES} values or {MAX_CONFIG_DEPTH} levels, aliases expanded")
+        if self._nodes > MAX_CONFIG_VALUES or len(key) > MAX_CONFIG_DEPTH:
+            raise self._error(
+                node, f"more than {MAX_CONFIG_VALUES} values or {MAX_CONFIG_DEPTH} levels, aliases expanded"
+            )
         self.lines.setdefault(key, node.start_mark.line + 1)
         if isinstance(node, yaml.SequenceNode):
             return [self.build(item, (*key, index)) for index, item in enumerate(node.value)]
@@ -221,7 +231,11 @@ class _Builder:
                 for source in reversed(sources):
                     if not isinstance(source, yaml.MappingNode):
                         raise self._error(key_node, "`<<` takes a mapping or a list of mappings")
-                    merged.update(self._mapping(source, depth + 1))
+                    brought = self._mapping(source, depth + 1)
+                    self._merged += 1 + len(brought)
+                    if self._merged > MAX_CONFIG_VALUES:
+                        raise self._error(key_node, f"merge keys bring in more than {MAX_CONFIG_VALUES} keys")
+                    merged.update(brought)
                 continue
             if not isinstance(key_node, yaml.ScalarNode):
                 raise self._error(key_node, "a key must be plain text")

@@ -16,14 +16,14 @@ _PLAIN = re.compile(r"[A-Za-z_.][\w./-]*\.ya?ml", re.ASCII)
 
 
 def replace_texts(data: bytes, changes: Mapping[KeyPath, str], path: Path) -> bytes:
-    """Return the YAML of a file with other texts at some keys.
+    """Return the YAML of a step's config with other texts at some keys.
 
     Where a text has no place in the file, as with aliases, the values are written out, without comments.
 
     Raises:
         ConfigurationError: the file is not valid YAML.
     """
-    wanted = copy.deepcopy(parse_document(data, path).value)
+    wanted = copy.deepcopy(parse_document(data, path, as_steps_do=True).value)
     for key, text in changes.items():
         below = wanted
         for part in key[:-1]:
@@ -31,7 +31,7 @@ def replace_texts(data: bytes, changes: Mapping[KeyPath, str], path: Path) -> by
         below[key[-1]] = text
     edited = _spliced(data.decode("utf-8"), changes).encode()
     try:
-        done = parse_document(edited, path).value == wanted
+        done = parse_document(edited, path, as_steps_do=True).value == wanted
     except ConfigurationError:
         done = False
     return edited if done else render_yaml(wanted, unicode=True).encode()

@@ -291,6 +291,7 @@ class Engine:
             try:
                 self.storage.invoke(argv, network=source.network, timeout_s=timeout_s, streams=streams)
             except process.ProcessFailed as failure:
+                self.storage.forget_isolation()
                 raise build_error(failure, what=what) from failure
             return identity.read_text().strip().removeprefix("sha256:")
 
@@ -352,10 +353,14 @@ class Engine:
                     ["from", "--pull=never", "--platform", str(platform), *names, "--name", name, image], doing="start"
                 )
                 arguments = ["run", *self.storage.isolation.arguments, *common, name, "--", *argv]
-            return self.storage.invoke(
+            done = self.storage.invoke(
                 arguments, network=network, watch=options.watch, timeout_s=timeout_s, streams=streams, check=check
             )
+            if done.returncode != 0:
+                self.storage.forget_isolation()
+            return done
         except process.ProcessFailed as failure:
+            self.storage.forget_isolation()
             raise engine_error(failure, doing=f"run `{argv[0]}` in `{image}` for `{platform}`") from failure
         finally:
             self._remove_container(name)

@@ -7,6 +7,7 @@ Touches nothing outside the state folder and the user's runtime folder.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -24,6 +25,7 @@ from airferry.engine.program import Program, engine_error
 from airferry.errors import HostError
 from airferry.events import Emit, Warned
 from airferry.host import clock, files, process
+from airferry.host.canonical import canonical_json
 from airferry.host.parsing import parse_json
 
 QUICK_S = 180.0
@@ -203,13 +205,46 @@ class Storage:
     def isolation(self) -> Isolation:
         """The first isolation that really starts a container here; `BUILDAH_ISOLATION` is the only one if it is set.
 
+        What an earlier run found is believed until the host starts again, another engine or another choice is asked
+        for, or a container fails.
+
         Raises:
             HostError: none does.
         """
         with self._choosing:
             if self._isolation is None:
-                self._isolation = self._choose_isolation()
+                conditions = self._isolation_conditions()
+                self._isolation = self._read_isolation(conditions)
+                if self._isolation is None:
+                    self._isolation = self._choose_isolation()
+                    self._note_isolation(self._isolation, conditions)
             return self._isolation
+
+    def forget_isolation(self) -> None:
+        """Let the next run try isolations again. Idempotent."""
+        self._isolation_note.unlink(missing_ok=True)
+
+    @property
+    def _isolation_note(self) -> Path:
+        return self.state / "isolation.json"
+
+    def _isolation_conditions(self) -> list[str]:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        chosen = [os.environ.get(name, "") for name in ("BUILDAH_ISOLATION", "BUILDAH_RUNTIME")]
+        return [boot, str(self.program.path), self.program.version_text, *chosen]
+
+    def _note_isolation(self, isolation: Isolation, conditions: list[str]) -> None:
+        note = {"conditions": conditions, "kind": isolation.kind, "runtime": isolation.runtime}
+        # it saves half a second, and one that is cut off is not believed: it is neither synced nor renamed
+        with suppress(OSError):
+            self._isolation_note.write_bytes(canonical_json(note))
+
+    def _read_isolation(self, conditions: list[str]) -> Isolation | None:
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            note = json.loads(self._isolation_note.read_bytes())
+            if note["conditions"] == conditions:
+                return Isolation(note["kind"], note["runtime"])
+        return None
 
     def _choose_isolation(self) -> Isolation:
         static = static_program()
@@ -293,6 +328,7 @@ class Storage:
 
     def remove_all(self) -> None:
         """Remove the whole storage, images included."""
+        self.forget_isolation()
         for path in (self.root, self.run_root, self.temporary):
             self.remove_tree(path)
 

@@ -189,6 +189,7 @@ def expect_receipt_place(path: Path) -> None:
 
 def _open_verified(path: Path, *, root: str | None, emit: Emit) -> tuple[Bundle, VerifyReport]:
     bundle = open_bundle(path, root=root)
+    bundle.warn_beside(path, emit)
     return bundle, verify_opened(bundle, emit=emit)
 
 

@@ -12,7 +12,7 @@ from airferry.oci.layout import INDEX_FILE
 from airferry.oci.validate import validate_layout
 
 NOT_CHECKED = (
-    "whether anything is missing: no manifest of airferry says what the layout should hold",
+    "whether it was a bundle once, or anything is missing: no manifest of airferry says what the layout should hold",
     "what the images contain, and from where it came",
 )
 ORIGIN = "who made it: compare the digest with one from a separate channel (`--root`)"

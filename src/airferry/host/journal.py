@@ -19,6 +19,7 @@ from airferry.host.yaml import load_yaml, render_yaml
 JOURNAL_SCHEMA_VERSION = 1
 JOURNAL_MARK = "airferry"
 MAX_JOURNAL_BYTES = 64 * 1024 * 1024
+MAX_JOURNAL_VALUES = 4_000_000
 
 
 class Journal:
@@ -57,7 +58,9 @@ class Journal:
         data = files.read_bounded(path, limit_bytes=MAX_JOURNAL_BYTES)
         try:
             # a journal from before may hold an alias where a result held the same list twice
-            document = load_yaml(data, f"`{path}`", limit_bytes=MAX_JOURNAL_BYTES, aliases=True)
+            document = load_yaml(
+                data, f"`{path}`", limit_bytes=MAX_JOURNAL_BYTES, limit_values=MAX_JOURNAL_VALUES, aliases=True
+            )
         except IntegrityError:
             return {}
         return document if isinstance(document, dict) else {}

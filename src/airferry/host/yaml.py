@@ -1,12 +1,14 @@
-"""YAML that programs write: bounded when read, deterministic when written. Knows none of its contents.
+"""YAML: bounded when read, deterministic when written. The one owner of its parser; knows no contents.
 
-The only writer, and the reader of documents of ours. `config/document.py` reads what people wrote.
+The only writer, and the reader of documents of ours. `config/document.py` reads what people wrote, with the loader,
+the bounds and the rules for plain scalars that are here.
 """
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import yaml
@@ -17,21 +19,100 @@ from airferry.wording import obeyed, printable
 
 MAX_DOCUMENT_BYTES = 16 * 1024 * 1024
 MAX_DOCUMENT_DEPTH = 40
+# keys count as well; a bundle of 500 images that each add 100 distributions stays below it
+MAX_DOCUMENT_VALUES = 500_000
 MAX_ALIASED_VALUES = 200_000
+# far more than any number has: PyYAML reads `1:1:1:…`, its base 60, in quadratic time, as Python does long decimals
+MAX_NUMBER_CHARACTERS = 100
+# libyaml compares each `%TAG` with all before it: 60,000 of them, 1 MB, took half a minute
+MAX_DIRECTIVES = 100
 MAX_SHOWN_PROBLEMS = 5
 MAX_PROBLEM_CHARACTERS = 300
 _NO_KEY = object()
+_INT_TAG, _FLOAT_TAG = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+_DIRECTIVE = re.compile(r"^%", re.MULTILINE)
 
 M = TypeVar("M", bound=BaseModel)
 
 
-class TooDeepError(Exception):
-    """YAML nests deeper than is read; `line` is the line, from 1, where it does."""
+class YamlLimitError(Exception):
+    """YAML exceeds a limit, which the message names, on a `line`, from 1; `hint` says what a person can do."""
 
-    def __init__(self, line: int) -> None:
-        """Keep the line."""
-        super().__init__(line)
+    def __init__(self, reason: str, line: int, *, hint: str = "keep data in separate files") -> None:
+        """Keep line and hint."""
+        super().__init__(reason)
         self.line = line
+        self.hint = hint
+
+
+# --- plain scalars ---------------------------------------------------------------------------------------------------
+
+_INT = r"[-+]?0b[0-1_]+|[-+]?0[0-7_]+|[-+]?(?:0|[1-9][0-9_]*)|[-+]?0x[0-9a-fA-F_]+"
+_INT_BASE_60 = r"[-+]?[1-9][0-9_]*(?::[0-5]?[0-9])+"
+_NOT_FINITE = r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
+# PyYAML's own, without base 60: what our writer leaves unquoted are the texts that are none of these
+_FLOAT = rf"[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+][0-9]+)?|\.[0-9][0-9_]*(?:[eE][-+][0-9]+)?|{_NOT_FINITE}"
+# OmegaConf's, by which steps read their configs (seen with 2.4): `1e-5` is a number there, and a text for PyYAML
+_STEP_FLOAT = (
+    r"[-+]?[0-9]+(?:_[0-9]+)*\.[0-9_]*(?:[eE][-+]?[0-9]+)?"
+    r"|[-+]?[0-9]+(?:_[0-9]+)*[eE][-+]?[0-9]+"
+    r"|\.[0-9]+(?:_[0-9]+)*(?:[eE][-+][0-9]+)?"
+    rf"|[-+]?[0-9]+(?:_[0-9]+)*(?::[0-5]?[0-9])+\.[0-9_]*|{_NOT_FINITE}"
+)
+_NUMBER_TAGS = (_INT_TAG, _FLOAT_TAG, "tag:yaml.org,2002:timestamp")
+_OTHER_RULES = {
+    first: [(tag, rule) for tag, rule in rules if tag not in _NUMBER_TAGS]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _rules(integer: str, floating: str) -> dict[str, list[tuple[str, re.Pattern[str]]]]:
+    """Return PyYAML's table of implicit types by first character, with these numbers, and without dates."""
+    table = {first: list(rules) for first, rules in _OTHER_RULES.items()}
+    for tag, pattern, begins in ((_FLOAT_TAG, floating, "-+0123456789."), (_INT_TAG, integer, "-+0123456789")):
+        for first in begins:
+            table.setdefault(first, []).append((tag, re.compile(rf"(?:{pattern})\Z")))
+    return table
+
+
+class PlainLoader(yaml.CSafeLoader):
+    """Composes and constructs documents of ours: `12:00` and `2026-01-01` are texts, as in YAML 1.2."""
+
+    yaml_implicit_resolvers = _rules(_INT, _FLOAT)
+    # texts, numbers, truth values and null: neither dates nor bytes, which no reader here expects
+    yaml_constructors = {  # noqa: RUF012
+        tag: construct
+        for tag, construct in yaml.CSafeLoader.yaml_constructors.items()
+        if tag is None or tag.rpartition(":")[2] not in ("timestamp", "binary", "omap", "pairs", "set")
+    }
+
+    def number_of(self, node: yaml.ScalarNode) -> Any:
+        """Return the number that a scalar writes.
+
+        Raises:
+            YamlLimitError: it is longer than numbers are.
+            ValueError: it is none, say `0b_`.
+        """
+        if len(node.value) > MAX_NUMBER_CHARACTERS:
+            line = node.start_mark.line + 1 if node.start_mark else 1
+            raise YamlLimitError(
+                f"a number of more than {MAX_NUMBER_CHARACTERS} characters", line, hint="quote it if it is a text"
+            )
+        construct: Callable[[Any, yaml.ScalarNode], Any] = yaml.CSafeLoader.yaml_constructors[node.tag]
+        return construct(self, node)
+
+
+for _tag in (_INT_TAG, _FLOAT_TAG):
+    PlainLoader.add_constructor(_tag, PlainLoader.number_of)
+
+
+class StepLoader(PlainLoader):
+    """Reads plain scalars as the steps themselves do, by OmegaConf: `12:00:00` is 43200 there, and `1e-5` a number."""
+
+    yaml_implicit_resolvers = _rules(f"{_INT}|{_INT_BASE_60}", _STEP_FLOAT)
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
 
 
 # libyaml's emitter, not PyYAML's own: that one writes U+0085 and its kind into quoted texts as they are, and folds the
@@ -41,6 +122,10 @@ class _PlainDumper(yaml.CSafeDumper):
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
+
+
+# what OmegaConf takes for a number is quoted too: files written here are read by steps
+_PlainDumper.add_implicit_resolver(_FLOAT_TAG, re.compile(rf"(?:{_STEP_FLOAT})\Z"), list("-+0123456789."))
 
 
 def render_yaml(value: Any, *, sort_keys: bool = False, width: int = 120, unicode: bool = False) -> str:
@@ -94,16 +179,22 @@ def from_yaml(model: type[M], data: bytes, *, schema_version: int, what: str) ->
 
 def _expect_harmless(value: Any, what: str) -> None:
     """Check all text of a document, that of free values too; line feeds and tabs may stand there."""
-    waiting: list[tuple[tuple[int | str, ...], Any]] = [((), value)]
-    while waiting:
-        place, item = waiting.pop()
-        if isinstance(item, dict):
-            waiting += [(place, key) for key in item]
-            waiting += [((*place, key), inner) for key, inner in item.items()]
-        elif isinstance(item, list):
-            waiting += [((*place, number), inner) for number, inner in enumerate(item)]
-        elif isinstance(item, str) and (found := obeyed(item, lines=True)):
-            raise IntegrityError(f"{what} is not valid: {_place(place)}: text with the control character {found}")
+    path: list[Any] = []
+    # an iterator a level: a list of what is left to look at would be as large as the document
+    levels: list[Iterator[tuple[Any, Any]]] = [iter([("", value)])]
+    while levels:
+        key, item = next(levels[-1], (None, _NO_KEY))
+        if item is _NO_KEY:
+            levels.pop()
+            del path[-1:]
+            continue
+        for text in (key, item):
+            if isinstance(text, str) and (found := obeyed(text, lines=True)):
+                where = _place((*path[1:], key))
+                raise IntegrityError(f"{what} is not valid: {where}: text with the control character {found}")
+        if isinstance(item, dict | list):
+            path.append(key)
+            levels.append(iter(item.items() if isinstance(item, dict) else enumerate(item)))
 
 
 def _place(keys: tuple[int | str, ...]) -> str:
@@ -115,7 +206,14 @@ def _reason(text: str) -> str:
     return printable(text.removeprefix("Value error, "), most=MAX_PROBLEM_CHARACTERS)
 
 
-def load_yaml(data: bytes, what: str, *, limit_bytes: int = MAX_DOCUMENT_BYTES, aliases: bool = False) -> object:
+def load_yaml(
+    data: bytes,
+    what: str,
+    *,
+    limit_bytes: int = MAX_DOCUMENT_BYTES,
+    limit_values: int = MAX_DOCUMENT_VALUES,
+    aliases: bool = False,
+) -> object:
     """Return what the one document in YAML bytes holds: lists, mappings with plain keys, and scalars.
 
     It is built from the events of the parser: a tree of nodes would be several times as large. Tags, deep nesting and
@@ -127,39 +225,64 @@ def load_yaml(data: bytes, what: str, *, limit_bytes: int = MAX_DOCUMENT_BYTES, 
     if len(data) > limit_bytes:
         raise IntegrityError(f"{what} has {len(data)} bytes, more than the limit of {limit_bytes}")
     try:
-        return _build(data, what, aliases=aliases)
-    except TooDeepError as error:
-        raise IntegrityError(f"{what} nests deeper than {MAX_DOCUMENT_DEPTH} levels") from error
+        text = data.decode("utf-8")
+        return _build(text, what, limit_values=limit_values, aliases=aliases)
+    except YamlLimitError as error:
+        raise IntegrityError(f"{what}, line {error.line}, exceeds a limit of YAML: {error}") from error
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         raise IntegrityError(f"{what} is not valid YAML") from error
 
 
-def bounded_events(text: str | bytes, *, max_depth: int) -> Iterator[yaml.Event]:
+def bounded_events(text: str, *, max_depth: int, max_values: int) -> Iterator[yaml.Event]:
     """Yield the parser's events of YAML.
 
     The parser itself keeps its levels in a list. What composes nodes in C recurses once a level and overflows the
-    stack, so look at the events of foreign text before you compose it.
+    stack, and a node takes many times the memory of its text, so look at the events of foreign text before you
+    compose it.
 
     Raises:
-        TooDeepError: lists and mappings nest deeper than `max_depth`.
+        YamlLimitError: lists and mappings nest deeper than `max_depth`, there are more than `max_values` keys and
+            values, or more than MAX_DIRECTIVES directives.
         yaml.YAMLError: it is not YAML.
     """
-    depth = 0
+    expect_few_directives(text)
+    depth = values = 0
     for event in yaml.parse(text, Loader=yaml.CSafeLoader):
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-            if depth > max_depth:
-                raise TooDeepError(event.start_mark.line + 1 if event.start_mark else 1)
-        elif isinstance(event, yaml.CollectionEndEvent):
+        if isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
+        elif isinstance(event, yaml.NodeEvent | yaml.DocumentStartEvent):
+            values += 1
+            if isinstance(event, yaml.CollectionStartEvent):
+                depth += 1
+                if depth > max_depth:
+                    raise YamlLimitError(f"nested deeper than {max_depth} levels", _line(event))
+            if values > max_values:
+                raise YamlLimitError(f"more than {max_values} keys and values", _line(event))
         yield event
 
 
-def _build(data: bytes, what: str, *, aliases: bool) -> object:
-    resolver = yaml.SafeLoader("")
+def expect_few_directives(text: str) -> None:
+    """Check that no more than MAX_DIRECTIVES lines begin as directives do.
+
+    Raises:
+        YamlLimitError: there are more.
+    """
+    for number, found in enumerate(_DIRECTIVE.finditer(text)):
+        if number >= MAX_DIRECTIVES:
+            raise YamlLimitError(
+                f"more than {MAX_DIRECTIVES} lines that begin with `%`", text.count("\n", 0, found.start()) + 1
+            )
+
+
+def _line(event: yaml.Event) -> int:
+    return event.start_mark.line + 1 if event.start_mark else 1
+
+
+def _build(text: str, what: str, *, limit_values: int, aliases: bool) -> object:
+    loader = PlainLoader("")
     anchors = _Anchors(what, allowed=aliases)
     holders = [_Holder([])]
-    for event in bounded_events(data, max_depth=MAX_DOCUMENT_DEPTH):
+    for event in bounded_events(text, max_depth=MAX_DOCUMENT_DEPTH, max_values=limit_values):
         if isinstance(event, yaml.AliasEvent):
             holders[-1].add(anchors.value(event.anchor), what)
         elif isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent):
@@ -167,7 +290,7 @@ def _build(data: bytes, what: str, *, aliases: bool) -> object:
                 raise IntegrityError(f"{what} has a YAML tag, which airferry never writes")
             anchors.count += 1
             if isinstance(event, yaml.ScalarEvent):
-                value = _scalar(resolver, event)
+                value = _scalar(loader, event)
                 holders[-1].add(value, what)
                 if event.anchor:
                     anchors.keep(event.anchor, value, anchors.count - 1)
@@ -235,15 +358,17 @@ class _Holder:
             self._key = _NO_KEY
         elif isinstance(value, dict | list):
             raise IntegrityError(f"{what} has a mapping or a list as a key")
+        elif value in self.values:
+            raise IntegrityError(f"{what} has the key `{str(value)[:MAX_NUMBER_CHARACTERS]}` twice in one mapping")
         else:
             self._key = sys.intern(value) if isinstance(value, str) else value
 
 
-def _scalar(resolver: yaml.SafeLoader, event: yaml.ScalarEvent) -> Any:
-    tag = resolver.resolve(yaml.ScalarNode, event.value, event.implicit)  # type: ignore[no-untyped-call]
+def _scalar(loader: PlainLoader, event: yaml.ScalarEvent) -> Any:
+    tag = loader.resolve(yaml.ScalarNode, event.value, event.implicit)  # type: ignore[no-untyped-call]
     if tag == "tag:yaml.org,2002:str":
         return event.value
-    construct = resolver.yaml_constructors.get(tag)
+    construct = loader.yaml_constructors.get(tag)
     if construct is None:
         return event.value
-    return construct(resolver, yaml.ScalarNode(tag, event.value))
+    return construct(loader, yaml.ScalarNode(tag, event.value, event.start_mark))  # type: ignore[arg-type]

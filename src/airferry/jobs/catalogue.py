@@ -45,6 +45,8 @@ class CatalogueSource:
             IntegrityError: it is not a receipt, or one of another bundle than `root` or `bundle` names.
         """
         opened = open_bundle(self.bundle, root=self.root) if self.bundle is not None else None
+        if opened is not None and self.bundle is not None:
+            opened.warn_beside(self.bundle, emit)
         root = opened.root if opened else self.root
         held = read_receipt(receipt, root=root) if receipt is not None else None
         return Whereabouts(self.source, self.steps, opened, held, options, emit)
@@ -160,6 +162,7 @@ def extract_catalogue(
         places = Whereabouts(receipt=read_receipt(source), options=options, emit=emit)
     else:
         bundle = open_bundle(source, root=root)
+        bundle.warn_beside(source, emit)
         expect_outside(destination, bundle.store.path)
         places = Whereabouts(bundle=bundle, options=options, emit=emit)
     with _opened(places, elsewhere="give the bundle instead of the receipt") as (opened, descriptor):

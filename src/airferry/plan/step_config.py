@@ -131,7 +131,7 @@ class StepConfigReader:
     def _document(self, path: Path) -> YamlDocument:
         document = self._documents.get(path)
         if document is None:
-            document = read_yaml(path)
+            document = read_yaml(path, as_steps_do=True)
             if document.value is not None and not isinstance(document.value, dict):
                 raise document.error((), "expected a mapping of keys at the top level")
             self._documents[path] = document

@@ -17,7 +17,7 @@ from typing import Any
 from airferry.bundle.artifacts import TITLE
 from airferry.bundle.manifest import Addition, BundleManifest, GroupEntry, ImageEntry, OverlayEntry
 from airferry.bundle.verify import Bundle, VerifyReport
-from airferry.oci.digest import digest_hex
+from airferry.far.report.by_hand import commands_by_hand
 from airferry.wording import counted, printable, size_text
 
 MAX_CELL_CHARACTERS = 600
@@ -166,19 +166,21 @@ def _versions(manifest: BundleManifest) -> str:
 
 
 def _by_hand(bundle: Bundle) -> Section:
+    archives = [
+        [_code(saved.tar), _code(saved.reference), _code(saved.sha256)]
+        for saved in bundle.manifest.saved_images
+        if saved.tar is not None
+    ]
+    caption = "Archives next to the bundle"
     blocks: list[Block] = [
-        Paragraph("Without any tool of ours, in the folder that holds the bundle. First, the root:"),
-        Paragraph(f"echo '{digest_hex(bundle.root)}  bundle/index.json' | sha256sum --check", code=True),
-        Paragraph("Then the blobs, each of which is named by its own SHA-256:"),
         Paragraph(
-            '(cd bundle/blobs/sha256 && for file in *; do echo "$file  $file"; done | sha256sum --check --quiet)',
-            code=True,
+            "Without any tool of ours, in the folder that holds `bundle`. The commands go from the root to index.json, "
+            "to what that names, and to the files next to the bundle; they list what is missing, changed or added."
         ),
-        Paragraph(
-            "index.json names images and artifacts by digest, these name their parts by digest: what both commands "
-            "accept is what this report describes. With airferry, the same and more:"
-        ),
-        Paragraph(f"airferry verify bundle --root {bundle.root}", code=True),
+        Paragraph(commands_by_hand(bundle.root, "."), code=True),
+        Paragraph("With airferry, the same and more:"),
+        Paragraph(f"airferry verify . --root {bundle.root}", code=True),
+        *(_table(caption, ("File", "Image", "SHA-256"), archives) if archives else ()),
     ]
     return Section("by-hand", "How to verify it by hand", tuple(blocks))
 
@@ -436,7 +438,10 @@ def _checks(verified: VerifyReport) -> Section:
         f"All {verified.blobs} blobs ({size_text(verified.size_bytes)}) were read and compared with their digests; "
         "every image was walked for each of its platforms; layout and manifest were compared both ways. "
     )
-    text += "Nothing is wrong." if verified.ok else "Found was what follows. Do not load this bundle."
+    if verified.only_beside:
+        text += "The bundle is complete. What follows is wrong with files next to it: use none of them."
+    else:
+        text += "Nothing is wrong." if verified.ok else "Found was what follows. Do not load this bundle."
     blocks: list[Block] = [Paragraph(text)]
     if verified.findings:
         findings = enumerate(verified.findings, start=1)

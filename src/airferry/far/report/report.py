@@ -41,7 +41,7 @@ def report(
         IntegrityError: the root is another, or there is no telling what the bundle should hold.
     """
     opened = open_bundle(bundle, root=root)
-    verified = verify_opened(opened, emit=emit)
+    verified = verify_opened(opened, beside=bundle, emit=emit)
     made = make_report(opened, verified)
     page, plain = render_html(made), render_text(made)
     written = []

@@ -30,7 +30,9 @@ def _block(block: Block) -> list[str]:
 
 
 def _paragraph(block: Paragraph) -> list[str]:
-    return [f"    {block.text}"] if block.code else textwrap.wrap(block.text, LINE_WIDTH)
+    if block.code:
+        return [f"    {line}" for line in block.text.splitlines()]
+    return textwrap.wrap(block.text, LINE_WIDTH)
 
 
 def _table(table: Table) -> list[str]:

@@ -87,6 +87,7 @@ def serve(
     options = options or ServeOptions()
     tls = options.tls()
     opened = open_bundle(bundle, root=root)
+    opened.warn_beside(bundle, emit)
     passwords = Passwords.read(options.htpasswd) if options.htpasswd else None
     blobs = CheckedBlobs(opened.store, emit=emit)
     if options.verify_first:

@@ -208,6 +208,8 @@ class WheelStore:
                 raise BuildError(f"{reason}, and no source", hint=_OTHER_VERSION, platforms=platforms)
             identity = driver.tree_digest(source)
             if not platforms:
+                if compiler is not None and (known := self._compiled(pin, identity, compiler)):
+                    return known
                 untouched = out / "untouched"
                 shutil.copytree(source, untouched, symlinks=True)
                 made = self._build_here(source, scratch=out, into=scratch)
@@ -283,11 +285,8 @@ class WheelStore:
         compiler: Compiler,
     ) -> Wheel:
         """Return the wheel that a source compiles to; what was compiled before on the same base is taken again."""
-        records = Records(self.cache / "compiled")
-        key = compiler.key(pin.requirement, identity, _compile_env(pin))
-        known = records.recall(key) or {}
-        if wheel := self.find(str(known.get("file")), str(known.get("sha256"))):
-            return replace(wheel, origin="source")
+        if known := self._compiled(pin, identity, compiler):
+            return known
         made = compiler.compile(
             pin.requirement,
             source,
@@ -299,8 +298,16 @@ class WheelStore:
             environment=_compile_env(pin),
         )
         wheel = self._keep(self._take(made, into=scratch / "normal", origin="source"))
-        records.remember(key, {"file": wheel.filename, "sha256": wheel.sha256})
+        key = compiler.key(pin.requirement, identity, _compile_env(pin))
+        Records(self.cache / "compiled").remember(key, {"file": wheel.filename, "sha256": wheel.sha256})
         return wheel
+
+    def _compiled(self, pin: Pin, identity: str, compiler: Compiler) -> Wheel | None:
+        """Return what a source was compiled to before, on the same base."""
+        key = compiler.key(pin.requirement, identity, _compile_env(pin))
+        known = Records(self.cache / "compiled").recall(key) or {}
+        wheel = self.find(str(known.get("file")), str(known.get("sha256")))
+        return replace(wheel, origin="source") if wheel else None
 
     def _builder(self) -> SourceBuilder:
         return SourceBuilder(self.pip, _own_pip(), self.emit)
