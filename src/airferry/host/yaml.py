@@ -197,7 +197,7 @@ def _expect_harmless(value: Any, what: str) -> None:
             levels.append(iter(item.items() if isinstance(item, dict) else enumerate(item)))
 
 
-def _place(keys: tuple[int | str, ...]) -> str:
+def _place(keys: Sequence[object]) -> str:
     # keys are text of others too, up to the size of the document
     return printable(".".join(str(key) for key in keys) or "document", most=MAX_PROBLEM_CHARACTERS)
 
