@@ -81,8 +81,14 @@ def out(sealed: Path, tmp_path: Path) -> Path:
 
 def by_hand(out: Path, root: str, *, shell: list[str] | None = None) -> tuple[int, str]:
     """Type what the page says next to the output folder, and return its exit status and all that it showed."""
-    argv = [*(shell or ["sh"]), "-euc", check_folder(root)]
-    done = process.run(argv, timeout_s=TIMEOUT_S, cwd=out.parent, check=False)
+    programs = out.parent / "programs"
+    programs.mkdir(exist_ok=True)
+    for name in ("sha256sum", "sed"):
+        if not (programs / name).exists():
+            (programs / name).symlink_to(shutil.which(name) or name)
+    argv = [shutil.which((shell or ["sh"])[0]) or "sh", *(shell or [])[1:], "-euc", check_folder(root)]
+    only_these = {"PATH": str(programs), "POSIXLY_CORRECT": "1"}
+    done = process.run(argv, timeout_s=TIMEOUT_S, cwd=out.parent, environment=only_these, check=False)
     assert done.tail == ()
     return done.returncode, done.text
 

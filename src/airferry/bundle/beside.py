@@ -54,7 +54,7 @@ SIGNATURES = (".asc", ".minisig", ".p7s", ".sig", ".sigstore", ".sigstore.json")
 LEADS_OUT = "its name points outside the output folder"  # the manifest is to blame then, not the archive
 DIFFERS = "differs from the copy in the bundle, which counts"
 NOT_REGULAR = "is not a regular file; links are not followed"
-SECOND_LAYOUT = f"is another image layout, which the root does not cover; only `{BUNDLE_FOLDER}` counts"
+SECOND_LAYOUT = f"is another image layout; the root covers `{BUNDLE_FOLDER}` alone"
 MAX_NAMED_FILES = 1000
 # no build leaves so many files
 MAX_SEEN_FILES = 20_000
