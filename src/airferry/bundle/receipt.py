@@ -114,7 +114,7 @@ class Receipt(BaseModel):
     bundle_root: Digest
     root_verified: bool
     registry: Word
-    loaded_at: Word
+    loaded_at: Line
     airferry: Line
     images: tuple[ReceiptImage, ...]
     steps: dict[TargetText, ImageText] = Field(default_factory=dict)
