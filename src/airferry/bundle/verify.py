@@ -7,6 +7,7 @@ channel.
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,8 +109,9 @@ class Bundle:
         if found:
             emit(
                 Warned(
-                    f"the root does not cover all that lies in `{given}`: {some_of(found, SHOWN_FINDINGS)}",
-                    hint=f"{COPY_BESIDE}; `airferry verify {given}` lists all",
+                    f"the root does not cover all that lies in `{given}`:\n  | "
+                    + some_of(found, SHOWN_FINDINGS, separator="\n  | "),
+                    hint=f"{COPY_BESIDE}; `airferry verify {shlex.quote(str(given))}` lists all",
                 )
             )
 
