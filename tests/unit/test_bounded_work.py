@@ -171,6 +171,6 @@ def test_submodules_of_submodules_are_counted_before_they_are_many(
 
 def test_a_checkout_that_does_not_fit_is_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver, "checkout_bytes", lambda _url, _commit, *, cache: 1 << 60)
-    with pytest.raises(HostError, match=r"1048576\\.0 TiB of files, but only"):
+    with pytest.raises(HostError, match=r"1048576\.0 TiB of files, but only"):
         driver.export_overlay("/r/1", "a" * 40, cache=tmp_path, into=tmp_path / "into")
     assert not (tmp_path / "into").exists()
