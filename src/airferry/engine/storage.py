@@ -7,7 +7,6 @@ Touches nothing outside the state folder and the user's runtime folder.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -241,7 +240,7 @@ class Storage:
 
     def _read_isolation(self, conditions: list[str]) -> Isolation | None:
         with suppress(OSError, ValueError, TypeError, KeyError):
-            note = json.loads(self._isolation_note.read_bytes())
+            note = parse_json(self._isolation_note.read_bytes())
             if note["conditions"] == conditions:
                 return Isolation(note["kind"], note["runtime"])
         return None

@@ -128,6 +128,17 @@ class _PlainDumper(yaml.CSafeDumper):
 _PlainDumper.add_implicit_resolver(_FLOAT_TAG, re.compile(rf"(?:{_STEP_FLOAT})\Z"), list("-+0123456789."))
 
 
+class _LineDumper(_PlainDumper):
+    """A dumper that escapes line breaks: other styles than double quotes write them as they are."""
+
+
+def _represent_text(dumper: _LineDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if "\n" in text else None)
+
+
+_LineDumper.add_representer(str, _represent_text)
+
+
 def render_yaml(value: Any, *, sort_keys: bool = False, width: int = 120, unicode: bool = False) -> str:
     """Return plain values as YAML, the same text for the same content, without anchors and tags.
 
@@ -139,7 +150,7 @@ def render_yaml(value: Any, *, sort_keys: bool = False, width: int = 120, unicod
 
 def render_line(value: Any) -> str:
     """Return a value as YAML on one line, to be pasted after a key."""
-    text: str = yaml.dump(value, Dumper=_PlainDumper, default_flow_style=True, sort_keys=True, width=1 << 20)
+    text: str = yaml.dump(value, Dumper=_LineDumper, default_flow_style=True, sort_keys=True, width=1 << 20)
     return text.removesuffix("\n").removesuffix("\n...")
 
 
