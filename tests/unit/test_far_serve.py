@@ -334,7 +334,7 @@ def test_a_blob_that_changes_on_its_way_never_arrives_whole(
     layer = layer_of(bundle)
     store = open_bundle(bundle).store
     file = store.blob_path(layer.digest)
-    monkeypatch.setattr("airferry.far.serve.blob.CHUNK_BYTES", layer.size // 4)
+    monkeypatch.setattr("airferry.far.serve.blob.READ_CHUNK_BYTES", layer.size // 4)
     blob = CheckedBlobs(store).open(layer)
     answer = BlobAnswer(blob, range(layer.size), status=200, headers={}, emit=events.append)
     sent: list[bytes] = []

@@ -18,7 +18,7 @@ from airferry.far.serve.offer import CheckedBlob
 from airferry.far.serve.sendfile import SENDFILE, BrokenOff
 
 # read into memory for each connection where the kernel cannot send the file itself, as with TLS
-CHUNK_BYTES = 256 * 1024
+READ_CHUNK_BYTES = 256 * 1024
 # how much the kernel sends before the file is looked at again
 SLICE_BYTES = 4 * 1024 * 1024
 
@@ -58,9 +58,9 @@ class BlobAnswer(Response):
 
     async def _send_bytes(self, send: Send, *, by_kernel: bool) -> None:
         position, end = self._part.start, self._part.stop
-        while end - position > CHUNK_BYTES:
+        while end - position > READ_CHUNK_BYTES:
             self._blob.ensure_unchanged()
-            count = min(SLICE_BYTES if by_kernel else CHUNK_BYTES, end - position - CHUNK_BYTES)
+            count = min(SLICE_BYTES if by_kernel else READ_CHUNK_BYTES, end - position - READ_CHUNK_BYTES)
             if by_kernel:
                 await send({"type": SENDFILE, "stream": self._blob.stream, "offset": position, "count": count})
             else:
