@@ -33,34 +33,71 @@ START_ATTEMPTS = 3
 # bind-mount its program (containers/storage#615). The kernel refuses to seal while it moves one of the copy's pages;
 # nothing has run then, so the command is started again
 NOT_STARTED = "sealing memfd copy: Device or resource busy"
+SHARED_HINT = (
+    "let it: `sysctl user.max_pid_namespaces` must not be 0, and in a container of another engine `/proc` must not be "
+    "masked (Docker's `--security-opt systempaths=unconfined`); or have code that is not trusted see and signal your "
+    "processes: `--allow-shared-processes`"
+)
 STATIC_PROGRAMS = ("/usr/sbin/ldconfig.real", "/sbin/ldconfig.real", "/usr/sbin/ldconfig", "/sbin/ldconfig")
 
 
 @dataclass(frozen=True, slots=True)
 class Isolation:
-    """How a container is kept apart: Buildah's `chroot`, `rootless` or `oci`, the last two with a runtime."""
+    """How a container is kept apart: Buildah's `chroot`, `rootless` or `oci`, the last two with a runtime.
+
+    A runtime gives containers processes of their own. For `chroot`, which does not, airferry does, unless `shared`.
+    """
 
     kind: str
     runtime: str | None = None
+    shared: bool = False
+
+    @property
+    def apart(self) -> bool:
+        """Whether the engine itself is to be started apart, as nothing else separates its containers' processes."""
+        return self.kind == "chroot" and not self.shared
 
     @property
     def arguments(self) -> list[str]:
         """What `build` and `run` are told. A runtime's own network is never used: the caller's is."""
         if self.kind == "chroot":
-            return ["--isolation", "chroot"]
+            # with this capability, one more chroot(2) leads out of the first: to all files of the user
+            return ["--isolation", "chroot", "--cap-drop", "CAP_SYS_CHROOT"]
         runtime = ["--runtime", self.runtime] if self.runtime else []
         return ["--isolation", self.kind, *runtime, "--network", "host"]
 
     def __str__(self) -> str:
+        if self.shared:
+            return f"{self.kind}, sharing this host's processes"
         return f"{self.kind} with {self.runtime}" if self.runtime else self.kind
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a start of the engine finds around itself, and hands on to code in containers that is not trusted.
+
+    Without `network` there is a loopback interface only; with `watch` there seems to be a network, which leads nowhere,
+    and attempts to use it go to that file. `apart`: none of this host's processes, IPC objects and terminals.
+    """
+
+    network: bool = True
+    watch: Path | None = None
+    apart: bool = False
+
+
+AS_ON_HOST = Surroundings()
 
 
 class Storage:
     """The storage of one engine under one state folder. Safe to use from threads; not shared between processes."""
 
-    def __init__(self, program: Program, state: Path, *, emit: Emit) -> None:
-        """Prepare the folders. The caller holds the lock of `state`."""
+    def __init__(self, program: Program, state: Path, *, emit: Emit, may_share_processes: bool = False) -> None:
+        """Prepare the folders. The caller holds the lock of `state`.
+
+        With `may_share_processes`, containers share this host's processes where nothing can separate them.
+        """
         self.program = program
+        self._may_share = may_share_processes
         self.state = files.resolved(files.ensure_directory(state))
         self.root = self.state / f"{program.kind}-storage"
         self.run_root = self._choose_run_root()
@@ -134,20 +171,23 @@ class Storage:
         """Return `argv` as run by root of the user namespace."""
         return [*self.command(), "unshare", *([] if self.program.kind == "podman" else ["--"]), *map(str, argv)]
 
-    def offline(self, argv: Sequence[str | Path]) -> list[str]:
-        """Return `argv` as run where there is a loopback interface and no other network."""
-        return self.unshared([sys.executable, "-I", inside.__file__, "offline", *argv])
-
-    def watched(self, argv: Sequence[str | Path], log: Path) -> list[str]:
-        """Return `argv` as run where a network seems to be: it leads nowhere, and attempts to use it go to a log."""
-        return self.unshared([sys.executable, "-I", nowhere.__file__, log, *argv])
+    def surrounded(self, argv: Sequence[str | Path], around: Surroundings) -> list[str]:
+        """Return `argv` as run in such surroundings."""
+        verb = "-".join(
+            [*(["offline"] if not around.network and not around.watch else []), *(["apart"] if around.apart else [])]
+        )
+        if verb:
+            argv = [sys.executable, "-I", "-S", inside.__file__, verb, *argv]
+        if around.watch is not None:
+            # outside of the namespace that `argv` makes for its processes: they can neither see nor end the sink
+            argv = [sys.executable, "-I", nowhere.__file__, around.watch, *argv]
+        return self.unshared(argv) if verb or around.watch else [*map(str, argv)]
 
     def invoke(
         self,
         arguments: Sequence[str | Path],
         *,
-        network: bool = True,
-        watch: Path | None = None,
+        around: Surroundings = AS_ON_HOST,
         timeout_s: float = QUICK_S,
         check: bool = True,
         cwd: Path | None = None,
@@ -158,11 +198,7 @@ class Storage:
         Raises:
             ProcessFailed: as `host.process.run` does.
         """
-        argv: list[str] = [*self.command(), *map(str, arguments)]
-        if watch is not None:
-            argv = self.watched(argv, watch)
-        elif not network:
-            argv = self.offline(argv)
+        argv = self.surrounded([*self.command(), *arguments], around)
         return self.invoke_raw(argv, timeout_s=timeout_s, check=check, cwd=cwd, streams=streams)
 
     def invoke_raw(
@@ -174,7 +210,7 @@ class Storage:
         cwd: Path | None = None,
         streams: process.Streams = process.QUIET,
     ) -> process.Completed:
-        """Run a whole command line that `command`, `unshared` or `offline` made, again if the engine did not start."""
+        """Run a whole command line that `command` or `surrounded` made, again if the engine did not start."""
         files.ensure_directory(self._sessions)
         guard = [sys.executable, "-I", "-S", inside.__file__, "guarded", str(self._sessions)]
         attempt = 0
@@ -215,19 +251,32 @@ class Storage:
         static = static_program()
         wanted = os.environ.get("BUILDAH_ISOLATION", "")
         failures: list[str] = []
-        for candidate in isolation_candidates(wanted, os.environ.get("BUILDAH_RUNTIME", "")):
-            if static is None:
+        not_apart = ""
+        for candidate in isolation_candidates(wanted, os.environ.get("BUILDAH_RUNTIME", ""), may_share=self._may_share):
+            failed = self._try_isolation(candidate, static)
+            if failed is None:
+                if candidate.shared:
+                    self._emit(Warned(f"code in containers can see and signal your processes: {not_apart}"))
                 return candidate
-            completed = self._try_isolation(candidate, static)
-            if completed is None:
-                return candidate
-            failures.append(f"{candidate}: {completed}")
+            not_apart = not_apart or failed.partition(inside.NOT_APART)[2]
+            failures.append(f"{candidate}: {failed}")
+        if not_apart:
+            raise HostError(
+                f"containers would share this host's processes, as it does not let an ordinary user separate them: "
+                f"{not_apart}",
+                hint=SHARED_HINT,
+            )
         raise HostError(
             "no isolation mode can start a container here" + "".join(f"\n  | {line}" for line in failures),
             hint="unset `BUILDAH_ISOLATION`; then `airferry doctor`" if wanted else "run `airferry doctor`",
         )
 
-    def _try_isolation(self, candidate: Isolation, static: Path) -> str | None:
+    def _try_isolation(self, candidate: Isolation, static: Path | None) -> str | None:
+        """Start a container that does nothing, and return why it did not start, or None; without a program, all do."""
+        around = Surroundings(apart=candidate.apart)
+        if static is None:
+            done = self.invoke_raw(self.surrounded(["true"], around), check=False) if candidate.apart else None
+            return None if done is None or done.returncode == 0 else _said_last(done.tail)
         with files.scratch_directory(self.temporary) as folder:
             root = folder / "root"
             # mount points that runtimes expect; a static program needs nothing else, so no image has to be pulled
@@ -239,10 +288,9 @@ class Storage:
             argv: list[str | Path] = ["build", *candidate.arguments, "--layers=false", "--quiet", "--pull=never"]
             argv += ["--file", folder / "Containerfile", "--iidfile", folder / "id", root]
             try:
-                self.invoke(argv)
+                self.invoke(argv, around=around)
             except process.ProcessFailed as failure:
-                tail = failure.tail
-                return next((line for line in reversed(tail) if line.strip()), "no message")
+                return _said_last(failure.tail)
             self.invoke(["rmi", "--force", (folder / "id").read_text().strip()], check=False)
             return None
 
@@ -325,14 +373,22 @@ class Storage:
                 raise engine_error(failure, doing=f"remove `{path}`") from failure
 
 
-def isolation_candidates(wanted: str, runtime: str = "") -> list[Isolation]:
-    """Return what to try, best known first. `wanted` is `BUILDAH_ISOLATION`, `runtime` is `BUILDAH_RUNTIME`."""
+def isolation_candidates(wanted: str, runtime: str = "", *, may_share: bool = False) -> list[Isolation]:
+    """Return what to try, best known first. `wanted` is `BUILDAH_ISOLATION`, `runtime` is `BUILDAH_RUNTIME`.
+
+    Only with `may_share`, and as the last resort, containers share the processes of this host.
+    """
     runtimes = [runtime] if runtime else [name for name in ("crun", "runc") if process.find_program(name)]
-    if wanted == "chroot":
-        return [Isolation("chroot")]
-    if wanted:
+    if wanted and wanted != "chroot":
         return [Isolation(wanted, name) for name in runtimes] or [Isolation(wanted)]
-    return [Isolation("chroot"), *(Isolation("rootless", name) for name in runtimes)]
+    separate = [Isolation("chroot"), *(Isolation("rootless", name) for name in runtimes if not wanted)]
+    return [*separate, *([Isolation("chroot", shared=True)] if may_share else [])]
+
+
+def _said_last(tail: Sequence[str]) -> str:
+    """Return why a start failed: our own word, if there is one, as the engine says something after it."""
+    own = [line for line in tail if line.startswith(inside.NOT_APART)]
+    return next((line for line in [*own, *reversed(tail)] if line.strip()), "no message")
 
 
 def _did_not_start(tail: Sequence[str]) -> bool:
