@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
+import typer.main
 from hypothesis import HealthCheck, settings
 
 from airferry.host.process import find_program
@@ -25,6 +27,9 @@ settings.register_profile(
 settings.load_profile("airferry")
 
 NUMBERS = itertools.count()
+
+# A program makes its commands once, in 30 ms; here one process runs hundreds of command lines.
+typer.main.get_command = functools.cache(typer.main.get_command)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

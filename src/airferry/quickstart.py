@@ -22,6 +22,7 @@ from airferry.far.verify import verify
 from airferry.host import clock, files, process
 from airferry.host.installation import PACKAGE
 from airferry.host.threads import parallel_map, usable_cores
+from airferry.host.yaml import render_yaml
 from airferry.near.build import BuildOutcome, build
 from airferry.near.planning import Selection, plan
 from airferry.near.session import BuildOptions, parse_engine
@@ -153,12 +154,13 @@ def _registry(data: Path, *, emit: Emit) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     host = f"127.0.0.1:{port}"
-    configuration = (
-        "version: 0.1\nlog: {level: warn}\n"
-        f"storage:\n  filesystem: {{rootdirectory: {data / 'blobs'}}}\n  delete: {{enabled: true}}\n"
-        f"http: {{addr: '{host}'}}\n"
-    )
-    files.write_text(data / "config.yml", configuration)
+    configuration = {
+        "version": 0.1,
+        "log": {"level": "warn"},
+        "storage": {"filesystem": {"rootdirectory": str(data / "blobs")}, "delete": {"enabled": True}},
+        "http": {"addr": host},
+    }
+    files.write_text(data / "config.yml", render_yaml(configuration))
     child = process.start([program, "serve", data / "config.yml"], log=data / "registry.log")
     try:
         deadline = clock.monotonic_s() + REGISTRY_START_S

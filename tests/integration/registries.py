@@ -90,10 +90,10 @@ def make_authority(folder: Path) -> dict[str, str]:
     """Write a private CA (`ca.crt`) and a certificate for 127.0.0.1 under it; return the registry's `tls` options."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "names").write_text("subjectAltName=IP:127.0.0.1\nbasicConstraints=CA:FALSE\n")
-    _openssl(
-        folder, "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=private-CA -keyout ca.key -out ca.crt -sha256"
-    )
-    _openssl(folder, "req -newkey rsa:2048 -nodes -subj /CN=host -keyout host.key -out host.csr")
+    # such a key is made at once, which one of RSA is not
+    new = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes"
+    _openssl(folder, f"req -x509 {new} -days 2 -subj /CN=private-CA -keyout ca.key -out ca.crt -sha256")
+    _openssl(folder, f"req {new} -subj /CN=host -keyout host.key -out host.csr")
     _openssl(
         folder, "x509 -req -in host.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile names -out host.crt"
     )

@@ -75,6 +75,22 @@ def build(
     )
 
 
+COUNT = "import socket; names = [n for _, n in socket.if_nameindex()]; print(names)"
+MADE = f"""\
+RUN python -B -c "{COUNT}" > /interfaces
+RUN mkdir /added && echo payload > /added/file
+RUN mkdir -p /tree/sub && echo 1 > /tree/sub/file && ln -s sub/file /tree/link
+ENV MARK=1
+"""
+
+
+@pytest.fixture(scope="module")
+def made(engine: Engine, debian_base: DebianBase, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An image that tests look at."""
+    engine.import_base(debian_base.layout, debian_base.manifests[AMD64].digest, platform=AMD64)
+    return build(engine, debian_base, tmp_path_factory.mktemp("made"), MADE, name="made")
+
+
 @pytest.mark.usefixtures("bases")
 def test_import_is_idempotent_and_named_by_digest(engine: Engine, debian_base: DebianBase) -> None:
     digest = debian_base.manifests[AMD64].digest
@@ -85,19 +101,12 @@ def test_import_is_idempotent_and_named_by_digest(engine: Engine, debian_base: D
     assert engine.find_image("localhost/absent:latest") is None
 
 
-def test_import_refuses_what_the_layout_lacks_and_other_platforms(engine: Engine, debian_base: DebianBase) -> None:
-    with pytest.raises(IntegrityError, match="does not hold the manifest"):
-        engine.import_base(debian_base.layout, "sha256:" + "0" * 64, platform=AMD64)
-    with pytest.raises(BuildError, match="is for `linux/arm64`, expected `linux/amd64`"):
-        engine.import_base(debian_base.layout, debian_base.manifests[ARM64].digest, platform=AMD64, name="wrong")
-
-
 @pytest.mark.usefixtures("bases")
 @pytest.mark.parametrize("platform", [AMD64, ARM64], ids=str)
 def test_build_twice_gives_the_same_image_on_each_platform(
     engine: Engine, debian_base: DebianBase, tmp_path: Path, platform: Platform
 ) -> None:
-    text = "RUN python -c 'import platform; print(platform.machine())' > /machine\n"
+    text = "RUN uname -m > /machine\n"
     first = build(engine, debian_base, tmp_path, text, platform)
     assert build(engine, debian_base, tmp_path, text, platform) == first
     assert engine.run(first, ["cat", "/machine"], platform=platform).text.strip() == platform.machine
@@ -116,20 +125,17 @@ def test_platforms_build_side_by_side(engine: Engine, debian_base: DebianBase, t
         return engine.run(image, ["sh", "-c", f"test $(cat /number) = {number}"], platform=platform, check=False)
 
     with ThreadPoolExecutor(4) as pool:
-        assert [done.returncode for done in pool.map(one, range(6))] == [0] * 6
+        assert [done.returncode for done in pool.map(one, range(4))] == [0] * 4
     assert engine.storage.containers() == []
 
 
-@pytest.mark.usefixtures("bases")
-def test_there_is_no_network_unless_asked_for(engine: Engine, debian_base: DebianBase, tmp_path: Path) -> None:
-    count = "import socket; names = [n for _, n in socket.if_nameindex()]; print(names)"
-    image = build(engine, debian_base, tmp_path, f'RUN python -c "{count}" > /interfaces\n')
-    assert engine.run(image, ["cat", "/interfaces"], platform=AMD64).text.strip() == "['lo']"
-    assert engine.run(image, ["python", "-c", count], platform=AMD64).text.strip() == "['lo']"
-    loopback = "import socket; s = socket.create_server(('127.0.0.1', 0)); socket.create_connection(s.getsockname())"
-    assert engine.run(image, ["python", "-c", loopback], platform=AMD64).returncode == 0
+def test_there_is_no_network_unless_asked_for(engine: Engine, made: str) -> None:
+    assert engine.run(made, ["cat", "/interfaces"], platform=AMD64).text.strip() == "['lo']"
+    loopback = "s = socket.create_server(('127.0.0.1', 0)); socket.create_connection(s.getsockname())"
+    code = f"{COUNT}; {loopback}"
+    assert engine.run(made, ["python", "-c", code], platform=AMD64).text.strip() == "['lo']"
     with_network = engine.run(
-        image, ["python", "-c", count], platform=AMD64, options=ContainerOptions(network=True)
+        made, ["python", "-c", COUNT], platform=AMD64, options=ContainerOptions(network=True)
     ).text.strip()
     assert with_network != "['lo']" or len(list(Path("/sys/class/net").iterdir())) == 1
 
@@ -229,11 +235,11 @@ def test_run_that_exceeds_its_time_leaves_nothing(engine: Engine, debian_base: D
     assert not processes("1234567")
 
 
-@pytest.mark.usefixtures("bases")
-def test_export_hands_over_new_layers_and_no_base(engine: Engine, debian_base: DebianBase, tmp_path: Path) -> None:
-    image = build(engine, debian_base, tmp_path, "RUN mkdir /added && echo payload > /added/file\nENV MARK=1\n")
+def test_export_hands_over_new_layers_and_no_base(
+    engine: Engine, made: str, debian_base: DebianBase, tmp_path: Path
+) -> None:
     base_diff_ids = debian_base.diff_ids(AMD64)
-    exported = engine.export(image, base_diff_ids=base_diff_ids, into=tmp_path / "out")
+    exported = engine.export(made, base_diff_ids=base_diff_ids, into=tmp_path / "out")
     config = parse_image_config(exported.config_bytes)
     assert config.rootfs.diff_ids[: len(base_diff_ids)] == base_diff_ids
     assert [layer.diff_id for layer in exported.layers] == config.rootfs.diff_ids[len(base_diff_ids) :]
@@ -249,11 +255,13 @@ def test_export_hands_over_new_layers_and_no_base(engine: Engine, debian_base: D
     assert sum(path.stat().st_size for path in (tmp_path / "out").rglob("*") if path.is_file()) < 100_000
 
 
-@pytest.mark.usefixtures("bases")
-def test_export_refuses_another_base(engine: Engine, debian_base: DebianBase, tmp_path: Path) -> None:
-    image = build(engine, debian_base, tmp_path, "RUN echo 1 > /one\n")
+def test_export_refuses_another_base(
+    engine: Engine, bases: dict[Platform, str], debian_base: DebianBase, tmp_path: Path
+) -> None:
+    # the image's own layer is named too, so that the engine need not compress it
+    another = ["sha256:" + "1" * 64, *debian_base.diff_ids(AMD64)]
     with pytest.raises(BuildError, match="does not start with the layers of its base"):
-        engine.export(image, base_diff_ids=["sha256:" + "1" * 64], into=tmp_path / "out")
+        engine.export(bases[AMD64], base_diff_ids=another, into=tmp_path / "out")
 
 
 @pytest.mark.usefixtures("bases")
@@ -267,15 +275,12 @@ def test_a_failing_step_is_shown_with_its_last_lines(engine: Engine, debian_base
     assert engine.storage.containers() == []
 
 
-@pytest.mark.usefixtures("bases")
-def test_mount_copy_takes_a_tree_out_and_stays_inside(engine: Engine, debian_base: DebianBase, tmp_path: Path) -> None:
-    text = "RUN mkdir -p /tree/sub && echo 1 > /tree/sub/file && ln -s sub/file /tree/link\n"
-    image = build(engine, debian_base, tmp_path, text)
-    engine.mount_copy(image, "/tree", tmp_path / "copied")
+def test_mount_copy_takes_a_tree_out_and_stays_inside(engine: Engine, made: str, tmp_path: Path) -> None:
+    engine.mount_copy(made, "/tree", tmp_path / "copied")
     assert (tmp_path / "copied" / "sub" / "file").read_text() == "1\n"
     assert (tmp_path / "copied" / "link").readlink() == Path("sub/file")
     with pytest.raises(BuildError):
-        engine.mount_copy(image, "/absent", tmp_path / "absent")
+        engine.mount_copy(made, "/absent", tmp_path / "absent")
     assert engine.storage.containers() == []
 
 
@@ -289,7 +294,8 @@ def test_images_come_from_a_layout_by_name_whatever_its_path(
     (tmp_path / "Upper Case" / "blobs" / "sha256").symlink_to(debian_base.layout / "blobs" / "sha256")
     store.write_index([named(debian_base.manifests[AMD64], "example.test/debian:1")])
     image = pull_from_layout(engine, store.path, "example.test/debian:1", platform=AMD64)
-    assert engine.run(image, ["python", "-c", "print(6 * 7)"], platform=AMD64).text == "42\n"
+    done = engine.run(image, ["python", "-c", "import sys; sys.exit(6 * 7)"], platform=AMD64, check=False)
+    assert done.returncode == 42
 
 
 @pytest.fixture
@@ -316,12 +322,21 @@ def registry(tmp_path: Path, require_tool: Callable[[str], Path]) -> Iterator[st
 def test_images_come_from_a_registry(engine: Engine, debian_base: DebianBase, registry: str) -> None:
     base = base_tag(debian_base.manifests[AMD64].digest)
     image = engine.find_image(base)
-    engine.storage.invoke(["push", "--tls-verify=false", "-q", base, f"docker://{registry}/team/debian:1"])
+    quickly = ["--compression-format", "zstd"]
+    engine.storage.invoke(["push", "--tls-verify=false", *quickly, "-q", base, f"docker://{registry}/team/debian:1"])
     assert engine.pull_from_registry(f"{registry}/team/debian:1", platform=AMD64, plain_http=True) == image
     with pytest.raises(RegistryError, match="manifest unknown"):
         engine.pull_from_registry(f"{registry}/team/absent:1", plain_http=True)
     engine.remove_image(f"{registry}/team/debian:1")
     assert engine.find_image(base) == image
+
+
+def test_import_refuses_what_the_layout_lacks_and_other_platforms(engine: Engine, debian_base: DebianBase) -> None:
+    # late, as Podman takes the image away under all its names
+    with pytest.raises(IntegrityError, match="does not hold the manifest"):
+        engine.import_base(debian_base.layout, "sha256:" + "0" * 64, platform=AMD64)
+    with pytest.raises(BuildError, match="is for `linux/arm64`, expected `linux/amd64`"):
+        engine.import_base(debian_base.layout, debian_base.manifests[ARM64].digest, platform=AMD64, name="wrong")
 
 
 def test_one_process_at_a_time(engine: Engine) -> None:

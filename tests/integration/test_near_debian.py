@@ -23,7 +23,9 @@ def sha256(path: Path) -> str:
 
 
 @pytest.mark.parametrize("platform", [AMD64, ARM64], ids=str)
-def test_the_same_versions_give_the_same_bytes(debian_base: DebianBase, tmp_path: Path, platform: Platform) -> None:
+def test_the_same_versions_from_the_cache_give_the_same_bytes(
+    debian_base: DebianBase, tmp_path: Path, platform: Platform
+) -> None:
     first = debian_base.results[platform]
     pinned = bootstrap(
         DEBIAN,
@@ -36,19 +38,24 @@ def test_the_same_versions_give_the_same_bytes(debian_base: DebianBase, tmp_path
     assert pinned.reused
     assert pinned.packages == first.packages
     assert sha256(pinned.tar) == sha256(first.tar)
+
+
+def test_the_same_versions_fetched_again_give_the_same_image(debian_base: DebianBase, tmp_path: Path) -> None:
+    first = debian_base.results[ARM64]
     fresh = bootstrap(
         DEBIAN,
-        platform=platform,
-        into=tmp_path / "3.tar",
+        platform=ARM64,
+        into=tmp_path / "fresh.tar",
         cache=tmp_path / "cold",
         epoch_s=EPOCH_S,
         pins=first.packages,
     )
     assert not fresh.reused
+    assert fresh.packages == first.packages
     assert sha256(fresh.tar) == sha256(first.tar)
     store = LayoutStore.create(tmp_path / "layout")
-    again = store_userland(fresh, base=DEBIAN, platform=platform, epoch_s=EPOCH_S, store=store)
-    assert again.digest == debian_base.manifests[platform].digest
+    again = store_userland(fresh, base=DEBIAN, platform=ARM64, epoch_s=EPOCH_S, store=store)
+    assert again.digest == debian_base.manifests[ARM64].digest
 
 
 @pytest.mark.parametrize("platform", [AMD64, ARM64], ids=str)
@@ -59,12 +66,12 @@ def test_the_userland_is_a_usable_base(debian_base: DebianBase, engine_state: Pa
         code = (
             "import os, pwd; print(os.uname().machine, pwd.getpwuid(0).pw_dir, oct(os.stat('/tmp').st_mode & 0o7777))"
         )
-        assert engine.run(image, ["python", "-c", code], platform=platform).text == f"{platform.machine} /root 0o1777\n"
         script = (
-            "ls /etc/ssl/certs/ca-certificates.crt; sed -n s/^ID=//p /etc/os-release; "
+            f'python -c "{code}"; ls /etc/ssl/certs/ca-certificates.crt; sed -n s/^ID=//p /etc/os-release; '
             "grep -c ^Package: /var/lib/dpkg/status"
         )
-        listed = engine.run(image, ["sh", "-c", script], platform=platform).text.split()
+        first, *listed = engine.run(image, ["sh", "-c", script], platform=platform).text.splitlines()
+        assert first == f"{platform.machine} /root 0o1777"
         count = len(debian_base.results[platform].packages)
         assert listed == ["/etc/ssl/certs/ca-certificates.crt", "debian", str(count)]
 

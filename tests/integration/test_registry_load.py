@@ -36,6 +36,7 @@ from airferry.oci.documents import IMAGE_MANIFEST, LAYER_TAR, Descriptor, Manife
 from airferry.oci.layout import LayoutStore
 from airferry.oci.ports import Stored
 from airferry.registry.client import ClientOptions, RegistryClient
+from airferry.registry.connections import Answer, Request
 from airferry.registry.credentials import Credential
 from airferry.registry.retry import RetryPolicy
 from airferry.registry.sink import RegistrySink
@@ -403,9 +404,9 @@ def test_a_killed_upload_in_chunks_goes_on_where_it_was_acknowledged(registry: R
         sent: list[str] = []
         plain = client._send
 
-        def watched(method, url, *rest):  # type: ignore[no-untyped-def]
-            sent.append(method)
-            return plain(method, url, *rest)
+        def watched(request: Request) -> Answer:
+            sent.append(request.method)
+            return plain(request)
 
         client._send = watched  # type: ignore[method-assign]
         sink = RegistrySink(client, "chunks/x", uploader=Uploader(client, limits=limits, journal=journal))

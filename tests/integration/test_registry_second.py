@@ -26,6 +26,7 @@ from airferry.oci.digest import digest_of
 from airferry.oci.documents import LAYER_TAR
 from airferry.oci.layout import LayoutStore
 from airferry.registry.client import ClientOptions, RegistryClient
+from airferry.registry.connections import Answer, Request
 from airferry.registry.credentials import Credential
 from airferry.registry.sink import RegistrySink
 from airferry.registry.source import RegistrySource
@@ -105,12 +106,12 @@ def test_an_upload_goes_on_in_its_session_as_the_probe_says(registry: RegistryPr
         with RegistryClient(registry.address, options=OPTIONS) as client:
             plain = client._send
 
-            def watched(method, url, headers, body, timeout):  # type: ignore[no-untyped-def]
-                if method == "PATCH":
+            def watched(request: Request) -> Answer:
+                if request.method == "PATCH":
                     if len(sent) == dies_after:
                         raise Gone
-                    sent.append(len(body))
-                return plain(method, url, headers, body, timeout)
+                    sent.append(len(request.body))  # type: ignore[arg-type]
+                return plain(request)
 
             client._send = watched  # type: ignore[method-assign]
             sink = RegistrySink(client, "chunks/x", uploader=Uploader(client, limits=limits, journal=journal))

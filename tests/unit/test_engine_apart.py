@@ -13,7 +13,7 @@ import pytest
 
 from airferry.engine import inside
 from airferry.engine.program import Program
-from airferry.engine.storage import AS_ON_HOST, Isolation, Storage, Surroundings
+from airferry.engine.storage import AS_ON_HOST, Isolation, Storage, StartConditions
 from airferry.errors import HostError
 from airferry.events import Emit, Event, Warned, silent
 
@@ -206,6 +206,9 @@ def test_containers_share_processes_only_if_the_operator_says_so(
     assert not isolation.apart
     warnings = [event.text for event in events if isinstance(event, Warned)]
     assert warnings == ["code in containers can see and signal your processes: mount /proc: refused"]
+    # it is for one run: the next one is asked again
+    with pytest.raises(HostError, match="share this host's processes"):
+        _ = storage(state).isolation
 
 
 @pytest.mark.parametrize("may_share", [True, False])
@@ -219,10 +222,10 @@ def test_a_runtime_that_separates_processes_comes_before_none_that_does(state: P
 def test_what_an_engine_is_started_in(tmp_path: Path) -> None:
     (tmp_path / "buildah-storage" / "vfs").mkdir(parents=True)  # so that no engine is asked which driver works
     made = Storage(Program("buildah", Path("/x/buildah"), (1,)), tmp_path, emit=silent)
-    monitored = Surroundings(network=False, watch=tmp_path / "log", apart=True)
+    monitored = StartConditions(network=False, watch=tmp_path / "log", apart=True)
     assert made.surrounded(["x"], AS_ON_HOST) == ["x"]
     verbs = {
-        (network, apart): made.surrounded(["x"], Surroundings(network=network, apart=apart))[-2]
+        (network, apart): made.surrounded(["x"], StartConditions(network=network, apart=apart))[-2]
         for network, apart in ((True, True), (False, True), (False, False))
     }
     assert verbs == {(True, True): "apart", (False, True): "offline-apart", (False, False): "offline"}

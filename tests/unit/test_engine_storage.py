@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from airferry.engine import inside
-from airferry.engine.driver import Volume
+from airferry.engine import inside, storage
+from airferry.engine.driver import ContainerBuild, Engine, Volume
 from airferry.engine.program import Program
 from airferry.engine.storage import Isolation, Storage, end_orphans, isolation_candidates, static_program
-from airferry.errors import HostError
+from airferry.errors import AirferryError, HostError
 from airferry.events import silent
 from airferry.host.process import ProcessFailed
+from airferry.oci.platform import parse_platform
 
 SLEEP = "import time; time.sleep(600)"
 STUBBORN = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); {SLEEP}"
@@ -105,6 +106,53 @@ def test_a_guarded_child_ends_with_its_parent(tmp_path: Path) -> None:
     while process.exists() and process.read_text().rpartition(")")[2].split()[0] != "Z":
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_an_isolation_that_works_is_tried_again_only_where_it_may_work_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+    monkeypatch.setattr(Storage, "_try_isolation", lambda _self, candidate, _static: tried.append(candidate))
+    monkeypatch.setattr(storage, "static_program", lambda: Path("/bin/true"))
+
+    def trials(*version: int) -> int:
+        opened = Storage(Program("buildah", Path("/bin/false"), version), tmp_path / "state", emit=silent)
+        before = len(tried)
+        assert opened.isolation == opened.isolation == Isolation("chroot")
+        return len(tried) - before
+
+    assert [trials(1, 28), trials(1, 28)] == [1, 0]
+    assert [trials(1, 39), trials(1, 39)] == [1, 0], "another engine"
+    monkeypatch.setenv("BUILDAH_ISOLATION", "chroot")
+    assert [trials(1, 39), trials(1, 39)] == [1, 0], "another choice"
+    for half in (b"", b"[]", b'{"conditions": ['):
+        (tmp_path / "state" / "isolation.json").write_bytes(half)
+        assert [trials(1, 39), trials(1, 39)] == [1, 0], "a note that is none"
+    Storage(Program("buildah", Path("/bin/false"), (1, 39)), tmp_path / "state", emit=silent).forget_isolation()
+    assert [trials(1, 39), trials(1, 39)] == [1, 0], "a container failed"
+
+
+@pytest.mark.parametrize(("verb", "check"), [("run", True), ("run", False), ("build", True)])
+def test_a_container_that_fails_lets_isolations_be_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, check: bool
+) -> None:
+    monkeypatch.setattr(Storage, "_try_isolation", lambda *_: None)
+    program = tmp_path / "buildah"
+    program.write_text('#!/bin/sh\ncase "$*" in *" run --isolation "*|*" build --pull=never "*) exit 3 ;; esac\n')
+    program.chmod(0o755)
+    engine = Engine(Storage(Program("buildah", program, (1, 28)), tmp_path / "state", emit=silent), emit=silent)
+    note = tmp_path / "state" / "isolation.json"
+    assert engine.storage.isolation == Isolation("chroot") and note.exists()
+    platform = parse_platform("linux/amd64")
+    if verb == "build":
+        with pytest.raises(AirferryError):
+            engine.build(ContainerBuild(tmp_path / "x", tmp_path), platform=platform, tag="x", epoch_s=0)
+    elif check:
+        with pytest.raises(AirferryError):
+            engine.run("x", ["false"], platform=platform)
+    else:
+        assert engine.run("x", ["false"], platform=platform, check=False).returncode == 3
+    assert not note.exists()
 
 
 def test_isolations_in_the_order_of_trial(monkeypatch: pytest.MonkeyPatch) -> None:

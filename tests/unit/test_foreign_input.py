@@ -22,9 +22,10 @@ from airferry.config import load_config
 from airferry.config.document import parse_document, read_yaml
 from airferry.errors import AirferryError, ConfigurationError, IntegrityError, RegistryError
 from airferry.far.serve.server import Listener
+from airferry.host.parsing import Malformed, parse_json
 from airferry.host.yaml import from_yaml
 from airferry.near.wheels.project import project_wheel
-from airferry.oci.documents import parse_manifest
+from airferry.oci.documents import parse_index, parse_manifest
 from airferry.plan.catalogue import choose_target, open_catalogue
 from airferry.plan.env_profiles import read_env_file
 from airferry.plan.locks.catalogue import read_catalogue_lock
@@ -367,3 +368,27 @@ def test_a_size_that_no_blob_can_have(size: str) -> None:
     descriptor = f'{{"mediaType": "a/b", "digest": "sha256:{"0" * 64}", "size": {size}}}'
     data = f'{{"schemaVersion": 2, "config": {descriptor}, "layers": []}}'.encode()
     failure(lambda: parse_manifest(data), IntegrityError, 6, "the manifest is not valid")
+
+
+VALUES = {
+    "mappings": '{"a":[' + "{}," * 600_000 + "{}]}",
+    "keys": "{" + ",".join(f'"{number}":1' for number in range(600_000)) + "}",
+    "items": "[" + "1," * 600_000 + "1]",
+}
+
+
+@pytest.mark.parametrize(
+    "parse", [parse_json, lambda text: parse_json(text.encode()), lambda text: parse_index(text.encode())]
+)
+@pytest.mark.parametrize("name", VALUES)
+def test_json_of_more_values_than_memory_is_for(name: str, parse: Callable[[str], object]) -> None:
+    with pytest.raises((Malformed, IntegrityError), match="more than 500000 values, the limit for a JSON document"):
+        parse(VALUES[name])
+
+
+@pytest.mark.parametrize("text", ["," * 600_000, '\\",{' * 200_000, "[{" * 300_000, ""])
+def test_marks_within_texts_are_no_values(text: str) -> None:
+    assert parse_json(f'{{"a":"{text}"}}')["a"] == text.replace('\\"', '"')
+    assert parse_json(f'{{"a":"{text}","b":"{text}"}}'.encode())["b"] == text.replace('\\"', '"')
+    with pytest.raises(Malformed, match="more than 3 values"):
+        parse_json(f'{{"a":"{text}","b":["{text}",1]}}', max_values=3)

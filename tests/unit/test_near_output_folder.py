@@ -175,13 +175,15 @@ def test_what_else_lies_there_is_named_and_is_no_finding(out: Path) -> None:
     (out / "old" / "deep.tar").write_text("not looked at")
     (out / "archives" / "stale.tar").write_text("of an image that is gone")
     (out / "airgap-receipt.yaml").write_text("of a load")
+    (out / "airgap-overlays").mkdir()
     (out / "folder.sig").mkdir()
     (out / "one.tar").unlink()
     report = verify_bundle(out, beside=True)
     assert report.ok
     assert report.beside == (
         "archive `one.tar` is missing; the bundle is complete without it",
-        "`airgap-receipt.yaml` comes from a load, not from the build",
+        "`airgap-overlays/` is not part of the bundle; use it only if it was made here",
+        "`airgap-receipt.yaml` is not part of the bundle; use it only if it was made here",
         "`archives/stale.tar` is not part of the bundle",
         "`folder.sig/` is not part of the bundle",
         "`notes.txt` is not part of the bundle",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import IO, Any
 
 import pytest
 
+from airferry.errors import IntegrityError
 from airferry.events import Event, Progress
 from airferry.host.canonical import canonical_json
 from airferry.oci import validate
@@ -298,3 +300,67 @@ def test_a_file_whose_name_is_no_digest_is_a_stray(store: LayoutStore, name: str
     said: list[tuple[str, str, str | None]] = []
     report_strays(store.path, lambda subject, text, digest: said.append((subject, text, digest)))
     assert said == [(f"file `blobs/sha256/{name}`", "nothing refers to it", None)]
+
+
+# --- work is bounded -------------------------------------------------------------------------------------------------
+
+
+def test_names_times_children_are_bounded_by_a_limit_that_is_named(
+    store: LayoutStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(validate, "MAX_REFERENCES", 5_000)
+    index = put_index(store, [image(store)] * 100)
+    inspector = Inspector(store)
+    with pytest.raises(IntegrityError, match="more than 5000 references, the limit for a bundle or layout"):
+        for number in range(1_000):
+            inspector.image(index, subject=f"image `{number}`", original=True)
+    assert number < 50
+
+
+def test_a_document_that_many_name_is_walked_and_its_config_read_once(
+    store: LayoutStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    open_sized = LayoutStore._open_sized
+
+    def counted(self: LayoutStore, descriptor: Descriptor) -> Any:
+        opened.append(descriptor.digest)
+        return open_sized(self, descriptor)
+
+    monkeypatch.setattr(LayoutStore, "_open_sized", counted)
+    manifest = image(store)
+    inspector = Inspector(store)
+    parts = [inspector.image(manifest, subject=f"image `{number}`") for number in range(500)]
+    assert {len(found) for found in parts} == {1}
+    config = parts[0][0].config.digest
+    assert sorted(opened) == sorted([manifest.digest, config])
+
+
+def test_what_is_wrong_with_a_shared_blob_or_manifest_is_said_of_each_that_shares_it(store: LayoutStore) -> None:
+    whole = image(store)
+    twisted = rewritten(store, whole, lambda document: document["layers"][0].update(mediaType="text/plain"))
+    layer = parse_manifest(store.read_bytes(whole)).layers[0]
+    store.blob_path(layer.digest).write_bytes(b"x" * layer.size)
+    inspector = Inspector(store)
+    for manifest in (whole, twisted):
+        for name in ("a", "b"):
+            inspector.image(manifest, subject=name)
+    assert [(found.subject, found.text) for found in inspector.findings] == [
+        ("a", "has layers of unknown type `text/plain`"),
+        ("b", "has layers of unknown type `text/plain`"),
+    ]
+    inspector.check_blobs()
+    assert sorted(found.subject for found in inspector.findings if found.digest == layer.digest) == ["a", "b"]
+
+
+def test_a_blob_of_twenty_thousand_names_is_noted_in_linear_time(
+    store: LayoutStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(validate, "MAX_REFERENCES", 10_000_000)
+    manifest = image(store)
+    inspector = Inspector(store)
+    began = time.process_time()
+    for number in range(20_000):
+        inspector.image(manifest, subject=f"image `{number}`")
+    # it took twenty seconds
+    assert time.process_time() - began < 3

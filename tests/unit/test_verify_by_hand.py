@@ -7,9 +7,11 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from airferry.bundle.beside import NOT_SEARCHED, TOO_MANY
 from airferry.bundle.manifest import BundleManifest, GroupEntry, LauncherEntry, SavedImage
 from airferry.bundle.seal import seal
 from airferry.bundle.verify import open_bundle
@@ -79,8 +81,14 @@ def out(sealed: Path, tmp_path: Path) -> Path:
 
 def by_hand(out: Path, root: str, *, shell: list[str] | None = None) -> tuple[int, str]:
     """Type what the page says next to the output folder, and return its exit status and all that it showed."""
-    argv = [*(shell or ["sh"]), "-euc", check_folder(root)]
-    done = process.run(argv, timeout_s=TIMEOUT_S, cwd=out.parent, check=False)
+    programs = out.parent / "programs"
+    programs.mkdir(exist_ok=True)
+    for name in ("sha256sum", "sed"):
+        if not (programs / name).exists():
+            (programs / name).symlink_to(shutil.which(name) or name)
+    argv = [shutil.which((shell or ["sh"])[0]) or "sh", *(shell or [])[1:], "-euc", check_folder(root)]
+    only_these = {"PATH": str(programs), "POSIXLY_CORRECT": "1"}
+    done = process.run(argv, timeout_s=TIMEOUT_S, cwd=out.parent, environment=only_these, check=False)
     assert done.tail == ()
     return done.returncode, done.text
 
@@ -203,6 +211,7 @@ ADDED: tuple[Attack, ...] = (
     lambda out: plant(out / "archives" / "trainer.tar "),
     lambda out: plant(out / "archives" / "trainer\u200b.tar"),
     lambda out: plant(out / "ARCHIVES"),
+    lambda out: shutil.copytree(out / "bundle", out / "airgap-plan.yaml"),
 )
 
 
@@ -273,6 +282,29 @@ def test_a_command_that_acts_on_the_bundle_alone_warns_of_what_lies_next_to_it(o
     (event,) = events
     assert isinstance(event, Warned) and "use none of these files" in (event.hint or "")
     assert all(name in event.text for name in (REQUIREMENTS, "oci-layout", "launcher.tar"))
+
+
+def test_what_cannot_be_looked_into_is_said_and_is_no_finding(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(out / "lost+found" / "x")
+    plant(out / "notes.txt")
+    listed = os.scandir
+
+    def refusing(path: Path | int) -> Any:
+        if isinstance(path, Path) and path.name == "lost+found":
+            raise PermissionError(13, "Permission denied")
+        return listed(path)
+
+    monkeypatch.setattr("airferry.bundle.beside.os.scandir", refusing)
+    report = verify(out)
+    assert report.ok and "`lost+found/` cannot be looked into: Permission denied" in report.beside
+    monkeypatch.setattr("airferry.bundle.beside.MAX_SEEN_FILES", 8)
+    for number in range(9):
+        plant(out / "data" / str(number))
+    report = verify(out)
+    assert report.ok and NOT_SEARCHED in report.beside
+    monkeypatch.setattr("airferry.bundle.beside.MAX_SEEN_FILES", 4)
+    report = verify(out)
+    assert report.only_beside and TOO_MANY in report.findings[0].text
 
 
 def test_another_root_stops_it_before_anything_is_read(out: Path) -> None:

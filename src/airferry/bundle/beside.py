@@ -15,11 +15,13 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from airferry.bundle.artifacts import MANIFEST_CONTENT, OWN_ARTIFACTS, TITLE, read_artifact_file
 from airferry.bundle.manifest import MANIFEST_FILE, BundleManifest, SavedImage
 from airferry.bundle.receipt import RECEIPT_FILE
+from airferry.defaults import CATALOGUE_FOLDER, OVERLAYS_FOLDER, SITE_FILE
 from airferry.errors import AirferryError
 from airferry.host import files
 from airferry.host.threads import parallel_map, usable_cores
@@ -27,7 +29,7 @@ from airferry.oci.digest import digest_hex
 from airferry.oci.documents import Descriptor, Index
 from airferry.oci.layout import INDEX_FILE, LAYOUT_FILE
 from airferry.oci.ports import Source
-from airferry.oci.validate import ReportDefect
+from airferry.oci.validate import MAX_DEFECT_CHARACTERS, ReportDefect
 from airferry.wording import printable
 
 BUNDLE_FOLDER = "bundle"
@@ -44,17 +46,20 @@ WORKING_FILES = frozenset(
     }
 )
 RECEIPTS = frozenset({RECEIPT_FILE, f"{RECEIPT_FILE}.pending"})
+# what commands of the far side write, and read again, where they run in this folder; no build makes them
+FAR_SIDE_FILES = RECEIPTS | {SITE_FILE, OVERLAYS_FOLDER, CATALOGUE_FOLDER}
 BUILD_FILES = WORKING_FILES | RECEIPTS | {BUNDLE_FOLDER, MANIFEST_FILE}
 # what people sign a root with lies next to the layout, and comes after the build
 SIGNATURES = (".asc", ".minisig", ".p7s", ".sig", ".sigstore", ".sigstore.json")
 LEADS_OUT = "its name points outside the output folder"  # the manifest is to blame then, not the archive
 DIFFERS = "differs from the copy in the bundle, which counts"
 NOT_REGULAR = "is not a regular file; links are not followed"
-SECOND_LAYOUT = f"is another image layout, which the root does not cover; only `{BUNDLE_FOLDER}` counts"
+SECOND_LAYOUT = f"is another image layout; the root covers `{BUNDLE_FOLDER}` alone"
 MAX_NAMED_FILES = 1000
-# a folder of more files than this is nobody's output folder
+# no build leaves so many files
 MAX_SEEN_FILES = 20_000
-TOO_MANY = f"holds more than {MAX_SEEN_FILES} files next to the bundle; not all were looked at"
+TOO_MANY = f"more than {MAX_SEEN_FILES} files lie there; not all were looked at"
+NOT_SEARCHED = f"not all folders were searched for image layouts: there are more than {MAX_SEEN_FILES} files in them"
 
 
 @dataclass(frozen=True)
@@ -143,7 +148,8 @@ def look_beside(
                 said.append(f"`{name}` {damage}")
             elif name not in WORKING_FILES:
                 report(f"file `{name}`", damage, None)
-    said += _Others(around, report).look()
+    others = _Others(around, report)
+    said += [*others.look(), *others.unseen]
     if len(said) > MAX_NAMED_FILES:
         said = [*said[: MAX_NAMED_FILES - 1], f"and {len(said) - MAX_NAMED_FILES + 1} more"]
     return tuple(said)
@@ -194,23 +200,31 @@ class _Others:
         folders = {str(parent) for name in names for parent in PurePosixPath(name).parents} - {"."}
         self._folded = {_folded(name): name for name in sorted(names | folders)}
         self._left = MAX_SEEN_FILES
+        self.unseen: list[str] = []
 
     def look(self, prefix: str = "") -> Iterator[str]:
         """Report what someone would take for a part, and yield the rest, folders with a slash."""
-        for entry in self._entries(self._folder / prefix):
+        found = self._entries(self._folder / prefix, most=MAX_SEEN_FILES + 1)
+        if len(found) > MAX_SEEN_FILES:
+            self._report(f"folder `{self._folder / prefix}`", TOO_MANY, None)
+        for entry in found:
             name = prefix + entry.name
             is_folder = entry.is_dir(follow_symlinks=False)
-            if name in self._known:
+            if name == BUNDLE_FOLDER or (name in self._known and self._is_checked(name, entry)):
                 continue
             if is_folder and any(other.startswith(f"{name}/") for other in self._known):
                 yield from self.look(f"{name}/")
             elif not (problem := self._problem(name, entry, is_folder=is_folder)):
                 if not prefix and entry.name.endswith(SIGNATURES) and entry.is_file(follow_symlinks=False):
                     continue
-                kind = "comes from a load, not from the build" if name in RECEIPTS else "is not part of the bundle"
-                yield f"`{printable(name, most=len(name))}{'/' if is_folder else ''}` {kind}"
+                shown = f"`{printable(name, most=len(name))}{'/' if is_folder else ''}` is not part of the bundle"
+                yield f"{shown}; use it only if it was made here" if name in FAR_SIDE_FILES else shown
             else:
                 self._report(f"{'folder' if is_folder else 'file'} `{name}`", problem, None)
+
+    def _is_checked(self, name: str, entry: os.DirEntry[str]) -> bool:
+        """Tell whether a known name needs no word here: what is not as it should be is reported elsewhere."""
+        return name not in WORKING_FILES or entry.is_file(follow_symlinks=False)
 
     def _problem(self, name: str, entry: os.DirEntry[str], *, is_folder: bool) -> str:
         """Return why something that is not known is a finding; empty if it is the operator's own."""
@@ -218,6 +232,8 @@ class _Others:
             return SECOND_LAYOUT
         if name in self._reserved:
             return "has the name of a part that this bundle does not have; the root does not cover it"
+        if name in self._known:
+            return NOT_REGULAR
         if like := self._folded.get(_folded(name)):
             if like == name:
                 return "is not a folder; links are not followed"
@@ -227,31 +243,30 @@ class _Others:
         return ""
 
     def _layout_below(self, folder: Path) -> bool:
+        """Tell whether an image layout lies anywhere below a folder, as far as it may be searched."""
         waiting = [folder]
         while waiting:
             place = waiting.pop()
             if holds_layout(place):
                 return True
-            if not place.is_symlink():
-                waiting += [Path(item.path) for item in self._entries(place) if item.is_dir(follow_symlinks=False)]
+            if place.is_symlink() or self._left < 0:
+                continue
+            found = self._entries(place, most=self._left + 1)
+            self._left -= len(found)
+            if self._left < 0:
+                self.unseen.append(NOT_SEARCHED)
+            waiting += [Path(entry.path) for entry in found if entry.is_dir(follow_symlinks=False)]
         return False
 
-    def _entries(self, folder: Path) -> list[os.DirEntry[str]]:
-        """Return what is in a folder, sorted; nothing more once too much was seen, which is a finding itself."""
-        found: list[os.DirEntry[str]] = []
+    def _entries(self, folder: Path, *, most: int) -> list[os.DirEntry[str]]:
+        """Return what is in a folder, sorted; what cannot be read, such as a medium's own `lost+found`, is noted."""
         try:
             with os.scandir(folder) as entries:
-                for entry in entries:
-                    if self._left == 0:
-                        self._left = -1
-                        self._report(f"folder `{self._folder}`", TOO_MANY, None)
-                    if self._left < 0:
-                        break
-                    self._left -= 1
-                    found.append(entry)
+                return sorted(islice(entries, most), key=lambda entry: entry.name)
         except OSError as error:
-            self._report(f"folder `{folder}`", f"cannot be read: {error.strerror}", None)
-        return sorted(found, key=lambda entry: entry.name)
+            name = printable(str(folder.relative_to(self._folder)), most=MAX_DEFECT_CHARACTERS)
+            self.unseen.append(f"`{name}/` cannot be looked into: {error.strerror}")
+            return []
 
 
 def _folded(name: str) -> str:

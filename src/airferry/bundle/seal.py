@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from airferry.bundle.artifacts import MANIFEST_ARTIFACT, MANIFEST_CONTENT, ArtifactFile, put_artifact
 from airferry.bundle.manifest import MANIFEST_FILE, BundleManifest
 from airferry.errors import IntegrityError
-from airferry.oci.closure import read_closure
+from airferry.oci.closure import expect_unambiguous, read_closure
 from airferry.oci.digest import digest_of
 from airferry.oci.documents import Descriptor
-from airferry.oci.entries import named
+from airferry.oci.entries import named, names_of
 from airferry.oci.layout import LayoutStore
 
 
@@ -42,14 +42,16 @@ def seal(
     holds the lock on the layout.
 
     Raises:
-        IntegrityError: something that would be named is not there; nothing was changed.
+        IntegrityError: something that would be named is not there, or programs may read it differently; nothing was
+            changed.
     """
     entries = [named(_bare(descriptor), reference) for reference, descriptor in images.items()]
     document = ArtifactFile(MANIFEST_FILE, MANIFEST_CONTENT, manifest.model_copy(update={"root": None}).to_yaml())
     entries += [*artifacts, put_artifact(store, MANIFEST_ARTIFACT, contents=[document])]
     sizes: dict[str, int] = {}
+    originals = {image.reference for image in manifest.images if image.role == "base"}
     for entry in entries:
-        sizes.update(_held(store, entry))
+        sizes.update(_held(store, entry, as_it_came=not originals.isdisjoint(names_of(entry))))
     root = digest_of(store.write_index(entries))
     pruned_blobs, pruned_bytes = prune(store, sizes.keys())
     return Sealed(root, sum(sizes.values()), pruned_blobs, pruned_bytes)
@@ -66,8 +68,10 @@ def prune(store: LayoutStore, keep: Iterable[str]) -> tuple[int, int]:
     return len(unnamed), freed
 
 
-def _held(store: LayoutStore, entry: Descriptor) -> dict[str, int]:
+def _held(store: LayoutStore, entry: Descriptor, *, as_it_came: bool) -> dict[str, int]:
     closure = read_closure(store, entry)
+    if not as_it_came:
+        expect_unambiguous(store, closure)
     sizes = {stored.descriptor.digest: stored.descriptor.size for stored in closure.manifests}
     for blob in closure.blobs.values():
         if not store.has_blob(blob):

@@ -7,6 +7,7 @@ channel.
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from airferry.host import files
 from airferry.host.canonical import plain_data
 from airferry.oci.closure import RememberingSource
 from airferry.oci.digest import digest_of
-from airferry.oci.documents import Descriptor, Index, parse_index
+from airferry.oci.documents import IMAGE_INDEX, Descriptor, Index, expect_one_meaning, parse_index
 from airferry.oci.entries import names_of
 from airferry.oci.layout import INDEX_FILE, LAYOUT_FILE, LayoutStore
 from airferry.oci.ports import Source
@@ -108,8 +109,9 @@ class Bundle:
         if found:
             emit(
                 Warned(
-                    f"the root does not cover all that lies in `{given}`: {some_of(found, SHOWN_FINDINGS)}",
-                    hint=f"{COPY_BESIDE}; `airferry verify {given}` lists all",
+                    f"the root does not cover all that lies in `{given}`:\n  | "
+                    + some_of(found, SHOWN_FINDINGS, separator="\n  | "),
+                    hint=f"{COPY_BESIDE}; `airferry verify {shlex.quote(str(given))}` lists all",
                 )
             )
 
@@ -120,6 +122,7 @@ class VerifyReport:
 
     `is_bundle` is false for an image layout of another tool, of which `not_checked` says what cannot be checked.
     `images` are those that were built, their Docker `twins` and the `originals` of their bases not counted.
+    `exempt` lists what programs may read differently in originals, which are carried as others made them.
     `beside` lists notes on the output folder around the bundle; none of them means that the bundle is damaged. The last
     `beside_findings` of the findings are about files in that folder: the bundle itself is whole without them.
     """
@@ -138,6 +141,7 @@ class VerifyReport:
     originals: int = 0
     is_bundle: bool = True
     not_checked: tuple[str, ...] = ()
+    exempt: tuple[Defect, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -168,6 +172,7 @@ class VerifyReport:
             **plain_data(self, "artifacts", "blobs", "size_bytes"),
             "findings": [str(finding) for finding in self.findings],
             **plain_data(self, "beside", "not_checked"),
+            "exempt": [str(defect) for defect in self.exempt],
         }
 
     def raise_if_wrong(self, *, listed: bool = False) -> None:
@@ -292,7 +297,7 @@ def verify_opened(
 
     What is done with the bundle afterwards uses the very documents that were checked here.
     """
-    inspector = Inspector(bundle.documents)
+    inspector = Inspector(bundle.documents, exempts_originals=True)
     _check_names(bundle.index, inspector)
     expected = {entry.reference: entry for entry in bundle.manifest.images}
     subjects = {entry.reference: f"image `{entry.name}`" for entry in bundle.manifest.images}
@@ -335,6 +340,7 @@ def verify_opened(
         size_bytes=size_bytes,
         findings=tuple(inspector.findings),
         beside=around,
+        exempt=tuple(inspector.exempt),
         beside_findings=sum(found.text != LEADS_OUT for found in inspector.findings[about_the_bundle:]),
     )
 
@@ -344,7 +350,7 @@ def open_index(path: Path, root: str | None) -> tuple[LayoutStore, bytes, str]:
 
     Raises:
         UsageError: there is no layout, or the root that was given is not a digest.
-        IntegrityError: the root is another, or blobs lie behind a link.
+        IntegrityError: the root is another, blobs lie behind a link, or programs may read index.json differently.
     """
     layout = find_layout(path)
     expected = parse_root(root) if root is not None else None
@@ -365,6 +371,7 @@ def open_index(path: Path, root: str | None) -> tuple[LayoutStore, bytes, str]:
             root=observed,
             expected=expected,
         )
+    expect_one_meaning(data, IMAGE_INDEX, what=f"`{store.path / INDEX_FILE}`")
     return store, data, observed
 
 

@@ -212,8 +212,9 @@ def build(
     data_line(f"root   {result.root}")
     reporter.say(
         "Carry [bold]{}[/] over, and send the root over a separate channel. There: "
-        "[bold]airferry verify OUT --root {}[/], then [bold]airferry load OUT --to HOST:PORT/PREFIX[/]",
+        "[bold]airferry verify OUT --root {}[/], then [bold]airferry load OUT --root {} --to HOST:PORT/PREFIX[/]",
         result.output,
+        result.root,
         result.root,
     )
 

@@ -54,6 +54,10 @@ def verify(
             reporter.say("[yellow]note:[/] {}", line)
         if (more := len(report.beside) - SHOWN_BESIDE) > 0:
             reporter.say("[yellow]note:[/] {} more notes about the folder; `--json` lists all", more)
+        for defect in report.exempt[:SHOWN_BESIDE]:
+            reporter.say("[yellow]note:[/] carried as it came, programs may read it differently: {}", str(defect))
+        if (more := len(report.exempt) - SHOWN_BESIDE) > 0:
+            reporter.say("[yellow]note:[/] {} more of that kind; `--json` lists all", more)
         amount = f"{report.blobs} blobs, {size_text(report.size_bytes)}"
         if not report.is_bundle:
             reporter.say(

@@ -18,7 +18,7 @@ from pathlib import Path
 from airferry.engine import inside
 from airferry.engine.nowhere import NAME_SERVER, OWN_NAME
 from airferry.engine.program import EngineChoice, Program, build_error, engine_error, find_engine
-from airferry.engine.storage import AS_ON_HOST, Storage, Surroundings
+from airferry.engine.storage import AS_ON_HOST, Storage, StartConditions
 from airferry.errors import BuildError, HostError, IntegrityError, RegistryError
 from airferry.events import Emit, Progress, silent
 from airferry.host import files, process
@@ -281,7 +281,7 @@ class Engine:
         streams = process.Streams(on_line=on_line, merge_output=True)
         with files.scratch_directory(self.storage.temporary) as folder:
             identity = folder / "id"
-            around = Surroundings(network=source.network, apart=self.storage.isolation.apart)
+            around = StartConditions(network=source.network, apart=self.storage.isolation.apart)
             argv: list[str | Path] = ["build", "--pull=never", "--layers=false", "--force-rm", "--format", "oci"]
             argv += ["--timestamp", str(epoch_s), "--platform", str(platform), *self.storage.isolation.arguments]
             argv += ["--identity-label=false", *(["--http-proxy=false"] if not source.network else [])]
@@ -292,6 +292,7 @@ class Engine:
             try:
                 self.storage.invoke(argv, around=around, timeout_s=timeout_s, streams=streams)
             except process.ProcessFailed as failure:
+                self.storage.forget_isolation()
                 raise build_error(failure, what=what) from failure
             return identity.read_text().strip().removeprefix("sha256:")
 
@@ -351,7 +352,7 @@ class Engine:
                 ]
                 arguments = ["run", *create, *common, image, *argv]
                 # the runtime gives the container its own network and processes
-                around = Surroundings(watch=options.watch) if options.watch else AS_ON_HOST
+                around = StartConditions(watch=options.watch) if options.watch else AS_ON_HOST
             else:
                 common += ["--workingdir", options.workdir] if options.workdir else []
                 self._command(
@@ -359,9 +360,13 @@ class Engine:
                 )
                 isolation = self.storage.isolation
                 arguments = ["run", *isolation.arguments, *common, name, "--", *argv]
-                around = Surroundings(options.network, options.watch, isolation.apart)
-            return self.storage.invoke(arguments, around=around, timeout_s=timeout_s, streams=streams, check=check)
+                around = StartConditions(options.network, options.watch, isolation.apart)
+            done = self.storage.invoke(arguments, around=around, timeout_s=timeout_s, streams=streams, check=check)
+            if done.returncode != 0:
+                self.storage.forget_isolation()
+            return done
         except process.ProcessFailed as failure:
+            self.storage.forget_isolation()
             raise engine_error(failure, doing=f"run `{argv[0]}` in `{image}` for `{platform}`") from failure
         finally:
             self._remove_container(name)
@@ -434,7 +439,7 @@ def open_engine(
 ) -> Iterator[Engine]:
     """Find an engine, take the lock of its state folder, clear what a killed run left there, and hand it out.
 
-    `may_share_processes` is for hosts that let nobody separate the processes of containers from their own.
+    `may_share_processes` is for hosts that do not let an ordinary user separate the processes of containers.
 
     Raises:
         HostError: there is no engine, or another process works in the folder.

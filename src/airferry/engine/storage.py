@@ -20,10 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from airferry.engine import inside, nowhere
-from airferry.engine.program import Program, engine_error
+from airferry.engine.program import SHARED_HINT, Program, engine_error
 from airferry.errors import HostError
 from airferry.events import Emit, Warned
 from airferry.host import clock, files, process
+from airferry.host.canonical import canonical_json
 from airferry.host.parsing import parse_json
 
 QUICK_S = 180.0
@@ -33,11 +34,6 @@ START_ATTEMPTS = 3
 # bind-mount its program (containers/storage#615). The kernel refuses to seal while it moves one of the copy's pages;
 # nothing has run then, so the command is started again
 NOT_STARTED = "sealing memfd copy: Device or resource busy"
-SHARED_HINT = (
-    "let it: `sysctl user.max_pid_namespaces` must not be 0, and in a container of another engine `/proc` must not be "
-    "masked (Docker's `--security-opt systempaths=unconfined`); or have code that is not trusted see and signal your "
-    "processes: `--allow-shared-processes`"
-)
 STATIC_PROGRAMS = ("/usr/sbin/ldconfig.real", "/sbin/ldconfig.real", "/usr/sbin/ldconfig", "/sbin/ldconfig")
 
 
@@ -45,7 +41,7 @@ STATIC_PROGRAMS = ("/usr/sbin/ldconfig.real", "/sbin/ldconfig.real", "/usr/sbin/
 class Isolation:
     """How a container is kept apart: Buildah's `chroot`, `rootless` or `oci`, the last two with a runtime.
 
-    A runtime gives containers processes of their own. For `chroot`, which does not, airferry does, unless `shared`.
+    A runtime separates the processes of containers. For `chroot`, which does not, airferry does, unless `shared`.
     """
 
     kind: str
@@ -73,7 +69,7 @@ class Isolation:
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class StartConditions:
     """What a start of the engine finds around itself, and hands on to code in containers that is not trusted.
 
     Without `network` there is a loopback interface only; with `watch` there seems to be a network, which leads nowhere,
@@ -85,7 +81,7 @@ class Surroundings:
     apart: bool = False
 
 
-AS_ON_HOST = Surroundings()
+AS_ON_HOST = StartConditions()
 
 
 class Storage:
@@ -171,7 +167,7 @@ class Storage:
         """Return `argv` as run by root of the user namespace."""
         return [*self.command(), "unshare", *([] if self.program.kind == "podman" else ["--"]), *map(str, argv)]
 
-    def surrounded(self, argv: Sequence[str | Path], around: Surroundings) -> list[str]:
+    def surrounded(self, argv: Sequence[str | Path], around: StartConditions) -> list[str]:
         """Return `argv` as run in such surroundings."""
         verb = "-".join(
             [*(["offline"] if not around.network and not around.watch else []), *(["apart"] if around.apart else [])]
@@ -187,7 +183,7 @@ class Storage:
         self,
         arguments: Sequence[str | Path],
         *,
-        around: Surroundings = AS_ON_HOST,
+        around: StartConditions = AS_ON_HOST,
         timeout_s: float = QUICK_S,
         check: bool = True,
         cwd: Path | None = None,
@@ -239,13 +235,47 @@ class Storage:
     def isolation(self) -> Isolation:
         """The first isolation that really starts a container here; `BUILDAH_ISOLATION` is the only one if it is set.
 
+        What an earlier run found is believed until the host starts again, another engine or another choice is asked
+        for, or a container fails.
+
         Raises:
             HostError: none does.
         """
         with self._choosing:
             if self._isolation is None:
-                self._isolation = self._choose_isolation()
+                conditions = self._isolation_conditions()
+                self._isolation = self._read_isolation(conditions)
+                if self._isolation is None:
+                    self._isolation = self._choose_isolation()
+                    if not self._isolation.shared:  # for one run, which says so: it is not to be found later
+                        self._note_isolation(self._isolation, conditions)
             return self._isolation
+
+    def forget_isolation(self) -> None:
+        """Let the next run try isolations again. Idempotent."""
+        self._isolation_note.unlink(missing_ok=True)
+
+    @property
+    def _isolation_note(self) -> Path:
+        return self.state / "isolation.json"
+
+    def _isolation_conditions(self) -> list[str]:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        chosen = [os.environ.get(name, "") for name in ("BUILDAH_ISOLATION", "BUILDAH_RUNTIME")]
+        return [boot, str(self.program.path), self.program.version_text, *chosen]
+
+    def _note_isolation(self, isolation: Isolation, conditions: list[str]) -> None:
+        note = {"conditions": conditions, "kind": isolation.kind, "runtime": isolation.runtime}
+        # it saves half a second, and one that is cut off is not believed: it is neither synced nor renamed
+        with suppress(OSError):
+            self._isolation_note.write_bytes(canonical_json(note))
+
+    def _read_isolation(self, conditions: list[str]) -> Isolation | None:
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            note = parse_json(self._isolation_note.read_bytes())
+            if note["conditions"] == conditions:
+                return Isolation(note["kind"], note["runtime"])
+        return None
 
     def _choose_isolation(self) -> Isolation:
         static = static_program()
@@ -273,7 +303,7 @@ class Storage:
 
     def _try_isolation(self, candidate: Isolation, static: Path | None) -> str | None:
         """Start a container that does nothing, and return why it did not start, or None; without a program, all do."""
-        around = Surroundings(apart=candidate.apart)
+        around = StartConditions(apart=candidate.apart)
         if static is None:
             done = self.invoke_raw(self.surrounded(["true"], around), check=False) if candidate.apart else None
             return None if done is None or done.returncode == 0 else _said_last(done.tail)
@@ -341,6 +371,7 @@ class Storage:
 
     def remove_all(self) -> None:
         """Remove the whole storage, images included."""
+        self.forget_isolation()
         for path in (self.root, self.run_root, self.temporary):
             self.remove_tree(path)
 

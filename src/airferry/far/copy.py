@@ -16,6 +16,7 @@ from airferry.errors import ConfigurationError, UsageError
 from airferry.events import Emit, silent
 from airferry.host import files
 from airferry.oci.archive import ArchiveSource, write_oci_archive
+from airferry.oci.closure import expect_unambiguous
 from airferry.oci.copy import CopyOptions, image_shipments, transfer
 from airferry.oci.documents import Descriptor
 from airferry.oci.entries import names_of
@@ -99,7 +100,7 @@ def copy(
         UsageError: a place is none, or the destination cannot be written under that name, or needs one.
         ConfigurationError: the source has no such image.
         BuildError: a wanted platform is missing.
-        IntegrityError: something is not what its descriptor says.
+        IntegrityError: something is not what its descriptor says, or programs may read it differently.
         RegistryError: a registry does not answer or refuses.
     """
     options = options or ClientOptions()
@@ -113,6 +114,8 @@ def copy(
             there = _named(there, name)
             reference = there.name
         shipments = image_shipments(held, descriptor, platforms=wanted, reference=reference, referrers=referrers)
+        for item in shipments:
+            expect_unambiguous(held, item.closure)
         if isinstance(there, FilePlace) and there.archive:
             write_oci_archive(held, shipments, there.path, emit=emit)
         else:

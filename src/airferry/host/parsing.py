@@ -11,12 +11,17 @@ import ast
 import json
 import re
 import tomllib
+from itertools import islice
 from typing import Any
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 TOO_DEEP = "nested too deeply"
 MAX_DIGITS = 18
+# a value takes 60 to 70 bytes, whatever it takes in JSON: 12 MB of `{}` became 450 MiB
+MAX_JSON_VALUES = 500_000
 _NUMBER = re.compile(rf"[0-9]{{1,{MAX_DIGITS}}}")
+# up to the next mark that is not in a text, or the end; possessive, so that nothing is kept to go back to
+_JSON_MARK = re.compile(rb'[^",\[{]*+(?:"[^"\\]*+(?:\\.[^"\\]*+)*+"?[^",\[{]*+)*+(?:[,\[{]|\Z)', re.DOTALL)
 _AT_LINE = re.compile(r"at line (\d{1,9})")
 
 
@@ -29,14 +34,54 @@ class Malformed(ValueError):
         self.line = line
 
 
-def parse_json(data: str | bytes | bytearray) -> Any:
-    """Return what a JSON document holds.
+def parse_json(data: str | bytes | bytearray, *, max_values: int | None = MAX_JSON_VALUES) -> Any:
+    """Return what a JSON document holds. `max_values` of None is for what this program wrote itself.
 
     Raises:
-        Malformed: it is none.
+        Malformed: it is none, or has more values than `max_values`.
     """
+    if max_values is not None:
+        expect_few_values(data, max_values)
+    return _loaded(data)
+
+
+def parse_json_pairs(data: bytes) -> Any:
+    """Return what a JSON document holds, each of its objects as the list of its pairs, in order and as they stand.
+
+    Raises:
+        Malformed: it is none, or has more values than MAX_JSON_VALUES.
+    """
+    expect_few_values(data, MAX_JSON_VALUES)
+    return _loaded(data, object_pairs_hook=JsonPairs)
+
+
+class JsonPairs(list[tuple[str, Any]]):
+    """The pairs of a JSON object: a key that stands there twice is there twice."""
+
+
+def expect_few_values(data: str | bytes | bytearray, most: int) -> None:
+    """Check that a JSON document does not have too many values to be built in memory. Looks at its marks only.
+
+    Raises:
+        Malformed: it has more than `most`.
+    """
+    # cheap, and too high where texts have commas; only then are texts told from marks
+    if len(data) <= most or _marks(data) < most:
+        return
+    plain = data.encode("utf-8", "replace") if isinstance(data, str) else data
+    if sum(1 for _ in islice(_JSON_MARK.finditer(plain), most)) == most:
+        raise Malformed(f"more than {most} values, the limit for a JSON document")
+
+
+def _marks(data: str | bytes | bytearray) -> int:
+    if isinstance(data, str):
+        return sum(map(data.count, ",[{"))
+    return sum(map(data.count, (b",", b"[", b"{")))
+
+
+def _loaded(data: str | bytes | bytearray, **hooks: Any) -> Any:
     try:
-        return json.loads(data)
+        return json.loads(data, **hooks)
     except RecursionError as error:
         raise Malformed(TOO_DEEP) from error
     except json.JSONDecodeError as error:

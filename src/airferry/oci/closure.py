@@ -10,9 +10,20 @@ from airferry.errors import BuildError, IntegrityError
 from airferry.host.canonical import canonical_json
 from airferry.host.parsing import parse_json
 from airferry.host.progress import MIB
-from airferry.oci.documents import INDEX_TYPES, MANIFEST_TYPES, Descriptor, Index, descriptor_of
+from airferry.oci.documents import (
+    CONFIG_TYPES,
+    INDEX_TYPES,
+    MANIFEST_TYPES,
+    MAX_IMAGE_CONFIG_BYTES,
+    Descriptor,
+    Index,
+    ambiguities,
+    descriptor_of,
+    expect_one_meaning,
+)
 from airferry.oci.platform import Platform
 from airferry.oci.ports import Source, Stored, WrappedSource
+from airferry.oci.streams import verifying
 
 MAX_REFERRER_DEPTH = 4
 # the documents of a thousand images stay below it; a view takes several times its bytes, so the documents of a bundle
@@ -85,6 +96,31 @@ def read_closure(source: Source, descriptor: Descriptor, *, platforms: Collectio
     return closure
 
 
+def expect_unambiguous(source: Source, closure: Closure) -> None:
+    """Refuse manifests, indexes and image configs of a closure that programs may read differently.
+
+    Raises:
+        IntegrityError: there is one.
+    """
+    for stored in closure.manifests:
+        if found := stored.ambiguities:
+            raise _ambiguous(stored.descriptor, found[0])
+    for blob in closure.blobs.values():
+        if blob.media_type in CONFIG_TYPES and blob.size <= MAX_IMAGE_CONFIG_BYTES:
+            with source.open_blob(blob) as stream:
+                data = verifying(stream, blob).read()
+            if found := ambiguities(data, blob.media_type):
+                raise _ambiguous(blob, found[0])
+
+
+def _ambiguous(descriptor: Descriptor, reason: str) -> IntegrityError:
+    return IntegrityError(
+        f"`{descriptor.digest}` {reason}",
+        hint="programs may take it for different things: get it from where it was made, or have it rebuilt",
+        digest=descriptor.digest,
+    )
+
+
 def select_platforms(index: Index, platforms: Collection[Platform], *, what: str) -> list[Descriptor]:
     """Return the children of an index that serve the platforms, in the index's order.
 
@@ -136,6 +172,8 @@ def _add_manifest(closure: Closure, stored: Stored) -> None:
 
 
 def _narrowed(top: Stored, digests: set[str]) -> Stored:
+    # it is written anew, and what is written here has one meaning
+    expect_one_meaning(top.data, top.descriptor.media_type, what=f"index `{top.descriptor.digest}`")
     document = parse_json(top.data)
     document["manifests"] = [entry for entry in document["manifests"] if entry["digest"] in digests]
     data = canonical_json(document)

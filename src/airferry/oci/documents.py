@@ -6,12 +6,17 @@ that airferry authors are serialised by `canonical_json`.
 
 from __future__ import annotations
 
+import base64
+import binascii
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from airferry.errors import IntegrityError
+from airferry.host.parsing import MAX_JSON_VALUES, JsonPairs, Malformed, expect_few_values, parse_json_pairs
 from airferry.oci.digest import Digest, digest_of
 from airferry.oci.platform import Platform
 
@@ -32,6 +37,7 @@ DOCKER_LAYER_TAR = "application/vnd.docker.image.rootfs.diff.tar"
 
 INDEX_TYPES = (IMAGE_INDEX, DOCKER_MANIFEST_LIST)
 MANIFEST_TYPES = (IMAGE_MANIFEST, DOCKER_MANIFEST)
+CONFIG_TYPES = (IMAGE_CONFIG, DOCKER_CONFIG)
 
 REF_NAME = "org.opencontainers.image.ref.name"
 CONTAINERD_NAME = "io.containerd.image.name"
@@ -143,7 +149,10 @@ def descriptor_of(data: bytes, media_type: str, **fields: Any) -> Descriptor:
 
 def _parse(model: type[D], data: bytes, what: str) -> D:
     try:
+        expect_few_values(data, MAX_JSON_VALUES)
         return model.model_validate_json(data)
+    except Malformed as error:
+        raise IntegrityError(f"{what} is not valid: it has {error}") from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "document"
@@ -175,3 +184,121 @@ def parse_image_config(data: bytes, *, what: str = "the image config") -> ImageC
         IntegrityError: they are no image config.
     """
     return _parse(ImageConfig, data, what)
+
+
+# --- one JSON, one meaning -------------------------------------------------------------------------------------------
+
+MAX_SHOWN_AMBIGUITIES = 5
+_PLATFORM = dict.fromkeys(("architecture", "os", "os.version", "os.features", "variant", "features"))
+_DESCRIPTOR = {
+    **dict.fromkeys(("mediaType", "digest", "size", "urls", "annotations", "data", "artifactType")),
+    "platform": _PLATFORM,
+}
+_COMMON = {
+    **dict.fromkeys(("schemaVersion", "mediaType", "artifactType", "annotations")),
+    "subject": _DESCRIPTOR,
+}
+_MANIFEST = {**_COMMON, "config": _DESCRIPTOR, "layers": _DESCRIPTOR}
+_INDEX = {**_COMMON, "manifests": _DESCRIPTOR}
+_SETTINGS = {
+    **dict.fromkeys(("User", "ExposedPorts", "Env", "Entrypoint", "Cmd", "Volumes", "WorkingDir", "Labels")),
+    **dict.fromkeys(("StopSignal", "ArgsEscaped", "Memory", "MemorySwap", "CpuShares", "OnBuild", "Shell")),
+    "Healthcheck": dict.fromkeys(("Test", "Interval", "Timeout", "StartPeriod", "StartInterval", "Retries")),
+}
+_CONFIG = {
+    **dict.fromkeys(("created", "author", "architecture", "os", "os.version", "os.features", "variant")),
+    "config": _SETTINGS,
+    "rootfs": dict.fromkeys(("type", "diff_ids")),
+    "history": dict.fromkeys(("created", "author", "created_by", "comment", "empty_layer")),
+}
+# what would make a document one of another kind as well (CVE-2021-41190), `fsLayers` being Docker's schema 1
+_NOT_IN_A_MANIFEST = ("manifests", "fsLayers")
+_NOT_IN_AN_INDEX = ("config", "layers", "fsLayers")
+
+_Shape = dict[str, Any]
+
+
+def ambiguities(data: bytes, media_type: str) -> tuple[str, ...]:
+    """Return why programs may read a manifest, index or image config differently; a few reasons at most, or none.
+
+    Go, in which runtimes and registries are written, takes `Layers` for `layers` and the last of two equal keys; others
+    take the exact key, or the first. Checked are the fields that image-spec names (and Docker's), keys that are there
+    twice, at any depth, and whether the document is also of another kind or states another media type than
+    `media_type`. Labels, annotations and unknown fields may differ by case. `media_type` decides what the document is;
+    of one that is none of the three, nothing is known.
+    """
+    shape: _Shape
+    others: tuple[str, ...] = ()
+    if media_type in INDEX_TYPES:
+        shape, others = _INDEX, _NOT_IN_AN_INDEX
+    elif media_type in MANIFEST_TYPES:
+        shape, others = _MANIFEST, _NOT_IN_A_MANIFEST
+    elif media_type in CONFIG_TYPES:
+        shape = _CONFIG
+    else:
+        return ()
+    try:
+        document = parse_json_pairs(data)
+    except Malformed as error:
+        return (f"is refused: {error}",)
+    found = list(islice(_ambiguous(document, shape), MAX_SHOWN_AMBIGUITIES))
+    if isinstance(document, JsonPairs) and media_type not in CONFIG_TYPES:
+        found += _another_kind(document, others, media_type)
+    return tuple(dict.fromkeys(found))[:MAX_SHOWN_AMBIGUITIES]
+
+
+def expect_one_meaning(data: bytes, media_type: str, *, what: str, hint: str | None = None) -> None:
+    """Refuse a document that programs may read differently, see `ambiguities`.
+
+    Raises:
+        IntegrityError: it is one; the message begins with `what`.
+    """
+    if found := ambiguities(data, media_type):
+        raise IntegrityError(f"{what} {found[0]}", hint=hint)
+
+
+def _ambiguous(document: Any, shape: _Shape) -> Iterator[str]:
+    """Yield what is ambiguous in a document whose fields have the names of `shape`, and those below them."""
+    # a stack of its own: foreign JSON may nest as deeply as Python's stack goes
+    waiting: list[tuple[Any, _Shape | None, str]] = [(document, shape, "")]
+    while waiting:
+        value, names, place = waiting.pop()
+        if isinstance(value, JsonPairs):
+            folded = {name.casefold(): name for name in names or ()}
+            seen: set[str] = set()
+            for key, inner in value:
+                named = folded.get(key.casefold())
+                if key in seen:
+                    yield f"has the key `{place}{key}` twice"
+                elif named not in (None, key):
+                    yield f"has the key `{place}{key}`, which some programs read as `{named}`"
+                seen.add(key)
+                if isinstance(inner, list):
+                    below = (names or {}).get(key)
+                    waiting.append((inner, below, f"{place}{key}." if below else place))
+            if names is _DESCRIPTOR:
+                yield from _wrong_data(dict(value), place)
+        elif isinstance(value, list):
+            waiting += [(inner, names, place) for inner in value if isinstance(inner, list)]
+
+
+def _wrong_data(descriptor: dict[str, Any], place: str) -> Iterator[str]:
+    """Yield whether a descriptor brings content (`data`) that is not the one that its digest names."""
+    if (text := descriptor.get("data")) is None:
+        return
+    try:
+        data = base64.b64decode(str(text).encode(), validate=True)
+    except (binascii.Error, ValueError):
+        data = None
+    if data is None or (digest_of(data), len(data)) != (descriptor.get("digest"), descriptor.get("size")):
+        yield f"has `{place}data` that is not the content of its digest"
+
+
+def _another_kind(document: JsonPairs, others: tuple[str, ...], media_type: str) -> Iterator[str]:
+    folded = {name.casefold(): name for name in others}
+    kind = "an index" if media_type in INDEX_TYPES else "a manifest"
+    for key, value in document:
+        if key.casefold() in folded:
+            yield f"is {kind} that has `{key}` as well"
+        if key == "mediaType" and value not in (media_type, None, ""):
+            yield f"says that its media type is `{str(value)[:100]}`, while it is referred to as `{media_type}`"

@@ -35,6 +35,7 @@ from airferry.oci.documents import (
     Descriptor,
     Index,
     descriptor_of,
+    expect_one_meaning,
     parse_index,
 )
 from airferry.oci.entries import as_referrer, find_entry, find_referrers, named, names_of
@@ -402,6 +403,8 @@ class LayoutStore(Source, Sink):
         data = canonical_json(Index(schema_version=2, media_type=IMAGE_INDEX, manifests=ordered))
         if len(data) > MAX_INDEX_BYTES:
             raise IntegrityError(f"index.json would have {len(data)} bytes, more than the limit of {MAX_INDEX_BYTES}")
+        # entries of others come along as they are, with fields that nobody here knows
+        expect_one_meaning(data, IMAGE_INDEX, what=f"`{self.path / INDEX_FILE}`")
         files.write_bytes(self.path / INDEX_FILE, data)
         return data
 

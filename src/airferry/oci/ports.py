@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
 
 from airferry.errors import AirferryError, IntegrityError
-from airferry.oci.documents import MANIFEST_TYPES, Descriptor, Index, Manifest, parse_index, parse_manifest
+from airferry.oci.documents import (
+    MANIFEST_TYPES,
+    Descriptor,
+    Index,
+    Manifest,
+    ambiguities,
+    parse_index,
+    parse_manifest,
+)
 from airferry.oci.streams import sized, verifying
 
 BLOCK_BYTES = 1024 * 1024
@@ -65,6 +73,15 @@ class Stored:
         if self.descriptor.media_type not in MANIFEST_TYPES or (subject := self.manifest.subject) is None:
             return None
         return subject.digest
+
+    @property
+    def ambiguities(self) -> tuple[str, ...]:
+        """Why programs may read the bytes differently, as what the descriptor says they are; see `ambiguities`."""
+        kind = f"ambiguities as {self.descriptor.media_type}"
+        found: tuple[str, ...] | None = self._views.get(kind)
+        if found is None:
+            found = self._views[kind] = ambiguities(self.data, self.descriptor.media_type)
+        return found
 
     def described_as(self, descriptor: Descriptor) -> Stored:
         """Return the same bytes and view under another descriptor of them, say one that has a name."""

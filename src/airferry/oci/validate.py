@@ -16,7 +16,7 @@ from airferry.events import Emit, silent
 from airferry.host.progress import MIB, Meter
 from airferry.host.threads import parallel_map, usable_cores
 from airferry.oci.documents import (
-    DOCKER_CONFIG,
+    CONFIG_TYPES,
     EMPTY_CONFIG,
     IMAGE_CONFIG,
     INDEX_TYPES,
@@ -24,9 +24,9 @@ from airferry.oci.documents import (
     MAX_IMAGE_CONFIG_BYTES,
     REF_NAME,
     Descriptor,
-    ImageConfig,
     Index,
     Manifest,
+    ambiguities,
     parse_image_config,
 )
 from airferry.oci.layers import KINDS
@@ -39,6 +39,10 @@ from airferry.wording import printable
 CHECKED_EVERY_BYTES = 64 * MIB
 MAX_FINDINGS = 1000
 MAX_NESTED = 4
+# names × manifests × layers: one index of 3,000 children under 1,500 names, 440 KiB, kept a verification busy for hours
+MAX_REFERENCES = 1_000_000
+# reading a document again, as what remembers them does not keep all, counts by its size
+BYTES_PER_REFERENCE = 1024
 # a bad sector is a finding about a blob, not the end of the search for others
 UNREADABLE = (IntegrityError, HostError)
 MAX_DEFECT_CHARACTERS = 500
@@ -72,34 +76,57 @@ class ImagePart:
 
 @dataclass(slots=True)
 class Wanted:
-    """A blob that something names: its descriptor and who names it."""
+    """A blob that something names: its descriptor, its role, and the manifests, or subjects, that name it."""
 
     descriptor: Descriptor
     role: str
-    subjects: list[str] = field(default_factory=list)
+    holders: dict[str, None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Walked:
+    """What became of a manifest the first time: its part of an image, and what was wrong with it."""
+
+    part: ImagePart | None
+    defects: tuple[tuple[str, str | None], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Config:
+    """What counts of a config; `problem` says why there is none."""
+
+    platform: Platform | None = None
+    diff_ids: tuple[str, ...] = ()
+    problem: str = ""
+    ambiguities: tuple[str, ...] = ()
 
 
 class Inspector:
     """Walks images and artifacts, collects findings, and remembers every blob that they name.
 
-    `wanted` maps digest to blob; `check_blobs` then reads each of them once.
+    `wanted` maps digest to blob; `check_blobs` then reads each of them once. However often a manifest is named, it is
+    walked once; what is named in all is bounded by MAX_REFERENCES. With `exempts_originals`, originals whose JSON
+    programs may read differently are no finding, as they are carried as others made them: `exempt` names them.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, *, exempts_originals: bool = False) -> None:
         self.source = source
         self.findings: list[Defect] = []
+        self.exempt: list[Defect] = []
         self.wanted: dict[str, Wanted] = {}
         self.read_whole: set[str] = set()
         self.artifacts: set[str] = set()
+        self._exempts_originals = exempts_originals
+        self._references = 0
+        # who names a manifest: blobs know their manifests, so that a blob of all images is not noted once an image
+        self._subjects: dict[str, dict[str, None]] = {}
+        self._walked: dict[tuple[str, int, str, Platform | None, bool], _Walked] = {}
+        self._configs: dict[tuple[str, int], _Config] = {}
 
     def report(self, subject: str, text: str, digest: str | None = None) -> None:
         """Note that something is wrong; what others wrote is cut and made printable."""
         if len(self.findings) < MAX_FINDINGS:
-            self.findings.append(
-                Defect(
-                    printable(subject, most=MAX_DEFECT_CHARACTERS), printable(text, most=MAX_DEFECT_CHARACTERS), digest
-                )
-            )
+            self.findings.append(_defect(subject, text, digest))
 
     def image(
         self, descriptor: Descriptor, *, subject: str, original: bool = False, nested: int = 0
@@ -113,14 +140,14 @@ class Inspector:
         if descriptor.media_type not in INDEX_TYPES:
             part = self._manifest(descriptor, subject=subject, stated=descriptor.platform_value(), original=original)
             return () if part is None else (part,)
-        index = self._index(descriptor, subject=subject)
+        index = self._index(descriptor, subject=subject, original=original)
         if index is None:
             return ()
         parts: list[ImagePart] = []
         seen: set[Platform] = set()
         for child in index.manifests:
             if original and not child.is_runnable and child.media_type not in INDEX_TYPES:
-                self.artifact(child, subject=subject)
+                self.artifact(child, subject=subject, original=True)
                 continue
             platform = child.platform_value()
             inner = f"{subject}, platform `{platform}`" if platform else subject
@@ -149,17 +176,17 @@ class Inspector:
         index = self._index(descriptor, subject=subject)
         return tuple(index.manifests) if index is not None else ()
 
-    def artifact(self, descriptor: Descriptor, *, subject: str) -> Manifest | None:
+    def artifact(self, descriptor: Descriptor, *, subject: str, original: bool = False) -> Manifest | None:
         """Walk an artifact and return its manifest, or None if it cannot be read."""
-        manifest = self._read_manifest(descriptor, subject=subject)
+        manifest = self._read_manifest(descriptor, subject=subject, original=original)
         if manifest is None:
             return None
         self.artifacts.add(descriptor.digest)
         if manifest.config.media_type == EMPTY_CONFIG and not manifest.artifact_type:
             self.report(subject, "has an empty config and no artifactType", descriptor.digest)
-        self._want(manifest.config, "config", subject)
+        self._want(manifest.config, "config", descriptor, subject)
         for layer in manifest.layers:
-            self._want(layer, "content", subject)
+            self._want(layer, "content", descriptor, subject)
         return manifest
 
     def check_blobs(self, *, jobs: int | None = None, emit: Emit = silent) -> int:
@@ -178,23 +205,47 @@ class Inspector:
         )
         for wanted, failure in zip(todo, failures, strict=True):
             if failure is not None:
-                for subject in wanted.subjects:
+                for subject in self._subjects_of(wanted):
                     self.report(subject, f"{wanted.role}: {failure}", wanted.descriptor.digest)
         return sum(wanted.descriptor.size for wanted in self.wanted.values())
 
-    def _index(self, descriptor: Descriptor, *, subject: str) -> Index | None:
-        self._want(descriptor, "index", subject)
+    def _subjects_of(self, wanted: Wanted) -> dict[str, None]:
+        """Return who names a blob, each once, in the order in which they did; no more than can be reported."""
+        found: dict[str, None] = {}
+        for holder in wanted.holders:
+            for subject in self._subjects.get(holder, (holder,)):
+                found[subject] = None
+                if len(found) >= MAX_FINDINGS:
+                    return found
+        return found
+
+    def _charge(self, references: int) -> None:
+        self._references += references
+        if self._references > MAX_REFERENCES:
+            raise IntegrityError(
+                f"the names, manifests and layers add up to more than {MAX_REFERENCES} references, the limit for a "
+                "bundle or layout",
+                hint="no build comes near it: something repeats itself to keep programs busy",
+            )
+
+    def _index(self, descriptor: Descriptor, *, subject: str, original: bool = False) -> Index | None:
+        self._want(descriptor, "index", None, subject)
+        self._charge(1 + descriptor.size // BYTES_PER_REFERENCE)
         try:
-            index = self.source.read_manifest(descriptor).index
+            stored = self.source.read_manifest(descriptor)
+            index = stored.index
         except UNREADABLE as error:
             self.report(subject, error.message, descriptor.digest)
             self.read_whole.add(descriptor.digest)
             return None
+        self._charge(len(index.manifests))
         self.read_whole.add(descriptor.digest)
+        self._report_ambiguities(stored.ambiguities, "index", descriptor, subject=subject, original=original)
         return index
 
-    def _read_manifest(self, descriptor: Descriptor, *, subject: str) -> Manifest | None:
-        self._want(descriptor, "manifest", subject)
+    def _read_manifest(self, descriptor: Descriptor, *, subject: str, original: bool = False) -> Manifest | None:
+        self._want(descriptor, "manifest", None, subject)
+        self._charge(1 + descriptor.size // BYTES_PER_REFERENCE)
         if descriptor.media_type not in MANIFEST_TYPES:
             self.report(
                 subject,
@@ -203,24 +254,54 @@ class Inspector:
             )
             return None
         try:
-            manifest = self.source.read_manifest(descriptor).manifest
+            stored = self.source.read_manifest(descriptor)
+            manifest = stored.manifest
         except UNREADABLE as error:
             self.report(subject, error.message, descriptor.digest)
             self.read_whole.add(descriptor.digest)
             return None
+        self._charge(len(manifest.layers))
         self.read_whole.add(descriptor.digest)
+        self._report_ambiguities(stored.ambiguities, "manifest", descriptor, subject=subject, original=original)
         return manifest
+
+    def _report_ambiguities(
+        self, found: tuple[str, ...], role: str, descriptor: Descriptor, *, subject: str, original: bool
+    ) -> None:
+        for text in found:
+            said = f"{role} `{descriptor.digest}` {text}"
+            if not (original and self._exempts_originals):
+                self.report(subject, said, descriptor.digest)
+            elif len(self.exempt) < MAX_FINDINGS:
+                self.exempt.append(_defect(subject, said, descriptor.digest))
 
     def _manifest(
         self, descriptor: Descriptor, *, subject: str, stated: Platform | None, original: bool = False
     ) -> ImagePart | None:
-        manifest = self._read_manifest(descriptor, subject=subject)
+        key = (descriptor.digest, descriptor.size, descriptor.media_type, stated, original)
+        walked = self._walked.get(key)
+        if walked is None:
+            before = len(self.findings)
+            part = self._walk(descriptor, subject=subject, stated=stated, original=original)
+            defects = tuple((defect.text, defect.digest) for defect in self.findings[before:])
+            walked = self._walked[key] = _Walked(part, defects)
+        else:
+            self._want(descriptor, "manifest", None, subject)
+            self._charge(3 + descriptor.size // BYTES_PER_REFERENCE + (len(walked.part.layers) if walked.part else 0))
+            for text, digest in walked.defects:
+                self.report(subject, text, digest)
+        return walked.part
+
+    def _walk(
+        self, descriptor: Descriptor, *, subject: str, stated: Platform | None, original: bool
+    ) -> ImagePart | None:
+        manifest = self._read_manifest(descriptor, subject=subject, original=original)
         if manifest is None:
             return None
         for layer in manifest.layers:
-            self._want(layer, "layer", subject)
-        self._want(manifest.config, "config", subject)
-        if original and manifest.config.media_type not in (IMAGE_CONFIG, DOCKER_CONFIG):
+            self._want(layer, "layer", descriptor, subject)
+        self._want(manifest.config, "config", descriptor, subject)
+        if original and manifest.config.media_type not in CONFIG_TYPES:
             # charts and the like have no artifactType where they are older than that field
             self.artifacts.add(descriptor.digest)
             return None
@@ -231,36 +312,50 @@ class Inspector:
         elif len(kinds) > 1 and not original:
             names = ", ".join(sorted(str(kind) for kind in kinds))
             self.report(subject, f"mixes compressions in its layers: {names}", descriptor.digest)
-        config = self._config(manifest.config, subject=subject)
-        if config is None:
+        config = self._config(manifest.config)
+        if config.platform is None:
+            self.report(subject, f"config: {config.problem}", manifest.config.digest)
             return None
-        if len(config.rootfs.diff_ids) != len(manifest.layers):
+        self._report_ambiguities(config.ambiguities, "config", manifest.config, subject=subject, original=original)
+        if len(config.diff_ids) != len(manifest.layers):
             self.report(
                 subject,
-                f"has {len(manifest.layers)} layers, its config lists {len(config.rootfs.diff_ids)} diff_ids",
+                f"has {len(manifest.layers)} layers, its config lists {len(config.diff_ids)} diff_ids",
                 descriptor.digest,
             )
-        platform = config.platform_value()
+        platform = config.platform
         if stated is not None and not (stated.accepts(platform) and platform.accepts(stated)):
             self.report(subject, f"its config says platform `{platform}`, the index `{stated}`", descriptor.digest)
-        return ImagePart(
-            stated or platform, descriptor, manifest.config, tuple(manifest.layers), tuple(config.rootfs.diff_ids)
-        )
+        return ImagePart(stated or platform, descriptor, manifest.config, tuple(manifest.layers), config.diff_ids)
 
-    def _config(self, descriptor: Descriptor, *, subject: str) -> ImageConfig | None:
+    def _config(self, descriptor: Descriptor) -> _Config:
+        """Return what a config says; each is read once, however many manifests share it."""
+        key = (descriptor.digest, descriptor.size)
+        known = self._configs.get(key)
+        if known is None:
+            known = self._configs[key] = self._read_config(descriptor)
+        return known
+
+    def _read_config(self, descriptor: Descriptor) -> _Config:
         self.read_whole.add(descriptor.digest)
+        self._charge(1 + min(descriptor.size, MAX_IMAGE_CONFIG_BYTES) // BYTES_PER_REFERENCE)
         try:
             if descriptor.size > MAX_IMAGE_CONFIG_BYTES:
                 raise IntegrityError(f"config `{descriptor.digest}` is larger than {MAX_IMAGE_CONFIG_BYTES} bytes")
             with self.source.open_blob(descriptor) as stream:
                 data = verifying(stream, descriptor).read()
-            return parse_image_config(data, what=f"config `{descriptor.digest}`")
+            config = parse_image_config(data, what=f"config `{descriptor.digest}`")
         except UNREADABLE as error:
-            self.report(subject, f"config: {error.message}", descriptor.digest)
-            return None
+            return _Config(problem=error.message)
+        return _Config(
+            config.platform_value(), tuple(config.rootfs.diff_ids), ambiguities=ambiguities(data, IMAGE_CONFIG)
+        )
 
-    def _want(self, descriptor: Descriptor, role: str, subject: str) -> None:
-        wanted = self.wanted.setdefault(descriptor.digest, Wanted(descriptor, role))
+    def _want(self, descriptor: Descriptor, role: str, holder: Descriptor | None, subject: str) -> None:
+        """Note a blob, and what names it: the manifest `holder`, or the subject itself."""
+        wanted = self.wanted.get(descriptor.digest)
+        if wanted is None:
+            wanted = self.wanted[descriptor.digest] = Wanted(descriptor, role)
         if wanted.descriptor.size != descriptor.size:
             self.report(
                 subject,
@@ -268,8 +363,14 @@ class Inspector:
                 f"elsewhere with {wanted.descriptor.size}",
                 descriptor.digest,
             )
-        if subject not in wanted.subjects:
-            wanted.subjects.append(subject)
+        if holder is None:
+            self._subjects.setdefault(descriptor.digest, {})[subject] = None
+        wanted.holders[descriptor.digest if holder is None else holder.digest] = None
+
+
+def _defect(subject: str, text: str, digest: str | None) -> Defect:
+    """Return something wrong in words that are cut and made printable, as others wrote them."""
+    return Defect(printable(subject, most=MAX_DEFECT_CHARACTERS), printable(text, most=MAX_DEFECT_CHARACTERS), digest)
 
 
 @dataclass(frozen=True, slots=True)

@@ -220,9 +220,15 @@ class _Job:
 
 def _fetch(job: _Job, store: PackageCache) -> list[Path]:
     debs = files.ensure_directory(job.folder / "debs")
-    # with `--include`, mmdebstrap would unpack what it downloads, and only the packages are wanted
+    # with `--include`, mmdebstrap would unpack what it downloads; only the packages are wanted, and nothing is started
+    # in the tree, which needs no mounts then
     apt = 'APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" apt-get --yes --download-only install --'
-    arguments = ["--variant=extract", "--format=null", f"--extract-hook={apt} {shlex.join(_included(job.base))}"]
+    arguments = [
+        "--variant=extract",
+        "--format=null",
+        "--skip=chroot/mount",
+        f"--extract-hook={apt} {shlex.join(_included(job.base))}",
+    ]
     arguments.append(f"--extract-hook=sync-out {_ARCHIVES} {shlex.quote(str(debs))}")
     _mmdebstrap(job, arguments, target=Path("/dev/null"))
     return [store.add(deb) for deb in sorted(debs.glob("*.deb"))]

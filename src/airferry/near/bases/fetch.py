@@ -8,6 +8,7 @@ digest stays the one that is recorded.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -41,6 +42,7 @@ from airferry.oci.documents import (
     Descriptor,
     ImageConfig,
     Manifest,
+    expect_one_meaning,
     parse_image_config,
 )
 from airferry.oci.layers import Compression
@@ -173,7 +175,7 @@ class BaseCache:
                 raise BuildError(
                     f"base `{base.key}` for `{platform}` is now `{child.digest}`, but the "
                     f"lock file pins `{pin.manifest}`",
-                    hint=f"run `airferry lock --update {base.key}` to accept the new one",
+                    hint=f"run `{shlex.join(['airferry', 'lock', '--update', base.key])}` to accept the new one",
                 )
         index = top.digest if top.media_type in INDEX_TYPES else None
         return FoundBase(base, locked, images, missing, kind, source, index, children)
@@ -319,6 +321,9 @@ class BaseCache:
             raise IntegrityError(
                 f"base `{name}` has {len(manifest.layers)} layers, but its config names {len(config.rootfs.diff_ids)}"
             )
+        # images are made of it by programs that each read it in their own way
+        _expect_one_meaning(original.data, original.manifest.media_type or IMAGE_MANIFEST, "manifest", name)
+        _expect_one_meaning(config_bytes, IMAGE_CONFIG, "config", name)
         digest = original.descriptor.digest
         return BaseImage(
             name, reference, platform, digest, own.descriptor, config, config_bytes, tuple(manifest.layers)
@@ -334,6 +339,15 @@ class BaseCache:
             part["mediaType"] = _OCI_TYPES.get(part["mediaType"], part["mediaType"])
         data = canonical_json(document)
         return Stored(self.store.put_bytes(data, IMAGE_MANIFEST), data)
+
+
+def _expect_one_meaning(data: bytes, media_type: str, role: str, name: str) -> None:
+    expect_one_meaning(
+        data,
+        media_type,
+        what=f"base `{name}`: its {role}",
+        hint="the tool that wrote it is at fault: have the base rebuilt, or choose another",
+    )
 
 
 def open_base(
