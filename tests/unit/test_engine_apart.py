@@ -13,7 +13,7 @@ import pytest
 
 from airferry.engine import inside
 from airferry.engine.program import Program
-from airferry.engine.storage import AS_ON_HOST, Isolation, Storage, StartConditions
+from airferry.engine.storage import AS_ON_HOST, Isolation, StartConditions, Storage
 from airferry.errors import HostError
 from airferry.events import Emit, Event, Warned, silent
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from airferry.engine import inside
 from airferry.engine.nowhere import NAME_SERVER, OWN_NAME
 from airferry.engine.program import EngineChoice, Program, build_error, engine_error, find_engine
-from airferry.engine.storage import AS_ON_HOST, Storage, StartConditions
+from airferry.engine.storage import AS_ON_HOST, StartConditions, Storage
 from airferry.errors import BuildError, HostError, IntegrityError, RegistryError
 from airferry.events import Emit, Progress, silent
 from airferry.host import files, process
