@@ -28,8 +28,7 @@ def test_a_sound_host_can_build_the_plan(side: NearSide, capsys: pytest.CaptureF
     assert {"isolation", "storage", "emulator linux/arm64"} <= set(checks)
     assert {check["status"] for check in checks.values()} <= {"ok", "warn", "unknown"}
     assert snapshot(side.root) == before
-    assert run(["doctor", "--config", str(side.config)]) == 0
-    assert "This host can build the plan, as far as known." in capsys.readouterr().err
+    assert "This host can build the plan, as far as known." in shown
 
 
 def test_a_host_without_engine_says_what_to_install(

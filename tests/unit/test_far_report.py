@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from airferry import api
 from airferry.bundle.manifest import (
@@ -99,9 +101,9 @@ def digest(text: str) -> str:
     return digest_of(text.encode())
 
 
-def rehearsal(target: str, platform: str, text: str) -> RehearsalEntry:
+def rehearsal(target: str, platform: str) -> RehearsalEntry:
     attempts = [
-        AttemptEntry(host=f"hub.example{text}", port=443, protocol="tcp", place=f"step.py:3{text}", seen="python"),
+        AttemptEntry(host="hub.example", port=443, protocol="tcp", place="step.py:3", seen="python"),
         AttemptEntry(host="wandb.example", protocol="dns", process="curl", seen="network", allowed=True),
     ]
     return RehearsalEntry(
@@ -111,18 +113,18 @@ def rehearsal(target: str, platform: str, text: str) -> RehearsalEntry:
         image=digest(target),
         command=("python", "step.py"),
         reached="started",
-        stopped_by=f"needs a GPU{text}",
+        stopped_by="needs a GPU",
         modules=12,
-        missing=(f"absent{text}",),
+        missing=("absent",),
         attempts=tuple(attempts),
     )
 
 
-def make_manifest(images: int, *, text: str = "") -> BundleManifest:
+def make_manifest(images: int) -> BundleManifest:
     """Return a manifest of many images, of two platforms each, with shared bases, additions and overlays."""
     entries, groups, steps, targets = [], [], {}, []
     for number in range(images):
-        name = f"image-{number}{text}"
+        name = f"image-{number}"
         platforms = {}
         for platform in ("linux/amd64", "linux/arm64"):
             layers = [
@@ -145,7 +147,7 @@ def make_manifest(images: int, *, text: str = "") -> BundleManifest:
                 base_digest=digest(f"base {platform}"),
                 layers=tuple(layers),
                 additions=tuple(
-                    Addition(name=f"dist-{index}{text}", version="1.0", file=f"dist_{index}-1.0.whl", sha256="a" * 64)
+                    Addition(name=f"dist-{index}", version="1.0", file=f"dist_{index}-1.0.whl", sha256="a" * 64)
                     for index in range(12)
                 ),
             )
@@ -160,14 +162,14 @@ def make_manifest(images: int, *, text: str = "") -> BundleManifest:
                 platforms=platforms,
             )
         )
-        step = f"step/{number}{text}"
+        step = f"step/{number}"
         steps[step] = reference
         targets.append(TargetEntry(target=f"{step}:default", step_py="x", step_toml="y"))
         groups.append(
             GroupEntry(
                 name=name,
                 image_names=(name,),
-                base_image=f"nvcr.io/base{text}:1",
+                base_image="nvcr.io/base:1",
                 platforms=("linux/amd64",),
                 tag=reference,
                 selected_image=reference,
@@ -175,8 +177,8 @@ def make_manifest(images: int, *, text: str = "") -> BundleManifest:
                 steps=(step,),
                 repo_overlays=(
                     OverlayEntry(
-                        repo=f"repo{text}",
-                        url=f"https://user:secret@git.example/{text}",
+                        repo="repo",
+                        url="https://user:secret@git.example/",
                         ref="v1",
                         target="/opt/x",
                         commit="c" * 40,
@@ -185,17 +187,29 @@ def make_manifest(images: int, *, text: str = "") -> BundleManifest:
             )
         )
     return BundleManifest(
-        workflow={"name": f"ferry{text}"},
+        workflow={"name": "ferry"},
         build_stages=(),
         targets=tuple(targets),
         execution_groups=tuple(groups),
         step_execution_images=steps,
-        persistent_assets=PersistentAssets(mounts_from_configs=(f"/data{text}:/data",)),
+        persistent_assets=PersistentAssets(mounts_from_configs=("/data:/data",)),
         images=tuple(entries),
-        rehearsals=tuple(rehearsal(f"{step}:default", platform, text) for step in steps for platform in platforms),
+        rehearsals=tuple(rehearsal(f"{step}:default", platform) for step in steps for platform in platforms),
         compression="zstd",
-        tool=ToolEntry(airferry="0.1.0", versions={f"engine{text}": "1"}),
+        tool=ToolEntry(airferry="0.1.0", versions={"engine": "1"}),
     )
+
+
+def poisoned(value: Any, text: str) -> Any:
+    """Return a manifest, unchecked, with a text at the end of each that it holds but digests, the keys included."""
+    if isinstance(value, BaseModel):
+        inner = {name: poisoned(getattr(value, name), text) for name in type(value).model_fields if name != "role"}
+        return value.model_copy(update=inner)
+    if isinstance(value, dict):
+        return {poisoned(key, text): poisoned(item, text) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return tuple(poisoned(item, text) for item in value)
+    return value + text if isinstance(value, str) and not value.startswith("sha256:") else value
 
 
 def test_a_report_tells_of_everything_in_a_bundle(sealed: Path, tmp_path: Path) -> None:
@@ -274,7 +288,7 @@ def test_colours_have_enough_contrast(sealed: Path, text: str, ground: str) -> N
 
 def test_hostile_names_are_shown_and_do_nothing(sealed: Path) -> None:
     finding = Defect(subject=f"image {HOSTILE}", text="is wrong", digest=None)
-    html, text = synthetic(sealed, make_manifest(2, text=HOSTILE), (finding,))
+    html, text = synthetic(sealed, poisoned(make_manifest(2), HOSTILE), (finding,))
     page = Page(html)
     assert not page.all("script") and not page.all("img")
     assert "<script>alert(1)</script>" in page.text

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
@@ -26,6 +26,7 @@ VALUES = st.recursive(
 
 
 @given(VALUES, st.booleans(), st.sampled_from([20, 80, 120, 1000]))
+@example({"\n": ["\r\n", {"a\nb": None}]}, False, 20)
 def test_what_is_written_is_read_back(value: Any, unicode: bool, width: int) -> None:
     text = render_yaml(value, width=width, unicode=unicode)
     assert load_yaml(text.encode(), "it") == value == yaml.safe_load(text)

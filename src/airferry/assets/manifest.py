@@ -12,9 +12,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
-from airferry.bundle.tree_paths import decode_path, linked_path, safe_path
+from airferry.bundle.tree_paths import decode_path, linked_path, safe_path, too_deep
 from airferry.config.assets import ASSET_KINDS, ASSET_NAME
 from airferry.errors import IntegrityError
 from airferry.host.parsing import parse_json
@@ -28,6 +29,10 @@ MODELPACK_ARTIFACT = "application/vnd.cncf.model.manifest.v1+json"
 MODELPACK_CONFIG = "application/vnd.cncf.model.config.v1+json"
 MODELPACK_FILEPATH = "org.cncf.model.filepath"
 MAX_ASSET_FILES = 1_000_000
+# two paths of 4,096 bytes, each byte of them escaped, and what is around them
+MAX_ASSET_LINE_BYTES = 32 * 1024
+# as many as Linux follows (path_resolution(7))
+MAX_LINK_HOPS = 40
 MAX_ASSET_MANIFEST_BYTES = 512 * 1024 * 1024
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -74,17 +79,27 @@ class AssetManifest:
         return digest_of(self.to_bytes())
 
     def linked_file(self, link: AssetLink) -> AssetFile | None:
-        """Return the file that a link leads to, over further links if need be, or None."""
-        links = {item.path: item for item in self.links}
-        current: AssetLink | None = link
-        for _hop in range(len(links) + 1):
-            if current is None:
-                return None
-            path = linked_path(current.path, current.target)
-            if path is None or path in self.by_path:
-                return self.by_path.get(path or "")
-            current = links.get(path)
-        return None
+        """Return the file that a link leads to, over further links if need be, or None. It is as far as Linux goes."""
+        file, hops = self._link_ends[link.path]
+        return file if hops <= MAX_LINK_HOPS else None
+
+    @cached_property
+    def _link_ends(self) -> dict[str, tuple[AssetFile | None, int]]:
+        """The file at the end of each link, by its path, and how many links lead there. Each hop is made once."""
+        links = {link.path: link for link in self.links}
+        known: dict[str, tuple[AssetFile | None, int]] = {}
+        for path in links:
+            way: list[str] = []
+            here: str | None = path
+            # a circle ends where it began, as that is noted as leading nowhere
+            while here in links and here not in known:
+                known[here] = (None, 0)
+                way.append(here)
+                here = linked_path(here, links[here].target)
+            file, hops = known[here] if here in known else (self.by_path.get(here or ""), 0)
+            for number, passed in enumerate(reversed(way), start=1):
+                known[passed] = (file, hops + number)
+        return known
 
     def to_bytes(self) -> bytes:
         """Return the manifest's text, the same bytes for the same content."""
@@ -151,10 +166,11 @@ def _parse(data: bytes) -> AssetManifest:
     taken = set(paths)
     if len(taken) != len(paths):
         raise ValueError("a path is listed twice")
-    for path in paths:
-        parents = path.split("/")[:-1]
-        if any("/".join(parents[:depth]) in taken for depth in range(1, len(parents) + 1)):
-            raise ValueError(f"`{path}` is below a path that is not a folder")
+    # with the lowest of characters between the parts, what is below a path comes right after it
+    ordered = sorted(path.replace("/", "\0") for path in paths)
+    for above, path in pairwise(ordered):
+        if path.startswith(f"{above}\0"):
+            raise ValueError(f"`{path.replace(chr(0), '/')}` is below a path that is not a folder")
     if manifest.to_bytes() != data:
         raise ValueError("it is truncated or malformed")
     return manifest
@@ -167,7 +183,9 @@ def _is_content(size: int, sha256: str) -> bool:
 def _json_lines(data: bytes) -> Iterator[Any]:
     position = 0
     while position < len(data):
-        end = data.find(b"\n", position)
+        end = data.find(b"\n", position, position + MAX_ASSET_LINE_BYTES)
+        if end < 0 and len(data) - position >= MAX_ASSET_LINE_BYTES:
+            raise ValueError(f"it has a line of more than {MAX_ASSET_LINE_BYTES} bytes")
         if end < 0:
             raise ValueError("its last line is truncated")
         yield parse_json(data[position:end])
@@ -175,7 +193,10 @@ def _json_lines(data: bytes) -> Iterator[Any]:
 
 
 def _safe(path: str) -> str:
-    if not safe_path(decode_path(path)):
+    raw = decode_path(path)
+    if reason := too_deep(raw):
+        raise ValueError(f"the path `{path[:80]}…` {reason}")
+    if not safe_path(raw):
         raise ValueError(f"the path `{path}` points outside the asset")
     return path
 

@@ -25,7 +25,7 @@ from airferry.assets.manifest import (
     asset_file_name,
 )
 from airferry.bundle.artifacts import TITLE
-from airferry.bundle.tree_paths import decode_path, linked_path, safe_path
+from airferry.bundle.tree_paths import decode_path, linked_path, safe_path, too_deep
 from airferry.config.assets import ASSET_KINDS, ASSET_NAME
 from airferry.errors import BuildError, UsageError
 from airferry.events import Emit, silent
@@ -158,6 +158,9 @@ def _check(found: Sequence[FileState], links: Sequence[AssetLink], others: Seque
     if long := [state.path for state in found if not safe_path(_raw(state.path))]:
         raise BuildError(f"asset `{path}` contains a path that is too long: `{long[0][:80]}…`")
     places = {state.path for state in found} | {link.path for link in links}
+    for place in places:
+        if reason := too_deep(_raw(place)):
+            raise BuildError(f"asset `{path}` contains a path that {reason}: `{place[:80]}…`")
     folders = {folder for place in places for folder in _folders(place)}
     for link in links:
         leads_to = linked_path(link.path, link.target)

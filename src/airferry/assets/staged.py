@@ -111,8 +111,9 @@ def compare_asset(
     """
     listing = list_asset(path)
     expected = dict(manifest.by_path)
+    staged_links = set(listing.links)
     for link in manifest.links:
-        if link not in set(listing.links) and (target := manifest.linked_file(link)) is not None:
+        if link not in staged_links and (target := manifest.linked_file(link)) is not None:
             expected[link.path] = AssetFile(link.path, target.size_bytes, target.sha256)
     if not path.is_dir() and len(manifest.files) == 1 and listing.files:
         staged = listing.files[0]

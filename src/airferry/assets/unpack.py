@@ -12,7 +12,7 @@ from pathlib import Path
 
 from airferry.assets.files import asset_place
 from airferry.assets.manifest import AssetLink
-from airferry.bundle.tree_paths import decode_path, encode_path, linked_path, safe_path
+from airferry.bundle.tree_paths import decode_path, encode_path, linked_path, safe_path, too_deep
 from airferry.errors import IntegrityError
 from airferry.host.files import MAX_NAME_BYTES, MAX_PATH_BYTES
 from airferry.oci.tar import DIRECTORY, SYMLINK, TarEntry, TarReader
@@ -119,6 +119,8 @@ def _unwritable(raw: bytes, link_target: bytes | None) -> str | None:
     """Return why Linux would refuse a path or a link's target, whatever they lead to; None if it would not."""
     if any(len(part) > MAX_NAME_BYTES for part in raw.split(b"/")):
         return f"has a name of more than {MAX_NAME_BYTES} bytes"
+    if reason := too_deep(raw):
+        return reason
     if link_target == b"":
         return "is a link without a target"
     if link_target is not None and len(link_target) >= MAX_PATH_BYTES:

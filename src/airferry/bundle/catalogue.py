@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 
-from airferry.bundle.tree_paths import encode_path, linked_path, safe_path
+from airferry.bundle.tree_paths import encode_path, linked_path, safe_path, too_deep
 
 CATALOGUE_ARTIFACT = "application/vnd.airferry.catalogue.v1"
 CATALOGUE_CONTENT = "application/vnd.airferry.catalogue.v1.tar+zstd"
@@ -37,6 +37,8 @@ class CataloguePaths:
         path = encode_path(raw)
         if not safe_path(raw):
             return "points outside the catalogue"
+        if reason := too_deep(raw):
+            return reason
         folded = fold(raw)
         parts = folded.split("/")
         if any(part.rstrip(". ") in _GIT_FOLDERS for part in parts):

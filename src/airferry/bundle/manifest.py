@@ -12,7 +12,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from airferry.config.fields import ModuleName, Text
+from airferry.bundle.texts import (
+    Distributions,
+    EnvironmentText,
+    FileTitle,
+    ImageText,
+    Line,
+    PlatformText,
+    TargetText,
+    Word,
+)
+from airferry.config.assets import AssetName
+from airferry.config.fields import ContainerPath, ModuleName, Text, VariableName
 from airferry.config.submit import SubmitText
 from airferry.defaults import PERSISTENT_ASSETS_POLICY
 from airferry.errors import IntegrityError
@@ -30,9 +41,6 @@ from airferry.oci.layout import LayoutStore
 
 BUNDLE_SCHEMA_VERSION = 2
 MANIFEST_FILE = "airgap-manifest.yaml"
-
-Distributions = Annotated[str, Field(max_length=1 << 20)]
-"""The Python distributions that an image holds: `name==version`, sorted, with blanks between them."""
 
 Role = Literal["launcher", "execution", "base"]
 
@@ -70,7 +78,7 @@ class LayerEntry(_Own):
 
     digest: Digest
     size_bytes: int = Field(ge=0, lt=MAX_SIZE)
-    media_type: str
+    media_type: Line
     diff_id: Digest
     unpacked_bytes: int | None = Field(default=None, ge=0, lt=MAX_SIZE)
     original_digest: Digest | None = None
@@ -80,10 +88,10 @@ class LayerEntry(_Own):
 class Addition(_Own):
     """A Python distribution that was added to a base."""
 
-    name: str
-    version: str
-    file: str
-    sha256: str
+    name: Word
+    version: Line
+    file: Line
+    sha256: Line
 
 
 class PlatformEntry(_Own):
@@ -94,7 +102,7 @@ class PlatformEntry(_Own):
     unpacked_bytes: int | None = Field(default=None, ge=0, lt=MAX_SIZE)
     config_digest: Digest
     base_digest: Digest | None = None
-    python: str | None = None
+    python: Line | None = None
     layers: tuple[LayerEntry, ...]
     additions: tuple[Addition, ...] = ()
 
@@ -102,7 +110,7 @@ class PlatformEntry(_Own):
 class TwinEntry(_Own):
     """A Docker manifest list over the platforms of an image, under a separate name in index.json."""
 
-    reference: str
+    reference: ImageText
     digest: Digest
 
 
@@ -113,20 +121,20 @@ class ImageEntry(_Own):
     the same platforms for enroot, where a registry hides OCI indexes from it.
     """
 
-    name: str
+    name: Word
     role: Role
-    image: str
-    reference: str
+    image: ImageText
+    reference: ImageText
     digest: Digest
-    platforms: dict[str, PlatformEntry]
+    platforms: dict[PlatformText, PlatformEntry]
     docker_twin: TwinEntry | None = None
 
 
 class ArtifactEntry(_Own):
     """An artifact of the bundle other than this manifest."""
 
-    title: str
-    artifact_type: str
+    title: FileTitle
+    artifact_type: Line
     digest: Digest
     size_bytes: int = Field(ge=0, lt=MAX_SIZE)
     subject: Digest | None = None
@@ -135,8 +143,8 @@ class ArtifactEntry(_Own):
 class ToolEntry(_Own):
     """What built the bundle: airferry's version, and those of the tools and encoders that shape bytes."""
 
-    airferry: str
-    versions: dict[str, str] = Field(default_factory=dict)
+    airferry: Line
+    versions: dict[Line, Line] = Field(default_factory=dict)
 
 
 class LoaderEntry(_Own):
@@ -145,14 +153,14 @@ class LoaderEntry(_Own):
     archive: Annotated[str, Field(pattern=r"^bundle/blobs/sha256/[0-9a-f]{64}$")]
     digest: Digest
     size_bytes: int = Field(ge=0, lt=MAX_SIZE)
-    environments: tuple[str, ...]
+    environments: tuple[Line, ...]
 
 
 class LockEntry(_Own):
     """A lock that was followed: its path, and the digest of its bytes."""
 
-    path: str
-    sha256: str
+    path: Line
+    sha256: Line
 
 
 class CatalogueEntry(_Own):
@@ -173,77 +181,77 @@ class CatalogueEntry(_Own):
 class TargetEntry(_Familiar):
     """A target and the files that it was validated from."""
 
-    target: str
-    step_py: str
-    step_toml: str
-    config: str | None = None
-    module: str | None = None
+    target: TargetText
+    step_py: Line
+    step_toml: Line
+    config: Line | None = None
+    module: Line | None = None
 
 
 class OverlayEntry(_Familiar):
     """A Git checkout that was baked. `commit` is what `ref` was resolved to."""
 
-    repo: str
-    url: str
-    ref: str
-    target: str
-    commit: str | None = None
+    repo: Line
+    url: Line
+    ref: Line
+    target: Line
+    commit: Word | None = None
 
 
 class GroupEntry(_Familiar):
     """An execution group, as Nemotron's runner writes it, with its platforms and targets."""
 
-    name: str
-    image_names: tuple[str, ...]
-    base_image: str | dict[str, Any]
-    platforms: tuple[str, ...]
-    tag: str
-    selected_image: str
-    tar: str
-    steps: tuple[str, ...]
-    targets: tuple[str, ...] = ()
+    name: Word
+    image_names: tuple[Word, ...]
+    base_image: Line | dict[str, Any]
+    platforms: tuple[PlatformText, ...]
+    tag: ImageText
+    selected_image: ImageText
+    tar: Line
+    steps: tuple[TargetText, ...]
+    targets: tuple[TargetText, ...] = ()
     pip_no_deps: bool = False
-    env: dict[str, str] = Field(default_factory=dict)
-    distributions: dict[str, Distributions] = Field(default_factory=dict)
-    candidate_imports: tuple[str, ...] = ()
-    missing_imports: tuple[str, ...] = ()
-    missing_core_imports: tuple[str, ...] = ()
-    requirements: tuple[str, ...] = ()
-    requirements_path: str | None = None
+    env: dict[VariableName, EnvironmentText] = Field(default_factory=dict)
+    distributions: dict[PlatformText, Distributions] = Field(default_factory=dict)
+    candidate_imports: tuple[Line, ...] = ()
+    missing_imports: tuple[Line, ...] = ()
+    missing_core_imports: tuple[Line, ...] = ()
+    requirements: tuple[Line, ...] = ()
+    requirements_path: FileTitle | None = None
     repo_overlays: tuple[OverlayEntry, ...] = ()
-    repo_overlays_path: str | None = None
+    repo_overlays_path: FileTitle | None = None
 
 
 class LauncherEntry(_Familiar):
     """The launcher image, as Nemotron's runner writes it, with its platforms."""
 
-    base_image: str | dict[str, Any]
-    platforms: tuple[str, ...]
-    tag: str
-    tar: str
-    env: dict[str, str] = Field(default_factory=dict)
+    base_image: Line | dict[str, Any]
+    platforms: tuple[PlatformText, ...]
+    tag: ImageText
+    tar: Line
+    env: dict[VariableName, EnvironmentText] = Field(default_factory=dict)
 
 
 class SavedImage(_Familiar):
     """Where an image is: in the layout, under `reference`, and as a separate archive where `tar` says so."""
 
     role: Role
-    name: str
-    image: str
-    layout: str = "bundle"
-    reference: str
+    name: Word
+    image: ImageText
+    layout: Word = "bundle"
+    reference: ImageText
     digest: Digest
-    tar: str | None = None
-    sha256: str | None = None
+    tar: Line | None = None
+    sha256: Line | None = None
 
 
 class AssetEntry(_Own):
     """An asset that stays on storage: `manifest` is the artifact that lists its files, `pack` that which holds them."""
 
-    name: str
-    kind: str
-    steps: tuple[str, ...] = ()
-    target: str | None = None
+    name: AssetName
+    kind: Word
+    steps: tuple[Line, ...] = ()
+    target: ContainerPath | None = None
     files: int = Field(ge=0, lt=MAX_SIZE)
     size_bytes: int = Field(ge=0, lt=MAX_SIZE)
     manifest: Digest
@@ -253,12 +261,12 @@ class AssetEntry(_Own):
 class AttemptEntry(_Own):
     """An attempt of a step to reach outside; `allowed` says whether the plan declares it."""
 
-    host: str
+    host: Line
     port: int | None = None
-    protocol: str
-    process: str = ""
-    place: str = ""
-    library: str = ""
+    protocol: Line
+    process: Line = ""
+    place: Line = ""
+    library: Line = ""
     seen: Literal["python", "network"]
     allowed: bool = False
 
@@ -281,24 +289,24 @@ class RehearsalEntry(_Own):
     `reached` is `nothing`, `image`, `imported`, `config` or `started`; the next three say what ended it.
     """
 
-    target: str
-    group: str
-    platform: str
+    target: TargetText
+    group: Word
+    platform: PlatformText
     image: Digest
-    command: tuple[str, ...]
-    reached: str
-    stopped_by: str
-    text: str = ""
-    place: str = ""
+    command: tuple[Line, ...]
+    reached: Line
+    stopped_by: Line
+    text: Line = ""
+    place: Line = ""
     modules: int = Field(ge=0, lt=MAX_SIZE)
-    missing: tuple[str, ...] = ()
+    missing: tuple[Line, ...] = ()
     attempts: tuple[AttemptEntry, ...] = ()
 
 
 class PersistentAssets(_Familiar):
     """What does not travel in images, and the overlays that do."""
 
-    policy: str = PERSISTENT_ASSETS_POLICY
+    policy: Line = PERSISTENT_ASSETS_POLICY
     assets: tuple[AssetEntry, ...] = ()
     mounts_from_configs: tuple[Any, ...] = ()
     baked_repo_overlays: tuple[OverlayEntry, ...] = ()
@@ -312,11 +320,11 @@ class BundleManifest(_Own):
 
     schema_version: Literal[1, 2] = 2
     workflow: dict[str, Any]
-    build_stages: tuple[str, ...]
+    build_stages: tuple[Line, ...]
     targets: tuple[TargetEntry, ...] = ()
     execution_groups: tuple[GroupEntry, ...] = ()
     launcher_image: LauncherEntry | None = None
-    step_execution_images: dict[str, str] = Field(default_factory=dict)
+    step_execution_images: dict[TargetText, Word] = Field(default_factory=dict)
     saved_images: tuple[SavedImage, ...] = ()
     persistent_assets: PersistentAssets = PersistentAssets()
     submit: SubmitTemplate | None = None
@@ -324,7 +332,7 @@ class BundleManifest(_Own):
     images: tuple[ImageEntry, ...] = ()
     artifacts: tuple[ArtifactEntry, ...] = ()
     rehearsals: tuple[RehearsalEntry, ...] = ()
-    compression: str
+    compression: Line
     locks: tuple[LockEntry, ...] = ()
     tool: ToolEntry
     loader: LoaderEntry | None = None
@@ -343,7 +351,7 @@ def read_manifest(data: bytes, *, what: str = f"`{MANIFEST_FILE}`") -> BundleMan
     """Return the manifest that YAML bytes hold.
 
     Raises:
-        IntegrityError: they are no manifest, or one of a newer version.
+        IntegrityError: they are no manifest, one of a newer version, or hold text that could do harm where it is shown.
     """
     return from_yaml(BundleManifest, data, schema_version=BUNDLE_SCHEMA_VERSION, what=what)
 

@@ -7,9 +7,19 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from airferry.bundle.manifest import Distributions, OverlayEntry, Role, StepsFolder, SubmitTemplate
+from airferry.bundle.manifest import OverlayEntry, Role, StepsFolder, SubmitTemplate
 from airferry.bundle.root import parse_root
-from airferry.config.fields import ModuleName
+from airferry.bundle.texts import (
+    Distributions,
+    EnvironmentText,
+    ImageText,
+    Line,
+    PlatformText,
+    TargetText,
+    Word,
+)
+from airferry.config.assets import AssetName
+from airferry.config.fields import ContainerPath, ModuleName, VariableName
 from airferry.errors import HostError, IntegrityError
 from airferry.host import files
 from airferry.host.yaml import MAX_DOCUMENT_BYTES, from_yaml, to_yaml
@@ -24,7 +34,7 @@ class ReceiptTag(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    reference: str
+    reference: ImageText
     digest: Digest
     previous_digest: Digest | None = None
 
@@ -32,7 +42,7 @@ class ReceiptTag(BaseModel):
 class ReceiptTwin(ReceiptTag):
     """The Docker twin of an image: its tag, and the same pinned by digest, which enroot is given."""
 
-    pinned: str
+    pinned: ImageText
 
 
 class LeftOut(BaseModel):
@@ -40,9 +50,9 @@ class LeftOut(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    reference: str
+    reference: ImageText
     digest: Digest
-    reason: str
+    reason: Line
 
 
 class ReceiptImage(BaseModel):
@@ -55,17 +65,17 @@ class ReceiptImage(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str
+    name: Word
     role: Role
-    image: str
-    reference: str
-    pinned: str
+    image: ImageText
+    reference: ImageText
+    pinned: ImageText
     digest: Digest
     previous_digest: Digest | None = None
-    platforms: tuple[str, ...] = ()
+    platforms: tuple[PlatformText, ...] = ()
     overlays: tuple[OverlayEntry, ...] = ()
-    env: dict[str, str] = Field(default_factory=dict)
-    distributions: dict[str, Distributions] = Field(default_factory=dict)
+    env: dict[VariableName, EnvironmentText] = Field(default_factory=dict)
+    distributions: dict[PlatformText, Distributions] = Field(default_factory=dict)
     docker_twin: ReceiptTwin | None = None
 
 
@@ -74,7 +84,7 @@ class ReceiptCatalogue(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    pinned: str
+    pinned: ImageText
     steps: StepsFolder
     package: ModuleName
 
@@ -84,10 +94,10 @@ class ReceiptAsset(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str
-    kind: str
-    steps: tuple[str, ...] = ()
-    target: str | None = None
+    name: AssetName
+    kind: Word
+    steps: tuple[Line, ...] = ()
+    target: ContainerPath | None = None
 
 
 class Receipt(BaseModel):
@@ -103,16 +113,16 @@ class Receipt(BaseModel):
     schema_version: Literal[1, 2] = 2
     bundle_root: Digest
     root_verified: bool
-    registry: str
-    loaded_at: str
-    airferry: str
+    registry: Word
+    loaded_at: Line
+    airferry: Line
     images: tuple[ReceiptImage, ...]
-    steps: dict[str, str] = Field(default_factory=dict)
-    targets: tuple[str, ...] = ()
+    steps: dict[TargetText, ImageText] = Field(default_factory=dict)
+    targets: tuple[TargetText, ...] = ()
     submit: SubmitTemplate | None = None
     catalogue: ReceiptCatalogue | None = None
     assets: tuple[ReceiptAsset, ...] = ()
-    artifacts: tuple[str, ...] = ()
+    artifacts: tuple[ImageText, ...] = ()
     artifact_tags: tuple[ReceiptTag, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
 
@@ -151,10 +161,11 @@ def read_receipt(path: Path, *, root: str | None = None) -> Receipt:
             path=str(path),
         )
     data = files.read_bounded(path, limit_bytes=MAX_DOCUMENT_BYTES)
-    receipt = from_yaml(Receipt, data, schema_version=RECEIPT_SCHEMA_VERSION, what=f"receipt `{path}`")
+    what = f"receipt `{path}`"
+    receipt = from_yaml(Receipt, data, schema_version=RECEIPT_SCHEMA_VERSION, what=what)
     if root is not None and receipt.bundle_root != parse_root(root):
         raise IntegrityError(
-            f"receipt `{path}` is of bundle `{receipt.bundle_root}`, expected `{root}`",
+            f"{what} is of bundle `{receipt.bundle_root}`, expected `{root}`",
             hint="use the receipt that loading this bundle wrote",
             root=receipt.bundle_root,
             expected=root,

@@ -10,6 +10,8 @@ import re
 
 from airferry.host.files import MAX_NAME_BYTES, MAX_PATH_BYTES
 
+# models and datasets stay below 20; a path of 4,096 bytes can have 2,048 folders
+MAX_PATH_FOLDERS = 128
 _ESCAPED = re.compile("[%\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\udc80-\udcff]")
 _ESCAPE = re.compile(rb"%([0-9A-F]{2})")
 
@@ -54,6 +56,13 @@ def safe_path(raw: bytes) -> bool:
     if not 0 < len(raw) <= MAX_PATH_BYTES or b"\0" in raw:
         return False
     return not any(part in (b"", b".", b"..") or len(part) > MAX_NAME_BYTES for part in raw.split(b"/"))
+
+
+def too_deep(raw: bytes) -> str | None:
+    """Return the words for a path that lies in more than MAX_PATH_FOLDERS folders, or None for any other."""
+    if raw.count(b"/") <= MAX_PATH_FOLDERS:
+        return None
+    return f"lies in more than {MAX_PATH_FOLDERS} folders, the limit for trees that travel"
 
 
 def _raw(text: str) -> bytes:

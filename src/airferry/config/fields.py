@@ -26,6 +26,7 @@ from airferry.errors import AirferryError
 from airferry.host import files
 from airferry.oci.platform import Platform, parse_buildable_platform
 from airferry.oci.reference import parse_reference
+from airferry.wording import obeyed
 
 FREE_PREFIX = "x-"
 # a step's folder below that of all steps, and a config's below the step's: names that mean nothing to a shell, and that
@@ -33,7 +34,7 @@ FREE_PREFIX = "x-"
 STEP_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 _IMAGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]*(:[a-z0-9-]+)?")
 
@@ -55,10 +56,12 @@ def parse_text(value: str) -> str:
     """Return one line of text as written.
 
     Raises:
-        ValueError: it is empty, has several lines, or spaces around it.
+        ValueError: it is empty, has several lines, spaces around it, or characters that a terminal obeys.
     """
     if not value.strip() or value != value.strip() or "\n" in value:
         raise ValueError("expected one line of text, without spaces around it")
+    if found := obeyed(value):
+        raise ValueError(f"expected text without control characters, found {found}")
     return value
 
 
@@ -198,6 +201,8 @@ def parse_overlay(text: str) -> tuple[str, str, str]:
     Raises:
         ValueError: the form is another, or a part is missing.
     """
+    if found := obeyed(text.strip()):
+        raise ValueError(f"an overlay is one line without control characters, found {found}")
     spec, comma, target = text.strip().strip("'\"").partition(",")
     spec, target = spec.strip().strip("'\""), target.strip().strip("'\"")
     if not spec.startswith("git+"):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
 from airferry.config.fields import Text
+from airferry.wording import comment_line
 
 NEMOTRON_SUBMIT = "nemotron steps run {step} -c {config} -b {profile} {overrides}"
 _WORDS = ("step", "config", "profile", "overrides")
@@ -39,7 +41,8 @@ def submit_words(
     """Return the words of the command that submits a step.
 
     Where there is no config or no profile, its word goes, with the option before it. `{overrides}` stands for as many
-    words as there are.
+    words as there are. In a word with blanks, which another shell is to split (`ssh login "acme run {step}"`), values
+    are quoted for that one.
     """
     values = {"step": step, "config": config, "profile": profile, "overrides": shlex.join(overrides)}
     result: list[str] = []
@@ -51,11 +54,13 @@ def submit_words(
             if result and word.startswith("{") and result[-1].startswith("-"):
                 result.pop()
         else:
-            filled = word
-            for name in places:
-                filled = filled.replace(f"{{{name}}}", values[name] or "")
-            result.append(filled)
+            result.append(_PLACE.sub(partial(_filled, values, nested=len(word.split()) > 1), word))
     return result
+
+
+def _filled(values: Mapping[str, str | None], place: re.Match[str], *, nested: bool) -> str:
+    name, value = place[1], values[place[1]] or ""
+    return shlex.quote(value) if nested and name != "overrides" else value
 
 
 def submit_command(
@@ -69,7 +74,7 @@ def submit_command(
     settings = tuple(f"{key}={value}" for key, value in overrides.items())
     if template == "":
         words = [step_id, *([f"config={config}"] if config else []), f"profile={profile}", *settings]
-        return "# no command is known for this catalogue (`source.submit`): " + shlex.join(words)
+        return comment_line("no command is known for this catalogue (`source.submit`): " + shlex.join(words))
     known = template or NEMOTRON_SUBMIT
     return shlex.join(submit_words(known, step=step_id, config=config, profile=profile, overrides=settings))
 

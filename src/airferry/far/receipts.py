@@ -22,6 +22,9 @@ from airferry.far.tags import TagMove
 from airferry.host import clock
 from airferry.oci.copy import CopyReport, Shipment
 from airferry.oci.reference import Reference
+from airferry.wording import printable
+
+MAX_REASON = 2000
 
 
 def expected_receipt(bundle: Bundle, destination: Destination) -> Receipt:
@@ -136,6 +139,10 @@ def _pinned_image(by_name: Mapping[str, str], step: str, image: str) -> str:
 def left_out(pushed: CopyReport, places: Mapping[str, Reference]) -> tuple[LeftOut, ...]:
     """Return what the registry refused and the load went on without, with the registry's reasons."""
     return tuple(
-        LeftOut(reference=str(places[one.item.name]), digest=one.item.descriptor.digest, reason=one.reason)
+        LeftOut(
+            reference=str(places[one.item.name]),
+            digest=one.item.descriptor.digest,
+            reason=printable(one.reason, most=MAX_REASON),
+        )
         for one in sorted(pushed.refused, key=lambda one: one.item.name)
     )

@@ -7,6 +7,7 @@ under the prefix, or only its last part with `flatten`; the tag stays. `nvcr.io/
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -72,7 +73,7 @@ def relocate(names: Iterable[str], destination: Destination, *, whole: Collectio
         if other != name:
             raise UsageError(
                 f"`{other}` and `{name}` would both become `{target}`",
-                hint=f"give one another name: `--map {name}=OTHER/NAME`",
+                hint=f"give one another name: `--map {shlex.quote(f'{name}=OTHER/NAME')}`",
             )
         placed[name] = target
     unused = sorted(destination.maps.keys() - used)

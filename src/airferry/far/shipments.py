@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 
 from airferry.assets.staged import bundle_packs
@@ -33,7 +34,7 @@ def place_images(bundle: Bundle, destination: Destination) -> dict[str, Referenc
         if (other := taken.setdefault(str(place), name)) != name:
             raise UsageError(
                 f"`{other}` and `{name}` would both become `{place}`",
-                hint=f"give one another name: `--map {other}=OTHER/NAME`",
+                hint=f"give one another name: `--map {shlex.quote(f'{other}=OTHER/NAME')}`",
             )
         places[name] = place
     return places

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from airferry.errors import IntegrityError
+from airferry.wording import obeyed, printable
 
 MAX_DOCUMENT_BYTES = 16 * 1024 * 1024
 MAX_DOCUMENT_DEPTH = 40
@@ -26,6 +27,7 @@ MAX_NUMBER_CHARACTERS = 100
 # libyaml compares each `%TAG` with all before it: 60,000 of them, 1 MB, took half a minute
 MAX_DIRECTIVES = 100
 MAX_SHOWN_PROBLEMS = 5
+MAX_PROBLEM_CHARACTERS = 300
 _NO_KEY = object()
 _INT_TAG, _FLOAT_TAG = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
 _DIRECTIVE = re.compile(r"^%", re.MULTILINE)
@@ -126,6 +128,17 @@ class _PlainDumper(yaml.CSafeDumper):
 _PlainDumper.add_implicit_resolver(_FLOAT_TAG, re.compile(rf"(?:{_STEP_FLOAT})\Z"), list("-+0123456789."))
 
 
+class _LineDumper(_PlainDumper):
+    """A dumper that escapes line breaks: other styles than double quotes write them as they are."""
+
+
+def _represent_text(dumper: _LineDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if "\n" in text else None)
+
+
+_LineDumper.add_representer(str, _represent_text)
+
+
 def render_yaml(value: Any, *, sort_keys: bool = False, width: int = 120, unicode: bool = False) -> str:
     """Return plain values as YAML, the same text for the same content, without anchors and tags.
 
@@ -137,7 +150,7 @@ def render_yaml(value: Any, *, sort_keys: bool = False, width: int = 120, unicod
 
 def render_line(value: Any) -> str:
     """Return a value as YAML on one line, to be pasted after a key."""
-    text: str = yaml.dump(value, Dumper=_PlainDumper, default_flow_style=True, sort_keys=True, width=1 << 20)
+    text: str = yaml.dump(value, Dumper=_LineDumper, default_flow_style=True, sort_keys=True, width=1 << 20)
     return text.removesuffix("\n").removesuffix("\n...")
 
 
@@ -149,7 +162,8 @@ def to_yaml(document: BaseModel) -> bytes:
 def from_yaml(model: type[M], data: bytes, *, schema_version: int, what: str) -> M:
     """Return the document that YAML bytes hold.
 
-    Aliases, deep nesting and large documents are refused before anything is built from them.
+    Aliases, deep nesting and large documents are refused before anything is built from them; so is text that a terminal
+    would obey, wherever it stands, keys included. What else a text may hold is up to the model.
 
     Raises:
         IntegrityError: they are no such document, or one of a newer version.
@@ -163,14 +177,44 @@ def from_yaml(model: type[M], data: bytes, *, schema_version: int, what: str) ->
             f"{what} has schema_version {version}, this version of airferry supports {schema_version}",
             hint="use the newer version of airferry that wrote it",
         )
+    _expect_harmless(value, what)
     try:
         return model.model_validate(value)
     except ValidationError as error:
         problems = [
-            f"{'.'.join(str(part) for part in problem['loc']) or 'document'}: {problem['msg']}"
+            f"{_place(problem['loc'])}: {_reason(problem['msg'])}"
             for problem in error.errors(include_url=False, include_input=False)
         ]
         raise IntegrityError(f"{what} is not valid: {'; '.join(problems[:MAX_SHOWN_PROBLEMS])}") from error
+
+
+def _expect_harmless(value: Any, what: str) -> None:
+    """Check all text of a document, that of free values too; line feeds and tabs may stand there."""
+    path: list[Any] = []
+    # an iterator a level: a list of what is left to look at would be as large as the document
+    levels: list[Iterator[tuple[Any, Any]]] = [iter([("", value)])]
+    while levels:
+        key, item = next(levels[-1], (None, _NO_KEY))
+        if item is _NO_KEY:
+            levels.pop()
+            del path[-1:]
+            continue
+        for text in (key, item):
+            if isinstance(text, str) and (found := obeyed(text, lines=True)):
+                where = _place((*path[1:], key))
+                raise IntegrityError(f"{what} is not valid: {where}: text with the control character {found}")
+        if isinstance(item, dict | list):
+            path.append(key)
+            levels.append(iter(item.items() if isinstance(item, dict) else enumerate(item)))
+
+
+def _place(keys: Sequence[object]) -> str:
+    # keys are text of others too, up to the size of the document
+    return printable(".".join(str(key) for key in keys) or "document", most=MAX_PROBLEM_CHARACTERS)
+
+
+def _reason(text: str) -> str:
+    return printable(text.removeprefix("Value error, "), most=MAX_PROBLEM_CHARACTERS)
 
 
 def load_yaml(

@@ -34,11 +34,16 @@ from airferry.plan.catalogue import Catalogue, StepFiles, find_step, parse_targe
 from airferry.plan.models import Overlay, Target
 from airferry.plan.step_config import StepConfigReader, split_mounts
 from airferry.plan.step_values import read_step_values
+from airferry.wording import comment_line, on_one_line
 
 DEFAULT_CONFIG_NAME = "default"
 COMMANDS_FILE = "submit.txt"
 CONFIGS_MARK = "# Written by `airferry overlays`"
 PLAIN = Executor(kind="kubernetes")
+UNVERIFIED_SUBMIT = (
+    "the submit commands are the bundle's own, and it was loaded without `--root`: read them before you run them"
+)
+_INTERPOLATION = re.compile(r"(\\*)\$\{")
 _VARIABLE = re.compile(r"\$\{\s*oc\.env\s*:\s*([A-Za-z_]\w*)\s*,[^${}]*\}")
 
 
@@ -107,6 +112,8 @@ def make_overlays(receipt: Receipt, catalogue: Catalogue, *, site: SiteProfile, 
         f"cannot tell which key of `{target}` is for asset `{name}`: set it on the command line"
         for name, target in unclear
     ]
+    if receipt.submit and not receipt.root_verified:
+        notes.append(UNVERIFIED_SUBMIT)
     if not site.executors:
         notes.append(
             f"no site profile names an executor, so this is for {PLAIN}: write a profile with "
@@ -206,13 +213,13 @@ class _OverlayWriter:
         document = {"defaults": os.path.relpath(found.config_path.absolute(), folder), "run": {"env": changes}}
         for item in staged.values.found:
             _put(document, staged.tree, item)
-        lines = [
-            f"{CONFIGS_MARK} for {target.spec} on {executor}.",
-            f"# Image {image.image}; the rest is as in the config that it inherits.",
-            *(f"# Baked, so not cloned: {overlay.url} at {overlay.ref} in {overlay.target}" for overlay in baked),
-            *(f"# Staged: {item.value.name} is the asset {item.asset}" for item in staged.values.found),
+        notes = [
+            f"Image {image.image}; the rest is as in the config that it inherits.",
+            *(f"Baked, so not cloned: {overlay.url} at {overlay.ref} in {overlay.target}" for overlay in baked),
+            *(f"Staged: {item.value.name} is the asset {item.asset}" for item in staged.values.found),
         ]
-        text = "\n".join(lines) + "\n" + render_yaml(document, width=1000)
+        head = [on_one_line(f"{CONFIGS_MARK} for {target.spec} on {executor}."), *map(comment_line, notes)]
+        text = "\n".join(head) + "\n" + render_yaml(document, width=1000)
         step = StepOverlay(
             target=target.spec,
             executor=executor.kind,
@@ -239,7 +246,8 @@ def _put(document: dict[str, Any], tree: Mapping[str, Any], item: StagedValue) -
     """
     raw = str(item.value.raw)
     reads = _VARIABLE.fullmatch(raw.strip())
-    text = f"${{oc.env:{reads[1]},{item.target}}}" if reads and not set(item.target) & set(",{}'\"") else item.target
+    plain = reads and not set(item.target) & set(",{}'\"\\$")
+    text = f"${{oc.env:{reads[1]},{item.target}}}" if reads and plain else as_literal(item.target)
     key = item.value.key
     place = next((number for number, part in enumerate(key) if isinstance(part, int)), len(key))
     node = document
@@ -255,6 +263,11 @@ def _put(document: dict[str, Any], tree: Mapping[str, Any], item: StagedValue) -
         for part in key[place:-1]:
             inner = inner[part]
         inner[key[-1]] = text
+
+
+def as_literal(text: str) -> str:
+    """Return a text as a value that OmegaConf reads as that text: `${` in it begins no interpolation."""
+    return _INTERPOLATION.sub(lambda found: found[1] * 2 + "\\${", text)
 
 
 def _split(config: Path, reader: StepConfigReader) -> tuple[Sequence[Overlay], Sequence[Any]]:

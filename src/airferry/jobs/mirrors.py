@@ -7,18 +7,19 @@ other names.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from airferry.bundle.receipt import Receipt, read_receipt
-from airferry.errors import ConfigurationError
+from airferry.errors import ConfigurationError, UsageError
 from airferry.events import Emit, Warned, silent
 from airferry.host import files
+from airferry.host.toml import toml_pair, toml_table
 from airferry.host.yaml import render_yaml
 from airferry.jobs.submission import image_for
 from airferry.oci.reference import DEFAULT_REGISTRY, Reference, is_loopback, parse_reference
+from airferry.wording import comment_line, obeyed
 
 MIRRORS_MARK = "Written by `airferry mirrors`."
 OPENSHIFT_API = "config.openshift.io/v1"
@@ -71,7 +72,10 @@ def make_mirrors(receipt: Receipt, *, plain_http: bool | None = None, ca_file: s
 
     Raises:
         ConfigurationError: the bundle carried no originals.
+        UsageError: the path of the CA has control characters.
     """
+    if ca_file is not None and obeyed(ca_file):
+        raise UsageError(f"`{ca_file}` is not a path that configurations of nodes can name")
     images = _originals(receipt)
     registry = parse_reference(f"{receipt.registry}/x").registry
     insecure = is_loopback(registry) if plain_http is None else plain_http
@@ -128,15 +132,15 @@ def _containerd(
             continue
         path = f"/v2/{next(iter(found))}".rstrip("/")
         url = f"{'http' if insecure else 'https'}://{places[host]}{path}"
-        options = ['capabilities = ["pull", "resolve"]', "override_path = true"]
+        options = [toml_pair("capabilities", ["pull", "resolve"]), toml_pair("override_path", True)]
         if ca_file and not insecure:
-            options.append(f"ca = {_toml(ca_file)}")
+            options.append(toml_pair("ca", ca_file))
         lines = [
-            f"# {MIRRORS_MARK} The server is the mirror too, so that nothing is asked of the real `{host}`.",
-            f"server = {_toml(url)}",
+            comment_line(f"{MIRRORS_MARK} The server is the mirror too: nothing is asked of the real `{host}`."),
+            toml_pair("server", url),
             *options,
             "",
-            f"[host.{_toml(url)}]",
+            toml_table("host", url),
             *(f"  {option}" for option in options),
         ]
         files[f"containerd/certs.d/{host}/hosts.toml"] = "\n".join(lines) + "\n"
@@ -147,13 +151,14 @@ def _registries_conf(images: Iterable[MirroredImage], *, insecure: bool) -> str:
     lines = [f"# {MIRRORS_MARK} For /etc/containers/registries.conf.d/ or ~/.config/containers/registries.conf.d/."]
     short: dict[str, str] = {}
     for original, place in _repositories(images).items():
-        lines += ["", "[[registry]]", f"prefix = {_toml(original)}", f"location = {_toml(original)}"]
-        lines += ["[[registry.mirror]]", f"location = {_toml(place)}", *(["insecure = true"] if insecure else [])]
+        lines += ["", "[[registry]]", toml_pair("prefix", original), toml_pair("location", original)]
+        lines += ["[[registry.mirror]]", toml_pair("location", place)]
+        lines += [toml_pair("insecure", True)] if insecure else []
         library = f"{DEFAULT_REGISTRY}/library/"
         if original.startswith(library):
             short[original.removeprefix(library)] = original
     if short:
-        lines += ["", "[aliases]", *(f"{_toml(name)} = {_toml(full)}" for name, full in short.items())]
+        lines += ["", toml_table("aliases"), *(toml_pair(name, full) for name, full in short.items())]
     return "\n".join(lines) + "\n"
 
 
@@ -173,12 +178,14 @@ def _mirror_set(kind: str, key: str, images: Iterable[MirroredImage]) -> str:
 
 
 def _enroot_credentials(registry: str) -> str:
+    # of the grammar of references, so one word: netrc has no quotes that all its readers know
     host = registry.rpartition(":")[0] or registry
-    return (
-        f"# {MIRRORS_MARK} Append to $ENROOT_CONFIG_PATH/.credentials; netrc lines are matched without the port.\n"
-        "# The variables are expanded when enroot reads the file, so no secret stands in it.\n"
-        f"machine {host} login $REGISTRY_USER password $REGISTRY_PASSWORD\n"
-    )
+    lines = [
+        f"# {MIRRORS_MARK} Append to $ENROOT_CONFIG_PATH/.credentials; netrc lines are matched without the port.",
+        "# The variables are expanded when enroot reads the file, so no secret stands in it.",
+        f"machine {host} login $REGISTRY_USER password $REGISTRY_PASSWORD",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def _enroot_conf(*, insecure: bool, ca_file: str | None) -> str:
@@ -197,8 +204,3 @@ def _enroot_images(images: Iterable[MirroredImage]) -> str:
     for image in images:
         lines.append(f"{image.original}  docker://{image_for('slurm-pyxis', image.place.with_digest(image.digest))}")
     return "\n".join(lines) + "\n"
-
-
-def _toml(text: str) -> str:
-    """Return a basic string of TOML."""
-    return json.dumps(text, ensure_ascii=False)

@@ -5,12 +5,12 @@ The forms are those that enroot, and the runtimes that follow Docker's reference
 
 from __future__ import annotations
 
-import json
-
 from airferry.bundle.receipt import ReceiptImage
 from airferry.config import Executor, SiteProfile
 from airferry.config.site import StorageMount, parse_executor_version
+from airferry.host.toml import TomlValue, toml_pair, toml_table, toml_value
 from airferry.oci.reference import Reference, parse_reference
+from airferry.wording import comment_line
 
 NEMOTRON_EXECUTORS = {"slurm-pyxis": "slurm", "lepton": "lepton", "dgxcloud": "dgxcloud", "docker": "docker"}
 OFFLINE_VARIABLES = {
@@ -84,29 +84,25 @@ def render_profile(site: SiteProfile, executor: Executor) -> str:
     """
     known = site.profile_of(executor)
     name = profile_name(site, executor)
-    lines = [f"[{name}]"]
+    lines = [toml_table(name)]
     if known:
-        lines.append(f"extends = {_toml(known[0])}")
-    lines.append(f"executor = {_toml(NEMOTRON_EXECUTORS.get(executor.kind, executor.kind))}")
+        lines.append(toml_pair("extends", known[0]))
+    lines.append(toml_pair("executor", NEMOTRON_EXECUTORS.get(executor.kind, executor.kind)))
     if site.mounts and executor.kind == "dgxcloud":
         lines.append("# DGX Cloud mounts claims, not paths: the profile's `pvcs` must name those of this storage:")
-        lines += [f"#   {mount}" for mount in site.mounts]
+        lines += [comment_line(f"  {mount}") for mount in site.mounts]
     elif site.mounts:
         if known:
-            lines.append(f"# Replaces the mounts of {_toml(known[0])}: name all storage of jobs in the site profile.")
-        lines += ["mounts = [", *(f"  {_mount(mount, executor)}," for mount in site.mounts), "]"]
-    lines += ["", f"[{name}.env_vars]"]
-    lines += [f"{key} = {_toml(value)}" for key, value in environment_of(site, executor).items()]
+            whose = toml_value(known[0])
+            lines.append(comment_line(f"Replaces the mounts of {whose}: name all storage of jobs in the site profile."))
+        lines += ["mounts = [", *(f"  {toml_value(_mount(mount, executor))}," for mount in site.mounts), "]"]
+    lines += ["", toml_table(name, "env_vars")]
+    lines += [toml_pair(key, value) for key, value in environment_of(site, executor).items()]
     return "\n".join(lines) + "\n"
 
 
-def _mount(mount: StorageMount, executor: Executor) -> str:
+def _mount(mount: StorageMount, executor: Executor) -> TomlValue:
     """Return a mount as the executor's profile has it: Lepton takes tables, and knows no read-only ones."""
     if executor.kind != "lepton":
-        return _toml(str(mount))
-    return f"{{ path = {_toml(mount.path.rstrip('/'))}, mount_path = {_toml(mount.inside)} }}"
-
-
-def _toml(text: str) -> str:
-    """Return a basic string of TOML."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+        return str(mount)
+    return {"path": mount.path.rstrip("/"), "mount_path": mount.inside}

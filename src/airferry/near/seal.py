@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Literal
 
 import zstandard
+from pydantic import ValidationError
 
 from airferry import __version__
 from airferry.bundle.artifacts import OVERLAYS_ARTIFACT, REQUIREMENTS_ARTIFACT, ArtifactFile, put_artifact
@@ -34,6 +35,7 @@ from airferry.bundle.manifest import (
 )
 from airferry.bundle.seal import Sealed, seal
 from airferry.bundle.twins import images_text, with_twins
+from airferry.errors import BuildError
 from airferry.events import StageFinished, StageStarted
 from airferry.host import clock, files
 from airferry.host.canonical import canonical_json, plain_data
@@ -105,8 +107,22 @@ class Sealer:
         image, whose version the manifest then names.
 
         Raises:
+            BuildError: a name or text of catalogue or base cannot stand in a manifest.
             AirferryError: of the family of what failed.
         """
+        try:
+            return self._seal(built, originals=originals, rehearsal=rehearsal, by_engine=by_engine)
+        except ValidationError as error:
+            raise _unsayable(error) from error
+
+    def _seal(
+        self,
+        built: Mapping[str, tuple[BuiltImage, ...]],
+        *,
+        originals: Mapping[str, Descriptor],
+        rehearsal: RehearsalReport | None,
+        by_engine: bool,
+    ) -> tuple[BundleManifest, Sealed]:
         plan = self._plan
         started = clock.monotonic_s()
         self._session.emit(StageStarted("seal"))
@@ -332,6 +348,15 @@ class Sealer:
             ),
             loader=loader.entry if loader else None,
         )
+
+
+def _unsayable(error: ValidationError) -> BuildError:
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return BuildError(
+        f"the manifest cannot hold `{where}` of its {error.title}: {first['msg'].removeprefix('Value error, ')}",
+        hint="the far side refuses such names and texts: change them in the catalogue, the configuration or the base",
+    )
 
 
 def _saved(entry: ImageEntry, **archive: str) -> SavedImage:

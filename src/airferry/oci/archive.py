@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import shlex
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -328,7 +329,8 @@ class ArchiveSource(Source):
         with self._open() as stream:
             if stream.read(2) == b"\x1f\x8b":
                 raise IntegrityError(
-                    f"`{self.path}` is compressed, so it cannot be read in place", hint=f"run `gunzip {self.path}`"
+                    f"`{self.path}` is compressed, so it cannot be read in place",
+                    hint=f"run `gunzip {shlex.quote(str(self.path))}`",
                 )
             stream.seek(0)
             reader = TarReader(stream, what=f"`{self.path}`", seeks=True)

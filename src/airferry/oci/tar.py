@@ -17,6 +17,8 @@ from airferry.oci.ports import BLOCK_BYTES
 RECORD_BYTES = 512
 END_OF_ARCHIVE = bytes(2 * RECORD_BYTES)
 MAX_META_BYTES = 1024 * 1024
+# tar pads to a record, 10 KiB by default, and a tape's were 2 MiB: a sparse file of 16 GiB took a minute to read past
+MAX_TAIL_BYTES = 16 * 1024 * 1024
 REGULAR, HARD_LINK, SYMLINK, CHARACTER, BLOCK, DIRECTORY, FIFO = b"0", b"1", b"2", b"3", b"4", b"5", b"6"
 REGULAR_TYPES = (REGULAR, b"\0", b"7")
 KNOWN_TYPES = (*REGULAR_TYPES, HARD_LINK, SYMLINK, CHARACTER, BLOCK, DIRECTORY, FIFO)
@@ -175,7 +177,13 @@ class TarReader:
         return block
 
     def _expect_end(self) -> None:
+        passed = 0
         while block := self._stream.read(BLOCK_BYTES):
+            passed += len(block)
+            if passed > MAX_TAIL_BYTES:
+                raise IntegrityError(
+                    f"{self._what} has more than {MAX_TAIL_BYTES} bytes after its end-of-archive mark, the limit there"
+                )
             if block.strip(b"\0"):
                 raise IntegrityError(f"{self._what} has data after its end-of-archive mark")
 

@@ -11,11 +11,18 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion
 
+from airferry.wording import obeyed
+
 
 def render_inventory(distributions: Mapping[str, str]) -> str:
     """Return distributions, name to version, as text."""
     named = {canonicalize_name(name): version for name, version in distributions.items()}
-    return " ".join(f"{name}=={version}" for name, version in sorted(named.items()) if " " not in version)
+    return " ".join(f"{name}=={version}" for name, version in sorted(named.items()) if _is_word(name, version))
+
+
+def _is_word(*texts: str) -> bool:
+    # metadata in a base is text of others: a version with a blank in it would name one more distribution
+    return all(len(text.split()) == 1 and obeyed(text) is None for text in texts)
 
 
 def parse_inventory(text: str) -> dict[str, str]:

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 
 from airferry.config.document import KeyPath, read_yaml
+from airferry.config.fields import DebianPackage
 from airferry.errors import ConfigurationError
 from airferry.host import files
 from airferry.host.yaml import render_yaml
@@ -26,6 +27,10 @@ OLDEST_VERSION = 1
 _HEADER = "# Written by `airferry lock`. Keep it with the configuration; change it with `airferry lock --update`.\n"
 _RELOCK = "run `airferry lock` again"
 
+# these go into files that apt and pip read line by line
+DebianVersion = Annotated[str, Field(pattern=r"^[A-Za-z0-9.+~:-]+$")]
+DistributionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")]
+DistributionVersion = Annotated[str, Field(pattern=r"^[A-Za-z0-9.!+_-]+$")]
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}([0-9a-f]{24})?$")]
 
 
@@ -37,7 +42,7 @@ class LockedBasePlatform(_Model):
     """A base for one platform: its manifest, and the packages that a bootstrap consists of."""
 
     manifest: Digest
-    packages: dict[str, str] = {}
+    packages: dict[DebianPackage, DebianVersion] = {}
 
 
 class LockedBase(_Model):
@@ -69,8 +74,8 @@ class LockedAddition(_Model):
     package index: a URL, or a path relative to the catalogue's lock.
     """
 
-    name: str
-    version: str
+    name: DistributionName
+    version: DistributionVersion
     file: str
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     modules: tuple[str, ...] = ()

@@ -11,6 +11,7 @@ import base64
 import hashlib
 import hmac
 import logging
+import shlex
 import socket
 import ssl
 import warnings
@@ -88,11 +89,13 @@ class Passwords:
             if not user or not colon or not value.startswith(("$2a$", "$2b$", "$2y$")):
                 raise ConfigurationError(
                     f"{path}:{number}: expected a user and a bcrypt hash, `USER:$2y$…`",
-                    hint=f"make it with `htpasswd -B {path} USER`",
+                    hint=f"make it with `htpasswd -B {shlex.quote(str(path))} USER`",
                 )
             hashes[user] = value.encode()
         if not hashes:
-            raise ConfigurationError(f"{path}:1: contains no user", hint=f"make one with `htpasswd -Bc {path} USER`")
+            raise ConfigurationError(
+                f"{path}:1: contains no user", hint=f"make one with `htpasswd -Bc {shlex.quote(str(path))} USER`"
+            )
         return cls(hashes)
 
     def accept(self, header: str) -> bool:

@@ -5,6 +5,7 @@ Looks at storage as far as this host sees it, at each asset once for all steps. 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,7 +74,11 @@ def _asset(context: StepContext, entry: AssetEntry, target: str, assets: StagedA
     here = context.on_this_host(target)
     if here is None or not Path(mount.host).exists():
         text = f"{what}: `{mount.host}` is not visible from this host; not checked"
-        yield context.general("asset", "note", text, key=key, fix=f"there: airferry assets verify BUNDLE {target}")
+        yield context.general("asset", "note", text, key=key, fix=f"there: {_verify(target)}")
     elif trouble := assets.trouble(entry.name, here):
-        fix = f"stage it again, then: airferry assets verify BUNDLE {here} --name {entry.name}"
+        fix = f"stage it again, then: {_verify(str(here), '--name', entry.name)}"
         yield context.general("asset", "block", f"{what} {trouble} (`{here}` here)", key=key, fix=fix)
+
+
+def _verify(place: str, *options: str) -> str:
+    return shlex.join(["airferry", "assets", "verify", "BUNDLE", place, *options])

@@ -11,6 +11,7 @@ from airferry.config.submit import config_words
 from airferry.defaults import OVERLAYS_FOLDER
 from airferry.host import files
 from airferry.host.parsing import Malformed, parse_json, split_url, url_host
+from airferry.host.yaml import render_line
 from airferry.jobs.context import AMBIENT, StepContext, has_word, masked
 from airferry.jobs.findings import Finding, Level, Remedy
 from airferry.jobs.hub import HUB_URL, LOCAL_DATASETS, is_hub_id
@@ -272,7 +273,7 @@ def _providers(context: StepContext, value: StepValue) -> Iterator[Finding]:
             "block",
             f"the model provider `{value.text}` is a public service unless the site declares an endpoint for it",
             fix=f"declare `{value.text}` below `endpoints` of the site, and "
-            f"providers=[{{name: {value.text}, endpoint: http://HOST:PORT/v1}}]",
+            + override("providers", render_line([{"name": value.text, "endpoint": "http://HOST:PORT/v1"}])),
         )
     if value.last == "backend" and value.text in _CLOUD_BACKENDS:
         yield context.finding(

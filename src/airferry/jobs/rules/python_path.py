@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from airferry.jobs.context import StepContext
 from airferry.jobs.findings import Finding, Level
+from airferry.jobs.settings import override
 from airferry.plan.code.job_path import PYTHONPATH, PYTHONPATH_KEY
 
 
@@ -26,7 +27,7 @@ def python_path_findings(context: StepContext, environment: Mapping[str, str]) -
         return
     named = ", ".join(f"`{folder}`" for folder in lost)
     text = f"takes the place of the image's, which has {named} as well"
-    fix = f"run.env.env_vars.{PYTHONPATH}={':'.join([*lost, *kept])}"
+    fix = override(f"run.env.env_vars.{PYTHONPATH}", ":".join([*lost, *kept]))
     level: Level = "block" if any(_is_baked(context, folder) for folder in lost) else "warn"
     if context.profile is not None and PYTHONPATH in (context.profile.values.get("env_vars") or {}):
         key = ("env_vars", PYTHONPATH)

@@ -14,7 +14,7 @@ from airferry.jobs.context import StepContext, masked
 from airferry.jobs.findings import Finding, Remedy
 from airferry.jobs.rules.python_path import python_path_findings
 from airferry.jobs.rules.startup import startup_findings
-from airferry.jobs.settings import input_path
+from airferry.jobs.settings import input_path, override
 from airferry.jobs.submission import OFFLINE_VARIABLES, image_for, parse_image, reference_for
 from airferry.oci.platform import parse_platform
 from airferry.oci.reference import parse_reference
@@ -142,7 +142,8 @@ def _offline(context: StepContext) -> Iterator[Finding]:
             yield context.in_profile("offline", "block", reason, key=("env_vars", name), value=text, fix=fix)
     if context.site.mirrors.huggingface and context.environment.get("HF_HUB_OFFLINE", "1") not in _OFF:
         reason = "the site has a mirror of the Hub, and the image stays offline unless its variables are taken back"
-        fix = f"run.env.env_vars.HF_HUB_OFFLINE=0 run.env.env_vars.HF_ENDPOINT={context.site.mirrors.huggingface}"
+        mirror = override("run.env.env_vars.HF_ENDPOINT", context.site.mirrors.huggingface)
+        fix = f"run.env.env_vars.HF_HUB_OFFLINE=0 {mirror}"
         yield context.general("offline", "warn", reason, key="run.env.env_vars.HF_HUB_OFFLINE", fix=fix)
 
 

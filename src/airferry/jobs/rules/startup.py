@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -42,7 +43,7 @@ def startup_findings(context: StepContext) -> Iterator[Finding]:
         of_job = held if value.key[:2] == ("run", "env") else None
         for item in table_installs(key, [value.text]):
             if found := _judge(context, key, item, of_job):
-                fix = _fix(found, f"{parent}=[]" if key != RUN else _run_fix(parent, item))
+                fix = _fix(found, f"{shlex.quote(parent)}=[]" if key != RUN else _run_fix(parent, item))
                 yield context.finding(value, "startup", found.level, found.text, fix=fix)
     yield from _of_profile(context, held)
 
@@ -64,7 +65,10 @@ def _of_profile(context: StepContext, held: Mapping[str, str] | None) -> Iterato
                         found.text,
                         key=(key, index) if key == COMMANDS and isinstance(written, list) else (key,),
                         value=" ".join(items),
-                        fix=_fix(found, f"run.env.{key}=[]" if key != RUN else _run_fix("run.env.run_command", item)),
+                        fix=_fix(
+                            found,
+                            f"run.env.{key}=[]" if key != RUN else _run_fix("run.env.run_command", item),
+                        ),
                     )
 
 
@@ -143,4 +147,4 @@ def _run_fix(key: str, item: StartInstall) -> str:
     """Return how to start a step without what makes its environment."""
     bootstrap, dashes, command = item.command.replace("'{config}'", "{config}").partition(" -- ")
     step: Sequence[str] = command.split() if BOOTSTRAP in bootstrap and dashes else ()
-    return f"{key}='{' '.join(step) if step else 'python -m MODULE --config {config}'}'"
+    return f"{shlex.quote(key)}={shlex.quote(' '.join(step) if step else 'python -m MODULE --config {config}')}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,7 +137,7 @@ def _git_error(done: process.Completed, address: GitAddress | None, *, url: str,
         reason = f"it lacks the object `{missing.group(1)}`"
         hint = "a clone made with `--filter` is incomplete: make the mirror with `git clone --mirror`"
     elif "dubious ownership" in everything and address is not None:
-        folder = url_path(address.used) if "://" in address.used else address.used
+        folder = shlex.quote(url_path(address.used) if "://" in address.used else address.used)
         hint = f"it belongs to another user; if you trust it: `git config --global --add safe.directory {folder}`"
     elif address is not None and (refused := _REFUSED.search(everything)):
         hint = (

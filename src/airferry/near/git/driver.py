@@ -16,14 +16,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from airferry.errors import BuildError
+from airferry.errors import BuildError, HostError
 from airferry.events import Emit, Warned, silent
 from airferry.host import clock, files
 from airferry.near.git.addresses import is_local, read_address, redact, remote_address, submodule_address
 from airferry.near.git.commands import STREAMED, DamagedRepository, WorkTree, run_git, try_git
+from airferry.wording import size_text
 
 LIST_TIMEOUT_S = 300.0
 MAX_SUBMODULE_DEPTH = 10
+# of a commit, those of its submodules included: PyTorch has a hundred, and three in each of eight levels are 9,840
+MAX_SUBMODULES = 500
 MAX_LISTED_REFS = 8
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 LFS_POINTER_MAX_BYTES = 1024
@@ -125,7 +128,8 @@ def fetch_overlay(url: str, commit: str, *, cache: Path, emit: Emit = silent) ->
     Raises:
         BuildError: the repository cannot be read or does not have the commit.
     """
-    return _fetch(url, commit, cache=cache, emit=emit, depth=0)
+    repository, _below = _fetch(url, commit, cache=cache, emit=emit, depth=0, counted={})
+    return repository
 
 
 def export_overlay(url: str, commit: str, *, cache: Path, into: Path, emit: Emit = silent) -> OverlayTree:
@@ -135,11 +139,22 @@ def export_overlay(url: str, commit: str, *, cache: Path, into: Path, emit: Emit
 
     Raises:
         BuildError: the commit was not fetched, or holds a symlink that points outside the tree.
+        HostError: there is no room for it.
     """
     files.ensure_directory(into.parent)
+    # a commit of a few kilobytes can name one large file a million times
+    needed, free = checkout_bytes(url, commit, cache=cache) or 0, files.free_bytes(into.parent)
+    if needed > free:
+        raise HostError(
+            f"`{redact(url)}` at `{commit}` has {size_text(needed)} of files, but only {size_text(free)} are free at "
+            f"`{into.parent}`",
+            hint="free up space, or use another commit",
+            needed_bytes=needed,
+            free_bytes=free,
+        )
     with files.scratch_directory(into.parent) as scratch:
         tree = scratch / "tree"
-        submodules = _export(url, commit, cache=cache, into=tree, prefix="", depth=0)
+        submodules = _export(url, commit, cache=cache, into=tree)
         pointers = _settle(tree, what=f"{redact(url)}@{commit}")
         files.remove_tree(into)
         files.publish(tree, into)
@@ -156,6 +171,17 @@ def export_overlay(url: str, commit: str, *, cache: Path, into: Path, emit: Emit
 
 def checkout_bytes(url: str, commit: str, *, cache: Path) -> int | None:
     """Return the size of a commit's files, submodules included, or None where not all of it is in the cache."""
+    return _checkout_bytes(url, commit, cache=cache, known={})
+
+
+def _checkout_bytes(url: str, commit: str, *, cache: Path, known: dict[tuple[str, str], int | None]) -> int | None:
+    if (url, commit) not in known:
+        # digests cannot refer to themselves, so that nothing asks for this one again before it is known
+        known[url, commit] = _own_bytes(url, commit, cache=cache, known=known)
+    return known[url, commit]
+
+
+def _own_bytes(url: str, commit: str, *, cache: Path, known: dict[tuple[str, str], int | None]) -> int | None:
     repository = _repository(url, cache)
     if not repository.is_dir() or not has_commit(repository, commit):
         return None
@@ -164,7 +190,8 @@ def checkout_bytes(url: str, commit: str, *, cache: Path) -> int | None:
     for line in listing.split("\0"):
         _mode, kind, _object, size = (line.partition("\t")[0].split() + [""] * 4)[:4]
         total += int(size) if kind == "blob" else 0
-    below = [checkout_bytes(item.url, item.commit, cache=cache) for item in _submodules(repository, url, commit)]
+    submodules = _submodules(repository, url, commit)
+    below = [_checkout_bytes(item.url, item.commit, cache=cache, known=known) for item in submodules]
     return None if None in below else total + sum(size or 0 for size in below)
 
 
@@ -201,7 +228,12 @@ def check_submodules(url: str, submodules: Sequence[Submodule]) -> None:
             )
 
 
-def _fetch(url: str, commit: str, *, cache: Path, emit: Emit, depth: int) -> Path:
+def _fetch(
+    url: str, commit: str, *, cache: Path, emit: Emit, depth: int, counted: dict[tuple[str, str], int]
+) -> tuple[Path, int]:
+    """Fetch a commit and what is below it, each once, and return its repository and how many submodules that are."""
+    if (known := counted.get((url, commit))) is not None:
+        return _repository(url, cache), known
     if not _COMMIT.fullmatch(commit):
         raise BuildError(f"`{commit}` is not a full commit id", hint="resolve the ref first")
     if depth > MAX_SUBMODULE_DEPTH:
@@ -211,9 +243,18 @@ def _fetch(url: str, commit: str, *, cache: Path, emit: Emit, depth: int) -> Pat
             _fetch_commit(repository, url, commit, emit=emit)
         below = _submodules(repository, url, commit)
     check_submodules(url, below)
+    total = 0
     for submodule in below:
-        _fetch(submodule.url, submodule.commit, cache=cache, emit=emit, depth=depth + 1)
-    return repository
+        inner = _fetch(submodule.url, submodule.commit, cache=cache, emit=emit, depth=depth + 1, counted=counted)
+        total += 1 + inner[1]
+        if total > MAX_SUBMODULES:
+            raise BuildError(
+                f"`{redact(url)}` at `{commit}` has more than {MAX_SUBMODULES} submodules, theirs included, the limit",
+                hint="use a commit without them, or a fork",
+                url=redact(url),
+            )
+    counted[url, commit] = total
+    return repository, total
 
 
 def _fetch_commit(repository: Path, url: str, commit: str, *, emit: Emit) -> None:
@@ -276,10 +317,14 @@ def _expand(url: str, short: str, *, cache: Path, emit: Emit) -> str | None:
         return found[0] if done.returncode == 0 and found else None
 
 
-def _export(url: str, commit: str, *, cache: Path, into: Path, prefix: str, depth: int) -> list[Submodule]:
+def _export(
+    url: str, commit: str, *, cache: Path, into: Path, prefix: str = "", found: list[Submodule] | None = None
+) -> list[Submodule]:
+    """Export a commit and what is below it; `found` are the submodules of the whole so far, which this one extends."""
+    found = [] if found is None else found
     files.ensure_directory(into)
     with locked_repository(url, cache) as repository:
-        if depth > MAX_SUBMODULE_DEPTH or not has_commit(repository, commit):
+        if len(found) > MAX_SUBMODULES or not has_commit(repository, commit):
             raise BuildError(f"`{redact(url)}` at `{commit}` is not in the cache", hint="rerun with network")
         with files.scratch_directory(repository) as scratch:
             checkout = WorkTree(into, index=scratch / "index")
@@ -287,15 +332,12 @@ def _export(url: str, commit: str, *, cache: Path, into: Path, prefix: str, dept
             argv = ["checkout-index", "--all", "--force", "--quiet"]
             run_git(argv, url=url, repository=repository, checkout=checkout, doing="export")
         below = _submodules(repository, url, commit)
-    found = []
     for item in below:
         target = into / item.path
         if target.is_symlink() or not files.lies_within(target.parent, into):
             raise BuildError(f"submodule `{item.path}` of `{redact(url)}` points outside the tree")
         found.append(Submodule(prefix + item.path, redact(item.url), item.commit))
-        found += _export(
-            item.url, item.commit, cache=cache, into=target, prefix=f"{prefix}{item.path}/", depth=depth + 1
-        )
+        _export(item.url, item.commit, cache=cache, into=target, prefix=f"{prefix}{item.path}/", found=found)
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,7 +57,7 @@ def lock(
         AirferryError: of the family of what could not be resolved.
     """
     if names and not update:
-        raise UsageError("NAME arguments require `--update`", hint=f"airferry lock --update {' '.join(names)}")
+        raise UsageError("NAME arguments require `--update`", hint=shlex.join(["airferry", "lock", "--update", *names]))
     made = read_plan(selection)
     warn_of_plan(made, emit)
     path = made.output_dir / LOCK_FILE

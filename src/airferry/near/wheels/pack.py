@@ -6,8 +6,10 @@ Nothing is fetched, built or kept here; `wheels` does that.
 from __future__ import annotations
 
 import base64
+import csv
 import email.parser
 import hashlib
+import io
 import re
 import zipfile
 from collections.abc import Mapping
@@ -98,11 +100,13 @@ def write_wheel(path: Path, members: Mapping[str, bytes], *, info: str = "") -> 
     """
     whole = dict(members)
     if info:
-        lines = []
+        record = io.StringIO()
+        rows = csv.writer(record, lineterminator="\n")
         for name, data in sorted(members.items()):
             digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
-            lines.append(f"{name},sha256={digest},{len(data)}\n")
-        whole[f"{info}/RECORD"] = "".join([*lines, f"{info}/RECORD,,\n"]).encode()
+            rows.writerow([name, f"sha256={digest}", len(data)])
+        rows.writerow([f"{info}/RECORD", "", ""])
+        whole[f"{info}/RECORD"] = record.getvalue().encode()
     with zipfile.ZipFile(path, "w") as archive:
         for name in sorted(whole):
             _add_member(archive, name, whole[name])

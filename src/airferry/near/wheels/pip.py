@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from airferry.events import Emit, silent
 from airferry.host import files, process
 from airferry.host.parsing import parse_json
 from airferry.near.probe.answers import PythonFacts, cpython_markers
+from airferry.wording import printable
 
 TIMEOUT_S = 3600.0
 _BASE = ("--no-input", "--disable-pip-version-check", "--no-color")
@@ -61,6 +62,11 @@ _UNREACHABLE = re.compile(
 )
 _MUSL_LOWEST, _GLIBC_LOWEST = 0, {"x86_64": 5, "i686": 5}
 _LEGACY = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
+# what a lock says may not bring an option (`--index-url`), a line of its own, or `${NAME}`, which pip replaces by a
+# variable of this host: all of that would have the lock's author say where pip looks, and with whose password
+_REQUIREMENT_LINE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(\[[A-Za-z0-9._,-]+\])?( @ [!-~]+|[!-~]*)")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+MAX_SHOWN_REQUIREMENT = 200
 _NARROW = {"x86_64": "i686", "aarch64": "armv7l"}
 
 
@@ -364,7 +370,17 @@ def _asking(group: Sequence[str], requirements: Mapping[str, Collection[str]], l
     return [f"--requirement={listing}"]
 
 
-def _hashed(requirement: str, hashes: Iterable[str]) -> str:
+def _hashed(requirement: str, hashes: Collection[str]) -> str:
+    """Return a line of a requirements file.
+
+    Raises:
+        BuildError: pip would read more than a requirement and its hashes: options, other lines, variables of the host.
+    """
+    if not _REQUIREMENT_LINE.fullmatch(requirement) or "${" in requirement or not all(map(_SHA256.fullmatch, hashes)):
+        raise BuildError(
+            f"`{printable(requirement, most=MAX_SHOWN_REQUIREMENT)}` is not one distribution with its SHA-256",
+            hint="the catalogue's lock names it, or `requirements:` of the image: correct it there",
+        )
     return " ".join([requirement, *(f"--hash=sha256:{value}" for value in sorted(hashes))]) + "\n"
 
 

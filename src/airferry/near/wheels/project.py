@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,12 @@ from airferry.errors import ConfigurationError
 from airferry.host import files
 from airferry.host.parsing import Malformed, parse_toml
 from airferry.near.wheels.pack import write_wheel
+from airferry.wording import obeyed
 
 MAX_PROJECT_BYTES = 1024 * 1024
 FALLBACK_VERSION = "0.0.0"
+_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
+_VERSION = re.compile(r"[A-Za-z0-9.!+_-]+")
 
 
 def project_wheel(pyproject: Path, *, source_path: str, version: str | None, into: Path) -> Path | None:
@@ -25,7 +30,7 @@ def project_wheel(pyproject: Path, *, source_path: str, version: str | None, int
     project's own is dynamic. See PEP 427, *Binary distribution format*, and PEP 660.
 
     Raises:
-        ConfigurationError: `pyproject.toml` is not valid TOML.
+        ConfigurationError: `pyproject.toml` is not valid TOML, or says what metadata cannot hold.
     """
     try:
         project = parse_toml(files.read_bounded(pyproject, limit_bytes=MAX_PROJECT_BYTES)).get("project")
@@ -38,8 +43,15 @@ def project_wheel(pyproject: Path, *, source_path: str, version: str | None, int
         ) from error
     if not isinstance(project, dict) or "name" not in project:
         return None
+    _expect_lines(project, pyproject)
     name = str(project["name"])
     number = str(project.get("version") or version or FALLBACK_VERSION)
+    if not _NAME.fullmatch(name) or not _VERSION.fullmatch(number):
+        raise ConfigurationError(
+            f"{pyproject}: `project` has the name `{name}` and the version `{number}`, which no wheel can have",
+            hint="correct the file",
+            path=str(pyproject),
+        )
     stem = f"{canonicalize_name(name).replace('-', '_')}-{number}"
     folder = f"{stem}.dist-info"
     members = {
@@ -51,6 +63,24 @@ def project_wheel(pyproject: Path, *, source_path: str, version: str | None, int
         members[f"{folder}/entry_points.txt"] = entry_points
     data = {name: text.encode() for name, text in members.items()}
     return write_wheel(into / f"{stem}-py3-none-any.whl", data, info=folder)
+
+
+def _expect_lines(project: Mapping[str, Any], pyproject: Path) -> None:
+    """Check what becomes a line of metadata or of entry points: a line feed in it would begin another one."""
+    used = ("requires-python", "dependencies", "scripts", "gui-scripts", "entry-points")
+    levels: list[tuple[str, Any]] = [(key, project.get(key)) for key in used]
+    while levels:
+        key, value = levels.pop()
+        if isinstance(value, dict):
+            levels += [(key, item) for pair in value.items() for item in pair]
+        elif isinstance(value, list):
+            levels += [(key, item) for item in value]
+        elif isinstance(value, str) and (found := obeyed(value)):
+            raise ConfigurationError(
+                f"{pyproject}: `project.{key}` has a text with the control character {found}",
+                hint="correct the file",
+                path=str(pyproject),
+            )
 
 
 def _metadata(project: dict[str, Any], name: str, version: str) -> str:

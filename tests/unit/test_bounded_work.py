@@ -1,0 +1,176 @@
+"""Work is bounded, products too: what others wrote is refused by a limit that is named, before it takes long."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from airferry.assets.manifest import (
+    MAX_ASSET_LINE_BYTES,
+    AssetFile,
+    AssetLink,
+    AssetManifest,
+    parse_asset_manifest,
+)
+from airferry.assets.record import record_asset
+from airferry.assets.staged import compare_asset
+from airferry.bundle.catalogue import CataloguePaths
+from airferry.bundle.tree_paths import MAX_PATH_FOLDERS
+from airferry.errors import BuildError, HostError, IntegrityError
+from airferry.near.git import driver
+from airferry.near.git.driver import Submodule
+from airferry.oci.tar import END_OF_ARCHIVE, MAX_TAIL_BYTES, TarReader
+
+SHA256 = "0" * 64
+
+
+@contextmanager
+def quickly(seconds: float = 3.0) -> Iterator[None]:
+    """See that a block takes less than seconds of this process's time, far less than what it guards against."""
+    began = time.process_time()
+    yield
+    assert time.process_time() - began < seconds
+
+
+# --- assets ----------------------------------------------------------------------------------------------------------
+
+
+def asset(*paths: str, links: tuple[AssetLink, ...] = ()) -> AssetManifest:
+    return AssetManifest("thing", "model", tuple(AssetFile(path, 1, SHA256) for path in paths), links)
+
+
+def test_paths_that_are_deep_are_refused_by_the_number_of_their_folders() -> None:
+    deep = "a/" * 1_500
+    data = asset(*(f"{deep}{number:04}" for number in range(500))).to_bytes()
+    with quickly(), pytest.raises(IntegrityError, match=f"lies in more than {MAX_PATH_FOLDERS} folders, the limit"):
+        parse_asset_manifest(data, what="it")
+    most = asset("a/" * MAX_PATH_FOLDERS + "x")
+    assert parse_asset_manifest(most.to_bytes(), what="it") == most
+
+
+def test_a_tree_that_is_too_deep_to_travel_is_not_recorded(tmp_path: Path) -> None:
+    folder = tmp_path / ("a/" * (MAX_PATH_FOLDERS + 1))
+    folder.mkdir(parents=True)
+    (folder / "x").write_text("x")
+    with pytest.raises(BuildError, match=f"more than {MAX_PATH_FOLDERS} folders"):
+        record_asset(tmp_path, name="thing", kind="model")
+    assert "folders, the limit" in str(CataloguePaths().trouble(b"a/" * 200 + b"x"))
+
+
+@pytest.mark.parametrize(
+    ("paths", "below"),
+    [
+        (("a", "a/b"), "a/b"),
+        (("a", "a-x", "a.b", "a/b/c"), "a/b/c"),
+        (("a/b", "a/b/c", "a/b-c"), "a/b/c"),
+        (("a", "ab", "a b", "b/a"), None),
+        (("a/b", "a/c", "a-b/c"), None),
+    ],
+)
+def test_nothing_is_below_a_file(paths: tuple[str, ...], below: str | None) -> None:
+    data = asset(*paths).to_bytes()
+    if below is None:
+        assert len(parse_asset_manifest(data, what="it").files) == len(paths)
+        return
+    with pytest.raises(IntegrityError, match=f"`{below}` is below a path that is not a folder"):
+        parse_asset_manifest(data, what="it")
+
+
+def test_a_line_of_an_asset_manifest_is_bounded() -> None:
+    head = asset("a").to_bytes().partition(b"\n")[0] + b"\n"
+    for line in (b"[" + b"{}," * 100_000 + b"{}]\n", b"[" * 100_000):
+        with quickly(), pytest.raises(IntegrityError, match=f"a line of more than {MAX_ASSET_LINE_BYTES} bytes"):
+            parse_asset_manifest(head + line, what="it")
+    with pytest.raises(IntegrityError, match="its last line is truncated"):
+        parse_asset_manifest(head + b'["file"', what="it")
+    longest = asset("/".join(["%01" * 200] * 20))
+    assert parse_asset_manifest(longest.to_bytes(), what="it") == longest
+
+
+def test_links_to_links_are_followed_as_far_as_linux_follows_them(tmp_path: Path) -> None:
+    links = tuple(AssetLink(f"l{number:05}", f"l{number + 1:05}") for number in range(3_000))
+    links += (AssetLink("l03000", "file"),)
+    links += (AssetLink("o", "p"), AssetLink("p", "o"), AssetLink("q", "o"), AssetLink("r", "gone"))
+    manifest = asset("file", links=links)
+    with quickly():
+        found = [manifest.linked_file(link) for link in links]
+    assert found[-44:] == [manifest.files[0]] * 40 + [None] * 4
+    assert found[:-44] == [None] * (len(links) - 44)
+    (tmp_path / "file").write_text("x")
+    with quickly():
+        compare_asset(manifest, tmp_path, content=False)
+
+
+# --- tars ------------------------------------------------------------------------------------------------------------
+
+
+class Zeros(io.RawIOBase):
+    """A tar that never ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        wanted = size or 0
+        self.given += wanted
+        return bytes(wanted)
+
+
+def test_what_comes_after_the_end_of_a_tar_is_bounded() -> None:
+    stream = Zeros()
+    with quickly(), pytest.raises(IntegrityError, match=f"more than {MAX_TAIL_BYTES} bytes after its end"):
+        list(TarReader(stream, what="it"))  # type: ignore[arg-type]
+    assert stream.given < 2 * MAX_TAIL_BYTES
+    assert list(TarReader(io.BytesIO(END_OF_ARCHIVE + bytes(2 << 20)), what="it")) == []
+
+
+# --- Git -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def repositories(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[int], list[str]]:
+    """Repositories of so many submodules in each level; returned are the commits that were looked at."""
+
+    def make(width: int) -> list[str]:
+        looked: list[str] = []
+
+        def submodules(_repository: Path, url: str, _commit: str) -> list[Submodule]:
+            looked.append(url)
+            level = int(url.rpartition("/")[2])
+            return [Submodule(f"s{number}", f"/r/{level - 1}", "a" * 40) for number in range(width if level else 0)]
+
+        @contextmanager
+        def locked(_url: str, _cache: Path) -> Iterator[Path]:
+            yield tmp_path
+
+        monkeypatch.setattr(driver, "_submodules", submodules)
+        monkeypatch.setattr(driver, "locked_repository", locked)
+        monkeypatch.setattr(driver, "has_commit", lambda _repository, _commit: True)
+        monkeypatch.setattr(driver, "_repository", lambda _url, _cache: tmp_path)
+        return looked
+
+    return make
+
+
+def test_submodules_of_submodules_are_counted_before_they_are_many(
+    repositories: Callable[[int], list[str]], tmp_path: Path
+) -> None:
+    looked = repositories(3)
+    with pytest.raises(BuildError, match="has more than 500 submodules, theirs included, the limit"):
+        driver.fetch_overlay("/r/8", "a" * 40, cache=tmp_path)
+    # each level is looked at once, where 3 to the power of 8 repositories were visited
+    assert len(looked) <= 9
+    assert driver.fetch_overlay("/r/4", "a" * 40, cache=tmp_path) == tmp_path
+
+
+def test_a_checkout_that_does_not_fit_is_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "checkout_bytes", lambda _url, _commit, *, cache: 1 << 60)
+    with pytest.raises(HostError, match=r"1048576\.0 TiB of files, but only"):
+        driver.export_overlay("/r/1", "a" * 40, cache=tmp_path, into=tmp_path / "into")
+    assert not (tmp_path / "into").exists()
