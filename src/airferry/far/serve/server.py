@@ -360,15 +360,18 @@ class Service:
     def run(self) -> None:
         """Serve; returns after SIGINT, SIGTERM or `stop`, when what is under way has ended or 5 s have passed."""
         handler = _Events(self._emit)
-        logger = logging.getLogger("uvicorn.error")
-        logger.addHandler(handler)
-        logger.propagate = False
+        # without a handler Python writes what a library logs to stderr as it is, whatever a client had in it
+        loggers = [logging.getLogger(name) for name in ("uvicorn.error", "asyncio")]
+        for logger in loggers:
+            logger.addHandler(handler)
+            logger.propagate = False
         # a signal before the event loop runs leaves uvicorn's coroutine behind, which Python then writes to stderr
         warnings.filterwarnings("ignore", "coroutine 'Server.serve' was never awaited", RuntimeWarning)
         try:
             self._server.run(sockets=[self._listener.socket])
         finally:
-            logger.removeHandler(handler)
+            for logger in loggers:
+                logger.removeHandler(handler)
             self._listener.close()
 
     def stop(self) -> None:
