@@ -6,6 +6,9 @@ import ast
 import io
 import json
 import logging
+import sys
+import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -107,6 +110,30 @@ def test_a_traceback_commands_nothing(capsys: pytest.CaptureFixture[str]) -> Non
         reporter.trace()
     text = capsys.readouterr().err
     assert "Traceback" in text and obeyed(text, lines=True) is None
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_what_python_writes_by_itself_commands_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for owner, name in ((threading, "excepthook"), (sys, "unraisablehook"), (warnings, "showwarning")):
+        monkeypatch.setattr(owner, name, getattr(owner, name))
+    render.escape_what_python_writes()
+
+    def fail() -> None:
+        raise ValueError(HOSTILE)
+
+    class Broken:
+        def __del__(self) -> None:
+            fail()
+
+    thread = threading.Thread(target=fail)
+    thread.start()
+    thread.join()
+    Broken()
+    warnings.showwarning(UserWarning(HOSTILE), UserWarning, "x.py", 1)
+    text = capsys.readouterr().err
+    assert text.count("ValueError: ") == 2 and "warning: " in text and obeyed(text, lines=True) is None
 
 
 @pytest.mark.parametrize("escaped", [True, False])
