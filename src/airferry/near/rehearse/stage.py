@@ -142,12 +142,9 @@ class RehearsalFolders:
         try:
             hook = _read(self._folder / phase / "log" / LOG_FILE)
         except BuildError as error:
-            raise BuildError(
-                f"the rehearsal of `{self._scene.step.target.spec}` on {self._scene.platform} has lost its log: "
-                f"{error.message}",
-                hint="code of the step, or of its image, changes what the rehearsal writes; find out why before you "
-                "build with it",
-            ) from error
+            place = f"the rehearsal of `{self._scene.step.target.spec}` on {self._scene.platform} has lost its log"
+            hint = "code of the step, or of its image, changes what the rehearsal writes; find out why before you build"
+            raise error.at(place, hint=hint) from error
         sink = self._folder / phase / SINK_FILE
         return read_hook_log(hook), read_sink_log(_read(sink) if sink.exists() else b"")
 
