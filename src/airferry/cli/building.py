@@ -111,8 +111,8 @@ def plan(
         found = {"predicted": result.prediction.to_document(), "warnings": plain_data(result.plan.warnings)}
         data(json.dumps({**result.document, **found}, indent=2))
         return
-    data("\n".join(api.describe_plan(result.plan, verbose=reporter.verbose)))
-    data("\n".join(["", *api.describe_prediction(result.prediction, verbose=reporter.verbose)]))
+    data_line(*api.describe_plan(result.plan, verbose=reporter.verbose))
+    data_line("", *api.describe_prediction(result.prediction, verbose=reporter.verbose))
     following = "build" if result.locked else "lock"
     more = {"--stage": stage} if result.locked else {}
     command = _next(following, config, {"--source": source, "--target": target, "--platform": platform, **more})
@@ -158,7 +158,7 @@ def lock(
     if as_json:
         data(json.dumps(result.to_document(), indent=2))
         return
-    data("\n".join(result.changes) if result.changes else "nothing changed")
+    data_line(*result.changes or ["nothing changed"])
     done = "wrote" if result.changes else "kept"
     given: dict[str, object] = {"--source": source, "--target": target, "--platform": platform}
     given |= {"--engine": engine if engine != "auto" else None, "--probe": probe if probe != "auto" else None}
@@ -243,4 +243,4 @@ def quickstart(
             may_share_processes=shared_processes,
             emit=reporter,
         )
-    data("\n".join(report))
+    data_line(*report)

@@ -264,10 +264,10 @@ def data(text: str) -> None:
         raise HostError(f"cannot write to standard output: {error.strerror}") from error
 
 
-def data_line(text: str) -> None:
-    """Write one line of data to stdout, see `data`: a line feed of others does not begin a line of ours.
+def data_line(*lines: str) -> None:
+    """Write lines of data to stdout, see `data`: a line feed of others does not begin a line of ours.
 
     Raises:
-        HostError: it cannot be written.
+        HostError: they cannot be written.
     """
-    data(on_one_line(text))
+    data("\n".join(map(on_one_line, lines)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import posixpath
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -41,7 +42,7 @@ deactivate () {{
     fi
 }}
 deactivate nondestructive
-VIRTUAL_ENV="{folder}"
+VIRTUAL_ENV={folder}
 export VIRTUAL_ENV
 _OLD_VIRTUAL_PATH="$PATH"
 PATH="$VIRTUAL_ENV/bin:$PATH"
@@ -120,7 +121,7 @@ def add_environment(tree: LayerTree, python: PythonFacts, folder: str) -> Instal
     for other in ("python", "python3", f"python{short}"):
         if other != name:
             tree.add_link(f"{folder}/bin/{other}", name, owner=ENVIRONMENT)
-    _add_text(tree, f"{folder}/bin/activate", _ACTIVATE.format(folder=folder))
+    _add_text(tree, f"{folder}/bin/activate", _ACTIVATE.format(folder=quoted_folder(folder)))
     return InstallScheme(
         purelib=library,
         platlib=library,
@@ -129,6 +130,12 @@ def add_environment(tree: LayerTree, python: PythonFacts, folder: str) -> Instal
         include=f"{folder}/include/site/python{short}",
         interpreter=f"{folder}/bin/python",
     )
+
+
+def quoted_folder(folder: str) -> str:
+    """Return a folder as a word of a POSIX shell: in double quotes, as `venv` has it, unless they would not do."""
+    quoted = shlex.quote(folder)
+    return f'"{folder}"' if quoted == folder else quoted
 
 
 def _add_text(tree: LayerTree, path: str, text: str) -> None:
