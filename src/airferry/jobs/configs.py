@@ -40,7 +40,7 @@ DEFAULT_CONFIG_NAME = "default"
 COMMANDS_FILE = "submit.txt"
 CONFIGS_MARK = "# Written by `airferry overlays`"
 PLAIN = Executor(kind="kubernetes")
-_INTERPOLATION = re.compile(r"(\\*)\$\{")
+_INTERPOLATION = re.compile(r"(?<!\\)(\\*)\$\{")
 _VARIABLE = re.compile(r"\$\{\s*oc\.env\s*:\s*([A-Za-z_]\w*)\s*,[^${}]*\}")
 
 
