@@ -59,7 +59,14 @@ class StepRun:
     output: str
 
 
-def quickstart(folder: Path, *, platforms: Sequence[str] = (), engine: str = "auto", emit: Emit = silent) -> list[str]:
+def quickstart(
+    folder: Path,
+    *,
+    platforms: Sequence[str] = (),
+    engine: str = "auto",
+    may_share_processes: bool = False,
+    emit: Emit = silent,
+) -> list[str]:
     """Lay the example out in a folder, build, verify, load, run each step without network, and return the story.
 
     What an earlier run left in the folder is reused.
@@ -72,7 +79,8 @@ def quickstart(folder: Path, *, platforms: Sequence[str] = (), engine: str = "au
     folder = folder.absolute()
     selection = Selection(config=lay_out(folder), platforms=tuple(platforms))
     planned = plan(selection).plan
-    built = build(selection, options=BuildOptions(engine=engine), emit=emit)
+    options = BuildOptions(engine=engine, may_share_processes=may_share_processes)
+    built = build(selection, options=options, emit=emit)
     checked = verify(built.output, root=built.root, emit=emit)
     checked.raise_if_wrong()
     near_s = clock.monotonic_s() - started
@@ -89,7 +97,7 @@ def quickstart(folder: Path, *, platforms: Sequence[str] = (), engine: str = "au
             loaded.receipt,
             steps=[step.target.step_id for step in planned.steps],
             platforms=planned.platforms,
-            engine=engine,
+            options=options,
             emit=emit,
         )
     return _story(folder, built, loaded, runs, near_s=near_s, total_s=clock.monotonic_s() - started)
@@ -177,7 +185,7 @@ def _run_steps(
     *,
     steps: Sequence[str],
     platforms: Sequence[Platform],
-    engine: str,
+    options: BuildOptions,
     emit: Emit,
 ) -> list[StepRun]:
     """Run each step from the loaded image, by digest, with the code that the launcher carries, without network.
@@ -185,7 +193,12 @@ def _run_steps(
     On a platform the steps run one after the other, as each reads what the one before it wrote; platforms go side by
     side.
     """
-    with open_engine(files.cache_directory() / "far-engine", engine=parse_engine(engine), emit=emit) as opened:
+    with open_engine(
+        files.cache_directory() / "far-engine",
+        engine=parse_engine(options.engine),
+        may_share_processes=options.may_share_processes,
+        emit=emit,
+    ) as opened:
         code = _code(opened, receipt, far)
 
         def run_all(platform: Platform) -> list[StepRun]:

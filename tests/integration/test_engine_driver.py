@@ -140,6 +140,69 @@ def test_there_is_no_network_unless_asked_for(engine: Engine, made: str) -> None
     assert with_network != "['lo']" or len(list(Path("/sys/class/net").iterdir())) == 1
 
 
+# code that is after the host: `BYSTANDER FOLDER PARENT`
+HOSTILE = """
+import os, sys
+
+def attempt(call, *arguments):
+    try:
+        return call(*arguments)
+    except OSError:
+        return None
+
+bystander, folder, parent = sys.argv[1:]
+seen = [name for name in os.listdir('/proc') if name.isdigit()]
+beyond = [name for name in seen if os.path.exists(f'/proc/{name}/root{folder}')]
+os.makedirs('/tmp/deeper', exist_ok=True)
+start = os.open('/', os.O_RDONLY)
+attempt(os.chroot, '/tmp/deeper')
+os.fchdir(start)
+for _ in range(64):
+    os.chdir('..')
+attempt(os.chroot, '.')
+shared = os.path.exists(f'/dev/shm/airferry-{bystander}')
+# not printed: what is on its way to the engine is lost when its end is killed
+os.makedirs('/found', exist_ok=True)
+with open('/found/said', 'w') as said:
+    print(len(seen) < 10, shared, beyond, os.path.exists(folder), file=said)
+for pid in (1, int(bystander), *([os.getppid()] if parent == 'parent' else [])):
+    attempt(os.kill, pid, 9)
+"""
+NOTHING_OF_THE_HOST = "True False [] False\n"
+
+
+@pytest.mark.usefixtures("bases")
+@pytest.mark.parametrize("network", [False, True])
+def test_code_in_a_container_reaches_no_process_and_no_file_of_the_host(
+    engine: Engine, debian_base: DebianBase, tmp_path: Path, network: bool
+) -> None:
+    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    shared = Path("/dev/shm", f"airferry-{bystander.pid}")
+    shared.touch()
+    found = tmp_path / "found"
+    found.mkdir()
+    try:
+        engine.run(
+            base_tag(debian_base.manifests[AMD64].digest),
+            ["python", "-c", HOSTILE, str(bystander.pid), str(tmp_path), "parent"],
+            platform=AMD64,
+            options=ContainerOptions([Volume(found, "/found", writable=True)], network=network),
+            check=False,
+        )
+        assert (found / "said").read_text() == NOTHING_OF_THE_HOST
+        (tmp_path / "context").mkdir()
+        (tmp_path / "context" / "hostile.py").write_text(HOSTILE)
+        text = f"COPY hostile.py /\nRUN python /hostile.py {bystander.pid} {tmp_path} ''\n"
+        made = build(engine, debian_base, tmp_path, text, network=network)
+        assert engine.run(made, ["cat", "/found/said"], platform=AMD64).text == NOTHING_OF_THE_HOST
+        assert bystander.poll() is None
+    finally:
+        shared.unlink()
+        bystander.kill()
+        bystander.wait()
+    assert engine.storage.containers() == []
+
+
 @pytest.mark.usefixtures("bases")
 def test_run_passes_volumes_environment_folder_input_and_exit_code(
     engine: Engine, debian_base: DebianBase, tmp_path: Path

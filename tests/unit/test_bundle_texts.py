@@ -34,6 +34,7 @@ from airferry.jobs.configs import as_literal, make_overlays
 from airferry.jobs.mirrors import make_mirrors
 from airferry.jobs.submission import render_profile
 from airferry.near.wheels.pack import write_wheel
+from airferry.oci.documents import parse_index
 from airferry.plan.catalogue import catalogue_at
 from airferry.plan.inventory import parse_inventory, render_inventory
 from airferry.wording import obeyed
@@ -229,6 +230,17 @@ def test_no_comment_of_a_jobs_config_ends_early(tmp_path: Path, text: str) -> No
     assert document.keys() == {"defaults", "run"} and document["run"] == {"env": {"container_image": PINNED}}
 
 
+@pytest.mark.parametrize(("verified", "submit"), [(True, "acme {step}"), (False, "acme {step}"), (False, None)])
+def test_commands_of_a_bundle_of_unknown_origin_are_named_as_such(
+    tmp_path: Path, verified: bool, submit: str | None
+) -> None:
+    write_step(tmp_path / "code", "sft/one", configs={"tiny": "run: {env: {nodes: 1}}\n"})
+    held = loaded_receipt("sft/one:tiny").model_copy(update={"root_verified": verified, "submit": submit})
+    made = make_overlays(held, catalogue_at(tmp_path / "code", steps=STEPS), site=SiteProfile(), out=tmp_path / "out")
+    said = any("read them before you run them" in note for note in made.notes)
+    assert said == (submit is not None and not verified)
+
+
 @given(st.text(alphabet=st.sampled_from("${}\\:a/.'\"[], ")))
 def test_a_place_of_an_asset_is_no_interpolation(text: str) -> None:
     path = f"/data/{text}x"
@@ -309,6 +321,17 @@ def test_comments_of_files_are_written_by_one_function() -> None:
                 found += [f"{place}:{node.lineno}: {name}" for name in made if not name.isupper()]
     # a document after a comment
     assert [line for line in found if not line.endswith(": render_yaml(document)")] == []
+
+
+@pytest.mark.parametrize("text", ["x\r\nSet-Cookie: a", "x\x1b[2J", "x\u202e", "é", "x" * 256])
+@pytest.mark.parametrize("key", ["mediaType", "artifactType"])
+def test_a_media_type_is_one_header_of_http(key: str, text: str) -> None:
+    kind = "application/vnd.oci.image.manifest.v1+json; charset=utf-8"
+    entry = {"mediaType": kind, "digest": DIGEST, "size": 1, "artifactType": "application/vnd.a.b!#$&^_.+-"}
+    assert parse_index(json.dumps({"schemaVersion": 2, "manifests": [entry]}).encode()).manifests[0].media_type == kind
+    for document in ({"manifests": [{**entry, key: text}]}, {"manifests": [], key: text}):
+        with pytest.raises(IntegrityError, match=key):
+            parse_index(json.dumps({"schemaVersion": 2, **document}).encode())
 
 
 def test_a_manifest_that_is_written_is_read() -> None:

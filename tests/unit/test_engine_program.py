@@ -31,6 +31,7 @@ def failure(*tail: str, returncode: int | None = 1) -> ProcessFailed:
     [
         ("Error: writing blob: write /s/tmp: no space left on device", "disk is full"),
         ("Error during unshare(CLONE_NEWUSER): No space left on device", "user namespace"),
+        ("airferry: processes cannot be separated: [Errno 28] unshare: No space left on device", "share this host's"),
         ("Error during unshare(CLONE_NEWUSER): Operation not permitted", "user namespace"),
         ('finding newgidmap: exec: "newgidmap": executable file not found in $PATH', "newuidmap"),
         ("error setting supplemental groups list: operation not permitted", "too few subordinate"),

@@ -160,7 +160,12 @@ def test_isolations_in_the_order_of_trial(monkeypatch: pytest.MonkeyPatch) -> No
     assert isolation_candidates("") == [Isolation("chroot"), Isolation("rootless", "runc")]
     assert isolation_candidates("chroot") == [Isolation("chroot")]
     assert isolation_candidates("rootless", "crun") == [Isolation("rootless", "crun")]
-    assert Isolation("chroot").arguments == ["--isolation", "chroot"]
+    assert isolation_candidates("chroot", may_share=True) == [Isolation("chroot"), Isolation("chroot", shared=True)]
+    assert isolation_candidates("", may_share=True)[1:] == [
+        Isolation("rootless", "runc"), Isolation("chroot", shared=True),
+    ]  # fmt: skip
+    assert isolation_candidates("rootless", may_share=True) == [Isolation("rootless", "runc")]
+    assert Isolation("chroot").arguments == ["--isolation", "chroot", "--cap-drop", "CAP_SYS_CHROOT"]
     assert Isolation("rootless", "runc").arguments == [
         "--isolation", "rootless", "--runtime", "runc", "--network", "host",
     ]  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
 import shutil
 import socket
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,7 @@ from typing import Any
 
 import bcrypt
 import pytest
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp
 
 from airferry import api
@@ -23,7 +25,10 @@ from airferry.cli import app as program
 from airferry.errors import ConfigurationError, HostError, IntegrityError, UsageError
 from airferry.events import Event, Notice, Warned
 from airferry.far.relocate import parse_destination
+from airferry.far.serve.answers import selected_range
+from airferry.far.serve.blob import BlobAnswer
 from airferry.far.serve.offer import CheckedBlobs, Repository, read_repositories
+from airferry.far.serve.sendfile import BrokenOff
 from airferry.far.serve.server import Listener, Passwords, make_app
 from airferry.oci.digest import digest_of
 from airferry.oci.documents import IMAGE_INDEX, IMAGE_MANIFEST, Descriptor
@@ -149,10 +154,14 @@ def test_what_is_not_there_is_answered_in_the_registry_s_own_words(
     assert (answer.status, answer.code) == (status, code)
 
 
-@pytest.mark.parametrize("method", ["PUT", "POST", "PATCH", "DELETE"])
-def test_nothing_can_be_written(app: ASGIApp, method: str) -> None:
-    answer = ask(app, f"/v2/{NAME}/manifests/1.0", method=method)
-    assert (answer.status, answer.code) == (405, "UNSUPPORTED")
+@pytest.mark.parametrize("method", ["PUT", "POST", "PATCH", "DELETE", "OPTIONS"])
+@pytest.mark.parametrize(
+    "path", ["/v2/", f"/v2/{NAME}/manifests/1.0", f"/v2/{NAME}/blobs/uploads/", f"/v2/{NAME}/blobs/uploads/1?x=y", "/x"]
+)
+def test_nothing_can_be_written_wherever_it_is_sent(app: ASGIApp, method: str, path: str) -> None:
+    answer = ask(app, path, method=method)
+    assert (answer.status, answer.code, answer.headers["allow"]) == (405, "UNSUPPORTED", "GET, HEAD")
+    assert "read-only" in answer.document["errors"][0]["message"]
 
 
 def test_a_blob_comes_whole_in_part_and_as_headers(app: ASGIApp, bundle: Path) -> None:
@@ -165,10 +174,88 @@ def test_a_blob_comes_whole_in_part_and_as_headers(app: ASGIApp, bundle: Path) -
     assert head.body == b"" and head.headers["content-length"] == str(layer.size)
     part = ask(app, path, headers={"Range": "bytes=3-9"})
     assert part.status == 206 and part.body == data[3:10]
-    assert part.headers["content-range"] == f"bytes 3-9/{layer.size}"
+    assert part.headers["content-range"] == f"bytes 3-9/{layer.size}" and part.headers["content-length"] == "7"
     rest = ask(app, path, headers={"Range": f"bytes={layer.size - 4}-"})
     assert rest.body == data[-4:]
-    assert ask(app, path, headers={"Range": f"bytes={layer.size}-"}).status == 416
+
+
+SIZE = 100
+DIGEST = "sha256:" + "a" * 64
+MANY_DIGITS = "9" * 5000
+
+
+@pytest.mark.parametrize(
+    ("header", "selected"),
+    [
+        ("bytes=0-0", range(0, 1)),
+        ("bytes=5-", range(5, 100)),
+        ("bytes=-5", range(95, 100)),
+        ("bytes=-500", range(0, 100)),
+        ("BYTES = 90-500", range(90, 100)),
+        (f"bytes=7-{MANY_DIGITS}", range(7, 100)),
+        ("bytes= , 2-3 ,", range(2, 4)),
+        ("bytes=100-200, 5-9", range(5, 10)),
+        # no byte of it is there: 416
+        ("bytes=100-", range(0)),
+        ("bytes=-0", range(0)),
+        (f"bytes={MANY_DIGITS}-", range(0)),
+        ("bytes=100-200,300-", range(0)),
+        # not valid, another unit, several parts: as if it were not there
+        *((header, None) for header in ("bytes=", "bytes=-", "bytes=9-3", "bytes=x-y", "bytes=1-2-3", "bytes=+1-2")),
+        *(
+            (header, None)
+            for header in ("items=0-3", "0-3", "bytes 0-3", "bytes=0-1,5-6", "bytes=0-1,7-3", "bytes=-\xb2")
+        ),
+    ],
+    ids=lambda value: str(value)[:24],
+)
+def test_a_range_selects_what_the_rfc_says(header: str, selected: range | None) -> None:
+    found = selected_range("GET", Headers({"range": header}), DIGEST, SIZE)
+    assert found == selected and (found is None) == (selected is None)
+
+
+@pytest.mark.parametrize(
+    ("method", "condition", "size", "selected"),
+    [
+        ("HEAD", None, SIZE, None),
+        ("GET", f'"{DIGEST}"', SIZE, range(1, 3)),
+        ("GET", f'W/"{DIGEST}"', SIZE, None),
+        ("GET", "Sat, 28 Nov 2026 00:00:00 GMT", SIZE, None),
+        ("GET", None, 0, None),
+    ],
+)
+def test_a_range_is_ignored_where_it_has_no_meaning(
+    method: str, condition: str | None, size: int, selected: range | None
+) -> None:
+    headers = {"range": "bytes=1-2"} | ({"if-range": condition} if condition else {})
+    assert selected_range(method, Headers(headers), DIGEST, size) == selected
+
+
+def test_a_range_beyond_the_blob_is_not_satisfiable(app: ASGIApp, bundle: Path) -> None:
+    layer = layer_of(bundle)
+    answer = ask(app, f"/v2/{NAME}/blobs/{layer.digest}", headers={"Range": f"bytes={layer.size}-"})
+    assert (answer.status, answer.code, answer.headers["content-range"]) == (
+        416,
+        "RANGE_INVALID",
+        f"bytes */{layer.size}",
+    )
+
+
+@pytest.mark.parametrize("kind", ["blobs", "manifests"])
+def test_what_the_client_holds_is_not_sent_again(app: ASGIApp, bundle: Path, kind: str) -> None:
+    blob = layer_of(bundle).digest
+    digest = blob if kind == "blobs" else open_bundle(bundle).images["registry.example/team/trainer:1.0"].digest
+    path = f"/v2/{NAME}/{kind}/{digest}"
+    for held in (f'"{digest}"', f'W/"{digest}"', f'"other", "{digest}"', "*"):
+        for method in ("GET", "HEAD"):
+            answer = ask(app, path, method=method, headers={"If-None-Match": held, "Range": "bytes=0-1"})
+            assert (answer.status, answer.body, answer.headers["etag"]) == (304, b"", f'"{digest}"'), held
+            assert "content-length" not in answer.headers
+    for other in ('"other"', digest, "", f'"{digest}'):
+        assert ask(app, path, headers={"If-None-Match": other}).status == 200, other
+    assert ask(app, path, headers={"If-Match": f'"x", "{digest}"'}).status == 200
+    assert ask(app, path, headers={"If-Match": "*"}).status == 200
+    assert ask(app, path, headers={"If-Match": f'W/"{digest}"'}).status == 412
 
 
 def test_each_blob_is_checked_once_and_that_is_said(app: ASGIApp, bundle: Path, events: list[Event]) -> None:
@@ -192,6 +279,86 @@ def test_a_damaged_blob_is_never_served(app: ASGIApp, bundle: Path, events: list
     answer = ask(app, path)
     assert (answer.status, answer.code) == (500, "BLOB_DAMAGED")
     assert any(isinstance(event, Warned) and layer.digest in event.text for event in events)
+
+
+def test_a_blob_that_changed_in_place_is_never_served_even_if_its_time_was_set_back(app: ASGIApp, bundle: Path) -> None:
+    layer = layer_of(bundle)
+    path = f"/v2/{NAME}/blobs/{layer.digest}"
+    assert ask(app, path).status == 200
+    change_in_place(open_bundle(bundle).store.blob_path(layer.digest))
+    for method in ("GET", "HEAD"):
+        assert ask(app, path, method=method).status == 500
+
+
+def change_in_place(file: Path) -> None:
+    """Write another byte into a file; inode, size and time of change stay."""
+    before = file.stat()
+    with file.open("r+b") as stream:
+        byte = stream.read(1)[0]
+        stream.seek(0)
+        stream.write(bytes([byte ^ 1]))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = file.stat()
+    same = ("st_ino", "st_size", "st_mtime_ns")
+    assert [getattr(before, name) for name in same] == [getattr(after, name) for name in same]
+
+
+def test_a_damaged_blob_is_read_once_and_served_when_it_is_repaired(
+    app: ASGIApp, bundle: Path, events: list[Event]
+) -> None:
+    layer = layer_of(bundle)
+    file = open_bundle(bundle).store.blob_path(layer.digest)
+    data = file.read_bytes()
+    file.write_bytes(bytes(len(data)))
+    path = f"/v2/{NAME}/blobs/{layer.digest}"
+    assert [ask(app, path).code for _time in range(3)] == ["BLOB_DAMAGED"] * 3
+    assert len([event for event in events if isinstance(event, Warned)]) == 1
+    file.write_bytes(data)
+    assert ask(app, path).body == data
+
+
+def test_what_changed_while_everything_was_verified_first_is_checked_again(bundle: Path) -> None:
+    layer = layer_of(bundle)
+    blobs = CheckedBlobs(open_bundle(bundle).store, settle_s=0.01)
+    before = blobs.identities()
+    change_in_place(open_bundle(bundle).store.blob_path(layer.digest))
+    blobs.mark_checked(before)
+    with pytest.raises(IntegrityError):
+        blobs.open(layer)
+
+
+@pytest.mark.parametrize("change", ["write", "truncate", "replace"])
+def test_a_blob_that_changes_on_its_way_never_arrives_whole(
+    bundle: Path, events: list[Event], change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = layer_of(bundle)
+    store = open_bundle(bundle).store
+    file = store.blob_path(layer.digest)
+    monkeypatch.setattr("airferry.far.serve.blob.READ_CHUNK_BYTES", layer.size // 4)
+    blob = CheckedBlobs(store).open(layer)
+    answer = BlobAnswer(blob, range(layer.size), status=200, headers={}, emit=events.append)
+    sent: list[bytes] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message.get("body", b""))
+        if len(sent) == 2:
+            if change == "write":
+                change_in_place(file)
+            elif change == "truncate":
+                os.truncate(file, layer.size // 2)
+            else:
+                file.unlink()
+                file.write_bytes(bytes(layer.size))
+
+    async def receive() -> Any:
+        raise AssertionError("nothing is read")
+
+    with pytest.raises(BrokenOff):
+        asyncio.run(answer({"type": "http", "extensions": {}}, receive, send))
+    assert len(b"".join(sent)) < layer.size
+    assert any(isinstance(event, Warned) and "while it was served" in event.text for event in events)
+    with pytest.raises(ValueError, match="closed"):
+        blob.stream.fileno()
 
 
 def test_a_blob_that_became_a_link_is_never_served(app: ASGIApp, bundle: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qs, parse_qsl, urlsplit
@@ -39,12 +39,14 @@ class TokenServer:
         content = json.dumps(document).encode() if self.content is None else self.content
         return SimpleNamespace(status_code=self.status, content=content, headers={})
 
-    def auth(self, credential: Credential | None = None, *, plain_http: bool = False) -> RegistryAuth:
+    def auth(self, credential: Credential | None = None, *, plain_hosts: Container[str] = ()) -> RegistryAuth:
         def lookup(registry: str, repository: str) -> Credential | None:
             self.looked_up.append((registry, repository))
             return credential
 
-        return RegistryAuth("hub.example", lookup=lookup, request_token=self, plain_http=plain_http)
+        return RegistryAuth(
+            "hub.example", lookup=lookup, request_token=self, takes_plain=lambda host: host in plain_hosts
+        )
 
 
 @pytest.fixture
@@ -180,27 +182,28 @@ def test_a_token_lives_as_long_as_its_server_says_within_reason(
 
 
 @pytest.mark.parametrize(
-    ("realm", "plain_http", "allowed"),
+    ("realm", "allowed"),
     [
-        ("https://auth.example/token", False, True),
-        ("https://auth.example/token", True, True),
-        ("http://auth.example/token", False, False),
-        ("http://auth.example/token", True, True),
-        ("http://127.0.0.1:5001/token", False, True),
-        ("http://localhost/token", False, True),
-        ("ftp://auth.example/token", True, False),
-        ("file:///etc/passwd", True, False),
-        ("//auth.example/token", True, False),
-        ("https:///token", False, False),
-        ("https://me@auth.example/token", False, False),
-        ("", True, False),
+        ("https://auth.example/token", True),
+        ("https://plain.example/token", True),
+        ("http://auth.example/token", False),
+        ("http://plain.example/token", True),
+        ("http://127.0.0.1:5001/token", False),
+        ("ftp://plain.example/token", False),
+        ("file:///etc/passwd", False),
+        ("//plain.example/token", False),
+        ("https:///token", False),
+        ("http:///token", False),
+        ("https://me@auth.example/token", False),
+        ("http://me@plain.example/token", False),
+        ("", False),
     ],
 )
 @pytest.mark.parametrize("credential", [USER, IDENTITY, None])
 def test_credentials_go_to_no_token_server_that_is_not_safe(
-    server: TokenServer, realm: str, plain_http: bool, allowed: bool, credential: Credential | None
+    server: TokenServer, realm: str, allowed: bool, credential: Credential | None
 ) -> None:
-    auth = server.auth(credential, plain_http=plain_http)
+    auth = server.auth(credential, plain_hosts=("plain.example", ""))
     header = f'Bearer realm="{realm}",service="hub"'
     if allowed:
         assert auth.respond(header, scopes=[PULL], refused=None) == "Bearer token1"

@@ -20,6 +20,7 @@ from airferry.cli.options import (
     LockedOption,
     PlatformOption,
     ProbeOption,
+    SharedProcessesOption,
     SourceOption,
     StageOption,
     TargetOption,
@@ -110,8 +111,8 @@ def plan(
         found = {"predicted": result.prediction.to_document(), "warnings": plain_data(result.plan.warnings)}
         data(json.dumps({**result.document, **found}, indent=2))
         return
-    data("\n".join(api.describe_plan(result.plan, verbose=reporter.verbose)))
-    data("\n".join(["", *api.describe_prediction(result.prediction, verbose=reporter.verbose)]))
+    data_line(*api.describe_plan(result.plan, verbose=reporter.verbose))
+    data_line("", *api.describe_prediction(result.prediction, verbose=reporter.verbose))
     following = "build" if result.locked else "lock"
     more = {"--stage": stage} if result.locked else {}
     command = _next(following, config, {"--source": source, "--target": target, "--platform": platform, **more})
@@ -141,6 +142,7 @@ def lock(
     ] = None,
     engine: EngineOption = "auto",
     probe: ProbeOption = "auto",
+    shared_processes: SharedProcessesOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Pin base images, Git refs and package versions in airgap.lock.yaml, and show what changed."""
@@ -150,17 +152,18 @@ def lock(
             _selection(config, source, target, platform),
             update=update,
             names=tuple(names or ()),
-            options=api.BuildOptions(engine=engine, probe=probe),
+            options=api.BuildOptions(engine=engine, probe=probe, may_share_processes=shared_processes),
             emit=reporter,
         )
     if as_json:
         data(json.dumps(result.to_document(), indent=2))
         return
-    data("\n".join(result.changes) if result.changes else "nothing changed")
+    data_line(*result.changes or ["nothing changed"])
     done = "wrote" if result.changes else "kept"
     given: dict[str, object] = {"--source": source, "--target": target, "--platform": platform}
     given |= {"--engine": engine if engine != "auto" else None, "--probe": probe if probe != "auto" else None}
-    reporter.say("{} {}; next: [bold]{}[/]", done, result.path, _next("build", config, given))
+    command = _next("build", config, given) + (" --allow-shared-processes" if shared_processes else "")
+    reporter.say("{} {}; next: [bold]{}[/]", done, result.path, command)
 
 
 def build(
@@ -183,6 +186,7 @@ def build(
     engine: EngineOption = "auto",
     probe: ProbeOption = "auto",
     jobs: BuildJobsOption = None,
+    shared_processes: SharedProcessesOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Build the images of the plan into one bundle. Rerun after an interruption: finished work is reused."""
@@ -193,7 +197,7 @@ def build(
             locked=locked,
             update=tuple(update or ()),
             rehearse=rehearse,
-            options=api.BuildOptions(engine=engine, probe=probe, jobs=jobs),
+            options=api.BuildOptions(engine=engine, probe=probe, jobs=jobs, may_share_processes=shared_processes),
             emit=reporter,
         )
     if as_json:
@@ -227,9 +231,16 @@ def quickstart(
     ] = Path("airferry-quickstart"),
     platform: PlatformOption = None,
     engine: EngineOption = "auto",
+    shared_processes: SharedProcessesOption = False,
 ) -> None:
     """Run the whole job on a built-in example: plan, build, verify, load into a registry, run without network."""
     reporter: Reporter = context.obj
     with reporter.display():
-        report = api.quickstart(folder, platforms=tuple(platform or ()), engine=engine, emit=reporter)
-    data("\n".join(report))
+        report = api.quickstart(
+            folder,
+            platforms=tuple(platform or ()),
+            engine=engine,
+            may_share_processes=shared_processes,
+            emit=reporter,
+        )
+    data_line(*report)

@@ -162,6 +162,8 @@ def load(
     reporter.say("wrote {}", loaded.receipt_path)
     if not loaded.receipt.root_verified:
         reporter.say("Checked integrity, not origin: no `--root` was given.")
+        if loaded.receipt.submit and isinstance(outcome, api.LoadOutcome):
+            reporter.say("The submit commands are the bundle's own: read them before you run them.")
 
 
 def _check_jobs(jobs: Path | None, *, site: Path | None, source: Path | None) -> None:

@@ -71,6 +71,13 @@ StageOption = Annotated[
         autocompletion=completion.stages,
     ),
 ]
+SharedProcessesOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-shared-processes",
+        help="Let code in containers see and signal your processes, on a host where they cannot be separated.",
+    ),
+]
 EngineOption = Annotated[
     str,
     typer.Option(

@@ -15,6 +15,7 @@ from airferry.cli.options import (
     JsonOption,
     LockedOption,
     PlatformOption,
+    SharedProcessesOption,
     SourceOption,
     TargetOption,
 )
@@ -35,6 +36,7 @@ def rehearse(
     locked: LockedOption = False,
     engine: EngineOption = "auto",
     jobs: BuildJobsOption = None,
+    shared_processes: SharedProcessesOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run every step in an isolated network and report outbound connection attempts. Exits with 8 if it finds any."""
@@ -43,7 +45,7 @@ def rehearse(
         config=config, source=source, targets=tuple(target or ()), platforms=tuple(platform or ())
     )
     with reporter.display():
-        options = api.BuildOptions(engine=engine, jobs=jobs)
+        options = api.BuildOptions(engine=engine, jobs=jobs, may_share_processes=shared_processes)
         outcome = api.rehearse(selection, locked=locked, options=options, emit=reporter)
     report = outcome.report
     if as_json:

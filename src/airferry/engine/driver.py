@@ -18,7 +18,7 @@ from pathlib import Path
 from airferry.engine import inside
 from airferry.engine.nowhere import NAME_SERVER, OWN_NAME
 from airferry.engine.program import EngineChoice, Program, build_error, engine_error, find_engine
-from airferry.engine.storage import Storage
+from airferry.engine.storage import AS_ON_HOST, StartConditions, Storage
 from airferry.errors import BuildError, HostError, IntegrityError, RegistryError
 from airferry.events import Emit, Progress, silent
 from airferry.host import files, process
@@ -281,6 +281,7 @@ class Engine:
         streams = process.Streams(on_line=on_line, merge_output=True)
         with files.scratch_directory(self.storage.temporary) as folder:
             identity = folder / "id"
+            around = StartConditions(network=source.network, apart=self.storage.isolation.apart)
             argv: list[str | Path] = ["build", "--pull=never", "--layers=false", "--force-rm", "--format", "oci"]
             argv += ["--timestamp", str(epoch_s), "--platform", str(platform), *self.storage.isolation.arguments]
             argv += ["--identity-label=false", *(["--http-proxy=false"] if not source.network else [])]
@@ -289,7 +290,7 @@ class Engine:
                 argv += ["--build-arg", f"{key}={value}"]
             argv.append(files.resolved(source.context))
             try:
-                self.storage.invoke(argv, network=source.network, timeout_s=timeout_s, streams=streams)
+                self.storage.invoke(argv, around=around, timeout_s=timeout_s, streams=streams)
             except process.ProcessFailed as failure:
                 self.storage.forget_isolation()
                 raise build_error(failure, what=what) from failure
@@ -321,17 +322,21 @@ class Engine:
         common += ["--user", options.user] if options.user else []
         common += ["--hostname", OWN_NAME, "--no-hosts"] if options.watch else []
         names = ["--dns", NAME_SERVER, "--dns-search", "."] if options.watch else []
-        name, network = _container_name(), options.network
+        name = _container_name()
         try:
             if self.program.kind == "podman":
                 self.storage.choose_runtime()
                 common += ["--workdir", options.workdir] if options.workdir else []
                 common += [
                     "--network",
-                    "host" if network or options.watch else "none",
+                    "host" if options.network or options.watch else "none",
                     *(["--interactive"] if streams.stdin is not None else []),
                 ]
                 create = [
+                    # whatever `containers.conf` says
+                    "--pid=private",
+                    "--ipc=private",
+                    "--uts=private",
                     "--rm",
                     "--stop-timeout",
                     "0",
@@ -346,16 +351,17 @@ class Engine:
                     *names,
                 ]
                 arguments = ["run", *create, *common, image, *argv]
-                network = True  # of the engine itself; the container's was said above
+                # the runtime gives the container its own network and processes
+                around = StartConditions(watch=options.watch) if options.watch else AS_ON_HOST
             else:
                 common += ["--workingdir", options.workdir] if options.workdir else []
                 self._command(
                     ["from", "--pull=never", "--platform", str(platform), *names, "--name", name, image], doing="start"
                 )
-                arguments = ["run", *self.storage.isolation.arguments, *common, name, "--", *argv]
-            done = self.storage.invoke(
-                arguments, network=network, watch=options.watch, timeout_s=timeout_s, streams=streams, check=check
-            )
+                isolation = self.storage.isolation
+                arguments = ["run", *isolation.arguments, *common, name, "--", *argv]
+                around = StartConditions(options.network, options.watch, isolation.apart)
+            done = self.storage.invoke(arguments, around=around, timeout_s=timeout_s, streams=streams, check=check)
             if done.returncode != 0:
                 self.storage.forget_isolation()
             return done
@@ -428,8 +434,12 @@ class Engine:
 
 
 @contextmanager
-def open_engine(state: Path, *, engine: EngineChoice = "auto", emit: Emit = silent) -> Iterator[Engine]:
+def open_engine(
+    state: Path, *, engine: EngineChoice = "auto", may_share_processes: bool = False, emit: Emit = silent
+) -> Iterator[Engine]:
     """Find an engine, take the lock of its state folder, clear what a killed run left there, and hand it out.
+
+    `may_share_processes` is for hosts that do not let an ordinary user separate the processes of containers.
 
     Raises:
         HostError: there is no engine, or another process works in the folder.
@@ -437,7 +447,7 @@ def open_engine(state: Path, *, engine: EngineChoice = "auto", emit: Emit = sile
     program = find_engine(engine)
     files.ensure_directory(state)
     with files.exclusive_lock(state / "lock", purpose="keep container storage"):
-        storage = Storage(program, state, emit=emit)
+        storage = Storage(program, state, emit=emit, may_share_processes=may_share_processes)
         storage.reset_leftovers()
         opened = Engine(storage, emit=emit)
         try:

@@ -151,6 +151,8 @@ def process_facts(pid: int | None) -> dict[str, object]:
     while current and current > 1 and len(chain) < MAX_ANCESTORS:
         inner, current = relation(current)
         chain.append(inner)
+        if inner == 1:
+            break  # what is above the first process of a container has numbers that mean nothing in it
     return {"pid": chain[0] if chain else pid, "command": " ".join(words)[:MAX_SHOWN_COMMAND], "ancestors": chain[1:]}
 
 

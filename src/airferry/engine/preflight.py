@@ -265,7 +265,7 @@ def _containers(program: Program, state: Path, *, emit: Emit) -> list[Check]:
                 found.append(Check("storage", "warn" if driver == "vfs" else "ok", f"{driver} in `{state}`", hint))
                 isolation = storage.isolation
                 storage.choose_runtime()
-                found.append(Check("isolation", "ok", f"{isolation} starts containers"))
+                found.append(Check("isolation", "ok", f"{isolation} starts containers, apart from your processes"))
             finally:
                 storage.remove_all()
     except HostError as error:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from airferry.engine.inside import NOT_APART
 from airferry.errors import AirferryError, BuildError, HostError
 from airferry.host import process
 
@@ -20,6 +21,11 @@ EngineChoice = Literal["auto", "buildah", "podman"]
 MINIMUM_VERSIONS: dict[EngineKind, tuple[int, ...]] = {"buildah": (1, 23), "podman": (3, 4)}
 SHOWN_LINES = 12
 MMDEBSTRAP_HINT = "on Debian and Ubuntu: `sudo apt-get install mmdebstrap uidmap`, or run `scripts/setup`"
+SHARED_HINT = (
+    "let it: `sysctl user.max_pid_namespaces` must not be 0, and in a container of another engine `/proc` must not be "
+    "masked (Docker's `--security-opt systempaths=unconfined`); or have code that is not trusted see and signal your "
+    "processes: `--allow-shared-processes`"
+)
 INSTALL_HINT = "on Debian and Ubuntu: `sudo apt-get install buildah uidmap`, or run `scripts/setup`"
 
 
@@ -80,7 +86,13 @@ class _Complaint:
 
 
 _COMPLAINTS = (
-    # First, as a limit on namespaces is reported with the same words as a full disk.
+    # ours; the words of the kernel that follow are those of other complaints
+    _Complaint(
+        re.compile(rf"^{re.escape(NOT_APART)}", re.M),
+        "containers would share this host's processes, as it does not let an ordinary user separate them",
+        SHARED_HINT,
+    ),
+    # Before others, as a limit on namespaces is reported with the same words as a full disk.
     _Complaint(
         re.compile(r"during unshare\(|CLONE_NEWUSER|cannot set up namespace|cannot clone", re.I),
         "the host does not let this user create a user namespace",

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from airferry.engine import inside, nowhere
-from airferry.engine.program import Program, engine_error
+from airferry.engine.program import SHARED_HINT, Program, engine_error
 from airferry.errors import HostError
 from airferry.events import Emit, Warned
 from airferry.host import clock, files, process
@@ -39,29 +39,61 @@ STATIC_PROGRAMS = ("/usr/sbin/ldconfig.real", "/sbin/ldconfig.real", "/usr/sbin/
 
 @dataclass(frozen=True, slots=True)
 class Isolation:
-    """How a container is kept apart: Buildah's `chroot`, `rootless` or `oci`, the last two with a runtime."""
+    """How a container is kept apart: Buildah's `chroot`, `rootless` or `oci`, the last two with a runtime.
+
+    A runtime separates the processes of containers. For `chroot`, which does not, airferry does, unless `shared`.
+    """
 
     kind: str
     runtime: str | None = None
+    shared: bool = False
+
+    @property
+    def apart(self) -> bool:
+        """Whether the engine itself is to be started apart, as nothing else separates its containers' processes."""
+        return self.kind == "chroot" and not self.shared
 
     @property
     def arguments(self) -> list[str]:
         """What `build` and `run` are told. A runtime's own network is never used: the caller's is."""
         if self.kind == "chroot":
-            return ["--isolation", "chroot"]
+            # with this capability, one more chroot(2) leads out of the first: to all files of the user
+            return ["--isolation", "chroot", "--cap-drop", "CAP_SYS_CHROOT"]
         runtime = ["--runtime", self.runtime] if self.runtime else []
         return ["--isolation", self.kind, *runtime, "--network", "host"]
 
     def __str__(self) -> str:
+        if self.shared:
+            return f"{self.kind}, sharing this host's processes"
         return f"{self.kind} with {self.runtime}" if self.runtime else self.kind
+
+
+@dataclass(frozen=True, slots=True)
+class StartConditions:
+    """What a start of the engine finds around itself, and hands on to code in containers that is not trusted.
+
+    Without `network` there is a loopback interface only; with `watch` there seems to be a network, which leads nowhere,
+    and attempts to use it go to that file. `apart`: none of this host's processes, IPC objects and terminals.
+    """
+
+    network: bool = True
+    watch: Path | None = None
+    apart: bool = False
+
+
+AS_ON_HOST = StartConditions()
 
 
 class Storage:
     """The storage of one engine under one state folder. Safe to use from threads; not shared between processes."""
 
-    def __init__(self, program: Program, state: Path, *, emit: Emit) -> None:
-        """Prepare the folders. The caller holds the lock of `state`."""
+    def __init__(self, program: Program, state: Path, *, emit: Emit, may_share_processes: bool = False) -> None:
+        """Prepare the folders. The caller holds the lock of `state`.
+
+        With `may_share_processes`, containers share this host's processes where nothing can separate them.
+        """
         self.program = program
+        self._may_share = may_share_processes
         self.state = files.resolved(files.ensure_directory(state))
         self.root = self.state / f"{program.kind}-storage"
         self.run_root = self._choose_run_root()
@@ -135,20 +167,23 @@ class Storage:
         """Return `argv` as run by root of the user namespace."""
         return [*self.command(), "unshare", *([] if self.program.kind == "podman" else ["--"]), *map(str, argv)]
 
-    def offline(self, argv: Sequence[str | Path]) -> list[str]:
-        """Return `argv` as run where there is a loopback interface and no other network."""
-        return self.unshared([sys.executable, "-I", inside.__file__, "offline", *argv])
-
-    def watched(self, argv: Sequence[str | Path], log: Path) -> list[str]:
-        """Return `argv` as run where a network seems to be: it leads nowhere, and attempts to use it go to a log."""
-        return self.unshared([sys.executable, "-I", nowhere.__file__, log, *argv])
+    def surrounded(self, argv: Sequence[str | Path], around: StartConditions) -> list[str]:
+        """Return `argv` as run in such surroundings."""
+        verb = "-".join(
+            [*(["offline"] if not around.network and not around.watch else []), *(["apart"] if around.apart else [])]
+        )
+        if verb:
+            argv = [sys.executable, "-I", "-S", inside.__file__, verb, *argv]
+        if around.watch is not None:
+            # outside of the namespace that `argv` makes for its processes: they can neither see nor end the sink
+            argv = [sys.executable, "-I", nowhere.__file__, around.watch, *argv]
+        return self.unshared(argv) if verb or around.watch else [*map(str, argv)]
 
     def invoke(
         self,
         arguments: Sequence[str | Path],
         *,
-        network: bool = True,
-        watch: Path | None = None,
+        around: StartConditions = AS_ON_HOST,
         timeout_s: float = QUICK_S,
         check: bool = True,
         cwd: Path | None = None,
@@ -159,11 +194,7 @@ class Storage:
         Raises:
             ProcessFailed: as `host.process.run` does.
         """
-        argv: list[str] = [*self.command(), *map(str, arguments)]
-        if watch is not None:
-            argv = self.watched(argv, watch)
-        elif not network:
-            argv = self.offline(argv)
+        argv = self.surrounded([*self.command(), *arguments], around)
         return self.invoke_raw(argv, timeout_s=timeout_s, check=check, cwd=cwd, streams=streams)
 
     def invoke_raw(
@@ -175,7 +206,7 @@ class Storage:
         cwd: Path | None = None,
         streams: process.Streams = process.QUIET,
     ) -> process.Completed:
-        """Run a whole command line that `command`, `unshared` or `offline` made, again if the engine did not start."""
+        """Run a whole command line that `command` or `surrounded` made, again if the engine did not start."""
         files.ensure_directory(self._sessions)
         guard = [sys.executable, "-I", "-S", inside.__file__, "guarded", str(self._sessions)]
         attempt = 0
@@ -216,7 +247,8 @@ class Storage:
                 self._isolation = self._read_isolation(conditions)
                 if self._isolation is None:
                     self._isolation = self._choose_isolation()
-                    self._note_isolation(self._isolation, conditions)
+                    if not self._isolation.shared:  # for one run, which says so: it is not to be found later
+                        self._note_isolation(self._isolation, conditions)
             return self._isolation
 
     def forget_isolation(self) -> None:
@@ -249,19 +281,32 @@ class Storage:
         static = static_program()
         wanted = os.environ.get("BUILDAH_ISOLATION", "")
         failures: list[str] = []
-        for candidate in isolation_candidates(wanted, os.environ.get("BUILDAH_RUNTIME", "")):
-            if static is None:
+        not_apart = ""
+        for candidate in isolation_candidates(wanted, os.environ.get("BUILDAH_RUNTIME", ""), may_share=self._may_share):
+            failed = self._try_isolation(candidate, static)
+            if failed is None:
+                if candidate.shared:
+                    self._emit(Warned(f"code in containers can see and signal your processes: {not_apart}"))
                 return candidate
-            completed = self._try_isolation(candidate, static)
-            if completed is None:
-                return candidate
-            failures.append(f"{candidate}: {completed}")
+            not_apart = not_apart or failed.partition(inside.NOT_APART)[2]
+            failures.append(f"{candidate}: {failed}")
+        if not_apart:
+            raise HostError(
+                f"containers would share this host's processes, as it does not let an ordinary user separate them: "
+                f"{not_apart}",
+                hint=SHARED_HINT,
+            )
         raise HostError(
             "no isolation mode can start a container here" + "".join(f"\n  | {line}" for line in failures),
             hint="unset `BUILDAH_ISOLATION`; then `airferry doctor`" if wanted else "run `airferry doctor`",
         )
 
-    def _try_isolation(self, candidate: Isolation, static: Path) -> str | None:
+    def _try_isolation(self, candidate: Isolation, static: Path | None) -> str | None:
+        """Start a container that does nothing, and return why it did not start, or None; without a program, all do."""
+        around = StartConditions(apart=candidate.apart)
+        if static is None:
+            done = self.invoke_raw(self.surrounded(["true"], around), check=False) if candidate.apart else None
+            return None if done is None or done.returncode == 0 else _said_last(done.tail)
         with files.scratch_directory(self.temporary) as folder:
             root = folder / "root"
             # mount points that runtimes expect; a static program needs nothing else, so no image has to be pulled
@@ -273,10 +318,9 @@ class Storage:
             argv: list[str | Path] = ["build", *candidate.arguments, "--layers=false", "--quiet", "--pull=never"]
             argv += ["--file", folder / "Containerfile", "--iidfile", folder / "id", root]
             try:
-                self.invoke(argv)
+                self.invoke(argv, around=around)
             except process.ProcessFailed as failure:
-                tail = failure.tail
-                return next((line for line in reversed(tail) if line.strip()), "no message")
+                return _said_last(failure.tail)
             self.invoke(["rmi", "--force", (folder / "id").read_text().strip()], check=False)
             return None
 
@@ -360,14 +404,22 @@ class Storage:
                 raise engine_error(failure, doing=f"remove `{path}`") from failure
 
 
-def isolation_candidates(wanted: str, runtime: str = "") -> list[Isolation]:
-    """Return what to try, best known first. `wanted` is `BUILDAH_ISOLATION`, `runtime` is `BUILDAH_RUNTIME`."""
+def isolation_candidates(wanted: str, runtime: str = "", *, may_share: bool = False) -> list[Isolation]:
+    """Return what to try, best known first. `wanted` is `BUILDAH_ISOLATION`, `runtime` is `BUILDAH_RUNTIME`.
+
+    Only with `may_share`, and as the last resort, containers share the processes of this host.
+    """
     runtimes = [runtime] if runtime else [name for name in ("crun", "runc") if process.find_program(name)]
-    if wanted == "chroot":
-        return [Isolation("chroot")]
-    if wanted:
+    if wanted and wanted != "chroot":
         return [Isolation(wanted, name) for name in runtimes] or [Isolation(wanted)]
-    return [Isolation("chroot"), *(Isolation("rootless", name) for name in runtimes)]
+    separate = [Isolation("chroot"), *(Isolation("rootless", name) for name in runtimes if not wanted)]
+    return [*separate, *([Isolation("chroot", shared=True)] if may_share else [])]
+
+
+def _said_last(tail: Sequence[str]) -> str:
+    """Return why a start failed: our own word, if there is one, as the engine says something after it."""
+    own = [line for line in tail if line.startswith(inside.NOT_APART)]
+    return next((line for line in [*own, *reversed(tail)] if line.strip()), "no message")
 
 
 def _did_not_start(tail: Sequence[str]) -> bool:

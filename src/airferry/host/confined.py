@@ -18,12 +18,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET, CLONE_NEWIPC = (
+CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET, CLONE_NEWIPC, CLONE_NEWUTS = (
     0x00020000,
     0x10000000,
     0x20000000,
     0x40000000,
     0x08000000,
+    0x04000000,
 )
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
 MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 32, 4096, 16384, 1 << 18
@@ -74,7 +75,8 @@ def mount(source: str, target: str, kind: str, flags: int, data: str = "") -> No
 def enter_namespaces() -> None:
     """Move this process into namespaces; its children are in the one for processes too."""
     user, group = os.getuid(), os.getgid()
-    call("unshare", _libc.unshare(CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC))
+    all_of_them = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS
+    call("unshare", _libc.unshare(all_of_them))
     try:
         # the kernel takes a gid_map from an unprivileged process only after `setgroups` is denied (user_namespaces(7)):
         # otherwise it could drop a group that denies it access to a file

@@ -49,7 +49,7 @@ def run_confined(
     timeout_s: float,
     emit: Emit = silent,
 ) -> process.Completed:
-    """Run a program in user, PID, mount, network and IPC separate namespaces, and return what it left.
+    """Run a program in separate user, PID, mount, network, IPC and UTS namespaces, and return what it left.
 
     `view` is what it finds of the host, where `argv` and `cwd` are as it finds them.
     Its environment is `environment` alone. `scratch` is a folder that nothing else uses; the program has a part of it

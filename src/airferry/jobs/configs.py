@@ -40,6 +40,9 @@ DEFAULT_CONFIG_NAME = "default"
 COMMANDS_FILE = "submit.txt"
 CONFIGS_MARK = "# Written by `airferry overlays`"
 PLAIN = Executor(kind="kubernetes")
+UNVERIFIED_SUBMIT = (
+    "the submit commands are the bundle's own, and it was loaded without `--root`: read them before you run them"
+)
 _INTERPOLATION = re.compile(r"(?<!\\)(\\*)\$\{")
 _VARIABLE = re.compile(r"\$\{\s*oc\.env\s*:\s*([A-Za-z_]\w*)\s*,[^${}]*\}")
 
@@ -109,6 +112,8 @@ def make_overlays(receipt: Receipt, catalogue: Catalogue, *, site: SiteProfile, 
         f"cannot tell which key of `{target}` is for asset `{name}`: set it on the command line"
         for name, target in unclear
     ]
+    if receipt.submit and not receipt.root_verified:
+        notes.append(UNVERIFIED_SUBMIT)
     if not site.executors:
         notes.append(
             f"no site profile names an executor, so this is for {PLAIN}: write a profile with "

@@ -55,12 +55,14 @@ class BuildOptions:
     """How a near side works: which engine, how bases are probed, and how many images are made at a time.
 
     `engine` is `auto`, `buildah` or `podman`; `probe` is `auto`, `static` or `run`. Without `jobs`, cores and memory
-    decide.
+    decide. `may_share_processes` lets code in containers see and signal this user's processes where the host does not
+    let an ordinary user separate them; elsewhere it changes nothing.
     """
 
     engine: str = "auto"
     probe: str = "auto"
     jobs: int | None = None
+    may_share_processes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,10 @@ def open_session(plan: Plan, options: BuildOptions, *, emit: Emit) -> Iterator[S
         def lend_engine() -> Engine:
             if not opened:
                 check_for_build(plan, cache=cache)
-                opened.append(stack.enter_context(open_engine(cache / "engine", engine=choice, emit=emit)))
+                lent = open_engine(
+                    cache / "engine", engine=choice, may_share_processes=options.may_share_processes, emit=emit
+                )
+                opened.append(stack.enter_context(lent))
             return opened[0]
 
         bases = BaseCache(cache, open_registry=Pulls(clients, emit=emit).source, emit=emit)

@@ -10,7 +10,7 @@ import base64
 import binascii
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
@@ -53,6 +53,9 @@ MAX_LAYERS = 1000
 MAX_INDEX_ENTRIES = 20_000
 
 
+# RFC 6838 has fewer characters and parameters none; what matters is that a type is one header of HTTP, and shows
+MediaType = Annotated[str, Field(pattern=r"^[ -~]{0,255}$")]
+
 D = TypeVar("D", bound="OciDocument")
 
 
@@ -73,11 +76,11 @@ class PlatformDocument(OciDocument):
 class Descriptor(OciDocument):
     """What names a blob: media type, digest, size in bytes (image-spec, *descriptor.md*)."""
 
-    media_type: str
+    media_type: MediaType
     digest: Digest
     size: int = Field(ge=0, lt=MAX_SIZE)
     annotations: dict[str, str] | None = None
-    artifact_type: str | None = None
+    artifact_type: MediaType | None = None
     platform: PlatformDocument | None = None
 
     def platform_value(self) -> Platform | None:
@@ -100,8 +103,8 @@ class Manifest(OciDocument):
     """An image manifest or an artifact (image-spec, *manifest.md*)."""
 
     schema_version: int
-    media_type: str | None = None
-    artifact_type: str | None = None
+    media_type: MediaType | None = None
+    artifact_type: MediaType | None = None
     config: Descriptor
     layers: list[Descriptor] = Field(max_length=MAX_LAYERS)
     subject: Descriptor | None = None
@@ -112,8 +115,8 @@ class Index(OciDocument):
     """An image index (image-spec, *image-index.md*)."""
 
     schema_version: int
-    media_type: str | None = None
-    artifact_type: str | None = None
+    media_type: MediaType | None = None
+    artifact_type: MediaType | None = None
     manifests: list[Descriptor] = Field(max_length=MAX_INDEX_ENTRIES)
     subject: Descriptor | None = None
     annotations: dict[str, str] | None = None

@@ -189,6 +189,14 @@ class LayoutStore(Source, Sink):
         with self._open_sized(descriptor) as stream:
             yield sized(stream, descriptor)
 
+    def open_blob_file(self, descriptor: Descriptor) -> AbstractContextManager[IO[bytes]]:
+        """Open the file that holds a blob, for callers that need its descriptor. Its content is not checked.
+
+        Raises:
+            IntegrityError: it is missing, no regular file, or of another size.
+        """
+        return self._open_sized(descriptor)
+
     @contextmanager
     def _open_sized(self, descriptor: Descriptor) -> Iterator[IO[bytes]]:
         path = self.blob_path(descriptor.digest)

@@ -17,7 +17,6 @@ from urllib.parse import urlencode
 from airferry.errors import RegistryError
 from airferry.host import clock
 from airferry.host.parsing import Malformed, parse_json, split_url
-from airferry.oci.reference import is_loopback
 from airferry.registry.connections import Answer
 from airferry.registry.credentials import Credential, Lookup
 from airferry.registry.failures import Unauthorized, redacted, registry_codes
@@ -81,12 +80,17 @@ def parse_challenges(text: str) -> list[Challenge]:
 class RegistryAuth:
     """The `Authorization` headers for one registry host. Safe to use from threads."""
 
-    def __init__(self, registry: str, *, lookup: Lookup, request_token: TokenRequest, plain_http: bool) -> None:
-        """Hold what is needed to log in. `request_token(method, url, headers, body)` sends to a token server."""
+    def __init__(
+        self, registry: str, *, lookup: Lookup, request_token: TokenRequest, takes_plain: Callable[[str], bool]
+    ) -> None:
+        """Hold what is needed to log in. `request_token(method, url, headers, body)` sends to a token server.
+
+        `takes_plain(host)` tells whether that server may be reached over plain HTTP.
+        """
         self.registry = registry
         self._lookup = lookup
         self._request_token = request_token
-        self._plain_http = plain_http
+        self._takes_plain = takes_plain
         self._lock = threading.RLock()
         self._challenge: Challenge | None = None
         self._tokens: dict[tuple[str, ...], _Token] = {}
@@ -178,11 +182,12 @@ class RegistryAuth:
                 f"`{self.registry}` names a token server that is not a URL: {error}", registry=self.registry
             ) from error
         host = parts.netloc
-        safe = parts.scheme == "https" or (parts.scheme == "http" and (self._plain_http or is_loopback(host)))
+        safe = parts.scheme == "https" or (parts.scheme == "http" and self._takes_plain(host))
         if not safe or not host or "@" in host:
             raise RegistryError(
                 f"`{self.registry}` names the token server `{redacted(realm)}`, which must not receive credentials",
-                hint="a token server must be reached over https, except on localhost or with `--plain-http`",
+                hint="a token server must be reached over https, except on localhost or with `--plain-http`; behind a "
+                "TLS proxy, have it send `X-Forwarded-Proto: https`, or set the realm in the registry's configuration",
                 registry=self.registry,
             )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import ssl
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,15 +18,17 @@ from typing import Protocol
 import requests
 import urllib3
 
-from airferry.errors import RegistryError
+from airferry.errors import AirferryError, RegistryError
 from airferry.events import Emit, Warned, silent
-from airferry.host.parsing import split_url
+from airferry.host.parsing import join_url, split_url
 from airferry.oci.reference import is_loopback
 from airferry.registry.auth import RegistryAuth
 from airferry.registry.connections import Answer, Connections, Request, speaks_tls
 from airferry.registry.credentials import Lookup, find_credential
 from airferry.registry.failures import (
     MAX_ERROR_BYTES,
+    TLS_HINT,
+    LeavesTls,
     connection_error,
     following_url,
     is_fatal,
@@ -108,7 +110,9 @@ class RegistryClient(OrasRegistry):
             registry,
             lookup=self.options.lookup,
             request_token=self._request_token,
-            plain_http=self.options.plain_http is True,
+            takes_plain=lambda host: (
+                self._find_scheme(self.host) == "http" and (self.options.plain_http is True or is_loopback(host))
+            ),
         )
 
     def close(self) -> None:
@@ -177,6 +181,7 @@ class RegistryClient(OrasRegistry):
                     self.options.retry.pause(attempt, asked_s=retry_after_s(response.headers))
                     continue
             elif expected is None or status in expected:
+                self._expect_tls_session(request, response)
                 return response
             response.close()
             raise status_error(
@@ -213,7 +218,7 @@ class RegistryClient(OrasRegistry):
         return self._follow(request, authorization=header)
 
     def _follow(self, request: Request, *, authorization: str | None = None) -> Answer:
-        """Send, and follow redirects: without the login to another host, never from TLS to plain HTTP elsewhere."""
+        """Send, and follow redirects: without the login to another host, never from TLS to plain HTTP."""
         headers = {**request.headers, "Authorization": authorization} if authorization else dict(request.headers)
         current = request.url
         for _ in range(MAX_REDIRECTS + 1):
@@ -226,22 +231,13 @@ class RegistryClient(OrasRegistry):
             response.close()
             following = following_url(current, target, what=request.what)
             before, after = split_url(current), split_url(following)
-            if after.scheme not in ("http", "https") or not after.hostname:
-                break
-            if after.scheme == "http" and before.scheme == "https" and not is_loopback(after.netloc):
-                url = redacted(current)
-                raise RegistryError(
-                    f"cannot {request.what}: `{url}` redirects from TLS to plain HTTP at `{after.netloc}`", url=url
-                )
             # the login is for the registry alone, and storage that finds its signature in the URL refuses another login
             # next to it (Azure/acr #217)
             if (before.scheme, before.netloc) != (after.scheme, after.netloc):
                 headers = {name: value for name, value in headers.items() if name.lower() != "authorization"}
             current = following
         url = redacted(request.url)
-        raise RegistryError(
-            f"cannot {request.what}: `{url}` redirects more than {MAX_REDIRECTS} times, or without a target", url=url
-        )
+        raise RegistryError(f"cannot {request.what}: `{url}` redirects more than {MAX_REDIRECTS} times", url=url)
 
     def _send(self, request: Request) -> Answer:
         timeout = (self.options.connect_timeout_s, request.read_timeout_s or self.options.read_timeout_s)
@@ -264,16 +260,52 @@ class RegistryClient(OrasRegistry):
         return same and parts.scheme == self._find_scheme(self.host)
 
     def _check_scheme(self, request: Request) -> None:
-        """Refuse plain HTTP that was not requested: an upload goes on where the registry's `Location` points."""
+        """Refuse plain HTTP that was not requested, as in a journal of uploads that somebody else wrote into."""
         parts = split_url(request.url)
-        plain = parts.scheme == "http" and not self.options.plain_http and not is_loopback(parts.netloc)
-        if plain and not self._is_own(request.url):
-            url = redacted(request.url)
-            raise RegistryError(
-                f"cannot {request.what}: `{self.registry}` points from TLS to plain HTTP at `{url}`",
-                hint="the registry is unaware of the TLS proxy in front of it; set its external URL",
+        if parts.scheme != "http" or self.options.plain_http or self._is_own(request.url):
+            return
+        over_tls = self._find_scheme(self.host) == "https"
+        if over_tls or not is_loopback(parts.netloc):
+            url, before = redacted(request.url), "from TLS " if over_tls else ""
+            raise LeavesTls(
+                f"cannot {request.what}: `{self.registry}` points {before}to plain HTTP at `{url}`",
+                hint=TLS_HINT,
                 url=url,
             )
+
+    def end_session(self, url: str, *, what: str, scopes: Sequence[str]) -> None:
+        """End an upload session, so that the registry need not keep its bytes; what it answers does not matter.
+
+        One whose address cannot be reached is ended on the registry's own host, as far as that knows it.
+        """
+        for address in (url, self._at_home(url)):
+            if address is not None:
+                with suppress(AirferryError):
+                    self.request(Request("DELETE", address, what, scopes=scopes, attempts=1), expected=None)
+                    return
+
+    def _expect_tls_session(self, request: Request, response: Answer) -> None:
+        """Check that an upload goes on over TLS where it began over it; else end it where it began, and refuse it."""
+        # of other answers nobody follows the `Location`, so that a finished upload does not fail for it
+        location = response.headers.get("Location", "")
+        if request.method not in ("GET", "POST", "PATCH") or response.status_code not in (202, 204) or not location:
+            return
+        try:
+            following_url(response.url, location, what=request.what)
+        except LeavesTls:
+            response.close()
+            home = self._at_home(join_url(response.url, location))
+            if home is not None:
+                self.end_session(home, what=request.what, scopes=request.scopes)
+            raise
+
+    def _at_home(self, url: str) -> str | None:
+        """Return the address of an upload session on the registry's own host; None where it is that, or no session."""
+        parts = split_url(url)
+        # a manifest or a blob that a `Location` names is never deleted
+        if "/blobs/uploads/" not in parts.path or self._is_own(url):
+            return None
+        return parts._replace(scheme=self._find_scheme(self.host), netloc=self.host).geturl()
 
     def _request_token(self, method: str, url: str, headers: dict[str, str], body: bytes | None) -> Answer:
         # not by `request`, which would log in to the token server; and no redirect is followed with a password

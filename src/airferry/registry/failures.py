@@ -28,6 +28,10 @@ _HINTS = {
     507: "the registry's disk is full",
 }
 
+TLS_HINT = (
+    "the registry does not know of the TLS proxy in front of it: have the proxy send `X-Forwarded-Proto: https`, or "
+    "give the registry its external URL with `https://`; storage that it redirects to must speak TLS too"
+)
 
 _BAD_URLS = (
     requests.exceptions.InvalidURL,
@@ -55,6 +59,10 @@ class TooLarge(RegistryError):
 _LEAVES: dict[int, type[RegistryError]] = {401: Unauthorized, 404: NotFound, 413: TooLarge}
 
 
+class LeavesTls(RegistryError):
+    """What a registry answered over TLS leads to plain HTTP."""
+
+
 class LostSession(TransientRegistryError):
     """The registry does not know an upload session any more, or not as it was left."""
 
@@ -71,16 +79,26 @@ def redacted(url: str) -> str:
 def following_url(answered: str, location: str, *, what: str) -> str:
     """Return where a registry's answer leads: from the URL that was answered, by its `Location` or `Link`.
 
+    From TLS it never leads to plain HTTP, not even on this machine, where other users may listen.
+
     Raises:
-        RegistryError: that is not a URL.
+        RegistryError: that is not a URL, or (`LeavesTls`) plain HTTP after TLS.
     """
+    url = redacted(answered)
     try:
-        return join_url(answered, location)
+        following = join_url(answered, location)
     except Malformed as error:
         raise RegistryError(
-            f"cannot {what}: `{redacted(answered)}` leads to something that is not a URL ({error})",
-            url=redacted(answered),
+            f"cannot {what}: `{url}` leads to something that is not a URL ({error})", url=url
         ) from error
+    before, after = split_url(answered), split_url(following)
+    if after.scheme not in ("http", "https") or not after.hostname:
+        raise RegistryError(f"cannot {what}: `{url}` leads to `{redacted(following)}`, which is not HTTP", url=url)
+    if before.scheme == "https" and after.scheme == "http":
+        raise LeavesTls(
+            f"cannot {what}: `{url}` leads from TLS to plain HTTP at `{redacted(following)}`", hint=TLS_HINT, url=url
+        )
+    return following
 
 
 def one_line(text: str) -> str:

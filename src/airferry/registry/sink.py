@@ -123,16 +123,10 @@ class RegistrySink(Sink):
             return True
         location = response.headers.get("Location", "")
         if location:
-            with suppress(AirferryError):
-                self.client.request(
-                    Request(
-                        "DELETE",
-                        following_url(response.url, location, what="end an upload session"),
-                        what="end an upload session",
-                        scopes=self._scopes,
-                        attempts=1,
-                    ),
-                    expected=None,
+            what = "end an upload session"
+            with suppress(RegistryError):
+                self.client.end_session(
+                    following_url(response.url, location, what=what), what=what, scopes=self._scopes
                 )
         return False
 

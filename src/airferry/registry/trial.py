@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO
 
-from airferry.errors import AirferryError, RegistryError
+from airferry.errors import RegistryError
 from airferry.host import clock
 from airferry.host.canonical import canonical_json
 from airferry.oci.documents import (
@@ -192,6 +192,7 @@ class _Chunks:
         self._client = client
         self._repository = repository
         self._scopes = (repository_scope(repository, "pull", "push"),)
+        self._what = f"try an upload in `{client.registry}/{repository}`"
         self._location = ""
         self.taken = False
         self.largest_bytes: int | None = None
@@ -233,8 +234,7 @@ class _Chunks:
         try:
             yield
         finally:
-            with suppress(AirferryError):
-                self._request("DELETE", self._location, attempts=1)
+            self._client.end_session(self._location, what=self._what, scopes=self._scopes)
 
     def _start(self) -> None:
         response = self._request("POST", f"{self._repository}/blobs/uploads/", expected=(202,))
@@ -272,7 +272,7 @@ class _Chunks:
             Request(
                 method,
                 url,
-                what=f"try an upload in `{self._client.registry}/{self._repository}`",
+                what=self._what,
                 scopes=self._scopes,
                 headers=headers or {},
                 body=body,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TypeGuard
 
-from airferry.errors import AirferryError, IntegrityError, RegistryError
+from airferry.errors import IntegrityError, RegistryError
 from airferry.host import files
 from airferry.host.canonical import canonical_json
 from airferry.host.parsing import Malformed, parse_json, url_host
@@ -223,20 +223,19 @@ def checks_digests(client: RegistryClient, repository: str, scopes: tuple[str, .
         )
 
     # asked of each registry, never assumed of a product: proxies and forks answer for themselves
-    refused, left = False, []
+    refused, session = False, ""
     with suppress(RegistryError):
         begun = ask("POST", f"{repository}/blobs/uploads/")
-        left = [following_url(begun.url, begun.headers.get("Location", ""), what=what)]
+        session = following_url(begun.url, begun.headers.get("Location", ""), what=what)
         # by a chunk, as distribution removes a session only at the offset that it last told
-        taken = ask("PATCH", left[0], content)
-        left = [following_url(taken.url, taken.headers.get("Location", left[0]), what=what)]
-        answer = ask("PUT", _with_digest(left[0], digest_of(other)))
+        taken = ask("PATCH", session, content)
+        session = following_url(taken.url, taken.headers.get("Location", session), what=what)
+        answer = ask("PUT", _with_digest(session, digest_of(other)))
         refused = answer.status_code == 400 and registry_codes(answer.content)[0] == "DIGEST_INVALID"
         if answer.status_code < 300:
-            left.append(f"{repository}/blobs/{digest_of(other)}")
-    for url in left:
-        with suppress(RegistryError):
-            ask("DELETE", url)
+            ask("DELETE", f"{repository}/blobs/{digest_of(other)}")
+    if session:
+        client.end_session(session, what=what, scopes=scopes)
     return refused
 
 
@@ -315,13 +314,12 @@ class _Transfer:
             self.abandon()
 
     def abandon(self) -> None:
-        """End the session, so that the registry need not keep its bytes. What it answers does not matter."""
+        """End the session, if there is one, and forget it."""
         session, self._session = self._session, None
         if session is None:
             return
         self._journal.record(self._name, self._descriptor, None)
-        with suppress(AirferryError):
-            self._request("DELETE", session.location, expected=None, attempts=1)
+        self._client.end_session(session.location, what=self._what, scopes=self._scopes)
 
     def _resumed(self) -> UploadSession | None:
         """Return the session that was under way, at the offset that the registry states, or None."""

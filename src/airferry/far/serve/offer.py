@@ -7,8 +7,11 @@ out for the first time, and again if the file changes. Speaks no HTTP.
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import IO
 
 from airferry.bundle.verify import Bundle
 from airferry.errors import IntegrityError
@@ -19,8 +22,11 @@ from airferry.host.threads import NamedLocks
 from airferry.oci.documents import Descriptor, Manifest
 from airferry.oci.layout import LayoutStore
 from airferry.oci.ports import Stored, blocks
+from airferry.oci.streams import verifying
 
-Identity = tuple[int, int, int]
+Identity = tuple[int, int, int, int, int]
+# times of files advance with the kernel's tick: 10 ms at most on Linux (CONFIG_HZ=100)
+SETTLE_S = 0.02
 
 
 @dataclass(slots=True)
@@ -82,60 +88,104 @@ def _artifact_type(manifest: Manifest) -> str:
     return manifest.artifact_type or manifest.config.media_type
 
 
-class CheckedBlobs:
-    """The blobs of a layout as files, each checked before it is handed out for the first time. Safe with threads."""
+@dataclass(frozen=True, slots=True)
+class CheckedBlob:
+    """The open file of a blob that was found to be what its digest says. The caller closes it."""
 
-    def __init__(self, store: LayoutStore, *, emit: Emit = silent) -> None:
+    descriptor: Descriptor
+    stream: IO[bytes]
+    identity: Identity
+    held: ExitStack
+
+    def ensure_unchanged(self) -> None:
+        """Check that nothing has written to the file, linked or unlinked it since it was checked.
+
+        Raises:
+            IntegrityError: its times or its size are others.
+        """
+        if identify(os.fstat(self.stream.fileno())) != self.identity:
+            raise IntegrityError(f"blob `{self.descriptor.digest}` changed while it was served")
+
+    def close(self) -> None:
+        """Close the file. Idempotent."""
+        self.held.close()
+
+
+class CheckedBlobs:
+    """The blobs of a layout as open files, each checked before it is first handed out. Safe with threads.
+
+    What was checked is remembered by device, inode, size, time of change and time of the inode's change, which no
+    program can set back. A blob that was found damaged is not read again before its file changes.
+    """
+
+    def __init__(self, store: LayoutStore, *, emit: Emit = silent, settle_s: float = SETTLE_S) -> None:
         """Take a layout; nothing is read yet."""
         self._store = store
         self._emit = emit
+        self._settle_s = settle_s
         self._known: dict[str, Identity] = {}
+        self._damaged: dict[str, tuple[Identity, str]] = {}
         self._lock = NamedLocks()
 
-    def present(self, descriptor: Descriptor) -> bool:
-        """Tell whether a file of the right size is there; its content is not looked at."""
-        return self._store.has_blob(descriptor)
+    def open_known(self, descriptor: Descriptor) -> CheckedBlob | None:
+        """Open a blob that was checked before and has not changed since; None where it has to be read first.
 
-    def path(self, descriptor: Descriptor) -> tuple[Path, os.stat_result]:
-        """Return where a blob is, after it was read whole and found to be what its digest says.
+        Raises:
+            IntegrityError: it is missing, no regular file, of another size, or known to be damaged.
+        """
+        with ExitStack() as held:
+            stream = held.enter_context(self._store.open_blob_file(descriptor))
+            identity = identify(os.fstat(stream.fileno()))
+            damaged, why = self._damaged.get(descriptor.digest, (None, ""))
+            if damaged == identity:
+                raise IntegrityError(why)
+            if self._known.get(descriptor.digest) != identity:
+                return None
+            return CheckedBlob(descriptor, stream, identity, held.pop_all())
 
-        What was checked is remembered by inode, size and time of change. Those who ask at the same time wait for one
-        check.
+    def open(self, descriptor: Descriptor) -> CheckedBlob:
+        """Open a blob, after it was read whole and found to be what its digest says.
+
+        The file that is handed out is the one that was read. Those who ask at the same time wait for one check.
 
         Raises:
             IntegrityError: it is missing, no regular file, or something else.
         """
         with self._lock(descriptor.digest):
-            path = self._store.blob_path(descriptor.digest)
-            found = self._stat(path, descriptor)
-            if self._known.get(descriptor.digest) != _identity(found):
-                self._check(descriptor)
-                if _identity(self._stat(path, descriptor)) != _identity(found):
-                    raise IntegrityError(f"blob `{descriptor.digest}` changed while it was read", path=str(path))
-                self._known[descriptor.digest] = _identity(found)
-            return path, found
+            if (known := self.open_known(descriptor)) is not None:
+                return known
+            with ExitStack() as held:
+                stream = held.enter_context(self._store.open_blob_file(descriptor))
+                identity = identify(os.fstat(stream.fileno()))
+                # a write within the clock's tick of the one before it leaves no trace in the times
+                time.sleep(self._settle_s)
+                self._check(stream, descriptor, identity)
+                if identify(os.fstat(stream.fileno())) != identity:
+                    raise IntegrityError(f"blob `{descriptor.digest}` changed while it was read")
+                self._known[descriptor.digest] = identity
+                return CheckedBlob(descriptor, stream, identity, held.pop_all())
 
-    def mark_checked(self, descriptor: Descriptor) -> None:
-        """Remember a blob that something else has just read and found to be what its digest says."""
-        self._known[descriptor.digest] = _identity(self._stat(self._store.blob_path(descriptor.digest), descriptor))
+    def identities(self) -> dict[str, Identity]:
+        """Return what tells each stored file from a changed one, for `mark_checked`."""
+        found = {digest: identify(self._store.blob_path(digest).lstat()) for digest in self._store.stored_digests()}
+        time.sleep(self._settle_s)
+        return found
 
-    def _check(self, descriptor: Descriptor) -> None:
+    def mark_checked(self, identities: Mapping[str, Identity]) -> None:
+        """Remember blobs that something else has read and found right, by what they were before that reading."""
+        self._known.update(identities)
+
+    def _check(self, stream: IO[bytes], descriptor: Descriptor, identity: Identity) -> None:
         try:
-            with self._store.open_blob(descriptor) as stream:
-                for _block in blocks(stream):
-                    pass
+            for _block in blocks(verifying(stream, descriptor)):
+                pass
         except IntegrityError as error:
+            self._damaged[descriptor.digest] = (identity, error.message)
             self._emit(Warned(f"not served: {error.message}", hint="copy the bundle again from the source"))
             raise
         self._emit(Notice(f"verified {descriptor.digest} ({descriptor.size} bytes) before it is served"))
 
-    def _stat(self, path: Path, descriptor: Descriptor) -> os.stat_result:
-        if not self._store.has_blob(descriptor):
-            raise IntegrityError(
-                f"blob `{descriptor.digest}` is missing or not {descriptor.size} bytes long", path=str(path)
-            )
-        return path.lstat()
 
-
-def _identity(found: os.stat_result) -> Identity:
-    return (found.st_ino, found.st_size, found.st_mtime_ns)
+def identify(found: os.stat_result) -> Identity:
+    """Return what tells a file from another one, and from itself with other content."""
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)

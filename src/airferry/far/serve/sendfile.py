@@ -1,26 +1,29 @@
-"""uvicorn with ASGI's `http.response.pathsend`: whole files go from the page cache to the socket by sendfile(2).
+"""uvicorn with parts of files going from the page cache to the socket by sendfile(2).
 
-uvicorn has no such extension (0.54); with one that has, this module can go. Serves HTTP/1.1 only, and
-knows nothing of registries.
+ASGI's `http.response.pathsend` does not do, as it names a path: what is sent here is the open file that was checked,
+or a part of it. Serves HTTP/1.1 only, and knows nothing of registries.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import threading
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import h11
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-PATHSEND = "http.response.pathsend"
+# an extension and its message: `stream` is an open file, of which `count` bytes are sent from `offset`
+SENDFILE = "airferry.sendfile"
+
+
+class BrokenOff(ConnectionError):
+    """The connection cannot be used any more: the client went away, or what it was promised cannot be sent."""
 
 
 class _Length:
@@ -34,43 +37,53 @@ class _Length:
 
 
 class FileProtocol(H11Protocol):
-    """A connection that offers `http.response.pathsend` to applications, unless TLS has to see the bytes."""
+    """A connection that sends files, unless TLS has to see the bytes, and that an application can break off."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin as uvicorn does, with the application wrapped."""
         super().connection_made(transport)
-        if transport.get_extra_info("sslcontext") is None:
-            self.app = self._offering(self.app)
+        self._lost = asyncio.Event()
+        self._sends_files = transport.get_extra_info("sslcontext") is None
+        self.app = self._offering(self.app)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End as uvicorn does."""
+        super().connection_lost(exc)
+        self._lost.set()
 
     def _offering(self, app: ASGIApp) -> ASGIApp:
         async def offer(scope: Scope, receive: Receive, send: Send) -> None:
-            async def send_paths(message: Message) -> None:
-                if message["type"] != PATHSEND:
+            async def send_on(message: Message) -> None:
+                # uvicorn drops what is sent to a client that has left, so that files would be read for nothing
+                if self.transport.is_closing():
+                    raise BrokenOff("the client has left")
+                if message["type"] == SENDFILE:
+                    await self._send_file(message["stream"], message["offset"], message["count"])
+                else:
                     await send(message)
-                    return
-                await self._send_file(Path(message["path"]))
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-            if scope["type"] == "http":
-                scope["extensions"] = {**scope.get("extensions", {}), PATHSEND: {}}
-            await app(scope, receive, send_paths)
+            if self._sends_files:
+                scope["extensions"] = {**scope.get("extensions", {}), SENDFILE: {}}
+            try:
+                await app(scope, receive, send_on)
+            except BrokenOff:
+                self.transport.abort()
+                # uvicorn complains of an application that ends before its answer unless the connection has ended
+                await self._lost.wait()
 
         return offer
 
-    async def _send_file(self, path: Path) -> None:
-        """Send a file after the headers, which said how long it is. A client that went away is not an error."""
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        with os.fdopen(handle, "rb", buffering=0) as stream:
-            size = os.fstat(stream.fileno()).st_size
-            self.conn.send_with_data_passthrough(h11.Data(data=_Length(size)))  # type: ignore[arg-type]
-            if size == 0:
-                return
-            try:
-                sent = await self.loop.sendfile(self.transport, stream, 0, size)
-            except (ConnectionError, RuntimeError):
-                sent = -1
-            if sent != size:
-                self.transport.abort()
+    async def _send_file(self, stream: IO[bytes], offset: int, count: int) -> None:
+        """Send a part of a file after the headers, which said how long it is; less if the file has ended.
+
+        Raises:
+            BrokenOff: the client has left.
+        """
+        self.conn.send_with_data_passthrough(h11.Data(data=_Length(count)))  # type: ignore[arg-type]
+        try:
+            await self.loop.sendfile(self.transport, stream, offset, count)
+        except (ConnectionError, RuntimeError) as error:
+            raise BrokenOff(str(error)) from error
 
 
 class QuietServer(uvicorn.Server):

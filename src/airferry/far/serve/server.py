@@ -6,10 +6,10 @@ copied out of it, and no blob is served that was not checked.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
-import json
 import logging
 import shlex
 import socket
@@ -17,10 +17,10 @@ import ssl
 import warnings
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+from weakref import WeakValueDictionary
 
 import anyio.to_thread
 import bcrypt
@@ -28,26 +28,38 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from airferry.errors import ConfigurationError, HostError, IntegrityError, UsageError
 from airferry.events import Emit, Warned, silent
-from airferry.far.serve.offer import CheckedBlobs, Repository
+from airferry.far.serve.answers import (
+    VERSION_HEADER,
+    ReadOnly,
+    answer_condition,
+    content_headers,
+    error_answer,
+    json_answer,
+    range_not_satisfiable,
+    selected_range,
+)
+from airferry.far.serve.blob import BlobAnswer
+from airferry.far.serve.offer import CheckedBlob, CheckedBlobs, Repository
 from airferry.far.serve.sendfile import FileProtocol, QuietServer
 from airferry.host import files
 from airferry.host.canonical import canonical_json
 from airferry.host.parsing import parse_count
+from airferry.host.threads import usable_cores
 from airferry.oci.digest import is_digest
-from airferry.oci.documents import IMAGE_INDEX, Index
+from airferry.oci.documents import IMAGE_INDEX, Descriptor, Index
 
-VERSION_HEADER = {"Docker-Distribution-Api-Version": "registry/2.0"}
 MAX_PASSWORD_FILE_BYTES = 1024 * 1024
 MAX_PAGE = 1000
 BACKLOG = 1024
 GRACE_S = 5
-SEND_CHUNK_BYTES = 1024 * 1024
+# blobs that are read and checked at a time; anyio has 40 threads, which everything else shares
+MOST_CHECKS = 8
 
 Handler = Callable[[Request, Repository], Awaitable[Response]]
 
@@ -125,18 +137,16 @@ class _Guard:
             await self._app(scope, receive, send)
             return
         challenge = {"WWW-Authenticate": 'Basic realm="airferry"'}
-        response = _failure(401, "UNAUTHORIZED", "authentication required", headers=challenge)
+        response = error_answer(401, "UNAUTHORIZED", "authentication required", headers=challenge)
         await response(scope, receive, send)
 
 
-class _Blob(FileResponse):
-    """A checked blob: all of it by `pathsend` where that is offered, a range of it by reading."""
-
-    chunk_size = SEND_CHUNK_BYTES
-
-
 def make_app(
-    repositories: Mapping[str, Repository], blobs: CheckedBlobs, *, passwords: Passwords | None = None
+    repositories: Mapping[str, Repository],
+    blobs: CheckedBlobs,
+    *,
+    passwords: Passwords | None = None,
+    emit: Emit = silent,
 ) -> ASGIApp:
     """Return the registry as an ASGI application."""
 
@@ -144,13 +154,13 @@ def make_app(
         async def endpoint(request: Request) -> Response:
             repository = repositories.get(request.path_params["name"])
             if repository is None:
-                return _failure(404, "NAME_UNKNOWN", "no such repository in the bundle")
+                return error_answer(404, "NAME_UNKNOWN", "no such repository in the bundle")
             return await handler(request, repository)
 
         return Route(path, endpoint, methods=["GET"])
 
     async def base(_request: Request) -> Response:
-        return _document({})
+        return json_answer({})
 
     async def catalogue(request: Request) -> Response:
         return _page(request, "repositories", list(repositories), {})
@@ -161,39 +171,74 @@ def make_app(
             Route("/v2", base, methods=["GET"]),
             Route("/v2/_catalog", catalogue, methods=["GET"]),
             route("/v2/{name:path}/manifests/{reference}", _manifest),
-            route("/v2/{name:path}/blobs/{digest}", partial(_blob, blobs=blobs)),
+            route("/v2/{name:path}/blobs/{digest}", _Blobs(blobs, emit).answer),
             route("/v2/{name:path}/tags/list", _tags),
             route("/v2/{name:path}/referrers/{digest}", _referrers),
         ],
         exception_handlers={HTTPException: _no_such_endpoint},
     )
     app.router.redirect_slashes = False
-    return _Guard(app, passwords) if passwords is not None else app
+    return ReadOnly(_Guard(app, passwords) if passwords is not None else app)
 
 
 async def _manifest(request: Request, repository: Repository) -> Response:
     stored = repository.find(request.path_params["reference"])
     if stored is None:
-        return _failure(404, "MANIFEST_UNKNOWN", "no such manifest in the repository")
+        return error_answer(404, "MANIFEST_UNKNOWN", "no such manifest in the repository")
     digest = stored.descriptor.digest
-    headers = {"Docker-Content-Digest": digest, "ETag": f'"{digest}"', **VERSION_HEADER}
-    return Response(stored.data, headers=headers, media_type=stored.descriptor.media_type)
+    return answer_condition(request.headers, digest) or Response(
+        stored.data, headers=content_headers(digest), media_type=stored.descriptor.media_type
+    )
 
 
-async def _blob(request: Request, repository: Repository, *, blobs: CheckedBlobs) -> Response:
-    digest = request.path_params["digest"]
-    descriptor = repository.blobs.get(digest)
-    if descriptor is None:
-        code = "BLOB_UNKNOWN" if is_digest(digest) else "DIGEST_INVALID"
-        return _failure(404, code, "no such blob in the repository")
-    try:
-        path, found = await anyio.to_thread.run_sync(blobs.path, descriptor)
-    except IntegrityError as error:
-        return _failure(500, "BLOB_DAMAGED", error.message)
-    except HostError as error:
-        return _failure(503, "UNAVAILABLE", error.message)
-    headers = {"Docker-Content-Digest": digest, "ETag": f'"{digest}"', **VERSION_HEADER}
-    return _Blob(path, headers=headers, media_type="application/octet-stream", stat_result=found)
+class _Blobs:
+    """Answers blobs. Checks run on a few threads: those who wait for one hold none, and delay no blob that is known."""
+
+    def __init__(self, blobs: CheckedBlobs, emit: Emit) -> None:
+        self._blobs = blobs
+        self._emit = emit
+        self._checks = asyncio.Semaphore(min(MOST_CHECKS, max(1, usable_cores() - 1)))
+        # a lock is there as long as a request holds or awaits it
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def answer(self, request: Request, repository: Repository) -> Response:
+        digest = request.path_params["digest"]
+        descriptor = repository.blobs.get(digest)
+        if descriptor is None:
+            code = "BLOB_UNKNOWN" if is_digest(digest) else "DIGEST_INVALID"
+            return error_answer(404, code, "no such blob in the repository")
+        if (decided := answer_condition(request.headers, digest)) is not None:
+            return decided
+        try:
+            blob = await self._open(descriptor)
+        except IntegrityError as error:
+            return error_answer(500, "BLOB_DAMAGED", error.message)
+        except HostError as error:
+            return error_answer(503, "UNAVAILABLE", error.message)
+        return self._send(request, blob)
+
+    def _send(self, request: Request, blob: CheckedBlob) -> Response:
+        digest, size = blob.descriptor.digest, blob.descriptor.size
+        headers = {**content_headers(digest), "Accept-Ranges": "bytes"}
+        part = selected_range(request.method, request.headers, digest, size)
+        if part is not None and not part:
+            blob.close()
+            return range_not_satisfiable(size)
+        if request.method == "HEAD":
+            blob.close()
+            headers["Content-Length"] = str(size)
+            return Response(headers=headers, media_type="application/octet-stream")
+        if part is None:
+            return BlobAnswer(blob, range(size), status=200, headers=headers, emit=self._emit)
+        headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{size}"
+        return BlobAnswer(blob, part, status=206, headers=headers, emit=self._emit)
+
+    async def _open(self, descriptor: Descriptor) -> CheckedBlob:
+        if (known := await anyio.to_thread.run_sync(self._blobs.open_known, descriptor)) is not None:
+            return known
+        turn = self._turns.setdefault(descriptor.digest, asyncio.Lock())
+        async with turn, self._checks:
+            return await anyio.to_thread.run_sync(self._blobs.open, descriptor)
 
 
 async def _tags(request: Request, repository: Repository) -> Response:
@@ -203,7 +248,7 @@ async def _tags(request: Request, repository: Repository) -> Response:
 async def _referrers(request: Request, repository: Repository) -> Response:
     digest = request.path_params["digest"]
     if not is_digest(digest):
-        return _failure(400, "DIGEST_INVALID", "not a digest, expected `sha256:` and 64 hex digits")
+        return error_answer(400, "DIGEST_INVALID", "not a digest, expected `sha256:` and 64 hex digits")
     entries = repository.referrers.get(digest, [])
     headers = {}
     if wanted := request.query_params.get("artifactType"):
@@ -217,7 +262,7 @@ def _page(request: Request, key: str, names: Sequence[str], document: Mapping[st
     """Answer a list, narrowed by `n` and `last`, with a link to the rest: distribution-spec, *Listing Tags*."""
     asked = request.query_params.get("n", "")
     if asked and not (asked.isascii() and asked.isdecimal() and len(asked) <= 9):
-        return _failure(400, "PAGINATION_NUMBER_INVALID", "`n` is not a number")
+        return error_answer(400, "PAGINATION_NUMBER_INVALID", "`n` is not a number")
     last = request.query_params.get("last")
     rest = [name for name in names if last is None or name > last]
     count = min(int(asked), MAX_PAGE) if asked else len(rest)
@@ -225,28 +270,12 @@ def _page(request: Request, key: str, names: Sequence[str], document: Mapping[st
     headers = {}
     if shown and len(rest) > len(shown):
         headers["Link"] = f'<{request.url.path}?n={count}&last={quote(shown[-1])}>; rel="next"'
-    return _document({**document, key: shown}, headers)
-
-
-def _document(value: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
-    return Response(json.dumps(value), headers={**(headers or {}), **VERSION_HEADER}, media_type="application/json")
-
-
-def _failure(status: int, code: str, message: str, *, headers: Mapping[str, str] | None = None) -> Response:
-    value = {"errors": [{"code": code, "message": message}]}
-    return Response(
-        json.dumps(value),
-        status_code=status,
-        headers={**(headers or {}), **VERSION_HEADER},
-        media_type="application/json",
-    )
+    return json_answer({**document, key: shown}, headers)
 
 
 async def _no_such_endpoint(_request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
-    if status == 405:
-        return _failure(405, "UNSUPPORTED", "this registry is read-only", headers={"Allow": "GET, HEAD"})
-    return _failure(status, "NAME_UNKNOWN" if status == 404 else "UNKNOWN", "no such endpoint")
+    return error_answer(status, "NAME_UNKNOWN" if status == 404 else "UNKNOWN", "no such endpoint")
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,15 +360,18 @@ class Service:
     def run(self) -> None:
         """Serve; returns after SIGINT, SIGTERM or `stop`, when what is under way has ended or 5 s have passed."""
         handler = _Events(self._emit)
-        logger = logging.getLogger("uvicorn.error")
-        logger.addHandler(handler)
-        logger.propagate = False
+        # without a handler Python writes what a library logs to stderr as it is, whatever a client had in it
+        loggers = [logging.getLogger(name) for name in ("uvicorn.error", "asyncio")]
+        for logger in loggers:
+            logger.addHandler(handler)
+            logger.propagate = False
         # a signal before the event loop runs leaves uvicorn's coroutine behind, which Python then writes to stderr
         warnings.filterwarnings("ignore", "coroutine 'Server.serve' was never awaited", RuntimeWarning)
         try:
             self._server.run(sockets=[self._listener.socket])
         finally:
-            logger.removeHandler(handler)
+            for logger in loggers:
+                logger.removeHandler(handler)
             self._listener.close()
 
     def stop(self) -> None:

@@ -91,17 +91,15 @@ def serve(
     passwords = Passwords.read(options.htpasswd) if options.htpasswd else None
     blobs = CheckedBlobs(opened.store, emit=emit)
     if options.verify_first:
+        before = blobs.identities()
         verify_opened(opened, emit=emit).raise_if_wrong()
+        blobs.mark_checked(before)
         emit(Notice("verified all blobs before serving"))
     listener = Listener(listen)
     try:
         named = Destination(listener.address, "", options.maps, options.flatten)
         repositories = read_repositories(opened, named)
-        if options.verify_first:
-            for repository in repositories.values():
-                for descriptor in repository.blobs.values():
-                    blobs.mark_checked(descriptor)
-        service = Service(make_app(repositories, blobs, passwords=passwords), listener, tls=tls, emit=emit)
+        service = Service(make_app(repositories, blobs, passwords=passwords, emit=emit), listener, tls=tls, emit=emit)
         if not listener.is_loopback and tls is None:
             emit(
                 Warned(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import posixpath
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -17,6 +18,7 @@ from airferry.near.assemble.tree import Content, LayerTree
 from airferry.near.assemble.wheels import InstallScheme
 from airferry.near.probe.answers import PythonFacts
 from airferry.oci.documents import DEFAULT_PATH
+from airferry.wording import on_one_line
 
 CATALOGUE = "the catalogue"
 ENVIRONMENT = "the launcher's environment"
@@ -41,7 +43,7 @@ deactivate () {{
     fi
 }}
 deactivate nondestructive
-VIRTUAL_ENV="{folder}"
+VIRTUAL_ENV={folder}
 export VIRTUAL_ENV
 _OLD_VIRTUAL_PATH="$PATH"
 PATH="$VIRTUAL_ENV/bin:$PATH"
@@ -110,7 +112,9 @@ def add_environment(tree: LayerTree, python: PythonFacts, folder: str) -> Instal
         "executable": "/" + tree.resolve(base),
         "command": f"{python.executable} -m venv --without-pip {folder}",
     }
-    _add_text(tree, f"{folder}/pyvenv.cfg", "".join(f"{key} = {value}\n" for key, value in settings.items()))
+    _add_text(
+        tree, f"{folder}/pyvenv.cfg", "".join(f"{key} = {on_one_line(value)}\n" for key, value in settings.items())
+    )
     library = f"{folder}/lib/python{short}/site-packages"
     for made in (f"{folder}/include/python{short}", library):
         tree.add_folder(made)
@@ -120,7 +124,7 @@ def add_environment(tree: LayerTree, python: PythonFacts, folder: str) -> Instal
     for other in ("python", "python3", f"python{short}"):
         if other != name:
             tree.add_link(f"{folder}/bin/{other}", name, owner=ENVIRONMENT)
-    _add_text(tree, f"{folder}/bin/activate", _ACTIVATE.format(folder=folder))
+    _add_text(tree, f"{folder}/bin/activate", _ACTIVATE.format(folder=quoted_folder(folder)))
     return InstallScheme(
         purelib=library,
         platlib=library,
@@ -129,6 +133,12 @@ def add_environment(tree: LayerTree, python: PythonFacts, folder: str) -> Instal
         include=f"{folder}/include/site/python{short}",
         interpreter=f"{folder}/bin/python",
     )
+
+
+def quoted_folder(folder: str) -> str:
+    """Return a folder as a word of a POSIX shell: in double quotes, as `venv` has it, unless they would not do."""
+    quoted = shlex.quote(folder)
+    return f'"{folder}"' if quoted == folder else quoted
 
 
 def _add_text(tree: LayerTree, path: str, text: str) -> None:
