@@ -28,7 +28,7 @@ from airferry.far.relocate import parse_destination
 from airferry.far.serve.answers import selected_range
 from airferry.far.serve.blob import BlobAnswer
 from airferry.far.serve.offer import CheckedBlobs, Repository, read_repositories
-from airferry.far.serve.sendfile import BrokenOff
+from airferry.far.serve.protocol import BrokenOff
 from airferry.far.serve.server import Listener, Passwords, make_app
 from airferry.oci.digest import digest_of
 from airferry.oci.documents import IMAGE_INDEX, IMAGE_MANIFEST, Descriptor

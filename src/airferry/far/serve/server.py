@@ -10,7 +10,6 @@ import asyncio
 import base64
 import hashlib
 import hmac
-import logging
 import shlex
 import socket
 import ssl
@@ -34,6 +33,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from airferry.errors import ConfigurationError, HostError, IntegrityError, UsageError
 from airferry.events import Emit, Warned, silent
+from airferry.far.serve.admission import AdmittingSocket, Limits, raised_descriptor_limit
 from airferry.far.serve.answers import (
     VERSION_HEADER,
     ReadOnly,
@@ -45,8 +45,9 @@ from airferry.far.serve.answers import (
     selected_range,
 )
 from airferry.far.serve.blob import BlobAnswer
+from airferry.far.serve.complaints import Complaints
 from airferry.far.serve.offer import CheckedBlob, CheckedBlobs, Repository
-from airferry.far.serve.sendfile import FileProtocol, QuietServer
+from airferry.far.serve.protocol import BACKLOG, QuietServer
 from airferry.host import files
 from airferry.host.canonical import canonical_json
 from airferry.host.parsing import parse_count
@@ -56,7 +57,6 @@ from airferry.oci.documents import IMAGE_INDEX, Descriptor, Index
 
 MAX_PASSWORD_FILE_BYTES = 1024 * 1024
 MAX_PAGE = 1000
-BACKLOG = 1024
 GRACE_S = 5
 # blobs that are read and checked at a time; anyio has 40 threads, which everything else shares
 MOST_CHECKS = 8
@@ -304,7 +304,7 @@ class Listener:
         bare = host.strip("[]")
         family = socket.AF_INET6 if ":" in bare else socket.AF_INET
         try:
-            self.socket = socket.create_server((bare, number), family=family, backlog=BACKLOG)
+            self.socket = AdmittingSocket(socket.create_server((bare, number), family=family, backlog=BACKLOG))
         except (OSError, UnicodeError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise HostError(
@@ -325,7 +325,15 @@ class Listener:
 class Service:
     """A registry on a listener. `run` serves until the process is told to end, or `stop` is called."""
 
-    def __init__(self, app: ASGIApp, listener: Listener, *, tls: Tls | None = None, emit: Emit = silent) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        listener: Listener,
+        *,
+        tls: Tls | None = None,
+        limits: Limits | None = None,
+        emit: Emit = silent,
+    ) -> None:
         """Prepare the server.
 
         Raises:
@@ -334,7 +342,6 @@ class Service:
         self._listener = listener
         config = uvicorn.Config(
             app,
-            http=FileProtocol,
             loop="asyncio",
             ws="none",
             lifespan="off",
@@ -354,40 +361,33 @@ class Service:
                 f"certificate `{tls.certificate}` and key `{tls.key}` cannot be used: {error.strerror or error}",
                 hint="both are PEM files, the certificate with its chain, the key without a password",
             ) from error
-        self._server = QuietServer(config)
         self._emit = emit
+        self._complaints = Complaints(emit)
+        self._server = QuietServer(config, limits or Limits(), self._complaints.complain)
 
     def run(self) -> None:
         """Serve; returns after SIGINT, SIGTERM or `stop`, when what is under way has ended or 5 s have passed."""
-        handler = _Events(self._emit)
-        logger = logging.getLogger("uvicorn.error")
-        logger.addHandler(handler)
-        logger.propagate = False
         # a signal before the event loop runs leaves uvicorn's coroutine behind, which Python then writes to stderr
         warnings.filterwarnings("ignore", "coroutine 'Server.serve' was never awaited", RuntimeWarning)
+        wanted = self._server.limits
         try:
-            self._server.run(sockets=[self._listener.socket])
+            with self._complaints.listening(), raised_descriptor_limit(wanted.connections) as descriptors:
+                self._server.limits = wanted.within(descriptors)
+                if self._server.limits != wanted:
+                    self._emit(
+                        Warned(
+                            f"serves at most {self._server.limits.connections} connections at a time, as this process "
+                            f"may open only {descriptors} files",
+                            hint="raise the limit with `ulimit -n`",
+                        )
+                    )
+                self._server.run(sockets=[self._listener.socket])
         finally:
-            logger.removeHandler(handler)
             self._listener.close()
 
     def stop(self) -> None:
         """End the service from another thread."""
         self._server.should_exit = True
-
-
-class _Events(logging.Handler):
-    """Passes on what the server has to complain about."""
-
-    def __init__(self, emit: Emit) -> None:
-        super().__init__(logging.WARNING)
-        self._emit = emit
-
-    def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage().strip()
-        if record.exc_info and record.exc_info[1] is not None:
-            text += f": {record.exc_info[1]}"
-        self._emit(Warned(text))
 
 
 def names_offered(repositories: Iterable[Repository], address: str) -> list[tuple[str, str]]:
