@@ -66,7 +66,8 @@ def answers(tmp_path: Path) -> Answers:
 def served(app: ASGIApp, limits: Limits, events: list[Event] | None = None) -> Iterator[int]:
     """Serve an application on a free port while the block runs."""
     listener = Listener("127.0.0.1:0")
-    service = Service(app, listener, limits=limits, emit=(events if events is not None else []).append)
+    complaints = Complaints((events if events is not None else []).append)
+    service = Service(app, listener, limits=limits, complaints=complaints)
     thread = threading.Thread(target=service.run)
     thread.start()
     try:
