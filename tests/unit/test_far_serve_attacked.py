@@ -17,12 +17,18 @@ import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from airferry.events import Event, Warned
-from airferry.far.serve.admission import Admission, AdmittingSocket, Limits, client_address, raised_descriptor_limit
+from airferry.far.serve.admission import (
+    Admission,
+    AdmittingSocket,
+    ClientLimits,
+    client_address,
+    raised_descriptor_limit,
+)
 from airferry.far.serve.complaints import Complaints
 from airferry.far.serve.protocol import SENDFILE, BrokenOff
 from airferry.far.serve.server import Listener, Service
 
-QUICK = Limits(request_s=0.1, stall_s=0.2)
+QUICK = ClientLimits(request_s=0.1, stall_s=0.2)
 ENDS_WITHIN_S = 5
 FILE_BYTES = 64 << 20
 
@@ -63,7 +69,7 @@ def answers(tmp_path: Path) -> Answers:
 
 
 @contextmanager
-def served(app: ASGIApp, limits: Limits, events: list[Event] | None = None) -> Iterator[int]:
+def served(app: ASGIApp, limits: ClientLimits, events: list[Event] | None = None) -> Iterator[int]:
     """Serve an application on a free port while the block runs."""
     listener = Listener("127.0.0.1:0")
     complaints = Complaints((events if events is not None else []).append)
@@ -163,7 +169,7 @@ def test_a_client_that_does_not_read_is_cut_off(answers: Answers, path: str) -> 
 
 @pytest.mark.parametrize("path", ["/file", "/chunks"])
 def test_a_client_that_leaves_ends_its_answer(answers: Answers, path: str) -> None:
-    with served(answers, Limits()) as port:
+    with served(answers, ClientLimits()) as port:
         with closing(connect(port)) as gone:
             gone.sendall(request(path))
             gone.recv(100)
@@ -199,7 +205,7 @@ def admit() -> Iterator[Callable[..., Any]]:
     listening = AdmittingSocket(socket.create_server(("127.0.0.1", 0)))
     listening.setblocking(False)
     said: list[str] = []
-    listening.admission = Admission(Limits(connections=4, connections_per_address=3), said.append)
+    listening.admission = Admission(ClientLimits(connections=4, connections_per_address=3), said.append)
     ends: list[socket.socket] = [listening]
 
     def connecting(source: str) -> tuple[socket.socket, Any]:
@@ -268,10 +274,10 @@ def test_an_ipv6_network_counts_as_one_address(host: str, counted: str) -> None:
 
 
 def test_connections_stay_below_the_limit_of_descriptors() -> None:
-    assert Limits().within(10**6) == Limits()
-    few = Limits().within(1024)
+    assert ClientLimits().within(10**6) == ClientLimits()
+    few = ClientLimits().within(1024)
     assert (few.connections, few.connections_per_address) == (448, 112)
-    assert Limits().within(64).connections == 16 and Limits().within(1).connections == 1
+    assert ClientLimits().within(64).connections == 16 and ClientLimits().within(1).connections == 1
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
     try:

@@ -28,7 +28,7 @@ Peer = tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ClientLimits:
     """What clients are granted.
 
     `request_s` is how long a connection may take until a request's headers are complete, `stall_s` how long a client
@@ -40,7 +40,7 @@ class Limits:
     request_s: float = 10
     stall_s: float = 120
 
-    def within(self, descriptors: int) -> Limits:
+    def within(self, descriptors: int) -> ClientLimits:
         """Return the same limits with as many connections as there are descriptors for; an address keeps its share."""
         reserved = min(RESERVED_DESCRIPTORS, descriptors // 2)
         possible = max(1, (descriptors - reserved) // DESCRIPTORS_PER_CLIENT)
@@ -89,7 +89,7 @@ def client_address(host: str) -> str:
 class Admission:
     """Counts open connections, and decides who is let in. Lives on the event loop's thread."""
 
-    def __init__(self, limits: Limits, complain: Callable[[str], None]) -> None:
+    def __init__(self, limits: ClientLimits, complain: Callable[[str], None]) -> None:
         """Take the limits; `complain` is called for each connection that is closed because of them."""
         self._limits = limits
         self._complain = complain
@@ -190,7 +190,7 @@ class AdmittingSocket(socket.socket):
     def __init__(self, listening: socket.socket) -> None:
         """Take over a socket that listens."""
         super().__init__(fileno=listening.detach())
-        self.admission = Admission(Limits(), lambda _text: None)
+        self.admission = Admission(ClientLimits(), lambda _text: None)
 
     def accept(self) -> tuple[socket.socket, Any]:
         """Accept the next connection that is admitted, as asyncio's event loop calls it."""

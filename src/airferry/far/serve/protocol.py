@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from airferry.far.serve.admission import Admission, AdmittingSocket, Limits
+from airferry.far.serve.admission import Admission, AdmittingSocket, ClientLimits
 
 BACKLOG = 1024
 ACCEPTED_AT_A_TIME = 64
@@ -49,12 +49,14 @@ class _Length:
 class BoundedProtocol(H11Protocol):
     """A connection that sends files, unless TLS has to see the bytes, and on which nothing takes forever.
 
-    At any time, either a request is being answered, and the client takes what is sent to it within `Limits.stall_s`;
-    or a timer runs, and the connection ends unless the headers of a request are complete within `Limits.request_s`.
+    At any time, either a request is being answered, and the client takes what is sent to it within `ClientLimits.stall_s`;
+    or a timer runs, and the connection ends unless the headers of a request are complete within `ClientLimits.request_s`.
     uvicorn has a timer only between requests, which a single byte stops.
     """
 
-    def __init__(self, config: uvicorn.Config, server_state: ServerState, limits: Limits, admission: Admission) -> None:
+    def __init__(
+        self, config: uvicorn.Config, server_state: ServerState, limits: ClientLimits, admission: Admission
+    ) -> None:
         """Prepare for a connection of a server."""
         super().__init__(config, server_state, {})
         self._limits = limits
@@ -154,7 +156,7 @@ class BoundedProtocol(H11Protocol):
 class QuietServer(uvicorn.Server):
     """uvicorn with limits, which ends on SIGINT and SIGTERM without raising them once more."""
 
-    def __init__(self, config: uvicorn.Config, limits: Limits, complain: Callable[[str], None]) -> None:
+    def __init__(self, config: uvicorn.Config, limits: ClientLimits, complain: Callable[[str], None]) -> None:
         """Take what is granted to clients, and where to complain of those that want more."""
         super().__init__(config)
         self.limits = limits

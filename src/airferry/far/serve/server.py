@@ -28,7 +28,7 @@ from starlette.types import ASGIApp
 
 from airferry.errors import ConfigurationError, HostError, IntegrityError, UsageError
 from airferry.events import Emit, silent
-from airferry.far.serve.admission import AdmittingSocket, Limits, raised_descriptor_limit
+from airferry.far.serve.admission import AdmittingSocket, ClientLimits, raised_descriptor_limit
 from airferry.far.serve.answers import (
     VERSION_HEADER,
     ReadOnly,
@@ -248,7 +248,7 @@ class Service:
         listener: Listener,
         *,
         tls: Tls | None = None,
-        limits: Limits | None = None,
+        limits: ClientLimits | None = None,
         complaints: Complaints | None = None,
     ) -> None:
         """Prepare the server.
@@ -279,7 +279,7 @@ class Service:
                 hint="both are PEM files, the certificate with its chain, the key without a password",
             ) from error
         self._complaints = complaints or Complaints(silent)
-        self._server = QuietServer(config, limits or Limits(), self._complaints.complain)
+        self._server = QuietServer(config, limits or ClientLimits(), self._complaints.complain)
 
     def run(self) -> None:
         """Serve; returns after SIGINT, SIGTERM or `stop`, when what is under way has ended or 5 s have passed."""
