@@ -5,6 +5,10 @@ from __future__ import annotations
 import ast
 import io
 import json
+import logging
+import sys
+import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,6 +24,7 @@ from airferry.cli.app import run
 from airferry.cli.render import Reporter, data, data_line
 from airferry.errors import AirferryError, RegistryError
 from airferry.events import CommandRun, Event, Notice, Progress, StageFinished, StageStarted, Warned
+from airferry.far.serve.complaints import Complaints
 from airferry.wording import comment_line, obeyed, on_one_line, visible
 from catalogues import airgap, write_airgap, write_step
 
@@ -106,6 +111,30 @@ def test_a_traceback_commands_nothing(capsys: pytest.CaptureFixture[str]) -> Non
     assert "Traceback" in text and obeyed(text, lines=True) is None
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_what_python_writes_by_itself_commands_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for owner, name in ((threading, "excepthook"), (sys, "unraisablehook"), (warnings, "showwarning")):
+        monkeypatch.setattr(owner, name, getattr(owner, name))
+    render.escape_what_python_writes()
+
+    def fail() -> None:
+        raise ValueError(HOSTILE)
+
+    class Broken:
+        def __del__(self) -> None:
+            fail()
+
+    thread = threading.Thread(target=fail)
+    thread.start()
+    thread.join()
+    Broken()
+    warnings.showwarning(UserWarning(HOSTILE), UserWarning, "x.py", 1)
+    text = capsys.readouterr().err
+    assert text.count("ValueError: ") == 2 and "warning: " in text and obeyed(text, lines=True) is None
+
+
 @pytest.mark.parametrize("escaped", [True, False])
 def test_json_on_stdout_keeps_its_meaning(capsys: pytest.CaptureFixture[str], escaped: bool) -> None:
     data(json.dumps({"text": HOSTILE, HOSTILE: 1}, ensure_ascii=escaped, indent=2))
@@ -160,7 +189,10 @@ def test_what_is_said_is_a_literal_and_its_values_are_apart() -> None:
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "say":
                 markup = node.args[0]
                 made = any(isinstance(part, ast.FormattedValue | ast.Call) for part in ast.walk(markup))
-                if made or isinstance(markup, ast.Name | ast.Attribute):
+                texts = [part.value for part in ast.walk(markup) if isinstance(part, ast.Constant)]
+                places = sum(str(text).count("{}") for text in texts)
+                braces = sum(str(text).count("{") for text in texts)
+                if made or isinstance(markup, ast.Name | ast.Attribute) or not places == braces == len(node.args) - 1:
                     found.append(f"{path.name}:{node.lineno}")
     assert found == []
 
@@ -190,3 +222,14 @@ def test_what_no_command_takes_is_not_offered_to_a_shell(
 def test_a_name_from_the_command_line_commands_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["verify", f"/nowhere/{OBEYED}"]) == 2
     assert obeyed(capsys.readouterr().err, lines=True) is None
+
+
+def test_what_libraries_log_while_serving_goes_through_the_renderer(capsys: pytest.CaptureFixture[str]) -> None:
+    """Python writes what nothing handles to stderr as it is."""
+    events: list[Event] = []
+    seconds = iter(range(2))
+    with Complaints(events.append, clock=lambda: float(next(seconds))).listening():
+        for name in ("uvicorn.error", "asyncio"):
+            logging.getLogger(name).error(OBEYED)
+    assert len(events) == 2 and all(isinstance(event, Warned) for event in events)
+    assert capsys.readouterr().err == ""

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from airferry.events import Emit, Warned
 
 INTERVAL_S = 1.0
-# of uvicorn and of the event loop, which complains of what it cannot accept or close
+# of uvicorn, and of the event loop, which complains of what it cannot accept or close; without a handler Python writes
+# what a library logs to stderr as it is, whatever a client had in it
 LOGGERS = ("uvicorn.error", "asyncio")
 
 

@@ -49,9 +49,9 @@ class _Length:
 class BoundedProtocol(H11Protocol):
     """A connection that sends files, unless TLS has to see the bytes, and on which nothing takes forever.
 
-    At any time, either a request is being answered, and the client takes what is sent to it within `stall_s`; or a timer
-    runs, and the connection ends unless the headers of a request are complete within `request_s`. uvicorn has a timer
-    only between requests, which a single byte stops.
+    At any time, either a request is being answered, and the client takes what is sent to it within `stall_s`; or a
+    timer runs, and the connection ends unless the headers of a request are complete within `request_s`. uvicorn has a
+    timer only between requests, which a single byte stops.
     """
 
     def __init__(
