@@ -235,7 +235,7 @@ class RegistrySource(Source):
     def tagged_referrers(self, digest: str) -> list[Descriptor] | None:
         """Return the referrers that the tag standing in for the referrers API names, by digest; None without the tag.
 
-        GitLab's registry takes the tag for the digest, and answers with the subject itself: that is no tag.
+        GitLab's registry takes the tag for the digest, and answers with the subject itself: then there is no such tag.
 
         Raises:
             RegistryError: the registry does not answer or refuses, or (`NoReferrers`) the tag stands for something
