@@ -24,7 +24,7 @@ from airferry.host.files import MAX_NAME_BYTES, MAX_PATH_BYTES
 from airferry.host.parsing import parse_json
 from airferry.host.threads import Consumer
 from airferry.oci.digest import digest_hex
-from airferry.oci.ports import blocks
+from airferry.oci.ports import BLOCK_BYTES, blocks
 from airferry.oci.streams import BlockStream
 from airferry.oci.tar import BLOCK, CHARACTER, DIRECTORY, REGULAR, SYMLINK, TarEntry, TarReader
 from airferry.rootfs.files import MAX_KEPT_BYTES, FileFacts, read_source, reader_for
@@ -83,14 +83,23 @@ class LayerFacts:
     def from_bytes(cls, data: bytes) -> LayerFacts | None:
         """Return the facts that `to_bytes` wrote, or None where the bytes are others."""
         try:
-            reader = zstandard.ZstdDecompressor().stream_reader(data)
-            text = reader.read(MAX_FACTS_BYTES)
-            document = parse_json(text)
+            document = parse_json(_unpacked(data), max_values=None)
             if document["schema_version"] != FACTS_SCHEMA_VERSION:
                 return None
             return cls(document["folders"], [_entry_of(row) for row in document["entries"]])
-        except (ValueError, KeyError, TypeError, IndexError, zstandard.ZstdError):
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, zstandard.ZstdError):
             return None
+
+
+def _unpacked(data: bytes) -> bytes:
+    # in blocks: a read of all that there may be takes the memory for it before anything is read
+    reader = zstandard.ZstdDecompressor().stream_reader(data)
+    text = bytearray()
+    while block := reader.read(BLOCK_BYTES):
+        text += block
+        if len(text) > MAX_FACTS_BYTES:
+            raise ValueError(f"more than {MAX_FACTS_BYTES} bytes of facts")
+    return bytes(text)
 
 
 def _entry_of(row: list[Any]) -> tuple[int, str, Entry]:
