@@ -3,8 +3,8 @@
 A run gets `signal` at the `number`-th boundary, 0 for none. A boundary is whatever `files.boundary` marks (each fsync,
 rename and moved tag) and each answer of a registry. With `AIRFERRY_FAILING_DISK` in the run's environment the disk is
 full from that boundary on instead. Their names go to `log`, a line each. A run is a separate process, forked from one
-that has done nothing but import: importing takes longer than a run, and pip as well, whose place a folder takes. Nothing
-is killed while pip is at work.
+that has done nothing but import: importing takes longer than a run, and pip as well, whose place a folder takes.
+Nothing is killed while pip is at work.
 """
 
 from __future__ import annotations
