@@ -10,6 +10,7 @@ from airferry.errors import BuildError, IntegrityError
 from airferry.host.canonical import canonical_json
 from airferry.host.parsing import parse_json
 from airferry.host.progress import MIB
+from airferry.host.threads import parallel_map
 from airferry.oci.documents import (
     CONFIG_TYPES,
     INDEX_TYPES,
@@ -21,6 +22,7 @@ from airferry.oci.documents import (
     descriptor_of,
     expect_one_meaning,
 )
+from airferry.oci.entries import signature_tags
 from airferry.oci.platform import Platform
 from airferry.oci.ports import Source, Stored, WrappedSource
 from airferry.oci.streams import verifying
@@ -183,6 +185,21 @@ def read_referrers(source: Source, closure: Closure, *, depth: int = MAX_REFERRE
             inner = read_closure(source, referrer)
             found += [inner, *read_referrers(source, inner, depth=depth - 1)]
     return found
+
+
+def read_signatures(source: Source, closure: Closure, *, jobs: int) -> list[Shipment]:
+    """Return what cosign's tags name of an image and its parts: signatures, attestations, SBOMs, under these tags.
+
+    Raises:
+        IntegrityError: one of them is not what it should be.
+    """
+    tags = [tag for stored in closure.manifests for tag in signature_tags(stored.descriptor.digest)]
+    found = zip(tags, parallel_map(source.find_name, tags, jobs=jobs), strict=True)
+    return [
+        Shipment(tag, "", read_closure(source, descriptor), optional=True, reference=tag)
+        for tag, descriptor in found
+        if descriptor is not None
+    ]
 
 
 def subjects_first(shipments: Sequence[Shipment]) -> Iterator[list[Shipment]]:
