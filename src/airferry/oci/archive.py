@@ -31,7 +31,7 @@ from airferry.oci.documents import (
     Index,
     parse_index,
 )
-from airferry.oci.entries import as_referrer, find_entry, find_referrers, named
+from airferry.oci.entries import Referrers, as_referrer, find_entry, find_referrers, named
 from airferry.oci.layout import INDEX_FILE, LAYOUT_BYTES, LAYOUT_FILE, LAYOUT_VERSION, MAX_INDEX_BYTES
 from airferry.oci.platform import Platform
 from airferry.oci.ports import Sink, Source, Stored, blocks
@@ -258,6 +258,7 @@ class ArchiveSource(Source):
             IntegrityError: it is not an OCI archive.
         """
         self.path = path
+        self._referrers: Referrers | None = None
         self._entries = self._read_headers()
         version = self._layout_version()
         if version != LAYOUT_VERSION:
@@ -316,7 +317,10 @@ class ArchiveSource(Source):
 
     def referrers(self, digest: str) -> list[Descriptor]:
         """Return the top-level descriptors of artifacts whose subject is the digest, sorted by digest."""
-        return find_referrers(self, self.index.manifests, digest)
+        # two threads may both look the first time: that costs time, and they see the same
+        if self._referrers is None:
+            self._referrers = find_referrers(self, self.index.manifests)
+        return list(self._referrers.get(digest, ()))
 
     def _open(self) -> IO[bytes]:
         try:

@@ -26,6 +26,8 @@ from airferry.oci.ports import Source, Stored, WrappedSource
 from airferry.oci.streams import verifying
 
 MAX_REFERRER_DEPTH = 4
+# signatures and SBOMs of an image are a handful; annotations may say that any refers to any other
+MAX_REFERRERS = 1_000
 # the documents of a thousand images stay below it; a view takes several times its bytes, so the documents of a bundle
 # that is made to fill memory are read again instead
 MAX_REMEMBERED_BYTES = 16 * MIB
@@ -142,19 +144,32 @@ def select_platforms(index: Index, platforms: Collection[Platform], *, what: str
 
 
 def read_referrers(source: Source, closure: Closure, *, depth: int = MAX_REFERRER_DEPTH) -> list[Closure]:
-    """Return the artifacts that refer to any part of an image, and those that refer to these, subjects first.
+    """Return the artifacts that refer to any part of an image, and those that refer to these, each once, subjects
+    first.
 
     Raises:
-        IntegrityError: they refer to each other more than `depth` times over, or are not what they should be.
+        IntegrityError: they refer to each other more than `depth` times over, are more than MAX_REFERRERS, or are not
+            what they should be.
     """
-    found: list[Closure] = []
+    found: dict[str, Closure] = {}
+    _add_referrers(source, closure, depth, found)
+    return list(found.values())
+
+
+def _add_referrers(source: Source, closure: Closure, depth: int, found: dict[str, Closure]) -> None:
     for stored in closure.manifests:
         for referrer in source.referrers(stored.descriptor.digest):
+            if referrer.digest in found:
+                continue
             if depth == 0:
                 raise IntegrityError(f"artifacts refer to artifacts more than {MAX_REFERRER_DEPTH} levels deep")
-            inner = read_closure(source, referrer)
-            found += [inner, *read_referrers(source, inner, depth=depth - 1)]
-    return found
+            if len(found) >= MAX_REFERRERS:
+                raise IntegrityError(
+                    f"more than {MAX_REFERRERS} artifacts refer to `{closure.top.descriptor.digest}` or to each other, "
+                    "the limit for an image"
+                )
+            inner = found[referrer.digest] = read_closure(source, referrer)
+            _add_referrers(source, inner, depth - 1, found)
 
 
 def _add_manifest(closure: Closure, stored: Stored) -> None:

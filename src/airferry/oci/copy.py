@@ -9,6 +9,7 @@ or a Sink can do better than read and put, it says for itself (`oci.ports`).
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -141,7 +142,12 @@ class _Wanted:
     """A blob, and the repositories that want it."""
 
     descriptor: Descriptor
-    repositories: list[str] = field(default_factory=list)
+    among: dict[str, None] = field(default_factory=dict)
+
+    @property
+    def repositories(self) -> list[str]:
+        """The repositories, each once, in the order in which they were named."""
+        return list(self.among)
 
 
 class Transfer:
@@ -260,8 +266,7 @@ class Transfer:
                 blob = found.setdefault(digest, _Wanted(descriptor))
                 if blob.descriptor.size != descriptor.size:
                     raise IntegrityError(f"blob `{digest}` is declared with two different sizes", digest=digest)
-                if item.repository not in blob.repositories:
-                    blob.repositories.append(item.repository)
+                blob.among[item.repository] = None
         ordered = self._options.order(blob.descriptor for blob in found.values())
         return [found[descriptor.digest] for descriptor in ordered]
 
@@ -427,15 +432,28 @@ def copy_blob(
 
 def _subjects_first(shipments: Sequence[Shipment]) -> Iterator[list[Shipment]]:
     """Yield shipments in groups, those that something refers to before it. What is within a group goes side by side."""
-    waiting = list(shipments)
-    while waiting:
-        coming = {stored.descriptor.digest for item in waiting for stored in item.closure.manifests}
-        ready = [item for item in waiting if item.closure.top.subject not in coming]
+    coming = Counter(stored.descriptor.digest for item in shipments for stored in item.closure.manifests)
+    waiting: dict[str, list[int]] = {}
+    ready: list[int] = []
+    for number, item in enumerate(shipments):
+        subject = item.closure.top.subject
+        if subject in coming:
+            waiting.setdefault(str(subject), []).append(number)
+        else:
+            ready.append(number)
+    while ready:
+        yield [shipments[number] for number in ready]
+        freed: list[int] = []
+        for number in ready:
+            for stored in shipments[number].closure.manifests:
+                digest = stored.descriptor.digest
+                coming[digest] -= 1
+                if not coming[digest]:
+                    freed += waiting.pop(digest, ())
+        ready = sorted(freed)
+    if waiting:
         # digests cannot refer to each other in a circle; were it so, the order would not matter
-        ready = ready or waiting
-        yield ready
-        done = {id(item) for item in ready}
-        waiting = [item for item in waiting if id(item) not in done]
+        yield [shipments[number] for number in sorted(number for group in waiting.values() for number in group)]
 
 
 def _is_subject(item: Shipment, shipments: Iterable[Shipment]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from airferry.errors import ConfigurationError
 from airferry.oci.digest import is_digest
@@ -74,13 +74,22 @@ def find_entry(entries: Sequence[Descriptor], reference: str, *, where: str) -> 
     )
 
 
-def find_referrers(source: Source, entries: Sequence[Descriptor], digest: str) -> list[Descriptor]:
-    """Return the entries whose subject is the digest, by annotation or by the manifest's own field, sorted."""
-    found: dict[str, Descriptor] = {}
+Referrers = Mapping[str, list[Descriptor]]
+
+
+def find_referrers(source: Source, entries: Sequence[Descriptor]) -> Referrers:
+    """Return the entries that have a subject, by it: by annotation or by the manifest's own field, sorted by digest.
+
+    All of them at once: who asks for one digest asks for thousands, and each manifest is to be read once.
+    """
+    found: dict[str, dict[str, Descriptor]] = {}
+    own: dict[str, str | None] = {}
     for entry in entries:
         subject = (entry.annotations or {}).get(CONTAINERD_SUBJECT)
         if subject is None and entry.media_type in MANIFEST_TYPES:
-            subject = source.read_manifest(entry).subject
-        if subject == digest:
-            found[entry.digest] = entry
-    return [found[key] for key in sorted(found)]
+            if entry.digest not in own:
+                own[entry.digest] = source.read_manifest(entry).subject
+            subject = own[entry.digest]
+        if subject is not None:
+            found.setdefault(subject, {})[entry.digest] = entry
+    return {subject: [group[key] for key in sorted(group)] for subject, group in found.items()}

@@ -38,7 +38,7 @@ from airferry.oci.documents import (
     expect_one_meaning,
     parse_index,
 )
-from airferry.oci.entries import as_referrer, find_entry, find_referrers, named, names_of
+from airferry.oci.entries import Referrers, as_referrer, find_entry, find_referrers, named, names_of
 from airferry.oci.ports import Action, BlobOffer, Sink, Source, Stored, blocks
 from airferry.oci.resume import RESUMABLE_FROM_BYTES, fetch_blob
 from airferry.oci.streams import sized, verifying
@@ -117,6 +117,7 @@ class LayoutStore(Source, Sink):
         self.read_only = read_only
         self._blobs = path / "blobs" / "sha256"
         self._lock = threading.Lock()
+        self._referrers: tuple[tuple[int, ...], Referrers] | None = None
 
     @classmethod
     def create(cls, path: Path) -> LayoutStore:
@@ -276,7 +277,19 @@ class LayoutStore(Source, Sink):
 
         Both marks are understood: the annotation `io.containerd.manifest.subject`, and the manifest's own field.
         """
-        return find_referrers(self, self.read_index().manifests, digest)
+        state = self._index_state()
+        known = self._referrers
+        if known is None or known[0] != state:
+            known = self._referrers = (state, find_referrers(self, self.read_index().manifests))
+        return list(known[1].get(digest, ()))
+
+    def _index_state(self) -> tuple[int, ...]:
+        """Return what changes when index.json is replaced; nobody can set the time of a change (ctime)."""
+        try:
+            found = (self.path / INDEX_FILE).lstat()
+        except OSError:
+            return ()
+        return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
     def stored_digests(self) -> set[str]:
         """Return the digests of all regular files in the blob folder whose names are digests."""
@@ -414,6 +427,7 @@ class LayoutStore(Source, Sink):
         # entries of others come along as they are, with fields that nobody here knows
         expect_one_meaning(data, IMAGE_INDEX, what=f"`{self.path / INDEX_FILE}`")
         files.write_bytes(self.path / INDEX_FILE, data)
+        self._referrers = None
         return data
 
     def remove_blob(self, digest: str) -> None:
