@@ -38,9 +38,9 @@ from airferry.near.git import driver
 from airferry.near.git.driver import Submodule
 from airferry.near.wheels import pip
 from airferry.oci import closure
-from airferry.oci.closure import Closure, read_closure
+from airferry.oci.closure import Closure, read_closure, subjects_first
 from airferry.oci.codecs import inflate
-from airferry.oci.copy import _subjects_first, image_shipments
+from airferry.oci.copy import image_shipments
 from airferry.oci.documents import CONTAINERD_SUBJECT, Descriptor
 from airferry.oci.entries import named
 from airferry.oci.layout import LayoutStore
@@ -369,7 +369,7 @@ def test_a_chain_of_artifacts_is_put_in_order_by_reading_each_once(
     subjects = [item.closure.top.subject for item in found]
     digests = [item.descriptor.digest for item in found]
     assert all(subject is None or subject in digests[:at] for at, subject in enumerate(subjects))
-    groups = [[item.descriptor.digest for item in group] for group in _subjects_first(found)]
+    groups = [[item.descriptor.digest for item in group] for group in subjects_first(found)]
     assert [len(group) for group in groups[2:]] == [1] * 59
     assert sorted(digest for group in groups for digest in group) == sorted(digests)
     monkeypatch.setattr(shipments, "MAX_SHIPMENTS", 20)

@@ -160,7 +160,7 @@ def look_beside(
 
 
 def _file_of(folder: Path, name: str) -> tuple[int, int] | str:
-    """Return what tells the file of a name from others: device and inode; the name itself where it is no file."""
+    """Return what tells the file of a name from others: device and inode; the name itself where there is none."""
     path = _inside(folder, name)
     try:
         found = path.lstat() if path is not None else None

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import shlex
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from airferry.assets.staged import bundle_packs
 from airferry.bundle.twins import twin_of
 from airferry.bundle.verify import Bundle
 from airferry.errors import IntegrityError, UsageError
 from airferry.far.relocate import ARTIFACTS_REPOSITORY, Destination, relocate
-from airferry.oci.closure import Closure, read_closure
-from airferry.oci.copy import Shipment
+from airferry.oci.closure import Closure, RefusedShipment, Shipment, read_closure
 from airferry.oci.digest import digest_hex
 from airferry.oci.documents import Descriptor
 from airferry.oci.reference import Reference
@@ -46,6 +45,8 @@ def place_images(bundle: Bundle, destination: Destination) -> dict[str, Referenc
 def plan_shipments(bundle: Bundle, destination: Destination, places: Mapping[str, Reference]) -> list[Shipment]:
     """Return all that goes to the registry: images, then artifacts, each to where its subject goes.
 
+    Optional are Docker twins and, unless the destination requires them, artifacts.
+
     Raises:
         IntegrityError: an artifact refers to content that is not in the bundle, or all would be too many.
     """
@@ -60,6 +61,7 @@ def plan_shipments(bundle: Bundle, destination: Destination, places: Mapping[str
             homes.setdefault(stored.descriptor.digest, {})[item.repository] = None
     queue = deque((descriptor, read_closure(bundle.documents, descriptor)) for descriptor in bundle.artifacts)
     held: dict[str, list[tuple[Descriptor, Closure]]] = {}
+    optional = destination.artifacts != "require"
     while queue:
         descriptor, closure = queue.popleft()
         subject = closure.top.subject
@@ -74,12 +76,27 @@ def plan_shipments(bundle: Bundle, destination: Destination, places: Mapping[str
                 hint="map images to fewer repositories with `--map`",
             )
         for repository in repositories:
-            shipments.append(Shipment(f"{ARTIFACT_NAME}{descriptor.digest}", repository, closure))
+            shipments.append(Shipment(f"{ARTIFACT_NAME}{descriptor.digest}", repository, closure, optional))
             homes.setdefault(descriptor.digest, {})[repository] = None
         queue += held.pop(descriptor.digest, ())
     for waiting in held.values():
         raise IntegrityError(f"artifact `{waiting[0][0].digest}` refers to content that is not in the bundle")
     return shipments
+
+
+def is_artifact(item: Shipment) -> bool:
+    """Tell whether a shipment is one of the bundle's artifacts, not an image or its twin."""
+    return item.name.startswith(ARTIFACT_NAME)
+
+
+def part_skipped(
+    shipments: Sequence[Shipment], destination: Destination
+) -> tuple[list[Shipment], list[RefusedShipment]]:
+    """Return what a load sends, and what it leaves out because the destination takes no artifacts."""
+    if destination.artifacts != "skip":
+        return list(shipments), []
+    kept = [item for item in shipments if not is_artifact(item)]
+    return kept, [RefusedShipment(item, "skipped (`--artifacts skip`)") for item in shipments if is_artifact(item)]
 
 
 def artifact_tags(bundle: Bundle, shipments: Iterable[Shipment]) -> dict[str, str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from airferry.errors import BuildError, IntegrityError
@@ -68,6 +69,34 @@ class Closure:
     top: Stored
     manifests: list[Stored] = field(default_factory=list)
     blobs: dict[str, Descriptor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Shipment:
+    """An image or artifact on its way: what it is called, the repository it goes to, and what it consists of.
+
+    `repository` is empty where the sink is one place. `reference` is the name that it gets there, last of all. An
+    `optional` one goes after the others, and what the sink refuses of it does not keep the rest from arriving.
+    """
+
+    name: str
+    repository: str
+    closure: Closure
+    optional: bool = False
+    reference: str | None = None
+
+    @property
+    def descriptor(self) -> Descriptor:
+        """The descriptor of the whole."""
+        return self.closure.top.descriptor
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedShipment:
+    """An optional shipment that a sink refused, and what it said."""
+
+    item: Shipment
+    reason: str
 
 
 def read_closure(source: Source, descriptor: Descriptor, *, platforms: Collection[Platform] | None = None) -> Closure:
@@ -170,6 +199,38 @@ def _add_referrers(source: Source, closure: Closure, depth: int, found: dict[str
                 )
             inner = found[referrer.digest] = read_closure(source, referrer)
             _add_referrers(source, inner, depth - 1, found)
+
+
+def subjects_first(shipments: Sequence[Shipment]) -> Iterator[list[Shipment]]:
+    """Yield shipments in groups, those that something refers to before it. What is within a group goes side by side."""
+    coming = Counter(stored.descriptor.digest for item in shipments for stored in item.closure.manifests)
+    waiting: dict[str, list[int]] = {}
+    ready: list[int] = []
+    for number, item in enumerate(shipments):
+        subject = item.closure.top.subject
+        if subject in coming:
+            waiting.setdefault(str(subject), []).append(number)
+        else:
+            ready.append(number)
+    while ready:
+        yield [shipments[number] for number in ready]
+        freed: list[int] = []
+        for number in ready:
+            for stored in shipments[number].closure.manifests:
+                digest = stored.descriptor.digest
+                coming[digest] -= 1
+                if not coming[digest]:
+                    freed += waiting.pop(digest, ())
+        ready = sorted(freed)
+    if waiting:
+        # digests cannot refer to each other in a circle; were it so, the order would not matter
+        yield [shipments[number] for number in sorted(number for group in waiting.values() for number in group)]
+
+
+def is_subject(item: Shipment, shipments: Iterable[Shipment]) -> bool:
+    """Tell whether another shipment refers to a part of this one."""
+    parts = {stored.descriptor.digest for stored in item.closure.manifests}
+    return any(other.closure.top.subject in parts for other in shipments)
 
 
 def _add_manifest(closure: Closure, stored: Stored) -> None:
