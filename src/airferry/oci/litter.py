@@ -37,7 +37,7 @@ _IN_LAYOUTS = {"store.json": "hauler"}
 
 
 def litter_source(name: str, *, is_folder: bool, in_layout: bool = False) -> str | None:
-    """Return what leaves regular files, or folders, of a name behind, or None. Links are nobody's litter.
+    """Return what leaves regular files, or folders, of a name behind, or None. Links never count.
 
     With `in_layout`, what other tools add to the top of an image layout counts as well. A name that a terminal would
     obey never counts.
