@@ -421,8 +421,8 @@ def validate_layout(store: LayoutStore, index: Index, *, jobs: int | None = None
 def report_strays(layout: Path, report: ReportDefect) -> tuple[str, ...]:
     """Report what lies in a layout besides index.json, oci-layout and regular files named by digests.
 
-    What a desktop, a file system or another tool is known to leave is not a defect: it is returned, a line each, with the
-    command that removes it.
+    What a desktop, a file system or another tool is known to leave is not a defect: it is returned, a line each, with
+    the command that removes it.
     """
     litter: list[str] = []
 
