@@ -539,12 +539,12 @@ OTHERS = b'{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+js
 def test_two_who_load_different_bundles_under_the_same_tags_are_told(
     when: str, registry: ScriptedRegistry, bundles: dict[str, Path]
 ) -> None:
-    """Somebody moves a tag after the load asked for it, or after the load set it."""
+    """Somebody moves a tag while the load uploads, or after the load set it."""
     assert load(registry, bundles["old"]) == 0
     theirs = (OTHERS, "application/vnd.oci.image.index.v1+json")
 
     def take(exchange: Exchange) -> bool:
-        first = when == "before" and "bundle-" in exchange.call.path and exchange.call.method == "HEAD"
+        first = when == "before" and exchange.call.method == "POST"
         last = when == "after" and "bundle-" in exchange.call.path and exchange.call.method == "PUT"
         if first or last:
             registry.manifests[f"{TRAINER}@1.0"] = theirs
