@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import io
+import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,9 +25,15 @@ from airferry.assets.staged import compare_asset
 from airferry.bundle.catalogue import CataloguePaths
 from airferry.bundle.tree_paths import MAX_PATH_FOLDERS
 from airferry.errors import BuildError, HostError, IntegrityError
+from airferry.host.parsing import Malformed, parse_toml
+from airferry.jobs import configs
 from airferry.near.git import driver
 from airferry.near.git.driver import Submodule
+from airferry.near.wheels import pip
+from airferry.oci.codecs import inflate
 from airferry.oci.tar import END_OF_ARCHIVE, MAX_TAIL_BYTES, TarReader
+from airferry.plan.code import commands
+from airferry.rootfs import files
 
 SHA256 = "0" * 64
 
@@ -174,3 +183,86 @@ def test_a_checkout_that_does_not_fit_is_not_begun(tmp_path: Path, monkeypatch: 
     with pytest.raises(HostError, match=r"1048576\.0 TiB of files, but only"):
         driver.export_overlay("/r/1", "a" * 40, cache=tmp_path, into=tmp_path / "into")
     assert not (tmp_path / "into").exists()
+
+
+# --- TOML ------------------------------------------------------------------------------------------------------------
+
+LONG_KEYS = {
+    "header": "[" + "a." * 5_000 + "a]\n" + "".join(f"k{number}=1\n" for number in range(5_000)),
+    "key": "x=1\n\n" + "a." * 32 + "a=1\n",
+    "quoted": "a={" + '"\\"".' * 32 + "a=1}\n",
+    "literal": "'a' . " * 32 + "a=1\n",
+}
+
+
+@pytest.mark.parametrize("text", LONG_KEYS.values(), ids=LONG_KEYS)
+def test_keys_of_toml_have_a_bounded_number_of_parts(text: str) -> None:
+    with quickly(), pytest.raises(Malformed, match="a key of more than 32 parts, the limit") as caught:
+        parse_toml(text)
+    assert caught.value.line == (3 if text.startswith("x") else 1)
+
+
+@pytest.mark.parametrize(
+    "line", ['"\\' * 200_000, '"' * 200_000, "a " * 200_000, "." * 200_000, "' \"." * 100_000, "a" * 400_000 + "." * 32]
+)
+def test_looking_for_such_keys_takes_no_longer_than_reading(line: str) -> None:
+    with quickly(), suppress(Malformed):
+        parse_toml(line + "." * 32)
+
+
+def test_what_toml_may_hold_is_read() -> None:
+    assert parse_toml("a." * 31 + "a=1")
+    assert parse_toml('a="' + "1." * 31 + '1"\nb=[' + '"x.y",' * 40 + "]")["b"] == ["x.y"] * 40
+    with pytest.raises(Malformed, match="more than 4000000 values"):
+        parse_toml("a=[" + "[]," * 2_000_000 + "]")
+
+
+@pytest.mark.parametrize("number", ["0x" + "f" * 16, "-9223372036854775809", "0b" + "1" * 64, "0o" + "7" * 5_000])
+def test_integers_of_toml_have_64_bits(number: str) -> None:
+    with pytest.raises(Malformed, match="64 bits") as caught:
+        parse_toml(f"a = 1\nb = [{{c = {number}}}]\n")
+    assert caught.value.line == 2
+    assert parse_toml(f"a = 9223372036854775807\nb = '{number}'")["a"] == (1 << 63) - 1
+
+
+# --- patterns --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text"),
+    [
+        (configs._INTERPOLATION, "\\" * 100_000),
+        (commands._INSTALLER_WITHIN, "pip " * 50_000),
+        (pip._WHEEL, "." * 100_000),
+        (pip._WHEEL, "a-" * 50_000),
+        (files._GLIBC, b"a" * 200_000),
+    ],
+)
+def test_patterns_over_foreign_text_take_linear_time(pattern: re.Pattern[Any], text: Any) -> None:
+    with quickly():
+        assert not pattern.findall(text) or pattern is commands._INSTALLER_WITHIN
+
+
+def test_an_installer_within_other_arguments_is_found_in_linear_time() -> None:
+    with quickly():
+        assert not commands._installs_within("pip " * 50_000)
+    for text in ("su -c pip install x", "uv tool add x", "flock /l pip  install"):
+        assert commands._installs_within(text)
+    for text in ("pip list installed", "mypip install", "install pip ", "pip install-x"):
+        assert not commands._installs_within(text)
+
+
+# --- gzip ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", [b"", b"a"])
+def test_a_stream_of_tiny_gzip_members_takes_linear_time(content: bytes) -> None:
+    member = gzip.compress(content, mtime=0)
+    data = member * 50_000
+    for size in (1 << 20, 7, 4096):
+        part = data if size > 7 else member * 500
+        with quickly():
+            plain = b"".join(inflate((part[at : at + size] for at in range(0, len(part), size)), "gzip", what="it"))
+        assert plain == content * (len(part) // len(member))
+    with pytest.raises(IntegrityError, match="bytes after the end"):
+        list(inflate([data + b"x"], "gzip", what="it"))

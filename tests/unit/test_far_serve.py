@@ -27,9 +27,10 @@ from airferry.events import Event, Notice, Warned
 from airferry.far.relocate import parse_destination
 from airferry.far.serve.answers import selected_range
 from airferry.far.serve.blob import BlobAnswer
+from airferry.far.serve.logins import LoginLimits, Logins, Passwords
 from airferry.far.serve.offer import CheckedBlobs, Repository, read_repositories
-from airferry.far.serve.sendfile import BrokenOff
-from airferry.far.serve.server import Listener, Passwords, make_app
+from airferry.far.serve.protocol import BrokenOff
+from airferry.far.serve.server import Listener, make_app
 from airferry.oci.digest import digest_of
 from airferry.oci.documents import IMAGE_INDEX, IMAGE_MANIFEST, Descriptor
 from oci_images import make_bundle
@@ -407,7 +408,8 @@ def guarded(bundle: Path, tmp_path: Path) -> ASGIApp:
     hashed = bcrypt.hashpw(b"open sesame", bcrypt.gensalt(4)).decode().replace("$2b$", "$2y$")
     (tmp_path / "users").write_text(f"# who may pull\nferry:{hashed}\n")
     opened = open_bundle(bundle)
-    return make_app(repositories_of(bundle), CheckedBlobs(opened.store), passwords=Passwords.read(tmp_path / "users"))
+    logins = Logins(Passwords.read(tmp_path / "users"), limits=LoginLimits(refusal_s=0))
+    return make_app(repositories_of(bundle), CheckedBlobs(opened.store), logins=logins)
 
 
 def basic(user: str, password: str) -> dict[str, str]:

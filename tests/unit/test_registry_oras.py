@@ -306,6 +306,18 @@ def test_other_bytes_than_were_asked_for_are_refused(ask: str, registry: Scripte
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("data", [b"<html>", b"", b"\xff", b"[]", b"[" * 100_000, b"1"])
+def test_an_answer_that_is_no_json_object_is_an_error_of_the_registry(registry: ScriptedRegistry, data: bytes) -> None:
+    registry.faults.insert(0, lambda exchange: exchange.answer(200, data))
+    with RegistryClient(registry.address, options=options()) as client:
+        for ask in (
+            lambda: client.get_tags(f"{registry.address}/r/x"),
+            lambda: client.get_manifest(name(client.registry)),
+        ):
+            with pytest.raises(RegistryError, match="JSON"):
+                ask()
+
+
 def test_another_manifest_than_was_asked_for_is_refused(registry: ScriptedRegistry) -> None:
     digest = sha256(b"another")
     registry.manifests[f"r/x@{digest}"] = registry.manifests["r/x@1"]

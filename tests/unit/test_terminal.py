@@ -6,9 +6,11 @@ import ast
 import io
 import json
 import logging
+import sys
+import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -22,7 +24,7 @@ from airferry.cli.app import run
 from airferry.cli.render import Reporter, data, data_line
 from airferry.errors import AirferryError, RegistryError
 from airferry.events import CommandRun, Event, Notice, Progress, StageFinished, StageStarted, Warned
-from airferry.far.serve.server import Service
+from airferry.far.serve.complaints import Complaints
 from airferry.wording import comment_line, obeyed, on_one_line, visible
 from catalogues import airgap, write_airgap, write_step
 
@@ -99,6 +101,11 @@ def test_no_error_commands_the_terminal_and_none_forges_a_hint(reporter: Reporte
     assert rest[:2] == ["  hint:  run this", "  error: \\udcff"] and rest[2].startswith("hint:  [link=")
 
 
+def test_no_message_floods_the_terminal(reporter: Reporter) -> None:
+    reporter.error(AirferryError("x" * 5_000_000))
+    assert len(shown(reporter)) < 60_000 and "(4950000 more characters)" in shown(reporter)
+
+
 def test_a_traceback_commands_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     reporter = Reporter(debug=True)
     try:
@@ -107,6 +114,30 @@ def test_a_traceback_commands_nothing(capsys: pytest.CaptureFixture[str]) -> Non
         reporter.trace()
     text = capsys.readouterr().err
     assert "Traceback" in text and obeyed(text, lines=True) is None
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_what_python_writes_by_itself_commands_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for owner, name in ((threading, "excepthook"), (sys, "unraisablehook"), (warnings, "showwarning")):
+        monkeypatch.setattr(owner, name, getattr(owner, name))
+    render.escape_what_python_writes()
+
+    def fail() -> None:
+        raise ValueError(HOSTILE)
+
+    class Broken:
+        def __del__(self) -> None:
+            fail()
+
+    thread = threading.Thread(target=fail)
+    thread.start()
+    thread.join()
+    Broken()
+    warnings.showwarning(UserWarning(HOSTILE), UserWarning, "x.py", 1)
+    text = capsys.readouterr().err
+    assert text.count("ValueError: ") == 2 and "warning: " in text and obeyed(text, lines=True) is None
 
 
 @pytest.mark.parametrize("escaped", [True, False])
@@ -201,11 +232,9 @@ def test_a_name_from_the_command_line_commands_nothing(capsys: pytest.CaptureFix
 def test_what_libraries_log_while_serving_goes_through_the_renderer(capsys: pytest.CaptureFixture[str]) -> None:
     """Python writes what nothing handles to stderr as it is."""
     events: list[Event] = []
-    service = Service.__new__(Service)
-    names = ("uvicorn.error", "asyncio")
-    run_server = SimpleNamespace(run=lambda sockets: [logging.getLogger(name).error(OBEYED) for name in names])
-    listener = SimpleNamespace(socket=None, close=lambda: None)
-    vars(service).update(_emit=events.append, _listener=listener, _server=run_server)
-    service.run()
+    seconds = iter(range(2))
+    with Complaints(events.append, clock=lambda: float(next(seconds))).listening():
+        for name in ("uvicorn.error", "asyncio"):
+            logging.getLogger(name).error(OBEYED)
     assert len(events) == 2 and all(isinstance(event, Warned) for event in events)
     assert capsys.readouterr().err == ""

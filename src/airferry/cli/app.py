@@ -16,7 +16,7 @@ import typer
 import airferry
 from airferry.cli import assets, building, bundles, catalogue, completion, jobs, registries, rehearse, serving
 from airferry.cli.flags import show_flags_as_flags
-from airferry.cli.render import Reporter, data_line
+from airferry.cli.render import Reporter, data_line, escape_what_python_writes
 from airferry.errors import AirferryError, HostError
 from airferry.host import files, process
 
@@ -91,6 +91,7 @@ def main() -> None:
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
+    escape_what_python_writes()
     # names of files may be no text, and the terminal's encoding may lack a character: neither ends a command
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")

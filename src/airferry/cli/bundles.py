@@ -12,6 +12,7 @@ import typer
 
 from airferry import api
 from airferry.cli.options import (
+    ArtifactsOption,
     CaFileOption,
     FlattenOption,
     JsonOption,
@@ -93,6 +94,7 @@ def load(
     ] = None,
     maps: MapOption = None,
     flatten: FlattenOption = False,
+    artifacts: ArtifactsOption = "try",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what a load would send and tag.")] = False,
     rollback: Annotated[
         Path | None,
@@ -142,7 +144,7 @@ def load(
     if bundle is None or to is None:
         raise UsageError("`load` requires a bundle and `--to HOST:PORT/PREFIX`", hint="or `--rollback RECEIPT`")
     common: dict[str, Any] = {
-        "to": api.parse_destination(to, maps=parse_maps(maps or []), flatten=flatten),
+        "to": api.parse_destination(to, maps=parse_maps(maps or []), flatten=flatten, artifacts=artifacts),
         "root": root,
         "dry_run": dry_run,
         "options": options,
@@ -201,10 +203,11 @@ def _show_commands(outcome: api.LoadOutcome, reporter: Reporter) -> None:
         reporter.say("Next: [bold]{}[/] writes {}; so does a load with `--jobs DIR`.", overlays, what)
     else:
         reporter.say(
-            "Next: [bold]{} --source CATALOGUE[/] writes {}. The bundle contains no catalogue: use a copy of the one "
+            "Next: [bold]{} --source CATALOGUE[/] writes {}. The {} no catalogue: use a copy of the one "
             "that it was built from; the launcher image has it in its working directory.",
             overlays,
             what,
+            "bundle contains" if outcome.manifest.catalogue is None else "registry holds",
         )
 
 

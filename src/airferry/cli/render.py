@@ -12,6 +12,7 @@ import re
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 PLAIN_INTERVAL_S = 10.0
 SHOWN_TAIL_LINES = 15
+# a name in a foreign index may have megabytes
+MAX_MESSAGE_CHARACTERS = 50_000
 NARROW_COLUMNS = 100
 BAR_COLUMNS = {"wide": 24, "narrow": 8}
 ELAPSED_COLUMNS = len("0:00:00")
@@ -47,6 +50,8 @@ def escape(text: str) -> str:
 
 def _indented(text: str) -> str:
     """Return text for rich so that none of its lines but the first begins where ours do: no `hint:` is forged."""
+    if len(text) > MAX_MESSAGE_CHARACTERS:
+        text = f"{text[:MAX_MESSAGE_CHARACTERS]}… ({len(text) - MAX_MESSAGE_CHARACTERS} more characters)"
     return escape(_NEW_LINE.sub("\n  ", text))
 
 
@@ -148,14 +153,14 @@ class Reporter:
             more = "; `--verbose` lists them" if event.details and not self.verbose else ""
             self._line(_indented(event.text + more))
             for line in event.details if self.verbose else ():
-                self._line(f"  {escape(line)}")
+                self._line(f"  {_indented(line)}")
         elif isinstance(event, CommandRun) and self.debug:
-            self._line(f"[dim]$ {escape(event.command)}[/]")
+            self._line(f"[dim]$ {_indented(event.command)}[/]")
 
     def _begin(self, event: StageStarted) -> None:
         detail = f" {event.detail}" if event.detail else ""
         if self._live is None:
-            self._line(f"[bold]{escape(event.stage)}[/]{escape(detail)} …")
+            self._line(f"[bold]{_indented(event.stage)}[/]{_indented(detail)} …")
             return
         amount = self._fitting(event.detail, taken=self.console.width // 2)
         name = self._row_name(event.stage, amount)
@@ -167,7 +172,7 @@ class Reporter:
         if self._live is not None and event.stage in self._tasks:
             self._live.remove_task(self._tasks.pop(event.stage))
         said = self._fitting(f"{event.stage}{detail}", taken=len(f"✓  ({how})"))
-        self._line(f"[green]✓[/] {escape(said)} ({how})")
+        self._line(f"[green]✓[/] {_indented(said)} ({how})")
 
     def _advance(self, event: Progressed) -> None:
         counted = event.unit == "bytes"
@@ -191,7 +196,7 @@ class Reporter:
         last = self._last_line.setdefault(event.task, now)
         if now - last >= PLAIN_INTERVAL_S:
             self._last_line[event.task] = now
-            self._line(f"  {escape(event.task)}: {escape(amount)}")
+            self._line(f"  {_indented(event.task)}: {escape(amount)}")
 
     @property
     def _bar_columns(self) -> int:
@@ -241,9 +246,28 @@ class Reporter:
         self.console.print(f"[bold red]error:[/] {_indented(error.message)}")
         tail = () if "\n" in error.message else error.tail
         for line in tail[-SHOWN_TAIL_LINES:]:
-            self.console.print(f"  [dim]|[/] {escape(line)}")
+            self.console.print(f"  [dim]|[/] {_indented(line)}")
         if error.hint:
             self.console.print(f"[bold]hint:[/]  {_indented(error.hint)}")
+
+
+def escape_what_python_writes() -> None:
+    """Have Python escape what it writes to stderr by itself: errors of threads and destructors, and warnings."""
+
+    def of_thread(failed: threading.ExceptHookArgs) -> None:
+        lines = traceback.format_exception(failed.exc_type, failed.exc_value, failed.exc_traceback)
+        sys.stderr.write(visible("".join(lines)))
+
+    def of_destructor(failed: sys.UnraisableHookArgs) -> None:
+        lines = traceback.format_exception(failed.exc_type, failed.exc_value, failed.exc_traceback)
+        sys.stderr.write(visible(f"{failed.err_msg or 'error ignored in'}: {failed.object!r}\n{''.join(lines)}"))
+
+    def of_warning(message: Warning | str, *_where: object, **_more: object) -> None:
+        sys.stderr.write(visible(f"warning: {message}\n"))
+
+    threading.excepthook = of_thread
+    sys.unraisablehook = of_destructor
+    warnings.showwarning = of_warning
 
 
 def data(text: str) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from airferry.errors import ConfigurationError, UsageError
-from airferry.events import Emit, silent
+from airferry.events import Emit, Warned, silent
 from airferry.host import files
 from airferry.oci.archive import ArchiveSource, write_oci_archive
 from airferry.oci.closure import expect_unambiguous
@@ -114,6 +114,8 @@ def copy(
             there = _named(there, name)
             reference = there.name
         shipments = image_shipments(held, descriptor, platforms=wanted, reference=reference, referrers=referrers)
+        for doubt in held.unknown_referrers():
+            emit(Warned(doubt, hint="if the image has signatures or other artifacts, copy them by digest"))
         for item in shipments:
             expect_unambiguous(held, item.closure)
         if isinstance(there, FilePlace) and there.archive:
@@ -121,7 +123,8 @@ def copy(
         else:
             with _open_sink(there, origin, client) as sink:
                 steps = CopyOptions(jobs=options.jobs, task=f"copy {descriptor.digest}", emit=emit)
-                transfer(shipments, held, sink, steps)
+                for one in transfer(shipments, held, sink, steps).refused:
+                    emit(Warned(f"`{one.item.name}`, which refers to the image, was not copied: {one.reason}"))
     return CopyResult(shipments[0].descriptor, str(there))
 
 

@@ -18,12 +18,12 @@ from airferry.bundle.verify import Bundle, VerifyReport, expect_outside, find_la
 from airferry.config.submit import submit_command
 from airferry.defaults import OVERLAYS_FOLDER
 from airferry.errors import RegistryError, UsageError
-from airferry.events import Emit, Warned, silent
+from airferry.events import Emit, silent
 from airferry.far.destinations import hold_destination
-from airferry.far.push import RegistrySinks, audit, load_transfer
+from airferry.far.push import RegistrySinks, audit, load_transfer, say_left_out
 from airferry.far.receipts import left_out, make_receipt, receipt_name
 from airferry.far.relocate import Destination, parse_destination
-from airferry.far.shipments import ARTIFACT_NAME, artifact_tag, place_images, plan_shipments
+from airferry.far.shipments import ARTIFACT_NAME, artifact_tag, part_skipped, place_images, plan_shipments
 from airferry.far.tags import (
     TagMove,
     WantedTag,
@@ -37,7 +37,8 @@ from airferry.far.tags import (
 from airferry.host import files
 from airferry.host.canonical import plain_data
 from airferry.host.stages import stage
-from airferry.oci.copy import CopyReport, Shipment, Transfer
+from airferry.oci.closure import RefusedShipment, Shipment
+from airferry.oci.copy import CopyReport, Transfer
 from airferry.oci.reference import Reference
 from airferry.registry.client import ClientOptions, RegistryClient
 from airferry.registry.profile import keep_learned, read_profile
@@ -71,6 +72,7 @@ class LoadOutcome:
             f"mounted from another repository, {pushed.present_blobs} already present; "
             f"{counted(pushed.manifests, 'manifest')}, "
             f"{len(self.moved_tags)} of {counted(len(self.tags), 'tag')} moved"
+            + (f"; {counted(len(self.receipt.left_out), 'part')} left out" if self.receipt.left_out else "")
         )
 
     @property
@@ -162,7 +164,7 @@ def load(
     report = stage("verify", emit, lambda: verify_opened(opened, emit=emit))
     report.raise_if_wrong()
     places = place_images(opened, destination)
-    shipments = plan_shipments(opened, destination, places)
+    shipments, without = part_skipped(plan_shipments(opened, destination, places), destination)
     with (
         hold_destination(str(destination), purpose=f"load into `{destination}`") as records,
         RegistryClient(destination.registry, options=options, emit=emit) as client,
@@ -182,18 +184,22 @@ def load(
         say_where_from(tags, own, receipt_path, emit)
         if dry_run:
             pushed = transfer.preview(shipments)
+            without += pushed.refused
         else:
             try:
                 with _naming_the_rest(transfer, shipments):
                     pushed = stage("push", emit, lambda: transfer.send(shipments))
             finally:
                 keep_learned(known, uploader.limits, mounts=uploader.mounts)
-            refused = _say_refused(pushed, destination, emit)
-            shipments = [item for item in shipments if item.name not in refused]
-            tags = [move for move in tags if move.reference not in {str(places[name]) for name in refused}]
-            stage("audit", emit, lambda: audit(transfer, shipments, registry=destination.registry))
+            there = _less(shipments, pushed.refused)
+            unseen = stage("audit", emit, lambda: audit(transfer, there, registry=destination.registry))
+            without += [*pushed.refused, *unseen]
+        say_left_out(without, destination, emit)
+        shipments = _less(shipments, without)
+        there_now = {item.reference for item in _wanted_tags(opened, sinks, places, shipments)}
+        tags = [move for move in tags if move.reference in there_now]
         made = make_receipt(opened, destination, places, tags, shipments, verified=root is not None)
-        made = made.model_copy(update={"left_out": left_out(pushed, places)})
+        made = made.model_copy(update={"left_out": left_out(without, destination, places)})
         if not dry_run:
             taken = stage("tag", emit, lambda: move_tags(tags, sinks, records, root=opened.root))
             ours = [move for move in tags if move.reference not in taken]
@@ -253,17 +259,10 @@ def _naming_the_rest(transfer: Transfer, shipments: Sequence[Shipment]) -> Itera
         ) from error
 
 
-def _say_refused(pushed: CopyReport, destination: Destination, emit: Emit) -> set[str]:
-    """Warn about the optional shipments that the registry refused, and return their names."""
-    if pushed.refused:
-        emit(
-            Warned(
-                f"`{destination.registry}` refuses the Docker twins of its images ({len(pushed.refused)}), "
-                f"so they are skipped and everything else is loaded: {pushed.refused[0].reason}",
-                hint="enroot then gets the images themselves; `airferry check` tells whether it can import them",
-            )
-        )
-    return {refused.item.name for refused in pushed.refused}
+def _less(shipments: Sequence[Shipment], refused: Sequence[RefusedShipment]) -> list[Shipment]:
+    """Return the shipments without those that were refused; one artifact may go to several repositories."""
+    out = {(one.item.name, one.item.repository) for one in refused}
+    return [item for item in shipments if (item.name, item.repository) not in out]
 
 
 def _wanted_tags(
@@ -276,5 +275,5 @@ def _wanted_tags(
         sink = sinks(item.repository)
         tag = place.tag if place is not None else artifact_tag(bundle, item)
         if tag is not None:
-            wanted.append(WantedTag(f"{sink}:{tag}", sink, tag, item.closure.top))
+            wanted.append(WantedTag(f"{sink}:{tag}", sink, tag, item.closure.top, item.optional))
     return wanted

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from airferry.assets.staged import bundle_packs
 from airferry.bundle.twins import twin_of
 from airferry.bundle.verify import Bundle
 from airferry.errors import IntegrityError, UsageError
 from airferry.far.relocate import ARTIFACTS_REPOSITORY, Destination, relocate
-from airferry.oci.closure import read_closure
-from airferry.oci.copy import Shipment
+from airferry.oci.closure import RefusedShipment, Shipment, read_closure
 from airferry.oci.digest import digest_hex
 from airferry.oci.documents import Descriptor
 from airferry.oci.reference import Reference
@@ -43,6 +42,8 @@ def place_images(bundle: Bundle, destination: Destination) -> dict[str, Referenc
 def plan_shipments(bundle: Bundle, destination: Destination, places: Mapping[str, Reference]) -> list[Shipment]:
     """Return all that goes to the registry: images, then artifacts, each to where its subject goes.
 
+    Optional are Docker twins and, unless the destination requires them, artifacts.
+
     Raises:
         IntegrityError: an artifact refers to content that is not in the bundle.
     """
@@ -66,12 +67,28 @@ def plan_shipments(bundle: Bundle, destination: Destination, places: Mapping[str
                 continue
             repositories = homes[subject] if subject else [destination.repository(ARTIFACTS_REPOSITORY)]
             for repository in dict.fromkeys(repositories):
-                shipments.append(Shipment(f"{ARTIFACT_NAME}{descriptor.digest}", repository, closure))
+                optional = destination.artifacts != "require"
+                shipments.append(Shipment(f"{ARTIFACT_NAME}{descriptor.digest}", repository, closure, optional))
                 homes.setdefault(descriptor.digest, []).append(repository)
         if len(held) == len(waiting):
             raise IntegrityError(f"artifact `{held[0].digest}` refers to content that is not in the bundle")
         waiting = held
     return shipments
+
+
+def is_artifact(item: Shipment) -> bool:
+    """Tell whether a shipment is one of the bundle's artifacts, not an image or its twin."""
+    return item.name.startswith(ARTIFACT_NAME)
+
+
+def part_skipped(
+    shipments: Sequence[Shipment], destination: Destination
+) -> tuple[list[Shipment], list[RefusedShipment]]:
+    """Return what a load sends, and what it leaves out because the destination takes no artifacts."""
+    if destination.artifacts != "skip":
+        return list(shipments), []
+    kept = [item for item in shipments if not is_artifact(item)]
+    return kept, [RefusedShipment(item, "skipped (`--artifacts skip`)") for item in shipments if is_artifact(item)]
 
 
 def artifact_tag(bundle: Bundle, item: Shipment) -> str | None:

@@ -58,6 +58,7 @@ class WantedTag:
     sink: RegistrySink
     tag: str
     stored: Stored
+    optional: bool = False
 
 
 def plan_tags(wanted: Iterable[WantedTag], known: Mapping[str, str | None], *, jobs: int) -> list[TagMove]:
@@ -68,7 +69,13 @@ def plan_tags(wanted: Iterable[WantedTag], known: Mapping[str, str | None], *, j
     """
 
     def ask(item: WantedTag) -> TagMove:
-        current = item.sink.source.find(item.tag)
+        try:
+            current = item.sink.source.find(item.tag)
+        except RegistryError as error:
+            # whether the registry takes an optional one is found out by sending it
+            if not item.optional or not item.sink.refuses(error):
+                raise
+            current = None
         digest = item.stored.descriptor.digest
         previous = known[item.reference] if current == digest and item.reference in known else current
         return TagMove(item.reference, item.sink.repository, item.tag, item.stored, current, previous)

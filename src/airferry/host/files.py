@@ -9,15 +9,17 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import itertools
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from airferry.errors import HostError
+from airferry.errors import BuildError, HostError
 
 TEMPORARY_PREFIX = ".airferry-"
 MAX_PATH_BYTES = 4096  # PATH_MAX of Linux
@@ -243,12 +245,66 @@ def read_bounded(path: Path, *, limit_bytes: int) -> bytes:
     return data
 
 
-def remove_tree(path: Path) -> None:
-    """Remove a file or folder, read-only folders included. Idempotent; links are not followed."""
-    if path.is_symlink() or path.is_file():
-        path.unlink(missing_ok=True)
-        return
+@contextmanager
+def open_left(path: Path) -> Iterator[IO[bytes]]:
+    """Open what code that is not trusted left, or may have put in place of what was there; it runs no longer.
 
+    Whatever it is, nothing waits for it and no link is followed: only a regular file is opened.
+
+    Raises:
+        BuildError: it is something else, was removed, or may not be read.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        kind = "a symlink" if error.errno == errno.ELOOP else os.strerror(error.errno or 0)
+        raise BuildError(f"cannot read `{path.name}` that was left behind: {kind}", path=str(path)) from error
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise BuildError(f"`{path.name}` that was left behind is not a regular file", path=str(path))
+    with open(handle, "rb") as stream:  # noqa: PTH123
+        yield stream
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a file or folder, however deep, read-only folders included. Idempotent; links are not followed."""
+    try:
+        if path.is_symlink() or not path.is_dir():
+            path.unlink(missing_ok=True)
+            return
+        try:
+            _remove_folder(path)
+        except RecursionError:
+            _flatten(path)
+            _remove_folder(path)
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENAMETOOLONG):
+                raise
+            _flatten(path)
+            _remove_folder(path)
+    except OSError as error:
+        raise translate_os_error(error, doing="remove", path=path) from error
+
+
+def _flatten(top: Path) -> None:
+    """Move all folders below a folder right into it: paths, open files and the stack have limits, its depth none."""
+    names = (f"{TEMPORARY_PREFIX}{number}" for number in itertools.count())
+    pending = [top]
+    while pending:
+        folder = pending.pop()
+        folder.chmod(0o700)
+        with os.scandir(folder) as entries:
+            below = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+        for path in below:
+            Path(path).chmod(0o700)  # a folder is moved by who may write to it
+            moved = Path(path)
+            if folder != top:
+                moved = next(place for name in names if not os.path.lexists(place := top / name))
+                Path(path).rename(moved)
+            pending.append(moved)
+
+
+def _remove_folder(path: Path) -> None:
     retried: set[str] = set()
 
     def unlock(function: Callable[..., Any], name: str, error: tuple[Any, BaseException, Any]) -> None:
@@ -257,18 +313,15 @@ def remove_tree(path: Path) -> None:
         retried.add(name)
         with suppress(OSError):
             Path(name).parent.chmod(0o700)
-            Path(name).chmod(0o700)
+            if not Path(name).is_symlink():  # the mode would be that of what it points to
+                Path(name).chmod(0o700)
         if function in (os.unlink, os.rmdir):
             with suppress(FileNotFoundError):
                 function(name)
-        elif Path(name).is_dir():
+        elif Path(name).is_dir() and not Path(name).is_symlink():
             shutil.rmtree(name, onerror=unlock)
 
-    try:
-        if path.exists():
-            shutil.rmtree(path, onerror=unlock)
-    except OSError as error:
-        raise translate_os_error(error, doing="remove", path=path) from error
+    shutil.rmtree(path, onerror=unlock)
 
 
 def remove_stale_temporaries(folder: Path) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from airferry.errors import BuildError, IntegrityError
@@ -66,6 +66,34 @@ class Closure:
     top: Stored
     manifests: list[Stored] = field(default_factory=list)
     blobs: dict[str, Descriptor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Shipment:
+    """An image or artifact on its way: what it is called, the repository it goes to, and what it consists of.
+
+    `repository` is empty where the sink is one place. `reference` is the name that it gets there, last of all. An
+    `optional` one goes after the others, and what the sink refuses of it does not keep the rest from arriving.
+    """
+
+    name: str
+    repository: str
+    closure: Closure
+    optional: bool = False
+    reference: str | None = None
+
+    @property
+    def descriptor(self) -> Descriptor:
+        """The descriptor of the whole."""
+        return self.closure.top.descriptor
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedShipment:
+    """An optional shipment that a sink refused, and what it said."""
+
+    item: Shipment
+    reason: str
 
 
 def read_closure(source: Source, descriptor: Descriptor, *, platforms: Collection[Platform] | None = None) -> Closure:
@@ -155,6 +183,25 @@ def read_referrers(source: Source, closure: Closure, *, depth: int = MAX_REFERRE
             inner = read_closure(source, referrer)
             found += [inner, *read_referrers(source, inner, depth=depth - 1)]
     return found
+
+
+def subjects_first(shipments: Sequence[Shipment]) -> Iterator[list[Shipment]]:
+    """Yield shipments in groups, those that something refers to before it. What is within a group goes side by side."""
+    waiting = list(shipments)
+    while waiting:
+        coming = {stored.descriptor.digest for item in waiting for stored in item.closure.manifests}
+        ready = [item for item in waiting if item.closure.top.subject not in coming]
+        # digests cannot refer to each other in a circle; were it so, the order would not matter
+        ready = ready or waiting
+        yield ready
+        done = {id(item) for item in ready}
+        waiting = [item for item in waiting if id(item) not in done]
+
+
+def is_subject(item: Shipment, shipments: Iterable[Shipment]) -> bool:
+    """Tell whether another shipment refers to a part of this one."""
+    parts = {stored.descriptor.digest for stored in item.closure.manifests}
+    return any(other.closure.top.subject in parts for other in shipments)
 
 
 def _add_manifest(closure: Closure, stored: Stored) -> None:

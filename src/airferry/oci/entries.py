@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from airferry.errors import ConfigurationError
+from airferry.errors import ConfigurationError, IntegrityError
 from airferry.oci.digest import is_digest
 from airferry.oci.documents import (
     CONTAINERD_NAME,
     CONTAINERD_SUBJECT,
     EMPTY_CONFIG,
+    INDEX_TYPES,
     MANIFEST_TYPES,
     REF_NAME,
     Descriptor,
-    Manifest,
 )
 from airferry.oci.ports import Source, Stored
 
@@ -33,20 +33,38 @@ def named(descriptor: Descriptor, reference: str) -> Descriptor:
 
 
 def as_referrer(stored: Stored) -> Descriptor | None:
-    """Return the index.json entry of a manifest that has a subject, with both marks of a referrer; else None.
+    """Return the index.json entry of what has a subject, with both marks of a referrer; None where it has none.
 
     Raises:
-        IntegrityError: the bytes are no manifest.
+        IntegrityError: the bytes are neither a manifest nor an index.
     """
     if (subject := stored.subject) is None:
         return None
-    manifest = stored.manifest
     annotations = {**(stored.descriptor.annotations or {}), CONTAINERD_SUBJECT: subject}
-    return stored.descriptor.annotated(annotations=annotations, artifact_type=referrer_kind(manifest))
+    return stored.descriptor.annotated(annotations=annotations, artifact_type=referrer_kind(stored))
 
 
-def referrer_kind(manifest: Manifest) -> str | None:
+def listed_referrer(stored: Stored) -> Descriptor:
+    """Return the entry of a referrer in the list that a registry keeps (distribution-spec, "Listing Referrers").
+
+    Raises:
+        IntegrityError: the bytes are neither a manifest nor an index.
+    """
+    view = stored.index if stored.descriptor.media_type in INDEX_TYPES else stored.manifest
+    return Descriptor(
+        media_type=stored.descriptor.media_type,
+        digest=stored.descriptor.digest,
+        size=stored.descriptor.size,
+        artifact_type=referrer_kind(stored),
+        annotations=view.annotations,
+    )
+
+
+def referrer_kind(stored: Stored) -> str | None:
     """Return the artifact type under which a referrer is listed (distribution-spec, "Listing Referrers")."""
+    if stored.descriptor.media_type in INDEX_TYPES:
+        return stored.index.artifact_type
+    manifest = stored.manifest
     if manifest.artifact_type is None and manifest.config.media_type != EMPTY_CONFIG:
         return manifest.config.media_type
     return manifest.artifact_type
@@ -63,7 +81,7 @@ def find_entry(entries: Sequence[Descriptor], reference: str, *, where: str) -> 
     elif reference:
         found = [entry for entry in entries if reference in names_of(entry)]
     else:
-        found = [entry for entry in entries if entry.artifact_type is None]
+        found = [entry for entry in entries if entry.artifact_type is None and _subject_mark(entry) is None]
     if len({entry.digest for entry in found}) == 1:
         return found[0]
     names = sorted({name for entry in entries for name in names_of(entry)})
@@ -74,13 +92,35 @@ def find_entry(entries: Sequence[Descriptor], reference: str, *, where: str) -> 
     )
 
 
-def find_referrers(source: Source, entries: Sequence[Descriptor], digest: str) -> list[Descriptor]:
-    """Return the entries whose subject is the digest, by annotation or by the manifest's own field, sorted."""
+def find_referrers(
+    source: Source, entries: Sequence[Descriptor], digest: str, *, strange: dict[str, str]
+) -> list[Descriptor]:
+    """Return the entries whose subject is the digest, by annotation or by the document's own field, sorted.
+
+    An entry whose document cannot be read says of nothing that it belongs to it: it goes into `strange`, with the
+    reason, and its neighbours are looked at all the same.
+    """
     found: dict[str, Descriptor] = {}
     for entry in entries:
-        subject = (entry.annotations or {}).get(CONTAINERD_SUBJECT)
-        if subject is None and entry.media_type in MANIFEST_TYPES:
-            subject = source.read_manifest(entry).subject
+        subject = _subject_mark(entry)
+        if subject is None and entry.media_type in (*INDEX_TYPES, *MANIFEST_TYPES):
+            try:
+                subject = source.read_manifest(entry).subject
+            except IntegrityError as error:
+                strange[entry.digest] = error.message
+                continue
         if subject == digest:
             found[entry.digest] = entry
     return [found[key] for key in sorted(found)]
+
+
+def strange_entries(strange: Mapping[str, str], *, where: str) -> list[str]:
+    """Return in words which entries `find_referrers` could not read, so that they may be referrers of anything."""
+    return [
+        f"entry `{digest}` of {where} cannot be read, and may refer to anything: {reason}"
+        for digest, reason in sorted(strange.items())
+    ]
+
+
+def _subject_mark(entry: Descriptor) -> str | None:
+    return (entry.annotations or {}).get(CONTAINERD_SUBJECT)

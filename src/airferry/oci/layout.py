@@ -38,7 +38,7 @@ from airferry.oci.documents import (
     expect_one_meaning,
     parse_index,
 )
-from airferry.oci.entries import as_referrer, find_entry, find_referrers, named, names_of
+from airferry.oci.entries import as_referrer, find_entry, find_referrers, named, names_of, strange_entries
 from airferry.oci.ports import Action, BlobOffer, Sink, Source, Stored, blocks
 from airferry.oci.resume import RESUMABLE_FROM_BYTES, fetch_blob
 from airferry.oci.streams import sized, verifying
@@ -117,6 +117,7 @@ class LayoutStore(Source, Sink):
         self.read_only = read_only
         self._blobs = path / "blobs" / "sha256"
         self._lock = threading.Lock()
+        self._strange: dict[str, str] = {}
 
     @classmethod
     def create(cls, path: Path) -> LayoutStore:
@@ -276,7 +277,11 @@ class LayoutStore(Source, Sink):
 
         Both marks are understood: the annotation `io.containerd.manifest.subject`, and the manifest's own field.
         """
-        return find_referrers(self, self.read_index().manifests, digest)
+        return find_referrers(self, self.read_index().manifests, digest, strange=self._strange)
+
+    def unknown_referrers(self) -> list[str]:
+        """Return which top-level entries could not be read while referrers were looked for."""
+        return strange_entries(self._strange, where=f"layout `{self.path}`")
 
     def stored_digests(self) -> set[str]:
         """Return the digests of all regular files in the blob folder whose names are digests."""

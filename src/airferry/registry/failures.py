@@ -63,6 +63,10 @@ class LeavesTls(RegistryError):
     """What a registry answered over TLS leads to plain HTTP."""
 
 
+class NoReferrers(RegistryError):
+    """The registry keeps no list of what refers to something, or another thing is in its place."""
+
+
 class LostSession(TransientRegistryError):
     """The registry does not know an upload session any more, or not as it was left."""
 

@@ -24,7 +24,7 @@ from oras.provider import Registry
 
 from airferry.errors import IntegrityError, RegistryError, UsageError
 from airferry.host import files
-from airferry.host.parsing import Malformed, split_url
+from airferry.host.parsing import Malformed, parse_json, split_url
 from airferry.oci.digest import digest_of
 from airferry.oci.reference import DEFAULT_REGISTRY
 from airferry.registry.auth import repository_scope
@@ -232,6 +232,20 @@ class _Response(requests.Response):
         super().__init__()
         self._answer = answer
         self._what = what
+
+    def json(self, **_settings: Any) -> Any:
+        """Return the object that the answer holds; the stock method raises other errors, and bounds nothing.
+
+        Raises:
+            RegistryError: it holds none.
+        """
+        try:
+            document = parse_json(self.content)
+        except Malformed as error:
+            raise RegistryError(f"cannot {self._what}: `{self.url}` answers without JSON: {error}") from error
+        if not isinstance(document, dict):
+            raise RegistryError(f"cannot {self._what}: `{self.url}` answers with JSON that is not an object")
+        return document
 
     def raise_for_status(self) -> None:
         """Raise a `RegistryError` where requests raises its own error, which shows the URL."""

@@ -142,6 +142,10 @@ class PullSource(Source):
         """Return the referrers of a digest; see `RegistrySource`."""
         return self._source.referrers(digest)
 
+    def unknown_referrers(self) -> list[str]:
+        """Return what kept `referrers` from seeing all there may be."""
+        return self._source.unknown_referrers()
+
     @property
     def _source(self) -> RegistrySource:
         assert self._chosen is not None, "`resolve` or `find` comes first"

@@ -16,22 +16,25 @@ from airferry.host.canonical import canonical_json
 from airferry.host.parsing import parse_count
 from airferry.oci.digest import digest_of
 from airferry.oci.documents import IMAGE_INDEX, Descriptor, Index
-from airferry.oci.entries import referrer_kind
+from airferry.oci.entries import listed_referrer
 from airferry.oci.ports import Action, BlobOffer, OpenStream, Sink, Stored, blocks
 from airferry.oci.streams import verifying
 from airferry.registry.auth import repository_scope
 from airferry.registry.client import RegistryClient
 from airferry.registry.connections import Answer, Request
-from airferry.registry.failures import NotFound, following_url, one_line
+from airferry.registry.failures import NoReferrers, NotFound, following_url, one_line
 from airferry.registry.source import RegistrySource, referrers_tag
 from airferry.registry.uploads import Uploader
 
 SPOOL_IN_MEMORY_BYTES = 8 * 1024 * 1024
 ABSENT_IN_A_ROW = 4
-# less than for what mostly passes: a 400 is more often a refusal, which is to be known within seconds
+# less than for what mostly passes: an error of this kind is to be known within seconds
 MANIFEST_ATTEMPTS = 4
-# how registries refuse a media type, once they took other manifests of the same user in the same repository
-REFUSALS = frozenset({400, 403, 405, 406, 415, 422})
+# how registries refuse for good what others take: a media type (400, 415), a repository that they do not make by
+# themselves (401, 403, 404), a tag that must not move (409), a size (413)
+REFUSALS = frozenset({400, 401, 403, 404, 405, 406, 409, 413, 415, 422, 501})
+# codes of errors about content that got lost or damaged, whatever the status: sending it again may help
+LOSSES = ("MANIFEST_BLOB_UNKNOWN", "BLOB_", "DIGEST_INVALID", "SIZE_INVALID")
 
 
 class RegistrySink(Sink):
@@ -260,13 +263,18 @@ class RegistrySink(Sink):
             return f"manifest `{digest}`"
         if held.data != stored.data:
             raise IntegrityError(f"`{self}` has different content for `{digest}`", digest=digest)
-        if subject is not None and all(entry.digest != digest for entry in self.source.referrers(subject)):
+        if subject is not None and all(entry.digest != digest for entry in self.source.held_referrers(subject)):
             return f"`{digest}` among the referrers of `{subject}`"
         return ""
 
     def refuses(self, error: AirferryError) -> bool:
-        """Tell whether the registry means a media type, as it took other manifests of this user in this repository."""
-        return isinstance(error, RegistryError) and error.status in REFUSALS
+        """Tell whether the registry refused for good, and meant the thing itself: its type, size, place or name."""
+        if isinstance(error, NoReferrers):
+            return True
+        if not isinstance(error, RegistryError) or error.status not in REFUSALS:
+            return False
+        code = error.code or ""
+        return not code.startswith((*LOSSES, "MANIFEST_") if error.status == 404 else LOSSES)
 
     def delete_tag(self, tag: str) -> bool:
         """Remove a tag; False if the registry cannot. A tag that is not there counts as removed.
@@ -299,7 +307,7 @@ class RegistrySink(Sink):
         return response.status_code < 300
 
     def _put(self, reference: str, data: bytes, *, media_type: str, what: str) -> Answer:
-        """Send a manifest whose bytes are known to be right; a 400 may pass, as from a registry that races with itself.
+        """Send a manifest whose bytes are known to be right, again if the registry says 400 and means lost content.
 
         docker-registry 2.8 answers `DIGEST_INVALID` while another client sends it the same content: it writes the links
         to that in place, and reads one that is still empty.
@@ -318,7 +326,7 @@ class RegistrySink(Sink):
             try:
                 return self.client.request(request, expected=(200, 201, 202))
             except RegistryError as error:
-                if error.status != 400:
+                if error.status != 400 or not (error.code or "").startswith(LOSSES):
                     raise
             retry.pause(attempt)
         return self.client.request(request, expected=(200, 201, 202))
@@ -329,30 +337,24 @@ class RegistrySink(Sink):
         Others may write the same tag at the same time, and the last one wins: what they wrote over is entered again.
 
         Raises:
-            RegistryError: the registry refuses, or does not store the list.
+            RegistryError: the registry refuses, or (`NoReferrers`) does not store the list.
         """
-        entry = Descriptor(
-            media_type=stored.descriptor.media_type,
-            digest=stored.descriptor.digest,
-            size=stored.descriptor.size,
-            artifact_type=referrer_kind(stored.manifest),
-            annotations=stored.manifest.annotations,
-        )
+        entry = listed_referrer(stored)
         retry = self.client.options.retry
         for attempt in range(min(retry.attempts, MANIFEST_ATTEMPTS)):
             if attempt:
                 retry.pause(attempt - 1)
             with self._referrers_lock:
-                known = self.source.tagged_referrers(subject)
+                known = self.source.tagged_referrers(subject) or []
                 if any(old.digest == entry.digest for old in known):
                     return
                 entries = sorted([*known, entry], key=lambda one: one.digest)
                 data = canonical_json(Index(schema_version=2, media_type=IMAGE_INDEX, manifests=entries))
                 what = f"list a referrer of `{subject}` in `{self}`"
                 self._put(referrers_tag(subject), data, media_type=IMAGE_INDEX, what=what)
-            if any(old.digest == entry.digest for old in self.source.tagged_referrers(subject)):
+            if any(old.digest == entry.digest for old in self.source.tagged_referrers(subject) or []):
                 return
-        raise RegistryError(
+        raise NoReferrers(
             f"`{self}` did not store the list of referrers of `{subject}`",
             hint="if another client pushes referrers there, rerun when it has finished",
         )

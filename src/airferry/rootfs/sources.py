@@ -61,7 +61,8 @@ class SourceReader:
             found = scan_sources(self._batch[1::2], what=self._what)
         else:
             self._hand_over(self._process)
-            rows = parse_json(self._process.result())
+            # what our own process wrote; a base has more sources than a document of others may have values
+            rows = parse_json(self._process.result(), max_values=None)
             found = ((position, FileFacts.from_row(row)) for position, row in rows)
         for position, facts in found:
             yield self._numbers[position], facts

@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from airferry.errors import IntegrityError
 from airferry.events import Emit, Warned
 from airferry.far.serve.offer import CheckedBlob
-from airferry.far.serve.sendfile import SENDFILE, BrokenOff
+from airferry.far.serve.protocol import SENDFILE, BrokenOff
 
 # read into memory for each connection where the kernel cannot send the file itself, as with TLS
 READ_CHUNK_BYTES = 256 * 1024

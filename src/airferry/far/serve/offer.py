@@ -19,7 +19,8 @@ from airferry.events import Emit, Notice, Warned, silent
 from airferry.far.relocate import Destination
 from airferry.far.shipments import artifact_tag, place_images, plan_shipments
 from airferry.host.threads import NamedLocks
-from airferry.oci.documents import Descriptor, Manifest
+from airferry.oci.documents import Descriptor
+from airferry.oci.entries import listed_referrer
 from airferry.oci.layout import LayoutStore
 from airferry.oci.ports import Stored, blocks
 from airferry.oci.streams import verifying
@@ -73,19 +74,7 @@ def read_repositories(bundle: Bundle, destination: Destination) -> dict[str, Rep
 def _enter_referrer(repository: Repository, stored: Stored) -> None:
     if (subject := stored.subject) is None:
         return
-    manifest = stored.manifest
-    entry = Descriptor(
-        media_type=stored.descriptor.media_type,
-        digest=stored.descriptor.digest,
-        size=stored.descriptor.size,
-        artifact_type=_artifact_type(manifest),
-        annotations=manifest.annotations,
-    )
-    repository.referrers.setdefault(subject, []).append(entry)
-
-
-def _artifact_type(manifest: Manifest) -> str:
-    return manifest.artifact_type or manifest.config.media_type
+    repository.referrers.setdefault(subject, []).append(listed_referrer(stored))
 
 
 @dataclass(frozen=True, slots=True)

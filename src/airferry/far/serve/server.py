@@ -7,11 +7,6 @@ copied out of it, and no blob is served that was not checked.
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
-import hmac
-import logging
-import shlex
 import socket
 import ssl
 import warnings
@@ -23,17 +18,17 @@ from urllib.parse import quote
 from weakref import WeakValueDictionary
 
 import anyio.to_thread
-import bcrypt
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from airferry.errors import ConfigurationError, HostError, IntegrityError, UsageError
-from airferry.events import Emit, Warned, silent
+from airferry.events import Emit, silent
+from airferry.far.serve.admission import AdmittingSocket, ClientLimits, raised_descriptor_limit
 from airferry.far.serve.answers import (
     VERSION_HEADER,
     ReadOnly,
@@ -45,18 +40,17 @@ from airferry.far.serve.answers import (
     selected_range,
 )
 from airferry.far.serve.blob import BlobAnswer
+from airferry.far.serve.complaints import Complaints
+from airferry.far.serve.logins import Guard, Logins
 from airferry.far.serve.offer import CheckedBlob, CheckedBlobs, Repository
-from airferry.far.serve.sendfile import FileProtocol, QuietServer
-from airferry.host import files
+from airferry.far.serve.protocol import BACKLOG, QuietServer
 from airferry.host.canonical import canonical_json
 from airferry.host.parsing import parse_count
 from airferry.host.threads import usable_cores
 from airferry.oci.digest import is_digest
 from airferry.oci.documents import IMAGE_INDEX, Descriptor, Index
 
-MAX_PASSWORD_FILE_BYTES = 1024 * 1024
 MAX_PAGE = 1000
-BACKLOG = 1024
 GRACE_S = 5
 # blobs that are read and checked at a time; anyio has 40 threads, which everything else shares
 MOST_CHECKS = 8
@@ -64,88 +58,11 @@ MOST_CHECKS = 8
 Handler = Callable[[Request, Repository], Awaitable[Response]]
 
 
-class Passwords:
-    """Users and the bcrypt hashes of their passwords, as `htpasswd -B` writes them."""
-
-    def __init__(self, hashes: Mapping[str, bytes]) -> None:
-        """Take users with their hashes."""
-        self._hashes = dict(hashes)
-        self._accepted: dict[str, bytes] = {}
-
-    @classmethod
-    def read(cls, path: Path) -> Passwords:
-        """Read an htpasswd file.
-
-        Raises:
-            HostError: it cannot be read.
-            ConfigurationError: a line is not a user with a bcrypt hash, or there is none.
-        """
-        hashes: dict[str, bytes] = {}
-        text = files.read_bounded(path, limit_bytes=MAX_PASSWORD_FILE_BYTES).decode("utf-8", "replace")
-        for number, line in enumerate(text.splitlines(), start=1):
-            if not line.strip() or line.startswith("#"):
-                continue
-            user, colon, value = line.strip().partition(":")
-            if not user or not colon or not value.startswith(("$2a$", "$2b$", "$2y$")):
-                raise ConfigurationError(
-                    f"{path}:{number}: expected a user and a bcrypt hash, `USER:$2y$…`",
-                    hint=f"make it with `htpasswd -B {shlex.quote(str(path))} USER`",
-                )
-            hashes[user] = value.encode()
-        if not hashes:
-            raise ConfigurationError(
-                f"{path}:1: contains no user", hint=f"make one with `htpasswd -Bc {shlex.quote(str(path))} USER`"
-            )
-        return cls(hashes)
-
-    def accept(self, header: str) -> bool:
-        """Tell whether an `Authorization` header names a user with the right password. Slow on the first try."""
-        kind, _, value = header.partition(" ")
-        if kind.lower() != "basic":
-            return False
-        try:
-            user, colon, password = base64.b64decode(value.strip(), validate=True).decode().partition(":")
-        except ValueError:
-            return False
-        expected = self._hashes.get(user)
-        if not colon or expected is None:
-            return False
-        digest = hashlib.sha256(password.encode()).digest()
-        known = self._accepted.get(user)
-        if known is not None and hmac.compare_digest(known, digest):
-            return True
-        try:
-            good = bcrypt.checkpw(password.encode()[:72], expected)
-        except ValueError:
-            return False
-        if good:
-            self._accepted[user] = digest
-        return good
-
-
-class _Guard:
-    """Lets requests through that carry the right password."""
-
-    def __init__(self, app: ASGIApp, passwords: Passwords) -> None:
-        self._app = app
-        self._passwords = passwords
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        header = Request(scope).headers.get("authorization")
-        accepted = header is not None and await anyio.to_thread.run_sync(self._passwords.accept, header)
-        if accepted:
-            await self._app(scope, receive, send)
-            return
-        challenge = {"WWW-Authenticate": 'Basic realm="airferry"'}
-        response = error_answer(401, "UNAUTHORIZED", "authentication required", headers=challenge)
-        await response(scope, receive, send)
-
-
 def make_app(
     repositories: Mapping[str, Repository],
     blobs: CheckedBlobs,
     *,
-    passwords: Passwords | None = None,
+    logins: Logins | None = None,
     emit: Emit = silent,
 ) -> ASGIApp:
     """Return the registry as an ASGI application."""
@@ -178,7 +95,7 @@ def make_app(
         exception_handlers={HTTPException: _no_such_endpoint},
     )
     app.router.redirect_slashes = False
-    return ReadOnly(_Guard(app, passwords) if passwords is not None else app)
+    return ReadOnly(Guard(app, logins) if logins is not None else app)
 
 
 async def _manifest(request: Request, repository: Repository) -> Response:
@@ -304,7 +221,7 @@ class Listener:
         bare = host.strip("[]")
         family = socket.AF_INET6 if ":" in bare else socket.AF_INET
         try:
-            self.socket = socket.create_server((bare, number), family=family, backlog=BACKLOG)
+            self.socket = AdmittingSocket(socket.create_server((bare, number), family=family, backlog=BACKLOG))
         except (OSError, UnicodeError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise HostError(
@@ -325,7 +242,15 @@ class Listener:
 class Service:
     """A registry on a listener. `run` serves until the process is told to end, or `stop` is called."""
 
-    def __init__(self, app: ASGIApp, listener: Listener, *, tls: Tls | None = None, emit: Emit = silent) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        listener: Listener,
+        *,
+        tls: Tls | None = None,
+        limits: ClientLimits | None = None,
+        complaints: Complaints | None = None,
+    ) -> None:
         """Prepare the server.
 
         Raises:
@@ -334,7 +259,6 @@ class Service:
         self._listener = listener
         config = uvicorn.Config(
             app,
-            http=FileProtocol,
             loop="asyncio",
             ws="none",
             lifespan="off",
@@ -354,43 +278,29 @@ class Service:
                 f"certificate `{tls.certificate}` and key `{tls.key}` cannot be used: {error.strerror or error}",
                 hint="both are PEM files, the certificate with its chain, the key without a password",
             ) from error
-        self._server = QuietServer(config)
-        self._emit = emit
+        self._complaints = complaints or Complaints(silent)
+        self._server = QuietServer(config, limits or ClientLimits(), self._complaints.complain)
 
     def run(self) -> None:
         """Serve; returns after SIGINT, SIGTERM or `stop`, when what is under way has ended or 5 s have passed."""
-        handler = _Events(self._emit)
-        # without a handler Python writes what a library logs to stderr as it is, whatever a client had in it
-        loggers = [logging.getLogger(name) for name in ("uvicorn.error", "asyncio")]
-        for logger in loggers:
-            logger.addHandler(handler)
-            logger.propagate = False
         # a signal before the event loop runs leaves uvicorn's coroutine behind, which Python then writes to stderr
         warnings.filterwarnings("ignore", "coroutine 'Server.serve' was never awaited", RuntimeWarning)
+        wanted = self._server.limits
         try:
-            self._server.run(sockets=[self._listener.socket])
+            with self._complaints.listening(), raised_descriptor_limit(wanted.connections) as descriptors:
+                self._server.limits = wanted.within(descriptors)
+                if self._server.limits != wanted:
+                    self._complaints.complain(
+                        f"serves at most {self._server.limits.connections} connections at a time, as this process may "
+                        f"open only {descriptors} files: `ulimit -n` sets that"
+                    )
+                self._server.run(sockets=[self._listener.socket])
         finally:
-            for logger in loggers:
-                logger.removeHandler(handler)
             self._listener.close()
 
     def stop(self) -> None:
         """End the service from another thread."""
         self._server.should_exit = True
-
-
-class _Events(logging.Handler):
-    """Passes on what the server has to complain about."""
-
-    def __init__(self, emit: Emit) -> None:
-        super().__init__(logging.WARNING)
-        self._emit = emit
-
-    def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage().strip()
-        if record.exc_info and record.exc_info[1] is not None:
-            text += f": {record.exc_info[1]}"
-        self._emit(Warned(text))
 
 
 def names_offered(repositories: Iterable[Repository], address: str) -> list[tuple[str, str]]:

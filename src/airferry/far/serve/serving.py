@@ -11,8 +11,10 @@ from airferry.bundle.verify import open_bundle, verify_opened
 from airferry.errors import UsageError
 from airferry.events import Emit, Notice, Warned, silent
 from airferry.far.relocate import Destination
+from airferry.far.serve.complaints import Complaints
+from airferry.far.serve.logins import Logins, Passwords
 from airferry.far.serve.offer import CheckedBlobs, read_repositories
-from airferry.far.serve.server import Listener, Passwords, Service, Tls, make_app, names_offered
+from airferry.far.serve.server import Listener, Service, Tls, make_app, names_offered
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,8 @@ def serve(
     tls = options.tls()
     opened = open_bundle(bundle, root=root)
     opened.warn_beside(bundle, emit)
-    passwords = Passwords.read(options.htpasswd) if options.htpasswd else None
+    complaints = Complaints(emit)
+    logins = Logins(Passwords.read(options.htpasswd), complain=complaints.complain) if options.htpasswd else None
     blobs = CheckedBlobs(opened.store, emit=emit)
     if options.verify_first:
         before = blobs.identities()
@@ -99,7 +102,8 @@ def serve(
     try:
         named = Destination(listener.address, "", options.maps, options.flatten)
         repositories = read_repositories(opened, named)
-        service = Service(make_app(repositories, blobs, passwords=passwords, emit=emit), listener, tls=tls, emit=emit)
+        app = make_app(repositories, blobs, logins=logins, emit=emit)
+        service = Service(app, listener, tls=tls, complaints=complaints)
         if not listener.is_loopback and tls is None:
             emit(
                 Warned(
@@ -116,4 +120,6 @@ def serve(
             service=service,
         )
     finally:
+        if logins is not None:
+            logins.close()
         listener.close()

@@ -82,8 +82,15 @@ def tracked_files(source_root: Path) -> list[PurePosixPath]:
     """
     program = process.find_program("git") or "git"
     argv = [program, "-C", source_root, "-c", "core.quotePath=false", "-c", "safe.directory=*"]
+    # the repository's own configuration came with the catalogue: it names a program that Git asks what has changed, and
+    # others that fetch what a partial clone lacks
+    argv += ["-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null"]
     try:
-        done = process.run([*argv, "ls-files", "-z", "--cached", "--recurse-submodules"], timeout_s=LISTING_S)
+        done = process.run(
+            [*argv, "ls-files", "-z", "--cached", "--recurse-submodules"],
+            timeout_s=LISTING_S,
+            environment={"GIT_ALLOW_PROTOCOL": "", "GIT_NO_LAZY_FETCH": "1"},
+        )
     except process.ProcessFailed as error:
         raise ConfigurationError(
             f"the launcher image contains the files that Git tracks in `{source_root}`, "

@@ -18,6 +18,7 @@ from airferry.near.assemble.tree import Content, LayerTree
 from airferry.near.assemble.wheels import InstallScheme
 from airferry.near.probe.answers import PythonFacts
 from airferry.oci.documents import DEFAULT_PATH
+from airferry.wording import on_one_line
 
 CATALOGUE = "the catalogue"
 ENVIRONMENT = "the launcher's environment"
@@ -111,7 +112,9 @@ def add_environment(tree: LayerTree, python: PythonFacts, folder: str) -> Instal
         "executable": "/" + tree.resolve(base),
         "command": f"{python.executable} -m venv --without-pip {folder}",
     }
-    _add_text(tree, f"{folder}/pyvenv.cfg", "".join(f"{key} = {value}\n" for key, value in settings.items()))
+    _add_text(
+        tree, f"{folder}/pyvenv.cfg", "".join(f"{key} = {on_one_line(value)}\n" for key, value in settings.items())
+    )
     library = f"{folder}/lib/python{short}/site-packages"
     for made in (f"{folder}/include/python{short}", library):
         tree.add_folder(made)

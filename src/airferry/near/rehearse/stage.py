@@ -13,6 +13,7 @@ from typing import Any
 
 from airferry.config.rehearsal import StepRehearsal
 from airferry.engine.driver import ContainerOptions, Engine, Volume
+from airferry.errors import BuildError
 from airferry.host import files, process
 from airferry.host.process import Completed
 from airferry.near.assemble.writer import BuiltImage
@@ -25,7 +26,7 @@ HOOK, LOGS, JOB = "/airferry/hook", "/airferry/log", "/airferry/job"
 HOOK_FILE = "sitecustomize.py"
 LOG_FILE, SINK_FILE = "hook.log", "sink.log"
 IMPORT, START = PHASES = ("import", "start")  # each in a separate container, with separate logs
-MAX_LOG_BYTES = 64 * 1024 * 1024
+MAX_LOG_BYTES = 8 * 1024 * 1024
 EMULATION_FACTOR = 4
 START_S = 180.0
 
@@ -133,8 +134,17 @@ class RehearsalFolders:
         )
 
     def logs(self, phase: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Return what the hook and the engine's sink logged in a phase."""
-        hook = _read(self._folder / phase / "log" / LOG_FILE)
+        """Return what the hook and the engine's sink logged in a phase.
+
+        Raises:
+            BuildError: code in the container put something else in place of the hook's log.
+        """
+        try:
+            hook = _read(self._folder / phase / "log" / LOG_FILE)
+        except BuildError as error:
+            place = f"the rehearsal of `{self._scene.step.target.spec}` on {self._scene.platform} has lost its log"
+            hint = "code of the step, or of its image, changes what the rehearsal writes; find out why before you build"
+            raise error.at(place, hint=hint) from error
         sink = self._folder / phase / SINK_FILE
         return read_hook_log(hook), read_sink_log(_read(sink) if sink.exists() else b"")
 
@@ -149,7 +159,7 @@ def _job_path(scene: Scene, image_path: str) -> str:
 
 def _read(path: Path) -> bytes:
     """Read the log's end, as a step may write more than anybody wants to read."""
-    with path.open("rb") as stream:
+    with files.open_left(path) as stream:
         size = stream.seek(0, 2)
         stream.seek(max(0, size - MAX_LOG_BYTES))
         return stream.read(MAX_LOG_BYTES)

@@ -22,6 +22,7 @@ from airferry.host.archives import archive_faults
 from airferry.host.parsing import parse_toml
 from airferry.near.bases.fetch import BaseImage
 from airferry.near.git.versions import MAX_PYPROJECT_BYTES
+from airferry.near.wheels.pack import built_wheel
 from airferry.near.wheels.pip import Pip, WheelTarget, last_words, not_found_names
 from airferry.plan.locks.packages import marker_holds, read_requirement
 from airferry.plan.models import Plan
@@ -143,11 +144,9 @@ class Compiler:
                 raise self._failure(requirement, done.tail)
         else:
             raise self._failure(requirement, done.tail)
-        made = sorted(out.glob("*.whl"))
-        if len(made) != 1:
-            raise BuildError(f"compiling `{requirement}` left {len(made)} wheels, expected 1")
-        self.emit(StageFinished(what, clock.monotonic_s() - started, detail=made[0].name))
-        return made[0]
+        made = built_wheel(out, what=f"compiling `{requirement}`")
+        self.emit(StageFinished(what, clock.monotonic_s() - started, detail=made.name))
+        return made
 
     def key(self, requirement: str, source: str, environment: Mapping[str, str]) -> dict[str, Any]:
         """Return what a compiled wheel depends on; `source` is its source's digest or commit."""

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from packaging.markers import default_environment
 
-from airferry.errors import BuildError
 from airferry.events import Emit
 from airferry.host import files
 from airferry.host.confinement import HostView, host_python, run_confined
 from airferry.near.wheels.compile import MAX_REQUIREMENT_ROUNDS, BuildSource, build_requirements
+from airferry.near.wheels.pack import built_wheel
 from airferry.near.wheels.pip import DoesNotBuild, Pip, last_words, not_found_names
 
 WHEEL_BUILD_TIMEOUT_S = 3600.0
@@ -76,7 +76,4 @@ class SourceBuilder:
             if not wanted:
                 said = [match[1] for line in done.tail if (match := _FAILURE.search(line))]
                 raise DoesNotBuild(said[-1] if said else last_words(done.tail), tail=done.tail)
-        made = sorted(out.glob("*.whl"))
-        if len(made) != 1:
-            raise BuildError(f"building `{source.path.name}` left {len(made)} wheels, expected 1")
-        return made[0]
+        return built_wheel(out, what=f"building `{source.path.name}`")

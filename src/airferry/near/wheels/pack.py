@@ -11,6 +11,7 @@ import email.parser
 import hashlib
 import io
 import re
+import shutil
 import zipfile
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -21,9 +22,11 @@ from packaging.utils import canonicalize_name, parse_wheel_filename
 from packaging.version import InvalidVersion, Version
 
 from airferry.errors import BuildError
+from airferry.host import files
 from airferry.host.archives import archive_faults
 
 MAX_WHEEL_METADATA_BYTES = 4 * 1024 * 1024
+MAX_BUILT_BYTES = 16 << 30  # of the files in a wheel that was built here; that of torch with CUDA has 2 GiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,20 @@ class Wheel:
     requires_python: str = ""
     origin: str = "index"
     note: str = ""
+
+
+def built_wheel(folder: Path, *, what: str) -> Path:
+    """Return the one wheel that a build left in a folder: a regular file with a wheel's name.
+
+    Raises:
+        BuildError: it left none, several, or something else by such a name.
+    """
+    made = sorted(path for path in folder.iterdir() if path.suffix == ".whl")
+    if len(made) != 1:
+        raise BuildError(f"{what} left {len(made)} wheels, expected 1")
+    with files.open_left(made[0]), _reading(made[0]):
+        parse_wheel_filename(made[0].name)
+    return made[0]
 
 
 def read_wheel(path: Path, *, sha256: str) -> Wheel:
@@ -84,12 +101,17 @@ def normalise_wheel(source: Path, path: Path) -> None:
     """Rewrite a wheel so that its bytes depend on nothing but the content of its files.
 
     Raises:
-        BuildError: it is not a wheel, or damaged.
+        BuildError: it is not a wheel, or damaged, or unpacks to more than `MAX_BUILT_BYTES`.
     """
     with _reading(source), zipfile.ZipFile(source) as old, zipfile.ZipFile(path, "w") as new:
-        for item in sorted(old.infolist(), key=lambda item: item.filename):
-            if not item.is_dir():
-                _add_member(new, item.filename, old.read(item), executable=bool(item.external_attr >> 16 & 0o111))
+        members = [item for item in old.infolist() if not item.is_dir()]
+        if sum(item.file_size for item in members) > MAX_BUILT_BYTES:
+            raise BuildError(f"`{source.name}` unpacks to more than {MAX_BUILT_BYTES >> 30} GiB")
+        for item in sorted(members, key=lambda item: item.filename):
+            member = _member(item.filename, executable=bool(item.external_attr >> 16 & 0o111))
+            member.file_size = item.file_size  # one of 2 GiB or more gets other headers, which come first
+            with old.open(item) as stream, new.open(member, "w") as copy:
+                shutil.copyfileobj(stream, copy, 1 << 20)
 
 
 def write_wheel(path: Path, members: Mapping[str, bytes], *, info: str = "") -> Path:
@@ -109,13 +131,13 @@ def write_wheel(path: Path, members: Mapping[str, bytes], *, info: str = "") -> 
         whole[f"{info}/RECORD"] = record.getvalue().encode()
     with zipfile.ZipFile(path, "w") as archive:
         for name in sorted(whole):
-            _add_member(archive, name, whole[name])
+            archive.writestr(_member(name), whole[name])
     return path
 
 
-def _add_member(archive: zipfile.ZipFile, name: str, data: bytes, *, executable: bool = False) -> None:
+def _member(name: str, *, executable: bool = False) -> zipfile.ZipInfo:
     # stored, since deflate's output differs between versions of zlib
     item = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
     item.external_attr = (0o100755 if executable else 0o100644) << 16
     item.create_system = 3
-    archive.writestr(item, data)
+    return item

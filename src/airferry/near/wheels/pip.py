@@ -22,18 +22,25 @@ from airferry.events import Emit, silent
 from airferry.host import files, process
 from airferry.host.parsing import parse_json
 from airferry.near.probe.answers import PythonFacts, cpython_markers
+from airferry.plan.locks.packages import read_requirement
 from airferry.wording import printable
 
 TIMEOUT_S = 3600.0
 _BASE = ("--no-input", "--disable-pip-version-check", "--no-color")
+# pip asks a source for its metadata as soon as something leads to one, such as a wheel's requirement with an address,
+# and runs code of it here, with this user's files and network: no pip of ours can start an interpreter
+_CALL = """\
+import runpy, sys
+sys.executable, sys.argv[0] = "/bin/false", "pip"
+runpy.run_module("pip", run_name="__main__")
+"""
 # One process for many calls: an interpreter with pip in it takes longer to start than most calls take.
 _CALLS = """\
 import json, os, runpy, sys, tempfile
 folder = sys.argv[1]
 with open(os.path.join(folder, "calls")) as file:
     asked = json.load(file)
-if asked["childless"]:
-    sys.executable = "/bin/false"
+sys.executable = "/bin/false"
 codes = []
 for number, call in enumerate(asked["calls"]):
     for stream, name in ((sys.stdout, "out"), (sys.stderr, "err")):
@@ -54,7 +61,7 @@ with open(os.path.join(folder, "codes"), "w") as file:
 _NO_MATCH = re.compile(r"No matching distribution found for (\S.*)$")
 _NOT_FETCHED = re.compile(r"^Could not fetch URL \S+: (.*?)(?: - skipping)?$", re.MULTILINE)
 _VERSIONS = re.compile(r"satisfies the requirement .*\(from versions: (.*)\)")
-_WHEEL = re.compile(r"([A-Za-z0-9_.]+-[A-Za-z0-9_.!+]+(?:-\d\w*)?-[\w.]+-[\w.]+-[\w.]+\.whl)")
+_WHEEL = re.compile(r"(?<![A-Za-z0-9_.])([A-Za-z0-9_.]+-[A-Za-z0-9_.!+]+(?:-\d\w*)?-[\w.]+-[\w.]+-[\w.]+\.whl)")
 _MISMATCH = re.compile(r"\s+(\S+) from \S")
 _ADDRESS = re.compile(r"\b\w[\w+.-]*://\S+")
 _UNREACHABLE = re.compile(
@@ -220,9 +227,13 @@ class Pip:
     def download_closure(self, requirements: Sequence[str], target: WheelTarget | None, *, into: Path) -> None:
         """Download wheels for requirements, for all that these require, and so on; for this host without a target.
 
+        Sources and their code say what a build requires, so a requirement that names where to get it is refused.
+
         Raises:
-            BuildError: the index cannot be reached, or has no wheel of one for the target.
+            BuildError: the index cannot be reached, or has no wheel of one for the target; one has an address.
         """
+        for requirement in requirements:
+            _refuse_address(requirement)
         argv = ["download", "--only-binary=:all:", f"--dest={into}", f"--find-links={into}"]
         argv += target.options if target is not None else []
         done = self._run([*argv, "--", *requirements])
@@ -254,8 +265,7 @@ class Pip:
             argv = ["download", "--no-clean", "--no-deps", "--no-cache-dir", "--ignore-requires-python", "--use-pep517"]
             argv += [f"--dest={folder / 'archive'}", f"--no-binary={Requirement(requirement).name}"]
             calls.append([*argv, f"--requirement={listing}"])
-        # pip asks every source for its metadata, which runs code of it: this pip can start no interpreter, and leaves
-        # what it unpacked
+        # pip asks every source for its metadata, for which it can start no interpreter, and leaves what it unpacked
         found: dict[str, Path | NoDistribution | BuildError] = {}
         outcomes = self._run_all(calls, into=into, temporaries=temporaries)
         for requirement, temporary, done in zip(requirements, temporaries, outcomes, strict=True):
@@ -292,7 +302,10 @@ class Pip:
 
     def _run(self, argv: Sequence[str], *, timeout_s: float = TIMEOUT_S) -> process.Completed:
         return process.run(
-            [sys.executable, "-m", "pip", *self._arguments(argv)], timeout_s=timeout_s, check=False, emit=self.emit
+            [sys.executable, "-P", "-c", _CALL, *self._arguments(argv)],
+            timeout_s=timeout_s,
+            check=False,
+            emit=self.emit,
         )
 
     def _arguments(self, argv: Sequence[str]) -> list[str]:
@@ -304,7 +317,7 @@ class Pip:
     ) -> list[process.Completed]:
         """Make all calls in one process, one after the other, and return how each ended.
 
-        With `temporaries`, each call has its own folder for temporary files, and none can start an interpreter.
+        With `temporaries`, each call has its own folder for temporary files.
         """
         if not calls:
             return []
@@ -313,11 +326,10 @@ class Pip:
         with files.scratch_directory(into) as folder:
             asked = {
                 "calls": [self._arguments(call) for call in calls],
-                "childless": bool(temporaries),
                 "temporaries": [str(path) for path in temporaries],
             }
             (folder / "calls").write_text(json.dumps(asked), encoding="utf-8")
-            process.run([sys.executable, "-c", _CALLS, folder], timeout_s=TIMEOUT_S, emit=self.emit)
+            process.run([sys.executable, "-P", "-c", _CALLS, folder], timeout_s=TIMEOUT_S, emit=self.emit)
             codes = parse_json((folder / "codes").read_bytes())
             return [
                 process.Completed(
@@ -395,6 +407,20 @@ def _check_hashes(done: process.Completed) -> None:
         hint="find out why before you continue; if the change is intended, run `airferry lock --update`",
         observed=got,
     )
+
+
+def _refuse_address(requirement: str) -> None:
+    """Raise for a requirement with an address: it would have the author of a source say what this host fetches."""
+    try:
+        read = read_requirement(requirement)
+    except ValueError as error:
+        shown = printable(_redact(requirement), most=MAX_SHOWN_REQUIREMENT)
+        raise BuildError(f"a build requires `{shown}`, which is not a requirement: {_redact(str(error))}") from error
+    if read.url:
+        raise BuildError(
+            f"a build requires `{read.name}` from an address; only what the package index has is fetched for builds",
+            hint="set a version that has a wheel under `requirements:` of the image",
+        )
 
 
 def _redact(line: str) -> str:

@@ -1,0 +1,37 @@
+"""The fuzzer, which is run by hand: that it starts, runs a few cases, and tells what is wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+FUZZING = Path(__file__).parents[2] / "scripts" / "fuzzing"
+PLANTED = """
+import sys
+sys.path[:0] = sys.argv[1:]
+from worker import Target, run_cases
+
+def parse(data):
+    if data != b"valid":
+        {}["missing"]
+
+print(run_cases("planted", lambda: Target(parse, [b"valid"]), count=9, number=1))
+"""
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+
+
+def test_a_few_cases_of_a_parser_and_of_a_command(tmp_path: Path) -> None:
+    ended = run(FUZZING / "run.py", "step.toml", "--cases", "20", "--commands", "3", "--seed", "7", "--keep", tmp_path)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "23 cases, seed 7" in ended.stdout and list(tmp_path.iterdir()) == []
+    rows = [line.split("|")[1:3] for line in ended.stdout.splitlines() if line.startswith("| ")]
+    assert rows[1:] == [[" step.toml ", " 20 "], [" `plan`, step.toml ", " 3 "], [" **all** ", " 23 "]]
+
+
+def test_a_traceback_is_a_fault() -> None:
+    ended = run("-c", PLANTED, str(FUZZING), str(FUZZING.parents[1] / "src"))
+    assert "cases=9, refused=0" in ended.stdout and "KeyError: 'missing'" in ended.stdout, ended.stderr
