@@ -23,7 +23,7 @@ from airferry.far.destinations import hold_destination
 from airferry.far.push import RegistrySinks, audit, load_transfer, say_left_out
 from airferry.far.receipts import left_out, make_receipt, receipt_name
 from airferry.far.relocate import Destination, parse_destination
-from airferry.far.shipments import ARTIFACT_NAME, artifact_tag, part_skipped, place_images, plan_shipments
+from airferry.far.shipments import ARTIFACT_NAME, artifact_tags, part_skipped, place_images, plan_shipments
 from airferry.far.tags import (
     TagMove,
     WantedTag,
@@ -270,10 +270,11 @@ def _wanted_tags(
 ) -> list[WantedTag]:
     """Return the tags to set."""
     wanted = []
+    tags = artifact_tags(bundle, shipments)
     for item in shipments:
         place = places.get(item.name)
         sink = sinks(item.repository)
-        tag = place.tag if place is not None else artifact_tag(bundle, item)
+        tag = place.tag if place is not None else tags.get(item.descriptor.digest)
         if tag is not None:
             wanted.append(WantedTag(f"{sink}:{tag}", sink, tag, item.closure.top, item.optional))
     return wanted

@@ -124,8 +124,13 @@ class _Wanted:
     """A blob, the repositories that want it, and those of them that cannot do without it."""
 
     descriptor: Descriptor
-    repositories: list[str] = field(default_factory=list)
+    among: dict[str, None] = field(default_factory=dict)
     needed: set[str] = field(default_factory=set)
+
+    @property
+    def repositories(self) -> list[str]:
+        """The repositories, each once, in the order in which they were named."""
+        return list(self.among)
 
 
 class Transfer:
@@ -265,8 +270,7 @@ class Transfer:
                 blob = found.setdefault(digest, _Wanted(descriptor))
                 if blob.descriptor.size != descriptor.size:
                     raise IntegrityError(f"blob `{digest}` is declared with two different sizes", digest=digest)
-                if item.repository not in blob.repositories:
-                    blob.repositories.append(item.repository)
+                blob.among[item.repository] = None
                 if not item.optional:
                     blob.needed.add(item.repository)
         ordered = self._options.order(blob.descriptor for blob in found.values())

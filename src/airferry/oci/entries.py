@@ -92,26 +92,31 @@ def find_entry(entries: Sequence[Descriptor], reference: str, *, where: str) -> 
     )
 
 
-def find_referrers(
-    source: Source, entries: Sequence[Descriptor], digest: str, *, strange: dict[str, str]
-) -> list[Descriptor]:
-    """Return the entries whose subject is the digest, by annotation or by the document's own field, sorted.
+Referrers = Mapping[str, list[Descriptor]]
 
-    An entry whose document cannot be read says of nothing that it belongs to it: it goes into `strange`, with the
-    reason, and its neighbours are looked at all the same.
+
+def find_referrers(source: Source, entries: Sequence[Descriptor], *, strange: dict[str, str]) -> Referrers:
+    """Return the entries that have a subject, by it: by annotation or by the document's own field, sorted by digest.
+
+    All of them at once: who asks for one digest asks for thousands, and each document is to be read once. An entry
+    whose document cannot be read says of nothing that it belongs to it: it goes into `strange`, with the reason, and
+    its neighbours are looked at all the same.
     """
-    found: dict[str, Descriptor] = {}
+    found: dict[str, dict[str, Descriptor]] = {}
+    own: dict[str, str | None] = {}
     for entry in entries:
         subject = _subject_mark(entry)
         if subject is None and entry.media_type in (*INDEX_TYPES, *MANIFEST_TYPES):
-            try:
-                subject = source.read_manifest(entry).subject
-            except IntegrityError as error:
-                strange[entry.digest] = error.message
-                continue
-        if subject == digest:
-            found[entry.digest] = entry
-    return [found[key] for key in sorted(found)]
+            if entry.digest not in own:
+                try:
+                    own[entry.digest] = source.read_manifest(entry).subject
+                except IntegrityError as error:
+                    strange[entry.digest] = error.message
+                    own[entry.digest] = None
+            subject = own[entry.digest]
+        if subject is not None:
+            found.setdefault(subject, {})[entry.digest] = entry
+    return {subject: [group[key] for key in sorted(group)] for subject, group in found.items()}
 
 
 def strange_entries(strange: Mapping[str, str], *, where: str) -> list[str]:

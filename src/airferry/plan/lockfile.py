@@ -30,6 +30,8 @@ _RELOCK = "run `airferry lock` again"
 # these go into files that apt and pip read line by line
 DebianVersion = Annotated[str, Field(pattern=r"^[A-Za-z0-9.+~:-]+$")]
 DistributionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")]
+# below the folder of its digest in the cache, whose damaged ones are removed with their folder
+WheelFile = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._!+-]{0,254}$")]
 DistributionVersion = Annotated[str, Field(pattern=r"^[A-Za-z0-9.!+_-]+$")]
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}([0-9a-f]{24})?$")]
 
@@ -76,7 +78,7 @@ class LockedAddition(_Model):
 
     name: DistributionName
     version: DistributionVersion
-    file: str
+    file: WheelFile
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     modules: tuple[str, ...] = ()
     source: LockedGit | None = None

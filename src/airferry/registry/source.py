@@ -31,7 +31,7 @@ from airferry.oci.streams import verifying
 from airferry.registry.auth import repository_scope
 from airferry.registry.client import RegistryClient
 from airferry.registry.connections import Answer, Request
-from airferry.registry.failures import NoReferrers, connection_error, following_url, one_line
+from airferry.registry.failures import NO_REGISTRY_HINT, NoReferrers, connection_error, following_url, one_line
 from airferry.wording import counted
 
 ACCEPTED = ", ".join((*INDEX_TYPES, *MANIFEST_TYPES))
@@ -333,7 +333,7 @@ def _media_type(data: bytes, header: str, *, what: str) -> str:
             return str(candidate)
     raise RegistryError(
         f"{what} is not an image or artifact: its media type is `{one_line(str(stated or header or 'missing'))}`",
-        hint="check whether a web page or login form answers instead of the registry; Docker schema 1 is not supported",
+        hint=f"{NO_REGISTRY_HINT}; Docker schema 1 is not supported",
     )
 
 
