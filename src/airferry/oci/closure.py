@@ -11,6 +11,7 @@ from airferry.errors import BuildError, IntegrityError
 from airferry.host.canonical import canonical_json
 from airferry.host.parsing import parse_json
 from airferry.host.progress import MIB
+from airferry.host.threads import parallel_map
 from airferry.oci.documents import (
     CONFIG_TYPES,
     INDEX_TYPES,
@@ -22,6 +23,7 @@ from airferry.oci.documents import (
     descriptor_of,
     expect_one_meaning,
 )
+from airferry.oci.entries import signature_tags
 from airferry.oci.platform import Platform
 from airferry.oci.ports import Source, Stored, WrappedSource
 from airferry.oci.streams import verifying
@@ -199,6 +201,21 @@ def _add_referrers(source: Source, closure: Closure, depth: int, found: dict[str
                 )
             inner = found[referrer.digest] = read_closure(source, referrer)
             _add_referrers(source, inner, depth - 1, found)
+
+
+def read_signatures(source: Source, closure: Closure, *, jobs: int) -> list[Shipment]:
+    """Return what cosign's tags name of an image and its parts: signatures, attestations, SBOMs, under these tags.
+
+    Raises:
+        IntegrityError: one of them is not what it should be.
+    """
+    tags = [tag for stored in closure.manifests for tag in signature_tags(stored.descriptor.digest)]
+    found = zip(tags, parallel_map(source.find_name, tags, jobs=jobs), strict=True)
+    return [
+        Shipment(tag, "", read_closure(source, descriptor), optional=True, reference=tag)
+        for tag, descriptor in found
+        if descriptor is not None
+    ]
 
 
 def subjects_first(shipments: Sequence[Shipment]) -> Iterator[list[Shipment]]:

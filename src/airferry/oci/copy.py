@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 from airferry.errors import AirferryError, IntegrityError
@@ -203,9 +204,13 @@ class Transfer:
     def name(self, shipments: Sequence[Shipment]) -> None:
         """Let the references of shipments stand for what `send` has brought, those left out that were refused."""
         refused = {id(one.item) for one in self.report.refused}
-        for item in shipments:
-            if item.reference is not None and id(item) not in refused:
-                self._sinks(item.repository).put_manifest(item.closure.top, reference=item.reference)
+        # an image last, so that its signatures are there once it has its name
+        for item in sorted(shipments, key=lambda item: not item.optional):
+            if item.reference is None or id(item) in refused:
+                continue
+            put = partial(self._sinks(item.repository).put_manifest, item.closure.top, reference=item.reference)
+            if reason := self._tried(item, put):
+                self.report.refused.append(RefusedShipment(item, reason))
 
     def audit(self, shipments: Sequence[Shipment]) -> list[str]:
         """Read back the whole closure of every shipment, and return what is missing, in words.

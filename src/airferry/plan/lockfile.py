@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 
 from airferry.config.document import KeyPath, read_yaml
-from airferry.config.fields import DebianPackage
+from airferry.config.fields import DebianPackage, Text
 from airferry.errors import ConfigurationError
 from airferry.host import files
 from airferry.host.yaml import render_yaml
@@ -99,7 +99,7 @@ class LockedPlatform(_Model):
     """
 
     inputs: Digest
-    python: str
+    python: Text
     python_version: Annotated[str, Field(pattern=r"^[0-9]+\.[0-9]+(\.[0-9]+)?$")]
     abi: str = ""
     libc: str = ""
