@@ -473,7 +473,7 @@ def test_maps_apply_and_collisions_are_refused_before_anything_is_sent(
     assert result.receipt.images[0].reference == f"{registry.address}/maps/new/name:v2"
     with pytest.raises(UsageError, match="matches no image"):
         to = parse_destination(registry.address, maps={"x": "y"})
-        load(sealed, to=to, receipt=tmp_path / "r.yaml", options=ANONYMOUS)
+        load(sealed, to=to, receipt=tmp_path / "s.yaml", options=ANONYMOUS)
 
 
 def test_an_image_is_pulled_as_it_was_pushed(registry: RegistryProcess, tmp_path: Path) -> None:
