@@ -163,6 +163,7 @@ def load(
     opened.warn_beside(bundle, emit)
     report = stage("verify", emit, lambda: verify_opened(opened, emit=emit))
     report.raise_if_wrong()
+    report.warn_of_litter(emit)
     places = place_images(opened, destination)
     shipments, without = part_skipped(plan_shipments(opened, destination, places), destination)
     with (
