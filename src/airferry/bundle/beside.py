@@ -28,6 +28,7 @@ from airferry.host.threads import parallel_map, usable_cores
 from airferry.oci.digest import digest_hex
 from airferry.oci.documents import Descriptor, Index
 from airferry.oci.layout import INDEX_FILE, LAYOUT_FILE
+from airferry.oci.litter import entry_litter_source, litter_text
 from airferry.oci.ports import Source
 from airferry.oci.validate import MAX_DEFECT_CHARACTERS, ReportDefect
 from airferry.wording import printable
@@ -235,6 +236,9 @@ class _Others:
                 yield from self.look(f"{name}/")
             elif not (problem := self._problem(name, entry, is_folder=is_folder)):
                 if not prefix and entry.name.endswith(SIGNATURES) and entry.is_file(follow_symlinks=False):
+                    continue
+                if (source := entry_litter_source(entry)) is not None:
+                    yield litter_text(name, entry.path, source, is_folder=is_folder)
                     continue
                 shown = f"`{printable(name, most=len(name))}{'/' if is_folder else ''}` is not part of the bundle"
                 yield f"{shown}; use it only if it was made here" if name in FAR_SIDE_FILES else shown

@@ -144,6 +144,7 @@ def load(
         expect_receipt_place(receipt_path)
     opened, report = stage("verify", emit, lambda: _open_verified(bundle, root=root, emit=emit))
     report.raise_if_wrong()
+    report.warn_of_litter(emit)
     places = place_images(opened, destination)
     shipments, without = part_skipped(plan_shipments(opened, destination, places), destination)
     work = files.cache_directory() / "loads" / hashlib.sha256(str(destination).encode()).hexdigest()[:16]
