@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +23,32 @@ from airferry.assets.manifest import (
 )
 from airferry.assets.record import record_asset
 from airferry.assets.staged import compare_asset
+from airferry.bundle import beside
+from airferry.bundle.artifacts import ArtifactFile, put_artifact
 from airferry.bundle.catalogue import CataloguePaths
+from airferry.bundle.manifest import SavedImage
 from airferry.bundle.tree_paths import MAX_PATH_FOLDERS
+from airferry.bundle.verify import Bundle, open_bundle
 from airferry.errors import BuildError, HostError, IntegrityError
+from airferry.far import shipments
+from airferry.far.relocate import parse_destination
 from airferry.host.parsing import Malformed, parse_toml
 from airferry.jobs import configs
 from airferry.near.git import driver
 from airferry.near.git.driver import Submodule
 from airferry.near.wheels import pip
+from airferry.oci import closure
+from airferry.oci.closure import Closure, read_closure, subjects_first
 from airferry.oci.codecs import inflate
+from airferry.oci.copy import image_shipments
+from airferry.oci.documents import CONTAINERD_SUBJECT, Descriptor
+from airferry.oci.entries import named
+from airferry.oci.layout import LayoutStore
+from airferry.oci.ports import Source, Stored
 from airferry.oci.tar import END_OF_ARCHIVE, MAX_TAIL_BYTES, TarReader
 from airferry.plan.code import commands
 from airferry.rootfs import files
+from oci_images import make_bundle, put_image, put_index
 
 SHA256 = "0" * 64
 
@@ -266,3 +281,122 @@ def test_a_stream_of_tiny_gzip_members_takes_linear_time(content: bytes) -> None
         assert plain == content * (len(part) // len(member))
     with pytest.raises(IntegrityError, match="bytes after the end"):
         list(inflate([data + b"x"], "gzip", what="it"))
+
+
+# --- artifacts of artifacts ------------------------------------------------------------------------------------------
+
+
+def note(store: LayoutStore, number: int, subject: Descriptor | None = None) -> Descriptor:
+    content = ArtifactFile("note", "text/plain", str(number).encode())
+    return put_artifact(store, "application/x.note", contents=[content], subject=subject)
+
+
+def test_referrers_of_many_are_found_by_reading_each_manifest_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = LayoutStore.create(tmp_path / "layout")
+    children = [put_image(store, [{"a": str(number).encode()}])[0] for number in range(20)]
+    index = put_index(store, children)
+    notes = [note(store, number) for number in range(50)]
+    store.write_index([named(index, "a.example/x:1"), *notes, note(store, 99, children[3])])
+    read: list[str] = []
+    read_manifest = LayoutStore.read_manifest
+
+    def counted(self: LayoutStore, descriptor: Descriptor) -> Stored:
+        read.append(descriptor.digest)
+        return read_manifest(self, descriptor)
+
+    monkeypatch.setattr(LayoutStore, "read_manifest", counted)
+    found = image_shipments(store, index, referrers=True)
+    assert len(found) == 2
+    assert len(read) <= 1 + 20 + 50 + 2
+    # what is added is found, as what was remembered is of another index.json
+    another = note(store, 100, children[3])
+    store.put_manifest(store.read_manifest(another))
+    assert len(image_shipments(store, index, referrers=True)) == 3
+    assert len(image_shipments(LayoutStore.open(store.path), index, referrers=True)) == 3
+
+
+def test_artifacts_that_all_refer_to_each_other_come_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = LayoutStore.create(tmp_path / "layout")
+    image, _layers = put_image(store, [{"a": b"1"}])
+    notes = [note(store, number) for number in range(5)]
+
+    def refer(*pairs: tuple[Descriptor, Descriptor]) -> None:
+        entries = [one.annotated(annotations={CONTAINERD_SUBJECT: other.digest}) for one, other in pairs]
+        store.write_index([named(image, "a.example/x:1"), *entries])
+
+    refer(*((one, other) for one in notes[:4] for other in [image, *notes[:4]] if one is not other))
+    assert len(image_shipments(store, image, referrers=True)) == 5
+    refer(*zip(notes, [image, *notes], strict=False))
+    with pytest.raises(IntegrityError, match="more than 4 levels deep"):
+        image_shipments(store, image, referrers=True)
+    refer(*((one, image) for one in notes))
+    monkeypatch.setattr(closure, "MAX_REFERRERS", 4)
+    with pytest.raises(IntegrityError, match="more than 4 artifacts refer to `sha256:"):
+        image_shipments(store, image, referrers=True)
+
+
+def chain(tmp_path: Path, length: int) -> Bundle:
+    """Return a bundle with artifacts that each refer to the one before, listed from the end."""
+    path = tmp_path / "bundle"
+    make_bundle(path)
+    store = LayoutStore.open(path)
+    (image,) = open_bundle(path).images.values()
+    notes = [image]
+    for number in range(length):
+        notes.append(note(store, number, notes[-1]))
+    bundle = open_bundle(path)
+    entries = [*reversed(notes[1:]), *bundle.index.manifests]
+    return replace(bundle, index=bundle.index.model_copy(update={"manifests": entries}))
+
+
+def test_a_chain_of_artifacts_is_put_in_order_by_reading_each_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = chain(tmp_path, 60)
+    read: list[str] = []
+
+    def counted(source: Source, descriptor: Descriptor) -> Closure:
+        read.append(descriptor.digest)
+        return read_closure(source, descriptor)
+
+    monkeypatch.setattr(shipments, "read_closure", counted)
+    destination = parse_destination("localhost:5000/x")
+    places = shipments.place_images(bundle, destination)
+    found = shipments.plan_shipments(bundle, destination, places)
+    assert len(read) == len(set(read)) == len(found)
+    subjects = [item.closure.top.subject for item in found]
+    digests = [item.descriptor.digest for item in found]
+    assert all(subject is None or subject in digests[:at] for at, subject in enumerate(subjects))
+    groups = [[item.descriptor.digest for item in group] for group in subjects_first(found)]
+    assert [len(group) for group in groups[2:]] == [1] * 59
+    assert sorted(digest for group in groups for digest in group) == sorted(digests)
+    monkeypatch.setattr(shipments, "MAX_SHIPMENTS", 20)
+    with pytest.raises(IntegrityError, match="make more than 20 uploads, the limit"):
+        shipments.plan_shipments(bundle, destination, places)
+
+
+def test_an_archive_of_many_names_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.tar").write_bytes(b"1")
+    (tmp_path / "b.tar").hardlink_to(tmp_path / "a.tar")
+    hashed: list[Path] = []
+    monkeypatch.setattr(beside.files, "file_sha256", lambda path: hashed.append(path) or "0" * 64)
+    bundle = chain(tmp_path, 0)
+    saved = [
+        SavedImage(role="execution", name="x", image="x", reference="x", digest=bundle.root, tar=tar, sha256=sha256)
+        for tar in ("a.tar", "a.tar", "./a.tar", "b.tar")
+        for sha256 in ("0" * 64, "1" * 64)
+    ]
+    around = beside.Surroundings(
+        tmp_path,
+        bundle.documents,
+        bundle.index,
+        bundle.manifest.model_copy(update={"saved_images": tuple(saved)}),
+        bundle.manifest_descriptor,
+        bundle.root,
+    )
+    reported: list[str] = []
+    beside.look_beside(around, jobs=2, report=lambda subject, text, _digest: reported.append(f"{subject} {text}"))
+    assert len(hashed) == 1
+    assert len([text for text in reported if "the manifest says" in text]) == 4

@@ -18,13 +18,14 @@ from airferry.errors import IntegrityError, RegistryError
 from airferry.events import Event, Warned
 from airferry.host.canonical import canonical_json
 from airferry.oci.archive import ArchiveSource
+from airferry.oci.digest import digest_hex
 from airferry.oci.documents import IMAGE_INDEX, IMAGE_MANIFEST, Descriptor, Index, descriptor_of
 from airferry.oci.layout import LayoutStore
 from airferry.oci.ports import Stored
 from airferry.registry.client import ClientOptions, RegistryClient
 from airferry.registry.retry import RetryPolicy
 from airferry.registry.source import RegistrySource, referrers_tag
-from oci_images import make_bundle, put_image
+from oci_images import make_bundle, put_image, put_index
 from scripted_registry import Exchange, Fault, ScriptedRegistry, error_document, run_scripted, sha256
 
 OPTIONS = ClientOptions(
@@ -269,7 +270,7 @@ def test_referrers_that_may_exist_are_said_to_be_unknown(
 def gitlab(exchange: Exchange) -> bool:
     """Take `sha256-HEX` for the digest, whatever was stored under that tag."""
     name, _, tag = exchange.call.path.removeprefix("/v2/").partition("/manifests/sha256-")
-    if not tag or exchange.call.method not in ("GET", "HEAD"):
+    if not tag or "." in tag or exchange.call.method not in ("GET", "HEAD"):
         return False
     data, kind = exchange.registry.manifests[f"{name}@sha256:{tag}"]
     return exchange.answer(200, data, Content_Type=kind, Docker_Content_Digest=f"sha256:{tag}")
@@ -376,3 +377,70 @@ def test_an_entry_that_cannot_be_read_does_not_keep_its_neighbours_from_being_co
     }
     with pytest.raises(IntegrityError):
         api.copy(f"oci:{store.path}:{absent.digest}", f"oci:{got.path}:y", options=OPTIONS)
+
+
+# --- cosign's tags ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def signed(registry: ScriptedRegistry, store: LayoutStore) -> tuple[str, Descriptor, list[str]]:
+    """An image of one platform in a registry, with cosign's tags of the index and of its part; and these tags."""
+    child, _results = put_image(store, [{"a": b"1"}])
+    index = put_index(store, [child])
+    store.put_manifest(store.read_manifest(index), reference=NAME)
+    place = f"docker://{registry.address}/r/app"
+    copied(f"oci:{store.path}:{NAME}", f"{place}:1")
+    tags = [f"sha256-{digest_hex(index.digest)}.{suffix}" for suffix in ("sig", "att")]
+    tags.append(f"sha256-{digest_hex(child.digest)}.sbom")
+    for tag in tags:
+        note = put_artifact(store, "application/x-cosign", contents=[ArtifactFile("s", "text/plain", tag.encode())])
+        copied(f"oci:{store.path}:{named(store, note, tag)}", f"{place}:{tag}", referrers=False)
+    return f"{place}:1", index, sorted(tags)
+
+
+def named(store: LayoutStore, descriptor: Descriptor, name: str) -> str:
+    store.put_manifest(store.read_manifest(descriptor.annotated(artifact_type=None, annotations=None)), reference=name)
+    return name
+
+
+def test_cosigns_tags_are_carried_between_registries_and_layouts(
+    registry: ScriptedRegistry, signed: tuple[str, Descriptor, list[str]], tmp_path: Path
+) -> None:
+    place, index, tags = signed
+    first, second = (f"docker://{registry.address}/{name}/app:2" for name in "st")
+    layout = f"oci:{tmp_path}/got"
+    assert copied(place, first)[1] == []
+    assert copied(first, f"{layout}:app")[1] == []
+    got = LayoutStore.open(tmp_path / "got")
+    assert got.resolve("").digest == index.digest, "a signature is no image to choose from"
+    assert copied(f"{layout}:app", second)[1] == []
+    for name in ("s/app", "t/app"):
+        assert sorted(key.partition("@")[2] for key in registry.manifests if key.startswith(f"{name}@sha256-")) == tags
+        for tag in tags:
+            assert registry.manifests[f"{name}@{tag}"] == registry.manifests[f"r/app@{tag}"]
+    assert copied(place, f"docker://{registry.address}/u/app:2", referrers=False)[1] == []
+    assert not any(key.startswith("u/app@sha256-") for key in registry.manifests)
+
+
+def test_cosigns_tags_that_are_not_carried_are_said(
+    registry: ScriptedRegistry, signed: tuple[str, Descriptor, list[str]], tmp_path: Path
+) -> None:
+    place, index, tags = signed
+    _copy, (warning,) = copied(place, f"oci-archive:{tmp_path}/got.tar:app")
+    assert all(f"`{tag}`" in warning for tag in tags)
+
+    def refuse(exchange: Exchange) -> bool:
+        if exchange.call.method != "PUT" or not exchange.call.path.endswith((".sig", ".att", ".sbom")):
+            return False
+        exchange.read_body()
+        return exchange.answer(400, error_document("TAG_INVALID"))
+
+    # what a registry refuses of them, or keeps from being seen, leaves the image as it is
+    registry.faults.append(refuse)
+    _copy, warnings = copied(place, f"docker://{registry.address}/w/app:1")
+    assert f"w/app@{index.digest}" in registry.manifests and "w/app@1" in registry.manifests
+    assert all(any(tag in text for text in warnings) for tag in tags)
+    signatures = (".sig", ".att", ".sbom")
+    registry.faults[:] = [lambda exchange: exchange.call.path.endswith(signatures) and exchange.answer(403)]
+    _copy, (warning,) = copied(place, f"docker://{registry.address}/x/app:1")
+    assert "other tags with signatures is unknown: it answers with 403" in warning

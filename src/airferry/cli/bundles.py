@@ -55,6 +55,10 @@ def verify(
             reporter.say("[yellow]note:[/] {}", line)
         if (more := len(report.beside) - SHOWN_BESIDE) > 0:
             reporter.say("[yellow]note:[/] {} more notes about the folder; `--json` lists all", more)
+        for line in report.litter[:SHOWN_BESIDE]:
+            reporter.say("[yellow]litter:[/] {}", line)
+        if (more := len(report.litter) - SHOWN_BESIDE) > 0:
+            reporter.say("[yellow]litter:[/] {} more of it; `--json` lists all", more)
         for defect in report.exempt[:SHOWN_BESIDE]:
             reporter.say("[yellow]note:[/] carried as it came, programs may read it differently: {}", str(defect))
         if (more := len(report.exempt) - SHOWN_BESIDE) > 0:

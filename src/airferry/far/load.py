@@ -22,7 +22,7 @@ from airferry.events import Emit, silent
 from airferry.far.push import RegistrySinks, audit, load_transfer, say_left_out
 from airferry.far.receipts import left_out, make_receipt
 from airferry.far.relocate import Destination, parse_destination
-from airferry.far.shipments import ARTIFACT_NAME, artifact_tag, part_skipped, place_images, plan_shipments
+from airferry.far.shipments import ARTIFACT_NAME, artifact_tags, part_skipped, place_images, plan_shipments
 from airferry.far.tags import TagMove, WantedTag, forget_journal, move_tags, plan_tags
 from airferry.host import files
 from airferry.host.canonical import plain_data
@@ -143,6 +143,7 @@ def load(
         expect_receipt_place(receipt_path)
     opened, report = stage("verify", emit, lambda: _open_verified(bundle, root=root, emit=emit))
     report.raise_if_wrong()
+    report.warn_of_litter(emit)
     places = place_images(opened, destination)
     shipments, without = part_skipped(plan_shipments(opened, destination, places), destination)
     work = files.cache_directory() / "loads" / hashlib.sha256(str(destination).encode()).hexdigest()[:16]
@@ -226,10 +227,11 @@ def _wanted_tags(
 ) -> list[WantedTag]:
     """Return the tags to set."""
     wanted = []
+    tags = artifact_tags(bundle, shipments)
     for item in shipments:
         place = places.get(item.name)
         sink = sinks(item.repository)
-        tag = place.tag if place is not None else artifact_tag(bundle, item)
+        tag = place.tag if place is not None else tags.get(item.descriptor.digest)
         if tag is not None:
             wanted.append(WantedTag(f"{sink}:{tag}", sink, tag, item.closure.top))
     return wanted

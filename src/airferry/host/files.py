@@ -399,6 +399,15 @@ def waiting_lock(path: Path, *, on_wait: Callable[[], None] | None = None) -> It
         yield
 
 
+def change_mark(path: Path) -> tuple[int, ...]:
+    """Return what changes when a file is replaced or written to; the time of a change (ctime) cannot be set."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return ()
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
 def free_bytes(path: Path) -> int:
     """Return the bytes that an ordinary user may still write at `path` or its nearest existing parent."""
     while not path.exists() and path != path.parent:

@@ -32,7 +32,7 @@ from airferry.oci.documents import (
     Index,
     parse_index,
 )
-from airferry.oci.entries import as_referrer, find_entry, find_referrers, named, strange_entries
+from airferry.oci.entries import Referrers, as_referrer, find_entry, find_referrers, named, strange_entries
 from airferry.oci.layout import INDEX_FILE, LAYOUT_BYTES, LAYOUT_FILE, LAYOUT_VERSION, MAX_INDEX_BYTES
 from airferry.oci.platform import Platform
 from airferry.oci.ports import Sink, Source, Stored, blocks
@@ -259,6 +259,7 @@ class ArchiveSource(Source):
             IntegrityError: it is not an OCI archive.
         """
         self.path = path
+        self._referrers: Referrers | None = None
         self._strange: dict[str, str] = {}
         self._entries = self._read_headers()
         version = self._layout_version()
@@ -318,7 +319,10 @@ class ArchiveSource(Source):
 
     def referrers(self, digest: str) -> list[Descriptor]:
         """Return the top-level descriptors of artifacts whose subject is the digest, sorted by digest."""
-        return find_referrers(self, self.index.manifests, digest, strange=self._strange)
+        # two threads may both look the first time: that costs time, and they see the same
+        if self._referrers is None:
+            self._referrers = find_referrers(self, self.index.manifests, strange=self._strange)
+        return list(self._referrers.get(digest, ()))
 
     def unknown_referrers(self) -> list[str]:
         """Return which top-level entries could not be read while referrers were looked for."""

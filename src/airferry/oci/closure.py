@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -10,6 +11,7 @@ from airferry.errors import BuildError, IntegrityError
 from airferry.host.canonical import canonical_json
 from airferry.host.parsing import parse_json
 from airferry.host.progress import MIB
+from airferry.host.threads import parallel_map
 from airferry.oci.documents import (
     CONFIG_TYPES,
     INDEX_TYPES,
@@ -21,11 +23,14 @@ from airferry.oci.documents import (
     descriptor_of,
     expect_one_meaning,
 )
+from airferry.oci.entries import signature_tags
 from airferry.oci.platform import Platform
 from airferry.oci.ports import Source, Stored, WrappedSource
 from airferry.oci.streams import verifying
 
 MAX_REFERRER_DEPTH = 4
+# signatures and SBOMs of an image are a handful; annotations may say that any refers to any other
+MAX_REFERRERS = 1_000
 # the documents of a thousand images stay below it; a view takes several times its bytes, so the documents of a bundle
 # that is made to fill memory are read again instead
 MAX_REMEMBERED_BYTES = 16 * MIB
@@ -170,32 +175,73 @@ def select_platforms(index: Index, platforms: Collection[Platform], *, what: str
 
 
 def read_referrers(source: Source, closure: Closure, *, depth: int = MAX_REFERRER_DEPTH) -> list[Closure]:
-    """Return the artifacts that refer to any part of an image, and those that refer to these, subjects first.
+    """Return the artifacts that refer to any part of an image, and those that refer to these, each once, subjects
+    first.
 
     Raises:
-        IntegrityError: they refer to each other more than `depth` times over, or are not what they should be.
+        IntegrityError: they refer to each other more than `depth` times over, are more than MAX_REFERRERS, or are not
+            what they should be.
     """
-    found: list[Closure] = []
+    found: dict[str, Closure] = {}
+    _add_referrers(source, closure, depth, found)
+    return list(found.values())
+
+
+def _add_referrers(source: Source, closure: Closure, depth: int, found: dict[str, Closure]) -> None:
     for stored in closure.manifests:
         for referrer in source.referrers(stored.descriptor.digest):
+            if referrer.digest in found:
+                continue
             if depth == 0:
                 raise IntegrityError(f"artifacts refer to artifacts more than {MAX_REFERRER_DEPTH} levels deep")
-            inner = read_closure(source, referrer)
-            found += [inner, *read_referrers(source, inner, depth=depth - 1)]
-    return found
+            if len(found) >= MAX_REFERRERS:
+                raise IntegrityError(
+                    f"more than {MAX_REFERRERS} artifacts refer to `{closure.top.descriptor.digest}` or to each other, "
+                    "the limit for an image"
+                )
+            inner = found[referrer.digest] = read_closure(source, referrer)
+            _add_referrers(source, inner, depth - 1, found)
+
+
+def read_signatures(source: Source, closure: Closure, *, jobs: int) -> list[Shipment]:
+    """Return what cosign's tags name of an image and its parts: signatures, attestations, SBOMs, under these tags.
+
+    Raises:
+        IntegrityError: one of them is not what it should be.
+    """
+    tags = [tag for stored in closure.manifests for tag in signature_tags(stored.descriptor.digest)]
+    found = zip(tags, parallel_map(source.find_name, tags, jobs=jobs), strict=True)
+    return [
+        Shipment(tag, "", read_closure(source, descriptor), optional=True, reference=tag)
+        for tag, descriptor in found
+        if descriptor is not None
+    ]
 
 
 def subjects_first(shipments: Sequence[Shipment]) -> Iterator[list[Shipment]]:
     """Yield shipments in groups, those that something refers to before it. What is within a group goes side by side."""
-    waiting = list(shipments)
-    while waiting:
-        coming = {stored.descriptor.digest for item in waiting for stored in item.closure.manifests}
-        ready = [item for item in waiting if item.closure.top.subject not in coming]
+    coming = Counter(stored.descriptor.digest for item in shipments for stored in item.closure.manifests)
+    waiting: dict[str, list[int]] = {}
+    ready: list[int] = []
+    for number, item in enumerate(shipments):
+        subject = item.closure.top.subject
+        if subject in coming:
+            waiting.setdefault(str(subject), []).append(number)
+        else:
+            ready.append(number)
+    while ready:
+        yield [shipments[number] for number in ready]
+        freed: list[int] = []
+        for number in ready:
+            for stored in shipments[number].closure.manifests:
+                digest = stored.descriptor.digest
+                coming[digest] -= 1
+                if not coming[digest]:
+                    freed += waiting.pop(digest, ())
+        ready = sorted(freed)
+    if waiting:
         # digests cannot refer to each other in a circle; were it so, the order would not matter
-        ready = ready or waiting
-        yield ready
-        done = {id(item) for item in ready}
-        waiting = [item for item in waiting if id(item) not in done]
+        yield [shipments[number] for number in sorted(number for group in waiting.values() for number in group)]
 
 
 def is_subject(item: Shipment, shipments: Iterable[Shipment]) -> bool:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 from airferry.errors import AirferryError, IntegrityError
@@ -124,8 +125,13 @@ class _Wanted:
     """A blob, the repositories that want it, and those of them that cannot do without it."""
 
     descriptor: Descriptor
-    repositories: list[str] = field(default_factory=list)
+    among: dict[str, None] = field(default_factory=dict)
     needed: set[str] = field(default_factory=set)
+
+    @property
+    def repositories(self) -> list[str]:
+        """The repositories, each once, in the order in which they were named."""
+        return list(self.among)
 
 
 class Transfer:
@@ -198,9 +204,13 @@ class Transfer:
     def name(self, shipments: Sequence[Shipment]) -> None:
         """Let the references of shipments stand for what `send` has brought, those left out that were refused."""
         refused = {id(one.item) for one in self.report.refused}
-        for item in shipments:
-            if item.reference is not None and id(item) not in refused:
-                self._sinks(item.repository).put_manifest(item.closure.top, reference=item.reference)
+        # an image last, so that its signatures are there once it has its name
+        for item in sorted(shipments, key=lambda item: not item.optional):
+            if item.reference is None or id(item) in refused:
+                continue
+            put = partial(self._sinks(item.repository).put_manifest, item.closure.top, reference=item.reference)
+            if reason := self._tried(item, put):
+                self.report.refused.append(RefusedShipment(item, reason))
 
     def audit(self, shipments: Sequence[Shipment]) -> list[str]:
         """Read back the whole closure of every shipment, and return what is missing, in words.
@@ -265,8 +275,7 @@ class Transfer:
                 blob = found.setdefault(digest, _Wanted(descriptor))
                 if blob.descriptor.size != descriptor.size:
                     raise IntegrityError(f"blob `{digest}` is declared with two different sizes", digest=digest)
-                if item.repository not in blob.repositories:
-                    blob.repositories.append(item.repository)
+                blob.among[item.repository] = None
                 if not item.optional:
                     blob.needed.add(item.repository)
         ordered = self._options.order(blob.descriptor for blob in found.values())

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from airferry.errors import ConfigurationError, IntegrityError
-from airferry.oci.digest import is_digest
+from airferry.oci.digest import digest_hex, is_digest
 from airferry.oci.documents import (
     CONTAINERD_NAME,
     CONTAINERD_SUBJECT,
@@ -18,6 +19,14 @@ from airferry.oci.documents import (
 from airferry.oci.ports import Source, Stored
 
 SHOWN_NAMES = 20
+# cosign before 3, and everything that reads what it wrote, finds these by name: no field says what they belong to
+SIGNATURE_SUFFIXES = ("sig", "att", "sbom")
+_SIGNATURE_TAG = re.compile(r"sha256-[0-9a-f]{64}\.(?:sig|att|sbom)")
+
+
+def signature_tags(digest: str) -> list[str]:
+    """Return the tags under which cosign keeps signatures, attestations and SBOMs of a digest."""
+    return [f"sha256-{digest_hex(digest)}.{suffix}" for suffix in SIGNATURE_SUFFIXES]
 
 
 def names_of(descriptor: Descriptor) -> set[str]:
@@ -81,7 +90,7 @@ def find_entry(entries: Sequence[Descriptor], reference: str, *, where: str) -> 
     elif reference:
         found = [entry for entry in entries if reference in names_of(entry)]
     else:
-        found = [entry for entry in entries if entry.artifact_type is None and _subject_mark(entry) is None]
+        found = [entry for entry in entries if not _is_about_another(entry)]
     if len({entry.digest for entry in found}) == 1:
         return found[0]
     names = sorted({name for entry in entries for name in names_of(entry)})
@@ -92,26 +101,31 @@ def find_entry(entries: Sequence[Descriptor], reference: str, *, where: str) -> 
     )
 
 
-def find_referrers(
-    source: Source, entries: Sequence[Descriptor], digest: str, *, strange: dict[str, str]
-) -> list[Descriptor]:
-    """Return the entries whose subject is the digest, by annotation or by the document's own field, sorted.
+Referrers = Mapping[str, list[Descriptor]]
 
-    An entry whose document cannot be read says of nothing that it belongs to it: it goes into `strange`, with the
-    reason, and its neighbours are looked at all the same.
+
+def find_referrers(source: Source, entries: Sequence[Descriptor], *, strange: dict[str, str]) -> Referrers:
+    """Return the entries that have a subject, by it: by annotation or by the document's own field, sorted by digest.
+
+    All of them at once: who asks for one digest asks for thousands, and each document is to be read once. An entry
+    whose document cannot be read says of nothing that it belongs to it: it goes into `strange`, with the reason, and
+    its neighbours are looked at all the same.
     """
-    found: dict[str, Descriptor] = {}
+    found: dict[str, dict[str, Descriptor]] = {}
+    own: dict[str, str | None] = {}
     for entry in entries:
         subject = _subject_mark(entry)
         if subject is None and entry.media_type in (*INDEX_TYPES, *MANIFEST_TYPES):
-            try:
-                subject = source.read_manifest(entry).subject
-            except IntegrityError as error:
-                strange[entry.digest] = error.message
-                continue
-        if subject == digest:
-            found[entry.digest] = entry
-    return [found[key] for key in sorted(found)]
+            if entry.digest not in own:
+                try:
+                    own[entry.digest] = source.read_manifest(entry).subject
+                except IntegrityError as error:
+                    strange[entry.digest] = error.message
+                    own[entry.digest] = None
+            subject = own[entry.digest]
+        if subject is not None:
+            found.setdefault(subject, {})[entry.digest] = entry
+    return {subject: [group[key] for key in sorted(group)] for subject, group in found.items()}
 
 
 def strange_entries(strange: Mapping[str, str], *, where: str) -> list[str]:
@@ -120,6 +134,13 @@ def strange_entries(strange: Mapping[str, str], *, where: str) -> list[str]:
         f"entry `{digest}` of {where} cannot be read, and may refer to anything: {reason}"
         for digest, reason in sorted(strange.items())
     ]
+
+
+def _is_about_another(entry: Descriptor) -> bool:
+    """Tell whether an entry is an artifact or a signature rather than an image."""
+    names = names_of(entry)
+    signature = bool(names) and all(_SIGNATURE_TAG.fullmatch(name) for name in names)
+    return entry.artifact_type is not None or _subject_mark(entry) is not None or signature
 
 
 def _subject_mark(entry: Descriptor) -> str | None:

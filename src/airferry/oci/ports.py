@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
 
-from airferry.errors import AirferryError, IntegrityError
+from airferry.errors import AirferryError, ConfigurationError, IntegrityError
 from airferry.oci.documents import (
     INDEX_TYPES,
     MANIFEST_TYPES,
@@ -123,8 +123,15 @@ class Source(ABC):
     def referrers(self, digest: str) -> list[Descriptor]:
         """Return the descriptors of the artifacts whose subject is the digest, sorted by digest."""
 
+    def find_name(self, name: str) -> Descriptor | None:
+        """Return the descriptor that a tag or name stands for; None if there is none, or if that cannot be known."""
+        try:
+            return self.resolve(name)
+        except ConfigurationError:
+            return None
+
     def unknown_referrers(self) -> list[str]:
-        """Return what kept `referrers` from seeing all there may be, in words and once each; empty if nothing did."""
+        """Return what kept `referrers` and `find_name` from seeing all there may be, in words and once each."""
         return []
 
     def open_blob_at(self, descriptor: Descriptor, offset: int) -> AbstractContextManager[IO[bytes]]:
@@ -163,6 +170,10 @@ class WrappedSource(Source):
     def referrers(self, digest: str) -> list[Descriptor]:
         """Return the descriptors of the artifacts whose subject is the digest, sorted by digest."""
         return self.inner.referrers(digest)
+
+    def find_name(self, name: str) -> Descriptor | None:
+        """Return the descriptor that a tag or name stands for; None if there is none."""
+        return self.inner.find_name(name)
 
     def unknown_referrers(self) -> list[str]:
         """Return what kept `referrers` from seeing all there may be."""

@@ -28,6 +28,7 @@ _HINTS = {
     507: "the registry's disk is full",
 }
 
+NO_REGISTRY_HINT = "check whether a web page or login form answers instead of the registry"
 TLS_HINT = (
     "the registry does not know of the TLS proxy in front of it: have the proxy send `X-Forwarded-Proto: https`, or "
     "give the registry its external URL with `https://`; storage that it redirects to must speak TLS too"

@@ -31,7 +31,14 @@ from airferry.oci.streams import verifying
 from airferry.registry.auth import repository_scope
 from airferry.registry.client import RegistryClient
 from airferry.registry.connections import Answer, Request
-from airferry.registry.failures import NoReferrers, connection_error, following_url, one_line
+from airferry.registry.failures import (
+    NO_REGISTRY_HINT,
+    NoReferrers,
+    TransientRegistryError,
+    connection_error,
+    following_url,
+    one_line,
+)
 from airferry.wording import counted
 
 ACCEPTED = ", ".join((*INDEX_TYPES, *MANIFEST_TYPES))
@@ -61,6 +68,7 @@ class RegistrySource(Source):
         self._remembered: dict[str, Stored] = {}
         self._unknown: dict[str, list[str]] = {}
         self._keeps_tags = False
+        self._refused_names: dict[int, str] = {}
 
     def __str__(self) -> str:
         return f"{self.client.registry}/{self.repository}"
@@ -100,6 +108,25 @@ class RegistrySource(Source):
             return None
         digest = response.headers.get("Docker-Content-Digest", "")
         return digest if is_digest(digest) else self._fetch(reference, limit_bytes=MAX_MANIFEST_BYTES).descriptor.digest
+
+    def find_name(self, name: str) -> Descriptor | None:
+        """Return the descriptor that a tag stands for; None without it. A refusal is kept for `unknown_referrers`.
+
+        Raises:
+            RegistryError: the registry does not answer.
+            IntegrityError: the registry gives other bytes than it says.
+        """
+        try:
+            digest = self.find(name)
+            return None if digest is None else self.resolve(digest)
+        except TransientRegistryError:
+            raise
+        except RegistryError as error:
+            if error.status is None:
+                raise
+            with self._lock:
+                self._refused_names.setdefault(error.status, name)
+            return None
 
     def read_manifest(self, descriptor: Descriptor) -> Stored:
         """Return a manifest's or index's original bytes, verified.
@@ -178,6 +205,9 @@ class RegistrySource(Source):
                 + (f"and {counted(len(digests) - 1, 'other manifest')} " if len(digests) > 1 else "")
                 + f"in `{self}` are unknown: {doubt}"
                 for doubt, digests in self._unknown.items()
+            ] + [
+                f"whether `{self}` has `{name}` and other tags with signatures is unknown: it answers with {status}"
+                for status, name in self._refused_names.items()
             ]
 
     def held_referrers(self, digest: str) -> list[Descriptor]:
@@ -333,7 +363,7 @@ def _media_type(data: bytes, header: str, *, what: str) -> str:
             return str(candidate)
     raise RegistryError(
         f"{what} is not an image or artifact: its media type is `{one_line(str(stated or header or 'missing'))}`",
-        hint="check whether a web page or login form answers instead of the registry; Docker schema 1 is not supported",
+        hint=f"{NO_REGISTRY_HINT}; Docker schema 1 is not supported",
     )
 
 
