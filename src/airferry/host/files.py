@@ -77,6 +77,11 @@ def is_file(path: Path) -> bool:
     return os.path.isfile(path)  # noqa: PTH113
 
 
+def is_folder(path: Path) -> bool:
+    """Tell whether a path is a folder that can be looked at; none is where no folder can be."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
 def resolved(path: Path) -> Path:
     """Return a path absolute and without links.
 
