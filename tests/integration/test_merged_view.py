@@ -7,21 +7,23 @@ import json
 import posixpath
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import odd_tars
 from airferry.engine.driver import Engine, open_engine
 from airferry.host.canonical import canonical_json
 from airferry.oci.documents import IMAGE_CONFIG, IMAGE_MANIFEST, Manifest
 from airferry.oci.layers import Compression, compress_layer
 from airferry.oci.layout import LayoutStore
 from airferry.oci.tar import DIRECTORY, REGULAR, SYMLINK
+from airferry.rootfs.layers import collect_facts
 from airferry.rootfs.view import RootView
 from debian_bases import AMD64
-from layer_tars import Item, facts_of, tar_of
+from layer_tars import Item, cut, facts_of, tar_of
 
 SEEDS = range(24)
 NAMES = ("a", "b", "c")
@@ -41,7 +43,7 @@ for folder, names, files in os.walk(root):
         kind = kinds[stat.S_IFMT(status.st_mode)]
         value = str(status.st_size) if kind == "file" else os.readlink(path) if kind == "link" else ""
         mode = stat.S_IMODE(status.st_mode) if kind == "file" else 0
-        found[os.path.relpath(path, root)] = [kind, value, mode]
+        found[os.path.relpath(path, root)] = [kind, value, mode, 0 if kind == "dir" else int(status.st_mtime)]
 print(json.dumps(found))
 """
 
@@ -100,10 +102,8 @@ def generated_layer(chance: random.Random) -> list[Item]:
     return items or [Item("a")]
 
 
-def import_stack(engine: Engine, store: LayoutStore, layers: list[list[Item]]) -> str:
-    made = [
-        compress_layer(io.BytesIO(tar_of(items)), compression=Compression("gzip", 1, 1), into=store) for items in layers
-    ]
+def import_stack(engine: Engine, store: LayoutStore, tars: Iterable[bytes]) -> str:
+    made = [compress_layer(io.BytesIO(data), compression=Compression("gzip", 1, 1), into=store) for data in tars]
     config = {
         "architecture": "amd64",
         "os": "linux",
@@ -149,17 +149,34 @@ def test_it_is_what_the_engine_mounts(engine: Engine, tmp_path: Path) -> None:
         for layer, items in zip(layers, stack, strict=False):
             layer += moved(items, f"stack{seed}") if seed else items
     store = LayoutStore.create(tmp_path / "layout")
-    image = import_stack(engine, store, layers)
+    image = import_stack(engine, store, map(tar_of, layers))
     view = RootView([facts_of(items) for items in layers])
-    seen = {}
+    expect_mounted(engine, image, view, layers)
+    assert {path.partition("/")[0] for path, _entry in view.walk()} >= {f"stack{seed}" for seed in SEEDS[1:]}
+
+
+def test_what_other_builders_write_is_what_the_engine_mounts(engine: Engine, tmp_path: Path) -> None:
+    """Layers with names, times and ends that are odd, one image for all; and those that are left to the engine."""
+    below = tar_of([Item("absolute/gone"), Item("absolute/hidden/old")])
+    read = [below, *odd_tars.HARMLESS.values()]
+    unread = list(odd_tars.UNREAD.values())
+    image = import_stack(engine, LayoutStore.create(tmp_path / "layout"), [*read, *unread])
+    view = RootView([collect_facts(cut(data), what="the layer") for data in read])
+    expect_mounted(engine, image, view, list(odd_tars.HARMLESS), but=("owner", "sparse"))
+
+
+def expect_mounted(engine: Engine, image: str, view: RootView, told: object, *, but: tuple[str, ...] = ()) -> None:
+    seen: dict[str, list[object]] = {}
     for path, entry in view.walk():
         kind = KINDS[entry.type]
         value = str(entry.size) if kind == "file" else entry.link_name
-        seen[path] = [kind, value, entry.mode if kind == "file" else 0]
+        time_s = 0 if kind == "dir" else entry.mtime_s
+        seen[path] = [kind, value, entry.mode if kind == "file" else 0, time_s]
     try:
         found = mounted(engine, image)
     finally:
         engine.remove_image(image)
+    assert set(but) <= found.keys()
+    found = {path: value for path, value in found.items() if path.partition("/")[0] not in but}
     different = sorted(path for path in seen.keys() | found.keys() if seen.get(path) != found.get(path))
-    assert {path: (seen.get(path), found.get(path)) for path in different} == {}, layers
-    assert {path.partition("/")[0] for path in seen} >= {f"stack{seed}" for seed in SEEDS[1:]}
+    assert {path: (seen.get(path), found.get(path)) for path in different} == {}, told

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import io
+import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,12 +23,32 @@ from airferry.assets.manifest import (
 )
 from airferry.assets.record import record_asset
 from airferry.assets.staged import compare_asset
+from airferry.bundle import beside
+from airferry.bundle.artifacts import ArtifactFile, put_artifact
 from airferry.bundle.catalogue import CataloguePaths
+from airferry.bundle.manifest import SavedImage
 from airferry.bundle.tree_paths import MAX_PATH_FOLDERS
+from airferry.bundle.verify import Bundle, open_bundle
 from airferry.errors import BuildError, HostError, IntegrityError
+from airferry.far import shipments
+from airferry.far.relocate import parse_destination
+from airferry.host.parsing import Malformed, parse_toml
+from airferry.jobs import configs
 from airferry.near.git import driver
 from airferry.near.git.driver import Submodule
+from airferry.near.wheels import pip
+from airferry.oci import closure
+from airferry.oci.closure import Closure, read_closure, subjects_first
+from airferry.oci.codecs import inflate
+from airferry.oci.copy import image_shipments
+from airferry.oci.documents import CONTAINERD_SUBJECT, Descriptor
+from airferry.oci.entries import named
+from airferry.oci.layout import LayoutStore
+from airferry.oci.ports import Source, Stored
 from airferry.oci.tar import END_OF_ARCHIVE, MAX_TAIL_BYTES, TarReader
+from airferry.plan.code import commands
+from airferry.rootfs import files
+from oci_images import make_bundle, put_image, put_index
 
 SHA256 = "0" * 64
 
@@ -174,3 +198,205 @@ def test_a_checkout_that_does_not_fit_is_not_begun(tmp_path: Path, monkeypatch: 
     with pytest.raises(HostError, match=r"1048576\.0 TiB of files, but only"):
         driver.export_overlay("/r/1", "a" * 40, cache=tmp_path, into=tmp_path / "into")
     assert not (tmp_path / "into").exists()
+
+
+# --- TOML ------------------------------------------------------------------------------------------------------------
+
+LONG_KEYS = {
+    "header": "[" + "a." * 5_000 + "a]\n" + "".join(f"k{number}=1\n" for number in range(5_000)),
+    "key": "x=1\n\n" + "a." * 32 + "a=1\n",
+    "quoted": "a={" + '"\\"".' * 32 + "a=1}\n",
+    "literal": "'a' . " * 32 + "a=1\n",
+}
+
+
+@pytest.mark.parametrize("text", LONG_KEYS.values(), ids=LONG_KEYS)
+def test_keys_of_toml_have_a_bounded_number_of_parts(text: str) -> None:
+    with quickly(), pytest.raises(Malformed, match="a key of more than 32 parts, the limit") as caught:
+        parse_toml(text)
+    assert caught.value.line == (3 if text.startswith("x") else 1)
+
+
+@pytest.mark.parametrize(
+    "line", ['"\\' * 200_000, '"' * 200_000, "a " * 200_000, "." * 200_000, "' \"." * 100_000, "a" * 400_000 + "." * 32]
+)
+def test_looking_for_such_keys_takes_no_longer_than_reading(line: str) -> None:
+    with quickly(), suppress(Malformed):
+        parse_toml(line + "." * 32)
+
+
+def test_what_toml_may_hold_is_read() -> None:
+    assert parse_toml("a." * 31 + "a=1")
+    assert parse_toml('a="' + "1." * 31 + '1"\nb=[' + '"x.y",' * 40 + "]")["b"] == ["x.y"] * 40
+    with pytest.raises(Malformed, match="more than 4000000 values"):
+        parse_toml("a=[" + "[]," * 2_000_000 + "]")
+
+
+@pytest.mark.parametrize("number", ["0x" + "f" * 16, "-9223372036854775809", "0b" + "1" * 64, "0o" + "7" * 5_000])
+def test_integers_of_toml_have_64_bits(number: str) -> None:
+    with pytest.raises(Malformed, match="64 bits") as caught:
+        parse_toml(f"a = 1\nb = [{{c = {number}}}]\n")
+    assert caught.value.line == 2
+    assert parse_toml(f"a = 9223372036854775807\nb = '{number}'")["a"] == (1 << 63) - 1
+
+
+# --- patterns --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text"),
+    [
+        (configs._INTERPOLATION, "\\" * 100_000),
+        (commands._INSTALLER_WITHIN, "pip " * 50_000),
+        (pip._WHEEL, "." * 100_000),
+        (pip._WHEEL, "a-" * 50_000),
+        (files._GLIBC, b"a" * 200_000),
+    ],
+)
+def test_patterns_over_foreign_text_take_linear_time(pattern: re.Pattern[Any], text: Any) -> None:
+    with quickly():
+        assert not pattern.findall(text) or pattern is commands._INSTALLER_WITHIN
+
+
+def test_an_installer_within_other_arguments_is_found_in_linear_time() -> None:
+    with quickly():
+        assert not commands._installs_within("pip " * 50_000)
+    for text in ("su -c pip install x", "uv tool add x", "flock /l pip  install"):
+        assert commands._installs_within(text)
+    for text in ("pip list installed", "mypip install", "install pip ", "pip install-x"):
+        assert not commands._installs_within(text)
+
+
+# --- gzip ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", [b"", b"a"])
+def test_a_stream_of_tiny_gzip_members_takes_linear_time(content: bytes) -> None:
+    member = gzip.compress(content, mtime=0)
+    data = member * 50_000
+    for size in (1 << 20, 7, 4096):
+        part = data if size > 7 else member * 500
+        with quickly():
+            plain = b"".join(inflate((part[at : at + size] for at in range(0, len(part), size)), "gzip", what="it"))
+        assert plain == content * (len(part) // len(member))
+    with pytest.raises(IntegrityError, match="bytes after the end"):
+        list(inflate([data + b"x"], "gzip", what="it"))
+
+
+# --- artifacts of artifacts ------------------------------------------------------------------------------------------
+
+
+def note(store: LayoutStore, number: int, subject: Descriptor | None = None) -> Descriptor:
+    content = ArtifactFile("note", "text/plain", str(number).encode())
+    return put_artifact(store, "application/x.note", contents=[content], subject=subject)
+
+
+def test_referrers_of_many_are_found_by_reading_each_manifest_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = LayoutStore.create(tmp_path / "layout")
+    children = [put_image(store, [{"a": str(number).encode()}])[0] for number in range(20)]
+    index = put_index(store, children)
+    notes = [note(store, number) for number in range(50)]
+    store.write_index([named(index, "a.example/x:1"), *notes, note(store, 99, children[3])])
+    read: list[str] = []
+    read_manifest = LayoutStore.read_manifest
+
+    def counted(self: LayoutStore, descriptor: Descriptor) -> Stored:
+        read.append(descriptor.digest)
+        return read_manifest(self, descriptor)
+
+    monkeypatch.setattr(LayoutStore, "read_manifest", counted)
+    found = image_shipments(store, index, referrers=True)
+    assert len(found) == 2
+    assert len(read) <= 1 + 20 + 50 + 2
+    # what is added is found, as what was remembered is of another index.json
+    another = note(store, 100, children[3])
+    store.put_manifest(store.read_manifest(another))
+    assert len(image_shipments(store, index, referrers=True)) == 3
+    assert len(image_shipments(LayoutStore.open(store.path), index, referrers=True)) == 3
+
+
+def test_artifacts_that_all_refer_to_each_other_come_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = LayoutStore.create(tmp_path / "layout")
+    image, _layers = put_image(store, [{"a": b"1"}])
+    notes = [note(store, number) for number in range(5)]
+
+    def refer(*pairs: tuple[Descriptor, Descriptor]) -> None:
+        entries = [one.annotated(annotations={CONTAINERD_SUBJECT: other.digest}) for one, other in pairs]
+        store.write_index([named(image, "a.example/x:1"), *entries])
+
+    refer(*((one, other) for one in notes[:4] for other in [image, *notes[:4]] if one is not other))
+    assert len(image_shipments(store, image, referrers=True)) == 5
+    refer(*zip(notes, [image, *notes], strict=False))
+    with pytest.raises(IntegrityError, match="more than 4 levels deep"):
+        image_shipments(store, image, referrers=True)
+    refer(*((one, image) for one in notes))
+    monkeypatch.setattr(closure, "MAX_REFERRERS", 4)
+    with pytest.raises(IntegrityError, match="more than 4 artifacts refer to `sha256:"):
+        image_shipments(store, image, referrers=True)
+
+
+def chain(tmp_path: Path, length: int) -> Bundle:
+    """Return a bundle with artifacts that each refer to the one before, listed from the end."""
+    path = tmp_path / "bundle"
+    make_bundle(path)
+    store = LayoutStore.open(path)
+    (image,) = open_bundle(path).images.values()
+    notes = [image]
+    for number in range(length):
+        notes.append(note(store, number, notes[-1]))
+    bundle = open_bundle(path)
+    entries = [*reversed(notes[1:]), *bundle.index.manifests]
+    return replace(bundle, index=bundle.index.model_copy(update={"manifests": entries}))
+
+
+def test_a_chain_of_artifacts_is_put_in_order_by_reading_each_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = chain(tmp_path, 60)
+    read: list[str] = []
+
+    def counted(source: Source, descriptor: Descriptor) -> Closure:
+        read.append(descriptor.digest)
+        return read_closure(source, descriptor)
+
+    monkeypatch.setattr(shipments, "read_closure", counted)
+    destination = parse_destination("localhost:5000/x")
+    places = shipments.place_images(bundle, destination)
+    found = shipments.plan_shipments(bundle, destination, places)
+    assert len(read) == len(set(read)) == len(found)
+    subjects = [item.closure.top.subject for item in found]
+    digests = [item.descriptor.digest for item in found]
+    assert all(subject is None or subject in digests[:at] for at, subject in enumerate(subjects))
+    groups = [[item.descriptor.digest for item in group] for group in subjects_first(found)]
+    assert [len(group) for group in groups[2:]] == [1] * 59
+    assert sorted(digest for group in groups for digest in group) == sorted(digests)
+    monkeypatch.setattr(shipments, "MAX_SHIPMENTS", 20)
+    with pytest.raises(IntegrityError, match="make more than 20 uploads, the limit"):
+        shipments.plan_shipments(bundle, destination, places)
+
+
+def test_an_archive_of_many_names_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.tar").write_bytes(b"1")
+    (tmp_path / "b.tar").hardlink_to(tmp_path / "a.tar")
+    hashed: list[Path] = []
+    monkeypatch.setattr(beside.files, "file_sha256", lambda path: hashed.append(path) or "0" * 64)
+    bundle = chain(tmp_path, 0)
+    saved = [
+        SavedImage(role="execution", name="x", image="x", reference="x", digest=bundle.root, tar=tar, sha256=sha256)
+        for tar in ("a.tar", "a.tar", "./a.tar", "b.tar")
+        for sha256 in ("0" * 64, "1" * 64)
+    ]
+    around = beside.Surroundings(
+        tmp_path,
+        bundle.documents,
+        bundle.index,
+        bundle.manifest.model_copy(update={"saved_images": tuple(saved)}),
+        bundle.manifest_descriptor,
+        bundle.root,
+    )
+    reported: list[str] = []
+    beside.look_beside(around, jobs=2, report=lambda subject, text, _digest: reported.append(f"{subject} {text}"))
+    assert len(hashed) == 1
+    assert len([text for text in reported if "the manifest says" in text]) == 4

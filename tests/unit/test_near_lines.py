@@ -14,6 +14,7 @@ from airferry.near.assemble import launcher
 from airferry.near.seal import _unsayable
 from airferry.near.wheels.pip import _hashed
 from airferry.near.wheels.project import project_wheel
+from airferry.near.wheels.store import WheelStore
 from airferry.plan.lockfile import LockedAddition, LockedBasePlatform
 from loaded_receipts import DIGEST
 
@@ -66,6 +67,24 @@ def test_no_version_of_our_lock_is_more_than_one(text: str) -> None:
         LockedBasePlatform(manifest=DIGEST, packages={f"libc6{text[1:] or ' '}": "1"})
     with pytest.raises(ValidationError):
         LockedAddition(name="x", version=text, file="x.whl", sha256=SHA256)
+
+
+@pytest.mark.parametrize(
+    "name", ["../../../home/x.whl", "/home/x.whl", "..", ".", "", "a/b.whl", "a\nb.whl", "a\0.whl"]
+)
+def test_no_wheel_of_a_lock_leads_out_of_the_cache(tmp_path: Path, name: str) -> None:
+    """One whose digest was another was removed with its folder, wherever that was."""
+    with pytest.raises(ValidationError):
+        LockedAddition(name="x", version="1", file=name, sha256=SHA256)
+    store = WheelStore(tmp_path / "cache")
+    (store.folder / SHA256).mkdir(parents=True)
+    depth = len((store.folder / SHA256).relative_to(tmp_path).parts)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "x.whl").write_text("precious")
+    for found in (name, "/".join([".."] * depth + ["home/x.whl"]), str(tmp_path / "home/x.whl")):
+        assert store.find(found, SHA256) is None and store.size_bytes(found, SHA256) == 0
+    assert store.find("x.whl", "../home") is None
+    assert (tmp_path / "home" / "x.whl").read_text() == "precious"
 
 
 def test_versions_of_debian_and_of_python_are_versions() -> None:

@@ -132,6 +132,14 @@ def test_the_path_of_the_image_decides_and_a_named_interpreter_beats_it() -> Non
     assert probe(items, python="python3.11", env={"PATH": "/nowhere:/opt/conda/bin"}).python.abi == "cp311"
 
 
+@pytest.mark.parametrize("folder", ["opt/a\nhome = b", "opt/a\x1b[2J", "opt/a\u202eb"])
+def test_an_interpreter_whose_path_is_several_lines_is_refused(folder: str) -> None:
+    """It goes into `pyvenv.cfg`, scripts and the manifest."""
+    with pytest.raises(BuildError, match="control character") as caught:
+        probe(python_of(folder), env={"PATH": f"/{folder}/bin"})
+    assert not isinstance(caught.value, StaticallyUnknown)
+
+
 def test_no_python_is_an_answer_of_its_own() -> None:
     for layers, python in (([], None), (python_of(), "/opt/python"), ([Item("usr/bin/python3", mode=0o644)], None)):
         with pytest.raises(BuildError) as caught:

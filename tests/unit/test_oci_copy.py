@@ -18,7 +18,8 @@ from airferry.events import Event, Progress
 from airferry.host.canonical import canonical_json
 from airferry.host.threads import Cancelled, parallel_map
 from airferry.oci.archive import ArchiveSource, write_oci_archive
-from airferry.oci.copy import CopyOptions, Shipment, copy_image, image_shipments
+from airferry.oci.closure import Shipment
+from airferry.oci.copy import CopyOptions, copy_image, image_shipments
 from airferry.oci.documents import (
     IMAGE_INDEX,
     IMAGE_MANIFEST,

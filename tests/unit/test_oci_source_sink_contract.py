@@ -23,8 +23,8 @@ from airferry.host import files
 from airferry.host.threads import parallel_map
 from airferry.near.bases.tee import learning
 from airferry.oci.archive import ArchiveSink, ArchiveSource, write_oci_archive
-from airferry.oci.closure import RememberingSource
-from airferry.oci.copy import CopyOptions, Shipment, copy_blob, image_shipments, transfer
+from airferry.oci.closure import RememberingSource, Shipment
+from airferry.oci.copy import CopyOptions, copy_blob, image_shipments, transfer
 from airferry.oci.documents import IMAGE_MANIFEST, LAYER_TAR, Descriptor, descriptor_of
 from airferry.oci.entries import names_of
 from airferry.oci.layout import LayoutStore, UnlistedLayout

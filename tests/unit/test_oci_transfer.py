@@ -13,8 +13,8 @@ import pytest
 from airferry.bundle.artifacts import ArtifactFile, put_artifact
 from airferry.errors import AirferryError, HostError, IntegrityError, RegistryError
 from airferry.events import Event, Progress
-from airferry.oci.closure import Closure, read_closure
-from airferry.oci.copy import CopyOptions, Shipment, Transfer, transfer
+from airferry.oci.closure import Closure, Shipment, read_closure
+from airferry.oci.copy import CopyOptions, Transfer, transfer
 from airferry.oci.documents import Descriptor
 from airferry.oci.layout import LayoutStore
 from airferry.oci.ports import Sink, Stored, blocks

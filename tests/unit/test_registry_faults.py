@@ -639,3 +639,55 @@ def test_a_copy_within_one_registry_does_not_run_out_of_connections(
             source, RegistrySink(client, "r/y"), source.resolve("v1"), reference="v2", options=CopyOptions(jobs=2)
         )
     assert sha256(registry.manifests["r/y@v2"][0]) == index.digest
+
+
+@pytest.mark.parametrize(
+    "head", [b"HTTP/1.1 202 Accep", b"HTTP/1.1 202 Accepted\r\n", b"HTTP/1.1 401 Unauthorized\r\nDate: x\r\n"]
+)
+@pytest.mark.parametrize("method", ["POST", "HEAD", "PUT"])
+def test_an_answer_that_is_cut_in_its_head_is_no_answer(
+    registry: ScriptedRegistry, client: RegistryClient, store: LayoutStore, head: bytes, method: str
+) -> None:
+    def cut(exchange: Exchange) -> bool:
+        exchange.read_body()
+        exchange.wfile.write(head)
+        exchange.close_connection = True
+        return True
+
+    registry.faults.append(times(1, lambda call: call.method == method, cut))
+    sink = RegistrySink(client, "r/x")
+    assert sink.has_blob(LAYER) is False
+    upload(client, store)
+    assert registry.blobs == {LAYER.digest: BLOB} and registry.sessions == {}
+
+
+def test_a_session_whose_address_came_is_used_although_the_rest_of_the_answer_was_lost(
+    registry: ScriptedRegistry, client: RegistryClient, store: LayoutStore
+) -> None:
+    def begin(exchange: Exchange) -> bool:
+        registry.sessions["s0"] = b""
+        return exchange.answer(202, b"x", Location="/v2/r/x/blobs/uploads/s0", Content_Length="9", Connection="close")
+
+    registry.faults.append(times(1, lambda call: call.method == "POST", begin))
+    upload(client, store)
+    assert registry.blobs == {LAYER.digest: BLOB} and registry.sessions == {} and registry.count("POST") == 1
+
+
+@pytest.mark.parametrize("code", [200, 202, 204])
+def test_an_upload_that_is_said_to_be_done_is_asked_for(
+    registry: ScriptedRegistry, client: RegistryClient, store: LayoutStore, code: int
+) -> None:
+    registry.faults.append(times(1, lambda call: call.method == "PUT", status(code)))
+    with pytest.raises(RegistryError, match=f"answers {code}, but does not hold the blob"):
+        upload(client, store)
+    assert registry.sessions == {} and registry.count("DELETE") == 1
+
+
+def test_a_session_is_ended_although_the_first_try_fails(
+    registry: ScriptedRegistry, client: RegistryClient, store: LayoutStore
+) -> None:
+    registry.faults.append(times(1, lambda call: call.method == "PUT", status(403)))
+    registry.faults.append(times(1, lambda call: call.method == "DELETE", lambda exchange: exchange.reset()))
+    with pytest.raises(RegistryError):
+        upload(client, store)
+    assert registry.sessions == {}

@@ -101,6 +101,11 @@ def test_no_error_commands_the_terminal_and_none_forges_a_hint(reporter: Reporte
     assert rest[:2] == ["  hint:  run this", "  error: \\udcff"] and rest[2].startswith("hint:  [link=")
 
 
+def test_no_message_floods_the_terminal(reporter: Reporter) -> None:
+    reporter.error(AirferryError("x" * 5_000_000))
+    assert len(shown(reporter)) < 60_000 and "(4950000 more characters)" in shown(reporter)
+
+
 def test_a_traceback_commands_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     reporter = Reporter(debug=True)
     try:

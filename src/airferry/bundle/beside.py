@@ -28,6 +28,7 @@ from airferry.host.threads import parallel_map, usable_cores
 from airferry.oci.digest import digest_hex
 from airferry.oci.documents import Descriptor, Index
 from airferry.oci.layout import INDEX_FILE, LAYOUT_FILE
+from airferry.oci.litter import entry_litter_source, litter_text
 from airferry.oci.ports import Source
 from airferry.oci.validate import MAX_DEFECT_CHARACTERS, ReportDefect
 from airferry.wording import printable
@@ -133,15 +134,19 @@ def look_beside(
     """
     said: list[str] = []
     saved = around.archives if archives else []
-    for one, (damage, note) in zip(
-        saved,
-        parallel_map(lambda one: _archive(around.folder, one), saved, jobs=jobs or usable_cores()),
-        strict=True,
-    ):
+    # a file that many images name, or that many names are links to, is read once
+    files_of = {str(one.tar): _file_of(around.folder, str(one.tar)) for one in saved}
+    unique = {file: name for name, file in files_of.items()}
+    seen = parallel_map(lambda name: _archive(around.folder, name), unique.values(), jobs=jobs or usable_cores())
+    looked = dict(zip(unique, seen, strict=True))
+    for one in saved:
+        digest, damage, note = looked[files_of[str(one.tar)]]
+        if not damage and not note and digest != one.sha256:
+            damage = f"has SHA-256 `{digest}`, the manifest says `{one.sha256}`"
         if damage:
             report(f"archive `{one.tar}`", damage, None)
         if note:
-            said.append(note)
+            said.append(f"archive `{one.tar}` {note}")
     for name, digest in sorted(around.copies.items()):
         if damage := _copy(around.folder, name, digest):
             if name == LOCK_COPY:
@@ -155,17 +160,31 @@ def look_beside(
     return tuple(said)
 
 
-def _archive(folder: Path, saved: SavedImage) -> tuple[str, str]:
-    """Return what is wrong with an archive, and what is to be said of one that is not there; empty if nothing is."""
-    path = _inside(folder, str(saved.tar))
+def _file_of(folder: Path, name: str) -> tuple[int, int] | str:
+    """Return what tells the file of a name from others: device and inode; the name itself where there is none."""
+    path = _inside(folder, name)
+    try:
+        found = path.lstat() if path is not None else None
+    except OSError:
+        found = None
+    # a folder on the way may be a link, which is refused: names that lead there by different ways stay apart
+    if (
+        found is None
+        or not stat.S_ISREG(found.st_mode)
+        or files.resolved(folder / name) != files.resolved(folder) / name
+    ):
+        return name
+    return found.st_dev, found.st_ino
+
+
+def _archive(folder: Path, name: str) -> tuple[str, str, str]:
+    """Return the digest of an archive, what is wrong with it, and what is to be said of one that is not there."""
+    path = _inside(folder, name)
     if path is None:
-        return LEADS_OUT, ""
+        return "", LEADS_OUT, ""
     if not os.path.lexists(path):
-        return "", f"archive `{saved.tar}` is missing; the bundle is complete without it"
-    digest, damage = _sha256(folder, str(saved.tar))
-    if damage or digest == saved.sha256:
-        return damage, ""
-    return f"has SHA-256 `{digest}`, the manifest says `{saved.sha256}`", ""
+        return "", "", "is missing; the bundle is complete without it"
+    return *_sha256(folder, name), ""
 
 
 def _copy(folder: Path, name: str, expected: str) -> str:
@@ -198,6 +217,7 @@ class _Others:
         self._reserved = around.reserved - self._known
         names = {*self._known, *self._reserved}
         folders = {str(parent) for name in names for parent in PurePosixPath(name).parents} - {"."}
+        self._known_folders = {str(parent) for name in self._known for parent in PurePosixPath(name).parents}
         self._folded = {_folded(name): name for name in sorted(names | folders)}
         self._left = MAX_SEEN_FILES
         self.unseen: list[str] = []
@@ -212,10 +232,13 @@ class _Others:
             is_folder = entry.is_dir(follow_symlinks=False)
             if name == BUNDLE_FOLDER or (name in self._known and self._is_checked(name, entry)):
                 continue
-            if is_folder and any(other.startswith(f"{name}/") for other in self._known):
+            if is_folder and name in self._known_folders:
                 yield from self.look(f"{name}/")
             elif not (problem := self._problem(name, entry, is_folder=is_folder)):
                 if not prefix and entry.name.endswith(SIGNATURES) and entry.is_file(follow_symlinks=False):
+                    continue
+                if (source := entry_litter_source(entry)) is not None:
+                    yield litter_text(name, entry.path, source, is_folder=is_folder)
                     continue
                 shown = f"`{printable(name, most=len(name))}{'/' if is_folder else ''}` is not part of the bundle"
                 yield f"{shown}; use it only if it was made here" if name in FAR_SIDE_FILES else shown

@@ -12,6 +12,7 @@ import typer
 
 from airferry import api
 from airferry.cli.options import (
+    ArtifactsOption,
     CaFileOption,
     FlattenOption,
     JsonOption,
@@ -54,6 +55,10 @@ def verify(
             reporter.say("[yellow]note:[/] {}", line)
         if (more := len(report.beside) - SHOWN_BESIDE) > 0:
             reporter.say("[yellow]note:[/] {} more notes about the folder; `--json` lists all", more)
+        for line in report.litter[:SHOWN_BESIDE]:
+            reporter.say("[yellow]litter:[/] {}", line)
+        if (more := len(report.litter) - SHOWN_BESIDE) > 0:
+            reporter.say("[yellow]litter:[/] {} more of it; `--json` lists all", more)
         for defect in report.exempt[:SHOWN_BESIDE]:
             reporter.say("[yellow]note:[/] carried as it came, programs may read it differently: {}", str(defect))
         if (more := len(report.exempt) - SHOWN_BESIDE) > 0:
@@ -91,6 +96,7 @@ def load(
     ] = None,
     maps: MapOption = None,
     flatten: FlattenOption = False,
+    artifacts: ArtifactsOption = "try",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what a load would send and tag.")] = False,
     rollback: Annotated[
         Path | None,
@@ -134,7 +140,7 @@ def load(
     if bundle is None or to is None:
         raise UsageError("`load` requires a bundle and `--to HOST:PORT/PREFIX`", hint="or `--rollback RECEIPT`")
     common: dict[str, Any] = {
-        "to": api.parse_destination(to, maps=parse_maps(maps or []), flatten=flatten),
+        "to": api.parse_destination(to, maps=parse_maps(maps or []), flatten=flatten, artifacts=artifacts),
         "root": root,
         "dry_run": dry_run,
         "options": options,
@@ -193,10 +199,11 @@ def _show_commands(outcome: api.LoadOutcome, reporter: Reporter) -> None:
         reporter.say("Next: [bold]{}[/] writes {}; so does a load with `--jobs DIR`.", overlays, what)
     else:
         reporter.say(
-            "Next: [bold]{} --source CATALOGUE[/] writes {}. The bundle contains no catalogue: use a copy of the one "
+            "Next: [bold]{} --source CATALOGUE[/] writes {}. The {} no catalogue: use a copy of the one "
             "that it was built from; the launcher image has it in its working directory.",
             overlays,
             what,
+            "bundle contains" if outcome.manifest.catalogue is None else "registry holds",
         )
 
 

@@ -134,6 +134,16 @@ MapOption = Annotated[
         "--map", metavar="FROM=TO", help="Replace the prefix FROM of an image's repository by TO. Repeatable."
     ),
 ]
+ArtifactsOption = Annotated[
+    str,
+    typer.Option(
+        "--artifacts",
+        metavar="CHOICE",
+        help="Artifacts in the registry: require, try (load without those that it refuses), or skip.",
+        show_default=True,
+        autocompletion=completion.artifact_choices,
+    ),
+]
 FlattenOption = Annotated[bool, typer.Option("--flatten", help="Keep only the last part of each repository's path.")]
 
 # --- the site --------------------------------------------------------------------------------------------------------

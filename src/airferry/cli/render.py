@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 PLAIN_INTERVAL_S = 10.0
 SHOWN_TAIL_LINES = 15
+# a name in a foreign index may have megabytes
+MAX_MESSAGE_CHARACTERS = 50_000
 NARROW_COLUMNS = 100
 BAR_COLUMNS = {"wide": 24, "narrow": 8}
 ELAPSED_COLUMNS = len("0:00:00")
@@ -48,6 +50,8 @@ def escape(text: str) -> str:
 
 def _indented(text: str) -> str:
     """Return text for rich so that none of its lines but the first begins where ours do: no `hint:` is forged."""
+    if len(text) > MAX_MESSAGE_CHARACTERS:
+        text = f"{text[:MAX_MESSAGE_CHARACTERS]}… ({len(text) - MAX_MESSAGE_CHARACTERS} more characters)"
     return escape(_NEW_LINE.sub("\n  ", text))
 
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from airferry.errors import ConfigurationError, UsageError
-from airferry.events import Emit, silent
+from airferry.events import Emit, Warned, silent
 from airferry.host import files
 from airferry.oci.archive import ArchiveSource, write_oci_archive
-from airferry.oci.closure import expect_unambiguous
+from airferry.oci.closure import Shipment, expect_unambiguous, read_signatures
 from airferry.oci.copy import CopyOptions, image_shipments, transfer
 from airferry.oci.documents import Descriptor
 from airferry.oci.entries import names_of
@@ -114,6 +114,10 @@ def copy(
             there = _named(there, name)
             reference = there.name
         shipments = image_shipments(held, descriptor, platforms=wanted, reference=reference, referrers=referrers)
+        if referrers:
+            shipments += _signatures(held, shipments[0], there, jobs=options.jobs, emit=emit)
+        for doubt in held.unknown_referrers():
+            emit(Warned(doubt, hint="if the image has signatures or other artifacts, copy them by digest"))
         for item in shipments:
             expect_unambiguous(held, item.closure)
         if isinstance(there, FilePlace) and there.archive:
@@ -121,7 +125,8 @@ def copy(
         else:
             with _open_sink(there, origin, client) as sink:
                 steps = CopyOptions(jobs=options.jobs, task=f"copy {descriptor.digest}", emit=emit)
-                transfer(shipments, held, sink, steps)
+                for one in transfer(shipments, held, sink, steps).refused:
+                    emit(Warned(f"`{one.item.name}`, which belongs to the image, was not copied: {one.reason}"))
     return CopyResult(shipments[0].descriptor, str(there))
 
 
@@ -137,6 +142,16 @@ def _open_source(place: Place, pulls: Pulls) -> tuple[Source, Descriptor, str]:
     descriptor = origin.resolve(place.name)
     names = names_of(descriptor)
     return origin, descriptor, place.name if place.name in names else next(iter(names)) if len(names) == 1 else ""
+
+
+def _signatures(held: Source, image: Shipment, there: Place, *, jobs: int, emit: Emit) -> list[Shipment]:
+    """Return what cosign's tags name of an image, to go along; for an archive, which readers load whole, say what."""
+    found = read_signatures(held, image.closure, jobs=jobs)
+    if not found or not isinstance(there, FilePlace) or not there.archive:
+        return found
+    tags = ", ".join(f"`{item.name}`" for item in found)
+    emit(Warned(f"not copied into the archive: {tags}", hint="copy to `oci:DIR` to carry cosign's tags"))
+    return []
 
 
 def _named(place: FilePlace, name: str) -> FilePlace:

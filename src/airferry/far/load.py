@@ -18,16 +18,17 @@ from airferry.bundle.verify import Bundle, VerifyReport, expect_outside, find_la
 from airferry.config.submit import submit_command
 from airferry.defaults import OVERLAYS_FOLDER
 from airferry.errors import RegistryError, UsageError
-from airferry.events import Emit, Warned, silent
-from airferry.far.push import RegistrySinks, audit, load_transfer
+from airferry.events import Emit, silent
+from airferry.far.push import RegistrySinks, audit, load_transfer, say_left_out
 from airferry.far.receipts import left_out, make_receipt
 from airferry.far.relocate import Destination, parse_destination
-from airferry.far.shipments import ARTIFACT_NAME, artifact_tag, place_images, plan_shipments
+from airferry.far.shipments import ARTIFACT_NAME, artifact_tags, part_skipped, place_images, plan_shipments
 from airferry.far.tags import TagMove, WantedTag, forget_journal, move_tags, plan_tags
 from airferry.host import files
 from airferry.host.canonical import plain_data
 from airferry.host.stages import stage
-from airferry.oci.copy import CopyReport, Shipment, Transfer
+from airferry.oci.closure import RefusedShipment, Shipment
+from airferry.oci.copy import CopyReport, Transfer
 from airferry.oci.reference import Reference
 from airferry.registry.client import ClientOptions, RegistryClient
 from airferry.registry.profile import keep_learned, read_profile
@@ -61,6 +62,7 @@ class LoadOutcome:
             f"mounted from another repository, {pushed.present_blobs} already present; "
             f"{counted(pushed.manifests, 'manifest')}, "
             f"{len(self.moved_tags)} of {counted(len(self.tags), 'tag')} moved"
+            + (f"; {counted(len(self.receipt.left_out), 'part')} left out" if self.receipt.left_out else "")
         )
 
     @property
@@ -141,8 +143,9 @@ def load(
         expect_receipt_place(receipt_path)
     opened, report = stage("verify", emit, lambda: _open_verified(bundle, root=root, emit=emit))
     report.raise_if_wrong()
+    report.warn_of_litter(emit)
     places = place_images(opened, destination)
-    shipments = plan_shipments(opened, destination, places)
+    shipments, without = part_skipped(plan_shipments(opened, destination, places), destination)
     work = files.cache_directory() / "loads" / hashlib.sha256(str(destination).encode()).hexdigest()[:16]
     with (
         files.exclusive_lock(work / "lock", purpose=f"load into `{destination}`"),
@@ -156,18 +159,21 @@ def load(
         transfer = load_transfer(opened.documents, sinks, jobs=options.jobs, emit=emit)
         if dry_run:
             pushed = transfer.preview(shipments)
+            without += pushed.refused
         else:
             try:
                 pushed = stage("push", emit, lambda: _push(transfer, shipments))
             finally:
                 keep_learned(known, uploader.limits, mounts=uploader.mounts)
-            refused = _say_refused(pushed, destination, emit)
-            shipments = [item for item in shipments if item.name not in refused]
-            stage("audit", emit, lambda: audit(transfer, shipments, registry=destination.registry))
+            there = _less(shipments, pushed.refused)
+            unseen = stage("audit", emit, lambda: audit(transfer, there, registry=destination.registry))
+            without += [*pushed.refused, *unseen]
+        say_left_out(without, destination, emit)
+        shipments = _less(shipments, without)
         wanted = _wanted_tags(opened, sinks, places, shipments)
         tags = plan_tags(wanted, receipt_path, root=opened.root, jobs=options.jobs)
         made = make_receipt(opened, destination, places, tags, shipments, verified=root is not None)
-        made = made.model_copy(update={"left_out": left_out(pushed, places)})
+        made = made.model_copy(update={"left_out": left_out(without, destination, places)})
         if not dry_run:
             stage("tag", emit, lambda: move_tags(tags, sinks, receipt_path, root=opened.root))
             write_receipt(made, receipt_path)
@@ -210,17 +216,10 @@ def _push(transfer: Transfer, shipments: Sequence[Shipment]) -> CopyReport:
         ) from error
 
 
-def _say_refused(pushed: CopyReport, destination: Destination, emit: Emit) -> set[str]:
-    """Warn about the optional shipments that the registry refused, and return their names."""
-    if pushed.refused:
-        emit(
-            Warned(
-                f"`{destination.registry}` refuses the Docker twins of its images ({len(pushed.refused)}), "
-                f"so they are skipped and everything else is loaded: {pushed.refused[0].reason}",
-                hint="enroot then gets the images themselves; `airferry check` tells whether it can import them",
-            )
-        )
-    return {refused.item.name for refused in pushed.refused}
+def _less(shipments: Sequence[Shipment], refused: Sequence[RefusedShipment]) -> list[Shipment]:
+    """Return the shipments without those that were refused; one artifact may go to several repositories."""
+    out = {(one.item.name, one.item.repository) for one in refused}
+    return [item for item in shipments if (item.name, item.repository) not in out]
 
 
 def _wanted_tags(
@@ -228,10 +227,11 @@ def _wanted_tags(
 ) -> list[WantedTag]:
     """Return the tags to set."""
     wanted = []
+    tags = artifact_tags(bundle, shipments)
     for item in shipments:
         place = places.get(item.name)
         sink = sinks(item.repository)
-        tag = place.tag if place is not None else artifact_tag(bundle, item)
+        tag = place.tag if place is not None else tags.get(item.descriptor.digest)
         if tag is not None:
             wanted.append(WantedTag(f"{sink}:{tag}", sink, tag, item.closure.top))
     return wanted

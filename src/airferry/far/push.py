@@ -6,15 +6,20 @@ import threading
 from collections.abc import Sequence
 
 from airferry.errors import RegistryError
-from airferry.events import Emit
-from airferry.oci.copy import CopyOptions, Shipment, Transfer
+from airferry.events import Emit, Warned
+from airferry.far.relocate import Destination
+from airferry.far.shipments import is_artifact
+from airferry.oci.closure import RefusedShipment, Shipment
+from airferry.oci.copy import CopyOptions, Transfer
+from airferry.oci.entries import referrer_kind
 from airferry.oci.ports import Source
 from airferry.registry.client import RegistryClient
 from airferry.registry.sink import RegistrySink
 from airferry.registry.uploads import Uploader
-from airferry.wording import some_of
+from airferry.wording import counted, some_of
 
-SHOWN_MISSING = 10
+SHOWN_LOST = 10
+SHOWN_KINDS = 5
 
 
 class RegistrySinks:
@@ -40,17 +45,42 @@ def load_transfer(source: Source, sinks: RegistrySinks, *, jobs: int, emit: Emit
     return Transfer(source, sinks, CopyOptions(jobs=jobs, task="load", skip_held=True, emit=emit))
 
 
-def audit(transfer: Transfer, shipments: Sequence[Shipment], *, registry: str) -> None:
-    """Read back what a load sent, before any tag moves.
+def audit(transfer: Transfer, shipments: Sequence[Shipment], *, registry: str) -> list[RefusedShipment]:
+    """Read back what a load sent, before any tag moves; return the optional shipments that are not there after all.
 
     Raises:
-        RegistryError: something is missing; the message says what.
+        RegistryError: something is missing that must be there; the message says what.
         IntegrityError: the registry holds something else.
     """
-    missing = transfer.audit(shipments)
+    missing = transfer.audit([item for item in shipments if not item.optional])
     if missing:
         raise RegistryError(
-            f"`{registry}` has lost content that it accepted: {some_of(missing, SHOWN_MISSING)}",
+            f"`{registry}` has lost content that it accepted: {some_of(missing, SHOWN_LOST)}",
             hint="check whether the registry runs garbage collection during the load; no tag was moved, rerun",
             missing=missing,
+        )
+    return transfer.audit_optional([item for item in shipments if item.optional])
+
+
+def say_left_out(without: Sequence[RefusedShipment], destination: Destination, emit: Emit) -> None:
+    """Warn about what a load goes on without: Docker twins, and artifacts by their kinds."""
+    artifacts = [one for one in without if is_artifact(one.item)]
+    twins = [one for one in without if not is_artifact(one.item)]
+    if twins:
+        emit(
+            Warned(
+                f"`{destination.registry}` refuses the Docker twins of its images ({len(twins)}), "
+                f"so they are skipped and everything else is loaded: {twins[0].reason}",
+                hint="enroot then gets the images themselves; `airferry check` tells whether it can import them",
+            )
+        )
+    if artifacts and destination.artifacts != "skip":
+        kinds = sorted({referrer_kind(one.item.closure.top) or "unknown type" for one in artifacts})
+        emit(
+            Warned(
+                f"`{destination.registry}` does not take {counted(len(artifacts), 'artifact')} of the bundle, so "
+                f"images and tags are loaded without: {some_of(kinds, SHOWN_KINDS)}: {artifacts[0].reason}",
+                hint="the receipt lists them under `left_out`, and the bundle still holds them: keep it for the step "
+                "catalogue and assets; `--artifacts require` fails instead, `--artifacts skip` sends none",
+            )
         )

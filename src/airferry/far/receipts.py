@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import airferry
 from airferry.bundle.receipt import (
@@ -17,10 +17,10 @@ from airferry.bundle.receipt import (
 from airferry.bundle.verify import Bundle
 from airferry.errors import IntegrityError
 from airferry.far.relocate import Destination
-from airferry.far.shipments import place_images, plan_shipments
+from airferry.far.shipments import is_artifact, part_skipped, place_images, plan_shipments
 from airferry.far.tags import TagMove
 from airferry.host import clock
-from airferry.oci.copy import CopyReport, Shipment
+from airferry.oci.closure import RefusedShipment, Shipment
 from airferry.oci.reference import Reference
 from airferry.wording import printable
 
@@ -35,7 +35,8 @@ def expected_receipt(bundle: Bundle, destination: Destination) -> Receipt:
         IntegrityError: the bundle is damaged.
     """
     places = place_images(bundle, destination)
-    return make_receipt(bundle, destination, places, (), plan_shipments(bundle, destination, places), verified=False)
+    shipments, _skipped = part_skipped(plan_shipments(bundle, destination, places), destination)
+    return make_receipt(bundle, destination, places, (), shipments, verified=False)
 
 
 def make_receipt(
@@ -63,7 +64,7 @@ def make_receipt(
             pinned=str(places[item.name].with_digest(item.descriptor.digest)),
         )
         for item in shipments
-        if item.optional
+        if item.name in bundle.twins
     }
     images: list[ReceiptImage] = []
     by_name: dict[str, str] = {}
@@ -136,13 +137,18 @@ def _pinned_image(by_name: Mapping[str, str], step: str, image: str) -> str:
     return by_name[image]
 
 
-def left_out(pushed: CopyReport, places: Mapping[str, Reference]) -> tuple[LeftOut, ...]:
-    """Return what the registry refused and the load went on without, with the registry's reasons."""
-    return tuple(
+def left_out(
+    refused: Iterable[RefusedShipment], destination: Destination, places: Mapping[str, Reference]
+) -> tuple[LeftOut, ...]:
+    """Return what a load went on without, by the reference that it would have, with the reasons."""
+    found = [
         LeftOut(
-            reference=str(places[one.item.name]),
+            reference=f"{destination.registry}/{one.item.repository}@{one.item.descriptor.digest}"
+            if is_artifact(one.item)
+            else str(places[one.item.name]),
             digest=one.item.descriptor.digest,
             reason=printable(one.reason, most=MAX_REASON),
         )
-        for one in sorted(pushed.refused, key=lambda one: one.item.name)
-    )
+        for one in refused
+    ]
+    return tuple(sorted(found, key=lambda one: one.reference))

@@ -10,11 +10,14 @@ from __future__ import annotations
 import shlex
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Literal, cast, get_args
 
 from airferry.errors import AirferryError, UsageError
 from airferry.oci.reference import DEFAULT_REGISTRY, Reference, parse_reference
 
 ARTIFACTS_REPOSITORY = "airferry-artifacts"
+ArtifactChoice = Literal["require", "try", "skip"]
+ARTIFACT_CHOICES: tuple[str, ...] = get_args(ArtifactChoice)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +25,15 @@ class Destination:
     """A registry host, the path under which everything goes (empty for none), and how names change on the way.
 
     `maps` are exceptions to the rule: a name in the bundle, or what it begins with up to a `/` or the tag, and what
-    takes its place under the prefix. With `flatten` only the last part of each path is kept.
+    takes its place under the prefix. With `flatten` only the last part of each path is kept. `artifacts` says whether a
+    load needs the bundle's artifacts there, goes on without those that are refused, or leaves all of them out.
     """
 
     registry: str
     prefix: str
     maps: Mapping[str, str] = field(default_factory=dict)
     flatten: bool = False
+    artifacts: ArtifactChoice = "try"
 
     def __str__(self) -> str:
         return f"{self.registry}/{self.prefix}" if self.prefix else self.registry
@@ -38,12 +43,16 @@ class Destination:
         return f"{self.prefix}/{path}" if self.prefix else path
 
 
-def parse_destination(text: str, *, maps: Mapping[str, str] | None = None, flatten: bool = False) -> Destination:
+def parse_destination(
+    text: str, *, maps: Mapping[str, str] | None = None, flatten: bool = False, artifacts: str = "try"
+) -> Destination:
     """Return the destination that `HOST[:PORT][/PREFIX]` names, with the exceptions to how names change.
 
     Raises:
-        UsageError: it names none.
+        UsageError: it names none, or the choice about artifacts is none.
     """
+    if artifacts not in ARTIFACT_CHOICES:
+        raise UsageError(f"`--artifacts {artifacts}`: expected require, try or skip")
     trimmed = text.removeprefix("docker://").strip().rstrip("/")
     host, _, prefix = trimmed.partition("/")
     if not ("." in host or ":" in host or host == "localhost" or host.startswith("[")):
@@ -52,7 +61,7 @@ def parse_destination(text: str, *, maps: Mapping[str, str] | None = None, flatt
             hint=f"add the port, for example `{host or 'registry'}:443`",
         )
     parsed = parse_reference(f"{trimmed}/image")
-    return Destination(parsed.registry, prefix, maps or {}, flatten)
+    return Destination(parsed.registry, prefix, maps or {}, flatten, cast(ArtifactChoice, artifacts))
 
 
 def relocate(names: Iterable[str], destination: Destination, *, whole: Collection[str] = ()) -> dict[str, Reference]:

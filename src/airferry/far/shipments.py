@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 
 from airferry.assets.staged import bundle_packs
 from airferry.bundle.twins import twin_of
 from airferry.bundle.verify import Bundle
 from airferry.errors import IntegrityError, UsageError
 from airferry.far.relocate import ARTIFACTS_REPOSITORY, Destination, relocate
-from airferry.oci.closure import read_closure
-from airferry.oci.copy import Shipment
+from airferry.oci.closure import Closure, RefusedShipment, Shipment, read_closure
 from airferry.oci.digest import digest_hex
 from airferry.oci.documents import Descriptor
 from airferry.oci.reference import Reference
 
 ARTIFACT_NAME = "artifact "
+# artifacts × the repositories of their subjects
+MAX_SHIPMENTS = 100_000
 
 
 def place_images(bundle: Bundle, destination: Destination) -> dict[str, Reference]:
@@ -43,44 +45,72 @@ def place_images(bundle: Bundle, destination: Destination) -> dict[str, Referenc
 def plan_shipments(bundle: Bundle, destination: Destination, places: Mapping[str, Reference]) -> list[Shipment]:
     """Return all that goes to the registry: images, then artifacts, each to where its subject goes.
 
+    Optional are Docker twins and, unless the destination requires them, artifacts.
+
     Raises:
-        IntegrityError: an artifact refers to content that is not in the bundle.
+        IntegrityError: an artifact refers to content that is not in the bundle, or all would be too many.
     """
     twins = bundle.twins
     shipments = [
         Shipment(name, places[name].repository, read_closure(bundle.documents, descriptor), optional=name in twins)
         for name, descriptor in bundle.images.items()
     ]
-    homes: dict[str, list[str]] = {}
+    homes: dict[str, dict[str, None]] = {}
     for item in shipments:
         for stored in item.closure.manifests:
-            homes.setdefault(stored.descriptor.digest, []).append(item.repository)
-    waiting = list(bundle.artifacts)
-    while waiting:
-        held: list[Descriptor] = []
-        for descriptor in waiting:
-            closure = read_closure(bundle.documents, descriptor)
-            subject = closure.top.subject
-            if subject is not None and subject not in homes:
-                held.append(descriptor)
-                continue
-            repositories = homes[subject] if subject else [destination.repository(ARTIFACTS_REPOSITORY)]
-            for repository in dict.fromkeys(repositories):
-                shipments.append(Shipment(f"{ARTIFACT_NAME}{descriptor.digest}", repository, closure))
-                homes.setdefault(descriptor.digest, []).append(repository)
-        if len(held) == len(waiting):
-            raise IntegrityError(f"artifact `{held[0].digest}` refers to content that is not in the bundle")
-        waiting = held
+            homes.setdefault(stored.descriptor.digest, {})[item.repository] = None
+    queue = deque((descriptor, read_closure(bundle.documents, descriptor)) for descriptor in bundle.artifacts)
+    held: dict[str, list[tuple[Descriptor, Closure]]] = {}
+    optional = destination.artifacts != "require"
+    while queue:
+        descriptor, closure = queue.popleft()
+        subject = closure.top.subject
+        if subject is not None and subject not in homes:
+            # it goes where its subject goes, which another artifact may be
+            held.setdefault(subject, []).append((descriptor, closure))
+            continue
+        repositories = list(homes[subject]) if subject else [destination.repository(ARTIFACTS_REPOSITORY)]
+        if len(shipments) + len(repositories) > MAX_SHIPMENTS:
+            raise IntegrityError(
+                f"artifacts and the repositories that they go to make more than {MAX_SHIPMENTS} uploads, the limit",
+                hint="map images to fewer repositories with `--map`",
+            )
+        for repository in repositories:
+            shipments.append(Shipment(f"{ARTIFACT_NAME}{descriptor.digest}", repository, closure, optional))
+            homes.setdefault(descriptor.digest, {})[repository] = None
+        queue += held.pop(descriptor.digest, ())
+    for waiting in held.values():
+        raise IntegrityError(f"artifact `{waiting[0][0].digest}` refers to content that is not in the bundle")
     return shipments
 
 
-def artifact_tag(bundle: Bundle, item: Shipment) -> str | None:
-    """Return the tag of an artifact that refers to nothing, so that no garbage collection takes it; else None."""
+def is_artifact(item: Shipment) -> bool:
+    """Tell whether a shipment is one of the bundle's artifacts, not an image or its twin."""
+    return item.name.startswith(ARTIFACT_NAME)
+
+
+def part_skipped(
+    shipments: Sequence[Shipment], destination: Destination
+) -> tuple[list[Shipment], list[RefusedShipment]]:
+    """Return what a load sends, and what it leaves out because the destination takes no artifacts."""
+    if destination.artifacts != "skip":
+        return list(shipments), []
+    kept = [item for item in shipments if not is_artifact(item)]
+    return kept, [RefusedShipment(item, "skipped (`--artifacts skip`)") for item in shipments if is_artifact(item)]
+
+
+def artifact_tags(bundle: Bundle, shipments: Iterable[Shipment]) -> dict[str, str]:
+    """Return the tags of the artifacts that refer to nothing, by digest, so that no garbage collection takes them."""
+    packs = {descriptor.digest: name for name, descriptor in bundle_packs(bundle).items()}
+    tags = {item.descriptor.digest: _artifact_tag(bundle, item, packs) for item in shipments}
+    return {digest: tag for digest, tag in tags.items() if tag is not None}
+
+
+def _artifact_tag(bundle: Bundle, item: Shipment, packs: Mapping[str, str]) -> str | None:
     if not item.repository.endswith(ARTIFACTS_REPOSITORY):
         return None
     if item.descriptor.digest == bundle.manifest_descriptor.digest:
         return f"bundle-{digest_hex(bundle.root)[:16]}"
-    for name, descriptor in bundle_packs(bundle).items():
-        if descriptor.digest == item.descriptor.digest:
-            return f"model-{name}"
+    if (name := packs.get(item.descriptor.digest)) is not None:
+        return f"model-{name}"
     return f"artifact-{digest_hex(item.descriptor.digest)[:16]}"

@@ -52,5 +52,6 @@ def _verify_layout(path: Path, *, root: str | None, jobs: int | None, emit: Emit
         size_bytes=found.size_bytes,
         findings=found.findings,
         is_bundle=False,
+        litter=found.litter,
         not_checked=NOT_CHECKED if root is not None else (*NOT_CHECKED, ORIGIN),
     )

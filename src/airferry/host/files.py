@@ -77,6 +77,11 @@ def is_file(path: Path) -> bool:
     return os.path.isfile(path)  # noqa: PTH113
 
 
+def is_folder(path: Path) -> bool:
+    """Tell whether a path is a folder that can be looked at; none is where no folder can be."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
 def resolved(path: Path) -> Path:
     """Return a path absolute and without links.
 
@@ -397,6 +402,15 @@ def waiting_lock(path: Path, *, on_wait: Callable[[], None] | None = None) -> It
                 on_wait()
             fcntl.flock(stream, fcntl.LOCK_EX)
         yield
+
+
+def change_mark(path: Path) -> tuple[int, ...]:
+    """Return what changes when a file is replaced or written to; the time of a change (ctime) cannot be set."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return ()
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 def free_bytes(path: Path) -> int:

@@ -20,6 +20,16 @@ MAX_DIGITS = 18
 # a value takes 60 to 70 bytes, whatever it takes in JSON: 12 MB of `{}` became 450 MiB
 MAX_JSON_VALUES = 500_000
 _NUMBER = re.compile(rf"[0-9]{{1,{MAX_DIGITS}}}")
+# `tomllib` compares each key with all that lead to it: a header of 20,000 parts over 20,000 keys, 200 KiB, took 165 s
+MAX_TOML_KEY_PARTS = 32
+# Nemotron's own uv.lock has 41,000 marks of values in 1.2 MB
+MAX_TOML_VALUES = 4_000_000
+_TOML_KEY = re.compile(
+    # a key begins neither within a word, nor after a quote or a backslash: so none of a line's quotes is tried twice
+    r"""(?<![\w.\-"'\\])(?:(?:[\w-]++|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+)"""
+    rf"{{{MAX_TOML_KEY_PARTS}}}"
+)
+_LONG_NUMBER = re.compile(r"0[xob][0-9A-Fa-f_]{16}|[0-9][0-9_]{18}")
 # up to the next mark that is not in a text, or the end; possessive, so that nothing is kept to go back to
 _JSON_MARK = re.compile(rb'[^",\[{]*+(?:"[^"\\]*+(?:\\.[^"\\]*+)*+"?[^",\[{]*+)*+(?:[,\[{]|\Z)', re.DOTALL)
 _AT_LINE = re.compile(r"at line (\d{1,9})")
@@ -101,6 +111,33 @@ def parse_toml(data: str | bytes) -> dict[str, Any]:
         text = data if isinstance(data, str) else data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise Malformed("not UTF-8 text", line=error.object.count(b"\n", 0, error.start) + 1) from error
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.count(".") >= MAX_TOML_KEY_PARTS and _TOML_KEY.search(line):
+            raise Malformed(f"a key of more than {MAX_TOML_KEY_PARTS} parts, the limit", line=number)
+    if sum(map(text.count, "=,[{")) > MAX_TOML_VALUES:
+        raise Malformed(f"more than {MAX_TOML_VALUES} values, the limit", line=text.count("\n") + 1)
+    document = _loaded_toml(text)
+    if _LONG_NUMBER.search(text):
+        _expect_int64(document, text)
+    return document
+
+
+def _expect_int64(document: dict[str, Any], text: str) -> None:
+    """Refuse an integer that TOML does not have (v1.0.0, "Integer"): to write it out would take long, or fail."""
+    waiting: list[Any] = [document]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+        elif isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+            found = _LONG_NUMBER.search(text)
+            line = text.count("\n", 0, found.start() if found else 0) + 1
+            raise Malformed("an integer of more than 64 bits", line=line)
+
+
+def _loaded_toml(text: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except RecursionError as error:

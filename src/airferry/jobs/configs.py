@@ -43,7 +43,7 @@ PLAIN = Executor(kind="kubernetes")
 UNVERIFIED_SUBMIT = (
     "the submit commands are the bundle's own, and it was loaded without `--root`: read them before you run them"
 )
-_INTERPOLATION = re.compile(r"(\\*)\$\{")
+_INTERPOLATION = re.compile(r"(?<!\\)(\\*)\$\{")
 _VARIABLE = re.compile(r"\$\{\s*oc\.env\s*:\s*([A-Za-z_]\w*)\s*,[^${}]*\}")
 
 

@@ -21,7 +21,8 @@ from airferry.events import Emit, silent
 from airferry.host import files
 from airferry.host.canonical import canonical_json
 from airferry.host.parsing import Malformed, parse_json
-from airferry.oci.copy import CopyOptions, Shipment, transfer
+from airferry.oci.closure import Shipment
+from airferry.oci.copy import CopyOptions, transfer
 from airferry.oci.digest import digest_hex
 from airferry.oci.documents import (
     IMAGE_INDEX,
@@ -31,7 +32,7 @@ from airferry.oci.documents import (
     Index,
     parse_index,
 )
-from airferry.oci.entries import as_referrer, find_entry, find_referrers, named
+from airferry.oci.entries import Referrers, as_referrer, find_entry, find_referrers, named, strange_entries
 from airferry.oci.layout import INDEX_FILE, LAYOUT_BYTES, LAYOUT_FILE, LAYOUT_VERSION, MAX_INDEX_BYTES
 from airferry.oci.platform import Platform
 from airferry.oci.ports import Sink, Source, Stored, blocks
@@ -258,6 +259,8 @@ class ArchiveSource(Source):
             IntegrityError: it is not an OCI archive.
         """
         self.path = path
+        self._referrers: Referrers | None = None
+        self._strange: dict[str, str] = {}
         self._entries = self._read_headers()
         version = self._layout_version()
         if version != LAYOUT_VERSION:
@@ -316,7 +319,14 @@ class ArchiveSource(Source):
 
     def referrers(self, digest: str) -> list[Descriptor]:
         """Return the top-level descriptors of artifacts whose subject is the digest, sorted by digest."""
-        return find_referrers(self, self.index.manifests, digest)
+        # two threads may both look the first time: that costs time, and they see the same
+        if self._referrers is None:
+            self._referrers = find_referrers(self, self.index.manifests, strange=self._strange)
+        return list(self._referrers.get(digest, ()))
+
+    def unknown_referrers(self) -> list[str]:
+        """Return which top-level entries could not be read while referrers were looked for."""
+        return strange_entries(self._strange, where=f"archive `{self.path}`")
 
     def _open(self) -> IO[bytes]:
         try:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from airferry.errors import BuildError, IntegrityError
 from airferry.host.canonical import canonical_json
 from airferry.host.parsing import parse_json
 from airferry.host.progress import MIB
+from airferry.host.threads import parallel_map
 from airferry.oci.documents import (
     CONFIG_TYPES,
     INDEX_TYPES,
@@ -21,11 +23,14 @@ from airferry.oci.documents import (
     descriptor_of,
     expect_one_meaning,
 )
+from airferry.oci.entries import signature_tags
 from airferry.oci.platform import Platform
 from airferry.oci.ports import Source, Stored, WrappedSource
 from airferry.oci.streams import verifying
 
 MAX_REFERRER_DEPTH = 4
+# signatures and SBOMs of an image are a handful; annotations may say that any refers to any other
+MAX_REFERRERS = 1_000
 # the documents of a thousand images stay below it; a view takes several times its bytes, so the documents of a bundle
 # that is made to fill memory are read again instead
 MAX_REMEMBERED_BYTES = 16 * MIB
@@ -66,6 +71,34 @@ class Closure:
     top: Stored
     manifests: list[Stored] = field(default_factory=list)
     blobs: dict[str, Descriptor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Shipment:
+    """An image or artifact on its way: what it is called, the repository it goes to, and what it consists of.
+
+    `repository` is empty where the sink is one place. `reference` is the name that it gets there, last of all. An
+    `optional` one goes after the others, and what the sink refuses of it does not keep the rest from arriving.
+    """
+
+    name: str
+    repository: str
+    closure: Closure
+    optional: bool = False
+    reference: str | None = None
+
+    @property
+    def descriptor(self) -> Descriptor:
+        """The descriptor of the whole."""
+        return self.closure.top.descriptor
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedShipment:
+    """An optional shipment that a sink refused, and what it said."""
+
+    item: Shipment
+    reason: str
 
 
 def read_closure(source: Source, descriptor: Descriptor, *, platforms: Collection[Platform] | None = None) -> Closure:
@@ -142,19 +175,79 @@ def select_platforms(index: Index, platforms: Collection[Platform], *, what: str
 
 
 def read_referrers(source: Source, closure: Closure, *, depth: int = MAX_REFERRER_DEPTH) -> list[Closure]:
-    """Return the artifacts that refer to any part of an image, and those that refer to these, subjects first.
+    """Return the artifacts that refer to any part of an image, and those that refer to these, each once, subjects
+    first.
 
     Raises:
-        IntegrityError: they refer to each other more than `depth` times over, or are not what they should be.
+        IntegrityError: they refer to each other more than `depth` times over, are more than MAX_REFERRERS, or are not
+            what they should be.
     """
-    found: list[Closure] = []
+    found: dict[str, Closure] = {}
+    _add_referrers(source, closure, depth, found)
+    return list(found.values())
+
+
+def _add_referrers(source: Source, closure: Closure, depth: int, found: dict[str, Closure]) -> None:
     for stored in closure.manifests:
         for referrer in source.referrers(stored.descriptor.digest):
+            if referrer.digest in found:
+                continue
             if depth == 0:
                 raise IntegrityError(f"artifacts refer to artifacts more than {MAX_REFERRER_DEPTH} levels deep")
-            inner = read_closure(source, referrer)
-            found += [inner, *read_referrers(source, inner, depth=depth - 1)]
-    return found
+            if len(found) >= MAX_REFERRERS:
+                raise IntegrityError(
+                    f"more than {MAX_REFERRERS} artifacts refer to `{closure.top.descriptor.digest}` or to each other, "
+                    "the limit for an image"
+                )
+            inner = found[referrer.digest] = read_closure(source, referrer)
+            _add_referrers(source, inner, depth - 1, found)
+
+
+def read_signatures(source: Source, closure: Closure, *, jobs: int) -> list[Shipment]:
+    """Return what cosign's tags name of an image and its parts: signatures, attestations, SBOMs, under these tags.
+
+    Raises:
+        IntegrityError: one of them is not what it should be.
+    """
+    tags = [tag for stored in closure.manifests for tag in signature_tags(stored.descriptor.digest)]
+    found = zip(tags, parallel_map(source.find_name, tags, jobs=jobs), strict=True)
+    return [
+        Shipment(tag, "", read_closure(source, descriptor), optional=True, reference=tag)
+        for tag, descriptor in found
+        if descriptor is not None
+    ]
+
+
+def subjects_first(shipments: Sequence[Shipment]) -> Iterator[list[Shipment]]:
+    """Yield shipments in groups, those that something refers to before it. What is within a group goes side by side."""
+    coming = Counter(stored.descriptor.digest for item in shipments for stored in item.closure.manifests)
+    waiting: dict[str, list[int]] = {}
+    ready: list[int] = []
+    for number, item in enumerate(shipments):
+        subject = item.closure.top.subject
+        if subject in coming:
+            waiting.setdefault(str(subject), []).append(number)
+        else:
+            ready.append(number)
+    while ready:
+        yield [shipments[number] for number in ready]
+        freed: list[int] = []
+        for number in ready:
+            for stored in shipments[number].closure.manifests:
+                digest = stored.descriptor.digest
+                coming[digest] -= 1
+                if not coming[digest]:
+                    freed += waiting.pop(digest, ())
+        ready = sorted(freed)
+    if waiting:
+        # digests cannot refer to each other in a circle; were it so, the order would not matter
+        yield [shipments[number] for number in sorted(number for group in waiting.values() for number in group)]
+
+
+def is_subject(item: Shipment, shipments: Iterable[Shipment]) -> bool:
+    """Tell whether another shipment refers to a part of this one."""
+    parts = {stored.descriptor.digest for stored in item.closure.manifests}
+    return any(other.closure.top.subject in parts for other in shipments)
 
 
 def _add_manifest(closure: Closure, stored: Stored) -> None:

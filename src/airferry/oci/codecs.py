@@ -39,6 +39,9 @@ ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 SKIPPABLE_MAGIC_SUFFIX = b"\x2a\x4d\x18"
 # what `zstd --long` needs at most, and `zstd -d` accepts by default: a frame may ask for far more memory
 MAX_ZSTD_WINDOW_BYTES = 1 << 27
+# what a decoder is given of a member first, as it copies what it does not need: with 1 MiB, a megabyte of members of 20
+# bytes took six seconds
+GZIP_FIRST_BYTES = 4096
 GZIP_WINDOW_BYTES = 32 * 1024
 # without name and time, and with the operating system "unknown" (RFC 1952, section 2.3): the same bytes on any host
 GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
@@ -86,17 +89,20 @@ def _gunzip(source: Iterable[bytes], what: str) -> Iterator[bytes]:
         for block in source:
             pending = head + block
             head = b""
-            while pending:
+            position, step = 0, BLOCK_BYTES
+            while position < len(pending):
                 if member.eof:
                     # a block may end between the two bytes of the next member's magic
-                    if len(pending) < len(GZIP_MAGIC):
-                        head = pending
+                    if len(pending) - position < len(GZIP_MAGIC):
+                        head = pending[position:]
                         break
-                    if not pending.startswith(GZIP_MAGIC):
+                    if not pending.startswith(GZIP_MAGIC, position):
                         raise IntegrityError(f"{what} has bytes after the end of its gzip stream")
-                    member = _gzip_member()
-                yield from _drained(member, pending)
-                pending = member.unused_data if member.eof else b""
+                    member, step = _gzip_member(), GZIP_FIRST_BYTES
+                piece = pending[position : position + step]
+                yield from _drained(member, piece)
+                position += len(piece) - (len(member.unused_data) if member.eof else 0)
+                step = BLOCK_BYTES
     except _GZIP_ERRORS as error:
         raise IntegrityError(f"{what} is corrupt gzip: {error}") from error
     if not member.eof:

@@ -10,20 +10,32 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 from airferry.errors import AirferryError, IntegrityError
 from airferry.events import Emit, silent
 from airferry.host.progress import Meter
 from airferry.host.threads import parallel_map
-from airferry.oci.closure import Closure, read_closure, read_referrers
+from airferry.oci.closure import (
+    RefusedShipment,
+    Shipment,
+    is_subject,
+    read_closure,
+    read_referrers,
+    subjects_first,
+)
 from airferry.oci.documents import Descriptor
 from airferry.oci.platform import Platform
 from airferry.oci.ports import Action, BlobOffer, Sink, Source, Stored
+from airferry.wording import some_of
 
 # between stores on disks, where hashing and writing are what takes time; registries have an option of their own
 DEFAULT_JOBS = 4
+
+SHOWN_MISSING = 3
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -52,26 +64,6 @@ class CopyOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Shipment:
-    """An image or artifact on its way: what it is called, the repository it goes to, and what it consists of.
-
-    `repository` is empty where the sink is one place. `reference` is the name that it gets there, last of all. An
-    `optional` one goes after the others, and what the sink refuses of it does not keep the rest from arriving.
-    """
-
-    name: str
-    repository: str
-    closure: Closure
-    optional: bool = False
-    reference: str | None = None
-
-    @property
-    def descriptor(self) -> Descriptor:
-        """The descriptor of the whole."""
-        return self.closure.top.descriptor
-
-
-@dataclass(frozen=True, slots=True)
 class BlobStep:
     """What was done for one blob: `action` is `send`, `mount` or `link`."""
 
@@ -88,14 +80,6 @@ class ManifestStep:
     digest: str
     size_bytes: int
     repository: str
-
-
-@dataclass(frozen=True, slots=True)
-class RefusedShipment:
-    """An optional shipment that a sink refused, and what it said."""
-
-    item: Shipment
-    reason: str
 
 
 @dataclass(slots=True)
@@ -138,10 +122,16 @@ class CopyReport:
 
 @dataclass(slots=True)
 class _Wanted:
-    """A blob, and the repositories that want it."""
+    """A blob, the repositories that want it, and those of them that cannot do without it."""
 
     descriptor: Descriptor
-    repositories: list[str] = field(default_factory=list)
+    among: dict[str, None] = field(default_factory=dict)
+    needed: set[str] = field(default_factory=set)
+
+    @property
+    def repositories(self) -> list[str]:
+        """The repositories, each once, in the order in which they were named."""
+        return list(self.among)
 
 
 class Transfer:
@@ -160,14 +150,15 @@ class Transfer:
         self._lock = threading.Lock()
         self._arrived: set[tuple[str, str]] = set()
         self._read_back: set[tuple[str, str]] = set()
+        self._refusals: dict[tuple[str, str], str] = {}
 
     def preview(self, shipments: Sequence[Shipment]) -> CopyReport:
         """Return what `send` would do, by asking the sinks only."""
         report = CopyReport()
 
         def ask(blob: _Wanted) -> list[BlobStep]:
-            lacking = [name for name in blob.repositories if not self._sinks(name).has_blob(blob.descriptor)]
-            held = len(lacking) < len(blob.repositories)
+            lacking, held = self._compare(blob)
+            report.present_blobs += len(held)
             return [
                 BlobStep(
                     "mount" if (held or number) and self._sinks(name).mounts else "send",
@@ -179,11 +170,13 @@ class Transfer:
             ]
 
         blobs = self._wanted_blobs(shipments)
-        for blob, steps in zip(blobs, self._map(ask, blobs), strict=True):
+        for steps in self._map(ask, blobs):
             report.steps += steps
-            report.present_blobs += len(blob.repositories) - len(steps)
         missing: dict[tuple[str, str], ManifestStep] = {}
-        for item, lacking in zip(shipments, self._map(self._lacking_manifests, shipments), strict=True):
+        for item, lacking in zip(shipments, self._map(self._preview_manifests, shipments), strict=True):
+            if isinstance(lacking, RefusedShipment):
+                report.refused.append(lacking)
+                continue
             for stored in lacking:
                 missing.setdefault((item.repository, stored.descriptor.digest), _manifest_step(item, stored))
         report.manifest_steps += missing.values()
@@ -200,18 +193,24 @@ class Transfer:
         total = sum(blob.descriptor.size for blob in blobs)
         meter = Meter(self._options.task, total, self._options.emit, cancelled=failed)
         self._map(lambda blob: self._place(blob, meter.advance), blobs, cancelled=failed)
-        for level in _subjects_first([item for item in shipments if not item.optional]):
+        for level in subjects_first([item for item in shipments if not item.optional]):
             self._map(lambda item: self._put_manifests(item, shipments), level)
-        refused = self._map(self._try_manifests, [item for item in shipments if item.optional])
-        self.report.refused = [answer for answer in refused if answer is not None]
+        for level in subjects_first([item for item in shipments if item.optional]):
+            # of a level, so that what refers to something that was refused finds it in the report
+            answers = self._map(self._try_manifests, level)
+            self.report.refused += [answer for answer in answers if answer is not None]
         return self.report
 
     def name(self, shipments: Sequence[Shipment]) -> None:
         """Let the references of shipments stand for what `send` has brought, those left out that were refused."""
         refused = {id(one.item) for one in self.report.refused}
-        for item in shipments:
-            if item.reference is not None and id(item) not in refused:
-                self._sinks(item.repository).put_manifest(item.closure.top, reference=item.reference)
+        # an image last, so that its signatures are there once it has its name
+        for item in sorted(shipments, key=lambda item: not item.optional):
+            if item.reference is None or id(item) in refused:
+                continue
+            put = partial(self._sinks(item.repository).put_manifest, item.closure.top, reference=item.reference)
+            if reason := self._tried(item, put):
+                self.report.refused.append(RefusedShipment(item, reason))
 
     def audit(self, shipments: Sequence[Shipment]) -> list[str]:
         """Read back the whole closure of every shipment, and return what is missing, in words.
@@ -237,6 +236,22 @@ class Transfer:
         missing = [text for found in self._map(check_blob, blobs) for text in found]
         return missing + [text for found in self._map(self._audit_manifests, shipments) for text in found]
 
+    def audit_optional(self, shipments: Sequence[Shipment]) -> list[RefusedShipment]:
+        """Read optional shipments back as `audit` does, and return those that the sinks do not hold or do not show.
+
+        Raises:
+            IntegrityError: a sink holds something else.
+        """
+
+        def check(item: Shipment) -> RefusedShipment | None:
+            missing: list[str] = []
+            reason = self._tried(item, lambda: missing.extend(self.audit([item])))
+            if missing:
+                reason = f"accepted, but not there when read back: {some_of(missing, SHOWN_MISSING)}"
+            return RefusedShipment(item, reason) if reason else None
+
+        return [refused for item in shipments if (refused := check(item)) is not None]
+
     def unfinished(self, shipments: Iterable[Shipment]) -> list[str]:
         """Return the names of shipments of which blobs are not known to have arrived."""
         with self._lock:
@@ -260,8 +275,9 @@ class Transfer:
                 blob = found.setdefault(digest, _Wanted(descriptor))
                 if blob.descriptor.size != descriptor.size:
                     raise IntegrityError(f"blob `{digest}` is declared with two different sizes", digest=digest)
-                if item.repository not in blob.repositories:
-                    blob.repositories.append(item.repository)
+                blob.among[item.repository] = None
+                if not item.optional:
+                    blob.needed.add(item.repository)
         ordered = self._options.order(blob.descriptor for blob in found.values())
         return [found[descriptor.digest] for descriptor in ordered]
 
@@ -270,27 +286,45 @@ class Transfer:
         descriptor = blob.descriptor
         offer = BlobOffer(descriptor, self._source, advance=advance, link=self._options.link)
         if len(blob.repositories) == 1:
-            # asking is left to the sink, which may know a way that costs no request
-            self._note(self._sinks(blob.repositories[0]).take_blob(offer), descriptor, blob.repositories[0])
+            name = blob.repositories[0]
+            with self._may_be_refused(blob, name):
+                # asking is left to the sink, which may know a way that costs no request
+                self._note(self._sinks(name).take_blob(offer), descriptor, name)
         else:
-            lacking = [name for name in blob.repositories if not self._has(name, descriptor)]
+            lacking, held = self._compare(blob)
+            for name in held:
+                self._note("present", descriptor, name)
             # one after another: the second takes over what the first was sent
-            holder = next((name for name in blob.repositories if name not in lacking), None)
             for name in lacking:
                 sink = self._sinks(name)
-                if holder is not None and sink.mount_blob(descriptor, self._sinks(holder).repository):
-                    self._note("mount", descriptor, name)
-                else:
-                    # also after a mount that was refused, which registries do by beginning an upload (202)
-                    self._note(sink.take_blob(offer, absent=True), descriptor, name)
-                holder = holder or name
+                with self._may_be_refused(blob, name):
+                    if held and sink.mount_blob(descriptor, self._sinks(held[0]).repository):
+                        self._note("mount", descriptor, name)
+                    else:
+                        # also after a mount that was refused, which registries do by beginning an upload (202)
+                        self._note(sink.take_blob(offer, absent=True), descriptor, name)
+                    held.append(name)
         offer.settle()
 
-    def _has(self, repository: str, descriptor: Descriptor) -> bool:
-        found = self._sinks(repository).has_blob(descriptor)
-        if found:
-            self._note("present", descriptor, repository)
-        return found
+    def _compare(self, blob: _Wanted) -> tuple[list[str], list[str]]:
+        """Return which repositories that want a blob lack it, and which hold it; what refuses the question is left."""
+        lacking: list[str] = []
+        held: list[str] = []
+        for name in blob.repositories:
+            with self._may_be_refused(blob, name):
+                (held if self._sinks(name).has_blob(blob.descriptor) else lacking).append(name)
+        return lacking, held
+
+    @contextmanager
+    def _may_be_refused(self, blob: _Wanted, repository: str) -> Iterator[None]:
+        """Note a sink's refusal of a blob instead of raising it, where only optional shipments want the blob there."""
+        try:
+            yield
+        except AirferryError as error:
+            if repository in blob.needed or not self._sinks(repository).refuses(error):
+                raise
+            with self._lock:
+                self._refusals[repository, blob.descriptor.digest] = error.message
 
     def _note(self, action: Action, descriptor: Descriptor, repository: str) -> None:
         with self._lock:
@@ -307,7 +341,7 @@ class Transfer:
         sink = self._sinks(item.repository)
         lacking = self._lacking_manifests(item) if self._options.skip_held else item.closure.manifests
         # whether an optional one is taken has to be known before it gets a name
-        named_later = item.reference is not None and not item.optional and not _is_subject(item, shipments)
+        named_later = item.reference is not None and not item.optional and not is_subject(item, shipments)
         held_back = item.closure.top if named_later else None
         for stored in lacking:
             if stored is not held_back:
@@ -316,14 +350,35 @@ class Transfer:
                 self.report.manifest_steps.append(_manifest_step(item, stored))
 
     def _try_manifests(self, item: Shipment) -> RefusedShipment | None:
-        """Send the manifests of an optional shipment, and return the refusal if the sink does not take them."""
+        """Send the manifests of an optional shipment, and return the refusal if the sink does not take all of it."""
+        reason = self._why_incomplete(item) or self._tried(item, lambda: self._put_manifests(item))
+        return RefusedShipment(item, reason) if reason else None
+
+    def _preview_manifests(self, item: Shipment) -> list[Stored] | RefusedShipment:
+        """Return the manifests that the sink lacks; for an optional shipment, the refusal if that cannot be asked."""
+        lacking: list[Stored] = []
+        reason = self._why_incomplete(item) or self._tried(item, lambda: lacking.extend(self._lacking_manifests(item)))
+        return RefusedShipment(item, reason) if reason else lacking
+
+    def _why_incomplete(self, item: Shipment) -> str:
+        """Return why an optional shipment cannot be whole: a blob, or what it refers to, was refused; else empty."""
+        for digest in item.closure.blobs:
+            if (reason := self._refusals.get((item.repository, digest))) is not None:
+                return reason
+        for refused in self.report.refused:
+            if refused.item.repository == item.repository and is_subject(refused.item, [item]):
+                return f"it refers to `{item.closure.top.subject}`, which was refused"
+        return ""
+
+    def _tried(self, item: Shipment, action: Callable[[], object]) -> str:
+        """Do something for a shipment, and return why the sink refused, where it is optional; empty if it did not."""
         try:
-            self._put_manifests(item)
+            action()
         except AirferryError as error:
-            if not self._sinks(item.repository).refuses(error):
+            if not item.optional or not self._sinks(item.repository).refuses(error):
                 raise
-            return RefusedShipment(item, error.message)
-        return None
+            return error.message
+        return ""
 
     def _lacking_manifests(self, item: Shipment) -> list[Stored]:
         """Return the manifests that the sink does not hold, or holds unlisted as referrers, children first."""
@@ -400,6 +455,8 @@ def image_shipments(
 ) -> list[Shipment]:
     """Return what a copy of one image consists of: the image, and with `referrers` the artifacts that refer to it.
 
+    The artifacts are optional: an image arrives where a sink does not take them.
+
     Raises:
         BuildError: a wanted platform is missing.
         IntegrityError: a document is not what its descriptor says.
@@ -408,7 +465,7 @@ def image_shipments(
     attached = read_referrers(source, closure) if referrers else []
     return [
         Shipment(closure.top.descriptor.digest, "", closure, reference=reference),
-        *(Shipment(inner.top.descriptor.digest, "", inner) for inner in attached),
+        *(Shipment(inner.top.descriptor.digest, "", inner, optional=True) for inner in attached),
     ]
 
 
@@ -423,24 +480,6 @@ def copy_blob(
         IntegrityError: it is not what its descriptor says.
     """
     return sink.take_blob(BlobOffer(descriptor, source, link=link, verified=verified))
-
-
-def _subjects_first(shipments: Sequence[Shipment]) -> Iterator[list[Shipment]]:
-    """Yield shipments in groups, those that something refers to before it. What is within a group goes side by side."""
-    waiting = list(shipments)
-    while waiting:
-        coming = {stored.descriptor.digest for item in waiting for stored in item.closure.manifests}
-        ready = [item for item in waiting if item.closure.top.subject not in coming]
-        # digests cannot refer to each other in a circle; were it so, the order would not matter
-        ready = ready or waiting
-        yield ready
-        done = {id(item) for item in ready}
-        waiting = [item for item in waiting if id(item) not in done]
-
-
-def _is_subject(item: Shipment, shipments: Iterable[Shipment]) -> bool:
-    parts = {stored.descriptor.digest for stored in item.closure.manifests}
-    return any(other.closure.top.subject in parts for other in shipments)
 
 
 def _manifest_step(item: Shipment, stored: Stored) -> ManifestStep:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from airferry.errors import IntegrityError
@@ -56,6 +56,8 @@ MAX_INDEX_ENTRIES = 20_000
 # RFC 6838 has fewer characters and parameters none; what matters is that a type is one header of HTTP, and shows
 MediaType = Annotated[str, Field(pattern=r"^[ -~]{0,255}$")]
 
+# Go's tools write a list without entries as `null`, and take it for one
+NullForNone = BeforeValidator(lambda value: [] if value is None else value)
 D = TypeVar("D", bound="OciDocument")
 
 
@@ -106,7 +108,7 @@ class Manifest(OciDocument):
     media_type: MediaType | None = None
     artifact_type: MediaType | None = None
     config: Descriptor
-    layers: list[Descriptor] = Field(max_length=MAX_LAYERS)
+    layers: Annotated[list[Descriptor], NullForNone] = Field(max_length=MAX_LAYERS)
     subject: Descriptor | None = None
     annotations: dict[str, str] | None = None
 
@@ -127,7 +129,7 @@ class RootFilesystem(OciDocument):
 
     model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True, alias_generator=None)
     type: str
-    diff_ids: list[Digest] = Field(max_length=MAX_LAYERS)
+    diff_ids: Annotated[list[Digest], NullForNone] = Field(max_length=MAX_LAYERS)
 
 
 class ImageConfig(OciDocument):

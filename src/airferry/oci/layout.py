@@ -38,7 +38,15 @@ from airferry.oci.documents import (
     expect_one_meaning,
     parse_index,
 )
-from airferry.oci.entries import as_referrer, find_entry, find_referrers, named, names_of
+from airferry.oci.entries import (
+    Referrers,
+    as_referrer,
+    find_entry,
+    find_referrers,
+    named,
+    names_of,
+    strange_entries,
+)
 from airferry.oci.ports import Action, BlobOffer, Sink, Source, Stored, blocks
 from airferry.oci.resume import RESUMABLE_FROM_BYTES, fetch_blob
 from airferry.oci.streams import sized, verifying
@@ -117,6 +125,8 @@ class LayoutStore(Source, Sink):
         self.read_only = read_only
         self._blobs = path / "blobs" / "sha256"
         self._lock = threading.Lock()
+        self._referrers: tuple[tuple[int, ...], Referrers] | None = None
+        self._strange: dict[str, str] = {}
 
     @classmethod
     def create(cls, path: Path) -> LayoutStore:
@@ -276,7 +286,16 @@ class LayoutStore(Source, Sink):
 
         Both marks are understood: the annotation `io.containerd.manifest.subject`, and the manifest's own field.
         """
-        return find_referrers(self, self.read_index().manifests, digest)
+        state = files.change_mark(self.path / INDEX_FILE)
+        known = self._referrers
+        if known is None or known[0] != state:
+            found = find_referrers(self, self.read_index().manifests, strange=self._strange)
+            known = self._referrers = (state, found)
+        return list(known[1].get(digest, ()))
+
+    def unknown_referrers(self) -> list[str]:
+        """Return which top-level entries could not be read while referrers were looked for."""
+        return strange_entries(self._strange, where=f"layout `{self.path}`")
 
     def stored_digests(self) -> set[str]:
         """Return the digests of all regular files in the blob folder whose names are digests."""
@@ -411,9 +430,10 @@ class LayoutStore(Source, Sink):
         data = canonical_json(Index(schema_version=2, media_type=IMAGE_INDEX, manifests=ordered))
         if len(data) > MAX_INDEX_BYTES:
             raise IntegrityError(f"index.json would have {len(data)} bytes, more than the limit of {MAX_INDEX_BYTES}")
-        # entries of others come along as they are, with fields that nobody here knows
+        # entries of others come along as they are, with fields that are unknown here
         expect_one_meaning(data, IMAGE_INDEX, what=f"`{self.path / INDEX_FILE}`")
         files.write_bytes(self.path / INDEX_FILE, data)
+        self._referrers = None
         return data
 
     def remove_blob(self, digest: str) -> None:

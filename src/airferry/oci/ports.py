@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
 
-from airferry.errors import AirferryError, IntegrityError
+from airferry.errors import AirferryError, ConfigurationError, IntegrityError
 from airferry.oci.documents import (
+    INDEX_TYPES,
     MANIFEST_TYPES,
     Descriptor,
     Index,
@@ -65,14 +66,17 @@ class Stored:
 
     @property
     def subject(self) -> str | None:
-        """The digest of what this refers to; None for an index, and for a manifest that refers to nothing.
+        """The digest of what this refers to, be it a manifest or an index; None where it refers to nothing.
 
         Raises:
-            IntegrityError: the bytes are no manifest.
+            IntegrityError: the bytes are neither.
         """
-        if self.descriptor.media_type not in MANIFEST_TYPES or (subject := self.manifest.subject) is None:
-            return None
-        return subject.digest
+        subject = None
+        if self.descriptor.media_type in INDEX_TYPES:
+            subject = self.index.subject
+        elif self.descriptor.media_type in MANIFEST_TYPES:
+            subject = self.manifest.subject
+        return None if subject is None else subject.digest
 
     @property
     def ambiguities(self) -> tuple[str, ...]:
@@ -119,6 +123,17 @@ class Source(ABC):
     def referrers(self, digest: str) -> list[Descriptor]:
         """Return the descriptors of the artifacts whose subject is the digest, sorted by digest."""
 
+    def find_name(self, name: str) -> Descriptor | None:
+        """Return the descriptor that a tag or name stands for; None if there is none, or if that cannot be known."""
+        try:
+            return self.resolve(name)
+        except ConfigurationError:
+            return None
+
+    def unknown_referrers(self) -> list[str]:
+        """Return what kept `referrers` and `find_name` from seeing all there may be, in words and once each."""
+        return []
+
     def open_blob_at(self, descriptor: Descriptor, offset: int) -> AbstractContextManager[IO[bytes]]:
         """Open a blob from an offset on; the reader checks the whole. Slow unless `reads_ranges`."""
         return _opened_behind(self, descriptor, offset)
@@ -155,6 +170,14 @@ class WrappedSource(Source):
     def referrers(self, digest: str) -> list[Descriptor]:
         """Return the descriptors of the artifacts whose subject is the digest, sorted by digest."""
         return self.inner.referrers(digest)
+
+    def find_name(self, name: str) -> Descriptor | None:
+        """Return the descriptor that a tag or name stands for; None if there is none."""
+        return self.inner.find_name(name)
+
+    def unknown_referrers(self) -> list[str]:
+        """Return what kept `referrers` from seeing all there may be."""
+        return self.inner.unknown_referrers()
 
     def open_blob_at(self, descriptor: Descriptor, offset: int) -> AbstractContextManager[IO[bytes]]:
         """Open a blob from an offset on; the reader checks the whole."""
@@ -276,7 +299,7 @@ class Sink(ABC):
         return False
 
     def refuses(self, error: AirferryError) -> bool:
-        """Tell whether an error means that this sink takes other manifests, but not one of that kind."""
+        """Tell whether an error means that this sink refuses the thing itself, and would refuse it again."""
         return False
 
 

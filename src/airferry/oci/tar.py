@@ -1,7 +1,7 @@
 """Tar streams: a strict reader of headers and a deterministic writer (POSIX.1-2001 pax, ustar, GNU extensions).
 
 Reads only forward, never unpacks, never holds an entry's content. What is malformed is an error, not the end of the
-archive. Sparse entries are refused.
+archive. Sparse entries are refused. Layers of images end as builders end them, which is not always as POSIX says.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ MAX_TAIL_BYTES = 16 * 1024 * 1024
 REGULAR, HARD_LINK, SYMLINK, CHARACTER, BLOCK, DIRECTORY, FIFO = b"0", b"1", b"2", b"3", b"4", b"5", b"6"
 REGULAR_TYPES = (REGULAR, b"\0", b"7")
 KNOWN_TYPES = (*REGULAR_TYPES, HARD_LINK, SYMLINK, CHARACTER, BLOCK, DIRECTORY, FIFO)
+MAX_SHOWN_NAME = 200
 MAX_OCTAL_7 = 0o7777777
 MAX_OCTAL_11 = 0o77777777777
 KEPT_PAX_PREFIXES = ("SCHILY.xattr.", "SCHILY.acl.", "LIBARCHIVE.xattr.")
@@ -66,8 +67,17 @@ class TarReader:
     over by seeking.
     """
 
-    def __init__(self, stream: IO[bytes], *, what: str, seeks: bool = False) -> None:
+    def __init__(self, stream: IO[bytes], *, what: str, seeks: bool = False, tolerant: bool = False) -> None:
+        """Read a tar from its start.
+
+        With `tolerant` it may end wherever Go's `archive/tar`, by which engines unpack, takes it: between two entries
+        without a mark, in the padding of the last one, or with anything behind two blocks of zeros. Only for streams
+        whose digest is checked, as a truncated one may look like that. What else Go takes and is not read here is then
+        passed over: `not_read` says what, and the caller decides.
+        """
         self.offset_bytes = 0
+        self.not_read = ""
+        self._tolerant = tolerant
         self._seeks = seeks
         self._stream = stream
         self._what = what
@@ -99,7 +109,14 @@ class TarReader:
         if self._seeks:
             left = self._content_left + self._padding
             try:
-                self._stream.seek(left, 1)
+                if self._tolerant and self._content_left:
+                    # seeking does not tell whether the stream ends before, and only padding may be missing
+                    self._stream.seek(self._content_left - 1, 1)
+                    if not self._stream.read(1):
+                        raise IntegrityError(f"{self._what} is truncated in the middle of an entry")
+                    self._stream.seek(self._padding, 1)
+                else:
+                    self._stream.seek(left, 1)
             except (OSError, OverflowError, ValueError) as error:
                 # a size that no file can have
                 raise IntegrityError(f"{self._what} is truncated in the middle of an entry") from error
@@ -108,7 +125,10 @@ class TarReader:
             return
         for _block in self.content():
             pass
-        self._read(self._padding)
+        if self._tolerant:
+            self._position += len(self._read_up_to(self._padding))
+        else:
+            self._read(self._padding)
 
     def _next(self) -> TarEntry | None:
         pax: dict[str, bytes] = {}
@@ -116,7 +136,9 @@ class TarReader:
         long_link: bytes | None = None
         while True:
             self._skip_content()
-            header = self._read(RECORD_BYTES)
+            header = self._read_header()
+            if header is None:
+                return None
             if not header[0] and not header.strip(b"\0"):
                 self._expect_end()
                 return None
@@ -135,10 +157,24 @@ class TarReader:
             if entry.type not in KNOWN_TYPES:
                 raise IntegrityError(f"{self._what}: entry `{entry.name}` has the unsupported type {entry.type!r}")
             entry = self._complete(entry, pax, long_name, long_link)
+            if entry.uid < 0 or entry.gid < 0:
+                self._pass_over(entry, "has a negative owner")
+                entry = replace(entry, uid=max(0, entry.uid), gid=max(0, entry.gid))
             if entry.size and not entry.is_regular:
                 entry = replace(entry, size=0)
             self._content_left, self._padding = entry.size, -entry.size % RECORD_BYTES
             return entry
+
+    def _pass_over(self, entry: TarEntry, why: str) -> None:
+        """Note what is not read, where engines may take it, or refuse it.
+
+        Raises:
+            IntegrityError: the reader is not tolerant.
+        """
+        problem = f"{self._what}: entry `{entry.name[:MAX_SHOWN_NAME]}` {why}"
+        if not self._tolerant:
+            raise IntegrityError(problem)
+        self.not_read = self.not_read or problem
 
     def _meta(self, entry: TarEntry) -> bytes:
         if entry.size > MAX_META_BYTES:
@@ -150,33 +186,58 @@ class TarReader:
     ) -> TarEntry:
         if not pax and long_name is None and long_link is None:
             return entry
+        name = _text(pax.get("path", long_name)) or entry.name
         if any(key.startswith("GNU.sparse.") for key in pax):
-            raise IntegrityError(f"{self._what}: entry `{entry.name}` is sparse, which is not supported")
+            self._pass_over(entry, "is sparse, which is not supported")
+            # its name is the one or the other, depending on further records: only the likely one is given out
+            if ".." in name.split("/") or "\0" in name:
+                raise IntegrityError(f"{self._what}: the sparse entry `{name[:MAX_SHOWN_NAME]}` leads upwards")
+            name = _text(pax.get("GNU.sparse.name")) or name
         try:
             return replace(
                 entry,
-                name=_text(pax.get("path", long_name)) or entry.name,
+                name=name,
                 link_name=_text(pax.get("linkpath", long_link)) or entry.link_name,
                 size=_number(pax, "size", entry.size),
-                uid=_number(pax, "uid", entry.uid),
-                gid=_number(pax, "gid", entry.gid),
-                mtime_s=int(float(pax.get("mtime", entry.mtime_s))),
+                uid=_number(pax, "uid", entry.uid, signed=True),
+                gid=_number(pax, "gid", entry.gid, signed=True),
+                mtime_s=int(float(pax.get("mtime") or entry.mtime_s)),
                 xattrs={key: value for key, value in pax.items() if key.startswith(KEPT_PAX_PREFIXES)},
             )
         except (ValueError, OverflowError) as error:
             raise IntegrityError(f"{self._what}: entry `{entry.name}` has a malformed pax record") from error
 
+    def _read_header(self) -> bytes | None:
+        """Return the next record, or None where the archive may end without a mark, and does."""
+        header = self._read_up_to(RECORD_BYTES)
+        if len(header) == RECORD_BYTES:
+            self._position += RECORD_BYTES
+            return header
+        if header or not self._tolerant:
+            raise IntegrityError(f"{self._what} is truncated: it has no end-of-archive mark")
+        return None
+
     def _read(self, size: int) -> bytes:
+        block = self._read_up_to(size)
+        if len(block) < size:
+            raise IntegrityError(f"{self._what} is truncated: it has no end-of-archive mark")
+        self._position += size
+        return block
+
+    def _read_up_to(self, size: int) -> bytes:
         block = self._stream.read(size) if size else b""
         while len(block) < size:
             more = self._stream.read(size - len(block))
             if not more:
-                raise IntegrityError(f"{self._what} is truncated: it has no end-of-archive mark")
+                break
             block += more
-        self._position += size
         return block
 
     def _expect_end(self) -> None:
+        # the first of the two blocks was read; Go insists on the second one, and looks at nothing behind it
+        second = self._read_up_to(RECORD_BYTES)
+        if second.strip(b"\0"):
+            raise IntegrityError(f"{self._what} has data after its end-of-archive mark")
         passed = 0
         while block := self._stream.read(BLOCK_BYTES):
             passed += len(block)
@@ -184,13 +245,15 @@ class TarReader:
                 raise IntegrityError(
                     f"{self._what} has more than {MAX_TAIL_BYTES} bytes after its end-of-archive mark, the limit there"
                 )
-            if block.strip(b"\0"):
+            if not self._tolerant and block.strip(b"\0"):
                 raise IntegrityError(f"{self._what} has data after its end-of-archive mark")
 
     def _parse(self, header: bytes) -> TarEntry:
         try:
             stated = _octal(header[148:156])
             if stated != sum(header) - sum(header[148:156]) + 8 * 32:
+                raise ValueError
+            if (size := _octal(header[124:136])) < 0:
                 raise ValueError
             name, magic = _field(header[0:100]), header[257:263]
             prefix = _field(header[345:500]) if magic == b"ustar\0" else b""
@@ -199,7 +262,7 @@ class TarReader:
                 mode=_octal(header[100:108]) & 0o7777,
                 uid=_octal(header[108:116]),
                 gid=_octal(header[116:124]),
-                size=_octal(header[124:136]),
+                size=size,
                 mtime_s=_octal(header[136:148]),
                 type=header[156:157],
                 link_name=_text(_field(header[157:257])),
@@ -310,20 +373,22 @@ def _parse_pax(data: bytes, what: str) -> dict[str, bytes]:
     return records
 
 
-def _number(pax: dict[str, bytes], key: str, default: int) -> int:
+def _number(pax: dict[str, bytes], key: str, default: int, *, signed: bool = False) -> int:
     value = pax.get(key)
     if value is None or value == b"":
         return default
-    if not value.isdigit():
+    if not (value.removeprefix(b"-") if signed else value).isdigit():
         raise ValueError(key)
     return int(value)
 
 
 def _octal(raw: bytes) -> int:
     if raw[0] & 0x80:
-        number = int.from_bytes(bytes((raw[0] & 0x7F,)) + raw[1:], "big")
-        if raw[0] == 0xFF or number >= 1 << 63:
-            raise ValueError("negative or too large")
+        # GNU's base-256: two's complement below the mark, which is the first bit
+        negative = raw[0] & 0x40
+        number = int.from_bytes(raw if negative else bytes((raw[0] & 0x7F,)) + raw[1:], "big", signed=True)
+        if not -1 << 63 <= number < 1 << 63:
+            raise ValueError("too large")
         return number
     text = raw.strip(b"\0 ")
     if not text:

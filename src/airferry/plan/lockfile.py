@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 
 from airferry.config.document import KeyPath, read_yaml
-from airferry.config.fields import DebianPackage
+from airferry.config.fields import DebianPackage, Text
 from airferry.errors import ConfigurationError
 from airferry.host import files
 from airferry.host.yaml import render_yaml
@@ -30,6 +30,8 @@ _RELOCK = "run `airferry lock` again"
 # these go into files that apt and pip read line by line
 DebianVersion = Annotated[str, Field(pattern=r"^[A-Za-z0-9.+~:-]+$")]
 DistributionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")]
+# below the folder of its digest in the cache, whose damaged ones are removed with their folder
+WheelFile = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._!+-]{0,254}$")]
 DistributionVersion = Annotated[str, Field(pattern=r"^[A-Za-z0-9.!+_-]+$")]
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}([0-9a-f]{24})?$")]
 
@@ -76,7 +78,7 @@ class LockedAddition(_Model):
 
     name: DistributionName
     version: DistributionVersion
-    file: str
+    file: WheelFile
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     modules: tuple[str, ...] = ()
     source: LockedGit | None = None
@@ -97,7 +99,7 @@ class LockedPlatform(_Model):
     """
 
     inputs: Digest
-    python: str
+    python: Text
     python_version: Annotated[str, Field(pattern=r"^[0-9]+\.[0-9]+(\.[0-9]+)?$")]
     abi: str = ""
     libc: str = ""

@@ -46,6 +46,8 @@ MAX_REDIRECTS = 5
 # twice the 4 MiB that distribution and zot allow a manifest (distribution, registry/handlers/manifests.go)
 MAX_ANSWER_BYTES = 8 * 1024 * 1024
 MAX_TOKEN_ANSWER_BYTES = 256 * 1024
+# created, accepted (an upload session, mostly), and done: what counts is in the head
+TOLD_BY_HEAD = frozenset({201, 202, 204})
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 # a registry that restarts is back within seconds of a load that runs; one that never answered mostly is not there
 REFUSALS_AT_THE_START = 4
@@ -163,7 +165,9 @@ class RegistryClient(OrasRegistry):
             last = attempt + 1 == tries
             try:
                 response = self._follow(request) if request.anonymous else self._authorised(request)
-                if not stream or response.status_code >= 400:
+                if response.status_code in TOLD_BY_HEAD:
+                    _pass_over_content(response)
+                elif not stream or response.status_code >= 400:
                     limit = limit_bytes if response.status_code < 400 else MAX_ERROR_BYTES
                     _read_content(response, limit, what=request.what, truncate=response.status_code >= 400)
             # not urllib3's own retries: they cannot rewind a body that streams, and do not know which statuses a caller
@@ -281,7 +285,8 @@ class RegistryClient(OrasRegistry):
         for address in (url, self._at_home(url)):
             if address is not None:
                 with suppress(AirferryError):
-                    self.request(Request("DELETE", address, what, scopes=scopes, attempts=1), expected=None)
+                    # twice, as one that stays open takes the registry's disk until somebody looks
+                    self.request(Request("DELETE", address, what, scopes=scopes, attempts=2), expected=None)
                     return
 
     def _expect_tls_session(self, request: Request, response: Answer) -> None:
@@ -298,6 +303,9 @@ class RegistryClient(OrasRegistry):
             if home is not None:
                 self.end_session(home, what=request.what, scopes=request.scopes)
             raise
+        except RegistryError:
+            # no URL at all: whoever follows it says so
+            return
 
     def _at_home(self, url: str) -> str | None:
         """Return the address of an upload session on the registry's own host; None where it is that, or no session."""
@@ -391,6 +399,17 @@ def _read_content(response: Answer, limit_bytes: int, *, what: str, truncate: bo
                 )
             break
     response.content = bytes(data[:limit_bytes])
+
+
+def _pass_over_content(response: Answer) -> None:
+    """Read an answer whose head says it all: where its end is lost, what it says was done all the same.
+
+    An upload session whose address has come would otherwise be begun again, and stay open.
+    """
+    try:
+        _read_content(response, MAX_ERROR_BYTES, what="read an answer", truncate=True)
+    except (urllib3.exceptions.HTTPError, OSError):
+        response.close()
 
 
 class Clients(Protocol):

@@ -7,6 +7,7 @@ more than twice the time for each request, so it is asked only where a proxy is 
 from __future__ import annotations
 
 import errno
+import http.client
 import re
 import socket
 import ssl
@@ -21,7 +22,7 @@ import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 from requests.utils import get_environ_proxies, parse_header_links, requote_uri, select_proxy
-from urllib3.connection import HTTPConnection
+from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from airferry.errors import HostError
@@ -217,8 +218,55 @@ class Connections:
         return Answer(method, url, response.raw)
 
 
+class _Head:
+    """A stream whose lines are the head of an answer; `ended` says that it ended within them."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.ended = False
+
+    def readline(self, *limit: int) -> bytes:
+        """Return the next line."""
+        line: bytes = self._stream.readline(*limit)
+        self.ended = self.ended or not line
+        return line
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+class _WholeHeadResponse(http.client.HTTPResponse):
+    """An answer whose head is whole: the stock class takes the end of the connection for the end of the headers, and a
+    cut answer for one without `Location`, digest or challenge."""
+
+    def begin(self) -> None:
+        """Read the head."""
+        stream: Any = self.fp
+        head: Any = _Head(stream)
+        self.fp = head
+        try:
+            super().begin()
+        finally:
+            if self.fp is head:
+                self.fp = stream
+        if head.ended:
+            raise http.client.IncompleteRead(b"")
+
+
+class _TlsConnection(HTTPSConnection):
+    """A connection over TLS."""
+
+    response_class = _WholeHeadResponse
+
+
+class _TlsPool(HTTPSConnectionPool):
+    ConnectionCls = _TlsConnection
+
+
 class _PlainConnection(HTTPConnection):
     """A connection without TLS, for which the kernel sends slices of files."""
+
+    response_class = _WholeHeadResponse
 
     def send(self, data: Any) -> None:
         """Send bytes or a slice of a file."""
@@ -250,7 +298,7 @@ class _Adapter(HTTPAdapter):
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **{**kwargs, **self._extra})
-        self.poolmanager.pool_classes_by_scheme = {"http": _PlainPool, "https": HTTPSConnectionPool}
+        self.poolmanager.pool_classes_by_scheme = {"http": _PlainPool, "https": _TlsPool}
 
     def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
         return super().proxy_manager_for(*args, **{**kwargs, **self._extra})

@@ -28,6 +28,7 @@ _HINTS = {
     507: "the registry's disk is full",
 }
 
+NO_REGISTRY_HINT = "check whether a web page or login form answers instead of the registry"
 TLS_HINT = (
     "the registry does not know of the TLS proxy in front of it: have the proxy send `X-Forwarded-Proto: https`, or "
     "give the registry its external URL with `https://`; storage that it redirects to must speak TLS too"
@@ -61,6 +62,10 @@ _LEAVES: dict[int, type[RegistryError]] = {401: Unauthorized, 404: NotFound, 413
 
 class LeavesTls(RegistryError):
     """What a registry answered over TLS leads to plain HTTP."""
+
+
+class NoReferrers(RegistryError):
+    """The registry keeps no list of what refers to something, or another thing is in its place."""
 
 
 class LostSession(TransientRegistryError):

@@ -142,6 +142,14 @@ class PullSource(Source):
         """Return the referrers of a digest; see `RegistrySource`."""
         return self._source.referrers(digest)
 
+    def find_name(self, name: str) -> Descriptor | None:
+        """Return the descriptor that a tag stands for where the image came from; None if there is none."""
+        return self._source.find_name(name)
+
+    def unknown_referrers(self) -> list[str]:
+        """Return what kept `referrers` from seeing all there may be."""
+        return self._source.unknown_referrers()
+
     @property
     def _source(self) -> RegistrySource:
         assert self._chosen is not None, "`resolve` or `find` comes first"

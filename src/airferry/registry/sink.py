@@ -16,20 +16,23 @@ from airferry.host.canonical import canonical_json
 from airferry.host.parsing import parse_count
 from airferry.oci.digest import digest_of
 from airferry.oci.documents import IMAGE_INDEX, Descriptor, Index
-from airferry.oci.entries import referrer_kind
+from airferry.oci.entries import listed_referrer
 from airferry.oci.ports import Action, BlobOffer, OpenStream, Sink, Stored, blocks
 from airferry.oci.streams import verifying
 from airferry.registry.auth import repository_scope
 from airferry.registry.client import RegistryClient
 from airferry.registry.connections import Request
-from airferry.registry.failures import NotFound, following_url, one_line
+from airferry.registry.failures import NoReferrers, NotFound, following_url, one_line
 from airferry.registry.source import RegistrySource, referrers_tag
 from airferry.registry.uploads import Uploader
 
 SPOOL_IN_MEMORY_BYTES = 8 * 1024 * 1024
 ABSENT_IN_A_ROW = 4
-# how registries refuse a media type, once they took other manifests of the same user in the same repository
-REFUSALS = frozenset({400, 403, 405, 406, 415, 422})
+# how registries refuse for good what others take: a media type (400, 415), a repository that they do not make by
+# themselves (401, 403, 404), a tag that must not move (409), a size (413)
+REFUSALS = frozenset({400, 401, 403, 404, 405, 406, 409, 413, 415, 422, 501})
+# codes of errors about content that got lost or damaged, whatever the status: sending it again may help
+LOSSES = ("MANIFEST_BLOB_UNKNOWN", "BLOB_", "DIGEST_INVALID", "SIZE_INVALID")
 
 
 class RegistrySink(Sink):
@@ -263,13 +266,18 @@ class RegistrySink(Sink):
             return f"manifest `{digest}`"
         if held.data != stored.data:
             raise IntegrityError(f"`{self}` has different content for `{digest}`", digest=digest)
-        if subject is not None and all(entry.digest != digest for entry in self.source.referrers(subject)):
+        if subject is not None and all(entry.digest != digest for entry in self.source.held_referrers(subject)):
             return f"`{digest}` among the referrers of `{subject}`"
         return ""
 
     def refuses(self, error: AirferryError) -> bool:
-        """Tell whether the registry means a media type, as it took other manifests of this user in this repository."""
-        return isinstance(error, RegistryError) and error.status in REFUSALS
+        """Tell whether the registry refused for good, and meant the thing itself: its type, size, place or name."""
+        if isinstance(error, NoReferrers):
+            return True
+        if not isinstance(error, RegistryError) or error.status not in REFUSALS:
+            return False
+        code = error.code or ""
+        return not code.startswith((*LOSSES, "MANIFEST_") if error.status == 404 else LOSSES)
 
     def delete_tag(self, tag: str) -> bool:
         """Remove a tag; False if the registry cannot. A tag that is not there counts as removed.
@@ -303,15 +311,9 @@ class RegistrySink(Sink):
 
     def _tag_referrer(self, stored: Stored, subject: str) -> None:
         """Enter a referrer in the index that the subject's tag stands for, once."""
-        entry = Descriptor(
-            media_type=stored.descriptor.media_type,
-            digest=stored.descriptor.digest,
-            size=stored.descriptor.size,
-            artifact_type=referrer_kind(stored.manifest),
-            annotations=stored.manifest.annotations,
-        )
+        entry = listed_referrer(stored)
         with self._referrers_lock:
-            known = self.source.tagged_referrers(subject)
+            known = self.source.tagged_referrers(subject) or []
             if any(old.digest == entry.digest for old in known):
                 return
             entries = sorted([*known, entry], key=lambda one: one.digest)
@@ -327,5 +329,5 @@ class RegistrySink(Sink):
                 ),
                 expected=(200, 201, 202),
             )
-        if all(old.digest != entry.digest for old in self.source.tagged_referrers(subject)):
-            raise RegistryError(f"`{self}` did not store the list of referrers of `{subject}`")
+        if all(old.digest != entry.digest for old in self.source.tagged_referrers(subject) or []):
+            raise NoReferrers(f"`{self}` did not store the list of referrers of `{subject}`")

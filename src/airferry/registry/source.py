@@ -24,7 +24,6 @@ from airferry.oci.documents import (
     MANIFEST_TYPES,
     MAX_MANIFEST_BYTES,
     Descriptor,
-    Index,
     parse_index,
 )
 from airferry.oci.ports import BLOCK_BYTES, Source, Stored
@@ -32,11 +31,21 @@ from airferry.oci.streams import verifying
 from airferry.registry.auth import repository_scope
 from airferry.registry.client import RegistryClient
 from airferry.registry.connections import Answer, Request
-from airferry.registry.failures import connection_error, following_url, one_line
+from airferry.registry.failures import (
+    NO_REGISTRY_HINT,
+    NoReferrers,
+    TransientRegistryError,
+    connection_error,
+    following_url,
+    one_line,
+)
+from airferry.wording import counted
 
 ACCEPTED = ", ".join((*INDEX_TYPES, *MANIFEST_TYPES))
 MAX_REFERRER_PAGES = 100
 MAX_REMEMBERED_MANIFESTS = 64
+# how a registry says that it does not know the path of the referrers API
+NO_API = frozenset({404, 405, 501})
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d*/(?:\d+|\*)")
 
 
@@ -57,6 +66,9 @@ class RegistrySource(Source):
         self.scopes = (repository_scope(repository, "pull"),)
         self._lock = threading.Lock()
         self._remembered: dict[str, Stored] = {}
+        self._unknown: dict[str, list[str]] = {}
+        self._keeps_tags = False
+        self._refused_names: dict[int, str] = {}
 
     def __str__(self) -> str:
         return f"{self.client.registry}/{self.repository}"
@@ -96,6 +108,25 @@ class RegistrySource(Source):
             return None
         digest = response.headers.get("Docker-Content-Digest", "")
         return digest if is_digest(digest) else self._fetch(reference, limit_bytes=MAX_MANIFEST_BYTES).descriptor.digest
+
+    def find_name(self, name: str) -> Descriptor | None:
+        """Return the descriptor that a tag stands for; None without it. A refusal is kept for `unknown_referrers`.
+
+        Raises:
+            RegistryError: the registry does not answer.
+            IntegrityError: the registry gives other bytes than it says.
+        """
+        try:
+            digest = self.find(name)
+            return None if digest is None else self.resolve(digest)
+        except TransientRegistryError:
+            raise
+        except RegistryError as error:
+            if error.status is None:
+                raise
+            with self._lock:
+                self._refused_names.setdefault(error.status, name)
+            return None
 
     def read_manifest(self, descriptor: Descriptor) -> Stored:
         """Return a manifest's or index's original bytes, verified.
@@ -151,27 +182,41 @@ class RegistrySource(Source):
     def referrers(self, digest: str) -> list[Descriptor]:
         """Return the descriptors of the artifacts whose subject is the digest, sorted by digest.
 
-        They come from the referrers API or, where a registry has none, from the tag that stands in for it.
+        They come from the referrers API or, where a registry has no usable one, from the tag that stands in for it.
+        What may hide some of them is kept for `unknown_referrers`, and keeps nothing else from being read.
 
         Raises:
-            RegistryError: the registry does not answer or refuses, or gives what is not an index.
+            RegistryError: the registry does not answer.
         """
-        found: dict[str, Descriptor] = {}
-        url = f"{self.repository}/referrers/{digest}"
-        what = f"list the referrers of `{digest}` in `{self}`"
-        for _ in range(MAX_REFERRER_PAGES):
-            response = self.client.request(
-                Request("GET", url, what=what, scopes=self.scopes), expected=(200, 400, 404, 405)
-            )
-            if response.status_code != 200:
-                return self.tagged_referrers(digest)
-            for entry in self._parse_index(response.content, what).manifests:
-                found[entry.digest] = entry
-            following = response.next_page
-            if not following:
-                return [found[key] for key in sorted(found)]
-            url = following_url(response.url, following, what=what)
-        raise RegistryError(f"cannot {what}: there are more than {MAX_REFERRER_PAGES} pages")
+        try:
+            found, doubt = self._list_referrers(digest)
+        except NoReferrers as error:
+            found, doubt = [], error.message
+        if doubt:
+            with self._lock:
+                self._unknown.setdefault(doubt, []).append(digest)
+        return found
+
+    def unknown_referrers(self) -> list[str]:
+        """Return why referrers that were asked for may exist and yet be unknown, once each."""
+        with self._lock:
+            return [
+                f"the referrers of `{digests[0]}` "
+                + (f"and {counted(len(digests) - 1, 'other manifest')} " if len(digests) > 1 else "")
+                + f"in `{self}` are unknown: {doubt}"
+                for doubt, digests in self._unknown.items()
+            ] + [
+                f"whether `{self}` has `{name}` and other tags with signatures is unknown: it answers with {status}"
+                for status, name in self._refused_names.items()
+            ]
+
+    def held_referrers(self, digest: str) -> list[Descriptor]:
+        """Return what the registry lists as referrers of a digest, to see whether it lists what was stored.
+
+        Raises:
+            RegistryError: the registry does not answer, or (`NoReferrers`) something else is in the list's place.
+        """
+        return self._list_referrers(digest)[0]
 
     def has_referrers_api(self, digest: str) -> bool:
         """Tell whether the repository answers for the referrers of a digest itself.
@@ -179,40 +224,64 @@ class RegistrySource(Source):
         Raises:
             RegistryError: the registry does not answer.
         """
-        response = self.client.request(
-            Request(
-                "GET",
-                f"{self.repository}/referrers/{digest}",
-                what=f"list the referrers of `{digest}` in `{self}`",
-                scopes=self.scopes,
-            ),
-            expected=None,
-        )
-        with suppress(IntegrityError):
-            return response.status_code == 200 and parse_index(response.content).media_type == IMAGE_INDEX
-        return False
+        return not isinstance(self._ask_for_referrers(digest), str)
 
-    def tagged_referrers(self, digest: str) -> list[Descriptor]:
-        """Return the referrers that the tag standing in for the referrers API names, sorted by digest.
+    def _list_referrers(self, digest: str) -> tuple[list[Descriptor], str]:
+        """Return the referrers that are known, and why there may be others; empty if that is excluded."""
+        answer = self._ask_for_referrers(digest)
+        if not isinstance(answer, str):
+            return answer, ""
+        tagged = self.tagged_referrers(digest)
+        # clients keep lists under tags where there is no API: where they do in this repository, those are the whole
+        self._keeps_tags = self._keeps_tags or tagged is not None
+        return (tagged or []), ("" if self._keeps_tags else answer)
+
+    def _ask_for_referrers(self, digest: str) -> list[Descriptor] | str:
+        """Return what the referrers API lists, sorted by digest, or why it cannot be used; "" where there is none.
+
+        It is there only where it answers with an index. Old registries, and proxies in front of new ones, answer with
+        401 or 403 (Harbor before 2.8), 406, 501, a page of HTML or `"manifests": null`.
+        """
+        found: dict[str, Descriptor] = {}
+        url = f"{self.repository}/referrers/{digest}"
+        what = f"list the referrers of `{digest}` in `{self}`"
+        for page in range(MAX_REFERRER_PAGES):
+            request = Request("GET", url, what=what, scopes=self.scopes, headers={"Accept": IMAGE_INDEX})
+            response = self.client.request(request, expected=None)
+            entries: list[Descriptor] | str = f"its referrers API answers with {response.status_code}"
+            if response.status_code == 200:
+                entries = _listed(response.content)
+            if isinstance(entries, str):
+                if page:
+                    raise NoReferrers(f"cannot {what}: {entries} on page {page + 1}")
+                return "" if response.status_code in NO_API else entries
+            found |= {entry.digest: entry for entry in entries}
+            following = response.next_page
+            if not following:
+                return [found[key] for key in sorted(found)]
+            url = following_url(response.url, following, what=what)
+        raise RegistryError(f"cannot {what}: there are more than {MAX_REFERRER_PAGES} pages")
+
+    def tagged_referrers(self, digest: str) -> list[Descriptor] | None:
+        """Return the referrers that the tag standing in for the referrers API names, by digest; None without the tag.
+
+        GitLab's registry takes the tag for the digest, and answers with the subject itself: then there is no such tag.
 
         Raises:
-            RegistryError: the registry does not answer or refuses, or the tag stands for something else.
+            RegistryError: the registry does not answer or refuses, or (`NoReferrers`) the tag stands for something
+                else.
         """
         tag = referrers_tag(digest)
         response = self._get_manifest(tag, accept=ACCEPTED, limit_bytes=MAX_MANIFEST_BYTES, expected=(200, 404))
-        if response.status_code == 404:
-            return []
-        index = self._parse_index(response.content, f"read the referrers of `{digest}` from `{self}:{tag}`")
-        return sorted(index.manifests, key=lambda entry: entry.digest)
-
-    def _parse_index(self, data: bytes, what: str) -> Index:
-        try:
-            return parse_index(data)
-        except IntegrityError as error:
-            raise RegistryError(
-                f"cannot {what}: the answer is not an image index ({error.message})",
+        if response.status_code == 404 or digest_of(response.content) == digest:
+            return None
+        entries = _listed(response.content)
+        if isinstance(entries, str):
+            raise NoReferrers(
+                f"`{self}:{tag}`, where the referrers of `{digest}` are listed, is something else: {entries}",
                 hint="remove or rename the tag, if something else was pushed under it",
-            ) from error
+            )
+        return sorted(entries, key=lambda entry: entry.digest)
 
     def _get_manifest(
         self,
@@ -266,6 +335,18 @@ class RegistrySource(Source):
         )
 
 
+def _listed(data: bytes) -> list[Descriptor] | str:
+    """Return the entries of a list of referrers, or why it is none."""
+    try:
+        index = parse_index(data, what="the answer")
+    except IntegrityError as error:
+        return error.message
+    # some registries leave it out in the answer of their API
+    if index.media_type not in (None, *INDEX_TYPES):
+        return f"the answer has media type `{one_line(index.media_type or '')}`"
+    return index.manifests
+
+
 def _media_type(data: bytes, header: str, *, what: str) -> str:
     """Return a manifest's media type: its own word, else that of the header.
 
@@ -282,7 +363,7 @@ def _media_type(data: bytes, header: str, *, what: str) -> str:
             return str(candidate)
     raise RegistryError(
         f"{what} is not an image or artifact: its media type is `{one_line(str(stated or header or 'missing'))}`",
-        hint="check whether a web page or login form answers instead of the registry; Docker schema 1 is not supported",
+        hint=f"{NO_REGISTRY_HINT}; Docker schema 1 is not supported",
     )
 
 

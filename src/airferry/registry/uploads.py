@@ -26,6 +26,7 @@ from airferry.registry.bodies import PartBody, WholeBody, acknowledged_bytes
 from airferry.registry.client import RegistryClient
 from airferry.registry.connections import Answer, Request
 from airferry.registry.failures import (
+    NO_REGISTRY_HINT,
     LostSession,
     TooLarge,
     TransientRegistryError,
@@ -45,7 +46,6 @@ UNCHECKED_FROM_BYTES = 4 * 1024 * 1024
 # distribution was measured at 480 MiB/s; one that is busy, on network storage, does far less
 SLOWEST_DIGEST_BYTES_PER_S = 20 * 1024 * 1024
 MAX_UPLOAD_JOURNAL_BYTES = 16 * 1024 * 1024
-# the specification writes `0-N`; some registries put the unit before it
 
 
 @dataclass(frozen=True, slots=True)
@@ -442,6 +442,11 @@ class _Transfer:
             raise RegistryError(
                 f"cannot {self._what}: the registry answers 400 `{code}`", status=400, code=code or None
             )
+        # the specification knows 201 only; a login form in front of a registry says 200 to everything
+        if response.status_code != 201 and not self.arrived():
+            self.abandon()
+            what = f"cannot {self._what}: the registry answers {response.status_code}, but does not hold the blob"
+            raise RegistryError(what, hint=NO_REGISTRY_HINT, status=response.status_code)
         stated = response.headers.get("Docker-Content-Digest", digest)
         if stated != digest:
             raise IntegrityError(

@@ -48,7 +48,7 @@ _FINDER = re.compile(r"_.*editable.*\.py")
 # where a `.pth` file finds the module that it imports: folders of packages, and what uv links them to
 _PACKAGES = re.compile(r"(?:.*/)?(?:(?:site|dist)-packages|archive-v\d+/[^/]+)")
 # what stands before a mark, and the mark: looking for the first is many times faster than matching everywhere
-_GLIBC = re.compile(rb"[a-z]+ release version (2\.\d{1,3})")
+_GLIBC = re.compile(rb"(?:stable|development) release version (2\.\d{1,3})")
 _MARKS = (
     ("builtin", b"PyInit_", re.compile(rb"PyInit_([A-Za-z_][A-Za-z0-9_]{0,80})\0")),
     # conda writes who packaged it behind the version

@@ -1,7 +1,8 @@
 """What one layer of a base holds, collected while its bytes pass by once: entries, whiteouts, facts of some files.
 
-Nothing is unpacked. What no engine could unpack, or would unpack outside of the root, is refused. Facts are kept in
-the cache under the layer's diff_id, so that a layer is looked at once, whatever images share it.
+Nothing is unpacked. What no engine could unpack, or would unpack outside of the root, is refused; what engines take
+and cannot be read here is an `UnreadLayer`, once all else in the layer is found harmless. Facts are kept in the cache
+under the layer's diff_id, so that a layer is looked at once, whatever images share it.
 """
 
 from __future__ import annotations
@@ -38,6 +39,12 @@ CACHE_SUFFIX = ".json.zst"
 OBSERVER_DEPTH = 64
 OPAQUE = ".wh..wh..opq"
 DEVICE_TYPES = (CHARACTER, BLOCK)
+# where nanoseconds of int64 end, in 2262: engines set times outside to 1970
+MAX_MTIME_S = ((1 << 63) - 1) // 10**9
+
+
+class UnreadLayer(IntegrityError):
+    """A layer of which not all could be read here, and that an engine may take all the same; no more is wrong."""
 
 
 class Entry(NamedTuple):
@@ -104,7 +111,8 @@ def collect_facts(source: Iterable[bytes], *, what: str, max_entries: int = MAX_
     """Return the facts of a layer from the blocks of its uncompressed tar.
 
     Raises:
-        IntegrityError: it is not a tar archive, or a path is absolute, climbs or is too long, or there are too many.
+        UnreadLayer: it has what engines may take and is not read here; all else in it is as it should be.
+        IntegrityError: it is not a tar archive, or a path climbs or is too long, or there are too many.
     """
     facts = LayerFacts()
     with SourceReader(what=what) as sources:
@@ -121,22 +129,19 @@ def _collect_entries(
     folders, entries = into.folders, into.entries
     numbers = {"": 0}
     kept_bytes = 0
-    reader = TarReader(cast(IO[bytes], BlockStream(iter(source))), what=what, seeks=True)
+    reader = TarReader(cast(IO[bytes], BlockStream(iter(source))), what=what, seeks=True, tolerant=True)
     for entry in reader:
         raw = entry.name
-        path = raw.rstrip("/")
-        while path.startswith("./"):
-            path = path[2:].lstrip("/")
-        if raw.startswith("/"):
-            raise _refused(what, raw, "is absolute")
-        folder, _, name = path.rpartition("/")
-        if path in ("", "."):
-            name = ""
-        elif name in (".", "..") or "\0" in path or len(name) > MAX_NAME_BYTES // 4:
-            _check_name(what, raw, name)
+        # as engines do: `/x` and `./x` are `x`, and `/` is the root (Kaniko, Bazel and distroless write such names)
+        folder, _, name = raw.strip("/").rpartition("/")
+        if name in (".", "..") or "\0" in raw or len(name) > MAX_NAME_BYTES // 4:
+            folder, name = _checked_name(what, raw, folder, name)
         number = numbers.get(folder)
         if number is None:
             number = numbers[folder] = _number_folder(_clean_folder(what, raw, folder), folders, numbers)
+        folder = folders[number]
+        if not name and raw.startswith("/") and entry.type != DIRECTORY:
+            raise _refused(what, raw, "is the root, but not a folder")
         if entry.type in DEVICE_TYPES:
             _check_device(what, entry, folder)
         if len(entries) >= max_entries:
@@ -165,12 +170,16 @@ def _collect_entries(
                     entry.uid,
                     entry.gid,
                     entry.size,
-                    entry.mtime_s,
+                    entry.mtime_s if 0 <= entry.mtime_s <= MAX_MTIME_S else 0,
                     entry.link_name,
                     bool(entry.xattrs),
                     known,
                 ),
             )
+        )
+    if reader.not_read:
+        raise UnreadLayer(
+            reader.not_read, hint="a container engine may take it: `builder: auto` and `--probe auto` let it try"
         )
 
 
@@ -243,13 +252,17 @@ def _check_device(what: str, entry: TarEntry, folder: str) -> None:
     )
 
 
-def _check_name(what: str, raw: str, name: str) -> None:
-    if name in (".", ".."):
-        raise _refused(what, raw, "points to another folder")
+def _checked_name(what: str, raw: str, folder: str, name: str) -> tuple[str, str]:
+    """Return the folder and name of an entry whose name is a special one, or long."""
     if "\0" in raw:
         raise _refused(what, raw, "has a zero byte in its name")
+    if name == ".":
+        folder, _, name = "/".join(part for part in raw.split("/") if part not in ("", ".")).rpartition("/")
+    if name == "..":
+        raise _refused(what, raw, "points to another folder")
     if len(os.fsencode(name)) > MAX_NAME_BYTES:
         raise _refused(what, raw, f"has a name of more than {MAX_NAME_BYTES} bytes")
+    return folder, name
 
 
 def _clean_folder(what: str, raw: str, folder: str) -> str:

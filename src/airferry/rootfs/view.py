@@ -292,8 +292,9 @@ class _LayerTree:
                 node = self._below.lookup("/".join(parts))
             if isinstance(node, Entry) and node.type != DIRECTORY:
                 return node
+        why = "leads upwards" if ".." in parts else "is not a file of the image"
         raise IntegrityError(
-            f"{self._what}: the hard link `{path}` points to `{target}`, which is not a file of the image",
+            f"{self._what}: the hard link `{path}` points to `{target}`, which {why}",
             hint="no image builder writes such a layer; get the base from another source",
         )
 

@@ -17,9 +17,10 @@ from airferry.bundle.verify import Bundle
 from airferry.errors import IntegrityError
 from airferry.events import Emit, Notice, Warned, silent
 from airferry.far.relocate import Destination
-from airferry.far.shipments import artifact_tag, place_images, plan_shipments
+from airferry.far.shipments import artifact_tags, place_images, plan_shipments
 from airferry.host.threads import NamedLocks
-from airferry.oci.documents import Descriptor, Manifest
+from airferry.oci.documents import Descriptor
+from airferry.oci.entries import listed_referrer
 from airferry.oci.layout import LayoutStore
 from airferry.oci.ports import Stored, blocks
 from airferry.oci.streams import verifying
@@ -53,13 +54,15 @@ def read_repositories(bundle: Bundle, destination: Destination) -> dict[str, Rep
     """
     places = place_images(bundle, destination)
     found: dict[str, Repository] = {}
-    for item in plan_shipments(bundle, destination, places):
+    shipments = plan_shipments(bundle, destination, places)
+    tags = artifact_tags(bundle, shipments)
+    for item in shipments:
         repository = found.setdefault(item.repository, Repository(item.repository))
         repository.blobs.update(item.closure.blobs)
         for stored in item.closure.manifests:
             repository.manifests[stored.descriptor.digest] = stored
         place = places.get(item.name)
-        tag = place.tag if place is not None else artifact_tag(bundle, item)
+        tag = place.tag if place is not None else tags.get(item.descriptor.digest)
         if tag is not None:
             repository.tags[tag] = item.descriptor.digest
         if place is None:
@@ -73,19 +76,7 @@ def read_repositories(bundle: Bundle, destination: Destination) -> dict[str, Rep
 def _enter_referrer(repository: Repository, stored: Stored) -> None:
     if (subject := stored.subject) is None:
         return
-    manifest = stored.manifest
-    entry = Descriptor(
-        media_type=stored.descriptor.media_type,
-        digest=stored.descriptor.digest,
-        size=stored.descriptor.size,
-        artifact_type=_artifact_type(manifest),
-        annotations=manifest.annotations,
-    )
-    repository.referrers.setdefault(subject, []).append(entry)
-
-
-def _artifact_type(manifest: Manifest) -> str:
-    return manifest.artifact_type or manifest.config.media_type
+    repository.referrers.setdefault(subject, []).append(listed_referrer(stored))
 
 
 @dataclass(frozen=True, slots=True)

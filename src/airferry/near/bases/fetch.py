@@ -335,7 +335,7 @@ class BaseCache:
             return stored
         document = parse_json(stored.data)
         document["mediaType"] = IMAGE_MANIFEST
-        for part in (document["config"], *document["layers"]):
+        for part in (document["config"], *(document["layers"] or ())):
             part["mediaType"] = _OCI_TYPES.get(part["mediaType"], part["mediaType"])
         data = canonical_json(document)
         return Stored(self.store.put_bytes(data, IMAGE_MANIFEST), data)

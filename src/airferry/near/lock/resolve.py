@@ -185,7 +185,7 @@ class Resolver:
                 stage,
                 f"read the base of {name} {platform}",
                 self._session.emit,
-                partial(self._session.knowledge.view, base),
+                partial(self._session.knowledge.read, base),
             )
             for name, platform, base in unread.values()
         ]

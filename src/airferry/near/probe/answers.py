@@ -10,12 +10,13 @@ import json
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from importlib import resources
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from airferry.errors import BuildError
 from airferry.rootfs.modules import ModuleAnswer
+from airferry.wording import obeyed
 
 MARK = "AIRFERRY-PROBE "
 PROBE_SCHEMA_VERSION = 1
@@ -25,6 +26,15 @@ PROBE_ATTEMPTS = 3
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+def _path_text(value: str) -> str:
+    if found := obeyed(value):
+        raise ValueError(f"a path of the base has the control character {found}, which no manifest or script can hold")
+    return value
+
+
+PathText = Annotated[str, AfterValidator(_path_text)]
 
 
 def cpython_markers(version: str, machine: str) -> dict[str, str]:
@@ -55,11 +65,11 @@ class InstalledDistribution(_Frozen):
 class PythonFacts(_Frozen):
     """The interpreter of a base, as installers and environment markers (PEP 508) see it."""
 
-    executable: str
+    executable: PathText
     implementation: str
     version: str
-    prefix: str
-    base_prefix: str
+    prefix: PathText
+    base_prefix: PathText
     in_venv: bool
     externally_managed: bool
     paths: dict[str, str]
@@ -72,7 +82,7 @@ class PythonFacts(_Frozen):
     extension_suffix: str
     markers: dict[str, str]
     # what a virtual environment was made from, else the same as `executable`
-    base_executable: str = ""
+    base_executable: PathText = ""
 
 
 class ProbeResult(_Frozen):
@@ -97,9 +107,14 @@ class ProbeResult(_Frozen):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "document"
-            raise BuildError(f"cannot parse the answer of the probe: `{where}`: {first['msg']}") from error
+            raise unusable_answer(error) from error
+
+
+def unusable_answer(error: ValidationError) -> BuildError:
+    """Return the error for what a base says of its Python, and cannot be used."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in first["loc"]) or "document"
+    return BuildError(f"cannot use what the base says of its Python: `{where}`: {first['msg']}")
 
 
 def probe_argv(python: str) -> list[str]:

@@ -6,6 +6,7 @@ A layer is read once for both: its facts are collected in the same pass that rec
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -17,7 +18,7 @@ from airferry.near.probe.answers import ProbeResult
 from airferry.near.probe.static import static_probe
 from airferry.oci.documents import Descriptor
 from airferry.oci.platform import Platform
-from airferry.rootfs.layers import MAX_LAYER_ENTRIES, FactsCache, LayerFacts, layer_observer
+from airferry.rootfs.layers import MAX_LAYER_ENTRIES, FactsCache, LayerFacts, UnreadLayer, layer_observer
 from airferry.rootfs.python import StaticallyUnknown
 from airferry.rootfs.view import RootView
 
@@ -33,6 +34,7 @@ class Knowledge:
         self._lock = NamedLocks()
         self._views: dict[str, RootView] = {}
         self._learnt: dict[str, LayerFacts] = {}
+        self._unread: dict[str, UnreadLayer] = {}
 
     def has_view(self, base: BaseImage) -> bool:
         """Tell whether the merged root of a base is known already."""
@@ -42,15 +44,33 @@ class Knowledge:
         """Return the merged root of a base; layers that were not read yet are read once.
 
         Raises:
+            UnreadLayer: a layer cannot be read here, and an engine may take it.
             IntegrityError: a layer is not what the manifest or config says, or holds what cannot be unpacked.
         """
         digest = base.manifest.digest
         with self._lock(digest):
             if digest not in self._views:
+                if digest in self._unread:
+                    raise self._unread[digest]
                 layers = zip(base.layers, base.config.rootfs.diff_ids, strict=True)
-                facts = parallel_map(lambda layer: self._layer_facts(*layer), layers, jobs=layers_at_once())
+                found = parallel_map(lambda layer: self._facts_or_not(*layer), layers, jobs=layers_at_once())
+                facts = [one for one in found if isinstance(one, LayerFacts)]
+                # raised when all layers were looked at, as an engine is to get none that must not be unpacked
+                for one in found:
+                    if isinstance(one, UnreadLayer):
+                        self._unread[digest] = one
+                        raise one
                 self._views[digest] = RootView(facts, max_entries=self._max_entries)
             return self._views[digest]
+
+    def read(self, base: BaseImage) -> None:
+        """Read a base for later questions. What an engine has to be asked about is said when it is asked.
+
+        Raises:
+            IntegrityError: see `view`.
+        """
+        with suppress(UnreadLayer):
+            self.view(base)
 
     def probe(
         self,
@@ -70,7 +90,10 @@ class Knowledge:
             BuildError: the base has no such interpreter.
             IntegrityError: see `view`.
         """
-        view = self.view(base)
+        try:
+            view = self.view(base)
+        except UnreadLayer as unread:
+            raise StaticallyUnknown(unread.message) from unread
         return static_probe(
             view.mounted(mounts) if mounts else view,
             base.config,
@@ -84,15 +107,17 @@ class Knowledge:
         """Return a base's tree, and its interpreter where that is needed.
 
         Raises:
-            NotKnown: the interpreter cannot be told without running it.
+            NotKnown: the interpreter cannot be told without running it, or a layer cannot be read here.
             IntegrityError: see `view`.
         """
-        if not needs_python:
-            return Known(self.view(base))
         try:
+            if not needs_python:
+                return Known(self.view(base))
             return Known(self.view(base), self.probe(base, platform, python=python).python)
         except StaticallyUnknown as unknown:
             raise NotKnown(unknown.reason) from unknown
+        except UnreadLayer as unread:
+            raise NotKnown(unread.message) from unread
 
     def learn(self, descriptor: Descriptor, diff_id: str, stream: IO[bytes]) -> None:
         """Do with a layer that is on its way into the cache what `view` would do with it later: read it, once.
@@ -102,6 +127,12 @@ class Knowledge:
         """
         with self._lock(diff_id):
             self._learnt[diff_id] = self._facts.find(diff_id) or self._read(descriptor, diff_id, stream)
+
+    def _facts_or_not(self, descriptor: Descriptor, diff_id: str) -> LayerFacts | UnreadLayer:
+        try:
+            return self._layer_facts(descriptor, diff_id)
+        except UnreadLayer as unread:
+            return unread
 
     def _layer_facts(self, descriptor: Descriptor, diff_id: str) -> LayerFacts:
         with self._lock(diff_id):

@@ -9,8 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from pydantic import ValidationError
+
 from airferry.errors import IntegrityError
-from airferry.near.probe.answers import InstalledDistribution, ProbeResult, PythonFacts, cpython_markers
+from airferry.near.probe.answers import (
+    InstalledDistribution,
+    ProbeResult,
+    PythonFacts,
+    cpython_markers,
+    unusable_answer,
+)
 from airferry.oci.documents import ImageConfig
 from airferry.oci.platform import Platform
 from airferry.rootfs.modules import ModuleFinder
@@ -37,7 +45,7 @@ def static_probe(
     `variables` are those of the process over the image's own.
 
     Raises:
-        BuildError: the base has no such interpreter.
+        BuildError: the base has no such interpreter, or a path of it has control characters.
         StaticallyUnknown: the base's files do not tell what its interpreter is; run it instead.
     """
     environment = ProcessEnvironment.of(view, config, variables or {})
@@ -53,6 +61,8 @@ def static_probe(
         )
     except IntegrityError as error:
         raise StaticallyUnknown(error.message) from error
+    except ValidationError as error:
+        raise unusable_answer(error) from error
 
 
 def _facts(view: RootView, interpreter: Interpreter, finder: ModuleFinder, platform: Platform) -> PythonFacts:

@@ -19,7 +19,8 @@ from airferry.near.rehearse.causes import ENOUGH, Stop, classify, classify_outpu
 from airferry.wording import printable
 
 REHEARSAL_LEVELS = ("nothing", "image", "imported", "config", "started")
-MAX_LOG_LINES = 100_000
+# reading a literal that is made to be slow takes two seconds of CPU a MiB
+MAX_LOG_LINES = 20_000
 MAX_LINE = 200_000
 MAX_SHOWN = 300
 MAX_VALUE_DEPTH = 4

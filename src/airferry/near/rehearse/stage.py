@@ -26,7 +26,7 @@ HOOK, LOGS, JOB = "/airferry/hook", "/airferry/log", "/airferry/job"
 HOOK_FILE = "sitecustomize.py"
 LOG_FILE, SINK_FILE = "hook.log", "sink.log"
 IMPORT, START = PHASES = ("import", "start")  # each in a separate container, with separate logs
-MAX_LOG_BYTES = 64 * 1024 * 1024
+MAX_LOG_BYTES = 8 * 1024 * 1024
 EMULATION_FACTOR = 4
 START_S = 180.0
 

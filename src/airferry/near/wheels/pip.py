@@ -61,7 +61,7 @@ with open(os.path.join(folder, "codes"), "w") as file:
 _NO_MATCH = re.compile(r"No matching distribution found for (\S.*)$")
 _NOT_FETCHED = re.compile(r"^Could not fetch URL \S+: (.*?)(?: - skipping)?$", re.MULTILINE)
 _VERSIONS = re.compile(r"satisfies the requirement .*\(from versions: (.*)\)")
-_WHEEL = re.compile(r"([A-Za-z0-9_.]+-[A-Za-z0-9_.!+]+(?:-\d\w*)?-[\w.]+-[\w.]+-[\w.]+\.whl)")
+_WHEEL = re.compile(r"(?<![A-Za-z0-9_.])([A-Za-z0-9_.]+-[A-Za-z0-9_.!+]+(?:-\d\w*)?-[\w.]+-[\w.]+-[\w.]+\.whl)")
 _MISMATCH = re.compile(r"\s+(\S+) from \S")
 _ADDRESS = re.compile(r"\b\w[\w+.-]*://\S+")
 _UNREACHABLE = re.compile(

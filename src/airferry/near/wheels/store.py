@@ -36,6 +36,7 @@ from airferry.plan.locks.packages import GitSource
 
 MAX_NAMED_WHEELS = 12
 GIT_BUILD_VERSION = 1  # part of what a wheel from Git is known by: raise it when it is made in another way
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _OTHER_VERSION = (
     "set a version that has a wheel for the platform under `requirements:` of the image, or remove the platform"
 )
@@ -96,8 +97,8 @@ class WheelStore:
 
     def find(self, filename: str, sha256: str) -> Wheel | None:
         """Return a wheel that is in the cache, verified, or None. A damaged one is removed and counts as absent."""
-        path = self.folder / sha256 / filename
-        if not path.is_file():
+        path = self._place(filename, sha256)
+        if path is None or not path.is_file():
             return None
         if files.file_sha256(path) != sha256:
             files.remove_tree(path.parent)
@@ -106,8 +107,13 @@ class WheelStore:
 
     def size_bytes(self, filename: str, sha256: str) -> int:
         """Return the size of a wheel that is in the cache, 0 where it is not."""
-        path = self.folder / sha256 / filename
-        return path.stat().st_size if path.is_file() else 0
+        path = self._place(filename, sha256)
+        return path.stat().st_size if path is not None and path.is_file() else 0
+
+    def _place(self, filename: str, sha256: str) -> Path | None:
+        """Return where a wheel is kept, or None for a name that leads elsewhere: a lock file may say anything."""
+        one_name = filename not in ("", ".", "..") and "/" not in filename and "\0" not in filename
+        return self.folder / sha256 / filename if one_name and _SHA256.fullmatch(sha256) else None
 
     def fetch(self, pins: Sequence[Pin], target: WheelTarget, *, compiler: Compiler | None = None) -> list[Wheel]:
         """Return a wheel for each pin, in the order of the pins. Needs no network for locked wheels in the cache.

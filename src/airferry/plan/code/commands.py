@@ -63,11 +63,11 @@ _OTHER_INSTALLERS = frozenset(
     {"poetry", "pdm", "pipenv", "pixi", "cargo", "gem", "go", "rustup", "brew", "snap", "flatpak"}
 )
 # an installer in the arguments of a program that may start it: `su -c`, `flock`, `srun`, `python -c`
+# and, after it, what it does; two patterns, as one would look for the second behind each of many of the first
 _INSTALLER_WITHIN = re.compile(
-    r"(?<![\w.-])(?:pip[\d.]*|uv|apt|apt-get|dnf|yum|microdnf|apk|conda|mamba|micromamba|npm)\s(?:.*\s)?"
-    r"(?:install|add|sync)(?![\w.-])",
-    re.DOTALL,
+    r"(?<![\w.-])(?:pip[\d.]*|uv|apt|apt-get|dnf|yum|microdnf|apk|conda|mamba|micromamba|npm)\s"
 )
+_INSTALLS = re.compile(r"(?<=\s)(?:install|add|sync)(?![\w.-])")
 _PRINTERS = frozenset({"echo", "printf", "#", ":"})
 _OF_ENVIRONMENTS = ("/activate", "activate")
 
@@ -193,7 +193,7 @@ def _of_other(program: str, words: Sequence[str]) -> Iterator[StartInstall]:
         yield StartInstall("unknown", unknown=f"it runs `{words[0]}`")
     elif program in _OTHER_INSTALLERS and _INSTALLING & set(words):
         yield StartInstall("unknown", unknown=f"`{program}` installs")
-    elif program not in _PRINTERS and _INSTALLER_WITHIN.search(" ".join(words)):
+    elif program not in _PRINTERS and _installs_within(" ".join(words)):
         yield StartInstall("unknown", unknown=f"`{program}` starts another command")
 
 
@@ -245,7 +245,7 @@ def _of_python(arguments: Sequence[str], depth: int) -> Iterator[StartInstall]:
                 yield StartInstall("pip", unknown=f"`{module}` makes an environment by pip")
                 yield from _of_simple(rest[rest.index("--") + 1 :] if "--" in rest else (), depth)
             return
-        if argument == "-c" and _INSTALLER_WITHIN.search(" ".join(arguments[index + 1 : index + 2])):
+        if argument == "-c" and _installs_within(" ".join(arguments[index + 1 : index + 2])):
             yield StartInstall("unknown", unknown="its Python code starts another command")
         if not argument.startswith("-") or argument == "-c":
             return
@@ -330,3 +330,8 @@ def _of_installer(manager: Manager, values: frozenset[str], arguments: Sequence[
         left = [word for word in words[1:] if word not in known]
         unknown = "; ".join(f"`{word}` is known only at run time" for word in left)
         yield StartInstall(manager, known, unknown=unknown or ("" if known else "its packages are in a file"))
+
+
+def _installs_within(text: str) -> bool:
+    found = _INSTALLER_WITHIN.search(text)
+    return found is not None and _INSTALLS.search(text, found.end()) is not None

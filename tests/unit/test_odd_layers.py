@@ -1,0 +1,135 @@
+"""Layers of Kaniko, Bazel and others: read as engines unpack them, and what is not read is left to an engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from airferry.errors import IntegrityError
+from airferry.host.canonical import canonical_json
+from airferry.near.assemble.direct import NotKnown
+from airferry.oci.closure import read_closure
+from airferry.oci.documents import IMAGE_CONFIG, IMAGE_MANIFEST, LAYER_TAR
+from airferry.oci.layers import LayerResult
+from airferry.oci.layout import LayoutStore
+from airferry.oci.tar import DIRECTORY, MAX_TAIL_BYTES, SYMLINK
+from airferry.rootfs.layers import LayerFacts, UnreadLayer, collect_facts
+from airferry.rootfs.python import StaticallyUnknown
+from airferry.rootfs.view import RootView
+from debian_bases import AMD64
+from layer_tars import Item, cut, tar_of
+from oci_images import base_image, knowledge_of, put_manifest
+from odd_tars import HARMLESS, REFUSED, TIME_S, UNREAD, sparse
+
+BELOW = tar_of([Item("absolute/gone"), Item("absolute/hidden/old")])
+
+
+def facts(data: bytes) -> LayerFacts:
+    return collect_facts(cut(data), what="the layer")
+
+
+def test_what_engines_take_is_read_as_they_unpack_it() -> None:
+    """`test_merged_view.py` compares the same layers with what Buildah mounts."""
+    view = RootView([facts(BELOW), *map(facts, HARMLESS.values())])
+    found = {}
+    for path, one in view.walk():
+        if one.type != DIRECTORY:
+            found[path] = (one.link_name if one.type == SYMLINK else one.size, one.mtime_s)
+    assert found == {
+        "absolute/etc/x": (6, TIME_S),
+        "absolute/y": (5, TIME_S),
+        "absolute/hard": (6, TIME_S),
+        "absolute/hidden/new": (0, TIME_S),
+        "dots/a": (1, TIME_S),
+        "dots/b": (2, TIME_S),
+        "dots/..c/d": (3, TIME_S),
+        "dot/a": (0, TIME_S),
+        "unmarked/a": (1, TIME_S),
+        "unpadded/a": (2, TIME_S),
+        "half/a": (1, TIME_S),
+        "garbage/a": (1, TIME_S),
+        "second/a": (1, TIME_S),
+        "times/before": (0, 0),
+        "times/last": (0, 9_223_372_036),
+        "times/after": (0, 0),
+        "times/far": (0, 0),
+        "times/pax": (0, 0),
+        "times/empty": (0, TIME_S),
+        "numbers/mode": (0, TIME_S),
+        "numbers/device": (0, TIME_S),
+        "global/a": (1, TIME_S),
+        "loops/a": ("a", TIME_S),
+        "loops/b": ("c", TIME_S),
+        "loops/c": ("/loops/b", TIME_S),
+    }
+    assert view.is_dir("dots/f") and view.is_dir("folder")
+    assert view.lookup("numbers/mode").mode == 0o7777  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("says", "data"), REFUSED.items())
+def test_what_engines_refuse_is_refused(says: str, data: bytes) -> None:
+    with pytest.raises(IntegrityError, match=says) as caught:
+        facts(data)
+    assert not isinstance(caught.value, UnreadLayer)
+
+
+def test_what_follows_the_end_is_bounded_all_the_same() -> None:
+    with pytest.raises(IntegrityError, match="the limit there"):
+        collect_facts(cut(HARMLESS["zeros"] + b"x" * (MAX_TAIL_BYTES + 1), 1 << 20), what="the layer")
+
+
+@pytest.mark.parametrize(("says", "data"), UNREAD.items())
+def test_what_is_not_read_is_left_to_an_engine(says: str, data: bytes, tmp_path: Path) -> None:
+    store = LayoutStore.create(tmp_path / "layout")
+    described = store.put_bytes(data, LAYER_TAR)
+    base = base_image(store, put_manifest(store, [LayerResult(described, described.digest, len(data))]), AMD64)
+    knowledge = knowledge_of(store, tmp_path / "cache")
+    knowledge.read(base)
+    with pytest.raises(StaticallyUnknown, match=f"{described.digest}.*{says}.*, so its files do not show"):
+        knowledge.probe(base, AMD64, python=None)
+    for needs_python in (True, False):
+        with pytest.raises(NotKnown, match=says):
+            knowledge.look(base, AMD64, None, needs_python)
+
+
+@pytest.mark.parametrize(
+    ("item", "says"),
+    [
+        (Item("a/../../b"), "leads upwards"),
+        (Item("dev/sda", "block", "8:0"), "is a block device"),
+        (Item("gone", "char", "0:0"), "is a whiteout of overlayfs"),
+    ],
+)
+@pytest.mark.parametrize("order", [1, -1])
+def test_no_engine_gets_what_must_not_be_unpacked(item: Item, says: str, order: int, tmp_path: Path) -> None:
+    """Neither behind what is not read in the same layer, nor in a layer beside it."""
+    odd = next(iter(UNREAD.values()))
+    with pytest.raises(IntegrityError, match=says):
+        facts(odd[:1024] + tar_of([item]))
+    store = LayoutStore.create(tmp_path / "layout")
+    blobs = [store.put_bytes(data, LAYER_TAR) for data in (odd, tar_of([item]))[::order]]
+    base = base_image(store, put_manifest(store, [LayerResult(one, one.digest, one.size) for one in blobs]), AMD64)
+    with pytest.raises(IntegrityError, match=says):
+        knowledge_of(store, tmp_path / "cache").look(base, AMD64, None, False)
+
+
+def test_lists_that_go_wrote_as_null_are_empty(tmp_path: Path) -> None:
+    store = LayoutStore.create(tmp_path / "layout")
+    config = {"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": None}, "history": None}
+    described = store.put_bytes(canonical_json(config), IMAGE_CONFIG)
+    document = {"schemaVersion": 2, "mediaType": IMAGE_MANIFEST, "layers": None}
+    manifest = store.put_bytes(
+        canonical_json({**document, "config": described.model_dump(by_alias=True, exclude_none=True)}), IMAGE_MANIFEST
+    )
+    base = base_image(store, manifest, AMD64)
+    assert base.layers == ()
+    assert knowledge_of(store, tmp_path / "cache").view(base).listdir("") == []
+    assert read_closure(store, manifest).blobs.keys() == {described.digest}
+
+
+@pytest.mark.parametrize("names", [("../../a", "a"), ("a", "../../a")])
+def test_a_sparse_name_that_climbs_is_refused(names: tuple[str, str]) -> None:
+    with pytest.raises(IntegrityError, match="leads upwards") as caught:
+        facts(sparse(*names))
+    assert not isinstance(caught.value, UnreadLayer)
