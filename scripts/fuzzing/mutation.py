@@ -113,7 +113,7 @@ class Mutator:
         if data[:1] in (b"{", b"[") and chance.random() < 0.5:
             changed = self._structure(data)
             if changed is not None:
-                return changed
+                return changed[:MAX_CASE_BYTES]
         changed = bytearray(data)
         for _ in range(chance.choice((1, 1, 1, 2, 3, 6))):
             changed = chance.choice(self._kinds)(changed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from omegaconf import OmegaConf
 
 from airferry.errors import ConfigurationError
 from airferry.plan.step_config import StepConfigReader, _lay_over, _NotPlainError
+from airferry.plan.step_values import read_step_values
 from catalogues import mounting
 
 ONE = "https://example.com/one.git@v1,/opt/one"
@@ -152,3 +154,16 @@ def test_the_quick_way_to_merge_agrees_with_omegaconf(parts: list[dict[str, Any]
 def test_what_says_that_a_value_is_missing_leaves_the_inherited_one(tmp_path: Path) -> None:
     reader = write(tmp_path, default=mounting(ONE), a="defaults: default\nrun: {env: {mounts: '???'}}\n")
     assert targets(reader, tmp_path / "a.yaml") == ["/opt/one"]
+
+
+@pytest.mark.parametrize(("below", "above"), [("run: {env: {a: 1}}", "run: [b]"), ("run: [b]", "run: {env: {a: 1}}")])
+@pytest.mark.parametrize("mark", ["", "${auto_mount:git+https://h/x.git@v1,/opt/x}"])
+def test_a_list_that_inherits_from_a_mapping_is_an_error_of_the_config(
+    tmp_path: Path, below: str, above: str, mark: str
+) -> None:
+    (tmp_path / "base.yaml").write_text(f"{below}\n")
+    (tmp_path / "tiny.yaml").write_text(f"defaults: base.yaml\n{above}\nb: ['{mark}']\n")
+    reader = StepConfigReader()
+    for read in (reader.read, lambda path: read_step_values(reader, path, environment={})):
+        with suppress(ConfigurationError):
+            read(tmp_path / "tiny.yaml")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from collections.abc import Container, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -309,3 +310,10 @@ def test_the_first_challenge_of_a_scheme_counts(server: TokenServer) -> None:
 def test_scopes_are_written_as_registries_read_them() -> None:
     assert (PULL, PUSH) == ("repository:a/b:pull", "repository:a/b:pull,push")
     assert "s3cret" not in repr(USER) and "identity-secret" not in repr(IDENTITY)
+
+
+@pytest.mark.parametrize("word", ["p", "p=", 'p="', "p ", "p,", ", p", "=", " "])
+def test_a_long_challenge_takes_no_time(word: str) -> None:
+    began = time.process_time()
+    parse_challenges('Bearer realm="https://t/x",' + word * 9_000)
+    assert time.process_time() - began < 0.4

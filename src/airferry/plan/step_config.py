@@ -245,7 +245,8 @@ def _merge(chain: list[YamlDocument], keys: set[str]) -> Any:
             return reduce(_lay_over, parts)
     try:
         return OmegaConf.to_container(OmegaConf.merge(*map(OmegaConf.create, parts)), resolve=False)
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, TypeError) as error:
+        # TypeError: a list in one file, a mapping in another
         raise ConfigurationError(f"{chain[-1].path}: cannot be merged with what it inherits: {error}") from error
 
 

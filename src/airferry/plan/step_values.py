@@ -130,7 +130,7 @@ def read_step_values(reader: StepConfigReader, path: Path, *, environment: Mappi
             values = tuple(_leaf(key, text, readable, documents) for key, text in _leaves(raw, ()))
     except TooMuchExpandedError as error:
         raise documents[-1].error(error.key, str(error), hint="write out what it refers to") from error
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, TypeError) as error:
         raise ConfigurationError(
             f"{path}: OmegaConf cannot read it: {_first_line(error)}",
             hint="check for `${` that does not start an interpolation, and for keys that are a "

@@ -33,7 +33,8 @@ CLIENT_ID = "airferry"
 _SCHEME = re.compile(
     r"(?:^|,)\s*(?P<scheme>[A-Za-z][A-Za-z0-9-]*)\s+(?=[A-Za-z0-9_-]+\s*=)|^\s*(?P<bare>[A-Za-z]+)\s*$"
 )
-_PARAMETER = re.compile(r'([A-Za-z0-9_-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
+# a word is looked at from its start only: 8 KiB of one letter took a second
+_PARAMETER = re.compile(r'(?<![A-Za-z0-9_-])([A-Za-z0-9_-]++)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 
 TokenRequest = Callable[[str, str, dict[str, str], bytes | None], Answer]
