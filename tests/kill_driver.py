@@ -1,13 +1,15 @@
 """Runs airferry and kills it, as often as asked: a line of JSON on stdin is a run, a line on stdout how it ended.
 
 A run gets `signal` at the `number`-th boundary, 0 for none. A boundary is whatever `files.boundary` marks (each fsync,
-rename and moved tag) and each answer of a registry. Their names go to `log`, a line each. A run is a separate process,
-forked from one that has done nothing but import: importing takes longer than a run, and pip as well, whose place a
-folder takes. Nothing is killed while pip is at work.
+rename and moved tag) and each answer of a registry. With `AIRFERRY_FAILING_DISK` in the run's environment the disk is
+full from that boundary on instead. Their names go to `log`, a line each. A run is a separate process, forked from one
+that has done nothing but import: importing takes longer than a run, and pip as well, whose place a folder takes.
+Nothing is killed while pip is at work.
 """
 
 from __future__ import annotations
 
+import errno
 import functools
 import importlib
 import json
@@ -37,7 +39,11 @@ def boundary(what: str) -> None:
     with guard:
         seen += 1
         os.write(log, what.encode() + b"\n")
-        if seen == last:
+        if os.environ.get("AIRFERRY_FAILING_DISK"):
+            # from the boundary on, each write to the disk fails
+            if 0 < last <= seen and what.startswith(("fsync", "rename")):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        elif seen == last:
             os.kill(os.getpid(), how)
 
 

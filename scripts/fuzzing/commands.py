@@ -80,7 +80,7 @@ class Changed:
         flags = case[1] if len(case) > 1 else 0
         changed = {**self._files, name: case[2:]}
         if flags & RESEALED and name.startswith("blobs/"):
-            _reseal(changed, name)
+            name = _reseal(changed, name)
         if flags & GONE and flags & MOVED:
             del changed[name]
         elif flags & MOVED:
@@ -97,25 +97,28 @@ class Changed:
         return "sha256:" + hashlib.sha256(changed.get("index.json", b"")).hexdigest()
 
 
-def _reseal(files: dict[str, bytes], name: str) -> None:
-    """Give a changed blob its digest, and whatever names it too, up to the index."""
-    waiting = [name]
-    for _ in range(8):
+def _reseal(files: dict[str, bytes], name: str) -> str:
+    """Give a changed blob its digest, and whatever names it too, up to the index; return its name."""
+    waiting, became = [name], {}
+    for _ in range(40):
         if not waiting:
-            return
-        name = waiting.pop()
-        if name not in files:
+            break
+        place = waiting.pop()
+        if place not in files:
             continue
-        data = files.pop(name)
-        before, after = name.rpartition("/")[2], hashlib.sha256(data).hexdigest()
+        data = files.pop(place)
+        before, after = place.rpartition("/")[2], hashlib.sha256(data).hexdigest()
+        became[place] = f"blobs/sha256/{after}"
+        files[became[place]] = data
         if before == after:
-            files[name] = data
             continue
-        files[f"blobs/sha256/{after}"] = data
-        for other in [place for place, content in files.items() if before.encode() in content]:
+        for other in [other for other, content in files.items() if before.encode() in content]:
             files[other] = _renamed(files[other], before, after, len(data))
             if other.startswith("blobs/"):
                 waiting.append(other)
+    while became.get(name, name) != name:
+        name = became[name]
+    return name
 
 
 def _renamed(document: bytes, before: str, after: str, size: int) -> bytes:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from airferry.bundle.receipt import RECEIPT_FILE, Receipt
+from airferry.bundle.receipt import Receipt
 from airferry.bundle.verify import expect_outside, open_bundle
 from airferry.config import SiteProfile
 from airferry.errors import AirferryError
 from airferry.events import Emit, Warned, silent
 from airferry.far.load import LoadOutcome, expect_receipt_place, load
-from airferry.far.receipts import expected_receipt
+from airferry.far.receipts import expected_receipt, receipt_name
 from airferry.far.relocate import Destination, parse_destination
 from airferry.host import files
 from airferry.jobs.catalogue import Whereabouts
@@ -46,7 +46,7 @@ class JobFiles:
     """Where the files for jobs go, and what they are made of besides the bundle.
 
     `site` is the site profile, by default `site.yaml` or `airgap.yaml` here; `source` a copy of the catalogue, by
-    default the bundle's own; `receipt` the receipt's place, by default `airgap-receipt.yaml` in `out`.
+    default the bundle's own; `receipt` the receipt's place, by default in `out` under the name of destination and root.
     """
 
     out: Path
@@ -83,7 +83,7 @@ def load_for_jobs(
     expect_outside(out, opened.store.path)
     before = Whereabouts(source=jobs.source, bundle=opened, options=options, emit=emit)
     before.expect(out)
-    receipt_path = jobs.receipt or out / RECEIPT_FILE
+    receipt_path = jobs.receipt or out / receipt_name(destination, opened.root)
     if not dry_run:
         files.expect_writable(out)
         expect_receipt_place(receipt_path)

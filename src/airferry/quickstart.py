@@ -84,12 +84,15 @@ def quickstart(
     checked = verify(built.output, root=built.root, emit=emit)
     checked.raise_if_wrong()
     near_s = clock.monotonic_s() - started
+    receipt = folder / "far" / "airgap-receipt.yaml"
     with _registry(files.ensure_directory(folder / "registry"), emit=emit) as host:
+        # of an earlier run, whose registry listened on another port
+        receipt.unlink(missing_ok=True)
         loaded = load(
             built.output,
             to=f"{host}/{PREFIX}",
             root=built.root,
-            receipt=folder / "far" / "airgap-receipt.yaml",
+            receipt=receipt,
             emit=emit,
         )
         runs = _run_steps(

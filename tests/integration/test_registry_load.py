@@ -28,7 +28,7 @@ from airferry.cli.app import run
 from airferry.errors import ConfigurationError, RegistryError, UsageError
 from airferry.far.load import load
 from airferry.far.relocate import parse_destination
-from airferry.far.tags import journal_path, rollback
+from airferry.far.tags import rollback
 from airferry.host import files, process
 from airferry.host.canonical import canonical_json
 from airferry.oci.copy import copy_image
@@ -84,7 +84,6 @@ def test_a_load_arrives_whole_and_a_second_one_sends_nothing(
     assert image.reference == f"{registry.address}/first/team/trainer:1.0"
     assert image.pinned == f"{registry.address}/first/team/trainer@{image.digest}"
     assert image.previous_digest is None
-    assert not journal_path(receipt_path).exists()
     before = sorted(sealed.rglob("*"))
 
     again = load(sealed, to=f"{registry.address}/first", receipt=receipt_path, options=ANONYMOUS)
@@ -109,7 +108,7 @@ def test_a_load_for_jobs_writes_all_that_jobs_are_submitted_with(
     assert run(arguments) == 0
     config = jobs / "slurm-pyxis/sft/one/tiny.yaml"
     assert capsys.readouterr().out == f"nemotron steps run sft/one -c {config} -b slurm_pyxis_airgap\n"
-    receipt = read_receipt(jobs / "airgap-receipt.yaml")
+    receipt = read_receipt(jobs)
     assert receipt.catalogue is not None
     assert receipt.catalogue.pinned.startswith(f"{registry.address}/jobs/airferry-artifacts@sha256:")
     job = environment_of_job(f"nemotron steps run sft/one -c {config}", {"mounts": ["/lustre:/lustre"]})
@@ -117,7 +116,7 @@ def test_a_load_for_jobs_writes_all_that_jobs_are_submitted_with(
     assert (jobs / "slurm-pyxis/env.toml").is_file() and (jobs / "slurm-pyxis/submit.txt").is_file()
     assert run(arguments) == 0, "a second one changes nothing"
     # the registry holds the catalogue under the digest that the receipt pins
-    assert run(["overlays", str(jobs / "airgap-receipt.yaml"), "--out", str(tmp_path / "again")]) == 0
+    assert run(["overlays", str(jobs), "--out", str(tmp_path / "again")]) == 0
     assert (tmp_path / "again/catalogue/README.md").is_symlink()
     (jobs / "catalogue/own.yaml").write_text("a: 1\n")
     capsys.readouterr()
@@ -347,11 +346,12 @@ def test_a_kill_while_tags_move_keeps_what_they_stood_for(
         patch.setattr(files, "boundary", kill)
         with pytest.raises(KeyboardInterrupt):
             load(tmp_path / "newer", to=destination, receipt=receipt_path, options=ANONYMOUS)
-    assert journal_path(receipt_path).exists() and not receipt_path.exists()
+    assert not receipt_path.exists()
+    # between the two runs the same bundle goes elsewhere, into the same folder
+    load(tmp_path / "newer", to=f"{registry.address}/elsewhere", receipt=tmp_path / "other.yaml", options=ANONYMOUS)
     load(tmp_path / "newer", to=destination, receipt=receipt_path, options=ANONYMOUS)
     before = read_receipt(tmp_path / "one.yaml").images[0].digest
     assert read_receipt(receipt_path).images[0].previous_digest == before
-    assert not journal_path(receipt_path).exists()
 
 
 class Cut(Exception):
@@ -473,7 +473,7 @@ def test_maps_apply_and_collisions_are_refused_before_anything_is_sent(
     assert result.receipt.images[0].reference == f"{registry.address}/maps/new/name:v2"
     with pytest.raises(UsageError, match="matches no image"):
         to = parse_destination(registry.address, maps={"x": "y"})
-        load(sealed, to=to, receipt=tmp_path / "r.yaml", options=ANONYMOUS)
+        load(sealed, to=to, receipt=tmp_path / "s.yaml", options=ANONYMOUS)
 
 
 def test_an_image_is_pulled_as_it_was_pushed(registry: RegistryProcess, tmp_path: Path) -> None:

@@ -15,9 +15,15 @@ PROGRAMS = sorted(
     for path in [*SCRIPTS.iterdir(), *(SCRIPTS / "bench").iterdir()]
     if path.is_file() and path.read_bytes().startswith(b"#!/usr/bin/env python3")
 )
+PROGRAMS += sorted(
+    path
+    for name in ("fuzzing", "faulting")
+    for path in (SCRIPTS / name).glob("*.py")
+    if b"from airferry" in path.read_bytes()
+)
 
 
-@pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.name)
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.relative_to(SCRIPTS).as_posix())
 def test_what_it_imports_of_airferry_is_there(program: Path) -> None:
     imported = [
         (node.module, alias.name)

@@ -29,7 +29,7 @@ from airferry.bundle.catalogue import CataloguePaths
 from airferry.bundle.manifest import SavedImage
 from airferry.bundle.tree_paths import MAX_PATH_FOLDERS
 from airferry.bundle.verify import Bundle, open_bundle
-from airferry.errors import BuildError, HostError, IntegrityError
+from airferry.errors import BuildError, ConfigurationError, HostError, IntegrityError
 from airferry.far import shipments
 from airferry.far.relocate import parse_destination
 from airferry.host.parsing import Malformed, parse_toml
@@ -47,6 +47,8 @@ from airferry.oci.layout import LayoutStore
 from airferry.oci.ports import Source, Stored
 from airferry.oci.tar import END_OF_ARCHIVE, MAX_TAIL_BYTES, TarReader
 from airferry.plan.code import commands
+from airferry.plan.step_config import StepConfigReader
+from airferry.plan.step_values import read_step_values, resolve_texts
 from airferry.rootfs import files
 from oci_images import make_bundle, put_image, put_index
 
@@ -400,3 +402,58 @@ def test_an_archive_of_many_names_is_hashed_once(tmp_path: Path, monkeypatch: py
     beside.look_beside(around, jobs=2, report=lambda subject, text, _digest: reported.append(f"{subject} {text}"))
     assert len(hashed) == 1
     assert len([text for text in reported if "the manifest says" in text]) == 4
+
+
+# --- step configs ----------------------------------------------------------------------------------------------------
+
+EXPANDING = {
+    "doubling": ("a0: x\n" + "".join(f"a{n}: ${{a{n - 1}}}${{a{n - 1}}}\n" for n in range(1, 30)), "10000 references"),
+    "chain": ("a0: x\n" + "".join(f"a{n}: ${{a{n - 1}}}\n" for n in range(1, 300)), "10000 references"),
+    "long": (
+        "a: " + "x" * 100_000 + "\n" + "".join(f"b{n}: ${{a}}${{a}}\n" for n in range(100)),
+        "16777216 characters",
+    ),
+    "circles": ("".join(f"a{n}: ${{b{n}}}\nb{n}: ${{a{n}}}\n" for n in range(20)), "10000 references"),
+    "dynamic": ("k: a\n" + "".join(f"a{n}: ${{${{k}}}}\n" for n in range(30)), "10000 references"),
+    "relative": (
+        "m:\n  a0: x\n" + "".join(f"  a{n}: ${{.a{n - 1}}}${{..m.a{n - 1}}}\n" for n in range(1, 30)),
+        "10000 references",
+    ),
+    "mapping": (
+        "a: {" + ",".join(f"k{n}: 1" for n in range(3_000)) + "}\n" + "b: ['${a}'" + ", '${a}'" * 99 + "]\n",
+        "10000",
+    ),
+    "nested": ("a: " + "${oc.env:X," * 9 + "x" + "}" * 9, "nest deeper than 8 levels"),
+    "opened": ("a: '" + "${" * 3_000 + "'", "nest deeper than 8 levels"),
+    "many": ("a:\n" + "- ${oc.env:X,1}\n" * 2_001, "more than 2000 interpolations"),
+    "values": ("a:\n" + "- 1\n" * 20_000, "more than 20000 keys and values"),
+}
+
+
+@pytest.mark.parametrize("name", EXPANDING)
+def test_what_a_step_config_expands_to_is_bounded(name: str, tmp_path: Path) -> None:
+    text, limit = EXPANDING[name]
+    path = tmp_path / "default.yaml"
+    path.write_text(text)
+    with quickly(), pytest.raises(ConfigurationError, match=limit) as caught:
+        read_step_values(StepConfigReader(), path, environment={})
+    assert f"{path}:" in caught.value.message
+
+
+def test_what_step_configs_say_is_far_below_the_limits(tmp_path: Path) -> None:
+    path = tmp_path / "default.yaml"
+    path.write_text(
+        "root: ${oc.env:ROOT,/data}\nmodel: {path: '${root}/m', size: 8}\n"
+        + "".join(
+            f"run{n}: {{out: '${{root}}/${{.name}}/${{model.path}}', name: n{n}, all: '${{model}}'}}\n"
+            for n in range(80)
+        )
+    )
+    values = {value.key: value.value for value in read_step_values(StepConfigReader(), path, environment={}).values}
+    assert values["run79", "out"] == "/data/n79//data/m"
+
+
+def test_a_variable_of_a_profile_that_nests_too_deeply_stays_as_it_is_written() -> None:
+    text = "${oc.env:X," * 300 + "x" + "}" * 300
+    with quickly():
+        assert resolve_texts({"A": text, "B": "${oc.env:X,1}"}, environment={}) == {"A": text, "B": "1"}

@@ -350,6 +350,7 @@ def test_the_report_of_a_bundle_as_data_is_all_of_it(bundle: Path) -> None:
         "findings": [],
         "beside": [],
         "not_checked": [],
+        "litter": [],
         "exempt": [],
     }
     (bundle / "stray").write_text("x")

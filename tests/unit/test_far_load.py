@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,14 +14,16 @@ from airferry.bundle.receipt import ReceiptTag, read_receipt, write_receipt
 from airferry.bundle.verify import open_bundle
 from airferry.cli.app import run
 from airferry.errors import RegistryError
-from airferry.events import Event, Notice
-from airferry.far.tags import journal_path, move_tags
+from airferry.events import Event, Notice, Warned, silent
+from airferry.far.destinations import DestinationRecords, hold_destination
+from airferry.far.tags import move_tags
+from airferry.host import files
 from airferry.oci.closure import Closure, read_closure
 from airferry.registry.client import ClientOptions
 from airferry.registry.credentials import Credential
 from airferry.registry.retry import RetryPolicy
 from oci_images import make_bundle
-from scripted_registry import Call, Exchange, ScriptedRegistry, error_document, run_scripted, sha256
+from scripted_registry import Call, Exchange, ScriptedRegistry, error_document, run_scripted, sha256, times
 
 ORIGIN_UNKNOWN = "Checked integrity, not origin"
 TRAINER = "airgap/team/trainer"
@@ -50,7 +52,8 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def load(registry: ScriptedRegistry, bundle: Path, *more: str) -> int:
-    return run(["load", str(bundle), "--to", f"{registry.address}/airgap", "--plain-http", *more])
+    receipt = [] if "--receipt" in more else ["--receipt", "airgap-receipt.yaml"]
+    return run(["load", str(bundle), "--to", f"{registry.address}/airgap", "--plain-http", *receipt, *more])
 
 
 def rollback(*more: str) -> int:
@@ -153,7 +156,6 @@ def test_a_rollback_puts_back_what_a_tag_stood_for_and_removes_what_is_new(
     assert [(tag.digest, tag.previous_digest) for tag in receipt.tags if tag.reference.endswith(":1.0")] == [
         (after, before)
     ]
-    assert not journal_path(Path("airgap-receipt.yaml")).exists()
     said(capsys)
     assert rollback("--json") == 0
     document = json.loads(said(capsys)[0])
@@ -229,12 +231,18 @@ class Script:
         self.registry = registry
         self.bundle = bundle
         self.receipt = Path("airgap-receipt.yaml")
+        self.to = f"{registry.address}/airgap"
 
-    def load(self) -> None:
+    @property
+    def records(self) -> DestinationRecords:
+        folder = files.cache_directory() / "loads" / hashlib.sha256(self.to.encode()).hexdigest()[:16]
+        return DestinationRecords(self.to, folder)
+
+    def load(self, events: list[Event] | None = None) -> None:
         retry = RetryPolicy(attempts=1, sleep=lambda _seconds: None)
         options = ClientOptions(plain_http=True, retry=retry, lookup=lambda _registry, _repository: None, jobs=2)
-        to = f"{self.registry.address}/airgap"
-        api.load(self.bundle, to=to, receipt=self.receipt, options=options)
+        emit = silent if events is None else events.append
+        api.load(self.bundle, to=self.to, receipt=self.receipt, options=options, emit=emit)
 
 
 def test_tags_move_last_and_what_they_stood_for_is_noted_before(
@@ -243,7 +251,7 @@ def test_tags_move_last_and_what_they_stood_for_is_noted_before(
     assert load(registry, bundles["old"]) == 0
     before = tag_of(registry, TRAINER, "1.0")
     script = Script(registry, bundles["new"])
-    noted: list[dict[str, Any]] = []
+    noted: list[dict[str, str | None]] = []
 
     def is_tag(call: Call) -> bool:
         return call.method == "PUT" and "/manifests/" in call.path and "/manifests/sha256" not in call.path
@@ -251,7 +259,7 @@ def test_tags_move_last_and_what_they_stood_for_is_noted_before(
     def fail(exchange: Exchange) -> bool:
         if not is_tag(exchange.call) or "bundle-" not in exchange.call.path:
             return False
-        noted.append(json.loads(journal_path(script.receipt).read_text()))
+        noted.append(script.records.tags_before(open_bundle(script.bundle).root))
         exchange.read_body()
         return exchange.answer(403, error_document("DENIED"))
 
@@ -263,9 +271,7 @@ def test_tags_move_last_and_what_they_stood_for_is_noted_before(
     tags = [call.number for call in registry.calls if is_tag(call)]
     others = [call.number for call in registry.calls if call.method in ("PUT", "PATCH", "POST") and not is_tag(call)]
     assert max(others) < min(tags), "no tag moves before all that it stands for is there"
-    assert noted[0]["tags"][f"{registry.address}/{TRAINER}:1.0"] == before
-    assert noted[0]["root"] == open_bundle(bundles["new"]).root
-    assert journal_path(script.receipt).name == "airgap-receipt.yaml.pending", "where other versions look for it"
+    assert noted[0][f"{registry.address}/{TRAINER}:1.0"] == before
     assert read_receipt(script.receipt).bundle_root == open_bundle(bundles["old"]).root, "no new receipt yet"
 
     registry.faults.clear()
@@ -274,24 +280,42 @@ def test_tags_move_last_and_what_they_stood_for_is_noted_before(
     previous = {tag.reference: tag.previous_digest for tag in receipt.tags}
     assert previous[f"{registry.address}/{TRAINER}:1.0"] == before, "as before the first of the two runs"
     assert previous[receipt.artifact_tags[0].reference] is None
-    assert not journal_path(script.receipt).exists()
+    script.receipt = Path("elsewhere.yaml")
     script.load()
-    assert read_receipt(script.receipt).tags == receipt.tags, "a third run takes it from the receipt"
+    assert read_receipt(script.receipt).tags == receipt.tags, "a third run takes it from the record"
 
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[]", b'{"root": "another", "tags": {}}', b'{"tags": 1}', b"[" * 100_000, b'{"root": "ROOT"}'],
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"root": "another", "tags": {}}',
+        b'{"tags": 1}',
+        b"[" * 100_000,
+        b'{"root": "ROOT"}',
+        b'{"destination": "elsewhere:5000", "root": "ROOT", "tags": {"REF": "sha256:EVIL"}}',
+        b'{"destination": "HERE", "root": "ROOT", "tags": {"REF": "latest"}}',
+        b'{"destination": "HERE", "root": "ROOT", "tags": {"REF": 1}}',
+    ],
 )
-def test_a_journal_of_something_else_counts_for_nothing(
+def test_a_record_of_something_else_counts_for_nothing(
     content: bytes, registry: ScriptedRegistry, bundles: dict[str, Path]
 ) -> None:
     script = Script(registry, bundles["old"])
     root = open_bundle(bundles["old"]).root
-    journal_path(script.receipt).write_bytes(content.replace(b"ROOT", root.encode()))
     script.load()
-    assert {tag.previous_digest for tag in read_receipt(script.receipt).tags} == {None}
-    assert not journal_path(script.receipt).exists()
+    reference = read_receipt(script.receipt).images[0].reference
+    script.receipt.unlink()
+    path = script.records.folder / f"tags-{root.partition(':')[2]}.json"
+    assert path.is_file()
+    for mark, text in (("ROOT", root), ("HERE", script.to), ("REF", reference), ("EVIL", "e" * 64)):
+        content = content.replace(mark.encode(), text.encode())
+    path.write_bytes(content)
+    script.load()
+    image = read_receipt(script.receipt).images[0]
+    assert image.previous_digest == image.digest, "what it stood for when this load found it"
 
 
 def test_a_tag_that_others_moved_between_two_runs_is_taken_as_they_left_it(
@@ -366,15 +390,199 @@ def test_a_rollback_says_each_tag_as_it_goes_and_logs_in_as_a_load_does(
     assert notices == [f"`{tag.reference}` already has its value from before the load" for tag in tags]
 
 
-def test_no_tag_to_move_leaves_no_journal_and_a_reference_without_a_tag_is_nothing_to_put_back(
+def test_no_tag_to_move_leaves_no_record_and_a_reference_without_a_tag_is_nothing_to_put_back(
     registry: ScriptedRegistry, bundles: dict[str, Path]
 ) -> None:
     path = Path("airgap-receipt.yaml")
-    assert move_tags([], {}, path, root="sha256:" + "0" * 64) == 0
-    assert not journal_path(path).exists()
+    with hold_destination("localhost:1", purpose="test") as records:
+        assert move_tags([], {}, records, root="sha256:" + "0" * 64) == {}
+        assert [one.name for one in records.folder.iterdir()] == ["lock"]
     Script(registry, bundles["old"]).load()
     receipt = read_receipt(path)
     pinned = ReceiptTag(reference=receipt.images[0].pinned, digest=receipt.images[0].digest)
     write_receipt(receipt.model_copy(update={"artifact_tags": (pinned,)}), path)
     result = api.rollback(path, options=ClientOptions(plain_http=True))
     assert result.removed == (f"{registry.address}/{TRAINER}:1.0",) and result.restored == ()
+
+
+# --- several loads at once, and several destinations -----------------------------------------------------------------
+
+
+def receipts() -> list[str]:
+    return sorted(path.name for path in Path().glob("airgap-receipt*"))
+
+
+def test_receipts_have_the_name_of_their_load_and_a_rollback_finds_them(
+    registry: ScriptedRegistry, bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two bundles into one destination, one of them into a second one, and with another rule for names."""
+    host, port = registry.address.split(":")
+    roots = {name: open_bundle(path).root for name, path in bundles.items()}
+    arguments = {
+        f"airgap-receipt-{host}_{port}+a+b-{roots['old'][7:23]}.yaml": ("old", "a/b"),
+        f"airgap-receipt-{host}_{port}+a+b-{roots['new'][7:23]}.yaml": ("new", "a/b"),
+        f"airgap-receipt-{host}_{port}-{roots['new'][7:23]}.yaml": ("new", ""),
+    }
+    for name, prefix in arguments.values():
+        assert run(["load", str(bundles[name]), "--to", f"{registry.address}/{prefix}", "--plain-http"]) == 0
+    assert receipts() == sorted(arguments)
+    assert run(["load", str(bundles["new"]), "--to", registry.address, "--plain-http", "--flatten"]) == 0
+    (flat,) = {*receipts()} - {*arguments}
+    assert flat.startswith(f"airgap-receipt-{host}_{port}-{roots['new'][7:23]}-")
+    said(capsys)
+    assert run(["load", "--rollback", ".", "--plain-http"]) == 2
+    err = said(capsys)[1]
+    assert "there are several receipts in `.`" in err and all(name in err for name in arguments)
+    choice = ["--to", f"{registry.address}/a/b", "--root", roots["new"]]
+    assert run(["load", "--rollback", ".", "--plain-http", *choice, "--json"]) == 0
+    assert json.loads(said(capsys)[0])["restored"] == [f"{registry.address}/a/b/team/trainer:1.0"]
+    assert run(["load", "--rollback", "airgap-receipt.yaml"]) == 4
+    assert f"hint: this folder has `{receipts()[0]}`" in said(capsys)[1]
+    assert run(["load", "--rollback", ".", "--to", "other:5000"]) == 4
+    assert "no receipt in `.` is of this destination and root" in said(capsys)[1]
+    for name in receipts()[1:]:
+        Path(name).unlink()
+    assert run(["load", "--rollback", ".", "--plain-http", "--to", "other:5000"]) in (0, 7), "the only one is meant"
+
+
+def test_a_receipt_never_takes_the_place_of_one_of_another_destination(
+    registry: ScriptedRegistry, bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert load(registry, bundles["old"]) == 0
+    before = Path("airgap-receipt.yaml").read_bytes()
+    calls = len(registry.calls)
+    arguments = ["load", str(bundles["old"]), "--to", f"{registry.address}/other", "--plain-http"]
+    assert run([*arguments, "--receipt", "airgap-receipt.yaml"]) == 2
+    assert f"is the receipt of a load into `{registry.address}/airgap`" in said(capsys)[1]
+    Path("airgap-receipt.yaml").write_text("a: 1\n")
+    assert load(registry, bundles["old"]) == 6, "what is not a receipt is no place for one"
+    assert len(registry.calls) == calls, "both are known before anything is asked"
+    Path("airgap-receipt.yaml").write_bytes(before)
+    assert load(registry, bundles["new"]) == 0, "a newer delivery to the same place may replace it"
+
+
+def test_a_load_that_was_cut_off_between_tags_goes_back_whole_whatever_was_loaded_meanwhile(
+    registry: ScriptedRegistry, bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut off between tags; then the same bundle goes elsewhere, from the same folder; then the rerun, from another."""
+    Script(registry, bundles["old"]).load()
+    before = tag_of(registry, TRAINER, "1.0")
+    script = Script(registry, bundles["new"])
+    Path("airgap-receipt.yaml").unlink()
+
+    def kill(what: str) -> None:
+        if what.startswith("tag "):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "boundary", kill)
+        with pytest.raises(KeyboardInterrupt):
+            script.load()
+    other = Script(registry, bundles["new"])
+    other.to = f"{registry.address}/elsewhere"
+    other.load()
+    (tmp_path / "second").mkdir()
+    monkeypatch.chdir(tmp_path / "second")
+    script.load()
+    api.rollback(script.receipt, options=ClientOptions(plain_http=True))
+    assert tag_of(registry, TRAINER, "1.0") == before
+
+
+def test_what_somebody_else_put_into_the_folder_of_the_receipt_says_nothing_in_silence(
+    registry: ScriptedRegistry, bundles: dict[str, Path]
+) -> None:
+    """A journal next to the receipt is not read; a receipt is, where this user has no record, and that is said."""
+    script = Script(registry, bundles["old"])
+    script.load()
+    receipt = read_receipt(script.receipt)
+    evil = "sha256:" + "e" * 64
+    forged = receipt.model_copy(
+        update={"images": tuple(one.model_copy(update={"previous_digest": evil}) for one in receipt.images)}
+    )
+    write_receipt(forged, script.receipt)
+    journal = {"root": receipt.bundle_root, "tags": {receipt.images[0].reference: evil}}
+    Path("airgap-receipt.yaml.pending").write_text(json.dumps(journal))
+    events: list[Event] = []
+    script.load(events)
+    assert read_receipt(script.receipt).tags == receipt.tags, "this user's own record counts"
+    assert not [event for event in events if isinstance(event, Warned)]
+    files.remove_tree(script.records.folder)
+    write_receipt(forged, script.receipt)
+    script.load(events)
+    (warned,) = [event for event in events if isinstance(event, Warned)]
+    assert "2 tags stood for before is taken from the earlier receipt `airgap-receipt.yaml`" in warned.text
+    assert f"`{receipt.images[0].reference}` → `{evil}`" in warned.text and "--rollback" in (warned.hint or "")
+    assert script.records.tags_before(receipt.bundle_root) == {}, "and never becomes a record"
+
+
+def test_a_load_and_a_rollback_do_not_cross_at_one_destination(
+    registry: ScriptedRegistry, bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert load(registry, bundles["old"]) == 0
+    here = f"{registry.address}/airgap"
+    said(capsys)
+    with hold_destination(here, purpose="test"):
+        assert rollback() == load(registry, bundles["old"]) == 4
+        err = said(capsys)[1]
+        assert f"hint: wait until it finishes, then roll back `{here}`" in err
+        assert f"hint: wait until it finishes, then load into `{here}`" in err
+        arguments = ["load", str(bundles["old"]), "--to", f"{registry.address}/other", "--plain-http"]
+        assert run(arguments) == 0, "another destination is not concerned"
+    assert tag_of(registry, TRAINER, "1.0") is not None
+    assert rollback() == 0 and tag_of(registry, TRAINER, "1.0") is None
+
+
+OTHERS = b'{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}'
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_two_who_load_different_bundles_under_the_same_tags_are_told(
+    when: str, registry: ScriptedRegistry, bundles: dict[str, Path]
+) -> None:
+    """Somebody moves a tag while the load uploads, or after the load set it."""
+    assert load(registry, bundles["old"]) == 0
+    theirs = (OTHERS, "application/vnd.oci.image.index.v1+json")
+
+    def take(exchange: Exchange) -> bool:
+        first = when == "before" and exchange.call.method == "POST"
+        last = when == "after" and "bundle-" in exchange.call.path and exchange.call.method == "PUT"
+        if first or last:
+            registry.manifests[f"{TRAINER}@1.0"] = theirs
+        return False
+
+    registry.faults.append(take)
+    script = Script(registry, bundles["new"])
+    with pytest.raises(RegistryError) as caught:
+        script.load()
+    taken = f"another client moved 1 tag while this load set them: `{registry.address}/{TRAINER}:1.0` now stands for"
+    assert f"{taken} `{sha256(OTHERS)}`" in caught.value.message
+    assert "agree on who sets these tags, then rerun this load" in (caught.value.hint or "")
+    assert tag_of(registry, TRAINER, "1.0") == sha256(OTHERS), "it is not set over theirs"
+    assert read_receipt(Path("airgap-receipt.yaml")).bundle_root == open_bundle(bundles["new"]).root
+    registry.faults.clear()
+    script.load()
+    (image,) = read_receipt(Path("airgap-receipt.yaml")).images
+    assert tag_of(registry, TRAINER, "1.0") == image.digest, "who runs it again means it"
+    assert image.previous_digest == sha256(OTHERS)
+
+
+def test_a_400_for_a_manifest_that_passes_is_no_refusal(registry: ScriptedRegistry, bundles: dict[str, Path]) -> None:
+    """docker-registry 2.8 answers this while another client sends it the same content."""
+
+    def refuse(exchange: Exchange) -> bool:
+        exchange.read_body()
+        return exchange.answer(400, error_document("DIGEST_INVALID"))
+
+    def is_manifest(call: Call) -> bool:
+        return call.method == "PUT" and "/manifests/" in call.path
+
+    paused: list[float] = []
+    options = ClientOptions(plain_http=True, retry=RetryPolicy(sleep=paused.append), jobs=1)
+    registry.faults.append(times(2, is_manifest, refuse))
+    api.load(bundles["old"], to=f"{registry.address}/airgap", options=options)
+    assert len(paused) == 2
+    registry.faults[:] = [times(100, is_manifest, refuse)]
+    registry.calls.clear()
+    with pytest.raises(RegistryError, match="answered with 400 `DIGEST_INVALID`"):
+        api.load(bundles["new"], to=f"{registry.address}/airgap", options=options)
+    assert registry.count("PUT", "/manifests/") == 4, "one that lasts is known soon"

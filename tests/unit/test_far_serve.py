@@ -408,7 +408,7 @@ def guarded(bundle: Path, tmp_path: Path) -> ASGIApp:
     hashed = bcrypt.hashpw(b"open sesame", bcrypt.gensalt(4)).decode().replace("$2b$", "$2y$")
     (tmp_path / "users").write_text(f"# who may pull\nferry:{hashed}\n")
     opened = open_bundle(bundle)
-    logins = Logins(Passwords.read(tmp_path / "users"), limits=LoginLimits(refusal_s=0))
+    logins = Logins(Passwords.read(tmp_path / "users"), limits=LoginLimits(wrong_s=0, blocked_s=0))
     return make_app(repositories_of(bundle), CheckedBlobs(opened.store), logins=logins)
 
 

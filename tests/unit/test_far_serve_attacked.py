@@ -25,7 +25,7 @@ from airferry.far.serve.admission import (
     raised_descriptor_limit,
 )
 from airferry.far.serve.complaints import Complaints
-from airferry.far.serve.protocol import SENDFILE, BrokenOff
+from airferry.far.serve.protocol import REFUSED, SENDFILE, BrokenOff
 from airferry.far.serve.server import Listener, Service
 
 QUICK = ClientLimits(request_s=0.1, stall_s=0.2)
@@ -42,9 +42,11 @@ class Answers:
         self.broken_off = threading.Event()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        while scope["path"] == "/wait" and not self.proceed.is_set():
+        if scope["path"] == "/refused":
+            await send({"type": REFUSED})
+        while scope["path"] in ("/wait", "/refused") and not self.proceed.is_set():
             await asyncio.sleep(0.005)
-        size = 2 if scope["path"] in ("/", "/wait") else FILE_BYTES
+        size = 2 if scope["path"] in ("/", "/wait", "/refused") else FILE_BYTES
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % size)]})
         try:
             if scope["path"] == "/file":
@@ -157,6 +159,28 @@ def test_an_answer_that_takes_its_time_is_not_ended(answers: Answers) -> None:
         assert connection.recv(65536).startswith(b"HTTP/1.1 200")
 
 
+@pytest.mark.parametrize(("path", "makes_room"), [("/refused", True), ("/wait", False)])
+def test_a_client_that_is_kept_waiting_for_its_refusal_makes_room(
+    answers: Answers, path: str, makes_room: bool
+) -> None:
+    with served(answers, ClientLimits(connections=1, connections_per_address=1)) as port, closing(connect(port)) as one:
+        one.sendall(request(path))
+        time.sleep(0.05)
+        with closing(connect(port)) as other:
+            other.sendall(request())
+            assert read_some(other).startswith(b"HTTP/1.1 200") is makes_room
+        answers.proceed.set()
+        assert read_some(one).startswith(b"HTTP/1.1 200") is not makes_room
+
+
+def read_some(connection: socket.socket) -> bytes:
+    """Return what arrives first, nothing if the connection is ended."""
+    try:
+        return connection.recv(65536)
+    except ConnectionResetError:
+        return b""
+
+
 @pytest.mark.parametrize("path", ["/file", "/chunks"])
 def test_a_client_that_does_not_read_is_cut_off(answers: Answers, path: str) -> None:
     events: list[Event] = []
@@ -248,6 +272,11 @@ def test_in_total_the_greediest_address_makes_room(admit: Any) -> None:
     assert admit("127.0.0.4")[1] is None, "nothing waits"
     admit.admission.wait(greedy[1][1].peer)
     assert admit("127.0.0.4")[1] is not None
+
+
+def test_the_kernel_holds_little_for_a_client_that_does_not_read(admit: Any) -> None:
+    _client, accepted = admit("127.0.0.2")
+    assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == 128 * 1024
 
 
 def test_what_is_closed_is_counted_no_more(admit: Any) -> None:

@@ -11,14 +11,15 @@ from pathlib import Path
 
 import bcrypt
 import pytest
-from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
 
 from airferry.errors import ConfigurationError
 from airferry.far.serve import logins as module
-from airferry.far.serve.logins import Credentials, Failures, LoginLimits, Logins, Passwords
+from airferry.far.serve.logins import Credentials, Failures, Guard, LoginLimits, Logins, Passwords, Refusal
+from airferry.far.serve.protocol import REFUSED
 
 HASH = bcrypt.hashpw(b"right", bcrypt.gensalt(4))
-LIMITS = LoginLimits(failures=3, window_s=60, waiting=4, refusal_s=0)
+LIMITS = LoginLimits(failures=3, window_s=60, waiting=4)
 
 
 class Recorded(Passwords):
@@ -63,7 +64,7 @@ def header(user: str, password: str) -> str:
     return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
 
 
-def try_in(logins: Logins, user: str, password: str, host: str = "192.0.2.1") -> Awaitable[Response | None]:
+def try_in(logins: Logins, user: str, password: str, host: str = "192.0.2.1") -> Awaitable[Refusal | None]:
     return logins.refusal(header(user, password), host)
 
 
@@ -71,8 +72,7 @@ def status(logins: Logins, user: str, password: str, host: str = "192.0.2.1") ->
     """Return the status of an attempt, 200 for one that is let in."""
 
     async def once() -> int:
-        response = await try_in(logins, user, password, host)
-        return response.status_code if response else 200
+        return await _settled(try_in(logins, user, password, host))
 
     return asyncio.run(once())
 
@@ -95,12 +95,12 @@ def test_a_refusal_says_when_to_try_again(logins: Logins, now: list[float]) -> N
         status(logins, "ferry", f"wrong {number}")
     now[0] = 20.5
 
-    async def once() -> Response | None:
+    async def once() -> Refusal | None:
         return await try_in(logins, "ferry", "right")
 
-    response = asyncio.run(once())
-    assert response is not None and response.headers["retry-after"] == "40"
-    assert b"TOOMANYREQUESTS" in bytes(response.body)
+    refusal = asyncio.run(once())
+    assert refusal is not None and refusal.response.headers["retry-after"] == "40"
+    assert b"TOOMANYREQUESTS" in bytes(refusal.response.body)
 
 
 def test_who_was_let_in_before_is_not_shut_out_by_others_failures(logins: Logins, passwords: Recorded) -> None:
@@ -133,9 +133,9 @@ def test_checks_under_way_delay_nobody_who_is_known(logins: Logins, passwords: R
     asyncio.run(both())
 
 
-async def _settled(attempt: Awaitable[Response | None]) -> int:
-    response = await attempt
-    return response.status_code if response else 200
+async def _settled(attempt: Awaitable[Refusal | None]) -> int:
+    refusal = await attempt
+    return refusal.response.status_code if refusal else 200
 
 
 def test_addresses_take_turns(logins: Logins, passwords: Recorded) -> None:
@@ -194,15 +194,34 @@ def test_an_unknown_user_costs_the_same_check(monkeypatch: pytest.MonkeyPatch) -
     assert set(used) <= set(hashes.values()) and len(set(used)) > 1
 
 
-def test_a_refusal_takes_the_same_time_for_all() -> None:
-    logins = Logins(Passwords({"ferry": HASH}), limits=LoginLimits(failures=1, refusal_s=0.05))
-    for user in ("ferry", "ferry", "nobody", "nobody"):
+def test_a_refusal_takes_the_same_time_for_all_and_keeps_no_one_else_out() -> None:
+    limits = LoginLimits(failures=2, wrong_s=0.03, blocked_s=0.06)
+    logins = Logins(Passwords({"ferry": HASH}), limits=limits)
+
+    async def unreachable(_scope: Scope, _receive: Receive, _send: Send) -> None:
+        raise AssertionError("let in")
+
+    async def nothing() -> Message:
+        raise AssertionError("nothing is read")
+
+    def ask(value: str | None) -> tuple[float, list[str]]:
+        sent: list[str] = []
+
+        async def send(message: Message) -> None:
+            sent.append(str(message.get("status", message["type"])))
+
+        headers = [(b"authorization", value.encode())] if value else []
+        scope = {"type": "http", "headers": headers, "client": ("192.0.2.1", 1), "extensions": {REFUSED: {}}}
         started = time.monotonic()
-        assert status(logins, user, "wrong") in (401, 429)
-        assert time.monotonic() - started >= 0.05
-    started = time.monotonic()
-    asyncio.run(_settled(logins.refusal(None, "192.0.2.1")))
-    assert time.monotonic() - started < 0.05, "a client that has not tried yet is told how at once"
+        asyncio.run(Guard(unreachable, logins)(scope, nothing, send))
+        return time.monotonic() - started, sent[:-1]
+
+    for user in ("ferry", "nobody"):
+        for number, status, after_s in ((0, "401", 0.03), (1, "401", 0.03), (2, "429", 0.06)):
+            took_s, sent = ask(header(user, f"wrong {number}"))
+            assert took_s >= after_s and sent == [REFUSED, status]
+    took_s, sent = ask(None)
+    assert took_s < 0.03 and sent == ["401"], "a client that has not tried yet is told how at once"
     logins.close()
 
 

@@ -147,6 +147,9 @@ PYTHON = [
     "def f(:\n",
     "x = '\\ud800'",
     "import " + "a." * 10_000 + "a",
+    "import " + "a" * 5_000,
+    "import nemotron." + "a" * 300,
+    "from ." + "a" * 300 + " import b",
     "# coding: none\n",
     "\xff\xfe",
     "x = " + "1" * 5_000,
@@ -194,7 +197,18 @@ def test_sizes_in_a_bundle_manifest_are_those_of_files(size: str) -> None:
         )
 
 
-@pytest.mark.parametrize("marker", ['os_name ~= "x"', 'nothing == "x"', "(" * 5_000, 'python_version < "abc" or', ""])
+@pytest.mark.parametrize(
+    "marker",
+    [
+        '"" == "x"',
+        '"" != os_name and os_name == ""',
+        'os_name ~= "x"',
+        'nothing == "x"',
+        "(" * 5_000,
+        'python_version < "abc" or',
+        "",
+    ],
+)
 def test_a_marker_that_compares_nothing(marker: str) -> None:
     failure(lambda: evaluate(marker, {"os_name": "posix"}), ConfigurationError, 3, "is not an environment marker")
 

@@ -1,4 +1,4 @@
-"""The fuzzer, which is run by hand: that it starts, runs a few cases, and tells what is wrong."""
+"""Fuzzer and fault injector, which are run by hand: that they start, run a few cases, and tell what is wrong."""
 
 from __future__ import annotations
 
@@ -35,3 +35,9 @@ def test_a_few_cases_of_a_parser_and_of_a_command(tmp_path: Path) -> None:
 def test_a_traceback_is_a_fault() -> None:
     ended = run("-c", PLANTED, str(FUZZING), str(FUZZING.parents[1] / "src"))
     assert "cases=9, refused=0" in ended.stdout and "KeyError: 'missing'" in ended.stdout, ended.stderr
+
+
+def test_a_few_faults_of_the_network() -> None:
+    ended = run(FUZZING.parent / "faulting" / "run.py", "HEAD tag", "--kinds", "2")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "| HEAD tag | 4 | 2 | 2 | 0 | 0 | 4 | 0 |" in ended.stdout and "4 cases" in ended.stdout

@@ -16,6 +16,7 @@ from airferry.cli.app import run
 from airferry.config.site import Executor
 from airferry.errors import AirferryError, ConfigurationError, HostError, UsageError
 from airferry.events import Event, Warned
+from airferry.far.receipts import receipt_name
 from airferry.jobs.rules.site import RegistryImage
 from travelling_catalogue import make_travelling_bundle, receipt_of, write_catalogue
 
@@ -99,7 +100,8 @@ def test_what_fails_after_the_load_says_that_it_is_loaded(
         files = api.JobFiles(tmp_path / "jobs", source=tmp_path / "code")
         api.load_for_jobs(bundle, to=NOBODY, jobs=files, emit=events.append)
     (said,) = [event for event in events if isinstance(event, Warned)]
-    receipt = tmp_path / "jobs/airgap-receipt.yaml"
+    name = receipt_name(api.parse_destination(NOBODY), open_bundle(bundle).root)
+    receipt = tmp_path / "jobs" / name
     assert f"the bundle is loaded (receipt `{receipt}`" in said.text
     assert f"airferry overlays {receipt} --out {tmp_path / 'jobs'} --source {tmp_path / 'code'}" in str(said.hint)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from airferry.assets.files import FileState, Listing, hash_files, list_asset, readable_reason
@@ -35,6 +35,7 @@ from airferry.host.progress import Meter
 from airferry.host.threads import usable_cores
 from airferry.oci.codecs import inflate
 from airferry.oci.documents import Descriptor
+from airferry.oci.litter import is_litter
 from airferry.oci.ports import Source, blocks
 from airferry.oci.streams import BlockReader, verifying
 from airferry.oci.tar import TarReader
@@ -42,6 +43,7 @@ from airferry.wording import some_of
 
 SHOWN_DIFFERENCES = 5
 MAX_KEPT_FINDINGS = 10_000
+LITTER = "left by a desktop or file system"
 _COMPRESSION: dict[str, Literal["zstd", "gzip", "none"]] = {"tar": "none", "tar+gzip": "gzip", "tar+zstd": "zstd"}
 _FORM = re.compile(r"application/vnd\.cncf\.model\.[a-z.]+\.v1\.(raw|tar|tar\+gzip|tar\+zstd)")
 
@@ -90,9 +92,12 @@ class AssetReport:
         if self.ok:
             return
         shown = some_of([str(item) for item in self.findings], SHOWN_DIFFERENCES, separator="; ")
+        hint = "copy these files again from the source, then verify again"
+        if all(item.problem == "extra" for item in self.findings):
+            hint = "remove these files, then verify again"
         raise FindingsError(
             f"asset `{self.name}` in `{self.path}` differs from what was recorded: {shown}",
-            hint="copy these files again from the source, then verify again",
+            hint=hint,
             report=self,
         )
 
@@ -162,8 +167,9 @@ def _compare_names(
         elif links[name] != link:
             findings.append(AssetFinding(name, "changed", f"points to {links[name].target}, expected {link.target}"))
     known = expected.keys() | wanted.keys()
-    extra = [*(found.keys() - known), *(links.keys() - known), *listing.others]
-    return findings + [AssetFinding(path, "extra", "") for path in extra]
+    litter = {path: is_litter(PurePosixPath(path)) for path in found.keys() - known}
+    extra = [*litter, *(links.keys() - known), *listing.others]
+    return findings + [AssetFinding(path, "extra", LITTER if litter.get(path) else "") for path in extra]
 
 
 # --- finding manifests and packs -------------------------------------------------------------------------------------

@@ -20,14 +20,15 @@ from pathlib import Path, PurePosixPath
 
 from airferry.bundle.artifacts import MANIFEST_CONTENT, OWN_ARTIFACTS, TITLE, read_artifact_file
 from airferry.bundle.manifest import MANIFEST_FILE, BundleManifest, SavedImage
-from airferry.bundle.receipt import RECEIPT_FILE
+from airferry.bundle.receipt import is_receipt_name, receipts_in
 from airferry.defaults import CATALOGUE_FOLDER, OVERLAYS_FOLDER, SITE_FILE
-from airferry.errors import AirferryError
+from airferry.errors import AirferryError, HostError
 from airferry.host import files
 from airferry.host.threads import parallel_map, usable_cores
 from airferry.oci.digest import digest_hex
 from airferry.oci.documents import Descriptor, Index
 from airferry.oci.layout import INDEX_FILE, LAYOUT_FILE
+from airferry.oci.litter import entry_litter_source, litter_text
 from airferry.oci.ports import Source
 from airferry.oci.validate import MAX_DEFECT_CHARACTERS, ReportDefect
 from airferry.wording import printable
@@ -45,10 +46,8 @@ WORKING_FILES = frozenset(
         LOCK_COPY,
     }
 )
-RECEIPTS = frozenset({RECEIPT_FILE, f"{RECEIPT_FILE}.pending"})
 # what commands of the far side write, and read again, where they run in this folder; no build makes them
-FAR_SIDE_FILES = RECEIPTS | {SITE_FILE, OVERLAYS_FOLDER, CATALOGUE_FOLDER}
-BUILD_FILES = WORKING_FILES | RECEIPTS | {BUNDLE_FOLDER, MANIFEST_FILE}
+FAR_SIDE_FILES = frozenset({SITE_FILE, OVERLAYS_FOLDER, CATALOGUE_FOLDER})
 # what people sign a root with lies next to the layout, and comes after the build
 SIGNATURES = (".asc", ".minisig", ".p7s", ".sig", ".sigstore", ".sigstore.json")
 LEADS_OUT = "its name points outside the output folder"  # the manifest is to blame then, not the archive
@@ -120,6 +119,16 @@ class Surroundings:
 def holds_layout(folder: Path) -> bool:
     """Tell whether a folder has a file of an image layout, or a link in its place."""
     return any(os.path.lexists(folder / name) for name in (LAYOUT_FILE, INDEX_FILE))
+
+
+def holds_build_files(folder: Path) -> bool:
+    """Tell whether a folder has a file that a build or a load leaves next to a bundle."""
+    if any((folder / name).exists() for name in (*WORKING_FILES, BUNDLE_FOLDER, MANIFEST_FILE)):
+        return True
+    try:
+        return bool(receipts_in(folder))
+    except HostError:
+        return False
 
 
 def look_beside(
@@ -236,8 +245,12 @@ class _Others:
             elif not (problem := self._problem(name, entry, is_folder=is_folder)):
                 if not prefix and entry.name.endswith(SIGNATURES) and entry.is_file(follow_symlinks=False):
                     continue
+                if (source := entry_litter_source(entry)) is not None:
+                    yield litter_text(name, entry.path, source, is_folder=is_folder)
+                    continue
                 shown = f"`{printable(name, most=len(name))}{'/' if is_folder else ''}` is not part of the bundle"
-                yield f"{shown}; use it only if it was made here" if name in FAR_SIDE_FILES else shown
+                acted_on = name in FAR_SIDE_FILES or is_receipt_name(name)
+                yield f"{shown}; use it only if it was made here" if acted_on else shown
             else:
                 self._report(f"{'folder' if is_folder else 'file'} `{name}`", problem, None)
 

@@ -1,4 +1,4 @@
-"""airgap-receipt.yaml: what the far side holds after a load, and under which references. Models only."""
+"""airgap-receipt-….yaml: what the far side holds after a load, and under which references. Models, and their files."""
 
 from __future__ import annotations
 
@@ -20,13 +20,19 @@ from airferry.bundle.texts import (
 )
 from airferry.config.assets import AssetName
 from airferry.config.fields import ContainerPath, ModuleName, VariableName
-from airferry.errors import HostError, IntegrityError
+from airferry.errors import HostError, IntegrityError, UsageError
 from airferry.host import files
 from airferry.host.yaml import MAX_DOCUMENT_BYTES, from_yaml, to_yaml
 from airferry.oci.digest import Digest
+from airferry.wording import some_of
 
 RECEIPT_SCHEMA_VERSION = 2
-RECEIPT_FILE = "airgap-receipt.yaml"
+RECEIPT_STEM = "airgap-receipt"
+SHOWN_RECEIPTS = 10
+NO_RECEIPT_HINT = (
+    f"`airferry load BUNDLE --to HOST:PORT/PREFIX` writes `{RECEIPT_STEM}-….yaml` to the current folder, or where "
+    "`--receipt FILE` or `--jobs DIR` says"
+)
 
 
 class ReceiptTag(BaseModel):
@@ -146,20 +152,79 @@ def write_receipt(receipt: Receipt, path: Path) -> None:
     files.write_bytes(path, receipt.to_yaml())
 
 
-def read_receipt(path: Path, *, root: str | None = None) -> Receipt:
-    """Read a receipt, and compare the bundle that it is of with `root`, if given.
+def is_receipt_name(name: str) -> bool:
+    """Tell whether receipts have such a name, unless `--receipt` gives them another."""
+    return name == f"{RECEIPT_STEM}.yaml" or (name.startswith(f"{RECEIPT_STEM}-") and name.endswith(".yaml"))
+
+
+def locate_receipt(path: Path, *, registry: str | None = None, root: str | None = None) -> Path:
+    """Return the receipt that a path names: the file itself, or the only one in a folder.
+
+    Among several in a folder, `registry` (with its prefix) and `root` choose the load that it is of.
 
     Raises:
-        HostError: the file cannot be read.
+        HostError: there is none, or the folder cannot be read.
+        UsageError: there are several.
+        IntegrityError: one of several is not a receipt.
+    """
+    if not path.is_dir():
+        if not path.exists():
+            others = receipts_in(path.parent) if path.parent.is_dir() else []
+            raise HostError(
+                f"there is no receipt `{path}`",
+                hint=f"this folder has {_listed(others)}" if others else NO_RECEIPT_HINT,
+                path=str(path),
+            )
+        return path
+    found = receipts_in(path)
+    if len(found) > 1 and (registry is not None or root is not None):
+        place = registry.removeprefix("docker://").strip().rstrip("/") if registry is not None else None
+        of_root = parse_root(root) if root is not None else None
+        receipts = {one: read_receipt(one) for one in found}
+        matching = [
+            one
+            for one, receipt in receipts.items()
+            if place in (None, receipt.registry) and of_root in (None, receipt.bundle_root)
+        ]
+        if not matching:
+            raise HostError(
+                f"no receipt in `{path}` is of this destination and root",
+                hint=f"name one of {_listed(found)}",
+                path=str(path),
+            )
+        found = matching
+    if not found:
+        raise HostError(f"there is no receipt in `{path}`", hint=NO_RECEIPT_HINT, path=str(path))
+    if len(found) > 1:
+        raise UsageError(f"there are several receipts in `{path}`", hint=f"name one of {_listed(found)}")
+    return found[0]
+
+
+def receipts_in(folder: Path) -> list[Path]:
+    """Return the files in a folder that have the name of a receipt, sorted.
+
+    Raises:
+        HostError: the folder cannot be read.
+    """
+    try:
+        return sorted(path for path in folder.iterdir() if is_receipt_name(path.name) and path.is_file())
+    except OSError as error:
+        raise files.translate_os_error(error, doing="read folder", path=folder) from error
+
+
+def _listed(paths: list[Path]) -> str:
+    return some_of([f"`{path}`" for path in paths], SHOWN_RECEIPTS)
+
+
+def read_receipt(path: Path, *, root: str | None = None) -> Receipt:
+    """Read a receipt, or the only one in a folder, and compare the bundle that it is of with `root`, if given.
+
+    Raises:
+        UsageError: there are several in the folder.
+        HostError: there is none, or it cannot be read.
         IntegrityError: it is not a receipt, one of a newer version, or one of another bundle.
     """
-    if not path.exists():
-        raise HostError(
-            f"there is no receipt `{path}`",
-            hint="`airferry load BUNDLE --to HOST:PORT/PREFIX` writes `airgap-receipt.yaml` to the current folder, or "
-            "where `--receipt FILE` or `--jobs DIR` says",
-            path=str(path),
-        )
+    path = locate_receipt(path)
     data = files.read_bounded(path, limit_bytes=MAX_DOCUMENT_BYTES)
     what = f"receipt `{path}`"
     receipt = from_yaml(Receipt, data, schema_version=RECEIPT_SCHEMA_VERSION, what=what)

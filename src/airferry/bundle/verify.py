@@ -142,6 +142,7 @@ class VerifyReport:
     is_bundle: bool = True
     not_checked: tuple[str, ...] = ()
     exempt: tuple[Defect, ...] = ()
+    litter: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -171,9 +172,15 @@ class VerifyReport:
             "original_images": self.originals,
             **plain_data(self, "artifacts", "blobs", "size_bytes"),
             "findings": [str(finding) for finding in self.findings],
-            **plain_data(self, "beside", "not_checked"),
+            **plain_data(self, "beside", "not_checked", "litter"),
             "exempt": [str(defect) for defect in self.exempt],
         }
+
+    def warn_of_litter(self, emit: Emit) -> None:
+        """Warn of what desktops, file systems and other tools left in the layout: the bundle is whole all the same."""
+        if self.litter:
+            more = f", and {len(self.litter) - 1} more: `airferry verify` names all" if len(self.litter) > 1 else ""
+            emit(Warned(f"in `{self.path}`, {self.litter[0]}{more}"))
 
     def raise_if_wrong(self, *, listed: bool = False) -> None:
         """Do nothing if nothing is wrong. `listed` says that the findings were shown already.
@@ -323,7 +330,7 @@ def verify_opened(
             inspector.image(descriptor, subject=f"image `{descriptor.digest}`")
     size_bytes = inspector.check_blobs(jobs=jobs, emit=emit)
     report_unnamed(bundle.store.stored_digests(), inspector.wanted.keys(), inspector.report)
-    report_strays(bundle.store.path, inspector.report)
+    litter = report_strays(bundle.store.path, inspector.report)
     around: tuple[str, ...] = ()
     about_the_bundle = len(inspector.findings)
     if beside is not None and bundle.store.path != beside:
@@ -341,6 +348,7 @@ def verify_opened(
         findings=tuple(inspector.findings),
         beside=around,
         exempt=tuple(inspector.exempt),
+        litter=litter,
         beside_findings=sum(found.text != LEADS_OUT for found in inspector.findings[about_the_bundle:]),
     )
 

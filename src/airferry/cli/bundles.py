@@ -55,6 +55,10 @@ def verify(
             reporter.say("[yellow]note:[/] {}", line)
         if (more := len(report.beside) - SHOWN_BESIDE) > 0:
             reporter.say("[yellow]note:[/] {} more notes about the folder; `--json` lists all", more)
+        for line in report.litter[:SHOWN_BESIDE]:
+            reporter.say("[yellow]litter:[/] {}", line)
+        if (more := len(report.litter) - SHOWN_BESIDE) > 0:
+            reporter.say("[yellow]litter:[/] {} more of it; `--json` lists all", more)
         for defect in report.exempt[:SHOWN_BESIDE]:
             reporter.say("[yellow]note:[/] carried as it came, programs may read it differently: {}", str(defect))
         if (more := len(report.exempt) - SHOWN_BESIDE) > 0:
@@ -88,7 +92,9 @@ def load(
     root: RootOption = None,
     receipt: Annotated[
         Path | None,
-        typer.Option("--receipt", metavar="FILE", help="Receipt to write.", show_default="airgap-receipt.yaml"),
+        typer.Option(
+            "--receipt", metavar="FILE", help="Receipt to write.", show_default="airgap-receipt-DESTINATION-ROOT.yaml"
+        ),
     ] = None,
     maps: MapOption = None,
     flatten: FlattenOption = False,
@@ -96,7 +102,12 @@ def load(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what a load would send and tag.")] = False,
     rollback: Annotated[
         Path | None,
-        typer.Option("--rollback", metavar="RECEIPT", help="Put back the tags that this load moved; load nothing."),
+        typer.Option(
+            "--rollback",
+            metavar="RECEIPT",
+            help="Put back the tags that this load moved; load nothing. In a folder with several, "
+            "--to and --root choose one.",
+        ),
     ] = None,
     jobs: Annotated[
         Path | None,
@@ -131,7 +142,8 @@ def load(
     if rollback is not None:
         if bundle is not None or dry_run or jobs is not None:
             raise UsageError("`--rollback` takes a receipt and excludes a bundle, `--dry-run` and `--jobs`")
-        _roll_back(rollback, options, as_json=as_json, reporter=reporter)
+        result = api.rollback(rollback, to=to, root=root, options=options, emit=reporter)
+        _show_rollback(result, as_json=as_json, reporter=reporter)
         return
     if bundle is None or to is None:
         raise UsageError("`load` requires a bundle and `--to HOST:PORT/PREFIX`", hint="or `--rollback RECEIPT`")
@@ -224,8 +236,7 @@ def say_written(
     reporter.say("wrote {} below {}; next: [bold]{}[/]", files, folder, shlex.join(words))
 
 
-def _roll_back(receipt: Path, options: api.ClientOptions, *, as_json: bool, reporter: Reporter) -> None:
-    result = api.rollback(receipt, options=options, emit=reporter)
+def _show_rollback(result: api.RollbackResult, *, as_json: bool, reporter: Reporter) -> None:
     if as_json:
         data(json.dumps({"restored": list(result.restored), "removed": list(result.removed)}, indent=2))
         return

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from airferry.engine import inside, nowhere
+from airferry.engine.home import hidden_home
 from airferry.engine.program import SHARED_HINT, Program, engine_error
 from airferry.errors import HostError
 from airferry.events import Emit, Warned
@@ -73,12 +74,14 @@ class StartConditions:
     """What a start of the engine finds around itself, and hands on to code in containers that is not trusted.
 
     Without `network` there is a loopback interface only; with `watch` there seems to be a network, which leads nowhere,
-    and attempts to use it go to that file. `apart`: none of this host's processes, IPC objects and terminals.
+    and attempts to use it go to that file. `apart`: none of this host's processes, IPC objects and terminals, and of
+    the user's home only what the engine works with, `shown` among that.
     """
 
     network: bool = True
     watch: Path | None = None
     apart: bool = False
+    shown: tuple[Path, ...] = ()
 
 
 AS_ON_HOST = StartConditions()
@@ -169,9 +172,12 @@ class Storage:
 
     def surrounded(self, argv: Sequence[str | Path], around: StartConditions) -> list[str]:
         """Return `argv` as run in such surroundings."""
-        verb = "-".join(
-            [*(["offline"] if not around.network and not around.watch else []), *(["apart"] if around.apart else [])]
-        )
+        offline = not around.network and around.watch is None
+        verb = "-".join(word for word, asked in (("offline", offline), ("apart", around.apart)) if asked)
+        if around.apart:
+            needed = (self.state, self.run_root, self.program.path, *around.shown)
+            hidden = hidden_home(needed, process.child_environment(self.environment))
+            argv = [str(len(hidden)), *hidden, *argv]
         if verb:
             argv = [sys.executable, "-I", "-S", inside.__file__, verb, *argv]
         if around.watch is not None:

@@ -173,7 +173,7 @@ def _registry_sink(source: Place, reference: Reference, client: Clients) -> Iter
     mount_from = source.reference.repository if isinstance(source, RegistryPlace) and same else None
     mounts = known.mounts is not False
     work = files.cache_directory() / "copies" / hashlib.sha256(str(reference).encode()).hexdigest()[:16]
-    with files.exclusive_lock(work / "lock", purpose=f"copy to `{reference}`"):
+    with files.exclusive_lock(work / "lock", purpose=f"copy to `{reference}`", elsewhere=False):
         uploader = Uploader(
             client(reference.registry), limits=known.limits(), journal=work / "uploads.json", mounts=mounts
         )

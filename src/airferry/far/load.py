@@ -6,24 +6,34 @@ tag moves before the registry holds all that it is to stand for. Nothing is writ
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from airferry.bundle.manifest import BundleManifest
-from airferry.bundle.receipt import RECEIPT_FILE, Receipt, write_receipt
+from airferry.bundle.receipt import Receipt, read_receipt, write_receipt
 from airferry.bundle.verify import Bundle, VerifyReport, expect_outside, find_layout, open_bundle, verify_opened
 from airferry.config.submit import submit_command
 from airferry.defaults import OVERLAYS_FOLDER
 from airferry.errors import RegistryError, UsageError
 from airferry.events import Emit, silent
+from airferry.far.destinations import hold_destination
 from airferry.far.push import RegistrySinks, audit, load_transfer, say_left_out
-from airferry.far.receipts import left_out, make_receipt
+from airferry.far.receipts import left_out, make_receipt, receipt_name
 from airferry.far.relocate import Destination, parse_destination
 from airferry.far.shipments import ARTIFACT_NAME, artifact_tags, part_skipped, place_images, plan_shipments
-from airferry.far.tags import TagMove, WantedTag, forget_journal, move_tags, plan_tags
+from airferry.far.tags import (
+    TagMove,
+    WantedTag,
+    expect_own_tags,
+    move_tags,
+    moved_by_others,
+    plan_tags,
+    say_where_from,
+    tags_in_receipt,
+)
 from airferry.host import files
 from airferry.host.canonical import plain_data
 from airferry.host.stages import stage
@@ -126,42 +136,60 @@ def load(
 ) -> LoadOutcome:
     """Verify a bundle, load it into `HOST[:PORT][/PREFIX]`, read back what is there, and write the receipt.
 
-    The bundle is verified first, against `root` if given. The receipt goes to `airgap-receipt.yaml` in the current
-    folder unless another path is given; nothing is written into the bundle. With `dry_run` the registry is only asked,
-    and nothing is written. Idempotent: a second load sends no blob, and an interrupted one resumes.
+    The bundle is verified first, against `root` if given. The receipt goes to the current folder, under the name
+    of destination and root, unless another path is given; nothing is written into the bundle. With `dry_run` the
+    registry is only asked, and nothing is written. Idempotent: a second load sends no blob, and an interrupted one
+    resumes.
 
     Raises:
         UsageError: there is no bundle, no destination, or two images would collide.
-        IntegrityError: the bundle is damaged, or the registry holds something else than it took.
-        RegistryError: the registry does not answer, refuses, or lacks something; the message says what is missing.
+        HostError: the receipt cannot be written, or another load or a rollback works on the destination.
+        IntegrityError: the bundle is damaged, the registry holds something else than it took, or what lies in the
+            place of the receipt is not one.
+        RegistryError: the registry does not answer, refuses, or lacks something; the message says what is missing. Or
+            others moved tags meanwhile; the receipt is written then, too.
     """
     options = options or ClientOptions()
     destination = parse_destination(to) if isinstance(to, str) else to
-    receipt_path = receipt or Path(RECEIPT_FILE)
-    expect_outside(receipt_path, find_layout(bundle))
+    layout = find_layout(bundle)
+    if receipt is not None:
+        expect_outside(receipt, layout)
+    opened = open_bundle(bundle, root=root)
+    receipt_path = receipt or Path(receipt_name(destination, opened.root))
+    expect_outside(receipt_path, layout)
     if not dry_run:
         expect_receipt_place(receipt_path)
-    opened, report = stage("verify", emit, lambda: _open_verified(bundle, root=root, emit=emit))
+    earlier = _read_earlier(receipt_path, destination)
+    opened.warn_beside(bundle, emit)
+    report = stage("verify", emit, lambda: verify_opened(opened, emit=emit))
     report.raise_if_wrong()
+    report.warn_of_litter(emit)
     places = place_images(opened, destination)
     shipments, without = part_skipped(plan_shipments(opened, destination, places), destination)
-    work = files.cache_directory() / "loads" / hashlib.sha256(str(destination).encode()).hexdigest()[:16]
     with (
-        files.exclusive_lock(work / "lock", purpose=f"load into `{destination}`"),
+        hold_destination(str(destination), purpose=f"load into `{destination}`") as records,
         RegistryClient(destination.registry, options=options, emit=emit) as client,
     ):
         known = read_profile(destination.registry)
         mounts = known.mounts is not False
-        journal = None if dry_run else work / "uploads.json"
+        journal = None if dry_run else records.uploads
         uploader = Uploader(client, limits=known.limits(), journal=journal, mounts=mounts)
         sinks = RegistrySinks(client, uploader)
         transfer = load_transfer(opened.documents, sinks, jobs=options.jobs, emit=emit)
+        # what tags stand for is asked before anything is sent: who moves one during the hours of a load is then noticed
+        own = records.tags_before(opened.root)
+        noted = tags_in_receipt(earlier, destination=str(destination), root=opened.root)
+        wanted = _wanted_tags(opened, sinks, places, shipments)
+        with _naming_the_rest(transfer, shipments):
+            tags = plan_tags(wanted, {**noted, **own}, jobs=options.jobs)
+        say_where_from(tags, own, receipt_path, emit)
         if dry_run:
             pushed = transfer.preview(shipments)
             without += pushed.refused
         else:
             try:
-                pushed = stage("push", emit, lambda: _push(transfer, shipments))
+                with _naming_the_rest(transfer, shipments):
+                    pushed = stage("push", emit, lambda: transfer.send(shipments))
             finally:
                 keep_learned(known, uploader.limits, mounts=uploader.mounts)
             there = _less(shipments, pushed.refused)
@@ -169,14 +197,17 @@ def load(
             without += [*pushed.refused, *unseen]
         say_left_out(without, destination, emit)
         shipments = _less(shipments, without)
-        wanted = _wanted_tags(opened, sinks, places, shipments)
-        tags = plan_tags(wanted, receipt_path, root=opened.root, jobs=options.jobs)
+        there_now = {item.reference for item in _wanted_tags(opened, sinks, places, shipments)}
+        tags = [move for move in tags if move.reference in there_now]
         made = make_receipt(opened, destination, places, tags, shipments, verified=root is not None)
         made = made.model_copy(update={"left_out": left_out(without, destination, places)})
         if not dry_run:
-            stage("tag", emit, lambda: move_tags(tags, sinks, receipt_path, root=opened.root))
+            taken = stage("tag", emit, lambda: move_tags(tags, sinks, records, root=opened.root))
+            ours = [move for move in tags if move.reference not in taken]
             write_receipt(made, receipt_path)
-            forget_journal(receipt_path)
+            # as late as can be: a tag that another client is about to set is not seen earlier
+            taken |= moved_by_others(ours, sinks, jobs=options.jobs, retry=options.retry)
+            expect_own_tags(taken, receipt_path)
     return LoadOutcome(report, opened.manifest, pushed, tuple(tags), made, receipt_path, dry_run)
 
 
@@ -192,15 +223,29 @@ def expect_receipt_place(path: Path) -> None:
     files.expect_writable(path.parent)
 
 
-def _open_verified(path: Path, *, root: str | None, emit: Emit) -> tuple[Bundle, VerifyReport]:
-    bundle = open_bundle(path, root=root)
-    bundle.warn_beside(path, emit)
-    return bundle, verify_opened(bundle, emit=emit)
+def _read_earlier(path: Path, destination: Destination) -> Receipt | None:
+    """Return the receipt that lies where this load writes its own, if there is one.
+
+    Raises:
+        UsageError: it is of another destination, whose tags could not be put back without it.
+        IntegrityError: it is not a receipt.
+    """
+    if not files.is_file(path):
+        return None
+    earlier = read_receipt(path)
+    if earlier.registry != str(destination):
+        raise UsageError(
+            f"`{path}` is the receipt of a load into `{earlier.registry}`; this load goes to `{destination}`",
+            hint="name another file with `--receipt FILE`; without it each destination has its own",
+        )
+    return earlier
 
 
-def _push(transfer: Transfer, shipments: Sequence[Shipment]) -> CopyReport:
+@contextmanager
+def _naming_the_rest(transfer: Transfer, shipments: Sequence[Shipment]) -> Iterator[None]:
+    """Add to an error of the registry what is not there yet."""
     try:
-        return transfer.send(shipments)
+        yield
     except RegistryError as error:
         unfinished = transfer.unfinished(shipments)
         optional = {item.name for item in shipments if item.optional}
@@ -232,5 +277,5 @@ def _wanted_tags(
         sink = sinks(item.repository)
         tag = place.tag if place is not None else tags.get(item.descriptor.digest)
         if tag is not None:
-            wanted.append(WantedTag(f"{sink}:{tag}", sink, tag, item.closure.top))
+            wanted.append(WantedTag(f"{sink}:{tag}", sink, tag, item.closure.top, item.optional))
     return wanted

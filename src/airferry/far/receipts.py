@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import airferry
 from airferry.bundle.receipt import (
+    RECEIPT_STEM,
     LeftOut,
     Receipt,
     ReceiptAsset,
@@ -20,11 +21,36 @@ from airferry.far.relocate import Destination
 from airferry.far.shipments import is_artifact, part_skipped, place_images, plan_shipments
 from airferry.far.tags import TagMove
 from airferry.host import clock
+from airferry.host.canonical import inputs_digest
 from airferry.oci.closure import RefusedShipment, Shipment
+from airferry.oci.digest import digest_hex
 from airferry.oci.reference import Reference
 from airferry.wording import printable
 
 MAX_REASON = 2000
+ROOT_DIGITS = 16  # as in the tag `bundle-…`
+MAX_PLACE_CHARACTERS = 160  # a file name has 255
+# neither is in a host, a path or a port, so that no two destinations give one name; no shell and no file system minds
+_IN_FILE_NAME = str.maketrans({":": "_", "/": "+", "[": "=", "]": "="})
+
+
+def receipt_name(destination: Destination, root: str) -> str:
+    """Return the file name of a load's receipt: registry, prefix and root, and a mark of how names change, if any.
+
+    Loads into two destinations, or of two bundles, never give the same name.
+    """
+    place = str(destination).translate(_IN_FILE_NAME)
+    if len(place) > MAX_PLACE_CHARACTERS:
+        place = place[:MAX_PLACE_CHARACTERS] + "~" + _short(inputs_digest({"to": str(destination)}))
+    marks = [RECEIPT_STEM, place, _short(root)]
+    if destination.maps or destination.flatten:
+        # other names are other tags, whose values from before are in their own receipt
+        marks.append(_short(inputs_digest({"maps": dict(destination.maps), "flatten": destination.flatten}))[:8])
+    return "-".join(marks) + ".yaml"
+
+
+def _short(digest: str) -> str:
+    return digest_hex(digest)[:ROOT_DIGITS]
 
 
 def expected_receipt(bundle: Bundle, destination: Destination) -> Receipt:

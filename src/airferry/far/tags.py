@@ -1,31 +1,31 @@
 """Tags, the last thing that moves in a load: what they stood for before is noted first, so that they can go back.
 
-The journal lies next to the receipt, never in the bundle. A run that was killed while tags moved leaves it; the next
-run reads in it what the tags stood for before the first one.
+What a run noted that was killed while tags moved, the next one reads: it says what they stood for before the first one.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from airferry.bundle.receipt import Receipt, ReceiptTag, read_receipt
+from airferry.bundle.receipt import Receipt, ReceiptTag, locate_receipt, read_receipt
 from airferry.errors import RegistryError
-from airferry.events import Emit, Notice, silent
+from airferry.events import Emit, Notice, Warned, silent
+from airferry.far.destinations import DestinationRecords, hold_destination
 from airferry.host import files
-from airferry.host.parsing import Malformed, parse_json
 from airferry.host.threads import parallel_map
 from airferry.oci.ports import Stored
 from airferry.oci.reference import parse_reference
 from airferry.registry.client import ClientOptions, RegistryClient
+from airferry.registry.retry import RetryPolicy
 from airferry.registry.sink import RegistrySink
-from airferry.wording import counted
+from airferry.wording import counted, some_of
 
 NOT_REMOVABLE = "it is new, and the registry cannot delete tags"
-MAX_TAG_JOURNAL_BYTES = 64 * 1024 * 1024
+# a registry behind a cache may show for a moment what a tag stood for before
+LOOKS_AFTERWARDS = 3
+SHOWN_TAGS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,23 +58,24 @@ class WantedTag:
     sink: RegistrySink
     tag: str
     stored: Stored
+    optional: bool = False
 
 
-def journal_path(receipt_path: Path) -> Path:
-    """Return where the journal of tags lies while they move."""
-    return receipt_path.with_name(receipt_path.name + ".pending")
-
-
-def plan_tags(wanted: Iterable[WantedTag], receipt_path: Path, *, root: str, jobs: int) -> list[TagMove]:
+def plan_tags(wanted: Iterable[WantedTag], known: Mapping[str, str | None], *, jobs: int) -> list[TagMove]:
     """Ask the registry what each tag stands for, and return what has to move, in the order given.
 
-    What a tag stood for before comes from the journal or the receipt of an earlier run of the same load, if the tag
-    stands now for what that run set.
+    `known` is what tags stood for before an earlier run of the same load; it counts where a tag stands for what that
+    run set.
     """
-    known = {**_from_receipt(receipt_path, root), **_from_journal(journal_path(receipt_path), root)}
 
     def ask(item: WantedTag) -> TagMove:
-        current = item.sink.source.find(item.tag)
+        try:
+            current = item.sink.source.find(item.tag)
+        except RegistryError as error:
+            # whether the registry takes an optional one is found out by sending it
+            if not item.optional or not item.sink.refuses(error):
+                raise
+            current = None
         digest = item.stored.descriptor.digest
         previous = known[item.reference] if current == digest and item.reference in known else current
         return TagMove(item.reference, item.sink.repository, item.tag, item.stored, current, previous)
@@ -82,32 +83,96 @@ def plan_tags(wanted: Iterable[WantedTag], receipt_path: Path, *, root: str, job
     return parallel_map(ask, list(wanted), jobs=jobs)
 
 
-def move_tags(moves: Iterable[TagMove], sinks: Callable[[str], RegistrySink], receipt_path: Path, *, root: str) -> int:
-    """Note what the tags stood for, durably, then move those that need it; return how many moved.
+def move_tags(
+    moves: Iterable[TagMove], sinks: Callable[[str], RegistrySink], records: DestinationRecords, *, root: str
+) -> dict[str, str | None]:
+    """Note what the tags stand for, durably, then move those that need it, but none that others moved meanwhile.
+
+    Returns those, with what they stand for now.
 
     Raises:
         RegistryError: a tag cannot be set; the message says how many are left. A rerun goes on.
     """
     todo = [move for move in moves if move.needed]
-    if not todo:
-        return 0
-    document = {"root": root, "tags": {move.reference: move.previous for move in moves}}
-    files.write_bytes(journal_path(receipt_path), json.dumps(document, indent=1, sort_keys=True).encode())
+    taken: dict[str, str | None] = {}
+    if todo:
+        # only what is known here: values that came with a receipt never enter the records
+        records.keep_tags(root, {move.reference: move.current for move in todo})
     for number, move in enumerate(todo):
+        sink = sinks(move.repository)
         try:
-            sinks(move.repository).put_manifest(move.stored, reference=move.tag)
+            now = sink.source.find(move.tag)
+            if now not in (move.current, move.digest):
+                taken[move.reference] = now
+                continue
+            sink.put_manifest(move.stored, reference=move.tag)
         except RegistryError as error:
             raise error.reworded(
-                f"{error.message}; {number} of {len(todo)} tags were moved",
+                f"{error.message}; {number - len(taken)} of {len(todo)} tags were moved",
                 hint="rerun the same load: it moves the remaining tags",
             ) from error
         files.boundary(f"tag {move.reference}")
-    return len(todo)
+    return taken
 
 
-def forget_journal(receipt_path: Path) -> None:
-    """Remove the journal of tags, once the receipt holds what it held. Idempotent."""
-    journal_path(receipt_path).unlink(missing_ok=True)
+def moved_by_others(
+    moves: Sequence[TagMove], sinks: Callable[[str], RegistrySink], *, jobs: int, retry: RetryPolicy
+) -> dict[str, str | None]:
+    """Read tags again that a load has set, and return those that stand for something else now, and for what."""
+
+    def look(move: TagMove) -> str | None:
+        source = sinks(move.repository).source
+        found = source.find(move.tag)
+        for attempt in range(LOOKS_AFTERWARDS - 1):
+            if found == move.digest:
+                break
+            retry.pause(attempt)
+            found = source.find(move.tag)
+        return found
+
+    found = parallel_map(look, moves, jobs=jobs)
+    return {move.reference: now for move, now in zip(moves, found, strict=True) if now != move.digest}
+
+
+def expect_own_tags(taken: Mapping[str, str | None], receipt_path: Path) -> None:
+    """Raise that others moved tags while a load set them, if they did.
+
+    Raises:
+        RegistryError: they did; `tags` of the error says what each stands for now.
+    """
+    if not taken:
+        return
+    shown = [f"`{name}` {f'now stands for `{now}`' if now else 'was removed'}" for name, now in sorted(taken.items())]
+    raise RegistryError(
+        f"another client moved {counted(len(taken), 'tag')} while this load set them: {some_of(shown, SHOWN_TAGS)}",
+        hint="agree on who sets these tags, then rerun this load to set them, or load under another prefix; the images "
+        f"are there, and `{receipt_path}` pins them by digest",
+        tags=dict(taken),
+    )
+
+
+def tags_in_receipt(receipt: Receipt | None, *, destination: str, root: str) -> dict[str, str | None]:
+    """Return what tags stood for before a load, as an earlier receipt of the same load says."""
+    if receipt is None or (receipt.registry, receipt.bundle_root) != (destination, root):
+        return {}
+    return {tag.reference: tag.previous_digest for tag in receipt.tags}
+
+
+def say_where_from(moves: Iterable[TagMove], own: Mapping[str, str | None], receipt_path: Path, emit: Emit) -> None:
+    """Name the tags whose previous value only a receipt has: who can write there may have put it there."""
+    foreign = [
+        f"`{move.reference}` → {f'`{move.previous}`' if move.previous else 'absent'}"
+        for move in moves
+        if not move.needed and move.previous != move.current and move.reference not in own
+    ]
+    if foreign:
+        emit(
+            Warned(
+                f"what {counted(len(foreign), 'tag')} stood for before is taken from the earlier receipt "
+                f"`{receipt_path}`, as this user has no record of it: {some_of(foreign, SHOWN_TAGS)}",
+                hint="compare them before you use `--rollback`, if others can write to that folder",
+            )
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,21 +183,33 @@ class RollbackResult:
     removed: tuple[str, ...]
 
 
-def rollback(receipt_path: Path, *, options: ClientOptions | None = None, emit: Emit = silent) -> RollbackResult:
+def rollback(
+    receipt_path: Path,
+    *,
+    to: str | None = None,
+    root: str | None = None,
+    options: ClientOptions | None = None,
+    emit: Emit = silent,
+) -> RollbackResult:
     """Put the tags of a load back as they were. Images and blobs stay. Idempotent.
 
-    A tag that something else has moved since is left alone. All tags are tried before anything is raised.
+    A folder stands for the receipt in it; among several, `to` and `root` choose the load that it is of. A tag that
+    something else has moved since is left alone. All tags are tried before anything is raised.
 
     Raises:
-        HostError: the receipt cannot be read.
+        UsageError: several receipts lie in the folder.
+        HostError: there is no receipt, it cannot be read, or a load into the same destination is under way.
         IntegrityError: it is not a receipt.
         RegistryError: tags are not as they were before the load; `left` of the error says which, and why.
     """
-    receipt = read_receipt(receipt_path)
+    receipt = read_receipt(locate_receipt(receipt_path, registry=to, root=root))
     restored: list[str] = []
     removed: list[str] = []
     left: dict[str, str] = {}
-    with RegistryClient(parse_reference(f"{receipt.registry}/x").registry, options=options, emit=emit) as client:
+    with (
+        hold_destination(receipt.registry, purpose=f"roll back `{receipt.registry}`") as records,
+        RegistryClient(parse_reference(f"{receipt.registry}/x").registry, options=options, emit=emit) as client,
+    ):
         for moved in receipt.tags:
             try:
                 reason = _restore(client, moved, restored, removed)
@@ -142,6 +219,7 @@ def rollback(receipt_path: Path, *, options: ClientOptions | None = None, emit: 
                 left[moved.reference] = reason
             else:
                 emit(Notice(f"`{moved.reference}` already has its value from before the load"))
+        records.forget_tags(receipt.bundle_root, {tag.reference for tag in receipt.tags} - left.keys())
     if left:
         raise RegistryError(
             "not all tags are back to their state before the load: "
@@ -180,23 +258,3 @@ def _restore(client: RegistryClient, moved: ReceiptTag, restored: list[str], rem
     sink.put_manifest(before, reference=reference.tag)
     restored.append(moved.reference)
     return ""
-
-
-def _from_receipt(path: Path, root: str) -> dict[str, str | None]:
-    receipt: Receipt | None = None
-    if path.is_file():
-        receipt = read_receipt(path)
-    if receipt is None or receipt.bundle_root != root:
-        return {}
-    return {moved.reference: moved.previous_digest for moved in receipt.tags}
-
-
-def _from_journal(path: Path, root: str) -> dict[str, str | None]:
-    if not path.is_file():
-        return {}
-    with suppress(Malformed):
-        document = parse_json(files.read_bounded(path, limit_bytes=MAX_TAG_JOURNAL_BYTES))
-        if isinstance(document, dict) and document.get("root") == root and isinstance(document.get("tags"), dict):
-            tags: dict[str, str | None] = document["tags"]
-            return tags
-    return {}

@@ -77,6 +77,11 @@ def is_file(path: Path) -> bool:
     return os.path.isfile(path)  # noqa: PTH113
 
 
+def is_folder(path: Path) -> bool:
+    """Tell whether a path is a folder that can be looked at; none is where no folder can be."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
 def resolved(path: Path) -> Path:
     """Return a path absolute and without links.
 
@@ -356,10 +361,10 @@ def scratch_directory(parent: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def exclusive_lock(path: Path, *, purpose: str) -> Iterator[None]:
+def exclusive_lock(path: Path, *, purpose: str, elsewhere: bool = True) -> Iterator[None]:
     """Hold an advisory lock on a file, which is created and stays, for the length of the block.
 
-    The kernel frees it when the process dies, however it dies.
+    The kernel frees it when the process dies, however it dies. `elsewhere` says that another folder would do as well.
 
     Raises:
         HostError: another process holds it.
@@ -375,7 +380,7 @@ def exclusive_lock(path: Path, *, purpose: str) -> Iterator[None]:
         except BlockingIOError as error:
             raise HostError(
                 f"another airferry process is running here: `{path}` is locked",
-                hint=f"wait until it finishes, or use another folder to {purpose}",
+                hint=f"wait until it finishes, {'or use another folder to' if elsewhere else 'then'} {purpose}",
                 path=str(path),
             ) from error
         yield

@@ -10,10 +10,10 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from airferry.assets.unpack import TreeUnpacker
@@ -33,6 +33,7 @@ from airferry.host.parsing import Malformed, parse_json
 from airferry.host.threads import parallel_map
 from airferry.oci.codecs import inflate
 from airferry.oci.documents import Descriptor
+from airferry.oci.litter import is_litter
 from airferry.oci.ports import Source, blocks
 from airferry.oci.streams import BlockReader
 from airferry.oci.tar import TarEntry, TarReader
@@ -109,7 +110,7 @@ def holds_catalogue(folder: Path, digest: str) -> bool:
     if folder.is_symlink() or not folder.is_dir():
         return False
     known = _mark(folder / CATALOGUE_MARK)
-    return known is not None and known["digest"] == digest and dict(_states(folder)) == known["files"]
+    return known is not None and known["digest"] == digest and _states_now(folder, known["files"]) == known["files"]
 
 
 def unpack_catalogue(source: Source, descriptor: Descriptor, root: Path, *, scratch: Path) -> int:
@@ -214,7 +215,7 @@ def _mark(path: Path) -> dict[str, Any] | None:
 
 
 def _expect_unchanged(folder: Path, known: dict[str, str]) -> None:
-    now = dict(_states(folder))
+    now = _states_now(folder, known)
     changed = sorted({path for path, state in {*now.items()} ^ {*known.items()}})
     if changed:
         shown = some_of([f"`{path}`" for path in changed], 3)
@@ -222,6 +223,11 @@ def _expect_unchanged(folder: Path, known: dict[str, str]) -> None:
             f"`{folder}` was changed since airferry extracted it: {shown}",
             hint="name another folder, or use this one with `--source`",
         )
+
+
+def _states_now(folder: Path, known: Collection[str]) -> dict[str, str]:
+    """Return what an extracted catalogue holds, but for the litter that came to it since."""
+    return {path: state for path, state in _states(folder) if path in known or not is_litter(PurePosixPath(path))}
 
 
 def _states(root: Path) -> Iterator[tuple[str, str]]:

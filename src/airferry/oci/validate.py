@@ -31,6 +31,7 @@ from airferry.oci.documents import (
 )
 from airferry.oci.layers import KINDS
 from airferry.oci.layout import INDEX_FILE, LAYOUT_FILE, LayoutStore
+from airferry.oci.litter import entry_litter_source, litter_text
 from airferry.oci.platform import Platform
 from airferry.oci.ports import Source, blocks
 from airferry.oci.streams import verifying
@@ -382,6 +383,7 @@ class LayoutCheck:
     blobs: int
     size_bytes: int
     findings: tuple[Defect, ...]
+    litter: tuple[str, ...] = ()
 
 
 def validate_layout(store: LayoutStore, index: Index, *, jobs: int | None = None, emit: Emit = silent) -> LayoutCheck:
@@ -404,7 +406,7 @@ def validate_layout(store: LayoutStore, index: Index, *, jobs: int | None = None
             named.add(name)
     size_bytes = inspector.check_blobs(jobs=jobs, emit=emit)
     report_unnamed(store.stored_digests(), inspector.wanted.keys(), inspector.report)
-    report_strays(store.path, inspector.report)
+    litter = report_strays(store.path, inspector.report)
     tops = {entry.digest for entry in index.manifests}
     return LayoutCheck(
         images=len(tops - inspector.artifacts),
@@ -412,23 +414,40 @@ def validate_layout(store: LayoutStore, index: Index, *, jobs: int | None = None
         blobs=len(inspector.wanted),
         size_bytes=size_bytes,
         findings=tuple(inspector.findings),
+        litter=litter,
     )
 
 
-def report_strays(layout: Path, report: ReportDefect) -> None:
-    """Report what lies in a layout besides index.json, oci-layout and regular files named by digests."""
+def report_strays(layout: Path, report: ReportDefect) -> tuple[str, ...]:
+    """Report what lies in a layout besides index.json, oci-layout and regular files named by digests.
+
+    What a desktop, a file system or another tool is known to leave is not a defect: it is returned, a line each, with
+    the command that removes it.
+    """
+    litter: list[str] = []
+
+    def is_litter(folder: str, entry: os.DirEntry[str]) -> bool:
+        source = entry_litter_source(entry, in_layout=not folder)
+        if source is not None and len(litter) < MAX_FINDINGS:
+            is_folder = entry.is_dir(follow_symlinks=False)
+            litter.append(litter_text(str(Path(folder) / entry.name), entry.path, source, is_folder=is_folder))
+        return source is not None
+
     known = {"": {LAYOUT_FILE, INDEX_FILE, "blobs"}, "blobs": {"sha256"}}
     for folder, names in known.items():
         with os.scandir(layout / folder) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
-                if entry.name not in names:
+                if entry.name not in names and not is_litter(folder, entry):
                     report(f"file `{Path(folder) / entry.name}`", "nothing refers to it", None)
     with os.scandir(layout / "blobs" / "sha256") as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
+            if is_litter("blobs/sha256", entry):
+                continue
             if not entry.is_file(follow_symlinks=False):
                 report(f"file `blobs/sha256/{entry.name}`", "is not a regular file", None)
             elif len(entry.name) != 64 or not set(entry.name) <= set("0123456789abcdef"):
                 report(f"file `blobs/sha256/{entry.name}`", "nothing refers to it", None)
+    return tuple(litter)
 
 
 def report_unnamed(stored: Iterable[str], wanted: Collection[str], report: ReportDefect) -> None:

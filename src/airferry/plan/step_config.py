@@ -22,10 +22,13 @@ from airferry.config.fields import parse_overlay
 from airferry.errors import ConfigurationError
 from airferry.host import files
 from airferry.plan.catalogue import real_path
+from airferry.plan.interpolations import MAX_INTERPOLATIONS, TooMuchExpandedError, count_interpolations
 from airferry.plan.models import ConfigText, Overlay
 
 MISSING = "???"
 MAX_CHAIN = 200
+# of a config with all that it inherits; OmegaConf takes a tenth of a millisecond for each, several times over
+MAX_STEP_VALUES = 20_000
 IMAGE_KEY: KeyPath = ("run", "env", "container_image")
 CLASH_HINT = "give them different targets, or remove one"
 _PLAIN = re.compile(r"[^$]*(\$\{[^{}$]*\}[^$]*)+")
@@ -86,7 +89,27 @@ class StepConfigReader:
         Raises:
             ConfigurationError: a file is missing, no YAML or inherits itself.
         """
-        return self._chain(real_path(path), (), [0])
+        chain = self._chain(real_path(path), (), [0])
+        if sum(len(document.lines) for document in chain) > MAX_STEP_VALUES:
+            raise chain[-1].error(
+                (),
+                f"the config has more than {MAX_STEP_VALUES} keys and values, with what it inherits, the limit",
+                hint="keep data in separate files, and refer to them by path",
+            )
+        left = MAX_INTERPOLATIONS
+        for document in chain:
+            for key, text in strings(document.value):
+                try:
+                    left -= count_interpolations(text, key)
+                except TooMuchExpandedError as error:
+                    raise document.error(error.key, str(error), hint="write out what it refers to") from error
+                if left < 0:
+                    raise document.error(
+                        key,
+                        f"more than {MAX_INTERPOLATIONS} interpolations in the config and what it inherits, the limit",
+                        hint="write out what they refer to",
+                    )
+        return chain
 
     def bases(self, path: Path) -> list[ConfigBase]:
         """Return what a config inherits from directly, in its order.

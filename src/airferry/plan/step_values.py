@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from airferry.config.document import KeyPath, YamlDocument, format_key
 from airferry.errors import ConfigurationError
+from airferry.plan.interpolations import TooMuchExpandedError, count_interpolations, expect_bounded
 from airferry.plan.step_config import MISSING, StepConfigReader
 
 _CUSTOM = {"oc.env": "airferry.env", "auto_mount": "airferry.mount", "art": "airferry.artifact"}
@@ -124,8 +125,11 @@ def read_step_values(reader: StepConfigReader, path: Path, *, environment: Mappi
             _register()
             parts = [_without_defaults(document.value) for document in documents]
             raw: Any = OmegaConf.to_container(OmegaConf.merge(*map(OmegaConf.create, parts)), resolve=False)
+            expect_bounded(raw)
             readable = OmegaConf.merge(*[OmegaConf.create(_redirected(part)) for part in parts])
             values = tuple(_leaf(key, text, readable, documents) for key, text in _leaves(raw, ()))
+    except TooMuchExpandedError as error:
+        raise documents[-1].error(error.key, str(error), hint="write out what it refers to") from error
     except OmegaConfBaseException as error:
         raise ConfigurationError(
             f"{path}: OmegaConf cannot read it: {_first_line(error)}",
@@ -148,7 +152,8 @@ def resolve_texts(texts: Mapping[str, Any], *, environment: Mapping[str, str]) -
             _register()
             for name, text in texts.items():
                 result[str(name)] = str(text)
-                with suppress(OmegaConfBaseException):
+                with suppress(OmegaConfBaseException, TooMuchExpandedError):
+                    count_interpolations(str(text), ())
                     result[str(name)] = str(OmegaConf.create({"value": _redirected(text)})["value"])
     finally:
         _environment.reset(token)

@@ -21,13 +21,15 @@ from airferry.oci.ports import Action, BlobOffer, OpenStream, Sink, Stored, bloc
 from airferry.oci.streams import verifying
 from airferry.registry.auth import repository_scope
 from airferry.registry.client import RegistryClient
-from airferry.registry.connections import Request
+from airferry.registry.connections import Answer, Request
 from airferry.registry.failures import NoReferrers, NotFound, following_url, one_line
 from airferry.registry.source import RegistrySource, referrers_tag
 from airferry.registry.uploads import Uploader
 
 SPOOL_IN_MEMORY_BYTES = 8 * 1024 * 1024
 ABSENT_IN_A_ROW = 4
+# less than for what mostly passes: an error of this kind is to be known within seconds
+MANIFEST_ATTEMPTS = 4
 # how registries refuse for good what others take: a media type (400, 415), a repository that they do not make by
 # themselves (401, 403, 404), a tag that must not move (409), a size (413)
 REFUSALS = frozenset({400, 401, 403, 404, 405, 406, 409, 413, 415, 422, 501})
@@ -231,16 +233,11 @@ class RegistrySink(Sink):
         descriptor = stored.descriptor
         if digest_of(stored.data) != descriptor.digest:
             raise IntegrityError(f"these bytes are not manifest `{descriptor.digest}`", digest=descriptor.digest)
-        response = self.client.request(
-            Request(
-                "PUT",
-                f"{self.repository}/manifests/{reference or descriptor.digest}",
-                what=f"store manifest `{descriptor.digest}` in `{self}`" + (f" as `{reference}`" if reference else ""),
-                scopes=self._scopes,
-                headers={"Content-Type": descriptor.media_type},
-                body=stored.data,
-            ),
-            expected=(200, 201, 202),
+        response = self._put(
+            reference or descriptor.digest,
+            stored.data,
+            media_type=descriptor.media_type,
+            what=f"store manifest `{descriptor.digest}` in `{self}`" + (f" as `{reference}`" if reference else ""),
         )
         stated = response.headers.get("Docker-Content-Digest", descriptor.digest)
         if stated != descriptor.digest:
@@ -309,25 +306,55 @@ class RegistrySink(Sink):
             return self.source.find(reference) is None
         return response.status_code < 300
 
+    def _put(self, reference: str, data: bytes, *, media_type: str, what: str) -> Answer:
+        """Send a manifest whose bytes are known to be right, again if the registry says 400 and means lost content.
+
+        docker-registry 2.8 answers `DIGEST_INVALID` while another client sends it the same content: it writes the links
+        to that in place, and reads one that is still empty.
+        """
+        request = Request(
+            "PUT",
+            f"{self.repository}/manifests/{reference}",
+            what=what,
+            scopes=self._scopes,
+            headers={"Content-Type": media_type},
+            body=data,
+        )
+        retry = self.client.options.retry
+        last = min(retry.attempts, MANIFEST_ATTEMPTS) - 1
+        for attempt in range(last):
+            try:
+                return self.client.request(request, expected=(200, 201, 202))
+            except RegistryError as error:
+                if error.status != 400 or not (error.code or "").startswith(LOSSES):
+                    raise
+            retry.pause(attempt)
+        return self.client.request(request, expected=(200, 201, 202))
+
     def _tag_referrer(self, stored: Stored, subject: str) -> None:
-        """Enter a referrer in the index that the subject's tag stands for, once."""
+        """Enter a referrer in the index that the subject's tag stands for, once.
+
+        Others may write the same tag at the same time, and the last one wins: what they wrote over is entered again.
+
+        Raises:
+            RegistryError: the registry refuses, or (`NoReferrers`) does not store the list.
+        """
         entry = listed_referrer(stored)
-        with self._referrers_lock:
-            known = self.source.tagged_referrers(subject) or []
-            if any(old.digest == entry.digest for old in known):
+        retry = self.client.options.retry
+        for attempt in range(min(retry.attempts, MANIFEST_ATTEMPTS)):
+            if attempt:
+                retry.pause(attempt - 1)
+            with self._referrers_lock:
+                known = self.source.tagged_referrers(subject) or []
+                if any(old.digest == entry.digest for old in known):
+                    return
+                entries = sorted([*known, entry], key=lambda one: one.digest)
+                data = canonical_json(Index(schema_version=2, media_type=IMAGE_INDEX, manifests=entries))
+                what = f"list a referrer of `{subject}` in `{self}`"
+                self._put(referrers_tag(subject), data, media_type=IMAGE_INDEX, what=what)
+            if any(old.digest == entry.digest for old in self.source.tagged_referrers(subject) or []):
                 return
-            entries = sorted([*known, entry], key=lambda one: one.digest)
-            data = canonical_json(Index(schema_version=2, media_type=IMAGE_INDEX, manifests=entries))
-            self.client.request(
-                Request(
-                    "PUT",
-                    f"{self.repository}/manifests/{referrers_tag(subject)}",
-                    what=f"list a referrer of `{subject}` in `{self}`",
-                    scopes=self._scopes,
-                    headers={"Content-Type": IMAGE_INDEX},
-                    body=data,
-                ),
-                expected=(200, 201, 202),
-            )
-        if all(old.digest != entry.digest for old in self.source.tagged_referrers(subject) or []):
-            raise NoReferrers(f"`{self}` did not store the list of referrers of `{subject}`")
+        raise NoReferrers(
+            f"`{self}` did not store the list of referrers of `{subject}`",
+            hint="if another client pushes referrers there, rerun when it has finished",
+        )

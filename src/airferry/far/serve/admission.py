@@ -21,6 +21,9 @@ RESERVED_DESCRIPTORS = 128
 MOST_CLOSING = 32
 # a client that is answered has two descriptors here: its connection and the blob
 DESCRIPTORS_PER_CLIENT = 2
+# what the kernel holds for a client that has not taken what was sent before; its own limit is 4 MiB, so that 1000 slow
+# readers took 1.8 GiB of its memory for TCP, from where on it slows down all connections
+UNSENT_BYTES = 128 * 1024
 # an IPv6 client may use all of its network's addresses
 IPV6_PREFIX = 64
 
@@ -190,6 +193,8 @@ class AdmittingSocket(socket.socket):
     def __init__(self, listening: socket.socket) -> None:
         """Take over a socket that listens."""
         super().__init__(fileno=listening.detach())
+        # connections inherit it
+        self.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
         self.admission = Admission(ClientLimits(), lambda _text: None)
 
     def accept(self) -> tuple[socket.socket, Any]:

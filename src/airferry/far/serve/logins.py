@@ -33,6 +33,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from airferry.errors import ConfigurationError
 from airferry.far.serve.admission import client_address
 from airferry.far.serve.answers import error_answer
+from airferry.far.serve.protocol import REFUSED
 from airferry.host import files
 from airferry.host.threads import usable_cores
 
@@ -140,13 +141,23 @@ class LoginLimits:
     """How often a client may fail.
 
     After `failures` for one user from one address within `window_s`, that user gets 429 from there until the time is
-    over. `waiting` checks of an address wait at a time, and a refusal is sent `refusal_s` after its request came.
+    over. `waiting` checks of an address wait at a time. The 401 is sent `wrong_s` after its request came, and the 429
+    `blocked_s`: a client that goes on on many connections costs little then.
     """
 
     failures: int = 5
     window_s: float = 60
     waiting: int = 16
-    refusal_s: float = 1
+    wrong_s: float = 1
+    blocked_s: float = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An answer, and how many seconds after its request it is sent."""
+
+    response: Response
+    after_s: float
 
 
 class Failures:
@@ -209,44 +220,45 @@ class Logins:
         """Give up checks that wait for a thread. Idempotent."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def refusal(self, header: str | None, host: str) -> Response | None:
-        """Return the answer for a request that is not let in; None for one that is."""
+    async def refusal(self, header: str | None, host: str) -> Refusal | None:
+        """Return what a request is answered that is not let in; None for one that is."""
         credentials = parse_basic(header) if header is not None else None
         if credentials is None:
-            return _unauthorized()
+            return Refusal(_unauthorized(), 0)
         if self._passwords.remembers(credentials):
             return None
-        ready = asyncio.create_task(asyncio.sleep(self._limits.refusal_s))
-        response = await self._decide(credentials, client_address(host))
-        if response is None:
-            ready.cancel()
-        else:
-            await ready
-        return response
-
-    async def _decide(self, credentials: Credentials, address: str) -> Response | None:
+        address = client_address(host)
         key = (address, self._passwords.mark(credentials.user))
         attempt = (*key, self._passwords.mark(credentials.password))
         # clients open several connections at once: what all of them try is checked and counted once
-        if (task := self._running.get(attempt)) is None:
-            if (blocked_s := self._failures.blocked_s(key)) > 0:
-                return _too_many("too many failed logins of this user from this address", blocked_s)
-            if self._waiting[address] >= self._limits.waiting:
-                return _too_many("too many logins from this address wait for their check", 1)
-            last = self._failures.add(key)
-            self._waiting[address] += 1
-            task = self._running[attempt] = asyncio.create_task(self._check(credentials, address))
-            task.add_done_callback(lambda _task: self._settle(attempt))
-            if not await asyncio.shield(task):
-                if last:
-                    self._complain(
-                        f"{self._limits.failures} failed logins of one user from `{address}`: refused there for "
-                        f"{self._limits.window_s:.0f} s"
-                    )
-                return _unauthorized()
+        if (task := self._running.get(attempt)) is not None:
+            return None if await asyncio.shield(task) else self._wrong()
+        if (blocked_s := self._failures.blocked_s(key)) > 0:
+            return self._too_many("too many failed logins of this user from this address", blocked_s)
+        if self._waiting[address] >= self._limits.waiting:
+            return self._too_many("too many logins from this address wait for their check", 1)
+        last = self._failures.add(key)
+        self._waiting[address] += 1
+        task = self._running[attempt] = asyncio.create_task(self._check(credentials, address))
+        task.add_done_callback(lambda _task: self._settle(attempt))
+        if await asyncio.shield(task):
             self._failures.forget(key)
             return None
-        return None if await asyncio.shield(task) else _unauthorized()
+        if last:
+            self._complain(
+                f"{self._limits.failures} failed logins of one user from `{address}`: refused there for "
+                f"{self._limits.window_s:.0f} s"
+            )
+        return self._wrong()
+
+    def _wrong(self) -> Refusal:
+        return Refusal(_unauthorized(), self._limits.wrong_s)
+
+    def _too_many(self, message: str, seconds: float) -> Refusal:
+        after = math.ceil(seconds)
+        headers = {"Retry-After": str(after)}
+        response = error_answer(429, "TOOMANYREQUESTS", f"{message}: try again in {after} s", headers=headers)
+        return Refusal(response, self._limits.blocked_s)
 
     async def _check(self, credentials: Credentials, address: str) -> bool:
         turn = self._turns.setdefault(address, asyncio.Lock())
@@ -271,10 +283,20 @@ class Guard:
         self._logins = logins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer 401 or 429, or what the application answers."""
+        """Answer 401 or 429 when it is time to, or what the application answers."""
+        started_s = time.monotonic()
         host = str((scope.get("client") or ("unknown",))[0])
-        response = await self._logins.refusal(Headers(scope=scope).get("authorization"), host)
-        await (response or self._app)(scope, receive, send)
+        refusal = await self._logins.refusal(Headers(scope=scope).get("authorization"), host)
+        if refusal is None:
+            await self._app(scope, receive, send)
+            return
+        left_s = started_s + refusal.after_s - time.monotonic()
+        if left_s > 0:
+            # a connection that is kept waiting keeps no one else out
+            if REFUSED in scope.get("extensions", {}):
+                await send({"type": REFUSED})
+            await asyncio.sleep(left_s)
+        await refusal.response(scope, receive, send)
 
 
 def _step_back() -> None:
@@ -286,10 +308,3 @@ def _step_back() -> None:
 def _unauthorized() -> Response:
     challenge = {"WWW-Authenticate": 'Basic realm="airferry"'}
     return error_answer(401, "UNAUTHORIZED", "authentication required", headers=challenge)
-
-
-def _too_many(message: str, seconds: float) -> Response:
-    after = math.ceil(seconds)
-    return error_answer(
-        429, "TOOMANYREQUESTS", f"{message}: try again in {after} s", headers={"Retry-After": str(after)}
-    )

@@ -30,6 +30,8 @@ CLOSE_S = 5
 WRITE_BUFFER_BYTES = 64 * 1024
 # an extension and its message: `stream` is an open file, of which `count` bytes are sent from `offset`
 SENDFILE = "airferry.sendfile"
+# an extension and its message: the request is refused, later; until then its connection may make room for others
+REFUSED = "airferry.refused"
 
 
 class BrokenOff(ConnectionError):
@@ -120,6 +122,9 @@ class BoundedProtocol(H11Protocol):
                 # uvicorn drops what is sent to a client that has left, so that files would be read for nothing
                 if self.transport.is_closing():
                     raise BrokenOff("the client has left")
+                if message["type"] == REFUSED:
+                    self._admission.wait(self._peer)
+                    return
                 try:
                     async with asyncio.timeout(self._limits.stall_s):
                         if message["type"] == SENDFILE:
@@ -129,8 +134,8 @@ class BoundedProtocol(H11Protocol):
                 except TimeoutError as error:
                     raise BrokenOff("the client does not take what is sent") from error
 
-            if self._sends_files:
-                scope["extensions"] = {**scope.get("extensions", {}), SENDFILE: {}}
+            offered: dict[str, dict[str, Any]] = {SENDFILE: {}, REFUSED: {}} if self._sends_files else {REFUSED: {}}
+            scope["extensions"] = {**scope.get("extensions", {}), **offered}
             try:
                 await app(scope, receive, send_on)
             except BrokenOff:

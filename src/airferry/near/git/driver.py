@@ -14,7 +14,7 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from airferry.errors import BuildError, HostError
 from airferry.events import Emit, Warned, silent
@@ -380,8 +380,8 @@ def _settle(tree: Path, *, what: str) -> list[str]:
         mode = entry.lstat().st_mode
         if stat.S_ISLNK(mode):
             target = entry.readlink()
-            lexical = os.path.normpath(entry.parent.relative_to(tree) / target)
-            if target.is_absolute() or lexical.startswith("..") or not files.lies_within(entry, tree):
+            lexical = PurePosixPath(os.path.normpath(entry.parent.relative_to(tree) / target))
+            if target.is_absolute() or lexical.parts[:1] == ("..",) or _leads_out(entry, tree):
                 raise BuildError(
                     f"`{what}` holds the symlink `{entry.relative_to(tree)}`, which "
                     f"points outside the tree: `{target}`",
@@ -395,6 +395,14 @@ def _settle(tree: Path, *, what: str) -> list[str]:
                 pointers.append(entry.relative_to(tree).as_posix())
         os.utime(entry, (epoch_s, epoch_s), follow_symlinks=False)
     return sorted(pointers)
+
+
+def _leads_out(entry: Path, tree: Path) -> bool:
+    """Tell whether a link ends outside the tree. A circle ends nowhere, and each link on it is looked at for itself."""
+    try:
+        return not files.resolved(entry).is_relative_to(files.resolved(tree))
+    except HostError:
+        return False
 
 
 def _walk(path: Path) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from airferry.host.files import is_file, is_folder
 from airferry.plan.catalogue import Catalogue, StepFiles
 
 
@@ -68,12 +69,13 @@ def _files_below(folder: Path, parts: list[str]) -> tuple[tuple[Path, ...], bool
     for index, part in enumerate(parts):
         initial = folder / part / "__init__.py"
         plain = folder / f"{part}.py"
-        if initial.is_file():
+        # a name in code may be longer than one of a file
+        if is_file(initial):
             files.append(initial)
-        elif plain.is_file():
+        elif is_file(plain):
             files.append(plain)
             return tuple(files), index == len(parts) - 1
-        elif not (folder / part).is_dir():
+        elif not is_folder(folder / part):
             return tuple(files), False
         folder = folder / part
     return tuple(files), bool(files) or bool(parts)

@@ -151,7 +151,11 @@ def marker_holds(marker: Marker, environment: Mapping[str, str]) -> bool:
     Raises:
         ValueError: it compares what cannot be compared, or names a variable that there is not.
     """
-    return marker.evaluate({"extra": "", **environment})
+    try:
+        return marker.evaluate({"extra": "", **environment})
+    except KeyError as error:
+        # a variable that is not known, or an empty text where one stands
+        raise ValueError(f"nothing is known of {error}") from error
 
 
 def read_requirement(text: str) -> Requirement:
