@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
-from airferry.errors import AirferryError, IntegrityError
+from airferry.errors import AirferryError, IntegrityError, RegistryError
 from airferry.events import Emit, silent
 from airferry.host.progress import Meter
 from airferry.host.threads import parallel_map
@@ -27,7 +27,7 @@ from airferry.oci.closure import (
     read_referrers,
     subjects_first,
 )
-from airferry.oci.documents import Descriptor
+from airferry.oci.documents import FOREIGN_LAYERS, Descriptor, foreign_hint
 from airferry.oci.platform import Platform
 from airferry.oci.ports import Action, BlobOffer, Sink, Source, Stored
 from airferry.wording import some_of
@@ -283,6 +283,14 @@ class Transfer:
 
     def _place(self, blob: _Wanted, advance: Callable[[int], None]) -> None:
         """Bring one blob into all repositories that want it: one of them is sent it, the others take it over there."""
+        try:
+            self._place_everywhere(blob, advance)
+        except (IntegrityError, RegistryError) as error:
+            if blob.descriptor.media_type not in FOREIGN_LAYERS:
+                raise
+            raise error.reworded(error.message, hint=foreign_hint(blob.descriptor)) from error
+
+    def _place_everywhere(self, blob: _Wanted, advance: Callable[[int], None]) -> None:
         descriptor = blob.descriptor
         offer = BlobOffer(descriptor, self._source, advance=advance, link=self._options.link)
         if len(blob.repositories) == 1:

@@ -19,6 +19,7 @@ from airferry.errors import IntegrityError
 from airferry.host.parsing import MAX_JSON_VALUES, JsonPairs, Malformed, expect_few_values, parse_json_pairs
 from airferry.oci.digest import Digest, digest_of
 from airferry.oci.platform import Platform
+from airferry.wording import printable
 
 IMAGE_INDEX = "application/vnd.oci.image.index.v1+json"
 IMAGE_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -34,6 +35,15 @@ DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 DOCKER_LAYER_GZIP = "application/vnd.docker.image.rootfs.diff.tar.gzip"
 DOCKER_LAYER_TAR = "application/vnd.docker.image.rootfs.diff.tar"
+
+# layers that registries need not hold, as others give them out under `urls`: those of Windows, above all
+FOREIGN_LAYERS = {
+    "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip": LAYER_GZIP,
+    "application/vnd.docker.image.rootfs.foreign.diff.tar": LAYER_TAR,
+    "application/vnd.oci.image.layer.nondistributable.v1.tar": LAYER_TAR,
+    "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip": LAYER_GZIP,
+    "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd": LAYER_ZSTD,
+}
 
 INDEX_TYPES = (IMAGE_INDEX, DOCKER_MANIFEST_LIST)
 MANIFEST_TYPES = (IMAGE_MANIFEST, DOCKER_MANIFEST)
@@ -51,6 +61,8 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 MAX_IMAGE_CONFIG_BYTES = 16 * 1024 * 1024
 MAX_LAYERS = 1000
 MAX_INDEX_ENTRIES = 20_000
+# how many indexes may lie in each other below the first one
+MAX_NESTED = 4
 
 
 # RFC 6838 has fewer characters and parameters none; what matters is that a type is one header of HTTP, and shows
@@ -189,6 +201,16 @@ def parse_image_config(data: bytes, *, what: str = "the image config") -> ImageC
         IntegrityError: they are no image config.
     """
     return _parse(ImageConfig, data, what)
+
+
+def foreign_hint(descriptor: Descriptor) -> str:
+    """Return what to do about a foreign layer that is not to be had where its image is."""
+    urls = (descriptor.model_extra or {}).get("urls")
+    place = f", and {printable(str(urls[0]), most=200)} may have it" if isinstance(urls, list) and urls else ""
+    return (
+        f"`{descriptor.digest}` is a foreign layer, which registries need not hold{place}; airferry fetches no such "
+        "addresses: push the image once more with `--allow-nondistributable-artifacts` of docker or crane"
+    )
 
 
 # --- one JSON, one meaning -------------------------------------------------------------------------------------------
