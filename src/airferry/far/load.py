@@ -90,11 +90,12 @@ class LoadOutcome:
         groups = [group for group in self.manifest.execution_groups if group.repo_overlays]
         held = {name for group in groups for name in group.targets or group.steps}
         steps = self.receipt.steps
+        with_config = {target.partition(":")[0] for target in self.receipt.targets if ":" in target}
         commands = []
         for target in dict.fromkeys((*self.receipt.targets, *steps)):
             step, _, config = target.partition(":")
             image = steps.get(target) or steps.get(step)
-            if image is None or (not config and any(other.startswith(f"{step}:") for other in self.receipt.targets)):
+            if image is None or (not config and step in with_config):
                 continue
             named, overrides = config or "CONFIG", {"run.env.container_image": image}
             if held & {target, step}:
