@@ -295,7 +295,7 @@ class Engine:
             except process.ProcessFailed as failure:
                 self.storage.forget_isolation()
                 raise build_error(failure, what=what) from failure
-            return identity.read_text().strip().removeprefix("sha256:")
+            return identity.read_text(encoding="utf-8").strip().removeprefix("sha256:")
 
     def run(
         self,

@@ -40,8 +40,8 @@ IFREQ = "16sH14s"
 
 def process_mark(pid: int) -> tuple[int, str, str]:
     """Return a process's session, a mark that no other process ever has under the same number, and its state."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     return int(fields[3]), f"{boot} {fields[19]}", fields[0]
 
 
@@ -49,7 +49,7 @@ def note_session(folder: Path) -> None:
     """Leave this process's session and mark in a folder, and be terminated when the parent dies."""
     parent = os.getppid()
     session, mark, _ = process_mark(os.getpid())
-    (folder / str(session)).write_text(mark)
+    (folder / str(session)).write_text(mark, encoding="utf-8")
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         raise OSError("the parent has died")

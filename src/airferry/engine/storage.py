@@ -266,7 +266,7 @@ class Storage:
         return self.state / "isolation.json"
 
     def _isolation_conditions(self) -> list[str]:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         chosen = [os.environ.get(name, "") for name in ("BUILDAH_ISOLATION", "BUILDAH_RUNTIME")]
         return [boot, str(self.program.path), self.program.version_text, *chosen]
 
@@ -320,14 +320,14 @@ class Storage:
                 (root / name).mkdir(parents=True)
             shutil.copy(static, root / "probe")
             (root / "probe").chmod(0o755)
-            (folder / "Containerfile").write_text('FROM scratch\nCOPY . /\nRUN ["/probe", "-V"]\n')
+            (folder / "Containerfile").write_text('FROM scratch\nCOPY . /\nRUN ["/probe", "-V"]\n', encoding="utf-8")
             argv: list[str | Path] = ["build", *candidate.arguments, "--layers=false", "--quiet", "--pull=never"]
             argv += ["--file", folder / "Containerfile", "--iidfile", folder / "id", root]
             try:
                 self.invoke(argv, around=around)
             except process.ProcessFailed as failure:
                 return _said_last(failure.tail)
-            self.invoke(["rmi", "--force", (folder / "id").read_text().strip()], check=False)
+            self.invoke(["rmi", "--force", (folder / "id").read_text(encoding="utf-8").strip()], check=False)
             return None
 
     def choose_runtime(self) -> None:
@@ -387,7 +387,7 @@ class Storage:
         for kind in ("overlay", "vfs"):
             path = self.root / f"{kind}-containers" / "containers.json"
             if path.is_file():
-                for entry in parse_json(path.read_text() or "[]") or []:
+                for entry in parse_json(path.read_text(encoding="utf-8") or "[]") or []:
                     names.append(entry["id"])
         return names
 
@@ -446,7 +446,7 @@ def end_orphans(sessions: Path) -> None:
     """Terminate, and 10 s later kill, what is left of the sessions that `inside.guarded` noted; forget the notes."""
     if not sessions.is_dir():
         return
-    noted = {int(note.name): note.read_text() for note in sessions.iterdir() if note.name.isdecimal()}
+    noted = {int(note.name): note.read_text(encoding="utf-8") for note in sessions.iterdir() if note.name.isdecimal()}
     told: set[int] = set()
     deadline = clock.monotonic_s() + ORPHAN_GRACE_S
     while members := _members(noted):
