@@ -11,7 +11,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from airferry.host.installation import require_extra
+from airferry.host.installation import require_extra, require_utf8_names
 
 if TYPE_CHECKING:
     from airferry.assets.carried import unpack_asset, verify_asset
@@ -220,6 +220,7 @@ if not TYPE_CHECKING:
     def __getattr__(name: str) -> object:
         if name not in _HOME_OF:
             raise AttributeError(f"module `{__name__}` has no attribute `{name}`")
+        require_utf8_names()
         home = _HOME_OF[name]
         for prefix, extra in _EXTRAS.items():
             if home.startswith(prefix):

@@ -204,6 +204,26 @@ def test_code_in_a_container_reaches_no_process_and_no_file_of_the_host(
 
 
 @pytest.mark.usefixtures("bases")
+def test_an_engine_that_follows_links_of_an_image_finds_no_home(
+    engine: Engine, debian_base: DebianBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CVE-2024-1753, which Debian 12's Buildah has: a bind mount of a link to `/` is one of the host's root."""
+    home = tmp_path / "home"
+    (home / "context").mkdir(parents=True)
+    (home / "secret").touch()
+    (home / "context" / "file").touch()
+    monkeypatch.setenv("HOME", str(home))
+    text = (
+        "RUN ln -s / /link\nFROM ${BASE}\nCOPY file /\n"
+        f"RUN --mount=type=bind,from=0,source=/link,target=/mnt test ! -e /mnt{home}/secret\n"
+    )
+    build(engine, debian_base, home, text)
+    image = base_tag(debian_base.manifests[AMD64].digest)
+    options = ContainerOptions([Volume(home / "context", "/given")])
+    engine.run(image, ["test", "-e", "/given/file"], platform=AMD64, options=options)
+
+
+@pytest.mark.usefixtures("bases")
 def test_run_passes_volumes_environment_folder_input_and_exit_code(
     engine: Engine, debian_base: DebianBase, tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from airferry.engine import inside
+from airferry.engine.home import ENGINE_FILES
 from airferry.engine.program import Program
 from airferry.engine.storage import AS_ON_HOST, Isolation, StartConditions, Storage
 from airferry.errors import HostError
@@ -36,7 +37,8 @@ NO_NAMESPACES = 'Path("/proc/sys/user/max_pid_namespaces").write_text("0")'
 
 
 def command(verb: str, code: str, *arguments: str, before: str = "pass") -> list[str]:
-    apart = [sys.executable, "-I", "-S", inside.__file__, verb]
+    none = ["0"] if "apart" in verb else []
+    apart = [sys.executable, "-I", "-S", inside.__file__, verb, *none]
     return [sys.executable, "-c", AS_ROOT, before, *apart, sys.executable, "-I", "-S", "-c", code, *arguments]
 
 
@@ -105,7 +107,7 @@ def test_the_exit_code_is_the_programs(code: str, expected: int) -> None:
 
 
 def test_a_program_that_is_not_there_is_named() -> None:
-    apart = [sys.executable, "-I", "-S", inside.__file__, "apart", "/no/such/program"]
+    apart = [sys.executable, "-I", "-S", inside.__file__, "apart", "0", "/no/such/program"]
     argv = [sys.executable, "-c", AS_ROOT, "pass", *apart]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 127
@@ -219,16 +221,93 @@ def test_a_runtime_that_separates_processes_comes_before_none_that_does(state: P
     assert not isolation.apart  # the runtime does it
 
 
-def test_what_an_engine_is_started_in(tmp_path: Path) -> None:
-    (tmp_path / "buildah-storage" / "vfs").mkdir(parents=True)  # so that no engine is asked which driver works
-    made = Storage(Program("buildah", Path("/x/buildah"), (1,)), tmp_path, emit=silent)
-    monitored = StartConditions(network=False, watch=tmp_path / "log", apart=True)
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
+    """Storage in the cache of a user, whose home is the only one of its kind here."""
+    home = tmp_path / "home"
+    state = home / ".cache" / "airferry" / "engine"
+    (state / "buildah-storage" / "vfs").mkdir(parents=True)  # so that no engine is asked which driver works
+    for name in ENGINE_FILES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(home))
+    # a user's PATH may name folders of others
+    monkeypatch.setenv("PATH", f"{home}/bin:{home}/absent:{'x' * 300}:/usr/bin")
+    (home / "bin").mkdir()
+    return Storage(Program("buildah", Path("/x/buildah"), (1,)), state, emit=silent)
+
+
+def test_what_an_engine_is_started_in(made: Storage, tmp_path: Path) -> None:
+    home = tmp_path / "home"
     assert made.surrounded(["x"], AS_ON_HOST) == ["x"]
-    verbs = {
-        (network, apart): made.surrounded(["x"], StartConditions(network=network, apart=apart))[-2]
-        for network, apart in ((True, True), (False, True), (False, False))
-    }
-    assert verbs == {(True, True): "apart", (False, True): "offline-apart", (False, False): "offline"}
-    argv = made.surrounded(["x"], monitored)
-    assert argv[-7:] == [str(tmp_path / "log"), sys.executable, "-I", "-S", inside.__file__, "apart", "x"]
+    assert made.surrounded(["x"], StartConditions(network=False))[-2:] == ["offline", "x"]
+    paths = ["3", str(home), str(home / ".cache/airferry/engine"), str(home / "bin")]
+    for network, verb in ((True, "apart"), (False, "offline-apart")):
+        argv = made.surrounded(["x"], StartConditions(network=network, apart=True))
+        assert argv[-6:] == [verb, *paths, "x"]
+    argv = made.surrounded(["x"], StartConditions(network=False, watch=tmp_path / "log", apart=True))
+    assert argv[-11:-5] == [str(tmp_path / "log"), sys.executable, "-I", "-S", inside.__file__, "apart"]
+    assert argv[-5:] == [*paths, "x"]
     assert "CAP_SYS_CHROOT" in Isolation("chroot").arguments
+
+
+def test_of_the_home_an_engine_is_shown_what_it_works_with(
+    made: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    for name in (".config/containers", ".ssh", "catalogue/src", "conf"):
+        (home / name).mkdir(parents=True)
+    (home / "conf" / "storage.conf").touch()
+    monkeypatch.setenv("CONTAINERS_STORAGE_CONF", str(home / "conf" / "storage.conf"))
+
+    def shown(*paths: Path) -> list[str]:
+        argv = made.surrounded(["x"], StartConditions(apart=True, shown=paths))
+        taken = argv[argv.index("apart") + 1 :]
+        return taken[1 : 1 + int(taken[0])]
+
+    always = {".cache/airferry/engine", ".config/containers", "bin", "conf/storage.conf"}
+    assert shown() == [str(home), *sorted(str(home / name) for name in always)]
+    more = {*always, "catalogue"}
+    # what lies in a folder that is shown comes with it; what lies elsewhere is there anyway
+    found = shown(home / "catalogue", home / "catalogue/src", tmp_path / "elsewhere", home / "absent")
+    assert found == [str(home), *sorted(str(home / name) for name in more)]
+    # a name that is a link stays, and so does what it leads to
+    (home / "files" / "conf").mkdir(parents=True)
+    (home / "linked").symlink_to(home / "files")
+    links = {*always, "files/conf", "linked/conf"}
+    assert shown(home / "linked" / "conf") == [str(home), *sorted(str(home / name) for name in links)]
+    # nothing can be hidden of a home that a container is to have
+    assert shown(home) == shown(tmp_path) == []
+
+
+def test_of_a_folder_only_what_is_named_is_found(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    (home / ".ssh").mkdir(parents=True)
+    (home / ".ssh" / "key").touch()
+    (home / "deep" / "state").mkdir(parents=True)
+    (home / "deep" / "state" / "file").write_text("kept")
+    (home / "deep" / "other").touch()
+    (home / "one.conf").write_text("conf")
+    code = (
+        f"import os; home = {str(home)!r}\n"
+        "found = [os.path.join(at, name) for at, _, names in os.walk(home) for name in names]\n"
+        "print(sorted(os.path.relpath(path, home) for path in found))\n"
+        "print(open(home + '/one.conf').read(), open(home + '/deep/state/file').read())\n"
+        "open(home + '/deep/state/made', 'w'); open(home + '/lost', 'w')\n"
+    )
+    apart = [
+        sys.executable,
+        "-I",
+        "-S",
+        inside.__file__,
+        "apart",
+        "3",
+        home,
+        home / "deep" / "state",
+        home / "one.conf",
+    ]
+    argv = [sys.executable, "-c", AS_ROOT, "pass", *apart, sys.executable, "-I", "-S", "-c", code]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == ("['deep/state/file', 'one.conf']\nconf kept\n", "")
+    assert (home / "deep" / "state" / "made").exists()
+    assert not (home / "lost").exists()
+    assert (home / ".ssh" / "key").exists()

@@ -267,7 +267,7 @@ def test_tags_move_last_and_what_they_stood_for_is_noted_before(
     registry.faults.append(fail)
     with pytest.raises(RegistryError, match="1 of 2 tags were moved") as caught:
         script.load()
-    assert "rerun the same load" in (caught.value.hint or "")
+    assert "the same load moves the remaining tags" in (caught.value.hint or "")
     tags = [call.number for call in registry.calls if is_tag(call)]
     others = [call.number for call in registry.calls if call.method in ("PUT", "PATCH", "POST") and not is_tag(call)]
     assert max(others) < min(tags), "no tag moves before all that it stands for is there"

@@ -18,20 +18,23 @@ from airferry.events import Event, Progress
 from airferry.host.canonical import canonical_json
 from airferry.host.threads import Cancelled, parallel_map
 from airferry.oci.archive import ArchiveSource, write_oci_archive
-from airferry.oci.closure import Shipment
+from airferry.oci.closure import Shipment, flat_index, read_closure
 from airferry.oci.copy import CopyOptions, copy_image, image_shipments
 from airferry.oci.documents import (
     IMAGE_INDEX,
     IMAGE_MANIFEST,
     LAYER_TAR,
+    MAX_NESTED,
     Descriptor,
+    Index,
     Manifest,
     parse_index,
     parse_manifest,
 )
 from airferry.oci.layout import LayoutStore
-from airferry.oci.platform import Platform
+from airferry.oci.platform import Platform, parse_platform
 from airferry.oci.ports import Sink, Stored
+from airferry.oci.validate import validate_layout
 from oci_images import image_defects, layout_defects, make_image, put_image, put_index, put_manifest
 
 NAME = "registry.example/team/trainer:1.0"
@@ -164,10 +167,54 @@ def test_a_damaged_blob_is_not_copied(store: LayoutStore, target: LayoutStore) -
     assert target.read_index().manifests == []
 
 
-def test_an_index_in_an_index_is_refused(store: LayoutStore, target: LayoutStore) -> None:
-    index, _entry = make_image(store)
-    with pytest.raises(IntegrityError, match="but an image manifest is expected"):
-        copy_image(store, target, put_index(store, [index]))
+def test_an_index_in_an_index_is_copied_and_narrowed_in_all_depths(store: LayoutStore, target: LayoutStore) -> None:
+    inner, entry = make_image(store)
+    alone, _results = put_image(store, [{"own": b"x"}], platform="linux/s390x")
+    outer = put_index(store, [inner, put_index(store, [alone]), inner])
+    assert copy_image(store, target, outer, reference=NAME).digest == outer.digest
+    assert validate_layout(target, target.read_index()).findings == ()
+    made = copy_image(store, target, outer, platforms=[parse_platform("linux/arm64")], reference=NAME)
+    [kept] = {child.digest: child for child in target.read_manifest(made).index.manifests}.values()
+    [child] = target.read_manifest(kept).index.manifests
+    assert child.digest == entry.platforms["linux/arm64"].digest
+    with pytest.raises(BuildError, match="has no `linux/ppc64le`"):
+        read_closure(store, outer, platforms=[parse_platform("linux/ppc64le")])
+
+
+def test_indexes_nest_as_deep_as_is_allowed_and_no_deeper(store: LayoutStore) -> None:
+    top, _entry = make_image(store)
+    for _depth in range(MAX_NESTED):
+        top = put_index(store, [top])
+    assert len(read_closure(store, top).manifests) == 2 + 1 + MAX_NESTED
+    assert len(flat_index(store, store.read_manifest(top).index).manifests) == 2
+    top = put_index(store, [top])
+    for read in (read_closure, lambda source, one: flat_index(source, source.read_manifest(one).index)):
+        with pytest.raises(IntegrityError, match=f"more than {MAX_NESTED} deep"):
+            read(store, top)
+
+
+def test_a_nested_index_states_the_platform_of_what_states_none(store: LayoutStore) -> None:
+    child, _results = put_image(store, [{"own": b"x"}])
+    inner = put_index(store, [child.annotated(platform=None)]).annotated(platform=child.platform)
+    [found] = flat_index(store, Index(schema_version=2, manifests=[inner])).manifests
+    assert (found.digest, found.platform) == (child.digest, child.platform)
+
+
+def test_a_foreign_layer_is_copied_where_it_is_and_named_where_it_is_not(
+    store: LayoutStore, target: LayoutStore
+) -> None:
+    image, results = put_image(store, [{"own": b"x"}], kind="gzip")
+    manifest = store.read_manifest(image).manifest
+    kind = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
+    layer = results[0].descriptor.model_copy(update={"media_type": kind, "urls": ["https://go.example/layer"]})
+    foreign = store.put_bytes(canonical_json(manifest.model_copy(update={"layers": [layer]})), IMAGE_MANIFEST)
+    copy_image(store, target, foreign, reference=NAME)
+    assert validate_layout(target, target.read_index()).findings == ()
+    target.remove_blob(layer.digest)
+    store.remove_blob(layer.digest)
+    with pytest.raises(IntegrityError, match=layer.digest) as caught:
+        copy_image(store, target, foreign, reference=NAME)
+    assert "is a foreign layer" in str(caught.value.hint) and "https://go.example/layer" in str(caught.value.hint)
 
 
 def test_results_come_in_order_and_the_first_failure_stops_the_rest() -> None:

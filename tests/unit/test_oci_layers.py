@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import random
+import re
 import tempfile
 import threading
 from contextlib import suppress
@@ -281,7 +282,9 @@ def test_preserve_settles_on_the_compression_of_the_base() -> None:
     assert "compression: zstd" in (caught.value.hint or "")
 
 
-def test_foreign_layers_are_refused_by_name() -> None:
-    foreign = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
-    with pytest.raises(IntegrityError, match=foreign):
-        layer_kind(foreign)
+def test_encrypted_layers_are_refused_by_name_and_foreign_ones_are_layers() -> None:
+    encrypted = "application/vnd.oci.image.layer.v1.tar+gzip+encrypted"
+    with pytest.raises(IntegrityError, match=re.escape(encrypted)):
+        layer_kind(encrypted)
+    assert layer_kind("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip") == "gzip"
+    assert layer_kind("application/vnd.oci.image.layer.nondistributable.v1.tar") == "none"

@@ -6,20 +6,26 @@ from pathlib import Path
 
 import pytest
 
+from airferry.bundle.manifest import describe_original
+from airferry.config import LayoutBase
 from airferry.errors import IntegrityError
+from airferry.events import silent
 from airferry.host.canonical import canonical_json
 from airferry.near.assemble.direct import NotKnown
+from airferry.near.bases.fetch import BaseCache
 from airferry.oci.closure import read_closure
-from airferry.oci.documents import IMAGE_CONFIG, IMAGE_MANIFEST, LAYER_TAR
+from airferry.oci.documents import IMAGE_CONFIG, IMAGE_MANIFEST, LAYER_GZIP, LAYER_TAR, MAX_NESTED
+from airferry.oci.entries import named
 from airferry.oci.layers import LayerResult
 from airferry.oci.layout import LayoutStore
 from airferry.oci.tar import DIRECTORY, MAX_TAIL_BYTES, SYMLINK
+from airferry.oci.validate import Inspector
 from airferry.rootfs.layers import LayerFacts, UnreadLayer, collect_facts
 from airferry.rootfs.python import StaticallyUnknown
 from airferry.rootfs.view import RootView
 from debian_bases import AMD64
 from layer_tars import Item, cut, tar_of
-from oci_images import base_image, knowledge_of, put_manifest
+from oci_images import base_image, knowledge_of, put_image, put_index, put_manifest
 from odd_tars import HARMLESS, REFUSED, TIME_S, UNREAD, sparse
 
 BELOW = tar_of([Item("absolute/gone"), Item("absolute/hidden/old")])
@@ -126,6 +132,30 @@ def test_lists_that_go_wrote_as_null_are_empty(tmp_path: Path) -> None:
     assert base.layers == ()
     assert knowledge_of(store, tmp_path / "cache").view(base).listdir("") == []
     assert read_closure(store, manifest).blobs.keys() == {described.digest}
+
+
+def test_a_base_may_be_in_a_nested_index_and_have_foreign_layers(tmp_path: Path) -> None:
+    store = LayoutStore.create(tmp_path / "layout")
+    image, results = put_image(store, [{"a": b"x"}], kind="gzip")
+    manifest = store.read_manifest(image).manifest
+    kind = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
+    foreign = results[0].descriptor.model_copy(update={"media_type": kind, "urls": ["https://go.example/layer"]})
+    data = canonical_json(manifest.model_copy(update={"layers": [foreign]}))
+    child = store.put_bytes(data, IMAGE_MANIFEST, platform=image.platform)
+    top = put_index(store, [put_index(store, [child])])
+    store.write_index([named(top, "base:1")])
+    cache = BaseCache(tmp_path / "cache", open_registry=lambda reference: store, emit=silent)
+    spec = LayoutBase(path=tmp_path / "layout", reference="base:1", written="oci:layout:base:1")
+    found = cache.bring(spec, [AMD64], locked=None)
+    assert found.locked.index == top.digest
+    assert found.locked.platforms["linux/amd64"].manifest == child.digest
+    held = cache.store.read_manifest(found.images[AMD64].manifest)
+    assert [layer.media_type for layer in held.manifest.layers] == [LAYER_GZIP]
+    assert b"urls" not in held.data
+    entry = describe_original(store, top, reference="registry.example/base:1")
+    assert entry.platforms["linux/amd64"].digest == child.digest
+    [part] = Inspector(store).image(top, subject="it", original=True, nested=MAX_NESTED)
+    assert part.manifest.digest == child.digest
 
 
 @pytest.mark.parametrize("names", [("../../a", "a"), ("a", "../../a")])

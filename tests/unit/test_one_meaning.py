@@ -158,6 +158,17 @@ def test_an_original_is_exempt_and_named(tmp_path: Path, capsys: pytest.CaptureF
     assert "`Layers`" in said
 
 
+def test_an_original_may_list_indexes(tmp_path: Path) -> None:
+    """Bundles are not nested, but what they carry as it came may be."""
+    path = tmp_path / "bundle"
+    make_bundle(path)
+    store = LayoutStore.open(path)
+    child, _results = put_image(store, [{"own": b"x"}])
+    reseal_with_original(path, put_index(store, [put_index(store, [child])]))
+    report = api.verify(path)
+    assert report.ok, report.findings
+
+
 def reseal_with_original(path: Path, index: Descriptor) -> None:
     """Seal a bundle again with one more image, as `bases: include` carries it."""
     entry = describe_original(LayoutStore.open(path), index, reference=OTHER)

@@ -7,12 +7,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from airferry.errors import AirferryError, IntegrityError, RegistryError
+from airferry.errors import AirferryError, HostError, IntegrityError, RegistryError
 from airferry.events import Event, Warned
+from airferry.host import files
 from airferry.oci.copy import CopyOptions, copy_image
 from airferry.oci.documents import LAYER_TAR, Descriptor, descriptor_of
 from airferry.oci.layout import LayoutStore
@@ -691,3 +695,56 @@ def test_a_session_is_ended_although_the_first_try_fails(
     with pytest.raises(RegistryError):
         upload(client, store)
     assert registry.sessions == {}
+
+
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_a_session_that_a_full_disk_does_not_let_us_note_is_ended(
+    registry: ScriptedRegistry,
+    client: RegistryClient,
+    store: LayoutStore,
+    chunks: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write, left = files.write_bytes, [chunks - 1]
+
+    def full(path: Path, data: bytes, **more: Any) -> None:
+        if not left[0]:
+            raise HostError("the disk is full")
+        left[0] -= 1
+        write(path, data, **more)
+
+    monkeypatch.setattr(files, "write_bytes", full)
+    uploader = Uploader(client, limits=Limits(1, 1024 * 1024), journal=tmp_path / "uploads.json")
+    sink = RegistrySink(client, "r/x", uploader=uploader)
+    with pytest.raises(HostError):
+        sink.put_blob_from(LAYER, lambda: store.open_blob(LAYER))
+    kept = (tmp_path / "uploads.json").is_file()
+    assert kept == (chunks == 2) and (registry.sessions == {}) == (chunks == 1)
+    left[0] = 99
+    sink.put_blob_from(LAYER, lambda: store.open_blob(LAYER))
+    assert registry.sessions == {} and registry.blobs == {LAYER.digest: BLOB}
+
+
+def test_a_session_that_nothing_notes_is_ended_when_the_upload_is_interrupted(
+    registry: ScriptedRegistry, client: RegistryClient, store: LayoutStore
+) -> None:
+    @contextmanager
+    def reading() -> Iterator[Any]:
+        with store.open_blob(LAYER) as stream:
+            yield SimpleNamespace(read=lambda size: read(stream, size))
+
+    given = [0]
+
+    def read(stream: Any, size: int) -> bytes:
+        # once the first chunk was acknowledged
+        if given[0] >= 1024 * 1024:
+            raise KeyboardInterrupt
+        block = bytes(stream.read(size))
+        given[0] += len(block)
+        return block
+
+    sink = RegistrySink(client, "r/x", uploader=Uploader(client, limits=Limits(1, 1024 * 1024)))
+    with pytest.raises(KeyboardInterrupt):
+        sink.put_blob_from(LAYER, reading)
+    assert registry.count("PATCH") == 1 and registry.sessions == {}

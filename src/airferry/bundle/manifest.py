@@ -28,6 +28,7 @@ from airferry.config.submit import SubmitText
 from airferry.defaults import PERSISTENT_ASSETS_POLICY
 from airferry.errors import IntegrityError
 from airferry.host.yaml import from_yaml, to_yaml
+from airferry.oci.closure import flat_index
 from airferry.oci.digest import Digest
 from airferry.oci.documents import (
     INDEX_TYPES,
@@ -434,7 +435,7 @@ def describe_original(store: LayoutStore, descriptor: Descriptor, *, reference: 
     """
     children = [descriptor]
     if descriptor.media_type in INDEX_TYPES:
-        index = store.read_manifest(descriptor).index
+        index = flat_index(store, store.read_manifest(descriptor).index)
         children = [child for child in index.manifests if child.is_runnable]
     platforms: dict[str, PlatformEntry] = {}
     for child in children:

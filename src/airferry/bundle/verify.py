@@ -24,7 +24,7 @@ from airferry.host import files
 from airferry.host.canonical import plain_data
 from airferry.oci.closure import RememberingSource
 from airferry.oci.digest import digest_of
-from airferry.oci.documents import IMAGE_INDEX, Descriptor, Index, expect_one_meaning, parse_index
+from airferry.oci.documents import IMAGE_INDEX, MAX_NESTED, Descriptor, Index, expect_one_meaning, parse_index
 from airferry.oci.entries import names_of
 from airferry.oci.layout import INDEX_FILE, LAYOUT_FILE, LayoutStore
 from airferry.oci.ports import Source
@@ -315,7 +315,10 @@ def verify_opened(
             continue
         subject = subjects.get(reference, f"image `{reference}`")
         entry = expected.pop(reference, None)
-        parts = inspector.image(descriptor, subject=subject, original=entry is not None and entry.role == "base")
+        original = entry is not None and entry.role == "base"
+        # others' indexes may list indexes, ours do not
+        nested = MAX_NESTED if original else 0
+        parts = inspector.image(descriptor, subject=subject, original=original, nested=nested)
         if entry is None:
             inspector.report(subject, "is in the layout, not in the manifest", descriptor.digest)
         else:

@@ -1,16 +1,20 @@
 """The command line: parse, call one use case, render. The only importer of typer and rich."""
 
 import gc
+import os
 import sys
 
 GARBAGE_THRESHOLD = 50_000
 SWITCH_INTERVAL_S = 0.0005
+UTF8_MODE = ["-X", "utf8"]
 
 __all__ = ["main"]
 
 
 def main() -> None:
     """Run the program and exit with the documented code."""
+    if sys.getfilesystemencoding() != "utf-8":
+        _restart_in_utf8_mode()
     # what is loaded stays: looking for garbage in it as often as Python does takes a fifth of a short command's time
     gc.set_threshold(GARBAGE_THRESHOLD)
     # threads that carry blocks need the interpreter for moments, and wait this long for one that computes
@@ -18,3 +22,22 @@ def main() -> None:
     from airferry.cli.app import main as run
 
     run()
+
+
+def _restart_in_utf8_mode() -> None:
+    """Start this program again, in this process, with Python's UTF-8 mode on; return where that is not possible.
+
+    Names of files are bytes, and images and bundles hold those bytes. Python decodes them by the locale, which in
+    `tr_TR.ISO-8859-9` makes other names of them, and the mode cannot be changed once Python runs (PEP 540).
+    """
+    # of several `-X utf8` the first counts: where that is ours, a restart changes nothing. A script that was read from
+    # standard input cannot be read again
+    if sys.orig_argv[1:3] == UTF8_MODE or not sys.executable or sys.argv[0] in ("", "-"):
+        return
+    try:
+        # the arguments as the kernel keeps them: not every multi-byte encoding of Python's is that of the C library
+        with open("/proc/self/cmdline", "rb") as stream:  # noqa: PTH123 (pathlib would be loaded for this alone)
+            arguments = stream.read().split(b"\0")[1:-1]
+    except OSError:
+        arguments = [os.fsencode(argument) for argument in sys.orig_argv[1:]]
+    os.execv(sys.executable, [os.fsencode(word) for word in (sys.executable, *UTF8_MODE)] + arguments)

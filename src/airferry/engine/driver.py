@@ -281,7 +281,8 @@ class Engine:
         streams = process.Streams(on_line=on_line, merge_output=True)
         with files.scratch_directory(self.storage.temporary) as folder:
             identity = folder / "id"
-            around = StartConditions(network=source.network, apart=self.storage.isolation.apart)
+            shown = (source.containerfile, source.context)
+            around = StartConditions(network=source.network, apart=self.storage.isolation.apart, shown=shown)
             argv: list[str | Path] = ["build", "--pull=never", "--layers=false", "--force-rm", "--format", "oci"]
             argv += ["--timestamp", str(epoch_s), "--platform", str(platform), *self.storage.isolation.arguments]
             argv += ["--identity-label=false", *(["--http-proxy=false"] if not source.network else [])]
@@ -294,7 +295,7 @@ class Engine:
             except process.ProcessFailed as failure:
                 self.storage.forget_isolation()
                 raise build_error(failure, what=what) from failure
-            return identity.read_text().strip().removeprefix("sha256:")
+            return identity.read_text(encoding="utf-8").strip().removeprefix("sha256:")
 
     def run(
         self,
@@ -360,7 +361,8 @@ class Engine:
                 )
                 isolation = self.storage.isolation
                 arguments = ["run", *isolation.arguments, *common, name, "--", *argv]
-                around = StartConditions(options.network, options.watch, isolation.apart)
+                shown = tuple(volume.host for volume in options.volumes)
+                around = StartConditions(options.network, options.watch, isolation.apart, shown)
             done = self.storage.invoke(arguments, around=around, timeout_s=timeout_s, streams=streams, check=check)
             if done.returncode != 0:
                 self.storage.forget_isolation()

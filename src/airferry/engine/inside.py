@@ -25,7 +25,7 @@ CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWPID, CLONE_NEWNET = (
     0x20000000,
     0x40000000,
 )
-MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_SLAVE = 2, 4, 8, 16384, 1 << 19
+MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_SLAVE = 2, 4, 8, 4096, 16384, 1 << 19
 PR_SET_PDEATHSIG = 1
 KEYCTL = {"aarch64": 219, "x86_64": 250}  # the number of keyctl(2), which libc does not wrap
 KEYCTL_JOIN_SESSION_KEYRING = 1
@@ -40,8 +40,8 @@ IFREQ = "16sH14s"
 
 def process_mark(pid: int) -> tuple[int, str, str]:
     """Return a process's session, a mark that no other process ever has under the same number, and its state."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     return int(fields[3]), f"{boot} {fields[19]}", fields[0]
 
 
@@ -49,7 +49,7 @@ def note_session(folder: Path) -> None:
     """Leave this process's session and mark in a folder, and be terminated when the parent dies."""
     parent = os.getppid()
     session, mark, _ = process_mark(os.getpid())
-    (folder / str(session)).write_text(mark)
+    (folder / str(session)).write_text(mark, encoding="utf-8")
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         raise OSError("the parent has died")
@@ -71,8 +71,11 @@ def enter_empty_network() -> None:
         fcntl.ioctl(control, SIOCSIFFLAGS, struct.pack(IFREQ, b"lo", flags | IFF_UP, b""))
 
 
-def run_apart(argv: list[str]) -> int:
+def run_apart(arguments: list[str]) -> int:
     """Run a program so that it finds no process, no IPC object and no terminal of the host; return its exit code.
+
+    The arguments are a number N, N paths, and the program with its own. Of the first path, a folder, the program
+    finds nothing but the others.
 
     It is the child of the first process of a PID namespace: whatever it starts ends with it, or with this process.
     """
@@ -82,18 +85,20 @@ def run_apart(argv: list[str]) -> int:
     except OSError as error:
         sys.stderr.write(f"{NOT_APART}{error}\n")
         return NOT_APART_CODE
+    argv = arguments[1 + int(arguments[0]) :]
+    paths = arguments[1 : 1 + int(arguments[0])]
     # a signal that comes before its handler is there would be lost on the first process of a namespace
     signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
     alive, held = os.pipe()
     first = os.fork()
     if first == 0:
         os.close(held)
-        os._exit(be_first(argv, alive))
+        os._exit(be_first(argv, paths, alive))
     pass_signals_on(first)
     return exit_code(os.waitpid(first, 0)[1])
 
 
-def be_first(argv: list[str], alive: int) -> int:
+def be_first(argv: list[str], paths: list[str], alive: int) -> int:
     """Run a program as the child of this process, which is the first of its namespace, and collect orphans."""
     libc = ctypes.CDLL(None, use_errno=True)
     # nothing inside can end the first process of a PID namespace, so it must not outlive a parent that is killed
@@ -105,6 +110,8 @@ def be_first(argv: list[str], alive: int) -> int:
         libc.syscall(number, KEYCTL_JOIN_SESSION_KEYRING, None)
     try:
         mount_own(libc)
+        if paths:
+            show_only(libc, paths[0], paths[1:])
     except OSError as error:
         os.write(2, f"{NOT_APART}{error}\n".encode())
         return NOT_APART_CODE
@@ -143,6 +150,25 @@ def mount_own(libc: ctypes.CDLL) -> None:
             check_call(f"mount {folder}", result)
 
 
+def show_only(libc: ctypes.CDLL, folder: str, kept: list[str]) -> None:
+    """Mount an empty folder over a folder, and some of what it held where it was."""
+    held = [(path, os.open(path, os.O_PATH | os.O_CLOEXEC)) for path in kept]
+    flags = MS_NOSUID | MS_NODEV
+    check_call(
+        f"mount {folder}", libc.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", ctypes.c_ulong(flags), b"mode=0700")
+    )
+    for path, handle in held:
+        source = f"/proc/self/fd/{handle}"
+        if Path(source).is_dir():
+            Path(path).mkdir(parents=True, exist_ok=True)
+        else:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).touch()
+        flags = MS_BIND | MS_REC
+        check_call(f"mount {path}", libc.mount(source.encode(), os.fsencode(path), b"", ctypes.c_ulong(flags), b""))
+        os.close(handle)
+
+
 def pass_signals_on(child: int) -> None:
     """Hand signals that ask this process to end to a child, from now on; they were blocked until here."""
 
@@ -177,7 +203,8 @@ def copy_out(root: Path, inside: str, destination: Path) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Run `guarded FOLDER PROGRAM ARGUMENT…`, `offline`, `apart` or both with the same, or `copy INSIDE DESTINATION`.
+    """Run `guarded FOLDER PROGRAM ARGUMENT…`, `offline PROGRAM ARGUMENT…`, `apart NUMBER PATH… PROGRAM ARGUMENT…`,
+    `offline-apart` with the same, or `copy INSIDE DESTINATION`.
 
     The first notes its session in the folder. The last finds the mount point of the image in `AIRFERRY_MOUNT`.
     """

@@ -89,7 +89,7 @@ def raise_network() -> bool:
         for setting, value in (("disable_ipv6", "1"), ("accept_dad", "0"), ("autoconf", "0"), ("accept_ra", "0")):
             if name == INSIDE or setting != "disable_ipv6":
                 with contextlib.suppress(OSError):
-                    Path(f"/proc/sys/net/ipv6/conf/{name}/{setting}").write_text(value)
+                    Path(f"/proc/sys/net/ipv6/conf/{name}/{setting}").write_text(value, encoding="utf-8")
         netlink_request(RTM_NEWLINK, interface(socket.if_nametoindex(name), flags=IFF_UP | IFF_NOARP))
     route(socket.AF_INET, OWN_V4, 32)
     try:
@@ -118,7 +118,7 @@ def socket_inode(protocol: str, port: int) -> str | None:
     wanted = f":{port:04X}"
     for table in (protocol, protocol + "6"):
         with contextlib.suppress(OSError):
-            for line in Path(f"/proc/self/net/{table}").read_text().splitlines()[1:]:
+            for line in Path(f"/proc/self/net/{table}").read_text(encoding="utf-8").splitlines()[1:]:
                 fields = line.split()
                 if fields[1].endswith(wanted) and fields[9] != "0" and (protocol == "udp" or fields[3] == "02"):
                     return fields[9]
@@ -169,7 +169,7 @@ def relation(pid: int) -> tuple[int, int | None]:
     """Return a process's number in its own namespace, and its parent's number in ours."""
     inner, parent = pid, None
     with contextlib.suppress(OSError, ValueError, IndexError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("PPid:"):
                 parent = int(line.split()[1])
             elif line.startswith("NSpid:"):
@@ -419,7 +419,7 @@ def children(parent: int) -> list[int]:
     for entry in os.scandir("/proc"):
         if entry.name.isdecimal():
             with contextlib.suppress(OSError, ValueError, IndexError):
-                if int(Path(entry.path, "stat").read_text().rpartition(")")[2].split()[1]) == parent:
+                if int(Path(entry.path, "stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1]) == parent:
                     found.append(int(entry.name))
     return found
 

@@ -173,7 +173,7 @@ def _has_range(path: Path, users: Sequence[str]) -> bool:
 
 def _sysctl(name: str) -> str | None:
     try:
-        return Path("/proc/sys", name).read_text().strip()
+        return Path("/proc/sys", name).read_text(encoding="utf-8").strip()
     except OSError:
         return None
 
@@ -321,7 +321,7 @@ def check_emulator(platform: Platform, *, binfmt: Path = BINFMT) -> Check:
         return Check(name, "fail", f"`{binfmt}` is not mounted", f"`sudo mount -t binfmt_misc binfmt_misc {binfmt}`")
     handler = binfmt / f"qemu-{platform.qemu}"
     try:
-        text = handler.read_text()
+        text = handler.read_text(encoding="utf-8")
     except OSError:
         return Check(name, "fail", f"no handler `qemu-{platform.qemu}` is registered", install)
     lines = dict(line.partition(" ")[::2] for line in text.splitlines())

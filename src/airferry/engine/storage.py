@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from airferry.engine import inside, nowhere
+from airferry.engine.home import hidden_home
 from airferry.engine.program import SHARED_HINT, Program, engine_error
 from airferry.errors import HostError
 from airferry.events import Emit, Warned
@@ -73,12 +74,14 @@ class StartConditions:
     """What a start of the engine finds around itself, and hands on to code in containers that is not trusted.
 
     Without `network` there is a loopback interface only; with `watch` there seems to be a network, which leads nowhere,
-    and attempts to use it go to that file. `apart`: none of this host's processes, IPC objects and terminals.
+    and attempts to use it go to that file. `apart`: none of this host's processes, IPC objects and terminals, and of
+    the user's home only what the engine works with, `shown` among that.
     """
 
     network: bool = True
     watch: Path | None = None
     apart: bool = False
+    shown: tuple[Path, ...] = ()
 
 
 AS_ON_HOST = StartConditions()
@@ -169,9 +172,12 @@ class Storage:
 
     def surrounded(self, argv: Sequence[str | Path], around: StartConditions) -> list[str]:
         """Return `argv` as run in such surroundings."""
-        verb = "-".join(
-            [*(["offline"] if not around.network and not around.watch else []), *(["apart"] if around.apart else [])]
-        )
+        offline = not around.network and around.watch is None
+        verb = "-".join(word for word, asked in (("offline", offline), ("apart", around.apart)) if asked)
+        if around.apart:
+            needed = (self.state, self.run_root, self.program.path, *around.shown)
+            hidden = hidden_home(needed, process.child_environment(self.environment))
+            argv = [str(len(hidden)), *hidden, *argv]
         if verb:
             argv = [sys.executable, "-I", "-S", inside.__file__, verb, *argv]
         if around.watch is not None:
@@ -260,7 +266,7 @@ class Storage:
         return self.state / "isolation.json"
 
     def _isolation_conditions(self) -> list[str]:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         chosen = [os.environ.get(name, "") for name in ("BUILDAH_ISOLATION", "BUILDAH_RUNTIME")]
         return [boot, str(self.program.path), self.program.version_text, *chosen]
 
@@ -314,14 +320,14 @@ class Storage:
                 (root / name).mkdir(parents=True)
             shutil.copy(static, root / "probe")
             (root / "probe").chmod(0o755)
-            (folder / "Containerfile").write_text('FROM scratch\nCOPY . /\nRUN ["/probe", "-V"]\n')
+            (folder / "Containerfile").write_text('FROM scratch\nCOPY . /\nRUN ["/probe", "-V"]\n', encoding="utf-8")
             argv: list[str | Path] = ["build", *candidate.arguments, "--layers=false", "--quiet", "--pull=never"]
             argv += ["--file", folder / "Containerfile", "--iidfile", folder / "id", root]
             try:
                 self.invoke(argv, around=around)
             except process.ProcessFailed as failure:
                 return _said_last(failure.tail)
-            self.invoke(["rmi", "--force", (folder / "id").read_text().strip()], check=False)
+            self.invoke(["rmi", "--force", (folder / "id").read_text(encoding="utf-8").strip()], check=False)
             return None
 
     def choose_runtime(self) -> None:
@@ -381,7 +387,7 @@ class Storage:
         for kind in ("overlay", "vfs"):
             path = self.root / f"{kind}-containers" / "containers.json"
             if path.is_file():
-                for entry in parse_json(path.read_text() or "[]") or []:
+                for entry in parse_json(path.read_text(encoding="utf-8") or "[]") or []:
                     names.append(entry["id"])
         return names
 
@@ -440,7 +446,7 @@ def end_orphans(sessions: Path) -> None:
     """Terminate, and 10 s later kill, what is left of the sessions that `inside.guarded` noted; forget the notes."""
     if not sessions.is_dir():
         return
-    noted = {int(note.name): note.read_text() for note in sessions.iterdir() if note.name.isdecimal()}
+    noted = {int(note.name): note.read_text(encoding="utf-8") for note in sessions.iterdir() if note.name.isdecimal()}
     told: set[int] = set()
     deadline = clock.monotonic_s() + ORPHAN_GRACE_S
     while members := _members(noted):

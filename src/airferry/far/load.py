@@ -41,6 +41,7 @@ from airferry.oci.closure import RefusedShipment, Shipment
 from airferry.oci.copy import CopyReport, Transfer
 from airferry.oci.reference import Reference
 from airferry.registry.client import ClientOptions, RegistryClient
+from airferry.registry.failures import rerun_helps
 from airferry.registry.profile import keep_learned, read_profile
 from airferry.registry.uploads import Uploader
 from airferry.wording import counted, size_text
@@ -255,7 +256,7 @@ def _naming_the_rest(transfer: Transfer, shipments: Sequence[Shipment]) -> Itera
         what = f"not complete there yet: {' and '.join(counts)}" if counts else "manifests are missing"
         raise error.reworded(
             f"{error.message}; no tag was moved; {what}",
-            hint=error.hint or "rerun: finished uploads are not repeated",
+            hint=error.hint or ("rerun: finished uploads are not repeated" if rerun_helps(error) else None),
             missing=unfinished,
         ) from error
 

@@ -18,6 +18,7 @@ from airferry.host.threads import parallel_map
 from airferry.oci.ports import Stored
 from airferry.oci.reference import parse_reference
 from airferry.registry.client import ClientOptions, RegistryClient
+from airferry.registry.failures import rerun_helps
 from airferry.registry.retry import RetryPolicy
 from airferry.registry.sink import RegistrySink
 from airferry.wording import counted, some_of
@@ -109,10 +110,17 @@ def move_tags(
         except RegistryError as error:
             raise error.reworded(
                 f"{error.message}; {number - len(taken)} of {len(todo)} tags were moved",
-                hint="rerun the same load: it moves the remaining tags",
+                hint=_goes_on(error),
             ) from error
         files.boundary(f"tag {move.reference}")
     return taken
+
+
+def _goes_on(error: RegistryError) -> str:
+    """Return what to do about a tag that could not be set: a rerun alone helps only against what passes by itself."""
+    if rerun_helps(error) or not error.hint:
+        return "rerun the same load: it moves the remaining tags"
+    return f"{error.hint}; after that, the same load moves the remaining tags"
 
 
 def moved_by_others(

@@ -80,9 +80,9 @@ def enter_namespaces() -> None:
     try:
         # the kernel takes a gid_map from an unprivileged process only after `setgroups` is denied (user_namespaces(7)):
         # otherwise it could drop a group that denies it access to a file
-        Path("/proc/self/setgroups").write_text("deny")
-        Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
-        Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
+        Path("/proc/self/setgroups").write_text("deny", encoding="utf-8")
+        Path("/proc/self/uid_map").write_text(f"{user} {user} 1", encoding="utf-8")
+        Path("/proc/self/gid_map").write_text(f"{group} {group} 1", encoding="utf-8")
     except OSError as error:
         raise SetupFailed(error.errno, f"map the user: {error.strerror}") from error
 
@@ -167,7 +167,7 @@ def run_and_reap(argv: list[str], environment: dict[str, str]) -> int:
 
 def main(arguments: list[str]) -> int:
     """Run `SPECIFICATION ROOT`: a JSON file that says what to run and to show, and an empty folder for the new root."""
-    spec = json.loads(Path(arguments[0]).read_text())
+    spec = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
     try:
         enter_namespaces()
     except OSError as error:

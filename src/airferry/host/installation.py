@@ -5,6 +5,7 @@ A far side takes in as little as it can; `pyproject.toml` names the distribution
 
 from __future__ import annotations
 
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -29,6 +30,22 @@ def shipped(name: str) -> Path:
         if (root / name).exists():
             return root / name
     raise HostError(f"`{name}` is missing from the installation of airferry", hint="reinstall airferry")
+
+
+def require_utf8_names() -> None:
+    """Check that Python reads names of files as UTF-8, as images and bundles hold them.
+
+    Under another encoding a name would be looked up as other bytes: files would be missed, and digests would change.
+
+    Raises:
+        HostError: it reads them in the encoding of the locale.
+    """
+    encoding = sys.getfilesystemencoding()
+    if encoding != "utf-8":
+        raise HostError(
+            f"Python reads names of files as `{encoding}` here, but airferry needs UTF-8",
+            hint="set `PYTHONUTF8=1`, or start Python with `-X utf8`",
+        )
 
 
 def require_extra(extra: str, *, what: str) -> None:

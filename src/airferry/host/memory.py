@@ -31,6 +31,6 @@ def available_bytes(*, meminfo: Path = MEMINFO, own_group: Path = OWN_GROUP, gro
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8")
     except OSError:
         return ""

@@ -24,7 +24,7 @@ from airferry.near.git.addresses import redact
 from airferry.near.lock.covered import needed_bases
 from airferry.near.wheels.store import WheelStore
 from airferry.oci.archive import ArchiveSource
-from airferry.oci.closure import select_platforms
+from airferry.oci.closure import flat_index, select_platforms
 from airferry.oci.documents import (
     INDEX_TYPES,
     MAX_IMAGE_CONFIG_BYTES,
@@ -366,7 +366,7 @@ def _existing(path: Path) -> LayoutStore | None:
 def _read_layers(source: Source, top: Descriptor, platform: Platform) -> _Layers | None:
     """Return a base's layers from where its documents are, or None where a layer is of no type that can be carried."""
     if top.media_type in INDEX_TYPES:
-        index = source.read_manifest(top).index
+        index = flat_index(source, source.read_manifest(top).index)
         top = select_platforms(index, [platform], what=top.digest)[0]
     manifest = source.read_manifest(top).manifest
     with source.open_blob(manifest.config) as stream:

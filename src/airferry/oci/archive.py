@@ -186,7 +186,8 @@ def _bare(descriptor: Descriptor) -> Descriptor:
 def _docker_manifest(top: Stored, manifests: dict[str, Stored], names: Sequence[str]) -> bytes:
     chosen = top
     if top.descriptor.media_type in INDEX_TYPES:
-        children = [child for child in top.index.manifests if child.platform is not None]
+        children = [child for child in top.index.manifests if child.platform is not None and child.digest in manifests]
+        children = [child for child in children if child.media_type not in INDEX_TYPES]
         if not children:
             return b"[]"
         preferred = (child for child in children if _prefers(child))

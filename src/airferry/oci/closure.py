@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from airferry.errors import BuildError, IntegrityError
@@ -17,6 +17,8 @@ from airferry.oci.documents import (
     INDEX_TYPES,
     MANIFEST_TYPES,
     MAX_IMAGE_CONFIG_BYTES,
+    MAX_INDEX_ENTRIES,
+    MAX_NESTED,
     Descriptor,
     Index,
     ambiguities,
@@ -109,24 +111,91 @@ def read_closure(source: Source, descriptor: Descriptor, *, platforms: Collectio
 
     Raises:
         BuildError: a wanted platform is missing.
-        IntegrityError: a document is not what its descriptor says, or an index nests another.
+        IntegrityError: a document is not what its descriptor says, or indexes nest too deeply.
     """
     top = source.read_manifest(descriptor)
-    if descriptor.media_type in INDEX_TYPES:
-        index = top.index
-        children = index.manifests
-        if platforms is not None:
-            children = select_platforms(index, platforms, what=f"image `{descriptor.digest}`")
-            if len(children) < len(index.manifests):
-                top = _narrowed(top, {child.digest for child in children})
-        closure = Closure(top)
-        for child in {child.digest: child for child in children}.values():
-            _add_manifest(closure, source.read_manifest(child))
-        closure.manifests.append(top)
-        return closure
     closure = Closure(top)
-    _add_manifest(closure, top)
+    if descriptor.media_type not in INDEX_TYPES:
+        _add_manifest(closure, top)
+        return closure
+    chosen: set[str] | None = None
+    if platforms is not None:
+        index = flat_index(source, top.index)
+        chosen = {child.digest for child in select_platforms(index, platforms, what=f"image `{descriptor.digest}`")}
+    closure.top = _IndexWalk(closure, source, chosen).add(top, MAX_NESTED) or top
     return closure
+
+
+def flat_index(source: Source, index: Index) -> Index:
+    """Return the view of an index in which each index that it lists is replaced by what that lists, however deep.
+
+    What states no platform has that of the index that lists it.
+
+    Raises:
+        IntegrityError: indexes list each other more than `MAX_NESTED` deep, or more than `MAX_INDEX_ENTRIES` in all.
+    """
+    if all(child.media_type not in INDEX_TYPES for child in index.manifests):
+        return index
+    found: dict[str, Descriptor] = {}
+    _flatten(source, index, found, set(), MAX_NESTED)
+    return index.model_copy(update={"manifests": list(found.values())})
+
+
+def _flatten(source: Source, index: Index, found: dict[str, Descriptor], seen: set[str], left: int) -> None:
+    for child in index.manifests:
+        if child.media_type not in INDEX_TYPES:
+            found.setdefault(child.digest, child)
+        elif child.digest not in seen:
+            seen.add(child.digest)
+            inner = source.read_manifest(child).index
+            if child.platform is not None:
+                listed = [one if one.platform else one.annotated(platform=child.platform) for one in inner.manifests]
+                inner = inner.model_copy(update={"manifests": listed})
+            _expect_shallow(child, left, len(found) + len(seen))
+            _flatten(source, inner, found, seen, left - 1)
+
+
+def _expect_shallow(child: Descriptor, left: int, entries: int) -> None:
+    if not left or entries > MAX_INDEX_ENTRIES:
+        raise IntegrityError(
+            f"index `{child.digest}` lies in other indexes, more than {MAX_NESTED} deep or with more than "
+            f"{MAX_INDEX_ENTRIES} entries in all",
+            digest=child.digest,
+        )
+
+
+class _IndexWalk:
+    """Adds what an index lists to a closure, children first and each once; with `chosen`, only those images."""
+
+    def __init__(self, closure: Closure, source: Source, chosen: set[str] | None) -> None:
+        self._closure = closure
+        self._source = source
+        self._chosen = chosen
+        self._images: set[str] = set()
+        # what became of an index: itself, narrowed, or None where nothing of it is wanted
+        self._indexes: dict[str, Stored | None] = {}
+
+    def add(self, stored: Stored, left: int) -> Stored | None:
+        changes: dict[str, Descriptor | None] = {}
+        for child in {child.digest: child for child in stored.index.manifests}.values():
+            if child.media_type in INDEX_TYPES:
+                if child.digest not in self._indexes:
+                    _expect_shallow(child, left, len(self._images) + len(self._indexes))
+                    self._indexes[child.digest] = self.add(self._source.read_manifest(child), left - 1)
+                made = self._indexes[child.digest]
+                if made is None or made.descriptor.digest != child.digest:
+                    changes[child.digest] = made.descriptor if made is not None else None
+            elif self._chosen is not None and child.digest not in self._chosen:
+                changes[child.digest] = None
+            elif child.digest not in self._images:
+                self._images.add(child.digest)
+                _add_manifest(self._closure, self._source.read_manifest(child))
+        if changes:
+            stored = _narrowed(stored, changes)
+            if not stored.index.manifests:
+                return None
+        self._closure.manifests.append(stored)
+        return stored
 
 
 def expect_unambiguous(source: Source, closure: Closure) -> None:
@@ -264,11 +333,19 @@ def _add_manifest(closure: Closure, stored: Stored) -> None:
     closure.manifests.append(stored)
 
 
-def _narrowed(top: Stored, digests: set[str]) -> Stored:
+def _narrowed(top: Stored, changes: Mapping[str, Descriptor | None]) -> Stored:
+    """Return an index without the entries that became None, and with the digests and sizes that others got."""
     # it is written anew, and what is written here has one meaning
     expect_one_meaning(top.data, top.descriptor.media_type, what=f"index `{top.descriptor.digest}`")
     document = parse_json(top.data)
-    document["manifests"] = [entry for entry in document["manifests"] if entry["digest"] in digests]
+    kept = []
+    for entry in document["manifests"]:
+        made = changes.get(entry["digest"])
+        if made is not None:
+            kept.append({**entry, "digest": made.digest, "size": made.size})
+        elif entry["digest"] not in changes:
+            kept.append(entry)
+    document["manifests"] = kept
     data = canonical_json(document)
     fresh = descriptor_of(data, top.descriptor.media_type, annotations=top.descriptor.annotations)
     return Stored(fresh, data)

@@ -35,6 +35,15 @@ DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 DOCKER_LAYER_GZIP = "application/vnd.docker.image.rootfs.diff.tar.gzip"
 DOCKER_LAYER_TAR = "application/vnd.docker.image.rootfs.diff.tar"
 
+# layers that registries need not hold, as others give them out under `urls`: those of Windows, above all
+FOREIGN_LAYERS = {
+    "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip": LAYER_GZIP,
+    "application/vnd.docker.image.rootfs.foreign.diff.tar": LAYER_TAR,
+    "application/vnd.oci.image.layer.nondistributable.v1.tar": LAYER_TAR,
+    "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip": LAYER_GZIP,
+    "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd": LAYER_ZSTD,
+}
+
 INDEX_TYPES = (IMAGE_INDEX, DOCKER_MANIFEST_LIST)
 MANIFEST_TYPES = (IMAGE_MANIFEST, DOCKER_MANIFEST)
 CONFIG_TYPES = (IMAGE_CONFIG, DOCKER_CONFIG)
@@ -51,6 +60,8 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 MAX_IMAGE_CONFIG_BYTES = 16 * 1024 * 1024
 MAX_LAYERS = 1000
 MAX_INDEX_ENTRIES = 20_000
+# how many indexes may lie in each other below the first one
+MAX_NESTED = 4
 
 
 # RFC 6838 has fewer characters and parameters none; what matters is that a type is one header of HTTP, and shows

@@ -23,7 +23,15 @@ from airferry.oci.codecs import (
     inflate,
     zstd_blocks,
 )
-from airferry.oci.documents import DOCKER_LAYER_GZIP, DOCKER_LAYER_TAR, LAYER_GZIP, LAYER_TAR, LAYER_ZSTD, Descriptor
+from airferry.oci.documents import (
+    DOCKER_LAYER_GZIP,
+    DOCKER_LAYER_TAR,
+    FOREIGN_LAYERS,
+    LAYER_GZIP,
+    LAYER_TAR,
+    LAYER_ZSTD,
+    Descriptor,
+)
 from airferry.oci.layout import LayoutStore
 from airferry.oci.ports import blocks
 from airferry.oci.streams import verifying
@@ -39,6 +47,7 @@ KINDS: dict[str, CompressionKind] = {
     LAYER_TAR: "none",
     DOCKER_LAYER_TAR: "none",
 }
+KINDS |= {foreign: KINDS[plain] for foreign, plain in FOREIGN_LAYERS.items()}
 DEFAULT_LIMIT_BYTES = 1 << 40
 MAX_THREADS = 8
 
@@ -104,7 +113,7 @@ def layer_kind(media_type: str) -> CompressionKind:
     if kind is None:
         raise IntegrityError(
             f"`{media_type}` is not a layer type that airferry supports",
-            hint="layers are tar, gzip or zstd; foreign and encrypted layers cannot be carried",
+            hint="layers are tar, gzip or zstd; encrypted layers cannot be carried",
         )
     return kind
 

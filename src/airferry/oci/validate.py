@@ -22,6 +22,7 @@ from airferry.oci.documents import (
     INDEX_TYPES,
     MANIFEST_TYPES,
     MAX_IMAGE_CONFIG_BYTES,
+    MAX_NESTED,
     REF_NAME,
     Descriptor,
     Index,
@@ -39,7 +40,6 @@ from airferry.wording import printable
 
 CHECKED_EVERY_BYTES = 64 * MIB
 MAX_FINDINGS = 1000
-MAX_NESTED = 4
 # names × manifests × layers: one index of 3,000 children under 1,500 names, 440 KiB, kept a verification busy for hours
 MAX_REFERENCES = 1_000_000
 # reading a document again, as what remembers them does not keep all, counts by its size

@@ -5,6 +5,7 @@ Nothing that a registry says is trusted: its text is bounded and stripped of wha
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import Iterator
 from typing import Any
@@ -19,14 +20,54 @@ from airferry.wording import printable
 MAX_ERROR_BYTES = 64 * 1024
 MAX_SHOWN_CHARACTERS = 300
 
+# for requests that read; a hint says "rerun" only where a rerun without any change can end otherwise
 _HINTS = {
     401: "log in with `airferry login` or `podman login`",
     403: "the logged-in user has no permission for this; request it, or log in as another user",
     404: "check the name; some registries also answer this way without permission",
+    412: "a policy of the registry forbids it, as for images with known vulnerabilities; its administrator can lift it",
     413: "the registry or a proxy in front of it limits the size of requests",
     429: "the registry limits requests; rerun later, or with `-j 1`",
-    507: "the registry's disk is full",
+    507: "the registry's disk is full: free space there, then rerun",
 }
+# for requests that write
+_WRITE_HINTS = {
+    400: "the registry does not take this as it is, and would refuse it again: its log says why",
+    405: "the registry is read-only, as a mirror or a pull-through cache is: load into one that takes pushes",
+    406: "the registry does not take this media type, and would refuse it again",
+    409: "the registry is at odds with another change: if another client pushes the same, rerun when it is done",
+    412: "a policy of the registry forbids it; its administrator can lift it",
+    413: "the registry or a proxy in front of it limits the size of requests, and smaller parts are not possible: "
+    "raise the limit (nginx: `client_max_body_size 0`)",
+    501: "the registry does not know this kind of request: check that it is a registry for OCI images",
+}
+_KIND_HINT = (
+    "the registry does not take manifests of this type, and would refuse them again: allow the type there; artifacts "
+    "can be left out with `--artifacts skip`"
+)
+_MEDIA_TYPE_HINT = (
+    "the registry does not take this media type, and would refuse it again: zot takes Docker's with "
+    '`http.compat: ["docker2s2"]`; Docker twins can be left out with `docker_twin: false` in the plan'
+)
+_TAG_HINT = (
+    "the tag must not move there, and a rerun would be refused too: load under another name (`--map FROM=TO`), or have "
+    "the registry's rule for immutable tags lifted"
+)
+_LOST_HINT = (
+    "the registry has lost a part that it took before: check whether it runs garbage collection during the load, or "
+    "whether two loads run at once, then rerun"
+)
+_SESSION_HINT = (
+    "the registry lost the upload: check whether it restarted, or runs as several without common storage; rerun"
+)
+_DAMAGE_HINT = "the bytes were damaged on their way: check the network and proxies, then rerun"
+_SHAPE_HINT = (
+    "the registry does not take this repository name, by its depth, length or letters: shorten it with `--flatten`, or "
+    "change it with `--map FROM=TO`"
+)
+_WRITES = frozenset({"PUT", "POST", "PATCH", "DELETE"})
+_IMMUTABLE = re.compile(r"immutable|overwrit|does not allow updating|already exists|locked", re.IGNORECASE)
+_PATH = re.compile(r"/v2/(?P<name>.+)/(?P<kind>manifests|blobs)/(?P<reference>[^/]*)")
 
 NO_REGISTRY_HINT = "check whether a web page or login form answers instead of the registry"
 TLS_HINT = (
@@ -128,17 +169,69 @@ def status_error(
     said = f" `{code}`" if code else ""
     said += f": {text}" if text else ""
     kind = TransientRegistryError if transient else _LEAVES.get(status, RegistryError)
-    hint = _HINTS.get(status)
-    if hint is None and status >= 500:
-        hint = "the registry failed; check its log, then rerun"
     return kind(
         f"cannot {what}: `{method} {redacted(url)}` was answered with {status}{said}",
-        hint=hint,
+        hint=_status_hint(method, redacted(url), status=status, code=code, text=text),
         method=method,
         url=redacted(url),
         status=status,
         code=code or None,
         retry_after_s=retry_after_s,
+    )
+
+
+def rerun_helps(error: RegistryError) -> bool:
+    """Tell whether the same request may succeed later without any change by the operator."""
+    return isinstance(error, TransientRegistryError) or (error.status or 0) >= 500
+
+
+def _status_hint(method: str, url: str, *, status: int, code: str, text: str) -> str | None:
+    """Return what to do about an answer; None where nothing is known."""
+    hint = _HINTS.get(status)
+    if method in _WRITES:
+        hint = _refused_write(url, status=status, code=code, text=text) or _WRITE_HINTS.get(status) or hint
+    if hint is None and status >= 500:
+        hint = "the registry failed; check its log, then rerun"
+    return hint
+
+
+def _refused_write(url: str, *, status: int, code: str, text: str) -> str | None:
+    """Return what to do about a write that was refused for a reason that the registry tells; None where it does not."""
+    found = _PATH.search(url)
+    name, kind, reference = found.group("name", "kind", "reference") if found else ("", "", "")
+    if status >= 500 or status in (408, 425, 429):
+        return None
+    if kind == "manifests" and ":" not in reference and (status in (409, 412) or _IMMUTABLE.search(f"{code} {text}")):
+        # Harbor 412, Quay 409, ECR 400, Nexus 400, GitLab and ACR 403 and 405, each with words of its own
+        return _TAG_HINT
+    if code in ("MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN"):
+        return _LOST_HINT
+    if code in ("BLOB_UPLOAD_UNKNOWN", "BLOB_UPLOAD_INVALID"):
+        return _SESSION_HINT
+    if code in ("DIGEST_INVALID", "SIZE_INVALID"):
+        return _DAMAGE_HINT
+    if code == "NAME_INVALID":
+        return _SHAPE_HINT
+    if status == 415:
+        return _MEDIA_TYPE_HINT
+    if kind == "manifests" and status in (400, 406, 422):
+        return _KIND_HINT
+    if name and status in (401, 403, 404):
+        return _place_hint(name, status=status)
+    return None
+
+
+def _place_hint(name: str, *, status: int) -> str:
+    """Return what to do where a repository cannot be written to: registries answer alike if it has to be made first."""
+    first = name.partition("/")[0]
+    login = (
+        "log in with `airferry login` as a user who may push there"
+        if status == 401
+        else (f"the logged-in user may not push to `{name}`" if status == 403 else f"`{name}` does not exist there")
+    )
+    return (
+        f"{login}; Harbor, ECR and others also answer this way until the project `{first}` or the repository `{name}` "
+        "was created: create it, or choose another prefix with `--to`"
     )
 
 

@@ -102,20 +102,18 @@ class UploadJournal:
             return
         key = _journal_key(repository, descriptor)
         with self._lock:
-            if session is None:
-                if self._entries.pop(key, None) is None:
-                    return
-            else:
-                self._entries[key] = {
-                    "repository": repository,
-                    "digest": descriptor.digest,
-                    "location": session.location,
-                    "offset": session.offset,
-                }
-            if self._entries:
-                files.write_bytes(self._path, json.dumps(self._entries, indent=1, sort_keys=True).encode(), mode=0o600)
+            entries = {name: entry for name, entry in self._entries.items() if name != key}
+            if session is None and len(entries) == len(self._entries):
+                return
+            if session is not None:
+                told = {"repository": repository, "digest": descriptor.digest}
+                entries[key] = {**told, "location": session.location, "offset": session.offset}
+            if entries:
+                files.write_bytes(self._path, json.dumps(entries, indent=1, sort_keys=True).encode(), mode=0o600)
             else:
                 self._path.unlink(missing_ok=True)
+            # only now, so that nobody counts on what a full disk did not take
+            self._entries = entries
 
 
 class Uploader:
@@ -309,8 +307,8 @@ class _Transfer:
         return True
 
     def interrupt(self) -> None:
-        """Leave the session for a later run where chunks of it were acknowledged and noted; else end it."""
-        if not self.offset:
+        """Leave the session for a later run where chunks of it were acknowledged and are noted; else end it."""
+        if not self.offset or self._journal.find(self._name, self._descriptor) is None:
             self.abandon()
 
     def abandon(self) -> None:
@@ -318,8 +316,9 @@ class _Transfer:
         session, self._session = self._session, None
         if session is None:
             return
-        self._journal.record(self._name, self._descriptor, None)
+        # first, as the disk of the journal may be full
         self._client.end_session(session.location, what=self._what, scopes=self._scopes)
+        self._journal.record(self._name, self._descriptor, None)
 
     def _resumed(self) -> UploadSession | None:
         """Return the session that was under way, at the offset that the registry states, or None."""

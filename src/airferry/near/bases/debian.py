@@ -266,7 +266,8 @@ def _mmdebstrap(job: _Job, arguments: Sequence[str], *, target: Path) -> None:
     preferences = job.folder / "preferences"
     pinned = sorted(job.pins.items())
     preferences.write_text(
-        "".join(f"Package: {name}\nPin: version {at}\nPin-Priority: 1001\n\n" for name, at in pinned)
+        "".join(f"Package: {name}\nPin: version {at}\nPin-Priority: 1001\n\n" for name, at in pinned),
+        encoding="utf-8",
     )
     base = job.base
     argv = [str(program), "--mode=unshare", *arguments]

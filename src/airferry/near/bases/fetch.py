@@ -26,13 +26,14 @@ from airferry.near.bases import debian
 from airferry.near.bases.layers import layers_at_once
 from airferry.near.bases.tee import Learn, learning
 from airferry.oci.archive import ArchiveSource
-from airferry.oci.closure import RememberingSource, select_platforms
+from airferry.oci.closure import RememberingSource, flat_index, select_platforms
 from airferry.oci.copy import DEFAULT_JOBS, CopyOptions, copy_image
 from airferry.oci.documents import (
     DOCKER_CONFIG,
     DOCKER_LAYER_GZIP,
     DOCKER_LAYER_TAR,
     DOCKER_MANIFEST,
+    FOREIGN_LAYERS,
     IMAGE_CONFIG,
     IMAGE_MANIFEST,
     INDEX_TYPES,
@@ -57,6 +58,7 @@ _OCI_TYPES = {
     DOCKER_CONFIG: IMAGE_CONFIG,
     DOCKER_LAYER_GZIP: LAYER_GZIP,
     DOCKER_LAYER_TAR: LAYER_TAR,
+    **FOREIGN_LAYERS,
 }
 
 BaseKind = Literal["registry", "layout", "archive", "bootstrap"]
@@ -330,13 +332,19 @@ class BaseCache:
         )
 
     def _in_oci_types(self, stored: Stored) -> Stored:
-        """Return a manifest of OCI's types, in the cache, for one of Docker's; others as they are."""
-        if stored.manifest.media_type in (None, IMAGE_MANIFEST):
+        """Return a manifest of OCI's types, in the cache, for one of Docker's or foreign layers; others as they are.
+
+        It has no `urls`, where engines would fetch such layers although they are there.
+        """
+        manifest = stored.manifest
+        is_foreign = any(layer.media_type in FOREIGN_LAYERS for layer in manifest.layers)
+        if manifest.media_type in (None, IMAGE_MANIFEST) and not is_foreign:
             return stored
         document = parse_json(stored.data)
         document["mediaType"] = IMAGE_MANIFEST
         for part in (document["config"], *(document["layers"] or ())):
             part["mediaType"] = _OCI_TYPES.get(part["mediaType"], part["mediaType"])
+            part.pop("urls", None)
         data = canonical_json(document)
         return Stored(self.store.put_bytes(data, IMAGE_MANIFEST), data)
 
@@ -386,7 +394,7 @@ def find_children(
     if top.media_type not in INDEX_TYPES:
         _check_platforms(name, read_config(source.read_manifest(top).manifest), platforms)
         return dict.fromkeys(platforms, top)
-    index = source.read_manifest(top).index
+    index = flat_index(source, source.read_manifest(top).index)
     children: dict[Platform, Descriptor] = {}
     lacking: list[BuildError] = []
     for platform in platforms:

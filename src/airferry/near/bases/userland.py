@@ -93,7 +93,11 @@ def read_package(path: Path) -> Package:
         BuildError: it is no .deb file.
     """
     members: dict[str, bytes] = {}
-    with _reading(path), _member(path, "control.tar") as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+    with (
+        _reading(path),
+        _member(path, "control.tar") as stream,
+        tarfile.open(fileobj=stream, mode="r|", encoding="utf-8") as archive,
+    ):
         for item in archive:
             content = archive.extractfile(item) if item.isreg() else None
             if content is not None:
@@ -135,7 +139,7 @@ class _Composer:
         with (
             _reading(package.path),
             _member(package.path, "data.tar") as stream,
-            tarfile.open(fileobj=stream, mode="r|") as archive,
+            tarfile.open(fileobj=stream, mode="r|", encoding="utf-8") as archive,
         ):
             for item in archive:
                 path = self._place(item.name)

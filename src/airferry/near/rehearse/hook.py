@@ -295,7 +295,7 @@ def run(limit_s, argv):
         "output": tail.decode("utf-8", "replace"),
         "step_pid": pid,
     }
-    with open(os.environ[LOG], "a") as stream:
+    with open(os.environ[LOG], "a", encoding="utf-8") as stream:
         stream.write(ascii(record) + "\n")
 
 

@@ -210,7 +210,7 @@ def _pyproject(source: Path) -> str:
                     return ""
                 data = packed.read(names[0])
         else:
-            with tarfile.open(source) as archive:
+            with tarfile.open(source, encoding="utf-8") as archive:
                 member = next((item for item in archive if item.isfile() and _is_pyproject(item.name)), None)
                 stream = archive.extractfile(member) if member is not None else None
                 data = stream.read(MAX_PYPROJECT_BYTES) if stream is not None else b""

@@ -335,7 +335,11 @@ class Pip:
                 process.Completed(
                     code,
                     (folder / f"{number}.out").read_bytes(),
-                    tuple((folder / f"{number}.err").read_text(errors="replace").splitlines()[-process.TAIL_LINES :]),
+                    tuple(
+                        (folder / f"{number}.err")
+                        .read_text(encoding="utf-8", errors="replace")
+                        .splitlines()[-process.TAIL_LINES :]
+                    ),
                 )
                 for number, code in enumerate(codes)
             ]

@@ -1,0 +1,108 @@
+"""What an error of a registry advises: "rerun" only where that can help, else what to change."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from airferry import api
+from airferry.errors import RegistryError
+from airferry.registry.client import ClientOptions
+from airferry.registry.failures import rerun_helps, status_error
+from airferry.registry.retry import TRANSIENT_STATUSES, RetryPolicy
+from oci_images import make_bundle
+from scripted_registry import Exchange, error_document, run_scripted
+
+OPTIONS = ClientOptions(
+    plain_http=True, lookup=lambda _registry, _repository: None, retry=RetryPolicy(sleep=lambda _seconds: None)
+)
+DIGEST = "sha256:" + "0" * 64
+TAG = ("PUT", "manifests/1.0")
+MANIFEST = ("PUT", f"manifests/{DIGEST}")
+UPLOAD = ("POST", "blobs/uploads/")
+CHUNK = ("PATCH", "blobs/uploads/1234")
+READ = ("GET", f"manifests/{DIGEST}")
+ECR = "The image tag already exists in the repository and cannot be overwritten because it is immutable"
+
+ADVICE = [
+    (MANIFEST, 400, "MANIFEST_INVALID", "unknown media type", "`--artifacts skip`"),
+    (MANIFEST, 422, "UNSUPPORTED", "", "`--artifacts skip`"),
+    (UPLOAD, 400, "", "", "its log says why"),
+    (UPLOAD, 400, "NAME_INVALID", "too deep", "`--flatten`"),
+    (UPLOAD, 401, "UNAUTHORIZED", "project not found", "project `library`"),
+    (UPLOAD, 403, "DENIED", "", "create it, or choose another prefix with `--to`"),
+    (MANIFEST, 403, "DENIED", "", "may not push to `library/app`"),
+    (UPLOAD, 404, "NAME_UNKNOWN", "", "`library/app` does not exist there"),
+    (UPLOAD, 405, "", "", "read-only"),
+    (TAG, 409, "", "", "must not move"),
+    (TAG, 412, "PRECONDITION", "configured as immutable", "must not move"),
+    (TAG, 400, "TAG_INVALID", ECR, "`--map FROM=TO`"),
+    (TAG, 403, "DENIED", "tag is immutable", "must not move"),
+    (TAG, 400, "UNKNOWN", "Repository does not allow updating assets: docker", "must not move"),
+    (CHUNK, 413, "", "", "client_max_body_size"),
+    (MANIFEST, 413, "", "", "client_max_body_size"),
+    (MANIFEST, 415, "MANIFEST_INVALID", "", "docker2s2"),
+    (READ, 401, "UNAUTHORIZED", "", "airferry login"),
+    (READ, 403, "DENIED", "", "no permission"),
+    (READ, 404, "MANIFEST_UNKNOWN", "", "check the name"),
+    (READ, 412, "", "", "a policy of the registry"),
+]
+PASSING = [
+    (MANIFEST, 400, "MANIFEST_BLOB_UNKNOWN", "blob unknown", "garbage collection"),
+    (MANIFEST, 400, "DIGEST_INVALID", "", "damaged on their way"),
+    (CHUNK, 404, "BLOB_UPLOAD_UNKNOWN", "", "lost the upload"),
+    (MANIFEST, 409, "", "", "at odds with another change"),
+    (CHUNK, 429, "TOOMANYREQUESTS", "", "`-j 1`"),
+    (CHUNK, 500, "", "", "check its log"),
+    (CHUNK, 507, "", "", "disk is full"),
+]
+
+
+def advice(request: tuple[str, str], status: int, code: str, text: str) -> RegistryError:
+    method, path = request
+    url = f"https://registry.example/v2/library/app/{path}?_state=secret"
+    data = json.dumps({"errors": [{"code": code, "message": text}]}).encode() if code or text else b"<html>"
+    transient = status in TRANSIENT_STATUSES
+    return status_error(method, url, status=status, data=data, what="do it", transient=transient)
+
+
+@pytest.mark.parametrize(("request_", "status", "code", "text", "expected"), ADVICE)
+def test_a_refusal_that_stays_says_what_to_change(
+    request_: tuple[str, str], status: int, code: str, text: str, expected: str
+) -> None:
+    error = advice(request_, status, code, text)
+    hint = error.hint or ""
+    assert expected in hint and "secret" not in hint
+    assert not rerun_helps(error) and "rerun" not in hint.replace("a rerun would be refused too", "")
+
+
+@pytest.mark.parametrize(("request_", "status", "code", "text", "expected"), PASSING)
+def test_what_can_pass_is_worth_a_rerun(
+    request_: tuple[str, str], status: int, code: str, text: str, expected: str
+) -> None:
+    hint = advice(request_, status, code, text).hint or ""
+    assert expected in hint and "rerun" in hint
+
+
+def test_a_tag_that_must_not_move_is_said_and_the_rest_can_go_on(tmp_path: Path) -> None:
+    make_bundle(tmp_path / "bundle")
+
+    def immutable(exchange: Exchange) -> bool:
+        if exchange.call.method != "PUT" or not exchange.call.path.endswith("/team/trainer/manifests/1.0"):
+            return False
+        exchange.read_body()
+        return exchange.answer(412, error_document("PRECONDITION", "tag is immutable"))
+
+    def loaded(address: str) -> None:
+        api.load(tmp_path / "bundle", to=f"{address}/site", receipt=tmp_path / "receipt.yaml", options=OPTIONS)
+
+    with run_scripted([immutable]) as registry:
+        with pytest.raises(RegistryError, match="0 of 2 tags were moved") as caught:
+            loaded(registry.address)
+        assert "must not move" in (caught.value.hint or "")
+        assert (caught.value.hint or "").endswith("after that, the same load moves the remaining tags")
+        registry.faults.clear()
+        loaded(registry.address)
+        assert "site/team/trainer@1.0" in registry.manifests
