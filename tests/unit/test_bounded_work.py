@@ -49,7 +49,8 @@ from airferry.oci.tar import END_OF_ARCHIVE, MAX_TAIL_BYTES, TarReader
 from airferry.plan.code import commands
 from airferry.plan.step_config import StepConfigReader
 from airferry.plan.step_values import read_step_values, resolve_texts
-from airferry.rootfs import files
+from airferry.rootfs import files, layers, view
+from layer_tars import Item, facts_of, folder, link, view_of
 from oci_images import make_bundle, put_image, put_index
 
 SHA256 = "0" * 64
@@ -457,3 +458,24 @@ def test_a_variable_of_a_profile_that_nests_too_deeply_stays_as_it_is_written() 
     text = "${oc.env:X," * 300 + "x" + "}" * 300
     with quickly():
         assert resolve_texts({"A": text, "B": "${oc.env:X,1}"}, environment={}) == {"A": text, "B": "1"}
+
+
+# --- layers ----------------------------------------------------------------------------------------------------------
+
+
+def test_names_of_a_layer_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "MAX_LAYER_NAMES_CHARACTERS", 20_000)
+    with pytest.raises(IntegrityError, match="more than 20000 characters of names, the limit"):
+        facts_of(folder("/".join([f"{number:04}" + "x" * 200] * 10)) for number in range(20))
+    with pytest.raises(IntegrityError, match="is a link to a path of more than 4096 bytes"):
+        facts_of([link("a", "a/" * 3_000)])
+    assert len(facts_of(folder(f"{number:04}") for number in range(20)).entries) == 20
+
+
+def test_hard_links_through_links_of_many_parts_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(view, "MAX_WALKED_PARTS", 100_000)
+    items = [folder("d"), link("l", "d/../" * 700 + "d"), Item("d/f", value=b"x")]
+    hard = [Item(f"h{number}", "hard", "l/f") for number in range(200)]
+    with quickly(), pytest.raises(IntegrityError, match="lead through more than 100000 folders, the limit"):
+        view_of([*items, *hard])
+    assert view_of([*items, *hard[:5]]).lookup("h4")

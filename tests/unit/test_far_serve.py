@@ -7,7 +7,9 @@ import base64
 import json
 import os
 import shutil
+import signal
 import socket
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,7 @@ from airferry.events import Event, Notice, Warned
 from airferry.far.relocate import parse_destination
 from airferry.far.serve.answers import selected_range
 from airferry.far.serve.blob import BlobAnswer
+from airferry.far.serve.current import CurrentBundle, on_hangup
 from airferry.far.serve.logins import LoginLimits, Logins, Passwords
 from airferry.far.serve.offer import CheckedBlobs, Repository, read_repositories
 from airferry.far.serve.protocol import BrokenOff
@@ -523,3 +526,61 @@ def test_all_addresses_are_offered_under_the_hosts_name(
             assert all(name.startswith(f"near.site:{port}/") for name, _digest in serving.images)
     except HostError:
         pytest.skip("this host has no IPv6")
+
+
+# --- a folder that is rebuilt or swapped under the service -----------------------------------------------------------
+
+
+def swap(path: Path, salt: str) -> None:
+    shutil.rmtree(path)
+    make_bundle(path, salt)
+
+
+def current_bundle(path: Path, events: list[Event], root: str | None = None) -> tuple[CurrentBundle, ASGIApp]:
+    current = CurrentBundle(lambda: open_bundle(path, root=root), emit=events.append)
+    current.offer(parse_destination("127.0.0.1:5000"))
+    return current, make_app(current.repositories, current.blobs, replaced=current.replaced)
+
+
+def test_a_bundle_that_was_replaced_is_said_once_answered_with_503_and_reloaded_when_asked(
+    bundle: Path, events: list[Event]
+) -> None:
+    current, app = current_bundle(bundle, events)
+    old, root = layer_of(bundle), open_bundle(bundle).root
+    swap(bundle, "other")
+    new = layer_of(bundle)
+    assert old.digest != new.digest
+    answers = [ask(app, f"/v2/{NAME}/blobs/{old.digest}") for _ in range(3)]
+    assert {(answer.status, answer.code) for answer in answers} == {(503, "UNAVAILABLE")}
+    (said,) = [event for event in events if isinstance(event, Warned)]
+    assert f"now holds the bundle with root `{open_bundle(bundle).root}`" in said.text and f"`{root}`" in said.text
+    assert "SIGHUP" in (said.hint or "")
+    assert ask(app, f"/v2/{NAME}/blobs/{new.digest}").status == 404, "nothing of it is served unasked"
+    current.reload()
+    assert ask(app, f"/v2/{NAME}/blobs/{new.digest}").status == 200
+    assert ask(app, f"/v2/{NAME}/blobs/{old.digest}").status == 404
+    assert isinstance(events[-2], Notice) and events[-2].text == f"reloaded: serving root {open_bundle(bundle).root}"
+    change_in_place(bundle / "blobs/sha256" / new.digest.partition(":")[2])
+    assert ask(app, f"/v2/{NAME}/blobs/{new.digest}").status == 500, "damage is damage"
+
+
+def test_what_may_not_be_served_is_not_loaded_in_place_of_what_is(bundle: Path, events: list[Event]) -> None:
+    current, app = current_bundle(bundle, events, root=open_bundle(bundle).root)
+    digest = layer_of(bundle).digest
+    swap(bundle, "other")
+    current.reload()
+    (said,) = [event for event in events if isinstance(event, Warned)]
+    assert said.text.startswith("not reloaded, and served as before: ") and "has root" in said.text
+    assert ask(app, f"/v2/{NAME}/tags/list").status == 200
+    shutil.rmtree(bundle)
+    current.reload()
+    assert ask(app, f"/v2/{NAME}/blobs/{digest}").status == 503
+    assert "has no bundle any more" in [event for event in events if isinstance(event, Warned)][-1].text
+
+
+def test_sighup_reloads_while_it_is_served_and_no_longer() -> None:
+    before, called = signal.getsignal(signal.SIGHUP), threading.Event()
+    with on_hangup(called.set):
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert called.wait(10)
+    assert signal.getsignal(signal.SIGHUP) == before

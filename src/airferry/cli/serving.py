@@ -75,7 +75,7 @@ def serve(
     """Serve a bundle as a read-only registry, without copying it, until Ctrl-C.
 
     For sites that have no registry yet, and for nodes that pull directly. Repositories and tags are the same as after
-    `load`.
+    `load`. SIGHUP serves the bundle that is in the folder then.
     """
     reporter: Reporter = context.obj
     options = api.ServeOptions(

@@ -1,7 +1,7 @@
 """What the interpolations of a config expand to, told before any of them is resolved.
 
-OmegaConf resolves a reference anew wherever it occurs, so that `a9: ${a8}${a8}`, `a8: ${a7}${a7}` and so on double with
-each line. Counts only; knows no resolver.
+OmegaConf resolves a reference again wherever it occurs: `a9: ${a8}${a8}`, `a8: ${a7}${a7}` and so on double with each
+line. Counts only; knows no resolver.
 """
 
 from __future__ import annotations

@@ -32,6 +32,8 @@ from airferry.rootfs.sources import SourceReader
 
 FACTS_SCHEMA_VERSION = 4
 MAX_LAYER_ENTRIES = 2_000_000
+# of folders, names and targets of links: two million entries of 4 KiB paths, which compress well, would be 16 GiB
+MAX_LAYER_NAMES_CHARACTERS = 256 << 20
 MAX_CACHE_BYTES = 1 << 30
 MAX_FACTS_BYTES = 1 << 30
 CACHE_SUFFIX = ".json.zst"
@@ -128,7 +130,7 @@ def _collect_entries(
 ) -> None:
     folders, entries = into.folders, into.entries
     numbers = {"": 0}
-    kept_bytes = 0
+    kept_bytes = named = 0
     reader = TarReader(cast(IO[bytes], BlockStream(iter(source))), what=what, seeks=True, tolerant=True)
     for entry in reader:
         raw = entry.name
@@ -139,9 +141,13 @@ def _collect_entries(
         number = numbers.get(folder)
         if number is None:
             number = numbers[folder] = _number_folder(_clean_folder(what, raw, folder), folders, numbers)
+            named += len(folder) + len(folders[number])
         folder = folders[number]
         if not name and raw.startswith("/") and entry.type != DIRECTORY:
             raise _refused(what, raw, "is the root, but not a folder")
+        named += len(name) + _link_characters(what, entry)
+        if named > MAX_LAYER_NAMES_CHARACTERS:
+            raise IntegrityError(f"{what} has more than {MAX_LAYER_NAMES_CHARACTERS} characters of names, the limit")
         if entry.type in DEVICE_TYPES:
             _check_device(what, entry, folder)
         if len(entries) >= max_entries:
@@ -228,6 +234,12 @@ def _refused(what: str, name: str, why: str) -> IntegrityError:
         f"{what}: the entry `{shown}` {why}",
         hint="no image builder writes such a layer; get the base from another source",
     )
+
+
+def _link_characters(what: str, entry: TarEntry) -> int:
+    if len(entry.link_name) > MAX_PATH_BYTES:
+        raise _refused(what, entry.name, f"is a link to a path of more than {MAX_PATH_BYTES} bytes")
+    return len(entry.link_name)
 
 
 def _number_folder(clean: str, folders: list[str], numbers: dict[str, int]) -> int:

@@ -15,6 +15,9 @@ from airferry.oci.tar import DIRECTORY, HARD_LINK, REGULAR, SYMLINK
 from airferry.rootfs.layers import MAX_LAYER_ENTRIES, OPAQUE, Entry, LayerFacts, folder_facts
 
 MAX_LINKS = 40
+# of paths, links in them followed, on the way to the folders and hard links of one layer: two million entries ten
+# folders deep take as many; hard links through forty links of a thousand parts each would take a thousand times that
+MAX_WALKED_PARTS = 20_000_000
 WHITEOUT_PREFIX = ".wh."
 WHITEOUT_META_PREFIX = ".wh..wh."
 _IMPLICIT = Entry(DIRECTORY, 0o755, 0, 0, 0, 0, "", False)
@@ -204,6 +207,7 @@ class _LayerTree:
         self._what = what
         self._root = _Folder()
         self._known: dict[str, _Folder] = {"": self._root}
+        self._left = MAX_WALKED_PARTS
 
     def build(self, facts: LayerFacts) -> _Folder:
         """Return the tree of a layer."""
@@ -263,6 +267,12 @@ class _LayerTree:
         links = 0
         while rest:
             part = rest.pop()
+            self._left -= 1
+            if self._left < 0:
+                raise IntegrityError(
+                    f"{self._what}: its paths and links lead through more than {MAX_WALKED_PARTS} folders, the limit",
+                    hint="no image builder writes such a layer; get the base from another source",
+                )
             if part == "..":
                 del trail[max(1, len(trail) - 1) :]
                 continue

@@ -166,6 +166,10 @@ class CheckedBlobs:
         """Remember blobs that something else has read and found right, by what they were before that reading."""
         self._known.update(identities)
 
+    def read_from(self, store: LayoutStore) -> None:
+        """Take blobs from another layout from now on; what was checked is known by its file."""
+        self._store = store
+
     def _check(self, stream: IO[bytes], descriptor: Descriptor, identity: Identity) -> None:
         try:
             for _block in blocks(verifying(stream, descriptor)):

@@ -63,9 +63,10 @@ def make_app(
     blobs: CheckedBlobs,
     *,
     logins: Logins | None = None,
+    replaced: Callable[[], str] = str,
     emit: Emit = silent,
 ) -> ASGIApp:
-    """Return the registry as an ASGI application."""
+    """Return the registry as an ASGI application. `replaced` says why blobs are missing that are not damaged."""
 
     def route(path: str, handler: Handler) -> Route:
         async def endpoint(request: Request) -> Response:
@@ -88,7 +89,7 @@ def make_app(
             Route("/v2", base, methods=["GET"]),
             Route("/v2/_catalog", catalogue, methods=["GET"]),
             route("/v2/{name:path}/manifests/{reference}", _manifest),
-            route("/v2/{name:path}/blobs/{digest}", _Blobs(blobs, emit).answer),
+            route("/v2/{name:path}/blobs/{digest}", _Blobs(blobs, emit, replaced).answer),
             route("/v2/{name:path}/tags/list", _tags),
             route("/v2/{name:path}/referrers/{digest}", _referrers),
         ],
@@ -111,8 +112,9 @@ async def _manifest(request: Request, repository: Repository) -> Response:
 class _Blobs:
     """Answers blobs. Checks run on a few threads: those who wait for one hold none, and delay no blob that is known."""
 
-    def __init__(self, blobs: CheckedBlobs, emit: Emit) -> None:
+    def __init__(self, blobs: CheckedBlobs, emit: Emit, replaced: Callable[[], str]) -> None:
         self._blobs = blobs
+        self._replaced = replaced
         self._emit = emit
         self._checks = asyncio.Semaphore(min(MOST_CHECKS, max(1, usable_cores() - 1)))
         # a lock is there as long as a request holds or awaits it
@@ -129,6 +131,8 @@ class _Blobs:
         try:
             blob = await self._open(descriptor)
         except IntegrityError as error:
+            if why := await anyio.to_thread.run_sync(self._replaced):
+                return error_answer(503, "UNAVAILABLE", why)
             return error_answer(500, "BLOB_DAMAGED", error.message)
         except HostError as error:
             return error_answer(503, "UNAVAILABLE", error.message)

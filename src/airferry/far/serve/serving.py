@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from airferry.bundle.verify import open_bundle, verify_opened
+from airferry.bundle.verify import Bundle, open_bundle
 from airferry.errors import UsageError
-from airferry.events import Emit, Notice, Warned, silent
+from airferry.events import Emit, Warned, silent
 from airferry.far.relocate import Destination
 from airferry.far.serve.complaints import Complaints
+from airferry.far.serve.current import CurrentBundle, on_hangup
 from airferry.far.serve.logins import Logins, Passwords
-from airferry.far.serve.offer import CheckedBlobs, read_repositories
 from airferry.far.serve.server import Listener, Service, Tls, make_app, names_offered
 
 
@@ -26,10 +26,12 @@ class Serving:
     root_verified: bool
     images: tuple[tuple[str, str], ...]
     service: Service
+    reload: Callable[[], None]
 
     def run(self) -> None:
-        """Serve until SIGINT, SIGTERM or `stop`."""
-        self.service.run()
+        """Serve until SIGINT, SIGTERM or `stop`. SIGHUP calls `reload`: what lies there then is served."""
+        with on_hangup(self.reload):
+            self.service.run()
 
     def stop(self) -> None:
         """End it from another thread."""
@@ -88,21 +90,20 @@ def serve(
     """
     options = options or ServeOptions()
     tls = options.tls()
-    opened = open_bundle(bundle, root=root)
-    opened.warn_beside(bundle, emit)
+
+    def reopen() -> Bundle:
+        opened = open_bundle(bundle, root=root)
+        opened.warn_beside(bundle, emit)
+        return opened
+
+    current = CurrentBundle(reopen, verify_first=options.verify_first, emit=emit)
     complaints = Complaints(emit)
     logins = Logins(Passwords.read(options.htpasswd), complain=complaints.complain) if options.htpasswd else None
-    blobs = CheckedBlobs(opened.store, emit=emit)
-    if options.verify_first:
-        before = blobs.identities()
-        verify_opened(opened, emit=emit).raise_if_wrong()
-        blobs.mark_checked(before)
-        emit(Notice("verified all blobs before serving"))
     listener = Listener(listen)
     try:
         named = Destination(listener.address, "", options.maps, options.flatten)
-        repositories = read_repositories(opened, named)
-        app = make_app(repositories, blobs, logins=logins, emit=emit)
+        current.offer(named)
+        app = make_app(current.repositories, current.blobs, logins=logins, replaced=current.replaced, emit=emit)
         service = Service(app, listener, tls=tls, complaints=complaints)
         if not listener.is_loopback and tls is None:
             emit(
@@ -114,10 +115,11 @@ def serve(
             )
         yield Serving(
             url=f"{'https' if tls else 'http'}://{listener.address}",
-            root=opened.root,
+            root=current.bundle.root,
             root_verified=root is not None,
-            images=tuple(names_offered(repositories.values(), listener.address)),
+            images=tuple(names_offered(current.repositories.values(), listener.address)),
             service=service,
+            reload=current.reload,
         )
     finally:
         if logins is not None:
