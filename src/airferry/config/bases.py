@@ -23,7 +23,7 @@ from pydantic import (
 from airferry.config.fields import DebianPackage, StrictModel, parse_text, refused_reference
 from airferry.errors import AirferryError
 from airferry.host import files
-from airferry.oci.reference import Reference, parse_reference
+from airferry.oci.reference import Reference, parse_reference, split_place
 
 
 class RegistryBase(BaseModel):
@@ -122,7 +122,7 @@ def _parse_base(value: Any, info: ValidationInfo) -> RegistryBase | LayoutBase |
     written = parse_text(value)
     kind, _, rest = written.partition(":")
     if kind in ("oci", "oci-archive"):
-        name, _, reference = rest.partition(":")
+        name, reference = split_place(rest)
         if not name:
             raise ValueError(f"`{written}` has no path after `{kind}:`")
         folder = (info.context or {}).get("folder", Path())

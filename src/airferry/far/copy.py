@@ -18,12 +18,13 @@ from airferry.host import files
 from airferry.oci.archive import ArchiveSource, write_oci_archive
 from airferry.oci.closure import Shipment, expect_unambiguous, read_signatures
 from airferry.oci.copy import CopyOptions, image_shipments, transfer
+from airferry.oci.digest import is_digest
 from airferry.oci.documents import Descriptor
 from airferry.oci.entries import names_of
 from airferry.oci.layout import LayoutStore
 from airferry.oci.platform import parse_platform
 from airferry.oci.ports import Sink, Source
-from airferry.oci.reference import Reference, parse_reference
+from airferry.oci.reference import Reference, parse_reference, split_place
 from airferry.registry.client import ClientOptions, Clients, open_clients
 from airferry.registry.profile import keep_learned, read_profile
 from airferry.registry.pulls import Pulls
@@ -76,7 +77,7 @@ def parse_place(text: str) -> Place:
     if text.startswith("docker://"):
         return RegistryPlace(parse_reference(text))
     kind, _, rest = text.partition(":")
-    path, _, name = rest.partition(":")
+    path, name = split_place(rest)
     if kind not in ("oci", "oci-archive") or not path:
         raise UsageError(f"`{text}` is not a source or destination, expected {FORMS}")
     return FilePlace(Path(path), name, kind == "oci-archive")
@@ -156,6 +157,8 @@ def _signatures(held: Source, image: Shipment, there: Place, *, jobs: int, emit:
 
 def _named(place: FilePlace, name: str) -> FilePlace:
     """Return a destination with the name that the image gets there, which is its own where none is given."""
+    if is_digest(place.name):
+        raise UsageError(f"`{place}`: a destination has a name, not a digest", hint=f"write `oci:{place.path}:NAME`")
     if not place.name and not name:
         raise UsageError(f"`{place}`: the image has no name", hint=f"give it one: `{place}:NAME`")
     return FilePlace(place.path, place.name or name, place.archive)

@@ -60,7 +60,16 @@ def parse_destination(
             f"`{text}` is not a registry, expected `HOST:PORT/PREFIX`",
             hint=f"add the port, for example `{host or 'registry'}:443`",
         )
-    parsed = parse_reference(f"{trimmed}/image")
+    try:
+        parsed = parse_reference(f"{trimmed}/image")
+    except UsageError as error:
+        lower = f"{host}/{prefix.lower()}"
+        if prefix == prefix.lower():
+            raise error.reworded(error.message.replace(f"{trimmed}/image", text).replace("/image`", "`")) from error
+        raise UsageError(
+            f"`{text}`: registries take no upper-case letters in names, and `{prefix}` has some",
+            hint=f"give the name that the registry has for it, such as `{lower}`",
+        ) from error
     return Destination(parsed.registry, prefix, maps or {}, flatten, cast(ArtifactChoice, artifacts))
 
 

@@ -38,7 +38,10 @@ def translate_os_error(error: OSError, *, doing: str, path: Path) -> HostError:
     """Return the `HostError` for an `OSError`, with a hint for a full disk, permissions and read-only media."""
     hint = None
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        hint = f"free up space on the file system of `{path}`, or choose another output or cache folder; then rerun"
+        way = "choose another output or cache folder"
+        if lies_within(path, Path(tempfile.gettempdir())):
+            way = "choose another folder for temporary files (`TMPDIR`), output or cache"
+        hint = f"free up space on the file system of `{path}`, or {way}; then rerun"
     elif error.errno == errno.EFBIG:
         hint = "raise the limit on the size of files (`ulimit -f`), or choose a file system without one; then rerun"
     elif error.errno in (errno.EACCES, errno.EPERM):

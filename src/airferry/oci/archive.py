@@ -41,6 +41,14 @@ from airferry.oci.tar import DIRECTORY, END_OF_ARCHIVE, TarEntry, TarReader, ent
 
 DOCKER_FILE = "manifest.json"
 MAX_ARCHIVE_ENTRIES = 50_000
+UNPACKED_BY = {
+    b"\x1f\x8b": "gunzip",
+    b"\x28\xb5\x2f\xfd": "unzstd",
+    b"\xfd7zXZ\x00": "unxz",
+    b"BZh": "bunzip2",
+    b"\x04\x22\x4d\x18": "unlz4",
+}
+MAX_MAGIC_BYTES = max(map(len, UNPACKED_BY))
 # skopeo as an ordinary user fails (1.9: chown) on folders that the archive only implies
 BLOB_FOLDERS = ("blobs/", "blobs/sha256/")
 PREFERRED_FOR_DOCKER = Platform("linux", "amd64")
@@ -338,11 +346,13 @@ class ArchiveSource(Source):
     def _read_headers(self) -> dict[str, tuple[int, int]]:
         found: dict[str, tuple[int, int]] = {}
         with self._open() as stream:
-            if stream.read(2) == b"\x1f\x8b":
-                raise IntegrityError(
-                    f"`{self.path}` is compressed, so it cannot be read in place",
-                    hint=f"run `gunzip {shlex.quote(str(self.path))}`",
-                )
+            head = stream.read(MAX_MAGIC_BYTES)
+            for magic, program in UNPACKED_BY.items():
+                if head.startswith(magic):
+                    raise IntegrityError(
+                        f"`{self.path}` is compressed, so it cannot be read in place",
+                        hint=f"run `{program} {shlex.quote(str(self.path))}`, and give the file that it makes",
+                    )
             stream.seek(0)
             reader = TarReader(stream, what=f"`{self.path}`", seeks=True)
             for number, entry in enumerate(reader):

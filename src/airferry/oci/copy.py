@@ -27,10 +27,10 @@ from airferry.oci.closure import (
     read_referrers,
     subjects_first,
 )
-from airferry.oci.documents import FOREIGN_LAYERS, Descriptor
+from airferry.oci.documents import FOREIGN_LAYERS, Descriptor, foreign_hint
 from airferry.oci.platform import Platform
 from airferry.oci.ports import Action, BlobOffer, Sink, Source, Stored
-from airferry.wording import printable, some_of
+from airferry.wording import some_of
 
 # between stores on disks, where hashing and writing are what takes time; registries have an option of their own
 DEFAULT_JOBS = 4
@@ -288,7 +288,7 @@ class Transfer:
         except (IntegrityError, RegistryError) as error:
             if blob.descriptor.media_type not in FOREIGN_LAYERS:
                 raise
-            raise error.reworded(error.message, hint=_foreign_hint(blob.descriptor)) from error
+            raise error.reworded(error.message, hint=foreign_hint(blob.descriptor)) from error
 
     def _place_everywhere(self, blob: _Wanted, advance: Callable[[int], None]) -> None:
         descriptor = blob.descriptor
@@ -488,15 +488,6 @@ def copy_blob(
         IntegrityError: it is not what its descriptor says.
     """
     return sink.take_blob(BlobOffer(descriptor, source, link=link, verified=verified))
-
-
-def _foreign_hint(descriptor: Descriptor) -> str:
-    urls = (descriptor.model_extra or {}).get("urls")
-    place = f", and {printable(str(urls[0]), most=200)} may have it" if isinstance(urls, list) and urls else ""
-    return (
-        f"`{descriptor.digest}` is a foreign layer, which registries need not hold{place}; airferry fetches no such "
-        "addresses: push the image once more with `--allow-nondistributable-artifacts` of docker or crane"
-    )
 
 
 def _manifest_step(item: Shipment, stored: Stored) -> ManifestStep:

@@ -19,6 +19,7 @@ from airferry.errors import IntegrityError
 from airferry.host.parsing import MAX_JSON_VALUES, JsonPairs, Malformed, expect_few_values, parse_json_pairs
 from airferry.oci.digest import Digest, digest_of
 from airferry.oci.platform import Platform
+from airferry.wording import printable
 
 IMAGE_INDEX = "application/vnd.oci.image.index.v1+json"
 IMAGE_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -200,6 +201,16 @@ def parse_image_config(data: bytes, *, what: str = "the image config") -> ImageC
         IntegrityError: they are no image config.
     """
     return _parse(ImageConfig, data, what)
+
+
+def foreign_hint(descriptor: Descriptor) -> str:
+    """Return what to do about a foreign layer that is not to be had where its image is."""
+    urls = (descriptor.model_extra or {}).get("urls")
+    place = f", and {printable(str(urls[0]), most=200)} may have it" if isinstance(urls, list) and urls else ""
+    return (
+        f"`{descriptor.digest}` is a foreign layer, which registries need not hold{place}; airferry fetches no such "
+        "addresses: push the image once more with `--allow-nondistributable-artifacts` of docker or crane"
+    )
 
 
 # --- one JSON, one meaning -------------------------------------------------------------------------------------------

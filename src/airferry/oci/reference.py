@@ -90,6 +90,14 @@ def parse_reference(text: str, *, default_registry: str = DEFAULT_REGISTRY) -> R
     return Reference(registry, repository, tag or None, digest if at else None)
 
 
+def split_place(text: str) -> tuple[str, str]:
+    """Return path and name of what follows `oci:` or `oci-archive:`, `PATH[:NAME][@DIGEST]`; a digest is the name."""
+    before, _, digest = text.rpartition("@")
+    is_pinned = bool(before) and is_digest(digest)
+    path, _, name = (before if is_pinned else text).partition(":")
+    return path, digest if is_pinned else name
+
+
 def _is_host(text: str) -> bool:
     """Tell whether a text is a host with or without port, which a URL can hold: brackets hold an IPv6 address."""
     if not _HOST.fullmatch(text):

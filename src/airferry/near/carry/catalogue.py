@@ -27,6 +27,7 @@ from airferry.events import Emit, Warned
 from airferry.host import clock, files
 from airferry.host.files import translate_os_error
 from airferry.near.assemble import context
+from airferry.near.git.driver import LFS_POINTER, LFS_POINTER_MAX_BYTES
 from airferry.oci.codecs import zstd_blocks
 from airferry.oci.documents import Descriptor
 from airferry.oci.layout import LayoutStore
@@ -91,6 +92,14 @@ def carry_catalogue(plan: Plan, store: LayoutStore, *, scratch: Path, emit: Emit
             )
         )
         return None
+    if pointers := [path for path, size, file in files if size <= LFS_POINTER_MAX_BYTES and _is_lfs_pointer(file)]:
+        emit(
+            Warned(
+                f"the catalogue holds {counted(len(pointers), 'Git LFS pointer')}, such as `{pointers[0]}`; the files "
+                "that they point to are not included",
+                hint="run `git lfs pull` in the catalogue, or add the files that steps need to `assets:`",
+            )
+        )
     content = ArtifactFile(CATALOGUE_FILE, CATALOGUE_CONTENT, packed)
     descriptor = put_artifact(store, CATALOGUE_ARTIFACT, contents=[content])
     source = plan.config.source
@@ -183,6 +192,13 @@ def _allowed(found: Sequence[CatalogueFile], emit: Emit) -> Iterator[CatalogueFi
     if left:
         named = some_of(left, MAX_NAMED_PATHS, separator="; ")
         emit(Warned(f"{counted(len(left), 'file')} of the catalogue are not added to the bundle: {named}"))
+
+
+def _is_lfs_pointer(source: Path) -> bool:
+    if source.is_symlink():
+        return False
+    with source.open("rb") as stream:
+        return stream.read(len(LFS_POINTER)) == LFS_POINTER
 
 
 def _size_bytes(source: Path) -> int:
