@@ -22,10 +22,11 @@ from airferry.oci.documents import LAYER_TAR, Descriptor, descriptor_of
 from airferry.oci.layout import LayoutStore
 from airferry.registry.client import ClientOptions, RegistryClient
 from airferry.registry.credentials import Credential
+from airferry.registry.governor import Limits
 from airferry.registry.retry import RetryPolicy, retry_after_s
 from airferry.registry.sink import RegistrySink
 from airferry.registry.source import RegistrySource
-from airferry.registry.uploads import Limits, Uploader
+from airferry.registry.uploads import Uploader
 from oci_images import make_image
 from scripted_registry import Call, Exchange, Fault, ScriptedRegistry, error_document, run_scripted, sha256, times
 
