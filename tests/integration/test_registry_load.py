@@ -38,10 +38,11 @@ from airferry.oci.ports import Stored
 from airferry.registry.client import ClientOptions, RegistryClient
 from airferry.registry.connections import Answer, Request
 from airferry.registry.credentials import Credential
+from airferry.registry.governor import Limits
 from airferry.registry.retry import RetryPolicy
 from airferry.registry.sink import RegistrySink
 from airferry.registry.source import RegistrySource
-from airferry.registry.uploads import UNCHECKED_FROM_BYTES, Limits, Uploader
+from airferry.registry.uploads import UNCHECKED_FROM_BYTES, Uploader
 from nemotron_rules import environment_of_job
 from oci_images import REFERENCE, image_defects, make_bundle, put_image
 from travelling_catalogue import make_travelling_bundle, write_catalogue

@@ -30,11 +30,12 @@ from airferry.oci.documents import LAYER_TAR, Descriptor, parse_index
 from airferry.oci.layout import LayoutStore
 from airferry.registry.client import ClientOptions, RegistryClient
 from airferry.registry.credentials import Credential
+from airferry.registry.governor import Limits
 from airferry.registry.profile import read_profile
 from airferry.registry.retry import RetryPolicy
 from airferry.registry.sink import RegistrySink
 from airferry.registry.source import RegistrySource
-from airferry.registry.uploads import Limits, Uploader
+from airferry.registry.uploads import Uploader
 from fault_proxy import FaultProxy, is_download, is_upload, run_fault_proxy
 from oci_images import REFERENCE, make_bundle, make_image, put_image
 from scripted_registry import Call, Exchange, Fault, error_document, times

@@ -28,10 +28,11 @@ from airferry.oci.layout import LayoutStore
 from airferry.registry.client import ClientOptions, RegistryClient
 from airferry.registry.connections import Answer, Request
 from airferry.registry.credentials import Credential
+from airferry.registry.governor import Limits
 from airferry.registry.sink import RegistrySink
 from airferry.registry.source import RegistrySource
 from airferry.registry.trial import try_registry
-from airferry.registry.uploads import UNCHECKED_FROM_BYTES, Limits, Uploader, checks_digests
+from airferry.registry.uploads import UNCHECKED_FROM_BYTES, Uploader, checks_digests
 from oci_images import REFERENCE, make_bundle
 
 OPTIONS = ClientOptions(lookup=lambda registry, repository: None)

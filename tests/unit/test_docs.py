@@ -18,6 +18,7 @@ from airferry import errors
 from airferry.bundle.manifest import BundleManifest, ImageEntry, LayerEntry, PlatformEntry
 from airferry.bundle.receipt import Receipt, ReceiptImage
 from airferry.cli.app import INTERRUPTED
+from airferry.cli.pipes import CLOSED_PIPE
 from airferry.config import BootstrapBase, Config
 from airferry.config.fields import StrictModel
 from airferry.plan.lockfile import LockedAddition, LockedPlatform, Lockfile
@@ -212,7 +213,7 @@ def exit_codes() -> dict[str, str]:
         for name, kind in inspect.getmembers(errors, inspect.isclass)
         if issubclass(kind, errors.AirferryError) and kind is not errors.AirferryError
     }
-    return {"0": "", "1": "", **families, str(INTERRUPTED): ""}
+    return {"0": "", "1": "", **families, str(INTERRUPTED): "", str(CLOSED_PIPE): ""}
 
 
 def test_every_table_of_exit_codes_is_the_catalogue_of_errors() -> None:

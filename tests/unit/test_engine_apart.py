@@ -150,6 +150,25 @@ def test_everything_apart_ends_when_its_starter_is_killed_and_when_its_program_e
         child.stdout.close()
 
 
+def test_everything_apart_ends_when_what_started_its_starter_is_killed() -> None:
+    stubborn = (
+        "import signal, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: print('asked', flush=True))\n"
+        "print('ready', flush=True)\n"
+        "while True:\n"
+        "    time.sleep(600)\n"
+    )
+    # as `buildah unshare` is ended, which hands no signal on
+    starter = "import subprocess, sys; subprocess.run(sys.argv[1:])"
+    child = subprocess.Popen([sys.executable, "-c", starter, *command("apart", stubborn)], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"ready\n"
+    child.kill()
+    child.wait()
+    assert child.stdout.read().startswith(b"asked\n")
+    child.stdout.close()
+
+
 @pytest.mark.parametrize("before", [MASK, NO_NAMESPACES], ids=["masked /proc", "no namespaces"])
 def test_a_host_that_does_not_separate_processes_is_told_from_a_failed_program(before: str) -> None:
     done = run("offline-apart", "print('never')", before=before)

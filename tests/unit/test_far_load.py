@@ -18,7 +18,9 @@ from airferry.events import Event, Notice, Warned, silent
 from airferry.far.destinations import DestinationRecords, hold_destination
 from airferry.far.tags import move_tags
 from airferry.host import files
+from airferry.host.canonical import canonical_json
 from airferry.oci.closure import Closure, read_closure
+from airferry.oci.documents import IMAGE_INDEX, IMAGE_MANIFEST, Descriptor, Index
 from airferry.registry.client import ClientOptions
 from airferry.registry.credentials import Credential
 from airferry.registry.retry import RetryPolicy
@@ -586,3 +588,27 @@ def test_a_400_for_a_manifest_that_passes_is_no_refusal(registry: ScriptedRegist
     with pytest.raises(RegistryError, match="answered with 400 `DIGEST_INVALID`"):
         api.load(bundles["new"], to=f"{registry.address}/airgap", options=options)
     assert registry.count("PUT", "/manifests/") == 4, "one that lasts is known soon"
+
+
+def test_a_referrer_that_another_client_wrote_over_is_listed_again_next_to_theirs(
+    registry: ScriptedRegistry, bundles: dict[str, Path]
+) -> None:
+    """Without a referrers API, the list is a tag that is read, extended and written: the last writer wins."""
+    theirs = Descriptor(media_type=IMAGE_MANIFEST, digest="sha256:" + "a" * 64, size=2)
+    data = canonical_json(Index(schema_version=2, media_type=IMAGE_INDEX, manifests=[theirs]))
+
+    def overwrite(exchange: Exchange) -> bool:
+        exchange.read_body()
+        registry.manifests[exchange.call.path.removeprefix("/v2/").replace("/manifests/", "@")] = (data, IMAGE_INDEX)
+        return exchange.answer(201)
+
+    def lists(call: Call) -> bool:
+        return call.method == "PUT" and "/manifests/sha256-" in call.path
+
+    registry.faults.append(times(1, lists, overwrite))
+    options = ClientOptions(plain_http=True, retry=RetryPolicy(sleep=lambda _seconds: None))
+    outcome = api.load(bundles["old"], to=f"{registry.address}/airgap", options=options)
+    assert outcome.receipt.left_out == ()
+    (listed,) = [json.loads(found[0]) for key, found in registry.manifests.items() if "@sha256-" in key]
+    digests = {entry["digest"] for entry in listed["manifests"]}
+    assert theirs.digest in digests and len(digests) == 2

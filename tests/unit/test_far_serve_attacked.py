@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import resource
 import socket
@@ -11,10 +12,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import h11
 import pytest
+import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.server import ServerState
 
 from airferry.events import Event, Warned
 from airferry.far.serve.admission import (
@@ -25,7 +30,7 @@ from airferry.far.serve.admission import (
     raised_descriptor_limit,
 )
 from airferry.far.serve.complaints import Complaints
-from airferry.far.serve.protocol import REFUSED, SENDFILE, BrokenOff
+from airferry.far.serve.protocol import REFUSED, SENDFILE, BoundedProtocol, BrokenOff
 from airferry.far.serve.server import Listener, Service
 
 QUICK = ClientLimits(request_s=0.1, stall_s=0.2)
@@ -157,6 +162,37 @@ def test_an_answer_that_takes_its_time_is_not_ended(answers: Answers) -> None:
         time.sleep(QUICK.request_s * 2)
         answers.proceed.set()
         assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+
+
+def test_the_server_ends_whatever_state_its_connections_are_in(answers: Answers) -> None:
+    """uvicorn's shutdown says goodbye in states that have none; TLS keeps a connection in one after a 408."""
+    events: list[Event] = []
+    started = time.monotonic()
+    with contextlib.ExitStack() as clients, served(answers, QUICK, events) as port:
+        partial, *unread = [clients.enter_context(closing(connect(port))) for _time in range(3)]
+        partial.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n")
+        for connection, path in zip(unread, ("/file", "/chunks"), strict=True):
+            connection.sendall(request(path))
+        assert read_some(partial).startswith(b"HTTP/1.1 408")
+    assert events == [] and time.monotonic() - started < ENDS_WITHIN_S
+
+
+@pytest.mark.parametrize("state", [h11.SEND_BODY, h11.ERROR, h11.CLOSED])
+def test_a_connection_is_shut_down_in_any_state(answers: Answers, state: Any) -> None:
+    aborted: list[bool] = []
+    config = uvicorn.Config(answers, log_config=None)
+    limits = ClientLimits()
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    try:
+        protocol = BoundedProtocol(config, ServerState(), limits, Admission(limits, lambda _text: None))
+    finally:
+        asyncio.set_event_loop(None)
+        loop.close()
+    protocol.transport = SimpleNamespace(abort=lambda: aborted.append(True), close=lambda: aborted.append(False))
+    protocol.conn._cstate.states[h11.SERVER] = state
+    protocol.shutdown()
+    assert len(aborted) == 1
 
 
 @pytest.mark.parametrize(("path", "makes_room"), [("/refused", True), ("/wait", False)])

@@ -36,11 +36,12 @@ from airferry.registry.client import RegistryClient
 from airferry.registry.connections import Answer
 from airferry.registry.credentials import Credential, find_credential
 from airferry.registry.failures import redacted
+from airferry.registry.governor import Limits
 from airferry.registry.registries_conf import read_registries_conf
 from airferry.registry.retry import retry_after_s
 from airferry.registry.sink import RegistrySink
 from airferry.registry.source import RegistrySource
-from airferry.registry.uploads import Limits, Uploader, UploadJournal, UploadSession
+from airferry.registry.uploads import Uploader, UploadJournal, UploadSession
 from catalogues import STEPS, airgap, write_airgap, write_step
 from scripted_registry import Exchange, ScriptedRegistry, run_scripted
 

@@ -31,12 +31,13 @@ from airferry.oci.layout import LayoutStore, UnlistedLayout
 from airferry.oci.ports import BlobOffer, Sink, Source, Stored, blocks
 from airferry.oci.reference import Reference
 from airferry.registry.client import ClientOptions, RegistryClient
+from airferry.registry.governor import Limits
 from airferry.registry.pulls import Pulls
 from airferry.registry.registries_conf import RegistriesConf
 from airferry.registry.retry import RetryPolicy
 from airferry.registry.sink import RegistrySink
 from airferry.registry.source import RegistrySource
-from airferry.registry.uploads import Limits, Uploader
+from airferry.registry.uploads import Uploader
 from oci_images import make_image
 from scripted_registry import run_scripted, sha256
 

@@ -18,9 +18,10 @@ from airferry.oci.streams import FileSlice
 from airferry.registry import connections
 from airferry.registry.client import ClientOptions, RegistryClient
 from airferry.registry.connections import speaks_tls
+from airferry.registry.governor import Limits
 from airferry.registry.sink import RegistrySink
 from airferry.registry.source import RegistrySource
-from airferry.registry.uploads import UNCHECKED_FROM_BYTES, Limits, Uploader
+from airferry.registry.uploads import UNCHECKED_FROM_BYTES, Uploader
 from scripted_registry import Exchange, ScriptedRegistry, run_scripted
 
 SIZE = UNCHECKED_FROM_BYTES + 12345

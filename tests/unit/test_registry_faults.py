@@ -22,10 +22,11 @@ from airferry.oci.documents import LAYER_TAR, Descriptor, descriptor_of
 from airferry.oci.layout import LayoutStore
 from airferry.registry.client import ClientOptions, RegistryClient
 from airferry.registry.credentials import Credential
+from airferry.registry.governor import Limits
 from airferry.registry.retry import RetryPolicy, retry_after_s
 from airferry.registry.sink import RegistrySink
 from airferry.registry.source import RegistrySource
-from airferry.registry.uploads import Limits, Uploader
+from airferry.registry.uploads import Uploader
 from oci_images import make_image
 from scripted_registry import Call, Exchange, Fault, ScriptedRegistry, error_document, run_scripted, sha256, times
 
@@ -210,6 +211,28 @@ def test_416_restarts_from_what_the_registry_acknowledges(
     registry.faults.append(times(1, lambda call: call.method == "PATCH" and "s" in call.path, status(416)))
     upload(client, store, limits=Limits(1024 * 1024, 1024 * 1024))
     assert registry.blobs == {LAYER.digest: BLOB}
+
+
+def test_a_range_that_counts_bytes_is_understood(
+    registry: ScriptedRegistry, client: RegistryClient, store: LayoutStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Instead of stating the number of the last one."""
+    answer = Exchange.answer
+
+    def one_too_high(self: Exchange, status: int, data: bytes = b"", **headers: str) -> bool:
+        if self.command == "PATCH" and "Range" in headers:
+            headers["Range"] = f"0-{int(headers['Range'].removeprefix('0-')) + 1}"
+        return answer(self, status, data, **headers)
+
+    monkeypatch.setattr(Exchange, "answer", one_too_high)
+    upload(client, store, limits=Limits(1024 * 1024, 1024 * 1024))
+    assert registry.blobs == {LAYER.digest: BLOB}
+    assert registry.count("PATCH") == 3
+
+
+def test_a_head_without_a_length_condemns_no_blob(registry: ScriptedRegistry, client: RegistryClient) -> None:
+    registry.faults.append(times(1, lambda call: call.method == "HEAD", status(200, Content_Length="0")))
+    assert RegistrySink(client, "r/x", uploader=Uploader(client)).has_blob(LAYER)
 
 
 @pytest.mark.parametrize("code", [400, 403])

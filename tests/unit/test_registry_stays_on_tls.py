@@ -20,11 +20,12 @@ from airferry.registry.client import ClientOptions, RegistryClient
 from airferry.registry.connections import Connections
 from airferry.registry.credentials import Credential
 from airferry.registry.failures import LeavesTls
+from airferry.registry.governor import Limits
 from airferry.registry.retry import RetryPolicy
 from airferry.registry.sink import RegistrySink
 from airferry.registry.source import RegistrySource
 from airferry.registry.trial import try_registry
-from airferry.registry.uploads import Limits, Uploader, UploadSession, checks_digests
+from airferry.registry.uploads import Uploader, UploadSession, checks_digests
 from scripted_registry import Call, Exchange, Fault, ScriptedRegistry, run_scripted
 
 HOST = "registry.test"

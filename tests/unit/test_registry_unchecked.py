@@ -16,9 +16,10 @@ from airferry.oci.documents import LAYER_TAR, Descriptor
 from airferry.oci.layout import LayoutStore
 from airferry.oci.streams import SizedReader, VerifyingReader
 from airferry.registry.client import ClientOptions, RegistryClient
+from airferry.registry.governor import Limits
 from airferry.registry.retry import RetryPolicy
 from airferry.registry.sink import RegistrySink
-from airferry.registry.uploads import UNCHECKED_FROM_BYTES, Limits, Uploader
+from airferry.registry.uploads import UNCHECKED_FROM_BYTES, Uploader
 from oci_images import put_image
 from scripted_registry import Exchange, ScriptedRegistry, error_document, run_scripted
 

@@ -16,6 +16,7 @@ import typer
 import airferry
 from airferry.cli import assets, building, bundles, catalogue, completion, jobs, registries, rehearse, serving
 from airferry.cli.flags import show_flags_as_flags
+from airferry.cli.pipes import code_of_pipes, outlive_readers
 from airferry.cli.render import Reporter, data_line, escape_what_python_writes
 from airferry.errors import AirferryError, HostError
 from airferry.host import files, process
@@ -91,6 +92,7 @@ def main() -> None:
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
+    outlive_readers()
     escape_what_python_writes()
     # names of files may be no text, and the terminal's encoding may lack a character: neither ends a command
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -101,7 +103,7 @@ def main() -> None:
         with suppress(OSError):
             stream.flush()
     # taking apart all that was loaded takes longer than many a command, and the kernel does it at once
-    os._exit(code)
+    os._exit(code_of_pipes(code))
 
 
 class Interrupted(BaseException):

@@ -271,7 +271,7 @@ def escape_what_python_writes() -> None:
 
 
 def data(text: str) -> None:
-    """Write data to stdout, and nothing else. Ends the program when the reader closes the pipe.
+    """Write data to stdout, and nothing else.
 
     Characters that a terminal obeys are escaped as in JSON: a pipe often ends at one, and a log is read on one later.
 
@@ -282,8 +282,6 @@ def data(text: str) -> None:
         shown = visible(text)
         sys.stdout.write(shown if shown.endswith("\n") else shown + "\n")
         sys.stdout.flush()
-    except BrokenPipeError:
-        sys.exit(0)
     except OSError as error:
         raise HostError(f"cannot write to standard output: {error.strerror}") from error
 

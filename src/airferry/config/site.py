@@ -17,7 +17,7 @@ EXECUTOR_KINDS: tuple[ExecutorKind, ...] = ("slurm-pyxis", "kubernetes", "lepton
 FIRST_WITH_ZSTD = {"slurm-pyxis": (4, 0), "docker": (23, 0)}
 VERSIONED = {"slurm-pyxis": "enroot", "docker": "Docker"}
 
-_VERSION = re.compile(r"[0-9]+(\.[0-9]+)*")
+_VERSION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){0,9}")
 _PROFILE = re.compile(r"[A-Za-z0-9_-]+")
 _URL = re.compile(r"https?://[^\s/]+(/\S*)?")
 _CAPABILITY = re.compile(r"[0-9]{1,2}\.[0-9][a-z]?")

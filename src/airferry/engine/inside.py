@@ -15,6 +15,7 @@ import signal
 import socket
 import struct
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -32,6 +33,7 @@ KEYCTL_JOIN_SESSION_KEYRING = 1
 FORWARDED = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 NOT_APART = "airferry: processes cannot be separated: "
 NOT_APART_CODE = 125
+WATCH_S, END_GRACE_S = 0.5, 4.0
 SIOCGIFFLAGS = 0x8913
 SIOCSIFFLAGS = 0x8914
 IFF_UP = 0x1
@@ -85,6 +87,7 @@ def run_apart(arguments: list[str]) -> int:
     except OSError as error:
         sys.stderr.write(f"{NOT_APART}{error}\n")
         return NOT_APART_CODE
+    parent = os.getppid()
     argv = arguments[1 + int(arguments[0]) :]
     paths = arguments[1 : 1 + int(arguments[0])]
     # a signal that comes before its handler is there would be lost on the first process of a namespace
@@ -95,6 +98,7 @@ def run_apart(arguments: list[str]) -> int:
         os.close(held)
         os._exit(be_first(argv, paths, alive))
     pass_signals_on(first)
+    end_with_parent(first, parent)
     return exit_code(os.waitpid(first, 0)[1])
 
 
@@ -179,6 +183,23 @@ def pass_signals_on(child: int) -> None:
     for number in FORWARDED:
         signal.signal(number, forward)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
+
+
+def end_with_parent(child: int, parent: int) -> None:
+    """From now on, ask a child to end when this process has lost its parent, and kill it some seconds later.
+
+    `buildah unshare` does not hand on the signal that ends it; PR_SET_PDEATHSIG fires when a thread of it ends.
+    """
+    since: list[float] = []
+
+    def look(_number: int, _frame: object) -> None:
+        if os.getppid() != parent:
+            since.append(time.monotonic())
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGTERM if since[-1] - since[0] < END_GRACE_S else signal.SIGKILL)
+
+    signal.signal(signal.SIGALRM, look)
+    signal.setitimer(signal.ITIMER_REAL, WATCH_S, WATCH_S)
 
 
 def exit_code(status: int) -> int:

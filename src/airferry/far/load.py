@@ -41,8 +41,8 @@ from airferry.oci.closure import RefusedShipment, Shipment
 from airferry.oci.copy import CopyReport, Transfer
 from airferry.oci.reference import Reference
 from airferry.registry.client import ClientOptions, RegistryClient
-from airferry.registry.failures import rerun_helps
-from airferry.registry.profile import keep_learned, read_profile
+from airferry.registry.failures import TooLarge, TransientRegistryError, rerun_helps
+from airferry.registry.profile import RegistryProfile, keep_learned, read_profile
 from airferry.registry.uploads import Uploader
 from airferry.wording import counted, size_text
 
@@ -90,11 +90,12 @@ class LoadOutcome:
         groups = [group for group in self.manifest.execution_groups if group.repo_overlays]
         held = {name for group in groups for name in group.targets or group.steps}
         steps = self.receipt.steps
+        with_config = {target.partition(":")[0] for target in self.receipt.targets if ":" in target}
         commands = []
         for target in dict.fromkeys((*self.receipt.targets, *steps)):
             step, _, config = target.partition(":")
             image = steps.get(target) or steps.get(step)
-            if image is None or (not config and any(other.startswith(f"{step}:") for other in self.receipt.targets)):
+            if image is None or (not config and step in with_config):
                 continue
             named, overrides = config or "CONFIG", {"run.env.container_image": image}
             if held & {target, step}:
@@ -181,7 +182,7 @@ def load(
         own = records.tags_before(opened.root)
         noted = tags_in_receipt(earlier, destination=str(destination), root=opened.root)
         wanted = _wanted_tags(opened, sinks, places, shipments)
-        with _naming_the_rest(transfer, shipments):
+        with _naming_the_rest(transfer, shipments, known):
             tags = plan_tags(wanted, {**noted, **own}, jobs=options.jobs)
         say_where_from(tags, own, receipt_path, emit)
         if dry_run:
@@ -189,7 +190,7 @@ def load(
             without += pushed.refused
         else:
             try:
-                with _naming_the_rest(transfer, shipments):
+                with _naming_the_rest(transfer, shipments, known):
                     pushed = stage("push", emit, lambda: transfer.send(shipments))
             finally:
                 keep_learned(known, uploader.limits, mounts=uploader.mounts)
@@ -243,8 +244,8 @@ def _read_earlier(path: Path, destination: Destination) -> Receipt | None:
 
 
 @contextmanager
-def _naming_the_rest(transfer: Transfer, shipments: Sequence[Shipment]) -> Iterator[None]:
-    """Add to an error of the registry what is not there yet."""
+def _naming_the_rest(transfer: Transfer, shipments: Sequence[Shipment], known: RegistryProfile) -> Iterator[None]:
+    """Add to an error of the registry what is not there yet, and what was known that may have led to it."""
     try:
         yield
     except RegistryError as error:
@@ -253,10 +254,12 @@ def _naming_the_rest(transfer: Transfer, shipments: Sequence[Shipment]) -> Itera
         artifacts = sum(name.startswith(ARTIFACT_NAME) for name in unfinished)
         images = sum(name not in optional and not name.startswith(ARTIFACT_NAME) for name in unfinished)
         counts = [counted(number, noun) for number, noun in ((images, "image"), (artifacts, "artifact")) if number]
+        advice = error.hint or ("rerun: finished uploads are not repeated" if rerun_helps(error) else None)
+        noted = known.advice() if isinstance(error, TransientRegistryError | TooLarge) else ""
         what = f"not complete there yet: {' and '.join(counts)}" if counts else "manifests are missing"
         raise error.reworded(
             f"{error.message}; no tag was moved; {what}",
-            hint=error.hint or ("rerun: finished uploads are not repeated" if rerun_helps(error) else None),
+            hint="; ".join(part for part in (advice, noted) if part) or None,
             missing=unfinished,
         ) from error
 

@@ -42,7 +42,7 @@ class ProbeOutcome:
 
     def to_document(self) -> dict[str, Any]:
         """Return the outcome as plain data."""
-        return self.profile.model_dump(mode="json")
+        return self.profile.model_dump(mode="json", exclude={"learned_at"})
 
 
 def login(registry: str, username: str, password: str, *, options: ClientOptions | None = None) -> Path:

@@ -1,4 +1,4 @@
-"""How much may be under way at once: a limit of parallel uploads that adapts, and a rate in bytes a second.
+"""How much a registry takes: parallel uploads, by a limit that adapts; bytes a second; bytes in one request.
 
 Shared by all connections of a client. Knows nothing of requests.
 """
@@ -9,8 +9,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from airferry.host import clock
+
+# one request is quickest, but loses everything when it breaks; from here on, losing it would hurt
+CHUNKED_ABOVE_BYTES = 256 * 1024 * 1024
+# what a broken connection costs at most, against one round trip and one fsync of the journal each
+CHUNK_BYTES = 64 * 1024 * 1024
+# below it the round trips cost more than the bytes
+SMALLEST_CHUNK_BYTES = 256 * 1024
 
 FIRST_PROBE_AFTER = 8
 LONGEST_PROBE_AFTER = 16
@@ -100,3 +108,28 @@ class RateLimit:
             wait_s = begin_s - self._now_s()
         if wait_s > 0:
             self._sleep(wait_s)
+
+
+@dataclass(slots=True)
+class Limits:
+    """What one registry takes in one request, as far as it is known; it is learned from refusals."""
+
+    chunked_above_bytes: int = CHUNKED_ABOVE_BYTES
+    chunk_bytes: int = CHUNK_BYTES
+    chunks: bool = True
+    remembered: bool = False
+
+    def reconsider(self) -> bool:
+        """Try chunks again where only an earlier run saw them refused, as that made an upload fail; True once."""
+        again, self.remembered = self.remembered and not self.chunks, False
+        self.chunks = self.chunks or again
+        return again
+
+    def lower(self, refused_bytes: int) -> bool:
+        """Note that one request of this size was refused; False if nothing smaller is worth a try."""
+        self.reconsider()
+        if not self.chunks or refused_bytes <= SMALLEST_CHUNK_BYTES:
+            return False
+        self.chunk_bytes = max(SMALLEST_CHUNK_BYTES, min(self.chunk_bytes, refused_bytes // 2))
+        self.chunked_above_bytes = min(self.chunked_above_bytes, self.chunk_bytes)
+        return True

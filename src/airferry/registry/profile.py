@@ -6,17 +6,21 @@ Nothing depends on it: a missing or damaged profile only costs the requests that
 from __future__ import annotations
 
 import hashlib
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from airferry.errors import HostError
-from airferry.host import files
+from airferry.host import clock, files
 from airferry.oci.documents import MAX_SIZE
-from airferry.registry.uploads import CHUNK_BYTES, CHUNKED_ABOVE_BYTES, SMALLEST_CHUNK_BYTES, Limits
+from airferry.registry.governor import CHUNK_BYTES, CHUNKED_ABOVE_BYTES, SMALLEST_CHUNK_BYTES, Limits
 
 MAX_PROFILE_BYTES = 64 * 1024
+LONGEST_TRUSTED_S = 24 * 3600.0
+# what keeps loads from doing something
+_LIMITS = ("mounts", "chunks", "largest_request_bytes")
 
 
 class RegistryProfile(BaseModel):
@@ -28,7 +32,7 @@ class RegistryProfile(BaseModel):
     arrived. `survives_breaks`: it still does after a connection broke within a chunk. `referrers`: it has the
     referrers API. `shows_oci_to_enroot`: an OCI index is found by enroot, whose first requests name no media type.
     `takes_docker_lists`: Docker manifest lists can be stored. `deletes_tags`, `deletes_manifests`, `deletes_blobs`: it
-    removes them.
+    removes them. `learned_at`: when a load noted what the registry does not do, in seconds since 1970.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -48,23 +52,53 @@ class RegistryProfile(BaseModel):
     deletes_tags: bool | None = None
     deletes_manifests: bool | None = None
     deletes_blobs: bool | None = None
+    learned_at: dict[str, float] = Field(default_factory=dict)
 
     def limits(self) -> Limits:
         """Return what uploads begin with: the usual sizes, less where the registry is known to take less."""
         largest = self.largest_request_bytes or CHUNKED_ABOVE_BYTES
         chunk = max(min(CHUNK_BYTES, largest), self.smallest_chunk_bytes or 0)
-        return Limits(min(CHUNKED_ABOVE_BYTES, largest), chunk, self.chunks is not False)
+        chunks = self.chunks is not False
+        return Limits(min(CHUNKED_ABOVE_BYTES, largest), chunk, chunks, remembered=not chunks)
+
+    def advice(self) -> str:
+        """Return what an earlier run noted that may make an upload fail, and how to have it found out again."""
+        facts = ["it takes no uploads in chunks"] if self.chunks is False else []
+        if self.largest_request_bytes is not None:
+            facts.append(f"it takes at most {self.largest_request_bytes} bytes in one request")
+        if not facts:
+            return ""
+        return f"noted earlier: {', '.join(facts)}; `airferry registry probe {self.registry}` finds that out again"
 
     def learned(self, limits: Limits, *, mounts: bool) -> RegistryProfile:
-        """Return the profile with what uploads have shown: refused sizes, no chunks, no mounts."""
+        """Return the profile with what uploads have shown: refused sizes, no chunks, no mounts, or the contrary."""
         changes: dict[str, object] = {}
         if limits.chunked_above_bytes < self.limits().chunked_above_bytes:
             changes["largest_request_bytes"] = limits.chunk_bytes
         if not limits.chunks:
             changes["chunks"] = False
+        elif self.chunks is False:
+            changes["chunks"] = None
         if not mounts:
             changes["mounts"] = False
-        return self.model_copy(update=changes)
+        now = {name: clock.now_s() for name, value in changes.items() if value not in (None, getattr(self, name))}
+        return self.model_copy(update={**changes, "learned_at": {**self.learned_at, **now}})
+
+    def aged(self) -> RegistryProfile:
+        """Return the profile without limits that were noted more than a day ago: registries are repaired and updated.
+
+        What a registry cannot do costs a request to find out again. What an administrator had probed stays as long.
+        """
+        probed = _seconds(self.probed_at)
+        now = clock.now_s()
+        limited = [name for name in _LIMITS if getattr(self, name) not in (None, True)]
+        old = [name for name in limited if not 0 <= now - self.learned_at.get(name, probed) <= LONGEST_TRUSTED_S]
+        return self.model_copy(
+            update={
+                **dict.fromkeys(old),
+                "learned_at": {name: when for name, when in self.learned_at.items() if name not in old},
+            }
+        )
 
 
 def profile_path(registry: str) -> Path:
@@ -74,13 +108,20 @@ def profile_path(registry: str) -> Path:
 
 
 def read_profile(registry: str) -> RegistryProfile:
-    """Return what is known about a registry host; nothing, where the file is missing or damaged."""
+    """Return what is known about a registry host and not too old; nothing, where the file is missing or damaged."""
     try:
         data = files.read_bounded(profile_path(registry), limit_bytes=MAX_PROFILE_BYTES)
         profile = RegistryProfile.model_validate_json(data)
     except (HostError, ValidationError):
         return RegistryProfile(registry=registry)
-    return profile if profile.registry == registry else RegistryProfile(registry=registry)
+    return profile.aged() if profile.registry == registry else RegistryProfile(registry=registry)
+
+
+def _seconds(moment: str | None) -> float:
+    try:
+        return datetime.fromisoformat(moment or "").timestamp()
+    except (ValueError, OverflowError):
+        return 0.0
 
 
 def write_profile(profile: RegistryProfile) -> Path:

@@ -110,8 +110,9 @@ class RegistrySink(Sink):
         if not self._uploader.mounts:
             return False
         done = self._try_mount(descriptor, repository)
-        if not done:
-            self._uploader.mounts = False
+        self._uploader.mounted = self._uploader.mounted or done
+        # one that worked outweighs a refusal, which may be about one repository or a blob that was just collected
+        self._uploader.mounts = self._uploader.mounted
         return done
 
     def _try_mount(self, descriptor: Descriptor, repository: str) -> bool:

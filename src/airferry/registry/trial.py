@@ -33,10 +33,10 @@ from airferry.registry.bodies import acknowledged_bytes
 from airferry.registry.client import RegistryClient
 from airferry.registry.connections import Answer, Body, Request
 from airferry.registry.failures import following_url
+from airferry.registry.governor import CHUNK_BYTES, SMALLEST_CHUNK_BYTES
 from airferry.registry.profile import RegistryProfile
 from airferry.registry.runtimes import hides_from_enroot
 from airferry.registry.sink import RegistrySink
-from airferry.registry.uploads import CHUNK_BYTES, SMALLEST_CHUNK_BYTES
 
 PROBE_REPOSITORY = "airferry-probe"
 PROBE_ARTIFACT = "application/vnd.airferry.probe.v1"

@@ -34,13 +34,8 @@ from airferry.registry.failures import (
     one_line,
     registry_codes,
 )
+from airferry.registry.governor import Limits
 
-# one request is quickest, but loses everything when it breaks; from here on, losing it would hurt
-CHUNKED_ABOVE_BYTES = 256 * 1024 * 1024
-# what a broken connection costs at most, against one round trip and one fsync of the journal each
-CHUNK_BYTES = 64 * 1024 * 1024
-# below it the round trips cost more than the bytes
-SMALLEST_CHUNK_BYTES = 256 * 1024
 # seeing whether a registry checks digests takes four requests, which small blobs would not win back
 UNCHECKED_FROM_BYTES = 4 * 1024 * 1024
 # distribution was measured at 480 MiB/s; one that is busy, on network storage, does far less
@@ -54,23 +49,6 @@ class UploadSession:
 
     location: str
     offset: int = 0
-
-
-@dataclass(slots=True)
-class Limits:
-    """What one registry takes in one request, as far as it is known; it is learned from refusals."""
-
-    chunked_above_bytes: int = CHUNKED_ABOVE_BYTES
-    chunk_bytes: int = CHUNK_BYTES
-    chunks: bool = True
-
-    def lower(self, refused_bytes: int) -> bool:
-        """Note that one request of this size was refused; False if nothing smaller is worth a try."""
-        if not self.chunks or refused_bytes <= SMALLEST_CHUNK_BYTES:
-            return False
-        self.chunk_bytes = max(SMALLEST_CHUNK_BYTES, min(self.chunk_bytes, refused_bytes // 2))
-        self.chunked_above_bytes = min(self.chunked_above_bytes, self.chunk_bytes)
-        return True
 
 
 class UploadJournal:
@@ -133,6 +111,7 @@ class Uploader:
         self.journal = UploadJournal(journal)
         # whether one repository takes blobs over from another, as far as it is known
         self.mounts = mounts
+        self.mounted = False
         # whether a mount of a blob from the repository that holds it is answered with "created"; None: not tried yet
         self.finds_by_mount: bool | None = None if mounts else False
         self._checks: bool | None = None
@@ -174,7 +153,9 @@ class Uploader:
                 best = max(best, transfer.offset)
                 if attempt >= retry.attempts:
                     transfer.abandon()
-                    raise
+                    if not self.limits.reconsider():
+                        raise
+                    attempt = 0
                 retry.pause(max(0, attempt - 1), asked_s=error.retry_after_s)
                 # asked after the pause, in which the registry may have finished what its proxy gave up on
                 if transfer.arrived():
@@ -184,11 +165,8 @@ class Uploader:
                 transfer.abandon()
                 if not self.limits.lower(transfer.request_bytes):
                     raise
-            except RegistryError:
-                transfer.abandon()
-                raise
-            except IntegrityError:
-                # what was acknowledged is not a part of the blob, or it is not known whether it is
+            except (RegistryError, IntegrityError):
+                # of the latter: what was acknowledged is not a part of the blob, or that is not known
                 transfer.abandon()
                 raise
             except BaseException:

@@ -18,7 +18,7 @@ from airferry.far.serve.offer import CheckedBlob
 from airferry.far.serve.protocol import SENDFILE, BrokenOff
 
 # read into memory for each connection where the kernel cannot send the file itself, as with TLS
-READ_CHUNK_BYTES = 256 * 1024
+READ_CHUNK_BYTES = 64 * 1024
 # how much the kernel sends before the file is looked at again
 SLICE_BYTES = 4 * 1024 * 1024
 

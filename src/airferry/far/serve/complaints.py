@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
@@ -45,8 +46,12 @@ class Complaints(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Pass on a record of a logger, its first line and the exception's."""
         text = record.getMessage().strip().partition("\n")[0]
-        if record.exc_info and record.exc_info[1] is not None:
-            text += f": {record.exc_info[1]}"
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, asyncio.CancelledError):
+            # what is under way when the server ends is cancelled
+            return
+        if error is not None:
+            text += f": {error}"
         self.complain(text)
 
     def complain(self, text: str) -> None:

@@ -95,6 +95,20 @@ class BoundedProtocol(H11Protocol):
         self._admission.wait(self._peer)
         super().on_response_complete()
 
+    def shutdown(self) -> None:
+        """End an idle connection now, and any other one after its answer."""
+        try:
+            super().shutdown()
+        except h11.LocalProtocolError:
+            # uvicorn says goodbye in any state; this one was about to end anyway
+            self._abort()
+
+    def _abort(self) -> None:
+        # a TLS transport that was closed twice forgets its protocol, which `abort` of Python 3.11 then misses; it ends
+        # by the time-out for the end of TLS
+        with contextlib.suppress(AttributeError):
+            self.transport.abort()
+
     def _set_timer(self, seconds: float, action: Callable[[], None]) -> None:
         self._stop_timer()
         self._timer = self.loop.call_later(seconds, action)
@@ -107,14 +121,15 @@ class BoundedProtocol(H11Protocol):
     def _end_overdue(self) -> None:
         """End a connection that sent no request in time, or a body that is not awaited, or does not take its answer."""
         if self.transport.is_closing() or self.conn.our_state is not h11.IDLE:
-            self.transport.abort()
+            self._abort()
             return
         if self.conn.trailing_data[0]:
             headers = [(b"connection", b"close"), (b"content-length", b"0")]
             response = h11.Response(status_code=408, headers=headers, reason=b"Request Timeout")
             self.transport.write(self.conn.send(response) or b"")
+            self.conn.send(h11.EndOfMessage())
         self.transport.close()
-        self._set_timer(CLOSE_S, self.transport.abort)
+        self._set_timer(CLOSE_S, self._abort)
 
     def _bounding(self, app: ASGIApp) -> ASGIApp:
         async def bounded(scope: Scope, receive: Receive, send: Send) -> None:
@@ -139,7 +154,7 @@ class BoundedProtocol(H11Protocol):
             try:
                 await app(scope, receive, send_on)
             except BrokenOff:
-                self.transport.abort()
+                self._abort()
                 # uvicorn complains of an application that ends before its answer unless the connection has ended
                 await self._lost.wait()
 

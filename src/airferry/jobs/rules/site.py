@@ -249,13 +249,13 @@ def gpu_findings(context: StepContext, environment: Mapping[str, str]) -> Iterat
     """Yield what an image's own variables say against the driver and the compute capabilities of the site."""
     key = "run.env.container_image"
     cuda, driver = environment.get("CUDA_VERSION", ""), context.site.gpu.driver
-    major = re.match(r"(\d+)\.", cuda)
+    major = re.match(r"(\d{1,4})\.", cuda)
     first = FIRST_DRIVERS.get(int(major[1])) if major else None
     if driver and first and parse_executor_version(driver) < first:
         text = f"the image has CUDA {cuda}, which requires driver {first[0]}.{first[1]} or newer; the site has {driver}"
         yield context.general("gpu", "block", text, key=key, fix="a newer driver, or an image with an older CUDA")
     written = environment.get("TORCH_CUDA_ARCH_LIST", "")
-    built = re.findall(r"(\d+\.\d+[a-z]?)(\+PTX)?", written)
+    built = re.findall(r"(?<!\d)(\d{1,4}\.\d{1,4}[a-z]?)(?!\d)(\+PTX)?", written)
     for capability in context.site.gpu.compute_capabilities if built else ():
         wanted = _number(capability)
         exact = any(_number(arch)[0] == wanted[0] and _number(arch) <= wanted for arch, _ptx in built)
