@@ -20,7 +20,7 @@ from airferry.bundle.manifest import ArtifactEntry, BundleManifest, ToolEntry, d
 from airferry.bundle.seal import seal
 from airferry.errors import AirferryError
 from airferry.far.load import load
-from airferry.host import files
+from airferry.host import clock, files
 from airferry.oci.layout import LayoutStore
 from airferry.registry.client import ClientOptions
 from airferry.registry.credentials import Credential
@@ -151,7 +151,9 @@ def network_faults(folder: Path, *, classes: list[str], kinds: int | None = None
 
 def prepare(registry: WatchedRegistry) -> None:
     """Let uploads of more than 256 KiB go in chunks."""
-    write_profile(RegistryProfile(registry=registry.address, largest_request_bytes=CHUNK_BYTES))
+    probed_at = clock.rfc3339(clock.now_s())
+    profile = RegistryProfile(registry=registry.address, probed_at=probed_at, largest_request_bytes=CHUNK_BYTES)
+    write_profile(profile)
 
 
 def provoked(name: str) -> list[Fault]:
