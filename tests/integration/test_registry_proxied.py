@@ -23,6 +23,7 @@ from airferry.bundle.verify import open_bundle
 from airferry.cli.app import run
 from airferry.errors import IntegrityError, RegistryError
 from airferry.far.load import load
+from airferry.far.relocate import parse_destination
 from airferry.host.threads import parallel_map
 from airferry.oci.closure import read_closure
 from airferry.oci.copy import copy_image
@@ -356,7 +357,8 @@ def test_what_the_registry_lost_meanwhile_is_found_before_a_tag_moves(
         return exchange.answer(404, error_document("UNKNOWN"))
 
     proxy.faults.append(fault)
-    to, receipt = f"{proxy.address}/{lost.__name__}", tmp_path / "r.yaml"
+    to = parse_destination(f"{proxy.address}/{lost.__name__}", artifacts="require")
+    receipt = tmp_path / "r.yaml"
     alone = dataclasses.replace(PATIENT, jobs=1)
     with pytest.raises(RegistryError, match="has lost content") as caught:
         load(tmp_path / "bundle", to=to, receipt=receipt, options=alone)

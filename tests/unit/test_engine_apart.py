@@ -106,6 +106,16 @@ def test_the_exit_code_is_the_programs(code: str, expected: int) -> None:
     assert run("apart", code).returncode == expected
 
 
+def test_the_watch_for_the_parent_ends_before_the_interpreter_does(tmp_path: Path) -> None:
+    hasty = tmp_path / "inside.py"
+    text = Path(inside.__file__).read_text(encoding="utf-8")
+    assert text.count("WATCH_S, END_GRACE_S = 0.5,") == 1
+    hasty.write_text(text.replace("WATCH_S, END_GRACE_S = 0.5,", "WATCH_S, END_GRACE_S = 0.0005,"), encoding="utf-8")
+    argv = [str(hasty) if part == inside.__file__ else part for part in command("apart", "pass")]
+    for _ in range(3):
+        assert subprocess.run(argv, capture_output=True, timeout=60, check=False).returncode == 0
+
+
 def test_a_program_that_is_not_there_is_named() -> None:
     apart = [sys.executable, "-I", "-S", inside.__file__, "apart", "0", "/no/such/program"]
     argv = [sys.executable, "-c", AS_ROOT, "pass", *apart]

@@ -99,7 +99,10 @@ def run_apart(arguments: list[str]) -> int:
         os._exit(be_first(argv, paths, alive))
     pass_signals_on(first)
     end_with_parent(first, parent)
-    return exit_code(os.waitpid(first, 0)[1])
+    status = os.waitpid(first, 0)[1]
+    # Python gives signals their defaults back while it exits, and that of an alarm is to end the process
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    return exit_code(status)
 
 
 def be_first(argv: list[str], paths: list[str], alive: int) -> int:
