@@ -195,7 +195,7 @@ dependencies = [{ name = "b", extra = ["x"], marker = "python_version < '3.13'" 
 [[package]]
 name = "b"
 version = "1.0"
-source = { registry = "https://pypi.org/simple" }
+source = { registry = "https://h/simple" }
 wheels = [{ url = "https://h/b-1.0-py3-none-any.whl", hash = "sha256:%s", size = 5 }]
 [[package]]
 name = "c"
