@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import IO
 
 from airferry.errors import RegistryError
@@ -31,7 +32,7 @@ from airferry.oci.ports import BLOCK_BYTES, Stored
 from airferry.registry.auth import repository_scope
 from airferry.registry.bodies import acknowledged_bytes
 from airferry.registry.client import RegistryClient
-from airferry.registry.connections import Answer, Body, Request
+from airferry.registry.connections import Body, Request
 from airferry.registry.failures import following_url
 from airferry.registry.governor import CHUNK_BYTES, SMALLEST_CHUNK_BYTES
 from airferry.registry.profile import RegistryProfile
@@ -193,6 +194,7 @@ class _Chunks:
         self._repository = repository
         self._scopes = (repository_scope(repository, "pull", "push"),)
         self._what = f"try an upload in `{client.registry}/{repository}`"
+        self._ask = partial(Request, what=self._what, scopes=self._scopes)
         self._location = ""
         self.taken = False
         self.largest_bytes: int | None = None
@@ -237,7 +239,7 @@ class _Chunks:
             self._client.end_session(self._location, what=self._what, scopes=self._scopes)
 
     def _start(self) -> None:
-        response = self._request("POST", f"{self._repository}/blobs/uploads/", expected=(202,))
+        response = self._client.request(self._ask("POST", f"{self._repository}/blobs/uploads/"), expected=(202,))
         self._location = following_url(
             response.url, response.headers.get("Location", ""), what="see which chunks the registry takes"
         )
@@ -247,7 +249,9 @@ class _Chunks:
 
     def _send(self, body: Body, begin: int, end: int) -> int:
         headers = {"Content-Type": "application/octet-stream", "Content-Range": f"{begin}-{end - 1}"}
-        response = self._request("PATCH", self._location, body=body, headers=headers, attempts=1)
+        response = self._client.request(
+            self._ask("PATCH", self._location, body=body, headers=headers, attempts=1), expected=None
+        )
         if response.status_code < 300 and response.headers.get("Location"):
             self._location = following_url(
                 response.url, response.headers["Location"], what="see which chunks the registry takes"
@@ -255,28 +259,5 @@ class _Chunks:
         return response.status_code
 
     def _acknowledged(self) -> int | None:
-        response = self._request("GET", self._location)
+        response = self._client.request(self._ask("GET", self._location), expected=None)
         return acknowledged_bytes(response) if response.status_code in DONE else None
-
-    def _request(
-        self,
-        method: str,
-        url: str,
-        *,
-        expected: tuple[int, ...] | None = None,
-        body: Body | None = None,
-        headers: dict[str, str] | None = None,
-        attempts: int | None = None,
-    ) -> Answer:
-        return self._client.request(
-            Request(
-                method,
-                url,
-                what=self._what,
-                scopes=self._scopes,
-                headers=headers or {},
-                body=body,
-                attempts=attempts,
-            ),
-            expected=expected,
-        )

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, TypeGuard
 
@@ -240,6 +241,7 @@ class _Transfer:
         self._unchecked = unchecked if descriptor.size >= UNCHECKED_FROM_BYTES else None
         self._unless_held = unless_held
         self._what = f"upload blob `{descriptor.digest}` to `{self._name}`"
+        self._ask = partial(Request, what=self._what, scopes=scopes)
         self._session = self._journal.find(self._name, descriptor)
         self._ending = False
         self.request_bytes = 0
@@ -275,7 +277,7 @@ class _Transfer:
         self._ending = False
         path = f"{self._repository}/blobs/{self._descriptor.digest}"
         try:
-            response = self._request("HEAD", path, expected=(200, 404), attempts=1)
+            response = self._client.request(self._ask("HEAD", path, attempts=1), expected=(200, 404))
         except RegistryError:
             return False
         if response.status_code != 200 or response.headers.get("Content-Length") != str(self._descriptor.size):
@@ -307,7 +309,7 @@ class _Transfer:
             self.abandon()
             return None
         try:
-            response = self._request("GET", self._session.location, expected=(200, 202, 204), attempts=None)
+            response = self._client.request(self._ask("GET", self._session.location), expected=(200, 202, 204))
         except RegistryError:
             self.abandon()
             return None
@@ -330,14 +332,14 @@ class _Transfer:
         response = None
         if self._unless_held is not None:
             query = f"?mount={self._descriptor.digest}&from={self._repository}"
-            response = self._request("POST", path + query, expected=(201, 202), attempts=1)
+            response = self._client.request(self._ask("POST", path + query, attempts=1), expected=(201, 202))
             if response.status_code == 201:
                 if self._unless_held():
                     return None
                 # it was not meant so: from here on it is not asked that way
                 self._uploader.finds_by_mount = False
                 self._unless_held = response = None
-        response = response or self._request("POST", path, expected=(202,), attempts=1)
+        response = response or self._client.request(self._ask("POST", path, attempts=1), expected=(202,))
         minimum = response.headers.get("OCI-Chunk-Min-Length", "")
         if minimum.isdecimal() and len(minimum) < 12:
             self._limits.chunk_bytes = max(self._limits.chunk_bytes, int(minimum))
@@ -366,13 +368,15 @@ class _Transfer:
     def _send_chunk(self, session: UploadSession, stream: IO[bytes], length: int) -> UploadSession:
         end = session.offset + length
         # one attempt: distribution 2.8 does not look at Content-Range, so a chunk that is sent twice is stored twice
-        response = self._request(
-            "PATCH",
-            session.location,
+        response = self._client.request(
+            self._ask(
+                "PATCH",
+                session.location,
+                attempts=1,
+                headers={"Content-Type": "application/octet-stream", "Content-Range": f"{session.offset}-{end - 1}"},
+                body=PartBody(stream, length, self._client.rate),
+            ),
             expected=(201, 202, 204, 404, 405, 416, 501),
-            attempts=1,
-            headers={"Content-Type": "application/octet-stream", "Content-Range": f"{session.offset}-{end - 1}"},
-            body=PartBody(stream, length, self._client.rate),
         )
         status = response.status_code
         if status in (405, 501):
@@ -396,14 +400,16 @@ class _Transfer:
         """Close the session under the digest. Registries hash here, so large blobs are given time."""
         digest = self._descriptor.digest
         self._ending = True
-        response = self._request(
-            "PUT",
-            _with_digest(session.location, digest),
+        response = self._client.request(
+            self._ask(
+                "PUT",
+                _with_digest(session.location, digest),
+                attempts=1,
+                headers={"Content-Type": "application/octet-stream"},
+                body=body,
+                read_timeout_s=self._client.options.read_timeout_s + self._descriptor.size / SLOWEST_DIGEST_BYTES_PER_S,
+            ),
             expected=(200, 201, 202, 204, 400, 404),
-            attempts=1,
-            headers={"Content-Type": "application/octet-stream"},
-            body=body,
-            read_timeout_s=self._client.options.read_timeout_s + self._descriptor.size / SLOWEST_DIGEST_BYTES_PER_S,
         )
         if response.status_code in (400, 404):
             self.abandon()
@@ -437,31 +443,6 @@ class _Transfer:
                 return self._session.location
             raise RegistryError(f"cannot {self._what}: the registry answers without a `Location`")
         return following_url(response.url, location, what=self._what)
-
-    def _request(
-        self,
-        method: str,
-        url: str,
-        *,
-        expected: tuple[int, ...] | None,
-        attempts: int | None,
-        headers: dict[str, str] | None = None,
-        body: bytes | WholeBody | PartBody | None = None,
-        read_timeout_s: float | None = None,
-    ) -> Answer:
-        return self._client.request(
-            Request(
-                method,
-                url,
-                what=self._what,
-                scopes=self._scopes,
-                headers=headers or {},
-                body=body,
-                attempts=attempts,
-                read_timeout_s=read_timeout_s,
-            ),
-            expected=expected,
-        )
 
 
 def _is_url(value: object) -> TypeGuard[str]:
