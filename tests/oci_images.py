@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from airferry.assets.manifest import MODELPACK_ARTIFACT
 from airferry.bundle.artifacts import REQUIREMENTS_ARTIFACT, ArtifactFile, put_artifact
 from airferry.bundle.manifest import (
     ArtifactEntry,
@@ -112,6 +113,19 @@ def manifest_over(blobs: dict[str, bytes], layer: Descriptor) -> Stored:
     manifest = Manifest(schema_version=2, media_type=IMAGE_MANIFEST, config=described, layers=[layer])
     document = canonical_json(manifest)
     return Stored(descriptor_of(document, IMAGE_MANIFEST), document)
+
+
+def put_model_pack(store: LayoutStore, layers: list[Descriptor]) -> Descriptor:
+    """Store the manifest of a ModelPack with these layers, whatever they hold."""
+    config = store.put_bytes(b"{}", "application/vnd.cncf.model.config.v1+json")
+    document = Manifest(
+        schema_version=2,
+        media_type=IMAGE_MANIFEST,
+        artifact_type=MODELPACK_ARTIFACT,
+        config=config,
+        layers=layers,
+    )
+    return store.put_bytes(canonical_json(document), IMAGE_MANIFEST)
 
 
 def put_index(store: LayoutStore, children: Sequence[Descriptor]) -> Descriptor:

@@ -1,10 +1,14 @@
-"""What keeps the unit tests quick: none of them starts pip."""
+"""What unit tests share, and what keeps them quick: none of them starts pip."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from airferry.near.wheels.pip import Pip
+from scripted_registry import ScriptedRegistry, run_scripted
 
 
 @pytest.fixture(autouse=True)
@@ -16,3 +20,18 @@ def no_pip(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Pip, "_run", refuse)
     monkeypatch.setattr(Pip, "_run_all", refuse)
+
+
+@pytest.fixture
+def registry() -> Iterator[ScriptedRegistry]:
+    """An empty registry in this process; modules that need it otherwise have their own."""
+    with run_scripted() as running:
+        yield running
+
+
+@pytest.fixture
+def unsettled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take options from the command line alone, and write what has no other place into the test's folder."""
+    for name in ("AIRFERRY_ROOT", "AIRFERRY_TO", "AIRFERRY_SITE", "AIRFERRY_SOURCE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)

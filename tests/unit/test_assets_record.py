@@ -32,10 +32,10 @@ from airferry.bundle.tree_paths import decode_path, encode_path, linked_path
 from airferry.errors import AirferryError, BuildError, FindingsError, HostError, IntegrityError, UsageError
 from airferry.events import Event, Progress
 from airferry.host import files
-from airferry.host.canonical import canonical_json
 from airferry.oci.digest import digest_hex
-from airferry.oci.documents import IMAGE_MANIFEST, Descriptor, Manifest, parse_manifest
+from airferry.oci.documents import Descriptor, parse_manifest
 from airferry.oci.layout import LayoutStore
+from oci_images import put_model_pack
 
 SHA = "a" * 64
 
@@ -359,18 +359,6 @@ def test_files_are_called_what_modelpack_calls_them(kind: str, path: str, expect
     assert content_kind(kind, path) == expected
 
 
-def hostile(store: LayoutStore, layers: list[Descriptor]) -> Descriptor:
-    config = store.put_bytes(b"{}", "application/vnd.cncf.model.config.v1+json")
-    document = Manifest(
-        schema_version=2,
-        media_type=IMAGE_MANIFEST,
-        artifact_type=MODELPACK_ARTIFACT,
-        config=config,
-        layers=layers,
-    )
-    return store.put_bytes(canonical_json(document), IMAGE_MANIFEST)
-
-
 def tar_layer(store: LayoutStore, *entries: tuple[str, bytes, str]) -> Descriptor:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
@@ -403,7 +391,7 @@ def test_no_artifact_writes_outside_or_leaves_anything(
     tmp_path: Path, entries: list[tuple[str, bytes, str]], reason: str
 ) -> None:
     store = LayoutStore.create(tmp_path / "layout")
-    descriptor = hostile(store, [tar_layer(store, *entries)])
+    descriptor = put_model_pack(store, [tar_layer(store, *entries)])
     place = tmp_path / "deep" / "er"
     with pytest.raises(IntegrityError, match=reason):
         unpack_pack(store, descriptor, place / "asset")
@@ -416,7 +404,7 @@ def test_no_raw_layer_writes_outside(tmp_path: Path, name: str) -> None:
     store = LayoutStore.create(tmp_path / "layout")
     layer = store.put_bytes(b"x", "application/vnd.cncf.model.weight.v1.raw", annotations={MODELPACK_FILEPATH: name})
     with pytest.raises(IntegrityError, match="points outside"):
-        unpack_pack(store, hostile(store, [layer]), tmp_path / "asset")
+        unpack_pack(store, put_model_pack(store, [layer]), tmp_path / "asset")
     assert not (tmp_path / "asset").exists()
 
 
@@ -434,7 +422,7 @@ def test_damage_other_artifacts_and_occupied_places_are_told(tmp_path: Path) -> 
     with pytest.raises(IntegrityError):
         unpack_pack(store, descriptor, tmp_path / "there")
     assert not (tmp_path / "there").exists()
-    other = hostile(store, [store.put_bytes(b"x", "application/vnd.oci.image.layer.v1.tar")])
+    other = put_model_pack(store, [store.put_bytes(b"x", "application/vnd.oci.image.layer.v1.tar")])
     with pytest.raises(IntegrityError, match="not a ModelPack type"):
         unpack_pack(store, other, tmp_path / "there")
 

@@ -25,9 +25,9 @@ from airferry.bundle.verify import open_bundle
 from airferry.errors import HostError, IntegrityError
 from airferry.events import Event, Progress
 from airferry.host import files
-from airferry.host.canonical import canonical_json
-from airferry.oci.documents import IMAGE_MANIFEST, Descriptor, Manifest
+from airferry.oci.documents import Descriptor
 from airferry.oci.layout import LayoutStore
+from oci_images import put_model_pack
 
 RAW = "application/vnd.cncf.model.weight.v1.raw"
 
@@ -97,15 +97,7 @@ def put_pack(store: LayoutStore, content: Mapping[str | None, bytes]) -> Descrip
         store.put_bytes(data, RAW, annotations=None if path is None else {MODELPACK_FILEPATH: path})
         for path, data in content.items()
     ]
-    config = store.put_bytes(b"{}", "application/vnd.cncf.model.config.v1+json")
-    document = Manifest(
-        schema_version=2,
-        media_type=IMAGE_MANIFEST,
-        artifact_type=MODELPACK_ARTIFACT,
-        config=config,
-        layers=layers,
-    )
-    return store.put_bytes(canonical_json(document), IMAGE_MANIFEST)
+    return put_model_pack(store, layers)
 
 
 def test_a_pack_that_just_fits_is_unpacked_and_one_byte_less_is_too_little(

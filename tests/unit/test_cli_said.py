@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from airferry.bundle.verify import open_bundle
 from airferry.cli import app as program
 from airferry.cli.app import run
 from oci_images import make_bundle
-from scripted_registry import Exchange, ScriptedRegistry, run_scripted
+from scripted_registry import Exchange, ScriptedRegistry
 
 Said = Callable[[], tuple[str, str]]
 
@@ -43,12 +43,6 @@ def sealed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("sealed") / "out" / "bundle"
     make_bundle(path)
     return path
-
-
-@pytest.fixture
-def registry() -> Iterator[ScriptedRegistry]:
-    with run_scripted() as running:
-        yield running
 
 
 # --- how a command ends ----------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,7 +26,7 @@ from airferry.oci.documents import (
 )
 from airferry.plan.planner import make_plan
 from catalogues import airgap, mounting, write_airgap, write_step
-from scripted_registry import ScriptedRegistry, run_scripted, sha256
+from scripted_registry import ScriptedRegistry, sha256
 
 COMMIT = "0123456789" * 4
 CHILD = Descriptor(
@@ -37,12 +36,6 @@ CHILD = Descriptor(
     platform=PlatformDocument(os="linux", architecture="amd64"),
 )
 INDEX = canonical_json(Index(schema_version=2, media_type=IMAGE_INDEX, manifests=[CHILD]))
-
-
-@pytest.fixture
-def registry() -> Iterator[ScriptedRegistry]:
-    with run_scripted() as running:
-        yield running
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,23 +24,13 @@ from airferry.registry.client import ClientOptions
 from airferry.registry.credentials import Credential
 from airferry.registry.retry import RetryPolicy
 from oci_images import make_bundle
-from scripted_registry import Call, Exchange, ScriptedRegistry, error_document, run_scripted, sha256, times
+from scripted_registry import Call, Exchange, ScriptedRegistry, error_document, sha256, times
 
 ORIGIN_UNKNOWN = "Checked integrity, not origin"
 TRAINER = "airgap/team/trainer"
 
 
-@pytest.fixture
-def registry() -> Iterator[ScriptedRegistry]:
-    with run_scripted() as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("AIRFERRY_ROOT", "AIRFERRY_TO", "AIRFERRY_SITE", "AIRFERRY_SOURCE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("unsettled")
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,7 @@ from airferry.registry.sink import RegistrySink
 from airferry.registry.source import RegistrySource
 from airferry.registry.uploads import Uploader, UploadJournal, UploadSession
 from catalogues import STEPS, airgap, write_airgap, write_step
-from scripted_registry import Exchange, ScriptedRegistry, run_scripted
+from scripted_registry import Exchange, ScriptedRegistry
 
 DEEP_TOML = "a = " + "[" * 20_000
 LONG_TOML = "\n\na = " + "1" * 5_000
@@ -233,12 +233,6 @@ def test_an_address_to_listen_on(address: str) -> None:
 
 
 NO_URLS = ["http://[::1", "http://h:port/x", "http://h:99999/x", "//\u00bd[", "http://[]/"]
-
-
-@pytest.fixture
-def registry() -> Iterator[ScriptedRegistry]:
-    with run_scripted() as running:
-        yield running
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import json
 import os
 import shlex
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,7 +24,7 @@ from airferry.oci.layout import LayoutStore
 from airferry.oci.litter import is_litter, litter_source
 from airferry.rootfs.view import RootView
 from oci_images import make_bundle
-from scripted_registry import ScriptedRegistry, run_scripted
+from scripted_registry import ScriptedRegistry
 from travelling_catalogue import carry, write_catalogue
 
 LITTER = (
@@ -36,12 +35,6 @@ LITTER = (
     "blobs/sha256/._" + "a" * 64,
     "blobs/sha256/@eaDir/",
 )
-
-
-@pytest.fixture
-def registry() -> Iterator[ScriptedRegistry]:
-    with run_scripted() as running:
-        yield running
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,15 +31,9 @@ from airferry.oci.platform import parse_platform
 from airferry.registry.client import ClientOptions, RegistryClient
 from airferry.registry.source import RegistrySource
 from oci_images import layer_tar
-from scripted_registry import ScriptedRegistry, run_scripted, sha256
+from scripted_registry import ScriptedRegistry, sha256
 
 PLATFORMS = [parse_platform("linux/amd64"), parse_platform("linux/arm64")]
-
-
-@pytest.fixture
-def registry() -> Iterator[ScriptedRegistry]:
-    with run_scripted() as running:
-        yield running
 
 
 def push_docker_image(registry: ScriptedRegistry) -> tuple[str, dict[str, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,15 +23,9 @@ from airferry.plan.planner import make_plan
 from airferry.registry.failures import TransientRegistryError
 from catalogues import airgap, mounting, write_airgap, write_step
 from oci_images import put_image, put_index
-from scripted_registry import ScriptedRegistry, run_scripted
+from scripted_registry import ScriptedRegistry
 
 AMD64, ARM64 = parse_platform("linux/amd64"), parse_platform("linux/arm64")
-
-
-@pytest.fixture
-def registry() -> Iterator[ScriptedRegistry]:
-    with run_scripted() as running:
-        yield running
 
 
 @pytest.fixture

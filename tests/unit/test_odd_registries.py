@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from airferry.registry.client import ClientOptions, RegistryClient
 from airferry.registry.retry import RetryPolicy
 from airferry.registry.source import RegistrySource, referrers_tag
 from oci_images import make_bundle, put_image, put_index
-from scripted_registry import Exchange, Fault, ScriptedRegistry, error_document, run_scripted, sha256
+from scripted_registry import Exchange, Fault, ScriptedRegistry, error_document, sha256
 
 OPTIONS = ClientOptions(
     plain_http=True, lookup=lambda _registry, _repository: None, retry=RetryPolicy(sleep=lambda _seconds: None)
@@ -35,17 +34,7 @@ TRAINER = "airgap/team/trainer"
 NAME = "registry.example/team/app:1"
 
 
-@pytest.fixture
-def registry() -> Iterator[ScriptedRegistry]:
-    with run_scripted() as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("AIRFERRY_ROOT", "AIRFERRY_TO", "AIRFERRY_SITE", "AIRFERRY_SOURCE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("unsettled")
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,16 +21,10 @@ from airferry.registry.governor import Limits
 from airferry.registry.sink import RegistrySink
 from airferry.registry.source import RegistrySource
 from airferry.registry.uploads import UNCHECKED_FROM_BYTES, Uploader
-from scripted_registry import Exchange, ScriptedRegistry, run_scripted
+from scripted_registry import Exchange, ScriptedRegistry
 
 SIZE = UNCHECKED_FROM_BYTES + 12345
 CHUNKED = Limits(chunked_above_bytes=1 << 20, chunk_bytes=(1 << 20) + 77)
-
-
-@pytest.fixture
-def registry() -> Iterator[ScriptedRegistry]:
-    with run_scripted() as running:
-        yield running
 
 
 @pytest.fixture

@@ -36,12 +36,6 @@ SECRET = "hunter-2-secret"
 
 
 @pytest.fixture
-def registry() -> Iterator[ScriptedRegistry]:
-    with run_scripted() as running:
-        yield running
-
-
-@pytest.fixture
 def pauses() -> list[float]:
     return []
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from airferry.registry.retry import RetryPolicy
 from airferry.registry.sink import RegistrySink
 from airferry.registry.uploads import Uploader
 from oci_images import make_bundle
-from scripted_registry import Exchange, Fault, ScriptedRegistry, run_scripted
+from scripted_registry import Exchange, Fault, ScriptedRegistry
 
 OPTIONS = ClientOptions(
     plain_http=True,
@@ -40,12 +39,6 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def registry() -> Iterator[ScriptedRegistry]:
-    with run_scripted() as running:
-        yield running
 
 
 def at_most(size: int) -> Fault:

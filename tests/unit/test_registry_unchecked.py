@@ -21,7 +21,7 @@ from airferry.registry.retry import RetryPolicy
 from airferry.registry.sink import RegistrySink
 from airferry.registry.uploads import UNCHECKED_FROM_BYTES, Uploader
 from oci_images import put_image
-from scripted_registry import Exchange, ScriptedRegistry, error_document, run_scripted
+from scripted_registry import Exchange, ScriptedRegistry, error_document
 
 OPTIONS = ClientOptions(
     plain_http=True, retry=RetryPolicy(attempts=3, sleep=lambda _: None), lookup=lambda registry, repository: None
@@ -47,12 +47,6 @@ class Watched(LayoutStore):
         with super().open_blob_unchecked(descriptor) as stream:
             assert type(stream) is SizedReader
             yield stream
-
-
-@pytest.fixture
-def registry() -> Iterator[ScriptedRegistry]:
-    with run_scripted() as running:
-        yield running
 
 
 @pytest.fixture
