@@ -25,6 +25,7 @@ from typing import Any
 
 from mutation import MAX_CASE_BYTES, Mutator, generated
 
+import airferry
 from airferry.errors import AirferryError
 from airferry.host import files
 from airferry.host.parsing import Malformed
@@ -39,6 +40,8 @@ MAX_MESSAGE_CHARACTERS = 64 * 1024
 TRACED = 16
 GENERATED = 25
 SHARED_BYTES = MAX_CASE_BYTES + 16
+# by its own folder: a user, and so a checkout's path, may be called airferry as well
+PACKAGE = f"{Path(airferry.__file__).parent}{os.sep}"
 
 
 @dataclass(frozen=True)
@@ -218,11 +221,11 @@ def _wrong_with(error: Exception, *, size: int) -> str | None:
 
 def _place(error: BaseException) -> str:
     """Return where an error came from: the innermost line of airferry."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "/airferry/" in frame.filename]
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(PACKAGE)]
     if not frames:
         return str(error)[:100]
     frame = frames[-1]
-    return f"{frame.filename.rpartition('/airferry/')[2]}:{frame.lineno}"
+    return f"{frame.filename.removeprefix(PACKAGE)}:{frame.lineno}"
 
 
 def _out_of_time(_signal: int, _frame: FrameType | None) -> None:
@@ -246,7 +249,7 @@ class _Covered:
         return len(self._seen) > before
 
     def _enter(self, frame: FrameType, _event: str, _value: Any) -> Any:
-        return self._line if "/airferry/" in frame.f_code.co_filename else None
+        return self._line if frame.f_code.co_filename.startswith(PACKAGE) else None
 
     def _line(self, frame: FrameType, event: str, _value: Any) -> Any:
         if event == "line":
