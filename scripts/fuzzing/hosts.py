@@ -1,4 +1,4 @@
-"""Parsers of what lies on the two hosts, of projects, and of what runs on them: all that a stranger may have written."""
+"""Parsers of what projects, repositories and clients say, and of what earlier runs and rehearsals left on a host."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def project_target() -> Target:
         project_wheel(path, source_path="src", version=None, into=path.parent)
 
     project = (
-        b'[project]\nname = "a"\nversion = "1"\ndescription = "x y"\nrequires-python = ">=3.10"\ndependencies = ["b>1"]\n'
+        b'[project]\nname = "a"\nversion = "1"\ndescription = "x y"\nrequires-python = ">=3.10"\n'
+        b'dependencies = ["b>1"]\n'
         b'[project.scripts]\nc = "a:main"\n[project.entry-points."x.y"]\nd = "a:d"\n[tool.setuptools_scm]\n'
     )
     document = b'project = {name = "a", dynamic = ["version"], dependencies = ["b", "c>=1 ; os_name == \'posix\'"]}\n'

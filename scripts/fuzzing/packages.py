@@ -213,7 +213,7 @@ def probed(*layers: bytes) -> object:
     )
 
 
-@parser("a base's files: .pth, hooks, METADATA, RECORD", share=0.3)
+@parser("a base's files: .pth, hooks, METADATA, RECORD", share=0.2)
 def base_files_target() -> Target:
     python = tar_of(python_of())
     names = [item.path for item in SITES if item.kind == "file"]

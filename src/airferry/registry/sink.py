@@ -88,7 +88,8 @@ class RegistrySink(Sink):
         if response.status_code == 404:
             return False
         # proxies answer HEAD with the length of a body that HEAD has not got: 0 says nothing
-        if stated := parse_count(response.headers.get("Content-Length", "")):
+        stated = response.headers.get("Content-Length", "")
+        if stated.isdecimal() and parse_count(stated) != 0:
             return self._expect_size(descriptor, stated)
         if not descriptor.size or response.headers.get("Docker-Content-Digest") == descriptor.digest:
             return True
@@ -101,19 +102,20 @@ class RegistrySink(Sink):
         except NotFound:
             return False
         try:
-            if answer.status_code == 200:
-                whole = parse_count(answer.headers.get("Content-Length", ""))
-            else:
-                whole = parse_count(answer.headers.get("Content-Range", "").rpartition("/")[2])
-            if answer.status_code == 416 and not whole:
+            stated = answer.headers.get("Content-Length", "")
+            if answer.status_code != 200:
+                stated = answer.headers.get("Content-Range", "").rpartition("/")[2]
+            if stated.isdecimal():
+                return self._expect_size(descriptor, stated)
+            if answer.status_code == 416:
                 raise self._of_another_size(descriptor, "fewer bytes")
-            return self._expect_size(descriptor, whole or descriptor.size)
+            return True
         finally:
             answer.close()
 
-    def _expect_size(self, descriptor: Descriptor, size_bytes: int) -> bool:
-        if size_bytes != descriptor.size:
-            raise self._of_another_size(descriptor, f"{size_bytes} bytes")
+    def _expect_size(self, descriptor: Descriptor, stated: str) -> bool:
+        if parse_count(stated) != descriptor.size:
+            raise self._of_another_size(descriptor, f"{one_line(stated)} bytes")
         return True
 
     def _of_another_size(self, descriptor: Descriptor, held: str) -> IntegrityError:
