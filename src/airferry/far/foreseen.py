@@ -1,4 +1,4 @@
-"""What a bundle will meet at a registry, by what is known of that: said before anything is sent. Asks no registry."""
+"""What a bundle will meet at a registry, by earlier facts about it: said before anything is sent. Asks no registry."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ class RegistryProfile(BaseModel):
 
 
 def _without(types: dict[str, bool | None], refused: Collection[str]) -> dict[str, bool | None]:
-    """Return what is known of types, with the refusals of some of them forgotten."""
+    """Return which types are taken, with the refusals of some of them forgotten."""
     return {name: None if taken is False and name in refused else taken for name, taken in types.items()}
 
 

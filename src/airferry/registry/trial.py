@@ -227,7 +227,7 @@ class _Sizes:
             self.largest_request_bytes = min(size, self.largest_request_bytes or size)
 
     def _send_whole(self, size: int) -> int | None:
-        """Send so many bytes under a digest that is not theirs, so that nothing is stored; None without an answer."""
+        """Send this many bytes under a digest that is not theirs, so that nothing is stored; None without an answer."""
         digest = digest_of(secrets.token_bytes(32))
         headers = {"Content-Type": "application/octet-stream"}
         url, body = with_digest(self._location, digest), _Zeros(size, self._client)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import gzip
 import io
 import secrets
-import tarfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -36,11 +35,12 @@ from airferry.oci.documents import (
     descriptor_of,
 )
 from airferry.oci.ports import Stored
+from airferry.oci.tar import END_OF_ARCHIVE, TarEntry, entry_blocks
 from airferry.registry.auth import repository_scope
 from airferry.registry.connections import Request
 from airferry.registry.sink import REFUSALS, RegistrySink
 
-# nobody else's, so it tells what becomes of types that a registry cannot know
+# airferry's alone, so it tells what becomes of types that a registry cannot know
 PROBE_ARTIFACT = "application/vnd.airferry.probe.v1"
 _PROBE_CONTENT = "text/plain"
 # a type that makes a registry fail would otherwise take minutes of retries
@@ -68,7 +68,7 @@ class TakenKinds:
 
 
 def try_kinds(sink: RegistrySink, artifacts: Iterable[ArtifactKind]) -> TakenKinds:
-    """Return which kinds of images, lists and artifacts a repository takes; also, of artifacts, one that nobody knows.
+    """Return which kinds of images, lists and artifacts a repository takes; of artifacts, also an unknown one.
 
     What was stored is listed, lists before what they name, for the caller to remove.
 
@@ -187,9 +187,5 @@ def _list_of(image: Descriptor, media_type: str) -> Stored:
 def _small_tar() -> bytes:
     """Return a layer with one small file that no registry has seen before."""
     content = secrets.token_hex(16).encode()
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
-        entry = tarfile.TarInfo("airferry-probe")
-        entry.size = len(content)
-        archive.addfile(entry, io.BytesIO(content))
-    return buffer.getvalue()
+    entry = TarEntry("airferry-probe", size=len(content))
+    return b"".join(entry_blocks(entry, [content])) + END_OF_ARCHIVE
