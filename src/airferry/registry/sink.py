@@ -22,7 +22,7 @@ from airferry.oci.streams import verifying
 from airferry.registry.auth import repository_scope
 from airferry.registry.client import RegistryClient
 from airferry.registry.connections import Answer, Request
-from airferry.registry.failures import NoReferrers, NotFound, following_url, one_line
+from airferry.registry.failures import NoReferrers, NotFound, TransientRegistryError, following_url, one_line
 from airferry.registry.source import RegistrySource, referrers_tag
 from airferry.registry.uploads import Uploader
 
@@ -30,6 +30,8 @@ SPOOL_IN_MEMORY_BYTES = 8 * 1024 * 1024
 ABSENT_IN_A_ROW = 4
 # less than for what mostly passes: an error of this kind is to be known within seconds
 MANIFEST_ATTEMPTS = 4
+# a mount saves bytes; without it they are sent
+MOUNT_ATTEMPTS = 2
 # how registries refuse for good what others take: a media type (400, 415), a repository that they do not make by
 # themselves (401, 403, 404), a tag that must not move (409), a size (413)
 REFUSALS = frozenset({400, 401, 403, 404, 405, 406, 409, 413, 415, 422, 501})
@@ -102,10 +104,10 @@ class RegistrySink(Sink):
     def mount_blob(self, descriptor: Descriptor, repository: str) -> bool:
         """Take a blob over from a repository of the registry that holds it; False if the registry does not do that.
 
-        One that has shown that it does not is not asked again.
+        One that has shown that it does not is not asked again. However it says no, the blob can be sent.
 
         Raises:
-            RegistryError: the registry does not answer or refuses.
+            RegistryError: the registry, or its token server, cannot be reached safely.
         """
         if not self._uploader.mounts:
             return False
@@ -116,16 +118,21 @@ class RegistrySink(Sink):
         return done
 
     def _try_mount(self, descriptor: Descriptor, repository: str) -> bool:
-        scopes = (*self._scopes, repository_scope(repository, "pull"))
-        response = self.client.request(
-            Request(
-                "POST",
-                f"{self.repository}/blobs/uploads/?mount={descriptor.digest}&from={repository}",
-                what=f"mount blob `{descriptor.digest}` from `{repository}` into `{self}`",
-                scopes=scopes,
-            ),
-            expected=(201, 202),
+        request = Request(
+            "POST",
+            f"{self.repository}/blobs/uploads/?mount={descriptor.digest}&from={repository}",
+            what=f"mount blob `{descriptor.digest}` from `{repository}` into `{self}`",
+            scopes=(*self._scopes, repository_scope(repository, "pull")),
+            attempts=MOUNT_ATTEMPTS,
         )
+        try:
+            response = self.client.request(request, expected=(201, 202))
+        except RegistryError as error:
+            # Harbor and others answer 401 or 403 where this user may not read the other repository, though it may push
+            # here; a registry that does not answer at all says so to the upload, which is tried longer
+            if not (isinstance(error, TransientRegistryError) or self.refuses(error)):
+                raise
+            return False
         if response.status_code == 201:
             return True
         location = response.headers.get("Location", "")
