@@ -20,7 +20,7 @@ from airferry.defaults import OVERLAYS_FOLDER
 from airferry.errors import RegistryError, UsageError
 from airferry.events import Emit, silent
 from airferry.far.destinations import hold_destination
-from airferry.far.push import RegistrySinks, audit, load_transfer, say_left_out
+from airferry.far.push import RegistrySinks, audit, load_transfer, say_left_out, say_untagged
 from airferry.far.receipts import left_out, make_receipt, receipt_name
 from airferry.far.relocate import Destination, parse_destination
 from airferry.far.shipments import ARTIFACT_NAME, artifact_tags, part_skipped, place_images, plan_shipments
@@ -199,12 +199,16 @@ def load(
             without += [*pushed.refused, *unseen]
         say_left_out(without, destination, emit)
         shipments = _less(shipments, without)
-        there_now = {item.reference for item in _wanted_tags(opened, sinks, places, shipments)}
-        tags = [move for move in tags if move.reference in there_now]
-        made = make_receipt(opened, destination, places, tags, shipments, verified=root is not None)
-        made = made.model_copy(update={"left_out": left_out(without, destination, places)})
+        tags = _of_shipments(tags, _wanted_tags(opened, sinks, places, shipments))
+        refused: dict[str, str] = {}
         if not dry_run:
-            taken = stage("tag", emit, lambda: move_tags(tags, sinks, records, root=opened.root))
+            taken = stage("tag", emit, lambda: move_tags(tags, sinks, records, root=opened.root, refused=refused))
+        tags, untagged = _part_refused(tags, refused)
+        say_untagged(untagged, destination, emit)
+        shipments = [item for item in shipments if str(places.get(item.name)) not in refused]
+        left = left_out(without, destination, places, untagged=untagged)
+        made = make_receipt(opened, destination, places, tags, shipments, verified=root is not None, left=left)
+        if not dry_run:
             ours = [move for move in tags if move.reference not in taken]
             write_receipt(made, receipt_path)
             # as late as can be: a tag that another client is about to set is not seen earlier
@@ -268,6 +272,19 @@ def _less(shipments: Sequence[Shipment], refused: Sequence[RefusedShipment]) -> 
     """Return the shipments without those that were refused; one artifact may go to several repositories."""
     out = {(one.item.name, one.item.repository) for one in refused}
     return [item for item in shipments if (item.name, item.repository) not in out]
+
+
+def _of_shipments(tags: Sequence[TagMove], wanted: Sequence[WantedTag]) -> list[TagMove]:
+    references = {item.reference for item in wanted}
+    return [move for move in tags if move.reference in references]
+
+
+def _part_refused(
+    tags: Sequence[TagMove], refused: Mapping[str, str]
+) -> tuple[list[TagMove], list[tuple[TagMove, str]]]:
+    """Return the tags without those that the registry refused, and these with its reasons."""
+    kept = [move for move in tags if move.reference not in refused]
+    return kept, [(move, refused[move.reference]) for move in tags if move.reference in refused]
 
 
 def _wanted_tags(
