@@ -72,7 +72,8 @@ class NotCopied:
 class CopyResult:
     """What was copied, and under which name it is there now.
 
-    `left_out` are the artifacts that did not come along, `unknown` says in words where others may be that nobody sees.
+    `left_out` are the artifacts that did not come along, `unknown` says in words where others may be that
+    the source does not show.
     """
 
     descriptor: Descriptor

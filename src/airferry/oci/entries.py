@@ -39,10 +39,10 @@ _SIGNATURE_TAG = re.compile(r"sha256-[0-9a-f]{64}\.(?:sig|att|sbom)")
 
 
 @dataclass(frozen=True, slots=True)
-class Listing:
+class IndexListing:
     """What an index.json lists: descriptors, and entries that are none, as they came and by their place with a reason.
 
-    A copy needs one entry. What another tool left next to it, damaged or from a later specification, is its own affair.
+    A copy needs one entry. What another tool left next to it, damaged or of a later specification, does not matter.
     """
 
     manifests: list[Descriptor]
@@ -51,7 +51,7 @@ class Listing:
     kept: tuple[Any, ...] = ()
 
 
-def parse_listing(data: bytes, *, what: str) -> Listing:
+def parse_listing(data: bytes, *, what: str) -> IndexListing:
     """Return what the bytes of an index.json list, entries that are no descriptors apart.
 
     Raises:
@@ -59,7 +59,7 @@ def parse_listing(data: bytes, *, what: str) -> Listing:
     """
     try:
         index = parse_index(data, what=what)
-        return Listing(index.manifests, index.media_type)
+        return IndexListing(index.manifests, index.media_type)
     except IntegrityError as error:
         try:
             document = parse_json(data)
@@ -83,7 +83,7 @@ def parse_listing(data: bytes, *, what: str) -> Listing:
                 place = ".".join(str(part) for part in first["loc"]) or "entry"
                 strange[f"number {number}"] = printable(f"{place}: {first['msg']}", most=MAX_REASON_CHARACTERS)
                 kept.append(entry)
-        return Listing(found, index.media_type, strange, tuple(kept))
+        return IndexListing(found, index.media_type, strange, tuple(kept))
 
 
 def index_bytes(entries: Iterable[Descriptor], *, strange: Sequence[Any] = ()) -> bytes:
@@ -166,7 +166,7 @@ def referrer_kind(stored: Stored) -> str | None:
     return manifest.artifact_type
 
 
-def find_entry(listing: Listing, reference: str, *, where: str) -> Descriptor:
+def find_entry(listing: IndexListing, reference: str, *, where: str) -> Descriptor:
     """Return the entry that a name or digest stands for; an empty name stands for an only image.
 
     Raises:
@@ -193,11 +193,11 @@ def find_entry(listing: Listing, reference: str, *, where: str) -> Descriptor:
 Referrers = Mapping[str, list[Descriptor]]
 
 
-def find_referrers(source: Source, listing: Listing, *, strange: dict[str, str]) -> Referrers:
+def find_referrers(source: Source, listing: IndexListing, *, strange: dict[str, str]) -> Referrers:
     """Return the entries that have a subject, by it: by annotation or by the document's own field, sorted by digest.
 
     All of them at once: who asks for one digest asks for thousands, and each document is to be read once. An entry
-    that is no descriptor, or whose document cannot be read, says of nothing that it belongs to it: it goes into
+    that is not a descriptor, or whose document cannot be read, says of nothing that it belongs to it: it goes into
     `strange`, with the reason, and its neighbours are looked at all the same.
     """
     found: dict[str, dict[str, Descriptor]] = {}

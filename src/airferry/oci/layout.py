@@ -36,7 +36,7 @@ from airferry.oci.documents import (
     parse_index,
 )
 from airferry.oci.entries import (
-    Listing,
+    IndexListing,
     Referrers,
     as_referrer,
     entered,
@@ -269,7 +269,7 @@ class LayoutStore(Source, Sink):
         """
         return parse_index(self.read_index_bytes(), what=f"`{self.path / INDEX_FILE}`")
 
-    def _listing(self) -> Listing:
+    def _listing(self) -> IndexListing:
         return parse_listing(self.read_index_bytes(), what=f"`{self.path / INDEX_FILE}`")
 
     def root(self) -> str:

@@ -25,7 +25,7 @@ from airferry.oci.documents import (
     MAX_MANIFEST_BYTES,
     Descriptor,
 )
-from airferry.oci.entries import Listing, parse_listing, strange_entries
+from airferry.oci.entries import IndexListing, parse_listing, strange_entries
 from airferry.oci.ports import BLOCK_BYTES, Source, Stored
 from airferry.oci.streams import verifying
 from airferry.registry.auth import repository_scope
@@ -248,33 +248,33 @@ class RegistrySource(Source):
             return _known(tagged)
         return [], ("" if self._keeps_tags else answer)
 
-    def _ask_for_referrers(self, digest: str) -> Listing | str:
+    def _ask_for_referrers(self, digest: str) -> IndexListing | str:
         """Return what the referrers API lists, or why it cannot be used; "" where there is none.
 
         It is there only where it answers with an index. Old registries, and proxies in front of new ones, answer with
         401 or 403 (Harbor before 2.8), 406, 501, a page of HTML or `"manifests": null`.
         """
-        found = Listing([])
+        found = IndexListing([])
         url = f"{self.repository}/referrers/{digest}"
         what = f"list the referrers of `{digest}` in `{self}`"
         for page in range(MAX_REFERRER_PAGES):
             request = Request("GET", url, what=what, scopes=self.scopes, headers={"Accept": IMAGE_INDEX})
             response = self.client.request(request, expected=None)
-            entries: Listing | str = f"its referrers API answers with {response.status_code}"
+            entries: IndexListing | str = f"its referrers API answers with {response.status_code}"
             if response.status_code == 200:
                 entries = _listed(response.content)
             if isinstance(entries, str):
                 if page:
                     raise NoReferrers(f"cannot {what}: {entries} on page {page + 1}")
                 return "" if response.status_code in NO_API else entries
-            found = Listing([*found.manifests, *entries.manifests], strange={**found.strange, **entries.strange})
+            found = IndexListing([*found.manifests, *entries.manifests], strange={**found.strange, **entries.strange})
             following = response.next_page
             if not following:
                 return found
             url = following_url(response.url, following, what=what)
         raise RegistryError(f"cannot {what}: there are more than {MAX_REFERRER_PAGES} pages")
 
-    def tagged_referrers(self, digest: str) -> Listing | None:
+    def tagged_referrers(self, digest: str) -> IndexListing | None:
         """Return what the tag lists that stands in for the referrers API of a digest; None without the tag.
 
         GitLab's registry takes the tag for the digest, and answers with the subject itself: then there is no such tag.
@@ -347,7 +347,7 @@ class RegistrySource(Source):
         )
 
 
-def _listed(data: bytes) -> Listing | str:
+def _listed(data: bytes) -> IndexListing | str:
     """Return a list of referrers, or why it is none."""
     try:
         listing = parse_listing(data, what="the answer")
@@ -359,7 +359,7 @@ def _listed(data: bytes) -> Listing | str:
     return listing
 
 
-def _known(listing: Listing) -> tuple[list[Descriptor], str]:
+def _known(listing: IndexListing) -> tuple[list[Descriptor], str]:
     """Return what a list of referrers names, each once and sorted by digest, and what of it cannot be read."""
     found = {entry.digest: entry for entry in listing.manifests}
     return [found[key] for key in sorted(found)], "; ".join(strange_entries(listing.strange, where="their list"))
