@@ -73,7 +73,7 @@ _WRITES = frozenset({"PUT", "POST", "PATCH", "DELETE"})
 _IMMUTABLE = re.compile(r"immutable|overwrit|does not allow updating|already exists|locked", re.IGNORECASE)
 # Harbor says the first two as 403 and 412, distribution the others as 500: `Err:28` is how Go prints ENOSPC
 _FULL = re.compile(
-    r"\bquota\b|exceed the configured upper limit|no space left|\bErr:28\b|insufficient storage|disk is full|over quota",
+    r"\bquota\b|exceed the configured upper limit|no space left|\bErr:28\b|insufficient storage|disk is full",
     re.IGNORECASE,
 )
 # what makes names is asked for something that must be there first
@@ -232,7 +232,8 @@ def _refused_write(url: str, *, status: int, code: str, text: str) -> str | None
     if kind == "manifests" and status in (400, 406, 422):
         return _KIND_HINT
     if name and status == 404 and not (code or text):
-        return f"{NO_REGISTRY_HINT}, as behind a proxy that lets only known clients through; {_place_hint(name, status=404)}"
+        proxy = f"{NO_REGISTRY_HINT}, as behind a proxy that lets only known clients through"
+        return f"{proxy}; {_place_hint(name, status=404)}"
     if name and status in (401, 403, 404):
         return _place_hint(name, status=status)
     return None
