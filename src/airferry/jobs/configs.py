@@ -39,7 +39,6 @@ from airferry.wording import comment_line, on_one_line
 DEFAULT_CONFIG_NAME = "default"
 COMMANDS_FILE = "submit.txt"
 CONFIGS_MARK = "# Written by `airferry overlays`"
-PLAIN = Executor(kind="kubernetes")
 UNVERIFIED_SUBMIT = (
     "the submit commands are the bundle's own, and it was loaded without `--root`: read them before you run them"
 )
@@ -94,7 +93,6 @@ def make_overlays(receipt: Receipt, catalogue: Catalogue, *, site: SiteProfile, 
     """
     reader = StepConfigReader()
     writer = _OverlayWriter(reader, site, out, receipt.submit)
-    executors = site.executors or (PLAIN,)
     steps: list[StepOverlay] = []
     texts: dict[str, str] = {}
     unclear: dict[tuple[str, str], None] = {}
@@ -103,7 +101,7 @@ def make_overlays(receipt: Receipt, catalogue: Catalogue, *, site: SiteProfile, 
         found = find_step(catalogue, with_default(catalogue, target), travelled=True)
         staged = _staged(found, receipt, reader)
         unclear.update(dict.fromkeys((name, found.target.spec) for name in staged.values.unclear))
-        for executor in executors:
+        for executor in site.executors:
             step, text = writer.overlay(found, image, executor, staged)
             steps.append(step)
             if step.path is not None:
@@ -114,12 +112,7 @@ def make_overlays(receipt: Receipt, catalogue: Catalogue, *, site: SiteProfile, 
     ]
     if receipt.submit and not receipt.root_verified:
         notes.append(UNVERIFIED_SUBMIT)
-    if not site.executors:
-        notes.append(
-            f"no site profile names an executor, so this is for {PLAIN}: write a profile with "
-            "`airferry site init`, and pass it with `--site`"
-        )
-    for executor in executors:
+    for executor in site.executors:
         own = [step for step in steps if step.executor == executor.kind]
         texts[f"{executor.kind}/env.toml"] = _fragment(site, executor, submit=receipt.submit)
         commands = "".join(f"{step.command}\n" for step in own)
