@@ -136,10 +136,12 @@ class RegistryError(AirferryError):
     """A registry cannot be reached, refuses, or answers what it must not.
 
     `status` is the status of its answer, None where there was none, `code` the registry's own word for it, and
-    `retry_after_s` the pause that it asks for.
+    `retry_after_s` the pause that it asks for. `method` and `url`, without what may be secret, say what it answered.
     """
 
     exit_code = 7
+    method: str | None = None
+    url: str | None = None
     status: int | None = None
     code: str | None = None
     retry_after_s: float | None = None

@@ -137,7 +137,13 @@ def copy(
         )
     digest = result.descriptor.digest
     if as_json:
-        document = {"destination": result.destination, "digest": digest, "media_type": result.descriptor.media_type}
+        document = {
+            "destination": result.destination,
+            "digest": digest,
+            "media_type": result.descriptor.media_type,
+            "left_out": [{"name": one.name, "reason": one.reason} for one in result.left_out],
+            "unknown": list(result.unknown),
+        }
         data(json.dumps(document, indent=2))
         return
     data_line(f"{result.destination}  {digest}")

@@ -21,7 +21,7 @@ from airferry.errors import RegistryError, UsageError
 from airferry.events import Emit, Notice, Warned, silent
 from airferry.far.destinations import hold_destination
 from airferry.far.foreseen import foresee, keep_taken
-from airferry.far.push import RegistrySinks, audit, load_transfer, say_left_out
+from airferry.far.push import RegistrySinks, audit, load_transfer, say_left_out, say_untagged
 from airferry.far.receipts import left_out, make_receipt, receipt_name
 from airferry.far.relocate import Destination, parse_destination
 from airferry.far.shipments import ARTIFACT_NAME, artifact_tags, part_skipped, place_images, plan_shipments
@@ -197,24 +197,23 @@ def load(
             pushed = transfer.preview(shipments)
             without += pushed.refused
         else:
-            try:
-                with _naming_the_rest(transfer, shipments, known):
-                    pushed = stage("push", emit, lambda: transfer.send(shipments))
-            finally:
-                known = keep_learned(known, uploader.limits, mounts=uploader.mounts)
+            pushed, known = _push(transfer, shipments, known, uploader, emit)
             there = _less(shipments, pushed.refused)
             unseen = stage("audit", emit, lambda: audit(transfer, there, registry=destination.registry))
             without += [*pushed.refused, *unseen]
         say_left_out(without, destination, emit)
         shipments = _less(shipments, without)
+        tags = _of_shipments(tags, _wanted_tags(opened, sinks, places, shipments))
+        refused: dict[str, str] = {}
         if not dry_run:
             keep_taken(known, shipments)
-        there_now = {item.reference for item in _wanted_tags(opened, sinks, places, shipments)}
-        tags = [move for move in tags if move.reference in there_now]
-        made = make_receipt(opened, destination, places, tags, shipments, verified=root is not None)
-        made = made.model_copy(update={"left_out": left_out(without, destination, places)})
+            taken = stage("tag", emit, lambda: move_tags(tags, sinks, records, root=opened.root, refused=refused))
+        tags, untagged = _part_refused(tags, refused)
+        say_untagged(untagged, destination, emit)
+        shipments = [item for item in shipments if str(places.get(item.name)) not in refused]
+        left = left_out(without, destination, places, untagged=untagged)
+        made = make_receipt(opened, destination, places, tags, shipments, verified=root is not None, left=left)
         if not dry_run:
-            taken = stage("tag", emit, lambda: move_tags(tags, sinks, records, root=opened.root))
             ours = [move for move in tags if move.reference not in taken]
             write_receipt(made, receipt_path)
             # as late as can be: a tag that another client is about to set is not seen earlier
@@ -222,6 +221,18 @@ def load(
             expect_own_tags(taken, receipt_path)
     texts = tuple(item.text for item in foreseen)
     return LoadOutcome(report, opened.manifest, pushed, tuple(tags), made, receipt_path, dry_run, texts)
+
+
+def _push(
+    transfer: Transfer, shipments: Sequence[Shipment], known: RegistryProfile, uploader: Uploader, emit: Emit
+) -> tuple[CopyReport, RegistryProfile]:
+    """Bring everything to the registry, and return what was done, and the profile that it left."""
+    try:
+        with _naming_the_rest(transfer, shipments, known):
+            pushed = stage("push", emit, lambda: transfer.send(shipments))
+    finally:
+        known = keep_learned(known, uploader.limits, mounts=uploader.mounts)
+    return pushed, known
 
 
 def _foresee(
@@ -297,6 +308,19 @@ def _less(shipments: Sequence[Shipment], refused: Sequence[RefusedShipment]) -> 
     """Return the shipments without those that were refused; one artifact may go to several repositories."""
     out = {(one.item.name, one.item.repository) for one in refused}
     return [item for item in shipments if (item.name, item.repository) not in out]
+
+
+def _of_shipments(tags: Sequence[TagMove], wanted: Sequence[WantedTag]) -> list[TagMove]:
+    references = {item.reference for item in wanted}
+    return [move for move in tags if move.reference in references]
+
+
+def _part_refused(
+    tags: Sequence[TagMove], refused: Mapping[str, str]
+) -> tuple[list[TagMove], list[tuple[TagMove, str]]]:
+    """Return the tags without those that the registry refused, and these with its reasons."""
+    kept = [move for move in tags if move.reference not in refused]
+    return kept, [(move, refused[move.reference]) for move in tags if move.reference in refused]
 
 
 def _wanted_tags(

@@ -52,7 +52,8 @@ class CopyOptions:
     """How to copy.
 
     `task` is what progress is said of. `link` lets a sink take files of the source as they are, as between stores of
-    one user. With `skip_held`, manifests are read back first and only those that are missing are sent.
+    one user. With `skip_held`, manifests are read back first and only those that are missing are sent. `skip_lost`
+    takes a blob that the source lacks for a refusal, where only optional shipments want it.
     """
 
     jobs: int = DEFAULT_JOBS
@@ -60,6 +61,7 @@ class CopyOptions:
     order: Order = largest_first
     link: bool = False
     skip_held: bool = False
+    skip_lost: bool = False
     emit: Emit = silent
 
 
@@ -122,16 +124,11 @@ class CopyReport:
 
 @dataclass(slots=True)
 class _Wanted:
-    """A blob, the repositories that want it, and those of them that cannot do without it."""
+    """A blob, the repositories that want it, as they were named, and those of them that cannot do without it."""
 
     descriptor: Descriptor
-    among: dict[str, None] = field(default_factory=dict)
+    repositories: dict[str, None] = field(default_factory=dict)
     needed: set[str] = field(default_factory=set)
-
-    @property
-    def repositories(self) -> list[str]:
-        """The repositories, each once, in the order in which they were named."""
-        return list(self.among)
 
 
 class Transfer:
@@ -275,7 +272,7 @@ class Transfer:
                 blob = found.setdefault(digest, _Wanted(descriptor))
                 if blob.descriptor.size != descriptor.size:
                     raise IntegrityError(f"blob `{digest}` is declared with two different sizes", digest=digest)
-                blob.among[item.repository] = None
+                blob.repositories[item.repository] = None
                 if not item.optional:
                     blob.needed.add(item.repository)
         ordered = self._options.order(blob.descriptor for blob in found.values())
@@ -294,7 +291,7 @@ class Transfer:
         descriptor = blob.descriptor
         offer = BlobOffer(descriptor, self._source, advance=advance, link=self._options.link)
         if len(blob.repositories) == 1:
-            name = blob.repositories[0]
+            (name,) = blob.repositories
             with self._may_be_refused(blob, name):
                 # asking is left to the sink, which may know a way that costs no request
                 self._note(self._sinks(name).take_blob(offer), descriptor, name)
@@ -325,11 +322,12 @@ class Transfer:
 
     @contextmanager
     def _may_be_refused(self, blob: _Wanted, repository: str) -> Iterator[None]:
-        """Note a sink's refusal of a blob instead of raising it, where only optional shipments want the blob there."""
+        """Note instead of raising that a blob is refused, or lost, where only optional shipments want it there."""
         try:
             yield
         except AirferryError as error:
-            if repository in blob.needed or not self._sinks(repository).refuses(error):
+            lost = self._options.skip_lost and self._source.lacks(error)
+            if repository in blob.needed or not (lost or self._sinks(repository).refuses(error)):
                 raise
             with self._lock:
                 self._refusals[repository, blob.descriptor.digest] = error.message
@@ -460,17 +458,18 @@ def image_shipments(
     platforms: Collection[Platform] | None = None,
     reference: str | None = None,
     referrers: bool = False,
+    lost: dict[str, str] | None = None,
 ) -> list[Shipment]:
     """Return what a copy of one image consists of: the image, and with `referrers` the artifacts that refer to it.
 
-    The artifacts are optional: an image arrives where a sink does not take them.
+    The artifacts are optional: an image arrives where a sink does not take them. For `lost` see `read_referrers`.
 
     Raises:
         BuildError: a wanted platform is missing.
         IntegrityError: a document is not what its descriptor says.
     """
     closure = read_closure(source, descriptor, platforms=platforms)
-    attached = read_referrers(source, closure) if referrers else []
+    attached = read_referrers(source, closure, lost=lost) if referrers else []
     return [
         Shipment(closure.top.descriptor.digest, "", closure, reference=reference),
         *(Shipment(inner.top.descriptor.digest, "", inner, optional=True) for inner in attached),

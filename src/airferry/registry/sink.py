@@ -16,7 +16,7 @@ from airferry.host.canonical import canonical_json
 from airferry.host.parsing import parse_count
 from airferry.oci.digest import digest_of
 from airferry.oci.documents import IMAGE_INDEX, Descriptor, Index
-from airferry.oci.entries import listed_referrer
+from airferry.oci.entries import listed_referrer, strange_entries
 from airferry.oci.ports import Action, BlobOffer, OpenStream, Sink, Stored, blocks
 from airferry.oci.streams import verifying
 from airferry.registry.auth import repository_scope
@@ -31,8 +31,8 @@ ABSENT_IN_A_ROW = 4
 # less than for what mostly passes: an error of this kind is to be known within seconds
 MANIFEST_ATTEMPTS = 4
 # how registries refuse for good what others take: a media type (400, 415), a repository that they do not make by
-# themselves (401, 403, 404), a tag that must not move (409), a size (413)
-REFUSALS = frozenset({400, 401, 403, 404, 405, 406, 409, 413, 415, 422, 501})
+# themselves (401, 403, 404), a tag that must not move (409; Harbor: 412), a size (413)
+REFUSALS = frozenset({400, 401, 403, 404, 405, 406, 409, 412, 413, 415, 422, 501})
 # codes of errors about content that got lost or damaged, whatever the status: sending it again may help
 LOSSES = ("MANIFEST_BLOB_UNKNOWN", "BLOB_", "DIGEST_INVALID", "SIZE_INVALID")
 
@@ -347,14 +347,21 @@ class RegistrySink(Sink):
             if attempt:
                 retry.pause(attempt - 1)
             with self._referrers_lock:
-                known = self.source.tagged_referrers(subject) or []
-                if any(old.digest == entry.digest for old in known):
+                known = self.source.tagged_referrers(subject)
+                if known is not None and any(old.digest == entry.digest for old in known.manifests):
                     return
-                entries = sorted([*known, entry], key=lambda one: one.digest)
+                if known is not None and known.strange:
+                    raise NoReferrers(
+                        f"the list of referrers of `{subject}` in `{self}` has entries that would be lost: "
+                        f"{'; '.join(strange_entries(known.strange, where='it'))}",
+                        hint=f"repair or remove the tag `{referrers_tag(subject)}`, then rerun",
+                    )
+                entries = sorted([*(known.manifests if known else ()), entry], key=lambda one: one.digest)
                 data = canonical_json(Index(schema_version=2, media_type=IMAGE_INDEX, manifests=entries))
                 what = f"list a referrer of `{subject}` in `{self}`"
                 self._put(referrers_tag(subject), data, media_type=IMAGE_INDEX, what=what)
-            if any(old.digest == entry.digest for old in self.source.tagged_referrers(subject) or []):
+            stored_now = self.source.tagged_referrers(subject)
+            if stored_now is not None and any(old.digest == entry.digest for old in stored_now.manifests):
                 return
         raise NoReferrers(
             f"`{self}` did not store the list of referrers of `{subject}`",
