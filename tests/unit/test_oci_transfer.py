@@ -192,10 +192,10 @@ def test_what_is_refused_of_an_optional_shipment_keeps_nothing_else_back(store: 
     transfer(shipments, store, sink)
     assert sink.names == {NAME: closure.top.descriptor.digest, "twin:1": twin.top.descriptor.digest}
     sink.fails = lambda digest: HostError("the disk broke") if digest == twin.top.descriptor.digest else None
-    with pytest.raises(HostError):
+    with pytest.raises(HostError, match="the disk broke"):
         transfer(shipments, store, sink)
     sink.fails = lambda digest: RegistryError("no") if digest == closure.top.descriptor.digest else None
-    with pytest.raises(RegistryError):
+    with pytest.raises(RegistryError, match=r"^no$"):
         transfer(shipments, store, sink)
 
 
