@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
@@ -75,7 +75,7 @@ class Memory(Sink):
         self.note("read", digest)
         return f"manifest `{digest}`" if digest in self.lost or digest not in self.manifests else ""
 
-    def refuses(self, error: AirferryError) -> bool:
+    def refuses(self, error: AirferryError, manifests: Sequence[Stored] = ()) -> bool:
         return isinstance(error, RegistryError)
 
 
