@@ -35,3 +35,11 @@ def unsettled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AIRFERRY_ROOT", "AIRFERRY_TO", "AIRFERRY_SITE", "AIRFERRY_SOURCE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def on_kubernetes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Describe a site that runs jobs on Kubernetes in the current folder, where commands look for it."""
+    monkeypatch.delenv("AIRFERRY_SITE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "site.yaml").write_text("executors: [kubernetes]\n")

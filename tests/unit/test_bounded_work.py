@@ -30,7 +30,7 @@ from airferry.bundle.catalogue import CataloguePaths
 from airferry.bundle.manifest import SavedImage
 from airferry.bundle.tree_paths import MAX_PATH_FOLDERS
 from airferry.bundle.verify import Bundle, open_bundle
-from airferry.config.load import parse_site
+from airferry.config.load import check_site
 from airferry.errors import BuildError, ConfigurationError, HostError, IntegrityError
 from airferry.far import shipments
 from airferry.far.relocate import parse_destination
@@ -531,5 +531,6 @@ def test_hard_links_through_links_of_many_parts_are_bounded(monkeypatch: pytest.
 
 @pytest.mark.parametrize("version", ["1" * 5_000, "1." * 5_000 + "1"])
 def test_versions_in_a_site_profile_are_bounded(version: str) -> None:
-    with pytest.raises(ConfigurationError, match=r"site\.yaml:1"):
-        parse_site(f"executors: ['slurm-pyxis:{version}']\n".encode(), Path("site.yaml"))
+    with pytest.raises(ConfigurationError, match=r"executors\[0\]`: `1.{119}`: expected a version") as caught:
+        check_site({"executors": [f"slurm-pyxis:{version}"]})
+    assert len(caught.value.message) < 300

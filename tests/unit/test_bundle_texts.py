@@ -236,7 +236,8 @@ def test_commands_of_a_bundle_of_unknown_origin_are_named_as_such(
 ) -> None:
     write_step(tmp_path / "code", "sft/one", configs={"tiny": "run: {env: {nodes: 1}}\n"})
     held = loaded_receipt("sft/one:tiny").model_copy(update={"root_verified": verified, "submit": submit})
-    made = make_overlays(held, catalogue_at(tmp_path / "code", steps=STEPS), site=SiteProfile(), out=tmp_path / "out")
+    site = SiteProfile.model_validate({"executors": ["kubernetes"]})
+    made = make_overlays(held, catalogue_at(tmp_path / "code", steps=STEPS), site=site, out=tmp_path / "out")
     said = any("read them before you run them" in note for note in made.notes)
     assert said == (submit is not None and not verified)
 

@@ -62,7 +62,7 @@ def test_json_is_all_that_stdout_gets(catalogue: Path, capsys: pytest.CaptureFix
 def test_a_plan_is_data_and_what_to_do_next_is_not(catalogue: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["plan"]) == 0
     captured = capsys.readouterr()
-    assert captured.out.rstrip().splitlines()[-1].startswith("  sft/tiny") or "sft/tiny" in captured.out
+    assert "selected execution images:\n  sft/tiny  nemotron-execution-py-" in captured.out
     assert "airferry lock" in captured.err and "next: " not in captured.out
     assert str(catalogue / "out" / "airgap-plan.yaml") in captured.err
 
@@ -81,11 +81,13 @@ def test_verify_in_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     document = json.loads(capsys.readouterr().out)
     assert document["root"] == root and document["findings"] == []
     next(path for path in (tmp_path / "bundle/blobs/sha256").iterdir() if path.stat().st_size < 300).unlink()
-    code = run(["verify", str(tmp_path / "bundle"), "--json"])
+    assert run(["verify", str(tmp_path / "bundle"), "--json"]) == 6
     captured = capsys.readouterr()
-    assert code == 6
-    assert not captured.out or json.loads(captured.out)["findings"]
-    assert "image `trainer`" in captured.err
+    document = json.loads(captured.out)
+    (finding,) = document["findings"]
+    assert finding.startswith("image `trainer`, platform `linux/amd64`") and finding.endswith("is missing")
+    assert (document["ok"], document["root"], document["root_verified"]) == (False, root, False)
+    assert finding in captured.err
 
 
 @pytest.mark.parametrize(

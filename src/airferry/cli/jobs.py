@@ -31,6 +31,18 @@ from airferry.wording import counted
 
 _PANEL = "Far side"
 EXECUTORS_QUESTION = "Executors, separated by commas (slurm-pyxis:VERSION, kubernetes, …)"
+_SITE_OPTIONS: dict[tuple[str | int, ...], str] = {
+    ("executors",): "--executor",
+    ("registry",): "--registry",
+    ("platform",): "--platform",
+    ("gpu", "driver"): "--gpu-driver",
+    ("gpu", "compute_capabilities"): "--compute-capability",
+    ("mounts",): "--mount",
+    ("mirrors", "huggingface"): "--hf-mirror",
+    ("mirrors", "packages"): "--package-index",
+    ("mirrors", "wandb"): "--wandb",
+    ("endpoints",): "--endpoint",
+}
 LEVEL_STYLES = {"block": "[red]block[/]", "warn": "[yellow]warn[/]", "note": "[dim]note[/]"}
 
 site_app = typer.Typer(help="Describe the far side in a site profile.", no_args_is_help=True)
@@ -116,7 +128,7 @@ def init(
     document["executors"] = _with_profiles(document["executors"], profiles)
     for key in ("gpu", "mirrors"):
         document[key] = {name: value for name, value in document[key].items() if value}
-    written = api.init_site(out, document, force=force)
+    written = api.init_site(out, document, force=force, options=_SITE_OPTIONS)
     for unable in written.without_zstd:
         reporter.say("{} cannot read zstd: the near side's plan selects gzip for this site.", unable)
     reporter.say("wrote {}", out)

@@ -19,7 +19,7 @@ from airferry.errors import ConfigurationError, FindingsError, UsageError
 from airferry.events import Emit, silent
 from airferry.host.canonical import plain_data
 from airferry.jobs.catalogue import CatalogueSource
-from airferry.jobs.configs import COMMANDS_FILE, PLAIN, image_of, targets_of, with_default
+from airferry.jobs.configs import COMMANDS_FILE, image_of, targets_of, with_default
 from airferry.jobs.context import AMBIENT, CODE_FOLDER, JOB_FOLDER, StepContext, consumed_and_produced, mounts_of
 from airferry.jobs.findings import LEVELS, Finding, merge_findings
 from airferry.jobs.images import ask_images
@@ -194,7 +194,7 @@ def check(
 
 def _written_next_to(receipt: Path | None, site: SiteProfile) -> Path | None:
     """Return the folder of a receipt where `load --jobs` wrote overlays next to it, else None."""
-    kinds = [executor.kind for executor in site.executors or (PLAIN,)]
+    kinds = [executor.kind for executor in site.executors]
     if receipt is None or not any((receipt.parent / kind / COMMANDS_FILE).is_file() for kind in kinds):
         return None
     return receipt.parent
@@ -276,7 +276,7 @@ def executor_of(checked: Checked) -> Executor:
     Raises:
         UsageError: the site does not have it.
     """
-    executors = checked.site.executors or (PLAIN,)
+    executors = checked.site.executors
     if checked.executor is None:
         return executors[0]
     for executor in executors:
