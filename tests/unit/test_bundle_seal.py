@@ -110,7 +110,7 @@ def test_a_manifest_that_the_far_side_would_refuse_is_not_sealed(
 ) -> None:
     root = make_bundle(tmp_path).root
     monkeypatch.setattr(yaml_documents, "MAX_DOCUMENT_DEPTH", 3)
-    with pytest.raises(IntegrityError, match="cannot seal: .*nested deeper than 3 levels") as caught:
+    with pytest.raises(IntegrityError, match=r"cannot seal: .*nested deeper than 3 levels") as caught:
         make_bundle(tmp_path, "other")
     assert "several bundles" in (caught.value.hint or "")
     assert LayoutStore.open(tmp_path).root() == root
