@@ -73,7 +73,7 @@ class Assembler:
         """
         epoch_s = clock.source_date_epoch_s()
         self._engine.import_base(self._cache.path, base.manifest.digest, platform=recipe.platform)
-        tag = local_tag(recipe)
+        tag = local_tag(recipe, self._writer.bundle.path)
         image = self._engine.build(
             ContainerBuild(
                 recipe.containerfile,
@@ -142,7 +142,13 @@ def _settings(recipe: ImageRecipe, base: BaseImage, exported: ExportedImage) -> 
     return settings
 
 
-def local_tag(recipe: ImageRecipe) -> str:
-    """Return a name in the engine's storage that no other image of a plan has; a tag has 128 characters at most."""
-    digest = hashlib.sha256(recipe.name.encode()).hexdigest()[:12]
-    return f"localhost/airferry/{recipe.platform.slug}:{recipe.name.replace('/', '-')[:100]}-{digest}"
+def local_tag(recipe: ImageRecipe, bundle: Path) -> str:
+    """Return a name in the engine's storage that no other image has, of this plan or of another user of the storage.
+
+    It is the same for each run of a plan, so that the next one overwrites what a killed one left. A tag has 128
+    characters at most.
+    """
+    mark = hashlib.sha256(f"{recipe.name}\0{files.resolved(bundle)}".encode("utf-8", "surrogateescape")).hexdigest()[
+        :12
+    ]
+    return f"localhost/airferry/{recipe.platform.slug}:{recipe.name.replace('/', '-')[:100]}-{mark}"
