@@ -1,7 +1,7 @@
 """An engine's own storage under a state folder: how it is called, what isolates its containers, what a kill left.
 
 Processes share it. Each has a folder there for what it starts and what is half done; if it is killed, the next one ends
-and removes that. What nobody can tell apart, such as containers, is removed by a process that is alone. Touches nothing
+and removes that. Containers do not tell whose they are: a process that is alone removes them. Touches nothing
 outside the state folder and the user's runtime folder.
 """
 
@@ -95,7 +95,7 @@ class Storage:
     def __init__(
         self, program: Program, state: Path, *, emit: Emit, own: Path | None = None, may_share_processes: bool = False
     ) -> None:
-        """Prepare the folders. `own` is this process's folder in `state`, `state` itself where nobody else uses that.
+        """Prepare the folders. `own` is this process's folder in `state`, `state` itself where no other uses that.
 
         With `may_share_processes`, containers share this host's processes where nothing can separate them.
         """

@@ -91,7 +91,7 @@ def making_all(cache: Path, thing: Thing, names: Sequence[str], *, doing: str, e
 def sharing(path: Path, *, clear: Callable[[], object], emit: Emit = silent) -> Iterator[None]:
     """Use what many processes use at a time. One that is alone runs `clear`, before any other may come and at its end.
 
-    `clear` removes what killed processes left, which nobody can tell from what others write just now.
+    `clear` removes what killed processes left, which looks like what others write just now.
 
     Raises:
         HostError: the folder of the lock is not writable.
@@ -110,6 +110,14 @@ def sharing(path: Path, *, clear: Callable[[], object], emit: Emit = silent) -> 
         finally:
             if _try(stream, fcntl.LOCK_EX, path):
                 clear()
+
+
+@contextmanager
+def own_scratch(parent: Path) -> Iterator[Path]:
+    """Give an `own_folder` in `parent`, once what killed processes left of theirs is removed."""
+    clear_abandoned(parent)
+    with own_folder(parent) as folder:
+        yield folder
 
 
 @contextmanager
@@ -225,4 +233,4 @@ def _take(stream: IO[bytes], kind: int, path: Path, *, on_wait: Callable[[], Non
 
 
 def _say_nothing() -> None:
-    """Wait silently: nobody else holds a lock of a name that was just made up."""
+    """Wait silently: no other process holds the lock of a name that was just made up."""

@@ -111,7 +111,7 @@ class Whereabouts:
             return
         with (
             _opened(self) as (source, descriptor),
-            locks.own_folder(files.cache_directory() / "scratch") as scratch,
+            locks.own_scratch(files.cache_directory() / "scratch") as scratch,
         ):
             root = files.ensure_directory(scratch / CATALOGUE_FOLDER)
             unpack_catalogue(source, descriptor, root, scratch=scratch)

@@ -39,7 +39,6 @@ CLEARED_WHEN_ALONE = (
     "bases",
     "bases/blobs/sha256",
     "bootstrap",
-    "bootstrap/bootstrap",
     "bootstrap/debs/*",
     "bootstrap/made",
     "compiled",
@@ -109,8 +108,7 @@ def open_session(plan: Plan, options: BuildOptions, *, emit: Emit) -> Iterator[S
     with ExitStack() as stack:
         stack.enter_context(files.exclusive_lock(plan.output_dir / ".airferry.lock", purpose="build"))
         stack.enter_context(locks.sharing(cache / "lock", clear=partial(_clear, cache), emit=emit))
-        locks.clear_abandoned(cache / "scratch")
-        scratch = stack.enter_context(locks.own_folder(cache / "scratch"))
+        scratch = stack.enter_context(locks.own_scratch(cache / "scratch"))
         clients = stack.enter_context(open_clients(ClientOptions(), emit=emit))
         opened: list[Engine] = []
 
@@ -159,7 +157,7 @@ def _version_of(choice: EngineChoice) -> str:
 
 
 def _clear(cache: Path) -> None:
-    """Remove the temporary files that killed runs left in the cache, which nobody else uses now."""
+    """Remove the temporary files that killed runs left in the cache, which no other process uses now."""
     for pattern in CLEARED_WHEN_ALONE:
         for folder in cache.glob(pattern):
             files.remove_stale_temporaries(folder)

@@ -20,7 +20,7 @@ from airferry.errors import AirferryError, BuildError, ConfigurationError, HostE
 from airferry.events import Emit
 from airferry.host import clock, files
 from airferry.host.canonical import canonical_json, inputs_digest
-from airferry.host.locks import Thing, making
+from airferry.host.locks import Thing, making, own_scratch
 from airferry.host.parsing import parse_json
 from airferry.host.threads import parallel_map
 from airferry.near.bases import debian
@@ -289,7 +289,7 @@ class BaseCache:
         with making(self._cache, Thing.USERLAND, inputs_digest(key), doing=doing, emit=self._emit):
             if (known := made.meanwhile(self.store)) is not None:
                 return known
-            with files.scratch_directory(self._cache / "bootstrap") as folder:
+            with own_scratch(self._cache / "bootstrap") as folder:
                 result = debian.bootstrap(
                     base,
                     platform=platform,

@@ -36,7 +36,7 @@ class SharedLayout(LayoutStore):
         super().__init__(path, read_only=False)
 
     def take_blob(self, offer: BlobOffer, *, absent: bool = False) -> Action:
-        """Store a blob unless it is there, or is by the time that nobody else brings it.
+        """Store a blob unless it is there, or is once no other process brings it.
 
         Raises:
             IntegrityError: it is not what its descriptor says.
@@ -71,7 +71,7 @@ class SharedLayout(LayoutStore):
 class RecentUserland:
     """A userland that another process may be making now from the same inputs.
 
-    What moves is asked for anew by each run, so a userland counts only if it was made after this run has asked.
+    Each run asks again for what moves, so a userland counts only if it was made after this run has asked.
     """
 
     def __init__(self, folder: Path, key: Mapping[str, Any]) -> None:

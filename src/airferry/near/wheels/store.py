@@ -24,7 +24,7 @@ from airferry.errors import BuildError, IntegrityError
 from airferry.events import Emit, Notice, silent
 from airferry.host import clock, files
 from airferry.host.canonical import inputs_digest
-from airferry.host.locks import Thing, making, making_all
+from airferry.host.locks import Thing, making, making_all, own_scratch
 from airferry.host.parsing import url_path
 from airferry.host.records import Records
 from airferry.near.failures import raise_all
@@ -149,7 +149,7 @@ class WheelStore:
         # pip would run the build of a source that an address leads to
         from_source = [pin for pin in pins if pin.address and not url_path(pin.address).endswith(".whl")]
         from_index = [pin for pin in pins if pin.git is None and pin not in from_source]
-        with files.scratch_directory(self.folder) as scratch:
+        with own_scratch(self.folder) as scratch:
             work = [
                 (pin, partial(self._build_git, pin, pin.git, target, scratch=scratch, compiler=compiler))
                 for pin in pins
@@ -421,7 +421,7 @@ class WheelStore:
         return self._fetch([Pin("pip")], target, None)["pip"].path
 
     def _packed_pip(self) -> Path:
-        with files.scratch_directory(self.folder) as scratch:
+        with own_scratch(self.folder) as scratch:
             packed = pack_own_pip(scratch)
             return self._keep(read_wheel(packed, sha256=files.file_sha256(packed))).path
 
