@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import posixpath
 import random
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,11 +17,12 @@ import pytest
 
 import odd_tars
 from airferry.engine.driver import Engine, open_engine
+from airferry.errors import BuildError
 from airferry.host.canonical import canonical_json
 from airferry.oci.documents import IMAGE_CONFIG, IMAGE_MANIFEST, Manifest
 from airferry.oci.layers import Compression, compress_layer
 from airferry.oci.layout import LayoutStore
-from airferry.oci.tar import DIRECTORY, REGULAR, SYMLINK
+from airferry.oci.tar import DIRECTORY, END_OF_ARCHIVE, REGULAR, SYMLINK
 from airferry.rootfs.layers import collect_facts
 from airferry.rootfs.view import RootView
 from debian_bases import AMD64
@@ -30,7 +33,7 @@ NAMES = ("a", "b", "c")
 KINDS = {REGULAR: "file", DIRECTORY: "dir", SYMLINK: "link"}
 # prints each path of a mounted image with what is there
 WALK = """
-import json, os, stat
+import hashlib, json, os, stat
 root, found = os.environ["MOUNTED"], {}
 kinds = {stat.S_IFREG: "file", stat.S_IFDIR: "dir", stat.S_IFLNK: "link"}
 for folder, names, files in os.walk(root):
@@ -43,7 +46,10 @@ for folder, names, files in os.walk(root):
         kind = kinds[stat.S_IFMT(status.st_mode)]
         value = str(status.st_size) if kind == "file" else os.readlink(path) if kind == "link" else ""
         mode = stat.S_IMODE(status.st_mode) if kind == "file" else 0
-        found[os.path.relpath(path, root)] = [kind, value, mode, 0 if kind == "dir" else int(status.st_mtime)]
+        time = 0 if kind == "dir" else int(status.st_mtime)
+        data = open(path, "rb").read() if kind == "file" else b""
+        owner = [status.st_uid, status.st_gid]
+        found[os.path.relpath(path, root)] = [kind, value, mode, time, owner, hashlib.sha256(data).hexdigest()]
 print(json.dumps(found))
 """
 
@@ -156,27 +162,40 @@ def test_it_is_what_the_engine_mounts(engine: Engine, tmp_path: Path) -> None:
 
 
 def test_what_other_builders_write_is_what_the_engine_mounts(engine: Engine, tmp_path: Path) -> None:
-    """Layers with names, times and ends that are odd, one image for all; and those that are left to the engine."""
+    """Layers with names, owners, times and ends that are odd, and with sparse files: one image for all."""
     below = tar_of([Item("absolute/gone"), Item("absolute/hidden/old")])
     read = [below, *odd_tars.HARMLESS.values()]
-    unread = list(odd_tars.UNREAD.values())
-    image = import_stack(engine, LayoutStore.create(tmp_path / "layout"), [*read, *unread])
+    image = import_stack(engine, LayoutStore.create(tmp_path / "layout"), read)
     view = RootView([collect_facts(cut(data), what="the layer") for data in read])
-    expect_mounted(engine, image, view, list(odd_tars.HARMLESS), but=("owner", "sparse"))
+    expect_mounted(engine, image, view, list(odd_tars.HARMLESS))
 
 
-def expect_mounted(engine: Engine, image: str, view: RootView, told: object, *, but: tuple[str, ...] = ()) -> None:
+def test_what_is_refused_the_engine_refuses_too(engine: Engine, tmp_path: Path) -> None:
+    """What is left to the engine is the engine's to refuse: this user's namespace lacks such owners."""
+    odd = {**odd_tars.UNREAD, **{name: data + END_OF_ARCHIVE for name, data in odd_tars.REFUSED_SPARSE.items()}}
+    taken = []
+    for number, (name, data) in enumerate(odd.items()):
+        with suppress(BuildError):
+            import_stack(engine, LayoutStore.create(tmp_path / str(number)), [data])
+            taken.append(name)
+    assert taken == []
+
+
+def expect_mounted(engine: Engine, image: str, view: RootView, told: object) -> None:
     seen: dict[str, list[object]] = {}
+    kept: dict[str, str] = {}
     for path, entry in view.walk():
         kind = KINDS[entry.type]
         value = str(entry.size) if kind == "file" else entry.link_name
         time_s = 0 if kind == "dir" else entry.mtime_s
-        seen[path] = [kind, value, entry.mode if kind == "file" else 0, time_s]
+        seen[path] = [kind, value, entry.mode if kind == "file" else 0, time_s, [entry.uid, entry.gid]]
+        if entry.facts is not None and entry.facts.content is not None:
+            kept[path] = hashlib.sha256(entry.facts.content).hexdigest()
     try:
         found = mounted(engine, image)
     finally:
         engine.remove_image(image)
-    assert set(but) <= found.keys()
-    found = {path: value for path, value in found.items() if path.partition("/")[0] not in but}
+    contents = {path: value.pop() for path, value in found.items()}
+    assert kept == {path: contents.get(path) for path in kept}
     different = sorted(path for path in seen.keys() | found.keys() if seen.get(path) != found.get(path))
     assert {path: (seen.get(path), found.get(path)) for path in different} == {}, told
