@@ -40,6 +40,7 @@ from pulled_images import pull_from_layout
 
 OFFLINE = {"HF_HUB_OFFLINE=1", "TRANSFORMERS_OFFLINE=1", "HF_DATASETS_OFFLINE=1", "WANDB_MODE=offline"}
 STATE = "airgap-build-state.yaml"
+NON_ASCII = "fl\u00f8de.txt"
 NOT_OURS = "`tracked.txt` is not part of the bundle"
 
 
@@ -90,6 +91,9 @@ def built(near_base: Path, near_cache: Path, tmp_path_factory: pytest.TempPathFa
     side = make_near_side(tmp_path_factory.mktemp("built") / "near", near_base)
     image = side.document["execution_images"]["py"]
     own = own_config(side.root / "own", "../catalogue")
+    for repository in (side.catalogue, side.thing):
+        (repository / NON_ASCII).write_text("cream\n")
+        commit_all(repository)
     side.write(
         workflow={"name": "tests", "stages": ["train/run:tiny", "bare/nothing:tiny", f"train/run:{own}"]},
         step_execution_images={"train/run": "py", "bare/nothing": "bare"},
@@ -115,6 +119,7 @@ def test_an_overlay_replaces_what_was_at_its_target_and_brings_no_git(built: Bui
     added = added_files(built.store, built.on_amd64("py"))
     inside = TARGET.lstrip("/")
     assert added[f"{inside}/thing.py"] == b"ANSWER = 42\n"
+    assert added[f"{inside}/{NON_ASCII}"] == b"cream\n"
     assert f"{inside}/stale.txt" not in added
     opaque = f"{inside}/.wh..wh..opq" in added or f"{inside}/.wh.stale.txt" in added
     assert opaque, "what the base had there is hidden"
@@ -132,6 +137,7 @@ def test_the_catalogue_is_in_the_launcher_alone_without_secrets_and_output(built
     workspace = "workspace/Nemotron"
     assert f"{workspace}/src/nemotron/steps/train/run/step.py" in carried
     assert f"{workspace}/pyproject.toml" in carried
+    assert carried[f"{workspace}/{NON_ASCII}"] == b"cream\n"
     step = f"{workspace}/src/nemotron/steps/train/run"
     assert carried[f"{step}/config/mine.yaml"] == b"defaults: [tiny.yaml, ../inherited/mine/site.yaml]\na: 7\n"
     assert carried[f"{step}/inherited/mine/site.yaml"] == b"run: {env: {nodes: 2}}\n"
@@ -308,7 +314,8 @@ def test_the_same_lock_gives_the_same_root_anywhere(
             *["build", "--config", str(config), "--locked", "--jobs", "1", "--json"],
             TMPDIR=str(elsewhere / "tmp"),
             AIRFERRY_CACHE=str(elsewhere / "cache"),
-            LC_ALL="C",
+            LC_ALL="tr_TR.ISO-8859-9",
+            PYTHONUTF8="0",
             LANG="de_DE.UTF-8",
             TZ="Asia/Kathmandu",
             PYTHONHASHSEED="7",
