@@ -16,19 +16,25 @@ from pathlib import Path
 import pytest
 
 import odd_tars
+from airferry.config import LayoutBase
 from airferry.engine.driver import Engine, open_engine
-from airferry.errors import BuildError
+from airferry.errors import AirferryError, BuildError
+from airferry.events import silent
 from airferry.host.canonical import canonical_json
-from airferry.oci.documents import IMAGE_CONFIG, IMAGE_MANIFEST, Manifest
-from airferry.oci.layers import Compression, compress_layer
+from airferry.near.bases.fetch import BaseCache
+from airferry.oci.documents import IMAGE_CONFIG, IMAGE_MANIFEST, Descriptor, Manifest, PlatformDocument
+from airferry.oci.entries import named
+from airferry.oci.layers import Compression, LayerResult, compress_layer
 from airferry.oci.layout import LayoutStore
 from airferry.oci.tar import DIRECTORY, END_OF_ARCHIVE, REGULAR, SYMLINK
 from airferry.rootfs.layers import collect_facts
 from airferry.rootfs.view import RootView
 from debian_bases import AMD64
 from layer_tars import Item, cut, facts_of, tar_of
+from oci_images import put_index
 
 SEEDS = range(24)
+FOREIGN = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
 NAMES = ("a", "b", "c")
 KINDS = {REGULAR: "file", DIRECTORY: "dir", SYMLINK: "link"}
 # prints each path of a mounted image with what is there
@@ -109,6 +115,10 @@ def generated_layer(chance: random.Random) -> list[Item]:
 
 
 def import_stack(engine: Engine, store: LayoutStore, tars: Iterable[bytes]) -> str:
+    return engine.import_base(store.path, put_tars(store, tars)[0].digest, platform=AMD64)
+
+
+def put_tars(store: LayoutStore, tars: Iterable[bytes]) -> tuple[Descriptor, list[LayerResult]]:
     made = [compress_layer(io.BytesIO(data), compression=Compression("gzip", 1, 1), into=store) for data in tars]
     config = {
         "architecture": "amd64",
@@ -123,8 +133,7 @@ def import_stack(engine: Engine, store: LayoutStore, tars: Iterable[bytes]) -> s
         config=store.put_bytes(canonical_json(config), IMAGE_CONFIG),
         layers=[layer.descriptor for layer in made],
     )
-    digest = store.put_bytes(canonical_json(manifest), IMAGE_MANIFEST).digest
-    return engine.import_base(store.path, digest, platform=AMD64)
+    return store.put_bytes(canonical_json(manifest), IMAGE_MANIFEST), made
 
 
 def mounted(engine: Engine, image: str) -> dict[str, list[object]]:
@@ -170,12 +179,40 @@ def test_what_other_builders_write_is_what_the_engine_mounts(engine: Engine, tmp
     expect_mounted(engine, image, view, list(odd_tars.HARMLESS))
 
 
+def test_foreign_layers_are_what_the_engine_makes_of_them(engine: Engine, tmp_path: Path) -> None:
+    """The engine reads the layout by itself first, then the base as the cache has it, from an index in an index.
+
+    It reads no such index itself, as nothing says which of several images it stands for.
+    """
+    store = LayoutStore.create(tmp_path / "upstream")
+    stack = [[Item("a"), Item("kept", value="1")], [Item(".wh.a"), Item("b/c", value="22")]]
+    image, results = put_tars(store, [tar_of(items) for items in stack])
+    manifest = store.read_manifest(image).manifest
+    foreign = [result.descriptor.model_copy(update={"media_type": FOREIGN}) for result in results]
+    child = store.put_bytes(canonical_json(manifest.model_copy(update={"layers": foreign})), IMAGE_MANIFEST)
+    index = put_index(store, [child.annotated(platform=PlatformDocument(os="linux", architecture="amd64"))])
+    store.write_index([named(index, "base:1"), named(put_index(store, [index]), "nested:1")])
+    own = engine._pull("oci:upstream:base:1", cwd=tmp_path, arguments=[], what="it")
+    with pytest.raises(BuildError, match="manifest list instead of a manifest"):
+        engine._pull("oci:upstream:nested:1", cwd=tmp_path, arguments=[], what="it")
+    spec = LayoutBase(path=tmp_path / "upstream", reference="nested:1", written="oci:upstream:nested:1")
+    cache = BaseCache(tmp_path / "cache", open_registry=lambda _: store, emit=silent)
+    base = cache.bring(spec, [AMD64], locked=None).images[AMD64]
+    brought = engine.import_base(cache.store.path, base.manifest.digest, platform=AMD64, name="brought")
+    seen = mounted(engine, own)
+    assert seen == mounted(engine, brought)
+    assert sorted(path for path, entry in seen.items() if entry[0] == "file") == ["b/c", "kept"]
+    engine.remove_image(own)
+    expect_mounted(engine, brought, RootView([facts_of(items) for items in stack]), stack)
+
+
 def test_what_is_refused_the_engine_refuses_too(engine: Engine, tmp_path: Path) -> None:
     """What is left to the engine is the engine's to refuse: this user's namespace lacks such owners."""
-    odd = {**odd_tars.UNREAD, **{name: data + END_OF_ARCHIVE for name, data in odd_tars.REFUSED_SPARSE.items()}}
+    # of those that are sparse one, as each costs a second: all were tried once
+    odd = {**odd_tars.UNREAD, "sparse": next(iter(odd_tars.REFUSED_SPARSE.values())) + END_OF_ARCHIVE}
     taken = []
     for number, (name, data) in enumerate(odd.items()):
-        with suppress(BuildError):
+        with suppress(AirferryError):
             import_stack(engine, LayoutStore.create(tmp_path / str(number)), [data])
             taken.append(name)
     assert taken == []

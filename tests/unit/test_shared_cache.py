@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -16,10 +17,14 @@ from typing import IO, Any
 import pytest
 
 from airferry.config import BootstrapBase
+from airferry.engine.program import Program
+from airferry.engine.storage import Storage
+from airferry.engine.transient import TransientImages
 from airferry.errors import HostError
 from airferry.events import Event, Notice, silent
 from airferry.host import files, locks
 from airferry.host.locks import Thing, clear_abandoned, clear_unheld, making, making_all, own_folder, sharing
+from airferry.host.process import Completed
 from airferry.host.threads import parallel_map
 from airferry.near.bases import debian
 from airferry.near.bases.fetch import BaseCache
@@ -384,3 +389,24 @@ def test_a_damaged_wheel_is_replaced_while_others_may_read_it(tmp_path: Path) ->
     assert wheel.path.exists(), "another process may have put a whole one there in the meantime"
     store.fetch([Pin("pure")], AMD64)
     assert wheel.path.read_bytes() == whole
+
+
+def test_images_of_a_run_go_when_no_process_keeps_any(tmp_path: Path) -> None:
+    images = tmp_path / "state" / "buildah-storage" / "overlay-images" / "images.json"
+    names = ["localhost/airferry/linux-amd64:one", "localhost/base:1", "localhost/rehearsal:2"]
+    files.write_text(images, json.dumps([{"names": names[:2]}, {"names": names[2:]}, {"id": "unnamed"}]))
+    removed: list[str] = []
+
+    class Told(Storage):
+        def invoke(self, arguments: Sequence[str | Path], **_: Any) -> Completed:
+            removed.append(str(arguments[-1]))
+            return Completed(0, b"", ())
+
+    program = Program("buildah", Path("/bin/false"), (1,))
+    one, two = (TransientImages(Told(program, tmp_path / "state", emit=silent), emit=silent) for _ in "12")
+    with one.kept():
+        removed.clear()  # what a killed run left
+        with two.kept(), one.kept():
+            pass
+        assert removed == []
+    assert removed == [names[0], names[2]]

@@ -18,6 +18,7 @@ from airferry.engine import inside
 from airferry.engine.nowhere import NAME_SERVER, OWN_NAME
 from airferry.engine.program import EngineChoice, Program, build_error, engine_error, find_engine
 from airferry.engine.storage import AS_ON_HOST, StartConditions, Storage
+from airferry.engine.transient import TransientImages
 from airferry.errors import BuildError, HostError, IntegrityError, RegistryError
 from airferry.events import Emit, Progress, silent
 from airferry.host import files, locks, process
@@ -117,6 +118,7 @@ class Engine:
     def __init__(self, storage: Storage, *, emit: Emit) -> None:
         """Wrap a storage, which others may share."""
         self.storage = storage
+        self.transient = TransientImages(storage, emit=emit)
         self._emit = emit
 
     @property
@@ -138,10 +140,10 @@ class Engine:
         """
         parse_digest(manifest_digest)
         tag = base_tag(manifest_digest, name)
+        if (present := self.find_image(tag)) is not None:
+            return present
         with self._pulling(f"base `{manifest_digest}`"):
-            if (present := self.find_image(tag)) is not None:
-                return present
-            return self._import(layout, manifest_digest, platform=platform, tag=tag)
+            return self.find_image(tag) or self._import(layout, manifest_digest, platform=platform, tag=tag)
 
     def _import(self, layout: Path, manifest_digest: str, *, platform: Platform, tag: str) -> str:
         path = layout / "blobs" / "sha256" / digest_hex(manifest_digest)

@@ -53,7 +53,7 @@ def making(cache: Path, thing: Thing, name: str, *, doing: str, emit: Emit = sil
     """Hold the lock of one thing, waiting while another thread or process makes it; after a moment that is said.
 
     The lock lies in `LOCKS` of `cache`, `name` is the thing's among its kind, `doing` completes `another process is …`.
-    Whoever gets the lock looks first whether the thing is there by now.
+    Once you have the lock, look first whether the thing is there by now.
 
     Raises:
         HostError: the folder is not writable.
