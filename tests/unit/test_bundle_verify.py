@@ -101,6 +101,7 @@ def test_another_root_is_refused_before_anything_is_parsed(bundle: Path) -> None
         ("sha512:" + "0" * 64, "it does not begin with `sha256:`"),
         ("sha256:" + "0" * 63 + "O", "`o` is not a hex digit"),
         ("sha256:" + "0" * 63 + "\x1b", "\ufffd` is not a hex digit"),
+        ("", "it is empty"),
         (" ", "it is empty"),
     ],
 )
@@ -195,9 +196,12 @@ def test_a_truncated_index_is_refused(bundle: Path) -> None:
 
 
 def test_a_huge_or_deep_index_is_refused(bundle: Path) -> None:
-    for data in (b" " * (17 << 20), b'{"schemaVersion":2,"manifests":' + b"[" * 100_000):
+    for data, reason in (
+        (b" " * (17 << 20), "larger than the limit"),
+        (b'{"schemaVersion":2,"manifests":' + b"[" * 100_000, "nested too deeply"),
+    ):
         (bundle / "index.json").write_bytes(data)
-        with pytest.raises(IntegrityError):
+        with pytest.raises(IntegrityError, match=reason):
             verify_bundle(bundle)
     entry = {"mediaType": IMAGE_MANIFEST, "digest": "sha256:" + "0" * 64, "size": 1}
     (bundle / "index.json").write_bytes(canonical_json({"schemaVersion": 2, "manifests": [entry] * 20_001}))

@@ -16,7 +16,18 @@ import zstandard
 from pydantic import ValidationError
 
 from airferry import __version__
-from airferry.bundle.artifacts import OVERLAYS_ARTIFACT, REQUIREMENTS_ARTIFACT, ArtifactFile, put_artifact
+from airferry.bundle.artifacts import (
+    LOCK_ARTIFACT,
+    LOCK_CONTENT,
+    OVERLAYS_ARTIFACT,
+    OVERLAYS_CONTENT,
+    REHEARSAL_ARTIFACT,
+    REHEARSAL_CONTENT,
+    REQUIREMENTS_ARTIFACT,
+    REQUIREMENTS_CONTENT,
+    ArtifactFile,
+    put_artifact,
+)
 from airferry.bundle.manifest import (
     MANIFEST_FILE,
     ArtifactEntry,
@@ -40,6 +51,7 @@ from airferry.events import StageFinished, StageStarted
 from airferry.host import clock, files
 from airferry.host.canonical import canonical_json, plain_data
 from airferry.host.journal import Journal
+from airferry.host.records import as_noted
 from airferry.near.assemble.writer import BuiltImage
 from airferry.near.bases.originals import put_originals
 from airferry.near.carry.assets import carry_assets
@@ -62,12 +74,6 @@ from airferry.plan.inventory import parse_inventory, render_inventory
 from airferry.plan.lockfile import LOCK_FILE, LockedPlatform, Lockfile, render_lockfile
 from airferry.plan.models import LAUNCHER, GroupPlan, Plan
 
-LOCK_ARTIFACT = "application/vnd.airferry.lock.v1"
-LOCK_CONTENT = "application/vnd.airferry.lock.v1+yaml"
-REQUIREMENTS_CONTENT = "text/x-requirements.txt"
-OVERLAYS_CONTENT = "application/json"
-REHEARSAL_ARTIFACT = "application/vnd.airferry.rehearsal.v1"
-REHEARSAL_CONTENT = "application/vnd.airferry.rehearsal.v1+json"
 BUNDLE = "bundle"
 
 
@@ -289,10 +295,11 @@ class Sealer:
     def _archive(self, entry: ImageEntry, descriptor: Descriptor, tar: str) -> str:
         path = self._plan.output_dir / tar
         action, inputs = f"archive {entry.reference}", {"digest": entry.digest, "tar": tar, "image": entry.image}
-        known = self._journal.result(action, inputs)
-        if known is not None and path.is_file() and path.stat().st_size == known["size_bytes"]:
-            self._folder.note(tar, sha256=str(known["sha256"]), size_bytes=int(known["size_bytes"]))
-            return str(known["sha256"])
+        noted = self._journal.result(action, inputs)
+        known = as_noted(noted, lambda note: (str(note["sha256"]), int(note["size_bytes"])))
+        if known is not None and path.is_file() and path.stat().st_size == known[1]:
+            self._folder.note(tar, sha256=known[0], size_bytes=known[1])
+            return known[0]
         written = write_oci_archive(
             self._store,
             image_shipments(self._store, descriptor, reference=entry.reference),

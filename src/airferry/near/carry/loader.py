@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from airferry import __version__
-from airferry.bundle.artifacts import TOOL_ARTIFACT, ArtifactFile, artifact_is_whole, put_artifact
+from airferry.bundle.artifacts import TOOL_ARTIFACT, TOOL_CONTENT, ArtifactFile, artifact_is_whole, put_artifact
 from airferry.bundle.manifest import ArtifactEntry, LoaderEntry, LockEntry
 from airferry.config.models import LoaderChoice
 from airferry.errors import AirferryError, HostError
@@ -25,7 +25,7 @@ from airferry.host.canonical import inputs_digest
 from airferry.host.installation import EXTRAS, PACKAGE, shipped
 from airferry.host.journal import Journal
 from airferry.host.locks import Thing, making
-from airferry.host.records import Records
+from airferry.host.records import Records, as_noted
 from airferry.near.wheels.pack import Wheel, write_wheel
 from airferry.near.wheels.pip import WheelTarget
 from airferry.near.wheels.store import Pin, WheelStore
@@ -37,7 +37,6 @@ from airferry.oci.tar import DIRECTORY, END_OF_ARCHIVE, TarEntry, entry_blocks
 FAR_SIDE_LOCK = "far-side.lock"
 LOADER_ACTION = "loader"
 LOADER_FILE = "airferry-loader.tar"
-LOADER_CONTENT = "application/vnd.airferry.tool.v1.tar"
 FOLDER = "airferry-loader"
 SHIPPED_BESIDE = ("containerfiles", "airgap.yaml")
 OLDEST_GLIBC = (2, 28)
@@ -91,7 +90,7 @@ def carry_loader(
         emit(StageStarted(LOADER_ACTION))
         archive = folder / LOADER_FILE
         _write_archive(archive, own, _environments(lock, targets, wheels))
-        descriptor = put_artifact(store, TOOL_ARTIFACT, contents=[ArtifactFile(LOADER_FILE, LOADER_CONTENT, archive)])
+        descriptor = put_artifact(store, TOOL_ARTIFACT, contents=[ArtifactFile(LOADER_FILE, TOOL_CONTENT, archive)])
     journal.record(LOADER_ACTION, inputs, descriptor.model_dump(by_alias=True, exclude_none=True))
     emit(StageFinished(LOADER_ACTION, clock.monotonic_s() - started_s, detail=names))
     return _carried(descriptor, store, lock, targets)
@@ -115,11 +114,8 @@ def expected_loader_bytes(choice: LoaderChoice, platforms: Sequence[Platform], c
 
 
 def _known(journal: Journal, inputs: Mapping[str, Any], store: LayoutStore) -> Descriptor | None:
-    known = journal.result(LOADER_ACTION, inputs)
-    if known is None:
-        return None
-    descriptor = Descriptor.model_validate(known)
-    return descriptor if artifact_is_whole(store, descriptor) else None
+    known = as_noted(journal.result(LOADER_ACTION, inputs), Descriptor.model_validate)
+    return known if known is not None and artifact_is_whole(store, known) else None
 
 
 def _environments(lock: Path, targets: Sequence[WheelTarget], wheels: WheelStore) -> dict[str, list[Wheel]]:

@@ -18,9 +18,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name, parse_wheel_filename
-from packaging.version import InvalidVersion, Version
+from packaging.version import Version
 
 from airferry.errors import BuildError
 from airferry.host import files
@@ -80,7 +80,7 @@ def read_wheel(path: Path, *, sha256: str) -> Wheel:
         said_name, said_version = str(headers["Name"] or ""), str(headers["Version"] or "")
     try:
         agrees = canonicalize_name(said_name) == name and Version(said_version) == version
-    except InvalidVersion:
+    except ValueError:
         agrees = False
     if not agrees:
         raise BuildError(f"`{path.name}` contains metadata of `{said_name}` `{said_version}`")
@@ -157,7 +157,7 @@ def check_target(wheel: Wheel, target: WheelTarget) -> None:
         raise BuildError(f"`{wheel.filename}` is not compatible with {target}", hint="run `airferry lock --update`")
     try:
         suits = SpecifierSet(wheel.requires_python).contains(version, prereleases=True)
-    except InvalidSpecifier as error:
+    except ValueError as error:
         raise BuildError(f"`{wheel.filename}` asks for a Python that cannot be: `{wheel.requires_python}`") from error
     if not suits:
         raise BuildError(

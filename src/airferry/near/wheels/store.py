@@ -18,16 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from packaging.specifiers import SpecifierSet
-from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
+from packaging.utils import canonicalize_name, parse_wheel_filename
 
-from airferry.errors import BuildError, IntegrityError
+from airferry.errors import BuildError, IntegrityError, raise_all
 from airferry.events import Emit, Notice, silent
 from airferry.host import clock, files
 from airferry.host.canonical import inputs_digest
 from airferry.host.locks import Thing, making, making_all, own_scratch
 from airferry.host.parsing import url_path
 from airferry.host.records import Records
-from airferry.near.failures import raise_all
 from airferry.near.git import driver
 from airferry.near.wheels.compile import BuildSource, Compiler
 from airferry.near.wheels.from_git import GitProject, git_address
@@ -486,7 +485,7 @@ def _other_platforms(pin: Pin, why: NoDistribution) -> list[str]:
 def _suits(filename: str, pin: Pin) -> bool:
     try:
         name, version, _, _ = parse_wheel_filename(filename)
-    except InvalidWheelFilename:
+    except ValueError:
         return False
     return name == pin.key and SpecifierSet(pin.specifier).contains(version, prereleases=True)
 
