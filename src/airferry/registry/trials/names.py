@@ -19,6 +19,12 @@ def depth_of(repository: str) -> int:
     return repository.count("/") + 1
 
 
+def deep_name(repository: str, depth: int | None) -> str:
+    """Return the name below a repository that has so many parts."""
+    parts = range(depth_of(repository) + 1, (depth or 0) + 1)
+    return "/".join([repository, *(f"d{part}" for part in parts)])
+
+
 def deepest_name(client: RegistryClient, repository: str) -> int | None:
     """Return how many parts a name may have, as far as it was tried; None where the registry gives no answer.
 
@@ -28,9 +34,8 @@ def deepest_name(client: RegistryClient, repository: str) -> int | None:
     for depth in TRIED_DEPTHS:
         if depth <= known:
             break
-        name = "/".join([repository, *(f"d{part}" for part in range(known + 1, depth + 1))])
         try:
-            taken = _takes_uploads(client, name)
+            taken = _takes_uploads(client, deep_name(repository, depth))
         except RegistryError:
             return None
         if taken is None:
