@@ -254,7 +254,7 @@ def test_what_is_not_clear_is_left_alone_and_said(tmp_path: Path, assets: Any, e
     folder = write_step(tmp_path / "code", "sft/one", configs={"tiny": STAGED})
     (folder / "step.toml").write_text(f'[step]\nid = "sft/one"\n{CONSUMES}')
     made = overlays(tmp_path, receipt("sft/one:tiny").model_copy(update={"assets": staged(*assets)}))
-    assert all(not step.staged for step in made.steps)
+    assert made.steps and not any(step.staged for step in made.steps)
     said = {note.partition("for asset `")[2].partition("`")[0] for note in made.notes if "cannot tell" in note}
     assert said == expected
 

@@ -24,7 +24,8 @@ from airferry.host.yaml import PlainLoader, StepLoader, YamlLimitError, bounded_
 MAX_CONFIG_BYTES = 4 * 1024 * 1024
 # below it, indentation alone nests, which a file of the size that is read cannot do deeply enough
 FEW_OPENERS = 1_000
-MAX_CONFIG_VALUES = 200_000
+# read within a second; the largest of Nemotron's configs has 508
+MAX_CONFIG_VALUES = 100_000
 MAX_CONFIG_DEPTH = 60
 
 KeyPath = tuple[str | int, ...]

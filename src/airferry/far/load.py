@@ -39,7 +39,8 @@ from airferry.host import files
 from airferry.host.canonical import plain_data
 from airferry.host.stages import stage
 from airferry.oci.closure import RefusedShipment, Shipment
-from airferry.oci.copy import CopyReport, Transfer
+from airferry.oci.copy import Transfer
+from airferry.oci.copying.report import CopyReport
 from airferry.oci.reference import Reference
 from airferry.registry.client import ClientOptions, RegistryClient
 from airferry.registry.failures import TooLarge, TransientRegistryError, rerun_helps

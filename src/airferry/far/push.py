@@ -57,7 +57,8 @@ def audit(transfer: Transfer, shipments: Sequence[Shipment], *, registry: str) -
     if missing:
         raise RegistryError(
             f"`{registry}` has lost content that it accepted: {some_of(missing, SHOWN_LOST)}",
-            hint="check whether the registry runs garbage collection during the load; no tag was moved, rerun",
+            hint="check whether the registry runs garbage collection during the load, then rerun; no tag was moved. A "
+            "registry that shows manifests by digest only as long as a tag names them takes no loads",
             missing=missing,
         )
     return transfer.audit_optional([item for item in shipments if item.optional])

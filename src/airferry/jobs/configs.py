@@ -17,7 +17,7 @@ from typing import Any
 from airferry.bundle.receipt import Receipt, ReceiptImage
 from airferry.config import Executor, SiteProfile
 from airferry.config.submit import submit_command
-from airferry.errors import ConfigurationError, IntegrityError
+from airferry.errors import ConfigurationError, Gathering, IntegrityError
 from airferry.host.yaml import render_yaml
 from airferry.jobs.context import consumed_and_produced
 from airferry.jobs.known_assets import StagedValue, StagedValues, assets_of, staged_values
@@ -88,24 +88,28 @@ def make_overlays(receipt: Receipt, catalogue: Catalogue, *, site: SiteProfile, 
     They inherit by a path relative to where they will be below `out`, so that catalogue and overlays can move together.
 
     Raises:
-        ConfigurationError: the catalogue lacks a step or config, or mounts a repository that the image has not baked.
+        ConfigurationError: the catalogue lacks steps or configs, or mounts repositories that an image has not baked;
+            all of that is told.
         IntegrityError: the receipt contradicts itself.
     """
     reader = StepConfigReader()
     writer = _OverlayWriter(reader, site, out, receipt.submit)
+    problems = Gathering()
     steps: list[StepOverlay] = []
     texts: dict[str, str] = {}
     unclear: dict[tuple[str, str], None] = {}
     for target in targets_of(receipt):
-        image = image_of(receipt, target)
-        found = find_step(catalogue, with_default(catalogue, target), travelled=True)
-        staged = _staged(found, receipt, reader)
-        unclear.update(dict.fromkeys((name, found.target.spec) for name in staged.values.unclear))
-        for executor in site.executors:
-            step, text = writer.overlay(found, image, executor, staged)
-            steps.append(step)
-            if step.path is not None:
-                texts[step.path] = text
+        with problems.one():
+            image = image_of(receipt, target)
+            found = find_step(catalogue, with_default(catalogue, target), travelled=True)
+            staged = _staged(found, receipt, reader)
+            unclear.update(dict.fromkeys((name, found.target.spec) for name in staged.values.unclear))
+            for executor in site.executors:
+                step, text = writer.overlay(found, image, executor, staged)
+                steps.append(step)
+                if step.path is not None:
+                    texts[step.path] = text
+    problems.raise_all()
     notes = [
         f"cannot tell which key of `{target}` is for asset `{name}`: set it on the command line"
         for name, target in unclear

@@ -27,6 +27,8 @@ from airferry.oci.closure import (
     read_referrers,
     subjects_first,
 )
+from airferry.oci.copying.present import doubtful_blobs, send_unreadable
+from airferry.oci.copying.report import BlobStep, CopyReport, ManifestStep
 from airferry.oci.documents import FOREIGN_LAYERS, Descriptor, foreign_hint
 from airferry.oci.platform import Platform
 from airferry.oci.ports import Action, BlobOffer, Sink, Source, Stored
@@ -63,63 +65,6 @@ class CopyOptions:
     skip_held: bool = False
     skip_lost: bool = False
     emit: Emit = silent
-
-
-@dataclass(frozen=True, slots=True)
-class BlobStep:
-    """What was done for one blob: `action` is `send`, `mount` or `link`."""
-
-    action: Action
-    digest: str
-    size_bytes: int
-    repository: str
-
-
-@dataclass(frozen=True, slots=True)
-class ManifestStep:
-    """A manifest or index that was sent."""
-
-    digest: str
-    size_bytes: int
-    repository: str
-
-
-@dataclass(slots=True)
-class CopyReport:
-    """What a copy did, or would do: blobs that were sent, mounted, and there before; manifests that were sent.
-
-    `refused` are the optional shipments that the sink does not take.
-    """
-
-    steps: list[BlobStep] = field(default_factory=list)
-    present_blobs: int = 0
-    manifest_steps: list[ManifestStep] = field(default_factory=list)
-    refused: list[RefusedShipment] = field(default_factory=list)
-
-    @property
-    def manifests(self) -> int:
-        """How many manifests and indexes were sent."""
-        return len(self.manifest_steps)
-
-    @property
-    def manifest_bytes(self) -> int:
-        """The bytes of the manifests and indexes that were sent."""
-        return sum(step.size_bytes for step in self.manifest_steps)
-
-    @property
-    def sent_blobs(self) -> int:
-        """How many blobs were sent."""
-        return sum(step.action == "send" for step in self.steps)
-
-    @property
-    def sent_bytes(self) -> int:
-        """The bytes of the blobs that were sent."""
-        return sum(step.size_bytes for step in self.steps if step.action == "send")
-
-    @property
-    def mounted_blobs(self) -> int:
-        """How many blobs one repository took over from another."""
-        return sum(step.action == "mount" for step in self.steps)
 
 
 @dataclass(slots=True)
@@ -196,6 +141,9 @@ class Transfer:
             # of a level, so that what refers to something that was refused finds it in the report
             answers = self._map(self._try_manifests, level)
             self.report.refused += [answer for answer in answers if answer is not None]
+        doubtful = doubtful_blobs(shipments, self.report)
+        for repository, blob in send_unreadable(doubtful, self._source, self._sinks, jobs=self._options.jobs):
+            self.report.add_lost(repository, blob)
         return self.report
 
     def name(self, shipments: Sequence[Shipment]) -> None:
@@ -381,7 +329,7 @@ class Transfer:
         try:
             action()
         except AirferryError as error:
-            if not item.optional or not self._sinks(item.repository).refuses(error):
+            if not item.optional or not self._sinks(item.repository).refuses(error, item.closure.manifests):
                 raise
             return error.message
         return ""

@@ -8,7 +8,7 @@ that copies from one to the other.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -310,8 +310,15 @@ class Sink(ABC):
         """Take a blob over from another repository next to this one, no byte sent; False if that is not done here."""
         return False
 
-    def refuses(self, error: AirferryError) -> bool:
-        """Tell whether an error means that this sink refuses the thing itself, and would refuse it again."""
+    def gives_blob(self, descriptor: Descriptor) -> bool:
+        """Tell whether a blob that the sink says it holds can be read from it."""
+        return True
+
+    def refuses(self, error: AirferryError, manifests: Sequence[Stored] = ()) -> bool:
+        """Tell whether an error means that this sink refuses the thing itself, and would refuse it again.
+
+        `manifests` are those of the thing, its top last, where all that it consists of is known to have been sent.
+        """
         return False
 
 
