@@ -29,7 +29,7 @@ from airferry.registry.runtimes import hides_from_enroot
 from airferry.registry.sink import RegistrySink
 from airferry.registry.trials.kinds import ArtifactKind, TakenKinds, try_kinds
 from airferry.registry.trials.leavings import DONE, Leavings
-from airferry.registry.trials.names import TRIED_DEPTHS, deep_name, deepest_name, depth_of
+from airferry.registry.trials.names import TRIED_DEPTHS, deep_name, deepest_name, depth_of, takes_uploads
 from airferry.registry.uploads import with_digest
 
 PROBE_REPOSITORY = "airferry-probe"
@@ -110,11 +110,8 @@ def _try(sink: RegistrySink, artifacts: Iterable[ArtifactKind], largest_bytes: i
 def _mounts(client: RegistryClient, repository: str, blob: Descriptor, left: Leavings) -> bool | None:
     """Tell whether a second repository takes a blob over; None where the registry allows no repository of that name."""
     other = RegistrySink(client, f"{repository}/mounted")
-    try:
-        done = other.mount_blob(blob, repository)
-    except RegistryError as error:
-        if not other.refuses(error):
-            raise
+    done = other.mount_blob(blob, repository)
+    if not done and not takes_uploads(client, other.repository):
         return None
     left.repositories.append(other.repository)
     if done:

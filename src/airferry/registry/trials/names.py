@@ -20,7 +20,7 @@ def depth_of(repository: str) -> int:
 
 
 def deep_name(repository: str, depth: int | None) -> str:
-    """Return the name below a repository that has so many parts."""
+    """Return the name below a repository that has this many parts."""
     parts = range(depth_of(repository) + 1, (depth or 0) + 1)
     return "/".join([repository, *(f"d{part}" for part in parts)])
 
@@ -35,7 +35,7 @@ def deepest_name(client: RegistryClient, repository: str) -> int | None:
         if depth <= known:
             break
         try:
-            taken = _takes_uploads(client, deep_name(repository, depth))
+            taken = takes_uploads(client, deep_name(repository, depth))
         except RegistryError:
             return None
         if taken is None:
@@ -45,7 +45,12 @@ def deepest_name(client: RegistryClient, repository: str) -> int | None:
     return known
 
 
-def _takes_uploads(client: RegistryClient, repository: str) -> bool | None:
+def takes_uploads(client: RegistryClient, repository: str) -> bool | None:
+    """Tell whether a repository may be pushed to, as far as an upload can be begun there; None without an answer.
+
+    Raises:
+        RegistryError: the registry does not answer.
+    """
     what = f"begin an upload in `{client.registry}/{repository}`"
     scopes = (repository_scope(repository, "pull", "push"),)
     path = f"{repository}/blobs/uploads/"
