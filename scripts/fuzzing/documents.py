@@ -28,7 +28,7 @@ from airferry.bundle.receipt import read_receipt
 from airferry.bundle.root import parse_root
 from airferry.bundle.tree_paths import decode_path, linked_path, safe_path
 from airferry.bundle.verify import verify_bundle
-from airferry.cli.bundles import parse_maps, parse_rate
+from airferry.cli.bundles import parse_maps, parse_size
 from airferry.config.document import parse_document
 from airferry.config.fields import parse_tag
 from airferry.errors import AirferryError
@@ -153,7 +153,12 @@ def names_target() -> Target:
 @parser("destinations, places, maps, rates of the command line")
 def place_target() -> Target:
     def parse(text: str) -> None:
-        for one in (parse_destination, parse_place, lambda text: parse_maps([text]), parse_rate):
+        for one in (
+            parse_destination,
+            parse_place,
+            lambda text: parse_maps([text]),
+            lambda text: parse_size(text, option="--limit-rate"),
+        ):
             with suppress(AirferryError):
                 one(text)
 

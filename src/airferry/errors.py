@@ -9,9 +9,11 @@ module raises are defined there. `fields` is the same as data, for output alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar, Self, TypeVar
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar, NoReturn, Self, TypeVar
 
+MAX_TOLD = 50
 _WORDS = ("message", "hint")
 
 
@@ -134,10 +136,12 @@ class RegistryError(AirferryError):
     """A registry cannot be reached, refuses, or answers what it must not.
 
     `status` is the status of its answer, None where there was none, `code` the registry's own word for it, and
-    `retry_after_s` the pause that it asks for.
+    `retry_after_s` the pause that it asks for. `method` and `url`, without what may be secret, say what it answered.
     """
 
     exit_code = 7
+    method: str | None = None
+    url: str | None = None
     status: int | None = None
     code: str | None = None
     retry_after_s: float | None = None
@@ -163,3 +167,66 @@ class FindingsError(AirferryError):
 
     exit_code = 8
     report: object = None
+
+
+class Gathering:
+    """Problems of files that users wrote, gathered so that all are told at once."""
+
+    def __init__(self) -> None:
+        self._found: list[ConfigurationError] = []
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Keep the problem that is found in the block, which ends there, and go on."""
+        try:
+            yield
+        except ConfigurationError as error:
+            self._found.append(error)
+
+    def raise_all(self) -> None:
+        """Raise what was found, if anything was.
+
+        Raises:
+            ConfigurationError: see `combined`.
+        """
+        if self._found:
+            raise_all(self._found)
+
+
+def raise_all(failures: Sequence[AirferryError]) -> NoReturn:
+    """Raise one error for several failures.
+
+    Raises:
+        AirferryError: always, see `combined`.
+    """
+    told = combined(failures)
+    if told in failures:
+        raise told
+    raise told from failures[0]
+
+
+def combined(failures: Sequence[AirferryError]) -> AirferryError:
+    """Return one error for several: of their family, else of the first one's; one that is alone comes back as it is."""
+    told: dict[str, AirferryError] = {}
+    for error in failures:
+        for single in parts(error):
+            told.setdefault(single.message, single)
+    singles = list(told.values())
+    if len(singles) == 1:
+        return singles[0]
+    hints = list(dict.fromkeys(single.hint for single in singles if single.hint))
+    lines = []
+    for single in singles[:MAX_TOLD]:
+        lines.append(single.message)
+        if single.hint and len(hints) > 1:
+            lines.append(f"  hint: {single.hint}")
+    if len(singles) > MAX_TOLD:
+        lines.append(f"… and {len(singles) - MAX_TOLD} more")
+    first = singles[0]
+    family: type[AirferryError] = next(kind for kind in type(first).__mro__ if kind.__module__ == __name__)
+    return family("\n".join(lines), hint=hints[0] if len(hints) == 1 else None, failures=singles)
+
+
+def parts(error: AirferryError) -> Sequence[AirferryError]:
+    """Return the errors that an error combines, or it alone."""
+    return error.failures or (error,)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import sysconfig
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,7 +136,7 @@ def quickstart(installed: Installed) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_quickstart_does_the_whole_job(installed: Installed, quickstart: subprocess.CompletedProcess[str]) -> None:
-    check_story(installed.work / "q", quickstart)
+    check_story(installed.work / "q", quickstart, platforms=("linux/amd64",))
 
 
 @pytest.mark.slow
@@ -145,20 +145,18 @@ def test_the_quickstart_does_the_whole_job_for_a_second_platform(installed: Inst
         if os.environ.get("CI"):
             pytest.fail("no emulator for linux/arm64 (scripts/setup installs it)")
         pytest.skip("no emulator for linux/arm64")
-    both = "linux/amd64,linux/arm64"
-    check_story(
-        installed.work / "both", installed.run(installed.program, "quickstart", "--dir", "both", "--platform", both)
-    )
+    both = ("linux/amd64", "linux/arm64")
+    done = installed.run(installed.program, "quickstart", "--dir", "both", "--platform", ",".join(both))
+    check_story(installed.work / "both", done, platforms=both)
 
 
-def check_story(folder: Path, done: subprocess.CompletedProcess[str]) -> None:
+def check_story(folder: Path, done: subprocess.CompletedProcess[str], *, platforms: Sequence[str]) -> None:
     """See that a quickstart told and left what it is for, with a run of each step on each platform."""
     assert done.returncode == 0, done.stderr
     for words in ("root digest, to send", "verified", "without network", "times as much"):
         assert words in done.stdout
     manifest = yaml.safe_load((folder / "out/airgap-manifest.yaml").read_text())
     assert manifest["root"] in done.stdout
-    platforms = manifest["execution_groups"][0]["platforms"]
     for step in STEPS:
         assert done.stdout.count(f"  {step}  (") == len(platforms)
     receipt = yaml.safe_load((folder / "far/airgap-receipt.yaml").read_text())
@@ -193,4 +191,5 @@ def test_the_far_side_needs_no_network(
     assert first["sent_blobs"] > 0 and second["sent_blobs"] == 0
     assert {tag["moved"] for tag in second["tags"]} == {False}
     receipt = yaml.safe_load(next(tmp_path.glob("airgap-receipt-*.yaml")).read_text())
+    assert sorted(receipt["steps"]) == sorted(STEPS)
     assert all(reference.startswith("127.0.0.1:5000/far/") for reference in receipt["steps"].values())

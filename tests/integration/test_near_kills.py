@@ -42,12 +42,14 @@ def test_kills_while_wheels_are_fetched(tmp_path: Path) -> None:
         make_wheel(tmp_path / "index", name, "1.0")
     store = WheelStore(tmp_path / "cache", Pip(("--no-index", f"--find-links={tmp_path / 'index'}")))
     pins = [Pin("one"), Pin("two")]
+    wheels = "[0-9a-f]*/*.whl"
     kills = 0
     while killed_at(kills, lambda: store.fetch(pins, target)):
         kills += 1
-        for path in store.folder.glob("[0-9a-f]*/*.whl"):
+        for path in store.folder.glob(wheels):
             assert store.find(path.name, path.parent.name) is not None
     assert kills >= 2, "the work passes boundaries"
+    assert len(list(store.folder.glob(wheels))) == 2
     assert [wheel.filename for wheel in store.fetch(pins, target)] == [
         "one-1.0-py3-none-any.whl",
         "two-1.0-py3-none-any.whl",

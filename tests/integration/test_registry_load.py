@@ -117,7 +117,7 @@ def test_a_load_for_jobs_writes_all_that_jobs_are_submitted_with(
     assert (jobs / "slurm-pyxis/env.toml").is_file() and (jobs / "slurm-pyxis/submit.txt").is_file()
     assert run(arguments) == 0, "a second one changes nothing"
     # the registry holds the catalogue under the digest that the receipt pins
-    assert run(["overlays", str(jobs), "--out", str(tmp_path / "again")]) == 0
+    assert run(["overlays", str(jobs), "--out", str(tmp_path / "again"), "--site", str(tmp_path / "site.yaml")]) == 0
     assert (tmp_path / "again/catalogue/README.md").is_symlink()
     (jobs / "catalogue/own.yaml").write_text("a: 1\n")
     capsys.readouterr()

@@ -189,7 +189,7 @@ def test_what_was_hashed_before_an_error_is_not_hashed_again(tmp_path: Path) -> 
         hash_files(listing, states[:3], judge, **more)
         judge(states[3], OSError(errno.EIO, "Input/output error"))
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(HostError):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(HostError, match="Input/output error"):
         patch.setattr(building, "hash_files", unreadable)
         recorded(folder, journal=journal)
     assert len(journal.read_text().splitlines()) == 3

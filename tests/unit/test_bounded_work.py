@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from airferry.assets.manifest import (
     MAX_ASSET_LINE_BYTES,
@@ -29,7 +30,7 @@ from airferry.bundle.catalogue import CataloguePaths
 from airferry.bundle.manifest import SavedImage
 from airferry.bundle.tree_paths import MAX_PATH_FOLDERS
 from airferry.bundle.verify import Bundle, open_bundle
-from airferry.config.load import parse_site
+from airferry.config.load import check_site
 from airferry.errors import BuildError, ConfigurationError, HostError, IntegrityError
 from airferry.far import shipments
 from airferry.far.relocate import parse_destination
@@ -408,27 +409,45 @@ def test_an_archive_of_many_names_is_hashed_once(tmp_path: Path, monkeypatch: py
 
 # --- step configs ----------------------------------------------------------------------------------------------------
 
+
+def doubling(reference: str, *, first: str = "a0: x\n", line: str = "a{n}: '{r}{r}'\n") -> str:
+    """Return a config each of whose values refers to the one before twice: 2^29 in all."""
+    return first + "".join(line.format(n=n, r=reference.replace("#", str(n - 1))) for n in range(1, 30))
+
+
+STEPS = "take more than 2000 steps to resolve, the limit"
+PARTS = "an interpolation of more than 200 names and signs, the limit"
 EXPANDING = {
-    "doubling": ("a0: x\n" + "".join(f"a{n}: ${{a{n - 1}}}${{a{n - 1}}}\n" for n in range(1, 30)), "10000 references"),
-    "chain": ("a0: x\n" + "".join(f"a{n}: ${{a{n - 1}}}\n" for n in range(1, 300)), "10000 references"),
-    "long": (
-        "a: " + "x" * 100_000 + "\n" + "".join(f"b{n}: ${{a}}${{a}}\n" for n in range(100)),
-        "16777216 characters",
+    "doubling": (doubling("${a#}"), STEPS),
+    "chain": ("a0: x\n" + "".join(f"a{n}: ${{a{n - 1}}}\n" for n in range(1, 300)), STEPS),
+    "long": ("a: " + "x" * 100_000 + "\n" + "".join(f"b{n}: ${{a}}${{a}}\n" for n in range(100)), STEPS),
+    "dynamic": (
+        doubling("${t.${t.n#}}", first="t:\n  n0: a0\n  a0: x\n", line="  n{n}: a{n}\n  a{n}: '{r}{r}'\n"),
+        STEPS,
     ),
-    "circles": ("".join(f"a{n}: ${{b{n}}}\nb{n}: ${{a{n}}}\n" for n in range(20)), "10000 references"),
-    "dynamic": ("k: a\n" + "".join(f"a{n}: ${{${{k}}}}\n" for n in range(30)), "10000 references"),
-    "relative": (
-        "m:\n  a0: x\n" + "".join(f"  a{n}: ${{.a{n - 1}}}${{..m.a{n - 1}}}\n" for n in range(1, 30)),
-        "10000 references",
-    ),
-    "mapping": (
-        "a: {" + ",".join(f"k{n}: 1" for n in range(3_000)) + "}\n" + "b: ['${a}'" + ", '${a}'" * 99 + "]\n",
-        "10000",
+    "relative": (doubling("${.a#}", first="m:\n  a0: x\n", line="  a{n}: '{r}{r}'\n"), STEPS),
+    # what no reading of the texts tells
+    "select": (doubling("${oc.select:a#}"), STEPS),
+    "deprecated": (doubling("${oc.deprecated:a#}"), STEPS),
+    "decoded": (doubling("${oc.decode:'${p}{a#}'}", first="a0: x\np: $\n", line='a{n}: "{r}{r}"\n'), STEPS),
+    "odd keys": (doubling("${a/#}", first="a/0: x\n", line="a/{n}: '{r}{r}'\n"), STEPS),
+    "through mappings": (
+        doubling("${v#.a}", first="t0: {a: x}\n", line="t{n}: {{a: '{r}{r}'}}\nv{n}: ${{t{n}}}\n") + "v0: ${t0}\n",
+        STEPS,
     ),
     "nested": ("a: " + "${oc.env:X," * 9 + "x" + "}" * 9, "nest deeper than 8 levels"),
     "opened": ("a: '" + "${" * 3_000 + "'", "nest deeper than 8 levels"),
-    "many": ("a:\n" + "- ${oc.env:X,1}\n" * 2_001, "more than 2000 interpolations"),
-    "values": ("a:\n" + "- 1\n" * 20_000, "more than 20000 keys and values"),
+    "lists in lists": ("a: '${oc.env:A," + "[" * 90 + "]" * 90 + "}'", "nest deeper than 8 levels"),
+    "parts of a key": ("a: '${" + "a." * 10_000 + "a}'", PARTS),
+    "indexes": ("a: '${a" + "[0]" * 10_000 + "}'", PARTS),
+    "arguments": ("a: '${oc.env:A,[" + "1," * 10_000 + "1]}'", PARTS),
+    "behind a brace in quotes": ('a: \'${oc.env:A,"}",[' + "1," * 10_000 + "1]}'", PARTS),
+    "behind an escaped brace": ("a: '${oc.env:A,\\},[" + "1," * 10_000 + "1]}'", PARTS),
+    "behind a mapping": ("a: '${oc.env:A,{a:1},[" + "1," * 10_000 + "1]}'", PARTS),
+    "never closed": ("a: '${oc.env:A," + "1," * 10_000 + "'", PARTS),
+    "many": ("a:\n" + "- ${x}\n" * 501, "more than 500 interpolations"),
+    "many parts": ("a:\n" + f"- ${{{'.'.join('a' * 90)}}}\n" * 30, "more than 5000 names and signs in interpolations"),
+    "values": ("a:\n" + "- 1\n" * 5_000, "more than 5000 keys and values"),
 }
 
 
@@ -453,6 +472,34 @@ def test_what_step_configs_say_is_far_below_the_limits(tmp_path: Path) -> None:
     )
     values = {value.key: value.value for value in read_step_values(StepConfigReader(), path, environment={}).values}
     assert values["run79", "out"] == "/data/n79//data/m"
+
+
+def test_what_interpolations_in_merged_configs_take_is_bounded_too(tmp_path: Path) -> None:
+    (tmp_path / "below.yaml").write_text(doubling("${oc.select:a#}") + "z: ${a29}\n")
+    path = tmp_path / "default.yaml"
+    path.write_text("defaults: [below]\nz: {b: '${auto_mount:git+https://e.example/r.git@main,/opt/r}'}\n")
+    with quickly(), suppress(ConfigurationError):
+        StepConfigReader().read(path)
+    with quickly(), pytest.raises(ConfigurationError, match=STEPS):
+        read_step_values(StepConfigReader(), path, environment={})
+
+
+def test_text_around_interpolations_is_free(tmp_path: Path) -> None:
+    path = tmp_path / "default.yaml"
+    words = "a [word] {or} two. " * 1_000
+    path.write_text(f"n: 1\nlong: '{words}${{n}} {words}'\n")
+    values = {value.key: value.value for value in read_step_values(StepConfigReader(), path, environment={}).values}
+    assert values["long",] == f"{words}1 {words}"
+
+
+def test_a_config_without_interpolations_needs_no_omegaconf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "below.yaml").write_text("a: {x: 1, y: [1, 2]}\nc: 1\n")
+    path = tmp_path / "default.yaml"
+    path.write_text("defaults: below\na: {y: [3], z: null}\n")
+    expected = read_step_values(StepConfigReader(), path, environment={})
+    assert expected.tree == {"a": {"x": 1, "y": [3], "z": None}, "c": 1}
+    monkeypatch.setattr(OmegaConf, "create", lambda *_: pytest.fail("used"))
+    assert read_step_values(StepConfigReader(), path, environment={}) == expected
 
 
 def test_a_variable_of_a_profile_that_nests_too_deeply_stays_as_it_is_written() -> None:
@@ -484,5 +531,6 @@ def test_hard_links_through_links_of_many_parts_are_bounded(monkeypatch: pytest.
 
 @pytest.mark.parametrize("version", ["1" * 5_000, "1." * 5_000 + "1"])
 def test_versions_in_a_site_profile_are_bounded(version: str) -> None:
-    with pytest.raises(ConfigurationError, match=r"site\.yaml:1"):
-        parse_site(f"executors: ['slurm-pyxis:{version}']\n".encode(), Path("site.yaml"))
+    with pytest.raises(ConfigurationError, match=r"executors\[0\]`: `1.{119}`: expected a version") as caught:
+        check_site({"executors": [f"slurm-pyxis:{version}"]})
+    assert len(caught.value.message) < 300

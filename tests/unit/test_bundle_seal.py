@@ -21,6 +21,7 @@ from airferry.bundle.seal import seal
 from airferry.bundle.verify import open_bundle, verify_bundle
 from airferry.errors import HostError, IntegrityError
 from airferry.host import files
+from airferry.host import yaml as yaml_documents
 from airferry.host.yaml import load_yaml
 from airferry.oci.documents import LAYER_TAR
 from airferry.oci.layout import LayoutStore
@@ -102,6 +103,17 @@ def test_an_incomplete_image_is_not_sealed(tmp_path: Path) -> None:
     with pytest.raises(IntegrityError, match="cannot seal"):
         seal(store, {"registry.example/other:1": index}, manifest=EMPTY)
     assert store.root() == root
+
+
+def test_a_manifest_that_the_far_side_would_refuse_is_not_sealed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_bundle(tmp_path).root
+    monkeypatch.setattr(yaml_documents, "MAX_DOCUMENT_DEPTH", 3)
+    with pytest.raises(IntegrityError, match=r"cannot seal: .*nested deeper than 3 levels") as caught:
+        make_bundle(tmp_path, "other")
+    assert "several bundles" in (caught.value.hint or "")
+    assert LayoutStore.open(tmp_path).root() == root
 
 
 def test_artifacts_carry_files_titles_and_subjects(tmp_path: Path) -> None:

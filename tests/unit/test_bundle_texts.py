@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from pydantic import ValidationError
 
-import airferry
 from airferry.bundle.manifest import BundleManifest, ToolEntry, read_manifest
 from airferry.bundle.receipt import read_receipt, write_receipt
 from airferry.config import SiteProfile
@@ -40,8 +39,8 @@ from airferry.plan.inventory import parse_inventory, render_inventory
 from airferry.wording import obeyed
 from catalogues import STEPS, write_step
 from loaded_receipts import DIGEST, PINNED, loaded_receipt
+from source_trees import nodes
 
-SOURCE = Path(airferry.__file__).parent
 NASTY = [
     "x; touch pwned #",
     "x\ntouch pwned #",
@@ -236,7 +235,8 @@ def test_commands_of_a_bundle_of_unknown_origin_are_named_as_such(
 ) -> None:
     write_step(tmp_path / "code", "sft/one", configs={"tiny": "run: {env: {nodes: 1}}\n"})
     held = loaded_receipt("sft/one:tiny").model_copy(update={"root_verified": verified, "submit": submit})
-    made = make_overlays(held, catalogue_at(tmp_path / "code", steps=STEPS), site=SiteProfile(), out=tmp_path / "out")
+    site = SiteProfile.model_validate({"executors": ["kubernetes"]})
+    made = make_overlays(held, catalogue_at(tmp_path / "code", steps=STEPS), site=site, out=tmp_path / "out")
     said = any("read them before you run them" in note for note in made.notes)
     assert said == (submit is not None and not verified)
 
@@ -309,16 +309,13 @@ def test_no_text_of_a_plan_has_control_characters(text: str) -> None:
 def test_comments_of_files_are_written_by_one_function() -> None:
     """A text of others in `# …` could end the line: `comment_line` and `on_one_line` keep it on one."""
     found = []
-    for path in sorted(SOURCE.rglob("*.py")):
-        place = path.relative_to(SOURCE).as_posix()
+    for place, node in nodes(ast.JoinedStr):
         if place == "wording.py" or place.startswith("example/"):
             continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            values = node.values if isinstance(node, ast.JoinedStr) else []
-            first = values[0] if values else None
-            if isinstance(first, ast.Constant) and str(first.value).lstrip().startswith("# "):
-                made = [ast.unparse(part.value) for part in values if isinstance(part, ast.FormattedValue)]
-                found += [f"{place}:{node.lineno}: {name}" for name in made if not name.isupper()]
+        first = node.values[0] if node.values else None
+        if isinstance(first, ast.Constant) and str(first.value).lstrip().startswith("# "):
+            made = [ast.unparse(part.value) for part in node.values if isinstance(part, ast.FormattedValue)]
+            found += [f"{place}:{node.lineno}: {name}" for name in made if not name.isupper()]
     # a document after a comment
     assert [line for line in found if not line.endswith(": render_yaml(document)")] == []
 

@@ -101,6 +101,7 @@ def test_another_root_is_refused_before_anything_is_parsed(bundle: Path) -> None
         ("sha512:" + "0" * 64, "it does not begin with `sha256:`"),
         ("sha256:" + "0" * 63 + "O", "`o` is not a hex digit"),
         ("sha256:" + "0" * 63 + "\x1b", "\ufffd` is not a hex digit"),
+        ("", "it is empty"),
         (" ", "it is empty"),
     ],
 )

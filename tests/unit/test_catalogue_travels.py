@@ -53,7 +53,7 @@ TRACKED = {
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def own_cache(on_kubernetes: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AIRFERRY_SITE", "AIRFERRY_SOURCE", "AIRFERRY_ROOT", "NEMOTRON_ENV_FILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AIRFERRY_CACHE", str(tmp_path / "cache"))

@@ -20,6 +20,12 @@ from checked_catalogue import write_checked_catalogue
 DIGEST = "sha256:" + "d" * 64
 PINNED = f"hub.site:5000/airgap/trainer@{DIGEST}"
 
+AIRGAP = """\
+workflow: {name: one, stages: ['sft/one:tiny']}
+step_execution_images: {sft/one: {execution_image: trainer}}
+execution_images: {trainer: {base_image: hub/base:1}}
+"""
+
 
 def put_receipt(folder: Path, *, target: str = "sft/one:tiny") -> Path:
     overlay = OverlayEntry(
@@ -57,6 +63,7 @@ def put_receipt(folder: Path, *, target: str = "sft/one:tiny") -> Path:
     return folder / "airgap-receipt.yaml"
 
 
+@pytest.mark.usefixtures("on_kubernetes")
 def test_a_missing_receipt_is_told_with_what_writes_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["overlays", "gone.yaml"], ["check", "gone.yaml", "--source", str(tmp_path)]):
         assert run(words) == 4
@@ -82,8 +89,15 @@ def test_init_writes_what_later_commands_read(tmp_path: Path, capsys: pytest.Cap
     assert "mirrors" not in yaml.safe_load((tmp_path / "site.yaml").read_text())
     assert "cannot read zstd" in capsys.readouterr().err
     assert run(["site", "init", *options]) == 2
-    assert run(["site", "init", "--force", "--executor", "enroot"]) == 3
-    assert "site.yaml:3: `executors[0]`" in capsys.readouterr().err
+    before = (tmp_path / "site.yaml").read_bytes()
+    wrong = ["--executor", "enroot", "--mount", "data", "--gpu-driver", "new", "--endpoint", "nvidia=v"]
+    assert run(["site", "init", "--force", *wrong, "--platform", "linux/amd46"]) == 2
+    said = capsys.readouterr().err
+    assert "`--executor`: `enroot` is not an executor that airferry knows, did you mean `slurm-pyxis`?" in said
+    for option in ("--mount", "--gpu-driver", "--endpoint", "--platform"):
+        assert f"  `{option}`: " in said
+    assert "site.yaml:" not in said and "was not written" in said
+    assert (tmp_path / "site.yaml").read_bytes() == before
     assert load_site(tmp_path / "site.yaml") == site, "a wrong profile does not take the place of a right one"
     assert run(["site", "init", "--force", "--profile", "docker=x"]) == 2
     assert run(["site", "init", "--force", "--endpoint", "x"]) == 2
@@ -143,20 +157,37 @@ def test_what_an_earlier_run_wrote_does_not_linger(tmp_path: Path) -> None:
     }
 
 
-def test_a_run_without_a_site_profile_says_so_and_removes_no_other_executor(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        (None, "", "error: there is no site profile"),
+        ("airgap.yaml", AIRGAP, "airgap.yaml:1: it has no `site`"),
+        ("site.yaml", "platform: linux/amd64\n", "site.yaml: the site profile names no executor"),
+    ],
+)
+def test_nothing_is_guessed_of_a_site_that_nobody_described(
+    name: str | None, text: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_step(tmp_path / "code", "sft/one", configs={"tiny": "a: 1\n"})
-    (tmp_path / "mine.yaml").write_text("executors: ['slurm-pyxis:4.0']\n")
-    arguments = ["overlays", str(put_receipt(tmp_path)), "--source", str(tmp_path / "code"), "--out", "made"]
-    assert run([*arguments, "--site", "mine.yaml"]) == 0
-    assert "no site profile" not in capsys.readouterr().err
-    assert run(arguments) == 0
-    assert "no site profile names an executor, so this is for kubernetes" in " ".join(capsys.readouterr().err.split())
-    for executor in ("kubernetes", "slurm-pyxis"):
-        assert (tmp_path / "made" / executor / "sft/one/tiny.yaml").is_file()
+    if name is not None:
+        (tmp_path / name).write_text(text)
+    receipt, copy = str(put_receipt(tmp_path)), ["--source", str(tmp_path / "code")]
+    for words in (["overlays", receipt, *copy, "--out", "made"], ["check", receipt, *copy], ["check", *copy]):
+        assert run(words) == 3
+        said = " ".join(capsys.readouterr().err.split())
+        assert expected in said and "airferry site init --executor" in said
+    assert not (tmp_path / "made").exists()
 
 
+def test_a_profile_without_answers_is_not_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ([], ["--registry", "hub.site:5000/airgap"]):
+        assert run(["site", "init", *words]) == 2
+        said = " ".join(capsys.readouterr().err.split())
+        assert "--executor KIND[:VERSION]" in said and "slurm-pyxis" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("on_kubernetes")
 def test_check_exits_with_8_and_prints_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = write_checked_catalogue(tmp_path / "code")
     assert run(["check", "--source", str(code), "--json"]) == 8
@@ -179,7 +210,8 @@ def test_mirrors_write_all_files(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert (tmp_path / "made/containerd/certs.d/nvcr.io/hosts.toml").is_file()
     assert run(["mirrors", str(tmp_path / "airgap-receipt.yaml"), "--out", "made", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert all((tmp_path / "made" / name).is_file() for name in document["files"])
+    made = {str(path.relative_to(tmp_path / "made")) for path in (tmp_path / "made").rglob("*") if path.is_file()}
+    assert made and set(document["files"]) == made
 
 
 def test_on_a_terminal_init_asks_for_what_no_option_says_until_the_answers_are_right(

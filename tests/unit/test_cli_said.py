@@ -10,10 +10,16 @@ from typing import Any
 
 import pytest
 
+import cli_reference
 from airferry import api
+from airferry.bundle.receipt import write_receipt
 from airferry.bundle.verify import open_bundle
 from airferry.cli import app as program
 from airferry.cli.app import run
+from airferry.cli.assets import MAX_SHOWN_FINDINGS
+from airferry.cli.bundles import SHOWN_BESIDE
+from airferry.errors import UsageError
+from loaded_receipts import loaded_receipt
 from oci_images import make_bundle
 from scripted_registry import Exchange, ScriptedRegistry
 
@@ -168,14 +174,39 @@ def test_many_notes_about_a_folder_are_counted(sealed: Path, tmp_path: Path, sai
     for number in range(30):
         (out / f"file{number}.txt").write_text("x")
     assert run(["verify", str(out), "--json"]) == 0
-    beside = json.loads(said()[0])["beside"]
+    assert len(json.loads(said()[0])["beside"]) == 30
     assert run(["verify", str(out)]) == 0
     err = said()[1]
-    shown = err.count("note:")
-    if len(beside) > 20:
-        assert f"{len(beside) - (shown - 1)} more notes about the folder" in err
-    else:
-        assert shown == len(beside)
+    assert err.count("is not part of the bundle") == SHOWN_BESIDE == 20
+    assert "note: 10 more notes about the folder; `--json` lists all" in err
+
+
+WITH_ROOT = {
+    "verify": ["out"],
+    "load": ["out", "--to", "localhost:1/x"],
+    "report": ["out"],
+    "serve": ["out", "--listen", "127.0.0.1:0"],
+    "catalogue extract": ["out", "far"],
+    "assets verify": ["out", "data"],
+    "assets unpack": ["out", "data"],
+    "overlays": ["receipt.yaml"],
+    "check": ["receipt.yaml"],
+    "mirrors": ["receipt.yaml"],
+}
+
+
+def test_an_empty_root_is_refused_and_not_taken_for_none(sealed: Path, tmp_path: Path, said: Said) -> None:
+    """A shell makes one of a variable that is not set; nothing would be compared then."""
+    assert WITH_ROOT.keys() == {
+        " ".join(path)
+        for path, command in cli_reference.commands(cli_reference.program())
+        if "--root" in cli_reference.options(command)
+    }
+    (tmp_path / "out").symlink_to(sealed.parent)
+    write_receipt(loaded_receipt("sft/one:tiny"), tmp_path / "receipt.yaml")
+    for command, arguments in WITH_ROOT.items():
+        assert run([*command.split(), *arguments, "--root", ""]) == UsageError.exit_code, command
+        assert "is not a root digest, expected `sha256:` and 64 hex digits: it is empty" in said()[1], command
 
 
 @pytest.mark.parametrize("given", [True, False])
@@ -213,10 +244,10 @@ def test_an_asset_is_recorded_and_verified_with_its_amounts(tmp_path: Path, said
     assert run(["assets", "verify", "m.jsonl", "data"]) == 0
     out, err = said()
     assert out == "" and "3 files, 12 B" in err and digest in err.replace(" ", "")
-    for number in range(40):
-        (tmp_path / "data" / f"extra{number}.txt").write_text("x")
+    for number in range(MAX_SHOWN_FINDINGS + 5):
+        (tmp_path / "data" / f"extra{number}.txt").touch()
     assert run(["assets", "verify", "m.jsonl", "data"]) == 8
     out, err = said()
     lines = out.splitlines()
     assert {line.split(":")[0] for line in lines} == {"extra"}
-    assert len(lines) == 40 or f"and {40 - len(lines)} more" in err
+    assert len(lines) == MAX_SHOWN_FINDINGS and "and 5 more; `--json` lists all" in err

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from airferry.config import ArchiveBase, BootstrapBase, LayoutBase, RegistryBase, load_config
@@ -275,13 +275,17 @@ def test_overlays_without_ref_or_target_are_refused(text: str) -> None:
         parse_overlay(text)
 
 
-@given(st.text(max_size=60))
+OVERLAY_PARTS = ["https://h/b.git", "ssh://git@h/b", "git@h:b", "@", "v1", ",", "/opt", "/..", "/", "'", " ", "é", "\n"]
+
+
+@given(st.text(max_size=60) | st.lists(st.sampled_from(OVERLAY_PARTS), max_size=8).map("".join))
+@example("https://h/b.git@v1,/opt")
 def test_overlays_never_fail_in_another_way(text: str) -> None:
     try:
         url, ref, target = parse_overlay("git+" + text)
     except ValueError:
         return
-    assert url and ref and target.startswith("/")
+    assert url and ref and target.startswith("/") and ".." not in target.split("/")
 
 
 @given(st.binary(max_size=200))

@@ -147,5 +147,5 @@ def test_a_catalogue_that_is_not_found_is_one_failed_check_of_the_host(
     told = doctor(Selection(config, source=home / "absent")).checks[1].detail
     assert told == f"`{home / 'absent'}` has no steps folder `src/nemotron/steps`"
     config.write_text("workflow: 1\n")
-    with pytest.raises(ConfigurationError):
+    with pytest.raises(ConfigurationError, match="`workflow`: expected a mapping"):
         doctor(Selection(config))

@@ -223,6 +223,7 @@ class Script:
         self.bundle = bundle
         self.receipt = Path("airgap-receipt.yaml")
         self.to = f"{registry.address}/airgap"
+        self.artifacts = "try"
 
     @property
     def records(self) -> DestinationRecords:
@@ -233,7 +234,8 @@ class Script:
         retry = RetryPolicy(attempts=1, sleep=lambda _seconds: None)
         options = ClientOptions(plain_http=True, retry=retry, lookup=lambda _registry, _repository: None, jobs=2)
         emit = silent if events is None else events.append
-        api.load(self.bundle, to=self.to, receipt=self.receipt, options=options, emit=emit)
+        to = api.parse_destination(self.to, artifacts=self.artifacts)
+        api.load(self.bundle, to=to, receipt=self.receipt, options=options, emit=emit)
 
 
 def test_tags_move_last_and_what_they_stood_for_is_noted_before(
@@ -242,6 +244,7 @@ def test_tags_move_last_and_what_they_stood_for_is_noted_before(
     assert load(registry, bundles["old"]) == 0
     before = tag_of(registry, TRAINER, "1.0")
     script = Script(registry, bundles["new"])
+    script.artifacts = "require"
     noted: list[dict[str, str | None]] = []
 
     def is_tag(call: Call) -> bool:

@@ -153,7 +153,9 @@ def test_a_request_after_another_in_time_is_answered(answers: Answers) -> None:
             connection.sendall(request() + request())
             received = b""
             while received.count(b"HTTP/1.1 200") < 2 or not received.endswith(b"\0\0"):
-                received += connection.recv(65536)
+                more = connection.recv(65536)
+                assert more, "the connection was ended"
+                received += more
 
 
 def test_an_answer_that_takes_its_time_is_not_ended(answers: Answers) -> None:

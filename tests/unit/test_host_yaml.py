@@ -146,11 +146,11 @@ def test_what_would_take_long_is_refused_by_a_limit_that_is_named(name: str, rea
         read(SUPERLINEAR[name])
     assert isinstance(caught.value, ConfigurationError | IntegrityError)
     # seconds of this process alone, far above what is needed and far below what it took: up to half a minute
-    assert time.process_time() - began < 5
+    assert time.process_time() - began < 3
 
 
 def test_a_document_of_as_many_values_as_the_limit_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert MAX_DOCUMENT_VALUES >= 500_000
+    assert MAX_DOCUMENT_VALUES >= 200_000
     # the document itself counts once, the list once
     assert len(load_yaml(b"[1,1,1]", "it", limit_values=5)) == 3  # type: ignore[arg-type]
     with pytest.raises(IntegrityError, match="more than 4 keys and values"):

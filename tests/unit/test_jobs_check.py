@@ -45,7 +45,10 @@ def root(tmp_path: Path) -> Path:
 
 def check(root: Path, site: Mapping[str, Any] = SITE, *, images: Any = None, **more: Any) -> CheckReport:
     checked = Checked(
-        catalogue_at(root, steps=STEPS), SiteProfile.model_validate(site), submission={"USER": "me"}, **more
+        catalogue_at(root, steps=STEPS),
+        SiteProfile.model_validate({"executors": ["kubernetes"], **site}),
+        submission={"USER": "me"},
+        **more,
     )
     return run_check(checked, images or {})
 
@@ -225,8 +228,9 @@ def test_a_checkout_that_the_image_does_not_hold_is_said_to_be_missing(root: Pat
     ],
 )
 def test_what_the_registry_says_of_the_image(root: Path, image: RegistryImage, gpu: Any, expected: Any) -> None:
+    kubernetes = SiteProfile.model_validate({"executors": ["kubernetes"]})
     pinned = loaded_receipt("data_prep/pack:tiny")
-    assert images_to_ask(Checked(catalogue_at(root, steps=STEPS), SiteProfile(), receipt=pinned)) == [PINNED]
+    assert images_to_ask(Checked(catalogue_at(root, steps=STEPS), kubernetes, receipt=pinned)) == [PINNED]
     report = check(root, {**SITE, "gpu": gpu}, receipt=pinned, images={PINNED: image})
     texts = [(item.kind, item.text) for item in report.blocking if "pins the loaded" not in item.text]
     texts = [item for item in texts if item[0] in ("gpu", "image")]
@@ -253,13 +257,19 @@ def test_an_image_that_is_hidden_from_enroot_blocks_with_the_way_out(root: Path)
     assert "build with `docker_twin: true` and load again" in (fixes[HIDDEN.problem or ""] or "")
 
 
+OVERLAYS_FIRST = (
+    "the configs that `airferry overlays` writes resolve 1 of them: check with `--overlays DIR`; "
+    "for the rest, set the overrides"
+)
+
+
 @pytest.mark.parametrize(
     ("image", "expected"),
     [
-        (HIDDEN, "build the bundle again as the findings say, and load it; for the rest, set the overrides"),
+        (HIDDEN, f"build the bundle again as the findings say, and load it; {OVERLAYS_FIRST}"),
         (RegistryImage(True, {}, "zstd", fix="gzip", other_build=True), "build the bundle again"),
-        (RegistryImage(False, {}), "load the bundle again; for the rest, set"),
-        (RegistryImage(True, {}), "set the overrides, or change the site profile and `env.toml`; then check again"),
+        (RegistryImage(False, {}), f"load the bundle again; {OVERLAYS_FIRST}"),
+        (RegistryImage(True, {}), f"{OVERLAYS_FIRST}, or change the site profile and `env.toml`; then check again"),
     ],
 )
 def test_the_closing_hint_fits_the_findings(root: Path, image: RegistryImage, expected: str) -> None:
@@ -281,9 +291,10 @@ def test_enroot_is_given_the_twin_and_others_the_image(root: Path, tmp_path: Pat
     twin = ReceiptTwin(reference="hub.site:5000/airgap/trainer:airgap-docker", digest=digest, pinned=name)
     pinned = loaded.model_copy(update={"images": (loaded.images[0].model_copy(update={"docker_twin": twin}),)})
     slurm = SiteProfile.model_validate(SITE)
+    kubernetes = SiteProfile.model_validate({"executors": ["kubernetes"]})
     catalogue = catalogue_at(root, steps=STEPS)
     assert images_to_ask(Checked(catalogue, slurm, receipt=pinned)) == [PINNED, name]
-    assert images_to_ask(Checked(catalogue, SiteProfile(), receipt=pinned)) == [PINNED]
+    assert images_to_ask(Checked(catalogue, kubernetes, receipt=pinned)) == [PINNED]
     wanted = f"run.env.container_image=hub.site:5000#airgap/trainer:{digest}"
     (finding,) = found(check(root, receipt=pinned, images={PINNED: HIDDEN, name: RegistryImage(True, {})}), "image")
     assert (finding.text, finding.fix) == ("nothing pins the loaded image", wanted)

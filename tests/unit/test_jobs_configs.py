@@ -169,7 +169,8 @@ def test_the_profile_extends_the_sites_own_one_and_goes_to_its_mirrors(tmp_path:
             "NOTE": 'a "quoted" word',
         },
     }
-    other = tomllib.loads(overlays(tmp_path, receipt("sft/one:tiny"), SiteProfile()).files["kubernetes/env.toml"])
+    kubernetes = SiteProfile.model_validate({"executors": ["kubernetes"]})
+    other = tomllib.loads(overlays(tmp_path, receipt("sft/one:tiny"), kubernetes).files["kubernetes/env.toml"])
     assert other["kubernetes_airgap"]["env_vars"]["HF_HUB_OFFLINE"] == "1"
 
 
@@ -253,7 +254,7 @@ def test_what_is_not_clear_is_left_alone_and_said(tmp_path: Path, assets: Any, e
     folder = write_step(tmp_path / "code", "sft/one", configs={"tiny": STAGED})
     (folder / "step.toml").write_text(f'[step]\nid = "sft/one"\n{CONSUMES}')
     made = overlays(tmp_path, receipt("sft/one:tiny").model_copy(update={"assets": staged(*assets)}))
-    assert all(not step.staged for step in made.steps)
+    assert made.steps and not any(step.staged for step in made.steps)
     said = {note.partition("for asset `")[2].partition("`")[0] for note in made.notes if "cannot tell" in note}
     assert said == expected
 
@@ -319,13 +320,16 @@ def test_a_folder_without_steps_is_refused(tmp_path: Path) -> None:
 
 
 def test_paths_in_commands_have_no_dots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "site.yaml").write_text("executors: [kubernetes]\n")
     write_step(tmp_path / "code", "sft/one", configs={"tiny": BASE})
     write_receipt(receipt("sft/one:tiny"), tmp_path / "receipt.yaml")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
 
+    copy = api.CatalogueSource(Path("../code"))
+
     def command(out: str) -> str:
-        made = api.overlays(Path("../receipt.yaml"), catalogue=api.CatalogueSource(Path("../code")), out=Path(out))
+        made = api.overlays(Path("../receipt.yaml"), catalogue=copy, site=Path("../site.yaml"), out=Path(out))
         (config,) = [word for word in made.steps[0].command.split() if word.endswith("tiny.yaml")]
         assert Path(config).is_file()
         return made.steps[0].command

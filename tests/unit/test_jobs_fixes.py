@@ -639,7 +639,8 @@ def test_a_check_asks_the_registry_for_the_sites_platform_unless_told_not_to(
         return {PINNED: RegistryImage(False, {})}
 
     monkeypatch.setattr("airferry.jobs.check.ask_images", ask)
-    jobs, copy = selected(tmp_path, "platform: linux/arm64\n"), CatalogueSource(source=tmp_path)
+    jobs = selected(tmp_path, "executors: [kubernetes]\nplatform: linux/arm64\n")
+    copy = CatalogueSource(source=tmp_path)
     report = check(jobs, receipt=tmp_path / "receipt.json", catalogue=copy)
     assert asked == [([PINNED], "linux/arm64")]
     assert "does not have" in "".join(item.text for item in report.blocking)

@@ -328,7 +328,7 @@ def check(root: Path, case: Case) -> CheckReport:
         entries = (entry,)
     checked = Checked(
         catalogue_at(root, steps=STEPS),
-        SiteProfile.model_validate(site),
+        SiteProfile.model_validate({"executors": ["kubernetes"], **site}),
         receipt=receipt(case),
         env_file=read_env_file(root / "env.toml") if case.profile is not None else None,
         profile="base" if case.profile is not None else None,
@@ -359,6 +359,7 @@ def test_each_rule_is_shown_to_find_something_and_each_but_one_to_find_nothing()
     assert quiet == ["declared assets", "configs that cannot be read"], "assets that are there are tested elsewhere"
 
 
+@pytest.mark.usefixtures("on_kubernetes")
 @pytest.mark.parametrize(
     ("config", "level", "code"),
     [
@@ -376,9 +377,8 @@ def test_the_command_shows_the_level_and_only_what_blocks_makes_it_fail(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for name in ("AIRFERRY_SITE", "AIRFERRY_SOURCE", "NEMOTRON_ENV_FILE", "UNSET_BY_ALL"):
+    for name in ("AIRFERRY_SOURCE", "NEMOTRON_ENV_FILE", "UNSET_BY_ALL"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(tmp_path)
     write_step(tmp_path, "a/step", configs={"tiny": config})
     arguments = ["check", "--source", str(tmp_path), "--no-registry"]
     assert run(arguments) == code

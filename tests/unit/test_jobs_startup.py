@@ -47,7 +47,7 @@ def findings(
         profile = read_env_file(root / "env.toml")
     checked = Checked(
         catalogue_at(root, steps=STEPS),
-        SiteProfile.model_validate({"platform": "linux/amd64", **site}),
+        SiteProfile.model_validate({"executors": ["kubernetes"], "platform": "linux/amd64", **site}),
         receipt=receipt(HELD if held is None else held),
         env_file=profile,
         profile="base" if profile else None,

@@ -14,7 +14,7 @@ from airferry.bundle.verify import VerifyReport
 from airferry.cli import bundles
 from airferry.cli.app import run
 from airferry.cli.render import Reporter
-from airferry.oci.copy import CopyReport
+from airferry.oci.copying.report import CopyReport
 from travelling_catalogue import DIGEST, REF, TARGET, URL, receipt_of
 
 IMAGE = f"hub.site:5000/airgap/trainer@{DIGEST}"

@@ -25,11 +25,10 @@ CONFIG = "src/nemotron/steps/sft/one/config"
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def own_cache(on_kubernetes: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AIRFERRY_SITE", "AIRFERRY_SOURCE", "AIRFERRY_ROOT", "AIRFERRY_TO"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AIRFERRY_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
@@ -60,6 +59,16 @@ def test_another_catalogue_is_refused_before_anything_is_sent(tmp_path: Path, bu
     (other / CONFIG / "tiny.yaml").unlink()
     with pytest.raises(ConfigurationError, match="has no config `tiny`"):
         api.load_for_jobs(bundle, to=NOBODY, jobs=api.JobFiles(tmp_path / "jobs", source=other))
+    assert not sent and not (tmp_path / "jobs").exists()
+
+
+def test_a_site_that_nobody_described_is_told_before_anything_is_sent(
+    tmp_path: Path, bundle: Path, sent: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "site.yaml").unlink()
+    for words in ([], ["--dry-run"]):
+        assert run(["load", str(bundle), "--to", NOBODY, "--jobs", "jobs", *words]) == 3
+        assert "airferry site init --executor" in " ".join(capsys.readouterr().err.split())
     assert not sent and not (tmp_path / "jobs").exists()
 
 
@@ -99,7 +108,7 @@ def test_what_fails_after_the_load_says_that_it_is_loaded(
     with pytest.raises(AirferryError, match="the disk is full"):
         files = api.JobFiles(tmp_path / "jobs", source=tmp_path / "code")
         api.load_for_jobs(bundle, to=NOBODY, jobs=files, emit=events.append)
-    (said,) = [event for event in events if isinstance(event, Warned)]
+    said = [event for event in events if isinstance(event, Warned)][-1]
     name = receipt_name(api.parse_destination(NOBODY), open_bundle(bundle).root)
     receipt = tmp_path / "jobs" / name
     assert f"the bundle is loaded (receipt `{receipt}`" in said.text

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from airferry.bundle.artifacts import TOOL_ARTIFACT, ArtifactFile, put_artifact
+from airferry.bundle.artifacts import TOOL_ARTIFACT, TOOL_CONTENT, ArtifactFile, put_artifact
 from airferry.bundle.manifest import ArtifactEntry, BundleManifest, LoaderEntry, ToolEntry
 from airferry.bundle.seal import seal
 from airferry.host import process
 from airferry.host.installation import shipped
-from airferry.near.carry.loader import FOLDER, LOADER_CONTENT, LOADER_FILE
+from airferry.near.carry.loader import FOLDER, LOADER_FILE
 from airferry.oci.layout import LayoutStore
 from by_hand import unpack_loader
 from oci_images import REFERENCE, make_image
@@ -59,7 +59,7 @@ class Medium:
         store = LayoutStore.create(self.bundle)
         index, image = make_image(store)
         loader_tar(folder / "loader.tar", "print('the loader')", environment=environment)
-        content = ArtifactFile(LOADER_FILE, LOADER_CONTENT, folder / "loader.tar")
+        content = ArtifactFile(LOADER_FILE, TOOL_CONTENT, folder / "loader.tar")
         descriptor = put_artifact(store, TOOL_ARTIFACT, contents=[content])
         (layer,) = store.read_manifest(descriptor).manifest.layers
         self.manifest, self.archive = store.blob_path(descriptor.digest), store.blob_path(layer.digest)

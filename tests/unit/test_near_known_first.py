@@ -11,10 +11,18 @@ import pytest
 
 from airferry.api import Selection, lock, plan
 from airferry.config import ArchiveBase, LayoutBase, load_config
-from airferry.errors import AirferryError, BuildError, ConfigurationError, HostError, IntegrityError, RegistryError
+from airferry.errors import (
+    AirferryError,
+    BuildError,
+    ConfigurationError,
+    HostError,
+    IntegrityError,
+    RegistryError,
+    combined,
+)
 from airferry.events import silent
 from airferry.near.bases.fetch import BaseCache
-from airferry.near.failures import base_place, combined, map_all, requirement_places
+from airferry.near.failures import base_place, map_all, requirement_places
 from airferry.near.lock import resolve
 from airferry.near.lock.job_modules import JobModules
 from airferry.oci.layout import LayoutStore

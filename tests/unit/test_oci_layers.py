@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from airferry.errors import IntegrityError
@@ -174,14 +174,40 @@ def test_decoders_do_not_care_how_their_input_is_cut(step: int) -> None:
         assert plain == content * (1 if kind == "none" else 2)
 
 
-@given(data=st.binary(max_size=400), kind=st.sampled_from(KINDS[:2]), isal=st.booleans())
+def damaged(data: bytes, kind: str, position: int) -> bytes:
+    """Return compressed data with one bit changed."""
+    spoilt = bytearray(packed(kind, data))
+    spoilt[position // 8 % len(spoilt)] ^= 1 << position % 8
+    return bytes(spoilt)
+
+
+STREAMS = {
+    "begun": lambda data, kind, _position: (
+        (codecs.ZSTD_MAGIC if kind == "zstd" else codecs.GZIP_MAGIC + b"\x08") + data + b"\xff"
+    ),
+    "damaged": damaged,
+    "damaged behind a whole one": lambda data, kind, position: packed(kind, data) + damaged(data, kind, position),
+    "garbage behind it": lambda data, kind, _position: packed(kind, data) + data,
+}
+
+
+@given(
+    form=st.sampled_from(sorted(STREAMS)),
+    data=st.binary(max_size=400),
+    kind=st.sampled_from(KINDS[:2]),
+    position=st.integers(0, 3200),
+    isal=st.booleans(),
+)
+@example(form="garbage behind it", data=b"", kind="zstd", position=0, isal=True)
+@example(form="damaged behind a whole one", data=b"x", kind="gzip", position=0, isal=True)
 @examples(300)
-def test_decoders_raise_nothing_but_integrity_errors(data: bytes, kind: str, isal: bool) -> None:
-    magic = codecs.ZSTD_MAGIC if kind == "zstd" else codecs.GZIP_MAGIC + b"\x08"
+def test_decoders_raise_nothing_but_integrity_errors(
+    form: str, data: bytes, kind: str, position: int, isal: bool
+) -> None:
     with pytest.MonkeyPatch.context() as patch, suppress(IntegrityError):
         if not isal:
             patch.setattr(codecs, "igzip_lib", None)
-        for block in codecs.inflate([magic, data, b"\xff"], kind, what="layer"):  # type: ignore[arg-type]
+        for block in codecs.inflate([STREAMS[form](data, kind, position)], kind, what="layer"):  # type: ignore[arg-type]
             assert len(block) <= BLOCK_BYTES
 
 

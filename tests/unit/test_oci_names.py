@@ -32,6 +32,7 @@ def test_a_digest_is_that_of_the_bytes(data: bytes) -> None:
 @example(text=DIGEST.upper())
 @example(text="sha512:" + HEX * 2)
 @example(text="../../etc/passwd")
+@example(text=DIGEST)
 def test_nothing_else_is_a_digest(text: str) -> None:
     if is_digest(text):
         assert len(text) == 71

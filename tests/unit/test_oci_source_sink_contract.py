@@ -515,6 +515,7 @@ def test_everything_can_be_copied_from_anywhere_to_anywhere(given: Given, taking
     taking.finish()
     read = taking.read()
     if taking.names:
+        assert taking.named()
         assert read.resolve(taking.reference).digest == top.digest
         (note,) = read.referrers(top.digest)
         assert len(read.referrers(note.digest)) == 1

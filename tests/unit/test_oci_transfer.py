@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
@@ -75,7 +75,7 @@ class Memory(Sink):
         self.note("read", digest)
         return f"manifest `{digest}`" if digest in self.lost or digest not in self.manifests else ""
 
-    def refuses(self, error: AirferryError) -> bool:
+    def refuses(self, error: AirferryError, manifests: Sequence[Stored] = ()) -> bool:
         return isinstance(error, RegistryError)
 
 
@@ -192,10 +192,10 @@ def test_what_is_refused_of_an_optional_shipment_keeps_nothing_else_back(store: 
     transfer(shipments, store, sink)
     assert sink.names == {NAME: closure.top.descriptor.digest, "twin:1": twin.top.descriptor.digest}
     sink.fails = lambda digest: HostError("the disk broke") if digest == twin.top.descriptor.digest else None
-    with pytest.raises(HostError):
+    with pytest.raises(HostError, match="the disk broke"):
         transfer(shipments, store, sink)
     sink.fails = lambda digest: RegistryError("no") if digest == closure.top.descriptor.digest else None
-    with pytest.raises(RegistryError):
+    with pytest.raises(RegistryError, match=r"^no$"):
         transfer(shipments, store, sink)
 
 

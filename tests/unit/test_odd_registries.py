@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,11 @@ from airferry.bundle.artifacts import ArtifactFile, put_artifact
 from airferry.bundle.receipt import read_receipt
 from airferry.bundle.verify import open_bundle
 from airferry.cli.app import run
-from airferry.errors import IntegrityError, RegistryError
+from airferry.config.bases import LayoutBase
+from airferry.errors import ConfigurationError, IntegrityError, RegistryError
 from airferry.events import Event, Warned
 from airferry.host.canonical import canonical_json
+from airferry.near.bases.fetch import open_base
 from airferry.oci.archive import ArchiveSource
 from airferry.oci.digest import digest_hex
 from airferry.oci.documents import IMAGE_INDEX, IMAGE_MANIFEST, Descriptor, Index, descriptor_of
@@ -172,6 +176,60 @@ def test_content_that_got_lost_is_no_refusal_of_an_artifact(
         api.load(bundle, to=f"{registry.address}/airgap", options=OPTIONS)
 
 
+def no_tags(where: str, status: int, code: str = "") -> Fault:
+    """Refuse to let a tag stand for what was taken."""
+
+    def fault(exchange: Exchange) -> bool:
+        repository, _, reference = exchange.call.path.removeprefix("/v2/").partition("/manifests/")
+        is_tag = exchange.call.method == "PUT" and reference and not reference.startswith("sha256")
+        if not is_tag or where not in f"{repository}:{reference}":
+            return False
+        exchange.read_body()
+        return exchange.answer(status, error_document(code))
+
+    return fault
+
+
+TAGS_REFUSED = [(400, "TAG_INVALID"), (403, "DENIED"), (409, ""), (412, "PRECONDITION")]
+
+
+@pytest.mark.parametrize(("status", "code"), TAGS_REFUSED)
+def test_a_refused_tag_of_an_artifact_does_not_end_the_load(
+    status: int, code: str, registry: ScriptedRegistry, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    registry.faults.append(no_tags("airferry-artifacts", status, code))
+    assert load(registry, bundle, "--json") == 0
+    captured = capsys.readouterr()
+    receipt = read_receipt(Path())
+    # what the tags were to stand for is there
+    assert receipt.left_out and receipt.artifact_tags == ()
+    for left in receipt.left_out:
+        assert "/airferry-artifacts:" in left.reference and str(status) in left.reason
+        assert f"{left.reference.rpartition(':')[0]}@{left.digest}" in receipt.artifacts
+        assert f"airgap/airferry-artifacts@{left.digest}" in registry.manifests
+    assert json.loads(captured.out)["receipt"]["left_out"] == [one.model_dump() for one in receipt.left_out]
+    assert "without the tag, which it refuses" in " ".join(captured.err.split())
+    assert f"{TRAINER}@1.0" in registry.manifests
+    # another load says so again, and a rollback puts back what was set
+    assert load(registry, bundle) == 0
+    assert run(["load", "--rollback", ".", "--plain-http"]) == 0
+    assert f"{TRAINER}@1.0" not in registry.manifests
+    # where artifacts are required it ends the load, as does a refused tag of an image
+    registry.faults[:] = [no_tags(f"{TRAINER}:1.0", status, code)]
+    assert load(registry, bundle) == 7
+    registry.faults[:] = [no_tags("airferry-artifacts", status, code)]
+    assert load(registry, bundle, "--artifacts", "require") == 7
+
+
+def test_a_docker_twin_without_its_tag_is_left_out(registry: ScriptedRegistry, tmp_path: Path) -> None:
+    make_bundle(tmp_path / "twins", twins=True)
+    registry.faults.append(no_tags(f"{TRAINER}:1.0-docker", 409))
+    assert load(registry, tmp_path / "twins") == 0
+    receipt = read_receipt(Path())
+    assert [left.reference.partition("/")[2] for left in receipt.left_out] == [f"{TRAINER}:1.0-docker"]
+    assert [image.docker_twin for image in receipt.images] == [None]
+
+
 # --- lists of referrers -----------------------------------------------------------------------------------------------
 
 
@@ -254,6 +312,34 @@ def test_referrers_that_may_exist_are_said_to_be_unknown(
         [] if status in (404, 405, 501) else [True]
     )
     assert copied(place, f"oci:{store.path.parent / 'got'}:x", referrers=False)[1] == []
+
+
+@pytest.mark.parametrize("by", ["api", "tag"])
+def test_an_entry_of_a_list_that_is_no_descriptor_hides_no_other_referrer(
+    by: str, registry: ScriptedRegistry, store: LayoutStore
+) -> None:
+    app = put_app(store)
+    note = put_note(store, app)
+    place = f"docker://{registry.address}/r/app:1"
+    copied(f"oci:{store.path}:{NAME}", place)
+    key = f"r/app@{referrers_tag(app.digest)}"
+    document = json.loads(registry.manifests[key][0])
+    document["manifests"].insert(0, {"digest": "sha512:" + "a" * 128})
+    data = json.dumps(document).encode()
+    if by == "api":
+        registry.faults.append(referrers_api(200, data))
+    else:
+        registry.manifests[key] = (data, IMAGE_INDEX)
+    got = LayoutStore.create(store.path.parent / "got")
+    _app, (warning,) = copied(place, f"oci:{got.path}:x")
+    assert "entry number 1 of their list" in warning
+    assert [entry.digest for entry in got.referrers(app.digest)] == [note.digest]
+    # a list under a tag that is rewritten would lose it
+    put_note(store, app, "another")
+    registry.faults.clear()
+    _app, warnings = copied(f"oci:{store.path}:{NAME}", place)
+    assert [("would be lost" in text) for text in warnings] == ([True] if by == "tag" else [])
+    assert by == "api" or registry.manifests[key][0] == data
 
 
 def gitlab(exchange: Exchange) -> bool:
@@ -342,6 +428,7 @@ def test_an_index_as_a_referrer_is_carried_everywhere(
         assert [entry.digest for entry in source.referrers(app.digest)] == [sbom.digest]
         assert source.read_manifest(sbom).index.manifests
         assert source.resolve("").digest == app.digest, "a referrer is no image to choose from"
+    assert run(["verify", str(folder / "one")]) == 0
     for repository in ("r/app", "s/app"):
         assert listed(registry, repository, app.digest) == [sbom.digest]
         entry = json.loads(registry.manifests[f"{repository}@{referrers_tag(app.digest)}"][0])["manifests"][0]
@@ -366,6 +453,173 @@ def test_an_entry_that_cannot_be_read_does_not_keep_its_neighbours_from_being_co
     }
     with pytest.raises(IntegrityError):
         api.copy(f"oci:{store.path}:{absent.digest}", f"oci:{got.path}:y", options=OPTIONS)
+
+
+STRANGE: list[Any] = [
+    {"mediaType": IMAGE_MANIFEST, "digest": "sha512:" + "a" * 128, "size": 3},
+    {"mediaType": IMAGE_MANIFEST, "digest": "sha256:" + "a" * 64, "size": -1},
+    {"digest": "sha256:" + "a" * 64, "size": 1},
+    {"annotations": {"\ud800": 1}},
+    [],
+    None,
+    "\x1b[31m",
+]
+
+
+def add_raw(store: LayoutStore, *entries: Any) -> None:
+    document = json.loads(store.read_index_bytes())
+    document["manifests"] = [*entries, *document["manifests"]]
+    (store.path / "index.json").write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize("entry", STRANGE, ids=range(len(STRANGE)))
+def test_an_entry_that_is_no_descriptor_does_not_keep_its_neighbours_from_being_copied(
+    entry: Any, store: LayoutStore, tmp_path: Path
+) -> None:
+    app = put_app(store)
+    note = put_note(store, app)
+    add_raw(store, entry)
+    got = LayoutStore.create(tmp_path / "got")
+    copy, (warning,) = copied(f"oci:{store.path}:{NAME}", f"oci:{got.path}:x")
+    assert copy.digest == app.digest and "entry number 1 of layout" in warning
+    assert [one.digest for one in got.referrers(app.digest)] == [note.digest]
+    # the only image needs no name, a base is found, and what is asked for in vain may be the entry
+    assert copied(f"oci:{store.path}", f"oci:{got.path}:y", referrers=False) == (copy, [])
+    base = LayoutBase(path=store.path, reference=NAME, written="base")
+    source, name, _kind = open_base(base, open_registry=lambda _reference: pytest.fail("no registry"))
+    assert source.resolve(name).digest == app.digest
+    with pytest.raises(ConfigurationError) as caught:
+        api.copy(f"oci:{store.path}:other", f"oci:{got.path}:z", options=OPTIONS)
+    assert "not read: entry number 1" in str(caught.value.hint)
+    # a layout that is written to keeps it
+    copied(f"oci:{got.path}:x", f"oci:{store.path}:again")
+    assert json.loads(store.read_index_bytes())["manifests"][-1] == entry
+    assert store.resolve("again").digest == app.digest
+
+
+def test_an_archive_with_an_entry_that_is_no_descriptor_is_read(store: LayoutStore, tmp_path: Path) -> None:
+    app = put_app(store)
+    add_raw(store, *STRANGE)
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(store.path, arcname=".")
+    copy, warnings = copied(f"oci-archive:{tmp_path}/a.tar:{NAME}", f"oci:{tmp_path}/got:x")
+    assert copy.digest == app.digest
+    # a few are named
+    assert len(warnings) == 6 and warnings[-1].startswith("2 more entries of archive")
+
+
+def test_an_index_that_is_none_is_refused_whole(store: LayoutStore, tmp_path: Path) -> None:
+    put_app(store)
+    for text in (
+        "{}",
+        '{"manifests":[]}',
+        '{"schemaVersion":2,"manifests":{}}',
+        '{"schemaVersion":"x","manifests":[1]}',
+    ):
+        (store.path / "index.json").write_text(text)
+        with pytest.raises(IntegrityError, match=r"index\.json"):
+            api.copy(f"oci:{store.path}:{NAME}", f"oci:{tmp_path}/got:x", options=OPTIONS)
+
+
+def test_a_bundle_with_an_entry_that_is_no_descriptor_is_damaged(bundle: Path, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(bundle, tmp_path / "broken"))
+    add_raw(LayoutStore.open(broken), STRANGE[0])
+    assert run(["verify", str(broken)]) == 6
+    assert run(["load", str(broken), "--to", "localhost:1/x"]) == 6
+
+
+# --- referrers that are gone ------------------------------------------------------------------------------------------
+
+GONE = [(404, "MANIFEST_UNKNOWN"), (404, ""), (403, "DENIED"), (410, "")]
+
+
+@pytest.mark.parametrize("kind", ["manifest", "blob"])
+@pytest.mark.parametrize(("status", "code"), GONE)
+def test_a_referrer_that_is_listed_and_gone_is_named_and_the_rest_arrives(
+    status: int, code: str, kind: str, registry: ScriptedRegistry, store: LayoutStore, tmp_path: Path
+) -> None:
+    app = put_app(store)
+    note, gone = put_note(store, app), put_note(store, app, "gone")
+    place = f"docker://{registry.address}/r/app:1"
+    copied(f"oci:{store.path}:{NAME}", place)
+    digest = gone.digest if kind == "manifest" else store.read_manifest(gone).manifest.layers[0].digest
+    registry.blobs.pop(digest, None)
+    registry.faults.append(
+        lambda exchange: (
+            exchange.call.method == "GET"
+            and exchange.call.path.startswith("/v2/r/")
+            and exchange.call.path.endswith(digest)
+            and exchange.answer(status, error_document(code))
+        )
+    )
+    for way in (f"docker://{registry.address}/s/app:1", f"oci:{tmp_path}/got:x", f"oci-archive:{tmp_path}/got.tar:x"):
+        events: list[Event] = []
+        result = api.copy(place, way, options=OPTIONS, emit=events.append)
+        (left,) = result.left_out
+        assert left.name == gone.digest and str(status) in left.reason and result.unknown == ()
+        assert [gone.digest in event.text for event in events if isinstance(event, Warned)] == [True]
+    assert listed(registry, "s/app", app.digest) == [note.digest] and "s/app@1" in registry.manifests
+    for source in (LayoutStore.open(tmp_path / "got"), ArchiveSource(tmp_path / "got.tar")):
+        assert [one.digest for one in source.referrers(app.digest)] == [note.digest]
+
+
+def test_what_a_copy_leaves_behind_is_in_its_json(
+    registry: ScriptedRegistry, store: LayoutStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = put_note(store, put_app(store))
+    store.remove_blob(gone.digest)
+    assert run(["copy", "--json", f"oci:{store.path}:{NAME}", f"oci:{tmp_path}/got:x"]) == 0
+    captured = capsys.readouterr()
+    document = json.loads(captured.out)
+    assert [left["name"] for left in document["left_out"]] == [gone.digest] and document["unknown"] == []
+    assert "is missing" in document["left_out"][0]["reason"] and "was not copied" in captured.err
+
+
+@pytest.mark.parametrize("kind", ["manifest", "blob"])
+def test_a_referrer_that_is_damaged_or_not_to_be_had_now_ends_the_copy(
+    kind: str, registry: ScriptedRegistry, store: LayoutStore
+) -> None:
+    app = put_app(store)
+    note = put_note(store, app)
+    place = f"docker://{registry.address}/r/app:1"
+    copied(f"oci:{store.path}:{NAME}", place)
+    digest = note.digest if kind == "manifest" else store.read_manifest(note).manifest.layers[0].digest
+    answers = [(200, b"something else"), (503, b"")]
+    for status, data in answers:
+        registry.faults[:] = [
+            lambda exchange, status=status, data=data: (  # type: ignore[misc]
+                exchange.call.method == "GET"
+                and exchange.call.path.endswith(digest)
+                and exchange.answer(status, data, Content_Type=IMAGE_MANIFEST)
+            )
+        ]
+        with pytest.raises(IntegrityError if status == 200 else RegistryError):
+            api.copy(place, f"oci:{store.path.parent}/got-{status}:x", options=OPTIONS)
+
+
+def test_a_part_of_the_image_that_is_gone_ends_the_copy(registry: ScriptedRegistry, store: LayoutStore) -> None:
+    app = put_app(store)
+    place = f"docker://{registry.address}/r/app:1"
+    copied(f"oci:{store.path}:{NAME}", place)
+    registry.blobs.pop(store.read_manifest(app).manifest.layers[0].digest)
+    with pytest.raises(RegistryError, match="404"):
+        api.copy(place, f"oci:{store.path.parent}/got:x", options=OPTIONS)
+
+
+def test_what_belongs_to_an_index_is_named_where_only_a_platform_of_it_is_copied(
+    store: LayoutStore, tmp_path: Path
+) -> None:
+    children = [put_image(store, [{"a": b"1"}], platform=f"linux/{cpu}")[0] for cpu in ("amd64", "arm64")]
+    index = put_index(store, children)
+    store.put_manifest(store.read_manifest(index), reference=NAME)
+    whole, part = put_note(store, index), put_note(store, children[0])
+    tag = f"sha256-{digest_hex(index.digest)}.sig"
+    named(store, put_note(store, children[1], "signature"), tag)
+    got = LayoutStore.create(tmp_path / "got")
+    result = api.copy(f"oci:{store.path}:{NAME}", f"oci:{got.path}:x", platforms=["linux/amd64"], options=OPTIONS)
+    assert [left.name for left in result.left_out] == [whole.digest, tag]
+    assert all("changes the digest" in left.reason for left in result.left_out)
+    assert [one.digest for one in got.referrers(children[0].digest)] == [part.digest]
 
 
 # --- cosign's tags ----------------------------------------------------------------------------------------------------
@@ -402,6 +656,7 @@ def test_cosigns_tags_are_carried_between_registries_and_layouts(
     assert copied(first, f"{layout}:app")[1] == []
     got = LayoutStore.open(tmp_path / "got")
     assert got.resolve("").digest == index.digest, "a signature is no image to choose from"
+    assert run(["verify", f"{tmp_path}/got"]) == 0
     assert copied(f"{layout}:app", second)[1] == []
     for name in ("s/app", "t/app"):
         assert sorted(key.partition("@")[2] for key in registry.manifests if key.startswith(f"{name}@sha256-")) == tags
@@ -415,8 +670,8 @@ def test_cosigns_tags_that_are_not_carried_are_said(
     registry: ScriptedRegistry, signed: tuple[str, Descriptor, list[str]], tmp_path: Path
 ) -> None:
     place, index, tags = signed
-    _copy, (warning,) = copied(place, f"oci-archive:{tmp_path}/got.tar:app")
-    assert all(f"`{tag}`" in warning for tag in tags)
+    _copy, warnings = copied(place, f"oci-archive:{tmp_path}/got.tar:app")
+    assert [tag for tag in tags if any(f"`{tag}`" in text for text in warnings)] == tags
 
     def refuse(exchange: Exchange) -> bool:
         if exchange.call.method != "PUT" or not exchange.call.path.endswith((".sig", ".att", ".sbom")):

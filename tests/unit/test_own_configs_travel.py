@@ -23,7 +23,7 @@ STEP = "src/nemotron/steps/sft/one"
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def own_cache(on_kubernetes: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFERRY_CACHE", str(tmp_path / "cache"))
 
 

@@ -157,7 +157,7 @@ def test_other_files_are_refused_at_their_line(tmp_path: Path, text: str, reason
 def test_differences_are_readable() -> None:
     old = example()
     assert differences(old, old) == []
-    assert all(line.startswith("+ ") for line in differences(None, old))
+    assert {line[:2] for line in differences(None, old)} == {"+ "}
     group = old.groups["g-12345678"].platforms["linux/arm64"]
     newer = group.additions[0].model_copy(update={"version": "0.11.0"})
     changed = old.model_copy(

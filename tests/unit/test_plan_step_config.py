@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -164,6 +163,6 @@ def test_a_list_that_inherits_from_a_mapping_is_an_error_of_the_config(
     (tmp_path / "base.yaml").write_text(f"{below}\n")
     (tmp_path / "tiny.yaml").write_text(f"defaults: base.yaml\n{above}\nb: ['{mark}']\n")
     reader = StepConfigReader()
-    for read in (reader.read, lambda path: read_step_values(reader, path, environment={})):
-        with suppress(ConfigurationError):
-            read(tmp_path / "tiny.yaml")
+    assert targets(reader, tmp_path / "tiny.yaml") == (["/opt/x"] if mark else [])
+    with pytest.raises(ConfigurationError, match=r"tiny\.yaml: OmegaConf cannot read it: Cannot merge"):
+        read_step_values(reader, tmp_path / "tiny.yaml", environment={})

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from airferry.errors import ConfigurationError
@@ -98,7 +98,14 @@ def test_mounts_are_split() -> None:
         split_mounts(["${auto_mount:git+x@y,/z"])
 
 
-@given(st.text(alphabet="${}:,oc.envAB_ /'\"\\", max_size=40))
+VARIABLE_PARTS = ["${oc.env:", "A", "B_1", ",", "}", "${", ":", "'", "\\", " ", "x"]
+
+
+@given(
+    st.text(alphabet="${}:,oc.envAB_ /'\"\\", max_size=40)
+    | st.lists(st.sampled_from(VARIABLE_PARTS), max_size=12).map("".join)
+)
+@example("${oc.env:A}/${oc.env:B_1,x}")
 def test_no_text_makes_reading_variables_or_resolving_fail(text: str) -> None:
-    assert all(name for name, _default in variables_of(text))
+    assert all(name and f"${{oc.env:{name}" in text.replace(" ", "") for name, _default in variables_of(text))
     assert isinstance(resolve_texts({"a": text}, environment={"A": "1"})["a"], str)

@@ -11,7 +11,7 @@ from airferry.errors import AirferryError, ConfigurationError, UsageError
 from airferry.plan.catalogue import parse_target
 from airferry.plan.models import Plan
 from airferry.plan.planner import make_plan, normalise_stages
-from catalogues import airgap, write_airgap, write_step
+from catalogues import STEPS, airgap, write_airgap, write_step
 
 
 def plan(root: Path, document: dict[str, object], **options: object) -> Plan:
@@ -165,6 +165,36 @@ def test_the_catalogue_is_found_above_the_file_or_where_it_is_named(
     named = plan(elsewhere, {**document, "source": {"root": "../repository"}, "paths": {"output_dir": "build/out"}})
     assert (named.source_root, named.output_dir) == (repository, repository / "build" / "out")
     assert "`source.root`" in failure(elsewhere, {**document, "source": {"root": "nowhere"}}).message
+
+
+def test_all_problems_are_told_at_once_each_at_its_place(tmp_path: Path) -> None:
+    steps = [f"s/{name}" for name in ("unnamed", "misnamed", "half", "broken", "bare", "unlisted")]
+    document = simple(tmp_path, *steps)
+    folder = tmp_path / STEPS / "s"
+    (folder / "unnamed/step.toml").write_text('# a comment\n[step]\nname = "x"\n')
+    (folder / "misnamed/step.toml").write_text('[step]\nname = "x"\nid = "s/other"\n')
+    (folder / "half/step.py").unlink()
+    (folder / "broken/config/tiny.yaml").write_text("run:\n  env: {\n")
+    (folder / "bare/config/tiny.yaml").unlink()
+    (folder / "bare/step.toml").write_text("[step\n")
+    del document["step_execution_images"]["s/unlisted"]  # type: ignore[attr-defined]
+    document["workflow"] = {"stages": [f"{step}:tiny" for step in steps] + ["s/unnamd:tiny", "no target"]}
+    told = failure(tmp_path, {**document, "dependencies": {"s/half": ["s/gone:tiny"]}})
+    for expected in (
+        "unnamed/step.toml:2: `step` has no `id`, expected `s/unnamed`",
+        "misnamed/step.toml:3: `step.id` is `s/other`, expected `s/misnamed`",
+        "step `s/half` has no `step.py`",
+        "broken/config/tiny.yaml:3: not valid YAML",
+        "step `s/bare` has no config `tiny`",
+        "bare/step.toml:1: not valid TOML",
+        "`step_execution_images`: step `s/unlisted` has no entry",
+        "there is no step `s/unnamd`",
+        "`dependencies.s/half[0]`: there is no step `s/gone`",
+        "airgap.yaml:10: `workflow.stages[7]`: `no target` is not a target",
+    ):
+        assert expected in told.message
+    assert len(told.failures) == 10
+    assert "close matches: `s/unnamed`" in told.message
 
 
 def test_output_may_not_be_the_catalogue_itself(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from airferry import api
 from airferry.bundle.verify import open_bundle
 from airferry.cli.app import run
 from airferry.events import Notice, Warned
+from airferry.registry import trial
 from airferry.registry.profile import read_profile
 from oci_images import make_bundle
 from scripted_registry import Call, Exchange, ScriptedRegistry, error_document, run_scripted
@@ -33,7 +34,9 @@ EMPTY = b'{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+jso
 
 
 @pytest.fixture
-def registry() -> Iterator[ScriptedRegistry]:
+def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedRegistry]:
+    # this registry has done its work when it answers
+    monkeypatch.setattr(trial, "SETTLE_PAUSE_S", 0.0)
     with run_scripted() as running:
         running.mounts = True
         running.faults.append(referrers_api)
@@ -97,22 +100,23 @@ def test_what_a_registry_cannot_do_is_said_and_kept_and_nothing_else(
 ) -> None:
     if fault is not None:
         registry.faults.insert(0, fault)
-    assert run(["registry", "probe", f"{registry.address}/x", "--plain-http", "--json"]) == 0
+    assert run(["registry", "probe", f"{registry.address}/x", "--plain-http", "--largest", "1M", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert {name for name in FACTS if document[name] is False} == lost
     assert {name for name in FACTS if document[name] is True} == FACTS - lost
     kept = read_profile(registry.address).model_dump(mode="json")
     assert {name: kept[name] for name in FACTS} == {name: document[name] for name in FACTS}
-    assert run(["registry", "probe", f"{registry.address}/x", "--plain-http"]) == 0
+    assert run(["registry", "probe", f"{registry.address}/x", "--plain-http", "--largest", "1M"]) == 0
     captured = capsys.readouterr()
-    lines = dict(line.split("  ", 1) for line in captured.out.splitlines())
+    lines = dict(line.split("  ")[:2] for line in captured.out.splitlines())
+    assert all(len(line.split("  ")) == 3 for line in captured.out.splitlines()), "each fact says what it means"
     assert {name: lines[name] for name in FACTS} == {name: "no" if name in lost else "yes" for name in FACTS}
     assert ("enroot" in captured.err) is bool(lost & {"shows_oci_to_enroot"})
 
 
 def test_a_registry_without_mounts_is_told(registry: ScriptedRegistry, capsys: pytest.CaptureFixture[str]) -> None:
     registry.mounts = False
-    assert run(["registry", "probe", f"{registry.address}/x", "--plain-http", "--json"]) == 0
+    assert run(["registry", "probe", f"{registry.address}/x", "--plain-http", "--largest", "1M", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert {name for name in FACTS if document[name] is not True} == {"mounts"}
 

@@ -35,6 +35,7 @@ ADVICE = [
     (UPLOAD, 403, "DENIED", "", "create it, or choose another prefix with `--to`"),
     (MANIFEST, 403, "DENIED", "", "may not push to `library/app`"),
     (UPLOAD, 404, "NAME_UNKNOWN", "", "`library/app` does not exist there"),
+    (UPLOAD, 404, "", "", "lets only known clients through; `library/app` does not exist there"),
     (UPLOAD, 405, "", "", "read-only"),
     (TAG, 409, "", "", "must not move"),
     (TAG, 412, "PRECONDITION", "configured as immutable", "must not move"),
@@ -57,6 +58,11 @@ PASSING = [
     (CHUNK, 429, "TOOMANYREQUESTS", "", "`-j 1`"),
     (CHUNK, 500, "", "", "check its log"),
     (CHUNK, 507, "", "", "disk is full"),
+    (CHUNK, 403, "DENIED", "Quota has been exceeded on namespace", "no room left"),
+    (MANIFEST, 403, "DENIED", "adding 1.2 GiB will exceed the configured upper limit of 10.0 GiB.", "no room left"),
+    (MANIFEST, 412, "PRECONDITION", "will exceed the configured upper limit of 10 GiB", "no room left"),
+    (MANIFEST, 500, "UNKNOWN", "map[DriverName:filesystem Enclosed:map[Err:28 Op:write]]", "no room left"),
+    (CHUNK, 500, "UNKNOWN", "filesystem: write /var: no space left on device", "no room left"),
 ]
 
 

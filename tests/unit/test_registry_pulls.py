@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from airferry.errors import AirferryError, ConfigurationError, IntegrityError, RegistryError
+from airferry.errors import ConfigurationError, IntegrityError, RegistryError
 from airferry.events import Event, Notice, Warned
 from airferry.far.copy import copy
 from airferry.oci.documents import IMAGE_MANIFEST
@@ -262,7 +262,10 @@ def test_insecure_is_said_once_and_sends_nothing(registries: list[ScriptedRegist
     pulling.ask(lambda source: source.resolve("1"))
     warned = [event.text for event in pulling.events if isinstance(event, Warned)]
     assert warned == [f"{CONF}:5: pulls from `{one.address}` accept any certificate, and plain HTTP"]
-    with RegistryClient(one.address, options=OPTIONS, insecure=True) as client, pytest.raises(AirferryError):
+    with (
+        RegistryClient(one.address, options=OPTIONS, insecure=True) as client,
+        pytest.raises(RegistryError, match="over a connection for pulls"),
+    ):
         client.request(Request("PUT", "nvidia/nemo/manifests/2", what="push", body=b"x"))
     assert one.count("PUT") == 0
 

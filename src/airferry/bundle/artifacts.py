@@ -27,8 +27,15 @@ OWN_ARTIFACTS = "application/vnd.airferry."
 MANIFEST_ARTIFACT = "application/vnd.airferry.manifest.v1"
 MANIFEST_CONTENT = "application/vnd.airferry.manifest.v1+yaml"
 REQUIREMENTS_ARTIFACT = "application/vnd.airferry.requirements.v1"
+REQUIREMENTS_CONTENT = "text/x-requirements.txt"
 OVERLAYS_ARTIFACT = "application/vnd.airferry.overlays.v1"
+OVERLAYS_CONTENT = "application/json"
 TOOL_ARTIFACT = "application/vnd.airferry.tool.v1"
+TOOL_CONTENT = "application/vnd.airferry.tool.v1.tar"
+LOCK_ARTIFACT = "application/vnd.airferry.lock.v1"
+LOCK_CONTENT = "application/vnd.airferry.lock.v1+yaml"
+REHEARSAL_ARTIFACT = "application/vnd.airferry.rehearsal.v1"
+REHEARSAL_CONTENT = "application/vnd.airferry.rehearsal.v1+json"
 
 
 @dataclass(frozen=True, slots=True)

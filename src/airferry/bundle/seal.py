@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from airferry.bundle.artifacts import MANIFEST_ARTIFACT, MANIFEST_CONTENT, ArtifactFile, put_artifact
-from airferry.bundle.manifest import MANIFEST_FILE, BundleManifest
+from airferry.bundle.manifest import MANIFEST_FILE, BundleManifest, read_manifest
 from airferry.errors import IntegrityError
 from airferry.oci.closure import expect_unambiguous, read_closure
 from airferry.oci.digest import digest_of
@@ -46,7 +46,9 @@ def seal(
             changed.
     """
     entries = [named(_bare(descriptor), reference) for reference, descriptor in images.items()]
-    document = ArtifactFile(MANIFEST_FILE, MANIFEST_CONTENT, manifest.model_copy(update={"root": None}).to_yaml())
+    data = manifest.model_copy(update={"root": None}).to_yaml()
+    _expect_readable(data)
+    document = ArtifactFile(MANIFEST_FILE, MANIFEST_CONTENT, data)
     entries += [*artifacts, put_artifact(store, MANIFEST_ARTIFACT, contents=[document])]
     sizes: dict[str, int] = {}
     originals = {image.reference for image in manifest.images if image.role == "base"}
@@ -66,6 +68,16 @@ def prune(store: LayoutStore, keep: Iterable[str]) -> tuple[int, int]:
         store.remove_blob(digest)
     store.remove_stale_temporaries()
     return len(unnamed), freed
+
+
+def _expect_readable(data: bytes) -> None:
+    """Check that the far side will read the manifest: it refuses what exceeds its limits."""
+    try:
+        read_manifest(data)
+    except IntegrityError as error:
+        raise error.reworded(
+            f"cannot seal: {error.message}", hint="select fewer steps: build several bundles instead of one"
+        ) from error
 
 
 def _held(store: LayoutStore, entry: Descriptor, *, as_it_came: bool) -> dict[str, int]:

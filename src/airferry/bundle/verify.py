@@ -25,7 +25,7 @@ from airferry.host.canonical import plain_data
 from airferry.oci.closure import RememberingSource
 from airferry.oci.digest import digest_of
 from airferry.oci.documents import IMAGE_INDEX, MAX_NESTED, Descriptor, Index, expect_one_meaning, parse_index
-from airferry.oci.entries import names_of
+from airferry.oci.entries import names_of, referrer_kind
 from airferry.oci.layout import INDEX_FILE, LAYOUT_FILE, LayoutStore
 from airferry.oci.ports import Source
 from airferry.oci.reference import parse_reference
@@ -457,8 +457,8 @@ def _check_artifacts(bundle: Bundle, inspector: Inspector) -> None:
             subject = "the manifest"
         elif entry is None:
             inspector.report(subject, "is in the layout, not in the manifest", descriptor.digest)
-        manifest = inspector.artifact(descriptor, subject=subject)
-        kinds = {descriptor.artifact_type, manifest.artifact_type if manifest else descriptor.artifact_type}
+        stored = inspector.artifact(descriptor, subject=subject)
+        kinds = {descriptor.artifact_type, referrer_kind(stored) if stored else descriptor.artifact_type}
         if entry is not None:
             kinds.add(entry.artifact_type)
         if len(kinds) > 1:

@@ -100,6 +100,13 @@ def load(
     flatten: FlattenOption = False,
     artifacts: ArtifactsOption = "try",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what a load would send and tag.")] = False,
+    probe: Annotated[
+        bool,
+        typer.Option(
+            "--probe",
+            help="With --dry-run: first test the registry, as `registry probe` does, below PREFIX.",
+        ),
+    ] = False,
     rollback: Annotated[
         Path | None,
         typer.Option(
@@ -147,8 +154,11 @@ def load(
         return
     if bundle is None or to is None:
         raise UsageError("`load` requires a bundle and `--to HOST:PORT/PREFIX`", hint="or `--rollback RECEIPT`")
+    if probe and not dry_run:
+        raise UsageError("`--probe` requires `--dry-run`", hint="or test the registry with `airferry registry probe`")
+    destination = api.parse_destination(to, maps=parse_maps(maps or []), flatten=flatten, artifacts=artifacts)
     common: dict[str, Any] = {
-        "to": api.parse_destination(to, maps=parse_maps(maps or []), flatten=flatten, artifacts=artifacts),
+        "to": destination,
         "root": root,
         "dry_run": dry_run,
         "options": options,
@@ -156,6 +166,8 @@ def load(
     }
     outcome: api.LoadOutcome | api.JobsOutcome
     with reporter.display():
+        if probe:
+            api.probe_registry(destination, options=options, emit=reporter)
         if jobs is None:
             outcome = loaded = api.load(bundle, receipt=receipt, **common)
         else:
@@ -265,7 +277,7 @@ def make_options(
     Raises:
         UsageError: the rate is malformed.
     """
-    rate = parse_rate(limit_rate) if limit_rate else None
+    rate = parse_size(limit_rate, option="--limit-rate", what="bytes per second") if limit_rate else None
     return api.ClientOptions(plain_http=plain_http, ca_file=ca_file, jobs=jobs, limit_rate=rate)
 
 
@@ -284,13 +296,13 @@ def parse_maps(values: list[str]) -> dict[str, str]:
     return maps
 
 
-def parse_rate(text: str) -> float:
-    """Return bytes a second from a number with an optional K, M or G (powers of 1024).
+def parse_size(text: str, *, option: str, what: str = "bytes") -> float:
+    """Return a number with an optional K, M or G (powers of 1024).
 
     Raises:
         UsageError: it is not a positive number.
     """
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     if match is None or float(match[1]) <= 0:
-        raise UsageError(f"`--limit-rate {text}`: expected bytes per second, for example `20M`")
+        raise UsageError(f"`{option} {text}`: expected {what}, for example `20M`")
     return float(match[1]) * float(1024 ** " KMG".index(match[2].upper() or " "))

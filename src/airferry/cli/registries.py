@@ -10,11 +10,10 @@ import typer
 
 from airferry import api
 from airferry.cli import completion
-from airferry.cli.bundles import make_options
+from airferry.cli.bundles import make_options, parse_size
 from airferry.cli.options import CaFileOption, JsonOption, PlainHttpOption, RateOption, TransfersOption
 from airferry.cli.render import Reporter, data, data_line
 from airferry.errors import UsageError
-from airferry.wording import size_text
 
 MAX_PASSWORD_CHARACTERS = 64 * 1024
 _PANEL = "Registries"
@@ -79,34 +78,28 @@ def probe(
     plain_http: PlainHttpOption = None,
     ca_file: CaFileOption = None,
     limit_rate: RateOption = None,
+    largest: Annotated[
+        str, typer.Option("--largest", metavar="SIZE", help="Largest request to try, up to 1G.")
+    ] = "64M",
     as_json: JsonOption = False,
 ) -> None:
     """Test what a registry supports and store the result for the next load.
 
-    Tries small uploads, a mount, an artifact and deletions in a separate repository (`airferry-probe`), then cleans
-    up. Requires push permission there.
+    Tries media types, artifact types, sizes of requests, depths of names, a mount and deletions in a separate
+    repository (`airferry-probe`), then cleans up. Requires push permission there.
     """
     reporter: Reporter = context.obj
     options = make_options(plain_http=plain_http, ca_file=ca_file, limit_rate=limit_rate)
-    outcome = api.probe_registry(target, options=options, emit=reporter)
+    largest_bytes = int(parse_size(largest, option="--largest"))
+    outcome = api.probe_registry(target, largest_bytes=largest_bytes, options=options, emit=reporter)
     if as_json:
         data(json.dumps(outcome.to_document(), indent=2))
         return
-    for name, value in outcome.to_document().items():
-        if name in ("schema_version", "registry", "probed_at"):
-            continue
-        data_line(f"{name}  {_shown(name, value)}")
+    for fact in outcome.explained():
+        data_line(f"{fact.name}  {fact.value}" + (f"  {fact.meaning}" if fact.meaning else ""))
     if (advice := outcome.advice_for_enroot) is not None:
         reporter.say("{}", advice)
     reporter.say("stored in {}", outcome.path)
-
-
-def _shown(name: str, value: object) -> str:
-    if value is None:
-        return "no limit seen" if name.endswith("_bytes") else "unknown"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return size_text(float(str(value)))
 
 
 def copy(
@@ -144,7 +137,13 @@ def copy(
         )
     digest = result.descriptor.digest
     if as_json:
-        document = {"destination": result.destination, "digest": digest, "media_type": result.descriptor.media_type}
+        document = {
+            "destination": result.destination,
+            "digest": digest,
+            "media_type": result.descriptor.media_type,
+            "left_out": [{"name": one.name, "reason": one.reason} for one in result.left_out],
+            "unknown": list(result.unknown),
+        }
         data(json.dumps(document, indent=2))
         return
     data_line(f"{result.destination}  {digest}")

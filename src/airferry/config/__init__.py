@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from airferry.config.bases import ArchiveBase, BaseSpec, BootstrapBase, LayoutBase, RegistryBase
-    from airferry.config.load import load_config, load_site, parse_site
+    from airferry.config.load import check_site, load_config, load_site
     from airferry.config.models import (
         CompressionChoice,
         Config,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "airferry.config.bases": ("ArchiveBase", "BaseSpec", "BootstrapBase", "LayoutBase", "RegistryBase"),
-    "airferry.config.load": ("load_config", "load_site", "parse_site"),
+    "airferry.config.load": ("check_site", "load_config", "load_site"),
     "airferry.config.models": (
         *("CompressionChoice", "Config", "ExecutionImage", "LauncherImage"),
         *("OverlaySpec", "Paths", "RegistryChoice", "SourceSettings", "Workflow"),
@@ -57,10 +57,10 @@ __all__ = [
     "SourceSettings",
     "StorageMount",
     "Workflow",
+    "check_site",
     "json_schema",
     "load_config",
     "load_site",
-    "parse_site",
     "render_schema",
 ]
 

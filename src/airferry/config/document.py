@@ -11,7 +11,7 @@ neither lines nor bounds.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ from airferry.host.yaml import PlainLoader, StepLoader, YamlLimitError, bounded_
 MAX_CONFIG_BYTES = 4 * 1024 * 1024
 # below it, indentation alone nests, which a file of the size that is read cannot do deeply enough
 FEW_OPENERS = 1_000
-MAX_CONFIG_VALUES = 200_000
+# read within a second; the largest of Nemotron's configs has 508
+MAX_CONFIG_VALUES = 100_000
 MAX_CONFIG_DEPTH = 60
 
 KeyPath = tuple[str | int, ...]
@@ -53,6 +54,18 @@ class YamlDocument:
         """Return `file:line: key: reason`."""
         shown = format_key(key)
         return f"{self.path}:{self.line(key)}: " + (f"`{shown}`: {reason}" if shown else reason)
+
+
+@dataclass(frozen=True)
+class Answers(YamlDocument):
+    """Values that came from options, and stand in no file. `options` says which, by the first keys of a path."""
+
+    options: Mapping[KeyPath, str] = field(default_factory=dict)
+
+    def problem(self, key: KeyPath, reason: str) -> str:
+        """Return `option: reason`."""
+        known = next((self.options[key[:end]] for end in range(len(key), 0, -1) if key[:end] in self.options), None)
+        return f"`{known or format_key(key)}`: {reason}"
 
 
 def format_key(key: KeyPath) -> str:

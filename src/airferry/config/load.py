@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from airferry.config.document import KeyPath, YamlDocument, parse_document, read_yaml
+from airferry.config.document import Answers, KeyPath, YamlDocument, read_yaml
 from airferry.config.models import Config
 from airferry.config.schema import allowed_keys
 from airferry.config.site import SiteProfile
@@ -78,17 +79,17 @@ def load_site(path: Path) -> SiteProfile:
         return _site_of_its_own(document)
     site = load_config(path).site
     if site is None:
-        raise document.error((), "it has no `site`", hint="`airferry site init` writes a profile")
+        raise document.error((), "it has no `site`", hint="describe the site with `airferry site init --executor KIND`")
     return site
 
 
-def parse_site(data: bytes, path: Path) -> SiteProfile:
-    """Check the text of a site profile that is to become, or was, the file `path`.
+def check_site(value: Any, options: Mapping[KeyPath, str] | None = None) -> SiteProfile:
+    """Check a site profile that stands in no file yet. `options` names what each value came from.
 
     Raises:
-        ConfigurationError: all its problems, each as `file:line: key: reason`.
+        ConfigurationError: all its problems, each as `option: reason`.
     """
-    return _site_of_its_own(parse_document(data, path))
+    return _site_of_its_own(Answers(Path(), value, {}, options or {}))
 
 
 def _site_of_its_own(document: YamlDocument) -> SiteProfile:

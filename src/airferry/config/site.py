@@ -5,6 +5,7 @@ Says what executors, storage, mirrors and GPUs there are; asks none of them.
 
 from __future__ import annotations
 
+import difflib
 import re
 from typing import Annotated, Any, Literal
 
@@ -15,7 +16,12 @@ from airferry.config.fields import ContainerPath, PlatformField, StrictModel, Te
 ExecutorKind = Literal["slurm-pyxis", "kubernetes", "lepton", "dgxcloud", "docker", "podman"]
 EXECUTOR_KINDS: tuple[ExecutorKind, ...] = ("slurm-pyxis", "kubernetes", "lepton", "dgxcloud", "docker", "podman")
 FIRST_WITH_ZSTD = {"slurm-pyxis": (4, 0), "docker": (23, 0)}
+_KINDS_OF_OTHER_NAMES = {
+    **dict.fromkeys(("slurm", "enroot", "pyxis"), "slurm-pyxis"),
+    **dict.fromkeys(("k8s", "k3s", "rke2", "openshift"), "kubernetes"),
+}
 VERSIONED = {"slurm-pyxis": "enroot", "docker": "Docker"}
+_SHOWN_CHARACTERS = 120
 
 _VERSION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){0,9}")
 _PROFILE = re.compile(r"[A-Za-z0-9_-]+")
@@ -27,7 +33,7 @@ _REGISTRY = re.compile(r"(\[[0-9a-f:]+\]|[A-Za-z0-9.-]+)(:[0-9]{1,5})?(/[a-z0-9.
 def _matching(pattern: re.Pattern[str], expected: str) -> AfterValidator:
     def check(value: str) -> str:
         if not pattern.fullmatch(value):
-            raise ValueError(f"`{value}`: expected {expected}")
+            raise ValueError(f"`{value[:_SHOWN_CHARACTERS]}`: expected {expected}")
         return value
 
     return AfterValidator(check)
@@ -62,10 +68,21 @@ def parse_executor_version(text: str) -> tuple[int, ...]:
     return numbers if len(numbers) > 1 else (*numbers, 0)
 
 
+def _known_kind(value: Any) -> Any:
+    """Refuse an unknown kind of executor, with the one that may have been meant."""
+    if not isinstance(value, str) or value in EXECUTOR_KINDS:
+        return value
+    near = difflib.get_close_matches(value, EXECUTOR_KINDS, n=1, cutoff=0.6)
+    meant = _KINDS_OF_OTHER_NAMES.get(value.lower()) or (near[0] if near else None)
+    there_are = ", ".join(f"`{kind}`" for kind in EXECUTOR_KINDS)
+    asked = f", did you mean `{meant}`?" if meant else f": there are {there_are}"
+    raise ValueError(f"`{value}` is not an executor that airferry knows{asked}")
+
+
 class Executor(StrictModel):
     """What runs containers: its kind, and for Slurm enroot's version, for Docker its own."""
 
-    kind: Annotated[ExecutorKind, Field(description="What runs the containers.")]
+    kind: Annotated[ExecutorKind, BeforeValidator(_known_kind), Field(description="What runs the containers.")]
     version: Annotated[
         Version | None, Field(description="Of enroot (`slurm-pyxis`) or Docker, which decides what layers it can read.")
     ] = None

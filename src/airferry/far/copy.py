@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from airferry.errors import ConfigurationError, UsageError
+from airferry.errors import AirferryError, ConfigurationError, UsageError
 from airferry.events import Emit, Warned, silent
 from airferry.host import files
 from airferry.oci.archive import ArchiveSource, write_oci_archive
@@ -61,11 +61,25 @@ Place = FilePlace | RegistryPlace
 
 
 @dataclass(frozen=True, slots=True)
+class NotCopied:
+    """An artifact of an image that stayed behind: its digest, or the tag of cosign's that names it, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class CopyResult:
-    """What was copied, and under which name it is there now."""
+    """What was copied, and under which name it is there now.
+
+    `left_out` are the artifacts that did not come along, `unknown` says in words where others may be that
+    the source does not show.
+    """
 
     descriptor: Descriptor
     destination: str
+    left_out: tuple[NotCopied, ...] = ()
+    unknown: tuple[str, ...] = ()
 
 
 def parse_place(text: str) -> Place:
@@ -95,7 +109,8 @@ def copy(
     """Copy an image, index or artifact between layouts, archives and registries; the name there moves last.
 
     Idempotent; what the destination holds is not sent again, and an interrupted copy goes on where it was. Without a
-    name at the destination, the image keeps the one that it has. `platforms` narrow an index.
+    name at the destination, the image keeps the one that it has. `platforms` narrow an index. With `referrers` the
+    artifacts that belong to the image come along; those that cannot are warned of, and in the result.
 
     Raises:
         UsageError: a place is none, or the destination cannot be written under that name, or needs one.
@@ -114,21 +129,28 @@ def copy(
         else:
             there = _named(there, name)
             reference = there.name
-        shipments = image_shipments(held, descriptor, platforms=wanted, reference=reference, referrers=referrers)
+        lost: dict[str, str] = {}
+        shipments = image_shipments(
+            held, descriptor, platforms=wanted, reference=reference, referrers=referrers, lost=lost
+        )
         if referrers:
-            shipments += _signatures(held, shipments[0], there, jobs=options.jobs, emit=emit)
-        for doubt in held.unknown_referrers():
+            shipments += _signatures(held, shipments[0], there, jobs=options.jobs, lost=lost)
+            if shipments[0].descriptor.digest != descriptor.digest:
+                lost |= _left_by_narrowing(held, descriptor, jobs=options.jobs)
+        shipments = [item for item in shipments if _is_whole(held, item, there, lost)]
+        unknown = held.unknown_referrers()
+        for doubt in unknown:
             emit(Warned(doubt, hint="if the image has signatures or other artifacts, copy them by digest"))
-        for item in shipments:
-            expect_unambiguous(held, item.closure)
         if isinstance(there, FilePlace) and there.archive:
             write_oci_archive(held, shipments, there.path, emit=emit)
         else:
             with _open_sink(there, origin, client) as sink:
-                steps = CopyOptions(jobs=options.jobs, task=f"copy {descriptor.digest}", emit=emit)
-                for one in transfer(shipments, held, sink, steps).refused:
-                    emit(Warned(f"`{one.item.name}`, which belongs to the image, was not copied: {one.reason}"))
-    return CopyResult(shipments[0].descriptor, str(there))
+                steps = CopyOptions(jobs=options.jobs, task=f"copy {descriptor.digest}", skip_lost=True, emit=emit)
+                lost |= {one.item.name: one.reason for one in transfer(shipments, held, sink, steps).refused}
+    for name, reason in lost.items():
+        emit(Warned(f"`{name}`, which belongs to the image, was not copied: {reason}"))
+    left_out = tuple(NotCopied(name, reason) for name, reason in lost.items())
+    return CopyResult(shipments[0].descriptor, str(there), left_out, tuple(unknown))
 
 
 def _open_source(place: Place, pulls: Pulls) -> tuple[Source, Descriptor, str]:
@@ -145,14 +167,47 @@ def _open_source(place: Place, pulls: Pulls) -> tuple[Source, Descriptor, str]:
     return origin, descriptor, place.name if place.name in names else next(iter(names)) if len(names) == 1 else ""
 
 
-def _signatures(held: Source, image: Shipment, there: Place, *, jobs: int, emit: Emit) -> list[Shipment]:
-    """Return what cosign's tags name of an image, to go along; for an archive, which readers load whole, say what."""
-    found = read_signatures(held, image.closure, jobs=jobs)
-    if not found or not isinstance(there, FilePlace) or not there.archive:
+def _signatures(held: Source, image: Shipment, there: Place, *, jobs: int, lost: dict[str, str]) -> list[Shipment]:
+    """Return what cosign's tags name of an image, to go along; into an archive, which readers load whole, none does."""
+    digests = [stored.descriptor.digest for stored in image.closure.manifests]
+    found = read_signatures(held, digests, jobs=jobs, lost=lost)
+    if not isinstance(there, FilePlace) or not there.archive:
         return found
-    tags = ", ".join(f"`{item.name}`" for item in found)
-    emit(Warned(f"not copied into the archive: {tags}", hint="copy to `oci:DIR` to carry cosign's tags"))
+    lost |= {item.name: "an archive carries no tags of cosign; copy to `oci:DIR`" for item in found}
     return []
+
+
+def _left_by_narrowing(held: Source, whole: Descriptor, *, jobs: int) -> dict[str, str]:
+    """Return what belongs to an index of which only some platforms are copied, under another digest, and why it stays.
+
+    What belongs to the platforms themselves goes along.
+    """
+    lost: dict[str, str] = {}
+    found = [referrer.digest for referrer in held.referrers(whole.digest)]
+    found += [item.name for item in read_signatures(held, [whole.digest], jobs=jobs, lost=lost)]
+    return dict.fromkeys((*found, *lost), f"it belongs to `{whole.digest}`, and selecting platforms changes the digest")
+
+
+def _is_whole(held: Source, item: Shipment, there: Place, lost: dict[str, str]) -> bool:
+    """Tell whether a shipment can be sent. What belongs to the image, and of which the source lacks a part, cannot.
+
+    An archive is written in one go, so that every blob is asked for before.
+
+    Raises:
+        IntegrityError: programs may read a document differently.
+    """
+    try:
+        expect_unambiguous(held, item.closure)
+        if item.optional and isinstance(there, FilePlace) and there.archive:
+            for blob in item.closure.blobs.values():
+                with held.open_blob_unchecked(blob) as stream:
+                    stream.read(1)
+    except AirferryError as error:
+        if not item.optional or not held.lacks(error):
+            raise
+        lost[item.name] = error.message
+        return False
+    return True
 
 
 def _named(place: FilePlace, name: str) -> FilePlace:

@@ -18,9 +18,10 @@ from airferry.bundle.verify import Bundle, VerifyReport, expect_outside, find_la
 from airferry.config.submit import submit_command
 from airferry.defaults import OVERLAYS_FOLDER
 from airferry.errors import RegistryError, UsageError
-from airferry.events import Emit, silent
+from airferry.events import Emit, Notice, Warned, silent
 from airferry.far.destinations import hold_destination
-from airferry.far.push import RegistrySinks, audit, load_transfer, say_left_out
+from airferry.far.foreseen import foresee, keep_taken
+from airferry.far.push import RegistrySinks, audit, load_transfer, say_left_out, say_untagged
 from airferry.far.receipts import left_out, make_receipt, receipt_name
 from airferry.far.relocate import Destination, parse_destination
 from airferry.far.shipments import ARTIFACT_NAME, artifact_tags, part_skipped, place_images, plan_shipments
@@ -38,18 +39,23 @@ from airferry.host import files
 from airferry.host.canonical import plain_data
 from airferry.host.stages import stage
 from airferry.oci.closure import RefusedShipment, Shipment
-from airferry.oci.copy import CopyReport, Transfer
+from airferry.oci.copy import Transfer
+from airferry.oci.copying.report import CopyReport
 from airferry.oci.reference import Reference
 from airferry.registry.client import ClientOptions, RegistryClient
 from airferry.registry.failures import TooLarge, TransientRegistryError, rerun_helps
 from airferry.registry.profile import RegistryProfile, keep_learned, read_profile
+from airferry.registry.trial import PROBE_REPOSITORY
 from airferry.registry.uploads import Uploader
 from airferry.wording import counted, size_text
 
 
 @dataclass(frozen=True, slots=True)
 class LoadOutcome:
-    """What a load did, or with `dry_run` would do. `tags` are all tags, those that stay where they are too."""
+    """What a load did, or with `dry_run` would do. `tags` are all tags, those that stay where they are too.
+
+    `foreseen` is what a load would meet at the registry, as far as that is known; only a dry run looks ahead.
+    """
 
     report: VerifyReport
     manifest: BundleManifest
@@ -58,6 +64,7 @@ class LoadOutcome:
     receipt: Receipt
     receipt_path: Path
     dry_run: bool
+    foreseen: tuple[str, ...] = ()
 
     @property
     def moved_tags(self) -> tuple[TagMove, ...]:
@@ -111,6 +118,7 @@ class LoadOutcome:
         pushed = self.pushed
         return {
             "dry_run": self.dry_run,
+            "foreseen": list(self.foreseen),
             "receipt_path": None if self.dry_run else str(self.receipt_path),
             **plain_data(pushed, "sent_blobs", "sent_bytes", "mounted_blobs", "present_blobs", "manifests"),
             "steps": [plain_data(step, "action", "repository", "digest", "size_bytes") for step in pushed.steps]
@@ -185,32 +193,65 @@ def load(
         with _naming_the_rest(transfer, shipments, known):
             tags = plan_tags(wanted, {**noted, **own}, jobs=options.jobs)
         say_where_from(tags, own, receipt_path, emit)
+        foreseen = _foresee(shipments, destination, known, emit) if dry_run else []
         if dry_run:
             pushed = transfer.preview(shipments)
             without += pushed.refused
         else:
-            try:
-                with _naming_the_rest(transfer, shipments, known):
-                    pushed = stage("push", emit, lambda: transfer.send(shipments))
-            finally:
-                keep_learned(known, uploader.limits, mounts=uploader.mounts)
+            pushed, known = _push(transfer, shipments, known, uploader, emit)
             there = _less(shipments, pushed.refused)
             unseen = stage("audit", emit, lambda: audit(transfer, there, registry=destination.registry))
             without += [*pushed.refused, *unseen]
         say_left_out(without, destination, emit)
         shipments = _less(shipments, without)
-        there_now = {item.reference for item in _wanted_tags(opened, sinks, places, shipments)}
-        tags = [move for move in tags if move.reference in there_now]
-        made = make_receipt(opened, destination, places, tags, shipments, verified=root is not None)
-        made = made.model_copy(update={"left_out": left_out(without, destination, places)})
+        tags = _of_shipments(tags, _wanted_tags(opened, sinks, places, shipments))
+        refused: dict[str, str] = {}
         if not dry_run:
-            taken = stage("tag", emit, lambda: move_tags(tags, sinks, records, root=opened.root))
+            keep_taken(known, shipments)
+            taken = stage("tag", emit, lambda: move_tags(tags, sinks, records, root=opened.root, refused=refused))
+        tags, untagged = _part_refused(tags, refused)
+        say_untagged(untagged, destination, emit)
+        shipments = [item for item in shipments if str(places.get(item.name)) not in refused]
+        left = left_out(without, destination, places, untagged=untagged)
+        made = make_receipt(opened, destination, places, tags, shipments, verified=root is not None, left=left)
+        if not dry_run:
             ours = [move for move in tags if move.reference not in taken]
             write_receipt(made, receipt_path)
             # as late as can be: a tag that another client is about to set is not seen earlier
             taken |= moved_by_others(ours, sinks, jobs=options.jobs, retry=options.retry)
             expect_own_tags(taken, receipt_path)
-    return LoadOutcome(report, opened.manifest, pushed, tuple(tags), made, receipt_path, dry_run)
+    texts = tuple(item.text for item in foreseen)
+    return LoadOutcome(report, opened.manifest, pushed, tuple(tags), made, receipt_path, dry_run, texts)
+
+
+def _push(
+    transfer: Transfer, shipments: Sequence[Shipment], known: RegistryProfile, uploader: Uploader, emit: Emit
+) -> tuple[CopyReport, RegistryProfile]:
+    """Bring everything to the registry, and return what was done, and the profile that it left."""
+    try:
+        with _naming_the_rest(transfer, shipments, known):
+            pushed = stage("push", emit, lambda: transfer.send(shipments))
+    finally:
+        known = keep_learned(known, uploader.limits, mounts=uploader.mounts)
+    return pushed, known
+
+
+def _foresee(
+    shipments: Sequence[Shipment], destination: Destination, known: RegistryProfile, emit: Emit
+) -> list[Warned]:
+    """Warn of what a load would meet, or say how to find that out."""
+    foreseen = foresee(shipments, destination, known)
+    for warning in foreseen:
+        emit(warning)
+    if not known.media_types:
+        command = f"airferry registry probe {destination.registry}/{destination.repository(PROBE_REPOSITORY)}"
+        emit(
+            Notice(
+                f"not known of `{destination.registry}`: which types, sizes and names it takes; `{command}` or "
+                "`--probe` finds out, by pushing small things there"
+            )
+        )
+    return foreseen
 
 
 def expect_receipt_place(path: Path) -> None:
@@ -268,6 +309,19 @@ def _less(shipments: Sequence[Shipment], refused: Sequence[RefusedShipment]) -> 
     """Return the shipments without those that were refused; one artifact may go to several repositories."""
     out = {(one.item.name, one.item.repository) for one in refused}
     return [item for item in shipments if (item.name, item.repository) not in out]
+
+
+def _of_shipments(tags: Sequence[TagMove], wanted: Sequence[WantedTag]) -> list[TagMove]:
+    references = {item.reference for item in wanted}
+    return [move for move in tags if move.reference in references]
+
+
+def _part_refused(
+    tags: Sequence[TagMove], refused: Mapping[str, str]
+) -> tuple[list[TagMove], list[tuple[TagMove, str]]]:
+    """Return the tags without those that the registry refused, and these with its reasons."""
+    kept = [move for move in tags if move.reference not in refused]
+    return kept, [(move, refused[move.reference]) for move in tags if move.reference in refused]
 
 
 def _wanted_tags(

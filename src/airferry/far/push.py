@@ -9,6 +9,7 @@ from airferry.errors import RegistryError
 from airferry.events import Emit, Warned
 from airferry.far.relocate import Destination
 from airferry.far.shipments import is_artifact
+from airferry.far.tags import TagMove
 from airferry.oci.closure import RefusedShipment, Shipment
 from airferry.oci.copy import CopyOptions, Transfer
 from airferry.oci.entries import referrer_kind
@@ -56,10 +57,25 @@ def audit(transfer: Transfer, shipments: Sequence[Shipment], *, registry: str) -
     if missing:
         raise RegistryError(
             f"`{registry}` has lost content that it accepted: {some_of(missing, SHOWN_LOST)}",
-            hint="check whether the registry runs garbage collection during the load; no tag was moved, rerun",
+            hint="check whether the registry runs garbage collection during the load, then rerun; no tag was moved. A "
+            "registry that shows manifests by digest only as long as a tag names them takes no loads",
             missing=missing,
         )
     return transfer.audit_optional([item for item in shipments if item.optional])
+
+
+def say_untagged(untagged: Sequence[tuple[TagMove, str]], destination: Destination, emit: Emit) -> None:
+    """Warn about tags that a load goes on without: what they were to stand for is there, by its digest alone."""
+    if untagged:
+        shown = [f"`{move.reference}` for `{move.digest}`" for move, _reason in untagged]
+        emit(
+            Warned(
+                f"`{destination.registry}` holds {counted(len(untagged), 'artifact')} without the tag, which it "
+                f"refuses: {some_of(shown, SHOWN_KINDS)}: {untagged[0][1]}",
+                hint="the receipt lists them under `left_out`; a garbage collection there may remove what has no tag; "
+                "`--artifacts require` fails instead",
+            )
+        )
 
 
 def say_left_out(without: Sequence[RefusedShipment], destination: Destination, emit: Emit) -> None:

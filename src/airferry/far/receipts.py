@@ -73,8 +73,10 @@ def make_receipt(
     shipments: Sequence[Shipment],
     *,
     verified: bool,
+    left: Sequence[LeftOut] = (),
 ) -> Receipt:
-    """Return the receipt of a load. `verified` says that the bundle's root was given and matched.
+    """Return the receipt of a load. `verified` says that the bundle's root was given and matched, `left` what is not
+    there.
 
     Raises:
         IntegrityError: a step runs in an image that the bundle does not hold.
@@ -144,6 +146,7 @@ def make_receipt(
             for move in sorted(tags, key=lambda move: move.reference)
             if move.reference not in of_images
         ),
+        left_out=tuple(left),
     )
 
 
@@ -164,9 +167,16 @@ def _pinned_image(by_name: Mapping[str, str], step: str, image: str) -> str:
 
 
 def left_out(
-    refused: Iterable[RefusedShipment], destination: Destination, places: Mapping[str, Reference]
+    refused: Iterable[RefusedShipment],
+    destination: Destination,
+    places: Mapping[str, Reference],
+    *,
+    untagged: Iterable[tuple[TagMove, str]],
 ) -> tuple[LeftOut, ...]:
-    """Return what a load went on without, by the reference that it would have, with the reasons."""
+    """Return what a load went on without, by the reference that it would have, with the reasons.
+
+    `untagged` are the tags that the registry refused, though it took what they were to stand for.
+    """
     found = [
         LeftOut(
             reference=f"{destination.registry}/{one.item.repository}@{one.item.descriptor.digest}"
@@ -176,5 +186,9 @@ def left_out(
             reason=printable(one.reason, most=MAX_REASON),
         )
         for one in refused
+    ]
+    found += [
+        LeftOut(reference=move.reference, digest=move.digest, reason=printable(reason, most=MAX_REASON))
+        for move, reason in untagged
     ]
     return tuple(sorted(found, key=lambda one: one.reference))

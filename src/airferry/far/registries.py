@@ -6,16 +6,50 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from airferry.assets.manifest import ASSET_ARTIFACT, ASSET_CONTENT, MODELPACK_ARTIFACT, MODELPACK_CONFIG
+from airferry.bundle.artifacts import (
+    LOCK_ARTIFACT,
+    LOCK_CONTENT,
+    MANIFEST_ARTIFACT,
+    MANIFEST_CONTENT,
+    OVERLAYS_ARTIFACT,
+    OVERLAYS_CONTENT,
+    REHEARSAL_ARTIFACT,
+    REHEARSAL_CONTENT,
+    REQUIREMENTS_ARTIFACT,
+    REQUIREMENTS_CONTENT,
+    TOOL_ARTIFACT,
+    TOOL_CONTENT,
+)
+from airferry.bundle.catalogue import CATALOGUE_ARTIFACT, CATALOGUE_CONTENT
 from airferry.errors import UsageError
 from airferry.events import Emit, silent
-from airferry.far.relocate import parse_destination
+from airferry.far.relocate import Destination, parse_destination
 from airferry.oci.reference import parse_reference
 from airferry.registry.client import ClientOptions, RegistryClient
 from airferry.registry.connections import Request
 from airferry.registry.credentials import Credential, remove_credential, store_credential
 from airferry.registry.failures import Unauthorized
+from airferry.registry.governor import CHUNK_BYTES, SMALLEST_CHUNK_BYTES
 from airferry.registry.profile import RegistryProfile, write_profile
 from airferry.registry.trial import PROBE_REPOSITORY, try_registry
+from airferry.registry.trials.explained import ProbedFact, explain_profile
+from airferry.registry.trials.kinds import ArtifactKind
+from airferry.wording import size_text
+
+MAX_TRIED_BYTES = 1024 * 1024 * 1024
+# what bundles hold besides images, with the types of its content
+BUNDLE_KINDS = (
+    ArtifactKind(MANIFEST_ARTIFACT, MANIFEST_CONTENT),
+    ArtifactKind(LOCK_ARTIFACT, LOCK_CONTENT),
+    ArtifactKind(REQUIREMENTS_ARTIFACT, REQUIREMENTS_CONTENT),
+    ArtifactKind(OVERLAYS_ARTIFACT, OVERLAYS_CONTENT),
+    ArtifactKind(CATALOGUE_ARTIFACT, CATALOGUE_CONTENT),
+    ArtifactKind(TOOL_ARTIFACT, TOOL_CONTENT),
+    ArtifactKind(REHEARSAL_ARTIFACT, REHEARSAL_CONTENT),
+    ArtifactKind(ASSET_ARTIFACT, ASSET_CONTENT),
+    ArtifactKind(MODELPACK_ARTIFACT, "application/vnd.cncf.model.weight.v1.raw", MODELPACK_CONFIG),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +73,10 @@ class ProbeOutcome:
             "enroot cannot read OCI indexes from this registry, which also refuses Docker manifest "
             "lists: use another registry for Slurm"
         )
+
+    def explained(self) -> list[ProbedFact]:
+        """Return what was found, each with its value and what that means for loads and pulls."""
+        return explain_profile(self.profile)
 
     def to_document(self) -> dict[str, Any]:
         """Return the outcome as plain data."""
@@ -73,16 +111,32 @@ def logout(registry: str) -> list[Path]:
     return remove_credential(_host(registry))
 
 
-def probe_registry(target: str, *, options: ClientOptions | None = None, emit: Emit = silent) -> ProbeOutcome:
+def probe_registry(
+    target: str | Destination,
+    *,
+    largest_bytes: int = CHUNK_BYTES,
+    options: ClientOptions | None = None,
+    emit: Emit = silent,
+) -> ProbeOutcome:
     """Find out what a registry does, in `HOST[/REPO]`, and keep it for the next load.
 
+    Where a load would go, a `Destination`, it is tried in a separate repository below the prefix. No request carries
+    more than `largest_bytes`.
+
     Raises:
-        UsageError: there is no such place.
+        UsageError: there is no such place, or the size is out of range.
         RegistryError: the registry does not answer, or does not let this user push there.
     """
-    place = parse_destination(target)
+    if not SMALLEST_CHUNK_BYTES <= largest_bytes <= MAX_TRIED_BYTES:
+        least, most = size_text(SMALLEST_CHUNK_BYTES), size_text(MAX_TRIED_BYTES)
+        raise UsageError(f"{size_text(largest_bytes)} is out of range: requests of {least} to {most} can be tried")
+    if isinstance(target, str):
+        place = parse_destination(target)
+        repository = place.prefix or PROBE_REPOSITORY
+    else:
+        place, repository = target, target.repository(PROBE_REPOSITORY)
     with RegistryClient(place.registry, options=options, emit=emit) as client:
-        profile = try_registry(client, place.prefix or PROBE_REPOSITORY)
+        profile = try_registry(client, repository, artifacts=BUNDLE_KINDS, largest_bytes=largest_bytes)
     return ProbeOutcome(profile, write_profile(profile))
 
 

@@ -39,6 +39,7 @@ class TagMove:
     stored: Stored
     current: str | None
     previous: str | None
+    optional: bool = False
 
     @property
     def digest(self) -> str:
@@ -79,17 +80,25 @@ def plan_tags(wanted: Iterable[WantedTag], known: Mapping[str, str | None], *, j
             current = None
         digest = item.stored.descriptor.digest
         previous = known[item.reference] if current == digest and item.reference in known else current
-        return TagMove(item.reference, item.sink.repository, item.tag, item.stored, current, previous)
+        return TagMove(
+            item.reference, item.sink.repository, item.tag, item.stored, current, previous, optional=item.optional
+        )
 
     return parallel_map(ask, list(wanted), jobs=jobs)
 
 
 def move_tags(
-    moves: Iterable[TagMove], sinks: Callable[[str], RegistrySink], records: DestinationRecords, *, root: str
+    moves: Iterable[TagMove],
+    sinks: Callable[[str], RegistrySink],
+    records: DestinationRecords,
+    *,
+    root: str,
+    refused: dict[str, str] | None = None,
 ) -> dict[str, str | None]:
     """Note what the tags stand for, durably, then move those that need it, but none that others moved meanwhile.
 
-    Returns those, with what they stand for now.
+    Returns those, with what they stand for now. Optional ones that the registry refuses go into `refused`, with the
+    reason.
 
     Raises:
         RegistryError: a tag cannot be set; the message says how many are left. A rerun goes on.
@@ -108,8 +117,11 @@ def move_tags(
                 continue
             sink.put_manifest(move.stored, reference=move.tag)
         except RegistryError as error:
+            if refused is not None and move.optional and sink.refuses(error):
+                refused[move.reference] = error.message
+                continue
             raise error.reworded(
-                f"{error.message}; {number - len(taken)} of {len(todo)} tags were moved",
+                f"{error.message}; {number - len(taken) - len(refused or ())} of {len(todo)} tags were moved",
                 hint=_goes_on(error),
             ) from error
         files.boundary(f"tag {move.reference}")

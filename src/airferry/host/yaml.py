@@ -19,8 +19,9 @@ from airferry.wording import obeyed, printable
 
 MAX_DOCUMENT_BYTES = 16 * 1024 * 1024
 MAX_DOCUMENT_DEPTH = 40
-# keys count as well; a bundle of 500 images that each add 100 distributions stays below it
-MAX_DOCUMENT_VALUES = 500_000
+# keys count as well. A layer takes 15, an added distribution 9, so 100 images of two platforms, with 50 layers and 20
+# distributions each, stay below it; whatever stays below it is read within a second
+MAX_DOCUMENT_VALUES = 200_000
 MAX_ALIASED_VALUES = 200_000
 # far more than any number has: PyYAML reads `1:1:1:…`, its base 60, in quadratic time, as Python does long decimals
 MAX_NUMBER_CHARACTERS = 100
@@ -29,8 +30,10 @@ MAX_DIRECTIVES = 100
 MAX_SHOWN_PROBLEMS = 5
 MAX_PROBLEM_CHARACTERS = 300
 _NO_KEY = object()
+_COUNTED = (yaml.NodeEvent, yaml.DocumentStartEvent)
 _INT_TAG, _FLOAT_TAG = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
 _DIRECTIVE = re.compile(r"^%", re.MULTILINE)
+_DECIMAL = re.compile(r"-?(?:0|[1-9][0-9]{0,17})\Z")
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -261,7 +264,7 @@ def bounded_events(text: str, *, max_depth: int, max_values: int) -> Iterator[ya
     for event in yaml.parse(text, Loader=yaml.CSafeLoader):
         if isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
-        elif isinstance(event, yaml.NodeEvent | yaml.DocumentStartEvent):
+        elif isinstance(event, _COUNTED):
             values += 1
             if isinstance(event, yaml.CollectionStartEvent):
                 depth += 1
@@ -292,27 +295,35 @@ def _line(event: yaml.Event) -> int:
 def _build(text: str, what: str, *, limit_values: int, aliases: bool) -> object:
     loader = PlainLoader("")
     anchors = _Anchors(what, allowed=aliases)
-    holders = [_Holder([])]
+    holder = _Holder([])
+    holders = [holder]
     for event in bounded_events(text, max_depth=MAX_DOCUMENT_DEPTH, max_values=limit_values):
-        if isinstance(event, yaml.AliasEvent):
-            holders[-1].add(anchors.value(event.anchor), what)
-        elif isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent):
+        if isinstance(event, yaml.ScalarEvent):
             if event.tag not in (None, "!"):
                 raise IntegrityError(f"{what} has a YAML tag, which airferry never writes")
             anchors.count += 1
-            if isinstance(event, yaml.ScalarEvent):
-                value = _scalar(loader, event)
-                holders[-1].add(value, what)
-                if event.anchor:
-                    anchors.keep(event.anchor, value, anchors.count - 1)
-                continue
-            inner: dict[Any, Any] | list[Any] = {} if isinstance(event, yaml.MappingStartEvent) else []
-            holders[-1].add(inner, what)
-            holders.append(_Holder(inner, event.anchor, anchors.count - 1))
+            # quoted, or nothing that begins as anything but a text does: by far the most
+            value: Any = event.value
+            if event.implicit[0] and value[:1] in PlainLoader.yaml_implicit_resolvers:
+                value = int(value) if _DECIMAL.match(value) else _scalar(loader, event)
+            holder.add(value, what)
+            if event.anchor:
+                anchors.keep(event.anchor, value, anchors.count - 1)
         elif isinstance(event, yaml.CollectionEndEvent):
-            done = holders.pop()
-            if done.anchor:
-                anchors.keep(done.anchor, done.values, done.begun)
+            if holder.anchor:
+                anchors.keep(holder.anchor, holder.values, holder.begun)
+            holders.pop()
+            holder = holders[-1]
+        elif isinstance(event, yaml.AliasEvent):
+            holder.add(anchors.value(event.anchor), what)
+        elif isinstance(event, yaml.CollectionStartEvent):
+            if event.tag not in (None, "!"):
+                raise IntegrityError(f"{what} has a YAML tag, which airferry never writes")
+            anchors.count += 1
+            inner: dict[Any, Any] | list[Any] = {} if isinstance(event, yaml.MappingStartEvent) else []
+            holder.add(inner, what)
+            holder = _Holder(inner, event.anchor, anchors.count - 1)
+            holders.append(holder)
     values = holders[0].values
     if len(values) > 1:
         raise IntegrityError(f"{what} holds {len(values)} documents")

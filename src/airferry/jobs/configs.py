@@ -17,7 +17,7 @@ from typing import Any
 from airferry.bundle.receipt import Receipt, ReceiptImage
 from airferry.config import Executor, SiteProfile
 from airferry.config.submit import submit_command
-from airferry.errors import ConfigurationError, IntegrityError
+from airferry.errors import ConfigurationError, Gathering, IntegrityError
 from airferry.host.yaml import render_yaml
 from airferry.jobs.context import consumed_and_produced
 from airferry.jobs.known_assets import StagedValue, StagedValues, assets_of, staged_values
@@ -39,7 +39,6 @@ from airferry.wording import comment_line, on_one_line
 DEFAULT_CONFIG_NAME = "default"
 COMMANDS_FILE = "submit.txt"
 CONFIGS_MARK = "# Written by `airferry overlays`"
-PLAIN = Executor(kind="kubernetes")
 UNVERIFIED_SUBMIT = (
     "the submit commands are the bundle's own, and it was loaded without `--root`: read them before you run them"
 )
@@ -89,37 +88,35 @@ def make_overlays(receipt: Receipt, catalogue: Catalogue, *, site: SiteProfile, 
     They inherit by a path relative to where they will be below `out`, so that catalogue and overlays can move together.
 
     Raises:
-        ConfigurationError: the catalogue lacks a step or config, or mounts a repository that the image has not baked.
+        ConfigurationError: the catalogue lacks steps or configs, or mounts repositories that an image has not baked;
+            all of that is told.
         IntegrityError: the receipt contradicts itself.
     """
     reader = StepConfigReader()
     writer = _OverlayWriter(reader, site, out, receipt.submit)
-    executors = site.executors or (PLAIN,)
+    problems = Gathering()
     steps: list[StepOverlay] = []
     texts: dict[str, str] = {}
     unclear: dict[tuple[str, str], None] = {}
     for target in targets_of(receipt):
-        image = image_of(receipt, target)
-        found = find_step(catalogue, with_default(catalogue, target), travelled=True)
-        staged = _staged(found, receipt, reader)
-        unclear.update(dict.fromkeys((name, found.target.spec) for name in staged.values.unclear))
-        for executor in executors:
-            step, text = writer.overlay(found, image, executor, staged)
-            steps.append(step)
-            if step.path is not None:
-                texts[step.path] = text
+        with problems.one():
+            image = image_of(receipt, target)
+            found = find_step(catalogue, with_default(catalogue, target), travelled=True)
+            staged = _staged(found, receipt, reader)
+            unclear.update(dict.fromkeys((name, found.target.spec) for name in staged.values.unclear))
+            for executor in site.executors:
+                step, text = writer.overlay(found, image, executor, staged)
+                steps.append(step)
+                if step.path is not None:
+                    texts[step.path] = text
+    problems.raise_all()
     notes = [
         f"cannot tell which key of `{target}` is for asset `{name}`: set it on the command line"
         for name, target in unclear
     ]
     if receipt.submit and not receipt.root_verified:
         notes.append(UNVERIFIED_SUBMIT)
-    if not site.executors:
-        notes.append(
-            f"no site profile names an executor, so this is for {PLAIN}: write a profile with "
-            "`airferry site init`, and pass it with `--site`"
-        )
-    for executor in executors:
+    for executor in site.executors:
         own = [step for step in steps if step.executor == executor.kind]
         texts[f"{executor.kind}/env.toml"] = _fragment(site, executor, submit=receipt.submit)
         commands = "".join(f"{step.command}\n" for step in own)

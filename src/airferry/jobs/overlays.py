@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from airferry.config import SiteProfile
@@ -10,7 +10,7 @@ from airferry.config.site import EXECUTOR_KINDS
 from airferry.events import Emit, silent
 from airferry.host import files
 from airferry.jobs.catalogue import CatalogueSource, Whereabouts
-from airferry.jobs.configs import CONFIGS_MARK, PLAIN, OverlaySet, make_overlays
+from airferry.jobs.configs import CONFIGS_MARK, OverlaySet, make_overlays
 from airferry.jobs.profile import read_site
 from airferry.registry.client import ClientOptions
 
@@ -45,18 +45,17 @@ def write_overlays(places: Whereabouts, *, site: SiteProfile, out: Path) -> Over
     out = files.without_dots(out)
     made = make_overlays(places.receipt, places.kept_in(out), site=site, out=out.absolute())
     files.write_texts(out, made.files)
-    # without a profile, nothing says that the executors of an earlier run are gone
-    _remove_stale(out, made.files, kinds=EXECUTOR_KINDS if site.executors else (PLAIN.kind,))
+    _remove_stale(out, made.files)
     return made
 
 
-def _remove_stale(out: Path, written: Mapping[str, str], *, kinds: Iterable[str]) -> None:
+def _remove_stale(out: Path, written: Mapping[str, str]) -> None:
     """Remove what an earlier run wrote for steps and executors that are no more; files of others stay.
 
     Nothing but the executors' own folders is looked at, as `out` may be a folder with much else in it.
     """
     mark = CONFIGS_MARK.encode()
-    for path in sorted(path for kind in kinds for path in (out / kind).rglob("*")):
+    for path in sorted(path for kind in EXECUTOR_KINDS for path in (out / kind).rglob("*")):
         if path.is_symlink() or not path.is_file() or str(path.relative_to(out)) in written:
             continue
         with path.open("rb") as stream:

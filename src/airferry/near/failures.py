@@ -5,17 +5,15 @@ Also where in the user's files stands what failed. Knows nothing of what is done
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
-from airferry import errors
-from airferry.errors import AirferryError, HostError, IntegrityError
+from airferry.errors import AirferryError, HostError, IntegrityError, raise_all
 from airferry.host.threads import parallel_map
 from airferry.plan.models import GroupPlan, LauncherPlan, Overlay, Plan
 from airferry.registry.registries_conf import SharedFileError
 
-MAX_TOLD = 50
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -42,45 +40,6 @@ def map_all(function: Callable[[T], R], items: Iterable[T], *, jobs: int) -> lis
     if failures:
         raise_all(failures)
     return [one for one in done if not isinstance(one, _Failed)]
-
-
-def raise_all(failures: Sequence[AirferryError]) -> NoReturn:
-    """Raise one error for several failures.
-
-    Raises:
-        AirferryError: always, see `combined`.
-    """
-    told = combined(failures)
-    if told in failures:
-        raise told
-    raise told from failures[0]
-
-
-def combined(failures: Sequence[AirferryError]) -> AirferryError:
-    """Return one error for several: of their family, else of the first one's; one that is alone comes back as it is."""
-    told: dict[str, AirferryError] = {}
-    for error in failures:
-        for single in parts(error):
-            told.setdefault(single.message, single)
-    singles = list(told.values())
-    if len(singles) == 1:
-        return singles[0]
-    hints = list(dict.fromkeys(single.hint for single in singles if single.hint))
-    lines = []
-    for single in singles[:MAX_TOLD]:
-        lines.append(single.message)
-        if single.hint and len(hints) > 1:
-            lines.append(f"  hint: {single.hint}")
-    if len(singles) > MAX_TOLD:
-        lines.append(f"… and {len(singles) - MAX_TOLD} more")
-    first = singles[0]
-    family: type[AirferryError] = next(kind for kind in type(first).__mro__ if kind.__module__ == errors.__name__)
-    return family("\n".join(lines), hint=hints[0] if len(hints) == 1 else None, failures=singles)
-
-
-def parts(error: AirferryError) -> Sequence[AirferryError]:
-    """Return the errors that an error combines, or it alone."""
-    return error.failures or (error,)
 
 
 @contextmanager

@@ -16,7 +16,18 @@ import zstandard
 from pydantic import ValidationError
 
 from airferry import __version__
-from airferry.bundle.artifacts import OVERLAYS_ARTIFACT, REQUIREMENTS_ARTIFACT, ArtifactFile, put_artifact
+from airferry.bundle.artifacts import (
+    LOCK_ARTIFACT,
+    LOCK_CONTENT,
+    OVERLAYS_ARTIFACT,
+    OVERLAYS_CONTENT,
+    REHEARSAL_ARTIFACT,
+    REHEARSAL_CONTENT,
+    REQUIREMENTS_ARTIFACT,
+    REQUIREMENTS_CONTENT,
+    ArtifactFile,
+    put_artifact,
+)
 from airferry.bundle.manifest import (
     MANIFEST_FILE,
     ArtifactEntry,
@@ -62,12 +73,6 @@ from airferry.plan.inventory import parse_inventory, render_inventory
 from airferry.plan.lockfile import LOCK_FILE, LockedPlatform, Lockfile, render_lockfile
 from airferry.plan.models import LAUNCHER, GroupPlan, Plan
 
-LOCK_ARTIFACT = "application/vnd.airferry.lock.v1"
-LOCK_CONTENT = "application/vnd.airferry.lock.v1+yaml"
-REQUIREMENTS_CONTENT = "text/x-requirements.txt"
-OVERLAYS_CONTENT = "application/json"
-REHEARSAL_ARTIFACT = "application/vnd.airferry.rehearsal.v1"
-REHEARSAL_CONTENT = "application/vnd.airferry.rehearsal.v1+json"
 BUNDLE = "bundle"
 
 

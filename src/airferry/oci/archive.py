@@ -30,12 +30,19 @@ from airferry.oci.documents import (
     MAX_MANIFEST_BYTES,
     Descriptor,
     Index,
-    parse_index,
 )
-from airferry.oci.entries import Referrers, as_referrer, find_entry, find_referrers, named, strange_entries
+from airferry.oci.entries import (
+    Referrers,
+    as_referrer,
+    find_entry,
+    find_referrers,
+    named,
+    parse_listing,
+    strange_entries,
+)
 from airferry.oci.layout import INDEX_FILE, LAYOUT_BYTES, LAYOUT_FILE, LAYOUT_VERSION, MAX_INDEX_BYTES
 from airferry.oci.platform import Platform
-from airferry.oci.ports import Sink, Source, Stored, blocks
+from airferry.oci.ports import MissingContent, Sink, Source, Stored, blocks
 from airferry.oci.streams import verifying
 from airferry.oci.tar import DIRECTORY, END_OF_ARCHIVE, TarEntry, TarReader, entry_blocks
 
@@ -274,7 +281,7 @@ class ArchiveSource(Source):
         version = self._layout_version()
         if version != LAYOUT_VERSION:
             raise IntegrityError(f"`{path}` has imageLayoutVersion `{version}`, expected `{LAYOUT_VERSION}`")
-        self.index = parse_index(self._read_file(INDEX_FILE, MAX_INDEX_BYTES), what=f"`{INDEX_FILE}` in `{path}`")
+        self.index = parse_listing(self._read_file(INDEX_FILE, MAX_INDEX_BYTES), what=f"`{INDEX_FILE}` in `{path}`")
 
     def resolve(self, reference: str) -> Descriptor:
         """Return the descriptor that a name or digest stands for; an empty name stands for an only image.
@@ -282,7 +289,7 @@ class ArchiveSource(Source):
         Raises:
             ConfigurationError: nothing, or more than one thing, has that name.
         """
-        return find_entry(self.index.manifests, reference, where=f"archive `{self.path}`")
+        return find_entry(self.index, reference, where=f"archive `{self.path}`")
 
     def read_manifest(self, descriptor: Descriptor) -> Stored:
         """Return a manifest's or index's original bytes, verified.
@@ -317,7 +324,7 @@ class ArchiveSource(Source):
         """
         place = self._entries.get(_blob_name(descriptor))
         if place is None:
-            raise IntegrityError(f"blob `{descriptor.digest}` is missing in `{self.path}`", digest=descriptor.digest)
+            raise MissingContent(f"blob `{descriptor.digest}` is missing in `{self.path}`", digest=descriptor.digest)
         if place[1] != descriptor.size:
             raise IntegrityError(
                 f"blob `{descriptor.digest}` in `{self.path}` has {place[1]} bytes, expected {descriptor.size}",
@@ -330,7 +337,7 @@ class ArchiveSource(Source):
         """Return the top-level descriptors of artifacts whose subject is the digest, sorted by digest."""
         # two threads may both look the first time: that costs time, and they see the same
         if self._referrers is None:
-            self._referrers = find_referrers(self, self.index.manifests, strange=self._strange)
+            self._referrers = find_referrers(self, self.index, strange=self._strange)
         return list(self._referrers.get(digest, ()))
 
     def unknown_referrers(self) -> list[str]:

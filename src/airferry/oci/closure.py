@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from airferry.errors import BuildError, IntegrityError
+from airferry.errors import AirferryError, BuildError, IntegrityError
 from airferry.host.canonical import canonical_json
 from airferry.host.parsing import parse_json
 from airferry.host.progress import MIB
@@ -243,23 +243,27 @@ def select_platforms(index: Index, platforms: Collection[Platform], *, what: str
     return [child for child in index.manifests if child.digest in chosen]
 
 
-def read_referrers(source: Source, closure: Closure, *, depth: int = MAX_REFERRER_DEPTH) -> list[Closure]:
+def read_referrers(source: Source, closure: Closure, *, lost: dict[str, str] | None = None) -> list[Closure]:
     """Return the artifacts that refer to any part of an image, and those that refer to these, each once, subjects
     first.
 
+    Those that are listed, but that the source lacks, go into `lost` with the reason; without it they are an error.
+
     Raises:
-        IntegrityError: they refer to each other more than `depth` times over, are more than MAX_REFERRERS, or are not
-            what they should be.
+        IntegrityError: they refer to each other more than MAX_REFERRER_DEPTH times over, are more than MAX_REFERRERS,
+            or are not what they should be.
     """
     found: dict[str, Closure] = {}
-    _add_referrers(source, closure, depth, found)
+    _add_referrers(source, closure, MAX_REFERRER_DEPTH, found, lost)
     return list(found.values())
 
 
-def _add_referrers(source: Source, closure: Closure, depth: int, found: dict[str, Closure]) -> None:
+def _add_referrers(
+    source: Source, closure: Closure, depth: int, found: dict[str, Closure], lost: dict[str, str] | None
+) -> None:
     for stored in closure.manifests:
         for referrer in source.referrers(stored.descriptor.digest):
-            if referrer.digest in found:
+            if referrer.digest in found or referrer.digest in (lost or ()):
                 continue
             if depth == 0:
                 raise IntegrityError(f"artifacts refer to artifacts more than {MAX_REFERRER_DEPTH} levels deep")
@@ -268,23 +272,40 @@ def _add_referrers(source: Source, closure: Closure, depth: int, found: dict[str
                     f"more than {MAX_REFERRERS} artifacts refer to `{closure.top.descriptor.digest}` or to each other, "
                     "the limit for an image"
                 )
-            inner = found[referrer.digest] = read_closure(source, referrer)
-            _add_referrers(source, inner, depth - 1, found)
+            inner = _read_unless_lost(source, referrer, referrer.digest, lost)
+            if inner is not None:
+                found[referrer.digest] = inner
+                _add_referrers(source, inner, depth - 1, found, lost)
 
 
-def read_signatures(source: Source, closure: Closure, *, jobs: int) -> list[Shipment]:
-    """Return what cosign's tags name of an image and its parts: signatures, attestations, SBOMs, under these tags.
+def _read_unless_lost(source: Source, descriptor: Descriptor, name: str, lost: dict[str, str] | None) -> Closure | None:
+    """Return what an optional part of an image consists of, or note why the source lacks it."""
+    try:
+        return read_closure(source, descriptor)
+    except AirferryError as error:
+        if lost is None or not source.lacks(error):
+            raise
+        lost[name] = error.message
+        return None
+
+
+def read_signatures(
+    source: Source, digests: Iterable[str], *, jobs: int, lost: dict[str, str] | None = None
+) -> list[Shipment]:
+    """Return what cosign's tags name of these manifests: signatures, attestations, SBOMs, under these tags.
+
+    Those of which the source lacks a manifest go into `lost`, with the reason; without it they are an error.
 
     Raises:
         IntegrityError: one of them is not what it should be.
     """
-    tags = [tag for stored in closure.manifests for tag in signature_tags(stored.descriptor.digest)]
-    found = zip(tags, parallel_map(source.find_name, tags, jobs=jobs), strict=True)
-    return [
-        Shipment(tag, "", read_closure(source, descriptor), optional=True, reference=tag)
-        for tag, descriptor in found
-        if descriptor is not None
-    ]
+    tags = [tag for digest in digests for tag in signature_tags(digest)]
+    signatures = []
+    for tag, descriptor in zip(tags, parallel_map(source.find_name, tags, jobs=jobs), strict=True):
+        closure = _read_unless_lost(source, descriptor, tag, lost) if descriptor is not None else None
+        if closure is not None:
+            signatures.append(Shipment(tag, "", closure, optional=True, reference=tag))
+    return signatures
 
 
 def subjects_first(shipments: Sequence[Shipment]) -> Iterator[list[Shipment]]:

@@ -27,6 +27,8 @@ from airferry.oci.closure import (
     read_referrers,
     subjects_first,
 )
+from airferry.oci.copying.present import doubtful_blobs, send_unreadable
+from airferry.oci.copying.report import BlobStep, CopyReport, ManifestStep
 from airferry.oci.documents import FOREIGN_LAYERS, Descriptor, foreign_hint
 from airferry.oci.platform import Platform
 from airferry.oci.ports import Action, BlobOffer, Sink, Source, Stored
@@ -52,7 +54,8 @@ class CopyOptions:
     """How to copy.
 
     `task` is what progress is said of. `link` lets a sink take files of the source as they are, as between stores of
-    one user. With `skip_held`, manifests are read back first and only those that are missing are sent.
+    one user. With `skip_held`, manifests are read back first and only those that are missing are sent. `skip_lost`
+    takes a blob that the source lacks for a refusal, where only optional shipments want it.
     """
 
     jobs: int = DEFAULT_JOBS
@@ -60,78 +63,17 @@ class CopyOptions:
     order: Order = largest_first
     link: bool = False
     skip_held: bool = False
+    skip_lost: bool = False
     emit: Emit = silent
-
-
-@dataclass(frozen=True, slots=True)
-class BlobStep:
-    """What was done for one blob: `action` is `send`, `mount` or `link`."""
-
-    action: Action
-    digest: str
-    size_bytes: int
-    repository: str
-
-
-@dataclass(frozen=True, slots=True)
-class ManifestStep:
-    """A manifest or index that was sent."""
-
-    digest: str
-    size_bytes: int
-    repository: str
-
-
-@dataclass(slots=True)
-class CopyReport:
-    """What a copy did, or would do: blobs that were sent, mounted, and there before; manifests that were sent.
-
-    `refused` are the optional shipments that the sink does not take.
-    """
-
-    steps: list[BlobStep] = field(default_factory=list)
-    present_blobs: int = 0
-    manifest_steps: list[ManifestStep] = field(default_factory=list)
-    refused: list[RefusedShipment] = field(default_factory=list)
-
-    @property
-    def manifests(self) -> int:
-        """How many manifests and indexes were sent."""
-        return len(self.manifest_steps)
-
-    @property
-    def manifest_bytes(self) -> int:
-        """The bytes of the manifests and indexes that were sent."""
-        return sum(step.size_bytes for step in self.manifest_steps)
-
-    @property
-    def sent_blobs(self) -> int:
-        """How many blobs were sent."""
-        return sum(step.action == "send" for step in self.steps)
-
-    @property
-    def sent_bytes(self) -> int:
-        """The bytes of the blobs that were sent."""
-        return sum(step.size_bytes for step in self.steps if step.action == "send")
-
-    @property
-    def mounted_blobs(self) -> int:
-        """How many blobs one repository took over from another."""
-        return sum(step.action == "mount" for step in self.steps)
 
 
 @dataclass(slots=True)
 class _Wanted:
-    """A blob, the repositories that want it, and those of them that cannot do without it."""
+    """A blob, the repositories that want it, as they were named, and those of them that cannot do without it."""
 
     descriptor: Descriptor
-    among: dict[str, None] = field(default_factory=dict)
+    repositories: dict[str, None] = field(default_factory=dict)
     needed: set[str] = field(default_factory=set)
-
-    @property
-    def repositories(self) -> list[str]:
-        """The repositories, each once, in the order in which they were named."""
-        return list(self.among)
 
 
 class Transfer:
@@ -199,6 +141,9 @@ class Transfer:
             # of a level, so that what refers to something that was refused finds it in the report
             answers = self._map(self._try_manifests, level)
             self.report.refused += [answer for answer in answers if answer is not None]
+        doubtful = doubtful_blobs(shipments, self.report)
+        for repository, blob in send_unreadable(doubtful, self._source, self._sinks, jobs=self._options.jobs):
+            self.report.add_lost(repository, blob)
         return self.report
 
     def name(self, shipments: Sequence[Shipment]) -> None:
@@ -275,7 +220,7 @@ class Transfer:
                 blob = found.setdefault(digest, _Wanted(descriptor))
                 if blob.descriptor.size != descriptor.size:
                     raise IntegrityError(f"blob `{digest}` is declared with two different sizes", digest=digest)
-                blob.among[item.repository] = None
+                blob.repositories[item.repository] = None
                 if not item.optional:
                     blob.needed.add(item.repository)
         ordered = self._options.order(blob.descriptor for blob in found.values())
@@ -294,7 +239,7 @@ class Transfer:
         descriptor = blob.descriptor
         offer = BlobOffer(descriptor, self._source, advance=advance, link=self._options.link)
         if len(blob.repositories) == 1:
-            name = blob.repositories[0]
+            (name,) = blob.repositories
             with self._may_be_refused(blob, name):
                 # asking is left to the sink, which may know a way that costs no request
                 self._note(self._sinks(name).take_blob(offer), descriptor, name)
@@ -325,11 +270,12 @@ class Transfer:
 
     @contextmanager
     def _may_be_refused(self, blob: _Wanted, repository: str) -> Iterator[None]:
-        """Note a sink's refusal of a blob instead of raising it, where only optional shipments want the blob there."""
+        """Note instead of raising that a blob is refused, or lost, where only optional shipments want it there."""
         try:
             yield
         except AirferryError as error:
-            if repository in blob.needed or not self._sinks(repository).refuses(error):
+            lost = self._options.skip_lost and self._source.lacks(error)
+            if repository in blob.needed or not (lost or self._sinks(repository).refuses(error)):
                 raise
             with self._lock:
                 self._refusals[repository, blob.descriptor.digest] = error.message
@@ -383,7 +329,7 @@ class Transfer:
         try:
             action()
         except AirferryError as error:
-            if not item.optional or not self._sinks(item.repository).refuses(error):
+            if not item.optional or not self._sinks(item.repository).refuses(error, item.closure.manifests):
                 raise
             return error.message
         return ""
@@ -460,17 +406,18 @@ def image_shipments(
     platforms: Collection[Platform] | None = None,
     reference: str | None = None,
     referrers: bool = False,
+    lost: dict[str, str] | None = None,
 ) -> list[Shipment]:
     """Return what a copy of one image consists of: the image, and with `referrers` the artifacts that refer to it.
 
-    The artifacts are optional: an image arrives where a sink does not take them.
+    The artifacts are optional: an image arrives where a sink does not take them. For `lost` see `read_referrers`.
 
     Raises:
         BuildError: a wanted platform is missing.
         IntegrityError: a document is not what its descriptor says.
     """
     closure = read_closure(source, descriptor, platforms=platforms)
-    attached = read_referrers(source, closure) if referrers else []
+    attached = read_referrers(source, closure, lost=lost) if referrers else []
     return [
         Shipment(closure.top.descriptor.digest, "", closure, reference=reference),
         *(Shipment(inner.top.descriptor.digest, "", inner, optional=True) for inner in attached),

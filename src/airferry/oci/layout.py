@@ -14,24 +14,21 @@ import os
 import stat
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from airferry.errors import AirferryError, HostError, IntegrityError
 from airferry.host import files
-from airferry.host.canonical import canonical_json
 from airferry.host.parsing import Malformed, parse_json
 from airferry.oci.digest import digest_hex, digest_of, is_digest
 from airferry.oci.documents import (
-    CONTAINERD_SUBJECT,
     IMAGE_INDEX,
     IMAGE_MANIFEST,
     INDEX_TYPES,
     MANIFEST_TYPES,
     MAX_MANIFEST_BYTES,
-    REF_NAME,
     Descriptor,
     Index,
     descriptor_of,
@@ -39,15 +36,18 @@ from airferry.oci.documents import (
     parse_index,
 )
 from airferry.oci.entries import (
+    IndexListing,
     Referrers,
     as_referrer,
+    entered,
     find_entry,
     find_referrers,
+    index_bytes,
     named,
-    names_of,
+    parse_listing,
     strange_entries,
 )
-from airferry.oci.ports import Action, BlobOffer, Sink, Source, Stored, blocks
+from airferry.oci.ports import Action, BlobOffer, MissingContent, Sink, Source, Stored, blocks
 from airferry.oci.resume import RESUMABLE_FROM_BYTES, fetch_blob
 from airferry.oci.streams import sized, verifying
 
@@ -269,6 +269,9 @@ class LayoutStore(Source, Sink):
         """
         return parse_index(self.read_index_bytes(), what=f"`{self.path / INDEX_FILE}`")
 
+    def _listing(self) -> IndexListing:
+        return parse_listing(self.read_index_bytes(), what=f"`{self.path / INDEX_FILE}`")
+
     def root(self) -> str:
         """Return the digest of index.json."""
         return digest_of(self.read_index_bytes())
@@ -279,7 +282,7 @@ class LayoutStore(Source, Sink):
         Raises:
             ConfigurationError: nothing, or more than one thing, has that name.
         """
-        return find_entry(self.read_index().manifests, reference, where=f"layout `{self.path}`")
+        return find_entry(self._listing(), reference, where=f"layout `{self.path}`")
 
     def referrers(self, digest: str) -> list[Descriptor]:
         """Return the top-level descriptors of artifacts whose subject is the digest, sorted by digest.
@@ -289,7 +292,7 @@ class LayoutStore(Source, Sink):
         state = files.change_mark(self.path / INDEX_FILE)
         known = self._referrers
         if known is None or known[0] != state:
-            found = find_referrers(self, self.read_index().manifests, strange=self._strange)
+            found = find_referrers(self, self._listing(), strange=self._strange)
             known = self._referrers = (state, found)
         return list(known[1].get(digest, ()))
 
@@ -371,9 +374,8 @@ class LayoutStore(Source, Sink):
         if entry is None:
             return
         with self._lock:
-            entries = self.read_index().manifests
-            kept = [old for old in entries if not (names_of(old) & names_of(entry)) and not _same_unnamed(old, entry)]
-            self.write_index([*kept, entry])
+            old = self._listing()
+            self.write_index(entered(old.manifests, entry), strange=old.kept)
 
     def new_blob(self) -> AbstractContextManager[BlobWriter]:
         """Give a writer for a blob whose digest is not known yet; it must `commit` within the block.
@@ -423,11 +425,13 @@ class LayoutStore(Source, Sink):
                 os.fsync(stream.fileno())
             files.publish(temporary, self.blob_path(descriptor.digest))
 
-    def write_index(self, entries: Iterable[Descriptor]) -> bytes:
-        """Replace index.json, durably, with these descriptors, sorted, and return its bytes."""
+    def write_index(self, entries: Iterable[Descriptor], *, strange: Sequence[Any] = ()) -> bytes:
+        """Replace index.json, durably, with these descriptors, sorted, and return its bytes.
+
+        `strange` are entries of others that are no descriptors: they stay as they were, behind the rest.
+        """
         self._ensure_writable()
-        ordered = sorted(entries, key=_index_order)
-        data = canonical_json(Index(schema_version=2, media_type=IMAGE_INDEX, manifests=ordered))
+        data = index_bytes(entries, strange=strange)
         if len(data) > MAX_INDEX_BYTES:
             raise IntegrityError(f"index.json would have {len(data)} bytes, more than the limit of {MAX_INDEX_BYTES}")
         # entries of others come along as they are, with fields that are unknown here
@@ -470,23 +474,13 @@ class UnlistedLayout(LayoutStore):
         self.put_blob(stored.descriptor, io.BytesIO(stored.data))
 
 
-def _same_unnamed(old: Descriptor, new: Descriptor) -> bool:
-    return old.digest == new.digest and not names_of(old)
-
-
-def _index_order(entry: Descriptor) -> tuple[str, str, str, str]:
-    annotations = entry.annotations or {}
-    name = annotations.get(REF_NAME, "")
-    return (entry.artifact_type or "", name, annotations.get(CONTAINERD_SUBJECT, ""), entry.digest)
-
-
 @contextmanager
 def _open_regular(path: Path, *, what: str) -> Iterator[IO[bytes]]:
     """Open a regular file for reading; a link, a FIFO or a device is refused without touching it."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError as error:
-        raise IntegrityError(f"{what} is missing", path=str(path)) from error
+        raise MissingContent(f"{what} is missing", path=str(path)) from error
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO, errno.ENOTDIR, errno.EISDIR):
             raise IntegrityError(f"{what} is not a regular file", path=str(path)) from error

@@ -8,7 +8,7 @@ that copies from one to the other.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,6 +99,10 @@ class Stored:
         return view
 
 
+class MissingContent(IntegrityError):
+    """What a layout or an archive names is not in it. It holds nothing wrong in its place."""
+
+
 class Source(ABC):
     """Where blobs and manifests come from. Everything that is returned has been verified or verifies itself."""
 
@@ -133,6 +137,10 @@ class Source(ABC):
     def unknown_referrers(self) -> list[str]:
         """Return what kept `referrers` and `find_name` from seeing all there may be, in words and once each."""
         return []
+
+    def lacks(self, error: AirferryError) -> bool:
+        """Tell whether an error means that this source does not have, or does not give, what it was asked for."""
+        return isinstance(error, MissingContent)
 
     def open_blob_at(self, descriptor: Descriptor, offset: int) -> AbstractContextManager[IO[bytes]]:
         """Open a blob from an offset on; the reader checks the whole. Slow unless `reads_ranges`."""
@@ -178,6 +186,10 @@ class WrappedSource(Source):
     def unknown_referrers(self) -> list[str]:
         """Return what kept `referrers` from seeing all there may be."""
         return self.inner.unknown_referrers()
+
+    def lacks(self, error: AirferryError) -> bool:
+        """Tell whether an error means that the source does not have, or does not give, what it was asked for."""
+        return self.inner.lacks(error)
 
     def open_blob_at(self, descriptor: Descriptor, offset: int) -> AbstractContextManager[IO[bytes]]:
         """Open a blob from an offset on; the reader checks the whole."""
@@ -298,8 +310,15 @@ class Sink(ABC):
         """Take a blob over from another repository next to this one, no byte sent; False if that is not done here."""
         return False
 
-    def refuses(self, error: AirferryError) -> bool:
-        """Tell whether an error means that this sink refuses the thing itself, and would refuse it again."""
+    def gives_blob(self, descriptor: Descriptor) -> bool:
+        """Tell whether a blob that the sink says it holds can be read from it."""
+        return True
+
+    def refuses(self, error: AirferryError, manifests: Sequence[Stored] = ()) -> bool:
+        """Tell whether an error means that this sink refuses the thing itself, and would refuse it again.
+
+        `manifests` are those of the thing, its top last, where all that it consists of is known to have been sent.
+        """
         return False
 
 

@@ -26,15 +26,15 @@ from airferry.oci.documents import (
     REF_NAME,
     Descriptor,
     Index,
-    Manifest,
     ambiguities,
     parse_image_config,
 )
+from airferry.oci.entries import is_about_another
 from airferry.oci.layers import KINDS
 from airferry.oci.layout import INDEX_FILE, LAYOUT_FILE, LayoutStore
 from airferry.oci.litter import entry_litter_source, litter_text
 from airferry.oci.platform import Platform
-from airferry.oci.ports import Source, blocks
+from airferry.oci.ports import Source, Stored, blocks
 from airferry.oci.streams import verifying
 from airferry.wording import printable
 
@@ -141,12 +141,12 @@ class Inspector:
         if descriptor.media_type not in INDEX_TYPES:
             part = self._manifest(descriptor, subject=subject, stated=descriptor.platform_value(), original=original)
             return () if part is None else (part,)
-        index = self._index(descriptor, subject=subject, original=original)
-        if index is None:
+        listed = self._index(descriptor, subject=subject, original=original)
+        if listed is None:
             return ()
         parts: list[ImagePart] = []
         seen: set[Platform] = set()
-        for child in index.manifests:
+        for child in listed.index.manifests:
             if original and not child.is_runnable and child.media_type not in INDEX_TYPES:
                 self.artifact(child, subject=subject, original=True)
                 continue
@@ -174,21 +174,32 @@ class Inspector:
 
         For an index over manifests that another image has: what is wrong with them is said of that image.
         """
-        index = self._index(descriptor, subject=subject)
-        return tuple(index.manifests) if index is not None else ()
+        listed = self._index(descriptor, subject=subject)
+        return tuple(listed.index.manifests) if listed is not None else ()
 
-    def artifact(self, descriptor: Descriptor, *, subject: str, original: bool = False) -> Manifest | None:
-        """Walk an artifact and return its manifest, or None if it cannot be read."""
-        manifest = self._read_manifest(descriptor, subject=subject, original=original)
-        if manifest is None:
+    def artifact(
+        self, descriptor: Descriptor, *, subject: str, original: bool = False, nested: int = MAX_NESTED
+    ) -> Stored | None:
+        """Walk an artifact, or an index of artifacts, and return its document, or None if it cannot be read."""
+        if descriptor.media_type in INDEX_TYPES and nested:
+            listed = self._index(descriptor, subject=subject, original=original)
+            if listed is None:
+                return None
+            self.artifacts.add(descriptor.digest)
+            for child in listed.index.manifests:
+                self.artifact(child, subject=subject, original=original, nested=nested - 1)
+            return listed
+        stored = self._read_manifest(descriptor, subject=subject, original=original)
+        if stored is None:
             return None
+        manifest = stored.manifest
         self.artifacts.add(descriptor.digest)
         if manifest.config.media_type == EMPTY_CONFIG and not manifest.artifact_type:
             self.report(subject, "has an empty config and no artifactType", descriptor.digest)
         self._want(manifest.config, "config", descriptor, subject)
         for layer in manifest.layers:
             self._want(layer, "content", descriptor, subject)
-        return manifest
+        return stored
 
     def check_blobs(self, *, jobs: int | None = None, emit: Emit = silent) -> int:
         """Read every wanted blob that was not read yet, each once, and return the bytes of all; report what is wrong.
@@ -229,22 +240,22 @@ class Inspector:
                 hint="no build comes near it: something repeats itself to keep programs busy",
             )
 
-    def _index(self, descriptor: Descriptor, *, subject: str, original: bool = False) -> Index | None:
+    def _index(self, descriptor: Descriptor, *, subject: str, original: bool = False) -> Stored | None:
         self._want(descriptor, "index", None, subject)
         self._charge(1 + descriptor.size // BYTES_PER_REFERENCE)
         try:
             stored = self.source.read_manifest(descriptor)
-            index = stored.index
+            listed = stored.index.manifests
         except UNREADABLE as error:
             self.report(subject, error.message, descriptor.digest)
             self.read_whole.add(descriptor.digest)
             return None
-        self._charge(len(index.manifests))
+        self._charge(len(listed))
         self.read_whole.add(descriptor.digest)
         self._report_ambiguities(stored.ambiguities, "index", descriptor, subject=subject, original=original)
-        return index
+        return stored
 
-    def _read_manifest(self, descriptor: Descriptor, *, subject: str, original: bool = False) -> Manifest | None:
+    def _read_manifest(self, descriptor: Descriptor, *, subject: str, original: bool = False) -> Stored | None:
         self._want(descriptor, "manifest", None, subject)
         self._charge(1 + descriptor.size // BYTES_PER_REFERENCE)
         if descriptor.media_type not in MANIFEST_TYPES:
@@ -256,15 +267,15 @@ class Inspector:
             return None
         try:
             stored = self.source.read_manifest(descriptor)
-            manifest = stored.manifest
+            layers = stored.manifest.layers
         except UNREADABLE as error:
             self.report(subject, error.message, descriptor.digest)
             self.read_whole.add(descriptor.digest)
             return None
-        self._charge(len(manifest.layers))
+        self._charge(len(layers))
         self.read_whole.add(descriptor.digest)
         self._report_ambiguities(stored.ambiguities, "manifest", descriptor, subject=subject, original=original)
-        return manifest
+        return stored
 
     def _report_ambiguities(
         self, found: tuple[str, ...], role: str, descriptor: Descriptor, *, subject: str, original: bool
@@ -296,9 +307,10 @@ class Inspector:
     def _walk(
         self, descriptor: Descriptor, *, subject: str, stated: Platform | None, original: bool
     ) -> ImagePart | None:
-        manifest = self._read_manifest(descriptor, subject=subject, original=original)
-        if manifest is None:
+        stored = self._read_manifest(descriptor, subject=subject, original=original)
+        if stored is None:
             return None
+        manifest = stored.manifest
         for layer in manifest.layers:
             self._want(layer, "layer", descriptor, subject)
         self._want(manifest.config, "config", descriptor, subject)
@@ -396,7 +408,7 @@ def validate_layout(store: LayoutStore, index: Index, *, jobs: int | None = None
     named: set[str] = set()
     for entry in index.manifests:
         name = (entry.annotations or {}).get(REF_NAME)
-        if entry.artifact_type is not None:
+        if is_about_another(entry):
             inspector.artifact(entry, subject=f"artifact `{name or entry.digest}`")
         else:
             inspector.image(entry, subject=f"image `{name or entry.digest}`", original=True, nested=MAX_NESTED)

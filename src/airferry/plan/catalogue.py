@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -11,13 +12,15 @@ from typing import Any
 
 from airferry.config import Config, SourceSettings
 from airferry.config.fields import STEP_ID
-from airferry.errors import AirferryError, ConfigurationError, HostError
+from airferry.errors import AirferryError, ConfigurationError, Gathering, HostError, combined
 from airferry.host import files
 from airferry.host.parsing import Malformed, PythonTrees, parse_toml
 from airferry.plan.models import Target
 
 MAX_STEP_TOML_BYTES = 1024 * 1024
 CONFIG_ENDINGS = (".yaml", ".yml")
+_STEP_SECTION = re.compile(r"^[ \t]*(\[[ \t]*step[ \t]*\])", re.MULTILINE)
+_ID = re.compile(r"^[ \t]*(id[ \t]*=)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -232,7 +235,7 @@ def find_step(catalogue: Catalogue, target: Target, *, travelled: bool = False) 
     `travelled`: images were built of it, so that its catalogue may be one that lacks the user's own configs.
 
     Raises:
-        ConfigurationError: a file is missing or unreadable; nearest names are shown.
+        ConfigurationError: files are missing or unreadable, all of them named; nearest names are shown.
     """
     folder = catalogue.steps_folder / target.step_id
     step_py, step_toml = folder / "step.py", folder / "step.toml"
@@ -241,25 +244,30 @@ def find_step(catalogue: Catalogue, target: Target, *, travelled: bool = False) 
             f"there is no step `{target.step_id}` in `{catalogue.steps_folder}`",
             hint=_nearest(target.step_id, catalogue.step_ids()),
         )
+    problems = Gathering()
     for path in (step_py, step_toml):
-        if not files.is_file(path):
-            raise ConfigurationError(
-                f"step `{target.step_id}` has no `{path.name}`: `{path}` is missing",
-                hint="a step is a folder with `step.py`, `step.toml` and `config/<name>.yaml`",
-            )
-    _check_step_toml(step_toml, target)
+        with problems.one():
+            if not files.is_file(path):
+                raise ConfigurationError(
+                    f"step `{target.step_id}` has no `{path.name}`: `{path}` is missing",
+                    hint="a step is a folder with `step.py`, `step.toml` and `config/<name>.yaml`",
+                )
+            if path is step_toml:
+                _check_step_toml(step_toml, target)
     config_path = target.path
-    if config_path is not None:
-        _check_own_config(catalogue, target, config_path)
-    elif target.config is not None:
-        config_path = _named_config(folder / "config", target.config)
-        if not files.is_file(config_path):
-            raise ConfigurationError(
-                f"step `{target.step_id}` has no config `{target.config}`: `{config_path}` is missing",
-                hint=_nearest(target.config, catalogue.config_names(target.step_id))
-                + "; refer to your own config by its path, with a `/` or the extension `.yaml`"
-                + (", which must be in the catalogue of the bundle" if travelled else ""),
-            )
+    with problems.one():
+        if config_path is not None:
+            _check_own_config(catalogue, target, config_path)
+        elif target.config is not None:
+            config_path = _named_config(folder / "config", target.config)
+            if not files.is_file(config_path):
+                raise ConfigurationError(
+                    f"step `{target.step_id}` has no config `{target.config}`: `{config_path}` is missing",
+                    hint=_nearest(target.config, catalogue.config_names(target.step_id))
+                    + "; refer to your own config by its path, with a `/` or the extension `.yaml`"
+                    + (", which must be in the catalogue of the bundle" if travelled else ""),
+                )
+    problems.raise_all()
     module = f"{catalogue.package}.{target.step_id.replace('/', '.')}.step"
     return StepFiles(target, folder, step_py, step_toml, config_path, module)
 
@@ -287,11 +295,22 @@ def _check_own_config(catalogue: Catalogue, target: Target, path: Path) -> None:
 def _check_step_toml(path: Path, target: Target) -> None:
     section = read_step_toml(path).get("step")
     step_id = section.get("id") if isinstance(section, dict) else None
-    if step_id != target.step_id:
-        raise ConfigurationError(
-            f"{path}:1: `step.id` is `{step_id}`, expected `{target.step_id}`, the folder that the file is in",
-            hint="correct `id` under `[step]`",
-        )
+    if step_id == target.step_id:
+        return
+    line = _line_of(path, _ID if step_id is not None else _STEP_SECTION)
+    expected = f"expected `{target.step_id}`, the folder that the file is in"
+    if step_id is None:
+        reason, hint = f"`step` has no `id`, {expected}", f'write `id = "{target.step_id}"` under `[step]`'
+    else:
+        reason, hint = f"`step.id` is `{step_id}`, {expected}", "correct `id` under `[step]`"
+    raise ConfigurationError(f"{path}:{line}: {reason}", hint=hint, path=str(path), line=line)
+
+
+def _line_of(path: Path, pattern: re.Pattern[str]) -> int:
+    """Return the line of the first match in a file that was read before, 1 without one."""
+    text = files.read_bounded(path, limit_bytes=MAX_STEP_TOML_BYTES).decode(errors="replace")
+    found = pattern.search(text)
+    return text.count("\n", 0, found.start(1)) + 1 if found else 1
 
 
 def read_step_toml(path: Path) -> dict[str, Any]:
@@ -327,14 +346,15 @@ class WantedTarget:
     written: tuple[str, ...]
 
 
-def expand_targets(config: Config, catalogue: Catalogue, targets: tuple[str, ...]) -> list[WantedTarget]:
+def expand_targets(
+    config: Config, catalogue: Catalogue, targets: tuple[str, ...], *, problems: Gathering
+) -> list[WantedTarget]:
     """Return all targets, prerequisites before dependants, each once.
 
     `targets` replace the configuration's `workflow.stages`; their key is empty, and paths in them start at the current
     folder. Paths in the configuration start at its own folder.
 
-    Raises:
-        ConfigurationError: a target has a wrong form, or depends on itself; the cycle's path is shown.
+    `problems` gets targets of a wrong form, and those that depend on themselves, with the path of the cycle.
     """
     own: tuple[str | int, ...] = ("dependencies",) if config.dependencies else ("workflow", "dependencies")
     dependencies = config.effective_dependencies
@@ -365,21 +385,26 @@ def expand_targets(config: Config, catalogue: Catalogue, targets: tuple[str, ...
             return
         stack.append(target)
         for index, below in enumerate(dependencies.get(target.step_id, ())):
-            add(below, (*own, target.step_id, index))
+            with problems.one():
+                add(below, (*own, target.step_id, index))
         stack.pop()
         result[place] = WantedTarget(target, key, (text,))
 
     if targets:
         for text in targets:
-            add(text, ())
+            with problems.one():
+                add(text, ())
     else:
         for index, text in enumerate(config.workflow.stages):
-            add(text, ("workflow", "stages", index))
+            with problems.one():
+                add(text, ("workflow", "stages", index))
     return list(result.values())
 
 
-def located(config: Config, key: tuple[str | int, ...], error: AirferryError) -> ConfigurationError:
+def located(config: Config, key: tuple[str | int, ...], error: AirferryError) -> AirferryError:
     """Return an error as one of the configuration's key that caused it, or of the configuration where no key did."""
     if not key:
         return error if isinstance(error, ConfigurationError) else ConfigurationError(error.message, hint=error.hint)
+    if error.failures:
+        return combined([located(config, key, failure) for failure in error.failures])
     return config.error(*key, reason=error.message, hint=error.hint)

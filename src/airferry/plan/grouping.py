@@ -18,7 +18,7 @@ from airferry.config import Config, ExecutionImage
 from airferry.host.canonical import plain_data
 from airferry.oci.platform import Platform, host
 from airferry.oci.reference import parse_reference
-from airferry.plan.models import Candidate, GroupPlan, LauncherPlan, Origin, Overlay, StepPlan
+from airferry.plan.models import Candidate, GroupPlan, LauncherPlan, Origin, Overlay, StepPlan, Target
 from airferry.plan.step_config import CLASH_HINT, find_clash, make_overlay, merge_overlays
 
 _RANK: dict[Origin, int] = {"required": 0, "step": 1, "catalogue": 2, "reported": 3}
@@ -78,7 +78,7 @@ def make_groups(config: Config, steps: Iterable[StepPlan], *, platforms: tuple[P
     drafts: dict[str, dict[_Variant, _Draft]] = {}
     ordered: list[_Draft] = []
     for step in steps:
-        name, image = _image_of(config, step)
+        name, image = image_of_step(config, step.target)
         overlays = merge_overlays(
             step.overlays, (make_overlay(item.url, item.ref, item.target) for item in image.overlays)
         )
@@ -104,10 +104,15 @@ def make_groups(config: Config, steps: Iterable[StepPlan], *, platforms: tuple[P
     return tuple(_finish(config, draft) for draft in ordered)
 
 
-def _image_of(config: Config, step: StepPlan) -> tuple[str, ExecutionImage]:
-    entry = config.step_execution_images.get(step.target.step_id)
+def image_of_step(config: Config, target: Target) -> tuple[str, ExecutionImage]:
+    """Return the image that a target runs in, and its name.
+
+    Raises:
+        ConfigurationError: the step has none, or one that is not defined.
+    """
+    step_id = target.step_id
+    entry = config.step_execution_images.get(step_id)
     if entry is None:
-        step_id = step.target.step_id
         near = difflib.get_close_matches(step_id, config.step_execution_images, n=1, cutoff=0.9)
         hint = f"add `{step_id}: <name>`, with one of " + (
             ", ".join(f"`{name}`" for name in config.execution_images) or "the names under `execution_images`"
@@ -122,7 +127,7 @@ def _image_of(config: Config, step: StepPlan) -> tuple[str, ExecutionImage]:
     if image is None:
         raise config.error(
             "step_execution_images",
-            step.target.step_id,
+            step_id,
             reason=f"there is no image `{entry.execution_image}` under `execution_images`",
             hint="there are " + (", ".join(f"`{name}`" for name in config.execution_images) or "none"),
         )

@@ -10,19 +10,27 @@ from typing import Any
 
 from airferry.config import Config, LauncherImage
 from airferry.config.models import STAGES
-from airferry.errors import AirferryError, UsageError
+from airferry.errors import AirferryError, Gathering, UsageError
 from airferry.host import files
 from airferry.host.yaml import render_yaml
 from airferry.oci.platform import Platform
-from airferry.plan.catalogue import Catalogue, StepFiles, expand_targets, find_step, located, open_catalogue
+from airferry.plan.catalogue import (
+    Catalogue,
+    StepFiles,
+    WantedTarget,
+    expand_targets,
+    find_step,
+    located,
+    open_catalogue,
+)
 from airferry.plan.code.imports import ImportScanner
 from airferry.plan.code.installs import config_installs, editable_folders, install_warnings
 from airferry.plan.code.job_path import PathScanner
 from airferry.plan.code.warnings import fetch_warnings
 from airferry.plan.config_images import image_warnings
-from airferry.plan.grouping import check_images, image_platforms, make_groups
+from airferry.plan.grouping import check_images, image_of_step, image_platforms, make_groups
 from airferry.plan.locks.catalogue import find_catalogue_lock
-from airferry.plan.models import GroupPlan, LauncherPlan, Plan, PlanWarning, StepPlan
+from airferry.plan.models import GroupPlan, LauncherPlan, Plan, PlanWarning, StepPlan, Target
 from airferry.plan.own_configs import OwnConfigs
 from airferry.plan.step_config import StepConfigReader
 from airferry.plan.step_ids import id_warnings
@@ -71,7 +79,8 @@ def make_plan(
     steps: tuple[StepPlan, ...] = ()
     groups: tuple[GroupPlan, ...] = ()
     if _NEED_TARGETS.intersection(chosen_stages):
-        steps = _read_steps(config, catalogue, wanted)
+        of_groups = bool(_NEED_GROUPS.intersection(chosen_stages))
+        steps = _read_steps(config, catalogue, wanted, of_groups=of_groups)
     if _NEED_GROUPS.intersection(chosen_stages):
         groups = make_groups(config, steps, platforms=chosen_platforms)
     launcher = _launcher(config, chosen_platforms) if "build-launcher-image" in chosen_stages else None
@@ -129,48 +138,80 @@ def split_choices(values: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(item.strip() for value in values for item in value.split(",") if item.strip()))
 
 
-def _read_steps(config: Config, catalogue: Catalogue, targets: tuple[str, ...]) -> tuple[StepPlan, ...]:
-    expanded = expand_targets(config, catalogue, targets)
-    if not expanded:
+def _read_steps(
+    config: Config, catalogue: Catalogue, targets: tuple[str, ...], *, of_groups: bool
+) -> tuple[StepPlan, ...]:
+    """Return the steps to plan for; `of_groups`: each is to have an image. All that is wrong with any is told at once.
+
+    Raises:
+        ConfigurationError: targets, files of steps, or what configs hold.
+    """
+    problems = Gathering()
+    expanded = expand_targets(config, catalogue, targets, problems=problems)
+    if not (targets or config.workflow.stages):
         raise config.error(
             "workflow",
             "stages",
             reason="no steps selected",
             hint="list targets such as `sft/megatron_bridge:tiny`, or pass them with `--target`",
         )
-    reader, scanner, paths = StepConfigReader(), ImportScanner(catalogue), PathScanner(catalogue)
-    own = OwnConfigs(catalogue, reader)
-    found: list[StepFiles] = []
+    found: list[tuple[WantedTarget, StepFiles]] = []
     for wanted in expanded:
-        try:
-            found.append(find_step(catalogue, wanted.target))
-        except AirferryError as error:
-            raise located(config, wanted.key, error) from error
+        with problems.one():
+            try:
+                found.append((wanted, find_step(catalogue, wanted.target)))
+            except AirferryError as error:
+                raise located(config, wanted.key, error) from error
+            if of_groups:
+                image_of_step(config, wanted.target)
+    readers = _Readers(catalogue)
+    named: list[Target] = []
+    with problems.one():
+        named = readers.own.name(step.target for _, step in found)
     steps: dict[str, StepPlan] = {}
-    for target, wanted, step in zip(own.name(item.target for item in found), expanded, found, strict=True):
-        # the same config in two places is one target
-        written = steps[target.spec].written if target.spec in steps else ()
-        read = reader.read(step.config_path) if step.config_path else None
-        documents = StepDocuments(reader, step.config_path, environment={}) if step.config_path else None
-        path = paths.job_path(scanner.files(step), documents)
-        starts = config_installs(documents, catalogue)
-        steps[target.spec] = StepPlan(
+    for target, (wanted, step) in zip(named, found, strict=False):
+        with problems.one():
+            # the same config in two places is one target
+            written = (*(steps[target.spec].written if target.spec in steps else ()), *wanted.written)
+            steps[target.spec] = replace(readers.read(target, step), written=tuple(dict.fromkeys(written)))
+    problems.raise_all()
+    return tuple(steps.values())
+
+
+class _Readers:
+    """Reads the files of steps, those that several share once."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self._catalogue = catalogue
+        self._configs, self._scanner, self._paths = StepConfigReader(), ImportScanner(catalogue), PathScanner(catalogue)
+        self.own = OwnConfigs(catalogue, self._configs)
+
+    def read(self, target: Target, step: StepFiles) -> StepPlan:
+        """Return a step as its files have it, under the name that its target got.
+
+        Raises:
+            ConfigurationError: what its files hold.
+        """
+        configs, path = self._configs, step.config_path
+        read = configs.read(path) if path else None
+        documents = StepDocuments(configs, path, environment={}) if path else None
+        job_path = self._paths.job_path(self._scanner.files(step), documents)
+        starts = config_installs(documents, self._catalogue)
+        return StepPlan(
             target=target,
             folder=step.folder,
             step_py=step.step_py,
             step_toml=step.step_toml,
-            config_path=step.config_path,
+            config_path=path,
             module=step.module,
             mounts=read.mounts if read else (),
             overlays=read.overlays if read else (),
-            candidates=scanner.candidates(step),
+            candidates=self._scanner.candidates(step),
             container_image=read.container_image if read else None,
-            job_path=replace(path, folders=(*path.folders, *editable_folders(starts))),
+            job_path=replace(job_path, folders=(*job_path.folders, *editable_folders(starts))),
             start_installs=starts,
-            config_files=own.files(target, step.config_path) if step.config_path else (),
-            written=tuple(dict.fromkeys((*written, *wanted.written))),
+            config_files=self.own.files(target, path) if path else (),
         )
-    return tuple(steps.values())
 
 
 def _warnings(

@@ -22,8 +22,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from airferry.config.document import KeyPath, YamlDocument, format_key
 from airferry.errors import ConfigurationError
-from airferry.plan.interpolations import TooMuchExpandedError, count_interpolations, expect_bounded
-from airferry.plan.step_config import MISSING, StepConfigReader
+from airferry.plan.interpolations import InterpolationBudget, ResolutionMeter, TooMuchExpandedError, metered
+from airferry.plan.step_config import MISSING, StepConfigReader, merge_plain, strings
 
 _CUSTOM = {"oc.env": "airferry.env", "auto_mount": "airferry.mount", "art": "airferry.artifact"}
 _RESOLVER = re.compile(r"\$\{\s*(oc\.env|auto_mount|art)\s*:")
@@ -120,16 +120,28 @@ def read_step_values(reader: StepConfigReader, path: Path, *, environment: Mappi
     documents = reader.documents(path)
     token = _environment.set(environment)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), metered() as meter:
             warnings.simplefilter("ignore")
             _register()
             parts = [_without_defaults(document.value) for document in documents]
-            raw: Any = OmegaConf.to_container(OmegaConf.merge(*map(OmegaConf.create, parts)), resolve=False)
-            expect_bounded(raw)
-            readable = OmegaConf.merge(*[OmegaConf.create(_redirected(part)) for part in parts])
-            values = tuple(_leaf(key, text, readable, documents) for key, text in _leaves(raw, ()))
+            raw: Any = merge_plain(parts)
+            if raw is None:
+                raw = OmegaConf.to_container(OmegaConf.merge(*map(OmegaConf.create, parts)), resolve=False)
+            else:
+                parts = [raw]
+            # OmegaConf takes most of the time, and without interpolations it has nothing to say
+            readable = None
+            if any("${" in text for _, text in strings(raw)):
+                readable = OmegaConf.merge(*[OmegaConf.create(_redirected(part)) for part in parts])
+            values = tuple(_leaf(key, text, readable, documents, meter) for key, text in _leaves(raw, ()))
     except TooMuchExpandedError as error:
         raise documents[-1].error(error.key, str(error), hint="write out what it refers to") from error
+    except RecursionError as error:
+        raise ConfigurationError(
+            f"{path}: an interpolation, or what it leads to, is nested too deeply",
+            hint="write out what it refers to",
+            path=str(path),
+        ) from error
     except (OmegaConfBaseException, TypeError) as error:
         raise ConfigurationError(
             f"{path}: OmegaConf cannot read it: {_first_line(error)}",
@@ -147,13 +159,14 @@ def resolve_texts(texts: Mapping[str, Any], *, environment: Mapping[str, str]) -
     result: dict[str, str] = {}
     token = _environment.set(environment)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), metered():
             warnings.simplefilter("ignore")
             _register()
+            budget = InterpolationBudget()
             for name, text in texts.items():
                 result[str(name)] = str(text)
-                with suppress(OmegaConfBaseException, TooMuchExpandedError):
-                    count_interpolations(str(text), ())
+                with suppress(OmegaConfBaseException, TooMuchExpandedError, RecursionError):
+                    budget.spend(str(text), ())
                     result[str(name)] = str(OmegaConf.create({"value": _redirected(text)})["value"])
     finally:
         _environment.reset(token)
@@ -205,17 +218,19 @@ def _leaves(value: Any, key: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
         yield key, value
 
 
-def _leaf(key: KeyPath, raw: Any, tree: Any, documents: list[YamlDocument]) -> StepValue:
+def _leaf(key: KeyPath, raw: Any, tree: Any, documents: list[YamlDocument], meter: ResolutionMeter) -> StepValue:
     file, line = _place(key, documents)
     if not isinstance(raw, str) or "\n" in raw or ("${" not in raw and raw != MISSING):
         return StepValue(key, raw, raw, None, file, line)
     if raw == MISSING:
         return StepValue(key, raw, None, "has no value and no default", file, line)
+    meter.key = key
     try:
         node = tree
         for part in key:
             node = node[part]
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, TooMuchExpandedError) as error:
+        meter.expect_left()
         return StepValue(key, raw, None, _first_line(error), file, line)
     if isinstance(node, DictConfig | ListConfig):
         return StepValue(key, raw, None, None, file, line)

@@ -19,7 +19,7 @@ from airferry.host import clock
 from airferry.host.parsing import Malformed, parse_json, split_url
 from airferry.registry.connections import Answer
 from airferry.registry.credentials import Credential, Lookup
-from airferry.registry.failures import Unauthorized, redacted, registry_codes
+from airferry.registry.failures import Unauthorized, redacted, registry_codes, token_hint
 
 MAX_CHALLENGE_CHARACTERS = 8192
 MAX_TOKEN_CHARACTERS = 64 * 1024
@@ -201,7 +201,7 @@ class RegistryAuth:
                 f"token server `{server}` refuses {who} for `{self.registry}` with {response.status_code}"
                 + (f" `{code}`" if code else "")
                 + (f": {text}" if text else ""),
-                hint=f"log in with `airferry login {self.registry}`",
+                hint=token_hint(self.registry, text),
                 status=response.status_code,
                 url=server,
             )

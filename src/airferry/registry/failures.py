@@ -65,8 +65,21 @@ _SHAPE_HINT = (
     "the registry does not take this repository name, by its depth, length or letters: shorten it with `--flatten`, or "
     "change it with `--map FROM=TO`"
 )
+_FULL_HINT = (
+    "the registry has no room left for this: free space on its disk (garbage collection) or have the quota of the "
+    "project raised, then rerun; finished uploads are not repeated"
+)
 _WRITES = frozenset({"PUT", "POST", "PATCH", "DELETE"})
 _IMMUTABLE = re.compile(r"immutable|overwrit|does not allow updating|already exists|locked", re.IGNORECASE)
+# Harbor says the first two as 403 and 412, distribution the others as 500: `Err:28` is how Go prints ENOSPC
+_FULL = re.compile(
+    r"\bquota\b|exceed the configured upper limit|no space left|\bErr:28\b|insufficient storage|disk is full",
+    re.IGNORECASE,
+)
+# what makes names is asked for something that must be there first
+_NO_PLACE = re.compile(
+    r"(create|unknown|no such|does not exist|not found).*(organi[sz]ation|namespace|project|repository)"
+)
 _PATH = re.compile(r"/v2/(?P<name>.+)/(?P<kind>manifests|blobs)/(?P<reference>[^/]*)")
 
 NO_REGISTRY_HINT = "check whether a web page or login form answers instead of the registry"
@@ -188,6 +201,8 @@ def rerun_helps(error: RegistryError) -> bool:
 def _status_hint(method: str, url: str, *, status: int, code: str, text: str) -> str | None:
     """Return what to do about an answer; None where nothing is known."""
     hint = _HINTS.get(status)
+    if method in _WRITES and _FULL.search(f"{code} {text}"):
+        return _FULL_HINT
     if method in _WRITES:
         hint = _refused_write(url, status=status, code=code, text=text) or _WRITE_HINTS.get(status) or hint
     if hint is None and status >= 500:
@@ -216,9 +231,20 @@ def _refused_write(url: str, *, status: int, code: str, text: str) -> str | None
         return _MEDIA_TYPE_HINT
     if kind == "manifests" and status in (400, 406, 422):
         return _KIND_HINT
+    if name and status == 404 and not (code or text):
+        proxy = f"{NO_REGISTRY_HINT}, as behind a proxy that lets only known clients through"
+        return f"{proxy}; {_place_hint(name, status=404)}"
     if name and status in (401, 403, 404):
         return _place_hint(name, status=status)
     return None
+
+
+def token_hint(registry: str, text: str) -> str:
+    """Return what to do where a token server gives no token: log in, and what its answer says besides."""
+    login = f"log in with `airferry login {registry}`"
+    if _NO_PLACE.search(text.lower()):
+        return f"{login}, and have an administrator create what `--to` names first: {one_line(text)}"
+    return login
 
 
 def _place_hint(name: str, *, status: int) -> str:

@@ -6,6 +6,7 @@ Nothing depends on it: a missing or damaged profile only costs the requests that
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -28,11 +29,15 @@ class RegistryProfile(BaseModel):
 
     `mounts`: a blob goes from one repository to another without being sent. `chunks`: uploads may come in parts.
     `largest_request_bytes`: the most that is known to be taken in one request, only where more was refused.
+    `largest_chunk_bytes`, `largest_upload_bytes`: the largest of the tried sizes that was taken as one chunk, and as a
+    whole upload; `largest_tried_bytes`: the largest one tried.
     `smallest_chunk_bytes`: the least that it wants in one chunk. `resumes`: an upload session states how much of it
     arrived. `survives_breaks`: it still does after a connection broke within a chunk. `referrers`: it has the
     referrers API. `shows_oci_to_enroot`: an OCI index is found by enroot, whose first requests name no media type.
     `takes_docker_lists`: Docker manifest lists can be stored. `deletes_tags`, `deletes_manifests`, `deletes_blobs`: it
-    removes them. `learned_at`: when a load noted what the registry does not do, in seconds since 1970.
+    removes them. `media_types`: the types of manifests, lists, configs and layers that it takes or refuses;
+    `artifact_types`: those of artifacts. `deepest_name`: the most parts of a repository's name that it was seen to
+    take, of `deepest_tried`. `learned_at`: when a load noted what the registry does not do, in seconds since 1970.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -44,6 +49,9 @@ class RegistryProfile(BaseModel):
     chunks: bool | None = None
     largest_request_bytes: int | None = Field(default=None, ge=SMALLEST_CHUNK_BYTES)
     smallest_chunk_bytes: int | None = Field(default=None, ge=0, lt=MAX_SIZE)
+    largest_chunk_bytes: int | None = Field(default=None, ge=0, lt=MAX_SIZE)
+    largest_upload_bytes: int | None = Field(default=None, ge=0, lt=MAX_SIZE)
+    largest_tried_bytes: int | None = Field(default=None, ge=0, lt=MAX_SIZE)
     resumes: bool | None = None
     survives_breaks: bool | None = None
     referrers: bool | None = None
@@ -52,6 +60,10 @@ class RegistryProfile(BaseModel):
     deletes_tags: bool | None = None
     deletes_manifests: bool | None = None
     deletes_blobs: bool | None = None
+    media_types: dict[str, bool | None] = Field(default_factory=dict)
+    artifact_types: dict[str, bool | None] = Field(default_factory=dict)
+    deepest_name: int | None = Field(default=None, ge=1, le=256)
+    deepest_tried: int | None = Field(default=None, ge=1, le=256)
     learned_at: dict[str, float] = Field(default_factory=dict)
 
     def limits(self) -> Limits:
@@ -84,6 +96,21 @@ class RegistryProfile(BaseModel):
         now = {name: clock.now_s() for name, value in changes.items() if value not in (None, getattr(self, name))}
         return self.model_copy(update={**changes, "learned_at": {**self.learned_at, **now}})
 
+    @property
+    def limits_names(self) -> bool:
+        """Whether the registry is known to refuse names of more than `deepest_name` parts."""
+        return self.deepest_name is not None and self.deepest_name < (self.deepest_tried or 0)
+
+    def disproved(self, media_types: Collection[str], artifact_types: Collection[str], depth: int) -> RegistryProfile:
+        """Return the profile without refusals that a load has shown not to be, by what the registry took from it."""
+        changes: dict[str, object] = {
+            "media_types": _without(self.media_types, media_types),
+            "artifact_types": _without(self.artifact_types, artifact_types),
+        }
+        if self.limits_names and depth > (self.deepest_name or 0):
+            changes["deepest_name"] = None
+        return self.model_copy(update=changes)
+
     def aged(self) -> RegistryProfile:
         """Return the profile without limits that were noted more than a day ago: registries are repaired and updated.
 
@@ -93,12 +120,20 @@ class RegistryProfile(BaseModel):
         now = clock.now_s()
         limited = [name for name in _LIMITS if getattr(self, name) not in (None, True)]
         old = [name for name in limited if not 0 <= now - self.learned_at.get(name, probed) <= LONGEST_TRUSTED_S]
-        return self.model_copy(
-            update={
-                **dict.fromkeys(old),
-                "learned_at": {name: when for name, when in self.learned_at.items() if name not in old},
+        changes: dict[str, object] = dict.fromkeys(old)
+        if not 0 <= now - probed <= LONGEST_TRUSTED_S:
+            changes |= {
+                "media_types": _without(self.media_types, self.media_types),
+                "artifact_types": _without(self.artifact_types, self.artifact_types),
+                "deepest_name": None if self.limits_names else self.deepest_name,
             }
-        )
+        kept = {name: when for name, when in self.learned_at.items() if name not in old}
+        return self.model_copy(update={**changes, "learned_at": kept})
+
+
+def _without(types: dict[str, bool | None], refused: Collection[str]) -> dict[str, bool | None]:
+    """Return which types are taken, with the refusals of some of them forgotten."""
+    return {name: None if taken is False and name in refused else taken for name, taken in types.items()}
 
 
 def profile_path(registry: str) -> Path:
@@ -135,8 +170,9 @@ def write_profile(profile: RegistryProfile) -> Path:
     return path
 
 
-def keep_learned(known: RegistryProfile, limits: Limits, *, mounts: bool) -> None:
-    """Note what uploads have shown beyond what was known. Nothing is written where they have shown nothing."""
+def keep_learned(known: RegistryProfile, limits: Limits, *, mounts: bool) -> RegistryProfile:
+    """Note what uploads have shown beyond what was known, and return that; written only where they showed something."""
     learned = known.learned(limits, mounts=mounts)
     if learned != known:
         write_profile(learned)
+    return learned

@@ -150,6 +150,10 @@ class PullSource(Source):
         """Return what kept `referrers` from seeing all there may be."""
         return self._source.unknown_referrers()
 
+    def lacks(self, error: AirferryError) -> bool:
+        """Tell whether an error means that the image's registry does not give what it was asked for."""
+        return self._source.lacks(error)
+
     @property
     def _source(self) -> RegistrySource:
         assert self._chosen is not None, "`resolve` or `find` comes first"

@@ -6,23 +6,25 @@ Follows the OCI distribution-spec v1.1, "Push" and "Pushing Manifests with Subje
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from tempfile import SpooledTemporaryFile
 from typing import IO, cast
+
+import urllib3
 
 from airferry.errors import AirferryError, IntegrityError, RegistryError
 from airferry.host.canonical import canonical_json
 from airferry.host.parsing import parse_count
 from airferry.oci.digest import digest_of
-from airferry.oci.documents import IMAGE_INDEX, Descriptor, Index
-from airferry.oci.entries import listed_referrer
+from airferry.oci.documents import IMAGE_INDEX, INDEX_TYPES, Descriptor, Index
+from airferry.oci.entries import listed_referrer, strange_entries
 from airferry.oci.ports import Action, BlobOffer, OpenStream, Sink, Stored, blocks
 from airferry.oci.streams import verifying
 from airferry.registry.auth import repository_scope
 from airferry.registry.client import RegistryClient
 from airferry.registry.connections import Answer, Request
-from airferry.registry.failures import NoReferrers, NotFound, following_url, one_line
+from airferry.registry.failures import NoReferrers, NotFound, TransientRegistryError, following_url, one_line
 from airferry.registry.source import RegistrySource, referrers_tag
 from airferry.registry.uploads import Uploader
 
@@ -30,11 +32,15 @@ SPOOL_IN_MEMORY_BYTES = 8 * 1024 * 1024
 ABSENT_IN_A_ROW = 4
 # less than for what mostly passes: an error of this kind is to be known within seconds
 MANIFEST_ATTEMPTS = 4
+# a mount saves bytes; without it they are sent
+MOUNT_ATTEMPTS = 2
 # how registries refuse for good what others take: a media type (400, 415), a repository that they do not make by
-# themselves (401, 403, 404), a tag that must not move (409), a size (413)
-REFUSALS = frozenset({400, 401, 403, 404, 405, 406, 409, 413, 415, 422, 501})
+# themselves (401, 403, 404), a tag that must not move (409; Harbor: 412), a size (413)
+REFUSALS = frozenset({400, 401, 403, 404, 405, 406, 409, 412, 413, 415, 422, 501})
 # codes of errors about content that got lost or damaged, whatever the status: sending it again may help
 LOSSES = ("MANIFEST_BLOB_UNKNOWN", "BLOB_", "DIGEST_INVALID", "SIZE_INVALID")
+# of these, the codes that say that a part is missing, which can be looked up
+UNKNOWN_PARTS = ("MANIFEST_UNKNOWN", "MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN")
 
 
 class RegistrySink(Sink):
@@ -102,10 +108,10 @@ class RegistrySink(Sink):
     def mount_blob(self, descriptor: Descriptor, repository: str) -> bool:
         """Take a blob over from a repository of the registry that holds it; False if the registry does not do that.
 
-        One that has shown that it does not is not asked again.
+        One that has shown that it does not is not asked again. However it says no, the blob can be sent.
 
         Raises:
-            RegistryError: the registry does not answer or refuses.
+            RegistryError: the registry, or its token server, cannot be reached safely.
         """
         if not self._uploader.mounts:
             return False
@@ -116,16 +122,21 @@ class RegistrySink(Sink):
         return done
 
     def _try_mount(self, descriptor: Descriptor, repository: str) -> bool:
-        scopes = (*self._scopes, repository_scope(repository, "pull"))
-        response = self.client.request(
-            Request(
-                "POST",
-                f"{self.repository}/blobs/uploads/?mount={descriptor.digest}&from={repository}",
-                what=f"mount blob `{descriptor.digest}` from `{repository}` into `{self}`",
-                scopes=scopes,
-            ),
-            expected=(201, 202),
+        request = Request(
+            "POST",
+            f"{self.repository}/blobs/uploads/?mount={descriptor.digest}&from={repository}",
+            what=f"mount blob `{descriptor.digest}` from `{repository}` into `{self}`",
+            scopes=(*self._scopes, repository_scope(repository, "pull")),
+            attempts=MOUNT_ATTEMPTS,
         )
+        try:
+            response = self.client.request(request, expected=(201, 202))
+        except RegistryError as error:
+            # Harbor and others answer 401 or 403 where this user may not read the other repository, though it may push
+            # here; a registry that does not answer at all says so to the upload, which is tried longer
+            if not (isinstance(error, TransientRegistryError) or self.refuses(error)):
+                raise
+            return False
         if response.status_code == 201:
             return True
         location = response.headers.get("Location", "")
@@ -269,14 +280,50 @@ class RegistrySink(Sink):
             return f"`{digest}` among the referrers of `{subject}`"
         return ""
 
-    def refuses(self, error: AirferryError) -> bool:
-        """Tell whether the registry refused for good, and meant the thing itself: its type, size, place or name."""
+    def gives_blob(self, descriptor: Descriptor) -> bool:
+        """Ask for the last byte of a blob, and tell whether it comes. An answer that says neither counts as yes."""
+        if not descriptor.size:
+            return True
+        try:
+            answer = self.source.request_blob(descriptor, descriptor.size - 1)
+        except (NotFound, TransientRegistryError):
+            return False
+        except RegistryError:
+            return True
+        try:
+            # distribution promises the byte by its cache, and breaks off when its storage has none
+            return answer.status_code == 416 or bool(answer.raw.read(1))
+        except (urllib3.exceptions.HTTPError, OSError):
+            return False
+        finally:
+            answer.close()
+
+    def refuses(self, error: AirferryError, manifests: Sequence[Stored] = ()) -> bool:
+        """Tell whether the registry refused for good, and meant the thing itself: its type, size, place or name.
+
+        Docker Hub and Harbor have refused artifacts for their `subject` as if a part was missing. Where each part is
+        there when the registry is asked for it, the thing itself is refused.
+        """
         if isinstance(error, NoReferrers):
             return True
         if not isinstance(error, RegistryError) or error.status not in REFUSALS:
             return False
         code = error.code or ""
-        return not code.startswith((*LOSSES, "MANIFEST_") if error.status == 404 else LOSSES)
+        if not code.startswith((*LOSSES, "MANIFEST_") if error.status == 404 else LOSSES):
+            return True
+        refers = bool(manifests) and manifests[-1].subject is not None
+        return refers and code in UNKNOWN_PARTS and self._holds_parts(manifests)
+
+    def _holds_parts(self, manifests: Sequence[Stored]) -> bool:
+        """Tell whether everything is there that the last of these manifests names, its subject included."""
+        *children, top = manifests
+        named = [*(stored.descriptor.digest for stored in children), str(top.subject)]
+        views = [stored.manifest for stored in manifests if stored.descriptor.media_type not in INDEX_TYPES]
+        blobs = {blob.digest: blob for view in views for blob in (view.config, *view.layers)}
+        try:
+            return all(self.source.find(digest) for digest in named) and all(map(self.gives_blob, blobs.values()))
+        except AirferryError:
+            return False
 
     def delete_tag(self, tag: str) -> bool:
         """Remove a tag; False if the registry cannot. A tag that is not there counts as removed.
@@ -347,14 +394,21 @@ class RegistrySink(Sink):
             if attempt:
                 retry.pause(attempt - 1)
             with self._referrers_lock:
-                known = self.source.tagged_referrers(subject) or []
-                if any(old.digest == entry.digest for old in known):
+                known = self.source.tagged_referrers(subject)
+                if known is not None and any(old.digest == entry.digest for old in known.manifests):
                     return
-                entries = sorted([*known, entry], key=lambda one: one.digest)
+                if known is not None and known.strange:
+                    raise NoReferrers(
+                        f"the list of referrers of `{subject}` in `{self}` has entries that would be lost: "
+                        f"{'; '.join(strange_entries(known.strange, where='it'))}",
+                        hint=f"repair or remove the tag `{referrers_tag(subject)}`, then rerun",
+                    )
+                entries = sorted([*(known.manifests if known else ()), entry], key=lambda one: one.digest)
                 data = canonical_json(Index(schema_version=2, media_type=IMAGE_INDEX, manifests=entries))
                 what = f"list a referrer of `{subject}` in `{self}`"
                 self._put(referrers_tag(subject), data, media_type=IMAGE_INDEX, what=what)
-            if any(old.digest == entry.digest for old in self.source.tagged_referrers(subject) or []):
+            stored_now = self.source.tagged_referrers(subject)
+            if stored_now is not None and any(old.digest == entry.digest for old in stored_now.manifests):
                 return
         raise NoReferrers(
             f"`{self}` did not store the list of referrers of `{subject}`",

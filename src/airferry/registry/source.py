@@ -15,7 +15,7 @@ from typing import IO, cast
 import requests
 import urllib3
 
-from airferry.errors import IntegrityError, RegistryError
+from airferry.errors import AirferryError, IntegrityError, RegistryError
 from airferry.host.parsing import Malformed, parse_count, parse_json
 from airferry.oci.digest import digest_hex, digest_of, is_digest
 from airferry.oci.documents import (
@@ -24,8 +24,8 @@ from airferry.oci.documents import (
     MANIFEST_TYPES,
     MAX_MANIFEST_BYTES,
     Descriptor,
-    parse_index,
 )
+from airferry.oci.entries import IndexListing, parse_listing, strange_entries
 from airferry.oci.ports import BLOCK_BYTES, Source, Stored
 from airferry.oci.streams import verifying
 from airferry.registry.auth import repository_scope
@@ -38,6 +38,7 @@ from airferry.registry.failures import (
     connection_error,
     following_url,
     one_line,
+    redacted,
 )
 from airferry.wording import counted
 
@@ -46,6 +47,8 @@ MAX_REFERRER_PAGES = 100
 MAX_REMEMBERED_MANIFESTS = 64
 # how a registry says that it does not know the path of the referrers API
 NO_API = frozenset({404, 405, 501})
+# how a registry says that it does not have something, or does not give it to this user
+WITHHELD = frozenset({401, 403, 404, 410, 451})
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d*/(?:\d+|\*)")
 
 
@@ -210,6 +213,13 @@ class RegistrySource(Source):
                 for status, name in self._refused_names.items()
             ]
 
+    def lacks(self, error: AirferryError) -> bool:
+        """Tell whether an error is the answer that the repository does not have, or does not give, what it lists."""
+        if not isinstance(error, RegistryError) or error.method != "GET" or error.status not in WITHHELD:
+            return False
+        # what a sink was asked for may be answered in the same way
+        return (error.url or "").startswith(redacted(self.client.url(f"{self.repository}/")))
+
     def held_referrers(self, digest: str) -> list[Descriptor]:
         """Return what the registry lists as referrers of a digest, to see whether it lists what was stored.
 
@@ -230,40 +240,42 @@ class RegistrySource(Source):
         """Return the referrers that are known, and why there may be others; empty if that is excluded."""
         answer = self._ask_for_referrers(digest)
         if not isinstance(answer, str):
-            return answer, ""
+            return _known(answer)
         tagged = self.tagged_referrers(digest)
         # clients keep lists under tags where there is no API: where they do in this repository, those are the whole
         self._keeps_tags = self._keeps_tags or tagged is not None
-        return (tagged or []), ("" if self._keeps_tags else answer)
+        if tagged is not None:
+            return _known(tagged)
+        return [], ("" if self._keeps_tags else answer)
 
-    def _ask_for_referrers(self, digest: str) -> list[Descriptor] | str:
-        """Return what the referrers API lists, sorted by digest, or why it cannot be used; "" where there is none.
+    def _ask_for_referrers(self, digest: str) -> IndexListing | str:
+        """Return what the referrers API lists, or why it cannot be used; "" where there is none.
 
         It is there only where it answers with an index. Old registries, and proxies in front of new ones, answer with
         401 or 403 (Harbor before 2.8), 406, 501, a page of HTML or `"manifests": null`.
         """
-        found: dict[str, Descriptor] = {}
+        found = IndexListing([])
         url = f"{self.repository}/referrers/{digest}"
         what = f"list the referrers of `{digest}` in `{self}`"
         for page in range(MAX_REFERRER_PAGES):
             request = Request("GET", url, what=what, scopes=self.scopes, headers={"Accept": IMAGE_INDEX})
             response = self.client.request(request, expected=None)
-            entries: list[Descriptor] | str = f"its referrers API answers with {response.status_code}"
+            entries: IndexListing | str = f"its referrers API answers with {response.status_code}"
             if response.status_code == 200:
                 entries = _listed(response.content)
             if isinstance(entries, str):
                 if page:
                     raise NoReferrers(f"cannot {what}: {entries} on page {page + 1}")
                 return "" if response.status_code in NO_API else entries
-            found |= {entry.digest: entry for entry in entries}
+            found = IndexListing([*found.manifests, *entries.manifests], strange={**found.strange, **entries.strange})
             following = response.next_page
             if not following:
-                return [found[key] for key in sorted(found)]
+                return found
             url = following_url(response.url, following, what=what)
         raise RegistryError(f"cannot {what}: there are more than {MAX_REFERRER_PAGES} pages")
 
-    def tagged_referrers(self, digest: str) -> list[Descriptor] | None:
-        """Return the referrers that the tag standing in for the referrers API names, by digest; None without the tag.
+    def tagged_referrers(self, digest: str) -> IndexListing | None:
+        """Return what the tag lists that stands in for the referrers API of a digest; None without the tag.
 
         GitLab's registry takes the tag for the digest, and answers with the subject itself: then there is no such tag.
 
@@ -281,7 +293,7 @@ class RegistrySource(Source):
                 f"`{self}:{tag}`, where the referrers of `{digest}` are listed, is something else: {entries}",
                 hint="remove or rename the tag, if something else was pushed under it",
             )
-        return sorted(entries, key=lambda entry: entry.digest)
+        return entries
 
     def _get_manifest(
         self,
@@ -335,16 +347,22 @@ class RegistrySource(Source):
         )
 
 
-def _listed(data: bytes) -> list[Descriptor] | str:
-    """Return the entries of a list of referrers, or why it is none."""
+def _listed(data: bytes) -> IndexListing | str:
+    """Return a list of referrers, or why it is none."""
     try:
-        index = parse_index(data, what="the answer")
+        listing = parse_listing(data, what="the answer")
     except IntegrityError as error:
         return error.message
     # some registries leave it out in the answer of their API
-    if index.media_type not in (None, *INDEX_TYPES):
-        return f"the answer has media type `{one_line(index.media_type or '')}`"
-    return index.manifests
+    if listing.media_type not in (None, *INDEX_TYPES):
+        return f"the answer has media type `{one_line(listing.media_type or '')}`"
+    return listing
+
+
+def _known(listing: IndexListing) -> tuple[list[Descriptor], str]:
+    """Return what a list of referrers names, each once and sorted by digest, and what of it cannot be read."""
+    found = {entry.digest: entry for entry in listing.manifests}
+    return [found[key] for key in sorted(found)], "; ".join(strange_entries(listing.strange, where="their list"))
 
 
 def _media_type(data: bytes, header: str, *, what: str) -> str:

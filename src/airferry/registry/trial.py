@@ -1,46 +1,37 @@
 """Find out what a registry does, by trying it in one repository, and clear away what that left.
 
-Sends at most one chunk of the usual size besides a few small things. Tags that the repository holds are left alone.
+Sends a chunk and a whole upload of the largest size to try, besides small things. Tags that the repository holds are
+left alone.
 """
 
 from __future__ import annotations
 
 import io
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import IO
 
 from airferry.errors import RegistryError
 from airferry.host import clock
-from airferry.host.canonical import canonical_json
-from airferry.oci.documents import (
-    DOCKER_MANIFEST_LIST,
-    EMPTY_CONFIG,
-    EMPTY_CONFIG_BYTES,
-    IMAGE_INDEX,
-    IMAGE_MANIFEST,
-    Descriptor,
-    Index,
-    Manifest,
-    PlatformDocument,
-    descriptor_of,
-)
-from airferry.oci.ports import BLOCK_BYTES, Stored
+from airferry.oci.digest import digest_of
+from airferry.oci.documents import DOCKER_MANIFEST_LIST, IMAGE_INDEX, IMAGE_MANIFEST, Descriptor, descriptor_of
+from airferry.oci.ports import BLOCK_BYTES
 from airferry.registry.auth import repository_scope
 from airferry.registry.bodies import acknowledged_bytes
 from airferry.registry.client import RegistryClient
 from airferry.registry.connections import Body, Request
-from airferry.registry.failures import following_url
+from airferry.registry.failures import TransientRegistryError, following_url
 from airferry.registry.governor import CHUNK_BYTES, SMALLEST_CHUNK_BYTES
 from airferry.registry.profile import RegistryProfile
 from airferry.registry.runtimes import hides_from_enroot
 from airferry.registry.sink import RegistrySink
+from airferry.registry.trials.kinds import ArtifactKind, TakenKinds, try_kinds
+from airferry.registry.trials.names import TRIED_DEPTHS, deepest_name
+from airferry.registry.uploads import with_digest
 
 PROBE_REPOSITORY = "airferry-probe"
-PROBE_ARTIFACT = "application/vnd.airferry.probe.v1"
 BROKEN_CHUNK_BYTES = 64 * 1024
 DONE = frozenset({200, 202, 204})
 SETTLE_TRIES = 5
@@ -48,107 +39,98 @@ SETTLE_PAUSE_S = 0.1
 TAKEN = frozenset({201, 202, 204})
 
 
-def try_registry(client: RegistryClient, repository: str = PROBE_REPOSITORY) -> RegistryProfile:
-    """Return what the registry does, as tried in `repository` and in `repository/mounted`.
+def try_registry(
+    client: RegistryClient,
+    repository: str = PROBE_REPOSITORY,
+    *,
+    artifacts: Iterable[ArtifactKind] = (),
+    largest_bytes: int = CHUNK_BYTES,
+) -> RegistryProfile:
+    """Return what the registry does, as tried in `repository`, `repository/mounted` and one deep name below it.
 
-    What was put there is removed again, as far as the registry removes anything.
+    These `artifacts` are tried besides one that no registry knows. No request carries more than `largest_bytes`. What
+    was put there is removed again, as far as the registry removes anything.
 
     Raises:
         RegistryError: the registry does not answer, or does not let this user push there.
         IntegrityError: it says that it stored something else than was sent.
     """
     sink = RegistrySink(client, repository)
-    other = RegistrySink(client, f"{repository}/mounted")
     # never seen before, so that nothing that an earlier probe left can answer for the registry
     content = f"airferry registry probe {secrets.token_hex(16)}\n".encode()
     blob = descriptor_of(content, "text/plain")
-    _put_bytes(sink, blob, content)
-    chunks = _Chunks(client, repository)
-    chunks.probe()
-    mounts = other.mount_blob(blob, repository)
-    manifests = _probe_manifests(sink, blob)
+    sink.put_blob(blob, io.BytesIO(content))
+    sizes = _Sizes(client, repository, largest_bytes)
+    sizes.probe()
+    mounts = _mounts(client, repository, blob)
+    kinds = try_kinds(sink, artifacts)
+    manifests = _probe_manifests(sink, kinds)
     deletes_blobs = _deletes_blob(sink, blob)
-    if mounts:
-        _deletes_blob(other, blob)
+    for left in kinds.blobs if deletes_blobs else ():
+        _deletes_blob(sink, left)
     return RegistryProfile(
         registry=client.registry,
         probed_at=clock.rfc3339(clock.now_s()),
         mounts=mounts,
-        chunks=chunks.taken,
-        largest_request_bytes=chunks.largest_bytes,
-        smallest_chunk_bytes=chunks.smallest_bytes,
-        resumes=chunks.resumes,
-        survives_breaks=chunks.survives,
+        chunks=sizes.taken,
+        largest_request_bytes=sizes.largest_request_bytes,
+        smallest_chunk_bytes=sizes.smallest_bytes,
+        largest_chunk_bytes=sizes.largest_chunk_bytes,
+        largest_upload_bytes=sizes.largest_upload_bytes,
+        largest_tried_bytes=largest_bytes,
+        resumes=sizes.resumes,
+        survives_breaks=sizes.survives,
         referrers=manifests.referrers,
         shows_oci_to_enroot=manifests.shows_indexes,
-        takes_docker_lists=manifests.takes_lists,
+        takes_docker_lists=kinds.media_types[DOCKER_MANIFEST_LIST],
         deletes_tags=manifests.deletes_tags,
         deletes_manifests=manifests.deletes,
         deletes_blobs=deletes_blobs,
+        media_types=kinds.media_types,
+        artifact_types=kinds.artifact_types,
+        deepest_name=deepest_name(client, repository),
+        deepest_tried=max(TRIED_DEPTHS),
     )
 
 
-def _put_bytes(sink: RegistrySink, descriptor: Descriptor, data: bytes) -> None:
-    @contextmanager
-    def opened() -> Iterator[IO[bytes]]:
-        yield io.BytesIO(data)
-
-    sink.put_blob_from(descriptor, opened)
+def _mounts(client: RegistryClient, repository: str, blob: Descriptor) -> bool | None:
+    """Tell whether a second repository takes a blob over; None where the registry allows no repository of that name."""
+    other = RegistrySink(client, f"{repository}/mounted")
+    try:
+        done = other.mount_blob(blob, repository)
+    except RegistryError as error:
+        if not other.refuses(error):
+            raise
+        return None
+    if done:
+        _deletes_blob(other, blob)
+    return done
 
 
 @dataclass(frozen=True, slots=True)
 class _Manifests:
-    """What a registry does with manifests and indexes."""
+    """What a registry does with manifests and indexes; None where it takes none that would tell."""
 
     referrers: bool
-    shows_indexes: bool
-    takes_lists: bool
-    deletes_tags: bool
-    deletes: bool
+    shows_indexes: bool | None
+    deletes_tags: bool | None
+    deletes: bool | None
 
 
-def _probe_manifests(sink: RegistrySink, blob: Descriptor) -> _Manifests:
-    """Store a manifest and lists of it, ask for them, and remove them again."""
-    config = descriptor_of(EMPTY_CONFIG_BYTES, EMPTY_CONFIG)
-    if not sink.has_blob(config):
-        _put_bytes(sink, config, EMPTY_CONFIG_BYTES)
-    data = canonical_json(
-        Manifest(
-            schema_version=2,
-            media_type=IMAGE_MANIFEST,
-            artifact_type=PROBE_ARTIFACT,
-            config=config,
-            layers=[blob],
-        )
-    )
-    stored = Stored(descriptor_of(data, IMAGE_MANIFEST), data)
+def _probe_manifests(sink: RegistrySink, kinds: TakenKinds) -> _Manifests:
+    """Ask for what was stored, give it a tag, and remove all again."""
+    images = [held for held in kinds.manifests if held.descriptor.media_type == IMAGE_MANIFEST]
+    lists = [held.descriptor for held in kinds.manifests if held.descriptor.media_type == IMAGE_INDEX]
+    asked = images[0].descriptor.digest if images else digest_of(b"never stored")
+    referrers = sink.source.has_referrers_api(asked)
+    shows = not hides_from_enroot(sink.source, lists[0].digest) if lists else None
+    if not kinds.manifests:
+        return _Manifests(referrers, shows, None, None)
     tag = f"airferry-probe-{secrets.token_hex(4)}"
-    sink.put_manifest(stored, reference=tag)
-    referrers = sink.source.has_referrers_api(stored.descriptor.digest)
-    index, docker = (_list_of(stored.descriptor, media_type) for media_type in (IMAGE_INDEX, DOCKER_MANIFEST_LIST))
-    sink.put_manifest(index)
-    shows = not hides_from_enroot(sink.source, index.descriptor.digest)
-    takes = _takes(sink, docker)
+    sink.put_manifest((images or kinds.manifests)[0], reference=tag)
     tags = sink.delete_tag(tag)
-    for made in (index, docker) if takes else (index,):
-        sink.delete_manifest(made.descriptor.digest)
-    return _Manifests(referrers, shows, takes, tags, sink.delete_manifest(stored.descriptor.digest))
-
-
-def _list_of(manifest: Descriptor, media_type: str) -> Stored:
-    child = manifest.annotated(platform=PlatformDocument(os="linux", architecture="amd64"))
-    data = canonical_json(Index(schema_version=2, media_type=media_type, manifests=[child]))
-    return Stored(descriptor_of(data, media_type), data)
-
-
-def _takes(sink: RegistrySink, stored: Stored) -> bool:
-    try:
-        sink.put_manifest(stored)
-    except RegistryError as error:
-        if error.status is None:
-            raise
-        return False
-    return True
+    deletes = [sink.delete_manifest(held.descriptor.digest) for held in kinds.manifests]
+    return _Manifests(referrers, shows, tags, all(deletes))
 
 
 def _deletes_blob(sink: RegistrySink, blob: Descriptor) -> bool:
@@ -186,37 +168,78 @@ class _Zeros:
             raise ConnectionAbortedError("cut off on purpose")
 
 
-class _Chunks:
-    """What a repository does with uploads in chunks."""
+class _Sizes:
+    """How much a repository takes in one request, and what it does with uploads in chunks."""
 
-    def __init__(self, client: RegistryClient, repository: str) -> None:
+    def __init__(self, client: RegistryClient, repository: str, largest_bytes: int) -> None:
         self._client = client
+        self._largest = largest_bytes
         self._repository = repository
         self._scopes = (repository_scope(repository, "pull", "push"),)
         self._what = f"try an upload in `{client.registry}/{repository}`"
         self._ask = partial(Request, what=self._what, scopes=self._scopes)
         self._location = ""
-        self.taken = False
-        self.largest_bytes: int | None = None
+        self.taken: bool | None = None
+        # the largest of the tried sizes that came through, and the same if a larger one was refused
+        self.largest_chunk_bytes: int | None = None
+        self.largest_upload_bytes: int | None = None
+        self.largest_request_bytes: int | None = None
         self.smallest_bytes: int | None = None
         self.resumes: bool | None = None
         self.survives: bool | None = None
 
     def probe(self) -> None:
-        """Try chunks, largest first, until one is taken; then ask for a session, before and after a break."""
-        size, status = CHUNK_BYTES, 413
-        while status == 413 and size >= SMALLEST_CHUNK_BYTES:
-            with self._session():
-                status = self._send(_Zeros(size, self._client), 0, size)
-                self.taken = status in TAKEN
-                self.resumes = self._acknowledged() == size if self.taken else None
-            if status == 413:
-                size //= 4
-                self.largest_bytes = max(size, SMALLEST_CHUNK_BYTES)
+        """Try chunks and whole uploads, largest first; then ask for a session, before and after a break."""
+        size = self._chunks(min(CHUNK_BYTES, self._largest))
+        size = self._wholes(self._largest if self.largest_request_bytes is None else size)
         if self.resumes:
             # a separate session: some registries can neither go on with a broken one nor remove it
             with self._session():
                 self.survives = self._survives(max(BROKEN_CHUNK_BYTES, self.smallest_bytes or 0))
+
+    def _chunks(self, size: int) -> int:
+        """Try one chunk, half as large after each 413, and return the size that was answered otherwise."""
+        while True:
+            with self._session():
+                try:
+                    status = self._send(_Zeros(size, self._client), 0, size)
+                except TransientRegistryError:
+                    # it fails, or cuts connections: not known, and not found out by more of the same
+                    return size
+                self.taken = status in TAKEN
+                if self.taken:
+                    self.largest_chunk_bytes = size
+                    self.resumes = self._acknowledged() == size
+            if status != 413 or size <= SMALLEST_CHUNK_BYTES:
+                return size
+            size = self.largest_request_bytes = max(size // 2, SMALLEST_CHUNK_BYTES)
+
+    def _wholes(self, size: int) -> int:
+        """Try one whole upload, half as large after each 413, and return the size that was answered otherwise."""
+        while True:
+            with self._session():
+                status = self._send_whole(size)
+            if status is not None and status != 413:
+                self.largest_upload_bytes = size
+            if status != 413 or size <= SMALLEST_CHUNK_BYTES:
+                return size
+            size = max(size // 2, SMALLEST_CHUNK_BYTES)
+            self.largest_request_bytes = min(size, self.largest_request_bytes or size)
+
+    def _send_whole(self, size: int) -> int | None:
+        """Send this many bytes under a digest that is not theirs, so that nothing is stored; None without an answer."""
+        digest = digest_of(secrets.token_bytes(32))
+        headers = {"Content-Type": "application/octet-stream"}
+        url, body = with_digest(self._location, digest), _Zeros(size, self._client)
+        try:
+            answer = self._client.request(self._ask("PUT", url, body=body, headers=headers, attempts=1), expected=None)
+        except TransientRegistryError:
+            return None
+        status = answer.status_code
+        if status < 300:
+            stored = Descriptor(media_type="", digest=digest, size=size)
+            _deletes_blob(RegistrySink(self._client, self._repository), stored)
+        return status
 
     def _survives(self, size: int) -> bool:
         self._send(_Zeros(size, self._client), 0, size)

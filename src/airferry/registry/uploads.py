@@ -207,7 +207,7 @@ def checks_digests(client: RegistryClient, repository: str, scopes: tuple[str, .
         # by a chunk, as distribution removes a session only at the offset that it last told
         taken = ask("PATCH", session, content)
         session = following_url(taken.url, taken.headers.get("Location", session), what=what)
-        answer = ask("PUT", _with_digest(session, digest_of(other)))
+        answer = ask("PUT", with_digest(session, digest_of(other)))
         refused = answer.status_code == 400 and registry_codes(answer.content)[0] == "DIGEST_INVALID"
         if answer.status_code < 300:
             ask("DELETE", f"{repository}/blobs/{digest_of(other)}")
@@ -403,7 +403,7 @@ class _Transfer:
         response = self._client.request(
             self._ask(
                 "PUT",
-                _with_digest(session.location, digest),
+                with_digest(session.location, digest),
                 attempts=1,
                 headers={"Content-Type": "application/octet-stream"},
                 body=body,
@@ -449,7 +449,7 @@ def _is_url(value: object) -> TypeGuard[str]:
     return isinstance(value, str) and bool(url_host(value))
 
 
-def _with_digest(location: str, digest: str) -> str:
+def with_digest(location: str, digest: str) -> str:
     """Return where the last request of a session goes."""
     return f"{location}{'&' if '?' in location else '?'}digest={digest}"
 

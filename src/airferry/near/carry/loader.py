@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from airferry import __version__
-from airferry.bundle.artifacts import TOOL_ARTIFACT, ArtifactFile, artifact_is_whole, put_artifact
+from airferry.bundle.artifacts import TOOL_ARTIFACT, TOOL_CONTENT, ArtifactFile, artifact_is_whole, put_artifact
 from airferry.bundle.manifest import ArtifactEntry, LoaderEntry, LockEntry
 from airferry.config.models import LoaderChoice
 from airferry.errors import AirferryError, HostError
@@ -35,7 +35,6 @@ from airferry.oci.tar import DIRECTORY, END_OF_ARCHIVE, TarEntry, entry_blocks
 FAR_SIDE_LOCK = "far-side.lock"
 LOADER_ACTION = "loader"
 LOADER_FILE = "airferry-loader.tar"
-LOADER_CONTENT = "application/vnd.airferry.tool.v1.tar"
 FOLDER = "airferry-loader"
 SHIPPED_BESIDE = ("containerfiles", "airgap.yaml")
 OLDEST_GLIBC = (2, 28)
@@ -89,7 +88,7 @@ def carry_loader(
         emit(StageStarted(LOADER_ACTION))
         archive = folder / LOADER_FILE
         _write_archive(archive, own, _environments(lock, targets, wheels))
-        descriptor = put_artifact(store, TOOL_ARTIFACT, contents=[ArtifactFile(LOADER_FILE, LOADER_CONTENT, archive)])
+        descriptor = put_artifact(store, TOOL_ARTIFACT, contents=[ArtifactFile(LOADER_FILE, TOOL_CONTENT, archive)])
     journal.record(LOADER_ACTION, inputs, descriptor.model_dump(by_alias=True, exclude_none=True))
     emit(StageFinished(LOADER_ACTION, clock.monotonic_s() - started_s, detail=names))
     return _carried(descriptor, store, lock, targets)

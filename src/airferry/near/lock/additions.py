@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from airferry.errors import BuildError
-from airferry.near.failures import raise_all
+from airferry.errors import BuildError, raise_all
 from airferry.near.lock.closure import (
     AddedDistribution,
     DependencyClosure,

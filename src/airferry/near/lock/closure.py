@@ -14,8 +14,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion
 
 from airferry.config.fields import parse_git_requirement
-from airferry.errors import AirferryError, BuildError
-from airferry.near.failures import parts, raise_all
+from airferry.errors import AirferryError, BuildError, parts, raise_all
 from airferry.near.probe.answers import InstalledDistribution, ProbeResult, PythonFacts
 from airferry.near.wheels.compile import Compiler
 from airferry.near.wheels.pack import Wheel

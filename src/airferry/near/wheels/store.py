@@ -20,12 +20,11 @@ from typing import Any
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 
-from airferry.errors import BuildError, IntegrityError
+from airferry.errors import BuildError, IntegrityError, raise_all
 from airferry.events import Emit, Notice, silent
 from airferry.host import clock, files
 from airferry.host.parsing import url_path
 from airferry.host.records import Records
-from airferry.near.failures import raise_all
 from airferry.near.git import driver
 from airferry.near.wheels.compile import BuildSource, Compiler
 from airferry.near.wheels.from_git import GitProject, git_address

@@ -1,0 +1,52 @@
+"""How deep the names of a registry's repositories may be. Begins uploads there, and ends each at once."""
+
+from __future__ import annotations
+
+from airferry.errors import RegistryError
+from airferry.registry.auth import repository_scope
+from airferry.registry.client import RegistryClient
+from airferry.registry.connections import Request
+from airferry.registry.failures import following_url
+from airferry.registry.sink import REFUSALS
+from airferry.registry.trials.kinds import TRIAL_ATTEMPTS
+
+# deepest first, as a registry that takes that needs no more; Docker Hub takes 2, as Quay did for long
+TRIED_DEPTHS = (8, 6, 5, 4, 3, 2)
+
+
+def depth_of(repository: str) -> int:
+    """Return how many parts a repository's name has."""
+    return repository.count("/") + 1
+
+
+def deepest_name(client: RegistryClient, repository: str) -> int | None:
+    """Return how many parts a name may have, as far as it was tried; None where the registry gives no answer.
+
+    `repository` is one that takes pushes; the names tried are below it.
+    """
+    known = depth_of(repository)
+    for depth in TRIED_DEPTHS:
+        if depth <= known:
+            break
+        name = "/".join([repository, *(f"d{part}" for part in range(known + 1, depth + 1))])
+        try:
+            taken = _takes_uploads(client, name)
+        except RegistryError:
+            return None
+        if taken is None:
+            return None
+        if taken:
+            return depth
+    return known
+
+
+def _takes_uploads(client: RegistryClient, repository: str) -> bool | None:
+    what = f"begin an upload in `{client.registry}/{repository}`"
+    scopes = (repository_scope(repository, "pull", "push"),)
+    path = f"{repository}/blobs/uploads/"
+    answer = client.request(Request("POST", path, what=what, scopes=scopes, attempts=TRIAL_ATTEMPTS), expected=None)
+    location = answer.headers.get("Location", "")
+    if answer.status_code == 202 and location:
+        client.end_session(following_url(answer.url, location, what=what), what=what, scopes=scopes)
+        return True
+    return False if answer.status_code in REFUSALS else None
