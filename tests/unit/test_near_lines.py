@@ -61,6 +61,8 @@ def test_what_locks_say_is_a_line_of_pip(requirement: str) -> None:
 
 @pytest.mark.parametrize("text", ["1\nPin-Priority: 1", "1 2", "", "1\x1b"])
 def test_no_version_of_our_lock_is_more_than_one(text: str) -> None:
+    LockedBasePlatform(manifest=DIGEST, packages={"libc6": "1"})
+    LockedAddition(name="x", version="1", file="x.whl", sha256=SHA256)
     with pytest.raises(ValidationError):
         LockedBasePlatform(manifest=DIGEST, packages={"libc6": text})
     with pytest.raises(ValidationError):
