@@ -51,6 +51,7 @@ from airferry.events import StageFinished, StageStarted
 from airferry.host import clock, files
 from airferry.host.canonical import canonical_json, plain_data
 from airferry.host.journal import Journal
+from airferry.host.records import as_noted
 from airferry.near.assemble.writer import BuiltImage
 from airferry.near.bases.originals import put_originals
 from airferry.near.carry.assets import carry_assets
@@ -294,10 +295,11 @@ class Sealer:
     def _archive(self, entry: ImageEntry, descriptor: Descriptor, tar: str) -> str:
         path = self._plan.output_dir / tar
         action, inputs = f"archive {entry.reference}", {"digest": entry.digest, "tar": tar, "image": entry.image}
-        known = self._journal.result(action, inputs)
-        if known is not None and path.is_file() and path.stat().st_size == known["size_bytes"]:
-            self._folder.note(tar, sha256=str(known["sha256"]), size_bytes=int(known["size_bytes"]))
-            return str(known["sha256"])
+        noted = self._journal.result(action, inputs)
+        known = as_noted(noted, lambda note: (str(note["sha256"]), int(note["size_bytes"])))
+        if known is not None and path.is_file() and path.stat().st_size == known[1]:
+            self._folder.note(tar, sha256=known[0], size_bytes=known[1])
+            return known[0]
         written = write_oci_archive(
             self._store,
             image_shipments(self._store, descriptor, reference=entry.reference),
