@@ -201,7 +201,8 @@ def test_no_step_is_a_command_of_a_shell(tmp_path: Path, template: str | None) -
     """The very attack: a step that another shell, or the line after a comment, would run."""
     fake = tmp_path / "bin"
     fake.mkdir()
-    for name, text in {"ssh": 'shift\nexec sh -c "$*"\n', "acme": "exit 0\n", "nemotron": "exit 0\n"}.items():
+    say = "printf '%s\\0' \"$@\" >>said\n"
+    for name, text in {"ssh": 'shift\nexec sh -c "$*"\n', "acme": say, "nemotron": say}.items():
         (fake / name).write_text(f"#!/bin/sh\n{text}")
         (fake / name).chmod(0o755)
     lines = [
@@ -210,6 +211,8 @@ def test_no_step_is_a_command_of_a_shell(tmp_path: Path, template: str | None) -
     search = {"PATH": f"{fake}:/usr/bin:/bin"}
     subprocess.run(["/bin/sh", "-c", "\n".join(lines)], cwd=tmp_path, env=search, check=False)
     assert not (tmp_path / "pwned").exists()
+    if template != "":
+        assert {*NASTY} <= {*(tmp_path / "said").read_bytes().decode().split("\0")}, "each came as one argument"
 
 
 def test_what_looks_like_a_place_of_the_template_is_not_filled_again() -> None:

@@ -171,9 +171,17 @@ def test_round_trip_through_the_journal(tmp_path: Path) -> None:
     assert ProbeResult.from_json(result.to_json()) == result
 
 
-@pytest.mark.parametrize("stdout", [b"", b"Traceback\n", MARK.encode() + b'{"schema_version": 99}', MARK.encode()])
-def test_no_answer_or_a_strange_one_is_refused(stdout: bytes) -> None:
-    with pytest.raises(BuildError):
+@pytest.mark.parametrize(
+    ("stdout", "reason"),
+    [
+        (b"", "returned no answer"),
+        (b"Traceback\n", "returned no answer"),
+        (MARK.encode() + b'{"schema_version": 99}', "`schema_version`: "),
+        (MARK.encode(), "Invalid JSON"),
+    ],
+)
+def test_no_answer_or_a_strange_one_is_refused(stdout: bytes, reason: str) -> None:
+    with pytest.raises(BuildError, match=reason):
         parse_probe(stdout)
 
 
