@@ -22,6 +22,7 @@ from airferry.registry.client import ClientOptions, RegistryClient
 from airferry.registry.connections import Answer, Connections
 from airferry.registry.credentials import Credential
 from airferry.registry.retry import RetryPolicy
+from airferry.registry.runtimes import pull_as
 from airferry.registry.sink import RegistrySink
 from airferry.registry.uploads import Limits, Uploader, checks_digests
 
@@ -81,7 +82,7 @@ def registry_answers() -> Target:
         for number in range(len(asks))
     ]
     # what oras-py's own methods say of a manifest that does not suit its schema
-    return Target(parse, seeds, also=(jsonschema.ValidationError,))
+    return Target(parse, seeds, also=(jsonschema.ValidationError,), prefix=1)
 
 
 def _response(data: bytes, method: str) -> urllib3.HTTPResponse:
@@ -137,6 +138,8 @@ def _asks() -> list[Callable[[RegistryClient], object]]:
         lambda client: upload(client, Limits(1, 8)),
         lambda client: checks_digests(client, "r/x", SCOPES),
         tag,
+        lambda client: pull_as("enroot", RegistrySink(client, "r/x").source, "1"),
+        lambda client: pull_as("containerd", RegistrySink(client, "r/x").source, MANIFEST.digest),
         lambda client: client.get_manifest("127.0.0.1:5000/r/x:1"),
         lambda client: client.get_tags("127.0.0.1:5000/r/x"),
     ]

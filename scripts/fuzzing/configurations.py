@@ -114,7 +114,7 @@ def step_toml_target() -> Target:
     )
 
 
-@parser("step config with what it inherits", share=0.5)
+@parser("step config with what it inherits", share=0.3)
 def step_config_target() -> Target:
     Path("base.yaml").write_bytes(b"run: {env: {nodes: 1, container_image: 'x:1'}}\na: ${oc.env:A,b}\n")
 
@@ -128,7 +128,7 @@ def step_config_target() -> Target:
     return Target(of_file("tiny.yaml", read), [first, as_json(b"a: ${b}\nb: [1, '${c.d}']\nc: {d: 2}\n")])
 
 
-@parser("overlays, mounts and shell words of configs", share=2)
+@parser("overlays, mounts and shell words of configs", share=0.8)
 def words_target() -> Target:
     def parse(text: str) -> None:
         installs_of(text)

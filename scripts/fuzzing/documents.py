@@ -338,4 +338,4 @@ def verify_target() -> Target:
             blob.write_bytes(before)
 
     seeds = [bytes([number]) + (path / "blobs/sha256" / name).read_bytes() for number, name in enumerate(names)]
-    return Target(parse, seeds)
+    return Target(parse, seeds, prefix=1)

@@ -86,10 +86,11 @@ _CLASSES = (b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_", b"01234567
 class Mutator:
     """Changes documents at random; the same seed makes the same changes."""
 
-    def __init__(self, seeds: Sequence[bytes], *, source: random.Random) -> None:
-        """Take what begins as the corpus."""
+    def __init__(self, seeds: Sequence[bytes], *, source: random.Random, prefix: int = 0) -> None:
+        """Take what begins as the corpus. The first `prefix` bytes of a case say what the document behind them is."""
         self.corpus = list(seeds)
         self._random = source
+        self._prefix = prefix
         self._first = len(seeds)
         self._kinds: tuple[Callable[[bytearray], bytearray], ...] = (
             self._flip,
@@ -109,15 +110,18 @@ class Mutator:
         chance = self._random
         # what began counts as much as all that was found on the way
         fresh = len(self.corpus) > self._first and chance.random() < 0.5
-        data = self.corpus[chance.randrange(self._first, len(self.corpus)) if fresh else chance.randrange(self._first)]
+        case = self.corpus[chance.randrange(self._first, len(self.corpus)) if fresh else chance.randrange(self._first)]
+        head, data = bytearray(case[: self._prefix]), case[self._prefix :]
+        if head and chance.random() < 1 / 16:
+            head[self._place(head)] = chance.randrange(256)
         if data[:1] in (b"{", b"[") and chance.random() < 0.5:
             changed = self._structure(data)
             if changed is not None:
-                return changed[:MAX_CASE_BYTES]
+                return (bytes(head) + changed)[:MAX_CASE_BYTES]
         changed = bytearray(data)
         for _ in range(chance.choice((1, 1, 1, 2, 3, 6))):
             changed = chance.choice(self._kinds)(changed)
-        return bytes(changed[:MAX_CASE_BYTES])
+        return bytes((head + changed)[:MAX_CASE_BYTES])
 
     def keep(self, data: bytes) -> None:
         """Add a document that reached code which nothing reached before."""
@@ -125,6 +129,9 @@ class Mutator:
             self.corpus.append(data)
 
     # -- bytes ---------------------------------------------------------------------------------------------------------
+
+    def _other(self) -> bytearray:
+        return bytearray(self._random.choice(self.corpus)[self._prefix :])
 
     def _place(self, data: bytearray) -> int:
         return self._random.randrange(len(data)) if data else 0
@@ -163,7 +170,7 @@ class Mutator:
         return data[: self._place(data)]
 
     def _splice(self, data: bytearray) -> bytearray:
-        other = bytearray(self._random.choice(self.corpus))
+        other = self._other()
         begin, end = self._place(other), self._place(other)
         at = self._place(data)
         data[at:at] = other[min(begin, end) : max(begin, end)][:4096]
@@ -187,7 +194,7 @@ class Mutator:
         if self._random.random() < 0.5:
             data[begin:end] = self._random.choice(NASTY)
         else:
-            other = bytearray(self._random.choice(self.corpus))
+            other = self._other()
             first, last = self._word(other)
             data[begin:end] = other[first:last]
         return data
@@ -255,8 +262,10 @@ class Mutator:
             holder[key] = str(holder[key])
 
 
-def generated(seeds: Sequence[bytes], count: int, *, number: int, take: Callable[[bytes], None]) -> None:
-    """Give `count` documents of the seeds' kind, made up by Hypothesis, to `take`."""
+def generated(
+    seeds: Sequence[bytes], count: int, *, number: int, take: Callable[[bytes], None], prefix: int = 0
+) -> None:
+    """Give `count` documents of the seeds' kind, made up by Hypothesis, to `take`; each behind the prefix of a seed."""
     if count < 1:
         return
 
@@ -269,9 +278,9 @@ def generated(seeds: Sequence[bytes], count: int, *, number: int, take: Callable
         verbosity=Verbosity.quiet,
         suppress_health_check=list(HealthCheck),
     )
-    @given(_strategy(seeds))
-    def each(data: bytes) -> None:
-        take(data[:MAX_CASE_BYTES])
+    @given(st.sampled_from(sorted({data[:prefix] for data in seeds})), _strategy([data[prefix:] for data in seeds]))
+    def each(head: bytes, data: bytes) -> None:
+        take((head + data)[:MAX_CASE_BYTES])
 
     each()
 

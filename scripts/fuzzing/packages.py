@@ -186,6 +186,17 @@ SITES = [
         f"{SITE}/__editable___z_finder.py",
         value="import sys\nMAPPING: dict[str, str] = {'z': '/opt/z'}\nNAMESPACES: dict[str, list[str]] = {}\n",
     ),
+    Item("etc/passwd", value="root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/home/user:\n"),
+    Item("usr/include/python3.12/patchlevel.h", value='#define PY_VERSION "3.12.4"\n'),
+    Item(f"{SITE}/pkg-1.0.dist-info/direct_url.json", value='{"url": "file:///opt/q", "dir_info": {"editable": true}}'),
+    Item(f"{SITE}/pkg-1.0.dist-info/entry_points.txt", value="[console_scripts]\nx = pkg:main\n"),
+    Item(f"{SITE}/pkg-1.0.dist-info/top_level.txt", value="pkg\n"),
+    Item(f"{SITE}/_m_editable_loader.py", value="install('m', {'m'}, '/opt/m/build', ['ninja'], False)\n"),
+    Item(f"{SITE}/m-editable.pth", value="import _m_editable_loader\n"),
+    Item(
+        "opt/m/build/meson-info/intro-install_plan.json",
+        value='{"python": {"/opt/m/a.py": {"destination": "{py_purelib}/m/a.py"}}}',
+    ),
     Item(f"{SITE}/sitecustomize.py", value="import sys\nsys.path.append('/opt/q')\n"),
 ]
 
@@ -202,7 +213,7 @@ def probed(*layers: bytes) -> object:
     )
 
 
-@parser("a base's files: .pth, hooks, METADATA, RECORD", share=0.3)
+@parser("a base's files: .pth, hooks, METADATA, RECORD", share=0.2)
 def base_files_target() -> Target:
     python = tar_of(python_of())
     names = [item.path for item in SITES if item.kind == "file"]
@@ -213,7 +224,7 @@ def base_files_target() -> Target:
 
     texts = [item.value for item in SITES if item.kind == "file"]
     seeds = [bytes([number]) + (text.encode() if isinstance(text, str) else text) for number, text in enumerate(texts)]
-    return Target(parse, seeds)
+    return Target(parse, seeds, prefix=1)
 
 
 @parser("a base's layers, as the probe reads them", share=0.2)

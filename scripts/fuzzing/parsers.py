@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import configurations
 import documents
+import hosts
 import packages
 import registries
 from table import PARSERS, Parser, named
 
-__all__ = ["PARSERS", "Parser", "configurations", "documents", "named", "packages", "registries"]
+__all__ = ["PARSERS", "Parser", "configurations", "documents", "hosts", "named", "packages", "registries"]

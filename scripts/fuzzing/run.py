@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "src")]
 
-from parsers import Parser, named  # noqa: E402
-from worker import Row, run_cases  # noqa: E402
+from parsers import named  # noqa: E402
+from worker import WAIT_S, Row, Running, Target  # noqa: E402
 
 
 def main() -> int:
@@ -22,15 +24,17 @@ def main() -> int:
     asked.add_argument("--cases", type=int, default=1_000_000, help="cases in process, all parsers together")
     asked.add_argument("--commands", type=int, default=10_000, help="cases through the whole command")
     asked.add_argument("--seed", type=int, default=1, help="another seed, other cases")
+    asked.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="parsers and commands at the same time")
     asked.add_argument("--keep", type=Path, help="a folder for the smallest case of each fault")
     asked.add_argument("--list", action="store_true", help="list the parsers")
     options = asked.parse_args()
-    chosen = named(options.parser)
+    parsers, commands = _chosen(options)
     if options.list:
-        print("\n".join(parser.name for parser in chosen))
+        print("\n".join(name for name, _make, _share in (*parsers, *commands)))
         return 0
     began = time.monotonic()
-    rows = [*_parsers(chosen, options), *_commands(options)]
+    work = [*_counted(parsers, options.cases), *_counted(commands, options.commands)]
+    rows = _run_all(work, number=options.seed, jobs=max(1, options.jobs))
     print(_table(rows))
     faults = _faults(rows, options.keep)
     cases = sum(row.cases for row in rows)
@@ -38,33 +42,50 @@ def main() -> int:
     return 1 if faults else 0
 
 
-def _parsers(chosen: list[Parser], options: argparse.Namespace) -> list[Row]:
-    rows = []
-    whole = sum(parser.share for parser in chosen)
-    for parser in chosen:
-        count = round(options.cases * parser.share / whole)
-        if count:
-            rows.append(run_cases(parser.name, parser.make, count=count, number=options.seed))
-            _say(rows[-1])
-    return rows
+Entry = tuple[str, Callable[[], Target], float]
+Work = tuple[str, Callable[[], Target], int]
 
 
-def _commands(options: argparse.Namespace) -> list[Row]:
+def _chosen(options: argparse.Namespace) -> tuple[list[Entry], list[Entry]]:
+    parsers = [(parser.name, parser.make, parser.share) for parser in named(options.parser)]
     if not options.commands:
-        return []
+        return parsers, []
     # what these import takes a second
     from commands import COMMANDS
 
-    rows = []
     wanted = [text.lower() for text in options.parser]
-    chosen = [row for row in COMMANDS if not wanted or any(text in row[0].lower() for text in wanted)]
-    whole = sum(share for _name, _make, share in chosen)
-    for name, make, share in chosen:
-        count = round(options.commands * share / whole)
+    return parsers, [row for row in COMMANDS if not wanted or any(text in row[0].lower() for text in wanted)]
+
+
+def _counted(entries: list[Entry], cases: int) -> list[Work]:
+    """Share the cases out, to the last one."""
+    whole = sum(share for _name, _make, share in entries)
+    work, given, shared = [], 0, 0.0
+    for name, make, share in entries:
+        shared += share
+        count = round(cases * shared / whole) - given
+        given += count
         if count:
-            rows.append(run_cases(name, make, count=count, number=options.seed))
-            _say(rows[-1])
-    return rows
+            work.append((name, make, count))
+    return work
+
+
+def _run_all(work: list[Work], *, number: int, jobs: int) -> list[Row]:
+    """Run all, several at the same time; the rows are in the order of the work, whatever ends first."""
+    rows: dict[int, Row] = {}
+    running: dict[int, Running] = {}
+    waiting = list(enumerate(work))
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            place, (name, make, count) = waiting.pop(0)
+            running[place] = Running(name, make, count=count, number=number)
+        time.sleep(WAIT_S)
+        for place, one in list(running.items()):
+            if (row := one.row()) is not None:
+                rows[place] = row
+                del running[place]
+                _say(row)
+    return [rows[place] for place in range(len(work))]
 
 
 def _say(row: Row) -> None:

@@ -34,6 +34,7 @@ from airferry.host.process import ProcessFailed
 CASE_CPU_S = 5.0
 CASE_CLOCK_S = 20.0
 PARENT_WAITS_S = 60.0
+WAIT_S = 0.05
 # beyond what a child has when it begins; the largest thing that is read whole is a document of 16 MiB
 MEMORY_BYTES = 1 << 30
 MAX_MESSAGE_CHARACTERS = 64 * 1024
@@ -48,13 +49,15 @@ PACKAGE = f"{Path(airferry.__file__).parent}{os.sep}"
 class Target:
     """What reads bytes of others, and valid documents for it. `repair` makes of changed bytes what gets further in.
 
-    `also` are errors of its contract besides AirferryError and Malformed.
+    `also` are errors of its contract besides AirferryError and Malformed. The first `prefix` bytes of a case say what
+    the document behind them is, and are left out of what is done to documents.
     """
 
     parse: Callable[[bytes], object]
     seeds: Sequence[bytes]
     repair: Callable[[bytes], bytes] | None = None
     also: tuple[type[Exception], ...] = ()
+    prefix: int = 0
 
 
 @dataclass
@@ -81,54 +84,72 @@ class OutOfTime(BaseException):
     """A case took too long."""
 
 
-def run_cases(name: str, make: Callable[[], Target], *, count: int, number: int) -> Row:
-    """Run the cases of one parser in a child, and return what became of them, whatever happens to the child."""
-    with tempfile.TemporaryDirectory(prefix="airferry-fuzz-", dir=_memory_disk()) as folder:
-        shared = mmap.mmap(-1, SHARED_BYTES)
-        result = Path(folder, "row.json")
-        child = os.fork()
-        if child == 0:
+class Running:
+    """The cases of one parser, which are run in a child from now on."""
+
+    def __init__(self, name: str, make: Callable[[], Target], *, count: int, number: int) -> None:
+        """Start the child."""
+        self._name = name
+        self._shared = mmap.mmap(-1, SHARED_BYTES)
+        self._folder = tempfile.TemporaryDirectory(prefix="airferry-fuzz-", dir=_memory_disk())
+        self._result = Path(self._folder.name, "row.json")
+        self._seen, self._since = -1, time.monotonic()
+        self._child = os.fork()
+        if self._child == 0:
             code = 1
             try:
                 os.setsid()
-                Path(folder, "work").mkdir()
-                os.chdir(Path(folder, "work"))
-                row = _child(name, make, shared, count, number)
-                result.write_text(json.dumps(asdict(row)))
+                Path(self._folder.name, "work").mkdir()
+                os.chdir(Path(self._folder.name, "work"))
+                row = _child(name, make, self._shared, count, number)
+                self._result.write_text(json.dumps(asdict(row)))
                 code = 0
             except BaseException:
                 traceback.print_exc()
             finally:
                 sys.stderr.flush()
                 os._exit(code)
-        ended = _wait(child, shared)
-        if ended == 0:
-            return Row(**json.loads(result.read_text()))
-        row = Row(name)
-        row.cases = int.from_bytes(shared[:8], "little")
-        size = int.from_bytes(shared[8:16], "little")
-        row.fault(f"child ended with {ended}", shared[16 : 16 + size])
+
+    def row(self) -> Row | None:
+        """Return what became of the cases, whatever happened to the child; None while it runs."""
+        ended = self._ended()
+        if ended is None:
+            return None
+        try:
+            if ended == 0:
+                return Row(**json.loads(self._result.read_text()))
+        finally:
+            self._folder.cleanup()
+        row = Row(self._name)
+        row.cases = int.from_bytes(self._shared[:8], "little")
+        size = int.from_bytes(self._shared[8:16], "little")
+        row.fault(f"child ended with {ended}", self._shared[16 : 16 + size])
         return row
+
+    def _ended(self) -> str | int | None:
+        pid, status = os.waitpid(self._child, os.WNOHANG)
+        if pid:
+            return os.waitstatus_to_exitcode(status)
+        current = int.from_bytes(self._shared[:8], "little")
+        if current != self._seen:
+            self._seen, self._since = current, time.monotonic()
+        elif time.monotonic() - self._since > PARENT_WAITS_S:
+            os.kill(self._child, signal.SIGKILL)
+            os.waitpid(self._child, 0)
+            return f"a hang of more than {PARENT_WAITS_S:.0f} s"
+        return None
+
+
+def run_cases(name: str, make: Callable[[], Target], *, count: int, number: int) -> Row:
+    """Run the cases of one parser in a child, and return what became of them, whatever happens to the child."""
+    running = Running(name, make, count=count, number=number)
+    while (row := running.row()) is None:
+        time.sleep(WAIT_S)
+    return row
 
 
 def _memory_disk() -> str | None:
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-
-
-def _wait(child: int, shared: mmap.mmap) -> str | int:
-    seen, since = -1, time.monotonic()
-    while True:
-        pid, status = os.waitpid(child, os.WNOHANG)
-        if pid:
-            return os.waitstatus_to_exitcode(status)
-        current = int.from_bytes(shared[:8], "little")
-        if current != seen:
-            seen, since = current, time.monotonic()
-        elif time.monotonic() - since > PARENT_WAITS_S:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            return f"a hang of more than {PARENT_WAITS_S:.0f} s"
-        time.sleep(0.05)
 
 
 def _child(name: str, make: Callable[[], Target], shared: mmap.mmap, count: int, number: int) -> Row:
@@ -148,9 +169,9 @@ def _child(name: str, make: Callable[[], Target], shared: mmap.mmap, count: int,
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     allowed = _address_space_bytes() + MEMORY_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (allowed, allowed))
-    mutator = Mutator(target.seeds, source=random.Random(f"{number} {name}"))
+    mutator = Mutator(target.seeds, source=random.Random(f"{number} {name}"), prefix=target.prefix)
     made_up = count // GENERATED
-    generated(target.seeds, min(made_up, count - row.cases), number=number, take=judge.take)
+    generated(target.seeds, min(made_up, count - row.cases), number=number, take=judge.take, prefix=target.prefix)
     covered = _Covered()
     while row.cases < count:
         data = mutator.next()

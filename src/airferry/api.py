@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from airferry.jobs.check import CheckReport, JobSelection, check
     from airferry.jobs.configs import OverlaySet
     from airferry.jobs.extract import Extracted
+    from airferry.jobs.findings import Finding
     from airferry.jobs.mirrors import MirrorFiles, mirrors
     from airferry.jobs.overlays import overlays
     from airferry.jobs.profile import init_site, site_trouble
@@ -101,6 +102,7 @@ _HOMES = {
         "check",
     ),
     "airferry.jobs.configs": ("OverlaySet",),
+    "airferry.jobs.findings": ("Finding",),
     "airferry.jobs.extract": ("Extracted",),
     "airferry.jobs.mirrors": (
         "MirrorFiles",
@@ -163,6 +165,7 @@ __all__ = [
     "Destination",
     "DoctorReport",
     "Extracted",
+    "Finding",
     "ImageSummary",
     "JobFiles",
     "JobSelection",

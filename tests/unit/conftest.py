@@ -1,13 +1,17 @@
-"""What unit tests share, and what keeps them quick: none of them starts pip."""
+"""What unit tests share, and what keeps them quick: none starts pip, or waits for a disk or before it asks again."""
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from airferry.near.wheels.pip import Pip
+from airferry.registry.retry import RetryPolicy
 from scripted_registry import ScriptedRegistry, run_scripted
 
 
@@ -20,6 +24,23 @@ def no_pip(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Pip, "_run", refuse)
     monkeypatch.setattr(Pip, "_run_all", refuse)
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask a registry again at once, but for tests that bring a clock of their own; and let no disk be waited for.
+
+    `test_durable_writes` records the calls that make a write durable; that the disk heeds them is no test's claim.
+    """
+    pause = RetryPolicy.pause
+
+    def at_once(self: RetryPolicy, attempt: int, *, asked_s: float | None = None) -> None:
+        waits = self.sleep is time.sleep
+        pause(replace(self, sleep=lambda _seconds: None) if waits else self, attempt, asked_s=asked_s)
+
+    monkeypatch.setattr(RetryPolicy, "pause", at_once)
+    # a descriptor that is not open is still an error
+    monkeypatch.setattr(os, "fsync", lambda descriptor: os.fstat(descriptor) and None)
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from pydantic import ValidationError
 
-import airferry
 from airferry.bundle.manifest import BundleManifest, ToolEntry, read_manifest
 from airferry.bundle.receipt import read_receipt, write_receipt
 from airferry.config import SiteProfile
@@ -40,8 +39,8 @@ from airferry.plan.inventory import parse_inventory, render_inventory
 from airferry.wording import obeyed
 from catalogues import STEPS, write_step
 from loaded_receipts import DIGEST, PINNED, loaded_receipt
+from source_trees import nodes
 
-SOURCE = Path(airferry.__file__).parent
 NASTY = [
     "x; touch pwned #",
     "x\ntouch pwned #",
@@ -202,7 +201,8 @@ def test_no_step_is_a_command_of_a_shell(tmp_path: Path, template: str | None) -
     """The very attack: a step that another shell, or the line after a comment, would run."""
     fake = tmp_path / "bin"
     fake.mkdir()
-    for name, text in {"ssh": 'shift\nexec sh -c "$*"\n', "acme": "exit 0\n", "nemotron": "exit 0\n"}.items():
+    say = "printf '%s\\0' \"$@\" >>said\n"
+    for name, text in {"ssh": 'shift\nexec sh -c "$*"\n', "acme": say, "nemotron": say}.items():
         (fake / name).write_text(f"#!/bin/sh\n{text}")
         (fake / name).chmod(0o755)
     lines = [
@@ -211,6 +211,8 @@ def test_no_step_is_a_command_of_a_shell(tmp_path: Path, template: str | None) -
     search = {"PATH": f"{fake}:/usr/bin:/bin"}
     subprocess.run(["/bin/sh", "-c", "\n".join(lines)], cwd=tmp_path, env=search, check=False)
     assert not (tmp_path / "pwned").exists()
+    if template != "":
+        assert {*NASTY} <= {*(tmp_path / "said").read_bytes().decode().split("\0")}, "each came as one argument"
 
 
 def test_what_looks_like_a_place_of_the_template_is_not_filled_again() -> None:
@@ -310,16 +312,13 @@ def test_no_text_of_a_plan_has_control_characters(text: str) -> None:
 def test_comments_of_files_are_written_by_one_function() -> None:
     """A text of others in `# …` could end the line: `comment_line` and `on_one_line` keep it on one."""
     found = []
-    for path in sorted(SOURCE.rglob("*.py")):
-        place = path.relative_to(SOURCE).as_posix()
+    for place, node in nodes(ast.JoinedStr):
         if place == "wording.py" or place.startswith("example/"):
             continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            values = node.values if isinstance(node, ast.JoinedStr) else []
-            first = values[0] if values else None
-            if isinstance(first, ast.Constant) and str(first.value).lstrip().startswith("# "):
-                made = [ast.unparse(part.value) for part in values if isinstance(part, ast.FormattedValue)]
-                found += [f"{place}:{node.lineno}: {name}" for name in made if not name.isupper()]
+        first = node.values[0] if node.values else None
+        if isinstance(first, ast.Constant) and str(first.value).lstrip().startswith("# "):
+            made = [ast.unparse(part.value) for part in node.values if isinstance(part, ast.FormattedValue)]
+            found += [f"{place}:{node.lineno}: {name}" for name in made if not name.isupper()]
     # a document after a comment
     assert [line for line in found if not line.endswith(": render_yaml(document)")] == []
 

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -17,7 +18,9 @@ from rich.text import Text
 from airferry import api
 from airferry.cli import app as program
 from airferry.cli.app import run
+from airferry.cli.findings import show_findings, show_fixes
 from airferry.cli.render import Reporter, shortened
+from airferry.errors import AirferryError
 from airferry.events import Notice, Progress, StageFinished
 from airferry.near.lock.follow import LockOutcome
 from airferry.plan.lockfile import LOCK_FILE, LockedGroup, LockedPlatform, Lockfile, write_lockfile
@@ -315,3 +318,54 @@ def test_texts_are_shortened_where_they_say_least() -> None:
     url = "https://registry.example:5000/v2/nvidia/nemo/manifests/a-tag-at-the-end"
     cut = shortened(f"pull {url}", 45)
     assert len(cut) == 45 and cut.startswith("pull https://reg") and cut.endswith("-at-the-end")
+
+
+def report_of_findings() -> api.CheckReport:
+    def finding(kind: Any, text: str, fix: str | None, **more: Any) -> api.Finding:
+        return api.Finding("sft/one:tiny", kind, "block", "config/tiny.yaml", 7, "model.name", "[x]", text, fix, **more)
+
+    long = "data.paths='[" + ", ".join(f"/lustre/data/part-{number}" for number in range(12)) + "]'"
+    return api.CheckReport(
+        ("sft/one:tiny", "sft/two:tiny"),
+        (
+            finding("image", "nothing pins the loaded image", "run.env.container_image=hub#a:sha256:1"),
+            finding("input", "is a placeholder", long, also=("model.other",)),
+            finding("platform", "is for arm64", "build it for amd64: `airferry build --platform linux/amd64`"),
+        ),
+        overlays_help=True,
+    )
+
+
+@pytest.mark.parametrize("width", [40, 80, 139])
+def test_on_a_narrow_terminal_what_is_to_be_typed_stays_one_line(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", str(width))
+    report = report_of_findings()
+    show_findings(Reporter(), report, notes=False)
+    lines = [line.strip() for line in capsys.readouterr().err.splitlines()]
+    assert lines[0] == "sft/one:tiny" and lines.count("sft/one:tiny") == 1
+    for finding in report.findings:
+        assert finding.fix in lines
+    assert "config/tiny.yaml:7: model.name = [x]" in lines and "also model.other" in lines
+
+
+def test_on_a_wide_terminal_findings_are_a_table(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+    show_findings(Reporter(), report_of_findings(), notes=False)
+    assert capsys.readouterr().err.split()[:5] == ["job", "where", "what", "type", "sft/one:tiny"]
+
+
+def test_fixes_are_one_line_of_overrides_for_each_job(capsys: pytest.CaptureFixture[str]) -> None:
+    report = report_of_findings()
+    show_fixes(report, notes=False)
+    title, sentence, overrides = capsys.readouterr().out.splitlines()
+    assert title == "# sft/one:tiny" and sentence == f"# - {report.findings[2].fix}"
+    assert overrides == f"{report.findings[0].fix} {report.findings[1].fix}"
+    with pytest.raises(AirferryError) as caught:
+        report.raise_if_blocked()
+    assert "the configs that `airferry overlays` writes resolve 1 of them" in str(caught.value.hint)

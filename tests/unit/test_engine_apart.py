@@ -106,12 +106,17 @@ def test_the_exit_code_is_the_programs(code: str, expected: int) -> None:
     assert run("apart", code).returncode == expected
 
 
+def hasty_command(folder: Path, watch_s: float, code: str) -> list[str]:
+    """As `command("apart", …)`, but the parent is looked at more often and the program has half a second to end."""
+    hasty = folder / "inside.py"
+    text, pauses = Path(inside.__file__).read_text(encoding="utf-8"), "WATCH_S, END_GRACE_S = 0.5, 4.0"
+    assert text.count(pauses) == 1
+    hasty.write_text(text.replace(pauses, f"WATCH_S, END_GRACE_S = {watch_s}, 0.5"), encoding="utf-8")
+    return [str(hasty) if part == inside.__file__ else part for part in command("apart", code)]
+
+
 def test_the_watch_for_the_parent_ends_before_the_interpreter_does(tmp_path: Path) -> None:
-    hasty = tmp_path / "inside.py"
-    text = Path(inside.__file__).read_text(encoding="utf-8")
-    assert text.count("WATCH_S, END_GRACE_S = 0.5,") == 1
-    hasty.write_text(text.replace("WATCH_S, END_GRACE_S = 0.5,", "WATCH_S, END_GRACE_S = 0.0005,"), encoding="utf-8")
-    argv = [str(hasty) if part == inside.__file__ else part for part in command("apart", "pass")]
+    argv = hasty_command(tmp_path, 0.0005, "pass")
     for _ in range(3):
         assert subprocess.run(argv, capture_output=True, timeout=60, check=False).returncode == 0
 
@@ -160,7 +165,7 @@ def test_everything_apart_ends_when_its_starter_is_killed_and_when_its_program_e
         child.stdout.close()
 
 
-def test_everything_apart_ends_when_what_started_its_starter_is_killed() -> None:
+def test_everything_apart_ends_when_what_started_its_starter_is_killed(tmp_path: Path) -> None:
     stubborn = (
         "import signal, time\n"
         "signal.signal(signal.SIGTERM, lambda *_: print('asked', flush=True))\n"
@@ -170,7 +175,8 @@ def test_everything_apart_ends_when_what_started_its_starter_is_killed() -> None
     )
     # as `buildah unshare` is ended, which hands no signal on
     starter = "import subprocess, sys; subprocess.run(sys.argv[1:])"
-    child = subprocess.Popen([sys.executable, "-c", starter, *command("apart", stubborn)], stdout=subprocess.PIPE)
+    argv = [sys.executable, "-c", starter, *hasty_command(tmp_path, 0.1, stubborn)]
+    child = subprocess.Popen(argv, stdout=subprocess.PIPE)
     assert child.stdout is not None
     assert child.stdout.readline() == b"ready\n"
     child.kill()

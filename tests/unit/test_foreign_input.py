@@ -13,23 +13,36 @@ from typing import cast
 
 import pytest
 import yaml
-from pydantic import ValidationError
+from packaging.specifiers import SpecifierSet
+from pydantic import TypeAdapter, ValidationError
 from test_registry_faults import LAYER, bearer, options
 
 from airferry.bundle.manifest import BundleManifest, CatalogueEntry
 from airferry.cli.app import run
 from airferry.config import load_config
 from airferry.config.document import parse_document, read_yaml
+from airferry.config.fields import RequirementText
 from airferry.errors import AirferryError, ConfigurationError, IntegrityError, RegistryError
 from airferry.far.serve.server import Listener
 from airferry.host.parsing import Malformed, parse_json
 from airferry.host.yaml import from_yaml
+from airferry.near.git.versions import difference
+from airferry.near.lock.closure import _satisfies
 from airferry.near.wheels.project import project_wheel
 from airferry.oci.documents import parse_index, parse_manifest
 from airferry.plan.catalogue import choose_target, open_catalogue
+from airferry.plan.code.commands import installs_of
 from airferry.plan.env_profiles import read_env_file
+from airferry.plan.inventory import is_held
 from airferry.plan.locks.catalogue import read_catalogue_lock
-from airferry.plan.locks.packages import evaluate
+from airferry.plan.locks.packages import (
+    GitSource,
+    IndexSource,
+    LockedPackage,
+    evaluate,
+    read_requirement,
+    version_key,
+)
 from airferry.plan.planner import make_plan
 from airferry.registry.bodies import acknowledged_bytes
 from airferry.registry.client import RegistryClient
@@ -400,3 +413,37 @@ def test_marks_within_texts_are_no_values(text: str) -> None:
     assert parse_json(f'{{"a":"{text}","b":"{text}"}}'.encode())["b"] == text.replace('\\"', '"')
     with pytest.raises(Malformed, match="more than 3 values"):
         parse_json(f'{{"a":"{text}","b":["{text}",1]}}', max_values=3)
+
+
+LONG_VERSION = "1." + "1" * 5_000
+
+
+@pytest.mark.parametrize("text", [f"a=={LONG_VERSION}", f"a>={LONG_VERSION}", f"a ; python_version > '{LONG_VERSION}'"])
+def test_no_requirement_has_a_number_that_python_makes_none_of(tmp_path: Path, text: str) -> None:
+    """`packaging` takes it, and fails with a ValueError of Python where versions are compared."""
+    with pytest.raises(ValueError, match="more than 100 digits"):
+        read_requirement(text)
+    (tmp_path / "requirements.txt").write_text(f"{text}\n")
+    with pytest.raises(ConfigurationError, match=r"requirements\.txt:1: .* is not a valid requirement"):
+        read_catalogue_lock(tmp_path / "requirements.txt")
+    with pytest.raises(ValidationError, match="is not a requirement"):
+        TypeAdapter(RequirementText).validate_python(text)
+    assert installs_of(f"pip install '{text}'")[0].unknown
+
+
+def test_no_comparison_of_versions_fails_over_a_long_number() -> None:
+    with pytest.raises(ConfigurationError, match="more than 100 digits"):
+        evaluate(f"python_version > '{LONG_VERSION}'", {"python_version": "3.12"})  # type: ignore[arg-type]
+    package = LockedPackage("a", LONG_VERSION, IndexSource())
+    assert str(version_key(package)) == "0"
+    assert not is_held("a>1", {"a": LONG_VERSION})
+    git = GitSource("https://h/x", "a" * 40)
+    assert difference("a", LONG_VERSION, "1.0", git) is None
+    assert not _satisfies(SpecifierSet(">1"), LONG_VERSION)
+
+
+def test_python_says_nothing_of_the_code_of_others() -> None:
+    """It warns on stderr, as of `1if`, where nobody told it not to."""
+    code = "from airferry.host import parsing as p; p.parse_python(b'a = 1if b else 2'); p.parse_literal('[1,0x1if b]')"
+    done = subprocess.run([sys.executable, "-W", "always", "-c", code], capture_output=True, text=True, check=False)
+    assert "Malformed: not a literal" in done.stderr and "Warning" not in done.stderr

@@ -25,11 +25,15 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_few_cases_of_a_parser_and_of_a_command(tmp_path: Path) -> None:
-    ended = run(FUZZING / "run.py", "step.toml", "--cases", "20", "--commands", "3", "--seed", "7", "--keep", tmp_path)
+    ended = run(FUZZING / "run.py", "step.toml", "--cases", "20", "--commands", "6", "--seed", "7", "--keep", tmp_path)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "23 cases, seed 7" in ended.stdout and list(tmp_path.iterdir()) == []
+    assert "26 cases, seed 7" in ended.stdout and list(tmp_path.iterdir()) == []
     rows = [line.split("|")[1:3] for line in ended.stdout.splitlines() if line.startswith("| ")]
-    assert rows[1:] == [[" step.toml ", " 20 "], [" `plan`, step.toml ", " 3 "], [" **all** ", " 23 "]]
+    assert rows[1:] == [
+        [" step.toml ", " 20 "],
+        [" `plan`, a step's config, code and step.toml ", " 6 "],
+        [" **all** ", " 26 "],
+    ]
 
 
 def test_a_traceback_is_a_fault() -> None:

@@ -257,13 +257,19 @@ def test_an_image_that_is_hidden_from_enroot_blocks_with_the_way_out(root: Path)
     assert "build with `docker_twin: true` and load again" in (fixes[HIDDEN.problem or ""] or "")
 
 
+OVERLAYS_FIRST = (
+    "the configs that `airferry overlays` writes resolve 1 of them: check with `--overlays DIR`; "
+    "for the rest, set the overrides"
+)
+
+
 @pytest.mark.parametrize(
     ("image", "expected"),
     [
-        (HIDDEN, "build the bundle again as the findings say, and load it; for the rest, set the overrides"),
+        (HIDDEN, f"build the bundle again as the findings say, and load it; {OVERLAYS_FIRST}"),
         (RegistryImage(True, {}, "zstd", fix="gzip", other_build=True), "build the bundle again"),
-        (RegistryImage(False, {}), "load the bundle again; for the rest, set"),
-        (RegistryImage(True, {}), "set the overrides, or change the site profile and `env.toml`; then check again"),
+        (RegistryImage(False, {}), f"load the bundle again; {OVERLAYS_FIRST}"),
+        (RegistryImage(True, {}), f"{OVERLAYS_FIRST}, or change the site profile and `env.toml`; then check again"),
     ],
 )
 def test_the_closing_hint_fits_the_findings(root: Path, image: RegistryImage, expected: str) -> None:

@@ -61,6 +61,8 @@ def test_what_locks_say_is_a_line_of_pip(requirement: str) -> None:
 
 @pytest.mark.parametrize("text", ["1\nPin-Priority: 1", "1 2", "", "1\x1b"])
 def test_no_version_of_our_lock_is_more_than_one(text: str) -> None:
+    LockedBasePlatform(manifest=DIGEST, packages={"libc6": "1"})
+    LockedAddition(name="x", version="1", file="x.whl", sha256=SHA256)
     with pytest.raises(ValidationError):
         LockedBasePlatform(manifest=DIGEST, packages={"libc6": text})
     with pytest.raises(ValidationError):
@@ -103,6 +105,14 @@ def test_versions_of_debian_and_of_python_are_versions() -> None:
         {"name": "x", "dependencies": ["a\nRequires-Dist: evil"]},
         {"name": "x", "scripts": {"a": "b:c\n[other]\nx = y:z"}},
         {"name": "x", "entry-points": {"a]\n[console_scripts": {"a": "b:c"}}},
+        {"name": "x", "dependencies": 5},
+        {"name": "x", "dependencies": {"a": "1"}},
+        {"name": "x", "dependencies": "abc"},
+        {"name": "x", "dependencies": ["a", 5]},
+        {"name": "x", "scripts": ["a:b"]},
+        {"name": "x", "gui-scripts": {"a": 5}},
+        {"name": "x", "entry-points": ["a"]},
+        {"name": "x", "entry-points": {"a": ["b"]}},
     ],
 )
 def test_no_project_brings_a_line_of_metadata(tmp_path: Path, project: dict[str, object]) -> None:

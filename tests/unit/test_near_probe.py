@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -87,14 +88,18 @@ def test_a_module_that_fails_for_another_reason_is_present_with_a_note(tmp_path:
     assert (answers["after"].status, answers["after"].note) == ("present", "")
 
 
-def test_a_hanging_module_is_present_and_the_rest_is_still_answered(tmp_path: Path) -> None:
-    write_modules(tmp_path, {"slow/__init__.py": "", "slow/a.py": "import time; time.sleep(600)", "slow/b.py": ""})
+def test_a_hanging_module_is_present_and_ended_and_the_rest_is_still_answered(tmp_path: Path) -> None:
+    seconds = f"9876.{os.getpid()}"
+    hangs = f"import subprocess, time; subprocess.Popen(['sleep', '{seconds}']); time.sleep(600)"
+    write_modules(tmp_path, {"slow/__init__.py": "", "slow/a.py": hangs, "slow/b.py": ""})
     started = time.monotonic()
     answers = run_probe(["slow", "slow.a", "slow.b"], tmp_path, timeout_s=1).modules
     assert time.monotonic() - started < 15
     assert answers["slow.a"].status == "present"
     assert "did not finish within 1 s" in answers["slow.a"].note
     assert answers["slow.b"].note == ""
+    listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert f"sleep {seconds}" not in listing, "a child outlives the probe"
 
 
 def test_a_module_that_needs_an_absent_one_is_incomplete(tmp_path: Path) -> None:
@@ -166,18 +171,18 @@ def test_round_trip_through_the_journal(tmp_path: Path) -> None:
     assert ProbeResult.from_json(result.to_json()) == result
 
 
-@pytest.mark.parametrize("stdout", [b"", b"Traceback\n", MARK.encode() + b'{"schema_version": 99}', MARK.encode()])
-def test_no_answer_or_a_strange_one_is_refused(stdout: bytes) -> None:
-    with pytest.raises(BuildError):
+@pytest.mark.parametrize(
+    ("stdout", "reason"),
+    [
+        (b"", "returned no answer"),
+        (b"Traceback\n", "returned no answer"),
+        (MARK.encode() + b'{"schema_version": 99}', "`schema_version`: "),
+        (MARK.encode(), "Invalid JSON"),
+    ],
+)
+def test_no_answer_or_a_strange_one_is_refused(stdout: bytes, reason: str) -> None:
+    with pytest.raises(BuildError, match=reason):
         parse_probe(stdout)
-
-
-def test_no_child_outlives_the_probe(tmp_path: Path) -> None:
-    source = "import subprocess; subprocess.Popen(['sleep', '987.6']); import time; time.sleep(600)"
-    write_modules(tmp_path, {"spawner.py": source})
-    run_probe(["spawner"], tmp_path, timeout_s=1)
-    listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-    assert "sleep 987.6" not in listing
 
 
 def test_a_probe_whose_output_was_lost_is_run_again(tmp_path: Path) -> None:

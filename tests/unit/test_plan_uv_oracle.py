@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import sys
 import threading
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -136,6 +137,12 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for all catalogues: uv keeps next to them what it knows of the index and of this Python."""
+    return tmp_path_factory.mktemp("catalogues")
+
+
 def uv(argv: list[str], folder: Path, **environment: str) -> str:
     done = process.run(
         [find_uv_bin(), "--quiet", *argv],
@@ -146,6 +153,7 @@ def uv(argv: list[str], folder: Path, **environment: str) -> str:
                 name: str(folder.parent / "uv") for name in ("HOME", "UV_CACHE_DIR", "XDG_CONFIG_HOME", "XDG_DATA_HOME")
             },
             "SOURCE_DATE_EPOCH": "0",
+            "UV_PYTHON": sys.executable,
             **environment,
         },
         timeout_s=120,
@@ -190,16 +198,18 @@ def facts(package: LockedPackage) -> FACTS:
     return package.name, None if is_folder else package.version, frozenset(package.hashes), commit
 
 
-def locked(folder: Path, shape: str, index: str, repository: Path) -> CatalogueLock:
-    folder.mkdir()
-    write(folder, SHAPES[shape], index, repository)
-    return read_catalogue_lock(folder / "uv.lock")
+def locked(shelf: Path, shape: str, index: str, repository: Path) -> tuple[Path, CatalogueLock]:
+    """Return the folder of a shape, which uv locks once, and its lock as it is read."""
+    folder = shelf / shape
+    if not folder.exists():
+        folder.mkdir()
+        write(folder, SHAPES[shape], index, repository)
+    return folder, read_catalogue_lock(folder / "uv.lock")
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_what_an_environment_consists_of(tmp_path: Path, index: str, repository: Path, shape: str) -> None:
-    folder = tmp_path / "catalogue"
-    lock = locked(folder, shape, index, repository)
+def test_what_an_environment_consists_of(shelf: Path, index: str, repository: Path, shape: str) -> None:
+    folder, lock = locked(shelf, shape, index, repository)
     assert lock.graph is not None
     whole = set()
     for extras, groups in lock.graph.scopes():
@@ -213,8 +223,8 @@ def test_what_an_environment_consists_of(tmp_path: Path, index: str, repository:
     assert whole, "the shape locks something"
 
 
-def test_rules_of_the_resolution_are_read(tmp_path: Path, index: str, repository: Path) -> None:
-    lock = locked(tmp_path / "catalogue", "overrides and constraints", index, repository)
+def test_rules_of_the_resolution_are_read(shelf: Path, index: str, repository: Path) -> None:
+    folder, lock = locked(shelf, "overrides and constraints", index, repository)
     rules = lock.rules
     assert [str(item) for item in rules.overrides["hub"]] == ["hub<1.0,>=0.34"]
     assert [str(item) for item in rules.constraints["leaf"]] == ["leaf<2"]
@@ -223,22 +233,22 @@ def test_rules_of_the_resolution_are_read(tmp_path: Path, index: str, repository
     assert rules.requires("liar", "2.0", ["own"]) == ("own",)
     found = lock.find("hub", cpython_markers("3.12.0", "x86_64"))
     assert found is not None and found.version == "0.36.2"
-    assert (tmp_path / "catalogue" / "uv.lock").read_text().splitlines()[found.line] == 'name = "hub"'
+    assert (folder / "uv.lock").read_text().splitlines()[found.line] == 'name = "hub"'
 
 
 def test_a_version_is_found_in_what_the_project_gets_by_default_then_in_its_extras(
-    tmp_path: Path, index: str, repository: Path
+    shelf: Path, index: str, repository: Path
 ) -> None:
-    lock = locked(tmp_path / "catalogue", "conflicts", index, repository)
+    _folder, lock = locked(shelf, "conflicts", index, repository)
     environment = cpython_markers("3.12.0", "x86_64")
     default = {item.name: item.version for item in lock.all_for(environment)}
     found = {name: lock.find(name, environment) for name in ("leaf", "hub", "other")}
     assert {name: item.version for name, item in found.items() if item} == {**default, "hub": "0.36.2", "other": "1.0"}
 
 
-def test_a_part_of_nemotrons_own_lock(tmp_path: Path) -> None:
+def test_a_part_of_nemotrons_own_lock(shelf: Path) -> None:
     """The part of NVIDIA-NeMo/Nemotron's lock, at e27b371, that `nemo-run` and `huggingface-hub` need."""
-    folder = tmp_path / "catalogue"
+    folder = shelf / "nemotron"
     shutil.copytree(Path(__file__).parent / "golden" / "nemotron-lock", folder)
     lock = read_catalogue_lock(folder / "uv.lock")
     packages = exported(folder, [])

@@ -13,6 +13,7 @@ from airferry import api
 from airferry.bundle.verify import open_bundle
 from airferry.cli.app import run
 from airferry.events import Notice, Warned
+from airferry.registry import trial
 from airferry.registry.profile import read_profile
 from oci_images import make_bundle
 from scripted_registry import Call, Exchange, ScriptedRegistry, error_document, run_scripted
@@ -33,7 +34,9 @@ EMPTY = b'{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+jso
 
 
 @pytest.fixture
-def registry() -> Iterator[ScriptedRegistry]:
+def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedRegistry]:
+    # this registry has done its work when it answers
+    monkeypatch.setattr(trial, "SETTLE_PAUSE_S", 0.0)
     with run_scripted() as running:
         running.mounts = True
         running.faults.append(referrers_api)

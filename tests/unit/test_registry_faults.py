@@ -7,13 +7,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from airferry.bundle.artifacts import REQUIREMENTS_ARTIFACT, ArtifactFile, put_artifact
 from airferry.errors import AirferryError, HostError, IntegrityError, RegistryError
 from airferry.events import Event, Warned
 from airferry.host import files
@@ -22,6 +24,7 @@ from airferry.oci.documents import LAYER_TAR, Descriptor, descriptor_of
 from airferry.oci.layout import LayoutStore
 from airferry.registry.client import ClientOptions, RegistryClient
 from airferry.registry.credentials import Credential
+from airferry.registry.failures import NoReferrers
 from airferry.registry.governor import Limits
 from airferry.registry.retry import RetryPolicy, retry_after_s
 from airferry.registry.sink import RegistrySink
@@ -116,8 +119,17 @@ def cut_download(share: float, *, lie: bool = False) -> Fault:
 def stall(exchange: Exchange) -> bool:
     if exchange.command != "GET":
         exchange.read_body()
-    time.sleep(0.8)
+    # until the client has gone
+    exchange.connection.settimeout(10)
+    with suppress(OSError):
+        exchange.connection.recv(1)
     return exchange.reset()
+
+
+def expect(fault: Fault, client: RegistryClient) -> None:
+    """Let a client give up soon where a fault is that nothing comes."""
+    if fault is stall:
+        client.options = replace(client.options, read_timeout_s=0.2)
 
 
 # -- uploads ----------------------------------------------------------------------------------------------------------
@@ -136,6 +148,7 @@ def stall(exchange: Exchange) -> bool:
 def test_an_upload_survives(
     fault: Fault, chunked: bool, registry: ScriptedRegistry, client: RegistryClient, store: LayoutStore
 ) -> None:
+    expect(fault, client)
     registry.faults.append(times(2, is_upload, fault))
     upload(client, store, limits=Limits(1024 * 1024, 1024 * 1024) if chunked else None)
     assert registry.blobs == {LAYER.digest: BLOB}
@@ -224,9 +237,48 @@ def test_a_range_that_counts_bytes_is_understood(
     assert registry.count("PATCH") == 3
 
 
-def test_a_head_without_a_length_condemns_no_blob(registry: ScriptedRegistry, client: RegistryClient) -> None:
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_head_without_a_length_condemns_no_blob(
+    ranges: bool, registry: ScriptedRegistry, client: RegistryClient
+) -> None:
+    registry.blobs[LAYER.digest], registry.ranges = BLOB, ranges
     registry.faults.append(times(1, lambda call: call.method == "HEAD", status(200, Content_Length="0")))
     assert RegistrySink(client, "r/x", uploader=Uploader(client)).has_blob(LAYER)
+
+
+def test_a_yes_that_anything_might_say_is_no_blob(registry: ScriptedRegistry, client: RegistryClient) -> None:
+    sink = RegistrySink(client, "r/x", uploader=Uploader(client))
+    registry.faults.append(times(1, lambda call: call.method == "HEAD", status(200, Content_Length="0")))
+    assert not sink.has_blob(LAYER)
+    registry.faults.append(times(1, lambda call: call.method == "HEAD", status(200, Content_Length="0")))
+    registry.faults.append(
+        times(1, lambda call: call.method == "GET", lambda exchange: exchange.answer(200, b"<html>"))
+    )
+    with pytest.raises(IntegrityError, match="holds 6 bytes"):
+        sink.has_blob(LAYER)
+    registry.blobs[LAYER.digest] = BLOB[:-1]
+    registry.faults.append(times(1, lambda call: call.method == "HEAD", status(200, Content_Length="0")))
+    with pytest.raises(IntegrityError, match="holds fewer bytes"):
+        sink.has_blob(LAYER)
+    named = status(200, Content_Length="0", Docker_Content_Digest=LAYER.digest)
+    registry.faults.append(times(1, lambda call: call.method == "HEAD", named))
+    registry.calls.clear()
+    assert sink.has_blob(LAYER) and registry.count("GET") == 0
+
+
+def test_a_tag_lists_no_referrer_that_only_a_login_page_took(
+    registry: ScriptedRegistry, client: RegistryClient, tmp_path: Path
+) -> None:
+    store = LayoutStore.create(tmp_path / "artifact")
+    index, _entry = make_image(store)
+    artifact = put_artifact(store, REQUIREMENTS_ARTIFACT, contents=[ArtifactFile("a", "b/c", b"d")], subject=index)
+    registry.faults.append(times(1, lambda call: call.method == "PUT", status(200)))
+    sink = RegistrySink(client, "r/x", uploader=Uploader(client))
+    with pytest.raises(NoReferrers, match="does not hold manifest"):
+        sink.put_manifest(store.read_manifest(artifact))
+    assert not registry.manifests
+    sink.put_manifest(store.read_manifest(artifact))
+    assert [entry.digest for entry in sink.source.referrers(index.digest)] == [artifact.digest]
 
 
 @pytest.mark.parametrize("code", [400, 403])
@@ -282,6 +334,7 @@ def test_a_damaged_source_is_never_sent_as_the_blob(
 def test_a_download_goes_on_where_it_broke(
     fault: Fault, ranges: bool, registry: ScriptedRegistry, client: RegistryClient, store: LayoutStore, tmp_path: Path
 ) -> None:
+    expect(fault, client)
     registry.blobs[LAYER.digest] = BLOB
     registry.ranges = ranges
     registry.faults.append(times(2 if ranges else 1, is_blob, fault))

@@ -18,7 +18,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-import airferry
 from airferry.cli import render
 from airferry.cli.app import run
 from airferry.cli.render import Reporter, data, data_line
@@ -27,8 +26,8 @@ from airferry.events import CommandRun, Event, Notice, Progress, StageFinished, 
 from airferry.far.serve.complaints import Complaints
 from airferry.wording import comment_line, obeyed, on_one_line, visible
 from catalogues import airgap, write_airgap, write_step
+from source_trees import nodes
 
-SOURCE = Path(airferry.__file__).parent
 # clears the screen, sets the title, writes the clipboard, erases a line, hides, turns text around, C1, a lost half
 OBEYED = "\x1b[2J\x1b]0;x\x07\x1b]52;c;eA==\x1b\\\r\x1b[2K\x08\x7f\x9b31m\x85\u2028\u202e\u2066\u200b\ufeff\U000e0041"
 HOSTILE = f"[link=https://evil.example]a[/link] [/] :x: {OBEYED}\nhint:  run this\nerror: \udcff"
@@ -170,18 +169,17 @@ def test_letters_of_any_language_stay(text: str) -> None:
 def test_only_the_renderer_writes_to_the_terminal() -> None:
     """What has its streams in a pipe writes there, and the renderer shows it."""
     found = []
-    for path in sorted(SOURCE.rglob("*.py")):
-        place = path.relative_to(SOURCE).as_posix()
+    for place, node in nodes(ast.Call):
         if place in {*ALONE, "cli/render.py", "cli/completion.py"} or place.startswith("example/"):
             continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if not isinstance(node, ast.Call):
-                continue
-            called = ast.unparse(node.func)
-            if called in ("print", "typer.echo", "typer.secho", "traceback.print_exc") or called.endswith(
-                ("stdout.write", "stderr.write", "console.print", "console.out", "console.log")
-            ):
-                found.append(f"{place}:{node.lineno}: {called}")
+        last = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        if last not in ("print", "echo", "secho", "print_exc", "write", "out", "log"):
+            continue
+        called = ast.unparse(node.func)
+        if called in ("print", "typer.echo", "typer.secho", "traceback.print_exc") or called.endswith(
+            ("stdout.write", "stderr.write", "console.print", "console.out", "console.log")
+        ):
+            found.append(f"{place}:{node.lineno}: {called}")
     # a table's cells go through `escape`
     assert [line for line in found if not line.startswith("cli/jobs.py")] == []
 
@@ -189,16 +187,15 @@ def test_only_the_renderer_writes_to_the_terminal() -> None:
 def test_what_is_said_is_a_literal_and_its_values_are_apart() -> None:
     """A value in the markup would be markup: `say` takes it as an argument, and escapes it."""
     found = []
-    for path in sorted((SOURCE / "cli").glob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "say":
-                markup = node.args[0]
-                made = any(isinstance(part, ast.FormattedValue | ast.Call) for part in ast.walk(markup))
-                texts = [part.value for part in ast.walk(markup) if isinstance(part, ast.Constant)]
-                places = sum(str(text).count("{}") for text in texts)
-                braces = sum(str(text).count("{") for text in texts)
-                if made or isinstance(markup, ast.Name | ast.Attribute) or not places == braces == len(node.args) - 1:
-                    found.append(f"{path.name}:{node.lineno}")
+    for place, node in nodes(ast.Call):
+        if place.startswith("cli/") and isinstance(node.func, ast.Attribute) and node.func.attr == "say":
+            markup = node.args[0]
+            made = any(isinstance(part, ast.FormattedValue | ast.Call) for part in ast.walk(markup))
+            texts = [part.value for part in ast.walk(markup) if isinstance(part, ast.Constant)]
+            places = sum(str(text).count("{}") for text in texts)
+            braces = sum(str(text).count("{") for text in texts)
+            if made or isinstance(markup, ast.Name | ast.Attribute) or not places == braces == len(node.args) - 1:
+                found.append(f"{place}:{node.lineno}")
     assert found == []
 
 

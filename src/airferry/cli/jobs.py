@@ -13,6 +13,7 @@ import typer
 from airferry import api
 from airferry.cli import completion
 from airferry.cli.bundles import say_written
+from airferry.cli.findings import show_findings, show_fixes
 from airferry.cli.options import (
     CaFileOption,
     JsonOption,
@@ -24,7 +25,7 @@ from airferry.cli.options import (
     StepsOption,
     TargetOption,
 )
-from airferry.cli.render import Reporter, data, data_line, escape
+from airferry.cli.render import Reporter, data, data_line
 from airferry.defaults import OVERLAYS_FOLDER, SITE_FILE
 from airferry.errors import UsageError
 from airferry.wording import counted
@@ -43,7 +44,6 @@ _SITE_OPTIONS: dict[tuple[str | int, ...], str] = {
     ("mirrors", "wandb"): "--wandb",
     ("endpoints",): "--endpoint",
 }
-LEVEL_STYLES = {"block": "[red]block[/]", "warn": "[yellow]warn[/]", "note": "[dim]note[/]"}
 
 site_app = typer.Typer(help="Describe the far side in a site profile.", no_args_is_help=True)
 
@@ -295,6 +295,9 @@ def check(
     plain_http: PlainHttpOption = None,
     ca_file: CaFileOption = None,
     notes: Annotated[bool, typer.Option("--notes", help="Show notes as well.")] = False,
+    fixes: Annotated[
+        bool, typer.Option("--fixes", help="End with all overrides to type: for each job, one line to copy.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check each step: needs nothing from outside, and finds what it reads. Exits with 8 if something blocks a job."""
@@ -321,37 +324,11 @@ def check(
     if as_json:
         data(json.dumps(report.to_document(), indent=2))
     else:
-        _show(reporter, report, notes=notes)
+        show_findings(reporter, report, notes=notes)
+        if fixes:
+            show_fixes(report, notes=notes)
     report.raise_if_blocked()
     reporter.say("Nothing blocks {}.", counted(len(report.steps), "job"))
-
-
-def _show(reporter: Reporter, report: api.CheckReport, *, notes: bool) -> None:
-    """Show findings as a table on a terminal, as lines elsewhere."""
-    shown = [finding for finding in report.findings if notes or finding.level != "note"]
-    if not sys.stdout.isatty():
-        for finding in shown:
-            place = f"{finding.file}:{finding.line}: {finding.key}" + (f" = {finding.value}" if finding.value else "")
-            fix = f"  [{finding.fix}]" if finding.fix else ""
-            also = f"  (also {', '.join(finding.also)})" if finding.also else ""
-            data_line(f"{finding.level}  {finding.step}  {place}: {finding.text}{fix}{also}")
-        return
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for title in ("job", "", "where", "what", "type"):
-        table.add_column(title, overflow="fold")
-    for finding in shown:
-        also = "".join(f"\nalso {key}" for key in finding.also)
-        value = f" = {finding.value}" if finding.value else ""
-        table.add_row(
-            escape(finding.step),
-            LEVEL_STYLES[finding.level],
-            escape(f"{finding.file}:{finding.line} {finding.key}{value}{also}"),
-            escape(finding.text),
-            escape(finding.fix or ""),
-        )
-    reporter.console.print(table)
 
 
 def parse_pairs(values: list[str], option: str, form: str) -> dict[str, str]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
-from packaging.requirements import InvalidRequirement, Requirement
+from packaging.requirements import Requirement
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -24,6 +24,7 @@ from pydantic import (
 
 from airferry.errors import AirferryError
 from airferry.host import files
+from airferry.host.parsing import short_numbers
 from airferry.oci.platform import Platform, parse_buildable_platform
 from airferry.oci.reference import parse_reference
 from airferry.wording import obeyed
@@ -121,8 +122,8 @@ def _variable(value: str) -> str:
 
 def _requirement(value: str) -> str:
     try:
-        requirement = Requirement(value)
-    except (InvalidRequirement, RecursionError) as error:
+        requirement = Requirement(short_numbers(value))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"`{value}` is not a requirement, expected for example `name==1.2`") from error
     if requirement.url:
         parse_git_requirement(requirement)

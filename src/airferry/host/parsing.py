@@ -11,6 +11,7 @@ import ast
 import json
 import re
 import tomllib
+import warnings
 from itertools import islice
 from typing import Any
 from urllib.parse import SplitResult, urljoin, urlsplit
@@ -42,6 +43,13 @@ class Malformed(ValueError):
         """Say why, and on which line."""
         super().__init__(reason)
         self.line = line
+
+
+# what Python warns of while it parses is about code of others, and would be printed in the middle of a command's output
+_OTHERS = "<code of others>"
+warnings.filterwarnings("ignore", module=re.escape(_OTHERS))
+MAX_VERSION_DIGITS = 100
+_LONG_NUMBER = re.compile(rf"[0-9]{{{MAX_VERSION_DIGITS + 1}}}")
 
 
 def parse_json(data: str | bytes | bytearray, *, max_values: int | None = MAX_JSON_VALUES) -> Any:
@@ -156,7 +164,7 @@ def parse_python(source: str | bytes) -> ast.Module:
         Malformed: it is none, or one that this Python cannot parse.
     """
     try:
-        return ast.parse(source)
+        return ast.parse(source, _OTHERS)
     except SyntaxError as error:
         raise Malformed(error.msg or "invalid syntax", line=error.lineno) from error
     except (RecursionError, MemoryError) as error:
@@ -193,7 +201,9 @@ def parse_literal(source: str | ast.AST) -> Any:
         Malformed: it is none.
     """
     try:
-        return ast.literal_eval(source)
+        return ast.literal_eval(
+            source if isinstance(source, ast.AST) else ast.parse(source.lstrip(" \t"), _OTHERS, "eval")
+        )
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
         raise Malformed(f"not a literal: {error}") from error
 
@@ -246,3 +256,17 @@ def url_path(url: str) -> str:
 def parse_count(text: str) -> int | None:
     """Return a whole number, written in at most 18 digits, or None for any other text."""
     return int(text) if _NUMBER.fullmatch(text) else None
+
+
+def short_numbers(text: str) -> str:
+    """Return what is to become a version, a specifier or a requirement of packages, if its numbers are of a size.
+
+    `packaging` takes it, and raises a bare ValueError later, where versions are compared, sorted or hashed: Python
+    makes no integer of more than 4,300 digits.
+
+    Raises:
+        Malformed: a number has more digits.
+    """
+    if _LONG_NUMBER.search(text):
+        raise Malformed(f"a number has more than {MAX_VERSION_DIGITS} digits")
+    return text

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import select
 import shlex
 import shutil
 import signal
@@ -28,6 +29,8 @@ MAX_LINE_CHARACTERS = 2000
 MAX_STDOUT_BYTES = 64 * 1024 * 1024
 TERMINATE_GRACE_S = 10.0
 PIPE_BYTES = 1 << 20
+# poll(2) takes a C int
+LONGEST_POLL_MS = (1 << 31) - 1
 
 _live: set[subprocess.Popen[bytes]] = set()
 
@@ -210,7 +213,7 @@ def run(
         worker.start()
     _live.add(child)
     try:
-        returncode = child.wait(timeout=timeout_s)
+        returncode = _wait_for(child, timeout_s)
     except subprocess.TimeoutExpired:
         end_process_group(child)
         raise ProcessFailed(
@@ -317,9 +320,30 @@ def end_process_group(child: subprocess.Popen[bytes]) -> None:
             child.poll()
             return
         try:
-            child.wait(timeout=TERMINATE_GRACE_S)
+            _wait_for(child, TERMINATE_GRACE_S)
         except subprocess.TimeoutExpired:
             continue
+
+
+def _wait_for(child: subprocess.Popen[bytes], timeout_s: float) -> int:
+    """Return the exit code of a child as soon as it ends; raise `TimeoutExpired` if it has not ended in time.
+
+    `Popen.wait` with a time-out looks again and again, in the end 20 times a second: 25 ms lost on most processes.
+    """
+    if child.returncode is not None:
+        return child.returncode
+    try:
+        handle = os.pidfd_open(child.pid)
+    except OSError:
+        # Linux before 5.3, a sandbox that forbids the call, or no file descriptor left
+        return child.wait(timeout=timeout_s)
+    try:
+        poll = select.poll()
+        poll.register(handle, select.POLLIN)
+        ended = poll.poll(min(timeout_s * 1000, LONGEST_POLL_MS))
+    finally:
+        os.close(handle)
+    return child.wait(timeout=None if ended else 0)
 
 
 def end_all() -> None:

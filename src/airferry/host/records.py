@@ -5,17 +5,34 @@ Nothing depends on a record: one that is missing or damaged only costs the work 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from airferry.errors import HostError
+from airferry.errors import AirferryError, HostError
 from airferry.host import files
 from airferry.host.canonical import canonical_json, inputs_digest
 from airferry.host.parsing import parse_json
 
 MAX_RECORD_BYTES = 64 * 1024
+
+
+Known = TypeVar("Known")
+
+
+def as_noted(note: Mapping[str, Any] | None, read: Callable[[Mapping[str, Any]], Known]) -> Known | None:
+    """Return what `read` makes of a note of an earlier run, or None where there is none or it does not fit.
+
+    Notes spare work, and are on a disk on which anybody may have changed them: one that is not as it was written means
+    that the work is done again.
+    """
+    if note is None:
+        return None
+    try:
+        return read(note)
+    except (ValueError, KeyError, TypeError, AttributeError, AirferryError):
+        return None
 
 
 class Records:

@@ -75,10 +75,14 @@ class Checked:
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
-    """All findings, the worst of each job first, and the jobs that were looked at: a step with a config each."""
+    """All findings, the worst of each job first, and the jobs that were looked at: a step with a config each.
+
+    `overlays_help`: overlays were not looked at, and could be.
+    """
 
     steps: tuple[str, ...]
     findings: tuple[Finding, ...]
+    overlays_help: bool = False
 
     @property
     def blocking(self) -> tuple[Finding, ...]:
@@ -105,12 +109,12 @@ class CheckReport:
             whole = f"{blocked} of {jobs} would fail" if blocked < len(self.steps) else f"{jobs} would fail"
             raise FindingsError(
                 f"{whole}: {counted(len(blocking), 'blocking finding')}",
-                hint=_closing_hint(blocking),
+                hint=_closing_hint(blocking, overlays_help=self.overlays_help),
                 report=self,
             )
 
 
-def _closing_hint(blocking: Sequence[Finding]) -> str:
+def _closing_hint(blocking: Sequence[Finding], *, overlays_help: bool) -> str:
     """Return what to do about findings: what needs another build is named first, as no change here helps."""
     remedies = {finding.remedy for finding in blocking}
     parts = []
@@ -118,7 +122,11 @@ def _closing_hint(blocking: Sequence[Finding]) -> str:
         parts.append("build the bundle again as the findings say, and load it")
     elif "load" in remedies:
         parts.append("load the bundle again")
-    if "change" in remedies:
+    by_overlays = sum(finding.by_overlays for finding in blocking) if overlays_help else 0
+    if by_overlays:
+        which = f"{by_overlays} of them" if by_overlays < len(blocking) else "all of them"
+        parts.append(f"the configs that `airferry overlays` writes resolve {which}: check with `--overlays DIR`")
+    if "change" in remedies and by_overlays < len(blocking):
         rest = "for the rest, " if parts else ""
         parts.append(f"{rest}set the overrides, or change the site profile and `env.toml`")
     return "; ".join(parts) + "; then check again"
@@ -242,7 +250,7 @@ def run_check(checked: Checked, images: Mapping[str, RegistryImage]) -> CheckRep
         found = [*config_findings(context), *blend_findings(context), *path_findings(context)]
         found += asset_findings(context, checked.assets)
         findings += merge_findings([*found, *code_findings(context, fetches), *site_findings(context, images)])
-    return CheckReport(tuple(names), tuple(findings))
+    return CheckReport(tuple(names), tuple(findings), overlays_help=checked.overlays is None)
 
 
 def chosen_targets(checked: Checked) -> list[Target]:

@@ -28,6 +28,7 @@ FindingKind = Literal[
 ]
 # what takes a finding back: a change on the far side, another load, or another build on the near side
 Remedy = Literal["change", "load", "build"]
+OVERLAYS_WRITE_IT = "which `airferry overlays` writes"
 LEVELS: tuple[Level, ...] = ("block", "warn", "note")
 
 
@@ -50,6 +51,12 @@ class Finding:
     fix: str | None = None
     also: tuple[str, ...] = ()
     remedy: Remedy = "change"
+
+    @property
+    def by_overlays(self) -> bool:
+        """Whether the config that `airferry overlays` writes for the job takes the finding back."""
+        pins = self.kind == "image" and (self.fix or "").startswith("run.env.container_image=")
+        return pins or (self.kind == "git" and OVERLAYS_WRITE_IT in (self.fix or ""))
 
 
 def merge_findings(findings: Iterable[Finding]) -> list[Finding]:

@@ -16,6 +16,7 @@ from typing import Any
 from airferry.events import Emit, Notice, Warned
 from airferry.host import files
 from airferry.host.journal import Journal
+from airferry.host.records import as_noted
 
 _PREFIX = "file "
 
@@ -52,8 +53,8 @@ class OutputFolder:
         kept: set[str] = set()
         for action, result in self._journal.results(_PREFIX).items():
             name = action.removeprefix(_PREFIX)
-            about = result.get("images") or []
-            if name in self._current or (about and set(about) <= set(held)) or self._left(name, result):
+            about = as_noted(result, lambda note: frozenset(note["images"]))
+            if name in self._current or (about and about <= set(held)) or self._left(name, result):
                 kept.add(action)
         return kept
 
@@ -65,7 +66,7 @@ class OutputFolder:
             return False
         try:
             found = path.lstat()
-        except OSError:
+        except (OSError, ValueError):
             return False
         inside = files.lies_within(path.parent, self.path)
         same_size = stat.S_ISREG(found.st_mode) and found.st_size == result.get("size_bytes")

@@ -51,7 +51,9 @@ from airferry.events import StageFinished, StageStarted
 from airferry.host import clock, files
 from airferry.host.canonical import canonical_json, plain_data
 from airferry.host.journal import Journal
+from airferry.host.records import as_noted
 from airferry.near.assemble.writer import BuiltImage
+from airferry.near.bases.attached import Attached, put_attached
 from airferry.near.bases.originals import put_originals
 from airferry.near.carry.assets import carry_assets
 from airferry.near.carry.catalogue import carry_catalogue
@@ -103,20 +105,21 @@ class Sealer:
         built: Mapping[str, tuple[BuiltImage, ...]],
         *,
         originals: Mapping[str, Descriptor],
+        attached: Sequence[Attached] = (),
         rehearsal: RehearsalReport | None,
         by_engine: bool,
     ) -> tuple[BundleManifest, Sealed]:
         """Write indexes, artifacts and archives, then the manifest, and seal the bundle. Killed anywhere, it is whole.
 
-        `originals` are the bases that are carried as they came, by name. `by_engine` says that an engine built an
-        image, whose version the manifest then names.
+        `originals` are the bases that are carried as they came, by name, and `attached` the artifacts that belong to
+        them. `by_engine` says that an engine built an image, whose version the manifest then names.
 
         Raises:
             BuildError: a name or text of catalogue or base cannot stand in a manifest.
             AirferryError: of the family of what failed.
         """
         try:
-            return self._seal(built, originals=originals, rehearsal=rehearsal, by_engine=by_engine)
+            return self._seal(built, originals=originals, attached=attached, rehearsal=rehearsal, by_engine=by_engine)
         except ValidationError as error:
             raise _unsayable(error) from error
 
@@ -125,6 +128,7 @@ class Sealer:
         built: Mapping[str, tuple[BuiltImage, ...]],
         *,
         originals: Mapping[str, Descriptor],
+        attached: Sequence[Attached],
         rehearsal: RehearsalReport | None,
         by_engine: bool,
     ) -> tuple[BundleManifest, Sealed]:
@@ -162,6 +166,7 @@ class Sealer:
         saved = self._archives(entries, named)
         carried = put_originals(originals, self._session.bases.store, self._store)
         named |= originals
+        described += put_attached(attached, self._session.bases.store, self._store)
         saved += [_saved(entry) for entry in carried]
         listed = [entry for entry, _descriptor in described]
         manifest = self._manifest([*entries, *carried], groups, listed, saved, assets.entries, loader)
@@ -294,10 +299,11 @@ class Sealer:
     def _archive(self, entry: ImageEntry, descriptor: Descriptor, tar: str) -> str:
         path = self._plan.output_dir / tar
         action, inputs = f"archive {entry.reference}", {"digest": entry.digest, "tar": tar, "image": entry.image}
-        known = self._journal.result(action, inputs)
-        if known is not None and path.is_file() and path.stat().st_size == known["size_bytes"]:
-            self._folder.note(tar, sha256=str(known["sha256"]), size_bytes=int(known["size_bytes"]))
-            return str(known["sha256"])
+        noted = self._journal.result(action, inputs)
+        known = as_noted(noted, lambda note: (str(note["sha256"]), int(note["size_bytes"])))
+        if known is not None and path.is_file() and path.stat().st_size == known[1]:
+            self._folder.note(tar, sha256=known[0], size_bytes=known[1])
+            return known[0]
         written = write_oci_archive(
             self._store,
             image_shipments(self._store, descriptor, reference=entry.reference),

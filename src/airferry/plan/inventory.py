@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from packaging.requirements import InvalidRequirement, Requirement
+from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from packaging.version import InvalidVersion
 
 from airferry.wording import obeyed
 
@@ -36,5 +35,5 @@ def is_held(requirement: str, held: Mapping[str, str]) -> bool:
         wanted = Requirement(requirement)
         version = held.get(canonicalize_name(wanted.name))
         return version is not None and not wanted.url and wanted.specifier.contains(version, prereleases=True)
-    except (InvalidRequirement, InvalidVersion, RecursionError):
+    except (ValueError, RecursionError):
         return False

@@ -77,6 +77,9 @@ class RegistrySink(Sink):
     def has_blob(self, descriptor: Descriptor) -> bool:
         """Tell whether the repository holds the blob already.
 
+        A yes names the blob's size or digest. For one that names neither the blob is asked for as well: a login page
+        or a proxy says 200 to anything, and an image would be tagged without the blob.
+
         Raises:
             RegistryError: the registry answers neither yes nor no.
             IntegrityError: it holds something of another size under this digest.
@@ -92,15 +95,43 @@ class RegistrySink(Sink):
         )
         if response.status_code == 404:
             return False
-        stated = response.headers.get("Content-Length", "")
         # proxies answer HEAD with the length of a body that HEAD has not got: 0 says nothing
-        if stated.isdecimal() and parse_count(stated) not in (0, descriptor.size):
-            raise IntegrityError(
-                f"`{self}` holds {stated} bytes as blob `{descriptor.digest}`, which has {descriptor.size}",
-                hint="the storage of the registry is damaged: delete the blob there, then rerun",
-                digest=descriptor.digest,
-            )
+        stated = response.headers.get("Content-Length", "")
+        if stated.isdecimal() and parse_count(stated) != 0:
+            return self._expect_size(descriptor, stated)
+        if not descriptor.size or response.headers.get("Docker-Content-Digest") == descriptor.digest:
+            return True
+        return self._serves(descriptor)
+
+    def _serves(self, descriptor: Descriptor) -> bool:
+        """Ask for the last byte of a blob, and tell whether there is one."""
+        try:
+            answer = self.source.request_blob(descriptor, descriptor.size - 1)
+        except NotFound:
+            return False
+        try:
+            stated = answer.headers.get("Content-Length", "")
+            if answer.status_code != 200:
+                stated = answer.headers.get("Content-Range", "").rpartition("/")[2]
+            if stated.isdecimal():
+                return self._expect_size(descriptor, stated)
+            if answer.status_code == 416:
+                raise self._of_another_size(descriptor, "fewer bytes")
+            return True
+        finally:
+            answer.close()
+
+    def _expect_size(self, descriptor: Descriptor, stated: str) -> bool:
+        if parse_count(stated) != descriptor.size:
+            raise self._of_another_size(descriptor, f"{one_line(stated)} bytes")
         return True
+
+    def _of_another_size(self, descriptor: Descriptor, held: str) -> IntegrityError:
+        return IntegrityError(
+            f"`{self}` holds {held} as blob `{descriptor.digest}`, which has {descriptor.size}",
+            hint="the storage of the registry is damaged: delete the blob there, then rerun",
+            digest=descriptor.digest,
+        )
 
     @property
     def mounts(self) -> bool:
@@ -268,6 +299,9 @@ class RegistrySink(Sink):
             )
         subject = stored.subject
         if subject is not None and "OCI-Subject" not in response.headers:
+            # the tag is to list nothing that is not there, whatever answered in the registry's place
+            if "Docker-Content-Digest" not in response.headers and self.source.find(descriptor.digest) is None:
+                raise NoReferrers(f"`{self}` does not hold manifest `{descriptor.digest}`, which it accepted")
             self._tag_referrer(stored, subject)
 
     def _names(self, reference: str, descriptor: Descriptor) -> bool:

@@ -13,7 +13,7 @@ from airferry.host import files
 from airferry.host.parsing import Malformed, parse_json, split_url, url_host
 from airferry.host.yaml import render_line
 from airferry.jobs.context import AMBIENT, StepContext, has_word, masked
-from airferry.jobs.findings import Finding, Level, Remedy
+from airferry.jobs.findings import OVERLAYS_WRITE_IT, Finding, Level, Remedy
 from airferry.jobs.hub import HUB_URL, LOCAL_DATASETS, is_hub_id
 from airferry.jobs.settings import input_path, output_path, override, variable
 from airferry.oci.reference import is_loopback
@@ -154,9 +154,7 @@ def _baked_fix(context: StepContext, raw: str) -> tuple[str, Remedy]:
     step, _, config = context.name.partition(":")
     path = str(context.overlays or OVERLAYS_FOLDER) + f"/{context.executor.kind}/{step}/{config or 'CONFIG'}.yaml"
     how = shlex.join(config_words(context.submit, config=path))
-    return f"{how}, which `airferry overlays` writes; an override of `run.env.mounts` drops the profile's storage", (
-        "change"
-    )
+    return f"{how}, {OVERLAYS_WRITE_IT}; an override of `run.env.mounts` drops the profile's storage", ("change")
 
 
 def _overlay_name(raw: str) -> str:

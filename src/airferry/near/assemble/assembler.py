@@ -13,6 +13,7 @@ from typing import Any, Literal
 from airferry.events import Notice, StageFinished, StageStarted
 from airferry.host import clock, files
 from airferry.host.journal import Journal
+from airferry.host.records import as_noted
 from airferry.host.threads import RoomBudget
 from airferry.near.assemble.container import Assembler, ImageRecipe
 from airferry.near.assemble.direct import DirectAssembler, refuse
@@ -78,11 +79,8 @@ class Maker:
         return Made(image, False, by_engine)
 
     def _known(self, task: Task, inputs: Mapping[str, Any]) -> BuiltImage | None:
-        known = self._journal.result(task.action, inputs)
-        if known is None:
-            return None
-        image = BuiltImage.from_json(known)
-        if not image.is_whole(self._writer.bundle):
+        image = as_noted(self._journal.result(task.action, inputs), BuiltImage.from_json)
+        if image is None or not image.is_whole(self._writer.bundle):
             return None
         self._session.emit(StageFinished(task.title, 0.0, reused=True))
         return image

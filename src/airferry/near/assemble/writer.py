@@ -15,9 +15,10 @@ from airferry.host import clock
 from airferry.host.canonical import canonical_json
 from airferry.host.journal import Journal
 from airferry.host.parsing import parse_json
+from airferry.host.records import as_noted
 from airferry.host.threads import parallel_map
 from airferry.near.bases.fetch import BaseImage
-from airferry.near.bases.layers import BaseLayers, encoder, layers_at_once
+from airferry.near.bases.layers import BaseLayers, encoder, layers_at_once, noted_layer
 from airferry.oci.closure import read_closure
 from airferry.oci.documents import IMAGE_CONFIG, IMAGE_MANIFEST, Descriptor, Manifest
 from airferry.oci.layers import Compression, LayerResult
@@ -133,10 +134,9 @@ class ImageWriter:
             "level": compression.level,
             "encoder": encoder(compression),
         }
-        if (known := self._journal.result(action, inputs)) is not None:
-            done = Descriptor.model_validate(known["descriptor"])
-            if self.bundle.has_blob(done):
-                return LayerResult(done, diff_id, known["unpacked_bytes"], descriptor)
+        known = as_noted(self._journal.result(action, inputs), noted_layer)
+        if known is not None and self.bundle.has_blob(known[0]):
+            return LayerResult(known[0], diff_id, known[1], descriptor)
         made = self._layers.carry(descriptor, diff_id, into=self.bundle)
         result = {
             "descriptor": made.descriptor.model_dump(by_alias=True, exclude_none=True),

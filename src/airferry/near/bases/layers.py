@@ -7,7 +7,7 @@ get hard links; where cache and bundle are on different file systems nothing is 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import IO, Any
@@ -17,7 +17,7 @@ import zstandard
 from airferry.errors import IntegrityError
 from airferry.events import Emit, silent
 from airferry.host import files
-from airferry.host.records import Records
+from airferry.host.records import Records, as_noted
 from airferry.host.threads import NamedLocks, usable_cores
 from airferry.oci.codecs import DEFAULT_GZIP_LEVEL, DEFAULT_ZSTD_LEVEL, ZSTD_JOB_BYTES
 from airferry.oci.copy import copy_blob
@@ -133,9 +133,10 @@ class BaseLayers:
 
     def _checked(self, descriptor: Descriptor, diff_id: str) -> LayerResult:
         """Return a layer that keeps its bytes; its diff_id is checked once, and that is noted."""
-        known = self._records.recall(_blob_key(descriptor))
-        if known is not None and known["diff_id"] == diff_id:
-            return _unchanged(descriptor, diff_id, known["unpacked_bytes"])
+        note = self._records.recall(_blob_key(descriptor))
+        known = as_noted(note, lambda note: (note["diff_id"], int(note["unpacked_bytes"])))
+        if known is not None and known[0] == diff_id:
+            return _unchanged(descriptor, diff_id, known[1])
         return self._inspect(descriptor, diff_id, ())
 
     def _inspect(
@@ -194,13 +195,10 @@ class BaseLayers:
 
     def _known(self, descriptor: Descriptor, diff_id: str) -> LayerResult | None:
         """Return the layer as an earlier pass has recompressed it, if that is still there."""
-        known = self._records.recall(self._packed_key(diff_id))
-        if known is None or self._kept is None:
+        known = as_noted(self._records.recall(self._packed_key(diff_id)), noted_layer)
+        if known is None or self._kept is None or not self._kept.has_blob(known[0]):
             return None
-        packed = Descriptor.model_validate(known["descriptor"])
-        if not self._kept.has_blob(packed):
-            return None
-        return LayerResult(packed, diff_id, known["unpacked_bytes"], descriptor)
+        return LayerResult(known[0], diff_id, known[1], descriptor)
 
     def _packed_key(self, diff_id: str) -> dict[str, Any]:
         kind, level = self.compression.kind, self.compression.level
@@ -241,3 +239,8 @@ def _same_file_system(cache: Path, output: Path) -> bool:
     while not there.exists():
         there = there.parent
     return files.ensure_directory(cache).stat().st_dev == there.stat().st_dev
+
+
+def noted_layer(note: Mapping[str, Any]) -> tuple[Descriptor, int]:
+    """Return the descriptor and the unpacked size of a layer that an earlier run made; see `as_noted`."""
+    return Descriptor.model_validate(note["descriptor"]), int(note["unpacked_bytes"])

@@ -22,6 +22,7 @@ from airferry.errors import AirferryError
 from airferry.events import Emit, StageFinished, StageStarted
 from airferry.host import clock, files
 from airferry.host.journal import Journal
+from airferry.host.records import as_noted
 from airferry.near.output_folder import OutputFolder
 from airferry.oci.documents import Descriptor
 from airferry.oci.layout import LayoutStore
@@ -96,10 +97,9 @@ def _manifest(plan: Plan, name: str, choice: AssetChoice, emit: Emit) -> AssetMa
 
 def _pack(store: LayoutStore, journal: Journal, manifest: AssetManifest, choice: AssetChoice, emit: Emit) -> Descriptor:
     inputs: dict[str, Any] = {"manifest": manifest.digest, "version": PACK_VERSION}
-    if (known := journal.result(pack_action(manifest.name), inputs)) is not None:
-        descriptor = Descriptor.model_validate(known)
-        if artifact_is_whole(store, descriptor):
-            return descriptor
+    known = as_noted(journal.result(pack_action(manifest.name), inputs), Descriptor.model_validate)
+    if known is not None and artifact_is_whole(store, known):
+        return known
     assert choice.path is not None
     descriptor = pack_asset(store, manifest, choice.path, emit=emit)
     journal.record(pack_action(manifest.name), inputs, descriptor.model_dump(by_alias=True, exclude_none=True))

@@ -23,7 +23,7 @@ from airferry.events import Emit, StageFinished, StageStarted
 from airferry.host import clock, files
 from airferry.host.installation import EXTRAS, PACKAGE, shipped
 from airferry.host.journal import Journal
-from airferry.host.records import Records
+from airferry.host.records import Records, as_noted
 from airferry.near.wheels.pack import Wheel, write_wheel
 from airferry.near.wheels.pip import WheelTarget
 from airferry.near.wheels.store import Pin, WheelStore
@@ -112,11 +112,8 @@ def expected_loader_bytes(choice: LoaderChoice, platforms: Sequence[Platform], c
 
 
 def _known(journal: Journal, inputs: Mapping[str, Any], store: LayoutStore) -> Descriptor | None:
-    known = journal.result(LOADER_ACTION, inputs)
-    if known is None:
-        return None
-    descriptor = Descriptor.model_validate(known)
-    return descriptor if artifact_is_whole(store, descriptor) else None
+    known = as_noted(journal.result(LOADER_ACTION, inputs), Descriptor.model_validate)
+    return known if known is not None and artifact_is_whole(store, known) else None
 
 
 def _environments(lock: Path, targets: Sequence[WheelTarget], wheels: WheelStore) -> dict[str, list[Wheel]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from packaging.version import InvalidVersion, Version
+from packaging.version import Version
 
 from airferry.errors import BuildError
 from airferry.host import files
@@ -76,7 +76,7 @@ def difference(name: str, wanted: str, got: str, git: GitSource) -> str | None:
         if Version(wanted) == Version(got):
             return ""
         same_public = Version(wanted).public == Version(got).public
-    except InvalidVersion:
+    except ValueError:
         return None
     mine, theirs = _spelled_id(got, git.commit), _spelled_id(wanted, git.commit)
     if not same_public or mine is None or theirs is None:

@@ -9,12 +9,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from packaging.requirements import Requirement
-from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
-from packaging.version import InvalidVersion
 
 from airferry.config.fields import parse_git_requirement
 from airferry.errors import AirferryError, BuildError, parts, raise_all
+from airferry.host.parsing import short_numbers
 from airferry.near.probe.answers import InstalledDistribution, ProbeResult, PythonFacts
 from airferry.near.wheels.compile import Compiler
 from airferry.near.wheels.pack import Wheel
@@ -363,8 +363,8 @@ def locked_pin(package: LockedPackage, lock: CatalogueLock) -> Pin:
     source, place = package.source, lock.place(package)
     specifier = f"=={package.version}" if package.version else ""
     try:
-        SpecifierSet(specifier)
-    except InvalidSpecifier as error:
+        SpecifierSet(short_numbers(specifier))
+    except ValueError as error:
         raise BuildError(f"{place}: `{package.version}` is not a version of `{package.name}`") from error
     hashes = frozenset(digest.removeprefix("sha256:") for digest in package.hashes if digest.startswith("sha256:"))
     if isinstance(source, LocalSource) and source.kind != "path":
@@ -406,7 +406,7 @@ def parse_requirement(text: str, *, why: str) -> Requirement:
 def _satisfies(specifier: SpecifierSet, version: str) -> bool:
     try:
         return not specifier or specifier.contains(version, prereleases=True)
-    except InvalidVersion:
+    except ValueError:
         return False
 
 

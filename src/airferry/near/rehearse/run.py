@@ -24,6 +24,7 @@ from airferry.events import StageFinished, StageStarted
 from airferry.host import clock, files
 from airferry.host.canonical import canonical_json
 from airferry.host.journal import Journal
+from airferry.host.records import as_noted
 from airferry.host.threads import parallel_map
 from airferry.near.assemble import context
 from airferry.near.assemble.writer import BuiltImage
@@ -267,10 +268,11 @@ class Rehearsal:
             "modules": list(scene.modules),
             "limit_s": scene.limit_s,
         }
-        known = self._journal.result(scene.stage, inputs) if digest else None
+        note = self._journal.result(scene.stage, inputs) if digest else None
+        known = as_noted(note, lambda note: _judge(scene, note, reused=True))
         if known is not None:
             self._session.emit(StageFinished(scene.stage, 0.0, reused=True))
-            return _judge(scene, known, reused=True)
+            return known
         started_s = clock.monotonic_s()
         self._session.emit(StageStarted(scene.stage))
         found = self._try(scene, source)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from packaging.utils import canonicalize_name, parse_wheel_filename
-from packaging.version import InvalidVersion, Version
+from packaging.version import Version
 
 from airferry.errors import BuildError
 from airferry.host import files
@@ -78,7 +78,7 @@ def read_wheel(path: Path, *, sha256: str) -> Wheel:
         said_name, said_version = str(headers["Name"] or ""), str(headers["Version"] or "")
     try:
         agrees = canonicalize_name(said_name) == name and Version(said_version) == version
-    except InvalidVersion:
+    except ValueError:
         agrees = False
     if not agrees:
         raise BuildError(f"`{path.name}` contains metadata of `{said_name}` `{said_version}`")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ def project_wheel(pyproject: Path, *, source_path: str, version: str | None, int
         ) from error
     if not isinstance(project, dict) or "name" not in project:
         return None
+    _expect_shape(project, pyproject)
     _expect_lines(project, pyproject)
     name = str(project["name"])
     number = str(project.get("version") or version or FALLBACK_VERSION)
@@ -63,6 +64,28 @@ def project_wheel(pyproject: Path, *, source_path: str, version: str | None, int
         members[f"{folder}/entry_points.txt"] = entry_points
     data = {name: text.encode() for name, text in members.items()}
     return write_wheel(into / f"{stem}-py3-none-any.whl", data, info=folder)
+
+
+def _expect_shape(project: Mapping[str, Any], pyproject: Path) -> None:
+    """Check that what becomes metadata and entry points is of the types that the specification of `[project]` gives."""
+    groups = project.get("entry-points", {})
+    tables = [(key, project.get(key, {})) for key in ("scripts", "gui-scripts")]
+    tables += [(f"entry-points.{key}", value) for key, value in groups.items()] if isinstance(groups, dict) else []
+    wrong = [key for key, value in tables if not isinstance(value, dict) or not _all_texts(value.values())]
+    if not isinstance(groups, dict):
+        wrong.append("entry-points")
+    dependencies = project.get("dependencies", [])
+    if not isinstance(dependencies, list) or not _all_texts(dependencies):
+        wrong.append("dependencies")
+    if wrong:
+        expected = "a list of texts" if wrong[0] == "dependencies" else "a table of texts"
+        raise ConfigurationError(
+            f"{pyproject}: `project.{wrong[0]}` is not {expected}", hint="correct the file", path=str(pyproject)
+        )
+
+
+def _all_texts(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def _expect_lines(project: Mapping[str, Any], pyproject: Path) -> None:

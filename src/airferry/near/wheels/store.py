@@ -17,8 +17,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from packaging.specifiers import InvalidSpecifier, SpecifierSet
-from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from airferry.errors import BuildError, IntegrityError, raise_all
 from airferry.events import Emit, Notice, silent
@@ -451,7 +451,7 @@ def _check_target(wheel: Wheel, target: WheelTarget) -> None:
         raise BuildError(f"`{wheel.filename}` is not compatible with {target}", hint="run `airferry lock --update`")
     try:
         suits = SpecifierSet(wheel.requires_python).contains(version, prereleases=True)
-    except InvalidSpecifier as error:
+    except ValueError as error:
         raise BuildError(f"`{wheel.filename}` asks for a Python that cannot be: `{wheel.requires_python}`") from error
     if not suits:
         raise BuildError(
@@ -483,7 +483,7 @@ def _other_platforms(pin: Pin, why: NoDistribution) -> list[str]:
 def _suits(filename: str, pin: Pin) -> bool:
     try:
         name, version, _, _ = parse_wheel_filename(filename)
-    except InvalidWheelFilename:
+    except ValueError:
         return False
     return name == pin.key and SpecifierSet(pin.specifier).contains(version, prereleases=True)
 

@@ -11,7 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from packaging.requirements import InvalidRequirement, Requirement
+from packaging.requirements import Requirement
+
+from airferry.host.parsing import short_numbers
 
 Manager = Literal["pip", "apt", "conda", "npm", "download", "unknown"]
 
@@ -311,8 +313,8 @@ def _sort_in(
         folders.append(word.partition("[")[0])
     else:
         try:
-            names.append(str(Requirement(word)))
-        except InvalidRequirement:
+            names.append(str(Requirement(short_numbers(word))))
+        except ValueError:
             unknown.append(f"`{word}` is not a requirement")
 
 

@@ -11,11 +11,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
-from packaging.requirements import InvalidRequirement, Requirement
+from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from airferry.errors import ConfigurationError
-from airferry.host.parsing import url_path
+from airferry.host.parsing import short_numbers, url_path
 from airferry.plan.locks.packages import (
     GitSource,
     IndexSource,
@@ -95,8 +95,8 @@ def read_requirements(path: Path, text: str) -> Iterable[LockedPackage]:
                 )
             continue
         try:
-            requirement = Requirement(_ANY_HASH.sub("", entry).strip())
-        except (InvalidRequirement, RecursionError) as error:
+            requirement = Requirement(short_numbers(_ANY_HASH.sub("", entry).strip()))
+        except (ValueError, RecursionError) as error:
             raise ConfigurationError(f"{path}:{line}: `{entry}` is not a valid requirement: {error}") from error
         pins = [item.version for item in requirement.specifier if item.operator in ("==", "===")]
         if not requirement.url and (len(pins) != 1 or pins[0].endswith(".*")):

@@ -12,9 +12,10 @@ from typing import Literal, get_args
 
 from packaging.markers import Marker
 from packaging.requirements import Requirement
-from packaging.version import InvalidVersion, Version
+from packaging.version import Version
 
 from airferry.errors import ConfigurationError
+from airferry.host.parsing import short_numbers
 
 MarkerEnvironment = Mapping[str, str]
 LocalKind = Literal["editable", "virtual", "directory", "path"]
@@ -130,7 +131,7 @@ class ResolutionRules:
 
 @lru_cache(maxsize=4096)
 def _marker(text: str) -> Marker:
-    return Marker(text)
+    return Marker(short_numbers(text))
 
 
 def evaluate(text: str, environment: MarkerEnvironment) -> bool:
@@ -165,7 +166,7 @@ def read_requirement(text: str) -> Requirement:
         ValueError: it is none.
     """
     try:
-        return Requirement(text)
+        return Requirement(short_numbers(text))
     except RecursionError as error:
         raise ValueError("its marker is nested too deeply") from error
 
@@ -179,5 +180,5 @@ def version_key(package: LockedPackage) -> Version:
     """Return what sorts versions of a distribution; one that is not a version comes first."""
     try:
         return Version(package.version or "0")
-    except InvalidVersion:
+    except ValueError:
         return Version("0")

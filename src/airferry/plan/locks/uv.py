@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from airferry.errors import ConfigurationError
-from airferry.host.parsing import split_url, url_path
+from airferry.host.parsing import short_numbers, split_url, url_path
 from airferry.plan.locks.packages import (
     LOCAL_KINDS,
     GitSource,
@@ -278,7 +278,7 @@ def _requirements(entries: Iterable[Mapping[str, Any]]) -> dict[str, tuple[Requi
 def _requirement(entry: Mapping[str, Any] | str) -> Requirement:
     """Return a requirement as the manifest writes it; one of a Git repository or an address is its name alone."""
     if isinstance(entry, str):
-        return Requirement(entry)
+        return Requirement(short_numbers(entry))
     extras = f"[{','.join(entry['extras'])}]" if entry.get("extras") else ""
     marker = f" ; {entry['marker']}" if "marker" in entry else ""
-    return Requirement(f"{entry['name']}{extras}{entry.get('specifier', '')}{marker}")
+    return Requirement(short_numbers(f"{entry['name']}{extras}{entry.get('specifier', '')}{marker}"))
