@@ -42,9 +42,10 @@ class RegistrySinks:
             return self._sinks[repository]
 
 
-def load_transfer(source: Source, sinks: RegistrySinks, *, jobs: int, emit: Emit) -> Transfer:
+def load_transfer(source: Source, sinks: RegistrySinks, destination: Destination, *, jobs: int, emit: Emit) -> Transfer:
     """Return the copy that a load is: what the registry holds is read back, and not sent."""
-    return Transfer(source, sinks, CopyOptions(jobs=jobs, task="load", skip_held=True, emit=emit))
+    read_back = destination.audit == "read"
+    return Transfer(source, sinks, CopyOptions(jobs=jobs, task="load", skip_held=True, read_back=read_back, emit=emit))
 
 
 def audit(transfer: Transfer, shipments: Sequence[Shipment], *, registry: str) -> list[RefusedShipment]:

@@ -39,6 +39,7 @@ DOUBT_ATTEMPTS = 2
 # how registries refuse for good what others take: a media type (400, 415), a repository that they do not make by
 # themselves (401, 403, 404), a tag that must not move (409; Harbor: 412), a size (413)
 REFUSALS = frozenset({400, 401, 403, 404, 405, 406, 409, 412, 413, 415, 422, 501})
+DAMAGED_STORAGE_HINT = "the storage of the registry is damaged: delete the blob there, then rerun"
 # codes of errors about content that got lost or damaged, whatever the status: sending it again may help
 LOSSES = ("MANIFEST_BLOB_UNKNOWN", "BLOB_", "DIGEST_INVALID", "SIZE_INVALID")
 # of these, the codes that say that a part is missing, which can be looked up
@@ -129,7 +130,7 @@ class RegistrySink(Sink):
     def _of_another_size(self, descriptor: Descriptor, held: str) -> IntegrityError:
         return IntegrityError(
             f"`{self}` holds {held} as blob `{descriptor.digest}`, which has {descriptor.size}",
-            hint="the storage of the registry is damaged: delete the blob there, then rerun",
+            hint=DAMAGED_STORAGE_HINT,
             digest=descriptor.digest,
         )
 
@@ -329,6 +330,23 @@ class RegistrySink(Sink):
         if subject is not None and all(entry.digest != digest for entry in self.source.held_referrers(subject)):
             return f"`{digest}` among the referrers of `{subject}`"
         return ""
+
+    def reads_back(self, descriptor: Descriptor, on_block: Callable[[int], None]) -> bool:
+        """Read a blob back, all of it, and check its digest; False where the repository does not have it.
+
+        Raises:
+            RegistryError: the registry does not answer or refuses.
+            IntegrityError: it gives something else under the digest.
+        """
+        try:
+            with self.source.open_blob_at(descriptor, 0) as stream:
+                for _block in blocks(verifying(stream, descriptor, on_block=on_block)):
+                    pass
+        except NotFound:
+            return False
+        except IntegrityError as error:
+            raise error.reworded(f"`{self}`: {error.message}", hint=DAMAGED_STORAGE_HINT) from error
+        return True
 
     def gives_blob(self, descriptor: Descriptor) -> bool:
         """Ask for the last byte of a blob, and tell whether it comes. An answer that says neither counts as yes."""
