@@ -13,6 +13,7 @@ __all__ = ["main"]
 
 def main() -> None:
     """Run the program and exit with the documented code."""
+    _open_closed_streams()
     if sys.getfilesystemencoding() != "utf-8":
         _restart_in_utf8_mode()
     # what is loaded stays: looking for garbage in it as often as Python does takes a fifth of a short command's time
@@ -22,6 +23,19 @@ def main() -> None:
     from airferry.cli.app import main as run
 
     run()
+
+
+def _open_closed_streams() -> None:
+    """Lead standard streams that were closed (`>&-`) nowhere: the next files to be opened would get their numbers.
+
+    What a library or a child process prints would then be written into a blob.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+            setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8", closefd=False))  # noqa: SIM115
 
 
 def _restart_in_utf8_mode() -> None:

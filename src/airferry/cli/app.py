@@ -15,7 +15,7 @@ import typer
 
 import airferry
 from airferry.cli import assets, building, bundles, catalogue, completion, jobs, registries, rehearse, serving
-from airferry.cli.flags import show_flags_as_flags
+from airferry.cli.helps import improve_help
 from airferry.cli.pipes import code_of_pipes, outlive_readers
 from airferry.cli.render import Reporter, data_line, escape_what_python_writes
 from airferry.errors import AirferryError, HostError
@@ -59,7 +59,7 @@ assets.register(app)
 registries.register(app)
 jobs.register(app)
 catalogue.register(app)
-show_flags_as_flags(app)
+improve_help(app)
 
 
 def _show_version(value: bool) -> None:
@@ -92,13 +92,20 @@ def main() -> None:
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
+    # the terminal or the login that started the command is gone; under `nohup` it goes on
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, _interrupt)
     outlive_readers()
     escape_what_python_writes()
     # names of files may be no text, and the terminal's encoding may lack a character: neither ends a command
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     asked = completion.is_asked(os.environ)
-    code = completion.answer(os.environ, lambda: run([])) if asked else run(sys.argv[1:])
+    try:
+        code = completion.answer(os.environ, lambda: run([])) if asked else run(sys.argv[1:])
+    except Interrupted:
+        # a second signal, while the first one or an error was being told
+        code = INTERRUPTED
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):
             stream.flush()
