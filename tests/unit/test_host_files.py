@@ -295,11 +295,11 @@ def test_the_cache_is_for_its_user_alone(tmp_path: Path, monkeypatch: pytest.Mon
         files.cache_directory()
     assert "AIRFERRY_CACHE" in (caught.value.hint or "")
     monkeypatch.setenv("AIRFERRY_CACHE", "/proc/no/such/folder")
-    assert files.cache_directory() == Path("/proc/no/such/folder"), "whoever writes to it says what is wrong"
+    assert files.cache_directory() == Path("/proc/no/such/folder"), "what writes to it says what is wrong"
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o600), (0o077, 0o600), (0o002, 0o660), (0o000, 0o660)])
-def test_a_lock_cannot_be_held_by_whoever_may_only_read_the_folder(tmp_path: Path, umask: int, mode: int) -> None:
+def test_a_lock_cannot_be_held_by_users_who_may_only_read_the_folder(tmp_path: Path, umask: int, mode: int) -> None:
     path = tmp_path / "lock"
     before = os.umask(umask)
     try:

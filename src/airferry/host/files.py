@@ -366,7 +366,7 @@ def scratch_directory(parent: Path) -> Iterator[Path]:
 
 
 def _open_lock(path: Path) -> IO[bytes]:
-    """Open a file to lock, which is made if it is missing: whoever can open one, if only to read, can hold it."""
+    """Open a file to lock, which is made if it is missing: a user who can open one, if only to read, can hold it."""
     ensure_directory(path.parent)
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o660)
@@ -441,7 +441,7 @@ def cache_directory() -> Path:
     chosen = os.environ.get("AIRFERRY_CACHE")
     base = os.environ.get("XDG_CACHE_HOME")
     folder = Path(chosen) if chosen else (Path(base) if base else home_directory() / ".cache") / "airferry"
-    with suppress(OSError):  # whoever writes to it says why that is not possible
+    with suppress(OSError):  # what writes to it says why that is not possible
         if not folder.exists():
             folder.parent.mkdir(parents=True, exist_ok=True)
             folder.mkdir(mode=0o700, exist_ok=True)
