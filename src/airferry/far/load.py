@@ -341,7 +341,7 @@ def _wanted_tags(
     for item in shipments:
         place = places.get(item.name)
         sink = sinks(item.repository)
-        tag = place.tag if place is not None else tags.get(item.descriptor.digest)
-        if tag is not None:
-            wanted.append(WantedTag(f"{sink}:{tag}", sink, tag, item.closure.top, item.optional))
+        for tag in tags.get(item.descriptor.digest, ()) if place is None else [place.tag]:
+            if tag is not None:
+                wanted.append(WantedTag(f"{sink}:{tag}", sink, tag, item.closure.top, item.optional))
     return wanted
