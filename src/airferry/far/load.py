@@ -56,6 +56,7 @@ class LoadOutcome:
     """What a load did, or with `dry_run` would do. `tags` are all tags, those that stay where they are too.
 
     `foreseen` is what a load would meet at the registry, as far as that is known; only a dry run looks ahead.
+    `audit` is how the registry's content was read back, `head` or `read`.
     """
 
     report: VerifyReport
@@ -66,6 +67,7 @@ class LoadOutcome:
     receipt_path: Path
     dry_run: bool
     foreseen: tuple[str, ...] = ()
+    audit: str = "head"
 
     @property
     def moved_tags(self) -> tuple[TagMove, ...]:
@@ -120,6 +122,7 @@ class LoadOutcome:
         return {
             "dry_run": self.dry_run,
             "foreseen": list(self.foreseen),
+            "audit": self.audit,
             "receipt_path": None if self.dry_run else str(self.receipt_path),
             **plain_data(pushed, "sent_blobs", "sent_bytes", "mounted_blobs", "present_blobs", "manifests"),
             "steps": [plain_data(step, "action", "repository", "digest", "size_bytes") for step in pushed.steps]
@@ -188,7 +191,7 @@ def load(
         journal = None if dry_run else records.uploads
         uploader = Uploader(client, limits=known.limits(), journal=journal, mounts=mounts)
         sinks = RegistrySinks(client, uploader)
-        transfer = load_transfer(opened.documents, sinks, jobs=options.jobs, emit=emit)
+        transfer = load_transfer(opened.documents, sinks, destination, jobs=options.jobs, emit=emit)
         # what tags stand for is asked before anything is sent: who moves one during the hours of a load is then noticed
         own = records.tags_before(opened.root)
         noted = tags_in_receipt(earlier, destination=str(destination), root=opened.root)
@@ -224,7 +227,9 @@ def load(
             taken |= moved_by_others(ours, sinks, jobs=options.jobs, retry=options.retry)
             expect_own_tags(taken, receipt_path)
     texts = tuple(item.text for item in foreseen)
-    return LoadOutcome(report, opened.manifest, pushed, tuple(tags), made, receipt_path, dry_run, texts)
+    return LoadOutcome(
+        report, opened.manifest, pushed, tuple(tags), made, receipt_path, dry_run, texts, destination.audit
+    )
 
 
 def _some_repository(places: Mapping[str, Reference], destination: Destination) -> str:
