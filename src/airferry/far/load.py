@@ -19,11 +19,12 @@ from airferry.config.submit import submit_command
 from airferry.defaults import OVERLAYS_FOLDER
 from airferry.errors import RegistryError, UsageError
 from airferry.events import Emit, Notice, Warned, silent
+from airferry.far.access import expect_access
 from airferry.far.destinations import hold_destination
 from airferry.far.foreseen import foresee, keep_taken
 from airferry.far.push import RegistrySinks, audit, load_transfer, say_left_out, say_untagged
 from airferry.far.receipts import left_out, make_receipt, receipt_name
-from airferry.far.relocate import Destination, parse_destination
+from airferry.far.relocate import ARTIFACTS_REPOSITORY, Destination, parse_destination
 from airferry.far.shipments import ARTIFACT_NAME, artifact_tags, part_skipped, place_images, plan_shipments
 from airferry.far.tags import (
     TagMove,
@@ -37,7 +38,7 @@ from airferry.far.tags import (
 )
 from airferry.host import files
 from airferry.host.canonical import plain_data
-from airferry.host.stages import stage
+from airferry.host.progress import stage
 from airferry.oci.closure import RefusedShipment, Shipment
 from airferry.oci.copy import Transfer
 from airferry.oci.copying.report import CopyReport
@@ -55,6 +56,7 @@ class LoadOutcome:
     """What a load did, or with `dry_run` would do. `tags` are all tags, those that stay where they are too.
 
     `foreseen` is what a load would meet at the registry, as far as that is known; only a dry run looks ahead.
+    `audit` is how the registry's content was read back, `head` or `read`.
     """
 
     report: VerifyReport
@@ -65,6 +67,7 @@ class LoadOutcome:
     receipt_path: Path
     dry_run: bool
     foreseen: tuple[str, ...] = ()
+    audit: str = "head"
 
     @property
     def moved_tags(self) -> tuple[TagMove, ...]:
@@ -119,6 +122,7 @@ class LoadOutcome:
         return {
             "dry_run": self.dry_run,
             "foreseen": list(self.foreseen),
+            "audit": self.audit,
             "receipt_path": None if self.dry_run else str(self.receipt_path),
             **plain_data(pushed, "sent_blobs", "sent_bytes", "mounted_blobs", "present_blobs", "manifests"),
             "steps": [plain_data(step, "action", "repository", "digest", "size_bytes") for step in pushed.steps]
@@ -171,21 +175,23 @@ def load(
         expect_receipt_place(receipt_path)
     earlier = _read_earlier(receipt_path, destination)
     opened.warn_beside(bundle, emit)
-    report = stage("verify", emit, lambda: verify_opened(opened, emit=emit))
-    report.raise_if_wrong()
-    report.warn_of_litter(emit)
     places = place_images(opened, destination)
-    shipments, without = part_skipped(plan_shipments(opened, destination, places), destination)
     with (
         hold_destination(str(destination), purpose=f"load into `{destination}`") as records,
         RegistryClient(destination.registry, options=options, emit=emit) as client,
     ):
+        # an hour of hashing is lost where the login turns out to be missing after it
+        expect_access(client, _some_repository(places, destination), push=not dry_run)
+        report = stage("verify", emit, lambda: verify_opened(opened, emit=emit))
+        report.raise_if_wrong()
+        report.warn_of_litter(emit)
+        shipments, without = part_skipped(plan_shipments(opened, destination, places), destination)
         known = read_profile(destination.registry)
         mounts = known.mounts is not False
         journal = None if dry_run else records.uploads
         uploader = Uploader(client, limits=known.limits(), journal=journal, mounts=mounts)
         sinks = RegistrySinks(client, uploader)
-        transfer = load_transfer(opened.documents, sinks, jobs=options.jobs, emit=emit)
+        transfer = load_transfer(opened.documents, sinks, destination, jobs=options.jobs, emit=emit)
         # what tags stand for is asked before anything is sent: who moves one during the hours of a load is then noticed
         own = records.tags_before(opened.root)
         noted = tags_in_receipt(earlier, destination=str(destination), root=opened.root)
@@ -221,7 +227,14 @@ def load(
             taken |= moved_by_others(ours, sinks, jobs=options.jobs, retry=options.retry)
             expect_own_tags(taken, receipt_path)
     texts = tuple(item.text for item in foreseen)
-    return LoadOutcome(report, opened.manifest, pushed, tuple(tags), made, receipt_path, dry_run, texts)
+    return LoadOutcome(
+        report, opened.manifest, pushed, tuple(tags), made, receipt_path, dry_run, texts, destination.audit
+    )
+
+
+def _some_repository(places: Mapping[str, Reference], destination: Destination) -> str:
+    """Return a repository that the load will write to."""
+    return next((place.repository for place in places.values()), destination.repository(ARTIFACTS_REPOSITORY))
 
 
 def _push(
