@@ -36,7 +36,7 @@ EXAMPLES: dict[tuple[str, ...], tuple[tuple[str, str], tuple[str, str]]] = {
         ("airferry rehearse --target sft/megatron_bridge:tiny", "one step"),
     ),
     ("verify",): (
-        ('airferry verify "$BUNDLE" --root "$ROOT"', "every byte, against the root that came on another way"),
+        ('airferry verify "$BUNDLE" --root "$ROOT"', "every byte, against the root from a separate channel"),
         ('airferry verify "$BUNDLE"', "damage alone: a bundle that was made to deceive passes"),
     ),
     ("load",): (

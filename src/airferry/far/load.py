@@ -37,7 +37,7 @@ from airferry.far.tags import (
 )
 from airferry.host import files
 from airferry.host.canonical import plain_data
-from airferry.host.stages import stage
+from airferry.host.progress import stage
 from airferry.oci.closure import RefusedShipment, Shipment
 from airferry.oci.copy import Transfer
 from airferry.oci.copying.report import CopyReport
@@ -55,6 +55,7 @@ class LoadOutcome:
     """What a load did, or with `dry_run` would do. `tags` are all tags, those that stay where they are too.
 
     `foreseen` is what a load would meet at the registry, as far as that is known; only a dry run looks ahead.
+    `audit` is how the registry's content was read back, `head` or `read`.
     """
 
     report: VerifyReport
@@ -65,6 +66,7 @@ class LoadOutcome:
     receipt_path: Path
     dry_run: bool
     foreseen: tuple[str, ...] = ()
+    audit: str = "head"
 
     @property
     def moved_tags(self) -> tuple[TagMove, ...]:
@@ -119,6 +121,7 @@ class LoadOutcome:
         return {
             "dry_run": self.dry_run,
             "foreseen": list(self.foreseen),
+            "audit": self.audit,
             "receipt_path": None if self.dry_run else str(self.receipt_path),
             **plain_data(pushed, "sent_blobs", "sent_bytes", "mounted_blobs", "present_blobs", "manifests"),
             "steps": [plain_data(step, "action", "repository", "digest", "size_bytes") for step in pushed.steps]
@@ -185,7 +188,7 @@ def load(
         journal = None if dry_run else records.uploads
         uploader = Uploader(client, limits=known.limits(), journal=journal, mounts=mounts)
         sinks = RegistrySinks(client, uploader)
-        transfer = load_transfer(opened.documents, sinks, jobs=options.jobs, emit=emit)
+        transfer = load_transfer(opened.documents, sinks, destination, jobs=options.jobs, emit=emit)
         # what tags stand for is asked before anything is sent: who moves one during the hours of a load is then noticed
         own = records.tags_before(opened.root)
         noted = tags_in_receipt(earlier, destination=str(destination), root=opened.root)
@@ -221,7 +224,9 @@ def load(
             taken |= moved_by_others(ours, sinks, jobs=options.jobs, retry=options.retry)
             expect_own_tags(taken, receipt_path)
     texts = tuple(item.text for item in foreseen)
-    return LoadOutcome(report, opened.manifest, pushed, tuple(tags), made, receipt_path, dry_run, texts)
+    return LoadOutcome(
+        report, opened.manifest, pushed, tuple(tags), made, receipt_path, dry_run, texts, destination.audit
+    )
 
 
 def _push(
