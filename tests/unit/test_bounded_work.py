@@ -177,7 +177,7 @@ def repositories(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[i
             return [Submodule(f"s{number}", f"/r/{level - 1}", "a" * 40) for number in range(width if level else 0)]
 
         @contextmanager
-        def locked(_url: str, _cache: Path) -> Iterator[Path]:
+        def locked(_url: str, _cache: Path, *, emit: Emit) -> Iterator[Path]:
             yield tmp_path
 
         monkeypatch.setattr(driver, "_submodules", submodules)
