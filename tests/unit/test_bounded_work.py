@@ -32,6 +32,7 @@ from airferry.bundle.tree_paths import MAX_PATH_FOLDERS
 from airferry.bundle.verify import Bundle, open_bundle
 from airferry.config.load import check_site
 from airferry.errors import BuildError, ConfigurationError, HostError, IntegrityError
+from airferry.events import Emit
 from airferry.far import shipments
 from airferry.far.relocate import parse_destination
 from airferry.host.parsing import Malformed, parse_toml
