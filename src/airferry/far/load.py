@@ -37,7 +37,7 @@ from airferry.far.tags import (
 )
 from airferry.host import files
 from airferry.host.canonical import plain_data
-from airferry.host.stages import stage
+from airferry.host.progress import stage
 from airferry.oci.closure import RefusedShipment, Shipment
 from airferry.oci.copy import Transfer
 from airferry.oci.copying.report import CopyReport

@@ -27,7 +27,7 @@ from airferry.oci.closure import (
     read_referrers,
     subjects_first,
 )
-from airferry.oci.copying.present import doubtful_blobs, send_unreadable
+from airferry.oci.copying.present import doubtful_blobs, send_manifests_as_blobs, send_unreadable
 from airferry.oci.copying.report import BlobStep, CopyReport, ManifestStep
 from airferry.oci.documents import FOREIGN_LAYERS, Descriptor, foreign_hint
 from airferry.oci.platform import Platform
@@ -144,8 +144,10 @@ class Transfer:
             answers = self._map(self._try_manifests, level)
             self.report.refused += [answer for answer in answers if answer is not None]
         doubtful = doubtful_blobs(shipments, self.report)
-        for repository, blob in send_unreadable(doubtful, self._source, self._sinks, jobs=self._options.jobs):
+        lost = send_unreadable(doubtful, self._source, self._sinks, jobs=self._options.jobs)
+        for repository, blob in lost:
             self.report.add_lost(repository, blob)
+        send_manifests_as_blobs(shipments, {repository for repository, _blob in lost}, self._sinks)
         return self.report
 
     def name(self, shipments: Sequence[Shipment]) -> None:

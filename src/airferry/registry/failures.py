@@ -83,6 +83,10 @@ _NO_PLACE = re.compile(
 _PATH = re.compile(r"/v2/(?P<name>.+)/(?P<kind>manifests|blobs)/(?P<reference>[^/]*)")
 
 NO_REGISTRY_HINT = "check whether a web page or login form answers instead of the registry"
+STALE_CACHE_HINT = (
+    "if garbage collection ran while the registry did, restart the registry, as its cache still names what is gone, "
+    "then rerun"
+)
 TLS_HINT = (
     "the registry does not know of the TLS proxy in front of it: have the proxy send `X-Forwarded-Proto: https`, or "
     "give the registry its external URL with `https://`; storage that it redirects to must speak TLS too"

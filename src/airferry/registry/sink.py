@@ -36,6 +36,8 @@ ABSENT_IN_A_ROW = 4
 MANIFEST_ATTEMPTS = 4
 # a mount saves bytes; without it they are sent
 MOUNT_ATTEMPTS = 2
+# what cannot be read is sent again, which is tried longer
+DOUBT_ATTEMPTS = 2
 # how registries refuse for good what others take: a media type (400, 415), a repository that they do not make by
 # themselves (401, 403, 404), a tag that must not move (409; Harbor: 412), a size (413)
 REFUSALS = frozenset({400, 401, 403, 404, 405, 406, 409, 412, 413, 415, 422, 501})
@@ -284,12 +286,18 @@ class RegistrySink(Sink):
         descriptor = stored.descriptor
         if digest_of(stored.data) != descriptor.digest:
             raise IntegrityError(f"these bytes are not manifest `{descriptor.digest}`", digest=descriptor.digest)
-        response = self._put(
-            reference or descriptor.digest,
-            stored.data,
-            media_type=descriptor.media_type,
-            what=f"store manifest `{descriptor.digest}` in `{self}`" + (f" as `{reference}`" if reference else ""),
-        )
+        try:
+            response = self._put(
+                reference or descriptor.digest,
+                stored.data,
+                media_type=descriptor.media_type,
+                what=f"store manifest `{descriptor.digest}` in `{self}`" + (f" as `{reference}`" if reference else ""),
+            )
+        except RegistryError as error:
+            # a tag that must not move need not move where it stands for this already
+            if reference is None or error.status not in REFUSALS or not self._names(reference, descriptor):
+                raise
+            return
         stated = response.headers.get("Docker-Content-Digest", descriptor.digest)
         if stated != descriptor.digest:
             raise IntegrityError(
@@ -302,6 +310,14 @@ class RegistrySink(Sink):
             if "Docker-Content-Digest" not in response.headers and self.source.find(descriptor.digest) is None:
                 raise NoReferrers(f"`{self}` does not hold manifest `{descriptor.digest}`, which it accepted")
             self._tag_referrer(stored, subject)
+
+    def _names(self, reference: str, descriptor: Descriptor) -> bool:
+        """Tell whether a tag stands for a manifest; False where that cannot be asked."""
+        try:
+            found = self.source.find(reference)
+        except AirferryError:
+            return False
+        return found == descriptor.digest
 
     def lacks_manifest(self, stored: Stored) -> str:
         """Read a manifest back, and return what is missing, empty if nothing is.
@@ -343,7 +359,7 @@ class RegistrySink(Sink):
         if not descriptor.size:
             return True
         try:
-            answer = self.source.request_blob(descriptor, descriptor.size - 1)
+            answer = self.source.request_blob(descriptor, descriptor.size - 1, attempts=DOUBT_ATTEMPTS)
         except (NotFound, TransientRegistryError):
             return False
         except RegistryError:
