@@ -18,7 +18,7 @@ from airferry.wording import obeyed, printable
 MAX_PROJECT_BYTES = 1024 * 1024
 FALLBACK_VERSION = "0.0.0"
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
-MAX_SHOWN = 80
+MAX_SHOWN_PROJECT = 80
 # they are in the names of a file and a folder, of which file systems take 255 bytes
 MAX_NAME_AND_VERSION = 200
 _VERSION = re.compile(r"[A-Za-z0-9.!+_-]+")
@@ -52,9 +52,9 @@ def project_wheel(pyproject: Path, *, source_path: str, version: str | None, int
     number = str(project.get("version") or version or FALLBACK_VERSION)
     fits = len(name) + len(number) <= MAX_NAME_AND_VERSION
     if not fits or not _NAME.fullmatch(name) or not _VERSION.fullmatch(number):
-        shown = f"the name `{printable(name, most=MAX_SHOWN)}` and the version `{printable(number, most=MAX_SHOWN)}`"
+        shown = [printable(text, most=MAX_SHOWN_PROJECT) for text in (name, number)]
         raise ConfigurationError(
-            f"{pyproject}: `project` has {shown}, which no wheel can have",
+            f"{pyproject}: `project` has the name `{shown[0]}` and the version `{shown[1]}`, which no wheel can have",
             hint="correct the file",
             path=str(pyproject),
         )
