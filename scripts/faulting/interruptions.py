@@ -188,7 +188,7 @@ def _operators(name: str, folder: Path, part: slice) -> Tally:
                 started.append(_start(one, registry, folder / f"receipt{number}.yaml", cache))
                 time.sleep(delay_s)
             for child in started:
-                _out, said = child.communicate(timeout=120)
+                _out, said = child.communicate(timeout=600)
                 row.ended(child.returncode)
                 # the second one on a host is told that the first one runs
                 if child.returncode not in ((0, 4) if hosts == 1 else (0,)) or "Traceback" in said:
@@ -197,7 +197,7 @@ def _operators(name: str, folder: Path, part: slice) -> Tally:
                 row.wrong.append(f"{what}: {registry.early}; {len(registry.sessions)} sessions are left open")
             for number, one in enumerate((loads.cargo, cargo)):
                 child = _start(one, registry, folder / f"receipt{number}.yaml", folder / "cache0")
-                _out, said = child.communicate(timeout=120)
+                _out, said = child.communicate(timeout=600)
                 row.finished += child.returncode == 0
                 if child.returncode:
                     row.wrong.append(f"{what}: the rerun ends with {child.returncode}: {said}")

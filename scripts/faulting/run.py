@@ -22,7 +22,7 @@ from registry import CLASSES, KINDS  # noqa: E402
 from airferry.host import files  # noqa: E402
 
 # an interruption's cases are run by as many processes at most
-PARTS = 6
+PARTS = 8
 
 
 def main() -> int:
@@ -84,6 +84,7 @@ def _run_all(tasks: list[Task], folder: Path, *, jobs: int) -> list[Tally]:
             row = done.result()
             add(rows[row.name], row)
             print(f"{row.name}: {row.cases} cases, {len(row.wrong)} wrong", file=sys.stderr, flush=True)
+            print("".join(f"  {text}\n" for text in row.wrong), end="", file=sys.stderr, flush=True)
     return list(rows.values())
 
 
