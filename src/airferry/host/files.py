@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import itertools
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -49,6 +50,18 @@ def translate_os_error(error: OSError, *, doing: str, path: Path) -> HostError:
     elif error.errno == errno.EROFS:
         hint = f"`{path}` is on a read-only file system; choose another folder"
     return HostError(f"cannot {doing} `{path}`: {error.strerror or error}", hint=hint, path=str(path))
+
+
+# as programs say it, whose errors have no number
+DISK_FULL = re.compile(r"no space left on device|disk quota exceeded", re.IGNORECASE)
+
+
+def temporary_full_hint() -> str:
+    """Return what to do where a program that works in the folder for temporary files finds a disk full."""
+    return (
+        f"free up space on the file system of `{tempfile.gettempdir()}`, or choose another folder for temporary files "
+        "with `TMPDIR`; if the cache is on a full disk, choose another with `AIRFERRY_CACHE`; then rerun"
+    )
 
 
 def ensure_directory(path: Path) -> Path:
