@@ -10,8 +10,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any
 
 import pytest
@@ -21,7 +23,7 @@ from airferry.engine.program import Program
 from airferry.engine.storage import Storage
 from airferry.engine.transient import TransientImages
 from airferry.errors import HostError
-from airferry.events import Event, Notice, silent
+from airferry.events import Emit, Event, Notice, silent
 from airferry.host import files, locks
 from airferry.host.locks import Thing, clear_abandoned, clear_unheld, making, making_all, own_folder, sharing
 from airferry.host.process import Completed
@@ -42,8 +44,9 @@ from airferry.registry.pulls import Pulls
 from catalogues import airgap, write_airgap, write_step
 from folder_pip import FolderPip
 from oci_images import make_image
-from wheel_factory import make_probe, make_wheel
+from wheel_factory import make_probe, make_wheel, source_distribution
 
+AMD64_TAG = "manylinux_2_17_x86_64"
 AMD64 = wheel_target(make_probe().python)
 BEGIN = "import sys, time; from pathlib import Path; from airferry.host.locks import *; cache = Path(sys.argv[1])\n"
 HOLD = "with making(cache, Thing.LAYER, 'one', doing='x'), own_folder(cache / 'scratch'):\n"
@@ -276,6 +279,57 @@ def test_sessions_on_two_folders_share_the_cache_and_two_on_one_are_told(selecti
     assert events == []
     assert not used.exists()
     assert list((cache / "scratch").iterdir()) == []
+
+
+class SlowCompiler:
+    """A compiler that takes as long as a test wants."""
+
+    base = SimpleNamespace(name="base")
+
+    def __init__(self) -> None:
+        self.begun, self.ready, self.calls = threading.Event(), threading.Event(), list[str]()
+
+    def key(self, requirement: str, *_: object) -> dict[str, str]:
+        return {"requirement": requirement}
+
+    def compile(self, requirement: str, *_: object, scratch: Path, **__: object) -> Path:
+        self.calls.append(requirement)
+        self.begun.set()
+        assert self.ready.wait(60)
+        return make_wheel(scratch / "out", "slow", "1.0", tag=f"cp311-cp311-{AMD64_TAG}")
+
+
+def test_a_lock_that_compiles_stops_no_other_folder(
+    selections: list[Selection], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "WAITING_SAID_AFTER_S", 0)
+    monkeypatch.setattr(WheelStore, "pip_wheel", lambda *_: tmp_path)
+    index, compiler = tmp_path / "index", SlowCompiler()
+    make_wheel(index, "pure", "1.0")
+    make_wheel(index, "slow", "1.0", tag="cp311-cp311-manylinux_2_17_aarch64")
+    source_distribution(index, name="slow", tag="any")
+    one, two = (read_plan(selection) for selection in selections)
+    events: list[list[Event]] = [[], [], []]
+
+    def fetch(cache: Path, name: str, emit: Emit) -> Path:
+        store = WheelStore(cache, FolderPip(folder=index), emit)
+        return store.fetch([Pin(name, "==1.0")], AMD64, compiler=compiler)[0].path  # type: ignore[arg-type]
+
+    with open_session(one, BuildOptions(), emit=silent) as first, ThreadPoolExecutor() as pool:
+        try:
+            compiled = pool.submit(fetch, first.cache, "slow", events[0].append)
+            assert compiler.begun.wait(60)
+            with open_session(two, BuildOptions(), emit=events[1].append) as second:
+                assert fetch(second.cache, "pure", events[1].append).is_file()
+                assert events[1] == []
+                waiting = pool.submit(fetch, second.cache, "slow", events[2].append)
+                until(lambda: any("is compiled" in str(event) for event in events[2]))
+                assert not waiting.done()
+                compiler.ready.set()
+                assert waiting.result(60) == compiled.result(60)
+        finally:
+            compiler.ready.set()
+    assert compiler.calls == ["slow==1.0"]
 
 
 # --- what is made for all --------------------------------------------------------------------------------------------
