@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import itertools
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -25,6 +26,8 @@ TEMPORARY_PREFIX = ".airferry-"
 MAX_PATH_BYTES = 4096  # PATH_MAX of Linux
 MAX_NAME_BYTES = 255  # NAME_MAX of its file systems
 WRITEBACK_BYTES = 32 * 1024 * 1024
+# the owner of what no user of a namespace owns: the kernel's overflow ID
+_UNKNOWN_USER = 65534
 
 
 def _no_boundary(what: str) -> None:
@@ -49,6 +52,18 @@ def translate_os_error(error: OSError, *, doing: str, path: Path) -> HostError:
     elif error.errno == errno.EROFS:
         hint = f"`{path}` is on a read-only file system; choose another folder"
     return HostError(f"cannot {doing} `{path}`: {error.strerror or error}", hint=hint, path=str(path))
+
+
+# as programs say it, whose errors have no number
+DISK_FULL = re.compile(r"no space left on device|disk quota exceeded", re.IGNORECASE)
+
+
+def temporary_full_hint() -> str:
+    """Return what to do where a program that works in the folder for temporary files finds a disk full."""
+    return (
+        f"free up space on the file system of `{tempfile.gettempdir()}`, or choose another folder for temporary files "
+        "with `TMPDIR`; if the cache is on a full disk, choose another with `AIRFERRY_CACHE`; then rerun"
+    )
 
 
 def ensure_directory(path: Path) -> Path:
@@ -363,6 +378,20 @@ def scratch_directory(parent: Path) -> Iterator[Path]:
         remove_tree(path)
 
 
+def _open_lock(path: Path) -> IO[bytes]:
+    """Open a file to lock, which is made if it is missing: a user who can open one, if only to read, can hold it."""
+    ensure_directory(path.parent)
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o660)
+        # a group that may not write here shares no folder: it is that of all users
+        if os.fstat(handle).st_mode & 0o060 == 0o040:
+            with suppress(OSError):  # file systems without modes
+                os.fchmod(handle, 0o600)
+    except OSError as error:
+        raise translate_os_error(error, doing="open lock", path=path) from error
+    return open(handle, "r+b", buffering=0)  # noqa: PTH123
+
+
 @contextmanager
 def exclusive_lock(path: Path, *, purpose: str, elsewhere: bool = True) -> Iterator[None]:
     """Hold an advisory lock on a file, which is created and stays, for the length of the block.
@@ -372,12 +401,7 @@ def exclusive_lock(path: Path, *, purpose: str, elsewhere: bool = True) -> Itera
     Raises:
         HostError: another process holds it.
     """
-    ensure_directory(path.parent)
-    try:
-        stream = path.open("a+b")
-    except OSError as error:
-        raise translate_os_error(error, doing="open lock", path=path) from error
-    with stream:
+    with _open_lock(path) as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -392,12 +416,7 @@ def exclusive_lock(path: Path, *, purpose: str, elsewhere: bool = True) -> Itera
 @contextmanager
 def waiting_lock(path: Path, *, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
     """Hold an advisory lock on a file, waiting until it is free. `on_wait` is called once if it is not."""
-    ensure_directory(path.parent)
-    try:
-        stream = path.open("a+b")
-    except OSError as error:
-        raise translate_os_error(error, doing="open lock", path=path) from error
-    with stream:
+    with _open_lock(path) as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -424,8 +443,27 @@ def free_bytes(path: Path) -> int:
 
 
 def cache_directory() -> Path:
-    """Return airferry's cache: `AIRFERRY_CACHE`, else `$XDG_CACHE_HOME/airferry`, else `~/.cache/airferry`."""
-    if chosen := os.environ.get("AIRFERRY_CACHE"):
-        return Path(chosen)
+    """Return airferry's cache: `AIRFERRY_CACHE`, else `$XDG_CACHE_HOME/airferry`, else `~/.cache/airferry`.
+
+    It is made if it is missing, for this user alone: it holds bases and checkouts that others may not be allowed to
+    read, what is believed of them, and locks, which anyone who can open them could hold.
+
+    Raises:
+        HostError: it belongs to another user, who may have put there whatever is found in it.
+    """
+    chosen = os.environ.get("AIRFERRY_CACHE")
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else home_directory() / ".cache") / "airferry"
+    folder = Path(chosen) if chosen else (Path(base) if base else home_directory() / ".cache") / "airferry"
+    with suppress(OSError):  # what writes to it says why that is not possible
+        if not folder.exists():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)
+        owner = folder.stat().st_uid
+        # root may use the cache that a container's volume brings; what an unknown user owns is of another namespace
+        if os.geteuid() != 0 and owner not in (os.geteuid(), 0, _UNKNOWN_USER):
+            raise HostError(
+                f"the cache `{folder}` belongs to another user, with ID {owner}",
+                hint="name a folder of your own with `AIRFERRY_CACHE`",
+                path=str(folder),
+            )
+    return folder

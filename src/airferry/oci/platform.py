@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import platform as host_platform
 import re
 from dataclasses import dataclass
 
 from airferry.errors import ConfigurationError
+from airferry.wording import near_names
 
 _PART = re.compile(r"[a-z0-9_.]+")
 _ALIASES = {
@@ -116,7 +116,7 @@ def parse_buildable_platform(text: str) -> Platform:
     """
     written = text.strip().lower()
     architecture = written.split("/")[1] if "/" in written else written.removeprefix("linux")
-    near = difflib.get_close_matches(_ALIASES.get(architecture, architecture), _MACHINES, n=1, cutoff=0.6)
+    near = near_names(_ALIASES.get(architecture, architecture), _MACHINES)
     meant = (
         f", did you mean `linux/{near[0]}`?"
         if near

@@ -17,7 +17,7 @@ from packaging import tags
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-from airferry.errors import BuildError, IntegrityError
+from airferry.errors import BuildError, HostError, IntegrityError
 from airferry.events import Emit, silent
 from airferry.host import files, process
 from airferry.host.parsing import parse_json
@@ -350,6 +350,12 @@ class Pip:
             raise IndexUnreachable(
                 f"the package index did not answer: {last_words(done.tail)}",
                 hint="check the network, the proxy and pip's configuration (`pip config debug`), then rerun",
+                tail=tuple(_redact(line) for line in done.tail),
+            )
+        if any(files.DISK_FULL.search(line) for line in done.tail):
+            raise HostError(
+                f"pip finds the disk full: {last_words(done.tail)}",
+                hint=files.temporary_full_hint(),
                 tail=tuple(_redact(line) for line in done.tail),
             )
         versions: tuple[str, ...] = ()
