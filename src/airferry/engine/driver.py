@@ -21,7 +21,7 @@ from airferry.engine.program import EngineChoice, Program, build_error, engine_e
 from airferry.engine.storage import AS_ON_HOST, StartConditions, Storage
 from airferry.errors import BuildError, HostError, IntegrityError, RegistryError
 from airferry.events import Emit, Progress, silent
-from airferry.host import files, process
+from airferry.host import files, locks, process
 from airferry.host.canonical import canonical_json
 from airferry.host.parsing import parse_json
 from airferry.oci.digest import digest_hex, parse_digest
@@ -448,7 +448,7 @@ def open_engine(
     """
     program = find_engine(engine)
     files.ensure_directory(state)
-    with files.exclusive_lock(state / "lock", purpose="keep container storage"):
+    with locks.exclusive_lock(state / "lock", purpose="keep container storage"):
         storage = Storage(program, state, emit=emit, may_share_processes=may_share_processes)
         storage.reset_leftovers()
         opened = Engine(storage, emit=emit)

@@ -37,7 +37,7 @@ from airferry.far.tags import (
 )
 from airferry.host import files
 from airferry.host.canonical import plain_data
-from airferry.host.stages import stage
+from airferry.host.progress import stage
 from airferry.oci.closure import RefusedShipment, Shipment
 from airferry.oci.copy import Transfer
 from airferry.oci.copying.report import CopyReport
@@ -169,6 +169,7 @@ def load(
     expect_outside(receipt_path, layout)
     if not dry_run:
         expect_receipt_place(receipt_path)
+    files.expect_cache(emit)
     earlier = _read_earlier(receipt_path, destination)
     opened.warn_beside(bundle, emit)
     report = stage("verify", emit, lambda: verify_opened(opened, emit=emit))
@@ -259,11 +260,11 @@ def expect_receipt_place(path: Path) -> None:
 
     Raises:
         UsageError: a folder is there.
-        HostError: its folder is not writable.
+        HostError: its folder is not writable, or a pipe or device is there.
     """
     if path.is_dir():
         raise UsageError(f"receipt `{path}` is a folder, expected a file", hint="give a file with `--receipt FILE`")
-    files.expect_writable(path.parent)
+    files.output_file(path)
 
 
 def _read_earlier(path: Path, destination: Destination) -> Receipt | None:

@@ -134,6 +134,9 @@ def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
         for name, value in os.environ.items()
         if name in ALLOWED_ENVIRONMENT or name.startswith(ALLOWED_PREFIXES)
     }
+    # programs that take it as it is, as Buildah does, fail on one that is not there; we and Python go on without it
+    if "TMPDIR" in environment and not os.access(environment["TMPDIR"], os.W_OK | os.X_OK):
+        del environment["TMPDIR"]
     environment["LC_ALL"] = "C.UTF-8"
     environment.update(extra or {})
     return environment

@@ -1,14 +1,27 @@
-"""Progress of long work, counted from several threads and said in steps."""
+"""Stages of a run, and progress of long work, which is counted from several threads and said in steps."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
-from airferry.events import Emit, Progress
+from airferry.events import Emit, Progress, StageFinished, StageStarted
+from airferry.host import clock
 from airferry.host.threads import Cancelled
 
 MIB = 1 << 20
+
+T = TypeVar("T")
+
+
+def stage(name: str, emit: Emit, work: Callable[[], T]) -> T:
+    """Do the work of a stage and return what comes of it. A stage that fails is not said to have finished."""
+    begun_s = clock.monotonic_s()
+    emit(StageStarted(name))
+    result = work()
+    emit(StageFinished(name, clock.monotonic_s() - begun_s))
+    return result
 
 
 class Meter:

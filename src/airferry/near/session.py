@@ -17,7 +17,7 @@ from airferry.engine.preflight import check_emulator, check_space
 from airferry.engine.program import EngineChoice, find_engine
 from airferry.errors import HostError, UsageError
 from airferry.events import Emit, Notice
-from airferry.host import files, memory
+from airferry.host import files, locks, memory
 from airferry.host.threads import usable_cores
 from airferry.near.bases.fetch import BaseCache
 from airferry.near.bases.layers import BaseLayers
@@ -95,9 +95,11 @@ def open_session(plan: Plan, options: BuildOptions, *, emit: Emit) -> Iterator[S
         HostError: another build of the same output is under way, or a folder is not writable.
     """
     choice, probing = parse_engine(options.engine), parse_probe_choice(options.probe)
+    files.expect_cache(emit)
     cache = files.cache_directory()
+    files.ensure_directory(plan.output_dir, shared=True)
     with ExitStack() as stack:
-        stack.enter_context(files.exclusive_lock(plan.output_dir / ".airferry.lock", purpose="build"))
+        stack.enter_context(locks.exclusive_lock(plan.output_dir / ".airferry.lock", purpose="build"))
         stack.enter_context(_cache_lock(cache / "lock", emit=emit))
         scratch = files.ensure_directory(cache / "scratch")
         for pattern in WRITTEN_UNDER_LOCK:
@@ -153,7 +155,7 @@ def _version_of(choice: EngineChoice) -> str:
 @contextmanager
 def _cache_lock(path: Path, *, emit: Emit) -> Iterator[None]:
     """Hold the cache's lock, waiting for other builds of this user to end, and saying so."""
-    with files.waiting_lock(
+    with locks.waiting_lock(
         path, on_wait=lambda: emit(Notice(f"waiting for another airferry process that uses the same cache (`{path}`)"))
     ):
         yield

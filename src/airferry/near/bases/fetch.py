@@ -123,7 +123,7 @@ class BaseCache:
 
     def __init__(self, cache: Path, *, open_registry: OpenRegistry, emit: Emit) -> None:
         """Open the cache's layout, made if it is missing, and clear what killed runs left there."""
-        self.store = LayoutStore.create(cache / "bases")
+        self.store = LayoutStore.create(cache / "bases", private=True)
         self.store.remove_stale_temporaries()
         files.remove_stale_temporaries(cache / "bootstrap")
         files.remove_stale_temporaries(cache / "bootstrap" / "bootstrap")

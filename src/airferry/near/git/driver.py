@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 
 from airferry.errors import BuildError, HostError
 from airferry.events import Emit, Warned, silent
-from airferry.host import clock, files
+from airferry.host import clock, files, locks
 from airferry.near.git.addresses import is_local, read_address, redact, remote_address, submodule_address
 from airferry.near.git.commands import STREAMED, DamagedRepository, WorkTree, run_git, try_git
 from airferry.wording import size_text
@@ -420,7 +420,7 @@ def _repository(url: str, cache: Path) -> Path:
 def locked_repository(url: str, cache: Path) -> Iterator[Path]:
     """Hold the lock of a repository's bare copy in the cache, made if it is missing, cleared of what kills left."""
     repository = _repository(url, cache)
-    with files.waiting_lock(repository.with_suffix(".lock")):
+    with locks.waiting_lock(repository.with_suffix(".lock")):
         if not repository.is_dir():
             bare = repository.with_suffix(".new")
             files.remove_tree(bare)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from airferry.events import Event, Notice, StageFinished, StageStarted, Warned
 from airferry.host import clock
-from airferry.host.stages import stage
+from airferry.host.progress import stage
 from airferry.host.threads import parallel_map
 from airferry.near.assemble import context
 from airferry.near.bases.fetch import BaseImage, FoundBase

@@ -22,7 +22,7 @@ from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from airferry.errors import BuildError, IntegrityError, raise_all
 from airferry.events import Emit, Notice, silent
-from airferry.host import clock, files
+from airferry.host import clock, files, locks
 from airferry.host.parsing import url_path
 from airferry.host.records import Records
 from airferry.near.git import driver
@@ -140,7 +140,7 @@ class WheelStore:
     @contextmanager
     def _filling(self) -> Iterator[None]:
         """Hold the cache of wheels, for what adds to it."""
-        with files.waiting_lock(self.folder / ".lock"):
+        with locks.waiting_lock(self.folder / ".lock"):
             files.remove_stale_temporaries(self.folder)
             yield
 
