@@ -18,6 +18,7 @@ from airferry.assets.unpack import TreeUnpacker
 from airferry.errors import BuildError, ConfigurationError, HostError, UsageError
 from airferry.events import Event, Warned
 from airferry.host import files, locks, process
+from airferry.near.wheels.pip import Pip
 from airferry.oci.archive import ArchiveSource
 from airferry.oci.layout import LayoutStore
 from airferry.oci.platform import parse_buildable_platform, parse_platform
@@ -137,6 +138,13 @@ def test_programs_are_not_told_of_a_temporary_folder_that_is_not_there(
     assert "TMPDIR" not in process.child_environment()
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     assert process.child_environment()["TMPDIR"] == str(tmp_path)
+
+
+def test_pip_without_room_is_an_error_of_the_host() -> None:
+    tail = ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device",)
+    with pytest.raises(HostError, match=r"pip has no room for `a==1`") as caught:
+        raise Pip._not_found(process.Completed(1, b"", tail), ["a==1"])
+    assert "`TMPDIR`" in (caught.value.hint or "")
 
 
 # --- files that are pipes, devices and links -------------------------------------------------------------------------

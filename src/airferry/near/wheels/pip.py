@@ -6,7 +6,9 @@ decides nothing: what to fetch, whether it is what was locked, and where it is k
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -17,7 +19,7 @@ from packaging import tags
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-from airferry.errors import BuildError, IntegrityError
+from airferry.errors import BuildError, HostError, IntegrityError
 from airferry.events import Emit, silent
 from airferry.host import files, process
 from airferry.host.parsing import parse_json
@@ -346,6 +348,11 @@ class Pip:
 
     @staticmethod
     def _not_found(done: process.Completed, wanted: Sequence[str]) -> NoDistribution:
+        full = os.strerror(errno.ENOSPC)
+        if any(full in line for line in done.tail):
+            # pip unpacks and downloads below the folder for temporary files
+            hint = files.os_error_hint(OSError(errno.ENOSPC, full))
+            raise HostError(f"pip has no room for `{'`, `'.join(wanted)}`: {last_words(done.tail)}", hint=hint)
         if any(_UNREACHABLE.search(line) for line in done.tail):
             raise IndexUnreachable(
                 f"the package index did not answer: {last_words(done.tail)}",
