@@ -6,18 +6,31 @@
 #
 # Another interpreter: PYTHON=/path/to/python3 sh airferry-loader/install DIR
 set -eu
+# with it, `cd` goes to folders of other places, and prints them
+unset CDPATH
 
-here=$(cd "$(dirname "$0")" && pwd -P)
+here=$(cd -- "$(dirname -- "$0")" && pwd -P)
 
 fail() {
   echo "install: error: $*" >&2
   exit 4
 }
 
+# a text as one word of a shell line, whatever stands in it
+quoted() { printf '%s' "$1" | sed "s/'/'\\\\''/g; 1s/^/'/; \$s/\$/'/"; }
+
 if [ $# -ne 1 ] || [ -z "$1" ]; then
   echo "usage: sh $0 DIR" >&2
   exit 2
 fi
+case $1 in
+  /*) target=$1 ;;
+  *) target=$PWD/$1 ;;
+esac
+case $target in
+  *"
+"*) fail "the folder's name has a line feed: choose another" ;;
+esac
 
 # short options alone: BusyBox knows no others
 (cd "$here" && sha256sum -c SHA256SUMS >/dev/null) || fail "files of this folder are damaged; unpack it again"
@@ -30,6 +43,8 @@ for name in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11}; do
   # listed, not just there: the folder may have held files before the archive was unpacked over it
   if [ -n "$(sed -n "s,^[0-9a-f]*  environments/$tag\$,listed,p" "$here/SHA256SUMS")" ]; then
     python=$(command -v "$name")
+    # the program that starts it is called from any folder
+    case $python in /*) ;; *) python=$PWD/$python ;; esac
     break
   fi
   seen="$seen $name ($tag)"
@@ -39,8 +54,8 @@ done
 "$python" -I -c 'import asyncio, dataclasses, http.client, json, shutil, zipfile' 2>/dev/null ||
   fail "$python lacks parts of its standard library; on Debian: apt-get install libpython3-stdlib"
 
-mkdir -p "$1/bin"
-target=$(cd "$1" && pwd -P)
+mkdir -p "$target/bin"
+target=$(cd -- "$target" && pwd -P)
 rm -rf "$target/lib.new"
 mkdir "$target/lib.new"
 while read -r wheel; do
@@ -64,7 +79,7 @@ main()
 SCRIPT
 cat >"$target/bin/airferry.new" <<SCRIPT
 #!/bin/sh
-exec "$python" -I "$target/bin/airferry.py" "\$@"
+exec $(quoted "$python") -I $(quoted "$target/bin/airferry.py") "\$@"
 SCRIPT
 chmod 755 "$target/bin/airferry.new"
 mv "$target/bin/airferry.new" "$target/bin/airferry"

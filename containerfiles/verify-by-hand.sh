@@ -32,8 +32,10 @@ out=OUT
       name=${file#"$out/"}
       case $covered in
         *"//$name//"*) ;;
-        *"//$name/"*) look "$name/" ;;
-        *) ! here "$file" || say "$file: not covered by the root" ;;
+        *)
+          case $covered in *"//$name/"*) [ ! -d "$file" ] || { look "$name/"; continue; } ;; esac
+          ! here "$file" || say "$file: not covered by the root"
+          ;;
       esac
     done
   }

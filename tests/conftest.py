@@ -14,13 +14,13 @@ import typer.main
 from hypothesis import HealthCheck, settings
 
 from airferry.host.process import find_program
-from examples import MANY
+from examples import how_many
 from workers import shared_folder, turn
 
 # CI tries the same examples each time, and a busy machine fails no test for being slow.
 settings.register_profile(
     "airferry",
-    max_examples=100 * MANY,
+    max_examples=how_many(100),
     deadline=None,
     derandomize=bool(os.environ.get("CI")),
     suppress_health_check=[HealthCheck.too_slow],
@@ -33,11 +33,16 @@ NUMBERS = itertools.count()
 typer.main.get_command = functools.cache(typer.main.get_command)
 
 
-def pytest_collection_finish() -> None:
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
     """Let the collector of garbage leave alone what the run is made of, 600,000 objects, and look less often."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(5_000, 20, 50)
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.set_threshold(5_000, 20, 50)
+        gc.enable()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -241,7 +241,7 @@ def test_a_client_certificate_is_found_in_certs_d(
         folder = tmp_path / "config" / "containers" / "certs.d" / running.address
         folder.mkdir(parents=True)
         shutil.copy(tmp_path / "ca" / "ca.crt", folder)
-        with pytest.raises(RegistryError):
+        with pytest.raises(RegistryError, match=r"no TLS connection to .*alert"):
             load(sealed, to=running.address, receipt=tmp_path / "n.yaml", options=ANONYMOUS)
         shutil.copy(tmp_path / "ca" / "host.crt", folder / "client.cert")
         with pytest.raises(ConfigurationError, match="client certificate"):

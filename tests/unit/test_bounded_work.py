@@ -48,7 +48,9 @@ from airferry.oci.entries import named
 from airferry.oci.layout import LayoutStore
 from airferry.oci.ports import Source, Stored
 from airferry.oci.tar import END_OF_ARCHIVE, MAX_TAIL_BYTES, TarReader
+from airferry.plan import config_images
 from airferry.plan.code import commands
+from airferry.plan.env_profiles import read_env_file
 from airferry.plan.step_config import StepConfigReader
 from airferry.plan.step_values import read_step_values, resolve_texts
 from airferry.rootfs import files, layers, view
@@ -256,11 +258,35 @@ def test_integers_of_toml_have_64_bits(number: str) -> None:
         (pip._WHEEL, "." * 100_000),
         (pip._WHEEL, "a-" * 50_000),
         (files._GLIBC, b"a" * 200_000),
+        (config_images._DEFAULTED, "${oc.env:A," + " " * 20_000),
     ],
 )
 def test_patterns_over_foreign_text_take_linear_time(pattern: re.Pattern[Any], text: Any) -> None:
     with quickly():
         assert not pattern.findall(text) or pattern is commands._INSTALLER_WITHIN
+
+
+def test_a_table_of_a_profile_is_looked_for_in_linear_time(tmp_path: Path) -> None:
+    path = tmp_path / "env.toml"
+    quotes = "'" * 3
+    path.write_text(f"a = {quotes}\n[{' ' * 20_000}\n{quotes}\n[ table ]\nkey = 1\n")
+    with quickly():
+        assert read_env_file(path).line("table", "key") == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("${oc.env:A,x}", "x"),
+        ("${oc.env:A, 'a/b:1' }", "a/b:1"),
+        ("${oc.env:R,r.example}/${ oc.env : N , 'n' }:1", "r.example/n:1"),
+        ("${oc.env:A,''}", "${oc.env:A,''}"),
+        ("${oc.env:A, }", "${oc.env:A, }"),
+        ("${oc.env:A,a'b'c}", "${oc.env:A,a'b'c}"),
+    ],
+)
+def test_an_image_that_a_variable_names_by_default_is_read(text: str, wanted: str) -> None:
+    assert config_images._DEFAULTED.sub(config_images._default_of, text) == wanted
 
 
 def test_an_installer_within_other_arguments_is_found_in_linear_time() -> None:

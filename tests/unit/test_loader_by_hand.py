@@ -164,3 +164,30 @@ def test_nothing_is_written_through_a_link_in_the_target(medium: Medium) -> None
         (programs / name).symlink_to(mine)
     status, shown = medium.install()
     assert status == 0 and "the loader" in shown and mine.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["a $(touch HOSTILE) `touch HOSTILE` $HOME", 'it\'s "so" \\ ;#&', "-n", "-"])
+def test_the_installed_program_starts_whatever_its_folder_is_called(tmp_path: Path, name: str) -> None:
+    loader_tar(tmp_path / "loader.tar", "print('the loader')")
+    process.run(["tar", "-xf", "loader.tar"], timeout_s=TIMEOUT_S, cwd=tmp_path)
+    (tmp_path / "python").symlink_to(sys.executable)
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / FOLDER).mkdir(parents=True)
+    for place in ({}, {"CDPATH": str(elsewhere)}):
+        done = process.run(
+            ["sh", f"{FOLDER}/install", name],
+            timeout_s=TIMEOUT_S,
+            cwd=tmp_path,
+            environment={"PYTHON": "./python", **place},
+        )
+        assert "the loader" in done.text
+    # from another folder, too
+    started = process.run([tmp_path / name / "bin" / "airferry"], timeout_s=TIMEOUT_S, cwd=elsewhere)
+    assert "the loader" in started.text and not list(tmp_path.glob("HOSTILE"))
+
+
+def test_a_folder_with_a_line_feed_in_its_name_is_refused(tmp_path: Path) -> None:
+    loader_tar(tmp_path / "loader.tar", "print('the loader')")
+    process.run(["tar", "-xf", "loader.tar"], timeout_s=TIMEOUT_S, cwd=tmp_path)
+    done = process.run(["sh", f"{FOLDER}/install", "a\nb"], timeout_s=TIMEOUT_S, cwd=tmp_path, check=False)
+    assert done.returncode == 4 and "line feed" in "\n".join(done.tail)

@@ -6,6 +6,7 @@ import random
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -207,6 +208,23 @@ def test_nothing_is_kept_where_the_bundle_is_on_another_file_system(
     assert cache.run("preserve").expected(cache.layer, cache.diff_id) == (cache.layer, False)
     cache.bundle = LayoutStore.create(tmp_path / "another")
     assert cache.carry(cache.run()) == made and reads == ["recompress", "recompress"]
+
+
+def test_whether_links_can_be_made_is_asked_of_the_folder_that_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, output = tmp_path / "cache", tmp_path / "not" / "made" / "yet"
+    assert base_layers._same_file_system(cache, output)
+    assert cache.is_dir() and not output.parent.parent.exists()
+    real, mounted = Path.stat, tmp_path / "mounted"
+    mounted.mkdir()
+
+    def stat(path: Path, **more: Any) -> Any:
+        return SimpleNamespace(st_dev=-1, st_mode=0o40755) if path == mounted else real(path, **more)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    assert not base_layers._same_file_system(cache, mounted)
+    assert not base_layers._same_file_system(cache, mounted / "out" / "of" / "a" / "build")
 
 
 def test_what_is_read_on_the_way_is_not_read_again(tmp_path: Path, reads: list[str]) -> None:

@@ -19,18 +19,19 @@ from airferry.host import files
 from airferry.near.bases.fetch import BaseCache, BaseImage
 from airferry.near.bases.layers import BaseLayers
 from airferry.near.probe.knowledge import Knowledge
+from airferry.oci import layout
 from airferry.oci.digest import digest_hex
 from airferry.oci.documents import Descriptor, parse_manifest
 from airferry.oci.layers import Compression, LayerResult
 from airferry.oci.layout import LayoutStore
-from airferry.oci.ports import Source, Stored
-from airferry.oci.resume import RESUMABLE_FROM_BYTES
+from airferry.oci.ports import BLOCK_BYTES, Source, Stored
 from debian_bases import AMD64
 from oci_images import put_image, put_manifest
 
 REGISTRY = RegistryBase(reference="registry.example/team/base:1")
+LARGE_BYTES = 2 * BLOCK_BYTES + 5000
 FILES = [
-    {"usr/large": random.Random(1).randbytes(RESUMABLE_FROM_BYTES + 5000)},
+    {"usr/large": random.Random(1).randbytes(LARGE_BYTES)},
     {"usr/second": random.Random(2).randbytes(300_000)},
     {"etc/third": b"third"},
 ]
@@ -97,6 +98,14 @@ class Near:
 
     def bring(self) -> BaseImage:
         return self.bases.bring(REGISTRY, [AMD64], locked=None, learn=self.knowledge.learn).images[AMD64]
+
+
+@pytest.fixture(autouse=True)
+def large_is_resumable() -> Iterator[None]:
+    """Let the large layer be one whose transfer is resumed, as one of 16 MiB is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layout, "RESUMABLE_FROM_BYTES", LARGE_BYTES)
+        yield
 
 
 @pytest.fixture

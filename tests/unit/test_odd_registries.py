@@ -563,6 +563,27 @@ def test_a_referrer_that_is_listed_and_gone_is_named_and_the_rest_arrives(
         assert [one.digest for one in source.referrers(app.digest)] == [note.digest]
 
 
+def test_a_referrer_that_is_something_else_is_named_and_the_rest_arrives(
+    registry: ScriptedRegistry, store: LayoutStore, tmp_path: Path
+) -> None:
+    app = put_app(store)
+    note = put_note(store, app)
+    place = f"docker://{registry.address}/r/app:1"
+    copied(f"oci:{store.path}:{NAME}", place)
+    old = Descriptor(media_type="application/vnd.oci.artifact.manifest.v1+json", digest=sha256(b"old"), size=3)
+    text = descriptor_of(b'{"schemaVersion":2}', IMAGE_MANIFEST)
+    registry.manifests[f"r/app@{text.digest}"] = (b'{"schemaVersion":2}', IMAGE_MANIFEST)
+    entries = [note.annotated(annotations=None), old, text]
+    data = canonical_json(Index(schema_version=2, media_type=IMAGE_INDEX, manifests=entries))
+    registry.manifests[f"r/app@{referrers_tag(app.digest)}"] = (data, IMAGE_INDEX)
+    result = api.copy(place, f"oci:{tmp_path}/got:x", options=OPTIONS)
+    assert {left.name: left.reason.partition(": ")[0] for left in result.left_out} == {
+        old.digest: f"it has the media type `{old.media_type}`, which is neither a manifest's nor an index's",
+        text.digest: f"manifest `{text.digest}` is not valid",
+    }
+    assert [one.digest for one in LayoutStore.open(tmp_path / "got").referrers(app.digest)] == [note.digest]
+
+
 def test_what_a_copy_leaves_behind_is_in_its_json(
     registry: ScriptedRegistry, store: LayoutStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

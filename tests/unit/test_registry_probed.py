@@ -13,7 +13,8 @@ import pytest
 from airferry import api
 from airferry.bundle.artifacts import LOCK_ARTIFACT, REQUIREMENTS_ARTIFACT
 from airferry.cli.app import run
-from airferry.events import Notice, Warned
+from airferry.errors import RegistryError
+from airferry.events import Event, Notice, Warned
 from airferry.host import clock
 from airferry.oci.documents import (
     DOCKER_MANIFEST,
@@ -29,7 +30,7 @@ from airferry.registry.profile import RegistryProfile, read_profile, write_profi
 from airferry.registry.retry import RetryPolicy
 from airferry.registry.trials.kinds import PROBE_ARTIFACT
 from oci_images import make_bundle
-from scripted_registry import Exchange, Fault, ScriptedRegistry, error_document
+from scripted_registry import Exchange, Fault, ScriptedRegistry, error_document, sha256
 
 MIB = 1024 * 1024
 OPTIONS = ClientOptions(
@@ -349,3 +350,73 @@ def test_refusals_are_forgotten_after_a_day_and_by_a_load_that_shows_otherwise(
     known = read_profile(registry.address)
     assert known.media_types == {LAYER_ZSTD: None, DOCKER_MANIFEST: None, IMAGE_MANIFEST: True}
     assert set(known.artifact_types.values()) == {None} and not known.limits_names
+
+
+# --- what stays ------------------------------------------------------------------------------------------------------
+
+
+def no_deletions(exchange: Exchange) -> bool:
+    """Remove no manifest, blob or tag, as registries do by default; upload sessions are ended all the same."""
+    is_session = "/uploads/" in exchange.call.path
+    return exchange.call.method == "DELETE" and not is_session and exchange.answer(405)
+
+
+def repositories(registry: ScriptedRegistry) -> set[str]:
+    names = (re.match(r"/v2/(.+)/(?:blobs|manifests)/", call.path) for call in registry.calls if call.method != "HEAD")
+    return {found[1] for found in names if found}
+
+
+def outcome(registry: ScriptedRegistry, events: list[Event]) -> api.ProbeOutcome:
+    return api.probe_registry(registry.address, largest_bytes=MIB, options=OPTIONS, emit=events.append)
+
+
+def test_what_a_probe_cannot_remove_is_named_with_the_way_out(registry: ScriptedRegistry) -> None:
+    registry.faults.append(no_deletions)
+    events: list[Event] = []
+    first = outcome(registry, events)
+    (text,) = [event.text for event in events if isinstance(event, Notice)]
+    assert "`airferry-probe`" in text and "garbage collection" in text and "1 tag that it does not remove" in text
+    left = first.to_document()["left"]
+    assert left["tags"] == ["airferry-probe"]
+    stored = {key.partition("@")[2] for key in registry.manifests}
+    assert {*left["manifests"], *left["tags"]} == stored
+    assert all(entry.partition("@")[2] in registry.blobs for entry in left["blobs"])
+    # whatever is probed how often, it is in the same repositories, under the same tag
+    assert repositories(registry) == set(left["repositories"])
+    assert all(name.split("/")[0] == "airferry-probe" for name in left["repositories"])
+    second = outcome(registry, events)
+    assert second.left.repositories == first.left.repositories
+    assert [key for key in registry.manifests if "sha256:" not in key] == ["airferry-probe@airferry-probe"]
+    # once the registry removes something, what an earlier probe left under the tag goes too
+    registry.faults.clear()
+    earlier = sha256(registry.manifests["airferry-probe@airferry-probe"][0])
+    third = outcome(registry, events)
+    assert (third.left.manifests, third.left.blobs, third.left.tags) == ([], [], [])
+    assert f"airferry-probe@{earlier}" not in registry.manifests
+    assert "airferry-probe@airferry-probe" not in registry.manifests
+
+
+def test_a_tag_that_never_moves_ends_no_probe(registry: ScriptedRegistry) -> None:
+    registry.faults.append(no_deletions)
+    outcome(registry, [])
+    held = registry.manifests["airferry-probe@airferry-probe"]
+    registry.faults.append(
+        lambda exchange: (
+            exchange.call.method == "PUT"
+            and exchange.call.path.endswith("/manifests/airferry-probe")
+            and bool(exchange.read_body())
+            and exchange.answer(409)
+        )
+    )
+    assert outcome(registry, []).profile.deletes_tags is False
+    assert registry.manifests["airferry-probe@airferry-probe"] == held
+
+
+def test_a_probe_that_fails_removes_what_it_put_there(registry: ScriptedRegistry) -> None:
+    registry.faults.append(lambda exchange: "/referrers/" in exchange.call.path and exchange.answer(500))
+    events: list[Event] = []
+    with pytest.raises(RegistryError):
+        outcome(registry, events)
+    assert registry.manifests == {} and registry.sessions == {}
+    (text,) = [event.text for event in events if isinstance(event, Notice)]
+    assert "empty: `airferry-probe`" in text

@@ -15,7 +15,7 @@ from airferry.events import Warned
 from airferry.registry.client import ClientOptions
 from airferry.registry.credentials import Credential
 from airferry.registry.retry import RetryPolicy
-from oci_images import make_bundle
+from oci_images import REFERENCE, make_bundle
 from scripted_registry import Exchange, Fault, ScriptedRegistry, error_document, sha256
 
 OPTIONS = ClientOptions(
@@ -134,9 +134,35 @@ def test_blobs_that_a_cache_promises_after_a_garbage_collection_are_sent_again(
     registry.blobs.clear()
     registry.manifests.clear()
     outcome, _warned = load(bundle, registry)
-    assert registry.blobs == before
+    assert before.items() <= registry.blobs.items()
     # what one repository was sent again, another one may find there
     assert outcome.pushed.sent_blobs >= len(before)
+
+
+def test_manifests_go_as_blobs_too_where_a_cache_names_what_is_gone(bundle: Path, registry: ScriptedRegistry) -> None:
+    load(bundle, registry)
+    registry.faults.append(cache_outlives(registry, forgets=True))
+    registry.blobs.clear()
+    registry.manifests.clear()
+    load(bundle, registry)
+    digests = {key.rpartition("@")[2] for key in registry.manifests if "team/trainer@sha256:" in key}
+    assert digests and digests - set(registry.blobs) <= _referrer_lists(registry)
+
+
+def _referrer_lists(registry: ScriptedRegistry) -> set[str]:
+    return {sha256(data) for key, (data, _kind) in registry.manifests.items() if "@sha256-" in key}
+
+
+def test_a_copy_that_a_registry_accepts_and_loses_is_no_success(bundle: Path, registry: ScriptedRegistry) -> None:
+    def loses(exchange: Exchange) -> bool:
+        if not puts_tag(exchange):
+            return False
+        return exchange.answer(201, Docker_Content_Digest=sha256(exchange.read_body()))
+
+    registry.faults.append(loses)
+    with pytest.raises(RegistryError, match="accepted the image, and has lost it") as caught:
+        api.copy(f"oci:{bundle}:{REFERENCE}", f"docker://{registry.address}/copy/trainer:1.0", options=OPTIONS)
+    assert "restart the registry" in (caught.value.hint or "")
 
 
 def test_a_cache_that_goes_on_promising_is_an_error_with_the_way_out(bundle: Path, registry: ScriptedRegistry) -> None:
@@ -177,6 +203,22 @@ def test_tags_that_must_not_move_do_not_stop_a_load_that_moves_none(bundle: Path
     load(bundle, registry)
     registry.faults.append(answers(lambda exchange: exchange.call.method == "PUT", 409, "TAG_EXISTS"))
     assert load(bundle, registry)[0].moved_tags == ()
+
+
+def test_a_copy_to_a_tag_that_must_not_move_and_need_not_is_done(
+    bundle: Path, registry: ScriptedRegistry, tmp_path: Path
+) -> None:
+    make_bundle(tmp_path / "other", "2")
+    place = f"docker://{registry.address}/copy/trainer:1.0"
+    api.copy(f"oci:{bundle}:{REFERENCE}", place, options=OPTIONS)
+    registry.faults.append(answers(puts_tag, 409))
+    api.copy(f"oci:{bundle}:{REFERENCE}", place, options=OPTIONS)
+    with pytest.raises(RegistryError, match="409"):
+        api.copy(f"oci:{tmp_path / 'other'}:{REFERENCE}", place, options=OPTIONS)
+
+
+def puts_tag(exchange: Exchange) -> bool:
+    return exchange.call.method == "PUT" and exchange.call.path.endswith("/manifests/1.0")
 
 
 def test_who_may_read_without_a_login_is_asked_for_one_to_push(bundle: Path, registry: ScriptedRegistry) -> None:

@@ -268,6 +268,22 @@ def test_what_is_taken_for_a_part_is_not_covered_by_hand_and_a_finding(out: Path
     assert report.path == out / "bundle" and report.root_verified and report.beside == ()
 
 
+@pytest.mark.parametrize("kind", ["file", "link to nothing", "link to a file"])
+def test_what_has_the_name_of_a_folder_of_parts_is_said(out: Path, kind: str) -> None:
+    root = open_bundle(out).root
+    folder = out / Path(ARCHIVE).parent
+    shutil.rmtree(folder)
+    plant(out.parent / "elsewhere")
+    if kind == "file":
+        plant(folder)
+    else:
+        folder.symlink_to(out.parent / ("elsewhere" if kind.endswith("file") else "nowhere"))
+    status, shown = by_hand(out, root)
+    assert f"- {folder.relative_to(out.parent)}: not covered by the root" in shown, (status, shown)
+    said = verify(out, root=root)
+    assert any(folder.name in str(found) for found in (*said.findings, *said.beside))
+
+
 def test_a_command_that_acts_on_the_bundle_alone_warns_of_what_lies_next_to_it(out: Path) -> None:
     opened = open_bundle(out)
     events: list[Event] = []

@@ -24,7 +24,6 @@ from airferry.assets.manifest import (
     AssetManifest,
     asset_file_name,
 )
-from airferry.bundle.artifacts import TITLE
 from airferry.bundle.tree_paths import decode_path, linked_path, safe_path, too_deep
 from airferry.config.assets import ASSET_KINDS, ASSET_NAME
 from airferry.errors import BuildError, UsageError
@@ -33,7 +32,7 @@ from airferry.host import files
 from airferry.host.canonical import canonical_json
 from airferry.host.progress import Meter
 from airferry.host.threads import usable_cores
-from airferry.oci.documents import IMAGE_MANIFEST, Descriptor, Manifest, descriptor_of
+from airferry.oci.documents import IMAGE_MANIFEST, TITLE, Descriptor, Manifest, descriptor_of
 from airferry.oci.layout import LayoutStore
 from airferry.oci.ports import blocks
 from airferry.oci.tar import END_OF_ARCHIVE, SYMLINK, TarEntry, entry_blocks

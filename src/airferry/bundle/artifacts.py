@@ -14,6 +14,7 @@ from airferry.oci.documents import (
     EMPTY_CONFIG,
     EMPTY_CONFIG_BYTES,
     IMAGE_MANIFEST,
+    TITLE,
     Descriptor,
     Manifest,
     descriptor_of,
@@ -22,7 +23,6 @@ from airferry.oci.entries import as_referrer
 from airferry.oci.layout import LayoutStore
 from airferry.oci.ports import Source, Stored, blocks
 
-TITLE = "org.opencontainers.image.title"
 OWN_ARTIFACTS = "application/vnd.airferry."
 MANIFEST_ARTIFACT = "application/vnd.airferry.manifest.v1"
 MANIFEST_CONTENT = "application/vnd.airferry.manifest.v1+yaml"

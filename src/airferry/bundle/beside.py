@@ -18,7 +18,7 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
-from airferry.bundle.artifacts import MANIFEST_CONTENT, OWN_ARTIFACTS, TITLE, read_artifact_file
+from airferry.bundle.artifacts import MANIFEST_CONTENT, OWN_ARTIFACTS, read_artifact_file
 from airferry.bundle.manifest import MANIFEST_FILE, BundleManifest, SavedImage
 from airferry.bundle.receipt import is_receipt_name, receipts_in
 from airferry.defaults import CATALOGUE_FOLDER, OVERLAYS_FOLDER, SITE_FILE
@@ -26,7 +26,7 @@ from airferry.errors import AirferryError, HostError
 from airferry.host import files
 from airferry.host.threads import parallel_map, usable_cores
 from airferry.oci.digest import digest_hex
-from airferry.oci.documents import Descriptor, Index
+from airferry.oci.documents import TITLE, Descriptor, Index
 from airferry.oci.layout import INDEX_FILE, LAYOUT_FILE
 from airferry.oci.litter import entry_litter_source, litter_text
 from airferry.oci.ports import Source

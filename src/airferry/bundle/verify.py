@@ -15,7 +15,7 @@ from typing import Any
 
 from airferry.bundle.artifacts import MANIFEST_ARTIFACT, MANIFEST_CONTENT, OWN_ARTIFACTS, read_artifact_file
 from airferry.bundle.beside import BUNDLE_FOLDER, LEADS_OUT, Surroundings, holds_layout, look_beside
-from airferry.bundle.manifest import BundleManifest, ImageEntry, read_manifest
+from airferry.bundle.manifest import ArtifactEntry, BundleManifest, ImageEntry, read_manifest
 from airferry.bundle.root import parse_root
 from airferry.bundle.twins import images_text
 from airferry.errors import AirferryError, IntegrityError, UsageError
@@ -25,7 +25,7 @@ from airferry.host.canonical import plain_data
 from airferry.oci.closure import RememberingSource
 from airferry.oci.digest import digest_of
 from airferry.oci.documents import IMAGE_INDEX, MAX_NESTED, Descriptor, Index, expect_one_meaning, parse_index
-from airferry.oci.entries import names_of, referrer_kind
+from airferry.oci.entries import names_of, referrer_kind, signature_tag
 from airferry.oci.layout import INDEX_FILE, LAYOUT_FILE, LayoutStore
 from airferry.oci.ports import Source
 from airferry.oci.reference import parse_reference
@@ -448,10 +448,16 @@ def _compare_twin(inspector: Inspector, entry: ImageEntry, descriptor: Descripto
 
 
 def _check_artifacts(bundle: Bundle, inspector: Inspector) -> None:
-    stated = {entry.digest: entry for entry in bundle.manifest.artifacts}
+    stated: dict[str, list[ArtifactEntry]] = {}
+    for listed in bundle.manifest.artifacts:
+        stated.setdefault(listed.digest, []).append(listed)
     own = bundle.manifest_descriptor.digest
     for descriptor in bundle.artifacts:
-        entry = stated.pop(descriptor.digest, None)
+        # what cosign has put under several tags is one artifact with several titles
+        tag, same = signature_tag(descriptor), stated.get(descriptor.digest, [])
+        entry = next((one for one in same if tag in (None, one.title)), None)
+        if entry is not None:
+            same.remove(entry)
         subject = f"artifact `{entry.title}`" if entry else f"artifact `{descriptor.digest}`"
         if descriptor.digest == own:
             subject = "the manifest"
@@ -463,5 +469,5 @@ def _check_artifacts(bundle: Bundle, inspector: Inspector) -> None:
             kinds.add(entry.artifact_type)
         if len(kinds) > 1:
             inspector.report(subject, "has different types in index.json and elsewhere", descriptor.digest)
-    for entry in stated.values():
-        inspector.report(f"artifact `{entry.title}`", "is in the manifest, not in the layout", entry.digest)
+    for absent in (one for same in stated.values() for one in same):
+        inspector.report(f"artifact `{absent.title}`", "is in the manifest, not in the layout", absent.digest)

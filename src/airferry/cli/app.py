@@ -15,7 +15,7 @@ import typer
 
 import airferry
 from airferry.cli import assets, building, bundles, catalogue, completion, jobs, registries, rehearse, serving
-from airferry.cli.flags import show_flags_as_flags
+from airferry.cli.helps import improve_help
 from airferry.cli.pipes import code_of_pipes, outlive_readers
 from airferry.cli.render import Reporter, data_line, escape_what_python_writes
 from airferry.errors import AirferryError, HostError
@@ -60,7 +60,7 @@ assets.register(app)
 registries.register(app)
 jobs.register(app)
 catalogue.register(app)
-show_flags_as_flags(app)
+improve_help(app)
 
 
 def _show_version(value: bool) -> None:

@@ -13,6 +13,7 @@ import typer
 from airferry import api
 from airferry.cli.options import (
     ArtifactsOption,
+    AuditOption,
     CaFileOption,
     FlattenOption,
     JsonOption,
@@ -99,6 +100,7 @@ def load(
     maps: MapOption = None,
     flatten: FlattenOption = False,
     artifacts: ArtifactsOption = "try",
+    audit: AuditOption = "head",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what a load would send and tag.")] = False,
     probe: Annotated[
         bool,
@@ -156,7 +158,9 @@ def load(
         raise UsageError("`load` requires a bundle and `--to HOST:PORT/PREFIX`", hint="or `--rollback RECEIPT`")
     if probe and not dry_run:
         raise UsageError("`--probe` requires `--dry-run`", hint="or test the registry with `airferry registry probe`")
-    destination = api.parse_destination(to, maps=parse_maps(maps or []), flatten=flatten, artifacts=artifacts)
+    destination = api.parse_destination(
+        to, maps=parse_maps(maps or []), flatten=flatten, artifacts=artifacts, audit=audit
+    )
     common: dict[str, Any] = {
         "to": destination,
         "root": root,

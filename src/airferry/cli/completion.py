@@ -147,6 +147,7 @@ def _asset_kinds(_context: typer.Context) -> Iterable[str]:
 engines = fixed("auto", "buildah", "podman")
 probes = fixed("auto", "static", "run")
 artifact_choices = fixed("require", "try", "skip")
+audit_choices = fixed("head", "read")
 stages = completer(_stages)
 platforms = completer(_platforms)
 targets = completer(_targets)

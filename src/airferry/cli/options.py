@@ -144,6 +144,17 @@ ArtifactsOption = Annotated[
         autocompletion=completion.artifact_choices,
     ),
 ]
+AuditOption = Annotated[
+    str,
+    typer.Option(
+        "--audit",
+        metavar="CHOICE",
+        help="What is read back before tags move: head (manifests; of blobs that were sent the size), or read (every "
+        "byte).",
+        show_default=True,
+        autocompletion=completion.audit_choices,
+    ),
+]
 FlattenOption = Annotated[bool, typer.Option("--flatten", help="Keep only the last part of each repository's path.")]
 
 # --- the site --------------------------------------------------------------------------------------------------------

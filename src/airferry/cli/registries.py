@@ -86,7 +86,7 @@ def probe(
     """Test what a registry supports and store the result for the next load.
 
     Tries media types, artifact types, sizes of requests, depths of names, a mount and deletions in a separate
-    repository (`airferry-probe`), then cleans up. Requires push permission there.
+    repository (`airferry-probe`), then cleans up and names what stays there. Requires push permission there.
     """
     reporter: Reporter = context.obj
     options = make_options(plain_http=plain_http, ca_file=ca_file, limit_rate=limit_rate)

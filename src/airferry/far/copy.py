@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from airferry.errors import AirferryError, ConfigurationError, UsageError
+from airferry.errors import AirferryError, ConfigurationError, RegistryError, UsageError
 from airferry.events import Emit, Warned, silent
 from airferry.host import files, locks
 from airferry.oci.archive import ArchiveSource, write_oci_archive
@@ -26,6 +26,7 @@ from airferry.oci.platform import parse_platform
 from airferry.oci.ports import Sink, Source
 from airferry.oci.reference import Reference, parse_reference, split_place
 from airferry.registry.client import ClientOptions, Clients, open_clients
+from airferry.registry.failures import STALE_CACHE_HINT
 from airferry.registry.profile import keep_learned, read_profile
 from airferry.registry.pulls import Pulls
 from airferry.registry.sink import RegistrySink
@@ -150,10 +151,21 @@ def copy(
             with _open_sink(there, origin, client) as sink:
                 steps = CopyOptions(jobs=options.jobs, task=f"copy {descriptor.digest}", skip_lost=True, emit=emit)
                 lost |= {one.item.name: one.reason for one in transfer(shipments, held, sink, steps).refused}
+                _expect_there(sink, reference or shipments[0].descriptor.digest)
     for name, reason in lost.items():
         emit(Warned(f"`{name}`, which belongs to the image, was not copied: {reason}"))
     left_out = tuple(NotCopied(name, reason) for name, reason in lost.items())
     return CopyResult(shipments[0].descriptor, str(there), left_out, tuple(unknown))
+
+
+def _expect_there(sink: Sink, reference: str) -> None:
+    """Check that a registry knows the image that it has just taken, by one request.
+
+    Raises:
+        RegistryError: it does not.
+    """
+    if isinstance(sink, RegistrySink) and sink.source.find(reference) is None:
+        raise RegistryError(f"`{sink}` accepted the image, and has lost it: `{reference}`", hint=STALE_CACHE_HINT)
 
 
 def _open_source(place: Place, pulls: Pulls) -> tuple[Source, Descriptor, str]:

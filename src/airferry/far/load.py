@@ -55,6 +55,7 @@ class LoadOutcome:
     """What a load did, or with `dry_run` would do. `tags` are all tags, those that stay where they are too.
 
     `foreseen` is what a load would meet at the registry, as far as that is known; only a dry run looks ahead.
+    `audit` is how the registry's content was read back, `head` or `read`.
     """
 
     report: VerifyReport
@@ -65,6 +66,7 @@ class LoadOutcome:
     receipt_path: Path
     dry_run: bool
     foreseen: tuple[str, ...] = ()
+    audit: str = "head"
 
     @property
     def moved_tags(self) -> tuple[TagMove, ...]:
@@ -119,6 +121,7 @@ class LoadOutcome:
         return {
             "dry_run": self.dry_run,
             "foreseen": list(self.foreseen),
+            "audit": self.audit,
             "receipt_path": None if self.dry_run else str(self.receipt_path),
             **plain_data(pushed, "sent_blobs", "sent_bytes", "mounted_blobs", "present_blobs", "manifests"),
             "steps": [plain_data(step, "action", "repository", "digest", "size_bytes") for step in pushed.steps]
@@ -186,7 +189,7 @@ def load(
         journal = None if dry_run else records.uploads
         uploader = Uploader(client, limits=known.limits(), journal=journal, mounts=mounts)
         sinks = RegistrySinks(client, uploader)
-        transfer = load_transfer(opened.documents, sinks, jobs=options.jobs, emit=emit)
+        transfer = load_transfer(opened.documents, sinks, destination, jobs=options.jobs, emit=emit)
         # what tags stand for is asked before anything is sent: who moves one during the hours of a load is then noticed
         own = records.tags_before(opened.root)
         noted = tags_in_receipt(earlier, destination=str(destination), root=opened.root)
@@ -222,7 +225,9 @@ def load(
             taken |= moved_by_others(ours, sinks, jobs=options.jobs, retry=options.retry)
             expect_own_tags(taken, receipt_path)
     texts = tuple(item.text for item in foreseen)
-    return LoadOutcome(report, opened.manifest, pushed, tuple(tags), made, receipt_path, dry_run, texts)
+    return LoadOutcome(
+        report, opened.manifest, pushed, tuple(tags), made, receipt_path, dry_run, texts, destination.audit
+    )
 
 
 def _push(
@@ -334,7 +339,7 @@ def _wanted_tags(
     for item in shipments:
         place = places.get(item.name)
         sink = sinks(item.repository)
-        tag = place.tag if place is not None else tags.get(item.descriptor.digest)
-        if tag is not None:
-            wanted.append(WantedTag(f"{sink}:{tag}", sink, tag, item.closure.top, item.optional))
+        for tag in tags.get(item.descriptor.digest, ()) if place is None else [place.tag]:
+            if tag is not None:
+                wanted.append(WantedTag(f"{sink}:{tag}", sink, tag, item.closure.top, item.optional))
     return wanted

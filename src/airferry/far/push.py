@@ -15,6 +15,7 @@ from airferry.oci.copy import CopyOptions, Transfer
 from airferry.oci.entries import referrer_kind
 from airferry.oci.ports import Source
 from airferry.registry.client import RegistryClient
+from airferry.registry.failures import STALE_CACHE_HINT
 from airferry.registry.sink import RegistrySink
 from airferry.registry.uploads import Uploader
 from airferry.wording import counted, some_of
@@ -41,9 +42,10 @@ class RegistrySinks:
             return self._sinks[repository]
 
 
-def load_transfer(source: Source, sinks: RegistrySinks, *, jobs: int, emit: Emit) -> Transfer:
+def load_transfer(source: Source, sinks: RegistrySinks, destination: Destination, *, jobs: int, emit: Emit) -> Transfer:
     """Return the copy that a load is: what the registry holds is read back, and not sent."""
-    return Transfer(source, sinks, CopyOptions(jobs=jobs, task="load", skip_held=True, emit=emit))
+    read_back = destination.audit == "read"
+    return Transfer(source, sinks, CopyOptions(jobs=jobs, task="load", skip_held=True, read_back=read_back, emit=emit))
 
 
 def audit(transfer: Transfer, shipments: Sequence[Shipment], *, registry: str) -> list[RefusedShipment]:
@@ -57,8 +59,8 @@ def audit(transfer: Transfer, shipments: Sequence[Shipment], *, registry: str) -
     if missing:
         raise RegistryError(
             f"`{registry}` has lost content that it accepted: {some_of(missing, SHOWN_LOST)}",
-            hint="check whether the registry runs garbage collection during the load, then rerun; no tag was moved. A "
-            "registry that shows manifests by digest only as long as a tag names them takes no loads",
+            hint=f"{STALE_CACHE_HINT}; no tag was moved. A registry that shows manifests by digest only as long as a "
+            "tag names them takes no loads",
             missing=missing,
         )
     return transfer.audit_optional([item for item in shipments if item.optional])

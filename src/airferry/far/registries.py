@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from airferry.bundle.artifacts import (
 )
 from airferry.bundle.catalogue import CATALOGUE_ARTIFACT, CATALOGUE_CONTENT
 from airferry.errors import UsageError
-from airferry.events import Emit, silent
+from airferry.events import Emit, Notice, silent
 from airferry.far.relocate import Destination, parse_destination
 from airferry.oci.reference import parse_reference
 from airferry.registry.client import ClientOptions, RegistryClient
@@ -35,6 +35,7 @@ from airferry.registry.profile import RegistryProfile, write_profile
 from airferry.registry.trial import PROBE_REPOSITORY, try_registry
 from airferry.registry.trials.explained import ProbedFact, explain_profile
 from airferry.registry.trials.kinds import ArtifactKind
+from airferry.registry.trials.leavings import Leavings
 from airferry.wording import size_text
 
 MAX_TRIED_BYTES = 1024 * 1024 * 1024
@@ -54,10 +55,11 @@ BUNDLE_KINDS = (
 
 @dataclass(frozen=True, slots=True)
 class ProbeOutcome:
-    """What was found out about a registry, and where it is kept."""
+    """What was found out about a registry, where that is kept, and what stays in the registry."""
 
     profile: RegistryProfile
     path: Path
+    left: Leavings = field(default_factory=Leavings)
 
     @property
     def advice_for_enroot(self) -> str | None:
@@ -80,7 +82,7 @@ class ProbeOutcome:
 
     def to_document(self) -> dict[str, Any]:
         """Return the outcome as plain data."""
-        return self.profile.model_dump(mode="json", exclude={"learned_at"})
+        return {**self.profile.model_dump(mode="json", exclude={"learned_at"}), "left": self.left.to_document()}
 
 
 def login(registry: str, username: str, password: str, *, options: ClientOptions | None = None) -> Path:
@@ -135,9 +137,14 @@ def probe_registry(
         repository = place.prefix or PROBE_REPOSITORY
     else:
         place, repository = target, target.repository(PROBE_REPOSITORY)
+    left = Leavings()
     with RegistryClient(place.registry, options=options, emit=emit) as client:
-        profile = try_registry(client, repository, artifacts=BUNDLE_KINDS, largest_bytes=largest_bytes)
-    return ProbeOutcome(profile, write_profile(profile))
+        try:
+            profile = try_registry(client, repository, artifacts=BUNDLE_KINDS, largest_bytes=largest_bytes, left=left)
+        finally:
+            if text := left.describe(place.registry):
+                emit(Notice(text))
+    return ProbeOutcome(profile, write_profile(profile), left)
 
 
 def _host(text: str) -> str:

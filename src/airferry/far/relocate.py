@@ -18,6 +18,8 @@ from airferry.oci.reference import DEFAULT_REGISTRY, Reference, parse_reference
 ARTIFACTS_REPOSITORY = "airferry-artifacts"
 ArtifactChoice = Literal["require", "try", "skip"]
 ARTIFACT_CHOICES: tuple[str, ...] = get_args(ArtifactChoice)
+AuditChoice = Literal["head", "read"]
+AUDIT_CHOICES: tuple[str, ...] = get_args(AuditChoice)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +28,8 @@ class Destination:
 
     `maps` are exceptions to the rule: a name in the bundle, or what it begins with up to a `/` or the tag, and what
     takes its place under the prefix. With `flatten` only the last part of each path is kept. `artifacts` says whether a
-    load needs the bundle's artifacts there, goes on without those that are refused, or leaves all of them out.
+    load needs the bundle's artifacts there, goes on without those that are refused, or leaves all of them out. `audit`
+    says whether a load asks for the sizes of blobs in the end, or reads all of them back.
     """
 
     registry: str
@@ -34,6 +37,7 @@ class Destination:
     maps: Mapping[str, str] = field(default_factory=dict)
     flatten: bool = False
     artifacts: ArtifactChoice = "try"
+    audit: AuditChoice = "head"
 
     def __str__(self) -> str:
         return f"{self.registry}/{self.prefix}" if self.prefix else self.registry
@@ -44,15 +48,22 @@ class Destination:
 
 
 def parse_destination(
-    text: str, *, maps: Mapping[str, str] | None = None, flatten: bool = False, artifacts: str = "try"
+    text: str,
+    *,
+    maps: Mapping[str, str] | None = None,
+    flatten: bool = False,
+    artifacts: str = "try",
+    audit: str = "head",
 ) -> Destination:
     """Return the destination that `HOST[:PORT][/PREFIX]` names, with the exceptions to how names change.
 
     Raises:
-        UsageError: it names none, or the choice about artifacts is none.
+        UsageError: it names none, or the choice about artifacts or the audit is none.
     """
     if artifacts not in ARTIFACT_CHOICES:
         raise UsageError(f"`--artifacts {artifacts}`: expected require, try or skip")
+    if audit not in AUDIT_CHOICES:
+        raise UsageError(f"`--audit {audit}`: expected head or read")
     trimmed = text.removeprefix("docker://").strip().rstrip("/")
     host, _, prefix = trimmed.partition("/")
     if not ("." in host or ":" in host or host == "localhost" or host.startswith("[")):
@@ -70,7 +81,9 @@ def parse_destination(
             f"`{text}`: registries take no upper-case letters in names, and `{prefix}` has some",
             hint=f"give the name that the registry has for it, such as `{lower}`",
         ) from error
-    return Destination(parsed.registry, prefix, maps or {}, flatten, cast(ArtifactChoice, artifacts))
+    return Destination(
+        parsed.registry, prefix, maps or {}, flatten, cast(ArtifactChoice, artifacts), cast(AuditChoice, audit)
+    )
 
 
 def relocate(names: Iterable[str], destination: Destination, *, whole: Collection[str] = ()) -> dict[str, Reference]:

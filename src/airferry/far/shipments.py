@@ -14,6 +14,7 @@ from airferry.far.relocate import ARTIFACTS_REPOSITORY, Destination, relocate
 from airferry.oci.closure import Closure, RefusedShipment, Shipment, read_closure
 from airferry.oci.digest import digest_hex
 from airferry.oci.documents import Descriptor
+from airferry.oci.entries import signature_tag, signed_digest
 from airferry.oci.reference import Reference
 
 ARTIFACT_NAME = "artifact "
@@ -64,12 +65,14 @@ def plan_shipments(bundle: Bundle, destination: Destination, places: Mapping[str
     optional = destination.artifacts != "require"
     while queue:
         descriptor, closure = queue.popleft()
-        subject = closure.top.subject
+        subject = _subject(descriptor, closure)
         if subject is not None and subject not in homes:
             # it goes where its subject goes, which another artifact may be
             held.setdefault(subject, []).append((descriptor, closure))
             continue
         repositories = list(homes[subject]) if subject else [destination.repository(ARTIFACTS_REPOSITORY)]
+        # one that has two tags is listed twice
+        repositories = [name for name in repositories if name not in homes.get(descriptor.digest, ())]
         if len(shipments) + len(repositories) > MAX_SHIPMENTS:
             raise IntegrityError(
                 f"artifacts and the repositories that they go to make more than {MAX_SHIPMENTS} uploads, the limit",
@@ -99,11 +102,26 @@ def part_skipped(
     return kept, [RefusedShipment(item, "skipped (`--artifacts skip`)") for item in shipments if is_artifact(item)]
 
 
-def artifact_tags(bundle: Bundle, shipments: Iterable[Shipment]) -> dict[str, str]:
-    """Return the tags of the artifacts that refer to nothing, by digest, so that no garbage collection takes them."""
+def artifact_tags(bundle: Bundle, shipments: Iterable[Shipment]) -> dict[str, list[str]]:
+    """Return the tags of artifacts, by digest: cosign's, and those of artifacts that refer to nothing, so that no
+    garbage collection takes them.
+    """
     packs = {descriptor.digest: name for name, descriptor in bundle_packs(bundle).items()}
-    tags = {item.descriptor.digest: _artifact_tag(bundle, item, packs) for item in shipments}
-    return {digest: tag for digest, tag in tags.items() if tag is not None}
+    tags: dict[str, list[str]] = {}
+    for descriptor in bundle.artifacts:
+        if (signature := signature_tag(descriptor)) is not None:
+            tags.setdefault(descriptor.digest, []).append(signature)
+    for item in shipments:
+        own = _artifact_tag(bundle, item, packs)
+        if own is not None and item.descriptor.digest not in tags:
+            tags[item.descriptor.digest] = [own]
+    return tags
+
+
+def _subject(descriptor: Descriptor, closure: Closure) -> str | None:
+    """Return what an artifact belongs to: what cosign's tag of it names, or what it refers to itself."""
+    tag = signature_tag(descriptor)
+    return signed_digest(tag) if tag is not None else closure.top.subject
 
 
 def _artifact_tag(bundle: Bundle, item: Shipment, packs: Mapping[str, str]) -> str | None:

@@ -22,6 +22,7 @@ from airferry.host.threads import parallel_map
 from airferry.near.assemble.assembler import Maker
 from airferry.near.assemble.recipes import Task, TaskMaker
 from airferry.near.assemble.writer import BuiltImage, ImageWriter
+from airferry.near.bases.attached import BroughtArtifacts, LeftBehind, bring_attached
 from airferry.near.bases.originals import bring_originals
 from airferry.near.carry.assets import pack_action
 from airferry.near.carry.loader import LOADER_ACTION
@@ -56,7 +57,10 @@ class ImageSummary:
 
 @dataclass(frozen=True, slots=True)
 class BuildOutcome:
-    """What a build left. `root`, `manifest` and sizes are there only once the bundle is sealed."""
+    """What a build left. `root`, `manifest` and sizes are there only once the bundle is sealed.
+
+    `left_out` are the artifacts of bases that the bundle does not carry.
+    """
 
     output: Path
     bundle: Path
@@ -66,10 +70,12 @@ class BuildOutcome:
     bundle_bytes: int
     manifest: BundleManifest | None
     warnings: tuple[PlanWarning, ...] = ()
+    left_out: tuple[LeftBehind, ...] = ()
 
     def to_document(self) -> dict[str, Any]:
         """Return the outcome as plain data."""
-        return plain_data(self, "output", "bundle", "root", "bundle_bytes", "reused", "warnings", "images")  # type: ignore[no-any-return]
+        names = ("output", "bundle", "root", "bundle_bytes", "reused", "warnings", "images", "left_out")
+        return plain_data(self, *names)  # type: ignore[no-any-return]
 
 
 def build(
@@ -120,6 +126,7 @@ class Produced:
     manifest: BundleManifest | None = None
     sealed: Sealed | None = None
     rehearsal: RehearsalReport | None = None
+    left_out: tuple[LeftBehind, ...] = ()
 
 
 class Production:
@@ -150,7 +157,11 @@ class Production:
         """
         plan, sealing = self._plan, "save-images" in self._plan.stages
         # first, so that a base that cannot be carried is told before anything is built
-        originals = bring_originals(plan, self._locked.lockfile, self._session.bases) if sealing else {}
+        bases, lockfile, emit = self._session.bases, self._locked.lockfile, self._session.emit
+        originals = bring_originals(plan, lockfile, bases) if sealing else {}
+        attached = BroughtArtifacts()
+        if sealing:
+            attached = bring_attached(plan, lockfile, bases, originals=originals, emit=emit)
         if self._rehearsed is not None:
             check_rehearsal(plan)
         tasks = self._tasks()
@@ -173,7 +184,9 @@ class Production:
             folder=self._folder,
         )
         by_engine = any(done.by_engine for done in made)
-        manifest, sealed = sealer.seal(images, originals=originals, rehearsal=rehearsal, by_engine=by_engine)
+        manifest, sealed = sealer.seal(
+            images, originals=originals, attached=attached.carried, rehearsal=rehearsal, by_engine=by_engine
+        )
         kept = {LOADER_ACTION, *(task.action for task in tasks)}
         kept |= {f"layer {layer.digest}" for task in tasks for layer in task.base.layers}
         kept |= {f"archive {image.reference}" for image in manifest.images}
@@ -183,7 +196,7 @@ class Production:
         }
         held = {digest for image in manifest.images for digest in (image.digest, *_platform_digests(image))}
         self._journal.forget_except(kept | self._folder.settle(held))
-        return Produced(images, reused, manifest, sealed, rehearsal)
+        return Produced(images, reused, manifest, sealed, rehearsal, attached.left_out)
 
     def _rehearse(self, images: Mapping[str, Sequence[BuiltImage]]) -> RehearsalReport | None:
         """Try the steps in the images that were built, if that was asked for, and write the report."""
@@ -241,6 +254,7 @@ def _outcome(made: Plan, produced: Produced) -> BuildOutcome:
         sealed.size_bytes,
         produced.manifest,
         made.warnings,
+        produced.left_out,
     )
 
 

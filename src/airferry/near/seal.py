@@ -53,6 +53,7 @@ from airferry.host.canonical import canonical_json, plain_data
 from airferry.host.journal import Journal
 from airferry.host.records import as_noted
 from airferry.near.assemble.writer import BuiltImage
+from airferry.near.bases.attached import Attached, put_attached
 from airferry.near.bases.originals import put_originals
 from airferry.near.carry.assets import carry_assets
 from airferry.near.carry.catalogue import carry_catalogue
@@ -104,20 +105,21 @@ class Sealer:
         built: Mapping[str, tuple[BuiltImage, ...]],
         *,
         originals: Mapping[str, Descriptor],
+        attached: Sequence[Attached] = (),
         rehearsal: RehearsalReport | None,
         by_engine: bool,
     ) -> tuple[BundleManifest, Sealed]:
         """Write indexes, artifacts and archives, then the manifest, and seal the bundle. Killed anywhere, it is whole.
 
-        `originals` are the bases that are carried as they came, by name. `by_engine` says that an engine built an
-        image, whose version the manifest then names.
+        `originals` are the bases that are carried as they came, by name, and `attached` the artifacts that belong to
+        them. `by_engine` says that an engine built an image, whose version the manifest then names.
 
         Raises:
             BuildError: a name or text of catalogue or base cannot stand in a manifest.
             AirferryError: of the family of what failed.
         """
         try:
-            return self._seal(built, originals=originals, rehearsal=rehearsal, by_engine=by_engine)
+            return self._seal(built, originals=originals, attached=attached, rehearsal=rehearsal, by_engine=by_engine)
         except ValidationError as error:
             raise _unsayable(error) from error
 
@@ -126,6 +128,7 @@ class Sealer:
         built: Mapping[str, tuple[BuiltImage, ...]],
         *,
         originals: Mapping[str, Descriptor],
+        attached: Sequence[Attached],
         rehearsal: RehearsalReport | None,
         by_engine: bool,
     ) -> tuple[BundleManifest, Sealed]:
@@ -163,6 +166,7 @@ class Sealer:
         saved = self._archives(entries, named)
         carried = put_originals(originals, self._session.bases.store, self._store)
         named |= originals
+        described += put_attached(attached, self._session.bases.store, self._store)
         saved += [_saved(entry) for entry in carried]
         listed = [entry for entry, _descriptor in described]
         manifest = self._manifest([*entries, *carried], groups, listed, saved, assets.entries, loader)

@@ -37,6 +37,7 @@ from airferry.oci.entries import (
     as_referrer,
     find_entry,
     find_referrers,
+    find_signature,
     named,
     parse_listing,
     strange_entries,
@@ -333,6 +334,10 @@ class ArchiveSource(Source):
             )
         with self._open() as raw:
             yield cast(IO[bytes], _Slice(raw, *place))
+
+    def find_name(self, name: str) -> Descriptor | None:
+        """Return the entry that one of cosign's tags stands for; None if there is none."""
+        return find_signature(self.index, name)
 
     def referrers(self, digest: str) -> list[Descriptor]:
         """Return the top-level descriptors of artifacts whose subject is the digest, sorted by digest."""

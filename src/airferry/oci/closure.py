@@ -21,6 +21,7 @@ from airferry.oci.documents import (
     MAX_NESTED,
     Descriptor,
     Index,
+    UnreadableDocument,
     ambiguities,
     descriptor_of,
     expect_one_meaning,
@@ -247,7 +248,8 @@ def read_referrers(source: Source, closure: Closure, *, lost: dict[str, str] | N
     """Return the artifacts that refer to any part of an image, and those that refer to these, each once, subjects
     first.
 
-    Those that are listed, but that the source lacks, go into `lost` with the reason; without it they are an error.
+    Those that are listed, but that the source lacks, or that are something else, go into `lost` with the reason;
+    without it they are an error.
 
     Raises:
         IntegrityError: they refer to each other more than MAX_REFERRER_DEPTH times over, are more than MAX_REFERRERS,
@@ -279,11 +281,14 @@ def _add_referrers(
 
 
 def _read_unless_lost(source: Source, descriptor: Descriptor, name: str, lost: dict[str, str] | None) -> Closure | None:
-    """Return what an optional part of an image consists of, or note why the source lacks it."""
+    """Return what an optional part of an image consists of, or note why it cannot be read where it comes from."""
+    if lost is not None and descriptor.media_type not in (*INDEX_TYPES, *MANIFEST_TYPES):
+        lost[name] = f"it has the media type `{descriptor.media_type}`, which is neither a manifest's nor an index's"
+        return None
     try:
         return read_closure(source, descriptor)
     except AirferryError as error:
-        if lost is None or not source.lacks(error):
+        if lost is None or not (source.lacks(error) or isinstance(error, UnreadableDocument)):
             raise
         lost[name] = error.message
         return None

@@ -27,7 +27,7 @@ from airferry.oci.closure import (
     read_referrers,
     subjects_first,
 )
-from airferry.oci.copying.present import doubtful_blobs, send_unreadable
+from airferry.oci.copying.present import doubtful_blobs, send_manifests_as_blobs, send_unreadable
 from airferry.oci.copying.report import BlobStep, CopyReport, ManifestStep
 from airferry.oci.documents import FOREIGN_LAYERS, Descriptor, foreign_hint
 from airferry.oci.platform import Platform
@@ -55,7 +55,8 @@ class CopyOptions:
 
     `task` is what progress is said of. `link` lets a sink take files of the source as they are, as between stores of
     one user. With `skip_held`, manifests are read back first and only those that are missing are sent. `skip_lost`
-    takes a blob that the source lacks for a refusal, where only optional shipments want it.
+    takes a blob that the source lacks for a refusal, where only optional shipments want it. With `read_back`, an audit
+    reads all blobs.
     """
 
     jobs: int = DEFAULT_JOBS
@@ -64,6 +65,7 @@ class CopyOptions:
     link: bool = False
     skip_held: bool = False
     skip_lost: bool = False
+    read_back: bool = False
     emit: Emit = silent
 
 
@@ -142,8 +144,10 @@ class Transfer:
             answers = self._map(self._try_manifests, level)
             self.report.refused += [answer for answer in answers if answer is not None]
         doubtful = doubtful_blobs(shipments, self.report)
-        for repository, blob in send_unreadable(doubtful, self._source, self._sinks, jobs=self._options.jobs):
+        lost = send_unreadable(doubtful, self._source, self._sinks, jobs=self._options.jobs)
+        for repository, blob in lost:
             self.report.add_lost(repository, blob)
+        send_manifests_as_blobs(shipments, {repository for repository, _blob in lost}, self._sinks)
         return self.report
 
     def name(self, shipments: Sequence[Shipment]) -> None:
@@ -161,6 +165,7 @@ class Transfer:
         """Read back the whole closure of every shipment, and return what is missing, in words.
 
         Manifests are compared byte by byte, blobs that were sent or mounted by their size, referrers must be listed.
+        With `read_back`, each blob is also read whole in one of its repositories, those that were there before too.
         What was read back before counts.
 
         Raises:
@@ -179,7 +184,25 @@ class Transfer:
             ]
 
         missing = [text for found in self._map(check_blob, blobs) for text in found]
+        if self._options.read_back:
+            missing += [text for text in self._read_blobs(shipments) if text not in missing]
         return missing + [text for found in self._map(self._audit_manifests, shipments) for text in found]
+
+    def _read_blobs(self, shipments: Sequence[Shipment]) -> list[str]:
+        """Read blobs back that were not read yet, each once, and return those that are not there."""
+        blobs = [blob for blob in self._wanted_blobs(shipments) if ("", blob.descriptor.digest) not in self._read_back]
+        meter = Meter("audit", sum(blob.descriptor.size for blob in blobs), self._options.emit)
+
+        def read(blob: _Wanted) -> str:
+            # where it was sent to, as others may only have taken it over from there
+            name = next(iter(blob.repositories))
+            if not self._sinks(name).reads_back(blob.descriptor, meter.advance):
+                return f"blob `{blob.descriptor.digest}`{_in(name)}"
+            with self._lock:
+                self._read_back.add(("", blob.descriptor.digest))
+            return ""
+
+        return [text for text in self._map(read, blobs) if text]
 
     def audit_optional(self, shipments: Sequence[Shipment]) -> list[RefusedShipment]:
         """Read optional shipments back as `audit` does, and return those that the sinks do not hold or do not show.

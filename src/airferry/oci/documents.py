@@ -50,6 +50,7 @@ MANIFEST_TYPES = (IMAGE_MANIFEST, DOCKER_MANIFEST)
 CONFIG_TYPES = (IMAGE_CONFIG, DOCKER_CONFIG)
 
 REF_NAME = "org.opencontainers.image.ref.name"
+TITLE = "org.opencontainers.image.title"
 CONTAINERD_NAME = "io.containerd.image.name"
 CONTAINERD_SUBJECT = "io.containerd.manifest.subject"
 
@@ -71,6 +72,10 @@ MediaType = Annotated[str, Field(pattern=r"^[ -~]{0,255}$")]
 # Go's tools write a list without entries as `null`, and take it for one
 NullForNone = BeforeValidator(lambda value: [] if value is None else value)
 D = TypeVar("D", bound="OciDocument")
+
+
+class UnreadableDocument(IntegrityError):
+    """Bytes that have the right digest, and are still not a document of the kind that they are said to be."""
 
 
 class OciDocument(BaseModel):
@@ -169,11 +174,11 @@ def _parse(model: type[D], data: bytes, what: str) -> D:
         expect_few_values(data, MAX_JSON_VALUES)
         return model.model_validate_json(data)
     except Malformed as error:
-        raise IntegrityError(f"{what} is not valid: it has {error}") from error
+        raise UnreadableDocument(f"{what} is not valid: it has {error}") from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "document"
-        raise IntegrityError(f"{what} is not valid: {place}: {first['msg']}") from error
+        raise UnreadableDocument(f"{what} is not valid: {place}: {first['msg']}") from error
 
 
 def parse_manifest(data: bytes, *, what: str = "the manifest") -> Manifest:

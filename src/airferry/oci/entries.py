@@ -23,6 +23,7 @@ from airferry.oci.documents import (
     MANIFEST_TYPES,
     MAX_INDEX_ENTRIES,
     REF_NAME,
+    TITLE,
     Descriptor,
     Index,
     parse_index,
@@ -35,7 +36,7 @@ SHOWN_STRANGE = 5
 MAX_REASON_CHARACTERS = 300
 # cosign before 3, and everything that reads what it wrote, finds these by name: no field says what they belong to
 SIGNATURE_SUFFIXES = ("sig", "att", "sbom")
-_SIGNATURE_TAG = re.compile(r"sha256-[0-9a-f]{64}\.(?:sig|att|sbom)")
+_SIGNATURE_TAG = re.compile(r"sha256-(?P<hex>[0-9a-f]{64})\.(?:sig|att|sbom)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +115,26 @@ def _index_order(entry: Descriptor) -> tuple[str, str, str, str]:
 def signature_tags(digest: str) -> list[str]:
     """Return the tags under which cosign keeps signatures, attestations and SBOMs of a digest."""
     return [f"sha256-{digest_hex(digest)}.{suffix}" for suffix in SIGNATURE_SUFFIXES]
+
+
+def signed_digest(name: str) -> str | None:
+    """Return the digest that one of cosign's tags is about; None for any other name."""
+    found = _SIGNATURE_TAG.fullmatch(name)
+    return f"sha256:{found['hex']}" if found else None
+
+
+def signature_tag(entry: Descriptor) -> str | None:
+    """Return the tag of cosign's that an artifact of a bundle is to have: its title. None where that is another one."""
+    title = (entry.annotations or {}).get(TITLE, "")
+    return title if entry.artifact_type is not None and signed_digest(title) else None
+
+
+def find_signature(listing: IndexListing, tag: str) -> Descriptor | None:
+    """Return the entry that has a tag of cosign's as its name, or as its title; None if there is none, or several."""
+    found = {
+        entry.digest: entry for entry in listing.manifests if tag in names_of(entry) or signature_tag(entry) == tag
+    }
+    return next(iter(found.values())) if len(found) == 1 else None
 
 
 def names_of(descriptor: Descriptor) -> set[str]:

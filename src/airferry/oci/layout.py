@@ -42,6 +42,7 @@ from airferry.oci.entries import (
     entered,
     find_entry,
     find_referrers,
+    find_signature,
     index_bytes,
     named,
     parse_listing,
@@ -285,6 +286,10 @@ class LayoutStore(Source, Sink):
             ConfigurationError: nothing, or more than one thing, has that name.
         """
         return find_entry(self._listing(), reference, where=f"layout `{self.path}`")
+
+    def find_name(self, name: str) -> Descriptor | None:
+        """Return the entry that one of cosign's tags stands for; None if there is none."""
+        return find_signature(self._listing(), name)
 
     def referrers(self, digest: str) -> list[Descriptor]:
         """Return the top-level descriptors of artifacts whose subject is the digest, sorted by digest.

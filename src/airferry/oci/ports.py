@@ -310,6 +310,14 @@ class Sink(ABC):
         """Take a blob over from another repository next to this one, no byte sent; False if that is not done here."""
         return False
 
+    def reads_back(self, descriptor: Descriptor, on_block: Callable[[int], None]) -> bool:
+        """Read a blob back, all of it, and check its digest; False where it is not there. Says how far it has come.
+
+        Raises:
+            IntegrityError: the sink holds something else under the digest.
+        """
+        return self.has_blob(descriptor)
+
     def gives_blob(self, descriptor: Descriptor) -> bool:
         """Tell whether a blob that the sink says it holds can be read from it."""
         return True

@@ -11,7 +11,19 @@ from airferry.oci.reference import Reference, parse_reference
 from airferry.plan.catalogue import Catalogue
 from airferry.plan.models import PlanWarning, StepPlan
 
-_DEFAULTED = re.compile(r"\$\{\s*oc\.env\s*:\s*\w+\s*,\s*[\"']?([^\"'{}$]+?)[\"']?\s*\}")
+# the default's blanks and quotes are not in the pattern: three ways to share blanks took cubic time
+_DEFAULTED = re.compile(r"\$\{\s*oc\.env\s*:\s*\w+\s*,([^{}$]*)\}")
+_QUOTES = "\"'"
+
+
+def _default_of(found: re.Match[str]) -> str:
+    """Return the default that a variable has, without the quotes around it; all that was found where it has none."""
+    text = found[1].strip()
+    if text[:1] in _QUOTES:
+        text = text[1:]
+    if text[-1:] in _QUOTES:
+        text = text[:-1]
+    return text if text and not any(quote in text for quote in _QUOTES) else found[0]
 
 
 def image_warnings(config: Config, catalogue: Catalogue, steps: Iterable[StepPlan]) -> tuple[PlanWarning, ...]:
@@ -26,7 +38,7 @@ def image_warnings(config: Config, catalogue: Catalogue, steps: Iterable[StepPla
         image = config.execution_images.get(entry.execution_image) if entry else None
         if entry is None or image is None or step.container_image is None:
             continue
-        wanted = _DEFAULTED.sub(r"\1", step.container_image.text).strip()
+        wanted = _DEFAULTED.sub(_default_of, step.container_image.text).strip()
         if isinstance(image.base_image, RegistryBase) and _differ(wanted, image.base_image.reference):
             found.setdefault((wanted, image.base_image.reference, entry.execution_image), []).append(step)
     return tuple(_warning(config, catalogue, *key, steps=concerned) for key, concerned in found.items())

@@ -59,8 +59,8 @@ class EnvFile:
         """Return the line of a table, or of a key in it or in a table below it; 1 where it is not found."""
         inside, first = False, 1
         for number, line in enumerate(self.text.splitlines(), start=1):
-            if header := re.match(r"\s*\[\[?\s*([^\]]+?)\s*\]", line):
-                name = header[1].replace('"', "").replace("'", "")
+            if header := re.match(r"\s*\[\[?([^\]]+)\]", line):
+                name = header[1].strip().replace('"', "").replace("'", "")
                 inside = name == table or name.startswith(f"{table}.")
                 if name == table:
                     first = number

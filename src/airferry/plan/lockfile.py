@@ -36,6 +36,9 @@ DistributionVersion = Annotated[str, Field(pattern=r"^[A-Za-z0-9.!+_-]+$")]
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}([0-9a-f]{24})?$")]
 
 
+SignatureTag = Annotated[str, Field(pattern=r"^sha256-[0-9a-f]{64}\.(sig|att|sbom)$")]
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -48,11 +51,16 @@ class LockedBasePlatform(_Model):
 
 
 class LockedBase(_Model):
-    """A base image. `index` is the digest that its reference had; a bootstrap has none."""
+    """A base image. `index` is the digest that its reference had; a bootstrap has none.
+
+    `attached` is what belongs to a base that is carried as it came: the digest of each artifact, under the tag that
+    cosign gave it or under the digest itself. None where it was not looked for.
+    """
 
     kind: Literal["registry", "layout", "archive", "bootstrap"]
     index: Digest | None = None
     platforms: dict[str, LockedBasePlatform] = {}
+    attached: dict[SignatureTag | Digest, Digest] | None = None
 
 
 class LockedOverlay(_Model):
@@ -224,6 +232,8 @@ def _facts(lockfile: Lockfile) -> dict[str, str]:
     for key, base in lockfile.bases.items():
         if base.index:
             facts[f"base `{key}`"] = base.index
+        for name, digest in (base.attached or {}).items():
+            facts[f"base `{key}`, artifact {name}"] = digest
         for platform, entry in base.platforms.items():
             facts[f"base `{key}` for {platform}"] = entry.manifest
             for name, version in entry.packages.items():

@@ -93,6 +93,10 @@ _TUNNEL = re.compile(r"Tunnel connection failed: (\d{3})")
 _NOT_YET_VALID, _EXPIRED = frozenset({9, 11}), frozenset({10, 12})
 
 NO_REGISTRY_HINT = "check whether a web page or login form answers instead of the registry"
+STALE_CACHE_HINT = (
+    "if garbage collection ran while the registry did, restart the registry, as its cache still names what is gone, "
+    "then rerun"
+)
 TLS_HINT = (
     "the registry does not know of the TLS proxy in front of it: have the proxy send `X-Forwarded-Proto: https`, or "
     "give the registry its external URL with `https://`; storage that it redirects to must speak TLS too"

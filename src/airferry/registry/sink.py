@@ -34,9 +34,12 @@ ABSENT_IN_A_ROW = 4
 MANIFEST_ATTEMPTS = 4
 # a mount saves bytes; without it they are sent
 MOUNT_ATTEMPTS = 2
+# what cannot be read is sent again, which is tried longer
+DOUBT_ATTEMPTS = 2
 # how registries refuse for good what others take: a media type (400, 415), a repository that they do not make by
 # themselves (401, 403, 404), a tag that must not move (409; Harbor: 412), a size (413)
 REFUSALS = frozenset({400, 401, 403, 404, 405, 406, 409, 412, 413, 415, 422, 501})
+DAMAGED_STORAGE_HINT = "the storage of the registry is damaged: delete the blob there, then rerun"
 # codes of errors about content that got lost or damaged, whatever the status: sending it again may help
 LOSSES = ("MANIFEST_BLOB_UNKNOWN", "BLOB_", "DIGEST_INVALID", "SIZE_INVALID")
 # of these, the codes that say that a part is missing, which can be looked up
@@ -127,7 +130,7 @@ class RegistrySink(Sink):
     def _of_another_size(self, descriptor: Descriptor, held: str) -> IntegrityError:
         return IntegrityError(
             f"`{self}` holds {held} as blob `{descriptor.digest}`, which has {descriptor.size}",
-            hint="the storage of the registry is damaged: delete the blob there, then rerun",
+            hint=DAMAGED_STORAGE_HINT,
             digest=descriptor.digest,
         )
 
@@ -277,12 +280,18 @@ class RegistrySink(Sink):
         descriptor = stored.descriptor
         if digest_of(stored.data) != descriptor.digest:
             raise IntegrityError(f"these bytes are not manifest `{descriptor.digest}`", digest=descriptor.digest)
-        response = self._put(
-            reference or descriptor.digest,
-            stored.data,
-            media_type=descriptor.media_type,
-            what=f"store manifest `{descriptor.digest}` in `{self}`" + (f" as `{reference}`" if reference else ""),
-        )
+        try:
+            response = self._put(
+                reference or descriptor.digest,
+                stored.data,
+                media_type=descriptor.media_type,
+                what=f"store manifest `{descriptor.digest}` in `{self}`" + (f" as `{reference}`" if reference else ""),
+            )
+        except RegistryError as error:
+            # a tag that must not move need not move where it stands for this already
+            if reference is None or error.status not in REFUSALS or not self._names(reference, descriptor):
+                raise
+            return
         stated = response.headers.get("Docker-Content-Digest", descriptor.digest)
         if stated != descriptor.digest:
             raise IntegrityError(
@@ -295,6 +304,14 @@ class RegistrySink(Sink):
             if "Docker-Content-Digest" not in response.headers and self.source.find(descriptor.digest) is None:
                 raise NoReferrers(f"`{self}` does not hold manifest `{descriptor.digest}`, which it accepted")
             self._tag_referrer(stored, subject)
+
+    def _names(self, reference: str, descriptor: Descriptor) -> bool:
+        """Tell whether a tag stands for a manifest; False where that cannot be asked."""
+        try:
+            found = self.source.find(reference)
+        except AirferryError:
+            return False
+        return found == descriptor.digest
 
     def lacks_manifest(self, stored: Stored) -> str:
         """Read a manifest back, and return what is missing, empty if nothing is.
@@ -314,12 +331,29 @@ class RegistrySink(Sink):
             return f"`{digest}` among the referrers of `{subject}`"
         return ""
 
+    def reads_back(self, descriptor: Descriptor, on_block: Callable[[int], None]) -> bool:
+        """Read a blob back, all of it, and check its digest; False where the repository does not have it.
+
+        Raises:
+            RegistryError: the registry does not answer or refuses.
+            IntegrityError: it gives something else under the digest.
+        """
+        try:
+            with self.source.open_blob_at(descriptor, 0) as stream:
+                for _block in blocks(verifying(stream, descriptor, on_block=on_block)):
+                    pass
+        except NotFound:
+            return False
+        except IntegrityError as error:
+            raise error.reworded(f"`{self}`: {error.message}", hint=DAMAGED_STORAGE_HINT) from error
+        return True
+
     def gives_blob(self, descriptor: Descriptor) -> bool:
         """Ask for the last byte of a blob, and tell whether it comes. An answer that says neither counts as yes."""
         if not descriptor.size:
             return True
         try:
-            answer = self.source.request_blob(descriptor, descriptor.size - 1)
+            answer = self.source.request_blob(descriptor, descriptor.size - 1, attempts=DOUBT_ATTEMPTS)
         except (NotFound, TransientRegistryError):
             return False
         except RegistryError:

@@ -332,7 +332,7 @@ class RegistrySource(Source):
         media_type = _media_type(data, response.headers.get("Content-Type", ""), what=f"`{reference}` of `{self}`")
         return Stored(Descriptor(media_type=media_type, digest=observed, size=len(data)), data)
 
-    def request_blob(self, descriptor: Descriptor, offset: int) -> Answer:
+    def request_blob(self, descriptor: Descriptor, offset: int, *, attempts: int | None = None) -> Answer:
         """Return the answer, not read yet, to a request for a blob from an offset on; 416 means nothing is there."""
         return self.client.request(
             Request(
@@ -341,6 +341,7 @@ class RegistrySource(Source):
                 what=f"read blob `{descriptor.digest}` of `{self}`",
                 scopes=self.scopes,
                 headers={"Range": f"bytes={offset}-"} if offset else {},
+                attempts=attempts,
             ),
             expected=(200, 206, 416) if offset else (200,),
             stream=True,

@@ -17,7 +17,7 @@ from airferry.errors import RegistryError
 from airferry.host import clock
 from airferry.oci.digest import digest_of
 from airferry.oci.documents import DOCKER_MANIFEST_LIST, IMAGE_INDEX, IMAGE_MANIFEST, Descriptor, descriptor_of
-from airferry.oci.ports import BLOCK_BYTES
+from airferry.oci.ports import BLOCK_BYTES, Stored
 from airferry.registry.auth import repository_scope
 from airferry.registry.bodies import acknowledged_bytes
 from airferry.registry.client import RegistryClient
@@ -28,12 +28,13 @@ from airferry.registry.profile import RegistryProfile
 from airferry.registry.runtimes import hides_from_enroot
 from airferry.registry.sink import RegistrySink
 from airferry.registry.trials.kinds import ArtifactKind, TakenKinds, try_kinds
-from airferry.registry.trials.names import TRIED_DEPTHS, deepest_name
+from airferry.registry.trials.leavings import DONE, Leavings
+from airferry.registry.trials.names import TRIED_DEPTHS, deep_name, deepest_name, depth_of, takes_uploads
 from airferry.registry.uploads import with_digest
 
 PROBE_REPOSITORY = "airferry-probe"
+PROBE_TAG = "airferry-probe"
 BROKEN_CHUNK_BYTES = 64 * 1024
-DONE = frozenset({200, 202, 204})
 SETTLE_TRIES = 5
 SETTLE_PAUSE_S = 0.1
 TAKEN = frozenset({201, 202, 204})
@@ -45,29 +46,42 @@ def try_registry(
     *,
     artifacts: Iterable[ArtifactKind] = (),
     largest_bytes: int = CHUNK_BYTES,
+    left: Leavings | None = None,
 ) -> RegistryProfile:
     """Return what the registry does, as tried in `repository`, `repository/mounted` and one deep name below it.
 
     These `artifacts` are tried besides one that no registry knows. No request carries more than `largest_bytes`. What
-    was put there is removed again, as far as the registry removes anything.
+    was put there is removed again, as far as the registry removes anything; `left` says what stays, failed or not.
 
     Raises:
         RegistryError: the registry does not answer, or does not let this user push there.
         IntegrityError: it says that it stored something else than was sent.
     """
+    left = Leavings() if left is None else left
     sink = RegistrySink(client, repository)
+    try:
+        return _try(sink, artifacts, largest_bytes, left)
+    except BaseException:
+        left.clear_what_can_be(sink)
+        raise
+
+
+def _try(sink: RegistrySink, artifacts: Iterable[ArtifactKind], largest_bytes: int, left: Leavings) -> RegistryProfile:
+    client, repository = sink.client, sink.repository
+    left.repositories.append(repository)
     # never seen before, so that nothing that an earlier probe left can answer for the registry
     content = f"airferry registry probe {secrets.token_hex(16)}\n".encode()
     blob = descriptor_of(content, "text/plain")
+    left.blobs.append((repository, blob.digest))
     sink.put_blob(blob, io.BytesIO(content))
-    sizes = _Sizes(client, repository, largest_bytes)
+    sizes = _Sizes(client, repository, largest_bytes, left)
     sizes.probe()
-    mounts = _mounts(client, repository, blob)
-    kinds = try_kinds(sink, artifacts)
-    manifests = _probe_manifests(sink, kinds)
-    deletes_blobs = _deletes_blob(sink, blob)
-    for left in kinds.blobs if deletes_blobs else ():
-        _deletes_blob(sink, left)
+    mounts = _mounts(client, repository, blob, left)
+    kinds = try_kinds(sink, artifacts, left)
+    manifests = _probe_manifests(sink, kinds, left)
+    cleared = left.clear(sink)
+    deepest = deepest_name(client, repository)
+    left.repositories += [deep_name(repository, deepest)] if (deepest or 0) > depth_of(repository) else []
     return RegistryProfile(
         registry=client.registry,
         probed_at=clock.rfc3339(clock.now_s()),
@@ -83,27 +97,25 @@ def try_registry(
         referrers=manifests.referrers,
         shows_oci_to_enroot=manifests.shows_indexes,
         takes_docker_lists=kinds.media_types[DOCKER_MANIFEST_LIST],
-        deletes_tags=manifests.deletes_tags,
-        deletes_manifests=manifests.deletes,
-        deletes_blobs=deletes_blobs,
+        deletes_tags=cleared.tags,
+        deletes_manifests=cleared.manifests,
+        deletes_blobs=cleared.blobs,
         media_types=kinds.media_types,
         artifact_types=kinds.artifact_types,
-        deepest_name=deepest_name(client, repository),
+        deepest_name=deepest,
         deepest_tried=max(TRIED_DEPTHS),
     )
 
 
-def _mounts(client: RegistryClient, repository: str, blob: Descriptor) -> bool | None:
+def _mounts(client: RegistryClient, repository: str, blob: Descriptor, left: Leavings) -> bool | None:
     """Tell whether a second repository takes a blob over; None where the registry allows no repository of that name."""
     other = RegistrySink(client, f"{repository}/mounted")
-    try:
-        done = other.mount_blob(blob, repository)
-    except RegistryError as error:
-        if not other.refuses(error):
-            raise
+    done = other.mount_blob(blob, repository)
+    if not done and not takes_uploads(client, other.repository):
         return None
+    left.repositories.append(other.repository)
     if done:
-        _deletes_blob(other, blob)
+        left.blobs.append((other.repository, blob.digest))
     return done
 
 
@@ -113,37 +125,32 @@ class _Manifests:
 
     referrers: bool
     shows_indexes: bool | None
-    deletes_tags: bool | None
-    deletes: bool | None
 
 
-def _probe_manifests(sink: RegistrySink, kinds: TakenKinds) -> _Manifests:
-    """Ask for what was stored, give it a tag, and remove all again."""
+def _probe_manifests(sink: RegistrySink, kinds: TakenKinds, left: Leavings) -> _Manifests:
+    """Ask for what was stored, and give it a tag."""
     images = [held for held in kinds.manifests if held.descriptor.media_type == IMAGE_MANIFEST]
     lists = [held.descriptor for held in kinds.manifests if held.descriptor.media_type == IMAGE_INDEX]
     asked = images[0].descriptor.digest if images else digest_of(b"never stored")
     referrers = sink.source.has_referrers_api(asked)
     shows = not hides_from_enroot(sink.source, lists[0].digest) if lists else None
-    if not kinds.manifests:
-        return _Manifests(referrers, shows, None, None)
-    tag = f"airferry-probe-{secrets.token_hex(4)}"
-    sink.put_manifest((images or kinds.manifests)[0], reference=tag)
-    tags = sink.delete_tag(tag)
-    deletes = [sink.delete_manifest(held.descriptor.digest) for held in kinds.manifests]
-    return _Manifests(referrers, shows, tags, all(deletes))
+    if kinds.manifests:
+        _tag(sink, (images or kinds.manifests)[0], left)
+    return _Manifests(referrers, shows)
 
 
-def _deletes_blob(sink: RegistrySink, blob: Descriptor) -> bool:
-    response = sink.client.request(
-        Request(
-            "DELETE",
-            f"{sink.repository}/blobs/{blob.digest}",
-            what=f"remove blob `{blob.digest}` of `{sink}`",
-            scopes=(repository_scope(sink.repository, "delete", "pull", "push"),),
-        ),
-        expected=None,
-    )
-    return response.status_code in DONE
+def _tag(sink: RegistrySink, stored: Stored, left: Leavings) -> None:
+    """Give what was stored the tag of all probes. One that an earlier probe left is no longer needed."""
+    earlier = sink.source.find(PROBE_TAG)
+    if earlier is not None:
+        left.manifests.append(earlier)
+    left.tags.append(PROBE_TAG)
+    try:
+        sink.put_manifest(stored, reference=PROBE_TAG)
+    except RegistryError as error:
+        # a registry whose tags never move keeps that of an earlier probe, and is probed all the same
+        if not sink.refuses(error):
+            raise
 
 
 class _Zeros:
@@ -171,8 +178,9 @@ class _Zeros:
 class _Sizes:
     """How much a repository takes in one request, and what it does with uploads in chunks."""
 
-    def __init__(self, client: RegistryClient, repository: str, largest_bytes: int) -> None:
+    def __init__(self, client: RegistryClient, repository: str, largest_bytes: int, left: Leavings) -> None:
         self._client = client
+        self._left = left
         self._largest = largest_bytes
         self._repository = repository
         self._scopes = (repository_scope(repository, "pull", "push"),)
@@ -237,8 +245,8 @@ class _Sizes:
             return None
         status = answer.status_code
         if status < 300:
-            stored = Descriptor(media_type="", digest=digest, size=size)
-            _deletes_blob(RegistrySink(self._client, self._repository), stored)
+            # it does not check digests
+            self._left.blobs.append((self._repository, digest))
         return status
 
     def _survives(self, size: int) -> bool:

@@ -14,10 +14,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from airferry.bundle.artifacts import TITLE
 from airferry.bundle.manifest import Addition, BundleManifest, GroupEntry, ImageEntry, OverlayEntry
 from airferry.bundle.verify import Bundle, VerifyReport
 from airferry.far.report.by_hand import commands_by_hand
+from airferry.oci.documents import TITLE
 from airferry.wording import counted, printable, size_text
 
 MAX_CELL_CHARACTERS = 600

@@ -62,9 +62,9 @@ def read_repositories(bundle: Bundle, destination: Destination) -> dict[str, Rep
         for stored in item.closure.manifests:
             repository.manifests[stored.descriptor.digest] = stored
         place = places.get(item.name)
-        tag = place.tag if place is not None else tags.get(item.descriptor.digest)
-        if tag is not None:
-            repository.tags[tag] = item.descriptor.digest
+        for tag in tags.get(item.descriptor.digest, ()) if place is None else [place.tag]:
+            if tag is not None:
+                repository.tags[tag] = item.descriptor.digest
         if place is None:
             _enter_referrer(repository, item.closure.top)
     for repository in found.values():

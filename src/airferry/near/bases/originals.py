@@ -19,7 +19,7 @@ from airferry.oci.documents import INDEX_TYPES, Descriptor
 from airferry.oci.layout import LayoutStore, UnlistedLayout
 from airferry.oci.ports import Source
 from airferry.oci.reference import parse_reference
-from airferry.plan.lockfile import Lockfile
+from airferry.plan.lockfile import LockedBase, Lockfile
 from airferry.plan.models import Plan
 
 
@@ -39,7 +39,7 @@ def bring_originals(plan: Plan, lock: Lockfile, cache: BaseCache) -> dict[str, D
         if not isinstance(base, RegistryBase):
             continue
         locked = lock.bases[base.key]
-        pinned = locked.index or next(iter(locked.platforms.values())).manifest
+        pinned = pinned_top(locked)
         source: Source = cache.store
         held = cache.store.find_manifest(pinned)
         top = held.descriptor if held is not None else None
@@ -71,6 +71,11 @@ def put_originals(originals: Mapping[str, Descriptor], cache: LayoutStore, bundl
         copy_image(cache, sink, descriptor, options=CopyOptions(link=True))
         entries.append(describe_original(bundle, descriptor, reference=name))
     return entries
+
+
+def pinned_top(locked: LockedBase) -> str:
+    """Return the digest that a base's reference had."""
+    return locked.index or next(iter(locked.platforms.values())).manifest
 
 
 def original_name(reference: str) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from airferry.errors import ConfigurationError, UsageError
 from airferry.events import Emit, Notice, silent
 from airferry.host.canonical import plain_data
+from airferry.near.bases.attached import pin_attached
 from airferry.near.lock.covered import needed_bases, uncovered
 from airferry.near.lock.resolve import Locked, Resolver
 from airferry.near.planning import Selection, read_plan, warn_of_plan
@@ -64,7 +65,7 @@ def lock(
     with open_session(made, options or BuildOptions(), emit=emit) as session:
         old = read_lockfile(path)
         start = drop_entries(old, names, plan=made) if update and old is not None else old or Lockfile()
-        new = Resolver(session, made).resolve(start).lockfile
+        new = _pinned(session, made, Resolver(session, made).resolve(start)).lockfile
         write_lockfile(new, path)
         return LockOutcome(path, tuple(differences(old, new)), made.warnings, new)
 
@@ -85,7 +86,7 @@ def follow_lock(session: Session, plan: Plan, *, locked: bool, update: Sequence[
             raise ConfigurationError(
                 f"there is no `{path}`, and `--locked` forbids writing it", hint="run `airferry lock`"
             )
-        resolved = resolver.resolve(Lockfile())
+        resolved = _pinned(session, plan, resolver.resolve(Lockfile()))
         write_lockfile(resolved.lockfile, path)
         session.emit(Notice(f"wrote {path}"))
         return resolved
@@ -97,11 +98,17 @@ def follow_lock(session: Session, plan: Plan, *, locked: bool, update: Sequence[
         )
     if not update:
         return resolver.resolve(existing)
-    resolved = resolver.resolve(drop_entries(existing, update, plan=plan))
+    resolved = _pinned(session, plan, resolver.resolve(drop_entries(existing, update, plan=plan)))
     write_lockfile(resolved.lockfile, path)
     for line in differences(existing, resolved.lockfile) or ["nothing changed"]:
         session.emit(Notice(f"lock: {line}"))
     return resolved
+
+
+def _pinned(session: Session, plan: Plan, resolved: Locked) -> Locked:
+    """Return a lock with what belongs to the bases that are carried as they came, for which registries are asked."""
+    pinned = pin_attached(plan, resolved.lockfile, session.bases, jobs=session.jobs, emit=session.emit)
+    return replace(resolved, lockfile=pinned)
 
 
 def drop_entries(lockfile: Lockfile, names: Sequence[str], *, plan: Plan) -> Lockfile:

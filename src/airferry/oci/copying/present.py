@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import io
+from collections.abc import Callable, Collection, Sequence
 
 from airferry.errors import RegistryError
 from airferry.host.threads import parallel_map
@@ -58,3 +59,16 @@ def send_unreadable(
 
     mended = parallel_map(mend, doubtful, jobs=jobs)
     return [one for one, sent in zip(doubtful, mended, strict=True) if sent]
+
+
+def send_manifests_as_blobs(
+    shipments: Sequence[Shipment], repositories: Collection[str], sinks: Callable[[str], Sink]
+) -> None:
+    """Bring the bytes of manifests into repositories that promised blobs they could not give.
+
+    distribution stores no manifest whose bytes its cache names, and says that it did; an upload it does store.
+    """
+    for item in shipments:
+        if item.repository in repositories:
+            for stored in item.closure.manifests:
+                sinks(item.repository).put_blob(stored.descriptor, io.BytesIO(stored.data))

@@ -39,6 +39,7 @@ from airferry.oci.tar import END_OF_ARCHIVE, TarEntry, entry_blocks
 from airferry.registry.auth import repository_scope
 from airferry.registry.connections import Request
 from airferry.registry.sink import REFUSALS, RegistrySink
+from airferry.registry.trials.leavings import Leavings
 
 # airferry's alone, so it tells what becomes of types that a registry cannot know
 PROBE_ARTIFACT = "application/vnd.airferry.probe.v1"
@@ -59,36 +60,34 @@ class ArtifactKind:
 
 @dataclass(slots=True)
 class TakenKinds:
-    """By type, whether the registry takes it, None where it gave no answer; and what was put there to find that out."""
+    """By type, whether the registry takes it, None where it gave no answer; and the manifests that it took."""
 
     media_types: dict[str, bool | None] = field(default_factory=dict)
     artifact_types: dict[str, bool | None] = field(default_factory=dict)
     manifests: list[Stored] = field(default_factory=list)
-    blobs: list[Descriptor] = field(default_factory=list)
 
 
-def try_kinds(sink: RegistrySink, artifacts: Iterable[ArtifactKind]) -> TakenKinds:
+def try_kinds(sink: RegistrySink, artifacts: Iterable[ArtifactKind], left: Leavings) -> TakenKinds:
     """Return which kinds of images, lists and artifacts a repository takes; of artifacts, also an unknown one.
 
-    What was stored is listed, lists before what they name, for the caller to remove.
+    What is stored is noted in `left`, for the caller to remove.
 
     Raises:
         RegistryError: the registry does not answer, or takes no blobs.
     """
-    trial = _Kinds(sink)
+    trial = _Kinds(sink, left)
     trial.images()
     for kind in (ArtifactKind(PROBE_ARTIFACT, _PROBE_CONTENT), *artifacts):
         trial.artifact(kind)
-    # a registry that wants lists gone before what they name gets its way
-    trial.found.manifests.reverse()
     return trial.found
 
 
 class _Kinds:
     """Puts one manifest after the other, and notes what is answered."""
 
-    def __init__(self, sink: RegistrySink) -> None:
+    def __init__(self, sink: RegistrySink, left: Leavings) -> None:
         self._sink = sink
+        self._left = left
         self.found = TakenKinds()
         tar = _small_tar()
         self._gzip = self._put(gzip.compress(tar, mtime=0), LAYER_GZIP)
@@ -156,6 +155,8 @@ class _Kinds:
             body=stored.data,
             attempts=TRIAL_ATTEMPTS,
         )
+        # also without an answer, as it may have been stored
+        self._left.manifests.append(descriptor.digest)
         try:
             status = self._sink.client.request(request, expected=None).status_code
         except RegistryError as error:
@@ -165,12 +166,13 @@ class _Kinds:
         if status < 300:
             self.found.manifests.append(stored)
             return True
+        self._left.manifests.remove(descriptor.digest)
         return False if status in REFUSALS else None
 
     def _put(self, data: bytes, media_type: str) -> Descriptor:
         descriptor = descriptor_of(data, media_type)
+        self._left.blobs.append((self._sink.repository, descriptor.digest))
         self._sink.put_blob(descriptor, io.BytesIO(data))
-        self.found.blobs.append(descriptor)
         return descriptor
 
 

@@ -19,6 +19,12 @@ def depth_of(repository: str) -> int:
     return repository.count("/") + 1
 
 
+def deep_name(repository: str, depth: int | None) -> str:
+    """Return the name below a repository that has this many parts."""
+    parts = range(depth_of(repository) + 1, (depth or 0) + 1)
+    return "/".join([repository, *(f"d{part}" for part in parts)])
+
+
 def deepest_name(client: RegistryClient, repository: str) -> int | None:
     """Return how many parts a name may have, as far as it was tried; None where the registry gives no answer.
 
@@ -28,9 +34,8 @@ def deepest_name(client: RegistryClient, repository: str) -> int | None:
     for depth in TRIED_DEPTHS:
         if depth <= known:
             break
-        name = "/".join([repository, *(f"d{part}" for part in range(known + 1, depth + 1))])
         try:
-            taken = _takes_uploads(client, name)
+            taken = takes_uploads(client, deep_name(repository, depth))
         except RegistryError:
             return None
         if taken is None:
@@ -40,7 +45,12 @@ def deepest_name(client: RegistryClient, repository: str) -> int | None:
     return known
 
 
-def _takes_uploads(client: RegistryClient, repository: str) -> bool | None:
+def takes_uploads(client: RegistryClient, repository: str) -> bool | None:
+    """Tell whether a repository may be pushed to, as far as an upload can be begun there; None without an answer.
+
+    Raises:
+        RegistryError: the registry does not answer.
+    """
     what = f"begin an upload in `{client.registry}/{repository}`"
     scopes = (repository_scope(repository, "pull", "push"),)
     path = f"{repository}/blobs/uploads/"
