@@ -19,7 +19,7 @@ import pytest
 
 from airferry.engine.driver import ContainerBuild, ContainerOptions, Engine, Volume, base_tag, open_engine
 from airferry.engine.storage import Isolation
-from airferry.errors import BuildError, HostError, IntegrityError, RegistryError
+from airferry.errors import BuildError, IntegrityError, RegistryError
 from airferry.events import Event, Progress
 from airferry.host import process
 from airferry.oci.digest import digest_hex, digest_of
@@ -363,12 +363,21 @@ def test_import_refuses_what_the_layout_lacks_and_other_platforms(engine: Engine
         engine.import_base(debian_base.layout, debian_base.manifests[ARM64].digest, platform=AMD64, name="wrong")
 
 
-def test_one_process_at_a_time(engine: Engine) -> None:
-    with (
-        pytest.raises(HostError, match="another airferry process"),
-        open_engine(engine.storage.state, engine=engine.program.kind),
-    ):
-        pass
+@pytest.mark.usefixtures("bases")
+def test_another_process_shares_the_storage_and_takes_nothing_away(engine: Engine, debian_base: DebianBase) -> None:
+    digest = debian_base.manifests[AMD64].digest
+    temporary = engine.storage.temporary / "in-use"
+    temporary.touch()
+    with engine._working_container(base_tag(digest)):
+        with open_engine(engine.storage.state, engine=engine.program.kind) as other:
+            assert other.storage.temporary != engine.storage.temporary
+            assert other.import_base(debian_base.layout, digest, platform=AMD64) == engine.find_image(base_tag(digest))
+            assert other.run(base_tag(digest), ["true"], platform=AMD64).returncode == 0
+            assert len(other.storage.containers()) == 1
+        assert not other.storage.temporary.exists()
+        assert len(engine.storage.containers()) == 1
+    assert temporary.exists()
+    temporary.unlink()
 
 
 def test_isolation_that_the_user_names_is_taken(engine: Engine) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from airferry.engine.driver import ContainerOptions, open_engine
 from airferry.errors import ConfigurationError, UsageError
 from airferry.events import Event, Notice
 from airferry.host import files, process
+from airferry.host.threads import parallel_map
 from airferry.near import session
 from airferry.oci.documents import DOCKER_MANIFEST_LIST, parse_index, parse_manifest
 from airferry.oci.entries import names_of
@@ -40,6 +42,7 @@ from pulled_images import pull_from_layout
 
 OFFLINE = {"HF_HUB_OFFLINE=1", "TRANSFORMERS_OFFLINE=1", "HF_DATASETS_OFFLINE=1", "WANDB_MODE=offline"}
 STATE = "airgap-build-state.yaml"
+NON_ASCII = "fl\u00f8de.txt"
 NOT_OURS = "`tracked.txt` is not part of the bundle"
 
 
@@ -90,6 +93,10 @@ def built(near_base: Path, near_cache: Path, tmp_path_factory: pytest.TempPathFa
     side = make_near_side(tmp_path_factory.mktemp("built") / "near", near_base)
     image = side.document["execution_images"]["py"]
     own = own_config(side.root / "own", "../catalogue")
+    for repository in (side.catalogue, side.thing):
+        (repository / NON_ASCII).write_text("cream\n")
+        git(repository, "add", NON_ASCII)
+        git(repository, "commit", "--quiet", "--message", "add a name that is not ASCII")
     side.write(
         workflow={"name": "tests", "stages": ["train/run:tiny", "bare/nothing:tiny", f"train/run:{own}"]},
         step_execution_images={"train/run": "py", "bare/nothing": "bare"},
@@ -115,6 +122,7 @@ def test_an_overlay_replaces_what_was_at_its_target_and_brings_no_git(built: Bui
     added = added_files(built.store, built.on_amd64("py"))
     inside = TARGET.lstrip("/")
     assert added[f"{inside}/thing.py"] == b"ANSWER = 42\n"
+    assert added[f"{inside}/{NON_ASCII}"] == b"cream\n"
     assert f"{inside}/stale.txt" not in added
     opaque = f"{inside}/.wh..wh..opq" in added or f"{inside}/.wh.stale.txt" in added
     assert opaque, "what the base had there is hidden"
@@ -132,6 +140,7 @@ def test_the_catalogue_is_in_the_launcher_alone_without_secrets_and_output(built
     workspace = "workspace/Nemotron"
     assert f"{workspace}/src/nemotron/steps/train/run/step.py" in carried
     assert f"{workspace}/pyproject.toml" in carried
+    assert carried[f"{workspace}/{NON_ASCII}"] == b"cream\n"
     step = f"{workspace}/src/nemotron/steps/train/run"
     assert carried[f"{step}/config/mine.yaml"] == b"defaults: [tiny.yaml, ../inherited/mine/site.yaml]\na: 7\n"
     assert carried[f"{step}/inherited/mine/site.yaml"] == b"run: {env: {nodes: 2}}\n"
@@ -145,8 +154,8 @@ def test_the_catalogue_is_in_the_launcher_alone_without_secrets_and_output(built
 
 def test_what_was_added_can_be_imported_from_the_bundle_without_network(built: Built) -> None:
     code = (
-        "import os, sys, ferry_addition, thing; print(ferry_addition.VERSION, thing.ANSWER, os.listdir(sys.argv[1]), "
-        "open('/opt/keep.txt').read())"
+        "import os, sys, ferry_addition, thing; print(ferry_addition.VERSION, thing.ANSWER, "
+        "len(os.listdir(sys.argv[1])), open('/opt/keep.txt').read())"
     )
     with open_engine(built.cache / "engine") as engine:
         image = pull_from_layout(engine, built.outcome.bundle, built.image("py").reference, platform=AMD64)
@@ -156,7 +165,7 @@ def test_what_was_added_can_be_imported_from_the_bundle_without_network(built: B
             platform=AMD64,
             options=ContainerOptions(env={"PYTHONPATH": TARGET}),
         )
-        assert done.text == "1.0 42 ['thing.py'] kept\n"
+        assert done.text == "1.0 42 2 kept\n"
         image = pull_from_layout(engine, built.outcome.bundle, built.image("launcher").reference, platform=AMD64)
         code = (
             "import importlib.metadata as m, nemotron.steps; print(m.version('nemotron'), m.version('ferry-addition'))"
@@ -284,46 +293,51 @@ def test_a_second_run_reuses_all_and_opens_no_engine(built: Built, monkeypatch: 
 def test_the_same_lock_gives_the_same_root_anywhere(
     built: Built, near_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Two builds at once in a cold cache, in another locale, with other settings of much that a host sets."""
     side = built.side
     elsewhere = tmp_path / "elsewhere"
     (elsewhere / "tmp").mkdir(parents=True)
-    (elsewhere / "out").mkdir()
-    (elsewhere / "out" / "airgap.lock.yaml").write_bytes((side.out / "airgap.lock.yaml").read_bytes())
     clone = elsewhere / "clone"
     git(elsewhere, "clone", "--quiet", str(side.catalogue), "clone")
     git(clone, "rm", "--quiet", "out/tracked.txt")
     source = {"root": str(clone), "lock": str(clone / "requirements.txt")}
     stages = [*side.document["workflow"]["stages"][:-1], f"train/run:{own_config(elsewhere / 'own', str(clone))}"]
-    document = {
-        **side.document,
-        "workflow": {"name": "tests", "stages": stages},
-        "paths": {"output_dir": str(elsewhere / "out")},
-        "source": source,
-    }
-    config = elsewhere / "airgap.yaml"
-    config.write_text(yaml.safe_dump(document, sort_keys=False))
-    old = os.umask(0o077)
-    try:
-        done = side.run(
+    document = {**side.document, "workflow": {"name": "tests", "stages": stages}, "source": source}
+
+    def run(name: str) -> subprocess.CompletedProcess[str]:
+        out, config = elsewhere / name, elsewhere / f"{name}.yaml"
+        out.mkdir()
+        (out / "airgap.lock.yaml").write_bytes((side.out / "airgap.lock.yaml").read_bytes())
+        config.write_text(yaml.safe_dump({**document, "paths": {"output_dir": str(out)}}, sort_keys=False))
+        return side.run(
             *["build", "--config", str(config), "--locked", "--jobs", "1", "--json"],
             TMPDIR=str(elsewhere / "tmp"),
             AIRFERRY_CACHE=str(elsewhere / "cache"),
-            LC_ALL="C",
+            LC_ALL="tr_TR.ISO-8859-9",
+            PYTHONUTF8="0",
             LANG="de_DE.UTF-8",
             TZ="Asia/Kathmandu",
             PYTHONHASHSEED="7",
         )
+
+    names = ["out", "another-out"]
+    old = os.umask(0o077)
+    try:
+        runs = parallel_map(run, names, jobs=2)
     finally:
         os.umask(old)
-    assert done.returncode == 0, done.stderr
-    answer = json.loads(done.stdout)
-    assert answer["reused"] == 0
-    assert {image["reference"]: image["digest"] for image in answer["images"]} == {
-        image.reference: image.digest for image in built.manifest.images
-    }
-    assert (elsewhere / "out" / MANIFEST_FILE).read_text() == (side.out / MANIFEST_FILE).read_text()
-    assert answer["root"] == built.outcome.root
+    for name, done in zip(names, runs, strict=True):
+        assert done.returncode == 0, done.stderr
+        answer = json.loads(done.stdout)
+        assert answer["reused"] == 0
+        assert {image["reference"]: image["digest"] for image in answer["images"]} == {
+            image.reference: image.digest for image in built.manifest.images
+        }
+        assert (elsewhere / name / MANIFEST_FILE).read_text() == (side.out / MANIFEST_FILE).read_text()
+        assert answer["root"] == built.outcome.root
     assert list((elsewhere / "tmp").iterdir()) == []
+    assert temporaries(elsewhere / "cache") == []
+    assert list((elsewhere / "cache" / "locks").iterdir()) == []
 
 
 def test_two_platforms_stand_under_one_index(side: NearSide, near_cache: Path) -> None:

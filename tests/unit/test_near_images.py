@@ -22,7 +22,7 @@ def recipe(name: str) -> ImageRecipe:
 
 def test_long_names_that_begin_alike_get_tags_of_their_own_that_a_storage_accepts() -> None:
     joined = "-".join(f"nemo-image-{number}" for number in range(20))
-    tags = {local_tag(recipe(f"{joined}-{suffix}")) for suffix in ("0a1b2c3d", "4e5f6a7b")}
+    tags = {local_tag(recipe(f"{joined}-{suffix}"), Path("/out")) for suffix in ("0a1b2c3d", "4e5f6a7b")}
     assert len(tags) == 2
     for tag in tags:
         assert re.fullmatch(r"localhost/airferry/linux-arm64:[A-Za-z0-9_][A-Za-z0-9._-]{0,127}", tag)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,13 @@ from airferry.events import silent
 from airferry.host.canonical import canonical_json
 from airferry.near.assemble.direct import NotKnown
 from airferry.near.bases.fetch import BaseCache
+from airferry.oci import tar
 from airferry.oci.closure import read_closure
 from airferry.oci.documents import IMAGE_CONFIG, IMAGE_MANIFEST, LAYER_GZIP, LAYER_TAR, MAX_NESTED
 from airferry.oci.entries import named
 from airferry.oci.layers import LayerResult
 from airferry.oci.layout import LayoutStore
-from airferry.oci.tar import DIRECTORY, MAX_TAIL_BYTES, SYMLINK
+from airferry.oci.tar import DIRECTORY, END_OF_ARCHIVE, MAX_SPARSE_BYTES, MAX_TAIL_BYTES, SYMLINK
 from airferry.oci.validate import Inspector
 from airferry.rootfs.layers import LayerFacts, UnreadLayer, collect_facts
 from airferry.rootfs.python import StaticallyUnknown
@@ -26,7 +28,7 @@ from airferry.rootfs.view import RootView
 from debian_bases import AMD64
 from layer_tars import Item, cut, tar_of
 from oci_images import base_image, knowledge_of, put_image, put_index, put_manifest
-from odd_tars import HARMLESS, REFUSED, TIME_S, UNREAD, sparse
+from odd_tars import HARMLESS, REFUSED, REFUSED_SPARSE, SPARSE, SPARSE_DATA, TIME_S, UNREAD, first, sparse
 
 BELOW = tar_of([Item("absolute/gone"), Item("absolute/hidden/old")])
 
@@ -65,10 +67,25 @@ def test_what_engines_take_is_read_as_they_unpack_it() -> None:
         "numbers/mode": (0, TIME_S),
         "numbers/device": (0, TIME_S),
         "global/a": (1, TIME_S),
+        **{f"owners/{name}": (1, TIME_S) for name in ("same", "pax")},
+        "owners/large": (0, TIME_S),
+        **{f"sparse/{version}.dist-info/METADATA": (len(SPARSE_DATA), TIME_S) for version in SPARSE},
+        "sparse/empty": (70000, TIME_S),
+        "sparse/full": (3, TIME_S),
+        "sparse/newer": (515, TIME_S),
+        "sparse/no-map": (3, TIME_S),
+        "sparse/after": (1, TIME_S),
         "loops/a": ("a", TIME_S),
         "loops/b": ("c", TIME_S),
         "loops/c": ("/loops/b", TIME_S),
     }
+    owners = {path: (one.uid, one.gid) for path, one in view.walk() if path.startswith("owners/")}
+    assert owners.pop("owners/large") == (1000, 65534)
+    assert set(owners.values()) == {(0, 0)}
+    for version in SPARSE:
+        kept = view.lookup(f"sparse/{version}.dist-info/METADATA")
+        assert kept is not None and kept.facts is not None
+        assert kept.facts.content == SPARSE_DATA
     assert view.is_dir("dots/f") and view.is_dir("folder")
     assert view.lookup("numbers/mode").mode == 0o7777  # type: ignore[union-attr]
 
@@ -78,6 +95,30 @@ def test_what_engines_refuse_is_refused(says: str, data: bytes) -> None:
     with pytest.raises(IntegrityError, match=says) as caught:
         facts(data)
     assert not isinstance(caught.value, UnreadLayer)
+
+
+@pytest.mark.parametrize("data", REFUSED_SPARSE.values(), ids=REFUSED_SPARSE)
+def test_sparse_files_that_engines_refuse_are_refused(data: bytes) -> None:
+    with pytest.raises(IntegrityError, match=r"sparse entry .* is malformed|malformed pax record") as caught:
+        facts(data + END_OF_ARCHIVE)
+    assert not isinstance(caught.value, UnreadLayer)
+
+
+def test_sparse_files_are_bounded_together_and_their_maps_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    half = sparse("a", first(0), ("major", "1"), ("minor", "0"), ("realsize", str(MAX_SPARSE_BYTES // 2)))
+    facts(half * 2)
+    with pytest.raises(IntegrityError, match=r"sparse files of more than .* the limit"):
+        facts(half * 3)
+    large = sparse("a", first(2, *range(4)), ("major", "1"), ("minor", "0"), ("realsize", "9"))
+    monkeypatch.setattr(tar, "MAX_META_BYTES", 256)
+    with pytest.raises(IntegrityError, match=r"is malformed|larger than 256"):
+        facts(large)
+
+
+def test_strict_readers_refuse_sparse_files_and_negative_owners() -> None:
+    for data, says in ((HARMLESS["sparse files"], "is sparse"), (HARMLESS["owners"], "negative owner")):
+        with pytest.raises(IntegrityError, match=says):
+            list(tar.TarReader(io.BytesIO(data), what="it"))
 
 
 def test_what_follows_the_end_is_bounded_all_the_same() -> None:
@@ -161,5 +202,5 @@ def test_a_base_may_be_in_a_nested_index_and_have_foreign_layers(tmp_path: Path)
 @pytest.mark.parametrize("names", [("../../a", "a"), ("a", "../../a")])
 def test_a_sparse_name_that_climbs_is_refused(names: tuple[str, str]) -> None:
     with pytest.raises(IntegrityError, match="leads upwards") as caught:
-        facts(sparse(*names))
+        facts(sparse(names[0], b"abc", ("size", "3"), ("numblocks", "1"), ("map", "0,3"), path=names[1]))
     assert not isinstance(caught.value, UnreadLayer)

@@ -9,9 +9,8 @@ from __future__ import annotations
 import re
 import secrets as random_names
 import sys
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,10 +18,12 @@ from airferry.engine import inside
 from airferry.engine.nowhere import NAME_SERVER, OWN_NAME
 from airferry.engine.program import EngineChoice, Program, build_error, engine_error, find_engine
 from airferry.engine.storage import AS_ON_HOST, StartConditions, Storage
+from airferry.engine.transient import TransientImages
 from airferry.errors import BuildError, HostError, IntegrityError, RegistryError
 from airferry.events import Emit, Progress, silent
 from airferry.host import files, locks, process
 from airferry.host.canonical import canonical_json
+from airferry.host.locks import Thing, making
 from airferry.host.parsing import parse_json
 from airferry.oci.digest import digest_hex, parse_digest
 from airferry.oci.documents import (
@@ -110,16 +111,15 @@ DEFAULT_OPTIONS = ContainerOptions()
 class Engine:
     """A container engine at work on its own storage. Made by `open_engine`; safe to use from threads.
 
-    Images are pulled one at a time, as two platforms of one image share a local name while they are pulled; builds,
-    runs and exports may go on side by side.
+    Images are pulled one at a time, whichever process pulls, as two platforms of one image share a local name while
+    they are pulled; builds, runs and exports may go on side by side.
     """
 
     def __init__(self, storage: Storage, *, emit: Emit) -> None:
-        """Wrap a storage whose lock is held."""
+        """Wrap a storage, which others may share."""
         self.storage = storage
+        self.transient = TransientImages(storage, emit=emit)
         self._emit = emit
-        self._importing = threading.Lock()
-        self._pulling = threading.Lock()
 
     @property
     def program(self) -> Program:
@@ -140,10 +140,10 @@ class Engine:
         """
         parse_digest(manifest_digest)
         tag = base_tag(manifest_digest, name)
-        with self._importing:
-            if (present := self.find_image(tag)) is not None:
-                return present
-            return self._import(layout, manifest_digest, platform=platform, tag=tag)
+        if (present := self.find_image(tag)) is not None:
+            return present
+        with self._pulling(f"base `{manifest_digest}`"):
+            return self.find_image(tag) or self._import(layout, manifest_digest, platform=platform, tag=tag)
 
     def _import(self, layout: Path, manifest_digest: str, *, platform: Platform, tag: str) -> str:
         path = layout / "blobs" / "sha256" / digest_hex(manifest_digest)
@@ -187,14 +187,18 @@ class Engine:
         arguments += ["--tls-verify=false"] if plain_http else []
         arguments += ["--authfile", str(authfile)] if authfile else []
         try:
-            return self._pull(f"docker://{reference}", cwd=None, arguments=arguments, what=f"`{reference}`")
+            with self._pulling(f"`{reference}`"):
+                return self._pull(f"docker://{reference}", cwd=None, arguments=arguments, what=f"`{reference}`")
         except BuildError as error:
             raise RegistryError(error.message, hint=error.hint, tail=error.tail) from error
 
+    def _pulling(self, what: str) -> AbstractContextManager[None]:
+        doing = f"bringing {what} into container storage"
+        return making(self.storage.state, Thing.ENGINE_IMAGES, "images", doing=doing, emit=self._emit)
+
     def _pull(self, source: str, *, cwd: Path | None, arguments: Sequence[str], what: str) -> str:
         try:
-            with self._pulling:
-                done = self.storage.invoke(["pull", "-q", *arguments, source], timeout_s=PULL_S, cwd=cwd)
+            done = self.storage.invoke(["pull", "-q", *arguments, source], timeout_s=PULL_S, cwd=cwd)
         except process.ProcessFailed as failure:
             raise engine_error(failure, doing=f"pull {what}") from failure
         return done.text.split()[-1].removeprefix("sha256:")
@@ -439,23 +443,24 @@ class Engine:
 def open_engine(
     state: Path, *, engine: EngineChoice = "auto", may_share_processes: bool = False, emit: Emit = silent
 ) -> Iterator[Engine]:
-    """Find an engine, take the lock of its state folder, clear what a killed run left there, and hand it out.
+    """Find an engine, clear what killed runs left in its state folder, and hand it out. Processes share the folder.
 
     `may_share_processes` is for hosts that do not let an ordinary user separate the processes of containers.
 
     Raises:
-        HostError: there is no engine, or another process works in the folder.
+        HostError: there is no engine, or the folder cannot be used.
     """
     program = find_engine(engine)
-    files.ensure_directory(state)
-    with locks.exclusive_lock(state / "lock", purpose="keep container storage"):
-        storage = Storage(program, state, emit=emit, may_share_processes=may_share_processes)
-        storage.reset_leftovers()
-        opened = Engine(storage, emit=emit)
-        try:
-            yield opened
-        finally:
-            storage.reset_leftovers()
+    runs = files.ensure_directory(state) / "runs"
+    with locks.own_folder(runs) as own:
+        storage = Storage(program, state, own=own, emit=emit, may_share_processes=may_share_processes)
+        storage.prepare()
+        locks.clear_abandoned(runs, remove=storage.remove_run)
+        with locks.sharing(state / "lock", clear=storage.reset_leftovers, emit=emit):
+            try:
+                yield Engine(storage, emit=emit)
+            finally:
+                storage.remove_leftovers()
 
 
 def base_tag(manifest_digest: str, name: str = "base") -> str:

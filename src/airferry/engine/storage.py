@@ -1,7 +1,8 @@
 """An engine's own storage under a state folder: how it is called, what isolates its containers, what a kill left.
 
-One process at a time holds the folder's lock, so whatever it finds there that runs or is half done is a leftover.
-Touches nothing outside the state folder and the user's runtime folder.
+Processes share it. Each has a folder there for what it starts and what is half done; if it is killed, the next one ends
+and removes that. Containers do not tell whose they are: a process that is alone removes them. Touches nothing
+outside the state folder and the user's runtime folder.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from airferry.errors import HostError
 from airferry.events import Emit, Warned
 from airferry.host import clock, files, process
 from airferry.host.canonical import canonical_json
+from airferry.host.locks import LOCKS, clear_unheld
 from airferry.host.parsing import parse_json
 
 QUICK_S = 180.0
@@ -88,10 +90,12 @@ AS_ON_HOST = StartConditions()
 
 
 class Storage:
-    """The storage of one engine under one state folder. Safe to use from threads; not shared between processes."""
+    """The storage of one engine under one state folder. Safe to use from threads and processes."""
 
-    def __init__(self, program: Program, state: Path, *, emit: Emit, may_share_processes: bool = False) -> None:
-        """Prepare the folders. The caller holds the lock of `state`.
+    def __init__(
+        self, program: Program, state: Path, *, emit: Emit, own: Path | None = None, may_share_processes: bool = False
+    ) -> None:
+        """Prepare the folders. `own` is this process's folder in `state`, `state` itself where no other uses that.
 
         With `may_share_processes`, containers share this host's processes where nothing can separate them.
         """
@@ -100,14 +104,15 @@ class Storage:
         self.state = files.resolved(files.ensure_directory(state))
         self.root = self.state / f"{program.kind}-storage"
         self.run_root = self._choose_run_root()
-        self.temporary = self.state / "tmp"
+        self._own = files.resolved(own) if own is not None else self.state
+        self.temporary = self._own / "tmp"
         self._emit = emit
         self._driver: str | None = None
         self._isolation: Isolation | None = None
         self._runtime: str | None = None
         self._lock = threading.Lock()
         self._choosing = threading.Lock()
-        self._sessions = self.state / "sessions"
+        self._sessions = self._own / "sessions"
 
     def _choose_run_root(self) -> Path:
         # Podman puts sockets under it, whose paths the kernel limits to 108 characters, and refuses a run root of more
@@ -366,14 +371,32 @@ class Storage:
     # --- leftovers -------------------------------------------------------------------------------------------------
 
     def reset_leftovers(self) -> None:
-        """End what a killed run left running, remove its working containers, mounts and temporary files."""
-        end_orphans(self._sessions)
+        """Remove what runs left in the storage, for a process that is alone: containers and their mounts."""
+        clear_unheld(self.state / LOCKS)
         if (self.root / "overlay-containers").is_dir() or (self.root / "vfs-containers").is_dir():
             for container in self.containers():
                 self.invoke(["rm", *(["--force"] if self.program.kind == "podman" else []), container], check=False)
-        self.remove_tree(self.temporary)
+
+    def prepare(self) -> None:
+        """Make the folder for temporary files, which only this user may enter. Idempotent."""
         files.ensure_directory(self.temporary)
         self.temporary.chmod(0o700)
+
+    def remove_leftovers(self, own: Path | None = None) -> None:
+        """End what still runs of a process whose folder was `own`, this one's without, and remove its temporary files.
+
+        Raises:
+            HostError: a file cannot be removed.
+        """
+        folder = self._own if own is None else own
+        end_orphans(folder / "sessions")
+        self.remove_tree(folder / "tmp")
+
+    def remove_run(self, own: Path) -> None:
+        """Remove the folder of a process that was killed, what it left running ended."""
+        if own.is_dir() and not own.is_symlink():
+            self.remove_leftovers(own)
+        files.remove_tree(own)
 
     def remove_all(self) -> None:
         """Remove the whole storage, images included."""

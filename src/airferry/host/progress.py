@@ -1,4 +1,4 @@
-"""Stages of a run, and progress of long work, which is counted from several threads and said in steps."""
+"""Progress of long work: its stages, and what is counted from several threads and said in steps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from airferry.host import clock
 from airferry.host.threads import Cancelled
 
 MIB = 1 << 20
-
 T = TypeVar("T")
 
 

@@ -36,7 +36,7 @@ def as_noted(note: Mapping[str, Any] | None, read: Callable[[Mapping[str, Any]],
 
 
 class Records:
-    """Records in a folder. Safe to use from threads."""
+    """Records in a folder. Safe to use from threads and processes."""
 
     def __init__(self, folder: Path) -> None:
         """Use a folder, which is made when something is remembered."""
@@ -45,14 +45,15 @@ class Records:
     def recall(self, key: Mapping[str, Any]) -> dict[str, Any] | None:
         """Return what was remembered under a key, or None."""
         with suppress(HostError, ValueError):
-            found = parse_json(files.read_bounded(self._path(key), limit_bytes=MAX_RECORD_BYTES))
+            found = parse_json(files.read_bounded(self.path(key), limit_bytes=MAX_RECORD_BYTES))
             if isinstance(found, dict):
                 return found
         return None
 
     def remember(self, key: Mapping[str, Any], value: Mapping[str, Any]) -> None:
         """Keep a value under a key, atomically, in place of an older one."""
-        files.write_bytes(self._path(key), canonical_json(value))
+        files.write_bytes(self.path(key), canonical_json(value))
 
-    def _path(self, key: Mapping[str, Any]) -> Path:
+    def path(self, key: Mapping[str, Any]) -> Path:
+        """Return the file of what is remembered under a key."""
         return self._folder / f"{inputs_digest(key).removeprefix('sha256:')}.json"

@@ -24,6 +24,24 @@ class Cancelled(Exception):
     """Another part of the same work failed; this one gave up. Never leaves this module's callers."""
 
 
+_OWN = threading.local()
+
+
+def _thread_cancelled() -> Callable[[], bool]:
+    found: Callable[[], bool] = getattr(_OWN, "cancelled", bool)
+    return found
+
+
+def raise_if_cancelled() -> None:
+    """Give up a wait in a thread of this module whose work is no longer wanted. Does nothing in other threads.
+
+    Raises:
+        Cancelled: another part of the same work failed, or the program was interrupted.
+    """
+    if _thread_cancelled()():
+        raise Cancelled
+
+
 def usable_cores() -> int:
     """Return how many cores this process may run on."""
     return len(os.sched_getaffinity(0))
@@ -36,13 +54,17 @@ class _Worker(threading.Thread):
     relative of #89437). python/cpython#114839 replaced the lock behind it in 3.13, which may not need this class.
     """
 
-    def __init__(self, target: Callable[[], object]) -> None:
+    def __init__(self, target: Callable[[], object], *, cancelled: Callable[[], bool]) -> None:
+        """`cancelled` tells whether the work was given up; what its thread starts is given up with it."""
         # a daemon, as an interrupted program must end even if a thread is stuck in a system call on a dead mount
         super().__init__(daemon=True)
         self._work = target
         self._done = threading.Event()
+        above = _thread_cancelled()
+        self._cancelled = lambda: cancelled() or above()
 
     def run(self) -> None:
+        _OWN.cancelled = self._cancelled
         try:
             self._work()
         finally:
@@ -65,6 +87,10 @@ class _Channel(Generic[T]):
         self._cancelled = False
         self._failure: BaseException | None = None
         self._changed = threading.Condition()
+
+    @property
+    def cancelled(self) -> bool:
+        return self._cancelled
 
     def put(self, item: T) -> None:
         with self._changed:
@@ -142,7 +168,7 @@ class Pipeline:
                     items.close()
                 channel.end(failure)
 
-        thread = _Worker(work)
+        thread = _Worker(work, cancelled=lambda: channel.cancelled)
         self._channels.append(channel)
         self._threads.append(thread)
         thread.start()
@@ -161,7 +187,7 @@ class Consumer(Generic[R]):
         self._channel: _Channel[bytes] = _Channel(depth)
         self._results: list[R] = []
         self._failure: BaseException | None = None
-        self._thread = _Worker(self._work)
+        self._thread = _Worker(self._work, cancelled=lambda: self._channel.cancelled)
 
     def __enter__(self) -> Consumer[R]:
         self._thread.start()
@@ -256,7 +282,7 @@ def parallel_map(
                 failures.append(error)
                 stop.set()
 
-    threads = [_Worker(work) for _ in range(min(max(1, jobs), len(todo)))]
+    threads = [_Worker(work, cancelled=stop.is_set) for _ in range(min(max(1, jobs), len(todo)))]
     try:
         for thread in threads:
             thread.start()

@@ -12,7 +12,7 @@ from airferry.bundle.verify import Bundle, expect_outside, open_bundle
 from airferry.defaults import CATALOGUE_FOLDER, DEFAULT_STEPS
 from airferry.errors import IntegrityError, RegistryError, UsageError
 from airferry.events import Emit, silent
-from airferry.host import files
+from airferry.host import files, locks
 from airferry.jobs.extract import Extracted, expect_ours, extract_artifact, holds_catalogue, unpack_catalogue
 from airferry.oci.documents import Descriptor
 from airferry.oci.ports import Source
@@ -111,7 +111,7 @@ class Whereabouts:
             return
         with (
             _opened(self) as (source, descriptor),
-            files.scratch_directory(files.cache_directory() / "scratch") as scratch,
+            locks.own_scratch(files.cache_directory() / "scratch") as scratch,
         ):
             root = files.ensure_directory(scratch / CATALOGUE_FOLDER)
             unpack_catalogue(source, descriptor, root, scratch=scratch)

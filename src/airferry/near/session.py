@@ -10,13 +10,14 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from airferry.engine.driver import Engine, open_engine
 from airferry.engine.preflight import check_emulator, check_space
 from airferry.engine.program import EngineChoice, find_engine
 from airferry.errors import HostError, UsageError
-from airferry.events import Emit, Notice
+from airferry.events import Emit
 from airferry.host import files, locks, memory
 from airferry.host.threads import usable_cores
 from airferry.near.bases.fetch import BaseCache
@@ -33,16 +34,21 @@ from airferry.registry.pulls import Pulls
 
 MAX_JOBS = 4
 LEAST_FREE_BYTES = 2 * 10**9
-# the folders of the cache, as patterns, that are written under its lock and that are cleared nowhere else
-WRITTEN_UNDER_LOCK = (
+# the folders of the cache, as patterns, in which killed runs leave temporary files: cleared by one that is alone
+CLEARED_WHEN_ALONE = (
+    "bases",
+    "bases/blobs/sha256",
+    "bootstrap",
     "bootstrap/debs/*",
+    "bootstrap/made",
     "compiled",
+    "configs",
     "facts",
+    "git-wheels",
     "layers",
     "layers/blobs/sha256",
     "layers/records",
     "loader",
-    "scratch",
     "wheels",
 )
 JOB_BYTES = 300 << 20  # what a build of one image needs of memory, measured
@@ -88,7 +94,10 @@ class Session:
 
 @contextmanager
 def open_session(plan: Plan, options: BuildOptions, *, emit: Emit) -> Iterator[Session]:
-    """Lock the plan's output folder and the cache, and give what works on them.
+    """Lock the plan's output folder, join those who use the cache, and give what works on both.
+
+    Sessions on different outputs run side by side: what both need is locked while it is made, thing by thing
+    (`host.locks`), and lies in the cache whole or not at all.
 
     Raises:
         UsageError: an option is none of its choices.
@@ -100,11 +109,8 @@ def open_session(plan: Plan, options: BuildOptions, *, emit: Emit) -> Iterator[S
     files.ensure_directory(plan.output_dir, shared=True)
     with ExitStack() as stack:
         stack.enter_context(locks.exclusive_lock(plan.output_dir / ".airferry.lock", purpose="build"))
-        stack.enter_context(_cache_lock(cache / "lock", emit=emit))
-        scratch = files.ensure_directory(cache / "scratch")
-        for pattern in WRITTEN_UNDER_LOCK:
-            for folder in cache.glob(pattern):
-                files.remove_stale_temporaries(folder)
+        stack.enter_context(locks.sharing(cache / "lock", clear=partial(_clear, cache), emit=emit))
+        scratch = stack.enter_context(locks.own_scratch(cache / "scratch"))
         clients = stack.enter_context(open_clients(ClientOptions(), emit=emit))
         opened: list[Engine] = []
 
@@ -152,13 +158,12 @@ def _version_of(choice: EngineChoice) -> str:
     return f"{program.kind} {program.version_text}"
 
 
-@contextmanager
-def _cache_lock(path: Path, *, emit: Emit) -> Iterator[None]:
-    """Hold the cache's lock, waiting for other builds of this user to end, and saying so."""
-    with locks.waiting_lock(
-        path, on_wait=lambda: emit(Notice(f"waiting for another airferry process that uses the same cache (`{path}`)"))
-    ):
-        yield
+def _clear(cache: Path) -> None:
+    """Remove the temporary files that killed runs left in the cache, which no other process uses now."""
+    for pattern in CLEARED_WHEN_ALONE:
+        for folder in cache.glob(pattern):
+            files.remove_stale_temporaries(folder)
+    locks.clear_unheld(cache / locks.LOCKS)
 
 
 def parse_engine(text: str) -> EngineChoice:

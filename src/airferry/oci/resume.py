@@ -15,7 +15,7 @@ from typing import IO, Protocol
 
 from airferry.errors import IntegrityError
 from airferry.host import files
-from airferry.host.locks import take_lock
+from airferry.host.locks import lock_if_free
 from airferry.oci.digest import digest_hex
 from airferry.oci.documents import Descriptor
 from airferry.oci.ports import BLOCK_BYTES, Source, blocks
@@ -124,10 +124,9 @@ def _opened_alone(path: Path) -> Iterator[IO[bytes] | None]:
     # appending, as another process may open the file at the same time, and "w" would cut off what that one has
     with path.open("a+b") as stream:
         try:
-            take_lock(stream, path)
             # the process that held the lock may have moved the file into a layout: the name is another file's by now,
             # or nobody's, and the file that is open here is a blob that must not change any more
-            alone = path.stat().st_ino == os.fstat(stream.fileno()).st_ino
-        except (BlockingIOError, FileNotFoundError):
+            alone = lock_if_free(stream, path) and path.stat().st_ino == os.fstat(stream.fileno()).st_ino
+        except FileNotFoundError:
             alone = False
         yield stream if alone else None

@@ -1,7 +1,7 @@
 """Tar streams: a strict reader of headers and a deterministic writer (POSIX.1-2001 pax, ustar, GNU extensions).
 
 Reads only forward, never unpacks, never holds an entry's content. What is malformed is an error, not the end of the
-archive. Sparse entries are refused. Layers of images end as builders end them, which is not always as POSIX says.
+archive. Layers of images are read as engines unpack them, sparse files too; they do not always end as POSIX says.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from airferry.oci.ports import BLOCK_BYTES
 RECORD_BYTES = 512
 END_OF_ARCHIVE = bytes(2 * RECORD_BYTES)
 MAX_META_BYTES = 1024 * 1024
+MAX_SPARSE_BYTES = 64 << 30  # of all sparse files of a layer, unpacked: a header of a few bytes can say any size
 # tar pads to a record, 10 KiB by default, and a tape's were 2 MiB: a sparse file of 16 GiB took a minute to read past
 MAX_TAIL_BYTES = 16 * 1024 * 1024
 REGULAR, HARD_LINK, SYMLINK, CHARACTER, BLOCK, DIRECTORY, FIFO = b"0", b"1", b"2", b"3", b"4", b"5", b"6"
@@ -26,6 +27,7 @@ MAX_SHOWN_NAME = 200
 MAX_OCTAL_7 = 0o7777777
 MAX_OCTAL_11 = 0o77777777777
 KEPT_PAX_PREFIXES = ("SCHILY.xattr.", "SCHILY.acl.", "LIBARCHIVE.xattr.")
+_SPARSE_NUMBER = re.compile(r"[+-]?[0-9]{1,19}")
 _PAX_LENGTH = re.compile(rb"([1-9][0-9]{0,7}) ")
 
 
@@ -84,6 +86,9 @@ class TarReader:
         self._position = 0
         self._content_left = 0
         self._padding = 0
+        self._parts: list[tuple[int, int]] | None = None  # of a sparse file: where data is, and how much
+        self._logical_size = 0
+        self._sparse_bytes = 0
 
     def __iter__(self) -> Iterator[TarEntry]:
         """Yield each entry.
@@ -95,11 +100,24 @@ class TarReader:
             yield entry
 
     def content(self) -> Iterator[bytes]:
-        """Yield the content of the last entry in blocks."""
-        while self._content_left:
-            block = self._stream.read(min(BLOCK_BYTES, self._content_left))
+        """Yield the content of the last entry in blocks, zeros where a sparse file has none."""
+        if self._parts is None:
+            yield from self._data(self._content_left)
+            return
+        position = 0
+        for offset, length in [*self._parts, (self._logical_size, 0)]:
+            for start in range(position, offset, BLOCK_BYTES):
+                yield bytes(min(BLOCK_BYTES, offset - start))
+            yield from self._data(length)
+            position = offset + length
+
+    def _data(self, size: int) -> Iterator[bytes]:
+        """Yield the next bytes of the last entry in the stream."""
+        while size:
+            block = self._stream.read(min(BLOCK_BYTES, size))
             if not block:
                 raise IntegrityError(f"{self._what} is truncated in the middle of an entry")
+            size -= len(block)
             self._content_left -= len(block)
             self._position += len(block)
             yield block
@@ -123,7 +141,7 @@ class TarReader:
             self._position += left
             self._content_left = 0
             return
-        for _block in self.content():
+        for _block in self._data(self._content_left):
             pass
         if self._tolerant:
             self._position += len(self._read_up_to(self._padding))
@@ -136,6 +154,7 @@ class TarReader:
         long_link: bytes | None = None
         while True:
             self._skip_content()
+            self._parts = None
             header = self._read_header()
             if header is None:
                 return None
@@ -158,12 +177,66 @@ class TarReader:
                 raise IntegrityError(f"{self._what}: entry `{entry.name}` has the unsupported type {entry.type!r}")
             entry = self._complete(entry, pax, long_name, long_link)
             if entry.uid < 0 or entry.gid < 0:
-                self._pass_over(entry, "has a negative owner")
+                # chown(2) takes -1 for "as it is", and engines create all files as root; other such owners, which are
+                # huge unsigned ones to it, they refuse where a user namespace does not have them
+                if not self._tolerant or min(entry.uid, entry.gid) < -1:
+                    self._pass_over(entry, "has a negative owner")
                 entry = replace(entry, uid=max(0, entry.uid), gid=max(0, entry.gid))
             if entry.size and not entry.is_regular:
                 entry = replace(entry, size=0)
             self._content_left, self._padding = entry.size, -entry.size % RECORD_BYTES
+            return self._expanded(entry, pax) if any(key.startswith("GNU.sparse.") for key in pax) else entry
+
+    def _expanded(self, entry: TarEntry, pax: dict[str, bytes]) -> TarEntry:
+        """Return a sparse file as Go's `archive/tar` unpacks it; what it takes for a whole file stays one.
+
+        Raises:
+            IntegrityError: the reader is not tolerant, or the file is malformed or too large.
+        """
+        if not self._tolerant:
+            self._pass_over(entry, "is sparse, which is not supported")
+        version = (_text(pax.get("GNU.sparse.major")), _text(pax.get("GNU.sparse.minor")))
+        named = _text(pax.get("GNU.sparse.name"))
+        # other programs go by other records: none of the names may lead elsewhere
+        for name in filter(None, (entry.name, named)):
+            if ".." in name.split("/") or "\0" in name:
+                raise IntegrityError(f"{self._what}: the sparse entry `{name[:MAX_SHOWN_NAME]}` leads upwards")
+        known = version == ("", "") and pax.get("GNU.sparse.map")
+        if not known and version not in (("0", "0"), ("0", "1"), ("1", "0")):
             return entry
+        try:
+            told = pax.get("GNU.sparse.size") or pax.get("GNU.sparse.realsize")
+            size = _sparse_number(_text(told)) if told else entry.size
+            numbers = self._sparse_map() if version == ("1", "0") else _sparse_records(pax)
+            parts = list(zip(numbers[::2], numbers[1::2], strict=True))
+            ends = [0, *(offset + length for offset, length in parts)]
+            starts = [*(offset for offset, _length in parts), size]
+            ordered = all(end <= start for end, start in zip(ends, starts, strict=True))
+            filled = sum(length for _offset, length in parts) == self._content_left
+            if not entry.is_regular or min(numbers, default=0) < 0 or not ordered or not filled:
+                raise ValueError
+        except ValueError as error:
+            raise IntegrityError(f"{self._what}: the sparse entry `{entry.name[:99]}` is malformed") from error
+        self._sparse_bytes += size
+        if self._sparse_bytes > MAX_SPARSE_BYTES:
+            raise IntegrityError(f"{self._what} has sparse files of more than {MAX_SPARSE_BYTES} bytes, the limit")
+        self._parts, self._logical_size = parts, size
+        return replace(entry, name=named or entry.name, size=size)
+
+    def _sparse_map(self) -> list[int]:
+        """Read the numbers that a sparse file's content begins with, in whole records: how many pairs, and these."""
+        text, lines, wanted = bytearray(), 0, 1
+        while lines < wanted:
+            if self._content_left < RECORD_BYTES or len(text) >= MAX_META_BYTES:
+                raise ValueError
+            record = b"".join(self._data(RECORD_BYTES))
+            text += record
+            lines += record.count(b"\n")
+            if wanted == 1 and lines:
+                wanted += 2 * _sparse_number(_text(bytes(text.split(b"\n")[0])))
+                if wanted < 1:
+                    raise ValueError
+        return [_sparse_number(_text(bytes(line))) for line in text.split(b"\n")[1:wanted]]
 
     def _pass_over(self, entry: TarEntry, why: str) -> None:
         """Note what is not read, where engines may take it, or refuse it.
@@ -187,12 +260,6 @@ class TarReader:
         if not pax and long_name is None and long_link is None:
             return entry
         name = _text(pax.get("path", long_name)) or entry.name
-        if any(key.startswith("GNU.sparse.") for key in pax):
-            self._pass_over(entry, "is sparse, which is not supported")
-            # its name is the one or the other, depending on further records: only the likely one is given out
-            if ".." in name.split("/") or "\0" in name:
-                raise IntegrityError(f"{self._what}: the sparse entry `{name[:MAX_SHOWN_NAME]}` leads upwards")
-            name = _text(pax.get("GNU.sparse.name")) or name
         try:
             return replace(
                 entry,
@@ -359,6 +426,7 @@ def _pax_record(key: str, value: bytes) -> bytes:
 
 def _parse_pax(data: bytes, what: str) -> dict[str, bytes]:
     records: dict[str, bytes] = {}
+    sparse: list[bytes] = []
     position = 0
     while position < len(data) and data[position]:
         match = _PAX_LENGTH.match(data, position)
@@ -368,9 +436,31 @@ def _parse_pax(data: bytes, what: str) -> dict[str, bytes]:
         key, equals, value = data[match.end() : end - 1].partition(b"=")
         if not equals:
             raise IntegrityError(f"{what} has a malformed pax record")
-        records[_text(key)] = value
+        if key in (b"GNU.sparse.offset", b"GNU.sparse.numbytes"):
+            # version 0.0 repeats them, in turns
+            if b"," in value or (key == b"GNU.sparse.offset") is bool(len(sparse) % 2):
+                raise IntegrityError(f"{what} has a malformed pax record")
+            sparse.append(value)
+        else:
+            records[_text(key)] = value
         position = end
+    if sparse:
+        records["GNU.sparse.map"] = b",".join(sparse)
     return records
+
+
+def _sparse_records(pax: dict[str, bytes]) -> list[int]:
+    told = _text(pax.get("GNU.sparse.map"))
+    numbers = [_sparse_number(part) for part in told.split(",")] if told else []
+    if len(numbers) != 2 * _sparse_number(_text(pax.get("GNU.sparse.numblocks"))):
+        raise ValueError
+    return numbers
+
+
+def _sparse_number(text: str) -> int:
+    if not _SPARSE_NUMBER.fullmatch(text) or not -1 << 63 <= int(text) < 1 << 63:
+        raise ValueError
+    return int(text)
 
 
 def _number(pax: dict[str, bytes], key: str, default: int, *, signed: bool = False) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 
 from airferry.bundle.manifest import Addition
 from airferry.engine.driver import ContainerBuild, Engine, ExportedImage, base_tag
+from airferry.engine.transient import BUILT
 from airferry.events import Emit, Event, Progress
 from airferry.host import clock, files
 from airferry.host.parsing import parse_json
@@ -73,25 +74,22 @@ class Assembler:
         """
         epoch_s = clock.source_date_epoch_s()
         self._engine.import_base(self._cache.path, base.manifest.digest, platform=recipe.platform)
-        tag = local_tag(recipe)
-        image = self._engine.build(
-            ContainerBuild(
-                recipe.containerfile,
-                recipe.context,
-                arguments={"BASE_IMAGE": base_tag(base.manifest.digest), **recipe.arguments},
-                network=recipe.network,
-            ),
-            platform=recipe.platform,
-            tag=tag,
-            epoch_s=epoch_s,
-            emit=self._as_part_of(recipe),
-        )
-        try:
-            with files.scratch_directory(self._scratch) as folder:
+        with files.scratch_directory(self._scratch) as folder:
+            with self._engine.transient.kept():
+                image = self._engine.build(
+                    ContainerBuild(
+                        recipe.containerfile,
+                        recipe.context,
+                        arguments={"BASE_IMAGE": base_tag(base.manifest.digest), **recipe.arguments},
+                        network=recipe.network,
+                    ),
+                    platform=recipe.platform,
+                    tag=local_tag(recipe, self._writer.bundle.path),
+                    epoch_s=epoch_s,
+                    emit=self._as_part_of(recipe),
+                )
                 exported = self._engine.export(image, base_diff_ids=base.config.rootfs.diff_ids, into=folder / "export")
-                return self._assemble(recipe, base, exported, epoch_s=epoch_s)
-        finally:
-            self._engine.remove_image(tag)
+            return self._assemble(recipe, base, exported, epoch_s=epoch_s)
 
     def _as_part_of(self, recipe: ImageRecipe) -> Emit:
         """Return a sink for events that gives the progress of a build the name of its stage."""
@@ -142,7 +140,13 @@ def _settings(recipe: ImageRecipe, base: BaseImage, exported: ExportedImage) -> 
     return settings
 
 
-def local_tag(recipe: ImageRecipe) -> str:
-    """Return a name in the engine's storage that no other image of a plan has; a tag has 128 characters at most."""
-    digest = hashlib.sha256(recipe.name.encode()).hexdigest()[:12]
-    return f"localhost/airferry/{recipe.platform.slug}:{recipe.name.replace('/', '-')[:100]}-{digest}"
+def local_tag(recipe: ImageRecipe, bundle: Path) -> str:
+    """Return a name in the engine's storage that no other image has, of this plan or of another user of the storage.
+
+    It is the same for each run of a plan, so that the next one overwrites what a killed one left. A tag has 128
+    characters at most.
+    """
+    mark = hashlib.sha256(f"{recipe.name}\0{files.resolved(bundle)}".encode("utf-8", "surrogateescape")).hexdigest()[
+        :12
+    ]
+    return f"localhost/{BUILT}/{recipe.platform.slug}:{recipe.name.replace('/', '-')[:100]}-{mark}"

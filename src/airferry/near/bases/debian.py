@@ -21,6 +21,7 @@ from airferry.errors import BuildError, HostError
 from airferry.events import Emit, StageFinished, StageStarted, silent
 from airferry.host import clock, files, process
 from airferry.host.canonical import canonical_json
+from airferry.host.locks import own_scratch
 from airferry.near.bases.userland import compose, read_package
 from airferry.oci.documents import IMAGE_CONFIG, IMAGE_MANIFEST, Descriptor, PlatformDocument
 from airferry.oci.layers import Compression, compress_layer
@@ -106,7 +107,7 @@ def bootstrap(
     store = PackageCache(cache / "debs" / f"{base.suite}-{debian_architecture(platform)}")
     debs = store.find(pins) if pins and base.variant == "extract" else None
     reused = debs is not None
-    with files.scratch_directory(cache / "bootstrap") as folder:
+    with own_scratch(cache / "bootstrap") as folder:
         job = _Job(base, platform, folder, pins or {}, epoch_s, emit)
         if base.variant == "minbase":
             packages = _configure(job, into)

@@ -19,11 +19,13 @@ from airferry.config import ArchiveBase, BaseSpec, BootstrapBase, LayoutBase, Re
 from airferry.errors import AirferryError, BuildError, ConfigurationError, HostError, IntegrityError
 from airferry.events import Emit
 from airferry.host import clock, files
-from airferry.host.canonical import canonical_json
+from airferry.host.canonical import canonical_json, inputs_digest
+from airferry.host.locks import Thing, making, own_scratch
 from airferry.host.parsing import parse_json
 from airferry.host.threads import parallel_map
 from airferry.near.bases import debian
 from airferry.near.bases.layers import layers_at_once
+from airferry.near.bases.shared import RecentUserland, SharedLayout
 from airferry.near.bases.tee import Learn, learning
 from airferry.oci.archive import ArchiveSource
 from airferry.oci.closure import RememberingSource, flat_index, select_platforms
@@ -119,14 +121,11 @@ class ResolvedBase:
 
 
 class BaseCache:
-    """Brings bases into the cache. One process at a time may use it."""
+    """Brings bases into the cache. Safe to use from threads and processes: each blob is fetched by one of them."""
 
     def __init__(self, cache: Path, *, open_registry: OpenRegistry, emit: Emit) -> None:
-        """Open the cache's layout, made if it is missing, and clear what killed runs left there."""
-        self.store = LayoutStore.create(cache / "bases", private=True)
-        self.store.remove_stale_temporaries()
-        files.remove_stale_temporaries(cache / "bootstrap")
-        files.remove_stale_temporaries(cache / "bootstrap" / "bootstrap")
+        """Open the cache's layout, made if it is missing."""
+        self.store = SharedLayout(cache / "bases", cache=cache, emit=emit)
         self._cache = cache
         self.open_registry = open_registry
         self._emit = emit
@@ -284,20 +283,27 @@ class BaseCache:
         self, base: BootstrapBase, platform: Platform, *, pins: Mapping[str, str] | None
     ) -> tuple[Descriptor, dict[str, str]]:
         epoch_s = clock.source_date_epoch_s()
-        with files.scratch_directory(self._cache / "bootstrap") as folder:
-            made = debian.bootstrap(
-                base,
-                platform=platform,
-                into=folder / "userland.tar",
-                cache=self._cache / "bootstrap",
-                epoch_s=epoch_s,
-                pins=pins,
-                emit=self._emit,
-            )
-            descriptor = debian.store_userland(
-                made, base=base, platform=platform, epoch_s=epoch_s, store=self.store, compression=Compression()
-            )
-        return descriptor, made.packages
+        key = {"base": base.key, "platform": str(platform), "epoch_s": epoch_s, "pins": dict(pins or {})}
+        made = RecentUserland(self._cache / "bootstrap" / "made", key)
+        doing = f"making the userland of `{base.suite}` for {platform}"
+        with making(self._cache, Thing.USERLAND, inputs_digest(key), doing=doing, emit=self._emit):
+            if (known := made.meanwhile(self.store)) is not None:
+                return known
+            with own_scratch(self._cache / "bootstrap") as folder:
+                result = debian.bootstrap(
+                    base,
+                    platform=platform,
+                    into=folder / "userland.tar",
+                    cache=self._cache / "bootstrap",
+                    epoch_s=epoch_s,
+                    pins=pins,
+                    emit=self._emit,
+                )
+                descriptor = debian.store_userland(
+                    result, base=base, platform=platform, epoch_s=epoch_s, store=self.store, compression=Compression()
+                )
+            made.note(descriptor, result.packages)
+        return descriptor, result.packages
 
     def _cached(self, base: BaseSpec, platform: Platform, digest: str) -> BaseImage | None:
         """Return the pinned image if all of it is in the cache."""
@@ -307,8 +313,8 @@ class BaseCache:
         except AirferryError:
             image = None
         if image is None:
-            # missing, or damaged
-            self.store.remove_blob(digest)
+            for document in (digest, *([stored.manifest.config.digest] if stored is not None else [])):
+                self.store.remove_damaged(document)
             return None
         return image if all(self.store.has_blob(layer) for layer in image.layers) else None
 

@@ -17,8 +17,9 @@ import zstandard
 from airferry.errors import IntegrityError
 from airferry.events import Emit, silent
 from airferry.host import files
+from airferry.host.locks import Thing, making
 from airferry.host.records import Records, as_noted
-from airferry.host.threads import NamedLocks, usable_cores
+from airferry.host.threads import usable_cores
 from airferry.oci.codecs import DEFAULT_GZIP_LEVEL, DEFAULT_ZSTD_LEVEL, ZSTD_JOB_BYTES
 from airferry.oci.copy import copy_blob
 from airferry.oci.documents import Descriptor
@@ -44,7 +45,7 @@ def layers_at_once() -> int:
 
 
 class BaseLayers:
-    """Carries layers from the cache of bases into bundles. Safe to use from threads; one process at a time."""
+    """Carries layers from the cache of bases into bundles. Safe to use from threads and processes."""
 
     def __init__(
         self,
@@ -63,8 +64,8 @@ class BaseLayers:
         self._kept = LayoutStore.create(cache / "layers", private=True) if self._linkable else None
         self.compression = compression
         self._limit_bytes = limit_bytes
-        self._emit = emit
-        self._lock = NamedLocks()
+        self.emit = emit
+        self._cache = cache
         self._read_now: set[str] = set()
 
     def carry(self, descriptor: Descriptor, diff_id: str, *, into: LayoutStore) -> LayerResult:
@@ -75,7 +76,7 @@ class BaseLayers:
         Raises:
             IntegrityError: the layer is not what the base's manifest or config says.
         """
-        with self._lock(descriptor.digest):
+        with self._making(descriptor):
             if self._stays(descriptor):
                 result = self._checked(descriptor, diff_id)
                 self._link(self._bases, into, descriptor)
@@ -86,8 +87,7 @@ class BaseLayers:
             try:
                 self._link(self._kept, into, result.descriptor)
             except IntegrityError:
-                # the cache is damaged, the base it was made from need not be
-                self._kept.remove_blob(result.descriptor.digest)
+                # the cache is damaged, the base it was made from need not be; the new blob takes the place of the old
                 result = self._recompress(descriptor, diff_id, into=self._kept)
                 self._link(self._kept, into, result.descriptor)
             return result
@@ -107,7 +107,7 @@ class BaseLayers:
         Raises:
             IntegrityError: the layer is not what the base's manifest or config says.
         """
-        with self._lock(descriptor.digest):
+        with self._making(descriptor):
             if self._stays(descriptor) or self._kept is None or self._known(descriptor, diff_id) is not None:
                 self._inspect(descriptor, diff_id, observers, stream=stream)
             else:
@@ -124,6 +124,12 @@ class BaseLayers:
         return (descriptor, False) if known is None else (known.descriptor, True)
 
     # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _making(self, descriptor: Descriptor) -> AbstractContextManager[None]:
+        """Hold what a layer becomes: it is made once for all bundles of this user."""
+        name = f"{descriptor.digest} {self.compression.kind} {self.compression.level}"
+        doing = f"reading layer `{descriptor.digest}`"
+        return making(self._cache, Thing.LAYER, name, doing=doing, emit=self.emit)
 
     def _link(self, store: LayoutStore, into: LayoutStore, descriptor: Descriptor) -> None:
         copy_blob(store, into, descriptor, link=True, verified=descriptor.digest in self._read_now)
@@ -153,7 +159,7 @@ class BaseLayers:
                 descriptor,
                 checks=LayerChecks(diff_id, self._limit_bytes),
                 observers=observers,
-                emit=self._emit,
+                emit=self.emit,
             )
         self._note(descriptor, result)
         self._read_now.add(descriptor.digest)
@@ -176,7 +182,7 @@ class BaseLayers:
                 compression=self.compression,
                 into=into,
                 observers=observers,
-                emit=self._emit,
+                emit=self.emit,
             )
         self._note(descriptor, result)
         if into is self._kept:

@@ -21,8 +21,10 @@ from airferry.config.models import LoaderChoice
 from airferry.errors import AirferryError, HostError
 from airferry.events import Emit, StageFinished, StageStarted
 from airferry.host import clock, files
+from airferry.host.canonical import inputs_digest
 from airferry.host.installation import EXTRAS, PACKAGE, shipped
 from airferry.host.journal import Journal
+from airferry.host.locks import Thing, making
 from airferry.host.records import Records, as_noted
 from airferry.near.wheels.pack import Wheel, write_wheel
 from airferry.near.wheels.pip import WheelTarget
@@ -210,13 +212,15 @@ def _name(target: WheelTarget) -> str:
 def _wheels(lock: Path, target: WheelTarget, store: WheelStore) -> list[Wheel]:
     """Return the wheels that a lock pins for a target; which files these are is remembered in the cache."""
     text = lock.read_text(encoding="utf-8")
-    records = Records(store.cache / "loader")
-    if known := _known_wheels(records.recall(_resolution_key(text, target))):
-        wheels = [store.find(name, sha256) for name, sha256 in known]
-        if all(wheels):
-            return [wheel for wheel in wheels if wheel is not None]
-    found = store.fetch(read_pins(text), target)
-    records.remember(_resolution_key(text, target), {"wheels": [[wheel.filename, wheel.sha256] for wheel in found]})
+    records, key = Records(store.cache / "loader"), _resolution_key(text, target)
+    doing = f"fetching the loader's wheels for {_name(target)}"
+    with making(store.cache, Thing.LOADER_WHEELS, inputs_digest(key), doing=doing, emit=store.emit):
+        if known := _known_wheels(records.recall(key)):
+            wheels = [store.find(name, sha256) for name, sha256 in known]
+            if all(wheels):
+                return [wheel for wheel in wheels if wheel is not None]
+        found = store.fetch(read_pins(text), target)
+        records.remember(key, {"wheels": [[wheel.filename, wheel.sha256] for wheel in found]})
     return found
 
 

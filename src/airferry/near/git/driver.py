@@ -18,7 +18,8 @@ from pathlib import Path, PurePosixPath
 
 from airferry.errors import BuildError, HostError
 from airferry.events import Emit, Warned, silent
-from airferry.host import clock, files, locks
+from airferry.host import clock, files
+from airferry.host.locks import Thing, making
 from airferry.near.git.addresses import is_local, read_address, redact, remote_address, submodule_address
 from airferry.near.git.commands import STREAMED, DamagedRepository, WorkTree, run_git, try_git
 from airferry.wording import size_text
@@ -238,7 +239,7 @@ def _fetch(
         raise BuildError(f"`{commit}` is not a full commit id", hint="resolve the ref first")
     if depth > MAX_SUBMODULE_DEPTH:
         raise BuildError(f"`{redact(url)}`: submodules are nested more than {MAX_SUBMODULE_DEPTH} deep")
-    with locked_repository(url, cache) as repository:
+    with locked_repository(url, cache, emit=emit) as repository:
         if not has_commit(repository, commit):
             _fetch_commit(repository, url, commit, emit=emit)
         below = _submodules(repository, url, commit)
@@ -304,7 +305,7 @@ def has_commit(repository: Path, commit: str) -> bool:
 
 def _expand(url: str, short: str, *, cache: Path, emit: Emit) -> str | None:
     """Return the commit that a shortened id stands for, from the whole history, or None."""
-    with locked_repository(url, cache) as repository:
+    with locked_repository(url, cache, emit=emit) as repository:
         complete = ["--unshallow"] if (repository / "shallow").is_file() else []
         refspecs = ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"]
         argv = ["fetch", "--quiet", "--no-tags", "--no-write-fetch-head", *complete]
@@ -417,10 +418,10 @@ def _repository(url: str, cache: Path) -> Path:
 
 
 @contextmanager
-def locked_repository(url: str, cache: Path) -> Iterator[Path]:
+def locked_repository(url: str, cache: Path, *, emit: Emit = silent) -> Iterator[Path]:
     """Hold the lock of a repository's bare copy in the cache, made if it is missing, cleared of what kills left."""
     repository = _repository(url, cache)
-    with locks.waiting_lock(repository.with_suffix(".lock")):
+    with making(cache, Thing.REPOSITORY, repository.name, doing=f"reading `{redact(url)}`", emit=emit):
         if not repository.is_dir():
             bare = repository.with_suffix(".new")
             files.remove_tree(bare)

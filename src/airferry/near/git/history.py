@@ -34,7 +34,7 @@ def fetch_history(url: str, commit: str, *, cache: Path, emit: Emit = silent) ->
     Raises:
         BuildError: the repository cannot be read or does not have the commit.
     """
-    with git.locked_repository(url, cache) as repository:
+    with git.locked_repository(url, cache, emit=emit) as repository:
         done = repository / "airferry-history" / commit
         if not done.exists():
             shallow = (repository / "shallow").is_file()

@@ -6,10 +6,11 @@ A layer is read once for both: its facts are collected in the same pass that rec
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import IO
 
+from airferry.host.locks import Thing, making
 from airferry.host.threads import NamedLocks, parallel_map
 from airferry.near.assemble.direct import Known, NotKnown
 from airferry.near.bases.fetch import BaseImage
@@ -24,13 +25,14 @@ from airferry.rootfs.view import RootView
 
 
 class Knowledge:
-    """Looks at bases whose layers are in the cache. Safe to use from threads."""
+    """Looks at bases whose layers are in the cache. Safe to use from threads and processes."""
 
     def __init__(self, layers: BaseLayers, cache: Path, *, max_entries: int = MAX_LAYER_ENTRIES) -> None:
         """`layers` reads them, `cache` keeps the facts."""
         self.layers = layers
         self._facts = FactsCache(cache / "facts")
         self._max_entries = max_entries
+        self._cache = cache
         self._lock = NamedLocks()
         self._views: dict[str, RootView] = {}
         self._learnt: dict[str, LayerFacts] = {}
@@ -125,7 +127,7 @@ class Knowledge:
         Raises:
             IntegrityError: see `view`.
         """
-        with self._lock(diff_id):
+        with self._reading(descriptor, diff_id):
             self._learnt[diff_id] = self._facts.find(diff_id) or self._read(descriptor, diff_id, stream)
 
     def _facts_or_not(self, descriptor: Descriptor, diff_id: str) -> LayerFacts | UnreadLayer:
@@ -135,9 +137,14 @@ class Knowledge:
             return unread
 
     def _layer_facts(self, descriptor: Descriptor, diff_id: str) -> LayerFacts:
-        with self._lock(diff_id):
+        with self._reading(descriptor, diff_id):
             known = self._learnt.pop(diff_id, None) or self._facts.find(diff_id)
             return self._read(descriptor, diff_id, None) if known is None else known
+
+    def _reading(self, descriptor: Descriptor, diff_id: str) -> AbstractContextManager[None]:
+        """Hold the facts of a layer: it is read for them once for all plans of this user."""
+        doing = f"reading layer `{descriptor.digest}`"
+        return making(self._cache, Thing.LAYER_FACTS, diff_id, doing=doing, emit=self.layers.emit)
 
     def _read(self, descriptor: Descriptor, diff_id: str, stream: IO[bytes] | None) -> LayerFacts:
         with layer_observer(what=f"layer `{descriptor.digest}`", max_entries=self._max_entries) as observer:

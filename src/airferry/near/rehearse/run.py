@@ -10,15 +10,18 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from airferry.bundle.manifest import AttemptEntry, RehearsalEntry
 from airferry.config.rehearsal import is_allowed
+from airferry.engine.driver import Engine
 from airferry.engine.nowhere import OWN_NAME
+from airferry.engine.transient import REHEARSED
 from airferry.errors import ConfigurationError, FindingsError
 from airferry.events import StageFinished, StageStarted
 from airferry.host import clock, files
@@ -49,7 +52,6 @@ from airferry.wording import counted, printable, some_of
 VERSION = 4  # part of every rehearsal's inputs: raise it when the same step would be judged otherwise
 REPORT_FILE = "airgap-rehearsal.json"
 MAX_OUTPUT = 4000
-REHEARSAL_TAG = "rehearsal"
 SHOWN_ATTEMPTS = 8
 
 
@@ -165,7 +167,8 @@ class Rehearsal:
         self._lock = lock
         self._store = store
         self._journal = journal
-        self._tried = False
+        self._guard = threading.Lock()
+        self._kept: ExitStack | None = None
 
     def run(self, images: Mapping[str, Sequence[BuiltImage]], *, targets: Sequence[str] = ()) -> RehearsalReport:
         """Try every target, or those that are named by step id or target, on each of its platforms.
@@ -182,16 +185,17 @@ class Rehearsal:
                     lambda scene: self._rehearse(scene, source, digest), scenes, jobs=self._session.jobs
                 )
             finally:
-                if self._tried:
-                    self._remove_images()
+                if self._kept is not None:
+                    self._kept.close()
+                    self._kept = None
         return RehearsalReport(tuple(results))
 
-    def _remove_images(self) -> None:
-        """Remove from the engine's storage what rehearsals brought there, those of a killed run included."""
-        engine = self._session.engine()
-        for name in engine.images():
-            if name.startswith(f"localhost/{REHEARSAL_TAG}:"):
-                engine.remove_image(name)
+    def _keep_images(self, engine: Engine) -> None:
+        """Keep what rehearsals bring into the engine's storage until all steps were tried, which share images."""
+        with self._guard:
+            if self._kept is None:
+                self._kept = ExitStack()
+                self._kept.enter_context(engine.transient.kept())
 
     def _scenes(self, images: Mapping[str, Sequence[BuiltImage]], targets: Sequence[str]) -> list[Scene]:
         steps = {step.target.spec: step for step in self._plan.steps}
@@ -288,8 +292,8 @@ class Rehearsal:
         """Import the modules, start the step, and return what was found as plain data for the journal."""
         engine = self._session.engine()
         digest = scene.image.manifest.digest
-        self._tried = True
-        image = engine.import_base(self._store.path, digest, platform=scene.platform, name=REHEARSAL_TAG)
+        self._keep_images(engine)
+        image = engine.import_base(self._store.path, digest, platform=scene.platform, name=REHEARSED)
         # the engine's own folder: users of containers write there, whose files only the engine can remove after a kill
         folder = Path(tempfile.mkdtemp(prefix=files.TEMPORARY_PREFIX, dir=engine.storage.temporary))
         try:

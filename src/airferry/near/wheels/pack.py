@@ -18,12 +18,14 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name, parse_wheel_filename
 from packaging.version import Version
 
 from airferry.errors import BuildError
 from airferry.host.archives import archive_faults
 from airferry.near.left_behind import open_left
+from airferry.near.wheels.pip import WheelTarget
 
 MAX_WHEEL_METADATA_BYTES = 4 * 1024 * 1024
 MAX_BUILT_BYTES = 16 << 30  # of the files in a wheel that was built here; that of torch with CUDA has 2 GiB
@@ -141,3 +143,24 @@ def _member(name: str, *, executable: bool = False) -> zipfile.ZipInfo:
     item.external_attr = (0o100755 if executable else 0o100644) << 16
     item.create_system = 3
     return item
+
+
+def check_target(wheel: Wheel, target: WheelTarget) -> None:
+    """Refuse a wheel whose tags, or whose demands on Python, do not suit a target.
+
+    Raises:
+        BuildError: they do not.
+    """
+    tags = parse_wheel_filename(wheel.filename)[3]
+    version = ".".join(str(part) for part in target.python_version)
+    if tags.isdisjoint(target.tags):
+        raise BuildError(f"`{wheel.filename}` is not compatible with {target}", hint="run `airferry lock --update`")
+    try:
+        suits = SpecifierSet(wheel.requires_python).contains(version, prereleases=True)
+    except ValueError as error:
+        raise BuildError(f"`{wheel.filename}` asks for a Python that cannot be: `{wheel.requires_python}`") from error
+    if not suits:
+        raise BuildError(
+            f"`{wheel.filename}` needs Python `{wheel.requires_python}`, the base has {version}",
+            hint="set another version under `requirements:` of the image",
+        )

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import metadata
@@ -22,18 +22,23 @@ from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from airferry.errors import BuildError, IntegrityError, raise_all
 from airferry.events import Emit, Notice, silent
-from airferry.host import clock, files, locks
+from airferry.host import clock, files
+from airferry.host.canonical import inputs_digest
+from airferry.host.locks import Thing, making, making_all, own_scratch
 from airferry.host.parsing import url_path
 from airferry.host.records import Records
 from airferry.near.git import driver
 from airferry.near.wheels.compile import BuildSource, Compiler
 from airferry.near.wheels.from_git import GitProject, git_address
 from airferry.near.wheels.isolated import SourceBuilder
-from airferry.near.wheels.pack import Wheel, normalise_wheel, read_wheel, write_wheel
+from airferry.near.wheels.own_pip import own_pip, pack_own_pip
+from airferry.near.wheels.pack import Wheel, check_target, normalise_wheel, read_wheel
 from airferry.near.wheels.pip import DoesNotBuild, IndexUnreachable, NoDistribution, Pip, WheelTarget
 from airferry.plan.locks.packages import GitSource
+from airferry.wording import some_of
 
 MAX_NAMED_WHEELS = 12
+WHEELS_AT_ONCE = 64  # whose locks, each an open file, are held while they are downloaded
 GIT_BUILD_VERSION = 1  # part of what a wheel from Git is known by: raise it when it is made in another way
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _OTHER_VERSION = (
@@ -86,8 +91,9 @@ class WheelStore:
     cache: Path
     pip: Pip = field(default_factory=Pip)
     emit: Emit = silent
-    # added to under the cache's lock
     _said: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
+    # one build at a time, which takes all cores; again by the same thread, for a pip that has to be built for it
+    _building: Any = field(default_factory=threading.RLock, init=False, repr=False, compare=False)
 
     @property
     def folder(self) -> Path:
@@ -95,12 +101,9 @@ class WheelStore:
         return self.cache / "wheels"
 
     def find(self, filename: str, sha256: str) -> Wheel | None:
-        """Return a wheel that is in the cache, verified, or None. A damaged one is removed and counts as absent."""
+        """Return a wheel that is in the cache, verified, or None. A damaged one counts as absent, and is replaced."""
         path = self._place(filename, sha256)
-        if path is None or not path.is_file():
-            return None
-        if files.file_sha256(path) != sha256:
-            files.remove_tree(path.parent)
+        if path is None or not path.is_file() or files.file_sha256(path) != sha256:
             return None
         return read_wheel(path, sha256=sha256)
 
@@ -126,52 +129,83 @@ class WheelStore:
             HostError: something must be compiled, and there is no engine for it.
             IntegrityError: a wheel has another hash than the lock says.
         """
+        found = self._kept(pins, target)
+        wanted = [pin for pin in pins if pin.key not in found]
+        if wanted:
+            found.update(self._fetch(wanted, target, compiler))
+        return [replace(found[pin.key], origin=_origin(pin, found[pin.key])) for pin in pins]
+
+    def _kept(self, pins: Sequence[Pin], target: WheelTarget) -> dict[str, Wheel]:
+        """Return those of locked wheels that are in the cache."""
         found: dict[str, Wheel] = {}
         for pin in pins:
             if pin.sha256 and (wheel := self.find(pin.filename, pin.sha256)):
-                _check_target(wheel, target)
+                check_target(wheel, target)
                 found[pin.key] = wheel
-        wanted = [pin for pin in pins if pin.key not in found]
-        if wanted:
-            with self._filling():
-                found.update(self._fetch(wanted, target, compiler))
-        return [replace(found[pin.key], origin=_origin(pin, found[pin.key])) for pin in pins]
-
-    @contextmanager
-    def _filling(self) -> Iterator[None]:
-        """Hold the cache of wheels, for what adds to it."""
-        with locks.waiting_lock(self.folder / ".lock"):
-            files.remove_stale_temporaries(self.folder)
-            yield
+        return found
 
     def _fetch(self, pins: Sequence[Pin], target: WheelTarget, compiler: Compiler | None) -> dict[str, Wheel]:
-        found: dict[str, Wheel] = {}
         # pip would run the build of a source that an address leads to
         from_source = [pin for pin in pins if pin.address and not url_path(pin.address).endswith(".whl")]
         from_index = [pin for pin in pins if pin.git is None and pin not in from_source]
-        with files.scratch_directory(self.folder) as scratch:
+        with own_scratch(self.folder) as scratch:
             work = [
-                partial(self._build_git, pin, pin.git, target, scratch=scratch, compiler=compiler)
+                (pin, partial(self._build_git, pin, pin.git, target, scratch=scratch, compiler=compiler))
                 for pin in pins
                 if pin.git is not None
             ]
-            missing = {pin.asked: NoDistribution(pin.requirement) for pin in from_source}
-            if from_index:
-                asked = {pin.asked: _accepted(pin) for pin in from_index}
-                missing |= {item.requirement: item for item in self.pip.download(asked, target, into=scratch)}
-                for path in sorted(scratch.glob("*.whl")):
-                    wheel = read_wheel(path, sha256=files.file_sha256(path))
-                    found.setdefault(wheel.name, wheel)
+            found, missing = self._download(from_index, target, scratch=scratch)
+            missing |= {pin.asked: NoDistribution(pin.requirement) for pin in from_source}
             lacking = {pin: missing[pin.asked] for pin in (*from_source, *from_index) if pin.asked in missing}
             sources = self._unpack(lacking, compiler=compiler, into=scratch / "sources")
             work += [
-                partial(
-                    self._build, pin, target, scratch=scratch, why=why, source=sources.get(pin.asked), compiler=compiler
-                )
+                (pin, partial(self._build, pin, target, scratch=scratch, why=why, source=source, compiler=compiler))
                 for pin, why in lacking.items()
+                for source in [sources.get(pin.asked)]
             ]
-            found |= {wheel.name: wheel for wheel in _all_or_errors(work)}
+            if work:
+                with self._building:
+                    found |= _all_or_errors([partial(self._built, pin, build) for pin, build in work])
             return {pin.key: self._admit(pin, found.get(pin.key), target) for pin in pins}
+
+    def _download(
+        self, pins: Sequence[Pin], target: WheelTarget, *, scratch: Path
+    ) -> tuple[dict[str, Wheel], dict[str, NoDistribution]]:
+        """Return the wheels that the index has, each by its name, and why there is none of the others, as asked.
+
+        Locked ones are kept at once, so that another process that waits for them need not download them again.
+        """
+        found: dict[str, Wheel] = {}
+        missing: dict[str, NoDistribution] = {}
+        locked = [pin for pin in pins if pin.sha256]
+        parts = [locked[start : start + WHEELS_AT_ONCE] for start in range(0, len(locked), WHEELS_AT_ONCE)]
+        for number, part in enumerate([*parts, [pin for pin in pins if not pin.sha256]]):
+            doing = f"downloading {some_of([f'`{pin.requirement}`' for pin in part], 3)}"
+            names = [pin.sha256 for pin in part if pin.sha256]
+            with making_all(self.cache, Thing.WHEEL, names, doing=doing, emit=self.emit):
+                found |= self._kept(part, target)
+                wanted = [pin for pin in part if pin.key not in found]
+                if not wanted:
+                    continue
+                into = files.ensure_directory(scratch / f"index-{number}")
+                asked = {pin.asked: _accepted(pin) for pin in wanted}
+                absent = {item.requirement: item for item in self.pip.download(asked, target, into=into)}
+                for path in sorted(into.glob("*.whl")):
+                    wheel = read_wheel(path, sha256=files.file_sha256(path))
+                    found.setdefault(wheel.name, wheel)
+                for pin in wanted:
+                    if pin.sha256 and pin.asked not in absent:
+                        found[pin.key] = self._admit(pin, found.get(pin.key), target)
+                missing |= absent
+        return found, missing
+
+    def _built(self, pin: Pin, build: Callable[[], Wheel]) -> Wheel:
+        """Build a wheel; one that is locked is built by one process at a time, and taken from the cache by the next."""
+        if not pin.sha256:
+            return build()
+        doing = f"building `{pin.requirement}`"
+        with making(self.cache, Thing.BUILT_WHEEL, pin.sha256, doing=doing, emit=self.emit):
+            return self.find(pin.filename, pin.sha256) or build()
 
     def _unpack(
         self, lacking: Mapping[Pin, NoDistribution], *, compiler: Compiler | None, into: Path
@@ -234,11 +268,15 @@ class WheelStore:
         records = Records(self.cache / "git-wheels")
         key = {"version": GIT_BUILD_VERSION, "name": pin.key, "source": project.address, "wanted": project.wanted}
         key |= {"environment": dict(_build_env())}
-        known = records.recall(key) or {}
-        if kept := self.find(str(known.get("file")), str(known.get("sha256"))):
-            return replace(kept, note=str(known.get("note", "")))
-        project.fetch()
-        with files.scratch_directory(scratch) as out:
+        doing = f"building `{pin.requirement}` from Git"
+        with (
+            making(self.cache, Thing.GIT_WHEEL, inputs_digest(key), doing=doing, emit=self.emit),
+            files.scratch_directory(scratch) as out,
+        ):
+            known = records.recall(key) or {}
+            if kept := self.find(str(known.get("file")), str(known.get("sha256"))):
+                return replace(kept, note=str(known.get("note", "")))
+            project.fetch()
             built: Path | str
             try:
                 built = project.build(self._builder(), scratch=out, environment=_build_env())
@@ -290,22 +328,24 @@ class WheelStore:
         compiler: Compiler,
     ) -> Wheel:
         """Return the wheel that a source compiles to; what was compiled before on the same base is taken again."""
-        if known := self._compiled(pin, identity, compiler):
-            return known
-        made = compiler.compile(
-            pin.requirement,
-            source,
-            target,
-            pip=self.pip,
-            own_pip=self._pip_wheel(target.python_version),
-            # apart from what was tried on the host, whose wheels lie in `scratch`
-            scratch=files.ensure_directory(scratch / "in-base"),
-            environment=_compile_env(pin),
-        )
-        wheel = self._keep(self._take(made, into=scratch / "normal", origin="source"))
         key = compiler.key(pin.requirement, identity, _compile_env(pin))
-        Records(self.cache / "compiled").remember(key, {"file": wheel.filename, "sha256": wheel.sha256})
-        return wheel
+        doing = f"compiling `{pin.requirement}`"
+        with making(self.cache, Thing.COMPILED_WHEEL, inputs_digest(key), doing=doing, emit=self.emit):
+            if known := self._compiled(pin, identity, compiler):
+                return known
+            made = compiler.compile(
+                pin.requirement,
+                source,
+                target,
+                pip=self.pip,
+                own_pip=self.pip_wheel(target.python_version),
+                # apart from what was tried on the host, whose wheels lie in `scratch`
+                scratch=files.ensure_directory(scratch / "in-base"),
+                environment=_compile_env(pin),
+            )
+            wheel = self._keep(self._take(made, into=scratch / "normal", origin="source"))
+            Records(self.cache / "compiled").remember(key, {"file": wheel.filename, "sha256": wheel.sha256})
+            return wheel
 
     def _compiled(self, pin: Pin, identity: str, compiler: Compiler) -> Wheel | None:
         """Return what a source was compiled to before, on the same base."""
@@ -315,7 +355,7 @@ class WheelStore:
         return replace(wheel, origin="source") if wheel else None
 
     def _builder(self) -> SourceBuilder:
-        return SourceBuilder(self.pip, _own_pip(), self.emit)
+        return SourceBuilder(self.pip, own_pip(), self.emit)
 
     def _build_here(self, source: Path, *, scratch: Path, into: Path) -> Wheel | str:
         """Build on this host, and return the wheel, or in words why it serves on no other."""
@@ -355,13 +395,13 @@ class WheelStore:
                 expected=sorted(accepted),
                 observed=wheel.sha256,
             )
-        _check_target(wheel, target)
+        check_target(wheel, target)
         return self._keep(wheel)
 
     def _keep(self, wheel: Wheel) -> Wheel:
-        """Move a wheel into the cache."""
+        """Move a wheel into the cache, in the place of a damaged one."""
         path = self.folder / wheel.sha256 / wheel.filename
-        if not path.is_file():
+        if wheel.path != path and self.find(wheel.filename, wheel.sha256) is None:
             files.ensure_directory(path.parent)
             with wheel.path.open("rb") as stream:
                 os.fsync(stream.fileno())
@@ -373,10 +413,6 @@ class WheelStore:
 
         It is the pip of this host, packed; only for Pythons too old for that one is an older pip fetched.
         """
-        with self._filling():
-            return self._pip_wheel(python_version)
-
-    def _pip_wheel(self, python_version: tuple[int, int, int]) -> Path:
         lowest = SpecifierSet(metadata.metadata("pip")["Requires-Python"] or "")
         if lowest.contains(".".join(str(part) for part in python_version), prereleases=True):
             return self._packed_pip()
@@ -384,29 +420,9 @@ class WheelStore:
         return self._fetch([Pin("pip")], target, None)["pip"].path
 
     def _packed_pip(self) -> Path:
-        distribution = metadata.distribution("pip")
-        name = f"pip-{distribution.version}-py3-none-any.whl"
-        listed = sorted(distribution.files or (), key=str)
-        kept = [item for item in listed if item.parts[0] == "pip" and "__pycache__" not in item.parts]
-        kept += [item for item in listed if item.name == "METADATA" and item.parts[0].endswith(".dist-info")]
-        if not kept:
-            raise BuildError("the pip of this host does not list its files", hint="run `scripts/setup` again")
-        with files.scratch_directory(self.folder) as scratch:
-            packed = scratch / name
-            write_wheel(packed, {str(item): Path(str(item.locate())).read_bytes() for item in kept})
-            path = self.folder / files.file_sha256(packed) / name
-            if not path.is_file():
-                files.ensure_directory(path.parent)
-                files.publish(packed, path)
-        return path
-
-
-def _own_pip() -> Path:
-    """Return the folder of the pip of this host."""
-    folder = Path(str(metadata.distribution("pip").locate_file("pip")))
-    if not (folder / "__main__.py").is_file():
-        raise BuildError("the pip of this host is not where it says", hint="run `scripts/setup` again")
-    return folder
+        with own_scratch(self.folder) as scratch:
+            packed = pack_own_pip(scratch)
+            return self._keep(read_wheel(packed, sha256=files.file_sha256(packed))).path
 
 
 def _build_env() -> Mapping[str, str]:
@@ -429,12 +445,14 @@ def _exact_version(pin: Pin) -> str | None:
     return specifiers[0].version if exact else None
 
 
-def _all_or_errors(work: Sequence[Callable[[], Wheel]]) -> list[Wheel]:
-    """Do all work, and tell all that cannot be built in one error."""
-    found, errors = [], []
+def _all_or_errors(work: Sequence[Callable[[], Wheel]]) -> dict[str, Wheel]:
+    """Do all work, and tell all that cannot be built in one error; return the wheels by their names."""
+    found: dict[str, Wheel] = {}
+    errors = []
     for build in work:
         try:
-            found.append(build())
+            wheel = build()
+            found[wheel.name] = wheel
         except IndexUnreachable:
             raise
         except BuildError as error:
@@ -442,22 +460,6 @@ def _all_or_errors(work: Sequence[Callable[[], Wheel]]) -> list[Wheel]:
     if errors:
         raise_all(errors)
     return found
-
-
-def _check_target(wheel: Wheel, target: WheelTarget) -> None:
-    tags = parse_wheel_filename(wheel.filename)[3]
-    version = ".".join(str(part) for part in target.python_version)
-    if tags.isdisjoint(target.tags):
-        raise BuildError(f"`{wheel.filename}` is not compatible with {target}", hint="run `airferry lock --update`")
-    try:
-        suits = SpecifierSet(wheel.requires_python).contains(version, prereleases=True)
-    except ValueError as error:
-        raise BuildError(f"`{wheel.filename}` asks for a Python that cannot be: `{wheel.requires_python}`") from error
-    if not suits:
-        raise BuildError(
-            f"`{wheel.filename}` needs Python `{wheel.requires_python}`, the base has {version}",
-            hint="set another version under `requirements:` of the image",
-        )
 
 
 def _absent(pin: Pin, target: WheelTarget, versions: Sequence[str]) -> BuildError:

@@ -1,0 +1,412 @@
+"""Several processes in one cache: each thing is made by one of them, what is in use stays, and none waits for ever."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+
+from airferry.config import BootstrapBase
+from airferry.engine.program import Program
+from airferry.engine.storage import Storage
+from airferry.engine.transient import TransientImages
+from airferry.errors import HostError
+from airferry.events import Event, Notice, silent
+from airferry.host import files, locks
+from airferry.host.locks import Thing, clear_abandoned, clear_unheld, making, making_all, own_folder, sharing
+from airferry.host.process import Completed
+from airferry.host.threads import parallel_map
+from airferry.near.bases import debian
+from airferry.near.bases.fetch import BaseCache
+from airferry.near.bases.shared import SharedLayout
+from airferry.near.planning import Selection, read_plan
+from airferry.near.session import BuildOptions, open_session
+from airferry.near.wheels.pip import wheel_target
+from airferry.near.wheels.store import Pin, WheelStore
+from airferry.oci.documents import Descriptor
+from airferry.oci.layout import LayoutStore
+from airferry.oci.platform import parse_platform
+from airferry.oci.ports import BlobOffer
+from airferry.plan.lockfile import LockedBase
+from airferry.registry.pulls import Pulls
+from catalogues import airgap, write_airgap, write_step
+from folder_pip import FolderPip
+from oci_images import make_image
+from wheel_factory import make_probe, make_wheel
+
+AMD64 = wheel_target(make_probe().python)
+BEGIN = "import sys, time; from pathlib import Path; from airferry.host.locks import *; cache = Path(sys.argv[1])\n"
+HOLD = "with making(cache, Thing.LAYER, 'one', doing='x'), own_folder(cache / 'scratch'):\n"
+ALL_MAKE = """
+for _ in range(30):
+    with making(cache, Thing.LAYER, 'one', doing='x'):
+        number = int((cache / 'count').read_text())
+        time.sleep(0.001)
+        (cache / 'count').write_text(str(number + 1))
+"""
+
+
+@contextmanager
+def process(cache: Path, code: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Give another process, once it has done what comes before its first `print`, which begins with `ready`."""
+    argv = [sys.executable, "-c", BEGIN + code, str(cache)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"ready\n"
+        try:
+            yield child
+        finally:
+            child.kill()
+
+
+def until(wanted: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not wanted():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def taken(cache: Path) -> list[Path]:
+    return sorted((cache / locks.LOCKS).glob("*"))
+
+
+# --- locks of things -------------------------------------------------------------------------------------------------
+
+
+def test_one_makes_a_thing_while_another_waits_for_it_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "WAITING_SAID_AFTER_S", 0)
+    events: list[Event] = []
+    order: list[str] = []
+    with process(tmp_path, HOLD + "    print('ready', flush=True); sys.stdin.read()") as other:
+
+        def wait() -> None:
+            with making(tmp_path, Thing.LAYER, "one", doing="reading layer `one`", emit=events.append):
+                order.append("made")
+
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        with making(tmp_path, Thing.LAYER, "two", doing="x", emit=events.append):
+            until(lambda: len(events) > 0)
+        with making(tmp_path, Thing.WHEEL, "one", doing="x", emit=events.append):
+            order.append("others")
+        # the kernel frees what a killed process held
+        other.kill()
+        waiting.join(timeout=30)
+    assert order == ["others", "made"]
+    (said,) = events
+    assert isinstance(said, Notice)
+    assert said.text.startswith(f"waiting for another airferry process that is reading layer `one` (lock `{tmp_path}")
+    assert taken(tmp_path) == []
+
+
+def test_a_short_wait_is_not_worth_a_word(tmp_path: Path) -> None:
+    events: list[Event] = []
+    begun = threading.Event()
+
+    def hold() -> None:
+        with making(tmp_path, Thing.LAYER, "one", doing="x"):
+            begun.set()
+            time.sleep(0.05)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    begun.wait(30)
+    with making(tmp_path, Thing.LAYER, "one", doing="x", emit=events.append):
+        holder.join(timeout=30)
+    assert events == []
+
+
+def test_no_two_processes_make_a_thing_at_once(tmp_path: Path) -> None:
+    (tmp_path / "count").write_text("0")
+    with ExitStack() as stack:
+        for _ in range(3):
+            child = stack.enter_context(process(tmp_path, "print('ready', flush=True)\n" + ALL_MAKE))
+            stack.callback(child.wait, 60)
+    assert (tmp_path / "count").read_text() == "90"
+    assert taken(tmp_path) == []
+
+
+@pytest.mark.parametrize("second", [(Thing.LAYER, "one"), (Thing.LAYER, "a"), (Thing.BLOB, "z")])
+def test_locks_are_taken_in_one_order(tmp_path: Path, second: tuple[Thing, str]) -> None:
+    def take(thing: tuple[Thing, str]) -> None:
+        with making(tmp_path, *thing, doing="x"):
+            pass
+
+    with making(tmp_path, Thing.LAYER, "one", doing="x"):
+        with pytest.raises(AssertionError):
+            take(second)
+        with making(tmp_path, Thing.LAYER, "two", doing="x"), making(tmp_path, Thing.WHEEL, "a", doing="x"):
+            pass
+        # each thread has its own, as another one waits for nothing that this one holds
+        parallel_map(take, [(Thing.BLOB, "z")], jobs=1)
+    with making_all(tmp_path, Thing.WHEEL, ["b", "a", "b"], doing="x"):
+        assert len(taken(tmp_path)) == 2
+    take(second)
+
+
+def test_a_wait_ends_when_the_work_is_given_up(tmp_path: Path) -> None:
+    waits = threading.Event()
+
+    def work(item: str) -> None:
+        if item == "fails":
+            waits.wait(30)
+            raise KeyError(item)
+        # what a thread starts is given up with it
+        parallel_map(wait, [1], jobs=1)
+
+    def wait(_: int) -> None:
+        waits.set()
+        with making(tmp_path, Thing.LAYER, "one", doing="x"):
+            raise AssertionError
+
+    with process(tmp_path, HOLD + "    print('ready', flush=True); sys.stdin.read()"), pytest.raises(KeyError):
+        parallel_map(work, ["waits", "fails"], jobs=2)
+
+
+def test_files_of_locks_that_killed_processes_left_go_and_those_in_use_stay(tmp_path: Path) -> None:
+    with process(tmp_path, HOLD + "    print('ready', flush=True); sys.stdin.read()") as other:
+        clear_unheld(tmp_path / locks.LOCKS)
+        assert len(taken(tmp_path)) == 1
+        other.kill()
+        other.wait()
+        clear_unheld(tmp_path / locks.LOCKS)
+    assert taken(tmp_path) == []
+
+
+# --- folders that are shared -----------------------------------------------------------------------------------------
+
+
+def test_what_was_left_is_cleared_by_one_who_is_alone(tmp_path: Path) -> None:
+    calls: list[str] = []
+    lock = tmp_path / "lock"
+    with sharing(lock, clear=lambda: calls.append("first")):
+        assert calls == ["first"]
+        with sharing(lock, clear=lambda: calls.append("second")):
+            pass
+        assert calls == ["first"]
+    assert calls == ["first", "first"]
+
+
+def test_one_that_does_not_share_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "WAITING_SAID_AFTER_S", 0)
+    lock = tmp_path / "lock"
+    holder = lock.open("ab")
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    said: list[Event] = []
+
+    def emit(event: Event) -> None:
+        said.append(event)
+        holder.close()
+
+    with sharing(lock, clear=list, emit=emit):
+        assert said == [Notice(f"waiting for another airferry process that does not share `{tmp_path}`")]
+
+
+def test_only_folders_of_killed_processes_are_cleared(tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    (scratch / f"{files.TEMPORARY_PREFIX}older" / "deep").mkdir(parents=True)
+    (scratch / f"{files.TEMPORARY_PREFIX}lone.lock").touch()
+    (scratch / "mine").mkdir()
+    with process(tmp_path, HOLD + "    print('ready', flush=True); sys.stdin.read()") as other:
+        with own_folder(scratch) as own:
+            (own / "file").touch()
+            assert clear_abandoned(scratch) == 1
+            assert (own / "file").exists()
+            assert len(list(scratch.iterdir())) == 5, "two folders with their locks, and what is not ours"
+        other.send_signal(signal.SIGKILL)
+        other.wait()
+        removed: list[Path] = []
+        assert clear_abandoned(scratch, remove=lambda path: (removed.append(path), files.remove_tree(path))) == 1
+    assert [path.parent for path in removed] == [scratch]
+    assert [path.name for path in scratch.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("failing", ["locks", "scratch"])
+def test_a_folder_where_nothing_can_be_locked_is_named(tmp_path: Path, failing: str) -> None:
+    (tmp_path / failing).touch()
+    with pytest.raises(HostError, match=f"{failing}`"), ExitStack() as stack:
+        stack.enter_context(own_folder(tmp_path / "scratch"))
+        stack.enter_context(making(tmp_path, Thing.LAYER, "one", doing="x"))
+
+
+# --- sessions --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def selections(tmp_path: Path) -> list[Selection]:
+    """Return the plans of two folders of one user."""
+    made = []
+    for name in ("one", "two"):
+        root = tmp_path / name
+        write_step(root, "train/tiny")
+        document = airgap({"image": {"base_image": "reg.example/base:1"}}, {"train/tiny": "image"})
+        made.append(Selection(config=write_airgap(root, document)))
+    return made
+
+
+def test_sessions_on_two_folders_share_the_cache_and_two_on_one_are_told(selections: list[Selection]) -> None:
+    one, two = (read_plan(selection) for selection in selections)
+    cache, events = files.cache_directory(), list[Event]()
+    blobs = cache / "layers" / "blobs" / "sha256"
+    left, used = (blobs / f"{files.TEMPORARY_PREFIX}{name}" for name in ("left", "used"))
+    files.write_text(left, "by a killed run")
+    left.replace(left.with_name(left.name))
+    with open_session(one, BuildOptions(), emit=events.append) as first:
+        assert not left.exists()
+        used.touch()
+        with open_session(two, BuildOptions(), emit=events.append) as second:
+            assert second.cache == first.cache
+            assert second.scratch != first.scratch
+            assert used.exists()
+            assert first.scratch.is_dir()
+            with pytest.raises(HostError, match="another airferry process is running here"):
+                open_session(one, BuildOptions(), emit=silent).__enter__()
+        assert not second.scratch.exists()
+        assert used.exists()
+    assert events == []
+    assert not used.exists()
+    assert list((cache / "scratch").iterdir()) == []
+
+
+# --- what is made for all --------------------------------------------------------------------------------------------
+
+
+class Slow(LayoutStore):
+    """A source that counts what is read, and whose blobs take a while."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, read_only=True)
+        self.read: list[str] = []
+
+    @contextmanager
+    def open_blob(self, descriptor: Descriptor) -> Iterator[IO[bytes]]:
+        self.read.append(descriptor.digest)
+        time.sleep(0.02)
+        with super().open_blob(descriptor) as stream:
+            yield stream
+
+
+def test_a_blob_that_two_want_at_once_is_fetched_once(tmp_path: Path) -> None:
+    upstream = LayoutStore.create(tmp_path / "upstream")
+    descriptor = upstream.put_bytes(b"layer" * 1000, "application/octet-stream")
+    source = Slow(tmp_path / "upstream")
+    stores = [SharedLayout(tmp_path / "cache" / "bases", cache=tmp_path / "cache", emit=silent) for _ in range(2)]
+    actions = parallel_map(lambda store: store.take_blob(BlobOffer(descriptor, source)), stores, jobs=2)
+    assert sorted(actions) == ["present", "send"]
+    assert source.read == [descriptor.digest]
+
+
+def test_indexes_of_a_shared_layout_lose_no_entry(tmp_path: Path) -> None:
+    stores = [SharedLayout(tmp_path / "bases", cache=tmp_path, emit=silent) for _ in range(2)]
+
+    def name(number: int) -> None:
+        store = stores[number % 2]
+        stored = store.read_manifest(make_image(store, str(number))[0])
+        store.put_manifest(stored, reference=f"image:{number}")
+
+    parallel_map(name, range(8), jobs=4)
+    assert len(stores[0].read_index().manifests) == 8
+
+
+def test_only_what_is_damaged_is_removed_from_a_shared_layout(tmp_path: Path) -> None:
+    store = SharedLayout(tmp_path / "bases", cache=tmp_path, emit=silent)
+    whole, damaged = (store.put_bytes(data, "application/json") for data in (b"{}", b'{"a": 1}'))
+    store.blob_path(damaged.digest).write_bytes(b'{"a": 2}')
+    for descriptor in (whole, damaged):
+        store.remove_damaged(descriptor.digest)
+    store.remove_damaged("sha256:" + "0" * 64)
+    assert [store.has_blob(descriptor) for descriptor in (whole, damaged)] == [True, False]
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_a_userland_is_made_once_for_two_who_ask_at_once_and_again_for_one_who_asks_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pinned: bool
+) -> None:
+    calls: list[str] = []
+
+    def bootstrap(base: BootstrapBase, *, into: Path, **_: Any) -> debian.BootstrapResult:
+        calls.append(base.suite)
+        time.sleep(0.1)
+        into.write_bytes(bytes(1024))
+        return debian.BootstrapResult(into, {"base-files": "12"}, False)
+
+    monkeypatch.setattr(debian, "bootstrap", bootstrap)
+    platform = parse_platform("linux/amd64")
+    base = BootstrapBase(suite="bookworm")
+    cache = tmp_path / "cache"
+    caches = [BaseCache(cache, open_registry=Pulls(lambda _: None, emit=silent).source, emit=silent) for _ in "12"]  # type: ignore[arg-type, return-value]
+    begin = threading.Barrier(2)
+
+    def bring(bases: BaseCache, locked: LockedBase | None) -> LockedBase:
+        if locked is None:
+            begin.wait(30)
+        return bases.bring(base, [platform], locked=locked).locked
+
+    first, second = parallel_map(lambda bases: bring(bases, None), caches, jobs=2)
+    assert first == second
+    assert calls == ["bookworm"]
+    if pinned:
+        assert bring(caches[0], first) == first
+        assert len(calls) == 1
+    else:
+        caches[0].bring(base, [platform], locked=None)
+        assert len(calls) == 2, "a mirror may have something else by now"
+
+
+def test_a_locked_wheel_that_two_want_at_once_is_downloaded_once(tmp_path: Path) -> None:
+    make_wheel(tmp_path / "index", "pure", "1.0")
+    wheel = WheelStore(tmp_path / "first", FolderPip(folder=tmp_path / "index")).fetch([Pin("pure")], AMD64)[0]
+    locked = Pin("pure", "==1.0", filename=wheel.filename, sha256=wheel.sha256)
+    calls: list[Event] = []
+
+    def emit(event: Event) -> None:
+        calls.append(event)
+        time.sleep(0.05)
+
+    stores = [WheelStore(tmp_path / "cache", FolderPip(emit=emit, folder=tmp_path / "index")) for _ in "12"]
+    one, two = parallel_map(lambda store: store.fetch([locked], AMD64), stores, jobs=2)
+    assert one == two
+    assert len(calls) == 1
+
+
+def test_a_damaged_wheel_is_replaced_while_others_may_read_it(tmp_path: Path) -> None:
+    make_wheel(tmp_path / "index", "pure", "1.0")
+    store = WheelStore(tmp_path / "cache", FolderPip(folder=tmp_path / "index"))
+    wheel = store.fetch([Pin("pure")], AMD64)[0]
+    whole = wheel.path.read_bytes()
+    wheel.path.write_bytes(whole[:-1])
+    assert store.find(wheel.filename, wheel.sha256) is None
+    assert wheel.path.exists(), "another process may have put a whole one there in the meantime"
+    store.fetch([Pin("pure")], AMD64)
+    assert wheel.path.read_bytes() == whole
+
+
+def test_images_of_a_run_go_when_no_process_keeps_any(tmp_path: Path) -> None:
+    images = tmp_path / "state" / "buildah-storage" / "overlay-images" / "images.json"
+    names = ["localhost/airferry/linux-amd64:one", "localhost/base:1", "localhost/rehearsal:2"]
+    files.write_text(images, json.dumps([{"names": names[:2]}, {"names": names[2:]}, {"id": "unnamed"}]))
+    removed: list[str] = []
+
+    class Told(Storage):
+        def invoke(self, arguments: Sequence[str | Path], **_: Any) -> Completed:
+            removed.append(str(arguments[-1]))
+            return Completed(0, b"", ())
+
+    program = Program("buildah", Path("/bin/false"), (1,))
+    one, two = (TransientImages(Told(program, tmp_path / "state", emit=silent), emit=silent) for _ in "12")
+    with one.kept():
+        removed.clear()  # what a killed run left
+        with two.kept(), one.kept():
+            pass
+        assert removed == []
+    assert removed == [names[0], names[2]]
