@@ -538,7 +538,7 @@ def test_two_who_load_different_bundles_under_the_same_tags_are_told(
     theirs = (OTHERS, "application/vnd.oci.image.index.v1+json")
 
     def take(exchange: Exchange) -> bool:
-        first = when == "before" and exchange.call.method == "POST"
+        first = when == "before" and exchange.call.method in ("PATCH", "PUT")
         last = when == "after" and "bundle-" in exchange.call.path and exchange.call.method == "PUT"
         if first or last:
             registry.manifests[f"{TRAINER}@1.0"] = theirs
@@ -604,3 +604,31 @@ def test_a_referrer_that_another_client_wrote_over_is_listed_again_next_to_their
     (listed,) = [json.loads(found[0]) for key, found in registry.manifests.items() if "@sha256-" in key]
     digests = {entry["digest"] for entry in listed["manifests"]}
     assert theirs.digest in digests and len(digests) == 2
+
+
+def test_a_registry_is_asked_before_anything_is_verified(
+    registry: ScriptedRegistry,
+    bundles: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def verified(*_: object, **__: object) -> None:
+        raise AssertionError("the bundle was verified first")
+
+    def refuse(exchange: Exchange) -> bool:
+        return exchange.call.method == "POST" and exchange.answer(403, error_document("DENIED"))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("airferry.far.load.verify_opened", verified)
+        registry.faults.append(refuse)
+        assert load(registry, bundles["old"]) == 7
+        said = " ".join(capsys.readouterr().err.split())
+        assert f"error: cannot push to `{registry.address}/{TRAINER}`: " in said and "403 `DENIED`" in said
+        assert "; nothing was verified or sent" in said and "may not push to" in said
+        assert [call.method for call in registry.calls if call.method not in ("GET", "HEAD")] == ["POST"]
+        assert run(["load", str(bundles["old"]), "--to", "127.0.0.1:1/x", "--dry-run"]) == 7
+        assert "error: `127.0.0.1:1` refuses connections: cannot reach" in " ".join(capsys.readouterr().err.split())
+    registry.faults.clear()
+    assert load(registry, bundles["old"]) == 0
+    methods = [call.method for call in registry.calls if "/blobs/uploads/" in call.path]
+    assert methods[:3] == ["POST", "POST", "DELETE"], "the session that asks is ended"

@@ -19,11 +19,12 @@ from airferry.config.submit import submit_command
 from airferry.defaults import OVERLAYS_FOLDER
 from airferry.errors import RegistryError, UsageError
 from airferry.events import Emit, Notice, Warned, silent
+from airferry.far.access import expect_access
 from airferry.far.destinations import hold_destination
 from airferry.far.foreseen import foresee, keep_taken
 from airferry.far.push import RegistrySinks, audit, load_transfer, say_left_out, say_untagged
 from airferry.far.receipts import left_out, make_receipt, receipt_name
-from airferry.far.relocate import Destination, parse_destination
+from airferry.far.relocate import ARTIFACTS_REPOSITORY, Destination, parse_destination
 from airferry.far.shipments import ARTIFACT_NAME, artifact_tags, part_skipped, place_images, plan_shipments
 from airferry.far.tags import (
     TagMove,
@@ -175,15 +176,17 @@ def load(
     files.expect_cache(emit)
     earlier = _read_earlier(receipt_path, destination)
     opened.warn_beside(bundle, emit)
-    report = stage("verify", emit, lambda: verify_opened(opened, emit=emit))
-    report.raise_if_wrong()
-    report.warn_of_litter(emit)
     places = place_images(opened, destination)
-    shipments, without = part_skipped(plan_shipments(opened, destination, places), destination)
     with (
         hold_destination(str(destination), purpose=f"load into `{destination}`") as records,
         RegistryClient(destination.registry, options=options, emit=emit) as client,
     ):
+        # an hour of hashing is lost where the login turns out to be missing after it
+        expect_access(client, _some_repository(places, destination), push=not dry_run)
+        report = stage("verify", emit, lambda: verify_opened(opened, emit=emit))
+        report.raise_if_wrong()
+        report.warn_of_litter(emit)
+        shipments, without = part_skipped(plan_shipments(opened, destination, places), destination)
         known = read_profile(destination.registry)
         mounts = known.mounts is not False
         journal = None if dry_run else records.uploads
@@ -228,6 +231,11 @@ def load(
     return LoadOutcome(
         report, opened.manifest, pushed, tuple(tags), made, receipt_path, dry_run, texts, destination.audit
     )
+
+
+def _some_repository(places: Mapping[str, Reference], destination: Destination) -> str:
+    """Return a repository that the load will write to."""
+    return next((place.repository for place in places.values()), destination.repository(ARTIFACTS_REPOSITORY))
 
 
 def _push(

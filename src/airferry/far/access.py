@@ -1,0 +1,35 @@
+"""Ask a registry for what a command needs of it, before anything is verified or sent: name, TLS, login, rights."""
+
+from __future__ import annotations
+
+from airferry.errors import RegistryError
+from airferry.registry.auth import repository_scope
+from airferry.registry.client import RegistryClient
+from airferry.registry.connections import Request
+from airferry.registry.failures import following_url
+
+
+def expect_access(client: RegistryClient, repository: str, *, push: bool) -> None:
+    """Check that a repository can be read, or with `push` written to, with the login at hand.
+
+    A right to push shows only where something is written (a token may promise less or more than the registry gives), so
+    an upload is begun and ended at once, as `crane` does it.
+
+    Raises:
+        RegistryError: it cannot be reached, or refuses.
+    """
+    what = f"{'push to' if push else 'read'} `{client.registry}/{repository}`"
+    try:
+        if push:
+            scopes = (repository_scope(repository, "pull", "push"),)
+            answer = client.request(
+                Request("POST", f"{repository}/blobs/uploads/", what, scopes=scopes), expected=(202,)
+            )
+            if location := answer.headers.get("Location"):
+                client.end_session(following_url(answer.url, location, what=what), what=what, scopes=scopes)
+        else:
+            scopes = (repository_scope(repository, "pull"),)
+            path = f"{repository}/tags/list?n=1"
+            client.request(Request("GET", path, what, scopes=scopes), expected=(200, 404))
+    except RegistryError as error:
+        raise error.reworded(f"{error.message}; nothing was verified or sent") from error
