@@ -18,7 +18,7 @@ from airferry.assets.unpack import TreeUnpacker
 from airferry.errors import BuildError, ConfigurationError, HostError, UsageError
 from airferry.events import Event, Warned
 from airferry.host import files, locks, process
-from airferry.near.wheels.pip import Pip
+from airferry.host.records import expect_cache
 from airferry.oci.archive import ArchiveSource
 from airferry.oci.layout import LayoutStore
 from airferry.oci.platform import parse_buildable_platform, parse_platform
@@ -76,7 +76,7 @@ def test_without_a_home_the_cache_is_a_private_temporary_folder(
         assert files.cache_directory() == expected
     assert mode(expected) == 0o700
     told: list[Event] = []
-    files.expect_cache(told.append)
+    expect_cache(told.append)
     [warned] = told
     assert isinstance(warned, Warned) and f"`{expected}` is the cache" in warned.text
     assert "`AIRFERRY_CACHE`" in (warned.hint or "")
@@ -104,7 +104,7 @@ def test_a_cache_in_the_home_is_not_talked_about(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     told: list[Event] = []
-    files.expect_cache(told.append)
+    expect_cache(told.append)
     assert told == [] and files.cache_directory() == tmp_path / ".cache" / "airferry"
     assert list(temporary.iterdir()) == []
 
@@ -138,13 +138,6 @@ def test_programs_are_not_told_of_a_temporary_folder_that_is_not_there(
     assert "TMPDIR" not in process.child_environment()
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     assert process.child_environment()["TMPDIR"] == str(tmp_path)
-
-
-def test_pip_without_room_is_an_error_of_the_host() -> None:
-    tail = ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device",)
-    with pytest.raises(HostError, match=r"pip has no room for `a==1`") as caught:
-        raise Pip._not_found(process.Completed(1, b"", tail), ["a==1"])
-    assert "`TMPDIR`" in (caught.value.hint or "")
 
 
 # --- files that are pipes, devices and links -------------------------------------------------------------------------

@@ -5,27 +5,36 @@ from __future__ import annotations
 import bz2
 import errno
 import gzip
+import io
 import lzma
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
 from pydantic import TypeAdapter
 
-from airferry.api import copy
+from airferry.api import copy, load, verify
 from airferry.config.bases import BaseSpec, LayoutBase
-from airferry.errors import IntegrityError, UsageError
+from airferry.engine.program import engine_error
+from airferry.errors import HostError, IntegrityError, UsageError
 from airferry.events import Event, Warned
 from airferry.far.copy import FilePlace, parse_place
 from airferry.far.relocate import parse_destination
+from airferry.host import process
 from airferry.host.files import translate_os_error
+from airferry.near.bases import debian
 from airferry.near.git.driver import LFS_POINTER
+from airferry.near.wheels.pip import Pip
 from airferry.oci.archive import ArchiveSource
-from airferry.oci.documents import Descriptor
+from airferry.oci.documents import Descriptor, descriptor_of
 from airferry.oci.layout import LayoutStore
+from airferry.registry import sink
+from airferry.registry.client import RegistryClient
 from oci_images import make_bundle
+from scripted_registry import ScriptedRegistry
 from travelling_catalogue import carry, write_catalogue
 
 DIGEST = "sha256:" + "a" * 64
@@ -64,6 +73,21 @@ def test_a_compressed_archive_says_how_to_unpack_it(
     assert str(caught.value.hint).startswith(f"run `{program} {tmp_path}/a.tar`")
 
 
+@pytest.mark.parametrize("name", ["out.tar", "out.tar.gz", "out.tar.zst", "out.tar.xz"])
+def test_a_packed_bundle_is_to_be_unpacked_first(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(bytes(10240))
+    for action in (verify, lambda path: load(path, to="localhost:1/x")):
+        with pytest.raises(UsageError, match="contains no bundle") as caught:
+            action(tmp_path / name)
+        assert f"`tar -xf {tmp_path / name} -C FOLDER`" in str(caught.value.hint)
+
+
+def test_an_image_in_upper_case_is_told_the_lower_one() -> None:
+    with pytest.raises(UsageError, match="`Team/app` is not a repository name") as caught:
+        parse_place("docker://host:5000/Team/app:V1")
+    assert "as `team/app`" in str(caught.value.hint)
+
+
 def test_a_destination_in_upper_case_is_told_the_lower_one() -> None:
     with pytest.raises(UsageError, match="`host:5000/Team/NeMo`: registries take no upper-case") as caught:
         parse_destination("host:5000/Team/NeMo")
@@ -77,6 +101,38 @@ def test_a_full_folder_for_temporary_files_is_named_so(monkeypatch: pytest.Monke
     full = OSError(errno.ENOSPC, "No space left on device")
     assert "`TMPDIR`" in str(translate_os_error(full, doing="write", path=tmp_path / "x").hint)
     assert "`TMPDIR`" not in str(translate_os_error(full, doing="write", path=Path("/elsewhere")).hint)
+
+
+def test_programs_that_work_in_temporary_folders_find_those_full() -> None:
+    """Such as mmdebstrap and pip, but no engine: that is given a folder in the cache."""
+    for line in (
+        "tar: ./usr/bin/x: Cannot write: No space left on device",
+        "E: Write error - write (122: Disk quota exceeded)",
+    ):
+        failed = process.ProcessFailed("`mmdebstrap` failed", command="mmdebstrap", returncode=1, tail=(line,))
+        error = debian._translated(failed, what="cannot bootstrap x")
+        assert isinstance(error, HostError) and "`TMPDIR`" in str(error.hint)
+        engine = engine_error(failed, doing="pull x")
+        assert "`TMPDIR`" not in str(engine.hint) and "`AIRFERRY_CACHE`" in str(engine.hint)
+    tail = ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device",)
+    with pytest.raises(HostError, match="disk full") as caught:
+        Pip._not_found(process.Completed(1, b"", tail), ["x==1"])
+    assert "`TMPDIR`" in str(caught.value.hint)
+
+
+def test_a_blob_that_is_kept_for_a_registry_finds_temporary_folders_full(
+    registry: ScriptedRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sink, "SPOOL_IN_MEMORY_BYTES", 1)
+
+    class Full(io.BytesIO):
+        def write(self, data: Any, /) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sink, "SpooledTemporaryFile", lambda max_size: Full())
+    with RegistryClient(registry.address) as client, pytest.raises(HostError) as caught:
+        sink.RegistrySink(client, "x").put_blob(descriptor_of(b"blob", "text/plain"), io.BytesIO(b"blob"))
+    assert "`TMPDIR`" in str(caught.value.hint)
 
 
 def test_lfs_pointers_of_the_catalogue_are_named(tmp_path: Path) -> None:

@@ -217,10 +217,11 @@ def find_layout(path: Path) -> Path:
     if not holds_layout(path):
         if holds_layout(inner):
             return inner
-        raise UsageError(
-            f"`{path}` contains no bundle: there is no `{LAYOUT_FILE}` in it or in `{inner}`",
-            hint="give the output folder of `airferry build`, or the bundle in it",
-        )
+        hint = "give the output folder of `airferry build`, or the bundle in it"
+        if files.is_file(path):
+            # tar finds out by itself how it is packed
+            hint = f"unpack a packed one into a folder, and give that: `tar -xf {shlex.quote(str(path))} -C FOLDER`"
+        raise UsageError(f"`{path}` contains no bundle: there is no `{LAYOUT_FILE}` in it or in `{inner}`", hint=hint)
     if not os.path.lexists(inner):
         return path
     if holds_layout(inner) and files.resolved(path).name.casefold() != BUNDLE_FOLDER:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from airferry.engine.inside import NOT_APART
 from airferry.errors import AirferryError, BuildError, HostError
-from airferry.host import process
+from airferry.host import files, process
 
 EngineKind = Literal["buildah", "podman"]
 EngineChoice = Literal["auto", "buildah", "podman"]
@@ -99,7 +99,7 @@ _COMPLAINTS = (
         "run `airferry doctor`, which tells what forbids it",
     ),
     _Complaint(
-        re.compile(r"no space left on device|disk quota exceeded", re.I),
+        files.DISK_FULL,
         "the disk is full",
         "free up space, or choose another cache folder with `AIRFERRY_CACHE`; then rerun",
     ),
@@ -136,12 +136,16 @@ _COMPLAINTS = (
 )
 
 
-def explain(lines: Sequence[str]) -> tuple[str, str] | None:
-    """Return the meaning and the remedy of what an engine said, when it is the host's fault; else None."""
+def explain(lines: Sequence[str], *, in_temporary: bool = False) -> tuple[str, str] | None:
+    """Return the meaning and the remedy of what an engine said, when it is the host's fault; else None.
+
+    Engines work in the cache; `in_temporary` is for a program that works in the folder for temporary files.
+    """
     text = "\n".join(lines)
     for complaint in _COMPLAINTS:
         if complaint.pattern.search(text):
-            return complaint.meaning, complaint.hint
+            full = in_temporary and complaint.pattern is files.DISK_FULL
+            return complaint.meaning, files.temporary_full_hint() if full else complaint.hint
     return None
 
 

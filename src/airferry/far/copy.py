@@ -15,6 +15,7 @@ from pathlib import Path
 from airferry.errors import AirferryError, ConfigurationError, RegistryError, UsageError
 from airferry.events import Emit, Warned, silent
 from airferry.host import files, locks
+from airferry.host.records import expect_cache
 from airferry.oci.archive import ArchiveSource, write_oci_archive
 from airferry.oci.closure import Shipment, expect_unambiguous, read_signatures
 from airferry.oci.copy import CopyOptions, image_shipments, transfer
@@ -125,7 +126,7 @@ def copy(
     wanted = [parse_platform(text) for text in platforms] or None
     archive = files.output_file(there.path) if isinstance(there, FilePlace) and there.archive else None
     if archive is None:
-        files.expect_cache(emit)
+        expect_cache(emit)
     with open_clients(options, emit=emit) as client:
         held, descriptor, name = _open_source(origin, Pulls(client, emit=emit))
         if isinstance(there, RegistryPlace):

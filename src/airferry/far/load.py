@@ -39,6 +39,7 @@ from airferry.far.tags import (
 from airferry.host import files
 from airferry.host.canonical import plain_data
 from airferry.host.progress import stage
+from airferry.host.records import expect_cache
 from airferry.oci.closure import RefusedShipment, Shipment
 from airferry.oci.copy import Transfer
 from airferry.oci.copying.report import CopyReport
@@ -173,7 +174,7 @@ def load(
     expect_outside(receipt_path, layout)
     if not dry_run:
         expect_receipt_place(receipt_path)
-    files.expect_cache(emit)
+    expect_cache(emit)
     earlier = _read_earlier(receipt_path, destination)
     opened.warn_beside(bundle, emit)
     places = place_images(opened, destination)

@@ -10,6 +10,7 @@ import errno
 import hashlib
 import itertools
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -19,7 +20,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from airferry.errors import HostError, UsageError
-from airferry.events import Emit, Warned
 
 TEMPORARY_PREFIX = ".airferry-"
 MAX_PATH_BYTES = 4096  # PATH_MAX of Linux
@@ -70,6 +70,18 @@ def os_error_hint(error: OSError, path: Path | None = None) -> str | None:
     if error.errno in (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ):
         return "the file system may not take this name, as FAT, exFAT and SMB: choose a folder on another one"
     return None
+
+
+# as programs say it, whose errors have no number
+DISK_FULL = re.compile(r"no space left on device|disk quota exceeded", re.IGNORECASE)
+
+
+def temporary_full_hint() -> str:
+    """Return what to do where a program that works in the folder for temporary files finds a disk full."""
+    return (
+        f"free up space on the file system of `{temporary_directory()}`, or choose another folder for temporary files "
+        "with `TMPDIR`; if the cache is on a full disk, choose another with `AIRFERRY_CACHE`; then rerun"
+    )
 
 
 def ensure_directory(path: Path, *, shared: bool = False) -> Path:
@@ -481,20 +493,3 @@ def _temporary_cache() -> Path:
             hint="set `AIRFERRY_CACHE` to a folder of yours",
         )
     return folder
-
-
-def expect_cache(emit: Emit) -> None:
-    """Check, before work begins, that the cache can be written to; say where it is if that is not in the home.
-
-    Raises:
-        HostError: it cannot.
-    """
-    folder = cache_directory()
-    expect_writable(folder)
-    if not os.environ.get("AIRFERRY_CACHE") and not os.environ.get("XDG_CACHE_HOME") and folder.name != "airferry":
-        emit(
-            Warned(
-                f"no home folder can be written to, so `{folder}` is the cache",
-                hint="set `AIRFERRY_CACHE` to a folder that stays: it also keeps what tags stood for before a load",
-            )
-        )

@@ -79,10 +79,10 @@ def parse_reference(text: str, *, default_registry: str = DEFAULT_REGISTRY) -> R
     if not _is_host(registry):
         raise UsageError(f"`{text}`: `{registry}` is not a registry host")
     if not _REPOSITORY.fullmatch(repository) or len(registry) + 1 + len(repository) > MAX_NAME_CHARACTERS:
-        raise UsageError(
-            f"`{text}`: `{repository}` is not a repository name",
-            hint="lower-case letters, digits and `.`, `_`, `__`, `-` between them, parts separated by `/`",
-        )
+        hint = "lower-case letters, digits and `.`, `_`, `__`, `-` between them, parts separated by `/`"
+        if _REPOSITORY.fullmatch(repository.lower()):
+            hint = f"registries take no upper-case letters there: give the name that it has, as `{repository.lower()}`"
+        raise UsageError(f"`{text}`: `{repository}` is not a repository name", hint=hint)
     if colon and not _TAG.fullmatch(tag):
         raise UsageError(f"`{text}`: `{tag}` is not a tag")
     if not colon and not at:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from tempfile import SpooledTemporaryFile
+from pathlib import Path
+from tempfile import SpooledTemporaryFile, gettempdir
 from typing import IO, cast
 
 import urllib3
 
 from airferry.errors import AirferryError, IntegrityError, RegistryError
+from airferry.host import files
 from airferry.host.canonical import canonical_json
 from airferry.host.parsing import parse_count
 from airferry.oci.digest import digest_of
@@ -191,7 +193,11 @@ class RegistrySink(Sink):
         """
         with SpooledTemporaryFile(max_size=SPOOL_IN_MEMORY_BYTES) as spool:
             for block in blocks(verifying(stream, descriptor)):
-                spool.write(block)
+                try:
+                    spool.write(block)
+                except OSError as error:
+                    place = Path(gettempdir())
+                    raise files.translate_os_error(error, doing="keep a blob in", path=place) from error
 
             @contextmanager
             def rewound() -> Iterator[IO[bytes]]:

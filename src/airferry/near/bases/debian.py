@@ -294,7 +294,7 @@ def _translated(failure: process.ProcessFailed, *, what: str) -> BuildError | Ho
             package=name,
         )
     shown = "".join(f"\n  | {line}" for line in lines[-8:])
-    if explained := explain(lines):
+    if explained := explain(lines, in_temporary=True):
         return HostError(f"{what}: {explained[0]}{shown}", hint=explained[1])
     text = "\n".join(lines)
     if re.search(r"NO_PUBKEY|not signed|keyring|signatures? (could|couldn't)", text):

@@ -6,9 +6,7 @@ decides nothing: what to fetch, whether it is what was locked, and where it is k
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -348,15 +346,16 @@ class Pip:
 
     @staticmethod
     def _not_found(done: process.Completed, wanted: Sequence[str]) -> NoDistribution:
-        full = os.strerror(errno.ENOSPC)
-        if any(full in line for line in done.tail):
-            # pip unpacks and downloads below the folder for temporary files
-            hint = files.os_error_hint(OSError(errno.ENOSPC, full))
-            raise HostError(f"pip has no room for `{'`, `'.join(wanted)}`: {last_words(done.tail)}", hint=hint)
         if any(_UNREACHABLE.search(line) for line in done.tail):
             raise IndexUnreachable(
                 f"the package index did not answer: {last_words(done.tail)}",
                 hint="check the network, the proxy and pip's configuration (`pip config debug`), then rerun",
+                tail=tuple(_redact(line) for line in done.tail),
+            )
+        if any(files.DISK_FULL.search(line) for line in done.tail):
+            raise HostError(
+                f"pip finds the disk full: {last_words(done.tail)}",
+                hint=files.temporary_full_hint(),
                 tail=tuple(_redact(line) for line in done.tail),
             )
         versions: tuple[str, ...] = ()
