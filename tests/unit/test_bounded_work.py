@@ -32,6 +32,7 @@ from airferry.bundle.tree_paths import MAX_PATH_FOLDERS
 from airferry.bundle.verify import Bundle, open_bundle
 from airferry.config.load import check_site
 from airferry.errors import BuildError, ConfigurationError, HostError, IntegrityError
+from airferry.events import Emit
 from airferry.far import shipments
 from airferry.far.relocate import parse_destination
 from airferry.host.parsing import Malformed, parse_toml
@@ -177,7 +178,7 @@ def repositories(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[i
             return [Submodule(f"s{number}", f"/r/{level - 1}", "a" * 40) for number in range(width if level else 0)]
 
         @contextmanager
-        def locked(_url: str, _cache: Path) -> Iterator[Path]:
+        def locked(_url: str, _cache: Path, *, emit: Emit) -> Iterator[Path]:
             yield tmp_path
 
         monkeypatch.setattr(driver, "_submodules", submodules)

@@ -109,8 +109,17 @@ def test_a_wrong_environment_does_not_disturb(
     assert complete("build", "--target", "") == []
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_each_shell_gets_targets(catalogue: Path, shell: str) -> None:
+@pytest.mark.parametrize(
+    ("shell", "found"),
+    [
+        ("bash", "sft/tiny:tiny"),
+        ("zsh", "_arguments '*: :((\"sft/tiny:tiny\"))'"),
+        ("fish", "sft/tiny:tiny"),
+    ],
+)
+def test_each_shell_gets_targets(
+    catalogue: Path, shell: str, found: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     line = "airferry build --target sft/t"
     environment = {
         completion.VARIABLE: f"complete_{shell}",
@@ -119,21 +128,21 @@ def test_each_shell_gets_targets(catalogue: Path, shell: str) -> None:
         "_TYPER_COMPLETE_ARGS": line,
         "_TYPER_COMPLETE_FISH_ACTION": "get-args",
     }
-    done = subprocess.run(
-        PROGRAM, env={**os.environ, **environment}, cwd=catalogue, capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.replace("\\\\", "").strip() == {
-        "bash": "sft/tiny:tiny",
-        "zsh": "_arguments '*: :((\"sft/tiny:tiny\"))'",
-        "fish": "sft/tiny:tiny",
-    }.get(shell)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert completion.answer(os.environ, lambda: run([])) == 0
+    shown = capsys.readouterr()
+    assert (shown.out.replace("\\\\", "").strip(), shown.err) == (found, "")
 
 
-def test_bash_itself_completes_past_a_colon(catalogue: Path) -> None:
-    """The script that `--show-completion` prints, with words as bash splits a line."""
-    environment = {**os.environ, completion.VARIABLE: "source_bash"}
-    script = subprocess.run(PROGRAM, env=environment, capture_output=True, text=True, check=True).stdout
+def test_bash_itself_completes_past_a_colon(
+    catalogue: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The script that `--show-completion` prints, with words as bash splits a line; bash starts the program."""
+    with monkeypatch.context() as patch:
+        patch.setenv(completion.VARIABLE, "source_bash")
+        assert completion.answer(os.environ, lambda: run([])) == 0
+    script = capsys.readouterr().out
     installed = catalogue / "bin" / "airferry"
     installed.parent.mkdir()
     installed.write_text(f'#!/bin/sh\nexec {shlex.join(PROGRAM)} "$@"\n')

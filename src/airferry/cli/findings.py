@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from airferry import api
 from airferry.cli.render import Reporter, data_line, escape
+from airferry.wording import comment_line
 
 # below it the columns of a table fold what is to be typed over several lines, which then cannot be copied
 TABLE_WIDTH = 140
@@ -37,11 +38,11 @@ def show_fixes(report: api.CheckReport, *, notes: bool) -> None:
         fixes = dict.fromkeys(str(finding.fix) for finding in of_job if notes or finding.level != "note")
         if not fixes:
             continue
-        data_line(f"# {step}")
+        data_line(comment_line(step))
         overrides = [fix for fix in fixes if is_override(fix)]
         for fix in fixes:
             if fix not in overrides:
-                data_line(f"# - {fix}")
+                data_line(comment_line(f"- {fix}"))
         if overrides:
             data_line(" ".join(overrides))
 

@@ -49,7 +49,7 @@ class Malformed(ValueError):
 _OTHERS = "<code of others>"
 warnings.filterwarnings("ignore", module=re.escape(_OTHERS))
 MAX_VERSION_DIGITS = 100
-_LONG_NUMBER = re.compile(rf"[0-9]{{{MAX_VERSION_DIGITS + 1}}}")
+_LONG_VERSION_NUMBER = re.compile(rf"[0-9]{{{MAX_VERSION_DIGITS + 1}}}")
 
 
 def parse_json(data: str | bytes | bytearray, *, max_values: int | None = MAX_JSON_VALUES) -> Any:
@@ -267,6 +267,6 @@ def short_numbers(text: str) -> str:
     Raises:
         Malformed: a number has more digits.
     """
-    if _LONG_NUMBER.search(text):
+    if _LONG_VERSION_NUMBER.search(text):
         raise Malformed(f"a number has more than {MAX_VERSION_DIGITS} digits")
     return text
