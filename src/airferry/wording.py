@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
+import heapq
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+MAX_NEAR_CHARACTERS = 64
+MAX_NEAR_NAMES = 500
 
 # What a terminal obeys, or what makes a text read as another one: controls, separators of lines and paragraphs, marks
 # of direction and their overrides, characters that do not show, halves of surrogates. Not `str.isprintable`, which asks
@@ -37,6 +42,21 @@ def some_of(items: Sequence[str], most: int, *, separator: str = ", ") -> str:
     if len(items) <= most:
         return shown
     return f"{shown}{' ' if separator == ', ' else separator}and {len(items) - most} more"
+
+
+def near_names(name: str, known: Iterable[str], *, most: int = 1, cutoff: float = 0.6) -> list[str]:
+    """Return up to `most` of the known names that look like a name, the nearest first; none for a very long one.
+
+    Others may have chosen the names, and may know a million: no more are compared than take half a second.
+    """
+    if len(name) > MAX_NEAR_CHARACTERS:
+        return []
+    short = (other for other in known if len(other) <= MAX_NEAR_CHARACTERS)
+    # difflib cannot be stopped, and takes a millisecond for two names made for it
+    likely = heapq.nsmallest(
+        MAX_NEAR_NAMES, short, key=lambda other: (other[:1] != name[:1], abs(len(other) - len(name)))
+    )
+    return difflib.get_close_matches(name, likely, n=most, cutoff=cutoff)
 
 
 def printable(text: str, *, most: int) -> str:

@@ -55,6 +55,7 @@ from airferry.plan.env_profiles import read_env_file
 from airferry.plan.step_config import StepConfigReader
 from airferry.plan.step_values import read_step_values, resolve_texts
 from airferry.rootfs import files, layers, view
+from airferry.wording import near_names
 from layer_tars import Item, facts_of, folder, link, view_of
 from oci_images import make_bundle, put_image, put_index
 
@@ -297,6 +298,24 @@ def test_an_installer_within_other_arguments_is_found_in_linear_time() -> None:
         assert commands._installs_within(text)
     for text in ("pip list installed", "mypip install", "install pip ", "pip install-x"):
         assert not commands._installs_within(text)
+
+
+# --- names that are meant ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("made", [lambda n: f"{n:064b}", lambda n: "a" * 60 + str(n), lambda n: "ab" * 2_000 + str(n)])
+def test_the_nearest_of_a_million_names_is_found_in_bounded_time(made: Callable[[int], str]) -> None:
+    known = [made(number) for number in range(20_000)]
+    with quickly():
+        near_names(made(1)[::-1], known, most=5, cutoff=0.5)
+        near_names("steps/train", known)
+
+
+def test_names_that_look_alike_are_near_whatever_else_there_is() -> None:
+    known = [f"other-{number}" for number in range(5_000)]
+    assert near_names("trian", [*known, "train", "test"]) == ["train"]
+    assert near_names("trian", ["train", "trail", "x"], most=2, cutoff=0.5) == ["train", "trail"]
+    assert near_names("a" * 65, ["a" * 64]) == near_names("a", []) == []
 
 
 # --- gzip ------------------------------------------------------------------------------------------------------------

@@ -272,13 +272,48 @@ def test_a_lock_that_is_taken_is_waited_for_and_that_is_said_once(tmp_path: Path
 
 def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("AIRFERRY_CACHE", "/a/cache")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
-    assert files.cache_directory() == Path("/a/cache")
+    monkeypatch.setenv("AIRFERRY_CACHE", str(tmp_path / "a" / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert files.cache_directory() == tmp_path / "a" / "cache"
     monkeypatch.setenv("AIRFERRY_CACHE", "")
-    assert files.cache_directory() == Path("/xdg/airferry")
+    assert files.cache_directory() == tmp_path / "xdg" / "airferry"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert files.cache_directory() == tmp_path / ".cache" / "airferry"
+
+
+def test_the_cache_is_for_its_user_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFERRY_CACHE", str(tmp_path / "a" / "cache"))
+    assert files.cache_directory().stat().st_mode & 0o777 == 0o700
+    given = tmp_path / "given"
+    given.mkdir(mode=0o750)
+    monkeypatch.setenv("AIRFERRY_CACHE", str(given))
+    assert files.cache_directory().stat().st_mode & 0o777 == 0o750, "what someone made has the mode that they chose"
+    if os.getuid() == 0:
+        os.chown(given, 4_242, -1)
+        assert files.cache_directory() == given
+    monkeypatch.setattr(os, "geteuid", lambda: 4_243)
+    with pytest.raises(HostError, match="belongs to another user") as caught:
+        files.cache_directory()
+    assert "AIRFERRY_CACHE" in (caught.value.hint or "")
+    monkeypatch.setenv("AIRFERRY_CACHE", "/proc/no/such/folder")
+    assert files.cache_directory() == Path("/proc/no/such/folder"), "what writes to it says what is wrong"
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o600), (0o077, 0o600), (0o002, 0o660), (0o000, 0o660)])
+def test_a_lock_cannot_be_held_by_users_who_may_only_read_the_folder(tmp_path: Path, umask: int, mode: int) -> None:
+    path = tmp_path / "lock"
+    before = os.umask(umask)
+    try:
+        for lock in (locks.exclusive_lock(path, purpose="test"), locks.waiting_lock(path)):
+            with lock:
+                assert path.stat().st_mode & 0o777 == mode
+    finally:
+        os.umask(before)
+    path.unlink()
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(HostError, match="open lock"), locks.exclusive_lock(path, purpose="test"):
+        pass
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_free_space_is_that_of_the_nearest_folder_there_is(tmp_path: Path) -> None:

@@ -297,7 +297,7 @@ def test_a_umask_neither_hides_what_is_carried_nor_opens_it_to_all(value: int, t
     shared += [tmp_path / "asset" / "deep", tmp_path / "asset" / "deep" / "run"]
     assert {mode(path) & ~0o020 for path in shared} == {0o755}
     assert {mode(path) for path in (store.blob_path(digest), tmp_path / "overlays" / "slurm" / "a.yaml")} == {0o644}
-    assert mode(own) == 0o775 & ~value and mode(own / "lock") == 0o644 & ~value
+    assert mode(own) == 0o775 & ~value and mode(own / "lock") & 0o007 == 0
 
 
 # --- platforms -------------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from airferry.config.models import Config
 from airferry.config.schema import allowed_keys
 from airferry.config.site import SiteProfile
 from airferry.errors import ConfigurationError
+from airferry.wording import near_names
 
 MAX_PROBLEMS = 50
 # below these, `env` is a name that the user chose, and not the key for variables
@@ -156,7 +156,7 @@ def _key_path(value: Any, location: tuple[str | int, ...], *, missing: bool) -> 
 def _reason(kind: str, message: str, value: Any, key: KeyPath) -> str:
     if kind == "extra_forbidden":
         known = allowed_keys(key[:-1])
-        near = difflib.get_close_matches(str(key[-1]), known, n=1, cutoff=0.6)
+        near = near_names(str(key[-1]), known)
         if near:
             return f"unknown key, did you mean `{near[0]}`?"
         return "unknown key; allowed here: " + ", ".join(f"`{name}`" for name in known)

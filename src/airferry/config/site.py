@@ -5,13 +5,13 @@ Says what executors, storage, mirrors and GPUs there are; asks none of them.
 
 from __future__ import annotations
 
-import difflib
 import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from airferry.config.fields import ContainerPath, PlatformField, StrictModel, Text, VariableName
+from airferry.wording import near_names
 
 ExecutorKind = Literal["slurm-pyxis", "kubernetes", "lepton", "dgxcloud", "docker", "podman"]
 EXECUTOR_KINDS: tuple[ExecutorKind, ...] = ("slurm-pyxis", "kubernetes", "lepton", "dgxcloud", "docker", "podman")
@@ -72,7 +72,7 @@ def _known_kind(value: Any) -> Any:
     """Refuse an unknown kind of executor, with the one that may have been meant."""
     if not isinstance(value, str) or value in EXECUTOR_KINDS:
         return value
-    near = difflib.get_close_matches(value, EXECUTOR_KINDS, n=1, cutoff=0.6)
+    near = near_names(value, EXECUTOR_KINDS)
     meant = _KINDS_OF_OTHER_NAMES.get(value.lower()) or (near[0] if near else None)
     there_are = ", ".join(f"`{kind}`" for kind in EXECUTOR_KINDS)
     asked = f", did you mean `{meant}`?" if meant else f": there are {there_are}"

@@ -10,7 +10,6 @@ import errno
 import hashlib
 import itertools
 import os
-import re
 import shutil
 import stat
 import tempfile
@@ -24,6 +23,8 @@ from airferry.errors import HostError, UsageError
 TEMPORARY_PREFIX = ".airferry-"
 MAX_PATH_BYTES = 4096  # PATH_MAX of Linux
 MAX_NAME_BYTES = 255  # NAME_MAX of its file systems
+# the owner of what no user of a namespace owns: the kernel's overflow ID
+_UNKNOWN_USER = 65534
 # what file systems without locks, links, modes or durable folders answer; FUSE's `ENOSYS` means that it is not there
 _UNSUPPORTED = frozenset({errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 # FAT and exFAT say EPERM; EACCES and EPERM are also the kernel's `protected_hardlinks`
@@ -70,18 +71,6 @@ def os_error_hint(error: OSError, path: Path | None = None) -> str | None:
     if error.errno in (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ):
         return "the file system may not take this name, as FAT, exFAT and SMB: choose a folder on another one"
     return None
-
-
-# as programs say it, whose errors have no number
-DISK_FULL = re.compile(r"no space left on device|disk quota exceeded", re.IGNORECASE)
-
-
-def temporary_full_hint() -> str:
-    """Return what to do where a program that works in the folder for temporary files finds a disk full."""
-    return (
-        f"free up space on the file system of `{temporary_directory()}`, or choose another folder for temporary files "
-        "with `TMPDIR`; if the cache is on a full disk, choose another with `AIRFERRY_CACHE`; then rerun"
-    )
 
 
 def ensure_directory(path: Path, *, shared: bool = False) -> Path:
@@ -462,21 +451,36 @@ def free_bytes(path: Path) -> int:
 def cache_directory() -> Path:
     """Return airferry's cache: `AIRFERRY_CACHE`, else `$XDG_CACHE_HOME/airferry`, else `~/.cache/airferry`.
 
-    Where there is no home, or nothing can be written there, it is `airferry-UID` in the folder for temporary files.
+    It is made if it is missing, for this user alone: it holds bases and checkouts that others may not be allowed to
+    read, what is believed of them, and locks, which anyone who can open them could hold. Where there is no home, or
+    nothing can be written there, it is `airferry-UID` in the folder for temporary files.
 
     Raises:
-        HostError: there is no such folder either, or it is another user's.
+        HostError: it belongs to another user, who may have put there whatever is found in it.
     """
-    if chosen := os.environ.get("AIRFERRY_CACHE"):
-        return Path(chosen)
-    if base := os.environ.get("XDG_CACHE_HOME"):
-        return Path(base) / "airferry"
     home = home_directory()
-    if home is not None and is_folder(home):
-        usual = home / ".cache" / "airferry"
-        if os.access(next(path for path in (usual, *usual.parents) if exists(path)), os.W_OK | os.X_OK):
-            return usual
-    return _temporary_cache()
+    if chosen := os.environ.get("AIRFERRY_CACHE"):
+        folder = Path(chosen)
+    elif base := os.environ.get("XDG_CACHE_HOME"):
+        folder = Path(base) / "airferry"
+    else:
+        folder = (home or Path("/nowhere")) / ".cache" / "airferry"
+        nearest = next(path for path in (folder, *folder.parents) if exists(path))
+        if home is None or not is_folder(home) or not os.access(nearest, os.W_OK | os.X_OK):
+            return _temporary_cache()
+    with suppress(OSError):  # what writes to it says why that is not possible
+        if not folder.exists():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)
+        owner = folder.stat().st_uid
+        # root may use the cache that a container's volume brings; what an unknown user owns is of another namespace
+        if os.geteuid() != 0 and owner not in (os.geteuid(), 0, _UNKNOWN_USER):
+            raise HostError(
+                f"the cache `{folder}` belongs to another user, with ID {owner}",
+                hint="name a folder of your own with `AIRFERRY_CACHE`",
+                path=str(folder),
+            )
+    return folder
 
 
 def _temporary_cache() -> Path:

@@ -239,13 +239,16 @@ def _locked_file(path: Path, *, on_wait: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file to lock, which is made if it is missing: a user who can open one, if only to read, can hold it."""
     files.ensure_directory(path.parent)
     try:
-        # a mode of its own: not everybody may write to it, whatever the umask
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o660)
+        # a group that may not write here shares no folder: it is that of all users
+        if os.fstat(handle).st_mode & 0o060 == 0o040:
+            files.set_mode(handle, 0o600)
     except OSError as error:
         raise files.translate_os_error(error, doing="open lock", path=path) from error
-    with os.fdopen(handle, "a+b") as stream:
+    with open(handle, "r+b", buffering=0) as stream:  # noqa: PTH123
         yield stream
 
 

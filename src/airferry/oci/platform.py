@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import platform as host_platform
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from airferry.errors import ConfigurationError
+from airferry.wording import near_names
 
 _PART = re.compile(r"[a-z0-9_.]+")
 _ALIASES = {
@@ -134,13 +134,13 @@ def _meant(text: str) -> str:
     """Return `, did you mean …?` for the platform that is nearest to a text; empty where none is near."""
     written = text.strip().lower()
     architecture = written.split("/")[1] if "/" in written else written.removeprefix("linux").strip("-_:.")
-    near = difflib.get_close_matches(_ALIASES.get(architecture, architecture), _MACHINES, n=1, cutoff=0.6)
+    near = near_names(_ALIASES.get(architecture, architecture), _MACHINES)
     return f", did you mean `linux/{near[0]}`?" if near else ""
 
 
 def nearest(text: str, known: Iterable[str]) -> str:
     """Return `, did you mean …?` for the one of the known platforms that is nearest to a text; empty for none."""
-    near = difflib.get_close_matches(text, list(known), n=1, cutoff=0.8)
+    near = near_names(text, known, cutoff=0.8)
     return f", did you mean `{near[0]}`?" if near else ""
 
 

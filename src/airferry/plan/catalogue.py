@@ -16,6 +16,7 @@ from airferry.errors import AirferryError, ConfigurationError, Gathering, HostEr
 from airferry.host import files
 from airferry.host.parsing import Malformed, PythonTrees, parse_toml
 from airferry.plan.models import Target
+from airferry.wording import near_names
 
 MAX_STEP_TOML_BYTES = 1024 * 1024
 CONFIG_ENDINGS = (".yaml", ".yml")
@@ -331,7 +332,7 @@ def read_step_toml(path: Path) -> dict[str, Any]:
 
 def _nearest(name: str, known: Iterable[str]) -> str:
     names = list(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or names[:8]
+    near = near_names(name, names, most=3, cutoff=0.5) or names[:8]
     if not near:
         return "there are none"
     return "close matches: " + ", ".join(f"`{item}`" for item in near)

@@ -5,7 +5,6 @@ Membership, order, suffixes, names and tags are those that Nemotron's users have
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
@@ -20,6 +19,7 @@ from airferry.oci.platform import Platform, host
 from airferry.oci.reference import parse_reference
 from airferry.plan.models import Candidate, GroupPlan, LauncherPlan, Origin, Overlay, StepPlan, Target
 from airferry.plan.step_config import CLASH_HINT, find_clash, make_overlay, merge_overlays
+from airferry.wording import near_names
 
 _RANK: dict[Origin, int] = {"required": 0, "step": 1, "catalogue": 2, "reported": 3}
 _REF_NAME = re.compile(
@@ -113,7 +113,7 @@ def image_of_step(config: Config, target: Target) -> tuple[str, ExecutionImage]:
     step_id = target.step_id
     entry = config.step_execution_images.get(step_id)
     if entry is None:
-        near = difflib.get_close_matches(step_id, config.step_execution_images, n=1, cutoff=0.9)
+        near = near_names(step_id, config.step_execution_images, cutoff=0.9)
         hint = f"add `{step_id}: <name>`, with one of " + (
             ", ".join(f"`{name}`" for name in config.execution_images) or "the names under `execution_images`"
         )

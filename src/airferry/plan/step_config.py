@@ -5,7 +5,6 @@ Finds the Git overlays in its values (never in comments) and its mounts.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -24,6 +23,7 @@ from airferry.host import files
 from airferry.plan.catalogue import real_path
 from airferry.plan.interpolations import InterpolationBudget, TooMuchExpandedError, metered
 from airferry.plan.models import ConfigText, Overlay
+from airferry.wording import near_names
 
 MISSING = "???"
 MAX_CHAIN = 200
@@ -118,7 +118,7 @@ class StepConfigReader:
         for key, name in _entries(document.value):
             base = path.parent / (name if Path(name).suffix else f"{name}.yaml")
             if not files.is_file(base):
-                near = difflib.get_close_matches(base.name, _neighbours(base), n=1)
+                near = near_names(base.name, _neighbours(base))
                 raise document.error(
                     key,
                     f"the config inherits from `{name}`, and `{base}` is missing",

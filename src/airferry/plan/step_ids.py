@@ -5,7 +5,6 @@ They are warnings: a file for a whole catalogue may be used with one that has fe
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from airferry.config import Config
 from airferry.errors import ConfigurationError
 from airferry.plan.catalogue import Catalogue, choose_target, find_step
 from airferry.plan.models import PlanWarning, StepPlan
-from airferry.wording import some_of
+from airferry.wording import near_names, some_of
 
 CUTOFF = 0.75
 _Key = tuple[str | int, ...]
@@ -34,7 +33,7 @@ def id_warnings(config: Config, catalogue: Catalogue, steps: Iterable[StepPlan])
         strange = []
         for name in unknown:
             plain = name.partition(":")[0].strip()
-            near = difflib.get_close_matches(plain, known, n=1, cutoff=CUTOFF)
+            near = near_names(plain, known, cutoff=CUTOFF)
             if not near:
                 strange.append(name)
                 continue

@@ -6,7 +6,6 @@ points outside the exported tree, and no `.git` goes along.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 import re
@@ -22,7 +21,7 @@ from airferry.host import clock, files
 from airferry.host.locks import Thing, making
 from airferry.near.git.addresses import is_local, read_address, redact, remote_address, submodule_address
 from airferry.near.git.commands import STREAMED, DamagedRepository, WorkTree, run_git, try_git
-from airferry.wording import size_text
+from airferry.wording import near_names, size_text
 
 LIST_TIMEOUT_S = 300.0
 MAX_SUBMODULE_DEPTH = 10
@@ -110,7 +109,7 @@ def _commit_of(ref: str, refs: Mapping[str, str]) -> str | None:
 
 def _no_ref(url: str, ref: str, refs: Mapping[str, str]) -> BuildError:
     names = sorted({re.sub(r"^refs/(heads|tags)/|\^\{\}$", "", name) for name in refs})
-    near = difflib.get_close_matches(ref, names, n=MAX_LISTED_REFS, cutoff=0.5) or names[:MAX_LISTED_REFS]
+    near = near_names(ref, names, most=MAX_LISTED_REFS, cutoff=0.5) or names[:MAX_LISTED_REFS]
     return BuildError(
         f"`{redact(url)}` has no ref `{ref}`",
         hint=f"close matches: {', '.join(f'`{name}`' for name in near)}" if near else "it has no refs",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from airferry.near.planning import Selection, read_plan, warn_of_plan
 from airferry.near.session import BuildOptions, Session, open_session
 from airferry.plan.lockfile import LOCK_FILE, Lockfile, differences, read_lockfile, write_lockfile
 from airferry.plan.models import LAUNCHER, Plan, PlanWarning
+from airferry.wording import near_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ def drop_entries(lockfile: Lockfile, names: Sequence[str], *, plan: Plan) -> Loc
     choices = sorted({*known, *bases})
     for name in names:
         if name not in choices:
-            near = difflib.get_close_matches(name, choices, n=3, cutoff=0.3)
+            near = near_names(name, choices, most=3, cutoff=0.3)
             raise UsageError(
                 f"the lock file has no entry `{name}`",
                 hint="it holds " + ", ".join(f"`{item}`" for item in near or choices[:10]),
