@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from airferry.assets.record import RecordOutcome, record_asset
     from airferry.assets.staged import AssetReport, Unpacked
     from airferry.bundle.verify import VerifyReport
+    from airferry.config.site import SiteProfile
     from airferry.far.copy import CopyResult, copy
     from airferry.far.load import LoadOutcome, load
     from airferry.far.registries import ProbeOutcome, login, logout, probe_registry
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from airferry.jobs.findings import Finding
     from airferry.jobs.mirrors import MirrorFiles, mirrors
     from airferry.jobs.overlays import overlays
-    from airferry.jobs.profile import init_site, site_trouble
+    from airferry.jobs.profile import init_site, known_site, site_trouble
     from airferry.load_for_jobs import JobFiles, JobsOutcome, load_for_jobs
     from airferry.near.build import BuildOutcome, ImageSummary, build
     from airferry.near.describe import describe_plan, describe_prediction
@@ -96,6 +97,7 @@ _HOMES = {
         "CatalogueSource",
         "extract_catalogue",
     ),
+    "airferry.config.site": ("SiteProfile",),
     "airferry.jobs.check": (
         "CheckReport",
         "JobSelection",
@@ -111,6 +113,8 @@ _HOMES = {
     "airferry.jobs.overlays": ("overlays",),
     "airferry.jobs.profile": (
         "init_site",
+        "known_site",
+        "known_site",
         "site_trouble",
     ),
     "airferry.load_for_jobs": (
@@ -184,6 +188,7 @@ __all__ = [
     "Selection",
     "ServeOptions",
     "Serving",
+    "SiteProfile",
     "Unpacked",
     "VerifyReport",
     "build",
@@ -194,6 +199,7 @@ __all__ = [
     "doctor",
     "extract_catalogue",
     "init_site",
+    "known_site",
     "load",
     "load_for_jobs",
     "lock",

@@ -25,7 +25,7 @@ from airferry.near.bases.fetch import BaseCache
 from airferry.near.bases.originals import bring_originals, put_originals
 from airferry.oci.copy import copy_image
 from airferry.oci.digest import digest_hex
-from airferry.oci.documents import EMPTY_CONFIG, IMAGE_MANIFEST, Descriptor, Manifest
+from airferry.oci.documents import EMPTY_CONFIG, IMAGE_INDEX, IMAGE_MANIFEST, Descriptor, Index, Manifest
 from airferry.oci.layout import LayoutStore
 from airferry.oci.platform import parse_platform
 from airferry.plan.lockfile import Lockfile, read_lockfile, write_lockfile
@@ -80,6 +80,18 @@ class Upstream:
         contents = [ArtifactFile("note.txt", "text/plain", text.encode())]
         made = put_artifact(self.store, kind or "application/x-note", contents=contents, subject=subject)
         return self.push(made, reference=tag)
+
+    def attach_index(self, subject: Descriptor) -> Descriptor:
+        """Push an index of artifacts that refers to something."""
+        child = put_artifact(self.store, "application/x-part", contents=[ArtifactFile("a", "text/plain", b"part")])
+        index = Index(
+            schema_version=2,
+            media_type=IMAGE_INDEX,
+            artifact_type="application/x-set",
+            manifests=[child.annotated(annotations=None)],
+            subject=subject,
+        )
+        return self.push(self.store.put_bytes(canonical_json(index), IMAGE_INDEX))
 
     def carry(self, choice: str = "include", *, cache: str = "cache", lock: Lockfile | None = None) -> Carried:
         self.events.clear()
@@ -141,14 +153,15 @@ def test_what_belongs_to_a_base_is_carried_loaded_and_served(
     sbom = upstream.attach("sbom", upstream.index)
     vouched = upstream.attach("signature of the sbom", sbom)
     part = upstream.attach("part", upstream.parts[1])
+    listing = upstream.attach_index(upstream.index)
     tags = {signature(upstream.index.digest): upstream.attach("s", tag=signature(upstream.index.digest))}
     tags[signature(upstream.parts[0].digest, "att")] = upstream.attach(
         "a", tag=signature(upstream.parts[0].digest, "att")
     )
     carried = upstream.carry()
     assert upstream.warnings() == [] and carried.brought.left_out == ()
-    assert sorted(carried.names()) == sorted(one.digest for one in (sbom, vouched, part, *tags.values()))
-    assert [event for event in upstream.events if isinstance(event, Notice) and "comes with 5 artifacts" in event.text]
+    assert sorted(carried.names()) == sorted(one.digest for one in (sbom, vouched, part, listing, *tags.values()))
+    assert [event for event in upstream.events if isinstance(event, Notice) and "comes with 6 artifacts" in event.text]
     folder = carried.bundle(tmp_path / "bundle")
     assert verify_bundle(folder).findings == ()
     opened = open_bundle(folder)
@@ -166,7 +179,7 @@ def test_what_belongs_to_a_base_is_carried_loaded_and_served(
     for tag, descriptor in tags.items():
         assert sha256(registry.manifests[f"{held}@{tag}"][0]) == descriptor.digest
     source = RegistrySource(upstream.client, held)
-    assert [one.digest for one in source.referrers(upstream.index.digest)] == [sbom.digest]
+    assert {one.digest for one in source.referrers(upstream.index.digest)} == {sbom.digest, listing.digest}
     assert [one.digest for one in source.referrers(sbom.digest)] == [vouched.digest]
     assert [one.digest for one in source.referrers(upstream.parts[1].digest)] == [part.digest]
     # a rollback removes the tags

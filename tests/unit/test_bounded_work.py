@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
+from packaging.requirements import Requirement
 
 from airferry.assets.manifest import (
     MAX_ASSET_LINE_BYTES,
@@ -35,11 +37,14 @@ from airferry.errors import BuildError, ConfigurationError, HostError, Integrity
 from airferry.events import Emit
 from airferry.far import shipments
 from airferry.far.relocate import parse_destination
-from airferry.host.parsing import Malformed, parse_toml
+from airferry.host import parsing
+from airferry.host.parsing import Malformed, PythonTrees, parse_python, parse_toml
 from airferry.jobs import configs
 from airferry.near.git import driver
 from airferry.near.git.driver import Submodule
+from airferry.near.lock import closure as lock_closure
 from airferry.near.wheels import pip
+from airferry.near.wheels.pack import Wheel, read_wheel
 from airferry.oci import closure
 from airferry.oci.closure import Closure, read_closure, subjects_first
 from airferry.oci.codecs import inflate
@@ -50,14 +55,19 @@ from airferry.oci.layout import LayoutStore
 from airferry.oci.ports import Source, Stored
 from airferry.oci.tar import END_OF_ARCHIVE, MAX_TAIL_BYTES, TarReader
 from airferry.plan import config_images
+from airferry.plan.catalogue import Catalogue, find_step, parse_target
 from airferry.plan.code import commands
+from airferry.plan.code.imports import ImportScanner
+from airferry.plan.code.job_path import PathScanner
 from airferry.plan.env_profiles import read_env_file
 from airferry.plan.step_config import StepConfigReader
 from airferry.plan.step_values import read_step_values, resolve_texts
 from airferry.rootfs import files, layers, view
 from airferry.wording import near_names
+from catalogues import STEPS, write_step
 from layer_tars import Item, facts_of, folder, link, view_of
 from oci_images import make_bundle, put_image, put_index
+from wheel_factory import make_probe, make_wheel
 
 SHA256 = "0" * 64
 
@@ -318,6 +328,75 @@ def test_names_that_look_alike_are_near_whatever_else_there_is() -> None:
     assert near_names("a" * 65, ["a" * 64]) == near_names("a", []) == []
 
 
+# --- Python of others ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", ["a," * 150_000, "[]," * 100_000, "a and " * 210_000 + "a", b"f(1)\n" * 60_000])
+def test_a_tree_of_python_is_bounded(source: str | bytes) -> None:
+    with quickly(), pytest.raises(Malformed, match="more than 200000 names and signs, the limit for a Python file"):
+        parse_python(source)
+
+
+def test_long_texts_and_indentation_are_no_names_of_python() -> None:
+    with quickly():
+        assert parse_python("# " + " " * 500_000 + "\na = 1\nb = '" + "x" * 500_000 + "'\n")
+
+
+def test_trees_that_are_kept_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parsing, "MAX_KEPT_PYTHON_BYTES", 10)
+    trees = PythonTrees()
+    small, large = b"a = 1\n", b"b = 10000\n"
+    assert trees.parse(small) is trees.parse(small)
+    assert trees.parse(large) is not trees.parse(large)
+
+
+def test_code_of_a_step_is_read_up_to_a_limit(tmp_path: Path) -> None:
+    write_step(tmp_path, "a", source="import sys\nsys.path\n")
+    code = next(tmp_path.rglob("step.py"))
+    os.truncate(code, 1 << 33)
+    catalogue = Catalogue(tmp_path, tmp_path / STEPS, "nemotron.steps")
+    step = find_step(catalogue, parse_target("a"))
+    with quickly(), pytest.raises(ConfigurationError, match="larger than the limit of 4194304 bytes"):
+        ImportScanner(catalogue).candidates(step)
+    with quickly():
+        assert PathScanner(catalogue).job_path([code], None).folders == ()
+
+
+# --- what wheels require ---------------------------------------------------------------------------------------------
+
+
+def test_what_a_wheel_requires_is_bounded(tmp_path: Path) -> None:
+    path = make_wheel(tmp_path, "wide", "1.0", requires=[f"a{number}" for number in range(10_001)])
+    with quickly(), pytest.raises(BuildError, match="more than 10000 requirements, the limit for a wheel"):
+        read_wheel(path, sha256="")
+
+
+def test_what_is_added_to_an_image_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An index that hands out a wheel for every name, each of which requires more."""
+    monkeypatch.setattr(lock_closure, "MAX_ADDED_DISTRIBUTIONS", 50)
+
+    class Generous:
+        lock = None
+
+        def fetch(self, pins: Any, _python: Any) -> list[Any]:
+            return [
+                Wheel(
+                    pin.name,
+                    "1.0",
+                    f"{pin.name}-1.0-py3-none-any.whl",
+                    "0" * 64,
+                    Path(),
+                    (f"{pin.name}0", f"{pin.name}1"),
+                )
+                for pin in pins
+            ]
+
+    closed = lock_closure.DependencyClosure(make_probe(), Generous(), base="b", pip_no_deps=False)  # type: ignore[arg-type]
+    closed.add_direct(Requirement("a"), "a", place="step.py:1")
+    with quickly(), pytest.raises(BuildError, match="more than 50 distributions would be added, the limit"):
+        closed.run()
+
+
 # --- gzip ------------------------------------------------------------------------------------------------------------
 
 
@@ -461,25 +540,25 @@ def doubling(reference: str, *, first: str = "a0: x\n", line: str = "a{n}: '{r}{
     return first + "".join(line.format(n=n, r=reference.replace("#", str(n - 1))) for n in range(1, 30))
 
 
-STEPS = "take more than 2000 steps to resolve, the limit"
+TOO_MANY_STEPS = "take more than 2000 steps to resolve, the limit"
 PARTS = "an interpolation of more than 200 names and signs, the limit"
 EXPANDING = {
-    "doubling": (doubling("${a#}"), STEPS),
-    "chain": ("a0: x\n" + "".join(f"a{n}: ${{a{n - 1}}}\n" for n in range(1, 300)), STEPS),
-    "long": ("a: " + "x" * 100_000 + "\n" + "".join(f"b{n}: ${{a}}${{a}}\n" for n in range(100)), STEPS),
+    "doubling": (doubling("${a#}"), TOO_MANY_STEPS),
+    "chain": ("a0: x\n" + "".join(f"a{n}: ${{a{n - 1}}}\n" for n in range(1, 300)), TOO_MANY_STEPS),
+    "long": ("a: " + "x" * 100_000 + "\n" + "".join(f"b{n}: ${{a}}${{a}}\n" for n in range(100)), TOO_MANY_STEPS),
     "dynamic": (
         doubling("${t.${t.n#}}", first="t:\n  n0: a0\n  a0: x\n", line="  n{n}: a{n}\n  a{n}: '{r}{r}'\n"),
-        STEPS,
+        TOO_MANY_STEPS,
     ),
-    "relative": (doubling("${.a#}", first="m:\n  a0: x\n", line="  a{n}: '{r}{r}'\n"), STEPS),
+    "relative": (doubling("${.a#}", first="m:\n  a0: x\n", line="  a{n}: '{r}{r}'\n"), TOO_MANY_STEPS),
     # what no reading of the texts tells
-    "select": (doubling("${oc.select:a#}"), STEPS),
-    "deprecated": (doubling("${oc.deprecated:a#}"), STEPS),
-    "decoded": (doubling("${oc.decode:'${p}{a#}'}", first="a0: x\np: $\n", line='a{n}: "{r}{r}"\n'), STEPS),
-    "odd keys": (doubling("${a/#}", first="a/0: x\n", line="a/{n}: '{r}{r}'\n"), STEPS),
+    "select": (doubling("${oc.select:a#}"), TOO_MANY_STEPS),
+    "deprecated": (doubling("${oc.deprecated:a#}"), TOO_MANY_STEPS),
+    "decoded": (doubling("${oc.decode:'${p}{a#}'}", first="a0: x\np: $\n", line='a{n}: "{r}{r}"\n'), TOO_MANY_STEPS),
+    "odd keys": (doubling("${a/#}", first="a/0: x\n", line="a/{n}: '{r}{r}'\n"), TOO_MANY_STEPS),
     "through mappings": (
         doubling("${v#.a}", first="t0: {a: x}\n", line="t{n}: {{a: '{r}{r}'}}\nv{n}: ${{t{n}}}\n") + "v0: ${t0}\n",
-        STEPS,
+        TOO_MANY_STEPS,
     ),
     "nested": ("a: " + "${oc.env:X," * 9 + "x" + "}" * 9, "nest deeper than 8 levels"),
     "opened": ("a: '" + "${" * 3_000 + "'", "nest deeper than 8 levels"),
@@ -526,7 +605,7 @@ def test_what_interpolations_in_merged_configs_take_is_bounded_too(tmp_path: Pat
     path.write_text("defaults: [below]\nz: {b: '${auto_mount:git+https://e.example/r.git@main,/opt/r}'}\n")
     with quickly(), suppress(ConfigurationError):
         StepConfigReader().read(path)
-    with quickly(), pytest.raises(ConfigurationError, match=STEPS):
+    with quickly(), pytest.raises(ConfigurationError, match=TOO_MANY_STEPS):
         read_step_values(StepConfigReader(), path, environment={})
 
 

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from airferry import api
 from airferry.bundle.manifest import OverlayEntry
 from airferry.bundle.receipt import Receipt, ReceiptImage, write_receipt
 from airferry.cli.app import run
 from airferry.config import load_site
+from airferry.errors import UsageError
 from catalogues import write_step
 from checked_catalogue import write_checked_catalogue
 
@@ -200,6 +202,28 @@ def test_check_exits_with_8_and_prints_json(tmp_path: Path, capsys: pytest.Captu
     assert "env.toml:" in capsys.readouterr().err
     assert run(["check", "--source", str(code), "--site", "gone.yaml"]) == 3
     assert run(["check", str(code / "README.md"), "--source", str(code)]) == 6, "it is not a receipt"
+
+
+def test_registry_and_ca_come_from_the_site_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, Path | None, bool | None]] = []
+
+    def load(_bundle: Path, *, to: object, options: api.ClientOptions, **_: object) -> None:
+        asked.append((str(to), options.ca_file, options.plain_http))
+        raise UsageError("far enough")
+
+    monkeypatch.setattr(api, "load", load)
+    monkeypatch.delenv("AIRFERRY_TO", raising=False)
+    (tmp_path / "site.yaml").write_text(
+        "executors: [kubernetes]\nregistry: hub.site:5000/airgap\nca_file: ca.pem\nnode_ca_file: /etc/ssl/site.pem\n"
+    )
+    assert run(["load", "out"]) == 2 and run(["load", "out", "--to", "other:1/x", "--ca-file", "own.pem"]) == 2
+    assert run(["load", "out", "--plain-http"]) == 2
+    hub = "hub.site:5000/airgap"
+    expected = [(hub, Path("ca.pem"), None), ("other:1/x", Path("own.pem"), None), (hub, None, True)]
+    assert asked == expected
+    assert run(["load", "out", "--plain-http", "--ca-file", "own.pem"]) == 2 and len(asked) == 3
+    assert run(["mirrors", str(put_receipt(tmp_path)), "--out", "made"]) == 0
+    assert '"/etc/ssl/site.pem"' in (tmp_path / "made/containerd/certs.d/nvcr.io/hosts.toml").read_text()
 
 
 def test_mirrors_write_all_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

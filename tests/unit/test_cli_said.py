@@ -190,7 +190,7 @@ WITH_ROOT = {
     "assets verify": ["out", "data"],
     "assets unpack": ["out", "data"],
     "overlays": ["receipt.yaml"],
-    "check": ["receipt.yaml"],
+    "check": ["receipt.yaml", "--site", "site.yaml"],
     "mirrors": ["receipt.yaml"],
 }
 
@@ -204,6 +204,7 @@ def test_an_empty_root_is_refused_and_not_taken_for_none(sealed: Path, tmp_path:
     }
     (tmp_path / "out").symlink_to(sealed.parent)
     write_receipt(loaded_receipt("sft/one:tiny"), tmp_path / "receipt.yaml")
+    (tmp_path / "site.yaml").write_text("executors: [kubernetes]\n")
     for command, arguments in WITH_ROOT.items():
         assert run([*command.split(), *arguments, "--root", ""]) == UsageError.exit_code, command
         assert "is not a root digest, expected `sha256:` and 64 hex digits: it is empty" in said()[1], command

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from airferry import api
-from airferry.bundle.receipt import ReceiptTag, read_receipt, write_receipt
+from airferry.bundle.receipt import ReceiptConnection, ReceiptTag, read_receipt, write_receipt
 from airferry.bundle.verify import open_bundle
 from airferry.cli.app import run
 from airferry.errors import RegistryError
@@ -632,3 +632,8 @@ def test_a_registry_is_asked_before_anything_is_verified(
     assert load(registry, bundles["old"]) == 0
     methods = [call.method for call in registry.calls if "/blobs/uploads/" in call.path]
     assert methods[:3] == ["POST", "POST", "DELETE"], "the session that asks is ended"
+
+
+def test_the_receipt_says_how_the_registry_was_reached(registry: ScriptedRegistry, bundles: dict[str, Path]) -> None:
+    assert load(registry, bundles["old"]) == 0
+    assert read_receipt(Path("airgap-receipt.yaml")).connection == ReceiptConnection(tls=False)

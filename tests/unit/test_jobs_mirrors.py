@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tomllib
+from typing import Any
 
 import pytest
 import yaml
 
-from airferry.bundle.receipt import Receipt, ReceiptImage
+from airferry.bundle.receipt import Receipt, ReceiptConnection, ReceiptImage
 from airferry.config.site import EXECUTOR_KINDS
-from airferry.errors import ConfigurationError
+from airferry.errors import ConfigurationError, UsageError
 from airferry.far.relocate import parse_destination, relocate
 from airferry.jobs.mirrors import make_mirrors
 from airferry.jobs.submission import image_for, parse_image
@@ -110,3 +111,30 @@ def test_an_image_is_read_back_from_what_an_executor_takes(kind: str) -> None:
     for text in (f"hub.site:5000/a/b@{DIGEST}", "hub.site:5000/a/b:1.0"):
         assert parse_image("docker://" + image_for(kind, parse_reference(text))) == text
     assert parse_image("hub.site#a/b:1.0") == "hub.site/a/b:1.0"
+
+
+@pytest.mark.parametrize(
+    ("registry", "tls", "options", "secure"),
+    [
+        ("127.0.0.1:5000/airgap", True, {}, True),
+        ("127.0.0.1:5000/airgap", None, {}, False),
+        ("127.0.0.1:5000/airgap", None, {"ca_file": "/etc/ca.pem"}, True),
+        ("hub.site:5000/airgap", False, {}, False),
+        ("hub.site:5000/airgap", False, {"plain_http": False}, True),
+        ("hub.site:5000/airgap", None, {}, True),
+        ("hub.site:5000/airgap", True, {"plain_http": True}, False),
+    ],
+)
+def test_mirrors_go_the_way_that_the_load_went(registry: str, tls: bool | None, options: Any, secure: bool) -> None:
+    connection = None if tls is None else ReceiptConnection(tls=tls)
+    held = receipt(registry=registry).model_copy(update={"connection": connection})
+    files = make_mirrors(held, **options).files
+    server = tomllib.loads(files["containerd/certs.d/nvcr.io/hosts.toml"])["server"]
+    assert server.startswith("https://" if secure else "http://")
+    assert ("insecure = true" in files["containers/registries.conf.d/50-airferry.conf"]) is not secure
+    assert ("ENROOT_ALLOW_HTTP yes" in files["enroot/enroot.conf.d/50-airferry.conf"]) is not secure
+
+
+def test_a_ca_for_a_registry_without_tls_is_refused() -> None:
+    with pytest.raises(UsageError, match="`--ca-file` is for TLS"):
+        make_mirrors(receipt(), plain_http=True, ca_file="/etc/ca.pem")

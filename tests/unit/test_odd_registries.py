@@ -314,6 +314,34 @@ def test_referrers_that_may_exist_are_said_to_be_unknown(
     assert copied(place, f"oci:{store.path.parent / 'got'}:x", referrers=False)[1] == []
 
 
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("login", ["granted", "unknown"])
+def test_a_referrers_api_that_refuses_after_the_login_is_not_there(
+    login: str, status: int, registry: ScriptedRegistry, store: LayoutStore
+) -> None:
+    app = put_app(store)
+    note = put_note(store, app)
+    place = f"docker://{registry.address}/r/app:1"
+    copied(f"oci:{store.path}:{NAME}", place)
+
+    def asks(exchange: Exchange) -> bool:
+        if exchange.call.path == "/token":
+            return exchange.answer(200, json.dumps({"token": f"t{exchange.call.number}"}).encode())
+        if "/referrers/" not in exchange.call.path:
+            return False
+        if "Authorization" in exchange.call.headers:
+            return exchange.answer(status)
+        scheme = "Negotiate" if login == "unknown" else f'Bearer realm="http://{registry.address}/token"'
+        return exchange.answer(401, WWW_Authenticate=scheme)
+
+    registry.faults.append(asks)
+    # the list under the tag is whole
+    assert listed(registry, "r/app", app.digest) == [note.digest]
+    got = LayoutStore.create(store.path.parent / "got")
+    assert copied(place, f"oci:{got.path}:x")[1] == []
+    assert [entry.digest for entry in got.referrers(app.digest)] == [note.digest]
+
+
 @pytest.mark.parametrize("by", ["api", "tag"])
 def test_an_entry_of_a_list_that_is_no_descriptor_hides_no_other_referrer(
     by: str, registry: ScriptedRegistry, store: LayoutStore

@@ -10,8 +10,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any
 
 import pytest
@@ -21,14 +23,14 @@ from airferry.engine.program import Program
 from airferry.engine.storage import Storage
 from airferry.engine.transient import TransientImages
 from airferry.errors import HostError
-from airferry.events import Event, Notice, silent
+from airferry.events import Emit, Event, Notice, silent
 from airferry.host import files, locks
 from airferry.host.locks import Thing, clear_abandoned, clear_unheld, making, making_all, own_folder, sharing
 from airferry.host.process import Completed
-from airferry.host.threads import parallel_map
-from airferry.near.bases import debian
+from airferry.host.threads import NamedLocks, parallel_map
+from airferry.near.bases import debian, fetch
 from airferry.near.bases.fetch import BaseCache
-from airferry.near.bases.shared import SharedLayout
+from airferry.near.bases.shared import RecentUserland, SharedLayout
 from airferry.near.planning import Selection, read_plan
 from airferry.near.session import BuildOptions, open_session
 from airferry.near.wheels.pip import wheel_target
@@ -42,8 +44,9 @@ from airferry.registry.pulls import Pulls
 from catalogues import airgap, write_airgap, write_step
 from folder_pip import FolderPip
 from oci_images import make_image
-from wheel_factory import make_probe, make_wheel
+from wheel_factory import make_probe, make_wheel, source_distribution
 
+AMD64_TAG = "manylinux_2_17_x86_64"
 AMD64 = wheel_target(make_probe().python)
 BEGIN = "import sys, time; from pathlib import Path; from airferry.host.locks import *; cache = Path(sys.argv[1])\n"
 HOLD = "with making(cache, Thing.LAYER, 'one', doing='x'), own_folder(cache / 'scratch'):\n"
@@ -70,7 +73,7 @@ def process(cache: Path, code: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def until(wanted: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not wanted():
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -101,7 +104,7 @@ def test_one_makes_a_thing_while_another_waits_for_it_alone(tmp_path: Path, monk
             order.append("others")
         # the kernel frees what a killed process held
         other.kill()
-        waiting.join(timeout=30)
+        waiting.join(timeout=120)
     assert order == ["others", "made"]
     (said,) = events
     assert isinstance(said, Notice)
@@ -109,7 +112,8 @@ def test_one_makes_a_thing_while_another_waits_for_it_alone(tmp_path: Path, monk
     assert taken(tmp_path) == []
 
 
-def test_a_short_wait_is_not_worth_a_word(tmp_path: Path) -> None:
+def test_a_short_wait_is_not_worth_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "WAITING_SAID_AFTER_S", 120)
     events: list[Event] = []
     begun = threading.Event()
 
@@ -120,9 +124,10 @@ def test_a_short_wait_is_not_worth_a_word(tmp_path: Path) -> None:
 
     holder = threading.Thread(target=hold)
     holder.start()
-    begun.wait(30)
+    begun.wait(120)
+    monkeypatch.setattr(locks, "_IN_PROCESS", NamedLocks())  # as another process has its own
     with making(tmp_path, Thing.LAYER, "one", doing="x", emit=events.append):
-        holder.join(timeout=30)
+        holder.join(timeout=120)
     assert events == []
 
 
@@ -131,7 +136,7 @@ def test_no_two_processes_make_a_thing_at_once(tmp_path: Path) -> None:
     with ExitStack() as stack:
         for _ in range(3):
             child = stack.enter_context(process(tmp_path, "print('ready', flush=True)\n" + ALL_MAKE))
-            stack.callback(child.wait, 60)
+            stack.callback(child.wait, 300)
     assert (tmp_path / "count").read_text() == "90"
     assert taken(tmp_path) == []
 
@@ -159,7 +164,7 @@ def test_a_wait_ends_when_the_work_is_given_up(tmp_path: Path) -> None:
 
     def work(item: str) -> None:
         if item == "fails":
-            waits.wait(30)
+            waits.wait(120)
             raise KeyError(item)
         # what a thread starts is given up with it
         parallel_map(wait, [1], jobs=1)
@@ -278,6 +283,57 @@ def test_sessions_on_two_folders_share_the_cache_and_two_on_one_are_told(selecti
     assert list((cache / "scratch").iterdir()) == []
 
 
+class SlowCompiler:
+    """A compiler that takes as long as a test wants."""
+
+    base = SimpleNamespace(name="base")
+
+    def __init__(self) -> None:
+        self.begun, self.ready, self.calls = threading.Event(), threading.Event(), list[str]()
+
+    def key(self, requirement: str, *_: object) -> dict[str, str]:
+        return {"requirement": requirement}
+
+    def compile(self, requirement: str, *_: object, scratch: Path, **__: object) -> Path:
+        self.calls.append(requirement)
+        self.begun.set()
+        assert self.ready.wait(120)
+        return make_wheel(scratch / "out", "slow", "1.0", tag=f"cp311-cp311-{AMD64_TAG}")
+
+
+def test_a_lock_that_compiles_stops_no_other_folder(
+    selections: list[Selection], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "WAITING_SAID_AFTER_S", 0)
+    monkeypatch.setattr(WheelStore, "pip_wheel", lambda *_: tmp_path)
+    index, compiler = tmp_path / "index", SlowCompiler()
+    make_wheel(index, "pure", "1.0")
+    make_wheel(index, "slow", "1.0", tag="cp311-cp311-manylinux_2_17_aarch64")
+    source_distribution(index, name="slow", tag="any")
+    one, two = (read_plan(selection) for selection in selections)
+    events: list[list[Event]] = [[], [], []]
+
+    def bring(cache: Path, name: str, emit: Emit) -> Path:
+        store = WheelStore(cache, FolderPip(folder=index), emit)
+        return store.fetch([Pin(name, "==1.0")], AMD64, compiler=compiler)[0].path  # type: ignore[arg-type]
+
+    with open_session(one, BuildOptions(), emit=silent) as first, ThreadPoolExecutor() as pool:
+        try:
+            compiled = pool.submit(bring, first.cache, "slow", events[0].append)
+            assert compiler.begun.wait(120)
+            with open_session(two, BuildOptions(), emit=events[1].append) as second:
+                assert bring(second.cache, "pure", events[1].append).is_file()
+                assert events[1] == []
+                waiting = pool.submit(bring, second.cache, "slow", events[2].append)
+                until(lambda: any("is compiled" in str(event) for event in events[2]))
+                assert not waiting.done()
+                compiler.ready.set()
+                assert waiting.result(120) == compiled.result(120)
+        finally:
+            compiler.ready.set()
+    assert compiler.calls == ["slow==1.0"]
+
+
 # --- what is made for all --------------------------------------------------------------------------------------------
 
 
@@ -333,23 +389,27 @@ def test_a_userland_is_made_once_for_two_who_ask_at_once_and_again_for_one_who_a
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pinned: bool
 ) -> None:
     calls: list[str] = []
+    asked: list[RecentUserland] = []
+
+    class Asked(RecentUserland):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            asked.append(self)
 
     def bootstrap(base: BootstrapBase, *, into: Path, **_: Any) -> debian.BootstrapResult:
         calls.append(base.suite)
-        time.sleep(0.1)
+        until(lambda: len(asked) > 1)
         into.write_bytes(bytes(1024))
         return debian.BootstrapResult(into, {"base-files": "12"}, False)
 
     monkeypatch.setattr(debian, "bootstrap", bootstrap)
+    monkeypatch.setattr(fetch, "RecentUserland", Asked)
     platform = parse_platform("linux/amd64")
     base = BootstrapBase(suite="bookworm")
     cache = tmp_path / "cache"
     caches = [BaseCache(cache, open_registry=Pulls(lambda _: None, emit=silent).source, emit=silent) for _ in "12"]  # type: ignore[arg-type, return-value]
-    begin = threading.Barrier(2)
 
     def bring(bases: BaseCache, locked: LockedBase | None) -> LockedBase:
-        if locked is None:
-            begin.wait(30)
         return bases.bring(base, [platform], locked=locked).locked
 
     first, second = parallel_map(lambda bases: bring(bases, None), caches, jobs=2)
@@ -359,7 +419,7 @@ def test_a_userland_is_made_once_for_two_who_ask_at_once_and_again_for_one_who_a
         assert bring(caches[0], first) == first
         assert len(calls) == 1
     else:
-        caches[0].bring(base, [platform], locked=None)
+        bring(caches[0], None)
         assert len(calls) == 2, "a mirror may have something else by now"
 
 

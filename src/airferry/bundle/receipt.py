@@ -106,12 +106,21 @@ class ReceiptAsset(BaseModel):
     target: ContainerPath | None = None
 
 
+class ReceiptConnection(BaseModel):
+    """How the registry was reached: over TLS or not, and the SHA-256 fingerprints of the CAs that were given for it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tls: bool
+    ca_fingerprints: tuple[Digest, ...] = ()
+
+
 class Receipt(BaseModel):
     """What a load left. `root_verified` says whether the root was compared with one from a separate channel.
 
     `steps` maps a step, or a target where configs of one step have different images, to its image pinned by digest.
     `left_out` is what the registry refused of that which a load can do without, `submit` is as in the manifest.
-    Version 1 had none of `catalogue`, `assets`, `left_out`, `submit` and the images' `docker_twin`.
+    Version 1 had none of `connection`, `catalogue`, `assets`, `left_out`, `submit` and the images' `docker_twin`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -120,6 +129,7 @@ class Receipt(BaseModel):
     bundle_root: Digest
     root_verified: bool
     registry: Word
+    connection: ReceiptConnection | None = None
     loaded_at: Line
     airferry: Line
     images: tuple[ReceiptImage, ...]

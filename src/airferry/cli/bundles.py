@@ -26,6 +26,7 @@ from airferry.cli.options import (
 )
 from airferry.cli.render import Reporter, data, data_line
 from airferry.errors import UsageError
+from airferry.host import files
 from airferry.wording import counted, size_text
 
 SHOWN_BESIDE = 20
@@ -129,7 +130,10 @@ def load(
     site: Annotated[
         Path | None,
         typer.Option(
-            "--site", metavar="FILE", envvar="AIRFERRY_SITE", help="With --jobs: site profile, as for `overlays`."
+            "--site",
+            metavar="FILE",
+            envvar="AIRFERRY_SITE",
+            help="Site profile, as for `overlays`; its `registry` and `ca_file` need not be typed.",
         ),
     ] = None,
     source: Annotated[
@@ -146,7 +150,8 @@ def load(
 ) -> None:
     """Verify a bundle, load it into a private registry, read it back, and print the submit commands."""
     reporter: Reporter = context.obj
-    options = make_options(plain_http=plain_http, ca_file=ca_file, jobs=parallel, limit_rate=limit_rate)
+    known = api.known_site(site)
+    options = make_options(plain_http=plain_http, ca_file=ca_file, jobs=parallel, limit_rate=limit_rate, site=known)
     _check_jobs(jobs, site=site, source=source)
     if rollback is not None:
         if bundle is not None or dry_run or jobs is not None:
@@ -154,8 +159,12 @@ def load(
         result = api.rollback(rollback, to=to, root=root, options=options, emit=reporter)
         _show_rollback(result, as_json=as_json, reporter=reporter)
         return
+    to = to or (known.registry if known is not None else None)
     if bundle is None or to is None:
-        raise UsageError("`load` requires a bundle and `--to HOST:PORT/PREFIX`", hint="or `--rollback RECEIPT`")
+        raise UsageError(
+            "`load` requires a bundle and `--to HOST:PORT/PREFIX`, or `registry:` in the site profile",
+            hint="or `--rollback RECEIPT`",
+        )
     if probe and not dry_run:
         raise UsageError("`--probe` requires `--dry-run`", hint="or test the registry with `airferry registry probe`")
     destination = api.parse_destination(
@@ -274,14 +283,21 @@ def _show_plan(outcome: api.LoadOutcome) -> None:
 
 
 def make_options(
-    *, plain_http: bool | None, ca_file: Path | None, jobs: int = 4, limit_rate: str | None = None
+    *,
+    plain_http: bool | None,
+    ca_file: Path | None,
+    jobs: int = 4,
+    limit_rate: str | None = None,
+    site: api.SiteProfile | None = None,
 ) -> api.ClientOptions:
-    """Return how registries are reached, from the options of a command.
+    """Return how registries are reached, from the options of a command, and else as the site profile says.
 
     Raises:
         UsageError: the rate is malformed.
     """
     rate = parse_size(limit_rate, option="--limit-rate", what="bytes per second") if limit_rate else None
+    if ca_file is None and plain_http is not True and site is not None and site.ca_file is not None:
+        ca_file = files.expand_home(Path(site.ca_file))
     return api.ClientOptions(plain_http=plain_http, ca_file=ca_file, jobs=jobs, limit_rate=rate)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ import typer
 
 from airferry import api
 from airferry.cli import completion
-from airferry.cli.bundles import say_written
+from airferry.cli.bundles import make_options, say_written
 from airferry.cli.findings import show_findings, show_fixes
 from airferry.cli.options import (
     CaFileOption,
@@ -216,7 +217,7 @@ def overlays(
             out=out,
             catalogue=api.CatalogueSource(source=source, bundle=bundle, steps=steps, root=root),
             site=site,
-            options=api.ClientOptions(plain_http=plain_http, ca_file=ca_file),
+            options=make_options(plain_http=plain_http, ca_file=ca_file, site=api.known_site(site)),
             emit=reporter,
         )
     if as_json:
@@ -238,11 +239,15 @@ def mirrors(
         str | None,
         typer.Option("--ca-file", metavar="PATH", help="PEM certificate of a private CA: its path on the nodes."),
     ] = None,
+    site: SiteOption = None,
     root: ReceiptRootOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write mirror configurations that redirect the original names of base images to the private registry."""
     reporter: Reporter = context.obj
+    known = api.known_site(site)
+    if ca_file is None and plain_http is not True and known is not None:
+        ca_file = known.node_ca_file
     made = api.mirrors(receipt, out=out, plain_http=plain_http, ca_file=ca_file, root=root, emit=reporter)
     if as_json:
         images = [
@@ -316,8 +321,10 @@ def check(
             catalogue=api.CatalogueSource(source=source, bundle=bundle, steps=steps, root=root),
             hash_assets=hash_assets,
             ask_registry=registry,
-            options=api.ClientOptions(
-                plain_http=plain_http, ca_file=ca_file, connect_timeout_s=10.0, read_timeout_s=20.0
+            options=replace(
+                make_options(plain_http=plain_http, ca_file=ca_file, site=api.known_site(site)),
+                connect_timeout_s=10.0,
+                read_timeout_s=20.0,
             ),
             emit=reporter,
         )

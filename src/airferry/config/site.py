@@ -183,6 +183,12 @@ class SiteProfile(StrictModel):
 
     executors: Annotated[tuple[Executor, ...], Field(description="What runs the steps.")] = ()
     registry: Annotated[RegistryPrefix | None, Field(description="`HOST:PORT/PREFIX` that `load` pushes to.")] = None
+    ca_file: Annotated[
+        Text | None, Field(description="PEM certificate of the registry's private CA on this host, as `--ca-file`.")
+    ] = None
+    node_ca_file: Annotated[
+        ContainerPath | None, Field(description="The same certificate's path on the nodes, for `airferry mirrors`.")
+    ] = None
     platform: Annotated[PlatformField | None, Field(description="CPU platform of the nodes.")] = None
     gpu: Gpu = Gpu()
     mounts: Annotated[tuple[StorageMount, ...], Field(description="Persistent storage.")] = ()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from airferry.bundle.manifest import BundleManifest
-from airferry.bundle.receipt import Receipt, read_receipt, write_receipt
+from airferry.bundle.receipt import Receipt, ReceiptConnection, read_receipt, write_receipt
 from airferry.bundle.verify import Bundle, VerifyReport, expect_outside, find_layout, open_bundle, verify_opened
 from airferry.config.submit import submit_command
 from airferry.defaults import OVERLAYS_FOLDER
@@ -46,9 +46,12 @@ from airferry.oci.reference import Reference
 from airferry.registry.client import ClientOptions, RegistryClient
 from airferry.registry.failures import TooLarge, TransientRegistryError, rerun_helps
 from airferry.registry.profile import RegistryProfile, keep_learned, read_profile
+from airferry.registry.tls import fingerprints
 from airferry.registry.trial import PROBE_REPOSITORY
 from airferry.registry.uploads import Uploader
 from airferry.wording import counted, size_text
+
+MAX_FINGERPRINTS = 8  # a file of all public CAs says nothing about this registry
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +223,7 @@ def load(
         shipments = [item for item in shipments if str(places.get(item.name)) not in refused]
         left = left_out(without, destination, places, untagged=untagged)
         made = make_receipt(opened, destination, places, tags, shipments, verified=root is not None, left=left)
+        made = made.model_copy(update={"connection": _connection(client, options)})
         if not dry_run:
             ours = [move for move in tags if move.reference not in taken]
             write_receipt(made, receipt_path)
@@ -235,6 +239,12 @@ def load(
 def _some_repository(places: Mapping[str, Reference], destination: Destination) -> str:
     """Return a repository that the load will write to."""
     return next((place.repository for place in places.values()), destination.repository(ARTIFACTS_REPOSITORY))
+
+
+def _connection(client: RegistryClient, options: ClientOptions) -> ReceiptConnection:
+    """Return how the registry was reached."""
+    known = fingerprints(options.ca_file) if client.tls and options.ca_file is not None else ()
+    return ReceiptConnection(tls=bool(client.tls), ca_fingerprints=known[:MAX_FINGERPRINTS])
 
 
 def _push(

@@ -30,6 +30,11 @@ _TOML_KEY = re.compile(
     r"""(?<![\w.\-"'\\])(?:(?:[\w-]++|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+)"""
     rf"{{{MAX_TOML_KEY_PARTS}}}"
 )
+# a name takes a kilobyte as a tree: 1 MB of `a,a,…` took 600 MiB. A test file of 282 KB, one of the largest, has 47,000
+MAX_PYTHON_TOKENS = 200_000
+# what is kept of trees that were parsed, for the next who asks
+MAX_KEPT_PYTHON_BYTES = 4 * 1024 * 1024
+_PYTHON_TOKEN = re.compile(rb"\w+|[^\w\s]")
 _LONG_NUMBER = re.compile(r"0[xob][0-9A-Fa-f_]{16}|[0-9][0-9_]{18}")
 # up to the next mark that is not in a text, or the end; possessive, so that nothing is kept to go back to
 _JSON_MARK = re.compile(rb'[^",\[{]*+(?:"[^"\\]*+(?:\\.[^"\\]*+)*+"?[^",\[{]*+)*+(?:[,\[{]|\Z)', re.DOTALL)
@@ -161,8 +166,13 @@ def parse_python(source: str | bytes) -> ast.Module:
     """Return the tree of a Python file.
 
     Raises:
-        Malformed: it is none, or one that this Python cannot parse.
+        Malformed: it is none, one that this Python cannot parse, or has more than MAX_PYTHON_TOKENS.
     """
+    if len(source) > MAX_PYTHON_TOKENS:
+        plain = source.encode("utf-8", "replace") if isinstance(source, str) else source
+        tokens = sum(1 for _ in islice(_PYTHON_TOKEN.finditer(plain), MAX_PYTHON_TOKENS + 1))
+        if tokens > MAX_PYTHON_TOKENS:
+            raise Malformed(f"more than {MAX_PYTHON_TOKENS} names and signs, the limit for a Python file")
     try:
         return ast.parse(source, _OTHERS)
     except SyntaxError as error:
@@ -180,6 +190,7 @@ class PythonTrees:
     def __init__(self) -> None:
         """Hold none yet."""
         self._trees: dict[bytes, ast.Module] = {}
+        self._left_bytes = MAX_KEPT_PYTHON_BYTES
 
     def parse(self, source: bytes) -> ast.Module:
         """Return the tree of a source.
@@ -190,7 +201,10 @@ class PythonTrees:
         # by its bytes and not by its path: what was changed since is parsed again
         tree = self._trees.get(source)
         if tree is None:
-            tree = self._trees[source] = parse_python(source)
+            tree = parse_python(source)
+            if len(source) <= self._left_bytes:
+                self._left_bytes -= len(source)
+                self._trees[source] = tree
         return tree
 
 

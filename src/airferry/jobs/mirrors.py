@@ -19,6 +19,7 @@ from airferry.host.toml import toml_pair, toml_table
 from airferry.host.yaml import render_yaml
 from airferry.jobs.submission import image_for
 from airferry.oci.reference import DEFAULT_REGISTRY, Reference, is_loopback, parse_reference
+from airferry.registry.client import CA_WITHOUT_TLS
 from airferry.wording import comment_line, obeyed
 
 MIRRORS_MARK = "Written by `airferry mirrors`."
@@ -68,17 +69,20 @@ def mirrors(
 def make_mirrors(receipt: Receipt, *, plain_http: bool | None = None, ca_file: str | None = None) -> MirrorFiles:
     """Return the mirror configurations for the originals that a load left.
 
-    `ca_file` is a path on the nodes. `plain_http` None means: on loopback only.
+    `ca_file` is a path on the nodes, and means TLS. `plain_http` None means: as the load reached the registry, or,
+    where an older receipt does not say, on loopback only.
 
     Raises:
         ConfigurationError: the bundle carried no originals.
-        UsageError: the path of the CA has control characters.
+        UsageError: the path of the CA has control characters, or there is one for a registry without TLS.
     """
+    if plain_http and ca_file is not None:
+        raise UsageError(CA_WITHOUT_TLS, hint="leave one of both out")
     if ca_file is not None and obeyed(ca_file):
         raise UsageError(f"`{ca_file}` is not a path that configurations of nodes can name")
     images = _originals(receipt)
     registry = parse_reference(f"{receipt.registry}/x").registry
-    insecure = is_loopback(registry) if plain_http is None else plain_http
+    insecure = _is_plain(receipt, registry) if plain_http is None and ca_file is None else bool(plain_http)
     containerd, notes = _containerd(images, insecure=insecure, ca_file=ca_file)
     files = {
         **containerd,
@@ -90,6 +94,10 @@ def make_mirrors(receipt: Receipt, *, plain_http: bool | None = None, ca_file: s
         "enroot/images.txt": _enroot_images(images),
     }
     return MirrorFiles(images, dict(sorted(files.items())), tuple(notes))
+
+
+def _is_plain(receipt: Receipt, registry: str) -> bool:
+    return is_loopback(registry) if receipt.connection is None else not receipt.connection.tls
 
 
 def _originals(receipt: Receipt) -> tuple[MirroredImage, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from airferry.config import SiteProfile, check_site, load_site
+from airferry.config import SiteProfile, check_site, load_config, load_site
 from airferry.config.site import EXECUTOR_KINDS
 from airferry.defaults import SITE_FILE
 from airferry.errors import ConfigurationError, UsageError
@@ -51,6 +51,23 @@ def init_site(
     return site
 
 
+def known_site(path: Path | None) -> SiteProfile | None:
+    """Return the site profile as `read_site` finds it, or None where there is none: for what it may say besides.
+
+    Raises:
+        ConfigurationError: the file is wrong.
+    """
+    if path is None and Path(SITE_FILE).is_file():
+        path = Path(SITE_FILE)
+    if path is not None:
+        return load_site(path)
+    return load_config(Path(PLAN_CONFIG)).site if Path(PLAN_CONFIG).is_file() else None
+
+
+def _profile_here() -> Path | None:
+    return next((Path(name) for name in (SITE_FILE, PLAN_CONFIG) if Path(name).is_file()), None)
+
+
 def site_trouble(key: str, value: Any) -> str | None:
     """Return what is wrong with a value of one key of a site profile by itself, None if nothing is."""
     try:
@@ -67,8 +84,7 @@ def read_site(path: Path | None) -> SiteProfile:
         ConfigurationError: the file is wrong, there is no profile, or it names no executor. What runs the jobs decides
             how images are named and jobs are submitted, so it is never guessed.
     """
-    if path is None:
-        path = next((Path(name) for name in (SITE_FILE, PLAN_CONFIG) if Path(name).is_file()), None)
+    path = path or _profile_here()
     if path is None:
         raise ConfigurationError(
             "there is no site profile: nothing says what runs the jobs",

@@ -18,7 +18,7 @@ from typing import Protocol
 import requests
 import urllib3
 
-from airferry.errors import AirferryError, RegistryError
+from airferry.errors import AirferryError, RegistryError, UsageError
 from airferry.events import Emit, Warned, silent
 from airferry.host.parsing import join_url, split_url
 from airferry.oci.reference import is_loopback
@@ -53,9 +53,14 @@ REDIRECTS = frozenset({301, 302, 303, 307, 308})
 REFUSALS_AT_THE_START = 4
 
 
+CA_WITHOUT_TLS = "`--ca-file` is for TLS, and `--plain-http` does without"
+
+
 @dataclass(frozen=True, slots=True)
 class ClientOptions:
     """How registries are reached. `plain_http` None means: on loopback, where the registry speaks no TLS.
+
+    A `ca_file` means TLS, on loopback too, and excludes `plain_http`.
 
     `limit_rate` is in bytes a second over all connections.
     """
@@ -68,6 +73,15 @@ class ClientOptions:
     read_timeout_s: float = 60.0
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     lookup: Lookup = find_credential
+
+    def __post_init__(self) -> None:
+        """Refuse what contradicts itself.
+
+        Raises:
+            UsageError: there is a CA for connections without TLS.
+        """
+        if self.plain_http and self.ca_file is not None:
+            raise UsageError(CA_WITHOUT_TLS, hint="leave one of both out")
 
 
 class RegistryClient(OrasRegistry):
@@ -136,6 +150,11 @@ class RegistryClient(OrasRegistry):
             RegistryError: plain HTTP was asked for where it must not be, or the registry cannot be reached.
         """
         return f"{self._find_scheme(self.host)}://{self.host}/v2/{path}"
+
+    @property
+    def tls(self) -> bool | None:
+        """Whether the registry is reached over TLS, None as long as it was not asked for anything."""
+        return None if self._scheme is None else self._scheme == "https"
 
     def request(
         self,
@@ -369,6 +388,8 @@ class RegistryClient(OrasRegistry):
             with suppress(OSError):
                 return "https" if speaks_tls(host, timeout_s=self.options.connect_timeout_s) else "http"
             return "http"
+        if self.options.ca_file is not None:
+            return "https"
         # never http after https failed: whoever cuts the connection off would be sent the login in the clear
         if not is_loopback(host):
             return "https"

@@ -259,20 +259,32 @@ class RegistrySource(Source):
         what = f"list the referrers of `{digest}` in `{self}`"
         for page in range(MAX_REFERRER_PAGES):
             request = Request("GET", url, what=what, scopes=self.scopes, headers={"Accept": IMAGE_INDEX})
-            response = self.client.request(request, expected=None)
-            entries: IndexListing | str = f"its referrers API answers with {response.status_code}"
-            if response.status_code == 200:
-                entries = _listed(response.content)
+            answer = self._answer_or_status(request)
+            status = answer if isinstance(answer, int) else answer.status_code
+            entries: IndexListing | str = f"its referrers API answers with {status}"
+            if not isinstance(answer, int) and status == 200:
+                entries = _listed(answer.content)
             if isinstance(entries, str):
                 if page:
                     raise NoReferrers(f"cannot {what}: {entries} on page {page + 1}")
-                return "" if response.status_code in NO_API else entries
+                return "" if status in NO_API else entries
             found = IndexListing([*found.manifests, *entries.manifests], strange={**found.strange, **entries.strange})
-            following = response.next_page
-            if not following:
+            if isinstance(answer, int) or not answer.next_page:
                 return found
-            url = following_url(response.url, following, what=what)
+            url = following_url(answer.url, answer.next_page, what=what)
         raise RegistryError(f"cannot {what}: there are more than {MAX_REFERRER_PAGES} pages")
+
+    def _answer_or_status(self, request: Request) -> Answer | int:
+        """Return the answer to a request for what a registry need not have, or the status of a login that fails.
+
+        That is then about this path: the login for manifests has led somewhere.
+        """
+        try:
+            return self.client.request(request, expected=None)
+        except RegistryError as error:
+            if isinstance(error, TransientRegistryError) or error.status not in (400, *WITHHELD):
+                raise
+            return error.status
 
     def tagged_referrers(self, digest: str) -> IndexListing | None:
         """Return what the tag lists that stands in for the referrers API of a digest; None without the tag.

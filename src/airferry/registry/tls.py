@@ -14,6 +14,7 @@ import certifi
 
 from airferry.errors import ConfigurationError
 from airferry.host import files
+from airferry.oci.digest import digest_of
 
 
 def certificate_folders(registry: str) -> list[Path]:
@@ -53,6 +54,17 @@ def make_context(registry: str, *, ca_file: Path | None = None, verify: bool = T
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
+
+
+def fingerprints(ca_file: Path) -> tuple[str, ...]:
+    """Return the SHA-256 digests of the certificates in a file, as `openssl x509 -fingerprint -sha256` shows them.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or holds no certificate.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    _load_authority(context, ca_file)
+    return tuple(sorted({digest_of(certificate) for certificate in context.get_ca_certs(binary_form=True)}))
 
 
 def _entries(folder: Path) -> Iterable[Path]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from airferry.config.fields import parse_overlay
 from airferry.config.submit import config_words
 from airferry.defaults import OVERLAYS_FOLDER
+from airferry.errors import HostError
 from airferry.host import files
 from airferry.host.parsing import Malformed, parse_json, split_url, url_host
 from airferry.host.yaml import render_line
@@ -20,6 +21,8 @@ from airferry.oci.reference import is_loopback
 from airferry.plan.step_config import split_mounts
 from airferry.plan.step_values import StepValue
 
+# of a list of datasets and weights: Nemotron's have a few KiB
+MAX_BLEND_BYTES = 16 * 1024 * 1024
 _URL = re.compile(r"https?://[^\s'\",)}]+")
 _REFERENCE = re.compile(r"\$\{\s*\.?[A-Za-z_][\w.\[\]]*\s*\}")
 _ENDPOINT_KEYS = frozenset({"url", "api_base", "endpoint"})
@@ -101,9 +104,9 @@ def blend_findings(context: StepContext) -> Iterator[Finding]:
     if path is None or not path.is_file() or context.site.mirrors.huggingface:
         return
     try:
-        text = path.read_text(encoding="utf-8")
+        text = files.read_bounded(path, limit_bytes=MAX_BLEND_BYTES).decode()
         parse_json(text)
-    except (OSError, ValueError):
+    except (HostError, ValueError):
         return
     for number, line in enumerate(text.splitlines(), start=1):
         for match in HUB_URL.finditer(line):

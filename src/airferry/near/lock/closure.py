@@ -34,6 +34,8 @@ from airferry.plan.locks.packages import (
 
 CORE_DISTRIBUTIONS = CORE_MODULES | {"megatron-core", "megatron-bridge", "nemo-toolkit"}
 MAX_CLOSURE_ROUNDS = 100
+# of one image: each wheel that an index hands out may require thousands more, which it hands out as well
+MAX_ADDED_DISTRIBUTIONS = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +163,12 @@ class DependencyClosure:
 
     def _ask(self, name: str, requirement: Requirement, *, parent: str) -> _Want:
         want = self._wants.setdefault(name, _Want())
+        if len(self._wants) > MAX_ADDED_DISTRIBUTIONS:
+            raise BuildError(
+                f"more than {MAX_ADDED_DISTRIBUTIONS} distributions would be added, the limit; `{name}` is required by "
+                f"{parent}",
+                hint=f"check that {parent} comes from the index that you trust",
+            )
         want.specifier &= requirement.specifier
         want.extras |= {canonicalize_name(extra) for extra in requirement.extras}
         want.parents.add(parent)

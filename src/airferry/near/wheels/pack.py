@@ -28,6 +28,8 @@ from airferry.host.archives import archive_faults
 from airferry.near.wheels.pip import WheelTarget
 
 MAX_WHEEL_METADATA_BYTES = 4 * 1024 * 1024
+# apache-airflow, with most of all, has a thousand
+MAX_WHEEL_REQUIREMENTS = 10_000
 MAX_BUILT_BYTES = 16 << 30  # of the files in a wheel that was built here; that of torch with CUDA has 2 GiB
 
 
@@ -84,13 +86,16 @@ def read_wheel(path: Path, *, sha256: str) -> Wheel:
         agrees = False
     if not agrees:
         raise BuildError(f"`{path.name}` contains metadata of `{said_name}` `{said_version}`")
+    requires = headers.get_all("Requires-Dist", [])
+    if len(requires) > MAX_WHEEL_REQUIREMENTS:
+        raise BuildError(f"`{path.name}` has more than {MAX_WHEEL_REQUIREMENTS} requirements, the limit for a wheel")
     return Wheel(
         name=name,
         version=str(version),
         filename=path.name,
         sha256=sha256,
         path=path,
-        requires=tuple(str(value) for value in headers.get_all("Requires-Dist", [])),
+        requires=tuple(str(value) for value in requires),
         requires_python=str(headers["Requires-Python"] or ""),
     )
 

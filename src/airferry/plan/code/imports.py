@@ -12,11 +12,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from airferry.errors import ConfigurationError
+from airferry.errors import ConfigurationError, HostError
+from airferry.host import files
 from airferry.host.parsing import TOO_DEEP, Malformed
 from airferry.plan.catalogue import Catalogue, StepFiles
 from airferry.plan.code.modules import well_known_child
 from airferry.plan.code.own_modules import OwnModules
+from airferry.plan.code.sources import MAX_STEP_SOURCE_BYTES
 from airferry.plan.models import Candidate, Origin
 
 _CAUGHT = {"ImportError", "ModuleNotFoundError", "Exception", "BaseException"}
@@ -129,7 +131,8 @@ class ImportScanner:
         known = self._imports.get(path)
         if known is None:
             try:
-                tree = self._catalogue.trees.parse(path.read_bytes())
+                source = files.read_bounded(path, limit_bytes=MAX_STEP_SOURCE_BYTES)
+                tree = self._catalogue.trees.parse(source)
                 known = self._imports[path] = tuple(_walk(tree.body, conditional=False))
             except (Malformed, RecursionError) as error:
                 line = getattr(error, "line", None) or 1
@@ -139,8 +142,8 @@ class ImportScanner:
                     path=str(path),
                     line=line,
                 ) from error
-            except OSError as error:
-                raise ConfigurationError(f"`{path}` cannot be read: {error.strerror}", path=str(path)) from error
+            except HostError as error:
+                raise ConfigurationError(error.message, hint=error.hint, path=str(path)) from error
         return known
 
 

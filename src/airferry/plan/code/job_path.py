@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from airferry.errors import HostError
+from airferry.host import files
 from airferry.host.parsing import Malformed, PythonTrees
 from airferry.plan.catalogue import Catalogue
+from airferry.plan.code.sources import MAX_STEP_SOURCE_BYTES
 from airferry.plan.models import JobPath
 from airferry.plan.step_values import StepDocuments, StepValues
 
@@ -91,10 +94,10 @@ class PathScanner:
 def _read(path: Path, trees: PythonTrees) -> Iterable[_Addition]:
     """Return what a file puts on the path. One that is not Python is told of where imports are read."""
     try:
-        source = path.read_bytes()
+        source = files.read_bounded(path, limit_bytes=MAX_STEP_SOURCE_BYTES)
         # most files say nothing of paths, and parsing is slow
         return list(_additions(trees.parse(source))) if any(mark in source for mark in _MARKS) else ()
-    except (OSError, Malformed, RecursionError):
+    except (HostError, Malformed, RecursionError):
         return ()
 
 
