@@ -298,6 +298,23 @@ def test_the_cache_is_for_its_user_alone(tmp_path: Path, monkeypatch: pytest.Mon
     assert files.cache_directory() == Path("/proc/no/such/folder"), "what writes to it says what is wrong"
 
 
+def test_a_runtime_folder_in_which_others_can_plant_files_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
+    assert files.runtime_directory() == folder, "what is missing is made"
+    folder.mkdir(mode=0o700)
+    assert files.runtime_directory() == folder
+    folder.chmod(0o1777)
+    assert files.runtime_directory() is None
+    folder.chmod(0o700)
+    monkeypatch.setattr(os, "geteuid", lambda: 4_243)
+    assert files.runtime_directory() is None
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    assert files.runtime_directory() is None
+
+
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o600), (0o077, 0o600), (0o002, 0o660), (0o000, 0o660)])
 def test_a_lock_cannot_be_held_by_users_who_may_only_read_the_folder(tmp_path: Path, umask: int, mode: int) -> None:
     path = tmp_path / "lock"

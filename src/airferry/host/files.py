@@ -467,3 +467,17 @@ def cache_directory() -> Path:
                 path=str(folder),
             )
     return folder
+
+
+def runtime_directory() -> Path | None:
+    """Return `XDG_RUNTIME_DIR`, which may be missing, or None where it is not set, or others can plant files in it.
+
+    In `/tmp`, another user could have made what is looked for under a name that everyone knows.
+    """
+    folder = Path(chosen) if (chosen := os.environ.get("XDG_RUNTIME_DIR")) else None
+    if folder is not None:
+        with suppress(OSError):
+            found = folder.stat()
+            is_foreign = os.geteuid() != 0 and found.st_uid not in (os.geteuid(), _UNKNOWN_USER)
+            return None if is_foreign or found.st_mode & stat.S_IWOTH else folder
+    return folder
