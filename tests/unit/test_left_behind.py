@@ -21,6 +21,7 @@ import pytest
 from airferry.errors import BuildError
 from airferry.host import files, process
 from airferry.near.assemble.context import tracked_files
+from airferry.near.left_behind import open_left
 from airferry.near.rehearse.stage import LOG_FILE, MAX_LOG_BYTES, RehearsalFolders, Scene
 from airferry.near.wheels import pack
 from airferry.near.wheels.pack import built_wheel, normalise_wheel
@@ -59,14 +60,14 @@ def test_only_a_regular_file_is_read(
 ) -> None:
     monkeypatch.chdir(tmp_path)  # paths of sockets are short
     trap(Path(NAME))
-    with pytest.raises(BuildError, match=NAME), files.open_left(Path(NAME)):
+    with pytest.raises(BuildError, match=NAME), open_left(Path(NAME)):
         pass
     with pytest.raises(BuildError, match=NAME):
         built_wheel(Path(), what="a build")
 
 
 def test_what_is_removed_is_said(tmp_path: Path) -> None:
-    with pytest.raises(BuildError, match="No such file"), files.open_left(tmp_path / "gone"):
+    with pytest.raises(BuildError, match="No such file"), open_left(tmp_path / "gone"):
         pass
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from airferry.errors import ConfigurationError, HostError, IntegrityError
 from airferry.host import files
 from airferry.host.canonical import canonical_json
+from airferry.oci import streams
 from airferry.oci.documents import IMAGE_MANIFEST, LAYER_TAR, Descriptor, Manifest, descriptor_of
 from airferry.oci.layout import LayoutStore
 from airferry.oci.ports import Stored
@@ -59,7 +60,7 @@ def test_a_large_blob_is_on_its_way_to_disk_before_it_is_whole(
     store: LayoutStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts: list[tuple[int, int]] = []
-    monkeypatch.setattr(files, "WRITEBACK_BYTES", 1000)
+    monkeypatch.setattr(streams, "WRITEBACK_BYTES", 1000)
     monkeypatch.setattr(os, "posix_fadvise", lambda _handle, start, length, _advice: parts.append((start, length)))
     blocks = [bytes([number]) * 400 for number in range(7)]
     with store.new_blob() as writer:

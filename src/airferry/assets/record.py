@@ -79,8 +79,9 @@ def record_asset(
         raise UsageError(
             f"`{target}` is inside the asset", hint="write the manifest to another place with `--out FILE`"
         )
+    place = files.output_file(target)
     manifest = hash_asset(path, name=chosen, kind=kind, jobs=jobs, emit=emit)
-    files.write_bytes(target, manifest.to_bytes())
+    files.write_bytes(place, manifest.to_bytes())
     return RecordOutcome(manifest, target)
 
 

@@ -252,7 +252,7 @@ def unpack_pack(source: Source, descriptor: Descriptor, destination: Path, *, em
     try:
         with files.scratch_directory(destination.parent) as scratch:
             unpacker = TreeUnpacker(
-                files.ensure_directory(scratch / "asset"),
+                files.ensure_directory(scratch / "asset", shared=True),
                 what="the artifact",
                 whole="the asset",
                 limit_bytes=free,

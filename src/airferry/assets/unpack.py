@@ -14,6 +14,7 @@ from airferry.assets.files import asset_place
 from airferry.assets.manifest import AssetLink
 from airferry.bundle.tree_paths import decode_path, encode_path, linked_path, safe_path, too_deep
 from airferry.errors import IntegrityError
+from airferry.host import files
 from airferry.host.files import MAX_NAME_BYTES, MAX_PATH_BYTES
 from airferry.oci.tar import DIRECTORY, SYMLINK, TarEntry, TarReader
 
@@ -72,12 +73,14 @@ class TreeUnpacker:
         place = self._check(raw)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
+            files.make_folders(place.parent, shared=True)
             handle = os.open(place, flags, 0o755 if executable else 0o644)
         except (FileExistsError, NotADirectoryError) as error:
             path = encode_path(raw)
             raise IntegrityError(f"{self._what} contains `{path}` twice, or as a file and as a folder") from error
         with os.fdopen(handle, "wb", buffering=0) as stream:
+            # jobs of others read it, whatever the umask of who unpacks it
+            files.set_mode(handle, 0o755 if executable else 0o644)
             for block in content:
                 self.size_bytes += len(block)
                 if self.size_bytes > self._limit_bytes:
@@ -102,7 +105,7 @@ class TreeUnpacker:
                 if (self._root / folder).is_symlink():
                     raise IntegrityError(f"the link `{link.path}` of {self._what} lies below another link")
             try:
-                place.parent.mkdir(parents=True, exist_ok=True)
+                files.make_folders(place.parent, shared=True)
                 place.symlink_to(os.fsdecode(decode_path(link.target)))
             except (FileExistsError, NotADirectoryError) as error:
                 raise IntegrityError(f"{self._what} holds `{link.path}` twice, or below a file") from error

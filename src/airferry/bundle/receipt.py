@@ -159,7 +159,7 @@ class Receipt(BaseModel):
 
 def write_receipt(receipt: Receipt, path: Path) -> None:
     """Write a receipt, atomically and durably."""
-    files.write_bytes(path, receipt.to_yaml())
+    files.write_bytes(files.output_file(path), receipt.to_yaml())
 
 
 def is_receipt_name(name: str) -> bool:

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 import airferry
-from airferry.cli import assets, building, bundles, catalogue, completion, jobs, registries, rehearse, serving
+from airferry.cli import assets, building, bundles, catalogue, completion, history, jobs, registries, rehearse, serving
 from airferry.cli.helps import improve_help
 from airferry.cli.pipes import code_of_pipes, outlive_readers
 from airferry.cli.render import Reporter, data_line, escape_what_python_writes
@@ -30,6 +30,7 @@ HOST_ERRORS = {
     *(errno.EACCES, errno.EPERM, errno.EROFS),
     *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT),
     *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EMLINK, errno.EOPNOTSUPP),
+    *(errno.ENOLCK, errno.ENOSYS, errno.EXDEV),
     *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR),
 }
 HELP = """Carry container images, and everything that goes with them, across an air gap.
@@ -54,6 +55,7 @@ app = typer.Typer(
 building.register(app)
 rehearse.register(app)
 bundles.register(app)
+history.register(app)
 serving.register(app)
 assets.register(app)
 registries.register(app)
@@ -143,7 +145,10 @@ def run(arguments: list[str]) -> int:
         reporter.trace()
         if error.errno not in HOST_ERRORS:
             return _show_bug(reporter, error)
-        reporter.error(files.translate_os_error(error, doing="use", path=Path(str(error.filename or "."))))
+        if error.filename is None:
+            reporter.error(HostError(f"cannot go on: {error.strerror}", hint=files.os_error_hint(error)))
+        else:
+            reporter.error(files.translate_os_error(error, doing="use", path=Path(str(error.filename))))
         return HostError.exit_code
     except MemoryError:
         reporter.trace()

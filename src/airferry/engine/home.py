@@ -29,8 +29,10 @@ def hidden_home(needed: Iterable[Path], environment: Mapping[str, str]) -> list[
 
     Nothing is returned where there is no home, or all of it is needed.
     """
+    home = files.home_directory()
+    if home is None:
+        return []
     try:
-        home = files.home_directory()
         real = files.resolved(home)
     except HostError:
         return []

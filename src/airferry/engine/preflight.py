@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 import stat
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +73,7 @@ def checks(
             found += _containers(program, state, emit=emit)
     found += [
         check_space("disk", state, needed_bytes=needed_bytes),
-        check_space("temporary files", Path(tempfile.gettempdir()), needed_bytes=LEAST_TEMPORARY_BYTES),
+        check_space("temporary files", files.temporary_directory(), needed_bytes=LEAST_TEMPORARY_BYTES),
     ]
     found += [check_emulator(platform) for platform in platforms if not platform.matches_host()]
     found.append(_tool("git", "--version", hint="`sudo apt-get install git`"))

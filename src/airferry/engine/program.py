@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from airferry.engine.inside import NOT_APART
 from airferry.errors import AirferryError, BuildError, HostError
-from airferry.host import files, process
+from airferry.host import process
 
 EngineKind = Literal["buildah", "podman"]
 EngineChoice = Literal["auto", "buildah", "podman"]
@@ -99,7 +99,7 @@ _COMPLAINTS = (
         "run `airferry doctor`, which tells what forbids it",
     ),
     _Complaint(
-        files.DISK_FULL,
+        process.DISK_FULL,
         "the disk is full",
         "free up space, or choose another cache folder with `AIRFERRY_CACHE`; then rerun",
     ),
@@ -144,8 +144,8 @@ def explain(lines: Sequence[str], *, in_temporary: bool = False) -> tuple[str, s
     text = "\n".join(lines)
     for complaint in _COMPLAINTS:
         if complaint.pattern.search(text):
-            full = in_temporary and complaint.pattern is files.DISK_FULL
-            return complaint.meaning, files.temporary_full_hint() if full else complaint.hint
+            full = in_temporary and complaint.pattern is process.DISK_FULL
+            return complaint.meaning, process.temporary_full_hint() if full else complaint.hint
     return None
 
 

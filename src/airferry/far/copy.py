@@ -14,7 +14,8 @@ from pathlib import Path
 
 from airferry.errors import AirferryError, ConfigurationError, RegistryError, UsageError
 from airferry.events import Emit, Warned, silent
-from airferry.host import files
+from airferry.host import files, locks
+from airferry.host.records import expect_cache
 from airferry.oci.archive import ArchiveSource, write_oci_archive
 from airferry.oci.closure import Shipment, expect_unambiguous, read_signatures
 from airferry.oci.copy import CopyOptions, image_shipments, transfer
@@ -123,6 +124,9 @@ def copy(
     options = options or ClientOptions()
     origin, there = parse_place(source), parse_place(destination)
     wanted = [parse_platform(text) for text in platforms] or None
+    archive = files.output_file(there.path) if isinstance(there, FilePlace) and there.archive else None
+    if archive is None:
+        expect_cache(emit)
     with open_clients(options, emit=emit) as client:
         held, descriptor, name = _open_source(origin, Pulls(client, emit=emit))
         if isinstance(there, RegistryPlace):
@@ -142,8 +146,8 @@ def copy(
         unknown = held.unknown_referrers()
         for doubt in unknown:
             emit(Warned(doubt, hint="if the image has signatures or other artifacts, copy them by digest"))
-        if isinstance(there, FilePlace) and there.archive:
-            write_oci_archive(held, shipments, there.path, emit=emit)
+        if archive is not None:
+            write_oci_archive(held, shipments, archive, emit=emit)
         else:
             with _open_sink(there, origin, client) as sink:
                 steps = CopyOptions(jobs=options.jobs, task=f"copy {descriptor.digest}", skip_lost=True, emit=emit)
@@ -243,7 +247,7 @@ def _registry_sink(source: Place, reference: Reference, client: Clients) -> Iter
     mount_from = source.reference.repository if isinstance(source, RegistryPlace) and same else None
     mounts = known.mounts is not False
     work = files.cache_directory() / "copies" / hashlib.sha256(str(reference).encode()).hexdigest()[:16]
-    with files.exclusive_lock(work / "lock", purpose=f"copy to `{reference}`", elsewhere=False):
+    with locks.exclusive_lock(work / "lock", purpose=f"copy to `{reference}`", elsewhere=False):
         uploader = Uploader(
             client(reference.registry), limits=known.limits(), journal=work / "uploads.json", mounts=mounts
         )
@@ -262,7 +266,7 @@ def _registry_sink(source: Place, reference: Reference, client: Clients) -> Iter
 def _layout_sink(path: Path) -> Iterator[LayoutStore]:
     """Give a layout, made if need be, once other copies into it have ended: each of them rewrites its index."""
     name = hashlib.sha256(str(files.resolved(path)).encode()).hexdigest()[:16]
-    with files.waiting_lock(files.cache_directory() / "layouts" / f"{name}.lock"):
+    with locks.waiting_lock(files.cache_directory() / "layouts" / f"{name}.lock"):
         yield LayoutStore.create(path)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from airferry.errors import HostError
-from airferry.host import files
+from airferry.host import files, locks
 from airferry.host.parsing import Malformed, parse_json
 from airferry.oci.digest import digest_hex, is_digest
 
@@ -80,7 +80,7 @@ def hold_destination(destination: str, *, purpose: str) -> Iterator[DestinationR
         HostError: another process of this user holds it.
     """
     folder = files.cache_directory() / "loads" / hashlib.sha256(destination.encode()).hexdigest()[:16]
-    with files.exclusive_lock(folder / "lock", purpose=purpose, elsewhere=False):
+    with locks.exclusive_lock(folder / "lock", purpose=purpose, elsewhere=False):
         yield DestinationRecords(destination, folder)
 
 

@@ -39,6 +39,7 @@ from airferry.far.tags import (
 from airferry.host import files
 from airferry.host.canonical import plain_data
 from airferry.host.progress import stage
+from airferry.host.records import expect_cache
 from airferry.oci.closure import RefusedShipment, Shipment
 from airferry.oci.copy import Transfer
 from airferry.oci.copying.report import CopyReport
@@ -174,8 +175,7 @@ def load(
     opened = open_bundle(bundle, root=root)
     receipt_path = receipt or Path(receipt_name(destination, opened.root))
     expect_outside(receipt_path, layout)
-    if not dry_run:
-        expect_receipt_place(receipt_path)
+    _try_places(None if dry_run else receipt_path, emit)
     earlier = _read_earlier(receipt_path, destination)
     opened.warn_beside(bundle, emit)
     places = place_images(opened, destination)
@@ -282,11 +282,18 @@ def expect_receipt_place(path: Path) -> None:
 
     Raises:
         UsageError: a folder is there.
-        HostError: its folder is not writable.
+        HostError: its folder is not writable, or a pipe or device is there.
     """
     if path.is_dir():
         raise UsageError(f"receipt `{path}` is a folder, expected a file", hint="give a file with `--receipt FILE`")
-    files.expect_writable(path.parent)
+    files.output_file(path)
+
+
+def _try_places(receipt_path: Path | None, emit: Emit) -> None:
+    """Check that what a load writes on this host can be written: the receipt, if there will be one, and the cache."""
+    if receipt_path is not None:
+        expect_receipt_place(receipt_path)
+    expect_cache(emit)
 
 
 def _read_earlier(path: Path, destination: Destination) -> Receipt | None:

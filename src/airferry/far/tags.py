@@ -14,6 +14,7 @@ from airferry.errors import RegistryError
 from airferry.events import Emit, Notice, Warned, silent
 from airferry.far.destinations import DestinationRecords, hold_destination
 from airferry.host import files
+from airferry.host.records import expect_cache
 from airferry.host.threads import parallel_map
 from airferry.oci.ports import Stored
 from airferry.oci.reference import parse_reference
@@ -223,6 +224,7 @@ def rollback(
         RegistryError: tags are not as they were before the load; `left` of the error says which, and why.
     """
     receipt = read_receipt(locate_receipt(receipt_path, registry=to, root=root))
+    expect_cache(emit)
     restored: list[str] = []
     removed: list[str] = []
     left: dict[str, str] = {}

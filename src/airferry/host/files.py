@@ -1,4 +1,4 @@
-"""Files that are never half written, folders, locks and disk space.
+"""Files that are never half written, where they go, folders and disk space.
 
 Every durable write goes: temporary file in the destination folder, fsync, rename, fsync of the folder. After each
 of these boundaries `boundary` is called, which tests replace to kill the process there.
@@ -7,11 +7,9 @@ of these boundaries `boundary` is called, which tests replace to kill the proces
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import itertools
 import os
-import re
 import shutil
 import stat
 import tempfile
@@ -20,14 +18,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from airferry.errors import BuildError, HostError
+from airferry.errors import HostError, UsageError
 
 TEMPORARY_PREFIX = ".airferry-"
 MAX_PATH_BYTES = 4096  # PATH_MAX of Linux
 MAX_NAME_BYTES = 255  # NAME_MAX of its file systems
-WRITEBACK_BYTES = 32 * 1024 * 1024
 # the owner of what no user of a namespace owns: the kernel's overflow ID
 _UNKNOWN_USER = 65534
+# what file systems without locks, links, modes or durable folders answer; FUSE's `ENOSYS` means that it is not there
+_UNSUPPORTED = frozenset({errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
+# FAT and exFAT say EPERM; EACCES and EPERM are also the kernel's `protected_hardlinks`
+LINKS_REFUSED = _UNSUPPORTED | {errno.EXDEV, errno.EMLINK, errno.EPERM, errno.EACCES, errno.EINVAL}
+_SPECIAL = {stat.S_ISFIFO: "a pipe", stat.S_ISCHR: "a device", stat.S_ISBLK: "a device", stat.S_ISSOCK: "a socket"}
 
 
 def _no_boundary(what: str) -> None:
@@ -38,45 +40,81 @@ boundary: Callable[[str], None] = _no_boundary
 
 
 def translate_os_error(error: OSError, *, doing: str, path: Path) -> HostError:
-    """Return the `HostError` for an `OSError`, with a hint for a full disk, permissions and read-only media."""
-    hint = None
+    """Return the `HostError` for an `OSError`, with what can be done about it as far as that is known."""
+    message = f"cannot {doing} `{path}`: {error.strerror or error}"
+    return HostError(message, hint=os_error_hint(error, path), path=str(path))
+
+
+def os_error_hint(error: OSError, path: Path | None = None) -> str | None:
+    """Return what can be done about an `OSError`, of a path where that is known; None where nothing is."""
+    where = f"`{path}`" if path is not None else "what was being written"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         way = "choose another output or cache folder"
-        if lies_within(path, Path(tempfile.gettempdir())):
-            way = "choose another folder for temporary files (`TMPDIR`), output or cache"
-        hint = f"free up space on the file system of `{path}`, or {way}; then rerun"
-    elif error.errno == errno.EFBIG:
-        hint = "raise the limit on the size of files (`ulimit -f`), or choose a file system without one; then rerun"
-    elif error.errno in (errno.EACCES, errno.EPERM):
-        hint = f"check the owner and mode of `{path}`"
-    elif error.errno == errno.EROFS:
-        hint = f"`{path}` is on a read-only file system; choose another folder"
-    return HostError(f"cannot {doing} `{path}`: {error.strerror or error}", hint=hint, path=str(path))
+        with suppress(HostError):
+            if path is None or lies_within(path, temporary_directory()):
+                way = "choose another folder for temporary files (`TMPDIR`), output or cache"
+        return f"free up space on the file system of {where}, or {way}; then rerun"
+    if error.errno == errno.EFBIG:
+        return "raise the limit on the size of files (`ulimit -f`), or choose a file system without one; then rerun"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "raise the limit on open files (`ulimit -n 1024`), or use a smaller `-j`; then rerun"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        rights = "; root has no rights there, as on NFS with `root_squash`: run this as the owner"
+        return f"check the owner and mode of {where}{rights if os.geteuid() == 0 else ''}"
+    if error.errno == errno.EROFS:
+        return f"{where} is on a read-only file system; choose another folder"
+    if error.errno in _UNSUPPORTED:
+        return (
+            f"the file system of {where} cannot do this, as some network and FUSE mounts: choose a folder on another "
+            "one (for the cache: `AIRFERRY_CACHE`)"
+        )
+    if error.errno in (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ):
+        return "the file system may not take this name, as FAT, exFAT and SMB: choose a folder on another one"
+    return None
 
 
-# as programs say it, whose errors have no number
-DISK_FULL = re.compile(r"no space left on device|disk quota exceeded", re.IGNORECASE)
-
-
-def temporary_full_hint() -> str:
-    """Return what to do where a program that works in the folder for temporary files finds a disk full."""
-    return (
-        f"free up space on the file system of `{tempfile.gettempdir()}`, or choose another folder for temporary files "
-        "with `TMPDIR`; if the cache is on a full disk, choose another with `AIRFERRY_CACHE`; then rerun"
-    )
-
-
-def ensure_directory(path: Path) -> Path:
+def ensure_directory(path: Path, *, shared: bool = False) -> Path:
     """Create a folder and its parents if they are missing, and return it. Idempotent.
+
+    Whatever the umask, others cannot write into what is made here. `shared` folders others can read, as they can the
+    files in them: what is carried over, and read by another operator.
 
     Raises:
         HostError: it cannot be created, or something else is there.
     """
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        make_folders(path, shared=shared)
     except OSError as error:
         raise translate_os_error(error, doing="create folder", path=path) from error
     return path
+
+
+def make_folders(path: Path, *, shared: bool = False) -> None:
+    """Do as `ensure_directory`, but raise what the system raises.
+
+    Raises:
+        OSError: the folder cannot be created, or something else is there.
+    """
+    missing: list[Path] = []
+    folder = path
+    while not os.path.lexists(folder) and folder != folder.parent:
+        missing.append(folder)
+        folder = folder.parent
+    for folder in reversed(missing):
+        with suppress(FileExistsError):
+            folder.mkdir(mode=0o775)
+            if shared:
+                set_mode(folder, stat.S_IMODE(folder.stat().st_mode) | 0o755)
+    path.mkdir(exist_ok=True)
+
+
+def set_mode(path: Path | int, mode: int) -> None:
+    """Set the mode of a file or folder, where its file system has modes."""
+    try:
+        os.chmod(path, mode)  # noqa: PTH101
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED | {errno.EPERM, errno.EINVAL}:
+            raise
 
 
 def without_dots(path: Path) -> Path:
@@ -129,19 +167,25 @@ def expand_home(path: Path) -> Path:
     return Path(os.path.expanduser(path))  # noqa: PTH111
 
 
-def home_directory() -> Path:
-    """Return the user's home.
+def home_directory() -> Path | None:
+    """Return the user's home; None where the host does not say where it is, as in a container with any user ID."""
+    home = expand_home(Path("~"))
+    return None if home == Path("~") else home
+
+
+def temporary_directory() -> Path:
+    """Return the folder for temporary files.
 
     Raises:
-        HostError: the host does not say where it is, as in a container with any user ID.
+        HostError: there is none that can be written to.
     """
-    home = expand_home(Path("~"))
-    if home == Path("~"):
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError as error:
         raise HostError(
-            f"the user with ID {os.getuid()} has no home folder on this host",
-            hint="set the environment variable `HOME`",
-        )
-    return home
+            "no folder for temporary files can be written to",
+            hint="free up space in `/tmp`, or name another folder in the environment variable `TMPDIR`",
+        ) from error
 
 
 def expect_writable(folder: Path) -> None:
@@ -161,23 +205,52 @@ def expect_writable(folder: Path) -> None:
         raise translate_os_error(error, doing="write below", path=nearest) from error
 
 
-def begin_writeback(stream: IO[bytes], start: int, end: int) -> int:
-    """Let the kernel begin to write a part of a file to disk, so that fsync has little left to wait for.
+def output_file(path: Path) -> Path:
+    """Return the place of a file that the user named for output: where links lead, checked to be writable.
 
-    Does nothing while the part is small. Returns where the next part begins.
+    Leaves nothing behind, so that it is asked before the work begins.
+
+    Raises:
+        UsageError: a folder is there.
+        HostError: a pipe, a device or another user's link is there, or the folder is not writable.
     """
-    if end - start < WRITEBACK_BYTES:
-        return start
-    stream.flush()
-    os.posix_fadvise(stream.fileno(), start, end - start, os.POSIX_FADV_DONTNEED)
-    return end
+    if is_folder(path):
+        raise UsageError(f"`{path}` is a folder, expected a file", hint=f"name a file, as `{path / 'FILE'}`")
+    _expect_no_special(path)
+    place = path
+    if path.is_symlink():
+        # as the kernel's `protected_symlinks`: in `/tmp`, who made the link would choose what is overwritten
+        folder = path.parent.stat()
+        if folder.st_mode & 0o1002 == 0o1002 and path.lstat().st_uid not in (os.geteuid(), folder.st_uid):
+            raise HostError(f"`{path}` is a link that another user made", hint="remove it, or name another file")
+        place = resolved(path)
+    expect_writable(place.parent)
+    return place
+
+
+def _expect_no_special(path: Path) -> None:
+    """Refuse a pipe, a device or a socket: a file is renamed to its place, and would take theirs."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return
+    for is_kind, kind in _SPECIAL.items():
+        if is_kind(mode):
+            what = f"`{path}` is {kind}, and a file is written whole before it takes its place"
+            raise HostError(what, hint="name a file, and pass it on when it is there", path=str(path))
 
 
 def fsync_directory(path: Path) -> None:
-    """Make the entries of a folder durable."""
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    """Make the entries of a folder durable, where its file system does that, and the folder may be read."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except PermissionError:
+        return
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED | {errno.EINVAL, errno.EBADF}:
+            raise
     finally:
         os.close(handle)
 
@@ -189,14 +262,15 @@ def atomic_file(path: Path, *, mode: int = 0o644) -> Iterator[IO[bytes]]:
     If the block raises, the temporary file is removed and `path` is as it was.
 
     Raises:
-        HostError: the folder is not writable or the disk is full.
+        HostError: the folder is not writable, the disk is full, or a pipe or device is there.
     """
     temporary: str | None = None
+    _expect_no_special(path)
     try:
         ensure_directory(path.parent)
         descriptor, temporary = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=path.parent)
         with os.fdopen(descriptor, "wb") as stream:
-            os.fchmod(stream.fileno(), mode)
+            set_mode(stream.fileno(), mode)
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -236,6 +310,7 @@ def write_text(path: Path, text: str, *, mode: int = 0o644) -> None:
 def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
     """Write files below a folder, by their relative paths, each as `write_text` does."""
     for name, text in texts.items():
+        ensure_directory((folder / name).parent, shared=True)
         write_text(folder / name, text)
 
 
@@ -266,27 +341,6 @@ def read_bounded(path: Path, *, limit_bytes: int) -> bytes:
     if len(data) > limit_bytes:
         raise HostError(f"`{path}` is larger than the limit of {limit_bytes} bytes", path=str(path))
     return data
-
-
-@contextmanager
-def open_left(path: Path) -> Iterator[IO[bytes]]:
-    """Open what code that is not trusted left, or may have put in place of what was there; it runs no longer.
-
-    Whatever it is, nothing waits for it and no link is followed: only a regular file is opened.
-
-    Raises:
-        BuildError: it is something else, was removed, or may not be read.
-    """
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        kind = "a symlink" if error.errno == errno.ELOOP else os.strerror(error.errno or 0)
-        raise BuildError(f"cannot read `{path.name}` that was left behind: {kind}", path=str(path)) from error
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise BuildError(f"`{path.name}` that was left behind is not a regular file", path=str(path))
-    with open(handle, "rb") as stream:  # noqa: PTH123
-        yield stream
 
 
 def remove_tree(path: Path) -> None:
@@ -378,54 +432,6 @@ def scratch_directory(parent: Path) -> Iterator[Path]:
         remove_tree(path)
 
 
-def _open_lock(path: Path) -> IO[bytes]:
-    """Open a file to lock, which is made if it is missing: a user who can open one, if only to read, can hold it."""
-    ensure_directory(path.parent)
-    try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o660)
-        # a group that may not write here shares no folder: it is that of all users
-        if os.fstat(handle).st_mode & 0o060 == 0o040:
-            with suppress(OSError):  # file systems without modes
-                os.fchmod(handle, 0o600)
-    except OSError as error:
-        raise translate_os_error(error, doing="open lock", path=path) from error
-    return open(handle, "r+b", buffering=0)  # noqa: PTH123
-
-
-@contextmanager
-def exclusive_lock(path: Path, *, purpose: str, elsewhere: bool = True) -> Iterator[None]:
-    """Hold an advisory lock on a file, which is created and stays, for the length of the block.
-
-    The kernel frees it when the process dies, however it dies. `elsewhere` says that another folder would do as well.
-
-    Raises:
-        HostError: another process holds it.
-    """
-    with _open_lock(path) as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise HostError(
-                f"another airferry process is running here: `{path}` is locked",
-                hint=f"wait until it finishes, {'or use another folder to' if elsewhere else 'then'} {purpose}",
-                path=str(path),
-            ) from error
-        yield
-
-
-@contextmanager
-def waiting_lock(path: Path, *, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
-    """Hold an advisory lock on a file, waiting until it is free. `on_wait` is called once if it is not."""
-    with _open_lock(path) as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if on_wait is not None:
-                on_wait()
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
-
-
 def change_mark(path: Path) -> tuple[int, ...]:
     """Return what changes when a file is replaced or written to; the time of a change (ctime) cannot be set."""
     try:
@@ -446,14 +452,22 @@ def cache_directory() -> Path:
     """Return airferry's cache: `AIRFERRY_CACHE`, else `$XDG_CACHE_HOME/airferry`, else `~/.cache/airferry`.
 
     It is made if it is missing, for this user alone: it holds bases and checkouts that others may not be allowed to
-    read, what is believed of them, and locks, which anyone who can open them could hold.
+    read, what is believed of them, and locks, which anyone who can open them could hold. Where there is no home, or
+    nothing can be written there, it is `airferry-UID` in the folder for temporary files.
 
     Raises:
         HostError: it belongs to another user, who may have put there whatever is found in it.
     """
-    chosen = os.environ.get("AIRFERRY_CACHE")
-    base = os.environ.get("XDG_CACHE_HOME")
-    folder = Path(chosen) if chosen else (Path(base) if base else home_directory() / ".cache") / "airferry"
+    home = home_directory()
+    if chosen := os.environ.get("AIRFERRY_CACHE"):
+        folder = Path(chosen)
+    elif base := os.environ.get("XDG_CACHE_HOME"):
+        folder = Path(base) / "airferry"
+    else:
+        folder = (home or Path("/nowhere")) / ".cache" / "airferry"
+        nearest = next(path for path in (folder, *folder.parents) if exists(path))
+        if home is None or not is_folder(home) or not os.access(nearest, os.W_OK | os.X_OK):
+            return _temporary_cache()
     with suppress(OSError):  # what writes to it says why that is not possible
         if not folder.exists():
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -469,15 +483,17 @@ def cache_directory() -> Path:
     return folder
 
 
-def runtime_directory() -> Path | None:
-    """Return `XDG_RUNTIME_DIR`, which may be missing, or None where it is not set, or others can plant files in it.
-
-    In `/tmp`, another user could have made what is looked for under a name that everyone knows.
-    """
-    folder = Path(chosen) if (chosen := os.environ.get("XDG_RUNTIME_DIR")) else None
-    if folder is not None:
-        with suppress(OSError):
-            found = folder.stat()
-            is_foreign = os.geteuid() != 0 and found.st_uid not in (os.geteuid(), _UNKNOWN_USER)
-            return None if is_foreign or found.st_mode & stat.S_IWOTH else folder
+def _temporary_cache() -> Path:
+    folder = temporary_directory() / f"airferry-{os.getuid()}"
+    try:
+        with suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        found = folder.lstat()
+    except OSError as error:
+        raise translate_os_error(error, doing="create folder", path=folder) from error
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise HostError(
+            f"`{folder}` is not a folder that only this user can write to, and there is no home for the cache",
+            hint="set `AIRFERRY_CACHE` to a folder of yours",
+        )
     return folder

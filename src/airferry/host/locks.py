@@ -18,6 +18,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import IO
 
+from airferry.errors import HostError
 from airferry.events import Emit, Notice, silent
 from airferry.host import clock, files
 from airferry.host.threads import NamedLocks, raise_if_cancelled
@@ -161,6 +162,49 @@ def clear_unheld(folder: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
+@contextmanager
+def exclusive_lock(path: Path, *, purpose: str, elsewhere: bool = True) -> Iterator[None]:
+    """Hold the lock on a file, which is created and stays; do not wait for it.
+
+    `elsewhere` says that another folder would do as well.
+
+    Raises:
+        HostError: another process holds it, or its file system has no locks.
+    """
+    with _opened(path) as stream:
+        if not _try(stream, fcntl.LOCK_EX, path):
+            raise HostError(
+                f"another airferry process is running here: `{path}` is locked",
+                hint=f"wait until it finishes, {'or use another folder to' if elsewhere else 'then'} {purpose}",
+                path=str(path),
+            )
+        yield
+
+
+@contextmanager
+def waiting_lock(path: Path, *, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+    """Hold the lock on a file, which is created and stays, waiting until it is free. `on_wait` is called if it is not.
+
+    Raises:
+        HostError: the file cannot be opened, or its file system has no locks.
+    """
+    with _opened(path) as stream:
+        if not _try(stream, fcntl.LOCK_EX, path):
+            if on_wait is not None:
+                on_wait()
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def lock_if_free(stream: IO[bytes], path: Path) -> bool:
+    """Lock an open file, whose name is `path`, until it is closed; False if another process holds its lock.
+
+    Raises:
+        HostError: its file system has no locks.
+    """
+    return _try(stream, fcntl.LOCK_EX, path)
+
+
 # --- inside ----------------------------------------------------------------------------------------------------------
 
 _SUFFIX = ".lock"
@@ -195,12 +239,16 @@ def _locked_file(path: Path, *, on_wait: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file to lock, which is made if it is missing: a user who can open one, if only to read, can hold it."""
     files.ensure_directory(path.parent)
     try:
-        stream = path.open("a+b")
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o660)
+        # a group that may not write here shares no folder: it is that of all users
+        if os.fstat(handle).st_mode & 0o060 == 0o040:
+            files.set_mode(handle, 0o600)
     except OSError as error:
         raise files.translate_os_error(error, doing="open lock", path=path) from error
-    with stream:
+    with open(handle, "r+b", buffering=0) as stream:  # noqa: PTH123
         yield stream
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import select
 import shlex
 import shutil
 import signal
+import stat
 import subprocess
 import threading
 from collections import deque
@@ -23,6 +25,7 @@ from typing import IO
 
 from airferry.errors import BuildError, HostError
 from airferry.events import CommandRun, Emit, silent
+from airferry.host import files
 
 TAIL_LINES = 40
 MAX_LINE_CHARACTERS = 2000
@@ -31,6 +34,9 @@ TERMINATE_GRACE_S = 10.0
 PIPE_BYTES = 1 << 20
 # poll(2) takes a C int
 LONGEST_POLL_MS = (1 << 31) - 1
+
+# as programs say it, whose errors have no number
+DISK_FULL = re.compile(r"no space left on device|disk quota exceeded", re.IGNORECASE)
 
 _live: set[subprocess.Popen[bytes]] = set()
 
@@ -127,6 +133,14 @@ class Completed:
         return self.stdout.decode("utf-8", "replace")
 
 
+def temporary_full_hint() -> str:
+    """Return what to do where a program that works in the folder for temporary files finds a disk full."""
+    return (
+        f"free up space on the file system of `{files.temporary_directory()}`, or choose another folder for temporary "
+        "files with `TMPDIR`; if the cache is on a full disk, choose another with `AIRFERRY_CACHE`; then rerun"
+    )
+
+
 def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the environment that children get: the allow-list, `LC_ALL=C.UTF-8`, and `extra` over both."""
     environment = {
@@ -134,6 +148,9 @@ def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
         for name, value in os.environ.items()
         if name in ALLOWED_ENVIRONMENT or name.startswith(ALLOWED_PREFIXES)
     }
+    # programs that take it as it is, as Buildah does, fail on one that is not there; we and Python go on without it
+    if "TMPDIR" in environment and not os.access(environment["TMPDIR"], os.W_OK | os.X_OK):
+        del environment["TMPDIR"]
     environment["LC_ALL"] = "C.UTF-8"
     environment.update(extra or {})
     return environment
@@ -397,3 +414,18 @@ def _feed(stream: IO[bytes] | None, data: bytes) -> None:
             stream.write(data)
     except BrokenPipeError:
         return
+
+
+def runtime_directory() -> Path | None:
+    """Return `XDG_RUNTIME_DIR`, which may be missing, or None where it is not set, or others can plant files in it.
+
+    In `/tmp`, another user could have made what is looked for under a name that everyone knows.
+    """
+    folder = Path(chosen) if (chosen := os.environ.get("XDG_RUNTIME_DIR")) else None
+    if folder is not None:
+        with contextlib.suppress(OSError):
+            found = folder.stat()
+            # root may read all; what an unknown user (the kernel's overflow ID) owns is of another namespace
+            is_foreign = os.geteuid() != 0 and found.st_uid not in (os.geteuid(), 65534)
+            return None if is_foreign or found.st_mode & stat.S_IWOTH else folder
+    return folder

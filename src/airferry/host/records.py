@@ -5,17 +5,36 @@ Nothing depends on a record: one that is missing or damaged only costs the work 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from airferry.errors import AirferryError, HostError
+from airferry.events import Emit, Warned
 from airferry.host import files
 from airferry.host.canonical import canonical_json, inputs_digest
 from airferry.host.parsing import parse_json
 
 MAX_RECORD_BYTES = 64 * 1024
+
+
+def expect_cache(emit: Emit) -> None:
+    """Check, before work begins, that the cache can be written to; say where it is if that is not in the home.
+
+    Raises:
+        HostError: it cannot.
+    """
+    folder = files.cache_directory()
+    files.expect_writable(folder)
+    if not os.environ.get("AIRFERRY_CACHE") and not os.environ.get("XDG_CACHE_HOME") and folder.name != "airferry":
+        emit(
+            Warned(
+                f"no home folder can be written to, so `{folder}` is the cache",
+                hint="set `AIRFERRY_CACHE` to a folder that stays: it also keeps what tags stood for before a load",
+            )
+        )
 
 
 Known = TypeVar("Known")

@@ -92,7 +92,7 @@ def extract_artifact(source: Source, descriptor: Descriptor, destination: Path) 
     try:
         _expect_replaceable(destination)
         with files.scratch_directory(destination.absolute().parent) as scratch:
-            root = files.ensure_directory(scratch / "catalogue")
+            root = files.ensure_directory(scratch / "catalogue", shared=True)
             count = unpack_catalogue(source, descriptor, root, scratch=scratch)
             _make_durable(root)
             mark = {"digest": descriptor.digest, "files": dict(_states(root))}

@@ -33,6 +33,7 @@ def init_site(
         UsageError: the file is there, and `force` is not given; the document names no executor; or the profile would
             be wrong: all that is, each as `option: reason`.
     """
+    place = files.output_file(path)
     if path.exists() and not force:
         raise UsageError(f"`{path}` already exists", hint="`--force` replaces it")
     written = {key: value for key, value in document.items() if value not in (None, "", [], {}, ())}
@@ -47,7 +48,7 @@ def init_site(
         raise UsageError(
             error.message, hint=f"`{path}` was not written; each form is in `airferry site init --help`"
         ) from error
-    files.write_text(path, HEADER + render_yaml(written))
+    files.write_text(place, HEADER + render_yaml(written))
     return site
 
 

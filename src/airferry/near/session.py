@@ -19,6 +19,7 @@ from airferry.engine.program import EngineChoice, find_engine
 from airferry.errors import HostError, UsageError
 from airferry.events import Emit
 from airferry.host import files, locks, memory
+from airferry.host.records import expect_cache
 from airferry.host.threads import usable_cores
 from airferry.near.bases.fetch import BaseCache
 from airferry.near.bases.layers import BaseLayers
@@ -104,9 +105,11 @@ def open_session(plan: Plan, options: BuildOptions, *, emit: Emit) -> Iterator[S
         HostError: another build of the same output is under way, or a folder is not writable.
     """
     choice, probing = parse_engine(options.engine), parse_probe_choice(options.probe)
+    expect_cache(emit)
     cache = files.cache_directory()
+    files.ensure_directory(plan.output_dir, shared=True)
     with ExitStack() as stack:
-        stack.enter_context(files.exclusive_lock(plan.output_dir / ".airferry.lock", purpose="build"))
+        stack.enter_context(locks.exclusive_lock(plan.output_dir / ".airferry.lock", purpose="build"))
         stack.enter_context(locks.sharing(cache / "lock", clear=partial(_clear, cache), emit=emit))
         scratch = stack.enter_context(locks.own_scratch(cache / "scratch"))
         clients = stack.enter_context(open_clients(ClientOptions(), emit=emit))

@@ -9,6 +9,7 @@ import hashlib
 import io
 import os
 import shlex
+import stat
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
-from airferry.errors import IntegrityError
+from airferry.errors import HostError, IntegrityError
 from airferry.events import Emit, silent
 from airferry.host import files
 from airferry.host.canonical import canonical_json
@@ -351,6 +352,12 @@ class ArchiveSource(Source):
 
     def _open(self) -> IO[bytes]:
         try:
+            # a pipe would be waited for, and cannot be read from several places
+            if not stat.S_ISREG(self.path.stat().st_mode):
+                raise HostError(
+                    f"`{self.path}` is not a regular file, and an archive is read from several places at once",
+                    hint="name a file (`cat > FILE`), or unpack the archive into a folder and name that: `oci:DIR`",
+                )
             return self.path.open("rb")
         except OSError as error:
             raise files.translate_os_error(error, doing="read", path=self.path) from error

@@ -27,7 +27,7 @@ from airferry.oci.documents import (
     expect_one_meaning,
 )
 from airferry.oci.entries import signature_tags
-from airferry.oci.platform import Platform
+from airferry.oci.platform import Platform, nearest
 from airferry.oci.ports import Source, Stored, WrappedSource
 from airferry.oci.streams import verifying
 
@@ -237,7 +237,7 @@ def select_platforms(index: Index, platforms: Collection[Platform], *, what: str
         if match is None:
             names = sorted({str(platform) for platform, _child in offered if platform is not None})
             raise BuildError(
-                f"{what} has no `{wanted}`",
+                f"{what} has no `{wanted}`{nearest(str(wanted), names)}",
                 hint="it has " + ", ".join(f"`{name}`" for name in names) if names else "it states no platform",
             )
         chosen.add(match.digest)

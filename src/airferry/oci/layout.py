@@ -50,7 +50,7 @@ from airferry.oci.entries import (
 )
 from airferry.oci.ports import Action, BlobOffer, MissingContent, Sink, Source, Stored, blocks
 from airferry.oci.resume import RESUMABLE_FROM_BYTES, fetch_blob
-from airferry.oci.streams import sized, verifying
+from airferry.oci.streams import begin_writeback, sized, verifying
 
 LAYOUT_FILE = "oci-layout"
 INDEX_FILE = "index.json"
@@ -85,7 +85,7 @@ class BlobWriter:
         self._size += len(data)
         with self._translated():
             written = self._stream.write(data)
-            self._on_its_way = files.begin_writeback(self._stream, self._on_its_way, self._size)
+            self._on_its_way = begin_writeback(self._stream, self._on_its_way, self._size)
             return written
 
     def commit(self) -> tuple[str, int]:
@@ -93,7 +93,7 @@ class BlobWriter:
         digest = self._digest or "sha256:" + self._hash.hexdigest()
         with self._translated():
             self._stream.flush()
-            os.fchmod(self._stream.fileno(), 0o644)
+            files.set_mode(self._stream.fileno(), 0o644)
             os.fsync(self._stream.fileno())
             files.boundary(f"fsync {digest}")
             self._stream.close()
@@ -130,15 +130,17 @@ class LayoutStore(Source, Sink):
         self._strange: dict[str, str] = {}
 
     @classmethod
-    def create(cls, path: Path) -> LayoutStore:
+    def create(cls, path: Path, *, private: bool = False) -> LayoutStore:
         """Make an empty layout, or open the one that is there. Idempotent; what it holds stays.
+
+        Whatever the umask, other users can read its folders, unless it is `private`.
 
         Raises:
             HostError: the folder is not writable.
             IntegrityError: the folder holds a layout of another version.
         """
         store = cls(path, read_only=False)
-        files.ensure_directory(store._blobs)
+        files.ensure_directory(store._blobs, shared=not private)
         if not (path / LAYOUT_FILE).exists():
             files.write_bytes(path / LAYOUT_FILE, LAYOUT_BYTES)
         if not (path / INDEX_FILE).exists():
@@ -421,7 +423,7 @@ class LayoutStore(Source, Sink):
             try:
                 os.link(source_path, temporary, follow_symlinks=False)
             except OSError as error:
-                if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EACCES, errno.ENOTSUP):
+                if error.errno not in files.LINKS_REFUSED:
                     raise files.translate_os_error(error, doing="link", path=source_path) from error
                 with source_path.open("rb") as stream:
                     self.put_blob(descriptor, stream)

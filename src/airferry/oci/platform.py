@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform as host_platform
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from airferry.errors import ConfigurationError
@@ -93,12 +94,12 @@ def parse_platform(text: str) -> Platform:
     """Return the platform for `os/architecture[/variant]`; common aliases of an architecture are folded.
 
     Raises:
-        ConfigurationError: it has another form.
+        ConfigurationError: it has another form; the nearest one is named.
     """
     parts = text.strip().lower().split("/")
     if not 2 <= len(parts) <= 3 or not all(_PART.fullmatch(part) for part in parts):
         raise ConfigurationError(
-            f"`{text}` is not a platform, expected `os/architecture[/variant]`",
+            f"`{text}` is not a platform, expected `os/architecture[/variant]`{_meant(text)}",
             hint="for example `linux/amd64` or `linux/arm64`",
         )
     architecture = _ALIASES.get(parts[1], parts[1])
@@ -114,20 +115,11 @@ def parse_buildable_platform(text: str) -> Platform:
     Raises:
         ConfigurationError: it has another form, or there is no such platform; the nearest one is named.
     """
-    written = text.strip().lower()
-    architecture = written.split("/")[1] if "/" in written else written.removeprefix("linux")
-    near = near_names(_ALIASES.get(architecture, architecture), _MACHINES)
-    meant = (
-        f", did you mean `linux/{near[0]}`?"
-        if near
-        else "; supported are " + ", ".join(f"`linux/{one}`" for one in sorted(_MACHINES))
-    )
-    try:
-        platform = parse_platform(text)
-    except ConfigurationError as error:
-        raise error.reworded(f"{error.message}{meant if near else ''}") from error
+    platform = parse_platform(text)
     if platform.os != "linux" or platform.architecture not in _MACHINES:
-        raise ConfigurationError(f"unsupported platform `{text}`{meant}")
+        supported = "; supported are " + ", ".join(f"`linux/{one}`" for one in sorted(_MACHINES))
+        hint = "images are built for Linux alone" if platform.os != "linux" else None
+        raise ConfigurationError(f"unsupported platform `{text}`{_meant(text) or supported}", hint=hint)
     variants = _VARIANTS.get(platform.architecture, ())
     if platform.variant and platform.variant not in variants:
         known = ", ".join(f"`{platform.os}/{platform.architecture}/{variant}`" for variant in variants)
@@ -136,6 +128,20 @@ def parse_buildable_platform(text: str) -> Platform:
             hint=f"supported variants: {known}" if known else "it has no variants",
         )
     return platform
+
+
+def _meant(text: str) -> str:
+    """Return `, did you mean …?` for the platform that is nearest to a text; empty where none is near."""
+    written = text.strip().lower()
+    architecture = written.split("/")[1] if "/" in written else written.removeprefix("linux").strip("-_:.")
+    near = near_names(_ALIASES.get(architecture, architecture), _MACHINES)
+    return f", did you mean `linux/{near[0]}`?" if near else ""
+
+
+def nearest(text: str, known: Iterable[str]) -> str:
+    """Return `, did you mean …?` for the one of the known platforms that is nearest to a text; empty for none."""
+    near = near_names(text, known, cutoff=0.8)
+    return f", did you mean `{near[0]}`?" if near else ""
 
 
 def host() -> Platform:

@@ -6,7 +6,6 @@ layout before its size and digest are right.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 from collections.abc import Callable, Iterator
@@ -16,9 +15,11 @@ from typing import IO, Protocol
 
 from airferry.errors import IntegrityError
 from airferry.host import files
+from airferry.host.locks import lock_if_free
 from airferry.oci.digest import digest_hex
 from airferry.oci.documents import Descriptor
 from airferry.oci.ports import BLOCK_BYTES, Source, blocks
+from airferry.oci.streams import begin_writeback
 
 # below it, fetching a blob again is quicker than keeping a file for it and hashing that file
 RESUMABLE_FROM_BYTES = 16 * BLOCK_BYTES
@@ -95,7 +96,7 @@ def _fill(stream: IO[bytes], source: Source, descriptor: Descriptor, on_block: C
                 stream.write(block)
                 on_block(len(block))
                 # the disk works while the network does, so that the fsync at the end has little left to wait for
-                on_its_way = files.begin_writeback(stream, on_its_way, offset)
+                on_its_way = begin_writeback(stream, on_its_way, offset)
     stream.flush()
     return not resumed or "sha256:" + seen.hexdigest() == descriptor.digest
 
@@ -103,7 +104,7 @@ def _fill(stream: IO[bytes], source: Source, descriptor: Descriptor, on_block: C
 def _adopt(stream: IO[bytes], path: Path, store: BlobFolder, descriptor: Descriptor) -> None:
     """Move the verified file into the layout, or copy it where that is another file system."""
     target = store.blob_path(descriptor.digest)
-    os.fchmod(stream.fileno(), 0o644)
+    files.set_mode(stream.fileno(), 0o644)
     # before it is renamed: a name that outlives a power cut must not stand for blocks that did not
     os.fsync(stream.fileno())
     if path.stat().st_dev == target.parent.stat().st_dev:
@@ -123,10 +124,9 @@ def _opened_alone(path: Path) -> Iterator[IO[bytes] | None]:
     # appending, as another process may open the file at the same time, and "w" would cut off what that one has
     with path.open("a+b") as stream:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # the process that held the lock may have moved the file into a layout: the name is another file's by now,
             # or nobody's, and the file that is open here is a blob that must not change any more
-            alone = path.stat().st_ino == os.fstat(stream.fileno()).st_ino
-        except (BlockingIOError, FileNotFoundError):
+            alone = lock_if_free(stream, path) and path.stat().st_ino == os.fstat(stream.fileno()).st_ino
+        except FileNotFoundError:
             alone = False
         yield stream if alone else None

@@ -130,6 +130,7 @@ def write_plan(document: dict[str, Any], path: Path) -> None:
     Raises:
         HostError: the folder is not writable, or the disk is full.
     """
+    files.ensure_directory(path.parent, shared=True)
     files.write_text(path, render_plan(document))
 
 

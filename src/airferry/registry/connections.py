@@ -21,16 +21,15 @@ from urllib.parse import SplitResult
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
-from requests.utils import get_environ_proxies, parse_header_links, requote_uri, select_proxy
+from requests.utils import parse_header_links, requote_uri
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from airferry.errors import HostError
 from airferry.host.parsing import split_url
 from airferry.oci.ports import BLOCK_BYTES
-from airferry.oci.reference import is_loopback
 from airferry.oci.streams import FileSlice
-from airferry.registry.failures import speaks_no_tls
+from airferry.registry.failures import proxy_for, speaks_no_tls
 
 USER_AGENT = "airferry"
 # hosts that connections are kept to: a registry, its storage, its token server
@@ -180,10 +179,9 @@ class Connections:
             if key not in self._pools:
                 if parts.scheme == "https":
                     self._mount_tls()
-                proxies = {} if is_loopback(parts.netloc) else get_environ_proxies(url, None)
                 if len(self._pools) >= MAX_IDLE_CONNECTIONS:
                     self._pools.clear()
-                self._pools[key] = None if select_proxy(url, proxies) else self._open_pool(url)
+                self._pools[key] = None if proxy_for(url) else self._open_pool(url)
             return self._pools[key]
 
     def _open_pool(self, url: str) -> HTTPConnectionPool:

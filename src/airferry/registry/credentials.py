@@ -63,11 +63,12 @@ def credential_files() -> list[Path]:
     """Return the files in which credentials are looked for, existing or not, first one first."""
     if chosen := os.environ.get("REGISTRY_AUTH_FILE"):
         return [Path(chosen)]
-    docker = os.environ.get("DOCKER_CONFIG")
+    docker, home, config = os.environ.get("DOCKER_CONFIG"), files.home_directory(), _config_home()
+    docker_home = Path(docker) if docker else home / ".docker" if home is not None else None
     return [
         _runtime_file(),
-        _config_home() / "containers" / "auth.json",
-        (Path(docker) if docker else files.home_directory() / ".docker") / "config.json",
+        *([config / "containers" / "auth.json"] if config is not None else []),
+        *([docker_home / "config.json"] if docker_home is not None else []),
     ]
 
 
@@ -110,22 +111,28 @@ def remove_credential(registry: str) -> list[Path]:
 
 
 def _runtime_file() -> Path:
-    runtime = files.runtime_directory()
+    runtime = process.runtime_directory()
     folder = runtime / "containers" if runtime is not None else Path("/run/containers") / str(os.getuid())
     return folder / "auth.json"
 
 
-def _config_home() -> Path:
-    chosen = os.environ.get("XDG_CONFIG_HOME")
-    return Path(chosen) if chosen else files.home_directory() / ".config"
+def _config_home() -> Path | None:
+    chosen, home = os.environ.get("XDG_CONFIG_HOME"), files.home_directory()
+    return Path(chosen) if chosen else home / ".config" if home is not None else None
 
 
 def _writable_file() -> Path:
     if chosen := os.environ.get("REGISTRY_AUTH_FILE"):
         return Path(chosen)
-    if files.runtime_directory() is not None:
+    if process.runtime_directory() is not None:
         return _runtime_file()
-    return _config_home() / "containers" / "auth.json"
+    config = _config_home()
+    if config is None:
+        raise HostError(
+            f"the user with ID {os.getuid()} has no home folder on this host, so there is no place for credentials",
+            hint="name a file for them in the environment variable `REGISTRY_AUTH_FILE`, or set `HOME`",
+        )
+    return config / "containers" / "auth.json"
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -12,18 +12,24 @@ from typing import Any
 
 import requests
 import urllib3
+from requests.utils import get_environ_proxies, select_proxy
 
 from airferry.errors import RegistryError
+from airferry.host import clock
 from airferry.host.parsing import Malformed, join_url, parse_json, split_url, url_host
+from airferry.oci.reference import is_loopback
 from airferry.wording import printable
 
 MAX_ERROR_BYTES = 64 * 1024
 MAX_SHOWN_CHARACTERS = 300
 
+_PROXY_LOGIN = "`http://USER:PASSWORD@HOST:PORT`, with special characters percent-encoded"
+
 # for requests that read; a hint says "rerun" only where a rerun without any change can end otherwise
 _HINTS = {
     401: "log in with `airferry login` or `podman login`",
     403: "the logged-in user has no permission for this; request it, or log in as another user",
+    407: f"put the proxy's login into `HTTP_PROXY`: {_PROXY_LOGIN}, or name the registry's host in `NO_PROXY`",
     404: "check the name; some registries also answer this way without permission",
     412: "a policy of the registry forbids it, as for images with known vulnerabilities; its administrator can lift it",
     413: "the registry or a proxy in front of it limits the size of requests",
@@ -82,6 +88,10 @@ _NO_PLACE = re.compile(
 )
 _PATH = re.compile(r"/v2/(?P<name>.+)/(?P<kind>manifests|blobs)/(?P<reference>[^/]*)")
 
+_TUNNEL = re.compile(r"Tunnel connection failed: (\d{3})")
+# of a certificate and of a list of revoked ones (openssl/x509_vfy.h)
+_NOT_YET_VALID, _EXPIRED = frozenset({9, 11}), frozenset({10, 12})
+
 NO_REGISTRY_HINT = "check whether a web page or login form answers instead of the registry"
 STALE_CACHE_HINT = (
     "if garbage collection ran while the registry did, restart the registry, as its cache still names what is gone, "
@@ -95,6 +105,7 @@ TLS_HINT = (
 _BAD_URLS = (
     requests.exceptions.InvalidURL,
     requests.exceptions.InvalidSchema,
+    requests.exceptions.InvalidProxyURL,
     urllib3.exceptions.LocationValueError,
 )
 
@@ -265,10 +276,29 @@ def _place_hint(name: str, *, status: int) -> str:
     )
 
 
+def proxy_for(url: str) -> str | None:
+    """Return the proxy that the environment names for a URL, None where there is none."""
+    if is_loopback(split_url(url).netloc):
+        return None
+    return select_proxy(url, get_environ_proxies(url, None))
+
+
 def connection_error(method: str, url: str, *, what: str, error: Exception) -> RegistryError:
     """Return the error for a request that got no answer."""
     host = url_host(url)
     fields: dict[str, Any] = {"method": method, "url": redacted(url)}
+    proxy = proxy_for(url)
+    if proxy is not None and (told := _proxy_trouble(error, proxy, host)) is not None:
+        trouble, hint = told
+        kind = RegistryError if is_fatal(error) else TransientRegistryError
+        return kind(f"cannot {what}: {trouble}", hint=hint, **fields)
+    if (wrong_time := _wrong_time(error)) is not None:
+        return RegistryError(
+            f"cannot {what}: the certificate of `{host}` is not valid at {clock.rfc3339(clock.now_s())}, the time of "
+            f"this host ({_tls_reason(error)})",
+            hint=wrong_time,
+            **fields,
+        )
     if is_untrusted(error):
         return RegistryError(
             f"cannot {what}: the certificate of `{host}` is not trusted ({_tls_reason(error)})",
@@ -284,12 +314,6 @@ def connection_error(method: str, url: str, *, what: str, error: Exception) -> R
     if _has_cause(error, urllib3.exceptions.NameResolutionError):
         return RegistryError(
             f"the name of `{host}` cannot be resolved: cannot {what}", hint="check the name, and DNS", **fields
-        )
-    if isinstance(error, requests.exceptions.ProxyError | urllib3.exceptions.ProxyError):
-        return TransientRegistryError(
-            f"cannot {what}: the proxy for `{host}` failed",
-            hint="check `HTTPS_PROXY` and `NO_PROXY`",
-            **fields,
         )
     if _is_late(error):
         return TransientRegistryError(
@@ -312,7 +336,57 @@ def connection_error(method: str, url: str, *, what: str, error: Exception) -> R
 
 def is_fatal(error: Exception) -> bool:
     """Tell whether a request that got no answer would get none the next time either: names and TLS."""
-    return _is_tls(error) or _has_cause(error, urllib3.exceptions.NameResolutionError) or isinstance(error, _BAD_URLS)
+    if _is_tls(error) or _has_cause(error, urllib3.exceptions.NameResolutionError) or isinstance(error, _BAD_URLS):
+        return True
+    # a proxy's 4xx: it wants a login, or does not connect to this host
+    return 400 <= (_tunnel_status(error) or 0) < 500
+
+
+def _tunnel_status(error: Exception) -> int | None:
+    """Return what a proxy answered where it was to connect; None where it was not asked, or did so."""
+    found = (_TUNNEL.search(str(cause)) for cause in _causes(error) if isinstance(cause, OSError))
+    return next((int(match[1]) for match in found if match is not None), None)
+
+
+def _proxy_trouble(error: Exception, proxy: str, host: str) -> tuple[str, str] | None:
+    """Return what is wrong with the proxy on the way to a host, and what to do; None where that is not known."""
+    shown = redacted(proxy if "://" in proxy else f"http://{proxy}")
+    around = f"or name `{host}` in `NO_PROXY` if it can be reached without"
+    if isinstance(error, requests.exceptions.InvalidSchema) and proxy.lower().startswith("socks"):
+        return (
+            f"`{shown}` is a SOCKS proxy, for which the package `PySocks` is missing",
+            f"install it next to airferry (`pip install PySocks`), use an HTTP proxy (`HTTPS_PROXY`), {around}",
+        )
+    if isinstance(error, _BAD_URLS):
+        return (
+            "the proxy that is set for this host is not a URL",
+            f"set `HTTPS_PROXY`, or `ALL_PROXY`, to `http://HOST:PORT`, {around}",
+        )
+    if _has_cause(error, urllib3.exceptions.NameResolutionError):
+        return f"the name of the proxy `{shown}` cannot be resolved", f"check `HTTPS_PROXY`, {around}"
+    status = _tunnel_status(error)
+    if status == 407:
+        refused = "refuses the login that it was given" if "@" in proxy else "wants a login"
+        return (
+            f"the proxy `{shown}` {refused} (407)",
+            f"put it into `HTTPS_PROXY`: {_PROXY_LOGIN}, {around}",
+        )
+    if status is not None and status < 500:
+        return f"the proxy `{shown}` refuses to connect to `{host}` ({status})", f"have it allow that host, {around}"
+    if isinstance(error, requests.exceptions.ProxyError | urllib3.exceptions.ProxyError):
+        how = f"cannot connect to `{host}` ({status})" if status is not None else "cannot be reached"
+        return f"the proxy `{shown}` {how}", f"check `HTTPS_PROXY`, {around}"
+    return None
+
+
+def _wrong_time(error: Exception) -> str | None:
+    """Return what to do about a certificate that is refused for the time alone; None for other errors."""
+    codes = {cause.verify_code for cause in _causes(error) if isinstance(cause, ssl.SSLCertVerificationError)}
+    if codes & _NOT_YET_VALID:
+        return "set this host's clock: certificates are made before they are used"
+    if codes & _EXPIRED:
+        return "set this host's clock if that time is wrong; else the registry needs a new certificate"
+    return None
 
 
 def is_refused(error: Exception) -> bool:

@@ -135,11 +135,11 @@ def configuration_files() -> tuple[Path | None, list[Path]]:
     of the user makes those of the system count for nothing, drop-ins included.
     """
     own = _user_folder()
-    everywhere = [SYSTEM_FOLDER / "registries.conf.d", own / "registries.conf.d"]
+    everywhere = [SYSTEM_FOLDER / "registries.conf.d", *([own / "registries.conf.d"] if own is not None else [])]
     for variable in VARIABLES:
         if chosen := os.environ.get(variable):
             return Path(chosen), everywhere
-    if (own / "registries.conf").exists():
+    if own is not None and (own / "registries.conf").exists():
         return own / "registries.conf", everywhere[1:]
     system = SYSTEM_FOLDER / "registries.conf"
     return system if system.exists() else None, everywhere
@@ -356,13 +356,14 @@ def _rewrite(reference: Reference, prefix: str, endpoint: Endpoint) -> Reference
     return replace(reference, registry=parsed.registry, repository=parsed.repository)
 
 
-def _user_folder() -> Path:
+def _user_folder() -> Path | None:
     """Return the user's folder: that of XDG where it holds something of this, else the one that Podman 5 knows."""
-    usual = files.home_directory() / ".config" / "containers"
+    home = files.home_directory()
     chosen = os.environ.get("XDG_CONFIG_HOME")
-    own = Path(chosen) / "containers" if chosen else usual
+    usual = home / ".config" / "containers" if home is not None else None
+    own = Path(chosen) / "containers" if chosen else None
     names = ("registries.conf", "registries.conf.d")
-    return own if any((own / name).exists() for name in names) else usual
+    return own if own is not None and any((own / name).exists() for name in names) else usual or own
 
 
 def _drop_ins(folders: Sequence[Path]) -> list[Path]:

@@ -21,8 +21,9 @@ def certificate_folders(registry: str) -> list[Path]:
     """Return the folders that may hold certificates for a registry host, existing or not."""
     home = files.home_directory()
     config = os.environ.get("XDG_CONFIG_HOME")
+    own = Path(config) if config else home / ".config" if home is not None else None
     roots = (
-        (Path(config) if config else home / ".config") / "containers" / "certs.d",
+        *([own / "containers" / "certs.d"] if own is not None else []),
         Path("/etc/containers/certs.d"),
         Path("/etc/docker/certs.d"),
     )

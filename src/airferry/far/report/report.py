@@ -40,6 +40,9 @@ def report(
         HostError: a file cannot be written.
         IntegrityError: the root is another, or there is no telling what the bundle should hold.
     """
+    for named in (html, text):
+        if named is not None:
+            files.output_file(named)
     opened = open_bundle(bundle, root=root)
     verified = verify_opened(opened, beside=bundle, emit=emit)
     made = make_report(opened, verified)
@@ -47,6 +50,6 @@ def report(
     written = []
     for path, content in ((html, page), (text, plain)):
         if path is not None:
-            files.write_text(path, content)
+            files.write_text(files.output_file(path), content)
             written.append(path)
     return ReportOutcome(page, plain, tuple(written), verified)

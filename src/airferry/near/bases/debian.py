@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import tempfile
 import urllib.parse
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -278,7 +277,7 @@ def _mmdebstrap(job: _Job, arguments: Sequence[str], *, target: Path) -> None:
     argv += [f"--setup-hook=upload {shlex.quote(str(preferences))} /etc/apt/preferences.d/airferry"]
     argv += [base.suite, str(target), *mmdebstrap_mirrors(base, platform=job.platform)]
     # It works as a subordinate user, who can enter neither a cache nor a home that is this user's alone.
-    environment = {"SOURCE_DATE_EPOCH": str(job.epoch_s), "TMPDIR": tempfile.gettempdir()}
+    environment = {"SOURCE_DATE_EPOCH": str(job.epoch_s), "TMPDIR": str(files.temporary_directory())}
     try:
         process.run(argv, timeout_s=BOOTSTRAP_S, environment=environment, emit=job.emit)
     except process.ProcessFailed as failure:

@@ -61,7 +61,7 @@ class BaseLayers:
         self._bases = bases
         self._records = Records(cache / "layers" / "records")
         self._linkable = _same_file_system(cache, output)
-        self._kept = LayoutStore.create(cache / "layers") if self._linkable else None
+        self._kept = LayoutStore.create(cache / "layers", private=True) if self._linkable else None
         self.compression = compression
         self._limit_bytes = limit_bytes
         self.emit = emit

@@ -32,7 +32,7 @@ class SharedLayout(LayoutStore):
         self._cache = cache
         self._emit = emit
         with making(cache, Thing.INDEX, path.name, doing="writing an index", emit=emit):
-            LayoutStore.create(path)
+            LayoutStore.create(path, private=True)
         super().__init__(path, read_only=False)
 
     def take_blob(self, offer: BlobOffer, *, absent: bool = False) -> Action:

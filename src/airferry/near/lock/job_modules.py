@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
 
 from airferry.config.environment import expanded
 from airferry.errors import BuildError
+from airferry.host import files
 from airferry.host.yaml import render_line
 from airferry.near.bases.fetch import BaseImage
 from airferry.near.lock.additions import modules_to_probe
@@ -179,9 +179,9 @@ def _passed_over(
                     held[candidate] = found
         if not held:
             continue
-        with TemporaryDirectory() as empty:
+        with files.scratch_directory(files.temporary_directory()) as empty:
             modules = sorted({candidate.module for candidate in held})
-            hidden = probe(modules, variables, dict.fromkeys(trees, Path(empty)))
+            hidden = probe(modules, variables, dict.fromkeys(trees, empty))
         for candidate, (overlay, root) in held.items():
             top = candidate.module.partition(".")[0]
             if hidden.modules[candidate.module].status == "present" and (overlay, top) not in said:

@@ -17,6 +17,7 @@ from airferry.errors import BuildError
 from airferry.host import files, process
 from airferry.host.process import Completed
 from airferry.near.assemble.writer import BuiltImage
+from airferry.near.left_behind import open_left
 from airferry.near.probe.answers import DEFAULT_MODULE_TIMEOUT_S, ProbeResult, parse_probe, probe_argv, probe_input
 from airferry.near.rehearse.judge import read_hook_log, read_sink_log
 from airferry.oci.platform import Platform
@@ -159,7 +160,7 @@ def _job_path(scene: Scene, image_path: str) -> str:
 
 def _read(path: Path) -> bytes:
     """Read the log's end, as a step may write more than anybody wants to read."""
-    with files.open_left(path) as stream:
+    with open_left(path) as stream:
         size = stream.seek(0, 2)
         stream.seek(max(0, size - MAX_LOG_BYTES))
         return stream.read(MAX_LOG_BYTES)

@@ -23,8 +23,8 @@ from packaging.utils import canonicalize_name, parse_wheel_filename
 from packaging.version import Version
 
 from airferry.errors import BuildError
-from airferry.host import files
 from airferry.host.archives import archive_faults
+from airferry.near.left_behind import open_left
 from airferry.near.wheels.pip import WheelTarget
 
 MAX_WHEEL_METADATA_BYTES = 4 * 1024 * 1024
@@ -60,7 +60,7 @@ def built_wheel(folder: Path, *, what: str) -> Path:
     made = sorted(path for path in folder.iterdir() if path.suffix == ".whl")
     if len(made) != 1:
         raise BuildError(f"{what} left {len(made)} wheels, expected 1")
-    with files.open_left(made[0]), _reading(made[0]):
+    with open_left(made[0]), _reading(made[0]):
         parse_wheel_filename(made[0].name)
     return made[0]
 

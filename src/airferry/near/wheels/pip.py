@@ -352,10 +352,10 @@ class Pip:
                 hint="check the network, the proxy and pip's configuration (`pip config debug`), then rerun",
                 tail=tuple(_redact(line) for line in done.tail),
             )
-        if any(files.DISK_FULL.search(line) for line in done.tail):
+        if any(process.DISK_FULL.search(line) for line in done.tail):
             raise HostError(
                 f"pip finds the disk full: {last_words(done.tail)}",
-                hint=files.temporary_full_hint(),
+                hint=process.temporary_full_hint(),
                 tail=tuple(_redact(line) for line in done.tail),
             )
         versions: tuple[str, ...] = ()
