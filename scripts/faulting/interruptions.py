@@ -25,6 +25,8 @@ from near_side import REFERENCE
 from static_bases import write_static_base
 
 FULL_DISK = "ENOSPC"
+# what a full disk makes fail
+WRITES = ("fsync", "rename")
 YEAR_S = 365 * 86_400.0
 PROGRAM = (sys.executable, "-c", "from airferry.cli import main; main()")
 LOGIN = '{"auths": {"127.0.0.1": {"auth": "dXNlcjpzZWNyZXQ="}}}'
@@ -72,15 +74,15 @@ class _Loads:
             row.wrong.append(f"{what}: temporary files are left: {left}")
 
 
-def _loads(name: str, folder: Path, every: int, *, failure: str, codes: Sequence[int]) -> Tally:
+def _loads(name: str, folder: Path, part: slice, *, failure: str, codes: Sequence[int]) -> Tally:
     row, loads = Tally(name), _Loads(folder / "load")
     with running(WatchedRegistry()) as registry:
         prepare(registry)
         code, said, boundaries = loads.run(registry, 0)
         assert code == 0, said
-    for number in range(1, len(boundaries) + 1, every):
+    for number in range(1, len(boundaries) + 1)[part]:
         what = f"{name}, boundary {number} of {len(boundaries)} (`{boundaries[number - 1]}`)"
-        if failure and not boundaries[number - 1].startswith(("fsync", "rename")):
+        if failure and not boundaries[number - 1].startswith(WRITES):
             continue
         loads.receipt.unlink(missing_ok=True)
         with running(WatchedRegistry()) as registry:
@@ -99,13 +101,13 @@ def _loads(name: str, folder: Path, every: int, *, failure: str, codes: Sequence
     return row
 
 
-def _builds(name: str, folder: Path, every: int, *, failure: str, codes: Sequence[int]) -> Tally:
+def _builds(name: str, folder: Path, part: slice, *, failure: str, codes: Sequence[int]) -> Tally:
     row = Tally(name)
     place = files.ensure_directory(folder / f"build{failure}")
     with pytest.MonkeyPatch.context() as patch:
         yard = make_yard(place, write_static_base(place / "base", REFERENCE), builder="direct")
         in_its_environment(yard, patch)
-        for number in range(1, len(yard.boundaries) + 1, every):
+        for number in range(1, len(yard.boundaries) + 1)[part]:
             what = f"{name}, boundary {number} of {len(yard.boundaries)} (`{yard.boundaries[number - 1]}`)"
             yard.clear()
             patch.setenv("AIRFERRY_FAILING_DISK", failure)
@@ -127,7 +129,7 @@ def _expect_finished(row: Tally, what: str, yard: Yard) -> None:
         row.finished += 1
 
 
-def _clocks(name: str, folder: Path, every: int) -> Tally:
+def _clocks(name: str, folder: Path, part: slice) -> Tally:
     """Load while the clock jumps, back and forth, at each look at it."""
     row, cargo = Tally(name), make_cargo(folder / "clock")
     jumps: list[Callable[[int], float]] = [
@@ -138,7 +140,7 @@ def _clocks(name: str, folder: Path, every: int) -> Tally:
         lambda count: 3600.0 * count,
         lambda count: -3600.0 * (count % 3),
     ]
-    for (number, jump), suspended in itertools.product(enumerate(jumps), (False, True)):
+    for (number, jump), suspended in [*itertools.product(enumerate(jumps), (False, True))][part]:
         counter = itertools.count()
         with pytest.MonkeyPatch.context() as patch, running(WatchedRegistry()) as registry:
             prepare(registry)
@@ -170,11 +172,11 @@ def _expect_loaded(row: Tally, what: str, cargo: Cargo, registry: WatchedRegistr
         row.wrong.append(f"{what}: the rerun ends with {code}: {message}")
 
 
-def _operators(name: str, folder: Path, every: int) -> Tally:
+def _operators(name: str, folder: Path, part: slice) -> Tally:
     """Let two operators load at the same time: the same bundle and another one, from one host and from two."""
     row, loads = Tally(name), _Loads(folder / "two")
     other = make_cargo(folder / "two" / "other")
-    for cargo, hosts, delay_s in itertools.product((loads.cargo, other), (1, 2), (0.0, 0.1, 0.3)[::every]):
+    for cargo, hosts, delay_s in [*itertools.product((loads.cargo, other), (1, 2), (0.0, 0.1, 0.3))][part]:
         what = f"{name}: {'one bundle' if cargo is loads.cargo else 'two bundles'}, {hosts} hosts, {delay_s} s apart"
         with running(WatchedRegistry()) as registry, ExitStack() as ends:
             prepare(registry)
@@ -186,7 +188,7 @@ def _operators(name: str, folder: Path, every: int) -> Tally:
                 started.append(_start(one, registry, folder / f"receipt{number}.yaml", cache))
                 time.sleep(delay_s)
             for child in started:
-                _out, said = child.communicate(timeout=120)
+                _out, said = child.communicate(timeout=600)
                 row.ended(child.returncode)
                 # the second one on a host is told that the first one runs
                 if child.returncode not in ((0, 4) if hosts == 1 else (0,)) or "Traceback" in said:
@@ -195,7 +197,7 @@ def _operators(name: str, folder: Path, every: int) -> Tally:
                 row.wrong.append(f"{what}: {registry.early}; {len(registry.sessions)} sessions are left open")
             for number, one in enumerate((loads.cargo, cargo)):
                 child = _start(one, registry, folder / f"receipt{number}.yaml", folder / "cache0")
-                _out, said = child.communicate(timeout=120)
+                _out, said = child.communicate(timeout=600)
                 row.finished += child.returncode == 0
                 if child.returncode:
                     row.wrong.append(f"{what}: the rerun ends with {child.returncode}: {said}")
@@ -213,23 +215,24 @@ def _start(cargo: Cargo, registry: WatchedRegistry, receipt: Path, cache: Path) 
     )
 
 
-def _killed_load(name: str, folder: Path, every: int) -> Tally:
-    return _loads(name, folder, every, failure="", codes=(KILLED,))
+def _killed_load(name: str, folder: Path, part: slice) -> Tally:
+    return _loads(name, folder, part, failure="", codes=(KILLED,))
 
 
-def _full_load(name: str, folder: Path, every: int) -> Tally:
-    return _loads(name, folder, every, failure=FULL_DISK, codes=(0, 4))
+def _full_load(name: str, folder: Path, part: slice) -> Tally:
+    return _loads(name, folder, part, failure=FULL_DISK, codes=(0, 4))
 
 
-def _killed_build(name: str, folder: Path, every: int) -> Tally:
-    return _builds(name, folder, every, failure="", codes=(KILLED,))
+def _killed_build(name: str, folder: Path, part: slice) -> Tally:
+    return _builds(name, folder, part, failure="", codes=(KILLED,))
 
 
-def _full_build(name: str, folder: Path, every: int) -> Tally:
-    return _builds(name, folder, every, failure=FULL_DISK, codes=(0, 4))
+def _full_build(name: str, folder: Path, part: slice) -> Tally:
+    return _builds(name, folder, part, failure=FULL_DISK, codes=(0, 4))
 
 
-INTERRUPTIONS: dict[str, Callable[[str, Path, int], Tally]] = {
+# `part` says which of their cases are to be run
+INTERRUPTIONS: dict[str, Callable[[str, Path, slice], Tally]] = {
     "kill at a boundary of a load": _killed_load,
     "full disk from a boundary of a load on": _full_load,
     "kill at a boundary of a direct build": _killed_build,

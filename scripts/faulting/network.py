@@ -34,8 +34,9 @@ ONCE, ALWAYS = "once", "always"
 OPTIONS = ClientOptions(
     plain_http=True,
     jobs=2,
-    connect_timeout_s=2.0,
-    read_timeout_s=0.3,
+    connect_timeout_s=10.0,
+    # a busy machine is not a fault
+    read_timeout_s=5.0,
     retry=RetryPolicy(attempts=3, sleep=lambda _: None),
     lookup=lambda _registry, _repository: Credential("user", "secret"),
 )

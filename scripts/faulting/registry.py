@@ -13,7 +13,7 @@ from typing import Any
 from airferry.oci.documents import IMAGE_INDEX, parse_index, parse_manifest
 from scripted_registry import Call, Exchange, Fault, ScriptedRegistry, error_document, sha256
 
-STALL_S = 0.6
+STALL_S = 6.0
 TOKEN = "Bearer good"
 
 

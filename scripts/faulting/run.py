@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import os
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -15,6 +19,11 @@ from interruptions import INTERRUPTIONS  # noqa: E402
 from network import Tally, in_own_folders, network_faults  # noqa: E402
 from registry import CLASSES, KINDS  # noqa: E402
 
+from airferry.host import files  # noqa: E402
+
+# an interruption's cases are run by as many processes at most
+PARTS = 8
+
 
 def main() -> int:
     """Run what was asked for, print the tables, and return 1 if something went wrong."""
@@ -22,6 +31,7 @@ def main() -> int:
     asked.add_argument("only", nargs="*", help="only classes of requests or interruptions whose names contain this")
     asked.add_argument("--kinds", type=int, help="only the first kinds of network faults")
     asked.add_argument("--every", type=int, default=1, help="only every n-th boundary of kills and full disks")
+    asked.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="classes and parts at the same time")
     asked.add_argument("--list", action="store_true", help="list classes, kinds and interruptions")
     options = asked.parse_args()
     if options.list:
@@ -33,15 +43,11 @@ def main() -> int:
         return [name for name in names if not wanted or any(text in name.lower() for text in wanted)]
 
     began = time.monotonic()
-    rows: list[Tally] = []
+    tasks = [Task(name, slice(None), options.kinds) for name in chosen(list(CLASSES))]
+    parts = [slice(number * options.every, None, PARTS * options.every) for number in range(PARTS)]
+    tasks += [Task(name, part) for name in chosen(list(INTERRUPTIONS)) for part in parts]
     with tempfile.TemporaryDirectory(prefix="airferry-faults-") as name:
-        folder = Path(name)
-        in_own_folders(folder)
-        if classes := chosen(list(CLASSES)):
-            rows += network_faults(folder / "network", classes=classes, kinds=options.kinds)
-        for what in chosen(list(INTERRUPTIONS)):
-            rows.append(INTERRUPTIONS[what](what, folder / "interrupted", options.every))
-            print(f"{what}: {rows[-1].cases} cases", file=sys.stderr, flush=True)
+        rows = _run_all(tasks, Path(name), jobs=max(1, options.jobs))
     print(table(rows))
     wrong = [text for row in rows for text in row.wrong]
     cases = sum(row.cases for row in rows)
@@ -49,6 +55,47 @@ def main() -> int:
     for text in wrong:
         print(f"- {text}")
     return 1 if wrong else 0
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a process is given: a class of requests, or a part of the cases of an interruption."""
+
+    name: str
+    part: slice
+    kinds: int | None = None
+
+    def run(self, folder: Path) -> Tally:
+        """Run the cases in folders of their own."""
+        in_own_folders(files.ensure_directory(folder))
+        if self.name in CLASSES:
+            (row,) = network_faults(folder / "network", classes=[self.name], kinds=self.kinds)
+        else:
+            row = INTERRUPTIONS[self.name](self.name, folder / "interrupted", self.part)
+        return row
+
+
+def _run_all(tasks: list[Task], folder: Path, *, jobs: int) -> list[Tally]:
+    """Run all tasks, some at the same time, and return a row for each name, in their order."""
+    rows: dict[str, Tally] = {task.name: Tally(task.name) for task in tasks}
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("fork")) as pool:
+        started = {pool.submit(task.run, folder / str(number)): task for number, task in enumerate(tasks)}
+        for done in as_completed(started):
+            row = done.result()
+            add(rows[row.name], row)
+            print(f"{row.name}: {row.cases} cases, {len(row.wrong)} wrong", file=sys.stderr, flush=True)
+            print("".join(f"  {text}\n" for text in row.wrong), end="", file=sys.stderr, flush=True)
+    return list(rows.values())
+
+
+def add(whole: Tally, row: Tally) -> None:
+    """Add what became of the cases of a row."""
+    whole.cases += row.cases
+    whole.finished += row.finished
+    whole.wrong += row.wrong
+    whole.slowest_s = max(whole.slowest_s, row.slowest_s)
+    for code, count in row.codes.items():
+        whole.codes[code] = whole.codes.get(code, 0) + count
 
 
 def table(rows: list[Tally]) -> str:
@@ -73,11 +120,7 @@ def table(rows: list[Tally]) -> str:
 def _sum(rows: list[Tally]) -> Tally:
     whole = Tally("**all**")
     for row in rows:
-        whole.cases += row.cases
-        whole.finished += row.finished
-        whole.wrong += row.wrong
-        for code, count in row.codes.items():
-            whole.codes[code] = whole.codes.get(code, 0) + count
+        add(whole, row)
     return whole
 
 

@@ -1,83 +1,41 @@
-"""Cases through the whole command: `airferry` in this process, on bundles and files that were changed.
+"""Cases through the whole command, on bundles and files that were changed: the table, and what its entries run.
 
-What does not differ from one run of a command to the next is done once: importing, and making the command line, which
-takes five times as long as `verify` takes for a small bundle. All files lie in memory. For a hostile near side, a
-bundle is sealed again over the change, and `--root` is that root.
+For a hostile near side, a bundle is sealed again over the change, and `--root` is that root. All files lie in memory.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import io
-import json
-import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import typer.main
 import yaml
-from changed import GONE, LINKED, MAX_SEED_BYTES, MOVED, PREFIX, RESEALED, Changed
+from build_commands import build_base_target, build_files_target, build_notes_target, build_wheel_target
+from changed import GONE, LINKED, MOVED, PREFIX, RESEALED, Changed
+from command_line import STEP, Refused, airferry, files_target, judged
+from registry_commands import answered_target, load_target, login_target, rollback_target
 from table import checksummed
 from worker import Target
 
+from airferry.assets.manifest import MODELPACK_ARTIFACT, MODELPACK_FILEPATH
+from airferry.bundle.manifest import ArtifactEntry, BundleManifest, ToolEntry
 from airferry.bundle.receipt import Receipt, write_receipt
-from airferry.cli import app
+from airferry.bundle.seal import seal
 from airferry.host import files
-from airferry.near import session
-from airferry.oci.documents import REF_NAME, parse_index, parse_manifest
 from airferry.oci.layers import Compression, compress_layer
 from airferry.oci.layout import LayoutStore
-from airferry.registry.retry import RetryPolicy
 from catalogues import airgap, write_airgap, write_step
 from checked_catalogue import write_checked_catalogue
-from folder_pip import FolderPip
-from layer_tars import tar_of
-from oci_images import REFERENCE, make_bundle, put_manifest
-from scripted_registry import Exchange, ScriptedRegistry, run_scripted
-from static_bases import python_of
+from layer_tars import Item, link, tar_of
+from oci_images import REFERENCE, make_bundle, put_model_pack
 from travelling_catalogue import make_travelling_bundle, write_catalogue
-from wheel_factory import make_wheel, sha256
 
-CODES = frozenset({0, 2, 3, 4, 5, 6, 7, 8})
-# until the process ends
-RUNNING = contextlib.ExitStack()
-
-
-class Refused(Exception):
-    """A command ended with one of its documented errors."""
-
-
-@functools.cache
-def _prepare() -> None:
-    """Make the command line once, and let no retry wait."""
-    command = typer.main.get_command(app.app)
-    app.app = command  # type: ignore[assignment]
-    RetryPolicy.pause = lambda *_arguments, **_options: None  # type: ignore[method-assign]
-
-
-def airferry(*arguments: str) -> tuple[int, str]:
-    """Run a command and return its exit code and what it wrote; a bug is an AssertionError."""
-    _prepare()
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = app.run(list(arguments))
-    said = out.getvalue() + err.getvalue()
-    assert code in CODES, f"exit code {code} of {arguments[0]}: {said[-300:]}"
-    assert "Traceback" not in said and "bug:" not in said, f"a bug in {arguments[0]}: {said[-300:]}"
-    obeyed = [letter for letter in said if (ord(letter) < 32 and letter not in "\n\t") or 127 <= ord(letter) < 160]
-    assert not obeyed, f"{arguments[0]} writes {obeyed[0]!r}"
-    return code, said
-
-
-def judged(code: int, said: str = "") -> None:
-    """Raise where a command refused."""
-    if code not in (0, 8):
-        raise Refused(f"exit code {code}: {said}")
-
+RAW = "application/vnd.cncf.model.weight.v1.raw"
+TAR = "application/vnd.cncf.model.weight.v1.tar"
+PACKED = [Item("a", value="x"), Item("b/c", value="y"), link("l", "b/c")]
 
 # --- bundles ----------------------------------------------------------------------------------------------------------
 
@@ -116,26 +74,6 @@ def catalogue_target(*arguments: str) -> Target:
     return Target(parse, changed.seeds(0, RESEALED), also=(Refused,), prefix=PREFIX)
 
 
-def load_target(*more: str) -> Target:
-    """Return what loads a changed bundle: no tag may stand for what is not there."""
-    original = Path.cwd() / "original"
-    make_bundle(original)
-    changed = Changed(original)
-    registry = RUNNING.enter_context(run_scripted())
-
-    def parse(case: bytes) -> None:
-        root = changed.write(case)
-        _empty(registry)
-        code, said = airferry(*_load(changed.folder, registry, root), *more)
-        missing = incomplete_tags(registry)
-        assert not missing, f"a tag without {missing}"
-        assert not registry.sessions, "an open session"
-        assert code == 0 or not tags_of(registry), f"tags after exit code {code}: {said[-300:]}"
-        judged(code, said)
-
-    return Target(parse, changed.seeds(0, RESEALED), also=(Refused,), prefix=PREFIX)
-
-
 def archive_target() -> Target:
     """Return what copies from a changed archive."""
     make_bundle(Path.cwd() / "original")
@@ -150,148 +88,39 @@ def archive_target() -> Target:
     return Target(parse, [seed], repair=checksummed, also=(Refused,))
 
 
-# --- registries -------------------------------------------------------------------------------------------------------
-
-
-def _load(bundle: Path, registry: ScriptedRegistry, root: str) -> list[str]:
-    # one after the other, so that the same case is about the same request each time
-    arguments = ["load", str(bundle), "--to", f"{registry.address}/x", "--root", root, "--parallel", "1"]
-    return [*arguments, "--receipt", str(Path.cwd() / "r.yaml")]
-
-
-def _empty(registry: ScriptedRegistry) -> None:
-    """Let a registry hold nothing, and airferry know nothing of it."""
-    registry.blobs.clear(), registry.manifests.clear(), registry.sessions.clear(), registry.calls.clear()
-    for name in ("loads", "registries"):
-        shutil.rmtree(Path(os.environ["AIRFERRY_CACHE"], name), ignore_errors=True)
-
-
-def tags_of(registry: ScriptedRegistry) -> list[str]:
-    """Return the tags, each as `REPOSITORY@TAG`."""
-    return [key for key in registry.manifests if ":" not in key.rpartition("@")[2]]
-
-
-def incomplete_tags(registry: ScriptedRegistry) -> list[str]:
-    """Return what tags stand for and the registry does not hold."""
-    missing: list[str] = []
-    for key in tags_of(registry):
-        repository = key.rpartition("@")[0]
-        data, kind = registry.manifests[key]
-        waiting = [(data, kind)]
-        while waiting:
-            data, kind = waiting.pop()
-            if "index" in kind or "list" in kind:
-                for child in parse_index(data).manifests:
-                    held = registry.manifests.get(f"{repository}@{child.digest}")
-                    missing += [] if held else [f"{repository}@{child.digest}"]
-                    waiting += [held] if held else []
-            else:
-                manifest = parse_manifest(data)
-                missing += [
-                    blob.digest for blob in (manifest.config, *manifest.layers) if blob.digest not in registry.blobs
-                ]
-    return missing
-
-
-ANSWERS = (
-    b"HTTP/1.1 200 OK\r\nContent-Type: application/vnd.oci.image.manifest.v1+json\r\nContent-Length: 2\r\n\r\n{}",
-    b"HTTP/1.1 200 OK\r\nContent-Type: application/vnd.oci.image.index.v1+json\r\n\r\n"
-    b'{"schemaVersion":2,"manifests":[]}',
-    b'HTTP/1.1 401 No\r\nWWW-Authenticate: Bearer realm="http://127.0.0.1:1/token",service="s"\r\n\r\n',
-    b"HTTP/1.1 202 Accepted\r\nLocation: /v2/x/blobs/uploads/1?_state=2\r\nRange: 0-20\r\nContent-Length: 0\r\n\r\n",
-    b"HTTP/1.1 307 Elsewhere\r\nLocation: /v2/x/blobs/uploads/1\r\nContent-Length: 0\r\n\r\n",
-    b"HTTP/1.1 503 Busy\r\nRetry-After: 5\r\nContent-Length: 0\r\n\r\n",
-    b"HTTP/1.1 201 Created\r\nDocker-Content-Digest: sha256:" + b"0" * 64 + b"\r\nContent-Length: 0\r\n\r\n",
-    b"HTTP/1.1 206 Part\r\nContent-Range: bytes 5-20/21\r\nContent-Length: 16\r\n\r\n" + b"x" * 16,
-    b'HTTP/1.1 403 No\r\nContent-Type: application/json\r\n\r\n{"errors":[{"code":"DENIED","message":"no"}]}',
-    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Encoding: gzip\r\n\r\n5\r\nabcde\r\n0\r\n\r\n",
-)
-
-
-def answered_target(*arguments: str, most: int) -> Target:
-    """Return what runs a command while a registry answers a request with the case, one of them or all that follow.
-
-    The first byte is the number of the request, an odd second one says that all that follow are meant.
-    """
+def pack_target() -> Target:
+    """Return what unpacks a packed asset of a changed bundle."""
     original = Path.cwd() / "original"
-    root = make_bundle(original).root
-    registry = RUNNING.enter_context(run_scripted())
-    whole = {**{word: word for word in arguments}, "REGISTRY": registry.address}
-    whole |= {"IMAGE": f"docker://{registry.address}/x/{REFERENCE.partition('/')[2]}"}
-    judged(*airferry(*_load(original, registry, root)))
-    blobs, manifests = dict(registry.blobs), dict(registry.manifests)
+    store = LayoutStore.create(original)
+    packed = compress_layer(io.BytesIO(tar_of(PACKED)), compression=Compression("none"), into=store)
+    annotations = {MODELPACK_FILEPATH: "d"}
+    layers = [
+        store.put_bytes(b"weights", RAW, annotations={MODELPACK_FILEPATH: "w/a.bin"}),
+        packed.descriptor.model_copy(update={"media_type": TAR, "annotations": annotations}),
+    ]
+    pack = put_model_pack(store, layers).model_copy(update={"artifact_type": MODELPACK_ARTIFACT})
+    entry = ArtifactEntry(title="nano", artifact_type=MODELPACK_ARTIFACT, digest=pack.digest, size_bytes=pack.size)
+    manifest = BundleManifest(
+        workflow={"stages": []}, build_stages=(), artifacts=(entry,), compression="zstd", tool=ToolEntry(airferry="0")
+    )
+    seal(store, {}, artifacts=[pack], manifest=manifest)
+    changed = Changed(original)
 
     def parse(case: bytes) -> None:
-        _empty(registry)
-        shutil.rmtree("copied", ignore_errors=True)
-        loads = arguments[0] == "load"
-        if not loads:
-            registry.blobs.update(blobs), registry.manifests.update(manifests)
-        first, lasting, answer = (case[0] if case else 0) % most, len(case) > 1 and case[1] % 2, case[2:]
-
-        def fault(exchange: Exchange) -> bool:
-            if exchange.call.number != first and not (lasting and exchange.call.number > first):
-                return False
-            exchange.read_body()
-            exchange.wfile.write(answer)
-            exchange.close_connection = True
-            return True
-
-        registry.faults[:] = [fault]
-        code, said = airferry(*(_load(original, registry, root) if loads else [whole[word] for word in arguments]))
-        # a registry that goes on to say what is not so cannot be known
-        if loads and not lasting:
-            missing = incomplete_tags(registry)
-            assert not missing, f"a tag without {missing}"
+        root = changed.write(case)
+        shutil.rmtree("unpacked", ignore_errors=True)
+        around = set(Path.cwd().iterdir())
+        code, said = airferry("assets", "unpack", str(changed.folder), "unpacked", "--root", root)
+        assert set(Path.cwd().iterdir()) <= around | {Path.cwd() / "unpacked"}, "something next to the asset"
         judged(code, said)
 
-    seeds = [bytes([number, 0]) + answer for answer in ANSWERS for number in range(0, most, 3)]
-    # the first one is what goes well: a request that is never sent
-    return Target(parse, [bytes([most - 1, 0]) + ANSWERS[5], *seeds], also=(Refused,), prefix=PREFIX)
+    def repair(case: bytes) -> bytes:
+        return case[:PREFIX] + checksummed(case[PREFIX:])
+
+    return Target(parse, changed.seeds(0, RESEALED), repair=repair, also=(Refused,), prefix=PREFIX)
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
-
-
-def files_target(
-    names: Sequence[str],
-    *arguments: str,
-    prepare: Callable[[], None],
-    seeds: Mapping[str, Sequence[bytes]] | None = None,
-    cleared: Sequence[str] = (),
-) -> Target:
-    """Return what runs a command where one of some files is another; the first byte of a case is its number."""
-    prepare()
-    original = {name: Path(name).read_bytes() for name in names}
-
-    def parse(case: bytes) -> None:
-        name = names[case[0] % len(names)] if case else names[0]
-        Path(name).write_bytes(case[1:])
-        for folder in cleared:
-            shutil.rmtree(folder, ignore_errors=True)
-        try:
-            judged(*airferry(*arguments))
-        finally:
-            Path(name).write_bytes(original[name])
-
-    begin = [
-        bytes([number]) + data
-        for number, name in enumerate(names)
-        for data in (*([] if name.endswith((".yaml", ".json")) else [original[name]]), *(seeds or {}).get(name, ()))
-    ]
-    for number, name in enumerate(names):
-        if name.endswith((".yaml", ".json")):
-            # as JSON too, which is changed by its structure
-            begin += [bytes([number]) + data for data in {original[name], as_json(original[name])}]
-    return Target(parse, sorted(begin), also=(Refused,), prefix=1)
-
-
-def as_json(document: bytes) -> bytes:
-    """Return a YAML document as JSON; what is no mapping of plain keys as it is."""
-    try:
-        return json.dumps(yaml.safe_load(document), default=str).encode()
-    except (yaml.YAMLError, TypeError):
-        return document
 
 
 def _catalogue() -> None:
@@ -310,7 +139,6 @@ def _airgap() -> dict[str, Any]:
     )
 
 
-STEP = "src/nemotron/steps/sft/one"
 CONFIG = {"run": {"env": {"nodes": 1, "mounts": ["${auto_mount:git+https://h/x.git@v1,/opt/x}"]}}, "a": "${oc.env:X,y}"}
 CODE = b"import os, sys\nfrom nemotron.x import y\nsys.path.append(os.environ['Z'])\nos.system('pip install b')\n"
 SITE = (
@@ -358,100 +186,6 @@ def _recorded() -> None:
     judged(*airferry("assets", "record", "Data", "-o", "m.jsonl"))
 
 
-# --- builds -----------------------------------------------------------------------------------------------------------
-
-PACKAGE = "added_package"
-
-
-def _near_side(base: Path) -> None:
-    """Write a catalogue of one step that needs a package, on a base, and let a folder stand for the index."""
-    write_step(Path.cwd(), "sft/one", configs={"tiny": "a: 1\n"}, source=f"import json, {PACKAGE}\n")
-    Path("pyproject.toml").write_text('[project]\nname = "nemotron"\nversion = "1"\ndependencies = ["a>1"]\n')
-    image = {"base_image": f"oci:{base}:base:1", "python": "/usr/bin/python3"}
-    document = airgap({"img": image}, {"sft/one": "img"}, platforms=["linux/amd64"], source={"lock": "lock.txt"})
-    write_airgap(Path.cwd(), {**document, "builder": "direct", "loader": False, "launcher_image": False})
-    index = files.ensure_directory(Path.cwd() / "index")
-    _pin(make_wheel(index, PACKAGE.replace("_", "-"), "1.0"))
-    session.Pip = functools.partial(FolderPip, folder=index)  # type: ignore[misc,assignment]
-
-
-def _pin(wheel: Path) -> None:
-    Path("lock.txt").write_text(f"{PACKAGE.replace('_', '-')}==1.0 --hash=sha256:{sha256(wheel)}\n")
-
-
-def _build() -> None:
-    for name in ("out", "home/bases", "home/probes"):
-        shutil.rmtree(name, ignore_errors=True)
-    judged(*airferry("build", "--jobs", "1"))
-
-
-def _write_base(path: Path) -> None:
-    """Write a base whose layer is a plain tar, so that what is changed in it is read."""
-    store = LayoutStore.create(path)
-    layers = [compress_layer(io.BytesIO(tar_of(python_of("usr"))), compression=Compression("none"), into=store)]
-    store.write_index([put_manifest(store, layers).annotated(annotations={REF_NAME: "base:1"})])
-
-
-def build_base_target() -> Target:
-    """Return what builds on a changed base."""
-    original = Path.cwd() / "original"
-    _write_base(original)
-    changed = Changed(original)
-    _near_side(changed.folder / "bundle")
-
-    def parse(case: bytes) -> None:
-        changed.write(case)
-        _build()
-
-    def repair(case: bytes) -> bytes:
-        return case[:PREFIX] + checksummed(case[PREFIX:])
-
-    return Target(parse, changed.seeds(0, RESEALED), repair=repair, also=(Refused,), prefix=PREFIX)
-
-
-def build_wheel_target() -> Target:
-    """Return what builds with a changed wheel, whose hash the catalogue's lock names."""
-    from packages import rezipped
-
-    base = Path.cwd() / "base"
-    _write_base(base)
-    _near_side(base)
-    (wheel,) = Path("index").iterdir()
-
-    def parse(case: bytes) -> None:
-        wheel.write_bytes(case)
-        _pin(wheel)
-        _build()
-
-    return Target(parse, [wheel.read_bytes()], repair=rezipped, also=(Refused,))
-
-
-def build_files_target() -> Target:
-    """Return what builds from a changed catalogue."""
-    base = Path.cwd() / "base"
-    _write_base(base)
-    target = files_target(
-        ["lock.txt", "airgap.yaml", "pyproject.toml", f"{STEP}/step.py", f"{STEP}/config/tiny.yaml"],
-        *("build", "--jobs", "1"),
-        prepare=partial(_near_side, base),
-        cleared=["out"],
-    )
-    return target
-
-
-def build_notes_target() -> Target:
-    """Return what builds again where the journal or a record of the cache says something else."""
-    base = Path.cwd() / "base"
-    _write_base(base)
-    _near_side(base)
-    judged(*airferry("build", "--jobs", "1"))
-    cache = Path(os.environ["AIRFERRY_CACHE"])
-    found = [path for path in sorted(cache.rglob("*.json")) if path.stat().st_size < MAX_SEED_BYTES]
-    names = [path.relative_to(Path.cwd()).as_posix() for path in found if "blobs" not in path.parts]
-    names += ["out/airgap-build-state.yaml", "out/airgap.lock.yaml"]
-    return files_target(names, "build", "--jobs", "1", prepare=lambda: None)
-
-
 def commands() -> Iterator[tuple[str, Callable[[], Target], float]]:
     """Yield each command, what runs it, and its share of the cases."""
     yield "`verify --root`", partial(bundle_target, "verify", "OUT", "--root", "ROOT"), 3
@@ -465,6 +199,9 @@ def commands() -> Iterator[tuple[str, Callable[[], Target], float]]:
     yield "`copy` from an archive", archive_target, 0.5
     extract = ("catalogue", "extract", "OUT", "extracted", "--root", "ROOT")
     yield "`catalogue extract`", partial(catalogue_target, *extract), 1
+    yield "`assets unpack`", pack_target, 0.5
+    yield "`load --rollback`, the receipt", rollback_target, 0.5
+    yield "`copy`, the credentials file", login_target, 0.3
     yield "`load`, answers of the registry", partial(answered_target, "load", most=45), 2
     yield "`copy`, answers of the registry", partial(answered_target, "copy", "IMAGE", "oci:copied:x", most=9), 1
     yield (

@@ -133,7 +133,7 @@ def notes_target() -> Target:
     place.parent.mkdir(parents=True, exist_ok=True)
     records = Records(folder / "records")
     records.remember({"a": 1}, {"b": [1]})
-    kept = records._path({"a": 1})
+    kept = records.path({"a": 1})
     mark = folder / "catalogue" / ".airferry-catalogue.json"
     mark.parent.mkdir()
 

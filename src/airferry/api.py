@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from airferry.bundle.verify import VerifyReport
     from airferry.config.site import SiteProfile
     from airferry.far.copy import CopyResult, copy
+    from airferry.far.history import LoadHistory, PastLoad, history
     from airferry.far.load import LoadOutcome, load
     from airferry.far.registries import ProbeOutcome, login, logout, probe_registry
     from airferry.far.relocate import Destination, parse_destination
@@ -65,6 +66,7 @@ _HOMES = {
         "CopyResult",
         "copy",
     ),
+    "airferry.far.history": ("LoadHistory", "PastLoad", "history"),
     "airferry.far.load": (
         "LoadOutcome",
         "load",
@@ -174,10 +176,12 @@ __all__ = [
     "JobFiles",
     "JobSelection",
     "JobsOutcome",
+    "LoadHistory",
     "LoadOutcome",
     "LockOutcome",
     "MirrorFiles",
     "OverlaySet",
+    "PastLoad",
     "PlanOutcome",
     "PlanWarning",
     "ProbeOutcome",
@@ -198,6 +202,7 @@ __all__ = [
     "describe_prediction",
     "doctor",
     "extract_catalogue",
+    "history",
     "init_site",
     "known_site",
     "load",

@@ -204,12 +204,16 @@ def test_other_failures_still_end_the_load(bundle: Path, tmp_path: Path, fault: 
 
 
 def test_a_load_that_fails_leads_with_the_cause_and_counts_what_is_missing(bundle: Path, tmp_path: Path) -> None:
-    with run_scripted() as registry:
-        address = registry.address
-    with pytest.raises(RegistryError) as caught:
-        load(bundle, to=f"{address}/site", receipt=tmp_path / "receipt.yaml", options=OPTIONS)
+    def full(exchange: Exchange) -> bool:
+        if exchange.call.method != "PUT":
+            return False
+        exchange.read_body()
+        return exchange.answer(507, error_document("UNKNOWN", "disk full"))
+
+    with run_scripted([full]) as registry, pytest.raises(RegistryError) as caught:
+        load(bundle, to=f"{registry.address}/site", receipt=tmp_path / "receipt.yaml", options=OPTIONS)
     cause, _, rest = caught.value.message.partition("; ")
-    assert cause.startswith(f"`{address}` refuses connections: cannot ")
+    assert cause.startswith("cannot upload blob ") and cause.endswith("was answered with 507 `UNKNOWN`: disk full")
     assert rest == "no tag was moved; not complete there yet: 1 image and 2 artifacts"
 
 

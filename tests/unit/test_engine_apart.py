@@ -181,8 +181,9 @@ def test_everything_apart_ends_when_its_starter_is_killed_and_when_its_program_e
 
 def test_everything_apart_ends_when_what_started_its_starter_is_killed(tmp_path: Path) -> None:
     stubborn = (
-        "import signal, time\n"
-        "signal.signal(signal.SIGTERM, lambda *_: print('asked', flush=True))\n"
+        "import os, signal, time\n"
+        # it is asked again and again, also while it prints
+        "signal.signal(signal.SIGTERM, lambda *_: os.write(1, b'asked\\n'))\n"
         "print('ready', flush=True)\n"
         "while True:\n"
         "    time.sleep(600)\n"

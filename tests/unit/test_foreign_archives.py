@@ -176,9 +176,9 @@ def test_a_size_in_a_tar_that_no_file_can_have(tmp_path: Path) -> None:
 def test_a_wheel_that_asks_for_no_python_is_named(tmp_path: Path) -> None:
     from test_near_direct_wheels import TARGET
 
-    from airferry.near.wheels.store import _check_target
+    from airferry.near.wheels.pack import check_target
 
     path = make_wheel(tmp_path, "pkg", "1.0", requires_python="three")
     made = read_wheel(path, sha256=sha256(path))
     with pytest.raises(BuildError, match=r"`pkg-1\.0-py3-none-any\.whl` asks for a Python that cannot be: `three`"):
-        _check_target(made, TARGET)
+        check_target(made, TARGET)

@@ -90,5 +90,5 @@ def test_the_documents_of_commands_keep_their_shape() -> None:
         '{"output": "o", "bundle": "o/b", "root": null, "bundle_bytes": 7, "reused": 1, "warnings": '
         + json.dumps([plain_data(warning)])
         + ', "images": [{"name": "i", "reference": "r", "digest": "d", "platforms": ["linux/amd64"], "size_bytes": 5, '
-        '"unpacked_bytes": 6}]}'
+        '"unpacked_bytes": 6}], "left_out": []}'
     )

@@ -48,7 +48,11 @@ importlib.util.find_spec = lambda name, package=None: None if name in hidden els
 import airferry.api as api
 from airferry.cli.app import run
 from airferry.errors import HostError
+import functools
+import typer.main
 
+# a program makes its commands once; here one process runs several command lines
+typer.main.get_command = functools.cache(typer.main.get_command)
 names, said = {}, {}
 for name in api.__all__:
     try:

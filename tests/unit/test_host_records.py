@@ -36,7 +36,7 @@ def test_a_damaged_record_counts_as_absent(damage: bytes, tmp_path: Path) -> Non
 @pytest.mark.parametrize("read", [BuiltImage.from_json, Descriptor.model_validate, noted_layer])
 @pytest.mark.parametrize("note", [{}, {"descriptor": 5, "platform": []}, {"descriptor": {"digest": "x"}}, {"size": {}}])
 def test_a_note_that_does_not_fit_counts_as_absent(read: Any, note: dict[str, Any]) -> None:
-    """It is on a disk: whoever changed it makes work be done again, not end in a traceback."""
+    """It is on a disk, where it may be changed: then the work is done again, without a traceback."""
     assert as_noted(note, read) is None
 
 

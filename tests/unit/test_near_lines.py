@@ -105,6 +105,8 @@ def test_versions_of_debian_and_of_python_are_versions() -> None:
         {"name": "x", "dependencies": ["a\nRequires-Dist: evil"]},
         {"name": "x", "scripts": {"a": "b:c\n[other]\nx = y:z"}},
         {"name": "x", "entry-points": {"a]\n[console_scripts": {"a": "b:c"}}},
+        {"name": "x" * 300},
+        {"name": "x", "version": "1" * 300},
         {"name": "x", "dependencies": 5},
         {"name": "x", "dependencies": {"a": "1"}},
         {"name": "x", "dependencies": "abc"},

@@ -73,6 +73,13 @@ def at_most(size: int, methods: tuple[str, ...] = ("PATCH", "PUT")) -> Fault:
     return fault
 
 
+def no_chunks(exchange: Exchange) -> bool:
+    if exchange.call.method != "PATCH":
+        return False
+    exchange.read_body()
+    return exchange.answer(405)
+
+
 def names_of(parts: int, status: int = 404) -> Fault:
     def fault(exchange: Exchange) -> bool:
         found = re.match(r"/v2/(.+)/(?:blobs|manifests|tags|referrers)/", exchange.call.path)
@@ -147,7 +154,7 @@ def test_a_registry_that_takes_no_manifest_at_all_still_tells_its_sizes(registry
     registry.faults.append(refuse_manifests(lambda _kind, _document: True))
     profile = probe(registry)
     assert True not in profile.media_types.values() and profile.deletes_tags is None
-    assert profile.largest_chunk_bytes == profile.largest_upload_bytes == MIB
+    assert profile.largest_chunk_bytes == MIB
 
 
 # --- sizes and names -------------------------------------------------------------------------------------------------
@@ -156,16 +163,23 @@ def test_a_registry_that_takes_no_manifest_at_all_still_tells_its_sizes(registry
 @pytest.mark.parametrize(
     ("fault", "chunk", "whole", "limit"),
     [
-        (None, 2 * MIB, 2 * MIB, None),
+        (None, MIB, 2 * MIB, None),
         (at_most(MIB), MIB, MIB, MIB),
-        (at_most(MIB - 1), MIB // 2, MIB // 2, MIB // 2),
-        (at_most(MIB, ("PUT",)), 2 * MIB, MIB, MIB),
+        (at_most(MIB - 1), MIB // 2, None, MIB // 2),
+        (at_most(MIB // 2, ("PUT",)), MIB, MIB // 2, MIB // 2),
+        (no_chunks, None, 2 * MIB, None),
         (at_most(1000), None, None, 256 * 1024),
     ],
 )
 def test_the_largest_request_that_came_through_is_told_and_what_was_tried(
-    registry: ScriptedRegistry, fault: Fault | None, chunk: int | None, whole: int | None, limit: int | None
+    registry: ScriptedRegistry,
+    fault: Fault | None,
+    chunk: int | None,
+    whole: int | None,
+    limit: int | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("airferry.registry.trial.CHUNK_BYTES", MIB)
     registry.faults += [fault] if fault is not None else []
     profile = probe(registry, 2 * MIB)
     assert (profile.largest_chunk_bytes, profile.largest_upload_bytes) == (chunk, whole)
@@ -194,7 +208,7 @@ def test_an_upload_that_is_stored_under_a_digest_that_is_not_its_own_is_removed(
         registry.blobs.pop(exchange.call.path.rpartition("/")[2], None)
         return exchange.answer(202)
 
-    registry.faults += [believes, removes]
+    registry.faults += [no_chunks, believes, removes]
     assert probe(registry).largest_upload_bytes == MIB
     assert all(len(data) < MIB for data in registry.blobs.values())
 

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 import airferry
-from airferry.cli import assets, building, bundles, catalogue, completion, jobs, registries, rehearse, serving
+from airferry.cli import assets, building, bundles, catalogue, completion, history, jobs, registries, rehearse, serving
 from airferry.cli.helps import improve_help
 from airferry.cli.pipes import code_of_pipes, outlive_readers
 from airferry.cli.render import Reporter, data_line, escape_what_python_writes
@@ -55,6 +55,7 @@ app = typer.Typer(
 building.register(app)
 rehearse.register(app)
 bundles.register(app)
+history.register(app)
 serving.register(app)
 assets.register(app)
 registries.register(app)

@@ -49,6 +49,10 @@ EXAMPLES: dict[tuple[str, ...], tuple[tuple[str, str], tuple[str, str]]] = {
             "what would be sent, and what this registry would refuse",
         ),
     ),
+    ("history",): (
+        ("airferry history", "what was loaded from this folder, where to, and when"),
+        ("airferry history jobs /srv/receipts --json", "of two folders, for a script"),
+    ),
     ("report",): (
         ('airferry report "$BUNDLE" --root "$ROOT" --html report.html', "what the approver signs, as a page"),
         ('airferry report "$BUNDLE"', "the same in short, here"),

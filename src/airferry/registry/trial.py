@@ -1,7 +1,7 @@
 """Find out what a registry does, by trying it in one repository, and clear away what that left.
 
-Sends a chunk and a whole upload of the largest size to try, besides small things. Tags that the repository holds are
-left alone.
+Sends a chunk of up to 64 MiB, and a whole upload where that tells more, besides small things. Tags that the repository
+holds are left alone.
 """
 
 from __future__ import annotations
@@ -197,9 +197,13 @@ class _Sizes:
         self.survives: bool | None = None
 
     def probe(self) -> None:
-        """Try chunks and whole uploads, largest first; then ask for a session, before and after a break."""
+        """Try chunks, largest first, and whole uploads if there is more to learn; then ask for a session, also broken.
+
+        docker-registry 2.8 keeps the bytes of such an upload for a week: none of a size that came as a chunk is sent.
+        """
         size = self._chunks(min(CHUNK_BYTES, self._largest))
-        size = self._wholes(self._largest if self.largest_request_bytes is None else size)
+        if not self.taken or (self.largest_request_bytes is None and self._largest > size):
+            self._wholes(self._largest if self.largest_request_bytes is None else size)
         if self.resumes:
             # a separate session: some registries can neither go on with a broken one nor remove it
             with self._session():
@@ -222,15 +226,15 @@ class _Sizes:
                 return size
             size = self.largest_request_bytes = max(size // 2, SMALLEST_CHUNK_BYTES)
 
-    def _wholes(self, size: int) -> int:
-        """Try one whole upload, half as large after each 413, and return the size that was answered otherwise."""
+    def _wholes(self, size: int) -> None:
+        """Try one whole upload, half as large after each 413, until one is answered otherwise."""
         while True:
             with self._session():
                 status = self._send_whole(size)
             if status is not None and status != 413:
                 self.largest_upload_bytes = size
             if status != 413 or size <= SMALLEST_CHUNK_BYTES:
-                return size
+                return
             size = max(size // 2, SMALLEST_CHUNK_BYTES)
             self.largest_request_bytes = min(size, self.largest_request_bytes or size)
 

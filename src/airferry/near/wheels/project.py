@@ -13,11 +13,14 @@ from airferry.errors import ConfigurationError
 from airferry.host import files
 from airferry.host.parsing import Malformed, parse_toml
 from airferry.near.wheels.pack import write_wheel
-from airferry.wording import obeyed
+from airferry.wording import obeyed, printable
 
 MAX_PROJECT_BYTES = 1024 * 1024
 FALLBACK_VERSION = "0.0.0"
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
+MAX_SHOWN_PROJECT = 80
+# they are in the names of a file and a folder, of which file systems take 255 bytes
+MAX_NAME_AND_VERSION = 200
 _VERSION = re.compile(r"[A-Za-z0-9.!+_-]+")
 
 
@@ -47,9 +50,11 @@ def project_wheel(pyproject: Path, *, source_path: str, version: str | None, int
     _expect_lines(project, pyproject)
     name = str(project["name"])
     number = str(project.get("version") or version or FALLBACK_VERSION)
-    if not _NAME.fullmatch(name) or not _VERSION.fullmatch(number):
+    fits = len(name) + len(number) <= MAX_NAME_AND_VERSION
+    if not fits or not _NAME.fullmatch(name) or not _VERSION.fullmatch(number):
+        shown = [printable(text, most=MAX_SHOWN_PROJECT) for text in (name, number)]
         raise ConfigurationError(
-            f"{pyproject}: `project` has the name `{name}` and the version `{number}`, which no wheel can have",
+            f"{pyproject}: `project` has the name `{shown[0]}` and the version `{shown[1]}`, which no wheel can have",
             hint="correct the file",
             path=str(pyproject),
         )

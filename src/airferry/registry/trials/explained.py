@@ -107,7 +107,8 @@ def _sizes(profile: RegistryProfile) -> list[ProbedFact]:
         ("largest_chunk_bytes", profile.largest_chunk_bytes, "taken as one chunk"),
         ("largest_upload_bytes", profile.largest_upload_bytes, "taken as one whole upload"),
     ):
-        meaning = f"{what}; {beyond}" if value is not None else f"nothing was {what}"
+        none = f"nothing was {what}" if profile.largest_chunk_bytes is None else "not tried, as a chunk came through"
+        meaning = f"{what}; {beyond}" if value is not None else none
         facts.append(ProbedFact(name, "unknown" if value is None else size_text(value), meaning))
     meaning = "no request was refused for its size" if limit is None else "what loads send in one request, at most"
     facts.append(ProbedFact("largest_request_bytes", "no limit seen" if limit is None else size_text(limit), meaning))

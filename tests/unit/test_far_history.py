@@ -1,0 +1,69 @@
+"""The loads that a folder has receipts of."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from airferry.bundle.receipt import Receipt, ReceiptConnection, ReceiptTag, write_receipt
+from airferry.cli.app import run
+
+ONE, TWO = "sha256:" + "1" * 64, "sha256:" + "2" * 64
+
+
+def put(folder: Path, name: str, *, loaded_at: str, verified: bool = False, tls: bool | None = None) -> None:
+    tags = (
+        ReceiptTag(reference="hub:5000/a/x:1", digest=ONE, previous_digest=TWO),
+        ReceiptTag(reference="hub:5000/a/y:1", digest=ONE, previous_digest=ONE),
+        ReceiptTag(reference="hub:5000/a/z:1", digest=ONE),
+        ReceiptTag(reference="hub:5000/a/z:2", digest=ONE),
+    )
+    receipt = Receipt(
+        bundle_root=ONE,
+        root_verified=verified,
+        registry="hub:5000/a",
+        connection=None if tls is None else ReceiptConnection(tls=tls),
+        loaded_at=loaded_at,
+        airferry="0",
+        images=(),
+        artifact_tags=tags,
+    )
+    folder.mkdir(exist_ok=True)
+    write_receipt(receipt, folder / name)
+
+
+def test_loads_are_listed_oldest_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path, "airgap-receipt-b.yaml", loaded_at="2026-01-01T00:00:00Z")
+    put(tmp_path, "airgap-receipt-a.yaml", loaded_at="2026-03-01T00:00:00Z", verified=True, tls=True)
+    put(tmp_path / "jobs", "airgap-receipt-c.yaml", loaded_at="2026-02-01T00:00:00Z", tls=False)
+    put(tmp_path, "site.yaml", loaded_at="2026-02-01T00:00:00Z")
+    assert run(["history", ".", "jobs"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"2026-01-01T00:00:00Z  hub:5000/a  {ONE}",
+        "  0 images, 2 tags new, 1 tag moved, root not verified; airgap-receipt-b.yaml",
+        f"2026-02-01T00:00:00Z  hub:5000/a  {ONE}",
+        "  0 images, 2 tags new, 1 tag moved, root not verified, plain HTTP; jobs/airgap-receipt-c.yaml",
+        f"2026-03-01T00:00:00Z  hub:5000/a  {ONE}",
+        "  0 images, 2 tags new, 1 tag moved, root verified, TLS; airgap-receipt-a.yaml",
+    ]
+
+
+def test_a_file_that_is_no_receipt_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["history"]) == 0 and "no receipts here" in capsys.readouterr().err
+    (tmp_path / "airgap-receipt-bad.yaml").write_text("a: 1\n")
+    put(tmp_path, "airgap-receipt-a.yaml", loaded_at="2026-03-01T00:00:00Z")
+    assert run(["history", "--json"]) == 6
+    shown = capsys.readouterr()
+    document = json.loads(shown.out)
+    assert [one["path"] for one in document["loads"]] == ["airgap-receipt-a.yaml"]
+    assert [one["path"] for one in document["unreadable"]] == ["airgap-receipt-bad.yaml"]
+    assert "airgap-receipt-bad.yaml" in shown.err
+    assert run(["history", "gone"]) == 4
