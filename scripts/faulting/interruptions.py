@@ -178,6 +178,9 @@ def _operators(name: str, folder: Path, part: slice) -> Tally:
     other = make_cargo(folder / "two" / "other")
     for cargo, hosts, delay_s in [*itertools.product((loads.cargo, other), (1, 2), (0.0, 0.1, 0.3))][part]:
         what = f"{name}: {'one bundle' if cargo is loads.cargo else 'two bundles'}, {hosts} hosts, {delay_s} s apart"
+        for number in (0, 1):
+            # each case has a registry of its own, and a receipt is of one
+            (folder / f"receipt{number}.yaml").unlink(missing_ok=True)
         with running(WatchedRegistry()) as registry, ExitStack() as ends:
             prepare(registry)
             (loads.folder / "auth.json").write_text(LOGIN.replace("127.0.0.1", registry.address))
