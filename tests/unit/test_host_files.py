@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from airferry.errors import ConfigurationError, HostError
-from airferry.host import files, locks
+from airferry.host import files, locks, process
 from airferry.host.canonical import canonical_json, inputs_digest
 from airferry.host.journal import Journal
 from airferry.host.records import Records
@@ -297,6 +297,23 @@ def test_the_cache_is_for_its_user_alone(tmp_path: Path, monkeypatch: pytest.Mon
     assert "AIRFERRY_CACHE" in (caught.value.hint or "")
     monkeypatch.setenv("AIRFERRY_CACHE", "/proc/no/such/folder")
     assert files.cache_directory() == Path("/proc/no/such/folder"), "what writes to it says what is wrong"
+
+
+def test_a_runtime_folder_in_which_others_can_plant_files_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
+    assert process.runtime_directory() == folder, "what is missing is made"
+    folder.mkdir(mode=0o700)
+    assert process.runtime_directory() == folder
+    folder.chmod(0o1777)
+    assert process.runtime_directory() is None
+    folder.chmod(0o700)
+    monkeypatch.setattr(os, "geteuid", lambda: 4_243)
+    assert process.runtime_directory() is None
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    assert process.runtime_directory() is None
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o600), (0o077, 0o600), (0o002, 0o660), (0o000, 0o660)])

@@ -167,6 +167,25 @@ def test_an_output_goes_where_its_link_leads(tmp_path: Path) -> None:
         files.output_file(tmp_path / "records")
 
 
+def test_a_name_that_a_file_system_does_not_take_is_told_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(HostError, match="cannot write"):
+        files.output_file(tmp_path / ("x" * 256))
+    real = Path.touch
+
+    def touch(path: Path, mode: int = 0o666, exist_ok: bool = True) -> None:
+        if "?" in path.name:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), str(path))
+        real(path, mode, exist_ok)
+
+    monkeypatch.setattr(Path, "touch", touch)
+    with pytest.raises(HostError, match="Invalid argument") as caught:
+        files.output_file(tmp_path / "a?b")
+    assert "FAT, exFAT and SMB" in (caught.value.hint or "")
+    assert files.output_file(tmp_path / "a") == tmp_path / "a" and list(tmp_path.iterdir()) == []
+
+
 def test_a_link_of_another_user_in_a_folder_for_all_is_not_followed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

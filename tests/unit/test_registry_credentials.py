@@ -251,6 +251,11 @@ def test_logins_go_where_podman_looks_for_them(home: Path, monkeypatch: pytest.M
     assert store_credential("host", "u", password="p") == home / "mine.json"
     assert remove_credential("host") == [home / "mine.json"]
     monkeypatch.delenv("REGISTRY_AUTH_FILE")
+    # as in /tmp, where another user may have put what is found
+    (home / "run").mkdir()
+    (home / "run").chmod(0o1777)
+    assert store_credential("host", "u", password="p") == home / ".config" / "containers" / "auth.json"
+    assert home / "run" / "containers" / "auth.json" not in credential_files()
     monkeypatch.delenv("XDG_RUNTIME_DIR")
     assert store_credential("host", "u", password="p") == home / ".config" / "containers" / "auth.json"
     monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "xdg"))

@@ -143,7 +143,8 @@ def run(arguments: list[str]) -> int:
         return INTERRUPTED
     except OSError as error:
         reporter.trace()
-        if error.errno not in HOST_ERRORS:
+        # a path that its file system does not take; without one, it is ours
+        if error.errno not in HOST_ERRORS and not (error.errno in (errno.EINVAL, errno.EILSEQ) and error.filename):
             return _show_bug(reporter, error)
         if error.filename is None:
             reporter.error(HostError(f"cannot go on: {error.strerror}", hint=files.os_error_hint(error)))

@@ -117,10 +117,10 @@ class Storage:
     def _choose_run_root(self) -> Path:
         # Podman puts sockets under it, whose paths the kernel limits to 108 characters, and refuses a run root of more
         # than 50 (containers/podman#22272, until #22277)
-        runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-        if self.program.kind == "podman" and runtime and os.access(runtime, os.W_OK):
+        runtime = process.runtime_directory()
+        if self.program.kind == "podman" and runtime is not None and os.access(runtime, os.W_OK):
             mark = hashlib.sha256(os.fsencode(self.state)).hexdigest()[:12]
-            return Path(runtime) / f"airferry-{mark}"
+            return runtime / f"airferry-{mark}"
         return self.state / "run"
 
     @property

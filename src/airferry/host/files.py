@@ -41,8 +41,8 @@ boundary: Callable[[str], None] = _no_boundary
 
 def translate_os_error(error: OSError, *, doing: str, path: Path) -> HostError:
     """Return the `HostError` for an `OSError`, with what can be done about it as far as that is known."""
-    message = f"cannot {doing} `{path}`: {error.strerror or error}"
-    return HostError(message, hint=os_error_hint(error, path), path=str(path))
+    text = f"cannot {doing} `{path}`: {error.strerror or error}"
+    return HostError(text, hint=os_error_hint(error, path), path=str(path))
 
 
 def os_error_hint(error: OSError, path: Path | None = None) -> str | None:
@@ -64,10 +64,7 @@ def os_error_hint(error: OSError, path: Path | None = None) -> str | None:
     if error.errno == errno.EROFS:
         return f"{where} is on a read-only file system; choose another folder"
     if error.errno in _UNSUPPORTED:
-        return (
-            f"the file system of {where} cannot do this, as some network and FUSE mounts: choose a folder on another "
-            "one (for the cache: `AIRFERRY_CACHE`)"
-        )
+        return f"the file system of {where} cannot do this: choose a folder elsewhere (`AIRFERRY_CACHE` for the cache)"
     if error.errno in (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ):
         return "the file system may not take this name, as FAT, exFAT and SMB: choose a folder on another one"
     return None
@@ -76,8 +73,7 @@ def os_error_hint(error: OSError, path: Path | None = None) -> str | None:
 def ensure_directory(path: Path, *, shared: bool = False) -> Path:
     """Create a folder and its parents if they are missing, and return it. Idempotent.
 
-    Whatever the umask, others cannot write into what is made here. `shared` folders others can read, as they can the
-    files in them: what is carried over, and read by another operator.
+    Whatever the umask, others cannot write into what is made; `shared` folders they can read, as the files in them.
 
     Raises:
         HostError: it cannot be created, or something else is there.
@@ -212,19 +208,25 @@ def output_file(path: Path) -> Path:
 
     Raises:
         UsageError: a folder is there.
-        HostError: a pipe, a device or another user's link is there, or the folder is not writable.
+        HostError: a pipe, a device or another user's link is there, or the folder does not take it.
     """
     if is_folder(path):
         raise UsageError(f"`{path}` is a folder, expected a file", hint=f"name a file, as `{path / 'FILE'}`")
     _expect_no_special(path)
     place = path
-    if path.is_symlink():
+    if os.path.islink(path):  # noqa: PTH114 (`Path.is_symlink` raises for a name that the file system does not take)
         # as the kernel's `protected_symlinks`: in `/tmp`, who made the link would choose what is overwritten
         folder = path.parent.stat()
         if folder.st_mode & 0o1002 == 0o1002 and path.lstat().st_uid not in (os.geteuid(), folder.st_uid):
             raise HostError(f"`{path}` is a link that another user made", hint="remove it, or name another file")
         place = resolved(path)
     expect_writable(place.parent)
+    if is_folder(place.parent) and not os.path.lexists(place):
+        try:
+            place.touch(mode=0o600, exist_ok=False)
+            place.unlink()
+        except OSError as error:
+            raise translate_os_error(error, doing="write", path=place) from error
     return place
 
 
@@ -335,8 +337,7 @@ def read_bounded(path: Path, *, limit_bytes: int) -> bytes:
             data = stream.read(limit_bytes + 1)
     except OSError as error:
         raise translate_os_error(error, doing="read", path=path) from error
-    except ValueError as error:
-        # a null byte in its name
+    except ValueError as error:  # a null byte in its name
         raise HostError(f"cannot read `{path}`: {error}", path=str(path)) from error
     if len(data) > limit_bytes:
         raise HostError(f"`{path}` is larger than the limit of {limit_bytes} bytes", path=str(path))

@@ -14,6 +14,7 @@ import select
 import shlex
 import shutil
 import signal
+import stat
 import subprocess
 import threading
 from collections import deque
@@ -413,3 +414,18 @@ def _feed(stream: IO[bytes] | None, data: bytes) -> None:
             stream.write(data)
     except BrokenPipeError:
         return
+
+
+def runtime_directory() -> Path | None:
+    """Return `XDG_RUNTIME_DIR`, which may be missing, or None where it is not set, or others can plant files in it.
+
+    In `/tmp`, another user could have made what is looked for under a name that everyone knows.
+    """
+    folder = Path(chosen) if (chosen := os.environ.get("XDG_RUNTIME_DIR")) else None
+    if folder is not None:
+        with contextlib.suppress(OSError):
+            found = folder.stat()
+            # root may read all; what an unknown user (the kernel's overflow ID) owns is of another namespace
+            is_foreign = os.geteuid() != 0 and found.st_uid not in (os.geteuid(), 65534)
+            return None if is_foreign or found.st_mode & stat.S_IWOTH else folder
+    return folder

@@ -111,8 +111,8 @@ def remove_credential(registry: str) -> list[Path]:
 
 
 def _runtime_file() -> Path:
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    folder = Path(runtime) / "containers" if runtime else Path("/run/containers") / str(os.getuid())
+    runtime = process.runtime_directory()
+    folder = runtime / "containers" if runtime is not None else Path("/run/containers") / str(os.getuid())
     return folder / "auth.json"
 
 
@@ -124,7 +124,7 @@ def _config_home() -> Path | None:
 def _writable_file() -> Path:
     if chosen := os.environ.get("REGISTRY_AUTH_FILE"):
         return Path(chosen)
-    if os.environ.get("XDG_RUNTIME_DIR"):
+    if process.runtime_directory() is not None:
         return _runtime_file()
     config = _config_home()
     if config is None:
