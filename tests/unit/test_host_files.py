@@ -299,6 +299,11 @@ def test_the_cache_is_for_its_user_alone(tmp_path: Path, monkeypatch: pytest.Mon
     assert files.cache_directory() == Path("/proc/no/such/folder"), "what writes to it says what is wrong"
 
 
+def test_a_cache_that_is_only_looked_for_is_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFERRY_CACHE", str(tmp_path / "cache"))
+    assert files.cache_directory(make=False) == tmp_path / "cache" and not (tmp_path / "cache").exists()
+
+
 def test_a_runtime_folder_in_which_others_can_plant_files_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

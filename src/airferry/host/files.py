@@ -449,10 +449,10 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(path).free
 
 
-def cache_directory() -> Path:
+def cache_directory(*, make: bool = True) -> Path:
     """Return airferry's cache: `AIRFERRY_CACHE`, else `$XDG_CACHE_HOME/airferry`, else `~/.cache/airferry`.
 
-    It is made if it is missing, for this user alone: it holds bases and checkouts that others may not be allowed to
+    With `make` it is made if it is missing, for this user alone: it holds bases and checkouts that others may not be allowed to
     read, what is believed of them, and locks, which anyone who can open them could hold. Where there is no home, or
     nothing can be written there, it is `airferry-UID` in the folder for temporary files.
 
@@ -470,7 +470,7 @@ def cache_directory() -> Path:
         if home is None or not is_folder(home) or not os.access(nearest, os.W_OK | os.X_OK):
             return _temporary_cache()
     with suppress(OSError):  # what writes to it says why that is not possible
-        if not folder.exists():
+        if make and not folder.exists():
             folder.parent.mkdir(parents=True, exist_ok=True)
             folder.mkdir(mode=0o700, exist_ok=True)
         owner = folder.stat().st_uid

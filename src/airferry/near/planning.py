@@ -61,7 +61,7 @@ def plan(selection: Selection) -> PlanOutcome:
     write_plan(document, path)
     known = read_lockfile(made.output_dir / LOCK_FILE)
     covered = known is not None and not uncovered(made, known)
-    prediction = Predictor(made, known or Lockfile(), files.cache_directory()).predict()
+    prediction = Predictor(made, known or Lockfile(), files.cache_directory(make=False)).predict()
     return PlanOutcome(made, document, path, prediction, covered)
 
 
