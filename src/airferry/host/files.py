@@ -452,9 +452,9 @@ def free_bytes(path: Path) -> int:
 def cache_directory(*, make: bool = True) -> Path:
     """Return airferry's cache: `AIRFERRY_CACHE`, else `$XDG_CACHE_HOME/airferry`, else `~/.cache/airferry`.
 
-    With `make` it is made if it is missing, for this user alone: it holds bases and checkouts that others may not be allowed to
-    read, what is believed of them, and locks, which anyone who can open them could hold. Where there is no home, or
-    nothing can be written there, it is `airferry-UID` in the folder for temporary files.
+    With `make` it is made if it is missing, for this user alone: it holds bases and checkouts that others may not be
+    allowed to read, what is believed of them, and locks, which anyone who can open them could hold. Where there is no
+    home, or nothing can be written there, it is `airferry-UID` in the folder for temporary files.
 
     Raises:
         HostError: it belongs to another user, who may have put there whatever is found in it.
