@@ -145,3 +145,16 @@ def test_lfs_pointers_of_the_catalogue_are_named(tmp_path: Path) -> None:
     carry(root, tmp_path / "two", emit=events.append)
     [warned] = [event for event in events if isinstance(event, Warned) and "LFS" in event.text]
     assert "1 Git LFS pointer," in warned.text and "weights.bin`" in warned.text
+
+
+def test_a_user_whom_no_file_names_is_told_why_no_base_can_be_bootstrapped() -> None:
+    """Such as the random user of a pod: mmdebstrap maps subordinate IDs."""
+    tail = (
+        "Use of uninitialized value $username in concatenation (.) or string at /usr/bin/mmdebstrap line 431.",
+        "W: no entry in /etc/subuid for ",
+        "E: failed to parse /etc/subuid and /etc/subgid",
+    )
+    failed = process.ProcessFailed("`mmdebstrap` failed", command="mmdebstrap", returncode=1, tail=tail)
+    error = debian._translated(failed, what="cannot bootstrap x")
+    assert isinstance(error, HostError) and "no range in `/etc/subuid`" in error.message
+    assert "take the base from a registry, a layout or an archive" in str(error.hint)

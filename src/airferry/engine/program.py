@@ -109,6 +109,13 @@ _COMPLAINTS = (
         "install the emulator: `sudo apt-get install qemu-user-static binfmt-support`; then `airferry doctor`",
     ),
     _Complaint(
+        # of mmdebstrap; before the next, as it warns of its mappers as well
+        re.compile(r"no entry in /etc/sub[ug]id|failed to parse /etc/subuid", re.I),
+        "this user has no range in `/etc/subuid` and `/etc/subgid`",
+        "`sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 $USER`; where `/etc/passwd` "
+        "has no entry for this user, take the base from a registry, a layout or an archive instead",
+    ),
+    _Complaint(
         re.compile(r"newuidmap|newgidmap", re.I),
         "`newuidmap` or `newgidmap` is absent or not allowed to map subordinate IDs",
         "`sudo apt-get install uidmap`; then `airferry doctor`",
