@@ -95,7 +95,7 @@ def _loads(name: str, folder: Path, part: slice, *, failure: str, codes: Sequenc
                 row.wrong.append(f"{what}: exit code {code}: {said}")
             if code and not failure and registry.incomplete():
                 row.wrong.append(f"{what}: tags of what is not there: {registry.incomplete()}")
-            # what a killed load began and noted nowhere, nobody can end: registries have an age for such sessions
+            # a killed load cannot end a session that it noted nowhere: registries end those by age
             registry.sessions = {key: data for key, data in registry.sessions.items() if failure}
             loads.check(row, what, registry, killed=not failure)
     return row

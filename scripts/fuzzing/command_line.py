@@ -105,7 +105,7 @@ def files_target(
 
 
 def as_json(document: bytes) -> bytes:
-    """Return a YAML document as JSON; what is no mapping of plain keys as it is."""
+    """Return a YAML document as JSON; anything but a mapping of plain keys stays as it is."""
     try:
         return json.dumps(yaml.safe_load(document), default=str).encode()
     except (yaml.YAMLError, TypeError):

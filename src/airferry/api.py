@@ -106,8 +106,8 @@ _HOMES = {
         "check",
     ),
     "airferry.jobs.configs": ("OverlaySet",),
-    "airferry.jobs.findings": ("Finding",),
     "airferry.jobs.extract": ("Extracted",),
+    "airferry.jobs.findings": ("Finding",),
     "airferry.jobs.mirrors": (
         "MirrorFiles",
         "mirrors",
@@ -115,7 +115,6 @@ _HOMES = {
     "airferry.jobs.overlays": ("overlays",),
     "airferry.jobs.profile": (
         "init_site",
-        "known_site",
         "known_site",
         "site_trouble",
     ),

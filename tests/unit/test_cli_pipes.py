@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import subprocess
@@ -14,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from airferry.cli.pipes import code_of_pipes, outlive_readers
+from command_lines import run_commands
 
 PROGRAM = [sys.executable, "-c", "from airferry.cli import main; main()"]
 
@@ -37,37 +37,14 @@ def test_what_is_written_after_the_reader_has_gone_is_dropped(monkeypatch: pytes
         assert [code_of_pipes(code) for code in (0, 8)] == [141, 8]
 
 
-# each command in a process of its own, but the interpreter and what all of them load is started once
-COMMANDS = """
-import json, os, sys
-import airferry.cli.app
-from airferry.cli import main
-
-codes = []
-for arguments in json.loads(sys.argv[1]):
-    child = os.fork()
-    if not child:
-        sys.argv[1:] = arguments
-        main()
-    codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-with open(int(sys.argv[2]), "w") as told:
-    json.dump(codes, told)
-"""
-
-
 def test_a_command_whose_reader_has_gone_ends_with_the_documented_code() -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    told, tells = os.pipe()
-    commands = [["--version"], ["plan", "--help"], ["none"]]
-    argv = [sys.executable, "-c", COMMANDS, json.dumps(commands), str(tells)]
     try:
-        subprocess.run(argv, stdout=writer, stderr=writer, pass_fds=[tells], check=True, timeout=60)
+        codes, _ = run_commands([["--version"], ["plan", "--help"], ["none"]], stdout=writer, stderr=writer)
     finally:
         os.close(writer)
-        os.close(tells)
-    with os.fdopen(told) as codes:
-        assert json.load(codes) == [141, 141, 2]
+    assert codes == [141, 141, 2]
 
 
 def test_what_a_full_disk_does_not_take_of_stderr_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

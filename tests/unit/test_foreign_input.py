@@ -56,6 +56,7 @@ from airferry.registry.sink import RegistrySink
 from airferry.registry.source import RegistrySource
 from airferry.registry.uploads import Uploader, UploadJournal, UploadSession
 from catalogues import STEPS, airgap, write_airgap, write_step
+from command_lines import run_commands
 from scripted_registry import Exchange, ScriptedRegistry
 
 DEEP_TOML = "a = " + "[" * 20_000
@@ -347,31 +348,14 @@ def test_a_url_that_is_none_shows_nothing_of_itself() -> None:
     assert redacted("http://user:secret@h:1/x?token=y") == "http://h:1/x"
 
 
-# each command in a process of its own, but what they load is loaded once
-COMMANDS = """
-import json, os, sys
-from airferry.api import plan, report, verify
-from airferry.cli import main
-
-codes = []
-for arguments in json.loads(sys.argv[1]):
-    child = os.fork()
-    if not child:
-        sys.argv[1:] = arguments
-        main()
-    codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-print(json.dumps(codes), file=sys.stderr)
-"""
-
-
 def test_names_that_are_no_text_end_no_command(tmp_path: Path) -> None:
     commands = [["plan"], ["plan", "--json"], ["verify", "."], ["report", "."]]
     folder = tmp_path / os.fsdecode(b"na\xffme")
     write_step(folder, "sft/tiny")
     write_airgap(folder, airgap({"img": "base:1"}, {"sft/tiny": "img"}))
-    argv = [sys.executable, "-c", COMMANDS, json.dumps(commands)]
-    ended = subprocess.run(argv, cwd=folder, capture_output=True, check=False)
-    assert ended.stderr.splitlines()[-1] == b"[0, 0, 2, 2]", ended.stderr
+    preload = "from airferry.api import plan, report, verify"
+    codes, ended = run_commands(commands, preload=preload, cwd=folder, capture_output=True)
+    assert codes == [0, 0, 2, 2], ended.stderr
     assert b"bug:" not in ended.stderr and b"Traceback" not in ended.stderr
 
 

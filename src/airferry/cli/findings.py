@@ -39,7 +39,7 @@ def show_fixes(report: api.CheckReport, *, notes: bool) -> None:
         if not fixes:
             continue
         data_line(comment_line(step))
-        overrides = [fix for fix in fixes if is_override(fix)]
+        overrides = [fix for fix in fixes if _is_override(fix)]
         for fix in fixes:
             if fix not in overrides:
                 data_line(comment_line(f"- {fix}"))
@@ -47,7 +47,7 @@ def show_fixes(report: api.CheckReport, *, notes: bool) -> None:
             data_line(" ".join(overrides))
 
 
-def is_override(fix: str) -> bool:
+def _is_override(fix: str) -> bool:
     """Tell whether a fix is one word of a command line, `KEY=VALUE`, and not a sentence."""
     try:
         words = shlex.split(fix)

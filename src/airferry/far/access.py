@@ -6,7 +6,7 @@ from airferry.errors import RegistryError
 from airferry.registry.auth import repository_scope
 from airferry.registry.client import RegistryClient
 from airferry.registry.connections import Request
-from airferry.registry.failures import following_url
+from airferry.registry.uploads import try_upload
 
 
 def expect_access(client: RegistryClient, repository: str, *, push: bool) -> None:
@@ -21,12 +21,7 @@ def expect_access(client: RegistryClient, repository: str, *, push: bool) -> Non
     what = f"{'push to' if push else 'read'} `{client.registry}/{repository}`"
     try:
         if push:
-            scopes = (repository_scope(repository, "pull", "push"),)
-            answer = client.request(
-                Request("POST", f"{repository}/blobs/uploads/", what, scopes=scopes), expected=(202,)
-            )
-            if location := answer.headers.get("Location"):
-                client.end_session(following_url(answer.url, location, what=what), what=what, scopes=scopes)
+            try_upload(client, repository, what=what, expected=(202,))
         else:
             scopes = (repository_scope(repository, "pull"),)
             path = f"{repository}/tags/list?n=1"

@@ -58,11 +58,10 @@ def known_site(path: Path | None) -> SiteProfile | None:
     Raises:
         ConfigurationError: the file is wrong.
     """
-    if path is None and Path(SITE_FILE).is_file():
-        path = Path(SITE_FILE)
-    if path is not None:
-        return load_site(path)
-    return load_config(Path(PLAN_CONFIG)).site if Path(PLAN_CONFIG).is_file() else None
+    found = path or _profile_here()
+    if path is None and found == Path(PLAN_CONFIG):
+        return load_config(found).site
+    return None if found is None else load_site(found)
 
 
 def _profile_here() -> Path | None:

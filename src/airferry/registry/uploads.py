@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +23,7 @@ from airferry.host.parsing import Malformed, parse_json, url_host
 from airferry.oci.digest import digest_of
 from airferry.oci.documents import Descriptor
 from airferry.oci.ports import OpenStream, skip
+from airferry.registry.auth import repository_scope
 from airferry.registry.bodies import PartBody, WholeBody, acknowledged_bytes
 from airferry.registry.client import RegistryClient
 from airferry.registry.connections import Answer, Request
@@ -184,6 +185,22 @@ class Uploader:
             if self._checks is None:
                 self._checks = checks_digests(self.client, repository, scopes)
             return self._checks
+
+
+def try_upload(
+    client: RegistryClient, repository: str, *, what: str, expected: Collection[int] | None, attempts: int | None = None
+) -> Answer:
+    """Begin an upload, end it at once if it began, and return the answer to its beginning. Leaves nothing.
+
+    Raises:
+        RegistryError: the registry does not answer, or with another status than is `expected`.
+    """
+    scopes = (repository_scope(repository, "pull", "push"),)
+    path = f"{repository}/blobs/uploads/"
+    answer = client.request(Request("POST", path, what, scopes=scopes, attempts=attempts), expected=expected)
+    if answer.status_code == 202 and (location := answer.headers.get("Location")):
+        client.end_session(following_url(answer.url, location, what=what), what=what, scopes=scopes)
+    return answer
 
 
 def checks_digests(client: RegistryClient, repository: str, scopes: tuple[str, ...]) -> bool:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from airferry.errors import RegistryError
-from airferry.registry.auth import repository_scope
 from airferry.registry.client import RegistryClient
-from airferry.registry.connections import Request
-from airferry.registry.failures import following_url
 from airferry.registry.sink import REFUSALS
 from airferry.registry.trials.kinds import TRIAL_ATTEMPTS
+from airferry.registry.uploads import try_upload
 
 # deepest first, as a registry that takes that needs no more; Docker Hub takes 2, as Quay did for long
 TRIED_DEPTHS = (8, 6, 5, 4, 3, 2)
@@ -52,11 +50,7 @@ def takes_uploads(client: RegistryClient, repository: str) -> bool | None:
         RegistryError: the registry does not answer.
     """
     what = f"begin an upload in `{client.registry}/{repository}`"
-    scopes = (repository_scope(repository, "pull", "push"),)
-    path = f"{repository}/blobs/uploads/"
-    answer = client.request(Request("POST", path, what=what, scopes=scopes, attempts=TRIAL_ATTEMPTS), expected=None)
-    location = answer.headers.get("Location", "")
-    if answer.status_code == 202 and location:
-        client.end_session(following_url(answer.url, location, what=what), what=what, scopes=scopes)
+    answer = try_upload(client, repository, what=what, expected=None, attempts=TRIAL_ATTEMPTS)
+    if answer.status_code == 202 and answer.headers.get("Location"):
         return True
     return False if answer.status_code in REFUSALS else None
