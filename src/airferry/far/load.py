@@ -266,7 +266,7 @@ def _naming_all_damage(bundle: Bundle, emit: Emit) -> Iterator[None]:
     try:
         yield
     except (DamagedBlob, UnreadableBlob, MissingContent) as error:
-        emit(Notice(f"{error.message}; no manifest was sent and no tag moved; now all blobs are read, to name all damage"))
+        emit(Notice(f"{error.message}; no manifest was sent, no tag moved; all blobs are read now, to name all damage"))
         stage("verify", emit, lambda: verify_opened(bundle, emit=emit)).raise_if_wrong()
         # right now, so it was the medium or the memory; what the error says is all that is known
         raise
