@@ -23,6 +23,7 @@ from airferry.cli.options import (
     PlainHttpOption,
     RateOption,
     RootOption,
+    VerifyFirstOption,
     as_typed,
     command_line,
 )
@@ -134,6 +135,7 @@ def load(
     flatten: FlattenOption = False,
     artifacts: ArtifactsOption = "try",
     audit: AuditOption = "head",
+    verify_first: VerifyFirstOption = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what a load would send and tag.")] = False,
     probe: Annotated[
         bool,
@@ -203,7 +205,7 @@ def load(
     if probe and not dry_run:
         raise UsageError("`--probe` requires `--dry-run`", hint="or test the registry with `airferry registry probe`")
     destination = api.parse_destination(
-        to, maps=parse_maps(maps or []), flatten=flatten, artifacts=artifacts, audit=audit
+        to, maps=parse_maps(maps or []), flatten=flatten, artifacts=artifacts, audit=audit, verify_first=verify_first
     )
     say_taken(reporter, known, registry=not typed, ca_file=options.ca_file)
     common: dict[str, Any] = {
@@ -228,7 +230,19 @@ def load(
         return
     if dry_run:
         _show_plan(loaded)
-        names = ["to", "root", "receipt", "maps", "flatten", "artifacts", "audit", "jobs", "site", "source"]
+        names = [
+            "to",
+            "root",
+            "receipt",
+            "maps",
+            "flatten",
+            "artifacts",
+            "audit",
+            "verify_first",
+            "jobs",
+            "site",
+            "source",
+        ]
         options_typed = as_typed(context, *names, "plain_http", "ca_file", "parallel", "limit_rate")
         reporter.next(("load it", command_line("airferry", "load", bundle, *options_typed)))
         return
