@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import pytest
 
-from airferry.api import LoadOutcome
-from airferry.bundle.manifest import BundleManifest, GroupEntry, ToolEntry
-from airferry.bundle.receipt import Receipt, ReceiptCatalogue
-from airferry.bundle.verify import VerifyReport
+from airferry.bundle.receipt import ReceiptCatalogue
 from airferry.cli import bundles
 from airferry.cli.app import run
 from airferry.cli.render import Reporter
-from airferry.oci.copying.report import CopyReport
-from travelling_catalogue import DIGEST, REF, TARGET, URL, receipt_of
+from travelling_catalogue import DIGEST, outcome_of, receipt_of
 
 IMAGE = f"hub.site:5000/airgap/trainer@{DIGEST}"
 HELD = ReceiptCatalogue(
@@ -23,34 +16,9 @@ HELD = ReceiptCatalogue(
 )
 
 
-def outcome(receipt: Receipt, *, baked: bool, by_target: bool = True) -> LoadOutcome:
-    overlay: dict[str, Any] = {"repo": "Bridge", "url": URL, "ref": REF, "target": TARGET}
-    group = GroupEntry(
-        name="trainer-1",
-        image_names=("trainer",),
-        base_image="base:1",
-        platforms=("linux/amd64",),
-        tag="trainer:airgap",
-        selected_image="trainer:airgap",
-        tar="trainer.tar",
-        steps=("sft/one",),
-        targets=("sft/one:tiny",) if by_target else (),
-        repo_overlays=(overlay,) if baked else (),  # type: ignore[arg-type]
-    )
-    manifest = BundleManifest(
-        workflow={},
-        build_stages=(),
-        execution_groups=(group,),
-        compression="zstd",
-        tool=ToolEntry(airferry="0"),
-    )
-    report = VerifyReport(Path("out"), DIGEST, True, 1, 1, 1, 1, ())
-    return LoadOutcome(report, manifest, CopyReport(), (), receipt, Path("airgap-receipt.yaml"), False)
-
-
 @pytest.mark.parametrize("by_target", [True, False])
 def test_a_step_with_a_baked_checkout_takes_the_config_that_overlays_writes(by_target: bool) -> None:
-    commands = outcome(receipt_of(DIGEST), baked=True, by_target=by_target).submit_commands()
+    commands = outcome_of(receipt_of(DIGEST), baked=True, by_target=by_target).submit_commands()
     assert commands == ["nemotron steps run sft/one -c airgap-overlays/EXECUTOR/sft/one/tiny.yaml -b PROFILE"]
 
 
@@ -61,22 +29,22 @@ def test_no_command_overrides_the_mounts_of_a_job(baked: bool, submit: str | Non
     for targets in (("sft/one:tiny",), ("sft/one",), ("sft/one:tiny", "eval/two")):
         steps = dict.fromkeys(targets, IMAGE)
         receipt = receipt_of(DIGEST, submit=submit).model_copy(update={"targets": targets, "steps": steps})
-        commands = outcome(receipt, baked=baked).submit_commands()
+        commands = outcome_of(receipt, baked=baked).submit_commands()
         assert len(commands) == len(targets)
         assert [command for command in commands if "mounts" in command] == []
 
 
 def test_a_step_without_one_takes_its_own_config_and_the_image() -> None:
-    commands = outcome(receipt_of(DIGEST), baked=False).submit_commands()
+    commands = outcome_of(receipt_of(DIGEST), baked=False).submit_commands()
     assert commands == [f"nemotron steps run sft/one -c tiny -b PROFILE run.env.container_image={IMAGE}"]
 
 
 def test_another_catalogue_is_submitted_as_it_says() -> None:
     receipt = receipt_of(DIGEST, submit="acme run {step} --file {config} {overrides}")
-    assert outcome(receipt, baked=False).submit_commands() == [
+    assert outcome_of(receipt, baked=False).submit_commands() == [
         f"acme run sft/one --file tiny run.env.container_image={IMAGE}"
     ]
-    (line,) = outcome(receipt_of(DIGEST, submit=""), baked=False).submit_commands()
+    (line,) = outcome_of(receipt_of(DIGEST, submit=""), baked=False).submit_commands()
     assert line.startswith("# no command is known") and IMAGE in line and "nemotron" not in line
 
 
@@ -87,7 +55,7 @@ def test_configs_of_one_step_have_their_own_images() -> None:
             "steps": {"sft/one:tiny": "a@x", "sft/one:big": "b@x", "eval/two": "c@x"},
         }
     )
-    assert outcome(receipt, baked=False).submit_commands() == [
+    assert outcome_of(receipt, baked=False).submit_commands() == [
         "nemotron steps run sft/one -c tiny -b PROFILE run.env.container_image=a@x",
         "nemotron steps run sft/one -c big -b PROFILE run.env.container_image=b@x",
         "nemotron steps run eval/two -c CONFIG -b PROFILE run.env.container_image=c@x",
@@ -104,7 +72,7 @@ def test_configs_of_one_step_have_their_own_images() -> None:
 def test_what_writes_the_configs_is_said(
     held: ReceiptCatalogue | None, expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bundles._show_commands(outcome(receipt_of(DIGEST, catalogue=held), baked=True), Reporter())
+    bundles._show_commands(outcome_of(receipt_of(DIGEST, catalogue=held), baked=True), Reporter())
     said = " ".join(capsys.readouterr().err.split())
     assert expected in said
     assert ("contains no catalogue" in said) == (held is None)
