@@ -132,6 +132,18 @@ def _targets(context: typer.Context) -> Iterable[str]:
         yield from (text for text in found if is_target(text))
 
 
+def _project_targets(context: typer.Context) -> Iterable[str]:
+    """Return the targets of the steps that `init` finds."""
+    from airferry import api
+    from airferry.config.fields import is_target
+
+    given = context.params
+    source = Path(given["source"]) if given.get("source") else None
+    choices = api.ProjectChoices(source=source, steps=given.get("steps"))
+    seen = api.init_project(Path(given.get("folder") or "."), choices=choices, dry_run=True)
+    return [] if seen.is_new else [text for text in seen.images if is_target(text)]
+
+
 def _executor_kinds(_context: typer.Context) -> Iterable[str]:
     from airferry.config.site import EXECUTOR_KINDS
 
@@ -151,5 +163,6 @@ audit_choices = fixed("head", "read")
 stages = completer(_stages)
 platforms = completer(_platforms)
 targets = completer(_targets)
+project_targets = completer(_project_targets)
 executor_kinds = completer(_executor_kinds)
 asset_kinds = completer(_asset_kinds)
