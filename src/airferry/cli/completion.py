@@ -133,15 +133,12 @@ def _targets(context: typer.Context) -> Iterable[str]:
 
 
 def _project_targets(context: typer.Context) -> Iterable[str]:
-    """Return the targets of the steps that `init` finds."""
-    from airferry import api
-    from airferry.config.fields import is_target
+    """Return a target of each step that `init` finds."""
+    from airferry.start.survey import survey_catalogue
 
-    given = context.params
-    source = Path(given["source"]) if given.get("source") else None
-    choices = api.ProjectChoices(source=source, steps=given.get("steps"))
-    seen = api.init_project(Path(given.get("folder") or "."), choices=choices, dry_run=True)
-    return [] if seen.is_new else [text for text in seen.images if is_target(text)]
+    root = context.params.get("source") or context.params.get("folder") or "."
+    found = survey_catalogue(Path(root).absolute(), steps=context.params.get("steps"))
+    return [target.spec for target in found.targets] if found else []
 
 
 def _executor_kinds(_context: typer.Context) -> Iterable[str]:
