@@ -131,6 +131,15 @@ def _targets(context: typer.Context) -> Iterable[str]:
         yield from (text for text in found if is_target(text))
 
 
+def _project_targets(context: typer.Context) -> Iterable[str]:
+    """Return a target of each step that `init` finds."""
+    from airferry.start.survey import survey_catalogue
+
+    root = context.params.get("source") or context.params.get("folder") or "."
+    found = survey_catalogue(Path(root).absolute(), steps=context.params.get("steps"))
+    return [target.spec for target in found.targets] if found else []
+
+
 def _executor_kinds(_context: typer.Context) -> Iterable[str]:
     from airferry.config.site import EXECUTOR_KINDS
 
@@ -150,5 +159,6 @@ audit_choices = fixed("head", "read")
 stages = completer(_stages)
 platforms = completer(_platforms)
 targets = completer(_targets)
+project_targets = completer(_project_targets)
 executor_kinds = completer(_executor_kinds)
 asset_kinds = completer(_asset_kinds)
