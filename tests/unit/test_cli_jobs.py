@@ -103,6 +103,11 @@ def test_init_writes_what_later_commands_read(tmp_path: Path, capsys: pytest.Cap
     assert load_site(tmp_path / "site.yaml") == site, "a wrong profile does not take the place of a right one"
     assert run(["site", "init", "--force", "--profile", "docker=x"]) == 2
     assert run(["site", "init", "--force", "--endpoint", "x"]) == 2
+    authority = ["--ca-file", "site-ca.pem", "--node-ca-file", "/etc/ssl/site-ca.pem"]
+    assert run(["site", "init", "--force", *options, *authority]) == 0
+    site = load_site(tmp_path / "site.yaml")
+    assert site.ca_file == str(tmp_path / "site-ca.pem"), "later commands may run in another folder"
+    assert site.node_ca_file == "/etc/ssl/site-ca.pem"
 
 
 def test_overlays_print_the_commands_and_check_accepts_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,6 +29,7 @@ from airferry.cli.options import (
 from airferry.cli.render import Reporter, data, data_line
 from airferry.defaults import OVERLAYS_FOLDER, SITE_FILE
 from airferry.errors import UsageError
+from airferry.host import files
 from airferry.wording import counted
 
 _PANEL = "Far side"
@@ -36,6 +37,8 @@ EXECUTORS_QUESTION = "Executors, separated by commas (slurm-pyxis:VERSION, kuber
 _SITE_OPTIONS: dict[tuple[str | int, ...], str] = {
     ("executors",): "--executor",
     ("registry",): "--registry",
+    ("ca_file",): "--ca-file",
+    ("node_ca_file",): "--node-ca-file",
     ("platform",): "--platform",
     ("gpu", "driver"): "--gpu-driver",
     ("gpu", "compute_capabilities"): "--compute-capability",
@@ -72,6 +75,10 @@ def init(
     ] = None,
     registry: Annotated[
         str | None, typer.Option("--registry", metavar="HOST:PORT/PREFIX", help="Private registry of the site.")
+    ] = None,
+    ca_file: CaFileOption = None,
+    node_ca_file: Annotated[
+        str | None, typer.Option("--node-ca-file", metavar="PATH", help="Path of that CA on the nodes, for `mirrors`.")
     ] = None,
     platform: Annotated[
         str | None,
@@ -117,6 +124,8 @@ def init(
     document: dict[str, Any] = {
         "executors": executor or [],
         "registry": registry,
+        "ca_file": None if ca_file is None else str(files.expand_home(ca_file).absolute()),
+        "node_ca_file": node_ca_file,
         "platform": platform,
         "gpu": {"driver": gpu_driver, "compute_capabilities": capability or []},
         "mounts": mount or [],

@@ -18,7 +18,9 @@ from airferry.errors import UsageError
 MAX_PASSWORD_CHARACTERS = 64 * 1024
 _PANEL = "Registries"
 
-RegistryArgument = Annotated[str, typer.Argument(metavar="HOST[:PORT]", help="Registry.")]
+RegistryArgument = Annotated[
+    str, typer.Argument(metavar="HOST[:PORT][/PREFIX]", help="Registry; the login is for all of it, with any prefix.")
+]
 
 registry_commands = typer.Typer(no_args_is_help=True, help="Test a registry.")
 
@@ -57,7 +59,7 @@ def login(
     if not secret:
         raise UsageError("the password is empty")
     path = api.login(registry, name, secret, options=make_options(plain_http=plain_http, ca_file=ca_file))
-    reporter.say("logged in to {} as {}; stored in {}", registry, name, path)
+    reporter.say("logged in to {} as {}; stored in {}", api.registry_host(registry), name, path)
 
 
 def logout(context: typer.Context, registry: RegistryArgument) -> None:
@@ -67,7 +69,7 @@ def logout(context: typer.Context, registry: RegistryArgument) -> None:
     for path in changed:
         reporter.say("removed from {}", path)
     if not changed:
-        reporter.say("no credentials stored for {}", registry)
+        reporter.say("no credentials stored for {}", api.registry_host(registry))
 
 
 def probe(
