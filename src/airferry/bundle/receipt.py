@@ -115,12 +115,22 @@ class ReceiptConnection(BaseModel):
     ca_fingerprints: tuple[Digest, ...] = ()
 
 
+class ReceiptBlobs(BaseModel):
+    """Blobs of a load: how many it hashed, and the digests of those that the registry held and that were not read."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    hashed: int = Field(ge=0)
+    found: tuple[Digest, ...] = ()
+
+
 class Receipt(BaseModel):
     """What a load left. `root_verified` says whether the root was compared with one from a separate channel.
 
     `steps` maps a step, or a target where configs of one step have different images, to its image pinned by digest.
     `left_out` is what the registry refused of that which a load can do without, `submit` is as in the manifest.
-    Version 1 had none of `connection`, `catalogue`, `assets`, `left_out`, `submit` and the images' `docker_twin`.
+    Version 1 had none of `connection`, `blobs`, `catalogue`, `assets`, `left_out`, `submit` and the images'
+    `docker_twin`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -130,6 +140,7 @@ class Receipt(BaseModel):
     root_verified: bool
     registry: Word
     connection: ReceiptConnection | None = None
+    blobs: ReceiptBlobs | None = None
     loaded_at: Line
     airferry: Line
     images: tuple[ReceiptImage, ...]

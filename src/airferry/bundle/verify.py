@@ -299,11 +299,17 @@ def verify_bundle(
 
 
 def verify_opened(
-    bundle: Bundle, *, jobs: int | None = None, beside: Path | None = None, emit: Emit = silent
+    bundle: Bundle,
+    *,
+    jobs: int | None = None,
+    beside: Path | None = None,
+    read_blobs: bool = True,
+    emit: Emit = silent,
 ) -> VerifyReport:
     """Check everything about a bundle, see `verify_bundle`; with `beside`, also the output folder around it.
 
-    What is done with the bundle afterwards uses the very documents that were checked here.
+    What is done with the bundle afterwards uses the very documents that were checked here. Without `read_blobs`, what
+    is not a document is only looked at: whether it is there, with the right size. That is for who hashes it later.
     """
     inspector = Inspector(bundle.documents, exempts_originals=True)
     _check_names(bundle.index, inspector)
@@ -332,7 +338,7 @@ def verify_opened(
     for descriptor in bundle.index.manifests:
         if descriptor.artifact_type is None and not names_of(descriptor):
             inspector.image(descriptor, subject=f"image `{descriptor.digest}`")
-    size_bytes = inspector.check_blobs(jobs=jobs, emit=emit)
+    size_bytes = inspector.check_blobs(jobs=jobs, read=read_blobs, emit=emit)
     report_unnamed(bundle.store.stored_digests(), inspector.wanted.keys(), inspector.report)
     litter = report_strays(bundle.store.path, inspector.report)
     around: tuple[str, ...] = ()

@@ -23,6 +23,7 @@ from airferry.cli.options import (
     PlainHttpOption,
     RateOption,
     RootOption,
+    VerifyFirstOption,
 )
 from airferry.cli.render import Reporter, data, data_line
 from airferry.errors import UsageError
@@ -102,6 +103,7 @@ def load(
     flatten: FlattenOption = False,
     artifacts: ArtifactsOption = "try",
     audit: AuditOption = "head",
+    verify_first: VerifyFirstOption = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what a load would send and tag.")] = False,
     probe: Annotated[
         bool,
@@ -168,7 +170,7 @@ def load(
     if probe and not dry_run:
         raise UsageError("`--probe` requires `--dry-run`", hint="or test the registry with `airferry registry probe`")
     destination = api.parse_destination(
-        to, maps=parse_maps(maps or []), flatten=flatten, artifacts=artifacts, audit=audit
+        to, maps=parse_maps(maps or []), flatten=flatten, artifacts=artifacts, audit=audit, verify_first=verify_first
     )
     common: dict[str, Any] = {
         "to": destination,

@@ -155,6 +155,13 @@ AuditOption = Annotated[
         autocompletion=completion.audit_choices,
     ),
 ]
+VerifyFirstOption = Annotated[
+    bool,
+    typer.Option(
+        "--verify-first",
+        help="Read and hash all of the bundle before anything is sent; else each blob is hashed as it is sent.",
+    ),
+]
 FlattenOption = Annotated[bool, typer.Option("--flatten", help="Keep only the last part of each repository's path.")]
 
 # --- the site --------------------------------------------------------------------------------------------------------
