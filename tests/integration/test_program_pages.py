@@ -78,9 +78,9 @@ class Workplace:
         for name, value in here.items():
             script = re.sub(rf"^{name}=\S+", f"{name}={value}", script, flags=re.MULTILINE)
         script = script.replace("0.0.0.0:5000", "127.0.0.1:0")
-        script = script.replace(
-            'login "$REGISTRY"\n', f'login "$REGISTRY" --username {USER} --password-stdin <~/password\n'
-        )
+        # which prompts
+        said = f'login "$REGISTRY" --username {USER} --password-stdin <~/password'
+        script = re.sub(r'login "\$REGISTRY"(?=\s*(#|$))', said, script, flags=re.MULTILINE)
         script = script.replace("--username ferry ", f"--username {USER} ")
         script = script.replace("nvcr.io/nvidia/nemo=", f"{self.registry}/outside/base=")
         script = script.replace("git clone ", "rm -rf ~/Nemotron; git clone ")
