@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from airferry.jobs.findings import Finding
     from airferry.jobs.mirrors import MirrorFiles, mirrors
     from airferry.jobs.overlays import overlays
-    from airferry.jobs.profile import init_site, known_site, site_trouble
+    from airferry.jobs.profile import FoundSite, init_site, known_site, site_trouble
     from airferry.load_for_jobs import JobFiles, JobsOutcome, load_for_jobs
     from airferry.near.build import BuildOutcome, ImageSummary, build
     from airferry.near.describe import describe_plan, describe_prediction
@@ -115,6 +115,7 @@ _HOMES = {
     ),
     "airferry.jobs.overlays": ("overlays",),
     "airferry.jobs.profile": (
+        "FoundSite",
         "init_site",
         "known_site",
         "site_trouble",
@@ -172,6 +173,7 @@ __all__ = [
     "DoctorReport",
     "Extracted",
     "Finding",
+    "FoundSite",
     "ImageSummary",
     "JobFiles",
     "JobSelection",

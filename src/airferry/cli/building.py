@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import shlex
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -24,13 +22,12 @@ from airferry.cli.options import (
     SourceOption,
     StageOption,
     TargetOption,
+    as_typed,
+    command_line,
 )
 from airferry.cli.render import Reporter, data, data_line
 from airferry.errors import HostError
 from airferry.wording import counted, size_text
-
-if TYPE_CHECKING:
-    pass
 
 
 def register(app: typer.Typer) -> None:
@@ -91,6 +88,9 @@ def doctor(
         )
     unknown = ", as far as known" if any(check.status == "unknown" for check in report.checks) else ""
     reporter.say("This host can build {}{}.", "the plan" if report.planned else "images", unknown)
+    if report.planned and not as_json:
+        typed = as_typed(context, "config", "source", "target", "platform")
+        reporter.next(("see what a build would make", command_line("airferry", "plan", *typed)))
 
 
 def plan(
@@ -113,20 +113,12 @@ def plan(
         return
     data_line(*api.describe_plan(result.plan, verbose=reporter.verbose))
     data_line("", *api.describe_prediction(result.prediction, verbose=reporter.verbose))
-    following = "build" if result.locked else "lock"
-    more = {"--stage": stage} if result.locked else {}
-    command = _next(following, config, {"--source": source, "--target": target, "--platform": platform, **more})
-    reporter.say("wrote {}; next: [bold]{}[/]", result.path, command)
-
-
-def _next(command: str, config: Path, options: Mapping[str, object]) -> str:
-    """Return the command that goes on with the same plan, for a shell: the options as they were given."""
-    words = ["airferry", command]
-    given = {"--config": config if config != DEFAULT_PLAN_FILE else None, **options}
-    for name, value in given.items():
-        for one in value if isinstance(value, list) else [value] if value else []:
-            words += [name, str(one)]
-    return shlex.join(words)
+    reporter.say("wrote {}", result.path)
+    typed = as_typed(context, "config", "source", "target", "platform")
+    if result.locked:
+        reporter.next(("build the bundle", command_line("airferry", "build", *typed, *as_typed(context, "stage"))))
+    else:
+        reporter.next(("pin bases, commits and versions", command_line("airferry", "lock", *typed)))
 
 
 def lock(
@@ -160,10 +152,9 @@ def lock(
         return
     data_line(*result.changes or ["nothing changed"])
     done = "wrote" if result.changes else "kept"
-    given: dict[str, object] = {"--source": source, "--target": target, "--platform": platform}
-    given |= {"--engine": engine if engine != "auto" else None, "--probe": probe if probe != "auto" else None}
-    command = _next("build", config, given) + (" --allow-shared-processes" if shared_processes else "")
-    reporter.say("{} {}; next: [bold]{}[/]", done, result.path, command)
+    reporter.say("{} {}", done, result.path)
+    typed = ("config", "source", "target", "platform", "engine", "probe", "shared_processes")
+    reporter.next(("build the bundle", command_line("airferry", "build", *as_typed(context, *typed))))
 
 
 def build(
@@ -204,19 +195,18 @@ def build(
         data(json.dumps(result.to_document(), indent=2))
         return
     if result.root is None:
-        reporter.say("not sealed yet; next: [bold]airferry build --stage save-images[/]")
+        again = ("config", "source", "target", "platform", "locked", "engine", "probe", "jobs", "shared_processes")
+        words = command_line("airferry", "build", "--stage", "save-images", *as_typed(context, *again))
+        reporter.say("not sealed yet")
+        reporter.next(("seal the bundle", words))
         return
     for image in result.images:
         data_line(f"{image.reference}  {image.digest}  {', '.join(image.platforms)}  {size_text(image.size_bytes)}")
     data_line(f"bundle {result.bundle}  {size_text(result.bundle_bytes)}")
     data_line(f"root   {result.root}")
-    reporter.say(
-        "Carry [bold]{}[/] over, and send the root over a separate channel. There: "
-        "[bold]airferry verify OUT --root {}[/], then [bold]airferry load OUT --root {} --to HOST:PORT/PREFIX[/]",
-        result.output,
-        result.root,
-        result.root,
-    )
+    reporter.say("Carry [bold]{}[/] over, and send the root over a separate channel.", result.output)
+    words = command_line("airferry", "verify", result.output.name, "--root", result.root)
+    reporter.next(("check that all of it arrived", words), where=f"on the far side, next to `{result.output.name}`")
 
 
 def schema() -> None:

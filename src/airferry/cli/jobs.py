@@ -13,7 +13,7 @@ import typer
 
 from airferry import api
 from airferry.cli import completion
-from airferry.cli.bundles import make_options, say_written
+from airferry.cli.bundles import checking, find_site, make_options, show_overlays
 from airferry.cli.findings import show_findings, show_fixes
 from airferry.cli.options import (
     CaFileOption,
@@ -25,6 +25,8 @@ from airferry.cli.options import (
     SiteSourceOption,
     StepsOption,
     TargetOption,
+    as_typed,
+    command_line,
 )
 from airferry.cli.render import Reporter, data, data_line
 from airferry.defaults import OVERLAYS_FOLDER, SITE_FILE
@@ -76,9 +78,12 @@ def init(
     registry: Annotated[
         str | None, typer.Option("--registry", metavar="HOST:PORT/PREFIX", help="Private registry of the site.")
     ] = None,
-    ca_file: CaFileOption = None,
+    ca_file: Annotated[
+        str | None,
+        typer.Option("--ca-file", metavar="FILE", help="PEM certificate of the registry's private CA, on this host."),
+    ] = None,
     node_ca_file: Annotated[
-        str | None, typer.Option("--node-ca-file", metavar="PATH", help="Path of that CA on the nodes, for `mirrors`.")
+        str | None, typer.Option("--node-ca-file", metavar="PATH", help="The same certificate's path on the nodes.")
     ] = None,
     platform: Annotated[
         str | None,
@@ -124,7 +129,7 @@ def init(
     document: dict[str, Any] = {
         "executors": executor or [],
         "registry": registry,
-        "ca_file": None if ca_file is None else str(files.expand_home(ca_file).absolute()),
+        "ca_file": ca_file,
         "node_ca_file": node_ca_file,
         "platform": platform,
         "gpu": {"driver": gpu_driver, "compute_capabilities": capability or []},
@@ -136,12 +141,33 @@ def init(
     if sys.stdin.isatty() and sys.stderr.isatty():
         _ask(reporter, document, profiles)
     document["executors"] = _with_profiles(document["executors"], profiles)
+    document["ca_file"] = _from_profile(document["ca_file"], out)
     for key in ("gpu", "mirrors"):
         document[key] = {name: value for name, value in document[key].items() if value}
     written = api.init_site(out, document, force=force, options=_SITE_OPTIONS)
     for unable in written.without_zstd:
         reporter.say("{} cannot read zstd: the near side's plan selects gzip for this site.", unable)
     reporter.say("wrote {}", out)
+    if written.registry:
+        elsewhere = out != Path(SITE_FILE)
+        host = [written.registry.partition("/")[0]] if elsewhere else []
+        reach = ["--ca-file", written.ca_file] if elsewhere and written.ca_file else []
+        words = command_line("airferry", "login", *host, *reach)
+        reporter.next(("log in, where the registry asks for a password", words))
+
+
+def _from_profile(ca_file: str | None, out: Path) -> str | None:
+    """Return the path of a CA that was typed here as a profile elsewhere has to name it: its paths start there.
+
+    Raises:
+        UsageError: there is no such file.
+    """
+    if not ca_file:
+        return ca_file
+    path = files.expand_home(Path(ca_file))
+    if not files.is_file(path):
+        raise UsageError(f"`--ca-file {ca_file}`: there is no such file", hint="nothing was written")
+    return ca_file if files.resolved(out.parent) == files.resolved(Path()) else str(path.absolute())
 
 
 def _with_profiles(executors: list[str], profiles: Mapping[str, str]) -> list[Any]:
@@ -170,6 +196,14 @@ def _ask(reporter: Reporter, document: dict[str, Any], profiles: dict[str, str])
 
     document["executors"] = document["executors"] or ask(EXECUTORS_QUESTION, "executors", _listed)
     document["registry"] = document["registry"] or ask("Registry and prefix (HOST:PORT/PREFIX)", "registry", str)
+    if document["registry"]:
+        document["ca_file"] = document["ca_file"] or ask(
+            "PEM certificate of its private CA, on this host (FILE)", "ca_file", str
+        )
+    if document["ca_file"]:
+        document["node_ca_file"] = document["node_ca_file"] or ask(
+            "The same certificate's path on the nodes (PATH)", "node_ca_file", str
+        )
     document["platform"] = document["platform"] or ask("CPU platform of the nodes (linux/amd64)", "platform", str)
     gpu = document["gpu"]
     gpu["driver"] = gpu["driver"] or ask("NVIDIA driver version", "gpu", str, below="driver")
@@ -220,23 +254,23 @@ def overlays(
 ) -> None:
     """Write a config overlay for each step that pins the loaded image, and the command that submits it."""
     reporter: Reporter = context.obj
+    known = find_site(site, reporter)
+    options = make_options(plain_http=plain_http, ca_file=ca_file, site=known)
     with reporter.display():
         made = api.overlays(
             receipt,
             out=out,
             catalogue=api.CatalogueSource(source=source, bundle=bundle, steps=steps, root=root),
-            site=site,
-            options=make_options(plain_http=plain_http, ca_file=ca_file, site=api.known_site(site)),
+            site=known or site,
+            options=options,
             emit=reporter,
         )
     if as_json:
         data(json.dumps({"out": str(out), "steps": [step.to_document() for step in made.steps]}, indent=2))
         return
-    for step in made.steps:
-        data_line(step.command)
-    for note in made.notes:
-        reporter.say("[yellow]note:[/] {}", note)
-    say_written(reporter, made, out, receipt=receipt, site=site, source=source)
+    show_overlays(made, out, reporter)
+    names = ("site", "source", "steps", "root", "bundle", "plain_http", "ca_file")
+    reporter.next(checking(receipt, out, as_typed(context, *names)))
 
 
 def mirrors(
@@ -254,9 +288,9 @@ def mirrors(
 ) -> None:
     """Write mirror configurations that redirect the original names of base images to the private registry."""
     reporter: Reporter = context.obj
-    known = api.known_site(site)
-    if ca_file is None and plain_http is not True and known is not None:
-        ca_file = known.node_ca_file
+    known = find_site(site, reporter) if ca_file is None and plain_http is not True else None
+    if known is not None:
+        ca_file = known.profile.node_ca_file
     made = api.mirrors(receipt, out=out, plain_http=plain_http, ca_file=ca_file, root=root, emit=reporter)
     if as_json:
         images = [
@@ -316,10 +350,11 @@ def check(
 ) -> None:
     """Check each step: needs nothing from outside, and finds what it reads. Exits with 8 if something blocks a job."""
     reporter: Reporter = context.obj
+    known = find_site(site, reporter)
     with reporter.display():
         report = api.check(
             api.JobSelection(
-                site=site,
+                site=known or site,
                 targets=tuple(target or ()),
                 executor=executor,
                 profile=profile,
@@ -331,7 +366,7 @@ def check(
             hash_assets=hash_assets,
             ask_registry=registry,
             options=replace(
-                make_options(plain_http=plain_http, ca_file=ca_file, site=api.known_site(site)),
+                make_options(plain_http=plain_http, ca_file=ca_file, site=known),
                 connect_timeout_s=10.0,
                 read_timeout_s=20.0,
             ),

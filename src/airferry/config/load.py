@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from airferry.config.document import Answers, KeyPath, YamlDocument, read_yaml
 from airferry.config.models import Config
@@ -30,6 +30,14 @@ _REASONS = {
     "missing": "is missing",
     "too_short": "expected at least one entry",
 }
+
+
+class _SiteAlone(BaseModel):
+    """An `airgap.yaml` as the far side reads it: nothing but its `site:`."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    site: SiteProfile | None = None
 
 
 def load_config(path: Path) -> Config:
@@ -69,18 +77,33 @@ def load_config(path: Path) -> Config:
 
 
 def load_site(path: Path) -> SiteProfile:
-    """Read and check a site profile: a separate file, or an `airgap.yaml` with `site:`.
+    """Read and check a site profile: a separate file, or an `airgap.yaml` with `site:`, of which all else is ignored.
 
     Raises:
-        ConfigurationError: all problems of the file, each as `file:line: key: reason`; or it holds no site profile.
+        ConfigurationError: all problems of the profile, each as `file:line: key: reason`; or the file holds none.
     """
     document = read_yaml(path)
     if not (isinstance(document.value, dict) and document.value.keys() & {"site", "workflow", "execution_images"}):
         return _site_of_its_own(document)
-    site = load_config(path).site
+    site = site_in(document)
     if site is None:
         raise document.error((), "it has no `site`", hint="describe the site with `airferry site init --executor KIND`")
     return site
+
+
+def site_in(document: YamlDocument) -> SiteProfile | None:
+    """Return the profile under `site:` of an `airgap.yaml`, None without that key. All else in it is ignored.
+
+    Raises:
+        ConfigurationError: the profile is wrong, or the file that it is in cannot be read.
+    """
+    value = document.value.get("site") if isinstance(document.value, dict) else None
+    if isinstance(value, str):
+        return _site_of_its_own(read_yaml(document.path.absolute().parent / value))
+    try:
+        return _SiteAlone.model_validate(_without_nulls({"site": value})).site
+    except ValidationError as error:
+        raise _configuration_error(document, error) from error
 
 
 def check_site(value: Any, options: Mapping[KeyPath, str] | None = None) -> SiteProfile:

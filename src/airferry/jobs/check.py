@@ -24,7 +24,7 @@ from airferry.jobs.context import AMBIENT, CODE_FOLDER, JOB_FOLDER, StepContext,
 from airferry.jobs.findings import LEVELS, Finding, merge_findings
 from airferry.jobs.images import ask_images
 from airferry.jobs.known_assets import staged_values
-from airferry.jobs.profile import read_site
+from airferry.jobs.profile import FoundSite, read_site
 from airferry.jobs.rules.assets import StagedAssets, asset_findings
 from airferry.jobs.rules.code import code_findings
 from airferry.jobs.rules.config import blend_findings, config_findings
@@ -140,7 +140,7 @@ class JobSelection:
     `env_file` is the `env.toml` that jobs use, and `profile` the one in it.
     """
 
-    site: Path | None = None
+    site: Path | FoundSite | None = None
     targets: tuple[str, ...] = ()
     executor: str | None = None
     profile: str | None = None

@@ -112,7 +112,7 @@ def open_session(plan: Plan, options: BuildOptions, *, emit: Emit) -> Iterator[S
         stack.enter_context(locks.exclusive_lock(plan.output_dir / ".airferry.lock", purpose="build"))
         stack.enter_context(locks.sharing(cache / "lock", clear=partial(_clear, cache), emit=emit))
         scratch = stack.enter_context(locks.own_scratch(cache / "scratch"))
-        clients = stack.enter_context(open_clients(ClientOptions(), emit=emit))
+        clients = stack.enter_context(open_clients(ClientOptions(by_files=True), emit=emit))
         opened: list[Engine] = []
 
         def lend_engine() -> Engine:
