@@ -47,6 +47,9 @@ if TYPE_CHECKING:
     from airferry.plan.models import PlanWarning
     from airferry.quickstart import quickstart
     from airferry.registry.client import ClientOptions
+    from airferry.start.choices import ProjectChoices, ProjectOutcome
+    from airferry.start.new_catalogue import PackageNameError
+    from airferry.start.project import init_project
 
 _HOMES = {
     "airferry.assets.carried": (
@@ -156,6 +159,9 @@ _HOMES = {
     "airferry.plan.models": ("PlanWarning",),
     "airferry.quickstart": ("quickstart",),
     "airferry.registry.client": ("ClientOptions",),
+    "airferry.start.choices": ("ProjectChoices", "ProjectOutcome"),
+    "airferry.start.new_catalogue": ("PackageNameError",),
+    "airferry.start.project": ("init_project",),
 }
 # these need more than a far side is asked to take in
 _EXTRAS = {"airferry.near.": "near", "airferry.quickstart": "near", "airferry.far.serve.": "serve"}
@@ -183,10 +189,13 @@ __all__ = [
     "LockOutcome",
     "MirrorFiles",
     "OverlaySet",
+    "PackageNameError",
     "PastLoad",
     "PlanOutcome",
     "PlanWarning",
     "ProbeOutcome",
+    "ProjectChoices",
+    "ProjectOutcome",
     "RecordOutcome",
     "RehearsalOutcome",
     "ReportOutcome",
@@ -205,6 +214,7 @@ __all__ = [
     "doctor",
     "extract_catalogue",
     "history",
+    "init_project",
     "init_site",
     "known_site",
     "load",

@@ -13,6 +13,10 @@ EXAMPLE_VARIABLES = {
 
 # command -> (command line, what it is for)
 EXAMPLES: dict[tuple[str, ...], tuple[tuple[str, str], tuple[str, str]]] = {
+    ("init",): (
+        ("airferry init acme", "a project with two steps that build, in the folder acme"),
+        ("airferry init --source ~/Nemotron --target sft/megatron_bridge:tiny", "a plan here, for a catalogue there"),
+    ),
     ("doctor",): (
         ("airferry doctor --source ~/Nemotron", "is this host fit for the plan in ./airgap.yaml?"),
         ("airferry doctor --engine podman --platform linux/amd64,linux/arm64", "and for Podman and two platforms?"),
