@@ -84,6 +84,8 @@ class Workplace:
         script = script.replace("--username ferry ", f"--username {USER} ")
         script = script.replace("nvcr.io/nvidia/nemo=", f"{self.registry}/outside/base=")
         script = script.replace("git clone ", "rm -rf ~/Nemotron; git clone ")
+        # on the base that all tests share, instead of a userland for this page alone
+        script = script.replace("airferry init acme\n", f"airferry init acme --base {self.registry}/{BASE}\n")
         return script.replace("python:3.12-slim", f"{self.registry}/{BASE}")
 
     def run(self, script: str) -> None:
