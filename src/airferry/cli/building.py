@@ -309,6 +309,8 @@ def build(
         return
     for image in result.images:
         data_line(f"{image.reference}  {image.digest}  {', '.join(image.platforms)}  {size_text(image.size_bytes)}")
+    if result.recompressed is not None:
+        reporter.say("{}", result.recompressed.text)
     data_line(f"bundle {result.bundle}  {size_text(result.bundle_bytes)}")
     data_line(f"root   {result.root}")
     reporter.say("Carry [bold]{}[/] over, and send the root over a separate channel.", result.output)
