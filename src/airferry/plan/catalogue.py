@@ -21,7 +21,7 @@ from airferry.plan.models import Target
 from airferry.wording import near_names, some_of
 
 MAX_STEP_TOML_BYTES = 1024 * 1024
-MAX_FOLDERS = 20_000
+MAX_LOOKED_AT = 20_000
 SHOWN_FOLDERS = 5
 CONFIG_ENDINGS = (".yaml", ".yml")
 _STEP_SECTION = re.compile(r"^[ \t]*(\[[ \t]*step[ \t]*\])", re.MULTILINE)
@@ -223,7 +223,7 @@ def find_steps(root: Path, *, holding: Iterable[str] = ()) -> str:
 
 def _step_tomls(root: Path) -> Iterator[Path]:
     """Yield the `step.toml` files below a folder; hidden folders are not looked at, nor more than can be quickly."""
-    for folder, names, file_names in islice(os.walk(root), MAX_FOLDERS):
+    for folder, names, file_names in islice(os.walk(root), MAX_LOOKED_AT):
         names[:] = sorted(name for name in names if not name.startswith((".", "__")))
         if "step.toml" in file_names:
             yield Path(folder) / "step.toml"
