@@ -21,7 +21,7 @@ from airferry.plan.models import Target
 from airferry.wording import near_names, some_of
 
 MAX_STEP_TOML_BYTES = 1024 * 1024
-MAX_FOLDERS = 20_000
+MAX_LOOKED_AT = 20_000
 SHOWN_FOLDERS = 5
 _OF_PACKAGES = frozenset({"node_modules", "site-packages"})
 CONFIG_ENDINGS = (".yaml", ".yml")
@@ -230,7 +230,7 @@ def step_tomls(root: Path) -> Iterator[Path]:
 
     No more folders are looked at than can be quickly.
     """
-    for folder, names, file_names in islice(os.walk(root), MAX_FOLDERS):
+    for folder, names, file_names in islice(os.walk(root), MAX_LOOKED_AT):
         if "pyvenv.cfg" in file_names:
             names.clear()
             continue
