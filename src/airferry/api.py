@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from airferry.far.copy import CopyResult, copy
     from airferry.far.history import LoadHistory, PastLoad, history
     from airferry.far.load import LoadOutcome, load
-    from airferry.far.registries import ProbeOutcome, login, logout, probe_registry
+    from airferry.far.registries import ProbeOutcome, login, logout, probe_registry, registry_host
     from airferry.far.relocate import Destination, parse_destination
     from airferry.far.report.report import ReportOutcome, report
     from airferry.far.serve.serving import ServeOptions, Serving, serve
@@ -79,6 +79,7 @@ _HOMES = {
         "login",
         "logout",
         "probe_registry",
+        "registry_host",
     ),
     "airferry.far.relocate": (
         "Destination",
@@ -230,6 +231,7 @@ __all__ = [
     "probe_registry",
     "quickstart",
     "record_asset",
+    "registry_host",
     "rehearse",
     "report",
     "rollback",

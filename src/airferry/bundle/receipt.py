@@ -182,8 +182,11 @@ class Receipt(BaseModel):
 
 
 def write_receipt(receipt: Receipt, path: Path) -> None:
-    """Write a receipt, atomically and durably."""
-    files.write_bytes(files.output_file(path), receipt.to_yaml())
+    """Write a receipt, atomically and durably. Everybody may read it, and its folder where that is made for it."""
+    place = files.output_file(path)
+    # `load --jobs` puts here what jobs of other users read
+    files.ensure_directory(place.parent, shared=True)
+    files.write_bytes(place, receipt.to_yaml())
 
 
 def is_receipt_name(name: str) -> bool:
