@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import subprocess
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from airferry.near.lock.follow import LockOutcome
 from airferry.plan.lockfile import LOCK_FILE, Lockfile, write_lockfile
 from catalogues import airgap, write_airgap, write_step
 from near_side import PROGRAM
+from next_steps import next_commands
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_a_plan_is_data_and_what_to_do_next_is_not(catalogue: Path, capsys: pyte
     assert run(["plan"]) == 0
     captured = capsys.readouterr()
     assert "selected execution images:\n  sft/tiny  nemotron-execution-py-" in captured.out
-    assert "airferry lock" in captured.err and "next: " not in captured.out
+    assert "airferry lock" in captured.err and "Next:" not in captured.out
     assert str(catalogue / "out" / "airgap-plan.yaml") in captured.err
 
 
@@ -89,7 +89,8 @@ def test_the_next_command_goes_on_with_the_same_plan(
     catalogue: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def following() -> list[str]:
-        return shlex.split(" ".join(capsys.readouterr().err.split()).partition("next: airferry ")[2])
+        (command,) = next_commands(capsys.readouterr().err)
+        return command
 
     assert run(["plan"]) == 0
     assert following() == ["lock"]

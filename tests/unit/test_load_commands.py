@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
+from airferry import api
 from airferry.bundle.receipt import ReceiptCatalogue
-from airferry.cli import bundles
 from airferry.cli.app import run
-from airferry.cli.render import Reporter
+from next_steps import next_commands
 from travelling_catalogue import DIGEST, outcome_of, receipt_of
 
 IMAGE = f"hub.site:5000/airgap/trainer@{DIGEST}"
@@ -62,20 +65,65 @@ def test_configs_of_one_step_have_their_own_images() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("held", "expected"),
-    [
-        (HELD, "airferry overlays airgap-receipt.yaml writes these configs"),
-        (None, "airferry overlays airgap-receipt.yaml --source CATALOGUE writes these configs"),
-    ],
-)
+@pytest.mark.usefixtures("unsettled")
+@pytest.mark.parametrize(("held", "source"), [(HELD, []), (None, ["--source", "CATALOGUE"])])
 def test_what_writes_the_configs_is_said(
-    held: ReceiptCatalogue | None, expected: str, capsys: pytest.CaptureFixture[str]
+    held: ReceiptCatalogue | None,
+    source: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    bundles._show_commands(outcome_of(receipt_of(DIGEST, catalogue=held), baked=True), Reporter())
-    said = " ".join(capsys.readouterr().err.split())
-    assert expected in said
+    monkeypatch.setattr(api, "load", lambda *_, **__: outcome_of(receipt_of(DIGEST, catalogue=held), baked=True))
+    reach = ["--ca-file", "my ca.pem"]
+    assert run(["load", "out", "--to", "hub:5000/x", *reach]) == 0
+    said = capsys.readouterr().err
+    assert next_commands(said) == [
+        ["site", "init", "--registry", "hub.site:5000/airgap", *reach],
+        ["overlays", "airgap-receipt.yaml", *source],
+    ]
     assert ("contains no catalogue" in said) == (held is None)
+    (tmp_path / "site.yaml").write_text("executors: [kubernetes]\nca_file: ca.pem\n")
+    assert run(["load", "out", "--to", "hub:5000/x"]) == 0
+    said = capsys.readouterr().err
+    assert next_commands(said) == [["overlays", "airgap-receipt.yaml", *source]]
+    assert "CA ca.pem: from site.yaml" in said
+    assert run(["--quiet", "load", "out", "--to", "hub:5000/x"]) == 0
+    assert capsys.readouterr().err == ""
+    assert run(["load", "out", "--to", "hub:5000/x", "--json"]) == 0
+    assert "Next" not in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("unsettled")
+def test_a_profile_stops_a_load_only_where_it_may_say_something(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[api.ClientOptions] = []
+
+    def load(*_: Any, options: api.ClientOptions, **__: Any) -> api.LoadOutcome:
+        asked.append(options)
+        return outcome_of(receipt_of(DIGEST), baked=False)
+
+    monkeypatch.setattr(api, "load", load)
+    plan = tmp_path / "airgap.yaml"
+    command = ["load", "out", "--to", "hub:5000/x"]
+    plan.write_text("workflow: {name: other}\nkey_of_another_tool: 1\n")
+    assert run(command) == 0
+    assert "airgap.yaml" not in capsys.readouterr().err, "a plan that says nothing of a site"
+    plan.write_text("workflow: [")
+    assert run(command) == 0
+    assert "warning: nothing is taken from `airgap.yaml` here" in capsys.readouterr().err
+    assert run(["load", "out"]) == 2, "and so there is no registry"
+    plan.write_text("key_of_another_tool: 1\nsite: {registry: 'hub:5000/x', ca_file: site.pem}\n")
+    capsys.readouterr()
+    assert run(["load", "out"]) == 0
+    assert asked[-1].ca_file == Path("site.pem")
+    assert "registry hub:5000/x, CA site.pem: from airgap.yaml" in capsys.readouterr().err
+    plan.write_text("site: {registry: 'hub:5000/x', caf: site.pem}\n")
+    assert run(command) == 3
+    assert "airgap.yaml:1: `site.caf`: unknown key" in capsys.readouterr().err
+    for reach in (["--ca-file", "own.pem"], ["--plain-http"]):
+        assert run([*command, *reach]) == 0, "nothing is left for the profile to say"
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,18 @@
-"""Commands that make a bundle: doctor, plan, lock, build, schema, quickstart."""
+"""Commands that make a bundle: init, doctor, plan, lock, build, schema, quickstart."""
 
 from __future__ import annotations
 
 import json
-import shlex
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
 from airferry import api
+from airferry.cli import completion
 from airferry.cli.options import (
     DEFAULT_PLAN_FILE,
     BuildJobsOption,
@@ -24,17 +26,17 @@ from airferry.cli.options import (
     SourceOption,
     StageOption,
     TargetOption,
+    as_typed,
+    command_line,
 )
 from airferry.cli.render import Reporter, data, data_line
-from airferry.errors import HostError
+from airferry.errors import ConfigurationError, HostError, UsageError
 from airferry.wording import counted, size_text
-
-if TYPE_CHECKING:
-    pass
 
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands in the order in which an operator needs them."""
+    app.command("init", rich_help_panel="Near side")(init_project)
     app.command(rich_help_panel="Near side")(doctor)
     app.command(rich_help_panel="Near side")(plan)
     app.command(rich_help_panel="Near side")(lock)
@@ -57,6 +59,108 @@ def _selection(
         platforms=tuple(platform or ()),
         stages=tuple(stage or ()),
     )
+
+
+def init_project(
+    context: typer.Context,
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder of the project, which is made if it is missing.")
+    ] = Path(),
+    source: Annotated[
+        Path | None,
+        typer.Option("--source", metavar="DIR", help="Root of a catalogue that lies elsewhere.", show_default=False),
+    ] = None,
+    steps: Annotated[
+        str | None,
+        typer.Option("--steps", metavar="DIR", help="Folder of the steps in the catalogue, if there are several."),
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--target",
+            "-t",
+            metavar="TARGET",
+            help="STEP:CONFIG or STEP of the catalogue to carry. Repeatable; accepts commas.",
+            autocompletion=completion.project_targets,
+        ),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            "--base",
+            metavar="IMAGE",
+            help="Base image of steps that name none; by default, a Debian userland made of packages.",
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", metavar="NAME", help="Python package of a new catalogue; by default, as the folder."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not prompt: take the defaults.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be written, and write nothing.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write airgap.yaml for the steps in a folder; where there are none, write two steps that build, too."""
+    reporter: Reporter = context.obj
+    choices = api.ProjectChoices(source=source, steps=steps, package=name, targets=tuple(target or ()), base=base)
+    if sys.stdin.isatty() and sys.stderr.isatty() and not (yes or as_json):
+        choices = _ask_project(reporter, folder, choices)
+    made = api.init_project(folder, choices=choices, dry_run=dry_run)
+    if as_json:
+        data(json.dumps({**made.to_document(), "dry_run": dry_run}, indent=2))
+        return
+    if not made.is_new:
+        _show_steps(reporter, made)
+    reporter.say("Would write:" if dry_run else "Wrote:")
+    data_line(*(str(folder / file) for file in made.files))
+    for note in made.notes:
+        reporter.say("[yellow]note:[/] {}", note)
+    if not dry_run:
+        reporter.say("Next:")
+        for command in made.commands:
+            reporter.say("  [bold]{}[/]", command)
+        reporter.say("docs/your-own-catalogue.md explains the steps, docs/configuration.md the plan.")
+
+
+def _show_steps(reporter: Reporter, made: api.ProjectOutcome) -> None:
+    """List the steps that were found, with their images; those that are carried have a `+`."""
+    origin = f" ({made.origin})" if made.origin else ""
+    reporter.say(
+        "Found {} in {}{}; the plan carries those with a `+`:", counted(len(made.images), "step"), made.steps, origin
+    )
+    width = max(map(len, made.images))
+    for spec, (image, _base) in made.images.items():
+        reporter.say("  {} {}  {}", "+" if spec in made.carried else " ", f"{spec:<{width}}", image)
+    for step, reason in made.unready.items():
+        reporter.say("  [yellow]![/] {}  {}", step, reason)
+
+
+def _ask_project(reporter: Reporter, folder: Path, choices: api.ProjectChoices) -> api.ProjectChoices:
+    """Ask on the terminal for what no option says; an empty answer takes the default, a wrong one is asked again."""
+
+    def ask(question: str, key: str, make: Callable[[str], Any] = str) -> api.ProjectChoices:
+        while True:
+            answer = str(typer.prompt(question, default="", show_default=False, err=True)).strip()
+            changed = replace(choices, **{key: make(answer)}) if answer else choices
+            try:
+                api.init_project(folder, choices=changed, dry_run=True)
+                return changed
+            except (UsageError, ConfigurationError) as error:
+                reporter.say("[red]{}[/]", error.message)
+
+    try:
+        seen = api.init_project(folder, choices=choices, dry_run=True)
+    except api.PackageNameError:
+        choices = ask("Python package of the steps (for example acme)", "package")
+        seen = api.init_project(folder, choices=choices, dry_run=True)
+    if seen.is_new and choices.package is None:
+        choices = ask(f"Python package of the steps ({seen.package.partition('.')[0]})", "package")
+    if not seen.is_new and not choices.targets:
+        _show_steps(reporter, seen)
+        choices = ask("Steps to carry, separated by commas (those with a +)", "targets", lambda answer: (answer,))
+    if choices.base is None and seen.unnamed:
+        choices = ask("Base image of steps that name none (a Debian userland made of packages)", "base")
+    return choices
 
 
 def doctor(
@@ -91,6 +195,9 @@ def doctor(
         )
     unknown = ", as far as known" if any(check.status == "unknown" for check in report.checks) else ""
     reporter.say("This host can build {}{}.", "the plan" if report.planned else "images", unknown)
+    if report.planned and not as_json:
+        typed = as_typed(context, "config", "source", "target", "platform")
+        reporter.next(("see what a build would make", command_line("airferry", "plan", *typed)))
 
 
 def plan(
@@ -113,20 +220,12 @@ def plan(
         return
     data_line(*api.describe_plan(result.plan, verbose=reporter.verbose))
     data_line("", *api.describe_prediction(result.prediction, verbose=reporter.verbose))
-    following = "build" if result.locked else "lock"
-    more = {"--stage": stage} if result.locked else {}
-    command = _next(following, config, {"--source": source, "--target": target, "--platform": platform, **more})
-    reporter.say("wrote {}; next: [bold]{}[/]", result.path, command)
-
-
-def _next(command: str, config: Path, options: Mapping[str, object]) -> str:
-    """Return the command that goes on with the same plan, for a shell: the options as they were given."""
-    words = ["airferry", command]
-    given = {"--config": config if config != DEFAULT_PLAN_FILE else None, **options}
-    for name, value in given.items():
-        for one in value if isinstance(value, list) else [value] if value else []:
-            words += [name, str(one)]
-    return shlex.join(words)
+    reporter.say("wrote {}", result.path)
+    typed = as_typed(context, "config", "source", "target", "platform")
+    if result.locked:
+        reporter.next(("build the bundle", command_line("airferry", "build", *typed, *as_typed(context, "stage"))))
+    else:
+        reporter.next(("pin bases, commits and versions", command_line("airferry", "lock", *typed)))
 
 
 def lock(
@@ -160,10 +259,9 @@ def lock(
         return
     data_line(*result.changes or ["nothing changed"])
     done = "wrote" if result.changes else "kept"
-    given: dict[str, object] = {"--source": source, "--target": target, "--platform": platform}
-    given |= {"--engine": engine if engine != "auto" else None, "--probe": probe if probe != "auto" else None}
-    command = _next("build", config, given) + (" --allow-shared-processes" if shared_processes else "")
-    reporter.say("{} {}; next: [bold]{}[/]", done, result.path, command)
+    reporter.say("{} {}", done, result.path)
+    typed = ("config", "source", "target", "platform", "engine", "probe", "shared_processes")
+    reporter.next(("build the bundle", command_line("airferry", "build", *as_typed(context, *typed))))
 
 
 def build(
@@ -204,19 +302,20 @@ def build(
         data(json.dumps(result.to_document(), indent=2))
         return
     if result.root is None:
-        reporter.say("not sealed yet; next: [bold]airferry build --stage save-images[/]")
+        again = ("config", "source", "target", "platform", "locked", "engine", "probe", "jobs", "shared_processes")
+        words = command_line("airferry", "build", "--stage", "save-images", *as_typed(context, *again))
+        reporter.say("not sealed yet")
+        reporter.next(("seal the bundle", words))
         return
     for image in result.images:
         data_line(f"{image.reference}  {image.digest}  {', '.join(image.platforms)}  {size_text(image.size_bytes)}")
+    if result.recompressed is not None:
+        reporter.say("{}", result.recompressed.text)
     data_line(f"bundle {result.bundle}  {size_text(result.bundle_bytes)}")
     data_line(f"root   {result.root}")
-    reporter.say(
-        "Carry [bold]{}[/] over, and send the root over a separate channel. There: "
-        "[bold]airferry verify OUT --root {}[/], then [bold]airferry load OUT --root {} --to HOST:PORT/PREFIX[/]",
-        result.output,
-        result.root,
-        result.root,
-    )
+    reporter.say("Carry [bold]{}[/] over, and send the root over a separate channel.", result.output)
+    words = command_line("airferry", "verify", result.output.name, "--root", result.root)
+    reporter.next(("check that all of it arrived", words), where=f"on the far side, next to `{result.output.name}`")
 
 
 def schema() -> None:

@@ -10,7 +10,7 @@ import typer
 
 from airferry import api
 from airferry.cli import completion
-from airferry.cli.bundles import make_options, parse_size
+from airferry.cli.bundles import find_site, make_options, parse_size, say_taken
 from airferry.cli.options import CaFileOption, JsonOption, PlainHttpOption, RateOption, TransfersOption
 from airferry.cli.render import Reporter, data, data_line
 from airferry.errors import UsageError
@@ -18,7 +18,14 @@ from airferry.errors import UsageError
 MAX_PASSWORD_CHARACTERS = 64 * 1024
 _PANEL = "Registries"
 
-RegistryArgument = Annotated[str, typer.Argument(metavar="HOST[:PORT]", help="Registry.")]
+RegistryArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="HOST[:PORT][/PREFIX]",
+        help="Registry, for all of which the login is; by default that of the site profile.",
+        show_default=False,
+    ),
+]
 
 registry_commands = typer.Typer(no_args_is_help=True, help="Test a registry.")
 
@@ -34,7 +41,7 @@ def register(app: typer.Typer) -> None:
 
 def login(
     context: typer.Context,
-    registry: RegistryArgument,
+    registry: RegistryArgument = None,
     username: Annotated[
         str | None, typer.Option("--username", "-u", metavar="NAME", help="User name; prompted for if missing.")
     ] = None,
@@ -46,6 +53,10 @@ def login(
 ) -> None:
     """Log in to a registry and store the password where Podman stores it."""
     reporter: Reporter = context.obj
+    known = find_site(None, reporter)
+    host = _registry_of(registry, known)
+    options = make_options(plain_http=plain_http, ca_file=ca_file, site=known)
+    say_taken(reporter, known, registry=registry is None, ca_file=options.ca_file)
     if not sys.stdin.isatty() and (username is None or not password_stdin):
         raise UsageError("no terminal to prompt on", hint="use `--username NAME --password-stdin`")
     name = username or typer.prompt("Username", err=True)
@@ -56,18 +67,35 @@ def login(
     )
     if not secret:
         raise UsageError("the password is empty")
-    path = api.login(registry, name, secret, options=make_options(plain_http=plain_http, ca_file=ca_file))
-    reporter.say("logged in to {} as {}; stored in {}", registry, name, path)
+    path = api.login(host, name, secret, options=options)
+    reporter.say("logged in to {} as {}; stored in {}", host, name, path)
 
 
-def logout(context: typer.Context, registry: RegistryArgument) -> None:
+def _registry_of(typed: str | None, known: api.FoundSite | None) -> str:
+    """Return the registry that was typed, or else the host of the site profile's.
+
+    Raises:
+        UsageError: neither names one.
+    """
+    if typed is not None:
+        return api.registry_host(typed)
+    if known is None or known.profile.registry is None:
+        raise UsageError(
+            "which registry? The command names none, and no site profile here has `registry:`",
+            hint="give `HOST:PORT`, or describe the site with `airferry site init`",
+        )
+    return api.registry_host(known.profile.registry)
+
+
+def logout(context: typer.Context, registry: RegistryArgument = None) -> None:
     """Remove the stored credentials of a registry from the files of Podman and Docker."""
     reporter: Reporter = context.obj
-    changed = api.logout(registry)
+    host = _registry_of(registry, find_site(None, reporter) if registry is None else None)
+    changed = api.logout(host)
     for path in changed:
         reporter.say("removed from {}", path)
     if not changed:
-        reporter.say("no credentials stored for {}", registry)
+        reporter.say("no credentials stored for {}", host)
 
 
 def probe(

@@ -18,6 +18,8 @@ from airferry.cli.options import (
     SharedProcessesOption,
     SourceOption,
     TargetOption,
+    as_typed,
+    command_line,
 )
 from airferry.cli.render import Reporter, data, data_line, seconds
 
@@ -61,4 +63,8 @@ def rehearse(
                 data_line(f"  {mark}  {attempt.where}  {attempt.protocol}  {attempt.process}  {place}")
     reporter.say("wrote {}", outcome.path)
     report.raise_if_wrong()
-    reporter.say("No step tries to reach outside; `airferry build --rehearse` records this in the bundle.")
+    reporter.say("No step tries to reach outside.")
+    if not as_json:
+        names = ("config", "source", "target", "platform", "locked", "engine", "jobs", "shared_processes")
+        words = command_line("airferry", "build", "--rehearse", *as_typed(context, *names))
+        reporter.next(("build the bundle, with this on record in it", words))

@@ -22,7 +22,7 @@ from airferry.errors import AirferryError, HostError
 from airferry.events import CommandRun, Event, Notice, StageFinished, StageStarted, Warned
 from airferry.events import Progress as Progressed
 from airferry.host import clock
-from airferry.wording import on_one_line, size_text, visible
+from airferry.wording import comment_line, on_one_line, size_text, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -226,6 +226,18 @@ class Reporter:
         """
         if not self.quiet:
             self.console.print(markup.format(*(escape(str(value)) for value in values)))
+
+    def next(self, *steps: tuple[str, str], where: str = "") -> None:
+        """Say what to do next, unless quiet was asked for: each command line to paste, below what it is for.
+
+        The only place that does: with `--json` no command calls it. `where` says where the commands are to be run. The
+        block is a script: what a command is for is a comment of the shell.
+        """
+        if steps:
+            self.say("[bold]Next{}:[/]", f", {where}" if where else "")
+        for purpose, command in steps:
+            self.say("  [dim]{}[/]", comment_line(purpose))
+            self.say("  {}", command)
 
     def interrupted(self) -> None:
         """Say that a signal ended the command."""

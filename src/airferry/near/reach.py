@@ -32,7 +32,7 @@ from airferry.registry.retry import RetryPolicy
 QUESTIONS_AT_ONCE = 8
 GIT_S = 20.0
 INDEX_S = 30.0
-_QUICKLY = ClientOptions(connect_timeout_s=5.0, read_timeout_s=15.0, retry=RetryPolicy(attempts=1))
+_QUICKLY = ClientOptions(connect_timeout_s=5.0, read_timeout_s=15.0, retry=RetryPolicy(attempts=1), by_files=True)
 
 
 def ask_all(plan: Plan, *, emit: Emit) -> list[Check]:

@@ -23,7 +23,7 @@ from airferry.events import Emit, Warned, silent
 from airferry.host.parsing import join_url, split_url
 from airferry.oci.reference import is_loopback
 from airferry.registry.auth import RegistryAuth
-from airferry.registry.connections import Answer, Connections, Request, speaks_tls
+from airferry.registry.connections import Answer, Connections, Request, answers_tls, speaks_tls
 from airferry.registry.credentials import Lookup, find_credential
 from airferry.registry.failures import (
     MAX_ERROR_BYTES,
@@ -33,13 +33,16 @@ from airferry.registry.failures import (
     following_url,
     is_fatal,
     is_refused,
+    leads_to_tls,
+    proxy_for,
     redacted,
     status_error,
+    wants_tls,
 )
 from airferry.registry.governor import Governor, RateLimit
 from airferry.registry.oras_registry import OrasRegistry
 from airferry.registry.retry import TRANSIENT_STATUSES, RetryPolicy, retry_after_s
-from airferry.registry.tls import make_context
+from airferry.registry.tls import BY_FILES, Remedies, make_context
 
 # blobs are redirected once, to storage, or twice where a mirror stands in front; a page that asks to log in, in circles
 MAX_REDIRECTS = 5
@@ -53,6 +56,7 @@ REDIRECTS = frozenset({301, 302, 303, 307, 308})
 REFUSALS_AT_THE_START = 4
 
 
+GREETING_S = 5.0
 CA_WITHOUT_TLS = "`--ca-file` is for TLS, and `--plain-http` does without"
 
 
@@ -62,7 +66,8 @@ class ClientOptions:
 
     A `ca_file` means TLS, on loopback too, and excludes `plain_http`.
 
-    `limit_rate` is in bytes a second over all connections.
+    `limit_rate` is in bytes a second over all connections. `by_files` is for commands without options about TLS:
+    errors then name the files to change.
     """
 
     plain_http: bool | None = None
@@ -73,6 +78,7 @@ class ClientOptions:
     read_timeout_s: float = 60.0
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     lookup: Lookup = find_credential
+    by_files: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what contradicts itself.
@@ -82,6 +88,13 @@ class ClientOptions:
         """
         if self.plain_http and self.ca_file is not None:
             raise UsageError(CA_WITHOUT_TLS, hint="leave one of both out")
+
+    @property
+    def remedies(self) -> Remedies:
+        """What to type where a registry speaks no TLS, or its CA is not known."""
+        if self.by_files:
+            return BY_FILES
+        return Remedies("pass `--plain-http` instead of `--ca-file`") if self.ca_file is not None else Remedies()
 
 
 class RegistryClient(OrasRegistry):
@@ -192,8 +205,10 @@ class RegistryClient(OrasRegistry):
             # not urllib3's own retries: they cannot rewind a body that streams, and do not know which statuses a caller
             # takes for an answer
             except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+                if not self._answered and self._wants_tls(request.url, error):
+                    raise wants_tls(request.method, request.url, what=request.what) from error
                 if last or is_fatal(error) or self._is_nobody(error, attempt):
-                    raise connection_error(request.method, request.url, what=request.what, error=error) from error
+                    raise self._no_answer(request.method, request.url, what=request.what, error=error) from error
                 self._say_unreachable(error)
                 self.options.retry.pause(attempt)
                 continue
@@ -207,6 +222,9 @@ class RegistryClient(OrasRegistry):
                 self._expect_tls_session(request, response)
                 return response
             response.close()
+            led_to = response.headers.get("Location") or response.url
+            if leads_to_tls(request.url, led_to):
+                raise wants_tls(request.method, request.url, what=request.what, led_to=led_to)
             raise status_error(
                 request.method,
                 request.url,
@@ -344,7 +362,7 @@ class RegistryClient(OrasRegistry):
                 _read_content(response, MAX_TOKEN_ANSWER_BYTES, what=what, truncate=False)
             except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
                 if attempt + 1 == self.options.retry.attempts or is_fatal(error):
-                    raise connection_error(method, url, what=what, error=error) from error
+                    raise self._no_answer(method, url, what=what, error=error) from error
                 self.options.retry.pause(attempt)
                 continue
             if response.status_code not in TRANSIENT_STATUSES or attempt + 1 == self.options.retry.attempts:
@@ -371,6 +389,15 @@ class RegistryClient(OrasRegistry):
     def _is_nobody(self, error: Exception, attempt: int) -> bool:
         """Tell whether a registry that never answered has refused often enough."""
         return not self._answered and attempt + 1 >= REFUSALS_AT_THE_START and is_refused(error)
+
+    def _no_answer(self, method: str, url: str, *, what: str, error: Exception) -> RegistryError:
+        return connection_error(method, url, what=what, error=error, remedies=self.options.remedies)
+
+    def _wants_tls(self, url: str, error: Exception) -> bool:
+        """Tell whether plain HTTP got no answer as the registry speaks TLS: it is greeted once more, without login."""
+        if not url.startswith("http://") or not self._is_own(url) or is_refused(error) or proxy_for(url):
+            return False
+        return answers_tls(self.host, timeout_s=min(GREETING_S, self.options.connect_timeout_s))
 
     def _say_unreachable(self, error: Exception) -> None:
         """Say once, if nothing has answered yet, that this is tried again: pauses would look like work otherwise."""
@@ -399,7 +426,8 @@ class RegistryClient(OrasRegistry):
             except OSError as error:
                 last = attempt + 1 == self.options.retry.attempts
                 if last or is_fatal(error) or self._is_nobody(error, attempt):
-                    raise connection_error("GET", f"https://{host}/v2/", what=f"reach `{host}`", error=error) from error
+                    url = f"https://{host}/v2/"
+                    raise self._no_answer("GET", url, what=f"reach `{host}`", error=error) from error
                 self._say_unreachable(error)
                 self.options.retry.pause(attempt)
         raise AssertionError("a retry policy allows one attempt at least")

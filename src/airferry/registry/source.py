@@ -471,7 +471,7 @@ class _BlobStream(io.RawIOBase):
         if self._failures >= client.options.retry.attempts:
             path = client.url(f"{self._source.repository}/blobs/{self._descriptor.digest}")
             what = f"read blob `{self._descriptor.digest}` of `{self._source}`"
-            raise connection_error("GET", path, what=what, error=error) from error
+            raise connection_error("GET", path, what=what, error=error, remedies=client.options.remedies) from error
         client.options.retry.pause(self._failures - 1)
 
     def _drop(self) -> None:

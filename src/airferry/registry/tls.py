@@ -1,13 +1,17 @@
 """Trust and client certificates of a registry: the system's CAs, a file, and `certs.d` of Podman and Docker.
 
+Also what to do where a registry is not reached over TLS as it should be.
+
 See containers-certs.d(5): `*.crt` are CAs, `NAME.cert` with `NAME.key` is a client certificate.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import ssl
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import certifi
@@ -15,6 +19,30 @@ import certifi
 from airferry.errors import ConfigurationError
 from airferry.host import files
 from airferry.oci.digest import digest_of
+
+# of a certificate and of a list of revoked ones (openssl/x509_vfy.h)
+_NOT_YET_VALID, _EXPIRED = frozenset({9, 11}), frozenset({10, 12})
+# of OpenSSL's words for a handshake that failed (openssl/sslerr.h)
+_NO_COMMON_VERSION = re.compile(r"PROTOCOL_VERSION|UNSUPPORTED_PROTOCOL|VERSION_TOO_LOW|WRONG_SSL_VERSION")
+_WANTS_CERTIFICATE = re.compile(r"CERTIFICATE_REQUIRED|HANDSHAKE_FAILURE|BAD_CERTIFICATE|UNKNOWN_CA")
+
+
+@dataclass(frozen=True, slots=True)
+class Remedies:
+    """What to type where a registry speaks no TLS, or its CA is not known; `HOST` stands for the registry.
+
+    The defaults are for commands that take the options; others are configured by files.
+    """
+
+    plain_http: str = "pass `--plain-http`"
+    ca: str = "pass its CA with `--ca-file`, or install it as `~/.config/containers/certs.d/HOST/ca.crt`"
+
+
+BY_FILES = Remedies(
+    'put `[[registry]]` with `location = "HOST"` and `insecure = true` into a file of '
+    "`~/.config/containers/registries.conf.d/`",
+    "install its CA as `~/.config/containers/certs.d/HOST/ca.crt`",
+)
 
 
 def certificate_folders(registry: str) -> list[Path]:
@@ -91,3 +119,27 @@ def _load_client_certificate(context: ssl.SSLContext, path: Path) -> None:
         raise ConfigurationError(
             f"client certificate `{path}` with key `{key}` cannot be read", hint="the key must exist and be unencrypted"
         ) from error
+
+
+def wrong_time_hint(causes: Iterable[BaseException]) -> str | None:
+    """Return what to do about a certificate that is refused for the time alone; None for other errors."""
+    codes = {cause.verify_code for cause in causes if isinstance(cause, ssl.SSLCertVerificationError)}
+    if codes & _NOT_YET_VALID:
+        return "set this host's clock: certificates are made before they are used"
+    if codes & _EXPIRED:
+        return "set this host's clock if that time is wrong; else the registry needs a new certificate"
+    return None
+
+
+def handshake_hint(causes: Iterable[BaseException], host: str, remedies: Remedies) -> str:
+    """Return what to do where a server that was asked for TLS ends the handshake."""
+    said = " ".join(str(getattr(cause, "reason", "")) for cause in causes if isinstance(cause, ssl.SSLError))
+    if _NO_COMMON_VERSION.search(said):
+        return f"`{host}` must offer TLS 1.2 or later: have it enabled there"
+    if _WANTS_CERTIFICATE.search(said):
+        folder = f"~/.config/containers/certs.d/{host}"
+        return f"if `{host}` asks for a client certificate, install it as `{folder}/client.cert` and `client.key`"
+    return (
+        f"check the port, and that a server with TLS listens there; if `{host}` is meant to speak plain HTTP, "
+        f"{remedies.plain_http.replace('HOST', host)}"
+    )
