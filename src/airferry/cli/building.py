@@ -116,18 +116,13 @@ def init_project(
     for note in made.notes:
         reporter.say("[yellow]note:[/] {}", note)
     if not dry_run:
-        reporter.say("Next:")
-        for command in made.commands:
-            reporter.say("  [bold]{}[/]", command)
+        reporter.next(*((purpose, command) for command, purpose in made.commands.items()))
         reporter.say("docs/your-own-catalogue.md explains the steps, docs/configuration.md the plan.")
 
 
 def _show_steps(reporter: Reporter, made: api.ProjectOutcome) -> None:
     """List the steps that were found, with their images; those that are carried have a `+`."""
-    origin = f" ({made.origin})" if made.origin else ""
-    reporter.say(
-        "Found {} in {}{}; the plan carries those with a `+`:", counted(len(made.images), "step"), made.steps, origin
-    )
+    reporter.say("Found {} in {}; the plan carries those with a `+`:", counted(len(made.images), "step"), made.steps)
     width = max(map(len, made.images))
     for spec, (image, _base) in made.images.items():
         reporter.say("  {} {}  {}", "+" if spec in made.carried else " ", f"{spec:<{width}}", image)

@@ -23,6 +23,7 @@ from airferry.wording import near_names, some_of
 MAX_STEP_TOML_BYTES = 1024 * 1024
 MAX_LOOKED_AT = 20_000
 SHOWN_FOLDERS = 5
+_OF_PACKAGES = frozenset({"node_modules", "site-packages"})
 CONFIG_ENDINGS = (".yaml", ".yml")
 _STEP_SECTION = re.compile(r"^[ \t]*(\[[ \t]*step[ \t]*\])", re.MULTILINE)
 _ID = re.compile(r"^[ \t]*(id[ \t]*=)", re.MULTILINE)
@@ -196,7 +197,8 @@ def find_steps(root: Path, *, holding: Iterable[str] = ()) -> str:
     absolute, wanted = root.absolute(), sorted(set(holding))
     if (absolute / DEFAULT_STEPS).is_dir():
         return DEFAULT_STEPS
-    found = {folder for path in _step_tomls(absolute) if (folder := _steps_above(absolute, path)) is not None}
+    listed = list(step_tomls(absolute))
+    found = {folder for path in listed if (folder := _steps_above(absolute, path)) is not None}
     if len(found) > 1 and wanted:
         fitting = {folder for folder in found if all((absolute / folder / step).is_dir() for step in wanted)}
         found = fitting or found
@@ -211,8 +213,10 @@ def find_steps(root: Path, *, holding: Iterable[str] = ()) -> str:
             )
         return steps
     if not found:
+        seen = f"; looked at {some_of([f'`{path}`' for path in listed], SHOWN_FOLDERS)}" if listed else ""
         raise ConfigurationError(
-            f"`{root}` is not the root of a catalogue: it has no `step.toml` whose `id` its folder's path ends in",
+            f"`{root}` is not the root of a catalogue: it has no `step.toml` whose `id` its folder's path ends in"
+            + seen,
             hint="give the root of the catalogue with `--source DIR`, and its folder of steps with `--steps`",
         )
     shown = some_of([f"`{folder}`" for folder in sorted(found)], SHOWN_FOLDERS)
@@ -221,10 +225,16 @@ def find_steps(root: Path, *, holding: Iterable[str] = ()) -> str:
     )
 
 
-def _step_tomls(root: Path) -> Iterator[Path]:
-    """Yield the `step.toml` files below a folder; hidden folders are not looked at, nor more than can be quickly."""
+def step_tomls(root: Path) -> Iterator[Path]:
+    """Yield the `step.toml` files below a folder, but for hidden folders, environments and what packages bring.
+
+    No more folders are looked at than can be quickly.
+    """
     for folder, names, file_names in islice(os.walk(root), MAX_LOOKED_AT):
-        names[:] = sorted(name for name in names if not name.startswith((".", "__")))
+        if "pyvenv.cfg" in file_names:
+            names.clear()
+            continue
+        names[:] = sorted(name for name in names if not name.startswith((".", "__")) and name not in _OF_PACKAGES)
         if "step.toml" in file_names:
             yield Path(folder) / "step.toml"
 

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from airferry.config import Config
+from airferry.defaults import PLAN_CONFIG
 from airferry.errors import UsageError
 from airferry.near.git.origin import WorkingCopy, find_working_copy
 from airferry.start.bases import StepBase, find_bases, name_images, nemotron_plan
-from airferry.start.choices import PROJECT_PLAN, ProjectChoices, ProjectOutcome, next_commands
+from airferry.start.choices import ProjectChoices, ProjectOutcome, next_commands
 from airferry.start.plan_text import DEBIAN_NAME, FirstImage, FirstPlan
 from airferry.start.survey import Survey
 from airferry.wording import some_of
@@ -59,7 +60,7 @@ def found_catalogue(
             f"nothing names an image for {some_of(unnamed, 3)}: a Debian userland is their base; "
             f"`--base` or `base_image` of `{DEBIAN_NAME}` names another"
         )
-    made = {PROJECT_PLAN: plan.render()}
+    made = {PLAN_CONFIG: plan.render()}
     return made, ProjectOutcome(
         folder=place,
         files=tuple(made),
