@@ -29,7 +29,7 @@ from airferry.errors import IntegrityError, UsageError
 from airferry.host.toml import toml_pair, toml_table, toml_value
 from airferry.host.yaml import to_yaml
 from airferry.jobs.configs import as_literal, make_overlays
-from airferry.jobs.mirrors import make_mirrors
+from airferry.jobs.mirrors import NodeCa, make_mirrors
 from airferry.jobs.submission import render_profile
 from airferry.near.wheels.pack import write_wheel
 from airferry.oci.documents import parse_index
@@ -243,7 +243,7 @@ def test_the_path_of_a_ca_is_one_line() -> None:
     held = loaded_receipt("sft/one:tiny")
     image = held.images[0].model_copy(update={"role": "base", "image": "nvcr.io/a/b:1"})
     with pytest.raises(UsageError, match="is not a path"):
-        make_mirrors(held.model_copy(update={"images": (image,)}), ca_file="/ca\nENROOT_ALLOW_HTTP yes")
+        make_mirrors(held.model_copy(update={"images": (image,)}), ca=NodeCa("/ca\nENROOT_ALLOW_HTTP yes"))
 
 
 def test_a_record_quotes_names_as_csv_does(tmp_path: Path) -> None:
