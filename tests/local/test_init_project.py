@@ -14,6 +14,7 @@ from textwrap import indent
 from typing import Any
 
 import pytest
+import typer
 
 from airferry import api
 from airferry.cli.app import run
@@ -480,6 +481,21 @@ def test_a_terminal_is_asked_for_what_no_option_says(
     asked = terminal()
     assert run(["init", "other", "--name", "other", "--base", "python:3.12-slim"]) == 0 and asked == []
     assert run(["init", "third", "--yes"]) == 0 and run(["init", "fourth", "--json"]) == 0 and asked == []
+
+
+def test_an_input_that_ends_is_an_error_of_the_user(
+    here: Path,
+    terminal: Callable[..., list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def ended(*_words: object, **_options: object) -> str:
+        raise typer.Abort
+
+    terminal()
+    monkeypatch.setattr("typer.prompt", ended)
+    assert run(["init", "acme"]) == run(["site", "init"]) == run(["login", "registry.example"]) == 2
+    assert "the input ended before all was answered" in capsys.readouterr().err and list(here.iterdir()) == []
 
 
 def test_a_terminal_is_asked_which_of_the_steps_to_carry(here: Path, terminal: Callable[..., list[str]]) -> None:
