@@ -230,6 +230,42 @@ def test_the_base_of_a_containerfile_is_that_of_its_last_stage(text: str, base: 
     assert last_base(text) == base
 
 
+def types(here: Path, step_id: str, *tables: str) -> None:
+    """Add what a step consumes and produces: `KEY TYPE`, and `optional` behind it."""
+    with (here / "steps" / step_id / "step.toml").open("a") as stream:
+        for key, kind, *more in map(str.split, tables):
+            stream.write(f'[[{key}]]\ntype = "{kind}"\n' + "required = false\n" * len(more))
+
+
+def test_a_step_comes_after_the_only_one_that_produces_what_it_consumes(here: Path) -> None:
+    foreign(here, "steps", "a/get", "b/train", "c/tune", "d/check", "e/export")
+    types(here, "a/get", "produces table", "consumes report optional")
+    types(here, "b/train", "consumes table", "produces model")
+    types(here, "c/tune", "consumes model", "consumes table", "produces model")
+    types(here, "d/check", "consumes model", "consumes table", "produces report")
+    types(here, "e/export", "consumes nothing-makes-it", "consumes report")
+    with (here / "steps/a/get/step.toml").open("a") as stream:
+        stream.write('[[consumes]]\ntype = 1\n[[consumes]]\nname = "x"\n')
+    api.init_project(here, choices=api.ProjectChoices(targets=("e/export",)))
+    assert load_config(here / "airgap.yaml").dependencies == {
+        "b/train": ("a/get:small",),
+        "c/tune": ("b/train:small", "a/get:small"),
+        "d/check": ("a/get:small",),
+        "e/export": ("d/check:small",),
+    }
+    assert [step.target.step_id for step in plan_of(here).steps] == ["a/get", "d/check", "e/export"]
+
+
+def test_steps_that_need_each_other_are_in_no_circle(here: Path) -> None:
+    foreign(here, "steps", "a/one", "a/three", "a/two")
+    types(here, "a/one", "consumes c", "produces a")
+    types(here, "a/two", "consumes a", "produces b")
+    types(here, "a/three", "consumes b", "produces c")
+    api.init_project(here)
+    assert len(load_config(here / "airgap.yaml").dependencies) == 2
+    assert len(plan_of(here).steps) == 3
+
+
 def test_steps_that_name_no_image_get_the_base_that_was_asked_for_or_debian(here: Path) -> None:
     foreign(here, "steps", "train/tree")
     choices = api.ProjectChoices(base="python:3.12-slim")
