@@ -468,3 +468,14 @@ def test_the_facts_are_told_for_a_bundle_and_the_registry_of_the_site_is_the_def
     assert next_commands(captured.err) == [["load", "out", "--to", to, "--root", "$ROOT"]]
     assert run(["registry", "probe", "--largest", "1M"]) == 0
     assert "refuses application/vnd.airferry" in capsys.readouterr().err
+
+
+def test_a_registry_that_cannot_be_pushed_to_keeps_nothing_of_a_probe(registry: ScriptedRegistry) -> None:
+    def refuse(exchange: Exchange) -> bool:
+        return exchange.call.method == "POST" and exchange.answer(403, error_document("DENIED"))
+
+    registry.faults.append(refuse)
+    told: list[Event] = []
+    with pytest.raises(RegistryError, match="push to"):
+        api.probe_registry(f"{registry.address}/x", options=OPTIONS, emit=told.append)
+    assert not [event for event in told if isinstance(event, Notice)]
