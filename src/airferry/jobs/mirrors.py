@@ -79,7 +79,10 @@ def make_mirrors(receipt: Receipt, *, plain_http: bool | None = None, ca_file: s
     if plain_http and ca_file is not None:
         raise UsageError(CA_WITHOUT_TLS, hint="leave one of both out")
     if ca_file is not None and obeyed(ca_file):
-        raise UsageError(f"`{ca_file}` is not a path that configurations of nodes can name")
+        raise UsageError(
+            f"`{ca_file}` is not a path that configurations of nodes can name",
+            hint="give the path of the CA on the nodes, for example `/etc/ssl/site-ca.pem`",
+        )
     images = _originals(receipt)
     registry = parse_reference(f"{receipt.registry}/x").registry
     insecure = _is_plain(receipt, registry) if plain_http is None and ca_file is None else bool(plain_http)
