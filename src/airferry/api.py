@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from airferry.far.copy import CopyResult, copy
     from airferry.far.history import LoadHistory, PastLoad, history
     from airferry.far.load import LoadOutcome, load
-    from airferry.far.registries import ProbeOutcome, login, logout, probe_registry
+    from airferry.far.registries import ProbeOutcome, login, logout, probe_registry, registry_host
     from airferry.far.relocate import Destination, parse_destination
     from airferry.far.report.report import ReportOutcome, report
     from airferry.far.serve.serving import ServeOptions, Serving, serve
@@ -47,6 +47,9 @@ if TYPE_CHECKING:
     from airferry.plan.models import PlanWarning
     from airferry.quickstart import quickstart
     from airferry.registry.client import ClientOptions
+    from airferry.start.choices import ProjectChoices, ProjectOutcome
+    from airferry.start.new_catalogue import PackageNameError
+    from airferry.start.project import init_project
 
 _HOMES = {
     "airferry.assets.carried": (
@@ -76,6 +79,7 @@ _HOMES = {
         "login",
         "logout",
         "probe_registry",
+        "registry_host",
     ),
     "airferry.far.relocate": (
         "Destination",
@@ -155,6 +159,9 @@ _HOMES = {
     "airferry.plan.models": ("PlanWarning",),
     "airferry.quickstart": ("quickstart",),
     "airferry.registry.client": ("ClientOptions",),
+    "airferry.start.choices": ("ProjectChoices", "ProjectOutcome"),
+    "airferry.start.new_catalogue": ("PackageNameError",),
+    "airferry.start.project": ("init_project",),
 }
 # these need more than a far side is asked to take in
 _EXTRAS = {"airferry.near.": "near", "airferry.quickstart": "near", "airferry.far.serve.": "serve"}
@@ -182,10 +189,13 @@ __all__ = [
     "LockOutcome",
     "MirrorFiles",
     "OverlaySet",
+    "PackageNameError",
     "PastLoad",
     "PlanOutcome",
     "PlanWarning",
     "ProbeOutcome",
+    "ProjectChoices",
+    "ProjectOutcome",
     "RecordOutcome",
     "RehearsalOutcome",
     "ReportOutcome",
@@ -204,6 +214,7 @@ __all__ = [
     "doctor",
     "extract_catalogue",
     "history",
+    "init_project",
     "init_site",
     "known_site",
     "load",
@@ -218,6 +229,7 @@ __all__ = [
     "probe_registry",
     "quickstart",
     "record_asset",
+    "registry_host",
     "rehearse",
     "report",
     "rollback",

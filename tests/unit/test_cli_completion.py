@@ -59,6 +59,7 @@ def complete(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
         (("build", "--target", "sft/"), ["sft/large:tiny", "sft/tiny:tiny"]),
         (("build", "--target", "sft/tiny:tiny,ev"), ["sft/tiny:tiny,eval/perplexity:tiny"]),
         (("check", "--target", "sft/l"), ["sft/large:tiny"]),
+        (("init", "elsewhere", "--source", ".", "--target", "sft/l"), ["sft/large:tiny"]),
         (("site", "init", "--executor", "slurm"), ["slurm-pyxis"]),
         (("assets", "record", "x", "--kind", "d"), ["dataset"]),
     ],

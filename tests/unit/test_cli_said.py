@@ -120,9 +120,12 @@ def test_a_login_says_where_it_is_kept_and_a_logout_where_it_was(
 
     def login(password: str) -> int:
         monkeypatch.setattr("sys.stdin", io.StringIO(password))
-        return run(["login", registry.address, "-u", "ferry", "--password-stdin", "--plain-http"])
+        # with the prefix that `load --to` takes: a login is for the whole registry
+        place = f"{registry.address}/team/nemotron"
+        return run(["login", place, "-u", "ferry", "--password-stdin", "--plain-http"])
 
     assert login("s3cret\n") == 0
+    assert list(json.loads(path.read_text())["auths"]) == [registry.address]
     out, err = said()
     assert out == "" and f"{registry.address} as ferry" in err and str(path) in err.replace(" ", "")
     assert "s3cret" not in err
@@ -140,7 +143,7 @@ def test_a_login_says_where_it_is_kept_and_a_logout_where_it_was(
     assert login("wrong") == 7
     assert path.read_bytes() == before, "a login that fails changes nothing"
     assert "wrong" not in said()[1].replace("went wrong", "")
-    assert run(["logout", registry.address]) == 0
+    assert run(["logout", f"{registry.address}/team"]) == 0
     assert str(path) in said()[1].replace(" ", "")
     assert json.loads(path.read_text())["auths"] == {}
     assert run(["logout", registry.address]) == 0

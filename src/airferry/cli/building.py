@@ -1,14 +1,18 @@
-"""Commands that make a bundle: doctor, plan, lock, build, schema, quickstart."""
+"""Commands that make a bundle: init, doctor, plan, lock, build, schema, quickstart."""
 
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from airferry import api
+from airferry.cli import completion
 from airferry.cli.options import (
     DEFAULT_PLAN_FILE,
     BuildJobsOption,
@@ -26,12 +30,13 @@ from airferry.cli.options import (
     command_line,
 )
 from airferry.cli.render import Reporter, data, data_line
-from airferry.errors import HostError
+from airferry.errors import ConfigurationError, HostError, UsageError
 from airferry.wording import counted, size_text
 
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands in the order in which an operator needs them."""
+    app.command("init", rich_help_panel="Near side")(init_project)
     app.command(rich_help_panel="Near side")(doctor)
     app.command(rich_help_panel="Near side")(plan)
     app.command(rich_help_panel="Near side")(lock)
@@ -54,6 +59,103 @@ def _selection(
         platforms=tuple(platform or ()),
         stages=tuple(stage or ()),
     )
+
+
+def init_project(
+    context: typer.Context,
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder of the project, which is made if it is missing.")
+    ] = Path(),
+    source: Annotated[
+        Path | None,
+        typer.Option("--source", metavar="DIR", help="Root of a catalogue that lies elsewhere.", show_default=False),
+    ] = None,
+    steps: Annotated[
+        str | None,
+        typer.Option("--steps", metavar="DIR", help="Folder of the steps in the catalogue, if there are several."),
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--target",
+            "-t",
+            metavar="TARGET",
+            help="STEP:CONFIG or STEP of the catalogue to carry. Repeatable; accepts commas.",
+            autocompletion=completion.project_targets,
+        ),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            "--base",
+            metavar="IMAGE",
+            help="Base image of steps that name none; by default, a Debian userland made of packages.",
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", metavar="NAME", help="Python package of a new catalogue; by default, as the folder."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not prompt: take the defaults.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be written, and write nothing.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write airgap.yaml for the steps in a folder; where there are none, write two steps that build, too."""
+    reporter: Reporter = context.obj
+    choices = api.ProjectChoices(source=source, steps=steps, package=name, targets=tuple(target or ()), base=base)
+    if sys.stdin.isatty() and sys.stderr.isatty() and not (yes or as_json):
+        choices = _ask_project(reporter, folder, choices)
+    made = api.init_project(folder, choices=choices, dry_run=dry_run)
+    if as_json:
+        data(json.dumps({**made.to_document(), "dry_run": dry_run}, indent=2))
+        return
+    if not made.is_new:
+        _show_steps(reporter, made)
+    reporter.say("Would write:" if dry_run else "Wrote:")
+    data_line(*(str(folder / file) for file in made.files))
+    for note in made.notes:
+        reporter.say("[yellow]note:[/] {}", note)
+    if not dry_run:
+        reporter.next(*((purpose, command) for command, purpose in made.commands.items()))
+        reporter.say("docs/your-own-catalogue.md explains the steps, docs/configuration.md the plan.")
+
+
+def _show_steps(reporter: Reporter, made: api.ProjectOutcome) -> None:
+    """List the steps that were found, with their images; those that are carried have a `+`."""
+    reporter.say("Found {} in {}; the plan carries those with a `+`:", counted(len(made.images), "step"), made.steps)
+    width = max(map(len, made.images))
+    for spec, (image, _base) in made.images.items():
+        reporter.say("  {} {}  {}", "+" if spec in made.carried else " ", f"{spec:<{width}}", image)
+    for step, reason in made.unready.items():
+        reporter.say("  [yellow]![/] {}  {}", step, reason)
+
+
+def _ask_project(reporter: Reporter, folder: Path, choices: api.ProjectChoices) -> api.ProjectChoices:
+    """Ask on the terminal for what no option says; an empty answer takes the default, a wrong one is asked again."""
+
+    def ask(question: str, key: str, make: Callable[[str], Any] = str) -> api.ProjectChoices:
+        while True:
+            answer = str(typer.prompt(question, default="", show_default=False, err=True)).strip()
+            changed = replace(choices, **{key: make(answer)}) if answer else choices
+            try:
+                api.init_project(folder, choices=changed, dry_run=True)
+                return changed
+            except (UsageError, ConfigurationError) as error:
+                reporter.say("[red]{}[/]", error.message)
+
+    try:
+        seen = api.init_project(folder, choices=choices, dry_run=True)
+    except api.PackageNameError:
+        choices = ask("Python package of the steps (for example acme)", "package")
+        seen = api.init_project(folder, choices=choices, dry_run=True)
+    if seen.is_new and choices.package is None:
+        choices = ask(f"Python package of the steps ({seen.package.partition('.')[0]})", "package")
+    if not seen.is_new and not choices.targets:
+        _show_steps(reporter, seen)
+        choices = ask("Steps to carry, separated by commas (those with a +)", "targets", lambda answer: (answer,))
+    if choices.base is None and seen.unnamed:
+        choices = ask("Base image of steps that name none (a Debian userland made of packages)", "base")
+    return choices
 
 
 def doctor(
@@ -202,6 +304,8 @@ def build(
         return
     for image in result.images:
         data_line(f"{image.reference}  {image.digest}  {', '.join(image.platforms)}  {size_text(image.size_bytes)}")
+    if result.recompressed is not None:
+        reporter.say("{}", result.recompressed.text)
     data_line(f"bundle {result.bundle}  {size_text(result.bundle_bytes)}")
     data_line(f"root   {result.root}")
     reporter.say("Carry [bold]{}[/] over, and send the root over a separate channel.", result.output)

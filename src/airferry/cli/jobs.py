@@ -29,7 +29,7 @@ from airferry.cli.options import (
     command_line,
 )
 from airferry.cli.render import Reporter, data, data_line
-from airferry.defaults import OVERLAYS_FOLDER, SITE_FILE
+from airferry.defaults import COMMANDS_FILE, OVERLAYS_FOLDER, PROFILE_FILE, RECEIPT_STEM, SITE_FILE
 from airferry.errors import UsageError
 from airferry.host import files
 from airferry.wording import counted
@@ -241,7 +241,7 @@ def _paired(answer: str) -> dict[str, str]:
 
 def overlays(
     context: typer.Context,
-    receipt: ReceiptArgument,
+    receipt: ReceiptArgument = Path(),
     source: SiteSourceOption = None,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the overlays.")] = Path(OVERLAYS_FOLDER),
     site: SiteOption = None,
@@ -272,13 +272,15 @@ def overlays(
         data(json.dumps({"out": str(out), "steps": [step.to_document() for step in made.steps]}, indent=2))
         return
     show_overlays(made, out, reporter)
-    names = ("site", "source", "steps", "root", "bundle", "plain_http", "ca_file")
-    reporter.next(checking(receipt, out, as_typed(context, *names)))
+    words = as_typed(context, "site", "source", "steps", "root", "bundle", "plain_http", "ca_file")
+    if made.private_ca and options.ca_file is None:
+        words += ["--ca-file", "CA.pem"]
+    reporter.next(checking(receipt, out, words))
 
 
 def mirrors(
     context: typer.Context,
-    receipt: ReceiptArgument,
+    receipt: ReceiptArgument = Path(),
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the files.")] = Path("airgap-mirrors"),
     plain_http: PlainHttpOption = None,
     ca_file: Annotated[
@@ -313,7 +315,10 @@ def check(
     receipt: Annotated[
         Path | None,
         typer.Argument(
-            metavar="RECEIPT", help="Receipt that `airferry load` wrote; without it, images are not checked."
+            metavar="RECEIPT",
+            help="Receipt that `airferry load` wrote, or its folder; by default the current one, unless --source or "
+            "--bundle is given. Without a receipt, images are not checked.",
+            show_default=False,
         ),
     ] = None,
     site: SiteOption = None,
@@ -353,6 +358,8 @@ def check(
 ) -> None:
     """Check each step: needs nothing from outside, and finds what it reads. Exits with 8 if something blocks a job."""
     reporter: Reporter = context.obj
+    if receipt is None and source is None and bundle is None and any(Path().glob(f"{RECEIPT_STEM}*.yaml")):
+        receipt = Path()
     known = find_site(site, reporter)
     with reporter.display():
         report = api.check(
@@ -383,6 +390,21 @@ def check(
             show_fixes(report, notes=notes)
     report.raise_if_blocked()
     reporter.say("Nothing blocks {}.", counted(len(report.steps), "job"))
+    if as_json:
+        return
+    if overlays_folder is not None and known is not None:
+        reporter.next(*_submitting(overlays_folder, executor or known.profile.executors[0].kind))
+    elif receipt is not None:
+        words = as_typed(context, "site", "source", "steps", "root", "bundle", "plain_http", "ca_file")
+        reporter.next(("write what submits them", command_line("airferry", "overlays", receipt, *words)))
+
+
+def _submitting(folder: Path, kind: str) -> list[tuple[str, str]]:
+    """Return what shows how jobs are submitted on an executor, of the files that `overlays` wrote into a folder."""
+    return [
+        ("append this to your env.toml: the profile of the jobs", command_line("cat", folder / kind / PROFILE_FILE)),
+        ("then run the jobs' commands", command_line("cat", folder / kind / COMMANDS_FILE)),
+    ]
 
 
 def parse_pairs(values: list[str], option: str, form: str) -> dict[str, str]:

@@ -20,7 +20,11 @@ _PANEL = "Registries"
 
 RegistryArgument = Annotated[
     str | None,
-    typer.Argument(metavar="HOST[:PORT]", help="Registry; by default that of the site profile.", show_default=False),
+    typer.Argument(
+        metavar="HOST[:PORT][/PREFIX]",
+        help="Registry, for all of which the login is; by default that of the site profile.",
+        show_default=False,
+    ),
 ]
 
 registry_commands = typer.Typer(no_args_is_help=True, help="Test a registry.")
@@ -77,13 +81,13 @@ def _registry_of(typed: str | None, known: api.FoundSite | None) -> str:
         UsageError: neither names one.
     """
     if typed is not None:
-        return typed
+        return api.registry_host(typed)
     if known is None or known.profile.registry is None:
         raise UsageError(
             "which registry? The command names none, and no site profile here has `registry:`",
             hint="give `HOST:PORT`, or describe the site with `airferry site init`",
         )
-    return known.profile.registry.partition("/")[0]
+    return api.registry_host(known.profile.registry)
 
 
 def logout(context: typer.Context, registry: RegistryArgument = None) -> None:

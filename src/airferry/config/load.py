@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from airferry.config.bases import BaseSpec
 from airferry.config.document import Answers, KeyPath, YamlDocument, read_yaml
 from airferry.config.models import Config
 from airferry.config.schema import allowed_keys
@@ -117,6 +118,15 @@ def check_site(value: Any, options: Mapping[KeyPath, str] | None = None) -> Site
         ConfigurationError: all its problems, each as `option: reason`.
     """
     return _site_of_its_own(Answers(Path(), value, {}, options or {}))
+
+
+def base_trouble(text: str) -> str | None:
+    """Return what is wrong with a base that stands in no file yet, None if nothing is."""
+    try:
+        TypeAdapter(BaseSpec).validate_python(text)
+    except ValidationError as error:
+        return error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+    return None
 
 
 def _site_of_its_own(document: YamlDocument) -> SiteProfile:
