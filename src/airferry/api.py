@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from airferry.jobs.configs import OverlaySet
     from airferry.jobs.extract import Extracted
     from airferry.jobs.findings import Finding
-    from airferry.jobs.mirrors import MirrorFiles, mirrors
+    from airferry.jobs.mirrors import MirrorFiles, NodeCa, mirrors
     from airferry.jobs.overlays import overlays
     from airferry.jobs.profile import FoundSite, init_site, known_site, site_trouble
     from airferry.load_for_jobs import JobFiles, JobsOutcome, load_for_jobs
@@ -114,6 +114,7 @@ _HOMES = {
     "airferry.jobs.findings": ("Finding",),
     "airferry.jobs.mirrors": (
         "MirrorFiles",
+        "NodeCa",
         "mirrors",
     ),
     "airferry.jobs.overlays": ("overlays",),
@@ -188,6 +189,7 @@ __all__ = [
     "LoadOutcome",
     "LockOutcome",
     "MirrorFiles",
+    "NodeCa",
     "OverlaySet",
     "PackageNameError",
     "PastLoad",

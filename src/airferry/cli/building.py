@@ -29,7 +29,7 @@ from airferry.cli.options import (
     as_typed,
     command_line,
 )
-from airferry.cli.render import Reporter, data, data_line
+from airferry.cli.render import Reporter, ask_line, data, data_line
 from airferry.errors import ConfigurationError, HostError, UsageError
 from airferry.wording import counted, size_text
 
@@ -103,13 +103,14 @@ def init_project(
     """Write airgap.yaml for the steps in a folder; where there are none, write two steps that build, too."""
     reporter: Reporter = context.obj
     choices = api.ProjectChoices(source=source, steps=steps, package=name, targets=tuple(target or ()), base=base)
-    if sys.stdin.isatty() and sys.stderr.isatty() and not (yes or as_json):
+    asked = sys.stdin.isatty() and sys.stderr.isatty() and not (yes or as_json)
+    if asked:
         choices = _ask_project(reporter, folder, choices)
     made = api.init_project(folder, choices=choices, dry_run=dry_run)
     if as_json:
         data(json.dumps({**made.to_document(), "dry_run": dry_run}, indent=2))
         return
-    if not made.is_new:
+    if not (made.is_new or asked):
         _show_steps(reporter, made)
     reporter.say("Would write:" if dry_run else "Wrote:")
     data_line(*(str(folder / file) for file in made.files))
@@ -135,7 +136,7 @@ def _ask_project(reporter: Reporter, folder: Path, choices: api.ProjectChoices) 
 
     def ask(question: str, key: str, make: Callable[[str], Any] = str) -> api.ProjectChoices:
         while True:
-            answer = str(typer.prompt(question, default="", show_default=False, err=True)).strip()
+            answer = ask_line(question)
             changed = replace(choices, **{key: make(answer)}) if answer else choices
             try:
                 api.init_project(folder, choices=changed, dry_run=True)
@@ -150,8 +151,9 @@ def _ask_project(reporter: Reporter, folder: Path, choices: api.ProjectChoices) 
         seen = api.init_project(folder, choices=choices, dry_run=True)
     if seen.is_new and choices.package is None:
         choices = ask(f"Python package of the steps ({seen.package.partition('.')[0]})", "package")
-    if not seen.is_new and not choices.targets:
+    if not seen.is_new:
         _show_steps(reporter, seen)
+    if not seen.is_new and not choices.targets:
         choices = ask("Steps to carry, separated by commas (those with a +)", "targets", lambda answer: (answer,))
     if choices.base is None and seen.unnamed:
         choices = ask("Base image of steps that name none (a Debian userland made of packages)", "base")

@@ -28,7 +28,7 @@ from airferry.cli.options import (
     as_typed,
     command_line,
 )
-from airferry.cli.render import Reporter, data, data_line
+from airferry.cli.render import Reporter, ask_line, data, data_line
 from airferry.defaults import COMMANDS_FILE, OVERLAYS_FOLDER, PROFILE_FILE, RECEIPT_STEM, SITE_FILE
 from airferry.errors import UsageError
 from airferry.host import files
@@ -190,7 +190,7 @@ def _ask(reporter: Reporter, document: dict[str, Any], profiles: dict[str, str])
 
     def ask(question: str, key: str, make: Callable[[str], Any], *, below: str | None = None) -> Any:
         while True:
-            answer = str(typer.prompt(question, default="", show_default=False, err=True)).strip()
+            answer = ask_line(question)
             value = make(answer)
             trouble = api.site_trouble(key, {below: value} if below else value) if value else None
             if trouble is None:
@@ -293,10 +293,14 @@ def mirrors(
 ) -> None:
     """Write mirror configurations that redirect the original names of base images to the private registry."""
     reporter: Reporter = context.obj
-    known = find_site(site, reporter) if ca_file is None and plain_http is not True else None
-    if known is not None:
-        ca_file = known.profile.node_ca_file
-    made = api.mirrors(receipt, out=out, plain_http=plain_http, ca_file=ca_file, root=root, emit=reporter)
+    known = find_site(site, reporter)
+    ca = api.NodeCa(ca_file)
+    if plain_http is not True and known is not None:
+        path, certificate = ca_file or known.profile.node_ca_file, known.ca_file
+        # where the path on the nodes is known, one that is not on this host is not needed here
+        there = certificate is not None and (path is None or files.is_file(certificate))
+        ca = api.NodeCa(path, certificate if there else None)
+    made = api.mirrors(receipt, out=out, plain_http=plain_http, ca=ca, root=root, emit=reporter)
     if as_json:
         images = [
             {"original": str(image.original), "mirror": str(image.place), "digest": image.digest}
@@ -307,6 +311,10 @@ def mirrors(
     for image in made.images:
         data_line(f"{image.original}  {image.place}  {image.digest}")
     reporter.say("wrote {} below {}", counted(len(made.files), "file"), out)
+    kinds = {executor.kind for executor in known.profile.executors} if known is not None else set()
+    steps = [(step.purpose, step.command) for step in made.steps(kinds)]
+    inside = ("the commands that follow, for every runtime, are in INSTALL.txt there", command_line("cd", out))
+    reporter.next(inside, *steps, where=f"where `{out.name}` was copied to or is shared")
 
 
 def check(

@@ -12,7 +12,7 @@ from airferry import api
 from airferry.cli import completion
 from airferry.cli.bundles import find_site, make_options, parse_size, say_taken
 from airferry.cli.options import CaFileOption, JsonOption, PlainHttpOption, RateOption, TransfersOption
-from airferry.cli.render import Reporter, data, data_line
+from airferry.cli.render import Reporter, ask_line, data, data_line
 from airferry.errors import UsageError
 
 MAX_PASSWORD_CHARACTERS = 64 * 1024
@@ -59,11 +59,11 @@ def login(
     say_taken(reporter, known, registry=registry is None, ca_file=options.ca_file)
     if not sys.stdin.isatty() and (username is None or not password_stdin):
         raise UsageError("no terminal to prompt on", hint="use `--username NAME --password-stdin`")
-    name = username or typer.prompt("Username", err=True)
+    name = username or ask_line("Username", needed=True)
     secret = (
         sys.stdin.read(MAX_PASSWORD_CHARACTERS).rstrip("\r\n")
         if password_stdin
-        else typer.prompt("Password", err=True, hide_input=True)
+        else ask_line("Password", needed=True, hidden=True)
     )
     if not secret:
         raise UsageError(

@@ -14,6 +14,7 @@ from textwrap import indent
 from typing import Any
 
 import pytest
+import typer
 
 from airferry import api
 from airferry.cli.app import run
@@ -227,6 +228,42 @@ def test_bases_come_from_the_nearest_containerfile_where_configs_name_none(here:
 )
 def test_the_base_of_a_containerfile_is_that_of_its_last_stage(text: str, base: tuple[str, int]) -> None:
     assert last_base(text) == base
+
+
+def types(here: Path, step_id: str, *tables: str) -> None:
+    """Add what a step consumes and produces: `KEY TYPE`, and `optional` behind it."""
+    with (here / "steps" / step_id / "step.toml").open("a") as stream:
+        for key, kind, *more in map(str.split, tables):
+            stream.write(f'[[{key}]]\ntype = "{kind}"\n' + "required = false\n" * len(more))
+
+
+def test_a_step_comes_after_the_only_one_that_produces_what_it_consumes(here: Path) -> None:
+    foreign(here, "steps", "a/get", "b/train", "c/tune", "d/check", "e/export")
+    types(here, "a/get", "produces table", "consumes report optional")
+    types(here, "b/train", "consumes table", "produces model")
+    types(here, "c/tune", "consumes model", "consumes table", "produces model")
+    types(here, "d/check", "consumes model", "consumes table", "produces report")
+    types(here, "e/export", "consumes nothing-makes-it", "consumes report")
+    with (here / "steps/a/get/step.toml").open("a") as stream:
+        stream.write('[[consumes]]\ntype = 1\n[[consumes]]\nname = "x"\n')
+    api.init_project(here, choices=api.ProjectChoices(targets=("e/export",)))
+    assert load_config(here / "airgap.yaml").dependencies == {
+        "b/train": ("a/get:small",),
+        "c/tune": ("b/train:small", "a/get:small"),
+        "d/check": ("a/get:small",),
+        "e/export": ("d/check:small",),
+    }
+    assert [step.target.step_id for step in plan_of(here).steps] == ["a/get", "d/check", "e/export"]
+
+
+def test_steps_that_need_each_other_are_in_no_circle(here: Path) -> None:
+    foreign(here, "steps", "a/one", "a/three", "a/two")
+    types(here, "a/one", "consumes c", "produces a")
+    types(here, "a/two", "consumes a", "produces b")
+    types(here, "a/three", "consumes b", "produces c")
+    api.init_project(here)
+    assert len(load_config(here / "airgap.yaml").dependencies) == 2
+    assert len(plan_of(here).steps) == 3
 
 
 def test_steps_that_name_no_image_get_the_base_that_was_asked_for_or_debian(here: Path) -> None:
@@ -480,6 +517,21 @@ def test_a_terminal_is_asked_for_what_no_option_says(
     asked = terminal()
     assert run(["init", "other", "--name", "other", "--base", "python:3.12-slim"]) == 0 and asked == []
     assert run(["init", "third", "--yes"]) == 0 and run(["init", "fourth", "--json"]) == 0 and asked == []
+
+
+def test_an_input_that_ends_is_an_error_of_the_user(
+    here: Path,
+    terminal: Callable[..., list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def ended(*_words: object, **_options: object) -> str:
+        raise typer.Abort
+
+    terminal()
+    monkeypatch.setattr("typer.prompt", ended)
+    assert run(["init", "acme"]) == run(["site", "init"]) == run(["login", "registry.example"]) == 2
+    assert "the input ended before all was answered" in capsys.readouterr().err and list(here.iterdir()) == []
 
 
 def test_a_terminal_is_asked_which_of_the_steps_to_carry(here: Path, terminal: Callable[..., list[str]]) -> None:
