@@ -120,7 +120,9 @@ def probe(
     repository (`airferry-probe`), then cleans up and names what stays there. Requires push permission there.
     """
     reporter: Reporter = context.obj
-    options = make_options(plain_http=plain_http, ca_file=ca_file, limit_rate=limit_rate)
+    known = find_site(None, reporter)
+    options = make_options(plain_http=plain_http, ca_file=ca_file, limit_rate=limit_rate, site=known)
+    say_taken(reporter, known, ca_file=options.ca_file)
     largest_bytes = int(parse_size(largest, option="--largest"))
     outcome = api.probe_registry(target, largest_bytes=largest_bytes, options=options, emit=reporter)
     if as_json:

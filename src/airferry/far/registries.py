@@ -36,6 +36,7 @@ from airferry.registry.trial import PROBE_REPOSITORY, try_registry
 from airferry.registry.trials.explained import ProbedFact, explain_profile
 from airferry.registry.trials.kinds import ArtifactKind
 from airferry.registry.trials.leavings import Leavings
+from airferry.registry.uploads import try_upload
 from airferry.wording import size_text
 
 MAX_TRIED_BYTES = 1024 * 1024 * 1024
@@ -160,6 +161,8 @@ def probe_registry(
         place, repository = target, target.repository(PROBE_REPOSITORY)
     left = Leavings()
     with RegistryClient(place.registry, options=options, emit=emit) as client:
+        # one that cannot be reached or pushed to keeps nothing of this
+        try_upload(client, repository, what=f"push to `{place.registry}/{repository}`", expected=(202,))
         try:
             profile = try_registry(client, repository, artifacts=BUNDLE_KINDS, largest_bytes=largest_bytes, left=left)
         finally:
