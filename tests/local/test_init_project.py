@@ -128,6 +128,15 @@ def test_json_says_what_was_written_and_a_dry_run_writes_nothing(
     assert foreseen["next"][0] == "cd acme" and foreseen["new_catalogue"]
 
 
+def test_a_host_that_cannot_make_a_userland_is_told_so(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path, said in ((None, True), (Path("/usr/bin/mmdebstrap"), False)):
+        monkeypatch.setattr("airferry.start.choices.find_program", lambda _name, path=path: path)
+        notes = api.init_project(here / "acme", dry_run=True).notes
+        assert any("`mmdebstrap`" in note for note in notes) == said
+        chosen = api.ProjectChoices(base="python:3.12-slim")
+        assert api.init_project(here / "acme", choices=chosen, dry_run=True).notes == ()
+
+
 def test_quiet_prints_the_files_alone(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["init", "acme", "--quiet"]) == 0
     shown = capsys.readouterr()
