@@ -12,7 +12,7 @@ from airferry import api
 from airferry.cli import completion
 from airferry.cli.bundles import find_site, make_options, parse_size, say_taken
 from airferry.cli.options import CaFileOption, JsonOption, PlainHttpOption, RateOption, TransfersOption
-from airferry.cli.render import Reporter, data, data_line
+from airferry.cli.render import Reporter, data, data_line, data_rows
 from airferry.errors import UsageError
 
 MAX_PASSWORD_CHARACTERS = 64 * 1024
@@ -119,8 +119,7 @@ def probe(
     if as_json:
         data(json.dumps(outcome.to_document(), indent=2))
         return
-    for fact in outcome.explained():
-        data_line(f"{fact.name}  {fact.value}" + (f"  {fact.meaning}" if fact.meaning else ""))
+    data_rows([(fact.name, fact.value, fact.meaning) for fact in outcome.explained()])
     if (advice := outcome.advice_for_enroot) is not None:
         reporter.say("{}", advice)
     reporter.say("stored in {}", outcome.path)
