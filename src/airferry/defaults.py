@@ -1,9 +1,12 @@
 """Names and texts that are taken where none is given, apart from what uses them: help shows them without that."""
 
 CATALOGUE_FOLDER = "catalogue"
+COMMANDS_FILE = "submit.txt"
 DEFAULT_STEPS = "src/nemotron/steps"
 JOBS_FOLDER = "jobs"
 OVERLAYS_FOLDER = "airgap-overlays"
 PLAN_CONFIG = "airgap.yaml"
+PROFILE_FILE = "env.toml"
+RECEIPT_STEM = "airgap-receipt"
 SITE_FILE = "site.yaml"
 PERSISTENT_ASSETS_POLICY = "models, datasets, checkpoints and customer data stay on storage that the executor sees"

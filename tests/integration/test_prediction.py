@@ -71,6 +71,13 @@ def test_a_build_takes_what_was_predicted_and_a_plan_after_it_predicts_the_bundl
     assert predicted.in_bytes == 0
     assert predicted.unknown == ()
     assert built.bundle_bytes * 0.98 < predicted.out_bytes < built.bundle_bytes * 1.02
+    gained = built.recompressed
+    assert (gained is None) is (compression == "preserve")
+    if gained is not None:
+        (image, *_others) = built.manifest.images if built.manifest else ()
+        carried = sum(layer.size_bytes for layer in image.platforms["linux/amd64"].layers if layer.from_base)
+        assert (gained.fetched_bytes, gained.carried_bytes) == (base_bytes(direct), carried)
+        assert gained.compression == "zstd 3" and " carried (zstd 3): " in gained.text
     # the base's layers are links to the cache, which take no further room
     assert predicted.new_bytes < 100_000
     shutil.rmtree(direct.out / "bundle")

@@ -434,3 +434,14 @@ def test_a_probe_that_fails_removes_what_it_put_there(registry: ScriptedRegistry
     assert registry.manifests == {} and registry.sessions == {}
     (text,) = [event.text for event in events if isinstance(event, Notice)]
     assert "empty: `airferry-probe`" in text
+
+
+def test_a_registry_that_cannot_be_pushed_to_keeps_nothing_of_a_probe(registry: ScriptedRegistry) -> None:
+    def refuse(exchange: Exchange) -> bool:
+        return exchange.call.method == "POST" and exchange.answer(403, error_document("DENIED"))
+
+    registry.faults.append(refuse)
+    told: list[Event] = []
+    with pytest.raises(RegistryError, match="push to"):
+        api.probe_registry(f"{registry.address}/x", options=OPTIONS, emit=told.append)
+    assert not [event for event in told if isinstance(event, Notice)]

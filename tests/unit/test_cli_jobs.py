@@ -122,6 +122,9 @@ def test_overlays_print_the_commands_and_check_accepts_them(tmp_path: Path, caps
     (after,) = next_commands(printed.err)
     assert after == ["check", str(receipt), "--overlays", "made", "--source", str(code)]
     assert run([*after, "--no-registry"]) == 0, "what is printed is what checks"
+    then = next_commands(capsys.readouterr().err)
+    assert [words[0] for words in then] == ["cat", "cat"]
+    assert "slurm_pyxis_airgap" in Path(then[0][1]).read_text() and str(path) in Path(then[1][1]).read_text()
     assert yaml.safe_load(path.read_text())["run"]["env"] == {
         "container_image": f"hub.site:5000#airgap/trainer:{DIGEST}",
         "mounts": [],

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +19,7 @@ from airferry.cli.bundles import SHOWN_BESIDE
 from airferry.errors import UsageError
 from loaded_receipts import loaded_receipt
 from oci_images import make_bundle
-from scripted_registry import Exchange, ScriptedRegistry
-
-Said = Callable[[], tuple[str, str]]
+from quick import Said
 
 
 @pytest.fixture(autouse=True)
@@ -33,25 +29,11 @@ def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture
-def said(capsys: pytest.CaptureFixture[str]) -> Said:
-    """Return what gives stdout as it is, and stderr with its line breaks taken out."""
-
-    def read() -> tuple[str, str]:
-        captured = capsys.readouterr()
-        return captured.out, " ".join(captured.err.split())
-
-    return read
-
-
 @pytest.fixture(scope="module")
 def sealed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("sealed") / "out" / "bundle"
     make_bundle(path)
     return path
-
-
-# --- how a command ends ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -107,47 +89,6 @@ def test_a_rate_reaches_the_load(text: str, rate: float, monkeypatch: pytest.Mon
     monkeypatch.setattr(api, "load", load)
     run(["load", "out", "--to", "hub:5000/x", "--limit-rate", text])
     assert seen == [rate]
-
-
-# --- logins ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_login_says_where_it_is_kept_and_a_logout_where_it_was(
-    registry: ScriptedRegistry, said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "auth.json"
-    monkeypatch.setenv("REGISTRY_AUTH_FILE", str(path))
-
-    def login(password: str) -> int:
-        monkeypatch.setattr("sys.stdin", io.StringIO(password))
-        return run(["login", registry.address, "-u", "ferry", "--password-stdin", "--plain-http"])
-
-    assert login("s3cret\n") == 0
-    out, err = said()
-    assert out == "" and f"{registry.address} as ferry" in err and str(path) in err.replace(" ", "")
-    assert "s3cret" not in err
-    assert login("\n") == 2 and "the password is empty" in said()[1]
-    monkeypatch.setattr("sys.stdin", io.StringIO("x"))
-    assert run(["login", registry.address, "-u", "ferry"]) == 2
-    assert "`--username NAME --password-stdin`" in said()[1]
-
-    def refuse(exchange: Exchange) -> bool:
-        exchange.read_body()
-        return exchange.answer(401, WWW_Authenticate='Basic realm="hub"')
-
-    before = path.read_bytes()
-    registry.faults.append(refuse)
-    assert login("wrong") == 7
-    assert path.read_bytes() == before, "a login that fails changes nothing"
-    assert "wrong" not in said()[1].replace("went wrong", "")
-    assert run(["logout", registry.address]) == 0
-    assert str(path) in said()[1].replace(" ", "")
-    assert json.loads(path.read_text())["auths"] == {}
-    assert run(["logout", registry.address]) == 0
-    assert f"no credentials stored for {registry.address}" in said()[1]
-
-
-# --- bundles ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_damaged_bundle_is_named_with_its_findings_as_data(sealed: Path, tmp_path: Path, said: Said) -> None:

@@ -78,7 +78,10 @@ def test_what_writes_the_configs_is_said(
     reach = ["--ca-file", "my ca.pem"]
     assert run(["load", "out", "--to", "hub:5000/x", *reach]) == 0
     said = capsys.readouterr().err
-    assert next_commands(said) == [["site", "init"], ["overlays", "airgap-receipt.yaml", *source, *reach]]
+    assert next_commands(said) == [
+        ["site", "init", "--registry", "hub.site:5000/airgap", *reach],
+        ["overlays", "airgap-receipt.yaml", *source],
+    ]
     assert ("contains no catalogue" in said) == (held is None)
     (tmp_path / "site.yaml").write_text("executors: [kubernetes]\nca_file: ca.pem\n")
     assert run(["load", "out", "--to", "hub:5000/x"]) == 0

@@ -23,6 +23,7 @@ from airferry.near.bases.fetch import BaseImage
 from airferry.near.bases.layers import BaseLayers
 from airferry.near.probe import knowledge
 from airferry.near.probe.knowledge import Knowledge
+from airferry.oci.codecs import DEFAULT_GZIP_LEVEL, DEFAULT_ZSTD_LEVEL
 from airferry.oci.documents import Descriptor
 from airferry.oci.layers import Compression, LayerResult
 from airferry.oci.layout import LayoutStore
@@ -112,7 +113,7 @@ class Cache:
 
     def run(self, kind: str = "zstd", **more: Any) -> BaseLayers:
         """Return what carries layers in a process that begins now."""
-        compression = Compression(kind, level=more.pop("level", None))  # type: ignore[arg-type]
+        compression = Compression(kind, level=more.pop("level", None), long=more.pop("long", False))  # type: ignore[arg-type]
         return BaseLayers(self.bases, self.root / "cache", compression=compression, output=self.root, **more)
 
     def carry(self, layers: BaseLayers) -> LayerResult:
@@ -251,25 +252,27 @@ def test_a_layer_larger_than_the_limit_is_refused(tmp_path: Path) -> None:
 
 def test_levels_encoders_and_kinds_have_cache_entries_of_their_own(tmp_path: Path, reads: list[str]) -> None:
     cache = Cache(tmp_path)
-    first = cache.carry(cache.run(level=base_layers.DEFAULT_ZSTD_LEVEL))
+    first = cache.carry(cache.run(level=DEFAULT_ZSTD_LEVEL))
     assert cache.carry(cache.run()) == first and reads == ["recompress"], "the default is that level"
     cache.carry(cache.run(level=1))
     assert reads == ["recompress"] * 2
-    encoders = {base_layers.encoder(Compression(kind)) for kind in ("zstd", "gzip", "none")}  # type: ignore[arg-type]
+    cache.carry(cache.run(long=True))
+    assert reads == ["recompress"] * 3
+    encoders = {Compression(kind).to_key()["encoder"] for kind in ("zstd", "gzip", "none")}  # type: ignore[arg-type]
     assert len(encoders) == 3 and any(zstandard.__version__ in encoder for encoder in encoders)
 
 
 def test_the_default_level_of_gzip_is_a_level_as_others(tmp_path: Path, reads: list[str]) -> None:
     cache = Cache(tmp_path, kind="zstd")
-    first = cache.carry(cache.run("gzip", level=base_layers.DEFAULT_GZIP_LEVEL))
+    first = cache.carry(cache.run("gzip", level=DEFAULT_GZIP_LEVEL))
     assert cache.carry(cache.run("gzip")) == first and reads == ["recompress"]
 
 
 def test_an_encoder_is_its_library_in_its_version() -> None:
     version = ".".join(map(str, zstandard.ZSTD_VERSION))
-    assert base_layers.encoder(Compression("zstd")).startswith(f"zstd {version}, zstandard {zstandard.__version__},")
-    assert base_layers.encoder(Compression("gzip")) == f"zlib {zlib.ZLIB_RUNTIME_VERSION}, blocks"
-    assert base_layers.encoder(Compression("none")) == "none"
+    assert Compression("zstd").to_key()["encoder"].startswith(f"zstd {version}, zstandard {zstandard.__version__},")
+    assert Compression("gzip").to_key()["encoder"] == f"zlib {zlib.ZLIB_RUNTIME_VERSION}, blocks"
+    assert Compression("none").to_key()["encoder"] == "none"
 
 
 def test_what_is_kept_is_noted_as_other_versions_look_for_it(tmp_path: Path) -> None:
@@ -279,8 +282,8 @@ def test_what_is_kept_is_noted_as_other_versions_look_for_it(tmp_path: Path) -> 
     key = {
         "diff_id": cache.diff_id,
         "kind": "zstd",
-        "level": base_layers.DEFAULT_ZSTD_LEVEL,
-        "encoder": base_layers.encoder(Compression("zstd")),
+        "level": DEFAULT_ZSTD_LEVEL,
+        "encoder": Compression("zstd").to_key()["encoder"],
     }
     packed = made.descriptor
     assert records.recall(key) == {

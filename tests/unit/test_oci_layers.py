@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import json
 import random
 import re
 import tempfile
@@ -12,6 +13,7 @@ import threading
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
@@ -21,6 +23,7 @@ from hypothesis import strategies as st
 from airferry.errors import IntegrityError
 from airferry.events import Event, Progress
 from airferry.oci import codecs
+from airferry.oci.codecs import inflate
 from airferry.oci.documents import DOCKER_LAYER_GZIP, LAYER_GZIP, LAYER_TAR, LAYER_ZSTD, Descriptor, descriptor_of
 from airferry.oci.layers import (
     DEFAULT_LIMIT_BYTES,
@@ -33,7 +36,7 @@ from airferry.oci.layers import (
     recompress_layer,
 )
 from airferry.oci.layout import LayoutStore
-from airferry.oci.ports import BLOCK_BYTES
+from airferry.oci.ports import BLOCK_BYTES, blocks
 from examples import examples
 
 KINDS = ("zstd", "gzip", "none")
@@ -317,3 +320,24 @@ def test_encrypted_layers_are_refused_by_name_and_foreign_ones_are_layers() -> N
         layer_kind(encrypted)
     assert layer_kind("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip") == "gzip"
     assert layer_kind("application/vnd.oci.image.layer.nondistributable.v1.tar") == "none"
+
+
+def test_a_long_window_finds_what_lies_far_back_and_is_declared(tmp_path: Path) -> None:
+    store = LayoutStore.create(tmp_path / "layout")
+    part = random.Random(1).randbytes(1 << 20)
+    far = [part, bytes(12 << 20), random.Random(2).randbytes(1 << 20), part]
+
+    def packed(**how: Any) -> Descriptor:
+        stream = (block for block in far)
+        return compress_layer(stream, compression=Compression("zstd", **how), into=store).descriptor
+
+    near, long = packed(), packed(long=True)
+    assert long.size < near.size - (1 << 19), "what is repeated 13 MiB later is found"
+    window = zstandard.get_frame_parameters(store.blob_path(long.digest).read_bytes()).window_size
+    assert window == 1 << 27
+    assert packed(long=True, threads=3) == packed(long=True, threads=1) == long
+    with store.open_blob(long) as stream:
+        assert b"".join(inflate(blocks(stream), "zstd", what="x")) == b"".join(far)
+    keys = [Compression("zstd", level, long).to_key() for level in (None, 3, 4) for long in (False, True)]
+    assert keys[0] == keys[2] and keys[1] == keys[3], "the default is level 3"
+    assert len({json.dumps(key, sort_keys=True) for key in keys}) == 4

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -20,14 +21,17 @@ from airferry.bundle.texts import (
 )
 from airferry.config.assets import AssetName
 from airferry.config.fields import ContainerPath, ModuleName, VariableName
+from airferry.defaults import RECEIPT_STEM
 from airferry.errors import HostError, IntegrityError, UsageError
 from airferry.host import files
 from airferry.host.yaml import MAX_DOCUMENT_BYTES, from_yaml, to_yaml
 from airferry.oci.digest import Digest
 from airferry.wording import some_of
 
+if TYPE_CHECKING:
+    from airferry.registry.client import ClientOptions
+
 RECEIPT_SCHEMA_VERSION = 2
-RECEIPT_STEM = "airgap-receipt"
 SHOWN_RECEIPTS = 10
 NO_RECEIPT_HINT = (
     f"`airferry load BUNDLE --to HOST:PORT/PREFIX` writes `{RECEIPT_STEM}-….yaml` to the current folder, or where "
@@ -163,14 +167,26 @@ class Receipt(BaseModel):
         twins = tuple(image.docker_twin for image in self.images if image.docker_twin is not None)
         return images + twins + self.artifact_tags
 
+    def reached_with(self, options: ClientOptions) -> ClientOptions:
+        """Return options by which the registry is reached as the load reached it, where they leave that open.
+
+        A private CA is not in a receipt: only its fingerprint is.
+        """
+        if self.connection is None or self.connection.tls or options.plain_http is not None or options.ca_file:
+            return options
+        return replace(options, plain_http=True)
+
     def to_yaml(self) -> bytes:
         """Return the receipt as YAML."""
         return to_yaml(self)
 
 
 def write_receipt(receipt: Receipt, path: Path) -> None:
-    """Write a receipt, atomically and durably."""
-    files.write_bytes(files.output_file(path), receipt.to_yaml())
+    """Write a receipt, atomically and durably. Everybody may read it, and its folder where that is made for it."""
+    place = files.output_file(path)
+    # `load --jobs` puts here what jobs of other users read
+    files.ensure_directory(place.parent, shared=True)
+    files.write_bytes(place, receipt.to_yaml())
 
 
 def is_receipt_name(name: str) -> bool:

@@ -289,13 +289,17 @@ def _after_load(
 ) -> list[tuple[str, str]]:
     """Return what comes after a load: overlays, or the check of those that it wrote; and mirrors, if it holds bases."""
     loaded = outcome if isinstance(outcome, api.LoadOutcome) else outcome.loaded
-    receipt, reach = loaded.receipt_path, as_typed(context, "site", "plain_http", "ca_file")
+    receipt, ca_file = loaded.receipt_path, as_typed(context, "ca_file")
+    reach = [*as_typed(context, "site", "plain_http"), *ca_file]
     steps: list[tuple[str, str]] = []
     if jobs is not None:
         steps.append(checking(receipt, jobs, [*reach, *as_typed(context, "source")]))
     elif loaded.receipt.targets or loaded.receipt.steps:
-        if known is None or not known.profile.executors:
-            steps.append(("describe the site once: what runs the jobs", command_line("airferry", "site", "init")))
+        if known is None and site_for_hints() is None:
+            # with the CA on record, what comes after it need not name it
+            words = command_line("airferry", "site", "init", "--registry", loaded.receipt.registry, *ca_file)
+            steps.append(("describe the site once: what runs the jobs", words))
+            reach = as_typed(context, "plain_http")
         what = "these configs and the complete commands" if loaded.baked else "configs and complete commands"
         source = [] if loaded.receipt.catalogue is not None else ["--source", "CATALOGUE"]
         words = command_line("airferry", "overlays", receipt, *source, *reach)

@@ -28,8 +28,8 @@ from airferry.cli.options import (
     as_typed,
     command_line,
 )
-from airferry.cli.render import Reporter, data, data_line
-from airferry.defaults import OVERLAYS_FOLDER, SITE_FILE
+from airferry.cli.render import Reporter, ask_line, data, data_line
+from airferry.defaults import COMMANDS_FILE, OVERLAYS_FOLDER, PROFILE_FILE, RECEIPT_STEM, SITE_FILE
 from airferry.errors import UsageError
 from airferry.host import files
 from airferry.wording import counted
@@ -187,7 +187,7 @@ def _ask(reporter: Reporter, document: dict[str, Any], profiles: dict[str, str])
 
     def ask(question: str, key: str, make: Callable[[str], Any], *, below: str | None = None) -> Any:
         while True:
-            answer = str(typer.prompt(question, default="", show_default=False, err=True)).strip()
+            answer = ask_line(question)
             value = make(answer)
             trouble = api.site_trouble(key, {below: value} if below else value) if value else None
             if trouble is None:
@@ -238,7 +238,7 @@ def _paired(answer: str) -> dict[str, str]:
 
 def overlays(
     context: typer.Context,
-    receipt: ReceiptArgument,
+    receipt: ReceiptArgument = Path(),
     source: SiteSourceOption = None,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the overlays.")] = Path(OVERLAYS_FOLDER),
     site: SiteOption = None,
@@ -269,13 +269,15 @@ def overlays(
         data(json.dumps({"out": str(out), "steps": [step.to_document() for step in made.steps]}, indent=2))
         return
     show_overlays(made, out, reporter)
-    names = ("site", "source", "steps", "root", "bundle", "plain_http", "ca_file")
-    reporter.next(checking(receipt, out, as_typed(context, *names)))
+    words = as_typed(context, "site", "source", "steps", "root", "bundle", "plain_http", "ca_file")
+    if made.private_ca and options.ca_file is None:
+        words += ["--ca-file", "CA.pem"]
+    reporter.next(checking(receipt, out, words))
 
 
 def mirrors(
     context: typer.Context,
-    receipt: ReceiptArgument,
+    receipt: ReceiptArgument = Path(),
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the files.")] = Path("airgap-mirrors"),
     plain_http: PlainHttpOption = None,
     ca_file: Annotated[
@@ -288,10 +290,14 @@ def mirrors(
 ) -> None:
     """Write mirror configurations that redirect the original names of base images to the private registry."""
     reporter: Reporter = context.obj
-    known = find_site(site, reporter) if ca_file is None and plain_http is not True else None
-    if known is not None:
-        ca_file = known.profile.node_ca_file
-    made = api.mirrors(receipt, out=out, plain_http=plain_http, ca_file=ca_file, root=root, emit=reporter)
+    known = find_site(site, reporter)
+    ca = api.NodeCa(ca_file)
+    if plain_http is not True and known is not None:
+        path, certificate = ca_file or known.profile.node_ca_file, known.ca_file
+        # where the path on the nodes is known, one that is not on this host is not needed here
+        there = certificate is not None and (path is None or files.is_file(certificate))
+        ca = api.NodeCa(path, certificate if there else None)
+    made = api.mirrors(receipt, out=out, plain_http=plain_http, ca=ca, root=root, emit=reporter)
     if as_json:
         images = [
             {"original": str(image.original), "mirror": str(image.place), "digest": image.digest}
@@ -302,6 +308,10 @@ def mirrors(
     for image in made.images:
         data_line(f"{image.original}  {image.place}  {image.digest}")
     reporter.say("wrote {} below {}", counted(len(made.files), "file"), out)
+    kinds = {executor.kind for executor in known.profile.executors} if known is not None else set()
+    steps = [(step.purpose, step.command) for step in made.steps(kinds)]
+    inside = ("the commands that follow, for every runtime, are in INSTALL.txt there", command_line("cd", out))
+    reporter.next(inside, *steps, where=f"where `{out.name}` was copied to or is shared")
 
 
 def check(
@@ -310,7 +320,10 @@ def check(
     receipt: Annotated[
         Path | None,
         typer.Argument(
-            metavar="RECEIPT", help="Receipt that `airferry load` wrote; without it, images are not checked."
+            metavar="RECEIPT",
+            help="Receipt that `airferry load` wrote, or its folder; by default the current one, unless --source or "
+            "--bundle is given. Without a receipt, images are not checked.",
+            show_default=False,
         ),
     ] = None,
     site: SiteOption = None,
@@ -350,6 +363,8 @@ def check(
 ) -> None:
     """Check each step: needs nothing from outside, and finds what it reads. Exits with 8 if something blocks a job."""
     reporter: Reporter = context.obj
+    if receipt is None and source is None and bundle is None and any(Path().glob(f"{RECEIPT_STEM}*.yaml")):
+        receipt = Path()
     known = find_site(site, reporter)
     with reporter.display():
         report = api.check(
@@ -380,6 +395,21 @@ def check(
             show_fixes(report, notes=notes)
     report.raise_if_blocked()
     reporter.say("Nothing blocks {}.", counted(len(report.steps), "job"))
+    if as_json:
+        return
+    if overlays_folder is not None and known is not None:
+        reporter.next(*_submitting(overlays_folder, executor or known.profile.executors[0].kind))
+    elif receipt is not None:
+        words = as_typed(context, "site", "source", "steps", "root", "bundle", "plain_http", "ca_file")
+        reporter.next(("write what submits them", command_line("airferry", "overlays", receipt, *words)))
+
+
+def _submitting(folder: Path, kind: str) -> list[tuple[str, str]]:
+    """Return what shows how jobs are submitted on an executor, of the files that `overlays` wrote into a folder."""
+    return [
+        ("append this to your env.toml: the profile of the jobs", command_line("cat", folder / kind / PROFILE_FILE)),
+        ("then run the jobs' commands", command_line("cat", folder / kind / COMMANDS_FILE)),
+    ]
 
 
 def parse_pairs(values: list[str], option: str, form: str) -> dict[str, str]:

@@ -150,7 +150,14 @@ RootOption = Annotated[
         help="Root digest of the bundle, received over a separate channel.",
     ),
 ]
-ReceiptArgument = Annotated[Path, typer.Argument(metavar="RECEIPT", help="Receipt that `airferry load` wrote.")]
+ReceiptArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RECEIPT",
+        help="Receipt that `airferry load` wrote, or its folder; by default the current one.",
+        show_default=False,
+    ),
+]
 ReceiptRootOption = Annotated[
     str | None,
     typer.Option(
@@ -215,7 +222,7 @@ SiteOption = Annotated[
 ]
 StepsOption = Annotated[
     str | None,
-    typer.Option("--steps", metavar="DIR", help="Folder of the steps in the catalogue, if the receipt lacks it."),
+    typer.Option("--steps", metavar="DIR", help="Folder of the steps in the catalogue, where several may be meant."),
 ]
 
 # --- registries ------------------------------------------------------------------------------------------------------

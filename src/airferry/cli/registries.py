@@ -12,7 +12,7 @@ from airferry import api
 from airferry.cli import completion
 from airferry.cli.bundles import find_site, make_options, parse_size, say_taken
 from airferry.cli.options import CaFileOption, JsonOption, PlainHttpOption, RateOption, TransfersOption
-from airferry.cli.render import Reporter, data, data_line, data_rows
+from airferry.cli.render import Reporter, ask_line, data, data_line, data_rows
 from airferry.errors import UsageError
 
 MAX_PASSWORD_CHARACTERS = 64 * 1024
@@ -20,7 +20,11 @@ _PANEL = "Registries"
 
 RegistryArgument = Annotated[
     str | None,
-    typer.Argument(metavar="HOST[:PORT]", help="Registry; by default that of the site profile.", show_default=False),
+    typer.Argument(
+        metavar="HOST[:PORT][/PREFIX]",
+        help="Registry, for all of which the login is; by default that of the site profile.",
+        show_default=False,
+    ),
 ]
 
 registry_commands = typer.Typer(no_args_is_help=True, help="Test a registry.")
@@ -55,11 +59,11 @@ def login(
     say_taken(reporter, known, registry=registry is None, ca_file=options.ca_file)
     if not sys.stdin.isatty() and (username is None or not password_stdin):
         raise UsageError("no terminal to prompt on", hint="use `--username NAME --password-stdin`")
-    name = username or typer.prompt("Username", err=True)
+    name = username or ask_line("Username", needed=True)
     secret = (
         sys.stdin.read(MAX_PASSWORD_CHARACTERS).rstrip("\r\n")
         if password_stdin
-        else typer.prompt("Password", err=True, hide_input=True)
+        else ask_line("Password", needed=True, hidden=True)
     )
     if not secret:
         raise UsageError("the password is empty")
@@ -74,13 +78,13 @@ def _registry_of(typed: str | None, known: api.FoundSite | None) -> str:
         UsageError: neither names one.
     """
     if typed is not None:
-        return typed
+        return api.registry_host(typed)
     if known is None or known.profile.registry is None:
         raise UsageError(
             "which registry? The command names none, and no site profile here has `registry:`",
             hint="give `HOST:PORT`, or describe the site with `airferry site init`",
         )
-    return known.profile.registry.partition("/")[0]
+    return api.registry_host(known.profile.registry)
 
 
 def logout(context: typer.Context, registry: RegistryArgument = None) -> None:
@@ -113,7 +117,9 @@ def probe(
     repository (`airferry-probe`), then cleans up and names what stays there. Requires push permission there.
     """
     reporter: Reporter = context.obj
-    options = make_options(plain_http=plain_http, ca_file=ca_file, limit_rate=limit_rate)
+    known = find_site(None, reporter)
+    options = make_options(plain_http=plain_http, ca_file=ca_file, limit_rate=limit_rate, site=known)
+    say_taken(reporter, known, ca_file=options.ca_file)
     largest_bytes = int(parse_size(largest, option="--largest"))
     outcome = api.probe_registry(target, largest_bytes=largest_bytes, options=options, emit=reporter)
     if as_json:

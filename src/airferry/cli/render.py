@@ -21,7 +21,7 @@ from functools import cached_property
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from airferry.errors import AirferryError, HostError
+from airferry.errors import AirferryError, HostError, UsageError
 from airferry.events import CommandRun, Event, Notice, StageFinished, StageStarted, Warned
 from airferry.events import Progress as Progressed
 from airferry.host import clock
@@ -356,6 +356,23 @@ def escape_what_python_writes() -> None:
     threading.excepthook = of_thread
     sys.unraisablehook = of_destructor
     warnings.showwarning = of_warning
+
+
+def ask_line(question: str, *, needed: bool = False, hidden: bool = False) -> str:
+    """Ask on the terminal and return the answer; unless one is `needed`, an empty one stands for the default.
+
+    Raises:
+        UsageError: the input ended.
+    """
+    import typer
+
+    try:
+        if needed:
+            return str(typer.prompt(question, err=True, hide_input=hidden))
+        return str(typer.prompt(question, default="", show_default=False, err=True)).strip()
+    except typer.Abort as error:
+        sys.stderr.write("\n")
+        raise UsageError("the input ended before all was answered", hint="options take the place of answers") from error
 
 
 def data(text: str) -> None:

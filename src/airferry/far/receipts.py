@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import airferry
 from airferry.bundle.receipt import (
-    RECEIPT_STEM,
     LeftOut,
     Receipt,
     ReceiptAsset,
@@ -16,6 +15,7 @@ from airferry.bundle.receipt import (
     ReceiptTwin,
 )
 from airferry.bundle.verify import Bundle
+from airferry.defaults import RECEIPT_STEM
 from airferry.errors import IntegrityError
 from airferry.far.relocate import Destination
 from airferry.far.shipments import is_artifact, part_skipped, place_images, plan_shipments

@@ -36,6 +36,7 @@ from airferry.registry.trial import PROBE_REPOSITORY, try_registry
 from airferry.registry.trials.explained import ProbedFact, explain_profile
 from airferry.registry.trials.kinds import ArtifactKind
 from airferry.registry.trials.leavings import Leavings
+from airferry.registry.uploads import try_upload
 from airferry.wording import size_text
 
 MAX_TRIED_BYTES = 1024 * 1024 * 1024
@@ -85,15 +86,29 @@ class ProbeOutcome:
         return {**self.profile.model_dump(mode="json", exclude={"learned_at"}), "left": self.left.to_document()}
 
 
+def registry_host(text: str) -> str:
+    """Return the host that `HOST[:PORT][/PREFIX]` begins with, which credentials are kept for.
+
+    Raises:
+        UsageError: there is no such host.
+    """
+    host = text.removeprefix("docker://").removeprefix("https://").partition("/")[0]
+    if not host:
+        raise UsageError(f"`{text}` is not a registry", hint="give `HOST:PORT`")
+    return parse_reference(f"{host}/x").registry if "." in host or ":" in host else host
+
+
 def login(registry: str, username: str, password: str, *, options: ClientOptions | None = None) -> Path:
     """Try a user and password at a registry, keep them in Podman's file, and return the file's path.
+
+    They are kept for the host: what follows it, such as the prefix of a destination, is left out.
 
     Raises:
         UsageError: there is no such host, or the user name cannot be stored.
         RegistryError: the registry does not answer, or refuses them; then nothing is kept.
         HostError: the file cannot be written.
     """
-    host = _host(registry)
+    host = registry_host(registry)
     credential = Credential(username, password)
     tried = replace(options or ClientOptions(), lookup=lambda _registry, _repository: credential)
     with RegistryClient(host, options=tried) as client:
@@ -110,7 +125,7 @@ def logout(registry: str) -> list[Path]:
         UsageError: there is no such host.
         HostError: a file cannot be written.
     """
-    return remove_credential(_host(registry))
+    return remove_credential(registry_host(registry))
 
 
 def probe_registry(
@@ -139,16 +154,11 @@ def probe_registry(
         place, repository = target, target.repository(PROBE_REPOSITORY)
     left = Leavings()
     with RegistryClient(place.registry, options=options, emit=emit) as client:
+        # one that cannot be reached or pushed to keeps nothing of this
+        try_upload(client, repository, what=f"push to `{place.registry}/{repository}`", expected=(202,))
         try:
             profile = try_registry(client, repository, artifacts=BUNDLE_KINDS, largest_bytes=largest_bytes, left=left)
         finally:
             if text := left.describe(place.registry):
                 emit(Notice(text))
     return ProbeOutcome(profile, write_profile(profile), left)
-
-
-def _host(text: str) -> str:
-    host = text.removeprefix("docker://").removeprefix("https://").rstrip("/")
-    if "/" in host or not host:
-        raise UsageError(f"`{text}` is not a registry host", hint="give only `HOST:PORT`")
-    return parse_reference(f"{host}/x").registry if "." in host or ":" in host else host

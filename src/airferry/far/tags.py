@@ -224,6 +224,7 @@ def rollback(
         RegistryError: tags are not as they were before the load; `left` of the error says which, and why.
     """
     receipt = read_receipt(locate_receipt(receipt_path, registry=to, root=root))
+    options = receipt.reached_with(options or ClientOptions())
     expect_cache(emit)
     restored: list[str] = []
     removed: list[str] = []

@@ -15,11 +15,12 @@ from airferry.assets.staged import bundle_assets
 from airferry.bundle.receipt import Receipt, ReceiptAsset
 from airferry.bundle.verify import Bundle
 from airferry.config import Executor, SiteProfile
+from airferry.defaults import COMMANDS_FILE
 from airferry.errors import ConfigurationError, FindingsError, UsageError
 from airferry.events import Emit, silent
 from airferry.host.canonical import plain_data
 from airferry.jobs.catalogue import CatalogueSource
-from airferry.jobs.configs import COMMANDS_FILE, image_of, targets_of, with_default
+from airferry.jobs.configs import image_of, targets_of, with_default
 from airferry.jobs.context import AMBIENT, CODE_FOLDER, JOB_FOLDER, StepContext, consumed_and_produced, mounts_of
 from airferry.jobs.findings import LEVELS, Finding, merge_findings
 from airferry.jobs.images import ask_images
@@ -195,6 +196,7 @@ def check(
         images = {}
         if ask_registry and (names := images_to_ask(checked)):
             quick = options or ClientOptions(connect_timeout_s=10.0, read_timeout_s=20.0)
+            quick = places.receipt.reached_with(quick) if places.receipt is not None else quick
             asking = executor_of(checked)
             images = ask_images(names, executor=asking, platform=known.platform, options=quick, emit=emit)
         return run_check(checked, images)

@@ -91,6 +91,7 @@ def extract_artifact(source: Source, descriptor: Descriptor, destination: Path) 
         return Extracted(destination, descriptor.digest, len(known["files"]), reused=True)
     try:
         _expect_replaceable(destination)
+        files.make_folders(destination.absolute().parent, shared=True)
         with files.scratch_directory(destination.absolute().parent) as scratch:
             root = files.ensure_directory(scratch / "catalogue", shared=True)
             count = unpack_catalogue(source, descriptor, root, scratch=scratch)

@@ -17,7 +17,7 @@ from airferry.events import Emit, Warned, silent
 from airferry.host import files
 from airferry.host.canonical import plain_data
 from airferry.near.assemble import context
-from airferry.near.bases.layers import BaseLayers
+from airferry.near.bases.layers import BaseLayers, compression_of
 from airferry.near.carry.loader import expected_loader_bytes
 from airferry.near.git import driver as git
 from airferry.near.git.addresses import redact
@@ -31,7 +31,7 @@ from airferry.oci.documents import (
     Descriptor,
     parse_image_config,
 )
-from airferry.oci.layers import KINDS, Compression, layer_kind
+from airferry.oci.layers import KINDS, layer_kind
 from airferry.oci.layout import LayoutStore
 from airferry.oci.platform import Platform
 from airferry.oci.ports import Source
@@ -166,9 +166,9 @@ class Predictor:
         self._bundle = _existing(plan.output_dir / "bundle")
         self._carrier: BaseLayers | None = None
         if self._bases is not None and (cache / "layers").is_dir():
-            choice = plan.compression
-            compression = Compression(choice.kind, choice.level)
-            self._carrier = BaseLayers(self._bases, cache, compression=compression, output=plan.output_dir)
+            self._carrier = BaseLayers(
+                self._bases, cache, compression=compression_of(plan.compression), output=plan.output_dir
+            )
 
     def predict(self, *, jobs: int = 1) -> Prediction:
         """Return what a build of the plan takes, with this many images in parallel."""

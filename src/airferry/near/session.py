@@ -22,13 +22,12 @@ from airferry.host import files, locks, memory
 from airferry.host.records import expect_cache
 from airferry.host.threads import usable_cores
 from airferry.near.bases.fetch import BaseCache
-from airferry.near.bases.layers import BaseLayers
+from airferry.near.bases.layers import BaseLayers, compression_of
 from airferry.near.git.checkouts import Checkouts
 from airferry.near.probe.ask import ProbeChoice
 from airferry.near.probe.knowledge import Knowledge
 from airferry.near.wheels.pip import Pip
 from airferry.near.wheels.store import WheelStore
-from airferry.oci.layers import Compression
 from airferry.plan.models import Plan
 from airferry.registry.client import ClientOptions, open_clients
 from airferry.registry.pulls import Pulls
@@ -129,7 +128,7 @@ def open_session(plan: Plan, options: BuildOptions, *, emit: Emit) -> Iterator[S
         layers = BaseLayers(
             bases.store,
             cache,
-            compression=Compression(plan.compression.kind, plan.compression.level),
+            compression=compression_of(plan.compression),
             output=plan.output_dir,
             limit_bytes=limits.layer_bytes,
             emit=emit,

@@ -7,9 +7,12 @@ uncompressed tar) is the same on both sides of it (image-spec, *config.md*, "Lay
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import IO, Literal
+from dataclasses import dataclass, field, replace
+from typing import IO, Any, Literal
+
+import zstandard
 
 from airferry.errors import IntegrityError
 from airferry.events import Emit, silent
@@ -18,6 +21,7 @@ from airferry.host.threads import Pipeline, usable_cores
 from airferry.oci.codecs import (
     DEFAULT_GZIP_LEVEL,
     DEFAULT_ZSTD_LEVEL,
+    ZSTD_JOB_BYTES,
     exact_blocks,
     gzip_blocks,
     inflate,
@@ -50,6 +54,7 @@ KINDS: dict[str, CompressionKind] = {
 KINDS |= {foreign: KINDS[plain] for foreign, plain in FOREIGN_LAYERS.items()}
 DEFAULT_LIMIT_BYTES = 1 << 40
 MAX_THREADS = 8
+_LEVELS = {"zstd": DEFAULT_ZSTD_LEVEL, "gzip": DEFAULT_GZIP_LEVEL}
 
 
 def _default_threads() -> int:
@@ -60,11 +65,13 @@ def _default_threads() -> int:
 class Compression:
     """How layers are compressed. `preserve` keeps the blobs of a base; `level` None is the kind's default.
 
-    The bytes that come out depend on kind and level, never on the number of threads.
+    With `long`, zstd looks for matches in the last 128 MiB. The bytes that come out depend on kind, level and `long`,
+    never on the number of threads.
     """
 
     kind: Literal["zstd", "gzip", "none", "preserve"] = "zstd"
     level: int | None = None
+    long: bool = False
     threads: int = field(default_factory=_default_threads)
 
     def matching(self, media_types: Iterable[str]) -> Compression:
@@ -82,7 +89,31 @@ class Compression:
                 + ", ".join(sorted(kinds)),
                 hint="use `compression: zstd` or `gzip` instead of `preserve`",
             )
-        return Compression(kinds.pop() if kinds else "zstd", self.level, self.threads)
+        return replace(self, kind=kinds.pop() if kinds else "zstd")
+
+    @property
+    def text(self) -> str:
+        """How it is named to people, such as `zstd 3`; the level is said where the kind has one."""
+        level = _LEVELS.get(self.kind) if self.level is None else self.level
+        return self.kind + (f" {level}" if level is not None else "") + (", long" if self.long else "")
+
+    def to_key(self) -> dict[str, Any]:
+        """Return what decides which bytes a compressed layer has, as plain data for keys of caches and journals.
+
+        The library counts too, and its mode.
+        """
+        key = {
+            "kind": self.kind,
+            "level": _LEVELS.get(self.kind) if self.level is None else self.level,
+            "encoder": self._encoder(),
+        }
+        return key | {"long": True} if self.long else key
+
+    def _encoder(self) -> str:
+        if self.kind == "zstd":
+            version = ".".join(str(part) for part in zstandard.ZSTD_VERSION)
+            return f"zstd {version}, zstandard {zstandard.__version__}, threads, jobs of {ZSTD_JOB_BYTES}"
+        return f"zlib {zlib.ZLIB_RUNTIME_VERSION}, blocks" if self.kind == "gzip" else self.kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,11 +258,13 @@ def _media_type(compression: Compression) -> str:
 
 def _compress(source: Iterable[bytes], compression: Compression) -> Iterator[bytes]:
     _media_type(compression)
-    level, threads = compression.level, max(1, compression.threads)
+    threads = max(1, compression.threads)
     if compression.kind == "zstd":
-        return zstd_blocks(source, level=DEFAULT_ZSTD_LEVEL if level is None else level, threads=threads)
+        level = DEFAULT_ZSTD_LEVEL if compression.level is None else compression.level
+        return zstd_blocks(source, level=level, threads=threads, long=compression.long)
     if compression.kind == "gzip":
-        return gzip_blocks(source, level=DEFAULT_GZIP_LEVEL if level is None else level, threads=threads)
+        level = DEFAULT_GZIP_LEVEL if compression.level is None else compression.level
+        return gzip_blocks(source, level=level, threads=threads)
     return iter(source)
 
 

@@ -18,7 +18,7 @@ from airferry.host.parsing import parse_json
 from airferry.host.records import as_noted
 from airferry.host.threads import parallel_map
 from airferry.near.bases.fetch import BaseImage
-from airferry.near.bases.layers import BaseLayers, encoder, layers_at_once, noted_layer
+from airferry.near.bases.layers import BaseLayers, layers_at_once, noted_layer
 from airferry.oci.closure import read_closure
 from airferry.oci.documents import IMAGE_CONFIG, IMAGE_MANIFEST, Descriptor, Manifest
 from airferry.oci.layers import Compression, LayerResult
@@ -127,13 +127,7 @@ class ImageWriter:
 
     def _base_layer(self, descriptor: Descriptor, diff_id: str) -> LayerResult:
         action = f"layer {descriptor.digest}"
-        compression = self._layers.compression
-        inputs = {
-            "diff_id": diff_id,
-            "kind": compression.kind,
-            "level": compression.level,
-            "encoder": encoder(compression),
-        }
+        inputs = {"diff_id": diff_id, **self._layers.compression.to_key()}
         known = as_noted(self._journal.result(action, inputs), noted_layer)
         if known is not None and self.bundle.has_blob(known[0]):
             return LayerResult(known[0], diff_id, known[1], descriptor)
