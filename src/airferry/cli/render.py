@@ -96,7 +96,7 @@ def _cut(text: str, columns: int) -> str:
 
 
 def in_lines(text: Text, columns: int, *, hanging: int, indent: int | None = None) -> Text:
-    """Return text with line breaks between words, so that no terminal of so many columns breaks one.
+    """Return text with line breaks between words, so that a terminal of that width breaks none.
 
     What is to be typed, in backquotes or bold, is never broken, nor is a word that is longer than a line: a terminal
     that wraps those copies them as one line. Lines after the first begin `hanging` columns further right, or at
