@@ -126,10 +126,10 @@ EXAMPLES: dict[tuple[str, ...], tuple[tuple[str, str], tuple[str, str]]] = {
         ('airferry assets unpack "$BUNDLE" /lustre/models --json', "for a script"),
     ),
     ("registry", "probe"): (
-        ('airferry registry probe "$REGISTRY/airferry-probe"', "what the registry takes, before you load"),
+        ('airferry registry probe "$REGISTRY" --bundle "$BUNDLE"', "does the registry take this bundle?"),
         (
             'airferry registry probe "$REGISTRY/airferry-probe" --ca-file /etc/ssl/site-ca.pem --json',
-            "behind a private CA, for a script",
+            "all that it takes, behind a private CA, for a script",
         ),
     ),
     ("site", "init"): (

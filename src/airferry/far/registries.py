@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,11 @@ from airferry.bundle.artifacts import (
     TOOL_CONTENT,
 )
 from airferry.bundle.catalogue import CATALOGUE_ARTIFACT, CATALOGUE_CONTENT
+from airferry.defaults import PROBE_REPOSITORY
 from airferry.errors import UsageError
-from airferry.events import Emit, Notice, silent
+from airferry.events import Emit, Notice, Warned, silent
+from airferry.far.bundle_facts import facts_for_bundle, shipments_of
+from airferry.far.foreseen import foresee
 from airferry.far.relocate import Destination, parse_destination
 from airferry.oci.reference import parse_reference
 from airferry.registry.client import ClientOptions, RegistryClient
@@ -32,7 +36,7 @@ from airferry.registry.credentials import Credential, remove_credential, store_c
 from airferry.registry.failures import Unauthorized
 from airferry.registry.governor import CHUNK_BYTES, SMALLEST_CHUNK_BYTES
 from airferry.registry.profile import RegistryProfile, write_profile
-from airferry.registry.trial import PROBE_REPOSITORY, try_registry
+from airferry.registry.trial import try_registry
 from airferry.registry.trials.explained import ProbedFact, explain_profile
 from airferry.registry.trials.kinds import ArtifactKind
 from airferry.registry.trials.leavings import Leavings
@@ -56,11 +60,29 @@ BUNDLE_KINDS = (
 
 @dataclass(frozen=True, slots=True)
 class ProbeOutcome:
-    """What was found out about a registry, where that is kept, and what stays in the registry."""
+    """What was found out about a registry, where that is kept, and what stays in the registry.
+
+    With a bundle, `of_bundle` says by a fact's name what of it the fact is about, and `foreseen` what a load of it
+    would meet.
+    """
 
     profile: RegistryProfile
     path: Path
     left: Leavings = field(default_factory=Leavings)
+    of_bundle: Mapping[str, str] = field(default_factory=dict)
+    foreseen: tuple[Warned, ...] | None = None
+
+    @property
+    def verdict(self) -> str:
+        """Whether bundles, or the one that was given, can be loaded there, in one sentence."""
+        host = self.profile.registry
+        if self.foreseen is not None:
+            return f"`{host}` takes all of this bundle" if not self.foreseen else ""
+        refused = [name for name, taken in self.profile.media_types.items() if taken is False]
+        refused += [name for name, taken in self.profile.artifact_types.items() if taken is False]
+        if refused:
+            return f"`{host}` refuses {', '.join(refused)}; `--bundle BUNDLE` says what that means for a bundle"
+        return f"`{host}` takes all types of images and artifacts that bundles have"
 
     @property
     def advice_for_enroot(self) -> str | None:
@@ -83,7 +105,10 @@ class ProbeOutcome:
 
     def to_document(self) -> dict[str, Any]:
         """Return the outcome as plain data."""
-        return {**self.profile.model_dump(mode="json", exclude={"learned_at"}), "left": self.left.to_document()}
+        document = {**self.profile.model_dump(mode="json", exclude={"learned_at"}), "left": self.left.to_document()}
+        if self.foreseen is not None:
+            document["bundle"] = {"facts": dict(self.of_bundle), "foreseen": [item.text for item in self.foreseen]}
+        return document
 
 
 def registry_host(text: str) -> str:
@@ -132,16 +157,18 @@ def probe_registry(
     target: str | Destination,
     *,
     largest_bytes: int = CHUNK_BYTES,
+    bundle: Path | None = None,
     options: ClientOptions | None = None,
     emit: Emit = silent,
 ) -> ProbeOutcome:
     """Find out what a registry does, in `HOST[/REPO]`, and keep it for the next load.
 
     Where a load would go, a `Destination`, it is tried in a separate repository below the prefix. No request carries
-    more than `largest_bytes`.
+    more than `largest_bytes`. With a `bundle`, the outcome says what the facts mean for its load to that destination.
 
     Raises:
-        UsageError: there is no such place, or the size is out of range.
+        UsageError: there is no such place or bundle, or the size is out of range.
+        IntegrityError: the bundle is damaged.
         RegistryError: the registry does not answer, or does not let this user push there.
     """
     if not SMALLEST_CHUNK_BYTES <= largest_bytes <= MAX_TRIED_BYTES:
@@ -152,6 +179,7 @@ def probe_registry(
         repository = place.prefix or PROBE_REPOSITORY
     else:
         place, repository = target, target.repository(PROBE_REPOSITORY)
+    shipments = shipments_of(bundle, place) if bundle is not None else None
     left = Leavings()
     with RegistryClient(place.registry, options=options, emit=emit) as client:
         # one that cannot be reached or pushed to keeps nothing of this
@@ -161,4 +189,9 @@ def probe_registry(
         finally:
             if text := left.describe(place.registry):
                 emit(Notice(text))
-    return ProbeOutcome(profile, write_profile(profile), left)
+    path = write_profile(profile)
+    if shipments is None:
+        return ProbeOutcome(profile, path, left)
+    return ProbeOutcome(
+        profile, path, left, facts_for_bundle(shipments, profile), tuple(foresee(shipments, place, profile))
+    )
