@@ -178,7 +178,10 @@ def _with_profiles(executors: list[str], profiles: Mapping[str, str]) -> list[An
         name = unused.pop(kind, None)
         made.append({"kind": kind, **({"version": version} if version else {}), "profile": name} if name else text)
     if unused:
-        raise UsageError(f"`--profile {next(iter(unused))}=…` names an executor that the site does not have")
+        raise UsageError(
+            f"`--profile {next(iter(unused))}=…` names an executor that the site does not have",
+            hint=f"add `--executor {next(iter(unused))}`, or leave the profile out",
+        )
     return made
 
 
@@ -422,6 +425,8 @@ def parse_pairs(values: list[str], option: str, form: str) -> dict[str, str]:
     for value in values:
         name, equals, rest = value.partition("=")
         if not equals or not name or not rest:
-            raise UsageError(f"`{option} {value}`: expected `{form}`")
+            raise UsageError(
+                f"`{option} {value}`: expected `{form}`", hint=f"write `{option} NAME=VALUE`, once for each"
+            )
         pairs[name] = rest
     return pairs

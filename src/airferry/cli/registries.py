@@ -78,7 +78,10 @@ def login(
         else ask_line("Password", needed=True, hidden=True)
     )
     if not secret:
-        raise UsageError("the password is empty")
+        raise UsageError(
+            "the password is empty",
+            hint='pipe it in: `echo "$PASSWORD" | airferry login HOST:PORT -u NAME --password-stdin`',
+        )
     path = api.login(host, name, secret, options=options)
     reporter.say("logged in to {} as {}; stored in {}", host, name, path)
 

@@ -335,8 +335,8 @@ class Reporter:
         tail = () if "\n" in error.message else error.tail
         for line in tail[-SHOWN_TAIL_LINES:]:
             self._line(f"  [dim]|[/] {_indented(line)}")
-        if error.hint:
-            self._line(f"[bold]hint:[/]  {_indented(error.hint)}", hanging=len("hint:  "))
+        if hint := error.hint or error.advice:
+            self._line(f"[bold]hint:[/]  {_indented(hint)}", hanging=len("hint:  "))
 
 
 def escape_what_python_writes() -> None:
@@ -388,7 +388,10 @@ def data(text: str) -> None:
         sys.stdout.write(shown if shown.endswith("\n") else shown + "\n")
         sys.stdout.flush()
     except OSError as error:
-        raise HostError(f"cannot write to standard output: {error.strerror}") from error
+        raise HostError(
+            f"cannot write to standard output: {error.strerror}",
+            hint="check what reads it: a full disk, or a program that ended",
+        ) from error
 
 
 def data_line(*lines: str) -> None:

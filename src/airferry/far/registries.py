@@ -139,7 +139,11 @@ def login(registry: str, username: str, password: str, *, options: ClientOptions
     with RegistryClient(host, options=tried) as client:
         response = client.request(Request("GET", "", what=f"log in to `{host}`"), expected=(200, 401))
         if response.status_code == 401:
-            raise Unauthorized(f"`{host}` rejects user `{username}` with this password", status=401)
+            raise Unauthorized(
+                f"`{host}` rejects user `{username}` with this password",
+                status=401,
+                hint="check both there; some registries take a token or a robot account, and no password of a person",
+            )
     return store_credential(host, username, password=password)
 
 
@@ -173,7 +177,10 @@ def probe_registry(
     """
     if not SMALLEST_CHUNK_BYTES <= largest_bytes <= MAX_TRIED_BYTES:
         least, most = size_text(SMALLEST_CHUNK_BYTES), size_text(MAX_TRIED_BYTES)
-        raise UsageError(f"{size_text(largest_bytes)} is out of range: requests of {least} to {most} can be tried")
+        raise UsageError(
+            f"{size_text(largest_bytes)} is out of range: requests of {least} to {most} can be tried",
+            hint="the default, `--largest 64M`, suits most registries",
+        )
     if isinstance(target, str):
         place = parse_destination(target)
         repository = place.prefix or PROBE_REPOSITORY

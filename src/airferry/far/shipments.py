@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 
 from airferry.assets.staged import bundle_packs
+from airferry.bundle.artifacts import COPY_AGAIN
 from airferry.bundle.twins import twin_of
 from airferry.bundle.verify import Bundle
 from airferry.errors import IntegrityError, UsageError
@@ -83,7 +84,9 @@ def plan_shipments(bundle: Bundle, destination: Destination, places: Mapping[str
             homes.setdefault(descriptor.digest, {})[repository] = None
         queue += held.pop(descriptor.digest, ())
     for waiting in held.values():
-        raise IntegrityError(f"artifact `{waiting[0][0].digest}` refers to content that is not in the bundle")
+        raise IntegrityError(
+            f"artifact `{waiting[0][0].digest}` refers to content that is not in the bundle", hint=COPY_AGAIN
+        )
     return shipments
 
 

@@ -107,7 +107,10 @@ def make_mirrors(receipt: Receipt, *, plain_http: bool | None = None, ca: NodeCa
     if plain_http and known:
         raise UsageError(CA_WITHOUT_TLS, hint="leave one of both out")
     if ca.path is not None and obeyed(ca.path):
-        raise UsageError(f"`{ca.path}` is not a path that configurations of nodes can name")
+        raise UsageError(
+            f"`{ca.path}` is not a path that configurations of nodes can name",
+            hint="give the path of the CA on the nodes, for example `/etc/ssl/site-ca.pem`",
+        )
     images = _originals(receipt)
     registry = parse_reference(f"{receipt.registry}/x").registry
     insecure = _is_plain(receipt, registry) if plain_http is None and not known else bool(plain_http)

@@ -260,7 +260,10 @@ def parse_target(text: str) -> Target:
     """
     step_id, colon, name = (part.strip() for part in text.partition(":"))
     if not STEP_ID.fullmatch(step_id) or (colon and name and not STEP_ID.fullmatch(name)):
-        raise ConfigurationError(f"`{text}` is not a target, expected `step/id:config` or `step/id`")
+        raise ConfigurationError(
+            f"`{text}` is not a target, expected `step/id:config` or `step/id`",
+            hint="`airferry plan` lists the targets of the catalogue's steps",
+        )
     return Target(step_id, name or None)
 
 
@@ -279,7 +282,8 @@ def choose_target(catalogue: Catalogue, text: str, *, folder: Path) -> Target:
         return parse_target(text)
     if not STEP_ID.fullmatch(step_id) or "\n" in config or "\0" in config:
         raise ConfigurationError(
-            f"`{text}` is not a target, expected `step/id:config` or `step/id:path/to/config.yaml`"
+            f"`{text}` is not a target, expected `step/id:config` or `step/id:path/to/config.yaml`",
+            hint="`airferry plan` lists the targets of the catalogue's steps",
         )
     own = catalogue.steps_folder / step_id / "config"
     if STEP_ID.fullmatch(config) and files.is_file(_named_config(own, config)):
@@ -408,7 +412,10 @@ def read_step_toml(path: Path) -> dict[str, Any]:
         raise ConfigurationError(error.message, hint=error.hint, path=str(path)) from error
     except Malformed as error:
         raise ConfigurationError(
-            f"{path}:{error.line}: not valid TOML: {error}", path=str(path), line=error.line
+            f"{path}:{error.line}: not valid TOML: {error}",
+            path=str(path),
+            line=error.line,
+            hint="correct that line; see https://toml.io for what may stand there",
         ) from error
 
 

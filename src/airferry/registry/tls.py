@@ -120,7 +120,10 @@ def _load_authority(context: ssl.SSLContext, path: Path) -> None:
     try:
         context.load_verify_locations(cafile=None if path.is_dir() else path, capath=path if path.is_dir() else None)
     except OSError as error:
-        raise ConfigurationError(f"`{path}` cannot be read as CA certificates") from error
+        raise ConfigurationError(
+            f"`{path}` cannot be read as CA certificates",
+            hint="give a readable PEM file; `openssl x509 -inform DER -in FILE -out ca.pem` converts a DER one",
+        ) from error
 
 
 def _load_client_certificate(context: ssl.SSLContext, path: Path) -> None:

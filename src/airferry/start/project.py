@@ -36,7 +36,7 @@ def init_project(folder: Path, *, choices: ProjectChoices | None = None, dry_run
     base = _base_for(choices.base, place)
     root = place if choices.source is None else Path(os.path.normpath(choices.source.absolute()))
     if choices.source is not None and not files.is_folder(root):
-        raise UsageError(f"`--source {choices.source}`: there is no such folder")
+        raise UsageError(f"`--source {choices.source}`: there is no such folder", hint=files.CHECK_PATH)
     survey = survey_catalogue(root, steps=choices.steps, targets=choices.targets) if files.is_folder(root) else None
     if survey is None and choices.source is not None:
         raise ConfigurationError(
@@ -91,7 +91,9 @@ def _base_for(text: str | None, place: Path) -> str:
     if not text:
         return ""
     if trouble := base_trouble(text):
-        raise UsageError(f"`--base {text}`: {trouble}")
+        raise UsageError(
+            f"`--base {text}`: {trouble}", hint="name an image as `HOST/REPO:TAG`, `oci:DIR` or `oci-archive:FILE`"
+        )
     kind, _, rest = text.partition(":")
     if kind not in ("oci", "oci-archive"):
         return text

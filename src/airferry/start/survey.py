@@ -68,7 +68,7 @@ def survey_catalogue(root: Path, *, steps: str | None = None, targets: Sequence[
         target = known.get(step_id) or _first_target(catalogue, step_id)
         try:
             if not is_target(step_id):
-                raise ConfigurationError(f"`{step_id}` is not a name for a step")
+                raise ConfigurationError(f"`{step_id}` is not a name for a step", hint="rename its folder")
             find_step(catalogue, target)
             ready.append(target)
         except ConfigurationError as error:
@@ -98,7 +98,10 @@ def _asked_target(catalogue: Catalogue, text: str) -> Target:
 def _chosen_folder(root: Path, steps: str) -> str:
     path = PurePosixPath(os.path.relpath(root / steps, root))
     if ".." in path.parts:
-        raise UsageError(f"`--steps {steps}`: expected a folder below the root of the catalogue, `{root}`")
+        raise UsageError(
+            f"`--steps {steps}`: expected a folder below the root of the catalogue, `{root}`",
+            hint="give a folder of steps, as `src/steps`",
+        )
     if files.is_folder(root / path) and next(step_tomls(root / path), None) is None:
         raise UsageError(
             f"`--steps {steps}`: no folder below `{root / path}` has a `{STEP_FILE}`",
