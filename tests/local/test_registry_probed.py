@@ -467,7 +467,8 @@ def test_the_facts_are_told_for_a_bundle_and_the_registry_of_the_site_is_the_def
     assert "warning:" in captured.err and "would leave out" in captured.err and "takes all" not in captured.err
     assert next_commands(captured.err) == [["load", "out", "--to", to, "--root", "$ROOT"]]
     assert run(["registry", "probe", "--largest", "1M"]) == 0
-    assert "refuses application/vnd.airferry" in capsys.readouterr().err
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"`{registry.address}` refuses {EMPTY_CONFIG}, " in said and "`--bundle BUNDLE` says" in said
 
 
 def test_a_registry_that_cannot_be_pushed_to_keeps_nothing_of_a_probe(registry: ScriptedRegistry) -> None:

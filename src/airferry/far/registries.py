@@ -41,9 +41,10 @@ from airferry.registry.trials.explained import ProbedFact, explain_profile
 from airferry.registry.trials.kinds import ArtifactKind
 from airferry.registry.trials.leavings import Leavings
 from airferry.registry.uploads import try_upload
-from airferry.wording import size_text
+from airferry.wording import size_text, some_of
 
 MAX_TRIED_BYTES = 1024 * 1024 * 1024
+SHOWN_TYPES = 3
 # what bundles hold besides images, with the types of its content
 BUNDLE_KINDS = (
     ArtifactKind(MANIFEST_ARTIFACT, MANIFEST_CONTENT),
@@ -81,7 +82,8 @@ class ProbeOutcome:
         refused = [name for name, taken in self.profile.media_types.items() if taken is False]
         refused += [name for name, taken in self.profile.artifact_types.items() if taken is False]
         if refused:
-            return f"`{host}` refuses {', '.join(refused)}; `--bundle BUNDLE` says what that means for a bundle"
+            shown = some_of(refused, SHOWN_TYPES)
+            return f"`{host}` refuses {shown}; `--bundle BUNDLE` says what that means for a bundle"
         return f"`{host}` takes all types of images and artifacts that bundles have"
 
     @property
