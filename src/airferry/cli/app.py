@@ -36,7 +36,7 @@ HOST_ERRORS = {
 HELP = """Carry container images, and everything that goes with them, across an air gap.
 
 Near side: [bold]doctor[/], [bold]plan[/], [bold]lock[/], [bold]rehearse[/], [bold]build[/], then carry the folder over.
-Far side: [bold]site init[/], [bold]login[/], [bold]verify[/], [bold]load --jobs[/], or [bold]serve[/] without a registry.
+Far side: [bold]site init[/], [bold]login[/], [bold]verify[/], [bold]load --jobs[/]. No registry yet: [bold]serve[/].
 Jobs: [bold]check[/], then run the submit commands that [bold]load --jobs[/] wrote.
 Start with [bold]quickstart[/]: it runs the whole job on a built-in example; or with [bold]init[/], for your own steps.
 
