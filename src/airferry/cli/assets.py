@@ -12,7 +12,7 @@ import typer
 from airferry import api
 from airferry.cli import completion
 from airferry.cli.options import AssetNameOption, CaFileOption, JsonOption, PlainHttpOption, ReadersOption, RootOption
-from airferry.cli.render import Reporter, data, data_line
+from airferry.cli.render import Reporter, data, data_items, data_line, data_text
 from airferry.wording import counted, size_text
 
 MAX_SHOWN_FINDINGS = 200
@@ -70,7 +70,7 @@ def record(
         }
         data(json.dumps(document, indent=2))
         return
-    data_line(f"{outcome.path}  {manifest.digest}")
+    data_items((str(outcome.path), manifest.digest))
     reporter.say("{}, {}", counted(len(manifest.files), "file"), size_text(manifest.size_bytes))
     reporter.say("On the far side, run: [bold]airferry assets verify {} PATH[/]", shlex.quote(str(outcome.path)))
 
@@ -94,7 +94,7 @@ def verify(
         data(json.dumps(report.to_document(), indent=2))
     else:
         for finding in report.findings[:MAX_SHOWN_FINDINGS]:
-            data_line(str(finding))
+            data_text(str(finding))
         if len(report.findings) > MAX_SHOWN_FINDINGS:
             reporter.say("and {} more; `--json` lists all", len(report.findings) - MAX_SHOWN_FINDINGS)
     report.raise_if_wrong()

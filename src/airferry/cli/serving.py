@@ -11,7 +11,7 @@ import typer
 from airferry import api
 from airferry.cli.bundles import parse_maps
 from airferry.cli.options import BundleArgument, FlattenOption, JsonOption, MapOption, RootOption
-from airferry.cli.render import Reporter, data, data_line
+from airferry.cli.render import Reporter, data, data_items
 
 
 def register(app: typer.Typer) -> None:
@@ -92,7 +92,7 @@ def serve(
             data(json.dumps({"url": serving.url, "root": serving.root, "images": images}))
         else:
             for reference, digest in serving.images:
-                data_line(f"{reference}  {digest}")
+                data_items((reference, digest))
         reporter.say("serving root {}" + (" (as expected)" if serving.root_verified else ""), serving.root)
         reporter.say(
             "at {}, read-only; each blob is verified before it is first served; press Ctrl-C to stop", serving.url
