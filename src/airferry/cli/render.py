@@ -219,13 +219,22 @@ class Reporter:
         target = self._live.console if self._live is not None else self.console
         target.print(text)
 
+    @property
+    def may_ask(self) -> bool:
+        """Whether someone is there to be asked: on a terminal, and not with `--quiet`."""
+        return not self.quiet and sys.stdin.isatty() and sys.stderr.isatty()
+
+    def complain(self, markup: str, *values: object) -> None:
+        """Tell what failed on stderr, as `say` does, quiet or not: an error follows that names it alone."""
+        self.console.print(markup.format(*(escape(str(value)) for value in values)))
+
     def say(self, markup: str, *values: object) -> None:
         """Tell the operator something on stderr, unless quiet was asked for.
 
         The first argument is a literal in rich's markup; `{}` in it stands for the values, which are shown as they are.
         """
         if not self.quiet:
-            self.console.print(markup.format(*(escape(str(value)) for value in values)))
+            self.complain(markup, *values)
 
     def next(self, *steps: tuple[str, str], where: str = "") -> None:
         """Say what to do next, unless quiet was asked for: each command line to paste, below what it is for.
