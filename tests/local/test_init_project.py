@@ -128,6 +128,15 @@ def test_json_says_what_was_written_and_a_dry_run_writes_nothing(
     assert foreseen["next"][0] == "cd acme" and foreseen["new_catalogue"]
 
 
+def test_a_host_that_cannot_make_a_userland_is_told_so(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path, said in ((None, True), (Path("/usr/bin/mmdebstrap"), False)):
+        monkeypatch.setattr("airferry.start.choices.find_program", lambda _name, path=path: path)
+        notes = api.init_project(here / "acme", dry_run=True).notes
+        assert any("`mmdebstrap`" in note for note in notes) == said
+        chosen = api.ProjectChoices(base="python:3.12-slim")
+        assert api.init_project(here / "acme", choices=chosen, dry_run=True).notes == ()
+
+
 def test_quiet_prints_the_files_alone(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["init", "acme", "--quiet"]) == 0
     shown = capsys.readouterr()
@@ -285,6 +294,26 @@ def test_the_repository_and_its_commit_are_named_without_a_password(here: Path) 
     made = api.init_project(here, choices=api.ProjectChoices(source=repository))
     assert made.origin == f"https://git.example/acme.git at {git(repository, 'rev-parse', 'HEAD')}"
     assert f"# Written by `airferry init` for {made.origin}\n" in (here / "airgap.yaml").read_text()
+
+
+def test_text_of_a_repository_is_data(here: Path) -> None:
+    """Neither what its configuration names as programs is run, nor does a name in it begin a key of the plan."""
+    repository = here / "a: b #c\nd"
+    foreign(repository, "steps", "train/tree")
+    git(repository, "init", "--quiet")
+    git(repository, "remote", "add", "origin", "https://git.example/x\nloader: false\n\x1b[2J")
+    for key in ("core.fsmonitor", "core.pager", "core.editor", "alias.rev-parse", "diff.external"):
+        git(repository, "config", key, f"!touch {here}/run; touch {here}/run")
+    (repository / "Dockerfile").write_text("FROM registry.example/x:1\n")
+    (repository / "steps/train/tree/config/small.yaml").write_text(
+        'run: {env: {container_image: "registry.example/y:1\\nloader: false"}}\n'
+    )
+    api.init_project(here / "plan", choices=api.ProjectChoices(source=repository))
+    text = (here / "plan/airgap.yaml").read_text()
+    assert "\x1b" not in text and not [line for line in text.splitlines() if line.startswith("loader")]
+    config = load_config(here / "plan/airgap.yaml")
+    assert config.loader is not False and config.execution_images["x"].base_image.key == "registry.example/x:1"
+    assert plan_of(here / "plan").source_root == repository and not (here / "run").exists()
 
 
 def test_what_is_not_a_complete_step_is_named_and_left_out(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

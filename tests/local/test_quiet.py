@@ -244,6 +244,17 @@ def test_the_checks_that_fail_are_told_in_quiet(
     assert "engine  not found" in told and "→ install it" in told and "1 TiB free" not in told
 
 
+def test_findings_are_shown_on_a_terminal_in_quiet(
+    ready: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finding = api.Finding("sft/one", "image", "warn", "a.yaml", 1, "a", "1", "it is large", None)
+    monkeypatch.setattr(api, "check", saying(api.CheckReport(("sft/one",), (finding,))), raising=False)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert run(["check", "-q", "--no-registry"]) == 0
+    printed = capsys.readouterr()
+    assert "it is large" in printed.out and printed.err == ""
+
+
 def test_quiet_never_prompts(
     ready: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

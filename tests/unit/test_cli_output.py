@@ -6,6 +6,7 @@ import io
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -269,13 +270,20 @@ def test_on_a_narrow_terminal_what_is_to_be_typed_stays_one_line(
     assert "config/tiny.yaml:7: model.name = [x]" in lines and "also model.other" in lines
 
 
-def test_on_a_wide_terminal_findings_are_a_table(
+def test_on_a_wide_terminal_findings_are_a_table_if_what_is_to_be_typed_stays_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "200")
-    show_findings(Reporter(), report_of_findings(), notes=False)
-    assert capsys.readouterr().err.split()[:5] == ["job", "where", "what", "type", "sft/one:tiny"]
+    report = report_of_findings()
+    show_findings(Reporter(), report, notes=False)
+    lines = [line.strip() for line in capsys.readouterr().err.splitlines()]
+    assert lines[0] == "sft/one:tiny" and report.findings[1].fix in lines
+    short = replace(report, findings=(report.findings[0], report.findings[2]))
+    show_findings(Reporter(), short, notes=False)
+    shown = capsys.readouterr().err
+    assert shown.split()[:5] == ["job", "where", "what", "type", "sft/one:tiny"]
+    assert str(short.findings[0].fix) in shown
 
 
 def test_fixes_are_one_line_of_overrides_for_each_job(capsys: pytest.CaptureFixture[str]) -> None:

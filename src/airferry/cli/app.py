@@ -38,8 +38,8 @@ HOST_ERRORS = {
 HELP = """Carry container images, and everything that goes with them, across an air gap.
 
 Near side: [bold]doctor[/], [bold]plan[/], [bold]lock[/], [bold]rehearse[/], [bold]build[/], then carry the folder over.
-Far side: [bold]verify[/], [bold]report[/], then [bold]load[/], or [bold]serve[/] if there is no registry yet.
-Jobs: [bold]site init[/], [bold]overlays[/], [bold]check[/], then run the submit commands from [bold]overlays[/].
+Far side: [bold]site init[/], [bold]login[/], [bold]verify[/], [bold]load --jobs[/]. No registry yet: [bold]serve[/].
+Jobs: [bold]check[/], then run the submit commands that [bold]load --jobs[/] wrote.
 Start with [bold]quickstart[/]: it runs the whole job on a built-in example; or with [bold]init[/], for your own steps.
 
 Exit codes: 0 success, 1 a bug in airferry, 2 usage, 3 configuration, 4 environment, 5 build, 6 integrity,

@@ -82,7 +82,7 @@ def init(
         typer.Option("--ca-file", metavar="FILE", help="PEM certificate of the registry's private CA, on this host."),
     ] = None,
     node_ca_file: Annotated[
-        str | None, typer.Option("--node-ca-file", metavar="PATH", help="The same certificate's path on the nodes.")
+        str | None, typer.Option("--node-ca-file", metavar="PATH", help="Path of that certificate on the nodes.")
     ] = None,
     platform: Annotated[
         str | None,
@@ -204,7 +204,7 @@ def _ask(reporter: Reporter, document: dict[str, Any], profiles: dict[str, str])
         )
     if document["ca_file"]:
         document["node_ca_file"] = document["node_ca_file"] or ask(
-            "The same certificate's path on the nodes (PATH)", "node_ca_file", str
+            "Path of that certificate on the nodes (PATH)", "node_ca_file", str
         )
     document["platform"] = document["platform"] or ask("CPU platform of the nodes (linux/amd64)", "platform", str)
     gpu = document["gpu"]
@@ -409,7 +409,10 @@ def check(
 def _submitting(folder: Path, kind: str) -> list[tuple[str, str]]:
     """Return what shows how jobs are submitted on an executor, of the files that `overlays` wrote into a folder."""
     return [
-        ("append this to your env.toml: the profile of the jobs", command_line("cat", folder / kind / PROFILE_FILE)),
+        (
+            "add this profile to those that the commands read (Nemotron: env.toml)",
+            command_line("cat", folder / kind / PROFILE_FILE),
+        ),
         ("then run the jobs' commands", command_line("cat", folder / kind / COMMANDS_FILE)),
     ]
 

@@ -22,7 +22,7 @@ from airferry.cli.options import (
     as_typed,
     command_line,
 )
-from airferry.cli.render import Reporter, ask_line, data, data_line
+from airferry.cli.render import Reporter, ask_line, data, data_line, data_rows
 from airferry.defaults import PROBE_REPOSITORY
 from airferry.errors import UsageError
 
@@ -162,10 +162,12 @@ def probe(
     if as_json:
         data(json.dumps(outcome.to_document(), indent=2))
         return
+    rows = []
     for fact in outcome.explained():
         mine = outcome.of_bundle.get(fact.name)
         meaning = "; ".join(text for text in (fact.meaning, f"here: {mine}" if mine else "") if text)
-        data_line(f"{fact.name}  {fact.value}" + (f"  {meaning}" if meaning else ""))
+        rows.append((fact.name, fact.value, meaning))
+    data_rows(rows)
     for warning in outcome.foreseen or ():
         reporter(warning)
     # a site that says what runs its jobs, and has no Slurm, has no enroot

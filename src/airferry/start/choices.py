@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from airferry.host.process import find_program
+
 
 @dataclass(frozen=True, slots=True)
 class ProjectChoices:
@@ -63,6 +65,15 @@ class ProjectOutcome:
             "notes": list(self.notes),
             "next": list(self.commands),
         }
+
+
+def userland_notes() -> list[str]:
+    """Return what to say where images are built on a Debian userland, and this host cannot make one."""
+    if find_program("mmdebstrap") is not None:
+        return []
+    return [
+        "`mmdebstrap`, which makes the Debian userland, is not installed: see `airferry doctor`, or choose a `--base`"
+    ]
 
 
 def next_commands(place: Path, more: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -11,7 +11,7 @@ from airferry.defaults import PLAN_CONFIG
 from airferry.errors import UsageError
 from airferry.near.git.origin import WorkingCopy, find_working_copy
 from airferry.start.bases import StepBase, find_bases, name_images, nemotron_plan
-from airferry.start.choices import ProjectChoices, ProjectOutcome, next_commands
+from airferry.start.choices import ProjectChoices, ProjectOutcome, next_commands, userland_notes
 from airferry.start.plan_text import DEBIAN_NAME, FirstImage, FirstPlan
 from airferry.start.prerequisites import find_prerequisites
 from airferry.start.survey import Survey
@@ -61,6 +61,7 @@ def found_catalogue(
             f"nothing names an image for {some_of(unnamed, 3)}: a Debian userland is their base; "
             f"`--base` or `base_image` of `{DEBIAN_NAME}` names another"
         )
+        notes += userland_notes()
     made = {PLAN_CONFIG: plan.render()}
     return made, ProjectOutcome(
         folder=place,

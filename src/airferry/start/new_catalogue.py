@@ -15,7 +15,7 @@ from airferry.errors import UsageError
 from airferry.host.installation import PACKAGE
 from airferry.host.process import find_program
 from airferry.near.git.origin import WorkingCopy
-from airferry.start.choices import ProjectChoices, ProjectOutcome, next_commands
+from airferry.start.choices import ProjectChoices, ProjectOutcome, next_commands, userland_notes
 from airferry.start.plan_text import DEBIAN_NAME, FIRST_REQUIREMENTS, FirstImage, FirstPlan
 from airferry.wording import some_of
 
@@ -67,7 +67,7 @@ def new_catalogue(
         if path.is_file() and "__pycache__" not in path.parts
     }
     made[PLAN_CONFIG] = plan.render()
-    notes = []
+    notes = [] if base else userland_notes()
     if os.path.lexists(place / IGNORED):
         notes.append(f"`{IGNORED}` is there and stays as it is: add `/out/` to it")
     else:
