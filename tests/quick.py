@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +13,8 @@ import pytest
 from airferry.near.wheels.pip import Pip
 from airferry.registry.retry import RetryPolicy
 from scripted_registry import ScriptedRegistry, run_scripted
+
+Said = Callable[[], tuple[str, str]]
 
 
 @pytest.fixture(autouse=True)
@@ -64,3 +66,14 @@ def on_kubernetes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AIRFERRY_SITE", raising=False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "site.yaml").write_text("executors: [kubernetes]\n")
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str]) -> Said:
+    """Return what gives stdout as it is, and stderr with its line breaks taken out."""
+
+    def read() -> tuple[str, str]:
+        captured = capsys.readouterr()
+        return captured.out, " ".join(captured.err.split())
+
+    return read

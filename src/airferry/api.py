@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from airferry.far.copy import CopyResult, copy
     from airferry.far.history import LoadHistory, PastLoad, history
     from airferry.far.load import LoadOutcome, load
-    from airferry.far.registries import ProbeOutcome, login, logout, probe_registry
+    from airferry.far.registries import ProbeOutcome, login, logout, probe_registry, registry_host
     from airferry.far.relocate import Destination, parse_destination
     from airferry.far.report.report import ReportOutcome, report
     from airferry.far.serve.serving import ServeOptions, Serving, serve
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from airferry.jobs.configs import OverlaySet
     from airferry.jobs.extract import Extracted
     from airferry.jobs.findings import Finding
-    from airferry.jobs.mirrors import MirrorFiles, mirrors
+    from airferry.jobs.mirrors import MirrorFiles, NodeCa, mirrors
     from airferry.jobs.overlays import overlays
     from airferry.jobs.profile import FoundSite, init_site, known_site, site_trouble
     from airferry.load_for_jobs import JobFiles, JobsOutcome, load_for_jobs
@@ -79,6 +79,7 @@ _HOMES = {
         "login",
         "logout",
         "probe_registry",
+        "registry_host",
     ),
     "airferry.far.relocate": (
         "Destination",
@@ -113,6 +114,7 @@ _HOMES = {
     "airferry.jobs.findings": ("Finding",),
     "airferry.jobs.mirrors": (
         "MirrorFiles",
+        "NodeCa",
         "mirrors",
     ),
     "airferry.jobs.overlays": ("overlays",),
@@ -187,6 +189,7 @@ __all__ = [
     "LoadOutcome",
     "LockOutcome",
     "MirrorFiles",
+    "NodeCa",
     "OverlaySet",
     "PackageNameError",
     "PastLoad",
@@ -228,6 +231,7 @@ __all__ = [
     "probe_registry",
     "quickstart",
     "record_asset",
+    "registry_host",
     "rehearse",
     "report",
     "rollback",

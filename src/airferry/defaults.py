@@ -1,11 +1,13 @@
 """Names and texts that are taken where none is given, apart from what uses them: help shows them without that."""
 
+ARTIFACTS_REPOSITORY = "airferry-artifacts"
 CATALOGUE_FOLDER = "catalogue"
 COMMANDS_FILE = "submit.txt"
 DEFAULT_STEPS = "src/nemotron/steps"
 JOBS_FOLDER = "jobs"
 OVERLAYS_FOLDER = "airgap-overlays"
 PLAN_CONFIG = "airgap.yaml"
+PROBE_REPOSITORY = "airferry-probe"
 PROFILE_FILE = "env.toml"
 RECEIPT_STEM = "airgap-receipt"
 SITE_FILE = "site.yaml"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from quick import no_pip, no_waiting, on_kubernetes, registry, unsettled
+from quick import no_pip, no_waiting, on_kubernetes, registry, said, unsettled
+from recorded_disk import disk
 
-__all__ = ["no_pip", "no_waiting", "on_kubernetes", "registry", "unsettled"]
+__all__ = ["disk", "no_pip", "no_waiting", "on_kubernetes", "registry", "said", "unsettled"]

@@ -7,11 +7,14 @@ import hashlib
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from airferry.errors import HostError, IntegrityError
 from airferry.host.offload import Offloaded
+from airferry.rootfs import sources
+from layer_tars import Item, facts_of
 
 
 def children() -> list[str]:
@@ -76,3 +79,28 @@ def test_a_disk_without_room_is_told_as_such() -> None:
 def test_too_little_memory_is_an_error_of_the_host() -> None:
     with Offloaded("offloaded:use_much_memory", {}) as process, pytest.raises(HostError, match="too little memory"):
         process.result()
+
+
+def test_sources_are_looked_at_the_same_here_and_in_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    items = [
+        Item(f"site/p{number}.py", value=f"import a{number}\nfrom b import (\n  c{number},\n)\n" + "x = 1\n" * 2000)
+        for number in range(200)
+    ]
+    items[20:20] = [Item("site/n/__init__.py", value="__path__ = extend_path(__path__, __name__)"), Item("site/no.py")]
+    items += [Item("site/é.py", value="import é\nimport last\n"), Item("site/RECORD", value="no source")]
+    here = facts_of(items)
+    started: list[object] = []
+    real = sources.Offloaded
+
+    def start(*arguments: Any) -> object:
+        started.append(arguments)
+        return real(*arguments)
+
+    monkeypatch.setattr(sources, "INLINE_BYTES", 100_000)
+    monkeypatch.setattr(sources, "Offloaded", start)
+    assert facts_of(items) == here
+    assert len(started) == 1
+    monkeypatch.setattr(sources, "MAX_KEPT_BYTES", 1000)
+    monkeypatch.setattr(sources, "INLINE_BYTES", 8 << 20)
+    with pytest.raises(IntegrityError, match="more than 1000 bytes of imports"):
+        facts_of(items)

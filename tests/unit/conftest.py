@@ -1,7 +1,28 @@
-"""What unit tests share."""
+"""What unit tests share; and each fails that opens a connection or starts a process."""
 
 from __future__ import annotations
 
-from quick import no_pip, no_waiting, on_kubernetes, registry, unsettled
+from collections.abc import Generator
 
-__all__ = ["no_pip", "no_waiting", "on_kubernetes", "registry", "unsettled"]
+import pytest
+
+from quick import no_pip, no_waiting, on_kubernetes, said, unsettled
+from recorded_disk import disk
+from refusal import REFUSAL
+
+__all__ = ["disk", "no_pip", "no_waiting", "on_kubernetes", "said", "unsettled"]
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_setup() -> Generator[None]:
+    REFUSAL.begin()
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown() -> Generator[None]:
+    try:
+        return (yield)
+    finally:
+        if fault := REFUSAL.end():
+            pytest.fail(fault, pytrace=False)

@@ -22,7 +22,7 @@ from airferry.bundle.texts import (
 from airferry.config.assets import AssetName
 from airferry.config.fields import ContainerPath, ModuleName, VariableName
 from airferry.defaults import RECEIPT_STEM
-from airferry.errors import HostError, IntegrityError, UsageError
+from airferry.errors import HostError, IntegrityError, UsageError, advising
 from airferry.host import files
 from airferry.host.yaml import MAX_DOCUMENT_BYTES, from_yaml, to_yaml
 from airferry.oci.digest import Digest
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 RECEIPT_SCHEMA_VERSION = 2
 SHOWN_RECEIPTS = 10
+RECEIPT_AGAIN = (
+    "copy the receipt again from where `airferry load` wrote it, or run that load again: it sends nothing twice"
+)
 NO_RECEIPT_HINT = (
     f"`airferry load BUNDLE --to HOST:PORT/PREFIX` writes `{RECEIPT_STEM}-….yaml` to the current folder, or where "
     "`--receipt FILE` or `--jobs DIR` says"
@@ -182,8 +185,11 @@ class Receipt(BaseModel):
 
 
 def write_receipt(receipt: Receipt, path: Path) -> None:
-    """Write a receipt, atomically and durably."""
-    files.write_bytes(files.output_file(path), receipt.to_yaml())
+    """Write a receipt, atomically and durably. Everybody may read it, and its folder where that is made for it."""
+    place = files.output_file(path)
+    # `load --jobs` puts here what jobs of other users read
+    files.ensure_directory(place.parent, shared=True)
+    files.write_bytes(place, receipt.to_yaml())
 
 
 def is_receipt_name(name: str) -> bool:
@@ -261,7 +267,8 @@ def read_receipt(path: Path, *, root: str | None = None) -> Receipt:
     path = locate_receipt(path)
     data = files.read_bounded(path, limit_bytes=MAX_DOCUMENT_BYTES)
     what = f"receipt `{path}`"
-    receipt = from_yaml(Receipt, data, schema_version=RECEIPT_SCHEMA_VERSION, what=what)
+    with advising(RECEIPT_AGAIN):
+        receipt = from_yaml(Receipt, data, schema_version=RECEIPT_SCHEMA_VERSION, what=what)
     if root is not None and receipt.bundle_root != parse_root(root):
         raise IntegrityError(
             f"{what} is of bundle `{receipt.bundle_root}`, expected `{root}`",

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from airferry.bundle.artifacts import MANIFEST_ARTIFACT, MANIFEST_CONTENT, OWN_ARTIFACTS, read_artifact_file
+from airferry.bundle.artifacts import COPY_AGAIN, MANIFEST_ARTIFACT, MANIFEST_CONTENT, OWN_ARTIFACTS, read_artifact_file
 from airferry.bundle.beside import BUNDLE_FOLDER, LEADS_OUT, Surroundings, holds_layout, look_beside
 from airferry.bundle.manifest import ArtifactEntry, BundleManifest, ImageEntry, read_manifest
 from airferry.bundle.origin import BundleOrigin, origin_of
 from airferry.bundle.root import parse_root
 from airferry.bundle.twins import images_text
-from airferry.errors import AirferryError, IntegrityError, UsageError
+from airferry.errors import AirferryError, IntegrityError, UsageError, advising
 from airferry.events import Emit, Warned, silent
 from airferry.host import files
 from airferry.host.canonical import plain_data
@@ -42,7 +42,6 @@ from airferry.wording import counted, printable, some_of
 
 SHOWN_FINDINGS = 5
 COPY_BESIDE = "use none of these files: copy them again, or remove them"
-COPY_AGAIN = "copy the bundle again from the source, and verify it before you load it"
 NOT_A_BUNDLE = (
     "if it was sent to you as a bundle, copy that again from the source; images that `airferry copy` or another tool "
     "wrote are checked by `airferry verify`, and brought to a registry by `airferry copy`"
@@ -260,12 +259,8 @@ def open_bundle(path: Path, *, root: str | None = None) -> Bundle:
         UsageError: there is no bundle, or the root that was given is not a digest.
         IntegrityError: the root is another, or layout, index or manifest cannot be read.
     """
-    try:
+    with advising(COPY_AGAIN):
         return _open(path, root)
-    except NoBundleManifest:
-        raise
-    except IntegrityError as error:
-        raise error.reworded(error.message, hint=error.hint or COPY_AGAIN) from error
 
 
 def _open(path: Path, root: str | None) -> Bundle:
@@ -391,9 +386,9 @@ def open_index(path: Path, root: str | None) -> tuple[LayoutStore, bytes, str]:
         try:
             found = folder.lstat()
         except OSError as error:
-            raise IntegrityError(f"bundle `{layout}` has no folder `{folder}`") from error
+            raise IntegrityError(f"bundle `{layout}` has no folder `{folder}`", hint=COPY_AGAIN) from error
         if not stat.S_ISDIR(found.st_mode):
-            raise IntegrityError(f"`{folder}` is not a folder; links are not followed")
+            raise IntegrityError(f"`{folder}` is not a folder; links are not followed", hint=COPY_AGAIN)
     store = LayoutStore.open(layout, read_only=True)
     data = store.read_index_bytes()
     observed = digest_of(data)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +28,7 @@ from airferry.cli.options import (
     as_typed,
     command_line,
 )
-from airferry.cli.render import Reporter, data, data_line
+from airferry.cli.render import Reporter, ask_line, data, data_line
 from airferry.errors import ConfigurationError, HostError, UsageError
 from airferry.wording import counted, size_text
 
@@ -103,31 +102,27 @@ def init_project(
     """Write airgap.yaml for the steps in a folder; where there are none, write two steps that build, too."""
     reporter: Reporter = context.obj
     choices = api.ProjectChoices(source=source, steps=steps, package=name, targets=tuple(target or ()), base=base)
-    if sys.stdin.isatty() and sys.stderr.isatty() and not (yes or as_json):
+    asked = reporter.may_ask and not (yes or as_json)
+    if asked:
         choices = _ask_project(reporter, folder, choices)
     made = api.init_project(folder, choices=choices, dry_run=dry_run)
     if as_json:
         data(json.dumps({**made.to_document(), "dry_run": dry_run}, indent=2))
         return
-    if not made.is_new:
+    if not (made.is_new or asked):
         _show_steps(reporter, made)
     reporter.say("Would write:" if dry_run else "Wrote:")
     data_line(*(str(folder / file) for file in made.files))
     for note in made.notes:
         reporter.say("[yellow]note:[/] {}", note)
     if not dry_run:
-        reporter.say("Next:")
-        for command in made.commands:
-            reporter.say("  [bold]{}[/]", command)
+        reporter.next(*((purpose, command) for command, purpose in made.commands.items()))
         reporter.say("docs/your-own-catalogue.md explains the steps, docs/configuration.md the plan.")
 
 
 def _show_steps(reporter: Reporter, made: api.ProjectOutcome) -> None:
     """List the steps that were found, with their images; those that are carried have a `+`."""
-    origin = f" ({made.origin})" if made.origin else ""
-    reporter.say(
-        "Found {} in {}{}; the plan carries those with a `+`:", counted(len(made.images), "step"), made.steps, origin
-    )
+    reporter.say("Found {} in {}; the plan carries those with a `+`:", counted(len(made.images), "step"), made.steps)
     width = max(map(len, made.images))
     for spec, (image, _base) in made.images.items():
         reporter.say("  {} {}  {}", "+" if spec in made.carried else " ", f"{spec:<{width}}", image)
@@ -140,7 +135,7 @@ def _ask_project(reporter: Reporter, folder: Path, choices: api.ProjectChoices) 
 
     def ask(question: str, key: str, make: Callable[[str], Any] = str) -> api.ProjectChoices:
         while True:
-            answer = str(typer.prompt(question, default="", show_default=False, err=True)).strip()
+            answer = ask_line(question)
             changed = replace(choices, **{key: make(answer)}) if answer else choices
             try:
                 api.init_project(folder, choices=changed, dry_run=True)
@@ -155,8 +150,9 @@ def _ask_project(reporter: Reporter, folder: Path, choices: api.ProjectChoices) 
         seen = api.init_project(folder, choices=choices, dry_run=True)
     if seen.is_new and choices.package is None:
         choices = ask(f"Python package of the steps ({seen.package.partition('.')[0]})", "package")
-    if not seen.is_new and not choices.targets:
+    if not seen.is_new:
         _show_steps(reporter, seen)
+    if not seen.is_new and not choices.targets:
         choices = ask("Steps to carry, separated by commas (those with a +)", "targets", lambda answer: (answer,))
     if choices.base is None and seen.unnamed:
         choices = ask("Base image of steps that name none (a Debian userland made of packages)", "base")
@@ -183,9 +179,11 @@ def doctor(
         marks = {"ok": "[green]✓[/]", "warn": "[yellow]![/]", "fail": "[red]✗[/]", "unknown": "[yellow]?[/]"}
         width = max(len(check.name) for check in report.checks)
         for check in report.checks:
-            reporter.say(marks[check.status] + " {}  {}", f"{check.name:<{width}}", check.detail)
+            # what fails is a part of the error below, which names it alone
+            tell = reporter.complain if check.status == "fail" else reporter.say
+            tell(marks[check.status] + " {}  {}", f"{check.name:<{width}}", check.detail)
             if check.hint and check.status != "ok":
-                reporter.say("  {}  [bold]→[/] {}", " " * width, check.hint)
+                tell("  {}  [bold]→[/] {}", " " * width, check.hint)
     failed = [check for check in report.checks if check.status == "fail"]
     if failed:
         raise HostError(

@@ -63,7 +63,7 @@ def verify(
     else:
         reporter.say("Checked integrity, not origin: pass the root digest from the separate channel with `--root`.")
     if not as_json:
-        reporter.next(*_loading(bundle, as_typed(context, "root"), root_verified=report.root_verified))
+        reporter.next(*loading(bundle, as_typed(context, "root"), root_verified=report.root_verified))
 
 
 def _show_report(report: api.VerifyReport, reporter: Reporter) -> None:
@@ -96,7 +96,7 @@ def _show_report(report: api.VerifyReport, reporter: Reporter) -> None:
         reporter.say("{}", line if report.root_verified else f"claims: {line}")
 
 
-def _loading(bundle: Path, root: list[str], *, root_verified: bool) -> list[tuple[str, str]]:
+def loading(bundle: Path, root: list[str], *, root_verified: bool) -> list[tuple[str, str]]:
     """Return what brings a bundle into a registry and its jobs to the nodes, as far as the site is described."""
     known = site_for_hints()
     if known is None:
@@ -191,7 +191,10 @@ def load(
     options = make_options(plain_http=plain_http, ca_file=ca_file, jobs=parallel, limit_rate=limit_rate, site=known)
     if rollback is not None:
         if bundle is not None or dry_run or jobs is not None:
-            raise UsageError("`--rollback` takes a receipt and excludes a bundle, `--dry-run` and `--jobs`")
+            raise UsageError(
+                "`--rollback` takes a receipt and excludes a bundle, `--dry-run` and `--jobs`",
+                hint="run the rollback by itself: `airferry load --rollback RECEIPT`",
+            )
         result = api.rollback(rollback, to=to, root=root, options=options, emit=reporter)
         _show_rollback(result, as_json=as_json, reporter=reporter)
         return
@@ -421,5 +424,7 @@ def parse_size(text: str, *, option: str, what: str = "bytes") -> float:
     """
     match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     if match is None or float(match[1]) <= 0:
-        raise UsageError(f"`{option} {text}`: expected {what}, for example `20M`")
+        raise UsageError(
+            f"`{option} {text}`: expected {what}, for example `20M`", hint="a number above 0, alone or with K, M or G"
+        )
     return float(match[1]) * float(1024 ** " KMG".index(match[2].upper() or " "))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +27,7 @@ from airferry.cli.options import (
     as_typed,
     command_line,
 )
-from airferry.cli.render import Reporter, data, data_line
+from airferry.cli.render import Reporter, ask_line, data, data_line
 from airferry.defaults import COMMANDS_FILE, OVERLAYS_FOLDER, PROFILE_FILE, RECEIPT_STEM, SITE_FILE
 from airferry.errors import UsageError
 from airferry.host import files
@@ -83,7 +82,7 @@ def init(
         typer.Option("--ca-file", metavar="FILE", help="PEM certificate of the registry's private CA, on this host."),
     ] = None,
     node_ca_file: Annotated[
-        str | None, typer.Option("--node-ca-file", metavar="PATH", help="The same certificate's path on the nodes.")
+        str | None, typer.Option("--node-ca-file", metavar="PATH", help="Path of that certificate on the nodes.")
     ] = None,
     platform: Annotated[
         str | None,
@@ -138,7 +137,7 @@ def init(
         "endpoints": parse_pairs(endpoint or [], "--endpoint", "PROVIDER=URL"),
     }
     profiles = parse_pairs(profile or [], "--profile", "EXECUTOR=NAME")
-    if sys.stdin.isatty() and sys.stderr.isatty():
+    if reporter.may_ask:
         _ask(reporter, document, profiles)
     document["executors"] = _with_profiles(document["executors"], profiles)
     document["ca_file"] = _from_profile(document["ca_file"], out)
@@ -178,7 +177,10 @@ def _with_profiles(executors: list[str], profiles: Mapping[str, str]) -> list[An
         name = unused.pop(kind, None)
         made.append({"kind": kind, **({"version": version} if version else {}), "profile": name} if name else text)
     if unused:
-        raise UsageError(f"`--profile {next(iter(unused))}=…` names an executor that the site does not have")
+        raise UsageError(
+            f"`--profile {next(iter(unused))}=…` names an executor that the site does not have",
+            hint=f"add `--executor {next(iter(unused))}`, or leave the profile out",
+        )
     return made
 
 
@@ -187,7 +189,7 @@ def _ask(reporter: Reporter, document: dict[str, Any], profiles: dict[str, str])
 
     def ask(question: str, key: str, make: Callable[[str], Any], *, below: str | None = None) -> Any:
         while True:
-            answer = str(typer.prompt(question, default="", show_default=False, err=True)).strip()
+            answer = ask_line(question)
             value = make(answer)
             trouble = api.site_trouble(key, {below: value} if below else value) if value else None
             if trouble is None:
@@ -202,7 +204,7 @@ def _ask(reporter: Reporter, document: dict[str, Any], profiles: dict[str, str])
         )
     if document["ca_file"]:
         document["node_ca_file"] = document["node_ca_file"] or ask(
-            "The same certificate's path on the nodes (PATH)", "node_ca_file", str
+            "Path of that certificate on the nodes (PATH)", "node_ca_file", str
         )
     document["platform"] = document["platform"] or ask("CPU platform of the nodes (linux/amd64)", "platform", str)
     gpu = document["gpu"]
@@ -290,10 +292,14 @@ def mirrors(
 ) -> None:
     """Write mirror configurations that redirect the original names of base images to the private registry."""
     reporter: Reporter = context.obj
-    known = find_site(site, reporter) if ca_file is None and plain_http is not True else None
-    if known is not None:
-        ca_file = known.profile.node_ca_file
-    made = api.mirrors(receipt, out=out, plain_http=plain_http, ca_file=ca_file, root=root, emit=reporter)
+    known = find_site(site, reporter)
+    ca = api.NodeCa(ca_file)
+    if plain_http is not True and known is not None:
+        path, certificate = ca_file or known.profile.node_ca_file, known.ca_file
+        # where the path on the nodes is known, one that is not on this host is not needed here
+        there = certificate is not None and (path is None or files.is_file(certificate))
+        ca = api.NodeCa(path, certificate if there else None)
+    made = api.mirrors(receipt, out=out, plain_http=plain_http, ca=ca, root=root, emit=reporter)
     if as_json:
         images = [
             {"original": str(image.original), "mirror": str(image.place), "digest": image.digest}
@@ -304,6 +310,10 @@ def mirrors(
     for image in made.images:
         data_line(f"{image.original}  {image.place}  {image.digest}")
     reporter.say("wrote {} below {}", counted(len(made.files), "file"), out)
+    kinds = {executor.kind for executor in known.profile.executors} if known is not None else set()
+    steps = [(step.purpose, step.command) for step in made.steps(kinds)]
+    inside = ("the commands that follow, for every runtime, are in INSTALL.txt there", command_line("cd", out))
+    reporter.next(inside, *steps, where=f"where `{out.name}` was copied to or is shared")
 
 
 def check(
@@ -399,7 +409,10 @@ def check(
 def _submitting(folder: Path, kind: str) -> list[tuple[str, str]]:
     """Return what shows how jobs are submitted on an executor, of the files that `overlays` wrote into a folder."""
     return [
-        ("append this to your env.toml: the profile of the jobs", command_line("cat", folder / kind / PROFILE_FILE)),
+        (
+            "add this profile to those that the commands read (Nemotron: env.toml)",
+            command_line("cat", folder / kind / PROFILE_FILE),
+        ),
         ("then run the jobs' commands", command_line("cat", folder / kind / COMMANDS_FILE)),
     ]
 
@@ -414,6 +427,8 @@ def parse_pairs(values: list[str], option: str, form: str) -> dict[str, str]:
     for value in values:
         name, equals, rest = value.partition("=")
         if not equals or not name or not rest:
-            raise UsageError(f"`{option} {value}`: expected `{form}`")
+            raise UsageError(
+                f"`{option} {value}`: expected `{form}`", hint=f"write `{option} NAME=VALUE`, once for each"
+            )
         pairs[name] = rest
     return pairs

@@ -64,7 +64,11 @@ def load_config(path: Path) -> Config:
             path=str(path),
         )
     if not isinstance(document.value, dict):
-        raise ConfigurationError(f"{path}:1: expected a mapping of keys at the top level", path=str(path))
+        raise ConfigurationError(
+            f"{path}:1: expected a mapping of keys at the top level",
+            path=str(path),
+            hint="begin with `workflow:`; `airferry schema` prints what each key takes",
+        )
     folder = path.absolute().parent
     value = _without_nulls(document.value)
     if isinstance(value.get("site"), str):

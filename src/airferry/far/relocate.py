@@ -15,7 +15,6 @@ from typing import Literal, cast, get_args
 from airferry.errors import AirferryError, UsageError
 from airferry.oci.reference import DEFAULT_REGISTRY, Reference, parse_reference
 
-ARTIFACTS_REPOSITORY = "airferry-artifacts"
 ArtifactChoice = Literal["require", "try", "skip"]
 ARTIFACT_CHOICES: tuple[str, ...] = get_args(ArtifactChoice)
 AuditChoice = Literal["head", "read"]
@@ -64,9 +63,14 @@ def parse_destination(
         UsageError: it names none, or the choice about artifacts or the audit is none.
     """
     if artifacts not in ARTIFACT_CHOICES:
-        raise UsageError(f"`--artifacts {artifacts}`: expected require, try or skip")
+        raise UsageError(
+            f"`--artifacts {artifacts}`: expected require, try or skip",
+            hint="`try` is the default: it loads without the artifacts that the registry refuses",
+        )
     if audit not in AUDIT_CHOICES:
-        raise UsageError(f"`--audit {audit}`: expected head or read")
+        raise UsageError(
+            f"`--audit {audit}`: expected head or read", hint="`head` is the default; `read` reads back every byte"
+        )
     trimmed = text.removeprefix("docker://").strip().rstrip("/")
     host, _, prefix = trimmed.partition("/")
     if not ("." in host or ":" in host or host == "localhost" or host.startswith("[")):

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from airferry.bundle.artifacts import COPY_AGAIN
 from airferry.bundle.receipt import Receipt, read_receipt
 from airferry.bundle.verify import Bundle, expect_outside, open_bundle
 from airferry.defaults import CATALOGUE_FOLDER
@@ -193,7 +194,9 @@ def _opened(places: Whereabouts, *, elsewhere: str = ELSEWHERE) -> Iterator[tupl
             if descriptor.digest == named.digest:
                 yield bundle.store, descriptor
                 return
-        raise IntegrityError(f"the bundle's manifest names the catalogue `{named.digest}`, which is not in the bundle")
+        raise IntegrityError(
+            f"the bundle's manifest names the catalogue `{named.digest}`, which is not in the bundle", hint=COPY_AGAIN
+        )
     assert receipt is not None
     assert receipt.catalogue is not None
     with ExitStack() as stack:

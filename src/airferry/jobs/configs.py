@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from airferry.bundle.receipt import Receipt, ReceiptImage
+from airferry.bundle.receipt import RECEIPT_AGAIN, Receipt, ReceiptImage
 from airferry.config import Executor, SiteProfile
 from airferry.config.submit import submit_command
 from airferry.defaults import COMMANDS_FILE, PROFILE_FILE
@@ -152,7 +152,9 @@ def image_of(receipt: Receipt, target: Target) -> ReceiptImage:
     for image in receipt.images:
         if image.pinned == pinned:
             return image
-    raise IntegrityError(f"the receipt runs `{target.spec}` in `{pinned}`, which is not one of its images")
+    raise IntegrityError(
+        f"the receipt runs `{target.spec}` in `{pinned}`, which is not one of its images", hint=RECEIPT_AGAIN
+    )
 
 
 def with_default(catalogue: Catalogue, target: Target) -> Target:
@@ -276,7 +278,9 @@ def _split(config: Path, reader: StepConfigReader) -> tuple[Sequence[Overlay], S
     try:
         return split_mounts(reader.read(config).mounts)
     except ValueError as error:
-        raise ConfigurationError(f"{config}: {error}") from error
+        raise ConfigurationError(
+            f"{config}: {error}", hint="write it as Nemotron does: `${auto_mount:git+URL@REF,TARGET}`"
+        ) from error
 
 
 def _check_baked(found: StepFiles, image: ReceiptImage, wanted: Iterable[Overlay]) -> None:

@@ -82,7 +82,10 @@ def _find_base(base: RegistryBase | LayoutBase | ArchiveBase, platforms: Sequenc
 
 def _read_config(source: Source, manifest: Manifest) -> ImageConfig:
     if manifest.config.size > MAX_IMAGE_CONFIG_BYTES:
-        raise IntegrityError(f"the image's config is larger than {MAX_IMAGE_CONFIG_BYTES >> 20} MiB")
+        raise IntegrityError(
+            f"the image's config is larger than {MAX_IMAGE_CONFIG_BYTES >> 20} MiB",
+            hint="name another base: no image needs such a config",
+        )
     with source.open_blob(manifest.config) as stream:
         return parse_image_config(stream.read(manifest.config.size))
 

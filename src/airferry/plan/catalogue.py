@@ -21,8 +21,9 @@ from airferry.plan.models import Target
 from airferry.wording import near_names, some_of
 
 MAX_STEP_TOML_BYTES = 1024 * 1024
-MAX_FOLDERS = 20_000
+MAX_LOOKED_AT = 20_000
 SHOWN_FOLDERS = 5
+_OF_PACKAGES = frozenset({"node_modules", "site-packages"})
 CONFIG_ENDINGS = (".yaml", ".yml")
 _STEP_SECTION = re.compile(r"^[ \t]*(\[[ \t]*step[ \t]*\])", re.MULTILINE)
 _ID = re.compile(r"^[ \t]*(id[ \t]*=)", re.MULTILINE)
@@ -196,7 +197,8 @@ def find_steps(root: Path, *, holding: Iterable[str] = ()) -> str:
     absolute, wanted = root.absolute(), sorted(set(holding))
     if (absolute / DEFAULT_STEPS).is_dir():
         return DEFAULT_STEPS
-    found = {folder for path in _step_tomls(absolute) if (folder := _steps_above(absolute, path)) is not None}
+    listed = list(step_tomls(absolute))
+    found = {folder for path in listed if (folder := _steps_above(absolute, path)) is not None}
     if len(found) > 1 and wanted:
         fitting = {folder for folder in found if all((absolute / folder / step).is_dir() for step in wanted)}
         found = fitting or found
@@ -211,8 +213,10 @@ def find_steps(root: Path, *, holding: Iterable[str] = ()) -> str:
             )
         return steps
     if not found:
+        seen = f"; looked at {some_of([f'`{path}`' for path in listed], SHOWN_FOLDERS)}" if listed else ""
         raise ConfigurationError(
-            f"`{root}` is not the root of a catalogue: it has no `step.toml` whose `id` its folder's path ends in",
+            f"`{root}` is not the root of a catalogue: it has no `step.toml` whose `id` its folder's path ends in"
+            + seen,
             hint="give the root of the catalogue with `--source DIR`, and its folder of steps with `--steps`",
         )
     shown = some_of([f"`{folder}`" for folder in sorted(found)], SHOWN_FOLDERS)
@@ -221,10 +225,16 @@ def find_steps(root: Path, *, holding: Iterable[str] = ()) -> str:
     )
 
 
-def _step_tomls(root: Path) -> Iterator[Path]:
-    """Yield the `step.toml` files below a folder; hidden folders are not looked at, nor more than can be quickly."""
-    for folder, names, file_names in islice(os.walk(root), MAX_FOLDERS):
-        names[:] = sorted(name for name in names if not name.startswith((".", "__")))
+def step_tomls(root: Path) -> Iterator[Path]:
+    """Yield the `step.toml` files below a folder, but for hidden folders, environments and what packages bring.
+
+    No more folders are looked at than can be quickly.
+    """
+    for folder, names, file_names in islice(os.walk(root), MAX_LOOKED_AT):
+        if "pyvenv.cfg" in file_names:
+            names.clear()
+            continue
+        names[:] = sorted(name for name in names if not name.startswith((".", "__")) and name not in _OF_PACKAGES)
         if "step.toml" in file_names:
             yield Path(folder) / "step.toml"
 
@@ -250,7 +260,10 @@ def parse_target(text: str) -> Target:
     """
     step_id, colon, name = (part.strip() for part in text.partition(":"))
     if not STEP_ID.fullmatch(step_id) or (colon and name and not STEP_ID.fullmatch(name)):
-        raise ConfigurationError(f"`{text}` is not a target, expected `step/id:config` or `step/id`")
+        raise ConfigurationError(
+            f"`{text}` is not a target, expected `step/id:config` or `step/id`",
+            hint="`airferry plan` lists the targets of the catalogue's steps",
+        )
     return Target(step_id, name or None)
 
 
@@ -269,7 +282,8 @@ def choose_target(catalogue: Catalogue, text: str, *, folder: Path) -> Target:
         return parse_target(text)
     if not STEP_ID.fullmatch(step_id) or "\n" in config or "\0" in config:
         raise ConfigurationError(
-            f"`{text}` is not a target, expected `step/id:config` or `step/id:path/to/config.yaml`"
+            f"`{text}` is not a target, expected `step/id:config` or `step/id:path/to/config.yaml`",
+            hint="`airferry plan` lists the targets of the catalogue's steps",
         )
     own = catalogue.steps_folder / step_id / "config"
     if STEP_ID.fullmatch(config) and files.is_file(_named_config(own, config)):
@@ -398,7 +412,10 @@ def read_step_toml(path: Path) -> dict[str, Any]:
         raise ConfigurationError(error.message, hint=error.hint, path=str(path)) from error
     except Malformed as error:
         raise ConfigurationError(
-            f"{path}:{error.line}: not valid TOML: {error}", path=str(path), line=error.line
+            f"{path}:{error.line}: not valid TOML: {error}",
+            path=str(path),
+            line=error.line,
+            hint="correct that line; see https://toml.io for what may stand there",
         ) from error
 
 

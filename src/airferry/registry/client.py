@@ -27,6 +27,7 @@ from airferry.registry.connections import Answer, Connections, Request, answers_
 from airferry.registry.credentials import Lookup, find_credential
 from airferry.registry.failures import (
     MAX_ERROR_BYTES,
+    STRANGE_HINT,
     TLS_HINT,
     LeavesTls,
     connection_error,
@@ -187,7 +188,8 @@ class RegistryClient(OrasRegistry):
         """
         if self.insecure and request.method not in ("GET", "HEAD"):
             raise RegistryError(
-                f"cannot {request.what}: nothing is sent to `{self.registry}` over a connection for pulls"
+                f"cannot {request.what}: nothing is sent to `{self.registry}` over a connection for pulls",
+                hint="report this bug with the output of `--debug`",
             )
         if "://" not in request.url:
             request = replace(request, url=self.url(request.url))
@@ -278,7 +280,9 @@ class RegistryClient(OrasRegistry):
                 headers = {name: value for name, value in headers.items() if name.lower() != "authorization"}
             current = following
         url = redacted(request.url)
-        raise RegistryError(f"cannot {request.what}: `{url}` redirects more than {MAX_REDIRECTS} times", url=url)
+        raise RegistryError(
+            f"cannot {request.what}: `{url}` redirects more than {MAX_REDIRECTS} times", url=url, hint=STRANGE_HINT
+        )
 
     def _send(self, request: Request) -> Answer:
         timeout = (self.options.connect_timeout_s, request.read_timeout_s or self.options.read_timeout_s)
@@ -445,6 +449,7 @@ def _read_content(response: Answer, limit_bytes: int, *, what: str, truncate: bo
                     f"cannot {what}: `{redacted(response.url)}` answers with more than {limit_bytes} bytes",
                     url=redacted(response.url),
                     status=response.status_code,
+                    hint=STRANGE_HINT,
                 )
             break
     response.content = bytes(data[:limit_bytes])

@@ -64,7 +64,7 @@ _LOST_HINT = (
     "the registry has lost a part that it took before: check whether it runs garbage collection during the load, or "
     "whether two loads run at once, then rerun"
 )
-_SESSION_HINT = (
+SESSION_HINT = (
     "the registry lost the upload: check whether it restarted, or runs as several without common storage; rerun"
 )
 _DAMAGE_HINT = "the bytes were damaged on their way: check the network and proxies, then rerun"
@@ -91,6 +91,9 @@ _PATH = re.compile(r"/v2/(?P<name>.+)/(?P<kind>manifests|blobs)/(?P<reference>[^
 
 _TUNNEL = re.compile(r"Tunnel connection failed: (\d{3})")
 NO_REGISTRY_HINT = "check whether a web page or login form answers instead of the registry"
+STRANGE_HINT = (
+    "what answers is no OCI registry, or a proxy changes its answers: check the address, and the registry's log"
+)
 STALE_CACHE_HINT = (
     "if garbage collection ran while the registry did, restart the registry, as its cache still names what is gone, "
     "then rerun"
@@ -170,11 +173,13 @@ def following_url(answered: str, location: str, *, what: str) -> str:
         following = join_url(answered, location)
     except Malformed as error:
         raise RegistryError(
-            f"cannot {what}: `{url}` leads to something that is not a URL ({error})", url=url
+            f"cannot {what}: `{url}` leads to something that is not a URL ({error})", url=url, hint=STRANGE_HINT
         ) from error
     before, after = split_url(answered), split_url(following)
     if after.scheme not in ("http", "https") or not after.hostname:
-        raise RegistryError(f"cannot {what}: `{url}` leads to `{redacted(following)}`, which is not HTTP", url=url)
+        raise RegistryError(
+            f"cannot {what}: `{url}` leads to `{redacted(following)}`, which is not HTTP", url=url, hint=STRANGE_HINT
+        )
     if before.scheme == "https" and after.scheme == "http":
         raise LeavesTls(
             f"cannot {what}: `{url}` leads from TLS to plain HTTP at `{redacted(following)}`", hint=TLS_HINT, url=url
@@ -274,7 +279,7 @@ def _refused_write(url: str, *, status: int, code: str, text: str) -> str | None
     if code in ("MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN"):
         return _LOST_HINT
     if code in ("BLOB_UPLOAD_UNKNOWN", "BLOB_UPLOAD_INVALID"):
-        return _SESSION_HINT
+        return SESSION_HINT
     if code in ("DIGEST_INVALID", "SIZE_INVALID"):
         return _DAMAGE_HINT
     if code == "NAME_INVALID":

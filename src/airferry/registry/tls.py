@@ -85,15 +85,28 @@ def make_context(registry: str, *, ca_file: Path | None = None, verify: bool = T
     return context
 
 
+def certificate_text(ca_file: Path) -> str:
+    """Return the certificates of a file as PEM, and nothing else that may stand in it.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or holds no certificate.
+    """
+    return "".join(ssl.DER_cert_to_PEM_cert(certificate) for certificate in _certificates(ca_file))
+
+
 def fingerprints(ca_file: Path) -> tuple[str, ...]:
     """Return the SHA-256 digests of the certificates in a file, as `openssl x509 -fingerprint -sha256` shows them.
 
     Raises:
         ConfigurationError: the file cannot be read, or holds no certificate.
     """
+    return tuple(sorted({digest_of(certificate) for certificate in _certificates(ca_file)}))
+
+
+def _certificates(ca_file: Path) -> list[bytes]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     _load_authority(context, ca_file)
-    return tuple(sorted({digest_of(certificate) for certificate in context.get_ca_certs(binary_form=True)}))
+    return context.get_ca_certs(binary_form=True)
 
 
 def _entries(folder: Path) -> Iterable[Path]:
@@ -107,7 +120,10 @@ def _load_authority(context: ssl.SSLContext, path: Path) -> None:
     try:
         context.load_verify_locations(cafile=None if path.is_dir() else path, capath=path if path.is_dir() else None)
     except OSError as error:
-        raise ConfigurationError(f"`{path}` cannot be read as CA certificates") from error
+        raise ConfigurationError(
+            f"`{path}` cannot be read as CA certificates",
+            hint="give a readable PEM file; `openssl x509 -inform DER -in FILE -out ca.pem` converts a DER one",
+        ) from error
 
 
 def _load_client_certificate(context: ssl.SSLContext, path: Path) -> None:

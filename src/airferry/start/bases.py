@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from airferry.config import Config, ExecutionImage, RegistryBase, load_config
+from airferry.defaults import PLAN_CONFIG
 from airferry.errors import AirferryError, ConfigurationError, HostError
 from airferry.host import files
 from airferry.host.installation import shipped
@@ -22,7 +23,6 @@ from airferry.start.survey import Survey
 
 CONTAINERFILES = ("Containerfile", "Dockerfile")
 MAX_CONTAINERFILE_BYTES = 1024 * 1024
-NEMOTRON_PLAN = "airgap.yaml"
 _FROM = re.compile(r"^\s*FROM\s+(?:--\S+\s+)*(\S+)(?:\s+AS\s+(\S+))?\s*(?:#.*)?$", re.IGNORECASE)
 _ARG = re.compile(r"^\s*ARG\s+(\w+)=[\"']?([^\"'\s]*)[\"']?\s*$", re.IGNORECASE)
 _ARGUMENT = re.compile(r"\$(?:\{(\w+)(?::?-([^}]*))?\}|(\w+))")
@@ -43,7 +43,7 @@ class StepBase:
 
 def nemotron_plan(survey: Survey) -> Config | None:
     """Return the plan for Nemotron's catalogue that ships with airferry, None for any other catalogue."""
-    return load_config(shipped(NEMOTRON_PLAN)) if survey.is_nemotron else None
+    return load_config(shipped(PLAN_CONFIG)) if survey.is_nemotron else None
 
 
 def find_bases(survey: Survey, known: Config | None) -> dict[Target, StepBase]:

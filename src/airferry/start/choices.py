@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PROJECT_PLAN = "airgap.yaml"
+from airferry.host.process import find_program
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,8 @@ class ProjectOutcome:
     """What was written, or would be: files below `folder`, the targets with the image and the base of each.
 
     `is_new` tells whether the catalogue is a new one. `carried` are the targets in the plan, `unready` folders that are
-    no steps yet with the reason, `unnamed` targets whose files name no base. `commands` go on from here.
+    no steps yet with the reason, `unnamed` targets whose files name no base. `commands` go on from here, each with what
+    it is for.
     """
 
     folder: Path
@@ -45,7 +46,7 @@ class ProjectOutcome:
     unready: dict[str, str]
     unnamed: tuple[str, ...]
     notes: tuple[str, ...]
-    commands: tuple[str, ...]
+    commands: dict[str, str]
 
     def to_document(self) -> dict[str, Any]:
         """Return the outcome as plain data."""
@@ -66,10 +67,25 @@ class ProjectOutcome:
         }
 
 
-def next_commands(place: Path, more: Iterable[str] = ()) -> tuple[str, ...]:
+def userland_notes() -> list[str]:
+    """Return what to say where images are built on a Debian userland, and this host cannot make one."""
+    if find_program("mmdebstrap") is not None:
+        return []
+    return [
+        "`mmdebstrap`, which makes the Debian userland, is not installed: see `airferry doctor`, or choose a `--base`"
+    ]
+
+
+def next_commands(place: Path, more: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the commands that lead from a project to a bundle that was rehearsed; `more` come before the plan."""
-    first = [] if place == Path.cwd() else [change_folder(place)]
-    return (*first, *more, "airferry plan", "airferry lock", "airferry build --rehearse", "airferry verify out")
+    return {
+        **({} if place == Path.cwd() else {change_folder(place): "go to the folder of the project"}),
+        **(more or {}),
+        "airferry plan": "see what a build would make",
+        "airferry lock": "pin bases, commits and versions",
+        "airferry build --rehearse": "run each step without network, and build the bundle",
+        "airferry verify out": "check every byte of it, as the far side will",
+    }
 
 
 def change_folder(place: Path) -> str:

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from airferry.config import Config
+from airferry.defaults import PLAN_CONFIG
 from airferry.errors import UsageError
 from airferry.near.git.origin import WorkingCopy, find_working_copy
 from airferry.start.bases import StepBase, find_bases, name_images, nemotron_plan
-from airferry.start.choices import PROJECT_PLAN, ProjectChoices, ProjectOutcome, next_commands
+from airferry.start.choices import ProjectChoices, ProjectOutcome, next_commands, userland_notes
 from airferry.start.plan_text import DEBIAN_NAME, FirstImage, FirstPlan
+from airferry.start.prerequisites import find_prerequisites
 from airferry.start.survey import Survey
 from airferry.wording import some_of
 
@@ -59,7 +61,8 @@ def found_catalogue(
             f"nothing names an image for {some_of(unnamed, 3)}: a Debian userland is their base; "
             f"`--base` or `base_image` of `{DEBIAN_NAME}` names another"
         )
-    made = {PROJECT_PLAN: plan.render()}
+        notes += userland_notes()
+    made = {PLAN_CONFIG: plan.render()}
     return made, ProjectOutcome(
         folder=place,
         files=tuple(made),
@@ -80,11 +83,16 @@ def found_catalogue(
 
 
 def _dependencies(survey: Survey, known: Config | None) -> dict[str, tuple[str, ...]]:
-    """Return what the known plan says that steps of the catalogue depend on, as far as that exists in it."""
+    """Return what the known plan says that steps depend on, as far as that exists in the catalogue, else what they say.
+
+    The types of Nemotron's steps are too coarse to tell: several steps produce each checkpoint.
+    """
+    if known is None:
+        return find_prerequisites(survey)
     ids = {target.step_id for target in survey.targets}
     return {
         step: kept
-        for step, targets in (known.effective_dependencies if known else {}).items()
+        for step, targets in known.effective_dependencies.items()
         if step in ids and (kept := tuple(target for target in targets if _exists(survey, target)))
     }
 

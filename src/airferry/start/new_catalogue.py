@@ -7,13 +7,15 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
+from airferry.defaults import PLAN_CONFIG
 from airferry.errors import UsageError
 from airferry.host.installation import PACKAGE
+from airferry.host.process import find_program
 from airferry.near.git.origin import WorkingCopy
-from airferry.start.choices import PROJECT_PLAN, ProjectChoices, ProjectOutcome, next_commands
+from airferry.start.choices import ProjectChoices, ProjectOutcome, next_commands, userland_notes
 from airferry.start.plan_text import DEBIAN_NAME, FIRST_REQUIREMENTS, FirstImage, FirstPlan
 from airferry.wording import some_of
 
@@ -64,8 +66,8 @@ def new_catalogue(
         for path in sorted(FIRST_STEPS.rglob("*"))
         if path.is_file() and "__pycache__" not in path.parts
     }
-    made[PROJECT_PLAN] = plan.render()
-    notes = []
+    made[PLAN_CONFIG] = plan.render()
+    notes = [] if base else userland_notes()
     if os.path.lexists(place / IGNORED):
         notes.append(f"`{IGNORED}` is there and stays as it is: add `/out/` to it")
     else:
@@ -83,7 +85,7 @@ def new_catalogue(
         unready={},
         unnamed=() if base else FIRST_TARGETS,
         notes=tuple(notes),
-        commands=next_commands(place, _git_commands(made, copy)),
+        commands=next_commands(place, _git_command(made, copy)),
     )
 
 
@@ -139,8 +141,10 @@ def _check_free(place: Path, made: Mapping[str, str]) -> None:
         )
 
 
-def _git_commands(made: Mapping[str, str], copy: WorkingCopy | None) -> Iterator[str]:
-    """Yield what has Git track the new files: only what it tracks reaches the far side."""
-    if copy is None:
-        yield "git init --quiet"
-    yield shlex.join(["git", "add", *sorted({name.partition("/")[0] for name in made})])
+def _git_command(made: Mapping[str, str], copy: WorkingCopy | None) -> dict[str, str]:
+    """Return the command that has Git track the new files, where there is Git, with what it is for."""
+    if find_program("git") is None:
+        return {}
+    add = shlex.join(["git", "add", *sorted({name.partition("/")[0] for name in made})])
+    command = f"git init --quiet && {add}" if copy is None else add
+    return {command: "have Git track the files: only what it tracks reaches the far side"}

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from airferry.errors import UsageError
+from airferry.errors import HostError, UsageError
 from airferry.host import files
 
 
@@ -27,7 +27,12 @@ def write_new_files(folder: Path, texts: Mapping[str, str], *, last: str, dry_ru
     parent = next(path for path in (folder, *folder.parents) if files.is_folder(path))
     below = folder.relative_to(parent)
     with files.scratch_directory(parent) as staged:
-        files.write_texts(staged / below, texts)
+        try:
+            files.write_texts(staged / below, texts)
+        except HostError as error:
+            if isinstance(error.__cause__, OSError):
+                raise files.translate_os_error(error.__cause__, doing="write below", path=folder) from error
+            raise
         begun: list[tuple[Path, Path]] = []
         try:
             for source, place in _moves(staged, parent, last=(below / last).as_posix()):

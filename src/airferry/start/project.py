@@ -6,12 +6,12 @@ import os
 from pathlib import Path
 
 from airferry.config.load import base_trouble
-from airferry.defaults import DEFAULT_STEPS
+from airferry.defaults import DEFAULT_STEPS, PLAN_CONFIG
 from airferry.errors import ConfigurationError, UsageError
 from airferry.host import files
 from airferry.near.git.origin import WorkingCopy, find_working_copy
 from airferry.oci.reference import split_place
-from airferry.start.choices import PROJECT_PLAN, ProjectChoices, ProjectOutcome, change_folder
+from airferry.start.choices import ProjectChoices, ProjectOutcome, change_folder
 from airferry.start.found_catalogue import found_catalogue
 from airferry.start.new_catalogue import new_catalogue
 from airferry.start.new_files import write_new_files
@@ -36,7 +36,7 @@ def init_project(folder: Path, *, choices: ProjectChoices | None = None, dry_run
     base = _base_for(choices.base, place)
     root = place if choices.source is None else Path(os.path.normpath(choices.source.absolute()))
     if choices.source is not None and not files.is_folder(root):
-        raise UsageError(f"`--source {choices.source}`: there is no such folder")
+        raise UsageError(f"`--source {choices.source}`: there is no such folder", hint=files.CHECK_PATH)
     survey = survey_catalogue(root, steps=choices.steps, targets=choices.targets) if files.is_folder(root) else None
     if survey is None and choices.source is not None:
         raise ConfigurationError(
@@ -47,7 +47,7 @@ def init_project(folder: Path, *, choices: ProjectChoices | None = None, dry_run
         made, outcome = new_catalogue(place, choices, base, copy)
     else:
         made, outcome = found_catalogue(place, survey, choices, base)
-    write_new_files(place, made, last=PROJECT_PLAN, dry_run=dry_run)
+    write_new_files(place, made, last=PLAN_CONFIG, dry_run=dry_run)
     return outcome
 
 
@@ -62,21 +62,21 @@ def _check_place(place: Path, *, may_be_inside: bool) -> WorkingCopy | None:
     """
     if os.path.lexists(place) and not files.is_folder(place):
         raise UsageError(f"`{place}` is not a folder", hint="name a folder, which is made if it is missing")
-    if os.path.lexists(place / PROJECT_PLAN):
+    if os.path.lexists(place / PLAN_CONFIG):
         raise UsageError(
-            f"`{place / PROJECT_PLAN}` already exists, and nothing is overwritten",
+            f"`{place / PLAN_CONFIG}` already exists, and nothing is overwritten",
             hint=f"`{_plan_command(place)}` shows what it builds; to begin again, move it away",
         )
     nearest = next(path for path in (place, *place.parents) if files.is_folder(path))
     copy = find_working_copy(nearest)
     above = [path for path in place.parents if copy is not None and path.is_relative_to(copy.top)]
     for path in above:
-        marks = [path / PROJECT_PLAN, *([] if may_be_inside else [path / DEFAULT_STEPS, path / STEP_FILE])]
+        marks = [path / PLAN_CONFIG, *([] if may_be_inside else [path / DEFAULT_STEPS, path / STEP_FILE])]
         if found := next((mark for mark in marks if os.path.lexists(mark)), None):
             raise UsageError(
                 f"`{place}` is inside another project: `{found}` is there",
                 hint=f"run the commands in `{path}`"
-                if found.name == PROJECT_PLAN
+                if found.name == PLAN_CONFIG
                 else "run `airferry init` at the root of that catalogue, or name it with `--source` from outside of it",
             )
     return copy
@@ -91,7 +91,9 @@ def _base_for(text: str | None, place: Path) -> str:
     if not text:
         return ""
     if trouble := base_trouble(text):
-        raise UsageError(f"`--base {text}`: {trouble}")
+        raise UsageError(
+            f"`--base {text}`: {trouble}", hint="name an image as `HOST/REPO:TAG`, `oci:DIR` or `oci-archive:FILE`"
+        )
     kind, _, rest = text.partition(":")
     if kind not in ("oci", "oci-archive"):
         return text

@@ -6,29 +6,24 @@ Reads files only, and runs none of them.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from airferry.config import SourceSettings
 from airferry.config.fields import is_target
 from airferry.config.models import NEMOTRON_PACKAGE
-from airferry.defaults import DEFAULT_STEPS
 from airferry.errors import ConfigurationError, UsageError
 from airferry.host import files
-from airferry.plan.catalogue import Catalogue, find_step, parse_target, read_step_toml
+from airferry.plan.catalogue import Catalogue, catalogue_at, find_step, find_steps, parse_target, step_tomls
 from airferry.plan.models import Target
 from airferry.plan.planner import split_choices
 from airferry.wording import some_of
 
-MAX_FOLDERS = 50_000
 SHOWN_PROBLEMS = 5
 STEP_FILE = "step.toml"
 PREFERRED_CONFIGS = ("default", "tiny")
 NEMOTRON_CONFIGS = ("tiny", "default")  # as its plan here, whose prerequisites have that config
-# folders that hold copies and tools; Python's environments are told by their `pyvenv.cfg`
-_SKIPPED = frozenset({"node_modules", "site-packages"})
 _SOURCE_FOLDERS = ("src", "python", "lib")
 
 
@@ -57,16 +52,14 @@ def survey_catalogue(root: Path, *, steps: str | None = None, targets: Sequence[
     """Return the catalogue in a folder, None if it has no steps. `targets` choose the configs of their steps.
 
     Raises:
-        UsageError: `steps` is not a folder of steps below the root, or steps are in several places.
-        ConfigurationError: a target does not exist, or no step is complete.
+        UsageError: `steps` is not a folder of steps below the root.
+        ConfigurationError: steps are in several places, a target does not exist, or no step is complete.
     """
-    found = [folder.relative_to(root) for folder in _step_folders(root, steps)]
-    if steps is None and not found:
+    if steps is None and next(step_tomls(root), None) is None:
         return None
-    place = _chosen_folder(root, steps, found) if steps is not None else _common_folder(root, found)
-    package = _package(root, place)
-    settings = SourceSettings(steps=place, package=package)
-    catalogue = Catalogue(root, root / place, settings.steps_package)
+    place = _chosen_folder(root, steps) if steps is not None else find_steps(root)
+    package = _package(root, place) if PurePosixPath(place).parts else None
+    catalogue = catalogue_at(root, steps=place, package=package)
     asked = [_asked_target(catalogue, text) for text in split_choices(targets)]
     known = {target.step_id: target for target in reversed(asked)}
     ready: list[Target] = []
@@ -75,7 +68,7 @@ def survey_catalogue(root: Path, *, steps: str | None = None, targets: Sequence[
         target = known.get(step_id) or _first_target(catalogue, step_id)
         try:
             if not is_target(step_id):
-                raise ConfigurationError(f"`{step_id}` is not a name for a step")
+                raise ConfigurationError(f"`{step_id}` is not a name for a step", hint="rename its folder")
             find_step(catalogue, target)
             ready.append(target)
         except ConfigurationError as error:
@@ -102,79 +95,19 @@ def _asked_target(catalogue: Catalogue, text: str) -> Target:
     return target if target.config else _first_target(catalogue, target.step_id)
 
 
-def _step_folders(root: Path, steps: str | None) -> Iterator[Path]:
-    """Yield the folders below the root, or below its folder of steps, that have a `step.toml`."""
-    seen = 0
-    for folder, names, file_names in os.walk(root / steps if steps else root):
-        seen += 1
-        if seen > MAX_FOLDERS:
-            raise UsageError(
-                f"`{root}` has more than {MAX_FOLDERS} folders, the limit in which steps are looked for",
-                hint="name the folder of the steps with `--steps`",
-            )
-        if "pyvenv.cfg" in file_names:
-            names.clear()
-            continue
-        names[:] = sorted(name for name in names if not name.startswith((".", "__")) and name not in _SKIPPED)
-        if STEP_FILE in file_names:
-            yield Path(folder)
-
-
-def _chosen_folder(root: Path, steps: str, found: Sequence[Path]) -> str:
+def _chosen_folder(root: Path, steps: str) -> str:
     path = PurePosixPath(os.path.relpath(root / steps, root))
-    if ".." in path.parts or path == PurePosixPath():
-        raise UsageError(f"`--steps {steps}`: expected a folder below the root of the catalogue, `{root}`")
-    if not files.is_folder(root / path):
-        raise UsageError(f"`--steps {steps}`: there is no folder `{root / path}`")
-    if not found:
+    if ".." in path.parts:
+        raise UsageError(
+            f"`--steps {steps}`: expected a folder below the root of the catalogue, `{root}`",
+            hint="give a folder of steps, as `src/steps`",
+        )
+    if files.is_folder(root / path) and next(step_tomls(root / path), None) is None:
         raise UsageError(
             f"`--steps {steps}`: no folder below `{root / path}` has a `{STEP_FILE}`",
             hint="a step is a folder with `step.py`, `step.toml` and `config/<name>.yaml`",
         )
     return path.as_posix()
-
-
-def _common_folder(root: Path, found: Sequence[Path]) -> str:
-    """Return the folder that the ids of the steps start from: `id` of a step is its path below that."""
-    if any(path.is_relative_to(DEFAULT_STEPS) for path in found):
-        return DEFAULT_STEPS
-    places: dict[str, int] = {}
-    strange: list[str] = []
-    for path in found:
-        step_id = _declared_id(root / path / STEP_FILE)
-        parts = PurePosixPath(step_id or "").parts
-        if parts and path.parts[-len(parts) :] == parts:
-            place = PurePosixPath(*path.parts[: -len(parts)]).as_posix()
-            places[place] = places.get(place, 0) + 1
-        else:
-            strange.append(f"`{root / path / STEP_FILE}`: `step.id` is `{step_id}`, which is not the end of its path")
-    if not places:
-        raise ConfigurationError(
-            "the folder of the steps cannot be told:\n  " + some_of(strange, SHOWN_PROBLEMS, separator="\n  "),
-            hint="`id` below `[step]` is the path of the step's folder below the folder of the steps; "
-            "correct it, or name that folder with `--steps`",
-        )
-    if len(places) > 1:
-        told = some_of([f"`{place}` ({number})" for place, number in sorted(places.items())], SHOWN_PROBLEMS)
-        raise UsageError(
-            f"`{root}` has steps in {len(places)} places: {told}", hint="choose one of them with `--steps DIR`"
-        )
-    (place,) = places
-    if place == ".":
-        raise UsageError(
-            f"the steps lie at the root of the catalogue, `{root}`",
-            hint="a plan needs them in a folder below it: move them, for example to `steps`",
-        )
-    return place
-
-
-def _declared_id(path: Path) -> str | None:
-    try:
-        section: Any = read_step_toml(path).get("step")
-    except ConfigurationError:
-        return None
-    step_id = section.get("id") if isinstance(section, dict) else None
-    return step_id if isinstance(step_id, str) else None
 
 
 def _package(root: Path, steps: str) -> str | None:

@@ -151,7 +151,10 @@ def image_config(
     original = parse_json(base.config_bytes)
     known = len(base.config.rootfs.diff_ids)
     if diff_ids[:known] != base.config.rootfs.diff_ids:
-        raise BuildError(f"an image for `{base.platform}` does not begin with the layers of its base `{base.name}`")
+        raise BuildError(
+            f"an image for `{base.platform}` does not begin with the layers of its base `{base.name}`",
+            hint="remove the output folder's `airgap-build-state.yaml` and run the build again",
+        )
     created = clock.rfc3339(epoch_s)
     entry: dict[str, Any] = {"created": created, "created_by": created_by, "comment": "airferry"}
     if len(diff_ids) == known:

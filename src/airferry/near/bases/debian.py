@@ -253,7 +253,9 @@ def _read_status(reader: TarReader) -> dict[str, str]:
             stanzas = [dict(re.findall(r"^([A-Za-z-]+): *(.*)$", part, re.M)) for part in text.split("\n\n")]
             installed = (part for part in stanzas if part.get("Status", "").endswith(" installed"))
             return {part["Package"]: part["Version"] for part in installed}
-    raise BuildError("the userland has no `var/lib/dpkg/status`")
+    raise BuildError(
+        "the userland has no `var/lib/dpkg/status`", hint="check that `suite:` and `mirror:` name a Debian archive"
+    )
 
 
 def _included(base: BootstrapBase) -> list[str]:

@@ -371,6 +371,7 @@ class Pip:
         raise BuildError(
             f"pip failed for `{'`, `'.join(wanted)}`: {last_words(done.tail)}",
             tail=tuple(_redact(line) for line in done.tail),
+            hint="the lines above are pip's; `airferry --debug` shows the command",
         )
 
 
@@ -442,7 +443,10 @@ def _refuse_address(requirement: str) -> None:
         read = read_requirement(requirement)
     except ValueError as error:
         shown = printable(_redact(requirement), most=MAX_SHOWN_REQUIREMENT)
-        raise BuildError(f"a build requires `{shown}`, which is not a requirement: {_redact(str(error))}") from error
+        raise BuildError(
+            f"a build requires `{shown}`, which is not a requirement: {_redact(str(error))}",
+            hint="set a version that has a wheel under `requirements:` of the image",
+        ) from error
     if read.url:
         raise BuildError(
             f"a build requires `{read.name}` from an address; only what the package index has is fetched for builds",

@@ -50,8 +50,11 @@ def test_what_is_not_the_root_of_a_catalogue_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="is not the root of a catalogue") as told:
         catalogue_at(tmp_path)
     assert "--source DIR" in str(told.value.hint)
-    with pytest.raises(ConfigurationError, match=rf"is not the root of a catalogue, `{re.escape(str(EXAMPLE))}` is"):
-        find_steps(EXAMPLE.parent)
+    above = tmp_path / "above"
+    shutil.copytree(EXAMPLE, above / "copy")
+    told_root = re.escape(str(above / "copy"))
+    with pytest.raises(ConfigurationError, match=rf"is not the root of a catalogue, `{told_root}` is"):
+        find_steps(above)
     for steps in (None, ".", "./"):
         with pytest.raises(ConfigurationError, match="is the folder of the steps itself"):
             catalogue_at(EXAMPLE / "src/ferrysteps", steps=steps)
