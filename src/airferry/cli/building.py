@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +28,7 @@ from airferry.cli.options import (
     as_typed,
     command_line,
 )
-from airferry.cli.render import Reporter, ask_line, data, data_line
+from airferry.cli.render import Reporter, ask_line, data, data_items, data_line, data_text
 from airferry.errors import ConfigurationError, HostError, UsageError
 from airferry.wording import counted, size_text
 
@@ -103,7 +102,7 @@ def init_project(
     """Write airgap.yaml for the steps in a folder; where there are none, write two steps that build, too."""
     reporter: Reporter = context.obj
     choices = api.ProjectChoices(source=source, steps=steps, package=name, targets=tuple(target or ()), base=base)
-    asked = sys.stdin.isatty() and sys.stderr.isatty() and not (yes or as_json)
+    asked = reporter.may_ask and not (yes or as_json)
     if asked:
         choices = _ask_project(reporter, folder, choices)
     made = api.init_project(folder, choices=choices, dry_run=dry_run)
@@ -180,9 +179,11 @@ def doctor(
         marks = {"ok": "[green]✓[/]", "warn": "[yellow]![/]", "fail": "[red]✗[/]", "unknown": "[yellow]?[/]"}
         width = max(len(check.name) for check in report.checks)
         for check in report.checks:
-            reporter.say(marks[check.status] + " {}  {}", f"{check.name:<{width}}", check.detail)
+            # what fails is a part of the error below, which names it alone
+            tell = reporter.complain if check.status == "fail" else reporter.say
+            tell(marks[check.status] + " {}  {}", f"{check.name:<{width}}", check.detail)
             if check.hint and check.status != "ok":
-                reporter.say("  {}  [bold]→[/] {}", " " * width, check.hint)
+                tell("  {}  [bold]→[/] {}", " " * width, check.hint)
     failed = [check for check in report.checks if check.status == "fail"]
     if failed:
         raise HostError(
@@ -215,8 +216,8 @@ def plan(
         found = {"predicted": result.prediction.to_document(), "warnings": plain_data(result.plan.warnings)}
         data(json.dumps({**result.document, **found}, indent=2))
         return
-    data_line(*api.describe_plan(result.plan, verbose=reporter.verbose))
-    data_line("", *api.describe_prediction(result.prediction, verbose=reporter.verbose))
+    data_text(*api.describe_plan(result.plan, verbose=reporter.verbose))
+    data_text("", *api.describe_prediction(result.prediction, verbose=reporter.verbose))
     reporter.say("wrote {}", result.path)
     typed = as_typed(context, "config", "source", "target", "platform")
     if result.locked:
@@ -254,7 +255,7 @@ def lock(
     if as_json:
         data(json.dumps(result.to_document(), indent=2))
         return
-    data_line(*result.changes or ["nothing changed"])
+    data_text(*result.changes or ["nothing changed"])
     done = "wrote" if result.changes else "kept"
     reporter.say("{} {}", done, result.path)
     typed = ("config", "source", "target", "platform", "engine", "probe", "shared_processes")
@@ -305,7 +306,8 @@ def build(
         reporter.next(("seal the bundle", words))
         return
     for image in result.images:
-        data_line(f"{image.reference}  {image.digest}  {', '.join(image.platforms)}  {size_text(image.size_bytes)}")
+        size = size_text(image.size_bytes)
+        data_items((image.reference, image.digest, ", ".join(image.platforms), size))
     if result.recompressed is not None:
         reporter.say("{}", result.recompressed.text)
     data_line(f"bundle {result.bundle}  {size_text(result.bundle_bytes)}")
@@ -339,4 +341,4 @@ def quickstart(
             may_share_processes=shared_processes,
             emit=reporter,
         )
-    data_line(*report)
+    data_text(*report)

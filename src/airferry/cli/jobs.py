@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +27,7 @@ from airferry.cli.options import (
     as_typed,
     command_line,
 )
-from airferry.cli.render import Reporter, ask_line, data, data_line
+from airferry.cli.render import Reporter, ask_line, data, data_items
 from airferry.defaults import COMMANDS_FILE, OVERLAYS_FOLDER, PROFILE_FILE, RECEIPT_STEM, SITE_FILE
 from airferry.errors import UsageError
 from airferry.host import files
@@ -138,7 +137,7 @@ def init(
         "endpoints": parse_pairs(endpoint or [], "--endpoint", "PROVIDER=URL"),
     }
     profiles = parse_pairs(profile or [], "--profile", "EXECUTOR=NAME")
-    if sys.stdin.isatty() and sys.stderr.isatty():
+    if reporter.may_ask:
         _ask(reporter, document, profiles)
     document["executors"] = _with_profiles(document["executors"], profiles)
     document["ca_file"] = _from_profile(document["ca_file"], out)
@@ -309,7 +308,7 @@ def mirrors(
         data(json.dumps({"out": str(out), "images": images, "files": list(made.files)}, indent=2))
         return
     for image in made.images:
-        data_line(f"{image.original}  {image.place}  {image.digest}")
+        data_items((str(image.original), str(image.place), image.digest))
     reporter.say("wrote {} below {}", counted(len(made.files), "file"), out)
     kinds = {executor.kind for executor in known.profile.executors} if known is not None else set()
     steps = [(step.purpose, step.command) for step in made.steps(kinds)]

@@ -22,7 +22,7 @@ from airferry.cli.options import (
     as_typed,
     command_line,
 )
-from airferry.cli.render import Reporter, ask_line, data, data_line, data_rows
+from airferry.cli.render import Reporter, ask_line, data, data_items, data_rows
 from airferry.defaults import PROBE_REPOSITORY
 from airferry.errors import UsageError
 
@@ -70,8 +70,9 @@ def login(
     host = _registry_of(registry, known)
     options = make_options(plain_http=plain_http, ca_file=ca_file, site=known)
     say_taken(reporter, known, registry=registry is None, ca_file=options.ca_file)
-    if not sys.stdin.isatty() and (username is None or not password_stdin):
-        raise UsageError("no terminal to prompt on", hint="use `--username NAME --password-stdin`")
+    if not reporter.may_ask and (username is None or not password_stdin):
+        reason = "`--quiet` never prompts" if reporter.quiet else "no terminal to prompt on"
+        raise UsageError(reason, hint="use `--username NAME --password-stdin`")
     name = username or ask_line("Username", needed=True)
     secret = (
         sys.stdin.read(MAX_PASSWORD_CHARACTERS).rstrip("\r\n")
@@ -233,7 +234,7 @@ def copy(
         }
         data(json.dumps(document, indent=2))
         return
-    data_line(f"{result.destination}  {digest}")
+    data_items((result.destination, digest))
     reporter.next(*_after_copy(context, result))
 
 
