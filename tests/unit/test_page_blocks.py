@@ -15,7 +15,7 @@ from page_blocks import DOCUMENTS, SERVES, Block, blocks, pages_that_run
 EVERY_BLOCK = [block for page in DOCUMENTS for block in blocks(page)]
 # what the reader's own site, bundle or CA is
 THEIRS = re.compile(r"sha256:[0-9a-f]{8,}|registry\.example\.com|/etc/ssl/|HOST:PORT|\bDIGEST\b")
-SETS = re.compile(r"^[A-Z]+=.*\n", re.MULTILINE)
+SETS = re.compile(r"^(?:export )?[A-Z_]+=.*\n", re.MULTILINE)
 
 
 @pytest.mark.parametrize("block", EVERY_BLOCK, ids=str)
