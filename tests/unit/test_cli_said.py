@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from airferry.cli.assets import MAX_SHOWN_FINDINGS
 from airferry.cli.bundles import SHOWN_BESIDE
 from airferry.errors import UsageError
 from loaded_receipts import loaded_receipt
+from next_steps import next_commands
 from oci_images import make_bundle
 from quick import Said
 
@@ -165,11 +168,17 @@ def test_a_report_says_whether_the_root_was_compared(sealed: Path, given: bool, 
     assert root in Path("report.html").read_text()
 
 
-def test_a_copy_says_what_the_image_is_called_there(sealed: Path, tmp_path: Path, said: Said) -> None:
+def test_a_copy_says_what_the_image_is_called_there_and_what_checks_it(
+    sealed: Path, tmp_path: Path, said: Said, capsys: pytest.CaptureFixture[str]
+) -> None:
     (name, index), *_ = open_bundle(sealed).images.items()
-    assert run(["copy", f"oci:{sealed}:{name}", f"oci:{tmp_path / 'copy'}:x"]) == 0
-    out, err = said()
-    assert index.digest in out + err
+    assert run(["copy", f"oci:{sealed}:{name}", "oci:my copy:x"]) == 0
+    captured = capsys.readouterr()
+    assert index.digest in captured.out
+    (check,) = next_commands(captured.err)
+    assert check == ["verify", "my copy"] and run(check) == 0
+    assert run(["copy", f"oci:{sealed}:{name}", "oci-archive:y.tar:y"]) == 0
+    assert next_commands(capsys.readouterr().err) == [["podman", "load", "-i", "y.tar"]]
     assert run(["copy", f"oci:{sealed}:{name}", f"oci-archive:{tmp_path / 'x.tar'}:y", "--json"]) == 0
     assert index.digest in json.dumps(json.loads(said()[0]))
 
@@ -193,3 +202,21 @@ def test_an_asset_is_recorded_and_verified_with_its_amounts(tmp_path: Path, said
     lines = out.splitlines()
     assert {line.split(":")[0] for line in lines} == {"extra"}
     assert len(lines) == MAX_SHOWN_FINDINGS and "and 5 more; `--json` lists all" in err
+
+
+@pytest.mark.parametrize(("scheme", "plain"), [("https", []), ("http", ["--tls-verify=false"])])
+def test_serve_says_what_pulls_an_image(
+    scheme: str, plain: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, two = "sha256:" + "1" * 64, "sha256:" + "2" * 64
+    images = (("hub:5000/airferry-artifacts:artifact-1", one), ("hub:5000/team/trainer:latest", two))
+    stopped = SimpleNamespace(run=lambda: None)
+    serving = api.Serving(f"{scheme}://hub:5000", one, True, images, stopped, lambda: None)  # type: ignore[arg-type]
+    monkeypatch.setattr(api, "serve", lambda *_, **__: nullcontext(serving))
+    assert run(["serve", "out"]) == 0
+    pull = ["podman", "pull", *plain, f"hub:5000/team/trainer@{two}"]
+    assert next_commands(capsys.readouterr().err) == [pull]
+    assert run(["serve", "out", "--htpasswd", "users"]) == 0
+    assert next_commands(capsys.readouterr().err) == [["podman", "login", *plain, "hub:5000"], pull]
+    assert run(["serve", "out", "--json"]) == 0
+    assert "Next" not in capsys.readouterr().err

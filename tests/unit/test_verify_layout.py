@@ -132,6 +132,13 @@ def test_what_copy_wrote_is_a_layout_though_artifacts_of_airferry_came_along(
     capsys.readouterr()
     report = verify(tmp_path / "copied")
     assert (report.ok, report.is_bundle, report.images, report.artifacts) == (True, False, 1, 1)
+    # an operator's folder, where a load was started; it makes a bundle of nothing but `bundle`
+    (tmp_path / "airgap-receipt-one.yaml").write_text("x")
+    assert not verify(tmp_path / "copied").is_bundle
+    (tmp_path / "copied").rename(tmp_path / "bundle")
+    with pytest.raises(IntegrityError, match="contains 0 airferry manifests"):
+        verify(tmp_path / "bundle")
+    (tmp_path / "bundle").rename(tmp_path / "copied")
     assert run(["load", str(tmp_path / "copied"), "--to", "127.0.0.1:1/x"]) == 6
     said = " ".join(capsys.readouterr().err.split())
     assert "it is another image layout than a bundle" in said and "brought to a registry by `airferry copy`" in said

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -103,7 +102,7 @@ def init_project(
     """Write airgap.yaml for the steps in a folder; where there are none, write two steps that build, too."""
     reporter: Reporter = context.obj
     choices = api.ProjectChoices(source=source, steps=steps, package=name, targets=tuple(target or ()), base=base)
-    asked = sys.stdin.isatty() and sys.stderr.isatty() and not (yes or as_json)
+    asked = reporter.may_ask and not (yes or as_json)
     if asked:
         choices = _ask_project(reporter, folder, choices)
     made = api.init_project(folder, choices=choices, dry_run=dry_run)
@@ -180,9 +179,11 @@ def doctor(
         marks = {"ok": "[green]✓[/]", "warn": "[yellow]![/]", "fail": "[red]✗[/]", "unknown": "[yellow]?[/]"}
         width = max(len(check.name) for check in report.checks)
         for check in report.checks:
-            reporter.say(marks[check.status] + " {}  {}", f"{check.name:<{width}}", check.detail)
+            # what fails is a part of the error below, which names it alone
+            tell = reporter.complain if check.status == "fail" else reporter.say
+            tell(marks[check.status] + " {}  {}", f"{check.name:<{width}}", check.detail)
             if check.hint and check.status != "ok":
-                reporter.say("  {}  [bold]→[/] {}", " " * width, check.hint)
+                tell("  {}  [bold]→[/] {}", " " * width, check.hint)
     failed = [check for check in report.checks if check.status == "fail"]
     if failed:
         raise HostError(

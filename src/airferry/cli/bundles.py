@@ -63,7 +63,7 @@ def verify(
     else:
         reporter.say("Checked integrity, not origin: pass the root digest from the separate channel with `--root`.")
     if not as_json:
-        reporter.next(*_loading(bundle, as_typed(context, "root"), root_verified=report.root_verified))
+        reporter.next(*loading(bundle, as_typed(context, "root"), root_verified=report.root_verified))
 
 
 def _show_report(report: api.VerifyReport, reporter: Reporter) -> None:
@@ -96,7 +96,7 @@ def _show_report(report: api.VerifyReport, reporter: Reporter) -> None:
         reporter.say("{}", line if report.root_verified else f"claims: {line}")
 
 
-def _loading(bundle: Path, root: list[str], *, root_verified: bool) -> list[tuple[str, str]]:
+def loading(bundle: Path, root: list[str], *, root_verified: bool) -> list[tuple[str, str]]:
     """Return what brings a bundle into a registry and its jobs to the nodes, as far as the site is described."""
     known = site_for_hints()
     if known is None:

@@ -20,7 +20,8 @@ _OVERRIDE = re.compile(r"[+~]{0,2}[A-Za-z_][\w.@/-]*=.*", re.DOTALL)
 def show_findings(reporter: Reporter, report: api.CheckReport, *, notes: bool) -> None:
     """Show findings as a table on a wide terminal, below each other on others, as lines elsewhere."""
     shown = [finding for finding in report.findings if notes or finding.level != "note"]
-    if not sys.stdout.isatty():
+    # findings are the result, which quiet leaves
+    if reporter.quiet or not sys.stdout.isatty():
         for finding in shown:
             fix = f"  [{finding.fix}]" if finding.fix else ""
             also = f"  (also {', '.join(finding.also)})" if finding.also else ""

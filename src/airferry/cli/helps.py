@@ -26,7 +26,8 @@ class _Command(TyperCommand):
         for line, meaning in EXAMPLES[path]:
             shown += [f"   {line}", f"       {meaning}"]
         shown += [f"   {text}" for text in explain_variables([line for line, _ in EXAMPLES[path]])]
-        for text in (*shown, "", f" Manual: man {page_name(path)}", ""):
+        shown += ["", " `--quiet`, `--verbose` and `--debug` may stand before or after the command."]
+        for text in (*shown, f" Manual: man {page_name(path)}", ""):
             data_line(text)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -138,7 +137,7 @@ def init(
         "endpoints": parse_pairs(endpoint or [], "--endpoint", "PROVIDER=URL"),
     }
     profiles = parse_pairs(profile or [], "--profile", "EXECUTOR=NAME")
-    if sys.stdin.isatty() and sys.stderr.isatty():
+    if reporter.may_ask:
         _ask(reporter, document, profiles)
     document["executors"] = _with_profiles(document["executors"], profiles)
     document["ca_file"] = _from_profile(document["ca_file"], out)

@@ -26,6 +26,7 @@ from airferry.cli.render import Reporter, ask_line, data, data_line, data_rows
 from airferry.defaults import PROBE_REPOSITORY
 from airferry.errors import UsageError
 
+_IN_REGISTRY = "docker://"
 MAX_PASSWORD_CHARACTERS = 64 * 1024
 _PANEL = "Registries"
 
@@ -69,8 +70,9 @@ def login(
     host = _registry_of(registry, known)
     options = make_options(plain_http=plain_http, ca_file=ca_file, site=known)
     say_taken(reporter, known, registry=registry is None, ca_file=options.ca_file)
-    if not sys.stdin.isatty() and (username is None or not password_stdin):
-        raise UsageError("no terminal to prompt on", hint="use `--username NAME --password-stdin`")
+    if not reporter.may_ask and (username is None or not password_stdin):
+        reason = "`--quiet` never prompts" if reporter.quiet else "no terminal to prompt on"
+        raise UsageError(reason, hint="use `--username NAME --password-stdin`")
     name = username or ask_line("Username", needed=True)
     secret = (
         sys.stdin.read(MAX_PASSWORD_CHARACTERS).rstrip("\r\n")
@@ -212,7 +214,11 @@ def copy(
 ) -> None:
     """Copy an image, index or artifact between layouts, archives and registries. Its digest stays the same."""
     reporter: Reporter = context.obj
-    options = make_options(plain_http=plain_http, ca_file=ca_file, jobs=jobs, limit_rate=limit_rate)
+    of_registry = any(place.startswith(_IN_REGISTRY) for place in (source, destination))
+    asks = of_registry and ca_file is None and plain_http is not True
+    known = find_site(None, reporter) if asks else None
+    options = make_options(plain_http=plain_http, ca_file=ca_file, jobs=jobs, limit_rate=limit_rate, site=known)
+    say_taken(reporter, known, ca_file=options.ca_file)
     with reporter.display():
         result = api.copy(
             source, destination, platforms=platform or (), referrers=referrers, options=options, emit=reporter
@@ -229,3 +235,19 @@ def copy(
         data(json.dumps(document, indent=2))
         return
     data_line(f"{result.destination}  {digest}")
+    reporter.next(*_after_copy(context, result))
+
+
+def _after_copy(context: typer.Context, result: api.CopyResult) -> list[tuple[str, str]]:
+    """Return what looks at a copy: a check of a layout, a load of an archive, a pull from a registry by digest."""
+    kind, _, rest = result.destination.partition(":")
+    if kind == "oci":
+        folder = rest.partition("@")[0].partition(":")[0]
+        return [("check all that the layout holds", command_line("airferry", "verify", folder))]
+    if kind == "oci-archive":
+        return [("load it into Podman", command_line("podman", "load", "-i", rest.partition(":")[0]))]
+    place = rest.removeprefix("//").partition("@")[0]
+    host, _, path = place.partition("/")
+    pinned = f"{_IN_REGISTRY}{host}/{path.partition(':')[0]}@{result.descriptor.digest}"
+    words = [*as_typed(context, "plain_http", "ca_file"), pinned, "oci:copied-back:image"]
+    return [("read it back by its digest, into a layout here", command_line("airferry", "copy", *words))]

@@ -273,6 +273,11 @@ class Reporter:
     def _console(self) -> Console:
         return self._live.console if self._live is not None else self.console
 
+    @property
+    def may_ask(self) -> bool:
+        """Whether someone is there to be asked: on a terminal, and not with `--quiet`."""
+        return not self.quiet and sys.stdin.isatty() and sys.stderr.isatty()
+
     def _line(self, markup: str, *, hanging: int = 2) -> None:
         """Print a line of ours, with line breaks between words on a terminal; in a pipe and a log it stays one."""
         console = self._console
@@ -282,6 +287,10 @@ class Reporter:
         else:
             console.print(markup)
 
+    def complain(self, markup: str, *values: object, hanging: int = 2) -> None:
+        """Tell what failed on stderr, as `say` does, quiet or not: an error follows that names it alone."""
+        self._line(markup.format(*(escape(str(value)) for value in values)), hanging=hanging)
+
     def say(self, markup: str, *values: object, hanging: int = 2) -> None:
         """Tell the operator something on stderr, unless quiet was asked for.
 
@@ -289,7 +298,7 @@ class Reporter:
         A terminal gets line breaks between words, see `in_lines`.
         """
         if not self.quiet:
-            self._line(markup.format(*(escape(str(value)) for value in values)), hanging=hanging)
+            self.complain(markup, *values, hanging=hanging)
 
     def copyable(self, text: str, *, indent: int = 0) -> None:
         """Show what is copied, such as a command line, as one line: a terminal that wraps it copies it so, too."""

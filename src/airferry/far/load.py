@@ -17,7 +17,7 @@ from airferry.bundle.manifest import BundleManifest
 from airferry.bundle.receipt import Receipt, ReceiptBlobs, ReceiptConnection, read_receipt, write_receipt
 from airferry.bundle.verify import Bundle, VerifyReport, expect_outside, find_layout, open_bundle, verify_opened
 from airferry.config.submit import submit_command
-from airferry.defaults import OVERLAYS_FOLDER, PROBE_REPOSITORY
+from airferry.defaults import ARTIFACTS_REPOSITORY, OVERLAYS_FOLDER, PROBE_REPOSITORY
 from airferry.errors import RegistryError, UsageError
 from airferry.events import Emit, Notice, Warned, silent
 from airferry.far.access import expect_access
@@ -25,7 +25,7 @@ from airferry.far.destinations import hold_destination
 from airferry.far.foreseen import foresee, keep_taken
 from airferry.far.push import RegistrySinks, audit, load_transfer, say_left_out, say_untagged
 from airferry.far.receipts import left_out, make_receipt, receipt_name
-from airferry.far.relocate import ARTIFACTS_REPOSITORY, Destination, parse_destination
+from airferry.far.relocate import Destination, parse_destination
 from airferry.far.shipments import ARTIFACT_NAME, artifact_tags, part_skipped, place_images, plan_shipments
 from airferry.far.tags import (
     TagMove,

@@ -15,7 +15,6 @@ from typing import Literal, cast, get_args
 from airferry.errors import AirferryError, UsageError
 from airferry.oci.reference import DEFAULT_REGISTRY, Reference, parse_reference
 
-ARTIFACTS_REPOSITORY = "airferry-artifacts"
 ArtifactChoice = Literal["require", "try", "skip"]
 ARTIFACT_CHOICES: tuple[str, ...] = get_args(ArtifactChoice)
 AuditChoice = Literal["head", "read"]

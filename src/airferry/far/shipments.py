@@ -10,8 +10,9 @@ from airferry.assets.staged import bundle_packs
 from airferry.bundle.artifacts import COPY_AGAIN
 from airferry.bundle.twins import twin_of
 from airferry.bundle.verify import Bundle
+from airferry.defaults import ARTIFACTS_REPOSITORY
 from airferry.errors import IntegrityError, UsageError
-from airferry.far.relocate import ARTIFACTS_REPOSITORY, Destination, relocate
+from airferry.far.relocate import Destination, relocate
 from airferry.oci.closure import Closure, RefusedShipment, Shipment, read_closure
 from airferry.oci.digest import digest_hex
 from airferry.oci.documents import Descriptor
