@@ -7,10 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from airferry.api import plan
 from airferry.errors import HostError
 from airferry.events import Event, Warned
+from airferry.host.yaml import count_values
 from airferry.near import doctor as host
 from airferry.near import predict
 from airferry.near.bases import fetch as bases
@@ -70,6 +72,8 @@ def test_a_build_takes_what_was_predicted_and_a_plan_after_it_predicts_the_bundl
     predicted = plan(direct.selection()).prediction
     assert predicted.in_bytes == 0
     assert predicted.unknown == ()
+    values = count_values(yaml.safe_load((direct.out / "airgap-manifest.yaml").read_text()))
+    assert values * 0.6 < predicted.manifest_values <= values, "what a plan refuses would not be read, surely"
     assert built.bundle_bytes * 0.98 < predicted.out_bytes < built.bundle_bytes * 1.02
     gained = built.recompressed
     assert (gained is None) is (compression == "preserve")

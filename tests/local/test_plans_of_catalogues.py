@@ -9,7 +9,10 @@ import pytest
 
 from airferry.cli.app import run
 from airferry.events import Event, Warned
+from airferry.near import predict as prediction
 from airferry.near.git.driver import LFS_POINTER
+from airferry.near.planning import Selection, read_plan
+from airferry.plan.lockfile import Lockfile
 from catalogues import airgap, mounting, write_airgap, write_step
 from travelling_catalogue import carry, write_catalogue
 
@@ -54,3 +57,28 @@ def test_lfs_pointers_of_the_catalogue_are_named(tmp_path: Path) -> None:
     carry(root, tmp_path / "two", emit=events.append)
     [warned] = [event for event in events if isinstance(event, Warned) and "LFS" in event.text]
     assert "1 Git LFS pointer," in warned.text and "weights.bin`" in warned.text
+
+
+def test_a_plan_whose_bundle_would_not_be_read_is_refused_and_says_how_to_split_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AIRFERRY_CACHE", str(tmp_path / "cache"))
+    write_step(tmp_path, "s")
+    config = write_airgap(tmp_path, airgap({"img": "base:1"}, {"s": "img"}))
+    arguments = ["plan", "--config", str(config), "--platform", "linux/amd64"]
+    assert run(arguments) == 0
+    (tmp_path / "out" / "airgap-plan.yaml").unlink()
+    made = read_plan(Selection(config, platforms=("linux/amd64",)))
+    least = prediction.Predictor(made, Lockfile(), tmp_path / "cache").predict().manifest_values
+    capsys.readouterr()
+    monkeypatch.setattr(prediction, "MAX_DOCUMENT_VALUES", least)
+    assert run(arguments) == 0
+    monkeypatch.setattr(prediction, "MAX_DOCUMENT_VALUES", least - 1)
+    (tmp_path / "out" / "airgap-plan.yaml").unlink()
+    assert run(arguments) == 3
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"at least {least} keys and values, more than the limit of {least - 1} that a far side reads" in said
+    assert "split the plan into 2 bundles or more" in said and "`--target STEP,STEP`" in said
+    assert not (tmp_path / "out" / "airgap-plan.yaml").exists()
+    # only what is sealed is read over there
+    assert run([*arguments, "--stage", "build-execution-images"]) == 0

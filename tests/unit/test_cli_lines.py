@@ -12,9 +12,11 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from airferry.cli.render import LEAST_COLUMNS, Reporter, data_rows, in_lines
+from airferry.cli.app import run
+from airferry.cli.examples import EXAMPLES
+from airferry.cli.render import LEAST_COLUMNS, Reporter, data_items, data_rows, data_text, in_lines
 from airferry.errors import RegistryError
-from airferry.events import Notice, Warned
+from airferry.events import Notice, Progress, Warned
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4
 COMMAND = f"airferry load '/media/usb stick/out' --root {DIGEST} --jobs jobs"
@@ -111,3 +113,54 @@ def test_rows_are_columns_on_a_terminal(
 def test_rows_are_a_line_each_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
     data_rows(ROWS)
     assert capsys.readouterr().out.splitlines() == ["  ".join(filter(None, row)) for row in ROWS]
+
+
+ITEM = ("send", f"nemotron/trainer@{DIGEST}", "23.8 MiB")
+
+
+def test_items_keep_their_parts_whole_on_a_terminal_and_are_lines_in_a_pipe(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = ("2026-11-28T06:38:07Z", "registry.example:5000/nemotron", DIGEST)
+    data_items(ITEM, short)
+    assert capsys.readouterr().out.splitlines() == ["  ".join(ITEM), "  ".join(short)]
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    data_items(ITEM, short)
+    assert capsys.readouterr().out.splitlines() == ["  ".join(ITEM), "  ".join(short[:2]), f"    {DIGEST}"]
+    monkeypatch.setenv("COLUMNS", "200")
+    data_items(short)
+    assert capsys.readouterr().out.splitlines() == ["  ".join(short)]
+
+
+def test_texts_go_on_below_what_follows_their_label(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = "  base       Debian bookworm with python3-minimal, libpython3-stdlib, python3-yaml, bash"
+    data_text(line, "nothing changed")
+    assert capsys.readouterr().out.splitlines() == [line, "nothing changed"]
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "60")
+    data_text(line, "nothing changed")
+    first, second, third = capsys.readouterr().out.splitlines()
+    assert f"{first} {second.strip()}" == line and second.index("libpython3") == line.index("Debian")
+    assert third == "nothing changed"
+
+
+@pytest.mark.parametrize("columns", [40, 60, 140])
+def test_a_live_row_has_its_name_and_amount_whole(columns: int) -> None:
+    reporter, file = on_a_terminal(columns)
+    with reporter.display():
+        reporter(Progress("load", 5 << 20, 67 << 20))
+        assert reporter._live is not None
+        reporter._live.refresh()
+    assert "load " in file.getvalue() and "5.0 MiB of 67.0 MiB" in file.getvalue() and "…" not in file.getvalue()
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=" ".join)
+def test_no_help_is_cut_at_80_columns(
+    path: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 80)
+    assert run([*path, "--help"]) == 0
+    assert not [line for line in capsys.readouterr().out.splitlines() if "…" in line and line.endswith("│")]

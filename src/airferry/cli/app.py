@@ -42,8 +42,8 @@ Far side: [bold]site init[/], [bold]login[/], [bold]verify[/], [bold]load --jobs
 Jobs: [bold]check[/], then run the submit commands that [bold]load --jobs[/] wrote.
 Start with [bold]quickstart[/]: it runs the whole job on a built-in example; or with [bold]init[/], for your own steps.
 
-Exit codes: 0 success, 1 a bug in airferry, 2 usage, 3 configuration, 4 environment, 5 build, 6 integrity,
-7 registry, 8 a check found something.
+Exit codes: 0 success, 1 a bug in airferry, 2 usage, 3 configuration,
+4 environment, 5 build, 6 integrity, 7 registry, 8 a check found something.
 """
 
 app = typer.Typer(

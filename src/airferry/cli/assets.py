@@ -20,7 +20,7 @@ from airferry.cli.options import (
     RootOption,
     command_line,
 )
-from airferry.cli.render import Reporter, data, data_line
+from airferry.cli.render import Reporter, data, data_items, data_line, data_text
 from airferry.host import files
 from airferry.wording import counted, size_text
 
@@ -79,7 +79,7 @@ def record(
         }
         data(json.dumps(document, indent=2))
         return
-    data_line(f"{outcome.path}  {manifest.digest}")
+    data_items((str(outcome.path), manifest.digest))
     reporter.say("{}, {}", counted(len(manifest.files), "file"), size_text(manifest.size_bytes))
     words = command_line("airferry", "assets", "verify", outcome.path.name, "PATH")
     reporter.next(("check what was staged at PATH", words), where=f"on the far side, next to `{outcome.path.name}`")
@@ -104,7 +104,7 @@ def verify(
         data(json.dumps(report.to_document(), indent=2))
     else:
         for finding in report.findings[:MAX_SHOWN_FINDINGS]:
-            data_line(str(finding))
+            data_text(str(finding))
         if len(report.findings) > MAX_SHOWN_FINDINGS:
             reporter.say("and {} more; `--json` lists all", len(report.findings) - MAX_SHOWN_FINDINGS)
     report.raise_if_wrong()

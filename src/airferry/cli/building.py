@@ -28,7 +28,7 @@ from airferry.cli.options import (
     as_typed,
     command_line,
 )
-from airferry.cli.render import Reporter, ask_line, data, data_line
+from airferry.cli.render import Reporter, ask_line, data, data_items, data_line, data_text
 from airferry.errors import ConfigurationError, HostError, UsageError
 from airferry.wording import counted, size_text
 
@@ -216,8 +216,8 @@ def plan(
         found = {"predicted": result.prediction.to_document(), "warnings": plain_data(result.plan.warnings)}
         data(json.dumps({**result.document, **found}, indent=2))
         return
-    data_line(*api.describe_plan(result.plan, verbose=reporter.verbose))
-    data_line("", *api.describe_prediction(result.prediction, verbose=reporter.verbose))
+    data_text(*api.describe_plan(result.plan, verbose=reporter.verbose))
+    data_text("", *api.describe_prediction(result.prediction, verbose=reporter.verbose))
     reporter.say("wrote {}", result.path)
     typed = as_typed(context, "config", "source", "target", "platform")
     if result.locked:
@@ -255,7 +255,7 @@ def lock(
     if as_json:
         data(json.dumps(result.to_document(), indent=2))
         return
-    data_line(*result.changes or ["nothing changed"])
+    data_text(*result.changes or ["nothing changed"])
     done = "wrote" if result.changes else "kept"
     reporter.say("{} {}", done, result.path)
     typed = ("config", "source", "target", "platform", "engine", "probe", "shared_processes")
@@ -306,7 +306,8 @@ def build(
         reporter.next(("seal the bundle", words))
         return
     for image in result.images:
-        data_line(f"{image.reference}  {image.digest}  {', '.join(image.platforms)}  {size_text(image.size_bytes)}")
+        size = size_text(image.size_bytes)
+        data_items((image.reference, image.digest, ", ".join(image.platforms), size))
     if result.recompressed is not None:
         reporter.say("{}", result.recompressed.text)
     data_line(f"bundle {result.bundle}  {size_text(result.bundle_bytes)}")
@@ -340,4 +341,4 @@ def quickstart(
             may_share_processes=shared_processes,
             emit=reporter,
         )
-    data_line(*report)
+    data_text(*report)

@@ -27,7 +27,7 @@ from airferry.cli.options import (
     as_typed,
     command_line,
 )
-from airferry.cli.render import Reporter, data, data_line
+from airferry.cli.render import Reporter, data, data_items, data_line, data_text
 from airferry.defaults import JOBS_FOLDER, PLAN_CONFIG, SITE_FILE
 from airferry.errors import AirferryError, UsageError
 from airferry.wording import counted, size_text
@@ -68,7 +68,7 @@ def verify(
 
 def _show_report(report: api.VerifyReport, reporter: Reporter) -> None:
     for finding in report.findings:
-        data_line(str(finding))
+        data_text(str(finding))
     for line in report.beside[:SHOWN_BESIDE]:
         reporter.say("[yellow]note:[/] {}", line)
     if (more := len(report.beside) - SHOWN_BESIDE) > 0:
@@ -128,7 +128,7 @@ def load(
     receipt: Annotated[
         Path | None,
         typer.Option(
-            "--receipt", metavar="FILE", help="Receipt to write.", show_default="airgap-receipt-DESTINATION-ROOT.yaml"
+            "--receipt", metavar="FILE", help="Receipt to write.", show_default="named by destination and root"
         ),
     ] = None,
     maps: MapOption = None,
@@ -340,11 +340,12 @@ def _show_rollback(result: api.RollbackResult, *, as_json: bool, reporter: Repor
 
 def _show_plan(outcome: api.LoadOutcome) -> None:
     for step in outcome.pushed.steps:
-        data_line(f"{step.action}  {step.repository}@{step.digest}  {size_text(step.size_bytes)}")
+        data_items((step.action, f"{step.repository}@{step.digest}", size_text(step.size_bytes)))
     for sent in outcome.pushed.manifest_steps:
-        data_line(f"manifest  {sent.repository}@{sent.digest}  {size_text(sent.size_bytes)}")
+        data_items(("manifest", f"{sent.repository}@{sent.digest}", size_text(sent.size_bytes)))
     for move in outcome.moved_tags:
-        data_line(f"tag  {move.reference}  {move.digest}" + (f"  (was {move.previous})" if move.previous else ""))
+        was = [f"(was {move.previous})"] if move.previous else []
+        data_items(("tag", move.reference, move.digest, *was))
     pushed = outcome.pushed
     data_line(f"would send {size_text(pushed.sent_bytes + pushed.manifest_bytes)}")
 

@@ -27,7 +27,7 @@ from airferry.cli.options import (
     as_typed,
     command_line,
 )
-from airferry.cli.render import Reporter, ask_line, data, data_line
+from airferry.cli.render import Reporter, ask_line, data, data_items
 from airferry.defaults import COMMANDS_FILE, OVERLAYS_FOLDER, PROFILE_FILE, RECEIPT_STEM, SITE_FILE
 from airferry.errors import UsageError
 from airferry.host import files
@@ -308,7 +308,7 @@ def mirrors(
         data(json.dumps({"out": str(out), "images": images, "files": list(made.files)}, indent=2))
         return
     for image in made.images:
-        data_line(f"{image.original}  {image.place}  {image.digest}")
+        data_items((str(image.original), str(image.place), image.digest))
     reporter.say("wrote {} below {}", counted(len(made.files), "file"), out)
     kinds = {executor.kind for executor in known.profile.executors} if known is not None else set()
     steps = [(step.purpose, step.command) for step in made.steps(kinds)]

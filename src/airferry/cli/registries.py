@@ -22,7 +22,7 @@ from airferry.cli.options import (
     as_typed,
     command_line,
 )
-from airferry.cli.render import Reporter, ask_line, data, data_line, data_rows
+from airferry.cli.render import Reporter, ask_line, data, data_items, data_rows
 from airferry.defaults import PROBE_REPOSITORY
 from airferry.errors import UsageError
 
@@ -234,7 +234,7 @@ def copy(
         }
         data(json.dumps(document, indent=2))
         return
-    data_line(f"{result.destination}  {digest}")
+    data_items((result.destination, digest))
     reporter.next(*_after_copy(context, result))
 
 

@@ -36,8 +36,8 @@ PLAIN_INTERVAL_S = 10.0
 SHOWN_TAIL_LINES = 15
 # a name in a foreign index may have megabytes
 MAX_MESSAGE_CHARACTERS = 50_000
-NARROW_COLUMNS = 100
-BAR_COLUMNS = {"wide": 24, "narrow": 8}
+# from so many columns on, a live row has a bar of so many, and the time; in fewer it has name and amount alone
+BAR_COLUMNS = ((100, 24), (60, 8))
 ELAPSED_COLUMNS = len("0:00:00")
 # below this, what is left of a reference or a URL says nothing
 SHORTEST_WORD = 20
@@ -49,6 +49,8 @@ _NEW_LINE = re.compile(r"\n(?! )")
 _DIGEST = re.compile(r"(sha(?:256|384|512):[0-9a-f]{6})[0-9a-f]{20,}([0-9a-f]{6})")
 # a word; what is in backquotes is to be typed, and so is one word
 _WORD = re.compile(r"(?:[^\s`]|`[^`\n]*`)+|\S+")
+# `  base       Debian …`: what the lines after the first are below of
+_LABEL = re.compile(r" *\S+(?: \S+)* {2,}(?=\S)")
 
 
 def escape(text: str) -> str:
@@ -130,7 +132,9 @@ def _cuts(line: Text, columns: int, first: int) -> list[int]:
         inside = any(start < word.start() < stop for start, stop in typed)
         following = next((stop for start, stop in typed if start == word.start()), word.end())
         whole = max(width, cell_len(line.plain[word.start() : following]))
-        if end is not None and not inside and taken + gap + whole > (columns if cuts else first):
+        room = columns if cuts else first
+        # what fits into no line is broken by the terminal anyway: it gets a line where it would begin far to the right
+        if end is not None and not inside and taken + gap + whole > room and (whole <= columns or taken > room // 3):
             cuts.append(word.start())
             taken = width
         else:
@@ -168,15 +172,9 @@ class Reporter:
             return
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-        progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=self._bar_columns),
-            TextColumn("{task.fields[amount]}", markup=False),
-            TimeElapsedColumn(),
-            console=self.console,
-            transient=True,
-        )
+        name, amount = (TextColumn(shown, markup=False) for shown in ("{task.description}", "{task.fields[amount]}"))
+        bar = (BarColumn(bar_width=self._bar_columns), amount, TimeElapsedColumn()) if self._bar_columns else (amount,)
+        progress = Progress(SpinnerColumn(), name, *bar, console=self.console, transient=True)
         with progress:
             self._live = progress
             try:
@@ -254,7 +252,7 @@ class Reporter:
 
     @property
     def _bar_columns(self) -> int:
-        return BAR_COLUMNS["narrow" if self.console.width < NARROW_COLUMNS else "wide"]
+        return next((bar for least, bar in BAR_COLUMNS if self.console.width >= least), 0)
 
     def _fitting(self, text: str, *, taken: int) -> str:
         """Return what is shown next to amounts and times: in full in logs and with `--verbose`, else shortened."""
@@ -264,10 +262,12 @@ class Reporter:
 
     def _row_name(self, name: str, amount: str) -> str:
         """Return the name in a live row, which has one line: rich would cut its end and crowd the amount out."""
-        taken = len("⠋ ") + self._bar_columns + len(amount) + ELAPSED_COLUMNS + 3
+        taken = len("⠋ ") + len(amount) + 1
+        if self._bar_columns:
+            taken += self._bar_columns + ELAPSED_COLUMNS + 2
         if self.verbose:
             return name
-        return _cut(self._fitting(name, taken=taken), max(self.console.width - taken, SHORTEST_WORD))
+        return _cut(self._fitting(name, taken=taken), max(self.console.width - taken, SHORTEST_WORD // 2))
 
     @property
     def _console(self) -> Console:
@@ -412,6 +412,55 @@ def data_line(*lines: str) -> None:
     data("\n".join(map(on_one_line, lines)))
 
 
+def _columns() -> int | None:
+    """Return how wide the terminal is that stdout is, None where it is a pipe or a file."""
+    return max(shutil.get_terminal_size().columns, LEAST_COLUMNS) if sys.stdout.isatty() else None
+
+
+def data_text(*lines: str) -> None:
+    """Write lines for people to stdout: on a terminal broken between words, below the text that follows a label.
+
+    Raises:
+        HostError: they cannot be written.
+    """
+    columns = _columns()
+    if columns is None:
+        data_line(*lines)
+        return
+    from rich.text import Text
+
+    made = []
+    for line in map(on_one_line, lines):
+        label = _LABEL.match(line)
+        indent = label.end() if label and label.end() <= columns // 2 else None
+        made.append(in_lines(Text(line), columns, hanging=2, indent=indent).plain)
+    data("\n".join(made))
+
+
+def data_items(*items: Sequence[str]) -> None:
+    """Write items to stdout, a line each, as `a  b`: on a terminal that is too narrow, parts go whole to further lines.
+
+    Raises:
+        HostError: they cannot be written.
+    """
+    columns = _columns()
+    if columns is None:
+        data_line(*("  ".join(item) for item in items))
+        return
+    from rich.cells import cell_len
+
+    lines = []
+    for first, *rest in ([on_one_line(part) for part in item] for item in items):
+        lines.append(first)
+        for part in rest:
+            # what is longer than a line is broken by the terminal, wherever it begins
+            if cell_len(part) + 4 > columns or cell_len(lines[-1]) % columns + 2 + cell_len(part) <= columns:
+                lines[-1] += f"  {part}"
+            else:
+                lines.append(f"    {part}")
+    data("\n".join(lines))
+
+
 def data_rows(rows: Sequence[Sequence[str]]) -> None:
     """Write rows of data to stdout: for a terminal in columns, the last of them wrapped; else a line each, as `a  b`.
 
@@ -420,13 +469,13 @@ def data_rows(rows: Sequence[Sequence[str]]) -> None:
     Raises:
         HostError: they cannot be written.
     """
-    if not sys.stdout.isatty():
+    columns = _columns()
+    if columns is None:
         data_line(*("  ".join(filter(None, row)) for row in rows))
         return
     from rich.cells import cell_len
     from rich.text import Text
 
-    columns = max(shutil.get_terminal_size().columns, LEAST_COLUMNS)
     most = min(columns // 3, WIDEST_COLUMN)
     safe = [[on_one_line(cell) for cell in row] for row in rows]
     widths = [min(most, max(map(cell_len, column))) for column in list(zip(*safe, strict=True))[:-1]]

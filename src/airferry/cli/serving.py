@@ -19,7 +19,7 @@ from airferry.cli.options import (
     as_typed,
     command_line,
 )
-from airferry.cli.render import Reporter, data, data_line
+from airferry.cli.render import Reporter, data, data_items
 from airferry.defaults import ARTIFACTS_REPOSITORY
 
 
@@ -103,7 +103,7 @@ def serve(
             data(json.dumps({"url": serving.url, "root": serving.root, "images": images}))
         else:
             for reference, digest in serving.images:
-                data_line(f"{reference}  {digest}")
+                data_items((reference, digest))
         reporter.say("serving root {}" + (" (as expected)" if serving.root_verified else ""), serving.root)
         reporter.say(
             "at {}, read-only; each blob is verified before it is first served; press Ctrl-C to stop", serving.url

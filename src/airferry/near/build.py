@@ -30,7 +30,7 @@ from airferry.near.lock.follow import follow_lock
 from airferry.near.lock.resolve import Locked
 from airferry.near.output_folder import OutputFolder
 from airferry.near.planning import PLAN_FILE, Selection, read_plan, warn_of_plan
-from airferry.near.predict import Prediction, Predictor, ensure_room
+from airferry.near.predict import Prediction, Predictor, ensure_room, expect_readable
 from airferry.near.rehearse.run import REPORT_FILE, Rehearsal, RehearsalReport, check_rehearsal, report_json
 from airferry.near.rehearse.stage import rehearsal_action
 from airferry.near.seal import BUNDLE, Sealer
@@ -301,7 +301,11 @@ def _outcome(made: Plan, produced: Produced) -> BuildOutcome:
 
 
 def _ensure_room(session: Session, plan: Plan, known: Lockfile) -> Prediction:
-    """Refuse a build that the disk has no room for, as far as lock and cache tell, and return what it takes."""
+    """Return what a build takes, as far as lock and cache tell.
+
+    Refuses one that the disk has no room for, or whose bundle would be too large to be read.
+    """
     prediction = Predictor(plan, known, session.cache).predict(jobs=session.jobs)
+    expect_readable(prediction)
     ensure_room(prediction, cache=session.cache, output=plan.output_dir, emit=session.emit)
     return prediction

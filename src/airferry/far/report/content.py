@@ -274,10 +274,11 @@ def _sources(manifest: BundleManifest) -> Section:
         for item in commits.values()
     ]
     blocks = table("Git checkouts", ("Repository", "Address", "Ref", "Commit", "Place in the image"), rows)
+    groups = {group.name: group for group in manifest.execution_groups}
     bases = sorted(
         {
             (
-                _base(manifest, image, next((g for g in manifest.execution_groups if g.name == image.name), None)),
+                _base(manifest, image, groups.get(image.name)),
                 platform,
                 entry.base_digest or "",
             )
