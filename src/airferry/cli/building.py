@@ -342,3 +342,4 @@ def quickstart(
             emit=reporter,
         )
     data_text(*report)
+    reporter.next(("your own steps, as docs/your-own-catalogue.md explains them", command_line("airferry", "init")))

@@ -92,8 +92,11 @@ def _show_report(report: api.VerifyReport, reporter: Reporter) -> None:
             reporter.say("  {}", line)
     reporter.say("{}; {}; {}", report.images_text, counted(report.artifacts, "artifact"), amount)
     reporter.say("root {}" + (" (as expected)" if report.root_verified else ""), report.root)
-    for line in report.origin.lines() if report.origin is not None else ():
-        reporter.say("{}", line if report.root_verified else f"claims: {line}")
+    if report.origin is not None:
+        if not report.root_verified:
+            reporter.say("[yellow]As the bundle claims:[/]")
+        for line in report.origin.lines():
+            reporter.copyable(line)
 
 
 def loading(bundle: Path, root: list[str], *, root_verified: bool) -> list[tuple[str, str]]:

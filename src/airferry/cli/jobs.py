@@ -299,7 +299,7 @@ def mirrors(
         # where the path on the nodes is known, one that is not on this host is not needed here
         there = certificate is not None and (path is None or files.is_file(certificate))
         ca = api.NodeCa(path, certificate if there else None)
-    made = api.mirrors(receipt, out=out, plain_http=plain_http, ca=ca, root=root, emit=reporter)
+    made = api.mirrors(receipt, out=out, plain_http=plain_http, ca=ca, site=known, root=root, emit=reporter)
     if as_json:
         images = [
             {"original": str(image.original), "mirror": str(image.place), "digest": image.digest}
