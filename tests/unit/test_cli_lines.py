@@ -61,7 +61,7 @@ def test_the_lines_of_a_message_hang_by_their_own_indentation() -> None:
     reporter.error(RegistryError(f"2 findings:\n  | image `launcher`, linux/arm64: the config `{DIGEST}` is damaged"))
     first, second, third, fourth = file.getvalue().splitlines()
     assert first == "error: 2 findings:" and second.startswith("  | image")
-    assert third == f"    `{DIGEST}`" and fourth == "    is damaged"
+    assert third == f"    `{DIGEST}` is" and fourth == "    damaged"
 
 
 def test_lines_stay_whole_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
