@@ -295,7 +295,6 @@ def _story(
         f"All done in {total_s:.0f} s. Where to look:",
         *(f"  {path!s:<{width}}  {what}" for path, what in places.items()),
         f"Run the same command again to reuse all of it. To start over, remove {folder}.",
-        "Next: your own steps, with `airferry init`; docs/your-own-catalogue.md explains them.",
     ]
     return lines
 

@@ -8,6 +8,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from airferry.registry.client import ClientOptions, RegistryClient
 from airferry.registry.connections import Request
 from airferry.registry.failures import TransientRegistryError, WrongScheme, connection_error, leads_to_tls
 from airferry.registry.retry import RetryPolicy
-from airferry.registry.tls import BY_FILES, Remedies
+from airferry.registry.tls import BY_FILES, BY_RECEIPT, Remedies
 from scripted_registry import Exchange, run_scripted
 
 ALERT = bytes.fromhex("15030100020246")
@@ -41,8 +42,13 @@ def options(*, plain_http: bool) -> ClientOptions:
 
 
 @contextmanager
-def answering(answer: bytes, *, reset: bool = False) -> Iterator[tuple[str, list[bytes]]]:
-    """Run a server that answers whatever it is sent with the same bytes; yield its address, and what it was sent."""
+def answering(
+    answer: bytes, *, reset: bool = False, greeting: bytes | None = None
+) -> Iterator[tuple[str, list[bytes]]]:
+    """Run a server that answers whatever it is sent with the same bytes; yield its address, and what it was sent.
+
+    With a `greeting`, TLS is answered with that.
+    """
     sent: list[bytes] = []
     with socket.create_server(("127.0.0.1", 0)) as server:
 
@@ -54,7 +60,7 @@ def answering(answer: bytes, *, reset: bool = False) -> Iterator[tuple[str, list
                         sent.append(link.recv(65536))
                         if reset:
                             link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                        link.sendall(answer)
+                        link.sendall(answer if greeting is None or sent[-1][:1] != b"\x16" else greeting)
 
         thread = threading.Thread(target=serve)
         thread.start()
@@ -94,6 +100,18 @@ def test_plain_http_to_a_registry_with_tls_is_named(answer: bytes) -> None:
     assert (error.hint or "").startswith("leave out `--plain-http`")
     # not tried again, and nothing but a greeting is sent to find out
     assert len(sent) <= 2 and all(one.startswith((b"GET /v2/", b"\x16\x03")) for one in sent)
+
+
+def test_an_answer_without_text_has_the_registry_greeted() -> None:
+    bare = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 48\r\n\r\n"
+    told = replace(options(plain_http=True), told=BY_RECEIPT)
+    with (
+        answering(bare, greeting=ALERT) as (address, _),
+        RegistryClient(address, options=told) as client,
+        pytest.raises(WrongScheme, match="speaks TLS, not plain HTTP") as caught,
+    ):
+        client.request(Request("HEAD", "r/x/manifests/1", "look"))
+    assert "pass `--tls`" in (caught.value.hint or ""), "the receipt said plain HTTP, and not an option"
 
 
 @pytest.mark.parametrize("reset", [True, False])

@@ -84,6 +84,19 @@ def test_every_error_has_a_hint() -> None:
     assert found == [], "say what to type, or what to look at; else add it to a list above, with the reason"
 
 
+def test_what_makes_hints_always_makes_one() -> None:
+    """Else `hint=…` above would pass, and nothing be shown."""
+    found = [
+        f"{place}:{node.lineno} {node.name}"
+        for place, node in nodes(ast.FunctionDef)
+        if node.name.endswith(("_hint", "_hints"))
+        and "None" in ast.unparse(node.returns or ast.Constant(""))
+        # the caller has another one then, or asks for this alone
+        and node.name not in ("wrong_time_hint", "site_for_hints")
+    ]
+    assert found == []
+
+
 def test_the_lists_name_what_is_there() -> None:
     assert set(CAUGHT) <= families()
     names = {

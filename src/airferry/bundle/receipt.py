@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -177,7 +178,10 @@ class Receipt(BaseModel):
         """
         if self.connection is None or self.connection.tls or options.plain_http is not None or options.ca_file:
             return options
-        return replace(options, plain_http=True)
+        # not above, as most of what reads receipts needs no registry
+        from airferry.registry.tls import BY_RECEIPT
+
+        return replace(options, plain_http=True, told=BY_RECEIPT)
 
     def to_yaml(self) -> bytes:
         """Return the receipt as YAML."""
@@ -236,7 +240,11 @@ def locate_receipt(path: Path, *, registry: str | None = None, root: str | None 
     if not found:
         raise HostError(f"there is no receipt in `{path}`", hint=NO_RECEIPT_HINT, path=str(path))
     if len(found) > 1:
-        raise UsageError(f"there are several receipts in `{path}`", hint=f"name one of {_listed(found)}")
+        command = shlex.join(["airferry", "history", str(path)])
+        raise UsageError(
+            f"there are several receipts in `{path}`, of loads that differ:\n" + "\n".join(_told_apart(found)),
+            hint=f"name the file of the load that is meant; `{command}` lists them",
+        )
     return found[0]
 
 
@@ -250,6 +258,22 @@ def receipts_in(folder: Path) -> list[Path]:
         return sorted(path for path in folder.iterdir() if is_receipt_name(path.name) and path.is_file())
     except OSError as error:
         raise files.translate_os_error(error, doing="read folder", path=folder) from error
+
+
+def _told_apart(paths: list[Path]) -> list[str]:
+    """Return a line for each receipt with what its load was of, the latest first."""
+    told: list[tuple[str, str]] = []
+    for path in paths:
+        try:
+            receipt = read_receipt(path)
+        except (HostError, IntegrityError):
+            told.append(("", f"`{path}`: cannot be read as a receipt"))
+        else:
+            shown = f"`{path}`: into {receipt.registry}, root {receipt.bundle_root[:23]}…, {receipt.loaded_at}"
+            told.append((receipt.loaded_at, shown))
+    lines = [line for _, line in sorted(told, reverse=True)]
+    left = len(lines) - SHOWN_RECEIPTS
+    return lines[:SHOWN_RECEIPTS] + ([f"and {left} more"] if left > 0 else [])
 
 
 def _listed(paths: list[Path]) -> str:

@@ -43,7 +43,7 @@ def extract(
     options = make_options(plain_http=plain_http, ca_file=ca_file, site=known)
     say_taken(reporter, known, ca_file=options.ca_file)
     with reporter.display():
-        done = api.extract_catalogue(source, destination, root=root, options=options, emit=reporter)
+        done = api.extract_catalogue(source, destination, root=root, site=known, options=options, emit=reporter)
     if as_json:
         document = {"path": str(done.path), "digest": done.digest, "files": done.files, "reused": done.reused}
         data(json.dumps(document, indent=2))

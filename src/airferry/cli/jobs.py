@@ -28,7 +28,7 @@ from airferry.cli.options import (
     command_line,
 )
 from airferry.cli.render import Reporter, ask_line, data, data_items
-from airferry.defaults import COMMANDS_FILE, OVERLAYS_FOLDER, PROFILE_FILE, RECEIPT_STEM, SITE_FILE
+from airferry.defaults import COMMANDS_FILE, NODES_FILE, OVERLAYS_FOLDER, PROFILE_FILE, RECEIPT_STEM, SITE_FILE
 from airferry.errors import UsageError
 from airferry.host import files
 from airferry.wording import counted
@@ -299,7 +299,7 @@ def mirrors(
         # where the path on the nodes is known, one that is not on this host is not needed here
         there = certificate is not None and (path is None or files.is_file(certificate))
         ca = api.NodeCa(path, certificate if there else None)
-    made = api.mirrors(receipt, out=out, plain_http=plain_http, ca=ca, root=root, emit=reporter)
+    made = api.mirrors(receipt, out=out, plain_http=plain_http, ca=ca, site=known, root=root, emit=reporter)
     if as_json:
         images = [
             {"original": str(image.original), "mirror": str(image.place), "digest": image.digest}
@@ -408,13 +408,11 @@ def check(
 
 def _submitting(folder: Path, kind: str) -> list[tuple[str, str]]:
     """Return what shows how jobs are submitted on an executor, of the files that `overlays` wrote into a folder."""
-    return [
-        (
-            "add this profile to those that the commands read (Nemotron: env.toml)",
-            command_line("cat", folder / kind / PROFILE_FILE),
-        ),
-        ("then run the jobs' commands", command_line("cat", folder / kind / COMMANDS_FILE)),
-    ]
+    shown = [(PROFILE_FILE, "add this profile to those that the commands read (Nemotron: env.toml)")]
+    shown.append((COMMANDS_FILE, "then run the jobs' commands"))
+    if (folder / kind / NODES_FILE).is_file():
+        shown.insert(0, (NODES_FILE, "once: what lets the nodes pull, with the registry's CA and password"))
+    return [(purpose, command_line("cat", folder / kind / name)) for name, purpose in shown]
 
 
 def parse_pairs(values: list[str], option: str, form: str) -> dict[str, str]:

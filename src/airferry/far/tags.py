@@ -5,7 +5,7 @@ What a run noted that was killed while tags moved, the next one reads: it says w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -229,6 +229,7 @@ def rollback(
     restored: list[str] = []
     removed: list[str] = []
     left: dict[str, str] = {}
+    hints: dict[str, None] = {}
     with (
         hold_destination(receipt.registry, purpose=f"roll back `{receipt.registry}`") as records,
         RegistryClient(parse_reference(f"{receipt.registry}/x").registry, options=options, emit=emit) as client,
@@ -237,7 +238,11 @@ def rollback(
             try:
                 reason = _restore(client, moved, restored, removed)
             except RegistryError as error:
+                # a registry that is not reached at all is told once, not for every tag
+                if error.status is None and moved is receipt.tags[0]:
+                    raise
                 reason = error.message
+                hints[error.hint or ""] = None
             if reason:
                 left[moved.reference] = reason
             else:
@@ -245,20 +250,29 @@ def rollback(
         records.forget_tags(receipt.bundle_root, {tag.reference for tag in receipt.tags} - left.keys())
     if left:
         raise RegistryError(
-            "not all tags are back to their state before the load: "
-            + "; ".join(f"`{reference}`: {reason}" for reference, reason in left.items()),
-            hint=_rollback_hint(left, others=len(receipt.tags) - len(left)),
+            f"not all tags are back to their state before the load: {_by_reason(left)}",
+            hint="; ".join([*filter(None, hints), *_rollback_hints(left, others=len(receipt.tags) - len(left))]),
             left=left,
         )
     return RollbackResult(tuple(restored), tuple(removed))
 
 
-def _rollback_hint(left: Mapping[str, str], *, others: int) -> str | None:
-    """Return what to do about tags that are not as they were; None where there is nothing to say."""
-    parts = [f"{counted(others, 'other tag')} {'is' if others == 1 else 'are'} as before the load"] if others else []
+def _by_reason(left: Mapping[str, str]) -> str:
+    """Return tags with the reason why each is not as it was; a registry mostly has one reason for all."""
+    references: dict[str, list[str]] = {}
+    for reference, reason in left.items():
+        references.setdefault(reason, []).append(f"`{reference}`")
+    return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in references.items())
+
+
+def _rollback_hints(left: Mapping[str, str], *, others: int) -> Iterator[str]:
+    """Yield what to do about tags that are not as they were."""
+    if others:
+        yield f"{counted(others, 'other tag')} {'is' if others == 1 else 'are'} as before the load"
     if NOT_REMOVABLE in left.values():
-        parts.append("remove the new tags with the registry's own tools if they must go")
-    return "; ".join(parts) or None
+        yield "remove the new tags with the registry's own tools if they must go"
+    if any(reason.startswith("another client") for reason in left.values()):
+        yield "the tags that another client moved stay: agree with its owner on who sets them"
 
 
 def _restore(client: RegistryClient, moved: ReceiptTag, restored: list[str], removed: list[str]) -> str:

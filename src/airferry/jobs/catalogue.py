@@ -15,6 +15,7 @@ from airferry.errors import IntegrityError, RegistryError, UsageError
 from airferry.events import Emit, silent
 from airferry.host import files, locks
 from airferry.jobs.extract import Extracted, expect_ours, extract_artifact, holds_catalogue, unpack_catalogue
+from airferry.jobs.profile import FoundSite, warn_of_another_site
 from airferry.oci.documents import Descriptor
 from airferry.oci.ports import Source
 from airferry.oci.reference import parse_reference
@@ -148,12 +149,14 @@ def extract_catalogue(
     destination: Path,
     *,
     root: str | None = None,
+    site: FoundSite | None = None,
     options: ClientOptions | None = None,
     emit: Emit = silent,
 ) -> Extracted:
     """Extract the catalogue of a bundle, or of the load that a receipt is of, into a folder that is absent or empty.
 
-    What an earlier extraction left there is replaced if it is unchanged.
+    What an earlier extraction left there is replaced if it is unchanged. A warning says where the `site` that the
+    options are from does not fit the receipt.
 
     Raises:
         UsageError: there is no bundle, no catalogue in it, or the folder holds something else.
@@ -165,6 +168,7 @@ def extract_catalogue(
         if root is not None:
             raise UsageError("`--root` requires a bundle, but a receipt was given", hint="name the bundle")
         held = read_receipt(source)
+        warn_of_another_site(site, held, emit=emit)
         places = Whereabouts(receipt=held, options=held.reached_with(options or ClientOptions()), emit=emit)
     else:
         bundle = open_bundle(source, root=root)

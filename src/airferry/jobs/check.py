@@ -180,6 +180,8 @@ def check(
     if jobs.overlays is not None and not jobs.overlays.is_dir():
         raise UsageError(f"`{jobs.overlays}` is not a folder of overlays", hint="`airferry overlays` writes one")
     places = catalogue.find(receipt, options=options, emit=emit)
+    if receipt is not None:
+        known = read_site(jobs.site, receipt=places.receipt, emit=emit)
     with places.open(beside=jobs.overlays) as opened:
         checked = Checked(
             catalogue=opened,

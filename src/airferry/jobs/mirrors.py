@@ -27,6 +27,7 @@ from airferry.jobs.placing import (
     render_steps,
     steps_on_nodes,
 )
+from airferry.jobs.profile import FoundSite, warn_of_another_site
 from airferry.jobs.submission import image_for
 from airferry.oci.reference import DEFAULT_REGISTRY, Reference, is_loopback, parse_reference
 from airferry.registry.client import CA_WITHOUT_TLS
@@ -76,16 +77,21 @@ def mirrors(
     out: Path,
     plain_http: bool | None = None,
     ca: NodeCa | None = None,
+    site: FoundSite | None = None,
     root: str | None = None,
     emit: Emit = silent,
 ) -> MirrorFiles:
     """Write mirror configurations for the base images that a loaded bundle carried, and what puts them on the nodes.
 
+    A warning says where the `site` that the CA is from does not fit the receipt.
+
     Raises:
         ConfigurationError: it carried none, or the CA's certificate cannot be read.
         IntegrityError: it is not a receipt, or one of another bundle than `root` names.
     """
-    made = make_mirrors(read_receipt(receipt, root=root), plain_http=plain_http, ca=ca)
+    held = read_receipt(receipt, root=root)
+    warn_of_another_site(site, held, emit=emit)
+    made = make_mirrors(held, plain_http=plain_http, ca=ca)
     files.write_texts(out, made.files)
     for note in made.notes:
         emit(Warned(note))

@@ -36,7 +36,8 @@ def overlays(
         RegistryError: the registry does not hand over the catalogue.
     """
     places = (catalogue or CatalogueSource()).find(receipt, options=options, emit=emit)
-    return write_overlays(places, site=read_site(site), out=out)
+    known = read_site(site, receipt=places.receipt, emit=emit)
+    return write_overlays(places, site=known, out=out)
 
 
 def write_overlays(places: Whereabouts, *, site: SiteProfile, out: Path) -> OverlaySet:

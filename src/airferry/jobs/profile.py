@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from airferry.bundle.receipt import Receipt
 from airferry.config import SiteProfile, check_site, load_site, site_in
 from airferry.config.document import read_yaml
 from airferry.config.site import EXECUTOR_KINDS
@@ -105,10 +106,24 @@ def site_trouble(key: str, value: Any) -> str | None:
     return None
 
 
-def read_site(given: Path | FoundSite | None) -> SiteProfile:
+def warn_of_another_site(site: FoundSite | None, receipt: Receipt | None, *, emit: Emit) -> None:
+    """Warn of a profile that names another registry than the load went into: CA and executors may be another site's."""
+    named = site.profile.registry if site is not None else None
+    if site is None or receipt is None or named is None or named.rstrip("/") == receipt.registry:
+        return
+    emit(
+        Warned(
+            f"`{site.path}` is of the registry `{named}`, and the receipt of a load into `{receipt.registry}`",
+            hint="if it is the profile of another site, name the right one with `--site FILE`; else correct its "
+            f"`registry:`, or name the receipt of the load into `{named}`",
+        )
+    )
+
+
+def read_site(given: Path | FoundSite | None, *, receipt: Receipt | None = None, emit: Emit = silent) -> SiteProfile:
     """Return the site profile of a file; without one, of `site.yaml` or else of `site:` in `airgap.yaml` here.
 
-    What `known_site` found is not read again.
+    What `known_site` found is not read again. A warning says where it does not fit a `receipt`.
 
     Raises:
         ConfigurationError: the file is wrong, there is no profile, or it names no executor. What runs the jobs decides
@@ -127,4 +142,5 @@ def read_site(given: Path | FoundSite | None) -> SiteProfile:
             hint=f"add `executors:`, or replace the profile with `{_INIT} --force`",
             path=str(path),
         )
+    warn_of_another_site(FoundSite(path, known), receipt, emit=emit)
     return known

@@ -28,11 +28,12 @@ from airferry.plan.models import Plan
 from airferry.registry.client import ClientOptions, open_clients
 from airferry.registry.pulls import Pulls, PullSource
 from airferry.registry.retry import RetryPolicy
+from airferry.registry.tls import BY_FILES
 
 QUESTIONS_AT_ONCE = 8
 GIT_S = 20.0
 INDEX_S = 30.0
-_QUICKLY = ClientOptions(connect_timeout_s=5.0, read_timeout_s=15.0, retry=RetryPolicy(attempts=1), by_files=True)
+_QUICKLY = ClientOptions(connect_timeout_s=5.0, read_timeout_s=15.0, retry=RetryPolicy(attempts=1), told=BY_FILES)
 
 
 def ask_all(plan: Plan, *, emit: Emit) -> list[Check]:

@@ -31,6 +31,7 @@ from airferry.near.wheels.store import WheelStore
 from airferry.plan.models import Plan
 from airferry.registry.client import ClientOptions, open_clients
 from airferry.registry.pulls import Pulls
+from airferry.registry.tls import BY_FILES
 
 MAX_JOBS = 4
 LEAST_FREE_BYTES = 2 * 10**9
@@ -111,7 +112,7 @@ def open_session(plan: Plan, options: BuildOptions, *, emit: Emit) -> Iterator[S
         stack.enter_context(locks.exclusive_lock(plan.output_dir / ".airferry.lock", purpose="build"))
         stack.enter_context(locks.sharing(cache / "lock", clear=partial(_clear, cache), emit=emit))
         scratch = stack.enter_context(locks.own_scratch(cache / "scratch"))
-        clients = stack.enter_context(open_clients(ClientOptions(by_files=True), emit=emit))
+        clients = stack.enter_context(open_clients(ClientOptions(told=BY_FILES), emit=emit))
         opened: list[Engine] = []
 
         def lend_engine() -> Engine:

@@ -30,6 +30,7 @@ from airferry.registry.failures import (
     STRANGE_HINT,
     TLS_HINT,
     LeavesTls,
+    WrongScheme,
     connection_error,
     following_url,
     is_fatal,
@@ -43,7 +44,7 @@ from airferry.registry.failures import (
 from airferry.registry.governor import Governor, RateLimit
 from airferry.registry.oras_registry import OrasRegistry
 from airferry.registry.retry import TRANSIENT_STATUSES, RetryPolicy, retry_after_s
-from airferry.registry.tls import BY_FILES, Remedies, make_context
+from airferry.registry.tls import Remedies, make_context
 
 # blobs are redirected once, to storage, or twice where a mirror stands in front; a page that asks to log in, in circles
 MAX_REDIRECTS = 5
@@ -67,8 +68,8 @@ class ClientOptions:
 
     A `ca_file` means TLS, on loopback too, and excludes `plain_http`.
 
-    `limit_rate` is in bytes a second over all connections. `by_files` is for commands without options about TLS:
-    errors then name the files to change.
+    `limit_rate` is in bytes a second over all connections. `told` is what errors about TLS say to change, where that
+    is not the options of a command.
     """
 
     plain_http: bool | None = None
@@ -79,7 +80,7 @@ class ClientOptions:
     read_timeout_s: float = 60.0
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     lookup: Lookup = find_credential
-    by_files: bool = False
+    told: Remedies | None = None
 
     def __post_init__(self) -> None:
         """Refuse what contradicts itself.
@@ -93,9 +94,8 @@ class ClientOptions:
     @property
     def remedies(self) -> Remedies:
         """What to type where a registry speaks no TLS, or its CA is not known."""
-        if self.by_files:
-            return BY_FILES
-        return Remedies("pass `--plain-http` instead of `--ca-file`") if self.ca_file is not None else Remedies()
+        instead = "pass `--plain-http` instead of `--ca-file`"
+        return self.told or (Remedies(plain_http=instead) if self.ca_file is not None else Remedies())
 
 
 class RegistryClient(OrasRegistry):
@@ -207,8 +207,8 @@ class RegistryClient(OrasRegistry):
             # not urllib3's own retries: they cannot rewind a body that streams, and do not know which statuses a caller
             # takes for an answer
             except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-                if not self._answered and self._wants_tls(request.url, error):
-                    raise wants_tls(request.method, request.url, what=request.what) from error
+                if not self._answered and not is_refused(error) and self._wants_tls(request.url):
+                    raise self._over_tls(wants_tls(request.method, request.url, what=request.what)) from error
                 if last or is_fatal(error) or self._is_nobody(error, attempt):
                     raise self._no_answer(request.method, request.url, what=request.what, error=error) from error
                 self._say_unreachable(error)
@@ -226,8 +226,10 @@ class RegistryClient(OrasRegistry):
             response.close()
             led_to = response.headers.get("Location") or response.url
             if leads_to_tls(request.url, led_to):
-                raise wants_tls(request.method, request.url, what=request.what, led_to=led_to)
-            raise status_error(
+                raise self._over_tls(wants_tls(request.method, request.url, what=request.what, led_to=led_to))
+            if status == 400 and not response.content and self._wants_tls(request.url):
+                raise self._over_tls(wants_tls(request.method, request.url, what=request.what))
+            refused = status_error(
                 request.method,
                 request.url,
                 status=status,
@@ -236,6 +238,7 @@ class RegistryClient(OrasRegistry):
                 transient=status in TRANSIENT_STATUSES,
                 retry_after_s=retry_after_s(response.headers),
             )
+            raise self._over_tls(refused) if isinstance(refused, WrongScheme) else refused
         raise AssertionError("a retry policy allows one attempt at least")
 
     # -- the parts of a request ---------------------------------------------------------------------------------
@@ -394,12 +397,16 @@ class RegistryClient(OrasRegistry):
         """Tell whether a registry that never answered has refused often enough."""
         return not self._answered and attempt + 1 >= REFUSALS_AT_THE_START and is_refused(error)
 
+    def _over_tls(self, error: WrongScheme) -> WrongScheme:
+        """Say what to type for TLS, which depends on where plain HTTP was said."""
+        return error.reworded(error.message, hint=self.options.remedies.tls)
+
     def _no_answer(self, method: str, url: str, *, what: str, error: Exception) -> RegistryError:
         return connection_error(method, url, what=what, error=error, remedies=self.options.remedies)
 
-    def _wants_tls(self, url: str, error: Exception) -> bool:
+    def _wants_tls(self, url: str) -> bool:
         """Tell whether plain HTTP got no answer as the registry speaks TLS: it is greeted once more, without login."""
-        if not url.startswith("http://") or not self._is_own(url) or is_refused(error) or proxy_for(url):
+        if not url.startswith("http://") or not self._is_own(url) or proxy_for(url):
             return False
         return answers_tls(self.host, timeout_s=min(GREETING_S, self.options.connect_timeout_s))
 

@@ -244,7 +244,7 @@ def wants_tls(method: str, url: str, *, what: str, led_to: str = "") -> WrongSch
     trouble = f"leads from plain HTTP to TLS at `{redacted(led_to)}`" if led_to else "speaks TLS, not plain HTTP"
     return WrongScheme(
         f"cannot {what}: `{url_host(url)}` {trouble}",
-        hint="leave out `--plain-http`; if the CA is private, pass it with `--ca-file FILE`",
+        hint=Remedies().tls,
         method=method,
         url=redacted(url),
     )
@@ -255,8 +255,8 @@ def rerun_helps(error: RegistryError) -> bool:
     return isinstance(error, TransientRegistryError) or (error.status or 0) >= 500
 
 
-def _status_hint(method: str, url: str, *, status: int, code: str, text: str) -> str | None:
-    """Return what to do about an answer; None where nothing is known."""
+def _status_hint(method: str, url: str, *, status: int, code: str, text: str) -> str:
+    """Return what to do about an answer."""
     hint = _HINTS.get(status)
     if method in _WRITES and _FULL.search(f"{code} {text}"):
         return _FULL_HINT
@@ -264,7 +264,7 @@ def _status_hint(method: str, url: str, *, status: int, code: str, text: str) ->
         hint = _refused_write(url, status=status, code=code, text=text) or _WRITE_HINTS.get(status) or hint
     if hint is None and status >= 500:
         hint = "the registry failed; check its log, then rerun"
-    return hint
+    return hint or "check the address, and what the registry's log says of this request"
 
 
 def _refused_write(url: str, *, status: int, code: str, text: str) -> str | None:

@@ -34,14 +34,19 @@ class Remedies:
     The defaults are for commands that take the options; others are configured by files.
     """
 
+    tls: str = "leave out `--plain-http`; if the CA is private, pass it with `--ca-file FILE`"
     plain_http: str = "pass `--plain-http`"
     ca: str = "pass its CA with `--ca-file`, or install it as `~/.config/containers/certs.d/HOST/ca.crt`"
 
 
 BY_FILES = Remedies(
-    'put `[[registry]]` with `location = "HOST"` and `insecure = true` into a file of '
+    plain_http='put `[[registry]]` with `location = "HOST"` and `insecure = true` into a file of '
     "`~/.config/containers/registries.conf.d/`",
-    "install its CA as `~/.config/containers/certs.d/HOST/ca.crt`",
+    ca="install its CA as `~/.config/containers/certs.d/HOST/ca.crt`",
+)
+BY_RECEIPT = Remedies(
+    tls="it spoke plain HTTP when the receipt was written: pass `--tls`, and if the CA is private `--ca-file FILE`; "
+    "the load run again writes a receipt that says so"
 )
 
 
