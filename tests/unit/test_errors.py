@@ -13,7 +13,7 @@ import pytest
 
 import airferry
 from airferry.errors import AirferryError, BuildError, ConfigurationError, RegistryError, revived
-from airferry.host.offload import Offloaded, error_document, error_from
+from airferry.host.workers.failures import error_document, error_from
 from airferry.host.process import ProcessFailed
 from airferry.registry.failures import LostSession, NotFound, TooLarge, Unauthorized, status_error
 from offloaded import OwnError

@@ -290,7 +290,9 @@ def start(
         )
 
 
-def start_exchange(argv: Sequence[str | Path]) -> subprocess.Popen[bytes]:
+def start_exchange(
+    argv: Sequence[str | Path], *, environment: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
     """Start a child that is spoken with over its standard input and output. End it with `end_exchange`.
 
     Raises:
@@ -304,7 +306,7 @@ def start_exchange(argv: Sequence[str | Path]) -> subprocess.Popen[bytes]:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             bufsize=0,
-            env=child_environment(),
+            env=child_environment(environment),
             # Ctrl-C reaches the terminal's whole foreground group; children end when our handler says so, in order
             start_new_session=True,
         )

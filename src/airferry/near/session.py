@@ -21,6 +21,7 @@ from airferry.events import Emit
 from airferry.host import files, locks, memory
 from airferry.host.records import expect_cache
 from airferry.host.threads import usable_cores
+from airferry.host.workers.processes import open_workers
 from airferry.near.bases.fetch import BaseCache
 from airferry.near.bases.layers import BaseLayers
 from airferry.near.git.checkouts import Checkouts
@@ -69,6 +70,7 @@ class BuildOptions:
     engine: str = "auto"
     probe: str = "auto"
     jobs: int | None = None
+    memory_bytes: int | None = None
     may_share_processes: bool = False
 
 
@@ -126,12 +128,14 @@ def open_session(plan: Plan, options: BuildOptions, *, emit: Emit) -> Iterator[S
 
         bases = BaseCache(cache, open_registry=Pulls(clients, emit=emit).source, emit=emit)
         limits = plan.config.limits
+        workers = stack.enter_context(open_workers(jobs=options.jobs, memory_bytes=options.memory_bytes))
         layers = BaseLayers(
             bases.store,
             cache,
             compression=Compression(plan.compression.kind, plan.compression.level),
             output=plan.output_dir,
             limit_bytes=limits.layer_bytes,
+            workers=workers,
             emit=emit,
         )
         yield Session(

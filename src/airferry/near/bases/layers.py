@@ -7,10 +7,10 @@ get hard links; where cache and bundle are on different file systems nothing is 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import zstandard
 
@@ -19,7 +19,8 @@ from airferry.events import Emit, silent
 from airferry.host import files
 from airferry.host.locks import Thing, making
 from airferry.host.records import Records, as_noted
-from airferry.host.threads import usable_cores
+from airferry.host.workers.work import IN_PLACE, Running, Workers
+from airferry.near.bases.reading import FactsWanted, LayerReading
 from airferry.oci.codecs import DEFAULT_GZIP_LEVEL, DEFAULT_ZSTD_LEVEL, ZSTD_JOB_BYTES
 from airferry.oci.copy import copy_blob
 from airferry.oci.documents import Descriptor
@@ -27,21 +28,11 @@ from airferry.oci.layers import (
     DEFAULT_LIMIT_BYTES,
     MEDIA_TYPES,
     Compression,
-    LayerChecks,
     LayerResult,
-    Observer,
-    inspect_layer,
     layer_kind,
-    recompress_layer,
 )
 from airferry.oci.layout import LayoutStore
-
-MAX_LAYERS_AT_ONCE = 4
-
-
-def layers_at_once() -> int:
-    """Return how many layers are read at a time: reading one keeps two cores busy or more."""
-    return max(1, min(usable_cores() // 2, MAX_LAYERS_AT_ONCE))
+from airferry.rootfs.layers import UnreadLayer
 
 
 class BaseLayers:
@@ -55,9 +46,11 @@ class BaseLayers:
         compression: Compression,
         output: Path,
         limit_bytes: int = DEFAULT_LIMIT_BYTES,
+        workers: Workers = IN_PLACE,
         emit: Emit = silent,
     ) -> None:
         """`bases` holds the layers as they came, `output` is where bundles will be, `cache` what is kept for later."""
+        self.workers = workers
         self._bases = bases
         self._records = Records(cache / "layers" / "records")
         self._linkable = _same_file_system(cache, output)
@@ -92,26 +85,24 @@ class BaseLayers:
                 self._link(self._kept, into, result.descriptor)
             return result
 
-    def observe(
-        self,
-        descriptor: Descriptor,
-        diff_id: str,
-        observers: Iterable[Observer],
-        *,
-        stream: IO[bytes] | None = None,
-    ) -> None:
-        """Let observers see a layer's uncompressed bytes; what has to be done to carry it is done in the same pass.
+    @contextmanager
+    def observing(
+        self, descriptor: Descriptor, diff_id: str, facts: FactsWanted | None, *, comes_by: bool = False
+    ) -> Iterator[Running]:
+        """Begin to look at a layer's uncompressed bytes; what has to be done to carry it is done in the same pass.
 
-        `stream` is the layer on its way into the cache, from where it is read otherwise.
+        What is given takes the layer's bytes if it `comes_by`, on its way into the cache; it is read from there
+        otherwise. Its result, which has to be asked for, is a `LayerResult`.
 
         Raises:
             IntegrityError: the layer is not what the base's manifest or config says.
+            UnreadLayer: not all of it can be read here, and an engine may take it.
         """
         with self._making(descriptor):
-            if self._stays(descriptor) or self._kept is None or self._known(descriptor, diff_id) is not None:
-                self._inspect(descriptor, diff_id, observers, stream=stream)
-            else:
-                self._recompress(descriptor, diff_id, into=self._kept, observers=observers, stream=stream)
+            unchanged = self._stays(descriptor) or self._kept is None or self._known(descriptor, diff_id) is not None
+            into = None if unchanged else self._kept
+            with self._reading(descriptor, diff_id, into=into, facts=facts, comes_by=comes_by) as reading:
+                yield reading
 
     def expected(self, descriptor: Descriptor, diff_id: str) -> tuple[Descriptor, bool]:
         """Return what a layer will be in a bundle, and whether it will be a link, which takes no extra space.
@@ -143,61 +134,53 @@ class BaseLayers:
         known = as_noted(note, lambda note: (note["diff_id"], int(note["unpacked_bytes"])))
         if known is not None and known[0] == diff_id:
             return _unchanged(descriptor, diff_id, known[1])
-        return self._inspect(descriptor, diff_id, ())
+        with self._reading(descriptor, diff_id) as reading:
+            return reading.result()
 
-    def _inspect(
-        self,
-        descriptor: Descriptor,
-        diff_id: str,
-        observers: Iterable[Observer],
-        *,
-        stream: IO[bytes] | None = None,
-    ) -> LayerResult:
-        with self._opened(descriptor, stream) as packed:
-            result = inspect_layer(
-                packed,
-                descriptor,
-                checks=LayerChecks(diff_id, self._limit_bytes),
-                observers=observers,
-                emit=self.emit,
-            )
-        self._note(descriptor, result)
-        self._read_now.add(descriptor.digest)
-        return result
+    def _recompress(self, descriptor: Descriptor, diff_id: str, *, into: LayoutStore) -> LayerResult:
+        with self._reading(descriptor, diff_id, into=into) as reading:
+            return reading.result()
 
-    def _recompress(
+    @contextmanager
+    def _reading(
         self,
         descriptor: Descriptor,
         diff_id: str,
         *,
-        into: LayoutStore,
-        observers: Iterable[Observer] = (),
-        stream: IO[bytes] | None = None,
-    ) -> LayerResult:
-        with self._opened(descriptor, stream) as packed:
-            result = recompress_layer(
-                packed,
-                descriptor,
-                checks=LayerChecks(diff_id, self._limit_bytes),
-                compression=self.compression,
-                into=into,
-                observers=observers,
-                emit=self.emit,
-            )
-        self._note(descriptor, result)
-        if into is self._kept:
+        into: LayoutStore | None = None,
+        facts: FactsWanted | None = None,
+        comes_by: bool = False,
+    ) -> Iterator[_Reading]:
+        """Begin to read a layer, recompressed into a store if one is given."""
+        asked = LayerReading(
+            descriptor,
+            diff_id,
+            store=self._bases.path,
+            limit_bytes=self._limit_bytes,
+            compression=self.compression,
+            into=None if into is None else into.path,
+            facts=facts,
+        )
+        work = asked.work(threads=self.workers.threads, comes_by=comes_by)
+        with self.workers.begin(work, emit=self.emit) as running:
+            yield _Reading(self, asked, running)
+
+    def note(self, asked: LayerReading, result: LayerResult) -> None:
+        """Remember what came of reading a layer."""
+        self._records.remember(
+            _blob_key(asked.descriptor), {"diff_id": result.diff_id, "unpacked_bytes": result.unpacked_bytes}
+        )
+        if asked.into is None:
+            self._read_now.add(asked.descriptor.digest)
+        elif self._kept is not None and asked.into == self._kept.path:
             self._read_now.add(result.descriptor.digest)
             self._records.remember(
-                self._packed_key(diff_id),
+                self._packed_key(asked.diff_id),
                 {
                     "descriptor": result.descriptor.model_dump(by_alias=True, exclude_none=True),
                     "unpacked_bytes": result.unpacked_bytes,
                 },
             )
-        return result
-
-    def _opened(self, descriptor: Descriptor, stream: IO[bytes] | None) -> AbstractContextManager[IO[bytes]]:
-        return self._bases.open_blob(descriptor) if stream is None else nullcontext(stream)
 
     def _known(self, descriptor: Descriptor, diff_id: str) -> LayerResult | None:
         """Return the layer as an earlier pass has recompressed it, if that is still there."""
@@ -216,10 +199,26 @@ class BaseLayers:
             "encoder": encoder(self.compression),
         }
 
-    def _note(self, descriptor: Descriptor, result: LayerResult) -> None:
-        self._records.remember(
-            _blob_key(descriptor), {"diff_id": result.diff_id, "unpacked_bytes": result.unpacked_bytes}
-        )
+
+class _Reading:
+    """A layer that is being read: what is to be remembered of it is, once it was right."""
+
+    def __init__(self, layers: BaseLayers, asked: LayerReading, running: Running) -> None:
+        self._layers = layers
+        self._asked = asked
+        self._running = running
+
+    def write(self, data: bytes) -> None:
+        self._running.write(data)
+
+    def result(self) -> LayerResult:
+        answer = self._running.result()
+        result = self._asked.result(answer)
+        self._layers.note(self._asked, result)
+        if answer["unread"] is not None:
+            message, hint = answer["unread"]
+            raise UnreadLayer(message, hint=hint)
+        return result
 
 
 def encoder(compression: Compression) -> str:
