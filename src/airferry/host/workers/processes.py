@@ -83,10 +83,9 @@ class LocalProcesses:
         self._changed = threading.Condition()
         self._here = InPlace(nested=self)
 
-    @property
-    def at_once(self) -> int:
-        """As many as there may be processes."""
-        return self._limit
+    def at_once(self, cores_each: int = 1) -> int:
+        """Return one more than what keeps all cores busy, as work begins and ends with less; as processes allow."""
+        return min(self._limit, usable_cores() // cores_each + 1)
 
     @property
     def threads(self) -> int | None:

@@ -55,9 +55,8 @@ class Running(Protocol):
 class Workers(Protocol):
     """What runs work."""
 
-    @property
-    def at_once(self) -> int:
-        """How much of it is worth being begun at a time."""
+    def at_once(self, cores_each: int = 1) -> int:
+        """Return how much work is worth being begun at a time if each unit keeps that many cores busy."""
 
     @property
     def threads(self) -> int | None:
@@ -100,7 +99,7 @@ def run_all(workers: Workers, works: Sequence[Work], *, emit: Emit = silent) -> 
         with workers.begin(works[number], emit=emit) as running:
             return running.result()
 
-    done = dict(zip(order, parallel_map(run, order, jobs=workers.at_once), strict=True))
+    done = dict(zip(order, parallel_map(run, order, jobs=workers.at_once()), strict=True))
     return [done[number] for number in range(len(works))]
 
 
@@ -111,10 +110,9 @@ class InPlace:
         """`nested` runs what the work leaves to others; without it that is done in place as well."""
         self._nested = nested or self
 
-    @property
-    def at_once(self) -> int:
-        """How many are worth it: reading a layer keeps two cores busy or more."""
-        return max(1, min(usable_cores() // 2, MOST_IN_PLACE))
+    def at_once(self, cores_each: int = 1) -> int:
+        """Return how much is worth it, in threads that share the interpreter's lock."""
+        return max(1, min(usable_cores() // max(2, cores_each), MOST_IN_PLACE))
 
     @property
     def threads(self) -> int | None:

@@ -93,7 +93,7 @@ class ImageWriter:
             IntegrityError: a layer is not what the base's manifest or config says.
         """
         layers = zip(base.layers, base.config.rootfs.diff_ids, strict=True)
-        return parallel_map(lambda layer: self._base_layer(*layer), layers, jobs=self._layers.workers.at_once)
+        return parallel_map(lambda layer: self._base_layer(*layer), layers, jobs=self._layers.at_once)
 
     def write(
         self,

@@ -34,6 +34,11 @@ from airferry.oci.layers import (
 from airferry.oci.layout import LayoutStore
 from airferry.rootfs.layers import UnreadLayer
 
+# What a layer keeps busy while nothing else runs, measured: it inflates at 0.4 to 0.5 GB/s on one core, which is hashed
+# by the fourth part of another, and compressed by two. More layers at a time slow the largest down, which ends last.
+READING_CORES = 2
+PACKING_CORES = 4
+
 
 class BaseLayers:
     """Carries layers from the cache of bases into bundles. Safe to use from threads and processes."""
@@ -103,6 +108,11 @@ class BaseLayers:
             into = None if unchanged else self._kept
             with self._reading(descriptor, diff_id, into=into, facts=facts, comes_by=comes_by) as reading:
                 yield reading
+
+    @property
+    def at_once(self) -> int:
+        """How many layers are worth being read at a time."""
+        return self.workers.at_once(READING_CORES if self.compression.kind == "preserve" else PACKING_CORES)
 
     def expected(self, descriptor: Descriptor, diff_id: str) -> tuple[Descriptor, bool]:
         """Return what a layer will be in a bundle, and whether it will be a link, which takes no extra space.

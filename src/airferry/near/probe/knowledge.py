@@ -5,9 +5,10 @@ A layer is read once for both: its facts are collected in the same pass that rec
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from airferry.errors import HostError
 from airferry.host.locks import Thing, making
@@ -60,9 +61,7 @@ class Knowledge:
                 layers = list(zip(base.layers, base.config.rootfs.diff_ids, strict=True))
                 # the largest first, so that none of them is left to one worker at the end
                 order = sorted(range(len(layers)), key=lambda number: -layers[number][0].size)
-                read = parallel_map(
-                    lambda number: self._facts_or_not(*layers[number]), order, jobs=self.layers.workers.at_once
-                )
+                read = parallel_map(lambda number: self._facts_or_not(*layers[number]), order, jobs=self.layers.at_once)
                 found = [one for _number, one in sorted(zip(order, read, strict=True), key=lambda pair: pair[0])]
                 facts = [one for one in found if isinstance(one, LayerFacts)]
                 # raised when all layers were looked at, as an engine is to get none that must not be unpacked
@@ -132,7 +131,7 @@ class Knowledge:
     @property
     def at_once(self) -> int:
         """How many layers are worth being read at a time."""
-        return self.layers.workers.at_once
+        return self.layers.at_once
 
     @contextmanager
     def learning(self, descriptor: Descriptor, diff_id: str) -> Iterator[Running | None]:
@@ -149,7 +148,12 @@ class Knowledge:
                 yield None
                 return
             with self.layers.observing(descriptor, diff_id, self._wanted, comes_by=True) as running:
-                yield running
+                yield _Learning(running, lambda: self._learn(diff_id))
+
+    def _learn(self, diff_id: str) -> None:
+        # now, while other layers are still read: once all are, nothing else would be left to do meanwhile
+        if (found := self._facts.find(diff_id)) is not None:
+            self._learnt[diff_id] = found
 
     def _facts_or_not(self, descriptor: Descriptor, diff_id: str) -> LayerFacts | UnreadLayer:
         try:
@@ -177,3 +181,19 @@ class Knowledge:
                 hint="rerun; if this happens again, choose another folder with `AIRFERRY_CACHE`",
             )
         return found
+
+
+class _Learning:
+    """A layer that is read while it is fetched."""
+
+    def __init__(self, running: Running, learn: Callable[[], None]) -> None:
+        self._running = running
+        self._learn = learn
+
+    def write(self, data: bytes) -> None:
+        self._running.write(data)
+
+    def result(self) -> Any:
+        result = self._running.result()
+        self._learn()
+        return result
