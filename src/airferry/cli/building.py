@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from airferry import api
+from airferry.cli.bundles import parse_size
 from airferry.cli.options import (
     DEFAULT_PLAN_FILE,
     BuildJobsOption,
@@ -18,6 +19,7 @@ from airferry.cli.options import (
     EngineOption,
     JsonOption,
     LockedOption,
+    MemoryOption,
     PlatformOption,
     ProbeOption,
     SharedProcessesOption,
@@ -186,6 +188,7 @@ def build(
     engine: EngineOption = "auto",
     probe: ProbeOption = "auto",
     jobs: BuildJobsOption = None,
+    memory: MemoryOption = None,
     shared_processes: SharedProcessesOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -197,7 +200,13 @@ def build(
             locked=locked,
             update=tuple(update or ()),
             rehearse=rehearse,
-            options=api.BuildOptions(engine=engine, probe=probe, jobs=jobs, may_share_processes=shared_processes),
+            options=api.BuildOptions(
+                engine=engine,
+                probe=probe,
+                jobs=jobs,
+                memory_bytes=int(parse_size(memory, option="--memory")) if memory else None,
+                may_share_processes=shared_processes,
+            ),
             emit=reporter,
         )
     if as_json:

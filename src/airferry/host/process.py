@@ -38,7 +38,8 @@ LONGEST_POLL_MS = (1 << 31) - 1
 # as programs say it, whose errors have no number
 DISK_FULL = re.compile(r"no space left on device|disk quota exceeded", re.IGNORECASE)
 
-_live: set[subprocess.Popen[bytes]] = set()
+Child = subprocess.Popen[bytes]
+_live: set[Child] = set()
 
 ALLOWED_ENVIRONMENT = (
     "HOME",

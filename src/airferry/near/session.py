@@ -63,8 +63,9 @@ class BuildOptions:
     """How a near side works: which engine, how bases are probed, and how many images are made at a time.
 
     `engine` is `auto`, `buildah` or `podman`; `probe` is `auto`, `static` or `run`. Without `jobs`, cores and memory
-    decide. `may_share_processes` lets code in containers see and signal this user's processes where the host does not
-    let an ordinary user separate them; elsewhere it changes nothing.
+    decide. `memory_bytes` is what the processes that read layers may take together, 2 GiB without it.
+    `may_share_processes` lets code in containers see and signal this user's processes where the host does not let an
+    ordinary user separate them; elsewhere it changes nothing.
     """
 
     engine: str = "auto"

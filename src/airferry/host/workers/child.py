@@ -1,4 +1,4 @@
-"""A worker process: it does one unit of work after the other, until whoever started it is gone.
+"""A worker process: it does one unit of work after the other, until the one that started it is gone.
 
 It reads frames from standard input: requests, and the bytes of fed work. It answers with frames: events, then what the
 work returned or raised. `processes.py` has the other end.
@@ -6,11 +6,11 @@ work returned or raised. `processes.py` has the other end.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import select
 import struct
-import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -27,15 +27,14 @@ FRAME = struct.Struct("<cI")  # what it is, and how many bytes follow
 ASKED, FED, FED_ALL = b"?", b"+", b"."
 TOLD, RETURNED, RAISED = b"e", b"=", b"!"
 READ_BYTES = 1 << 20
-MAX_ANSWER_BYTES = (1 << 32) - 1
-# A thread that parses holds the interpreter's lock as long as this while those that hash and compress wait for it: with
-# Python's 5 ms, a layer of many small files keeps less than half as many cores busy.
-SWITCH_INTERVAL_S = 0.0005
+COLLECT_AFTER = 50_000
+MAX_RESULT_BYTES = (1 << 32) - 1
 
 
 def main() -> None:
     """Be the process."""
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    # the facts of a layer are many small objects that all stay
+    gc.set_threshold(COLLECT_AFTER)
     answers = os.dup(1)
     # whatever prints must not get between the frames
     with open(os.devnull, "wb") as nowhere:  # noqa: PTH123
@@ -77,7 +76,7 @@ class _Channel:
         try:
             returned = run_work(work, WorkContext(self._blocks() if work.fed else None, self._tell))
             answer = json.dumps(returned, separators=(",", ":")).encode()
-            if len(answer) > MAX_ANSWER_BYTES:
+            if len(answer) > MAX_RESULT_BYTES:
                 raise HostError(f"what came of {work.what} is too large for one answer")
         except BaseException as error:
             self._write(RAISED, json.dumps(failure_document(error)).encode())

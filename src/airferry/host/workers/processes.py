@@ -10,7 +10,6 @@ import json
 import os
 import select
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -30,9 +29,9 @@ from airferry.host.workers.work import InPlace, Running, Work, Workers
 # as long as a run has no more to read than this, starting processes would take longer than they save
 START_FROM_BYTES = 64 << 20
 # what a process takes at most while it reads a layer, measured
-PROCESS_BYTES = 160 << 20
+PROCESS_BYTES = 200 << 20
 DEFAULT_MEMORY_BYTES = 2 << 30
-MOST_THREADS = 8
+MOST_PACKING_THREADS = 8
 # a disk that is slow, or a layer of zeros that inflates to a hundred times its size, still says something in this time
 HANGS_AFTER_S = 600.0
 LOOK_S = 0.2
@@ -88,9 +87,14 @@ class LocalProcesses:
         return min(self._limit, usable_cores() // cores_each + 1)
 
     @property
+    def are_apart(self) -> bool:
+        """It goes on by itself."""
+        return True
+
+    @property
     def threads(self) -> int | None:
         """Twice a fair share of the cores, as threads of compression wait for their input half of the time."""
-        return max(2, min(MOST_THREADS, 2 * usable_cores() // self._limit))
+        return max(2, min(MOST_PACKING_THREADS, 2 * usable_cores() // self._limit))
 
     def __enter__(self) -> LocalProcesses:
         return self
@@ -181,7 +185,7 @@ def _start(work: Work) -> _Process:
 class _Process:
     """A worker process, and the thread that hears what it says."""
 
-    def __init__(self, child: subprocess.Popen[bytes]) -> None:
+    def __init__(self, child: process.Child) -> None:
         assert child.stdin is not None
         assert child.stdout is not None
         self.child = child
@@ -205,7 +209,7 @@ class _Process:
     def end(self) -> None:
         """Kill it. What it was doing has left nothing but temporary files. Idempotent."""
         self.child.kill()
-        # its output is closed only when nobody reads it any more
+        # its output is closed only when it is read no more
         self._listener.join()
         process.end_exchange(self.child)
 
@@ -310,7 +314,7 @@ class _InProcess:
         taken = self._process
         while True:
             with taken.changed:
-                if taken.answer is not None:
+                if taken.answer is not None and taken.unheard is None:
                     return taken.answer
                 if taken.ended:
                     break
@@ -324,7 +328,7 @@ class _InProcess:
         )
 
     def _look(self) -> None:
-        """Give up work that nobody wants any more, or that hangs."""
+        """Give up work that is not wanted any more, or that hangs."""
         raise_if_cancelled()
         if self._process.unheard is not None:
             raise self._process.unheard

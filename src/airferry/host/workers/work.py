@@ -24,8 +24,8 @@ class Work:
 
     `function` is `module:name` of one that takes a `WorkContext`, and `arguments` by name; arguments and result are
     data for JSON. `what` says what the work is on, for errors. `size_bytes` is how much there is to read, None where
-    nobody knows: the largest begins first, and a little is not worth a process. `fed` work gets blocks of bytes, which
-    its caller hands over.
+    that is not known: the largest begins first, and a little is not worth a process. `fed` work gets blocks of bytes,
+    which its caller hands over.
     """
 
     function: str
@@ -57,6 +57,10 @@ class Workers(Protocol):
 
     def at_once(self, cores_each: int = 1) -> int:
         """Return how much work is worth being begun at a time if each unit keeps that many cores busy."""
+
+    @property
+    def are_apart(self) -> bool:
+        """Whether work goes on by itself once it has begun; else it takes a caller that asks for its result."""
 
     @property
     def threads(self) -> int | None:
@@ -115,8 +119,13 @@ class InPlace:
         return max(1, min(usable_cores() // max(2, cores_each), MOST_IN_PLACE))
 
     @property
+    def are_apart(self) -> bool:
+        """It does not go on by itself."""
+        return False
+
+    @property
     def threads(self) -> int | None:
-        """All cores: whoever calls has no others beside it."""
+        """All cores: there is no other process to share them with."""
         return None
 
     @contextmanager

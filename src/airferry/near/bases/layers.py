@@ -92,12 +92,18 @@ class BaseLayers:
 
     @contextmanager
     def observing(
-        self, descriptor: Descriptor, diff_id: str, facts: FactsWanted | None, *, comes_by: bool = False
+        self,
+        descriptor: Descriptor,
+        diff_id: str,
+        facts: FactsWanted | None,
+        *,
+        comes_by: bool = False,
+        file: Path | None = None,
     ) -> Iterator[Running]:
         """Begin to look at a layer's uncompressed bytes; what has to be done to carry it is done in the same pass.
 
-        What is given takes the layer's bytes if it `comes_by`, on its way into the cache; it is read from there
-        otherwise. Its result, which has to be asked for, is a `LayerResult`.
+        A layer on its way into the cache is read from the `file` that it comes from, or `comes_by`, and what is given
+        takes its bytes; otherwise it is read from the cache. Its result, which has to be asked for, is a `LayerResult`.
 
         Raises:
             IntegrityError: the layer is not what the base's manifest or config says.
@@ -106,7 +112,8 @@ class BaseLayers:
         with self._making(descriptor):
             unchanged = self._stays(descriptor) or self._kept is None or self._known(descriptor, diff_id) is not None
             into = None if unchanged else self._kept
-            with self._reading(descriptor, diff_id, into=into, facts=facts, comes_by=comes_by) as reading:
+            asked = self._asked(descriptor, diff_id, into=into, facts=facts, file=file)
+            with self._reading(asked, comes_by=comes_by) as reading:
                 yield reading
 
     @property
@@ -144,25 +151,24 @@ class BaseLayers:
         known = as_noted(note, lambda note: (note["diff_id"], int(note["unpacked_bytes"])))
         if known is not None and known[0] == diff_id:
             return _unchanged(descriptor, diff_id, known[1])
-        with self._reading(descriptor, diff_id) as reading:
+        with self._reading(self._asked(descriptor, diff_id)) as reading:
             return reading.result()
 
     def _recompress(self, descriptor: Descriptor, diff_id: str, *, into: LayoutStore) -> LayerResult:
-        with self._reading(descriptor, diff_id, into=into) as reading:
+        with self._reading(self._asked(descriptor, diff_id, into=into)) as reading:
             return reading.result()
 
-    @contextmanager
-    def _reading(
+    def _asked(
         self,
         descriptor: Descriptor,
         diff_id: str,
         *,
         into: LayoutStore | None = None,
         facts: FactsWanted | None = None,
-        comes_by: bool = False,
-    ) -> Iterator[_Reading]:
-        """Begin to read a layer, recompressed into a store if one is given."""
-        asked = LayerReading(
+        file: Path | None = None,
+    ) -> LayerReading:
+        """Return what is to be done with a layer, which is recompressed into a store if one is given."""
+        return LayerReading(
             descriptor,
             diff_id,
             store=self._bases.path,
@@ -170,7 +176,11 @@ class BaseLayers:
             compression=self.compression,
             into=None if into is None else into.path,
             facts=facts,
+            file=file,
         )
+
+    @contextmanager
+    def _reading(self, asked: LayerReading, *, comes_by: bool = False) -> Iterator[_Reading]:
         work = asked.work(threads=self.workers.threads, comes_by=comes_by)
         with self.workers.begin(work, emit=self.emit) as running:
             yield _Reading(self, asked, running)

@@ -1,7 +1,7 @@
 """Reading a layer of a base as one unit of work: inflated, checked, looked at, recompressed where that is asked for.
 
 What goes in and what comes out lies in the cache under its digest; the layer's bytes may also come by the way, while
-they are fetched. Locks and records are those of whoever asks.
+they are fetched. Locks and records are kept by its caller.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import IO, Any, cast
 from airferry.host.workers.work import Work, WorkContext
 from airferry.oci.documents import Descriptor
 from airferry.oci.layers import Compression, LayerChecks, LayerResult, inspect_layer, recompress_layer
-from airferry.oci.layout import LayoutStore
-from airferry.oci.streams import BlockStream, HashedBefore
+from airferry.oci.layout import LayoutStore, open_regular
+from airferry.oci.streams import BlockStream, HashedBefore, sized
 from airferry.rootfs.layers import FactsCache, UnreadLayer, layer_observer
 
 
@@ -30,9 +30,10 @@ class FactsWanted:
 
 @dataclass(frozen=True, slots=True)
 class LayerReading:
-    """What is to be done with a layer that lies in a layout, or comes by.
+    """What is to be done with a layer that lies in a layout of ours, or is on its way there.
 
-    `into` is the layout that gets it in the wanted compression, None where it is only read.
+    `into` is the layout that gets it in the wanted compression, None where it is only read. `file` is the layer where
+    it comes from, if that is a file; its digest is checked by what brings it.
     """
 
     descriptor: Descriptor
@@ -42,13 +43,17 @@ class LayerReading:
     compression: Compression
     into: Path | None = None
     facts: FactsWanted | None = None
+    file: Path | None = None
 
     def work(self, *, threads: int | None, comes_by: bool) -> Work:
         """Return it as a unit of work, which takes that many threads for compression."""
         arguments: dict[str, Any] = {
             "layer": _document(self.descriptor),
             "diff_id": self.diff_id,
-            "store": str(self.store.absolute()),
+            "place": {
+                "store": str(self.store.absolute()),
+                "file": None if self.file is None else str(self.file.absolute()),
+            },
             "limit_bytes": self.limit_bytes,
             "packing": None,
             "facts": None,
@@ -77,7 +82,7 @@ def read_layer(
     *,
     layer: dict[str, Any],
     diff_id: str,
-    store: str,
+    place: dict[str, Any],
     limit_bytes: int,
     packing: dict[str, Any] | None,
     facts: dict[str, Any] | None,
@@ -90,11 +95,15 @@ def read_layer(
     descriptor = Descriptor.model_validate(layer)
     checks = LayerChecks(diff_id, limit_bytes)
     with ExitStack() as stack:
-        if context.blocks is None:
-            stream = stack.enter_context(LayoutStore.open(Path(store), read_only=True).open_blob(descriptor))
+        if place["file"] is not None:
+            # not hashed here: that it is the right layer shows by its diff_id
+            raw = stack.enter_context(open_regular(Path(place["file"]), what=f"blob `{descriptor.digest}`"))
+            stream = sized(raw, descriptor)
+        elif context.blocks is None:
+            stream = stack.enter_context(LayoutStore.open(Path(place["store"]), read_only=True).open_blob(descriptor))
         else:
             # these blocks come out of a reader that has hashed them, the last one only if all were right: a second hash
-            # here would find nothing that the first has not
+            # here would find nothing that the first has not found
             stream = cast(IO[bytes], HashedBefore(cast(IO[bytes], BlockStream(context.blocks)), descriptor))
         observer = None
         if facts is not None:

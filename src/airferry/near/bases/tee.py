@@ -14,10 +14,22 @@ from typing import IO, Protocol, cast
 
 from airferry.errors import AirferryError
 from airferry.host.threads import Cancelled
-from airferry.host.workers.work import Running
 from airferry.oci.documents import Descriptor
 from airferry.oci.ports import Source, WrappedSource
 from airferry.oci.streams import VerifyingReader
+
+
+class Learning(Protocol):
+    """A layer that is read while it is fetched. `feed`, if it is there, takes its bytes, which are hashed already."""
+
+    feed: Callable[[bytes], None] | None
+
+    def result(self) -> object:
+        """Wait until all of it is read, once it was fetched whole.
+
+        Raises:
+            AirferryError: something is wrong with it.
+        """
 
 
 class Learner(Protocol):
@@ -27,8 +39,10 @@ class Learner(Protocol):
     def at_once(self) -> int:
         """How many layers are worth being read at a time."""
 
-    def learning(self, descriptor: Descriptor, diff_id: str) -> AbstractContextManager[Running | None]:
-        """Begin to read a layer: what is given takes its bytes, which are hashed already; None wants none of them."""
+    def learning(
+        self, descriptor: Descriptor, diff_id: str, file: Path | None
+    ) -> AbstractContextManager[Learning | None]:
+        """Begin to read a layer, from the file that it comes from if there is one; None where all of it is known."""
 
 
 def learning(inner: Source, diff_ids: Mapping[str, str], learn: Learner) -> Source:
@@ -72,15 +86,16 @@ class _LearningSource(WrappedSource):
         self, descriptor: Descriptor, diff_id: str, opened: AbstractContextManager[IO[bytes]]
     ) -> Iterator[IO[bytes]]:
         with opened as stream, ExitStack() as stack:
-            running: Running | None = None
+            reading: Learning | None = None
             # a fault of the layer is reported when it is read again; the copy itself goes well
             with suppress(AirferryError):
-                running = stack.enter_context(self._learn.learning(descriptor, diff_id))
-            shared = SharedReader(stream, descriptor, running.write if running is not None else None)
+                file = self.inner.blob_file(descriptor)
+                reading = stack.enter_context(self._learn.learning(descriptor, diff_id, file))
+            shared = SharedReader(stream, descriptor, None if reading is None else reading.feed)
             yield cast(IO[bytes], shared)
-            if running is not None and shared.whole:
+            if reading is not None and shared.whole:
                 with suppress(AirferryError):
-                    running.result()
+                    reading.result()
 
 
 class SharedReader(VerifyingReader):
@@ -90,11 +105,12 @@ class SharedReader(VerifyingReader):
         super().__init__(stream, descriptor)
         self._feed = feed
         self._passed = 0
+        self._gave_up = False
 
     @property
     def whole(self) -> bool:
-        """Whether the other got every byte."""
-        return self._passed == self.descriptor.size and self._feed is not None
+        """Whether every byte passed, and the other did not fail before."""
+        return self._passed == self.descriptor.size and not self._gave_up
 
     def _hand_on(self, block: bytes) -> None:
         self._passed += len(block)
@@ -104,3 +120,4 @@ class SharedReader(VerifyingReader):
                 self._feed(block)
             except (AirferryError, Cancelled):
                 self._feed = None
+                self._gave_up = True

@@ -134,10 +134,11 @@ class Knowledge:
         return self.layers.at_once
 
     @contextmanager
-    def learning(self, descriptor: Descriptor, diff_id: str) -> Iterator[Running | None]:
+    def learning(self, descriptor: Descriptor, diff_id: str, file: Path | None) -> Iterator[_Learning | None]:
         """Begin to do with a layer that is on its way into the cache what `view` would do with it later: read it, once.
 
-        What is given takes its bytes, and is None where all of the layer is known.
+        It is read from the file that it comes from, where there is one and work goes on by itself; else what is given
+        takes its bytes. None is given where all of the layer is known.
 
         Raises:
             IntegrityError: see `view`.
@@ -147,8 +148,10 @@ class Knowledge:
                 self._learnt[diff_id] = known
                 yield None
                 return
-            with self.layers.observing(descriptor, diff_id, self._wanted, comes_by=True) as running:
-                yield _Learning(running, lambda: self._learn(diff_id))
+            own = file if self.layers.workers.are_apart else None
+            fed = own is None
+            with self.layers.observing(descriptor, diff_id, self._wanted, comes_by=fed, file=own) as running:
+                yield _Learning(running, lambda: self._learn(diff_id), running.write if fed else None)
 
     def _learn(self, diff_id: str) -> None:
         # now, while other layers are still read: once all are, nothing else would be left to do meanwhile
@@ -186,12 +189,10 @@ class Knowledge:
 class _Learning:
     """A layer that is read while it is fetched."""
 
-    def __init__(self, running: Running, learn: Callable[[], None]) -> None:
+    def __init__(self, running: Running, learn: Callable[[], None], feed: Callable[[bytes], None] | None) -> None:
+        self.feed = feed
         self._running = running
         self._learn = learn
-
-    def write(self, data: bytes) -> None:
-        self._running.write(data)
 
     def result(self) -> Any:
         result = self._running.result()
