@@ -1,4 +1,4 @@
-"""Layers of bases that processes read: the same as here, from the file they come from, and whole after one is killed."""
+"""Layers of bases that processes read: the same as here, from their own files, and whole after one is killed."""
 
 from __future__ import annotations
 
