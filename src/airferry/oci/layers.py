@@ -7,6 +7,8 @@ uncompressed tar) is the same on both sides of it (image-spec, *config.md*, "Lay
 from __future__ import annotations
 
 import hashlib
+import os
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import IO, Literal
@@ -50,6 +52,7 @@ KINDS: dict[str, CompressionKind] = {
 KINDS |= {foreign: KINDS[plain] for foreign, plain in FOREIGN_LAYERS.items()}
 DEFAULT_LIMIT_BYTES = 1 << 40
 MAX_THREADS = 8
+NICENESS = 5
 
 
 def _default_threads() -> int:
@@ -60,12 +63,14 @@ def _default_threads() -> int:
 class Compression:
     """How layers are compressed. `preserve` keeps the blobs of a base; `level` None is the kind's default.
 
-    The bytes that come out depend on kind and level, never on the number of threads.
+    The bytes that come out depend on kind and level, never on the number of threads. With `steps_back` these let the
+    threads of other layers that inflate go first, where more layers are read at a time than there are cores for.
     """
 
     kind: Literal["zstd", "gzip", "none", "preserve"] = "zstd"
     level: int | None = None
     threads: int = field(default_factory=_default_threads)
+    steps_back: bool = False
 
     def matching(self, media_types: Iterable[str]) -> Compression:
         """Return what new layers on top of layers of these types get, so that all have one compression.
@@ -82,7 +87,7 @@ class Compression:
                 + ", ".join(sorted(kinds)),
                 hint="use `compression: zstd` or `gzip` instead of `preserve`",
             )
-        return Compression(kinds.pop() if kinds else "zstd", self.level, self.threads)
+        return Compression(kinds.pop() if kinds else "zstd", self.level, self.threads, self.steps_back)
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +232,18 @@ def _media_type(compression: Compression) -> str:
 
 def _compress(source: Iterable[bytes], compression: Compression) -> Iterator[bytes]:
     _media_type(compression)
+    packed = _packed(source, compression)
+    return _stepping_back(packed) if compression.steps_back else packed
+
+
+def _stepping_back(packed: Iterator[bytes]) -> Iterator[bytes]:
+    # of this thread and those that zstd starts from it: Linux keeps niceness for each thread (nice(2), Notes). A layer is
+    # inflated by one thread alone, and with a fair share of busy cores the largest would take half as long again
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+    yield from packed
+
+
+def _packed(source: Iterable[bytes], compression: Compression) -> Iterator[bytes]:
     level, threads = compression.level, max(1, compression.threads)
     if compression.kind == "zstd":
         return zstd_blocks(source, level=DEFAULT_ZSTD_LEVEL if level is None else level, threads=threads)

@@ -64,6 +64,7 @@ class LayerReading:
                 "kind": self.compression.kind,
                 "level": self.compression.level,
                 "threads": threads or self.compression.threads,
+                "steps_back": threads is not None,
             }
         if self.facts is not None:
             folder = str(self.facts.folder.absolute())
@@ -115,11 +116,12 @@ def read_layer(
         if packing is None:
             read = inspect_layer(stream, descriptor, checks=checks, observers=observers, emit=context.emit)
         else:
+            how = {name: packing[name] for name in ("kind", "level", "threads", "steps_back")}
             read = recompress_layer(
                 stream,
                 descriptor,
                 checks=checks,
-                compression=Compression(packing["kind"], packing["level"], packing["threads"]),
+                compression=Compression(**how),
                 into=LayoutStore.open(Path(packing["into"])),
                 observers=observers,
                 emit=context.emit,
