@@ -13,9 +13,9 @@ def block_of_page(heading: str, root: str) -> str:
     section = PAGE.read_text().partition(f"## {heading}\n")[2]
     found = re.search(r"^```sh\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
     assert found is not None, heading
-    script, times = re.subn(r"^root=sha256:[0-9a-f]{64}$", f"root={root}", found[1], flags=re.MULTILINE)
-    assert times == 1, script
-    return script
+    script, times = re.subn(r"^root=\$ROOT$", f"root={root}", found[1], flags=re.MULTILINE)
+    assert times == 1 and script.count("$BUNDLE") == 1, script
+    return script.replace("$BUNDLE", "out")
 
 
 def unpack_loader(root: str) -> str:

@@ -14,6 +14,41 @@ from airferry.cli.app import app
 
 TITLE = "# Command line\n\nGenerated from the program; `airferry COMMAND --help` shows the same.\n"
 
+# what each command prints to stdout without `--json`, quiet or not, when it succeeds
+PRINTED = {
+    "doctor": "nothing: the exit code is 0 if no check failed; checks that fail go to stderr",
+    "init": "the files that were written, one a line",
+    "plan": "what a build would make, and what it would take",
+    "lock": "what changed in the lock, one a line, or `nothing changed`",
+    "rehearse": "a line for each step and platform, and below it one for each outbound connection",
+    "build": "a line for each image (reference, digest, platforms, size), then `bundle PATH` and `root DIGEST`",
+    "schema": "the JSON Schema",
+    "quickstart": "what was done, in a few lines",
+    "verify": "the findings, one a line; nothing if there are none. With `--root`, exit code 0 says that the bundle is "
+    "the one that was signed for",
+    "report": "the report, unless `--html` or `--text` names a file",
+    "load": "the commands that submit each step, one a line; with `--dry-run` what would be sent and tagged",
+    "history": "two lines for each load",
+    "serve": "a line for each image (reference, digest), before the first request is answered",
+    "catalogue extract": "the folder",
+    "assets record": "the manifest and its digest",
+    "assets verify": "the findings, one a line; nothing if there are none",
+    "assets unpack": "the folder",
+    "login": "nothing",
+    "logout": "nothing",
+    "copy": "the destination and the digest",
+    "registry probe": "a line for each fact",
+    "site init": "nothing",
+    "overlays": "the commands that submit each step, one a line",
+    "mirrors": "a line for each image (original name, place in the registry, digest)",
+    "check": "the findings, one a line where stdout is not a terminal; with `--fixes` what to type",
+}
+_PRINTED_TEXT = """\
+Results go to stdout, all else to stderr: progress, notes, warnings, what to do next, errors. `--quiet`, `--verbose` and
+`--debug` may stand before or after the command. With `--quiet` stderr has errors alone, and stdout the same as without;
+nothing is asked, so options must say all. `--json` prints the result as JSON instead.
+"""
+
 
 @cache
 def program() -> Any:
@@ -61,6 +96,14 @@ def render() -> str:
     parts = [TITLE, *_section((), group)]
     for path, command in commands(group):
         parts += _section(path, command)
+    parts += ["## What is printed\n", _PRINTED_TEXT]
+    parts += ["| Command | On stdout |", "|---|---|"]
+    parts += [
+        f"| `{' '.join(path)}` | {_cell(PRINTED[' '.join(path)])} |"
+        for path, command in commands(group)
+        if not is_group(command)
+    ]
+    parts.append("")
     return "\n".join(parts)
 
 

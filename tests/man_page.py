@@ -8,7 +8,7 @@ from typing import Any
 from rich.text import Text
 
 from airferry import __version__
-from airferry.cli.examples import EXAMPLES, page_name
+from airferry.cli.examples import EXAMPLES, explain_variables, page_name
 from cli_reference import commands, environment_names, is_group, is_option, placeholder, program
 
 EXIT_CODES = (
@@ -91,6 +91,8 @@ def _command_page(path: tuple[str, ...], command: Any, below: list[tuple[tuple[s
     for line, meaning in EXAMPLES[path]:
         lines += [".PP", _line(f"{meaning[0].upper()}{meaning[1:]}:")]
         lines += [".PP", ".nf", ".RS 4", _escape(line), ".RE", ".fi"]
+    for text in explain_variables([line for line, _ in EXAMPLES[path]]):
+        lines += [".PP", _line(text)]
     lines += [*_exit_status(), ".SH SEE ALSO"]
     related = [other for other, _ in below if other != path and _panel(other) == _panel(path)]
     pages = ["airferry", *(page_name(other) for other in related)]

@@ -7,12 +7,15 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from airferry.api import LoadOutcome
 from airferry.bundle.manifest import BundleManifest, GroupEntry, TargetEntry, ToolEntry
 from airferry.bundle.receipt import Receipt, ReceiptCatalogue, ReceiptImage
 from airferry.bundle.seal import seal
+from airferry.bundle.verify import VerifyReport
 from airferry.config import load_config
 from airferry.events import Emit, silent
 from airferry.near.carry.catalogue import CarriedCatalogue, carry_catalogue
+from airferry.oci.copying.report import CopyReport
 from airferry.oci.layout import LayoutStore
 from airferry.plan.models import Plan
 from airferry.plan.planner import make_plan
@@ -139,3 +142,29 @@ def tree(folder: Path) -> dict[str, tuple[str, str]]:
             else:
                 found[key] = (oct(path.stat().st_mode & 0o777), path.read_text(encoding="latin-1"))
     return found
+
+
+def outcome_of(receipt: Receipt, *, baked: bool, by_target: bool = True) -> LoadOutcome:
+    """Return what a load of one execution image ends with, with or without a checkout in the image."""
+    overlay: dict[str, Any] = {"repo": "Bridge", "url": URL, "ref": REF, "target": TARGET}
+    group = GroupEntry(
+        name="trainer-1",
+        image_names=("trainer",),
+        base_image="base:1",
+        platforms=("linux/amd64",),
+        tag="trainer:airgap",
+        selected_image="trainer:airgap",
+        tar="trainer.tar",
+        steps=("sft/one",),
+        targets=("sft/one:tiny",) if by_target else (),
+        repo_overlays=(overlay,) if baked else (),  # type: ignore[arg-type]
+    )
+    manifest = BundleManifest(
+        workflow={},
+        build_stages=(),
+        execution_groups=(group,),
+        compression="zstd",
+        tool=ToolEntry(airferry="0"),
+    )
+    report = VerifyReport(Path("out"), DIGEST, True, 1, 1, 1, 1, ())
+    return LoadOutcome(report, manifest, CopyReport(), (), receipt, Path("airgap-receipt.yaml"), False)

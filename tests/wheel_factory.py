@@ -10,7 +10,10 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from airferry.config import CompressionChoice, RegistryBase
 from airferry.near.probe.answers import InstalledDistribution, ProbeResult, PythonFacts
+from airferry.oci.platform import parse_platform
+from airferry.plan.models import Candidate, GroupPlan
 from airferry.rootfs.modules import ModuleAnswer
 
 
@@ -179,3 +182,25 @@ def build_wheel(directory, config_settings=None, metadata_directory=None):
         "backend.py": backend,
         "PKG-INFO": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n",
     }
+
+
+def make_group(candidates: Sequence[Candidate], *, named: Mapping[str, str], pip_no_deps: bool) -> GroupPlan:
+    """Return the plan of an image on one platform, with what may have to be added to it."""
+    return GroupPlan(
+        name="a-12345678",
+        image_names=("a",),
+        base_image=RegistryBase(reference="registry.example/base:1"),
+        platforms=(parse_platform("linux/amd64"),),
+        tag="a:1",
+        tar="a.tar",
+        steps=("a",),
+        targets=("a",),
+        pip_no_deps=pip_no_deps,
+        required_imports=(),
+        requirements=named,
+        python=None,
+        containerfile=None,
+        overlays=(),
+        candidates=tuple(candidates),
+        compression=CompressionChoice(),
+    )

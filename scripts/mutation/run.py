@@ -29,7 +29,8 @@ ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 WORK = ROOT / ".mutants"
 CAUGHT = ("killed", "caught by type check", "timeout")
-COPIED = ("src", "tests/unit", "containerfiles", "docs", "scripts", "airgap.yaml", "README.md", "LICENSE")
+TESTS = ("tests/unit", "tests/local")
+COPIED = ("src", *TESTS, "containerfiles", "docs", "scripts", "airgap.yaml", "README.md", "LICENSE")
 # lines that hold nothing but words for a reader, or say which words an error gets
 WORDS = (
     r"^\s*raise ",
@@ -47,7 +48,7 @@ MYPY_BLIND = ("--disable-error-code", "unused-ignore", "--disable-error-code", "
 
 @dataclass(frozen=True)
 class Group:
-    """Modules, and the unit tests that are for them."""
+    """Modules, and the tests that are for them."""
 
     name: str
     modules: tuple[str, ...]
@@ -145,8 +146,8 @@ def settings(group: Group) -> str:
         "only_mutate": list(group.modules),
         "do_not_mutate_patterns": list(WORDS),
         "pytest_add_cli_args": ["--timeout=120"],
-        "pytest_add_cli_args_test_selection": [f"tests/unit/{name}" for name in group.tests],
-        "also_copy": [name for name in COPIED if name not in ("src", "tests/unit")],
+        "pytest_add_cli_args_test_selection": [f"tests/{name}" for name in group.tests],
+        "also_copy": [name for name in COPIED if name not in ("src", *TESTS)],
         "type_check_command": [*MYPY, *MYPY_BLIND],
         # so that a busy machine is not taken for an infinite loop
         "timeout_constant": 5.0,

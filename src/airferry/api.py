@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from airferry.far.copy import CopyResult, copy
     from airferry.far.history import LoadHistory, PastLoad, history
     from airferry.far.load import LoadOutcome, load
-    from airferry.far.registries import ProbeOutcome, login, logout, probe_registry
+    from airferry.far.registries import ProbeOutcome, login, logout, probe_registry, registry_host
     from airferry.far.relocate import Destination, parse_destination
     from airferry.far.report.report import ReportOutcome, report
     from airferry.far.serve.serving import ServeOptions, Serving, serve
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from airferry.jobs.configs import OverlaySet
     from airferry.jobs.extract import Extracted
     from airferry.jobs.findings import Finding
-    from airferry.jobs.mirrors import MirrorFiles, mirrors
+    from airferry.jobs.mirrors import MirrorFiles, NodeCa, mirrors
     from airferry.jobs.overlays import overlays
-    from airferry.jobs.profile import init_site, known_site, site_trouble
+    from airferry.jobs.profile import FoundSite, init_site, known_site, site_trouble
     from airferry.load_for_jobs import JobFiles, JobsOutcome, load_for_jobs
     from airferry.near.build import BuildOutcome, ImageSummary, build
     from airferry.near.describe import describe_plan, describe_prediction
@@ -47,6 +47,9 @@ if TYPE_CHECKING:
     from airferry.plan.models import PlanWarning
     from airferry.quickstart import quickstart
     from airferry.registry.client import ClientOptions
+    from airferry.start.choices import ProjectChoices, ProjectOutcome
+    from airferry.start.new_catalogue import PackageNameError
+    from airferry.start.project import init_project
 
 _HOMES = {
     "airferry.assets.carried": (
@@ -76,6 +79,7 @@ _HOMES = {
         "login",
         "logout",
         "probe_registry",
+        "registry_host",
     ),
     "airferry.far.relocate": (
         "Destination",
@@ -110,10 +114,12 @@ _HOMES = {
     "airferry.jobs.findings": ("Finding",),
     "airferry.jobs.mirrors": (
         "MirrorFiles",
+        "NodeCa",
         "mirrors",
     ),
     "airferry.jobs.overlays": ("overlays",),
     "airferry.jobs.profile": (
+        "FoundSite",
         "init_site",
         "known_site",
         "site_trouble",
@@ -154,6 +160,9 @@ _HOMES = {
     "airferry.plan.models": ("PlanWarning",),
     "airferry.quickstart": ("quickstart",),
     "airferry.registry.client": ("ClientOptions",),
+    "airferry.start.choices": ("ProjectChoices", "ProjectOutcome"),
+    "airferry.start.new_catalogue": ("PackageNameError",),
+    "airferry.start.project": ("init_project",),
 }
 # these need more than a far side is asked to take in
 _EXTRAS = {"airferry.near.": "near", "airferry.quickstart": "near", "airferry.far.serve.": "serve"}
@@ -171,6 +180,7 @@ __all__ = [
     "DoctorReport",
     "Extracted",
     "Finding",
+    "FoundSite",
     "ImageSummary",
     "JobFiles",
     "JobSelection",
@@ -179,11 +189,15 @@ __all__ = [
     "LoadOutcome",
     "LockOutcome",
     "MirrorFiles",
+    "NodeCa",
     "OverlaySet",
+    "PackageNameError",
     "PastLoad",
     "PlanOutcome",
     "PlanWarning",
     "ProbeOutcome",
+    "ProjectChoices",
+    "ProjectOutcome",
     "RecordOutcome",
     "RehearsalOutcome",
     "ReportOutcome",
@@ -202,6 +216,7 @@ __all__ = [
     "doctor",
     "extract_catalogue",
     "history",
+    "init_project",
     "init_site",
     "known_site",
     "load",
@@ -216,6 +231,7 @@ __all__ = [
     "probe_registry",
     "quickstart",
     "record_asset",
+    "registry_host",
     "rehearse",
     "report",
     "rollback",

@@ -26,6 +26,8 @@ class AirferryError(Exception):
     """
 
     exit_code: ClassVar[int] = 1
+    # shown where nothing more is known: what reads bytes does not always know whose they are
+    advice: ClassVar[str | None] = None
     tail: tuple[str, ...] = ()
     failures: tuple[AirferryError, ...] = ()
 
@@ -130,6 +132,7 @@ class IntegrityError(AirferryError):
     """Bytes are not what a digest, a size or a document says. Never retried, never downgraded."""
 
     exit_code = 6
+    advice = "they are damaged, or were changed: get them again where they came from, and if that helps not, ask there"
 
 
 class RegistryError(AirferryError):
@@ -167,6 +170,17 @@ class FindingsError(AirferryError):
 
     exit_code = 8
     report: object = None
+
+
+@contextmanager
+def advising(hint: str) -> Iterator[None]:
+    """Say what to do about damaged bytes whose reader did not know what they are of; a hint that is there stays."""
+    try:
+        yield
+    except IntegrityError as error:
+        if error.hint:
+            raise
+        raise error.reworded(error.message, hint=hint) from error
 
 
 class Gathering:

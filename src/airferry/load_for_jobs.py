@@ -10,6 +10,7 @@ from typing import Any
 from airferry.bundle.receipt import Receipt
 from airferry.bundle.verify import expect_outside, open_bundle
 from airferry.config import SiteProfile
+from airferry.defaults import PLAN_CONFIG, SITE_FILE
 from airferry.errors import AirferryError
 from airferry.events import Emit, Warned, silent
 from airferry.far.load import LoadOutcome, expect_receipt_place, load
@@ -20,7 +21,7 @@ from airferry.jobs.catalogue import Whereabouts
 from airferry.jobs.configs import OverlaySet, image_of, make_overlays, targets_of
 from airferry.jobs.images import ask_images, pull_warnings
 from airferry.jobs.overlays import write_overlays
-from airferry.jobs.profile import read_site
+from airferry.jobs.profile import FoundSite, read_site
 from airferry.jobs.submission import reference_for
 from airferry.registry.client import ClientOptions
 
@@ -45,12 +46,13 @@ class JobsOutcome:
 class JobFiles:
     """Where the files for jobs go, and what they are made of besides the bundle.
 
-    `site` is the site profile, by default `site.yaml` or `airgap.yaml` here; `source` a copy of the catalogue, by
-    default the bundle's own; `receipt` the receipt's place, by default in `out` under the name of destination and root.
+    `site` is the site profile or what `known_site` found, by default `site.yaml` or `airgap.yaml` here; `source` a copy
+    of the catalogue, by default the bundle's own; `receipt` the receipt's place, by default in `out` under the name of
+    destination and root.
     """
 
     out: Path
-    site: Path | None = None
+    site: Path | FoundSite | None = None
     source: Path | None = None
     receipt: Path | None = None
 
@@ -107,17 +109,30 @@ def load_for_jobs(
         made = write_overlays(places, site=known, out=out)
     except AirferryError:
         # the error is about the folder alone: without this, an operator would load again
-        words = ["airferry", "overlays", str(receipt_path), "--out", str(out)]
-        for option, value in (("--source", jobs.source), ("--site", jobs.site)):
-            words += [option, str(value)] if value is not None else []
+        again = shlex.join(["airferry", "overlays", str(receipt_path), "--out", str(out), *_as_typed(jobs, options)])
         emit(
             Warned(
                 f"the bundle is loaded (receipt `{receipt_path}`), but the files for jobs were not written",
-                hint=f"fix the error, then run `{shlex.join(words)}`",
+                hint=f"fix the error, then run `{again}`",
             )
         )
         raise
     return JobsOutcome(loaded, made)
+
+
+def _as_typed(jobs: JobFiles, options: ClientOptions | None) -> list[str]:
+    """Return the options that `overlays` needs to do its part with the same files, and to reach the same registry."""
+    site = jobs.site.path if isinstance(jobs.site, FoundSite) else jobs.site
+    ca_file = options.ca_file if options is not None else None
+    if isinstance(jobs.site, FoundSite) and ca_file == jobs.site.ca_file:
+        ca_file = None
+    given = {
+        "--source": jobs.source,
+        "--site": site if site is not None and str(site) not in (SITE_FILE, PLAN_CONFIG) else None,
+        "--ca-file": ca_file,
+    }
+    words = [word for option, value in given.items() if value is not None for word in (option, str(value))]
+    return [*words, *(["--plain-http"] if options is not None and options.plain_http else [])]
 
 
 def _warn_of_pulls(receipt: Receipt, site: SiteProfile, *, options: ClientOptions | None, emit: Emit) -> None:

@@ -269,7 +269,7 @@ def _story(
         f"  {len(built.images)} images for {len(built.images[0].platforms)} platforms, built rootless and daemonless in"
         f" {near_s:.0f} s ({built.reused} of {count} reused):",
         *(f"    {image.reference}  {size_text(image.size_bytes)}  {image.digest}" for image in built.images),
-        f"  one bundle of {size_text(built.bundle_bytes)}; as {count} uncompressed TARs, one an image and platform, it"
+        f"  one bundle of {size_text(built.bundle_bytes)}; as {count} uncompressed TARs, one per image and platform, it"
         f" would be {size_text(tars)}: {tars / max(1, built.bundle_bytes):.1f} times as much",
         *_own_share(built),
         f"  root digest, to send over a separate channel: {built.root}",
@@ -295,7 +295,6 @@ def _story(
         f"All done in {total_s:.0f} s. Where to look:",
         *(f"  {path!s:<{width}}  {what}" for path, what in places.items()),
         f"Run the same command again to reuse all of it. To start over, remove {folder}.",
-        "Next: your own steps, with `airferry doctor`, `plan` and `build`; docs/near-side.md explains them.",
     ]
     return lines
 

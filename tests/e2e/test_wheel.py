@@ -113,6 +113,7 @@ def test_the_wheel_holds_what_the_program_needs_and_no_tests(installed: Installe
         names = set(wheel.namelist())
     needed = ["containerfiles/Containerfile.execution", "containerfiles/Containerfile.launcher", "airgap.yaml"]
     needed += ["containerfiles/install-execution.sh", "containerfiles/install-launcher.sh", "example/airgap.yaml"]
+    needed += ["example/first/steps/train/line/step.toml", "example/first/steps/train/line/config/default.yaml"]
     needed += ["example/catalogue/requirements.txt", "example/catalogue/.gitignore", "example/tokenizer/README.md"]
     needed += [f"example/catalogue/src/ferrysteps/{step}/step.toml" for step in STEPS]
     assert {f"airferry/{name}" for name in needed} <= names

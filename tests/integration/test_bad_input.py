@@ -403,7 +403,9 @@ def test_a_damaged_bundle_is_refused_and_nothing_is_sent(
     captured = capsys.readouterr()
     assert says in captured.out + captured.err and "Traceback" not in captured.err
     with run_scripted() as registry:
-        arguments = ["--to", f"{registry.address}/x", *wanted, "--receipt", str(receipt)]
+        # that a byte is another one tells reading alone
+        first = ["--verify-first"] if damage is flip else []
+        arguments = ["--to", f"{registry.address}/x", *wanted, *first, "--receipt", str(receipt)]
         assert run(["load", str(bundle), *arguments]) == code
         # whether it may push is asked by an upload that is begun and ended at once
         assert {call.method for call in registry.calls} <= {"POST", "DELETE"}

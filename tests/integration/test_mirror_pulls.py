@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from containerd import run_containerd
-from registries import run_registry
+from registries import PASSWORD, USER, basic_options, make_authority, run_registry
 
 from airferry.bundle.artifacts import put_artifact
 from airferry.bundle.manifest import BundleManifest, ToolEntry
-from airferry.bundle.receipt import Receipt
+from airferry.bundle.receipt import Receipt, ReceiptConnection, ReceiptImage
 from airferry.bundle.seal import seal
 from airferry.bundle.verify import verify_bundle
 from airferry.config import load_config
@@ -20,7 +22,7 @@ from airferry.errors import BuildError
 from airferry.events import silent
 from airferry.far.load import load
 from airferry.host import files, process
-from airferry.jobs.mirrors import make_mirrors
+from airferry.jobs.mirrors import NodeCa, make_mirrors
 from airferry.near.bases.fetch import BaseCache
 from airferry.near.bases.originals import bring_originals, put_originals
 from airferry.oci.copy import copy_image
@@ -30,14 +32,17 @@ from airferry.oci.platform import parse_platform
 from airferry.plan.lockfile import Lockfile
 from airferry.plan.planner import make_plan
 from airferry.registry.client import ClientOptions, RegistryClient
+from airferry.registry.credentials import Credential
 from airferry.registry.sink import RegistrySink
 from airferry.registry.source import RegistrySource
+from airferry.registry.tls import fingerprints
 from catalogues import airgap, write_airgap, write_step
 from oci_images import put_image, put_index
 
 ANONYMOUS = ClientOptions(lookup=lambda registry, repository: None)
 AMD64 = parse_platform("linux/amd64")
 TIMEOUT_S = 120
+NVIDIA = "nvcr.io/nvidia/base:1.0"
 
 
 def upstream_image(store: LayoutStore) -> Descriptor:
@@ -180,3 +185,55 @@ def test_containerd_fetches_by_the_original_name(
         )
         listed = process.run([*ctr, "images", "list"], timeout_s=TIMEOUT_S).text
     assert carried.index.digest in next(line for line in listed.splitlines() if line.startswith(carried.name))
+
+
+def test_nodes_that_did_as_they_were_told_pull_from_a_registry_with_tls_and_a_password(
+    tmp_path: Path, runtime_folder: Path, require_tool: Callable[[str], Path]
+) -> None:
+    """The commands of `INSTALL.txt`, run as they are but for the folders below /etc, which are the test's."""
+    for name in ("ctr", "containerd", "docker-registry", "htpasswd"):
+        require_tool(name)
+    tls, password = make_authority(tmp_path / "ca"), basic_options(tmp_path / "auth")
+    certificate = tmp_path / "ca" / "ca.crt"
+    with run_registry(tmp_path / "registry", extra=password, tls=tls) as running:
+        options = ClientOptions(ca_file=certificate, lookup=lambda _registry, _repository: Credential(USER, PASSWORD))
+        store = LayoutStore.create(tmp_path / "made")
+        index = upstream_image(store)
+        with RegistryClient(running.address, options=options) as client:
+            copy_image(store, RegistrySink(client, "airgap/nvidia/base"), index, reference="1.0")
+        place = f"{running.address}/airgap/nvidia/base:1.0"
+        base = ReceiptImage(
+            name="base",
+            role="base",
+            image=NVIDIA,
+            reference=place,
+            pinned=f"{place}@{index.digest}",
+            digest=index.digest,
+        )
+        receipt = Receipt(
+            bundle_root=index.digest,
+            root_verified=True,
+            registry=f"{running.address}/airgap",
+            connection=ReceiptConnection(tls=True, ca_fingerprints=fingerprints(certificate)),
+            loaded_at="2026-01-01T00:00:00Z",
+            airferry="0",
+            images=(base,),
+        )
+        etc, mirrors = tmp_path / "etc", tmp_path / "mirrors"
+        made = make_mirrors(receipt, ca=NodeCa(certificate=certificate))
+        assert made.notes == ()
+        files.write_texts(mirrors, {name: text.replace("/etc/", f"{etc}/") for name, text in made.files.items()})
+        files.ensure_directory(etc / "containerd")
+        told = [step for step in made.steps(["kubernetes"]) if not step.purpose.startswith(("CRI-O", "OpenShift"))]
+        commands = [step.command.replace("/etc/", f"{etc}/") for step in told]
+        stubs = ['sudo() { "$@"; }', 'kubectl() { if [ "$1" = create ]; then cat; fi; }']
+        run = [line for line in commands if not line.startswith("read ") and "config dump" not in line]
+        script = "\n".join(["set -euo pipefail", *stubs, *run])
+        environment = {"REGISTRY_USER": USER, "REGISTRY_PASSWORD": PASSWORD}
+        secret = process.run(["bash", "-c", script], timeout_s=TIMEOUT_S, cwd=mirrors, environment=environment).text
+        held = json.loads(secret)
+        assert base64.b64decode(held["auths"][running.address]["auth"]).decode() == f"{USER}:{PASSWORD}"
+        with run_containerd(runtime_folder) as ctr:
+            fetch = [*ctr, "content", "fetch", "--all-platforms", "--hosts-dir", etc / "containerd" / "certs.d", NVIDIA]
+            process.run(fetch, timeout_s=TIMEOUT_S)
+            assert index.digest in process.run([*ctr, "images", "list"], timeout_s=TIMEOUT_S).text

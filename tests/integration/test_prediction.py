@@ -7,10 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from airferry.api import plan
 from airferry.errors import HostError
 from airferry.events import Event, Warned
+from airferry.host.yaml import count_values
 from airferry.near import doctor as host
 from airferry.near import predict
 from airferry.near.bases import fetch as bases
@@ -70,7 +72,16 @@ def test_a_build_takes_what_was_predicted_and_a_plan_after_it_predicts_the_bundl
     predicted = plan(direct.selection()).prediction
     assert predicted.in_bytes == 0
     assert predicted.unknown == ()
+    values = count_values(yaml.safe_load((direct.out / "airgap-manifest.yaml").read_text()))
+    assert values * 0.6 < predicted.manifest_values <= values, "what a plan refuses would not be read, surely"
     assert built.bundle_bytes * 0.98 < predicted.out_bytes < built.bundle_bytes * 1.02
+    gained = built.recompressed
+    assert (gained is None) is (compression == "preserve")
+    if gained is not None:
+        (image, *_others) = built.manifest.images if built.manifest else ()
+        carried = sum(layer.size_bytes for layer in image.platforms["linux/amd64"].layers if layer.from_base)
+        assert (gained.fetched_bytes, gained.carried_bytes) == (base_bytes(direct), carried)
+        assert gained.compression == "zstd 3" and " carried (zstd 3): " in gained.text
     # the base's layers are links to the cache, which take no further room
     assert predicted.new_bytes < 100_000
     shutil.rmtree(direct.out / "bundle")

@@ -1,7 +1,7 @@
-"""The man page as `man` shows it, and the pages for operators: each of their commands is run, on a bundle built here.
+"""The man page as `man` shows it, and the documents: each of their commands is run, on a bundle built here.
 
-A block that needs what no test has says so: `<!-- not run: WHY -->`. `<!-- until interrupted -->` is a block that
-serves until then.
+The blocks of a page run in their order, as a reader goes through them: what one sets or writes, the next one finds.
+Marks in the pages: see `page_blocks`.
 """
 
 from __future__ import annotations
@@ -20,27 +20,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from registries import basic_options, make_authority, run_registry
+from registries import PASSWORD, USER, basic_options, make_authority, run_registry
 
 from airferry.bundle.verify import open_bundle
 from airferry.host import files, process
 from catalogues import STEPS, write_airgap, write_step
 from near_side import REFERENCE, commit_all, make_near_side
+from page_blocks import DOCUMENTS, ROOT, SERVES, blocks, pages_that_run
 
-ROOT = Path(__file__).parents[2]
-PAGES = ("README", "near-side", "far-side", "site", "security-officer", "your-own-catalogue")
-IN_ONE_SHELL = ("your-own-catalogue",)
-BLOCK = re.compile(r"(?:^<!-- (?P<mark>[^>]*) -->\n)?^```sh\n(?P<script>.*?)^```", re.MULTILINE | re.DOTALL)
-NOT_HERE = re.compile(r"sudo |nvcr\.io|^scripts/|^oras |<!--", re.MULTILINE)
+# what a mark `not run` is for
+NOT_HERE = re.compile(
+    r"sudo |kubectl |nvcr\.io|^scripts/|^oras |quickstart|^python3 -m venv|^AIRFERRY_REGENERATE", re.MULTILINE
+)
 CATALOGUE_URL = "https://github.com/NVIDIA-NeMo/Nemotron.git"
-HOST = "registry.example.com:5000"
 BASE = "outside/base:1"
 STEP = """
 import sys
 import ferry_addition
 print(open(sys.argv[sys.argv.index("--config") + 1]).read())
 """
-RECEIPT = "airgap-receipt"
 TIMEOUT_S = 300
 
 
@@ -73,21 +71,49 @@ class Workplace:
         return open_bundle(self.folder / "out").root
 
     def translate(self, script: str) -> str:
-        """Put what is here in the place of what a page gives as examples."""
-        script = re.sub(r"sha256:8adad7aa[0-9a-f]{56}", self.root, script)
-        script = script.replace(HOST, self.registry).replace("0.0.0.0:5000", "127.0.0.1:0")
-        script = script.replace("/etc/ssl/site-ca.pem", str(self.home / "tls" / "ca.crt"))
-        index = files.file_sha256(self.layout / "index.json")
-        script = script.replace("/media/layout", str(self.layout)).replace("DIGEST_OF_INDEX_JSON", index)
+        """Put what is here in the place of what a reader has: in lines that set a variable, and as names of images."""
+        here = {
+            "REGISTRY": f"{self.registry}/nemotron",
+            "CA": str(self.home / "tls" / "ca.crt"),
+            "LAYOUT": str(self.layout),
+        }
+        for name, value in here.items():
+            script = re.sub(rf"^{name}=\S+", f"{name}={value}", script, flags=re.MULTILINE)
+        script = script.replace("0.0.0.0:5000", "127.0.0.1:0")
+        # which prompts
+        said = f'login "$REGISTRY" --username {USER} --password-stdin <~/password'
+        script = re.sub(r'login "\$REGISTRY"(?=\s*(#|$))', said, script, flags=re.MULTILINE)
+        script = script.replace("--username ferry ", f"--username {USER} ")
         script = script.replace("nvcr.io/nvidia/nemo=", f"{self.registry}/outside/base=")
         script = script.replace("git clone ", "rm -rf ~/Nemotron; git clone ")
-        script = script.replace("airferry site init", "rm -f site.yaml; airferry site init")
+        # on the base that all tests share, instead of a userland for this page alone
+        script = script.replace("airferry init acme\n", f"airferry init acme --base {self.registry}/{BASE}\n")
         return script.replace("python:3.12-slim", f"{self.registry}/{BASE}")
 
     def run(self, script: str) -> None:
-        argv = ["bash", "-euo", "pipefail", "-c", script]
-        done = process.run(argv, timeout_s=TIMEOUT_S, cwd=self.folder, environment=self.environment, check=False)
+        """Run commands in a shell; what a page set before is set."""
+        argv = ["bash", "-euo", "pipefail", "-c", self.in_order(script)]
+        typed = process.Streams(stdin=f"{self.root}\n".encode() if "read -r ROOT" in script else None)
+        done = process.run(
+            argv, timeout_s=TIMEOUT_S, cwd=self.folder, environment=self.environment, streams=typed, check=False
+        )
         assert done.returncode == 0, "\n".join([script, done.text, *done.tail])
+
+    def in_order(self, script: str) -> str:
+        """Return a script that goes on where the one before it ended: in its folder, with the page's variables."""
+        names = " ".join(sorted(set().union(*(block.sets for page in DOCUMENTS for block in blocks(page)))))
+        keep = f'for name in {names}; do [ -z "${{!name-}}" ] || declare -p "$name"; done; printf "cd %q\\n" "$PWD"'
+        return f". {self.state}\n{script}\n{{ {keep}; }} >{self.state}"
+
+    def begin(self) -> None:
+        """Forget what another page set or wrote: a reader begins each one in the project's folder."""
+        self.state.write_text("")
+        for path in [self.folder / "site.yaml", *self.folder.glob("airgap-receipt-*.yaml")]:
+            path.unlink(missing_ok=True)
+
+    @property
+    def state(self) -> Path:
+        return self.home / "state"
 
     @property
     def load(self) -> str:
@@ -97,7 +123,9 @@ class Workplace:
     def serve(self, script: str) -> None:
         """Run what serves until it is interrupted, and interrupt it when it has refused a guest without a password."""
         log = self.home / "serve.log"
-        child = process.start(["bash", "-c", f"exec {script}"], log=log, cwd=self.folder, environment=self.environment)
+        child = process.start(
+            ["bash", "-c", f". {self.state}; exec {script}"], log=log, cwd=self.folder, environment=self.environment
+        )
         try:
             deadline = time.monotonic() + TIMEOUT_S
             while not (found := re.search(r"at https://127\.0\.0\.1:(\d+)", log.read_text())):
@@ -135,9 +163,9 @@ def workplace(
     tls = make_authority(home / "tls")
     shutil.copy(home / "tls" / "host.crt", work / "cert.pem")
     shutil.copy(home / "tls" / "host.key", work / "key.pem")
-    basic_options(home / "users")
+    guarded = basic_options(home / "users")
     shutil.copy(home / "users" / "htpasswd", work / "users")
-    (home / "password").write_text("a password that the registry does not ask for\n")
+    (home / "password").write_text(f"{PASSWORD}\n")
     programs = home / "bin"
     programs.mkdir()
     (programs / "nemotron").write_text('#!/bin/sh\n[ "$1 $2" = "steps run" ] && [ $# -ge 7 ]\n')
@@ -155,7 +183,7 @@ def workplace(
         "GIT_CONFIG_KEY_0": f"url.{side.catalogue}.insteadOf",
         "GIT_CONFIG_VALUE_0": CATALOGUE_URL,
     }
-    with run_registry(home / "registry", tls=dict(tls)) as registry:
+    with run_registry(home / "registry", tls=dict(tls), extra=guarded) as registry:
         certificates = home / ".config/containers/certs.d" / registry.address
         certificates.mkdir(parents=True)
         shutil.copy(home / "tls" / "ca.crt", certificates)
@@ -174,6 +202,9 @@ def workplace(
         }
         write_airgap(work, plan)
         made = Workplace(home, registry.address, environment, near_base)
+        made.begin()
+        login = f"airferry login {registry.address} --username {USER} --password-stdin <~/password"
+        made.run(login)
         made.run(f"airferry copy oci:{near_base}:{REFERENCE} docker://{registry.address}/{BASE}")
         made.run(f"git clone -q {CATALOGUE_URL} ~/Nemotron && airferry build")
         # somebody else made the tags, so that no load of a page does: this registry cannot remove one that is new
@@ -183,23 +214,16 @@ def workplace(
     files.remove_tree(home)
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", pages_that_run())
 def test_the_commands_of_a_page_run(page: str, workplace: Workplace) -> None:
-    path = ROOT / f"{page}.md"
-    text = (path if path.exists() else ROOT / "docs" / f"{page}.md").read_text()
-    blocks = list(BLOCK.finditer(text))
-    assert blocks
-    if RECEIPT in text:
+    workplace.begin()
+    if page == "site":  # which begins after a load
         workplace.run(workplace.load)
-    if page in IN_ONE_SHELL:
-        workplace.run(workplace.translate("".join(block["script"] for block in blocks)))
-        return
-    for block in blocks:
-        mark, script = block["mark"] or "", workplace.translate(block["script"])
-        if mark.startswith("not run: "):
-            assert NOT_HERE.search(script), f"this could run: {script}"
-        elif mark == "until interrupted":
+    for block in blocks(page):
+        script = workplace.translate(block.script)
+        if block.why_not_run is not None:
+            assert NOT_HERE.search(block.script), f"{block} could run"
+        elif block.mark == SERVES:
             workplace.serve(script)
         else:
-            assert not mark, f"an unknown mark: {mark}"
             workplace.run(script)

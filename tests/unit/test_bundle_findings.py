@@ -352,6 +352,10 @@ def test_the_report_of_a_bundle_as_data_is_all_of_it(bundle: Path) -> None:
         "not_checked": [],
         "litter": [],
         "exempt": [],
+        "origin": {
+            **{"airferry": "0.1.0", "workflow": "test", "targets": [], "platforms": ["linux/amd64", "linux/arm64"]},
+            **dict.fromkeys(("lock", "catalogue", "steps", "files", "tracked")),
+        },
     }
     (bundle / "stray").write_text("x")
     damaged = replace(verify_bundle(bundle), is_bundle=False, beside=("a note",), not_checked=("its origin",))

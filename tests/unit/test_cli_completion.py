@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +12,6 @@ from airferry.cli import completion
 from airferry.cli.app import run
 from catalogues import airgap, write_airgap, write_step
 from cli_reference import commands, is_group, is_option, program
-from near_side import PROGRAM
 
 Complete = Callable[..., list[str]]
 
@@ -59,6 +56,7 @@ def complete(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
         (("build", "--target", "sft/"), ["sft/large:tiny", "sft/tiny:tiny"]),
         (("build", "--target", "sft/tiny:tiny,ev"), ["sft/tiny:tiny,eval/perplexity:tiny"]),
         (("check", "--target", "sft/l"), ["sft/large:tiny"]),
+        (("init", "elsewhere", "--source", ".", "--target", "sft/l"), ["sft/large:tiny"]),
         (("site", "init", "--executor", "slurm"), ["slurm-pyxis"]),
         (("assets", "record", "x", "--kind", "d"), ["dataset"]),
     ],
@@ -133,29 +131,6 @@ def test_each_shell_gets_targets(
     assert completion.answer(os.environ, lambda: run([])) == 0
     shown = capsys.readouterr()
     assert (shown.out.replace("\\\\", "").strip(), shown.err) == (found, "")
-
-
-def test_bash_itself_completes_past_a_colon(
-    catalogue: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The script that `--show-completion` prints, with words as bash splits a line; bash starts the program."""
-    with monkeypatch.context() as patch:
-        patch.setenv(completion.VARIABLE, "source_bash")
-        assert completion.answer(os.environ, lambda: run([])) == 0
-    script = capsys.readouterr().out
-    installed = catalogue / "bin" / "airferry"
-    installed.parent.mkdir()
-    installed.write_text(f'#!/bin/sh\nexec {shlex.join(PROGRAM)} "$@"\n')
-    installed.chmod(0o755)
-    asked = f"""{script}
-        COMP_WORDS=(airferry build --target sft/tiny : ti); COMP_CWORD=5
-        _airferry_completion airferry; printf '%s\\n' "${{COMPREPLY[@]}}"
-    """
-    path = f"{installed.parent}:{os.environ['PATH']}"
-    done = subprocess.run(
-        ["bash", "-c", asked], cwd=catalogue, env={**os.environ, "PATH": path}, capture_output=True, text=True
-    )
-    assert (done.stdout, done.stderr) == ("tiny\n", "")
 
 
 def test_every_command_completes_and_so_do_options(complete: Complete) -> None:

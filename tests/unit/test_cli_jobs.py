@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
-import shlex
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from airferry.config import load_site
 from airferry.errors import UsageError
 from catalogues import write_step
 from checked_catalogue import write_checked_catalogue
+from next_steps import next_commands
 
 DIGEST = "sha256:" + "d" * 64
 PINNED = f"hub.site:5000/airgap/trainer@{DIGEST}"
@@ -118,9 +119,12 @@ def test_overlays_print_the_commands_and_check_accepts_them(tmp_path: Path, caps
     path = tmp_path / "made/slurm-pyxis/sft/one/tiny.yaml"
     printed = capsys.readouterr()
     assert printed.out == f"nemotron steps run sft/one -c {path} -b slurm_pyxis_airgap\n"
-    after = shlex.split(" ".join(printed.err.split()).partition("next: airferry ")[2])
+    (after,) = next_commands(printed.err)
     assert after == ["check", str(receipt), "--overlays", "made", "--source", str(code)]
     assert run([*after, "--no-registry"]) == 0, "what is printed is what checks"
+    then = next_commands(capsys.readouterr().err)
+    assert [words[0] for words in then] == ["cat", "cat"]
+    assert "slurm_pyxis_airgap" in Path(then[0][1]).read_text() and str(path) in Path(then[1][1]).read_text()
     assert yaml.safe_load(path.read_text())["run"]["env"] == {
         "container_image": f"hub.site:5000#airgap/trainer:{DIGEST}",
         "mounts": [],
@@ -265,5 +269,43 @@ def test_on_a_terminal_init_asks_for_what_no_option_says_until_the_answers_are_r
     assert [str(mount) for mount in site.mounts] == ["/data:/data"]
     assert site.executors[0].profile == "local" and site.executors[1].profile is None
     assert site.gpu.driver == "580.1" and site.endpoints == {"nvidia": "http://v/v1"} and not site.mirrors.packages
-    assert len(asked) == 11 + 6, "each once, and once more where the answer was wrong"
+    assert len(asked) == 12 + 6, "each once, and once more where the answer was wrong"
     assert "`new`: expected a version" in capsys.readouterr().err
+
+
+def test_the_registry_and_its_ca_are_typed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--executor", "kubernetes", "--registry", "hub.site:5000/airgap", "--ca-file", "ca.pem"]
+    assert run(["site", "init", *given]) == 2, "there is no such file"
+    assert not Path("site.yaml").exists()
+    Path("ca.pem").write_text("PEM")
+    capsys.readouterr()
+    assert run(["site", "init", *given, "--node-ca-file", "/etc/ssl/site.pem"]) == 0
+    site = load_site(Path("site.yaml"))
+    assert (site.ca_file, site.node_ca_file) == ("ca.pem", "/etc/ssl/site.pem")
+    assert next_commands(capsys.readouterr().err) == [["login"]]
+    asked: list[tuple[str, Path | None]] = []
+
+    def login(host: str, *_: object, options: api.ClientOptions) -> Path:
+        asked.append((host, options.ca_file))
+        return Path("auth.json")
+
+    monkeypatch.setattr(api, "login", login)
+    monkeypatch.setattr("sys.stdin", io.StringIO("secret"))
+    assert run(["login", "-u", "ferry", "--password-stdin"]) == 0
+    assert asked == [("hub.site:5000", Path("ca.pem"))]
+    assert "registry hub.site:5000/airgap, CA ca.pem: from site.yaml" in capsys.readouterr().err
+    Path("site.yaml").unlink()
+    assert run(["login", "-u", "ferry", "--password-stdin"]) == 2
+    assert "airferry site init" in capsys.readouterr().err
+
+    # in another folder the profile's paths start there, and what comes next names all of it
+    (tmp_path / "far").mkdir()
+    assert run(["site", "init", *given, "--out", "far/site.yaml"]) == 0
+    ca_file = tmp_path / "ca.pem"
+    assert load_site(Path("far/site.yaml")).ca_file == str(ca_file)
+    assert next_commands(capsys.readouterr().err) == [["login", "hub.site:5000", "--ca-file", str(ca_file)]]
+    Path("far/site.yaml").write_text("ca_file: certs/ca.pem\n")
+    known = api.known_site(Path("far/site.yaml"))
+    assert known is not None and known.ca_file == Path("far/certs/ca.pem")

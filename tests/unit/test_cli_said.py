@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,10 +20,9 @@ from airferry.cli.assets import MAX_SHOWN_FINDINGS
 from airferry.cli.bundles import SHOWN_BESIDE
 from airferry.errors import UsageError
 from loaded_receipts import loaded_receipt
+from next_steps import next_commands
 from oci_images import make_bundle
-from scripted_registry import Exchange, ScriptedRegistry
-
-Said = Callable[[], tuple[str, str]]
+from quick import Said
 
 
 @pytest.fixture(autouse=True)
@@ -33,25 +32,11 @@ def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture
-def said(capsys: pytest.CaptureFixture[str]) -> Said:
-    """Return what gives stdout as it is, and stderr with its line breaks taken out."""
-
-    def read() -> tuple[str, str]:
-        captured = capsys.readouterr()
-        return captured.out, " ".join(captured.err.split())
-
-    return read
-
-
 @pytest.fixture(scope="module")
 def sealed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("sealed") / "out" / "bundle"
     make_bundle(path)
     return path
-
-
-# --- how a command ends ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -107,47 +92,6 @@ def test_a_rate_reaches_the_load(text: str, rate: float, monkeypatch: pytest.Mon
     monkeypatch.setattr(api, "load", load)
     run(["load", "out", "--to", "hub:5000/x", "--limit-rate", text])
     assert seen == [rate]
-
-
-# --- logins ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_login_says_where_it_is_kept_and_a_logout_where_it_was(
-    registry: ScriptedRegistry, said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "auth.json"
-    monkeypatch.setenv("REGISTRY_AUTH_FILE", str(path))
-
-    def login(password: str) -> int:
-        monkeypatch.setattr("sys.stdin", io.StringIO(password))
-        return run(["login", registry.address, "-u", "ferry", "--password-stdin", "--plain-http"])
-
-    assert login("s3cret\n") == 0
-    out, err = said()
-    assert out == "" and f"{registry.address} as ferry" in err and str(path) in err.replace(" ", "")
-    assert "s3cret" not in err
-    assert login("\n") == 2 and "the password is empty" in said()[1]
-    monkeypatch.setattr("sys.stdin", io.StringIO("x"))
-    assert run(["login", registry.address, "-u", "ferry"]) == 2
-    assert "`--username NAME --password-stdin`" in said()[1]
-
-    def refuse(exchange: Exchange) -> bool:
-        exchange.read_body()
-        return exchange.answer(401, WWW_Authenticate='Basic realm="hub"')
-
-    before = path.read_bytes()
-    registry.faults.append(refuse)
-    assert login("wrong") == 7
-    assert path.read_bytes() == before, "a login that fails changes nothing"
-    assert "wrong" not in said()[1].replace("went wrong", "")
-    assert run(["logout", registry.address]) == 0
-    assert str(path) in said()[1].replace(" ", "")
-    assert json.loads(path.read_text())["auths"] == {}
-    assert run(["logout", registry.address]) == 0
-    assert f"no credentials stored for {registry.address}" in said()[1]
-
-
-# --- bundles ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_damaged_bundle_is_named_with_its_findings_as_data(sealed: Path, tmp_path: Path, said: Said) -> None:
@@ -224,11 +168,17 @@ def test_a_report_says_whether_the_root_was_compared(sealed: Path, given: bool, 
     assert root in Path("report.html").read_text()
 
 
-def test_a_copy_says_what_the_image_is_called_there(sealed: Path, tmp_path: Path, said: Said) -> None:
+def test_a_copy_says_what_the_image_is_called_there_and_what_checks_it(
+    sealed: Path, tmp_path: Path, said: Said, capsys: pytest.CaptureFixture[str]
+) -> None:
     (name, index), *_ = open_bundle(sealed).images.items()
-    assert run(["copy", f"oci:{sealed}:{name}", f"oci:{tmp_path / 'copy'}:x"]) == 0
-    out, err = said()
-    assert index.digest in out + err
+    assert run(["copy", f"oci:{sealed}:{name}", "oci:my copy:x"]) == 0
+    captured = capsys.readouterr()
+    assert index.digest in captured.out
+    (check,) = next_commands(captured.err)
+    assert check == ["verify", "my copy"] and run(check) == 0
+    assert run(["copy", f"oci:{sealed}:{name}", "oci-archive:y.tar:y"]) == 0
+    assert next_commands(capsys.readouterr().err) == [["podman", "load", "-i", "y.tar"]]
     assert run(["copy", f"oci:{sealed}:{name}", f"oci-archive:{tmp_path / 'x.tar'}:y", "--json"]) == 0
     assert index.digest in json.dumps(json.loads(said()[0]))
 
@@ -252,3 +202,21 @@ def test_an_asset_is_recorded_and_verified_with_its_amounts(tmp_path: Path, said
     lines = out.splitlines()
     assert {line.split(":")[0] for line in lines} == {"extra"}
     assert len(lines) == MAX_SHOWN_FINDINGS and "and 5 more; `--json` lists all" in err
+
+
+@pytest.mark.parametrize(("scheme", "plain"), [("https", []), ("http", ["--tls-verify=false"])])
+def test_serve_says_what_pulls_an_image(
+    scheme: str, plain: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, two = "sha256:" + "1" * 64, "sha256:" + "2" * 64
+    images = (("hub:5000/airferry-artifacts:artifact-1", one), ("hub:5000/team/trainer:latest", two))
+    stopped = SimpleNamespace(run=lambda: None)
+    serving = api.Serving(f"{scheme}://hub:5000", one, True, images, stopped, lambda: None)  # type: ignore[arg-type]
+    monkeypatch.setattr(api, "serve", lambda *_, **__: nullcontext(serving))
+    assert run(["serve", "out"]) == 0
+    pull = ["podman", "pull", *plain, f"hub:5000/team/trainer@{two}"]
+    assert next_commands(capsys.readouterr().err) == [pull]
+    assert run(["serve", "out", "--htpasswd", "users"]) == 0
+    assert next_commands(capsys.readouterr().err) == [["podman", "login", *plain, "hub:5000"], pull]
+    assert run(["serve", "out", "--json"]) == 0
+    assert "Next" not in capsys.readouterr().err

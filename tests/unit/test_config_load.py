@@ -183,6 +183,8 @@ compression: {kind: gzip, level: 12}
         ("archives: 1", "expected `true` or `false`"),
         ("compression: {level: '3'}", "expected a whole number"),
         ("compression: {kind: preserve, level: 3}", "takes no level"),
+        ("compression: {kind: gzip, long: true}", "`gzip` has no `long`, only zstd has"),
+        ("compression: {kind: zstd, long: 1}", "long"),
         ("builder: bob", "'auto', 'buildah' or 'direct'"),
         ("stages: [sav-images]", "`sav-images` is not a stage"),
         ("platforms: [amd64]", "is not a platform"),

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,35 +14,28 @@ from airferry.bundle.manifest import describe_original, describe_platform
 from airferry.config import LayoutBase
 from airferry.errors import AirferryError, IntegrityError
 from airferry.events import silent
-from airferry.host import clock, files
+from airferry.host import clock
 from airferry.near.bases.fetch import BaseCache
 from airferry.near.bases.layers import BaseLayers
 from airferry.oci.archive import write_oci_archive
 from airferry.oci.copy import copy_image, image_shipments
-from airferry.oci.digest import digest_hex
-from airferry.oci.documents import IMAGE_MANIFEST, LAYER_TAR, Descriptor, descriptor_of
+from airferry.oci.documents import Descriptor
 from airferry.oci.layers import Compression
 from airferry.oci.layout import LayoutStore
 from airferry.oci.platform import Platform
 from airferry.oci.ports import Sink, Stored
-from airferry.registry.client import ClientOptions, RegistryClient
-from airferry.registry.retry import MAX_RETRY_AFTER_S, RetryPolicy, retry_after_s
-from airferry.registry.sink import RegistrySink
-from airferry.registry.source import RegistrySource
-from airferry.registry.uploads import Uploader
-from oci_images import base_image, image_defects, manifest_over, put_image, put_index, put_manifest
-from scripted_registry import Call, Exchange, error_document, run_scripted
+from airferry.registry.retry import RetryPolicy, retry_after_s
+from oci_images import base_image, image_defects, put_image, put_index, put_manifest
 
 AMD64 = Platform("linux", "amd64")
+
+
 NAME = "registry.example/team/trainer:1.0"
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> LayoutStore:
     return LayoutStore.create(tmp_path / "source")
-
-
-# --- order ---------------------------------------------------------------------------------------------------------
 
 
 class Named(Sink):
@@ -86,28 +77,12 @@ def test_a_name_comes_after_all_that_it_stands_for_referrers_too(
     assert sink.inner.resolve(NAME).digest == index.digest
 
 
-def test_a_tag_at_a_registry_comes_after_the_referrers(store: LayoutStore) -> None:
-    index, _results = put_image(store, [{"a": b"1"}])
-    note = add_artifact(store, index)
-    with run_scripted() as registry:
-        options = ClientOptions(plain_http=True, lookup=lambda _registry, _repository: None)
-        with RegistryClient(registry.address, options=options) as client:
-            sink = RegistrySink(client, "r/x", uploader=Uploader(client))
-            copy_image(store, sink, index, reference="1.0", referrers=True)
-        puts = [call.path.rpartition("/")[2] for call in registry.calls if call.method == "PUT"]
-    assert puts.index("1.0") > puts.index(note.digest)
-    assert puts.count("1.0") == 1
-
-
 def add_artifact(store: LayoutStore, subject: Descriptor) -> Descriptor:
     """Store an artifact that refers to something, listed in the layout's index, so that it is found from there."""
     contents = [ArtifactFile("note.txt", "text/plain", subject.digest.encode())]
     artifact = put_artifact(store, "application/x-note", contents=contents, subject=subject)
     store.put_manifest(store.read_manifest(artifact))
     return artifact
-
-
-# --- archives ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -133,9 +108,6 @@ def test_docker_loads_amd64_of_an_archive_wherever_it_stands(
     assert entry["RepoTags"] == [NAME]
 
 
-# --- the cache of recompressed layers ------------------------------------------------------------------------------
-
-
 def test_a_layer_recompressed_at_one_level_is_not_taken_for_another(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     bases = LayoutStore.create(cache / "bases")
@@ -157,89 +129,6 @@ def test_a_layer_recompressed_at_one_level_is_not_taken_for_another(tmp_path: Pa
     assert packed(Compression("gzip")).media_type != plain.media_type
 
 
-# --- resuming ------------------------------------------------------------------------------------------------------
-
-BLOB = bytes(range(256)) * 4096 * 17
-LAYER = descriptor_of(BLOB, LAYER_TAR)
-
-
-def after_the_lock(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> None:
-    """Let another process act between the opening of a file and the lock on it, once."""
-    real, done = fcntl.flock, [False]
-
-    def flock(handle: Any, operation: int) -> None:
-        if not done[0] and operation & fcntl.LOCK_EX:
-            done[0] = True
-            act()
-        real(handle, operation)
-
-    monkeypatch.setattr(fcntl, "flock", flock)
-
-
-@pytest.mark.parametrize("replaced", [True, False])
-def test_a_lock_on_a_file_that_another_process_moved_away_counts_for_nothing(
-    replaced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("AIRFERRY_CACHE", str(tmp_path / "cache"))
-    partial = files.ensure_directory(files.cache_directory() / "partial") / digest_hex(LAYER.digest)
-    target = LayoutStore.create(tmp_path / "layout")
-    with run_scripted() as registry:
-        registry.blobs[LAYER.digest] = BLOB
-        manifest = manifest_over(registry.blobs, LAYER)
-        registry.manifests[f"r/x@{manifest.descriptor.digest}"] = (manifest.data, IMAGE_MANIFEST)
-        options = ClientOptions(plain_http=True, lookup=lambda _registry, _repository: None)
-
-        def finish_and_begin_again() -> None:
-            partial.rename(tmp_path / "adopted")
-            if replaced:
-                partial.write_bytes(b"what a third process has of it so far")
-
-        after_the_lock(monkeypatch, finish_and_begin_again)
-        with RegistryClient(registry.address, options=options) as client:
-            copy_image(RegistrySource(client, "r/x"), target, manifest.descriptor)
-    with target.open_blob(LAYER) as stream:
-        assert stream.read() == BLOB
-    assert (tmp_path / "adopted").read_bytes() == b"", "nothing is written to a file that is another's now"
-    assert partial.exists() is replaced
-    if replaced:
-        assert partial.read_bytes() == b"what a third process has of it so far"
-
-
-# --- pauses --------------------------------------------------------------------------------------------------------
-
-
-def is_upload(call: Call) -> bool:
-    return call.method in ("PUT", "PATCH") and "/uploads/" in call.path
-
-
-def is_manifest(call: Call) -> bool:
-    return call.method in ("GET", "HEAD") and "/manifests/" in call.path
-
-
-@pytest.mark.parametrize("asked", ["999999999", "Fri, 31 Dec 2599 23:59:59 GMT"])
-@pytest.mark.parametrize("matches", [is_upload, is_manifest])
-def test_no_registry_can_make_a_client_wait_for_days(
-    asked: str, matches: Callable[[Call], bool], store: LayoutStore
-) -> None:
-    image, _results = put_image(store, [{"a": b"1"}])
-    pauses: list[float] = []
-    struck: list[str] = []
-
-    def overloaded(exchange: Exchange) -> bool:
-        if struck or not matches(exchange.call):
-            return False
-        struck.append(exchange.call.path)
-        exchange.read_body()
-        return exchange.answer(429, error_document("TOOMANYREQUESTS"), Retry_After=asked)
-
-    retry = RetryPolicy(attempts=3, sleep=pauses.append, jitter=lambda: 1.0)
-    options = ClientOptions(plain_http=True, retry=retry, lookup=lambda _registry, _repository: None)
-    with run_scripted([overloaded]) as registry, RegistryClient(registry.address, options=options) as client:
-        copy_image(store, RegistrySink(client, "r/x", uploader=Uploader(client)), image, reference="1")
-        RegistrySource(client, "r/x").resolve("1")
-    assert struck and max(pauses) == MAX_RETRY_AFTER_S == 120.0
-
-
 def test_pauses_double_up_to_a_limit_and_a_wish_below_the_limit_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
     policy = RetryPolicy(sleep=pauses.append, jitter=lambda: 1.0)
@@ -257,8 +146,6 @@ def test_pauses_double_up_to_a_limit_and_a_wish_below_the_limit_is_kept(monkeypa
     assert retry_after_s({}) is None and retry_after_s({"Retry-After": "1" * 10}) is None
     assert retry_after_s({"Retry-After": "1" * 9}) == 111111111.0
 
-
-# --- layers and their diff_ids -------------------------------------------------------------------------------------
 
 DIFF_ID = "sha256:" + "d" * 64
 

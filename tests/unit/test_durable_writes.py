@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import stat
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,63 +11,12 @@ from airferry.errors import IntegrityError
 from airferry.host import files
 from airferry.host.journal import Journal
 from airferry.oci.archive import write_oci_archive
-from airferry.oci.copy import copy_image, image_shipments
-from airferry.oci.documents import IMAGE_MANIFEST, LAYER_TAR, descriptor_of
+from airferry.oci.copy import image_shipments
+from airferry.oci.documents import LAYER_TAR, descriptor_of
 from airferry.oci.layout import LayoutStore
-from airferry.registry.client import ClientOptions, RegistryClient
-from airferry.registry.source import RegistrySource
-from oci_images import make_bundle, make_image, manifest_over
-from scripted_registry import run_scripted
+from oci_images import make_bundle, make_image
+from recorded_disk import Disk
 from travelling_catalogue import DIGEST, receipt_of
-
-
-@dataclass
-class Disk:
-    """Fsyncs and renames in the order in which they came; files and folders by their inode."""
-
-    synced: list[int] = field(default_factory=list)
-    renamed: list[tuple[int, int, Path, int]] = field(default_factory=list)
-
-    def doubts(self) -> list[str]:
-        """Return the renames that a power cut could undo, or that could leave a name without its data."""
-        found = []
-        for inode, folder, path, moment in self.renamed:
-            if inode not in self.synced[:moment]:
-                found.append(f"{path}: renamed before its data was written")
-            if folder not in self.synced[moment:]:
-                found.append(f"{path}: its folder was not written after the rename")
-        return found
-
-    def names(self) -> set[str]:
-        """Return the names that files were given."""
-        return {path.name for _inode, _folder, path, _moment in self.renamed}
-
-
-@pytest.fixture
-def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
-    seen = Disk()
-
-    def sync(real: Callable[[int], None]) -> Callable[[int], None]:
-        def call(handle: Any) -> None:
-            real(handle)
-            seen.synced.append(os.fstat(handle).st_ino)
-
-        return call
-
-    def rename(real: Callable[..., None]) -> Callable[..., None]:
-        def call(source: Any, target: Any, **more: Any) -> None:
-            inode, folder = Path(source).lstat(), Path(target).parent.stat()
-            real(source, target, **more)
-            if stat.S_ISREG(inode.st_mode):
-                seen.renamed.append((inode.st_ino, folder.st_ino, Path(target), len(seen.synced)))
-
-        return call
-
-    for name, wrap in (("fsync", sync), ("fdatasync", sync), ("replace", rename), ("rename", rename)):
-        monkeypatch.setattr(os, name, wrap(getattr(os, name)))
-    yield seen
-    assert seen.renamed, "nothing was written at all"
-    assert seen.doubts() == []
 
 
 def test_a_file_of_ours(disk: Disk, tmp_path: Path) -> None:
@@ -98,20 +42,6 @@ def test_blobs_and_the_index_of_a_layout(disk: Disk, tmp_path: Path) -> None:
     blobs = {descriptor_of(data, LAYER_TAR).digest[7:] for data in (b"small", b"larger", b"linked", b"verified")}
     assert large[7:] in blobs
     assert disk.names() == {*blobs, "index.json", "oci-layout"}
-
-
-def test_a_blob_that_comes_from_a_registry_in_pieces(disk: Disk, tmp_path: Path) -> None:
-    blob = bytes(range(256)) * 4096 * 17
-    layer = descriptor_of(blob, LAYER_TAR)
-    store = LayoutStore.create(tmp_path / "layout")
-    with run_scripted() as registry:
-        registry.blobs[layer.digest] = blob
-        manifest = manifest_over(registry.blobs, layer)
-        registry.manifests[f"r/x@{manifest.descriptor.digest}"] = (manifest.data, IMAGE_MANIFEST)
-        options = ClientOptions(plain_http=True, lookup=lambda _registry, _repository: None)
-        with RegistryClient(registry.address, options=options) as client:
-            copy_image(RegistrySource(client, "r/x"), store, manifest.descriptor)
-    assert layer.digest[7:] in disk.names()
 
 
 def test_a_bundle_its_archive_the_receipt_and_a_journal(disk: Disk, tmp_path: Path) -> None:

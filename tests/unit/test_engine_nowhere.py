@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import socket
 import struct
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,11 @@ from airferry.engine import nowhere as sink
 from airferry.engine.nowhere import OWN_NAME, Packet, RequestLog, checksum, question, summed, wrap
 
 V4_SOURCE, V4_TARGET = bytes([192, 0, 2, 1]), bytes([203, 0, 113, 9])
+
+
 V6_SOURCE, V6_TARGET = (socket.inet_pton(socket.AF_INET6, text) for text in ("2001:db8::1", "2001:db8:1::7"))
+
+
 ENDS = {4: (V4_SOURCE, V4_TARGET), 6: (V6_SOURCE, V6_TARGET)}
 
 
@@ -206,22 +207,3 @@ def test_a_checksum_adds_up(data: bytes, version: int) -> None:
 )
 def test_an_emulator_is_not_named(line: str) -> None:
     assert sink.emulated(line.split()) == ["/usr/bin/python3", "-c", "x"]
-
-
-def test_who_holds_a_socket_is_found_with_command_and_ancestors() -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as held:
-        held.bind(("127.0.0.1", 0))
-        inode = sink.socket_inode("udp", held.getsockname()[1])
-        assert inode is not None
-        code = "import sys; sys.stdin.read()"
-        child = subprocess.Popen(
-            [sys.executable, "-c", code, "a-mark"], stdin=subprocess.PIPE, pass_fds=[held.fileno()]
-        )
-        try:
-            assert sink.owner(inode) == child.pid, "not this process, and the youngest of the rest"
-            said = sink.process_facts(child.pid)
-        finally:
-            child.communicate()
-    assert said["pid"] == child.pid and str(said["command"]).endswith("a-mark")
-    assert said["ancestors"][0] == os.getpid()  # type: ignore[index]
-    assert sink.process_facts(None) == {"pid": None, "command": "", "ancestors": []}

@@ -9,13 +9,11 @@ import pytest
 
 from airferry.engine.preflight import (
     NamespaceFacts,
-    check_confinement,
     check_emulator,
     check_runtime_folder,
     check_space,
     diagnose_user_namespaces,
 )
-from airferry.host import confined, confinement
 from airferry.oci.platform import parse_platform
 
 WELL = NamespaceFacts(
@@ -26,17 +24,29 @@ WELL = NamespaceFacts(
     most_namespaces="96365",
     apparmor_restricts=None,
 )
+
+
 TWO_ROWS = "         0       1001          1\n         1     100000      65536\n"
+
+
 ONE_ROW = "         0       1001          1\n"
+
+
 FORBIDDEN = "Error during unshare(CLONE_NEWUSER): Operation not permitted"
+
+
 NO_MAPPER = (
     'level=error msg="finding newgidmap: exec: \\"newgidmap\\": executable file not found in $PATH"\n'
     'level=error msg="(Unable to determine exit status)"'
 )
+
+
 NO_RANGE = (
     'level=warning msg="Reading allowed ID mappings: reading subuid mappings for user \\"nobody\\" and subgid mappings '
     'for group \\"nobody\\": no subuid ranges found for user \\"nobody\\" in /etc/subuid"'
 )
+
+
 NOT_SETUID = (
     'level=warning msg="Error running newuidmap: exit status 1: newuidmap: write to uid_map failed: Operation not '
     'permitted\\n"\nlevel=warning msg="/home/ann/newuidmap should be setuid or have filecaps setuid"'
@@ -109,40 +119,3 @@ def test_space(tmp_path: Path) -> None:
     check = check_space("disk", tmp_path, needed_bytes=1 << 60)
     assert check.status == "fail"
     assert check.hint and "AIRFERRY_CACHE" in check.hint
-
-
-def test_build_scripts_that_can_be_confined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(confinement.UNCONFINED, raising=False)
-    check = check_confinement(tmp_path)
-    assert (check.status, check.hint) == ("ok", None), check.detail
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("setting", "words", "hint"),
-    [
-        ("", "cannot be confined on this host: [Errno 1] unshare", f"{confinement.UNCONFINED}=1"),
-        ("1", "run with your account's rights and network", f"then unset `{confinement.UNCONFINED}`"),
-    ],
-)
-def test_build_scripts_that_cannot_be_confined_are_a_warning_with_a_way_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, words: str, hint: str
-) -> None:
-    refusing = tmp_path / "refusing.py"
-    refusing.write_text(
-        'import sys\nsys.stderr.write("airferry: [Errno 1] unshare: Operation not permitted\\n")\n'
-        f"sys.exit({confined.SETUP_FAILED})\n"
-    )
-    monkeypatch.setattr(confined, "__file__", str(refusing))
-    monkeypatch.setenv(confinement.UNCONFINED, setting)
-    check = check_confinement(tmp_path / "state")
-    assert check.status == "warn" and words in check.detail
-    assert check.hint is not None and hint in check.hint and "user.max_user_namespaces" in check.hint
-
-
-def test_a_confined_program_that_does_not_start_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    failing = tmp_path / "failing.py"
-    failing.write_text("import sys\nsys.stderr.write('no interpreter\\n')\nsys.exit(127)\n")
-    monkeypatch.setattr(confined, "__file__", str(failing))
-    check = check_confinement(tmp_path / "state")
-    assert (check.status, check.detail) == ("warn", "a confined program does not start: no interpreter")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from airferry.engine.program import build_error, engine_error, explain, find_engine, printed_version, step_lines
+from airferry.engine.program import build_error, engine_error, explain, printed_version, step_lines
 from airferry.errors import BuildError, HostError
 from airferry.host.process import ProcessFailed
 
@@ -94,30 +92,3 @@ def test_time_out_keeps_its_own_message() -> None:
 )
 def test_versions(text: str, version: tuple[int, ...]) -> None:
     assert printed_version(text) == version
-
-
-def engine_stub(folder: Path, name: str, text: str) -> None:
-    path = folder / name
-    path.write_text(f"#!/bin/sh\necho '{text}'\n")
-    path.chmod(0o755)
-
-
-def test_auto_prefers_buildah_and_falls_back_to_podman(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "airferry.host.process.find_program", lambda name: found if (found := tmp_path / name).exists() else None
-    )
-    with pytest.raises(HostError, match="neither `buildah` nor `podman`") as caught:
-        find_engine()
-    assert caught.value.hint and "apt-get install" in caught.value.hint
-    engine_stub(tmp_path, "podman", "podman version 4.3.1")
-    assert find_engine().kind == "podman"
-    engine_stub(tmp_path, "buildah", "buildah version 1.28.2")
-    assert find_engine().kind == "buildah"
-    assert find_engine("podman").version == (4, 3, 1)
-
-
-def test_a_version_that_is_too_old_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine_stub(tmp_path, "buildah", "buildah version 1.19.6")
-    monkeypatch.setattr("airferry.host.process.find_program", lambda name: tmp_path / name)
-    with pytest.raises(HostError, match=r"is version 1\.19\.6, at least 1\.23 is required"):
-        find_engine("buildah")

@@ -4,59 +4,17 @@ from __future__ import annotations
 
 import ast
 import copy
-import importlib
 import pickle
-import pkgutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-import airferry
-from airferry.errors import AirferryError, BuildError, ConfigurationError, RegistryError, revived
+from airferry.errors import BuildError, ConfigurationError, RegistryError, revived
 from airferry.host.process import ProcessFailed
 from airferry.host.workers.failures import error_document, error_from
-from airferry.host.workers.processes import LocalProcesses
-from airferry.host.workers.work import Running
 from airferry.registry.failures import LostSession, NotFound, TooLarge, Unauthorized, status_error
+from error_classes import ATTRIBUTES, leaves
 from source_trees import nodes
-from units_of_work import OwnError, unit
-
-ATTRIBUTES = {
-    "message": "cannot push",
-    "hint": "log in",
-    "tail": ("first \udcff", "last"),
-    "failures": (),
-    "status": 413,
-    "path": "/etc/é",
-    "missing": ["a", "b"],
-    "left": {"x": None, "y": 1.5},
-}
-
-
-def leaves() -> list[type[AirferryError]]:
-    """Return every class of errors in the source."""
-    for module in pkgutil.walk_packages(airferry.__path__, "airferry."):
-        if not module.name.startswith(
-            ("airferry.example", "airferry.near.rehearse.hook", "airferry.near.probe.script")
-        ):
-            importlib.import_module(module.name)
-    found: list[type[AirferryError]] = []
-    todo: list[type[AirferryError]] = [AirferryError]
-    while todo:
-        kind = todo.pop()
-        found += [kind] if kind.__module__.startswith("airferry.") else []
-        todo += kind.__subclasses__()
-    return sorted(set(found), key=lambda kind: kind.__qualname__)
-
-
-@contextmanager
-def apart(name: str, **arguments: Any) -> Iterator[Running]:
-    """Begin a unit of work in another process."""
-    with LocalProcesses(1, start_from_bytes=0) as workers, workers.begin(unit(name, **arguments)) as running:
-        yield running
+from units_of_work import OwnError
 
 
 def test_there_are_leaves_outside_of_the_catalogue() -> None:
@@ -73,33 +31,6 @@ def test_every_class_survives_copying_pickling_and_a_document() -> None:
             (failure,) = told.pop("failures")
             assert type(failure) is NotFound and vars(failure) == vars(error.failures[0])
             assert told == {name: value for name, value in vars(error).items() if name != "failures"}
-
-
-def test_every_class_is_raised_by_a_process_as_what_it_is() -> None:
-    plain = {name: value for name, value in ATTRIBUTES.items() if name not in ("tail", "failures")}
-    kinds = [kind for kind in leaves() if kind.__module__ != "airferry.errors"] + [ConfigurationError, RegistryError]
-    names = [f"{kind.__module__}:{kind.__qualname__}" for kind in kinds]
-    arguments = {"kinds": names, "attributes": plain}
-    with apart("raise_as_told", **arguments) as running, pytest.raises(kinds[0]) as caught:
-        running.result()
-    raised = [caught.value, *caught.value.failures]
-    assert [type(error) for error in raised] == kinds
-    assert all(vars(error).items() >= plain.items() for error in raised)
-
-
-def test_an_error_whose_class_a_process_defines_keeps_it() -> None:
-    with apart("refuse_in_own_words") as running, pytest.raises(OwnError) as caught:
-        running.result()
-    error = caught.value
-    assert (error.status, error.retry_after_s, error.host, error.tries) == (
-        503,
-        1.5,
-        Path("r.example"),
-        {"made": (3, [3])},
-    )
-    (part,) = error.failures
-    assert isinstance(part, NotFound) and part.hint == "look elsewhere" and part.fields["digest"] == "sha256:0"
-    assert "refuse_in_own_words" in "".join(error.__notes__), "the traceback of the process"
 
 
 def test_a_document_makes_errors_alone() -> None:

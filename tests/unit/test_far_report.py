@@ -5,36 +5,19 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
-from pydantic import BaseModel
 
 from airferry import api
-from airferry.bundle.manifest import (
-    Addition,
-    AttemptEntry,
-    BundleManifest,
-    GroupEntry,
-    ImageEntry,
-    LayerEntry,
-    OverlayEntry,
-    PersistentAssets,
-    PlatformEntry,
-    RehearsalEntry,
-    TargetEntry,
-    ToolEntry,
-)
-from airferry.bundle.verify import Bundle, VerifyReport, open_bundle
+from airferry.bundle.manifest import BundleManifest, ToolEntry
+from airferry.bundle.verify import open_bundle
 from airferry.cli import app as program
 from airferry.errors import HostError, IntegrityError, UsageError
-from airferry.far.report.content import layers_text, make_report
-from airferry.far.report.html import render_html
-from airferry.far.report.text import render_text
-from airferry.oci.digest import digest_of
-from airferry.oci.documents import Index
+from airferry.far.report.content import layers_text
+from airferry.far.report.style import COLOURS, style_sheet
 from airferry.oci.validate import Defect
 from oci_images import REFERENCE, make_bundle
+from reported_bundles import digest, make_manifest, poisoned, synthetic
 
 HOSTILE = "</title><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\n\x1b[31m\u202emoc"
 VOID = {"meta", "img", "br", "link", "input"}
@@ -79,137 +62,6 @@ class Page(HTMLParser):
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.elements if name == tag]
-
-
-def synthetic(bundle: Path, manifest: BundleManifest, findings: tuple[Defect, ...] = ()) -> tuple[str, str]:
-    """Return page and text for a manifest that no layout backs."""
-    opened = open_bundle(bundle)
-    made = Bundle(
-        opened.store,
-        Index(schema_version=2, manifests=[]),
-        opened.root,
-        manifest,
-        opened.manifest_descriptor,
-        opened.documents,
-    )
-    verified = VerifyReport(bundle, opened.root, True, len(manifest.images), 1, 10, 10**9, findings)
-    report = make_report(made, verified)
-    return render_html(report), render_text(report)
-
-
-def digest(text: str) -> str:
-    return digest_of(text.encode())
-
-
-def rehearsal(target: str, platform: str) -> RehearsalEntry:
-    attempts = [
-        AttemptEntry(host="hub.example", port=443, protocol="tcp", place="step.py:3", seen="python"),
-        AttemptEntry(host="wandb.example", protocol="dns", process="curl", seen="network", allowed=True),
-    ]
-    return RehearsalEntry(
-        target=target,
-        group="image-0",
-        platform=platform,
-        image=digest(target),
-        command=("python", "step.py"),
-        reached="started",
-        stopped_by="needs a GPU",
-        modules=12,
-        missing=("absent",),
-        attempts=tuple(attempts),
-    )
-
-
-def make_manifest(images: int) -> BundleManifest:
-    """Return a manifest of many images, of two platforms each, with shared bases, additions and overlays."""
-    entries, groups, steps, targets = [], [], {}, []
-    for number in range(images):
-        name = f"image-{number}"
-        platforms = {}
-        for platform in ("linux/amd64", "linux/arm64"):
-            layers = [
-                LayerEntry(
-                    digest=digest(f"{platform} {part}" if part < 5 else f"{platform} {number} {part}"),
-                    size_bytes=10**6 * (part + 1),
-                    media_type="application/vnd.oci.image.layer.v1.tar+zstd",
-                    diff_id=digest(f"diff {part}"),
-                    unpacked_bytes=10**7,
-                    original_digest=digest(f"original {part}"),
-                    from_base=part < 5,
-                )
-                for part in range(7)
-            ]
-            platforms[platform] = PlatformEntry(
-                digest=digest(f"{name} {platform}"),
-                size_bytes=sum(layer.size_bytes for layer in layers),
-                unpacked_bytes=10**8,
-                config_digest=digest("config"),
-                base_digest=digest(f"base {platform}"),
-                layers=tuple(layers),
-                additions=tuple(
-                    Addition(name=f"dist-{index}", version="1.0", file=f"dist_{index}-1.0.whl", sha256="a" * 64)
-                    for index in range(12)
-                ),
-            )
-        reference = f"registry.example/{name}:1"
-        entries.append(
-            ImageEntry(
-                name=name,
-                role="execution",
-                image=reference,
-                reference=reference,
-                digest=digest(name),
-                platforms=platforms,
-            )
-        )
-        step = f"step/{number}"
-        steps[step] = reference
-        targets.append(TargetEntry(target=f"{step}:default", step_py="x", step_toml="y"))
-        groups.append(
-            GroupEntry(
-                name=name,
-                image_names=(name,),
-                base_image="nvcr.io/base:1",
-                platforms=("linux/amd64",),
-                tag=reference,
-                selected_image=reference,
-                tar="x.tar",
-                steps=(step,),
-                repo_overlays=(
-                    OverlayEntry(
-                        repo="repo",
-                        url="https://user:secret@git.example/",
-                        ref="v1",
-                        target="/opt/x",
-                        commit="c" * 40,
-                    ),
-                ),
-            )
-        )
-    return BundleManifest(
-        workflow={"name": "ferry"},
-        build_stages=(),
-        targets=tuple(targets),
-        execution_groups=tuple(groups),
-        step_execution_images=steps,
-        persistent_assets=PersistentAssets(mounts_from_configs=("/data:/data",)),
-        images=tuple(entries),
-        rehearsals=tuple(rehearsal(f"{step}:default", platform) for step in steps for platform in platforms),
-        compression="zstd",
-        tool=ToolEntry(airferry="0.1.0", versions={"engine": "1"}),
-    )
-
-
-def poisoned(value: Any, text: str) -> Any:
-    """Return a manifest, unchecked, with a text at the end of each that it holds but digests, the keys included."""
-    if isinstance(value, BaseModel):
-        inner = {name: poisoned(getattr(value, name), text) for name in type(value).model_fields if name != "role"}
-        return value.model_copy(update=inner)
-    if isinstance(value, dict):
-        return {poisoned(key, text): poisoned(item, text) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return tuple(poisoned(item, text) for item in value)
-    return value + text if isinstance(value, str) and not value.startswith("sha256:") else value
 
 
 def test_a_report_tells_of_everything_in_a_bundle(sealed: Path, tmp_path: Path) -> None:
@@ -257,11 +109,11 @@ def test_a_page_is_accessible(sealed: Path) -> None:
     assert page.all("html") == [{"lang": "en"}]
     assert len(page.all("h1")) == 1 and len(page.all("h2")) == len(page.all("section"))
     assert len(page.all("table")) == len(page.all("caption"))
-    assert all(attributes.get("scope") in ("col", "row") for attributes in page.all("th"))
+    assert all(attributes.get("scope") in ("col", "row", "rowgroup") for attributes in page.all("th"))
     ids = [str(attributes["id"]) for _name, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
-    (picture,) = page.all("svg")
-    assert picture["role"] == "img" and set(str(picture["aria-labelledby"]).split()) <= set(ids)
+    assert [picture["role"] for picture in page.all("svg")] == ["img", "img"]
+    assert [picture["aria-label"] for picture in page.all("svg")] == ["2 layers, shared: 1", "2 layers, shared: 1"]
     for link in page.all("a"):
         assert str(link["href"]).removeprefix("#") in ids
 
@@ -275,15 +127,81 @@ def luminance(color: str) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-@pytest.mark.parametrize(
-    ("text", "ground"),
-    [("#1a1a1a", "#fff"), ("#0b4f8a", "#fff"), ("#1a1a1a", "#e7edf3"), ("#1a1a1a", "#f2f2f2"), ("#fff", "#1f4e79")],
-)
-def test_colours_have_enough_contrast(sealed: Path, text: str, ground: str) -> None:
-    html = api.report(sealed).html
-    assert text in html and ground in html
-    lighter, darker = sorted((luminance(text), luminance(ground)), reverse=True)
-    assert (lighter + 0.05) / (darker + 0.05) >= 4.5
+# what is drawn on what, and WCAG's least contrast: 4.5 for text, 3 for what is not (1.4.3 and 1.4.11)
+DRAWN = [
+    *((text, ground, 4.5) for text in ("ink", "link") for ground in ("ground", "head", "code")),
+    ("number", "shared", 4.5),
+    *((line, "ground", 3.0) for line in ("accent", "rule", "shared")),
+]
+
+
+@pytest.mark.parametrize(("scheme", "number"), [("light", 0), ("dark", 1)])
+@pytest.mark.parametrize(("text", "ground", "least"), DRAWN)
+def test_colours_have_enough_contrast(scheme: str, number: int, text: str, ground: str, least: float) -> None:
+    lighter, darker = sorted((luminance(COLOURS[name][number]) for name in (text, ground)), reverse=True)
+    assert (lighter + 0.05) / (darker + 0.05) >= least, scheme
+
+
+def test_a_layer_of_one_image_stands_out_by_its_fill_or_its_edge() -> None:
+    for number in (0, 1):
+        ground = luminance(COLOURS["ground"][number])
+        contrasts = [
+            (max(value, ground) + 0.05) / (min(value, ground) + 0.05)
+            for value in (luminance(COLOURS[name][number]) for name in ("own", "edge"))
+        ]
+        assert max(contrasts) >= 3
+
+
+def test_no_colour_is_outside_the_two_schemes_and_paper_is_light() -> None:
+    light, dark, rules = re.split(
+        r"@media screen and \(prefers-color-scheme:dark\)\{|\n(?=\*\{box)", style_sheet("sha256:0")
+    )
+    for scheme, block in (("light", light), ("dark", dark)):
+        assert f"color-scheme:{scheme}" in block and block.count("--") == len(COLOURS)
+    assert set(re.findall(r"#[0-9a-f]{3,6}\b", rules)) == {COLOURS["ink"][0]}, "but for the foot of a page"
+    assert set(re.findall(r"var\(--(\w+)\)", rules)) == COLOURS.keys()
+
+
+def test_each_page_has_its_number_and_the_root() -> None:
+    foot = style_sheet("sha256:12ab").partition("@page{")[2]
+    assert 'content:"Page " counter(page) " of " counter(pages)' in foot
+    assert 'content:"Root sha256:12ab"' in foot
+    assert style_sheet('sha256:1"}</style>').count("</style>") == 0
+
+
+def test_digests_have_the_full_width_and_are_broken_nowhere(sealed: Path) -> None:
+    html, text = synthetic(sealed, make_manifest(3))
+    held = {digest("image-0"), digest("linux/amd64 0"), digest("original 3"), digest("base linux/arm64"), "a" * 64}
+    assert held <= set(re.findall(r'<code class="whole">([^<]*)</code>', html))
+    assert not re.search(r"<code>(sha256:)?[0-9a-f]{64}</code>", html.partition("<main>")[2])
+    for columns, line in re.findall(r'<tr class="whole"><td colspan="(\d+)">(.*?)</td></tr>', html):
+        assert int(columns) >= 1 and line.startswith("<b>") and line.count("<code") == 1
+    for body in re.findall(r"<tbody><tr>.*?</tbody>", html, re.DOTALL):
+        first, *lines = body.split("</tr>\n")[:-1]
+        assert 'scope="rowgroup"' in first and all(f'colspan="{first.count("</t")}"' in line for line in lines)
+    assert held <= set(text.split())
+
+
+def test_a_name_that_is_long_may_be_broken_and_a_short_one_may_not(sealed: Path) -> None:
+    html, _text = synthetic(sealed, poisoned(make_manifest(1), "x" * 200))
+    assert f"<span>image-0{'x' * 200}</span>" in html
+    assert "<i>linux/amd64</i>" in synthetic(sealed, make_manifest(1))[0]
+    rules = style_sheet("sha256:0")
+    assert (
+        "th span,td span,td code{overflow-wrap:anywhere}" in rules
+        and "i{font-style:normal;white-space:nowrap}" in rules
+    )
+
+
+def test_the_text_fits_into_80_columns_words_whole(sealed: Path) -> None:
+    _html, text = synthetic(sealed, make_manifest(3))
+    for line in text.splitlines():
+        assert len(line) < 80 or line.startswith("    "), "only commands, and what has no space, are wider"
+    _html, text = synthetic(sealed, poisoned(make_manifest(1), "x" * 200))
+    assert f"image-0{'x' * 200}" in text.split()
+    _html, text = synthetic(sealed, poisoned(make_manifest(1), "\u8a13\u7df4"))
+    steps = [line for line in text.splitlines() if line.startswith(("  Step ", "  step/0\u8a13"))]
+    assert steps[0].index("Targets") - steps[1].index("\u2013") == 2, "a letter of East Asia is two columns wide"
 
 
 def test_hostile_names_are_shown_and_do_nothing(sealed: Path) -> None:
@@ -313,7 +231,7 @@ def test_shared_layers_are_counted_once(sealed: Path) -> None:
         words = " ".join(shown.split())
         assert "10 layers are shared" in words and "12 layers belong to one bar alone" in words
         assert shown.count(digest("linux/amd64 0")) == 1
-    rows = re.findall(r"<tr><th scope=\"row\">shared \d+</th><td>[^<]*</td><td>(\d+)</td>", html)
+    rows = re.findall(r"<tr><th scope=\"rowgroup\">shared \d+</th><td>[^<]*</td><td>(\d+)</td>", html)
     assert rows == ["3"] * 10
 
 

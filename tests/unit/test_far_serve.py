@@ -8,9 +8,8 @@ import json
 import os
 import shutil
 import signal
-import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,7 @@ from starlette.types import ASGIApp
 from airferry import api
 from airferry.bundle.artifacts import REQUIREMENTS_ARTIFACT
 from airferry.bundle.verify import open_bundle
-from airferry.cli import app as program
-from airferry.errors import ConfigurationError, HostError, IntegrityError, UsageError
+from airferry.errors import ConfigurationError, IntegrityError, UsageError
 from airferry.events import Event, Notice, Warned
 from airferry.far.relocate import parse_destination
 from airferry.far.serve.answers import selected_range
@@ -184,7 +182,11 @@ def test_a_blob_comes_whole_in_part_and_as_headers(app: ASGIApp, bundle: Path) -
 
 
 SIZE = 100
+
+
 DIGEST = "sha256:" + "a" * 64
+
+
 MANY_DIGITS = "9" * 5000
 
 
@@ -456,39 +458,10 @@ def test_an_empty_password_file_is_refused(tmp_path: Path) -> None:
         Passwords.read(tmp_path / "users")
 
 
-@pytest.fixture
-def taken() -> Iterator[str]:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        yield f"127.0.0.1:{server.getsockname()[1]}"
-
-
-def test_a_port_in_use_is_an_error_of_the_environment(
-    bundle: Path, taken: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert program.run(["serve", str(bundle), "--listen", taken]) == HostError.exit_code
-    error = capsys.readouterr().err
-    assert f"cannot listen on `{taken}`" in error and "in use" in error and "--listen" in error
-
-
 @pytest.mark.parametrize("address", ["5000", "127.0.0.1", "127.0.0.1:x", "127.0.0.1:70000"])
 def test_an_address_of_another_form_is_refused(address: str) -> None:
     with pytest.raises(UsageError, match="is not an address"):
         Listener(address)
-
-
-def test_wrong_certificates_are_refused_and_the_port_given_back(bundle: Path, tmp_path: Path) -> None:
-    (tmp_path / "x.pem").write_text("no certificate")
-    both = api.ServeOptions(tls_certificate=tmp_path / "x.pem", tls_key=tmp_path / "x.pem")
-    with (
-        pytest.raises(ConfigurationError, match="cannot be used"),
-        api.serve(bundle, listen="127.0.0.1:0", options=both),
-    ):
-        pass
-    with (
-        pytest.raises(UsageError, match="a certificate requires its key"),
-        api.serve(bundle, listen="127.0.0.1:0", options=api.ServeOptions(tls_key=tmp_path / "x.pem")),
-    ):
-        pass
 
 
 def test_another_root_and_no_bundle_are_refused(bundle: Path, tmp_path: Path) -> None:
@@ -511,24 +484,6 @@ def test_verify_first_finds_damage_before_anything_is_served(bundle: Path) -> No
         api.serve(bundle, listen="127.0.0.1:0", options=api.ServeOptions(verify_first=True)),
     ):
         pass
-
-
-@pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0"])
-def test_all_addresses_are_offered_under_the_hosts_name(
-    bundle: Path, listen: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("airferry.far.serve.server.socket.gethostname", lambda: "near.site")
-    try:
-        opened = api.serve(bundle, listen=listen)
-        with opened as serving:
-            port = serving.url.rpartition(":")[2]
-            assert serving.url == f"http://near.site:{port}"
-            assert all(name.startswith(f"near.site:{port}/") for name, _digest in serving.images)
-    except HostError:
-        pytest.skip("this host has no IPv6")
-
-
-# --- a folder that is rebuilt or swapped under the service -----------------------------------------------------------
 
 
 def swap(path: Path, salt: str) -> None:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -15,21 +12,20 @@ import pytest
 import yaml
 from packaging.specifiers import SpecifierSet
 from pydantic import TypeAdapter, ValidationError
-from test_registry_faults import LAYER, bearer, options
 
 from airferry.bundle.manifest import BundleManifest, CatalogueEntry
 from airferry.cli.app import run
 from airferry.config import load_config
 from airferry.config.document import parse_document, read_yaml
 from airferry.config.fields import RequirementText
-from airferry.errors import AirferryError, ConfigurationError, IntegrityError, RegistryError
+from airferry.errors import AirferryError, ConfigurationError, IntegrityError
 from airferry.far.serve.server import Listener
 from airferry.host.parsing import Malformed, parse_json
 from airferry.host.yaml import from_yaml
 from airferry.near.git.versions import difference
 from airferry.near.lock.closure import _satisfies
 from airferry.near.wheels.project import project_wheel
-from airferry.oci.documents import parse_index, parse_manifest
+from airferry.oci.documents import LAYER_TAR, descriptor_of, parse_index, parse_manifest
 from airferry.plan.catalogue import choose_target, open_catalogue
 from airferry.plan.code.commands import installs_of
 from airferry.plan.env_profiles import read_env_file
@@ -45,33 +41,22 @@ from airferry.plan.locks.packages import (
 )
 from airferry.plan.planner import make_plan
 from airferry.registry.bodies import acknowledged_bytes
-from airferry.registry.client import RegistryClient
 from airferry.registry.connections import Answer
-from airferry.registry.credentials import Credential, find_credential
+from airferry.registry.credentials import find_credential
 from airferry.registry.failures import redacted
-from airferry.registry.governor import Limits
 from airferry.registry.registries_conf import read_registries_conf
 from airferry.registry.retry import retry_after_s
-from airferry.registry.sink import RegistrySink
-from airferry.registry.source import RegistrySource
-from airferry.registry.uploads import Uploader, UploadJournal, UploadSession
+from airferry.registry.uploads import UploadJournal, UploadSession
 from catalogues import STEPS, airgap, write_airgap, write_step
-from command_lines import run_commands
-from scripted_registry import Exchange, ScriptedRegistry
+from failures import failure
 
 DEEP_TOML = "a = " + "[" * 20_000
+
+
 LONG_TOML = "\n\na = " + "1" * 5_000
+
+
 BAD_TOML = [DEEP_TOML, LONG_TOML, "a = 2024-99-99", "a = \0", "\n\xff", "a = 1\na = 2"]
-
-
-def failure(work: Callable[[], object], kind: type[AirferryError], code: int, *named: str) -> AirferryError:
-    with pytest.raises(AirferryError) as caught:
-        work()
-    assert isinstance(caught.value, kind), caught.value
-    assert caught.value.exit_code == code
-    for text in named:
-        assert text in caught.value.message
-    return caught.value
 
 
 def written(path: Path, text: str) -> Path:
@@ -246,81 +231,6 @@ def test_an_address_to_listen_on(address: str) -> None:
     failure(lambda: Listener(address), AirferryError, 2, "is not an address")
 
 
-NO_URLS = ["http://[::1", "http://h:port/x", "http://h:99999/x", "//\u00bd[", "http://[]/"]
-
-
-@pytest.fixture
-def client(registry: ScriptedRegistry) -> Iterator[RegistryClient]:
-    with RegistryClient(registry.address, options=options([])) as made:
-        yield made
-
-
-@pytest.mark.parametrize("url", NO_URLS)
-def test_a_registry_that_redirects_to_no_url(url: str, registry: ScriptedRegistry, client: RegistryClient) -> None:
-    registry.faults.append(lambda exchange: exchange.answer(307, Location=url))
-    found = failure(lambda: RegistrySource(client, "r/x").find("latest"), RegistryError, 7, registry.address)
-    assert "not a URL" in found.message
-
-
-@pytest.mark.parametrize("url", NO_URLS)
-def test_a_registry_whose_upload_goes_to_no_url(url: str, registry: ScriptedRegistry, client: RegistryClient) -> None:
-    def answer(exchange: Exchange) -> bool:
-        return exchange.call.method == "POST" and exchange.answer(202, Location=url)
-
-    registry.faults.append(answer)
-    sink = RegistrySink(client, "r/x", uploader=Uploader(client, limits=Limits()))
-    found = failure(lambda: sink.put_blob_from(LAYER, _never), RegistryError, 7, registry.address)
-    assert "not a URL" in found.message
-    assert sink.mount_blob(LAYER, "r/y") is False
-
-
-def _never() -> object:
-    raise AssertionError("nothing is read before there is a session")
-
-
-@pytest.mark.parametrize("url", NO_URLS)
-def test_a_token_server_at_no_url(url: str, registry: ScriptedRegistry, client: RegistryClient) -> None:
-    challenge = bearer(registry).replace(f"http://{registry.address}/token", url)
-    registry.faults.append(lambda exchange: exchange.answer(401, WWW_Authenticate=challenge))
-    failure(lambda: RegistrySource(client, "r/x").find("latest"), RegistryError, 7, registry.address)
-
-
-@pytest.mark.parametrize("seconds", ["1" + "0" * 400, "1e999", "-1e999", "NaN", "true", '"x"', "[]"])
-def test_a_token_for_any_time(seconds: str, registry: ScriptedRegistry) -> None:
-    def answer(exchange: Exchange) -> bool:
-        if exchange.call.path == "/token":
-            return exchange.answer(200, b'{"token": "good", "expires_in": %s}' % seconds.encode())
-        if exchange.call.headers.get("Authorization") != "Bearer good":
-            return exchange.answer(401, WWW_Authenticate=bearer(registry))
-        return False
-
-    registry.faults.append(answer)
-    login = options([], lookup=lambda registry, repository: Credential("user", "secret"))
-    with RegistryClient(registry.address, options=login) as client:
-        assert RegistrySource(client, "r/x").find("latest") is None
-
-
-def test_a_length_of_thousands_of_digits(registry: ScriptedRegistry, client: RegistryClient) -> None:
-    registry.faults.append(
-        lambda exchange: exchange.call.method == "HEAD" and exchange.answer(200, Content_Length="9" * 5_000)
-    )
-    failure(lambda: RegistrySink(client, "r/x").has_blob(LAYER), IntegrityError, 6, registry.address)
-
-
-def test_a_range_of_thousands_of_digits(registry: ScriptedRegistry, client: RegistryClient) -> None:
-    registry.faults.append(
-        lambda exchange: (
-            exchange.call.method == "GET" and exchange.answer(206, Content_Range="bytes " + "9" * 5_000 + "-1/2")
-        )
-    )
-
-    def work() -> None:
-        with RegistrySource(client, "r/x").open_blob_at(LAYER, 5) as stream:
-            stream.read()
-
-    failure(work, RegistryError, 7, registry.address)
-
-
 def test_an_acknowledgement_of_thousands_of_digits() -> None:
     answer = SimpleNamespace(headers={"Range": "0-" + "9" * 5_000})
     assert acknowledged_bytes(cast(Answer, answer)) is None
@@ -335,28 +245,17 @@ def test_a_pause_that_no_clock_knows(text: str) -> None:
 
 
 def test_an_upload_journal_that_names_no_url(tmp_path: Path) -> None:
-    path = tmp_path / "uploads.json"
+    path, layer = tmp_path / "uploads.json", descriptor_of(b"layer", LAYER_TAR)
     journal = UploadJournal(path)
-    journal.record("r.example/x", LAYER, UploadSession("http://r.example/v2/x/blobs/uploads/1", 5))
-    assert UploadJournal(path).find("r.example/x", LAYER) is not None
+    journal.record("r.example/x", layer, UploadSession("http://r.example/v2/x/blobs/uploads/1", 5))
+    assert UploadJournal(path).find("r.example/x", layer) is not None
     path.write_text(path.read_text().replace("http://r.example/", "http://[::1/"))
-    assert UploadJournal(path).find("r.example/x", LAYER) is None
+    assert UploadJournal(path).find("r.example/x", layer) is None
 
 
 def test_a_url_that_is_none_shows_nothing_of_itself() -> None:
     assert redacted("http://user:secret@[::1/x?token=y") == "(not a URL)"
     assert redacted("http://user:secret@h:1/x?token=y") == "http://h:1/x"
-
-
-def test_names_that_are_no_text_end_no_command(tmp_path: Path) -> None:
-    commands = [["plan"], ["plan", "--json"], ["verify", "."], ["report", "."]]
-    folder = tmp_path / os.fsdecode(b"na\xffme")
-    write_step(folder, "sft/tiny")
-    write_airgap(folder, airgap({"img": "base:1"}, {"sft/tiny": "img"}))
-    preload = "from airferry.api import plan, report, verify"
-    codes, ended = run_commands(commands, preload=preload, cwd=folder, capture_output=True)
-    assert codes == [0, 0, 2, 2], ended.stderr
-    assert b"bug:" not in ended.stderr and b"Traceback" not in ended.stderr
 
 
 def test_a_host_without_memory_is_no_bug(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -424,10 +323,3 @@ def test_no_comparison_of_versions_fails_over_a_long_number() -> None:
     git = GitSource("https://h/x", "a" * 40)
     assert difference("a", LONG_VERSION, "1.0", git) is None
     assert not _satisfies(SpecifierSet(">1"), LONG_VERSION)
-
-
-def test_python_says_nothing_of_the_code_of_others() -> None:
-    """It warns on stderr, as of `1if`, where nobody told it not to."""
-    code = "from airferry.host import parsing as p; p.parse_python(b'a = 1if b else 2'); p.parse_literal('[1,0x1if b]')"
-    done = subprocess.run([sys.executable, "-W", "always", "-c", code], capture_output=True, text=True, check=False)
-    assert "Malformed: not a literal" in done.stderr and "Warning" not in done.stderr

@@ -12,7 +12,7 @@ from airferry.assets.staged import AssetFinding, AssetReport
 from airferry.engine.preflight import Check
 from airferry.host.canonical import plain_data
 from airferry.jobs.findings import Finding
-from airferry.near.build import BuildOutcome, ImageSummary
+from airferry.near.build import BuildOutcome, ImageSummary, Recompressed
 from airferry.plan.models import Overlay, PlanWarning
 
 
@@ -85,10 +85,13 @@ def test_the_documents_of_commands_keep_their_shape() -> None:
         '"findings": [{"path": "p", "problem": "extra", "text": "t"}]}'
     )
     image = ImageSummary("i", "r", "d", ("linux/amd64",), 5, 6)
-    built = BuildOutcome(Path("o"), Path("o/b"), (image,), 1, None, 7, None, (warning,))
+    built = BuildOutcome(
+        Path("o"), Path("o/b"), (image,), 1, None, 7, None, (warning,), recompressed=Recompressed(8, 7, "z")
+    )
     assert json.dumps(built.to_document()) == (
         '{"output": "o", "bundle": "o/b", "root": null, "bundle_bytes": 7, "reused": 1, "warnings": '
         + json.dumps([plain_data(warning)])
         + ', "images": [{"name": "i", "reference": "r", "digest": "d", "platforms": ["linux/amd64"], "size_bytes": 5, '
-        '"unpacked_bytes": 6}], "left_out": []}'
+        '"unpacked_bytes": 6}], "left_out": [], '
+        '"recompressed": {"fetched_bytes": 8, "carried_bytes": 7, "compression": "z"}}'
     )

@@ -17,13 +17,22 @@ def said(events: list[Event]) -> list[int]:
 
 def test_it_is_said_after_every_step_and_once_at_the_end() -> None:
     events: list[Event] = []
-    meter = Meter("copy", 100, events.append, every_bytes=30)
+    meter = Meter("copy", 100, events.append, every_bytes=30, now=lambda: 0.0)
     for _ in range(10):
         meter.advance(10)
     assert said(events) == [30, 60, 90, 100]
     meter.finish()
     assert events[-1] == Progress("copy", 100, 100)
     assert len(events) == 4
+
+
+def test_a_slow_line_is_said_to_move_every_second() -> None:
+    events: list[Event] = []
+    seconds = iter([0.0, 0.5, 1.2, 1.2, 1.9, 2.4, 2.4])
+    meter = Meter("copy", 100, events.append, now=lambda: next(seconds))
+    for _ in range(4):
+        meter.advance(10)
+    assert said(events) == [20, 40]
 
 
 def test_bytes_that_come_twice_never_make_more_than_the_total() -> None:

@@ -14,10 +14,10 @@ from airferry.assets.manifest import AssetFile, AssetManifest
 from airferry.bundle.manifest import AssetEntry, OverlayEntry
 from airferry.bundle.receipt import Receipt, ReceiptTwin
 from airferry.config import SiteProfile
+from airferry.defaults import COMMANDS_FILE
 from airferry.errors import FindingsError, UsageError
 from airferry.jobs.catalogue import CatalogueSource
 from airferry.jobs.check import Checked, CheckReport, JobSelection, check, run_check
-from airferry.jobs.configs import COMMANDS_FILE
 from airferry.jobs.findings import Finding, merge_findings
 from airferry.jobs.rules.assets import StagedAssets
 from airferry.jobs.rules.paths import path_problem

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import tomllib
+from pathlib import Path
 from typing import Any
 
+import certifi
 import pytest
 import yaml
 
@@ -12,9 +15,10 @@ from airferry.bundle.receipt import Receipt, ReceiptConnection, ReceiptImage
 from airferry.config.site import EXECUTOR_KINDS
 from airferry.errors import ConfigurationError, UsageError
 from airferry.far.relocate import parse_destination, relocate
-from airferry.jobs.mirrors import make_mirrors
+from airferry.jobs.mirrors import NodeCa, make_mirrors
 from airferry.jobs.submission import image_for, parse_image
 from airferry.oci.reference import parse_reference
+from airferry.registry.tls import fingerprints
 
 DIGEST = "sha256:" + "a" * 64
 NAMES = ("nvcr.io/nvidia/nemo:26.04", "docker.io/library/python:3.12-slim", "quay.io:8443/team/tool:1")
@@ -46,7 +50,7 @@ def receipt(
 
 
 def test_containerd_maps_each_host_to_the_prefix_and_nothing_to_the_internet() -> None:
-    files = make_mirrors(receipt(), ca_file="/etc/ca.pem").files
+    files = make_mirrors(receipt(), ca=NodeCa("/etc/ca.pem")).files
     for host in ("nvcr.io", "docker.io", "quay.io:8443"):
         document = tomllib.loads(files[f"containerd/certs.d/{host}/hosts.toml"])
         url = "https://hub.site:5000/v2/airgap"
@@ -118,7 +122,7 @@ def test_an_image_is_read_back_from_what_an_executor_takes(kind: str) -> None:
     [
         ("127.0.0.1:5000/airgap", True, {}, True),
         ("127.0.0.1:5000/airgap", None, {}, False),
-        ("127.0.0.1:5000/airgap", None, {"ca_file": "/etc/ca.pem"}, True),
+        ("127.0.0.1:5000/airgap", None, {"ca": NodeCa("/etc/ca.pem")}, True),
         ("hub.site:5000/airgap", False, {}, False),
         ("hub.site:5000/airgap", False, {"plain_http": False}, True),
         ("hub.site:5000/airgap", None, {}, True),
@@ -137,4 +141,77 @@ def test_mirrors_go_the_way_that_the_load_went(registry: str, tls: bool | None, 
 
 def test_a_ca_for_a_registry_without_tls_is_refused() -> None:
     with pytest.raises(UsageError, match="`--ca-file` is for TLS"):
-        make_mirrors(receipt(), plain_http=True, ca_file="/etc/ca.pem")
+        make_mirrors(receipt(), plain_http=True, ca=NodeCa("/etc/ca.pem"))
+
+
+def one_certificate(path: Path) -> Path:
+    """Write a CA's certificate, with text around it as many such files have."""
+    begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
+    body = Path(certifi.where()).read_text().partition(begin)[2].partition(end)[0]
+    path.write_text(f"# the site's CA\n{begin}{body}{end}\nkey: not for nodes\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("executors", "runtimes", "others"),
+    [
+        ((), ("containerd:", "CRI-O", "Podman", "OpenShift:", "Kubernetes:", "Docker", "enroot:"), ()),
+        (("slurm-pyxis",), ("enroot:",), ("containerd:", "CRI-O", "Kubernetes:", "Docker")),
+        (("kubernetes",), ("containerd:", "CRI-O", "OpenShift:", "Kubernetes:"), ("enroot:", "Docker")),
+        (("podman", "docker"), ("Podman", "Docker"), ("containerd:", "Kubernetes:", "enroot:")),
+    ],
+)
+def test_what_puts_the_files_on_the_nodes_is_told_for_what_runs_there(
+    executors: tuple[str, ...], runtimes: tuple[str, ...], others: tuple[str, ...]
+) -> None:
+    made = make_mirrors(receipt())
+    told = [f"{step.purpose}: {step.command}" for step in made.steps(executors)]
+    for runtime in runtimes:
+        assert any(text.startswith(runtime) or f" and {runtime}" in text for text in told), runtime
+    assert not [text for text in told if text.startswith(others)]
+    for step in made.steps(executors):
+        assert shlex.split(step.command), "quotes are closed"
+        assert "\n" not in step.purpose + step.command
+
+
+def test_each_file_that_goes_to_nodes_is_in_a_command(tmp_path: Path) -> None:
+    made = make_mirrors(receipt(), ca=NodeCa(certificate=one_certificate(tmp_path / "ca.pem")))
+    commands = " ".join(step.command for step in made.steps())
+    for name in made.files.keys() - {"INSTALL.txt"}:
+        named = any(part in commands for part in (name, "containerd/certs.d", "openshift") if name.startswith(part))
+        assert named or name == "enroot/images.txt", name
+    for step in made.steps():
+        assert step.command in made.files["INSTALL.txt"]
+    (restart,) = [step for step in made.steps() if "systemctl restart" in f"{step.purpose} {step.command}"]
+    assert "if this does not show `config_path" in restart.purpose
+
+
+def test_the_ca_comes_along_and_is_compared_with_the_one_that_the_load_trusted(tmp_path: Path) -> None:
+    certificate = one_certificate(tmp_path / "site.pem")
+    trusted = ReceiptConnection(tls=True, ca_fingerprints=fingerprints(certificate))
+    held = receipt().model_copy(update={"connection": trusted})
+    made = make_mirrors(held, ca=NodeCa(certificate=certificate))
+    assert made.notes == () and "not for nodes" not in made.files["ca.pem"]
+    assert tomllib.loads(made.files["containerd/certs.d/nvcr.io/hosts.toml"])["ca"] == "/etc/airferry/ca.pem"
+    commands = [step.command for step in made.steps()]
+    assert "sudo install -D -m 644 ca.pem /etc/airferry/ca.pem" in commands
+    assert "sudo install -D -m 644 ca.pem /etc/containers/certs.d/hub.site:5000/ca.crt" in commands
+    assert any("--from-file=hub.site..5000=ca.pem" in command for command in commands)
+    named = make_mirrors(held, ca=NodeCa("/etc/ssl/site.pem", certificate))
+    assert "sudo install -D -m 644 ca.pem /etc/ssl/site.pem" in [step.command for step in named.steps()]
+    (note,) = make_mirrors(held).notes
+    assert fingerprints(certificate)[0] in note and "`ca_file:` in the site profile" in note
+    assert make_mirrors(held, ca=NodeCa("/etc/ssl/site.pem")).notes == ()
+    other = held.model_copy(update={"connection": ReceiptConnection(tls=True, ca_fingerprints=(DIGEST,))})
+    (note,) = make_mirrors(other, ca=NodeCa(certificate=certificate)).notes
+    assert "is not the CA that the load trusted" in note
+    (tmp_path / "none.pem").write_text("no certificate")
+    with pytest.raises(ConfigurationError, match="cannot be read as CA"):
+        make_mirrors(held, ca=NodeCa(certificate=tmp_path / "none.pem"))
+
+
+def test_no_password_is_an_argument_of_a_program() -> None:
+    for step in make_mirrors(receipt()).steps():
+        if "$REGISTRY_PASSWORD" in step.command:
+            # the shell's own printf: it starts nothing
+            assert "printf %s " in step.command and "--docker-password" not in step.command

@@ -6,8 +6,6 @@ import io
 import os
 import socket
 import stat
-import subprocess
-import sys
 import tempfile
 import time
 import zipfile
@@ -19,8 +17,7 @@ from typing import Any, cast
 import pytest
 
 from airferry.errors import BuildError
-from airferry.host import files, process
-from airferry.near.assemble.context import tracked_files
+from airferry.host import files
 from airferry.near.left_behind import open_left
 from airferry.near.rehearse.stage import LOG_FILE, MAX_LOG_BYTES, RehearsalFolders, Scene
 from airferry.near.wheels import pack
@@ -28,7 +25,6 @@ from airferry.near.wheels.pack import built_wheel, normalise_wheel
 from airferry.near.wheels.pip import Pip
 from wheel_factory import make_wheel
 
-REAL_RUN = Pip._run  # which unit tests refuse, as it starts pip
 NAME = "pkg-1.0-py3-none-any.whl"
 
 
@@ -119,9 +115,6 @@ def test_a_wheel_is_normalised_to_the_bytes_that_writing_it_at_once_gives(tmp_pa
     assert normal.read_bytes() == expected.getvalue()
 
 
-# --- the rehearsal's log ---------------------------------------------------------------------------------------------
-
-
 def folders(root: Path) -> RehearsalFolders:
     step = SimpleNamespace(
         target=SimpleNamespace(spec="sft/tiny:default"), job_path=SimpleNamespace(variable=None, folders=())
@@ -164,9 +157,6 @@ def test_of_a_log_without_end_the_end_is_read(tmp_path: Path) -> None:
     assert time.monotonic() - started < 20
 
 
-# --- removal ---------------------------------------------------------------------------------------------------------
-
-
 def test_a_tree_of_any_depth_is_removed() -> None:
     # 3,000 levels are more than the stack and paths allow; on a disk, removing each takes milliseconds
     top = Path(tempfile.mkdtemp(dir="/dev/shm"))
@@ -203,40 +193,6 @@ def test_removing_a_link_changes_nothing_where_it_points(tmp_path: Path) -> None
     assert not top.exists()
 
 
-# --- pip -------------------------------------------------------------------------------------------------------------
-
-
-def test_no_pip_can_start_an_interpreter_or_is_one_of_the_current_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """pip would run the code of a source that a requirement leads to, with this user's files and network."""
-    (tmp_path / "pip").mkdir()
-    (tmp_path / "pip" / "__init__.py").touch()
-    (tmp_path / "pip" / "__main__.py").write_text("import sys; print(sys.executable, sys.argv)\n")
-    # catalogues are where airferry is started
-    catalogue = tmp_path / "catalogue"
-    (catalogue / "pip").mkdir(parents=True)
-    for name in ("json.py", "runpy.py", "pip/__init__.py", "pip/__main__.py"):
-        (catalogue / name).write_text("raise SystemExit(99)\n")
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    commands: list[list[str]] = []
-
-    def run(argv: list[str], **_more: object) -> process.Completed:
-        commands.append(argv)
-        return process.Completed(0, b"", ())
-
-    monkeypatch.setattr("airferry.near.wheels.pip.process.run", run)
-    monkeypatch.setattr(Pip, "_run", REAL_RUN)
-    Pip().download_closure(["hatchling"], None, into=tmp_path)
-    Pip().ask_index(timeout_s=1)
-    assert [command[0] for command in commands] == [sys.executable] * 2
-    for command in commands:
-        done = subprocess.run(
-            command, cwd=catalogue, env=environment, capture_output=True, text=True, timeout=60, check=True
-        )
-        assert done.stdout.startswith("/bin/false ['pip', '--no-input', ")
-
-
 @pytest.mark.parametrize(
     "requirement",
     [
@@ -251,27 +207,3 @@ def test_a_build_says_no_address_that_this_host_fetches(tmp_path: Path, requirem
     with pytest.raises(BuildError, match="a build requires `") as caught:
         Pip().download_closure([requirement], None, into=tmp_path)
     assert "example" not in caught.value.message
-
-
-# --- Git -------------------------------------------------------------------------------------------------------------
-
-
-def test_the_configuration_of_a_catalogues_repository_runs_nothing(tmp_path: Path) -> None:
-    ran = tmp_path / "ran"
-    module, catalogue = tmp_path / "module", tmp_path / "catalogue"
-    git = ["git", "-c", "user.name=a", "-c", "user.email=a@example.test", "-c", "protocol.file.allow=always"]
-
-    def call(folder: Path, *arguments: str) -> None:
-        subprocess.run([*git, "-C", folder, *arguments], check=True, capture_output=True, timeout=60)
-
-    for folder in (module, catalogue):
-        folder.mkdir()
-        (folder / "file").touch()
-        call(folder, "init", "--quiet")
-        call(folder, "add", "file")
-        call(folder, "commit", "--quiet", "--message", "one")
-    call(catalogue, "submodule", "--quiet", "add", str(module), "sub")
-    for folder in (catalogue, catalogue / "sub"):
-        call(folder, "config", "core.fsmonitor", f"touch {ran}; false")
-    assert [str(name) for name in tracked_files(catalogue)] == [".gitmodules", "file", "sub/file"]
-    assert not ran.exists()

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from airferry.assets.record import hash_asset
 from airferry.assets.staged import compare_asset
-from airferry.bundle.verify import verify_bundle
-from airferry.cli.app import run
 from airferry.errors import BuildError, FindingsError
 from airferry.far.verify import verify
-from airferry.jobs.extract import extract_artifact, holds_catalogue
 from airferry.near.assemble.checkouts import add_checkout
 from airferry.near.assemble.tree import LayerTree
 from airferry.near.git import driver
@@ -24,44 +19,12 @@ from airferry.oci.layout import LayoutStore
 from airferry.oci.litter import is_litter, litter_source
 from airferry.rootfs.view import RootView
 from oci_images import make_bundle
-from scripted_registry import ScriptedRegistry
-from travelling_catalogue import carry, write_catalogue
-
-LITTER = (
-    ".DS_Store",
-    "store.json",
-    "lost+found/",
-    "blobs/Thumbs.db",
-    "blobs/sha256/._" + "a" * 64,
-    "blobs/sha256/@eaDir/",
-)
 
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     make_bundle(tmp_path / "bundle")
     return tmp_path / "bundle"
-
-
-def scatter(bundle: Path) -> None:
-    for name in LITTER:
-        if name.endswith("/"):
-            (bundle / name).mkdir()
-            (bundle / name / "inner").write_text("x")
-        else:
-            (bundle / name).write_text("x")
-
-
-@pytest.mark.parametrize("check", [verify_bundle, verify])
-def test_litter_is_no_damage_and_goes_as_it_is_told(bundle: Path, check: object) -> None:
-    scatter(bundle)
-    report = verify(bundle) if check is verify else verify_bundle(bundle)
-    assert report.ok and len(report.litter) == len(LITTER)
-    assert report.to_document()["litter"] == list(report.litter)
-    assert "`store.json` was left there by hauler" in report.litter[2]
-    for line in report.litter:
-        subprocess.run(shlex.split(line.rpartition(": ")[2].strip("`")), check=True)
-    assert verify(bundle).litter == ()
 
 
 def test_a_layout_of_another_tool_may_have_litter_too(tmp_path: Path) -> None:
@@ -81,23 +44,6 @@ def test_what_only_looks_like_litter_is_found(bundle: Path) -> None:
     (bundle / "._\x1b[2J").write_text("a terminal would obey it")
     report = verify(bundle)
     assert report.litter == () and len(report.findings) == 5
-
-
-def test_a_load_warns_and_goes_on(
-    bundle: Path,
-    registry: ScriptedRegistry,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("AIRFERRY_ROOT", raising=False)
-    scatter(bundle)
-    assert run(["verify", str(bundle)]) == 0
-    assert capsys.readouterr().err.count("litter:") == len(LITTER)
-    root = verify(bundle).root
-    assert run(["load", str(bundle), "--to", f"{registry.address}/airgap", "--plain-http", "--root", root]) == 0
-    assert "`.DS_Store` was left there by macOS" in capsys.readouterr().err
 
 
 def test_litter_next_to_a_bundle_is_named_so(bundle: Path, tmp_path: Path) -> None:
@@ -123,32 +69,11 @@ def test_an_asset_with_litter_is_told_to_remove_it(tmp_path: Path) -> None:
     assert "copy these files again" in str(caught.value.hint)
 
 
-def test_an_extracted_catalogue_with_litter_is_unchanged_and_can_hold_links_to_themselves(tmp_path: Path) -> None:
-    root = write_catalogue(tmp_path / "catalogue")
-    (root / "src" / "me").symlink_to("me")
-    subprocess.run(["git", "-C", root, "add", "--all", "--force"], check=True)
-    carried = carry(root, tmp_path / "layout")
-    assert carried is not None
-    store = LayoutStore.open(tmp_path / "layout")
-    made = extract_artifact(store, carried.artifact[1], tmp_path / "out")
-    assert (made.path / "src" / "me").readlink() == Path("me")
-    (made.path / ".DS_Store").write_text("x")
-    (made.path / "src" / "@eaDir").mkdir()
-    (made.path / "src" / "@eaDir" / "thumb").write_text("x")
-    assert holds_catalogue(made.path, made.digest)
-    assert extract_artifact(store, carried.artifact[1], tmp_path / "out").reused
-    (made.path / "src" / "other").write_text("x")
-    assert not holds_catalogue(made.path, made.digest)
-
-
 def test_litter_is_known_by_name_and_kind() -> None:
     assert litter_source("THUMBS.DB", is_folder=False) == "Windows"
     assert litter_source("lost+found", is_folder=False) is None
     assert litter_source("store.json", is_folder=False) is None
     assert is_litter(Path("a/@eaDir/x")) and not is_litter(Path("a/data"))
-
-
-# --- links to themselves ---
 
 
 def loops(tree: Path) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 import tomllib
 from pathlib import Path
 
@@ -13,10 +12,11 @@ import pytest
 import man_page
 from airferry.cli.app import run
 from airferry.cli.examples import EXAMPLES
-from airferry.host import process
 from cli_reference import commands, is_group, program
 
 ROOT = Path(__file__).parents[2]
+
+
 PAGES = ROOT / "docs" / "man"
 
 
@@ -59,26 +59,3 @@ def test_help_ends_with_examples_that_can_be_copied(
     lines = [line.strip() for line in capsys.readouterr().out.strip().splitlines()]
     assert all(line in lines for line, _ in EXAMPLES[path])
     assert lines[-1] == f"Manual: man airferry-{'-'.join(path)}"
-
-
-def complete(*words: str) -> list[str]:
-    """Ask the program as bash does what the last word can become."""
-    argv = [sys.executable, "-c", "import sys; sys.argv[0] = 'airferry'; from airferry.cli import main; main()"]
-    environment = {
-        "_AIRFERRY_COMPLETE": "complete_bash",
-        "COMP_WORDS": " ".join(["airferry", *words]),
-        "COMP_CWORD": str(len(words)),
-        "PYTHONPATH": str(ROOT / "src"),
-    }
-    return process.run(argv, timeout_s=60, environment=environment).text.split()
-
-
-def test_commands_complete() -> None:
-    assert complete("re") == ["rehearse", "report", "registry"]
-
-
-def test_the_shell_gets_a_script_that_it_understands() -> None:
-    argv = [sys.executable, "-c", "import sys; sys.argv[0] = 'airferry'; from airferry.cli import main; main()"]
-    script = process.run(argv, timeout_s=60, environment={"_AIRFERRY_COMPLETE": "source_bash"}).text
-    assert "complete" in script and "airferry" in script
-    assert process.run(["bash", "-n"], timeout_s=10, streams=process.Streams(stdin=script.encode())).returncode == 0

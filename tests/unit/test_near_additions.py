@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
-from airferry.config import CompressionChoice, RegistryBase
 from airferry.errors import BuildError, IntegrityError
 from airferry.events import Notice
 from airferry.near.lock.additions import (
@@ -24,35 +22,14 @@ from airferry.near.probe.answers import ProbeResult
 from airferry.near.wheels.store import WheelStore
 from airferry.oci.platform import parse_platform
 from airferry.plan.locks.catalogue import CatalogueLock, read_catalogue_lock
-from airferry.plan.models import Candidate, GroupPlan, Origin
+from airferry.plan.models import Candidate, Origin
 from airferry.rootfs.modules import ModuleAnswer
 from folder_pip import FolderPip
-from wheel_factory import make_probe, make_wheel, sha256
+from wheel_factory import make_group, make_probe, make_wheel, sha256
 
 AMD64 = parse_platform("linux/amd64")
 MISSING = ModuleAnswer(status="missing", missing="x")
 PRESENT = ModuleAnswer(status="present")
-
-
-def make_group(candidates: Sequence[Candidate], *, named: Mapping[str, str], pip_no_deps: bool) -> GroupPlan:
-    return GroupPlan(
-        name="a-12345678",
-        image_names=("a",),
-        base_image=RegistryBase(reference="registry.example/base:1"),
-        platforms=(AMD64,),
-        tag="a:1",
-        tar="a.tar",
-        steps=("a",),
-        targets=("a",),
-        pip_no_deps=pip_no_deps,
-        required_imports=(),
-        requirements=named,
-        python=None,
-        containerfile=None,
-        overlays=(),
-        candidates=tuple(candidates),
-        compression=CompressionChoice(),
-    )
 
 
 class Case:
@@ -404,21 +381,6 @@ def test_a_requirement_that_does_not_apply_is_noted(case: Case) -> None:
 def test_an_address_that_is_not_pinned_is_refused(case: Case, named: str) -> None:
     with pytest.raises(BuildError, match="an address that cannot be carried"):
         case.resolve({"thing": MISSING}, named={"thing": named})
-
-
-def test_a_commit_of_a_requirement_that_is_gone_is_told_with_its_line(case: Case) -> None:
-    repository = case.root / "repository"
-    subprocess.run(["git", "init", "-q", repository], check=True)
-    named = {"thing": f"thing @ git+{repository.as_uri()}@{'1' * 40}"}
-    with pytest.raises(BuildError, match=rf"^airgap\.yaml:9: .* has no commit `{'1' * 40}`"):
-        resolve_additions(
-            make_group([Candidate("thing.part", "step", "steps/a/step.py", 7)], named=named, pip_no_deps=True),
-            probe=make_probe(modules={"thing.part": MISSING}),
-            base="b",
-            platform=AMD64,
-            supply=WheelSupply(None, case.store),
-            named_at={"thing": "airgap.yaml:9"},
-        )
 
 
 def test_what_the_probe_was_not_asked_for_is_an_error(case: Case) -> None:

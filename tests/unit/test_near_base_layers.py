@@ -18,13 +18,13 @@ from airferry.host.journal import Journal
 from airferry.host.records import Records
 from airferry.host.workers import processes, work
 from airferry.host.workers.processes import LocalProcesses
-from airferry.host.workers.work import IN_PLACE, Workers
 from airferry.near.assemble.writer import ImageWriter
 from airferry.near.bases import layers as base_layers
 from airferry.near.bases import reading
 from airferry.near.bases.fetch import BaseImage
 from airferry.near.bases.layers import BaseLayers
 from airferry.near.probe.knowledge import Knowledge
+from airferry.oci.codecs import DEFAULT_GZIP_LEVEL, DEFAULT_ZSTD_LEVEL
 from airferry.oci.documents import Descriptor
 from airferry.oci.layers import Compression, LayerResult
 from airferry.oci.layout import LayoutStore
@@ -42,7 +42,7 @@ def make_base(cache: Path) -> BaseImage:
     return base_image(store, descriptor, AMD64)
 
 
-def carry(folder: Path, kind: str, workers: Workers = IN_PLACE) -> tuple[list[Descriptor], list[str], BaseLayers]:
+def carry(folder: Path, kind: str) -> tuple[list[Descriptor], list[str], BaseLayers]:
     """Look at a base and bring its layers into a bundle; return these, what is in the root, and what carried them."""
     cache = folder / "cache"
     base = make_base(cache)
@@ -51,7 +51,6 @@ def carry(folder: Path, kind: str, workers: Workers = IN_PLACE) -> tuple[list[De
         cache,
         compression=Compression(kind),
         output=folder,  # type: ignore[arg-type]
-        workers=workers,
     )
     view = Knowledge(layers, cache).view(base)
     bundle = LayoutStore.create(folder / "bundle")
@@ -68,11 +67,9 @@ def test_several_at_a_time_give_the_same_in_the_same_order(
     one_by_one = carry(tmp_path / "one", kind)
     monkeypatch.setattr(work, "usable_cores", lambda: 16)
     at_a_time = carry(tmp_path / "four", kind)
-    with LocalProcesses(2, start_from_bytes=0) as workers:
-        apart = carry(tmp_path / "apart", kind, workers)
-    assert apart[0] == at_a_time[0] == one_by_one[0]
+    assert at_a_time[0] == one_by_one[0]
     assert at_a_time[0][0] == at_a_time[0][-1] and len(set(map(str, at_a_time[0]))) == len(LAYERS)
-    assert apart[1] == at_a_time[1] == one_by_one[1] == [f"file{number}" for number in range(len(LAYERS))]
+    assert at_a_time[1] == one_by_one[1] == [f"file{number}" for number in range(len(LAYERS))]
 
 
 @pytest.mark.parametrize(
@@ -125,7 +122,7 @@ class Cache:
 
     def run(self, kind: str = "zstd", **more: Any) -> BaseLayers:
         """Return what carries layers in a process that begins now."""
-        compression = Compression(kind, level=more.pop("level", None))  # type: ignore[arg-type]
+        compression = Compression(kind, level=more.pop("level", None), long=more.pop("long", False))  # type: ignore[arg-type]
         return BaseLayers(self.bases, self.root / "cache", compression=compression, output=self.root, **more)
 
     def carry(self, layers: BaseLayers) -> LayerResult:
@@ -272,25 +269,27 @@ def test_a_layer_larger_than_the_limit_is_refused(tmp_path: Path) -> None:
 
 def test_levels_encoders_and_kinds_have_cache_entries_of_their_own(tmp_path: Path, reads: list[str]) -> None:
     cache = Cache(tmp_path)
-    first = cache.carry(cache.run(level=base_layers.DEFAULT_ZSTD_LEVEL))
+    first = cache.carry(cache.run(level=DEFAULT_ZSTD_LEVEL))
     assert cache.carry(cache.run()) == first and reads == ["recompress"], "the default is that level"
     cache.carry(cache.run(level=1))
     assert reads == ["recompress"] * 2
-    encoders = {base_layers.encoder(Compression(kind)) for kind in ("zstd", "gzip", "none")}  # type: ignore[arg-type]
+    cache.carry(cache.run(long=True))
+    assert reads == ["recompress"] * 3
+    encoders = {Compression(kind).to_key()["encoder"] for kind in ("zstd", "gzip", "none")}  # type: ignore[arg-type]
     assert len(encoders) == 3 and any(zstandard.__version__ in encoder for encoder in encoders)
 
 
 def test_the_default_level_of_gzip_is_a_level_as_others(tmp_path: Path, reads: list[str]) -> None:
     cache = Cache(tmp_path, kind="zstd")
-    first = cache.carry(cache.run("gzip", level=base_layers.DEFAULT_GZIP_LEVEL))
+    first = cache.carry(cache.run("gzip", level=DEFAULT_GZIP_LEVEL))
     assert cache.carry(cache.run("gzip")) == first and reads == ["recompress"]
 
 
 def test_an_encoder_is_its_library_in_its_version() -> None:
     version = ".".join(map(str, zstandard.ZSTD_VERSION))
-    assert base_layers.encoder(Compression("zstd")).startswith(f"zstd {version}, zstandard {zstandard.__version__},")
-    assert base_layers.encoder(Compression("gzip")) == f"zlib {zlib.ZLIB_RUNTIME_VERSION}, blocks"
-    assert base_layers.encoder(Compression("none")) == "none"
+    assert Compression("zstd").to_key()["encoder"].startswith(f"zstd {version}, zstandard {zstandard.__version__},")
+    assert Compression("gzip").to_key()["encoder"] == f"zlib {zlib.ZLIB_RUNTIME_VERSION}, blocks"
+    assert Compression("none").to_key()["encoder"] == "none"
 
 
 def test_what_is_kept_is_noted_as_other_versions_look_for_it(tmp_path: Path) -> None:
@@ -300,8 +299,8 @@ def test_what_is_kept_is_noted_as_other_versions_look_for_it(tmp_path: Path) -> 
     key = {
         "diff_id": cache.diff_id,
         "kind": "zstd",
-        "level": base_layers.DEFAULT_ZSTD_LEVEL,
-        "encoder": base_layers.encoder(Compression("zstd")),
+        "level": DEFAULT_ZSTD_LEVEL,
+        "encoder": Compression("zstd").to_key()["encoder"],
     }
     packed = made.descriptor
     assert records.recall(key) == {

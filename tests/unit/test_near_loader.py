@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-import sys
 import tomllib
 import zipfile
 from collections.abc import Iterable
@@ -19,7 +17,7 @@ from airferry.config import load_config
 from airferry.config.models import LoaderChoice
 from airferry.errors import BuildError, ConfigurationError
 from airferry.events import silent
-from airferry.host import files, process
+from airferry.host import files
 from airferry.host.installation import shipped
 from airferry.host.journal import Journal
 from airferry.near.carry import loader
@@ -31,6 +29,8 @@ from airferry.oci.platform import parse_platform
 from folder_pip import FolderPip
 
 ROOT = Path(__file__).parents[2]
+
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
@@ -139,21 +139,6 @@ def test_our_own_wheel_names_its_extras(tmp_path: Path, monkeypatch: pytest.Monk
     assert set(re.findall(r"^Requires-Dist: (.*)$", text, re.M)) == {*PROJECT["dependencies"], *requires}
 
 
-def test_our_own_wheel_can_make_itself_again(tmp_path: Path) -> None:
-    first = own_wheel(tmp_path)
-    with zipfile.ZipFile(first) as archive:
-        archive.extractall(tmp_path / "lib")
-    code = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from pathlib import Path\nfrom airferry.near.carry.loader import own_wheel\n"
-        "import airferry\nassert airferry.__file__.startswith(sys.argv[1])\n"
-        "own_wheel(Path(sys.argv[2]))\n"
-    )
-    (tmp_path / "again").mkdir()
-    process.run([sys.executable, "-I", "-c", code, tmp_path / "lib", tmp_path / "again"], timeout_s=60)
-    assert (tmp_path / "again" / first.name).read_bytes() == first.read_bytes()
-
-
 def test_without_an_index_the_error_says_how_to_do_without(tmp_path: Path) -> None:
     wheels = WheelStore(tmp_path / "cache", FolderPip(folder=tmp_path))
     with pytest.raises(BuildError, match="the loader for the far side cannot be made") as caught:
@@ -188,14 +173,6 @@ def test_a_loader_can_be_left_out_or_chosen(tmp_path: Path) -> None:
     )
     path.write_text("{}\n")
     assert load_config(path).loader == LoaderChoice()
-
-
-def test_the_install_script_is_plain_posix() -> None:
-    script = shipped("containerfiles") / "install-airferry.sh"
-    assert script.read_text().startswith("#!/bin/sh\n")
-    assert not re.search(r"\[\[|\bfunction\b|\blocal\b|<<<|\$'", script.read_text())
-    shell = shutil.which("dash") or "sh"
-    assert process.run([shell, "-n", script], timeout_s=10).returncode == 0
 
 
 def test_the_script_is_the_one_in_the_archive() -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from airferry.cli.app import run
 from airferry.config import load_config
 from airferry.errors import HostError
 from airferry.events import Event, Warned
@@ -15,11 +14,17 @@ from airferry.near import predict as prediction
 from airferry.near.describe import describe_prediction
 from airferry.near.predict import Expected, Prediction, ensure_room
 from airferry.plan.planner import make_plan
-from catalogues import airgap, mounting, write_airgap, write_step
+from catalogues import airgap, write_airgap, write_step
 
 GIB = 1 << 30
+
+
 UNKNOWN_BASE = Expected("base `b` for linux/amd64", None, None, part="base")
+
+
 BASE = Expected("base `a` for linux/amd64", 4 * GIB, 8 * GIB, 8 * GIB, 2 * GIB, 4 * GIB, "base")
+
+
 REST = (
     Expected("wheels of `x` for linux/amd64", None, None, part="wheels"),
     Expected("wheels of `y` for linux/amd64", None, None, part="wheels"),
@@ -125,18 +130,3 @@ def test_the_doctor_gives_no_tick_for_room_that_is_not_known(
     (check,) = host._room(made)
     assert (check.status, detail in check.detail) == (status, True), check.detail
     assert ("airferry lock" in (check.hint or "")) == (status == "unknown" or status == "ok")
-
-
-def test_a_plan_without_lock_counts_what_is_not_known(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("AIRFERRY_CACHE", str(tmp_path / "cache"))
-    overlay = mounting("https://git.example.org/a@main,/opt/a")
-    for step in ("a", "b"):
-        write_step(tmp_path, step, configs={"tiny": overlay})
-    document = airgap({"one": "registry.example/b:1", "two": "registry.example/b:2"}, {"a": "one", "b": "two"})
-    document["loader"] = False
-    config = write_airgap(tmp_path, {**document, "platforms": ["linux/amd64", "linux/arm64"]})
-    assert run(["plan", "--config", str(config)]) == 0
-    told = capsys.readouterr().out
-    assert "not known  6 of 6 bases, wheels of 6 images, 1 checkout, the catalogue" in told

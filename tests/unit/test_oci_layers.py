@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import json
+import os
 import random
 import re
 import tempfile
@@ -12,6 +14,7 @@ import threading
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
@@ -21,6 +24,7 @@ from hypothesis import strategies as st
 from airferry.errors import IntegrityError
 from airferry.events import Event, Progress
 from airferry.oci import codecs
+from airferry.oci.codecs import inflate
 from airferry.oci.documents import DOCKER_LAYER_GZIP, LAYER_GZIP, LAYER_TAR, LAYER_ZSTD, Descriptor, descriptor_of
 from airferry.oci.layers import (
     DEFAULT_LIMIT_BYTES,
@@ -33,7 +37,7 @@ from airferry.oci.layers import (
     recompress_layer,
 )
 from airferry.oci.layout import LayoutStore
-from airferry.oci.ports import BLOCK_BYTES
+from airferry.oci.ports import BLOCK_BYTES, blocks
 from examples import examples
 
 KINDS = ("zstd", "gzip", "none")
@@ -317,3 +321,49 @@ def test_encrypted_layers_are_refused_by_name_and_foreign_ones_are_layers() -> N
         layer_kind(encrypted)
     assert layer_kind("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip") == "gzip"
     assert layer_kind("application/vnd.oci.image.layer.nondistributable.v1.tar") == "none"
+
+
+def test_a_long_window_finds_what_lies_far_back_and_is_declared(tmp_path: Path) -> None:
+    store = LayoutStore.create(tmp_path / "layout")
+    part = random.Random(1).randbytes(1 << 20)
+    far = [part, bytes(12 << 20), random.Random(2).randbytes(1 << 20), part]
+
+    def packed(**how: Any) -> Descriptor:
+        stream = (block for block in far)
+        return compress_layer(stream, compression=Compression("zstd", **how), into=store).descriptor
+
+    near, long = packed(), packed(long=True)
+    assert long.size < near.size - (1 << 19), "what is repeated 13 MiB later is found"
+    window = zstandard.get_frame_parameters(store.blob_path(long.digest).read_bytes()).window_size
+    assert window == 1 << 27
+    assert packed(long=True, threads=3) == packed(long=True, threads=1) == long
+    with store.open_blob(long) as stream:
+        assert b"".join(inflate(blocks(stream), "zstd", what="x")) == b"".join(far)
+    keys = [Compression("zstd", level, long).to_key() for level in (None, 3, 4) for long in (False, True)]
+    assert keys[0] == keys[2] and keys[1] == keys[3], "the default is level 3"
+    assert len({json.dumps(key, sort_keys=True) for key in keys}) == 4
+
+
+def test_threads_that_compress_step_back_for_others_where_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "setpriority", lambda which, who, niceness: asked.append((who, niceness)))
+    made = []
+    for steps_back in (False, True):
+        store = LayoutStore.create(tmp_path / str(steps_back))
+        compression = Compression("gzip", 1)
+        layer = compress_layer(io.BytesIO(CONTENT), compression=compression, into=store)
+        with store.open_blob(layer.descriptor) as stream:
+            made.append(
+                recompress_layer(
+                    stream,
+                    layer.descriptor,
+                    checks=LayerChecks(layer.diff_id),
+                    compression=Compression("zstd", steps_back=steps_back),
+                    into=store,
+                )
+            )
+        assert len(asked) == steps_back
+    assert made[0] == made[1]
+    assert asked[0][0] != threading.get_native_id() and asked[0][1] > 0

@@ -15,6 +15,7 @@ import pytest
 
 from airferry.api import copy, load, record_asset, report
 from airferry.assets.unpack import TreeUnpacker
+from airferry.bundle.receipt import write_receipt
 from airferry.errors import BuildError, ConfigurationError, HostError, UsageError
 from airferry.events import Event, Warned
 from airferry.host import files, locks, process
@@ -25,6 +26,7 @@ from airferry.oci.platform import parse_buildable_platform, parse_platform
 from airferry.registry.credentials import credential_files, store_credential
 from airferry.registry.registries_conf import SYSTEM_FOLDER
 from airferry.registry.tls import certificate_folders
+from loaded_receipts import loaded_receipt
 from oci_images import make_bundle
 
 HOMELESS = 4_000_000_000
@@ -309,11 +311,12 @@ def test_a_umask_neither_hides_what_is_carried_nor_opens_it_to_all(value: int, t
         unpacker = TreeUnpacker(tmp_path / "asset", what="it", whole="it", limit_bytes=9, limit_files=9)
         files.ensure_directory(tmp_path / "asset", shared=True)
         unpacker.write(b"deep/run", iter([b"x"]), executable=True)
+        write_receipt(loaded_receipt("sft/one:tiny"), tmp_path / "jobs" / "airgap-receipt.yaml")
         own = files.ensure_directory(tmp_path / "cache" / "wheels")
         with locks.exclusive_lock(own / "lock", purpose="x"):
             pass
     shared = [tmp_path / "out", store.path, store.blob_path(digest).parent, tmp_path / "overlays" / "slurm"]
-    shared += [tmp_path / "asset" / "deep", tmp_path / "asset" / "deep" / "run"]
+    shared += [tmp_path / "jobs", tmp_path / "asset" / "deep", tmp_path / "asset" / "deep" / "run"]
     assert {mode(path) & ~0o020 for path in shared} == {0o755}
     assert {mode(path) for path in (store.blob_path(digest), tmp_path / "overlays" / "slurm" / "a.yaml")} == {0o644}
     assert mode(own) == 0o775 & ~value and mode(own / "lock") & 0o007 == 0

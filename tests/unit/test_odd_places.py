@@ -5,12 +5,10 @@ from __future__ import annotations
 import bz2
 import errno
 import gzip
-import io
 import lzma
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import zstandard
@@ -20,22 +18,16 @@ from airferry.api import copy, load, verify
 from airferry.config.bases import BaseSpec, LayoutBase
 from airferry.engine.program import engine_error
 from airferry.errors import HostError, IntegrityError, UsageError
-from airferry.events import Event, Warned
 from airferry.far.copy import FilePlace, parse_place
 from airferry.far.relocate import parse_destination
 from airferry.host import process
 from airferry.host.files import translate_os_error
 from airferry.near.bases import debian
-from airferry.near.git.driver import LFS_POINTER
 from airferry.near.wheels.pip import Pip
 from airferry.oci.archive import ArchiveSource
-from airferry.oci.documents import Descriptor, descriptor_of
+from airferry.oci.documents import Descriptor
 from airferry.oci.layout import LayoutStore
-from airferry.registry import sink
-from airferry.registry.client import RegistryClient
 from oci_images import make_bundle
-from scripted_registry import ScriptedRegistry
-from travelling_catalogue import carry, write_catalogue
 
 DIGEST = "sha256:" + "a" * 64
 
@@ -118,33 +110,6 @@ def test_programs_that_work_in_temporary_folders_find_those_full() -> None:
     with pytest.raises(HostError, match="disk full") as caught:
         Pip._not_found(process.Completed(1, b"", tail), ["x==1"])
     assert "`TMPDIR`" in str(caught.value.hint)
-
-
-def test_a_blob_that_is_kept_for_a_registry_finds_temporary_folders_full(
-    registry: ScriptedRegistry, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sink, "SPOOL_IN_MEMORY_BYTES", 1)
-
-    class Full(io.BytesIO):
-        def write(self, data: Any, /) -> int:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(sink, "SpooledTemporaryFile", lambda max_size: Full())
-    with RegistryClient(registry.address) as client, pytest.raises(HostError) as caught:
-        sink.RegistrySink(client, "x").put_blob(descriptor_of(b"blob", "text/plain"), io.BytesIO(b"blob"))
-    assert "`TMPDIR`" in str(caught.value.hint)
-
-
-def test_lfs_pointers_of_the_catalogue_are_named(tmp_path: Path) -> None:
-    root = write_catalogue(tmp_path / "catalogue", tracked=False)
-    events: list[Event] = []
-    carry(root, tmp_path / "one", emit=events.append)
-    assert not [event for event in events if isinstance(event, Warned) and "LFS" in event.text]
-    place = next(path.parent for path in root.rglob("step.py"))
-    (place / "weights.bin").write_bytes(LFS_POINTER + b"\noid sha256:1\nsize 9\n")
-    carry(root, tmp_path / "two", emit=events.append)
-    [warned] = [event for event in events if isinstance(event, Warned) and "LFS" in event.text]
-    assert "1 Git LFS pointer," in warned.text and "weights.bin`" in warned.text
 
 
 def test_a_user_whom_no_file_names_is_told_why_no_base_can_be_bootstrapped() -> None:

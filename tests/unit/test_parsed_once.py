@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,7 +13,6 @@ from airferry.bundle.verify import open_bundle
 from airferry.config import ArchiveBase, LayoutBase, RegistryBase
 from airferry.errors import IntegrityError
 from airferry.events import silent
-from airferry.far.load import load
 from airferry.near.bases.fetch import BaseCache
 from airferry.near.bases.layers import BaseLayers
 from airferry.near.probe.knowledge import Knowledge
@@ -22,35 +20,20 @@ from airferry.oci import documents, layout, reference, resume, streams
 from airferry.oci.archive import write_oci_archive
 from airferry.oci.closure import RememberingSource
 from airferry.oci.copy import image_shipments
-from airferry.oci.documents import IMAGE_CONFIG, IMAGE_MANIFEST, INDEX_TYPES, Descriptor, parse_manifest
+from airferry.oci.documents import Descriptor, parse_manifest
 from airferry.oci.layers import Compression
 from airferry.oci.layout import LayoutStore
-from airferry.oci.ports import Stored
 from airferry.oci.resume import RESUMABLE_FROM_BYTES
-from airferry.registry.client import ClientOptions
-from airferry.registry.retry import RetryPolicy
+from counted_parses import count_parses
 from debian_bases import AMD64
 from oci_images import make_bundle, put_image
-from scripted_registry import run_scripted, sha256
 
-OPTIONS = ClientOptions(
-    plain_http=True, retry=RetryPolicy(attempts=2, sleep=lambda _: None), lookup=lambda registry, repository: None
-)
 NAME = "registry.example/team/base:1"
 
 
 @pytest.fixture
 def parsed(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often each document was parsed, by its digest."""
-    seen: Counter[str] = Counter()
-    parse = documents._parse
-
-    def counted(model: Any, data: bytes, what: str) -> Any:
-        seen[sha256(data)] += 1
-        return parse(model, data, what)
-
-    monkeypatch.setattr(documents, "_parse", counted)
-    return seen
+    return count_parses(monkeypatch)
 
 
 class Hashed:
@@ -84,49 +67,6 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> Hashed:
     return seen
 
 
-# --- loads ---------------------------------------------------------------------------------------------------------
-
-
-def documents_of(bundle: Path) -> set[str]:
-    """Return the digests of all JSON documents of a bundle."""
-    opened = open_bundle(bundle)
-    found = {opened.root}
-    for entry in opened.index.manifests:
-        for stored in _manifests(opened.store, entry):
-            found.add(stored.descriptor.digest)
-            if stored.descriptor.media_type == IMAGE_MANIFEST and stored.manifest.config.media_type == IMAGE_CONFIG:
-                found.add(stored.manifest.config.digest)
-    return found
-
-
-def _manifests(store: LayoutStore, entry: Descriptor) -> Iterator[Stored]:
-    stored = store.read_manifest(entry)
-    yield stored
-    if entry.media_type in INDEX_TYPES:
-        for child in stored.index.manifests:
-            yield store.read_manifest(child)
-
-
-@pytest.mark.parametrize("twins", [False, True])
-@pytest.mark.parametrize("again", [False, True])
-def test_a_load_parses_each_document_of_the_bundle_once(
-    again: bool, twins: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parsed: Counter[str]
-) -> None:
-    monkeypatch.setenv("AIRFERRY_CACHE", str(tmp_path / "cache"))
-    make_bundle(tmp_path / "bundle", twins=twins)
-    own = documents_of(tmp_path / "bundle")
-    with run_scripted() as registry:
-
-        def load_it() -> None:
-            load(tmp_path / "bundle", to=registry.address, receipt=tmp_path / "r.yaml", options=OPTIONS)
-
-        if again:
-            load_it()
-        parsed.clear()
-        load_it()
-    assert {digest: parsed[digest] for digest in own} == dict.fromkeys(own, 1)
-
-
 def test_a_load_sends_the_documents_that_were_verified_whatever_happens_to_the_medium_then(
     tmp_path: Path,
 ) -> None:
@@ -149,9 +89,6 @@ def test_what_is_remembered_has_a_limit(tmp_path: Path, parsed: Counter[str]) ->
         for _ in range(3):
             assert source.read_manifest(image).manifest.layers
         assert parsed[image.digest] == count
-
-
-# --- bases ---------------------------------------------------------------------------------------------------------
 
 
 class ReadLayout(LayoutStore):

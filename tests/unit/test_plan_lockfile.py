@@ -172,8 +172,7 @@ def test_differences_are_readable() -> None:
         }
     )
     assert differences(old, changed) == [
-        f'- base `{{"bootstrap":{{}}}}` for linux/amd64: {DIGEST}',
-        '- base `{"bootstrap":{}}` for linux/amd64, package dash: 0.5',
+        f'- base `{{"bootstrap":{{}}}}` for linux/amd64: {DIGEST}, 1 package',
         "- group g-12345678 for linux/arm64, addition run: 1 (run-1-py3-none-any.whl, cccccccccccc)",
         "~ group g-12345678 for linux/arm64, addition tabulate: 0.10.0 (tabulate-0.10.0-py3-none-any.whl, bbbbbbbbbbbb)"
         " → 0.11.0 (tabulate-0.10.0-py3-none-any.whl, bbbbbbbbbbbb)",

@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
-from airferry import api
 from airferry.errors import RegistryError
-from airferry.registry.client import ClientOptions
 from airferry.registry.failures import rerun_helps, status_error
-from airferry.registry.retry import TRANSIENT_STATUSES, RetryPolicy
-from oci_images import make_bundle
-from scripted_registry import Exchange, error_document, run_scripted
+from airferry.registry.retry import TRANSIENT_STATUSES
 
-OPTIONS = ClientOptions(
-    plain_http=True, lookup=lambda _registry, _repository: None, retry=RetryPolicy(sleep=lambda _seconds: None)
-)
 DIGEST = "sha256:" + "0" * 64
+
+
 TAG = ("PUT", "manifests/1.0")
+
+
 MANIFEST = ("PUT", f"manifests/{DIGEST}")
+
+
 UPLOAD = ("POST", "blobs/uploads/")
+
+
 CHUNK = ("PATCH", "blobs/uploads/1234")
+
+
 READ = ("GET", f"manifests/{DIGEST}")
+
+
 ECR = "The image tag already exists in the repository and cannot be overwritten because it is immutable"
+
 
 ADVICE = [
     (MANIFEST, 400, "MANIFEST_INVALID", "unknown media type", "`--artifacts skip`"),
@@ -50,6 +55,8 @@ ADVICE = [
     (READ, 404, "MANIFEST_UNKNOWN", "", "check the name"),
     (READ, 412, "", "", "a policy of the registry"),
 ]
+
+
 PASSING = [
     (MANIFEST, 400, "MANIFEST_BLOB_UNKNOWN", "blob unknown", "garbage collection"),
     (MANIFEST, 400, "DIGEST_INVALID", "", "damaged on their way"),
@@ -90,25 +97,3 @@ def test_what_can_pass_is_worth_a_rerun(
 ) -> None:
     hint = advice(request_, status, code, text).hint or ""
     assert expected in hint and "rerun" in hint
-
-
-def test_a_tag_that_must_not_move_is_said_and_the_rest_can_go_on(tmp_path: Path) -> None:
-    make_bundle(tmp_path / "bundle")
-
-    def immutable(exchange: Exchange) -> bool:
-        if exchange.call.method != "PUT" or not exchange.call.path.endswith("/team/trainer/manifests/1.0"):
-            return False
-        exchange.read_body()
-        return exchange.answer(412, error_document("PRECONDITION", "tag is immutable"))
-
-    def loaded(address: str) -> None:
-        api.load(tmp_path / "bundle", to=f"{address}/site", receipt=tmp_path / "receipt.yaml", options=OPTIONS)
-
-    with run_scripted([immutable]) as registry:
-        with pytest.raises(RegistryError, match="0 of 2 tags were moved") as caught:
-            loaded(registry.address)
-        assert "must not move" in (caught.value.hint or "")
-        assert (caught.value.hint or "").endswith("after that, the same load moves the remaining tags")
-        registry.faults.clear()
-        loaded(registry.address)
-        assert "site/team/trainer@1.0" in registry.manifests

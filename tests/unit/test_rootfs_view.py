@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airferry.errors import AirferryError, IntegrityError
-from airferry.host.workers.processes import LocalProcesses
 from airferry.host.workers.work import IN_PLACE
 from airferry.near.bases.fetch import BaseImage
 from airferry.oci.layers import Compression, LayerChecks, LayerResult, compress_layer, recompress_layer
@@ -177,16 +176,20 @@ def test_a_folder_of_this_machine_is_mounted_in_place_of_what_is_there(tmp_path:
     assert view.listdir("/opt/code") == ["old.py"], "the root itself stays as it was"
 
 
-# --- against a model ---
-
 NAMES = st.sampled_from(["a", "b", "c"])
+
+
 PLACES = st.lists(NAMES, min_size=1, max_size=3).map("/".join)
+
+
 ITEMS = st.one_of(
     st.builds(Item, PLACES, st.just("file"), st.sampled_from(["", "1", "22"])),
     st.builds(Item, PLACES, st.just("dir")),
     st.builds(lambda place: Item(posixpath.join(posixpath.dirname(place), ".wh." + posixpath.basename(place))), PLACES),
     st.builds(lambda place: Item(f"{place}/.wh..wh..opq"), PLACES),
 )
+
+
 LAYERS = st.lists(st.lists(ITEMS, max_size=8), max_size=4)
 
 
@@ -264,8 +267,6 @@ def test_whatever_a_layer_holds_it_is_a_root_or_an_error_and_the_cache_keeps_it(
             assert view.resolve(path) == path
 
 
-# --- read once ---
-
 LAYER = [
     Item("usr/lib/python3.11/os.py", value="import abc\n"),
     Item("etc/passwd", value="x"),
@@ -290,25 +291,6 @@ def test_a_layer_is_read_once_and_then_found(tmp_path: Path) -> None:
     store.blob_path(base.layers[0].digest).unlink()
     again = knowledge_of(store, tmp_path / "cache").view(base)
     assert list(again.walk()) == list(view.walk())
-
-
-def test_sources_are_looked_at_the_same_here_and_in_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    items = [
-        Item(f"site/p{number}.py", value=f"import a{number}\nfrom b import (\n  c{number},\n)\n" + "x = 1\n" * 2000)
-        for number in range(200)
-    ]
-    items[20:20] = [Item("site/n/__init__.py", value="__path__ = extend_path(__path__, __name__)"), Item("site/no.py")]
-    items += [Item("site/é.py", value="import é\nimport last\n"), Item("site/RECORD", value="no source")]
-    here = facts_of(items)
-    monkeypatch.setattr(sources, "INLINE_BYTES", 100_000)
-    with LocalProcesses(1, start_from_bytes=0) as workers:
-        assert collect_facts(cut(tar_of(items)), what="the layer", workers=workers) == here
-        assert len(workers._all) == 1
-    assert facts_of(items) == here
-    monkeypatch.setattr(sources, "MAX_KEPT_BYTES", 1000)
-    monkeypatch.setattr(sources, "INLINE_BYTES", 8 << 20)
-    with pytest.raises(IntegrityError, match="more than 1000 bytes of imports"):
-        facts_of(items)
 
 
 def test_facts_are_collected_while_a_layer_is_recompressed(tmp_path: Path) -> None:

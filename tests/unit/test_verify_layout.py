@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from airferry.bundle.artifacts import MANIFEST_ARTIFACT
+from airferry.bundle.artifacts import LOCK_ARTIFACT, LOCK_CONTENT, MANIFEST_ARTIFACT, ArtifactFile, put_artifact
+from airferry.bundle.beside import LOCK_COPY
 from airferry.bundle.verify import verify_bundle
 from airferry.cli.app import run
 from airferry.errors import IntegrityError
@@ -17,7 +18,7 @@ from airferry.host.canonical import canonical_json
 from airferry.oci.digest import digest_of
 from airferry.oci.documents import IMAGE_INDEX, REF_NAME, Descriptor, parse_index, parse_manifest
 from airferry.oci.layout import LayoutStore
-from oci_images import make_bundle, make_image, manifest_over, put_index
+from oci_images import REFERENCE, make_bundle, make_image, manifest_over, put_index
 
 
 def write_index(store: LayoutStore, *entries: Descriptor) -> str:
@@ -108,8 +109,9 @@ def test_a_bundle_without_its_manifest_is_damaged_and_not_a_layout_of_another_to
     for path in (out / "bundle", tmp_path / "alone"):
         layout = LayoutStore.open(path)
         kept = [entry for entry in layout.read_index().manifests if entry.artifact_type != MANIFEST_ARTIFACT]
-        write_index(layout, *kept)
-    # other artifacts of airferry tell what it was
+        lock = put_artifact(layout, LOCK_ARTIFACT, contents=[ArtifactFile(LOCK_COPY, LOCK_CONTENT, b"locked")])
+        write_index(layout, *kept, lock)
+    # other artifacts of a bundle tell what it was
     with pytest.raises(IntegrityError, match="contains 0 airferry manifests"):
         verify(tmp_path / "alone")
     # as does the output folder, whatever the layout in it holds
@@ -120,6 +122,26 @@ def test_a_bundle_without_its_manifest_is_damaged_and_not_a_layout_of_another_to
     (out / "airgap-manifest.yaml").write_text("{}")
     with pytest.raises(IntegrityError, match="contains 0 airferry manifests"):
         verify(out / "bundle")
+
+
+def test_what_copy_wrote_is_a_layout_though_artifacts_of_airferry_came_along(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_bundle(tmp_path / "out" / "bundle")
+    assert run(["copy", f"oci:{tmp_path}/out/bundle:{REFERENCE}", f"oci:{tmp_path}/copied:one"]) == 0
+    capsys.readouterr()
+    report = verify(tmp_path / "copied")
+    assert (report.ok, report.is_bundle, report.images, report.artifacts) == (True, False, 1, 1)
+    # an operator's folder, where a load was started; it makes a bundle of nothing but `bundle`
+    (tmp_path / "airgap-receipt-one.yaml").write_text("x")
+    assert not verify(tmp_path / "copied").is_bundle
+    (tmp_path / "copied").rename(tmp_path / "bundle")
+    with pytest.raises(IntegrityError, match="contains 0 airferry manifests"):
+        verify(tmp_path / "bundle")
+    (tmp_path / "bundle").rename(tmp_path / "copied")
+    assert run(["load", str(tmp_path / "copied"), "--to", "127.0.0.1:1/x"]) == 6
+    said = " ".join(capsys.readouterr().err.split())
+    assert "it is another image layout than a bundle" in said and "brought to a registry by `airferry copy`" in said
 
 
 def test_a_layout_that_holds_nothing_is_not_sound(store: LayoutStore) -> None:

@@ -80,7 +80,10 @@ def unpack_asset(
     try:
         reference = parse_reference(source.removeprefix(REGISTRY_PREFIX))
     except AirferryError as error:
-        raise UsageError(f"`{source}` is neither a bundle nor a reference: {error.message}") from error
+        raise UsageError(
+            f"`{source}` is neither a bundle nor a reference: {error.message}",
+            hint="name the output folder of a build, its bundle, or `HOST:PORT/REPO:TAG`",
+        ) from error
     with open_clients(options or ClientOptions(), emit=emit) as clients:
         registry = Pulls(clients, emit=emit).source(reference)
         return unpack_pack(registry, registry.resolve(reference.target), destination, emit=emit)

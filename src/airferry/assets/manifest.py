@@ -131,7 +131,10 @@ def parse_asset_manifest(data: bytes, *, what: str) -> AssetManifest:
     try:
         return _parse(data)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise IntegrityError(f"{what} is not a valid asset manifest: {error}") from error
+        raise IntegrityError(
+            f"{what} is not a valid asset manifest: {error}",
+            hint="copy the manifest again, or write it with `airferry assets record`",
+        ) from error
 
 
 def _parse(data: bytes) -> AssetManifest:

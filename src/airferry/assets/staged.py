@@ -275,7 +275,10 @@ def _add_layer(unpacker: TreeUnpacker, source: Source, layer: Descriptor) -> Non
     what = f"layer `{layer.digest}`"
     form = _FORM.fullmatch(layer.media_type)
     if form is None:
-        raise IntegrityError(f"{what} has the type `{layer.media_type}`, which is not a ModelPack type")
+        raise IntegrityError(
+            f"{what} has the type `{layer.media_type}`, which is not a ModelPack type",
+            hint="do not use it: it was changed, or not made by `airferry build`",
+        )
     with source.open_blob(layer) as stream:
         content = blocks(verifying(stream, layer))
         if form[1] == "raw":

@@ -18,6 +18,8 @@ from airferry.host import files
 from airferry.host.files import MAX_NAME_BYTES, MAX_PATH_BYTES
 from airferry.oci.tar import DIRECTORY, SYMLINK, TarEntry, TarReader
 
+MADE_ELSEWHERE = "do not use it: it was changed, or not made by `airferry build`"
+
 
 class TreeUnpacker:
     """Unpacks one artifact. `what` names it in errors, `whole` what its paths must not point outside."""
@@ -52,7 +54,7 @@ class TreeUnpacker:
         """
         for number, entry in enumerate(tar):
             if number >= self._limit_files:
-                raise IntegrityError(f"{what} holds more than {self._limit_files} entries")
+                raise IntegrityError(f"{what} holds more than {self._limit_files} entries", hint=MADE_ELSEWHERE)
             raw = os.fsencode(self.path_of(entry))
             if entry.is_regular:
                 self.write(raw, tar.content(), executable=bool(entry.mode & 0o100))
@@ -62,7 +64,9 @@ class TreeUnpacker:
                 self.links.append(AssetLink(encode_path(raw), encode_path(target)))
             elif entry.type != DIRECTORY:
                 shown = encode_path(raw)[:200]
-                raise IntegrityError(f"{what}: `{shown}` is neither a file, nor a folder, nor a symbolic link")
+                raise IntegrityError(
+                    f"{what}: `{shown}` is neither a file, nor a folder, nor a symbolic link", hint=MADE_ELSEWHERE
+                )
 
     def write(self, raw: bytes, content: Iterator[bytes], *, executable: bool = False) -> None:
         """Write one file.
@@ -77,7 +81,9 @@ class TreeUnpacker:
             handle = os.open(place, flags, 0o755 if executable else 0o644)
         except (FileExistsError, NotADirectoryError) as error:
             path = encode_path(raw)
-            raise IntegrityError(f"{self._what} contains `{path}` twice, or as a file and as a folder") from error
+            raise IntegrityError(
+                f"{self._what} contains `{path}` twice, or as a file and as a folder", hint=MADE_ELSEWHERE
+            ) from error
         with os.fdopen(handle, "wb", buffering=0) as stream:
             # jobs of others read it, whatever the umask of who unpacks it
             files.set_mode(handle, 0o755 if executable else 0o644)
@@ -103,18 +109,22 @@ class TreeUnpacker:
             place = asset_place(self._root, link.path)
             for folder in reversed(place.relative_to(self._root).parents):
                 if (self._root / folder).is_symlink():
-                    raise IntegrityError(f"the link `{link.path}` of {self._what} lies below another link")
+                    raise IntegrityError(
+                        f"the link `{link.path}` of {self._what} lies below another link", hint=MADE_ELSEWHERE
+                    )
             try:
                 files.make_folders(place.parent, shared=True)
                 place.symlink_to(os.fsdecode(decode_path(link.target)))
             except (FileExistsError, NotADirectoryError) as error:
-                raise IntegrityError(f"{self._what} holds `{link.path}` twice, or below a file") from error
+                raise IntegrityError(
+                    f"{self._what} holds `{link.path}` twice, or below a file", hint=MADE_ELSEWHERE
+                ) from error
 
     def _check(self, raw: bytes, *, link_target: bytes | None = None) -> Path:
         if reason := _unwritable(raw, link_target) or self.trouble(raw, link_target=link_target):
-            raise IntegrityError(f"{self._what} holds `{encode_path(raw)[:200]}`, which {reason}")
+            raise IntegrityError(f"{self._what} holds `{encode_path(raw)[:200]}`, which {reason}", hint=MADE_ELSEWHERE)
         if self.files + len(self.links) >= self._limit_files:
-            raise IntegrityError(f"{self._what} holds more than {self._limit_files} files")
+            raise IntegrityError(f"{self._what} holds more than {self._limit_files} files", hint=MADE_ELSEWHERE)
         return asset_place(self._root, encode_path(raw))
 
 

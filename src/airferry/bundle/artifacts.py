@@ -23,6 +23,7 @@ from airferry.oci.entries import as_referrer
 from airferry.oci.layout import LayoutStore
 from airferry.oci.ports import Source, Stored, blocks
 
+COPY_AGAIN = "copy the bundle again from the source, and verify it before you load it"
 OWN_ARTIFACTS = "application/vnd.airferry."
 MANIFEST_ARTIFACT = "application/vnd.airferry.manifest.v1"
 MANIFEST_CONTENT = "application/vnd.airferry.manifest.v1+yaml"
@@ -91,11 +92,13 @@ def read_artifact_file(
     found = [layer for layer in manifest.layers if layer.media_type == media_type]
     if len(found) != 1:
         raise IntegrityError(
-            f"artifact `{descriptor.digest}` has {len(found)} files of type `{media_type}`, expected one"
+            f"artifact `{descriptor.digest}` has {len(found)} files of type `{media_type}`, expected one",
+            hint=COPY_AGAIN,
         )
     if found[0].size > limit_bytes:
         raise IntegrityError(
-            f"artifact `{descriptor.digest}` has a file of {found[0].size} bytes, more than the limit of {limit_bytes}"
+            f"artifact `{descriptor.digest}` has a file of {found[0].size} bytes, more than the limit of {limit_bytes}",
+            hint=COPY_AGAIN,
         )
     with source.open_blob(found[0]) as stream:
         return b"".join(blocks(stream))

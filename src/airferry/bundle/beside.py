@@ -121,12 +121,16 @@ def holds_layout(folder: Path) -> bool:
     return any(os.path.lexists(folder / name) for name in (LAYOUT_FILE, INDEX_FILE))
 
 
-def holds_build_files(folder: Path) -> bool:
-    """Tell whether a folder has a file that a build or a load leaves next to a bundle."""
+def lies_in_output(layout: Path) -> bool:
+    """Tell whether next to a layout is what a build leaves next to a bundle, or, next to `bundle`, what a load does.
+
+    A load writes its receipt where it was started: any other layout may lie in that folder.
+    """
+    folder = layout.absolute().parent
     if any((folder / name).exists() for name in (*WORKING_FILES, BUNDLE_FOLDER, MANIFEST_FILE)):
         return True
     try:
-        return bool(receipts_in(folder))
+        return layout.absolute().name == BUNDLE_FOLDER and bool(receipts_in(folder))
     except HostError:
         return False
 

@@ -380,13 +380,17 @@ def describe_platform(
     if len(manifest.layers) != len(config.rootfs.diff_ids):
         raise IntegrityError(
             f"manifest `{descriptor.digest}` has {len(manifest.layers)} layers, its config "
-            f"{len(config.rootfs.diff_ids)} diff_ids"
+            f"{len(config.rootfs.diff_ids)} diff_ids",
+            hint="the image was made wrongly: rebuild it, or use another base",
         )
     entries = []
     for number, (layer, diff_id) in enumerate(zip(manifest.layers, config.rootfs.diff_ids, strict=True)):
         result = known.get((layer.digest, diff_id))
         if result is None:
-            raise IntegrityError(f"missing record of layer `{layer.digest}` of manifest `{descriptor.digest}`")
+            raise IntegrityError(
+                f"missing record of layer `{layer.digest}` of manifest `{descriptor.digest}`",
+                hint="run `airferry build` again",
+            )
         original = result.original.digest if result.original else None
         entries.append(
             LayerEntry(
@@ -442,7 +446,10 @@ def describe_original(store: LayoutStore, descriptor: Descriptor, *, reference: 
         manifest = store.read_manifest(child).manifest
         config = parse_image_config(store.read_bytes(manifest.config, limit_bytes=MAX_IMAGE_CONFIG_BYTES))
         if len(manifest.layers) != len(config.rootfs.diff_ids):
-            raise IntegrityError(f"manifest `{child.digest}` of `{reference}` and its config differ in their layers")
+            raise IntegrityError(
+                f"manifest `{child.digest}` of `{reference}` and its config differ in their layers",
+                hint="the image was made wrongly: rebuild it, or use another base",
+            )
         layers = tuple(
             LayerEntry(
                 digest=layer.digest,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -20,15 +22,21 @@ from airferry.bundle.texts import (
 )
 from airferry.config.assets import AssetName
 from airferry.config.fields import ContainerPath, ModuleName, VariableName
-from airferry.errors import HostError, IntegrityError, UsageError
+from airferry.defaults import RECEIPT_STEM
+from airferry.errors import HostError, IntegrityError, UsageError, advising
 from airferry.host import files
 from airferry.host.yaml import MAX_DOCUMENT_BYTES, from_yaml, to_yaml
 from airferry.oci.digest import Digest
 from airferry.wording import some_of
 
+if TYPE_CHECKING:
+    from airferry.registry.client import ClientOptions
+
 RECEIPT_SCHEMA_VERSION = 2
-RECEIPT_STEM = "airgap-receipt"
 SHOWN_RECEIPTS = 10
+RECEIPT_AGAIN = (
+    "copy the receipt again from where `airferry load` wrote it, or run that load again: it sends nothing twice"
+)
 NO_RECEIPT_HINT = (
     f"`airferry load BUNDLE --to HOST:PORT/PREFIX` writes `{RECEIPT_STEM}-….yaml` to the current folder, or where "
     "`--receipt FILE` or `--jobs DIR` says"
@@ -115,12 +123,22 @@ class ReceiptConnection(BaseModel):
     ca_fingerprints: tuple[Digest, ...] = ()
 
 
+class ReceiptBlobs(BaseModel):
+    """Blobs of a load: how many it hashed, and the digests of those that the registry held and that were not read."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    hashed: int = Field(ge=0)
+    found: tuple[Digest, ...] = ()
+
+
 class Receipt(BaseModel):
     """What a load left. `root_verified` says whether the root was compared with one from a separate channel.
 
     `steps` maps a step, or a target where configs of one step have different images, to its image pinned by digest.
     `left_out` is what the registry refused of that which a load can do without, `submit` is as in the manifest.
-    Version 1 had none of `connection`, `catalogue`, `assets`, `left_out`, `submit` and the images' `docker_twin`.
+    Version 1 had none of `connection`, `blobs`, `catalogue`, `assets`, `left_out`, `submit` and the images'
+    `docker_twin`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -130,6 +148,7 @@ class Receipt(BaseModel):
     root_verified: bool
     registry: Word
     connection: ReceiptConnection | None = None
+    blobs: ReceiptBlobs | None = None
     loaded_at: Line
     airferry: Line
     images: tuple[ReceiptImage, ...]
@@ -152,14 +171,29 @@ class Receipt(BaseModel):
         twins = tuple(image.docker_twin for image in self.images if image.docker_twin is not None)
         return images + twins + self.artifact_tags
 
+    def reached_with(self, options: ClientOptions) -> ClientOptions:
+        """Return options by which the registry is reached as the load reached it, where they leave that open.
+
+        A private CA is not in a receipt: only its fingerprint is.
+        """
+        if self.connection is None or self.connection.tls or options.plain_http is not None or options.ca_file:
+            return options
+        # not above, as most of what reads receipts needs no registry
+        from airferry.registry.tls import BY_RECEIPT
+
+        return replace(options, plain_http=True, told=BY_RECEIPT)
+
     def to_yaml(self) -> bytes:
         """Return the receipt as YAML."""
         return to_yaml(self)
 
 
 def write_receipt(receipt: Receipt, path: Path) -> None:
-    """Write a receipt, atomically and durably."""
-    files.write_bytes(files.output_file(path), receipt.to_yaml())
+    """Write a receipt, atomically and durably. Everybody may read it, and its folder where that is made for it."""
+    place = files.output_file(path)
+    # `load --jobs` puts here what jobs of other users read
+    files.ensure_directory(place.parent, shared=True)
+    files.write_bytes(place, receipt.to_yaml())
 
 
 def is_receipt_name(name: str) -> bool:
@@ -206,7 +240,11 @@ def locate_receipt(path: Path, *, registry: str | None = None, root: str | None 
     if not found:
         raise HostError(f"there is no receipt in `{path}`", hint=NO_RECEIPT_HINT, path=str(path))
     if len(found) > 1:
-        raise UsageError(f"there are several receipts in `{path}`", hint=f"name one of {_listed(found)}")
+        command = shlex.join(["airferry", "history", str(path)])
+        raise UsageError(
+            f"there are several receipts in `{path}`, of loads that differ:\n" + "\n".join(_told_apart(found)),
+            hint=f"name the file of the load that is meant; `{command}` lists them",
+        )
     return found[0]
 
 
@@ -220,6 +258,22 @@ def receipts_in(folder: Path) -> list[Path]:
         return sorted(path for path in folder.iterdir() if is_receipt_name(path.name) and path.is_file())
     except OSError as error:
         raise files.translate_os_error(error, doing="read folder", path=folder) from error
+
+
+def _told_apart(paths: list[Path]) -> list[str]:
+    """Return a line for each receipt with what its load was of, the latest first."""
+    told: list[tuple[str, str]] = []
+    for path in paths:
+        try:
+            receipt = read_receipt(path)
+        except (HostError, IntegrityError):
+            told.append(("", f"`{path}`: cannot be read as a receipt"))
+        else:
+            shown = f"`{path}`: into {receipt.registry}, root {receipt.bundle_root[:23]}…, {receipt.loaded_at}"
+            told.append((receipt.loaded_at, shown))
+    lines = [line for _, line in sorted(told, reverse=True)]
+    left = len(lines) - SHOWN_RECEIPTS
+    return lines[:SHOWN_RECEIPTS] + ([f"and {left} more"] if left > 0 else [])
 
 
 def _listed(paths: list[Path]) -> str:
@@ -237,7 +291,8 @@ def read_receipt(path: Path, *, root: str | None = None) -> Receipt:
     path = locate_receipt(path)
     data = files.read_bounded(path, limit_bytes=MAX_DOCUMENT_BYTES)
     what = f"receipt `{path}`"
-    receipt = from_yaml(Receipt, data, schema_version=RECEIPT_SCHEMA_VERSION, what=what)
+    with advising(RECEIPT_AGAIN):
+        receipt = from_yaml(Receipt, data, schema_version=RECEIPT_SCHEMA_VERSION, what=what)
     if root is not None and receipt.bundle_root != parse_root(root):
         raise IntegrityError(
             f"{what} is of bundle `{receipt.bundle_root}`, expected `{root}`",

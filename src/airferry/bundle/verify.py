@@ -13,19 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from airferry.bundle.artifacts import MANIFEST_ARTIFACT, MANIFEST_CONTENT, OWN_ARTIFACTS, read_artifact_file
+from airferry.bundle.artifacts import COPY_AGAIN, MANIFEST_ARTIFACT, MANIFEST_CONTENT, OWN_ARTIFACTS, read_artifact_file
 from airferry.bundle.beside import BUNDLE_FOLDER, LEADS_OUT, Surroundings, holds_layout, look_beside
 from airferry.bundle.manifest import ArtifactEntry, BundleManifest, ImageEntry, read_manifest
+from airferry.bundle.origin import BundleOrigin, origin_of
 from airferry.bundle.root import parse_root
 from airferry.bundle.twins import images_text
-from airferry.errors import AirferryError, IntegrityError, UsageError
+from airferry.errors import AirferryError, IntegrityError, UsageError, advising
 from airferry.events import Emit, Warned, silent
 from airferry.host import files
 from airferry.host.canonical import plain_data
 from airferry.oci.closure import RememberingSource
 from airferry.oci.digest import digest_of
 from airferry.oci.documents import IMAGE_INDEX, MAX_NESTED, Descriptor, Index, expect_one_meaning, parse_index
-from airferry.oci.entries import names_of, referrer_kind, signature_tag
+from airferry.oci.entries import marked_subject, names_of, referrer_kind, signature_tag
 from airferry.oci.layout import INDEX_FILE, LAYOUT_FILE, LayoutStore
 from airferry.oci.ports import Source
 from airferry.oci.reference import parse_reference
@@ -41,7 +42,10 @@ from airferry.wording import counted, printable, some_of
 
 SHOWN_FINDINGS = 5
 COPY_BESIDE = "use none of these files: copy them again, or remove them"
-COPY_AGAIN = "copy the bundle again from the source, and verify it before you load it"
+NOT_A_BUNDLE = (
+    "if it was sent to you as a bundle, copy that again from the source; images that `airferry copy` or another tool "
+    "wrote are checked by `airferry verify`, and brought to a registry by `airferry copy`"
+)
 
 
 class NoBundleManifest(IntegrityError):
@@ -143,6 +147,7 @@ class VerifyReport:
     not_checked: tuple[str, ...] = ()
     exempt: tuple[Defect, ...] = ()
     litter: tuple[str, ...] = ()
+    origin: BundleOrigin | None = None
 
     @property
     def ok(self) -> bool:
@@ -174,6 +179,7 @@ class VerifyReport:
             "findings": [str(finding) for finding in self.findings],
             **plain_data(self, "beside", "not_checked", "litter"),
             "exempt": [str(defect) for defect in self.exempt],
+            "origin": None if self.origin is None else plain_data(self.origin),
         }
 
     def warn_of_litter(self, emit: Emit) -> None:
@@ -253,12 +259,8 @@ def open_bundle(path: Path, *, root: str | None = None) -> Bundle:
         UsageError: there is no bundle, or the root that was given is not a digest.
         IntegrityError: the root is another, or layout, index or manifest cannot be read.
     """
-    try:
+    with advising(COPY_AGAIN):
         return _open(path, root)
-    except NoBundleManifest:
-        raise
-    except IntegrityError as error:
-        raise error.reworded(error.message, hint=error.hint or COPY_AGAIN) from error
 
 
 def _open(path: Path, root: str | None) -> Bundle:
@@ -266,14 +268,21 @@ def _open(path: Path, root: str | None) -> Bundle:
     index = parse_index(data, what=f"`{store.path / INDEX_FILE}`")
     found = [entry for entry in index.manifests if entry.artifact_type == MANIFEST_ARTIFACT]
     if len(found) != 1:
-        is_foreign = index.manifests and not any(
-            (entry.artifact_type or "").startswith(OWN_ARTIFACTS) for entry in index.manifests
-        )
-        kind = NoBundleManifest if is_foreign else IntegrityError
-        raise kind(f"bundle `{store.path}` contains {len(found)} airferry manifests, expected one", hint=COPY_AGAIN)
+        few = f"`{store.path}` contains {len(found)} airferry manifests, expected one"
+        if index.manifests and not any(_is_of_a_bundle(entry) for entry in index.manifests):
+            raise NoBundleManifest(f"{few}: it is another image layout than a bundle", hint=NOT_A_BUNDLE)
+        raise IntegrityError(f"bundle {few}", hint=COPY_AGAIN)
     documents = RememberingSource(store)
     manifest = read_manifest(read_artifact_file(documents, found[0], media_type=MANIFEST_CONTENT))
     return Bundle(store, index, observed, manifest, found[0], documents, root_verified=root is not None)
+
+
+def _is_of_a_bundle(entry: Descriptor) -> bool:
+    """Tell whether an entry of index.json shows that the layout is or was a bundle.
+
+    Artifacts of airferry that refer to an image do not: `airferry copy` takes them along with the image.
+    """
+    return (entry.artifact_type or "").startswith(OWN_ARTIFACTS) and marked_subject(entry) is None
 
 
 def verify_bundle(
@@ -299,11 +308,17 @@ def verify_bundle(
 
 
 def verify_opened(
-    bundle: Bundle, *, jobs: int | None = None, beside: Path | None = None, emit: Emit = silent
+    bundle: Bundle,
+    *,
+    jobs: int | None = None,
+    beside: Path | None = None,
+    read_blobs: bool = True,
+    emit: Emit = silent,
 ) -> VerifyReport:
     """Check everything about a bundle, see `verify_bundle`; with `beside`, also the output folder around it.
 
-    What is done with the bundle afterwards uses the very documents that were checked here.
+    What is done with the bundle afterwards uses the very documents that were checked here. Without `read_blobs`, what
+    is not a document is only looked at: whether it is there, with the right size. That is for who hashes it later.
     """
     inspector = Inspector(bundle.documents, exempts_originals=True)
     _check_names(bundle.index, inspector)
@@ -332,7 +347,7 @@ def verify_opened(
     for descriptor in bundle.index.manifests:
         if descriptor.artifact_type is None and not names_of(descriptor):
             inspector.image(descriptor, subject=f"image `{descriptor.digest}`")
-    size_bytes = inspector.check_blobs(jobs=jobs, emit=emit)
+    size_bytes = inspector.check_blobs(jobs=jobs, read=read_blobs, emit=emit)
     report_unnamed(bundle.store.stored_digests(), inspector.wanted.keys(), inspector.report)
     litter = report_strays(bundle.store.path, inspector.report)
     around: tuple[str, ...] = ()
@@ -353,6 +368,7 @@ def verify_opened(
         beside=around,
         exempt=tuple(inspector.exempt),
         litter=litter,
+        origin=origin_of(bundle.manifest),
         beside_findings=sum(found.text != LEADS_OUT for found in inspector.findings[about_the_bundle:]),
     )
 
@@ -370,9 +386,9 @@ def open_index(path: Path, root: str | None) -> tuple[LayoutStore, bytes, str]:
         try:
             found = folder.lstat()
         except OSError as error:
-            raise IntegrityError(f"bundle `{layout}` has no folder `{folder}`") from error
+            raise IntegrityError(f"bundle `{layout}` has no folder `{folder}`", hint=COPY_AGAIN) from error
         if not stat.S_ISDIR(found.st_mode):
-            raise IntegrityError(f"`{folder}` is not a folder; links are not followed")
+            raise IntegrityError(f"`{folder}` is not a folder; links are not followed", hint=COPY_AGAIN)
     store = LayoutStore.open(layout, read_only=True)
     data = store.read_index_bytes()
     observed = digest_of(data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import signal
 import sys
 from contextlib import suppress
@@ -23,7 +24,8 @@ from airferry.host import files, process
 
 PROGRAM = "airferry"
 INTERRUPTED = 130
-GLOBAL_SWITCHES = {"--quiet", "-q", "--verbose", "-v", "--debug"}
+# alone, or short ones in one word (`-qv`)
+_GLOBAL_SWITCH = re.compile(r"--quiet|--verbose|--debug|-[qv]+")
 # no room, no right, a medium that fails, limits of this host, and paths of the user's that no system takes
 HOST_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
@@ -36,12 +38,12 @@ HOST_ERRORS = {
 HELP = """Carry container images, and everything that goes with them, across an air gap.
 
 Near side: [bold]doctor[/], [bold]plan[/], [bold]lock[/], [bold]rehearse[/], [bold]build[/], then carry the folder over.
-Far side: [bold]verify[/], [bold]report[/], then [bold]load[/], or [bold]serve[/] if there is no registry yet.
-Jobs: [bold]site init[/], [bold]overlays[/], [bold]check[/], then run the submit commands from [bold]overlays[/].
-Start with [bold]quickstart[/]: it runs the whole job on a built-in example.
+Far side: [bold]site init[/], [bold]login[/], [bold]verify[/], [bold]load --jobs[/]. No registry yet: [bold]serve[/].
+Jobs: [bold]check[/], then run the submit commands that [bold]load --jobs[/] wrote.
+Start with [bold]quickstart[/]: it runs the whole job on a built-in example; or with [bold]init[/], for your own steps.
 
-Exit codes: 0 success, 1 a bug in airferry, 2 usage, 3 configuration, 4 environment, 5 build, 6 integrity,
-7 registry, 8 a check found something.
+Exit codes: 0 success, 1 a bug in airferry, 2 usage, 3 configuration,
+4 environment, 5 build, 6 integrity, 7 registry, 8 a check found something.
 """
 
 app = typer.Typer(
@@ -73,7 +75,10 @@ def _show_version(value: bool) -> None:
 @app.callback()
 def options(
     context: typer.Context,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", envvar="AIRFERRY_QUIET", help="Print errors only.")] = False,
+    quiet: Annotated[
+        bool,
+        typer.Option("--quiet", "-q", envvar="AIRFERRY_QUIET", help="Print the result and errors only; never prompt."),
+    ] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", envvar="AIRFERRY_VERBOSE", help="List details instead of counts.")
     ] = False,
@@ -127,8 +132,7 @@ def _interrupt(_signal: int, _frame: object) -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code. Errors are shown on stderr."""
-    debug = "--debug" in arguments or bool(os.environ.get("AIRFERRY_DEBUG"))
-    reporter = Reporter(debug=debug)
+    reporter = Reporter(debug=_wants_debug(arguments))
     try:
         app(_global_first(arguments), prog_name=PROGRAM)
         return 0
@@ -165,8 +169,17 @@ def run(arguments: list[str]) -> int:
 def _global_first(arguments: list[str]) -> list[str]:
     """Return a command line with the global switches in front of the command, wherever they were typed."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
-    switches = [word for word in arguments[:end] if word in GLOBAL_SWITCHES]
-    return [*switches, *(word for word in arguments[:end] if word not in GLOBAL_SWITCHES), *arguments[end:]]
+    before = arguments[:end]
+    switches = [word for word in before if _GLOBAL_SWITCH.fullmatch(word)]
+    return [*switches, *(word for word in before if not _GLOBAL_SWITCH.fullmatch(word)), *arguments[end:]]
+
+
+def _wants_debug(arguments: list[str]) -> bool:
+    """Tell whether tracebacks are asked for, before typer parses the command line: that may fail."""
+    if "--debug" in arguments[: arguments.index("--") if "--" in arguments else None]:
+        return True
+    # the words that click takes for true
+    return os.environ.get("AIRFERRY_DEBUG", "").strip().lower() in ("1", "true", "t", "yes", "y", "on")
 
 
 def _show_bug(reporter: Reporter, error: Exception) -> int:

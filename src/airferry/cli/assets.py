@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -11,8 +10,18 @@ import typer
 
 from airferry import api
 from airferry.cli import completion
-from airferry.cli.options import AssetNameOption, CaFileOption, JsonOption, PlainHttpOption, ReadersOption, RootOption
-from airferry.cli.render import Reporter, data, data_line
+from airferry.cli.bundles import find_site, make_options, say_taken
+from airferry.cli.options import (
+    AssetNameOption,
+    CaFileOption,
+    JsonOption,
+    PlainHttpOption,
+    ReadersOption,
+    RootOption,
+    command_line,
+)
+from airferry.cli.render import Reporter, data, data_items, data_line, data_text
+from airferry.host import files
 from airferry.wording import counted, size_text
 
 MAX_SHOWN_FINDINGS = 200
@@ -70,9 +79,10 @@ def record(
         }
         data(json.dumps(document, indent=2))
         return
-    data_line(f"{outcome.path}  {manifest.digest}")
+    data_items((str(outcome.path), manifest.digest))
     reporter.say("{}, {}", counted(len(manifest.files), "file"), size_text(manifest.size_bytes))
-    reporter.say("On the far side, run: [bold]airferry assets verify {} PATH[/]", shlex.quote(str(outcome.path)))
+    words = command_line("airferry", "assets", "verify", outcome.path.name, "PATH")
+    reporter.next(("check what was staged at PATH", words), where=f"on the far side, next to `{outcome.path.name}`")
 
 
 def verify(
@@ -94,7 +104,7 @@ def verify(
         data(json.dumps(report.to_document(), indent=2))
     else:
         for finding in report.findings[:MAX_SHOWN_FINDINGS]:
-            data_line(str(finding))
+            data_text(str(finding))
         if len(report.findings) > MAX_SHOWN_FINDINGS:
             reporter.say("and {} more; `--json` lists all", len(report.findings) - MAX_SHOWN_FINDINGS)
     report.raise_if_wrong()
@@ -116,7 +126,10 @@ def unpack(
 ) -> None:
     """Unpack an asset that was carried as a ModelPack artifact, atomically."""
     reporter: Reporter = context.obj
-    options = api.ClientOptions(plain_http=plain_http, ca_file=ca_file)
+    of_registry = not files.exists(Path(source)) and ca_file is None and plain_http is not True
+    known = find_site(None, reporter) if of_registry else None
+    options = make_options(plain_http=plain_http, ca_file=ca_file, site=known)
+    say_taken(reporter, known, ca_file=options.ca_file)
     with reporter.display():
         done = api.unpack_asset(source, destination, name=name, root=root, options=options, emit=reporter)
     if as_json:

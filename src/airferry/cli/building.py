@@ -1,16 +1,17 @@
-"""Commands that make a bundle: doctor, plan, lock, build, schema, quickstart."""
+"""Commands that make a bundle: init, doctor, plan, lock, build, schema, quickstart."""
 
 from __future__ import annotations
 
 import json
-import shlex
-from collections.abc import Mapping
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
 from airferry import api
+from airferry.cli import completion
 from airferry.cli.bundles import parse_size
 from airferry.cli.options import (
     DEFAULT_PLAN_FILE,
@@ -26,17 +27,17 @@ from airferry.cli.options import (
     SourceOption,
     StageOption,
     TargetOption,
+    as_typed,
+    command_line,
 )
-from airferry.cli.render import Reporter, data, data_line
-from airferry.errors import HostError
+from airferry.cli.render import Reporter, ask_line, data, data_items, data_line, data_text
+from airferry.errors import ConfigurationError, HostError, UsageError
 from airferry.wording import counted, size_text
-
-if TYPE_CHECKING:
-    pass
 
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands in the order in which an operator needs them."""
+    app.command("init", rich_help_panel="Near side")(init_project)
     app.command(rich_help_panel="Near side")(doctor)
     app.command(rich_help_panel="Near side")(plan)
     app.command(rich_help_panel="Near side")(lock)
@@ -61,6 +62,105 @@ def _selection(
     )
 
 
+def init_project(
+    context: typer.Context,
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder of the project, which is made if it is missing.")
+    ] = Path(),
+    source: Annotated[
+        Path | None,
+        typer.Option("--source", metavar="DIR", help="Root of a catalogue that lies elsewhere.", show_default=False),
+    ] = None,
+    steps: Annotated[
+        str | None,
+        typer.Option("--steps", metavar="DIR", help="Folder of the steps in the catalogue, if there are several."),
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--target",
+            "-t",
+            metavar="TARGET",
+            help="STEP:CONFIG or STEP of the catalogue to carry. Repeatable; accepts commas.",
+            autocompletion=completion.project_targets,
+        ),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            "--base",
+            metavar="IMAGE",
+            help="Base image of steps that name none; by default, a Debian userland made of packages.",
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", metavar="NAME", help="Python package of a new catalogue; by default, as the folder."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not prompt: take the defaults.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be written, and write nothing.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write airgap.yaml for the steps in a folder; where there are none, write two steps that build, too."""
+    reporter: Reporter = context.obj
+    choices = api.ProjectChoices(source=source, steps=steps, package=name, targets=tuple(target or ()), base=base)
+    asked = reporter.may_ask and not (yes or as_json)
+    if asked:
+        choices = _ask_project(reporter, folder, choices)
+    made = api.init_project(folder, choices=choices, dry_run=dry_run)
+    if as_json:
+        data(json.dumps({**made.to_document(), "dry_run": dry_run}, indent=2))
+        return
+    if not (made.is_new or asked):
+        _show_steps(reporter, made)
+    reporter.say("Would write:" if dry_run else "Wrote:")
+    data_line(*(str(folder / file) for file in made.files))
+    for note in made.notes:
+        reporter.say("[yellow]note:[/] {}", note)
+    if not dry_run:
+        reporter.next(*((purpose, command) for command, purpose in made.commands.items()))
+        reporter.say("docs/your-own-catalogue.md explains the steps, docs/configuration.md the plan.")
+
+
+def _show_steps(reporter: Reporter, made: api.ProjectOutcome) -> None:
+    """List the steps that were found, with their images; those that are carried have a `+`."""
+    reporter.say("Found {} in {}; the plan carries those with a `+`:", counted(len(made.images), "step"), made.steps)
+    width = max(map(len, made.images))
+    for spec, (image, _base) in made.images.items():
+        reporter.say("  {} {}  {}", "+" if spec in made.carried else " ", f"{spec:<{width}}", image)
+    for step, reason in made.unready.items():
+        reporter.say("  [yellow]![/] {}  {}", step, reason)
+
+
+def _ask_project(reporter: Reporter, folder: Path, choices: api.ProjectChoices) -> api.ProjectChoices:
+    """Ask on the terminal for what no option says; an empty answer takes the default, a wrong one is asked again."""
+
+    def ask(question: str, key: str, make: Callable[[str], Any] = str) -> api.ProjectChoices:
+        while True:
+            answer = ask_line(question)
+            changed = replace(choices, **{key: make(answer)}) if answer else choices
+            try:
+                api.init_project(folder, choices=changed, dry_run=True)
+                return changed
+            except (UsageError, ConfigurationError) as error:
+                reporter.say("[red]{}[/]", error.message)
+
+    try:
+        seen = api.init_project(folder, choices=choices, dry_run=True)
+    except api.PackageNameError:
+        choices = ask("Python package of the steps (for example acme)", "package")
+        seen = api.init_project(folder, choices=choices, dry_run=True)
+    if seen.is_new and choices.package is None:
+        choices = ask(f"Python package of the steps ({seen.package.partition('.')[0]})", "package")
+    if not seen.is_new:
+        _show_steps(reporter, seen)
+    if not seen.is_new and not choices.targets:
+        choices = ask("Steps to carry, separated by commas (those with a +)", "targets", lambda answer: (answer,))
+    if choices.base is None and seen.unnamed:
+        choices = ask("Base image of steps that name none (a Debian userland made of packages)", "base")
+    return choices
+
+
 def doctor(
     context: typer.Context,
     config: ConfigOption = DEFAULT_PLAN_FILE,
@@ -81,9 +181,11 @@ def doctor(
         marks = {"ok": "[green]✓[/]", "warn": "[yellow]![/]", "fail": "[red]✗[/]", "unknown": "[yellow]?[/]"}
         width = max(len(check.name) for check in report.checks)
         for check in report.checks:
-            reporter.say(marks[check.status] + " {}  {}", f"{check.name:<{width}}", check.detail)
+            # what fails is a part of the error below, which names it alone
+            tell = reporter.complain if check.status == "fail" else reporter.say
+            tell(marks[check.status] + " {}  {}", f"{check.name:<{width}}", check.detail)
             if check.hint and check.status != "ok":
-                reporter.say("  {}  [bold]→[/] {}", " " * width, check.hint)
+                tell("  {}  [bold]→[/] {}", " " * width, check.hint)
     failed = [check for check in report.checks if check.status == "fail"]
     if failed:
         raise HostError(
@@ -93,6 +195,9 @@ def doctor(
         )
     unknown = ", as far as known" if any(check.status == "unknown" for check in report.checks) else ""
     reporter.say("This host can build {}{}.", "the plan" if report.planned else "images", unknown)
+    if report.planned and not as_json:
+        typed = as_typed(context, "config", "source", "target", "platform")
+        reporter.next(("see what a build would make", command_line("airferry", "plan", *typed)))
 
 
 def plan(
@@ -113,22 +218,14 @@ def plan(
         found = {"predicted": result.prediction.to_document(), "warnings": plain_data(result.plan.warnings)}
         data(json.dumps({**result.document, **found}, indent=2))
         return
-    data_line(*api.describe_plan(result.plan, verbose=reporter.verbose))
-    data_line("", *api.describe_prediction(result.prediction, verbose=reporter.verbose))
-    following = "build" if result.locked else "lock"
-    more = {"--stage": stage} if result.locked else {}
-    command = _next(following, config, {"--source": source, "--target": target, "--platform": platform, **more})
-    reporter.say("wrote {}; next: [bold]{}[/]", result.path, command)
-
-
-def _next(command: str, config: Path, options: Mapping[str, object]) -> str:
-    """Return the command that goes on with the same plan, for a shell: the options as they were given."""
-    words = ["airferry", command]
-    given = {"--config": config if config != DEFAULT_PLAN_FILE else None, **options}
-    for name, value in given.items():
-        for one in value if isinstance(value, list) else [value] if value else []:
-            words += [name, str(one)]
-    return shlex.join(words)
+    data_text(*api.describe_plan(result.plan, verbose=reporter.verbose))
+    data_text("", *api.describe_prediction(result.prediction, verbose=reporter.verbose))
+    reporter.say("wrote {}", result.path)
+    typed = as_typed(context, "config", "source", "target", "platform")
+    if result.locked:
+        reporter.next(("build the bundle", command_line("airferry", "build", *typed, *as_typed(context, "stage"))))
+    else:
+        reporter.next(("pin bases, commits and versions", command_line("airferry", "lock", *typed)))
 
 
 def lock(
@@ -160,12 +257,11 @@ def lock(
     if as_json:
         data(json.dumps(result.to_document(), indent=2))
         return
-    data_line(*result.changes or ["nothing changed"])
+    data_text(*result.changes or ["nothing changed"])
     done = "wrote" if result.changes else "kept"
-    given: dict[str, object] = {"--source": source, "--target": target, "--platform": platform}
-    given |= {"--engine": engine if engine != "auto" else None, "--probe": probe if probe != "auto" else None}
-    command = _next("build", config, given) + (" --allow-shared-processes" if shared_processes else "")
-    reporter.say("{} {}; next: [bold]{}[/]", done, result.path, command)
+    reporter.say("{} {}", done, result.path)
+    typed = ("config", "source", "target", "platform", "engine", "probe", "shared_processes")
+    reporter.next(("build the bundle", command_line("airferry", "build", *as_typed(context, *typed))))
 
 
 def build(
@@ -213,19 +309,21 @@ def build(
         data(json.dumps(result.to_document(), indent=2))
         return
     if result.root is None:
-        reporter.say("not sealed yet; next: [bold]airferry build --stage save-images[/]")
+        again = ("config", "source", "target", "platform", "locked", "engine", "probe", "jobs", "shared_processes")
+        words = command_line("airferry", "build", "--stage", "save-images", *as_typed(context, *again))
+        reporter.say("not sealed yet")
+        reporter.next(("seal the bundle", words))
         return
     for image in result.images:
-        data_line(f"{image.reference}  {image.digest}  {', '.join(image.platforms)}  {size_text(image.size_bytes)}")
+        size = size_text(image.size_bytes)
+        data_items((image.reference, image.digest, ", ".join(image.platforms), size))
+    if result.recompressed is not None:
+        reporter.say("{}", result.recompressed.text)
     data_line(f"bundle {result.bundle}  {size_text(result.bundle_bytes)}")
     data_line(f"root   {result.root}")
-    reporter.say(
-        "Carry [bold]{}[/] over, and send the root over a separate channel. There: "
-        "[bold]airferry verify OUT --root {}[/], then [bold]airferry load OUT --root {} --to HOST:PORT/PREFIX[/]",
-        result.output,
-        result.root,
-        result.root,
-    )
+    reporter.say("Carry [bold]{}[/] over, and send the root over a separate channel.", result.output)
+    words = command_line("airferry", "verify", result.output.name, "--root", result.root)
+    reporter.next(("check that all of it arrived", words), where=f"on the far side, next to `{result.output.name}`")
 
 
 def schema() -> None:
@@ -252,4 +350,5 @@ def quickstart(
             may_share_processes=shared_processes,
             emit=reporter,
         )
-    data_line(*report)
+    data_text(*report)
+    reporter.next(("your own steps, as docs/your-own-catalogue.md explains them", command_line("airferry", "init")))

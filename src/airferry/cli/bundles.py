@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,10 +23,13 @@ from airferry.cli.options import (
     PlainHttpOption,
     RateOption,
     RootOption,
+    VerifyFirstOption,
+    as_typed,
+    command_line,
 )
-from airferry.cli.render import Reporter, data, data_line
-from airferry.errors import UsageError
-from airferry.host import files
+from airferry.cli.render import Reporter, data, data_items, data_line, data_text
+from airferry.defaults import JOBS_FOLDER, PLAN_CONFIG, SITE_FILE
+from airferry.errors import AirferryError, UsageError
 from airferry.wording import counted, size_text
 
 SHOWN_BESIDE = 20
@@ -51,34 +54,67 @@ def verify(
     if as_json:
         data(json.dumps(report.to_document(), indent=2))
     else:
-        for finding in report.findings:
-            data_line(str(finding))
-        for line in report.beside[:SHOWN_BESIDE]:
-            reporter.say("[yellow]note:[/] {}", line)
-        if (more := len(report.beside) - SHOWN_BESIDE) > 0:
-            reporter.say("[yellow]note:[/] {} more notes about the folder; `--json` lists all", more)
-        for line in report.litter[:SHOWN_BESIDE]:
-            reporter.say("[yellow]litter:[/] {}", line)
-        if (more := len(report.litter) - SHOWN_BESIDE) > 0:
-            reporter.say("[yellow]litter:[/] {} more of it; `--json` lists all", more)
-        for defect in report.exempt[:SHOWN_BESIDE]:
-            reporter.say("[yellow]note:[/] carried as it came, programs may read it differently: {}", str(defect))
-        if (more := len(report.exempt) - SHOWN_BESIDE) > 0:
-            reporter.say("[yellow]note:[/] {} more of that kind; `--json` lists all", more)
-        amount = f"{report.blobs} blobs, {size_text(report.size_bytes)}"
-        if not report.is_bundle:
-            reporter.say(
-                "[yellow]This is not a bundle of airferry.[/] If it was sent to you as one, it was stripped or "
-                "replaced: do not use it."
-            )
-            reporter.say("checked as an image layout of another tool, by its own index; [yellow]not checked:[/]")
-            for line in report.not_checked:
-                reporter.say("  {}", line)
-        reporter.say("{}; {}; {}", report.images_text, counted(report.artifacts, "artifact"), amount)
-        reporter.say("root {}" + (" (as expected)" if report.root_verified else ""), report.root)
+        _show_report(report, reporter)
     report.raise_if_wrong(listed=not as_json)
-    if report.is_bundle and not report.root_verified:
+    if not report.is_bundle:
+        return
+    if report.root_verified:
+        reporter.say("[green]Verified:[/] every byte is what the root names, and the root is the one that you gave.")
+    else:
         reporter.say("Checked integrity, not origin: pass the root digest from the separate channel with `--root`.")
+    if not as_json:
+        reporter.next(*loading(bundle, as_typed(context, "root"), root_verified=report.root_verified))
+
+
+def _show_report(report: api.VerifyReport, reporter: Reporter) -> None:
+    for finding in report.findings:
+        data_text(str(finding))
+    for line in report.beside[:SHOWN_BESIDE]:
+        reporter.say("[yellow]note:[/] {}", line)
+    if (more := len(report.beside) - SHOWN_BESIDE) > 0:
+        reporter.say("[yellow]note:[/] {} more notes about the folder; `--json` lists all", more)
+    for line in report.litter[:SHOWN_BESIDE]:
+        reporter.say("[yellow]litter:[/] {}", line)
+    if (more := len(report.litter) - SHOWN_BESIDE) > 0:
+        reporter.say("[yellow]litter:[/] {} more of it; `--json` lists all", more)
+    for defect in report.exempt[:SHOWN_BESIDE]:
+        reporter.say("[yellow]note:[/] carried as it came, programs may read it differently: {}", str(defect))
+    if (more := len(report.exempt) - SHOWN_BESIDE) > 0:
+        reporter.say("[yellow]note:[/] {} more of that kind; `--json` lists all", more)
+    amount = f"{report.blobs} blobs, {size_text(report.size_bytes)}"
+    if not report.is_bundle:
+        reporter.say(
+            "[yellow]This is not a bundle of airferry.[/] If it was sent to you as one, it was stripped or "
+            "replaced: do not use it."
+        )
+        reporter.say("checked as an image layout of another tool, by its own index; [yellow]not checked:[/]")
+        for line in report.not_checked:
+            reporter.say("  {}", line)
+    reporter.say("{}; {}; {}", report.images_text, counted(report.artifacts, "artifact"), amount)
+    reporter.say("root {}" + (" (as expected)" if report.root_verified else ""), report.root)
+    if report.origin is not None:
+        if not report.root_verified:
+            reporter.say("[yellow]As the bundle claims:[/]")
+        for line in report.origin.lines():
+            reporter.copyable(line)
+
+
+def loading(bundle: Path, root: list[str], *, root_verified: bool) -> list[tuple[str, str]]:
+    """Return what brings a bundle into a registry and its jobs to the nodes, as far as the site is described."""
+    known = site_for_hints()
+    if known is None:
+        steps = [("describe the site once: registry, CA, what runs the jobs", command_line("airferry", "site", "init"))]
+        steps.append(("log in, where the registry asks for a password", command_line("airferry", "login")))
+        to = []
+    else:
+        steps = []
+        to = [] if known.profile.registry or os.environ.get("AIRFERRY_TO") else ["--to", "HOST:PORT/PREFIX"]
+    jobs = ["--jobs", JOBS_FOLDER] if known is None or known.profile.executors else []
+    purpose = "load it, and write what submits the jobs" if jobs else "load it"
+    # as a variable, for the shell to fill in: `load` refuses an empty root
+    asked = "" if root_verified else ' --root "$ROOT"'
+    where = "" if root_verified else "; ROOT is the digest from the separate channel"
+    return [*steps, (purpose + where, command_line("airferry", "load", bundle, *root, *to, *jobs) + asked)]
 
 
 def load(
@@ -95,13 +131,14 @@ def load(
     receipt: Annotated[
         Path | None,
         typer.Option(
-            "--receipt", metavar="FILE", help="Receipt to write.", show_default="airgap-receipt-DESTINATION-ROOT.yaml"
+            "--receipt", metavar="FILE", help="Receipt to write.", show_default="named by destination and root"
         ),
     ] = None,
     maps: MapOption = None,
     flatten: FlattenOption = False,
     artifacts: ArtifactsOption = "try",
     audit: AuditOption = "head",
+    verify_first: VerifyFirstOption = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what a load would send and tag.")] = False,
     probe: Annotated[
         bool,
@@ -150,16 +187,22 @@ def load(
 ) -> None:
     """Verify a bundle, load it into a private registry, read it back, and print the submit commands."""
     reporter: Reporter = context.obj
-    known = api.known_site(site)
+    _check_jobs(jobs, source=source)
+    # a profile is read only where it may say something: one that is wrong, or of something else, stops no other load
+    asks = jobs is not None or (to is None and rollback is None) or (ca_file is None and plain_http is not True)
+    known = find_site(site, reporter) if asks else None
     options = make_options(plain_http=plain_http, ca_file=ca_file, jobs=parallel, limit_rate=limit_rate, site=known)
-    _check_jobs(jobs, site=site, source=source)
     if rollback is not None:
         if bundle is not None or dry_run or jobs is not None:
-            raise UsageError("`--rollback` takes a receipt and excludes a bundle, `--dry-run` and `--jobs`")
+            raise UsageError(
+                "`--rollback` takes a receipt and excludes a bundle, `--dry-run` and `--jobs`",
+                hint="run the rollback by itself: `airferry load --rollback RECEIPT`",
+            )
         result = api.rollback(rollback, to=to, root=root, options=options, emit=reporter)
         _show_rollback(result, as_json=as_json, reporter=reporter)
         return
-    to = to or (known.registry if known is not None else None)
+    typed = to is not None
+    to = to or (known.profile.registry if known is not None else None)
     if bundle is None or to is None:
         raise UsageError(
             "`load` requires a bundle and `--to HOST:PORT/PREFIX`, or `registry:` in the site profile",
@@ -168,8 +211,9 @@ def load(
     if probe and not dry_run:
         raise UsageError("`--probe` requires `--dry-run`", hint="or test the registry with `airferry registry probe`")
     destination = api.parse_destination(
-        to, maps=parse_maps(maps or []), flatten=flatten, artifacts=artifacts, audit=audit
+        to, maps=parse_maps(maps or []), flatten=flatten, artifacts=artifacts, audit=audit, verify_first=verify_first
     )
+    say_taken(reporter, known, registry=not typed, ca_file=options.ca_file)
     common: dict[str, Any] = {
         "to": destination,
         "root": root,
@@ -184,7 +228,7 @@ def load(
         if jobs is None:
             outcome = loaded = api.load(bundle, receipt=receipt, **common)
         else:
-            files = api.JobFiles(jobs, site=site, source=source, receipt=receipt)
+            files = api.JobFiles(jobs, site=known or site, source=source, receipt=receipt)
             outcome = api.load_for_jobs(bundle, jobs=files, **common)
             loaded = outcome.loaded
     if as_json:
@@ -192,20 +236,36 @@ def load(
         return
     if dry_run:
         _show_plan(loaded)
+        names = [
+            "to",
+            "root",
+            "receipt",
+            "maps",
+            "flatten",
+            "artifacts",
+            "audit",
+            "verify_first",
+            "jobs",
+            "site",
+            "source",
+        ]
+        options_typed = as_typed(context, *names, "plain_http", "ca_file", "parallel", "limit_rate")
+        reporter.next(("load it", command_line("airferry", "load", bundle, *options_typed)))
         return
     reporter.say("{}", loaded.summary)
+    reporter.say("wrote {}", loaded.receipt_path)
     if isinstance(outcome, api.LoadOutcome):
         _show_commands(outcome, reporter)
     elif outcome.overlays is not None:
-        _show_jobs(outcome.overlays, jobs or Path(), reporter, receipt=loaded.receipt_path, site=site, source=source)
-    reporter.say("wrote {}", loaded.receipt_path)
+        show_overlays(outcome.overlays, jobs or Path(), reporter)
     if not loaded.receipt.root_verified:
         reporter.say("Checked integrity, not origin: no `--root` was given.")
         if loaded.receipt.submit and isinstance(outcome, api.LoadOutcome):
             reporter.say("The submit commands are the bundle's own: read them before you run them.")
+    reporter.next(*_after_load(context, outcome, jobs, known))
 
 
-def _check_jobs(jobs: Path | None, *, site: Path | None, source: Path | None) -> None:
+def _check_jobs(jobs: Path | None, *, source: Path | None) -> None:
     if jobs is not None and str(jobs).isdigit():
         raise UsageError(f"`--jobs {jobs}`: expected a folder", hint=f"for parallel transfers use `-j {jobs}`")
     if jobs is None and source is not None:
@@ -213,7 +273,7 @@ def _check_jobs(jobs: Path | None, *, site: Path | None, source: Path | None) ->
 
 
 def _show_commands(outcome: api.LoadOutcome, reporter: Reporter) -> None:
-    """Print what submits each step, and say what writes the configs and the commands whole."""
+    """Print what submits each step, as far as it is known before overlays are written."""
     commands = outcome.submit_commands()
     if not commands:
         return
@@ -222,43 +282,53 @@ def _show_commands(outcome: api.LoadOutcome, reporter: Reporter) -> None:
         data_line(command)
     if any(image.docker_twin for image in outcome.receipt.images):
         reporter.say("On Slurm, use the Docker twins of these images for enroot; the overlays name them.")
-    overlays = shlex.join(["airferry", "overlays", str(outcome.receipt_path)])
-    what = (
-        "these configs and the complete commands"
-        if outcome.baked
-        else "complete commands for the executors of your site"
-    )
-    if outcome.receipt.catalogue is not None:
-        reporter.say("Next: [bold]{}[/] writes {}; so does a load with `--jobs DIR`.", overlays, what)
-    else:
+    if outcome.receipt.catalogue is None:
         reporter.say(
-            "Next: [bold]{} --source CATALOGUE[/] writes {}. The {} no catalogue: use a copy of the one "
-            "that it was built from; the launcher image has it in its working directory.",
-            overlays,
-            what,
+            "The {} no catalogue: `airferry overlays` takes a copy of the one that it was built from; the launcher "
+            "image has it in its working directory.",
             "bundle contains" if outcome.manifest.catalogue is None else "registry holds",
         )
 
 
-def _show_jobs(
-    made: api.OverlaySet, folder: Path, reporter: Reporter, *, receipt: Path, site: Path | None, source: Path | None
-) -> None:
+def _after_load(
+    context: typer.Context, outcome: api.LoadOutcome | api.JobsOutcome, jobs: Path | None, known: api.FoundSite | None
+) -> list[tuple[str, str]]:
+    """Return what comes after a load: overlays, or the check of those that it wrote; and mirrors, if it holds bases."""
+    loaded = outcome if isinstance(outcome, api.LoadOutcome) else outcome.loaded
+    receipt, ca_file = loaded.receipt_path, as_typed(context, "ca_file")
+    reach = [*as_typed(context, "site", "plain_http"), *ca_file]
+    steps: list[tuple[str, str]] = []
+    if jobs is not None:
+        steps.append(checking(receipt, jobs, [*reach, *as_typed(context, "source")]))
+    elif loaded.receipt.targets or loaded.receipt.steps:
+        if known is None and site_for_hints() is None:
+            # with the CA on record, what comes after it need not name it
+            words = command_line("airferry", "site", "init", "--registry", loaded.receipt.registry, *ca_file)
+            steps.append(("describe the site once: what runs the jobs", words))
+            reach = as_typed(context, "plain_http")
+        what = "these configs and the complete commands" if loaded.baked else "configs and complete commands"
+        source = [] if loaded.receipt.catalogue is not None else ["--source", "CATALOGUE"]
+        words = command_line("airferry", "overlays", receipt, *source, *reach)
+        steps.append((f"write {what} for your site (so does a load with --jobs DIR)", words))
+    if any(image.role == "base" for image in loaded.receipt.images):
+        words = command_line("airferry", "mirrors", receipt, *as_typed(context, "site"))
+        steps.append(("let nodes pull the base images by their original names", words))
+    return steps
+
+
+def checking(receipt: Path, folder: Path, options: list[str]) -> tuple[str, str]:
+    """Return what checks the overlays in a folder, the options being those that reach the same things again."""
+    words = command_line("airferry", "check", receipt, "--overlays", folder, *options)
+    return "check the jobs before you submit them", words
+
+
+def show_overlays(made: api.OverlaySet, folder: Path, reporter: Reporter) -> None:
+    """Print the commands of written overlays, and say how many files there are."""
     for step in made.steps:
         data_line(step.command)
     for note in made.notes:
         reporter.say("[yellow]note:[/] {}", note)
-    say_written(reporter, made, folder, receipt=receipt, site=site, source=source)
-
-
-def say_written(
-    reporter: Reporter, made: api.OverlaySet, folder: Path, *, receipt: Path, site: Path | None, source: Path | None
-) -> None:
-    """Say how many overlay files were written, and the whole command that checks them."""
-    words = ["airferry", "check", str(receipt), "--overlays", str(folder)]
-    for option, value in (("--site", site), ("--source", source)):
-        words += [option, str(value)] if value is not None else []
-    files = counted(len(made.files), "file")
-    reporter.say("wrote {} below {}; next: [bold]{}[/]", files, folder, shlex.join(words))
+    reporter.say("wrote {} below {}", counted(len(made.files), "file"), folder)
 
 
 def _show_rollback(result: api.RollbackResult, *, as_json: bool, reporter: Reporter) -> None:
@@ -273,13 +343,47 @@ def _show_rollback(result: api.RollbackResult, *, as_json: bool, reporter: Repor
 
 def _show_plan(outcome: api.LoadOutcome) -> None:
     for step in outcome.pushed.steps:
-        data_line(f"{step.action}  {step.repository}@{step.digest}  {size_text(step.size_bytes)}")
+        data_items((step.action, f"{step.repository}@{step.digest}", size_text(step.size_bytes)))
     for sent in outcome.pushed.manifest_steps:
-        data_line(f"manifest  {sent.repository}@{sent.digest}  {size_text(sent.size_bytes)}")
+        data_items(("manifest", f"{sent.repository}@{sent.digest}", size_text(sent.size_bytes)))
     for move in outcome.moved_tags:
-        data_line(f"tag  {move.reference}  {move.digest}" + (f"  (was {move.previous})" if move.previous else ""))
+        was = [f"(was {move.previous})"] if move.previous else []
+        data_items(("tag", move.reference, move.digest, *was))
     pushed = outcome.pushed
     data_line(f"would send {size_text(pushed.sent_bytes + pushed.manifest_bytes)}")
+
+
+def find_site(path: Path | None, reporter: Reporter) -> api.FoundSite | None:
+    """Return the site profile that an option names or that lies here, None where there is none.
+
+    Raises:
+        ConfigurationError: it is wrong.
+    """
+    # what is not there is not looked at with all that reads profiles, which takes a while to load
+    if path is None and not any(Path(name).is_file() for name in (SITE_FILE, PLAN_CONFIG)):
+        return None
+    return api.known_site(path, emit=reporter)
+
+
+def site_for_hints() -> api.FoundSite | None:
+    """Return the site profile that the next command will find, for what is said of that; None where it is wrong."""
+    named = os.environ.get("AIRFERRY_SITE")
+    try:
+        return find_site(Path(named) if named else None, Reporter(quiet=True))
+    except AirferryError:
+        return None
+
+
+def say_taken(
+    reporter: Reporter, known: api.FoundSite | None, *, registry: bool = False, ca_file: Path | None = None
+) -> None:
+    """Say which values come from the site profile and not from the command line."""
+    if known is None:
+        return
+    taken = [f"registry {known.profile.registry}"] if registry and known.profile.registry else []
+    taken += [f"CA {ca_file}"] if ca_file is not None and ca_file == known.ca_file else []
+    if taken:
+        reporter.say("{}: from {}", ", ".join(taken), known.path)
 
 
 def make_options(
@@ -288,7 +392,7 @@ def make_options(
     ca_file: Path | None,
     jobs: int = 4,
     limit_rate: str | None = None,
-    site: api.SiteProfile | None = None,
+    site: api.FoundSite | None = None,
 ) -> api.ClientOptions:
     """Return how registries are reached, from the options of a command, and else as the site profile says.
 
@@ -296,8 +400,8 @@ def make_options(
         UsageError: the rate is malformed.
     """
     rate = parse_size(limit_rate, option="--limit-rate", what="bytes per second") if limit_rate else None
-    if ca_file is None and plain_http is not True and site is not None and site.ca_file is not None:
-        ca_file = files.expand_home(Path(site.ca_file))
+    if ca_file is None and plain_http is not True and site is not None:
+        ca_file = site.ca_file
     return api.ClientOptions(plain_http=plain_http, ca_file=ca_file, jobs=jobs, limit_rate=rate)
 
 
@@ -324,5 +428,7 @@ def parse_size(text: str, *, option: str, what: str = "bytes") -> float:
     """
     match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     if match is None or float(match[1]) <= 0:
-        raise UsageError(f"`{option} {text}`: expected {what}, for example `20M`")
+        raise UsageError(
+            f"`{option} {text}`: expected {what}, for example `20M`", hint="a number above 0, alone or with K, M or G"
+        )
     return float(match[1]) * float(1024 ** " KMG".index(match[2].upper() or " "))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from airferry import api
-from airferry.cli.options import CaFileOption, JsonOption, PlainHttpOption, RootOption
+from airferry.cli.bundles import find_site, make_options, say_taken
+from airferry.cli.options import CaFileOption, JsonOption, PlainHttpOption, RootOption, as_typed, command_line
 from airferry.cli.render import Reporter, data, data_line
 from airferry.wording import counted
 
@@ -38,13 +38,19 @@ def extract(
 ) -> None:
     """Extract the step catalogue. Verifies all of it before writing, and writes to the given folder only."""
     reporter: Reporter = context.obj
-    options = api.ClientOptions(plain_http=plain_http, ca_file=ca_file)
+    of_registry = source.is_file() and ca_file is None and plain_http is not True
+    known = find_site(None, reporter) if of_registry else None
+    options = make_options(plain_http=plain_http, ca_file=ca_file, site=known)
+    say_taken(reporter, known, ca_file=options.ca_file)
     with reporter.display():
-        done = api.extract_catalogue(source, destination, root=root, options=options, emit=reporter)
+        done = api.extract_catalogue(source, destination, root=root, site=known, options=options, emit=reporter)
     if as_json:
         document = {"path": str(done.path), "digest": done.digest, "files": done.files, "reused": done.reused}
         data(json.dumps(document, indent=2))
         return
     data_line(str(done.path))
     there = "already there and unchanged" if done.reused else "extracted"
-    reporter.say("{} {}; next: [bold]--source {}[/]", counted(done.files, "file"), there, shlex.quote(str(done.path)))
+    reporter.say("{} {}", counted(done.files, "file"), there)
+    receipt = [source] if source.is_file() else []
+    words = [*receipt, "--source", done.path, *as_typed(context, "plain_http", "ca_file")]
+    reporter.next(("look at what it needs on the site", command_line("airferry", "check", *words)))

@@ -119,17 +119,25 @@ def _targets(context: typer.Context) -> Iterable[str]:
     The shell puts them into the command line as they are: a folder called `$(…)`, which is not a step, is left out.
     """
     from airferry.config.fields import is_target
-    from airferry.defaults import DEFAULT_STEPS
     from airferry.plan.catalogue import catalogue_at, open_catalogue
 
     root = context.params.get("source")
     if "config" in context.params:
         catalogue = open_catalogue(_config(context), source_dir=Path(root) if root else None)
     else:  # on the far side, a catalogue is a folder by itself
-        catalogue = catalogue_at(Path(root or "."), steps=context.params.get("steps") or DEFAULT_STEPS)
+        catalogue = catalogue_at(Path(root or "."), steps=context.params.get("steps"))
     for step in catalogue.step_ids():
         found = [f"{step}:{name}" for name in catalogue.config_names(step)] or [step]
         yield from (text for text in found if is_target(text))
+
+
+def _project_targets(context: typer.Context) -> Iterable[str]:
+    """Return a target of each step that `init` finds."""
+    from airferry.start.survey import survey_catalogue
+
+    root = context.params.get("source") or context.params.get("folder") or "."
+    found = survey_catalogue(Path(root).absolute(), steps=context.params.get("steps"))
+    return [target.spec for target in found.targets] if found else []
 
 
 def _executor_kinds(_context: typer.Context) -> Iterable[str]:
@@ -151,5 +159,6 @@ audit_choices = fixed("head", "read")
 stages = completer(_stages)
 platforms = completer(_platforms)
 targets = completer(_targets)
+project_targets = completer(_project_targets)
 executor_kinds = completer(_executor_kinds)
 asset_kinds = completer(_asset_kinds)

@@ -1,12 +1,22 @@
-"""Two examples for each command: at the end of its help, in its man page, and nowhere else by hand.
-
-`$ROOT`, `$REGISTRY` and `$BUNDLE` stand for the root digest, the registry with its prefix, and the bundle's folder.
-"""
+"""Two examples for each command: at the end of its help, in its man page, and nowhere else by hand."""
 
 from __future__ import annotations
 
+import re
+
+# what the variables of examples stand for
+EXAMPLE_VARIABLES = {
+    "BUNDLE": "the folder that was carried over, for example BUNDLE=out",
+    "REGISTRY": "your registry with a prefix for its images, as HOST:PORT/PREFIX",
+    "ROOT": "the root digest (sha256:…) that came over a separate channel",
+}
+
 # command -> (command line, what it is for)
 EXAMPLES: dict[tuple[str, ...], tuple[tuple[str, str], tuple[str, str]]] = {
+    ("init",): (
+        ("airferry init acme", "a project with two steps that build, in the folder acme"),
+        ("airferry init --source ~/Nemotron --target sft/megatron_bridge:tiny", "a plan here, for a catalogue there"),
+    ),
     ("doctor",): (
         ("airferry doctor --source ~/Nemotron", "is this host fit for the plan in ./airgap.yaml?"),
         ("airferry doctor --engine podman --platform linux/amd64,linux/arm64", "and for Podman and two platforms?"),
@@ -28,7 +38,7 @@ EXAMPLES: dict[tuple[str, ...], tuple[tuple[str, str], tuple[str, str]]] = {
         ("airferry schema | less", "every key and what it takes"),
     ),
     ("quickstart",): (
-        ("airferry quickstart", "the whole job on a built-in example, below out/quickstart"),
+        ("airferry quickstart", "the whole job on a built-in example, below airferry-quickstart"),
         ("airferry quickstart --platform linux/amd64", "for one platform, which needs no emulation"),
     ),
     ("rehearse",): (
@@ -65,11 +75,11 @@ EXAMPLES: dict[tuple[str, ...], tuple[tuple[str, str], tuple[str, str]]] = {
         ),
     ),
     ("login",): (
-        ("airferry login registry.example.com:5000", "asks for user and password"),
-        ("airferry login registry.example.com:5000 --username me --password-stdin < token", "for a script"),
+        ('airferry login "$REGISTRY"', "asks for user and password"),
+        ('airferry login "$REGISTRY" --username me --password-stdin < token', "for a script"),
     ),
     ("logout",): (
-        ("airferry logout registry.example.com:5000", "forget the credentials for one registry"),
+        ('airferry logout "$REGISTRY"', "forget the credentials for one registry"),
         ("airferry logout ghcr.io", "before a shared account is handed on"),
     ),
     ("copy",): (
@@ -116,15 +126,15 @@ EXAMPLES: dict[tuple[str, ...], tuple[tuple[str, str], tuple[str, str]]] = {
         ('airferry assets unpack "$BUNDLE" /lustre/models --json', "for a script"),
     ),
     ("registry", "probe"): (
-        ('airferry registry probe "$REGISTRY"', "what the registry takes, before you load"),
+        ('airferry registry probe "$REGISTRY" --bundle "$BUNDLE"', "does the registry take this bundle?"),
         (
-            'airferry registry probe "$REGISTRY" --ca-file /etc/ssl/site-ca.pem --json',
-            "behind a private CA, for a script",
+            'airferry registry probe "$REGISTRY/airferry-probe" --ca-file /etc/ssl/site-ca.pem --json',
+            "all that it takes, behind a private CA, for a script",
         ),
     ),
     ("site", "init"): (
         ("airferry site init --executor slurm-pyxis:4.0 --profile slurm-pyxis=slurm_sft", "Slurm with enroot 4"),
-        ("airferry site init --executor kubernetes --registry registry.example.com:5000/nemotron", "Kubernetes"),
+        ('airferry site init --executor kubernetes --registry "$REGISTRY"', "Kubernetes"),
     ),
     ("catalogue", "extract"): (
         ('airferry catalogue extract "$BUNDLE" catalogue', "the steps as they were built, to read or to change"),
@@ -136,3 +146,9 @@ EXAMPLES: dict[tuple[str, ...], tuple[tuple[str, str], tuple[str, str]]] = {
 def page_name(path: tuple[str, ...]) -> str:
     """Return the name of a command's man page."""
     return "-".join(("airferry", *path))
+
+
+def explain_variables(lines: list[str]) -> list[str]:
+    """Return what the variables in command lines stand for, a line for each, for people who have not set them."""
+    used = {name for line in lines for name in re.findall(r"\$([A-Z]+)", line)}
+    return [f"${name} is {meaning}." for name, meaning in EXAMPLE_VARIABLES.items() if name in used]

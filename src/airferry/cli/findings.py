@@ -20,12 +20,13 @@ _OVERRIDE = re.compile(r"[+~]{0,2}[A-Za-z_][\w.@/-]*=.*", re.DOTALL)
 def show_findings(reporter: Reporter, report: api.CheckReport, *, notes: bool) -> None:
     """Show findings as a table on a wide terminal, below each other on others, as lines elsewhere."""
     shown = [finding for finding in report.findings if notes or finding.level != "note"]
-    if not sys.stdout.isatty():
+    # findings are the result, which quiet leaves
+    if reporter.quiet or not sys.stdout.isatty():
         for finding in shown:
             fix = f"  [{finding.fix}]" if finding.fix else ""
             also = f"  (also {', '.join(finding.also)})" if finding.also else ""
             data_line(f"{finding.level}  {finding.step}  {_place(finding)}: {finding.text}{fix}{also}")
-    elif reporter.console.width >= TABLE_WIDTH:
+    elif _fits_a_table(reporter.console.width, shown):
         _show_table(reporter, shown)
     else:
         _show_stacked(reporter, shown)
@@ -60,12 +61,22 @@ def _place(finding: api.Finding) -> str:
     return f"{finding.file}:{finding.line}: {finding.key}" + (f" = {finding.value}" if finding.value else "")
 
 
-def _show_table(reporter: Reporter, shown: Iterable[api.Finding]) -> None:
+def _longest_override(shown: Iterable[api.Finding]) -> int:
+    return max((len(finding.fix) for finding in shown if finding.fix and _is_override(finding.fix)), default=0)
+
+
+def _fits_a_table(columns: int, shown: Iterable[api.Finding]) -> bool:
+    """Tell whether a table leaves the other columns two thirds of the terminal with what is to be typed on one line."""
+    return columns >= TABLE_WIDTH and _longest_override(shown) <= columns // 3
+
+
+def _show_table(reporter: Reporter, shown: list[api.Finding]) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for title in ("job", "", "where", "what", "type"):
+    for title in ("job", "", "where", "what"):
         table.add_column(title, overflow="fold")
+    table.add_column("type", overflow="fold", min_width=_longest_override(shown))
     for finding in shown:
         also = "".join(f"\nalso {key}" for key in finding.also)
         value = f" = {finding.value}" if finding.value else ""
@@ -86,10 +97,13 @@ def _show_stacked(reporter: Reporter, shown: Iterable[api.Finding]) -> None:
     for finding in shown:
         if finding.step != job:
             job = finding.step
-            reporter.console.print(f"[bold]{escape(job)}[/]", soft_wrap=True)
-        reporter.console.print(f"  {_LEVEL_STYLES[finding.level]}  {escape(finding.text)}")
-        reporter.console.print(f"    [dim]{escape(_place(finding))}[/]", soft_wrap=True)
+            reporter.say("[bold]{}[/]", job)
+        level = _LEVEL_STYLES[finding.level] + " " * (len("block") - len(finding.level))
+        reporter.say("  " + level + "  {}", finding.text, hanging=len("block  "))
+        reporter.say("    [dim]{}[/]", _place(finding))
         for key in finding.also:
-            reporter.console.print(f"    [dim]also {escape(key)}[/]", soft_wrap=True)
-        if finding.fix:
-            reporter.console.print(f"    {escape(finding.fix)}", soft_wrap=True, highlight=False)
+            reporter.say("    [dim]also {}[/]", key)
+        if finding.fix and _is_override(finding.fix):
+            reporter.copyable(finding.fix, indent=4)
+        elif finding.fix:
+            reporter.say("    {}", finding.fix)

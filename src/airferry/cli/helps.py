@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from airferry.cli.examples import EXAMPLES, page_name
+from airferry.cli.examples import EXAMPLES, explain_variables, page_name
 from airferry.cli.render import data_line
 
 if TYPE_CHECKING:
@@ -25,7 +25,9 @@ class _Command(TyperCommand):
         shown = [" Examples:"]
         for line, meaning in EXAMPLES[path]:
             shown += [f"   {line}", f"       {meaning}"]
-        for text in (*shown, "", f" Manual: man {page_name(path)}", ""):
+        shown += [f"   {text}" for text in explain_variables([line for line, _ in EXAMPLES[path]])]
+        shown += ["", " `--quiet`, `--verbose` and `--debug` may stand before or after the command."]
+        for text in (*shown, f" Manual: man {page_name(path)}", ""):
             data_line(text)
 
 

@@ -10,7 +10,7 @@ import typer
 
 from airferry import api
 from airferry.cli.options import JsonOption
-from airferry.cli.render import Reporter, data, data_line
+from airferry.cli.render import Reporter, data, data_items, data_text
 from airferry.wording import counted
 
 
@@ -34,8 +34,8 @@ def history(
         data(json.dumps(found.to_document(), indent=2))
     else:
         for one in found.loads:
-            data_line(f"{one.loaded_at}  {one.registry}  {one.root}")
-            data_line(f"  {', '.join(_facts(one))}; {one.path}")
+            data_items((one.loaded_at, one.registry, one.root))
+            data_text(f"  {', '.join(_facts(one))}; {one.path}")
         if not found.loads and not found.unreadable:
             reporter.say("no receipts here: `airferry load` writes one to the current folder, or to `--jobs DIR`")
     found.raise_if_unreadable()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ import typer
 
 from airferry import api
 from airferry.cli import completion
-from airferry.cli.bundles import make_options, say_written
+from airferry.cli.bundles import checking, find_site, make_options, show_overlays
 from airferry.cli.findings import show_findings, show_fixes
 from airferry.cli.options import (
     CaFileOption,
@@ -25,10 +24,13 @@ from airferry.cli.options import (
     SiteSourceOption,
     StepsOption,
     TargetOption,
+    as_typed,
+    command_line,
 )
-from airferry.cli.render import Reporter, data, data_line
-from airferry.defaults import OVERLAYS_FOLDER, SITE_FILE
+from airferry.cli.render import Reporter, ask_line, data, data_items
+from airferry.defaults import COMMANDS_FILE, OVERLAYS_FOLDER, PROFILE_FILE, RECEIPT_STEM, SITE_FILE
 from airferry.errors import UsageError
+from airferry.host import files
 from airferry.wording import counted
 
 _PANEL = "Far side"
@@ -36,6 +38,8 @@ EXECUTORS_QUESTION = "Executors, separated by commas (slurm-pyxis:VERSION, kuber
 _SITE_OPTIONS: dict[tuple[str | int, ...], str] = {
     ("executors",): "--executor",
     ("registry",): "--registry",
+    ("ca_file",): "--ca-file",
+    ("node_ca_file",): "--node-ca-file",
     ("platform",): "--platform",
     ("gpu", "driver"): "--gpu-driver",
     ("gpu", "compute_capabilities"): "--compute-capability",
@@ -72,6 +76,13 @@ def init(
     ] = None,
     registry: Annotated[
         str | None, typer.Option("--registry", metavar="HOST:PORT/PREFIX", help="Private registry of the site.")
+    ] = None,
+    ca_file: Annotated[
+        str | None,
+        typer.Option("--ca-file", metavar="FILE", help="PEM certificate of the registry's private CA, on this host."),
+    ] = None,
+    node_ca_file: Annotated[
+        str | None, typer.Option("--node-ca-file", metavar="PATH", help="Path of that certificate on the nodes.")
     ] = None,
     platform: Annotated[
         str | None,
@@ -117,6 +128,8 @@ def init(
     document: dict[str, Any] = {
         "executors": executor or [],
         "registry": registry,
+        "ca_file": ca_file,
+        "node_ca_file": node_ca_file,
         "platform": platform,
         "gpu": {"driver": gpu_driver, "compute_capabilities": capability or []},
         "mounts": mount or [],
@@ -124,15 +137,36 @@ def init(
         "endpoints": parse_pairs(endpoint or [], "--endpoint", "PROVIDER=URL"),
     }
     profiles = parse_pairs(profile or [], "--profile", "EXECUTOR=NAME")
-    if sys.stdin.isatty() and sys.stderr.isatty():
+    if reporter.may_ask:
         _ask(reporter, document, profiles)
     document["executors"] = _with_profiles(document["executors"], profiles)
+    document["ca_file"] = _from_profile(document["ca_file"], out)
     for key in ("gpu", "mirrors"):
         document[key] = {name: value for name, value in document[key].items() if value}
     written = api.init_site(out, document, force=force, options=_SITE_OPTIONS)
     for unable in written.without_zstd:
         reporter.say("{} cannot read zstd: the near side's plan selects gzip for this site.", unable)
     reporter.say("wrote {}", out)
+    if written.registry:
+        elsewhere = out != Path(SITE_FILE)
+        host = [written.registry.partition("/")[0]] if elsewhere else []
+        reach = ["--ca-file", written.ca_file] if elsewhere and written.ca_file else []
+        words = command_line("airferry", "login", *host, *reach)
+        reporter.next(("log in, where the registry asks for a password", words))
+
+
+def _from_profile(ca_file: str | None, out: Path) -> str | None:
+    """Return the path of a CA that was typed here as a profile elsewhere has to name it: its paths start there.
+
+    Raises:
+        UsageError: there is no such file.
+    """
+    if not ca_file:
+        return ca_file
+    path = files.expand_home(Path(ca_file))
+    if not files.is_file(path):
+        raise UsageError(f"`--ca-file {ca_file}`: there is no such file", hint="nothing was written")
+    return ca_file if files.resolved(out.parent) == files.resolved(Path()) else str(path.absolute())
 
 
 def _with_profiles(executors: list[str], profiles: Mapping[str, str]) -> list[Any]:
@@ -143,7 +177,10 @@ def _with_profiles(executors: list[str], profiles: Mapping[str, str]) -> list[An
         name = unused.pop(kind, None)
         made.append({"kind": kind, **({"version": version} if version else {}), "profile": name} if name else text)
     if unused:
-        raise UsageError(f"`--profile {next(iter(unused))}=…` names an executor that the site does not have")
+        raise UsageError(
+            f"`--profile {next(iter(unused))}=…` names an executor that the site does not have",
+            hint=f"add `--executor {next(iter(unused))}`, or leave the profile out",
+        )
     return made
 
 
@@ -152,7 +189,7 @@ def _ask(reporter: Reporter, document: dict[str, Any], profiles: dict[str, str])
 
     def ask(question: str, key: str, make: Callable[[str], Any], *, below: str | None = None) -> Any:
         while True:
-            answer = str(typer.prompt(question, default="", show_default=False, err=True)).strip()
+            answer = ask_line(question)
             value = make(answer)
             trouble = api.site_trouble(key, {below: value} if below else value) if value else None
             if trouble is None:
@@ -161,6 +198,14 @@ def _ask(reporter: Reporter, document: dict[str, Any], profiles: dict[str, str])
 
     document["executors"] = document["executors"] or ask(EXECUTORS_QUESTION, "executors", _listed)
     document["registry"] = document["registry"] or ask("Registry and prefix (HOST:PORT/PREFIX)", "registry", str)
+    if document["registry"]:
+        document["ca_file"] = document["ca_file"] or ask(
+            "PEM certificate of its private CA, on this host (FILE)", "ca_file", str
+        )
+    if document["ca_file"]:
+        document["node_ca_file"] = document["node_ca_file"] or ask(
+            "Path of that certificate on the nodes (PATH)", "node_ca_file", str
+        )
     document["platform"] = document["platform"] or ask("CPU platform of the nodes (linux/amd64)", "platform", str)
     gpu = document["gpu"]
     gpu["driver"] = gpu["driver"] or ask("NVIDIA driver version", "gpu", str, below="driver")
@@ -195,7 +240,7 @@ def _paired(answer: str) -> dict[str, str]:
 
 def overlays(
     context: typer.Context,
-    receipt: ReceiptArgument,
+    receipt: ReceiptArgument = Path(),
     source: SiteSourceOption = None,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the overlays.")] = Path(OVERLAYS_FOLDER),
     site: SiteOption = None,
@@ -211,28 +256,30 @@ def overlays(
 ) -> None:
     """Write a config overlay for each step that pins the loaded image, and the command that submits it."""
     reporter: Reporter = context.obj
+    known = find_site(site, reporter)
+    options = make_options(plain_http=plain_http, ca_file=ca_file, site=known)
     with reporter.display():
         made = api.overlays(
             receipt,
             out=out,
             catalogue=api.CatalogueSource(source=source, bundle=bundle, steps=steps, root=root),
-            site=site,
-            options=make_options(plain_http=plain_http, ca_file=ca_file, site=api.known_site(site)),
+            site=known or site,
+            options=options,
             emit=reporter,
         )
     if as_json:
         data(json.dumps({"out": str(out), "steps": [step.to_document() for step in made.steps]}, indent=2))
         return
-    for step in made.steps:
-        data_line(step.command)
-    for note in made.notes:
-        reporter.say("[yellow]note:[/] {}", note)
-    say_written(reporter, made, out, receipt=receipt, site=site, source=source)
+    show_overlays(made, out, reporter)
+    words = as_typed(context, "site", "source", "steps", "root", "bundle", "plain_http", "ca_file")
+    if made.private_ca and options.ca_file is None:
+        words += ["--ca-file", "CA.pem"]
+    reporter.next(checking(receipt, out, words))
 
 
 def mirrors(
     context: typer.Context,
-    receipt: ReceiptArgument,
+    receipt: ReceiptArgument = Path(),
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the files.")] = Path("airgap-mirrors"),
     plain_http: PlainHttpOption = None,
     ca_file: Annotated[
@@ -245,10 +292,14 @@ def mirrors(
 ) -> None:
     """Write mirror configurations that redirect the original names of base images to the private registry."""
     reporter: Reporter = context.obj
-    known = api.known_site(site)
-    if ca_file is None and plain_http is not True and known is not None:
-        ca_file = known.node_ca_file
-    made = api.mirrors(receipt, out=out, plain_http=plain_http, ca_file=ca_file, root=root, emit=reporter)
+    known = find_site(site, reporter)
+    ca = api.NodeCa(ca_file)
+    if plain_http is not True and known is not None:
+        path, certificate = ca_file or known.profile.node_ca_file, known.ca_file
+        # where the path on the nodes is known, one that is not on this host is not needed here
+        there = certificate is not None and (path is None or files.is_file(certificate))
+        ca = api.NodeCa(path, certificate if there else None)
+    made = api.mirrors(receipt, out=out, plain_http=plain_http, ca=ca, site=known, root=root, emit=reporter)
     if as_json:
         images = [
             {"original": str(image.original), "mirror": str(image.place), "digest": image.digest}
@@ -257,8 +308,12 @@ def mirrors(
         data(json.dumps({"out": str(out), "images": images, "files": list(made.files)}, indent=2))
         return
     for image in made.images:
-        data_line(f"{image.original}  {image.place}  {image.digest}")
+        data_items((str(image.original), str(image.place), image.digest))
     reporter.say("wrote {} below {}", counted(len(made.files), "file"), out)
+    kinds = {executor.kind for executor in known.profile.executors} if known is not None else set()
+    steps = [(step.purpose, step.command) for step in made.steps(kinds)]
+    inside = ("the commands that follow, for every runtime, are in INSTALL.txt there", command_line("cd", out))
+    reporter.next(inside, *steps, where=f"where `{out.name}` was copied to or is shared")
 
 
 def check(
@@ -267,7 +322,10 @@ def check(
     receipt: Annotated[
         Path | None,
         typer.Argument(
-            metavar="RECEIPT", help="Receipt that `airferry load` wrote; without it, images are not checked."
+            metavar="RECEIPT",
+            help="Receipt that `airferry load` wrote, or its folder; by default the current one, unless --source or "
+            "--bundle is given. Without a receipt, images are not checked.",
+            show_default=False,
         ),
     ] = None,
     site: SiteOption = None,
@@ -307,10 +365,13 @@ def check(
 ) -> None:
     """Check each step: needs nothing from outside, and finds what it reads. Exits with 8 if something blocks a job."""
     reporter: Reporter = context.obj
+    if receipt is None and source is None and bundle is None and any(Path().glob(f"{RECEIPT_STEM}*.yaml")):
+        receipt = Path()
+    known = find_site(site, reporter)
     with reporter.display():
         report = api.check(
             api.JobSelection(
-                site=site,
+                site=known or site,
                 targets=tuple(target or ()),
                 executor=executor,
                 profile=profile,
@@ -322,7 +383,7 @@ def check(
             hash_assets=hash_assets,
             ask_registry=registry,
             options=replace(
-                make_options(plain_http=plain_http, ca_file=ca_file, site=api.known_site(site)),
+                make_options(plain_http=plain_http, ca_file=ca_file, site=known),
                 connect_timeout_s=10.0,
                 read_timeout_s=20.0,
             ),
@@ -336,6 +397,24 @@ def check(
             show_fixes(report, notes=notes)
     report.raise_if_blocked()
     reporter.say("Nothing blocks {}.", counted(len(report.steps), "job"))
+    if as_json:
+        return
+    if overlays_folder is not None and known is not None:
+        reporter.next(*_submitting(overlays_folder, executor or known.profile.executors[0].kind))
+    elif receipt is not None:
+        words = as_typed(context, "site", "source", "steps", "root", "bundle", "plain_http", "ca_file")
+        reporter.next(("write what submits them", command_line("airferry", "overlays", receipt, *words)))
+
+
+def _submitting(folder: Path, kind: str) -> list[tuple[str, str]]:
+    """Return what shows how jobs are submitted on an executor, of the files that `overlays` wrote into a folder."""
+    return [
+        (
+            "add this profile to those that the commands read (Nemotron: env.toml)",
+            command_line("cat", folder / kind / PROFILE_FILE),
+        ),
+        ("then run the jobs' commands", command_line("cat", folder / kind / COMMANDS_FILE)),
+    ]
 
 
 def parse_pairs(values: list[str], option: str, form: str) -> dict[str, str]:
@@ -348,6 +427,8 @@ def parse_pairs(values: list[str], option: str, form: str) -> dict[str, str]:
     for value in values:
         name, equals, rest = value.partition("=")
         if not equals or not name or not rest:
-            raise UsageError(f"`{option} {value}`: expected `{form}`")
+            raise UsageError(
+                f"`{option} {value}`: expected `{form}`", hint=f"write `{option} NAME=VALUE`, once for each"
+            )
         pairs[name] = rest
     return pairs

@@ -2,16 +2,45 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from airferry.cli import completion
+from airferry.defaults import PLAN_CONFIG
 
-DEFAULT_PLAN_FILE = Path("airgap.yaml")
+DEFAULT_PLAN_FILE = Path(PLAN_CONFIG)
 MAX_PARALLEL = 64
 MAX_READERS = 256
+
+
+def command_line(*words: object) -> str:
+    """Return a command line for a shell."""
+    return shlex.join(str(word) for word in words)
+
+
+def as_typed(context: typer.Context, *names: str) -> list[str]:
+    """Return some of a command's options as they were typed, for a command line that goes on from it.
+
+    What the environment or a profile says is left out, as the next command finds it there too.
+    """
+    parameters = {parameter.name: parameter for parameter in context.command.params}
+    words: list[str] = []
+    for name in names:
+        value, parameter = context.params.get(name), parameters[name]
+        source = context.get_parameter_source(name)
+        if value is None or source is None or source.name != "COMMANDLINE":
+            continue
+        options = parameter.secondary_opts if value is False else parameter.opts
+        option = next((option for option in options if option.startswith("--")), None)
+        if option is not None:
+            values = value if isinstance(value, list | tuple) else [value]
+            words += [
+                word for one in values for word in ([option] if one is True or one is False else [option, str(one)])
+            ]
+    return words
 
 
 def _jobs(help_text: str, *, flag: str = "--jobs", limit: int = MAX_PARALLEL) -> Any:
@@ -127,7 +156,14 @@ RootOption = Annotated[
         help="Root digest of the bundle, received over a separate channel.",
     ),
 ]
-ReceiptArgument = Annotated[Path, typer.Argument(metavar="RECEIPT", help="Receipt that `airferry load` wrote.")]
+ReceiptArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RECEIPT",
+        help="Receipt that `airferry load` wrote, or its folder; by default the current one.",
+        show_default=False,
+    ),
+]
 ReceiptRootOption = Annotated[
     str | None,
     typer.Option(
@@ -161,6 +197,13 @@ AuditOption = Annotated[
         autocompletion=completion.audit_choices,
     ),
 ]
+VerifyFirstOption = Annotated[
+    bool,
+    typer.Option(
+        "--verify-first",
+        help="Read and hash all of the bundle before anything is sent; else each blob is hashed as it is sent.",
+    ),
+]
 FlattenOption = Annotated[bool, typer.Option("--flatten", help="Keep only the last part of each repository's path.")]
 
 # --- the site --------------------------------------------------------------------------------------------------------
@@ -185,7 +228,7 @@ SiteOption = Annotated[
 ]
 StepsOption = Annotated[
     str | None,
-    typer.Option("--steps", metavar="DIR", help="Folder of the steps in the catalogue, if the receipt lacks it."),
+    typer.Option("--steps", metavar="DIR", help="Folder of the steps in the catalogue, where several may be meant."),
 ]
 
 # --- registries ------------------------------------------------------------------------------------------------------

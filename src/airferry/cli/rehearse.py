@@ -18,8 +18,10 @@ from airferry.cli.options import (
     SharedProcessesOption,
     SourceOption,
     TargetOption,
+    as_typed,
+    command_line,
 )
-from airferry.cli.render import Reporter, data, data_line, seconds
+from airferry.cli.render import Reporter, data, data_items, seconds
 
 
 def register(app: typer.Typer) -> None:
@@ -54,11 +56,15 @@ def rehearse(
         for result in report.results:
             entry = result.entry
             how = "reused" if result.reused else seconds(result.elapsed_s)
-            data_line(f"{entry.target}  {entry.platform}  {entry.reached}  {entry.stopped_by}  {entry.text}  ({how})")
+            data_items((entry.target, entry.platform, entry.reached, entry.stopped_by, entry.text, f"({how})"))
             for attempt in entry.attempts:
                 mark = "declared" if attempt.allowed else "undeclared"
                 place = attempt.place or attempt.library
-                data_line(f"  {mark}  {attempt.where}  {attempt.protocol}  {attempt.process}  {place}")
+                data_items((f"  {mark}", attempt.where, attempt.protocol, attempt.process, place))
     reporter.say("wrote {}", outcome.path)
     report.raise_if_wrong()
-    reporter.say("No step tries to reach outside; `airferry build --rehearse` records this in the bundle.")
+    reporter.say("No step tries to reach outside.")
+    if not as_json:
+        names = ("config", "source", "target", "platform", "locked", "engine", "jobs", "shared_processes")
+        words = command_line("airferry", "build", "--rehearse", *as_typed(context, *names))
+        reporter.next(("build the bundle, with this on record in it", words))

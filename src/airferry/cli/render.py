@@ -9,36 +9,48 @@ call shows nothing.
 from __future__ import annotations
 
 import re
+import shutil
 import sys
+import textwrap
 import threading
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from airferry.errors import AirferryError, HostError
+from airferry.errors import AirferryError, HostError, UsageError
 from airferry.events import CommandRun, Event, Notice, StageFinished, StageStarted, Warned
 from airferry.events import Progress as Progressed
 from airferry.host import clock
-from airferry.wording import on_one_line, size_text, visible
+from airferry.wording import comment_line, on_one_line, size_text, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
+    from rich.text import Text
 
 PLAIN_INTERVAL_S = 10.0
 SHOWN_TAIL_LINES = 15
 # a name in a foreign index may have megabytes
 MAX_MESSAGE_CHARACTERS = 50_000
-NARROW_COLUMNS = 100
-BAR_COLUMNS = {"wide": 24, "narrow": 8}
+# from so many columns on, a live row has a bar of so many, and the time; in fewer it has name and amount alone
+BAR_COLUMNS = ((100, 24), (60, 8))
 ELAPSED_COLUMNS = len("0:00:00")
 # below this, what is left of a reference or a URL says nothing
 SHORTEST_WORD = 20
+# a terminal that is narrower gets lines of this width, which it wraps
+LEAST_COLUMNS = 20
+# of names in columns; a longer one has a line for itself
+WIDEST_COLUMN = 28
 _NEW_LINE = re.compile(r"\n(?! )")
 _DIGEST = re.compile(r"(sha(?:256|384|512):[0-9a-f]{6})[0-9a-f]{20,}([0-9a-f]{6})")
+# a word; what is in backquotes is to be typed, and so is one word
+_WORD = re.compile(r"(?:[^\s`]|`[^`\n]*`)+|\S+")
+# `  base       Debian …`: what the lines after the first are below of
+_LABEL = re.compile(r" *\S+(?: \S+)* {2,}(?=\S)")
 
 
 def escape(text: str) -> str:
@@ -85,6 +97,52 @@ def _cut(text: str, columns: int) -> str:
     return f"{text[:head]}…{text[-tail:] if tail > 0 else ''}"
 
 
+def in_lines(text: Text, columns: int, *, hanging: int, indent: int | None = None) -> Text:
+    """Return text with line breaks between words, so that a terminal of that width breaks none.
+
+    What is to be typed, in backquotes or bold, is never broken, nor is a word that is longer than a line: a terminal
+    that wraps those copies them as one line. Lines after the first begin `hanging` columns further right, or at
+    `indent`, so none passes for a line that we began.
+    """
+    from rich.text import Text
+
+    made = []
+    for line in text.split("\n", allow_blank=True):
+        lead = len(line.plain) - len(line.plain.lstrip(" "))
+        deep = min(lead + hanging, columns // 3) if indent is None else indent
+        cuts = _cuts(line, columns - deep, columns - lead)
+        first, *rest = line.divide(cuts)
+        made.append(first)
+        for piece in rest:
+            made[-1].rstrip()
+            made.append(Text(" " * deep) + piece)
+    return Text("\n").join(made)
+
+
+def _cuts(line: Text, columns: int, first: int) -> list[int]:
+    """Return where a line breaks: `first` columns are left after its indentation, `columns` in each line after that."""
+    from rich.cells import cell_len
+
+    typed = [(span.start, span.end) for span in line.spans if "bold" in str(span.style)]
+    cuts: list[int] = []
+    taken, end = 0, None
+    for word in _WORD.finditer(line.plain):
+        gap = 0 if end is None else cell_len(line.plain[end : word.start()])
+        width = cell_len(word[0])
+        inside = any(start < word.start() < stop for start, stop in typed)
+        following = next((stop for start, stop in typed if start == word.start()), word.end())
+        whole = max(width, cell_len(line.plain[word.start() : following]))
+        room = columns if cuts else first
+        # what fits into no line is broken by the terminal anyway: it gets a line where it would begin far to the right
+        if end is not None and not inside and taken + gap + whole > room and (whole <= columns or taken > room // 3):
+            cuts.append(word.start())
+            taken = width
+        else:
+            taken += gap + width
+        end = word.end()
+    return cuts
+
+
 class Reporter:
     """Renders events. Safe to call from several threads."""
 
@@ -114,15 +172,9 @@ class Reporter:
             return
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-        progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=self._bar_columns),
-            TextColumn("{task.fields[amount]}", markup=False),
-            TimeElapsedColumn(),
-            console=self.console,
-            transient=True,
-        )
+        name, amount = (TextColumn(shown, markup=False) for shown in ("{task.description}", "{task.fields[amount]}"))
+        bar = (BarColumn(bar_width=self._bar_columns), amount, TimeElapsedColumn()) if self._bar_columns else (amount,)
+        progress = Progress(SpinnerColumn(), name, *bar, console=self.console, transient=True)
         with progress:
             self._live = progress
             try:
@@ -146,16 +198,16 @@ class Reporter:
         elif isinstance(event, Progressed):
             self._advance(event)
         elif isinstance(event, Warned):
-            self._line(f"[yellow]warning:[/] {_indented(event.text)}")
+            self._line(f"[yellow]warning:[/] {_indented(event.text)}", hanging=len("warning: "))
             if event.hint:
-                self._line(f"         {_indented(event.hint)}")
+                self._line(f"         {_indented(event.hint)}", hanging=0)
         elif isinstance(event, Notice):
             more = "; `--verbose` lists them" if event.details and not self.verbose else ""
             self._line(_indented(event.text + more))
             for line in event.details if self.verbose else ():
                 self._line(f"  {_indented(line)}")
         elif isinstance(event, CommandRun) and self.debug:
-            self._line(f"[dim]$ {_indented(event.command)}[/]")
+            self._console.print(f"[dim]$ {_indented(event.command)}[/]")
 
     def _begin(self, event: StageStarted) -> None:
         detail = f" {event.detail}" if event.detail else ""
@@ -200,7 +252,7 @@ class Reporter:
 
     @property
     def _bar_columns(self) -> int:
-        return BAR_COLUMNS["narrow" if self.console.width < NARROW_COLUMNS else "wide"]
+        return next((bar for least, bar in BAR_COLUMNS if self.console.width >= least), 0)
 
     def _fitting(self, text: str, *, taken: int) -> str:
         """Return what is shown next to amounts and times: in full in logs and with `--verbose`, else shortened."""
@@ -210,22 +262,67 @@ class Reporter:
 
     def _row_name(self, name: str, amount: str) -> str:
         """Return the name in a live row, which has one line: rich would cut its end and crowd the amount out."""
-        taken = len("⠋ ") + self._bar_columns + len(amount) + ELAPSED_COLUMNS + 3
+        taken = len("⠋ ") + len(amount) + 1
+        if self._bar_columns:
+            taken += self._bar_columns + ELAPSED_COLUMNS + 2
         if self.verbose:
             return name
-        return _cut(self._fitting(name, taken=taken), max(self.console.width - taken, SHORTEST_WORD))
+        return _cut(self._fitting(name, taken=taken), max(self.console.width - taken, SHORTEST_WORD // 2))
 
-    def _line(self, text: str) -> None:
-        target = self._live.console if self._live is not None else self.console
-        target.print(text)
+    @property
+    def _console(self) -> Console:
+        return self._live.console if self._live is not None else self.console
 
-    def say(self, markup: str, *values: object) -> None:
+    @property
+    def may_ask(self) -> bool:
+        """Whether someone is there to be asked: on a terminal, and not with `--quiet`."""
+        return not self.quiet and sys.stdin.isatty() and sys.stderr.isatty()
+
+    def _line(self, markup: str, *, hanging: int = 2) -> None:
+        """Print a line of ours, with line breaks between words on a terminal; in a pipe and a log it stays one."""
+        console = self._console
+        if console.is_terminal:
+            text = console.render_str(markup, emoji=False, highlight=False)
+            console.print(in_lines(text, max(console.width, LEAST_COLUMNS), hanging=hanging))
+        else:
+            console.print(markup)
+
+    def complain(self, markup: str, *values: object, hanging: int = 2) -> None:
+        """Tell what failed on stderr, as `say` does, quiet or not: an error follows that names it alone."""
+        self._line(markup.format(*(escape(str(value)) for value in values)), hanging=hanging)
+
+    def say(self, markup: str, *values: object, hanging: int = 2) -> None:
         """Tell the operator something on stderr, unless quiet was asked for.
 
         The first argument is a literal in rich's markup; `{}` in it stands for the values, which are shown as they are.
+        A terminal gets line breaks between words, see `in_lines`.
         """
         if not self.quiet:
-            self.console.print(markup.format(*(escape(str(value)) for value in values)))
+            self.complain(markup, *values, hanging=hanging)
+
+    def copyable(self, text: str, *, indent: int = 0) -> None:
+        """Show what is copied, such as a command line, as one line: a terminal that wraps it copies it so, too."""
+        if not self.quiet:
+            self.console.print(" " * indent + escape(text))
+
+    def next(self, *steps: tuple[str, str], where: str = "") -> None:
+        """Say what to do next, unless quiet was asked for: each command line to paste, below what it is for.
+
+        The only place that does: with `--json` no command calls it. `where` says where the commands are to be run. The
+        block is a script: what a command is for is a comment of the shell.
+        """
+        if steps:
+            self.say("[bold]Next{}:[/]", f", {where}" if where else "")
+        for purpose, command in steps:
+            for line in self._in_comments(purpose):
+                self.say("  [dim]{}[/]", line)
+            self.copyable(command, indent=2)
+
+    def _in_comments(self, text: str) -> list[str]:
+        """Return text as comments of the shell: each line of it is one, or a paste of the block would run the rest."""
+        if not self.console.is_terminal:
+            return [comment_line(text)]
+        return [comment_line(line) for line in textwrap.wrap(text, max(self.console.width, LEAST_COLUMNS) - 4)]
 
     def interrupted(self) -> None:
         """Say that a signal ended the command."""
@@ -233,7 +330,7 @@ class Reporter:
 
     def bug(self, error: Exception) -> None:
         """Show an error that airferry did not raise on purpose."""
-        self.console.print(f"[bold red]bug:[/] {type(error).__name__}: {escape(str(error))}")
+        self._line(f"[bold red]bug:[/] {type(error).__name__}: {escape(str(error))}")
         self.console.print("Report this bug with the output of a rerun with `--debug`.")
 
     def trace(self) -> None:
@@ -243,12 +340,12 @@ class Reporter:
 
     def error(self, error: AirferryError) -> None:
         """Show an error and what can be done about it, always on stderr, quiet or not."""
-        self.console.print(f"[bold red]error:[/] {_indented(error.message)}")
+        self._line(f"[bold red]error:[/] {_indented(error.message)}", hanging=len("error: "))
         tail = () if "\n" in error.message else error.tail
         for line in tail[-SHOWN_TAIL_LINES:]:
-            self.console.print(f"  [dim]|[/] {_indented(line)}")
-        if error.hint:
-            self.console.print(f"[bold]hint:[/]  {_indented(error.hint)}")
+            self._line(f"  [dim]|[/] {_indented(line)}")
+        if hint := error.hint or error.advice:
+            self._line(f"[bold]hint:[/]  {_indented(hint)}", hanging=len("hint:  "))
 
 
 def escape_what_python_writes() -> None:
@@ -270,6 +367,23 @@ def escape_what_python_writes() -> None:
     warnings.showwarning = of_warning
 
 
+def ask_line(question: str, *, needed: bool = False, hidden: bool = False) -> str:
+    """Ask on the terminal and return the answer; unless one is `needed`, an empty one stands for the default.
+
+    Raises:
+        UsageError: the input ended.
+    """
+    import typer
+
+    try:
+        if needed:
+            return str(typer.prompt(question, err=True, hide_input=hidden))
+        return str(typer.prompt(question, default="", show_default=False, err=True)).strip()
+    except typer.Abort as error:
+        sys.stderr.write("\n")
+        raise UsageError("the input ended before all was answered", hint="options take the place of answers") from error
+
+
 def data(text: str) -> None:
     """Write data to stdout, and nothing else.
 
@@ -283,7 +397,10 @@ def data(text: str) -> None:
         sys.stdout.write(shown if shown.endswith("\n") else shown + "\n")
         sys.stdout.flush()
     except OSError as error:
-        raise HostError(f"cannot write to standard output: {error.strerror}") from error
+        raise HostError(
+            f"cannot write to standard output: {error.strerror}",
+            hint="check what reads it: a full disk, or a program that ended",
+        ) from error
 
 
 def data_line(*lines: str) -> None:
@@ -293,3 +410,86 @@ def data_line(*lines: str) -> None:
         HostError: they cannot be written.
     """
     data("\n".join(map(on_one_line, lines)))
+
+
+def _columns() -> int | None:
+    """Return how wide the terminal is that stdout is, None where it is a pipe or a file."""
+    return max(shutil.get_terminal_size().columns, LEAST_COLUMNS) if sys.stdout.isatty() else None
+
+
+def data_text(*lines: str) -> None:
+    """Write lines for people to stdout: on a terminal broken between words, below the text that follows a label.
+
+    Raises:
+        HostError: they cannot be written.
+    """
+    columns = _columns()
+    if columns is None:
+        data_line(*lines)
+        return
+    from rich.text import Text
+
+    made = []
+    for line in map(on_one_line, lines):
+        label = _LABEL.match(line)
+        indent = label.end() if label and label.end() <= columns // 2 else None
+        made.append(in_lines(Text(line), columns, hanging=2, indent=indent).plain)
+    data("\n".join(made))
+
+
+def data_items(*items: Sequence[str]) -> None:
+    """Write items to stdout, a line each, as `a  b`: on a terminal that is too narrow, parts go whole to further lines.
+
+    Raises:
+        HostError: they cannot be written.
+    """
+    columns = _columns()
+    if columns is None:
+        data_line(*("  ".join(item) for item in items))
+        return
+    from rich.cells import cell_len
+
+    lines = []
+    for first, *rest in ([on_one_line(part) for part in item] for item in items):
+        lines.append(first)
+        for part in rest:
+            # what is longer than a line is broken by the terminal, wherever it begins
+            if cell_len(part) + 4 > columns or cell_len(lines[-1]) % columns + 2 + cell_len(part) <= columns:
+                lines[-1] += f"  {part}"
+            else:
+                lines.append(f"    {part}")
+    data("\n".join(lines))
+
+
+def data_rows(rows: Sequence[Sequence[str]]) -> None:
+    """Write rows of data to stdout: for a terminal in columns, the last of them wrapped; else a line each, as `a  b`.
+
+    A cell that is longer than its column, such as a media type, has a line for itself, whole.
+
+    Raises:
+        HostError: they cannot be written.
+    """
+    columns = _columns()
+    if columns is None:
+        data_line(*("  ".join(filter(None, row)) for row in rows))
+        return
+    from rich.cells import cell_len
+    from rich.text import Text
+
+    most = min(columns // 3, WIDEST_COLUMN)
+    safe = [[on_one_line(cell) for cell in row] for row in rows]
+    widths = [min(most, max(map(cell_len, column))) for column in list(zip(*safe, strict=True))[:-1]]
+    lines = []
+    for *cells, last in safe:
+        line = ""
+        for cell, start, width in zip(
+            cells, accumulate(widths, lambda a, b: a + b + 2, initial=0), widths, strict=False
+        ):
+            line += " " * (start - cell_len(line)) + cell
+            if cell_len(cell) > width:
+                lines.append(line)
+                line = ""
+        start = sum(widths) + 2 * len(widths)
+        line += " " * (start - cell_len(line))
+        lines.append(in_lines(Text(line + last), columns, hanging=0, indent=start).plain.rstrip())
+    data("\n".join(lines))

@@ -9,9 +9,18 @@ from typing import Annotated
 import typer
 
 from airferry import api
-from airferry.cli.bundles import parse_maps
-from airferry.cli.options import BundleArgument, FlattenOption, JsonOption, MapOption, RootOption
-from airferry.cli.render import Reporter, data, data_line
+from airferry.cli.bundles import loading, parse_maps
+from airferry.cli.options import (
+    BundleArgument,
+    FlattenOption,
+    JsonOption,
+    MapOption,
+    RootOption,
+    as_typed,
+    command_line,
+)
+from airferry.cli.render import Reporter, data, data_items
+from airferry.defaults import ARTIFACTS_REPOSITORY
 
 
 def register(app: typer.Typer) -> None:
@@ -42,9 +51,11 @@ def report(
         data(outcome.text)
     for path in outcome.written:
         reporter.say("wrote {}", path)
-    outcome.verified.raise_if_wrong()
-    if not outcome.verified.root_verified:
+    verified = outcome.verified
+    verified.raise_if_wrong()
+    if not verified.root_verified:
         reporter.say("Checked integrity, not origin: pass the root digest from the separate channel with `--root`.")
+    reporter.next(*loading(bundle, as_typed(context, "root"), root_verified=verified.root_verified))
 
 
 def serve(
@@ -92,9 +103,23 @@ def serve(
             data(json.dumps({"url": serving.url, "root": serving.root, "images": images}))
         else:
             for reference, digest in serving.images:
-                data_line(f"{reference}  {digest}")
+                data_items((reference, digest))
         reporter.say("serving root {}" + (" (as expected)" if serving.root_verified else ""), serving.root)
         reporter.say(
             "at {}, read-only; each blob is verified before it is first served; press Ctrl-C to stop", serving.url
         )
+        if not as_json and serving.images:
+            reporter.next(*_pulling(serving, password=htpasswd is not None), where="on a node")
         serving.run()
+
+
+def _pulling(serving: api.Serving, *, password: bool) -> list[tuple[str, str]]:
+    """Return what pulls an image of those that are served, by its digest, which no one on the way can change."""
+    scheme, _, address = serving.url.partition("://")
+    named = [(reference.removeprefix(f"{address}/"), digest) for reference, digest in serving.images]
+    images = [one for one in named if not one[0].startswith(f"{ARTIFACTS_REPOSITORY}:")]
+    reference, digest = (images or named)[0]
+    repository = reference.rpartition(":")[0]
+    plain = [] if scheme == "https" else ["--tls-verify=false"]
+    login = [("log in", command_line("podman", "login", *plain, address))] if password else []
+    return [*login, ("pull an image", command_line("podman", "pull", *plain, f"{address}/{repository}@{digest}"))]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from airferry.config.bases import ArchiveBase, BaseSpec, BootstrapBase, LayoutBase, RegistryBase
-    from airferry.config.load import check_site, load_config, load_site
+    from airferry.config.load import check_site, load_config, load_site, site_in
     from airferry.config.models import (
         CompressionChoice,
         Config,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "airferry.config.bases": ("ArchiveBase", "BaseSpec", "BootstrapBase", "LayoutBase", "RegistryBase"),
-    "airferry.config.load": ("check_site", "load_config", "load_site"),
+    "airferry.config.load": ("check_site", "load_config", "load_site", "site_in"),
     "airferry.config.models": (
         *("CompressionChoice", "Config", "ExecutionImage", "LauncherImage"),
         *("OverlaySpec", "Paths", "RegistryChoice", "SourceSettings", "Workflow"),
@@ -62,6 +62,7 @@ __all__ = [
     "load_config",
     "load_site",
     "render_schema",
+    "site_in",
 ]
 
 # When they are first used: a bundle's manifest takes two types of fields from here, and `verify`, which reads nothing

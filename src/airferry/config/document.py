@@ -31,6 +31,8 @@ MAX_CONFIG_DEPTH = 60
 KeyPath = tuple[str | int, ...]
 _Pairs = dict[str, tuple[yaml.Node, yaml.Node]]
 
+_LESS = "write it with fewer values, and fewer lists and mappings in each other"
+
 
 @dataclass(frozen=True)
 class YamlDocument:
@@ -117,7 +119,12 @@ def parse_document(data: bytes, path: Path, *, as_steps_do: bool = False) -> Yam
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise ConfigurationError(f"{path}:{line}: not UTF-8 text", path=str(path), line=line) from error
+        raise ConfigurationError(
+            f"{path}:{line}: not UTF-8 text",
+            path=str(path),
+            line=line,
+            hint=f"save it as UTF-8: `iconv -f LATIN1 -t UTF-8 {path.name}` converts older files",
+        ) from error
     loader = (StepLoader if as_steps_do else PlainLoader)(text)
     try:
         _expect_bounded(text)
@@ -135,7 +142,7 @@ def parse_document(data: bytes, path: Path, *, as_steps_do: bool = False) -> Yam
     except yaml.YAMLError as error:
         raise _yaml_error(path, error) from error
     except RecursionError as error:
-        raise ConfigurationError(f"{path}: nested too deeply", path=str(path)) from error
+        raise ConfigurationError(f"{path}: nested too deeply", path=str(path), hint=_LESS) from error
     finally:
         loader.dispose()
 
@@ -211,7 +218,7 @@ class _Builder:
         self._nodes += 1
         if self._nodes > MAX_CONFIG_VALUES or len(key) > MAX_CONFIG_DEPTH:
             raise self._error(
-                node, f"more than {MAX_CONFIG_VALUES} values or {MAX_CONFIG_DEPTH} levels, aliases expanded"
+                node, f"more than {MAX_CONFIG_VALUES} values or {MAX_CONFIG_DEPTH} levels, aliases expanded", hint=_LESS
             )
         self.lines.setdefault(key, node.start_mark.line + 1)
         if isinstance(node, yaml.SequenceNode):
@@ -227,7 +234,9 @@ class _Builder:
         except (ValueError, LookupError, AttributeError, TypeError, OverflowError) as error:
             # `2001-99-99` looks like a date, `0b_` like a number, and a tag may be on any text
             raise self._error(
-                node, f"`{str(node.value)[:80]}` cannot be read as what it looks like: {error}"
+                node,
+                f"`{str(node.value)[:80]}` cannot be read as what it looks like: {error}",
+                hint="put it in quotes if it is text",
             ) from error
 
     def _mapping(self, node: yaml.MappingNode, depth: int) -> _Pairs:
@@ -235,7 +244,7 @@ class _Builder:
         if (known := self._pairs.get(id(node))) is not None:
             return known
         if depth > MAX_CONFIG_DEPTH:
-            raise self._error(node, "merge keys are nested too deeply")
+            raise self._error(node, "merge keys are nested too deeply", hint=_LESS)
         merged: _Pairs = {}
         own: _Pairs = {}
         for key_node, value_node in node.value:
@@ -243,24 +252,30 @@ class _Builder:
                 sources = value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
                 for source in reversed(sources):
                     if not isinstance(source, yaml.MappingNode):
-                        raise self._error(key_node, "`<<` takes a mapping or a list of mappings")
+                        raise self._error(
+                            key_node, "`<<` takes a mapping or a list of mappings", hint="write `<<: *NAME`"
+                        )
                     brought = self._mapping(source, depth + 1)
                     self._merged += 1 + len(brought)
                     if self._merged > MAX_CONFIG_VALUES:
-                        raise self._error(key_node, f"merge keys bring in more than {MAX_CONFIG_VALUES} keys")
+                        raise self._error(
+                            key_node, f"merge keys bring in more than {MAX_CONFIG_VALUES} keys", hint=_LESS
+                        )
                     merged.update(brought)
                 continue
             if not isinstance(key_node, yaml.ScalarNode):
-                raise self._error(key_node, "a key must be plain text")
+                raise self._error(key_node, "a key must be plain text", hint="write it as `NAME: value`")
             name = str(key_node.value)
             if name in own:
                 first = own[name][0].start_mark.line + 1
-                raise self._error(key_node, f"`{name}`: duplicate key, first on line {first}")
+                raise self._error(
+                    key_node, f"`{name}`: duplicate key, first on line {first}", hint="remove one of the two"
+                )
             own[name] = (key_node, value_node)
         merged.update(own)
         self._pairs[id(node)] = merged
         return merged
 
-    def _error(self, node: yaml.Node, reason: str) -> ConfigurationError:
+    def _error(self, node: yaml.Node, reason: str, *, hint: str) -> ConfigurationError:
         line = node.start_mark.line + 1
-        return ConfigurationError(f"{self.path}:{line}: {reason}", path=str(self.path), line=line)
+        return ConfigurationError(f"{self.path}:{line}: {reason}", path=str(self.path), line=line, hint=hint)

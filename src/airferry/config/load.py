@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from airferry.config.bases import BaseSpec
 from airferry.config.document import Answers, KeyPath, YamlDocument, read_yaml
 from airferry.config.models import Config
 from airferry.config.schema import allowed_keys
@@ -30,6 +31,14 @@ _REASONS = {
     "missing": "is missing",
     "too_short": "expected at least one entry",
 }
+
+
+class _SiteAlone(BaseModel):
+    """An `airgap.yaml` as the far side reads it: nothing but its `site:`."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    site: SiteProfile | None = None
 
 
 def load_config(path: Path) -> Config:
@@ -55,7 +64,11 @@ def load_config(path: Path) -> Config:
             path=str(path),
         )
     if not isinstance(document.value, dict):
-        raise ConfigurationError(f"{path}:1: expected a mapping of keys at the top level", path=str(path))
+        raise ConfigurationError(
+            f"{path}:1: expected a mapping of keys at the top level",
+            path=str(path),
+            hint="begin with `workflow:`; `airferry schema` prints what each key takes",
+        )
     folder = path.absolute().parent
     value = _without_nulls(document.value)
     if isinstance(value.get("site"), str):
@@ -69,18 +82,33 @@ def load_config(path: Path) -> Config:
 
 
 def load_site(path: Path) -> SiteProfile:
-    """Read and check a site profile: a separate file, or an `airgap.yaml` with `site:`.
+    """Read and check a site profile: a separate file, or an `airgap.yaml` with `site:`, of which all else is ignored.
 
     Raises:
-        ConfigurationError: all problems of the file, each as `file:line: key: reason`; or it holds no site profile.
+        ConfigurationError: all problems of the profile, each as `file:line: key: reason`; or the file holds none.
     """
     document = read_yaml(path)
     if not (isinstance(document.value, dict) and document.value.keys() & {"site", "workflow", "execution_images"}):
         return _site_of_its_own(document)
-    site = load_config(path).site
+    site = site_in(document)
     if site is None:
         raise document.error((), "it has no `site`", hint="describe the site with `airferry site init --executor KIND`")
     return site
+
+
+def site_in(document: YamlDocument) -> SiteProfile | None:
+    """Return the profile under `site:` of an `airgap.yaml`, None without that key. All else in it is ignored.
+
+    Raises:
+        ConfigurationError: the profile is wrong, or the file that it is in cannot be read.
+    """
+    value = document.value.get("site") if isinstance(document.value, dict) else None
+    if isinstance(value, str):
+        return _site_of_its_own(read_yaml(document.path.absolute().parent / value))
+    try:
+        return _SiteAlone.model_validate(_without_nulls({"site": value})).site
+    except ValidationError as error:
+        raise _configuration_error(document, error) from error
 
 
 def check_site(value: Any, options: Mapping[KeyPath, str] | None = None) -> SiteProfile:
@@ -90,6 +118,15 @@ def check_site(value: Any, options: Mapping[KeyPath, str] | None = None) -> Site
         ConfigurationError: all its problems, each as `option: reason`.
     """
     return _site_of_its_own(Answers(Path(), value, {}, options or {}))
+
+
+def base_trouble(text: str) -> str | None:
+    """Return what is wrong with a base that stands in no file yet, None if nothing is."""
+    try:
+        TypeAdapter(BaseSpec).validate_python(text)
+    except ValidationError as error:
+        return error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+    return None
 
 
 def _site_of_its_own(document: YamlDocument) -> SiteProfile:

@@ -68,6 +68,9 @@ class CompressionChoice(StrictModel):
         Field(description="`gzip` for runtimes that cannot read zstd, `preserve` to keep the base's own blobs."),
     ] = "zstd"
     level: Annotated[StrictInt | None, Field(description="zstd 1 to 22, gzip 1 to 9.")] = None
+    long: Annotated[
+        StrictBool, Field(description="zstd only: find repetitions within 128 MiB; every reader needs that memory.")
+    ] = False
 
     @model_validator(mode="before")
     @classmethod
@@ -81,6 +84,8 @@ class CompressionChoice(StrictModel):
             raise ValueError(f"`{self.kind}` takes no level")
         if self.level is not None and highest is not None and not 1 <= self.level <= highest:
             raise ValueError(f"level {self.level} is out of range, {self.kind} takes 1 to {highest}")
+        if self.long and self.kind != "zstd":
+            raise ValueError(f"`{self.kind}` has no `long`, only zstd has")
         return self
 
 

@@ -40,6 +40,7 @@ from airferry.oci.platform import Platform
 PULL_S = 4 * 3600.0
 IMAGE_BUILD_TIMEOUT_S = 12 * 3600.0
 EXPORT_S = 4 * 3600.0
+OTHER_PLATFORM = "name a base that has this platform, or leave the platform out under `platforms:`"
 _LAYOUT_FILE = b'{"imageLayoutVersion":"1.0.0"}'
 _STEP = re.compile(r"STEP (\d+)/(\d+): ")
 
@@ -148,7 +149,7 @@ class Engine:
     def _import(self, layout: Path, manifest_digest: str, *, platform: Platform, tag: str) -> str:
         path = layout / "blobs" / "sha256" / digest_hex(manifest_digest)
         if not path.is_file():
-            raise IntegrityError(f"`{layout}` does not hold the manifest `{manifest_digest}`", digest=manifest_digest)
+            raise IntegrityError(f"`{layout}` lacks manifest `{manifest_digest}`", digest=manifest_digest)
         data = files.read_bounded(path, limit_bytes=MAX_MANIFEST_BYTES)
         media_type = parse_manifest(data, what=f"manifest `{manifest_digest}`").media_type or IMAGE_MANIFEST
         index = {
@@ -166,7 +167,7 @@ class Engine:
         config = self.inspect(image)
         if not platform.accepts(config):
             self.remove_image(image)
-            raise BuildError(f"base `{manifest_digest}` is for `{config}`, expected `{platform}`")
+            raise BuildError(f"base `{manifest_digest}` is for `{config}`, expected `{platform}`", hint=OTHER_PLATFORM)
         self._command(["tag", image, tag], doing=f"tag `{tag}`")
         return image
 
@@ -390,7 +391,7 @@ class Engine:
             BuildError: the image does not begin with the base's layers, or the export fails.
         """
         if into.exists() and any(into.iterdir()):
-            raise BuildError(f"cannot export `{image}`: `{into}` is not empty")
+            raise BuildError(f"cannot export `{image}`: `{into}` is not empty", hint="remove that folder first")
         blobs = files.ensure_directory(into / "blobs" / "sha256")
         (into / "oci-layout").write_bytes(_LAYOUT_FILE)
         # otherwise the engine reads, compresses and writes the base's layers too, only to be thrown away here: minutes

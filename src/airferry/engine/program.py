@@ -20,6 +20,7 @@ EngineChoice = Literal["auto", "buildah", "podman"]
 
 MINIMUM_VERSIONS: dict[EngineKind, tuple[int, ...]] = {"buildah": (1, 23), "podman": (3, 4)}
 SHOWN_LINES = 12
+SHOWN_BY_DEBUG = "the lines above are its own; `airferry --debug` shows the whole command, to be run by hand"
 MMDEBSTRAP_HINT = "on Debian and Ubuntu: `sudo apt-get install mmdebstrap uidmap`, or run `scripts/setup`"
 SHARED_HINT = (
     "let it: `sysctl user.max_pid_namespaces` must not be 0, and in a container of another engine `/proc` must not be "
@@ -156,7 +157,7 @@ def explain(lines: Sequence[str], *, in_temporary: bool = False) -> tuple[str, s
     return None
 
 
-def engine_error(failure: process.ProcessFailed, *, doing: str, hint: str | None = None) -> AirferryError:
+def engine_error(failure: process.ProcessFailed, *, doing: str, hint: str = SHOWN_BY_DEBUG) -> AirferryError:
     """Return the error for an engine's failure: the host's, if its words say so, else the build's.
 
     The last lines that it wrote are in the message and its `tail`.
@@ -186,7 +187,7 @@ def build_error(failure: process.ProcessFailed, *, what: str) -> AirferryError:
     step, lines = step_lines(failure.tail)
     instruction = re.sub(r"^(\[\d+/\d+\] )?STEP \d+(/\d+)?: ", "", step) if step else "the Containerfile"
     shown = instruction if len(instruction) <= 300 else instruction[:300] + "…"
-    return BuildError(f"cannot build {what}: `{shown}` failed{_quoted(lines)}", **_facts(failure))
+    return BuildError(f"cannot build {what}: `{shown}` failed{_quoted(lines)}", hint=SHOWN_BY_DEBUG, **_facts(failure))
 
 
 def _facts(failure: process.ProcessFailed) -> dict[str, Any]:

@@ -95,8 +95,18 @@ def parse_place(text: str) -> Place:
     kind, _, rest = text.partition(":")
     path, name = split_place(rest)
     if kind not in ("oci", "oci-archive") or not path:
-        raise UsageError(f"`{text}` is not a source or destination, expected {FORMS}")
+        raise UsageError(f"`{text}` is not a source or destination, expected {FORMS}", hint=_form_hint(text))
     return FilePlace(Path(path), name, kind == "oci-archive")
+
+
+def _form_hint(text: str) -> str:
+    """Return the form that a place was probably meant to have."""
+    if "://" in text or not text:
+        return "for a registry write `docker://HOST/REPO:TAG`"
+    path = Path(text.partition(":")[2] or text)
+    if path.suffix == ".tar":
+        return f"for an archive write `oci-archive:{path}`"
+    return f"for a folder write `oci:{path}`, for a registry `docker://{text}`"
 
 
 def copy(
@@ -176,7 +186,10 @@ def _open_source(place: Place, pulls: Pulls) -> tuple[Source, Descriptor, str]:
         source = pulls.source(reference)
         return source, source.resolve(reference.target), str(reference) if reference.tag else ""
     if not place.path.exists():
-        raise ConfigurationError(f"`{place}`: `{place.path}` does not exist")
+        raise ConfigurationError(
+            f"`{place}`: `{place.path}` does not exist",
+            hint="check the path; `oci:` takes the folder of a bundle or layout, `oci-archive:` a file",
+        )
     origin = ArchiveSource(place.path) if place.archive else LayoutStore.open(place.path, read_only=True)
     descriptor = origin.resolve(place.name)
     names = names_of(descriptor)

@@ -1,22 +1,23 @@
 """A bundle into a private registry: verified, pushed by digest, audited, tagged last, with a receipt.
 
-Follows the order that keeps a registry whole at every moment: nothing is sent before the bundle is verified, and no
-tag moves before the registry holds all that it is to stand for. Nothing is written into the bundle.
+Follows the order that keeps a registry whole at every moment: nothing is sent before all documents of the bundle are
+verified, no manifest before every blob that was sent was right, and no tag moves before the registry holds all that it
+is to stand for. Each blob is read once, and hashed as it is sent. Nothing is written into the bundle.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from airferry.bundle.manifest import BundleManifest
-from airferry.bundle.receipt import Receipt, ReceiptConnection, read_receipt, write_receipt
+from airferry.bundle.receipt import Receipt, ReceiptBlobs, ReceiptConnection, read_receipt, write_receipt
 from airferry.bundle.verify import Bundle, VerifyReport, expect_outside, find_layout, open_bundle, verify_opened
 from airferry.config.submit import submit_command
-from airferry.defaults import OVERLAYS_FOLDER
+from airferry.defaults import ARTIFACTS_REPOSITORY, OVERLAYS_FOLDER, PROBE_REPOSITORY
 from airferry.errors import RegistryError, UsageError
 from airferry.events import Emit, Notice, Warned, silent
 from airferry.far.access import expect_access
@@ -24,7 +25,7 @@ from airferry.far.destinations import hold_destination
 from airferry.far.foreseen import foresee, keep_taken
 from airferry.far.push import RegistrySinks, audit, load_transfer, say_left_out, say_untagged
 from airferry.far.receipts import left_out, make_receipt, receipt_name
-from airferry.far.relocate import ARTIFACTS_REPOSITORY, Destination, parse_destination
+from airferry.far.relocate import Destination, parse_destination
 from airferry.far.shipments import ARTIFACT_NAME, artifact_tags, part_skipped, place_images, plan_shipments
 from airferry.far.tags import (
     TagMove,
@@ -43,12 +44,13 @@ from airferry.host.records import expect_cache
 from airferry.oci.closure import RefusedShipment, Shipment
 from airferry.oci.copy import Transfer
 from airferry.oci.copying.report import CopyReport
+from airferry.oci.ports import MissingContent
 from airferry.oci.reference import Reference
+from airferry.oci.streams import DamagedBlob, UnreadableBlob
 from airferry.registry.client import ClientOptions, RegistryClient
 from airferry.registry.failures import TooLarge, TransientRegistryError, rerun_helps
 from airferry.registry.profile import RegistryProfile, keep_learned, read_profile
 from airferry.registry.tls import fingerprints
-from airferry.registry.trial import PROBE_REPOSITORY
 from airferry.registry.uploads import Uploader
 from airferry.wording import counted, size_text
 
@@ -154,7 +156,9 @@ def load(
 ) -> LoadOutcome:
     """Verify a bundle, load it into `HOST[:PORT][/PREFIX]`, read back what is there, and write the receipt.
 
-    The bundle is verified first, against `root` if given. The receipt goes to the current folder, under the name
+    The bundle's documents are verified first, against `root` if given; its blobs are hashed as they are sent, or all of
+    them before one is sent if the destination says `verify_first`. Those that the registry holds are not read. The
+    receipt goes to the current folder, under the name
     of destination and root, unless another path is given; nothing is written into the bundle. With `dry_run` the
     registry is only asked, and nothing is written. Idempotent: a second load sends no blob, and an interrupted one
     resumes.
@@ -185,7 +189,7 @@ def load(
     ):
         # an hour of hashing is lost where the login turns out to be missing after it
         expect_access(client, _some_repository(places, destination), push=not dry_run)
-        report = stage("verify", emit, lambda: verify_opened(opened, emit=emit))
+        report = stage("verify", emit, lambda: verify_opened(opened, read_blobs=destination.verify_first, emit=emit))
         report.raise_if_wrong()
         report.warn_of_litter(emit)
         shipments, without = part_skipped(plan_shipments(opened, destination, places), destination)
@@ -207,7 +211,7 @@ def load(
             pushed = transfer.preview(shipments)
             without += pushed.refused
         else:
-            pushed, known = _push(transfer, shipments, known, uploader, emit)
+            pushed, known = _push(transfer, opened, shipments, known, uploader, emit)
             there = _less(shipments, pushed.refused)
             unseen = stage("audit", emit, lambda: audit(transfer, there, registry=destination.registry))
             without += [*pushed.refused, *unseen]
@@ -223,7 +227,8 @@ def load(
         shipments = [item for item in shipments if str(places.get(item.name)) not in refused]
         left = left_out(without, destination, places, untagged=untagged)
         made = make_receipt(opened, destination, places, tags, shipments, verified=root is not None, left=left)
-        made = made.model_copy(update={"connection": _connection(client, options)})
+        blobs = _blobs(shipments, None if destination.verify_first else transfer.hashed())
+        made = made.model_copy(update={"connection": _connection(client, options), "blobs": blobs})
         if not dry_run:
             ours = [move for move in tags if move.reference not in taken]
             write_receipt(made, receipt_path)
@@ -247,12 +252,36 @@ def _connection(client: RegistryClient, options: ClientOptions) -> ReceiptConnec
     return ReceiptConnection(tls=bool(client.tls), ca_fingerprints=known[:MAX_FINGERPRINTS])
 
 
+def _blobs(shipments: Sequence[Shipment], hashed: Collection[str] | None) -> ReceiptBlobs:
+    """Return which blobs of shipments were hashed, all of them if `hashed` is None, and which were found there."""
+    wanted = {digest for item in shipments for digest in item.closure.blobs}
+    found = sorted(wanted.difference(wanted if hashed is None else hashed))
+    return ReceiptBlobs(hashed=len(wanted) - len(found), found=tuple(found))
+
+
+@contextmanager
+def _naming_all_damage(bundle: Bundle, emit: Emit) -> Iterator[None]:
+    """Name all that is wrong with a bundle of which a blob turned out to be damaged, as a verification does."""
+    try:
+        yield
+    except (DamagedBlob, UnreadableBlob, MissingContent) as error:
+        emit(Notice(f"{error.message}; no manifest was sent, no tag moved; all blobs are read now, to name all damage"))
+        stage("verify", emit, lambda: verify_opened(bundle, emit=emit)).raise_if_wrong()
+        # right now, so it was the medium or the memory; what the error says is all that is known
+        raise
+
+
 def _push(
-    transfer: Transfer, shipments: Sequence[Shipment], known: RegistryProfile, uploader: Uploader, emit: Emit
+    transfer: Transfer,
+    bundle: Bundle,
+    shipments: Sequence[Shipment],
+    known: RegistryProfile,
+    uploader: Uploader,
+    emit: Emit,
 ) -> tuple[CopyReport, RegistryProfile]:
     """Bring everything to the registry, and return what was done, and the profile that it left."""
     try:
-        with _naming_the_rest(transfer, shipments, known):
+        with _naming_all_damage(bundle, emit), _naming_the_rest(transfer, shipments, known):
             pushed = stage("push", emit, lambda: transfer.send(shipments))
     finally:
         known = keep_learned(known, uploader.limits, mounts=uploader.mounts)

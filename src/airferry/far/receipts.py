@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 import airferry
+from airferry.bundle.artifacts import COPY_AGAIN
 from airferry.bundle.receipt import (
-    RECEIPT_STEM,
     LeftOut,
     Receipt,
     ReceiptAsset,
@@ -16,6 +16,7 @@ from airferry.bundle.receipt import (
     ReceiptTwin,
 )
 from airferry.bundle.verify import Bundle
+from airferry.defaults import RECEIPT_STEM
 from airferry.errors import IntegrityError
 from airferry.far.relocate import Destination
 from airferry.far.shipments import is_artifact, part_skipped, place_images, plan_shipments
@@ -162,7 +163,9 @@ def _catalogue(bundle: Bundle, destination: Destination, shipments: Sequence[Shi
 
 def _pinned_image(by_name: Mapping[str, str], step: str, image: str) -> str:
     if image not in by_name:
-        raise IntegrityError(f"the manifest runs step `{step}` in image `{image}`, which is not in the bundle")
+        raise IntegrityError(
+            f"the manifest runs step `{step}` in image `{image}`, which is not in the bundle", hint=COPY_AGAIN
+        )
     return by_name[image]
 
 

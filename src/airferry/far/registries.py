@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,11 @@ from airferry.bundle.artifacts import (
     TOOL_CONTENT,
 )
 from airferry.bundle.catalogue import CATALOGUE_ARTIFACT, CATALOGUE_CONTENT
+from airferry.defaults import PROBE_REPOSITORY
 from airferry.errors import UsageError
-from airferry.events import Emit, Notice, silent
+from airferry.events import Emit, Notice, Warned, silent
+from airferry.far.bundle_facts import facts_for_bundle, shipments_of
+from airferry.far.foreseen import foresee
 from airferry.far.relocate import Destination, parse_destination
 from airferry.oci.reference import parse_reference
 from airferry.registry.client import ClientOptions, RegistryClient
@@ -32,13 +36,15 @@ from airferry.registry.credentials import Credential, remove_credential, store_c
 from airferry.registry.failures import Unauthorized
 from airferry.registry.governor import CHUNK_BYTES, SMALLEST_CHUNK_BYTES
 from airferry.registry.profile import RegistryProfile, write_profile
-from airferry.registry.trial import PROBE_REPOSITORY, try_registry
+from airferry.registry.trial import try_registry
 from airferry.registry.trials.explained import ProbedFact, explain_profile
 from airferry.registry.trials.kinds import ArtifactKind
 from airferry.registry.trials.leavings import Leavings
-from airferry.wording import size_text
+from airferry.registry.uploads import try_upload
+from airferry.wording import size_text, some_of
 
 MAX_TRIED_BYTES = 1024 * 1024 * 1024
+SHOWN_TYPES = 3
 # what bundles hold besides images, with the types of its content
 BUNDLE_KINDS = (
     ArtifactKind(MANIFEST_ARTIFACT, MANIFEST_CONTENT),
@@ -55,11 +61,30 @@ BUNDLE_KINDS = (
 
 @dataclass(frozen=True, slots=True)
 class ProbeOutcome:
-    """What was found out about a registry, where that is kept, and what stays in the registry."""
+    """What was found out about a registry, where that is kept, and what stays in the registry.
+
+    With a bundle, `of_bundle` says by a fact's name what of it the fact is about, and `foreseen` what a load of it
+    would meet.
+    """
 
     profile: RegistryProfile
     path: Path
     left: Leavings = field(default_factory=Leavings)
+    of_bundle: Mapping[str, str] = field(default_factory=dict)
+    foreseen: tuple[Warned, ...] | None = None
+
+    @property
+    def verdict(self) -> str:
+        """Whether bundles, or the one that was given, can be loaded there, in one sentence."""
+        host = self.profile.registry
+        if self.foreseen is not None:
+            return f"`{host}` takes all of this bundle" if not self.foreseen else ""
+        refused = [name for name, taken in self.profile.media_types.items() if taken is False]
+        refused += [name for name, taken in self.profile.artifact_types.items() if taken is False]
+        if refused:
+            shown = some_of(refused, SHOWN_TYPES)
+            return f"`{host}` refuses {shown}; `--bundle BUNDLE` says what that means for a bundle"
+        return f"`{host}` takes all types of images and artifacts that bundles have"
 
     @property
     def advice_for_enroot(self) -> str | None:
@@ -82,24 +107,45 @@ class ProbeOutcome:
 
     def to_document(self) -> dict[str, Any]:
         """Return the outcome as plain data."""
-        return {**self.profile.model_dump(mode="json", exclude={"learned_at"}), "left": self.left.to_document()}
+        document = {**self.profile.model_dump(mode="json", exclude={"learned_at"}), "left": self.left.to_document()}
+        if self.foreseen is not None:
+            document["bundle"] = {"facts": dict(self.of_bundle), "foreseen": [item.text for item in self.foreseen]}
+        return document
+
+
+def registry_host(text: str) -> str:
+    """Return the host that `HOST[:PORT][/PREFIX]` begins with, which credentials are kept for.
+
+    Raises:
+        UsageError: there is no such host.
+    """
+    host = text.removeprefix("docker://").removeprefix("https://").partition("/")[0]
+    if not host:
+        raise UsageError(f"`{text}` is not a registry", hint="give `HOST:PORT`")
+    return parse_reference(f"{host}/x").registry if "." in host or ":" in host else host
 
 
 def login(registry: str, username: str, password: str, *, options: ClientOptions | None = None) -> Path:
     """Try a user and password at a registry, keep them in Podman's file, and return the file's path.
+
+    They are kept for the host: what follows it, such as the prefix of a destination, is left out.
 
     Raises:
         UsageError: there is no such host, or the user name cannot be stored.
         RegistryError: the registry does not answer, or refuses them; then nothing is kept.
         HostError: the file cannot be written.
     """
-    host = _host(registry)
+    host = registry_host(registry)
     credential = Credential(username, password)
     tried = replace(options or ClientOptions(), lookup=lambda _registry, _repository: credential)
     with RegistryClient(host, options=tried) as client:
         response = client.request(Request("GET", "", what=f"log in to `{host}`"), expected=(200, 401))
         if response.status_code == 401:
-            raise Unauthorized(f"`{host}` rejects user `{username}` with this password", status=401)
+            raise Unauthorized(
+                f"`{host}` rejects user `{username}` with this password",
+                status=401,
+                hint="check both there; some registries take a token or a robot account, and no password of a person",
+            )
     return store_credential(host, username, password=password)
 
 
@@ -110,45 +156,51 @@ def logout(registry: str) -> list[Path]:
         UsageError: there is no such host.
         HostError: a file cannot be written.
     """
-    return remove_credential(_host(registry))
+    return remove_credential(registry_host(registry))
 
 
 def probe_registry(
     target: str | Destination,
     *,
     largest_bytes: int = CHUNK_BYTES,
+    bundle: Path | None = None,
     options: ClientOptions | None = None,
     emit: Emit = silent,
 ) -> ProbeOutcome:
     """Find out what a registry does, in `HOST[/REPO]`, and keep it for the next load.
 
     Where a load would go, a `Destination`, it is tried in a separate repository below the prefix. No request carries
-    more than `largest_bytes`.
+    more than `largest_bytes`. With a `bundle`, the outcome says what the facts mean for its load to that destination.
 
     Raises:
-        UsageError: there is no such place, or the size is out of range.
+        UsageError: there is no such place or bundle, or the size is out of range.
+        IntegrityError: the bundle is damaged.
         RegistryError: the registry does not answer, or does not let this user push there.
     """
     if not SMALLEST_CHUNK_BYTES <= largest_bytes <= MAX_TRIED_BYTES:
         least, most = size_text(SMALLEST_CHUNK_BYTES), size_text(MAX_TRIED_BYTES)
-        raise UsageError(f"{size_text(largest_bytes)} is out of range: requests of {least} to {most} can be tried")
+        raise UsageError(
+            f"{size_text(largest_bytes)} is out of range: requests of {least} to {most} can be tried",
+            hint="the default, `--largest 64M`, suits most registries",
+        )
     if isinstance(target, str):
         place = parse_destination(target)
         repository = place.prefix or PROBE_REPOSITORY
     else:
         place, repository = target, target.repository(PROBE_REPOSITORY)
+    shipments = shipments_of(bundle, place) if bundle is not None else None
     left = Leavings()
     with RegistryClient(place.registry, options=options, emit=emit) as client:
+        # one that cannot be reached or pushed to keeps nothing of this
+        try_upload(client, repository, what=f"push to `{place.registry}/{repository}`", expected=(202,))
         try:
             profile = try_registry(client, repository, artifacts=BUNDLE_KINDS, largest_bytes=largest_bytes, left=left)
         finally:
             if text := left.describe(place.registry):
                 emit(Notice(text))
-    return ProbeOutcome(profile, write_profile(profile), left)
-
-
-def _host(text: str) -> str:
-    host = text.removeprefix("docker://").removeprefix("https://").rstrip("/")
-    if "/" in host or not host:
-        raise UsageError(f"`{text}` is not a registry host", hint="give only `HOST:PORT`")
-    return parse_reference(f"{host}/x").registry if "." in host or ":" in host else host
+    path = write_profile(profile)
+    if shipments is None:
+        return ProbeOutcome(profile, path, left)
+    return ProbeOutcome(
+        profile, path, left, facts_for_bundle(shipments, profile), tuple(foresee(shipments, place, profile))
+    )

@@ -15,7 +15,6 @@ from typing import Literal, cast, get_args
 from airferry.errors import AirferryError, UsageError
 from airferry.oci.reference import DEFAULT_REGISTRY, Reference, parse_reference
 
-ARTIFACTS_REPOSITORY = "airferry-artifacts"
 ArtifactChoice = Literal["require", "try", "skip"]
 ARTIFACT_CHOICES: tuple[str, ...] = get_args(ArtifactChoice)
 AuditChoice = Literal["head", "read"]
@@ -29,7 +28,8 @@ class Destination:
     `maps` are exceptions to the rule: a name in the bundle, or what it begins with up to a `/` or the tag, and what
     takes its place under the prefix. With `flatten` only the last part of each path is kept. `artifacts` says whether a
     load needs the bundle's artifacts there, goes on without those that are refused, or leaves all of them out. `audit`
-    says whether a load asks for the sizes of blobs in the end, or reads all of them back.
+    says whether a load asks for the sizes of blobs in the end, or reads all of them back. With `verify_first` a load
+    reads all blobs before it sends one, and so twice.
     """
 
     registry: str
@@ -38,6 +38,7 @@ class Destination:
     flatten: bool = False
     artifacts: ArtifactChoice = "try"
     audit: AuditChoice = "head"
+    verify_first: bool = False
 
     def __str__(self) -> str:
         return f"{self.registry}/{self.prefix}" if self.prefix else self.registry
@@ -54,6 +55,7 @@ def parse_destination(
     flatten: bool = False,
     artifacts: str = "try",
     audit: str = "head",
+    verify_first: bool = False,
 ) -> Destination:
     """Return the destination that `HOST[:PORT][/PREFIX]` names, with the exceptions to how names change.
 
@@ -61,9 +63,14 @@ def parse_destination(
         UsageError: it names none, or the choice about artifacts or the audit is none.
     """
     if artifacts not in ARTIFACT_CHOICES:
-        raise UsageError(f"`--artifacts {artifacts}`: expected require, try or skip")
+        raise UsageError(
+            f"`--artifacts {artifacts}`: expected require, try or skip",
+            hint="`try` is the default: it loads without the artifacts that the registry refuses",
+        )
     if audit not in AUDIT_CHOICES:
-        raise UsageError(f"`--audit {audit}`: expected head or read")
+        raise UsageError(
+            f"`--audit {audit}`: expected head or read", hint="`head` is the default; `read` reads back every byte"
+        )
     trimmed = text.removeprefix("docker://").strip().rstrip("/")
     host, _, prefix = trimmed.partition("/")
     if not ("." in host or ":" in host or host == "localhost" or host.startswith("[")):
@@ -82,7 +89,13 @@ def parse_destination(
             hint=f"give the name that the registry has for it, such as `{lower}`",
         ) from error
     return Destination(
-        parsed.registry, prefix, maps or {}, flatten, cast(ArtifactChoice, artifacts), cast(AuditChoice, audit)
+        parsed.registry,
+        prefix,
+        maps or {},
+        flatten,
+        cast(ArtifactChoice, artifacts),
+        cast(AuditChoice, audit),
+        verify_first,
     )
 
 

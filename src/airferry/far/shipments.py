@@ -7,10 +7,12 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 
 from airferry.assets.staged import bundle_packs
+from airferry.bundle.artifacts import COPY_AGAIN
 from airferry.bundle.twins import twin_of
 from airferry.bundle.verify import Bundle
+from airferry.defaults import ARTIFACTS_REPOSITORY
 from airferry.errors import IntegrityError, UsageError
-from airferry.far.relocate import ARTIFACTS_REPOSITORY, Destination, relocate
+from airferry.far.relocate import Destination, relocate
 from airferry.oci.closure import Closure, RefusedShipment, Shipment, read_closure
 from airferry.oci.digest import digest_hex
 from airferry.oci.documents import Descriptor
@@ -83,7 +85,9 @@ def plan_shipments(bundle: Bundle, destination: Destination, places: Mapping[str
             homes.setdefault(descriptor.digest, {})[repository] = None
         queue += held.pop(descriptor.digest, ())
     for waiting in held.values():
-        raise IntegrityError(f"artifact `{waiting[0][0].digest}` refers to content that is not in the bundle")
+        raise IntegrityError(
+            f"artifact `{waiting[0][0].digest}` refers to content that is not in the bundle", hint=COPY_AGAIN
+        )
     return shipments
 
 

@@ -5,7 +5,7 @@ What a run noted that was killed while tags moved, the next one reads: it says w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -224,10 +224,12 @@ def rollback(
         RegistryError: tags are not as they were before the load; `left` of the error says which, and why.
     """
     receipt = read_receipt(locate_receipt(receipt_path, registry=to, root=root))
+    options = receipt.reached_with(options or ClientOptions())
     expect_cache(emit)
     restored: list[str] = []
     removed: list[str] = []
     left: dict[str, str] = {}
+    hints: dict[str, None] = {}
     with (
         hold_destination(receipt.registry, purpose=f"roll back `{receipt.registry}`") as records,
         RegistryClient(parse_reference(f"{receipt.registry}/x").registry, options=options, emit=emit) as client,
@@ -236,7 +238,11 @@ def rollback(
             try:
                 reason = _restore(client, moved, restored, removed)
             except RegistryError as error:
+                # a registry that is not reached at all is told once, not for every tag
+                if error.status is None and moved is receipt.tags[0]:
+                    raise
                 reason = error.message
+                hints[error.hint or ""] = None
             if reason:
                 left[moved.reference] = reason
             else:
@@ -246,18 +252,20 @@ def rollback(
         raise RegistryError(
             "not all tags are back to their state before the load: "
             + "; ".join(f"`{reference}`: {reason}" for reference, reason in left.items()),
-            hint=_rollback_hint(left, others=len(receipt.tags) - len(left)),
+            hint="; ".join([*filter(None, hints), *_rollback_hints(left, others=len(receipt.tags) - len(left))]),
             left=left,
         )
     return RollbackResult(tuple(restored), tuple(removed))
 
 
-def _rollback_hint(left: Mapping[str, str], *, others: int) -> str | None:
-    """Return what to do about tags that are not as they were; None where there is nothing to say."""
-    parts = [f"{counted(others, 'other tag')} {'is' if others == 1 else 'are'} as before the load"] if others else []
+def _rollback_hints(left: Mapping[str, str], *, others: int) -> Iterator[str]:
+    """Yield what to do about tags that are not as they were."""
+    if others:
+        yield f"{counted(others, 'other tag')} {'is' if others == 1 else 'are'} as before the load"
     if NOT_REMOVABLE in left.values():
-        parts.append("remove the new tags with the registry's own tools if they must go")
-    return "; ".join(parts) or None
+        yield "remove the new tags with the registry's own tools if they must go"
+    if any(reason.startswith("another client") for reason in left.values()):
+        yield "the tags that another client moved stay: agree with its owner on who sets them"
 
 
 def _restore(client: RegistryClient, moved: ReceiptTag, restored: list[str], removed: list[str]) -> str:

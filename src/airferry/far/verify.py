@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from airferry.bundle.beside import BUNDLE_FOLDER, holds_build_files
+from airferry.bundle.beside import BUNDLE_FOLDER, lies_in_output
 from airferry.bundle.verify import NoBundleManifest, VerifyReport, open_index, verify_bundle
 from airferry.events import Emit, silent
 from airferry.oci.documents import parse_index
@@ -34,7 +34,7 @@ def verify(bundle: Path, *, root: str | None = None, jobs: int | None = None, em
     try:
         return verify_bundle(bundle, root=root, jobs=jobs, beside=True, emit=emit)
     except NoBundleManifest:
-        if (bundle / BUNDLE_FOLDER).exists() or holds_build_files(bundle.absolute().parent):
+        if (bundle / BUNDLE_FOLDER).exists() or lies_in_output(bundle):
             raise
     return _verify_layout(bundle, root=root, jobs=jobs, emit=emit)
 

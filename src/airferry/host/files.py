@@ -21,10 +21,10 @@ from typing import IO, Any
 from airferry.errors import HostError, UsageError
 
 TEMPORARY_PREFIX = ".airferry-"
-MAX_PATH_BYTES = 4096  # PATH_MAX of Linux
-MAX_NAME_BYTES = 255  # NAME_MAX of its file systems
-# the owner of what no user of a namespace owns: the kernel's overflow ID
-_UNKNOWN_USER = 65534
+MAX_PATH_BYTES, MAX_NAME_BYTES = 4096, 255  # PATH_MAX of Linux, NAME_MAX of its file systems
+_BAD_PATH = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP})
+CHECK_PATH = "check the path; a relative one begins at the current folder"
+_UNKNOWN_USER = 65534  # the owner of what no user of a namespace owns: the kernel's overflow ID
 # what file systems without locks, links, modes or durable folders answer; FUSE's `ENOSYS` means that it is not there
 _UNSUPPORTED = frozenset({errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 # FAT and exFAT say EPERM; EACCES and EPERM are also the kernel's `protected_hardlinks`
@@ -45,8 +45,8 @@ def translate_os_error(error: OSError, *, doing: str, path: Path) -> HostError:
     return HostError(text, hint=os_error_hint(error, path), path=str(path))
 
 
-def os_error_hint(error: OSError, path: Path | None = None) -> str | None:
-    """Return what can be done about an `OSError`, of a path where that is known; None where nothing is."""
+def os_error_hint(error: OSError, path: Path | None = None) -> str:
+    """Return what can be done about an `OSError`, of a path where that is known."""
     where = f"`{path}`" if path is not None else "what was being written"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         way = "choose another output or cache folder"
@@ -67,7 +67,7 @@ def os_error_hint(error: OSError, path: Path | None = None) -> str | None:
         return f"the file system of {where} cannot do this: choose a folder elsewhere (`AIRFERRY_CACHE` for the cache)"
     if error.errno in (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ):
         return "the file system may not take this name, as FAT, exFAT and SMB: choose a folder on another one"
-    return None
+    return CHECK_PATH if error.errno in _BAD_PATH else "the system's log (`dmesg`) may say more"
 
 
 def ensure_directory(path: Path, *, shared: bool = False) -> Path:
@@ -338,9 +338,9 @@ def read_bounded(path: Path, *, limit_bytes: int) -> bytes:
     except OSError as error:
         raise translate_os_error(error, doing="read", path=path) from error
     except ValueError as error:  # a null byte in its name
-        raise HostError(f"cannot read `{path}`: {error}", path=str(path)) from error
+        raise HostError(f"cannot read `{path}`: {error}", path=str(path), hint=CHECK_PATH) from error
     if len(data) > limit_bytes:
-        raise HostError(f"`{path}` is larger than the limit of {limit_bytes} bytes", path=str(path))
+        raise HostError(f"`{path}` is larger than the limit of {limit_bytes} bytes", path=str(path), hint=CHECK_PATH)
     return data
 
 

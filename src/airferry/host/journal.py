@@ -2,10 +2,15 @@
 
 What still matches is reused, what does not is done again; the file never has to be deleted. A state file of
 another tool at the same path is recognised and left alone (the journal then goes next to it).
+
+The file is one YAML mapping. A new action is appended to it, so that the time to note one does not grow with those
+before; only what replaces or drops an entry writes all of it. Behind what was written whole stands a mark: what a lost
+power supply cut off is behind the last one, and does not count.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +23,8 @@ from airferry.host.yaml import load_yaml, render_yaml
 
 JOURNAL_SCHEMA_VERSION = 1
 JOURNAL_MARK = "airferry"
+# at the beginning of a line, where no value of a mapping can have it
+WHOLE = b"# noted\n"
 MAX_JOURNAL_BYTES = 64 * 1024 * 1024
 MAX_JOURNAL_VALUES = 4_000_000
 
@@ -34,6 +41,8 @@ class Journal:
         self.path = path
         self._lock = threading.Lock()
         self._actions: dict[str, dict[str, Any]] = {}
+        # how long the file is, if it ends with a mark and holds what is noted here
+        self._length: int | None = None
         data = self._read(path)
         if data is not None and data.get("written_by") != JOURNAL_MARK:
             self.path = path.with_name(f"airferry-{path.name}")
@@ -51,11 +60,16 @@ class Journal:
         if isinstance(actions, dict):
             self._actions = {k: v for k, v in actions.items() if isinstance(v, dict)}
 
-    @staticmethod
-    def _read(path: Path) -> dict[str, Any] | None:
+    def _read(self, path: Path) -> dict[str, Any] | None:
+        self._length = None
         if not path.is_file():
             return None
         data = files.read_bounded(path, limit_bytes=MAX_JOURNAL_BYTES)
+        # one from before has no marks, and was written whole
+        end = data.rfind(b"\n" + WHOLE) + 1
+        if end:
+            self._length = len(data) if end + len(WHOLE) == len(data) else None
+            data = data[:end]
         try:
             # a journal from before may hold an alias where a result held the same list twice
             document = load_yaml(
@@ -82,16 +96,48 @@ class Journal:
 
     def record(self, action: str, inputs: Mapping[str, Any], result: Mapping[str, Any]) -> None:
         """Note durably that the action is done with these inputs. Replaces an older entry of that name."""
+        entry = {"inputs": inputs_digest(inputs), "result": dict(result)}
         with self._lock:
-            self._actions[action] = {"inputs": inputs_digest(inputs), "result": dict(result)}
-            document = {
-                "schema_version": JOURNAL_SCHEMA_VERSION,
-                "written_by": JOURNAL_MARK,
-                "actions": dict(sorted(self._actions.items())),
-            }
-            files.write_text(self.path, render_yaml(document, width=80, unicode=True))
+            is_new = action not in self._actions
+            self._actions[action] = entry
+            if is_new and self._append(_entry_text({action: entry})):
+                return
+            document = {"schema_version": JOURNAL_SCHEMA_VERSION, "written_by": JOURNAL_MARK}
+            text = render_yaml(document, width=80, unicode=True) + "actions:\n"
+            data = (text + _entry_text(dict(sorted(self._actions.items())))).encode() + WHOLE
+            self._length = None
+            files.write_bytes(self.path, data)
+            self._length = len(data)
 
     def forget_except(self, actions: set[str]) -> None:
         """Drop entries of actions that no plan names any more; written with the next `record`."""
         with self._lock:
-            self._actions = {name: entry for name, entry in self._actions.items() if name in actions}
+            kept = {name: entry for name, entry in self._actions.items() if name in actions}
+            if len(kept) < len(self._actions):
+                self._length = None
+            self._actions = kept
+
+    def _append(self, text: str) -> bool:
+        """Append entries to the file durably; False if it is not the one that was read or written last."""
+        data = text.encode() + WHOLE
+        try:
+            with self.path.open("r+b") as stream:
+                if self._length is None or stream.seek(0, os.SEEK_END) != self._length:
+                    return False
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+                files.boundary(f"append to {self.path.name}")
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            self._length = None
+            raise files.translate_os_error(error, doing="write", path=self.path) from error
+        self._length += len(data)
+        return True
+
+
+def _entry_text(entries: Mapping[str, Any]) -> str:
+    """Return entries as YAML that can stand below `actions:`, or behind others there."""
+    text = render_yaml(dict(entries), width=80, unicode=True)
+    return "".join(f"  {line}\n" if line else "\n" for line in text.removesuffix("\n").split("\n"))

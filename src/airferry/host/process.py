@@ -178,7 +178,11 @@ def _starting(command: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise HostError(f"cannot start `{command[0]}`: {error.strerror}", program=command[0]) from error
+        raise HostError(
+            f"cannot start `{command[0]}`: {error.strerror}",
+            program=command[0],
+            hint=f"check that `{command[0]}` is installed and may be executed",
+        ) from error
 
 
 def run(
@@ -254,6 +258,7 @@ def run(
             command=printable,
             returncode=returncode,
             tail=tail,
+            hint="check that the program is the one meant: `airferry --debug` shows the command",
         )
     if check and returncode != 0:
         raise ProcessFailed(
@@ -262,6 +267,7 @@ def run(
             command=printable,
             returncode=returncode,
             tail=tail,
+            hint="run the command by hand for all that it says: `airferry --debug` shows it",
         )
     return Completed(returncode, bytes(stdout), tuple(tail))
 

@@ -11,6 +11,7 @@ from airferry.host import clock
 from airferry.host.threads import Cancelled
 
 MIB = 1 << 20
+EVERY_S = 1.0
 T = TypeVar("T")
 
 
@@ -26,8 +27,9 @@ def stage(name: str, emit: Emit, work: Callable[[], T]) -> T:
 class Meter:
     """Bytes of one task that are done. Safe to use from threads.
 
-    An event is emitted after every `every_bytes`, and once when all is done. It never says more than the total: bytes
-    that are sent a second time count once.
+    An event is emitted after every `every_bytes`, and at the latest a second after the one before: a slow line shows
+    that it moves. One is emitted when all is done. None says more than the total: bytes that are sent a second time
+    count once.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Meter:
         *,
         every_bytes: int = 16 * MIB,
         cancelled: threading.Event | None = None,
+        now: Callable[[], float] = clock.monotonic_s,
     ) -> None:
         """Nothing is emitted yet. Once `cancelled` is set, counting raises `Cancelled`, which ends a copy under way."""
         self._task = task
@@ -48,6 +51,8 @@ class Meter:
         self._lock = threading.Lock()
         self._done = 0
         self._said = 0
+        self._now = now
+        self._said_at_s = now()
 
     def advance(self, size_bytes: int) -> None:
         """Count bytes.
@@ -60,7 +65,11 @@ class Meter:
         # emitted under the lock, so that no smaller number follows a larger one
         with self._lock:
             self._done = min(self._total, self._done + size_bytes)
-            if self._done > self._said and (self._done - self._said >= self._every or self._done == self._total):
+            if self._done > self._said and (
+                self._done - self._said >= self._every
+                or self._done == self._total
+                or self._now() - self._said_at_s >= EVERY_S
+            ):
                 self._say()
 
     def watch(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
@@ -78,4 +87,5 @@ class Meter:
 
     def _say(self) -> None:
         self._said = self._done
+        self._said_at_s = self._now()
         self._emit(Progress(self._task, self._done, self._total))

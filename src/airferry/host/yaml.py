@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import yaml
@@ -245,6 +245,20 @@ def load_yaml(
         raise IntegrityError(f"{what}, line {error.line}, exceeds a limit of YAML: {error}") from error
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         raise IntegrityError(f"{what} is not valid YAML") from error
+
+
+def count_values(value: Any) -> int:
+    """Return how many keys and values the YAML of plain values has, as they are counted when it is read."""
+    count, waiting = 0, [value]
+    while waiting:
+        item = waiting.pop()
+        count += 1
+        if isinstance(item, Mapping):
+            count += len(item)
+            waiting += item.values()
+        elif isinstance(item, list | tuple):
+            waiting += item
+    return count
 
 
 def bounded_events(text: str, *, max_depth: int, max_values: int) -> Iterator[yaml.Event]:

@@ -7,13 +7,15 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from airferry.bundle.artifacts import COPY_AGAIN
 from airferry.bundle.receipt import Receipt, read_receipt
 from airferry.bundle.verify import Bundle, expect_outside, open_bundle
-from airferry.defaults import CATALOGUE_FOLDER, DEFAULT_STEPS
+from airferry.defaults import CATALOGUE_FOLDER
 from airferry.errors import IntegrityError, RegistryError, UsageError
 from airferry.events import Emit, silent
 from airferry.host import files, locks
 from airferry.jobs.extract import Extracted, expect_ours, extract_artifact, holds_catalogue, unpack_catalogue
+from airferry.jobs.profile import FoundSite, warn_of_another_site
 from airferry.oci.documents import Descriptor
 from airferry.oci.ports import Source
 from airferry.oci.reference import parse_reference
@@ -28,8 +30,8 @@ ELSEWHERE = "give the bundle with `--bundle`, or a copy of the catalogue with `-
 class CatalogueSource:
     """Where the catalogue is taken from: `source`, a copy of it, else the bundle, else the registry of the receipt.
 
-    `steps` is the folder of its steps, where neither bundle nor receipt says it. `root` is the digest that bundle and
-    receipt must be of.
+    `steps` is the folder of its steps, where neither bundle nor receipt says it and the copy leaves it open. `root` is
+    the digest that bundle and receipt must be of.
     """
 
     source: Path | None = None
@@ -49,6 +51,8 @@ class CatalogueSource:
             opened.warn_beside(self.bundle, emit)
         root = opened.root if opened else self.root
         held = read_receipt(receipt, root=root) if receipt is not None else None
+        if held is not None:
+            options = held.reached_with(options or ClientOptions())
         return Whereabouts(self.source, self.steps, opened, held, options, emit)
 
 
@@ -69,9 +73,11 @@ class Whereabouts:
     def at(self, root: Path) -> Catalogue:
         """Return the catalogue at a folder, its steps where it is known that they are."""
         named = _named(self.bundle, self.receipt)
-        if self.steps is not None or named is None:
-            return catalogue_at(root, steps=self.steps or DEFAULT_STEPS)
-        return catalogue_at(root, steps=named.steps, package=named.package)
+        if self.steps is None and named is not None:
+            return catalogue_at(root, steps=named.steps, package=named.package)
+        # neither says it where the bundle carries no catalogue, or the registry took none: then the copy tells
+        known = {target.partition(":")[0] for target in self.receipt.steps} if self.receipt is not None else set()
+        return catalogue_at(root, steps=self.steps, holding=known)
 
     def expect(self, out: Path) -> None:
         """Raise what `kept_in` would, as far as that is known without fetching anything."""
@@ -143,12 +149,14 @@ def extract_catalogue(
     destination: Path,
     *,
     root: str | None = None,
+    site: FoundSite | None = None,
     options: ClientOptions | None = None,
     emit: Emit = silent,
 ) -> Extracted:
     """Extract the catalogue of a bundle, or of the load that a receipt is of, into a folder that is absent or empty.
 
-    What an earlier extraction left there is replaced if it is unchanged.
+    What an earlier extraction left there is replaced if it is unchanged. A warning says where the `site` that the
+    options are from does not fit the receipt.
 
     Raises:
         UsageError: there is no bundle, no catalogue in it, or the folder holds something else.
@@ -159,7 +167,9 @@ def extract_catalogue(
     if source.is_file():
         if root is not None:
             raise UsageError("`--root` requires a bundle, but a receipt was given", hint="name the bundle")
-        places = Whereabouts(receipt=read_receipt(source), options=options, emit=emit)
+        held = read_receipt(source)
+        warn_of_another_site(site, held, emit=emit)
+        places = Whereabouts(receipt=held, options=held.reached_with(options or ClientOptions()), emit=emit)
     else:
         bundle = open_bundle(source, root=root)
         bundle.warn_beside(source, emit)
@@ -188,7 +198,9 @@ def _opened(places: Whereabouts, *, elsewhere: str = ELSEWHERE) -> Iterator[tupl
             if descriptor.digest == named.digest:
                 yield bundle.store, descriptor
                 return
-        raise IntegrityError(f"the bundle's manifest names the catalogue `{named.digest}`, which is not in the bundle")
+        raise IntegrityError(
+            f"the bundle's manifest names the catalogue `{named.digest}`, which is not in the bundle", hint=COPY_AGAIN
+        )
     assert receipt is not None
     assert receipt.catalogue is not None
     with ExitStack() as stack:

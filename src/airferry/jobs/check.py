@@ -15,16 +15,17 @@ from airferry.assets.staged import bundle_assets
 from airferry.bundle.receipt import Receipt, ReceiptAsset
 from airferry.bundle.verify import Bundle
 from airferry.config import Executor, SiteProfile
+from airferry.defaults import COMMANDS_FILE
 from airferry.errors import ConfigurationError, FindingsError, UsageError
 from airferry.events import Emit, silent
 from airferry.host.canonical import plain_data
 from airferry.jobs.catalogue import CatalogueSource
-from airferry.jobs.configs import COMMANDS_FILE, image_of, targets_of, with_default
+from airferry.jobs.configs import image_of, targets_of, with_default
 from airferry.jobs.context import AMBIENT, CODE_FOLDER, JOB_FOLDER, StepContext, consumed_and_produced, mounts_of
 from airferry.jobs.findings import LEVELS, Finding, merge_findings
 from airferry.jobs.images import ask_images
 from airferry.jobs.known_assets import staged_values
-from airferry.jobs.profile import read_site
+from airferry.jobs.profile import FoundSite, read_site
 from airferry.jobs.rules.assets import StagedAssets, asset_findings
 from airferry.jobs.rules.code import code_findings
 from airferry.jobs.rules.config import blend_findings, config_findings
@@ -140,7 +141,7 @@ class JobSelection:
     `env_file` is the `env.toml` that jobs use, and `profile` the one in it.
     """
 
-    site: Path | None = None
+    site: Path | FoundSite | None = None
     targets: tuple[str, ...] = ()
     executor: str | None = None
     profile: str | None = None
@@ -179,6 +180,8 @@ def check(
     if jobs.overlays is not None and not jobs.overlays.is_dir():
         raise UsageError(f"`{jobs.overlays}` is not a folder of overlays", hint="`airferry overlays` writes one")
     places = catalogue.find(receipt, options=options, emit=emit)
+    if receipt is not None:
+        known = read_site(jobs.site, receipt=places.receipt, emit=emit)
     with places.open(beside=jobs.overlays) as opened:
         checked = Checked(
             catalogue=opened,
@@ -195,6 +198,7 @@ def check(
         images = {}
         if ask_registry and (names := images_to_ask(checked)):
             quick = options or ClientOptions(connect_timeout_s=10.0, read_timeout_s=20.0)
+            quick = places.receipt.reached_with(quick) if places.receipt is not None else quick
             asking = executor_of(checked)
             images = ask_images(names, executor=asking, platform=known.platform, options=quick, emit=emit)
         return run_check(checked, images)

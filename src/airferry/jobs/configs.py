@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from airferry.bundle.receipt import Receipt, ReceiptImage
+from airferry.bundle.receipt import RECEIPT_AGAIN, Receipt, ReceiptImage
 from airferry.config import Executor, SiteProfile
 from airferry.config.submit import submit_command
+from airferry.defaults import COMMANDS_FILE, PROFILE_FILE
 from airferry.errors import ConfigurationError, Gathering, IntegrityError
 from airferry.host.yaml import render_yaml
 from airferry.jobs.context import consumed_and_produced
@@ -37,7 +38,6 @@ from airferry.plan.step_values import read_step_values
 from airferry.wording import comment_line, on_one_line
 
 DEFAULT_CONFIG_NAME = "default"
-COMMANDS_FILE = "submit.txt"
 CONFIGS_MARK = "# Written by `airferry overlays`"
 UNVERIFIED_SUBMIT = (
     "the submit commands are the bundle's own, and it was loaded without `--root`: read them before you run them"
@@ -75,11 +75,15 @@ class StepOverlay:
 
 @dataclass(frozen=True, slots=True)
 class OverlaySet:
-    """All overlays and fragments by their relative paths, a line for each step, and what an operator must know."""
+    """All overlays and fragments by their relative paths, a line for each step, and what an operator must know.
+
+    `private_ca` says that the load trusted a CA that was named for its registry.
+    """
 
     steps: tuple[StepOverlay, ...]
     files: Mapping[str, str] = field(repr=False)
     notes: tuple[str, ...] = ()
+    private_ca: bool = False
 
 
 def make_overlays(receipt: Receipt, catalogue: Catalogue, *, site: SiteProfile, out: Path) -> OverlaySet:
@@ -118,7 +122,7 @@ def make_overlays(receipt: Receipt, catalogue: Catalogue, *, site: SiteProfile, 
         notes.append(UNVERIFIED_SUBMIT)
     for executor in site.executors:
         own = [step for step in steps if step.executor == executor.kind]
-        texts[f"{executor.kind}/env.toml"] = _fragment(site, executor, submit=receipt.submit)
+        texts[f"{executor.kind}/{PROFILE_FILE}"] = _fragment(site, executor, submit=receipt.submit)
         commands = "".join(f"{step.command}\n" for step in own)
         texts[f"{executor.kind}/{COMMANDS_FILE}"] = f"{CONFIGS_MARK}: one command a step.\n{commands}"
         if not names_by_digest(executor):
@@ -128,7 +132,8 @@ def make_overlays(receipt: Receipt, catalogue: Catalogue, *, site: SiteProfile, 
                 f"`nemotron steps run` has no executor for {executor.kind}; "
                 "take the image and the resolved config from the overlays"
             )
-    return OverlaySet(tuple(steps), dict(sorted(texts.items())), tuple(notes))
+    private_ca = receipt.connection is not None and bool(receipt.connection.ca_fingerprints)
+    return OverlaySet(tuple(steps), dict(sorted(texts.items())), tuple(notes), private_ca)
 
 
 def targets_of(receipt: Receipt) -> list[Target]:
@@ -147,7 +152,9 @@ def image_of(receipt: Receipt, target: Target) -> ReceiptImage:
     for image in receipt.images:
         if image.pinned == pinned:
             return image
-    raise IntegrityError(f"the receipt runs `{target.spec}` in `{pinned}`, which is not one of its images")
+    raise IntegrityError(
+        f"the receipt runs `{target.spec}` in `{pinned}`, which is not one of its images", hint=RECEIPT_AGAIN
+    )
 
 
 def with_default(catalogue: Catalogue, target: Target) -> Target:
@@ -271,7 +278,9 @@ def _split(config: Path, reader: StepConfigReader) -> tuple[Sequence[Overlay], S
     try:
         return split_mounts(reader.read(config).mounts)
     except ValueError as error:
-        raise ConfigurationError(f"{config}: {error}") from error
+        raise ConfigurationError(
+            f"{config}: {error}", hint="write it as Nemotron does: `${auto_mount:git+URL@REF,TARGET}`"
+        ) from error
 
 
 def _check_baked(found: StepFiles, image: ReceiptImage, wanted: Iterable[Overlay]) -> None:

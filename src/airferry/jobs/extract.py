@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from airferry.assets.unpack import TreeUnpacker
+from airferry.assets.unpack import MADE_ELSEWHERE, TreeUnpacker
 from airferry.bundle.catalogue import (
     CATALOGUE_ARTIFACT,
     CATALOGUE_CONTENT,
@@ -91,6 +91,7 @@ def extract_artifact(source: Source, descriptor: Descriptor, destination: Path) 
         return Extracted(destination, descriptor.digest, len(known["files"]), reused=True)
     try:
         _expect_replaceable(destination)
+        files.make_folders(destination.absolute().parent, shared=True)
         with files.scratch_directory(destination.absolute().parent) as scratch:
             root = files.ensure_directory(scratch / "catalogue", shared=True)
             count = unpack_catalogue(source, descriptor, root, scratch=scratch)
@@ -123,13 +124,20 @@ def unpack_catalogue(source: Source, descriptor: Descriptor, root: Path, *, scra
     what = f"the catalogue `{descriptor.digest}`"
     manifest = source.read_manifest(descriptor).manifest
     if manifest.artifact_type != CATALOGUE_ARTIFACT:
-        raise IntegrityError(f"artifact `{descriptor.digest}` is of type `{manifest.artifact_type}`, not a catalogue")
+        raise IntegrityError(
+            f"artifact `{descriptor.digest}` is of type `{manifest.artifact_type}`, not a catalogue",
+            hint=MADE_ELSEWHERE,
+        )
     if len(manifest.layers) != 1 or manifest.layers[0].media_type != CATALOGUE_CONTENT:
         types = ", ".join(f"`{layer.media_type}`" for layer in manifest.layers) or "none"
-        raise IntegrityError(f"{what} must have exactly one layer, of type `{CATALOGUE_CONTENT}`; it has {types}")
+        raise IntegrityError(
+            f"{what} must have exactly one layer, of type `{CATALOGUE_CONTENT}`; it has {types}", hint=MADE_ELSEWHERE
+        )
     layer = manifest.layers[0]
     if layer.size > MAX_CATALOGUE_PACKED_BYTES:
-        raise IntegrityError(f"{what} has {layer.size} bytes, more than the limit of {MAX_CATALOGUE_PACKED_BYTES}")
+        raise IntegrityError(
+            f"{what} has {layer.size} bytes, more than the limit of {MAX_CATALOGUE_PACKED_BYTES}", hint=MADE_ELSEWHERE
+        )
     if layer.size > (free := files.free_bytes(scratch)):
         raise HostError(f"`{scratch}` needs {layer.size} bytes for {what}, {free} are free", hint="free space")
     packed = scratch / "catalogue.tar.zst"
@@ -167,7 +175,7 @@ def _bounded(content: Iterator[bytes], what: str) -> Iterator[bytes]:
     for block in content:
         total += len(block)
         if total > limit:
-            raise IntegrityError(f"{what} unpacks to more than {limit} bytes")
+            raise IntegrityError(f"{what} unpacks to more than {limit} bytes", hint=MADE_ELSEWHERE)
         yield block
 
 

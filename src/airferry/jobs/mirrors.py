@@ -7,7 +7,7 @@ other names.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,12 +17,26 @@ from airferry.events import Emit, Warned, silent
 from airferry.host import files
 from airferry.host.toml import toml_pair, toml_table
 from airferry.host.yaml import render_yaml
+from airferry.jobs.placing import (
+    CONTAINERS_CONF,
+    ENROOT_CONF,
+    ENROOT_CREDENTIALS,
+    NODE_CA,
+    NodeStep,
+    Placed,
+    render_steps,
+    steps_on_nodes,
+)
+from airferry.jobs.profile import FoundSite, warn_of_another_site
 from airferry.jobs.submission import image_for
 from airferry.oci.reference import DEFAULT_REGISTRY, Reference, is_loopback, parse_reference
 from airferry.registry.client import CA_WITHOUT_TLS
+from airferry.registry.tls import certificate_text, fingerprints
 from airferry.wording import comment_line, obeyed
 
 MIRRORS_MARK = "Written by `airferry mirrors`."
+CA_COPY = "ca.pem"
+PLACING_FILE = "INSTALL.txt"
 OPENSHIFT_API = "config.openshift.io/v1"
 
 
@@ -37,11 +51,24 @@ class MirroredImage:
 
 @dataclass(frozen=True, slots=True)
 class MirrorFiles:
-    """Files by their relative paths, and what could not be expressed in some of them."""
+    """Files by their relative paths, what could not be expressed in some of them, and what the nodes need to know."""
 
     images: tuple[MirroredImage, ...]
+    placed: Placed
     files: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    def steps(self, executors: Collection[str] = ()) -> list[NodeStep]:
+        """Return what puts the files where they go, in their folder; of all runtimes, or those of some executors."""
+        return steps_on_nodes(self.placed, executors)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeCa:
+    """The registry's private CA: its path on the nodes, and the certificate itself, as far as each is known."""
+
+    path: str | None = None
+    certificate: Path | None = None
 
 
 def mirrors(
@@ -49,51 +76,86 @@ def mirrors(
     *,
     out: Path,
     plain_http: bool | None = None,
-    ca_file: str | None = None,
+    ca: NodeCa | None = None,
+    site: FoundSite | None = None,
     root: str | None = None,
     emit: Emit = silent,
 ) -> MirrorFiles:
-    """Write mirror configurations for the base images that a loaded bundle carried.
+    """Write mirror configurations for the base images that a loaded bundle carried, and what puts them on the nodes.
+
+    A warning says where the `site` that the CA is from does not fit the receipt.
 
     Raises:
-        ConfigurationError: it carried none.
+        ConfigurationError: it carried none, or the CA's certificate cannot be read.
         IntegrityError: it is not a receipt, or one of another bundle than `root` names.
     """
-    made = make_mirrors(read_receipt(receipt, root=root), plain_http=plain_http, ca_file=ca_file)
+    held = read_receipt(receipt, root=root)
+    warn_of_another_site(site, held, emit=emit)
+    made = make_mirrors(held, plain_http=plain_http, ca=ca)
     files.write_texts(out, made.files)
     for note in made.notes:
         emit(Warned(note))
     return made
 
 
-def make_mirrors(receipt: Receipt, *, plain_http: bool | None = None, ca_file: str | None = None) -> MirrorFiles:
+def make_mirrors(receipt: Receipt, *, plain_http: bool | None = None, ca: NodeCa | None = None) -> MirrorFiles:
     """Return the mirror configurations for the originals that a load left.
 
-    `ca_file` is a path on the nodes, and means TLS. `plain_http` None means: as the load reached the registry, or,
-    where an older receipt does not say, on loopback only.
+    A `ca` means TLS. `plain_http` None means: as the load reached the registry, or, where an older receipt does not
+    say, on loopback only.
 
     Raises:
-        ConfigurationError: the bundle carried no originals.
+        ConfigurationError: the bundle carried no originals, or the CA's certificate cannot be read.
         UsageError: the path of the CA has control characters, or there is one for a registry without TLS.
     """
-    if plain_http and ca_file is not None:
+    ca = ca or NodeCa()
+    known = ca.path is not None or ca.certificate is not None
+    if plain_http and known:
         raise UsageError(CA_WITHOUT_TLS, hint="leave one of both out")
-    if ca_file is not None and obeyed(ca_file):
-        raise UsageError(f"`{ca_file}` is not a path that configurations of nodes can name")
+    if ca.path is not None and obeyed(ca.path):
+        raise UsageError(
+            f"`{ca.path}` is not a path that configurations of nodes can name",
+            hint="give the path of the CA on the nodes, for example `/etc/ssl/site-ca.pem`",
+        )
     images = _originals(receipt)
     registry = parse_reference(f"{receipt.registry}/x").registry
-    insecure = _is_plain(receipt, registry) if plain_http is None and ca_file is None else bool(plain_http)
-    containerd, notes = _containerd(images, insecure=insecure, ca_file=ca_file)
+    insecure = _is_plain(receipt, registry) if plain_http is None and not known else bool(plain_http)
+    ca_file = ca.path or (NODE_CA if ca.certificate is not None else None)
+    containerd, urls, notes = _containerd(images, insecure=insecure, ca_file=ca_file)
+    if not insecure:
+        notes += _about_ca(receipt, ca)
     files = {
         **containerd,
-        "containers/registries.conf.d/50-airferry.conf": _registries_conf(images, insecure=insecure),
+        CONTAINERS_CONF: _registries_conf(images, insecure=insecure),
         "openshift/image-digest-mirror-set.yaml": _mirror_set("ImageDigestMirrorSet", "imageDigestMirrors", images),
         "openshift/image-tag-mirror-set.yaml": _mirror_set("ImageTagMirrorSet", "imageTagMirrors", images),
-        "enroot/credentials": _enroot_credentials(registry),
-        "enroot/enroot.conf.d/50-airferry.conf": _enroot_conf(insecure=insecure, ca_file=ca_file),
+        ENROOT_CREDENTIALS: _enroot_credentials(registry),
+        ENROOT_CONF: _enroot_conf(insecure=insecure, ca_file=ca_file),
         "enroot/images.txt": _enroot_images(images),
     }
-    return MirrorFiles(images, dict(sorted(files.items())), tuple(notes))
+    if ca.certificate is not None:
+        files[CA_COPY] = certificate_text(ca.certificate)
+    placed = Placed(registry, urls, insecure, ca_file, CA_COPY if ca.certificate is not None else None)
+    head = comment_line(f"{MIRRORS_MARK} For bash, in this folder; take what your nodes run.")
+    files[PLACING_FILE] = f"{head}\n\n{render_steps(steps_on_nodes(placed))}"
+    return MirrorFiles(images, placed, dict(sorted(files.items())), tuple(notes))
+
+
+def _about_ca(receipt: Receipt, ca: NodeCa) -> list[str]:
+    """Return what is to be said of the CA: the load trusted one that is not named now, or another one."""
+    trusted = set(receipt.connection.ca_fingerprints) if receipt.connection is not None else set()
+    if not trusted:
+        return []
+    if ca.certificate is not None:
+        if trusted.isdisjoint(fingerprints(ca.certificate)):
+            return [f"`{ca.certificate}` is not the CA that the load trusted ({', '.join(sorted(trusted))})"]
+        return []
+    if ca.path is None:
+        return [
+            f"the load trusted a private CA ({', '.join(sorted(trusted))}) that these files do not name: set "
+            "`ca_file:` in the site profile, or give its path on the nodes with `--ca-file`"
+        ]
+    return []
 
 
 def _is_plain(receipt: Receipt, registry: str) -> bool:
@@ -121,9 +183,10 @@ def _repositories(images: Iterable[MirroredImage]) -> dict[str, str]:
 
 def _containerd(
     images: Iterable[MirroredImage], *, insecure: bool, ca_file: str | None
-) -> tuple[dict[str, str], list[str]]:
-    """Return a `certs.d` tree. A host can be mapped if one prefix stands before all its repositories."""
+) -> tuple[dict[str, str], dict[str, str], list[str]]:
+    """Return a `certs.d` tree, the URLs by host, and notes. A host is mapped if one prefix is before all it has."""
     files: dict[str, str] = {}
+    urls: dict[str, str] = {}
     notes: list[str] = []
     prefixes: dict[str, set[str | None]] = {}
     for image in images:
@@ -152,7 +215,8 @@ def _containerd(
             *(f"  {option}" for option in options),
         ]
         files[f"containerd/certs.d/{host}/hosts.toml"] = "\n".join(lines) + "\n"
-    return files, notes
+        urls[host] = url
+    return files, urls, notes
 
 
 def _registries_conf(images: Iterable[MirroredImage], *, insecure: bool) -> str:

@@ -11,7 +11,7 @@ from airferry.events import Emit, silent
 from airferry.host import files
 from airferry.jobs.catalogue import CatalogueSource, Whereabouts
 from airferry.jobs.configs import CONFIGS_MARK, OverlaySet, make_overlays
-from airferry.jobs.profile import read_site
+from airferry.jobs.profile import FoundSite, read_site
 from airferry.registry.client import ClientOptions
 
 
@@ -20,7 +20,7 @@ def overlays(
     *,
     out: Path,
     catalogue: CatalogueSource | None = None,
-    site: Path | None = None,
+    site: Path | FoundSite | None = None,
     options: ClientOptions | None = None,
     emit: Emit = silent,
 ) -> OverlaySet:
@@ -36,7 +36,8 @@ def overlays(
         RegistryError: the registry does not hand over the catalogue.
     """
     places = (catalogue or CatalogueSource()).find(receipt, options=options, emit=emit)
-    return write_overlays(places, site=read_site(site), out=out)
+    known = read_site(site, receipt=places.receipt, emit=emit)
+    return write_overlays(places, site=known, out=out)
 
 
 def write_overlays(places: Whereabouts, *, site: SiteProfile, out: Path) -> OverlaySet:

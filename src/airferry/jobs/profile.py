@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from airferry.config import SiteProfile, check_site, load_config, load_site
+from airferry.bundle.receipt import Receipt
+from airferry.config import SiteProfile, check_site, load_site, site_in
+from airferry.config.document import read_yaml
 from airferry.config.site import EXECUTOR_KINDS
-from airferry.defaults import SITE_FILE
+from airferry.defaults import PLAN_CONFIG, SITE_FILE
 from airferry.errors import ConfigurationError, UsageError
+from airferry.events import Emit, Warned, silent
 from airferry.host import files
 from airferry.host.yaml import render_yaml
 
-PLAN_CONFIG = "airgap.yaml"
 _INIT = "airferry site init --executor KIND"
 HEADER = "# The far side, described for `airferry overlays`, `mirrors` and `check`.\n"
 
@@ -52,16 +55,42 @@ def init_site(
     return site
 
 
-def known_site(path: Path | None) -> SiteProfile | None:
+@dataclass(frozen=True, slots=True)
+class FoundSite:
+    """A site profile and the file that it was read from."""
+
+    path: Path
+    profile: SiteProfile
+
+    @property
+    def ca_file(self) -> Path | None:
+        """The CA of the registry on this host; a relative path starts at the profile's folder."""
+        if self.profile.ca_file is None:
+            return None
+        return files.without_dots(self.path.parent / files.expand_home(Path(self.profile.ca_file)))
+
+
+def known_site(path: Path | None, *, emit: Emit = silent) -> FoundSite | None:
     """Return the site profile as `read_site` finds it, or None where there is none: for what it may say besides.
 
+    An `airgap.yaml` that only lies here may be of anything: only its `site:` is looked at, and where it is not YAML, a
+    warning says that nothing is taken from it.
+
     Raises:
-        ConfigurationError: the file is wrong.
+        ConfigurationError: the profile is wrong, or the file that was named cannot be read.
     """
     found = path or _profile_here()
-    if path is None and found == Path(PLAN_CONFIG):
-        return load_config(found).site
-    return None if found is None else load_site(found)
+    if found is None:
+        return None
+    if path is not None or found != Path(PLAN_CONFIG):
+        return FoundSite(found, load_site(found))
+    try:
+        document = read_yaml(found)
+    except ConfigurationError as error:
+        emit(Warned(f"nothing is taken from `{found}` here: {error.message}", hint=error.hint))
+        return None
+    site = site_in(document)
+    return FoundSite(found, site) if site is not None else None
 
 
 def _profile_here() -> Path | None:
@@ -77,24 +106,41 @@ def site_trouble(key: str, value: Any) -> str | None:
     return None
 
 
-def read_site(path: Path | None) -> SiteProfile:
+def warn_of_another_site(site: FoundSite | None, receipt: Receipt | None, *, emit: Emit) -> None:
+    """Warn of a profile that names another registry than the load went into: CA and executors may be another site's."""
+    named = site.profile.registry if site is not None else None
+    if site is None or receipt is None or named is None or named.rstrip("/") == receipt.registry:
+        return
+    emit(
+        Warned(
+            f"`{site.path}` is of the registry `{named}`, and the receipt of a load into `{receipt.registry}`",
+            hint="if it is the profile of another site, name the right one with `--site FILE`; else correct its "
+            f"`registry:`, or name the receipt of the load into `{named}`",
+        )
+    )
+
+
+def read_site(given: Path | FoundSite | None, *, receipt: Receipt | None = None, emit: Emit = silent) -> SiteProfile:
     """Return the site profile of a file; without one, of `site.yaml` or else of `site:` in `airgap.yaml` here.
+
+    What `known_site` found is not read again. A warning says where it does not fit a `receipt`.
 
     Raises:
         ConfigurationError: the file is wrong, there is no profile, or it names no executor. What runs the jobs decides
             how images are named and jobs are submitted, so it is never guessed.
     """
-    path = path or _profile_here()
+    path = given.path if isinstance(given, FoundSite) else given or _profile_here()
     if path is None:
         raise ConfigurationError(
             "there is no site profile: nothing says what runs the jobs",
             hint=f"describe the site with `{_INIT}`, or name its profile with `--site`",
         )
-    known = load_site(path)
+    known = given.profile if isinstance(given, FoundSite) else load_site(path)
     if not known.executors:
         raise ConfigurationError(
             f"{path}: the site profile names no executor: nothing says what runs the jobs",
             hint=f"add `executors:`, or replace the profile with `{_INIT} --force`",
             path=str(path),
         )
+    warn_of_another_site(FoundSite(path, known), receipt, emit=emit)
     return known

@@ -6,7 +6,7 @@ the bundle still has is not built again, so a rerun finishes what an interruptio
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,15 +30,17 @@ from airferry.near.lock.follow import follow_lock
 from airferry.near.lock.resolve import Locked
 from airferry.near.output_folder import OutputFolder
 from airferry.near.planning import PLAN_FILE, Selection, read_plan, warn_of_plan
-from airferry.near.predict import Prediction, Predictor, ensure_room
+from airferry.near.predict import Prediction, Predictor, ensure_room, expect_readable
 from airferry.near.rehearse.run import REPORT_FILE, Rehearsal, RehearsalReport, check_rehearsal, report_json
 from airferry.near.rehearse.stage import rehearsal_action
 from airferry.near.seal import BUNDLE, Sealer
 from airferry.near.session import BuildOptions, Session, open_session
+from airferry.oci.layers import Compression
 from airferry.oci.layout import LayoutStore
 from airferry.plan.lockfile import LOCK_FILE, Lockfile, read_lockfile
 from airferry.plan.models import Plan, PlanWarning
 from airferry.plan.planner import write_plan
+from airferry.wording import size_text
 
 IMAGE_STAGES = {"build-launcher-image", "build-execution-images"}
 
@@ -56,10 +58,30 @@ class ImageSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class Recompressed:
+    """Layers of bases, each once, in bytes: as they were fetched, and as the bundle carries them, and by what."""
+
+    fetched_bytes: int
+    carried_bytes: int
+    compression: str
+
+    @property
+    def text(self) -> str:
+        """What recompressing them has gained, and the way out where that is nothing."""
+        change = self.carried_bytes / max(1, self.fetched_bytes) - 1
+        said = f"{abs(change):.1%} less" if change < 0 else f"{change:.1%} more, `compression: preserve` keeps them"
+        return (
+            f"layers of bases: {size_text(self.fetched_bytes)} fetched, {size_text(self.carried_bytes)} carried "
+            f"({self.compression}): {said}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class BuildOutcome:
     """What a build left. `root`, `manifest` and sizes are there only once the bundle is sealed.
 
-    `left_out` are the artifacts of bases that the bundle does not carry.
+    `left_out` are the artifacts of bases that the bundle does not carry, `recompressed` is None where no layer of a
+    base was recompressed.
     """
 
     output: Path
@@ -71,10 +93,11 @@ class BuildOutcome:
     manifest: BundleManifest | None
     warnings: tuple[PlanWarning, ...] = ()
     left_out: tuple[LeftBehind, ...] = ()
+    recompressed: Recompressed | None = None
 
     def to_document(self) -> dict[str, Any]:
         """Return the outcome as plain data."""
-        names = ("output", "bundle", "root", "bundle_bytes", "reused", "warnings", "images", "left_out")
+        names = ("output", "bundle", "root", "bundle_bytes", "reused", "warnings", "images", "left_out", "recompressed")
         return plain_data(self, *names)  # type: ignore[no-any-return]
 
 
@@ -127,6 +150,7 @@ class Produced:
     sealed: Sealed | None = None
     rehearsal: RehearsalReport | None = None
     left_out: tuple[LeftBehind, ...] = ()
+    recompressed: Recompressed | None = None
 
 
 class Production:
@@ -196,7 +220,8 @@ class Production:
         }
         held = {digest for image in manifest.images for digest in (image.digest, *_platform_digests(image))}
         self._journal.forget_except(kept | self._folder.settle(held))
-        return Produced(images, reused, manifest, sealed, rehearsal, attached.left_out)
+        compressed = recompressed(manifest, tasks, self._session.knowledge.layers.compression)
+        return Produced(images, reused, manifest, sealed, rehearsal, attached.left_out, compressed)
 
     def _rehearse(self, images: Mapping[str, Sequence[BuiltImage]]) -> RehearsalReport | None:
         """Try the steps in the images that were built, if that was asked for, and write the report."""
@@ -222,6 +247,22 @@ class Production:
         if "build-execution-images" in plan.stages:
             found += [tasks.execution(group, platform) for group in plan.groups for platform in group.platforms]
         return found
+
+
+def recompressed(manifest: BundleManifest, tasks: Iterable[Task], compression: Compression) -> Recompressed | None:
+    """Return what recompressing the layers of bases has gained in the bundle; None if it has recompressed none."""
+    fetched = {layer.digest: layer.size for task in tasks for layer in task.base.layers}
+    carried = {
+        layer.original_digest: layer.size_bytes
+        for image in manifest.images
+        for platform in image.platforms.values()
+        for layer in platform.layers
+        if layer.original_digest in fetched
+    }
+    if not carried:
+        return None
+    before = sum(size for digest, size in fetched.items() if digest in carried)
+    return Recompressed(before, sum(carried.values()), compression.text)
 
 
 def _platform_digests(image: ImageEntry) -> list[str]:
@@ -255,11 +296,16 @@ def _outcome(made: Plan, produced: Produced) -> BuildOutcome:
         produced.manifest,
         made.warnings,
         produced.left_out,
+        produced.recompressed,
     )
 
 
 def _ensure_room(session: Session, plan: Plan, known: Lockfile) -> Prediction:
-    """Refuse a build that the disk has no room for, as far as lock and cache tell, and return what it takes."""
+    """Return what a build takes, as far as lock and cache tell.
+
+    Refuses one that the disk has no room for, or whose bundle would be too large to be read.
+    """
     prediction = Predictor(plan, known, session.cache).predict(jobs=session.jobs)
+    expect_readable(prediction)
     ensure_room(prediction, cache=session.cache, output=plan.output_dir, emit=session.emit)
     return prediction

@@ -26,9 +26,17 @@ def open_left(path: Path) -> Iterator[IO[bytes]]:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         kind = "a symlink" if error.errno == errno.ELOOP else os.strerror(error.errno or 0)
-        raise BuildError(f"cannot read `{path.name}` that was left behind: {kind}", path=str(path)) from error
+        raise BuildError(
+            f"cannot read `{path.name}` that was left behind: {kind}",
+            path=str(path),
+            hint="what was built left something else by this name: look at the build's own script",
+        ) from error
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise BuildError(f"`{path.name}` that was left behind is not a regular file", path=str(path))
+        raise BuildError(
+            f"`{path.name}` that was left behind is not a regular file",
+            path=str(path),
+            hint="what was built left something else by this name: look at the build's own script",
+        )
     with open(handle, "rb") as stream:  # noqa: PTH123
         yield stream

@@ -12,7 +12,7 @@ from airferry.events import Emit, Warned
 from airferry.host import files
 from airferry.near.describe import warning_text
 from airferry.near.lock.covered import uncovered
-from airferry.near.predict import Prediction, Predictor
+from airferry.near.predict import Prediction, Predictor, expect_readable
 from airferry.oci.platform import Platform, parse_buildable_platform
 from airferry.plan.lockfile import LOCK_FILE, Lockfile, read_lockfile
 from airferry.plan.models import Plan
@@ -56,12 +56,13 @@ def plan(selection: Selection) -> PlanOutcome:
         HostError: the output folder is not writable.
     """
     made = read_plan(selection)
+    known = read_lockfile(made.output_dir / LOCK_FILE)
+    prediction = Predictor(made, known or Lockfile(), files.cache_directory(make=False)).predict()
+    expect_readable(prediction)
     document = made.to_document()
     path = made.output_dir / PLAN_FILE
     write_plan(document, path)
-    known = read_lockfile(made.output_dir / LOCK_FILE)
     covered = known is not None and not uncovered(made, known)
-    prediction = Predictor(made, known or Lockfile(), files.cache_directory(make=False)).predict()
     return PlanOutcome(made, document, path, prediction, covered)
 
 

@@ -12,12 +12,13 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from airferry.config import ArchiveBase, BaseSpec, BootstrapBase, LayoutBase
-from airferry.errors import AirferryError, HostError
+from airferry.errors import AirferryError, ConfigurationError, HostError
 from airferry.events import Emit, Warned, silent
 from airferry.host import files
 from airferry.host.canonical import plain_data
+from airferry.host.yaml import MAX_DOCUMENT_VALUES, count_values
 from airferry.near.assemble import context
-from airferry.near.bases.layers import BaseLayers
+from airferry.near.bases.layers import BaseLayers, compression_of
 from airferry.near.carry.loader import expected_loader_bytes
 from airferry.near.git import driver as git
 from airferry.near.git.addresses import redact
@@ -31,17 +32,22 @@ from airferry.oci.documents import (
     Descriptor,
     parse_image_config,
 )
-from airferry.oci.layers import KINDS, Compression, layer_kind
+from airferry.oci.layers import KINDS, layer_kind
 from airferry.oci.layout import LayoutStore
 from airferry.oci.platform import Platform
 from airferry.oci.ports import Source
 from airferry.plan.lockfile import LockedBase, LockedPlatform, Lockfile
-from airferry.plan.models import Plan
+from airferry.plan.models import LAUNCHER, Plan
 from airferry.wording import counted
 
 MARGIN_PERCENT = 10
 # what is left of a layer, at the very least, when it is recompressed
 LEAST_PART = {"gzip": 2, "zstd": 2, "none": 10}
+# keys and values of a bundle's manifest, those that are left out where there is nothing to say not counted
+IMAGE_VALUES = 26
+PLATFORM_VALUES = 14
+LAYER_VALUES = 13
+ADDITION_VALUES = 9
 ROOM_HINT = "free up space, or choose another folder with `AIRFERRY_CACHE` or `paths.output_dir`"
 
 
@@ -72,10 +78,14 @@ class Expected:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a build is expected to take. `in_flight_bytes` are held on disk for a while only."""
+    """What a build is expected to take. `in_flight_bytes` are held on disk for a while only.
+
+    `manifest_values` are the keys and values that the bundle's manifest will have at least.
+    """
 
     items: tuple[Expected, ...]
     in_flight_bytes: int = 0
+    manifest_values: int = 0
 
     @property
     def in_bytes(self) -> int:
@@ -165,10 +175,11 @@ class Predictor:
         self._bases = _existing(cache / "bases")
         self._bundle = _existing(plan.output_dir / "bundle")
         self._carrier: BaseLayers | None = None
+        self._layer_counts: dict[tuple[str, Platform], int] = {}
         if self._bases is not None and (cache / "layers").is_dir():
-            choice = plan.compression
-            compression = Compression(choice.kind, choice.level)
-            self._carrier = BaseLayers(self._bases, cache, compression=compression, output=plan.output_dir)
+            self._carrier = BaseLayers(
+                self._bases, cache, compression=compression_of(plan.compression), output=plan.output_dir
+            )
 
     def predict(self, *, jobs: int = 1) -> Prediction:
         """Return what a build of the plan takes, with this many images in parallel."""
@@ -187,7 +198,20 @@ class Predictor:
         if plan.archives and sealed:
             items.append(_added("archives", sum(item.out_bytes or 0 for item in items)))
         at_once = sorted((item.out_bytes or 0 for item in checkouts), reverse=True)[: max(1, jobs)]
-        return Prediction(tuple(items), sum(at_once))
+        return Prediction(tuple(items), sum(at_once), self._manifest_values() if sealed else 0)
+
+    def _manifest_values(self) -> int:
+        """Return how many keys and values the manifest will have at least, as far as bases and lock are known."""
+        plan = self._plan
+        bases = {group.name: group.base_image.key for group in plan.groups}
+        if plan.launcher is not None:
+            bases[LAUNCHER] = plan.launcher.base_image.key
+        values = count_values(plan.to_document()) + IMAGE_VALUES * len(bases)
+        for name, platform, locked in self._environments():
+            layers = self._layer_counts.get((bases[name], platform), 1)
+            additions = len(locked.additions) if locked is not None else 0
+            values += PLATFORM_VALUES + LAYER_VALUES * layers + ADDITION_VALUES * additions
+        return values
 
     def _catalogue_bytes(self) -> int | None:
         try:
@@ -210,6 +234,7 @@ class Predictor:
                 if layers is None:
                     yield Expected(what, None, None, part="base")
                     continue
+                self._layer_counts[key, platform] = len(layers.descriptors)
                 fetch = out = new = sure = least = 0
                 for descriptor, diff_id in zip(layers.descriptors, layers.diff_ids, strict=True):
                     if descriptor.digest in seen:
@@ -273,7 +298,7 @@ class Predictor:
             for platform in group.platforms:
                 yield group.name, platform, known.platforms.get(str(platform)) if known else None
         for platform in plan.launcher.platforms if plan.launcher else ():
-            yield "launcher", platform, lock.launcher.platforms.get(str(platform)) if lock.launcher else None
+            yield LAUNCHER, platform, lock.launcher.platforms.get(str(platform)) if lock.launcher else None
 
     def _checkouts(self) -> Iterator[Expected]:
         sizes: dict[str, int | None] = {}
@@ -314,6 +339,23 @@ def disk_needs(prediction: Prediction, *, cache: Path, output: Path) -> list[Dis
             (there, prediction.sure_bytes, _with_margin(prediction.new_bytes)),
         ]
     return [DiskNeed(folder, least, most, files.free_bytes(folder)) for folder, least, most in needs]
+
+
+def expect_readable(prediction: Prediction) -> None:
+    """Refuse a plan whose bundle the far side would not read, as far as that is known before anything is built.
+
+    Raises:
+        ConfigurationError: its manifest would have more keys and values than are read.
+    """
+    if prediction.manifest_values > MAX_DOCUMENT_VALUES:
+        parts = -(-prediction.manifest_values // MAX_DOCUMENT_VALUES)
+        raise ConfigurationError(
+            f"the bundle's manifest would have at least {prediction.manifest_values} keys and values, more than the "
+            f"limit of {MAX_DOCUMENT_VALUES} that a far side reads",
+            hint=f"split the plan into {parts} bundles or more: part of the steps each (`--target STEP,STEP`, or "
+            "`workflow.stages` in another file), or one platform each (`--platform`), and another "
+            "`paths.output_dir` for each; what they share is fetched and kept once",
+        )
 
 
 def ensure_room(prediction: Prediction, *, cache: Path, output: Path, emit: Emit = silent) -> None:

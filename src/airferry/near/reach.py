@@ -28,11 +28,12 @@ from airferry.plan.models import Plan
 from airferry.registry.client import ClientOptions, open_clients
 from airferry.registry.pulls import Pulls, PullSource
 from airferry.registry.retry import RetryPolicy
+from airferry.registry.tls import BY_FILES
 
 QUESTIONS_AT_ONCE = 8
 GIT_S = 20.0
 INDEX_S = 30.0
-_QUICKLY = ClientOptions(connect_timeout_s=5.0, read_timeout_s=15.0, retry=RetryPolicy(attempts=1))
+_QUICKLY = ClientOptions(connect_timeout_s=5.0, read_timeout_s=15.0, retry=RetryPolicy(attempts=1), told=BY_FILES)
 
 
 def ask_all(plan: Plan, *, emit: Emit) -> list[Check]:
@@ -82,7 +83,10 @@ def _find_base(base: RegistryBase | LayoutBase | ArchiveBase, platforms: Sequenc
 
 def _read_config(source: Source, manifest: Manifest) -> ImageConfig:
     if manifest.config.size > MAX_IMAGE_CONFIG_BYTES:
-        raise IntegrityError(f"the image's config is larger than {MAX_IMAGE_CONFIG_BYTES >> 20} MiB")
+        raise IntegrityError(
+            f"the image's config is larger than {MAX_IMAGE_CONFIG_BYTES >> 20} MiB",
+            hint="name another base: no image needs such a config",
+        )
     with source.open_blob(manifest.config) as stream:
         return parse_image_config(stream.read(manifest.config.size))
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import zstandard
 from pydantic import ValidationError
@@ -145,9 +145,11 @@ class Sealer:
             entries = with_twins(self._store, entries, named)
         groups: list[GroupEntry] = []
         described: list[tuple[ArtifactEntry, Descriptor]] = []
+        references = {entry.name: entry.reference for entry in entries}
+        documents = {item["name"]: item for item in plan.to_document()["execution_groups"]}
         for group in plan.groups:
-            entry = next(entry for entry in entries if entry.name == group.name)
-            group_entry, artifacts = self._describe_group(group, named[entry.reference])
+            subject = named[references[group.name]]
+            group_entry, artifacts = self._describe_group(group, subject, documents[group.name])
             groups.append(group_entry)
             described += artifacts
         described.append(self._artifact(LOCK_ARTIFACT, ArtifactFile(LOCK_FILE, LOCK_CONTENT, self._lock_bytes)))
@@ -228,7 +230,7 @@ class Sealer:
         return describe_image(descriptor, name=name, role=role, image=tag, reference=reference, platforms=platforms)
 
     def _describe_group(
-        self, group: GroupPlan, subject: Descriptor
+        self, group: GroupPlan, subject: Descriptor, document: Mapping[str, Any]
     ) -> tuple[GroupEntry, list[tuple[ArtifactEntry, Descriptor]]]:
         """Write the group's requirements and overlays next to the bundle and into it, and return its entry."""
         locked = self._lock.groups[group.name].platforms
@@ -236,7 +238,6 @@ class Sealer:
         commits = [
             {**plain_data(overlay), "commit": self._lock.overlays[overlay.key].commit} for overlay in group.overlays
         ]
-        documents = {item["name"]: item for item in self._plan.to_document()["execution_groups"]}
         artifacts = []
         paths: dict[str, str] = {}
         if requirements:
@@ -249,7 +250,7 @@ class Sealer:
             artifacts.append(self._beside(OVERLAYS_ARTIFACT, title, OVERLAYS_CONTENT, text, subject))
         entry = GroupEntry.model_validate(
             {
-                **documents[group.name],
+                **document,
                 **paths,
                 "distributions": {} if group.containerfile else held(locked),
                 "missing_imports": sorted({name for platform in locked.values() for name in platform.missing}),

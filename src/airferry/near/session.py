@@ -23,16 +23,16 @@ from airferry.host.records import expect_cache
 from airferry.host.threads import usable_cores
 from airferry.host.workers.processes import open_workers
 from airferry.near.bases.fetch import BaseCache
-from airferry.near.bases.layers import BaseLayers
+from airferry.near.bases.layers import BaseLayers, compression_of
 from airferry.near.git.checkouts import Checkouts
 from airferry.near.probe.ask import ProbeChoice
 from airferry.near.probe.knowledge import Knowledge
 from airferry.near.wheels.pip import Pip
 from airferry.near.wheels.store import WheelStore
-from airferry.oci.layers import Compression
 from airferry.plan.models import Plan
 from airferry.registry.client import ClientOptions, open_clients
 from airferry.registry.pulls import Pulls
+from airferry.registry.tls import BY_FILES
 
 MAX_JOBS = 4
 LEAST_FREE_BYTES = 2 * 10**9
@@ -115,7 +115,7 @@ def open_session(plan: Plan, options: BuildOptions, *, emit: Emit) -> Iterator[S
         stack.enter_context(locks.exclusive_lock(plan.output_dir / ".airferry.lock", purpose="build"))
         stack.enter_context(locks.sharing(cache / "lock", clear=partial(_clear, cache), emit=emit))
         scratch = stack.enter_context(locks.own_scratch(cache / "scratch"))
-        clients = stack.enter_context(open_clients(ClientOptions(), emit=emit))
+        clients = stack.enter_context(open_clients(ClientOptions(told=BY_FILES), emit=emit))
         opened: list[Engine] = []
 
         def lend_engine() -> Engine:
@@ -133,7 +133,7 @@ def open_session(plan: Plan, options: BuildOptions, *, emit: Emit) -> Iterator[S
         layers = BaseLayers(
             bases.store,
             cache,
-            compression=Compression(plan.compression.kind, plan.compression.level),
+            compression=compression_of(plan.compression),
             output=plan.output_dir,
             limit_bytes=limits.layer_bytes,
             workers=workers,

@@ -27,8 +27,8 @@ from airferry.oci.ports import BLOCK_BYTES
 _GZIP_ERRORS: tuple[type[Exception], ...] = (zlib.error,)
 if igzip_lib is not None:
     _GZIP_ERRORS += (cast(type[Exception], igzip_lib.error),)
-# half the time of level 3 for six per cent more bytes
-DEFAULT_ZSTD_LEVEL = 2
+# of a userland of 2.4 GB, in bytes of gzip -6: level 2 95.8 %, 3 92.4 %, 5 90.1 %; 5 takes twice the time of 3
+DEFAULT_ZSTD_LEVEL = 3
 # half the time of level 6 for two per cent more bytes
 DEFAULT_GZIP_LEVEL = 4
 # what a thread of zstd works on: less than by default, for half the memory and a third of a per cent more bytes
@@ -38,7 +38,8 @@ GZIP_MAGIC = b"\x1f\x8b"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 SKIPPABLE_MAGIC_SUFFIX = b"\x2a\x4d\x18"
 # what `zstd --long` needs at most, and `zstd -d` accepts by default: a frame may ask for far more memory
-MAX_ZSTD_WINDOW_BYTES = 1 << 27
+LONG_WINDOW_LOG = 27
+MAX_ZSTD_WINDOW_BYTES = 1 << LONG_WINDOW_LOG
 # what a decoder is given of a member first, as it copies what it does not need: with 1 MiB, a megabyte of members of 20
 # bytes took six seconds
 GZIP_FIRST_BYTES = 4096
@@ -250,9 +251,10 @@ class _ZstdFrames:
             self._state = "block"
 
 
-def zstd_blocks(source: Iterable[bytes], *, level: int, threads: int) -> Iterator[bytes]:
+def zstd_blocks(source: Iterable[bytes], *, level: int, threads: int, long: bool = False) -> Iterator[bytes]:
     """Yield one zstd frame over the content, without a content size and without a checksum.
 
+    With `long`, matches are looked for in the last 128 MiB, which a reader has to hold (RFC 8878, section 3.1.1.1.2).
     `threads` is at least 1: zstd's single-threaded mode (0) would give other bytes than any number of threads.
     """
     parameters = zstandard.ZstdCompressionParameters.from_level(
@@ -262,6 +264,7 @@ def zstd_blocks(source: Iterable[bytes], *, level: int, threads: int) -> Iterato
         # blobs have a digest, and the size is not known before the end: pledging it changes the frame's header
         write_checksum=False,
         write_content_size=False,
+        **({"enable_ldm": True, "window_log": LONG_WINDOW_LOG} if long else {}),
     )
     chunker = zstandard.ZstdCompressor(compression_params=parameters).chunker(chunk_size=BLOCK_BYTES)
     for block in source:

@@ -220,6 +220,12 @@ class Transfer:
 
         return [refused for item in shipments if (refused := check(item)) is not None]
 
+    def hashed(self) -> set[str]:
+        """Return the digests of the blobs of which all bytes were hashed: as they were sent, or when read back."""
+        with self._lock:
+            read_back = {digest for _repository, digest in self._read_back}
+            return read_back | {step.digest for step in self.report.steps if step.action == "send"}
+
     def unfinished(self, shipments: Iterable[Shipment]) -> list[str]:
         """Return the names of shipments of which blobs are not known to have arrived."""
         with self._lock:

@@ -225,7 +225,7 @@ def find_referrers(source: Source, listing: IndexListing, *, strange: dict[str, 
     own: dict[str, str | None] = {}
     strange |= listing.strange
     for entry in listing.manifests:
-        subject = _subject_mark(entry)
+        subject = marked_subject(entry)
         if subject is None and entry.media_type in (*INDEX_TYPES, *MANIFEST_TYPES):
             if entry.digest not in own:
                 try:
@@ -253,8 +253,9 @@ def is_about_another(entry: Descriptor) -> bool:
     """Tell whether an entry is an artifact or a signature rather than an image."""
     names = names_of(entry)
     signature = bool(names) and all(_SIGNATURE_TAG.fullmatch(name) for name in names)
-    return entry.artifact_type is not None or _subject_mark(entry) is not None or signature
+    return entry.artifact_type is not None or marked_subject(entry) is not None or signature
 
 
-def _subject_mark(entry: Descriptor) -> str | None:
+def marked_subject(entry: Descriptor) -> str | None:
+    """Return the digest of what an entry refers to, as far as its annotations say so."""
     return (entry.annotations or {}).get(CONTAINERD_SUBJECT)

@@ -9,9 +9,12 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import IO, Literal
+from dataclasses import dataclass, field, replace
+from typing import IO, Any, Literal
+
+import zstandard
 
 from airferry.errors import IntegrityError
 from airferry.events import Emit, silent
@@ -20,6 +23,7 @@ from airferry.host.threads import Pipeline, usable_cores
 from airferry.oci.codecs import (
     DEFAULT_GZIP_LEVEL,
     DEFAULT_ZSTD_LEVEL,
+    ZSTD_JOB_BYTES,
     exact_blocks,
     gzip_blocks,
     inflate,
@@ -53,6 +57,7 @@ KINDS |= {foreign: KINDS[plain] for foreign, plain in FOREIGN_LAYERS.items()}
 DEFAULT_LIMIT_BYTES = 1 << 40
 MAX_THREADS = 8
 NICENESS = 5
+_LEVELS = {"zstd": DEFAULT_ZSTD_LEVEL, "gzip": DEFAULT_GZIP_LEVEL}
 
 
 def _default_threads() -> int:
@@ -63,12 +68,14 @@ def _default_threads() -> int:
 class Compression:
     """How layers are compressed. `preserve` keeps the blobs of a base; `level` None is the kind's default.
 
-    The bytes that come out depend on kind and level, never on the number of threads. With `steps_back` these let the
-    threads of other layers that inflate go first, where more layers are read at a time than there are cores for.
+    With `long`, zstd looks for matches in the last 128 MiB. The bytes that come out depend on kind, level and `long`,
+    never on the number of threads. With `steps_back` these let the threads of other layers that inflate go first, where
+    more layers are read at a time than there are cores for.
     """
 
     kind: Literal["zstd", "gzip", "none", "preserve"] = "zstd"
     level: int | None = None
+    long: bool = False
     threads: int = field(default_factory=_default_threads)
     steps_back: bool = False
 
@@ -87,7 +94,31 @@ class Compression:
                 + ", ".join(sorted(kinds)),
                 hint="use `compression: zstd` or `gzip` instead of `preserve`",
             )
-        return Compression(kinds.pop() if kinds else "zstd", self.level, self.threads, self.steps_back)
+        return replace(self, kind=kinds.pop() if kinds else "zstd")
+
+    @property
+    def text(self) -> str:
+        """How it is named to people, such as `zstd 3`; the level is said where the kind has one."""
+        level = _LEVELS.get(self.kind) if self.level is None else self.level
+        return self.kind + (f" {level}" if level is not None else "") + (", long" if self.long else "")
+
+    def to_key(self) -> dict[str, Any]:
+        """Return what decides which bytes a compressed layer has, as plain data for keys of caches and journals.
+
+        The library counts too, and its mode.
+        """
+        key = {
+            "kind": self.kind,
+            "level": _LEVELS.get(self.kind) if self.level is None else self.level,
+            "encoder": self._encoder(),
+        }
+        return key | {"long": True} if self.long else key
+
+    def _encoder(self) -> str:
+        if self.kind == "zstd":
+            version = ".".join(str(part) for part in zstandard.ZSTD_VERSION)
+            return f"zstd {version}, zstandard {zstandard.__version__}, threads, jobs of {ZSTD_JOB_BYTES}"
+        return f"zlib {zlib.ZLIB_RUNTIME_VERSION}, blocks" if self.kind == "gzip" else self.kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,18 +268,20 @@ def _compress(source: Iterable[bytes], compression: Compression) -> Iterator[byt
 
 
 def _stepping_back(packed: Iterator[bytes]) -> Iterator[bytes]:
-    # of this thread and those that zstd starts from it: Linux keeps niceness for each thread (nice(2), Notes). A layer is
-    # inflated by one thread alone, and with a fair share of busy cores the largest would take half as long again
+    # of this thread and those that zstd starts from it: Linux keeps niceness for each thread (nice(2)). A layer is
+    # inflated by one thread, and with a fair share of busy cores the largest layer would take half as long again
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
     yield from packed
 
 
 def _packed(source: Iterable[bytes], compression: Compression) -> Iterator[bytes]:
-    level, threads = compression.level, max(1, compression.threads)
+    threads = max(1, compression.threads)
     if compression.kind == "zstd":
-        return zstd_blocks(source, level=DEFAULT_ZSTD_LEVEL if level is None else level, threads=threads)
+        level = DEFAULT_ZSTD_LEVEL if compression.level is None else compression.level
+        return zstd_blocks(source, level=level, threads=threads, long=compression.long)
     if compression.kind == "gzip":
-        return gzip_blocks(source, level=DEFAULT_GZIP_LEVEL if level is None else level, threads=threads)
+        level = DEFAULT_GZIP_LEVEL if compression.level is None else compression.level
+        return gzip_blocks(source, level=level, threads=threads)
     return iter(source)
 
 

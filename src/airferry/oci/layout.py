@@ -50,7 +50,7 @@ from airferry.oci.entries import (
 )
 from airferry.oci.ports import Action, BlobOffer, MissingContent, Sink, Source, Stored, blocks
 from airferry.oci.resume import RESUMABLE_FROM_BYTES, fetch_blob
-from airferry.oci.streams import begin_writeback, sized, verifying
+from airferry.oci.streams import DamagedBlob, begin_writeback, sized, verifying
 
 LAYOUT_FILE = "oci-layout"
 INDEX_FILE = "index.json"
@@ -216,7 +216,7 @@ class LayoutStore(Source, Sink):
         with open_regular(path, what=f"blob `{descriptor.digest}`") as stream:
             size = os.fstat(stream.fileno()).st_size
             if size != descriptor.size:
-                raise IntegrityError(
+                raise DamagedBlob(
                     f"blob `{descriptor.digest}` has {size} bytes, expected {descriptor.size}",
                     digest=descriptor.digest,
                     path=str(path),

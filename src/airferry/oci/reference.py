@@ -65,7 +65,10 @@ def parse_reference(text: str, *, default_registry: str = DEFAULT_REGISTRY) -> R
     rest = text.removeprefix("docker://").strip()
     rest, at, digest = rest.partition("@")
     if at and not is_digest(digest):
-        raise UsageError(f"`{text}`: `{digest}` is not a digest, expected `sha256:` and 64 lower-case hex digits")
+        raise UsageError(
+            f"`{text}`: `{digest}` is not a digest, expected `sha256:` and 64 lower-case hex digits",
+            hint="copy it whole, as `crane digest` and `skopeo inspect` print it",
+        )
     first, slash, remainder = rest.partition("/")
     has_host = bool(slash) and ("." in first or ":" in first or first == "localhost" or first.startswith("["))
     registry, path = (first, remainder) if has_host else (default_registry, rest)
@@ -77,14 +80,20 @@ def parse_reference(text: str, *, default_registry: str = DEFAULT_REGISTRY) -> R
     if registry == DEFAULT_REGISTRY and "/" not in repository:
         repository = f"library/{repository}"
     if not _is_host(registry):
-        raise UsageError(f"`{text}`: `{registry}` is not a registry host")
+        raise UsageError(
+            f"`{text}`: `{registry}` is not a registry host",
+            hint="write HOST or HOST:PORT, as `registry.example.com:5000`",
+        )
     if not _REPOSITORY.fullmatch(repository) or len(registry) + 1 + len(repository) > MAX_NAME_CHARACTERS:
         hint = "lower-case letters, digits and `.`, `_`, `__`, `-` between them, parts separated by `/`"
         if _REPOSITORY.fullmatch(repository.lower()):
             hint = f"registries take no upper-case letters there: give the name that it has, as `{repository.lower()}`"
         raise UsageError(f"`{text}`: `{repository}` is not a repository name", hint=hint)
     if colon and not _TAG.fullmatch(tag):
-        raise UsageError(f"`{text}`: `{tag}` is not a tag")
+        raise UsageError(
+            f"`{text}`: `{tag}` is not a tag",
+            hint="letters, digits, `_`, `.` and `-`, at most 128, not beginning with `.` or `-`",
+        )
     if not colon and not at:
         tag = "latest"
     return Reference(registry, repository, tag or None, digest if at else None)

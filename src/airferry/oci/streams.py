@@ -20,6 +20,14 @@ from airferry.oci.documents import Descriptor
 WRITEBACK_BYTES = 32 * MIB
 
 
+class DamagedBlob(IntegrityError):
+    """A blob is not what its descriptor says: it has other bytes, fewer or more."""
+
+
+class UnreadableBlob(HostError):
+    """The medium does not give a blob."""
+
+
 def begin_writeback(stream: IO[bytes], start: int, end: int) -> int:
     """Let the kernel begin to write a part of a file to disk, so that fsync has little left to wait for.
 
@@ -54,10 +62,10 @@ class FileSlice:
         """Refuse a file that ended before the slice did.
 
         Raises:
-            IntegrityError: fewer bytes were there than the slice has.
+            DamagedBlob: fewer bytes were there than the slice has.
         """
         if sent != self.length:
-            raise IntegrityError(f"{self.what} is truncated: it ends at {self.offset + sent} bytes", digest=self.digest)
+            raise DamagedBlob(f"{self.what} is truncated: it ends at {self.offset + sent} bytes", digest=self.digest)
 
 
 class SizedReader(io.RawIOBase):
@@ -84,8 +92,8 @@ class SizedReader(io.RawIOBase):
         """Return up to `size` bytes, or all that is left.
 
         Raises:
-            IntegrityError: the stream is shorter or longer than declared, or not the blob where that is looked at.
-            HostError: the medium cannot be read.
+            DamagedBlob: the stream is shorter or longer than declared, or not the blob where that is looked at.
+            UnreadableBlob: the medium cannot be read.
         """
         if size is None or size < 0:
             return b"".join(iter(lambda: self.read(MIB), b""))
@@ -97,7 +105,7 @@ class SizedReader(io.RawIOBase):
         block = self._read_source(min(size, self._left))
         if not block:
             got = self.descriptor.size - self._left
-            raise IntegrityError(
+            raise DamagedBlob(
                 f"{self._what} is truncated: {got} bytes, expected {self.descriptor.size}",
                 digest=self.descriptor.digest,
             )
@@ -147,7 +155,7 @@ class SizedReader(io.RawIOBase):
         try:
             return self._stream.read(size)
         except OSError as error:
-            raise HostError(
+            raise UnreadableBlob(
                 f"cannot read {self._what}: {error.strerror or error}",
                 hint="the disk or medium may be damaged: copy it again from another medium",
                 digest=self.descriptor.digest,
@@ -164,7 +172,7 @@ class SizedReader(io.RawIOBase):
         if self._checked:
             return
         if self._read_source(1):
-            raise IntegrityError(
+            raise DamagedBlob(
                 f"{self._what} is longer than the declared {self.descriptor.size} bytes", digest=self.descriptor.digest
             )
         self._check()
@@ -191,7 +199,7 @@ class VerifyingReader(SizedReader):
     def _check(self) -> None:
         observed = "sha256:" + self._hash.hexdigest()
         if observed != self.descriptor.digest:
-            raise IntegrityError(
+            raise DamagedBlob(
                 f"{self._what} has digest `{observed}`, expected `{self.descriptor.digest}`",
                 digest=self.descriptor.digest,
                 observed=observed,

@@ -202,17 +202,19 @@ class Inspector:
             self._want(layer, "content", descriptor, subject)
         return stored
 
-    def check_blobs(self, *, jobs: int | None = None, emit: Emit = silent) -> int:
+    def check_blobs(self, *, jobs: int | None = None, read: bool = True, emit: Emit = silent) -> int:
         """Read every wanted blob that was not read yet, each once, and return the bytes of all; report what is wrong.
 
-        Blobs are hashed on `jobs` threads (all cores by default), the largest first.
+        Blobs are hashed on `jobs` threads (all cores by default), the largest first. Without `read` they are only
+        opened, which tells those that are missing or of another size.
         """
+        check = _check_blob if read else _look_at_blob
         todo = [wanted for digest, wanted in self.wanted.items() if digest not in self.read_whole]
         todo.sort(key=lambda wanted: (-wanted.descriptor.size, wanted.descriptor.digest))
-        total = sum(wanted.descriptor.size for wanted in todo)
+        total = sum(wanted.descriptor.size for wanted in todo) if read else 0
         progress = Meter("verify", total, emit, every_bytes=CHECKED_EVERY_BYTES)
         failures = parallel_map(
-            lambda wanted: _check_blob(self.source, wanted.descriptor, progress.advance),
+            lambda wanted: check(self.source, wanted.descriptor, progress.advance),
             todo,
             jobs=jobs or usable_cores(),
         )
@@ -477,3 +479,11 @@ def _check_blob(source: Source, descriptor: Descriptor, on_block: Callable[[int]
     except UNREADABLE as error:
         return error.message
     return None
+
+
+def _look_at_blob(source: Source, descriptor: Descriptor, _on_block: Callable[[int], None]) -> str | None:
+    try:
+        with source.open_blob_unchecked(descriptor):
+            return None
+    except UNREADABLE as error:
+        return error.message

@@ -5,20 +5,25 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from airferry.config import Config, SourceSettings
 from airferry.config.fields import STEP_ID
+from airferry.defaults import DEFAULT_STEPS
 from airferry.errors import AirferryError, ConfigurationError, Gathering, HostError, combined
 from airferry.host import files
 from airferry.host.parsing import Malformed, PythonTrees, parse_toml
 from airferry.plan.models import Target
-from airferry.wording import near_names
+from airferry.wording import near_names, some_of
 
 MAX_STEP_TOML_BYTES = 1024 * 1024
+MAX_LOOKED_AT = 20_000
+SHOWN_FOLDERS = 5
+_OF_PACKAGES = frozenset({"node_modules", "site-packages"})
 CONFIG_ENDINGS = (".yaml", ".yml")
 _STEP_SECTION = re.compile(r"^[ \t]*(\[[ \t]*step[ \t]*\])", re.MULTILINE)
 _ID = re.compile(r"^[ \t]*(id[ \t]*=)", re.MULTILINE)
@@ -151,15 +156,25 @@ def _check_package(config: Config, catalogue: Catalogue) -> None:
         )
 
 
-def catalogue_at(root: Path, *, steps: str, package: str | None = None) -> Catalogue:
+def catalogue_at(
+    root: Path, *, steps: str | None = None, package: str | None = None, holding: Iterable[str] = ()
+) -> Catalogue:
     """Return the catalogue at a folder, for a command that has no configuration.
 
-    Without a `package`, that of the folder of steps is its path below `src`.
+    Without `steps`, their folder is looked for, see `find_steps`. Without a `package`, that of the folder of steps is
+    its path below `src`.
 
     Raises:
-        ConfigurationError: there is no folder of steps in it.
+        ConfigurationError: there is no folder of steps in it, or more than one may be meant.
     """
     absolute = root.absolute()
+    if steps is None:
+        steps = find_steps(root, holding=holding)
+    if not PurePosixPath(steps).parts:
+        raise ConfigurationError(
+            f"`{root}` is the folder of the steps itself; the root of the catalogue is a folder above it",
+            hint="give the root with `--source DIR`: what Git tracks, with the package that the steps are in",
+        )
     if not (absolute / steps).is_dir():
         raise ConfigurationError(
             f"`{root}` has no steps folder `{steps}`",
@@ -170,6 +185,73 @@ def catalogue_at(root: Path, *, steps: str, package: str | None = None) -> Catal
     )
 
 
+def find_steps(root: Path, *, holding: Iterable[str] = ()) -> str:
+    """Return the folder of the steps in a catalogue, as a path from its root: Nemotron's, or what its steps say.
+
+    A `step.toml` names the step's id, which is the end of its folder's path; what stands before it is the folder of the
+    steps. Among several, it is the one that holds all the steps of `holding`.
+
+    Raises:
+        ConfigurationError: there is none, or more than one may be meant.
+    """
+    absolute, wanted = root.absolute(), sorted(set(holding))
+    if (absolute / DEFAULT_STEPS).is_dir():
+        return DEFAULT_STEPS
+    listed = list(step_tomls(absolute))
+    found = {folder for path in listed if (folder := _steps_above(absolute, path)) is not None}
+    if len(found) > 1 and wanted:
+        fitting = {folder for folder in found if all((absolute / folder / step).is_dir() for step in wanted)}
+        found = fitting or found
+    if len(found) == 1:
+        steps = found.pop()
+        above, source, _ = f"/{steps}/".partition("/src/")
+        if above and source:
+            # `src` is at the root of a repository: what stands before it is a folder too much
+            raise ConfigurationError(
+                f"`{root}` is not the root of a catalogue, `{root / above[1:]}` is",
+                hint=f"give that with `--source`, or, if it is the root all the same, `--steps {steps}`",
+            )
+        return steps
+    if not found:
+        seen = f"; looked at {some_of([f'`{path}`' for path in listed], SHOWN_FOLDERS)}" if listed else ""
+        raise ConfigurationError(
+            f"`{root}` is not the root of a catalogue: it has no `step.toml` whose `id` its folder's path ends in"
+            + seen,
+            hint="give the root of the catalogue with `--source DIR`, and its folder of steps with `--steps`",
+        )
+    shown = some_of([f"`{folder}`" for folder in sorted(found)], SHOWN_FOLDERS)
+    raise ConfigurationError(
+        f"`{root}` has several folders of steps: {shown}", hint="name the one that is meant with `--steps`"
+    )
+
+
+def step_tomls(root: Path) -> Iterator[Path]:
+    """Yield the `step.toml` files below a folder, but for hidden folders, environments and what packages bring.
+
+    No more folders are looked at than can be quickly.
+    """
+    for folder, names, file_names in islice(os.walk(root), MAX_LOOKED_AT):
+        if "pyvenv.cfg" in file_names:
+            names.clear()
+            continue
+        names[:] = sorted(name for name in names if not name.startswith((".", "__")) and name not in _OF_PACKAGES)
+        if "step.toml" in file_names:
+            yield Path(folder) / "step.toml"
+
+
+def _steps_above(root: Path, step_toml: Path) -> str | None:
+    """Return the folder of steps that a step is in, or None where its id is not the end of its path."""
+    try:
+        step = read_step_toml(step_toml).get("step")
+    except ConfigurationError:
+        return None
+    identifier = str(step.get("id", "")) if isinstance(step, dict) else ""
+    parts, own = step_toml.parent.relative_to(root).parts, tuple(identifier.split("/"))
+    if not identifier or parts[-len(own) :] != own:
+        return None
+    return PurePosixPath(*parts[: -len(own)]).as_posix()
+
+
 def parse_target(text: str) -> Target:
     """Return the target that `step_id[:config]` names, the config being one of the step's own.
 
@@ -178,7 +260,10 @@ def parse_target(text: str) -> Target:
     """
     step_id, colon, name = (part.strip() for part in text.partition(":"))
     if not STEP_ID.fullmatch(step_id) or (colon and name and not STEP_ID.fullmatch(name)):
-        raise ConfigurationError(f"`{text}` is not a target, expected `step/id:config` or `step/id`")
+        raise ConfigurationError(
+            f"`{text}` is not a target, expected `step/id:config` or `step/id`",
+            hint="`airferry plan` lists the targets of the catalogue's steps",
+        )
     return Target(step_id, name or None)
 
 
@@ -197,7 +282,8 @@ def choose_target(catalogue: Catalogue, text: str, *, folder: Path) -> Target:
         return parse_target(text)
     if not STEP_ID.fullmatch(step_id) or "\n" in config or "\0" in config:
         raise ConfigurationError(
-            f"`{text}` is not a target, expected `step/id:config` or `step/id:path/to/config.yaml`"
+            f"`{text}` is not a target, expected `step/id:config` or `step/id:path/to/config.yaml`",
+            hint="`airferry plan` lists the targets of the catalogue's steps",
         )
     own = catalogue.steps_folder / step_id / "config"
     if STEP_ID.fullmatch(config) and files.is_file(_named_config(own, config)):
@@ -326,7 +412,10 @@ def read_step_toml(path: Path) -> dict[str, Any]:
         raise ConfigurationError(error.message, hint=error.hint, path=str(path)) from error
     except Malformed as error:
         raise ConfigurationError(
-            f"{path}:{error.line}: not valid TOML: {error}", path=str(path), line=error.line
+            f"{path}:{error.line}: not valid TOML: {error}",
+            path=str(path),
+            line=error.line,
+            hint="correct that line; see https://toml.io for what may stand there",
         ) from error
 
 

@@ -26,6 +26,11 @@ def _default_of(found: re.Match[str]) -> str:
     return text if text and not any(quote in text for quote in _QUOTES) else found[0]
 
 
+def without_variables(text: str) -> str:
+    """Return the image that a config names, with variables replaced by their defaults where they have one."""
+    return _DEFAULTED.sub(_default_of, text).strip()
+
+
 def image_warnings(config: Config, catalogue: Catalogue, steps: Iterable[StepPlan]) -> tuple[PlanWarning, ...]:
     """Return a warning for each image that configs name in `run.env.container_image` and that is not their base.
 
@@ -38,7 +43,7 @@ def image_warnings(config: Config, catalogue: Catalogue, steps: Iterable[StepPla
         image = config.execution_images.get(entry.execution_image) if entry else None
         if entry is None or image is None or step.container_image is None:
             continue
-        wanted = _DEFAULTED.sub(_default_of, step.container_image.text).strip()
+        wanted = without_variables(step.container_image.text)
         if isinstance(image.base_image, RegistryBase) and _differ(wanted, image.base_image.reference):
             found.setdefault((wanted, image.base_image.reference, entry.execution_image), []).append(step)
     return tuple(_warning(config, catalogue, *key, steps=concerned) for key, concerned in found.items())

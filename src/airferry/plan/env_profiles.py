@@ -15,6 +15,7 @@ from airferry.config.document import KeyPath
 from airferry.errors import ConfigurationError, HostError
 from airferry.host import files
 from airferry.host.parsing import Malformed, parse_toml
+from airferry.wording import near_names
 
 MAX_PROFILES_BYTES = 4 * 1024 * 1024
 NO_PROFILES = frozenset({"wandb", "cli", "cache", "artifacts"})
@@ -43,11 +44,22 @@ class EnvFile:
         current: str | None = name
         while current is not None:
             if current in chain:
-                raise self.error(chain[-1], "circular inheritance between profiles: " + " → ".join([*chain, current]))
+                raise self.error(
+                    chain[-1],
+                    "circular inheritance between profiles: " + " → ".join([*chain, current]),
+                    hint="correct `extends` of one of them",
+                )
             if current not in self.profiles:
                 known = ", ".join(f"`{item}`" for item in self.profiles) or "none"
+                near = near_names(current, self.profiles)
                 where = f"profile `{chain[-1]}` extends `{current}`, which" if chain else f"profile `{current}`"
-                raise self.error(chain[-1] if chain else "", f"{where} does not exist; available: {known}")
+                raise self.error(
+                    chain[-1] if chain else "",
+                    f"{where} does not exist; available: {known}",
+                    hint=f"did you mean `{near[0]}`?"
+                    if near
+                    else f"name one of these, or add `[{current}]` to the file",
+                )
             chain.append(current)
             current = self.tables[current].get("extends")
         merged: dict[str, Any] = {}
@@ -68,10 +80,10 @@ class EnvFile:
                 return number
         return first
 
-    def error(self, table: str, reason: str) -> ConfigurationError:
+    def error(self, table: str, reason: str, *, hint: str) -> ConfigurationError:
         """Return the error for a table, as `file:line: reason`."""
         line = self.line(table)
-        return ConfigurationError(f"{self.path}:{line}: {reason}", path=str(self.path), line=line)
+        return ConfigurationError(f"{self.path}:{line}: {reason}", path=str(self.path), line=line, hint=hint)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from airferry.host.yaml import render_yaml
 from airferry.oci.digest import Digest, digest_of
 from airferry.plan.locks.packages import GitSource
 from airferry.plan.models import GroupPlan
+from airferry.wording import counted
 
 LOCK_FILE = "airgap.lock.yaml"
 LOCK_VERSION = 2  # 1 did not say which distributions a base holds, nor addresses of files
@@ -214,8 +215,21 @@ def write_lockfile(lockfile: Lockfile, path: Path) -> None:
 
 
 def differences(old: Lockfile | None, new: Lockfile) -> list[str]:
-    """Return what changed from one lock to another, a line each, sorted; empty if nothing did."""
-    before, after = _facts(old) if old is not None else {}, _facts(new)
+    """Return what changed from one lock to another, a line each, sorted; empty if nothing did.
+
+    The packages of a bootstrap are listed where it was there before, and counted where it is new or gone: there are
+    dozens, and the lock has them.
+    """
+    earlier = old or Lockfile()
+    before, after = _facts(earlier), _facts(new)
+    packages, later = _packages(earlier), _packages(new)
+    for where in packages.keys() | later.keys():
+        if where in packages and where in later:
+            before |= {f"{where}, package {name}": version for name, version in packages[where].items()}
+            after |= {f"{where}, package {name}": version for name, version in later[where].items()}
+        else:
+            facts, listed = (before, packages[where]) if where in packages else (after, later[where])
+            facts[where] += f", {counted(len(listed), 'package')}"
     lines: list[str] = []
     for what in sorted(before.keys() | after.keys()):
         if what not in before:
@@ -236,8 +250,6 @@ def _facts(lockfile: Lockfile) -> dict[str, str]:
             facts[f"base `{key}`, artifact {name}"] = digest
         for platform, entry in base.platforms.items():
             facts[f"base `{key}` for {platform}"] = entry.manifest
-            for name, version in entry.packages.items():
-                facts[f"base `{key}` for {platform}, package {name}"] = version
     for key, overlay in lockfile.overlays.items():
         facts[f"overlay `{key}`"] = overlay.commit
     for name, group in lockfile.groups.items():
@@ -250,6 +262,16 @@ def _facts(lockfile: Lockfile) -> dict[str, str]:
         facts[f"launcher for {platform}, interpreter"] = _interpreter(environment)
         facts |= _addition_facts(f"launcher for {platform}", environment.additions)
     return facts
+
+
+def _packages(lockfile: Lockfile) -> dict[str, dict[str, str]]:
+    """Return the packages of each base that consists of some, by how facts call it."""
+    return {
+        f"base `{key}` for {platform}": dict(entry.packages)
+        for key, base in lockfile.bases.items()
+        for platform, entry in base.platforms.items()
+        if entry.packages
+    }
 
 
 def _interpreter(found: LockedPlatform) -> str:

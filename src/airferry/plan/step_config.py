@@ -139,7 +139,11 @@ class StepConfigReader:
             )
         count[0] += 1
         if count[0] > MAX_CHAIN:
-            raise self._document(path).error((), f"this config inherits from more than {MAX_CHAIN} files")
+            raise self._document(path).error(
+                (),
+                f"this config inherits from more than {MAX_CHAIN} files",
+                hint="inherit from fewer files: `defaults:` may lead in a circle",
+            )
         chain: list[YamlDocument] = []
         for base in self.bases(path):
             chain += self._chain(base.path, (*above, real), count)
@@ -150,7 +154,9 @@ class StepConfigReader:
         if document is None:
             document = read_yaml(path, as_steps_do=True)
             if document.value is not None and not isinstance(document.value, dict):
-                raise document.error((), "expected a mapping of keys at the top level")
+                raise document.error(
+                    (), "expected a mapping of keys at the top level", hint="begin with a key, as `run:`"
+                )
             self._documents[path] = document
         return document
 
@@ -256,7 +262,10 @@ def _merge(chain: list[YamlDocument], keys: set[str]) -> Any:
             return OmegaConf.to_container(OmegaConf.merge(*map(OmegaConf.create, parts)), resolve=False)
     except (OmegaConfBaseException, TooMuchExpandedError, TypeError, RecursionError) as error:
         # TypeError: a list in one file, a mapping in another; RecursionError: lists in lists within an interpolation
-        raise ConfigurationError(f"{chain[-1].path}: cannot be merged with what it inherits: {error}") from error
+        raise ConfigurationError(
+            f"{chain[-1].path}: cannot be merged with what it inherits: {error}",
+            hint="give the key the same form, a list or a mapping, in both files",
+        ) from error
 
 
 class _NotPlainError(Exception):

@@ -19,7 +19,7 @@ from airferry.host import clock
 from airferry.host.parsing import Malformed, parse_json, split_url
 from airferry.registry.connections import Answer
 from airferry.registry.credentials import Credential, Lookup
-from airferry.registry.failures import Unauthorized, redacted, registry_codes, token_hint
+from airferry.registry.failures import STRANGE_HINT, Unauthorized, redacted, registry_codes, token_hint
 
 MAX_CHALLENGE_CHARACTERS = 8192
 MAX_TOKEN_CHARACTERS = 64 * 1024
@@ -125,6 +125,7 @@ class RegistryAuth:
                 f"`{self.registry}` answers 401 without a supported authentication scheme (basic, bearer)",
                 registry=self.registry,
                 status=401,
+                hint=STRANGE_HINT,
             )
         with self._lock:
             self._challenge = challenge
@@ -180,7 +181,9 @@ class RegistryAuth:
             parts = split_url(realm)
         except Malformed as error:
             raise RegistryError(
-                f"`{self.registry}` names a token server that is not a URL: {error}", registry=self.registry
+                f"`{self.registry}` names a token server that is not a URL: {error}",
+                registry=self.registry,
+                hint="correct the realm in the registry's configuration",
             ) from error
         host = parts.netloc
         safe = parts.scheme == "https" or (parts.scheme == "http" and self._takes_plain(host))
@@ -207,7 +210,10 @@ class RegistryAuth:
             )
         if response.status_code != 200:
             raise RegistryError(
-                f"token server `{server}` answers {response.status_code}", status=response.status_code, url=server
+                f"token server `{server}` answers {response.status_code}",
+                status=response.status_code,
+                url=server,
+                hint="the token server failed: check its log, then rerun",
             )
         try:
             document: Any = parse_json(response.content)
@@ -215,9 +221,13 @@ class RegistryAuth:
             lifetime = document.get("expires_in")
         except (Malformed, AttributeError):
             # the answer may hold a token: the parser's message is not passed on
-            raise RegistryError(f"token server `{server}` answers without a token", url=server) from None
+            raise RegistryError(
+                f"token server `{server}` answers without a token", url=server, hint=STRANGE_HINT
+            ) from None
         if not isinstance(token, str) or len(token) > MAX_TOKEN_CHARACTERS or not _TOKEN.fullmatch(token):
-            raise RegistryError(f"token server `{server}` answers without a usable token", url=server)
+            raise RegistryError(
+                f"token server `{server}` answers without a usable token", url=server, hint=STRANGE_HINT
+            )
         # capped before it becomes a float, which a number of 400 digits cannot
         known = isinstance(lifetime, int | float) and lifetime > 0
         seconds = float(min(lifetime, LONGEST_LIFETIME_S)) if known else DEFAULT_LIFETIME_S

@@ -11,7 +11,7 @@ from airferry.host.parsing import parse_count
 from airferry.oci.ports import BLOCK_BYTES, OpenStream
 from airferry.oci.streams import FileSlice, SizedReader
 from airferry.registry.connections import Answer
-from airferry.registry.failures import LostSession
+from airferry.registry.failures import SESSION_HINT, LostSession
 from airferry.registry.governor import RateLimit
 
 _RANGE = re.compile(r"(?:bytes=)?0-(\d+)")
@@ -63,7 +63,7 @@ class PartBody:
 
     def _use(self) -> None:
         if self._used:
-            raise LostSession("a chunk was asked for twice", status=401)
+            raise LostSession("a chunk was asked for twice", hint=SESSION_HINT, status=401)
         self._used = True
 
 
@@ -71,7 +71,10 @@ def _blocks(stream: IO[bytes], size: int, rate: RateLimit) -> Iterator[bytes]:
     while size:
         block = stream.read(min(BLOCK_BYTES, size))
         if not block:
-            raise IntegrityError("a blob ended before its declared size")
+            raise IntegrityError(
+                "a blob ended before its declared size",
+                hint="the source is damaged, or changed while it was read: verify it, then run the command again",
+            )
         size -= len(block)
         rate.take(len(block))
         yield block

@@ -23,23 +23,28 @@ from airferry.events import Emit, Warned, silent
 from airferry.host.parsing import join_url, split_url
 from airferry.oci.reference import is_loopback
 from airferry.registry.auth import RegistryAuth
-from airferry.registry.connections import Answer, Connections, Request, speaks_tls
+from airferry.registry.connections import Answer, Connections, Request, answers_tls, speaks_tls
 from airferry.registry.credentials import Lookup, find_credential
 from airferry.registry.failures import (
     MAX_ERROR_BYTES,
+    STRANGE_HINT,
     TLS_HINT,
     LeavesTls,
+    WrongScheme,
     connection_error,
     following_url,
     is_fatal,
     is_refused,
+    leads_to_tls,
+    proxy_for,
     redacted,
     status_error,
+    wants_tls,
 )
 from airferry.registry.governor import Governor, RateLimit
 from airferry.registry.oras_registry import OrasRegistry
 from airferry.registry.retry import TRANSIENT_STATUSES, RetryPolicy, retry_after_s
-from airferry.registry.tls import make_context
+from airferry.registry.tls import Remedies, make_context
 
 # blobs are redirected once, to storage, or twice where a mirror stands in front; a page that asks to log in, in circles
 MAX_REDIRECTS = 5
@@ -53,6 +58,7 @@ REDIRECTS = frozenset({301, 302, 303, 307, 308})
 REFUSALS_AT_THE_START = 4
 
 
+GREETING_S = 5.0
 CA_WITHOUT_TLS = "`--ca-file` is for TLS, and `--plain-http` does without"
 
 
@@ -62,7 +68,8 @@ class ClientOptions:
 
     A `ca_file` means TLS, on loopback too, and excludes `plain_http`.
 
-    `limit_rate` is in bytes a second over all connections.
+    `limit_rate` is in bytes a second over all connections. `told` is what errors about TLS say to change, where that
+    is not the options of a command.
     """
 
     plain_http: bool | None = None
@@ -73,6 +80,7 @@ class ClientOptions:
     read_timeout_s: float = 60.0
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     lookup: Lookup = find_credential
+    told: Remedies | None = None
 
     def __post_init__(self) -> None:
         """Refuse what contradicts itself.
@@ -82,6 +90,12 @@ class ClientOptions:
         """
         if self.plain_http and self.ca_file is not None:
             raise UsageError(CA_WITHOUT_TLS, hint="leave one of both out")
+
+    @property
+    def remedies(self) -> Remedies:
+        """What to type where a registry speaks no TLS, or its CA is not known."""
+        instead = "pass `--plain-http` instead of `--ca-file`"
+        return self.told or (Remedies(plain_http=instead) if self.ca_file is not None else Remedies())
 
 
 class RegistryClient(OrasRegistry):
@@ -174,7 +188,8 @@ class RegistryClient(OrasRegistry):
         """
         if self.insecure and request.method not in ("GET", "HEAD"):
             raise RegistryError(
-                f"cannot {request.what}: nothing is sent to `{self.registry}` over a connection for pulls"
+                f"cannot {request.what}: nothing is sent to `{self.registry}` over a connection for pulls",
+                hint="report this bug with the output of `--debug`",
             )
         if "://" not in request.url:
             request = replace(request, url=self.url(request.url))
@@ -192,8 +207,10 @@ class RegistryClient(OrasRegistry):
             # not urllib3's own retries: they cannot rewind a body that streams, and do not know which statuses a caller
             # takes for an answer
             except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+                if not self._answered and not is_refused(error) and self._wants_tls(request.url):
+                    raise self._over_tls(wants_tls(request.method, request.url, what=request.what)) from error
                 if last or is_fatal(error) or self._is_nobody(error, attempt):
-                    raise connection_error(request.method, request.url, what=request.what, error=error) from error
+                    raise self._no_answer(request.method, request.url, what=request.what, error=error) from error
                 self._say_unreachable(error)
                 self.options.retry.pause(attempt)
                 continue
@@ -207,7 +224,12 @@ class RegistryClient(OrasRegistry):
                 self._expect_tls_session(request, response)
                 return response
             response.close()
-            raise status_error(
+            led_to = response.headers.get("Location") or response.url
+            if leads_to_tls(request.url, led_to):
+                raise self._over_tls(wants_tls(request.method, request.url, what=request.what, led_to=led_to))
+            if status == 400 and not response.content and self._wants_tls(request.url):
+                raise self._over_tls(wants_tls(request.method, request.url, what=request.what))
+            refused = status_error(
                 request.method,
                 request.url,
                 status=status,
@@ -216,6 +238,7 @@ class RegistryClient(OrasRegistry):
                 transient=status in TRANSIENT_STATUSES,
                 retry_after_s=retry_after_s(response.headers),
             )
+            raise self._over_tls(refused) if isinstance(refused, WrongScheme) else refused
         raise AssertionError("a retry policy allows one attempt at least")
 
     # -- the parts of a request ---------------------------------------------------------------------------------
@@ -260,7 +283,9 @@ class RegistryClient(OrasRegistry):
                 headers = {name: value for name, value in headers.items() if name.lower() != "authorization"}
             current = following
         url = redacted(request.url)
-        raise RegistryError(f"cannot {request.what}: `{url}` redirects more than {MAX_REDIRECTS} times", url=url)
+        raise RegistryError(
+            f"cannot {request.what}: `{url}` redirects more than {MAX_REDIRECTS} times", url=url, hint=STRANGE_HINT
+        )
 
     def _send(self, request: Request) -> Answer:
         timeout = (self.options.connect_timeout_s, request.read_timeout_s or self.options.read_timeout_s)
@@ -344,7 +369,7 @@ class RegistryClient(OrasRegistry):
                 _read_content(response, MAX_TOKEN_ANSWER_BYTES, what=what, truncate=False)
             except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
                 if attempt + 1 == self.options.retry.attempts or is_fatal(error):
-                    raise connection_error(method, url, what=what, error=error) from error
+                    raise self._no_answer(method, url, what=what, error=error) from error
                 self.options.retry.pause(attempt)
                 continue
             if response.status_code not in TRANSIENT_STATUSES or attempt + 1 == self.options.retry.attempts:
@@ -371,6 +396,19 @@ class RegistryClient(OrasRegistry):
     def _is_nobody(self, error: Exception, attempt: int) -> bool:
         """Tell whether a registry that never answered has refused often enough."""
         return not self._answered and attempt + 1 >= REFUSALS_AT_THE_START and is_refused(error)
+
+    def _over_tls(self, error: WrongScheme) -> WrongScheme:
+        """Say what to type for TLS, which depends on where plain HTTP was said."""
+        return error.reworded(error.message, hint=self.options.remedies.tls)
+
+    def _no_answer(self, method: str, url: str, *, what: str, error: Exception) -> RegistryError:
+        return connection_error(method, url, what=what, error=error, remedies=self.options.remedies)
+
+    def _wants_tls(self, url: str) -> bool:
+        """Tell whether plain HTTP got no answer as the registry speaks TLS: it is greeted once more, without login."""
+        if not url.startswith("http://") or not self._is_own(url) or proxy_for(url):
+            return False
+        return answers_tls(self.host, timeout_s=min(GREETING_S, self.options.connect_timeout_s))
 
     def _say_unreachable(self, error: Exception) -> None:
         """Say once, if nothing has answered yet, that this is tried again: pauses would look like work otherwise."""
@@ -399,7 +437,8 @@ class RegistryClient(OrasRegistry):
             except OSError as error:
                 last = attempt + 1 == self.options.retry.attempts
                 if last or is_fatal(error) or self._is_nobody(error, attempt):
-                    raise connection_error("GET", f"https://{host}/v2/", what=f"reach `{host}`", error=error) from error
+                    url = f"https://{host}/v2/"
+                    raise self._no_answer("GET", url, what=f"reach `{host}`", error=error) from error
                 self._say_unreachable(error)
                 self.options.retry.pause(attempt)
         raise AssertionError("a retry policy allows one attempt at least")
@@ -417,6 +456,7 @@ def _read_content(response: Answer, limit_bytes: int, *, what: str, truncate: bo
                     f"cannot {what}: `{redacted(response.url)}` answers with more than {limit_bytes} bytes",
                     url=redacted(response.url),
                     status=response.status_code,
+                    hint=STRANGE_HINT,
                 )
             break
     response.content = bytes(data[:limit_bytes])

@@ -312,14 +312,33 @@ def speaks_tls(host: str, *, timeout_s: float) -> bool:
     Raises:
         OSError: the server does not answer.
     """
+    try:
+        _greet(host, port=443, timeout_s=timeout_s)
+    except ssl.SSLError as error:
+        return not speaks_no_tls(error)
+    return True
+
+
+def answers_tls(host: str, *, timeout_s: float) -> bool:
+    """Tell whether `HOST[:PORT]` certainly speaks TLS: it completes a greeting, or refuses it with an alert of TLS.
+
+    For a diagnosis, after plain HTTP failed: a server that is silent, or ends the connection, does not count.
+    """
+    try:
+        _greet(host, port=80, timeout_s=timeout_s)
+    except ssl.SSLError as error:
+        return "ALERT" in str(error.reason)
+    except OSError:
+        return False
+    return True
+
+
+def _greet(host: str, *, port: int, timeout_s: float) -> None:
+    """Exchange the greeting of TLS with `HOST[:PORT]`, and hang up. `port` is for a host that names none."""
     parts = split_url(f"//{host}")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     name = parts.hostname or host
-    with socket.create_connection((name, parts.port or 443), timeout=timeout_s) as raw:
-        try:
-            context.wrap_socket(raw, server_hostname=name).close()
-        except ssl.SSLError as error:
-            return not speaks_no_tls(error)
-    return True
+    with socket.create_connection((name, parts.port or port), timeout=timeout_s) as raw:
+        context.wrap_socket(raw, server_hostname=name).close()

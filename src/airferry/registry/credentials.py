@@ -81,7 +81,10 @@ def store_credential(registry: str, username: str, *, password: str) -> Path:
         HostError: it cannot be written.
     """
     if ":" in username or not username:
-        raise UsageError(f"`{username}` cannot be a user name: it must be there and have no `:`")
+        raise UsageError(
+            f"`{username}` cannot be a user name: it must be there and have no `:`",
+            hint="pass it with `--username`, as the registry knows it",
+        )
     path = _writable_file()
     document = _read(path) or {}
     secret = base64.b64encode(f"{username}:{password}".encode()).decode()
@@ -151,7 +154,9 @@ def _read(path: Path) -> dict[str, Any] | None:
             f"credentials file `{path}` is not valid JSON", hint="fix it, or remove it and log in again"
         ) from error
     if not isinstance(document, dict):
-        raise ConfigurationError(f"credentials file `{path}` is not a JSON object")
+        raise ConfigurationError(
+            f"credentials file `{path}` is not a JSON object", hint="fix it, or remove it and log in again"
+        )
     return document
 
 
@@ -221,7 +226,10 @@ def _ask_helper(name: str, server: str, *, required: bool) -> Credential | None:
     """Return what a credential helper holds for a server. A store that was set up for all registries may be absent."""
     program = f"docker-credential-{name}"
     if not _HELPER_NAME.fullmatch(name):
-        raise ConfigurationError(f"`{name}` is not a valid credential helper name")
+        raise ConfigurationError(
+            f"`{name}` is not a valid credential helper name",
+            hint="correct `credHelpers` or `credsStore` in `~/.docker/config.json`, or in `REGISTRY_AUTH_FILE`",
+        )
     try:
         done = process.run(
             [program, "get"], timeout_s=HELPER_TIMEOUT_S, streams=process.Streams(stdin=server.encode()), check=False
@@ -245,7 +253,10 @@ def _ask_helper(name: str, server: str, *, required: bool) -> Credential | None:
         username, secret = answer["Username"], answer["Secret"]
     except (Malformed, KeyError, TypeError):
         # the answer holds a secret: neither it nor the parser's message may be shown
-        raise RegistryError(f"credential helper `{program}` returned an invalid answer for `{server}`") from None
+        raise RegistryError(
+            f"credential helper `{program}` returned an invalid answer for `{server}`",
+            hint="try it manually: `echo SERVER | " + program + " get`",
+        ) from None
     if username == IDENTITY_TOKEN_USER:
         return Credential("", identity_token=str(secret))
     return Credential(str(username), str(secret))

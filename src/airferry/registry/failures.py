@@ -18,6 +18,7 @@ from airferry.errors import RegistryError
 from airferry.host import clock
 from airferry.host.parsing import Malformed, join_url, parse_json, split_url, url_host
 from airferry.oci.reference import is_loopback
+from airferry.registry.tls import Remedies, handshake_hint, wrong_time_hint
 from airferry.wording import printable
 
 MAX_ERROR_BYTES = 64 * 1024
@@ -63,7 +64,7 @@ _LOST_HINT = (
     "the registry has lost a part that it took before: check whether it runs garbage collection during the load, or "
     "whether two loads run at once, then rerun"
 )
-_SESSION_HINT = (
+SESSION_HINT = (
     "the registry lost the upload: check whether it restarted, or runs as several without common storage; rerun"
 )
 _DAMAGE_HINT = "the bytes were damaged on their way: check the network and proxies, then rerun"
@@ -89,10 +90,10 @@ _NO_PLACE = re.compile(
 _PATH = re.compile(r"/v2/(?P<name>.+)/(?P<kind>manifests|blobs)/(?P<reference>[^/]*)")
 
 _TUNNEL = re.compile(r"Tunnel connection failed: (\d{3})")
-# of a certificate and of a list of revoked ones (openssl/x509_vfy.h)
-_NOT_YET_VALID, _EXPIRED = frozenset({9, 11}), frozenset({10, 12})
-
 NO_REGISTRY_HINT = "check whether a web page or login form answers instead of the registry"
+STRANGE_HINT = (
+    "what answers is no OCI registry, or a proxy changes its answers: check the address, and the registry's log"
+)
 STALE_CACHE_HINT = (
     "if garbage collection ran while the registry did, restart the registry, as its cache still names what is gone, "
     "then rerun"
@@ -102,6 +103,11 @@ TLS_HINT = (
     "give the registry its external URL with `https://`; storage that it redirects to must speak TLS too"
 )
 
+# what Go, nginx, Apache and Tomcat answer to plain HTTP where they speak TLS, each with status 400
+_WANTS_TLS = re.compile(
+    rb"HTTP request to an HTTPS server|plain HTTP request was sent to HTTPS port|speaking plain HTTP to an SSL-enabled|"
+    rb"combination of host and port requires TLS"
+)
 _BAD_URLS = (
     requests.exceptions.InvalidURL,
     requests.exceptions.InvalidSchema,
@@ -131,6 +137,10 @@ _LEAVES: dict[int, type[RegistryError]] = {401: Unauthorized, 404: NotFound, 413
 
 class LeavesTls(RegistryError):
     """What a registry answered over TLS leads to plain HTTP."""
+
+
+class WrongScheme(RegistryError):
+    """A registry speaks TLS where plain HTTP was sent, or the other way round."""
 
 
 class NoReferrers(RegistryError):
@@ -163,11 +173,13 @@ def following_url(answered: str, location: str, *, what: str) -> str:
         following = join_url(answered, location)
     except Malformed as error:
         raise RegistryError(
-            f"cannot {what}: `{url}` leads to something that is not a URL ({error})", url=url
+            f"cannot {what}: `{url}` leads to something that is not a URL ({error})", url=url, hint=STRANGE_HINT
         ) from error
     before, after = split_url(answered), split_url(following)
     if after.scheme not in ("http", "https") or not after.hostname:
-        raise RegistryError(f"cannot {what}: `{url}` leads to `{redacted(following)}`, which is not HTTP", url=url)
+        raise RegistryError(
+            f"cannot {what}: `{url}` leads to `{redacted(following)}`, which is not HTTP", url=url, hint=STRANGE_HINT
+        )
     if before.scheme == "https" and after.scheme == "http":
         raise LeavesTls(
             f"cannot {what}: `{url}` leads from TLS to plain HTTP at `{redacted(following)}`", hint=TLS_HINT, url=url
@@ -190,9 +202,18 @@ def registry_codes(data: bytes) -> tuple[str, str]:
 
 
 def status_error(
-    method: str, url: str, *, status: int, data: bytes, what: str, transient: bool, retry_after_s: float | None = None
+    method: str,
+    url: str,
+    *,
+    status: int,
+    data: bytes,
+    what: str,
+    transient: bool,
+    retry_after_s: float | None = None,
 ) -> RegistryError:
     """Return the error for an answer with a status that was not expected."""
+    if status == 400 and url.startswith("http://") and _WANTS_TLS.search(data):
+        return wants_tls(method, url, what=what)
     code, text = registry_codes(data)
     said = f" `{code}`" if code else ""
     said += f": {text}" if text else ""
@@ -208,13 +229,34 @@ def status_error(
     )
 
 
+def leads_to_tls(url: str, led_to: str) -> bool:
+    """Tell whether a URL leads to the same over TLS, as what listens on port 80 does (storage has other paths)."""
+    try:
+        before, after = split_url(url), split_url(led_to)
+    except Malformed:
+        return False
+    schemes = (before.scheme, after.scheme)
+    return schemes == ("http", "https") and (before.hostname, before.path) == (after.hostname, after.path)
+
+
+def wants_tls(method: str, url: str, *, what: str, led_to: str = "") -> WrongScheme:
+    """Return the error for plain HTTP that was sent to a registry that speaks TLS, or whose port 80 led there."""
+    trouble = f"leads from plain HTTP to TLS at `{redacted(led_to)}`" if led_to else "speaks TLS, not plain HTTP"
+    return WrongScheme(
+        f"cannot {what}: `{url_host(url)}` {trouble}",
+        hint=Remedies().tls,
+        method=method,
+        url=redacted(url),
+    )
+
+
 def rerun_helps(error: RegistryError) -> bool:
     """Tell whether the same request may succeed later without any change by the operator."""
     return isinstance(error, TransientRegistryError) or (error.status or 0) >= 500
 
 
-def _status_hint(method: str, url: str, *, status: int, code: str, text: str) -> str | None:
-    """Return what to do about an answer; None where nothing is known."""
+def _status_hint(method: str, url: str, *, status: int, code: str, text: str) -> str:
+    """Return what to do about an answer."""
     hint = _HINTS.get(status)
     if method in _WRITES and _FULL.search(f"{code} {text}"):
         return _FULL_HINT
@@ -222,7 +264,7 @@ def _status_hint(method: str, url: str, *, status: int, code: str, text: str) ->
         hint = _refused_write(url, status=status, code=code, text=text) or _WRITE_HINTS.get(status) or hint
     if hint is None and status >= 500:
         hint = "the registry failed; check its log, then rerun"
-    return hint
+    return hint or "check the address, and what the registry's log says of this request"
 
 
 def _refused_write(url: str, *, status: int, code: str, text: str) -> str | None:
@@ -237,7 +279,7 @@ def _refused_write(url: str, *, status: int, code: str, text: str) -> str | None
     if code in ("MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN"):
         return _LOST_HINT
     if code in ("BLOB_UPLOAD_UNKNOWN", "BLOB_UPLOAD_INVALID"):
-        return _SESSION_HINT
+        return SESSION_HINT
     if code in ("DIGEST_INVALID", "SIZE_INVALID"):
         return _DAMAGE_HINT
     if code == "NAME_INVALID":
@@ -283,16 +325,19 @@ def proxy_for(url: str) -> str | None:
     return select_proxy(url, get_environ_proxies(url, None))
 
 
-def connection_error(method: str, url: str, *, what: str, error: Exception) -> RegistryError:
+def connection_error(
+    method: str, url: str, *, what: str, error: Exception, remedies: Remedies | None = None
+) -> RegistryError:
     """Return the error for a request that got no answer."""
+    remedies = remedies or Remedies()
     host = url_host(url)
     fields: dict[str, Any] = {"method": method, "url": redacted(url)}
     proxy = proxy_for(url)
-    if proxy is not None and (told := _proxy_trouble(error, proxy, host)) is not None:
+    if proxy is not None and (told := _proxy_trouble(error, proxy, url)) is not None:
         trouble, hint = told
         kind = RegistryError if is_fatal(error) else TransientRegistryError
         return kind(f"cannot {what}: {trouble}", hint=hint, **fields)
-    if (wrong_time := _wrong_time(error)) is not None:
+    if (wrong_time := wrong_time_hint(_causes(error))) is not None:
         return RegistryError(
             f"cannot {what}: the certificate of `{host}` is not valid at {clock.rfc3339(clock.now_s())}, the time of "
             f"this host ({_tls_reason(error)})",
@@ -302,13 +347,19 @@ def connection_error(method: str, url: str, *, what: str, error: Exception) -> R
     if is_untrusted(error):
         return RegistryError(
             f"cannot {what}: the certificate of `{host}` is not trusted ({_tls_reason(error)})",
-            hint=f"pass its CA with `--ca-file`, or install it as `~/.config/containers/certs.d/{host}/ca.crt`",
+            hint=remedies.ca.replace("HOST", host),
+            **fields,
+        )
+    if speaks_no_tls(error):
+        return WrongScheme(
+            f"cannot {what}: `{host}` speaks plain HTTP, not TLS",
+            hint=f"if that is meant, {remedies.plain_http.replace('HOST', host)}; passwords then travel unencrypted",
             **fields,
         )
     if _is_tls(error):
         return RegistryError(
             f"cannot {what}: no TLS connection to `{host}` ({_tls_reason(error)})",
-            hint="if the registry uses plain HTTP, pass `--plain-http`",
+            hint=handshake_hint(_causes(error), host, remedies),
             **fields,
         )
     if _has_cause(error, urllib3.exceptions.NameResolutionError):
@@ -327,9 +378,11 @@ def connection_error(method: str, url: str, *, what: str, error: Exception) -> R
             hint="check that the registry is running, and its port",
             **fields,
         )
+    through = f" through the proxy `{_shown_proxy(proxy)}`" if proxy is not None else ""
+    check = f"check the network{' and the proxy' if proxy is not None else ''}, then rerun"
     return TransientRegistryError(
-        f"cannot {what}: the connection to `{host}` broke (`{method} {redacted(url)}`)",
-        hint="check the network, then rerun; finished transfers are not repeated",
+        f"cannot {what}: the connection to `{host}`{through} broke (`{method} {redacted(url)}`)",
+        hint=f"{check}; finished transfers are not repeated",
         **fields,
     )
 
@@ -348,44 +401,42 @@ def _tunnel_status(error: Exception) -> int | None:
     return next((int(match[1]) for match in found if match is not None), None)
 
 
-def _proxy_trouble(error: Exception, proxy: str, host: str) -> tuple[str, str] | None:
+def _shown_proxy(proxy: str) -> str:
+    return redacted(proxy if "://" in proxy else f"http://{proxy}")
+
+
+def _proxy_trouble(error: Exception, proxy: str, url: str) -> tuple[str, str] | None:
     """Return what is wrong with the proxy on the way to a host, and what to do; None where that is not known."""
-    shown = redacted(proxy if "://" in proxy else f"http://{proxy}")
+    shown = _shown_proxy(proxy)
+    host, variable = url_host(url), f"{split_url(url).scheme.upper()}_PROXY"
     around = f"or name `{host}` in `NO_PROXY` if it can be reached without"
     if isinstance(error, requests.exceptions.InvalidSchema) and proxy.lower().startswith("socks"):
         return (
             f"`{shown}` is a SOCKS proxy, for which the package `PySocks` is missing",
-            f"install it next to airferry (`pip install PySocks`), use an HTTP proxy (`HTTPS_PROXY`), {around}",
+            f"install it next to airferry (`pip install PySocks`), use an HTTP proxy (`{variable}`), {around}",
         )
     if isinstance(error, _BAD_URLS):
         return (
             "the proxy that is set for this host is not a URL",
-            f"set `HTTPS_PROXY`, or `ALL_PROXY`, to `http://HOST:PORT`, {around}",
+            f"set `{variable}`, or `ALL_PROXY`, to `http://HOST:PORT`, {around}",
         )
     if _has_cause(error, urllib3.exceptions.NameResolutionError):
-        return f"the name of the proxy `{shown}` cannot be resolved", f"check `HTTPS_PROXY`, {around}"
+        return f"the name of the proxy `{shown}` cannot be resolved", f"check `{variable}`, {around}"
     status = _tunnel_status(error)
     if status == 407:
         refused = "refuses the login that it was given" if "@" in proxy else "wants a login"
         return (
             f"the proxy `{shown}` {refused} (407)",
-            f"put it into `HTTPS_PROXY`: {_PROXY_LOGIN}, {around}",
+            f"put it into `{variable}`: {_PROXY_LOGIN}, {around}",
         )
     if status is not None and status < 500:
         return f"the proxy `{shown}` refuses to connect to `{host}` ({status})", f"have it allow that host, {around}"
+    if any("proxy appears to only use HTTP and not HTTPS" in str(cause) for cause in _causes(error)):
+        plain = shown.replace("https://", "http://", 1)
+        return f"the proxy `{shown}` speaks plain HTTP, not TLS", f"set `{variable}={plain}`, {around}"
     if isinstance(error, requests.exceptions.ProxyError | urllib3.exceptions.ProxyError):
         how = f"cannot connect to `{host}` ({status})" if status is not None else "cannot be reached"
-        return f"the proxy `{shown}` {how}", f"check `HTTPS_PROXY`, {around}"
-    return None
-
-
-def _wrong_time(error: Exception) -> str | None:
-    """Return what to do about a certificate that is refused for the time alone; None for other errors."""
-    codes = {cause.verify_code for cause in _causes(error) if isinstance(cause, ssl.SSLCertVerificationError)}
-    if codes & _NOT_YET_VALID:
-        return "set this host's clock: certificates are made before they are used"
-    if codes & _EXPIRED:
-        return "set this host's clock if that time is wrong; else the registry needs a new certificate"
+        return f"the proxy `{shown}` {how}", f"check `{variable}`, {around}"
     return None
 
 

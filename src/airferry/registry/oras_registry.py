@@ -29,7 +29,7 @@ from airferry.oci.digest import digest_of
 from airferry.oci.reference import DEFAULT_REGISTRY
 from airferry.registry.auth import repository_scope
 from airferry.registry.connections import Answer, Request
-from airferry.registry.failures import redacted, status_error
+from airferry.registry.failures import STRANGE_HINT, redacted, status_error
 
 # Docker Hub is called by a name that serves a web page (moby, registry/config.go)
 DOCKER_HOST = "registry-1.docker.io"
@@ -132,11 +132,16 @@ class OrasRegistry(Registry):  # type: ignore[misc]
         try:
             parts = split_url(url)
         except Malformed as error:
-            raise RegistryError(f"`{self.registry}` leads to something that is not a URL ({error})") from error
+            raise RegistryError(
+                f"`{self.registry}` leads to something that is not a URL ({error})", hint=STRANGE_HINT
+            ) from error
         if parts.netloc == self.registry:
             return parts._replace(netloc=self.host).geturl()
         if parts.netloc != self.host and (method not in ("PUT", "PATCH") or "/manifests/" in parts.path):
-            raise UsageError(f"this client talks to `{self.registry}`, not to `{parts.netloc.rpartition('@')[2]}`")
+            raise UsageError(
+                f"this client talks to `{self.registry}`, not to `{parts.netloc.rpartition('@')[2]}`",
+                hint="open another client for that registry",
+            )
         return url
 
     def _scopes(self, method: str, url: str) -> tuple[str, ...]:
@@ -185,7 +190,9 @@ class OrasRegistry(Registry):  # type: ignore[misc]
         """Raise what other errors of registries are; the stock method shows the URL with all that is in it."""
         if response.status_code not in (200, 201, 202):
             response.raise_for_status()
-            raise UsageError(f"`{self.registry}` answers {response.status_code}, which oras-py does not know")
+            raise UsageError(
+                f"`{self.registry}` answers {response.status_code}, which oras-py does not know", hint=STRANGE_HINT
+            )
 
 
 class _Door(requests.Session):
@@ -242,9 +249,13 @@ class _Response(requests.Response):
         try:
             document = parse_json(self.content)
         except Malformed as error:
-            raise RegistryError(f"cannot {self._what}: `{self.url}` answers without JSON: {error}") from error
+            raise RegistryError(
+                f"cannot {self._what}: `{self.url}` answers without JSON: {error}", hint=STRANGE_HINT
+            ) from error
         if not isinstance(document, dict):
-            raise RegistryError(f"cannot {self._what}: `{self.url}` answers with JSON that is not an object")
+            raise RegistryError(
+                f"cannot {self._what}: `{self.url}` answers with JSON that is not an object", hint=STRANGE_HINT
+            )
         return document
 
     def raise_for_status(self) -> None:
@@ -275,7 +286,9 @@ def _verify(url: str, digest: str) -> None:
     wanted = _DIGEST_AT_END.search(split_url(url).path)
     if wanted is not None and wanted["digest"] != digest:
         raise IntegrityError(
-            f"`{wanted['digest']}` was requested, but `{digest}` was returned", digest=wanted["digest"]
+            f"`{wanted['digest']}` was requested, but `{digest}` was returned",
+            digest=wanted["digest"],
+            hint=STRANGE_HINT,
         )
 
 
@@ -284,4 +297,4 @@ def _encoded(data: Any) -> bytes | None:
         return data
     if isinstance(data, str):
         return data.encode()
-    raise UsageError("bodies are sent as bytes, so that each attempt sends the same")
+    raise UsageError("bodies are sent as bytes, so that each attempt sends the same", hint="pass `bytes`, or a `str`")

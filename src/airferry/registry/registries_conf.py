@@ -156,13 +156,15 @@ def parse_registries_conf(data: bytes, path: Path, *, drop_in: bool = False) -> 
     try:
         document = _Document.model_validate(value)
     except ValidationError as error:
-        raise lines.error((item["loc"], _reason(item)) for item in error.errors(include_url=False)) from error
+        raise lines.refusal((item["loc"], _reason(item)) for item in error.errors(include_url=False)) from error
     if document.registries.is_used:
         if drop_in:
-            raise lines.error([(("registries",), "a file in `registries.conf.d` must be of version 2: `[[registry]]`")])
+            raise lines.refusal(
+                [(("registries",), "a file in `registries.conf.d` must be of version 2: `[[registry]]`")]
+            )
         if newer := [key for key in _KEYS_OF_VERSION_2 if key in value]:
             reason = f"`[registries.…]` is version 1 of the format, `{newer[0]}` is version 2; write all of it in one"
-            raise lines.error([(("registries",), reason)])
+            raise lines.refusal([(("registries",), reason)])
         return _rules_of_version_1(document.registries, lines)
     return _rules(document.registry, lines)
 
@@ -258,7 +260,7 @@ class _Lines:
             key = key[:-1]
         return f"{self._path}:{self._lines[key]}" if key else str(self._path)
 
-    def error(self, problems: Iterable[tuple[_KeyPath, str]]) -> SharedFileError:
+    def refusal(self, problems: Iterable[tuple[_KeyPath, str]]) -> SharedFileError:
         """Return the error for all problems of the file."""
         return SharedFileError(
             "\n".join(dict.fromkeys(f"{self.place(key)}: {reason}" for key, reason in problems)),
@@ -291,7 +293,7 @@ def _rules(tables: Sequence[_Registry], lines: _Lines) -> dict[str, Rule]:
         primary = Endpoint(location, table.insecure, "", place)
         found.setdefault(prefix, Rule(prefix, primary, mirrors, table.blocked, table.mirror_by_digest_only))
     if problems:
-        raise lines.error(problems)
+        raise lines.refusal(problems)
     return found
 
 
@@ -334,7 +336,7 @@ def _rules_of_version_1(tables: _Version1, lines: _Lines) -> dict[str, Rule]:
             rule = found.get(location, Rule(location, plain))
             found[location] = change(rule) if change else replace(rule, primary=replace(rule.primary, insecure=True))
     if problems:
-        raise lines.error(problems)
+        raise lines.refusal(problems)
     return found
 
 
@@ -377,10 +379,15 @@ def _drop_ins(folders: Sequence[Path]) -> list[Path]:
         except FileNotFoundError:
             continue
         except OSError as error:
-            raise SharedFileError(f"cannot read folder `{folder}`: {error.strerror}") from error
+            raise SharedFileError(
+                f"cannot read folder `{folder}`: {error.strerror}", hint="check its owner and mode"
+            ) from error
         found += [path for path in entries if path.name.endswith(".conf") and not _is_folder(path)]
     if len(found) > MAX_DROP_INS:
-        raise SharedFileError(f"more than {MAX_DROP_INS} files in {' and '.join(map(str, folders))}")
+        raise SharedFileError(
+            f"more than {MAX_DROP_INS} files in {' and '.join(map(str, folders))}",
+            hint="remove those that are not needed",
+        )
     return found
 
 

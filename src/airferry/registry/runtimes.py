@@ -97,7 +97,9 @@ def pull_as(
         if platform is not None:
             fitting = select_platforms(index, [platform], what=f"image `{reference}`")
         if not fitting:
-            raise IntegrityError(f"index `{reference}` lists no image")
+            raise IntegrityError(
+                f"index `{reference}` lists no image", hint="build the index again, with the images for its platforms"
+            )
         top = fitting[0]
     return PullAnswer(source.read_manifest(top).manifest)
 

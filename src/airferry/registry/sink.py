@@ -26,7 +26,14 @@ from airferry.oci.streams import verifying
 from airferry.registry.auth import repository_scope
 from airferry.registry.client import RegistryClient
 from airferry.registry.connections import Answer, Request
-from airferry.registry.failures import NoReferrers, NotFound, TransientRegistryError, following_url, one_line
+from airferry.registry.failures import (
+    STRANGE_HINT,
+    NoReferrers,
+    NotFound,
+    TransientRegistryError,
+    following_url,
+    one_line,
+)
 from airferry.registry.source import RegistrySource, referrers_tag
 from airferry.registry.uploads import Uploader
 
@@ -303,6 +310,7 @@ class RegistrySink(Sink):
             raise IntegrityError(
                 f"`{self}` says that it stored `{one_line(stated)}` where manifest `{descriptor.digest}` was sent",
                 digest=descriptor.digest,
+                hint=STRANGE_HINT,
             )
         subject = stored.subject
         if subject is not None and "OCI-Subject" not in response.headers:
@@ -332,7 +340,9 @@ class RegistrySink(Sink):
         except NotFound:
             return f"manifest `{digest}`"
         if held.data != stored.data:
-            raise IntegrityError(f"`{self}` has different content for `{digest}`", digest=digest)
+            raise IntegrityError(
+                f"`{self}` has different content for `{digest}`", digest=digest, hint=DAMAGED_STORAGE_HINT
+            )
         if subject is not None and all(entry.digest != digest for entry in self.source.held_referrers(subject)):
             return f"`{digest}` among the referrers of `{subject}`"
         return ""

@@ -33,6 +33,7 @@ from airferry.registry.client import RegistryClient
 from airferry.registry.connections import Answer, Request
 from airferry.registry.failures import (
     NO_REGISTRY_HINT,
+    STRANGE_HINT,
     NoReferrers,
     TransientRegistryError,
     connection_error,
@@ -43,6 +44,7 @@ from airferry.registry.failures import (
 from airferry.wording import counted
 
 ACCEPTED = ", ".join((*INDEX_TYPES, *MANIFEST_TYPES))
+_CHANGED_HINT = "the registry's storage is damaged, or a proxy changes what it sends: push the image there again"
 MAX_REFERRER_PAGES = 100
 MAX_REMEMBERED_MANIFESTS = 64
 # how a registry says that it does not know the path of the referrers API
@@ -145,7 +147,8 @@ class RegistrySource(Source):
         if descriptor.size > MAX_MANIFEST_BYTES:
             raise IntegrityError(
                 f"manifest `{descriptor.digest}` has {descriptor.size} bytes, more than the limit of "
-                f"{MAX_MANIFEST_BYTES}"
+                f"{MAX_MANIFEST_BYTES}",
+                hint="no image needs such a manifest: check what was pushed under this name",
             )
         response = self._get_manifest(descriptor.digest, accept=descriptor.media_type, limit_bytes=MAX_MANIFEST_BYTES)
         data = response.content
@@ -154,6 +157,7 @@ class RegistrySource(Source):
                 f"`{self}` returned {len(data)} bytes with digest `{digest_of(data)}` for manifest "
                 f"`{descriptor.digest}` of {descriptor.size} bytes",
                 digest=descriptor.digest,
+                hint=_CHANGED_HINT,
             )
         return Stored(descriptor, data)
 
@@ -272,7 +276,7 @@ class RegistrySource(Source):
             if isinstance(answer, int) or not answer.next_page:
                 return found
             url = following_url(answer.url, answer.next_page, what=what)
-        raise RegistryError(f"cannot {what}: there are more than {MAX_REFERRER_PAGES} pages")
+        raise RegistryError(f"cannot {what}: there are more than {MAX_REFERRER_PAGES} pages", hint=STRANGE_HINT)
 
     def _answer_or_status(self, request: Request) -> Answer | int:
         """Return the answer to a request for what a registry need not have, or the status of a login that fails.
@@ -340,6 +344,7 @@ class RegistrySource(Source):
                 f"`{self}` returned a manifest with digest `{observed}` for `{reference}`, but declared "
                 f"`{one_line(stated)}`",
                 digest=observed,
+                hint=STRANGE_HINT,
             )
         media_type = _media_type(data, response.headers.get("Content-Type", ""), what=f"`{reference}` of `{self}`")
         return Stored(Descriptor(media_type=media_type, digest=observed, size=len(data)), data)
@@ -454,7 +459,9 @@ class _BlobStream(io.RawIOBase):
         if self._offset and response.status_code == 206:
             begins = _CONTENT_RANGE.match(response.headers.get("Content-Range", ""))
             if begins is None or parse_count(begins.group(1)) != self._offset:
-                raise RegistryError(f"`{self._source}` answers a range request with a different range")
+                raise RegistryError(
+                    f"`{self._source}` answers a range request with a different range", hint=STRANGE_HINT
+                )
         elif self._offset:
             skip = self._offset
         while skip:
@@ -471,7 +478,7 @@ class _BlobStream(io.RawIOBase):
         if self._failures >= client.options.retry.attempts:
             path = client.url(f"{self._source.repository}/blobs/{self._descriptor.digest}")
             what = f"read blob `{self._descriptor.digest}` of `{self._source}`"
-            raise connection_error("GET", path, what=what, error=error) from error
+            raise connection_error("GET", path, what=what, error=error, remedies=client.options.remedies) from error
         client.options.retry.pause(self._failures - 1)
 
     def _drop(self) -> None:

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
+from airferry.defaults import PROBE_REPOSITORY
 from airferry.errors import RegistryError
 from airferry.host import clock
 from airferry.oci.digest import digest_of
@@ -32,7 +33,6 @@ from airferry.registry.trials.leavings import DONE, Leavings
 from airferry.registry.trials.names import TRIED_DEPTHS, deep_name, deepest_name, depth_of, takes_uploads
 from airferry.registry.uploads import with_digest
 
-PROBE_REPOSITORY = "airferry-probe"
 PROBE_TAG = "airferry-probe"
 BROKEN_CHUNK_BYTES = 64 * 1024
 SETTLE_TRIES = 5

@@ -29,6 +29,8 @@ from airferry.registry.client import RegistryClient
 from airferry.registry.connections import Answer, Request
 from airferry.registry.failures import (
     NO_REGISTRY_HINT,
+    SESSION_HINT,
+    STRANGE_HINT,
     LostSession,
     TooLarge,
     TransientRegistryError,
@@ -400,16 +402,22 @@ class _Transfer:
             # the next round sends the blob in one request; no failure of the network, but it is retried like one
             self._limits.chunks = False
             self.abandon()
-            raise TransientRegistryError(f"cannot {self._what}: the registry does not accept chunks", status=status)
+            raise TransientRegistryError(
+                f"cannot {self._what}: the registry does not accept chunks", status=status, hint=STRANGE_HINT
+            )
         if status in (404, 416):
             # 416: it holds another number of bytes than we think, and says which when it is asked; 404: it holds none
             if status == 404:
                 self.abandon()
-            raise LostSession(f"cannot {self._what}: the registry lost the upload session", status=status)
+            raise LostSession(
+                f"cannot {self._what}: the registry lost the upload session", hint=SESSION_HINT, status=status
+            )
         known = acknowledged_bytes(response)
         if known not in (None, end, end + 1):  # some state the count of bytes, not the number of the last one
             raise LostSession(
-                f"cannot {self._what}: the registry acknowledges {known} bytes, but {end} were sent", status=status
+                f"cannot {self._what}: the registry acknowledges {known} bytes, but {end} were sent",
+                hint=SESSION_HINT,
+                status=status,
             )
         return UploadSession(self._next_location(response), end)
 
@@ -436,11 +444,15 @@ class _Transfer:
                 self._unchecked = None
                 raise LostSession(
                     f"cannot {self._what}: the registry answers {response.status_code} `{code}`",
+                    hint=SESSION_HINT,
                     status=response.status_code,
                     code=code or None,
                 )
             raise RegistryError(
-                f"cannot {self._what}: the registry answers 400 `{code}`", status=400, code=code or None
+                f"cannot {self._what}: the registry answers 400 `{code}`",
+                status=400,
+                code=code or None,
+                hint=STRANGE_HINT,
             )
         # the specification knows 201 only; a login form in front of a registry says 200 to everything
         if response.status_code != 201 and not self.arrived():
@@ -450,7 +462,9 @@ class _Transfer:
         stated = response.headers.get("Docker-Content-Digest", digest)
         if stated != digest:
             raise IntegrityError(
-                f"`{self._name}` says that it stored `{one_line(stated)}` where `{digest}` was sent", digest=digest
+                f"`{self._name}` says that it stored `{one_line(stated)}` where `{digest}` was sent",
+                digest=digest,
+                hint=STRANGE_HINT,
             )
 
     def _next_location(self, response: Answer) -> str:
@@ -458,7 +472,7 @@ class _Transfer:
         if not location:
             if self._session is not None and response.method == "GET":
                 return self._session.location
-            raise RegistryError(f"cannot {self._what}: the registry answers without a `Location`")
+            raise RegistryError(f"cannot {self._what}: the registry answers without a `Location`", hint=STRANGE_HINT)
         return following_url(response.url, location, what=self._what)
 
 

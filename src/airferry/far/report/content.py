@@ -11,85 +11,27 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from airferry.bundle.manifest import Addition, BundleManifest, GroupEntry, ImageEntry, OverlayEntry
 from airferry.bundle.verify import Bundle, VerifyReport
 from airferry.far.report.by_hand import commands_by_hand
+from airferry.far.report.document import (
+    Bar,
+    Block,
+    Cell,
+    Paragraph,
+    Picture,
+    Report,
+    Section,
+    cell,
+    code,
+    shown,
+    table,
+    whole,
+)
 from airferry.oci.documents import TITLE
-from airferry.wording import counted, printable, size_text
-
-MAX_CELL_CHARACTERS = 600
-NO_ENTRY = "–"
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """A table's cell; `code` marks what is copied letter by letter: digests, references, commands."""
-
-    text: str
-    code: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A table; each row has as many cells as there are columns, and its first cell names the row."""
-
-    caption: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Paragraph:
-    """A few sentences, or a command to type (`code`)."""
-
-    text: str
-    code: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Bar:
-    """The layers of one image and platform, bottom first: label, bytes, and the number that a shared layer has."""
-
-    name: str
-    layers: tuple[tuple[str, int, int | None], ...]
-
-    @property
-    def size_bytes(self) -> int:
-        """The bytes of all its layers."""
-        return sum(size for _digest, size, _shared in self.layers)
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """Layers to scale. `description` says in words what is to be seen."""
-
-    title: str
-    description: str
-    bars: tuple[Bar, ...]
-
-
-Block = Table | Paragraph | Picture
-
-
-@dataclass(frozen=True, slots=True)
-class Section:
-    """A heading and what stands under it."""
-
-    anchor: str
-    title: str
-    blocks: tuple[Block, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """The whole document."""
-
-    title: str
-    root: str
-    sections: tuple[Section, ...] = field(default_factory=tuple)
+from airferry.wording import counted, size_text
 
 
 def make_report(bundle: Bundle, verified: VerifyReport) -> Report:
@@ -112,25 +54,6 @@ def make_report(bundle: Bundle, verified: VerifyReport) -> Report:
     return Report(f"Bundle “{shown(str(name))}”" if name else "Bundle", bundle.root, sections)
 
 
-def shown(text: str) -> str:
-    """Return text that others wrote so that it shows as one line and hides nothing: no controls, a bounded length."""
-    return printable(text, most=MAX_CELL_CHARACTERS)
-
-
-def _cell(value: object) -> Cell:
-    return Cell(shown(str(value)) if value not in (None, "") else NO_ENTRY)
-
-
-def _code(value: object) -> Cell:
-    return Cell(shown(str(value)), code=True) if value not in (None, "") else Cell(NO_ENTRY)
-
-
-def _table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> list[Block]:
-    """Return a table, or a sentence that says that it would be empty."""
-    found = tuple(tuple(row) for row in rows)
-    return [Table(caption, tuple(columns), found)] if found else [Paragraph(f"{caption}: none.")]
-
-
 def _summary(bundle: Bundle, verified: VerifyReport) -> Section:
     manifest = bundle.manifest
     platforms = sorted({platform for image in manifest.images for platform in image.platforms})
@@ -141,24 +64,24 @@ def _summary(bundle: Bundle, verified: VerifyReport) -> Section:
         else "was NOT compared with a digest from a separate channel: integrity was checked, origin was not"
     )
     rows = [
-        [_cell("Root"), _code(bundle.root)],
-        [_cell("The root"), _cell(origin)],
+        [cell("Root"), whole(bundle.root)],
+        [cell("The root"), cell(origin)],
         [
-            _cell("Verification"),
-            _cell("nothing is wrong" if verified.ok else counted(len(verified.findings), "finding")),
+            cell("Verification"),
+            cell("nothing is wrong" if verified.ok else counted(len(verified.findings), "finding")),
         ],
-        [_cell("Images"), _cell(f"{verified.images_text}, for {', '.join(platforms) or 'no platform'}")],
-        [_cell("Artifacts"), _cell(len(manifest.artifacts) + 1)],
-        [_cell("Bytes in the bundle"), _cell(f"{size_text(verified.size_bytes)} in {verified.blobs} blobs")],
-        [_cell("Bytes if every image stood alone"), _cell(size_text(separate))],
-        [_cell("Compression of layers"), _cell(manifest.compression)],
-        [_cell("Built by"), _cell(f"airferry {manifest.tool.airferry}, {_versions(manifest)}")],
+        [cell("Images"), cell(f"{verified.images_text}, for {', '.join(platforms) or 'no platform'}")],
+        [cell("Artifacts"), cell(len(manifest.artifacts) + 1)],
+        [cell("Bytes in the bundle"), cell(f"{size_text(verified.size_bytes)} in {verified.blobs} blobs")],
+        [cell("Bytes if every image stood alone"), cell(size_text(separate))],
+        [cell("Compression of layers"), cell(manifest.compression)],
+        [cell("Built by"), cell(f"airferry {manifest.tool.airferry}, {_versions(manifest)}")],
     ]
     text = (
         "This document lists what the bundle holds, why it is in there, and where it came from. One digest, the root, "
         "names all of it: a signature of the root covers every byte listed here."
     )
-    return Section("summary", "Summary", (Paragraph(text), *_table("The bundle at a glance", ("What", "Value"), rows)))
+    return Section("summary", "Summary", (Paragraph(text), *table("The bundle at a glance", ("What", "Value"), rows)))
 
 
 def _versions(manifest: BundleManifest) -> str:
@@ -167,7 +90,7 @@ def _versions(manifest: BundleManifest) -> str:
 
 def _by_hand(bundle: Bundle) -> Section:
     archives = [
-        [_code(saved.tar), _code(saved.reference), _code(saved.sha256)]
+        [code(saved.tar), whole(saved.reference), whole(saved.sha256)]
         for saved in bundle.manifest.saved_images
         if saved.tar is not None
     ]
@@ -180,7 +103,7 @@ def _by_hand(bundle: Bundle) -> Section:
         Paragraph(commands_by_hand(bundle.root, "."), code=True),
         Paragraph("With airferry, the same and more:"),
         Paragraph(f"airferry verify . --root {bundle.root}", code=True),
-        *(_table(caption, ("File", "Image", "SHA-256"), archives) if archives else ()),
+        *(table(caption, ("File", "Image", "SHA-256"), archives) if archives else ()),
     ]
     return Section("by-hand", "How to verify it by hand", tuple(blocks))
 
@@ -194,31 +117,31 @@ def _images(manifest: BundleManifest) -> Section:
     }
     rows = [
         [
-            _cell(image.name),
-            _cell(image.role),
-            _cell(_why(image, steps)),
-            _code(image.reference),
-            _cell(", ".join(image.platforms)),
-            _cell(size_text(sum(entry.size_bytes for entry in image.platforms.values()))),
-            _code(image.digest),
+            cell(image.name),
+            cell(image.role),
+            cell(_why(image, steps)),
+            whole(image.reference),
+            cell(", ".join(image.platforms)),
+            cell(size_text(sum(entry.size_bytes for entry in image.platforms.values()))),
+            whole(image.digest),
         ]
         for image in manifest.images
     ]
     columns = ("Image", "Role", "Why it is in here", "Reference", "Platforms", "Bytes", "Digest")
     per_step = [
-        [_cell(step), _cell(", ".join(targets.get(step, []))), _cell(image)]
+        [cell(step), cell(", ".join(targets.get(step, []))), cell(image)]
         for step, image in manifest.step_execution_images.items()
     ]
-    blocks = _table("Images and the steps that need them", columns, rows)
-    blocks += _table("Steps and the image that each runs in", ("Step", "Targets", "Image"), per_step)
+    blocks = table("Images and the steps that need them", columns, rows)
+    blocks += table("Steps and the image that each runs in", ("Step", "Targets", "Image"), per_step)
     twins = [
-        [_cell(image.name), _code(image.docker_twin.reference), _code(image.docker_twin.digest)]
+        [cell(image.name), whole(image.docker_twin.reference), whole(image.docker_twin.digest)]
         for image in manifest.images
         if image.docker_twin is not None
     ]
     if twins:
         caption = "Docker manifest lists of the same images, for enroot; they add no content"
-        blocks += _table(caption, ("Image", "Reference", "Digest"), twins)
+        blocks += table(caption, ("Image", "Reference", "Digest"), twins)
     return Section("images", "What is in the bundle, and why", tuple(blocks))
 
 
@@ -250,21 +173,21 @@ def _additions(manifest: BundleManifest) -> Section:
             names = ", ".join(f"{item.name} {item.version}" for item in entry.additions)
             rows.append(
                 [
-                    _cell(image.name),
-                    _cell(platform),
-                    _cell(_base(manifest, image, groups.get(image.name))),
-                    _code(entry.base_digest),
-                    _cell(names or "nothing"),
-                    _cell(", ".join(_overlay_text(item) for item in _overlays(groups.get(image.name))) or "nothing"),
+                    cell(image.name),
+                    cell(platform),
+                    cell(_base(manifest, image, groups.get(image.name))),
+                    whole(entry.base_digest),
+                    cell(names or "nothing"),
+                    cell(", ".join(_overlay_text(item) for item in _overlays(groups.get(image.name))) or "nothing"),
                 ]
             )
     columns = ("Image", "Platform", "Base", "Digest of the base", "Python distributions added", "Checkouts added")
-    blocks = _table("What was added to each base", columns, rows)
-    blocks += _table(
+    blocks = table("What was added to each base", columns, rows)
+    blocks += table(
         "Files of the Python distributions that were added, each listed once",
         ("Distribution", "Version", "File", "SHA-256", "Images"),
         [
-            [_cell(item.name), _cell(item.version), _code(item.file), _code(item.sha256), _cell(len(set(images)))]
+            [cell(item.name), cell(item.version), code(item.file), whole(item.sha256), cell(len(set(images)))]
             for item, images in sorted(files.items(), key=lambda pair: (pair[0].name, pair[0].version, pair[0].file))
         ],
     )
@@ -316,12 +239,12 @@ def _layers(manifest: BundleManifest) -> Section:
     )
     rows = [
         [
-            _cell(f"shared {numbers[digest]}" if digest in numbers else "own"),
-            _cell(size_text(size)),
-            _cell(uses[digest]),
-            _cell("base" if from_base else "added"),
-            _code(digest),
-            _code(original),
+            cell(f"shared {numbers[digest]}" if digest in numbers else "own"),
+            cell(size_text(size)),
+            cell(uses[digest]),
+            cell("base" if from_base else "added"),
+            whole(digest),
+            whole(original),
         ]
         for digest, (size, original, from_base) in sorted(
             sizes.items(), key=lambda pair: (numbers.get(pair[0], len(numbers) + 1), -pair[1][0], pair[0])
@@ -329,7 +252,7 @@ def _layers(manifest: BundleManifest) -> Section:
     ]
     columns = ("Layer", "Bytes", "Uses", "Comes from", "Digest", "Digest before recompression")
     blocks: list[Block] = [Picture("Shared and own layers of each image", description, bars)] if bars else []
-    return Section("layers", "Sizes and layers", (*blocks, *_table("Every layer, once", columns, rows)))
+    return Section("layers", "Sizes and layers", (*blocks, *table("Every layer, once", columns, rows)))
 
 
 def _sources(manifest: BundleManifest) -> Section:
@@ -342,19 +265,20 @@ def _sources(manifest: BundleManifest) -> Section:
         commits.setdefault((item.url, item.ref, item.commit, item.target), item)
     rows = [
         [
-            _cell(item.repo),
-            _code(_without_credentials(item.url)),
-            _cell(item.ref),
-            _code(item.commit),
-            _code(item.target),
+            cell(item.repo),
+            whole(_without_credentials(item.url)),
+            cell(item.ref),
+            whole(item.commit),
+            code(item.target),
         ]
         for item in commits.values()
     ]
-    blocks = _table("Git checkouts", ("Repository", "Address", "Ref", "Commit", "Place in the image"), rows)
+    blocks = table("Git checkouts", ("Repository", "Address", "Ref", "Commit", "Place in the image"), rows)
+    groups = {group.name: group for group in manifest.execution_groups}
     bases = sorted(
         {
             (
-                _base(manifest, image, next((g for g in manifest.execution_groups if g.name == image.name), None)),
+                _base(manifest, image, groups.get(image.name)),
                 platform,
                 entry.base_digest or "",
             )
@@ -363,13 +287,13 @@ def _sources(manifest: BundleManifest) -> Section:
             for platform, entry in image.platforms.items()
         }
     )
-    blocks += _table(
+    blocks += table(
         "Base images",
         ("Base", "Platform", "Digest"),
-        [[_cell(base), _cell(platform), _code(digest)] for base, platform, digest in bases],
+        [[cell(base), cell(platform), whole(digest)] for base, platform, digest in bases],
     )
-    blocks += _table(
-        "Locks that were followed", ("File", "SHA-256"), [[_cell(x.path), _code(x.sha256)] for x in manifest.locks]
+    blocks += table(
+        "Locks that were followed", ("File", "SHA-256"), [[cell(x.path), whole(x.sha256)] for x in manifest.locks]
     )
     return Section("sources", "Where it came from", tuple(blocks))
 
@@ -381,18 +305,18 @@ def _without_credentials(url: str) -> str:
 def _artifacts(bundle: Bundle) -> Section:
     rows = [
         [
-            _cell(item.title),
-            _code(item.artifact_type),
-            _cell("an image" if item.subject else "the bundle"),
-            _code(item.digest),
+            cell(item.title),
+            code(item.artifact_type),
+            cell("an image" if item.subject else "the bundle"),
+            whole(item.digest),
         ]
         for item in bundle.manifest.artifacts
     ]
     own = bundle.manifest_descriptor
     title = (own.annotations or {}).get(TITLE, "the manifest")
-    rows.append([_cell(title), _code(own.artifact_type), _cell("the bundle"), _code(own.digest)])
+    rows.append([cell(title), code(own.artifact_type), cell("the bundle"), whole(own.digest)])
     columns = ("Title", "Type", "Belongs to", "Digest")
-    return Section("artifacts", "Artifacts", tuple(_table("What the bundle contains besides images", columns, rows)))
+    return Section("artifacts", "Artifacts", tuple(table("What the bundle contains besides images", columns, rows)))
 
 
 def _rehearsal(manifest: BundleManifest) -> Section:
@@ -407,29 +331,29 @@ def _rehearsal(manifest: BundleManifest) -> Section:
     )
     rows = [
         [
-            _cell(entry.target),
-            _cell(entry.platform),
-            _cell(entry.reached),
-            _cell(": ".join(part for part in (entry.stopped_by, entry.text) if part)),
-            _cell(f"{entry.modules} modules" + (f", not: {', '.join(entry.missing)}" if entry.missing else "")),
+            cell(entry.target),
+            cell(entry.platform),
+            cell(entry.reached),
+            cell(": ".join(part for part in (entry.stopped_by, entry.text) if part)),
+            cell(f"{entry.modules} modules" + (f", not: {', '.join(entry.missing)}" if entry.missing else "")),
         ]
         for entry in manifest.rehearsals
     ]
     columns = ("Step", "Platform", "Reached", "What ended it", "Imported")
     attempts = [
         [
-            _cell(entry.target),
-            _cell(entry.platform),
-            _code(attempt.where),
-            _cell(attempt.protocol),
-            _cell(attempt.place or attempt.process or attempt.library),
-            _cell("declared" if attempt.allowed else "not declared"),
+            cell(entry.target),
+            cell(entry.platform),
+            code(attempt.where),
+            cell(attempt.protocol),
+            cell(attempt.place or attempt.process or attempt.library),
+            cell("declared" if attempt.allowed else "not declared"),
         ]
         for entry in manifest.rehearsals
         for attempt in entry.attempts
     ]
     reached = ("Step", "Platform", "Host", "Protocol", "By", "In the plan")
-    blocks = [*_table("How far each step came", columns, rows), *_table("Attempts to reach outside", reached, attempts)]
+    blocks = [*table("How far each step came", columns, rows), *table("Attempts to reach outside", reached, attempts)]
     return Section("rehearsal", "Rehearsal", (Paragraph(text), *blocks))
 
 
@@ -441,11 +365,11 @@ def _checks(verified: VerifyReport) -> Section:
     if verified.only_beside:
         text += "The bundle is complete. What follows is wrong with files next to it: use none of them."
     else:
-        text += "Nothing is wrong." if verified.ok else "Found was what follows. Do not load this bundle."
+        text += "Nothing is wrong." if verified.ok else "The findings below were made. Do not load this bundle."
     blocks: list[Block] = [Paragraph(text)]
     if verified.findings:
         findings = enumerate(verified.findings, start=1)
-        blocks += _table("Findings", ("No.", "Finding"), [[_cell(no), _cell(finding)] for no, finding in findings])
+        blocks += table("Findings", ("No.", "Finding"), [[cell(no), cell(finding)] for no, finding in findings])
     return Section("checks", "Checks", tuple(blocks))
 
 
@@ -453,27 +377,27 @@ def _outside(manifest: BundleManifest) -> Section:
     blocks: list[Block] = [Paragraph(shown(manifest.persistent_assets.policy) + ".")]
     rows = [
         [
-            _cell(item.name),
-            _cell(item.kind),
-            _cell(", ".join(item.steps)),
-            _cell(f"{counted(item.files, 'file')}, {size_text(item.size_bytes)}"),
-            _cell("carried in the bundle as a pack" if item.pack else "stays on storage, listed in the bundle"),
+            cell(item.name),
+            cell(item.kind),
+            cell(", ".join(item.steps)),
+            cell(f"{counted(item.files, 'file')}, {size_text(item.size_bytes)}"),
+            cell("carried in the bundle as a pack" if item.pack else "stays on storage, listed in the bundle"),
         ]
         for item in manifest.persistent_assets.assets
     ]
-    blocks += _table("Assets", ("Asset", "Kind", "Steps", "Extent", "Where"), rows)
+    blocks += table("Assets", ("Asset", "Kind", "Steps", "Extent", "Where"), rows)
     mounts = [
-        [_cell(number), _code(mount)] for number, mount in enumerate(manifest.persistent_assets.mounts_from_configs, 1)
+        [cell(number), code(mount)] for number, mount in enumerate(manifest.persistent_assets.mounts_from_configs, 1)
     ]
-    blocks += _table("Mounts that the steps' configs ask for", ("No.", "Mount"), mounts)
+    blocks += table("Mounts that the steps' configs ask for", ("No.", "Mount"), mounts)
     return Section("outside", "What stays outside", tuple(blocks))
 
 
 def _signatures(bundle: Bundle) -> Section:
     rows = [[Cell(role), Cell(" "), Cell(" "), Cell(" ")] for role in ("Prepared by", "Checked by", "Approved by")]
-    text = f"The undersigned accept the bundle with root digest {bundle.root} names."
+    text = f"The undersigned accept the bundle with root digest {bundle.root}."
     columns = ("Role", "Name", "Date", "Signature")
-    return Section("signatures", "Signatures", (Paragraph(text), *_table("Signatures", columns, rows)))
+    return Section("signatures", "Signatures", (Paragraph(text), *table("Signatures", columns, rows)))
 
 
 def layers_text(shared: int, alone: int, *, size: str, saved: str) -> str:

@@ -4,32 +4,18 @@ from __future__ import annotations
 
 from html import escape
 
-from airferry.far.report.content import Bar, Block, Cell, Paragraph, Picture, Report, Section, Table
-from airferry.wording import size_text
+from airferry.far.report.document import NO_ENTRY, Bar, Block, Cell, Paragraph, Picture, Report, Section, Table
+from airferry.far.report.style import style_sheet
+from airferry.wording import counted, size_text
 
-LABEL_WIDTH, BAR_WIDTH, ROW_HEIGHT, BAR_HEIGHT = 300, 620, 24, 16
-LEAST_NUMBERED_WIDTH = 18
-LABEL_CHARACTERS = 44
+# of the width that the longest bar has, in per cent: a layer narrower than the first is not seen, and a number does not
+# fit into one narrower than the second, on a screen of 320 pixels
+LEAST_WIDTH, LEAST_NUMBERED_WIDTH = 0.2, 6.0
+# letters of a word that is kept whole; columns get as wide as those
+LONGEST_WORD = 12
+# a table of so many rows stays on one page
+SHORT_TABLE = 3
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-STYLE = """
-:root{color-scheme:light}
-body{font:15px/1.5 system-ui,"DejaVu Sans",Arial,sans-serif;color:#1a1a1a;background:#fff;margin:0 auto;
-max-width:1100px;padding:1.5rem}
-h1{font-size:1.7rem;margin:0 0 .3rem}h2{font-size:1.25rem;margin:2.2rem 0 .6rem;border-bottom:2px solid #1f4e79}
-nav ul{columns:2;padding-left:1.2rem;margin:.5rem 0}a{color:#0b4f8a}
-table{border-collapse:collapse;width:100%;margin:.8rem 0 1.4rem;font-size:.87rem}
-caption{text-align:left;font-weight:600;padding:.3rem 0}
-th,td{border:1px solid #767676;padding:.25rem .45rem;text-align:left;vertical-align:top;overflow-wrap:break-word}
-thead th{background:#e7edf3}tbody th{font-weight:600}
-code{font-family:"DejaVu Sans Mono",Consolas,monospace;font-size:.92em;overflow-wrap:anywhere}
-pre{background:#f2f2f2;border:1px solid #767676;padding:.5rem .7rem;white-space:pre-wrap;overflow-wrap:anywhere}
-.root{font-size:1.02rem;border:2px solid #1f4e79;padding:.5rem .7rem;overflow-wrap:anywhere}
-#signatures td{height:2.6rem;min-width:8rem}figure{margin:0}figcaption{margin:.4rem 0 1rem}
-svg{max-width:100%;height:auto;font:11px "DejaVu Sans",Arial,sans-serif}
-@page{margin:14mm}
-@media print{body{font-size:10pt;max-width:none;padding:0}nav{display:none}h2{break-after:avoid}
-tr,figure{break-inside:avoid}thead{display:table-header-group}*{print-color-adjust:exact}}
-"""
 
 
 def render_html(report: Report) -> str:
@@ -39,8 +25,10 @@ def render_html(report: Report) -> str:
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        '<meta name="color-scheme" content="light dark">\n'
         '<meta name="viewport" content="width=device-width,initial-scale=1">\n'
-        f"<title>{escape(report.title)}: contents and origin</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        f"<title>{escape(report.title)}: contents and origin</title>\n"
+        f"<style>{style_sheet(report.root)}</style>\n</head>\n<body>\n"
         f"<header>\n<h1>{escape(report.title)}</h1>\n"
         f'<p class="root"><strong>Root</strong> <code>{escape(report.root)}</code></p>\n'
         f'<nav aria-label="Contents"><ul>{contents}</ul></nav>\n</header>\n'
@@ -71,48 +59,71 @@ def _paragraph(block: Paragraph) -> str:
 
 
 def _table(table: Table) -> str:
-    head = "".join(f'<th scope="col">{escape(column)}</th>' for column in table.columns)
-    rows = "".join(
-        f'<tr><th scope="row">{_text(first)}</th>' + "".join(f"<td>{_text(cell)}</td>" for cell in rest) + "</tr>\n"
-        for first, *rest in table.rows
-    )
+    below = table.whole_columns
+    beside = [number for number in range(len(table.columns)) if number not in below]
+    head = "".join(f'<th scope="col">{escape(table.columns[number])}</th>' for number in beside)
+    rows = "".join(_row(table, row, beside) for row in table.rows)
+    body = rows if below else f"<tbody>\n{rows}</tbody>\n"
     caption = escape(table.caption)
-    return f"<table>\n<caption>{caption}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table>\n"
+    kind = ' class="short"' if len(table.rows) <= SHORT_TABLE else ""
+    return f"<table{kind}>\n<caption>{caption}</caption>\n<thead><tr>{head}</tr></thead>\n{body}</table>\n"
+
+
+def _row(table: Table, row: tuple[Cell, ...], beside: list[int]) -> str:
+    """Return a row, and a line as wide as the table for each cell that is shown whole: together they are one body."""
+    first, *rest = (_text(row[number]) for number in beside)
+    cells = "".join(f"<td>{text}</td>" for text in rest)
+    if not table.whole_columns:
+        return f'<tr><th scope="row">{first}</th>{cells}</tr>\n'
+    lines = "".join(
+        f'<tr class="whole"><td colspan="{len(beside)}"><b>{escape(table.columns[number])}</b> '
+        f'<code class="whole">{escape(row[number].text)}</code></td></tr>\n'
+        for number in table.whole_columns
+        if row[number].text != NO_ENTRY
+    )
+    return f'<tbody><tr><th scope="rowgroup">{first}</th>{cells}</tr>\n{lines}</tbody>\n'
 
 
 def _text(cell: Cell) -> str:
-    return f"<code>{escape(cell.text)}</code>" if cell.code else escape(cell.text)
+    if cell.whole and cell.code:
+        return f'<code class="whole">{escape(cell.text)}</code>'
+    text = " ".join(map(_word, cell.text.split(" ")))
+    return f"<code>{text}</code>" if cell.code else text
+
+
+def _word(word: str) -> str:
+    """Return a word that a narrow column may break anywhere if it is long, and nowhere if it is short."""
+    if len(word) > LONGEST_WORD:
+        return f"<span>{escape(word)}</span>"
+    return f"<i>{escape(word)}</i>" if any(mark in word for mark in "-/") else escape(word)
 
 
 def _figure(picture: Picture) -> str:
-    height = ROW_HEIGHT * len(picture.bars) + 8
-    width = LABEL_WIDTH + BAR_WIDTH + 90
-    scale = BAR_WIDTH / max(1, *(bar.size_bytes for bar in picture.bars))
-    bars = "".join(_bar(bar, 4 + number * ROW_HEIGHT, scale) for number, bar in enumerate(picture.bars))
+    largest = max(1, *(bar.size_bytes for bar in picture.bars))
+    widths = [[max(LEAST_WIDTH, 100 * size / largest) for _digest, size, _shared in bar.layers] for bar in picture.bars]
+    # layers that were made wide enough to be seen may take a bar past the end
+    scale = 100 / max(100, *map(sum, widths))
+    bars = "".join(_bar(bar, [width * scale for width in full]) for bar, full in zip(picture.bars, widths, strict=True))
     title, description = escape(picture.title), escape(picture.description)
     return (
-        f'<figure>\n<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
-        f'aria-labelledby="picture-title picture-description">\n<title id="picture-title">{title}</title>\n'
-        f'<desc id="picture-description">{description}</desc>\n{bars}</svg>\n'
-        f"<figcaption><strong>{title}.</strong> {description}</figcaption>\n</figure>\n"
+        f"<figure>\n<figcaption><strong>{title}.</strong> {description}</figcaption>\n"
+        f'<ul class="bars">\n{bars}</ul>\n</figure>\n'
     )
 
 
-def _bar(bar: Bar, top: int, scale: float) -> str:
-    name = bar.name if len(bar.name) <= LABEL_CHARACTERS else bar.name[: LABEL_CHARACTERS - 1] + "…"
-    middle = top + BAR_HEIGHT - 4
-    parts = [f'<text x="0" y="{middle}">{escape(name)}</text>']
-    left = float(LABEL_WIDTH)
-    for _digest, size, shared in bar.layers:
-        width = max(1.0, size * scale)
-        fill = "#1f4e79" if shared else "#f2c14e"
-        parts.append(
-            f'<rect x="{left:.1f}" y="{top}" width="{width:.1f}" height="{BAR_HEIGHT}" fill="{fill}" stroke="#fff"/>'
-        )
+def _bar(bar: Bar, widths: list[float]) -> str:
+    """Return a bar with its name and size as text next to it, which wraps; a page may end between two bars."""
+    parts = []
+    left = 0.0
+    for (_digest, _size, shared), width in zip(bar.layers, widths, strict=True):
+        kind = "s" if shared else "o"
+        parts.append(f'<rect class="{kind}" x="{left:.2f}%" y="1" width="{width:.2f}%" height="14"/>')
         if shared and width >= LEAST_NUMBERED_WIDTH:
-            parts.append(
-                f'<text x="{left + width / 2:.1f}" y="{middle}" fill="#fff" text-anchor="middle">{shared}</text>'
-            )
+            parts.append(f'<text x="{left + width / 2:.2f}%" y="12">{shared}</text>')
         left += width
-    parts.append(f'<text x="{left + 6:.1f}" y="{middle}">{size_text(bar.size_bytes)}</text>')
-    return "".join(parts) + "\n"
+    numbers = [str(shared) for _digest, _size, shared in bar.layers if shared]
+    said = counted(len(bar.layers), "layer") + (f", shared: {', '.join(numbers)}" if numbers else ", none shared")
+    return (
+        f'<li><bdi>{escape(bar.name)}</bdi><svg role="img" aria-label="{said}">{"".join(parts)}</svg>'
+        f"<span>{size_text(bar.size_bytes)}</span></li>\n"
+    )

@@ -12,6 +12,7 @@ import anyio.to_thread
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from airferry.bundle.artifacts import COPY_AGAIN
 from airferry.errors import IntegrityError
 from airferry.events import Emit, Warned
 from airferry.far.serve.offer import CheckedBlob
@@ -74,5 +75,7 @@ class BlobAnswer(Response):
         data = await anyio.to_thread.run_sync(os.pread, self._blob.stream.fileno(), count, position)
         if len(data) != count:
             self._blob.ensure_unchanged()
-            raise IntegrityError(f"blob `{self._blob.descriptor.digest}` ended at {position + len(data)} bytes")
+            raise IntegrityError(
+                f"blob `{self._blob.descriptor.digest}` ended at {position + len(data)} bytes", hint=COPY_AGAIN
+            )
         return data

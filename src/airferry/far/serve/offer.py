@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import IO
 
+from airferry.bundle.artifacts import COPY_AGAIN
 from airferry.bundle.verify import Bundle
 from airferry.errors import IntegrityError
 from airferry.events import Emit, Notice, Warned, silent
@@ -95,7 +96,10 @@ class CheckedBlob:
             IntegrityError: its times or its size are others.
         """
         if identify(os.fstat(self.stream.fileno())) != self.identity:
-            raise IntegrityError(f"blob `{self.descriptor.digest}` changed while it was served")
+            raise IntegrityError(
+                f"blob `{self.descriptor.digest}` changed while it was served",
+                hint="do not write into a bundle that is served; send SIGHUP to serve another one",
+            )
 
     def close(self) -> None:
         """Close the file. Idempotent."""
@@ -129,7 +133,7 @@ class CheckedBlobs:
             identity = identify(os.fstat(stream.fileno()))
             damaged, why = self._damaged.get(descriptor.digest, (None, ""))
             if damaged == identity:
-                raise IntegrityError(why)
+                raise IntegrityError(why, hint=COPY_AGAIN)
             if self._known.get(descriptor.digest) != identity:
                 return None
             return CheckedBlob(descriptor, stream, identity, held.pop_all())
@@ -152,7 +156,10 @@ class CheckedBlobs:
                 time.sleep(self._settle_s)
                 self._check(stream, descriptor, identity)
                 if identify(os.fstat(stream.fileno())) != identity:
-                    raise IntegrityError(f"blob `{descriptor.digest}` changed while it was read")
+                    raise IntegrityError(
+                        f"blob `{descriptor.digest}` changed while it was read",
+                        hint="do not write into a bundle that is served; send SIGHUP to serve another one",
+                    )
                 self._known[descriptor.digest] = identity
                 return CheckedBlob(descriptor, stream, identity, held.pop_all())
 

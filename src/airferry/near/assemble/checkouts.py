@@ -37,7 +37,10 @@ def _node(path: Path, *, epoch_s: int, owner: str) -> Node:
     if stat.S_ISDIR(found.st_mode):
         return Node(DIRECTORY, FOLDER_MODE, mtime_s=epoch_s, owner=owner)
     if not stat.S_ISREG(found.st_mode):
-        raise BuildError(f"`{owner}` holds `{path.name}`, which is not a file, folder or link")
+        raise BuildError(
+            f"`{owner}` holds `{path.name}`, which is not a file, folder or link",
+            hint="remove it: sockets, pipes and devices cannot go into an image",
+        )
     mode = 0o755 if found.st_mode & 0o100 else 0o644
     return Node(REGULAR, mode, mtime_s=epoch_s, content=file_content(path), owner=owner)
 

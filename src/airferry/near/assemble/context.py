@@ -99,7 +99,10 @@ def tracked_files(source_root: Path) -> list[PurePosixPath]:
         ) from error
     names = sorted({PurePosixPath(name) for name in done.stdout.decode("utf-8", "surrogateescape").split("\0") if name})
     if len(names) > MAX_TRACKED_FILES:
-        raise BuildError(f"`{source_root}` tracks {len(names)} files, more than the limit of {MAX_TRACKED_FILES}")
+        raise BuildError(
+            f"`{source_root}` tracks {len(names)} files, more than the limit of {MAX_TRACKED_FILES}",
+            hint="set `source.root` to the folder of the catalogue alone, or `launcher_image: false`",
+        )
     return names
 
 

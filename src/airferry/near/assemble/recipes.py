@@ -23,7 +23,6 @@ from airferry.near.assemble.tree import LayerTree
 from airferry.near.assemble.wheels import BaseFiles, InstallScheme, WheelInstaller, install_scheme, installed_names
 from airferry.near.assemble.writer import base_annotations
 from airferry.near.bases.fetch import BaseImage
-from airferry.near.bases.layers import encoder
 from airferry.near.failures import naming, overlay_place, requirement_places
 from airferry.near.git import driver
 from airferry.near.git.addresses import redact
@@ -360,11 +359,7 @@ class TaskMaker:
 
     def _inputs(self, base: BaseImage, inputs: Mapping[str, Any]) -> dict[str, Any]:
         return {
-            "encoder": encoder(self.session.knowledge.layers.compression),
-            "compression": [
-                self.session.knowledge.layers.compression.kind,
-                self.session.knowledge.layers.compression.level,
-            ],
+            "compression": self.session.knowledge.layers.compression.to_key(),
             "epoch_s": clock.source_date_epoch_s(),
             "base": base.manifest.digest,
             **inputs,

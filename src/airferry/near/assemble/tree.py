@@ -18,6 +18,7 @@ from airferry.oci.tar import DIRECTORY, END_OF_ARCHIVE, REGULAR, SYMLINK, TarEnt
 from airferry.rootfs.layers import MAX_LAYER_ENTRIES, OPAQUE
 from airferry.rootfs.view import MAX_LINKS, WHITEOUT_PREFIX
 
+_OTHER_PATH = "bake the checkout at another path, or use a base whose links lead to folders"
 FOLDER_MODE = 0o755
 SETGID = 0o2000
 
@@ -140,7 +141,10 @@ class LayerTree:
         """
         rest = [part for part in path.split("/") if part and part != "."][::-1]
         if len(path.encode("utf-8", "surrogateescape")) > MAX_PATH_BYTES:
-            raise BuildError(f"a path of the new layer is longer than {MAX_PATH_BYTES} bytes: `{path[:80]}…`")
+            raise BuildError(
+                f"a path of the new layer is longer than {MAX_PATH_BYTES} bytes: `{path[:80]}…`",
+                hint="bake the checkout at a shorter path",
+            )
         done: list[str] = []
         links = 0
         while rest:
@@ -153,13 +157,13 @@ class LayerTree:
             if entry is not None and entry.type == SYMLINK:
                 links += 1
                 if links > MAX_LINKS:
-                    raise BuildError(f"the links to `{path}` form a loop")
+                    raise BuildError(f"the links to `{path}` form a loop", hint=_OTHER_PATH)
                 if entry.link_name.startswith("/"):
                     done = []
                 rest += [item for item in entry.link_name.split("/") if item and item != "."][::-1]
                 continue
             if entry is not None and entry.type != DIRECTORY and rest:
-                raise BuildError(f"`/{here}`, on the path to `{path}`, is not a folder")
+                raise BuildError(f"`/{here}`, on the path to `{path}`, is not a folder", hint=_OTHER_PATH)
             done.append(part)
         return "/".join(done)
 
@@ -186,7 +190,11 @@ class LayerTree:
                 path=place,
             )
         if self._leads_to_folder(place):
-            raise BuildError(f"`{owner}` contains the file `/{place}`, but the base has a folder there", path=place)
+            raise BuildError(
+                f"`{owner}` contains the file `/{place}`, but the base has a folder there",
+                path=place,
+                hint="bake it at another path, or set `builder: buildah`",
+            )
         _mode, gid = self._inherited(self._ensure_folders(posixpath.dirname(place)))
         mode = 0o755 if executable else 0o644
         self._put(place, Node(REGULAR, mode, gid=gid, mtime_s=self._epoch_s, content=content, owner=owner))
@@ -200,7 +208,11 @@ class LayerTree:
         """
         place = self.place(path)
         if self._leads_to_folder(place):
-            raise BuildError(f"`{owner}` contains the link `/{place}`, but the base has a folder there", path=place)
+            raise BuildError(
+                f"`{owner}` contains the link `/{place}`, but the base has a folder there",
+                path=place,
+                hint="bake it at another path, or set `builder: buildah`",
+            )
         _mode, gid = self._inherited(self._ensure_folders(posixpath.dirname(place)))
         node = Node(SYMLINK, 0o777, gid=gid, mtime_s=self._epoch_s, link_name=target, owner=owner)
         self._put(place, node)
@@ -220,7 +232,10 @@ class LayerTree:
         """
         place = self.place(path)
         if not place:
-            raise BuildError(f"`{path}` is the root of the image, which cannot be replaced")
+            raise BuildError(
+                f"`{path}` is the root of the image, which cannot be replaced",
+                hint="bake the checkout at a folder below it",
+            )
         if self.lookup(place) is not None:
             for inside in [name for name in self._nodes if name.startswith(place + "/")]:
                 del self._nodes[inside]
@@ -239,7 +254,10 @@ class LayerTree:
         """
         parts = name.split("/")
         if not name or any(part in ("", ".", "..") for part in parts):
-            raise BuildError(f"`{name}` is not a name inside `/{folder}`")
+            raise BuildError(
+                f"`{name}` is not a name inside `/{folder}`",
+                hint="the checkout cannot be baked as it is: rename the file in its repository",
+            )
         self._put(f"{folder}/{name}", node)
 
     def blocks(self) -> Generator[bytes, None, None]:
@@ -281,9 +299,15 @@ class LayerTree:
 
     def _put(self, place: str, node: Node) -> None:
         if posixpath.basename(place).startswith(WHITEOUT_PREFIX):
-            raise BuildError(f"`/{place}` cannot be stored: in layers, names that begin with `.wh.` mean deletions")
+            raise BuildError(
+                f"`/{place}` cannot be stored: in layers, names that begin with `.wh.` mean deletions",
+                hint="rename the file in its repository",
+            )
         if len(self._nodes) >= MAX_LAYER_ENTRIES:
-            raise BuildError(f"the new layer has more than {MAX_LAYER_ENTRIES} entries")
+            raise BuildError(
+                f"the new layer has more than {MAX_LAYER_ENTRIES} entries",
+                hint="bake fewer or smaller checkouts into one image",
+            )
         self._nodes[place] = node
 
     def _ensure_folders(self, place: str) -> str:
@@ -309,7 +333,7 @@ class LayerTree:
                 mtime_s = min(entry.mtime_s, self._epoch_s)
                 self._put(folder, Node(DIRECTORY, entry.mode, entry.uid, entry.gid, mtime_s))
             else:
-                raise BuildError(f"`/{folder}` is not a folder", path=folder)
+                raise BuildError(f"`/{folder}` is not a folder", path=folder, hint=_OTHER_PATH)
         self._touch(place)
         return place
 

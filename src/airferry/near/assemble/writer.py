@@ -18,7 +18,7 @@ from airferry.host.parsing import parse_json
 from airferry.host.records import as_noted
 from airferry.host.threads import parallel_map
 from airferry.near.bases.fetch import BaseImage
-from airferry.near.bases.layers import BaseLayers, encoder, noted_layer
+from airferry.near.bases.layers import BaseLayers, noted_layer
 from airferry.oci.closure import read_closure
 from airferry.oci.documents import IMAGE_CONFIG, IMAGE_MANIFEST, Descriptor, Manifest
 from airferry.oci.layers import Compression, LayerResult
@@ -127,13 +127,7 @@ class ImageWriter:
 
     def _base_layer(self, descriptor: Descriptor, diff_id: str) -> LayerResult:
         action = f"layer {descriptor.digest}"
-        compression = self._layers.compression
-        inputs = {
-            "diff_id": diff_id,
-            "kind": compression.kind,
-            "level": compression.level,
-            "encoder": encoder(compression),
-        }
+        inputs = {"diff_id": diff_id, **self._layers.compression.to_key()}
         known = as_noted(self._journal.result(action, inputs), noted_layer)
         if known is not None and self.bundle.has_blob(known[0]):
             return LayerResult(known[0], diff_id, known[1], descriptor)
@@ -157,7 +151,10 @@ def image_config(
     original = parse_json(base.config_bytes)
     known = len(base.config.rootfs.diff_ids)
     if diff_ids[:known] != base.config.rootfs.diff_ids:
-        raise BuildError(f"an image for `{base.platform}` does not begin with the layers of its base `{base.name}`")
+        raise BuildError(
+            f"an image for `{base.platform}` does not begin with the layers of its base `{base.name}`",
+            hint="remove the output folder's `airgap-build-state.yaml` and run the build again",
+        )
     created = clock.rfc3339(epoch_s)
     entry: dict[str, Any] = {"created": created, "created_by": created_by, "comment": "airferry"}
     if len(diff_ids) == known:

@@ -23,6 +23,7 @@ from airferry.host import clock, files, process
 from airferry.host.canonical import canonical_json
 from airferry.host.locks import own_scratch
 from airferry.near.bases.userland import compose, read_package
+from airferry.near.tls_said import tls_trouble
 from airferry.oci.documents import IMAGE_CONFIG, IMAGE_MANIFEST, Descriptor, PlatformDocument
 from airferry.oci.layers import Compression, compress_layer
 from airferry.oci.layout import LayoutStore
@@ -252,7 +253,9 @@ def _read_status(reader: TarReader) -> dict[str, str]:
             stanzas = [dict(re.findall(r"^([A-Za-z-]+): *(.*)$", part, re.M)) for part in text.split("\n\n")]
             installed = (part for part in stanzas if part.get("Status", "").endswith(" installed"))
             return {part["Package"]: part["Version"] for part in installed}
-    raise BuildError("the userland has no `var/lib/dpkg/status`")
+    raise BuildError(
+        "the userland has no `var/lib/dpkg/status`", hint="check that `suite:` and `mirror:` name a Debian archive"
+    )
 
 
 def _included(base: BootstrapBase) -> list[str]:
@@ -300,9 +303,17 @@ def _translated(failure: process.ProcessFailed, *, what: str) -> BuildError | Ho
     if re.search(r"NO_PUBKEY|not signed|keyring|signatures? (could|couldn't)", text):
         hint = "install the keyring of that distribution: `sudo apt-get install debian-archive-keyring ubuntu-keyring`"
         return HostError(f"{what}: cannot verify the signature of its archive{shown}", hint=hint)
+    where = "under `mirror:` of the base, or in `/etc/apt/sources.list`"
+    ca = "install it in `/usr/local/share/ca-certificates/` as `NAME.crt`, then `sudo update-ca-certificates`"
+    plain = "http://" if "http://" in text else ""
+    if trouble := tls_trouble(text, url=plain, where=where, ca=ca):
+        return BuildError(f"{what}: the package mirror cannot be used: {trouble[0]}{shown}", hint=trouble[1])
     if re.search(r"Could not (resolve|connect)|Temporary failure|Connection (refused|timed out)|404 +Not Found", text):
         return BuildError(f"{what}: the package mirror does not answer{shown}", hint="check `mirror:` and the network")
-    return BuildError(f"{what}{shown or ': no message'}")
+    return BuildError(
+        f"{what}{shown or ': no message'}",
+        hint="read the lines above; `airferry --debug` shows the command, to be run by hand without its hooks",
+    )
 
 
 def _check_pins(packages: Mapping[str, str], pins: Mapping[str, str] | None, *, base: BootstrapBase) -> None:

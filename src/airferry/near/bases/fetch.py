@@ -328,7 +328,8 @@ class BaseCache:
         config, config_bytes = self._stored_config(manifest.config, name=name)
         if len(config.rootfs.diff_ids) != len(manifest.layers):
             raise IntegrityError(
-                f"base `{name}` has {len(manifest.layers)} layers, but its config names {len(config.rootfs.diff_ids)}"
+                f"base `{name}` has {len(manifest.layers)} layers, but its config names {len(config.rootfs.diff_ids)}",
+                hint="the image was made wrongly: name another base, or tell its maker",
             )
         # images are made of it by programs that each read it in their own way
         _expect_one_meaning(original.data, original.manifest.media_type or IMAGE_MANIFEST, "manifest", name)

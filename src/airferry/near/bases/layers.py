@@ -6,14 +6,12 @@ get hard links; where cache and bundle are on different file systems nothing is 
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-import zstandard
-
+from airferry.config import CompressionChoice
 from airferry.errors import IntegrityError
 from airferry.events import Emit, silent
 from airferry.host import files
@@ -21,7 +19,6 @@ from airferry.host.locks import Thing, making
 from airferry.host.records import Records, as_noted
 from airferry.host.workers.work import IN_PLACE, Running, Workers
 from airferry.near.bases.reading import FactsWanted, LayerReading
-from airferry.oci.codecs import DEFAULT_GZIP_LEVEL, DEFAULT_ZSTD_LEVEL, ZSTD_JOB_BYTES
 from airferry.oci.copy import copy_blob
 from airferry.oci.documents import Descriptor
 from airferry.oci.layers import (
@@ -135,7 +132,7 @@ class BaseLayers:
 
     def _making(self, descriptor: Descriptor) -> AbstractContextManager[None]:
         """Hold what a layer becomes: it is made once for all bundles of this user."""
-        name = f"{descriptor.digest} {self.compression.kind} {self.compression.level}"
+        name = f"{descriptor.digest} {self.compression.text}"
         doing = f"reading layer `{descriptor.digest}`"
         return making(self._cache, Thing.LAYER, name, doing=doing, emit=self.emit)
 
@@ -210,14 +207,7 @@ class BaseLayers:
         return LayerResult(known[0], diff_id, known[1], descriptor)
 
     def _packed_key(self, diff_id: str) -> dict[str, Any]:
-        kind, level = self.compression.kind, self.compression.level
-        defaults = {"zstd": DEFAULT_ZSTD_LEVEL, "gzip": DEFAULT_GZIP_LEVEL}
-        return {
-            "diff_id": diff_id,
-            "kind": kind,
-            "level": defaults.get(kind) if level is None else level,
-            "encoder": encoder(self.compression),
-        }
+        return {"diff_id": diff_id, **self.compression.to_key()}
 
 
 class _Reading:
@@ -241,12 +231,9 @@ class _Reading:
         return result
 
 
-def encoder(compression: Compression) -> str:
-    """Return what decides, besides kind and level, which bytes a compressed layer has: the library, and its mode."""
-    if compression.kind == "zstd":
-        version = ".".join(str(part) for part in zstandard.ZSTD_VERSION)
-        return f"zstd {version}, zstandard {zstandard.__version__}, threads, jobs of {ZSTD_JOB_BYTES}"
-    return f"zlib {zlib.ZLIB_RUNTIME_VERSION}, blocks" if compression.kind == "gzip" else compression.kind
+def compression_of(choice: CompressionChoice) -> Compression:
+    """Return how layers are compressed, as a configuration says it."""
+    return Compression(choice.kind, choice.level, choice.long)
 
 
 def _blob_key(descriptor: Descriptor) -> dict[str, Any]:

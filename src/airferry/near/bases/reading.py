@@ -63,6 +63,7 @@ class LayerReading:
                 "into": str(self.into.absolute()),
                 "kind": self.compression.kind,
                 "level": self.compression.level,
+                "long": self.compression.long,
                 "threads": threads or self.compression.threads,
                 "steps_back": threads is not None,
             }
@@ -116,7 +117,7 @@ def read_layer(
         if packing is None:
             read = inspect_layer(stream, descriptor, checks=checks, observers=observers, emit=context.emit)
         else:
-            how = {name: packing[name] for name in ("kind", "level", "threads", "steps_back")}
+            how = {name: packing[name] for name in ("kind", "level", "long", "threads", "steps_back")}
             read = recompress_layer(
                 stream,
                 descriptor,

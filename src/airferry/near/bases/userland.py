@@ -23,6 +23,7 @@ from airferry.errors import BuildError
 from airferry.host.archives import archive_faults
 from airferry.oci.tar import DIRECTORY, END_OF_ARCHIVE, SYMLINK, TarEntry, entry_blocks
 
+_BAD_PACKAGE = "the package mirror gave a damaged file, or none of Debian's: check `mirror:` of the base, then rerun"
 MERGED = ("bin", "lib", "lib32", "lib64", "libx32", "sbin")
 MAX_CONTROL_BYTES = 16 * 1024 * 1024
 MAX_READ_BACK_BYTES = 1024 * 1024
@@ -105,7 +106,10 @@ def read_package(path: Path) -> Package:
     control = members.get("control", b"").decode("utf-8", "replace").strip() + "\n"
     fields = dict(re.findall(r"^([A-Za-z-]+): *(.*)$", control, re.M))
     if not fields.get("Package") or not fields.get("Version"):
-        raise BuildError(f"`{path.name}` is not a Debian package: its control file has no package name and version")
+        raise BuildError(
+            f"`{path.name}` is not a Debian package: its control file has no package name and version",
+            hint=_BAD_PACKAGE,
+        )
     return Package(path, fields["Package"], fields["Version"], fields.get("Architecture", ""), control, members)
 
 
@@ -263,7 +267,9 @@ def _file_list(md5sums: bytes) -> bytes:
 
 
 def _reading(path: Path) -> AbstractContextManager[None]:
-    return archive_faults(lambda reason: BuildError(f"`{path.name}` is not a Debian package: {reason}"))
+    return archive_faults(
+        lambda reason: BuildError(f"`{path.name}` is not a Debian package: {reason}", hint=_BAD_PACKAGE)
+    )
 
 
 @contextmanager
@@ -271,7 +277,7 @@ def _member(path: Path, name: str) -> Iterator[IO[bytes]]:
     """Open a member of a .deb file (an `ar` archive), decompressed."""
     with path.open("rb") as stream:
         if stream.read(8) != b"!<arch>\n":
-            raise BuildError(f"`{path.name}` is not a Debian package: it is not an `ar` archive")
+            raise BuildError(f"`{path.name}` is not a Debian package: it is not an `ar` archive", hint=_BAD_PACKAGE)
         while len(header := stream.read(60)) == 60:
             member = header[:16].decode("ascii", "replace").strip().rstrip("/")
             size = int(header[48:58])
@@ -282,7 +288,7 @@ def _member(path: Path, name: str) -> Iterator[IO[bytes]]:
                     yield content
                 return
             stream.seek(size + size % 2, io.SEEK_CUR)
-    raise BuildError(f"`{path.name}` is not a Debian package: it has no `{name}`")
+    raise BuildError(f"`{path.name}` is not a Debian package: it has no `{name}`", hint=_BAD_PACKAGE)
 
 
 def _decompressed(stream: io.BufferedReader, kind: str, *, what: str) -> AbstractContextManager[IO[bytes]]:
@@ -294,7 +300,7 @@ def _decompressed(stream: io.BufferedReader, kind: str, *, what: str) -> Abstrac
         return cast(IO[bytes], gzip.open(stream))
     if kind == "":
         return stream
-    raise BuildError(f"`{what}` has an unknown compression: `{kind}`")
+    raise BuildError(f"`{what}` has an unknown compression: `{kind}`", hint=_BAD_PACKAGE)
 
 
 class _Part(io.RawIOBase):

@@ -105,7 +105,11 @@ def submodule_address(url: str, address: str) -> str:
         if address.startswith("../"):
             cut = max(base.rfind("/"), base.rfind(":"))
             if cut <= 0:
-                raise BuildError(f"the submodule address `{address}` points above `{redact(url)}`", url=redact(url))
+                raise BuildError(
+                    f"the submodule address `{address}` points above `{redact(url)}`",
+                    url=redact(url),
+                    hint="write the whole address in `.gitmodules` of that repository",
+                )
             base, separator, address = base[:cut], base[cut], address[3:]
         else:
             address = address[2:]

@@ -15,8 +15,9 @@ from pathlib import Path
 from airferry.errors import BuildError
 from airferry.events import Emit, silent
 from airferry.host import process
-from airferry.host.parsing import url_path
+from airferry.host.parsing import url_host, url_path
 from airferry.near.git.addresses import GitAddress, read_address, redact
+from airferry.near.tls_said import tls_trouble
 
 FETCH_TIMEOUT_S = 3600.0
 _LEAVING = ("fetch", "ls-remote")
@@ -126,6 +127,16 @@ def _run(
     return done, address
 
 
+def _tls_trouble(said: str, address: GitAddress) -> tuple[str, str] | None:
+    host = url_host(redact(address.used))
+    return tls_trouble(
+        said,
+        url=address.used,
+        where="in the address, or lead there with `git config --global url.NEW.insteadOf OLD`",
+        ca=f"`git config --global http.https://{host}/.sslCAInfo FILE`",
+    )
+
+
 def _git_error(done: process.Completed, address: GitAddress | None, *, url: str, doing: str) -> BuildError:
     """Return the error for what Git said last, with the way out where it is known."""
     said = [line for line in done.tail if line.startswith(("fatal: ", "error: ", "ERROR: "))] or list(done.tail)
@@ -139,6 +150,8 @@ def _git_error(done: process.Completed, address: GitAddress | None, *, url: str,
     elif "dubious ownership" in everything and address is not None:
         folder = shlex.quote(url_path(address.used) if "://" in address.used else address.used)
         hint = f"it belongs to another user; if you trust it: `git config --global --add safe.directory {folder}`"
+    elif address is not None and not address.is_local and (trouble := _tls_trouble(everything, address)):
+        reason, hint = f"{trouble[0]} ({reason})", trouble[1]
     elif address is not None and (refused := _REFUSED.search(everything)):
         hint = (
             f"your Git configuration sets `protocol.file.allow = never`, and rewrites the address to `{address.used}`"

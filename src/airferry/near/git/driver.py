@@ -237,7 +237,10 @@ def _fetch(
     if not _COMMIT.fullmatch(commit):
         raise BuildError(f"`{commit}` is not a full commit id", hint="resolve the ref first")
     if depth > MAX_SUBMODULE_DEPTH:
-        raise BuildError(f"`{redact(url)}`: submodules are nested more than {MAX_SUBMODULE_DEPTH} deep")
+        raise BuildError(
+            f"`{redact(url)}`: submodules are nested more than {MAX_SUBMODULE_DEPTH} deep",
+            hint="check for repositories that are submodules of each other",
+        )
     with locked_repository(url, cache, emit=emit) as repository:
         if not has_commit(repository, commit):
             _fetch_commit(repository, url, commit, emit=emit)
@@ -335,7 +338,10 @@ def _export(
     for item in below:
         target = into / item.path
         if target.is_symlink() or not files.lies_within(target.parent, into):
-            raise BuildError(f"submodule `{item.path}` of `{redact(url)}` points outside the tree")
+            raise BuildError(
+                f"submodule `{item.path}` of `{redact(url)}` points outside the tree",
+                hint="its path in `.gitmodules` leads through a link: correct it in that repository",
+            )
         found.append(Submodule(prefix + item.path, redact(item.url), item.commit))
         _export(item.url, item.commit, cache=cache, into=target, prefix=f"{prefix}{item.path}/", found=found)
     return found

@@ -214,7 +214,10 @@ def _notes_on_present(candidates: Sequence[Candidate], probe: ProbeResult) -> li
         if answer is None and candidate.origin == "reported":
             continue
         if answer is None:
-            raise BuildError(f"the probe did not check `{candidate.module}` ({candidate.place})")
+            raise BuildError(
+                f"the probe did not check `{candidate.module}` ({candidate.place})",
+                hint="run the command again; if it says so again, report it with the output of `--debug`",
+            )
         if answer.status == "present" and answer.note:
             notes.append(f"`{candidate.module}` is installed, but importing it failed in the build: {answer.note}")
         if answer.status == "missing" and answer.note and candidate.origin != "reported":

@@ -151,7 +151,10 @@ class DependencyClosure:
                 return
             for name in sorted(open_ones):
                 self._close(name)
-        raise BuildError(f"the requirements of `{'`, `'.join(sorted(self._wants))}` cannot be satisfied together")
+        raise BuildError(
+            f"the requirements of `{'`, `'.join(sorted(self._wants))}` cannot be satisfied together",
+            hint="choose versions that agree under `requirements:` of the image",
+        )
 
     def additions(self) -> tuple[AddedDistribution, ...]:
         """Return what was found, sorted by name."""
@@ -188,7 +191,8 @@ class DependencyClosure:
             if not _satisfies(want.specifier, wheel.version):
                 raise BuildError(
                     f"`{wheel.filename}` does not satisfy `{name}{want.specifier}` "
-                    f"(required by {', '.join(sorted(want.parents))})"
+                    f"(required by {', '.join(sorted(want.parents))})",
+                    hint="choose versions that agree under `requirements:` of the image",
                 )
 
     def _asked_for(self, error: AirferryError, pins: Sequence[Pin]) -> AirferryError:
@@ -325,7 +329,10 @@ class DependencyClosure:
                 marker_holds(requirement.marker, {**environment, "extra": extra}) for extra in ("", *sorted(extras))
             )
         except ValueError as error:
-            raise BuildError(f"`{requirement}` has a marker that cannot be evaluated: {error}") from error
+            raise BuildError(
+                f"`{requirement}` has a marker that cannot be evaluated: {error}",
+                hint="correct the marker, or name the distribution under `requirements:` of the image",
+            ) from error
 
     def _note_replacements(self) -> None:
         """Say which distributions of the base are replaced, and which others of the base do not like it."""
@@ -373,7 +380,10 @@ def locked_pin(package: LockedPackage, lock: CatalogueLock) -> Pin:
     try:
         SpecifierSet(short_numbers(specifier))
     except ValueError as error:
-        raise BuildError(f"{place}: `{package.version}` is not a version of `{package.name}`") from error
+        raise BuildError(
+            f"{place}: `{package.version}` is not a version of `{package.name}`",
+            hint="correct the entry there; `uv lock` writes it whole",
+        ) from error
     hashes = frozenset(digest.removeprefix("sha256:") for digest in package.hashes if digest.startswith("sha256:"))
     if isinstance(source, LocalSource) and source.kind != "path":
         raise BuildError(
@@ -400,7 +410,7 @@ def _git_source(requirement: Requirement) -> GitSource:
     try:
         return GitSource(*parse_git_requirement(requirement))
     except ValueError as error:
-        raise BuildError(str(error)) from error
+        raise BuildError(str(error), hint="write it as `NAME @ git+https://HOST/REPO@COMMIT`") from error
 
 
 def parse_requirement(text: str, *, why: str) -> Requirement:
@@ -408,7 +418,10 @@ def parse_requirement(text: str, *, why: str) -> Requirement:
     try:
         return read_requirement(text)
     except ValueError as error:
-        raise BuildError(f"`{text}` ({why}) is not a valid requirement: {error}") from error
+        raise BuildError(
+            f"`{text}` ({why}) is not a valid requirement: {error}",
+            hint="correct it where it is named, as `NAME==VERSION`",
+        ) from error
 
 
 def _satisfies(specifier: SpecifierSet, version: str) -> bool:

@@ -114,7 +114,10 @@ def unusable_answer(error: ValidationError) -> BuildError:
     """Return the error for what a base says of its Python, and cannot be used."""
     first = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(str(part) for part in first["loc"]) or "document"
-    return BuildError(f"cannot use what the base says of its Python: `{where}`: {first['msg']}")
+    return BuildError(
+        f"cannot use what the base says of its Python: `{where}`: {first['msg']}",
+        hint="it answers in another way than CPython: name another one with `python:` of the image, or another base",
+    )
 
 
 def probe_argv(python: str) -> list[str]:

@@ -144,7 +144,13 @@ def check_rehearsal(plan: Plan) -> None:
         wanted = f"{step_id}/config/{config}.yaml" if config else f"{step_id}/step.py"
         catalogue = plan.steps[0].folder.parents[plan.steps[0].target.step_id.count("/")]
         if not (catalogue / wanted).is_file():
-            raise plan.config.error("rehearsal", "steps", name, reason=f"the catalogue does not contain `{wanted}`")
+            raise plan.config.error(
+                "rehearsal",
+                "steps",
+                name,
+                reason=f"the catalogue does not contain `{wanted}`",
+                hint="write it as `STEP` or `STEP:CONFIG`; `airferry plan` lists them",
+            )
     try:
         carried = {source for _name, source in context.carried(plan.source_root, [plan.output_dir])}
     except ConfigurationError:

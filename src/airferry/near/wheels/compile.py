@@ -22,7 +22,7 @@ from airferry.host.archives import archive_faults
 from airferry.host.parsing import parse_toml
 from airferry.near.bases.fetch import BaseImage
 from airferry.near.git.versions import MAX_PYPROJECT_BYTES
-from airferry.near.wheels.pack import built_wheel
+from airferry.near.wheels.pack import OTHER_VERSION, built_wheel
 from airferry.near.wheels.pip import Pip, WheelTarget, last_words, not_found_names
 from airferry.plan.locks.packages import marker_holds, read_requirement
 from airferry.plan.models import Plan
@@ -189,7 +189,9 @@ def build_requirements(source: Path, markers: Mapping[str, str]) -> list[str]:
         requirements = [read_requirement(item) for item in asked]
         chosen = [item for item in requirements if item.marker is None or marker_holds(item.marker, markers)]
     except (ValueError, AttributeError, TypeError) as error:
-        raise BuildError(f"the `pyproject.toml` of `{source.name}` cannot be read: {error}") from error
+        raise BuildError(
+            f"the `pyproject.toml` of `{source.name}` cannot be read: {error}", hint=OTHER_VERSION
+        ) from error
     for requirement in chosen:
         requirement.marker = None
     return [str(requirement) for requirement in chosen]
@@ -198,7 +200,9 @@ def build_requirements(source: Path, markers: Mapping[str, str]) -> list[str]:
 def _pyproject(source: Path) -> str:
     """Return the text of a source's `pyproject.toml`, empty where there is none."""
     with archive_faults(
-        lambda reason: BuildError(f"`{source.name}` cannot be read as a source distribution: {reason}")
+        lambda reason: BuildError(
+            f"`{source.name}` cannot be read as a source distribution: {reason}", hint=OTHER_VERSION
+        )
     ):
         if source.is_dir():
             path = source / "pyproject.toml"

@@ -62,7 +62,11 @@ class GitProject:
         )
         project = self.project(into)
         if not files.lies_within(project, into) or not project.is_dir():
-            raise BuildError(f"`{self.address}` has no folder `{self.git.subdirectory}`", commit=self.git.commit)
+            raise BuildError(
+                f"`{self.address}` has no folder `{self.git.subdirectory}`",
+                commit=self.git.commit,
+                hint="correct `subdirectory=` in the catalogue's lock, or the commit",
+            )
         return {repository: str(repository)}
 
     def project(self, checkout: Path) -> Path:

@@ -27,6 +27,7 @@ from airferry.host.archives import archive_faults
 from airferry.near.left_behind import open_left
 from airferry.near.wheels.pip import WheelTarget
 
+OTHER_VERSION = "set a version that has a wheel for this platform under `requirements:` of the image"
 MAX_WHEEL_METADATA_BYTES = 4 * 1024 * 1024
 # apache-airflow, with most of all, has a thousand
 MAX_WHEEL_REQUIREMENTS = 10_000
@@ -59,7 +60,7 @@ def built_wheel(folder: Path, *, what: str) -> Path:
     """
     made = sorted(path for path in folder.iterdir() if path.suffix == ".whl")
     if len(made) != 1:
-        raise BuildError(f"{what} left {len(made)} wheels, expected 1")
+        raise BuildError(f"{what} left {len(made)} wheels, expected 1", hint=OTHER_VERSION)
     with open_left(made[0]), _reading(made[0]):
         parse_wheel_filename(made[0].name)
     return made[0]
@@ -76,7 +77,9 @@ def read_wheel(path: Path, *, sha256: str) -> Wheel:
         with zipfile.ZipFile(path) as archive:
             inside = [item for item in archive.infolist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", item.filename)]
             if len(inside) != 1 or inside[0].file_size > MAX_WHEEL_METADATA_BYTES:
-                raise BuildError(f"`{path.name}` must contain exactly one METADATA file of at most 4 MiB")
+                raise BuildError(
+                    f"`{path.name}` must contain exactly one METADATA file of at most 4 MiB", hint=OTHER_VERSION
+                )
             text = archive.read(inside[0]).decode("utf-8", "replace")
         headers = email.parser.HeaderParser().parsestr(text)
         said_name, said_version = str(headers["Name"] or ""), str(headers["Version"] or "")
@@ -85,10 +88,13 @@ def read_wheel(path: Path, *, sha256: str) -> Wheel:
     except ValueError:
         agrees = False
     if not agrees:
-        raise BuildError(f"`{path.name}` contains metadata of `{said_name}` `{said_version}`")
+        raise BuildError(f"`{path.name}` contains metadata of `{said_name}` `{said_version}`", hint=OTHER_VERSION)
     requires = headers.get_all("Requires-Dist", [])
     if len(requires) > MAX_WHEEL_REQUIREMENTS:
-        raise BuildError(f"`{path.name}` has more than {MAX_WHEEL_REQUIREMENTS} requirements, the limit for a wheel")
+        raise BuildError(
+            f"`{path.name}` has more than {MAX_WHEEL_REQUIREMENTS} requirements, the limit for a wheel",
+            hint=OTHER_VERSION,
+        )
     return Wheel(
         name=name,
         version=str(version),
@@ -101,7 +107,7 @@ def read_wheel(path: Path, *, sha256: str) -> Wheel:
 
 
 def _reading(path: Path) -> AbstractContextManager[None]:
-    return archive_faults(lambda reason: BuildError(f"`{path.name}` is not a wheel: {reason}"))
+    return archive_faults(lambda reason: BuildError(f"`{path.name}` is not a wheel: {reason}", hint=OTHER_VERSION))
 
 
 def normalise_wheel(source: Path, path: Path) -> None:
@@ -113,7 +119,7 @@ def normalise_wheel(source: Path, path: Path) -> None:
     with _reading(source), zipfile.ZipFile(source) as old, zipfile.ZipFile(path, "w") as new:
         members = [item for item in old.infolist() if not item.is_dir()]
         if sum(item.file_size for item in members) > MAX_BUILT_BYTES:
-            raise BuildError(f"`{source.name}` unpacks to more than {MAX_BUILT_BYTES >> 30} GiB")
+            raise BuildError(f"`{source.name}` unpacks to more than {MAX_BUILT_BYTES >> 30} GiB", hint=OTHER_VERSION)
         for item in sorted(members, key=lambda item: item.filename):
             member = _member(item.filename, executable=bool(item.external_attr >> 16 & 0o111))
             member.file_size = item.file_size  # one of 2 GiB or more gets other headers, which come first
@@ -163,7 +169,9 @@ def check_target(wheel: Wheel, target: WheelTarget) -> None:
     try:
         suits = SpecifierSet(wheel.requires_python).contains(version, prereleases=True)
     except ValueError as error:
-        raise BuildError(f"`{wheel.filename}` asks for a Python that cannot be: `{wheel.requires_python}`") from error
+        raise BuildError(
+            f"`{wheel.filename}` asks for a Python that cannot be: `{wheel.requires_python}`", hint=OTHER_VERSION
+        ) from error
     if not suits:
         raise BuildError(
             f"`{wheel.filename}` needs Python `{wheel.requires_python}`, the base has {version}",

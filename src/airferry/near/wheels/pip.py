@@ -22,6 +22,7 @@ from airferry.events import Emit, silent
 from airferry.host import files, process
 from airferry.host.parsing import parse_json
 from airferry.near.probe.answers import PythonFacts, cpython_markers
+from airferry.near.tls_said import tls_trouble
 from airferry.plan.locks.packages import read_requirement
 from airferry.wording import printable
 
@@ -65,8 +66,10 @@ _WHEEL = re.compile(r"(?<![A-Za-z0-9_.])([A-Za-z0-9_.]+-[A-Za-z0-9_.!+]+(?:-\d\w
 _MISMATCH = re.compile(r"\s+(\S+) from \S")
 _ADDRESS = re.compile(r"\b\w[\w+.-]*://\S+")
 _UNREACHABLE = re.compile(
-    r"connection broken|Connection refused|name resolution|timed out|HTTP error|SSLError|Client Error"
+    r"connection broken|Connection refused|name resolution|timed out|HTTP error|SSLError|Client Error|ssl certificate|"
+    r"Connection aborted"
 )
+_INDEX = re.compile(r"Looking in indexes: (\S+)")
 _MUSL_LOWEST, _GLIBC_LOWEST = 0, {"x86_64": 5, "i686": 5}
 _LEGACY = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
 # what a lock says may not bring an option (`--index-url`), a line of its own, or `${NAME}`, which pip replaces by a
@@ -293,11 +296,11 @@ class Pip:
         # pip passes over an index that does not answer, and says so only here
         for reason in _NOT_FETCHED.findall(done.text):
             if not reason.startswith("404 "):
-                raise IndexUnreachable(
-                    f"a package index did not answer: {_redact(reason)}",
-                    hint="check the network, the proxy and pip's configuration (`pip config debug`); "
-                    "`pip index versions -vv pip` makes the same request",
+                hint = (
+                    "check the network, the proxy and pip's configuration (`pip config debug`); "
+                    "`pip index versions -vv pip` makes the same request"
                 )
+                raise _unreachable("a package index", reason, done, hint=hint)
         return "answers" if done.returncode == 0 else "answers, but does not have `pip`"
 
     def _run(self, argv: Sequence[str], *, timeout_s: float = TIMEOUT_S) -> process.Completed:
@@ -346,12 +349,10 @@ class Pip:
 
     @staticmethod
     def _not_found(done: process.Completed, wanted: Sequence[str]) -> NoDistribution:
-        if any(_UNREACHABLE.search(line) for line in done.tail):
-            raise IndexUnreachable(
-                f"the package index did not answer: {last_words(done.tail)}",
-                hint="check the network, the proxy and pip's configuration (`pip config debug`), then rerun",
-                tail=tuple(_redact(line) for line in done.tail),
-            )
+        # with `-vv`, what pip could not fetch is on stdout
+        if any(_UNREACHABLE.search(line) for line in (*done.tail, *_NOT_FETCHED.findall(done.text))):
+            hint = "check the network, the proxy and pip's configuration (`pip config debug`), then rerun"
+            raise _unreachable("the package index", last_words(done.tail), done, hint=hint)
         if any(process.DISK_FULL.search(line) for line in done.tail):
             raise HostError(
                 f"pip finds the disk full: {last_words(done.tail)}",
@@ -370,7 +371,24 @@ class Pip:
         raise BuildError(
             f"pip failed for `{'`, `'.join(wanted)}`: {last_words(done.tail)}",
             tail=tuple(_redact(line) for line in done.tail),
+            hint="the lines above are pip's; `airferry --debug` shows the command",
         )
+
+
+def _unreachable(index: str, reason: str, done: process.Completed, *, hint: str) -> IndexUnreachable:
+    """Return the error for an index that gave no answer: what pip says last is that the package does not exist."""
+    said = "\n".join((*done.tail, done.text))
+    asked = _INDEX.search(said)
+    trouble = tls_trouble(
+        said,
+        url=asked[1] if asked else "",
+        where="in pip's configuration (`pip config debug` shows its files) or `PIP_INDEX_URL`",
+        ca="`pip config set global.cert FILE`",
+    )
+    if trouble is not None:
+        reason, hint = trouble
+    tail = tuple(_redact(line) for line in done.tail)
+    return IndexUnreachable(f"{index} did not answer: {_redact(reason)}", hint=hint, tail=tail)
 
 
 def not_found_names(tail: Sequence[str]) -> list[str]:
@@ -425,7 +443,10 @@ def _refuse_address(requirement: str) -> None:
         read = read_requirement(requirement)
     except ValueError as error:
         shown = printable(_redact(requirement), most=MAX_SHOWN_REQUIREMENT)
-        raise BuildError(f"a build requires `{shown}`, which is not a requirement: {_redact(str(error))}") from error
+        raise BuildError(
+            f"a build requires `{shown}`, which is not a requirement: {_redact(str(error))}",
+            hint="set a version that has a wheel under `requirements:` of the image",
+        ) from error
     if read.url:
         raise BuildError(
             f"a build requires `{read.name}` from an address; only what the package index has is fetched for builds",

@@ -385,7 +385,10 @@ class WheelStore:
         specifier = SpecifierSet("" if pin.git is not None and not pin.sha256 else pin.specifier)
         if wheel is None or not specifier.contains(wheel.version, prereleases=True):
             got = "nothing" if wheel is None else f"`{wheel.filename}`"
-            raise BuildError(f"`{pin.requirement}` was requested, but pip delivered {got}")
+            raise BuildError(
+                f"`{pin.requirement}` was requested, but pip delivered {got}",
+                hint="check the package index: it offers a file under a name that it does not have",
+            )
         accepted = {pin.sha256} if pin.sha256 else pin.hashes if wheel.origin == "index" else frozenset[str]()
         if accepted and wheel.sha256 not in accepted:
             raise IntegrityError(

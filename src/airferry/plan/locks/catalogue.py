@@ -123,14 +123,19 @@ def read_catalogue_lock(path: Path) -> CatalogueLock:
     except HostError as error:
         raise ConfigurationError(error.message, hint=error.hint, path=str(path)) from error
     except UnicodeDecodeError as error:
-        raise ConfigurationError(f"{path}: not UTF-8 text", path=str(path)) from error
+        raise ConfigurationError(
+            f"{path}: not UTF-8 text", path=str(path), hint="write the lock again with its tool (`uv lock`)"
+        ) from error
     if path.suffix == ".txt":
         return CatalogueLock(path, _by_name(read_requirements(path, text)))
     try:
         data = parse_toml(text)
     except Malformed as error:
         raise ConfigurationError(
-            f"{path}:{error.line}: not valid TOML: {error}", path=str(path), line=error.line
+            f"{path}:{error.line}: not valid TOML: {error}",
+            path=str(path),
+            line=error.line,
+            hint="write the lock again with its tool (`uv lock`)",
         ) from error
     try:
         return _read_toml(path, data, text)

@@ -97,7 +97,10 @@ def read_requirements(path: Path, text: str) -> Iterable[LockedPackage]:
         try:
             requirement = Requirement(short_numbers(_ANY_HASH.sub("", entry).strip()))
         except (ValueError, RecursionError) as error:
-            raise ConfigurationError(f"{path}:{line}: `{entry}` is not a valid requirement: {error}") from error
+            raise ConfigurationError(
+                f"{path}:{line}: `{entry}` is not a valid requirement: {error}",
+                hint="write it as `NAME==VERSION`, for example with `pip-compile --generate-hashes`",
+            ) from error
         pins = [item.version for item in requirement.specifier if item.operator in ("==", "===")]
         if not requirement.url and (len(pins) != 1 or pins[0].endswith(".*")):
             raise ConfigurationError(

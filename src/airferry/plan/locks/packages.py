@@ -143,7 +143,9 @@ def evaluate(text: str, environment: MarkerEnvironment) -> bool:
     try:
         return marker_holds(_marker(text), environment)
     except (ValueError, RecursionError) as error:
-        raise ConfigurationError(f"`{text}` is not an environment marker: {error}") from error
+        raise ConfigurationError(
+            f"`{text}` is not an environment marker: {error}", hint="write the lock again with its tool (`uv lock`)"
+        ) from error
 
 
 def marker_holds(marker: Marker, environment: Mapping[str, str]) -> bool:

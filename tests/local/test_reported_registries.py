@@ -16,7 +16,7 @@ from airferry.registry.client import ClientOptions
 from airferry.registry.credentials import Credential
 from airferry.registry.retry import RetryPolicy
 from oci_images import REFERENCE, make_bundle
-from scripted_registry import Exchange, Fault, ScriptedRegistry, error_document, sha256
+from scripted_registry import Exchange, Fault, ScriptedRegistry, error_document, run_scripted, sha256
 
 OPTIONS = ClientOptions(
     plain_http=True,
@@ -274,3 +274,25 @@ def test_manifests_that_only_a_tag_shows_are_named_as_that(bundle: Path, registr
     with pytest.raises(RegistryError, match="has lost content") as caught:
         load(bundle, registry)
     assert "only as long as a tag names them" in (caught.value.hint or "")
+
+
+def test_a_tag_that_must_not_move_is_said_and_the_rest_can_go_on(tmp_path: Path) -> None:
+    make_bundle(tmp_path / "bundle")
+
+    def immutable(exchange: Exchange) -> bool:
+        if exchange.call.method != "PUT" or not exchange.call.path.endswith("/team/trainer/manifests/1.0"):
+            return False
+        exchange.read_body()
+        return exchange.answer(412, error_document("PRECONDITION", "tag is immutable"))
+
+    def loaded(address: str) -> None:
+        api.load(tmp_path / "bundle", to=f"{address}/site", receipt=tmp_path / "receipt.yaml", options=OPTIONS)
+
+    with run_scripted([immutable]) as registry:
+        with pytest.raises(RegistryError, match="0 of 2 tags were moved") as caught:
+            loaded(registry.address)
+        assert "must not move" in (caught.value.hint or "")
+        assert (caught.value.hint or "").endswith("after that, the same load moves the remaining tags")
+        registry.faults.clear()
+        loaded(registry.address)
+        assert "site/team/trainer@1.0" in registry.manifests

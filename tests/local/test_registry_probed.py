@@ -29,6 +29,7 @@ from airferry.registry.client import ClientOptions
 from airferry.registry.profile import RegistryProfile, read_profile, write_profile
 from airferry.registry.retry import RetryPolicy
 from airferry.registry.trials.kinds import PROBE_ARTIFACT
+from next_steps import next_commands
 from oci_images import make_bundle
 from scripted_registry import Exchange, Fault, ScriptedRegistry, error_document, sha256
 
@@ -434,3 +435,48 @@ def test_a_probe_that_fails_removes_what_it_put_there(registry: ScriptedRegistry
     assert registry.manifests == {} and registry.sessions == {}
     (text,) = [event.text for event in events if isinstance(event, Notice)]
     assert "empty: `airferry-probe`" in text
+
+
+def test_the_facts_are_told_for_a_bundle_and_the_registry_of_the_site_is_the_default(
+    tmp_path: Path, registry: ScriptedRegistry, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_bundle(tmp_path / "out" / "bundle")
+    words = ["registry", "probe", "--bundle", "out", "--largest", "1M"]
+    assert run(words) == 2, "no registry is named"
+    to = f"{registry.address}/airgap"
+    (tmp_path / "site.yaml").write_text(f"registry: {to}\n")
+    capsys.readouterr()
+    assert run(words) == 0
+    captured = capsys.readouterr()
+    lines = dict(line.split("  ")[::2] for line in captured.out.splitlines())
+    assert "here: in 1 of " in lines[IMAGE_INDEX] and "here: nothing in this bundle" in lines[LAYER_GZIP]
+    assert "here: 1 image, no Docker twins" in lines["shows_oci_to_enroot"]
+    assert "here: the deepest name has 3 parts" in lines["deepest_name"]
+    assert "takes all of this bundle" in captured.err
+    assert next_commands(captured.err) == [["load", "out", "--root", "$ROOT"]]
+    assert any("airgap/airferry-probe" in call.path for call in registry.calls)
+    # what the registry refuses is told for the bundle; the registry is typed as for a load
+    registry.faults.append(refuse_manifests(is_artifact))
+    assert run([*words, f"{to}/airferry-probe", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    (foreseen,) = document["bundle"]["foreseen"]
+    assert "would leave out" in foreseen and document["bundle"]["facts"]["deletes_tags"]
+    assert run([*words, to]) == 0
+    captured = capsys.readouterr()
+    assert "warning:" in captured.err and "would leave out" in captured.err and "takes all" not in captured.err
+    assert next_commands(captured.err) == [["load", "out", "--to", to, "--root", "$ROOT"]]
+    assert run(["registry", "probe", "--largest", "1M"]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"`{registry.address}` refuses {EMPTY_CONFIG}, " in said and "`--bundle BUNDLE` says" in said
+
+
+def test_a_registry_that_cannot_be_pushed_to_keeps_nothing_of_a_probe(registry: ScriptedRegistry) -> None:
+    def refuse(exchange: Exchange) -> bool:
+        return exchange.call.method == "POST" and exchange.answer(403, error_document("DENIED"))
+
+    registry.faults.append(refuse)
+    told: list[Event] = []
+    with pytest.raises(RegistryError, match="push to"):
+        api.probe_registry(f"{registry.address}/x", options=OPTIONS, emit=told.append)
+    assert not [event for event in told if isinstance(event, Notice)]

@@ -22,8 +22,10 @@ from airferry.near.probe.knowledge import Knowledge
 from airferry.oci.documents import Descriptor
 from airferry.oci.layers import Compression, compress_layer
 from airferry.oci.layout import LayoutStore
-from airferry.rootfs.layers import UnreadLayer
+from airferry.rootfs import sources
+from airferry.rootfs.layers import UnreadLayer, collect_facts
 from debian_bases import AMD64
+from layer_tars import Item, cut, facts_of, tar_of
 from oci_images import base_image, put_image, put_manifest
 
 FILES = [
@@ -169,3 +171,22 @@ def test_a_layer_that_is_not_read_here_is_kept_and_its_reason_told(tmp_path: Pat
     with Asked() as again:
         (made,) = Near(cache, again).carried(base, tmp_path / "bundle")
     assert made.media_type.endswith("zstd") and again.works == [], "it is not recompressed again"
+
+
+def test_sources_are_looked_at_the_same_here_and_in_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    items = [
+        Item(f"site/p{number}.py", value=f"import a{number}\nfrom b import (\n  c{number},\n)\n" + "x = 1\n" * 2000)
+        for number in range(200)
+    ]
+    items[20:20] = [Item("site/n/__init__.py", value="__path__ = extend_path(__path__, __name__)"), Item("site/no.py")]
+    items += [Item("site/é.py", value="import é\nimport last\n"), Item("site/RECORD", value="no source")]
+    here = facts_of(items)
+    monkeypatch.setattr(sources, "INLINE_BYTES", 100_000)
+    with Asked() as workers:
+        assert collect_facts(cut(tar_of(items)), what="the layer", workers=workers) == here
+        assert len(workers.works) == 1
+    assert facts_of(items) == here
+    monkeypatch.setattr(sources, "MAX_KEPT_BYTES", 1000)
+    monkeypatch.setattr(sources, "INLINE_BYTES", 8 << 20)
+    with pytest.raises(IntegrityError, match="more than 1000 bytes of imports"):
+        facts_of(items)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_load_commands import outcome
 
 from airferry import api
 from airferry import load_for_jobs as module
@@ -18,7 +17,7 @@ from airferry.errors import AirferryError, ConfigurationError, HostError, UsageE
 from airferry.events import Event, Warned
 from airferry.far.receipts import receipt_name
 from airferry.jobs.rules.site import RegistryImage
-from travelling_catalogue import make_travelling_bundle, receipt_of, write_catalogue
+from travelling_catalogue import make_travelling_bundle, outcome_of, receipt_of, write_catalogue
 
 NOBODY = "127.0.0.1:1/airgap"
 CONFIG = "src/nemotron/steps/sft/one/config"
@@ -44,7 +43,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def load(bundle: Path, *, receipt: Path, **_: Any) -> api.LoadOutcome:
         done.append(str(receipt))
-        return replace(outcome(receipt_of(open_bundle(bundle).root), baked=True), receipt_path=receipt)
+        return replace(outcome_of(receipt_of(open_bundle(bundle).root), baked=True), receipt_path=receipt)
 
     monkeypatch.setattr(module, "load", load)
     return done

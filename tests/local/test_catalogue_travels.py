@@ -19,9 +19,9 @@ from airferry.bundle.catalogue import CATALOGUE_ARTIFACT, CATALOGUE_CONTENT, CAT
 from airferry.bundle.receipt import Receipt, ReceiptCatalogue, write_receipt
 from airferry.bundle.verify import open_bundle, verify_bundle
 from airferry.cli.app import run
+from airferry.defaults import ARTIFACTS_REPOSITORY
 from airferry.errors import HostError, IntegrityError, RegistryError, UsageError
 from airferry.events import Event, Warned
-from airferry.far.relocate import ARTIFACTS_REPOSITORY
 from airferry.far.serve import serving
 from airferry.host import files
 from airferry.jobs import extract as extraction

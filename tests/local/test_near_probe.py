@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from packaging.tags import sys_tags
 
 from airferry.errors import BuildError
 from airferry.host import process
@@ -25,6 +26,7 @@ from airferry.near.probe.answers import (
     probe_argv,
     probe_input,
 )
+from airferry.near.wheels.pip import wheel_target
 
 
 def write_modules(root: Path, sources: dict[str, str]) -> Path:
@@ -200,3 +202,10 @@ def test_a_probe_that_never_answers_is_given_up() -> None:
     with pytest.raises(BuildError, match="returned no answer"):
         ask_again(lambda: runs.append(1) or b"")  # type: ignore[func-returns-value]
     assert len(runs) == PROBE_ATTEMPTS
+
+
+def test_this_hosts_tags_are_those_that_packaging_finds() -> None:
+    python, *options, script = probe_argv(sys.executable)
+    streams = process.Streams(stdin=probe_input([]))
+    facts = parse_probe(process.run([python, *options, script], streams=streams, timeout_s=60).stdout).python
+    assert wheel_target(facts).tags == frozenset(sys_tags())

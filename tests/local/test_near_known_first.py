@@ -24,14 +24,21 @@ from airferry.events import silent
 from airferry.near.bases.fetch import BaseCache
 from airferry.near.failures import base_place, map_all, requirement_places
 from airferry.near.lock import resolve
+from airferry.near.lock.additions import resolve_additions
+from airferry.near.lock.closure import WheelSupply
 from airferry.near.lock.job_modules import JobModules
+from airferry.near.wheels.store import WheelStore
 from airferry.oci.layout import LayoutStore
 from airferry.oci.platform import parse_buildable_platform, parse_platform
+from airferry.plan.models import Candidate
 from airferry.plan.planner import make_plan
 from airferry.registry.failures import TransientRegistryError
+from airferry.rootfs.modules import ModuleAnswer
 from catalogues import airgap, mounting, write_airgap, write_step
+from folder_pip import FolderPip
 from oci_images import put_image, put_index
 from scripted_registry import ScriptedRegistry
+from wheel_factory import make_group, make_probe
 
 AMD64, ARM64 = parse_platform("linux/amd64"), parse_platform("linux/arm64")
 
@@ -315,3 +322,19 @@ def make_archive() -> Callable[[Path], Path]:
         return path
 
     return pack
+
+
+def test_a_commit_of_a_requirement_that_is_gone_is_told_with_its_line(tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    subprocess.run(["git", "init", "-q", repository], check=True)
+    missing = ModuleAnswer(status="missing", missing="x")
+    named = {"thing": f"thing @ git+{repository.as_uri()}@{'1' * 40}"}
+    with pytest.raises(BuildError, match=rf"^airgap\.yaml:9: .* has no commit `{'1' * 40}`"):
+        resolve_additions(
+            make_group([Candidate("thing.part", "step", "steps/a/step.py", 7)], named=named, pip_no_deps=True),
+            probe=make_probe(modules={"thing.part": missing}),
+            base="b",
+            platform=AMD64,
+            supply=WheelSupply(None, WheelStore(tmp_path / "cache", FolderPip(emit=silent, folder=tmp_path))),
+            named_at={"thing": "airgap.yaml:9"},
+        )

@@ -1,0 +1,182 @@
+"""Where the files of mirror configurations go on the nodes: for each runtime the commands that put them there. Pure.
+
+The commands are for bash, and to be run in the folder of the files. No password is an argument of a program: the list
+of processes shows those. What takes a restart says so; all else is read at each pull.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from airferry.wording import comment_line
+
+# on nodes whose profile does not say where the CA is
+NODE_CA = "/etc/airferry/ca.pem"
+CERTS_D = "/etc/containerd/certs.d"
+CONTAINERS_CONF = "containers/registries.conf.d/50-airferry.conf"
+ENROOT_CONF = "enroot/enroot.conf.d/50-airferry.conf"
+ENROOT_CREDENTIALS = "enroot/credentials"
+PULL_SECRET = "airferry"
+_ENROOT_FOLDER = '"${ENROOT_CONFIG_PATH:-$HOME/.config/enroot}"'
+_ENCODED = '"$(printf %s "$REGISTRY_USER:$REGISTRY_PASSWORD" | base64 -w0)"'
+# what pulls images on the nodes of an executor; others bring their own
+_RUNTIMES: dict[str, tuple[str, ...]] = {
+    "slurm-pyxis": ("enroot",),
+    "kubernetes": ("containerd", "CRI-O", "OpenShift", "Kubernetes"),
+    "docker": ("Docker",),
+    "podman": ("Podman",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStep:
+    """A command line for nodes: what it is for, and for which runtimes; none means any."""
+
+    purpose: str
+    command: str
+    runtimes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """What the commands are about: the registry, the URLs of containerd's mirrors by host, and the CA.
+
+    `ca_file` is the CA's path on the nodes, `ca_copy` its name among the files, if it is one of them.
+    """
+
+    registry: str
+    urls: Mapping[str, str]
+    insecure: bool
+    ca_file: str | None
+    ca_copy: str | None
+
+
+def steps_on_nodes(placed: Placed, executors: Collection[str] = ()) -> list[NodeStep]:
+    """Return the commands for the runtimes of some executors, or of all where none is given, in order."""
+    steps = [*_of_ca(placed), _ASK, *_of_containerd(placed), *_of_containers(placed), *_of_kubernetes(placed)]
+    steps += [*_of_docker(placed), *_of_enroot()]
+    wanted = {runtime for kind in executors for runtime in _RUNTIMES.get(kind, ())}
+    return [step for step in steps if not executors or not step.runtimes or wanted & set(step.runtimes)]
+
+
+def render_steps(steps: Iterable[NodeStep]) -> str:
+    """Return the commands as a text to read and to paste from."""
+    return "\n".join(f"{comment_line(step.purpose)}\n{step.command}\n" for step in steps)
+
+
+_ASK = NodeStep(
+    "where the registry asks for a password; answer before you paste what follows",
+    'read -rp "User: " REGISTRY_USER; read -rsp "Password: " REGISTRY_PASSWORD; export REGISTRY_USER REGISTRY_PASSWORD',
+)
+
+
+def _of_ca(placed: Placed) -> list[NodeStep]:
+    if placed.ca_copy is None or placed.ca_file is None:
+        return []
+    trust = shlex.join(["sudo", "install", "-D", "-m", "644", placed.ca_copy, placed.ca_file])
+    steps = [NodeStep("the registry's CA, on each node", trust, ("containerd", "enroot"))]
+    for runtimes, root in ((("Podman", "CRI-O"), "/etc/containers/certs.d"), (("Docker",), "/etc/docker/certs.d")):
+        place = f"{root}/{placed.registry}/ca.crt"
+        words = shlex.join(["sudo", "install", "-D", "-m", "644", placed.ca_copy, place])
+        steps.append(NodeStep(f"{' and '.join(runtimes)}: the registry's CA, on each node", words, runtimes))
+    return steps
+
+
+def _of_containerd(placed: Placed) -> list[NodeStep]:
+    if not placed.urls:
+        return []
+    runtime = ("containerd",)
+    steps = [
+        NodeStep("containerd: on each node; no restart", f"sudo cp -r containerd/certs.d {CERTS_D[:-8]}", runtime),
+        NodeStep(
+            f'containerd: if this does not show `config_path = "{CERTS_D}"`, set it in /etc/containerd/config.toml '
+            "(`registry` of the CRI plugin) and run `sudo systemctl restart containerd`",
+            "sudo containerd config dump | grep config_path",
+            runtime,
+        ),
+    ]
+    for host, url in placed.urls.items():
+        path = shlex.quote(f"{CERTS_D}/{host}/hosts.toml")
+        header = r"""'  [host."%s".header]\n    authorization = "Basic %s"\n'"""
+        command = (
+            f"printf {header} {shlex.quote(url)} {_ENCODED} | sudo tee -a {path} >/dev/null; sudo chmod 600 {path}"
+        )
+        steps.append(
+            NodeStep(f"containerd: the password, for images of {host}; once, after the copy", command, runtime)
+        )
+    return steps
+
+
+def _of_containers(placed: Placed) -> list[NodeStep]:
+    place = shlex.quote(f"/etc/{CONTAINERS_CONF}")
+    both, podman = ("Podman", "CRI-O"), ("Podman",)
+    return [
+        NodeStep("Podman and CRI-O: on each node", f"sudo install -D -m 644 {CONTAINERS_CONF} {place}", both),
+        NodeStep("CRI-O: to have it read that", "sudo systemctl reload crio", ("CRI-O",)),
+        NodeStep("Podman: as each user who pulls", shlex.join(["podman", "login", placed.registry]), podman),
+    ]
+
+
+def _of_kubernetes(placed: Placed) -> list[NodeStep]:
+    secret = (
+        """printf '{"auths":{"%s":{"auth":"%s"}}}' """
+        f"{shlex.quote(placed.registry)} {_ENCODED} | "
+        f"kubectl create secret docker-registry {PULL_SECRET} --from-file=.dockerconfigjson=/dev/stdin"
+    )
+    patch = f"""kubectl patch serviceaccount default -p '{{"imagePullSecrets":[{{"name":"{PULL_SECRET}"}}]}}'"""
+    kubernetes, openshift = ("Kubernetes",), ("OpenShift",)
+    steps = [
+        NodeStep("Kubernetes: the password for pods, once in each namespace of jobs", secret, kubernetes),
+        NodeStep("Kubernetes: let all pods of the namespace use it", patch, kubernetes),
+        NodeStep("OpenShift: once; its operator takes it to the nodes", "oc apply -f openshift", openshift),
+    ]
+    if placed.ca_copy is not None:
+        key = placed.registry.replace(":", "..")  # a key of a config map has no colon
+        words = shlex.join(["oc", "create", "configmap", f"{PULL_SECRET}-ca", "-n", "openshift-config"])
+        trust = '{"spec":{"additionalTrustedCA":{"name":"%s-ca"}}}' % PULL_SECRET  # noqa: UP031
+        steps.append(
+            NodeStep(
+                "OpenShift: the registry's CA, once",
+                f"{words} {shlex.quote(f'--from-file={key}={placed.ca_copy}')} && "
+                f"oc patch image.config.openshift.io/cluster --type merge -p '{trust}'",
+                openshift,
+            )
+        )
+    return steps
+
+
+def _of_docker(placed: Placed) -> list[NodeStep]:
+    docker = ("Docker",)
+    steps = [
+        NodeStep(
+            "Docker maps no names: pull those in enroot/images.txt; log in as each user who does",
+            shlex.join(["docker", "login", placed.registry]),
+            docker,
+        )
+    ]
+    if placed.insecure:
+        steps.append(
+            NodeStep(
+                f'Docker: if this does not show {placed.registry}, add it to "insecure-registries" in '
+                "/etc/docker/daemon.json and run `sudo systemctl restart docker`",
+                "docker info | grep -A5 'Insecure Registries'",
+                docker,
+            )
+        )
+    return steps
+
+
+def _of_enroot() -> list[NodeStep]:
+    enroot = ("enroot",)
+    return [
+        NodeStep(
+            "enroot: on each node; no restart", f"sudo install -D -m 644 {ENROOT_CONF} /etc/{ENROOT_CONF}", enroot
+        ),
+        NodeStep(
+            "enroot: as each user who submits, who sets REGISTRY_USER and REGISTRY_PASSWORD for the job",
+            f"install -d -m 700 {_ENROOT_FOLDER} && grep -v '^#' {ENROOT_CREDENTIALS} >> {_ENROOT_FOLDER}/.credentials",
+            enroot,
+        ),
+    ]

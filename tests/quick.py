@@ -1,0 +1,79 @@
+"""Fixtures that tests/unit and tests/local share, and what keeps both quick: no pip, no waiting for disks."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from airferry.near.wheels.pip import Pip
+from airferry.registry.retry import RetryPolicy
+from scripted_registry import ScriptedRegistry, run_scripted
+
+Said = Callable[[], tuple[str, str]]
+
+
+@pytest.fixture(autouse=True)
+def no_pip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse to start pip: `folder_pip.FolderPip` answers in-process, and tests/integration has the real one."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("this test starts pip: take `folder_pip.FolderPip`, or move it to tests/integration")
+
+    monkeypatch.setattr(Pip, "_run", refuse)
+    monkeypatch.setattr(Pip, "_run_all", refuse)
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask a registry again at once, but for tests that bring a clock of their own; and let no disk be waited for.
+
+    `test_durable_writes` records the calls that make a write durable; that the disk heeds them is no test's claim.
+    """
+    pause = RetryPolicy.pause
+
+    def at_once(self: RetryPolicy, attempt: int, *, asked_s: float | None = None) -> None:
+        waits = self.sleep is time.sleep
+        pause(replace(self, sleep=lambda _seconds: None) if waits else self, attempt, asked_s=asked_s)
+
+    monkeypatch.setattr(RetryPolicy, "pause", at_once)
+    # a descriptor that is not open is still an error
+    monkeypatch.setattr(os, "fsync", lambda descriptor: os.fstat(descriptor) and None)
+
+
+@pytest.fixture
+def registry() -> Iterator[ScriptedRegistry]:
+    """An empty registry in this process; modules that need it otherwise have their own."""
+    with run_scripted() as running:
+        yield running
+
+
+@pytest.fixture
+def unsettled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take options from the command line alone, and write what has no other place into the test's folder."""
+    for name in ("AIRFERRY_ROOT", "AIRFERRY_TO", "AIRFERRY_SITE", "AIRFERRY_SOURCE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def on_kubernetes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Describe a site that runs jobs on Kubernetes in the current folder, where commands look for it."""
+    monkeypatch.delenv("AIRFERRY_SITE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "site.yaml").write_text("executors: [kubernetes]\n")
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str]) -> Said:
+    """Return what gives stdout as it is, and stderr with its line breaks taken out."""
+
+    def read() -> tuple[str, str]:
+        captured = capsys.readouterr()
+        return captured.out, " ".join(captured.err.split())
+
+    return read
