@@ -340,7 +340,7 @@ def test_how_many_processes_there_are(
     monkeypatch.setattr("airferry.host.workers.work.usable_cores", lambda: cores)
     monkeypatch.setattr(processes.memory, "available_bytes", lambda: int(memory_gib * (1 << 30)))
     with open_workers(jobs=jobs) as workers:
-        assert workers.at_once() == expected or not workers.are_apart
+        assert workers.at_once() == expected
         assert workers.are_apart is (expected > 1)
     with open_workers(jobs=jobs, memory_bytes=64 << 30) as workers:
         assert workers.are_apart is (cores > 2 and jobs != 1)

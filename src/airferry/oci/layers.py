@@ -56,7 +56,7 @@ KINDS: dict[str, CompressionKind] = {
 KINDS |= {foreign: KINDS[plain] for foreign, plain in FOREIGN_LAYERS.items()}
 DEFAULT_LIMIT_BYTES = 1 << 40
 MAX_THREADS = 8
-NICENESS = 5
+PACKING_NICENESS = 5
 _LEVELS = {"zstd": DEFAULT_ZSTD_LEVEL, "gzip": DEFAULT_GZIP_LEVEL}
 
 
@@ -270,7 +270,7 @@ def _compress(source: Iterable[bytes], compression: Compression) -> Iterator[byt
 def _stepping_back(packed: Iterator[bytes]) -> Iterator[bytes]:
     # of this thread and those that zstd starts from it: Linux keeps niceness for each thread (nice(2)). A layer is
     # inflated by one thread, and with a fair share of busy cores the largest layer would take half as long again
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), PACKING_NICENESS)
     yield from packed
 
 

@@ -62,7 +62,7 @@ def open_workers(*, jobs: int | None = None, memory_bytes: int | None = None) ->
             yield processes
     else:
         with LocalProcesses(max(2, cores), start_from_bytes=0) as processes:
-            yield InPlace(nested=processes)
+            yield InPlace(nested=processes, limit=at_once)
 
 
 class LocalProcesses:

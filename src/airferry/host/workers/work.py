@@ -110,13 +110,14 @@ def run_all(workers: Workers, works: Sequence[Work], *, emit: Emit = silent) -> 
 class InPlace:
     """Runs work in this process: in the thread that asks for its result, or next to the one that feeds it."""
 
-    def __init__(self, *, nested: Workers | None = None) -> None:
+    def __init__(self, *, nested: Workers | None = None, limit: int = MOST_IN_PLACE) -> None:
         """`nested` runs what the work leaves to others; without it that is done in place as well."""
         self._nested = nested or self
+        self._limit = limit
 
     def at_once(self, cores_each: int = 1) -> int:
         """Return how much is worth it, in threads that share the interpreter's lock."""
-        return max(1, min(usable_cores() // max(2, cores_each), MOST_IN_PLACE))
+        return max(1, min(usable_cores() // 2, MOST_IN_PLACE, self._limit))
 
     @property
     def are_apart(self) -> bool:
