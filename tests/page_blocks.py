@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = {path.stem: path for path in sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])}
 SERVES = "until interrupted"
 _BLOCK = re.compile(r"(?:^<!-- (?P<mark>[^>]*) -->\n)?^```sh\n(?P<script>.*?)^```", re.MULTILINE | re.DOTALL)
-_SET = re.compile(r"^([A-Z]+)=|^read -r ([A-Z]+)$", re.MULTILINE)
-_USED = re.compile(r"\$\{?([A-Z]+)")
+_SET = re.compile(r"^(?:export )?([A-Z_]+)=|^read -r ([A-Z_]+)$", re.MULTILINE)
+_USED = re.compile(r"\$\{?([A-Z_]+)")
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,9 @@ _OBEYED = (
 )
 _IN_TEXT = re.compile(f"[{_OBEYED}]")
 _IN_LINE = re.compile(f"[\t\n{_OBEYED}]")
+# below this, what is left of a reference or a URL says nothing
+SHORTEST_WORD = 20
+_LONG_DIGEST = re.compile(r"(sha(?:256|384|512):[0-9a-f]{6})[0-9a-f]{20,}([0-9a-f]{6})")
 
 
 def size_text(size_bytes: float) -> str:
@@ -95,3 +98,26 @@ def comment_line(text: str) -> str:
 def _escaped(found: re.Match[str]) -> str:
     units = found[0].encode("utf-16-be", "surrogatepass").hex()
     return "".join(f"\\u{units[place : place + 4]}" for place in range(0, len(units), 4))
+
+
+def shortened(text: str, columns: int) -> str:
+    """Return text of at most `columns` if cutting digests, then the longest words, in their middle achieves that."""
+    if len(text) <= columns:
+        return text
+    words = _LONG_DIGEST.sub(r"\1…\2", text).split(" ")
+    while (over := len(" ".join(words)) - columns) > 0:
+        longest = max(range(len(words)), key=lambda index: len(words[index]))
+        keep = max(SHORTEST_WORD, len(words[longest]) - over)
+        if keep >= len(words[longest]):
+            break
+        words[longest] = cut_middle(words[longest], keep)
+    return " ".join(words)
+
+
+def cut_middle(text: str, columns: int) -> str:
+    """Return text without its middle: its end tells images of one repository apart, its start says whose they are."""
+    if len(text) <= columns:
+        return text
+    head = columns // 2
+    tail = columns - head - 1
+    return f"{text[:head]}…{text[-tail:] if tail > 0 else ''}"

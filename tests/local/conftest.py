@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quick import no_pip, no_waiting, on_kubernetes, registry, said, unsettled
+from quick import no_pip, no_waiting, on_kubernetes, registry, said, tmp_path_factory, unsettled
 from recorded_disk import disk
 
-__all__ = ["disk", "no_pip", "no_waiting", "on_kubernetes", "registry", "said", "unsettled"]
+__all__ = ["disk", "no_pip", "no_waiting", "on_kubernetes", "registry", "said", "tmp_path_factory", "unsettled"]

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -328,8 +329,15 @@ def test_of_the_home_an_engine_is_shown_what_it_works_with(
     assert shown(home) == shown(tmp_path) == []
 
 
-def test_of_a_folder_only_what_is_named_is_found(tmp_path: Path) -> None:
-    home = tmp_path / "home"
+@pytest.fixture
+def on_disk() -> Iterator[Path]:
+    """A folder that is not in `/dev/shm`, as `tmp_path` may be: what runs apart has its own."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def test_of_a_folder_only_what_is_named_is_found(on_disk: Path) -> None:
+    home = on_disk / "home"
     (home / ".ssh").mkdir(parents=True)
     (home / ".ssh" / "key").touch()
     (home / "deep" / "state").mkdir(parents=True)

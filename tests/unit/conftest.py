@@ -6,11 +6,11 @@ from collections.abc import Generator
 
 import pytest
 
-from quick import no_pip, no_waiting, on_kubernetes, said, unsettled
+from quick import no_pip, no_waiting, on_kubernetes, said, tmp_path_factory, unsettled
 from recorded_disk import disk
 from refusal import REFUSAL
 
-__all__ = ["disk", "no_pip", "no_waiting", "on_kubernetes", "said", "unsettled"]
+__all__ = ["disk", "no_pip", "no_waiting", "on_kubernetes", "said", "tmp_path_factory", "unsettled"]
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shlex
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -12,9 +13,11 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
+from airferry import api
 from airferry.cli.app import run
 from airferry.cli.examples import EXAMPLES
-from airferry.cli.render import LEAST_COLUMNS, Reporter, data_items, data_rows, data_text, in_lines
+from airferry.cli.render import LEAST_COLUMNS, Reporter, data_commands, data_items, data_rows, data_text, in_lines
+from airferry.engine.preflight import Check
 from airferry.errors import RegistryError
 from airferry.events import Notice, Progress, Warned
 
@@ -164,3 +167,35 @@ def test_no_help_is_cut_at_80_columns(
     monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 80)
     assert run([*path, "--help"]) == 0
     assert not [line for line in capsys.readouterr().out.splitlines() if "…" in line and line.endswith("│")]
+
+
+def test_comments_among_commands_fit_and_commands_stay_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [f"# no command is known for this catalogue: sft/tiny container_image=trainer@{DIGEST} and more", COMMAND]
+    data_commands(*lines)
+    assert capsys.readouterr().out.splitlines() == lines
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "60")
+    data_commands(*lines)
+    *comments, command = capsys.readouterr().out.splitlines()
+    assert command == COMMAND and all(line.startswith("# ") for line in comments)
+    assert " ".join(line.removeprefix("# ") for line in comments) == lines[0].removeprefix("# ")
+    assert all(len(line) <= 60 or DIGEST in line for line in comments)
+
+
+def test_what_doctor_found_begins_in_one_column(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = "Git file:///home/user/airferry-quickstart/tokenizer@v1.0"
+    checks = (
+        Check("engine", "ok", "buildah 1.28.2"),
+        Check("runtime folder", "warn", "`XDG_RUNTIME_DIR` is not set", "log in again"),
+        Check(long, "ok", "reachable"),
+    )
+    monkeypatch.setattr(api, "doctor", lambda *_, **__: SimpleNamespace(checks=checks, planned=False), raising=False)
+    assert run(["doctor"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert f"\u2713 {long}" in lines
+    starts = {line.index(word) for line in lines for word in ("buildah", "`XDG", "\u2192", "reachable") if word in line}
+    assert starts == {len("runtime folder") + 4}

@@ -19,10 +19,11 @@ from airferry.bundle.verify import open_bundle
 from airferry.cli import app as program
 from airferry.cli.app import run
 from airferry.cli.findings import show_findings, show_fixes
-from airferry.cli.render import Reporter, shortened
+from airferry.cli.render import Reporter
 from airferry.errors import AirferryError
 from airferry.events import Notice, Progress, StageFinished
 from airferry.plan.lockfile import LockedGroup, LockedPlatform, Lockfile
+from airferry.wording import shortened
 from catalogues import airgap, write_airgap, write_step
 from oci_images import make_bundle
 

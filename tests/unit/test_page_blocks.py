@@ -15,7 +15,8 @@ from page_blocks import DOCUMENTS, SERVES, Block, blocks, pages_that_run
 EVERY_BLOCK = [block for page in DOCUMENTS for block in blocks(page)]
 # what the reader's own site, bundle or CA is
 THEIRS = re.compile(r"sha256:[0-9a-f]{8,}|registry\.example\.com|/etc/ssl/|HOST:PORT|\bDIGEST\b")
-SETS = re.compile(r"^[A-Z]+=.*\n", re.MULTILINE)
+ASKS = re.compile(r"^read -r |airferry (?:login|site init|init)\b")
+SETS = re.compile(r"^(?:export )?[A-Z_]+=.*\n", re.MULTILINE)
 
 
 @pytest.mark.parametrize("block", EVERY_BLOCK, ids=str)
@@ -32,12 +33,11 @@ def test_a_variable_is_set_before_it_is_used_and_only_once(page: str) -> None:
         assert block.uses <= known, block
 
 
-def test_a_page_that_reads_the_root_reads_it_in_the_last_line_of_a_block() -> None:
-    """In a line before that, it would take the next pasted line for the root."""
-    reading = [block for block in EVERY_BLOCK if "read -r" in block.script and "ROOT" in block.sets]
-    assert reading
-    for block in reading:
-        assert block.script.splitlines()[-1].startswith("read -r ROOT"), block
+@pytest.mark.parametrize("block", EVERY_BLOCK, ids=str)
+def test_a_command_that_asks_is_the_last_of_its_block(block: Block) -> None:
+    """In a line before that, it would take the next line that is pasted for an answer."""
+    lines = block.script.replace("\\\n", " ").splitlines()
+    assert not [line for line in lines[:-1] if ASKS.search(line) and "--password-stdin" not in line]
 
 
 @pytest.mark.parametrize("block", [block for block in EVERY_BLOCK if block.mark], ids=str)

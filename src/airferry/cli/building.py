@@ -30,7 +30,7 @@ from airferry.cli.options import (
     as_typed,
     command_line,
 )
-from airferry.cli.render import Reporter, ask_line, data, data_items, data_line, data_text
+from airferry.cli.render import WIDEST_COLUMN, Reporter, ask_line, data, data_items, data_line, data_text
 from airferry.errors import ConfigurationError, HostError, UsageError
 from airferry.wording import counted, size_text
 
@@ -179,13 +179,18 @@ def doctor(
         data(json.dumps(plain_data(report.checks), indent=2))
     else:
         marks = {"ok": "[green]✓[/]", "warn": "[yellow]![/]", "fail": "[red]✗[/]", "unknown": "[yellow]?[/]"}
-        width = max(len(check.name) for check in report.checks)
+        width = max((len(check.name) for check in report.checks if len(check.name) <= WIDEST_COLUMN), default=0)
+        below = " " * (width + len("✓   "))
         for check in report.checks:
             # what fails is a part of the error below, which names it alone
             tell = reporter.complain if check.status == "fail" else reporter.say
-            tell(marks[check.status] + " {}  {}", f"{check.name:<{width}}", check.detail)
+            if len(check.name) <= width:
+                tell(marks[check.status] + " {}  {}", f"{check.name:<{width}}", check.detail, hanging=len(below))
+            else:
+                tell(marks[check.status] + " {}", check.name)
+                tell("{}{}", below, check.detail, hanging=0)
             if check.hint and check.status != "ok":
-                tell("  {}  [bold]→[/] {}", " " * width, check.hint)
+                tell("{}[bold]→[/] {}", below, check.hint)
     failed = [check for check in report.checks if check.status == "fail"]
     if failed:
         raise HostError(

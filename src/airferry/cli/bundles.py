@@ -27,7 +27,7 @@ from airferry.cli.options import (
     as_typed,
     command_line,
 )
-from airferry.cli.render import Reporter, data, data_items, data_line, data_text
+from airferry.cli.render import Reporter, data, data_commands, data_items, data_line, data_text
 from airferry.defaults import JOBS_FOLDER, PLAN_CONFIG, SITE_FILE
 from airferry.errors import AirferryError, UsageError
 from airferry.wording import counted, size_text
@@ -279,7 +279,7 @@ def _show_commands(outcome: api.LoadOutcome, reporter: Reporter) -> None:
         return
     reporter.say("Submit each step with:")
     for command in commands:
-        data_line(command)
+        data_commands(command)
     if any(image.docker_twin for image in outcome.receipt.images):
         reporter.say("On Slurm, use the Docker twins of these images for enroot; the overlays name them.")
     if outcome.receipt.catalogue is None:
@@ -325,7 +325,7 @@ def checking(receipt: Path, folder: Path, options: list[str]) -> tuple[str, str]
 def show_overlays(made: api.OverlaySet, folder: Path, reporter: Reporter) -> None:
     """Print the commands of written overlays, and say how many files there are."""
     for step in made.steps:
-        data_line(step.command)
+        data_commands(step.command)
     for note in made.notes:
         reporter.say("[yellow]note:[/] {}", note)
     reporter.say("wrote {} below {}", counted(len(made.files), "file"), folder)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable
 
 from airferry import api
-from airferry.cli.render import Reporter, data_line, escape
+from airferry.cli.render import Reporter, data_commands, data_line, escape
 from airferry.wording import comment_line
 
 # below it the columns of a table fold what is to be typed over several lines, which then cannot be copied
@@ -43,7 +43,7 @@ def show_fixes(report: api.CheckReport, *, notes: bool) -> None:
         overrides = [fix for fix in fixes if _is_override(fix)]
         for fix in fixes:
             if fix not in overrides:
-                data_line(comment_line(f"- {fix}"))
+                data_commands(comment_line(f"- {fix}"))
         if overrides:
             data_line(" ".join(overrides))
 

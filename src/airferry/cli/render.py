@@ -25,7 +25,7 @@ from airferry.errors import AirferryError, HostError, UsageError
 from airferry.events import CommandRun, Event, Notice, StageFinished, StageStarted, Warned
 from airferry.events import Progress as Progressed
 from airferry.host import clock
-from airferry.wording import comment_line, on_one_line, size_text, visible
+from airferry.wording import SHORTEST_WORD, comment_line, cut_middle, on_one_line, shortened, size_text, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,14 +39,11 @@ MAX_MESSAGE_CHARACTERS = 50_000
 # from so many columns on, a live row has a bar of so many, and the time; in fewer it has name and amount alone
 BAR_COLUMNS = ((100, 24), (60, 8))
 ELAPSED_COLUMNS = len("0:00:00")
-# below this, what is left of a reference or a URL says nothing
-SHORTEST_WORD = 20
 # a terminal that is narrower gets lines of this width, which it wraps
 LEAST_COLUMNS = 20
 # of names in columns; a longer one has a line for itself
 WIDEST_COLUMN = 28
 _NEW_LINE = re.compile(r"\n(?! )")
-_DIGEST = re.compile(r"(sha(?:256|384|512):[0-9a-f]{6})[0-9a-f]{20,}([0-9a-f]{6})")
 # a word; what is in backquotes is to be typed, and so is one word
 _WORD = re.compile(r"(?:[^\s`]|`[^`\n]*`)+|\S+")
 # `  base       Debian …`: what the lines after the first are below of
@@ -74,29 +71,6 @@ def seconds(elapsed_s: float) -> str:
     return f"{int(elapsed_s // 60)} min {int(elapsed_s % 60)} s"
 
 
-def shortened(text: str, columns: int) -> str:
-    """Return text of at most `columns` if cutting digests, then the longest words, in their middle achieves that."""
-    if len(text) <= columns:
-        return text
-    words = _DIGEST.sub(r"\1…\2", text).split(" ")
-    while (over := len(" ".join(words)) - columns) > 0:
-        longest = max(range(len(words)), key=lambda index: len(words[index]))
-        keep = max(SHORTEST_WORD, len(words[longest]) - over)
-        if keep >= len(words[longest]):
-            break
-        words[longest] = _cut(words[longest], keep)
-    return " ".join(words)
-
-
-def _cut(text: str, columns: int) -> str:
-    """Return text without its middle: its end tells images of one repository apart, its start says whose they are."""
-    if len(text) <= columns:
-        return text
-    head = columns // 2
-    tail = columns - head - 1
-    return f"{text[:head]}…{text[-tail:] if tail > 0 else ''}"
-
-
 def in_lines(text: Text, columns: int, *, hanging: int, indent: int | None = None) -> Text:
     """Return text with line breaks between words, so that a terminal of that width breaks none.
 
@@ -109,7 +83,7 @@ def in_lines(text: Text, columns: int, *, hanging: int, indent: int | None = Non
     made = []
     for line in text.split("\n", allow_blank=True):
         lead = len(line.plain) - len(line.plain.lstrip(" "))
-        deep = min(lead + hanging, columns // 3) if indent is None else indent
+        deep = min(lead + hanging, columns // 2) if indent is None else indent
         cuts = _cuts(line, columns - deep, columns - lead)
         first, *rest = line.divide(cuts)
         made.append(first)
@@ -141,6 +115,14 @@ def _cuts(line: Text, columns: int, first: int) -> list[int]:
             taken += gap + width
         end = word.end()
     return cuts
+
+
+def _in_comments(text: str, columns: int | None) -> list[str]:
+    """Return text as comments of the shell: each line of it is one, or a paste of several would run the rest."""
+    if columns is None:
+        return [comment_line(text)]
+    room = max(columns, LEAST_COLUMNS) - len("# ")
+    return [comment_line(line) for line in textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False)]
 
 
 class Reporter:
@@ -267,7 +249,7 @@ class Reporter:
             taken += self._bar_columns + ELAPSED_COLUMNS + 2
         if self.verbose:
             return name
-        return _cut(self._fitting(name, taken=taken), max(self.console.width - taken, SHORTEST_WORD // 2))
+        return cut_middle(self._fitting(name, taken=taken), max(self.console.width - taken, SHORTEST_WORD // 2))
 
     @property
     def _console(self) -> Console:
@@ -314,15 +296,9 @@ class Reporter:
         if steps:
             self.say("[bold]Next{}:[/]", f", {where}" if where else "")
         for purpose, command in steps:
-            for line in self._in_comments(purpose):
+            for line in _in_comments(purpose, self.console.width - 2 if self.console.is_terminal else None):
                 self.say("  [dim]{}[/]", line)
             self.copyable(command, indent=2)
-
-    def _in_comments(self, text: str) -> list[str]:
-        """Return text as comments of the shell: each line of it is one, or a paste of the block would run the rest."""
-        if not self.console.is_terminal:
-            return [comment_line(text)]
-        return [comment_line(line) for line in textwrap.wrap(text, max(self.console.width, LEAST_COLUMNS) - 4)]
 
     def interrupted(self) -> None:
         """Say that a signal ended the command."""
@@ -435,6 +411,17 @@ def data_text(*lines: str) -> None:
         indent = label.end() if label and label.end() <= columns // 2 else None
         made.append(in_lines(Text(line), columns, hanging=2, indent=indent).plain)
     data("\n".join(made))
+
+
+def data_commands(*lines: str) -> None:
+    """Write command lines and comments of the shell to stdout: a command as it is, a comment in lines that fit.
+
+    Raises:
+        HostError: they cannot be written.
+    """
+    columns = _columns()
+    shown = [_in_comments(line.removeprefix("# "), columns) if line.startswith("# ") else [line] for line in lines]
+    data_line(*(line for group in shown for line in group))
 
 
 def data_items(*items: Sequence[str]) -> None:

@@ -250,12 +250,19 @@ def rollback(
         records.forget_tags(receipt.bundle_root, {tag.reference for tag in receipt.tags} - left.keys())
     if left:
         raise RegistryError(
-            "not all tags are back to their state before the load: "
-            + "; ".join(f"`{reference}`: {reason}" for reference, reason in left.items()),
+            f"not all tags are back to their state before the load: {_by_reason(left)}",
             hint="; ".join([*filter(None, hints), *_rollback_hints(left, others=len(receipt.tags) - len(left))]),
             left=left,
         )
     return RollbackResult(tuple(restored), tuple(removed))
+
+
+def _by_reason(left: Mapping[str, str]) -> str:
+    """Return tags with the reason why each is not as it was; a registry mostly has one reason for all."""
+    references: dict[str, list[str]] = {}
+    for reference, reason in left.items():
+        references.setdefault(reason, []).append(f"`{reference}`")
+    return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in references.items())
 
 
 def _rollback_hints(left: Mapping[str, str], *, others: int) -> Iterator[str]:
