@@ -65,7 +65,7 @@ def test_a_profile_first(far: Path, registry: str, tmp_path: Path, follow: Follo
     assert follow([*load, "--dry-run"]) == [load]
     (check,) = follow(load)
     shown = follow(check)
-    assert [Path(path).is_file() for _cat, path in shown] == [True, True]
+    assert [Path(path).is_file() for _cat, path in shown] == [True, True, True]
     # and from any folder where nothing is typed but the receipt's
     assert follow(["overlays", "jobs"]) == [["check", "jobs", "--overlays", "airgap-overlays"]]
 

@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -190,6 +190,33 @@ def test_quiet_leaves_the_result_alone(
     loud = capsys.readouterr()
     assert loud.out == printed.out, "with or without it, a script reads the same"
     assert loud.err or command in ("schema", "report", "history", "copy")
+    again(command, tmp_path)
+    with terminal_of_40_columns():
+        assert run([*words, *arguments]) == 0
+    narrow = capsys.readouterr()
+    assert (narrow.out, said(narrow.err)) == (loud.out, said(loud.err)), "nothing is cut on a narrow terminal"
+
+
+@contextmanager
+def terminal_of_40_columns() -> Iterator[None]:
+    """Have rich take stderr for a narrow terminal."""
+    with pytest.MonkeyPatch.context() as patched:
+        for name, value in (("FORCE_COLOR", "1"), ("TERM", "xterm"), ("COLUMNS", "40")):
+            patched.setenv(name, value)
+        # rows that come and go are shortened, and tested in test_cli_output
+        patched.setattr(Reporter, "display", lambda _self: nullcontext())
+        yield
+
+
+def test_a_usage_error_is_whole_on_a_terminal_of_40_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    with terminal_of_40_columns():
+        assert run(["verify", "--no-such-option-of-any-command-that-there-is"]) == 2
+    assert "--no-such-option-of-any-command-that-there-is" in said(capsys.readouterr().err)
+
+
+def said(shown: str) -> str:
+    """Return what stands on a terminal but its spaces, line breaks, frames, and the marks of comments."""
+    return re.sub(r"[\s#─│╭╮╰╯]", "", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown))
 
 
 def again(command: str, folder: Path) -> None:

@@ -123,8 +123,8 @@ def test_overlays_print_the_commands_and_check_accepts_them(tmp_path: Path, caps
     assert after == ["check", str(receipt), "--overlays", "made", "--source", str(code)]
     assert run([*after, "--no-registry"]) == 0, "what is printed is what checks"
     then = next_commands(capsys.readouterr().err)
-    assert [words[0] for words in then] == ["cat", "cat"]
-    assert "slurm_pyxis_airgap" in Path(then[0][1]).read_text() and str(path) in Path(then[1][1]).read_text()
+    nodes, profile, commands = (Path(file).read_text() for _cat, file in then)
+    assert "machine hub.site login" in nodes and "slurm_pyxis_airgap" in profile and str(path) in commands
     assert yaml.safe_load(path.read_text())["run"]["env"] == {
         "container_image": f"hub.site:5000#airgap/trainer:{DIGEST}",
         "mounts": [],
@@ -155,6 +155,7 @@ def test_what_an_earlier_run_wrote_does_not_linger(tmp_path: Path) -> None:
     assert run(arguments) == 0
     assert {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()} == {
         "slurm-pyxis/env.toml",
+        "slurm-pyxis/nodes.txt",
         "slurm-pyxis/submit.txt",
         "slurm-pyxis/sft/one/tiny.yaml",
         "another/slurm-pyxis/tiny.yaml",

@@ -16,6 +16,7 @@ from airferry.config.site import EXECUTOR_KINDS
 from airferry.errors import ConfigurationError, UsageError
 from airferry.far.relocate import parse_destination, relocate
 from airferry.jobs.mirrors import NodeCa, make_mirrors
+from airferry.jobs.placing import Placed, access_steps
 from airferry.jobs.submission import image_for, parse_image
 from airferry.oci.reference import parse_reference
 from airferry.registry.tls import fingerprints
@@ -215,3 +216,37 @@ def test_no_password_is_an_argument_of_a_program() -> None:
         if "$REGISTRY_PASSWORD" in step.command:
             # the shell's own printf: it starts nothing
             assert "printf %s " in step.command and "--docker-password" not in step.command
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("kubernetes", ["containerd:", "CRI-O", "Kubernetes:"]),
+        ("slurm-pyxis", ["enroot:"]),
+        ("podman", ["Podman"]),
+        ("docker", ["Docker"]),
+        ("lepton", []),
+    ],
+)
+def test_nodes_pull_loaded_images_with_the_ca_and_a_password(kind: str, expected: list[str]) -> None:
+    behind_tls = Placed("hub.site:5000", {}, False, "/etc/ssl/site.pem", "my ca.pem")
+    steps = access_steps(behind_tls, kind)
+    told = [f"{step.purpose}: {step.command}" for step in steps]
+    for start in expected:
+        assert any(text.startswith(start) or f" and {start}" in text for text in told), start
+    named = [text for text in told if "my ca.pem" in text]
+    assert bool(named) is bool(expected) and bool(steps) is bool(expected)
+    assert all(shlex.split(step.command) for step in steps)
+    if kind == "kubernetes":
+        (made,) = [step.command for step in steps if "tee" in step.command]
+        words = shlex.split(made)
+        lines = words[words.index("%s\\n") + 1 : words.index("|")]
+        document = tomllib.loads("\n".join(lines))
+        inner = {"capabilities": ["pull", "resolve"], "ca": "/etc/ssl/site.pem"}
+        assert document == {"server": "https://hub.site:5000", "host": {"https://hub.site:5000": inner}}
+    # a registry whose certificate the nodes trust anyway
+    trusted = access_steps(Placed("hub.site:5000", {}, False, None, None), kind)
+    assert not [step for step in trusted if "install -D" in step.command or "tee" in step.command]
+    plain = " ".join(step.command for step in access_steps(Placed("hub.site:5000", {}, True, None, None), kind))
+    assert ("http://hub.site:5000" in plain) is (kind == "kubernetes")
+    assert ("ENROOT_ALLOW_HTTP yes" in plain) is (kind == "slurm-pyxis")

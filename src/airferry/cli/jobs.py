@@ -28,7 +28,7 @@ from airferry.cli.options import (
     command_line,
 )
 from airferry.cli.render import Reporter, ask_line, data, data_items
-from airferry.defaults import COMMANDS_FILE, OVERLAYS_FOLDER, PROFILE_FILE, RECEIPT_STEM, SITE_FILE
+from airferry.defaults import COMMANDS_FILE, NODES_FILE, OVERLAYS_FOLDER, PROFILE_FILE, RECEIPT_STEM, SITE_FILE
 from airferry.errors import UsageError
 from airferry.host import files
 from airferry.wording import counted
@@ -408,13 +408,11 @@ def check(
 
 def _submitting(folder: Path, kind: str) -> list[tuple[str, str]]:
     """Return what shows how jobs are submitted on an executor, of the files that `overlays` wrote into a folder."""
-    return [
-        (
-            "add this profile to those that the commands read (Nemotron: env.toml)",
-            command_line("cat", folder / kind / PROFILE_FILE),
-        ),
-        ("then run the jobs' commands", command_line("cat", folder / kind / COMMANDS_FILE)),
-    ]
+    shown = [(PROFILE_FILE, "add this profile to those that the commands read (Nemotron: env.toml)")]
+    shown.append((COMMANDS_FILE, "then run the jobs' commands"))
+    if (folder / kind / NODES_FILE).is_file():
+        shown.insert(0, (NODES_FILE, "once: what lets the nodes pull, with the registry's CA and password"))
+    return [(purpose, command_line("cat", folder / kind / name)) for name, purpose in shown]
 
 
 def parse_pairs(values: list[str], option: str, form: str) -> dict[str, str]:

@@ -17,11 +17,12 @@ from typing import Any
 from airferry.bundle.receipt import RECEIPT_AGAIN, Receipt, ReceiptImage
 from airferry.config import Executor, SiteProfile
 from airferry.config.submit import submit_command
-from airferry.defaults import COMMANDS_FILE, PROFILE_FILE
+from airferry.defaults import COMMANDS_FILE, NODES_FILE, PROFILE_FILE
 from airferry.errors import ConfigurationError, Gathering, IntegrityError
 from airferry.host.yaml import render_yaml
 from airferry.jobs.context import consumed_and_produced
 from airferry.jobs.known_assets import StagedValue, StagedValues, assets_of, staged_values
+from airferry.jobs.placing import NODE_CA, Placed, access_steps, render_steps
 from airferry.jobs.settings import changed_list
 from airferry.jobs.submission import (
     NEMOTRON_EXECUTORS,
@@ -31,6 +32,7 @@ from airferry.jobs.submission import (
     reference_for,
     render_profile,
 )
+from airferry.oci.reference import parse_reference
 from airferry.plan.catalogue import Catalogue, StepFiles, find_step, parse_target
 from airferry.plan.models import Overlay, Target
 from airferry.plan.step_config import StepConfigReader, split_mounts
@@ -39,6 +41,7 @@ from airferry.wording import comment_line, on_one_line
 
 DEFAULT_CONFIG_NAME = "default"
 CONFIGS_MARK = "# Written by `airferry overlays`"
+_ACCESS_HEAD = "what lets nodes pull from the registry. For bash; copy the CA, if one is named, to the node first."
 UNVERIFIED_SUBMIT = (
     "the submit commands are the bundle's own, and it was loaded without `--root`: read them before you run them"
 )
@@ -124,6 +127,8 @@ def make_overlays(receipt: Receipt, catalogue: Catalogue, *, site: SiteProfile, 
         own = [step for step in steps if step.executor == executor.kind]
         texts[f"{executor.kind}/{PROFILE_FILE}"] = _fragment(site, executor, submit=receipt.submit)
         commands = "".join(f"{step.command}\n" for step in own)
+        if access := access_steps(_placed(receipt, site), executor.kind):
+            texts[f"{executor.kind}/{NODES_FILE}"] = f"{CONFIGS_MARK}: {_ACCESS_HEAD}\n\n{render_steps(access)}"
         texts[f"{executor.kind}/{COMMANDS_FILE}"] = f"{CONFIGS_MARK}: one command a step.\n{commands}"
         if not names_by_digest(executor):
             notes.append(f"{executor} does not accept digests, so the overlays use tags: do not move them")
@@ -134,6 +139,14 @@ def make_overlays(receipt: Receipt, catalogue: Catalogue, *, site: SiteProfile, 
             )
     private_ca = receipt.connection is not None and bool(receipt.connection.ca_fingerprints)
     return OverlaySet(tuple(steps), dict(sorted(texts.items())), tuple(notes), private_ca)
+
+
+def _placed(receipt: Receipt, site: SiteProfile) -> Placed:
+    """Return what nodes have to know of the registry; it is asked for by the names of loaded images, not by mirrors."""
+    registry = parse_reference(f"{receipt.registry}/x").registry
+    insecure = receipt.connection is not None and not receipt.connection.tls
+    ca_file = site.node_ca_file or (NODE_CA if site.ca_file else None)
+    return Placed(registry, {}, insecure, None if insecure else ca_file, None if insecure else site.ca_file)
 
 
 def targets_of(receipt: Receipt) -> list[Target]:

@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
+from airferry.host.toml import toml_pair, toml_table
 from airferry.wording import comment_line
 
 # on nodes whose profile does not say where the CA is
@@ -55,10 +56,19 @@ class Placed:
 
 def steps_on_nodes(placed: Placed, executors: Collection[str] = ()) -> list[NodeStep]:
     """Return the commands for the runtimes of some executors, or of all where none is given, in order."""
-    steps = [*_of_ca(placed), _ASK, *_of_containerd(placed), *_of_containers(placed), *_of_kubernetes(placed)]
-    steps += [*_of_docker(placed), *_of_enroot()]
+    steps = [*_of_ca(placed), _ASK, *_of_containerd(placed), *_of_containers(placed), *_pull_secret(placed)]
+    steps += [*_of_openshift(placed), *_of_docker(placed), *_of_enroot()]
     wanted = {runtime for kind in executors for runtime in _RUNTIMES.get(kind, ())}
     return [step for step in steps if not executors or not step.runtimes or wanted & set(step.runtimes)]
+
+
+def access_steps(placed: Placed, kind: str) -> list[NodeStep]:
+    """Return what lets the nodes of an executor pull from the registry itself: its CA, where the CA's certificate is
+    known, and its password."""
+    runtimes = set(_RUNTIMES.get(kind, ()))
+    steps = [*_of_ca(placed), *_containerd_itself(placed)]
+    steps += [_ASK, *_pull_secret(placed), *_logins(placed), *_enroot_itself(placed)]
+    return [step for step in steps if runtimes and (not step.runtimes or runtimes & set(step.runtimes))]
 
 
 def render_steps(steps: Iterable[NodeStep]) -> str:
@@ -66,6 +76,13 @@ def render_steps(steps: Iterable[NodeStep]) -> str:
     return "\n".join(f"{comment_line(step.purpose)}\n{step.command}\n" for step in steps)
 
 
+_CONFIG_PATH = NodeStep(
+    f'containerd: if this does not show `config_path = "{CERTS_D}"`, set it in /etc/containerd/config.toml '
+    "(`registry` of the CRI plugin) and run `sudo systemctl restart containerd`",
+    "sudo containerd config dump | grep config_path",
+    ("containerd",),
+)
+_ENROOT_LOGIN = "enroot: as each user who submits, who sets REGISTRY_USER and REGISTRY_PASSWORD for the job"
 _ASK = NodeStep(
     "where the registry asks for a password; answer before you paste what follows",
     'read -rp "User: " REGISTRY_USER; read -rsp "Password: " REGISTRY_PASSWORD; export REGISTRY_USER REGISTRY_PASSWORD',
@@ -84,18 +101,41 @@ def _of_ca(placed: Placed) -> list[NodeStep]:
     return steps
 
 
+def _containerd_itself(placed: Placed) -> list[NodeStep]:
+    """Return what tells containerd of the registry's CA, or that it speaks plain HTTP; else it needs nothing."""
+    if not placed.insecure and placed.ca_file is None:
+        return []
+    url = f"{'http' if placed.insecure else 'https'}://{placed.registry}"
+    lines = [toml_pair("server", url), toml_table("host", url), toml_pair("capabilities", ["pull", "resolve"])]
+    lines += [toml_pair("ca", placed.ca_file)] if placed.ca_file and not placed.insecure else []
+    folder = shlex.quote(f"{CERTS_D}/{placed.registry}")
+    path = shlex.quote(f"{CERTS_D}/{placed.registry}/hosts.toml")
+    shown = " ".join(shlex.quote(line) for line in lines)
+    command = f"sudo mkdir -p {folder} && printf '%s\\n' {shown} | sudo tee {path} >/dev/null"
+    return [NodeStep("containerd: on each node; no restart", command, ("containerd",)), _CONFIG_PATH]
+
+
+def _enroot_itself(placed: Placed) -> list[NodeStep]:
+    enroot = ("enroot",)
+    # netrc lines are matched without the port
+    host = placed.registry.rpartition(":")[0] or placed.registry
+    line = shlex.quote(f"machine {host} login $REGISTRY_USER password $REGISTRY_PASSWORD")
+    option = "ENROOT_ALLOW_HTTP yes" if placed.insecure else f"SSL_CERT_FILE {placed.ca_file}" if placed.ca_file else ""
+    steps = []
+    if option:
+        command = f"sudo mkdir -p /etc/enroot/enroot.conf.d && echo {shlex.quote(option)} | sudo tee /etc/{ENROOT_CONF}"
+        steps.append(NodeStep("enroot: on each node; no restart", command, enroot))
+    command = f"install -d -m 700 {_ENROOT_FOLDER} && echo {line} >> {_ENROOT_FOLDER}/.credentials"
+    return [*steps, NodeStep(_ENROOT_LOGIN, command, enroot)]
+
+
 def _of_containerd(placed: Placed) -> list[NodeStep]:
     if not placed.urls:
         return []
     runtime = ("containerd",)
     steps = [
         NodeStep("containerd: on each node; no restart", f"sudo cp -r containerd/certs.d {CERTS_D[:-8]}", runtime),
-        NodeStep(
-            f'containerd: if this does not show `config_path = "{CERTS_D}"`, set it in /etc/containerd/config.toml '
-            "(`registry` of the CRI plugin) and run `sudo systemctl restart containerd`",
-            "sudo containerd config dump | grep config_path",
-            runtime,
-        ),
+        _CONFIG_PATH,
     ]
     for host, url in placed.urls.items():
         path = shlex.quote(f"{CERTS_D}/{host}/hosts.toml")
@@ -111,27 +151,40 @@ def _of_containerd(placed: Placed) -> list[NodeStep]:
 
 def _of_containers(placed: Placed) -> list[NodeStep]:
     place = shlex.quote(f"/etc/{CONTAINERS_CONF}")
-    both, podman = ("Podman", "CRI-O"), ("Podman",)
+    both = ("Podman", "CRI-O")
     return [
         NodeStep("Podman and CRI-O: on each node", f"sudo install -D -m 644 {CONTAINERS_CONF} {place}", both),
         NodeStep("CRI-O: to have it read that", "sudo systemctl reload crio", ("CRI-O",)),
-        NodeStep("Podman: as each user who pulls", shlex.join(["podman", "login", placed.registry]), podman),
+        *(step for step in _logins(placed) if step.runtimes == ("Podman",)),
     ]
 
 
-def _of_kubernetes(placed: Placed) -> list[NodeStep]:
+def _pull_secret(placed: Placed) -> list[NodeStep]:
     secret = (
         """printf '{"auths":{"%s":{"auth":"%s"}}}' """
         f"{shlex.quote(placed.registry)} {_ENCODED} | "
         f"kubectl create secret docker-registry {PULL_SECRET} --from-file=.dockerconfigjson=/dev/stdin"
     )
     patch = f"""kubectl patch serviceaccount default -p '{{"imagePullSecrets":[{{"name":"{PULL_SECRET}"}}]}}'"""
-    kubernetes, openshift = ("Kubernetes",), ("OpenShift",)
-    steps = [
+    kubernetes = ("Kubernetes",)
+    return [
         NodeStep("Kubernetes: the password for pods, once in each namespace of jobs", secret, kubernetes),
         NodeStep("Kubernetes: let all pods of the namespace use it", patch, kubernetes),
-        NodeStep("OpenShift: once; its operator takes it to the nodes", "oc apply -f openshift", openshift),
     ]
+
+
+def _logins(placed: Placed) -> list[NodeStep]:
+    return [
+        NodeStep(
+            f"{runtime}: as each user who pulls", shlex.join([runtime.lower(), "login", placed.registry]), (runtime,)
+        )
+        for runtime in ("Podman", "Docker")
+    ]
+
+
+def _of_openshift(placed: Placed) -> list[NodeStep]:
+    openshift = ("OpenShift",)
+    steps = [NodeStep("OpenShift: once; its operator takes it to the nodes", "oc apply -f openshift", openshift)]
     if placed.ca_copy is not None:
         key = placed.registry.replace(":", "..")  # a key of a config map has no colon
         words = shlex.join(["oc", "create", "configmap", f"{PULL_SECRET}-ca", "-n", "openshift-config"])
@@ -175,7 +228,7 @@ def _of_enroot() -> list[NodeStep]:
             "enroot: on each node; no restart", f"sudo install -D -m 644 {ENROOT_CONF} /etc/{ENROOT_CONF}", enroot
         ),
         NodeStep(
-            "enroot: as each user who submits, who sets REGISTRY_USER and REGISTRY_PASSWORD for the job",
+            _ENROOT_LOGIN,
             f"install -d -m 700 {_ENROOT_FOLDER} && grep -v '^#' {ENROOT_CREDENTIALS} >> {_ENROOT_FOLDER}/.credentials",
             enroot,
         ),
