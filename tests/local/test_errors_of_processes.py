@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from airferry.errors import ConfigurationError, RegistryError
-from airferry.host.offload import Offloaded
+from airferry.host.workers.processes import LocalProcesses
+from airferry.host.workers.work import Running
 from airferry.registry.failures import NotFound
 from error_classes import ATTRIBUTES, leaves
-from offloaded import OwnError
+from units_of_work import OwnError, unit
+
+
+@contextmanager
+def apart(name: str, **arguments: Any) -> Iterator[Running]:
+    """Begin a unit of work in another process."""
+    with LocalProcesses(1, start_from_bytes=0) as workers, workers.begin(unit(name, **arguments)) as running:
+        yield running
 
 
 def test_every_class_is_raised_by_a_process_as_what_it_is() -> None:
@@ -18,16 +29,16 @@ def test_every_class_is_raised_by_a_process_as_what_it_is() -> None:
     kinds = [kind for kind in leaves() if kind.__module__ != "airferry.errors"] + [ConfigurationError, RegistryError]
     names = [f"{kind.__module__}:{kind.__qualname__}" for kind in kinds]
     arguments = {"kinds": names, "attributes": plain}
-    with Offloaded("offloaded:raise_as_told", arguments) as process, pytest.raises(kinds[0]) as caught:
-        process.result()
+    with apart("raise_as_told", **arguments) as running, pytest.raises(kinds[0]) as caught:
+        running.result()
     raised = [caught.value, *caught.value.failures]
     assert [type(error) for error in raised] == kinds
     assert all(vars(error).items() >= plain.items() for error in raised)
 
 
 def test_an_error_whose_class_a_process_defines_keeps_it() -> None:
-    with Offloaded("offloaded:refuse_in_own_words", {}) as process, pytest.raises(OwnError) as caught:
-        process.result()
+    with apart("refuse_in_own_words") as running, pytest.raises(OwnError) as caught:
+        running.result()
     error = caught.value
     assert (error.status, error.retry_after_s, error.host, error.tries) == (
         503,

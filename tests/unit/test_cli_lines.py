@@ -56,6 +56,14 @@ def test_lines_break_between_words_and_keep_what_is_typed(columns: int) -> None:
     assert lines[0].startswith("error: the registry of") and lines[1].startswith("       ")
 
 
+def test_the_lines_of_a_message_hang_by_their_own_indentation() -> None:
+    reporter, file = on_a_terminal(80)
+    reporter.error(RegistryError(f"2 findings:\n  | image `launcher`, linux/arm64: the config `{DIGEST}` is damaged"))
+    first, second, third, fourth = file.getvalue().splitlines()
+    assert first == "error: 2 findings:" and second.startswith("  | image")
+    assert third == f"    `{DIGEST}` is" and fourth == "    damaged"
+
+
 def test_lines_stay_whole_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
     Reporter().error(RegistryError("word " * 60 + "end", hint="hint " * 40 + "end"))
     assert [line.split()[-1] for line in capsys.readouterr().err.splitlines()] == ["end", "end"]

@@ -9,12 +9,12 @@ import pickle
 import pytest
 
 from airferry.errors import BuildError, ConfigurationError, RegistryError, revived
-from airferry.host.offload import error_document, error_from
 from airferry.host.process import ProcessFailed
+from airferry.host.workers.failures import error_document, error_from
 from airferry.registry.failures import LostSession, NotFound, TooLarge, Unauthorized, status_error
 from error_classes import ATTRIBUTES, leaves
-from offloaded import OwnError
 from source_trees import nodes
+from units_of_work import OwnError
 
 
 def test_there_are_leaves_outside_of_the_catalogue() -> None:

@@ -30,7 +30,7 @@ from source_trees import nodes
 # these run where airferry is not: in images, in confined processes, and as the boot of a process
 ALONE = {"near/probe/script.py", "near/rehearse/hook.py", "host/confined.py", "engine/inside.py"}
 OWNERS = {
-    "json.loads": {"host/parsing.py", "host/offload.py"},
+    "json.loads": {"host/parsing.py"},
     "json.load": set(),
     "tomllib.loads": {"host/parsing.py"},
     "tomllib.load": set(),

@@ -21,7 +21,6 @@ SHARED = {
     "main": "where a program starts",
     "register": "each module of commands adds its own to the application by it",
     "run": "a command line in `cli`, a process in `host`: both are the usual word, and always qualified",
-    "serve": "the command, and what a worker process does",
 }
 
 

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import zstandard
@@ -16,17 +16,19 @@ from airferry.errors import IntegrityError
 from airferry.events import Event, Progress
 from airferry.host.journal import Journal
 from airferry.host.records import Records
-from airferry.near.assemble import writer
+from airferry.host.workers import processes, work
+from airferry.host.workers.processes import LocalProcesses
 from airferry.near.assemble.writer import ImageWriter
 from airferry.near.bases import layers as base_layers
+from airferry.near.bases import reading
 from airferry.near.bases.fetch import BaseImage
 from airferry.near.bases.layers import BaseLayers
-from airferry.near.probe import knowledge
 from airferry.near.probe.knowledge import Knowledge
 from airferry.oci.codecs import DEFAULT_GZIP_LEVEL, DEFAULT_ZSTD_LEVEL
 from airferry.oci.documents import Descriptor
 from airferry.oci.layers import Compression, LayerResult
 from airferry.oci.layout import LayoutStore
+from airferry.oci.ports import blocks
 from debian_bases import AMD64
 from oci_images import base_image, put_image
 
@@ -61,27 +63,34 @@ def carry(folder: Path, kind: str) -> tuple[list[Descriptor], list[str], BaseLay
 def test_several_at_a_time_give_the_same_in_the_same_order(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (knowledge, writer):
-        monkeypatch.setattr(module, "layers_at_once", lambda: 1)
+    monkeypatch.setattr(work, "usable_cores", lambda: 1)
     one_by_one = carry(tmp_path / "one", kind)
-    for module in (knowledge, writer):
-        monkeypatch.setattr(module, "layers_at_once", lambda: 4)
+    monkeypatch.setattr(work, "usable_cores", lambda: 16)
     at_a_time = carry(tmp_path / "four", kind)
     assert at_a_time[0] == one_by_one[0]
     assert at_a_time[0][0] == at_a_time[0][-1] and len(set(map(str, at_a_time[0]))) == len(LAYERS)
     assert at_a_time[1] == one_by_one[1] == [f"file{number}" for number in range(len(LAYERS))]
 
 
-@pytest.mark.parametrize(("cores", "layers"), [(1, 1), (2, 1), (6, 3), (64, 4)])
-def test_layers_at_a_time(cores: int, layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base_layers, "usable_cores", lambda: cores)
-    assert base_layers.layers_at_once() == layers
+@pytest.mark.parametrize(
+    ("cores", "here", "read", "packed"), [(1, 1, 1, 1), (2, 1, 1, 1), (6, 3, 3, 2), (16, 4, 6, 5), (64, 4, 22, 17)]
+)
+def test_layers_at_a_time(
+    cores: int, here: int, read: int, packed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (work, processes):
+        monkeypatch.setattr(module, "usable_cores", lambda: cores)
+    assert Cache(tmp_path / "here").run("preserve").at_once == here
+    many = LocalProcesses(100)
+    assert Cache(tmp_path / "read").run("preserve", workers=many).at_once == read
+    assert Cache(tmp_path / "packed").run("zstd", workers=many).at_once == packed
+    assert Cache(tmp_path / "few").run("zstd", workers=LocalProcesses(1)).at_once == 1
 
 
 def test_a_layer_that_is_not_what_the_config_says_fails_whatever_is_read_beside_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(knowledge, "layers_at_once", lambda: 4)
+    monkeypatch.setattr(work, "usable_cores", lambda: 16)
     cache = tmp_path / "cache"
     base = make_base(cache)
     base.config.rootfs.diff_ids[2] = "sha256:" + "0" * 64
@@ -136,7 +145,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return call
 
     for what in ("inspect", "recompress"):
-        monkeypatch.setattr(base_layers, f"{what}_layer", noting(getattr(base_layers, f"{what}_layer"), what))
+        monkeypatch.setattr(reading, f"{what}_layer", noting(getattr(reading, f"{what}_layer"), what))
     return done
 
 
@@ -228,18 +237,26 @@ def test_whether_links_can_be_made_is_asked_of_the_folder_that_there_is(
     assert not base_layers._same_file_system(cache, mounted / "out" / "of" / "a" / "build")
 
 
+def observe(layers: BaseLayers, cache: Cache, stream: IO[bytes] | None) -> None:
+    """Look at the layer of a cache, on its way there if a stream is given."""
+    with layers.observing(cache.layer, cache.diff_id, None, comes_by=stream is not None) as running:
+        for block in blocks(stream) if stream is not None else ():
+            running.write(block)
+        running.result()
+
+
 def test_what_is_read_on_the_way_is_not_read_again(tmp_path: Path, reads: list[str]) -> None:
     cache = Cache(tmp_path)
     layers = cache.run()
     assert layers.expected(cache.layer, cache.diff_id) == (cache.layer, False)
     assert cache.run("gzip").expected(cache.layer, cache.diff_id) == (cache.layer, True)
     with cache.bases.open_blob(cache.layer) as stream:
-        layers.observe(cache.layer, cache.diff_id, [], stream=stream)
+        observe(layers, cache, stream)
     assert reads == ["recompress"]
     made = cache.carry(layers)
     assert reads == ["recompress"]
     assert layers.expected(cache.layer, cache.diff_id) == (made.descriptor, True)
-    layers.observe(cache.layer, cache.diff_id, [])
+    observe(layers, cache, None)
     assert reads == ["recompress", "inspect"], "it already exists: nothing is compressed again"
 
 

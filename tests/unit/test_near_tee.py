@@ -16,6 +16,7 @@ from airferry.config import RegistryBase
 from airferry.errors import IntegrityError
 from airferry.events import silent
 from airferry.host import files
+from airferry.near.bases import reading
 from airferry.near.bases.fetch import BaseCache, BaseImage
 from airferry.near.bases.layers import BaseLayers
 from airferry.near.probe.knowledge import Knowledge
@@ -97,7 +98,7 @@ class Near:
         self.knowledge = Knowledge(self.layers, cache)
 
     def bring(self) -> BaseImage:
-        return self.bases.bring(REGISTRY, [AMD64], locked=None, learn=self.knowledge.learn).images[AMD64]
+        return self.bases.bring(REGISTRY, [AMD64], locked=None, learn=self.knowledge).images[AMD64]
 
 
 @pytest.fixture(autouse=True)
@@ -133,10 +134,11 @@ def layers_of(source: Ranged) -> list[Descriptor]:
 
 
 def forbid_reading(near: Near, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> object:
+    def refuse(*_: object, **__: object) -> object:
         raise AssertionError("a layer is read again")
 
     monkeypatch.setattr(near.bases.store, "open_blob", refuse)
+    monkeypatch.setattr(reading, "read_layer", refuse)
 
 
 def carried(near: Near, base: BaseImage, into: Path) -> list[LayerResult]:

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import random
 import re
 import tempfile
@@ -341,3 +342,28 @@ def test_a_long_window_finds_what_lies_far_back_and_is_declared(tmp_path: Path) 
     keys = [Compression("zstd", level, long).to_key() for level in (None, 3, 4) for long in (False, True)]
     assert keys[0] == keys[2] and keys[1] == keys[3], "the default is level 3"
     assert len({json.dumps(key, sort_keys=True) for key in keys}) == 4
+
+
+def test_threads_that_compress_step_back_for_others_where_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "setpriority", lambda which, who, niceness: asked.append((who, niceness)))
+    made = []
+    for steps_back in (False, True):
+        store = LayoutStore.create(tmp_path / str(steps_back))
+        compression = Compression("gzip", 1)
+        layer = compress_layer(io.BytesIO(CONTENT), compression=compression, into=store)
+        with store.open_blob(layer.descriptor) as stream:
+            made.append(
+                recompress_layer(
+                    stream,
+                    layer.descriptor,
+                    checks=LayerChecks(layer.diff_id),
+                    compression=Compression("zstd", steps_back=steps_back),
+                    into=store,
+                )
+            )
+        assert len(asked) == steps_back
+    assert made[0] == made[1]
+    assert asked[0][0] != threading.get_native_id() and asked[0][1] > 0

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
@@ -125,12 +124,12 @@ def test_a_base_from_a_disk_is_hashed_once_and_its_manifest_read_and_parsed_once
     layers = BaseLayers(bases.store, tmp_path / "cache", compression=Compression("zstd"), output=tmp_path)
     knowledge = Knowledge(layers, tmp_path / "cache")
     monkeypatch.setattr(
-        "airferry.near.bases.fetch.LayoutStore.open", lambda path, *, read_only: ReadLayout(path, read_only=read_only)
+        "airferry.near.bases.fetch.LayoutStore.open",
+        lambda path, *, read_only=False: ReadLayout(path, read_only=read_only),
     )
     parsed.clear()
     hashed.total = 0
-    learn: Callable[[Descriptor, str, IO[bytes]], None] | None = knowledge.learn if learns else None
-    found = bases.bring(base, [AMD64], locked=None, learn=learn).images[AMD64]
+    found = bases.bring(base, [AMD64], locked=None, learn=knowledge if learns else None).images[AMD64]
     assert found.layers == tuple(manifest.layers)
     assert (parsed[top.digest], parsed[manifest.config.digest]) == (1, 1)
     if kind == "layout":

@@ -9,7 +9,6 @@ import posixpath
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import zstandard
@@ -17,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airferry.errors import AirferryError, IntegrityError
+from airferry.host.workers.work import IN_PLACE
 from airferry.near.bases.fetch import BaseImage
 from airferry.oci.layers import Compression, LayerChecks, LayerResult, compress_layer, recompress_layer
 from airferry.oci.layout import LayoutStore
@@ -381,30 +381,12 @@ def test_what_was_remembered_of_a_layer_is_bounded_in_bytes_and_not_in_values(mo
 
 
 def test_facts_of_sources_are_as_many_as_the_base_has_sources(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Looked:
-        def __init__(self, _function: str, arguments: dict[str, Any]) -> None:
-            self._written, self._what = io.BytesIO(), arguments["what"]
-
-        def __enter__(self) -> Looked:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-        def write(self, data: bytes) -> None:
-            self._written.write(data)
-
-        def result(self) -> bytes:
-            self._written.seek(0)
-            return sources.look(self._written, what=self._what)
-
     def refuse(*_: object) -> None:
         raise AssertionError("counted")
 
-    monkeypatch.setattr(sources, "Offloaded", Looked)
     monkeypatch.setattr(sources, "INLINE_BYTES", 1)
     monkeypatch.setattr("airferry.host.parsing.expect_few_values", refuse)
-    with sources.SourceReader(what="x") as reader:
+    with sources.SourceReader(IN_PLACE, what="x") as reader:
         for number in (3, 5):
             reader.take(number, b"import a\n")
         assert [number for number, _facts in reader.results()] == [3, 5]

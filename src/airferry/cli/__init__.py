@@ -20,6 +20,8 @@ def main() -> None:
     gc.set_threshold(GARBAGE_THRESHOLD)
     # threads that carry blocks need the interpreter for moments, and wait this long for one that computes
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    # plugins of pydantic are looked for in the metadata of all packages, and this program has none
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     from airferry.cli.app import main as run
 
     run()

@@ -12,6 +12,7 @@ import typer
 
 from airferry import api
 from airferry.cli import completion
+from airferry.cli.bundles import parse_size
 from airferry.cli.options import (
     DEFAULT_PLAN_FILE,
     BuildJobsOption,
@@ -19,6 +20,7 @@ from airferry.cli.options import (
     EngineOption,
     JsonOption,
     LockedOption,
+    MemoryOption,
     PlatformOption,
     ProbeOption,
     SharedProcessesOption,
@@ -287,6 +289,7 @@ def build(
     engine: EngineOption = "auto",
     probe: ProbeOption = "auto",
     jobs: BuildJobsOption = None,
+    memory: MemoryOption = None,
     shared_processes: SharedProcessesOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -298,7 +301,13 @@ def build(
             locked=locked,
             update=tuple(update or ()),
             rehearse=rehearse,
-            options=api.BuildOptions(engine=engine, probe=probe, jobs=jobs, may_share_processes=shared_processes),
+            options=api.BuildOptions(
+                engine=engine,
+                probe=probe,
+                jobs=jobs,
+                memory_bytes=int(parse_size(memory, option="--memory")) if memory else None,
+                may_share_processes=shared_processes,
+            ),
             emit=reporter,
         )
     if as_json:

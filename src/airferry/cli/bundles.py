@@ -96,7 +96,7 @@ def _show_report(report: api.VerifyReport, reporter: Reporter) -> None:
         if not report.root_verified:
             reporter.say("[yellow]As the bundle claims:[/]")
         for line in report.origin.lines():
-            reporter.copyable(line)
+            reporter.say("{}", line)
 
 
 def loading(bundle: Path, root: list[str], *, root_verified: bool) -> list[tuple[str, str]]:

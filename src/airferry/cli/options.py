@@ -132,7 +132,13 @@ ProbeOption = Annotated[
 LockedOption = Annotated[bool, typer.Option("--locked", help="Fail instead of changing airgap.lock.yaml.")]
 BuildJobsOption = Annotated[
     int | None,
-    _jobs("Images to build in parallel."),
+    _jobs("Images to build, and layers to read, in parallel."),
+]
+MemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--memory", metavar="SIZE", help="Limit for the processes that read layers, for example 4G; 2G by default."
+    ),
 ]
 
 # --- a bundle, its root digest, and what a load of it left -----------------------------------------------------------

@@ -81,8 +81,9 @@ def in_lines(text: Text, columns: int, *, hanging: int, indent: int | None = Non
     from rich.text import Text
 
     made = []
-    for line in text.split("\n", allow_blank=True):
+    for number, line in enumerate(text.split("\n", allow_blank=True)):
         lead = len(line.plain) - len(line.plain.lstrip(" "))
+        hanging = min(hanging, 2) if number else hanging
         deep = min(lead + hanging, columns // 2) if indent is None else indent
         cuts = _cuts(line, columns - deep, columns - lead)
         first, *rest = line.divide(cuts)

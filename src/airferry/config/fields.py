@@ -9,9 +9,8 @@ import posixpath
 import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from packaging.requirements import Requirement
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -28,6 +27,9 @@ from airferry.host.parsing import short_numbers
 from airferry.oci.platform import Platform, parse_buildable_platform
 from airferry.oci.reference import parse_reference
 from airferry.wording import obeyed
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 FREE_PREFIX = "x-"
 # a step's folder below that of all steps, and a config's below the step's: names that mean nothing to a shell, and that
@@ -121,6 +123,9 @@ def _variable(value: str) -> str:
 
 
 def _requirement(value: str) -> str:
+    # loaded where it is needed: a far side reads few requirements, and short commands none
+    from packaging.requirements import Requirement
+
     try:
         requirement = Requirement(short_numbers(value))
     except (ValueError, RecursionError) as error:

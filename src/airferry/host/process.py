@@ -38,7 +38,8 @@ LONGEST_POLL_MS = (1 << 31) - 1
 # as programs say it, whose errors have no number
 DISK_FULL = re.compile(r"no space left on device|disk quota exceeded", re.IGNORECASE)
 
-_live: set[subprocess.Popen[bytes]] = set()
+Child = subprocess.Popen[bytes]
+_live: set[Child] = set()
 
 ALLOWED_ENVIRONMENT = (
     "HOME",
@@ -296,7 +297,9 @@ def start(
         )
 
 
-def start_exchange(argv: Sequence[str | Path]) -> subprocess.Popen[bytes]:
+def start_exchange(
+    argv: Sequence[str | Path], *, environment: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
     """Start a child that is spoken with over its standard input and output. End it with `end_exchange`.
 
     Raises:
@@ -310,7 +313,7 @@ def start_exchange(argv: Sequence[str | Path]) -> subprocess.Popen[bytes]:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             bufsize=0,
-            env=child_environment(),
+            env=child_environment(environment),
             # Ctrl-C reaches the terminal's whole foreground group; children end when our handler says so, in order
             start_new_session=True,
         )

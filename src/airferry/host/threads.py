@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Generic, TypeVar
 
+from airferry.errors import HostError
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -69,6 +71,20 @@ class _Worker(threading.Thread):
             self._work()
         finally:
             self._done.set()
+
+    def start(self) -> None:
+        """Start the thread.
+
+        Raises:
+            HostError: the host allows no more.
+        """
+        try:
+            super().start()
+        except RuntimeError as error:
+            raise HostError(
+                "the host does not allow as many threads and processes as the work needs",
+                hint="raise the limit (`ulimit -u`), or rerun with fewer `--jobs`",
+            ) from error
 
     def await_end(self) -> None:
         """Wait until the work has ended; a thread that was never started has none."""

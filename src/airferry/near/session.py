@@ -21,6 +21,7 @@ from airferry.events import Emit
 from airferry.host import files, locks, memory
 from airferry.host.records import expect_cache
 from airferry.host.threads import usable_cores
+from airferry.host.workers.processes import open_workers
 from airferry.near.bases.fetch import BaseCache
 from airferry.near.bases.layers import BaseLayers, compression_of
 from airferry.near.git.checkouts import Checkouts
@@ -62,13 +63,15 @@ class BuildOptions:
     """How a near side works: which engine, how bases are probed, and how many images are made at a time.
 
     `engine` is `auto`, `buildah` or `podman`; `probe` is `auto`, `static` or `run`. Without `jobs`, cores and memory
-    decide. `may_share_processes` lets code in containers see and signal this user's processes where the host does not
-    let an ordinary user separate them; elsewhere it changes nothing.
+    decide. `memory_bytes` is what the processes that read layers may take together, 2 GiB without it.
+    `may_share_processes` lets code in containers see and signal this user's processes where the host does not let an
+    ordinary user separate them; elsewhere it changes nothing.
     """
 
     engine: str = "auto"
     probe: str = "auto"
     jobs: int | None = None
+    memory_bytes: int | None = None
     may_share_processes: bool = False
 
 
@@ -126,12 +129,14 @@ def open_session(plan: Plan, options: BuildOptions, *, emit: Emit) -> Iterator[S
 
         bases = BaseCache(cache, open_registry=Pulls(clients, emit=emit).source, emit=emit)
         limits = plan.config.limits
+        workers = stack.enter_context(open_workers(jobs=options.jobs, memory_bytes=options.memory_bytes))
         layers = BaseLayers(
             bases.store,
             cache,
             compression=compression_of(plan.compression),
             output=plan.output_dir,
             limit_bytes=limits.layer_bytes,
+            workers=workers,
             emit=emit,
         )
         yield Session(

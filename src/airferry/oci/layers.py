@@ -7,6 +7,8 @@ uncompressed tar) is the same on both sides of it (image-spec, *config.md*, "Lay
 from __future__ import annotations
 
 import hashlib
+import os
+import threading
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -54,6 +56,7 @@ KINDS: dict[str, CompressionKind] = {
 KINDS |= {foreign: KINDS[plain] for foreign, plain in FOREIGN_LAYERS.items()}
 DEFAULT_LIMIT_BYTES = 1 << 40
 MAX_THREADS = 8
+PACKING_NICENESS = 5
 _LEVELS = {"zstd": DEFAULT_ZSTD_LEVEL, "gzip": DEFAULT_GZIP_LEVEL}
 
 
@@ -66,13 +69,15 @@ class Compression:
     """How layers are compressed. `preserve` keeps the blobs of a base; `level` None is the kind's default.
 
     With `long`, zstd looks for matches in the last 128 MiB. The bytes that come out depend on kind, level and `long`,
-    never on the number of threads.
+    never on the number of threads. With `steps_back` these let the threads of other layers that inflate go first, where
+    more layers are read at a time than there are cores for.
     """
 
     kind: Literal["zstd", "gzip", "none", "preserve"] = "zstd"
     level: int | None = None
     long: bool = False
     threads: int = field(default_factory=_default_threads)
+    steps_back: bool = False
 
     def matching(self, media_types: Iterable[str]) -> Compression:
         """Return what new layers on top of layers of these types get, so that all have one compression.
@@ -258,6 +263,18 @@ def _media_type(compression: Compression) -> str:
 
 def _compress(source: Iterable[bytes], compression: Compression) -> Iterator[bytes]:
     _media_type(compression)
+    packed = _packed(source, compression)
+    return _stepping_back(packed) if compression.steps_back else packed
+
+
+def _stepping_back(packed: Iterator[bytes]) -> Iterator[bytes]:
+    # of this thread and those that zstd starts from it: Linux keeps niceness for each thread (nice(2)). A layer is
+    # inflated by one thread, and with a fair share of busy cores the largest layer would take half as long again
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), PACKING_NICENESS)
+    yield from packed
+
+
+def _packed(source: Iterable[bytes], compression: Compression) -> Iterator[bytes]:
     threads = max(1, compression.threads)
     if compression.kind == "zstd":
         level = DEFAULT_ZSTD_LEVEL if compression.level is None else compression.level

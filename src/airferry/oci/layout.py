@@ -213,7 +213,7 @@ class LayoutStore(Source, Sink):
     @contextmanager
     def _open_sized(self, descriptor: Descriptor) -> Iterator[IO[bytes]]:
         path = self.blob_path(descriptor.digest)
-        with _open_regular(path, what=f"blob `{descriptor.digest}`") as stream:
+        with open_regular(path, what=f"blob `{descriptor.digest}`") as stream:
             size = os.fstat(stream.fileno()).st_size
             if size != descriptor.size:
                 raise DamagedBlob(
@@ -413,7 +413,7 @@ class LayoutStore(Source, Sink):
             return
         self._ensure_writable()
         if not verified:
-            with _open_regular(source_path, what=f"`{source_path}`") as raw:
+            with open_regular(source_path, what=f"`{source_path}`") as raw:
                 for _block in blocks(verifying(raw, descriptor, what=f"`{source_path}`")):
                     pass
         if source_path.lstat().st_size != descriptor.size:
@@ -462,7 +462,7 @@ class LayoutStore(Source, Sink):
 
     @staticmethod
     def _read_file(path: Path, *, limit_bytes: int) -> bytes:
-        with _open_regular(path, what=f"`{path}`") as stream:
+        with open_regular(path, what=f"`{path}`") as stream:
             data = stream.read(limit_bytes + 1)
         if len(data) > limit_bytes:
             raise IntegrityError(f"`{path}` is larger than the limit of {limit_bytes} bytes", path=str(path))
@@ -482,7 +482,7 @@ class UnlistedLayout(LayoutStore):
 
 
 @contextmanager
-def _open_regular(path: Path, *, what: str) -> Iterator[IO[bytes]]:
+def open_regular(path: Path, *, what: str) -> Iterator[IO[bytes]]:
     """Open a regular file for reading; a link, a FIFO or a device is refused without touching it."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

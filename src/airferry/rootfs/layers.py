@@ -23,6 +23,7 @@ from airferry.host import files
 from airferry.host.files import MAX_NAME_BYTES, MAX_PATH_BYTES
 from airferry.host.parsing import parse_json
 from airferry.host.threads import Consumer
+from airferry.host.workers.work import IN_PLACE, Workers
 from airferry.oci.digest import digest_hex
 from airferry.oci.ports import BLOCK_BYTES, blocks
 from airferry.oci.streams import BlockStream
@@ -109,15 +110,17 @@ def _entry_of(row: list[Any]) -> tuple[int, str, Entry]:
     return row[0], row[1], Entry._make((row[2].encode("latin-1"), *row[3:10], facts))
 
 
-def collect_facts(source: Iterable[bytes], *, what: str, max_entries: int = MAX_LAYER_ENTRIES) -> LayerFacts:
-    """Return the facts of a layer from the blocks of its uncompressed tar.
+def collect_facts(
+    source: Iterable[bytes], *, what: str, max_entries: int = MAX_LAYER_ENTRIES, workers: Workers = IN_PLACE
+) -> LayerFacts:
+    """Return the facts of a layer from the blocks of its uncompressed tar. `workers` look at sources if there are many.
 
     Raises:
         UnreadLayer: it has what engines may take and is not read here; all else in it is as it should be.
         IntegrityError: it is not a tar archive, or a path climbs or is too long, or there are too many.
     """
     facts = LayerFacts()
-    with SourceReader(what=what) as sources:
+    with SourceReader(workers, what=what) as sources:
         _collect_entries(source, into=facts, sources=sources, what=what, max_entries=max_entries)
         for position, known in sources.results():
             folder, name, entry = facts.entries[position]
@@ -289,7 +292,9 @@ def _clean_folder(what: str, raw: str, folder: str) -> str:
     return "/".join(parts)
 
 
-def layer_observer(*, what: str, max_entries: int = MAX_LAYER_ENTRIES) -> Consumer[tuple[LayerFacts, bytes]]:
+def layer_observer(
+    *, what: str, max_entries: int = MAX_LAYER_ENTRIES, workers: Workers = IN_PLACE
+) -> Consumer[tuple[LayerFacts, bytes]]:
     """Return an observer for the layer pipeline that collects the facts of the layer that passes it.
 
     Use it as a context manager around the pipeline; `result()` gives the facts once the layer has passed, and the same
@@ -297,7 +302,7 @@ def layer_observer(*, what: str, max_entries: int = MAX_LAYER_ENTRIES) -> Consum
     """
 
     def collect(source: Iterator[bytes]) -> tuple[LayerFacts, bytes]:
-        facts = collect_facts(source, what=what, max_entries=max_entries)
+        facts = collect_facts(source, what=what, max_entries=max_entries, workers=workers)
         return facts, facts.to_bytes()
 
     return Consumer(collect, depth=OBSERVER_DEPTH)

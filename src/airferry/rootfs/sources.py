@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from types import TracebackType
-from typing import IO
+from typing import Any
 
 from airferry.errors import IntegrityError
-from airferry.host.offload import Offloaded
-from airferry.host.parsing import parse_json
+from airferry.host.workers.work import Running, Work, WorkContext, Workers
+from airferry.oci.streams import BlockStream
 from airferry.rootfs.files import MAX_KEPT_BYTES, FileFacts, source_facts
 
 LENGTH_BYTES = 4
@@ -22,13 +21,14 @@ SOURCE_BATCH_BYTES = 256 << 10
 class SourceReader:
     """Takes the sources of a layer in their order, each with a number, and gives their facts once all were taken."""
 
-    def __init__(self, *, what: str) -> None:
-        """`what` is the layer, for errors."""
+    def __init__(self, workers: Workers, *, what: str) -> None:
+        """`workers` look at many, `what` is the layer, for errors."""
+        self._workers = workers
         self._what = what
         self._numbers: list[int] = []
         self._batch: list[bytes] = []
         self._batch_bytes = 0
-        self._process: Offloaded | None = None
+        self._running: Running | None = None
         self._open = ExitStack()
 
     def __enter__(self) -> SourceReader:
@@ -44,12 +44,12 @@ class SourceReader:
         self._numbers.append(number)
         self._batch += (len(source).to_bytes(LENGTH_BYTES, "little"), source)
         self._batch_bytes += len(source)
-        if self._batch_bytes < (INLINE_BYTES if self._process is None else SOURCE_BATCH_BYTES):
+        if self._batch_bytes < (INLINE_BYTES if self._running is None else SOURCE_BATCH_BYTES):
             return
-        if self._process is None:
-            offloaded = Offloaded(f"{__name__}:{look.__name__}", {"what": self._what})
-            self._process = self._open.enter_context(offloaded)
-        self._hand_over(self._process)
+        if self._running is None:
+            work = Work(f"{__name__}:{look.__name__}", {"what": self._what}, what=self._what, fed=True)
+            self._running = self._open.enter_context(self._workers.begin(work))
+        self._hand_over(self._running)
 
     def results(self) -> Iterator[tuple[int, FileFacts]]:
         """Yield number and facts of each source of which there is something to know.
@@ -57,26 +57,25 @@ class SourceReader:
         Raises:
             IntegrityError: there is more to remember than can be kept.
         """
-        if self._process is None:
+        if self._running is None:
             found = scan_sources(self._batch[1::2], what=self._what)
         else:
-            self._hand_over(self._process)
-            # what our own process wrote; a base has more sources than a document of others may have values
-            rows = parse_json(self._process.result(), max_values=None)
-            found = ((position, FileFacts.from_row(row)) for position, row in rows)
+            self._hand_over(self._running)
+            found = ((position, FileFacts.from_row(row)) for position, row in self._running.result())
         for position, facts in found:
             yield self._numbers[position], facts
 
-    def _hand_over(self, process: Offloaded) -> None:
-        process.write(b"".join(self._batch))
+    def _hand_over(self, running: Running) -> None:
+        running.write(b"".join(self._batch))
         self._batch.clear()
         self._batch_bytes = 0
 
 
-def look(stream: IO[bytes], *, what: str) -> bytes:
-    """Return positions and facts of sources that come one behind the other, each with its length before it, as JSON."""
-    rows = [(position, facts.to_row()) for position, facts in scan_sources(_framed(stream), what=what)]
-    return json.dumps(rows, separators=(",", ":")).encode()
+def look(context: WorkContext, *, what: str) -> list[tuple[int, list[Any]]]:
+    """Return positions and facts of sources that come one behind the other, each with its length before it."""
+    assert context.blocks is not None
+    stream = BlockStream(context.blocks)
+    return [(position, facts.to_row()) for position, facts in scan_sources(_framed(stream), what=what)]
 
 
 def scan_sources(sources: Iterable[bytes], *, what: str) -> Iterator[tuple[int, FileFacts]]:
@@ -95,6 +94,15 @@ def scan_sources(sources: Iterable[bytes], *, what: str) -> Iterator[tuple[int, 
             yield position, facts
 
 
-def _framed(stream: IO[bytes]) -> Iterator[bytes]:
-    while head := stream.read(LENGTH_BYTES):
-        yield stream.read(int.from_bytes(head, "little"))
+def _framed(stream: BlockStream) -> Iterator[bytes]:
+    # sources are handed over whole, but in frames that the way may cut
+    while head := _exactly(stream, LENGTH_BYTES):
+        yield _exactly(stream, int.from_bytes(head, "little"))
+
+
+def _exactly(stream: BlockStream, size: int) -> bytes:
+    parts = []
+    while size and (part := stream.read(size)):
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)

@@ -18,7 +18,7 @@ from airferry.host.parsing import parse_json
 from airferry.host.records import as_noted
 from airferry.host.threads import parallel_map
 from airferry.near.bases.fetch import BaseImage
-from airferry.near.bases.layers import BaseLayers, layers_at_once, noted_layer
+from airferry.near.bases.layers import BaseLayers, noted_layer
 from airferry.oci.closure import read_closure
 from airferry.oci.documents import IMAGE_CONFIG, IMAGE_MANIFEST, Descriptor, Manifest
 from airferry.oci.layers import Compression, LayerResult
@@ -93,7 +93,7 @@ class ImageWriter:
             IntegrityError: a layer is not what the base's manifest or config says.
         """
         layers = zip(base.layers, base.config.rootfs.diff_ids, strict=True)
-        return parallel_map(lambda layer: self._base_layer(*layer), layers, jobs=layers_at_once())
+        return parallel_map(lambda layer: self._base_layer(*layer), layers, jobs=self._layers.at_once)
 
     def write(
         self,

@@ -24,9 +24,8 @@ from airferry.host.locks import Thing, making, own_scratch
 from airferry.host.parsing import parse_json
 from airferry.host.threads import parallel_map
 from airferry.near.bases import debian
-from airferry.near.bases.layers import layers_at_once
 from airferry.near.bases.shared import RecentUserland, SharedLayout
-from airferry.near.bases.tee import Learn, learning
+from airferry.near.bases.tee import Learner, learning
 from airferry.oci.archive import ArchiveSource
 from airferry.oci.closure import RememberingSource, flat_index, select_platforms
 from airferry.oci.copy import DEFAULT_JOBS, CopyOptions, copy_image
@@ -137,7 +136,7 @@ class BaseCache:
         platforms: Sequence[Platform],
         *,
         locked: LockedBase | None,
-        learn: Learn | None = None,
+        learn: Learner | None = None,
     ) -> ResolvedBase:
         """Return a base for the platforms, from the cache where it is there, else fetched or made.
 
@@ -181,7 +180,7 @@ class BaseCache:
         index = top.digest if top.media_type in INDEX_TYPES else None
         return FoundBase(base, locked, images, missing, kind, source, index, children)
 
-    def fetch(self, found: FoundBase, *, learn: Learn | None = None) -> ResolvedBase:
+    def fetch(self, found: FoundBase, *, learn: Learner | None = None) -> ResolvedBase:
         """Bring a base into the cache, or make it there. `learn` reads layers while they are fetched.
 
         Raises:
@@ -198,7 +197,7 @@ class BaseCache:
         assert found.source is not None
         return self._copy(found, found.source, learn=learn)
 
-    def _copy(self, found: FoundBase, source: Source, *, learn: Learn | None) -> ResolvedBase:
+    def _copy(self, found: FoundBase, source: Source, *, learn: Learner | None) -> ResolvedBase:
         name = found.base.key
         images = dict(found.images)
         pinned = dict(found.locked.platforms) if found.locked else {}
@@ -209,8 +208,10 @@ class BaseCache:
             reader, jobs = source, DEFAULT_JOBS
             if learn is not None:
                 reader = learning(source, self._diff_ids(source, manifest, name=name), learn)
-                # as many as are learned at a time: two layers keep two cores busy
-                jobs = min(2 * layers_at_once(), DEFAULT_JOBS)
+                # as many as are learned at a time: two layers keep two cores busy; no more connections than usual
+                jobs = min(2 * learn.at_once, DEFAULT_JOBS)
+                if found.kind in ("layout", "archive"):
+                    jobs = max(jobs, learn.at_once)
             options = CopyOptions(jobs=jobs, task=f"copy {child.digest}", emit=self._emit)
             copy_image(reader, self.store, child, options=options)
             image = self._image(found.base, platform, stored)

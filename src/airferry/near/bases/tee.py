@@ -8,21 +8,44 @@ read again from the cache, and its faults are reported then.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
-from functools import partial
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Protocol, cast
 
 from airferry.errors import AirferryError
-from airferry.host.threads import Cancelled, Consumer
+from airferry.host.threads import Cancelled
 from airferry.oci.documents import Descriptor
 from airferry.oci.ports import Source, WrappedSource
-from airferry.oci.streams import BlockStream, HashedBefore, VerifyingReader
-
-Learn = Callable[[Descriptor, str, IO[bytes]], object]
+from airferry.oci.streams import VerifyingReader
 
 
-def learning(inner: Source, diff_ids: Mapping[str, str], learn: Learn) -> Source:
+class Learning(Protocol):
+    """A layer that is read while it is fetched. `feed`, if it is there, takes its bytes, which are hashed already."""
+
+    feed: Callable[[bytes], None] | None
+
+    def result(self) -> object:
+        """Wait until all of it is read, once it was fetched whole.
+
+        Raises:
+            AirferryError: something is wrong with it.
+        """
+
+
+class Learner(Protocol):
+    """What reads layers while they pass."""
+
+    @property
+    def at_once(self) -> int:
+        """How many layers are worth being read at a time."""
+
+    def learning(
+        self, descriptor: Descriptor, diff_id: str, file: Path | None
+    ) -> AbstractContextManager[Learning | None]:
+        """Begin to read a layer, from the file that it comes from if there is one; None where all of it is known."""
+
+
+def learning(inner: Source, diff_ids: Mapping[str, str], learn: Learner) -> Source:
     """Return a source that lets `learn` read each layer while another reads it.
 
     `diff_ids` are those of the layers, by digest. What `learn` gets is hashed already, and once: it ends only where the
@@ -32,7 +55,7 @@ def learning(inner: Source, diff_ids: Mapping[str, str], learn: Learn) -> Source
 
 
 class _LearningSource(WrappedSource):
-    def __init__(self, inner: Source, diff_ids: Mapping[str, str], learn: Learn) -> None:
+    def __init__(self, inner: Source, diff_ids: Mapping[str, str], learn: Learner) -> None:
         super().__init__(inner)
         # every layer is to come by here, and hashed
         self.reads_unchecked = False
@@ -62,40 +85,39 @@ class _LearningSource(WrappedSource):
     def _shared(
         self, descriptor: Descriptor, diff_id: str, opened: AbstractContextManager[IO[bytes]]
     ) -> Iterator[IO[bytes]]:
-        with opened as stream, Consumer(partial(self._take_in, descriptor, diff_id)) as consumer:
-            shared = SharedReader(stream, descriptor, consumer)
+        with opened as stream, ExitStack() as stack:
+            reading: Learning | None = None
+            # a fault of the layer is reported when it is read again; the copy itself goes well
+            with suppress(AirferryError):
+                file = self.inner.blob_file(descriptor)
+                reading = stack.enter_context(self._learn.learning(descriptor, diff_id, file))
+            shared = SharedReader(stream, descriptor, None if reading is None else reading.feed)
             yield cast(IO[bytes], shared)
-            if shared.whole:
-                # a fault of the layer is reported when it is read again; the copy itself went well
+            if reading is not None and shared.whole:
                 with suppress(AirferryError):
-                    consumer.result()
-
-    def _take_in(self, descriptor: Descriptor, diff_id: str, blocks: Iterator[bytes]) -> None:
-        # these blocks come out of a reader that has hashed them, the last one only if all were right: a second hash in
-        # this thread would find nothing that the first has not
-        checked = HashedBefore(cast(IO[bytes], BlockStream(blocks)), descriptor)
-        self._learn(descriptor, diff_id, cast(IO[bytes], checked))
+                    reading.result()
 
 
 class SharedReader(VerifyingReader):
     """A verified stream whose blocks another gets as well, as long as it takes them."""
 
-    def __init__(self, stream: IO[bytes], descriptor: Descriptor, feed: Callable[[bytes], None]) -> None:
+    def __init__(self, stream: IO[bytes], descriptor: Descriptor, feed: Callable[[bytes], None] | None) -> None:
         super().__init__(stream, descriptor)
         self._feed = feed
         self._passed = 0
-        self._alone = False
+        self._gave_up = False
 
     @property
     def whole(self) -> bool:
-        """Whether the other got every byte."""
-        return self._passed == self.descriptor.size and not self._alone
+        """Whether every byte passed, and the other did not fail before."""
+        return self._passed == self.descriptor.size and not self._gave_up
 
     def _hand_on(self, block: bytes) -> None:
         self._passed += len(block)
-        if not self._alone:
+        if self._feed is not None:
             # waits while the other is behind, so that no more than a few blocks are ever in memory
             try:
                 self._feed(block)
             except (AirferryError, Cancelled):
-                self._alone = True
+                self._feed = None
+                self._gave_up = True

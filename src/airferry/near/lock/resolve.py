@@ -156,7 +156,7 @@ class Resolver:
         images: dict[str, Mapping[Platform, BaseImage]] = {}
         new = [group for group in self.plan.groups if group.name not in existing.groups]
         by_engine_alone = self._session.probe == "run" and self.plan.config.builder == "buildah"
-        learn = None if by_engine_alone else self._session.knowledge.learn
+        learn = None if by_engine_alone else self._session.knowledge
 
         def bring() -> None:
             for key, base in found.items():

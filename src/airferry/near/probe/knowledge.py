@@ -5,21 +5,24 @@ A layer is read once for both: its facts are collected in the same pass that rec
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import Any
 
+from airferry.errors import HostError
 from airferry.host.locks import Thing, making
 from airferry.host.threads import NamedLocks, parallel_map
+from airferry.host.workers.work import Running
 from airferry.near.assemble.direct import Known, NotKnown
 from airferry.near.bases.fetch import BaseImage
-from airferry.near.bases.layers import BaseLayers, layers_at_once
+from airferry.near.bases.layers import BaseLayers
+from airferry.near.bases.reading import FactsWanted
 from airferry.near.probe.answers import ProbeResult
 from airferry.near.probe.static import static_probe
 from airferry.oci.documents import Descriptor
 from airferry.oci.platform import Platform
-from airferry.rootfs.layers import MAX_LAYER_ENTRIES, FactsCache, LayerFacts, UnreadLayer, layer_observer
+from airferry.rootfs.layers import MAX_LAYER_ENTRIES, FactsCache, LayerFacts, UnreadLayer
 from airferry.rootfs.python import StaticallyUnknown
 from airferry.rootfs.view import RootView
 
@@ -31,6 +34,7 @@ class Knowledge:
         """`layers` reads them, `cache` keeps the facts."""
         self.layers = layers
         self._facts = FactsCache(cache / "facts")
+        self._wanted = FactsWanted(cache / "facts", max_entries)
         self._max_entries = max_entries
         self._cache = cache
         self._lock = NamedLocks()
@@ -54,8 +58,11 @@ class Knowledge:
             if digest not in self._views:
                 if digest in self._unread:
                     raise self._unread[digest]
-                layers = zip(base.layers, base.config.rootfs.diff_ids, strict=True)
-                found = parallel_map(lambda layer: self._facts_or_not(*layer), layers, jobs=layers_at_once())
+                layers = list(zip(base.layers, base.config.rootfs.diff_ids, strict=True))
+                # the largest first, so that none of them is left to one worker at the end
+                order = sorted(range(len(layers)), key=lambda number: -layers[number][0].size)
+                read = parallel_map(lambda number: self._facts_or_not(*layers[number]), order, jobs=self.layers.at_once)
+                found = [one for _number, one in sorted(zip(order, read, strict=True), key=lambda pair: pair[0])]
                 facts = [one for one in found if isinstance(one, LayerFacts)]
                 # raised when all layers were looked at, as an engine is to get none that must not be unpacked
                 for one in found:
@@ -121,14 +128,35 @@ class Knowledge:
         except UnreadLayer as unread:
             raise NotKnown(unread.message) from unread
 
-    def learn(self, descriptor: Descriptor, diff_id: str, stream: IO[bytes]) -> None:
-        """Do with a layer that is on its way into the cache what `view` would do with it later: read it, once.
+    @property
+    def at_once(self) -> int:
+        """How many layers are worth being read at a time."""
+        return self.layers.at_once
+
+    @contextmanager
+    def learning(self, descriptor: Descriptor, diff_id: str, file: Path | None) -> Iterator[_Learning | None]:
+        """Begin to do with a layer that is on its way into the cache what `view` would do with it later: read it, once.
+
+        It is read from the file that it comes from, where there is one and work goes on by itself; else what is given
+        takes its bytes. None is given where all of the layer is known.
 
         Raises:
             IntegrityError: see `view`.
         """
         with self._reading(descriptor, diff_id):
-            self._learnt[diff_id] = self._facts.find(diff_id) or self._read(descriptor, diff_id, stream)
+            if (known := self._facts.find(diff_id)) is not None:
+                self._learnt[diff_id] = known
+                yield None
+                return
+            own = file if self.layers.workers.are_apart else None
+            fed = own is None
+            with self.layers.observing(descriptor, diff_id, self._wanted, comes_by=fed, file=own) as running:
+                yield _Learning(running, lambda: self._learn(diff_id), running.write if fed else None)
+
+    def _learn(self, diff_id: str) -> None:
+        # now, while other layers are still read: once all are, nothing else would be left to do meanwhile
+        if (found := self._facts.find(diff_id)) is not None:
+            self._learnt[diff_id] = found
 
     def _facts_or_not(self, descriptor: Descriptor, diff_id: str) -> LayerFacts | UnreadLayer:
         try:
@@ -139,16 +167,34 @@ class Knowledge:
     def _layer_facts(self, descriptor: Descriptor, diff_id: str) -> LayerFacts:
         with self._reading(descriptor, diff_id):
             known = self._learnt.pop(diff_id, None) or self._facts.find(diff_id)
-            return self._read(descriptor, diff_id, None) if known is None else known
+            return self._read(descriptor, diff_id) if known is None else known
 
     def _reading(self, descriptor: Descriptor, diff_id: str) -> AbstractContextManager[None]:
         """Hold the facts of a layer: it is read for them once for all plans of this user."""
         doing = f"reading layer `{descriptor.digest}`"
         return making(self._cache, Thing.LAYER_FACTS, diff_id, doing=doing, emit=self.layers.emit)
 
-    def _read(self, descriptor: Descriptor, diff_id: str, stream: IO[bytes] | None) -> LayerFacts:
-        with layer_observer(what=f"layer `{descriptor.digest}`", max_entries=self._max_entries) as observer:
-            self.layers.observe(descriptor, diff_id, [observer], stream=stream)
-            found, data = observer.result()
-        self._facts.keep(diff_id, data)
+    def _read(self, descriptor: Descriptor, diff_id: str) -> LayerFacts:
+        with self.layers.observing(descriptor, diff_id, self._wanted) as running:
+            running.result()
+        found = self._facts.find(diff_id)
+        if found is None:
+            raise HostError(
+                f"what layer `{descriptor.digest}` holds was noted in the cache, and is not there any more",
+                hint="rerun; if this happens again, choose another folder with `AIRFERRY_CACHE`",
+            )
         return found
+
+
+class _Learning:
+    """A layer that is read while it is fetched."""
+
+    def __init__(self, running: Running, learn: Callable[[], None], feed: Callable[[bytes], None] | None) -> None:
+        self.feed = feed
+        self._running = running
+        self._learn = learn
+
+    def result(self) -> Any:
+        result = self._running.result()
+        self._learn()
+        return result
