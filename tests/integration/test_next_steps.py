@@ -66,6 +66,10 @@ def test_a_profile_first(far: Path, registry: str, tmp_path: Path, follow: Follo
     (check,) = follow(load)
     shown = follow(check)
     assert [Path(path).is_file() for _cat, path in shown] == [True, True, True]
+    # a registry that has no artifacts, and so no catalogue
+    bare = [*load[:-1], "bare", "--to", f"{registry}/bare", "--artifacts", "skip"]
+    (check,) = follow(bare)
+    assert follow(check) and check[-2:] == ["--source", "bare/catalogue"]
     # and from any folder where nothing is typed but the receipt's
     assert follow(["overlays", "jobs"]) == [["check", "jobs", "--overlays", "airgap-overlays"]]
 

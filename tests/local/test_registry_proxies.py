@@ -150,7 +150,7 @@ def test_hosts_that_need_no_proxy_get_none(monkeypatch: pytest.MonkeyPatch) -> N
             "is not valid at 1970-01-01T00:00:09Z, the time of",
             "a new certificate",
         ),
-        (20, "unable to get local issuer certificate", "is not trusted", "`--ca-file`"),
+        (20, "unable to get local issuer certificate", "is not trusted", "`--ca-file FILE`"),
     ],
 )
 def test_a_certificate_that_the_clock_makes_invalid_is_told_so(

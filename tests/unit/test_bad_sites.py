@@ -109,3 +109,13 @@ def test_site_init_without_a_terminal_names_the_option(
     told = " ".join(capsys.readouterr().err.split())
     assert "at least one executor" in told and "`--executor KIND[:VERSION]`" in told
     assert not (tmp_path / "site.yaml").exists()
+
+
+def test_a_profile_that_is_not_there_is_told_with_what_writes_it(
+    receipt: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for line in (["overlays", str(receipt)], ["check", str(receipt)], ["mirrors", str(receipt)]):
+        assert run([*line, "--site", "gone.yaml"]) == 3
+        told = " ".join(capsys.readouterr().err.split())
+        assert "there is no site profile `gone.yaml`" in told
+        assert "`airferry site init --executor KIND --out gone.yaml`" in told

@@ -137,7 +137,8 @@ def test_the_hint_of_a_rollback_says_only_what_was_done() -> None:
     moved = {"hub/x:1": "another client has moved it since"}
     new = {"hub/x:1": tags.NOT_REMOVABLE}
     removal = "remove the new tags with the registry's own tools if they must go"
-    assert tags._rollback_hint(moved, others=0) is None
-    assert tags._rollback_hint(new, others=0) == removal
-    assert tags._rollback_hint(new, others=2) == f"2 other tags are as before the load; {removal}"
-    assert tags._rollback_hint(moved, others=1) == "1 other tag is as before the load"
+    owner = "the tags that another client moved stay: agree with its owner on who sets them"
+    assert list(tags._rollback_hints(moved, others=0)) == [owner]
+    assert list(tags._rollback_hints(new, others=0)) == [removal]
+    assert list(tags._rollback_hints(new, others=2)) == ["2 other tags are as before the load", removal]
+    assert list(tags._rollback_hints(moved, others=1)) == ["1 other tag is as before the load", owner]

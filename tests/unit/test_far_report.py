@@ -251,6 +251,8 @@ def test_a_damaged_bundle_is_reported_and_the_code_says_so(tmp_path: Path, capsy
     page = tmp_path / "r.html"
     assert program.run(["report", str(tmp_path / "bundle"), "--html", str(page)]) == IntegrityError.exit_code
     assert layer.digest in page.read_text() and "Do not load this bundle" in page.read_text()
+    summary = page.read_text().partition('<section id="by-hand"')[0]
+    assert "1 finding: do not load this bundle" in " ".join(Page(summary + "</main></body></html>").text.split())
     assert "is damaged" in capsys.readouterr().err
 
 

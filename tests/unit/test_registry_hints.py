@@ -50,7 +50,7 @@ ADVICE = [
     (CHUNK, 413, "", "", "client_max_body_size"),
     (MANIFEST, 413, "", "", "client_max_body_size"),
     (MANIFEST, 415, "MANIFEST_INVALID", "", "docker2s2"),
-    (READ, 401, "UNAUTHORIZED", "", "airferry login"),
+    (READ, 401, "UNAUTHORIZED", "", "`airferry login registry.example`"),
     (READ, 403, "DENIED", "", "no permission"),
     (READ, 404, "MANIFEST_UNKNOWN", "", "check the name"),
     (READ, 412, "", "", "a policy of the registry"),

@@ -28,7 +28,7 @@ from airferry.cli.options import (
     command_line,
 )
 from airferry.cli.render import Reporter, data, data_commands, data_items, data_line, data_text
-from airferry.defaults import JOBS_FOLDER, PLAN_CONFIG, SITE_FILE
+from airferry.defaults import CATALOGUE_FOLDER, JOBS_FOLDER, PLAN_CONFIG, SITE_FILE
 from airferry.errors import AirferryError, UsageError
 from airferry.wording import counted, size_text
 
@@ -299,7 +299,11 @@ def _after_load(
     reach = [*as_typed(context, "site", "plain_http"), *ca_file]
     steps: list[tuple[str, str]] = []
     if jobs is not None:
-        steps.append(checking(receipt, jobs, [*reach, *as_typed(context, "source")]))
+        source = as_typed(context, "source")
+        if not source and loaded.receipt.catalogue is None:
+            # the registry has none for the check to take: the one that was written with the jobs is the bundle's
+            source = ["--source", str(jobs / CATALOGUE_FOLDER)]
+        steps.append(checking(receipt, jobs, [*reach, *source]))
     elif loaded.receipt.targets or loaded.receipt.steps:
         if known is None and site_for_hints() is None:
             # with the CA on record, what comes after it need not name it

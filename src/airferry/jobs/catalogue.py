@@ -184,14 +184,17 @@ def _opened(places: Whereabouts, *, elsewhere: str = ELSEWHERE) -> Iterator[tupl
     bundle, receipt = places.bundle, places.receipt
     named = _named(bundle, receipt)
     if named is None:
-        what = "this bundle" if bundle is not None else "the receipt's bundle" if receipt is not None else None
+        if bundle is None and receipt is None:
+            raise UsageError("no catalogue given, and no bundle or receipt to take it from", hint=ELSEWHERE)
+        if bundle is None:
+            raise UsageError(
+                "the receipt's bundle contains no catalogue, or its load left it out of the registry",
+                hint="give the bundle with `--bundle`, or a copy with `--source DIR`, such as the folder "
+                f"`{CATALOGUE_FOLDER}` that `load --jobs` wrote; the launcher image has one in its working directory",
+            )
         raise UsageError(
-            "no catalogue given, and no bundle or receipt to take it from"
-            if what is None
-            else f"{what} contains no catalogue: it was too large, or the bundle was made by an older airferry",
-            hint="give a copy of the catalogue with `--source DIR`; the launcher image has one in its working directory"
-            if what is not None
-            else ELSEWHERE,
+            "this bundle contains no catalogue: it was too large, or the bundle was made by an older airferry",
+            hint="give a copy of it with `--source DIR`; the launcher image has one in its working directory",
         )
     if bundle is not None and bundle.manifest.catalogue is not None:
         for descriptor in bundle.artifacts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,7 @@ def known_site(path: Path | None, *, emit: Emit = silent) -> FoundSite | None:
     if found is None:
         return None
     if path is not None or found != Path(PLAN_CONFIG):
-        return FoundSite(found, load_site(found))
+        return FoundSite(found, _load(found))
     try:
         document = read_yaml(found)
     except ConfigurationError as error:
@@ -91,6 +92,16 @@ def known_site(path: Path | None, *, emit: Emit = silent) -> FoundSite | None:
         return None
     site = site_in(document)
     return FoundSite(found, site) if site is not None else None
+
+
+def _load(path: Path) -> SiteProfile:
+    if not path.exists():
+        raise ConfigurationError(
+            f"there is no site profile `{path}`",
+            hint=f"write it with `{_INIT} --out {shlex.quote(str(path))}`, or name another with `--site`",
+            path=str(path),
+        )
+    return load_site(path)
 
 
 def _profile_here() -> Path | None:
@@ -135,7 +146,7 @@ def read_site(given: Path | FoundSite | None, *, receipt: Receipt | None = None,
             "there is no site profile: nothing says what runs the jobs",
             hint=f"describe the site with `{_INIT}`, or name its profile with `--site`",
         )
-    known = given.profile if isinstance(given, FoundSite) else load_site(path)
+    known = given.profile if isinstance(given, FoundSite) else _load(path)
     if not known.executors:
         raise ConfigurationError(
             f"{path}: the site profile names no executor: nothing says what runs the jobs",

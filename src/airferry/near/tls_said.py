@@ -14,7 +14,9 @@ _UNTRUSTED = re.compile(
 )
 # what is left of a connection with plain HTTP to a server that speaks TLS: Go and nginx say 400, others hang up
 _CUT = re.compile(
-    r"error:? 400\b|400 +Bad Request|Empty reply from server|HTTP/0\.9|BadStatusLine|RemoteDisconnected", re.IGNORECASE
+    r"error:? 400\b|400 +Bad Request|Empty reply from server|HTTP/0\.9|BadStatusLine|RemoteDisconnected|"
+    r"closed without a reply|ConnectionResetError|Connection reset by peer",
+    re.IGNORECASE,
 )
 
 
@@ -28,5 +30,5 @@ def tls_trouble(text: str, *, url: str, where: str, ca: str) -> tuple[str, str] 
     if _NO_TLS.search(text):
         return "it speaks plain HTTP, not TLS", f"if that is meant, write `http://` instead of `https://` {where}"
     if url.startswith("http://") and _CUT.search(text):
-        return "it does not take plain HTTP", f"if it speaks TLS, write `https://` instead of `http://` {where}"
+        return "it does not answer plain HTTP", f"if it speaks TLS, write `https://` instead of `http://` {where}"
     return None

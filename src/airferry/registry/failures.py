@@ -264,7 +264,8 @@ def _status_hint(method: str, url: str, *, status: int, code: str, text: str) ->
         hint = _refused_write(url, status=status, code=code, text=text) or _WRITE_HINTS.get(status) or hint
     if hint is None and status >= 500:
         hint = "the registry failed; check its log, then rerun"
-    return hint or "check the address, and what the registry's log says of this request"
+    told = hint or "check the address, and what the registry's log says of this request"
+    return told.replace("`airferry login`", f"`airferry login {url_host(url)}`")
 
 
 def _refused_write(url: str, *, status: int, code: str, text: str) -> str | None:
@@ -364,7 +365,9 @@ def connection_error(
         )
     if _has_cause(error, urllib3.exceptions.NameResolutionError):
         return RegistryError(
-            f"the name of `{host}` cannot be resolved: cannot {what}", hint="check the name, and DNS", **fields
+            f"the name of `{host}` cannot be resolved: cannot {what}",
+            hint=f"check the spelling; `getent hosts {split_url(url).hostname}` tells what this host knows",
+            **fields,
         )
     if _is_late(error):
         return TransientRegistryError(

@@ -36,7 +36,7 @@ class Remedies:
 
     tls: str = "leave out `--plain-http`; if the CA is private, pass it with `--ca-file FILE`"
     plain_http: str = "pass `--plain-http`"
-    ca: str = "pass its CA with `--ca-file`, or install it as `~/.config/containers/certs.d/HOST/ca.crt`"
+    ca: str = "pass its CA with `--ca-file FILE`, or install it as `~/.config/containers/certs.d/HOST/ca.crt`"
 
 
 BY_FILES = Remedies(
@@ -124,6 +124,10 @@ def _entries(folder: Path) -> Iterable[Path]:
 def _load_authority(context: ssl.SSLContext, path: Path) -> None:
     try:
         context.load_verify_locations(cafile=None if path.is_dir() else path, capath=path if path.is_dir() else None)
+    except (FileNotFoundError, PermissionError) as error:
+        raise ConfigurationError(
+            f"cannot read the CA certificates `{path}`: {error.strerror}", hint=files.os_error_hint(error, path)
+        ) from error
     except OSError as error:
         raise ConfigurationError(
             f"`{path}` cannot be read as CA certificates",

@@ -66,10 +66,7 @@ def _summary(bundle: Bundle, verified: VerifyReport) -> Section:
     rows = [
         [cell("Root"), whole(bundle.root)],
         [cell("The root"), cell(origin)],
-        [
-            cell("Verification"),
-            cell("nothing is wrong" if verified.ok else counted(len(verified.findings), "finding")),
-        ],
+        [cell("Verification"), cell(_verdict(verified))],
         [cell("Images"), cell(f"{verified.images_text}, for {', '.join(platforms) or 'no platform'}")],
         [cell("Artifacts"), cell(len(manifest.artifacts) + 1)],
         [cell("Bytes in the bundle"), cell(f"{size_text(verified.size_bytes)} in {verified.blobs} blobs")],
@@ -82,6 +79,15 @@ def _summary(bundle: Bundle, verified: VerifyReport) -> Section:
         "names all of it: a signature of the root covers every byte listed here."
     )
     return Section("summary", "Summary", (Paragraph(text), *table("The bundle at a glance", ("What", "Value"), rows)))
+
+
+def _verdict(verified: VerifyReport) -> str:
+    if verified.ok:
+        return "nothing is wrong"
+    found = counted(len(verified.findings), "finding")
+    if verified.only_beside:
+        return f"{found} about files next to the bundle: use none of them; the bundle is complete"
+    return f"{found}: do not load this bundle"
 
 
 def _versions(manifest: BundleManifest) -> str:

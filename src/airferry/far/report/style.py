@@ -73,9 +73,9 @@ tr.whole td{padding-left:.3rem}tr.whole b{display:block}code.whole{font-size:10.
 @media print{
 body{font-size:10pt;max-width:none;padding:0 1px}nav{display:none}
 pre{font-size:8pt}code.whole{font-size:8pt}.root code{font-size:9.5pt}
-p,pre{orphans:3;widows:3}
+pre{orphans:3;widows:3}
 h2,figcaption,caption,thead,p:has(+table),p:has(+pre){break-after:avoid}
-tbody:has(.whole),table.short,tr,li,#signatures{break-inside:avoid}
+tbody:has(.whole),table.short,tr,li,p,#signatures{break-inside:avoid}
 thead{display:table-header-group;break-inside:avoid}
 thead+tbody,thead+tbody tr:first-child,tr.whole{break-before:avoid}
 *{print-color-adjust:exact}

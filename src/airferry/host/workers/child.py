@@ -77,7 +77,10 @@ class _Channel:
             returned = run_work(work, WorkContext(self._blocks() if work.fed else None, self._tell))
             answer = json.dumps(returned, separators=(",", ":")).encode()
             if len(answer) > MAX_RESULT_BYTES:
-                raise HostError(f"what came of {work.what} is too large for one answer")
+                raise HostError(
+                    f"what came of {work.what} is too large for one answer",
+                    hint="report this bug with the output of `--debug`",
+                )
         except BaseException as error:
             self._write(RAISED, json.dumps(failure_document(error)).encode())
         else:

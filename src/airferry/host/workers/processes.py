@@ -308,7 +308,10 @@ class _InProcess:
         kind, content = self._await_answer()
         if kind == RAISED:
             raise failure_from(parse_json(content, max_values=None))
-        raise HostError(f"a worker process took only a part of {self._work.what}")
+        raise HostError(
+            f"a worker process took only a part of {self._work.what}",
+            hint="report this bug with the output of `--debug`",
+        )
 
     def _await_answer(self) -> tuple[bytes, bytes]:
         taken = self._process

@@ -66,10 +66,10 @@ _WHEEL = re.compile(r"(?<![A-Za-z0-9_.])([A-Za-z0-9_.]+-[A-Za-z0-9_.!+]+(?:-\d\w
 _MISMATCH = re.compile(r"\s+(\S+) from \S")
 _ADDRESS = re.compile(r"\b\w[\w+.-]*://\S+")
 _UNREACHABLE = re.compile(
-    r"connection broken|Connection refused|name resolution|timed out|HTTP error|SSLError|Client Error|ssl certificate|"
-    r"Connection aborted"
+    r"[cC]onnection (?:broken|refused|aborted)|name resolution|timed out|HTTP error|SSLError|Client Error|"
+    r"ssl certificate"
 )
-_INDEX = re.compile(r"Looking in indexes: (\S+)")
+_ASKED = re.compile(r"(?:Could not fetch URL|Looking in indexes:|Getting page) (\S+)")
 _MUSL_LOWEST, _GLIBC_LOWEST = 0, {"x86_64": 5, "i686": 5}
 _LEGACY = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
 # what a lock says may not bring an option (`--index-url`), a line of its own, or `${NAME}`, which pip replaces by a
@@ -293,14 +293,17 @@ class Pip:
         """
         argv = ["index", "versions", "-vv", "--retries=0", f"--timeout={timeout_s / 3:.0f}", "--", "pip"]
         done = self._run(argv, timeout_s=timeout_s)
+        hint = (
+            "check the network, the proxy and pip's configuration (`pip config debug`); "
+            "`pip index versions -vv pip` makes the same request"
+        )
         # pip passes over an index that does not answer, and says so only here
         for reason in _NOT_FETCHED.findall(done.text):
             if not reason.startswith("404 "):
-                hint = (
-                    "check the network, the proxy and pip's configuration (`pip config debug`); "
-                    "`pip index versions -vv pip` makes the same request"
-                )
                 raise _unreachable("a package index", reason, done, hint=hint)
+        # where an answer breaks off, pip ends with a traceback
+        if done.returncode != 0 and any(_UNREACHABLE.search(line) for line in done.tail):
+            raise _unreachable("a package index", last_words(done.tail), done, hint=hint)
         return "answers" if done.returncode == 0 else "answers, but does not have `pip`"
 
     def _run(self, argv: Sequence[str], *, timeout_s: float = TIMEOUT_S) -> process.Completed:
@@ -378,10 +381,10 @@ class Pip:
 def _unreachable(index: str, reason: str, done: process.Completed, *, hint: str) -> IndexUnreachable:
     """Return the error for an index that gave no answer: what pip says last is that the package does not exist."""
     said = "\n".join((*done.tail, done.text))
-    asked = _INDEX.search(said)
+    asked = [url.rstrip(",") for url in _ASKED.findall(said)]
     trouble = tls_trouble(
         said,
-        url=asked[1] if asked else "",
+        url=next((url for url in asked if url.startswith("http://")), ""),
         where="in pip's configuration (`pip config debug` shows its files) or `PIP_INDEX_URL`",
         ca="`pip config set global.cert FILE`",
     )
