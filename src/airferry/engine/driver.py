@@ -40,7 +40,7 @@ from airferry.oci.platform import Platform
 PULL_S = 4 * 3600.0
 IMAGE_BUILD_TIMEOUT_S = 12 * 3600.0
 EXPORT_S = 4 * 3600.0
-OTHER_PLATFORM = "name a base that has this platform, or leave the platform out under `platforms:`"
+OTHER_PLATFORM = "name a base that has this platform, or remove the platform from `platforms:`"
 _LAYOUT_FILE = b'{"imageLayoutVersion":"1.0.0"}'
 _STEP = re.compile(r"STEP (\d+)/(\d+): ")
 

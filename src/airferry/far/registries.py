@@ -147,8 +147,8 @@ def login(registry: str, username: str, password: str, *, options: ClientOptions
             raise Unauthorized(
                 f"`{host}` rejects user `{username}` with this password",
                 status=401,
-                hint=f"check both, then run `airferry login {host} -u {username}` again; some registries take a token "
-                "or a robot account, and no password of a person",
+                hint=f"check both, then run `airferry login {host} -u {username}` again; some registries want "
+                "a token or a robot account instead of a personal password",
             )
     return store_credential(host, username, password=password)
 
