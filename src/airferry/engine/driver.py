@@ -149,7 +149,7 @@ class Engine:
     def _import(self, layout: Path, manifest_digest: str, *, platform: Platform, tag: str) -> str:
         path = layout / "blobs" / "sha256" / digest_hex(manifest_digest)
         if not path.is_file():
-            raise IntegrityError(f"`{layout}` lacks manifest `{manifest_digest}`", digest=manifest_digest)
+            raise IntegrityError(f"`{layout}` does not hold the manifest `{manifest_digest}`", digest=manifest_digest)
         data = files.read_bounded(path, limit_bytes=MAX_MANIFEST_BYTES)
         media_type = parse_manifest(data, what=f"manifest `{manifest_digest}`").media_type or IMAGE_MANIFEST
         index = {
