@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import os
 import resource
 import signal
@@ -218,6 +219,50 @@ def test_a_process_that_hangs_is_ended_and_its_work_named(tmp_path: Path) -> Non
             for _block in range(1000):
                 running.write(bytes(1 << 20))
     assert children() == before
+
+
+def test_who_was_stopped_does_not_take_others_for_hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hours = itertools.count(step=3600.0)
+    stop = threading.Event()
+    with LocalProcesses(1, start_from_bytes=0) as workers:
+        monkeypatch.setattr(processes, "LOOK_S", 0.005)
+        # Ctrl-Z between one look and the next, again and again
+        monkeypatch.setattr(processes.clock, "monotonic_s", lambda: next(hours))
+        work = unit("stop", folder=str(tmp_path))
+        threading.Timer(0.1, stop.set).start()
+        with pytest.raises(Cancelled):
+            parallel_map(lambda work: _run(workers, work), [work], jobs=1, cancelled=stop)
+
+
+def test_a_process_that_no_signal_ends_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that waits in the kernel for a disk that does not answer: that it hangs could not be said."""
+    monkeypatch.setattr(processes, "ENDS_WITHIN_S", 0.01)
+    kill = subprocess.Popen.kill
+    with LocalProcesses(1, start_from_bytes=0, hangs_after_s=0.01) as workers:
+        monkeypatch.setattr(subprocess.Popen, "kill", lambda _child: None)
+        with pytest.raises(HostError, match="hangs"), workers.begin(unit("stop", folder=str(tmp_path))) as running:
+            child = running._process.child  # type: ignore[attr-defined]
+            running.result()
+    assert child not in process._live
+    kill(child)
+    with child:
+        pass
+
+
+def test_a_process_that_cannot_be_heard_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = processes._Process._read
+
+    def fail(self: processes._Process, size: int) -> bytes:
+        if size != processes.FRAME.size:
+            raise MemoryError
+        return read(self, size)
+
+    monkeypatch.setattr(processes._Process, "_read", fail)
+    before = children()
+    with LocalProcesses(1, start_from_bytes=0) as workers:
+        with pytest.raises(MemoryError):
+            _run(workers, unit("process_of"))
+        assert children() == before
 
 
 def test_work_that_is_given_up_leaves_no_process(tmp_path: Path) -> None:

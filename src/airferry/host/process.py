@@ -333,6 +333,11 @@ def end_exchange(child: subprocess.Popen[bytes]) -> None:
         pass
 
 
+def leave_exchange(child: subprocess.Popen[bytes]) -> None:
+    """Give up a child that is spoken with, and that was killed but does not end: it is waited for no longer."""
+    _live.discard(child)
+
+
 def end_process_group(child: subprocess.Popen[bytes]) -> None:
     """Terminate a child's process group and kill it if it has not ended 10 s later. Idempotent."""
     for signal_number in (signal.SIGTERM, signal.SIGKILL):

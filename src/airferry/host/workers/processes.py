@@ -35,6 +35,10 @@ MOST_PACKING_THREADS = 8
 # a disk that is slow, or a layer of zeros that inflates to a hundred times its size, still says something in this time
 HANGS_AFTER_S = 600.0
 LOOK_S = 0.2
+# who looked last so long ago was stopped meanwhile, by Ctrl-Z say, and cannot tell how long others were silent
+STOPPED_S = 5.0
+# a process that waits for a disk that does not answer is not ended by any signal before the disk does
+ENDS_WITHIN_S = 2.0
 # isolated, with the parent's search path, so that no folder that happens to be the current one is looked in
 _BOOT = """
 import json, os, sys
@@ -112,6 +116,8 @@ class LocalProcesses:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        for one in self._all:
+            one.child.kill()
         for one in list(self._all):
             one.end()
 
@@ -240,8 +246,11 @@ class _Process:
         """Kill it. What it was doing has left nothing but temporary files. Idempotent."""
         self.child.kill()
         # its output is closed only when it is read no more
-        self._listener.join()
-        process.end_exchange(self.child)
+        self._listener.join(ENDS_WITHIN_S)
+        if self._listener.is_alive():
+            process.leave_exchange(self.child)
+        else:
+            process.end_exchange(self.child)
 
     def can_write(self) -> bool:
         """Wait a moment until it takes more."""
@@ -265,6 +274,10 @@ class _Process:
                 with self.changed:
                     self.answer = (kind, content)
                     self.changed.notify_all()
+        except Exception as error:
+            # too little memory for what it says: it would wait for ever to be heard
+            self.unheard = error
+            self.child.kill()
         finally:
             with self.changed:
                 self.ended = True
@@ -293,6 +306,7 @@ class _InProcess:
         self._work = work
         self._hangs_after_s = hangs_after_s
         taken.answer, taken.emit, taken.heard_s = None, emit, clock.monotonic_s()
+        self._looked_s = clock.monotonic_s()
         self.is_over = False
 
     def ask(self) -> None:
@@ -318,6 +332,7 @@ class _InProcess:
         return parse_json(content, max_values=None)
 
     def _send(self, kind: bytes, content: bytes) -> None:
+        self._looked_s = clock.monotonic_s()
         for part in (FRAME.pack(kind, len(content)), content):
             rest = memoryview(part)
             while rest:
@@ -345,6 +360,7 @@ class _InProcess:
 
     def _await_answer(self) -> tuple[bytes, bytes]:
         taken = self._process
+        self._looked_s = clock.monotonic_s()
         while True:
             with taken.changed:
                 if taken.answer is not None and taken.unheard is None:
@@ -353,6 +369,8 @@ class _InProcess:
                     break
                 taken.changed.wait(LOOK_S)
             self._look()
+        if taken.unheard is not None:
+            raise taken.unheard
         code = taken.child.wait()
         how = f"was killed by {_signal_name(-code)}" if code < 0 else f"exited early with code {code}"
         raise HostError(
@@ -365,7 +383,11 @@ class _InProcess:
         raise_if_cancelled()
         if self._process.unheard is not None:
             raise self._process.unheard
-        silent_s = clock.monotonic_s() - self._process.heard_s
+        now = clock.monotonic_s()
+        if now - self._looked_s > STOPPED_S:
+            self._process.heard_s = now
+        self._looked_s = now
+        silent_s = now - self._process.heard_s
         if silent_s > self._hangs_after_s:
             raise HostError(
                 f"a worker process hangs: for {silent_s:.0f} s it did nothing for {self._work.what}",
