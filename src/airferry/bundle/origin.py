@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from airferry.bundle.beside import LOCK_COPY
 from airferry.bundle.manifest import BundleManifest
-from airferry.wording import counted
+from airferry.wording import counted, printable
+
+MAX_WORKFLOW_CHARACTERS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,8 @@ def origin_of(manifest: BundleManifest) -> BundleOrigin:
     name, entry = manifest.workflow.get("name"), manifest.catalogue
     return BundleOrigin(
         airferry=manifest.tool.airferry,
-        workflow=str(name) if name else None,
+        # of what is free in a manifest, the only text that is shown
+        workflow=printable(str(name), most=MAX_WORKFLOW_CHARACTERS) if name else None,
         targets=tuple(target.target for target in manifest.targets),
         platforms=tuple(sorted({platform for image in manifest.images for platform in image.platforms})),
         lock=next((f"sha256:{item.sha256}" for item in manifest.locks if item.path == LOCK_COPY), None),

@@ -129,7 +129,7 @@ def _show_steps(reporter: Reporter, made: api.ProjectOutcome) -> None:
     for spec, (image, _base) in made.images.items():
         reporter.say("  {} {}  {}", "+" if spec in made.carried else " ", f"{spec:<{width}}", image)
     for step, reason in made.unready.items():
-        reporter.say("  [yellow]![/] {}  {}", step, reason)
+        reporter.say("  [yellow]![/] {}  {}", step, " ".join(reason.split()))
 
 
 def _ask_project(reporter: Reporter, folder: Path, choices: api.ProjectChoices) -> api.ProjectChoices:
@@ -143,7 +143,7 @@ def _ask_project(reporter: Reporter, folder: Path, choices: api.ProjectChoices) 
                 api.init_project(folder, choices=changed, dry_run=True)
                 return changed
             except (UsageError, ConfigurationError) as error:
-                reporter.say("[red]{}[/]", error.message)
+                reporter.say("[red]{}[/]", " ".join(error.message.split()))
 
     try:
         seen = api.init_project(folder, choices=choices, dry_run=True)

@@ -194,7 +194,7 @@ def _ask(reporter: Reporter, document: dict[str, Any], profiles: dict[str, str])
             trouble = api.site_trouble(key, {below: value} if below else value) if value else None
             if trouble is None:
                 return value
-            reporter.say("[red]{}[/]", trouble)
+            reporter.say("[red]{}[/]", " ".join(trouble.split()))
 
     document["executors"] = document["executors"] or ask(EXECUTORS_QUESTION, "executors", _listed)
     document["registry"] = document["registry"] or ask("Registry and prefix (HOST:PORT/PREFIX)", "registry", str)

@@ -272,13 +272,14 @@ class Reporter:
 
     def complain(self, markup: str, *values: object, hanging: int = 2) -> None:
         """Tell what failed on stderr, as `say` does, quiet or not: an error follows that names it alone."""
-        self._line(markup.format(*(escape(str(value)) for value in values)), hanging=hanging)
+        self._line(markup.format(*(escape(on_one_line(str(value))) for value in values)), hanging=hanging)
 
     def say(self, markup: str, *values: object, hanging: int = 2) -> None:
         """Tell the operator something on stderr, unless quiet was asked for.
 
-        The first argument is a literal in rich's markup; `{}` in it stands for the values, which are shown as they are.
-        A terminal gets line breaks between words, see `in_lines`.
+        The first argument is a literal in rich's markup; `{}` in it stands for the values, which are shown as they are,
+        each on one line: a line feed of others begins no line, which could pass for one of ours. A terminal gets line
+        breaks between words, see `in_lines`.
         """
         if not self.quiet:
             self.complain(markup, *values, hanging=hanging)
