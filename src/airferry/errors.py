@@ -132,7 +132,9 @@ class IntegrityError(AirferryError):
     """Bytes are not what a digest, a size or a document says. Never retried, never downgraded."""
 
     exit_code = 6
-    advice = "they are damaged, or were changed: get them again where they came from, and if that helps not, ask there"
+    advice = (
+        "the content is damaged or was changed: get it again from its source; if it is the same again, ask its provider"
+    )
 
 
 class RegistryError(AirferryError):

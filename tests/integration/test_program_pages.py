@@ -29,9 +29,7 @@ from near_side import REFERENCE, commit_all, make_near_side
 from page_blocks import DOCUMENTS, ROOT, SERVES, blocks, pages_that_run
 
 # what a mark `not run` is for
-NOT_HERE = re.compile(
-    r"sudo |kubectl |nvcr\.io|^scripts/|^oras |quickstart|^python3 -m venv|^AIRFERRY_REGENERATE", re.MULTILINE
-)
+NOT_HERE = re.compile(r"sudo |nvcr\.io|^scripts/|^oras |quickstart|^python3 -m venv|^AIRFERRY_REGENERATE", re.MULTILINE)
 CATALOGUE_URL = "https://github.com/NVIDIA-NeMo/Nemotron.git"
 BASE = "outside/base:1"
 STEP = """

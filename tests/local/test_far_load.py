@@ -628,10 +628,16 @@ def test_a_registry_is_asked_before_anything_is_verified(
         assert [call.method for call in registry.calls if call.method not in ("GET", "HEAD")] == ["POST"]
         assert run(["load", str(bundles["old"]), "--to", "127.0.0.1:1/x", "--dry-run"]) == 7
         assert "error: `127.0.0.1:1` refuses connections: cannot reach" in " ".join(capsys.readouterr().err.split())
+    registry.faults[:] = [lambda exchange: exchange.call.method == "POST" and exchange.answer(401)]
+    assert load(registry, bundles["old"]) == 7
+    said = " ".join(capsys.readouterr().err.split())
+    expected = f"`{registry.address}` asks for a login that may push to `{TRAINER}` (401); nothing was verified or sent"
+    assert f"error: {expected} hint: log in with `airferry login" in said
     registry.faults.clear()
+    registry.calls.clear()
     assert load(registry, bundles["old"]) == 0
     methods = [call.method for call in registry.calls if "/blobs/uploads/" in call.path]
-    assert methods[:3] == ["POST", "POST", "DELETE"], "the session that asks is ended"
+    assert methods[:2] == ["POST", "DELETE"], "the session that asks is ended"
 
 
 def test_the_receipt_says_how_the_registry_was_reached(registry: ScriptedRegistry, bundles: dict[str, Path]) -> None:

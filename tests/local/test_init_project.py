@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -74,8 +75,9 @@ def test_a_new_catalogue_has_two_steps_that_plan_and_run(here: Path, capsys: pyt
     assert shown.out.splitlines() == [f"acme/{name}" for name in WRITTEN]
     assert names(here / "acme") == WRITTEN
     # tests/integration/test_program_pages.py runs the page
-    first = PAGE.read_text().partition("```sh\n")[2].partition("```")[0]
-    assert [["init", "acme"], *next_commands(shown.err)] == next_commands("Next:\n" + indent(first, "  "))
+    first, then, *_ = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    assert first == "airferry init acme\n"
+    assert next_commands(shown.err) == next_commands("Next:\n" + indent(then, "  "))
     plan = plan_of(here / "acme")
     assert [step.target.spec for step in plan.steps] == ["data/table:default", "train/line:default"]
     assert plan.steps[1].module == "acme.steps.train.line.step" and plan.launcher is None and not plan.warnings

@@ -15,6 +15,8 @@ from airferry.bundle.artifacts import LOCK_ARTIFACT, REQUIREMENTS_ARTIFACT
 from airferry.cli.app import run
 from airferry.errors import RegistryError
 from airferry.events import Event, Notice, Warned
+from airferry.far.bundle_facts import has_twins, shipments_of
+from airferry.far.registries import ProbeOutcome
 from airferry.host import clock
 from airferry.oci.documents import (
     DOCKER_MANIFEST,
@@ -480,3 +482,15 @@ def test_a_registry_that_cannot_be_pushed_to_keeps_nothing_of_a_probe(registry: 
     with pytest.raises(RegistryError, match="push to"):
         api.probe_registry(f"{registry.address}/x", options=OPTIONS, emit=told.append)
     assert not [event for event in told if isinstance(event, Notice)]
+
+
+def test_twins_that_a_bundle_has_are_not_asked_for_again(tmp_path: Path) -> None:
+    profile = RegistryProfile(registry="hub.site:5000", shows_oci_to_enroot=False, takes_docker_lists=True)
+    destination = api.parse_destination("hub.site:5000/airgap")
+    said = []
+    for twins in (False, True):
+        make_bundle(tmp_path / str(twins), twins=twins)
+        found = has_twins(shipments_of(tmp_path / str(twins), destination))
+        said.append(ProbeOutcome(profile, tmp_path, has_twins=found).advice_for_enroot or "")
+    assert "build with `docker_twin: true`" in said[0]
+    assert "it gets the Docker twins of this bundle" in said[1]

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import urllib3
 
+from airferry import api
+from airferry.bundle.receipt import ReceiptConnection, write_receipt
 from airferry.errors import RegistryError
 from airferry.near.tls_said import tls_trouble
 from airferry.registry import client as client_module
@@ -22,6 +24,7 @@ from airferry.registry.connections import Request
 from airferry.registry.failures import TransientRegistryError, WrongScheme, connection_error, leads_to_tls
 from airferry.registry.retry import RetryPolicy
 from airferry.registry.tls import BY_FILES, BY_RECEIPT, Remedies
+from loaded_receipts import DIGEST, loaded_receipt
 from scripted_registry import Exchange, run_scripted
 
 ALERT = bytes.fromhex("15030100020246")
@@ -36,7 +39,7 @@ NGINX = (
 PLAIN = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
-def options(*, plain_http: bool) -> ClientOptions:
+def options(*, plain_http: bool | None) -> ClientOptions:
     retry = RetryPolicy(attempts=3, sleep=lambda _: None)
     return ClientOptions(plain_http=plain_http, lookup=lambda _registry, _repository: None, retry=retry)
 
@@ -112,6 +115,26 @@ def test_an_answer_without_text_has_the_registry_greeted() -> None:
     ):
         client.request(Request("HEAD", "r/x/manifests/1", "look"))
     assert "pass `--tls`" in (caught.value.hint or ""), "the receipt said plain HTTP, and not an option"
+
+
+def test_a_rollback_at_a_registry_that_moved_to_tls_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFERRY_CACHE", str(tmp_path / "cache"))
+    with answering(ALERT) as (address, _):
+        made = loaded_receipt(reference=f"{address}/airgap/trainer:airgap", pinned=f"{address}/airgap/trainer@{DIGEST}")
+        moved = made.model_copy(
+            update={
+                "registry": f"{address}/airgap",
+                "connection": ReceiptConnection(tls=False),
+                "artifact_tags": made.tags,
+            }
+        )
+        write_receipt(moved, tmp_path / "receipt.yaml")
+        with pytest.raises(WrongScheme) as caught:
+            api.rollback(tmp_path / "receipt.yaml", options=options(plain_http=None))
+    assert "not all tags" not in caught.value.message and caught.value.message.count("speaks TLS") == 1
+    assert "pass `--tls`" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("reset", [True, False])

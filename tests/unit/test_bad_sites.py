@@ -58,9 +58,9 @@ def test_every_command_with_a_receipt_tells_of_it(
     source = [str(receipt), "--source", "code"]
     for line in (["overlays", *source], ["check", *source, "--no-registry"], ["mirrors", str(receipt)]):
         run(line)
-        assert "is of the registry `b:1/x`" in " ".join(capsys.readouterr().err.split()), line
+        assert "describes registry `b:1/x`" in " ".join(capsys.readouterr().err.split()), line
     run(["catalogue", "extract", str(receipt), "there"])
-    assert "is of the registry `b:1/x`" in " ".join(capsys.readouterr().err.split())
+    assert "describes registry `b:1/x`" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_platform_that_the_bundle_lacks_blocks(

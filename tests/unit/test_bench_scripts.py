@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -35,3 +36,11 @@ def test_what_it_imports_of_airferry_is_there(program: Path) -> None:
     for module, name in imported:
         found = hasattr(importlib.import_module(module), name) or importlib.util.find_spec(f"{module}.{name}")
         assert found, f"`{module}` has no `{name}`"
+
+
+def test_what_is_mutated_and_tested_for_it_is_there() -> None:
+    groups = tomllib.loads((SCRIPTS / "mutation" / "groups.toml").read_text())
+    root = SCRIPTS.parent
+    named = [path for group in groups.values() for path in group["modules"]]
+    named += [f"tests/{path}" for group in groups.values() for path in group["tests"]]
+    assert named and [path for path in named if not (root / path).is_file()] == []

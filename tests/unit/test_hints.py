@@ -121,4 +121,4 @@ def test_damaged_bytes_get_the_advice_of_where_they_came_from() -> None:
 
 
 def test_damaged_bytes_of_unknown_origin_have_an_advice() -> None:
-    assert "get them again" in (IntegrityError("it is cut").advice or "")
+    assert "get it again" in (IntegrityError("it is cut").advice or "")

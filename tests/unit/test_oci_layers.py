@@ -367,3 +367,13 @@ def test_threads_that_compress_step_back_for_others_where_that_is_asked_for(
         assert len(asked) == steps_back
     assert made[0] == made[1]
     assert asked[0][0] != threading.get_native_id() and asked[0][1] > 0
+
+
+@pytest.mark.parametrize(
+    ("level", "long", "measured_mib"),
+    [(3, False, 25), (9, False, 64), (3, True, 154), (9, True, 199), (15, False, 413)],
+)
+def test_what_compressing_takes_is_known_about(level: int, long: bool, measured_mib: int) -> None:
+    told = Compression("zstd", level, long, threads=4).memory_bytes / (1 << 20)
+    assert 0.8 * measured_mib < told < 1.2 * measured_mib
+    assert Compression("preserve").memory_bytes == Compression("gzip").memory_bytes == 0

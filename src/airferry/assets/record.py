@@ -158,14 +158,14 @@ def _check(found: Sequence[FileState], links: Sequence[AssetLink], others: Seque
     if long := [state.path for state in found if not safe_path(_raw(state.path))]:
         raise BuildError(
             f"asset `{path}` contains a path that is too long: `{long[0][:80]}…`",
-            hint="shorten the names of its folders: file systems and archives take no longer paths",
+            hint="shorten the names of its folders: file systems and archives do not accept longer paths",
         )
     places = {state.path for state in found} | {link.path for link in links}
     for place in places:
         if reason := too_deep(_raw(place)):
             raise BuildError(
                 f"asset `{path}` contains a path that {reason}: `{place[:80]}…`",
-                hint="put its files into fewer folders below each other",
+                hint="reduce the depth of its folders",
             )
     folders = {folder for place in places for folder in _folders(place)}
     for link in links:

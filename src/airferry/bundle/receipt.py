@@ -242,7 +242,7 @@ def locate_receipt(path: Path, *, registry: str | None = None, root: str | None 
     if len(found) > 1:
         command = shlex.join(["airferry", "history", str(path)])
         raise UsageError(
-            f"there are several receipts in `{path}`, of loads that differ:\n" + "\n".join(_told_apart(found)),
+            f"there are several receipts in `{path}`, from different loads:\n" + "\n".join(_told_apart(found)),
             hint=f"name the file of the load that is meant; `{command}` lists them",
         )
     return found[0]

@@ -31,7 +31,7 @@ MAX_CONFIG_DEPTH = 60
 KeyPath = tuple[str | int, ...]
 _Pairs = dict[str, tuple[yaml.Node, yaml.Node]]
 
-_LESS = "write it with fewer values, and fewer lists and mappings in each other"
+_LESS = "reduce the number of values and the depth of lists and mappings"
 
 
 @dataclass(frozen=True)

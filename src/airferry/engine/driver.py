@@ -40,7 +40,7 @@ from airferry.oci.platform import Platform
 PULL_S = 4 * 3600.0
 IMAGE_BUILD_TIMEOUT_S = 12 * 3600.0
 EXPORT_S = 4 * 3600.0
-OTHER_PLATFORM = "name a base that has this platform, or leave the platform out under `platforms:`"
+OTHER_PLATFORM = "name a base that has this platform, or remove the platform from `platforms:`"
 _LAYOUT_FILE = b'{"imageLayoutVersion":"1.0.0"}'
 _STEP = re.compile(r"STEP (\d+)/(\d+): ")
 
@@ -149,7 +149,7 @@ class Engine:
     def _import(self, layout: Path, manifest_digest: str, *, platform: Platform, tag: str) -> str:
         path = layout / "blobs" / "sha256" / digest_hex(manifest_digest)
         if not path.is_file():
-            raise IntegrityError(f"`{layout}` lacks manifest `{manifest_digest}`", digest=manifest_digest)
+            raise IntegrityError(f"`{layout}` does not hold the manifest `{manifest_digest}`", digest=manifest_digest)
         data = files.read_bounded(path, limit_bytes=MAX_MANIFEST_BYTES)
         media_type = parse_manifest(data, what=f"manifest `{manifest_digest}`").media_type or IMAGE_MANIFEST
         index = {

@@ -20,7 +20,7 @@ EngineChoice = Literal["auto", "buildah", "podman"]
 
 MINIMUM_VERSIONS: dict[EngineKind, tuple[int, ...]] = {"buildah": (1, 23), "podman": (3, 4)}
 SHOWN_LINES = 12
-SHOWN_BY_DEBUG = "the lines above are its own; `airferry --debug` shows the whole command, to be run by hand"
+SHOWN_BY_DEBUG = "the lines above are its output; run the command by hand: `airferry --debug` shows it"
 MMDEBSTRAP_HINT = "on Debian and Ubuntu: `sudo apt-get install mmdebstrap uidmap`, or run `scripts/setup`"
 SHARED_HINT = (
     "let it: `sysctl user.max_pid_namespaces` must not be 0, and in a container of another engine `/proc` must not be "

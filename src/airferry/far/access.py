@@ -6,6 +6,7 @@ from airferry.errors import RegistryError
 from airferry.registry.auth import repository_scope
 from airferry.registry.client import RegistryClient
 from airferry.registry.connections import Request
+from airferry.registry.failures import Unauthorized
 from airferry.registry.uploads import try_upload
 
 
@@ -26,5 +27,11 @@ def expect_access(client: RegistryClient, repository: str, *, push: bool) -> Non
             scopes = (repository_scope(repository, "pull"),)
             path = f"{repository}/tags/list?n=1"
             client.request(Request("GET", path, what, scopes=scopes), expected=(200, 404))
+    except Unauthorized as error:
+        # the most common answer, and the request's address tells nothing of it
+        right = "may push to" if push else "may read"
+        raise error.reworded(
+            f"`{client.registry}` asks for a login that {right} `{repository}` (401); nothing was verified or sent"
+        ) from error
     except RegistryError as error:
         raise error.reworded(f"{error.message}; nothing was verified or sent") from error

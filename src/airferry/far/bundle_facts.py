@@ -30,6 +30,11 @@ def shipments_of(bundle: Path, destination: Destination) -> list[Shipment]:
     return part_skipped(plan_shipments(opened, destination, places), destination)[0]
 
 
+def has_twins(shipments: Sequence[Shipment]) -> bool:
+    """Tell whether images of a bundle have Docker twins."""
+    return any(item.optional and not is_artifact(item) for item in shipments)
+
+
 def facts_for_bundle(shipments: Sequence[Shipment], known: RegistryProfile) -> dict[str, str]:
     """Return, by the name of a fact, what of a bundle it is about."""
     images = [item for item in shipments if not item.optional and not is_artifact(item)]

@@ -26,7 +26,7 @@ from airferry.bundle.catalogue import CATALOGUE_ARTIFACT, CATALOGUE_CONTENT
 from airferry.defaults import PROBE_REPOSITORY
 from airferry.errors import UsageError
 from airferry.events import Emit, Notice, Warned, silent
-from airferry.far.bundle_facts import facts_for_bundle, shipments_of
+from airferry.far.bundle_facts import facts_for_bundle, has_twins, shipments_of
 from airferry.far.foreseen import foresee
 from airferry.far.relocate import Destination, parse_destination
 from airferry.oci.reference import parse_reference
@@ -63,8 +63,8 @@ BUNDLE_KINDS = (
 class ProbeOutcome:
     """What was found out about a registry, where that is kept, and what stays in the registry.
 
-    With a bundle, `of_bundle` says by a fact's name what of it the fact is about, and `foreseen` what a load of it
-    would meet.
+    With a bundle, `of_bundle` says by a fact's name what of it the fact is about, `foreseen` what a load of it would
+    meet, and `has_twins` whether it has Docker twins for enroot.
     """
 
     profile: RegistryProfile
@@ -72,6 +72,7 @@ class ProbeOutcome:
     left: Leavings = field(default_factory=Leavings)
     of_bundle: Mapping[str, str] = field(default_factory=dict)
     foreseen: tuple[Warned, ...] | None = None
+    has_twins: bool = False
 
     @property
     def verdict(self) -> str:
@@ -91,6 +92,8 @@ class ProbeOutcome:
         """What to do where enroot cannot import images from the registry as they are, None where it can."""
         if self.profile.shows_oci_to_enroot is not False:
             return None
+        if self.profile.takes_docker_lists and self.has_twins:
+            return "enroot cannot read OCI indexes from this registry: it gets the Docker twins of this bundle"
         if self.profile.takes_docker_lists:
             return (
                 "enroot cannot read OCI indexes from this registry: build with `docker_twin: true`, "
@@ -144,8 +147,8 @@ def login(registry: str, username: str, password: str, *, options: ClientOptions
             raise Unauthorized(
                 f"`{host}` rejects user `{username}` with this password",
                 status=401,
-                hint=f"check both, then run `airferry login {host} -u {username}` again; some registries take a token "
-                "or a robot account, and no password of a person",
+                hint=f"check both, then run `airferry login {host} -u {username}` again; some registries want "
+                "a token or a robot account instead of a personal password",
             )
     return store_credential(host, username, password=password)
 
@@ -203,5 +206,10 @@ def probe_registry(
     if shipments is None:
         return ProbeOutcome(profile, path, left)
     return ProbeOutcome(
-        profile, path, left, facts_for_bundle(shipments, profile), tuple(foresee(shipments, place, profile))
+        profile,
+        path,
+        left,
+        facts_for_bundle(shipments, profile),
+        tuple(foresee(shipments, place, profile)),
+        has_twins=has_twins(shipments),
     )

@@ -234,12 +234,12 @@ def rollback(
         hold_destination(receipt.registry, purpose=f"roll back `{receipt.registry}`") as records,
         RegistryClient(parse_reference(f"{receipt.registry}/x").registry, options=options, emit=emit) as client,
     ):
-        for moved in receipt.tags:
+        for number, moved in enumerate(receipt.tags):
             try:
                 reason = _restore(client, moved, restored, removed)
             except RegistryError as error:
                 # a registry that is not reached at all is told once, not for every tag
-                if error.status is None and moved is receipt.tags[0]:
+                if error.status is None and number == 0:
                     raise
                 reason = error.message
                 hints[error.hint or ""] = None

@@ -258,7 +258,7 @@ def run(
             command=printable,
             returncode=returncode,
             tail=tail,
-            hint="check that the program is the one meant: `airferry --debug` shows the command",
+            hint="check that this is the intended program: `airferry --debug` shows the command",
         )
     if check and returncode != 0:
         raise ProcessFailed(

@@ -124,7 +124,7 @@ def warn_of_another_site(site: FoundSite | None, receipt: Receipt | None, *, emi
         return
     emit(
         Warned(
-            f"`{site.path}` is of the registry `{named}`, and the receipt of a load into `{receipt.registry}`",
+            f"`{site.path}` describes registry `{named}`, but the receipt is from a load into `{receipt.registry}`",
             hint="if it is the profile of another site, name the right one with `--site FILE`; else correct its "
             f"`registry:`, or name the receipt of the load into `{named}`",
         )

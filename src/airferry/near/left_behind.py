@@ -29,14 +29,14 @@ def open_left(path: Path) -> Iterator[IO[bytes]]:
         raise BuildError(
             f"cannot read `{path.name}` that was left behind: {kind}",
             path=str(path),
-            hint="what was built left something else by this name: look at the build's own script",
+            hint="the build script left something else under this name: correct it there",
         ) from error
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise BuildError(
             f"`{path.name}` that was left behind is not a regular file",
             path=str(path),
-            hint="what was built left something else by this name: look at the build's own script",
+            hint="the build script left something else under this name: correct it there",
         )
     with open(handle, "rb") as stream:  # noqa: PTH123
         yield stream

@@ -28,7 +28,7 @@ def tls_trouble(text: str, *, url: str, where: str, ca: str) -> tuple[str, str] 
     if _UNTRUSTED.search(text):
         return "its certificate is not trusted", f"if its CA is private: {ca}"
     if _NO_TLS.search(text):
-        return "it speaks plain HTTP, not TLS", f"if that is meant, write `http://` instead of `https://` {where}"
+        return "it speaks plain HTTP, not TLS", f"if that is intended, write `http://` instead of `https://` {where}"
     if url.startswith("http://") and _CUT.search(text):
         return "it does not answer plain HTTP", f"if it speaks TLS, write `https://` instead of `http://` {where}"
     return None

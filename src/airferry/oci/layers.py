@@ -28,6 +28,7 @@ from airferry.oci.codecs import (
     gzip_blocks,
     inflate,
     zstd_blocks,
+    zstd_memory_bytes,
 )
 from airferry.oci.documents import (
     DOCKER_LAYER_GZIP,
@@ -113,6 +114,14 @@ class Compression:
             "encoder": self._encoder(),
         }
         return key | {"long": True} if self.long else key
+
+    @property
+    def memory_bytes(self) -> int:
+        """About how much memory compressing takes."""
+        if self.kind != "zstd":
+            return 0
+        level = DEFAULT_ZSTD_LEVEL if self.level is None else self.level
+        return zstd_memory_bytes(level=level, threads=max(1, self.threads), long=self.long)
 
     def _encoder(self) -> str:
         if self.kind == "zstd":

@@ -92,7 +92,7 @@ _PATH = re.compile(r"/v2/(?P<name>.+)/(?P<kind>manifests|blobs)/(?P<reference>[^
 _TUNNEL = re.compile(r"Tunnel connection failed: (\d{3})")
 NO_REGISTRY_HINT = "check whether a web page or login form answers instead of the registry"
 STRANGE_HINT = (
-    "what answers is no OCI registry, or a proxy changes its answers: check the address, and the registry's log"
+    "this does not look like an OCI registry, or a proxy changes its answers: check the address and the registry's log"
 )
 STALE_CACHE_HINT = (
     "if garbage collection ran while the registry did, restart the registry, as its cache still names what is gone, "
@@ -354,7 +354,7 @@ def connection_error(
     if speaks_no_tls(error):
         return WrongScheme(
             f"cannot {what}: `{host}` speaks plain HTTP, not TLS",
-            hint=f"if that is meant, {remedies.plain_http.replace('HOST', host)}; passwords then travel unencrypted",
+            hint=f"if intended, {remedies.plain_http.replace('HOST', host)}; passwords are then sent unencrypted",
             **fields,
         )
     if _is_tls(error):

@@ -46,7 +46,7 @@ BY_FILES = Remedies(
 )
 BY_RECEIPT = Remedies(
     tls="it spoke plain HTTP when the receipt was written: pass `--tls`, and if the CA is private `--ca-file FILE`; "
-    "the load run again writes a receipt that says so"
+    "then run the load again for a new receipt"
 )
 
 

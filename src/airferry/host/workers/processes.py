@@ -28,8 +28,8 @@ from airferry.host.workers.work import InPlace, Running, Work, Workers
 
 # as long as a run has no more to read than this, starting processes would take longer than they save
 START_FROM_BYTES = 64 << 20
-# what a process takes at most while it reads a layer, measured
-PROCESS_BYTES = 200 << 20
+# what a process takes at most while it reads a layer, besides compressing it; measured
+PROCESS_BYTES = 180 << 20
 DEFAULT_MEMORY_BYTES = 2 << 30
 MOST_PACKING_THREADS = 8
 # a disk that is slow, or a layer of zeros that inflates to a hundred times its size, still says something in this time
@@ -58,7 +58,7 @@ def open_workers(*, jobs: int | None = None, memory_bytes: int | None = None) ->
     budget = memory_bytes or min(DEFAULT_MEMORY_BYTES, memory.available_bytes() // 2)
     at_once = max(1, min(jobs or cores // 2, budget // PROCESS_BYTES))
     if at_once > 1 and cores > 2:
-        with LocalProcesses(at_once) as processes:
+        with LocalProcesses(at_once, memory_bytes=budget) as processes:
             yield processes
     else:
         with LocalProcesses(max(2, cores), start_from_bytes=0) as processes:
@@ -69,10 +69,20 @@ class LocalProcesses:
     """Runs work in processes of this host, at most `limit` of them. Safe to use from threads. Leaving ends them all."""
 
     def __init__(
-        self, limit: int, *, start_from_bytes: int = START_FROM_BYTES, hangs_after_s: float = HANGS_AFTER_S
+        self,
+        limit: int,
+        *,
+        memory_bytes: int | None = None,
+        start_from_bytes: int = START_FROM_BYTES,
+        hangs_after_s: float = HANGS_AFTER_S,
     ) -> None:
-        """No process is started before more than `start_from_bytes` were to be read."""
+        """No process is started before more than `start_from_bytes` were to be read.
+
+        Work waits until it fits into `memory_bytes` next to the work that is under way; alone, it never waits.
+        """
         self._limit = limit
+        self._memory_bytes = memory_bytes
+        self._taken_bytes: list[int] = []
         self._start_from_bytes = start_from_bytes
         self._hangs_after_s = hangs_after_s
         self._given_bytes = 0
@@ -116,6 +126,10 @@ class LocalProcesses:
             with self._here.begin(work, emit=emit) as here:
                 yield here
             return
+        with self._room_for(work):
+            yield from self._run(work, emit)
+
+    def _run(self, work: Work, emit: Emit) -> Iterator[Running]:
         taken = self._take(work)
         running = _InProcess(taken, work, emit, self._hangs_after_s)
         try:
@@ -123,6 +137,22 @@ class LocalProcesses:
             yield running
         finally:
             self._release(taken, reusable=running.is_over)
+
+    @contextmanager
+    def _room_for(self, work: Work) -> Iterator[None]:
+        needed = PROCESS_BYTES + work.memory_bytes
+        with self._changed:
+            limit = self._memory_bytes
+            while limit is not None and self._taken_bytes and sum(self._taken_bytes) + needed > limit:
+                raise_if_cancelled()
+                self._changed.wait(LOOK_S)
+            self._taken_bytes.append(needed)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken_bytes.remove(needed)
+                self._changed.notify_all()
 
     def _is_little(self, work: Work) -> bool:
         with self._changed:
@@ -154,7 +184,7 @@ class LocalProcesses:
                 self._starting -= 1
                 if started is not None:
                     self._all.add(started)
-                self._changed.notify()
+                self._changed.notify_all()
 
     def _release(self, used: _Process, *, reusable: bool) -> None:
         if not reusable:
@@ -164,7 +194,7 @@ class LocalProcesses:
                 self._idle.append(used)
             else:
                 self._all.discard(used)
-            self._changed.notify()
+            self._changed.notify_all()
 
 
 def _start(work: Work) -> _Process:

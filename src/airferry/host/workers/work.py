@@ -25,7 +25,7 @@ class Work:
     `function` is `module:name` of one that takes a `WorkContext`, and `arguments` by name; arguments and result are
     data for JSON. `what` says what the work is on, for errors. `size_bytes` is how much there is to read, None where
     that is not known: the largest begins first, and a little is not worth a process. `fed` work gets blocks of bytes,
-    which its caller hands over.
+    which its caller hands over. `memory_bytes` is what it takes besides what reading any layer does.
     """
 
     function: str
@@ -33,6 +33,7 @@ class Work:
     what: str
     size_bytes: int | None = None
     fed: bool = False
+    memory_bytes: int = 0
 
 
 class Running(Protocol):

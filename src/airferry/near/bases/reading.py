@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -58,20 +58,24 @@ class LayerReading:
             "packing": None,
             "facts": None,
         }
+        memory_bytes = 0
         if self.into is not None:
+            how = replace(self.compression, threads=threads or self.compression.threads)
+            memory_bytes = how.memory_bytes
             arguments["packing"] = {
                 "into": str(self.into.absolute()),
-                "kind": self.compression.kind,
-                "level": self.compression.level,
-                "long": self.compression.long,
-                "threads": threads or self.compression.threads,
+                "kind": how.kind,
+                "level": how.level,
+                "long": how.long,
+                "threads": how.threads,
                 "steps_back": threads is not None,
             }
         if self.facts is not None:
             folder = str(self.facts.folder.absolute())
             arguments["facts"] = {"folder": folder, "max_entries": self.facts.max_entries}
         what = f"layer `{self.descriptor.digest}`"
-        return Work(f"{__name__}:{read_layer.__name__}", arguments, what, self.descriptor.size, comes_by)
+        function = f"{__name__}:{read_layer.__name__}"
+        return Work(function, arguments, what, self.descriptor.size, comes_by, memory_bytes)
 
     def result(self, answer: Mapping[str, Any]) -> LayerResult:
         """Return what came of it."""

@@ -23,7 +23,9 @@ from airferry.errors import BuildError
 from airferry.host.archives import archive_faults
 from airferry.oci.tar import DIRECTORY, END_OF_ARCHIVE, SYMLINK, TarEntry, entry_blocks
 
-_BAD_PACKAGE = "the package mirror gave a damaged file, or none of Debian's: check `mirror:` of the base, then rerun"
+_BAD_PACKAGE = (
+    "the file from the package mirror is damaged or not a Debian package: check `mirror:` of the base, then rerun"
+)
 MERGED = ("bin", "lib", "lib32", "lib64", "libx32", "sbin")
 MAX_CONTROL_BYTES = 16 * 1024 * 1024
 MAX_READ_BACK_BYTES = 1024 * 1024

@@ -116,7 +116,7 @@ def unusable_answer(error: ValidationError) -> BuildError:
     where = ".".join(str(part) for part in first["loc"]) or "document"
     return BuildError(
         f"cannot use what the base says of its Python: `{where}`: {first['msg']}",
-        hint="it answers in another way than CPython: name another one with `python:` of the image, or another base",
+        hint="the base's interpreter is not a usual CPython: set `python:` of the image, or use another base",
     )
 
 
