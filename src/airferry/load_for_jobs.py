@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from airferry.jobs.overlays import write_overlays
 from airferry.jobs.profile import FoundSite, read_site
 from airferry.jobs.submission import reference_for
 from airferry.registry.client import ClientOptions
+from airferry.wording import shell_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ def load_for_jobs(
         made = write_overlays(places, site=known, out=out)
     except AirferryError:
         # the error is about the folder alone: without this, an operator would load again
-        again = shlex.join(["airferry", "overlays", str(receipt_path), "--out", str(out), *_as_typed(jobs, options)])
+        again = shell_line(["airferry", "overlays", receipt_path, "--out", out, *_as_typed(jobs, options)])
         emit(
             Warned(
                 f"the bundle is loaded (receipt `{receipt_path}`), but the files for jobs were not written",

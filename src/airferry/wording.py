@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import heapq
 import re
+import shlex
 from collections.abc import Iterable, Sequence
+from pathlib import PurePath
 
 MAX_NEAR_CHARACTERS = 64
 MAX_NEAR_NAMES = 500
@@ -93,6 +95,34 @@ def on_one_line(text: str) -> str:
 def comment_line(text: str) -> str:
     """Return a text as a comment of YAML, TOML, a shell or a `.conf`, which ends with its line: `# …`."""
     return f"# {on_one_line(text)}"
+
+
+def shell_word(word: object) -> str:
+    """Return a word of a command line that people paste: on one line, and the same word once a shell has read it.
+
+    What a terminal obeys, and bytes that are not UTF-8, are written as bash, zsh and POSIX.1-2024 read them in `$'…'`:
+    in `'…'` they would be escaped as text when they are shown, and then name another file. A path is never an option.
+    """
+    text = str(word)
+    if isinstance(word, PurePath) and text.startswith("-"):
+        text = f"./{text}"
+    if _IN_LINE.search(text) is None:
+        return shlex.quote(text)
+    quoted = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"$'{_IN_LINE.sub(_as_bytes, quoted)}'"
+
+
+def shell_line(words: Iterable[object]) -> str:
+    """Return a command line that people paste, see `shell_word`."""
+    return " ".join(map(shell_word, words))
+
+
+def _as_bytes(found: re.Match[str]) -> str:
+    if (short := {"\n": "\\n", "\t": "\\t"}.get(found[0])) is not None:
+        return short
+    # a byte of a file's name that is not UTF-8, else half of a surrogate
+    errors = "surrogateescape" if "\udc80" <= found[0] <= "\udcff" else "surrogatepass"
+    return "".join(f"\\x{byte:02x}" for byte in found[0].encode("utf-8", errors))
 
 
 def _escaped(found: re.Match[str]) -> str:

@@ -18,6 +18,7 @@ from airferry.config.submit import submit_command
 from airferry.host import process
 from airferry.host.installation import shipped
 from airferry.near.assemble import launcher
+from airferry.wording import shell_line
 from catalogues import airgap, write_airgap, write_step
 from nasty_names import NASTY
 from near_side import PROGRAM
@@ -42,6 +43,13 @@ def test_no_step_is_a_command_of_a_shell(tmp_path: Path, template: str | None) -
     assert not (tmp_path / "pwned").exists()
     if template != "":
         assert {*NASTY} <= {*(tmp_path / "said").read_bytes().decode().split("\0")}, "each came as one argument"
+
+
+def test_bash_reads_each_word_of_a_line_to_paste_as_it_was() -> None:
+    words = [*NASTY, "a\tb", "x\udcffy", "it's\\\n'"]
+    line = f"printf '%s\\0' {shell_line(words)}"
+    done = subprocess.run(["/bin/bash"], input=os.fsencode(line), capture_output=True, check=True)
+    assert done.stdout.split(b"\0")[:-1] == [os.fsencode(word) for word in words]
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from airferry.errors import ConfigurationError, HostError
 from airferry.host import files, locks, process
 from airferry.host.canonical import canonical_json, inputs_digest
-from airferry.host.journal import Journal
+from airferry.host.journal import WHOLE, Journal
 from airferry.host.records import Records
 from airferry.host.yaml import MAX_DOCUMENT_BYTES
 from airferry.oci import streams
@@ -452,8 +452,23 @@ def test_an_entry_that_was_cut_off_does_not_count_and_those_before_it_do(tmp_pat
             path.write_bytes(data[:cut] + tail)
             found = Journal(path)
             assert found.results("") == {"a": {"n": 1}}, (cut, tail)
+        # what was appended reached the disk in part, and the mark behind it whole
+        path.write_bytes(data[:cut] + b"\0" * (len(data) - len(WHOLE) - cut) + WHOLE)
+        assert set(Journal(path).results("")) in ({"a"}, {"a", "b"}), cut
     found.record("c", {}, {})
     assert list(Journal(path).results("")) == ["a", "c"]
+
+
+def test_a_part_of_a_journal_is_not_taken_for_one_from_before_there_were_marks(tmp_path: Path) -> None:
+    path = tmp_path / "journal.yaml"
+    Journal(path).record("a", {}, {"size": 1234567, "list": [1, 2]})
+    data = path.read_bytes()
+    for cut in range(len(WHOLE), len(data)):
+        path.write_bytes(data[:cut])
+        found = Journal(path)
+        assert (found.path, found.results("")) == (path, {}), cut
+    found.record("b", {}, {})
+    assert list(Journal(path).results("")) == ["b"]
 
 
 @pytest.mark.parametrize("content", ["written_by: nemotron\nactions: {build: {}}\n", "[1, 2]\n", "a: [", "text"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -27,7 +26,7 @@ from airferry.errors import HostError, IntegrityError, UsageError, advising
 from airferry.host import files
 from airferry.host.yaml import MAX_DOCUMENT_BYTES, from_yaml, to_yaml
 from airferry.oci.digest import Digest
-from airferry.wording import some_of
+from airferry.wording import shell_line, some_of
 
 if TYPE_CHECKING:
     from airferry.registry.client import ClientOptions
@@ -240,7 +239,7 @@ def locate_receipt(path: Path, *, registry: str | None = None, root: str | None 
     if not found:
         raise HostError(f"there is no receipt in `{path}`", hint=NO_RECEIPT_HINT, path=str(path))
     if len(found) > 1:
-        command = shlex.join(["airferry", "history", str(path)])
+        command = shell_line(["airferry", "history", path])
         raise UsageError(
             f"there are several receipts in `{path}`, from different loads:\n" + "\n".join(_told_apart(found)),
             hint=f"name the file of the load that is meant; `{command}` lists them",

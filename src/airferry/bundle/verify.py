@@ -7,7 +7,6 @@ channel.
 from __future__ import annotations
 
 import os
-import shlex
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +37,7 @@ from airferry.oci.validate import (
     report_strays,
     report_unnamed,
 )
-from airferry.wording import counted, printable, some_of
+from airferry.wording import counted, printable, shell_word, some_of
 
 SHOWN_FINDINGS = 5
 COPY_BESIDE = "use none of these files: copy them again, or remove them"
@@ -115,7 +114,7 @@ class Bundle:
                 Warned(
                     f"the root does not cover all that lies in `{given}`:\n  | "
                     + some_of(found, SHOWN_FINDINGS, separator="\n  | "),
-                    hint=f"{COPY_BESIDE}; `airferry verify {shlex.quote(str(given))}` lists all",
+                    hint=f"{COPY_BESIDE}; `airferry verify {shell_word(given)}` lists all",
                 )
             )
 
@@ -226,7 +225,7 @@ def find_layout(path: Path) -> Path:
         hint = "give the output folder of `airferry build`, or the bundle in it"
         if files.is_file(path):
             # tar finds out by itself how it is packed
-            hint = f"unpack a packed one into a folder, and give that: `tar -xf {shlex.quote(str(path))} -C FOLDER`"
+            hint = f"unpack a packed one into a folder, and give that: `tar -xf {shell_word(path)} -C FOLDER`"
         raise UsageError(f"`{path}` contains no bundle: there is no `{LAYOUT_FILE}` in it or in `{inner}`", hint=hint)
     if not os.path.lexists(inner):
         return path

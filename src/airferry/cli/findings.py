@@ -51,7 +51,8 @@ def show_fixes(report: api.CheckReport, *, notes: bool) -> None:
 def _is_override(fix: str) -> bool:
     """Tell whether a fix is one word of a command line, `KEY=VALUE`, and not a sentence."""
     try:
-        words = shlex.split(fix)
+        # `$'…'` is one word as `'…'` is
+        words = shlex.split(fix.removeprefix("$"))
     except ValueError:
         return False
     return len(words) == 1 and _OVERRIDE.fullmatch(words[0]) is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +9,7 @@ import typer
 
 from airferry.cli import completion
 from airferry.defaults import PLAN_CONFIG
+from airferry.wording import shell_line
 
 DEFAULT_PLAN_FILE = Path(PLAN_CONFIG)
 MAX_PARALLEL = 64
@@ -18,7 +18,7 @@ MAX_READERS = 256
 
 def command_line(*words: object) -> str:
     """Return a command line for a shell."""
-    return shlex.join(str(word) for word in words)
+    return shell_line(words)
 
 
 def as_typed(context: typer.Context, *names: str) -> list[str]:

@@ -41,7 +41,7 @@ from airferry.registry.trials.explained import ProbedFact, explain_profile
 from airferry.registry.trials.kinds import ArtifactKind
 from airferry.registry.trials.leavings import Leavings
 from airferry.registry.uploads import try_upload
-from airferry.wording import size_text, some_of
+from airferry.wording import shell_word, size_text, some_of
 
 MAX_TRIED_BYTES = 1024 * 1024 * 1024
 SHOWN_TYPES = 3
@@ -147,8 +147,8 @@ def login(registry: str, username: str, password: str, *, options: ClientOptions
             raise Unauthorized(
                 f"`{host}` rejects user `{username}` with this password",
                 status=401,
-                hint=f"check both, then run `airferry login {host} -u {username}` again; some registries want "
-                "a token or a robot account instead of a personal password",
+                hint=f"check both, then run `airferry login {host} -u {shell_word(username)}` again; some "
+                "registries want a token or a robot account instead of a personal password",
             )
     return store_credential(host, username, password=password)
 

@@ -7,13 +7,13 @@ under the prefix, or only its last part with `flatten`; the tag stays. `nvcr.io/
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, cast, get_args
 
 from airferry.errors import AirferryError, UsageError
 from airferry.oci.reference import DEFAULT_REGISTRY, Reference, parse_reference
+from airferry.wording import shell_word
 
 ArtifactChoice = Literal["require", "try", "skip"]
 ARTIFACT_CHOICES: tuple[str, ...] = get_args(ArtifactChoice)
@@ -117,7 +117,7 @@ def relocate(names: Iterable[str], destination: Destination, *, whole: Collectio
         if other != name:
             raise UsageError(
                 f"`{other}` and `{name}` would both become `{target}`",
-                hint=f"give one another name: `--map {shlex.quote(f'{name}=OTHER/NAME')}`",
+                hint=f"give one another name: `--map {shell_word(f'{name}=OTHER/NAME')}`",
             )
         placed[name] = target
     unused = sorted(destination.maps.keys() - used)

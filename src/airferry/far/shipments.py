@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -18,6 +17,7 @@ from airferry.oci.digest import digest_hex
 from airferry.oci.documents import Descriptor
 from airferry.oci.entries import signature_tag, signed_digest
 from airferry.oci.reference import Reference
+from airferry.wording import shell_word
 
 ARTIFACT_NAME = "artifact "
 # artifacts × the repositories of their subjects
@@ -39,7 +39,7 @@ def place_images(bundle: Bundle, destination: Destination) -> dict[str, Referenc
         if (other := taken.setdefault(str(place), name)) != name:
             raise UsageError(
                 f"`{other}` and `{name}` would both become `{place}`",
-                hint=f"give one another name: `--map {shlex.quote(f'{other}=OTHER/NAME')}`",
+                hint=f"give one another name: `--map {shell_word(f'{other}=OTHER/NAME')}`",
             )
         places[name] = place
     return places

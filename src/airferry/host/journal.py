@@ -5,7 +5,8 @@ another tool at the same path is recognised and left alone (the journal then goe
 
 The file is one YAML mapping. A new action is appended to it, so that the time to note one does not grow with those
 before; only what replaces or drops an entry writes all of it. Behind what was written whole stands a mark: what a lost
-power supply cut off is behind the last one, and does not count.
+power supply cut off is behind the last one, and does not count. The file begins with the same mark, so that one of
+which a copy holds only a part is not taken for one from before there were marks.
 """
 
 from __future__ import annotations
@@ -65,19 +66,16 @@ class Journal:
         if not path.is_file():
             return None
         data = files.read_bounded(path, limit_bytes=MAX_JOURNAL_BYTES)
-        # one from before has no marks, and was written whole
-        end = data.rfind(b"\n" + WHOLE) + 1
-        if end:
-            self._length = len(data) if end + len(WHOLE) == len(data) else None
-            data = data[:end]
-        try:
-            # a journal from before may hold an alias where a result held the same list twice
-            document = load_yaml(
-                data, f"`{path}`", limit_bytes=MAX_JOURNAL_BYTES, limit_values=MAX_JOURNAL_VALUES, aliases=True
-            )
-        except IntegrityError:
-            return {}
-        return document if isinstance(document, dict) else {}
+        ends = _ends(data)
+        if not ends and not data.startswith(WHOLE):
+            # one from before has no marks, and was written whole
+            return _parsed(data, path) or {}
+        # file systems may keep the mark and lose what was appended before it: what is before that is right
+        for end in ends:
+            if (found := _parsed(data[:end], path)) is not None:
+                self._length = len(data) if end + len(WHOLE) == len(data) else None
+                return found
+        return {"written_by": JOURNAL_MARK} if data.startswith(WHOLE) else {}
 
     def result(self, action: str, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
         """Return what the action left when it was done with the same inputs, or None."""
@@ -104,7 +102,7 @@ class Journal:
                 return
             document = {"schema_version": JOURNAL_SCHEMA_VERSION, "written_by": JOURNAL_MARK}
             text = render_yaml(document, width=80, unicode=True) + "actions:\n"
-            data = (text + _entry_text(dict(sorted(self._actions.items())))).encode() + WHOLE
+            data = WHOLE + (text + _entry_text(dict(sorted(self._actions.items())))).encode() + WHOLE
             self._length = None
             files.write_bytes(self.path, data)
             self._length = len(data)
@@ -135,6 +133,28 @@ class Journal:
             raise files.translate_os_error(error, doing="write", path=self.path) from error
         self._length += len(data)
         return True
+
+
+def _ends(data: bytes) -> list[int]:
+    """Return where what the last two marks vouch for ends, the longer part first."""
+    ends: list[int] = []
+    end = len(data)
+    while len(ends) < 2 and (found := data.rfind(b"\n" + WHOLE, 0, end)) >= 0:
+        ends.append(found + 1)
+        end = found + 1
+    return ends
+
+
+def _parsed(data: bytes, path: Path) -> dict[str, Any] | None:
+    """Return the mapping that a journal is, None where it is damaged."""
+    try:
+        # a journal from before may hold an alias where a result held the same list twice
+        document = load_yaml(
+            data, f"`{path}`", limit_bytes=MAX_JOURNAL_BYTES, limit_values=MAX_JOURNAL_VALUES, aliases=True
+        )
+    except IntegrityError:
+        return None
+    return document if isinstance(document, dict) else None
 
 
 def _entry_text(entries: Mapping[str, Any]) -> str:

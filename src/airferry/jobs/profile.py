@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from airferry.errors import ConfigurationError, UsageError
 from airferry.events import Emit, Warned, silent
 from airferry.host import files
 from airferry.host.yaml import render_yaml
+from airferry.wording import shell_word
 
 _INIT = "airferry site init --executor KIND"
 HEADER = "# The far side, described for `airferry overlays`, `mirrors` and `check`.\n"
@@ -98,7 +98,7 @@ def _load(path: Path) -> SiteProfile:
     if not path.exists():
         raise ConfigurationError(
             f"there is no site profile `{path}`",
-            hint=f"write it with `{_INIT} --out {shlex.quote(str(path))}`, or name another with `--site`",
+            hint=f"write it with `{_INIT} --out {shell_word(path)}`, or name another with `--site`",
             path=str(path),
         )
     return load_site(path)

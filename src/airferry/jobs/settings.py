@@ -9,11 +9,11 @@ import copy
 import json
 import posixpath
 import re
-import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from airferry.plan.step_values import StepValue
+from airferry.wording import shell_word
 
 if TYPE_CHECKING:
     from airferry.jobs.context import StepContext
@@ -27,7 +27,7 @@ _SECRET_NAME = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|(API
 
 def override(key: str, text: str) -> str:
     """Return an override, quoted for a shell where that is needed."""
-    return shlex.quote(f"{key}={text}")
+    return shell_word(f"{key}={text}")
 
 
 def setting(tree: Mapping[str, Any], value: StepValue, text: str) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import shlex
 import stat
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -47,6 +46,7 @@ from airferry.oci.platform import Platform
 from airferry.oci.ports import MissingContent, Sink, Source, Stored, blocks
 from airferry.oci.streams import verifying
 from airferry.oci.tar import DIRECTORY, END_OF_ARCHIVE, TarEntry, TarReader, entry_blocks
+from airferry.wording import shell_word
 
 DOCKER_FILE = "manifest.json"
 MAX_ARCHIVE_ENTRIES = 50_000
@@ -370,7 +370,7 @@ class ArchiveSource(Source):
                 if head.startswith(magic):
                     raise IntegrityError(
                         f"`{self.path}` is compressed, so it cannot be read in place",
-                        hint=f"run `{program} {shlex.quote(str(self.path))}`, and give the file that it makes",
+                        hint=f"run `{program} {shell_word(self.path)}`, and give the file that it makes",
                     )
             stream.seek(0)
             reader = TarReader(stream, what=f"`{self.path}`", seeks=True)

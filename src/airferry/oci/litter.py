@@ -6,10 +6,9 @@ Named by what left it, and never read: it is neither a part of what travels nor 
 from __future__ import annotations
 
 import os
-import shlex
 from pathlib import PurePosixPath
 
-from airferry.wording import obeyed
+from airferry.wording import obeyed, shell_word
 
 # names as they are written, but for case
 _FILES = {
@@ -70,5 +69,5 @@ def entry_litter_source(entry: os.DirEntry[str], *, in_layout: bool = False) -> 
 
 def litter_text(place: str, path: str, source: str, *, is_folder: bool) -> str:
     """Return a line that names litter at a place in what it is not part of, and how to remove it."""
-    command = f"rm {'-r ' if is_folder else ''}-- {shlex.quote(path)}"
+    command = f"rm {'-r ' if is_folder else ''}-- {shell_word(path)}"
     return f"`{place}` was left there by {source} and is part of nothing; remove it: `{command}`"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from airferry.host.process import find_program
+from airferry.wording import shell_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,4 +91,4 @@ def next_commands(place: Path, more: Mapping[str, str] | None = None) -> dict[st
 def change_folder(place: Path) -> str:
     """Return the command that changes to a folder."""
     here = Path.cwd()
-    return shlex.join(["cd", str(place.relative_to(here)) if place.is_relative_to(here) else str(place)])
+    return shell_line(["cd", place.relative_to(here) if place.is_relative_to(here) else place])

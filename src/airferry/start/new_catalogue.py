@@ -5,7 +5,6 @@ from __future__ import annotations
 import keyword
 import os
 import re
-import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from airferry.host.process import find_program
 from airferry.near.git.origin import WorkingCopy
 from airferry.start.choices import ProjectChoices, ProjectOutcome, next_commands, userland_notes
 from airferry.start.plan_text import DEBIAN_NAME, FIRST_REQUIREMENTS, FirstImage, FirstPlan
-from airferry.wording import some_of
+from airferry.wording import shell_line, some_of
 
 IGNORED = ".gitignore"
 IGNORED_TEXT = "# what airferry builds, and what the steps write when they are tried here\n/out/\n/output/\n"
@@ -145,6 +144,6 @@ def _git_command(made: Mapping[str, str], copy: WorkingCopy | None) -> dict[str,
     """Return the command that has Git track the new files, where there is Git, with what it is for."""
     if find_program("git") is None:
         return {}
-    add = shlex.join(["git", "add", *sorted({name.partition("/")[0] for name in made})])
+    add = shell_line(["git", "add", *sorted({name.partition("/")[0] for name in made})])
     command = f"git init --quiet && {add}" if copy is None else add
     return {command: "have Git track the files: only what it tracks reaches the far side"}

@@ -15,7 +15,6 @@ import math
 import os
 import re
 import secrets
-import shlex
 import threading
 import time
 from collections import Counter, OrderedDict
@@ -36,6 +35,7 @@ from airferry.far.serve.answers import error_answer
 from airferry.far.serve.protocol import REFUSED
 from airferry.host import files
 from airferry.host.threads import usable_cores
+from airferry.wording import shell_word
 
 MAX_PASSWORD_FILE_BYTES = 1024 * 1024
 # the rest is not looked at: bcrypt's own limit
@@ -98,17 +98,17 @@ class Passwords:
             if not user or found is None:
                 raise ConfigurationError(
                     f"{path}:{number}: expected a user and a bcrypt hash, `USER:$2y$…`",
-                    hint=f"make it with `htpasswd -B {shlex.quote(str(path))} USER`",
+                    hint=f"make it with `htpasswd -B {shell_word(path)} USER`",
                 )
             if not 4 <= int(found["cost"]) <= MAX_COST:
                 raise ConfigurationError(
                     f"{path}:{number}: the hash has cost {found['cost']}, expected 4 to {MAX_COST}",
-                    hint=f"make it with `htpasswd -B -C 10 {shlex.quote(str(path))} USER`",
+                    hint=f"make it with `htpasswd -B -C 10 {shell_word(path)} USER`",
                 )
             hashes[user] = value.encode()
         if not hashes:
             raise ConfigurationError(
-                f"{path}:1: contains no user", hint=f"make one with `htpasswd -Bc {shlex.quote(str(path))} USER`"
+                f"{path}:1: contains no user", hint=f"make one with `htpasswd -Bc {shell_word(path)} USER`"
             )
         return cls(hashes)
 

@@ -5,7 +5,6 @@ Looks at storage as far as this host sees it, at each asset once for all steps. 
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from airferry.errors import AirferryError
 from airferry.events import Emit, silent
 from airferry.jobs.context import StepContext
 from airferry.jobs.findings import Finding
-from airferry.wording import some_of
+from airferry.wording import shell_line, some_of
 
 
 @dataclass
@@ -81,4 +80,4 @@ def _asset(context: StepContext, entry: AssetEntry, target: str, assets: StagedA
 
 
 def _verify(place: str, *options: str) -> str:
-    return shlex.join(["airferry", "assets", "verify", "BUNDLE", place, *options])
+    return shell_line(["airferry", "assets", "verify", "BUNDLE", place, *options])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterator
 
 from airferry.config.fields import parse_overlay
@@ -20,6 +19,7 @@ from airferry.jobs.settings import input_path, output_path, override, variable
 from airferry.oci.reference import is_loopback
 from airferry.plan.step_config import split_mounts
 from airferry.plan.step_values import StepValue
+from airferry.wording import shell_line
 
 # of a list of datasets and weights: Nemotron's have a few KiB
 MAX_BLEND_BYTES = 16 * 1024 * 1024
@@ -156,7 +156,7 @@ def _baked_fix(context: StepContext, raw: str) -> tuple[str, Remedy]:
         ), "build"
     step, _, config = context.name.partition(":")
     path = str(context.overlays or OVERLAYS_FOLDER) + f"/{context.executor.kind}/{step}/{config or 'CONFIG'}.yaml"
-    how = shlex.join(config_words(context.submit, config=path))
+    how = shell_line(config_words(context.submit, config=path))
     return f"{how}, {OVERLAYS_WRITE_IT}; an override of `run.env.mounts` drops the profile's storage", ("change")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from airferry.oci.platform import parse_platform
 from airferry.plan.code.commands import BOOTSTRAP, StartInstall
 from airferry.plan.code.installs import COMMANDS, KEYS, PIP_EXTRAS, RUN, bake_lines, table_installs
 from airferry.plan.inventory import is_held, parse_inventory
+from airferry.wording import shell_word
 
 DOWNLOADS = "downloads when the job starts"
 _EXTRAS = "is installed by pip when the job starts; without an index this takes minutes and fails silently"
@@ -43,7 +43,7 @@ def startup_findings(context: StepContext) -> Iterator[Finding]:
         of_job = held if value.key[:2] == ("run", "env") else None
         for item in table_installs(key, [value.text]):
             if found := _judge(context, key, item, of_job):
-                fix = _fix(found, f"{shlex.quote(parent)}=[]" if key != RUN else _run_fix(parent, item))
+                fix = _fix(found, f"{shell_word(parent)}=[]" if key != RUN else _run_fix(parent, item))
                 yield context.finding(value, "startup", found.level, found.text, fix=fix)
     yield from _of_profile(context, held)
 
@@ -147,4 +147,4 @@ def _run_fix(key: str, item: StartInstall) -> str:
     """Return how to start a step without what makes its environment."""
     bootstrap, dashes, command = item.command.replace("'{config}'", "{config}").partition(" -- ")
     step: Sequence[str] = command.split() if BOOTSTRAP in bootstrap and dashes else ()
-    return f"{shlex.quote(key)}={shlex.quote(' '.join(step) if step else 'python -m MODULE --config {config}')}"
+    return f"{shell_word(key)}={shell_word(' '.join(step) if step else 'python -m MODULE --config {config}')}"

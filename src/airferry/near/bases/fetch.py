@@ -8,7 +8,6 @@ digest stays the one that is recorded.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -53,6 +52,7 @@ from airferry.oci.platform import Platform
 from airferry.oci.ports import Source, Stored
 from airferry.oci.reference import Reference
 from airferry.plan.lockfile import LockedBase, LockedBasePlatform
+from airferry.wording import shell_line
 
 _OCI_TYPES = {
     DOCKER_MANIFEST: IMAGE_MANIFEST,
@@ -175,7 +175,7 @@ class BaseCache:
                 raise BuildError(
                     f"base `{base.key}` for `{platform}` is now `{child.digest}`, but the "
                     f"lock file pins `{pin.manifest}`",
-                    hint=f"run `{shlex.join(['airferry', 'lock', '--update', base.key])}` to accept the new one",
+                    hint=f"run `{shell_line(['airferry', 'lock', '--update', base.key])}` to accept the new one",
                 )
         index = top.digest if top.media_type in INDEX_TYPES else None
         return FoundBase(base, locked, images, missing, kind, source, index, children)

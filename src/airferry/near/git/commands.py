@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from airferry.host import process
 from airferry.host.parsing import url_host, url_path
 from airferry.near.git.addresses import GitAddress, read_address, redact
 from airferry.near.tls_said import tls_trouble
+from airferry.wording import shell_word
 
 FETCH_TIMEOUT_S = 3600.0
 _LEAVING = ("fetch", "ls-remote")
@@ -148,7 +148,7 @@ def _git_error(done: process.Completed, address: GitAddress | None, *, url: str,
         reason = f"it lacks the object `{missing.group(1)}`"
         hint = "a clone made with `--filter` is incomplete: make the mirror with `git clone --mirror`"
     elif "dubious ownership" in everything and address is not None:
-        folder = shlex.quote(url_path(address.used) if "://" in address.used else address.used)
+        folder = shell_word(url_path(address.used) if "://" in address.used else address.used)
         hint = f"it belongs to another user; if you trust it: `git config --global --add safe.directory {folder}`"
     elif address is not None and not address.is_local and (trouble := _tls_trouble(everything, address)):
         reason, hint = f"{trouble[0]} ({reason})", trouble[1]

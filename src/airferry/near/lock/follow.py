@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from airferry.near.planning import Selection, read_plan, warn_of_plan
 from airferry.near.session import BuildOptions, Session, open_session
 from airferry.plan.lockfile import LOCK_FILE, Lockfile, differences, read_lockfile, write_lockfile
 from airferry.plan.models import LAUNCHER, Plan, PlanWarning
-from airferry.wording import near_names
+from airferry.wording import near_names, shell_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +57,7 @@ def lock(
         AirferryError: of the family of what could not be resolved.
     """
     if names and not update:
-        raise UsageError("NAME arguments require `--update`", hint=shlex.join(["airferry", "lock", "--update", *names]))
+        raise UsageError("NAME arguments require `--update`", hint=shell_line(["airferry", "lock", "--update", *names]))
     made = read_plan(selection)
     warn_of_plan(made, emit)
     path = made.output_dir / LOCK_FILE
