@@ -11,6 +11,7 @@ import os
 import threading
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import IO, Any, Literal
 
@@ -279,7 +280,10 @@ def _compress(source: Iterable[bytes], compression: Compression) -> Iterator[byt
 def _stepping_back(packed: Iterator[bytes]) -> Iterator[bytes]:
     # of this thread and those that zstd starts from it: Linux keeps niceness for each thread (nice(2)). A layer is
     # inflated by one thread, and with a fair share of busy cores the largest layer would take half as long again
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), PACKING_NICENESS)
+    thread = threading.get_native_id()
+    # from what it has: under `nice airferry`, an ordinary user may not go back to less
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + PACKING_NICENESS)
     yield from packed
 
 
