@@ -309,6 +309,12 @@ def test_bytes_damaged_on_their_way_are_sent_again(
     registry.faults.append(times(1, is_upload, damage))
     upload(client, store)
     assert registry.blobs == {LAYER.digest: BLOB}
+    # what was sent was right each time, and no session was lost
+    registry.blobs.clear()
+    registry.faults.append(times(100, is_upload, damage))
+    with pytest.raises(RegistryError) as caught:
+        upload(client, store)
+    assert "damaged on their way" in str(caught.value.hint)
 
 
 def test_a_damaged_source_is_never_sent_as_the_blob(

@@ -67,7 +67,7 @@ _LOST_HINT = (
 SESSION_HINT = (
     "the registry lost the upload: check whether it restarted, or runs as several without common storage; rerun"
 )
-_DAMAGE_HINT = "the bytes were damaged on their way: check the network and proxies, then rerun"
+DAMAGE_HINT = "the bytes were damaged on their way: check the network and proxies, then rerun"
 _SHAPE_HINT = (
     "the registry does not take this repository name, by its depth, length or letters: shorten it with `--flatten`, or "
     "change it with `--map FROM=TO`"
@@ -282,7 +282,7 @@ def _refused_write(url: str, *, status: int, code: str, text: str) -> str | None
     if code in ("BLOB_UPLOAD_UNKNOWN", "BLOB_UPLOAD_INVALID"):
         return SESSION_HINT
     if code in ("DIGEST_INVALID", "SIZE_INVALID"):
-        return _DAMAGE_HINT
+        return DAMAGE_HINT
     if code == "NAME_INVALID":
         return _SHAPE_HINT
     if status == 415:

@@ -28,6 +28,7 @@ from airferry.registry.bodies import PartBody, WholeBody, acknowledged_bytes
 from airferry.registry.client import RegistryClient
 from airferry.registry.connections import Answer, Request
 from airferry.registry.failures import (
+    DAMAGE_HINT,
     NO_REGISTRY_HINT,
     SESSION_HINT,
     STRANGE_HINT,
@@ -444,7 +445,7 @@ class _Transfer:
                 self._unchecked = None
                 raise LostSession(
                     f"cannot {self._what}: the registry answers {response.status_code} `{code}`",
-                    hint=SESSION_HINT,
+                    hint=DAMAGE_HINT if code == "DIGEST_INVALID" else SESSION_HINT,
                     status=response.status_code,
                     code=code or None,
                 )
