@@ -93,6 +93,22 @@ def test_enroot_gets_other_names_and_no_secret() -> None:
     assert "ENROOT_ALLOW_HTTP yes" in files["enroot/enroot.conf.d/50-airferry.conf"]
 
 
+@pytest.mark.parametrize(
+    ("registry", "host"),
+    [
+        ("hub.site", "hub.site"),
+        ("[fd00::1]", "[fd00::1]"),
+        ("[fd00::1]:5000", "[fd00::1]"),
+        ("10.0.0.1:80", "10.0.0.1"),
+    ],
+)
+def test_the_host_of_credentials_is_the_registry_without_its_port(registry: str, host: str) -> None:
+    line = f"machine {host} login $REGISTRY_USER password $REGISTRY_PASSWORD"
+    assert make_mirrors(receipt(registry=registry)).files["enroot/credentials"].splitlines()[-1] == line
+    steps = access_steps(Placed(registry, {}, False, None, None), "slurm-pyxis")
+    assert any(line in shlex.split(step.command) for step in steps)
+
+
 def test_a_load_that_moved_paths_is_told_about_and_repositories_are_still_mapped() -> None:
     made = make_mirrors(receipt(flatten=True))
     assert not any(name.startswith("containerd/") for name in made.files)
@@ -216,6 +232,8 @@ def test_no_password_is_an_argument_of_a_program() -> None:
         if "$REGISTRY_PASSWORD" in step.command:
             # the shell's own printf: it starts nothing
             assert "printf %s " in step.command and "--docker-password" not in step.command
+            # nobody else may read the file when the password comes into it
+            assert "tee" not in step.command or step.command.startswith("sudo chmod 600 ")
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from airferry.jobs.placing import (
 )
 from airferry.jobs.profile import FoundSite, warn_of_another_site
 from airferry.jobs.submission import image_for
-from airferry.oci.reference import DEFAULT_REGISTRY, Reference, is_loopback, parse_reference
+from airferry.oci.reference import DEFAULT_REGISTRY, Reference, is_loopback, parse_reference, without_port
 from airferry.registry.client import CA_WITHOUT_TLS
 from airferry.registry.tls import certificate_text, fingerprints
 from airferry.wording import comment_line, obeyed
@@ -251,7 +251,7 @@ def _mirror_set(kind: str, key: str, images: Iterable[MirroredImage]) -> str:
 
 def _enroot_credentials(registry: str) -> str:
     # of the grammar of references, so one word: netrc has no quotes that all its readers know
-    host = registry.rpartition(":")[0] or registry
+    host = without_port(registry)
     lines = [
         f"# {MIRRORS_MARK} Append to $ENROOT_CONFIG_PATH/.credentials; netrc lines are matched without the port.",
         "# The variables are expanded when enroot reads the file, so no secret stands in it.",

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from airferry.host.toml import toml_pair, toml_table
+from airferry.oci.reference import without_port
 from airferry.wording import comment_line
 
 # on nodes whose profile does not say where the CA is
@@ -85,7 +86,9 @@ _CONFIG_PATH = NodeStep(
 _ENROOT_LOGIN = "enroot: as each user who submits, who sets REGISTRY_USER and REGISTRY_PASSWORD for the job"
 _ASK = NodeStep(
     "where the registry asks for a password; answer before you paste what follows",
-    'read -rp "User: " REGISTRY_USER; read -rsp "Password: " REGISTRY_PASSWORD; export REGISTRY_USER REGISTRY_PASSWORD',
+    # without `IFS=` a blank at the end of a password is lost
+    'read -rp "User: " REGISTRY_USER; IFS= read -rsp "Password: " REGISTRY_PASSWORD; '
+    "export REGISTRY_USER REGISTRY_PASSWORD",
 )
 
 
@@ -118,7 +121,7 @@ def _containerd_itself(placed: Placed) -> list[NodeStep]:
 def _enroot_itself(placed: Placed) -> list[NodeStep]:
     enroot = ("enroot",)
     # netrc lines are matched without the port
-    host = placed.registry.rpartition(":")[0] or placed.registry
+    host = without_port(placed.registry)
     line = shlex.quote(f"machine {host} login $REGISTRY_USER password $REGISTRY_PASSWORD")
     option = "ENROOT_ALLOW_HTTP yes" if placed.insecure else f"SSL_CERT_FILE {placed.ca_file}" if placed.ca_file else ""
     steps = []
@@ -141,7 +144,7 @@ def _of_containerd(placed: Placed) -> list[NodeStep]:
         path = shlex.quote(f"{CERTS_D}/{host}/hosts.toml")
         header = r"""'  [host."%s".header]\n    authorization = "Basic %s"\n'"""
         command = (
-            f"printf {header} {shlex.quote(url)} {_ENCODED} | sudo tee -a {path} >/dev/null; sudo chmod 600 {path}"
+            f"sudo chmod 600 {path} && printf {header} {shlex.quote(url)} {_ENCODED} | sudo tee -a {path} >/dev/null"
         )
         steps.append(
             NodeStep(f"containerd: the password, for images of {host}; once, after the copy", command, runtime)

@@ -120,7 +120,12 @@ def _is_host(text: str) -> bool:
         return False
 
 
+def without_port(registry: str) -> str:
+    """Return the host of a registry. The last part of an IPv6 address, which is in brackets, is not a port."""
+    return re.sub(r":[0-9]+$", "", registry)
+
+
 def is_loopback(registry: str) -> bool:
     """Tell whether a registry host (with or without port) is on this machine's loopback interface."""
-    host = registry.rpartition(":")[0] if re.search(r":[0-9]+$", registry) else registry
+    host = without_port(registry)
     return host in ("localhost", "[::1]", "::1") or re.fullmatch(r"127(\.[0-9]{1,3}){3}", host) is not None
