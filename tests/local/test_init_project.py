@@ -388,7 +388,7 @@ def _nothing(here: Path) -> None:
         (_steps, "--steps elsewhere", 3, "has no steps folder `elsewhere`"),
         (_steps, "--steps ..", 2, "expected a folder below the root of the catalogue"),
         (_steps, "--name acme", 2, "`--name acme` is for a new catalogue"),
-        (_steps, "--base 'a b'", 2, "`--base a b`: "),
+        (_steps, "--base 'a b'", 2, "`--base`: `a b`: "),
         (_steps, "--source elsewhere", 2, "`--source elsewhere`: there is no such folder"),
         (_nothing, "acme --target train/tree", 2, "`--target train/tree`: "),
         (_nothing, "acme --source .", 3, "has no steps: no folder below it has a `step.toml`"),

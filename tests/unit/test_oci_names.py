@@ -7,8 +7,12 @@ import hashlib
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
+from airferry.config import SiteProfile
 from airferry.errors import ConfigurationError, IntegrityError, UsageError
+from airferry.far.copy import parse_place
+from airferry.far.relocate import parse_destination
 from airferry.oci.digest import digest_hex, digest_of, is_digest, parse_digest
 from airferry.oci.platform import Platform, parse_platform
 from airferry.oci.reference import is_loopback, parse_reference
@@ -142,3 +146,25 @@ def test_variants_match_as_runtimes_match_them() -> None:
 )
 def test_loopback_hosts(registry: str, loopback: bool) -> None:
     assert is_loopback(registry) is loopback
+
+
+@pytest.mark.parametrize("host", ["hub.site", "hub.site:5000", "localhost", "hub:5000", "[fd00::1]:5000"])
+@pytest.mark.parametrize("login", ["me", "me:s3cret", "me:s3:cret", "$oauthtoken:s3cret"])
+@pytest.mark.parametrize("scheme", ["", "docker://", "https://"])
+def test_a_login_in_a_reference_is_refused_and_not_repeated(scheme: str, login: str, host: str) -> None:
+    text = f"{scheme}{login}@{host}/team/App:1"
+    for parse in (parse_reference, parse_destination, parse_place):
+        with pytest.raises(UsageError) as caught:
+            parse(text)
+        said = f"{caught.value.message} {caught.value.hint}"
+        assert f"{scheme}***@{host}/team/App:1" in said and "airferry login" in said
+        assert login not in said
+    with pytest.raises(ValidationError) as refused:
+        SiteProfile(registry=text)
+    assert "***@" in str(refused.value) and login not in str(refused.value)
+
+
+@pytest.mark.parametrize("text", ["python:3.12@sha256:12", "hub.site/x:1@sha256", "x@latest", f"x:1@{DIGEST}y"])
+def test_what_is_no_digest_is_still_told_as_one(text: str) -> None:
+    with pytest.raises(UsageError, match="is not a digest"):
+        parse_reference(text)

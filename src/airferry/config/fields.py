@@ -45,7 +45,8 @@ _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]*(:[a-z0-9-]+)?")
 class StrictModel(BaseModel):
     """A frozen model that forbids unknown keys and ignores those that begin with `x-`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # `--debug` shows pydantic's own words, and a password may have been typed where none is taken
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     @model_validator(mode="before")
     @classmethod

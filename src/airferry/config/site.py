@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from airferry.config.fields import ContainerPath, PlatformField, StrictModel, Text, VariableName
+from airferry.errors import UsageError
+from airferry.oci.reference import expect_no_login
 from airferry.wording import near_names
 
 ExecutorKind = Literal["slurm-pyxis", "kubernetes", "lepton", "dgxcloud", "docker", "podman"]
@@ -39,6 +41,14 @@ def _matching(pattern: re.Pattern[str], expected: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _without_login(value: str) -> str:
+    try:
+        expect_no_login(value)
+    except UsageError as error:
+        raise ValueError(error.message) from error
+    return value
+
+
 def _number_as_text(value: Any) -> Any:
     """Take `4.1` as it stands in YAML without quotes, a number, for the text that it was meant to be."""
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
@@ -59,7 +69,7 @@ Capability = Annotated[
 ]
 Url = Annotated[Text, _matching(_URL, "a URL such as `https://host.internal/path`")]
 ProfileName = Annotated[str, _matching(_PROFILE, "a profile's name of letters, digits, `_` and `-`")]
-RegistryPrefix = Annotated[Text, _matching(_REGISTRY, "`HOST:PORT/PREFIX`")]
+RegistryPrefix = Annotated[Text, AfterValidator(_without_login), _matching(_REGISTRY, "`HOST:PORT/PREFIX`")]
 
 
 def parse_executor_version(text: str) -> tuple[int, ...]:

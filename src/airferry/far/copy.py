@@ -25,7 +25,7 @@ from airferry.oci.entries import names_of
 from airferry.oci.layout import LayoutStore
 from airferry.oci.platform import parse_platform
 from airferry.oci.ports import Sink, Source
-from airferry.oci.reference import Reference, parse_reference, split_place
+from airferry.oci.reference import Reference, expect_no_login, parse_reference, split_place
 from airferry.registry.client import ClientOptions, Clients, open_clients
 from airferry.registry.failures import STALE_CACHE_HINT
 from airferry.registry.profile import keep_learned, read_profile
@@ -95,6 +95,7 @@ def parse_place(text: str) -> Place:
     kind, _, rest = text.partition(":")
     path, name = split_place(rest)
     if kind not in ("oci", "oci-archive") or not path:
+        expect_no_login(text)
         raise UsageError(f"`{text}` is not a source or destination, expected {FORMS}", hint=_form_hint(text))
     return FilePlace(Path(path), name, kind == "oci-archive")
 

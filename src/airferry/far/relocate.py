@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, cast, get_args
 
 from airferry.errors import AirferryError, UsageError
-from airferry.oci.reference import DEFAULT_REGISTRY, Reference, parse_reference
+from airferry.oci.reference import DEFAULT_REGISTRY, Reference, expect_no_login, parse_reference
 from airferry.wording import shell_word
 
 ArtifactChoice = Literal["require", "try", "skip"]
@@ -71,6 +71,7 @@ def parse_destination(
         raise UsageError(
             f"`--audit {audit}`: expected head or read", hint="`head` is the default; `read` reads back every byte"
         )
+    expect_no_login(text)
     trimmed = text.removeprefix("docker://").strip().rstrip("/")
     host, _, prefix = trimmed.partition("/")
     if not ("." in host or ":" in host or host == "localhost" or host.startswith("[")):

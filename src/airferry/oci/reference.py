@@ -17,6 +17,8 @@ _HOST = re.compile(
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _REPOSITORY = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+# a digest that is cut off stays a digest
+_LOGIN = re.compile(r"(?P<before>(?:[a-z+-]+://)?)[^/@\s]+@(?P<host>(?!sha(?:256|384|512):)(?:localhost|[^/@]*[.:/]))")
 MAX_NAME_CHARACTERS = 255
 MAX_PORT = 65535
 
@@ -62,6 +64,7 @@ def parse_reference(text: str, *, default_registry: str = DEFAULT_REGISTRY) -> R
     Raises:
         UsageError: it is not a reference.
     """
+    expect_no_login(text)
     rest = text.removeprefix("docker://").strip()
     rest, at, digest = rest.partition("@")
     if at and not is_digest(digest):
@@ -97,6 +100,21 @@ def parse_reference(text: str, *, default_registry: str = DEFAULT_REGISTRY) -> R
     if not colon and not at:
         tag = "latest"
     return Reference(registry, repository, tag or None, digest if at else None)
+
+
+def expect_no_login(text: str) -> None:
+    """Check that a text that was typed for a place in a registry names no user there.
+
+    Raises:
+        UsageError: it does; the message leaves out what stands before the host.
+    """
+    if (found := _LOGIN.match(text)) is not None:
+        shown = f"{found['before']}***@{text[found.start('host') :]}"
+        raise UsageError(
+            f"`{shown}`: a user or password before the host is not taken",
+            hint="log in with `airferry login HOST`, which asks for the password: other users can see command lines, "
+            "and shells keep them",
+        )
 
 
 def split_place(text: str) -> tuple[str, str]:

@@ -92,7 +92,7 @@ def _base_for(text: str | None, place: Path) -> str:
         return ""
     if trouble := base_trouble(text):
         raise UsageError(
-            f"`--base {text}`: {trouble}", hint="name an image as `HOST/REPO:TAG`, `oci:DIR` or `oci-archive:FILE`"
+            f"`--base`: {trouble}", hint="name an image as `HOST/REPO:TAG`, `oci:DIR` or `oci-archive:FILE`"
         )
     kind, _, rest = text.partition(":")
     if kind not in ("oci", "oci-archive"):
