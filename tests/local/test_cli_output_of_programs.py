@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,21 @@ def test_output_that_cannot_be_written_is_an_error_of_the_command(catalogue: Pat
         ended = subprocess.run([*PROGRAM, "schema"], cwd=catalogue, stdout=full, stderr=subprocess.PIPE, text=True)
     assert ended.returncode == 4
     assert "cannot write to standard output: No space left on device" in ended.stderr
+
+
+LOADING = """
+import signal, sys, types
+app = types.ModuleType("airferry.cli.app")
+app.main = lambda: signal.raise_signal(signal.SIGINT)
+sys.modules["airferry.cli.app"] = app
+from airferry.cli import main
+main()
+"""
+
+
+def test_who_interrupts_a_program_that_is_still_loaded_sees_no_traceback() -> None:
+    ended = subprocess.run([sys.executable, "-X", "utf8", "-c", LOADING], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, "", "")
 
 
 def test_json_is_all_that_stdout_gets(catalogue: Path, capsys: pytest.CaptureFixture[str]) -> None:

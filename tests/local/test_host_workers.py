@@ -371,6 +371,21 @@ def test_a_process_that_cannot_start_names_the_work(monkeypatch: pytest.MonkeyPa
     assert children() == before
 
 
+@pytest.mark.parametrize("fed", [False, True])
+def test_a_process_that_may_have_no_thread_says_so(fed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the limit of processes is reached between its start and that of its thread."""
+    cannot = "import threading; threading.Thread.start = lambda self: 1 // 0\n"
+    monkeypatch.setattr(processes, "_BOOT", cannot + processes._BOOT)
+    before = children()
+    with LocalProcesses(1, start_from_bytes=0) as workers:
+        for _time in range(2):
+            with pytest.raises(HostError) as caught, workers.begin(unit("process_of", fed=fed)) as running:
+                running.result()
+            assert "layer `sha256:11`: ZeroDivisionError: " in caught.value.message
+            assert "ulimit -u" in str(caught.value.hint)
+    assert children() == before
+
+
 def _no_thread(_thread: threading.Thread) -> None:
     raise RuntimeError("can't start new thread")
 

@@ -21,8 +21,10 @@ def pytest_runtest_setup() -> Generator[None]:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_teardown() -> Generator[None]:
+    # before fixtures are torn down: behind the last test of a run those of the whole run are, which may start processes
+    fault = REFUSAL.end()
     try:
         return (yield)
     finally:
-        if fault := REFUSAL.end():
+        if fault:
             pytest.fail(fault, pytrace=False)

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import sys
 
 GARBAGE_THRESHOLD = 50_000
@@ -13,6 +14,9 @@ __all__ = ["main"]
 
 def main() -> None:
     """Run the program and exit with the documented code."""
+    # Ctrl-C while the program is loaded: nothing is done yet, and a traceback would be all that it left
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     _open_closed_streams()
     if sys.getfilesystemencoding() != "utf-8":
         _restart_in_utf8_mode()

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from airferry.errors import HostError
 from airferry.events import Emit, silent
@@ -41,12 +41,22 @@ STOPPED_S = 5.0
 ENDS_WITHIN_S = 2.0
 # isolated, with the parent's search path, so that no folder that happens to be the current one is looked in
 _BOOT = """
-import json, os, sys
+import json, os, struct, sys
 sys.path[:] = json.loads(sys.argv[1])
 os.environ["PYDANTIC_DISABLE_PLUGINS"] = "__all__"
-from airferry.host.workers.child import main
-main()
+told = os.dup(1)
+try:
+    from airferry.host.workers.child import main
+    main()
+except BaseException as error:
+    reason = json.dumps({"ended": f"{type(error).__name__}: {error}"}).encode()
+    os.write(told, struct.pack("<cI", b"!", len(reason)) + reason)
+    os._exit(1)
 """
+_LIMITS_HINT = (
+    "raise the limits of processes, files and memory (`ulimit -u`, `ulimit -n`, `ulimit -v`), or rerun with fewer "
+    "`--jobs`"
+)
 # glibc gives each thread memory of its own to allocate from, and returns little of it
 _ENVIRONMENT = {"MALLOC_ARENA_MAX": "2"}
 
@@ -214,7 +224,7 @@ def _start(work: Work) -> _Process:
         reason = error.__cause__.strerror if isinstance(error.__cause__, OSError) else str(error)
         raise HostError(
             f"cannot start a worker process for {work.what}: {reason}",
-            hint="raise the limits of processes and files (`ulimit -u`, `ulimit -n`), or rerun with fewer `--jobs`",
+            hint=_LIMITS_HINT,
         ) from error
 
 
@@ -328,7 +338,7 @@ class _InProcess:
         # a process whose work failed may have bytes before it that it never read
         self.is_over = kind == RETURNED or not self._work.fed
         if kind == RAISED:
-            raise failure_from(parse_json(content, max_values=None))
+            self._raise(content)
         return parse_json(content, max_values=None)
 
     def _send(self, kind: bytes, content: bytes) -> None:
@@ -352,11 +362,18 @@ class _InProcess:
     def _fail_early(self) -> None:
         kind, content = self._await_answer()
         if kind == RAISED:
-            raise failure_from(parse_json(content, max_values=None))
+            self._raise(content)
         raise HostError(
             f"a worker process took only a part of {self._work.what}",
             hint="report this bug with the output of `--debug`",
         )
+
+    def _raise(self, content: bytes) -> NoReturn:
+        told = parse_json(content, max_values=None)
+        if "ended" not in told:
+            raise failure_from(told)
+        self.is_over = False
+        raise HostError(f"a worker process cannot go on with {self._work.what}: {told['ended']}", hint=_LIMITS_HINT)
 
     def _await_answer(self) -> tuple[bytes, bytes]:
         taken = self._process
