@@ -25,17 +25,18 @@ if TYPE_CHECKING:
     from airferry.far.registries import ProbeOutcome, login, logout, probe_registry, registry_host
     from airferry.far.relocate import Destination, parse_destination
     from airferry.far.report.report import ReportOutcome, report
+    from airferry.far.rollback import RollbackResult, rollback
     from airferry.far.serve.serving import ServeOptions, Serving, serve
-    from airferry.far.tags import RollbackResult, rollback
     from airferry.far.verify import verify
     from airferry.jobs.catalogue import CatalogueSource, extract_catalogue
-    from airferry.jobs.check import CheckReport, JobSelection, check
+    from airferry.jobs.check import JobSelection, check
     from airferry.jobs.configs import OverlaySet
     from airferry.jobs.extract import Extracted
     from airferry.jobs.findings import Finding
     from airferry.jobs.mirrors import MirrorFiles, NodeCa, mirrors
     from airferry.jobs.overlays import overlays
     from airferry.jobs.profile import FoundSite, init_site, known_site, site_trouble
+    from airferry.jobs.report import CheckReport
     from airferry.load_for_jobs import JobFiles, JobsOutcome, load_for_jobs
     from airferry.near.build import BuildOutcome, ImageSummary, build
     from airferry.near.describe import describe_plan, describe_prediction
@@ -94,7 +95,7 @@ _HOMES = {
         "Serving",
         "serve",
     ),
-    "airferry.far.tags": (
+    "airferry.far.rollback": (
         "RollbackResult",
         "rollback",
     ),
@@ -105,7 +106,6 @@ _HOMES = {
     ),
     "airferry.config.site": ("SiteProfile",),
     "airferry.jobs.check": (
-        "CheckReport",
         "JobSelection",
         "check",
     ),
@@ -118,6 +118,7 @@ _HOMES = {
         "mirrors",
     ),
     "airferry.jobs.overlays": ("overlays",),
+    "airferry.jobs.report": ("CheckReport",),
     "airferry.jobs.profile": (
         "FoundSite",
         "init_site",

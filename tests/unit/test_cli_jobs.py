@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -137,6 +138,64 @@ def test_overlays_print_the_commands_and_check_accepts_them(tmp_path: Path, caps
     assert run(["overlays", *arguments, "--root", "sha256:" + "e" * 64]) == 6
     assert run(["check", *arguments, "--no-registry", "--overlays", "gone"]) == 2
     assert run(["overlays", str(receipt), "--source", str(tmp_path)]) == 3
+
+
+def test_check_is_for_every_executor_and_says_which_it_is_not_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = tmp_path / "code"
+    write_step(code, "sft/one", configs={"tiny": "a: 1\n"})
+    (tmp_path / "site.yaml").write_text("executors: [kubernetes, 'slurm-pyxis:4.0']\n")
+    arguments = [str(put_receipt(tmp_path)), "--source", str(code)]
+    checking = ["check", *arguments, "--no-registry", "--overlays", "made"]
+    assert run(["overlays", *arguments, "--out", "made"]) == 0
+    capsys.readouterr()
+    assert run(checking) == 0
+    said = capsys.readouterr().err
+    assert "Nothing blocks 1 job on kubernetes and slurm-pyxis." in said
+    assert "Not checked: whether the registry holds the images (`--no-registry`)." in " ".join(said.split())
+    files = [file for _cat, file in next_commands(said)]
+    assert [file for file in files if file.endswith("submit.txt")] == [
+        "made/kubernetes/submit.txt",
+        "made/slurm-pyxis/submit.txt",
+    ]
+
+    # only the second one cannot run
+    overlay = tmp_path / "made/slurm-pyxis/sft/one/tiny.yaml"
+    overlay.write_text(overlay.read_text().replace("hub.site:5000#", "hub.elsewhere:5000#"))
+    assert run(checking) == 8
+    shown = capsys.readouterr()
+    assert shown.out.count("block") == 1 and shown.out.rstrip().endswith("(on slurm-pyxis)")
+    assert "Nothing blocks 1 job on kubernetes." in shown.err and "1 job would fail on slurm-pyxis" in shown.err
+    assert run([*checking, "--json"]) == 8
+    document = json.loads(capsys.readouterr().out)
+    assert document["executors"] == ["kubernetes", "slurm-pyxis"] and document["steps"] == ["sft/one:tiny"]
+    assert [item["executors"] for item in document["findings"] if item["level"] == "block"] == [["slurm-pyxis"]]
+    assert not document["images_asked"]
+    assert run([*checking, "--executor", "kubernetes"]) == 0
+    assert "slurm-pyxis" not in capsys.readouterr().err
+
+    # an executor without overlays is named
+    shutil.rmtree(tmp_path / "made/slurm-pyxis")
+    assert run(checking) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert (
+        "Nothing blocks 1 job on kubernetes." in said and "Not checked for slurm-pyxis: `made` has no overlays" in said
+    )
+
+
+def test_fixes_are_told_apart_by_executor_where_they_differ(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_step(tmp_path / "code", "sft/one", configs={"tiny": "a: 1\n"})
+    (tmp_path / "site.yaml").write_text("executors: [kubernetes, 'slurm-pyxis:4.0']\n")
+    receipt = str(put_receipt(tmp_path))
+    assert run(["check", receipt, "--source", str(tmp_path / "code"), "--no-registry", "--fixes"]) == 8
+    lines = capsys.readouterr().out.splitlines()[-4:]
+    assert lines == [
+        "# sft/one:tiny on kubernetes",
+        f"run.env.container_image=hub.site:5000/airgap/trainer@{DIGEST}",
+        "# sft/one:tiny on slurm-pyxis",
+        f"run.env.container_image=hub.site:5000#airgap/trainer:{DIGEST}",
+    ]
 
 
 def test_what_an_earlier_run_wrote_does_not_linger(tmp_path: Path) -> None:

@@ -15,8 +15,11 @@ from airferry.bundle.manifest import AssetEntry, OverlayEntry
 from airferry.bundle.receipt import ReceiptTwin
 from airferry.config import SiteProfile
 from airferry.errors import ConfigurationError, FindingsError, UsageError
-from airferry.jobs.check import Checked, CheckReport, images_to_ask, run_check
+from airferry.jobs.catalogue import CatalogueSource
+from airferry.jobs.check import Checked, JobSelection, images_to_ask, run_check
+from airferry.jobs.check import check as check_jobs
 from airferry.jobs.findings import Finding
+from airferry.jobs.report import CheckReport
 from airferry.jobs.rules.assets import StagedAssets
 from airferry.jobs.rules.paths import path_problem
 from airferry.jobs.rules.site import RegistryImage
@@ -412,6 +415,25 @@ def test_a_profile_without_a_file_and_an_unknown_executor_are_usage_errors(root:
         check(root, profile="a")
     with pytest.raises(UsageError, match="has no executor `docker`"):
         check(root, executor="docker")
+
+
+def test_a_profile_is_checked_with_the_executors_that_have_it(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "env.toml").write_text("[a]\nexecutor = 'slurm'\n[b]\nexecutor = 'docker'\n")
+    site = tmp_path / "site.yaml"
+    slurm = {"kind": "slurm-pyxis", "version": "4.0", "profile": "a"}
+    executors = ["kubernetes", slurm, {"kind": "docker", "version": "29.1", "profile": "b"}]
+    site.write_text(json.dumps({"executors": executors}))
+
+    def looked_at(**more: Any) -> tuple[tuple[str, ...], list[str]]:
+        jobs = JobSelection(site, env_file=tmp_path / "env.toml", **more)
+        report = check_jobs(jobs, catalogue=CatalogueSource(root, steps=STEPS))
+        return report.executors, list(report.left_out)
+
+    assert looked_at() == (("slurm-pyxis", "docker"), ["kubernetes"])
+    assert looked_at(profile="b") == (("docker",), ["kubernetes", "slurm-pyxis"])
+    assert looked_at(executor="docker") == (("docker",), [])
+    (tmp_path / "env.toml").write_text("[other]\nexecutor = 'kubernetes'\n")
+    assert looked_at(profile="other")[0] == ("kubernetes",), "the first one, where the site names it for none"
 
 
 def test_storage_is_looked_at_through_mounts(root: Path, tmp_path: Path) -> None:

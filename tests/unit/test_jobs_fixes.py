@@ -17,8 +17,9 @@ from airferry.config import SiteProfile
 from airferry.defaults import COMMANDS_FILE
 from airferry.errors import FindingsError, UsageError
 from airferry.jobs.catalogue import CatalogueSource
-from airferry.jobs.check import Checked, CheckReport, JobSelection, check, run_check
+from airferry.jobs.check import Checked, JobSelection, check, run_check
 from airferry.jobs.findings import Finding, merge_findings
+from airferry.jobs.report import CheckReport
 from airferry.jobs.rules.assets import StagedAssets
 from airferry.jobs.rules.paths import path_problem
 from airferry.jobs.rules.site import RegistryImage

@@ -19,8 +19,9 @@ from airferry.bundle.receipt import Receipt
 from airferry.cli.app import run
 from airferry.config import SiteProfile
 from airferry.errors import FindingsError
-from airferry.jobs.check import Checked, CheckReport, run_check
+from airferry.jobs.check import Checked, run_check
 from airferry.jobs.findings import LEVELS
+from airferry.jobs.report import CheckReport
 from airferry.jobs.rules.assets import StagedAssets
 from airferry.jobs.rules.site import RegistryImage
 from airferry.plan.catalogue import catalogue_at

@@ -12,8 +12,9 @@ from omegaconf import OmegaConf
 from airferry.bundle.receipt import ReceiptAsset
 from airferry.cli.app import run
 from airferry.config import SiteProfile
-from airferry.jobs.check import Checked, CheckReport, run_check
+from airferry.jobs.check import Checked, run_check
 from airferry.jobs.findings import Finding
+from airferry.jobs.report import CheckReport
 from airferry.jobs.settings import setting, variable
 from airferry.plan.catalogue import catalogue_at
 from airferry.plan.step_config import StepConfigReader

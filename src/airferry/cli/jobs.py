@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +13,7 @@ import typer
 from airferry import api
 from airferry.cli import completion
 from airferry.cli.bundles import checking, find_site, make_options, show_overlays
-from airferry.cli.findings import show_findings, show_fixes
+from airferry.cli.findings import show_extent, show_findings, show_fixes
 from airferry.cli.options import (
     CaFileOption,
     JsonOption,
@@ -367,7 +367,7 @@ def check(
     ] = None,
     executor: Annotated[
         str | None,
-        typer.Option("--executor", metavar="EXECUTOR", help="Executor of the site; by default its first one."),
+        typer.Option("--executor", metavar="EXECUTOR", help="Executor of the site; by default each one."),
     ] = None,
     env_file: Annotated[
         Path | None,
@@ -426,24 +426,33 @@ def check(
         show_findings(reporter, report, notes=notes)
         if fixes:
             show_fixes(report, notes=notes)
+        show_extent(reporter, report, registry=registry)
     report.raise_if_blocked()
-    reporter.say("Nothing blocks {}.", counted(len(report.steps), "job"))
     if as_json:
         return
-    if overlays_folder is not None and known is not None:
-        reporter.next(*_submitting(overlays_folder, executor or known.profile.executors[0].kind))
+    if overlays_folder is not None:
+        reporter.next(*_submitting(overlays_folder, report.executors))
     elif receipt is not None:
         words = as_typed(context, "site", "source", "steps", "root", "bundle", "plain_http", "ca_file")
         reporter.next(("write what submits them", command_line("airferry", "overlays", receipt, *words)))
 
 
-def _submitting(folder: Path, kind: str) -> list[tuple[str, str]]:
-    """Return what shows how jobs are submitted on an executor, of the files that `overlays` wrote into a folder."""
-    shown = [(PROFILE_FILE, "add this profile to those that the commands read (Nemotron: env.toml)")]
-    shown.append((COMMANDS_FILE, "then run the jobs' commands"))
-    if (folder / kind / NODES_FILE).is_file():
-        shown.insert(0, (NODES_FILE, "once: what lets the nodes pull, with the registry's CA and password"))
-    return [(purpose, command_line("cat", folder / kind / name)) for name, purpose in shown]
+def _submitting(folder: Path, kinds: Sequence[str]) -> list[tuple[str, str]]:
+    """Return what shows how jobs are submitted on each executor, of the files that `overlays` wrote into a folder."""
+    shown: list[tuple[str, str]] = []
+    for kind in kinds:
+        on = f"{kind}: " if len(kinds) > 1 else ""
+        purposes = {
+            NODES_FILE: "once: what lets the nodes pull, with the registry's CA and password",
+            PROFILE_FILE: "add this profile to those that the commands read (Nemotron: env.toml)",
+            COMMANDS_FILE: "then run the jobs' commands",
+        }
+        shown += [
+            (f"{on}{purpose}", command_line("cat", folder / kind / name))
+            for name, purpose in purposes.items()
+            if (folder / kind / name).is_file()
+        ]
+    return shown
 
 
 def parse_pairs(values: list[str], option: str, form: str) -> dict[str, str]:

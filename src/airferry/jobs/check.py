@@ -7,25 +7,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from airferry.assets.staged import bundle_assets
 from airferry.bundle.receipt import Receipt, ReceiptAsset
 from airferry.bundle.verify import Bundle
 from airferry.config import Executor, SiteProfile
 from airferry.defaults import COMMANDS_FILE
-from airferry.errors import ConfigurationError, FindingsError, UsageError
+from airferry.errors import ConfigurationError, UsageError
 from airferry.events import Emit, silent
-from airferry.host.canonical import plain_data
 from airferry.jobs.catalogue import CatalogueSource
 from airferry.jobs.configs import image_of, targets_of, with_default
 from airferry.jobs.context import AMBIENT, CODE_FOLDER, JOB_FOLDER, StepContext, consumed_and_produced, mounts_of
-from airferry.jobs.findings import LEVELS, Finding, merge_findings
+from airferry.jobs.findings import Finding, merge_findings
 from airferry.jobs.images import ask_images
 from airferry.jobs.known_assets import staged_values
 from airferry.jobs.profile import FoundSite, read_site
+from airferry.jobs.report import CheckReport, joined
 from airferry.jobs.rules.assets import StagedAssets, asset_findings
 from airferry.jobs.rules.code import code_findings
 from airferry.jobs.rules.config import blend_findings, config_findings
@@ -40,7 +39,6 @@ from airferry.plan.planner import split_choices
 from airferry.plan.step_config import StepConfigReader
 from airferry.plan.step_values import StepValues, read_step_values, resolve_texts
 from airferry.registry.client import ClientOptions
-from airferry.wording import counted
 
 
 @dataclass(frozen=True)
@@ -75,70 +73,11 @@ class Checked:
 
 
 @dataclass(frozen=True, slots=True)
-class CheckReport:
-    """All findings, the worst of each job first, and the jobs that were looked at: a step with a config each.
-
-    `overlays_help`: overlays were not looked at, and could be.
-    """
-
-    steps: tuple[str, ...]
-    findings: tuple[Finding, ...]
-    overlays_help: bool = False
-
-    @property
-    def blocking(self) -> tuple[Finding, ...]:
-        """The findings that keep a step from running inside."""
-        return tuple(finding for finding in self.findings if finding.level == "block")
-
-    def to_document(self) -> dict[str, Any]:
-        """Return the report as plain data."""
-        return {
-            "steps": list(self.steps),
-            "counts": {level: sum(finding.level == level for finding in self.findings) for level in LEVELS},
-            "findings": plain_data(self.findings),
-        }
-
-    def raise_if_blocked(self) -> None:
-        """Do nothing if nothing blocks.
-
-        Raises:
-            FindingsError: something does; `report` of it is this report.
-        """
-        if blocking := self.blocking:
-            blocked = len({finding.step for finding in blocking})
-            jobs = counted(len(self.steps), "job")
-            whole = f"{blocked} of {jobs} would fail" if blocked < len(self.steps) else f"{jobs} would fail"
-            raise FindingsError(
-                f"{whole}: {counted(len(blocking), 'blocking finding')}",
-                hint=_closing_hint(blocking, overlays_help=self.overlays_help),
-                report=self,
-            )
-
-
-def _closing_hint(blocking: Sequence[Finding], *, overlays_help: bool) -> str:
-    """Return what to do about findings: what needs another build is named first, as no change here helps."""
-    remedies = {finding.remedy for finding in blocking}
-    parts = []
-    if "build" in remedies:
-        parts.append("build the bundle again as the findings say, and load it")
-    elif "load" in remedies:
-        parts.append("load the bundle again")
-    by_overlays = sum(finding.by_overlays for finding in blocking) if overlays_help else 0
-    if by_overlays:
-        which = f"{by_overlays} of them" if by_overlays < len(blocking) else "all of them"
-        parts.append(f"the configs that `airferry overlays` writes resolve {which}: check with `--overlays DIR`")
-    if "change" in remedies and by_overlays < len(blocking):
-        rest = "for the rest, " if parts else ""
-        parts.append(f"{rest}set the overrides, or change the site profile and `env.toml`")
-    return "; ".join(parts) + "; then check again"
-
-
-@dataclass(frozen=True, slots=True)
 class JobSelection:
     """Which jobs of a site are meant, and how they are submitted. `targets` empty means all there are.
 
-    Without `executor` it is the first of the site profile. `overlays` is a folder that `overlays` wrote, to be used;
-    `env_file` is the `env.toml` that jobs use, and `profile` the one in it.
+    Without `executor` it is each of the site profile that there is what to check for. `overlays` is a folder that
+    `overlays` wrote, to be used; `env_file` is the `env.toml` that jobs use, and `profile` the one in it.
     """
 
     site: Path | FoundSite | None = None
@@ -195,13 +134,42 @@ def check(
             profile=jobs.profile,
             assets=_assets(places.bundle, content=hash_assets, emit=emit),
         )
-        images = {}
-        if ask_registry and (names := images_to_ask(checked)):
-            quick = options or ClientOptions(connect_timeout_s=10.0, read_timeout_s=20.0)
-            quick = places.receipt.reached_with(quick) if places.receipt is not None else quick
-            asking = executor_of(checked)
-            images = ask_images(names, executor=asking, platform=known.platform, options=quick, emit=emit)
-        return run_check(checked, images)
+        quick = options or ClientOptions(connect_timeout_s=10.0, read_timeout_s=20.0)
+        quick = places.receipt.reached_with(quick) if places.receipt is not None else quick
+        chosen, left_out = _executors(checked)
+        reader, fetches, reports = StepConfigReader(), StartFetches(opened), []
+        for executor in chosen:
+            asking = replace(checked, executor=executor.kind)
+            names = images_to_ask(asking) if ask_registry else []
+            images = (
+                ask_images(names, executor=executor, platform=known.platform, options=quick, emit=emit) if names else {}
+            )
+            reports.append(run_check(asking, images, reader=reader, fetches=fetches))
+        return joined(reports, left_out=left_out, images_asked=ask_registry and places.receipt is not None)
+
+
+def _executors(checked: Checked) -> tuple[list[Executor], dict[str, str]]:
+    """Return the executors to check for, and why others of the site are not.
+
+    Raises:
+        UsageError: the site does not have the one that is asked for.
+    """
+    if checked.executor is not None:
+        return [executor_of(checked)], {}
+    every = list(checked.site.executors)
+    left_out: dict[str, str] = {}
+    folder = checked.overlays
+    if folder is not None and any((folder / executor.kind).is_dir() for executor in every):
+        reason = f"`{folder}` has no overlays for it"
+        left_out = {executor.kind: reason for executor in every if not (folder / executor.kind).is_dir()}
+    if checked.env_file is not None or checked.profile is not None:
+        profiles = {executor.kind: checked.site.profile_of(executor) for executor in every}
+        usable = {kind for kind, known in profiles.items() if known and checked.profile in (None, known[0])}
+        usable -= left_out.keys()
+        first = next(kind for kind in profiles if kind not in left_out)
+        reason = "the site profile names another profile of `env.toml` for it, or none"
+        left_out |= {kind: reason for kind in profiles if kind not in (usable or {first}) and kind not in left_out}
+    return [executor for executor in every if executor.kind not in left_out], left_out
 
 
 def _written_next_to(receipt: Path | None, site: SiteProfile) -> Path | None:
@@ -228,8 +196,15 @@ def images_to_ask(checked: Checked) -> list[str]:
     return sorted({name for image in images for name in images_of_job(executor, image)})
 
 
-def run_check(checked: Checked, images: Mapping[str, RegistryImage]) -> CheckReport:
-    """Look at every step and return what was found. A step that cannot be read is a finding, not the end.
+def run_check(
+    checked: Checked,
+    images: Mapping[str, RegistryImage],
+    *,
+    reader: StepConfigReader | None = None,
+    fetches: StartFetches | None = None,
+) -> CheckReport:
+    """Look at every step for one executor and return what was found. A step that cannot be read is a finding, not the
+    end. `reader` and `fetches` keep what was read for another executor.
 
     Raises:
         UsageError: a target, executor or profile that is asked for does not exist.
@@ -237,8 +212,8 @@ def run_check(checked: Checked, images: Mapping[str, RegistryImage]) -> CheckRep
     """
     executor = executor_of(checked)
     profile = _profile(checked, executor)
-    reader = StepConfigReader()
-    fetches = StartFetches(checked.catalogue)
+    reader = reader or StepConfigReader()
+    fetches = fetches or StartFetches(checked.catalogue)
     names: list[str] = []
     findings: list[Finding] = []
     for target in chosen_targets(checked):
@@ -254,7 +229,12 @@ def run_check(checked: Checked, images: Mapping[str, RegistryImage]) -> CheckRep
         found = [*config_findings(context), *blend_findings(context), *path_findings(context)]
         found += asset_findings(context, checked.assets)
         findings += merge_findings([*found, *code_findings(context, fetches), *site_findings(context, images)])
-    return CheckReport(tuple(names), tuple(findings), overlays_help=checked.overlays is None)
+    return CheckReport(
+        tuple(names),
+        tuple(replace(finding, executors=(executor.kind,)) for finding in findings),
+        overlays_help=checked.overlays is None,
+        executors=(executor.kind,),
+    )
 
 
 def chosen_targets(checked: Checked) -> list[Target]:

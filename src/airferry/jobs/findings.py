@@ -37,7 +37,7 @@ class Finding:
     """Something about a step: `block` keeps it from running inside, `warn` may, `note` is to be known.
 
     `value` never holds a secret. `fix` is an override or setting to type; `also` are other keys that say the same.
-    `remedy` is where the fix has to be made.
+    `remedy` is where the fix has to be made. `executors` are those of the site that it holds for.
     """
 
     step: str
@@ -51,6 +51,7 @@ class Finding:
     fix: str | None = None
     also: tuple[str, ...] = ()
     remedy: Remedy = "change"
+    executors: tuple[str, ...] = ()
 
     @property
     def by_overlays(self) -> bool:
