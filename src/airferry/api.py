@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from airferry.far.registries import ProbeOutcome, login, logout, probe_registry, registry_host
     from airferry.far.relocate import Destination, parse_destination
     from airferry.far.report.report import ReportOutcome, report
+    from airferry.far.rollback import RollbackResult, rollback
     from airferry.far.serve.serving import ServeOptions, Serving, serve
-    from airferry.far.tags import RollbackResult, rollback
     from airferry.far.verify import verify
     from airferry.jobs.catalogue import CatalogueSource, extract_catalogue
     from airferry.jobs.check import JobSelection, check
@@ -95,7 +95,7 @@ _HOMES = {
         "Serving",
         "serve",
     ),
-    "airferry.far.tags": (
+    "airferry.far.rollback": (
         "RollbackResult",
         "rollback",
     ),

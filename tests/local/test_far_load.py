@@ -208,11 +208,68 @@ def test_a_rollback_where_tags_cannot_be_removed_says_so_and_restores_the_rest(
 
     registry.faults.append(refuse)
     said(capsys)
+    artifact = read_receipt(Path("airgap-receipt.yaml")).artifact_tags[0].reference
+    assert rollback() == 0, "what was there before is back"
+    out, err = said(capsys)
+    assert out == f"restored  {registry.address}/{TRAINER}:1.0\n"
+    assert f"1 new artifact tag stays, as the registry cannot delete tags: `{artifact}`" in err
+    assert "all tags that were there before the load are back" in err and "already has its value" not in err
+    assert tag_of(registry, TRAINER, "1.0") == before
+    assert rollback("--json") == 0
+    assert json.loads(said(capsys)[0]) == {
+        "restored": [],
+        "removed": [],
+        "unchanged": [f"{registry.address}/{TRAINER}:1.0"],
+        "kept": [artifact],
+        "dry_run": False,
+    }
+
+
+def test_new_image_tags_that_stay_are_named_one_per_line(
+    registry: ScriptedRegistry, with_twin: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert load(registry, with_twin) == 0
+    registry.faults.append(lambda ex: ex.call.method == "DELETE" and ex.answer(405, error_document("UNSUPPORTED")))
+    capsys.readouterr()
+    assert rollback() == 0
+    lines = capsys.readouterr().err.splitlines()
+    shown = [line.strip() for line in lines]
+    assert "2 new image tags stay, as the registry cannot delete tags:" in lines[0]
+    for tag in read_receipt(Path("airgap-receipt.yaml")).tags:
+        assert f"`{tag.reference}`" in shown
+    assert any("registry's own tools" in line for line in shown)
+
+
+def test_a_dry_rollback_says_what_it_would_do_and_changes_nothing(
+    registry: ScriptedRegistry, bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert load(registry, bundles["old"]) == 0 and load(registry, bundles["new"]) == 0
+    before, record = dict(registry.manifests), Script(registry, bundles["new"]).noted()
+    artifact = read_receipt(Path("airgap-receipt.yaml")).artifact_tags[0].reference
+    calls = len(registry.calls)
+    said(capsys)
+    assert rollback("--dry-run") == 0
+    out, err = said(capsys)
+    assert out.splitlines() == [f"would restore  {registry.address}/{TRAINER}:1.0", f"would remove  {artifact}"]
+    assert "all tags would be back to their state before the load; nothing was changed" in err
+    assert {call.method for call in registry.calls[calls:]} <= {"GET", "HEAD"} and registry.manifests == before
+    assert Script(registry, bundles["new"]).noted() == record
+
+
+def test_a_rollback_names_the_later_load_of_the_same_user_that_moved_a_tag(
+    registry: ScriptedRegistry, bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert load(registry, bundles["old"], "--receipt", "airgap-receipt.yaml") == 0
+    assert load(registry, bundles["new"], "--receipt", "airgap-receipt-new.yaml") == 0
+    said(capsys)
     assert rollback() == 7
     err = said(capsys)[1]
-    assert err.count("it is new, and the registry cannot delete tags") == 1, "one reason for all is said once"
-    assert "hint: 1 other tag is as before the load; remove the new tags with the registry's own tools" in err
-    assert tag_of(registry, TRAINER, "1.0") == before
+    assert f"a later load of yours, of root `{open_bundle(bundles['new']).root}`, has moved it since" in err
+    assert "another client" not in err and "roll back the later load first" in err
+    assert "airferry load --rollback airgap-receipt-new.yaml" in err
+    assert run(["load", "--rollback", "airgap-receipt-new.yaml", "--plain-http"]) == 0
+    assert rollback() == 0, "as the hint says"
+    assert tag_of(registry, TRAINER, "1.0") is None
 
 
 class Script:
@@ -229,6 +286,9 @@ class Script:
     def records(self) -> DestinationRecords:
         folder = files.cache_directory() / "loads" / hashlib.sha256(self.to.encode()).hexdigest()[:16]
         return DestinationRecords(self.to, folder)
+
+    def noted(self) -> dict[str, str | None]:
+        return self.records.tags_before(open_bundle(self.bundle).root)
 
     def load(self, events: list[Event] | None = None) -> None:
         retry = RetryPolicy(attempts=1, sleep=lambda _seconds: None)
@@ -335,7 +395,7 @@ def with_twin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_closing_words_of_a_rollback_fit_what_is_left(
     registry: ScriptedRegistry, with_twin: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """All three tags are new. First one, then all of them, cannot be taken back."""
+    """All three tags are new. Another client moves one of them, then all."""
     theirs = (b'{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}', "index")
 
     def closing() -> str:
@@ -355,13 +415,8 @@ def test_the_closing_words_of_a_rollback_fit_what_is_left(
         registry.manifests[f"{name}@{version}"] = theirs
     assert closing() == "the tags that another client moved stay: agree with its owner on who sets them"
 
-    registry.manifests.clear()
-    assert load(registry, with_twin) == 0
-    registry.faults.append(lambda ex: ex.call.method == "DELETE" and ex.answer(405, error_document("UNSUPPORTED")))
-    assert closing() == "remove the new tags with the registry's own tools if they must go"
 
-
-def test_a_rollback_says_each_tag_as_it_goes_and_logs_in_as_a_load_does(
+def test_a_rollback_says_of_each_tag_what_it_did_and_logs_in_as_a_load_does(
     registry: ScriptedRegistry, bundles: dict[str, Path]
 ) -> None:
     user = Credential("ferry", "s3cret")
@@ -380,6 +435,9 @@ def test_a_rollback_says_each_tag_as_it_goes_and_logs_in_as_a_load_does(
     result = api.rollback(Path("airgap-receipt.yaml"), options=options, emit=events.append)
     tags = read_receipt(Path("airgap-receipt.yaml")).tags
     assert {*result.restored, *result.removed} == {tag.reference for tag in tags}
+    assert not [event for event in events if isinstance(event, Notice)], "no tag that moved is said to have stayed"
+    again = api.rollback(Path("airgap-receipt.yaml"), options=options, emit=events.append)
+    assert (again.restored, again.removed, {*again.unchanged}) == ((), (), {tag.reference for tag in tags})
     notices = [event.text for event in events if isinstance(event, Notice)]
     assert notices == [f"`{tag.reference}` already has its value from before the load" for tag in tags]
 

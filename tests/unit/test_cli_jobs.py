@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -331,6 +332,64 @@ def test_on_a_terminal_init_asks_for_what_no_option_says_until_the_answers_are_r
     assert site.gpu.driver == "580.1" and site.endpoints == {"nvidia": "http://v/v1"} and not site.mirrors.packages
     assert len(asked) == 12 + 6, "each once, and once more where the answer was wrong"
     assert "`new`: expected a version" in capsys.readouterr().err
+
+
+@pytest.fixture
+def prompts(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, list[str]]], list[str]]:
+    """Return a way to answer what a terminal is asked, by how questions begin: the questions, as they come."""
+
+    def answered(answers: dict[str, list[str]]) -> list[str]:
+        asked: list[str] = []
+
+        def answer(question: str, **_more: object) -> str:
+            asked.append(question)
+            return next((given.pop(0) for start, given in answers.items() if question.startswith(start) and given), "")
+
+        for stream in ("stdin", "stderr"):
+            monkeypatch.setattr(f"sys.{stream}.isatty", lambda: True, raising=False)
+        monkeypatch.setattr("typer.prompt", answer)
+        return asked
+
+    return answered
+
+
+def test_each_answer_is_checked_when_it_is_given(
+    prompts: Callable[[dict[str, list[str]]], list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("ca.pem").write_text("PEM")
+    asked = prompts({"Executors": ["", "kubernetes"], "Registry": ["hub.site:5000/x"], "PEM": ["no.pem", "ca.pem"]})
+    assert run(["site", "init"]) == 0
+    assert [question[:8] for question in asked[:5]] == ["Executor", "Executor", "Registry", "PEM cert", "PEM cert"]
+    assert load_site(Path("site.yaml")).ca_file == "ca.pem"
+    said = capsys.readouterr().err
+    assert "name at least one" in said and "`no.pem`: there is no such file" in said
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ["--ca-file", "no.pem"],
+        ["--gpu-driver", "new"],
+        ["--executor", "pod"],
+        ["--executor", "podman", "--profile", "docker=local"],
+        ["--out", "there.yaml"],
+    ],
+)
+def test_what_is_wrong_already_is_said_before_anything_is_asked(
+    prompts: Callable[[dict[str, list[str]]], list[str]], typed: list[str]
+) -> None:
+    Path("there.yaml").write_text("executors: [podman]\n")
+    asked = prompts({})
+    assert run(["site", "init", *typed]) == 2
+    assert asked == [] and not Path("site.yaml").exists()
+
+
+def test_lists_of_a_site_take_commas_as_the_prompts_do() -> None:
+    given = ["--executor", "slurm-pyxis:4.0,kubernetes", "--compute-capability", "9.0, 10.0", "--mount", "/a:ro,/b"]
+    assert run(["site", "init", *given, "--executor", "podman"]) == 0
+    site = load_site(Path("site.yaml"))
+    assert [str(item) for item in site.executors] == ["slurm-pyxis (enroot 4.0)", "kubernetes", "podman"]
+    assert site.gpu.compute_capabilities == ("9.0", "10.0") and [item.path for item in site.mounts] == ["/a", "/b"]
 
 
 def test_the_registry_and_its_ca_are_typed_once(

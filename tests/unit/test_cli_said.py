@@ -68,7 +68,7 @@ def test_a_command_that_breaks_off_says_how_to_go_on(
         (["load", "out"], "`--to HOST:PORT/PREFIX`"),
         (["load", "--to", "hub:5000/x"], "`--to HOST:PORT/PREFIX`"),
         (["load", "--rollback", "r.yaml", "out"], "`--rollback` takes a receipt"),
-        (["load", "--rollback", "r.yaml", "--dry-run"], "`--rollback` takes a receipt"),
+        (["load", "--rollback", "r.yaml", "--dry-run", "--probe"], "`--rollback` takes a receipt"),
         (["load", "out", "--to", "hub:5000/x", "--map", "a"], "`--map a`: expected `FROM=TO`"),
         (["load", "out", "--to", "hub:5000/x", "--map", "=b"], "`--map =b`: expected `FROM=TO`"),
         (["load", "out", "--to", "hub:5000/x", "--limit-rate", "fast"], "`--limit-rate fast`"),

@@ -15,7 +15,6 @@ from airferry.bundle.twins import images_text, twin_of, with_twins
 from airferry.bundle.verify import open_bundle, verify_bundle
 from airferry.config import load_config
 from airferry.errors import ConfigurationError
-from airferry.far import tags
 from airferry.far.relocate import parse_destination
 from airferry.far.serve.offer import read_repositories
 from airferry.oci.documents import DOCKER_MANIFEST_LIST, Descriptor, parse_index
@@ -131,14 +130,3 @@ def test_serve_offers_twins_under_their_tags(bundle: Path) -> None:
     repository = read_repositories(open_bundle(bundle), parse_destination("localhost:1"))["team/trainer"]
     found = repository.find("1.0-docker")
     assert found is not None and found.descriptor.media_type == DOCKER_MANIFEST_LIST
-
-
-def test_the_hint_of_a_rollback_says_only_what_was_done() -> None:
-    moved = {"hub/x:1": "another client has moved it since"}
-    new = {"hub/x:1": tags.NOT_REMOVABLE}
-    removal = "remove the new tags with the registry's own tools if they must go"
-    owner = "the tags that another client moved stay: agree with its owner on who sets them"
-    assert list(tags._rollback_hints(moved, others=0)) == [owner]
-    assert list(tags._rollback_hints(new, others=0)) == [removal]
-    assert list(tags._rollback_hints(new, others=2)) == ["2 other tags are as before the load", removal]
-    assert list(tags._rollback_hints(moved, others=1)) == ["1 other tag is as before the load", owner]

@@ -139,7 +139,9 @@ def load(
     artifacts: ArtifactsOption = "try",
     audit: AuditOption = "head",
     verify_first: VerifyFirstOption = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what a load would send and tag.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what a load would send and tag, or a rollback put back.")
+    ] = False,
     probe: Annotated[
         bool,
         typer.Option(
@@ -193,12 +195,12 @@ def load(
     known = find_site(site, reporter) if asks else None
     options = make_options(plain_http=plain_http, ca_file=ca_file, jobs=parallel, limit_rate=limit_rate, site=known)
     if rollback is not None:
-        if bundle is not None or dry_run or jobs is not None:
+        if bundle is not None or probe or jobs is not None:
             raise UsageError(
-                "`--rollback` takes a receipt and excludes a bundle, `--dry-run` and `--jobs`",
+                "`--rollback` takes a receipt and excludes a bundle, `--probe` and `--jobs`",
                 hint="run the rollback by itself: `airferry load --rollback RECEIPT`",
             )
-        result = api.rollback(rollback, to=to, root=root, options=options, emit=reporter)
+        result = api.rollback(rollback, to=to, root=root, dry_run=dry_run, options=options, emit=reporter)
         _show_rollback(result, as_json=as_json, reporter=reporter)
         return
     typed = to is not None
@@ -337,12 +339,14 @@ def show_overlays(made: api.OverlaySet, folder: Path, reporter: Reporter) -> Non
 
 def _show_rollback(result: api.RollbackResult, *, as_json: bool, reporter: Reporter) -> None:
     if as_json:
-        data(json.dumps({"restored": list(result.restored), "removed": list(result.removed)}, indent=2))
+        data(json.dumps(result.to_document(), indent=2))
         return
-    for verb, references in (("restored", result.restored), ("removed", result.removed)):
+    for verb, references in (("restore", result.restored), ("remove", result.removed)):
         for reference in references:
-            data_line(f"{verb}  {reference}")
-    reporter.say("all tags are back to their state before the load")
+            data_line(f"would {verb}  {reference}" if result.dry_run else f"{verb}d  {reference}")
+    tags = "all tags that were there before the load" if result.kept else "all tags"
+    would = "would be" if result.dry_run else "are"
+    reporter.say(f"{tags} {would} back to their state before the load{'; nothing was changed' * result.dry_run}")
 
 
 def _show_plan(outcome: api.LoadOutcome) -> None:

@@ -60,6 +60,18 @@ class DestinationRecords:
         if kept != known:
             self._write(root, kept)
 
+    def moved_from(self, reference: str, value: str, *, but: str) -> str | None:
+        """Return the root of a load from here that found a value at a tag and moved it on; None where none did.
+
+        The load of `but` does not count. Of several the latest to note anything is meant.
+        """
+        found: list[tuple[int, str]] = []
+        for path in self.folder.glob("tags-*.json"):
+            root = "sha256:" + path.stem.removeprefix("tags-")
+            if is_digest(root) and root != but and self.tags_before(root).get(reference) == value:
+                found.append((path.stat().st_mtime_ns, root))
+        return max(found)[1] if found else None
+
     def _write(self, root: str, tags: Mapping[str, str | None]) -> None:
         path = self._tags(root)
         if not tags:

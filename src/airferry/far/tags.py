@@ -5,26 +5,22 @@ What a run noted that was killed while tags moved, the next one reads: it says w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from airferry.bundle.receipt import Receipt, ReceiptTag, locate_receipt, read_receipt
+from airferry.bundle.receipt import Receipt
 from airferry.errors import RegistryError
-from airferry.events import Emit, Notice, Warned, silent
-from airferry.far.destinations import DestinationRecords, hold_destination
+from airferry.events import Emit, Warned
+from airferry.far.destinations import DestinationRecords
 from airferry.host import files
-from airferry.host.records import expect_cache
 from airferry.host.threads import parallel_map
 from airferry.oci.ports import Stored
-from airferry.oci.reference import parse_reference
-from airferry.registry.client import ClientOptions, RegistryClient
 from airferry.registry.failures import rerun_helps
 from airferry.registry.retry import RetryPolicy
 from airferry.registry.sink import RegistrySink
 from airferry.wording import counted, some_of
 
-NOT_REMOVABLE = "it is new, and the registry cannot delete tags"
 # a registry behind a cache may show for a moment what a tag stood for before
 LOOKS_AFTERWARDS = 3
 SHOWN_TAGS = 10
@@ -194,104 +190,3 @@ def say_where_from(moves: Iterable[TagMove], own: Mapping[str, str | None], rece
                 hint="compare them before you use `--rollback`, if others can write to that folder",
             )
         )
-
-
-@dataclass(frozen=True, slots=True)
-class RollbackResult:
-    """What a rollback did: references that stand for what they stood for before, and those removed."""
-
-    restored: tuple[str, ...]
-    removed: tuple[str, ...]
-
-
-def rollback(
-    receipt_path: Path,
-    *,
-    to: str | None = None,
-    root: str | None = None,
-    options: ClientOptions | None = None,
-    emit: Emit = silent,
-) -> RollbackResult:
-    """Put the tags of a load back as they were. Images and blobs stay. Idempotent.
-
-    A folder stands for the receipt in it; among several, `to` and `root` choose the load that it is of. A tag that
-    something else has moved since is left alone. All tags are tried before anything is raised.
-
-    Raises:
-        UsageError: several receipts lie in the folder.
-        HostError: there is no receipt, it cannot be read, or a load into the same destination is under way.
-        IntegrityError: it is not a receipt.
-        RegistryError: tags are not as they were before the load; `left` of the error says which, and why.
-    """
-    receipt = read_receipt(locate_receipt(receipt_path, registry=to, root=root))
-    options = receipt.reached_with(options or ClientOptions())
-    expect_cache(emit)
-    restored: list[str] = []
-    removed: list[str] = []
-    left: dict[str, str] = {}
-    hints: dict[str, None] = {}
-    with (
-        hold_destination(receipt.registry, purpose=f"roll back `{receipt.registry}`") as records,
-        RegistryClient(parse_reference(f"{receipt.registry}/x").registry, options=options, emit=emit) as client,
-    ):
-        for number, moved in enumerate(receipt.tags):
-            try:
-                reason = _restore(client, moved, restored, removed)
-            except RegistryError as error:
-                # a registry that is not reached at all is told once, not for every tag
-                if error.status is None and number == 0:
-                    raise
-                reason = error.message
-                hints[error.hint or ""] = None
-            if reason:
-                left[moved.reference] = reason
-            else:
-                emit(Notice(f"`{moved.reference}` already has its value from before the load"))
-        records.forget_tags(receipt.bundle_root, {tag.reference for tag in receipt.tags} - left.keys())
-    if left:
-        raise RegistryError(
-            f"not all tags are back to their state before the load: {_by_reason(left)}",
-            hint="; ".join([*filter(None, hints), *_rollback_hints(left, others=len(receipt.tags) - len(left))]),
-            left=left,
-        )
-    return RollbackResult(tuple(restored), tuple(removed))
-
-
-def _by_reason(left: Mapping[str, str]) -> str:
-    """Return tags with the reason why each is not as it was; a registry mostly has one reason for all."""
-    references: dict[str, list[str]] = {}
-    for reference, reason in left.items():
-        references.setdefault(reason, []).append(f"`{reference}`")
-    return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in references.items())
-
-
-def _rollback_hints(left: Mapping[str, str], *, others: int) -> Iterator[str]:
-    """Yield what to do about tags that are not as they were."""
-    if others:
-        yield f"{counted(others, 'other tag')} {'is' if others == 1 else 'are'} as before the load"
-    if NOT_REMOVABLE in left.values():
-        yield "remove the new tags with the registry's own tools if they must go"
-    if any(reason.startswith("another client") for reason in left.values()):
-        yield "the tags that another client moved stay: agree with its owner on who sets them"
-
-
-def _restore(client: RegistryClient, moved: ReceiptTag, restored: list[str], removed: list[str]) -> str:
-    """Put one tag back, and return why not if it is not as it was."""
-    reference = parse_reference(moved.reference)
-    if reference.tag is None:
-        return ""
-    sink = RegistrySink(client, reference.repository)
-    current = sink.source.find(reference.tag)
-    if current == moved.previous_digest:
-        return ""
-    if current != moved.digest:
-        return f"another client has moved it since, to `{current}`" if current else "another client has removed it"
-    if moved.previous_digest is None:
-        if not sink.delete_tag(reference.tag):
-            return NOT_REMOVABLE
-        removed.append(moved.reference)
-        return ""
-    before = sink.source.read_manifest(sink.source.resolve(moved.previous_digest))
-    sink.put_manifest(before, reference=reference.tag)
-    restored.append(moved.reference)
-    return ""
