@@ -184,6 +184,32 @@ def test_check_is_for_every_executor_and_says_which_it_is_not_for(
     )
 
 
+def test_overlays_of_another_load_are_named_as_such_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_step(tmp_path / "code", "sft/one", configs={"tiny": "a: 1\n", "more": "a: 2\n"})
+    (tmp_path / "site.yaml").write_text("executors: [kubernetes, 'slurm-pyxis:4.0']\n")
+    receipt = put_receipt(tmp_path)
+    newer = tmp_path / "airgap-receipt-newer.yaml"
+    other = "sha256:" + "e" * 64
+    newer.write_text(receipt.read_text().replace(DIGEST, other))
+    arguments = ["--source", str(tmp_path / "code")]
+    assert run(["overlays", str(newer), *arguments, "--out", "made"]) == 0
+    capsys.readouterr()
+    checking = [*arguments, "--no-registry", "--overlays", "made"]
+    assert run(["check", str(receipt), *checking]) == 8
+    shown = capsys.readouterr()
+    (line,) = shown.out.splitlines()
+    assert line.startswith("block  all jobs  made: these overlays are of another load")
+    assert f"bundle `{other}`" in line and "airgap-receipt-newer.yaml" in line and f"is of bundle `{DIGEST}`" in line
+    said = " ".join(shown.err.split())
+    assert "1 job would fail on kubernetes and slurm-pyxis: 1 blocking finding" in said
+    assert f"write the overlays again with `airferry overlays {receipt} --out made`" in said.replace("` ", "`")
+    assert "set the overrides" not in said and "run.env.container_image" not in line
+    assert run(["check", str(newer), *checking]) == 0
+    newer.unlink()
+    assert run(["check", str(receipt), *checking]) == 8
+    assert "another load (no receipt here)" in capsys.readouterr().out, "the repository is the same"
+
+
 def test_fixes_are_told_apart_by_executor_where_they_differ(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_step(tmp_path / "code", "sft/one", configs={"tiny": "a: 1\n"})
     (tmp_path / "site.yaml").write_text("executors: [kubernetes, 'slurm-pyxis:4.0']\n")
