@@ -210,6 +210,38 @@ def test_overlays_of_another_load_are_named_as_such_once(tmp_path: Path, capsys:
     assert "another load (no receipt here)" in capsys.readouterr().out, "the repository is the same"
 
 
+def test_a_catalogue_without_a_submit_command_takes_the_sites(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_step(tmp_path / "code", "sft/one", configs={"tiny": "a: 1\n"})
+    receipt = put_receipt(tmp_path)
+    receipt.write_text(receipt.read_text() + "submit: ''\n")
+    arguments = [str(receipt), "--source", str(tmp_path / "code")]
+    checking = ["check", *arguments, "--no-registry", "--overlays", "made"]
+    assert run(["site", "init", "--executor", "kubernetes"]) == 0
+    capsys.readouterr()
+    assert run(["overlays", *arguments, "--out", "made"]) == 0
+    shown = capsys.readouterr()
+    submitting = tmp_path / "made/kubernetes/submit.txt"
+    assert f" image={PINNED} config={tmp_path}/made/kubernetes/sft/one/tiny.yaml profile=" in shown.out
+    hint = "write your site's as `submit:` into the site profile"
+    assert hint in " ".join(shown.err.split()) and hint in submitting.read_text()
+    assert {line[:1] for line in submitting.read_text().splitlines()} == {"#"}
+    assert run(checking) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "then run the jobs' commands" not in said and "then submit the jobs: what each needs, and how" in said
+
+    assert run(["site", "init", "--force", "--executor", "kubernetes", "--submit", "acme run --config {config}"]) == 2
+    assert "`{step}` is missing" in " ".join(capsys.readouterr().err.split())
+    command = "acme run {step} --config {config}"
+    assert run(["site", "init", "--force", "--executor", "kubernetes", "--submit", command]) == 0
+    assert run(["overlays", *arguments, "--out", "made"]) == 0
+    path = tmp_path / "made/kubernetes/sft/one/tiny.yaml"
+    assert f"acme run sft/one --config {path}\n" in submitting.read_text()
+    assert run(checking) == 0
+    assert "then run the jobs' commands" in " ".join(capsys.readouterr().err.split())
+
+
 def test_fixes_are_told_apart_by_executor_where_they_differ(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_step(tmp_path / "code", "sft/one", configs={"tiny": "a: 1\n"})
     (tmp_path / "site.yaml").write_text("executors: [kubernetes, 'slurm-pyxis:4.0']\n")

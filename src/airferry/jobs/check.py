@@ -31,7 +31,7 @@ from airferry.jobs.rules.config import blend_findings, config_findings
 from airferry.jobs.rules.paths import path_findings
 from airferry.jobs.rules.site import RegistryImage, images_of_job, site_findings
 from airferry.jobs.rules.whole import split_answers, stale_overlays
-from airferry.jobs.submission import OFFLINE_VARIABLES, environment_of
+from airferry.jobs.submission import OFFLINE_VARIABLES, environment_of, submit_of
 from airferry.plan.catalogue import Catalogue, StepFiles, choose_target, find_step
 from airferry.plan.code.fetches import StartFetches
 from airferry.plan.env_profiles import EnvFile, EnvProfile, read_env_file
@@ -347,7 +347,7 @@ def _context(
         code_root=checked.catalogue.root,
         staged={item.value.key: item.target for item in staged.found},
         overlays=checked.overlays or checked.written,
-        submit=checked.receipt.submit if checked.receipt is not None else None,
+        submit=submit_of(checked.site, checked.receipt) if checked.receipt is not None else None,
     )
 
 
