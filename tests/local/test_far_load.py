@@ -42,7 +42,19 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"old": folder / "bundle", "new": folder / "bundle2"}
 
 
+def make_room(receipt: Path, bundle: Path) -> None:
+    """Take a receipt of another bundle away: a load does not replace it."""
+    if (
+        receipt.is_file()
+        and receipt.read_text() != "a: 1\n"
+        and read_receipt(receipt).bundle_root != open_bundle(bundle).root
+    ):
+        receipt.unlink()
+
+
 def load(registry: ScriptedRegistry, bundle: Path, *more: str) -> int:
+    if "--receipt" not in more:
+        make_room(Path("airgap-receipt.yaml"), bundle)
     receipt = [] if "--receipt" in more else ["--receipt", "airgap-receipt.yaml"]
     return run(["load", str(bundle), "--to", f"{registry.address}/airgap", "--plain-http", *receipt, *more])
 
@@ -295,6 +307,7 @@ class Script:
         options = ClientOptions(plain_http=True, retry=retry, lookup=lambda _registry, _repository: None, jobs=2)
         emit = silent if events is None else events.append
         to = api.parse_destination(self.to, artifacts=self.artifacts)
+        make_room(self.receipt, self.bundle)
         api.load(self.bundle, to=to, receipt=self.receipt, options=options, emit=emit)
 
 
@@ -326,7 +339,7 @@ def test_tags_move_last_and_what_they_stood_for_is_noted_before(
     others = [call.number for call in registry.calls if call.method in ("PUT", "PATCH", "POST") and not is_tag(call)]
     assert max(others) < min(tags), "no tag moves before all that it stands for is there"
     assert noted[0][f"{registry.address}/{TRAINER}:1.0"] == before
-    assert read_receipt(script.receipt).bundle_root == open_bundle(bundles["old"]).root, "no new receipt yet"
+    assert not script.receipt.exists(), "no receipt yet"
 
     registry.faults.clear()
     script.load()
@@ -510,7 +523,40 @@ def test_a_receipt_never_takes_the_place_of_one_of_another_destination(
     assert load(registry, bundles["old"]) == 6, "what is not a receipt is no place for one"
     assert len(registry.calls) == calls, "both are known before anything is asked"
     Path("airgap-receipt.yaml").write_bytes(before)
-    assert load(registry, bundles["new"]) == 0, "a newer delivery to the same place may replace it"
+    calls = len(registry.calls)
+    newer = ["load", str(bundles["new"]), "--to", f"{registry.address}/airgap", "--plain-http"]
+    assert run([*newer, "--receipt", "airgap-receipt.yaml"]) == 2
+    err = said(capsys)[1]
+    assert f"is the receipt of another bundle, `{open_bundle(bundles['old']).root}`" in err
+    assert "name another file with `--receipt FILE`" in err
+    assert load(registry, bundles["old"], "--flatten") == 2, "the same bundle under other names has other tags"
+    assert "of this bundle under other names" in said(capsys)[1]
+    assert len(registry.calls) == calls and Path("airgap-receipt.yaml").read_bytes() == before
+    assert load(registry, bundles["old"]) == 0, "the same load again may replace it"
+
+
+def test_a_repeated_load_keeps_what_the_first_one_knew_and_a_rollback_leaves_a_trace(
+    registry: ScriptedRegistry, bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, path = open_bundle(bundles["old"]).root, Path("airgap-receipt.yaml")
+    assert load(registry, bundles["old"], "--root", root) == 0
+    first = read_receipt(path)
+    assert (first.loaded_again_at, first.rolled_back_at) == (None, None)
+    said(capsys)
+    assert load(registry, bundles["old"]) == 0
+    err = said(capsys)[1]
+    assert ORIGIN_UNKNOWN not in err and "an earlier load compared this root" in err
+    again = read_receipt(path)
+    assert again.root_verified and again.loaded_at == first.loaded_at and again.tags == first.tags
+    assert again.loaded_again_at is not None and not again.rolled_back
+    assert rollback("--dry-run") == 0 and read_receipt(path) == again
+    assert rollback() == 0
+    back = read_receipt(path)
+    assert back.rolled_back and back.model_copy(update={"rolled_back_at": None}) == again
+    assert rollback() == 0 and read_receipt(path) == back, "nothing was put back the second time"
+    said(capsys)
+    assert run(["history"]) == 0
+    assert f"loaded again {back.loaded_again_at}, rolled back {back.rolled_back_at}" in said(capsys)[0]
 
 
 def test_a_load_that_was_cut_off_between_tags_goes_back_whole_whatever_was_loaded_meanwhile(

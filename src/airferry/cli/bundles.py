@@ -26,6 +26,7 @@ from airferry.cli.options import (
     VerifyFirstOption,
     as_typed,
     command_line,
+    expect_filled,
 )
 from airferry.cli.render import Reporter, data, data_commands, data_items, data_line, data_text
 from airferry.defaults import CATALOGUE_FOLDER, JOBS_FOLDER, PLAN_CONFIG, SITE_FILE
@@ -190,6 +191,7 @@ def load(
     """Verify a bundle, load it into a private registry, read it back, and print the submit commands."""
     reporter: Reporter = context.obj
     _check_jobs(jobs, source=source)
+    expect_filled(to, "--to")
     # a profile is read only where it may say something: one that is wrong, or of something else, stops no other load
     asks = jobs is not None or (to is None and rollback is None) or (ca_file is None and plain_http is not True)
     known = find_site(site, reporter) if asks else None
@@ -204,7 +206,7 @@ def load(
         _show_rollback(result, as_json=as_json, reporter=reporter)
         return
     typed = to is not None
-    to = to or (known.profile.registry if known is not None else None)
+    to = to if typed or known is None else known.profile.registry
     if bundle is None or to is None:
         raise UsageError(
             "`load` requires a bundle and `--to HOST:PORT/PREFIX`, or `registry:` in the site profile",
@@ -260,11 +262,21 @@ def load(
         _show_commands(outcome, reporter)
     elif outcome.overlays is not None:
         show_overlays(outcome.overlays, jobs or Path(), reporter)
-    if not loaded.receipt.root_verified:
-        reporter.say("Checked integrity, not origin: no `--root` was given.")
-        if loaded.receipt.submit and isinstance(outcome, api.LoadOutcome):
-            reporter.say("The submit commands are the bundle's own: read them before you run them.")
+    _say_origin(outcome, reporter)
     reporter.next(*_after_load(context, outcome, jobs, known))
+
+
+def _say_origin(outcome: api.LoadOutcome | api.JobsOutcome, reporter: Reporter) -> None:
+    """Say where nothing, or only an earlier load, compared the root with one from a separate channel."""
+    loaded = outcome if isinstance(outcome, api.LoadOutcome) else outcome.loaded
+    if loaded.report.root_verified:
+        return
+    if loaded.receipt.root_verified:
+        reporter.say("No `--root` was given; an earlier load compared this root, as its receipt says.")
+        return
+    reporter.say("Checked integrity, not origin: no `--root` was given.")
+    if loaded.receipt.submit and isinstance(outcome, api.LoadOutcome):
+        reporter.say("The submit commands are the bundle's own: read them before you run them.")
 
 
 def _check_jobs(jobs: Path | None, *, source: Path | None) -> None:

@@ -8,10 +8,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from airferry.bundle.receipt import Receipt, ReceiptTag, locate_receipt, read_receipt, receipts_in
-from airferry.errors import AirferryError, RegistryError
+from airferry.bundle.receipt import (
+    Receipt,
+    ReceiptTag,
+    locate_receipt,
+    read_receipt,
+    receipts_in,
+    write_receipt,
+)
+from airferry.errors import AirferryError, HostError, RegistryError
 from airferry.events import Emit, Notice, Warned, silent
 from airferry.far.destinations import DestinationRecords, hold_destination
+from airferry.host import clock
 from airferry.host.canonical import plain_data
 from airferry.host.records import expect_cache
 from airferry.oci.reference import parse_reference
@@ -132,6 +140,7 @@ def rollback(
         done.run()
         if not dry_run:
             records.forget_tags(receipt.bundle_root, {*done.restored, *done.removed, *done.unchanged})
+            _mark(place, done, emit)
     for reference in done.unchanged:
         emit(Notice(f"`{reference}` already has its value from before the load"))
     _say_kept(receipt, done.kept, emit)
@@ -150,6 +159,17 @@ def rollback(
     return RollbackResult(
         tuple(done.restored), tuple(done.removed), tuple(done.unchanged), tuple(done.kept), dry_run=dry_run
     )
+
+
+def _mark(place: Path, done: _Rollback, emit: Emit) -> None:
+    """Note in the receipt that its tags are back, if they are, and if this is not only said again."""
+    if done.left or not (done.restored or done.removed or done.receipt.rolled_back_at is None):
+        return
+    try:
+        write_receipt(done.receipt.model_copy(update={"rolled_back_at": clock.rfc3339(clock.now_s())}), place)
+    except HostError as error:
+        # what was asked for is done; a receipt on read-only storage is as good for that
+        emit(Warned(f"the rollback is not noted in the receipt: {error.message}", hint=error.hint))
 
 
 def _say_kept(receipt: Receipt, kept: Collection[str], emit: Emit) -> None:
@@ -197,5 +217,5 @@ def _latest_receipt(folder: Path, done: _Rollback) -> Path | None:
                 values = {(tag.reference, tag.digest) for tag in other.tags}
                 same = other.bundle_root == done.receipt.bundle_root
                 if other.registry == done.receipt.registry and not same and values & set(done.by_later_loads.items()):
-                    found.append((other.loaded_at, path))
+                    found.append((other.last_loaded_at, path))
     return max(found)[1] if found else None

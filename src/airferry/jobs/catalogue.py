@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from airferry.bundle.artifacts import COPY_AGAIN
-from airferry.bundle.receipt import Receipt, read_receipt
+from airferry.bundle.receipt import Receipt, find_receipt, read_receipt
 from airferry.bundle.verify import Bundle, expect_outside, open_bundle
 from airferry.defaults import CATALOGUE_FOLDER
 from airferry.errors import IntegrityError, RegistryError, UsageError
@@ -50,7 +50,7 @@ class CatalogueSource:
         if opened is not None and self.bundle is not None:
             opened.warn_beside(self.bundle, emit)
         root = opened.root if opened else self.root
-        held = read_receipt(receipt, root=root) if receipt is not None else None
+        held = find_receipt(receipt, root=root, emit=emit) if receipt is not None else None
         if held is not None:
             options = held.reached_with(options or ClientOptions())
         return Whereabouts(self.source, self.steps, opened, held, options, emit)
