@@ -225,7 +225,7 @@ def test_a_rollback_where_tags_cannot_be_removed_says_so_and_restores_the_rest(
     out, err = said(capsys)
     assert out == f"restored  {registry.address}/{TRAINER}:1.0\n"
     assert f"1 new artifact tag stays, as the registry cannot delete tags: `{artifact}`" in err
-    assert "all tags that were there before the load are back" in err and "already has its value" not in err
+    assert "all other tags are back to their state before the load" in err and "already has its value" not in err
     assert tag_of(registry, TRAINER, "1.0") == before
     assert rollback("--json") == 0
     assert json.loads(said(capsys)[0]) == {
@@ -250,6 +250,8 @@ def test_new_image_tags_that_stay_are_named_one_per_line(
     for tag in read_receipt(Path("airgap-receipt.yaml")).tags:
         assert f"`{tag.reference}`" in shown
     assert any("registry's own tools" in line for line in shown)
+    assert "no tag was there before the load, so none has to go back" in shown
+    assert read_receipt(Path("airgap-receipt.yaml")).rolled_back_at is None, "nothing was put back"
 
 
 def test_a_dry_rollback_says_what_it_would_do_and_changes_nothing(
@@ -264,6 +266,7 @@ def test_a_dry_rollback_says_what_it_would_do_and_changes_nothing(
     out, err = said(capsys)
     assert out.splitlines() == [f"would restore  {registry.address}/{TRAINER}:1.0", f"would remove  {artifact}"]
     assert "all tags would be back to their state before the load; nothing was changed" in err
+    assert "whether this registry can delete tags is not known" in err
     assert {call.method for call in registry.calls[calls:]} <= {"GET", "HEAD"} and registry.manifests == before
     assert Script(registry, bundles["new"]).noted() == record
 

@@ -356,9 +356,14 @@ def _show_rollback(result: api.RollbackResult, *, as_json: bool, reporter: Repor
     for verb, references in (("restore", result.restored), ("remove", result.removed)):
         for reference in references:
             data_line(f"would {verb}  {reference}" if result.dry_run else f"{verb}d  {reference}")
-    tags = "all tags that were there before the load" if result.kept else "all tags"
     would = "would be" if result.dry_run else "are"
-    reporter.say(f"{tags} {would} back to their state before the load{'; nothing was changed' * result.dry_run}")
+    if not result.kept:
+        said = f"all tags {would} back to their state before the load"
+    elif result.restored or result.removed or result.unchanged:
+        said = f"all other tags {would} back to their state before the load"
+    else:
+        said = "no tag was there before the load, so none has to go back"
+    reporter.say(said + "; nothing was changed" * result.dry_run)
 
 
 def _show_plan(outcome: api.LoadOutcome) -> None:
