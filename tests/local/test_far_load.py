@@ -22,6 +22,7 @@ from airferry.oci.closure import Closure, read_closure
 from airferry.oci.documents import IMAGE_INDEX, IMAGE_MANIFEST, Descriptor, Index
 from airferry.registry.client import ClientOptions
 from airferry.registry.credentials import Credential
+from airferry.registry.profile import RegistryProfile, write_profile
 from airferry.registry.retry import RetryPolicy
 from oci_images import make_bundle
 from scripted_registry import Call, Exchange, ScriptedRegistry, error_document, sha256, times
@@ -267,6 +268,10 @@ def test_a_dry_rollback_says_what_it_would_do_and_changes_nothing(
     assert out.splitlines() == [f"would restore  {registry.address}/{TRAINER}:1.0", f"would remove  {artifact}"]
     assert "all tags would be back to their state before the load; nothing was changed" in err
     assert "whether this registry can delete tags is not known" in err
+    write_profile(RegistryProfile(registry=registry.address, deletes_tags=False))
+    assert rollback("--dry-run", "--json") == 0
+    document = json.loads(said(capsys)[0])
+    assert (document["removed"], document["kept"], document["dry_run"]) == ([], [artifact], True)
     assert {call.method for call in registry.calls[calls:]} <= {"GET", "HEAD"} and registry.manifests == before
     assert Script(registry, bundles["new"]).noted() == record
 

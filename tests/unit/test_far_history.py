@@ -12,6 +12,7 @@ from airferry.bundle.receipt import (
     ReceiptConnection,
     ReceiptTag,
     find_receipt,
+    names_receipt,
     read_receipt,
     write_receipt,
 )
@@ -120,3 +121,10 @@ def test_a_repeated_load_keeps_what_the_first_one_knew(tmp_path: Path) -> None:
     assert merged.root_verified
     assert (merged.loaded_at, merged.loaded_again_at) == ("2026-01-01T00:00:00Z", "2026-02-01T00:00:00Z")
     assert second.after(None) == second and second.after(first.model_copy(update={"bundle_root": TWO})) == second
+
+
+def test_a_folder_with_a_bundle_in_it_is_no_receipt_whatever_else_it_holds(tmp_path: Path) -> None:
+    put(tmp_path / "jobs", "airgap-receipt-a.yaml", loaded_at="2026-01-01T00:00:00Z")
+    assert names_receipt(tmp_path / "jobs") and names_receipt(tmp_path / "jobs" / "airgap-receipt-a.yaml")
+    (tmp_path / "jobs" / "bundle").mkdir()
+    assert not names_receipt(tmp_path / "jobs") and not names_receipt(tmp_path) and not names_receipt(tmp_path / "gone")

@@ -205,11 +205,13 @@ class Receipt(BaseModel):
 
         A private CA is not in a receipt: only its fingerprint is.
         """
-        if self.connection is None or self.connection.tls or options.plain_http is not None or options.ca_file:
+        if self.connection is None or options.plain_http is not None or options.ca_file:
             return options
         # not above, as most of what reads receipts needs no registry
-        from airferry.registry.tls import BY_RECEIPT
+        from airferry.registry.tls import BY_RECEIPT, CA_OF_RECEIPT
 
+        if self.connection.tls:
+            return replace(options, told=CA_OF_RECEIPT) if self.connection.ca_fingerprints else options
         return replace(options, plain_http=True, told=BY_RECEIPT)
 
     def to_yaml(self) -> bytes:
@@ -298,10 +300,22 @@ def receipt_folders_below(folder: Path) -> list[Path]:
     """
     try:
         below = sorted(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())
-        carried = ("oci-layout", BUNDLE_FOLDER)
-        return [path for path in below if not any((path / name).exists() for name in carried) and receipts_in(path)]
+        return [path for path in below if names_receipt(path)]
     except (OSError, HostError):
         return []
+
+
+def names_receipt(path: Path) -> bool:
+    """Tell whether a path that may be a bundle or a receipt is the latter: a file, or a folder with nothing else.
+
+    What was carried over is a bundle, whatever else lies in it.
+
+    Raises:
+        HostError: the folder cannot be read.
+    """
+    if not path.is_dir():
+        return path.is_file()
+    return not any((path / name).exists() for name in ("oci-layout", BUNDLE_FOLDER)) and bool(receipts_in(path))
 
 
 def _told_apart(paths: list[Path]) -> list[str]:
