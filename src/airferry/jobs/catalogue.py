@@ -153,7 +153,7 @@ def extract_catalogue(
     options: ClientOptions | None = None,
     emit: Emit = silent,
 ) -> Extracted:
-    """Extract the catalogue of a bundle, or of the load that a receipt or its folder names, into an absent or empty folder.
+    """Extract the catalogue of a bundle, or of the load that a receipt names, into an absent or empty folder.
 
     What an earlier extraction left there is replaced if it is unchanged. A warning says where the `site` that the
     options are from does not fit the receipt.
