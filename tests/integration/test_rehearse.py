@@ -18,6 +18,7 @@ from airferry import api
 from airferry.bundle.manifest import read_manifest
 from airferry.engine.driver import open_engine
 from airferry.errors import ConfigurationError
+from airferry.events import Event, Notice, Warned
 from airferry.host import files
 from airferry.near import session
 from airferry.oci.layout import LayoutStore
@@ -208,6 +209,22 @@ def test_the_bundle_carries_what_was_found(yard: NearSide, sealed: api.BuildOutc
     carried = json.loads(store.blob_path(document["layers"][0]["digest"]).read_bytes())
     assert carried["rehearsals"] == [entry.model_dump(mode="json") for entry in manifest.rehearsals]
     assert "elapsed_s" not in json.dumps(carried) and "secret" not in json.dumps(carried)
+
+
+def test_a_plain_build_keeps_what_still_fits_and_says_what_does_not(yard: NearSide, sealed: api.BuildOutcome) -> None:
+    said: list[Event] = []
+    assert api.build(yard.selection(), emit=said.append).root == sealed.root
+    assert "kept 5 rehearsals" in " ".join(item.text for item in said if isinstance(item, Notice))
+    rehearsal = yard.document["rehearsal"]
+    yard.write(rehearsal={**rehearsal, "env": {"OTHER": "1"}})
+    without = api.build(yard.selection(), emit=said.append)
+    assert without.manifest is not None and without.manifest.rehearsals == ()
+    (warned,) = (item.text for item in said if isinstance(item, Warned) and "rehears" in item.text)
+    assert warned.startswith("the bundle is sealed without a rehearsal: image, code or command changed since")
+    assert not (yard.out / REPORT).exists()
+    yard.write(rehearsal=rehearsal)
+    assert api.build(yard.selection()).root == sealed.root
+    assert (yard.out / REPORT).exists()
 
 
 def test_another_engine_finds_the_same_to_the_byte(

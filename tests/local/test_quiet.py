@@ -129,7 +129,7 @@ ENTRY = SimpleNamespace(
 FACT = SimpleNamespace(name="mounts", value="yes", meaning="layers are not sent twice")
 ANSWERS: dict[str, Any] = {
     "doctor": saying(SimpleNamespace(checks=(Check("engine", "ok", "buildah"),), planned=True)),
-    "lock": saying(SimpleNamespace(changes=("+ one",), path=Path("airgap.lock.yaml"))),
+    "lock": saying(SimpleNamespace(changes=("+ one",), path=Path("airgap.lock.yaml"), runs_here=True)),
     "build": saying(
         SimpleNamespace(
             root=DIGEST,

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -183,6 +184,64 @@ def test_check_is_for_every_executor_and_says_which_it_is_not_for(
     )
 
 
+def test_overlays_of_another_load_are_named_as_such_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_step(tmp_path / "code", "sft/one", configs={"tiny": "a: 1\n", "more": "a: 2\n"})
+    (tmp_path / "site.yaml").write_text("executors: [kubernetes, 'slurm-pyxis:4.0']\n")
+    receipt = put_receipt(tmp_path)
+    newer = tmp_path / "airgap-receipt-newer.yaml"
+    other = "sha256:" + "e" * 64
+    newer.write_text(receipt.read_text().replace(DIGEST, other))
+    arguments = ["--source", str(tmp_path / "code")]
+    assert run(["overlays", str(newer), *arguments, "--out", "made"]) == 0
+    capsys.readouterr()
+    checking = [*arguments, "--no-registry", "--overlays", "made"]
+    assert run(["check", str(receipt), *checking]) == 8
+    shown = capsys.readouterr()
+    (line,) = shown.out.splitlines()
+    assert line.startswith("block  all jobs  made: these overlays are of another load")
+    assert f"bundle `{other}`" in line and "airgap-receipt-newer.yaml" in line and f"is of bundle `{DIGEST}`" in line
+    said = " ".join(shown.err.split())
+    assert "1 job would fail on kubernetes and slurm-pyxis: 1 blocking finding" in said
+    assert f"write the overlays again with `airferry overlays {receipt} --out made`" in said.replace("` ", "`")
+    assert "set the overrides" not in said and "run.env.container_image" not in line
+    assert run(["check", str(newer), *checking]) == 0
+    newer.unlink()
+    assert run(["check", str(receipt), *checking]) == 8
+    assert "another load (no receipt here)" in capsys.readouterr().out, "the repository is the same"
+
+
+def test_a_catalogue_without_a_submit_command_takes_the_sites(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_step(tmp_path / "code", "sft/one", configs={"tiny": "a: 1\n"})
+    receipt = put_receipt(tmp_path)
+    receipt.write_text(receipt.read_text() + "submit: ''\n")
+    arguments = [str(receipt), "--source", str(tmp_path / "code")]
+    checking = ["check", *arguments, "--no-registry", "--overlays", "made"]
+    assert run(["site", "init", "--executor", "kubernetes"]) == 0
+    capsys.readouterr()
+    assert run(["overlays", *arguments, "--out", "made"]) == 0
+    shown = capsys.readouterr()
+    submitting = tmp_path / "made/kubernetes/submit.txt"
+    assert f" image={PINNED} config={tmp_path}/made/kubernetes/sft/one/tiny.yaml profile=" in shown.out
+    hint = "write your site's as `submit:` into the site profile"
+    assert hint in " ".join(shown.err.split()) and hint in submitting.read_text()
+    assert {line[:1] for line in submitting.read_text().splitlines()} == {"#"}
+    assert run(checking) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "then run the jobs' commands" not in said and "then submit the jobs: what each needs, and how" in said
+
+    assert run(["site", "init", "--force", "--executor", "kubernetes", "--submit", "acme run --config {config}"]) == 2
+    assert "`{step}` is missing" in " ".join(capsys.readouterr().err.split())
+    command = "acme run {step} --config {config}"
+    assert run(["site", "init", "--force", "--executor", "kubernetes", "--submit", command]) == 0
+    assert run(["overlays", *arguments, "--out", "made"]) == 0
+    path = tmp_path / "made/kubernetes/sft/one/tiny.yaml"
+    assert f"acme run sft/one --config {path}\n" in submitting.read_text()
+    assert run(checking) == 0
+    assert "then run the jobs' commands" in " ".join(capsys.readouterr().err.split())
+
+
 def test_fixes_are_told_apart_by_executor_where_they_differ(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_step(tmp_path / "code", "sft/one", configs={"tiny": "a: 1\n"})
     (tmp_path / "site.yaml").write_text("executors: [kubernetes, 'slurm-pyxis:4.0']\n")
@@ -331,6 +390,64 @@ def test_on_a_terminal_init_asks_for_what_no_option_says_until_the_answers_are_r
     assert site.gpu.driver == "580.1" and site.endpoints == {"nvidia": "http://v/v1"} and not site.mirrors.packages
     assert len(asked) == 12 + 6, "each once, and once more where the answer was wrong"
     assert "`new`: expected a version" in capsys.readouterr().err
+
+
+@pytest.fixture
+def prompts(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, list[str]]], list[str]]:
+    """Return a way to answer what a terminal is asked, by how questions begin: the questions, as they come."""
+
+    def answered(answers: dict[str, list[str]]) -> list[str]:
+        asked: list[str] = []
+
+        def answer(question: str, **_more: object) -> str:
+            asked.append(question)
+            return next((given.pop(0) for start, given in answers.items() if question.startswith(start) and given), "")
+
+        for stream in ("stdin", "stderr"):
+            monkeypatch.setattr(f"sys.{stream}.isatty", lambda: True, raising=False)
+        monkeypatch.setattr("typer.prompt", answer)
+        return asked
+
+    return answered
+
+
+def test_each_answer_is_checked_when_it_is_given(
+    prompts: Callable[[dict[str, list[str]]], list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("ca.pem").write_text("PEM")
+    asked = prompts({"Executors": ["", "kubernetes"], "Registry": ["hub.site:5000/x"], "PEM": ["no.pem", "ca.pem"]})
+    assert run(["site", "init"]) == 0
+    assert [question[:8] for question in asked[:5]] == ["Executor", "Executor", "Registry", "PEM cert", "PEM cert"]
+    assert load_site(Path("site.yaml")).ca_file == "ca.pem"
+    said = capsys.readouterr().err
+    assert "name at least one" in said and "`no.pem`: there is no such file" in said
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ["--ca-file", "no.pem"],
+        ["--gpu-driver", "new"],
+        ["--executor", "pod"],
+        ["--executor", "podman", "--profile", "docker=local"],
+        ["--out", "there.yaml"],
+    ],
+)
+def test_what_is_wrong_already_is_said_before_anything_is_asked(
+    prompts: Callable[[dict[str, list[str]]], list[str]], typed: list[str]
+) -> None:
+    Path("there.yaml").write_text("executors: [podman]\n")
+    asked = prompts({})
+    assert run(["site", "init", *typed]) == 2
+    assert asked == [] and not Path("site.yaml").exists()
+
+
+def test_lists_of_a_site_take_commas_as_the_prompts_do() -> None:
+    given = ["--executor", "slurm-pyxis:4.0,kubernetes", "--compute-capability", "9.0, 10.0", "--mount", "/a:ro,/b"]
+    assert run(["site", "init", *given, "--executor", "podman"]) == 0
+    site = load_site(Path("site.yaml"))
+    assert [str(item) for item in site.executors] == ["slurm-pyxis (enroot 4.0)", "kubernetes", "podman"]
+    assert site.gpu.compute_capabilities == ("9.0", "10.0") and [item.path for item in site.mounts] == ["/a", "/b"]
 
 
 def test_the_registry_and_its_ca_are_typed_once(

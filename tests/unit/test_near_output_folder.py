@@ -104,6 +104,14 @@ def test_a_rehearsal_stays_while_all_its_images_do(tmp_path: Path) -> None:
     assert "report.json" not in names(tmp_path)
 
 
+def test_a_report_that_is_out_of_date_goes_though_its_images_stay(tmp_path: Path) -> None:
+    build(tmp_path, {"report.json": b"{}"}, held=HELD, report=HELD)
+    folder = OutputFolder(tmp_path, Journal(tmp_path / "airgap-build-state.yaml"), emit=lambda _event: None)
+    folder.drop("report.json")
+    assert not any("report.json" in action for action in folder.settle(HELD))
+    assert "report.json" not in names(tmp_path)
+
+
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
     """An output folder with two archives, one of them in a folder of its own."""

@@ -228,7 +228,7 @@ def plan(
     reporter.say("wrote {}", result.path)
     typed = as_typed(context, "config", "source", "target", "platform")
     if result.locked:
-        reporter.next(("build the bundle", command_line("airferry", "build", *typed, *as_typed(context, "stage"))))
+        reporter.next(_build_next([*typed, *as_typed(context, "stage")], rehearse=result.runs_here and not stage))
     else:
         reporter.next(("pin bases, commits and versions", command_line("airferry", "lock", *typed)))
 
@@ -266,7 +266,15 @@ def lock(
     done = "wrote" if result.changes else "kept"
     reporter.say("{} {}", done, result.path)
     typed = ("config", "source", "target", "platform", "engine", "probe", "shared_processes")
-    reporter.next(("build the bundle", command_line("airferry", "build", *as_typed(context, *typed))))
+    reporter.next(_build_next(as_typed(context, *typed), rehearse=result.runs_here))
+
+
+def _build_next(typed: list[str], *, rehearse: bool) -> tuple[str, str]:
+    """Return what follows a lock, as `init` lists it; steps that this host only emulates are not rehearsed unasked."""
+    if rehearse:
+        purpose = "run each step without network, and build the bundle"
+        return purpose, command_line("airferry", "build", "--rehearse", *typed)
+    return "build the bundle", command_line("airferry", "build", *typed)
 
 
 def build(

@@ -36,6 +36,8 @@ from airferry.wording import counted
 
 _PANEL = "Far side"
 EXECUTORS_QUESTION = "Executors, separated by commas (slurm-pyxis:VERSION, kubernetes, …)"
+EXECUTOR_NEEDED = "name at least one: what runs the jobs decides how images are named"
+_MAX_COMMANDS_BYTES = 16 * 1024 * 1024
 _SITE_OPTIONS: dict[tuple[str | int, ...], str] = {
     ("executors",): "--executor",
     ("registry",): "--registry",
@@ -49,6 +51,7 @@ _SITE_OPTIONS: dict[tuple[str | int, ...], str] = {
     ("mirrors", "packages"): "--package-index",
     ("mirrors", "wandb"): "--wandb",
     ("endpoints",): "--endpoint",
+    ("submit",): "--submit",
 }
 
 site_app = typer.Typer(help="Describe the far side in a site profile.", no_args_is_help=True)
@@ -71,7 +74,7 @@ def init(
         typer.Option(
             "--executor",
             metavar="KIND[:VERSION]",
-            help="For example slurm-pyxis:4.0 or kubernetes. Repeatable.",
+            help="For example slurm-pyxis:4.0 or kubernetes. Repeatable; accepts commas.",
             autocompletion=completion.executor_kinds,
         ),
     ] = None,
@@ -100,12 +103,18 @@ def init(
     capability: Annotated[
         list[str] | None,
         typer.Option(
-            "--compute-capability", metavar="N.N", help="Compute capability of the GPUs, for example 9.0. Repeatable."
+            "--compute-capability",
+            metavar="N.N",
+            help="Compute capability of the GPUs, for example 9.0. Repeatable; accepts commas.",
         ),
     ] = None,
     mount: Annotated[
         list[str] | None,
-        typer.Option("--mount", metavar="PATH[:TARGET][:ro|rw]", help="Persistent storage on the nodes. Repeatable."),
+        typer.Option(
+            "--mount",
+            metavar="PATH[:TARGET][:ro|rw]",
+            help="Persistent storage on the nodes. Repeatable; accepts commas.",
+        ),
     ] = None,
     huggingface: Annotated[
         str | None, typer.Option("--hf-mirror", metavar="URL", help="Mirror of the Hugging Face Hub.")
@@ -118,6 +127,14 @@ def init(
         list[str] | None,
         typer.Option("--endpoint", metavar="PROVIDER=URL", help="Model provider inside the site. Repeatable."),
     ] = None,
+    submit: Annotated[
+        str | None,
+        typer.Option(
+            "--submit",
+            metavar="COMMAND",
+            help="Command that submits a step, with {step}, {config}, {profile} and {overrides}.",
+        ),
+    ] = None,
     profile: Annotated[
         list[str] | None,
         typer.Option("--profile", metavar="EXECUTOR=NAME", help="Profile in env.toml for an executor. Repeatable."),
@@ -128,23 +145,28 @@ def init(
     reporter: Reporter = context.obj
     expect_filled(registry, "--registry")
     document: dict[str, Any] = {
-        "executors": executor or [],
+        "executors": _each(executor),
         "registry": registry,
         "ca_file": ca_file,
         "node_ca_file": node_ca_file,
         "platform": platform,
-        "gpu": {"driver": gpu_driver, "compute_capabilities": capability or []},
-        "mounts": mount or [],
+        "gpu": {"driver": gpu_driver, "compute_capabilities": _each(capability)},
+        "mounts": _each(mount),
         "mirrors": {"huggingface": huggingface, "packages": packages, "wandb": wandb},
         "endpoints": parse_pairs(endpoint or [], "--endpoint", "PROVIDER=URL"),
+        "submit": submit,
     }
     profiles = parse_pairs(profile or [], "--profile", "EXECUTOR=NAME")
     if reporter.may_ask:
+        # what is wrong already is not found out after twelve answers
+        _from_profile(document["ca_file"], out)
+        named = _with_profiles(document["executors"], profiles) if document["executors"] else []
+        typed = {**_without_empty(document), "executors": named}
+        api.init_site(out, typed, force=force, only_check=True, options=_SITE_OPTIONS)
         _ask(reporter, document, profiles)
     document["executors"] = _with_profiles(document["executors"], profiles)
     document["ca_file"] = _from_profile(document["ca_file"], out)
-    for key in ("gpu", "mirrors"):
-        document[key] = {name: value for name, value in document[key].items() if value}
+    document = _without_empty(document)
     written = api.init_site(out, document, force=force, options=_SITE_OPTIONS)
     for unable in written.without_zstd:
         reporter.say("{} cannot read zstd: the near side's plan selects gzip for this site.", unable)
@@ -155,6 +177,11 @@ def init(
         reach = ["--ca-file", written.ca_file] if elsewhere and written.ca_file else []
         words = command_line("airferry", "login", *host, *reach)
         reporter.next(("log in, where the registry asks for a password", words))
+
+
+def _without_empty(document: Mapping[str, Any]) -> dict[str, Any]:
+    below = {key: {name: value for name, value in document[key].items() if value} for key in ("gpu", "mirrors")}
+    return {**document, **below}
 
 
 def _from_profile(ca_file: str | None, out: Path) -> str | None:
@@ -187,13 +214,23 @@ def _with_profiles(executors: list[str], profiles: Mapping[str, str]) -> list[An
 
 
 def _ask(reporter: Reporter, document: dict[str, Any], profiles: dict[str, str]) -> None:
-    """Ask on the terminal for what no option says; an empty answer leaves it out, a wrong one is asked for again."""
+    """Ask on the terminal for what no option says.
+
+    An empty answer leaves out what a profile may lack; a wrong one is said at once, and asked for again.
+    """
+
+    def trouble_of(key: str, value: Any, below: str | None) -> str | None:
+        if key == "ca_file" and value and not files.is_file(files.expand_home(Path(value))):
+            return f"`{value}`: there is no such file; Enter leaves it out"
+        if value:
+            return api.site_trouble(key, {below: value} if below else value)
+        return EXECUTOR_NEEDED if key == "executors" else None
 
     def ask(question: str, key: str, make: Callable[[str], Any], *, below: str | None = None) -> Any:
         while True:
             answer = ask_line(question)
             value = make(answer)
-            trouble = api.site_trouble(key, {below: value} if below else value) if value else None
+            trouble = trouble_of(key, value, below)
             if trouble is None:
                 return value
             reporter.say("[red]{}[/]", " ".join(trouble.split()))
@@ -229,6 +266,11 @@ def _ask(reporter: Reporter, document: dict[str, Any], profiles: dict[str, str])
             name := ask(f"Profile of env.toml for {kind}", "profiles", lambda answer: {answer: {}} if answer else {})
         ):
             profiles[kind] = next(iter(name))
+
+
+def _each(values: list[str] | None) -> list[str]:
+    """Return the values of an option that is repeatable and accepts commas."""
+    return [part for value in values or () for part in _listed(value)]
 
 
 def _listed(answer: str) -> list[str]:
@@ -415,10 +457,14 @@ def _submitting(folder: Path, kinds: Sequence[str]) -> list[tuple[str, str]]:
     shown: list[tuple[str, str]] = []
     for kind in kinds:
         on = f"{kind}: " if len(kinds) > 1 else ""
+        # without a known command, the file has only comments
+        commands = folder / kind / COMMANDS_FILE
+        lines = files.read_bounded(commands, limit_bytes=_MAX_COMMANDS_BYTES).splitlines() if commands.is_file() else []
+        runs = any(line.strip() and not line.startswith(b"#") for line in lines)
         purposes = {
             NODES_FILE: "once: what lets the nodes pull, with the registry's CA and password",
             PROFILE_FILE: "add this profile to those that the commands read (Nemotron: env.toml)",
-            COMMANDS_FILE: "then run the jobs' commands",
+            COMMANDS_FILE: "then run the jobs' commands" if runs else "then submit the jobs: what each needs, and how",
         }
         shown += [
             (f"{on}{purpose}", command_line("cat", folder / kind / name))

@@ -27,11 +27,13 @@ def init_site(
     document: Mapping[str, Any],
     *,
     force: bool = False,
+    only_check: bool = False,
     options: Mapping[tuple[str | int, ...], str] | None = None,
 ) -> SiteProfile:
     """Write a site profile, once it was checked as any other, and return it. Atomic.
 
-    `options` names the option that the value at a path of keys came from.
+    `options` names the option that the value at a path of keys came from. With `only_check`, nothing is written, and
+    the executors may still be missing: before somebody is asked for them.
 
     Raises:
         UsageError: the file is there, and `force` is not given; the document names no executor; or the profile would
@@ -41,7 +43,7 @@ def init_site(
     if path.exists() and not force:
         raise UsageError(f"`{path}` already exists", hint="`--force` replaces it")
     written = {key: value for key, value in document.items() if value not in (None, "", [], {}, ())}
-    if "executors" not in written:
+    if "executors" not in written and not only_check:
         raise UsageError(
             "a site profile needs at least one executor: what runs the jobs",
             hint=f"`--executor KIND[:VERSION]`, KIND one of {', '.join(sorted(EXECUTOR_KINDS))}; nothing was written",
@@ -52,7 +54,8 @@ def init_site(
         raise UsageError(
             error.message, hint=f"`{path}` was not written; each form is in `airferry site init --help`"
         ) from error
-    files.write_text(place, HEADER + render_yaml(written))
+    if not only_check:
+        files.write_text(place, HEADER + render_yaml(written))
     return site
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from airferry.bundle.manifest import BundleManifest, ImageEntry
 from airferry.bundle.seal import Sealed
 from airferry.errors import UsageError
-from airferry.events import Emit, silent
+from airferry.events import Emit, Notice, Warned, silent
 from airferry.host import files
 from airferry.host.canonical import plain_data
 from airferry.host.journal import Journal
@@ -40,7 +40,7 @@ from airferry.oci.layout import LayoutStore
 from airferry.plan.lockfile import LOCK_FILE, Lockfile, read_lockfile
 from airferry.plan.models import Plan, PlanWarning
 from airferry.plan.planner import write_plan
-from airferry.wording import size_text
+from airferry.wording import counted, size_text
 
 IMAGE_STAGES = {"build-launcher-image", "build-execution-images"}
 
@@ -113,7 +113,7 @@ def build(
     """Run the plan's stages: lock, build, seal. What is finished from an earlier run is reused.
 
     What `update` names is resolved again first, as `lock` does. With `rehearse`, every step is tried before the bundle
-    is sealed, in a network that leads nowhere.
+    is sealed, in a network that leads nowhere; without it, the bundle keeps an earlier rehearsal that still fits.
 
     Raises:
         UsageError: `update` together with `locked`, or a name that nothing in the lock has.
@@ -161,7 +161,8 @@ class Production:
     ) -> None:
         """Open the bundle's layout and the journal in the output folder, and clear what a killed run left there.
 
-        `rehearse` names the targets to try before sealing, none standing for all; without it none are tried.
+        `rehearse` names the targets to try before sealing, none standing for all; without it none are tried,
+        and a bundle takes over what earlier runs found.
         """
         self._session = session
         self._plan = plan
@@ -194,7 +195,7 @@ class Production:
         for task, done in zip(tasks, made, strict=True):
             images[task.name] = (*images.get(task.name, ()), done.image)
         reused = sum(done.reused for done in made)
-        rehearsal = self._rehearse(images)
+        rehearsal = self._rehearse(images, sealing=sealing)
         if not sealing:
             return Produced(images, reused, rehearsal=rehearsal)
         if rehearsal is not None:
@@ -223,16 +224,37 @@ class Production:
         compressed = recompressed(manifest, tasks, self._session.knowledge.layers.compression)
         return Produced(images, reused, manifest, sealed, rehearsal, attached.left_out, compressed)
 
-    def _rehearse(self, images: Mapping[str, Sequence[BuiltImage]]) -> RehearsalReport | None:
-        """Try the steps in the images that were built, if that was asked for, and write the report."""
-        if self._rehearsed is None:
-            return None
+    def _rehearse(self, images: Mapping[str, Sequence[BuiltImage]], *, sealing: bool) -> RehearsalReport | None:
+        """Try the steps in the images that were built, if that was asked for, and write the report.
+
+        Otherwise a seal takes over what earlier runs found, if that is still about these images, code and commands.
+        """
         rehearsal = Rehearsal(
             self._session, self._plan, self._locked.lockfile, store=self._store, journal=self._journal
         )
-        report = rehearsal.run(images, targets=self._rehearsed)
+        if self._rehearsed is not None:
+            report = rehearsal.run(images, targets=self._rehearsed)
+        elif not sealing or (kept := self._earlier(rehearsal, images)) is None:
+            return None
+        else:
+            report = kept
         self._folder.write(REPORT_FILE, report_json(report), images=(entry.image for entry in report.entries))
         return report
+
+    def _earlier(self, rehearsal: Rehearsal, images: Mapping[str, Sequence[BuiltImage]]) -> RehearsalReport | None:
+        """Return what earlier runs found, or say why the bundle is sealed without it."""
+        earlier, emit = rehearsal.earlier(images), self._session.emit
+        if earlier is None:
+            return None
+        if not earlier.trouble:
+            tried = counted(len(earlier.report.results), "rehearsal")
+            emit(Notice(f"kept {tried} of an earlier run: same images, code and commands"))
+            return earlier.report
+        if earlier.changed:
+            self._folder.drop(REPORT_FILE)
+        hint = "run `airferry build --rehearse` to have a rehearsal on record in the bundle"
+        emit(Warned(f"the bundle is sealed without a rehearsal: {earlier.trouble}", hint=hint))
+        return None
 
     def _maker(self) -> Maker:
         writer = ImageWriter(self._store, self._session.knowledge.layers, self._journal)

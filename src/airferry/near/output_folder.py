@@ -30,6 +30,7 @@ class OutputFolder:
         self._journal = journal
         self._emit = emit
         self._current: set[str] = set()
+        self._dropped: set[str] = set()
 
     def write(self, name: str, data: bytes, *, images: Iterable[str] = ()) -> Path:
         """Write a file, atomically, and note it. With `images` it is about these digests, and stays while they do."""
@@ -45,6 +46,10 @@ class OutputFolder:
         if self._journal.result(_PREFIX + name, inputs) != result:
             self._journal.record(_PREFIX + name, inputs, result)
 
+    def drop(self, name: str) -> None:
+        """Take a file as out of date, even if its images stay: it goes when the folder settles."""
+        self._dropped.add(name)
+
     def settle(self, held: Collection[str]) -> set[str]:
         """Remove what earlier builds wrote and this one has no use for; return the journal's actions that stay.
 
@@ -54,7 +59,11 @@ class OutputFolder:
         for action, result in self._journal.results(_PREFIX).items():
             name = action.removeprefix(_PREFIX)
             about = as_noted(result, lambda note: frozenset(note["images"]))
-            if name in self._current or (about and about <= set(held)) or self._left(name, result):
+            if (
+                name in self._current
+                or (about and about <= set(held) and name not in self._dropped)
+                or self._left(name, result)
+            ):
                 kept.add(action)
         return kept
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,17 @@ class PlanOutcome:
     path: Path
     prediction: Prediction
     locked: bool = False
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether this host runs all execution images as they are, so that a build can rehearse them."""
+        return all_run_here(platform for group in self.plan.groups for platform in group.platforms)
+
+
+def all_run_here(platforms: Iterable[Platform]) -> bool:
+    """Tell whether there are platforms, and this host runs each without emulation."""
+    found = set(platforms)
+    return bool(found) and all(platform.matches_host() for platform in found)
 
 
 def schema() -> dict[str, Any]:

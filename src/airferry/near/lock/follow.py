@@ -13,8 +13,9 @@ from airferry.host.canonical import plain_data
 from airferry.near.bases.attached import pin_attached
 from airferry.near.lock.covered import needed_bases, uncovered
 from airferry.near.lock.resolve import Locked, Resolver
-from airferry.near.planning import Selection, read_plan, warn_of_plan
+from airferry.near.planning import Selection, all_run_here, read_plan, warn_of_plan
 from airferry.near.session import BuildOptions, Session, open_session
+from airferry.oci.platform import parse_platform
 from airferry.plan.lockfile import LOCK_FILE, Lockfile, differences, read_lockfile, write_lockfile
 from airferry.plan.models import LAUNCHER, Plan, PlanWarning
 from airferry.wording import near_names, shell_line
@@ -28,6 +29,12 @@ class LockOutcome:
     changes: tuple[str, ...]
     warnings: tuple[PlanWarning, ...] = ()
     lockfile: Lockfile = field(default_factory=Lockfile)
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether this host runs all execution images as they are, so that a build can rehearse them."""
+        groups = self.lockfile.groups.values()
+        return all_run_here(parse_platform(platform) for group in groups for platform in group.platforms)
 
     def to_document(self) -> dict[str, Any]:
         """Return the outcome as plain data, with the notes of every entry of the lock."""

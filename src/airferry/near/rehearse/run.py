@@ -41,7 +41,7 @@ from airferry.near.rehearse.judge import (
     in_order,
     judge_ending,
 )
-from airferry.near.rehearse.stage import PHASES, RehearsalFolders, Scene
+from airferry.near.rehearse.stage import PHASES, REHEARSE, RehearsalFolders, Scene
 from airferry.near.session import Session
 from airferry.oci.documents import MAX_IMAGE_CONFIG_BYTES, parse_image_config
 from airferry.oci.layout import LayoutStore
@@ -129,6 +129,28 @@ class RehearsalReport:
             yield f"see the last output of each step in `{REPORT_FILE}`; change the config, or `rehearsal.steps`"
 
 
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """What earlier runs found: the report of what still fits, and the actions of what does not.
+
+    `changed` was tried with another image, code or command, `never` was not tried at all.
+    """
+
+    report: RehearsalReport
+    changed: tuple[str, ...] = ()
+    never: tuple[str, ...] = ()
+
+    @property
+    def trouble(self) -> str:
+        """Why a bundle cannot carry it; empty where it fits whole, and found nothing."""
+        if self.changed:
+            shown = some_of([f"`{stage}`" for stage in self.changed], SHOWN_ATTEMPTS)
+            return f"image, code or command changed since {shown}"
+        if self.never:
+            return f"never run: {some_of([f'`{stage}`' for stage in self.never], SHOWN_ATTEMPTS)}"
+        return f"it has {counted(len(self.report.findings), 'finding')}" if self.report.findings else ""
+
+
 def check_rehearsal(plan: Plan) -> None:
     """Do nothing if what the plan says of its rehearsal is about steps that there are, and Git tracks their files.
 
@@ -195,6 +217,23 @@ class Rehearsal:
                     self._kept.close()
                     self._kept = None
         return RehearsalReport(tuple(results))
+
+    def earlier(self, images: Mapping[str, Sequence[BuiltImage]]) -> Earlier | None:
+        """Return what the journal knows of all targets, which are not tried here; None if none was ever tried."""
+        noted = self._journal.results(REHEARSE)
+        if not noted and not (self._plan.output_dir / REPORT_FILE).is_file():
+            return None
+        scenes = self._scenes(images, ())
+        configs = context.plan_configs(self._plan, self._session.cache)
+        try:
+            digest = context.tracked_digest(self._plan.source_root, excluded=[self._plan.output_dir], configs=configs)
+        except ConfigurationError:
+            digest = None  # nothing tells if the code is the same
+        found = {scene.stage: self._noted(scene, digest) for scene in scenes}
+        changed = [stage for stage, result in found.items() if result is None and (stage in noted or digest is None)]
+        never = [stage for stage, result in found.items() if result is None and stage not in changed]
+        results = tuple(result for result in found.values() if result is not None)
+        return Earlier(RehearsalReport(results), tuple(changed), tuple(never))
 
     def _keep_images(self, engine: Engine) -> None:
         """Keep what rehearsals bring into the engine's storage until all steps were tried, which share images."""
@@ -267,8 +306,8 @@ class Rehearsal:
 
     # --- one target --------------------------------------------------------------------------------------------------
 
-    def _rehearse(self, scene: Scene, source: Path, digest: str | None) -> StepResult:
-        inputs = {
+    def _inputs(self, scene: Scene, digest: str | None) -> dict[str, Any]:
+        return {
             "version": VERSION,
             "image": scene.image.manifest.digest,
             "source": digest,
@@ -278,8 +317,14 @@ class Rehearsal:
             "modules": list(scene.modules),
             "limit_s": scene.limit_s,
         }
-        note = self._journal.result(scene.stage, inputs) if digest else None
-        known = as_noted(note, lambda note: _judge(scene, note, reused=True))
+
+    def _noted(self, scene: Scene, digest: str | None) -> StepResult | None:
+        """Return what the journal knows of the same image, code and command."""
+        note = self._journal.result(scene.stage, self._inputs(scene, digest)) if digest else None
+        return as_noted(note, lambda note: _judge(scene, note, reused=True))
+
+    def _rehearse(self, scene: Scene, source: Path, digest: str | None) -> StepResult:
+        known = self._noted(scene, digest)
         if known is not None:
             self._session.emit(StageFinished(scene.stage, 0.0, reused=True))
             return known
@@ -288,7 +333,7 @@ class Rehearsal:
         found = self._try(scene, source)
         found["elapsed_s"] = clock.monotonic_s() - started_s
         if digest:
-            self._journal.record(scene.stage, inputs, found)
+            self._journal.record(scene.stage, self._inputs(scene, digest), found)
         result = _judge(scene, found)
         detail = f"{result.entry.reached}, {result.entry.stopped_by}"
         self._session.emit(StageFinished(scene.stage, found["elapsed_s"], detail=detail))

@@ -30,6 +30,7 @@ IMPORT, START = PHASES = ("import", "start")  # each in a separate container, wi
 MAX_LOG_BYTES = 8 * 1024 * 1024
 EMULATION_FACTOR = 4
 START_S = 180.0
+REHEARSE = "rehearse "  # how the actions of all rehearsals begin
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,4 +169,4 @@ def _read(path: Path) -> bytes:
 
 def rehearsal_action(spec: str, platform: Platform) -> str:
     """Return the name of the action in the journal that tries a target on a platform."""
-    return f"rehearse {spec} {platform}"
+    return f"{REHEARSE}{spec} {platform}"
