@@ -11,6 +11,7 @@ from airferry.cli.app import run
 from airferry.events import Event, Warned
 from airferry.near import predict as prediction
 from airferry.near.git.driver import LFS_POINTER
+from airferry.near.git.origin import uncommitted_files
 from airferry.near.planning import Selection, read_plan
 from airferry.plan.lockfile import Lockfile
 from catalogues import airgap, mounting, write_airgap, write_step
@@ -65,6 +66,32 @@ def test_a_step_that_git_does_not_track_yet_is_told_before_a_build(
     assert found["hint"] == f"`git -C {tmp_path} add src/nemotron/steps/s0`"
     git(tmp_path, "add", "src/nemotron/steps/s0")
     assert warnings() == []
+
+
+def test_what_differs_from_the_last_commit_is_found_and_no_filter_is_run(tmp_path: Path) -> None:
+    root = tmp_path / "catalogue"
+    root.mkdir()
+    for name in ("kept", "changed", "mode", "gone", "filtered", "a [b]\tc"):
+        (root / name).write_text("1")
+    assert uncommitted_files(root) == [], "in no repository"
+    git(root, "init", "--quiet")
+    git(root, "add", ".")
+    assert uncommitted_files(root) == [], "without a commit there is nothing to compare with"
+    git(root, "commit", "--quiet", "--message", "first")
+    assert uncommitted_files(root) == []
+    ran = tmp_path / "ran"
+    (root / ".gitattributes").write_text("filtered filter=spy\n")
+    for name in ("changed", "filtered", "a [b]\tc"):
+        (root / name).write_text("2")
+    (root / "mode").chmod(0o755)
+    (root / "gone").unlink()
+    (root / "untracked").write_text("3")
+    (root / "new").write_text("4")
+    (root / "link").symlink_to("kept")
+    git(root, "add", "new", "link")
+    git(root, "config", "filter.spy.clean", f"touch {ran}; cat")
+    assert uncommitted_files(root) == ["a [b]\tc", "changed", "gone", "link", "mode", "new"]
+    assert not ran.exists()
 
 
 def test_lfs_pointers_of_the_catalogue_are_named(tmp_path: Path) -> None:

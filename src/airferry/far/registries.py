@@ -169,7 +169,7 @@ def _login_command(host: str, username: str, options: ClientOptions) -> str:
     """Return the command line that logs in as it was tried, so that it reaches the registry when pasted."""
     reach = ["--plain-http"] if options.plain_http else ["--tls"] if options.plain_http is False else []
     if options.ca_file is not None:
-        reach += ["--ca-file", options.ca_file]
+        reach += ["--ca-file", str(options.ca_file)]
     return shell_line(["airferry", "login", host, "-u", username, *reach])
 
 
