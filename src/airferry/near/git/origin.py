@@ -14,10 +14,10 @@ from airferry.host import process
 from airferry.near.git.addresses import redact
 
 QUERY_S = 30.0
-BLOCK_BYTES = 1024 * 1024
+COMPARED_BYTES = 1024 * 1024
 MAX_ASKED = 500
 SHA256_DIGITS = 64
-SUBMODULE = "160000"
+LINKED_COMMIT = "160000"
 UNFILTERED = ("unspecified", "unset")
 FILTERING = ("filter", "text", "eol", "ident", "working-tree-encoding")
 
@@ -55,7 +55,7 @@ def uncommitted_files(folder: Path) -> list[str]:
     for entry in _parts(_ask(folder, "ls-files", "--stage", "-z")):
         head, _, name = entry.partition("\t")
         mode, blob = head.split()[:2]
-        if mode != SUBMODULE and name not in changed and _differs(folder / name, mode, blob):
+        if mode != LINKED_COMMIT and name not in changed and _differs(folder / name, mode, blob):
             touched.append(name)
     asked = touched[:MAX_ASKED]
     said = _parts(_ask(folder, "check-attr", "-z", *FILTERING, "--", *asked)) if asked else []
@@ -78,7 +78,7 @@ def _differs(path: Path, mode: str, blob: str) -> bool:
         with path.open("rb") as stream:
             found = os.fstat(stream.fileno())
             state.update(b"blob %d\0" % found.st_size)
-            while block := stream.read(BLOCK_BYTES):
+            while block := stream.read(COMPARED_BYTES):
                 state.update(block)
     except OSError:
         return True
