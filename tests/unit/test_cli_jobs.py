@@ -184,6 +184,64 @@ def test_check_is_for_every_executor_and_says_which_it_is_not_for(
     )
 
 
+def test_overlays_of_another_load_are_named_as_such_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_step(tmp_path / "code", "sft/one", configs={"tiny": "a: 1\n", "more": "a: 2\n"})
+    (tmp_path / "site.yaml").write_text("executors: [kubernetes, 'slurm-pyxis:4.0']\n")
+    receipt = put_receipt(tmp_path)
+    newer = tmp_path / "airgap-receipt-newer.yaml"
+    other = "sha256:" + "e" * 64
+    newer.write_text(receipt.read_text().replace(DIGEST, other))
+    arguments = ["--source", str(tmp_path / "code")]
+    assert run(["overlays", str(newer), *arguments, "--out", "made"]) == 0
+    capsys.readouterr()
+    checking = [*arguments, "--no-registry", "--overlays", "made"]
+    assert run(["check", str(receipt), *checking]) == 8
+    shown = capsys.readouterr()
+    (line,) = shown.out.splitlines()
+    assert line.startswith("block  all jobs  made: these overlays are of another load")
+    assert f"bundle `{other}`" in line and "airgap-receipt-newer.yaml" in line and f"is of bundle `{DIGEST}`" in line
+    said = " ".join(shown.err.split())
+    assert "1 job would fail on kubernetes and slurm-pyxis: 1 blocking finding" in said
+    assert f"write the overlays again with `airferry overlays {receipt} --out made`" in said.replace("` ", "`")
+    assert "set the overrides" not in said and "run.env.container_image" not in line
+    assert run(["check", str(newer), *checking]) == 0
+    newer.unlink()
+    assert run(["check", str(receipt), *checking]) == 8
+    assert "another load (no receipt here)" in capsys.readouterr().out, "the repository is the same"
+
+
+def test_a_catalogue_without_a_submit_command_takes_the_sites(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_step(tmp_path / "code", "sft/one", configs={"tiny": "a: 1\n"})
+    receipt = put_receipt(tmp_path)
+    receipt.write_text(receipt.read_text() + "submit: ''\n")
+    arguments = [str(receipt), "--source", str(tmp_path / "code")]
+    checking = ["check", *arguments, "--no-registry", "--overlays", "made"]
+    assert run(["site", "init", "--executor", "kubernetes"]) == 0
+    capsys.readouterr()
+    assert run(["overlays", *arguments, "--out", "made"]) == 0
+    shown = capsys.readouterr()
+    submitting = tmp_path / "made/kubernetes/submit.txt"
+    assert f" image={PINNED} config={tmp_path}/made/kubernetes/sft/one/tiny.yaml profile=" in shown.out
+    hint = "write your site's as `submit:` into the site profile"
+    assert hint in " ".join(shown.err.split()) and hint in submitting.read_text()
+    assert {line[:1] for line in submitting.read_text().splitlines()} == {"#"}
+    assert run(checking) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "then run the jobs' commands" not in said and "then submit the jobs: what each needs, and how" in said
+
+    assert run(["site", "init", "--force", "--executor", "kubernetes", "--submit", "acme run --config {config}"]) == 2
+    assert "`{step}` is missing" in " ".join(capsys.readouterr().err.split())
+    command = "acme run {step} --config {config}"
+    assert run(["site", "init", "--force", "--executor", "kubernetes", "--submit", command]) == 0
+    assert run(["overlays", *arguments, "--out", "made"]) == 0
+    path = tmp_path / "made/kubernetes/sft/one/tiny.yaml"
+    assert f"acme run sft/one --config {path}\n" in submitting.read_text()
+    assert run(checking) == 0
+    assert "then run the jobs' commands" in " ".join(capsys.readouterr().err.split())
+
+
 def test_fixes_are_told_apart_by_executor_where_they_differ(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_step(tmp_path / "code", "sft/one", configs={"tiny": "a: 1\n"})
     (tmp_path / "site.yaml").write_text("executors: [kubernetes, 'slurm-pyxis:4.0']\n")

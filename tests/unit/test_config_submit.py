@@ -40,3 +40,5 @@ def test_where_no_profile_is_known_its_option_goes() -> None:
 def test_without_a_command_what_it_needs_is_listed() -> None:
     found = submit_command("sft/a", config="c.yaml", profile="site", overrides={}, template="")
     assert found.startswith("# no command is known") and found.endswith("sft/a config=c.yaml profile=site")
+    with_image = submit_command("a", config="c.yaml", profile="site", overrides={}, template="", image="hub/a@b")
+    assert with_image.endswith("a image=hub/a@b config=c.yaml profile=site")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ import pytest
 
 from airferry.assets.record import hash_asset
 from airferry.bundle.manifest import AssetEntry, OverlayEntry
-from airferry.bundle.receipt import ReceiptTwin
+from airferry.bundle.receipt import ReceiptTwin, write_receipt
 from airferry.config import SiteProfile
-from airferry.errors import ConfigurationError, FindingsError, UsageError
+from airferry.errors import ConfigurationError, FindingsError, RegistryError, UsageError
 from airferry.jobs.catalogue import CatalogueSource
 from airferry.jobs.check import Checked, JobSelection, images_to_ask, run_check
 from airferry.jobs.check import check as check_jobs
@@ -285,6 +286,35 @@ def test_the_closing_hint_fits_the_findings(root: Path, image: RegistryImage, ex
         with pytest.raises(FindingsError) as caught:
             only.raise_if_blocked()
         assert "overrides" not in (caught.value.hint or "")
+
+
+def test_a_registry_that_answers_nothing_is_one_finding_for_all_jobs(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site, path = tmp_path / "site.yaml", tmp_path / "airgap-receipt.yaml"
+    site.write_text("executors: [kubernetes, 'slurm-pyxis:4.0']\n")
+    loaded = loaded_receipt("sft/one:tiny", "data_prep/pack:tiny")
+    write_receipt(loaded, path)
+
+    def refused(status: int | None) -> CheckReport:
+        def pull(*_args: object, **_more: object) -> None:
+            raise RegistryError("cannot pull `trainer`: wrong password", hint="`airferry login hub`", status=status)
+
+        monkeypatch.setattr("airferry.jobs.images.pull_as", pull)
+        return check_jobs(JobSelection(site), receipt=path, catalogue=CatalogueSource(root, steps=STEPS))
+
+    for status in (401, 503, None):
+        report = refused(status)
+        (finding,) = [item for item in report.findings if item.text.startswith("the images could not be looked up: ")]
+        assert ("refuses this one (401)" in finding.text) is (status == 401)
+        assert (finding.step, finding.key, finding.level) == ("", "hub.site:5000", "block")
+        assert (finding.fix, finding.executors) == ("`airferry login hub`", ("kubernetes", "slurm-pyxis"))
+        assert report.findings[0] is finding
+        with pytest.raises(FindingsError) as caught:
+            replace(report, findings=(finding,)).raise_if_blocked()
+        assert caught.value.hint == "`airferry login hub`; then check again"
+        assert caught.value.message == "2 jobs would fail on kubernetes and slurm-pyxis: 1 blocking finding"
+    assert {item.step for item in refused(403).findings if "wrong password" in item.text} == set(report.steps)
 
 
 def test_enroot_is_given_the_twin_and_others_the_image(root: Path, tmp_path: Path) -> None:

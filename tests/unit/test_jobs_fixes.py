@@ -292,7 +292,7 @@ def test_a_clone_outside_the_mounts_has_no_fix(tmp_path: Path) -> None:
         (BLENDED, "blend_path: null", True, [("block", "blend_path")]),
         (PACKED, "a: 1", True, [("warn", "packed_train_data_path")]),
         (HF.format("produces"), "hf_path: /elsewhere/x", False, [("warn", "hf_path")]),
-        (HF.format("produces") + HF.format("consumes"), "hf_path: /elsewhere/x", False, []),
+        (HF.format("produces") + HF.format("consumes"), "hf_path: /elsewhere/x", False, [("warn", "hf_path")]),
         ("", "model_cache: /out/m.bin", False, ["model_cache"]),
     ],
 )
@@ -543,6 +543,39 @@ def test_a_report_counts_the_jobs_that_would_fail(steps: tuple[str, ...], messag
     with pytest.raises(FindingsError) as caught:
         report.raise_if_blocked()
     assert caught.value.message == message
+
+
+OWN = '\n[[consumes]]\ntype = "table"\n[[consumes]]\ntype = "packed_json"\n[[produces]]\ntype = "model"\n'
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ("table: output/t.csv", [("input", "table", "is local to the job, not on shared storage")]),
+        ("table: /elsewhere/t.csv", [("input", "table", "is not on a mount: containers cannot see it")]),
+        ("packed: ./output/packed.json", [("input", "packed", "is local to the job, not on shared storage")]),
+        ("input_table_path: /tmp/t.csv", [("input", "input_table_path", "is local to the job, not on shared storage")]),
+        ("model: /elsewhere/m.json", [("output", "model", OUTSIDE)]),
+        ("model: output/m.json", [("output", "model", OUTSIDE)]),
+        ("output: ./output/m.json", [("output", "output", OUTSIDE)]),
+        (
+            "data_path: /elsewhere/t.csv",
+            [("input", "data_path", "is not on a mount: containers cannot see it, unless the image holds it")],
+        ),
+        ("s: [{file: /scratch/me/t.csv}]", [("input", "s[0].file", "is not on a mount: containers cannot see it")]),
+        ("table: prices\nmodel: acme/small\noutput: json\nrows: 3", []),
+        ("tokenizer: /opt/tiny\npython: /usr/bin/python3\nhealth_path: /up/ready\nroute: /a/b\npath: /v1/health", []),
+        ("sections: {a: {workspace: /lustre/me}}", []),
+    ],
+)
+def test_paths_of_a_catalogues_own_types_are_warned_of_where_they_are_on_no_mount(
+    config: str, expected: list[tuple[str, str, str]], tmp_path: Path
+) -> None:
+    found = [item for item in look(tmp_path, config, toml=OWN) if item.kind in ("input", "output")]
+    assert {item.level for item in found} <= {"warn"}
+    assert [(item.kind, item.key) for item in found] == [(kind, key) for kind, key, _text in expected]
+    for item, (_kind, _key, text) in zip(found, expected, strict=True):
+        assert item.text.startswith(text)
 
 
 def test_a_step_that_cannot_be_looked_at_does_not_keep_others_from_it(tmp_path: Path) -> None:

@@ -49,6 +49,8 @@ def test_another_catalogue_is_submitted_as_it_says() -> None:
     ]
     (line,) = outcome_of(receipt_of(DIGEST, submit=""), baked=False).submit_commands()
     assert line.startswith("# no command is known") and IMAGE in line and "nemotron" not in line
+    (own,) = outcome_of(receipt_of(DIGEST, submit=""), baked=False).submit_commands(template="run {step} {config}")
+    assert own == "run sft/one tiny"
 
 
 def test_configs_of_one_step_have_their_own_images() -> None:

@@ -257,12 +257,13 @@ def load(
     reporter.say("{}", loaded.summary)
     reporter.say("wrote {}", loaded.receipt_path)
     if isinstance(outcome, api.LoadOutcome):
-        _show_commands(outcome, reporter)
+        _show_commands(outcome, reporter, known)
     elif outcome.overlays is not None:
         show_overlays(outcome.overlays, jobs or Path(), reporter)
     if not loaded.receipt.root_verified:
         reporter.say("Checked integrity, not origin: no `--root` was given.")
-        if loaded.receipt.submit and isinstance(outcome, api.LoadOutcome):
+        own = known is not None and known.profile.submit is not None
+        if loaded.receipt.submit and not own and isinstance(outcome, api.LoadOutcome):
             reporter.say("The submit commands are the bundle's own: read them before you run them.")
     reporter.next(*_after_load(context, outcome, jobs, known))
 
@@ -274,12 +275,19 @@ def _check_jobs(jobs: Path | None, *, source: Path | None) -> None:
         raise UsageError("`--source` requires `--jobs DIR`", hint="or pass it to `airferry overlays` after the load")
 
 
-def _show_commands(outcome: api.LoadOutcome, reporter: Reporter) -> None:
+def _show_commands(outcome: api.LoadOutcome, reporter: Reporter, known: api.FoundSite | None) -> None:
     """Print what submits each step, as far as it is known before overlays are written."""
-    commands = outcome.submit_commands()
+    own = known.profile.submit if known is not None else None
+    commands = outcome.submit_commands(template=own)
     if not commands:
         return
-    reporter.say("Submit each step with:")
+    if own is None and outcome.receipt.submit == "":
+        reporter.say(
+            "No command that submits is known for this catalogue; write your site's as `submit:` into the site "
+            "profile. What it needs of each step:"
+        )
+    else:
+        reporter.say("Submit each step with:")
     for command in commands:
         data_commands(command)
     if any(image.docker_twin for image in outcome.receipt.images):

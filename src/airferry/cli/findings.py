@@ -13,6 +13,7 @@ from airferry.wording import comment_line, counted
 
 # below it the columns of a table fold what is to be typed over several lines, which then cannot be copied
 TABLE_WIDTH = 140
+ALL_JOBS = "all jobs"
 _LEVEL_STYLES = {"block": "[red]block[/]", "warn": "[yellow]warn[/]", "note": "[dim]note[/]"}
 _OVERRIDE = re.compile(r"[+~]{0,2}[A-Za-z_][\w.@/-]*=.*", re.DOTALL)
 
@@ -27,7 +28,7 @@ def show_findings(reporter: Reporter, report: api.CheckReport, *, notes: bool) -
             fix = f"  [{finding.fix}]" if finding.fix else ""
             also = f"  (also {', '.join(finding.also)})" if finding.also else ""
             on = f"  (on {', '.join(finding.executors)})" if several else ""
-            data_line(f"{finding.level}  {finding.step}  {_place(finding)}: {finding.text}{fix}{also}{on}")
+            data_line(f"{finding.level}  {_job(finding)}  {_place(finding)}: {finding.text}{fix}{also}{on}")
     elif _fits_a_table(reporter.console.width, shown):
         _show_table(reporter, shown, several=several)
     else:
@@ -52,7 +53,7 @@ def show_extent(reporter: Reporter, report: api.CheckReport, *, registry: bool) 
 def show_fixes(report: api.CheckReport, *, notes: bool) -> None:
     """Write what takes the findings back: for each job one line of overrides, and what is to be done besides; for each
     executor where they differ."""
-    for step in report.steps:
+    for step in ("", *report.steps):
         of_job = [finding for finding in report.findings if finding.step == step and finding.fix]
         shown = [finding for finding in of_job if notes or finding.level != "note"]
         by_executor = {
@@ -61,10 +62,10 @@ def show_fixes(report: api.CheckReport, *, notes: bool) -> None:
         }
         first = next(iter(by_executor.values()), list(dict.fromkeys(str(finding.fix) for finding in shown)))
         if all(fixes == first for fixes in by_executor.values()):
-            _show_fixes_of(step, first)
+            _show_fixes_of(step or ALL_JOBS, first)
             continue
         for kind, fixes in by_executor.items():
-            _show_fixes_of(f"{step} on {kind}", fixes)
+            _show_fixes_of(f"{step or ALL_JOBS} on {kind}", fixes)
 
 
 def _show_fixes_of(job: str, fixes: list[str]) -> None:
@@ -89,8 +90,13 @@ def _is_override(fix: str) -> bool:
     return len(words) == 1 and _OVERRIDE.fullmatch(words[0]) is not None
 
 
+def _job(finding: api.Finding) -> str:
+    return finding.step or ALL_JOBS
+
+
 def _place(finding: api.Finding) -> str:
-    return f"{finding.file}:{finding.line}: {finding.key}" + (f" = {finding.value}" if finding.value else "")
+    file = f"{finding.file}:{finding.line}: " if finding.file else ""
+    return f"{file}{finding.key}" + (f" = {finding.value}" if finding.value else "")
 
 
 def _longest_override(shown: Iterable[api.Finding]) -> int:
@@ -114,7 +120,7 @@ def _show_table(reporter: Reporter, shown: list[api.Finding], *, several: bool) 
         also += f"\non {', '.join(finding.executors)}" if several else ""
         value = f" = {finding.value}" if finding.value else ""
         table.add_row(
-            escape(finding.step),
+            escape(_job(finding)),
             _LEVEL_STYLES[finding.level],
             escape(f"{finding.file}:{finding.line} {finding.key}{value}{also}"),
             escape(finding.text),
@@ -130,7 +136,7 @@ def _show_stacked(reporter: Reporter, shown: Iterable[api.Finding], *, several: 
     for finding in shown:
         if finding.step != job:
             job = finding.step
-            reporter.say("[bold]{}[/]", job)
+            reporter.say("[bold]{}[/]", _job(finding))
         level = _LEVEL_STYLES[finding.level] + " " * (len("block") - len(finding.level))
         reporter.say("  " + level + "  {}", finding.text, hanging=len("block  "))
         reporter.say("    [dim]{}[/]", _place(finding))

@@ -36,6 +36,7 @@ from airferry.wording import counted
 _PANEL = "Far side"
 EXECUTORS_QUESTION = "Executors, separated by commas (slurm-pyxis:VERSION, kubernetes, …)"
 EXECUTOR_NEEDED = "name at least one: what runs the jobs decides how images are named"
+_MAX_COMMANDS_BYTES = 16 * 1024 * 1024
 _SITE_OPTIONS: dict[tuple[str | int, ...], str] = {
     ("executors",): "--executor",
     ("registry",): "--registry",
@@ -49,6 +50,7 @@ _SITE_OPTIONS: dict[tuple[str | int, ...], str] = {
     ("mirrors", "packages"): "--package-index",
     ("mirrors", "wandb"): "--wandb",
     ("endpoints",): "--endpoint",
+    ("submit",): "--submit",
 }
 
 site_app = typer.Typer(help="Describe the far side in a site profile.", no_args_is_help=True)
@@ -124,6 +126,14 @@ def init(
         list[str] | None,
         typer.Option("--endpoint", metavar="PROVIDER=URL", help="Model provider inside the site. Repeatable."),
     ] = None,
+    submit: Annotated[
+        str | None,
+        typer.Option(
+            "--submit",
+            metavar="COMMAND",
+            help="Command that submits a step, with {step}, {config}, {profile} and {overrides}.",
+        ),
+    ] = None,
     profile: Annotated[
         list[str] | None,
         typer.Option("--profile", metavar="EXECUTOR=NAME", help="Profile in env.toml for an executor. Repeatable."),
@@ -142,6 +152,7 @@ def init(
         "mounts": _each(mount),
         "mirrors": {"huggingface": huggingface, "packages": packages, "wandb": wandb},
         "endpoints": parse_pairs(endpoint or [], "--endpoint", "PROVIDER=URL"),
+        "submit": submit,
     }
     profiles = parse_pairs(profile or [], "--profile", "EXECUTOR=NAME")
     if reporter.may_ask:
@@ -442,10 +453,14 @@ def _submitting(folder: Path, kinds: Sequence[str]) -> list[tuple[str, str]]:
     shown: list[tuple[str, str]] = []
     for kind in kinds:
         on = f"{kind}: " if len(kinds) > 1 else ""
+        # without a known command, the file has only comments
+        commands = folder / kind / COMMANDS_FILE
+        lines = files.read_bounded(commands, limit_bytes=_MAX_COMMANDS_BYTES).splitlines() if commands.is_file() else []
+        runs = any(line.strip() and not line.startswith(b"#") for line in lines)
         purposes = {
             NODES_FILE: "once: what lets the nodes pull, with the registry's CA and password",
             PROFILE_FILE: "add this profile to those that the commands read (Nemotron: env.toml)",
-            COMMANDS_FILE: "then run the jobs' commands",
+            COMMANDS_FILE: "then run the jobs' commands" if runs else "then submit the jobs: what each needs, and how",
         }
         shown += [
             (f"{on}{purpose}", command_line("cat", folder / kind / name))

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from airferry.config.fields import ContainerPath, PlatformField, StrictModel, Text, VariableName
+from airferry.config.submit import SubmitText
 from airferry.errors import UsageError
 from airferry.oci.reference import expect_no_login
 from airferry.wording import near_names
@@ -206,6 +207,9 @@ class SiteProfile(StrictModel):
     endpoints: dict[str, Url] = Field(
         default_factory=dict, description="Model providers by the name that configs use, and where they are inside."
     )
+    submit: Annotated[
+        SubmitText | None, Field(description="The command that submits a step here, in place of `source.submit`.")
+    ] = None
     profiles: dict[ProfileName, EnvironmentProfile] = Field(
         default_factory=dict, description="Environment profiles of `env.toml`."
     )

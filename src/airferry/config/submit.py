@@ -14,6 +14,11 @@ from airferry.config.fields import Text
 from airferry.wording import comment_line
 
 NEMOTRON_SUBMIT = "nemotron steps run {step} -c {config} -b {profile} {overrides}"
+NO_COMMAND_HINT = (
+    "no command that submits is known for this catalogue: write your site's as `submit:` into the site profile, such "
+    "as `submit: acme run {step} --config {config} --cluster {profile} {overrides}`, then run `airferry overlays` "
+    "again; for all sites, the near side sets `source.submit`"
+)
 _WORDS = ("step", "config", "profile", "overrides")
 _PLACE = re.compile(r"\{([^{}]*)\}")
 
@@ -64,19 +69,26 @@ def _filled(values: Mapping[str, str | None], place: re.Match[str], *, nested: b
 
 
 def submit_command(
-    step_id: str, *, config: str | None, profile: str, overrides: Mapping[str, str], template: str | None = None
+    step_id: str,
+    *,
+    config: str | None,
+    profile: str,
+    overrides: Mapping[str, str],
+    template: str | None = None,
+    image: str | None = None,
 ) -> str:
     """Return the whole command that submits a step, quoted for a shell.
 
     The template is the catalogue's, None for Nemotron's command. An empty one says that no command is known: then the
-    facts that any command needs are listed.
+    facts that any command needs are listed, the `image` that the config pins among them.
     """
     settings = tuple(f"{key}={value}" for key, value in overrides.items())
     if template == "":
-        words = [step_id, *([f"config={config}"] if config else []), f"profile={profile}", *settings]
-        return comment_line("no command is known for this catalogue (`source.submit`): " + shlex.join(words))
-    known = template or NEMOTRON_SUBMIT
-    return shlex.join(submit_words(known, step=step_id, config=config, profile=profile, overrides=settings))
+        known = [("image", image), ("config", config), ("profile", profile)]
+        words = [step_id, *(f"{name}={value}" for name, value in known if value), *settings]
+        return comment_line("no command is known for this catalogue: " + shlex.join(words))
+    form = template or NEMOTRON_SUBMIT
+    return shlex.join(submit_words(form, step=step_id, config=config, profile=profile, overrides=settings))
 
 
 def config_words(template: str | None, *, config: str) -> list[str]:

@@ -97,16 +97,18 @@ class LoadOutcome:
         """Whether an image holds Git checkouts: its steps need a config that does not clone them."""
         return any(group.repo_overlays for group in self.manifest.execution_groups)
 
-    def submit_commands(self) -> list[str]:
+    def submit_commands(self, *, template: str | None = None) -> list[str]:
         """Return what submits each target, `EXECUTOR`, `CONFIG` and `PROFILE` being left to fill in.
 
         A step whose image holds Git checkouts takes the config that `airferry overlays` writes: that drops them from
         `run.env.mounts`, and no override of that key can, as overrides come after the profile and drop its storage too.
+        `template` is the site's own command, in place of the bundle's.
         """
         groups = [group for group in self.manifest.execution_groups if group.repo_overlays]
         held = {name for group in groups for name in group.targets or group.steps}
         steps = self.receipt.steps
         with_config = {target.partition(":")[0] for target in self.receipt.targets if ":" in target}
+        form = self.receipt.submit if template is None else template
         commands = []
         for target in dict.fromkeys((*self.receipt.targets, *steps)):
             step, _, config = target.partition(":")
@@ -116,10 +118,7 @@ class LoadOutcome:
             named, overrides = config or "CONFIG", {"run.env.container_image": image}
             if held & {target, step}:
                 named, overrides = f"{OVERLAYS_FOLDER}/EXECUTOR/{step}/{named}.yaml", {}
-            template = self.receipt.submit
-            commands.append(
-                submit_command(step, config=named, profile="PROFILE", overrides=overrides, template=template)
-            )
+            commands.append(submit_command(step, config=named, profile="PROFILE", overrides=overrides, template=form))
         return commands
 
     def to_document(self) -> dict[str, Any]:

@@ -30,7 +30,8 @@ from airferry.jobs.rules.code import code_findings
 from airferry.jobs.rules.config import blend_findings, config_findings
 from airferry.jobs.rules.paths import path_findings
 from airferry.jobs.rules.site import RegistryImage, images_of_job, site_findings
-from airferry.jobs.submission import OFFLINE_VARIABLES, environment_of
+from airferry.jobs.rules.whole import split_answers, stale_overlays
+from airferry.jobs.submission import OFFLINE_VARIABLES, environment_of, submit_of
 from airferry.plan.catalogue import Catalogue, StepFiles, choose_target, find_step
 from airferry.plan.code.fetches import StartFetches
 from airferry.plan.env_profiles import EnvFile, EnvProfile, read_env_file
@@ -56,6 +57,7 @@ class Checked:
     executor: str | None = None
     overlays: Path | None = None
     written: Path | None = None
+    receipt_path: Path | None = None
     env_file: EnvFile | None = None
     profile: str | None = None
     submission: Mapping[str, str] = field(default_factory=lambda: dict(os.environ), repr=False)
@@ -126,6 +128,7 @@ def check(
             catalogue=opened,
             site=known,
             receipt=places.receipt,
+            receipt_path=receipt,
             targets=split_choices(jobs.targets),
             executor=jobs.executor,
             overlays=jobs.overlays,
@@ -138,14 +141,18 @@ def check(
         quick = places.receipt.reached_with(quick) if places.receipt is not None else quick
         chosen, left_out = _executors(checked)
         reader, fetches, reports = StepConfigReader(), StartFetches(opened), []
+        whole: list[Finding] = []
         for executor in chosen:
             asking = replace(checked, executor=executor.kind)
             names = images_to_ask(asking) if ask_registry else []
             images = (
                 ask_images(names, executor=executor, platform=known.platform, options=quick, emit=emit) if names else {}
             )
+            images, unanswered = split_answers(images)
+            whole += unanswered
             reports.append(run_check(asking, images, reader=reader, fetches=fetches))
-        return joined(reports, left_out=left_out, images_asked=ask_registry and places.receipt is not None)
+        asked = ask_registry and places.receipt is not None
+        return joined(reports, whole=whole, left_out=left_out, images_asked=asked)
 
 
 def _executors(checked: Checked) -> tuple[list[Executor], dict[str, str]]:
@@ -215,6 +222,7 @@ def run_check(
     reader = reader or StepConfigReader()
     fetches = fetches or StartFetches(checked.catalogue)
     names: list[str] = []
+    whole: list[Finding] = []
     findings: list[Finding] = []
     for target in chosen_targets(checked):
         names.append(target.spec)
@@ -228,13 +236,25 @@ def run_check(
             continue
         found = [*config_findings(context), *blend_findings(context), *path_findings(context)]
         found += asset_findings(context, checked.assets)
-        findings += merge_findings([*found, *code_findings(context, fetches), *site_findings(context, images)])
+        found += [*code_findings(context, fetches), *site_findings(context, images)]
+        if stale := _stale(checked, context):
+            whole.append(stale)
+            # the image that this receipt's load has would be the wrong thing to type
+            found = [finding for finding in found if not (finding.kind == "image" and finding.by_overlays)]
+        findings += merge_findings(found)
+    findings = [*dict.fromkeys(whole), *findings]
     return CheckReport(
         tuple(names),
         tuple(replace(finding, executors=(executor.kind,)) for finding in findings),
         overlays_help=checked.overlays is None,
         executors=(executor.kind,),
     )
+
+
+def _stale(checked: Checked, context: StepContext) -> Finding | None:
+    if checked.receipt is None or checked.overlays is None:
+        return None
+    return stale_overlays(context.values, checked.receipt, receipt_path=checked.receipt_path, overlays=checked.overlays)
 
 
 def chosen_targets(checked: Checked) -> list[Target]:
@@ -327,7 +347,7 @@ def _context(
         code_root=checked.catalogue.root,
         staged={item.value.key: item.target for item in staged.found},
         overlays=checked.overlays or checked.written,
-        submit=checked.receipt.submit if checked.receipt is not None else None,
+        submit=submit_of(checked.site, checked.receipt) if checked.receipt is not None else None,
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from airferry.bundle.receipt import RECEIPT_AGAIN, Receipt, ReceiptImage
 from airferry.config import Executor, SiteProfile
-from airferry.config.submit import submit_command
+from airferry.config.submit import NO_COMMAND_HINT, submit_command
 from airferry.defaults import COMMANDS_FILE, NODES_FILE, PROFILE_FILE
 from airferry.errors import ConfigurationError, Gathering, IntegrityError
 from airferry.host.yaml import render_yaml
@@ -31,6 +31,7 @@ from airferry.jobs.submission import (
     profile_name,
     reference_for,
     render_profile,
+    submit_of,
 )
 from airferry.oci.reference import parse_reference
 from airferry.plan.catalogue import Catalogue, StepFiles, find_step, parse_target
@@ -100,7 +101,8 @@ def make_overlays(receipt: Receipt, catalogue: Catalogue, *, site: SiteProfile, 
         IntegrityError: the receipt contradicts itself.
     """
     reader = StepConfigReader()
-    writer = _OverlayWriter(reader, site, out, receipt.submit)
+    submit = submit_of(site, receipt)
+    writer = _OverlayWriter(reader, site, out, submit)
     problems = Gathering()
     steps: list[StepOverlay] = []
     texts: dict[str, str] = {}
@@ -121,21 +123,26 @@ def make_overlays(receipt: Receipt, catalogue: Catalogue, *, site: SiteProfile, 
         f"cannot tell which key of `{target}` is for asset `{name}`: set it on the command line"
         for name, target in unclear
     ]
-    if receipt.submit and not receipt.root_verified:
+    if submit == "":
+        notes.append(NO_COMMAND_HINT)
+    if receipt.submit and site.submit is None and not receipt.root_verified:
         notes.append(UNVERIFIED_SUBMIT)
     registry = parse_reference(f"{receipt.registry}/x").registry
     notes += about_loopback(registry)
     for executor in site.executors:
         own = [step for step in steps if step.executor == executor.kind]
-        texts[f"{executor.kind}/{PROFILE_FILE}"] = _fragment(site, executor, submit=receipt.submit)
+        texts[f"{executor.kind}/{PROFILE_FILE}"] = _fragment(site, executor, submit=submit)
         commands = "".join(f"{step.command}\n" for step in own)
         if access := access_steps(_placed(receipt, site), executor.kind):
             said = "".join(f"{comment_line(note)}\n" for note in about_loopback(registry))
             texts[f"{executor.kind}/{NODES_FILE}"] = f"{CONFIGS_MARK}: {_ACCESS_HEAD}\n{said}\n{render_steps(access)}"
-        texts[f"{executor.kind}/{COMMANDS_FILE}"] = f"{CONFIGS_MARK}: one command a step.\n{commands}"
+        head = f"{CONFIGS_MARK}: one command a step.\n"
+        if submit == "":
+            head = f"{CONFIGS_MARK}: image, config and profile of each step.\n{comment_line(NO_COMMAND_HINT)}\n"
+        texts[f"{executor.kind}/{COMMANDS_FILE}"] = head + commands
         if not names_by_digest(executor):
             notes.append(f"{executor} does not accept digests, so the overlays use tags: do not move them")
-        if receipt.submit is None and executor.kind not in NEMOTRON_EXECUTORS:
+        if submit is None and executor.kind not in NEMOTRON_EXECUTORS:
             notes.append(
                 f"`nemotron steps run` has no executor for {executor.kind}; "
                 "take the image and the resolved config from the overlays"
@@ -253,6 +260,7 @@ class _OverlayWriter:
                 profile=profile,
                 overrides={},
                 template=self.submit,
+                image=name,
             ),
             staged={item.value.name: item.target for item in staged.values.found},
         )

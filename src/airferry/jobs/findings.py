@@ -26,8 +26,8 @@ FindingKind = Literal[
     "value",
     "variable",
 ]
-# what takes a finding back: a change on the far side, another load, or another build on the near side
-Remedy = Literal["change", "load", "build"]
+# what takes a finding back: a change on the far side, another load, another build on the near side, or what `fix` says
+Remedy = Literal["change", "load", "build", "as said"]
 OVERLAYS_WRITE_IT = "which `airferry overlays` writes"
 LEVELS: tuple[Level, ...] = ("block", "warn", "note")
 
@@ -35,6 +35,8 @@ LEVELS: tuple[Level, ...] = ("block", "warn", "note")
 @dataclass(frozen=True, slots=True)
 class Finding:
     """Something about a step: `block` keeps it from running inside, `warn` may, `note` is to be known.
+
+    An empty `step` stands for all of them.
 
     `value` never holds a secret. `fix` is an override or setting to type; `also` are other keys that say the same.
     `remedy` is where the fix has to be made. `executors` are those of the site that it holds for.

@@ -63,7 +63,12 @@ def ask_images(
                     problem = f"the layers of `{name}` are compressed with zstd, which {executor} cannot read"
                     fix, other = GZIP, True
                 return RegistryImage(True, _environment(source, answer.manifest), problem, fix=fix, other_build=other)
-            except (RegistryError, ConfigurationError) as error:
+            except RegistryError as error:
+                silent = error.status is None or error.status == 401 or error.status >= 500
+                told = f"`{reference.registry}` requires a login, or refuses this one (401)"
+                problem = told if error.status == 401 else error.message
+                return RegistryImage(False, {}, problem, fix=error.hint, silent=silent)
+            except ConfigurationError as error:
                 return RegistryImage(False, {}, error.message, fix=error.hint)
             except AirferryError as error:
                 return RegistryImage(True, {}, f"`{name}` cannot be read: {error.message}")

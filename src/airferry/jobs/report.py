@@ -50,7 +50,8 @@ class CheckReport:
             FindingsError: something does; `report` of it is this report.
         """
         if blocking := self.blocking:
-            blocked = len({finding.step for finding in blocking})
+            named = {finding.step for finding in blocking}
+            blocked = len(self.steps) if "" in named else len(named)
             jobs = counted(len(self.steps), "job")
             whole = f"{blocked} of {jobs} would fail" if blocked < len(self.steps) else f"{jobs} would fail"
             raise FindingsError(
@@ -76,7 +77,8 @@ class CheckReport:
 def _closing_hint(blocking: Sequence[Finding], *, overlays_help: bool) -> str:
     """Return what to do about findings: what needs another build is named first, as no change here helps."""
     remedies = {finding.remedy for finding in blocking}
-    parts = []
+    parts: list[str] = []
+    parts += dict.fromkeys(str(finding.fix) for finding in blocking if finding.remedy == "as said")
     if "build" in remedies:
         parts.append("build the bundle again as the findings say, and load it")
     elif "load" in remedies:
@@ -92,9 +94,17 @@ def _closing_hint(blocking: Sequence[Finding], *, overlays_help: bool) -> str:
 
 
 def joined(
-    reports: Sequence[CheckReport], *, left_out: Mapping[str, str] | None = None, images_asked: bool = True
+    reports: Sequence[CheckReport],
+    *,
+    whole: Sequence[Finding] = (),
+    left_out: Mapping[str, str] | None = None,
+    images_asked: bool = True,
 ) -> CheckReport:
-    """Return the reports for each executor as one: what holds for several executors is one finding that names them."""
+    """Return the reports for each executor as one: what holds for several executors is one finding that names them.
+
+    `whole` are findings about no job of one executor alone: each key's first one counts, for all executors.
+    """
+    kinds = tuple(kind for report in reports for kind in report.executors)
     found: dict[Finding, tuple[str, ...]] = {}
     for finding in (item for report in reports for item in report.findings):
         key = replace(finding, executors=())
@@ -102,12 +112,14 @@ def joined(
     steps = tuple(dict.fromkeys(step for report in reports for step in report.steps))
     order = {step: number for number, step in enumerate(steps)}
     findings = [replace(finding, executors=executors) for finding, executors in found.items()]
+    first = {finding.key: finding for finding in reversed(whole)}
+    findings += [replace(finding, executors=kinds) for finding in first.values()]
     findings.sort(key=lambda item: (order.get(item.step, -1), LEVELS.index(item.level)))
     return CheckReport(
         steps,
         tuple(findings),
         overlays_help=any(report.overlays_help for report in reports),
-        executors=tuple(kind for report in reports for kind in report.executors),
+        executors=kinds,
         left_out=dict(left_out or {}),
         images_asked=images_asked,
     )

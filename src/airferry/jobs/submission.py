@@ -5,9 +5,10 @@ The forms are those that enroot, and the runtimes that follow Docker's reference
 
 from __future__ import annotations
 
-from airferry.bundle.receipt import ReceiptImage
+from airferry.bundle.receipt import Receipt, ReceiptImage
 from airferry.config import Executor, SiteProfile
 from airferry.config.site import StorageMount, parse_executor_version
+from airferry.config.submit import NEMOTRON_SUBMIT
 from airferry.host.toml import TomlValue, toml_pair, toml_table, toml_value
 from airferry.oci.reference import Reference, parse_reference
 from airferry.wording import comment_line
@@ -51,6 +52,13 @@ def parse_image(text: str) -> str:
         return plain
     repository, colon, digest = rest.partition(":sha256:")
     return f"{host}/{repository}@sha256:{digest}" if colon else f"{host}/{rest}"
+
+
+def submit_of(site: SiteProfile, receipt: Receipt) -> str | None:
+    """Return the command that submits a step, the site's before the bundle's: None for Nemotron's, empty for none."""
+    if site.submit is None:
+        return receipt.submit
+    return None if site.submit == NEMOTRON_SUBMIT else site.submit
 
 
 def profile_name(site: SiteProfile, executor: Executor) -> str:

@@ -7,6 +7,7 @@ import glob
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -19,8 +20,20 @@ from airferry.plan.step_values import StepValue
 PRODUCED = {"checkpoint_megatron": ("megatron_path",), "checkpoint_hf": ("hf_path",)}
 UNSET_PATH = "/path/to/"
 _OUTPUT = re.compile(
-    r"output_(dir|path|hf_path|megatron_path)|save|\w*_save_path|(checkpoint|log|save|results|local|index_mapping)_dir"
+    r"outputs?|output_(dir|path|file|folder|hf_path|megatron_path)|save|\w*_save_path|(checkpoint|log|save|results|local|index_mapping)_dir"
     r"|hf_export_path|data_path_to_cache|\w*_cache_dir|caching_dir"
+)
+_FORMATS = frozenset(
+    ("bin", "csv", "data", "dir", "file", "hf", "json", "jsonl", "parquet", "path", "raw", "text", "txt", "yaml")
+)
+# where images keep what is theirs, and the first part of a service's paths; other absolute paths are of storage
+_OF_IMAGES = re.compile(
+    r"/(bin|boot|dev|etc|lib\w*|opt|proc|root|run|sbin|srv|sys|usr|var|app|workspace|code|nemo_run|tmp|v\d+)(/|$)"
+)
+_RELATIVE_FILE = re.compile(r"[\w.+-]+(/[\w.+*-]+)+\.\w{1,8}")
+_NO_STORAGE = (
+    "url|uri|urls|endpoint|endpoints|route|api|prefix|regex|pattern|suffix|command|args|mounts|image|env|vars"
+    "|adapter_config|health"
 )
 _PATH = re.compile(r"(/|\./|\.\./|~/)\S*")
 _MODEL_FILE = re.compile(r"\.(bin|pt|pth|safetensors|nemo|gguf|onnx|model|ckpt)$")
@@ -30,6 +43,8 @@ _GLOB = re.compile(r"[*?\[]")
 def path_findings(context: StepContext) -> Iterator[Finding]:
     """Yield what is to be said about the paths that feed a step and those that it writes."""
     inputs = _inputs(context)
+    guessed = _named_for(context, {item.kind for item in context.consumes})
+    made = _named_for(context, set(context.produces) - {item.kind for item in context.consumes})
     yield from _unfed(context)
     for value in context.values.values:
         if (isinstance(value.raw, str) and "\n" in value.raw) or not value.text:
@@ -40,8 +55,48 @@ def path_findings(context: StepContext) -> Iterator[Finding]:
             yield context.finding(value, "input", "block", "is a placeholder", fix=_input_fix(context, value))
         elif value in inputs:
             yield from _input(context, value)
-        elif _is_output(context, value):
+        elif _is_output(context, value) or value in made:
             yield from _output(context, value)
+        elif value in guessed:
+            # the key only has the name of what is consumed: what it says may be meant otherwise
+            for item in _input(context, value):
+                yield replace(item, level="warn") if item.level == "block" else item
+        elif _is_elsewhere(context, value):
+            text = "is not on a mount: containers cannot see it, unless the image holds it"
+            yield context.finding(value, "input", "warn", text, fix=_input_fix(context, value))
+
+
+def _named_for(context: StepContext, kinds: set[str]) -> list[StepValue]:
+    """Return the values that are paths, and whose key has a word of a type of the catalogue's own: `table` for `table`,
+    `packed` for `packed_json`. The keys that feed Nemotron's types are known."""
+    known = FEEDS.keys() | PRODUCED.keys()
+    words = {word for kind in kinds - known for word in kind.lower().split("_")} - _FORMATS
+    if not words:
+        return []
+    pattern = "|".join(sorted(map(re.escape, words)))
+    return [
+        value
+        for value in context.values.values
+        if has_word(value.last, pattern)
+        and (_PATH.fullmatch(value.text) or _RELATIVE_FILE.fullmatch(value.text))
+        and not _is_no_storage(value)
+    ]
+
+
+def _is_elsewhere(context: StepContext, value: StepValue) -> bool:
+    """Tell whether a value is an absolute path that is on no mount, and in no folder that images have."""
+    return (
+        re.fullmatch(r"(/[^\s/*?\[\](){}|\\^$:,;]+){2,}/?", value.text) is not None
+        and context.place_of(value.text)[0] == "image"
+        and not _OF_IMAGES.match(value.text)
+        and not _is_no_storage(value)
+    )
+
+
+def _is_no_storage(value: StepValue) -> bool:
+    """Tell whether a value is about something else than storage that containers see; sections are of the host."""
+    parts = [part for part in value.key if isinstance(part, str)]
+    return parts[0] == "sections" or any(has_word(part, _NO_STORAGE) for part in parts)
 
 
 def _is_replaced(context: StepContext, value: StepValue) -> bool:
@@ -111,7 +166,7 @@ def _is_output(context: StepContext, value: StepValue) -> bool:
 
 
 def _input(context: StepContext, value: StepValue) -> Iterator[Finding]:
-    if not _PATH.fullmatch(value.text):
+    if not _PATH.fullmatch(value.text) and not _RELATIVE_FILE.fullmatch(value.text):
         return
     place, mount = context.place_of(value.text)
     fix = _input_fix(context, value)

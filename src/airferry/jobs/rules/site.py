@@ -36,7 +36,8 @@ class RegistryImage:
     """An image as the executor gets it from the registry, `found` False for one that is not there.
 
     `problem` says why it cannot be had, `fix` what helps where that is known, `other_build` that this is a new build;
-    `hidden` that the registry holds it, and does not show it to this executor.
+    `hidden` that the registry holds it, and does not show it to this executor; `silent` that it was not asked for, as
+    the registry takes no login or does not answer.
     """
 
     found: bool
@@ -45,6 +46,7 @@ class RegistryImage:
     hidden: bool = False
     fix: str | None = None
     other_build: bool = False
+    silent: bool = False
 
 
 def site_findings(context: StepContext, images: Mapping[str, RegistryImage]) -> Iterator[Finding]:
