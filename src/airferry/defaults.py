@@ -1,6 +1,7 @@
 """Names and texts that are taken where none is given, apart from what uses them: help shows them without that."""
 
 ARTIFACTS_REPOSITORY = "airferry-artifacts"
+BUNDLE_FOLDER = "bundle"
 CATALOGUE_FOLDER = "catalogue"
 COMMANDS_FILE = "submit.txt"
 DEFAULT_STEPS = "src/nemotron/steps"

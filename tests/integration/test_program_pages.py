@@ -106,7 +106,8 @@ class Workplace:
     def begin(self) -> None:
         """Forget what another page set or wrote: a reader begins each one in the project's folder."""
         self.state.write_text("")
-        for path in [self.folder / "site.yaml", *self.folder.glob("airgap-receipt-*.yaml")]:
+        receipts = [path for place in (".", "jobs") for path in (self.folder / place).glob("airgap-receipt*.yaml")]
+        for path in [self.folder / "site.yaml", *receipts]:
             path.unlink(missing_ok=True)
 
     @property
@@ -216,7 +217,7 @@ def workplace(
 def test_the_commands_of_a_page_run(page: str, workplace: Workplace) -> None:
     workplace.begin()
     if page == "site":  # which begins after a load
-        workplace.run(workplace.load)
+        workplace.run(f"{workplace.load} --receipt jobs/airgap-receipt.yaml")
     for block in blocks(page):
         script = workplace.translate(block.script)
         if block.why_not_run is not None:

@@ -22,6 +22,7 @@ from airferry.oci.closure import Closure, read_closure
 from airferry.oci.documents import IMAGE_INDEX, IMAGE_MANIFEST, Descriptor, Index
 from airferry.registry.client import ClientOptions
 from airferry.registry.credentials import Credential
+from airferry.registry.profile import RegistryProfile, write_profile
 from airferry.registry.retry import RetryPolicy
 from oci_images import make_bundle
 from scripted_registry import Call, Exchange, ScriptedRegistry, error_document, sha256, times
@@ -42,7 +43,19 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"old": folder / "bundle", "new": folder / "bundle2"}
 
 
+def make_room(receipt: Path, bundle: Path) -> None:
+    """Take a receipt of another bundle away: a load does not replace it."""
+    if (
+        receipt.is_file()
+        and receipt.read_text() != "a: 1\n"
+        and read_receipt(receipt).bundle_root != open_bundle(bundle).root
+    ):
+        receipt.unlink()
+
+
 def load(registry: ScriptedRegistry, bundle: Path, *more: str) -> int:
+    if "--receipt" not in more:
+        make_room(Path("airgap-receipt.yaml"), bundle)
     receipt = [] if "--receipt" in more else ["--receipt", "airgap-receipt.yaml"]
     return run(["load", str(bundle), "--to", f"{registry.address}/airgap", "--plain-http", *receipt, *more])
 
@@ -213,7 +226,7 @@ def test_a_rollback_where_tags_cannot_be_removed_says_so_and_restores_the_rest(
     out, err = said(capsys)
     assert out == f"restored  {registry.address}/{TRAINER}:1.0\n"
     assert f"1 new artifact tag stays, as the registry cannot delete tags: `{artifact}`" in err
-    assert "all tags that were there before the load are back" in err and "already has its value" not in err
+    assert "all other tags are back to their state before the load" in err and "already has its value" not in err
     assert tag_of(registry, TRAINER, "1.0") == before
     assert rollback("--json") == 0
     assert json.loads(said(capsys)[0]) == {
@@ -238,6 +251,8 @@ def test_new_image_tags_that_stay_are_named_one_per_line(
     for tag in read_receipt(Path("airgap-receipt.yaml")).tags:
         assert f"`{tag.reference}`" in shown
     assert any("registry's own tools" in line for line in shown)
+    assert "no tag was there before the load, so none has to go back" in shown
+    assert read_receipt(Path("airgap-receipt.yaml")).rolled_back_at is None, "nothing was put back"
 
 
 def test_a_dry_rollback_says_what_it_would_do_and_changes_nothing(
@@ -252,6 +267,11 @@ def test_a_dry_rollback_says_what_it_would_do_and_changes_nothing(
     out, err = said(capsys)
     assert out.splitlines() == [f"would restore  {registry.address}/{TRAINER}:1.0", f"would remove  {artifact}"]
     assert "all tags would be back to their state before the load; nothing was changed" in err
+    assert "whether this registry can delete tags is not known" in err
+    write_profile(RegistryProfile(registry=registry.address, deletes_tags=False))
+    assert rollback("--dry-run", "--json") == 0
+    document = json.loads(said(capsys)[0])
+    assert (document["removed"], document["kept"], document["dry_run"]) == ([], [artifact], True)
     assert {call.method for call in registry.calls[calls:]} <= {"GET", "HEAD"} and registry.manifests == before
     assert Script(registry, bundles["new"]).noted() == record
 
@@ -295,6 +315,7 @@ class Script:
         options = ClientOptions(plain_http=True, retry=retry, lookup=lambda _registry, _repository: None, jobs=2)
         emit = silent if events is None else events.append
         to = api.parse_destination(self.to, artifacts=self.artifacts)
+        make_room(self.receipt, self.bundle)
         api.load(self.bundle, to=to, receipt=self.receipt, options=options, emit=emit)
 
 
@@ -326,7 +347,7 @@ def test_tags_move_last_and_what_they_stood_for_is_noted_before(
     others = [call.number for call in registry.calls if call.method in ("PUT", "PATCH", "POST") and not is_tag(call)]
     assert max(others) < min(tags), "no tag moves before all that it stands for is there"
     assert noted[0][f"{registry.address}/{TRAINER}:1.0"] == before
-    assert read_receipt(script.receipt).bundle_root == open_bundle(bundles["old"]).root, "no new receipt yet"
+    assert not script.receipt.exists(), "no receipt yet"
 
     registry.faults.clear()
     script.load()
@@ -510,7 +531,40 @@ def test_a_receipt_never_takes_the_place_of_one_of_another_destination(
     assert load(registry, bundles["old"]) == 6, "what is not a receipt is no place for one"
     assert len(registry.calls) == calls, "both are known before anything is asked"
     Path("airgap-receipt.yaml").write_bytes(before)
-    assert load(registry, bundles["new"]) == 0, "a newer delivery to the same place may replace it"
+    calls = len(registry.calls)
+    newer = ["load", str(bundles["new"]), "--to", f"{registry.address}/airgap", "--plain-http"]
+    assert run([*newer, "--receipt", "airgap-receipt.yaml"]) == 2
+    err = said(capsys)[1]
+    assert f"is the receipt of another bundle, `{open_bundle(bundles['old']).root}`" in err
+    assert "name another file with `--receipt FILE`" in err
+    assert load(registry, bundles["old"], "--flatten") == 2, "the same bundle under other names has other tags"
+    assert "of this bundle under other names" in said(capsys)[1]
+    assert len(registry.calls) == calls and Path("airgap-receipt.yaml").read_bytes() == before
+    assert load(registry, bundles["old"]) == 0, "the same load again may replace it"
+
+
+def test_a_repeated_load_keeps_what_the_first_one_knew_and_a_rollback_leaves_a_trace(
+    registry: ScriptedRegistry, bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, path = open_bundle(bundles["old"]).root, Path("airgap-receipt.yaml")
+    assert load(registry, bundles["old"], "--root", root) == 0
+    first = read_receipt(path)
+    assert (first.loaded_again_at, first.rolled_back_at) == (None, None)
+    said(capsys)
+    assert load(registry, bundles["old"]) == 0
+    err = said(capsys)[1]
+    assert ORIGIN_UNKNOWN not in err and "an earlier load compared this root" in err
+    again = read_receipt(path)
+    assert again.root_verified and again.loaded_at == first.loaded_at and again.tags == first.tags
+    assert again.loaded_again_at is not None and not again.rolled_back
+    assert rollback("--dry-run") == 0 and read_receipt(path) == again
+    assert rollback() == 0
+    back = read_receipt(path)
+    assert back.rolled_back and back.model_copy(update={"rolled_back_at": None}) == again
+    assert rollback() == 0 and read_receipt(path) == back, "nothing was put back the second time"
+    said(capsys)
+    assert run(["history"]) == 0
+    assert f"loaded again {back.loaded_again_at}, rolled back {back.rolled_back_at}" in said(capsys)[0]
 
 
 def test_a_load_that_was_cut_off_between_tags_goes_back_whole_whatever_was_loaded_meanwhile(

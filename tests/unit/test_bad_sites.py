@@ -96,6 +96,13 @@ def test_a_registry_that_moved_to_tls_since_the_receipt_is_told_with_the_option(
     assert "`--tls`" in options.remedies.tls and "receipt" in options.remedies.tls
     for typed in (ClientOptions(plain_http=False), ClientOptions(ca_file=Path("ca.pem"))):
         assert made.reached_with(typed) is typed, "what is typed counts"
+    private = made.model_copy(
+        update={"connection": ReceiptConnection(tls=True, ca_fingerprints=("sha256:" + "c" * 64,))}
+    )
+    options = private.reached_with(ClientOptions())
+    assert options.plain_http is None and "folder with the `site.yaml`" in options.remedies.ca, "the load had its CA"
+    public = made.model_copy(update={"connection": ReceiptConnection(tls=True)})
+    assert public.reached_with(ClientOptions()).told is None
 
 
 @pytest.mark.parametrize("broken", ["not a terminal", "closed"])

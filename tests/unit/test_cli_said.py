@@ -73,6 +73,12 @@ def test_a_command_that_breaks_off_says_how_to_go_on(
         (["load", "out", "--to", "hub:5000/x", "--map", "=b"], "`--map =b`: expected `FROM=TO`"),
         (["load", "out", "--to", "hub:5000/x", "--limit-rate", "fast"], "`--limit-rate fast`"),
         (["load", "out", "--to", "hub:5000/x", "--limit-rate", "0"], "`--limit-rate 0`"),
+        (["load", "out", "--to", ""], "`--to` is empty"),
+        (["load", "--rollback", "r.yaml", "--to", " "], "`--to` is empty"),
+        (["registry", "probe", ""], "`HOST[:PORT][/REPO]` is empty"),
+        (["login", ""], "`REGISTRY` is empty"),
+        (["logout", ""], "`REGISTRY` is empty"),
+        (["site", "init", "--registry", ""], "`--registry` is empty"),
         (["site", "init", "--endpoint", "x"], "`--endpoint x`"),
     ],
 )

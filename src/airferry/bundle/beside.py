@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from airferry.bundle.artifacts import MANIFEST_CONTENT, OWN_ARTIFACTS, read_artifact_file
 from airferry.bundle.manifest import MANIFEST_FILE, BundleManifest, SavedImage
 from airferry.bundle.receipt import is_receipt_name, receipts_in
-from airferry.defaults import CATALOGUE_FOLDER, OVERLAYS_FOLDER, SITE_FILE
+from airferry.defaults import BUNDLE_FOLDER, CATALOGUE_FOLDER, OVERLAYS_FOLDER, SITE_FILE
 from airferry.errors import AirferryError, HostError
 from airferry.host import files
 from airferry.host.threads import parallel_map, usable_cores
@@ -33,7 +33,6 @@ from airferry.oci.ports import Source
 from airferry.oci.validate import MAX_DEFECT_CHARACTERS, ReportDefect
 from airferry.wording import printable
 
-BUNDLE_FOLDER = "bundle"
 LOCK_COPY = "airgap.lock.yaml"
 # written before and after a build as well, so they may differ from what the bundle has, and no far side acts on them
 WORKING_FILES = frozenset(

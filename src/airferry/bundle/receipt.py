@@ -21,8 +21,9 @@ from airferry.bundle.texts import (
 )
 from airferry.config.assets import AssetName
 from airferry.config.fields import ContainerPath, ModuleName, VariableName
-from airferry.defaults import RECEIPT_STEM
+from airferry.defaults import BUNDLE_FOLDER, RECEIPT_STEM
 from airferry.errors import HostError, IntegrityError, UsageError, advising
+from airferry.events import Emit, Notice, silent
 from airferry.host import files
 from airferry.host.yaml import MAX_DOCUMENT_BYTES, from_yaml, to_yaml
 from airferry.oci.digest import Digest
@@ -136,8 +137,9 @@ class Receipt(BaseModel):
 
     `steps` maps a step, or a target where configs of one step have different images, to its image pinned by digest.
     `left_out` is what the registry refused of that which a load can do without, `submit` is as in the manifest.
-    Version 1 had none of `connection`, `blobs`, `catalogue`, `assets`, `left_out`, `submit` and the images'
-    `docker_twin`.
+    `loaded_at` is when the bundle was loaded first, `loaded_again_at` when it was loaded last after that, and
+    `rolled_back_at` when all its tags were put back last. Version 1 had none of these two, `connection`, `blobs`,
+    `catalogue`, `assets`, `left_out`, `submit` and the images' `docker_twin`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -149,6 +151,8 @@ class Receipt(BaseModel):
     connection: ReceiptConnection | None = None
     blobs: ReceiptBlobs | None = None
     loaded_at: Line
+    loaded_again_at: Line | None = None
+    rolled_back_at: Line | None = None
     airferry: Line
     images: tuple[ReceiptImage, ...]
     steps: dict[TargetText, ImageText] = Field(default_factory=dict)
@@ -170,16 +174,44 @@ class Receipt(BaseModel):
         twins = tuple(image.docker_twin for image in self.images if image.docker_twin is not None)
         return images + twins + self.artifact_tags
 
+    @property
+    def last_loaded_at(self) -> str:
+        """When the bundle was loaded last."""
+        return self.loaded_again_at or self.loaded_at
+
+    @property
+    def rolled_back(self) -> bool:
+        """Whether the tags were put back after the last load, as far as the receipt knows."""
+        return self.rolled_back_at is not None and self.rolled_back_at >= self.last_loaded_at
+
+    def after(self, earlier: Receipt | None) -> Receipt:
+        """Return the receipt of a repeated load of the same bundle, with what only the earlier one knows.
+
+        The root is the same digest: if it was compared once, it stays compared.
+        """
+        if earlier is None or (earlier.registry, earlier.bundle_root) != (self.registry, self.bundle_root):
+            return self
+        return self.model_copy(
+            update={
+                "root_verified": self.root_verified or earlier.root_verified,
+                "loaded_at": earlier.loaded_at,
+                "loaded_again_at": self.loaded_at,
+                "rolled_back_at": earlier.rolled_back_at,
+            }
+        )
+
     def reached_with(self, options: ClientOptions) -> ClientOptions:
         """Return options by which the registry is reached as the load reached it, where they leave that open.
 
         A private CA is not in a receipt: only its fingerprint is.
         """
-        if self.connection is None or self.connection.tls or options.plain_http is not None or options.ca_file:
+        if self.connection is None or options.plain_http is not None or options.ca_file:
             return options
         # not above, as most of what reads receipts needs no registry
-        from airferry.registry.tls import BY_RECEIPT
+        from airferry.registry.tls import BY_RECEIPT, CA_OF_RECEIPT
 
+        if self.connection.tls:
+            return replace(options, told=CA_OF_RECEIPT) if self.connection.ca_fingerprints else options
         return replace(options, plain_http=True, told=BY_RECEIPT)
 
     def to_yaml(self) -> bytes:
@@ -237,7 +269,9 @@ def locate_receipt(path: Path, *, registry: str | None = None, root: str | None 
             )
         found = matching
     if not found:
-        raise HostError(f"there is no receipt in `{path}`", hint=NO_RECEIPT_HINT, path=str(path))
+        below = receipt_folders_below(path)
+        hint = f"name the folder that has one: {_listed(below)}" if below else NO_RECEIPT_HINT
+        raise HostError(f"there is no receipt in `{path}`", hint=hint, path=str(path))
     if len(found) > 1:
         command = shell_line(["airferry", "history", path])
         raise UsageError(
@@ -259,6 +293,31 @@ def receipts_in(folder: Path) -> list[Path]:
         raise files.translate_os_error(error, doing="read folder", path=folder) from error
 
 
+def receipt_folders_below(folder: Path) -> list[Path]:
+    """Return the direct sub-folders with receipts, as `load --jobs DIR` leaves one; none where that cannot be read.
+
+    They are for hints, and never taken by themselves: what was carried over may hold forged ones, and is left out.
+    """
+    try:
+        below = sorted(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())
+        return [path for path in below if names_receipt(path)]
+    except (OSError, HostError):
+        return []
+
+
+def names_receipt(path: Path) -> bool:
+    """Tell whether a path that may be a bundle or a receipt is the latter: a file, or a folder with nothing else.
+
+    What was carried over is a bundle, whatever else lies in it.
+
+    Raises:
+        HostError: the folder cannot be read.
+    """
+    if not path.is_dir():
+        return path.is_file()
+    return not any((path / name).exists() for name in ("oci-layout", BUNDLE_FOLDER)) and bool(receipts_in(path))
+
+
 def _told_apart(paths: list[Path]) -> list[str]:
     """Return a line for each receipt with what its load was of, the latest first."""
     told: list[tuple[str, str]] = []
@@ -268,8 +327,8 @@ def _told_apart(paths: list[Path]) -> list[str]:
         except (HostError, IntegrityError):
             told.append(("", f"`{path}`: cannot be read as a receipt"))
         else:
-            shown = f"`{path}`: into {receipt.registry}, root {receipt.bundle_root[:23]}…, {receipt.loaded_at}"
-            told.append((receipt.loaded_at, shown))
+            shown = f"`{path}`: into {receipt.registry}, root {receipt.bundle_root[:23]}…, {receipt.last_loaded_at}"
+            told.append((receipt.last_loaded_at, shown))
     lines = [line for _, line in sorted(told, reverse=True)]
     left = len(lines) - SHOWN_RECEIPTS
     return lines[:SHOWN_RECEIPTS] + ([f"and {left} more"] if left > 0 else [])
@@ -277,6 +336,33 @@ def _told_apart(paths: list[Path]) -> list[str]:
 
 def _listed(paths: list[Path]) -> str:
     return some_of([f"`{path}`" for path in paths], SHOWN_RECEIPTS)
+
+
+def find_receipt(path: Path, *, root: str | None = None, emit: Emit = silent) -> Receipt:
+    """Read a receipt, or that of a folder which describes what the registry holds now, for what jobs are made from it.
+
+    Of several of one destination, that is the one of the latest load that was not rolled back, and a notice says which.
+    `root` chooses the bundle, and is compared.
+
+    Raises:
+        UsageError: receipts of several destinations are in the folder.
+        HostError: there is none, or it cannot be read.
+        IntegrityError: it is not a receipt, one of a newer version, or one of another bundle.
+    """
+    places = receipts_in(path) if path.is_dir() and root is None else []
+    if len(places) > 1:
+        receipts = {place: read_receipt(place) for place in places}
+        if len({receipt.registry for receipt in receipts.values()}) == 1:
+            standing = [place for place in places if not receipts[place].rolled_back] or places
+            latest = max(standing, key=lambda place: (receipts[place].last_loaded_at, place))
+            emit(
+                Notice(
+                    f"{len(places)} receipts in `{path}`; taking that of the latest load, `{latest.name}`, "
+                    f"of {receipts[latest].last_loaded_at}"
+                )
+            )
+            return receipts[latest]
+    return read_receipt(locate_receipt(path, root=root), root=root)
 
 
 def read_receipt(path: Path, *, root: str | None = None) -> Receipt:

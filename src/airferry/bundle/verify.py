@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from airferry.bundle.artifacts import COPY_AGAIN, MANIFEST_ARTIFACT, MANIFEST_CONTENT, OWN_ARTIFACTS, read_artifact_file
-from airferry.bundle.beside import BUNDLE_FOLDER, LEADS_OUT, Surroundings, holds_layout, look_beside
+from airferry.bundle.beside import LEADS_OUT, Surroundings, holds_layout, look_beside
 from airferry.bundle.manifest import ArtifactEntry, BundleManifest, ImageEntry, read_manifest
 from airferry.bundle.origin import BundleOrigin, origin_of
 from airferry.bundle.root import parse_root
 from airferry.bundle.twins import images_text
+from airferry.defaults import BUNDLE_FOLDER
 from airferry.errors import AirferryError, IntegrityError, UsageError, advising
 from airferry.events import Emit, Warned, silent
 from airferry.host import files

@@ -26,6 +26,7 @@ from airferry.cli.options import (
     VerifyFirstOption,
     as_typed,
     command_line,
+    expect_filled,
 )
 from airferry.cli.render import Reporter, data, data_commands, data_items, data_line, data_text
 from airferry.defaults import CATALOGUE_FOLDER, JOBS_FOLDER, PLAN_CONFIG, SITE_FILE
@@ -190,6 +191,7 @@ def load(
     """Verify a bundle, load it into a private registry, read it back, and print the submit commands."""
     reporter: Reporter = context.obj
     _check_jobs(jobs, source=source)
+    expect_filled(to, "--to")
     # a profile is read only where it may say something: one that is wrong, or of something else, stops no other load
     asks = jobs is not None or (to is None and rollback is None) or (ca_file is None and plain_http is not True)
     known = find_site(site, reporter) if asks else None
@@ -204,7 +206,7 @@ def load(
         _show_rollback(result, as_json=as_json, reporter=reporter)
         return
     typed = to is not None
-    to = to or (known.profile.registry if known is not None else None)
+    to = to if typed or known is None else known.profile.registry
     if bundle is None or to is None:
         raise UsageError(
             "`load` requires a bundle and `--to HOST:PORT/PREFIX`, or `registry:` in the site profile",
@@ -260,12 +262,22 @@ def load(
         _show_commands(outcome, reporter, known)
     elif outcome.overlays is not None:
         show_overlays(outcome.overlays, jobs or Path(), reporter)
-    if not loaded.receipt.root_verified:
-        reporter.say("Checked integrity, not origin: no `--root` was given.")
-        own = known is not None and known.profile.submit is not None
-        if loaded.receipt.submit and not own and isinstance(outcome, api.LoadOutcome):
-            reporter.say("The submit commands are the bundle's own: read them before you run them.")
+    _say_origin(outcome, known, reporter)
     reporter.next(*_after_load(context, outcome, jobs, known))
+
+
+def _say_origin(outcome: api.LoadOutcome | api.JobsOutcome, known: api.FoundSite | None, reporter: Reporter) -> None:
+    """Say where nothing, or only an earlier load, compared the root with one from a separate channel."""
+    loaded = outcome if isinstance(outcome, api.LoadOutcome) else outcome.loaded
+    if loaded.report.root_verified:
+        return
+    if loaded.receipt.root_verified:
+        reporter.say("No `--root` was given; an earlier load compared this root, as its receipt says.")
+        return
+    reporter.say("Checked integrity, not origin: no `--root` was given.")
+    own = known is not None and known.profile.submit is not None
+    if loaded.receipt.submit and not own and isinstance(outcome, api.LoadOutcome):
+        reporter.say("The submit commands are the bundle's own: read them before you run them.")
 
 
 def _check_jobs(jobs: Path | None, *, source: Path | None) -> None:
@@ -352,9 +364,14 @@ def _show_rollback(result: api.RollbackResult, *, as_json: bool, reporter: Repor
     for verb, references in (("restore", result.restored), ("remove", result.removed)):
         for reference in references:
             data_line(f"would {verb}  {reference}" if result.dry_run else f"{verb}d  {reference}")
-    tags = "all tags that were there before the load" if result.kept else "all tags"
     would = "would be" if result.dry_run else "are"
-    reporter.say(f"{tags} {would} back to their state before the load{'; nothing was changed' * result.dry_run}")
+    if not result.kept:
+        said = f"all tags {would} back to their state before the load"
+    elif result.restored or result.removed or result.unchanged:
+        said = f"all other tags {would} back to their state before the load"
+    else:
+        said = "no tag was there before the load, so none has to go back"
+    reporter.say(said + "; nothing was changed" * result.dry_run)
 
 
 def _show_plan(outcome: api.LoadOutcome) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from airferry import api
-from airferry.cli.options import JsonOption
+from airferry.cli.options import JsonOption, command_line
 from airferry.cli.render import Reporter, data, data_items, data_text
 from airferry.wording import counted
 
@@ -36,7 +36,10 @@ def history(
         for one in found.loads:
             data_items((one.loaded_at, one.registry, one.root))
             data_text(f"  {', '.join(_facts(one))}; {one.path}")
-        if not found.loads and not found.unreadable:
+        if found.below:
+            reporter.say("no receipts here")
+            reporter.next(("list those in sub-folders", command_line("airferry", "history", *found.below)))
+        elif not found.loads and not found.unreadable:
             reporter.say("no receipts here: `airferry load` writes one to the current folder, or to `--jobs DIR`")
     found.raise_if_unreadable()
 
@@ -46,4 +49,6 @@ def _facts(one: api.PastLoad) -> list[str]:
     facts += [f"{counted(one.new_tags, 'tag')} new"] if one.new_tags else []
     facts += [f"{counted(one.moved_tags, 'tag')} moved"] if one.moved_tags else []
     facts.append("root verified" if one.root_verified else "root not verified")
-    return facts + ([] if one.tls is None else ["TLS" if one.tls else "plain HTTP"])
+    facts += [] if one.tls is None else ["TLS" if one.tls else "plain HTTP"]
+    since = [(one.rolled_back_at, "rolled back"), (one.loaded_again_at, "loaded again")]
+    return facts + [f"{what} {when}" for when, what in sorted((when, what) for when, what in since if when)]

@@ -26,6 +26,7 @@ from airferry.cli.options import (
     TargetOption,
     as_typed,
     command_line,
+    expect_filled,
 )
 from airferry.cli.render import Reporter, ask_line, data, data_items
 from airferry.defaults import COMMANDS_FILE, NODES_FILE, OVERLAYS_FOLDER, PROFILE_FILE, RECEIPT_STEM, SITE_FILE
@@ -142,6 +143,7 @@ def init(
 ) -> None:
     """Write a site profile from options; on a terminal, prompt for the missing ones."""
     reporter: Reporter = context.obj
+    expect_filled(registry, "--registry")
     document: dict[str, Any] = {
         "executors": _each(executor),
         "registry": registry,
@@ -407,8 +409,10 @@ def check(
 ) -> None:
     """Check each step: needs nothing from outside, and finds what it reads. Exits with 8 if something blocks a job."""
     reporter: Reporter = context.obj
-    if receipt is None and source is None and bundle is None and any(Path().glob(f"{RECEIPT_STEM}*.yaml")):
-        receipt = Path()
+    if receipt is None and source is None and bundle is None:
+        # `load --jobs` puts the receipt and what it wrote with it into one folder
+        places = [Path(), *([overlays_folder] if overlays_folder is not None else [])]
+        receipt = next((place for place in places if any(place.glob(f"{RECEIPT_STEM}*.yaml"))), None)
     known = find_site(site, reporter)
     with reporter.display():
         report = api.check(

@@ -9,6 +9,7 @@ import typer
 
 from airferry.cli import completion
 from airferry.defaults import PLAN_CONFIG
+from airferry.errors import UsageError
 from airferry.wording import shell_line
 
 DEFAULT_PLAN_FILE = Path(PLAN_CONFIG)
@@ -19,6 +20,18 @@ MAX_READERS = 256
 def command_line(*words: object) -> str:
     """Return a command line for a shell."""
     return shell_line(words)
+
+
+def expect_filled(value: str | None, name: str) -> None:
+    """Check that an option or argument which may be left out is not given without a value, as an unset variable gives.
+
+    Raises:
+        UsageError: it is empty: it would count as left out, and something else than was meant be taken.
+    """
+    if value is not None and not value.strip():
+        raise UsageError(
+            f"`{name}` is empty", hint="set the variable that it was given, or leave it out, quotes included"
+        )
 
 
 def as_typed(context: typer.Context, *names: str) -> list[str]:

@@ -21,6 +21,7 @@ from airferry.cli.options import (
     TransfersOption,
     as_typed,
     command_line,
+    expect_filled,
 )
 from airferry.cli.render import Reporter, ask_line, data, data_items, data_rows
 from airferry.defaults import PROBE_REPOSITORY
@@ -97,6 +98,7 @@ def _registry_of(typed: str | None, known: api.FoundSite | None, *, whole: bool 
         UsageError: neither names one.
     """
     if typed is not None:
+        expect_filled(typed, "REGISTRY")
         return api.registry_host(typed)
     if known is None or known.profile.registry is None:
         raise UsageError(
@@ -146,6 +148,7 @@ def probe(
     repository (`airferry-probe`), then cleans up and names what stays there. Requires push permission there.
     """
     reporter: Reporter = context.obj
+    expect_filled(target, "HOST[:PORT][/REPO]")
     asks = target is None or (ca_file is None and plain_http is not True)
     known = find_site(None, reporter) if asks else None
     options = make_options(plain_http=plain_http, ca_file=ca_file, limit_rate=limit_rate, site=known)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from airferry.bundle.receipt import Receipt, read_receipt, receipts_in
+from airferry.bundle.receipt import Receipt, read_receipt, receipt_folders_below, receipts_in
 from airferry.errors import AirferryError, IntegrityError
 from airferry.host.canonical import plain_data
 
@@ -15,6 +15,8 @@ from airferry.host.canonical import plain_data
 @dataclass(frozen=True, slots=True)
 class PastLoad:
     """A load, as its receipt has it. `tls` is None where an older airferry did not record it.
+
+    `loaded_at` is when it was loaded first, `loaded_again_at` last, if more than once.
 
     `new_tags` are tags that the load set first, `moved_tags` those that stood for something else before.
     """
@@ -28,6 +30,8 @@ class PastLoad:
     images: int
     new_tags: int
     moved_tags: int
+    loaded_again_at: str | None = None
+    rolled_back_at: str | None = None
 
     def to_document(self) -> dict[str, Any]:
         """Return the load as plain data."""
@@ -36,10 +40,14 @@ class PastLoad:
 
 @dataclass(frozen=True, slots=True)
 class LoadHistory:
-    """All loads, oldest first, and the files with a receipt's name that are none, with the reason."""
+    """All loads, oldest first, and the files with a receipt's name that are none, with the reason.
+
+    `below` are direct sub-folders with receipts, looked for where the folders themselves have none.
+    """
 
     loads: tuple[PastLoad, ...]
     unreadable: tuple[tuple[Path, str], ...] = ()
+    below: tuple[Path, ...] = ()
 
     def raise_if_unreadable(self) -> None:
         """Do nothing if every file was read.
@@ -74,7 +82,8 @@ def history(folders: Sequence[Path]) -> LoadHistory:
             loads.append(_past_load(path, read_receipt(path)))
         except AirferryError as error:
             unreadable.append((path, error.message))
-    return LoadHistory(tuple(sorted(loads, key=lambda one: (one.loaded_at, one.path))), tuple(unreadable))
+    below = () if loads or unreadable else tuple(path for folder in folders for path in receipt_folders_below(folder))
+    return LoadHistory(tuple(sorted(loads, key=lambda one: (one.loaded_at, one.path))), tuple(unreadable), below)
 
 
 def _past_load(path: Path, receipt: Receipt) -> PastLoad:
@@ -89,4 +98,6 @@ def _past_load(path: Path, receipt: Receipt) -> PastLoad:
         images=len(receipt.images),
         new_tags=sum(digest is None for digest in before),
         moved_tags=sum(digest is not None for digest in before),
+        loaded_again_at=receipt.loaded_again_at,
+        rolled_back_at=receipt.rolled_back_at,
     )

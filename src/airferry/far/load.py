@@ -54,6 +54,7 @@ from airferry.registry.tls import fingerprints
 from airferry.registry.uploads import Uploader
 from airferry.wording import counted, size_text
 
+OTHER_RECEIPT = "name another file with `--receipt FILE`; without it each load has its own"
 MAX_FINGERPRINTS = 8  # a file of all public CAs says nothing about this registry
 
 
@@ -179,9 +180,9 @@ def load(
     receipt_path = receipt or Path(receipt_name(destination, opened.root))
     expect_outside(receipt_path, layout)
     _try_places(None if dry_run else receipt_path, emit)
-    earlier = _read_earlier(receipt_path, destination)
-    opened.warn_beside(bundle, emit)
     places = place_images(opened, destination)
+    earlier = _read_earlier(receipt_path, destination, opened.root, {str(place) for place in places.values()})
+    opened.warn_beside(bundle, emit)
     with (
         hold_destination(str(destination), purpose=f"load into `{destination}`") as records,
         RegistryClient(destination.registry, options=options, emit=emit) as client,
@@ -225,7 +226,7 @@ def load(
         left = left_out(without, destination, places, untagged=untagged)
         made = make_receipt(opened, destination, places, tags, shipments, verified=root is not None, left=left)
         blobs = _blobs(shipments, None if destination.verify_first else transfer.hashed())
-        made = made.model_copy(update={"connection": _connection(client, options), "blobs": blobs})
+        made = made.model_copy(update={"connection": _connection(client, options), "blobs": blobs}).after(earlier)
         if not dry_run:
             ours = [move for move in tags if move.reference not in taken]
             write_receipt(made, receipt_path)
@@ -335,11 +336,12 @@ def _try_places(receipt_path: Path | None, emit: Emit) -> None:
     expect_cache(emit)
 
 
-def _read_earlier(path: Path, destination: Destination) -> Receipt | None:
+def _read_earlier(path: Path, destination: Destination, root: str, images: Collection[str]) -> Receipt | None:
     """Return the receipt that lies where this load writes its own, if there is one.
 
     Raises:
-        UsageError: it is of another destination, whose tags could not be put back without it.
+        UsageError: it is of another load: its tags could not be put back without it. That is one into another
+            destination, of another bundle, or of the same under other names than `images`.
         IntegrityError: it is not a receipt.
     """
     if not files.is_file(path):
@@ -348,7 +350,19 @@ def _read_earlier(path: Path, destination: Destination) -> Receipt | None:
     if earlier.registry != str(destination):
         raise UsageError(
             f"`{path}` is the receipt of a load into `{earlier.registry}`; this load goes to `{destination}`",
-            hint="name another file with `--receipt FILE`; without it each destination has its own",
+            hint=OTHER_RECEIPT,
+        )
+    if earlier.bundle_root != root:
+        raise UsageError(
+            f"`{path}` is the receipt of another bundle, `{earlier.bundle_root}`; without it that load could not be "
+            f"rolled back; this bundle is `{root}`",
+            hint=OTHER_RECEIPT,
+        )
+    if not {image.reference for image in earlier.images} <= set(images):
+        raise UsageError(
+            f"`{path}` is the receipt of a load of this bundle under other names; without it that load could not be "
+            "rolled back",
+            hint=f"pass the same `--map` and `--flatten`, or {OTHER_RECEIPT}",
         )
     return earlier
 

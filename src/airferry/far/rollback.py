@@ -8,14 +8,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from airferry.bundle.receipt import Receipt, ReceiptTag, locate_receipt, read_receipt, receipts_in
-from airferry.errors import AirferryError, RegistryError
+from airferry.bundle.receipt import (
+    Receipt,
+    ReceiptTag,
+    locate_receipt,
+    read_receipt,
+    receipts_in,
+    write_receipt,
+)
+from airferry.errors import AirferryError, HostError, RegistryError
 from airferry.events import Emit, Notice, Warned, silent
 from airferry.far.destinations import DestinationRecords, hold_destination
+from airferry.host import clock
 from airferry.host.canonical import plain_data
 from airferry.host.records import expect_cache
 from airferry.oci.reference import parse_reference
 from airferry.registry.client import ClientOptions, RegistryClient
+from airferry.registry.profile import read_profile
 from airferry.registry.sink import RegistrySink
 from airferry.wording import counted, shell_line
 
@@ -47,6 +56,8 @@ class _Rollback:
     client: RegistryClient
     records: DestinationRecords
     dry_run: bool
+    deletes: bool | None
+    """Whether the registry deletes tags, as far as that is known; only a dry run goes by it."""
     restored: list[str] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
@@ -80,7 +91,7 @@ class _Rollback:
         elif current != moved.digest:
             self.left[moved.reference] = self._moved_since(moved, current)
         elif moved.previous_digest is None:
-            gone = self.dry_run or sink.delete_tag(reference.tag)
+            gone = self.deletes is not False if self.dry_run else sink.delete_tag(reference.tag)
             (self.removed if gone else self.kept).append(moved.reference)
         else:
             before = sink.source.read_manifest(sink.source.resolve(moved.previous_digest))
@@ -128,13 +139,16 @@ def rollback(
         hold_destination(receipt.registry, purpose=f"roll back `{receipt.registry}`") as records,
         RegistryClient(parse_reference(f"{receipt.registry}/x").registry, options=options, emit=emit) as client,
     ):
-        done = _Rollback(receipt, client, records, dry_run)
+        done = _Rollback(receipt, client, records, dry_run, read_profile(client.registry).deletes_tags)
         done.run()
         if not dry_run:
             records.forget_tags(receipt.bundle_root, {*done.restored, *done.removed, *done.unchanged})
+            _mark(place, done, emit)
     for reference in done.unchanged:
         emit(Notice(f"`{reference}` already has its value from before the load"))
     _say_kept(receipt, done.kept, emit)
+    if dry_run and done.removed and done.deletes is None:
+        emit(Notice("whether this registry can delete tags is not known; if it cannot, new tags stay, and are named"))
     if done.left:
         # a result says that where there is one
         for verb, references in (("restore", done.restored), ("remove", done.removed)):
@@ -152,17 +166,25 @@ def rollback(
     )
 
 
+def _mark(place: Path, done: _Rollback, emit: Emit) -> None:
+    """Note in the receipt that its tags are back, if they are, and if this is not only said again."""
+    moved, first = bool(done.restored or done.removed), done.receipt.rolled_back_at is None
+    if done.left or not (moved or (first and done.unchanged)):
+        return
+    try:
+        write_receipt(done.receipt.model_copy(update={"rolled_back_at": clock.rfc3339(clock.now_s())}), place)
+    except HostError as error:
+        # what was asked for is done; a receipt on read-only storage is as good for that
+        emit(Warned(f"the rollback is not noted in the receipt: {error.message}", hint=error.hint))
+
+
 def _say_kept(receipt: Receipt, kept: Collection[str], emit: Emit) -> None:
     """Name new tags that stay. A job can be given an image by its tag; artifacts are found by digest."""
     artifacts = {tag.reference for tag in receipt.artifact_tags}
     images = [reference for reference in kept if reference not in artifacts]
     others = [reference for reference in kept if reference in artifacts]
     if images:
-        emit(
-            Warned(
-                _kept_text(images, "new image tag"), hint="remove them with the registry's own tools if they must go"
-            )
-        )
+        emit(Warned(_kept_text(images, "new image tag"), hint="remove with the registry's own tools what must go"))
     if others:
         emit(Notice(_kept_text(others, "new artifact tag") + "\nno job uses them"))
 
@@ -197,5 +219,5 @@ def _latest_receipt(folder: Path, done: _Rollback) -> Path | None:
                 values = {(tag.reference, tag.digest) for tag in other.tags}
                 same = other.bundle_root == done.receipt.bundle_root
                 if other.registry == done.receipt.registry and not same and values & set(done.by_later_loads.items()):
-                    found.append((other.loaded_at, path))
+                    found.append((other.last_loaded_at, path))
     return max(found)[1] if found else None

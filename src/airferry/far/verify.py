@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from airferry.bundle.beside import BUNDLE_FOLDER, lies_in_output
+from airferry.bundle.beside import lies_in_output
 from airferry.bundle.verify import NoBundleManifest, VerifyReport, open_index, verify_bundle
+from airferry.defaults import BUNDLE_FOLDER
 from airferry.events import Emit, silent
 from airferry.oci.documents import parse_index
 from airferry.oci.layout import INDEX_FILE

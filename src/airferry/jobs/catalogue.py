@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from airferry.bundle.artifacts import COPY_AGAIN
-from airferry.bundle.receipt import Receipt, read_receipt
+from airferry.bundle.receipt import Receipt, find_receipt, names_receipt
 from airferry.bundle.verify import Bundle, expect_outside, open_bundle
 from airferry.defaults import CATALOGUE_FOLDER
 from airferry.errors import IntegrityError, RegistryError, UsageError
@@ -50,7 +50,7 @@ class CatalogueSource:
         if opened is not None and self.bundle is not None:
             opened.warn_beside(self.bundle, emit)
         root = opened.root if opened else self.root
-        held = read_receipt(receipt, root=root) if receipt is not None else None
+        held = find_receipt(receipt, root=root, emit=emit) if receipt is not None else None
         if held is not None:
             options = held.reached_with(options or ClientOptions())
         return Whereabouts(self.source, self.steps, opened, held, options, emit)
@@ -153,7 +153,7 @@ def extract_catalogue(
     options: ClientOptions | None = None,
     emit: Emit = silent,
 ) -> Extracted:
-    """Extract the catalogue of a bundle, or of the load that a receipt is of, into a folder that is absent or empty.
+    """Extract the catalogue of a bundle, or of the load that a receipt names, into an absent or empty folder.
 
     What an earlier extraction left there is replaced if it is unchanged. A warning says where the `site` that the
     options are from does not fit the receipt.
@@ -164,10 +164,10 @@ def extract_catalogue(
         RegistryError: the registry does not hand it over.
         HostError: the disk is full, or the folder not writable.
     """
-    if source.is_file():
+    if names_receipt(source):
         if root is not None:
             raise UsageError("`--root` requires a bundle, but a receipt was given", hint="name the bundle")
-        held = read_receipt(source)
+        held = find_receipt(source, emit=emit)
         warn_of_another_site(site, held, emit=emit)
         places = Whereabouts(receipt=held, options=held.reached_with(options or ClientOptions()), emit=emit)
     else:

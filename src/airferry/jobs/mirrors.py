@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from airferry.bundle.receipt import Receipt, read_receipt
+from airferry.bundle.receipt import Receipt, find_receipt
 from airferry.errors import ConfigurationError, UsageError
 from airferry.events import Emit, Warned, silent
 from airferry.host import files
@@ -90,7 +90,7 @@ def mirrors(
         ConfigurationError: it carried none, or the CA's certificate cannot be read.
         IntegrityError: it is not a receipt, or one of another bundle than `root` names.
     """
-    held = read_receipt(receipt, root=root)
+    held = find_receipt(receipt, root=root, emit=emit)
     warn_of_another_site(site, held, emit=emit)
     made = make_mirrors(held, plain_http=plain_http, ca=ca)
     files.write_texts(out, made.files)

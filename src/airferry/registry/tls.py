@@ -48,6 +48,10 @@ BY_RECEIPT = Remedies(
     tls="it spoke plain HTTP when the receipt was written: pass `--tls`, and if the CA is private `--ca-file FILE`; "
     "then run the load again for a new receipt"
 )
+CA_OF_RECEIPT = Remedies(
+    ca="the load was given a CA for it: run this in the folder with the `site.yaml` that names it, or pass "
+    "`--ca-file FILE`, or install it as `~/.config/containers/certs.d/HOST/ca.crt`"
+)
 
 
 def certificate_folders(registry: str) -> list[Path]:
