@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from airferry.far.copy import CopyResult, copy
     from airferry.far.history import LoadHistory, PastLoad, history
     from airferry.far.load import LoadOutcome, load
-    from airferry.far.registries import ProbeOutcome, login, logout, probe_registry, registry_host
+    from airferry.far.registries import ProbeOutcome, login, logout, probe_registry, reach_registry, registry_host
     from airferry.far.relocate import Destination, parse_destination
     from airferry.far.report.report import ReportOutcome, report
     from airferry.far.rollback import RollbackResult, rollback
@@ -80,6 +80,7 @@ _HOMES = {
         "login",
         "logout",
         "probe_registry",
+        "reach_registry",
         "registry_host",
     ),
     "airferry.far.relocate": (
@@ -231,6 +232,7 @@ __all__ = [
     "plan",
     "probe_registry",
     "quickstart",
+    "reach_registry",
     "record_asset",
     "registry_host",
     "rehearse",

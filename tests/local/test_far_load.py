@@ -739,7 +739,7 @@ def test_a_registry_is_asked_before_anything_is_verified(
         assert "; nothing was verified or sent" in said and "may not push to" in said
         assert [call.method for call in registry.calls if call.method not in ("GET", "HEAD")] == ["POST"]
         assert run(["load", str(bundles["old"]), "--to", "127.0.0.1:1/x", "--dry-run"]) == 7
-        assert "error: `127.0.0.1:1` refuses connections: cannot reach" in " ".join(capsys.readouterr().err.split())
+        assert "`: `127.0.0.1:1` refuses connections; nothing was" in " ".join(capsys.readouterr().err.split())
     registry.faults[:] = [lambda exchange: exchange.call.method == "POST" and exchange.answer(401)]
     assert load(registry, bundles["old"]) == 7
     said = " ".join(capsys.readouterr().err.split())

@@ -533,6 +533,15 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     return answering
 
 
+def test_a_plan_of_the_catalogue_itself_is_named(here: Path) -> None:
+    foreign(here / "repository", "steps", "train/tree")
+    choices = api.ProjectChoices(source=here / "repository", base="python:3.12-slim")
+    assert not any("has a plan" in note for note in api.init_project(here / "first", choices=choices).notes)
+    (here / "repository" / "airgap.yaml").write_text("source: {root: .}\n")
+    (note,) = (note for note in api.init_project(here / "second", choices=choices).notes if "has a plan" in note)
+    assert f"`airferry plan --config {here}/repository/airgap.yaml`" in note
+
+
 def test_a_terminal_is_asked_for_what_no_option_says(
     here: Path, terminal: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -561,6 +570,7 @@ def test_an_input_that_ends_is_an_error_of_the_user(
 
     terminal()
     monkeypatch.setattr("typer.prompt", ended)
+    monkeypatch.setattr(api, "reach_registry", lambda *_, **__: None)
     assert run(["init", "acme"]) == run(["site", "init"]) == run(["login", "registry.example"]) == 2
     assert "the input ended before all was answered" in capsys.readouterr().err and list(here.iterdir()) == []
 

@@ -11,9 +11,11 @@ from airferry.cli.app import run
 from airferry.events import Event, Warned
 from airferry.near import predict as prediction
 from airferry.near.git.driver import LFS_POINTER
+from airferry.near.git.origin import uncommitted_files
 from airferry.near.planning import Selection, read_plan
 from airferry.plan.lockfile import Lockfile
 from catalogues import airgap, mounting, write_airgap, write_step
+from near_side import git
 from travelling_catalogue import carry, write_catalogue
 
 
@@ -45,6 +47,51 @@ def test_plan_prints_warnings_and_json_has_them(
     assert "steps s0:tiny fix try the steps on that base" in shown
     assert run(["plan", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["warnings"][0]["kind"] == "image"
+
+
+def test_a_step_that_git_does_not_track_yet_is_told_before_a_build(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_step(tmp_path, "s0", configs={"tiny": "a: 1\n"})
+    config = write_airgap(tmp_path, airgap({"img": "registry.example/b:1"}, {"s0": "img"}))
+
+    def warnings() -> list[dict[str, object]]:
+        assert run(["plan", "--json", "--config", str(config)]) == 0
+        return [item for item in json.loads(capsys.readouterr().out)["warnings"] if item["kind"] == "untracked"]
+
+    assert warnings() == [], "in no repository the code is taken as it lies"
+    git(tmp_path, "init", "--quiet")
+    (found,) = warnings()
+    assert found["place"] == "src/nemotron/steps/s0/step.py" and found["targets"] == ["s0:tiny"]
+    assert found["hint"] == f"`git -C {tmp_path} add src/nemotron/steps/s0`"
+    git(tmp_path, "add", "src/nemotron/steps/s0")
+    assert warnings() == []
+
+
+def test_what_differs_from_the_last_commit_is_found_and_no_filter_is_run(tmp_path: Path) -> None:
+    root = tmp_path / "catalogue"
+    root.mkdir()
+    for name in ("kept", "changed", "mode", "gone", "filtered", "a [b]\tc"):
+        (root / name).write_text("1")
+    assert uncommitted_files(root) == [], "in no repository"
+    git(root, "init", "--quiet")
+    git(root, "add", ".")
+    assert uncommitted_files(root) == [], "without a commit there is nothing to compare with"
+    git(root, "commit", "--quiet", "--message", "first")
+    assert uncommitted_files(root) == []
+    ran = tmp_path / "ran"
+    (root / ".gitattributes").write_text("filtered filter=spy\n")
+    for name in ("changed", "filtered", "a [b]\tc"):
+        (root / name).write_text("2")
+    (root / "mode").chmod(0o755)
+    (root / "gone").unlink()
+    (root / "untracked").write_text("3")
+    (root / "new").write_text("4")
+    (root / "link").symlink_to("kept")
+    git(root, "add", "new", "link")
+    git(root, "config", "filter.spy.clean", f"touch {ran}; cat")
+    assert uncommitted_files(root) == ["a [b]\tc", "changed", "gone", "link", "mode", "new"]
+    assert not ran.exists()
 
 
 def test_lfs_pointers_of_the_catalogue_are_named(tmp_path: Path) -> None:

@@ -81,6 +81,18 @@ def test_containers_and_openshift_map_each_repository() -> None:
         }
 
 
+def test_nodes_are_not_sent_to_themselves_unsaid() -> None:
+    (said,) = make_mirrors(receipt(registry="localhost:5443/x"), plain_http=True).notes
+    assert said.startswith("`localhost:5443` means each node itself") and "`--to`" in said
+    assert make_mirrors(receipt(), plain_http=True).notes == ()
+
+
+def test_a_secret_that_is_there_is_replaced() -> None:
+    texts = make_mirrors(receipt(), plain_http=True).files["INSTALL.txt"]
+    (line,) = (line for line in texts.splitlines() if "kubectl create secret" in line)
+    assert line.endswith("--dry-run=client -o yaml | kubectl apply -f -")
+
+
 def test_enroot_gets_other_names_and_no_secret() -> None:
     files = make_mirrors(receipt(), plain_http=True).files
     assert (

@@ -6,7 +6,8 @@ import pytest
 
 from airferry.bundle.manifest import AttemptEntry, RehearsalEntry
 from airferry.errors import FindingsError
-from airferry.near.rehearse.run import RehearsalReport, StepResult
+from airferry.near.rehearse.causes import ENOUGH
+from airferry.near.rehearse.run import RehearsalReport, StepResult, how_far
 
 ATTEMPT = AttemptEntry(host="a.invalid", protocol="tcp", seen="python")
 
@@ -44,3 +45,12 @@ def test_the_way_out_is_that_of_what_was_found(entry: dict[str, object], keys: s
         report(**entry).raise_if_wrong()
     ways = ("overlays", "required_imports", "containerfile", "airgap-rehearsal.json")
     assert {way for way in ways if way in str(caught.value.hint)} == keys
+
+
+def test_progress_says_whether_a_step_ran_to_its_end() -> None:
+    said = {stop: how_far(report(reached="started", stopped_by=stop).entries[0]) for stop in ENOUGH}
+    assert said["finished"] == "ran to its end" and said["data"] == "started, stopped where it needs data"
+    assert len(set(said.values())) == len(ENOUGH) and not any("reached" in text for text in said.values())
+    assert how_far(report(reached="config", stopped_by="network").entries[0]) == (
+        "reached `config`, stopped by `network`"
+    )

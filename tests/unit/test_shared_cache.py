@@ -20,12 +20,12 @@ from airferry.engine.program import Program
 from airferry.engine.storage import Storage
 from airferry.engine.transient import TransientImages
 from airferry.errors import HostError
-from airferry.events import Emit, Event, Notice, silent
+from airferry.events import Emit, Event, Notice, StageFinished, silent
 from airferry.host import files, locks
 from airferry.host.locks import Thing, making, making_all, own_folder, sharing
 from airferry.host.process import Completed
 from airferry.host.threads import NamedLocks, parallel_map
-from airferry.near.bases import debian, fetch
+from airferry.near.bases import debian, fetch, shared
 from airferry.near.bases.fetch import BaseCache
 from airferry.near.bases.shared import RecentUserland, SharedLayout
 from airferry.near.planning import Selection, read_plan
@@ -266,10 +266,11 @@ def test_only_what_is_damaged_is_removed_from_a_shared_layout(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("pinned", [False, True])
-def test_a_userland_is_made_once_for_two_who_ask_at_once_and_again_for_one_who_asks_later(
+def test_a_userland_is_made_once_for_two_who_ask_at_once_and_again_for_who_asks_later_or_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pinned: bool
 ) -> None:
     calls: list[str] = []
+    said: list[Event] = []
     asked: list[RecentUserland] = []
 
     class Asked(RecentUserland):
@@ -288,7 +289,7 @@ def test_a_userland_is_made_once_for_two_who_ask_at_once_and_again_for_one_who_a
     platform = parse_platform("linux/amd64")
     base = BootstrapBase(suite="bookworm")
     cache = tmp_path / "cache"
-    caches = [BaseCache(cache, open_registry=Pulls(lambda _: None, emit=silent).source, emit=silent) for _ in "12"]  # type: ignore[arg-type, return-value]
+    caches = [BaseCache(cache, open_registry=Pulls(lambda _: None, emit=silent).source, emit=said.append) for _ in "12"]  # type: ignore[arg-type, return-value]
 
     def bring(bases: BaseCache, locked: LockedBase | None) -> LockedBase:
         return bases.bring(base, [platform], locked=locked).locked
@@ -300,8 +301,17 @@ def test_a_userland_is_made_once_for_two_who_ask_at_once_and_again_for_one_who_a
         assert bring(caches[0], first) == first
         assert len(calls) == 1
     else:
+        said.clear()
+        assert bring(caches[0], None) == first
+        assert len(calls) == 1, "a lock that failed is run again"
+        assert [item.reused for item in said if isinstance(item, StageFinished)] == [True]
+        monkeypatch.setattr(shared, "RECENT_S", 0.0)
         bring(caches[0], None)
         assert len(calls) == 2, "a mirror may have something else by now"
+        monkeypatch.setattr(shared, "RECENT_S", 3600.0)
+        caches[0].ask_again()
+        bring(caches[0], None)
+        assert len(calls) == 3
 
 
 def test_a_locked_wheel_that_two_want_at_once_is_downloaded_once(tmp_path: Path) -> None:

@@ -364,4 +364,7 @@ def quickstart(
             emit=reporter,
         )
     data_text(*report)
-    reporter.next(("your own steps, as docs/your-own-catalogue.md explains them", command_line("airferry", "init")))
+    # next to a plan, as in the clone, there is no place for another one
+    place = "../acme" if DEFAULT_PLAN_FILE.exists() else "acme"
+    steps = "your own steps, as docs/your-own-catalogue.md explains them"
+    reporter.next((steps, command_line("airferry", "init", place)))

@@ -74,6 +74,8 @@ def login(
     if not reporter.may_ask and (username is None or not password_stdin):
         reason = "`--quiet` never prompts" if reporter.quiet else "no terminal to prompt on"
         raise UsageError(reason, hint="use `--username NAME --password-stdin`")
+    if username is None or not password_stdin:
+        api.reach_registry(host, options=options)  # nobody types a password for a registry that cannot be reached
     name = username or ask_line("Username", needed=True)
     secret = (
         sys.stdin.read(MAX_PASSWORD_CHARACTERS).rstrip("\r\n")

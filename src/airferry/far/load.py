@@ -189,9 +189,7 @@ def load(
     ):
         # an hour of hashing is lost where the login turns out to be missing after it
         expect_access(client, _some_repository(places, destination), push=not dry_run)
-        report = stage("verify", emit, lambda: verify_opened(opened, read_blobs=destination.verify_first, emit=emit))
-        report.raise_if_wrong()
-        report.warn_of_litter(emit)
+        report = _look_at(opened, read_blobs=destination.verify_first, emit=emit)
         shipments, without = part_skipped(plan_shipments(opened, destination, places), destination)
         known = read_profile(destination.registry)
         mounts = known.mounts is not False
@@ -257,6 +255,19 @@ def _blobs(shipments: Sequence[Shipment], hashed: Collection[str] | None) -> Rec
     wanted = {digest for item in shipments for digest in item.closure.blobs}
     found = sorted(wanted.difference(wanted if hashed is None else hashed))
     return ReceiptBlobs(hashed=len(wanted) - len(found), found=tuple(found))
+
+
+def _look_at(bundle: Bundle, *, read_blobs: bool, emit: Emit) -> VerifyReport:
+    """Verify what is to be sent; without blobs, which are hashed as they are sent, that says nothing yet of the whole.
+
+    Raises:
+        IntegrityError: it is damaged.
+    """
+    name = "verify" if read_blobs else "documents"
+    report = stage(name, emit, lambda: verify_opened(bundle, read_blobs=read_blobs, emit=emit))
+    report.raise_if_wrong()
+    report.warn_of_litter(emit)
+    return report
 
 
 @contextmanager

@@ -41,7 +41,7 @@ from airferry.registry.trials.explained import ProbedFact, explain_profile
 from airferry.registry.trials.kinds import ArtifactKind
 from airferry.registry.trials.leavings import Leavings
 from airferry.registry.uploads import try_upload
-from airferry.wording import shell_word, size_text, some_of
+from airferry.wording import shell_line, size_text, some_of
 
 MAX_TRIED_BYTES = 1024 * 1024 * 1024
 SHOWN_TYPES = 3
@@ -147,10 +147,30 @@ def login(registry: str, username: str, password: str, *, options: ClientOptions
             raise Unauthorized(
                 f"`{host}` rejects user `{username}` with this password",
                 status=401,
-                hint=f"check both, then run `airferry login {host} -u {shell_word(username)}` again; some "
+                hint=f"check both, then run `{_login_command(host, username, tried)}` again; some "
                 "registries want a token or a robot account instead of a personal password",
             )
     return store_credential(host, username, password=password)
+
+
+def reach_registry(registry: str, *, options: ClientOptions | None = None) -> None:
+    """Do nothing if a registry answers, whatever it says: before somebody is asked for a user and a password.
+
+    Raises:
+        UsageError: there is no such host.
+        RegistryError: it does not answer, its CA is not trusted, or it is not a registry.
+    """
+    host = registry_host(registry)
+    with RegistryClient(host, options=options) as client:
+        client.request(Request("GET", "", what=f"log in to `{host}`", anonymous=True), expected=(200, 401, 403))
+
+
+def _login_command(host: str, username: str, options: ClientOptions) -> str:
+    """Return the command line that logs in as it was tried, so that it reaches the registry when pasted."""
+    reach = ["--plain-http"] if options.plain_http else ["--tls"] if options.plain_http is False else []
+    if options.ca_file is not None:
+        reach += ["--ca-file", str(options.ca_file)]
+    return shell_line(["airferry", "login", host, "-u", username, *reach])
 
 
 def logout(registry: str) -> list[Path]:

@@ -22,7 +22,7 @@ from airferry.errors import ConfigurationError, Gathering, IntegrityError
 from airferry.host.yaml import render_yaml
 from airferry.jobs.context import consumed_and_produced
 from airferry.jobs.known_assets import StagedValue, StagedValues, assets_of, staged_values
-from airferry.jobs.placing import NODE_CA, Placed, access_steps, render_steps
+from airferry.jobs.placing import NODE_CA, Placed, about_loopback, access_steps, render_steps
 from airferry.jobs.settings import changed_list
 from airferry.jobs.submission import (
     NEMOTRON_EXECUTORS,
@@ -127,12 +127,15 @@ def make_overlays(receipt: Receipt, catalogue: Catalogue, *, site: SiteProfile, 
         notes.append(NO_COMMAND_HINT)
     if receipt.submit and site.submit is None and not receipt.root_verified:
         notes.append(UNVERIFIED_SUBMIT)
+    registry = parse_reference(f"{receipt.registry}/x").registry
+    notes += about_loopback(registry)
     for executor in site.executors:
         own = [step for step in steps if step.executor == executor.kind]
         texts[f"{executor.kind}/{PROFILE_FILE}"] = _fragment(site, executor, submit=submit)
         commands = "".join(f"{step.command}\n" for step in own)
         if access := access_steps(_placed(receipt, site), executor.kind):
-            texts[f"{executor.kind}/{NODES_FILE}"] = f"{CONFIGS_MARK}: {_ACCESS_HEAD}\n\n{render_steps(access)}"
+            said = "".join(f"{comment_line(note)}\n" for note in about_loopback(registry))
+            texts[f"{executor.kind}/{NODES_FILE}"] = f"{CONFIGS_MARK}: {_ACCESS_HEAD}\n{said}\n{render_steps(access)}"
         head = f"{CONFIGS_MARK}: one command a step.\n"
         if submit == "":
             head = f"{CONFIGS_MARK}: image, config and profile of each step.\n{comment_line(NO_COMMAND_HINT)}\n"

@@ -24,6 +24,7 @@ from airferry.jobs.placing import (
     NODE_CA,
     NodeStep,
     Placed,
+    about_loopback,
     render_steps,
     steps_on_nodes,
 )
@@ -124,6 +125,7 @@ def make_mirrors(receipt: Receipt, *, plain_http: bool | None = None, ca: NodeCa
     containerd, urls, notes = _containerd(images, insecure=insecure, ca_file=ca_file)
     if not insecure:
         notes += _about_ca(receipt, ca)
+    notes += about_loopback(registry)
     files = {
         **containerd,
         CONTAINERS_CONF: _registries_conf(images, insecure=insecure),

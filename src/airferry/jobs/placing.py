@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from airferry.host.toml import toml_pair, toml_table
-from airferry.oci.reference import without_port
+from airferry.oci.reference import is_loopback, without_port
 from airferry.wording import comment_line
 
 # on nodes whose profile does not say where the CA is
@@ -21,6 +21,8 @@ CONTAINERS_CONF = "containers/registries.conf.d/50-airferry.conf"
 ENROOT_CONF = "enroot/enroot.conf.d/50-airferry.conf"
 ENROOT_CREDENTIALS = "enroot/credentials"
 PULL_SECRET = "airferry"
+# `create` alone fails where the secret is there: from the files of another command, or with an older password
+_APPLIED = "--dry-run=client -o yaml | kubectl apply -f -"
 _ENROOT_FOLDER = '"${ENROOT_CONFIG_PATH:-$HOME/.config/enroot}"'
 _ENCODED = '"$(printf %s "$REGISTRY_USER:$REGISTRY_PASSWORD" | base64 -w0)"'
 # what pulls images on the nodes of an executor; others bring their own
@@ -53,6 +55,15 @@ class Placed:
     insecure: bool
     ca_file: str | None
     ca_copy: str | None
+
+
+def about_loopback(registry: str) -> list[str]:
+    """Return what to say where nodes are given a registry that only the host of the load reaches by its name."""
+    if not is_loopback(registry):
+        return []
+    return [
+        f"`{registry}` means each node itself: for nodes other than this host, load again with a `--to` that they reach"
+    ]
 
 
 def steps_on_nodes(placed: Placed, executors: Collection[str] = ()) -> list[NodeStep]:
@@ -166,7 +177,7 @@ def _pull_secret(placed: Placed) -> list[NodeStep]:
     secret = (
         """printf '{"auths":{"%s":{"auth":"%s"}}}' """
         f"{shlex.quote(placed.registry)} {_ENCODED} | "
-        f"kubectl create secret docker-registry {PULL_SECRET} --from-file=.dockerconfigjson=/dev/stdin"
+        f"kubectl create secret docker-registry {PULL_SECRET} --from-file=.dockerconfigjson=/dev/stdin {_APPLIED}"
     )
     patch = f"""kubectl patch serviceaccount default -p '{{"imagePullSecrets":[{{"name":"{PULL_SECRET}"}}]}}'"""
     kubernetes = ("Kubernetes",)
@@ -195,7 +206,7 @@ def _of_openshift(placed: Placed) -> list[NodeStep]:
         steps.append(
             NodeStep(
                 "OpenShift: the registry's CA, once",
-                f"{words} {shlex.quote(f'--from-file={key}={placed.ca_copy}')} && "
+                f"{words} {shlex.quote(f'--from-file={key}={placed.ca_copy}')} {_APPLIED.replace('kubectl', 'oc')} && "
                 f"oc patch image.config.openshift.io/cluster --type merge -p '{trust}'",
                 openshift,
             )

@@ -26,6 +26,7 @@ from airferry.near.bases.attached import BroughtArtifacts, LeftBehind, bring_att
 from airferry.near.bases.originals import bring_originals
 from airferry.near.carry.assets import pack_action
 from airferry.near.carry.loader import LOADER_ACTION
+from airferry.near.git.origin import uncommitted_files
 from airferry.near.lock.follow import follow_lock
 from airferry.near.lock.resolve import Locked
 from airferry.near.output_folder import OutputFolder
@@ -40,7 +41,7 @@ from airferry.oci.layout import LayoutStore
 from airferry.plan.lockfile import LOCK_FILE, Lockfile, read_lockfile
 from airferry.plan.models import Plan, PlanWarning
 from airferry.plan.planner import write_plan
-from airferry.wording import counted, size_text
+from airferry.wording import counted, size_text, some_of
 
 IMAGE_STAGES = {"build-launcher-image", "build-execution-images"}
 
@@ -200,6 +201,7 @@ class Production:
             return Produced(images, reused, rehearsal=rehearsal)
         if rehearsal is not None:
             rehearsal.raise_if_wrong()
+        self._say_uncommitted()
         sealer = Sealer(
             self._session,
             plan,
@@ -223,6 +225,14 @@ class Production:
         self._journal.forget_except(kept | self._folder.settle(held))
         compressed = recompressed(manifest, tasks, self._session.knowledge.layers.compression)
         return Produced(images, reused, manifest, sealed, rehearsal, attached.left_out, compressed)
+
+    def _say_uncommitted(self) -> None:
+        """Name what the bundle carries of the catalogue that no commit has, so that its origin can be told later."""
+        root, output = files.resolved(self._plan.source_root), files.resolved(self._plan.output_dir)
+        changed = [name for name in uncommitted_files(root) if not (root / name).is_relative_to(output)]
+        if changed:
+            shown = some_of([f"`{name}`" for name in changed], 3)
+            self._session.emit(Notice(f"carried with changes that are not committed: {shown}", details=tuple(changed)))
 
     def _rehearse(self, images: Mapping[str, Sequence[BuiltImage]], *, sealing: bool) -> RehearsalReport | None:
         """Try the steps in the images that were built, if that was asked for, and write the report.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,15 @@ from airferry.config import json_schema, load_config
 from airferry.errors import ConfigurationError
 from airferry.events import Emit, Warned
 from airferry.host import files
+from airferry.near.assemble.context import untracked_steps
 from airferry.near.describe import warning_text
 from airferry.near.lock.covered import uncovered
 from airferry.near.predict import Prediction, Predictor, expect_readable
 from airferry.oci.platform import Platform, parse_buildable_platform
 from airferry.plan.lockfile import LOCK_FILE, Lockfile, read_lockfile
-from airferry.plan.models import Plan
+from airferry.plan.models import Plan, PlanWarning
 from airferry.plan.planner import make_plan, split_choices, write_plan
+from airferry.wording import shell_line
 
 PLAN_FILE = "airgap-plan.yaml"
 
@@ -68,6 +70,7 @@ def plan(selection: Selection) -> PlanOutcome:
         HostError: the output folder is not writable.
     """
     made = read_plan(selection)
+    made = replace(made, warnings=(*made.warnings, *_untracked(made)))
     known = read_lockfile(made.output_dir / LOCK_FILE)
     prediction = Predictor(made, known or Lockfile(), files.cache_directory(make=False)).predict()
     expect_readable(prediction)
@@ -76,6 +79,20 @@ def plan(selection: Selection) -> PlanOutcome:
     write_plan(document, path)
     covered = known is not None and not uncovered(made, known)
     return PlanOutcome(made, document, path, prediction, covered)
+
+
+def _untracked(plan: Plan) -> list[PlanWarning]:
+    """Return a warning for each step that Git does not track yet: rehearsals and launchers are without it."""
+    return [
+        PlanWarning(
+            "untracked",
+            path.relative_to(plan.source_root).as_posix(),
+            "is not tracked by Git; only tracked files reach the far side",
+            f"`{shell_line(['git', '-C', plan.source_root, 'add', path.parent.relative_to(plan.source_root)])}`",
+            targets=tuple(step.target.spec for step in plan.steps if step.step_py == path),
+        )
+        for path in untracked_steps(plan)
+    ]
 
 
 def read_plan(selection: Selection) -> Plan:

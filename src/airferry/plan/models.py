@@ -16,7 +16,7 @@ from airferry.plan.code.commands import StartInstall
 PLAN_SCHEMA_VERSION = 1
 LAUNCHER = "launcher"  # the name of the launcher image, among those of the groups
 Origin = Literal["required", "step", "catalogue", "reported"]
-WarningKind = Literal["fetch", "image", "install", "name"]
+WarningKind = Literal["fetch", "image", "install", "name", "untracked"]
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -365,7 +365,7 @@ def connection_error(
         )
     if _has_cause(error, urllib3.exceptions.NameResolutionError):
         return RegistryError(
-            f"the name of `{host}` cannot be resolved: cannot {what}",
+            f"cannot {what}: the name of `{host}` cannot be resolved",
             hint=f"check the spelling; `getent hosts {split_url(url).hostname}` tells what this host knows",
             **fields,
         )
@@ -377,7 +377,7 @@ def connection_error(
         )
     if is_refused(error):
         return TransientRegistryError(
-            f"`{host}` refuses connections: cannot {what}",
+            f"cannot {what}: `{host}` refuses connections",
             hint="check that the registry is running, and its port",
             **fields,
         )

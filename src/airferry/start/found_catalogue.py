@@ -9,13 +9,14 @@ from typing import Any
 from airferry.config import Config
 from airferry.defaults import PLAN_CONFIG
 from airferry.errors import UsageError
+from airferry.host import files
 from airferry.near.git.origin import WorkingCopy, find_working_copy
 from airferry.start.bases import StepBase, find_bases, name_images, nemotron_plan
 from airferry.start.choices import ProjectChoices, ProjectOutcome, next_commands, userland_notes
 from airferry.start.plan_text import DEBIAN_NAME, FirstImage, FirstPlan
 from airferry.start.prerequisites import find_prerequisites
 from airferry.start.survey import Survey
-from airferry.wording import some_of
+from airferry.wording import shell_line, some_of
 
 
 def found_catalogue(
@@ -62,6 +63,12 @@ def found_catalogue(
             f"`--base` or `base_image` of `{DEBIAN_NAME}` names another"
         )
         notes += userland_notes()
+    own = survey.catalogue.root / PLAN_CONFIG
+    if own.parent != place and files.is_file(own):
+        notes.append(
+            f"the catalogue has a plan, `{own}`, whose bases, overlays and requirements are not taken over: "
+            f"`{shell_line(['airferry', 'plan', '--config', own])}` shows what it builds"
+        )
     made = {PLAN_CONFIG: plan.render()}
     return made, ProjectOutcome(
         folder=place,

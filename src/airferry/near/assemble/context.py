@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from airferry.errors import BuildError, ConfigurationError
+from airferry.errors import AirferryError, BuildError, ConfigurationError
 from airferry.events import Emit
 from airferry.host import files, process
 from airferry.host.installation import shipped
@@ -175,6 +175,20 @@ def carried(
         if source.is_symlink() or source.is_file():
             found[name] = source
     yield from sorted(found.items())
+
+
+def untracked_steps(plan: Plan) -> list[Path]:
+    """Return the programs of a plan's steps that Git does not track, which so do not reach the far side.
+
+    None where the catalogue is in no repository: nothing is tracked there, and the code is taken as it lies.
+    """
+    try:
+        tracked = {source for _name, source in carried(plan.source_root, [plan.output_dir])}
+    except AirferryError:
+        return []  # nor where Git is missing or fails: what needs it says so
+    root = files.resolved(plan.source_root)
+    programs = dict.fromkeys(step.step_py for step in plan.steps)
+    return [path for path in programs if root / path.relative_to(plan.source_root) not in tracked]
 
 
 def plan_configs(plan: Plan, cache: Path) -> dict[PurePosixPath, Path]:

@@ -77,6 +77,11 @@ class BootstrapResult:
     reused: bool
 
 
+def bootstrap_stage(base: BootstrapBase, platform: Platform) -> str:
+    """Return what progress calls the making of a userland."""
+    return f"bootstrap {base.suite} {platform}"
+
+
 def debian_architecture(platform: Platform) -> str:
     """Return Debian's word for the architecture of a platform."""
     return _ARCHITECTURES.get(platform.architecture, platform.architecture)
@@ -103,7 +108,7 @@ def bootstrap(
         BuildError: a package does not exist, or not in its pinned version any more.
     """
     started = clock.monotonic_s()
-    stage = f"bootstrap {base.suite} {platform}"
+    stage = bootstrap_stage(base, platform)
     emit(StageStarted(stage))
     store = PackageCache(cache / "debs" / f"{base.suite}-{debian_architecture(platform)}")
     debs = store.find(pins) if pins and base.variant == "extract" else None

@@ -16,7 +16,7 @@ from typing import Literal
 
 from airferry.config import ArchiveBase, BaseSpec, BootstrapBase, LayoutBase, RegistryBase
 from airferry.errors import AirferryError, BuildError, ConfigurationError, HostError, IntegrityError
-from airferry.events import Emit
+from airferry.events import Emit, StageFinished
 from airferry.host import clock, files
 from airferry.host.canonical import canonical_json, inputs_digest
 from airferry.host.locks import Thing, making, own_scratch
@@ -52,7 +52,7 @@ from airferry.oci.platform import Platform
 from airferry.oci.ports import Source, Stored
 from airferry.oci.reference import Reference
 from airferry.plan.lockfile import LockedBase, LockedBasePlatform
-from airferry.wording import shell_line
+from airferry.wording import counted, shell_line
 
 _OCI_TYPES = {
     DOCKER_MANIFEST: IMAGE_MANIFEST,
@@ -129,6 +129,11 @@ class BaseCache:
         self.open_registry = open_registry
         self._emit = emit
         self._configs: dict[str, tuple[ImageConfig, bytes]] = {}
+        self._asks_again = False
+
+    def ask_again(self) -> None:
+        """Take nothing that was made before for what no lock pins: somebody wants what there is now."""
+        self._asks_again = True
 
     def bring(
         self,
@@ -284,11 +289,21 @@ class BaseCache:
         self, base: BootstrapBase, platform: Platform, *, pins: Mapping[str, str] | None
     ) -> tuple[Descriptor, dict[str, str]]:
         epoch_s = clock.source_date_epoch_s()
-        key = {"base": base.key, "platform": str(platform), "epoch_s": epoch_s, "pins": dict(pins or {})}
+        key = {
+            "base": base.key,
+            "platform": str(platform),
+            "epoch_s": epoch_s,
+            "pins": dict(pins or {}),
+            "mirrors": debian.mmdebstrap_mirrors(base, platform=platform),
+        }
         made = RecentUserland(self._cache / "bootstrap" / "made", key)
         doing = f"making the userland of `{base.suite}` for {platform}"
         with making(self._cache, Thing.USERLAND, inputs_digest(key), doing=doing, emit=self._emit):
             if (known := made.meanwhile(self.store)) is not None:
+                return known
+            if not (pins or self._asks_again) and (known := made.recent(self.store)) is not None:
+                stage = debian.bootstrap_stage(base, platform)
+                self._emit(StageFinished(stage, 0.0, reused=True, detail=counted(len(known[1]), "package")))
                 return known
             with own_scratch(self._cache / "bootstrap") as folder:
                 result = debian.bootstrap(

@@ -9,7 +9,7 @@ from typing import Any
 
 from airferry.errors import IntegrityError
 from airferry.events import Emit
-from airferry.host import files
+from airferry.host import clock, files
 from airferry.host.locks import Thing, making
 from airferry.host.records import Records
 from airferry.oci.digest import digest_hex
@@ -68,10 +68,15 @@ class SharedLayout(LayoutStore):
                 self.remove_blob(digest)
 
 
-class RecentUserland:
-    """A userland that another process may be making now from the same inputs.
+# A lock that fails after the userland was made is run again within minutes; Debian's archive changes every six hours.
+RECENT_S = 3600.0
 
-    Each run asks again for what moves, so a userland counts only if it was made after this run has asked.
+
+class RecentUserland:
+    """A userland that was made from the same inputs a short while ago, or that another process may be making now.
+
+    What moves is asked for again by each run that was told to, and by each that comes later: a run that failed, or
+    another project, takes what was made within `RECENT_S`.
     """
 
     def __init__(self, folder: Path, key: Mapping[str, Any]) -> None:
@@ -82,8 +87,18 @@ class RecentUserland:
 
     def meanwhile(self, store: LayoutStore) -> tuple[Descriptor, dict[str, str]] | None:
         """Return the image's descriptor and its packages if they were made since, and are in the layout."""
-        if files.change_mark(self._records.path(self._key)) == self._before:
+        changed = files.change_mark(self._records.path(self._key)) != self._before
+        return self._recall(store) if changed else None
+
+    def recent(self, store: LayoutStore) -> tuple[Descriptor, dict[str, str]] | None:
+        """Return the same if they were made a short while ago."""
+        try:
+            age_s = clock.now_s() - self._records.path(self._key).stat().st_mtime
+        except OSError:
             return None
+        return self._recall(store) if 0 <= age_s < RECENT_S else None
+
+    def _recall(self, store: LayoutStore) -> tuple[Descriptor, dict[str, str]] | None:
         found = self._records.recall(self._key) or {}
         try:
             descriptor = Descriptor.model_validate(found.get("manifest"))

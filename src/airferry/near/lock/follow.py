@@ -70,6 +70,8 @@ def lock(
     path = made.output_dir / LOCK_FILE
     with open_session(made, options or BuildOptions(), emit=emit) as session:
         old = read_lockfile(path)
+        if update:
+            session.bases.ask_again()
         start = drop_entries(old, names, plan=made) if update and old is not None else old or Lockfile()
         new = _pinned(session, made, Resolver(session, made).resolve(start)).lockfile
         write_lockfile(new, path)
@@ -104,6 +106,7 @@ def follow_lock(session: Session, plan: Plan, *, locked: bool, update: Sequence[
         )
     if not update:
         return resolver.resolve(existing)
+    session.bases.ask_again()
     resolved = _pinned(session, plan, resolver.resolve(drop_entries(existing, update, plan=plan)))
     write_lockfile(resolved.lockfile, path)
     for line in differences(existing, resolved.lockfile) or ["nothing changed"]:

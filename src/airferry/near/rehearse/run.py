@@ -55,6 +55,22 @@ MAX_OUTPUT = 4000
 SHOWN_ATTEMPTS = 8
 
 
+_FAR_ENOUGH: Mapping[str, str] = {
+    "finished": "ran to its end",
+    "time limit": "ran until its time was up",
+    "gpu": "started, stopped where it needs a GPU",
+    "data": "started, stopped where it needs data",
+    "weights": "started, stopped where it needs weights",
+}
+
+
+def how_far(entry: RehearsalEntry) -> str:
+    """Return in words how far a step came: one that stopped for want of data did not run to its end."""
+    if entry.reached == "started" and entry.stopped_by in _FAR_ENOUGH:
+        return _FAR_ENOUGH[entry.stopped_by]
+    return f"reached `{entry.reached}`, stopped by `{entry.stopped_by}`"
+
+
 @dataclass(frozen=True, slots=True)
 class StepResult:
     """How one target fared on one platform. `output` is what it said last; `findings` are what should not be."""
@@ -173,16 +189,10 @@ def check_rehearsal(plan: Plan) -> None:
                 reason=f"the catalogue does not contain `{wanted}`",
                 hint="write it as `STEP` or `STEP:CONFIG`; `airferry plan` lists them",
             )
-    try:
-        carried = {source for _name, source in context.carried(plan.source_root, [plan.output_dir])}
-    except ConfigurationError:
-        return  # in no repository: nothing is tracked, and the code is taken as it lies
-    root = files.resolved(plan.source_root)
-    for path in [step.step_py for step in plan.steps]:
-        if root / path.relative_to(plan.source_root) not in carried:
-            raise ConfigurationError(
-                f"`{path}` is not tracked by Git; only tracked files reach the far side", hint="`git add` it"
-            )
+    for path in context.untracked_steps(plan):
+        raise ConfigurationError(
+            f"`{path}` is not tracked by Git; only tracked files reach the far side", hint="`git add` it"
+        )
 
 
 class Rehearsal:
@@ -335,8 +345,7 @@ class Rehearsal:
         if digest:
             self._journal.record(scene.stage, self._inputs(scene, digest), found)
         result = _judge(scene, found)
-        detail = f"{result.entry.reached}, {result.entry.stopped_by}"
-        self._session.emit(StageFinished(scene.stage, found["elapsed_s"], detail=detail))
+        self._session.emit(StageFinished(scene.stage, found["elapsed_s"], detail=how_far(result.entry)))
         return result
 
     def _try(self, scene: Scene, source: Path) -> dict[str, Any]:
