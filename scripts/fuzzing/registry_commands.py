@@ -39,7 +39,10 @@ def load_target(*more: str) -> Target:
 def _load(bundle: Path, registry: ScriptedRegistry, root: str) -> list[str]:
     # one after the other, so that the same case is about the same request each time
     arguments = ["load", str(bundle), "--to", f"{registry.address}/x", "--root", root, "--parallel", "1"]
-    return [*arguments, "--receipt", str(Path.cwd() / "r.yaml")]
+    receipt = Path.cwd() / "r.yaml"
+    # a load does not replace the receipt of another bundle, which each changed one is
+    receipt.unlink(missing_ok=True)
+    return [*arguments, "--receipt", str(receipt)]
 
 
 def _empty(registry: ScriptedRegistry) -> None:
@@ -138,8 +141,6 @@ def rollback_target() -> Target:
     registry = RUNNING.enter_context(run_scripted())
     for salt in ("", "2"):
         root = make_bundle(Path.cwd() / f"original{salt}", salt).root
-        # a load does not replace the receipt of another bundle
-        Path("r.yaml").unlink(missing_ok=True)
         judged(*airferry(*_load(Path.cwd() / f"original{salt}", registry, root)))
     blobs, manifests = dict(registry.blobs), dict(registry.manifests)
 
