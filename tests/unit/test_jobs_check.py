@@ -296,15 +296,20 @@ def test_a_registry_that_answers_nothing_is_one_finding_for_all_jobs(
     loaded = loaded_receipt("sft/one:tiny", "data_prep/pack:tiny")
     write_receipt(loaded, path)
 
+    asked: list[str] = []
+
     def refused(status: int | None) -> CheckReport:
-        def pull(*_args: object, **_more: object) -> None:
+        def pull(runtime: str, *_args: object, **_more: object) -> None:
+            asked.append(runtime)
             raise RegistryError("cannot pull `trainer`: wrong password", hint="`airferry login hub`", status=status)
 
         monkeypatch.setattr("airferry.jobs.images.pull_as", pull)
         return check_jobs(JobSelection(site), receipt=path, catalogue=CatalogueSource(root, steps=STEPS))
 
     for status in (401, 503, None):
+        asked.clear()
         report = refused(status)
+        assert asked == ["containerd"], "a silent registry is waited for once"
         (finding,) = [item for item in report.findings if item.text.startswith("the images could not be looked up: ")]
         assert ("refuses this one (401)" in finding.text) is (status == 401)
         assert (finding.step, finding.key, finding.level) == ("", "hub.site:5000", "block")

@@ -32,6 +32,7 @@ from airferry.jobs.rules.paths import path_findings
 from airferry.jobs.rules.site import RegistryImage, images_of_job, site_findings
 from airferry.jobs.rules.whole import split_answers, stale_overlays
 from airferry.jobs.submission import OFFLINE_VARIABLES, environment_of, submit_of
+from airferry.oci.reference import parse_reference
 from airferry.plan.catalogue import Catalogue, StepFiles, choose_target, find_step
 from airferry.plan.code.fetches import StartFetches
 from airferry.plan.env_profiles import EnvFile, EnvProfile, read_env_file
@@ -144,7 +145,10 @@ def check(
         whole: list[Finding] = []
         for executor in chosen:
             asking = replace(checked, executor=executor.kind)
+            # a registry that did not answer for one executor is not waited for again
+            silent = {finding.key for finding in whole}
             names = images_to_ask(asking) if ask_registry else []
+            names = [name for name in names if parse_reference(name).registry not in silent]
             images = (
                 ask_images(names, executor=executor, platform=known.platform, options=quick, emit=emit) if names else {}
             )
