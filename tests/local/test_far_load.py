@@ -744,7 +744,7 @@ def test_a_registry_is_asked_before_anything_is_verified(
     assert load(registry, bundles["old"]) == 7
     said = " ".join(capsys.readouterr().err.split())
     expected = f"`{registry.address}` asks for a login that may push to `{TRAINER}` (401); nothing was verified or sent"
-    assert f"error: {expected} hint: log in with `airferry login" in said
+    assert f"error: {expected} hint: log in with `airferry login {registry.address} --plain-http`" in said
     registry.faults.clear()
     registry.calls.clear()
     assert load(registry, bundles["old"]) == 0

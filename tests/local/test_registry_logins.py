@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from airferry.cli.app import run
-from airferry.far.registries import _login_command
+from airferry.far.access import login_command
 from airferry.registry.client import ClientOptions
 from quick import Said
 from scripted_registry import Exchange, ScriptedRegistry
@@ -70,8 +70,11 @@ def test_a_login_that_failed_is_repeated_with_what_it_was_typed_with(
 
 def test_the_command_to_log_in_again_names_the_ca(tmp_path: Path) -> None:
     ca = ClientOptions(ca_file=tmp_path / "c a.pem")
-    assert _login_command("hub:5000", "me", ca) == f"airferry login hub:5000 -u me --ca-file '{tmp_path}/c a.pem'"
-    assert _login_command("hub:5000", "me", ClientOptions()) == "airferry login hub:5000 -u me"
+    assert (
+        login_command("hub:5000", "-u", "me", options=ca)
+        == f"airferry login hub:5000 -u me --ca-file '{tmp_path}/c a.pem'"
+    )
+    assert login_command("hub:5000", options=ClientOptions()) == "airferry login hub:5000"
 
 
 @pytest.mark.usefixtures("unsettled")

@@ -4,10 +4,24 @@ from __future__ import annotations
 
 from airferry.errors import RegistryError
 from airferry.registry.auth import repository_scope
-from airferry.registry.client import RegistryClient
+from airferry.registry.client import ClientOptions, RegistryClient
 from airferry.registry.connections import Request
 from airferry.registry.failures import Unauthorized
 from airferry.registry.uploads import try_upload
+from airferry.wording import shell_line
+
+
+def login_command(host: str, *more: str, options: ClientOptions) -> str:
+    """Return the command line that logs in to a registry as it is reached here, so that it works when pasted."""
+    reach = ["--plain-http"] if options.plain_http else ["--tls"] if options.plain_http is False else []
+    if options.ca_file is not None:
+        reach += ["--ca-file", str(options.ca_file)]
+    return shell_line(["airferry", "login", host, *more, *reach])
+
+
+def _with_reach(hint: str | None, client: RegistryClient) -> str | None:
+    command = login_command(client.registry, options=client.options)
+    return hint and hint.replace(f"`airferry login {client.registry}`", f"`{command}`")
 
 
 def expect_access(client: RegistryClient, repository: str, *, push: bool) -> None:
@@ -31,7 +45,8 @@ def expect_access(client: RegistryClient, repository: str, *, push: bool) -> Non
         # the most common answer, and the request's address tells nothing of it
         right = "may push to" if push else "may read"
         raise error.reworded(
-            f"`{client.registry}` asks for a login that {right} `{repository}` (401); nothing was verified or sent"
+            f"`{client.registry}` asks for a login that {right} `{repository}` (401); nothing was verified or sent",
+            hint=_with_reach(error.hint, client),
         ) from error
     except RegistryError as error:
         raise error.reworded(f"{error.message}; nothing was verified or sent") from error

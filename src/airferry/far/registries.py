@@ -26,6 +26,7 @@ from airferry.bundle.catalogue import CATALOGUE_ARTIFACT, CATALOGUE_CONTENT
 from airferry.defaults import PROBE_REPOSITORY
 from airferry.errors import UsageError
 from airferry.events import Emit, Notice, Warned, silent
+from airferry.far.access import login_command
 from airferry.far.bundle_facts import facts_for_bundle, has_twins, shipments_of
 from airferry.far.foreseen import foresee
 from airferry.far.relocate import Destination, parse_destination
@@ -41,7 +42,7 @@ from airferry.registry.trials.explained import ProbedFact, explain_profile
 from airferry.registry.trials.kinds import ArtifactKind
 from airferry.registry.trials.leavings import Leavings
 from airferry.registry.uploads import try_upload
-from airferry.wording import shell_line, size_text, some_of
+from airferry.wording import size_text, some_of
 
 MAX_TRIED_BYTES = 1024 * 1024 * 1024
 SHOWN_TYPES = 3
@@ -147,7 +148,7 @@ def login(registry: str, username: str, password: str, *, options: ClientOptions
             raise Unauthorized(
                 f"`{host}` rejects user `{username}` with this password",
                 status=401,
-                hint=f"check both, then run `{_login_command(host, username, tried)}` again; some "
+                hint=f"check both, then run `{login_command(host, '-u', username, options=tried)}` again; some "
                 "registries want a token or a robot account instead of a personal password",
             )
     return store_credential(host, username, password=password)
@@ -163,14 +164,6 @@ def reach_registry(registry: str, *, options: ClientOptions | None = None) -> No
     host = registry_host(registry)
     with RegistryClient(host, options=options) as client:
         client.request(Request("GET", "", what=f"log in to `{host}`", anonymous=True), expected=(200, 401, 403))
-
-
-def _login_command(host: str, username: str, options: ClientOptions) -> str:
-    """Return the command line that logs in as it was tried, so that it reaches the registry when pasted."""
-    reach = ["--plain-http"] if options.plain_http else ["--tls"] if options.plain_http is False else []
-    if options.ca_file is not None:
-        reach += ["--ca-file", str(options.ca_file)]
-    return shell_line(["airferry", "login", host, "-u", username, *reach])
 
 
 def logout(registry: str) -> list[Path]:

@@ -231,8 +231,8 @@ class Production:
         root, output = files.resolved(self._plan.source_root), files.resolved(self._plan.output_dir)
         changed = [name for name in uncommitted_files(root) if not (root / name).is_relative_to(output)]
         if changed:
-            shown = some_of([f"`{name}`" for name in changed], 3)
-            self._session.emit(Notice(f"carried with changes that are not committed: {shown}", details=tuple(changed)))
+            text = f"carried with changes that are not committed: {some_of([f'`{name}`' for name in changed], 3)}"
+            self._session.emit(Notice(text, details=tuple(changed) if len(changed) > 3 else ()))
 
     def _rehearse(self, images: Mapping[str, Sequence[BuiltImage]], *, sealing: bool) -> RehearsalReport | None:
         """Try the steps in the images that were built, if that was asked for, and write the report.
