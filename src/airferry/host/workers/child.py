@@ -43,7 +43,9 @@ def main() -> None:
     with os.fdopen(0, "rb", READ_BYTES) as requests, os.fdopen(answers, "wb") as told:
         channel = _Channel(requests, told)
         while (frame := channel.read()) is not None:
-            channel.answer(frame[1])
+            # work that failed leaves what it was still to be fed, and its answer is not to be followed by another
+            if frame[0] == ASKED:
+                channel.answer(frame[1])
 
 
 def _end_with_parent() -> None:
