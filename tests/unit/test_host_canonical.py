@@ -77,7 +77,7 @@ def test_the_documents_of_commands_keep_their_shape() -> None:
     found = Finding("s", "path", "warn", "f", 3, "k", "v", "t", also=("x",))  # type: ignore[arg-type]
     assert json.dumps(plain_data(found)) == (
         '{"step": "s", "kind": "path", "level": "warn", "file": "f", "line": 3, "key": "k", "value": "v", '
-        '"text": "t", "fix": null, "also": ["x"], "remedy": "change"}'
+        '"text": "t", "fix": null, "also": ["x"], "remedy": "change", "executors": []}'
     )
     asset = AssetReport("n", Path("/a"), "sha256:1", 2, 3, 4, (AssetFinding("p", "extra", "t"),))
     assert json.dumps(asset.to_document()) == (
