@@ -85,7 +85,10 @@ def test_the_receipt_in_the_folder_is_taken(tmp_path: Path, capsys: pytest.Captu
     assert command == "check"
     assert run(["check", "--source", "code", "--no-registry"]) == 8, "a copy alone: images are not compared"
     assert run(["check", ".", "--source", "code", "--overlays", "airgap-overlays", "--no-registry"]) == 0
-    elsewhere = receipt_of(DIGEST).model_copy(update={"registry": "other.example.com:5000"})
+    write_receipt(receipt_of(DIGEST), tmp_path / "airgap-receipt-two.yaml")
+    assert run(["overlays", "--source", "code"]) == 0
+    assert "taking that of the latest load" in capsys.readouterr().err
+    elsewhere = receipt_of(DIGEST).model_copy(update={"registry": "other.site:5000/x"})
     write_receipt(elsewhere, tmp_path / "airgap-receipt-two.yaml")
     assert run(["overlays", "--source", "code"]) == 2
     assert "there are several receipts" in capsys.readouterr().err
