@@ -163,7 +163,7 @@ def test_a_load_keeps_what_it_learned_for_the_next_one_and_for_those_who_ask(
         )
         seal(store, {REFERENCE: image}, artifacts=[artifact], manifest=manifest)
         before = count_large(proxy, MIB)
-        load(store.path, to=f"{proxy.address}/learned", receipt=tmp_path / "r.yaml", options=PATIENT)
+        load(store.path, to=f"{proxy.address}/learned", receipt=tmp_path / f"r{number}.yaml", options=PATIENT)
         refused.append(count_large(proxy, MIB) - before)
     assert refused[0] > 0 and refused[1] == 0
     assert (read_profile(proxy.address).largest_request_bytes or 0) <= MIB

@@ -131,11 +131,17 @@ def owner(inode: str | None) -> int | None:
     for entry in os.scandir("/proc") if inode else ():
         if entry.name.isdecimal() and int(entry.name) != os.getpid():
             with contextlib.suppress(OSError):
-                for handle in os.scandir(f"/proc/{entry.name}/fd"):
-                    if Path(handle.path).readlink().name == f"socket:[{inode}]":
-                        holders.append(int(entry.name))
-                        break
+                handles = os.scandir(f"/proc/{entry.name}/fd")
+                if any(_leads_to(handle.path) == f"socket:[{inode}]" for handle in handles):
+                    holders.append(int(entry.name))
     return max(holders, default=None)
+
+
+def _leads_to(handle: str) -> str:
+    # a process opens and closes files while they are looked at: one that is gone says nothing of the others
+    with contextlib.suppress(OSError):
+        return Path(handle).readlink().name
+    return ""
 
 
 def process_facts(pid: int | None) -> dict[str, object]:
