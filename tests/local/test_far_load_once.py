@@ -189,10 +189,11 @@ def test_what_documents_and_sizes_tell_is_known_before_anything_is_sent(
 
 
 def test_a_dry_run_reads_documents_only_and_all_blobs_where_that_is_asked_for(
-    registry: ScriptedRegistry, bundle: Path
+    registry: ScriptedRegistry, bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     damaged(bundle, "other bytes")
-    assert load(registry, bundle, "--dry-run") == 0
+    assert load(registry, bundle, "--dry-run", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["receipt"]["blobs"] is None
     assert load(registry, bundle, "--dry-run", "--verify-first") == 6
 
 

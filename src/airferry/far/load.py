@@ -225,7 +225,8 @@ def load(
         shipments = [item for item in shipments if str(places.get(item.name)) not in refused]
         left = left_out(without, destination, places, untagged=untagged)
         made = make_receipt(opened, destination, places, tags, shipments, verified=root is not None, left=left)
-        blobs = _blobs(shipments, None if destination.verify_first else transfer.hashed())
+        # a dry run has read none, and knows of none that it is right there
+        blobs = None if dry_run else _blobs(shipments, None if destination.verify_first else transfer.hashed())
         made = made.model_copy(update={"connection": _connection(client, options), "blobs": blobs}).after(earlier)
         if not dry_run:
             ours = [move for move in tags if move.reference not in taken]
