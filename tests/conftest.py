@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 import typer.main
+
+# it keeps what the environment says of colours when it is loaded, which some tests change
+import typer.rich_utils
 from hypothesis import HealthCheck, settings
 
 from airferry.host.process import find_program
