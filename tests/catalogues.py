@@ -72,3 +72,13 @@ def expected_suffix(base: str, overlays: Sequence[str] = (), **more: Any) -> str
         entries.append({"repo": repo[:-4] if repo.endswith(".git") else repo, "url": url, "ref": ref, "target": target})
     text = json.dumps({"base_image": base, "repo_overlays": entries, **more}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def write_completed(root: Path) -> Path:
+    """Write a catalogue of three steps, of which the plan names one, with a platform that no host has; return it."""
+    for step in ("sft/tiny", "sft/large", "eval/perplexity"):
+        write_step(root, step, configs={"tiny": "a: 1\n"})
+    document = airgap({"py": "registry.example/base:1"}, {"sft/tiny": "py"})
+    document["execution_images"]["py"]["platforms"] = ["linux/riscv64"]
+    write_airgap(root, document)
+    return root

@@ -6,8 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from airferry.events import Event, Notice
 from airferry.host import files, locks
 from airferry.host.locks import Thing, clear_abandoned, clear_unheld, making, own_folder
 from airferry.host.threads import parallel_map
+from held_locks import taken, until
 
 BEGIN = "import sys, time; from pathlib import Path; from airferry.host.locks import *; cache = Path(sys.argv[1])\n"
 HOLD = "with making(cache, Thing.LAYER, 'one', doing='x'), own_folder(cache / 'scratch'):\n"
@@ -40,17 +40,6 @@ def process(cache: Path, code: str) -> Iterator[subprocess.Popen[bytes]]:
             yield child
         finally:
             child.kill()
-
-
-def until(wanted: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not wanted():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-def taken(cache: Path) -> list[Path]:
-    return sorted((cache / locks.LOCKS).glob("*"))
 
 
 def test_one_makes_a_thing_while_another_waits_for_it_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

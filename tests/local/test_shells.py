@@ -19,7 +19,7 @@ from airferry.host import process
 from airferry.host.installation import shipped
 from airferry.near.assemble import launcher
 from airferry.wording import shell_line
-from catalogues import airgap, write_airgap, write_step
+from catalogues import write_completed
 from nasty_names import NASTY
 from near_side import PROGRAM
 
@@ -54,13 +54,8 @@ def test_bash_reads_each_word_of_a_line_to_paste_as_it_was() -> None:
 
 @pytest.fixture
 def catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for step in ("sft/tiny", "sft/large", "eval/perplexity"):
-        write_step(tmp_path, step, configs={"tiny": "a: 1\n"})
-    document = airgap({"py": "registry.example/base:1"}, {"sft/tiny": "py"})
-    document["execution_images"]["py"]["platforms"] = ["linux/riscv64"]
-    write_airgap(tmp_path, document)
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return write_completed(tmp_path)
 
 
 def test_bash_itself_completes_past_a_colon(

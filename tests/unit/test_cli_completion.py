@@ -10,7 +10,7 @@ import pytest
 
 from airferry.cli import completion
 from airferry.cli.app import run
-from catalogues import airgap, write_airgap, write_step
+from catalogues import write_completed, write_step
 from cli_reference import commands, is_group, is_option, program
 
 Complete = Callable[..., list[str]]
@@ -18,13 +18,8 @@ Complete = Callable[..., list[str]]
 
 @pytest.fixture
 def catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for step in ("sft/tiny", "sft/large", "eval/perplexity"):
-        write_step(tmp_path, step, configs={"tiny": "a: 1\n"})
-    document = airgap({"py": "registry.example/base:1"}, {"sft/tiny": "py"})
-    document["execution_images"]["py"]["platforms"] = ["linux/riscv64"]
-    write_airgap(tmp_path, document)
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return write_completed(tmp_path)
 
 
 @pytest.fixture

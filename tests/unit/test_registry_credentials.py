@@ -21,24 +21,12 @@ from airferry.registry.credentials import (
     store_credential,
 )
 from examples import examples
-
-
-def encoded(user: str, password: str) -> dict[str, str]:
-    return {"auth": base64.b64encode(f"{user}:{password}".encode()).decode()}
+from kept_logins import empty_home, encoded, write
 
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("REGISTRY_AUTH_FILE", "DOCKER_CONFIG", "XDG_CONFIG_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
-    return tmp_path
-
-
-def write(path: Path, document: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document))
+    return empty_home(tmp_path, monkeypatch)
 
 
 def test_files_are_asked_in_their_order(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

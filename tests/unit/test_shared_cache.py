@@ -6,7 +6,7 @@ import fcntl
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -40,6 +40,7 @@ from airferry.plan.lockfile import LockedBase
 from airferry.registry.pulls import Pulls
 from catalogues import airgap, write_airgap, write_step
 from folder_pip import FolderPip
+from held_locks import taken, until
 from oci_images import make_image
 from wheel_factory import make_probe, make_wheel, source_distribution
 
@@ -47,17 +48,6 @@ AMD64_TAG = "manylinux_2_17_x86_64"
 
 
 AMD64 = wheel_target(make_probe().python)
-
-
-def until(wanted: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not wanted():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-def taken(cache: Path) -> list[Path]:
-    return sorted((cache / locks.LOCKS).glob("*"))
 
 
 def test_a_short_wait_is_not_worth_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
